@@ -1,0 +1,104 @@
+"""What a backend is: the contract between an operator or engine and the executor thread that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from .item import Item
+
+UNBOUNDED = 2**31 - 1
+"""`max` of a backend that has no bound of its own."""
+
+
+class BatchRange(NamedTuple):
+    """How much one `forward` may be given, as the sum of the items' `request_size`."""
+
+    min: int
+    max: int
+
+    def __str__(self) -> str:
+        return f"[{self.min}, {'unbounded' if self.max == UNBOUNDED else self.max}]"
+
+
+class Params(BaseModel):
+    """Base of every backend's declared parameters: a pydantic model, validated at load.
+
+    A key that is no Python name (`model::cache`) is a field with that alias.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Where a backend object lives. Given to `init`.
+
+    `instance` counts from 0 to `instances` - 1 over the node; `max` is the node's batch bound for this instance
+    (None: not given), `min` likewise; `device` the index of the accelerator (None: CPU).
+    """
+
+    pipeline: str = ""
+    node: str = ""
+    directory: Path = field(default_factory=Path)
+    instance: int = 0
+    instances: int = 1
+    min: int | None = None
+    max: int | None = None
+    device: int | None = None
+
+    def resolve(self, path: str) -> Path:
+        """The file a parameter names: relative to the pipeline's file, then to the working directory."""
+        beside = self.directory / path
+        return beside if beside.exists() or not Path(path).exists() else Path(path)
+
+
+class Backend:
+    """An operator or engine. Everything but `__init__` runs on one executor thread, so nothing here needs a lock.
+
+    `min` and `max` are class attributes where they are known before `init`, and may be set by `init`
+    (an engine learns them from its model). Children, where the expression has any, are initialised
+    before their parent, last to first.
+    """
+
+    parameters: ClassVar[type[Params] | None] = Params
+    """Declared parameters; None: the backend takes every key of its node that no other member declares, as a dict."""
+
+    shape_key: ClassVar[Callable[[Item], Hashable] | None] = None
+    """Items with different keys never share a batch. Called on the event loop at every arrival: keep it under a microsecond.
+    None: any items may share one."""
+
+    min: int = 1
+    max: int = UNBOUNDED
+    children: tuple[Backend, ...] = ()
+
+    @classmethod
+    def declared_range(cls, params: Any, children: tuple[BatchRange, ...]) -> BatchRange:
+        """The range as far as it is known at load, before `init`."""
+        return BatchRange(cls.min, cls.max)
+
+    def init(self, params: Any, context: Context) -> None:
+        """Load what is needed. `params` is an instance of `parameters` (a dict where that is None)."""
+
+    def warm_up(self) -> None:
+        """Run once at every batch size that differs in speed (engines); called after `init`, before the node is ready."""
+        for child in self.children:
+            child.warm_up()
+
+    def forward(self, batch: list[Item]) -> None:
+        """Read `item["data"]` and set `item["result"]`, for each item.
+
+        Set `item["error"]` to an `InvalidInput` instead where this one item can't be read (a soft failure).
+        Raising fails the batch; the node then runs its items one by one, so that only the guilty fail. The batch may be smaller than
+        `min` (padding is the backend's business) and never above `max`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def close(self) -> None:
+        """Release what `init` took. Called on the same thread, also after a failed `init`."""
+        for child in self.children:
+            child.close()
