@@ -1,0 +1,184 @@
+"""Image backends on OpenCV, NumPy in and out: decode, convert colours, resize, make a tensor.
+
+Each works on one image (`max` is 1; a Sequential loops it), and none changes its input in place.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from ..base import Backend, Context, Params
+from ..errors import InvalidInput
+from ..item import Item
+from .decode import decode
+
+Color = Literal["rgb", "bgr", "gray"]
+
+CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
+
+CONVERSIONS = {
+    ("bgr", "rgb"): cv2.COLOR_BGR2RGB,
+    ("rgb", "bgr"): cv2.COLOR_RGB2BGR,
+    ("bgr", "gray"): cv2.COLOR_BGR2GRAY,
+    ("rgb", "gray"): cv2.COLOR_RGB2GRAY,
+    ("gray", "bgr"): cv2.COLOR_GRAY2BGR,
+    ("gray", "rgb"): cv2.COLOR_GRAY2RGB,
+}
+
+PIXEL_TYPES = frozenset({"uint8", "uint16", "float32"})
+"""The dtypes that both cvtColor and resize take."""
+
+
+class DecodeMatParams(Params):
+    max_pixels: int = Field(
+        100_000_000, ge=1, description="Most pixels that an image's header may promise; above it the item is refused, undecoded."
+    )
+
+
+class DecodeMat(Backend):
+    """An image file to pixels.
+
+    `data`: bytes, bytearray, memoryview, or a one-dimensional uint8 array. `result`: BGR, uint8, H×W×3; `color` becomes "bgr".
+    What does not decode is a soft failure: `error` says why (`TooLarge` above `max_pixels`). Another type of data is a TypeError.
+    """
+
+    parameters: ClassVar[type[Params] | None] = DecodeMatParams
+    max = 1
+    max_pixels: int
+
+    def init(self, params: DecodeMatParams, context: Context) -> None:
+        self.max_pixels = params.max_pixels
+
+    def forward(self, batch: list[Item]) -> None:
+        for item in batch:
+            try:
+                item["result"] = decode(_encoded(item["data"]), self.max_pixels)
+                item["color"] = "bgr"
+            except InvalidInput as error:
+                item["error"] = error
+
+
+class CvtColorMatParams(Params):
+    color: Color = Field(description="The channel order to convert to.")
+
+
+class CvtColorMat(Backend):
+    """Pixels in another channel order. `data` and `result`: H×W×C, uint8, uint16 or float32.
+
+    Reads the item's `color` (without one: "gray" for one channel, else OpenCV's "bgr") and sets it.
+    Raises InvalidInput for another shape or dtype, or a `color` that does not fit.
+    """
+
+    parameters: ClassVar[type[Params] | None] = CvtColorMatParams
+    max = 1
+    color: Color
+
+    def init(self, params: CvtColorMatParams, context: Context) -> None:
+        self.color = params.color
+
+    def forward(self, batch: list[Item]) -> None:
+        for item in batch:
+            image = _image(item["data"], "CvtColorMat")
+            source = item.get("color") or ("gray" if image.shape[2] == 1 else "bgr")
+            if CHANNELS.get(source) != image.shape[2]:
+                raise InvalidInput(
+                    f"CvtColorMat: color {source!r} does not fit an image of shape {image.shape}; known: {', '.join(CHANNELS)}"
+                )
+            if source == self.color:
+                item["result"] = image
+            else:
+                item["result"] = _three_axes(np.asarray(cv2.cvtColor(image, CONVERSIONS[source, self.color])))
+            item["color"] = self.color
+
+
+class ResizeMatParams(Params):
+    resize_h: int = Field(ge=1, le=32767, description="Height of the result in pixels.")
+    resize_w: int = Field(ge=1, le=32767, description="Width of the result in pixels.")
+
+
+class ResizeMat(Backend):
+    """Pixels at another size, by OpenCV's bilinear convention (half-pixel centres, no antialiasing).
+
+    `data`: H×W×C, uint8, uint16 or float32. `result`: resize_h×resize_w×C of the same dtype.
+    Raises InvalidInput for another shape or dtype.
+    """
+
+    parameters: ClassVar[type[Params] | None] = ResizeMatParams
+    max = 1
+    size: tuple[int, int]
+
+    def init(self, params: ResizeMatParams, context: Context) -> None:
+        self.size = params.resize_w, params.resize_h
+
+    def forward(self, batch: list[Item]) -> None:
+        for item in batch:
+            image = _image(item["data"], "ResizeMat")
+            item["result"] = _three_axes(np.asarray(cv2.resize(image, self.size, interpolation=cv2.INTER_LINEAR)))
+
+
+class Mat2TensorParams(Params):
+    data_format: Literal["nchw", "nhwc"] = Field("nchw", description="Order of the tensor's axes.")
+    device: Literal["cpu", "gpu", "cuda"] = Field(
+        "cpu", description="Accepted from torchpipe's files: the result is NumPy, and the engine moves it."
+    )
+
+
+class Mat2Tensor(Backend):
+    """An image as a tensor with a batch dimension, its dtype kept (the engine's fused `mean` and `std` normalise).
+
+    `data`: H×W×C, uint8, uint16 or float32. `result`: 1×C×H×W (`nhwc`: 1×H×W×C), C-contiguous.
+    Raises InvalidInput for another shape or dtype.
+    """
+
+    parameters: ClassVar[type[Params] | None] = Mat2TensorParams
+    max = 1
+    data_format: str
+
+    def init(self, params: Mat2TensorParams, context: Context) -> None:
+        self.data_format = params.data_format
+
+    def forward(self, batch: list[Item]) -> None:
+        for item in batch:
+            image = _image(item["data"], "Mat2Tensor")
+            if self.data_format == "nhwc":
+                item["result"] = np.array(image[np.newaxis])
+                continue
+            height, width, channels = image.shape
+            tensor = np.empty((1, channels, height, width), image.dtype)
+            # Seven times as fast as NumPy's transposing copy (5 µs instead of 37 at 224×224×3).
+            cv2.split(image, list(tensor[0]))
+            item["result"] = tensor
+
+
+def _encoded(data: Any) -> bytes:
+    """The bytes of a file, copied only where they are not `bytes` already."""
+    if isinstance(data, bytes):
+        return data
+    if isinstance(data, bytearray | memoryview):
+        return bytes(data)
+    if isinstance(data, np.ndarray) and data.ndim == 1 and data.dtype == np.uint8:
+        return data.tobytes()
+    found = f"a {data.dtype} array of shape {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
+    raise TypeError(f"DecodeMat: data must be bytes, bytearray, memoryview or a one-dimensional uint8 array, not {found}")
+
+
+def _image(data: Any, backend: str) -> NDArray[Any]:
+    """`data` if it is an image, H×W×C (H×W counts as one channel)."""
+    if not isinstance(data, np.ndarray):
+        raise InvalidInput(f"{backend}: data must be an image as a NumPy array of shape HxWxC, not {type(data).__name__}")
+    if data.dtype.name not in PIXEL_TYPES or data.ndim not in (2, 3) or 0 in data.shape:
+        raise InvalidInput(
+            f"{backend}: expected an image of shape HxWxC and dtype uint8, uint16 or float32, got shape {data.shape}, dtype {data.dtype}"
+        )
+    # OpenCV reads any stride but a negative one.
+    return np.ascontiguousarray(data if data.ndim == 3 else data[:, :, np.newaxis])
+
+
+def _three_axes(image: NDArray[Any]) -> NDArray[Any]:
+    """OpenCV drops the channel axis of grey images; images keep it here."""
+    return image if image.ndim == 3 else image.reshape(*image.shape, 1)

@@ -1,0 +1,423 @@
+"""The OpenCV image backends, on real files of each kind."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from penstock.backends.base import Context
+from penstock.backends.errors import InvalidInput, TooLarge
+from penstock.backends.image.mat import CvtColorMat, DecodeMat, Mat2Tensor, ResizeMat
+
+
+def make(cls, **params):
+    backend = cls()
+    backend.init(cls.parameters(**params), Context(node="test"))
+    return backend
+
+
+def run(backend, data, **keys):
+    item = {"data": data, **keys}
+    backend.forward([item])
+    return item
+
+
+def decode(data, **params):
+    return run(make(DecodeMat, **params), data)
+
+
+def encode(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def photo():
+    return Image.fromarray(load_sample_image("china.jpg"))
+
+
+def quarters(width=32, height=16):
+    """Red, green over blue, white: every orientation looks different."""
+    image = Image.new("RGB", (width, height))
+    w, h = width // 2, height // 2
+    for box, color in (((0, 0), "#ff0000"), ((w, 0), "#00ff00"), ((0, h), "#0000ff"), ((w, h), "#ffffff")):
+        image.paste(color, (*box, box[0] + w, box[1] + h))
+    return image
+
+
+def rgb(item):
+    assert "error" not in item, item.get("error")
+    result = item["result"]
+    assert result.dtype == np.uint8 and result.ndim == 3 and result.shape[2] == 3
+    assert result.flags.c_contiguous
+    assert item["color"] == "bgr"
+    return result[:, :, ::-1].astype(int)
+
+
+def difference(item, expected):
+    return np.abs(rgb(item) - np.asarray(expected.convert("RGB"), int)).mean()
+
+
+# What is read
+
+
+@pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
+def test_photographs(name):
+    image = Image.fromarray(load_sample_image(name))
+    assert difference(decode(encode(image, "JPEG", quality=95)), image) < 3
+
+
+@pytest.mark.parametrize(
+    "wrap", [bytes, bytearray, memoryview, lambda b: np.frombuffer(b, np.uint8), lambda b: memoryview(b + b)[: len(b)]]
+)
+def test_every_type_of_bytes(photo, wrap):
+    encoded = encode(photo, "PNG")
+    assert difference(decode(wrap(encoded)), photo) == 0
+
+
+def test_an_array_with_strides(photo):
+    encoded = np.frombuffer(encode(photo, "PNG"), np.uint8)
+    assert difference(decode(np.repeat(encoded, 2)[::2]), photo) == 0
+
+
+@pytest.mark.parametrize(
+    "data", ["text", 7, None, [1, 2], np.zeros((4, 4), np.uint8), np.zeros(4, np.float32)], ids=lambda d: type(d).__name__
+)
+def test_other_types_are_a_type_error(data):
+    with pytest.raises(TypeError, match="DecodeMat: data must be bytes"):
+        decode(data)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation(kind, orientation):
+    upright = quarters()
+    # How a camera stores it, so that the viewer's turn makes it upright again.
+    turns = {
+        2: [Image.Transpose.FLIP_LEFT_RIGHT],
+        3: [Image.Transpose.ROTATE_180],
+        4: [Image.Transpose.FLIP_TOP_BOTTOM],
+        5: [Image.Transpose.TRANSPOSE],
+        6: [Image.Transpose.ROTATE_90],
+        7: [Image.Transpose.TRANSVERSE],
+        8: [Image.Transpose.ROTATE_270],
+    }
+    stored = upright
+    for turn in turns.get(orientation, []):
+        stored = stored.transpose(turn)
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    assert difference(decode(encode(stored, kind, exif=exif, **options)), upright) < 3
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_cmyk(photo, progressive):
+    cmyk = photo.convert("CMYK")
+    encoded = encode(cmyk, "JPEG", quality=95, progressive=progressive)
+    assert Image.open(io.BytesIO(encoded)).mode == "CMYK"
+    assert difference(decode(encoded), Image.open(io.BytesIO(encoded))) < 3
+    assert difference(decode(encode(cmyk, "TIFF")), photo) < 3
+
+
+@pytest.mark.parametrize("extension", [".png", ".tiff"])
+def test_sixteen_bits_are_scaled(extension):
+    wide = np.random.default_rng(0).integers(0, 65536, (20, 30, 3), np.uint16)
+    _, encoded = cv2.imencode(extension, wide)
+    result = decode(encoded.tobytes())["result"]
+    assert result.dtype == np.uint8
+    assert np.abs(result.astype(float) - wide / 257).max() <= 1
+
+
+def test_sixteen_bit_grey():
+    grey = Image.fromarray((np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64))
+    pixels = rgb(decode(encode(grey, "PNG")))
+    assert np.abs(pixels[:, :, 0] - np.asarray(grey) / 257).max() <= 1
+    assert (pixels[:, :, 0] == pixels[:, :, 2]).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"])
+def test_grey(photo, kind):
+    grey = photo.convert("L")
+    assert difference(decode(encode(grey, kind)), grey) < 5
+
+
+def test_bilevel(photo):
+    assert difference(decode(encode(photo.convert("1"), "PNG")), photo.convert("1")) == 0
+
+
+def test_palette(photo):
+    palette = photo.quantize(64)
+    assert difference(decode(encode(palette, "PNG")), palette) == 0
+    assert difference(decode(encode(palette, "GIF")), palette) == 0
+
+
+def test_palette_with_transparency(photo):
+    palette = photo.quantize(64)
+    encoded = encode(palette, "PNG", transparency=palette.getpixel((0, 0)))
+    assert difference(decode(encoded), palette) == 0
+
+
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True, "exact": True})])
+@pytest.mark.parametrize("alpha", [0, 100, 255])
+def test_alpha_is_dropped(photo, kind, options, alpha):
+    transparent = photo.convert("RGBA")
+    transparent.putalpha(alpha)
+    assert difference(decode(encode(transparent, kind, **options)), photo) == 0
+
+
+def test_grey_with_alpha(photo):
+    grey = photo.convert("LA")
+    grey.putalpha(9)
+    assert difference(decode(encode(grey, "PNG")), photo.convert("L")) == 0
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_animations_give_the_first_frame(kind, mode):
+    frames = [Image.new(mode, (32, 24), color) for color in ("red", "lime", "blue")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    encoded = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert Image.open(io.BytesIO(encoded)).n_frames == 3
+    assert difference(decode(encoded), frames[0]) == 0
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1"])
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "WEBP"])
+def test_one_pixel(kind, mode):
+    pixel = Image.new("RGB", (1, 1), "white").convert(mode)
+    assert rgb(decode(encode(pixel, kind))).tolist() == [[[255, 255, 255]]]
+
+
+def test_one_pixel_jpeg():
+    assert rgb(decode(encode(Image.new("RGB", (1, 1), "white"), "JPEG"))).tolist() == [[[255, 255, 255]]]
+
+
+@pytest.mark.parametrize("kind", ["TGA", "PCX", "SGI", "QOI", "DDS", "ICO"])
+def test_formats_that_only_pillow_reads(photo, kind):
+    small = photo.resize((64, 48))
+    encoded = encode(small, kind, **({"sizes": [(64, 48)]} if kind == "ICO" else {}))
+    assert cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) is None
+    assert difference(decode(encoded), small) == 0
+
+
+def test_postscript_is_not_read(photo):
+    assert isinstance(decode(encode(photo, "EPS"))["error"], InvalidInput)
+
+
+# Soft failures
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.01, 0.5, 0.9, 0.99, 0.9999])
+@pytest.mark.parametrize("kind", ["JPEG", "progressive", "thumbnail", "PNG", "WEBP", "GIF", "BMP", "TIFF", "TGA", "QOI"])
+def test_truncated(photo, kind, share):
+    options = {}
+    if kind == "progressive":
+        kind, options = "JPEG", {"progressive": True}
+    if kind == "thumbnail":  # a small whole JPEG in the header: its end mark is not the file's
+        small = encode(photo.resize((32, 24)), "JPEG")
+        kind, options = "JPEG", {"comment": small}
+    encoded = encode(photo, kind, **options)
+    item = decode(encoded[: int(len(encoded) * share)])
+    assert type(item["error"]) is InvalidInput
+    assert str(item["error"])
+    assert "result" not in item and "color" not in item
+
+
+def test_older_opencv_that_hides_truncation(photo, monkeypatch):
+    """OpenCV before 5 fills what is missing with grey; the end mark is looked for before it is asked."""
+    grey = np.full((427, 640, 3), 128, np.uint8)
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: grey)
+    for kind, cut in (("JPEG", 2), ("JPEG", 5000), ("PNG", 12), ("PNG", 5000)):
+        item = decode(encode(photo, kind, **({"comment": encode(photo.resize((32, 24)), "JPEG")} if kind == "JPEG" else {}))[:-cut])
+        assert "truncated" in str(item["error"]) and "result" not in item
+
+
+def test_bytes_after_the_end_are_ignored(photo):
+    for kind in ("JPEG", "PNG"):
+        assert difference(decode(encode(photo, kind, quality=95) + b"trailing" * 100), photo) < 3
+
+
+def test_damaged_in_the_middle(photo):
+    encoded = bytearray(encode(photo, "PNG"))
+    encoded[len(encoded) // 2] ^= 0xFF
+    assert isinstance(decode(encoded)["error"], InvalidInput)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\0", b"hello, world", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"RIFF\0\0\0\0WEBPVP8 ", b"\0" * 1000]
+)
+def test_no_image(data):
+    item = decode(data)
+    assert type(item["error"]) is InvalidInput and "result" not in item
+
+
+def test_float_pixels_have_no_defined_range(photo):
+    assert "mode F" in str(decode(encode(photo.convert("F"), "TIFF"))["error"])
+
+
+def png_header(width, height):
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    pixels = zlib.compress(b"\0" * 100)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", pixels)
+        + chunk(b"IEND", b"")
+    )
+
+
+def bombs():
+    photo = Image.fromarray(load_sample_image("china.jpg")).resize((64, 48))
+    jpeg = bytearray(encode(photo, "JPEG"))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 60000, 60000)
+    gif = bytearray(encode(photo.quantize(16), "GIF"))
+    gif[6:10] = struct.pack("<HH", 60000, 60000)
+    bmp = bytearray(encode(photo, "BMP"))
+    bmp[18:26] = struct.pack("<ii", 60000, 60000)
+    return {"PNG": png_header(60000, 60000), "JPEG": bytes(jpeg), "GIF": bytes(gif), "BMP": bytes(bmp)}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP"])
+@pytest.mark.parametrize("bound", [100_000_000, 3_599_999_999])
+def test_a_header_that_promises_too_much(kind, bound, monkeypatch):
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    item = decode(bombs()[kind], max_pixels=bound)
+    assert type(item["error"]) is TooLarge
+    assert "60000x60000" in str(item["error"]) and str(bound) in str(item["error"])
+
+
+def test_above_opencvs_own_bound():
+    assert isinstance(decode(png_header(60000, 60000), max_pixels=2**40)["error"], InvalidInput)
+
+
+def test_the_bound_is_ours_and_not_pillows(photo, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # would warn, and warnings are errors here
+    assert difference(decode(encode(photo, "PNG"), max_pixels=640 * 427), photo) == 0
+    assert type(decode(encode(photo, "PNG"), max_pixels=640 * 427 - 1)["error"]) is TooLarge
+
+
+def test_neighbours_of_a_soft_failure(photo):
+    batch = [{"data": encode(photo, "PNG")}, {"data": b"no"}, {"data": encode(photo, "BMP")}]
+    make(DecodeMat).forward(batch)
+    assert [sorted(item) for item in batch] == [["color", "data", "result"], ["data", "error"], ["color", "data", "result"]]
+
+
+# Colours
+
+
+def test_colours_follow_the_item():
+    bgr = np.array([[[1, 2, 3]]], np.uint8)
+    item = run(make(CvtColorMat, color="rgb"), bgr, color="bgr")
+    assert item["result"].tolist() == [[[3, 2, 1]]] and item["color"] == "rgb"
+    again = run(make(CvtColorMat, color="rgb"), item["result"], color="rgb")
+    assert again["result"].tolist() == [[[3, 2, 1]]]
+    back = run(make(CvtColorMat, color="bgr"), item["result"], color="rgb")
+    assert back["result"].tolist() == bgr.tolist()
+    assert bgr.tolist() == [[[1, 2, 3]]]
+
+
+def test_without_a_colour_three_channels_are_bgr():
+    assert run(make(CvtColorMat, color="rgb"), np.array([[[1, 2, 3]]], np.uint8))["result"].tolist() == [[[3, 2, 1]]]
+
+
+@pytest.mark.parametrize(("source", "weights"), [("bgr", (0.114, 0.587, 0.299)), ("rgb", (0.299, 0.587, 0.114))])
+def test_grey_keeps_the_channel_axis(source, weights):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    item = run(make(CvtColorMat, color="gray"), image, color=source)
+    assert item["result"].shape == (5, 7, 1) and item["color"] == "gray"
+    assert np.abs(item["result"][:, :, 0] - image @ np.array(weights)).max() <= 1
+    wide = run(make(CvtColorMat, color="rgb"), item["result"], color="gray")
+    assert wide["result"].shape == (5, 7, 3) and wide["color"] == "rgb"
+
+
+def test_grey_without_channel_axis():
+    assert run(make(CvtColorMat, color="bgr"), np.zeros((5, 7), np.uint8))["result"].shape == (5, 7, 3)
+
+
+@pytest.mark.parametrize("keys", [{"color": "gray"}, {"color": "hsv"}])
+def test_a_colour_that_does_not_fit(keys):
+    with pytest.raises(InvalidInput, match=r"does not fit.*\(2, 2, 3\)"):
+        run(make(CvtColorMat, color="rgb"), np.zeros((2, 2, 3), np.uint8), **keys)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_resize(channels, dtype):
+    image = np.random.default_rng(0).integers(0, 256, (40, 30, channels), np.uint8).astype(dtype)
+    before = image.copy()
+    result = run(make(ResizeMat, resize_h=11, resize_w=13), image)["result"]
+    assert result.shape == (11, 13, channels) and result.dtype == dtype
+    assert np.array_equal(result, cv2.resize(before, (13, 11)).reshape(11, 13, channels))
+    assert np.array_equal(image, before)
+
+
+def test_resize_by_half_pixel_centres():
+    ramp = np.arange(4, dtype=np.float32).reshape(1, 4, 1) * 10
+    assert run(make(ResizeMat, resize_h=1, resize_w=2), ramp)["result"].ravel().tolist() == [5, 25]
+
+
+@pytest.mark.parametrize(
+    "backend", [lambda: make(ResizeMat, resize_h=2, resize_w=2), lambda: make(Mat2Tensor), lambda: make(CvtColorMat, color="rgb")]
+)
+@pytest.mark.parametrize("data", [b"jpeg", np.zeros((2, 2, 3), np.int64), np.zeros((1, 2, 2, 3), np.uint8), np.zeros((0, 2, 3), np.uint8)])
+def test_what_is_no_image(backend, data):
+    with pytest.raises(InvalidInput, match="image"):
+        run(backend(), data)
+
+
+# Tensors
+
+
+def read_only(array):
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_tensor(channels, dtype):
+    image = read_only(np.random.default_rng(0).integers(0, 200, (5, 7, channels)).astype(dtype))
+    for data in (image, image[:, ::-1], image[::2]):
+        tensor = run(make(Mat2Tensor), data)["result"]
+        assert tensor.dtype == dtype and tensor.shape == (1, channels, *data.shape[:2])
+        assert np.array_equal(tensor[0], data.transpose(2, 0, 1))
+        rows = run(make(Mat2Tensor, data_format="nhwc"), data)["result"]
+        assert np.array_equal(rows[0], data) and rows.dtype == dtype
+        for result in (tensor, rows):
+            assert result.flags.c_contiguous and result.flags.owndata and not np.shares_memory(result, data)
+
+
+def test_tensor_of_grey():
+    assert run(make(Mat2Tensor), np.zeros((5, 7), np.uint8))["result"].shape == (1, 1, 5, 7)
+
+
+def test_no_backend_writes_to_its_input(photo):
+    image = read_only(np.array(photo))
+    before = image.copy()
+    for backend in (
+        make(CvtColorMat, color="rgb"),
+        make(CvtColorMat, color="gray"),
+        make(ResizeMat, resize_h=427, resize_w=640),
+        make(Mat2Tensor),
+    ):
+        assert run(backend, image, color="bgr")["data"] is image
+        assert np.array_equal(image, before)
+
+
+def test_ranges():
+    assert {cls.max for cls in (DecodeMat, CvtColorMat, ResizeMat, Mat2Tensor)} == {1}
