@@ -72,6 +72,12 @@ class Backend:
     """Items with different keys never share a batch. Called on the event loop at every arrival: keep it under a microsecond.
     None: any items may share one."""
 
+    child_count: ClassVar[tuple[int, int | None]] = (0, 0)
+    """How many children it takes in an expression: fewest and most (None: any number)."""
+
+    shape_of_first_child: ClassVar[bool] = False
+    """Its items are grouped by the first child's `shape_key`: of a backend whose first child sees the items as they came."""
+
     min: int = 1
     max: int = UNBOUNDED
     children: tuple[Backend, ...] = ()

@@ -1,0 +1,204 @@
+"""Which backends there are, by name. Built-ins are imported when first used: the registry itself imports no cv2, onnxruntime or torch.
+
+Names come from, in this order: Penstock, `register_backend`, installed packages (entry point group `penstock.backends`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from typing import Any, TypeVar, overload
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from .base import Backend
+from .engines.absent import absent
+from .errors import ConfigError, Problem
+from .expression import NAME
+from .suggestions import did_you_mean
+from .user import adapt
+
+GROUP = "penstock.backends"
+
+BUILTINS: dict[str, str] = {
+    "Identity": "penstock.backends.compose:Identity",
+    "Sequential": "penstock.backends.compose:Sequential",
+    "S": "penstock.backends.compose:Sequential",
+    "SyncTensor": "penstock.backends.compose:SyncTensor",
+    "Torch": "penstock.backends.compose:Torch",
+    "DecodeMat": "penstock.backends.image.mat:DecodeMat",
+    "CvtColorMat": "penstock.backends.image.mat:CvtColorMat",
+    "cvtColorMat": "penstock.backends.image.mat:CvtColorMat",
+    "ResizeMat": "penstock.backends.image.mat:ResizeMat",
+    "Mat2Tensor": "penstock.backends.image.mat:Mat2Tensor",
+    "SoftmaxArgMaxTensor": "penstock.backends.classify:SoftmaxArgMaxTensor",
+    "OnnxTensor": "penstock.backends.engines.onnx:OnnxTensor",
+}
+"""Name -> where its class is. A module is imported when one of its backends is first used."""
+
+ABSENT: dict[str, tuple[str, str]] = {
+    "ModelTensor": ("EngineParams", ""),
+    "TensorrtTensor": ("EngineParams", "tensorrt"),
+    "OpenvinoTensor": ("EngineParams", "openvino"),
+    "TorchScriptTensor": ("EngineParams", "torch"),
+    "TorchExportTensor": ("EngineParams", "torch"),
+    "PythonTensor": ("EngineParams", "torch"),
+    "DecodeTensor": ("DecodeTensorParams", "torch"),
+    "CvtColorTensor": ("CvtColorTensorParams", "torch"),
+    "cvtColorTensor": ("CvtColorTensorParams", "torch"),
+    "ResizeTensor": ("ResizeTensorParams", "torch"),
+    "ResizePadTensor": ("ResizePadTensorParams", "torch"),
+    "CopyMakeBorderTensor": ("CopyMakeBorderTensorParams", "torch"),
+    "WarpAffineTensor": ("WarpAffineTensorParams", "torch"),
+    "CropTensor": ("DeviceParams", "torch"),
+    "GpuTensor": ("DeviceParams", "torch"),
+    "CpuTensor": ("DeviceParams", "torch"),
+    "FloatTensor": ("DeviceParams", "torch"),
+    "NCHWTensor": ("DeviceParams", "torch"),
+    "ArgMaxTensor": ("DeviceParams", "torch"),
+}
+"""Known by name and parameters (of engines/params.py), with the extra each needs; a file that uses them can be checked, not run."""
+
+PLANNED = frozenset(
+    {
+        "Add", "AddInt", "AlignMat", "CatTensor", "Copy", "CopySplit", "CropMat", "CropResizeMat", "DynamicResizeMat",
+        "DynamicResizeTensor", "Empty", "EventLoop", "FixHResizePadMat", "FixRatioResizeMat", "FloatMat", "HasKey", "Jump", "Keep",
+        "KeyA2KeyB", "LetterBoxMat", "LoadTensor", "MapReduce", "Max", "Move", "NotHasKey", "Parallel", "PerspectiveTransformMat",
+        "PillowResizeMat", "Random", "Range", "Remove", "ResizeCenterPadMat", "ResizePadMat", "Result2Key", "Result2Other", "Ring",
+        "SaveMat", "SaveTensor", "SetTensorRequestSize", "Sleep", "SplitTensor", "Tensor2Mat", "TopLeftResizeMat", "cp", "del", "mv",
+    }
+)  # fmt: skip
+"""Names of torchpipe that are Penstock's, and not there yet."""
+
+EXTRAS = {"torch": ("torch",), "tensorrt": ("tensorrt", "torch"), "openvino": ("openvino",)}
+"""Extra -> the modules that it brings."""
+
+_registered: dict[str, type[Backend]] = {}
+UserBackend = TypeVar("UserBackend", bound=Callable[..., Any])
+
+
+@overload
+def register_backend(name: str, backend: UserBackend) -> UserBackend: ...
+@overload
+def register_backend(name: str) -> Callable[[UserBackend], UserBackend]: ...
+def register_backend(name: str, backend: UserBackend | None = None) -> UserBackend | Callable[[UserBackend], UserBackend]:
+    """Make a class or a function known to expressions, as `name` or `Python[name]`; also as a decorator.
+
+    A function gets `data` and returns `result`; a class is a `Backend`, or has `forward(batch)`. Registering one's own name again
+    replaces it for pipelines loaded from then on. Raises ValueError for a built-in's name and for what is no name, TypeError for
+    what is neither class nor function.
+    """
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name for a backend: expected letters, digits, _ . or -, with a letter first")
+    if name in BUILTINS or name in ABSENT or name in PLANNED or name == "Python":
+        raise ValueError(f"{name} is a backend of Penstock's own: register yours by another name")
+    if backend is None:
+        return lambda found: register_backend(name, found)
+    _registered[name] = adapt(name, backend)
+    return backend
+
+
+def find_backend(name: str) -> type[Backend]:
+    """The class of a name. Raises ConfigError where there is none, with the nearest name that there is."""
+    if name in BUILTINS:
+        return _imported(name)
+    if name in ABSENT:
+        return _absent(name)
+    if name in _registered:
+        return _registered[name]
+    installed = _installed()
+    if name in installed:
+        return _from_entry_point(installed[name])
+    if name in PLANNED:
+        raise ConfigError([Problem(f"the backend {name} is not supported by this version yet")])
+    raise ConfigError([Problem(f"there is no backend {name!r}{did_you_mean(name, backend_names())}")])
+
+
+def backend_names() -> list[str]:
+    """All names that an expression may use, sorted."""
+    return sorted({*BUILTINS, *ABSENT, *_registered, *_installed()})
+
+
+def extra_installed(extra: str) -> bool:
+    """Whether what `penstock[extra]` brings is there. Imports nothing."""
+    return all(find_spec(module) is not None for module in EXTRAS[extra])
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterDescription:
+    name: str
+    """As written in a file."""
+    type: str
+    required: bool
+    default: Any
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class BackendDescription:
+    """What `penstock backends NAME` prints."""
+
+    name: str
+    doc: str
+    parameters: tuple[ParameterDescription, ...] | None
+    """None: the backend takes any key."""
+    extra: str
+    """The extra that it needs; "" where it needs none."""
+    extra_installed: bool
+    available: bool
+    """False: known by name and parameters only in this version."""
+
+
+def describe(name: str) -> BackendDescription:
+    """What there is to know about a backend. Raises ConfigError as `find_backend` does."""
+    cls = find_backend(name)
+    extra = ABSENT[name][1] if name in ABSENT else ""
+    parameters = None
+    if cls.parameters is not None:
+        parameters = tuple(_describe_field(key, found) for key, found in cls.parameters.model_fields.items())
+    doc = (cls.__doc__ or "").strip()
+    return BackendDescription(name, doc, parameters, extra, not extra or extra_installed(extra), name not in ABSENT)
+
+
+def _describe_field(key: str, found: FieldInfo) -> ParameterDescription:
+    required = found.is_required()
+    default = None if required or found.default is PydanticUndefined else found.default
+    return ParameterDescription(found.alias or key, _type_name(found.annotation), required, default, found.description or "")
+
+
+def _type_name(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "").replace("NoneType", "None")
+
+
+@cache
+def _imported(name: str) -> type[Backend]:
+    module, _, attribute = BUILTINS[name].partition(":")
+    found: type[Backend] = getattr(import_module(module), attribute)
+    return found
+
+
+@cache
+def _absent(name: str) -> type[Backend]:
+    parameters, extra = ABSENT[name]
+    declared = getattr(import_module("penstock.backends.engines.params"), parameters)
+    return absent(name, declared, extra, installed=not extra or extra_installed(extra))
+
+
+@cache
+def _installed() -> dict[str, EntryPoint]:
+    """Entry points of installed packages; a name of Penstock's own can't be taken."""
+    return {found.name: found for found in entry_points(group=GROUP)}
+
+
+@cache
+def _from_entry_point(entry: EntryPoint) -> type[Backend]:
+    package = entry.dist.name if entry.dist is not None else entry.value
+    try:
+        return adapt(entry.name, entry.load())
+    except Exception as error:
+        raise ConfigError([Problem(f"the backend {entry.name} of {package} can't be loaded: {type(error).__name__}: {error}")]) from error
