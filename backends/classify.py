@@ -1,0 +1,90 @@
+"""Scores to a class: softmax, the best class, and its label."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from .base import Backend, Context, Params
+from .errors import BackendError, InvalidInput
+from .item import Item
+
+
+class SoftmaxArgMaxParams(Params):
+    labels: str | None = Field(None, description="File with a label a line, in the order of the classes; beside the pipeline's file.")
+    top_k: int = Field(1, ge=1, description="How many of the best classes `top` lists; 1: no `top`.")
+    softmax: bool = Field(True, description="Whether data are logits; false: they are probabilities already.")
+
+
+class SoftmaxArgMaxTensor(Backend):
+    """The best class of a row of scores, as plain Python values that need no tensor to be written as JSON.
+
+    `data`: 1×K or K scores of any number type. Sets `result` and `class` (int), `score` (float, the class's probability), `label`
+    (str, with `labels`), and `top` (with `top_k` > 1: the best first, each with class, score and label).
+    Raises InvalidInput for another shape or dtype and for scores that are not finite; BackendError where there are not as many
+    labels as scores, since no input can mend that.
+    """
+
+    parameters: ClassVar[type[Params] | None] = SoftmaxArgMaxParams
+
+    labels: tuple[str, ...] | None = None
+
+    def init(self, params: SoftmaxArgMaxParams, context: Context) -> None:
+        """Raises BackendError where the file of labels can't be read."""
+        self.top_k = params.top_k
+        self.softmax = params.softmax
+        if params.labels is not None:
+            path = context.resolve(params.labels)
+            try:
+                self.labels = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines())
+            except (OSError, UnicodeDecodeError) as error:
+                raise BackendError(f"SoftmaxArgMaxTensor: the labels {path} can't be read: {error}") from error
+            self.labels_path = path
+
+    def forward(self, batch: list[Item]) -> None:
+        for item in batch:
+            try:
+                item.update(self._classify(item["data"]))
+            except InvalidInput as error:
+                if len(batch) == 1:
+                    raise
+                item["error"] = error
+
+    def _classify(self, data: Any) -> dict[str, Any]:
+        scores = self._probabilities(data)
+        best = int(scores.argmax())
+        answer: dict[str, Any] = {"result": best, **self._describe(best, scores)}
+        if self.top_k > 1:
+            # Stable: equal scores keep the order of the classes, as argmax does.
+            ranks = np.argsort(-scores, kind="stable")[: self.top_k]
+            answer["top"] = [self._describe(int(index), scores) for index in ranks]
+        return answer
+
+    def _describe(self, index: int, scores: NDArray[np.float64]) -> dict[str, Any]:
+        found: dict[str, Any] = {"class": index, "score": float(scores[index])}
+        if self.labels is not None:
+            found["label"] = self.labels[index]
+        return found
+
+    def _probabilities(self, data: Any) -> NDArray[np.float64]:
+        if not hasattr(data, "__array__"):
+            raise InvalidInput(f"SoftmaxArgMaxTensor: expected an array of shape 1xK or K, got {type(data).__name__}")
+        array = np.asarray(data)
+        if array.dtype.kind not in "fiu" or array.size == 0 or array.shape not in ((1, array.size), (array.size,)):
+            raise InvalidInput(f"SoftmaxArgMaxTensor: expected numbers of shape 1xK or K, got {array.dtype} of shape {array.shape}")
+        if self.labels is not None and len(self.labels) != array.size:
+            raise BackendError(
+                f"SoftmaxArgMaxTensor: {self.labels_path} has {len(self.labels)} labels, and the model gives {array.size} scores"
+            )
+        scores = array.reshape(-1).astype(np.float64)
+        if not np.isfinite(scores).all():
+            raise InvalidInput("SoftmaxArgMaxTensor: the scores are not finite (NaN or infinite): no class is the best")
+        if not self.softmax:
+            return scores
+        # Less the largest: exp of a logit above 709 is infinite.
+        powers: NDArray[np.float64] = np.exp(scores - scores.max())
+        powers /= powers.sum()
+        return powers

@@ -1,0 +1,104 @@
+"""`mean` and `std` as nodes in front of an ONNX model's first input, so that images travel and are copied as uint8.
+
+Pure editing of the graph; running it is `onnx.py`'s (and TensorRT's) business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def fuse_normalisation(model: Any, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    """Edit `model` (an `onnx.ModelProto`) in place: its first input becomes uint8, and (x - mean) / std is computed inside.
+
+    The input keeps its name and shape. `mean` and `std` have one value a channel, or one for all. The channel axis is the
+    second, or the last where only that one has as many channels (NHWC). Raises ValueError where neither fits, where a std is
+    0, or where the input is not of a floating type.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = model.graph
+    weights = {tensor.name for tensor in graph.initializer}  # old files list these as inputs too
+    first = next(value for value in graph.input if value.name not in weights)
+    tensor = first.type.tensor_type
+    if tensor.elem_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16):
+        found = TensorProto.DataType.Name(tensor.elem_type)
+        raise ValueError(f"mean and std need a first input of a floating type, and {first.name!r} is {found}")
+
+    shape = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
+    names = _Names(graph)
+    raw, normalised = first.name, names.new(f"{first.name}_normalised")
+    _replace_uses(graph, raw, normalised)
+
+    nodes = []
+    current = names.new(f"{raw}_float")
+    nodes.append(helper.make_node("Cast", [raw], [current], names.new("penstock_cast"), to=TensorProto.FLOAT))
+    for operation, key, values in (("Sub", "mean", mean), ("Mul", "std", std)):
+        if values is None:
+            continue
+        if key == "std" and 0 in values:
+            raise ValueError(f"std must not contain 0, got {tuple(values)}")
+        exact = np.asarray(values, np.float64) if key == "mean" else 1 / np.asarray(values, np.float64)
+        constant = exact.astype(np.float32).reshape(_broadcast(shape, len(values), key))
+        constant_name, output = names.new(f"penstock_{key}"), names.new(f"{raw}_{key}")
+        graph.initializer.append(numpy_helper.from_array(constant, constant_name))
+        nodes.append(helper.make_node(operation, [current, constant_name], [output], names.new(f"penstock_{operation}")))
+        current = output
+    # Whatever the model computes in, the normalisation is float32: mean/std lose digits in 16 bits.
+    nodes.append(helper.make_node("Cast", [current], [normalised], names.new("penstock_cast"), to=tensor.elem_type))
+    tensor.elem_type = TensorProto.UINT8
+
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *rest])
+
+
+def _broadcast(shape: list[int | None], count: int, key: str) -> tuple[int, ...]:
+    """The shape in which `count` values lie along the channel axis of an input of this shape."""
+    if count == 1:
+        return ()
+    rank = len(shape)
+    for axis in (1, rank - 1):
+        if 1 <= axis < rank and shape[axis] == count:
+            break
+    else:
+        axis = 1
+        if rank < 2 or shape[axis] is not None:
+            found = "x".join("N" if size is None else str(size) for size in shape)
+            raise ValueError(f"{key} has {count} values, which fit no channel axis of the first input, {found}")
+    return tuple(count if index == axis else 1 for index in range(rank))
+
+
+def _replace_uses(graph: Any, old: str, new: str) -> None:
+    """Every node that reads `old` reads `new`, in subgraphs too (unless one there has the name for itself)."""
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name == old:
+                node.input[index] = new
+        for attribute in node.attribute:
+            for subgraph in (attribute.g, *attribute.graphs):
+                if all(value.name != old for value in subgraph.input):
+                    _replace_uses(subgraph, old, new)
+    for value in graph.output:
+        # Only in a subgraph, or a model that answers its own input.
+        if value.name == old:
+            value.name = new
+
+
+class _Names:
+    """Names that the graph does not have yet."""
+
+    def __init__(self, graph: Any) -> None:
+        self._taken = {name for node in graph.node for name in (node.name, *node.input, *node.output)}
+        self._taken.update(value.name for value in (*graph.input, *graph.output, *graph.initializer))
+
+    def new(self, wanted: str) -> str:
+        name, count = wanted, 0
+        while name in self._taken:
+            count += 1
+            name = f"{wanted}_{count}"
+        self._taken.add(name)
+        return name

@@ -1,0 +1,440 @@
+"""OnnxTensor on real models, built here."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from penstock.backends.base import Context
+from penstock.backends.engines.onnx import OnnxTensor
+from penstock.backends.errors import BackendError, ConfigError, InvalidInput
+
+FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
+
+
+def write(path, nodes, inputs, outputs, initializers=(), **save):
+    """A model of `nodes`; ports are (name, element type, shape)."""
+    graph = helper.make_graph(
+        [helper.make_node(*node[:3], **(node[3] if len(node) > 3 else {})) for node in nodes],
+        "graph",
+        [helper.make_tensor_value_info(*port) for port in inputs],
+        [helper.make_tensor_value_info(*port) for port in outputs],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in initializers],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    onnx.save(model, path, **save)
+    return path
+
+
+def make(path, context=None, **params):
+    backend = OnnxTensor()
+    backend.init(OnnxTensor.parameters(model=str(path), **params), Context(node="node", **(context or {})))
+    return backend
+
+
+def run(backend, *data, **keys):
+    batch = [{"data": value, **keys} for value in data]
+    backend.forward(batch)
+    return [item.get("result", item.get("error")) for item in batch]
+
+
+@pytest.fixture
+def double(tmp_path):
+    """y = 2x, Nx3."""
+    return write(tmp_path / "double.onnx", [("Add", ["x", "x"], ["y"])], [("x", FLOAT, ["n", 3])], [("y", FLOAT, ["n", 3])])
+
+
+@pytest.fixture
+def image(tmp_path):
+    """The image as it arrives, Nx3xHxW."""
+    shape = ["n", 3, "h", "w"]
+    return write(tmp_path / "image.onnx", [("Identity", ["image"], ["same"])], [("image", FLOAT, shape)], [("same", FLOAT, shape)])
+
+
+@pytest.fixture
+def fixed(tmp_path):
+    """Batches of 4 only; `count` tells every row how many rows are not zero in all."""
+    nodes = [("Abs", ["x"], ["a"]), ("Sign", ["a"], ["s"]), ("ReduceSum", ["s", "axes"], ["t"]), ("Mul", ["s", "t"], ["count"])]
+    return write(tmp_path / "fixed.onnx", nodes, [("x", FLOAT, [4, 1])], [("count", FLOAT, [4, 1])], [("axes", np.array([0]))])
+
+
+# Batches
+
+
+def row(*values):
+    return np.array([values], np.float32)
+
+
+def test_a_batch(double):
+    results = run(make(double, max=8), row(1, 2, 3), row(4, 5, 6), row(7, 8, 9))
+    assert [result.tolist() for result in results] == [[[2, 4, 6]], [[8, 10, 12]], [[14, 16, 18]]]
+    assert all(result.dtype == np.float32 and result.flags.c_contiguous for result in results)
+
+
+def test_results_do_not_keep_the_batch_and_the_buffer_is_not_shared(double):
+    backend = make(double, max=8)
+    first = run(backend, row(1, 1, 1), row(2, 2, 2))
+    again = run(backend, row(3, 3, 3), row(4, 4, 4))
+    assert all(result.base is None for result in first)
+    assert [result[0, 0] for result in first + again] == [2, 4, 6, 8]
+
+
+def test_one_item_goes_in_and_out_without_a_copy(image):
+    fed = []
+    backend = make(image, max=4)
+    session = backend.session
+
+    class Spy:
+        def run(self, names, feed):
+            fed.append(feed["image"])
+            return session.run(names, feed)
+
+    backend.session = Spy()
+    data = np.ones((1, 3, 4, 4), np.float32)
+    (result,) = run(backend, data)
+    assert fed[0] is data
+    assert not np.shares_memory(result, data)
+    run(backend, data, data)
+    run(backend, data, data)
+    assert np.shares_memory(fed[1], fed[2])
+
+
+def test_request_size(double):
+    batch = [{"data": row(1, 1, 1)}, {"data": np.full((3, 3), 5, np.float32), "request_size": 3}, {"data": row(2, 2, 2)}]
+    make(double, max=8).forward(batch)
+    assert [item["result"].shape for item in batch] == [(1, 3), (3, 3), (1, 3)]
+    assert [item["result"][0, 0] for item in batch] == [2, 10, 4]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_data_that_is_not_as_large_as_its_request_size(double, size):
+    with pytest.raises(InvalidInput, match=rf"input x: expected {size} \(the item's request_size\).*got shape 2x3"):
+        run(make(double, max=8), np.zeros((2, 3), np.float32), request_size=size)
+
+
+def test_shapes_are_grouped_within_a_forward(image):
+    arrays = [np.full((1, 3, size, 2 * size), size, np.float32) for size in (2, 5, 2, 7, 5, 9, 11, 2)]
+    backend = make(image, max=8)
+    for _ in range(3):  # more shapes than buffers are kept for
+        results = run(backend, *arrays)
+        assert all(np.array_equal(result, array) for result, array in zip(results, arrays, strict=True))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_a_fixed_batch_is_padded(fixed, size):
+    backend = make(fixed)
+    run(backend, *[row(9)] * 4)  # leaves its rows in the buffer
+    results = run(backend, *[row(1 + index) for index in range(size)])
+    assert [result.tolist() for result in results] == [[[size]]] * size
+    (result,) = run(backend, np.ones((size, 1), np.float32), request_size=size)
+    assert result.tolist() == [[size]] * size
+
+
+def test_several_inputs_and_outputs(tmp_path):
+    path = write(
+        tmp_path / "two.onnx",
+        [("Add", ["a", "b"], ["sum"]), ("Sub", ["a", "b"], ["difference"])],
+        [("a", FLOAT, ["n", 1]), ("b", FLOAT, ["n", 1])],
+        [("sum", FLOAT, ["n", 1]), ("difference", FLOAT, ["n", 1])],
+    )
+    backend = make(path, max=4)
+    for items in ([[row(5), row(3)]], [[row(5), row(3)], (row(1), row(1))]):
+        results = run(backend, *items)
+        assert [part.tolist() for part in results[0]] == [[[8]], [[2]]]
+        assert isinstance(results[0], list)
+    reordered = make(path, max=4, input_reorder="1,0", output_reorder="1, 0")
+    assert [part.tolist() for part in run(reordered, [row(5), row(3)])[0]] == [[[-2]], [[8]]]
+    with pytest.raises(InvalidInput, match=r"2 inputs \(a, b\), and data holds 1"):
+        run(backend, row(1))
+    for wrong in ("0", "0,0", "0,2", "a,b"):
+        with pytest.raises(ConfigError, match="input_reorder"):
+            make(path, input_reorder=wrong)
+
+
+def test_a_model_that_mixes_items_runs_them_one_by_one(tmp_path):
+    path = write(
+        tmp_path / "mix.onnx",
+        [("ReduceSum", ["x"], ["total"], {"keepdims": 0})],
+        [("x", FLOAT, ["n", 2])],
+        [("total", FLOAT, [])],
+    )
+    backend = make(path, max=8)
+    assert backend.max == 1
+    assert [float(result) for result in run(backend, row(1, 2), np.ones((5, 2), np.float32))] == [3, 10]
+
+
+def test_a_model_that_hides_that_it_mixes_items(tmp_path):
+    nodes = [("Compress", ["x", "which"], ["y"], {"axis": 0})]
+    path = write(tmp_path / "m.onnx", nodes, [("x", FLOAT, ["n", 2])], [("y", FLOAT, ["m", 2])], [("which", np.array([True]))])
+    with pytest.raises(BackendError, match="output y has shape 1x2 for a batch of 2"):
+        run(make(path, max=8), row(1, 2), row(3, 4))
+
+
+def test_text(tmp_path):
+    path = write(
+        tmp_path / "t.onnx", [("Identity", ["x"], ["y"])], [("x", TensorProto.STRING, ["n", 1])], [("y", TensorProto.STRING, ["n", 1])]
+    )
+    results = run(make(path, max=4), np.array([["wide"]]), np.array([["ü"]], object))
+    assert [result.tolist() for result in results] == [[["wide"]], [["ü"]]]
+
+
+# Ranges
+
+
+@pytest.mark.parametrize(
+    ("params", "context", "expected"),
+    [
+        ({}, {}, (1, 1)),
+        ({"max": 4}, {}, (1, 4)),
+        ({"max": "4"}, {"max": 8}, (1, 4)),
+        ({"max": 16}, {"max": 8}, (1, 8)),
+        ({}, {"max": 8}, (1, 8)),
+        ({"min": 2, "max": "4x3"}, {}, (2, 4)),
+        ({"min": "1x3;5x3", "max": "4x3;8x3"}, {}, (1, 8)),
+    ],
+)
+def test_range_of_a_dynamic_model(double, params, context, expected):
+    backend = make(double, context, **params)
+    assert (backend.min, backend.max) == expected
+
+
+@pytest.mark.parametrize(("params", "expected"), [({}, (4, 4)), ({"max": 2}, (2, 2)), ({"max": 9}, (4, 4))])
+def test_range_of_a_fixed_model(fixed, params, expected):
+    backend = make(fixed, **params)
+    assert (backend.min, backend.max) == expected
+
+
+def test_declared_range():
+    assert OnnxTensor.declared_range(OnnxTensor.parameters(model="m", min=2, max="8x3x4x4"), ()) == (2, 8)
+
+
+# Inputs that do not fit
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (np.zeros((1, 4), np.float32), "float32 of shape 1x4"),
+        (np.zeros(3, np.float32), "float32 of shape 3"),
+        (np.zeros((1, 3, 1), np.float32), "float32 of shape 1x3x1"),
+        (np.zeros((1, 3)), "float64 of shape 1x3"),
+        (np.array([["a", "b", "c"]]), "<U1 of shape 1x3"),
+        (b"jpeg", "bytes"),
+        ([[1.0, 2.0, 3.0]], "list"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit(double, data, found):
+    with pytest.raises(InvalidInput, match=f"input x: expected float32 of shape Nx3, got {found}"):
+        run(make(double, max=8), data)
+
+
+def test_only_the_guilty_fail(double):
+    batch = [{"data": row(1, 2, 3)}, {"data": row(1, 2)}, {"data": row(4, 5, 6)}]
+    make(double, max=8).forward(batch)
+    assert isinstance(batch[1]["error"], InvalidInput) and "result" not in batch[1]
+    assert [batch[index]["result"].tolist() for index in (0, 2)] == [[[2, 4, 6]], [[8, 10, 12]]]
+    assert "error" not in batch[0]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float16, np.bool_, ">f4"])
+def test_dtypes_that_widen_without_loss(double, dtype):
+    backend = make(double, max=8)
+    data = np.array([[0, 1, 1]], dtype)
+    assert [result.tolist() for result in (*run(backend, data), *run(backend, data, row(1, 2, 3)))][:2] == [[[0, 2, 2]]] * 2
+
+
+def test_strides(double):
+    data = np.arange(12, dtype=np.float32).reshape(2, 6)[:1, ::-2]
+    assert run(make(double, max=8), data)[0].tolist() == [[10, 6, 2]]
+
+
+# mean and std
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+@pytest.mark.parametrize("element", [FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16])
+def test_fused_normalisation(tmp_path, channels, element):
+    shape = ["n", channels, "h", "w"]
+    path = write(tmp_path / "m.onnx", [("Identity", ["x"], ["y"])], [("x", element, shape)], [("y", element, shape)])
+    mean, std = [10.5 * index for index in range(channels)], [1.5 + index for index in range(channels)]
+    backend = make(path, max=4, mean=mean, std=", ".join(map(str, std)))
+    images = np.random.default_rng(0).integers(0, 256, (2, 1, channels, 4, 6), np.uint8)
+    for result, pixels in zip(run(backend, *images), images, strict=True):
+        expected = (pixels - np.reshape(mean, (channels, 1, 1))) / np.reshape(std, (channels, 1, 1))
+        assert result.dtype == helper.tensor_dtype_to_np_dtype(element)
+        np.testing.assert_allclose(result, expected, rtol=1e-3 if element == TensorProto.FLOAT16 else 1e-5, atol=1e-4)
+    assert backend.inputs[0].name == "x" and backend.inputs[0].dtype == np.uint8
+    with pytest.raises(InvalidInput, match="expected uint8"):
+        run(backend, images[0].astype(np.float32))
+
+
+@pytest.mark.parametrize(("keys", "expected"), [({"mean": 1}, [9, 19]), ({"std": 2}, [5, 10]), ({"mean": "10", "std": "10,5"}, [0, 2])])
+def test_one_value_or_only_one_key(tmp_path, keys, expected):
+    path = write(tmp_path / "m.onnx", [("Identity", ["x"], ["y"])], [("x", FLOAT, ["n", 2])], [("y", FLOAT, ["n", 2])])
+    assert run(make(path, **keys), np.array([[10, 20]], np.uint8))[0].tolist() == [expected]
+
+
+def test_normalisation_of_the_last_axis(tmp_path):
+    shape = ["n", 4, 4, 3]
+    path = write(tmp_path / "m.onnx", [("Identity", ["x"], ["y"])], [("x", FLOAT, shape)], [("y", FLOAT, shape)])
+    (result,) = run(make(path, mean="1,2,3"), np.full((1, 4, 4, 3), 9, np.uint8))
+    assert result[0, 0, 0].tolist() == [8, 7, 6]
+
+
+def test_normalisation_reaches_subgraphs_and_only_the_first_input(tmp_path):
+    def branch(name, operation):
+        output = helper.make_tensor_value_info(f"{name}_y", FLOAT, None)
+        return helper.make_graph([helper.make_node(operation, ["x", "other"], [f"{name}_y"])], name, [], [output])
+
+    nodes = [
+        ("ReduceMax", ["other"], ["most"], {"keepdims": 0}),
+        ("Cast", ["most"], ["condition"], {"to": TensorProto.BOOL}),
+        ("If", ["condition"], ["y"], {"then_branch": branch("then", "Add"), "else_branch": branch("else", "Sub")}),
+    ]
+    path = write(tmp_path / "m.onnx", nodes, [("x", FLOAT, ["n", 1]), ("other", FLOAT, ["n", 1])], [("y", FLOAT, ["n", 1])])
+    backend = make(path, mean=5)
+    assert run(backend, [np.array([[7]], np.uint8), row(100)])[0].tolist() == [[102]]
+    assert run(backend, [np.array([[7]], np.uint8), row(0)])[0].tolist() == [[2]]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"mean": "1,2"}, "mean has 2 values, which fit no channel axis of the first input, Nx3"),
+        ({"std": "1,0,2"}, "std must not contain 0"),
+    ],
+)
+def test_normalisation_that_does_not_fit(double, keys, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        make(double, **keys)
+    assert caught.value.problems[0].node == "node"
+
+
+def test_normalisation_of_integers(tmp_path):
+    path = write(tmp_path / "m.onnx", [("Identity", ["x"], ["y"])], [("x", UINT8, ["n", 1])], [("y", UINT8, ["n", 1])])
+    with pytest.raises(ConfigError, match="'x' is UINT8"):
+        make(path, mean=1)
+
+
+@pytest.mark.parametrize("keys", [{}, {"mean": 1, "std": 2}])
+def test_weights_in_a_file_beside_the_model(tmp_path, monkeypatch, keys):
+    weights = np.random.default_rng(0).random((64, 64), np.float32)
+    (tmp_path / "models").mkdir()
+    path = write(
+        tmp_path / "models" / "m.onnx",
+        [("MatMul", ["x", "w"], ["y"])],
+        [("x", FLOAT, ["n", 64])],
+        [("y", FLOAT, ["n", 64])],
+        [("w", weights)],
+        save_as_external_data=True,
+        location="m.weights",
+        size_threshold=0,
+    )
+    assert (path.parent / "m.weights").exists()
+    monkeypatch.chdir("/")
+    data = np.arange(64, dtype=np.uint8).reshape(1, 64)
+    expected = ((data - 1.0) / 2 if keys else data.astype(float)) @ weights
+    np.testing.assert_allclose(run(make(path, **keys), data)[0], expected, rtol=1e-4)
+
+
+# Loading
+
+
+@pytest.mark.parametrize("keys", [{}, {"mean": 1}])
+@pytest.mark.parametrize("content", [None, b"", b"this is not a model", "half"])
+def test_a_model_that_can_not_be_loaded(tmp_path, double, content, keys):
+    path = tmp_path / "bad.onnx"
+    if content is not None:
+        path.write_bytes(double.read_bytes()[:60] if content == "half" else content)
+    with pytest.raises(BackendError, match=r"OnnxTensor: the model .*bad\.onnx"):
+        make(path, **keys)
+
+
+def test_close_after_a_failed_init(tmp_path):
+    backend = OnnxTensor()
+    with pytest.raises(BackendError):
+        backend.init(OnnxTensor.parameters(model="missing.onnx"), Context(directory=tmp_path))
+    backend.close()
+
+
+def test_the_model_lies_beside_the_pipelines_file(double):
+    assert run(make(double.name, {"directory": double.parent}), row(1, 2, 3))[0].tolist() == [[2, 4, 6]]
+
+
+def test_postprocessors_that_are_not_ours(double):
+    with pytest.raises(ConfigError, match="SoftmaxArgMaxTensor"):
+        make(double, postprocessor="SoftmaxCpu")
+
+
+@pytest.mark.parametrize(("instances", "threads", "expected"), [(1, None, 6), (2, None, 3), (4, None, 1), (100, None, 1), (4, 5, 5)])
+def test_instances_share_the_processors(double, monkeypatch, instances, threads, expected):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
+    options = make(double, {"instances": instances}, threads=threads).session.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (expected, 1)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert options.execution_mode == onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+
+
+# Warm-up
+
+
+def warmed(backend):
+    sizes = []
+    session = backend.session
+
+    class Spy:
+        def run(self, names, feed):
+            sizes.append(next(iter(feed.values())).shape)
+            return session.run(names, feed)
+
+    backend.session = Spy()
+    backend.warm_up()
+    return sizes
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(1, [1]), (8, [1, 2, 4, 8]), (6, [1, 2, 4, 6])])
+def test_warm_up_runs_every_bucket(double, most, sizes):
+    assert warmed(make(double, max=most)) == [(size, 3) for size in sizes]
+
+
+def test_warm_up_of_a_fixed_batch(fixed):
+    assert set(warmed(make(fixed))) == {(4, 1)}
+
+
+def test_warm_up_takes_open_shapes_from_max(image):
+    assert warmed(make(image, max=2)) == []
+    assert warmed(make(image, max="2x3x8x9", mean="1,2,3")) == [(1, 3, 8, 9), (2, 3, 8, 9)]
+
+
+# Shape keys
+
+
+def test_shape_keys():
+    def key(data, **keys):
+        return OnnxTensor.shape_key({"data": data, **keys})
+
+    small, large = np.zeros((1, 3, 4, 4), np.uint8), np.zeros((1, 3, 8, 4), np.uint8)
+    assert key(small) == key(small.copy()) == key(np.zeros((5, 3, 4, 4), np.uint8), request_size=5)
+    assert (
+        len({key(small), key(large), key(small.astype(np.float32)), key([small, large]), key([small, small]), key(b""), key([1])}) == 6 + 1
+    )
+    assert OnnxTensor.shape_key({}) is None
+
+
+def test_a_shape_key_costs_less_than_a_microsecond():
+    item = {"data": np.zeros((1, 3, 224, 224), np.uint8)}
+    best = min(_timed(lambda: [OnnxTensor.shape_key(item) for _ in range(1000)]) for _ in range(20))
+    assert best / 1000 < 1e-6
+
+
+def _timed(function):
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
