@@ -22,6 +22,9 @@ SEVERITIES = {"verbose": 0, "info": 1, "warning": 2, "error": 3}
 DTYPES: dict[str, Any] = {"float": np.float32, "double": np.float64, "string": np.object_, "bool": np.bool_}
 """ONNX Runtime's names where they are not NumPy's."""
 
+UNBOUNDED_LARGEST = 8
+"""The batch to warm up for where neither the model nor the node says how large batches get."""
+
 MAX_BUFFERED_SHAPES = 4
 """Batch buffers kept for an input whose height and width vary; each may be megabytes."""
 
@@ -93,13 +96,14 @@ class OnnxTensor(Backend):
         self._fixed = next(iter(sizes)) if self._batched else None
         declared = params.declared_range()
         bounds = [bound for bound in (declared.max, context.max, self._fixed) if bound is not None and bound != UNBOUNDED]
-        self.max = min(bounds, default=1) if self._batched else 1
+        self.max = min(bounds, default=UNBOUNDED) if self._batched else 1
+        self._largest = self.max if self.max != UNBOUNDED else UNBOUNDED_LARGEST
         self.min = self._fixed or min(max(declared.min, context.min or 1), self.max)
         self.min = min(self.min, self.max)
         self._known_shapes = _shapes(params.max)
 
     def warm_up(self) -> None:
-        """Run zeros at 1, 2, 4 ... `max`; not where the model leaves a shape open that `max` does not tell."""
+        """Run zeros at 1, 2, 4 ... `max`, so that memory is there; not where the model leaves a shape open that `max` does not tell."""
         arrays = []
         for index, port in enumerate(self.inputs):
             given = self._known_shapes[index] if index < len(self._known_shapes) else ()
@@ -109,8 +113,8 @@ class OnnxTensor(Backend):
                 return
             arrays.append(np.zeros([size or 0 for size in (*lead, *shape)], port.dtype))
         size = 1
-        while size < self.max * 2:
-            self.forward([{"data": arrays} for _ in range(min(size, self.max))])
+        while size < self._largest * 2:
+            self.forward([{"data": arrays} for _ in range(min(size, self._largest))])
             size *= 2
 
     def forward(self, batch: list[Item]) -> None:
@@ -203,7 +207,7 @@ class OnnxTensor(Backend):
         if buffer is None or len(buffer) < rows:
             if len(self._buffers) >= MAX_BUFFERED_SHAPES * len(self.inputs):
                 self._buffers.clear()
-            buffer = self._buffers[port.name, shape] = np.zeros((max(rows, self.max), *shape), port.dtype)
+            buffer = self._buffers[port.name, shape] = np.zeros((max(rows, self._largest), *shape), port.dtype)
         start = 0
         for _, arrays in members:
             stop = start + len(arrays[index])

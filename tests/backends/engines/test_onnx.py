@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from penstock.backends.base import Context
+from penstock.backends.base import UNBOUNDED, Context
 from penstock.backends.engines.onnx import OnnxTensor
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 
@@ -190,7 +190,7 @@ def test_text(tmp_path):
 @pytest.mark.parametrize(
     ("params", "context", "expected"),
     [
-        ({}, {}, (1, 1)),
+        ({}, {}, (1, UNBOUNDED)),
         ({"max": 4}, {}, (1, 4)),
         ({"max": "4"}, {"max": 8}, (1, 4)),
         ({"max": 16}, {"max": 8}, (1, 8)),
@@ -399,7 +399,7 @@ def warmed(backend):
     return sizes
 
 
-@pytest.mark.parametrize(("most", "sizes"), [(1, [1]), (8, [1, 2, 4, 8]), (6, [1, 2, 4, 6])])
+@pytest.mark.parametrize(("most", "sizes"), [(1, [1]), (8, [1, 2, 4, 8]), (6, [1, 2, 4, 6]), (None, [1, 2, 4, 8])])
 def test_warm_up_runs_every_bucket(double, most, sizes):
     assert warmed(make(double, max=most)) == [(size, 3) for size in sizes]
 
