@@ -1,76 +1,127 @@
-"""A pipeline's configuration: read, merged, checked; every problem reported at once. Knows TOML and nothing of running."""
+"""A pipeline's configuration: read, merged, checked; every problem reported at once. Knows TOML and nothing of running.
+
+`source.py` reads, `node_table.py` and `binding.py` understand nodes, `graph.py` orders them, `definition.py` has what comes out.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from penstock.backends.base import UNBOUNDED
-from penstock.backends.spec import Spec
+from pydantic import ValidationError
 
-DEFAULT_MAX = 8
-"""Batch bound of a node that sets no `max` and whose backend has no bound of its own."""
+from penstock.backends.errors import ConfigError, Problem
+from penstock.backends.item import may_come_from_network
+from penstock.backends.suggestions import did_you_mean
 
+from .definition import DEFAULT_INPUTS, DEFAULT_MAX, GroupConfig, NodeConfig, PipelineConfig, Port
+from .graph import LATER, order, successors
+from .node_table import build_node, check_name
+from .schema import NODE_KEYS, UNSUPPORTED_PIPELINE_KEYS, PipelineTable, PortTable, problems_of
+from .source import Tables, read
 
-@dataclass(frozen=True, slots=True)
-class GroupConfig:
-    """One of the instance groups of a node (`&`; normally there is one)."""
-
-    spec: Spec
-    instances: int = 1
-    min: int | None = None
-    max: int | None = None
-    """The node's own `max`; None: the backend's, or `DEFAULT_MAX` where the backend has no bound."""
-
-    def bound(self, backend_max: int) -> int:
-        """The batch bound of an instance whose backend says `backend_max`."""
-        if self.max is not None:
-            return min(self.max, backend_max)
-        return DEFAULT_MAX if backend_max == UNBOUNDED else backend_max
+__all__ = ["DEFAULT_MAX", "GroupConfig", "NodeConfig", "PipelineConfig", "Port", "build", "from_model", "load", "load_directory"]
 
 
-@dataclass(frozen=True, slots=True)
-class NodeConfig:
-    name: str
-    groups: tuple[GroupConfig, ...]
-    next: tuple[str, ...] = ()
-    batching_timeout: float = 0.0
-    """Milliseconds, as in the file."""
-    priority_levels: int = 0
-    default_priority: int = 0
-    """0 where `priority_levels` is 0; else 1 (highest) to `priority_levels`."""
-    retry: bool = True
-    """Run the items of a failed batch one by one."""
-    stuck_after: float = 60.0
-    """Seconds after which a running forward makes the node not ready."""
+def load(source: str | os.PathLike[str] | Mapping[str, Any], *, name: str | None = None) -> PipelineConfig:
+    """A pipeline from a path to TOML, a dict of dicts, a flat dict (one nameless node) or an expression.
+
+    A string is a path if it ends in `.toml`. The pipeline's name is `name`, else what `[pipeline]` says, else the file's.
+    Raises ConfigError with all problems, TypeError for another type of source.
+    """
+    return build(read(source), name)
 
 
-@dataclass(frozen=True, slots=True)
-class Port:
-    """A declared input or output: an item's key and how it travels."""
+def load_directory(path: str | os.PathLike[str]) -> dict[str, PipelineConfig]:
+    """Every `*.toml` of a directory, by the pipelines' names. Raises one ConfigError with the problems of all files."""
+    directory = Path(path)
+    if not directory.is_dir():
+        raise ConfigError([Problem("there is no such directory", str(directory))])
+    found: dict[str, PipelineConfig] = {}
+    problems: list[Problem] = []
+    for file in sorted(directory.glob("*.toml")):
+        try:
+            config = load(file)
+        except ConfigError as error:
+            problems.extend(error.problems)
+            continue
+        if config.name in found:
+            problems.append(Problem(f"the name {config.name!r} is that of {found[config.name].source} too", str(file), "pipeline", "name"))
+        found[config.name] = config
+    if problems:
+        raise ConfigError(problems)
+    return found
 
-    name: str
-    kind: str = "json"
-    """image, bytes, text, integer, number, boolean, tensor, json"""
-    dtype: str | None = None
-    shape: tuple[int, ...] | None = None
-    labels: str | None = None
-    description: str = ""
+
+def build(tables: Tables, name: str | None = None) -> PipelineConfig:
+    """The configuration that tables make. Raises ConfigError with every problem they have."""
+    problems = list(tables.problems)
+    settings = _read_settings(tables.pipeline, problems)
+    graph: dict[str, tuple[str, ...]] = {}
+    nodes: dict[str, NodeConfig] = {}
+    used: set[str] = set()
+    known: set[str] = set(NODE_KEYS)
+    for node, keys in tables.nodes.items():
+        found = check_name(node, tables.nodes)
+        following, wrong = successors(node, keys.get("next", tables.defaults.get("next")), tables.nodes)
+        graph[node] = following
+        config, binding, more = build_node(node, keys, tables.defaults, following, tables.directory)
+        used |= binding.used_defaults
+        known |= binding.known_keys
+        problems += [replace(problem, node=problem.node or node) for problem in (*found, *wrong, *more)]
+        if config is not None:
+            nodes[node] = config
+    for key in sorted(set(tables.defaults) - used):
+        problems.append(Problem(f"no node knows this key{did_you_mean(key, known)}", key=key))
+    ordered, wrong = order(graph)
+    if not any(problem.key == "next" for problem in problems):  # a broken next makes a second root: one mistake, one problem
+        problems += wrong
+    if problems or settings is None:
+        raise ConfigError(list(dict.fromkeys(replace(problem, file=problem.file or tables.file) for problem in problems)))
+    return PipelineConfig(
+        name=name or settings.name or tables.name,
+        nodes={node: nodes[node] for node in ordered},
+        directory=tables.directory,
+        source=tables.file,
+        version=settings.version,
+        description=settings.description,
+        inputs=DEFAULT_INPUTS if settings.inputs is None else _ports(settings.inputs),
+        outputs=_ports(settings.outputs),
+        max_requests=settings.max_requests,
+        timeout=settings.timeout,
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class PipelineConfig:
-    name: str
-    nodes: dict[str, NodeConfig]
-    """In the order in which items pass them."""
-    directory: Path = field(default_factory=Path)
-    source: str = ""
-    """The file, for messages."""
-    version: str = "1"
-    description: str = ""
-    inputs: tuple[Port, ...] = (Port("data", "image"),)
-    outputs: tuple[Port, ...] = ()
-    max_requests: int = 1024
-    """Bound on requests inside."""
-    timeout: float = 30.0
-    """Deadline of a request that asks for none, and the longest one may ask for; seconds."""
+def _ports(tables: Mapping[str, PortTable]) -> tuple[Port, ...]:
+    return tuple(Port(key, table.kind, table.dtype, table.shape, table.labels, table.description) for key, table in tables.items())
+
+
+def _read_settings(table: Any, problems: list[Problem]) -> PipelineTable | None:
+    if not isinstance(table, dict):
+        problems.append(Problem(f"expected a table, found {table!r}", node="pipeline"))
+        return None
+    later = UNSUPPORTED_PIPELINE_KEYS & table.keys()
+    problems += [Problem(f"this key is {LATER}", node="pipeline", key=key) for key in sorted(later)]
+    try:
+        settings = PipelineTable.model_validate({key: value for key, value in table.items() if key not in later})
+    except ValidationError as error:
+        problems += [replace(problem, node="pipeline") for problem in problems_of(error, PipelineTable.model_fields)]
+        return None
+    for key in settings.inputs or ():
+        if not may_come_from_network(key) or key in {"result", "error", "context"}:
+            message = f"{key!r} can't be an input: it is Penstock's own, or starts with _"
+            problems.append(Problem(message, node="pipeline", key=f"inputs.{key}"))
+    return settings
+
+
+def from_model(path: str | os.PathLike[str], labels: str | os.PathLike[str] | None = None) -> PipelineConfig:
+    """The pipeline of a bare image classifier: `penstock serve model.onnx --labels labels.txt`.
+
+    Images are decoded and resized to the model's input, which must be N×C×H×W floats with fixed C, H and W. Raises ConfigError.
+    """
+    from .model_file import classifier
+
+    return build(classifier(Path(path), Path(labels) if labels is not None else None))

@@ -1,0 +1,79 @@
+"""What a checked pipeline file says: the dataclasses from which a pipeline is run. `config.py` makes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from penstock.backends.base import UNBOUNDED
+from penstock.backends.spec import Spec
+
+DEFAULT_MAX = 8
+"""Batch bound of a node that sets no `max` and whose backend has no bound of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupConfig:
+    """One of the instance groups of a node (`&`; normally there is one)."""
+
+    spec: Spec
+    instances: int = 1
+    min: int | None = None
+    max: int | None = None
+    """The node's own `max`; None: the backend's, or `DEFAULT_MAX` where the backend has no bound."""
+
+    def bound(self, backend_max: int) -> int:
+        """The batch bound of an instance whose backend says `backend_max`."""
+        if self.max is not None:
+            return min(self.max, backend_max)
+        return DEFAULT_MAX if backend_max == UNBOUNDED else backend_max
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    name: str
+    groups: tuple[GroupConfig, ...]
+    next: tuple[str, ...] = ()
+    batching_timeout: float = 0.0
+    """Milliseconds, as in the file."""
+    priority_levels: int = 0
+    default_priority: int = 0
+    """0 where `priority_levels` is 0; else 1 (highest) to `priority_levels`, the middle one unless the file says."""
+    retry: bool = True
+    """Run the items of a failed batch one by one."""
+    stuck_after: float = 60.0
+    """Seconds after which a running forward makes the node not ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A declared input or output: an item's key and how it travels."""
+
+    name: str
+    kind: str = "json"
+    """image, bytes, text, integer, number, boolean, tensor, json"""
+    dtype: str | None = None
+    shape: tuple[int, ...] | None = None
+    labels: str | None = None
+    description: str = ""
+
+
+DEFAULT_INPUTS = (Port("data", "image"),)
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineConfig:
+    name: str
+    nodes: dict[str, NodeConfig]
+    """In the order in which items pass them."""
+    directory: Path = field(default_factory=Path)
+    source: str = ""
+    """The file, for messages."""
+    version: str = "1"
+    description: str = ""
+    inputs: tuple[Port, ...] = DEFAULT_INPUTS
+    outputs: tuple[Port, ...] = ()
+    max_requests: int = 1024
+    """Bound on requests inside."""
+    timeout: float = 30.0
+    """Deadline of a request that asks for none, and the longest one may ask for; seconds."""

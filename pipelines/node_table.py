@@ -1,0 +1,126 @@
+"""One node's table: its own keys and its expression, checked and made a `NodeConfig`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from penstock.backends.errors import ConfigError, Problem
+from penstock.backends.expression import parse
+from penstock.backends.item import RESERVED_KEYS
+from penstock.backends.spec import Spec
+from penstock.backends.suggestions import nearest
+
+from .binding import Binding, bind, check_roughly
+from .definition import GroupConfig, NodeConfig
+from .graph import LATER
+from .schema import GROUP_KEYS, NODE_KEYS, UNSUPPORTED_KEYS, NodeTable, problems_of
+
+_NODE_NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+
+
+def check_name(name: str, nodes: Collection[str]) -> list[Problem]:
+    """What is wrong with a node's name."""
+    if name in RESERVED_KEYS or name.startswith("_"):
+        return [Problem(f"{name!r} is a reserved name: a node can't have it", node=name)]
+    base, dot, number = name.partition(".")
+    if dot and _NODE_NAME.fullmatch(base) and _NODE_NAME.fullmatch(number):
+        reason = f"logical nodes are {LATER}" if base in nodes else f"there is no node {base!r} whose logical node it could be"
+        return [Problem(reason, node=name)]
+    if not _NODE_NAME.fullmatch(name):
+        return [Problem("a node's name has letters, digits, _ and - only", node=name)]
+    return []
+
+
+def build_node(
+    name: str, keys: Mapping[str, Any], defaults: Mapping[str, Any], following: tuple[str, ...], directory: Path
+) -> tuple[NodeConfig | None, Binding, list[Problem]]:
+    """The node, what became of its keys, and what is wrong with it (then there is no node)."""
+    problems = _check_structure(name, keys, defaults)
+    keys = {key: value for key, value in keys.items() if not isinstance(value, dict) or "::" in key}
+    binding = _bind(keys, defaults, directory, problems)
+    problems += binding.problems
+    groups = [_build_group(*group, problems) for group in zip(binding.specs, binding.own, binding.defaults, strict=False)]
+    plain = {key: value for key, value in {**defaults, **keys}.items() if key in NODE_KEYS - GROUP_KEYS}
+    table = _validate(plain, problems)
+    if table is None or problems or not groups:
+        return None, binding, problems
+    levels = table.priority_levels
+    priority = table.default_priority
+    if priority is None:
+        priority = (levels + 1) // 2
+    if priority > levels or (levels and not priority):
+        expected = f"1 to {levels}" if levels else "priority_levels, without which there are no priorities"
+        return None, binding, [Problem(f"found {priority}, expected {expected}", key="default_priority")]
+    node = NodeConfig(
+        name, tuple(group for group in groups if group), following, table.batching_timeout, levels, priority, table.retry, table.stuck_after
+    )  # fmt: skip
+    return node, binding, problems
+
+
+def _check_structure(name: str, keys: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[Problem]:
+    problems = [Problem(f"{key} is {LATER}", key=key) for key in (*keys, *defaults) if key in UNSUPPORTED_KEYS]
+    for key, value in keys.items():
+        if isinstance(value, dict) and "::" not in key:
+            # TOML reads [rec.2] as a table 2 inside the table rec.
+            full = f"{name}.{key}"
+            if "backend" in keys:
+                problems.append(Problem(f"logical nodes are {LATER}", node=full))
+            else:
+                problems.append(Problem(f"there is no node {name!r} whose logical node it could be", node=full))
+    return problems
+
+
+def _bind(keys: Mapping[str, Any], defaults: Mapping[str, Any], directory: Path, problems: list[Problem]) -> Binding:
+    text = keys.get("backend", defaults.get("backend"))
+    if not isinstance(text, str):
+        misspelt = nearest("backend", keys)
+        hint = f" (is {misspelt!r} meant to be it?)" if misspelt and misspelt != "backend" else ""
+        found = f"there is none{hint}" if text is None else f"found {text!r}"
+        if not any("whose logical node" in problem.message for problem in problems):
+            problems.append(Problem(f"expected an expression such as 'S[A,B]', {found}", key="backend"))
+        keys = {key: value for key, value in keys.items() if key != misspelt}
+    else:
+        try:
+            tree = parse(text)
+        except ConfigError as error:
+            problems += [Problem(problem.message, key="backend") for problem in error.problems]
+        else:
+            return bind(tree, keys, defaults, directory)
+    binding = Binding()
+    check_roughly(keys, defaults, binding)
+    return binding
+
+
+def _build_group(spec: Spec, own: dict[str, Any], defaults: dict[str, Any], problems: list[Problem]) -> GroupConfig | None:
+    table = _validate({key: value for key, value in {**defaults, **own}.items() if key in GROUP_KEYS}, problems)
+    try:
+        declared = spec.declared_range
+    except ConfigError as error:
+        problems += [Problem(problem.message, key="backend") for problem in error.problems]
+        return None
+    if table is None:
+        return None
+    if table.max is not None and "max" in own:
+        if table.max > declared.max:
+            problems.append(Problem(f"{table.max} is more than the backend takes: {spec.name} has the range {declared}", key="max"))
+        elif table.max < declared.min:
+            problems.append(Problem(f"{table.max} is less than the backend takes: {spec.name} has the range {declared}", key="max"))
+    if table.min is not None and "min" in own:
+        if table.min > declared.max:
+            problems.append(Problem(f"{table.min} is more than the backend takes: {spec.name} has the range {declared}", key="min"))
+        elif table.max is not None and table.min > table.max:
+            problems.append(Problem(f"min is {table.min} and max is {table.max}: min can't be the greater", key="min"))
+    return GroupConfig(spec, table.instance_num, table.min, table.max)
+
+
+def _validate(keys: dict[str, Any], problems: list[Problem]) -> NodeTable | None:
+    try:
+        return NodeTable.model_validate(keys)
+    except ValidationError as error:
+        problems += problems_of(error)
+        return None

@@ -1,0 +1,107 @@
+"""What the tables of a pipeline file may hold, as pydantic models, and how their errors become problems with a place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from penstock.backends.engines.params import Shapes, batch_sizes
+from penstock.backends.errors import Problem
+from penstock.backends.suggestions import did_you_mean
+
+Kind = Literal["image", "bytes", "text", "integer", "number", "boolean", "tensor", "json"]
+NumpyType = Literal[
+    "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "bfloat16", "string"
+]  # fmt: skip
+ProtocolType = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BF16", "BYTES"
+]  # fmt: skip
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PortTable(_Table):
+    """`[pipeline.inputs]` and `[pipeline.outputs]`: one entry an item's key."""
+
+    kind: Kind = "json"
+    dtype: NumpyType | ProtocolType | None = None
+    shape: tuple[Annotated[int, Field(ge=-1)], ...] | None = None
+    labels: str | None = None
+    description: str = ""
+
+
+class PipelineTable(_Table):
+    """`[pipeline]`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")] | None = None
+    version: Annotated[
+        str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value), Field(pattern=r"^[\w.\-]+$")
+    ] = "1"
+    description: str = ""
+    inputs: dict[str, PortTable] | None = None
+    outputs: dict[str, PortTable] = {}
+    max_requests: int = Field(1024, ge=1)
+    timeout: float = Field(30.0, gt=0)
+
+
+_shapes: TypeAdapter[str] = TypeAdapter(Shapes)
+
+
+def _leading(choose: Callable[[list[int]], int]) -> BeforeValidator:
+    """A node's own bound where the value is written for an engine: the batch size in `4x3x224x224`."""
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return choose(batch_sizes(_shapes.validate_python(value)))
+        except ValidationError:
+            return value
+
+    return BeforeValidator(read)
+
+
+Lowest = Annotated[int, _leading(min), Field(ge=1)]
+Highest = Annotated[int, _leading(max), Field(ge=1)]
+
+
+class NodeTable(_Table):
+    """The keys that a node itself understands; `min`, `max` and `instance_num` may differ between its `&` groups."""
+
+    min: Lowest | None = None
+    max: Highest | None = None
+    instance_num: int = Field(1, ge=1)
+    batching_timeout: float = Field(0.0, ge=0, allow_inf_nan=False)
+    priority_levels: int = Field(0, ge=0)
+    default_priority: int | None = Field(None, ge=0)
+    retry: bool = True
+    stuck_after: float = Field(60.0, gt=0)
+
+
+GROUP_KEYS = frozenset({"min", "max", "instance_num"})
+"""Keys of the node itself that `&` may split."""
+NODE_KEYS = frozenset(NodeTable.model_fields)
+STRUCTURE_KEYS = frozenset({"backend", "next"})
+UNSUPPORTED_KEYS = frozenset({"filter", "map", "borrow_from", "jump"})
+"""Keys of torchpipe's that are Penstock's, and not there yet."""
+UNSUPPORTED_PIPELINE_KEYS = frozenset({"loop", "max_rounds"})
+
+
+def problems_of(error: ValidationError, known: Mapping[str, Any] | None = None, subject: str = "") -> Iterator[Problem]:
+    """What pydantic found, each with its key. `known` are the keys for suggestions, `subject` who needs what is missing."""
+    for found in error.errors(include_url=False):
+        key = ".".join(str(part) for part in found["loc"] if not str(part).startswith(("literal[", "function-", "constrained-")))
+        last = str(found["loc"][-1]) if found["loc"] else ""
+        match found["type"]:
+            case "missing":
+                yield Problem(f"{subject or 'the table'} needs {last}, which is not given", key=key)
+            case "extra_forbidden":
+                names = PortTable.model_fields if len(found["loc"]) > 1 else (known or {})
+                yield Problem(f"there is no key {last!r} here{did_you_mean(last, names)}", key=key)
+            case _:
+                message = found["msg"][0].lower() + found["msg"][1:]
+                yield Problem(f"found {found['input']!r}: {message}", key=key)

@@ -1,0 +1,429 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.backends import registry
+from penstock.backends.base import Backend, BatchRange, Context, Params
+from penstock.backends.errors import ConfigError
+from penstock.backends.item import Item
+from penstock.backends.registry import register_backend
+from penstock.backends.spec import Spec
+from penstock.pipelines.config import PipelineConfig, Port, load, load_directory
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+class ScaleParams(Params):
+    factor: int = 2
+    label: str = ""
+
+
+class Scale(Backend):
+    parameters = ScaleParams
+
+
+class Shift(Backend):
+    class parameters(Params):
+        offset: int = 0
+        factor: int = 1
+
+
+class Four(Backend):
+    parameters = Params
+    min, max = 2, 4
+
+
+class Anything(Backend):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", {})
+    for cls in (Scale, Shift, Four, Anything):
+        register_backend(cls.__name__, cls)
+
+
+def params(config: PipelineConfig, node: str = "main", group: int = 0) -> Any:
+    return config.nodes[node].groups[group].spec.params
+
+
+def member(spec: Spec, *path: int) -> Any:
+    for index in path:
+        spec = spec.children[index]
+    return spec.params
+
+
+def problems(source: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(source)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def problem(source: Any) -> str:
+    found = problems(source)
+    assert len(found) == 1, found
+    return found[0]
+
+
+def write(directory: Path, text: str, name: str = "p.toml") -> Path:
+    path = directory / name
+    path.write_text(text)
+    return path
+
+
+# Sources
+
+
+def test_an_expression() -> None:
+    config = load("Scale(factor=3)")
+    assert (config.name, list(config.nodes), params(config).factor) == ("pipeline", ["main"], 3)
+
+
+def test_a_flat_dict() -> None:
+    config = load({"backend": "Scale", "factor": "3", "max": "4"}, name="mine")
+    assert (config.name, params(config).factor, config.nodes["main"].groups[0].max) == ("mine", 3, 4)
+
+
+def test_a_dict_of_dicts_is_ordered_root_to_leaf() -> None:
+    config = load({"c": {"backend": "Scale"}, "a": {"backend": "Scale", "next": "b"}, "b": {"backend": "Scale", "next": "c"}})
+    assert list(config.nodes) == ["a", "b", "c"]
+    assert config.nodes["a"].next == ("b",)
+
+
+def test_a_file(tmp_path: Path) -> None:
+    config = load(write(tmp_path, 'backend = "Scale"', "mine.toml"))
+    assert (config.name, config.directory, config.source) == ("mine", tmp_path, str(tmp_path / "mine.toml"))
+    assert load(str(tmp_path / "mine.toml")) == config
+    assert load(tmp_path / "mine.toml", name="other").name == "other"
+
+
+@pytest.mark.parametrize("source", [None, 3, ["Scale"], b"Scale"])
+def test_another_type_is_a_type_error(source: Any) -> None:
+    with pytest.raises(TypeError, match="found"):
+        load(source)
+
+
+@pytest.mark.parametrize("source", ["", " ", {}])
+def test_empty_is_an_error(source: Any) -> None:
+    assert "empty" in problem(source)
+
+
+def test_an_empty_file_and_one_without_nodes(tmp_path: Path) -> None:
+    assert problem(write(tmp_path, "# nothing")).startswith(f"{tmp_path}/p.toml: the configuration is empty")
+    assert "is 'bakend' meant to be it?" in problem(write(tmp_path, 'bakend = "Scale"'))
+
+
+def test_files_that_can_not_be_read(tmp_path: Path) -> None:
+    write(tmp_path, 'backend = "Scale"', "resnet.toml")
+    assert "no such file, did you mean 'resnet.toml'?" in problem(tmp_path / "resnett.toml")
+    assert "this is a directory" in problem(tmp_path)
+    (tmp_path / "latin.toml").write_bytes(b'a = "\xe9"')
+    assert "no UTF-8 text at byte 5" in problem(tmp_path / "latin.toml")
+    assert "(at line 2, column 3)" in problem(write(tmp_path, "\na b = 3"))
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    write(tmp_path, 'backend = "Scale"', "a.toml")
+    write(tmp_path, 'backend = "Scale"\n[pipeline]\nname = "bee"', "b.toml")
+    write(tmp_path, "no toml", "notes.txt")
+    assert sorted(load_directory(tmp_path)) == ["a", "bee"]
+    write(tmp_path, 'backend = "Scales"', "c.toml")
+    write(tmp_path, "oops", "d.toml")
+    write(tmp_path, 'backend = "Scale"\n[pipeline]\nname = "a"', "e.toml")
+    with pytest.raises(ConfigError) as caught:
+        load_directory(tmp_path)
+    assert [Path(each.file).name for each in caught.value.problems] == ["c.toml", "d.toml", "e.toml"]
+    with pytest.raises(ConfigError, match="no such directory"):
+        load_directory(tmp_path / "nowhere")
+
+
+# Keys
+
+
+def test_nearest_wins() -> None:
+    def factor(node: dict[str, Any], **defaults: Any) -> int:
+        return int(params(load({"n": node, **defaults}), "n").factor)
+
+    assert factor({"backend": "Scale"}) == 2
+    assert factor({"backend": "Scale"}, factor=3) == 3
+    assert factor({"backend": "Scale", "factor": 4}, factor=3) == 4
+    assert factor({"backend": "Scale", "factor": 4}, **{"Scale::factor": 3}) == 4
+    assert factor({"backend": "Scale", "factor": 4, "Scale::factor": 5}, factor=3) == 5
+    assert factor({"backend": "Scale(factor=6)", "factor": 4, "Scale::factor": 5}, factor=3) == 6
+
+
+def test_global_table_is_the_same_as_top_level() -> None:
+    config = load({"global": {"factor": 3, "instance_num": 2}, "n": {"backend": "Scale"}})
+    assert (params(config, "n").factor, config.nodes["n"].groups[0].instances) == (3, 2)
+
+
+def test_a_key_reaches_every_member_that_declares_it_and_an_address_only_one() -> None:
+    config = load({"backend": "S[Scale,Shift]", "factor": 3, "offset": 1})
+    spec = config.nodes["main"].groups[0].spec
+    assert (member(spec, 0).factor, member(spec, 1).factor, member(spec, 1).offset) == (3, 3, 1)
+    spec = load({"backend": "S[Scale,Shift]", "factor": 3, "Shift::factor": 4}).nodes["main"].groups[0].spec
+    assert (member(spec, 0).factor, member(spec, 1).factor) == (3, 4)
+
+
+def test_positional_arguments_follow_the_declaration() -> None:
+    assert params(load("Scale(3,x)")) == ScaleParams(factor=3, label="x")
+    assert "takes at most 2 arguments, found 3" in problem("Scale(1,2,3)")
+    assert "factor of Scale is given twice" in problem("Scale(1,factor=2)")
+    assert "Scale has no parameter 'facter', did you mean 'factor'" in problem("Scale(facter=2)")
+
+
+def test_strings_of_engines_stay_strings() -> None:
+    config = load({"backend": "TensorrtTensor", "model": "m", "min": "1x3x224x224", "max": "4x3x224x224"})
+    group = config.nodes["main"].groups[0]
+    assert (group.min, group.max, group.spec.params.max) == (1, 4, "4x3x224x224")
+    assert group.spec.declared_range == (1, 4)
+
+
+def test_a_backend_without_declared_parameters_gets_what_no_other_declares() -> None:
+    spec = load({"backend": "S[Scale,Anything]", "factor": 3, "other": "x", "Anything::factor": 5, "max": 4}).nodes["main"].groups[0].spec
+    assert member(spec, 0).factor == 3
+    assert member(spec, 1) == {"other": "x", "factor": 5}
+
+
+def test_unknown_keys_name_node_key_and_the_nearest() -> None:
+    assert (
+        problem({"n": {"backend": "Scale", "facter": 3}})
+        == "[n] facter: no key of a node, nor a parameter of Scale, did you mean 'factor'?"
+    )
+    assert "did you mean 'instance_num'" in problem({"backend": "Scale", "instance_nums": 3})
+    assert "Scale has no parameter 'facter', did you mean 'factor'" in problem({"backend": "Scale", "Scale::facter": 3})
+    assert "did you mean 'Scale::factor'" in problem({"backend": "Scale", "Scael::factor": 3})
+    assert problem({"facter": 3, "n": {"backend": "Scale"}}) == "facter: no node knows this key, did you mean 'factor'?"
+
+
+def test_a_default_need_only_be_known_to_one_node() -> None:
+    assert params(load({"offset": 3, "a": {"backend": "Scale", "next": "b"}, "b": {"backend": "Shift"}}), "b").offset == 3
+
+
+def test_values_are_validated() -> None:
+    assert "[main] factor: found 'many': input should be a valid integer" in problem({"backend": "Scale", "factor": "many"})
+    assert "[main] Scale::factor: found 'many'" in problem({"backend": "Scale", "Scale::factor": "many"})
+    assert "[main] instance_num: found 0: input should be greater" in problem({"backend": "Scale", "instance_num": 0})
+    assert "[main] resize_w: ResizeMat needs resize_w" in problem({"backend": "ResizeMat", "resize_h": 4})
+
+
+def test_keys_of_the_node() -> None:
+    keys = {"batching_timeout": "2.5", "priority_levels": 4, "default_priority": 3, "retry": False, "stuck_after": 5}
+    node = load({"backend": "Scale", **keys}).nodes["main"]
+    assert (node.batching_timeout, node.priority_levels, node.default_priority, node.retry, node.stuck_after) == (2.5, 4, 3, False, 5.0)
+    assert load({"backend": "Scale", "priority_levels": 5}).nodes["main"].default_priority == 3
+    assert "found 5, expected 1 to 4" in problem({"backend": "Scale", "priority_levels": 4, "default_priority": 5})
+    assert "expected priority_levels" in problem({"backend": "Scale", "default_priority": 1})
+
+
+def test_interpreter_and_macros_of_torchpipe() -> None:
+    config = load({"Interpreter::backend": "PipelineV3", "n": {"backend": "Anything", "key": "TASK_RESULT_KEY"}})
+    assert params(config, "n") == {"key": "result"}
+    assert "'Ring' is not supported by this version yet" in problem({"Interpreter::backend": "Ring", "n": {"backend": "Scale"}})
+    assert "expected 'PipelineV3'" in problem({"Interpreter::backend": "Pipe", "n": {"backend": "Scale"}})
+
+
+# Groups
+
+
+def test_ampersands_make_groups() -> None:
+    keys = {"backend": "TensorrtTensor", "model": "b1.onnx&b4.onnx", "max": "1&4", "instance_num": "2&3", "precision": "fp16"}
+    groups = load(keys).nodes["main"].groups
+    assert [(group.spec.params.model, group.max, group.instances, group.spec.params.precision) for group in groups] == [
+        ("b1.onnx", 1, 2, "fp16"),
+        ("b4.onnx", 4, 3, "fp16"),
+    ]
+    assert [group.spec.declared_range for group in groups] == [(1, 1), (1, 4)]
+
+
+def test_one_value_beside_groups_holds_for_each() -> None:
+    groups = load({"backend": "Scale", "factor": "1&2", "max": 4}).nodes["main"].groups
+    assert [(group.spec.params.factor, group.max) for group in groups] == [(1, 4), (2, 4)]
+
+
+def test_groups_that_do_not_agree() -> None:
+    assert "factor has 2, max has 3" in problem({"backend": "Scale", "factor": "1&2", "max": "1&2&3"})
+    assert "an empty piece beside &" in problem({"backend": "Scale", "factor": "1&"})
+
+
+def test_an_ampersand_in_an_argument_is_text() -> None:
+    assert params(load("Scale(label='a&b')")).label == "a&b"
+
+
+# Ranges
+
+
+def test_a_nodes_max_above_its_backends() -> None:
+    assert problem({"backend": "Four", "max": 8}) == "[main] max: 8 is more than the backend takes: Four has the range [2, 4]"
+    assert "1 is less than the backend takes" in problem({"backend": "Four", "max": 1})
+    assert "5 is more than the backend takes" in problem({"backend": "Four", "min": 5})
+    assert "min is 3 and max is 2" in problem({"backend": "Scale", "min": 3, "max": 2})
+
+
+def test_a_global_max_only_caps() -> None:
+    group = load({"max": 8, "n": {"backend": "Four"}}).nodes["n"].groups[0]
+    assert group.bound(4) == 4
+
+
+def test_a_sequential_without_a_common_range_is_an_error() -> None:
+    class Eight(Backend):
+        parameters = Params
+        min, max = 8, 8
+
+    register_backend("Eight", Eight)
+    assert "[main] backend: the members of the Sequential share no batch size" in problem("S[Four,Eight]")
+    assert load("S[DecodeMat,Four]").nodes["main"].groups[0].spec.declared_range == BatchRange(2, 4)
+
+
+# Expressions
+
+
+def test_problems_of_expressions() -> None:
+    assert problem("S[Scale").startswith("[main] backend: at character 8")
+    assert "did you mean 'Scale'" in problem("Scael")
+    assert "filters are not supported by this version yet" in problem("S[Scale,(or)Shift]")
+    assert "Scale takes none in brackets, found 1" in problem("Scale[Shift]")
+    assert "SyncTensor takes 1 in brackets, found 2" in problem("SyncTensor[Scale,Shift]")
+    assert "SyncTensor takes 1 in brackets, found 0" in problem("SyncTensor")
+    assert "Python needs a name" in problem("Python")
+
+
+def test_python_names_a_registered_backend() -> None:
+    config = load({"backend": "Python[Scale]", "Scale::factor": 4})
+    assert config.nodes["main"].groups[0].spec.cls is Scale
+    assert params(config).factor == 4
+
+
+def test_python_from_a_file_beside_the_toml(tmp_path: Path) -> None:
+    code = """
+class Add:
+    def init(self, params):
+        self.n = params["n"]
+
+    def forward(self, batch):
+        for item in batch:
+            item["result"] = item["data"] + self.n
+"""
+    write(tmp_path, code, "ops.py")
+    config = load(write(tmp_path, 'backend = "S[Python[ops.py:Add],Identity]"\n"Add::n" = 3'))
+    backend = config.nodes["main"].groups[0].spec.create(Context(directory=config.directory))
+    item: Item = {"data": 1}
+    backend.forward([item])
+    assert item["result"] == 4
+    assert "has no 'Ad', did you mean 'Add'" in problem(write(tmp_path, 'backend = "Python[ops.py:Ad]"'))
+
+
+# Graph
+
+
+def test_problems_of_the_graph() -> None:
+    def graph(**following: Any) -> dict[str, Any]:
+        return {name: {"backend": "Scale", **({"next": value} if value is not None else {})} for name, value in following.items()}
+
+    assert problem(graph(one="twoo", two=None)) == "[one] next: there is no node 'twoo', did you mean 'two'?"
+    assert "an empty piece in 'two,'" in problem(graph(one="two,", two=None))
+    assert "'two' is named twice" in problem(graph(one="two,two", two=None))
+    assert "expected the name of a node, found 3" in problem(graph(one=3))
+    assert "in a circle: one -> one" in problem(graph(one="one"))
+    assert "in a circle: b -> c -> b" in problem(graph(a="b", b="c", c="b"))
+    assert "several roots (a, b) are not supported by this version yet" in problem(graph(a=None, b=None))
+    assert "several successors (b, c) are not supported by this version yet" in problem(graph(a="b,c", b=None, c=None))
+    assert any("several predecessors (a, b)" in each for each in problems(graph(a="c", b="c", c=None)))
+    assert list(load(graph(a=["b"], b=None)).nodes) == ["a", "b"]
+
+
+@pytest.mark.parametrize("key", ["filter", "map", "borrow_from", "jump"])
+def test_features_to_come_say_so(key: str) -> None:
+    assert problem({"n": {"backend": "Scale", key: "x"}}) == f"[n] {key}: {key} is not supported by this version yet"
+
+
+def test_names_of_nodes(tmp_path: Path) -> None:
+    assert "reserved" in problem({"data": {"backend": "Scale"}})
+    assert "reserved" in problem({"_a": {"backend": "Scale"}})
+    assert "letters, digits" in problem({"a b": {"backend": "Scale"}})
+    assert any("logical nodes are not supported" in each for each in problems({"rec": {"backend": "Scale"}, "rec.2": {"backend": "Scale"}}))
+    assert "[rec.2]: logical nodes are not supported" in problem(write(tmp_path, '[rec]\nbackend = "Scale"\n[rec.2]\nnext = "a"'))
+    assert "there is no node 'rec' whose logical node" in problem(write(tmp_path, '[rec.2]\nbackend = "Scale"'))
+
+
+# [pipeline]
+
+
+def test_the_pipeline_table(tmp_path: Path) -> None:
+    text = """
+    backend = "Scale"
+    [pipeline]
+    name = "digits"
+    version = 3
+    description = "Reads digits."
+    max_requests = 64
+    timeout = 2.5
+    [pipeline.inputs]
+    data = {kind = "tensor", dtype = "uint8", shape = [-1, 8, 8]}
+    [pipeline.outputs]
+    label = {kind = "text", labels = "labels.txt", description = "The digit."}
+    """
+    config = load(write(tmp_path, text))
+    assert (config.name, config.version, config.description, config.max_requests, config.timeout) == (
+        "digits",
+        "3",
+        "Reads digits.",
+        64,
+        2.5,
+    )
+    assert config.inputs == (Port("data", "tensor", "uint8", (-1, 8, 8)),)
+    assert config.outputs == (Port("label", "text", labels="labels.txt", description="The digit."),)
+
+
+def test_problems_of_the_pipeline_table() -> None:
+    def table(**keys: Any) -> list[str]:
+        return problems({"pipeline": keys, "n": {"backend": "Scale"}})
+
+    assert table(timout=3) == ["[pipeline] timout: there is no key 'timout' here, did you mean 'timeout'?"]
+    assert table(loop=True) == ["[pipeline] loop: this key is not supported by this version yet"]
+    assert "[pipeline] outputs.label.kind: found 'txt'" in table(outputs={"label": {"kind": "txt"}})[0]
+    assert "did you mean 'kind'" in table(outputs={"label": {"knd": "text"}})[0]
+    assert "can't be an input" in table(inputs={"node_name": {}})[0]
+    assert problem({"pipeline": 3, "n": {"backend": "Scale"}}) == "[pipeline]: expected a table, found 3"
+
+
+# All together
+
+
+def test_all_problems_of_a_file_come_at_once(tmp_path: Path) -> None:
+    text = """
+    colour = "rgb"
+    [a]
+    backend = "Scael"
+    next = "bb"
+    facter = 2
+    [b]
+    backend = "S[Scale"
+    [c]
+    next = "b"
+    [pipeline]
+    timeout = -1
+    """
+    found = problems(write(tmp_path, text))
+    assert all(each.startswith(str(tmp_path / "p.toml")) for each in found)
+    for expected in ("colour: no node knows", "[a] backend", "[a] next", "[a] facter", "[b] backend", "[c] backend", "[pipeline] timeout"):
+        assert any(expected in each for each in found), (expected, found)
+    assert len(found) == 7
+
+
+def test_the_guides_file() -> None:
+    config = load(EXAMPLES / "resnet" / "guide.toml")
+    assert list(config.nodes) == ["cpu_decoder", "cpu_posdecoder", "resnet50"]
+    assert [node.groups[0].instances for node in config.nodes.values()] == [8, 8, 2]
+    assert {node.batching_timeout for node in config.nodes.values()} == {5.0}
+    engine = member(config.nodes["resnet50"].groups[0].spec, 0)
+    assert (engine.precision, engine.mean, engine.max, engine.cache) == ("fp16", (123.675, 116.28, 103.53), "4", "resnet50.trt")
+
+
+def test_the_guides_slip(tmp_path: Path) -> None:
+    text = (EXAMPLES / "resnet" / "guide.toml").read_text().replace('next = "cpu_posdecoder"', 'next = "cpu_posprocess"')
+    assert problem(write(tmp_path, text)).endswith("[cpu_decoder] next: there is no node 'cpu_posprocess', did you mean 'cpu_posdecoder'?")
