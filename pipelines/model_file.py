@@ -12,17 +12,14 @@ from .source import Tables
 
 COLORS = {1: "gray", 3: "rgb"}
 """Channels of the model's input -> the colour that images are converted to."""
+FLOATS = frozenset({"FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16"})
 
 
 def classifier(path: Path, labels: Path | None) -> Tables:
     """Tables of one node that decodes and prepares, and one that runs the model. Raises ConfigError."""
-    channels, height, width = _image_input(path)
-    answer = "SoftmaxArgMaxTensor"
-    model: dict[str, Any] = {"backend": f"S[OnnxTensor,{answer}]", "model": str(path.resolve())}
-    if labels is not None:
-        if not labels.is_file():
-            raise ConfigError([Problem("there is no such file: expected the labels, one per line", str(labels))])
-        model[f"{answer}::labels"] = str(labels.resolve())
+    graph = _read(path)
+    channels, height, width = _image_input(graph, path)
+    scores = _gives_scores(graph)
     prepare = {
         "backend": "S[DecodeMat,ResizeMat,CvtColorMat,Mat2Tensor]",
         "resize_h": height,
@@ -30,32 +27,66 @@ def classifier(path: Path, labels: Path | None) -> Tables:
         "color": COLORS[channels],
         "next": "model",
     }
+    model: dict[str, Any] = {"backend": "OnnxTensor", "model": str(path.resolve())}
+    outputs: dict[str, Any] = {}
+    if scores:
+        model["backend"] = "S[OnnxTensor,SoftmaxArgMaxTensor]"
+        model["SoftmaxArgMaxTensor::softmax"] = graph.node[-1].op_type != "Softmax"
+        outputs = {
+            "class": {"kind": "integer", "description": "The best class, counted from 0."},
+            "score": {"kind": "number", "description": "Its probability."},
+        }
+    if labels is not None:
+        if not scores:
+            raise ConfigError([Problem("labels are given, and the model is no classifier: its answer is not one row of scores", str(path))])
+        if not labels.is_file():
+            raise ConfigError([Problem("there is no such file: expected the labels, one per line", str(labels))])
+        model["SoftmaxArgMaxTensor::labels"] = str(labels.resolve())
+        label = {"kind": "text", "labels": str(labels.resolve()), "description": "The best class's label."}
+        outputs = {"label": label, **outputs}
     name = re.sub(r"[^A-Za-z0-9_.\-]", "_", path.stem)
-    return Tables(name, {"prepare": prepare, "model": model}, file=str(path), directory=path.resolve().parent)
+    tables = {"prepare": prepare, "model": model}
+    return Tables(name, tables, pipeline={"outputs": outputs}, file=str(path), directory=path.resolve().parent)
 
 
-def _image_input(path: Path) -> tuple[int, int, int]:
-    """Channels, height and width of the model's one input."""
+def _read(path: Path) -> Any:
+    """The model's graph, without weights that lie beside it."""
     if not path.is_file():
         raise ConfigError([Problem("there is no such file: expected an ONNX model", str(path))])
     import onnx
-
-    def refuse(found: str) -> ConfigError:
-        advice = "expected one image, float N×C×H×W with fixed C (1 or 3), H and W; write a pipeline file (.toml) for other models"
-        return ConfigError([Problem(f"{found}: {advice}", str(path))])
 
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
     except Exception as error:
         raise ConfigError([Problem(f"this is no ONNX model: {error}", str(path))]) from error
+    if not graph.node or not graph.output:
+        raise ConfigError([Problem("this is no ONNX model: it has no operators or no outputs", str(path))])
+    return graph
+
+
+def _image_input(graph: Any, path: Path) -> tuple[int, int, int]:
+    """Channels, height and width of the model's one input."""
+    advice = "expected one image, float N×C×H×W with fixed C (1 or 3), H and W; write a pipeline file (.toml) for other models"
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [each for each in graph.input if each.name not in weights]
     if len(inputs) != 1:
-        raise refuse(f"the model has {len(inputs)} inputs")
-    tensor = inputs[0].type.tensor_type
-    shape: list[Any] = [each.dim_value if each.HasField("dim_value") else each.dim_param or "?" for each in tensor.shape.dim]
-    kind = onnx.TensorProto.DataType.Name(tensor.elem_type)
-    image = len(shape) == 4 and all(isinstance(size, int) and size > 0 for size in shape[1:]) and shape[1] in COLORS
-    if not image or kind not in {"FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16"}:
-        raise refuse(f"the model's input {inputs[0].name!r} is {kind.lower()} {'×'.join(map(str, shape)) or 'without a shape'}")
+        raise ConfigError([Problem(f"the model has {len(inputs)} inputs: {advice}", str(path))])
+    shape, kind = _shape(inputs[0])
+    if len(shape) != 4 or not all(isinstance(size, int) and size > 0 for size in shape[1:]) or shape[1] not in COLORS or kind not in FLOATS:
+        found = f"{kind.lower()} {'×'.join(map(str, shape)) or 'without a shape'}"
+        raise ConfigError([Problem(f"the model's input {inputs[0].name!r} is {found}: {advice}", str(path))])
     return shape[1], shape[2], shape[3]
+
+
+def _gives_scores(graph: Any) -> bool:
+    """Whether the model's one output is a row of scores per image."""
+    return len(graph.output) == 1 and len(_shape(graph.output[0])[0]) == 2
+
+
+def _shape(value: Any) -> tuple[list[Any], str]:
+    """Sizes (a name or ? where one is not fixed) and ONNX's name of the type."""
+    from onnx import TensorProto
+
+    tensor = value.type.tensor_type
+    sizes = [each.dim_value if each.HasField("dim_value") else each.dim_param or "?" for each in tensor.shape.dim]
+    return sizes, str(TensorProto.DataType.Name(tensor.elem_type))
