@@ -51,7 +51,7 @@ def order(graph: Mapping[str, tuple[str, ...]]) -> tuple[list[str], list[Problem
     roots = [name for name, before in predecessors.items() if not before]
     if len(roots) > 1:
         problems.append(Problem(f"several roots ({', '.join(roots)}) are {LATER}: is a next missing that leads to one of them?"))
-    if problems:
+    if problems or not roots:
         return list(graph), problems
     ordered = list(roots)
     while graph[ordered[-1]]:

@@ -1,0 +1,81 @@
+"""Admission: the one place where a request may be refused for load, at the pipeline's entry (docs/scheduling.md, rule 6)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from penstock.backends.errors import Overloaded, QueueFull
+
+from .node import Node
+
+
+class Admission:
+    """Counts what is inside, and estimates whether one more can be answered in time.
+
+    `inside` counts requests, `rows` their `request_size`. A refusal costs no queue, no future and no thread.
+    """
+
+    __slots__ = ("_empty", "inside", "max_requests", "nodes", "pace", "refused", "rows", "run_time")
+
+    def __init__(self, max_requests: int) -> None:
+        self.nodes: Sequence[Node] = ()
+        self.max_requests = max_requests
+        self.inside = 0
+        self._empty: asyncio.Future[None] | None = None
+        self.rows = 0
+        self.pace = 0.0  # seconds per row at the slowest node; 0 until a batch has run
+        self.run_time = 0.0  # seconds an item spends running, over all nodes
+        self.refused = {"queue_full": 0, "overloaded": 0}
+
+    def update(self) -> None:
+        """A batch has run: the rates have changed."""
+        pace = run_time = 0.0
+        for node in self.nodes:
+            node_pace = node.seconds_per_item
+            if node_pace > pace:
+                pace = node_pace
+            run_time += node.statistics.seconds_per_batch
+        self.pace = pace
+        self.run_time = run_time
+
+    def enter(self, size: int, budget: float, priority: int | None) -> None:
+        """Count a request of `size` rows with `budget` seconds left in, or raise `QueueFull` or `Overloaded`."""
+        rows = self.rows + size
+        if self.inside >= self.max_requests:
+            self.refused["queue_full"] += 1
+            raise QueueFull(f"{self.inside} requests are inside, no more than {self.max_requests} (max_requests) may be")
+        if rows * self.pace + self.run_time > budget:  # as if all rows inside were ahead: no finer estimate is larger
+            self._estimate(size, budget, priority)
+        self.inside += 1
+        self.rows = rows
+
+    def leave(self, size: int) -> None:
+        """A request has ended."""
+        self.inside -= 1
+        self.rows -= size
+        if self._empty is not None and not self.inside and not self._empty.done():
+            self._empty.set_result(None)
+
+    def wait_empty(self) -> asyncio.Future[None]:
+        """A future that ends when nobody is inside any more. Somebody must be."""
+        self._empty = asyncio.get_running_loop().create_future()
+        return self._empty
+
+    def _estimate(self, size: int, budget: float, priority: int | None) -> None:
+        """Refuse only what would have to queue: where a group is idle an estimate may be wrong, and running corrects it."""
+        slowest = max(self.nodes, key=lambda node: node.seconds_per_item)
+        if not slowest.scheduler.would_queue:
+            return
+        ahead = 0
+        for node in self.nodes:
+            ahead += node.ahead_of(priority)
+            if node is slowest:
+                break
+        wait = (ahead + size) * self.pace + self.run_time
+        if wait > budget:
+            self.refused["overloaded"] += 1
+            raise Overloaded(
+                f"an answer would take about {wait * 1000:.0f} ms ({ahead} rows ahead at node {slowest.name!r}), "
+                f"the deadline is in {budget * 1000:.0f} ms"
+            )

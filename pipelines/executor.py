@@ -1,0 +1,202 @@
+"""An executor: one daemon thread that owns one backend instance and runs one batch at a time.
+
+Everything that runs on that thread is here; what the loop does with the outcome is in `node.py`. The two meet in two places only: a
+`SimpleQueue` in, one `call_soon_threadsafe` a batch out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+from penstock.backends.base import Backend, Context
+from penstock.backends.errors import BackendError, DeviceError, InvalidInput
+from penstock.backends.item import Item
+from penstock.backends.spec import Spec
+
+from .queue import Batch, Entry
+from .scheduler import Group
+
+logger = logging.getLogger("penstock.executor")
+
+NEVER_RETRIED = (MemoryError, DeviceError)
+"""What fails a whole batch at once: running its items one by one would only fail again, and harder."""
+
+
+class Owner(Protocol):
+    """What an executor reports to, always on the owner's loop (`node.py`)."""
+
+    retry: bool
+    retry_suspended: bool
+
+    def executor_loaded(self, executor: Executor, low: int, high: int) -> None: ...
+    def executor_finished(self, executor: Executor, batch: Batch) -> None: ...
+    def executor_died(self, executor: Executor, error: BaseException) -> None: ...
+    def executor_stopped(self, executor: Executor) -> None: ...
+
+
+class Executor:
+    """`start` hands it a batch; the owner hears of it when the batch has run. The scheduler never starts a second one before that."""
+
+    __slots__ = ("_callbacks", "_context", "_inbox", "_loop", "_owner", "_spec", "_thread", "clock", "group", "loaded", "max", "name")
+
+    def __init__(
+        self,
+        name: str,
+        spec: Spec,
+        context: Context,
+        group: Group,
+        owner: Owner,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.group = group
+        self.max = 1  # set by the owner once the backend is loaded
+        self.loaded = False
+        self.clock = clock
+        self._callbacks = contextvars.Context()  # empty: what runs on the loop for us inherits nothing
+        self._spec = spec
+        self._context = context
+        self._owner = owner
+        self._loop = loop
+        self._inbox: SimpleQueue[Batch | None] = SimpleQueue()
+        # A daemon: native code that never returns can't be killed, and must not keep the process alive.
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+
+    def __repr__(self) -> str:
+        return f"<Executor {self.name}>"
+
+    def launch(self) -> None:
+        """Start the thread: it loads the backend, warms it up and reports."""
+        self._thread.start()
+
+    def start(self, batch: Batch) -> None:
+        self._inbox.put(batch)
+
+    def stop(self) -> None:
+        """Let the thread end after the batch it runs. It closes its backend and reports."""
+        self._inbox.put(None)
+
+    def join(self, timeout: float) -> bool:
+        """Whether the thread has ended. Only after it reported its stop, so this does not block the loop for long."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def stack(self) -> str:
+        """Where the thread is right now, as a traceback."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        return "".join(traceback.format_stack(frame)) if frame is not None else "(the thread has ended)"
+
+    # on the thread
+
+    def _report(self, report: Callable[..., None], *args: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(report, self, *args, context=self._callbacks)
+        except RuntimeError:  # the loop is closed, nobody is there to hear
+            logger.debug("%s: the loop is closed", self.name)
+
+    def _main(self) -> None:
+        owner = self._owner
+        backend: Backend | None = None
+        try:
+            backend = self._spec.create(self._context)
+            backend.warm_up()
+            self._report(owner.executor_loaded, backend.min, backend.max)
+            while True:
+                batch = self._inbox.get()
+                if batch is None:
+                    break
+                batch.started = self.clock()
+                run_batch(backend, batch, owner, self.clock)
+                batch.ended = self.clock()
+                self._report(owner.executor_finished, batch)
+                del batch  # an idle executor keeps no items alive
+        except BaseException as error:  # reported, not swallowed: the owner fails the batch and restarts the executor
+            self._report(owner.executor_died, error)
+        finally:
+            if backend is not None:
+                try:
+                    backend.close()
+                except Exception:
+                    logger.exception("%s: close failed", self.name)
+            del backend
+            self._report(owner.executor_stopped)
+
+
+def run_batch(backend: Backend, batch: Batch, owner: Owner, clock: Callable[[], float]) -> None:
+    """Run the batch; where it fails, run its items one by one on fresh copies, so that only the guilty fail.
+
+    Leaves each entry's outcome in `batch.outcomes`. An exception that is no `Exception` ends the thread.
+    """
+    entries = batch.entries
+    try:
+        backend.forward(batch.outcomes)
+    except Exception as error:
+        if len(entries) == 1:
+            batch.outcomes = [_outcome_of(error, entries[0], batch, backend)]
+        elif isinstance(error, NEVER_RETRIED) or not owner.retry or (owner.retry_suspended and not isinstance(error, InvalidInput)):
+            _log(batch, error)
+            batch.outcomes = [_wrap(error, batch, backend) for _ in entries]
+        else:
+            _run_singly(backend, batch, owner, clock)
+    else:
+        owner.retry_suspended = False
+
+
+def _run_singly(backend: Backend, batch: Batch, owner: Owner, clock: Callable[[], float]) -> None:
+    entries = batch.entries
+    # in place: if the thread dies on the way, what has run until then counts
+    outcomes = batch.outcomes = [None] * len(entries)
+    failed = 0
+    for position, entry in enumerate(entries):
+        if entry.future.done() or entry.deadline <= clock():
+            continue  # the caller left, or will be told that it is too late
+        item = entry.item.copy()
+        try:
+            backend.forward([item])
+        except Exception as error:
+            outcome = outcomes[position] = _outcome_of(error, entry, batch, backend)
+            failed += isinstance(outcome, BaseException)
+            if isinstance(error, NEVER_RETRIED):
+                outcomes[position + 1 :] = [_wrap(error, batch, backend) for _ in entries[position + 1 :]]
+                return
+        else:
+            outcomes[position] = item
+    # A backend that fails whatever it is given would cost 1 + n runs a batch: not again until some run succeeds.
+    owner.retry_suspended = failed == len(entries)
+
+
+def _outcome_of(error: Exception, entry: Entry, batch: Batch, backend: Backend) -> Item | BackendError:
+    """What becomes of an item that failed alone: a soft failure for `InvalidInput`, else a failure."""
+    if isinstance(error, InvalidInput):
+        item = entry.item.copy()
+        item["error"] = error
+        return item
+    _log(batch, error)
+    return _wrap(error, batch, backend)
+
+
+def _wrap(error: Exception, batch: Batch, backend: Backend) -> BackendError:
+    """A new exception for each caller: raising one object in many tasks would grow its traceback without end."""
+    name = getattr(error, "penstock_backend", type(backend).__name__)
+    kind = DeviceError if isinstance(error, DeviceError) else BackendError
+    wrapped = kind(f"node {batch.node!r}: backend {name} raised {type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def _log(batch: Batch, error: Exception) -> None:
+    requests = ", ".join(entry.request_id for entry in batch.entries if entry.request_id)
+    logger.error(
+        "node %s: a batch of %d failed%s", batch.node, batch.size, f" (requests {requests})" if requests else "", exc_info=error,
+        extra={"node": batch.node},
+    )  # fmt: skip

@@ -1,0 +1,301 @@
+"""The asyncio face: a loaded pipeline, its life, and one request's way through it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self, overload
+
+from penstock.backends.errors import DeadlineExceeded, InvalidRequest, MissingData, NotReady
+from penstock.backends.item import Item
+
+from .admission import Admission
+from .config import PipelineConfig, load
+from .node import Node
+from .queue import Batch, Entry, Outcome
+
+logger = logging.getLogger("penstock.pipeline")
+
+
+class Stage(NamedTuple):
+    """One item at one node: seconds in the queue, seconds of its batch's run, rows of that batch."""
+
+    node: str
+    queue: float
+    run: float
+    batch_size: int
+
+
+class Run(Entry):
+    """One request in a linear pipeline: the entry of whichever node it is at. Await `future` for the final item.
+
+    Whoever awaits it must call `leave` if that wait does not end with an answer: it drops a request whose caller is gone.
+    """
+
+    __slots__ = ("admission", "batch", "data", "node", "stages")
+
+    def __init__(
+        self, item: Item, future: asyncio.Future[Item], deadline: float, priority: int | None, size: int, admission: Admission, node: Node
+    ) -> None:
+        # Entry's fields are set here, not by a call: this is the hot path.
+        self.item = item
+        self.future = future
+        self.deadline = deadline
+        self.wanted = priority
+        self.priority = 0
+        self.size = size
+        self.request_id = ""
+        self.data = item["data"]
+        self.node = node
+        self.admission: Admission | None = admission  # None: the request has ended
+        self.batch: Batch | None = None  # the last one it ran in
+        self.stages: list[tuple[Batch, float]] | None = None  # the ones before, and when it was queued for each
+
+    def finish(self, outcome: Outcome, batch: Batch, now: float) -> None:
+        future = self.future
+        node = self.node
+        self.batch = batch
+        if future.done():  # the caller left while the item ran
+            node.statistics.count("cancelled")
+        elif now > self.deadline:
+            node.statistics.count("expired")
+            future.set_exception(DeadlineExceeded(f"node {node.name!r}: the answer came after the deadline"))
+        elif type(outcome) is dict:
+            if "error" in outcome:
+                node.statistics.count("soft")
+            elif node.next is not None and "result" in outcome:
+                # filter `swap`: the result is the next node's data. An item without a result has its answer (Break).
+                outcome["data"] = outcome.pop("result")
+                self.stages = [*(self.stages or ()), (batch, self.enqueued)]
+                self.item = outcome
+                self.node = node.next
+                node.next.enqueue(self, now)
+                return
+            outcome["data"] = self.data  # the caller's own
+            future.set_result(outcome)
+        else:
+            assert isinstance(outcome, BaseException)
+            node.statistics.count("failed")
+            future.set_exception(outcome)
+        admission = self.admission
+        if admission is not None:
+            self.admission = None
+            admission.leave(self.size)
+
+    def fail(self, error: BaseException) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+        self.leave()
+
+    def timings(self) -> list[Stage]:
+        """What happened at each node the item has passed, in order."""
+        stages = self.stages or []
+        if self.batch is not None:
+            stages = [*stages, (self.batch, self.enqueued)]
+        return [Stage(batch.node, batch.started - queued, batch.ended - batch.started, batch.size) for batch, queued in stages]
+
+    def leave(self) -> None:
+        """The request is over, or its caller has gone: stop counting it, and drop it from where it queues. Idempotent."""
+        admission = self.admission
+        if admission is not None:
+            self.admission = None
+            self.node.discard(self)
+            self.future.cancel()
+            admission.leave(self.size)
+
+
+class Pipeline:
+    """A pipeline, loaded and checked. Serves between `start` and `close`, or inside `async with`.
+
+    ```python
+    async with Pipeline.load("digits.toml") as pipeline:
+        answer = await pipeline({"data": png_bytes})
+    ```
+    """
+
+    def __init__(self, config: PipelineConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.config = config
+        self.name = config.name
+        self.nodes: tuple[Node, ...] = ()
+        self.state = "created"  # then loading, ready, draining, closed
+        self._clock = clock
+        self.entry: Node
+        self._create_future: Callable[[], asyncio.Future[Item]]
+        self._admission = Admission(config.max_requests)
+
+    @classmethod
+    def load(cls, source: str | Path | Mapping[str, Any], *, name: str | None = None) -> Self:
+        """Read and check a pipeline: a TOML file, a dict of node dicts, a flat dict (one node), or an expression string.
+
+        Raises `ConfigError` with every problem found; `TypeError` for another type of source. Nothing is started.
+        """
+        return cls(load(source, name=name))
+
+    def __repr__(self) -> str:
+        active = sum(len(node.scheduler.running) for node in self.nodes)
+        queued = sum(node.scheduler.queued for node in self.nodes)
+        return f"<Pipeline {self.name}: {self.state}, {active} active, {queued} queued>"
+
+    # life
+
+    async def start(self) -> None:
+        """Load every backend on its executor thread and warm it up. Raises `BackendError` if one can't be; nothing is left running then."""
+        if self.state != "created":
+            raise RuntimeError(f"pipeline {self.name!r} was started before; load it again")
+        self.state = "loading"
+        loop = asyncio.get_running_loop()
+        self._create_future = loop.create_future
+        update = self._admission.update
+        self.nodes = nodes = tuple(Node(config, self.config, loop, self._clock, update) for config in self.config.nodes.values())
+        self._admission.nodes = nodes
+        for node, following in pairwise(nodes):
+            node.next = following
+        self.entry = nodes[0]
+        starting = [asyncio.ensure_future(node.start()) for node in nodes]
+        try:
+            await asyncio.gather(*starting)
+        except BaseException:
+            await asyncio.wait([*starting, asyncio.ensure_future(self.close(0))])
+            raise
+        self.state = "ready"
+
+    async def close(self, timeout: float = 10.0) -> None:
+        """Take nothing more in, let what is inside end within `timeout` seconds, fail the rest with `NotReady`, end the threads.
+
+        Idempotent. A thread that runs native code can't be killed: after its bound it is reported and left behind.
+        """
+        if self.state in ("draining", "closed"):
+            return
+        self.state = "draining"
+        if self._admission.inside and timeout > 0:
+            await asyncio.wait([self._admission.wait_empty()], timeout=timeout)
+        self.state = "closed"
+        await asyncio.gather(*[node.close(max(timeout, 1.0)) for node in self.nodes])
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        await self.close()
+
+    @property
+    def not_ready(self) -> str:
+        """Why the pipeline is not ready; empty if it is."""
+        if self.state != "ready":
+            return f"pipeline {self.name!r} is {self.state}"
+        return "; ".join(reason for node in self.nodes if (reason := node.not_ready))
+
+    @property
+    def inside(self) -> int:
+        """Requests that were admitted and have not ended."""
+        return self._admission.inside
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """How many requests were refused at admission, by code."""
+        return self._admission.refused
+
+    # requests
+
+    @overload
+    async def __call__(self, item: Mapping[str, Any], *, timeout: float | None = None, priority: int | None = None) -> Item: ...
+    @overload
+    async def __call__(
+        self, item: Sequence[Mapping[str, Any]], *, timeout: float | None = None, priority: int | None = None
+    ) -> list[Item]: ...
+    async def __call__(
+        self, item: Mapping[str, Any] | Sequence[Mapping[str, Any]], *, timeout: float | None = None, priority: int | None = None
+    ) -> Item | list[Item]:
+        """Run one item, or a list of items as one call, and return new dicts: the final items, `data` as the caller gave it.
+
+        The caller's dict is not changed, and must not be changed by others, until the call returns.
+
+        `timeout`: seconds until the deadline, at most the pipeline's own. `priority`: 1 (highest) to the entry node's `priority_levels`.
+
+        Raises `InvalidInput` for a soft failure (in a list it stays with its item, as `error`), `MissingData`, `QueueFull`, `Overloaded`,
+        `NotReady`, `DeadlineExceeded`, `BackendError`. An exception in one item of a list cancels the others.
+        """
+        if type(item) is not dict and isinstance(item, (list, tuple)):
+            return await self._call_many(item, timeout, priority)
+        run = self.submit_nowait(as_item(item), timeout, priority)
+        try:
+            answer: Item = await run.future
+        except BaseException:
+            run.leave()
+            raise
+        if "error" in answer:
+            raise answer["error"]
+        return answer
+
+    async def _call_many(self, items: Sequence[Mapping[str, Any]], timeout: float | None, priority: int | None) -> list[Item]:
+        runs: list[Run] = []
+        try:
+            for item in items:
+                runs.append(self.submit_nowait(as_item(item), timeout, priority))
+            return await asyncio.gather(*[run.future for run in runs])
+        finally:
+            for run in runs:
+                run.leave()
+
+    def submit_nowait(self, item: Item, timeout: float | None = None, priority: int | None = None) -> Run:
+        """Admit a request and queue it at the entry. The item is read until the request ends, never changed; it holds neither
+        `result` nor `error`.
+
+        Await `run.future` for the final item (a soft failure is in its `error`), and call `run.leave` if that wait is cancelled.
+        Raises what `__call__` raises at once: `MissingData`, `InvalidRequest`, `QueueFull`, `Overloaded`, `NotReady`.
+        """
+        if self.state != "ready":
+            raise NotReady(f"pipeline {self.name!r} is {self.state}")
+        if "data" not in item:
+            raise MissingData(f"pipeline {self.name!r}: the item has no 'data'; its keys are {sorted(map(str, item))}")
+        limit = self.config.timeout
+        if timeout is None or timeout > limit:
+            timeout = limit
+        size = self._size_of(item) if "request_size" in item else 1
+        if priority is not None:
+            self._check_priority(priority)
+        admission = self._admission
+        admission.enter(size, timeout, priority)
+        now = self._clock()
+        node = self.entry
+        run = Run(item, self._create_future(), now + timeout, priority, size, admission, node)
+        node.enqueue(run, now)
+        return run
+
+    def _check_priority(self, priority: int) -> None:
+        levels = self.entry.config.priority_levels
+        if not levels:
+            raise InvalidRequest(
+                f"pipeline {self.name!r} has no priorities (priority_levels of node {self.entry.name!r} is not set); got priority {priority}"
+            )
+        if not 1 <= priority <= levels:
+            raise InvalidRequest(f"pipeline {self.name!r} has {levels} priority levels, 1 is the highest; got priority {priority}")
+
+    def _size_of(self, item: Item) -> int:
+        size = item["request_size"]
+        if not isinstance(size, int) or size < 1:
+            raise InvalidRequest(f"pipeline {self.name!r}: 'request_size' is a positive int, the rows of this item; got {size!r}")
+        bound = min(node.scheduler.max for node in self.nodes)
+        if size > bound:
+            raise InvalidRequest(f"inference request batch-size must be <= {bound} for {self.name!r}; got {size}")
+        return size
+
+
+def as_item(item: Any) -> Item:
+    """The caller's item, without what an earlier call may have left in it. Raises `TypeError`.
+
+    It is copied only where that is needed: each node works on a copy anyway, made when its batch starts.
+    """
+    if type(item) is not dict:
+        if not isinstance(item, Mapping):
+            raise TypeError(f"an item is a dict with 'data', or a list of such; got {type(item).__name__}")
+        item = dict(item)
+    if "result" in item or "error" in item:
+        return {key: value for key, value in item.items() if key not in ("result", "error")}
+    return item  # type: ignore[no-any-return]

@@ -1,0 +1,237 @@
+"""The decision: which batch starts now, and on which executor.
+
+`Scheduler.decide` is synchronous and reads three things: the queue, the executors, the clock it is handed. It starts batches and
+returns when it wants to be called next. All waiting is in `node.py`, which calls it after every change: an executor became free, a timer
+fired, a caller left, items arrived. The rules are those of docs/scheduling.md; their numbers stand beside the lines that keep them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Protocol
+
+from .queue import NEVER, Batch, Bucket, Entry
+
+
+class Group:
+    """The executors of one node that share a device. On the CPU each instance is a group of its own."""
+
+    __slots__ = ("busy", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.busy = 0  # running executors
+
+    def __repr__(self) -> str:
+        return f"<Group {self.name}: {self.busy} busy>"
+
+
+class Startable(Protocol):
+    """What the decision needs of an executor."""
+
+    group: Group
+    max: int
+
+    def start(self, batch: Batch) -> None: ...
+
+
+class Scheduler:
+    """Queue, executors and decision of one node.
+
+    `batching_timeout` and `stuck_after` are seconds. `on_expired` gets each entry whose deadline came while it queued, `on_stuck` each
+    batch that has run for `stuck_after`.
+    """
+
+    __slots__ = (
+        "_arrivals", "_earliest", "batching_timeout", "buckets", "idle", "levels", "max", "name", "on_expired", "on_stuck", "queued",
+        "running", "stuck_after",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        batching_timeout: float = 0.0,
+        priority_levels: int = 0,
+        stuck_after: float = 60.0,
+        on_expired: Callable[[Entry], None],
+        on_stuck: Callable[[Batch], None],
+    ) -> None:
+        self.name = name
+        self.batching_timeout = batching_timeout
+        self.levels = priority_levels or 1
+        self.stuck_after = stuck_after
+        self.on_expired = on_expired
+        self.on_stuck = on_stuck
+        self.buckets: dict[Hashable, Bucket] = {}  # none of them empty
+        self.idle: list[Startable] = []  # the one that ran last is last
+        self.running: dict[Startable, Batch] = {}
+        self.queued = 0  # sum of the queued entries' sizes
+        self.max = 1  # the largest bound among the executors
+        self._arrivals = 0
+        self._earliest = NEVER  # no queued entry expires before this; may be too early, never too late
+
+    def __repr__(self) -> str:
+        return f"<Scheduler {self.name}: {len(self.running)} active, {len(self.idle)} idle, {self.queued} queued>"
+
+    # changes; each is followed by a decision
+
+    def enqueue(self, entry: Entry, key: Hashable, now: float) -> None:
+        """Add an entry to the end of its bucket."""
+        bucket = self.buckets.get(key)
+        if bucket is None:
+            bucket = self.buckets[key] = Bucket(key, self.levels)
+        self._arrivals += 1
+        entry.arrival = self._arrivals
+        entry.enqueued = now
+        entry.bucket = bucket
+        bucket.levels[entry.priority].append(entry)
+        size = entry.size
+        bucket.size += size
+        self.queued += size
+        if entry.deadline < self._earliest:
+            self._earliest = entry.deadline
+
+    def discard(self, entry: Entry) -> bool:
+        """Drop a queued entry whose caller left. Whether it was queued."""
+        bucket = entry.bucket
+        if not bucket.remove(entry):
+            return False
+        self._settle(bucket, entry.size)
+        return True
+
+    def add(self, executor: Startable) -> None:
+        """A new executor is ready for work."""
+        self.idle.append(executor)
+        self.max = max(item.max for item in (*self.idle, *self.running))
+
+    def release(self, executor: Startable) -> None:
+        """The executor's batch has ended."""
+        del self.running[executor]
+        executor.group.busy -= 1
+        self.idle.append(executor)
+
+    def remove(self, executor: Startable) -> Batch | None:
+        """The executor is no more. Returns the batch that it was running, if any."""
+        batch = self.running.pop(executor, None)
+        if batch is not None:
+            executor.group.busy -= 1
+        elif executor in self.idle:
+            self.idle.remove(executor)
+        self.max = max((item.max for item in (*self.idle, *self.running)), default=self.max)
+        return batch
+
+    def drain(self) -> list[Entry]:
+        """Remove and return everything that queues."""
+        entries = [entry for bucket in self.buckets.values() for entry in bucket]
+        for bucket in self.buckets.values():
+            bucket.clear()
+        self.buckets.clear()
+        self.queued = 0
+        self._earliest = NEVER
+        return entries
+
+    # the decision
+
+    def decide(self, now: float) -> float:
+        """Start every batch that may start at `now` (rule 1: late binding). Returns when to decide next; infinity: after a change."""
+        if now >= self._earliest:
+            self._expire(now)
+        while self.idle and self.buckets:
+            choice = self._choose(now)
+            if choice is None:
+                break
+            bucket, executor = choice
+            queued = bucket.size
+            entries, size = bucket.take(executor.max)
+            self._settle(bucket, queued - bucket.size)
+            if entries:  # else: all their callers had left
+                self.idle.remove(executor)
+                executor.group.busy += 1
+                batch = self.running[executor] = Batch(self.name, executor, entries, size, now)
+                executor.start(batch)
+        return self._next_wake(now)
+
+    @property
+    def would_queue(self) -> bool:
+        """Whether one more item would have to wait: no group is idle, or what queues already fills what is idle (rule 6)."""
+        room = 0
+        for executor in self.idle:
+            if not executor.group.busy:
+                room += executor.max
+        return room <= self.queued
+
+    def _choose(self, now: float) -> tuple[Bucket, Startable] | None:
+        """Rule 3: among the buckets that may start, the smallest head (priority, arrival)."""
+        choice: tuple[Bucket, Startable] | None = None
+        order = (0, 0)
+        for bucket in self.buckets.values():
+            head = bucket.head
+            if choice is not None and (head.priority, head.arrival) >= order:
+                continue
+            executor = self._executor_for(bucket, head, now)
+            if executor is not None:
+                choice = bucket, executor
+                order = head.priority, head.arrival
+        return choice
+
+    def _executor_for(self, bucket: Bucket, head: Entry, now: float) -> Startable | None:
+        """Rule 2: an executor of an idle group at once; one of a partly busy group only for a full or timed-out bucket.
+
+        Rule 3: of several, the smallest `max` that holds the bucket, else the largest; never one that the head does not fit.
+        """
+        overdue = bucket.size >= self.max or now >= bucket.oldest + self.batching_timeout
+        best: Startable | None = None
+        best_rank = (False, False, 0)
+        for executor in reversed(self.idle):  # the one that ran last has warm caches
+            if executor.max < head.size:
+                continue
+            busy = executor.group.busy > 0
+            if busy and not overdue:
+                continue
+            small = executor.max < bucket.size
+            rank = (busy, small, -executor.max if small else executor.max)
+            if best is None or rank < best_rank:
+                best, best_rank = executor, rank
+        return best
+
+    def _expire(self, now: float) -> None:
+        """Rule 5: answer what has reached its deadline, wherever it queues."""
+        self._earliest = NEVER
+        for bucket in list(self.buckets.values()):
+            queued = bucket.size
+            expired = bucket.take_expired(now)
+            self._settle(bucket, queued - bucket.size)
+            for entry in bucket:
+                self._earliest = min(self._earliest, entry.deadline)
+            for entry in expired:
+                self.on_expired(entry)
+
+    def _next_wake(self, now: float) -> float:
+        wake = self._earliest if self.buckets else NEVER
+        if self.idle:
+            largest = max(executor.max for executor in self.idle)
+            for bucket in self.buckets.values():
+                timeout = bucket.oldest + self.batching_timeout
+                if now < timeout < wake and bucket.head.size <= largest:
+                    wake = timeout
+        for batch in self.running.values():
+            if not batch.stuck:
+                stuck = batch.started + self.stuck_after
+                if stuck <= now:
+                    batch.stuck = True
+                    self.on_stuck(batch)
+                elif stuck < wake:
+                    wake = stuck
+        return wake
+
+    def _settle(self, bucket: Bucket, gone: int) -> None:
+        """Keep the books after `gone` rows left the bucket."""
+        self.queued -= gone
+        if not bucket.size:
+            del self.buckets[bucket.key]
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Everything that queues, bucket by bucket."""
+        for bucket in self.buckets.values():
+            yield from bucket

@@ -1,0 +1,96 @@
+"""Plain counters: what a node and a pipeline did. Exposition formats are made from them at scrape, elsewhere."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from .queue import Batch
+
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Histogram:
+    """Counts by bucket, `bounds` inclusive above, one more for what is larger than the last."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def observe_all(self, values: Sequence[float]) -> None:
+        """Observe several; cheap where they fall into one bucket, as the queue times of a batch mostly do."""
+        self.sum += sum(values)
+        low = bisect_left(self.bounds, min(values))
+        if bisect_left(self.bounds, max(values)) == low:
+            self.counts[low] += len(values)
+        else:
+            for value in values:
+                self.counts[bisect_left(self.bounds, value)] += 1
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+
+class NodeStatistics:
+    """Counters of one node, and the rate of its last 32 batches (warm-up never counts: it is no batch).
+
+    `outcomes`: items by how they left the node: ok, soft (unreadable), failed, expired (queued or late), cancelled.
+    """
+
+    __slots__ = (
+        "_recent", "_recent_seconds", "_recent_size", "batch_seconds", "batch_size", "batches", "outcomes",
+        "queue_seconds", "restarts",
+        "seconds_per_batch", "seconds_per_item",
+    )  # fmt: skip
+
+    RECENT = 32
+
+    def __init__(self) -> None:
+        self.outcomes = dict.fromkeys(("ok", "soft", "failed", "expired", "cancelled"), 0)
+        self.queue_seconds = Histogram(SECONDS)
+        self.batch_seconds = Histogram(SECONDS)
+        self.batch_size = Histogram(SIZES)
+        self.restarts = 0
+        self._recent: list[tuple[int, float]] = []  # a ring, at most RECENT long
+        self._recent_size = 0
+        self._recent_seconds = 0.0
+        self.batches = 0
+        self.seconds_per_item = 0.0  # executor time that a row costs, lately
+        self.seconds_per_batch = 0.0  # how long a batch takes, lately
+
+    def observe_batch(self, batch: Batch) -> None:
+        """Count a batch that has run, and its items as ok; `count` moves those that are not."""
+        started = batch.started
+        size = batch.size
+        seconds = batch.ended - started
+        self.outcomes["ok"] += len(batch.entries)
+        self.queue_seconds.observe_all([started - entry.enqueued for entry in batch.entries])
+        self.batch_size.observe(size)
+        self.batch_seconds.observe(seconds)
+        self._recent_size += size
+        self._recent_seconds += seconds
+        if len(self._recent) < self.RECENT:
+            self._recent.append((size, seconds))
+        else:
+            slot = self.batches % self.RECENT
+            old_size, old_seconds = self._recent[slot]
+            self._recent_size -= old_size
+            self._recent_seconds -= old_seconds
+            self._recent[slot] = size, seconds
+        self.batches += 1
+        self.seconds_per_item = self._recent_seconds / self._recent_size
+        self.seconds_per_batch = self._recent_seconds / len(self._recent)
+
+    def count(self, outcome: str) -> None:
+        """An item of an observed batch was not ok."""
+        self.outcomes["ok"] -= 1
+        self.outcomes[outcome] += 1
