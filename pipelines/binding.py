@@ -207,21 +207,11 @@ def _spec(member: Member, members: list[Member], own: dict[str, Any], defaults: 
     values: dict[str, Any] = {}
     places: dict[str, str] = {}
     for keys in (defaults, own):
-        for addressed in (False, True):
-            for key, value in keys.items():
-                # `min` and `max` are a node's and an engine's; all other keys of a node are its alone.
-                if (key in RESERVED_BY_NODE and (key not in GROUP_KEYS or member.parameters is None)) or member not in _receivers(
-                    key, members
-                ):
-                    continue
-                plain = member.parameters is None or key in member.parameters
-                named = key if plain else key.rpartition("::")[2]
-                if member.parameters is None and key.rpartition("::")[0] in member.addresses:
-                    plain, named = False, key.rpartition("::")[2]
-                if plain is not addressed:
-                    name = named if member.parameters is None else member.parameters[named]
-                    values[name] = value
-                    places[name] = key
+        targets = {key: target for key in keys if (target := _target(key, member, members)) is not None}
+        for key in sorted(targets, key=lambda key: targets[key][1]):  # addressed ones last: they win
+            parameter, _ = targets[key]
+            values[parameter] = keys[key]
+            places[parameter] = key
     values |= _arguments(member, problems, places)
     if member.cls.parameters is None:
         params: BaseModel | dict[str, Any] = values
@@ -236,6 +226,21 @@ def _spec(member: Member, members: list[Member], own: dict[str, Any], defaults: 
     if None in children:
         return None
     return Spec(member.name, member.cls, params, tuple(child for child in children if child is not None))
+
+
+def _target(key: str, member: Member, members: list[Member]) -> tuple[str, bool] | None:
+    """The parameter of `member` that a key sets, and whether it is addressed (`A::key`); None: it sets none."""
+    if member not in _receivers(key, members):
+        return None
+    declared = member.parameters
+    prefix, _, last = key.rpartition("::")
+    if declared is None:
+        if key in RESERVED_BY_NODE:
+            return None
+        return (last, True) if prefix in member.addresses else (key, False)
+    if key in RESERVED_BY_NODE - GROUP_KEYS:  # `min` and `max` are a node's and an engine's; all others are the node's alone
+        return None
+    return (declared[key], False) if key in declared else (declared[last], True)
 
 
 def _arguments(member: Member, problems: list[Problem], places: dict[str, str]) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from penstock.backends import registry
 from penstock.backends.base import Backend, BatchRange, Context, Params
@@ -413,6 +415,68 @@ def test_all_problems_of_a_file_come_at_once(tmp_path: Path) -> None:
     for expected in ("colour: no node knows", "[a] backend", "[a] next", "[a] facter", "[b] backend", "[c] backend", "[pipeline] timeout"):
         assert any(expected in each for each in found), (expected, found)
     assert len(found) == 7
+
+
+KEYS = st.sampled_from(
+    [
+        "a",
+        "b",
+        "next",
+        "backend",
+        "max",
+        "min",
+        "instance_num",
+        "resize_h",
+        "global",
+        "pipeline",
+        "map",
+        "a.2",
+        "ResizeMat::resize_h",
+        "x::y",
+        "::",
+    ]
+)
+VALUES: st.SearchStrategy[Any] = st.sampled_from(
+    [
+        "a",
+        "b",
+        "ResizeMat",
+        "S[ResizeMat,DecodeMat]",
+        "TensorrtTensor",
+        "1&2",
+        "1&2&3",
+        "&",
+        "",
+        "4x3;5x3",
+        4,
+        0,
+        1.5,
+        True,
+        None,
+        "S[",
+        [1],
+        [{}],
+    ]
+)
+TABLES = st.dictionaries(KEYS, VALUES | st.dictionaries(KEYS, VALUES | st.dictionaries(KEYS, VALUES, max_size=3), max_size=6), max_size=6)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(TABLES)
+def test_any_dict_loads_or_is_a_config_error(source: dict[str, Any]) -> None:
+    try:
+        load(source)
+    except ConfigError as error:
+        assert error.problems
+
+
+def test_a_global_that_is_no_table() -> None:
+    assert problem({"global": "a"}) == "[global]: expected a table, found 'a'"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*/*.toml")), ids=lambda path: path.name)
+def test_every_example_loads(path: Path) -> None:
+    assert load(path).nodes
 
 
 def test_the_guides_file() -> None:
