@@ -95,10 +95,17 @@ def test_an_item_without_result_leaves_the_chain_and_the_others_go_on() -> None:
 
 def test_an_item_with_error_leaves_the_chain() -> None:
     items: list[Item] = [{"data": "bad"}, {"data": "a"}]
-    chain(Soft, Double).forward(items)
-    assert items[0]["data"] == "bad"
+    sequence = chain(Soft, Double)
+    sequence.forward(items)
+    assert sequence.children[1].batches == [1]  # type: ignore[attr-defined]
     assert isinstance(items[0]["error"], InvalidInput)
     assert items[1]["result"] == "aa"
+
+
+def test_the_result_of_an_earlier_member_is_no_answer() -> None:
+    item: Item = {"data": "silent"}
+    chain(Identity, Silent).forward([item])
+    assert item == {"data": "silent"}
 
 
 def test_later_members_do_not_run_when_nobody_is_left() -> None:

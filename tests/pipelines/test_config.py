@@ -183,6 +183,8 @@ def test_strings_of_engines_stay_strings() -> None:
     group = config.nodes["main"].groups[0]
     assert (group.min, group.max, group.spec.params.max) == (1, 4, "4x3x224x224")
     assert group.spec.declared_range == (1, 4)
+    group = load({"backend": "TensorrtTensor", "model": "m", "min": "2x3;1x3", "max": "2x3;8x3"}).nodes["main"].groups[0]
+    assert (group.min, group.max) == (1, 8)
 
 
 def test_a_backend_without_declared_parameters_gets_what_no_other_declares() -> None:
