@@ -73,7 +73,7 @@ def chain(*members: type[Backend]) -> Sequential:
 
 
 def test_identity() -> None:
-    items = [{"data": 1}, {"data": None}]
+    items: list[Item] = [{"data": 1}, {"data": None}]
     Identity().forward(items)
     assert [item["result"] for item in items] == [1, None]
 

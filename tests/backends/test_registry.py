@@ -104,7 +104,7 @@ def test_registering_what_is_no_name_or_no_backend_is_an_error() -> None:
     with pytest.raises(ValueError, match="no name"):
         register_backend("a[b]", lambda data: data)
     with pytest.raises(TypeError, match="expected a class or a function"):
-        register_backend("x", 3)  # type: ignore[type-var]
+        register_backend("x", 3)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="no method forward"):
         register_backend("x", dict)
 
