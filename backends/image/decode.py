@@ -7,6 +7,7 @@ grey and palette widened to three channels, the first frame of an animation. No 
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,9 +21,12 @@ from ..errors import InvalidInput, TooLarge
 
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"),
-    *("ICO", "TGA", "PCX", "SGI", "DIB", "DDS", "QOI", "ICNS", "PSD"),
+    *("ICO", "PCX", "SGI", "DIB", "DDS", "QOI", "ICNS", "PSD", "TGA"),
 )
-"""What is read, the commonest first. Not Pillow's whole list: its EPS plugin, for one, starts Ghostscript on the client's file."""
+"""What is read: the commonest first, and last TGA, which has no magic number.
+
+Not Pillow's whole list: its EPS plugin, for one, starts Ghostscript on the client's file.
+"""
 
 OPENCV_HAS_THE_LAST_WORD = frozenset({"JPEG", "MPO", "PNG", "WEBP"})
 """Every OpenCV since 4.9 reads these, so a refusal means a damaged file, which Pillow might patch up with grey."""
@@ -78,13 +82,12 @@ def _read_header(encoded: bytes) -> ImageFile.ImageFile:
         if name not in Image.OPEN:
             continue  # Pillow built without it
         factory, accept = Image.OPEN[name]
-        if accept is not None:
-            accepted = accept(prefix)
-            if not accepted or isinstance(accepted, str):  # a string says why it can't be
-                continue
         try:
+            accepted = accept is None or accept(prefix)
+            if not accepted or isinstance(accepted, str):  # a string says why Pillow can't read it
+                continue
             return factory(io.BytesIO(encoded), "")
-        except (SyntaxError, IndexError, TypeError, KeyError, EOFError):
+        except (SyntaxError, IndexError, TypeError, KeyError, EOFError, struct.error):
             continue  # these mean "not mine", as in Image.open
     raise InvalidInput(f"not an image file that can be read ({len(encoded)} bytes, beginning with {prefix!r})")
 

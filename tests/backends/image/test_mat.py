@@ -258,6 +258,12 @@ def test_damaged_in_the_middle(photo):
 def test_no_image(data):
     item = decode(data)
     assert type(item["error"]) is InvalidInput and "result" not in item
+    assert "image" in str(item["error"])
+
+
+@pytest.mark.parametrize("data", [b"no", b"hello, world"])
+def test_what_is_no_image_is_named_so(data):
+    assert str(decode(data)["error"]) == f"not an image file that can be read ({len(data)} bytes, beginning with {data!r})"
 
 
 def test_float_pixels_have_no_defined_range(photo):
