@@ -1,0 +1,174 @@
+"""The one table from an error's code to what travels on the wire, and problem+json (RFC 9457) made from it.
+
+`type` is `about:blank`, so `title` is the status's own phrase; what clients should branch on is `code`, which never changes.
+
+What a client is told: the message of every `PenstockError`, which is written for it. Of a `BackendError` only where it happened (node,
+backend, kind of exception), because the exception's own text is about our insides (paths, shapes, SQL, keys). Of anything else
+nothing but the request id, under which the log has the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from penstock.backends.errors import BackendError, InvalidRequest, PenstockError
+
+from .request_id import request_id_of
+
+MEDIA_TYPE = "application/problem+json"
+
+Problem = tuple[int, list[tuple[bytes, bytes]], bytes]
+"""Status, headers and body of an answer."""
+
+
+class Unauthorized(PenstockError):  # noqa: N818  named as all of ours are
+    """No key or token came with the request, or a wrong one."""
+
+    code = "unauthorized"
+
+
+class Forbidden(PenstockError):  # noqa: N818
+    """The key is good, and not good enough for this; or the operator has not allowed it."""
+
+    code = "forbidden"
+
+
+class LoadFailed(PenstockError):  # noqa: N818
+    """A pipeline could not be loaded for an administrator, who is told all of it."""
+
+    code = "load_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    http: int
+    protocol: int
+    """The status in the Open Inference Protocol, where clients expect Triton's."""
+    retry_after: int = 0
+    """Seconds; 0: no Retry-After."""
+    example: str = ""
+    """A `detail` for the OpenAPI document."""
+
+
+STATUSES: dict[str, Status] = {
+    "invalid_request": Status(400, 400, example="the body is empty: expected an image"),
+    "unauthorized": Status(401, 401, example="expected the header Authorization: Bearer <API key>"),
+    "forbidden": Status(403, 403, example="this needs the admin token"),
+    "not_found": Status(404, 404, example="there is no pipeline 'digit', did you mean 'digits'?"),
+    "method_not_allowed": Status(405, 405, example="Method Not Allowed"),
+    "too_large": Status(413, 400, example="the body is larger than 67108864 bytes"),
+    "unsupported_media": Status(415, 415, example="the media type text/html is not understood"),
+    "invalid_input": Status(422, 400, example="this is no image that can be decoded"),
+    "config": Status(422, 400, example="digits.toml: [digits] backend: there is no backend 'DecodeMap', did you mean 'DecodeMat'?"),
+    "queue_full": Status(429, 503, retry_after=1, example="1024 requests are inside, no more than 1024 (max_requests) may be"),
+    "overloaded": Status(429, 503, retry_after=1, example="an answer would take about 900 ms, the deadline is in 500 ms"),
+    "backend_error": Status(500, 500, example="node 'digits': backend OnnxTensor raised RuntimeError"),
+    "load_failed": Status(500, 500, example="node 'digits': FileNotFoundError: digits.onnx"),
+    "internal": Status(500, 500, example="the server failed; its log has more under this request id"),
+    "not_ready": Status(503, 503, retry_after=1, example="pipeline 'digits' is loading"),
+    "deadline_exceeded": Status(504, 503, example="node 'digits': the deadline passed while the request was queued"),
+}
+"""Code -> statuses. Every exception of Penstock is answered by it, in every protocol."""
+
+CODES = {401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media"}
+"""Codes of errors that FastAPI's router raises as a bare status; others are `invalid_request` or `internal`."""
+
+INTERNAL_DETAIL = "the server failed; its log has more under this request id"
+
+
+def code_of(error: BaseException) -> str:
+    """The code of any exception."""
+    code = error.code if isinstance(error, PenstockError) else "internal"
+    return code if code in STATUSES else "internal"
+
+
+def detail_of(error: BaseException) -> str:
+    """What a client may know of an exception."""
+    if isinstance(error, BackendError):
+        # "node 'x': backend Y raised ValueError: its text", without the text
+        cause = error.__cause__
+        message = str(error)
+        if cause is None or message.endswith(f": {cause}"):
+            return message.removesuffix(f": {cause}")
+        return "a backend failed"
+    return str(error) if code_of(error) != "internal" else INTERNAL_DETAIL
+
+
+def problem_object(error: BaseException, request_id: str = "") -> dict[str, Any]:
+    """The problem of one error as a dict; also what stands for a failed item in a batch's results."""
+    code = code_of(error)
+    return _object(STATUSES[code].http, detail_of(error), code, request_id)
+
+
+def problem(error: BaseException, request_id: str = "") -> Problem:
+    """The whole answer to a request that ended with `error`: status, headers, body. The headers have no request id."""
+    body = problem_object(error, request_id)
+    status = STATUSES[body["code"]]
+    headers: list[tuple[bytes, bytes]] = []
+    if status.retry_after:
+        headers.append((b"retry-after", b"%d" % status.retry_after))
+    if status.http == 401:
+        headers.append((b"www-authenticate", b'Bearer realm="penstock"'))
+    return _answer(status.http, body, headers)
+
+
+def problem_response(error: BaseException, request_id: str) -> Response:
+    """The same as a Starlette response, with the header X-Request-Id."""
+    return _response(*problem(error, request_id), request_id)
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Make every error of the app's ordinary routes a problem too: ours, the router's 404 and 405, and what nobody expected."""
+    app.add_exception_handler(PenstockError, _handle)
+    app.add_exception_handler(RequestValidationError, _handle_validation)
+    app.add_exception_handler(HTTPException, _handle_http)
+    app.add_exception_handler(Exception, _handle)  # the server still logs its traceback
+
+
+async def _handle(request: Request, error: Exception) -> Response:
+    return problem_response(error, request_id_of(request.scope))
+
+
+async def _handle_validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    wrong = "; ".join(f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors())
+    return problem_response(InvalidRequest(wrong), request_id_of(request.scope))
+
+
+async def _handle_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    request_id = request_id_of(request.scope)
+    code = CODES.get(error.status_code, "invalid_request" if error.status_code < 500 else "internal")
+    headers = [(key.lower().encode("latin-1"), value.encode("latin-1")) for key, value in (error.headers or {}).items()]
+    body = _object(error.status_code, str(error.detail), code, request_id)
+    return _response(*_answer(error.status_code, body, headers), request_id)
+
+
+def _object(status: int, detail: str, code: str, request_id: str) -> dict[str, Any]:
+    found = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail, "code": code}
+    return {**found, "request_id": request_id} if request_id else found
+
+
+def _answer(status: int, body: dict[str, Any], headers: list[tuple[bytes, bytes]]) -> Problem:
+    content = orjson.dumps({**body, "detail": _encodable(body["detail"])})
+    headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", b"%d" % len(content)), *headers]
+    return status, headers, content
+
+
+def _encodable(text: str) -> str:
+    """Without lone surrogates (a file name may hold some), which no JSON can carry."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _response(status: int, headers: list[tuple[bytes, bytes]], body: bytes, request_id: str) -> Response:
+    response = Response(body, status)
+    response.raw_headers = [*headers, (b"x-request-id", request_id.encode("latin-1"))]
+    return response

@@ -1,0 +1,38 @@
+"""What an operator may set. Every field is a command line option of `penstock serve` and an environment variable PENSTOCK_…"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Settings of a server. Arguments come before the environment; what neither names has the default below."""
+
+    model_config = SettingsConfigDict(env_prefix="PENSTOCK_", frozen=True, extra="forbid", env_ignore_empty=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every one of this machine.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    api_key: SecretStr | None = Field(None, description="Bearer key that every request must carry, but for health. Unset: none needed.")
+    admin_token: SecretStr | None = Field(None, description="Bearer token of whoever may change the server. Unset: nobody may.")
+    allow_model_control: bool = Field(False, description="Let the admin token load and unload pipelines, which runs their code.")
+    max_body: int = Field(64 * 2**20, ge=1, description="Largest request body, bytes.")
+    body_timeout: float = Field(30.0, gt=0, description="A request's body must have come within this time, seconds.")
+    max_images: int = Field(256, ge=1, description="Most images in one batch request.")
+    drain_timeout: float = Field(30.0, ge=0, description="At shutdown, what is inside may take this long to end, seconds.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_format: Literal["text", "json"] = Field("text", description="Log lines as text or as JSON objects.")
+    access_log: bool = Field(False, description="Log a line for every request.")
+
+    @field_validator("api_key", "admin_token")
+    @classmethod
+    def _check_token(cls, value: SecretStr | None) -> SecretStr | None:
+        """An empty key would let anybody in; one with spaces or beyond ASCII can't travel in the header."""
+        if value is None:
+            return None
+        text = value.get_secret_value()
+        if not text or not text.isascii() or not text.isprintable() or " " in text:
+            raise ValueError("expected at least one visible ASCII character, and no others")
+        return value
