@@ -1,0 +1,231 @@
+"""Named pipelines: loading, replacing and taking away while others serve."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from penstock.backends.base import Backend
+from penstock.backends.errors import BackendError, ConfigError, NotFound, NotReady
+from penstock.backends.registry import register_backend
+from penstock.pipelines.config import load
+from penstock.pipelines.repository import Repository
+
+GATE = threading.Event()
+INSIDE = threading.Event()
+
+
+@register_backend("RepositoryGate")
+class Gate(Backend):
+    def forward(self, batch):
+        INSIDE.set()
+        GATE.wait(5)
+        for item in batch:
+            item["result"] = item["data"]
+
+
+@register_backend("RepositoryBroken")
+class Broken(Backend):
+    def init(self, params, context):
+        raise ValueError("no weights")
+
+
+@register_backend("RepositorySlow")
+class Slow(Backend):
+    def init(self, params, context):
+        INSIDE.set()
+        GATE.wait(5)
+
+    def forward(self, batch):
+        raise AssertionError
+
+
+@pytest.fixture(autouse=True)
+def gates():
+    GATE.clear()
+    INSIDE.clear()
+    yield
+    GATE.set()
+
+
+async def until_inside():
+    await asyncio.to_thread(INSIDE.wait, 5)
+
+
+def config(name, backend="Identity"):
+    return load(backend, name=name)
+
+
+async def test_start_publishes_and_close_ends():
+    repository = Repository([config("one"), config("two")])
+    assert "not been started" in repository.not_ready
+    with pytest.raises(NotReady, match="not been started"):
+        repository.get("one")
+    await repository.start()
+    assert repository.not_ready == "" and set(repository.pipelines) == {"one", "two"}
+    assert (await repository.get("one")({"data": 1}))["result"] == 1
+    await repository.close(1)
+    assert repository.not_ready == "the server is closed" and not repository.pipelines
+
+
+async def test_unknown_names_get_the_nearest():
+    repository = Repository([config("digits")])
+    await repository.start()
+    with pytest.raises(NotFound, match=r"there is no pipeline 'digit', did you mean 'digits'\?"):
+        repository.get("digit")
+    with pytest.raises(NotFound):
+        await repository.unload("digit")
+    await repository.close(1)
+
+
+async def test_loading_is_visible_and_a_close_ends_it():
+    repository = Repository([config("slow", "RepositorySlow")])
+    starting = asyncio.create_task(repository.start())
+    await until_inside()
+    assert repository.not_ready == "pipeline 'slow' is loading" and repository.states() == {"slow": "loading"}
+    with pytest.raises(NotReady, match="is loading"):
+        repository.get("slow")
+    GATE.set()
+    await starting
+    assert repository.states() == {"slow": "ready"}
+    await repository.close(1)
+
+
+async def test_one_that_fails_stops_all():
+    repository = Repository([config("good"), config("bad", "RepositoryBroken")])
+    with pytest.raises(BackendError, match="no weights"):
+        await repository.start()
+    assert repository.state == "closed" and not repository.pipelines
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("good/", "bad/"))]
+
+
+async def test_a_failed_load_leaves_the_others_and_says_why_to_the_operator():
+    repository = Repository([config("good")])
+    await repository.start()
+    generation = repository.generation
+    with pytest.raises(BackendError, match="no weights"):
+        await repository.load(config("bad", "RepositoryBroken"))
+    with pytest.raises(BackendError):
+        await repository.load(config("good", "RepositoryBroken"))
+    assert repository.generation == generation and repository.not_ready == ""
+    states = repository.states()
+    assert states["good"] == "ready" and "no weights" in states["bad"]
+    with pytest.raises(NotReady, match="could not be loaded"):
+        repository.get("bad")
+    assert (await repository.get("good")({"data": 2}))["result"] == 2
+    await repository.unload("bad")
+    with pytest.raises(NotFound):
+        repository.get("bad")
+    await repository.close(1)
+
+
+async def test_replacing_swaps_at_once_and_the_old_one_finishes():
+    repository = Repository([config("one", "RepositoryGate")])
+    await repository.start()
+    old = repository.get("one")
+    request = asyncio.create_task(old({"data": 3}))
+    await until_inside()
+    generation = repository.generation
+    await repository.load(config("one"))
+    new = repository.get("one")
+    assert new is not old and repository.generation == generation + 1
+    assert (await new({"data": 4}))["result"] == 4  # while the old one still works
+    GATE.set()
+    assert (await request)["result"] == 3
+    await repository.close(1)
+    assert old.state == "closed"
+
+
+async def test_unload_lets_what_is_inside_end():
+    repository = Repository([config("one", "RepositoryGate")])
+    await repository.start()
+    request = asyncio.create_task(repository.get("one")({"data": 5}))
+    await until_inside()
+    unloading = asyncio.create_task(repository.unload("one"))
+    while "one" in repository.pipelines:
+        await asyncio.sleep(0)
+    with pytest.raises(NotFound):
+        repository.get("one")
+    assert repository.states() == {"one": "unloaded"} and not unloading.done()
+    GATE.set()
+    assert (await request)["result"] == 5
+    await unloading
+    assert repository.not_ready == ""
+    await repository.reload("one")
+    assert repository.states() == {"one": "ready"}
+    await repository.close(1)
+
+
+async def test_close_waits_for_what_is_inside_and_refuses_the_rest():
+    repository = Repository([config("one", "RepositoryGate")])
+    await repository.start()
+    pipeline = repository.get("one")
+    request = asyncio.create_task(pipeline({"data": 6}))
+    await until_inside()
+    closing = asyncio.create_task(repository.close(5))
+    while repository.state != "draining":
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert repository.not_ready == "the server is draining"
+    with pytest.raises(NotReady, match="draining"):
+        await repository.get("one")({"data": 7})
+    with pytest.raises(NotReady):
+        await repository.load(config("two"))
+    second = asyncio.create_task(repository.close(5))
+    await asyncio.sleep(0.01)
+    assert not closing.done() and not second.done()
+    GATE.set()
+    await asyncio.gather(closing, second)
+    assert (await request)["result"] == 6
+
+
+def test_may_be_started_again_on_another_loop():
+    repository = Repository([config("one")])
+
+    async def once():
+        await repository.start()
+        answer = await repository.get("one")({"data": 8})
+        await repository.close(1)
+        return answer["result"]
+
+    assert [asyncio.run(once()), asyncio.run(once())] == [8, 8]
+
+
+async def test_reload_reads_the_file_again_and_a_directory_has_more(tmp_path):
+    file = tmp_path / "one.toml"
+    file.write_text('[pipeline]\ndescription = "first"\n[a]\nbackend = "Identity"\n')
+    repository = Repository.read(tmp_path)
+    await repository.start()
+    file.write_text('[pipeline]\ndescription = "second"\n[a]\nbackend = "Identity"\n')
+    assert (await repository.reload("one")).config.description == "second"
+    (tmp_path / "two.toml").write_text('[a]\nbackend = "Identity"\n')
+    await repository.reload("two")
+    assert set(repository.pipelines) == {"one", "two"}
+    file.write_text('[a]\nbackend = "Nonsense"\n')
+    with pytest.raises(ConfigError):
+        await repository.reload("one")
+    assert repository.get("one").config.description == "second"
+    with pytest.raises(NotFound, match="did you mean 'two'"):
+        await repository.reload("tw0")
+    await repository.close(1)
+
+
+def test_read_takes_what_describes_pipelines(tmp_path):
+    file = tmp_path / "one.toml"
+    file.write_text('[a]\nbackend = "Identity"\n')
+    one = load(file)
+    for source in (file, str(file), tmp_path, one, [one], {"one": one}):
+        assert list(Repository.read(source).configs) == ["one"]
+    assert list(Repository.read({"backend": "Identity"}).configs) == list(Repository.read("S[Identity]").configs) == ["pipeline"]
+    assert not Repository.read().configs
+    with pytest.raises(ConfigError, match="the name 'one' is that of another"):
+        Repository.read([one, file])
+    with pytest.raises(ConfigError, match="labels"):
+        Repository.read(file, labels="labels.txt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="no pipeline"):
+        Repository.read(tmp_path / "empty")
+    with pytest.raises(TypeError):
+        Repository.read(3)
