@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from pydantic import Field
@@ -37,6 +38,13 @@ def chain_range(members: Iterable[BatchRange]) -> BatchRange:
     return found
 
 
+def _name(error: Exception, member: Backend) -> None:
+    """Note on the error which member raised it, for the message that the caller gets; the innermost one stays."""
+    if not hasattr(error, "penstock_backend"):
+        with suppress(Exception):  # an exception class may refuse attributes
+            error.penstock_backend = type(member).__name__  # type: ignore[attr-defined]
+
+
 class Sequential(Backend):
     """Runs its members first to last; between two, `result` becomes `data`. `S[A,B]` is short for `Sequential[A,B]`.
 
@@ -53,11 +61,11 @@ class Sequential(Backend):
 
     def init(self, params: Any, context: Context) -> None:
         self.min, self.max = chain_range(BatchRange(child.min, child.max) for child in self.children)
-        self._members = [(child.forward, child.max == 1) for child in self.children]
+        self._members = [(child, child.forward, child.max == 1) for child in self.children]
 
     def forward(self, batch: list[Item]) -> None:
         first = True
-        for run, one_by_one in self._members:
+        for child, run, one_by_one in self._members:
             if first:
                 first = False
             else:
@@ -66,16 +74,20 @@ class Sequential(Backend):
                     return
                 for item in batch:
                     item["data"] = item.pop("result")
-            if not one_by_one:
-                run(batch)
-                continue
-            for item in batch:
-                try:
-                    run([item])
-                except InvalidInput as error:
-                    # Looped here, so its guilty item is known here: nothing to re-run.
-                    item.pop("result", None)
-                    item["error"] = error
+            try:
+                if not one_by_one:
+                    run(batch)
+                    continue
+                for item in batch:
+                    try:
+                        run([item])
+                    except InvalidInput as error:
+                        # Looped here, so its guilty item is known here: nothing to re-run.
+                        item.pop("result", None)
+                        item["error"] = error
+            except Exception as error:
+                _name(error, child)
+                raise
 
 
 class WrapperParams(Params):
@@ -99,7 +111,11 @@ class SyncTensor(Backend):
         self._run = child.forward
 
     def forward(self, batch: list[Item]) -> None:
-        self._run(batch)
+        try:
+            self._run(batch)
+        except Exception as error:
+            _name(error, self.children[0])
+            raise
 
 
 class Torch(SyncTensor):

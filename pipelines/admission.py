@@ -32,9 +32,7 @@ class Admission:
         """A batch has run: the rates have changed."""
         pace = run_time = 0.0
         for node in self.nodes:
-            node_pace = node.seconds_per_item
-            if node_pace > pace:
-                pace = node_pace
+            pace = max(pace, node.seconds_per_item)
             run_time += node.statistics.seconds_per_batch
         self.pace = pace
         self.run_time = run_time
@@ -59,7 +57,8 @@ class Admission:
 
     def wait_empty(self) -> asyncio.Future[None]:
         """A future that ends when nobody is inside any more. Somebody must be."""
-        self._empty = asyncio.get_running_loop().create_future()
+        if self._empty is None or self._empty.done():
+            self._empty = asyncio.get_running_loop().create_future()
         return self._empty
 
     def _estimate(self, size: int, budget: float, priority: int | None) -> None:

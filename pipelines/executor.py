@@ -46,9 +46,11 @@ class Owner(Protocol):
 class Executor:
     """`start` hands it a batch; the owner hears of it when the batch has run. The scheduler never starts a second one before that."""
 
-    __slots__ = ("_callbacks", "_context", "_inbox", "_loop", "_owner", "_spec", "_thread", "clock", "group", "loaded", "max", "name")
+    __slots__ = (
+        "_callbacks", "_context", "_inbox", "_loop", "_owner", "_spec", "_thread", "clock", "failures", "group", "loaded", "max", "name",
+    )  # fmt: skip
 
-    def __init__(
+    def __init__(  # noqa: PLR0917
         self,
         name: str,
         spec: Spec,
@@ -62,6 +64,7 @@ class Executor:
         self.group = group
         self.max = 1  # set by the owner once the backend is loaded
         self.loaded = False
+        self.failures = 0  # deaths at this place, one after the other, since a batch ran here
         self.clock = clock
         self._callbacks = contextvars.Context()  # empty: what runs on the loop for us inherits nothing
         self._spec = spec
@@ -139,15 +142,18 @@ def run_batch(backend: Backend, batch: Batch, owner: Owner, clock: Callable[[], 
     """
     entries = batch.entries
     try:
-        backend.forward(batch.outcomes)
+        backend.forward(list(batch.outcomes))  # a list of its own: a backend may do with it what it likes
     except Exception as error:
         if len(entries) == 1:
             batch.outcomes = [_outcome_of(error, entries[0], batch, backend)]
         elif isinstance(error, NEVER_RETRIED) or not owner.retry or (owner.retry_suspended and not isinstance(error, InvalidInput)):
-            _log(batch, error)
+            _log(batch, entries, error)
             batch.outcomes = [_wrap(error, batch, backend) for _ in entries]
         else:
             _run_singly(backend, batch, owner, clock)
+    except BaseException:
+        batch.outcomes = [None] * len(entries)  # the thread ends: half-made copies are nobody's answer
+        raise
     else:
         owner.retry_suspended = False
 
@@ -159,7 +165,7 @@ def _run_singly(backend: Backend, batch: Batch, owner: Owner, clock: Callable[[]
     failed = 0
     for position, entry in enumerate(entries):
         if entry.future.done() or entry.deadline <= clock():
-            continue  # the caller left, or will be told that it is too late
+            continue  # the caller left, or is told that it is too late
         item = entry.item.copy()
         try:
             backend.forward([item])
@@ -171,8 +177,10 @@ def _run_singly(backend: Backend, batch: Batch, owner: Owner, clock: Callable[[]
                 return
         else:
             outcomes[position] = item
-    # A backend that fails whatever it is given would cost 1 + n runs a batch: not again until some run succeeds.
-    owner.retry_suspended = failed == len(entries)
+            owner.retry_suspended = False
+    if failed == len(entries):
+        # A backend that fails whatever it is given would cost 1 + n runs a batch: not again until some run succeeds.
+        owner.retry_suspended = True
 
 
 def _outcome_of(error: Exception, entry: Entry, batch: Batch, backend: Backend) -> Item | BackendError:
@@ -181,7 +189,7 @@ def _outcome_of(error: Exception, entry: Entry, batch: Batch, backend: Backend) 
         item = entry.item.copy()
         item["error"] = error
         return item
-    _log(batch, error)
+    _log(batch, [entry], error)
     return _wrap(error, batch, backend)
 
 
@@ -194,9 +202,10 @@ def _wrap(error: Exception, batch: Batch, backend: Backend) -> BackendError:
     return wrapped
 
 
-def _log(batch: Batch, error: Exception) -> None:
-    requests = ", ".join(entry.request_id for entry in batch.entries if entry.request_id)
+def _log(batch: Batch, failed: list[Entry], error: Exception) -> None:
+    requests = ", ".join(entry.request_id for entry in failed if entry.request_id)
+    what = "an item" if len(failed) == 1 else f"a batch of {len(failed)} items"
     logger.error(
-        "node %s: a batch of %d failed%s", batch.node, batch.size, f" (requests {requests})" if requests else "", exc_info=error,
+        "node %s: %s failed%s", batch.node, what, f" (requests {requests})" if requests else "", exc_info=error,
         extra={"node": batch.node},
     )  # fmt: skip

@@ -66,7 +66,6 @@ class Node:
         self._timer_at = NEVER
         self._executors: dict[Executor, tuple[int, int]] = {}  # every thread that has not stopped: its group and its instance
         self._missing = sum(group.instances for group in config.groups)  # executors that are not ready
-        self._failures = 0  # executor deaths since the last batch that ran
         self._up = False  # all executors have been ready once
         self._loading: asyncio.Future[None] = loop.create_future()
         self._stopped: asyncio.Future[None] | None = None
@@ -90,7 +89,8 @@ class Node:
     def not_ready(self) -> str:
         """Why the node is not ready; empty if it is."""
         if self._missing:
-            return f"node {self.name!r}: {self._missing} of {sum(group.instances for group in self.config.groups)} executors are not running"
+            executors = sum(group.instances for group in self.config.groups)
+            return f"node {self.name!r}: {self._missing} of {executors} executors are not running"
         stuck = [batch for batch in self.scheduler.running.values() if batch.stuck]
         if stuck:
             return f"node {self.name!r}: a forward has run for more than {self.config.stuck_after:g} s"
@@ -114,30 +114,34 @@ class Node:
         level = min(priority or self.config.default_priority, self._levels) - 1
         return running + sum(entry.size for entry in self.scheduler if entry.priority <= level)
 
-    def abandon(self, error: BaseException) -> None:
-        """Fail everything that queues or runs here; running batches end unheard."""
+    def abandon(self, reason: str) -> None:
+        """Fail everything that queues or runs here with `NotReady`; running batches end unheard."""
         entries = self.scheduler.drain()
         for batch in self.scheduler.running.values():
             entries += batch.entries
         for entry in entries:
-            entry.fail(error)
+            entry.fail(NotReady(reason))
 
     async def close(self, timeout: float) -> None:
-        """Stop the threads; those that don't end within `timeout` seconds are reported and left behind."""
+        """Stop the threads; those that don't end within `timeout` seconds are reported and left behind. May be called again."""
         self.closed = True
-        self.abandon(NotReady(f"pipeline {self._pipeline.name!r} is closed"))
+        reason = f"pipeline {self._pipeline.name!r} is closed"
+        self.abandon(reason)
         if self._timer is not None:
             self._timer.cancel()
         if not self._loading.done():
-            self._loading.cancel()
+            self._loading.set_exception(NotReady(reason))
+            self._loading.exception()  # nobody need be waiting for it
         if not self._executors:
             return
-        self._stopped = self._loop.create_future()
-        for executor in self._executors:
-            executor.stop()
+        if self._stopped is None:
+            self._stopped = self._loop.create_future()
+            for executor in self._executors:
+                executor.stop()
         await asyncio.wait([self._stopped], timeout=timeout)
         for executor in self._executors:
             logger.warning("%s did not stop within %g s and is left behind; it is at\n%s", executor.name, timeout, executor.stack())
+        self._executors.clear()
 
     # arrivals and departures
 
@@ -165,8 +169,16 @@ class Node:
 
     def discard(self, entry: Entry) -> None:
         """The caller left: drop the entry if it still queues here."""
-        if self.scheduler.discard(entry):
+        scheduler = self.scheduler
+        if scheduler.discard(entry):
             self.statistics.outcomes["cancelled"] += 1
+            if scheduler.idle and scheduler.buckets:  # what stood behind it may fit where it did not
+                self._ask_for_decision()
+
+    def _ask_for_decision(self) -> None:
+        if not self._decision_due:
+            self._decision_due = True
+            self._loop.call_soon(self._decide_due, context=self._context)
 
     def _decide_due(self) -> None:
         self._decision_due = False
@@ -213,13 +225,16 @@ class Node:
         now = self._clock()
         scheduler = self.scheduler
         scheduler.release(executor)
-        self._failures = 0
+        executor.failures = 0
         self._decide(now)
         statistics = self.statistics
         statistics.observe_batch(batch)
         self._on_batch()
         for entry, outcome in zip(batch.entries, batch.outcomes, strict=True):
             entry.finish(outcome, batch, now)
+        # Entries refer to their batch, for its times. Without the way back there is no cycle, and images don't wait for the collector.
+        batch.entries.clear()
+        batch.outcomes.clear()
 
     def executor_loaded(self, executor: Executor, low: int, high: int) -> None:
         if self.closed:
@@ -231,7 +246,8 @@ class Node:
         self.scheduler.add(executor)
         if not self._missing and not self._up:
             self._up = True
-            self._loading.set_result(None)
+            if not self._loading.done():  # else: nobody waits any more, and close is under way
+                self._loading.set_result(None)
         self._decide(self._clock())
 
     def executor_died(self, executor: Executor, error: BaseException) -> None:
@@ -249,21 +265,30 @@ class Node:
             self._missing += 1
         batch = self.scheduler.remove(executor)
         group, instance = self._executors[executor]
-        delay = min(LONGEST_RESTART_DELAY, 0.1 * 2**self._failures) if self._failures else 0.0
-        self._failures += 1
+        failures = executor.failures
+        delay = min(LONGEST_RESTART_DELAY, 0.1 * 2 ** min(failures, 10)) if failures else 0.0
         self.statistics.restarts += 1
-        self._loop.call_later(delay, self._launch, group, instance, context=self._context)
+        self._loop.call_later(delay, self._launch, group, instance, failures + 1, context=self._context)
+        now = self._clock()
+        self._decide(now)
         if batch is not None:
-            self._deliver_dead(batch, error)
-        self._decide(self._clock())
+            batch.ended = now
+            self.statistics.observe_batch(batch)
+            for entry, outcome in zip(batch.entries, batch.outcomes, strict=True):
+                if outcome is None and now < entry.deadline:
+                    outcome = BackendError(f"node {self.name!r}: {executor.name} died of {type(error).__name__}: {error}")  # noqa: PLW2901
+                    outcome.__cause__ = error
+                entry.finish(outcome, batch, now)
+            batch.entries.clear()
+            batch.outcomes.clear()
 
     def executor_stopped(self, executor: Executor) -> None:
-        del self._executors[executor]
+        self._executors.pop(executor, None)
         executor.join(1.0)
         if self._stopped is not None and not self._executors and not self._stopped.done():
             self._stopped.set_result(None)
 
-    def _launch(self, group: int, instance: int) -> None:
+    def _launch(self, group: int, instance: int, failures: int = 0) -> None:
         if self.closed:
             return
         config = self.config.groups[group]
@@ -279,5 +304,6 @@ class Node:
             max=config.max,
         )
         executor = Executor(name, config.spec, context, Group(name), self, self._loop, self._clock)
+        executor.failures = failures
         self._executors[executor] = group, instance
         executor.launch()

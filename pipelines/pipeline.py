@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, overload
 
-from penstock.backends.errors import DeadlineExceeded, InvalidRequest, MissingData, NotReady
+from penstock.backends.errors import DeadlineExceeded, InvalidInput, InvalidRequest, MissingData, NotReady
 from penstock.backends.item import Item
 
 from .admission import Admission
@@ -39,7 +39,7 @@ class Run(Entry):
 
     __slots__ = ("admission", "batch", "data", "node", "stages")
 
-    def __init__(
+    def __init__(  # noqa: PLR0917
         self, item: Item, future: asyncio.Future[Item], deadline: float, priority: int | None, size: int, admission: Admission, node: Node
     ) -> None:
         # Entry's fields are set here, not by a call: this is the hot path.
@@ -68,6 +68,9 @@ class Run(Entry):
         elif type(outcome) is dict:
             if "error" in outcome:
                 node.statistics.count("soft")
+                outcome.pop("result", None)
+                if not isinstance(outcome["error"], InvalidInput):
+                    outcome["error"] = InvalidInput(str(outcome["error"]))
             elif node.next is not None and "result" in outcome:
                 # filter `swap`: the result is the next node's data. An item without a result has its answer (Break).
                 outcome["data"] = outcome.pop("result")
@@ -78,6 +81,9 @@ class Run(Entry):
                 return
             outcome["data"] = self.data  # the caller's own
             future.set_result(outcome)
+        elif outcome is None:  # its deadline came before its turn to run alone
+            node.statistics.count("expired")
+            future.set_exception(DeadlineExceeded(f"node {node.name!r}: the deadline passed after the batch had failed"))
         else:
             assert isinstance(outcome, BaseException)
             node.statistics.count("failed")
@@ -121,6 +127,7 @@ class Pipeline:
     def __init__(self, config: PipelineConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.config = config
         self.name = config.name
+        self.answer_keys = ("result", *(port.name for port in config.outputs if port.name != "result"))  # what a network client gets
         self.nodes: tuple[Node, ...] = ()
         self.state = "created"  # then loading, ready, draining, closed
         self._clock = clock
@@ -162,19 +169,21 @@ class Pipeline:
         except BaseException:
             await asyncio.wait([*starting, asyncio.ensure_future(self.close(0))])
             raise
+        if self.state != "loading":
+            raise NotReady(f"pipeline {self.name!r} was closed while it loaded")
         self.state = "ready"
 
     async def close(self, timeout: float = 10.0) -> None:
         """Take nothing more in, let what is inside end within `timeout` seconds, fail the rest with `NotReady`, end the threads.
 
-        Idempotent. A thread that runs native code can't be killed: after its bound it is reported and left behind.
+        Idempotent; while one call drains, another one with a shorter timeout ends it sooner. A thread that runs native code can't be
+        killed: after its bound it is reported and left behind.
         """
-        if self.state in ("draining", "closed"):
-            return
-        self.state = "draining"
-        if self._admission.inside and timeout > 0:
-            await asyncio.wait([self._admission.wait_empty()], timeout=timeout)
-        self.state = "closed"
+        if self.state != "closed":
+            self.state = "draining"
+            if self._admission.inside and timeout > 0:
+                await asyncio.wait([self._admission.wait_empty()], timeout=timeout)
+            self.state = "closed"
         await asyncio.gather(*[node.close(max(timeout, 1.0)) for node in self.nodes])
 
     async def __aenter__(self) -> Self:
@@ -237,8 +246,9 @@ class Pipeline:
         runs: list[Run] = []
         try:
             for item in items:
-                runs.append(self.submit_nowait(as_item(item), timeout, priority))
-            return await asyncio.gather(*[run.future for run in runs])
+                runs.append(self.submit_nowait(as_item(item), timeout, priority))  # noqa: PERF401  those inside are left if one is refused
+            answers: list[Item] = await asyncio.gather(*[run.future for run in runs])
+            return answers
         finally:
             for run in runs:
                 run.leave()
@@ -255,7 +265,7 @@ class Pipeline:
         if "data" not in item:
             raise MissingData(f"pipeline {self.name!r}: the item has no 'data'; its keys are {sorted(map(str, item))}")
         limit = self.config.timeout
-        if timeout is None or timeout > limit:
+        if timeout is None or not timeout <= limit:  # not a number is no limit either
             timeout = limit
         size = self._size_of(item) if "request_size" in item else 1
         if priority is not None:
@@ -272,7 +282,7 @@ class Pipeline:
         levels = self.entry.config.priority_levels
         if not levels:
             raise InvalidRequest(
-                f"pipeline {self.name!r} has no priorities (priority_levels of node {self.entry.name!r} is not set); got priority {priority}"
+                f"pipeline {self.name!r} has no priorities (node {self.entry.name!r} sets no priority_levels); got priority {priority}"
             )
         if not 1 <= priority <= levels:
             raise InvalidRequest(f"pipeline {self.name!r} has {levels} priority levels, 1 is the highest; got priority {priority}")

@@ -23,7 +23,9 @@ class Entry:
 
     __slots__ = ("arrival", "bucket", "deadline", "enqueued", "future", "item", "priority", "request_id", "size", "wanted")
 
-    def __init__(self, item: Item, future: asyncio.Future[Any], deadline: float = NEVER, priority: int | None = None, size: int = 1) -> None:
+    def __init__(
+        self, item: Item, future: asyncio.Future[Any], deadline: float = NEVER, priority: int | None = None, size: int = 1
+    ) -> None:
         self.item = item
         self.future = future
         self.deadline = deadline  # seconds on the node's clock

@@ -67,7 +67,7 @@ class Scheduler:
         self.idle: list[Startable] = []  # the one that ran last is last
         self.running: dict[Startable, Batch] = {}
         self.queued = 0  # sum of the queued entries' sizes
-        self.max = 1  # the largest bound among the executors
+        self.max = 1  # the largest bound that any executor has had: what may queue here
         self._arrivals = 0
         self._earliest = NEVER  # no queued entry expires before this; may be too early, never too late
 
@@ -89,7 +89,7 @@ class Scheduler:
         size = entry.size
         bucket.size += size
         self.queued += size
-        if entry.deadline < self._earliest:
+        if entry.deadline < self._earliest:  # noqa: PLR1730  a call costs more
             self._earliest = entry.deadline
 
     def discard(self, entry: Entry) -> bool:
@@ -103,7 +103,7 @@ class Scheduler:
     def add(self, executor: Startable) -> None:
         """A new executor is ready for work."""
         self.idle.append(executor)
-        self.max = max(item.max for item in (*self.idle, *self.running))
+        self.max = max(self.max, executor.max)
 
     def release(self, executor: Startable) -> None:
         """The executor's batch has ended."""
@@ -118,7 +118,6 @@ class Scheduler:
             executor.group.busy -= 1
         elif executor in self.idle:
             self.idle.remove(executor)
-        self.max = max((item.max for item in (*self.idle, *self.running)), default=self.max)
         return batch
 
     def drain(self) -> list[Entry]:
@@ -180,14 +179,14 @@ class Scheduler:
 
         Rule 3: of several, the smallest `max` that holds the bucket, else the largest; never one that the head does not fit.
         """
-        overdue = bucket.size >= self.max or now >= bucket.oldest + self.batching_timeout
+        overdue = now >= bucket.oldest + self.batching_timeout
         best: Startable | None = None
         best_rank = (False, False, 0)
         for executor in reversed(self.idle):  # the one that ran last has warm caches
             if executor.max < head.size:
                 continue
             busy = executor.group.busy > 0
-            if busy and not overdue:
+            if busy and not overdue and bucket.size < executor.max:
                 continue
             small = executor.max < bucket.size
             rank = (busy, small, -executor.max if small else executor.max)
