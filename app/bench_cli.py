@@ -1,0 +1,75 @@
+"""`penstock bench`: the options, and how the report is printed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from penstock.backends.errors import PenstockError
+
+from .bench import Load, NotAnswering, bench_file, bench_url
+from .report import Report
+from .sample_images import read_folder, synthetic_jpegs
+
+
+def bench_command(
+    target: Annotated[
+        str, typer.Argument(help="Address of a pipeline of a running server, http://127.0.0.1:8000/predict/digits; or a pipeline FILE.")
+    ],
+    *,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of images, or one image, to send. Else JPEGs of 640×427, about 100 kB.", exists=True)
+    ] = None,
+    clients: Annotated[int, typer.Option(min=1, help="Closed loop: clients, each waiting for its answer.")] = 16,
+    requests: Annotated[int | None, typer.Option(min=1, help="Requests in all.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.01, help="How long; 10 s if neither is given.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Open loop: arrivals a second (Poisson), whether or not earlier ones were answered.")
+    ] = None,
+    deadline_ms: Annotated[
+        float | None, typer.Option(min=0.001, help="Each request's deadline; the report counts what was in time.")
+    ] = None,
+    warm_up: Annotated[int, typer.Option(min=0, help="Requests before, not counted.")] = 16,
+    header: Annotated[list[str] | None, typer.Option(help="Header to send, 'Name: value'; may be repeated.")] = None,
+    pid: Annotated[int | None, typer.Option(help="Process of the server, on this machine: its CPU and memory are reported.")] = None,
+    seed: Annotated[int, typer.Option(help="For the arrivals of an open loop.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a running server, or a pipeline file in this process: rate, latency, outcomes, CPU, memory, GPU."""
+    if requests is not None and seconds is not None:
+        raise typer.BadParameter("give either --requests or --seconds")
+    headers = dict(_header(text) for text in header or ())
+    is_url = target.startswith(("http://", "https://"))
+    if not is_url and (headers or pid is not None):
+        raise typer.BadParameter("--header and --pid are for a running server, and the target is a file")
+    try:
+        bodies = read_folder(images) if images is not None else synthetic_jpegs()
+        load = Load(
+            bodies, clients, requests, seconds, rate, None if deadline_ms is None else deadline_ms / 1000, warm_up, seed, headers
+        )  # fmt: skip
+        report = run(bench_url(target, load, pid) if is_url else bench_file(target, load))
+    except (PenstockError, NotAnswering, ValueError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    typer.echo(orjson.dumps(report.to_dict(), option=orjson.OPT_INDENT_2).decode() if as_json else str(report))
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise typer.BadParameter(f"{text!r} is no header: expected 'Name: value'")
+    return name.strip(), value.strip()
+
+
+def run(work: Coroutine[Any, Any, Report]) -> Report:
+    """On the event loop that `penstock serve` has."""
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return asyncio.run(work)
+    return uvloop.run(work)
