@@ -57,6 +57,10 @@ class Status:
     example: str = ""
     """A `detail` for the OpenAPI document."""
 
+    @property
+    def title(self) -> str:
+        return HTTPStatus(self.http).phrase
+
 
 STATUSES: dict[str, Status] = {
     "invalid_request": Status(400, 400, example="the body is empty: expected an image"),

@@ -13,18 +13,20 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="PENSTOCK_", frozen=True, extra="forbid", env_ignore_empty=True)
 
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every one of this machine.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    api_key: SecretStr | None = Field(None, description="Bearer key that every request must carry, but for health. Unset: none needed.")
-    admin_token: SecretStr | None = Field(None, description="Bearer token of whoever may change the server. Unset: nobody may.")
-    allow_model_control: bool = Field(False, description="Let the admin token load and unload pipelines, which runs their code.")
-    max_body: int = Field(64 * 2**20, ge=1, description="Largest request body, bytes.")
-    body_timeout: float = Field(30.0, gt=0, description="A request's body must have come within this time, seconds.")
-    max_images: int = Field(256, ge=1, description="Most images in one batch request.")
-    drain_timeout: float = Field(30.0, ge=0, description="At shutdown, what is inside may take this long to end, seconds.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
-    log_format: Literal["text", "json"] = Field("text", description="Log lines as text or as JSON objects.")
-    access_log: bool = Field(False, description="Log a line for every request.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 is every one of this machine.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    api_key: SecretStr | None = Field(
+        default=None, description="Bearer key that every request must carry, but for health. Unset: none needed."
+    )
+    admin_token: SecretStr | None = Field(default=None, description="Bearer token of whoever may change the server. Unset: nobody may.")
+    allow_model_control: bool = Field(default=False, description="Let the admin token load and unload pipelines, which runs their code.")
+    max_body: int = Field(default=64 * 2**20, ge=1, description="Largest request body, bytes.")
+    body_timeout: float = Field(default=30.0, gt=0, description="A request's body must have come within this time, seconds.")
+    max_images: int = Field(default=256, ge=1, description="Most images in one batch request.")
+    drain_timeout: float = Field(default=30.0, ge=0, description="At shutdown, what is inside may take this long to end, seconds.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level that is logged.")
+    log_format: Literal["text", "json"] = Field(default="text", description="Log lines as text or as JSON objects.")
+    access_log: bool = Field(default=False, description="Log a line for every request.")
 
     @field_validator("api_key", "admin_token")
     @classmethod

@@ -1,0 +1,107 @@
+"""`create_app`: pipelines as a FastAPI app, to be served, mounted or taken as a router (`create_router`)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from starlette.middleware import Middleware
+
+import penstock
+from penstock.pipelines.repository import Repository
+
+from .auth import Authenticate
+from .errors import install_handlers
+from .hot import HotRoutes, Predict
+from .metrics import Metrics
+from .openapi import OpenAPI
+from .routes import routes, typed_routes
+from .settings import Settings
+
+
+def create_app(
+    source: Any = None,
+    *,
+    settings: Settings | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    title: str = "Penstock",
+    middleware: Sequence[Middleware] = (),
+) -> FastAPI:
+    """A FastAPI app that serves pipelines. `source`: a TOML file, a directory of such, an `.onnx` classifier (with `labels`), a dict, an
+    expression, a `PipelineConfig`, a list of these, a `Repository`, or None.
+
+    Pipelines are read and checked here (`ConfigError` with every problem found), loaded by the app's lifespan, and drained when that
+    ends. `settings` are those of the environment unless given. `middleware` sees every request, predict too, before the API key is checked;
+    `app.add_middleware` does as well. The repository is `app.state.penstock`.
+
+    Mounted in another app, whose server never runs the lifespan of mounts, it is started by the host's:
+
+    ```python
+    models = create_app("digits.toml")
+    host = FastAPI(lifespan=lambda host: lifespan(models))
+    host.mount("/models", models)
+    ```
+    """
+    settings = Settings() if settings is None else settings
+    repository = _repository(source, labels)
+    predict = Predict(repository, settings)
+    metrics = Metrics(repository)
+    checks = [Middleware(Authenticate, settings=settings)] if settings.api_key is not None else []
+    app = FastAPI(
+        title=title,
+        version=penstock.__version__,
+        lifespan=_lifespan(repository, settings),
+        middleware=[*middleware, *checks, Middleware(HotRoutes, predict=predict)],
+        redoc_url=None,
+    )
+    app.state.penstock = repository
+    app.state.metrics = metrics
+    install_handlers(app)
+    app.include_router(routes(repository, settings, predict, metrics))
+    app.openapi = OpenAPI(app, repository, settings)  # type: ignore[method-assign]
+    return app
+
+
+def create_router(
+    source: Any = None, *, settings: Settings | None = None, labels: str | os.PathLike[str] | None = None, **router: Any
+) -> APIRouter:
+    """The same as an `APIRouter`, for `host.include_router(create_router("digits.toml", prefix="/models", dependencies=[...]))`.
+
+    Its routes are ordinary ones, so that the host's and the router's dependencies hold, at the price of FastAPI's routing for each
+    request. Its lifespan runs with the host's by itself. `router`: further arguments of `APIRouter`.
+    """
+    settings = Settings() if settings is None else settings
+    repository = _repository(source, labels)
+    found = APIRouter(lifespan=_lifespan(repository, settings), **router)
+    predict = Predict(repository, settings)
+    found.include_router(typed_routes(repository, settings, predict))
+    found.include_router(routes(repository, settings, predict, Metrics(repository)))
+    return found
+
+
+def lifespan(app: FastAPI) -> AbstractAsyncContextManager[Any]:
+    """Starts the pipelines of an app made by `create_app`, and drains them at the end: for hosts that mount it."""
+    return app.router.lifespan_context(app)
+
+
+def _repository(source: Any, labels: str | os.PathLike[str] | None) -> Repository:
+    return source if isinstance(source, Repository) else Repository.read(source, labels=labels)
+
+
+def _lifespan(repository: Repository, settings: Settings) -> Callable[[Any], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def run(app: Any) -> AsyncIterator[None]:
+        if repository.state not in ("loading", "ready"):  # else whoever made the repository runs it
+            await repository.start()
+            try:
+                yield
+            finally:
+                await asyncio.shield(repository.close(settings.drain_timeout))
+        else:
+            yield
+
+    return run

@@ -1,0 +1,105 @@
+"""Prometheus metrics, made at scrape from the plain counters that pipelines keep. Nothing here runs for a request.
+
+Each app has a registry of its own, so that several in one process, and the host's own metrics, do not meet. A pipeline that is unloaded
+or replaced takes its series along: counters of its successor start at 0, which Prometheus takes for a restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from penstock.pipelines.pipeline import Pipeline
+from penstock.pipelines.repository import Repository
+from penstock.pipelines.statistics import Histogram
+
+NODE = ("pipeline", "node")
+
+
+class PipelineCollector(Collector):
+    """Reads a repository. Must be collected on its event loop's thread, where nothing changes meanwhile."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registering must not collect."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        pipelines = sorted(self._repository.pipelines.items())
+        ready = GaugeMetricFamily("penstock_ready", "1 if the server is ready for requests.")
+        ready.add_metric((), float(not self._repository.not_ready))
+        yield ready
+        yield from _pipeline_metrics(pipelines)
+        yield from _node_histograms(pipelines)
+        yield from _node_metrics(pipelines)
+
+
+def _pipeline_metrics(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
+    ready = GaugeMetricFamily("penstock_pipeline_ready", "1 if the pipeline is ready.", labels=["pipeline"])
+    inside = GaugeMetricFamily("penstock_requests_inside", "Requests that were admitted and have not ended.", labels=["pipeline"])
+    refused = CounterMetricFamily("penstock_refused", "Requests refused at admission.", labels=["pipeline", "reason"])
+    for name, pipeline in pipelines:
+        ready.add_metric([name], float(not pipeline.not_ready))
+        inside.add_metric([name], pipeline.inside)
+        for reason, count in pipeline.refused.items():
+            refused.add_metric([name, reason], count)
+    return iter((ready, inside, refused))
+
+
+def _node_histograms(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
+    queue = HistogramMetricFamily("penstock_queue_seconds", "Time that an item waited in a node's queue.", labels=NODE)
+    run = HistogramMetricFamily("penstock_run_seconds", "Time that a batch ran.", labels=NODE)
+    size = HistogramMetricFamily("penstock_batch_size", "Rows of a batch.", labels=NODE)
+    for name, pipeline in pipelines:
+        for node in pipeline.nodes:
+            found = node.statistics
+            for family, histogram in ((queue, found.queue_seconds), (run, found.batch_seconds), (size, found.batch_size)):
+                family.add_metric([name, node.name], _buckets(histogram), histogram.sum)
+    return iter((queue, run, size))
+
+
+def _node_metrics(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
+    items = CounterMetricFamily("penstock_items", "Items by how they left a node.", labels=[*NODE, "outcome"])
+    restarts = CounterMetricFamily("penstock_executor_restarts", "Executor threads that died and were replaced.", labels=NODE)
+    depth = GaugeMetricFamily("penstock_queue_depth", "Rows in a node's queue.", labels=NODE)
+    busy = GaugeMetricFamily("penstock_executors_busy", "Executors that run a batch.", labels=NODE)
+    executors = GaugeMetricFamily("penstock_executors", "Executors that are there.", labels=NODE)
+    for name, pipeline in pipelines:
+        for node in pipeline.nodes:
+            labels = [name, node.name]
+            for outcome, count in node.statistics.outcomes.items():
+                items.add_metric([*labels, outcome], count)
+            scheduler = node.scheduler
+            restarts.add_metric(labels, node.statistics.restarts)
+            depth.add_metric(labels, scheduler.queued)
+            busy.add_metric(labels, len(scheduler.running))
+            executors.add_metric(labels, len(scheduler.running) + len(scheduler.idle))
+    return iter((items, restarts, depth, busy, executors))
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    """Prometheus wants them cumulative, named by their upper bound."""
+    bounds = [*map(floatToGoString, histogram.bounds), "+Inf"]
+    return list(zip(bounds, accumulate(histogram.counts), strict=True))
+
+
+class Metrics:
+    """The metrics of one app. `registry` takes collectors of the user's own."""
+
+    def __init__(self, repository: Repository) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.registry.register(PipelineCollector(repository))
+        ProcessCollector(registry=self.registry)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The exposition and its media type: OpenMetrics for clients that ask for it, else Prometheus's text."""
+        encode, media_type = choose_encoder(accept)
+        return encode(self.registry), media_type

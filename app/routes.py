@@ -1,0 +1,153 @@
+"""The ordinary routes: predict for routers, health, metrics, and the pipelines with their loading and unloading.
+
+Predict requests of an app never come here but by a wrong method (405): the plain ASGI `HotRoutes` in front of the router take them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.routing import APIRoute
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from penstock.backends.errors import BackendError, PenstockError
+from penstock.pipelines.repository import Repository
+
+from .auth import check_admin, check_key
+from .errors import LoadFailed, problem_response
+from .metrics import Metrics
+from .openapi import operations_of
+from .request_id import request_id_of
+from .settings import Settings
+
+
+class Predictor(Protocol):
+    """What answers predict requests (`hot.py`)."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, name: str, many: bool) -> None: ...
+
+
+class ProblemRoute(APIRoute):
+    """A route whose errors of ours, and those of its dependencies, become problems in any host, whatever handlers it has."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_or_problem(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except PenstockError as error:
+                return problem_response(error, request_id_of(request.scope))
+
+        return handle_or_problem
+
+
+class _Prediction(Response):
+    """A response that `Predict` writes itself."""
+
+    def __init__(self, predict: Predictor, name: str, many: bool) -> None:
+        super().__init__()
+        self._arguments = name, many
+        self._predict = predict
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._predict(scope, receive, send, *self._arguments)
+
+
+def routes(repository: Repository, settings: Settings, predict: Predictor, metrics: Metrics) -> APIRouter:
+    """All of them, on a router without a lifespan."""
+
+    async def key(request: Request) -> None:
+        check_key(request.scope, settings)
+
+    async def admin(request: Request) -> None:
+        check_admin(request.scope, settings)
+
+    # the document is written in openapi.py
+    open_router = APIRouter(route_class=ProblemRoute, include_in_schema=False)
+    router = APIRouter(route_class=ProblemRoute, dependencies=[Depends(key)], include_in_schema=False)
+
+    @open_router.get("/health/live")
+    async def live() -> Response:
+        return JSONResponse({"live": True})
+
+    @open_router.get("/health/ready")
+    async def ready() -> Response:
+        reason = repository.not_ready
+        return JSONResponse({"ready": False, "reason": reason} if reason else {"ready": True}, 503 if reason else 200)
+
+    @router.get("/metrics")
+    async def scrape(request: Request) -> Response:
+        content, media_type = metrics.render(request.headers.get("accept", ""))
+        return Response(content, headers={"content-type": media_type})
+
+    @router.get("/pipelines")
+    async def pipelines() -> Response:
+        return JSONResponse({"pipelines": [_describe(repository, name, state) for name, state in repository.states().items()]})
+
+    @router.post("/pipelines/{name}/load", dependencies=[Depends(admin)])
+    async def load(name: str) -> Response:
+        try:
+            await repository.reload(name)
+        except BackendError as error:
+            raise LoadFailed(str(error)) from error
+        return JSONResponse(_describe(repository, name, repository.states()[name]))
+
+    @router.post("/pipelines/{name}/unload", dependencies=[Depends(admin)])
+    async def unload(name: str) -> Response:
+        await repository.unload(name, settings.drain_timeout)
+        return JSONResponse({"name": name, "state": "unloaded"})
+
+    @router.api_route("/predict/{name}", methods=["POST", "PUT"])
+    async def predict_one(name: str) -> Response:
+        return _Prediction(predict, name, False)
+
+    @router.api_route("/predict/{name}/batch", methods=["POST", "PUT"])
+    async def predict_many(name: str) -> Response:
+        return _Prediction(predict, name, True)
+
+    whole = APIRouter()
+    whole.include_router(open_router)
+    whole.include_router(router)
+    return whole
+
+
+def typed_routes(repository: Repository, settings: Settings, predict: Predictor) -> APIRouter:
+    """Routes of the pipelines that are known now, with their typed operations: for the document of a host that takes a router.
+
+    `routes` answers the same requests; these come first.
+    """
+
+    async def key(request: Request) -> None:
+        check_key(request.scope, settings)
+
+    router = APIRouter(route_class=ProblemRoute, dependencies=[Depends(key)])
+    for config in repository.configs.values():
+        for path, operations in operations_of(config, settings.api_key is not None).items():
+            endpoint = _endpoint(predict, config.name, path.endswith("/batch"))
+            for method, operation in operations.items():
+                described: Any = {name: operation.pop(name) for name in ("tags", "summary", "description") if name in operation}
+                described |= {"operation_id": operation.pop("operationId"), "openapi_extra": operation}
+                router.add_api_route(path, endpoint, methods=[method.upper()], response_class=Response, **described)
+    return router
+
+
+def _endpoint(predict: Predictor, name: str, many: bool) -> Callable[[], Coroutine[Any, Any, Response]]:
+    async def answer() -> Response:
+        return _Prediction(predict, name, many)
+
+    return answer
+
+
+def _describe(repository: Repository, name: str, state: str) -> dict[str, Any]:
+    kind, _, reason = state.partition(": ")
+    pipeline = repository.pipelines.get(name)
+    config = pipeline.config if pipeline is not None else repository.configs.get(name)
+    described: dict[str, Any] = {"name": name, "state": kind}
+    if config is not None:
+        described |= {"version": config.version, "description": config.description}
+    # Why a load failed is told to whoever asked for it and to the log: it names files and code. `not ready` names nodes only.
+    return {**described, "reason": reason} if reason and kind == "not ready" else described
