@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,6 +35,8 @@ class Repository:
         self.generation = 0
         self.state = "created"  # then loading, ready, draining, closed
         self.directory = directory
+        self.on_change: Callable[[], None] = lambda: None
+        """Called after every change of `generation`."""
         self._loading: set[str] = set()
         self._failed: dict[str, str] = {}  # why the last attempt failed, of those that are not loaded
         self._draining: set[asyncio.Task[None]] = set()
@@ -150,7 +152,7 @@ class Repository:
             old = self.pipelines.get(name)
             self.configs[name] = config
             self.pipelines[name] = pipeline
-            self.generation += 1
+            self._changed()
             logger.info("pipeline %s is %s", name, "loaded" if old is None else "replaced", extra={"pipeline": name})
             if old is not None:
                 self._drain(old, DRAIN_TIMEOUT)
@@ -172,7 +174,7 @@ class Repository:
             if name not in self.pipelines:
                 raise NotFound(f"there is no pipeline {name!r}{did_you_mean(name, self.pipelines)}")
             pipeline = self.pipelines.pop(name)
-            self.generation += 1
+            self._changed()
             logger.info("pipeline %s is unloaded", name, extra={"pipeline": name})
         await asyncio.shield(self._drain(pipeline, timeout))
 
@@ -195,8 +197,12 @@ class Repository:
             await asyncio.gather(*self._draining)
         finally:
             self.pipelines.clear()
-            self.generation += 1
             self.state = "closed"
+            self._changed()
+
+    def _changed(self) -> None:
+        self.generation += 1
+        self.on_change()
 
     def _drain(self, pipeline: Pipeline, timeout: float) -> asyncio.Task[None]:
         """A task of its own: whoever asked for it may leave, and what is inside still gets its time."""
