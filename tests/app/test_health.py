@@ -1,0 +1,167 @@
+"""Live, ready and metrics, of a server that loads, runs, loses an executor and drains."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from penstock import create_app
+from penstock.backends.base import Backend
+from penstock.backends.errors import InvalidInput
+from penstock.backends.registry import register_backend
+from penstock.pipelines.config import load
+from penstock.pipelines.repository import Repository
+
+
+class Gates:
+    """Events between a test and the backends below."""
+
+    def __init__(self):
+        self.open = threading.Event()
+        self.inside = threading.Event()
+        self.may_load = threading.Event()
+
+
+GATES = Gates()
+
+
+@register_backend("HealthGate")
+class HealthGate(Backend):
+    def init(self, params, context):
+        GATES.may_load.wait(10)
+
+    def forward(self, batch):
+        for item in batch:
+            if item["data"] == b"die":
+                GATES.may_load.clear()
+                raise SystemExit
+            if item["data"] == b"wait":
+                GATES.inside.set()
+                GATES.open.wait(10)
+            if item["data"] == b"broken":
+                raise ValueError("/secret/path")
+            if item["data"] == b"unreadable":
+                item["error"] = InvalidInput("this is no image")
+            else:
+                item["result"] = len(item["data"])
+
+
+@pytest.fixture(autouse=True)
+def gates():
+    GATES.__init__()
+    GATES.may_load.set()
+    yield
+    GATES.open.set()
+    GATES.may_load.set()
+
+
+def until(condition, seconds=10):
+    """Poll another thread's server; there is no event to wait for over HTTP."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def values(client):
+    """Every sample by its name and labels; fails for a series that comes twice."""
+    samples = {}
+    for family in parse(client.get("/metrics").text):
+        for sample in family.samples:
+            key = sample.name, tuple(sorted(sample.labels.items()))
+            assert key not in samples
+            samples[key] = sample.value
+    return samples
+
+
+def test_live_and_ready(running):
+    with running(create_app({"backend": "HealthGate"})) as client:
+        assert client.get("/health/live").json() == {"live": True}
+        answer = client.get("/health/ready")
+        assert (answer.status_code, answer.json()) == (200, {"ready": True})
+
+
+def test_not_ready_without_a_lifespan(running):
+    from starlette.applications import Starlette
+    from starlette.routing import Mount
+
+    with running(Starlette(routes=[Mount("/models", create_app({"backend": "HealthGate"}))])) as client:
+        answer = client.get("/models/health/ready")
+        assert answer.status_code == 503 and "lifespan" in answer.json()["reason"]
+        answer = client.post("/models/predict/pipeline", content=b"x")
+        assert answer.status_code == 503 and answer.headers["retry-after"] and "lifespan" in answer.json()["detail"]
+
+
+def test_not_ready_while_an_executor_is_replaced(running):
+    with running(create_app({"backend": "HealthGate"})) as client:
+        answer = client.post("/predict/pipeline", content=b"die")
+        assert answer.status_code == 500
+        assert client.get("/health/live").status_code == 200
+        answer = client.get("/health/ready")
+        assert answer.status_code == 503 and "executors are not running" in answer.json()["reason"]
+        assert "not running" in client.get("/pipelines").json()["pipelines"][0]["reason"]
+        assert values(client)["penstock_ready", ()] == 0
+        GATES.may_load.set()
+        until(lambda: client.get("/health/ready").status_code == 200)
+        found = values(client)
+        labels = (("node", "main"), ("pipeline", "pipeline"))
+        assert found["penstock_executor_restarts_total", labels] == 1 and found["penstock_executors", labels] == 1
+
+
+def test_metrics_count_what_happened(running):
+    node = (("node", "main"), ("pipeline", "gate"))
+    pipeline = (("pipeline", "gate"),)
+    config = load({"backend": "HealthGate", "pipeline": {"name": "gate", "max_requests": 1}, "stuck_after": 60})
+    with running(create_app(config)) as client, ThreadPoolExecutor() as threads:
+        assert [client.post("/predict/gate", content=b"x").json()["result"] for _ in range(3)] == [1, 1, 1]
+        assert client.post("/predict/gate", content=b"unreadable").status_code == 422
+        broken = client.post("/predict/gate", content=b"broken")
+        assert broken.status_code == 500 and "secret" not in broken.text
+        assert broken.json()["detail"] == "node 'main': backend HealthGate raised ValueError"
+        waiting = threads.submit(client.post, "/predict/gate", content=b"wait")
+        assert GATES.inside.wait(5)
+        refused = client.post("/predict/gate", content=b"x")
+        assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
+        found = values(client)
+        assert found["penstock_requests_inside", pipeline] == found["penstock_executors_busy", node] == 1
+        GATES.open.set()
+        assert waiting.result().status_code == 200
+        found = values(client)
+        outcomes = {
+            outcome: found["penstock_items_total", (node[0], ("outcome", outcome), node[1])] for outcome in ("ok", "soft", "failed")
+        }
+        assert outcomes == {"ok": 4, "soft": 1, "failed": 1}
+        assert found["penstock_refused_total", (("pipeline", "gate"), ("reason", "queue_full"))] == 1
+        assert (
+            found["penstock_requests_inside", pipeline]
+            == found["penstock_queue_depth", node]
+            == found["penstock_executors_busy", node]
+            == 0
+        )
+        for name in ("penstock_queue_seconds", "penstock_run_seconds", "penstock_batch_size"):
+            buckets = [value for (key, _), value in found.items() if key == f"{name}_bucket"]
+            assert buckets == sorted(buckets) and buckets[-1] == found[f"{name}_count", node] == 6
+        assert found["penstock_batch_size_sum", node] == 6 and found["penstock_ready", ()] == 1
+        assert "process_resident_memory_bytes" in dict(found.keys())
+
+
+def test_metrics_of_two_apps_and_of_openmetrics_clients(running):
+    one, two = create_app(load("Identity", name="one")), create_app(load("Identity", name="two"))
+    with running(one) as first, running(two) as second:
+        assert ("penstock_requests_inside", (("pipeline", "two"),)) not in values(first)
+        assert ("penstock_requests_inside", (("pipeline", "one"),)) not in values(second)
+        answer = first.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+        assert answer.headers["content-type"].startswith("application/openmetrics-text") and answer.text.endswith("# EOF\n")
+
+
+def test_a_repository_of_somebody_elses_is_not_started_twice(running):
+    repository = Repository([load("Identity", name="one")])
+    app = create_app(repository)
+    assert app.state.penstock is repository
+    with running(app) as client:
+        assert client.post("/predict/one", content=b"x").status_code == 200
+    assert repository.state == "closed"
