@@ -5,16 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import orjson
 import typer
 
-from penstock.backends.errors import PenstockError
-
-from .bench import Load, NotAnswering, bench_file, bench_url
-from .report import Report
-from .sample_images import read_folder, synthetic_jpegs
+if TYPE_CHECKING:  # at run time only when it is called: the other commands need none of it
+    from .report import Report
 
 
 def bench_command(
@@ -41,6 +37,13 @@ def bench_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a running server, or a pipeline file in this process: rate, latency, outcomes, CPU, memory, GPU."""
+    import orjson
+
+    from penstock.backends.errors import PenstockError
+
+    from .bench import Load, NotAnswering, bench_file, bench_url
+    from .sample_images import read_folder, synthetic_jpegs
+
     if requests is not None and seconds is not None:
         raise typer.BadParameter("give either --requests or --seconds")
     headers = dict(_header(text) for text in header or ())

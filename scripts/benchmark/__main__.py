@@ -1,0 +1,53 @@
+"""Runs the parts and prints what they found. `scripts/bench` starts it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import time
+from pathlib import Path
+
+from figures import Figure, machine, say, table, write_page
+
+PARTS = {"in_process": "", "http": "http_noop", "resnet": "", "memory": "", "overload": ""}
+"""Part -> module, where that has another name."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure what docs/performance.md states.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all if none is given")
+    parser.add_argument("--quick", action="store_true", help="short runs: minutes, and noisy")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there; else it is printed")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    arguments = parser.parse_args()
+    unknown = set(arguments.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"there is no part {sorted(unknown)[0]!r}: expected {', '.join(PARTS)}")
+    where = machine()
+    figures: list[Figure] = []
+    skipped: dict[str, str] = {}
+    for part in arguments.parts or PARTS:
+        started = time.perf_counter()
+        say(f"== {part}")
+        try:
+            figures += importlib.import_module(PARTS[part] or part).measure(arguments.quick)
+        except (RuntimeError, ImportError, OSError) as error:
+            skipped[part] = f"{type(error).__name__}: {error}"
+            say(f"   not measured: {skipped[part]}")
+        say(f"   {time.perf_counter() - started:.0f} s")
+    text = table(figures, where, arguments.quick)
+    if skipped:
+        text += "\n\n" + "\n".join(f"Not measured: {part}: {reason.splitlines()[0]}" for part, reason in skipped.items())
+    print(text)
+    result = json.dumps({"machine": where, "figures": [figure.to_dict() for figure in figures], "skipped": skipped}, indent=1)
+    if arguments.json:
+        arguments.json.write_text(result + "\n")
+    else:
+        print(result)
+    if arguments.write:
+        write_page(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""The yardstick of the HTTP part: a bare ASGI app that reads the body and answers as many bytes as Penstock's no-op does."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import uvicorn
+
+BODY = b'{"result":1024}'
+HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))]
+
+
+async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    while (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+    await send({"type": "http.response.body", "body": BODY})
+
+
+if __name__ == "__main__":
+    uvicorn.run(
+        app, host="127.0.0.1", port=int(sys.argv[2]), loop="uvloop", http="httptools", lifespan="off", access_log=False, log_level="warning"
+    )  # fmt: skip

@@ -1,0 +1,115 @@
+"""One measured figure beside what was asked of it, and the table of all."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- scripts/bench: begin -->", "<!-- scripts/bench: end -->"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    part: str
+    what: str
+    value: float
+    unit: str = ""
+    least: float | None = None
+    """The target: at least this; or `most`, at most this. Neither: for orientation."""
+    most: float | None = None
+    aim: float | None = None
+    runs: tuple[float, ...] = ()
+    """What `value` is the median of: how noisy it was."""
+    note: str = ""
+
+    @property
+    def holds(self) -> bool | None:
+        if self.least is not None:
+            return self.value >= self.least
+        return None if self.most is None else self.value <= self.most
+
+    def to_dict(self) -> dict[str, Any]:
+        fields = {name: getattr(self, name) for name in ("part", "what", "value", "unit", "least", "most", "aim", "runs", "note")}
+        return {**fields, "holds": self.holds}
+
+    @property
+    def row(self) -> str:
+        target = f"≥ {self.least:g}" if self.least is not None else "" if self.most is None else f"≤ {self.most:g}"
+        aim = "" if self.aim is None else f"{self.aim:g}"
+        spread = f" ({_short(min(self.runs))} – {_short(max(self.runs))})" if len(self.runs) > 1 else ""
+        holds = {True: "yes", False: "**no**", None: ""}[self.holds]
+        return f"| {self.part} | {self.what} | {_short(self.value)}{spread} {self.unit} | {target} | {aim} | {holds} | {self.note} |"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def of_runs(part: str, what: str, runs: Sequence[float], unit: str = "", **more: Any) -> Figure:
+    """The median of several runs."""
+    return Figure(part, what, median(runs), unit, runs=tuple(runs), **more)
+
+
+def say(text: str) -> None:
+    """Progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """What was measured where."""
+    processor = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "commit": commit,
+        "processor": processor or platform.processor() or platform.machine(),
+        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": [round(value, 2) for value in os.getloadavg()],
+        "python": platform.python_version(),
+        "packages": {
+            name: version(name) for name in ("uvicorn", "uvloop", "httptools", "fastapi", "onnxruntime", "opencv-python-headless")
+        },
+    }
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def table(figures: Sequence[Figure], where: dict[str, Any], quick: bool) -> str:
+    packages = ", ".join(f"{name} {number}" for name, number in where["packages"].items())
+    kind = "`scripts/bench --quick`: short runs, for orientation only" if quick else "`scripts/bench`"
+    lines = [
+        f"{kind}, {where['when']}, commit {where['commit']}; {where['processors']} processors ({where['processor']}), load before "
+        f"{where['load'][0]}; Python {where['python']}, {packages}.",
+        "",
+        "| part | what | figure: median (lowest – highest run) | target | aim | holds | |",
+        "|---|---|---|---|---|---|---|",
+        *[figure.row for figure in figures],
+    ]
+    return "\n".join(lines)
+
+
+def write_page(text: str) -> None:
+    """Replace the generated section of docs/performance.md."""
+    page = PAGE.read_text()
+    if BEGIN not in page or END not in page:
+        raise SystemExit(f"{PAGE} has no lines {BEGIN} and {END}")
+    head, _, rest = page.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    PAGE.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")

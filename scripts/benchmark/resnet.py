@@ -1,0 +1,98 @@
+"""JPEG -> ResNet-18 over HTTP against the best loop without HTTP, in alternation; the server runs 2 instances, batches up to 8."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+from figures import ROOT, Figure, of_runs, say
+from resnet_loop import Layout, Loop, layouts, read_model
+from servers import Server, penstock
+
+from penstock.app.bench import Load, bench_url
+from penstock.app.report import Report
+from penstock.app.sample_images import synthetic_jpegs
+
+PART = "ResNet-18"
+PATH = "/predict/resnet18"
+
+
+def measure(quick: bool) -> list[Figure]:
+    seconds, pairs = (3.0, 3) if quick else (8.0, 5)
+    jpegs = synthetic_jpegs()
+    with exported() as folder:
+        model = read_model(folder / "resnet18.onnx")
+        processors = len(os.sched_getaffinity(0))
+        best, figures = _best_layout(model, layouts(processors), jpegs, seconds)
+        loop = best if best.layout.threads > 1 else Loop(model, Layout(processors, 1, 1), jpegs)
+        with penstock(folder / "resnet18_one.toml") as server:
+            load(server, jpegs, 16, 1.0)
+            shares: dict[int, list[float]] = {16: [], 64: []}
+            reports: dict[int, list[Report]] = {16: [], 64: []}
+            for _ in range(pairs):
+                for clients, found in shares.items():
+                    plain = best.rate(seconds)
+                    report = load(server, jpegs, clients, seconds)
+                    reports[clients].append(report)
+                    found.append(report.qps / plain)
+                    say(f"{PART}, {clients}: loop {plain:.1f}, server {report.qps:.1f} images/s, {found[-1]:.3f}")
+            for clients, found in shares.items():
+                note = f"{median(report.qps for report in reports[clients]):.1f} images/s, {_usage(reports[clients][-1])}"
+                what = f"rate ÷ the best loop's, {clients} connections"
+                figures.append(of_runs(PART, what, found, least=0.95, aim=0.98, note=note))
+            figures += _single(server, jpegs, loop, pairs, 40 if quick else 100)
+    return figures
+
+
+def _single(server: Server, jpegs: Sequence[bytes], loop: Loop, pairs: int, count: int) -> list[Figure]:
+    alone = [(loop.single(count), load(server, jpegs, 1, count / 40).latency.p50) for _ in range(pairs)]
+    ratios = [ours / plain for plain, ours in alone]
+    note = f"{median(ours for _, ours in alone):.1f} to {median(plain for plain, _ in alone):.1f} ms, one thread a run"
+    return [of_runs(PART, "p50 at one connection ÷ one image's time in the loop", ratios, most=1.1, note=note)]
+
+
+def _best_layout(model: bytes, found: list[Layout], jpegs: Sequence[bytes], seconds: float) -> tuple[Loop, list[Figure]]:
+    loops = [Loop(model, layout, jpegs) for layout in found]
+    rates: dict[Layout, list[float]] = {layout: [] for layout in found}
+    for _ in range(3):
+        for loop in loops:
+            rates[loop.layout].append(loop.rate(seconds / 3))
+    best = max(loops, key=lambda loop: median(rates[loop.layout]))
+    others = "; ".join(f"{layout}: {median(each):.1f}" for layout, each in rates.items() if layout != best.layout)
+    return best, [of_runs(PART, f"best loop: {best.layout}", rates[best.layout], "images/s", note=others)]
+
+
+def _usage(report: Report) -> str:
+    usage = report.usage
+    return "" if usage.cpu_percent is None or usage.rss_max_mb is None else f"CPU {usage.cpu_percent:.0f} %, {usage.rss_max_mb:.0f} MB"
+
+
+def load(server: Server, jpegs: Sequence[bytes], clients: int, seconds: float) -> Report:
+    """A closed loop from this process. Raises RuntimeError unless all is answered."""
+    report = asyncio.run(bench_url(server.url(PATH), Load(jpegs, clients, seconds=seconds, warm_up=clients), server.pid))
+    if set(report.outcomes) != {"200"}:
+        raise RuntimeError(f"not all requests were answered: {report.outcomes}")
+    return report
+
+
+@contextmanager
+def exported() -> Iterator[Path]:
+    """A folder with the ResNet example and its model."""
+    example = ROOT / "examples" / "resnet"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file in example.glob("*.toml"):
+            shutil.copy(file, folder)
+        command = [sys.executable, str(example / "export.py"), "resnet18", "--output", str(folder / "resnet18.onnx")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"ResNet-18 can't be exported (it takes PyTorch): {done.stderr.strip().splitlines()[-1]}")
+        yield folder

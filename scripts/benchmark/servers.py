@@ -1,0 +1,84 @@
+"""Server processes to measure: started on a free port of 127.0.0.1, always ended."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+START_BOUND = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    port: int
+    pid: int
+    started: float
+    """When its process was started, `time.perf_counter()`."""
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+
+@contextmanager
+def penstock(target: Path, *options: str) -> Iterator[Server]:
+    """`penstock serve`, ready."""
+    command = [str(Path(sys.executable).with_name("penstock")), "serve", str(target), "--log-level", "warning", *options]
+    with process(command, "/health/ready") as server:
+        yield server
+
+
+@contextmanager
+def process(command: Sequence[str], ready: str | None) -> Iterator[Server]:
+    """`command --port PORT`, once GET `ready` answers 200 (None: at once). Its output is shown if it fails."""
+    port = free_port()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
+    with tempfile.TemporaryFile() as output:
+        started = time.perf_counter()
+        child = subprocess.Popen([*command, "--port", str(port)], stdout=output, stderr=subprocess.STDOUT, env=environment)
+        try:
+            if ready is not None and not _wait(child, port, ready, started):
+                output.seek(0)
+                raise RuntimeError(f"{' '.join(command)} does not serve:\n{output.read().decode(errors='replace')}")
+            yield Server(port, child.pid, started)
+        finally:
+            child.terminate()
+            try:
+                child.wait(15)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+def _wait(child: subprocess.Popen[bytes], port: int, path: str, started: float) -> bool:
+    while child.poll() is None and time.perf_counter() < started + START_BOUND:
+        if ask(port, "GET", path) == 200:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def ask(port: int, method: str, path: str, body: bytes | None = None) -> int:
+    """The status of one request on a connection of its own; 0 where nobody listens yet."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request(method, path, body)
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return 0
+    finally:
+        connection.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
