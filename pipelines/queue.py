@@ -124,7 +124,7 @@ class Bucket:
             while level:
                 entry = level[0]
                 size = entry.size
-                if size > room:
+                if size > room and not entry.future.done():
                     return taken, limit - room
                 level.popleft()
                 self.size -= size

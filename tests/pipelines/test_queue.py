@@ -98,3 +98,11 @@ def test_a_batch_works_on_shallow_copies() -> None:
     assert batch.outcomes[0] is not first.item
     assert batch.outcomes[0]["list"] is first.item["list"]
     assert (batch.started, batch.ended) == (2.5, 2.5)
+
+
+def test_take_is_not_stopped_by_a_big_item_whose_caller_left() -> None:
+    left = entry("b", 4)
+    queued = bucket(entry("a"), left, entry("c"))
+    left.future.gone = True  # type: ignore[attr-defined]
+    taken, size = queued.take(4)
+    assert (names(taken), size, queued.size) == ("ac", 2, 0)

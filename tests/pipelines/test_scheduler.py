@@ -16,8 +16,8 @@ class Future:
 
 
 class FakeExecutor:
-    def __init__(self, max: int, group: Group) -> None:
-        self.max = max
+    def __init__(self, bound: int, group: Group) -> None:
+        self.max = bound
         self.group = group
         self.batches: list[Batch] = []
 
@@ -41,8 +41,8 @@ class House:
         self.executors: list[FakeExecutor] = []
         for number, members in enumerate(groups):
             group = Group(str(number))
-            for max in members:
-                self.executors.append(FakeExecutor(max, group))
+            for bound in members:
+                self.executors.append(FakeExecutor(bound, group))
                 self.scheduler.add(self.executors[-1])
         self.now = 0.0
 

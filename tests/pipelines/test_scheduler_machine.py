@@ -26,8 +26,8 @@ class Future:
 
 
 class FakeExecutor:
-    def __init__(self, max: int, group: Group, machine: SchedulerMachine) -> None:
-        self.max = max
+    def __init__(self, bound: int, group: Group, machine: SchedulerMachine) -> None:
+        self.max = bound
         self.group = group
         self.machine = machine
 
