@@ -1,0 +1,238 @@
+"""Every example of README.md and docs/ is run as it stands, page by page, in a directory of the page's own.
+
+A comment above a fenced block says what becomes of it; a block without one fails:
+
+    <!-- file: NAME -->        written to NAME; a .toml is loaded too
+    <!-- load -->              toml: loaded as a pipeline
+    <!-- run -->               python or sh: run; must end with 0, warnings are errors
+    <!-- serve -->             sh: `penstock serve ...` or `uvicorn ...`, started, waited for, stopped at the next one or at the page's end
+    <!-- shows -->             what the block before printed; … stands for anything, whitespace does not count
+    <!-- not run: REASON -->   nothing; the reason is for the reader of the source
+
+The directory holds a copy of examples/digits. 127.0.0.1:8000 in sh and python blocks becomes the port that the server got. A sh block
+with curl must be followed by `shows`, since curl takes an error for an answer.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from penstock.pipelines.config import load
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```\s*$", re.MULTILINE | re.DOTALL)
+MARKER = re.compile(r"<!-- (file: [\w./-]+|load|run|serve|shows|not run: [^>]+) -->\s*\Z")
+ADDRESS = "127.0.0.1:8000"
+
+
+class Block(NamedTuple):
+    line: int
+    language: str
+    marker: str
+    text: str
+
+
+def blocks_of(page: Path) -> Iterator[Block]:
+    text = page.read_text()
+    for found in FENCE.finditer(text):
+        marker = MARKER.search(text[: found.start()])
+        indent = len(found["indent"])
+        code = "".join(line[indent:] for line in found["text"].splitlines(keepends=True))
+        yield Block(text.count("\n", 0, found.start()) + 1, found["language"], marker[1] if marker else "", code)
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_examples_run(page: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples" / "digits", tmp_path / "examples" / "digits", ignore=shutil.ignore_patterns("__pycache__"))
+    walk = Walk(tmp_path)
+    blocks = list(blocks_of(page))
+    try:
+        for block, following in pairwise([*blocks, None]):
+            assert block is not None
+            if block.marker == "run" and "curl" in block.text:
+                assert following is not None and following.marker == "shows", f"line {block.line}: no `shows` behind curl"
+            try:
+                walk.step(block)
+            except Exception as error:
+                raise AssertionError(f"{page_id(page)}, line {block.line}: {error}") from error
+    finally:
+        walk.stop()
+
+
+class Walk:
+    """One page's examples, in order."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.output = ""
+        self.server: subprocess.Popen[bytes] | None = None
+        self.port = 0
+
+    def step(self, block: Block) -> None:
+        kind, _, argument = block.marker.partition(": ")
+        if kind == "file":
+            file = self.directory / argument
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(block.text)
+            if file.suffix == ".toml":
+                load(file)
+        elif kind == "load":
+            assert block.language == "toml"
+            file = self.directory / f"line{block.line}.toml"
+            file.write_text(block.text)
+            load(file)
+        elif kind == "run":
+            self.output = self.run(block)
+        elif kind == "serve":
+            self.serve(block.text)
+        elif kind == "shows":
+            assert_shows(block.text, self.output)
+        else:
+            assert kind == "not run", "a block without a marker (see the top of tests/docs/test_docs.py)"
+
+    def run(self, block: Block) -> str:
+        text = self.here(block.text)
+        if block.language == "python":
+            file = self.directory / f"line{block.line}.py"
+            file.write_text(text)
+            command = [sys.executable, "-W", "error", str(file)]
+        else:
+            assert block.language == "sh", f"expected python or sh, found {block.language!r}"
+            if "curl" in text and shutil.which("curl") is None:
+                pytest.fail("this test needs curl: apt install curl, apk add curl or brew install curl")
+            command = ["sh", "-e", "-c", text]
+        done = subprocess.run(command, cwd=self.directory, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, f"ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def serve(self, text: str) -> None:
+        self.stop()
+        self.port = free_port()
+        command, found = re.subn(r"\b(penstock serve|uvicorn) ", rf"\1 --port {self.port} ", "exec env " + text.strip())
+        assert found == 1
+        self.server = subprocess.Popen(["sh", "-e", "-c", command], cwd=self.directory, env=self.environment, start_new_session=True)
+        end = time.monotonic() + 60
+        while not is_ready(self.port):
+            assert self.server.poll() is None, "the server ended"
+            assert time.monotonic() < end, "the server is not ready after a minute"
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """SIGTERM, and `penstock serve` ends with 0 (uvicorn by the signal)."""
+        if self.server is None:
+            return
+        server, self.server = self.server, None
+        server.send_signal(signal.SIGTERM)
+        try:
+            assert server.wait(20) in ((0, -signal.SIGTERM) if "uvicorn" in str(server.args) else (0,))
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            raise
+
+    def here(self, text: str) -> str:
+        return text.replace(ADDRESS, f"127.0.0.1:{self.port}") if self.port else text
+
+    @property
+    def environment(self) -> dict[str, str]:
+        ours = {key: value for key, value in os.environ.items() if not key.startswith("PENSTOCK_")}
+        return ours | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]), "NO_COLOR": "1", "COLUMNS": "120"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def is_ready(port: int) -> bool:
+    """A mounted app's health is elsewhere (404), and its server loads before it listens."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5):
+            return True
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code == 404
+    except OSError:
+        return False
+
+
+def assert_shows(expected: str, output: str) -> None:
+    pattern = ".*?".join(re.escape("".join(piece.split())) for piece in expected.split("…"))
+    if not re.fullmatch(pattern, "".join(output.split()), re.DOTALL):
+        raise AssertionError(f"it printed\n{output}\nand not\n{expected}")
+
+
+@contextmanager
+def fails(message: str) -> Iterator[None]:
+    with pytest.raises(AssertionError, match=message):
+        yield
+
+
+def test_what_is_shown_is_compared() -> None:
+    assert_shows('{"a": …,\n  "b": 2}', '{"a": 17, "b": 2}\n')
+    with fails("and not"):
+        assert_shows('{"a": …, "b": 2}', '{"a": 17, "b": 3}')
+
+
+def test_a_block_without_a_marker_fails(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("<!-- run -->\n\ntext\n\n```python\nprint(1)\n```\n")
+    (block,) = blocks_of(tmp_path / "page.md")
+    assert (block.line, block.language, block.marker, block.text) == (5, "python", "", "print(1)\n")
+    with fails("without a marker"):
+        Walk(tmp_path).step(block)
+
+
+def test_an_example_that_warns_fails(tmp_path: Path) -> None:
+    with fails("ended with 1"):
+        Walk(tmp_path).step(Block(1, "python", "run", "import warnings; warnings.warn('old')"))
+
+
+# links
+
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors of the headings, as GitHub makes them."""
+    text = FENCE.sub("", page.read_text())
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(FENCE.sub("", page.read_text())):
+        if re.match(r"https?:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors_of(file), target
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    text = (ROOT / "README.md").read_text()
+    for page in PAGES[1:]:
+        assert f"(docs/{page.name})" in text, page.name
