@@ -1,0 +1,217 @@
+"""The app inside others: mounted, as a router, behind their middleware and dependencies. Each of these may refuse a predict request."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from fastapi import Depends, FastAPI, HTTPException, Request
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+
+from penstock.app import create_app, create_router, lifespan
+from penstock.backends.base import Backend
+from penstock.backends.registry import register_backend
+from penstock.pipelines.config import load
+
+SEEN = []
+
+
+@register_backend("EmbeddingRecord")
+class EmbeddingRecord(Backend):
+    def forward(self, batch):
+        for item in batch:
+            SEEN.append(item["data"])
+            item["result"] = len(item["data"])
+
+
+class Guard:
+    """Plain ASGI authentication, as a user might have it."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "http" and (b"x-ticket", b"good") not in scope["headers"]:
+            await PlainTextResponse("no ticket", 401)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+async def ticket(request: Request):
+    if request.headers.get("x-ticket") != "good":
+        raise HTTPException(401, "no ticket")
+
+
+@pytest.fixture(autouse=True)
+def nothing_seen():
+    SEEN.clear()
+
+
+@pytest.fixture
+def config():
+    return load("EmbeddingRecord", name="record")
+
+
+def refuses(client, prefix=""):
+    """Without a ticket nothing reaches the backend, with one all does."""
+    paths = [f"{prefix}/predict/record", f"{prefix}/predict/record/batch"]
+    for path in paths:
+        for method in ("POST", "PUT"):
+            answer = client.request(method, path, content=b"four")
+            assert answer.status_code == 401 and "no ticket" in answer.text
+    assert SEEN == []
+    client.headers["X-Ticket"] = "good"
+    assert client.post(paths[0], content=b"four").json() == {"result": 4}
+    assert client.put(paths[0], content=b"four").json() == {"result": 4}
+    assert client.post(paths[1], json={"images": ["Zm91cg=="]}).json() == {"results": [{"result": 4}]}
+    assert SEEN == [b"four"] * 3
+
+
+def test_middleware_of_the_app_refuses(running, config):
+    with running(create_app(config, middleware=[Middleware(Guard)])) as client:
+        refuses(client)
+
+
+def test_middleware_added_to_the_app_refuses(running, config):
+    app = create_app(config)
+    app.add_middleware(Guard)
+    with running(app) as client:
+        refuses(client)
+
+
+def test_an_http_middleware_function_refuses(running, config):
+    app = create_app(config)
+
+    @app.middleware("http")
+    async def guard(request, call_next):
+        if request.headers.get("x-ticket") != "good":
+            return PlainTextResponse("no ticket", 401)
+        return await call_next(request)
+
+    with running(app) as client:
+        refuses(client)
+
+
+@pytest.mark.parametrize("where", ["host", "mount"])
+@pytest.mark.parametrize("kind", [Starlette, FastAPI])
+def test_middleware_of_a_host_around_a_mount_refuses(running, config, kind, where):
+    models = create_app(config)
+    host = kind(lifespan=lambda host: lifespan(models))
+    if where == "host":
+        host.add_middleware(Guard)
+        host.mount("/models", models)
+    else:
+        host.router.routes.append(Mount("/models", models, middleware=[Middleware(Guard)]))
+    with running(host) as client:
+        refuses(client, "/models")
+        assert client.get("/models/health/ready").json() == {"ready": True}
+        document = client.get("/models/openapi.json").json()
+        assert "/predict/record" in document["paths"] and document["servers"] == [{"url": "/models"}]
+        assert client.get("/models/docs").status_code == 200
+
+
+def test_a_routers_dependency_refuses(running, config):
+    host = FastAPI()
+    host.include_router(create_router(config, prefix="/models", dependencies=[Depends(ticket)]))
+    with running(host) as client:
+        refuses(client, "/models")
+
+
+def test_a_dependency_given_where_the_router_is_included_refuses(running, config):
+    host = FastAPI()
+    host.include_router(create_router(config), prefix="/models", dependencies=[Depends(ticket)])
+    with running(host) as client:
+        refuses(client, "/models")
+
+
+def test_a_hosts_own_dependencies_refuse_a_router(running, config):
+    host = FastAPI(dependencies=[Depends(ticket)])
+    host.include_router(create_router(config))
+    with running(host) as client:
+        refuses(client)
+
+
+def test_a_nested_mount(running, config):
+    models = create_app(config)
+    inner = Starlette(routes=[Mount("/inner", models)])
+
+    @contextlib.asynccontextmanager
+    async def together(host):
+        async with lifespan(models):
+            yield
+
+    with running(
+        Starlette(routes=[Mount("/outer", inner), Route("/", lambda request: PlainTextResponse("host"))], lifespan=together)
+    ) as client:
+        assert client.post("/outer/inner/predict/record", content=b"abc").json() == {"result": 3}
+        assert client.get("/").text == "host"
+        answer = client.post("/outer/inner/predict/recrd", content=b"abc")
+        assert answer.status_code == 404 and "did you mean 'record'" in answer.json()["detail"]
+    assert models.state.penstock.state == "closed"
+
+
+def test_the_key_of_a_mounted_app(running, config):
+    from penstock.app.settings import Settings
+
+    models = create_app(config, settings=Settings(api_key="k3y"))
+    host = Starlette(routes=[Mount("/models", models)], lifespan=lambda host: lifespan(models))
+    with running(host) as client:
+        assert client.post("/models/predict/record", content=b"abc").status_code == 401
+        assert client.get("/models/health/ready").status_code == 200
+        assert client.get("/models/metrics").status_code == 401
+    assert SEEN == []
+
+
+def test_a_router_and_its_host_share_a_document(running, digits, digit):
+    host = FastAPI()
+
+    @host.get("/own")
+    async def own() -> dict[str, int]:
+        return {"one": 1}
+
+    host.include_router(create_router(digits, prefix="/models"))
+    with running(host) as client:
+        paths = client.get("/openapi.json").json()["paths"]
+        assert list(paths) == ["/own", "/models/predict/digits", "/models/predict/digits/batch"]
+        answer = paths["/models/predict/digits"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+        assert answer["properties"]["label"]["type"] == "string"
+        assert client.post("/models/predict/digits", content=digit).json()["label"] == "three"
+        assert client.get("/own").json() == {"one": 1}
+
+
+def test_an_apps_own_routes_stay(running, config):
+    app = create_app(config)
+
+    @app.get("/own")
+    async def own() -> dict[str, int]:
+        return {"one": 1}
+
+    @app.get("/fails")
+    async def fails() -> None:
+        raise HTTPException(418, "teapot", headers={"X-Pot": "tea"})
+
+    with running(app) as client:
+        assert client.get("/own").json() == {"one": 1}
+        assert "/own" in client.get("/openapi.json").json()["paths"]
+        answer = client.get("/fails")
+        assert (answer.status_code, answer.headers["x-pot"], answer.json()["detail"]) == (418, "tea", "teapot")
+        answer = client.get("/predict/record")
+        assert answer.status_code == 405 and answer.headers["allow"] and answer.json()["code"] == "method_not_allowed"
+
+
+def test_a_lifespan_that_fails_says_so(config):
+    import asyncio
+
+    from penstock.backends.errors import BackendError
+
+    app = create_app({"backend": "OnnxTensor", "model": "absent.onnx"})
+
+    async def start():
+        async with lifespan(app):
+            raise AssertionError
+
+    with pytest.raises(BackendError, match=r"absent\.onnx"):
+        asyncio.run(start())
