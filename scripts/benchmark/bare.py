@@ -19,6 +19,8 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 if __name__ == "__main__":
-    uvicorn.run(
-        app, host="127.0.0.1", port=int(sys.argv[2]), loop="uvloop", http="httptools", lifespan="off", access_log=False, log_level="warning"
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=int(sys.argv[2]), loop="uvloop", http="httptools", ws="none", lifespan="off", access_log=False,
+        log_level="warning", server_header=False, timeout_keep_alive=75,
     )  # fmt: skip
+    uvicorn.Server(config).run()

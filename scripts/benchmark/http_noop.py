@@ -8,9 +8,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
 from figures import Figure, of_runs, say
 from servers import Server, penstock, process
+
+from penstock.app.process_usage import processor_seconds
 
 PART = "HTTP no-op"
 LEAST = {1: (0.5, 0.6), 16: (0.5, 0.65), 64: (0.65, 0.75), 256: (0.65, 0.85)}
@@ -28,7 +32,7 @@ name = "noop"
 data = { kind = "bytes" }
 
 [noop]
-backend = "Python[noop_backend:size]"
+backend = "Python[noop_backend.py:size]"
 max = 32
 """
 WRK = """
@@ -41,7 +45,6 @@ wrk.headers["Content-Type"] = "application/octet-stream"
 def measure(quick: bool) -> list[Figure]:
     if shutil.which("wrk") is None:
         raise RuntimeError("wrk is not installed (apt install wrk); the generator in Python is slower than these servers")
-    seconds, pairs = (1, 3) if quick else (4, 5)
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -50,32 +53,54 @@ def measure(quick: bool) -> list[Figure]:
         (folder / "post.lua").write_text(WRK)
         bare_command = [sys.executable, str(Path(__file__).with_name("bare.py"))]
         with process(bare_command, "/") as bare, penstock(folder / "noop.toml") as ours:
-            sides = ((bare, "/"), (ours, "/predict/noop"))
-            for connections, (least, aim) in LEAST.items():
-                for server, path in sides:  # to warm up
-                    wrk(server, path, connections, 1, folder)
-                runs = [[wrk(server, path, connections, seconds, folder) for server, path in sides] for _ in range(pairs)]
-                ratios = [our_rate / bare_rate for (bare_rate, _), (our_rate, _) in runs]
-                say(f"{PART}, {connections}: {[round(ratio, 3) for ratio in ratios]}")
-                bare_rate, our_rate = (sorted(run[side][0] for run in runs)[pairs // 2] for side in (0, 1))
-                what = f"rate ÷ bare ASGI app's, {connections} connection{'s' if connections > 1 else ''}"
-                figures.append(of_runs(PART, what, ratios, least=least, aim=aim, note=f"{our_rate:,.0f} to {bare_rate:,.0f} requests/s"))
-                if connections == 1:
-                    latencies = [our_latency for _, (_, our_latency) in runs]
-                    bare_latency = sorted(latency for (_, latency), _ in runs)[pairs // 2]
-                    note = f"bare ASGI app {bare_latency:.3f} ms"
-                    figures.append(of_runs(PART, "p50 at one connection", latencies, "ms", most=0.2, note=note))
+            for connections, asked in LEAST.items():
+                figures += _compare(bare, ours, connections=connections, asked=asked, quick=quick, folder=folder)
     return figures
 
 
-def wrk(server: Server, path: str, connections: int, seconds: int, folder: Path) -> tuple[float, float]:
-    """Requests a second, and the median latency in ms. Raises RuntimeError if a request failed."""
+def _compare(bare: Server, ours: Server, *, connections: int, asked: tuple[float, float], quick: bool, folder: Path) -> list[Figure]:
+    seconds, pairs = (1, 5) if quick else (2, 9)
+    sides = [(bare, "/"), (ours, "/predict/noop")]
+    runs: dict[Server, list[Run]] = {bare: [], ours: []}
+    for pair in range(-1, pairs):  # the first is to warm up
+        for server, path in sides:
+            run = wrk(server, path, connections, seconds, folder)
+            if pair >= 0:
+                runs[server].append(run)
+        sides.reverse()  # so that a drift of the machine favours neither
+    ratios = [our.rate / other.rate for our, other in zip(runs[ours], runs[bare], strict=True)]
+    say(f"{PART}, {connections}: {[round(ratio, 3) for ratio in ratios]}")
+    our, other = (Run(*(median(values) for values in zip(*runs[server], strict=True))) for server in (ours, bare))
+    costs = f"server's CPU {our.processor:.0f} to {other.processor:.0f} µs a request"
+    note = f"{our.rate:,.0f} to {other.rate:,.0f} requests/s; {costs}; p50 {our.p50:.3g} to {other.p50:.3g} ms"
+    what = f"rate ÷ bare ASGI app's, {connections} connection{'s' if connections > 1 else ''}"
+    figures = [of_runs(PART, what, ratios, least=asked[0], aim=asked[1], note=note)]
+    if connections == 1:
+        figures.append(of_runs(PART, "p50 at one connection", [run.p50 for run in runs[ours]], "ms", most=0.2))
+    return figures
+
+
+class Run(NamedTuple):
+    rate: float
+    """Requests a second."""
+    p50: float
+    """Milliseconds."""
+    processor: float
+    """The server's processor time per request, µs."""
+
+
+def wrk(server: Server, path: str, connections: int, seconds: int, folder: Path) -> Run:
+    """Raises RuntimeError if a request failed."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(folder / "post.lua"), server.url(path)]
+    used = processor_seconds(server.pid) or 0.0
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    used = (processor_seconds(server.pid) or 0.0) - used
     if "Non-2xx" in output or "Socket errors" in output:
         raise RuntimeError(f"{server.url(path)} failed under wrk:\n{output}")
     rate = re.search(r"Requests/sec:\s*([\d.]+)", output)
-    median = re.search(r"50%\s+([\d.]+)(us|ms|s)", output)
-    if rate is None or median is None:
+    total = re.search(r"(\d+) requests in", output)
+    middle = re.search(r"50%\s+([\d.]+)(us|ms|s)", output)
+    if rate is None or middle is None or total is None:
         raise RuntimeError(f"wrk's output is not understood:\n{output}")
-    return float(rate[1]), float(median[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[median[2]]
+    p50 = float(middle[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[middle[2]]
+    return Run(float(rate[1]), p50, used / int(total[1]) * 1e6)
