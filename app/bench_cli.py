@@ -32,7 +32,9 @@ def bench_command(
     ] = None,
     warm_up: Annotated[int, typer.Option(min=0, help="Requests before, not counted.")] = 16,
     header: Annotated[list[str] | None, typer.Option(help="Header to send, 'Name: value'; may be repeated.")] = None,
-    pid: Annotated[int | None, typer.Option(help="Process of the server, on this machine: its CPU and memory are reported.")] = None,
+    pid: Annotated[
+        int | None, typer.Option(help="Process of the server, if it is not the one that listens on this machine's port.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="For the arrivals of an open loop.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -55,7 +57,7 @@ def bench_command(
         load = Load(
             bodies, clients, requests, seconds, rate, None if deadline_ms is None else deadline_ms / 1000, warm_up, seed, headers
         )  # fmt: skip
-        report = run(bench_url(target, load, pid) if is_url else bench_file(target, load))
+        report = run(bench_url(target, load, pid or _server_of(target)) if is_url else bench_file(target, load))
     except (PenstockError, NotAnswering, ValueError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
@@ -67,6 +69,16 @@ def _header(text: str) -> tuple[str, str]:
     if not colon or not name.strip():
         raise typer.BadParameter(f"{text!r} is no header: expected 'Name: value'")
     return name.strip(), value.strip()
+
+
+def _server_of(url: str) -> int | None:
+    """The server's process, where it is on this machine."""
+    from urllib.parse import urlsplit
+
+    from .process_usage import listener
+
+    parts = urlsplit(url)
+    return listener(parts.port or 80) if parts.hostname in ("127.0.0.1", "localhost", "::1") else None
 
 
 def run(work: Coroutine[Any, Any, Report]) -> Report:

@@ -44,6 +44,23 @@ def _family(pid: int) -> list[int]:
     return found
 
 
+def listener(port: int) -> int | None:
+    """The process of this machine that listens on a TCP port; None where that can't be seen (no /proc, another user's)."""
+    sockets = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:  # 0A: listening
+                    sockets.add(f"socket:[{fields[9]}]")
+    found = []
+    for each in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if str(each.readlink()) in sockets:
+                found.append(int(each.parts[2]))
+    return min(found, default=None)  # children that inherited the socket came later
+
+
 @dataclass(slots=True)
 class Usage:
     """What was used while a `Monitor` ran. None: can't be told here."""

@@ -123,5 +123,5 @@ class Report:
         return "\n".join(f"{name:<11} {value}" for name, value in lines)
 
 
-def _known(value: float | None, text: str, otherwise: str = "not known (give --pid)") -> str:
+def _known(value: float | None, text: str, otherwise: str = "not known here (give --pid)") -> str:
     return otherwise if value is None else text.format(value)

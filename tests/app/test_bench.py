@@ -26,7 +26,7 @@ from penstock.app.bench_cli import bench_command
 from penstock.app.factory import create_app
 from penstock.app.http_client import HttpClient
 from penstock.app.load import NO_ANSWER, Answer, Record, Sample, closed_loop, open_loop
-from penstock.app.process_usage import processor_seconds, rss
+from penstock.app.process_usage import listener, processor_seconds, rss
 from penstock.app.report import Report, percentile
 from penstock.app.sample_images import read_folder, synthetic_jpegs
 
@@ -280,6 +280,14 @@ def test_own_process_is_measured_and_one_that_is_not_there_is_unknown() -> None:
     assert rss(2**22 + 1) is processor_seconds(2**22 + 1) is None
 
 
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc")
+async def test_the_process_that_listens_is_found() -> None:
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        assert listener(port) == os.getpid()
+    assert listener(port) is None
+
+
 # images
 
 
@@ -328,12 +336,14 @@ async def test_a_penstock_server_is_measured() -> None:
 
 def test_command_prints_the_figures_of_the_guide() -> None:
     with served_in_thread(Teller(200, 200, 200, 429, 200)) as url:
-        result = command(f"{url}/predict/x", "--clients", "1", "--requests", "9", "--warm-up", "2", "--pid", str(os.getpid()))
+        result = command(f"{url}/predict/x", "--clients", "1", "--requests", "9", "--warm-up", "2")
     assert result.exit_code == 0, result.output
     lines = dict(line.split(maxsplit=1) for line in result.output.splitlines())
     assert {"requests", "outcomes", "QPS", "TP50", "TP90", "TP99", "mean", "CPU", "memory"} <= lines.keys()
     assert lines["outcomes"] == "200: 8, 429: 1"
     assert lines["requests"].startswith("9 in ")
+    if Path("/proc/net/tcp").exists():
+        assert lines["memory"].endswith(" MB")
 
 
 def test_command_prints_json_of_an_open_loop() -> None:
