@@ -54,11 +54,18 @@ def listener(port: int) -> int | None:
                 if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:  # 0A: listening
                     sockets.add(f"socket:[{fields[9]}]")
     found = []
-    for each in Path("/proc").glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):  # closed meanwhile
-            if str(each.readlink()) in sockets:
-                found.append(int(each.parts[2]))
+    for process in Path("/proc").glob("[0-9]*"):
+        for each in _open_files(process):
+            with contextlib.suppress(OSError):  # closed meanwhile
+                if str(each.readlink()) in sockets:
+                    found.append(int(process.name))
     return min(found, default=None)  # children that inherited the socket came later
+
+
+def _open_files(process: Path) -> list[Path]:
+    with contextlib.suppress(OSError):  # ended meanwhile, or another user's
+        return list((process / "fd").iterdir())
+    return []
 
 
 @dataclass(slots=True)
