@@ -1,0 +1,216 @@
+"""From a request's body to the bytes of its images: reading within bounds, media types, multipart and JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import logging
+from collections.abc import Callable
+from email.message import Message as Header
+from functools import lru_cache
+from typing import Any, Literal
+
+import orjson
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser
+from starlette.types import Message, Receive
+
+from penstock.backends.errors import InvalidRequest, TooLarge, UnsupportedMedia
+
+logging.getLogger("python_multipart").setLevel(logging.WARNING)  # it logs every callback at DEBUG
+
+Form = Literal["raw", "sniff", "json", "multipart"]
+
+LARGE = 1 << 20
+"""Bytes from which a body is parsed on a helper thread: parsing this much on the loop would be felt by other requests."""
+
+
+class ClientLeft(Exception):  # noqa: N818  an event, not an error
+    """The client closed the connection before its request was complete."""
+
+
+def check_length(length: bytes, limit: int) -> None:
+    """Raise `TooLarge` for a Content-Length above the limit: before the body is read, or asked for (100-continue)."""
+    if length.isdigit() and int(length) > limit:
+        raise TooLarge(f"the body has {int(length)} bytes, at most {limit} are taken (max_body)")
+
+
+async def read_rest(first: Message, receive: Receive, limit: int) -> bytes:
+    """The whole body, at most `limit` bytes, of which `first` is the first message. Raises `TooLarge`, `ClientLeft`."""
+    message = first
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        if message["type"] != "http.request":
+            raise ClientLeft
+        chunk: bytes = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise TooLarge(f"the body has more than {limit} bytes (max_body)")
+        chunks.append(chunk)
+        if not message.get("more_body"):
+            return b"".join(chunks)
+        message = await receive()
+
+
+@lru_cache(256)
+def form_of(content_type: bytes | None) -> Form:
+    """How a body of this type is read. Clients that send a file as it is often give no type, or a wrong one: these are sniffed."""
+    if content_type is None:
+        return "sniff"
+    kind = content_type.partition(b";")[0].strip().lower()
+    if kind in (b"", b"application/octet-stream", b"application/x-www-form-urlencoded"):
+        return "sniff"
+    if kind == b"application/json":
+        return "json"
+    if kind == b"multipart/form-data":
+        return "multipart"
+    if kind.startswith(b"image/"):
+        return "raw"
+    raise UnsupportedMedia(
+        f"the media type {kind.decode('latin-1')!r} is not understood; send the image itself (image/* or application/octet-stream), "
+        "multipart/form-data or application/json"
+    )
+
+
+def sniff(body: bytes, content_type: bytes | None) -> Form:
+    """What a body of no telling type is: JSON if it starts like an object, else raw bytes. Raises for a real HTML form."""
+    if body.startswith(b"{") and body.rstrip()[-1:] == b"}":
+        return "json"
+    if content_type is not None and content_type.lower().startswith(b"application/x-www-form-urlencoded") and _looks_like_form(body):
+        raise UnsupportedMedia("a form without files holds no image; send multipart/form-data with a field 'image', or the file itself")
+    return "raw"
+
+
+def _looks_like_form(body: bytes) -> bool:
+    return b"=" in body[:256] and body[:256].isascii() and b"\x00" not in body[:256] and body[:256].decode("ascii").isprintable()
+
+
+async def images_of(body: bytes, form: Form, content_type: bytes | None, *, many: bool, limit: int) -> list[bytes]:
+    """The images in a JSON or multipart body: one, or 1 to `limit` where `many`."""
+    parse: Callable[..., list[bytes]] = _from_json if form == "json" else _from_multipart
+    arguments = (body, many, limit) if form == "json" else (body, content_type, many, limit)
+    if len(body) >= LARGE:
+        return await asyncio.to_thread(parse, *arguments)
+    return parse(*arguments)
+
+
+def _from_json(body: bytes, many: bool, limit: int) -> list[bytes]:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is no JSON: {error}") from None
+    name = "images" if many else "image"
+    expected = '{"images": [base64, …]}' if many else '{"image": base64}'
+    if not isinstance(document, dict):
+        raise InvalidRequest(f"the body is a JSON {type(document).__name__}, expected {expected}")
+    unknown = [key for key in document if key != name]
+    if unknown:
+        raise InvalidRequest(f"the body has the unknown key {unknown[0][:64]!r}, expected {expected}")
+    if name not in document:
+        raise InvalidRequest(f"the body has no {name!r}, expected {expected}")
+    value = document[name]
+    if not many:
+        return [_from_base64(value, name)]
+    if not isinstance(value, list):
+        raise InvalidRequest(f"{name!r} is a {type(value).__name__}, expected {expected}")
+    _check_count(len(value), limit)
+    return [_from_base64(element, f"images[{index}]") for index, element in enumerate(value)]
+
+
+def _from_base64(value: Any, name: str) -> bytes:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name!r} is a {type(value).__name__}, expected a base64 string")
+    if value.startswith("data:"):  # a data URL, as browsers' FileReader gives it
+        value = value.partition(",")[2]
+    try:
+        return binascii.a2b_base64(value, strict_mode=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(f"{name!r} is no base64: {error}") from None
+
+
+def _check_count(count: int, limit: int) -> None:
+    if count == 0:
+        raise InvalidRequest("there is no image in the request")
+    if count > limit:
+        raise TooLarge(f"the request has {count} images, at most {limit} are taken (max_images)")
+
+
+def _from_multipart(body: bytes, content_type: bytes, many: bool, limit: int) -> list[bytes]:
+    field = "images" if many else "image"
+    header = Header()
+    header["content-type"] = content_type.decode("latin-1")
+    boundary = header.get_param("boundary")
+    if not isinstance(boundary, str) or not boundary:
+        raise InvalidRequest("the multipart content type has no boundary")
+    parts = _Parts(limit if many else 1)
+    callbacks: Any = {name: getattr(parts, name) for name in ("on_part_begin", "on_part_data", "on_header_field", "on_header_value")}
+    callbacks |= {name: getattr(parts, name) for name in ("on_header_end", "on_part_end", "on_end")}
+    try:
+        parser = MultipartParser(boundary.encode("latin-1"), callbacks)
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise InvalidRequest(f"the multipart body is malformed: {error}") from None
+    if not parts.complete:
+        raise InvalidRequest("the multipart body is cut off: its last boundary is missing")
+    found = [data for name, data in parts.done if name == field]
+    others = sorted({name for name, _ in parts.done if name != field})
+    if others:
+        raise InvalidRequest(f"the form has the unknown field {others[0][:64]!r}; images go into the field {field!r}")
+    if not found:
+        raise InvalidRequest(f"the form has no field {field!r}")
+    if not many and len(found) > 1:
+        raise InvalidRequest(f"the form has {len(found)} fields {field!r}, expected one; several images go to …/batch as 'images'")
+    _check_count(len(found), limit)
+    return found
+
+
+class _Parts:
+    """Collects what python-multipart's parser calls out."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.done: list[tuple[str, bytes]] = []
+        self.complete = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self.name = ""
+        self.data: list[bytes] = []
+        self.header = b""
+        self.value = b""
+
+    def on_part_begin(self) -> None:
+        if len(self.done) > self.limit:  # one more than allowed was let in, for a clear message
+            raise TooLarge(f"the request has more than {self.limit} parts (max_images)")
+        self._begin()
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self.header += data[start:end]
+        self._bound()
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self.value += data[start:end]
+        self._bound()
+
+    def _bound(self) -> None:
+        if len(self.header) + len(self.value) > 8192:
+            raise InvalidRequest("a header of a multipart part has more than 8192 bytes")
+
+    def on_header_end(self) -> None:
+        if self.header.lower() == b"content-disposition":
+            header = Header()
+            header["content-disposition"] = self.value.decode("utf-8", "replace")
+            name = header.get_param("name", header="content-disposition")
+            self.name = name if isinstance(name, str) else ""
+        self.header = self.value = b""
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self.data.append(data[start:end])
+
+    def on_part_end(self) -> None:
+        self.done.append((self.name, b"".join(self.data)))
+
+    def on_end(self) -> None:
+        self.complete = True

@@ -1,0 +1,268 @@
+"""The hot routes: `/predict/{pipeline}` and `/predict/{pipeline}/batch`, as plain ASGI.
+
+`HotRoutes` stands innermost among the app's middleware, in front of FastAPI's exception middleware and router only: whatever middleware
+the app or its host has sees these requests like all others, and the router's reflection does not touch them. `Predict` is also what the
+ordinary routes of `create_router` call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+import orjson
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from penstock.backends.errors import DeadlineExceeded, InvalidRequest, PenstockError, UnsupportedMedia
+from penstock.backends.item import Item
+from penstock.pipelines.pipeline import Pipeline, Run
+
+from .body import ClientLeft, check_length, form_of, images_of, read_rest, sniff
+from .errors import problem
+from .render import fields_of, to_json
+from .request_id import choose_request_id
+from .watch import Exchange, Watch
+
+logger = logging.getLogger("penstock.http")
+
+PREFIX = "/predict/"
+_JSON = (b"content-type", b"application/json")
+
+
+class Limits(Protocol):
+    """The settings that bound a request (`settings.py` documents them)."""
+
+    @property
+    def max_body(self) -> int: ...
+    @property
+    def max_images(self) -> int: ...
+    @property
+    def body_timeout(self) -> float: ...
+
+
+class Pipelines(Protocol):
+    """Where pipelines are found by name (`repository.py`)."""
+
+    @property
+    def pipelines(self) -> dict[str, Pipeline]: ...
+    def get(self, name: str) -> Pipeline: ...
+
+
+class HotRoutes:
+    """ASGI middleware: predict requests go to `predict`, all else to `app`."""
+
+    def __init__(self, app: ASGIApp, predict: Predict) -> None:
+        self.app = app
+        self.predict = predict
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] in ("POST", "PUT"):
+            path: str = scope["path"]
+            root: str = scope.get("root_path", "")
+            if root and path.startswith(root):  # mounted: Starlette leaves the mount's prefix in the path
+                path = path[len(root) :]
+            if path.startswith(PREFIX):
+                name = path[len(PREFIX) :]
+                many = name.endswith("/batch")
+                if many:
+                    name = name[:-6]
+                if "/" not in name:
+                    await self.predict(scope, receive, send, name, many)
+                    return
+        await self.app(scope, receive, send)
+
+
+class _Call(Exchange):
+    """A predict request: what the watch knows of it, and what its headers say."""
+
+    __slots__ = ("content_type", "deadline", "length", "priority", "request_id")
+
+    def __init__(self, scope: Scope, receive: Receive, loop: asyncio.AbstractEventLoop) -> None:
+        # Exchange's fields are set here, not by a call: this is the hot path
+        self.receive = receive
+        self.task = cast("asyncio.Task[None]", asyncio.current_task(loop))
+        self.started = loop.time()
+        self.runs = ()
+        self.timed_out = False
+        self.helper = None
+        self.content_type: bytes | None = None
+        self.length: bytes | None = None
+        self.deadline: bytes | None = None
+        self.priority: bytes | None = None
+        sent: bytes | None = None
+        for name, value in scope["headers"]:
+            if name == b"content-type":
+                self.content_type = value
+            elif name == b"content-length":
+                self.length = value
+            elif name == b"x-request-id":
+                sent = value
+            elif name == b"penstock-deadline-ms":
+                self.deadline = value
+            elif name == b"penstock-priority":
+                self.priority = value
+        self.request_id: str = scope.get("penstock.request_id") or choose_request_id(sent)
+
+
+class Predict:
+    """Answers predict requests: reads the body, submits, waits, renders. Every failure is answered by the table in `errors.py`."""
+
+    def __init__(self, pipelines: Pipelines, limits: Limits) -> None:
+        self._pipelines = pipelines
+        self._limits = limits
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._watch = Watch(limits.body_timeout)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, name: str, many: bool) -> None:
+        """One request. `many`: several images, each answered by a result or a problem."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:  # an app is served by one loop at a time; what an earlier one left has ended with it
+            self._loop = loop
+            self._watch = Watch(self._limits.body_timeout)
+        call = _Call(scope, receive, loop)
+        self._watch.begin(call, loop)
+        try:
+            pipeline = self._pipelines.pipelines.get(name) or self._pipelines.get(name)
+            form = form_of(call.content_type)
+            limit = self._limits.max_body
+            if call.length is not None:
+                check_length(call.length, limit)
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body") and len(message["body"]) <= limit:
+                body: bytes = message["body"]
+            else:
+                body = await read_rest(message, receive, limit)
+            if form == "sniff":
+                form = sniff(body, call.content_type)
+            if form == "raw":
+                images: Sequence[bytes] = (_whole(body, many),)
+            else:
+                images = await images_of(body, form, call.content_type or b"", many=many, limit=self._limits.max_images)
+            timeout = None if call.deadline is None else _seconds_left(call.deadline, loop.time() - call.started)
+            priority = None if call.priority is None else _priority(call.priority)
+            if many:
+                answer = await self._answer_many(pipeline, images, timeout, priority, call)
+                timing = b""
+            else:
+                run = pipeline.submit_nowait({"data": images[0]}, timeout, priority)
+                run.request_id = call.request_id
+                call.runs = (run,)
+                if call.helper is not None:
+                    call.listen()
+                item = await run.future
+                if "error" in item:
+                    raise item["error"]
+                answer = to_json(fields_of(item, pipeline.answer_keys))
+                timing = server_timing(run)
+        except asyncio.CancelledError:
+            if call.timed_out:
+                call.task.uncancel()
+                late = InvalidRequest(f"the body did not arrive within {self._limits.body_timeout:g} s (body_timeout)")
+                await _send_problem(send, late, call.request_id, close=True)
+            elif call.task.cancelling():
+                raise  # the server, or a host, cancels the request itself
+            # else the client has left: the watch dropped the items, and nobody reads an answer
+        except ClientLeft:
+            pass
+        except Exception as error:
+            if not isinstance(error, PenstockError):
+                logger.exception("request %s failed", call.request_id, extra={"request_id": call.request_id, "pipeline": name})
+            await _send_problem(send, error, call.request_id)
+        else:
+            headers = [_JSON, (b"content-length", b"%d" % len(answer)), (b"x-request-id", call.request_id.encode("ascii"))]
+            if timing:
+                headers.append((b"server-timing", timing))
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": answer})
+        finally:
+            self._watch.end(call)
+            for run in call.runs:
+                run.leave()
+
+    async def _answer_many(
+        self,
+        pipeline: Pipeline,
+        images: Sequence[bytes],
+        timeout: float | None,
+        priority: int | None,
+        call: _Call,
+    ) -> bytes:
+        """Each image is an item of its own: what is refused or fails is a problem in its place."""
+        outcomes: list[Run | Exception] = []
+        runs: list[Run] = []
+        call.runs = runs  # whatever happens from here on, they are left
+        for index, image in enumerate(images):
+            try:
+                run = pipeline.submit_nowait({"data": image}, timeout, priority)
+            except PenstockError as error:
+                outcomes.append(error)
+            else:
+                run.request_id = f"{call.request_id}/{index}"
+                runs.append(run)
+                outcomes.append(run)
+        if call.helper is not None:
+            call.listen()
+        results: list[Any] = []
+        for outcome in outcomes:
+            try:
+                if not isinstance(outcome, Run):
+                    raise outcome
+                item: Item = await outcome.future
+                if "error" in item:
+                    raise item["error"]
+                results.append(fields_of(item, pipeline.answer_keys))
+            except PenstockError as error:
+                results.append(orjson.Fragment(problem(error, call.request_id)[2]))
+        return to_json({"results": results})
+
+
+def _whole(body: bytes, many: bool) -> bytes:
+    """The body as it is, for one image."""
+    if many:
+        raise UnsupportedMedia("several images come as multipart/form-data (field 'images') or as JSON {\"images\": [base64, …]}")
+    if not body:
+        raise InvalidRequest("the body is empty; it should be the image")
+    return body
+
+
+def _seconds_left(deadline: bytes, elapsed: float) -> float:
+    """Of a Penstock-Deadline-Ms that counts from the request's first byte."""
+    try:
+        milliseconds = float(deadline)
+    except ValueError:
+        milliseconds = -1.0
+    if not 0 < milliseconds < float("inf"):
+        raise InvalidRequest("Penstock-Deadline-Ms is a positive number of milliseconds")
+    seconds = milliseconds / 1000 - elapsed
+    if seconds <= 0:
+        raise DeadlineExceeded("the deadline passed before the body had arrived")
+    return seconds
+
+
+def _priority(value: bytes) -> int:
+    if not value.isdigit() or len(value) > 9:
+        raise InvalidRequest("Penstock-Priority is a whole number, 1 is the highest")
+    return int(value)
+
+
+def server_timing(run: Run) -> bytes:
+    """The `Server-Timing` header: for each node the milliseconds in its queue and on its executor, and the rows of the batch."""
+    batch = run.batch
+    if run.stages is None and batch is not None:  # one node: no list, no tuple
+        return _timing(batch.node, batch.started - run.enqueued, batch.ended - batch.started, batch.size)
+    return b", ".join([_timing(*stage) for stage in run.timings()])
+
+
+def _timing(node: str, queue: float, seconds: float, size: int) -> bytes:
+    return f'queue.{node};dur={queue * 1000:.3f}, run.{node};dur={seconds * 1000:.3f};desc="batch {size}"'.encode("latin-1", "replace")
+
+
+async def _send_problem(send: Send, error: Exception, request_id: str, *, close: bool = False) -> None:
+    status, headers, body = problem(error, request_id)
+    headers.append((b"x-request-id", request_id.encode("ascii")))
+    if close:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
