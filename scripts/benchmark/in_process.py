@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import uvloop
 from figures import Figure, of_runs, say
@@ -14,47 +15,60 @@ from plain_loop import PlainLoop
 from penstock.pipelines.pipeline import Pipeline
 
 LARGEST = 32
+Call = Callable[[dict[str, Any]], Awaitable[Any]]
 PART = "in process"
 
 
+class Run(NamedTuple):
+    rate: float
+    """Items a second."""
+    processor: float
+    """Processor time of the whole process per item, µs."""
+
+
 def measure(quick: bool) -> list[Figure]:
-    pairs = 3 if quick else 7
-    many, alone = (60_000, 2_000) if quick else (300_000, 10_000)
+    pairs = 7 if quick else 15
+    many, alone = (50_000, 2_000) if quick else (100_000, 5_000)
     figures = []
     for name, run, asked in (("uvloop", uvloop.run, True), ("asyncio", asyncio.run, False)):
         for concurrency, items in ((512, many), (1, alone)):
             plain, ours = run(compare(concurrency, items, pairs))
-            ratios = [a / b for a, b in zip(ours, plain, strict=True)]
+            ratios = [our.rate / other.rate for our, other in zip(ours, plain, strict=True)]
             say(f"{PART}, {name}, {concurrency}: {[round(ratio, 3) for ratio in ratios]}")
-            rates = f"{sorted(ours)[pairs // 2]:,.0f} to {sorted(plain)[pairs // 2]:,.0f} items/s"
+            our, other = (Run(*(median(values) for values in zip(*runs, strict=True))) for runs in (ours, plain))
+            note = f"{our.rate:,.0f} to {other.rate:,.0f} items/s; CPU {our.processor:.2f} to {other.processor:.2f} µs an item"
+            if concurrency == 1:
+                note += "; 0.8 is a quarter slower"
             least = (0.5 if concurrency > 1 else 0.8) if asked else None
-            note = rates if concurrency > 1 else f"{rates}; a quarter slower is 0.8"
             figures.append(of_runs(PART, f"{name}, concurrency {concurrency}: rate ÷ plain loop's", ratios, least=least, note=note))
     return figures
 
 
-async def compare(concurrency: int, items: int, pairs: int) -> tuple[list[float], list[float]]:
-    """Items a second: the plain loop's and the pipeline's, pair by pair."""
-    plain: list[float] = []
-    ours: list[float] = []
+async def compare(concurrency: int, items: int, pairs: int) -> tuple[list[Run], list[Run]]:
+    """The plain loop's runs and the pipeline's, pair by pair."""
+    plain: list[Run] = []
+    ours: list[Run] = []
     async with Pipeline.load({"noop": {"backend": "Identity", "max": LARGEST}}) as pipeline:
         loop = PlainLoop(LARGEST)
+        sides: list[tuple[Call, list[Run]]] = [(loop.submit, plain), (pipeline, ours)]
         for pair in range(-1, pairs):  # the first is to warm up
-            for call, rates in ((loop.submit, plain), (pipeline, ours)):
-                rate = await drive(call, concurrency, items)
+            for call, runs in sides:
+                run = await drive(call, concurrency, items)
                 if pair >= 0:
-                    rates.append(rate)
+                    runs.append(run)
+            sides.reverse()  # so that a drift of the machine favours neither
         loop.inbox.put(None)
     return plain, ours
 
 
-async def drive(call: Callable[[dict[str, Any]], Awaitable[Any]], concurrency: int, items: int) -> float:
+async def drive(call: Call, concurrency: int, items: int) -> Run:
     each = items // concurrency
 
     async def client() -> None:
         for number in range(each):
             await call({"data": number})
 
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     await asyncio.gather(*[client() for _ in range(concurrency)])
-    return each * concurrency / (time.perf_counter() - started)
+    seconds, used = time.perf_counter() - started, time.process_time() - used
+    return Run(each * concurrency / seconds, used / (each * concurrency) * 1e6)
