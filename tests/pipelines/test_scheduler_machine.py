@@ -69,6 +69,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def started(self, executor: FakeExecutor, batch: Batch) -> None:
         assert executor in self.free
+        if not any(entry.future.done() for entry in self.waiting):
+            heads = [(bucket[0].priority, bucket[0].arrival) for key in range(3) if self.ready(bucket := self.bucket(key)) is not None]
+            assert (batch.entries[0].priority, batch.entries[0].arrival) == min(heads), "another bucket was ready, and its head came first"
         self.free.remove(executor)
         self.running[executor] = batch
         assert batch.executor is executor
@@ -104,6 +107,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         return sorted(
             (entry for entry in self.waiting if entry.item["key"] == key and not entry.future.done()), key=lambda entry: entry.priority
         )
+
+    def ready(self, bucket: list[Entry]) -> FakeExecutor | None:
+        """An idle executor that may take the bucket now, if there is one."""
+        if not bucket:
+            return None
+        size = sum(entry.size for entry in bucket)
+        timed_out = self.now >= min(self.came[entry.item["data"]] for entry in bucket) + self.timeout
+        for executor in self.free:
+            group_is_idle = not any(other.group is executor.group for other in self.running)
+            if executor.max >= bucket[0].size and (group_is_idle or timed_out or size >= executor.max):
+                return executor
+        return None
 
     def end(self, entry: Entry, how: str) -> None:
         future: Any = entry.future
@@ -229,15 +244,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         if any(entry.future.done() for entry in self.waiting):
             return  # a discard is under way, and a decision follows it
         for key in range(3):
-            bucket = self.bucket(key)
-            if not bucket:
-                continue
-            size = sum(entry.size for entry in bucket)
-            timed_out = self.now >= min(self.came[entry.item["data"]] for entry in bucket) + self.timeout
-            for executor in self.free:
-                group_is_idle = not any(other.group is executor.group for other in self.running)
-                if executor.max >= bucket[0].size and (group_is_idle or timed_out or size >= executor.max):
-                    raise AssertionError(f"bucket {key} is ready, and {executor.group} has an idle executor")
+            executor = self.ready(self.bucket(key))
+            assert executor is None, f"bucket {key} is ready, and {executor} idle"
 
     @invariant()
     def nothing_expired_waits(self) -> None:
