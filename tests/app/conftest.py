@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from itertools import chain
 from pathlib import Path
 
 import httpx
@@ -56,12 +57,16 @@ class Process:
         self.lines = []
 
     def wait_for(self, pattern):
-        """Read the log until a line matches."""
-        for line in self.process.stderr:
-            self.lines.append(line)
+        """The first line of the log that matches, now or later: two that come at about the same time may come in either order."""
+        for line in chain(tuple(self.lines), self._more()):
             if found := re.search(pattern, line):
                 return found
         raise AssertionError(f"it ended without {pattern!r}: {''.join(self.lines)}")
+
+    def _more(self):
+        for line in self.process.stderr:
+            self.lines.append(line)
+            yield line
 
     def listening(self):
         """An httpx client, once it listens."""
