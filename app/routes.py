@@ -70,11 +70,11 @@ def routes(repository: Repository, settings: Settings, predict: Predictor, metri
     open_router = APIRouter(route_class=ProblemRoute, include_in_schema=False)
     router = APIRouter(route_class=ProblemRoute, dependencies=[Depends(key)], include_in_schema=False)
 
-    @open_router.get("/health/live")
+    @open_router.api_route("/health/live", methods=["GET", "HEAD"])  # HEAD: some load balancers ask so
     async def live() -> Response:
         return JSONResponse({"live": True})
 
-    @open_router.get("/health/ready")
+    @open_router.api_route("/health/ready", methods=["GET", "HEAD"])  # HEAD: some load balancers ask so
     async def ready() -> Response:
         reason = repository.not_ready
         return JSONResponse({"ready": False, "reason": reason} if reason else {"ready": True}, 503 if reason else 200)

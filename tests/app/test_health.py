@@ -81,6 +81,7 @@ def values(client):
 def test_live_and_ready(running):
     with running(create_app({"backend": "HealthGate"})) as client:
         assert client.get("/health/live").json() == {"live": True}
+        assert client.head("/health/live").status_code == client.head("/health/ready").status_code == 200
         answer = client.get("/health/ready")
         assert (answer.status_code, answer.json()) == (200, {"ready": True})
 
