@@ -16,13 +16,13 @@ class Admission:
     `inside` counts requests, `rows` their `request_size`. A refusal costs no queue, no future and no thread.
     """
 
-    __slots__ = ("_empty", "inside", "max_requests", "nodes", "pace", "refused", "rows", "run_time")
+    __slots__ = ("draining", "inside", "max_requests", "nodes", "pace", "refused", "rows", "run_time")
 
     def __init__(self, max_requests: int) -> None:
         self.nodes: Sequence[Node] = ()
         self.max_requests = max_requests
         self.inside = 0
-        self._empty: asyncio.Future[None] | None = None
+        self.draining: asyncio.Future[None] | None = None
         self.rows = 0
         self.pace = 0.0  # seconds per row at the slowest node; 0 until a batch has run
         self.run_time = 0.0  # seconds an item spends running, over all nodes
@@ -37,29 +37,27 @@ class Admission:
         self.pace = pace
         self.run_time = run_time
 
-    def enter(self, size: int, budget: float, priority: int | None) -> None:
-        """Count a request of `size` rows with `budget` seconds left in, or raise `QueueFull` or `Overloaded`."""
-        rows = self.rows + size
+    def check(self, size: int, budget: float, priority: int | None) -> None:
+        """Raise `QueueFull` or `Overloaded` if a request of `size` rows with `budget` seconds left should not come in.
+
+        `Pipeline.submit_nowait` asks only where the bound is reached or the first condition below holds, and keeps the books itself.
+        """
         if self.inside >= self.max_requests:
             self.refused["queue_full"] += 1
             raise QueueFull(f"{self.inside} requests are inside, no more than {self.max_requests} (max_requests) may be")
-        if rows * self.pace + self.run_time > budget:  # as if all rows inside were ahead: no finer estimate is larger
+        if (self.rows + size) * self.pace + self.run_time > budget:  # as if all rows inside were ahead: no finer estimate is larger
             self._estimate(size, budget, priority)
-        self.inside += 1
-        self.rows = rows
 
-    def leave(self, size: int) -> None:
+    def settle(self) -> None:
         """A request has ended."""
-        self.inside -= 1
-        self.rows -= size
-        if self._empty is not None and not self.inside and not self._empty.done():
-            self._empty.set_result(None)
+        if self.draining is not None and not self.inside and not self.draining.done():
+            self.draining.set_result(None)
 
     def wait_empty(self) -> asyncio.Future[None]:
         """A future that ends when nobody is inside any more. Somebody must be."""
-        if self._empty is None or self._empty.done():
-            self._empty = asyncio.get_running_loop().create_future()
-        return self._empty
+        if self.draining is None or self.draining.done():
+            self.draining = asyncio.get_running_loop().create_future()
+        return self.draining
 
     def _estimate(self, size: int, budget: float, priority: int | None) -> None:
         """Refuse only what would have to queue: where a group is idle an estimate may be wrong, and running corrects it."""

@@ -91,7 +91,10 @@ class Run(Entry):
         admission = self.admission
         if admission is not None:
             self.admission = None
-            admission.leave(self.size)
+            admission.inside -= 1
+            admission.rows -= self.size
+            if admission.draining is not None:
+                admission.settle()
 
     def fail(self, error: BaseException) -> None:
         if not self.future.done():
@@ -112,7 +115,9 @@ class Run(Entry):
             self.admission = None
             self.node.discard(self)
             self.future.cancel()
-            admission.leave(self.size)
+            admission.inside -= 1
+            admission.rows -= self.size
+            admission.settle()
 
 
 class Pipeline:
@@ -270,8 +275,13 @@ class Pipeline:
         size = self._size_of(item) if "request_size" in item else 1
         if priority is not None:
             self._check_priority(priority)
+        # Admission's books are kept here and in `finish`, not by calls: this is the hot path.
         admission = self._admission
-        admission.enter(size, timeout, priority)
+        rows = admission.rows + size
+        if admission.inside >= admission.max_requests or rows * admission.pace + admission.run_time > timeout:
+            admission.check(size, timeout, priority)
+        admission.inside += 1
+        admission.rows = rows
         now = self._clock()
         node = self.entry
         run = Run(item, self._create_future(), now + timeout, priority, size, admission, node)

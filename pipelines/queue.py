@@ -120,17 +120,21 @@ class Bucket:
         """
         taken: list[Entry] = []
         room = limit
+        dropped = 0
         for level in self.levels:
             while level:
                 entry = level[0]
                 size = entry.size
-                if size > room and not entry.future.done():
-                    return taken, limit - room
-                level.popleft()
-                self.size -= size
-                if not entry.future.done():
+                if entry.future.done():
+                    dropped += size
+                elif size <= room:
                     room -= size
                     taken.append(entry)
+                else:
+                    self.size -= limit - room + dropped
+                    return taken, limit - room
+                level.popleft()
+        self.size = 0
         return taken, limit - room
 
     def take_expired(self, now: float) -> list[Entry]:

@@ -28,73 +28,85 @@ def admission(*nodes: Any, max_requests: int = 100) -> Admission:
     return made
 
 
+def enter(gate: Admission, rows: int, budget: float, priority: int | None) -> None:
+    gate.check(rows, budget, priority)
+    gate.inside += 1
+    gate.rows += rows
+
+
+def leave(gate: Admission, rows: int) -> None:
+    gate.inside -= 1
+    gate.rows -= rows
+    gate.settle()
+
+
 def test_a_bound_on_requests_inside() -> None:
     gate = admission(node(pace=0, run=0), max_requests=2)
-    gate.enter(5, 1.0, None)
-    gate.enter(5, 1.0, None)
+    enter(gate, 5, 1.0, None)
+    enter(gate, 5, 1.0, None)
     assert (gate.inside, gate.rows) == (2, 10)
     with pytest.raises(QueueFull, match="2 requests are inside"):
-        gate.enter(1, 1.0, None)
-    gate.leave(5)
-    gate.enter(1, 1.0, None)
+        enter(gate, 1, 1.0, None)
+    leave(gate, 5)
+    enter(gate, 1, 1.0, None)
     assert (gate.inside, gate.rows) == (2, 6)
     assert gate.refused == {"queue_full": 1, "overloaded": 0}
 
 
 def fill(gate: Admission, rows: int) -> None:
-    gate.enter(rows, float("inf"), None)
+    enter(gate, rows, float("inf"), None)
 
 
 def test_who_would_wait_past_the_deadline_is_refused() -> None:
     gate = admission(node(ahead=8))
     fill(gate, 8)
-    gate.enter(1, 1.01, None)  # (8 + 1) × 0.1 + 0.1
+    enter(gate, 1, 1.01, None)  # (8 + 1) × 0.1 + 0.1
     assert gate.inside == 2
     with pytest.raises(Overloaded, match=r"about 1000 ms \(8 rows ahead at node 'node'\), the deadline is in 990 ms"):
-        gate.enter(1, 0.99, None)
+        enter(gate, 1, 0.99, None)
     assert (gate.inside, gate.rows, gate.refused["overloaded"]) == (2, 9, 1)
 
 
 def test_an_estimate_never_refuses_what_would_not_queue() -> None:
     gate = admission(node(pace=1000, run=1000, queues=False))
-    gate.enter(1, 0.001, None)
+    enter(gate, 1, 0.001, None)
     assert gate.inside == 1
 
 
 def test_before_the_first_batch_all_are_admitted() -> None:
     gate = admission(node(pace=0, run=0, ahead=50))
     fill(gate, 50)
-    gate.enter(1, 0.001, None)
+    enter(gate, 1, 0.001, None)
 
 
 def test_the_slowest_node_decides_and_what_is_behind_it_does_not_count() -> None:
     gate = admission(node("a", pace=0.01, run=0.1, ahead=2, queues=False), node("b", ahead=3), node("c", pace=0.01, run=0.1, ahead=90))
     fill(gate, 95)
     assert gate.run_time == pytest.approx(0.3)
-    gate.enter(1, 0.91, None)  # (2 + 3 + 1) × 0.1 + 0.3
+    enter(gate, 1, 0.91, None)  # (2 + 3 + 1) × 0.1 + 0.3
     with pytest.raises(Overloaded, match="5 rows ahead at node 'b'"):
-        gate.enter(1, 0.89, None)
+        enter(gate, 1, 0.89, None)
 
 
 def test_who_has_priority_does_not_wait_for_the_others() -> None:
     gate = admission(node(ahead=50))
     fill(gate, 50)
-    gate.enter(1, 0.5, 1)
+    enter(gate, 1, 0.5, 1)
     with pytest.raises(Overloaded):
-        gate.enter(1, 0.5, 2)
+        enter(gate, 1, 0.5, 2)
 
 
 async def test_wait_empty() -> None:
     gate = admission(node(pace=0, run=0))
-    gate.enter(1, 1.0, None)
-    gate.enter(1, 1.0, None)
+    enter(gate, 1, 1.0, None)
+    enter(gate, 1, 1.0, None)
     empty = gate.wait_empty()
     assert gate.wait_empty() is empty  # two may wait
-    gate.leave(1)
+    leave(gate, 1)
     assert not empty.done()
-    gate.leave(1)
+    leave(gate, 1)
     assert empty.done()
-    gate.enter(1, 1.0, None)
+    enter(gate, 1, 1.0, None)
     assert not gate.wait_empty().done()
 
 
