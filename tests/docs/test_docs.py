@@ -33,7 +33,12 @@ from typing import NamedTuple
 
 import pytest
 
+from penstock.app.errors import STATUSES
+from penstock.app.metrics import PipelineCollector
+from penstock.app.settings import Settings
 from penstock.pipelines.config import load
+from penstock.pipelines.repository import Repository
+from penstock.pipelines.schema import NODE_KEYS, STRUCTURE_KEYS, PipelineTable, PortTable
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -236,3 +241,36 @@ def test_the_readme_leads_to_every_page() -> None:
     text = (ROOT / "README.md").read_text()
     for page in PAGES[1:]:
         assert f"(docs/{page.name})" in text, page.name
+
+
+# what docs say of the code
+
+
+def test_the_picture_of_the_house_is_true() -> None:
+    rooms = ("app", "pipelines", "backends")
+    there = {str(path.relative_to(ROOT)) for room in rooms for path in (ROOT / room).rglob("*.py") if path.name != "__init__.py"}
+    (picture,) = [block.text for block in blocks_of(ROOT / "docs" / "architecture.md") if block.text.startswith("app/\n")]
+    drawn: list[str] = []
+    room = ""
+    for line in picture.splitlines():
+        if not line.startswith(" "):
+            room = line
+        drawn += [room + name for name in re.findall(r"[\w/]+\.py\b", line)]
+    assert sorted(drawn) == sorted(there), "docs/architecture.md draws other modules than there are"
+
+
+def test_tables_of_the_http_page_are_whole() -> None:
+    text = (ROOT / "docs" / "http.md").read_text()
+    for name, field in Settings.model_fields.items():
+        (row,) = [line for line in text.splitlines() if line.startswith("| `") and f"`{name}`" in line.split("|")[1]]
+        assert field.default is None or str(field.default).lower().removesuffix(".0") in row, name
+    for code, status in STATUSES.items():
+        assert re.search(rf"^\| {status.http} \| .*`{code}`", text, re.MULTILINE), code
+    for metric in PipelineCollector(Repository()).collect():
+        assert f"`{metric.name}{'_total' if metric.type == 'counter' else ''}`" in text, metric.name
+
+
+def test_tables_of_the_configuration_page_are_whole() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    for key in (*NODE_KEYS, *STRUCTURE_KEYS, *PipelineTable.model_fields, *PortTable.model_fields):
+        assert f"`{key}`" in text, key
