@@ -6,23 +6,27 @@ import asyncio
 import binascii
 import logging
 from collections.abc import Callable
-from email.message import Message as Header
 from functools import lru_cache
+from math import inf
 from typing import Any, Literal
 
 import orjson
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser
-from starlette.types import Message, Receive
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.types import Message, Receive, Scope
 
 from penstock.backends.errors import InvalidRequest, TooLarge, UnsupportedMedia
 
-logging.getLogger("python_multipart").setLevel(logging.WARNING)  # it logs every callback at DEBUG
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it logs every callback at DEBUG, every malformed body at WARNING
 
 Form = Literal["raw", "sniff", "json", "multipart"]
 
 LARGE = 1 << 20
 """Bytes from which a body is parsed on a helper thread: parsing this much on the loop would be felt by other requests."""
+
+
+SKIPPED = 1 << 18
+"""Bytes of a refused body that are read and thrown away to keep the connection; as much as Go's server does."""
 
 
 class ClientLeft(Exception):  # noqa: N818  an event, not an error
@@ -31,8 +35,27 @@ class ClientLeft(Exception):  # noqa: N818  an event, not an error
 
 def check_length(length: bytes, limit: int) -> None:
     """Raise `TooLarge` for a Content-Length above the limit: before the body is read, or asked for (100-continue)."""
-    if length.isdigit() and int(length) > limit:
-        raise TooLarge(f"the body has {int(length)} bytes, at most {limit} are taken (max_body)")
+    if _number(length) > limit:
+        raise TooLarge(f"the body has {length[:20].decode('latin-1')} bytes, at most {limit} are taken (max_body)")
+
+
+def must_close(scope: Scope) -> bool:
+    """Whether the connection must not outlive an answer that is given before the body has been read.
+
+    The server reads on and throws away what comes. That is cheap for little. For much, for an unknown length, and where the client waits
+    to be asked (100-continue: nobody knows then whether the body will come), the connection ends instead.
+    """
+    if scope.get("http_version", "1.1") >= "2":
+        return False  # there a request is a stream of its own
+    headers = dict(scope["headers"])
+    if b"content-length" in headers:
+        return b"expect" in headers or _number(headers[b"content-length"]) > SKIPPED
+    return b"transfer-encoding" in headers
+
+
+def _number(length: bytes) -> float:
+    """Infinite for what is absurdly long (int refuses it above 4300 digits) or no number: then the length is not known."""
+    return int(length) if length.isdigit() and len(length) < 20 else inf
 
 
 async def read_rest(first: Message, receive: Receive, limit: int) -> bytes:
@@ -68,7 +91,7 @@ def form_of(content_type: bytes | None) -> Form:
     if kind.startswith(b"image/"):
         return "raw"
     raise UnsupportedMedia(
-        f"the media type {kind.decode('latin-1')!r} is not understood; send the image itself (image/* or application/octet-stream), "
+        f"the media type {kind[:64].decode('latin-1')!r} is not understood; send the image itself (image/* or application/octet-stream), "
         "multipart/form-data or application/json"
     )
 
@@ -138,16 +161,14 @@ def _check_count(count: int, limit: int) -> None:
 
 def _from_multipart(body: bytes, content_type: bytes, many: bool, limit: int) -> list[bytes]:
     field = "images" if many else "image"
-    header = Header()
-    header["content-type"] = content_type.decode("latin-1")
-    boundary = header.get_param("boundary")
-    if not isinstance(boundary, str) or not boundary:
+    boundary = parse_options_header(content_type)[1].get(b"boundary")  # not email.message: that raises, and takes quadratic time
+    if not boundary:
         raise InvalidRequest("the multipart content type has no boundary")
-    parts = _Parts(limit if many else 1)
+    parts = _Parts(limit if many else None)
     callbacks: Any = {name: getattr(parts, name) for name in ("on_part_begin", "on_part_data", "on_header_field", "on_header_value")}
     callbacks |= {name: getattr(parts, name) for name in ("on_header_end", "on_part_end", "on_end")}
     try:
-        parser = MultipartParser(boundary.encode("latin-1"), callbacks)
+        parser = MultipartParser(boundary, callbacks)
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
@@ -169,8 +190,8 @@ def _from_multipart(body: bytes, content_type: bytes, many: bool, limit: int) ->
 class _Parts:
     """Collects what python-multipart's parser calls out."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit  # None: one image
         self.done: list[tuple[str, bytes]] = []
         self.complete = False
         self._begin()
@@ -182,7 +203,9 @@ class _Parts:
         self.value = b""
 
     def on_part_begin(self) -> None:
-        if len(self.done) > self.limit:  # one more than allowed was let in, for a clear message
+        if self.limit is None and len(self.done) > 8:
+            raise InvalidRequest("the form has more than 8 parts, expected one field 'image'")
+        if self.limit is not None and len(self.done) > self.limit:  # one more than allowed was let in, for a clear message
             raise TooLarge(f"the request has more than {self.limit} parts (max_images)")
         self._begin()
 
@@ -200,10 +223,7 @@ class _Parts:
 
     def on_header_end(self) -> None:
         if self.header.lower() == b"content-disposition":
-            header = Header()
-            header["content-disposition"] = self.value.decode("utf-8", "replace")
-            name = header.get_param("name", header="content-disposition")
-            self.name = name if isinstance(name, str) else ""
+            self.name = parse_options_header(self.value)[1].get(b"name", b"").decode("utf-8", "replace")
         self.header = self.value = b""
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:

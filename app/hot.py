@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,7 +19,8 @@ from penstock.backends.errors import DeadlineExceeded, InvalidRequest, PenstockE
 from penstock.backends.item import Item
 from penstock.pipelines.pipeline import Pipeline, Run
 
-from .body import ClientLeft, check_length, form_of, images_of, read_rest, sniff
+from .auth import path_of
+from .body import ClientLeft, check_length, form_of, images_of, must_close, read_rest, sniff
 from .errors import problem
 from .render import fields_of, to_json
 from .request_id import choose_request_id
@@ -29,6 +30,8 @@ logger = logging.getLogger("penstock.http")
 
 PREFIX = "/predict/"
 _JSON = (b"content-type", b"application/json")
+_CLIENT_LEFT = 499
+"""nginx's status for it. Nobody reads the answer; but a host's middleware that waits for one would take none for a failure."""
 
 
 class Limits(Protocol):
@@ -60,9 +63,8 @@ class HotRoutes:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] in ("POST", "PUT"):
             path: str = scope["path"]
-            root: str = scope.get("root_path", "")
-            if root and path.startswith(root):  # mounted: Starlette leaves the mount's prefix in the path
-                path = path[len(root) :]
+            if scope.get("root_path"):
+                path = path_of(scope)
             if path.startswith(PREFIX):
                 name = path[len(PREFIX) :]
                 many = name.endswith("/batch")
@@ -123,6 +125,8 @@ class Predict:
             self._watch = Watch(self._limits.body_timeout)
         call = _Call(scope, receive, loop)
         self._watch.begin(call, loop)
+        status = 200
+        unread = True
         try:
             pipeline = self._pipelines.pipelines.get(name) or self._pipelines.get(name)
             form = form_of(call.content_type)
@@ -130,10 +134,10 @@ class Predict:
             if call.length is not None:
                 check_length(call.length, limit)
             message = await receive()
-            if message["type"] == "http.request" and not message.get("more_body") and len(message["body"]) <= limit:
-                body: bytes = message["body"]
-            else:
+            body: bytes = message.get("body", b"")
+            if message.get("more_body") or message["type"] != "http.request" or len(body) > limit:
                 body = await read_rest(message, receive, limit)
+            unread = False
             if form == "sniff":
                 form = sniff(body, call.content_type)
             if form == "raw":
@@ -144,7 +148,7 @@ class Predict:
             priority = None if call.priority is None else _priority(call.priority)
             if many:
                 answer = await self._answer_many(pipeline, images, timeout, priority, call)
-                timing = b""
+                headers = [_JSON, (b"content-length", b"%d" % len(answer))]
             else:
                 run = pipeline.submit_nowait({"data": images[0]}, timeout, priority)
                 run.request_id = call.request_id
@@ -155,31 +159,30 @@ class Predict:
                 if "error" in item:
                     raise item["error"]
                 answer = to_json(fields_of(item, pipeline.answer_keys))
-                timing = server_timing(run)
+                headers = [_JSON, (b"content-length", b"%d" % len(answer)), (b"server-timing", server_timing(run))]
         except asyncio.CancelledError:
-            if call.timed_out:
-                call.task.uncancel()
+            if call.timed_out and not call.task.uncancel():
                 late = InvalidRequest(f"the body did not arrive within {self._limits.body_timeout:g} s (body_timeout)")
-                await _send_problem(send, late, call.request_id, close=True)
+                status, headers, answer = problem(late, call.request_id)
             elif call.task.cancelling():
                 raise  # the server, or a host, cancels the request itself
-            # else the client has left: the watch dropped the items, and nobody reads an answer
+            else:  # the watch dropped the items
+                status, headers, answer = _CLIENT_LEFT, [(b"content-length", b"0")], b""
         except ClientLeft:
-            pass
+            status, headers, answer = _CLIENT_LEFT, [(b"content-length", b"0")], b""
         except Exception as error:
             if not isinstance(error, PenstockError):
                 logger.exception("request %s failed", call.request_id, extra={"request_id": call.request_id, "pipeline": name})
-            await _send_problem(send, error, call.request_id)
-        else:
-            headers = [_JSON, (b"content-length", b"%d" % len(answer)), (b"x-request-id", call.request_id.encode("ascii"))]
-            if timing:
-                headers.append((b"server-timing", timing))
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": answer})
-        finally:
+            status, headers, answer = problem(error, call.request_id)
+        finally:  # before anything is sent: a client that reads slowly is not one that uploads slowly
             self._watch.end(call)
             for run in call.runs:
                 run.leave()
+        headers.append((b"x-request-id", call.request_id.encode("ascii")))
+        if unread and (call.timed_out or must_close(scope)):
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
 
     async def _answer_many(
         self,
@@ -189,7 +192,10 @@ class Predict:
         priority: int | None,
         call: _Call,
     ) -> bytes:
-        """Each image is an item of its own: what is refused or fails is a problem in its place."""
+        """Each image is an item of its own: what is refused or fails is a problem in its place.
+
+        Where no image was let in, the request is: raises why.
+        """
         outcomes: list[Run | Exception] = []
         runs: list[Run] = []
         call.runs = runs  # whatever happens from here on, they are left
@@ -202,9 +208,11 @@ class Predict:
                 run.request_id = f"{call.request_id}/{index}"
                 runs.append(run)
                 outcomes.append(run)
+        if not runs and isinstance(outcomes[0], Exception):
+            raise outcomes[0]
         if call.helper is not None:
             call.listen()
-        results: list[Any] = []
+        results: list[orjson.Fragment] = []
         for outcome in outcomes:
             try:
                 if not isinstance(outcome, Run):
@@ -212,7 +220,7 @@ class Predict:
                 item: Item = await outcome.future
                 if "error" in item:
                     raise item["error"]
-                results.append(fields_of(item, pipeline.answer_keys))
+                results.append(orjson.Fragment(to_json(fields_of(item, pipeline.answer_keys))))
             except PenstockError as error:
                 results.append(orjson.Fragment(problem(error, call.request_id)[2]))
         return to_json({"results": results})
@@ -257,12 +265,3 @@ def server_timing(run: Run) -> bytes:
 
 def _timing(node: str, queue: float, seconds: float, size: int) -> bytes:
     return f'queue.{node};dur={queue * 1000:.3f}, run.{node};dur={seconds * 1000:.3f};desc="batch {size}"'.encode("latin-1", "replace")
-
-
-async def _send_problem(send: Send, error: Exception, request_id: str, *, close: bool = False) -> None:
-    status, headers, body = problem(error, request_id)
-    headers.append((b"x-request-id", request_id.encode("ascii")))
-    if close:
-        headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -79,7 +79,7 @@ class Process:
         return self.process.returncode
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def running():
     return serving
 
