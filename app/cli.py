@@ -1,4 +1,4 @@
-"""The command line: `penstock serve`, `check`, `backends`, `bench`. Typer and rich are imported here and nowhere in the server."""
+"""The command line: `penstock serve`, `check`, `call`, `backends`, `bench`. Typer and rich are imported here and nowhere in the server."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from penstock.backends.errors import ConfigError
 
 from .bench_cli import bench_command
+from .call_cli import call_command
 from .cli_options import with_settings
 from .settings import Settings
 
@@ -22,6 +23,7 @@ command_line = typer.Typer(
     pretty_exceptions_enable=False,
 )
 command_line.command("bench")(bench_command)
+command_line.command("call")(call_command)
 
 Source = Annotated[Path, typer.Argument(help="A pipeline file (.toml), a directory of such, or an image classifier (.onnx).")]
 

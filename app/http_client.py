@@ -27,6 +27,7 @@ class Connection(asyncio.Protocol):
     def _begin(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
         self._body: list[bytes] = []
+        self._timing = ""
 
     def request(self, head: bytes, body: bytes) -> asyncio.Future[Answer]:
         answer = self._answer = asyncio.get_running_loop().create_future()
@@ -69,18 +70,26 @@ class Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         if 100 <= status < 200:
             return
-        answer = Answer(status, b"".join(self._body))
+        answer = Answer(status, b"".join(self._body), self._timing)
         if not self._parser.should_keep_alive():
             self.close()
         self._begin()
         self._end(answer)
 
 
+class TimedConnection(Connection):
+    """One that reads the header Server-Timing too. httptools calls `on_header` only where there is one: load need not pay for it."""
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"server-timing":
+            self._timing = value.decode("latin-1")
+
+
 class HttpClient:
     """Its `send` is a `load.Send`. As many connections as requests wait for answers; the one used last is used next."""
 
-    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
-        """Raises ValueError for what is no http or https address with a path."""
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None, *, timing: bool = False) -> None:
+        """`timing`: answers have their Server-Timing. Raises ValueError for what is no http or https address with a path."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.path in ("", "/"):
             raise ValueError(f"{url!r} is no address to post to: expected something like http://127.0.0.1:8000/predict/digits")
@@ -92,6 +101,7 @@ class HttpClient:
         if any(not text.isprintable() for text in (path, *sent, *sent.values())):
             raise ValueError("a header or the address holds a line break or another control character")
         self._head = "".join([f"POST {path} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in sent.items())]).encode()
+        self._kind = TimedConnection if timing else Connection
         self._free: list[Connection] = []
 
     async def send(self, body: bytes) -> Answer:
@@ -124,5 +134,5 @@ class HttpClient:
             if connection.open:  # else the server closed it while it was idle
                 return connection
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(Connection, self._host, self._port, ssl=self._tls or None)
+        _, connection = await loop.create_connection(self._kind, self._host, self._port, ssl=self._tls or None)
         return connection

@@ -18,6 +18,8 @@ class Answer(NamedTuple):
     status: int
     """As HTTP has it; `NO_ANSWER` where none came."""
     body: bytes
+    timing: str = ""
+    """The header Server-Timing, where the sender was asked to read it."""
 
 
 NO_ANSWER = 0

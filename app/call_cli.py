@@ -1,0 +1,84 @@
+"""`penstock call`: one image through a pipeline file in this process, or to a running server; the answer as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+
+def call_command(
+    target: Annotated[
+        str, typer.Argument(help="A pipeline FILE (.toml, or an image classifier .onnx), or the address of one of a running server.")
+    ],
+    data: Annotated[str, typer.Argument(help="The image, or whatever file the pipeline takes; - is standard input.")],
+    *,
+    labels: Annotated[Path | None, typer.Option(help="For a bare .onnx model: its classes' names, one per line.")] = None,
+    text: Annotated[bool, typer.Option("--text", help="The second argument is the data itself, a text.")] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="Print what each node did, to standard error.")] = False,
+) -> None:
+    """Run one image through a pipeline, print the answer as JSON. Exits with 1, and the reason, if there is none."""
+    from penstock.backends.errors import PenstockError
+
+    try:
+        value = data if text else sys.stdin.buffer.read() if data == "-" else Path(data).read_bytes()
+    except OSError as error:
+        _fail(f"{data}: {error.strerror}")
+    try:
+        if target.startswith(("http://", "https://")):
+            asyncio.run(_call_url(target, value.encode() if isinstance(value, str) else value, trace))
+        else:
+            asyncio.run(_call_file(Path(target), value, labels, trace))
+    except (PenstockError, ValueError) as error:
+        _fail(str(error))
+
+
+async def _call_file(path: Path, value: bytes | str, labels: Path | None, traced: bool) -> None:
+    from penstock.pipelines.config import from_model, load
+    from penstock.pipelines.pipeline import Pipeline
+
+    from .render import fields_of, to_json
+    from .trace import Trace
+
+    config = from_model(path, labels) if path.suffix == ".onnx" else load(path)
+    trace = Trace(config) if traced else None
+    async with Pipeline(config if trace is None else trace.config) as pipeline:
+        if trace is not None:
+            trace.active = True
+        run = pipeline.submit_nowait({"data": value})
+        try:
+            item = await run.future
+        finally:
+            if trace is not None:
+                for line in trace.lines(run.timings()):
+                    typer.echo(line, err=True)
+        if "error" in item:
+            raise item["error"]
+        typer.echo(to_json(fields_of(item, pipeline.answer_keys)).decode())
+
+
+async def _call_url(url: str, body: bytes, traced: bool) -> None:
+    from .http_client import HttpClient
+    from .load import NO_ANSWER
+    from .report import OK
+
+    client = HttpClient(url, timing=True)
+    try:
+        answer = await client.send(body)
+    finally:
+        await client.close()
+    if traced and answer.timing:
+        typer.echo(answer.timing, err=True)
+    if answer.status == NO_ANSWER:
+        _fail("there is no answer: is the server running, and is this its address?")
+    typer.echo(answer.body.decode("utf-8", "replace"), err=answer.status != OK)
+    if answer.status != OK:
+        raise typer.Exit(1)
+
+
+def _fail(reason: str) -> NoReturn:
+    typer.echo(reason, err=True)
+    raise typer.Exit(1)
