@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -75,6 +76,23 @@ def test_demo_answers_and_ends(house: Path, port: int) -> None:
     assert f"http://127.0.0.1:{port}/docs" in done.stdout
     with socket.socket() as probe:  # the server has ended
         assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_demo_serves_until_ctrl_c(house: Path, port: int) -> None:
+    install(house, ".venv", "")
+    command = [str(house / "scripts" / "demo")]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"PORT": str(port)},
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as demo:  # fmt: skip
+        assert demo.stdout is not None
+        while "serving until Ctrl-C" not in (line := demo.stdout.readline()):
+            assert line, "it ended"
+        os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
+        assert "draining" in demo.stdout.read()
+        assert demo.wait(30) == 130
+    with pytest.raises(ProcessLookupError):
+        os.killpg(demo.pid, 0)
 
 
 def test_demo_without_curl_and_with_its_port_taken(house: Path, tmp_path: Path) -> None:
