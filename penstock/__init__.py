@@ -13,15 +13,19 @@ if TYPE_CHECKING:
     from penstock.app.factory import create_app
     from penstock.backends.base import Backend
     from penstock.backends.registry import register_backend
+    from penstock.pipelines.blocking import pipe
+    from penstock.pipelines.calls import Event
     from penstock.pipelines.pipeline import Pipeline
 
 __version__ = "0.1.0"
-__all__ = ["Backend", "Pipeline", "create_app", "register_backend"]
+__all__ = ["Backend", "Event", "Pipeline", "create_app", "pipe", "register_backend"]
 
 _HOMES = {
     "Backend": "penstock.backends.base",
+    "Event": "penstock.pipelines.calls",
     "Pipeline": "penstock.pipelines.pipeline",
     "create_app": "penstock.app.factory",
+    "pipe": "penstock.pipelines.blocking",
     "register_backend": "penstock.backends.registry",
 }
 

@@ -27,6 +27,9 @@ from .scheduler import Group
 
 logger = logging.getLogger("penstock.executor")
 
+current = threading.local()
+"""`current.executor`: on an executor's thread, that executor."""
+
 NEVER_RETRIED = (MemoryError, DeviceError)
 """What fails a whole batch at once: running its items one by one would only fail again, and harder."""
 
@@ -47,7 +50,8 @@ class Executor:
     """`start` hands it a batch; the owner hears of it when the batch has run. The scheduler never starts a second one before that."""
 
     __slots__ = (
-        "_callbacks", "_context", "_inbox", "_loop", "_owner", "_spec", "_thread", "clock", "failures", "group", "loaded", "max", "name",
+        "_callbacks", "_context", "_inbox", "_loop", "_owner", "_spec", "_thread", "clock", "failures", "group", "loaded", "max", "min",
+        "name", "waits_for",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917
@@ -62,7 +66,8 @@ class Executor:
     ) -> None:
         self.name = name
         self.group = group
-        self.max = 1  # set by the owner once the backend is loaded
+        self.min = self.max = 1  # set by the owner once the backend is loaded
+        self.waits_for: object = None  # a `pipe` that its backend has called and that has not answered (loop_thread.py)
         self.loaded = False
         self.failures = 0  # deaths at this place, one after the other, since a batch ran here
         self.clock = clock
@@ -77,6 +82,10 @@ class Executor:
 
     def __repr__(self) -> str:
         return f"<Executor {self.name}>"
+
+    @property
+    def owner(self) -> Owner:
+        return self._owner
 
     def launch(self) -> None:
         """Start the thread: it loads the backend, warms it up and reports."""
@@ -108,6 +117,7 @@ class Executor:
             logger.debug("%s: the loop is closed", self.name)
 
     def _main(self) -> None:
+        current.executor = self
         owner = self._owner
         backend: Backend | None = None
         try:

@@ -97,6 +97,11 @@ class Node:
         return ""
 
     @property
+    def executors(self) -> list[Executor]:
+        """Those whose threads have not stopped."""
+        return list(self._executors)
+
+    @property
     def has_executors(self) -> bool:
         """Whether at least one executor is there to take work."""
         return bool(self.scheduler.idle or self.scheduler.running)
@@ -240,6 +245,7 @@ class Node:
         if self.closed:
             return
         group = self.config.groups[self._executors[executor][0]]
+        executor.min = max(low, group.min or 1)
         executor.max = group.bound(high)
         executor.loaded = True
         self._missing -= 1

@@ -11,8 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, overload
 
-from penstock.backends.errors import DeadlineExceeded, InvalidInput, InvalidRequest, MissingData, NotReady
+from penstock.backends.errors import DeadlineExceeded, InvalidInput, InvalidRequest, MissingData, NotFound, NotReady
 from penstock.backends.item import Item
+from penstock.backends.suggestions import did_you_mean
 
 from .admission import Admission
 from .config import PipelineConfig, load
@@ -184,12 +185,15 @@ class Pipeline:
         Idempotent; while one call drains, another one with a shorter timeout ends it sooner. A thread that runs native code can't be
         killed: after its bound it is reported and left behind.
         """
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + timeout
         if self.state != "closed":
             self.state = "draining"
             if self._admission.inside and timeout > 0:
                 await asyncio.wait([self._admission.wait_empty()], timeout=timeout)
             self.state = "closed"
-        await asyncio.gather(*[node.close(max(timeout, 1.0)) for node in self.nodes])
+        left = max(ends - loop.time(), 1.0)  # for the threads to end; a second at least
+        await asyncio.gather(*[node.close(left) for node in self.nodes])
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -258,12 +262,15 @@ class Pipeline:
             for run in runs:
                 run.leave()
 
-    def submit_nowait(self, item: Item, timeout: float | None = None, priority: int | None = None) -> Run:
-        """Admit a request and queue it at the entry. The item is read until the request ends, never changed; it holds neither
-        `result` nor `error`.
+    def submit_nowait(
+        self, item: Item, timeout: float | None = None, priority: int | None = None, future: asyncio.Future[Item] | None = None
+    ) -> Run:
+        """Admit a request and queue it at the entry, or at the item's `node_name`. The item is read until the request ends, never
+        changed; it holds neither `result` nor `error`.
 
         Await `run.future` for the final item (a soft failure is in its `error`), and call `run.leave` if that wait is cancelled.
-        Raises what `__call__` raises at once: `MissingData`, `InvalidRequest`, `QueueFull`, `Overloaded`, `NotReady`.
+        `future`: takes the answer in place of one of the loop's own.
+        Raises what `__call__` raises at once: `MissingData`, `InvalidRequest`, `NotFound`, `QueueFull`, `Overloaded`, `NotReady`.
         """
         if self.state != "ready":
             raise NotReady(f"pipeline {self.name!r} is {self.state}")
@@ -275,6 +282,7 @@ class Pipeline:
         size = self._size_of(item) if "request_size" in item else 1
         if priority is not None:
             self._check_priority(priority)
+        node = self.entry if "node_name" not in item else self._node_named(item["node_name"])
         # Admission's books are kept here and in `finish`, not by calls: this is the hot path.
         admission = self._admission
         rows = admission.rows + size
@@ -283,10 +291,18 @@ class Pipeline:
         admission.inside += 1
         admission.rows = rows
         now = self._clock()
-        node = self.entry
-        run = Run(item, self._create_future(), now + timeout, priority, size, admission, node)
+        run = Run(item, self._create_future() if future is None else future, now + timeout, priority, size, admission, node)
         node.enqueue(run, now)
         return run
+
+    def _node_named(self, name: Any) -> Node:
+        """Where an item with `node_name` enters: in a chain any node may be the entry, since what follows needs nothing else."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        names = [node.name for node in self.nodes]
+        hint = did_you_mean(name, names) if isinstance(name, str) else ""
+        raise NotFound(f"pipeline {self.name!r} has no node {name!r} (node_name){hint}; its nodes are {', '.join(names)}")
 
     def _check_priority(self, priority: int) -> None:
         levels = self.entry.config.priority_levels
