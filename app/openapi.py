@@ -1,7 +1,8 @@
 """The OpenAPI document: every loaded pipeline has typed operations of its own, so that clients can be generated from it.
 
 Names in it are stable: a pipeline's operations are `predict_<name>`, `put_<name>` and `batch_<name>`, its schemas `Prediction_<name>` and
-`Batch_<name>`. No other pipeline's name can change or collide with them, so that loading one breaks no client.
+`Batch_<name>`. No other pipeline's name can change or collide with them, so that loading one breaks no client. Every schema of a request
+or an answer has a name, and every content type is one that the usual generators take (docs/clients.md).
 """
 
 from __future__ import annotations
@@ -37,6 +38,18 @@ PROBLEM: Schema = {
         "request_id": {"type": "string", "description": "The request's id, as in X-Request-Id."},
     },
 }
+
+BODIES: Mapping[str, Schema] = {
+    "ImageForm": {"type": "object", "required": ["image"], "properties": {"image": IMAGE_BYTES}},
+    "ImageBase64": {"type": "object", "required": ["image"], "properties": {"image": BASE64}},
+    "ImagesForm": {
+        "type": "object",
+        "required": ["images"],
+        "properties": {"images": {"type": "array", "items": IMAGE_BYTES, "minItems": 1}},
+    },
+    "ImagesBase64": {"type": "object", "required": ["images"], "properties": {"images": {"type": "array", "items": BASE64, "minItems": 1}}},
+}
+"""What may be sent, the same for every pipeline. With names: generators make up one for each operation else."""
 
 KINDS: Mapping[str, Schema] = {
     "image": {**BASE64, "contentMediaType": "image/*"},
@@ -94,7 +107,7 @@ class OpenAPI:
         configs = [pipeline.config for _, pipeline in sorted(self._repository.pipelines.items())]
         protected = self._settings.api_key is not None
         administrable = self._settings.admin_token is not None and self._settings.allow_model_control
-        schemas = {"Problem": PROBLEM, **SERVER_SCHEMAS}
+        schemas = {"Problem": PROBLEM, **BODIES, **SERVER_SCHEMAS}
         paths: dict[str, Any] = {}
         for config in configs:
             schemas |= schemas_of(config)
@@ -143,13 +156,13 @@ def paths_of(config: PipelineConfig, protected: bool) -> dict[str, Any]:
     single = {
         **common,
         "parameters": parameters,
-        "requestBody": _body(_single_image(config)),
+        "requestBody": _single_image(config),
         "responses": {"200": _answer(f"Prediction_{name}", "The pipeline's answer."), **problems([*codes, "invalid_input"])},
     }
     batch = {
         **common,
         "parameters": parameters,
-        "requestBody": _body(_many_images()),
+        "requestBody": _many_images(),
         "responses": {"200": _answer(f"Batch_{name}", "An answer or a problem for each image."), **problems(codes)},
     }
     return {
@@ -208,31 +221,29 @@ def inlined(found: Any, schemas: Mapping[str, Schema]) -> Any:
 
 def operations_of(config: PipelineConfig, protected: bool) -> dict[str, Any]:
     """`paths_of` without references, for operations that are merged into a host's document, which has not our schemas."""
-    found: dict[str, Any] = inlined(paths_of(config, protected), {"Problem": PROBLEM, **schemas_of(config)})
+    found: dict[str, Any] = inlined(paths_of(config, protected), {"Problem": PROBLEM, **BODIES, **schemas_of(config)})
     return found
 
 
 def _single_image(config: PipelineConfig) -> dict[str, Any]:
+    """The media type of a raw image is written as octet-stream only: image/* is taken as well, but generators know no such type."""
     expected = next((port.description for port in config.inputs if port.name == "data"), "")
     image = {**IMAGE_BYTES, **({"description": expected} if expected else {})}
-    return {
-        "image/*": {"schema": image},
+    content = {
         "application/octet-stream": {"schema": image},
-        "multipart/form-data": {"schema": {"type": "object", "required": ["image"], "properties": {"image": image}}},
-        "application/json": {"schema": {"type": "object", "required": ["image"], "properties": {"image": BASE64}}},
+        "multipart/form-data": {"schema": _reference("ImageForm")},
+        "application/json": {"schema": _reference("ImageBase64")},
     }
+    ways = "As it is (of any image type, too), as the form field image, or as base64 in JSON."
+    return {"required": True, "description": _sentence(expected, ways), "content": content}
 
 
 def _many_images() -> dict[str, Any]:
-    def several(each: Schema) -> dict[str, Any]:
-        images = {"type": "array", "items": each, "minItems": 1}
-        return {"schema": {"type": "object", "required": ["images"], "properties": {"images": images}}}
-
-    return {"multipart/form-data": several(IMAGE_BYTES), "application/json": several(BASE64)}
-
-
-def _body(content: dict[str, Any]) -> dict[str, Any]:
-    return {"required": True, "content": content}
+    content = {
+        "multipart/form-data": {"schema": _reference("ImagesForm")},
+        "application/json": {"schema": _reference("ImagesBase64")},
+    }
+    return {"required": True, "description": "As form fields images, or as base64 in JSON.", "content": content}
 
 
 def _answer(schema: str, description: str) -> dict[str, Any]:

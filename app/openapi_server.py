@@ -23,7 +23,7 @@ SERVER_SCHEMAS: dict[str, Any] = {
             "reason": {"type": "string", "description": "Why it is not ready."},
         },
     },
-    "Pipelines": {
+    "PipelineList": {
         "type": "object",
         "required": ["pipelines"],
         "properties": {"pipelines": {"type": "array", "items": {"$ref": "#/components/schemas/PipelineState"}}},
@@ -53,7 +53,7 @@ def server_paths(protected: bool, administrable: bool, problems: Callable[[Itera
         "/metrics": {"get": _operation("metrics", "Prometheus metrics", "health", {**metrics, **refused}) | key},
         "/pipelines": {
             "get": _operation(
-                "list_pipelines", "The pipelines and their states", "pipelines", {"200": _json("Pipelines", "All of them."), **refused}
+                "list_pipelines", "The pipelines and their states", "pipelines", {"200": _json("PipelineList", "All of them."), **refused}
             )
             | key
         },
