@@ -36,6 +36,21 @@ BUILTINS: dict[str, str] = {
     "cvtColorMat": "penstock.backends.image.mat:CvtColorMat",
     "ResizeMat": "penstock.backends.image.mat:ResizeMat",
     "Mat2Tensor": "penstock.backends.image.mat:Mat2Tensor",
+    "DynamicResizeMat": "penstock.backends.image.resize:DynamicResizeMat",
+    "FixRatioResizeMat": "penstock.backends.image.resize:FixRatioResizeMat",
+    "AlignMat": "penstock.backends.image.resize:AlignMat",
+    "PillowResizeMat": "penstock.backends.image.resize:PillowResizeMat",
+    "ResizePadMat": "penstock.backends.image.pad:ResizePadMat",
+    "ResizeCenterPadMat": "penstock.backends.image.pad:ResizeCenterPadMat",
+    "LetterBoxMat": "penstock.backends.image.pad:LetterBoxMat",
+    "TopLeftResizeMat": "penstock.backends.image.pad:TopLeftResizeMat",
+    "FixHResizePadMat": "penstock.backends.image.pad:FixHResizePadMat",
+    "CropMat": "penstock.backends.image.crop:CropMat",
+    "CropResizeMat": "penstock.backends.image.crop:CropResizeMat",
+    "PerspectiveTransformMat": "penstock.backends.image.crop:PerspectiveTransformMat",
+    "Tensor2Mat": "penstock.backends.image.convert:Tensor2Mat",
+    "FloatMat": "penstock.backends.image.convert:FloatMat",
+    "SaveMat": "penstock.backends.image.convert:SaveMat",
     "SoftmaxArgMaxTensor": "penstock.backends.classify:SoftmaxArgMaxTensor",
     "OnnxTensor": "penstock.backends.engines.onnx:OnnxTensor",
 }
@@ -66,11 +81,9 @@ ABSENT: dict[str, tuple[str, str]] = {
 
 PLANNED = frozenset(
     {
-        "Add", "AddInt", "AlignMat", "CatTensor", "Copy", "CopySplit", "CropMat", "CropResizeMat", "DynamicResizeMat",
-        "DynamicResizeTensor", "Empty", "EventLoop", "FixHResizePadMat", "FixRatioResizeMat", "FloatMat", "HasKey", "Jump", "Keep",
-        "KeyA2KeyB", "LetterBoxMat", "LoadTensor", "MapReduce", "Max", "Move", "NotHasKey", "Parallel", "PerspectiveTransformMat",
-        "PillowResizeMat", "Random", "Range", "Remove", "ResizeCenterPadMat", "ResizePadMat", "Result2Key", "Result2Other", "Ring",
-        "SaveMat", "SaveTensor", "SetTensorRequestSize", "Sleep", "SplitTensor", "Tensor2Mat", "TopLeftResizeMat", "cp", "del", "mv",
+        "Add", "AddInt", "CatTensor", "Copy", "CopySplit", "DynamicResizeTensor", "Empty", "EventLoop", "HasKey", "Jump", "Keep",
+        "KeyA2KeyB", "LoadTensor", "MapReduce", "Max", "Move", "NotHasKey", "Parallel", "Random", "Range", "Remove", "Result2Key",
+        "Result2Other", "Ring", "SaveTensor", "SetTensorRequestSize", "Sleep", "SplitTensor", "cp", "del", "mv",
     }
 )  # fmt: skip
 """Names of torchpipe that are Penstock's, and not there yet."""

@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from ..base import Backend, Context, Params
 from ..errors import InvalidInput
 from ..item import Item
 from .decode import decode
+from .pixels import MAX_SIDE, image_of, owned, resized
 
 Color = Literal["rgb", "bgr", "gray"]
 
@@ -29,9 +29,6 @@ CONVERSIONS = {
     ("gray", "bgr"): cv2.COLOR_GRAY2BGR,
     ("gray", "rgb"): cv2.COLOR_GRAY2RGB,
 }
-
-PIXEL_TYPES = frozenset({"uint8", "uint16", "float32"})
-"""The dtypes that both cvtColor and resize take."""
 
 
 class DecodeMatParams(Params):
@@ -83,22 +80,25 @@ class CvtColorMat(Backend):
 
     def forward(self, batch: list[Item]) -> None:
         for item in batch:
-            image = _image(item["data"], "CvtColorMat")
+            image = image_of(item["data"], "CvtColorMat")
             source = item.get("color") or ("gray" if image.shape[2] == 1 else "bgr")
             if CHANNELS.get(source) != image.shape[2]:
                 raise InvalidInput(
                     f"CvtColorMat: color {source!r} does not fit an image of shape {image.shape}; known: {', '.join(CHANNELS)}"
                 )
             if source == self.color:
-                item["result"] = image
+                item["result"] = owned(image)
             else:
-                item["result"] = _three_axes(np.asarray(cv2.cvtColor(image, CONVERSIONS[source, self.color])))
+                # Into an array of ours, since OpenCV drops the channel axis of grey images.
+                converted = np.empty((*image.shape[:2], CHANNELS[self.color]), image.dtype)
+                cv2.cvtColor(image, CONVERSIONS[source, self.color], dst=converted)
+                item["result"] = converted
             item["color"] = self.color
 
 
 class ResizeMatParams(Params):
-    resize_h: int = Field(ge=1, le=32767, description="Height of the result in pixels.")
-    resize_w: int = Field(ge=1, le=32767, description="Width of the result in pixels.")
+    resize_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
+    resize_w: int = Field(ge=1, le=MAX_SIDE, description="Width of the result in pixels.")
 
 
 class ResizeMat(Backend):
@@ -117,8 +117,7 @@ class ResizeMat(Backend):
 
     def forward(self, batch: list[Item]) -> None:
         for item in batch:
-            image = _image(item["data"], "ResizeMat")
-            item["result"] = _three_axes(np.asarray(cv2.resize(image, self.size, interpolation=cv2.INTER_LINEAR)))
+            item["result"] = resized(image_of(item["data"], "ResizeMat"), *self.size)
 
 
 class Mat2TensorParams(Params):
@@ -144,7 +143,7 @@ class Mat2Tensor(Backend):
 
     def forward(self, batch: list[Item]) -> None:
         for item in batch:
-            image = _image(item["data"], "Mat2Tensor")
+            image = image_of(item["data"], "Mat2Tensor")
             if self.data_format == "nhwc":
                 item["result"] = np.array(image[np.newaxis])
                 continue
@@ -165,20 +164,3 @@ def _encoded(data: Any) -> bytes:
         return data.tobytes()
     found = f"a {data.dtype} array of shape {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
     raise TypeError(f"DecodeMat: data must be bytes, bytearray, memoryview or a one-dimensional uint8 array, not {found}")
-
-
-def _image(data: Any, backend: str) -> NDArray[Any]:
-    """`data` if it is an image, H×W×C (H×W counts as one channel)."""
-    if not isinstance(data, np.ndarray):
-        raise InvalidInput(f"{backend}: data must be an image as a NumPy array of shape HxWxC, not {type(data).__name__}")
-    if data.dtype.name not in PIXEL_TYPES or data.ndim not in (2, 3) or 0 in data.shape:
-        raise InvalidInput(
-            f"{backend}: expected an image of shape HxWxC and dtype uint8, uint16 or float32, got shape {data.shape}, dtype {data.dtype}"
-        )
-    # OpenCV reads any stride but a negative one.
-    return np.ascontiguousarray(data if data.ndim == 3 else data[:, :, np.newaxis])
-
-
-def _three_axes(image: NDArray[Any]) -> NDArray[Any]:
-    """OpenCV drops the channel axis of grey images; images keep it here."""
-    return image if image.ndim == 3 else image.reshape(*image.shape, 1)

@@ -1,0 +1,117 @@
+"""An image from a tensor, an image in floats, and an image to a file. Mat2Tensor is in mat.py."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from ..base import Backend, Context, Params
+from ..errors import BackendError, InvalidInput
+from ..item import Item
+from .pixels import ImageBackend, image_of, owned
+
+logger = logging.getLogger("penstock.backends.image")
+
+
+class Tensor2MatParams(Params):
+    data_format: Literal["nchw", "nhwc"] = Field("nchw", description="Order of a four-dimensional tensor's axes.")
+
+
+class Tensor2Mat(Backend):
+    """An image from a tensor with a batch dimension of 1, its dtype kept: the way back from Mat2Tensor.
+
+    `data`: NumPy or torch (from any device), 1×C×H×W (`nhwc`: 1×H×W×C), uint8, uint16 or float32; with three dimensions H×W×C and
+    with two H×W, as torchpipe reads them. `result`: H×W×C, NumPy. Raises InvalidInput for another shape or dtype.
+    """
+
+    parameters: ClassVar[type[Params] | None] = Tensor2MatParams
+    max = 1
+    data_format: str
+
+    def init(self, params: Tensor2MatParams, context: Context) -> None:
+        self.data_format = params.data_format
+
+    def forward(self, batch: list[Item]) -> None:
+        for item in batch:
+            item["result"] = self._image(_numpy(item["data"]))
+
+    def _image(self, tensor: Any) -> NDArray[Any]:
+        if isinstance(tensor, np.ndarray) and tensor.ndim == 4:
+            if tensor.shape[0] != 1:
+                raise InvalidInput(f"Tensor2Mat: expected a tensor of one image, its first dimension 1, got shape {tensor.shape}")
+            tensor = tensor[0] if self.data_format == "nhwc" else tensor[0].transpose(1, 2, 0)
+        return owned(image_of(tensor, "Tensor2Mat"))
+
+
+class FloatMat(ImageBackend):
+    """An image as float32, its values kept (not scaled to 0 to 1).
+
+    `data`: H×W×C, uint8, uint16 or float32. `result`: H×W×C, float32, a copy. Raises InvalidInput for another shape or dtype.
+    """
+
+    def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
+        return image.astype(np.float32)
+
+
+class SaveMatParams(Params):
+    save_dir: str = Field(description="Directory for the files; must exist. Beside the pipeline's file, else in the working directory.")
+
+
+class SaveMat(ImageBackend):
+    """Writes each image to a file, to look at while debugging: `result` is `data`. Slow, and nothing deletes the files.
+
+    `data`: H×W×C with C of 1, 3 or 4; uint8 and uint16 become NODE_INSTANCE_NUMBER.png, float32 .tiff. An item whose `color` is "rgb"
+    is written so that viewers show its colours. Files that are there are never overwritten.
+    Raises InvalidInput for another shape or dtype, BackendError where the directory is absent or can't be written to.
+    """
+
+    parameters: ClassVar[type[Params] | None] = SaveMatParams
+    directory: Path
+    prefix: str
+    written = 0
+
+    def init(self, params: SaveMatParams, context: Context) -> None:
+        self.directory = context.resolve(params.save_dir)
+        if not self.directory.is_dir():
+            raise BackendError(f"SaveMat: save_dir {self.directory} is no directory that exists: create it first")
+        self.prefix = f"{context.node or 'image'}_{context.instance}"
+        logger.warning("SaveMat: every image that passes is written to %s", self.directory)
+
+    def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
+        if image.shape[2] not in (1, 3, 4):
+            raise InvalidInput(f"SaveMat: expected an image of 1, 3 or 4 channels, got shape {image.shape}")
+        swapped = item.get("color") == "rgb" and image.shape[2] == 3
+        extension = ".tiff" if image.dtype == np.float32 else ".png"
+        _, encoded = cv2.imencode(extension, cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if swapped else image)
+        try:
+            self._write(encoded.tobytes(), extension)
+        except OSError as error:
+            raise BackendError(f"SaveMat: can't write to {self.directory}: {error}") from error
+        return owned(image)
+
+    def _write(self, encoded: bytes, extension: str) -> None:
+        while True:
+            path = self.directory / f"{self.prefix}_{self.written:06}{extension}"
+            self.written += 1
+            try:
+                with path.open("xb") as file:
+                    file.write(encoded)
+            except FileExistsError:  # of an earlier run, or of another server
+                continue
+            return
+
+
+def _numpy(data: Any) -> Any:
+    """A torch tensor as NumPy; anything else as it is. Without importing torch: whoever made the tensor has."""
+    if type(data).__module__.partition(".")[0] != "torch":
+        return data
+    try:
+        return data.detach().cpu().numpy()
+    except (AttributeError, RuntimeError, TypeError) as error:  # bfloat16, sparse, or no tensor
+        raise InvalidInput(f"Tensor2Mat: expected a dense tensor of dtype uint8, uint16 or float32, got {data!r:.100}: {error}") from error

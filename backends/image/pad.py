@@ -1,0 +1,153 @@
+"""Resizing that keeps the aspect ratio and pads the rest: the fixed shapes that detection and recognition models want."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field, FiniteFloat
+
+from ..base import Context, Params
+from ..engines.params import as_numbers
+from ..errors import InvalidInput
+from ..item import Item
+from .geometry import InverseTransform, fit, width_at
+from .pixels import MAX_SIDE, ImageBackend
+
+PadValue = Annotated[tuple[FiniteFloat, ...], BeforeValidator(as_numbers), Field(min_length=1, max_length=4)]
+PAD_VALUE = "Value of the padding: one number, or one for each channel; rounded and clipped to the image's dtype."
+
+
+class Padded(ImageBackend):
+    """What they share: an image resized into a canvas of `pad_value`."""
+
+    pad_value: tuple[float, ...]
+
+    def place(self, image: NDArray[Any], size: tuple[int, int], canvas: tuple[int, int], corner: tuple[int, int]) -> NDArray[Any]:
+        """The image resized to `size` with its upper left at `corner`, in a new image of the size `canvas`; all (x, y)."""
+        channels = image.shape[2]
+        if len(self.pad_value) not in (1, channels):
+            raise InvalidInput(
+                f"{type(self).__name__}: pad_value has {len(self.pad_value)} numbers, and the image {channels} channel(s): "
+                f"expected one number, or as many as channels"
+            )
+        value = np.array(self.pad_value)
+        if image.dtype.kind == "u":
+            value = np.clip(np.rint(value), 0, np.iinfo(image.dtype).max)
+        (width, height), (left, top) = size, corner
+        padded = np.empty((canvas[1], canvas[0], channels), image.dtype)
+        padded[...] = value if len(set(self.pad_value)) > 1 else value[0]  # a scalar fills fifty times as fast
+        cv2.resize(image, size, dst=padded[top : top + height, left : left + width], interpolation=cv2.INTER_LINEAR)
+        return padded
+
+
+class ResizePadMatParams(Params):
+    max_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
+    max_w: int = Field(ge=1, le=MAX_SIDE, description="Width of the result in pixels.")
+    pad_value: PadValue = Field((0.0,), description=PAD_VALUE)
+
+
+class ResizePadMat(Padded):
+    """The largest image that fits max_h×max_w at its aspect ratio, at the upper left, padded below or at the right.
+
+    `data`: H×W×C, uint8, uint16 or float32. `result`: max_h×max_w×C of the same dtype. Bilinear, as ResizeMat; the shorter side is
+    rounded to the nearest pixel. Sets `inverse_trans`: (x, y) in the result to (x, y) in `data`; the padding maps outside of it.
+    Raises InvalidInput for another shape or dtype.
+    """
+
+    parameters: ClassVar[type[Params] | None] = ResizePadMatParams
+    center = False
+    canvas: tuple[int, int]
+
+    def init(self, params: ResizePadMatParams, context: Context) -> None:
+        self.canvas = params.max_w, params.max_h
+        self.pad_value = params.pad_value
+
+    def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
+        height, width, _ = image.shape
+        size = fit(width, height, *self.canvas)
+        corner = _centered(size, self.canvas) if self.center else (0, 0)
+        bounds = (width, height) if self.center else None
+        item["inverse_trans"] = InverseTransform(width / size[0], height / size[1], *corner, bounds)
+        return self.place(image, size, self.canvas, corner)
+
+
+class ResizeCenterPadMat(ResizePadMat):
+    """As ResizePadMat, with the image in the middle (where a pixel is left over, nearer to the upper left).
+
+    `inverse_trans` brings points of the padding to the nearest edge of `data`, as torchpipe's does, so that a box stays within it
+    (to the edge itself: 0 to width; torchpipe's to the last pixel, width - 1).
+    """
+
+    center = True
+
+
+class LetterBoxMatParams(Params):
+    resize_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
+    resize_w: int = Field(ge=1, le=MAX_SIDE, description="Width of the result in pixels.")
+    pad_value: PadValue = Field((0.0,), alias="pad_val", description=f"{PAD_VALUE} Also as pad_value. YOLO's is 114.")
+
+
+class LetterBoxMat(Padded):
+    """YOLO's letterbox: the largest image that fits resize_h×resize_w at its aspect ratio, in the middle, padded around.
+
+    `data`: H×W×C, uint8, uint16 or float32. `result`: resize_h×resize_w×C of the same dtype. Enlarges too. Sets `scale` (float) and
+    `offset` (x, y; whole pixels): x in `data` is (x - offset_x) / scale, and y likewise, within the rounding of the size.
+    Raises InvalidInput for another shape or dtype.
+    """
+
+    parameters: ClassVar[type[Params] | None] = LetterBoxMatParams
+    center = True
+    canvas: tuple[int, int]
+
+    def init(self, params: LetterBoxMatParams, context: Context) -> None:
+        self.canvas = params.resize_w, params.resize_h
+        self.pad_value = params.pad_value
+
+    def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
+        height, width, _ = image.shape
+        size = fit(width, height, *self.canvas)
+        corner = _centered(size, self.canvas) if self.center else (0, 0)
+        item["scale"] = min(self.canvas[0] / width, self.canvas[1] / height)
+        item["offset"] = corner
+        return self.place(image, size, self.canvas, corner)
+
+
+class TopLeftResizeMat(LetterBoxMat):
+    """As LetterBoxMat, with the image at the upper left: `offset` is (0, 0)."""
+
+    center = False
+
+
+class FixHResizePadMatParams(Params):
+    resize_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
+    max_w: int = Field(ge=1, le=MAX_SIDE, description="Width of the result in pixels.")
+    pad_value: PadValue = Field((0.0,), description=PAD_VALUE)
+
+
+class FixHResizePadMat(Padded):
+    """A line of text for a recogniser: resized to the height resize_h at its aspect ratio, padded at the right to max_w.
+
+    What would be wider than max_w is squeezed to it. The width is rounded up. `data`: H×W×C, uint8, uint16 or float32. `result`:
+    resize_h×max_w×C of the same dtype. Sets `inverse_trans`: (x, y) in the result to (x, y) in `data`.
+    Raises InvalidInput for another shape or dtype.
+    """
+
+    parameters: ClassVar[type[Params] | None] = FixHResizePadMatParams
+    canvas: tuple[int, int]
+
+    def init(self, params: FixHResizePadMatParams, context: Context) -> None:
+        self.canvas = params.max_w, params.resize_h
+        self.pad_value = params.pad_value
+
+    def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
+        height, width, _ = image.shape
+        size = width_at(width, height, self.canvas[1], self.canvas[0]), self.canvas[1]
+        item["inverse_trans"] = InverseTransform(width / size[0], height / size[1])
+        return self.place(image, size, self.canvas, (0, 0))
+
+
+def _centered(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
+    return (canvas[0] - size[0]) // 2, (canvas[1] - size[1]) // 2

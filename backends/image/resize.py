@@ -1,0 +1,151 @@
+"""Resizing to sizes that the image or the request decides, and Pillow's resizing. ResizeMat, to a fixed size, is in mat.py."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+
+from ..base import Context, Params
+from ..errors import InvalidInput, TooLarge
+from ..item import Item
+from .geometry import InverseTransform, fit, width_at
+from .pixels import MAX_SIDE, ImageBackend, resized
+
+
+class DynamicResizeMatParams(Params):
+    max_pixels: int = Field(100_000_000, ge=1, description="Most pixels (height times width) that a request may ask for.")
+
+
+class DynamicResizeMat(ImageBackend):
+    """Pixels at the size that the item names: its keys `resize_h` and `resize_w`, whole numbers from 1 to 32767.
+
+    `data`: H×W×C, uint8, uint16 or float32. `result`: resize_h×resize_w×C of the same dtype; bilinear, as ResizeMat.
+    Raises InvalidInput where a key is absent or out of range, and TooLarge above `max_pixels`.
+    """
+
+    parameters: ClassVar[type[Params] | None] = DynamicResizeMatParams
+    max_pixels: int
+
+    def init(self, params: DynamicResizeMatParams, context: Context) -> None:
+        self.max_pixels = params.max_pixels
+
+    def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
+        height, width = _side(item, "resize_h"), _side(item, "resize_w")
+        if height * width > self.max_pixels:
+            raise TooLarge(f"DynamicResizeMat: {width}x{height} pixels are asked for, more than the {self.max_pixels} allowed")
+        return resized(image, width, height)
+
+
+class FixRatioResizeMatParams(Params):
+    max_h: int = Field(ge=1, le=MAX_SIDE, description="Greatest height of the result in pixels.")
+    max_w: int = Field(ge=1, le=MAX_SIDE, description="Greatest width of the result in pixels.")
+
+
+class FixRatioResizeMat(ImageBackend):
+    """The largest image within max_h×max_w at its aspect ratio, not padded. Enlarges too.
+
+    `data`: H×W×C, uint8, uint16 or float32. `result`: of the same dtype; one side is max_h or max_w, the other rounded up; bilinear,
+    as ResizeMat. Sets `inverse_trans`: (x, y) in the result to (x, y) in `data`. Raises InvalidInput for another shape or dtype.
+    """
+
+    parameters: ClassVar[type[Params] | None] = FixRatioResizeMatParams
+    bounds: tuple[int, int]
+
+    def init(self, params: FixRatioResizeMatParams, context: Context) -> None:
+        self.bounds = params.max_w, params.max_h
+
+    def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
+        height, width, _ = image.shape
+        new_width, new_height = fit(width, height, *self.bounds, up=True)
+        item["inverse_trans"] = InverseTransform(width / new_width, height / new_height)
+        return resized(image, new_width, new_height)
+
+
+class AlignMatParams(Params):
+    resize_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
+    max_w: int = Field(ge=1, le=MAX_SIDE, description="Greatest width of the result in pixels.")
+    align: int = Field(32, ge=1, le=MAX_SIDE, description="The width is rounded up to a multiple of it, unless that passes max_w.")
+
+
+class AlignMat(ImageBackend):
+    """An image resized to the height resize_h, its width at the aspect ratio rounded up to a multiple of `align`, at most max_w.
+
+    `data`: H×W×C, uint8, uint16 or float32. `result`: of the same dtype; bilinear, as ResizeMat. Sets `resize_h` and `resize_w` to the
+    size, and `inverse_trans`: (x, y) in the result to (x, y) in `data`. Raises InvalidInput for another shape or dtype.
+
+    torchpipe's leaves the resizing to a DynamicResizeMat behind it. That may stay: it finds the size it wants.
+    """
+
+    parameters: ClassVar[type[Params] | None] = AlignMatParams
+    height: int
+    max_width: int
+    align: int
+
+    def init(self, params: AlignMatParams, context: Context) -> None:
+        self.height, self.max_width, self.align = params.resize_h, params.max_w, params.align
+
+    def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
+        height, width, _ = image.shape
+        new_width = width_at(width, height, self.height, self.max_width, self.align)
+        item["resize_h"], item["resize_w"] = self.height, new_width
+        item["inverse_trans"] = InverseTransform(width / new_width, height / self.height)
+        return resized(image, new_width, self.height)
+
+
+class PillowResizeMatParams(Params):
+    resize_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
+    resize_w: int = Field(ge=1, le=MAX_SIDE, description="Width of the result in pixels.")
+    resample: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = Field(
+        "bilinear", description="Pillow's filter; all but nearest antialias when they shrink."
+    )
+
+
+class PillowResizeMat(ImageBackend):
+    """Pixels at another size, bit-equal to Pillow's `Image.resize`: for models whose training read images by Pillow or torchvision.
+
+    `data`: H×W×C, uint8 with C of 1 to 4 (Pillow's L, LA, RGB, RGBA: it weighs colours with alpha), or float32 with any C (each
+    channel as Pillow's F). `result`: resize_h×resize_w×C of the same dtype. Slower than ResizeMat, and antialiased.
+    Raises InvalidInput for another shape or dtype.
+    """
+
+    parameters: ClassVar[type[Params] | None] = PillowResizeMatParams
+    size: tuple[int, int]
+    filter: Image.Resampling
+
+    def init(self, params: PillowResizeMatParams, context: Context) -> None:
+        self.size = params.resize_w, params.resize_h
+        self.filter = Image.Resampling[params.resample.upper()]
+
+    def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
+        channels = image.shape[2]
+        result = np.empty((self.size[1], self.size[0], channels), image.dtype)
+        if image.dtype == np.float32:
+            for channel in range(channels):
+                result[:, :, channel] = self._resize(image[:, :, channel])
+        elif image.dtype == np.uint8 and channels <= 4:
+            result[...] = self._resize(image if channels > 1 else image[:, :, 0]).reshape(result.shape)
+        else:
+            raise InvalidInput(
+                f"PillowResizeMat: expected uint8 with 1 to 4 channels, or float32, got shape {image.shape}, dtype {image.dtype}"
+            )
+        return result
+
+    def _resize(self, image: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(Image.fromarray(image).resize(self.size, self.filter))
+
+
+def _side(item: Item, key: str) -> int:
+    if key not in item:
+        raise InvalidInput(f"DynamicResizeMat: the item has no {key}: expected a whole number from 1 to {MAX_SIDE}")
+    try:
+        side = operator.index(item[key])
+    except TypeError:
+        side = 0
+    if not 1 <= side <= MAX_SIDE:
+        raise InvalidInput(f"DynamicResizeMat: {key} is {item[key]!r}: expected a whole number from 1 to {MAX_SIDE}")
+    return side
