@@ -95,28 +95,34 @@ class WrapperParams(Params):
 
 
 class SyncTensor(Backend):
-    """Runs its one child. torchpipe needs it to make and synchronise a stream; here the executor does that for every backend."""
+    """Runs its one child; `result` is `data` without one, as the last of a Sequential.
+
+    torchpipe needs it to make and synchronise a stream; here the executor does that for every backend.
+    """
 
     parameters = WrapperParams
-    child_count = (1, 1)
+    child_count = (0, 1)
     shape_of_first_child = True
 
     @classmethod
     def declared_range(cls, params: Any, children: tuple[BatchRange, ...]) -> BatchRange:
-        return children[0]
+        return children[0] if children else BatchRange(cls.min, cls.max)
 
     def init(self, params: Any, context: Context) -> None:
-        (child,) = self.children
+        (child,) = self.children or (Identity(),)
         self.min, self.max = child.min, child.max
+        self._child = child
         self._run = child.forward
 
     def forward(self, batch: list[Item]) -> None:
         try:
             self._run(batch)
         except Exception as error:
-            _name(error, self.children[0])
+            _name(error, self._child)
             raise
 
 
 class Torch(SyncTensor):
     """Runs its one child, as `SyncTensor` does."""
+
+    child_count = (1, 1)

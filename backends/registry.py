@@ -53,11 +53,11 @@ BUILTINS: dict[str, str] = {
     "SaveMat": "penstock.backends.image.convert:SaveMat",
     "SoftmaxArgMaxTensor": "penstock.backends.classify:SoftmaxArgMaxTensor",
     "OnnxTensor": "penstock.backends.engines.onnx:OnnxTensor",
+    "ModelTensor": "penstock.backends.engines.model:ModelTensor",
 }
 """Name -> where its class is. A module is imported when one of its backends is first used."""
 
 ABSENT: dict[str, tuple[str, str]] = {
-    "ModelTensor": ("EngineParams", ""),
     "TensorrtTensor": ("EngineParams", "tensorrt"),
     "OpenvinoTensor": ("EngineParams", "openvino"),
     "TorchScriptTensor": ("EngineParams", "torch"),

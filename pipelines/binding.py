@@ -117,7 +117,7 @@ def _find(tree: Expression, directory: Path, problems: list[Problem]) -> Member 
         return None
     fewest, most = cls.child_count
     if len(children) < fewest or (most is not None and len(children) > most):
-        expected = "none" if most == 0 else str(fewest) if most == fewest else f"at least {fewest}"
+        expected = "none" if most == 0 else str(fewest) if most == fewest else f"{fewest} to {most}" if most else f"at least {fewest}"
         problems.append(Problem(f"{name} takes {expected} in brackets, found {len(children)}", key="backend"))
     return Member(name, cls, tree, args, frozenset(addresses), [child for child in children if child is not None])
 

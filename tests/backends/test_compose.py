@@ -169,6 +169,16 @@ def test_wrappers_run_their_child(wrapper: type[Backend]) -> None:
     assert backend.max == 1
 
 
+def test_sync_tensor_alone_passes_on() -> None:
+    assert spec(SyncTensor).declared_range == (1, UNBOUNDED)
+    assert spec(SyncTensor).shape_key is None
+    backend = spec(Sequential, spec(Double), spec(SyncTensor)).create(Context())
+    item: Item = {"data": 2}
+    backend.forward([item])
+    assert item["result"] == 4
+    assert backend.max == spec(Sequential, spec(Double)).create(Context()).max
+
+
 def test_shape_key_is_the_first_members() -> None:
     class Shaped(Backend):
         @staticmethod

@@ -291,8 +291,8 @@ def test_problems_of_expressions() -> None:
     assert "did you mean 'Scale'" in problem("Scael")
     assert "filters are not supported by this version yet" in problem("S[Scale,(or)Shift]")
     assert "Scale takes none in brackets, found 1" in problem("Scale[Shift]")
-    assert "SyncTensor takes 1 in brackets, found 2" in problem("SyncTensor[Scale,Shift]")
-    assert "SyncTensor takes 1 in brackets, found 0" in problem("SyncTensor")
+    assert "SyncTensor takes 0 to 1 in brackets, found 2" in problem("SyncTensor[Scale,Shift]")
+    assert "Torch takes 1 in brackets, found 0" in problem("Torch")
     assert "Python needs a name" in problem("Python")
 
 
