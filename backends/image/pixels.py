@@ -46,8 +46,10 @@ def image_of(data: Any, backend: str) -> NDArray[Any]:
         )
     if data.ndim == 3 and data.shape[2] > MAX_CHANNELS:
         raise InvalidInput(f"{backend}: expected an image of at most {MAX_CHANNELS} channels, got shape {data.shape}")
-    # OpenCV reads any stride but a negative one, and the machine's byte order only.
-    return np.ascontiguousarray(data if data.ndim == 3 else data[:, :, np.newaxis], data.dtype.newbyteorder("="))
+    if not data.dtype.isnative:  # OpenCV reads the machine's byte order only
+        data = data.astype(data.dtype.newbyteorder("="))
+    # ... and any stride but a negative one.
+    return np.ascontiguousarray(data if data.ndim == 3 else data[:, :, np.newaxis])
 
 
 def resized(image: NDArray[Any], width: int, height: int) -> NDArray[Any]:

@@ -425,5 +425,14 @@ def test_no_backend_writes_to_its_input(photo):
         assert np.array_equal(image, before)
 
 
+@pytest.mark.parametrize(
+    "image", [np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), np.uint8), np.zeros((20, 9, 1), np.uint8)[:9]], ids=["color", "grey", "view"]
+)
+def test_results_own_their_memory(image):
+    backends = [make(CvtColorMat, color=color) for color in ("rgb", "gray", "bgr")] + [make(ResizeMat, resize_h=4, resize_w=5)]
+    for backend in [*backends, make(Mat2Tensor), make(Mat2Tensor, data_format="nhwc")]:
+        assert run(backend, image)["result"].base is None
+
+
 def test_ranges():
     assert {cls.max for cls in (DecodeMat, CvtColorMat, ResizeMat, Mat2Tensor)} == {1}

@@ -166,6 +166,11 @@ def test_grey_and_dtypes(run, photo, cls, dtype):
     assert np.abs(difference).max() < 1e-3
 
 
+def test_the_other_byte_order(run, photo):
+    expected = run(FixRatioResizeMat, photo.astype(np.uint16), max_h=20, max_w=30)["result"]
+    assert np.array_equal(run(FixRatioResizeMat, photo.astype(">u2"), max_h=20, max_w=30)["result"], expected)
+
+
 @pytest.mark.parametrize("cls", WITH_SIZES)
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 5000, 3), (5000, 1, 3)])
 def test_degenerate_images(run, cls, shape):

@@ -1,0 +1,188 @@
+"""Tensors to images, images in floats, images to files."""
+
+from __future__ import annotations
+
+import logging
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from penstock.backends.base import Context
+from penstock.backends.errors import BackendError, InvalidInput
+from penstock.backends.image.convert import FloatMat, SaveMat, Tensor2Mat
+from penstock.backends.image.mat import Mat2Tensor
+
+# Tensor2Mat
+
+
+@pytest.mark.parametrize("data_format", ["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_the_way_back_from_mat2tensor(run, make, photo, dtype, data_format):
+    image = photo.astype(dtype)
+    for each in (image, image[:, :, :1]):
+        item = {"data": each}
+        make(Mat2Tensor, data_format=data_format).forward([item])
+        result = run(Tensor2Mat, item["result"], data_format=data_format)["result"]
+        assert result.dtype == dtype and np.array_equal(result, each)
+
+
+def test_three_and_two_dimensions_are_an_image(run, photo):
+    assert np.array_equal(run(Tensor2Mat, photo)["result"], photo)
+    assert np.array_equal(run(Tensor2Mat, photo[:, :, 0])["result"], photo[:, :, :1])
+    assert np.array_equal(run(Tensor2Mat, photo[::-1, ::2])["result"], photo[::-1, ::2])
+
+
+class FakeTensor:
+    """What of torch.Tensor is used, for machines without torch."""
+
+    def __init__(self, array, error=None):
+        self.array, self.error = array, error
+
+    def detach(self):
+        return self
+
+    cpu = detach
+
+    def numpy(self):
+        if self.error:
+            raise self.error
+        return self.array
+
+
+FakeTensor.__module__ = "torch"
+
+
+def test_a_tensor_of_torchs(make, photo):
+    item = {"data": FakeTensor(photo.transpose(2, 0, 1)[np.newaxis])}
+    make(Tensor2Mat).forward([item])
+    assert np.array_equal(item["result"], photo) and item["result"].base is None
+    with pytest.raises(InvalidInput, match=r"expected a dense tensor of dtype uint8, uint16 or float32.*BFloat16"):
+        make(Tensor2Mat).forward([{"data": FakeTensor(photo, TypeError("Got unsupported ScalarType BFloat16"))}])
+
+
+def test_a_tensor_of_torch(make, photo):
+    torch = pytest.importorskip("torch")
+    tensor = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None].float().requires_grad_()
+    item = {"data": tensor}
+    make(Tensor2Mat).forward([item])
+    assert np.array_equal(item["result"], photo) and item["result"].base is None
+    with pytest.raises(InvalidInput, match="expected a dense tensor of dtype"):
+        make(Tensor2Mat).forward([{"data": tensor.bfloat16()}])
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (0, 3, 4, 4), (1, 1, 3, 4, 4), (4,), (1, 3, 0, 4)])
+def test_no_tensor_of_one_image(run, shape):
+    with pytest.raises(InvalidInput, match=r"Tensor2Mat: expected .*got shape "):
+        run(Tensor2Mat, np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("data", [b"jpeg", None, np.zeros((1, 3, 4, 4), np.float64), np.zeros((1, 3, 4, 4), np.int32)])
+def test_no_image(run, data):
+    with pytest.raises(InvalidInput, match=r"Tensor2Mat: .*image"):
+        run(Tensor2Mat, data)
+
+
+# FloatMat
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_floats_keep_the_values(run, dtype, channels):
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, channels)).astype(dtype)
+    for data in (image, image[:, ::-1]):
+        result = run(FloatMat, data)["result"]
+        assert result.dtype == np.float32 and np.array_equal(result, data) and not np.shares_memory(result, data)
+    assert run(FloatMat, image[:, :, 0])["result"].shape == (20, 30, 1)
+
+
+def test_the_other_byte_order(run, photo):
+    assert np.array_equal(run(FloatMat, photo.astype(">u2"))["result"], photo)
+    assert np.array_equal(run(Tensor2Mat, photo.astype(">f4"))["result"], photo)
+
+
+# SaveMat
+
+
+def save(make, directory, images, instance=0, **keys):
+    backend = make(SaveMat, Context(node="look", instance=instance), save_dir=str(directory))
+    for image in images:
+        item = {"data": image, **keys}
+        backend.forward([item])
+        assert np.array_equal(item["result"], item["data"].reshape(item["result"].shape))
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_saved_as_it_is_seen(run, photo, tmp_path):
+    item = run(SaveMat, photo, {"color": "rgb"}, save_dir=str(tmp_path))
+    assert item["result"] is photo
+    assert np.array_equal(Image.open(tmp_path / "test_0_000000.png"), photo)
+
+
+def test_bgr_is_opencvs_order(make, photo, tmp_path):
+    save(make, tmp_path, [photo])
+    assert np.array_equal(cv2.imread(str(tmp_path / "look_0_000000.png")), photo)
+
+
+def test_nothing_is_overwritten(make, photo, tmp_path):
+    assert save(make, tmp_path, [photo[:9], photo[:8]]) == ["look_0_000000.png", "look_0_000001.png"]
+    save(make, tmp_path, [photo[:7]], instance=1)
+    assert save(make, tmp_path, [photo[:6]]) == ["look_0_000000.png", "look_0_000001.png", "look_0_000002.png", "look_1_000000.png"]
+    assert [len(cv2.imread(str(path))) for path in sorted(tmp_path.iterdir())] == [9, 8, 6, 7]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_dtypes_are_kept(make, tmp_path, dtype, channels):
+    image = (np.random.default_rng(0).random((5, 7, channels)) * 255).astype(dtype)
+    (name,) = save(make, tmp_path, [image])
+    assert name.endswith(".tiff" if dtype == np.float32 else ".png")
+    found = cv2.imread(str(tmp_path / name), cv2.IMREAD_UNCHANGED)
+    assert found.dtype == dtype and np.array_equal(found.reshape(image.shape), image)
+
+
+def test_a_view_keeps_nothing_alive(run, photo, tmp_path):
+    assert run(SaveMat, photo[:100], save_dir=str(tmp_path))["result"].base is None
+
+
+def test_the_directory_is_beside_the_pipelines_file(make, photo, tmp_path, caplog):
+    (tmp_path / "seen").mkdir()
+    with caplog.at_level(logging.WARNING, "penstock"):
+        backend = make(SaveMat, Context(node="n", directory=tmp_path), save_dir="seen")
+    assert f"every image that passes is written to {tmp_path / 'seen'}" in caplog.text
+    backend.forward([{"data": photo}])
+    assert (tmp_path / "seen" / "n_0_000000.png").exists()
+
+
+def test_a_directory_that_is_none(make, tmp_path, photo):
+    (tmp_path / "file").touch()
+    for name in ("nothing", "file"):
+        with pytest.raises(BackendError, match="no directory that exists: create it first"):
+            make(SaveMat, Context(directory=tmp_path), save_dir=name)
+    (tmp_path / "gone").mkdir()
+    backend = make(SaveMat, save_dir=str(tmp_path / "gone"))
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(BackendError, match="SaveMat: can't write to"):
+        backend.forward([{"data": photo}])
+
+
+def test_what_no_file_holds(run, tmp_path):
+    with pytest.raises(InvalidInput, match=r"expected an image of 1, 3 or 4 channels, got shape \(4, 4, 2\)"):
+        run(SaveMat, np.zeros((4, 4, 2), np.uint8), save_dir=str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("cls", "params"), [(Tensor2Mat, {"data_format": "chw"}), (SaveMat, {}), (FloatMat, {"scale": 1})])
+def test_wrong_parameters_are_a_load_error(cls, params):
+    with pytest.raises(ValidationError):
+        cls.parameters(**params)
+
+
+@pytest.mark.parametrize("data", [b"jpeg", np.zeros((2, 2, 3), np.int64), np.zeros((0, 2, 3), np.uint8)])
+def test_what_is_no_image(run, data, tmp_path):
+    with pytest.raises(InvalidInput, match=r"FloatMat.*image"):
+        run(FloatMat, data)
+    with pytest.raises(InvalidInput, match=r"SaveMat.*image"):
+        run(SaveMat, data, save_dir=str(tmp_path))
