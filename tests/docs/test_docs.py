@@ -264,8 +264,9 @@ def test_the_picture_of_the_house_is_true() -> None:
 def test_tables_of_the_http_page_are_whole() -> None:
     text = (ROOT / "docs" / "http.md").read_text()
     for name, field in Settings.model_fields.items():
-        (row,) = [line for line in text.splitlines() if line.startswith("| `") and f"`{name}`" in line.split("|")[1]]
-        assert field.default is None or str(field.default).lower().removesuffix(".0") in row, name
+        rows = [line for line in text.splitlines() if line.startswith("| `") and f"`{name}`" in line.split("|")[1]]
+        assert len(rows) == 1, f"the setting {name} has no row in docs/http.md"
+        assert field.default is None or str(field.default).lower().removesuffix(".0") in rows[0], name
     for code, status in STATUSES.items():
         assert re.search(rf"^\| {status.http} \| .*`{code}`", text, re.MULTILINE), code
     for metric in PipelineCollector(Repository()).collect():
