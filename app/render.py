@@ -30,7 +30,7 @@ def to_json(fields: Any) -> bytes:
 
 def _default(value: Any) -> Any:
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return base64.b64encode(value).decode("ascii")
+        return base64.b64encode(bytes(value)).decode("ascii")
     tolist = getattr(value, "tolist", None)  # torch tensors, arrays of other strides or dtypes
     if tolist is not None:
         return tolist()
