@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from inspect import cleandoc
 
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from penstock.backends.registry import BackendDescription
 from penstock.backends.spec import Spec
+from penstock.backends.type_names import value_name
 from penstock.pipelines.config import NodeConfig, PipelineConfig
 
 
@@ -44,29 +46,48 @@ def expression(spec: Spec) -> str:
     return f"{f'({spec.filter})' if spec.filter else ''}{spec.name}{f'[{children}]' if children else ''}"
 
 
-def print_backends(found: Iterable[BackendDescription]) -> None:
-    table = Table("backend", "here", "what it does", box=box.SIMPLE)
+def print_backends(found: Iterable[BackendDescription], planned: Iterable[str] = ()) -> None:
+    """A line for each backend; `planned` are the names that a later version will know."""
+    table = Table(Column("backend", no_wrap=True), Column("here", no_wrap=True), "what it does", box=box.SIMPLE)
     for each in found:
-        table.add_row(Text(each.name), Text(_availability(each)), Text(each.doc.partition("\n")[0]))
-    Console().print(table)
+        table.add_row(Text(each.name), Text("no" if _why_not(each) else "yes"), Text(_summary(each)))
+    console = Console()
+    console.print(table)
+    console.print(Text("penstock backends NAME lists a backend's parameters."))
+    if names := ", ".join(sorted(planned)):
+        console.print(Text(f"\nOf torchpipe's, not in this version: {names}"))
 
 
 def print_backend(found: BackendDescription) -> None:
     console = Console()
-    console.print(Text(f"{found.name} ({_availability(found)})\n\n{cleandoc(found.doc)}\n"))
+    why_not = _why_not(found)
+    console.print(Text(f"{found.name} ({f'not here: {why_not}' if why_not else 'available here'})\n\n{_paragraphs(found.doc)}\n"))
     if found.parameters is None:
         console.print(Text("It takes any parameters."))
     elif not found.parameters:
         console.print(Text("It has no parameters."))
     else:
-        table = Table("parameter", "type", "default", "meaning", box=box.SIMPLE)
+        table = Table(Column("parameter", no_wrap=True), "type", "default", "meaning", box=box.SIMPLE)
         for each in found.parameters:
-            default = "required" if each.required else "" if each.default is None else str(each.default)
+            default = "required" if each.required else value_name(each.default)
             table.add_row(*map(Text, (each.name, each.type, default, each.description)))
         console.print(table)
 
 
-def _availability(found: BackendDescription) -> str:
-    if not found.extra_installed:
-        return f"needs extra {found.extra}"
-    return "yes" if found.available else "not in this version"
+def _why_not(found: BackendDescription) -> str:
+    """Why it can't be used here; "" where it can."""
+    missing = "" if found.extra_installed else f"needs penstock[{found.extra}]"
+    return ", ".join(filter(None, ("" if found.available else "not in this version", missing)))
+
+
+def _summary(found: BackendDescription) -> str:
+    """The first sentence of what it does, or why it doesn't."""
+    if found.alias_of:
+        return f"another name of {found.alias_of}"
+    first = _paragraphs(found.doc).partition("\n")[0]
+    return _why_not(found) or re.split(r"(?<=\.) (?=[A-Z`])", first, maxsplit=1)[0]
+
+
+def _paragraphs(doc: str) -> str:
+    """A docstring without the line breaks of its source, which fit no terminal."""
+    return "\n\n".join(" ".join(each.split()) for each in cleandoc(doc).split("\n\n"))

@@ -21,6 +21,7 @@ from .engines.absent import absent
 from .errors import ConfigError, Problem
 from .expression import NAME
 from .suggestions import did_you_mean
+from .type_names import type_name
 from .user import adapt
 
 GROUP = "penstock.backends"
@@ -165,6 +166,8 @@ class BackendDescription:
     extra_installed: bool
     available: bool
     """False: known by name and parameters only in this version."""
+    alias_of: str = ""
+    """The backend that this is another name of; "" where it is none."""
 
 
 def describe(name: str) -> BackendDescription:
@@ -175,17 +178,14 @@ def describe(name: str) -> BackendDescription:
     if cls.parameters is not None:
         parameters = tuple(_describe_field(key, found) for key, found in cls.parameters.model_fields.items())
     doc = (cls.__doc__ or "").strip()
-    return BackendDescription(name, doc, parameters, extra, not extra or extra_installed(extra), name not in ABSENT)
+    alias_of = cls.__name__ if BUILTINS.get(name) == BUILTINS.get(cls.__name__, "") and name != cls.__name__ else ""
+    return BackendDescription(name, doc, parameters, extra, not extra or extra_installed(extra), name not in ABSENT, alias_of)
 
 
 def _describe_field(key: str, found: FieldInfo) -> ParameterDescription:
     required = found.is_required()
     default = None if required or found.default is PydanticUndefined else found.default
-    return ParameterDescription(found.alias or key, _type_name(found.annotation), required, default, found.description or "")
-
-
-def _type_name(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "").replace("NoneType", "None")
+    return ParameterDescription(found.alias or key, type_name(found.annotation, found.metadata), required, default, found.description or "")
 
 
 @cache

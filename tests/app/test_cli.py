@@ -95,8 +95,31 @@ def test_wrong_options(run, digits, arguments):
 def test_backends(run):
     answer = run("backends")
     assert answer.exit_code == 0
-    assert "DecodeMat" in answer.stdout and "TensorrtTensor" in answer.stdout
+    rows = {words[0]: " ".join(words[1:]) for line in answer.stdout.splitlines() if len(words := line.split()) > 1}
+    assert rows["DecodeMat"] == "yes An image file to pixels."
+    assert rows["LetterBoxMat"].startswith("yes YOLO's letterbox")
+    assert rows["cvtColorMat"] == "yes another name of CvtColorMat" and rows["S"] == "yes another name of Sequential"
+    assert rows["GpuTensor"].startswith("no not in this version")
     answer = run("backends", "ResizeMat")
     assert answer.exit_code == 0 and "resize_h" in answer.stdout and "required" in answer.stdout
+    for bound in ("int, 1 to 32767", "available here"):
+        assert bound in answer.stdout
+    answer = run("backends", "PillowResizeMat")
+    assert "nearest | box | bilinear | hamming | bicubic | lanczos" in answer.stdout
     answer = run("backends", "ResizeMatt")
     assert answer.exit_code == 1 and "did you mean 'ResizeMat'" in answer.stderr
+
+
+def test_backends_say_what_is_missing(run, monkeypatch):
+    monkeypatch.setattr("penstock.backends.registry.extra_installed", lambda extra: extra != "tensorrt")
+    assert "TensorrtTensor (not here: not in this version, needs penstock[tensorrt])" in run("backends", "TensorrtTensor").stdout
+    assert "GpuTensor (not here: not in this version)" in run("backends", "GpuTensor").stdout
+    listed = " ".join(run("backends").stdout.split())
+    assert "TensorrtTensor no not in this version, needs penstock[tensorrt]" in listed
+
+
+def test_backends_name_those_to_come(run, monkeypatch):
+    monkeypatch.setattr("penstock.backends.registry.PLANNED", frozenset({"Zed", "Later"}))
+    assert "not in this version: Later, Zed" in run("backends").stdout
+    answer = run("backends", "Later")
+    assert answer.exit_code == 1 and "Later is not supported by this version yet" in answer.stderr

@@ -1,0 +1,21 @@
+"""docs/image-backends.md knows every image backend and its parameters."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from penstock.backends.registry import BUILTINS, describe
+
+PAGE = Path(__file__).parents[3] / "docs" / "image-backends.md"
+
+
+def test_the_table_is_whole():
+    rows = [line.split("|")[1:4] for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    found = {name: set(re.findall(r"`(\w+)`", parameters)) for names, parameters, _ in rows for name in re.findall(r"`(\w+)`", names)}
+    expected = {
+        name: {parameter.name for parameter in describe(name).parameters or ()}
+        for name, target in BUILTINS.items()
+        if target.startswith("penstock.backends.image.") and "Mat" in name
+    }
+    assert found == expected
