@@ -20,9 +20,9 @@ DIGITS = EXAMPLES / "digits" / "digits.toml"
 
 
 @contextlib.contextmanager
-def serving(app, **options):
-    """An httpx client of the app, served by uvicorn (uvloop, httptools) on a free port."""
-    config = uvicorn.Config(app, port=0, loop="uvloop", http="httptools", ws="none", lifespan="on", log_config=None, **options)
+def serving(app, loop="uvloop", http="httptools", **options):
+    """An httpx client of the app, served by uvicorn on a free port."""
+    config = uvicorn.Config(app, port=0, loop=loop, http=http, ws="none", lifespan="on", log_config=None, **options)
     server = uvicorn.Server(config)
     started = threading.Event()
     startup = server.startup

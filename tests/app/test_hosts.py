@@ -1,0 +1,388 @@
+"""The app in hosts other than FastAPI and Starlette, in packages named as ours are, several in one process, under several servers."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import time
+from urllib.parse import unquote
+
+import httpx
+import pytest
+
+from penstock import create_app
+from penstock.app import lifespan
+from penstock.backends.base import Backend
+from penstock.backends.registry import register_backend
+from penstock.pipelines.config import load
+
+
+class Gate:
+    """Between a test and the backend below."""
+
+    def __init__(self):
+        self.inside = threading.Event()
+        self.open = threading.Event()
+        self.ran = []
+
+
+GATE = Gate()
+
+
+@register_backend("HostsGate")
+class HostsGate(Backend):
+    """Answers the length of `data`; for b"wait" once the gate is open."""
+
+    def forward(self, batch):
+        for item in batch:
+            GATE.ran.append(item["data"])
+            if item["data"] == b"wait":
+                GATE.inside.set()
+                GATE.open.wait(10)
+            item["result"] = len(item["data"])
+
+
+@pytest.fixture(autouse=True)
+def gate():
+    GATE.__init__()
+    yield
+    GATE.open.set()
+
+
+@pytest.fixture
+def config():
+    return load({"pipeline": {"name": "gate"}, "node": {"backend": "HostsGate", "max": 1}})
+
+
+def until(condition):
+    """Poll another thread's server; there is no event to wait for over HTTP."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def inside(app):
+    return app.state.penstock.pipelines["gate"].inside
+
+
+@contextlib.contextmanager
+def waiting(client, path):
+    """While a request runs that ends when the gate is opened, which must have been done at the end."""
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(httpx.post(client.base_url.join(path), content=b"wait", timeout=30)))
+    thread.start()
+    try:
+        assert GATE.inside.wait(10)
+        yield
+        assert GATE.open.is_set()
+    finally:
+        GATE.open.set()
+        thread.join(30)
+    assert answers[0].json() == {"result": 4}
+
+
+# Litestar
+
+
+def litestar_host(models, *middleware):
+    from litestar import Litestar, asgi, get
+    from litestar.types import Receive, Scope, Send
+
+    @asgi("/models", is_mount=True, copy_scope=True)
+    async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
+        # Litestar takes the prefix off the path, adds a slash to its end and leaves root_path alone: put back what ASGI says
+        scope["path"], scope["root_path"] = unquote(scope["raw_path"].decode()), scope["root_path"] + "/models"
+        await models(scope, receive, send)
+
+    @get("/own")
+    async def own() -> dict[str, int]:
+        return {"one": 1}
+
+    return Litestar([mounted, own], lifespan=[lambda host: lifespan(models)], middleware=middleware)
+
+
+class Guard:
+    """A host's authentication."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        from litestar.exceptions import NotAuthorizedException
+
+        if scope["type"] == "http" and (b"x-ticket", b"good") not in scope["headers"]:
+            raise NotAuthorizedException("no ticket")
+        await self.app(scope, receive, send)
+
+
+class Impatient:
+    """A host's bound of time: it cancels the request."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if (b"x-hurry", b"yes") not in scope["headers"]:
+            await self.app(scope, receive, send)
+            return
+        try:
+            async with asyncio.timeout(0.1):
+                await self.app(scope, receive, send)
+        except TimeoutError:
+            await send({"type": "http.response.start", "status": 504, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body", "body": b""})
+
+
+def test_litestar(running, digits, digit):
+    models = create_app(digits)
+    with running(litestar_host(models)) as client:
+        answer = client.post("/models/predict/digits", content=digit)
+        assert answer.json()["label"] == "three" and "queue.digits" in answer.headers["server-timing"]
+        assert client.put("/models/predict/digits", content=digit).json()["label"] == "three"
+        answer = client.post("/models/predict/digits/batch", files=[("images", digit)] * 2)
+        assert [each["label"] for each in answer.json()["results"]] == ["three"] * 2
+        assert client.get("/models/health/ready").json() == {"ready": True}
+        assert client.get("/models/openapi.json").json()["servers"] == [{"url": "/models"}]
+        assert "'/models/openapi.json'" in client.get("/models/docs").text
+        answer = client.post("/models/predict/digit", content=digit)
+        assert answer.status_code == 404 and answer.json()["code"] == "not_found"
+        assert client.get("/own").json() == {"one": 1}
+    assert models.state.penstock.state == "closed"
+
+
+def test_middleware_of_litestar_refuses(running, config):
+    with running(litestar_host(create_app(config), Guard)) as client:
+        for path in ("/models/predict/gate", "/models/predict/gate/batch"):
+            for method in ("POST", "PUT"):
+                answer = client.request(method, path, content=b"four")
+                assert answer.status_code == 401 and "no ticket" in answer.text
+        assert GATE.ran == []
+        assert client.post("/models/predict/gate", content=b"four", headers={"X-Ticket": "good"}).json() == {"result": 4}
+    assert GATE.ran == [b"four"]
+
+
+def test_a_request_that_the_host_cancels_never_reaches_the_backend(running, config):
+    models = create_app(config)
+    with running(litestar_host(models, Impatient)) as client, waiting(client, "/models/predict/gate"):
+        assert client.post("/models/predict/gate", content=b"hurry", headers={"X-Hurry": "yes"}).status_code == 504
+        assert inside(models) == 1
+        GATE.open.set()
+    assert GATE.ran == [b"wait"]
+
+
+# Packages and processes
+
+
+HOST = """
+import asyncio, sys
+from pathlib import Path
+
+import httpx
+from fastapi import FastAPI
+
+from app.settings import NAME
+{imports}
+from backends import OWN
+from pipelines import OWN as ALSO
+
+models = create_app(sys.argv[1])
+host = FastAPI(title=NAME, lifespan=lambda host: lifespan(models))
+host.mount("/models", models)
+
+
+async def main():
+    async with host.router.lifespan_context(host):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(host), base_url="http://host") as client:
+            answer = await client.post("/models/predict/digits", content=Path(sys.argv[2]).read_bytes())
+            print(host.title, OWN, ALSO, answer.json()["label"])
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
+    here = Path.cwd()
+    for name, module in sys.modules.items():
+        if name.partition(".")[0] in ("app", "backends", "pipelines"):
+            assert Path(module.__file__).is_relative_to(here), module
+"""
+
+
+@pytest.mark.parametrize("first", ["ours", "theirs"])
+def test_beside_packages_named_as_ours(digits, tmp_path, first):
+    """`uvicorn app.main:app` is how most hosts are started."""
+    for name in ("app", "backends", "pipelines"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"OWN = 'their-{name}'\n")
+    (tmp_path / "app" / "settings.py").write_text("NAME = 'theirs'\n")
+    (tmp_path / "app" / "main.py").write_text(HOST.format(imports="from penstock.app import create_app, lifespan"))
+    before = "import penstock.app.factory, penstock.backends.image.mat" if first == "ours" else "import app, backends, pipelines"
+    code = f"{before}; import runpy; runpy.run_module('app.main', run_name='__main__')"
+    command = [sys.executable, "-W", "error", "-c", code, str(digits), str(digits.parent / "digit.png")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "theirs their-backends their-pipelines three\n"), done.stderr
+
+
+SIDE_EFFECTS = """
+import asyncio, gc, json, locale, logging, os, signal, sys, threading, warnings
+from pathlib import Path
+
+import cv2, httpx, numpy, onnxruntime, fastapi, PIL.Image, pydantic_settings, prometheus_client, orjson
+
+
+async def state():
+    return dict(
+        # asyncio.run has a handler of SIGINT, another object each time
+        signals=[str(found) if isinstance(found := signal.getsignal(each), int) else type(found).__name__
+                 for each in sorted(signal.valid_signals())],
+        loggers={name: [str(each.handlers), each.level, each.propagate] for name, each in
+                 [("", logging.root), *((name, logging.getLogger(name)) for name in ("penstock", "uvicorn", "asyncio", "httpx"))]},
+        gc=[gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()],
+        environment=dict(os.environ), directory=os.getcwd(), path=list(sys.path), umask=(found := os.umask(0), os.umask(found))[0],
+        hooks=[str(each) for each in (sys.excepthook, threading.excepthook, sys.unraisablehook, sys.displayhook)],
+        policy=str(asyncio.get_event_loop_policy()), switch=sys.getswitchinterval(), stack=threading.stack_size(),
+        opencv=cv2.getNumThreads(), numpy=numpy.geterr(), pillow=PIL.Image.MAX_IMAGE_PIXELS,
+        locale=locale.setlocale(locale.LC_ALL), warnings=len(warnings.filters), recursion=sys.getrecursionlimit(),
+    )
+
+
+async def main(create_app, lifespan):
+    models = create_app(sys.argv[1])
+    async with lifespan(models):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(models), base_url="http://host") as client:
+            answer = await client.post("/predict/digits", content=Path(sys.argv[2]).read_bytes())
+            assert answer.json()["label"] == "three"
+        return await state()
+
+
+first = asyncio.run(state())
+from penstock.app import create_app, lifespan
+during = asyncio.run(main(create_app, lifespan))
+threads = [str(each) for each in threading.enumerate() if each is not threading.main_thread()]
+after = asyncio.run(state())
+changed = {name: [value, during[name], after[name]] for name, value in first.items() if not value == during[name] == after[name]}
+print(json.dumps(changed | {"threads": threads}))
+"""
+
+
+def test_nothing_of_the_process_changes(digits):
+    """Threads, signals, logging, the collector, OpenCV's threads and the like are the host's."""
+    command = [sys.executable, "-c", SIDE_EFFECTS, str(digits), str(digits.parent / "digit.png")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"threads": []}
+
+
+def test_several_pipelines_in_one_app_and_a_file_twice(running, config, digits, digit):
+    with running(create_app([load(digits, name="one"), load(digits, name="two"), digits, config])) as client:
+        for name in ("one", "two", "digits"):
+            answer = client.post(f"/predict/{name}", content=digit)
+            assert answer.json()["label"] == "three" and "queue.digits" in answer.headers["server-timing"]
+        assert client.post("/predict/gate", content=b"four").json() == {"result": 4}
+        paths = client.get("/openapi.json").json()["paths"]
+        assert [name for name in ("one", "two", "digits", "gate") if f"/predict/{name}" in paths] == ["one", "two", "digits", "gate"]
+        lines = client.get("/metrics").text.splitlines()
+        for name in ("one", "two", "digits"):
+            assert f'penstock_items_total{{node="digits",outcome="ok",pipeline="{name}"}} 1.0' in lines
+        assert [each["name"] for each in client.get("/pipelines").json()["pipelines"]] == ["digits", "gate", "one", "two"]
+
+
+def test_several_apps_in_several_loops(running, digits, digit):
+    """Each its own loop and thread; nothing is shared, and one may end while the other serves."""
+    first, second = create_app(digits), create_app(digits)
+    with running(first, loop="asyncio") as one:
+        with running(second) as two:
+            for client in (one, two, one):
+                assert client.post("/predict/digits", content=digit).json()["label"] == "three"
+            counts = [next(line for line in client.get("/metrics").text.splitlines() if line.startswith("penstock_items_total{")
+                           and '"ok"' in line).split()[-1] for client in (one, two)]  # fmt: skip
+            assert counts == ["2.0", "1.0"]
+        assert second.state.penstock.state == "closed"
+        assert one.post("/predict/digits", content=digit).json()["label"] == "three"
+
+
+def test_one_app_in_one_loop_after_another(running, digits, digit):
+    app = create_app(digits)
+    for loop in ("uvloop", "asyncio"):
+        with running(app, loop=loop) as client:
+            assert client.post("/predict/digits", content=digit).json()["label"] == "three"
+
+
+# Servers
+
+
+@contextlib.contextmanager
+def hypercorn(app):
+    from hypercorn.asyncio import serve
+    from hypercorn.config import Config
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    configuration = Config()
+    configuration.bind = [f"fd://{listener.detach()}"]  # it closes it
+    configuration.graceful_timeout = 5
+    stop = threading.Event()
+
+    async def run():
+        async def stopped():
+            while not stop.is_set():
+                await asyncio.sleep(0.02)
+
+        await serve(app, configuration, shutdown_trigger=stopped)
+
+    thread = threading.Thread(target=asyncio.run, args=[run()])
+    thread.start()
+    try:
+        with httpx.Client(base_url=url, timeout=30) as client:
+            yield client
+    finally:
+        stop.set()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(params=["uvicorn, uvloop", "uvicorn, asyncio", "uvicorn, asyncio, h11", "hypercorn"])
+def server(request, running):
+    if request.param == "hypercorn":
+        return hypercorn
+    loop, http = (*request.param.split(", ")[1:], "httptools")[:2]
+    return lambda app: running(app, loop=loop, http=http)
+
+
+def test_a_server(server, digits, digit):
+    app = create_app(digits)
+    with server(app) as client:
+        assert client.get("/health/ready").json() == {"ready": True}
+        assert client.post("/predict/digits", content=digit).json()["label"] == "three"
+        assert client.put("/predict/digits", content=(digit[:9], digit[9:])).json()["label"] == "three"  # chunked
+        answer = client.post("/predict/digits/batch", files=[("images", digit), ("images", b"no image")])
+        assert [each.get("label", each.get("code")) for each in answer.json()["results"]] == ["three", "invalid_input"]
+        assert "/predict/digits" in client.get("/openapi.json").json()["paths"]
+        answer = client.post("/predict/digits", content=b"")
+        assert answer.status_code == 400 and answer.headers["content-type"] == "application/problem+json"
+    assert app.state.penstock.state == "closed"
+
+
+def test_a_client_that_leaves(server, config, caplog):
+    """What queues never runs, what runs has nobody to tell, and the server goes on."""
+    app = create_app(config)
+    head = "POST /predict/gate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
+    with caplog.at_level(logging.WARNING), server(app) as client:
+        assert client.get("/health/live").status_code == 200
+        address = client.base_url.host, client.base_url.port
+        with socket.create_connection(address) as runs:
+            runs.sendall((head % (4, "wait")).encode())
+            assert GATE.inside.wait(10)
+            with socket.create_connection(address) as queues, socket.create_connection(address) as uploads:
+                queues.sendall((head % (4, "left")).encode())
+                uploads.sendall((head % (9, "half")).encode())
+                until(lambda: inside(app) == 2)
+            until(lambda: inside(app) == 1)
+        GATE.open.set()
+        until(lambda: inside(app) == 0)
+        assert client.post("/predict/gate", content=b"next!").json() == {"result": 5}
+        assert GATE.ran == [b"wait", b"next!"]
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
