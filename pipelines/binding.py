@@ -84,7 +84,8 @@ def bind(tree: Expression, own: Mapping[str, Any], defaults: Mapping[str, Any], 
     splittable = {key for key in (*own, *defaults) if key in GROUP_KEYS or (key not in RESERVED_BY_NODE and _receivers(key, members))}
     groups = _groups(own, defaults, splittable, binding.problems)
     binding.own = [_pick(own, splittable, group, groups) for group in range(groups)]
-    binding.defaults = [_pick(defaults, splittable, group, groups) for group in range(groups)]
+    remaining = {key: value for key, value in defaults.items() if key not in own}  # the others may make other numbers of groups
+    binding.defaults = [_pick(remaining, splittable, group, groups) for group in range(groups)]
     for own_keys, default_keys in zip(binding.own, binding.defaults, strict=True):
         spec = _spec(root, members, own_keys, default_keys, binding.problems)
         if spec is not None:

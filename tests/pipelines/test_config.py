@@ -254,6 +254,11 @@ def test_groups_that_do_not_agree() -> None:
     assert "an empty piece beside &" in problem({"backend": "Scale", "factor": "1&"})
 
 
+def test_groups_of_a_default_that_the_node_overrides_count_for_nothing() -> None:
+    groups = load({"factor": "1&2", "n": {"backend": "Scale", "factor": "1&2&3"}}).nodes["n"].groups
+    assert [group.spec.params.factor for group in groups] == [1, 2, 3]
+
+
 def test_an_ampersand_in_an_argument_is_text() -> None:
     assert params(load("Scale(label='a&b')")).label == "a&b"
 
