@@ -109,16 +109,22 @@ def _looks_like_form(body: bytes) -> bool:
     return b"=" in body[:256] and body[:256].isascii() and b"\x00" not in body[:256] and body[:256].decode("ascii").isprintable()
 
 
-async def images_of(body: bytes, form: Form, content_type: bytes | None, *, many: bool, limit: int) -> list[bytes]:
-    """The images in a JSON or multipart body: one, or 1 to `limit` where `many`."""
-    parse: Callable[..., list[bytes]] = _from_json if form == "json" else _from_multipart
+class Link(str):
+    """Where an image is, in place of the image."""
+
+    __slots__ = ()
+
+
+async def images_of(body: bytes, form: Form, content_type: bytes | None, *, many: bool, limit: int) -> list[bytes] | Link:
+    """The images in a JSON or multipart body: one (or its URL), or 1 to `limit` where `many`."""
+    parse: Callable[..., list[bytes] | Link] = _from_json if form == "json" else _from_multipart
     arguments = (body, many, limit) if form == "json" else (body, content_type, many, limit)
     if len(body) >= LARGE:
         return await asyncio.to_thread(parse, *arguments)
     return parse(*arguments)
 
 
-def _from_json(body: bytes, many: bool, limit: int) -> list[bytes]:
+def _from_json(body: bytes, many: bool, limit: int) -> list[bytes] | Link:
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -127,6 +133,10 @@ def _from_json(body: bytes, many: bool, limit: int) -> list[bytes]:
     expected = '{"images": [base64, …]}' if many else '{"image": base64}'
     if not isinstance(document, dict):
         raise InvalidRequest(f"the body is a JSON {type(document).__name__}, expected {expected}")
+    if not many and len(document) == 1 and "url" in document:
+        if not isinstance(document["url"], str):
+            raise InvalidRequest(f"'url' is a {type(document['url']).__name__}, expected a string")
+        return Link(document["url"])
     unknown = [key for key in document if key != name]
     if unknown:
         raise InvalidRequest(f"the body has the unknown key {unknown[0][:64]!r}, expected {expected}")

@@ -16,7 +16,7 @@ from penstock.pipelines.repository import Repository
 
 from .auth import Authenticate
 from .errors import install_handlers
-from .hot import HotRoutes, Predict
+from .hot import Fetch, HotRoutes, Predict
 from .metrics import Metrics
 from .openapi import OpenAPI
 from .routes import routes, typed_routes
@@ -48,7 +48,7 @@ def create_app(
     """
     settings = Settings() if settings is None else settings
     repository = _repository(source, labels)
-    predict = Predict(repository, settings)
+    predict = Predict(repository, settings, _fetch(settings))
     metrics = Metrics(repository)
     checks = [Middleware(Authenticate, settings=settings)] if settings.api_key is not None else []
     app = FastAPI(
@@ -79,7 +79,7 @@ def create_router(
     settings = Settings() if settings is None else settings
     repository = _repository(source, labels)
     found = APIRouter(lifespan=_lifespan(repository, settings), **router)
-    predict = Predict(repository, settings)
+    predict = Predict(repository, settings, _fetch(settings))
     found.include_router(typed_routes(repository, settings, predict))
     found.include_router(routes(repository, settings, predict, Metrics(repository)))
     return found
@@ -92,6 +92,16 @@ def lifespan(app: FastAPI) -> AbstractAsyncContextManager[Any]:
 
 def _repository(source: Any, labels: str | os.PathLike[str] | None) -> Repository:
     return source if isinstance(source, Repository) else Repository.read(source, labels=labels)
+
+
+def _fetch(settings: Settings) -> Fetch | None:
+    """What fetches images by URL; httpx is imported only where that is allowed."""
+    if not settings.allow_url:
+        return None
+    from .fetch import Fetcher
+
+    ports = [int(port) for port in settings.url_ports.split(",")]
+    return Fetcher(max_bytes=settings.max_body, timeout=settings.url_timeout, ports=ports)
 
 
 def _lifespan(repository: Repository, settings: Settings) -> Callable[[Any], AbstractAsyncContextManager[None]]:

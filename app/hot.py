@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, cast
 
 import orjson
@@ -20,7 +20,7 @@ from penstock.backends.item import Item
 from penstock.pipelines.pipeline import Pipeline, Run
 
 from .auth import path_of
-from .body import ClientLeft, check_length, form_of, images_of, must_close, read_rest, sniff
+from .body import ClientLeft, Link, check_length, form_of, images_of, must_close, read_rest, sniff
 from .errors import problem
 from .render import fields_of, to_json
 from .request_id import choose_request_id
@@ -51,6 +51,10 @@ class Pipelines(Protocol):
     @property
     def pipelines(self) -> dict[str, Pipeline]: ...
     def get(self, name: str) -> Pipeline: ...
+
+
+Fetch = Callable[[str, float | None], Awaitable[bytes]]
+"""Fetches an image by its URL, within so many seconds (`fetch.py`)."""
 
 
 class HotRoutes:
@@ -111,9 +115,11 @@ class _Call(Exchange):
 class Predict:
     """Answers predict requests: reads the body, submits, waits, renders. Every failure is answered by the table in `errors.py`."""
 
-    def __init__(self, pipelines: Pipelines, limits: Limits) -> None:
+    def __init__(self, pipelines: Pipelines, limits: Limits, fetch: Fetch | None = None) -> None:
+        """`fetch`: None where images by URL are not allowed."""
         self._pipelines = pipelines
         self._limits = limits
+        self._fetch = fetch
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watch = Watch(limits.body_timeout)
 
@@ -143,7 +149,8 @@ class Predict:
             if form == "raw":
                 images: Sequence[bytes] = (_whole(body, many),)
             else:
-                images = await images_of(body, form, call.content_type or b"", many=many, limit=self._limits.max_images)
+                found = await images_of(body, form, call.content_type or b"", many=many, limit=self._limits.max_images)
+                images = (await self._fetched(found, pipeline, call, loop),) if isinstance(found, Link) else found
             timeout = None if call.deadline is None else _seconds_left(call.deadline, loop.time() - call.started)
             priority = None if call.priority is None else _priority(call.priority)
             if many:
@@ -176,13 +183,26 @@ class Predict:
             status, headers, answer = problem(error, call.request_id)
         finally:  # before anything is sent: a client that reads slowly is not one that uploads slowly
             self._watch.end(call)
-            for run in call.runs:
-                run.leave()
+            for work in call.runs:
+                work.leave()
         headers.append((b"x-request-id", call.request_id.encode("ascii")))
         if unread and (call.timed_out or must_close(scope)):
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
+
+    async def _fetched(self, url: Link, pipeline: Pipeline, call: _Call, loop: asyncio.AbstractEventLoop) -> bytes:
+        """What a URL leads to. It takes of the deadline that the client asked for, as an upload does, and ends when the client leaves."""
+        if self._fetch is None:
+            raise InvalidRequest("images by URL are not taken here: the operator has not allowed them (allow_url)")
+        left = pipeline.config.timeout
+        if call.deadline is not None:
+            left = min(left, _seconds_left(call.deadline, loop.time() - call.started))
+        fetching = _Fetching(self._fetch(url, left))
+        call.runs = (fetching,)
+        if call.helper is not None:  # the body came slowly; its timer is not for this
+            call.listen()
+        return await fetching.task
 
     async def _answer_many(
         self,
@@ -224,6 +244,16 @@ class Predict:
             except PenstockError as error:
                 results.append(orjson.Fragment(problem(error, call.request_id)[2]))
         return to_json({"results": results})
+
+
+class _Fetching:
+    """The fetching of an image, as what the watch drops when the client leaves: a task of its own, for the request's goes on to say so."""
+
+    def __init__(self, fetching: Awaitable[bytes]) -> None:
+        self.task = asyncio.ensure_future(fetching)
+
+    def leave(self) -> None:
+        self.task.cancel()
 
 
 def _whole(body: bytes, many: bool) -> bytes:

@@ -51,6 +51,11 @@ BODIES: Mapping[str, Schema] = {
 }
 """What may be sent, the same for every pipeline. With names: generators make up one for each operation else."""
 
+BY_URL: Mapping[str, Schema] = {
+    "ImageURL": {"type": "object", "required": ["url"], "properties": {"url": {"type": "string", "format": "uri", "maxLength": 2048}}},
+}
+"""And this, where the operator allows it."""
+
 KINDS: Mapping[str, Schema] = {
     "image": {**BASE64, "contentMediaType": "image/*"},
     "bytes": BASE64,
@@ -107,11 +112,12 @@ class OpenAPI:
         configs = [pipeline.config for _, pipeline in sorted(self._repository.pipelines.items())]
         protected = self._settings.api_key is not None
         administrable = self._settings.admin_token is not None and self._settings.allow_model_control
-        schemas = {"Problem": PROBLEM, **BODIES, **SERVER_SCHEMAS}
+        by_url = self._settings.allow_url
+        schemas = {"Problem": PROBLEM, **BODIES, **(BY_URL if by_url else {}), **SERVER_SCHEMAS}
         paths: dict[str, Any] = {}
         for config in configs:
             schemas |= schemas_of(config)
-            paths |= paths_of(config, protected)
+            paths |= paths_of(config, protected, by_url)
         paths |= server_paths(protected, administrable, problems)
         components = document.setdefault("components", {})
         components["schemas"] = {**components.get("schemas", {}), **dict(sorted(schemas.items()))}
@@ -145,7 +151,7 @@ def schemas_of(config: PipelineConfig) -> dict[str, Schema]:
     return {f"Prediction_{config.name}": prediction, f"Batch_{config.name}": batch}
 
 
-def paths_of(config: PipelineConfig, protected: bool) -> dict[str, Any]:
+def paths_of(config: PipelineConfig, protected: bool, by_url: bool = False) -> dict[str, Any]:
     """A pipeline's operations by path and method."""
     name = config.name
     common: dict[str, Any] = {"tags": [name], **({"security": [{"key": []}]} if protected else {})}
@@ -156,7 +162,7 @@ def paths_of(config: PipelineConfig, protected: bool) -> dict[str, Any]:
     single = {
         **common,
         "parameters": parameters,
-        "requestBody": _single_image(config),
+        "requestBody": _single_image(config, by_url),
         "responses": {"200": _answer(f"Prediction_{name}", "The pipeline's answer."), **problems([*codes, "invalid_input"])},
     }
     batch = {
@@ -219,22 +225,23 @@ def inlined(found: Any, schemas: Mapping[str, Schema]) -> Any:
     return [inlined(each, schemas) for each in found] if isinstance(found, list) else found
 
 
-def operations_of(config: PipelineConfig, protected: bool) -> dict[str, Any]:
+def operations_of(config: PipelineConfig, protected: bool, by_url: bool = False) -> dict[str, Any]:
     """`paths_of` without references, for operations that are merged into a host's document, which has not our schemas."""
-    found: dict[str, Any] = inlined(paths_of(config, protected), {"Problem": PROBLEM, **BODIES, **schemas_of(config)})
+    found: dict[str, Any] = inlined(paths_of(config, protected, by_url), {"Problem": PROBLEM, **BODIES, **BY_URL, **schemas_of(config)})
     return found
 
 
-def _single_image(config: PipelineConfig) -> dict[str, Any]:
+def _single_image(config: PipelineConfig, by_url: bool) -> dict[str, Any]:
     """The media type of a raw image is written as octet-stream only: image/* is taken as well, but generators know no such type."""
     expected = next((port.description for port in config.inputs if port.name == "data"), "")
     image = {**IMAGE_BYTES, **({"description": expected} if expected else {})}
+    base64 = _reference("ImageBase64")
     content = {
         "application/octet-stream": {"schema": image},
         "multipart/form-data": {"schema": _reference("ImageForm")},
-        "application/json": {"schema": _reference("ImageBase64")},
+        "application/json": {"schema": {"oneOf": [base64, _reference("ImageURL")]} if by_url else base64},
     }
-    ways = "As it is (of any image type, too), as the form field image, or as base64 in JSON."
+    ways = f"As it is (of any image type, too), as the form field image, or as base64 {'or URL ' if by_url else ''}in JSON."
     return {"required": True, "description": _sentence(expected, ways), "content": content}
 
 

@@ -126,7 +126,7 @@ def typed_routes(repository: Repository, settings: Settings, predict: Predictor)
 
     router = APIRouter(route_class=ProblemRoute, dependencies=[Depends(key)])
     for config in repository.configs.values():
-        for path, operations in operations_of(config, settings.api_key is not None).items():
+        for path, operations in operations_of(config, settings.api_key is not None, settings.allow_url).items():
             endpoint = _endpoint(predict, config.name, path.endswith("/batch"))
             for method, operation in operations.items():
                 described: Any = {name: operation.pop(name) for name in ("tags", "summary", "description") if name in operation}

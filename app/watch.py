@@ -11,13 +11,18 @@ import asyncio
 import contextvars
 from collections.abc import Sequence
 from itertools import takewhile
+from typing import Protocol
 
 from starlette.types import Receive
 
-from penstock.pipelines.pipeline import Run
-
 PATIENCE = 0.02
 """Seconds before a request counts as slow."""
+
+
+class Work(Protocol):
+    """What is done for a request (a `Run`): dropped when the client leaves."""
+
+    def leave(self) -> None: ...
 
 
 class Exchange:
@@ -29,7 +34,7 @@ class Exchange:
         self.receive = receive
         self.task = task
         self.started = started
-        self.runs: Sequence[Run] = ()  # empty while the body is being read
+        self.runs: Sequence[Work] = ()  # empty while the body is being read
         self.timed_out = False
         self.helper: asyncio.Task[None] | asyncio.TimerHandle | None = None
 
@@ -55,8 +60,8 @@ class Exchange:
         while message["type"] != "http.disconnect":  # trailing messages of a complete body
             message = await self.receive()
         # `leave` cancels the future that the request's own task awaits; that task is not cancelled
-        for run in self.runs:
-            run.leave()
+        for work in self.runs:
+            work.leave()
 
 
 class Watch:

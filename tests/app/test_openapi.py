@@ -74,6 +74,18 @@ def test_what_may_be_sent(running, digits):
     assert headers("kinds") == ["X-Request-Id", "Penstock-Deadline-Ms", "Penstock-Priority"]
 
 
+def test_urls_are_in_the_document_where_they_are_allowed(running, digits):
+    with running(create_app(digits, settings=Settings(allow_url=True))) as client:
+        document = document_of(client)
+    content = document["paths"]["/predict/digits"]["post"]["requestBody"]["content"]
+    check(document, content["application/json"]["schema"], {"url": "https://example.com/three.png"})
+    check(document, content["application/json"]["schema"], {"image": "AAAA"})
+    with pytest.raises(jsonschema.ValidationError):
+        check(document, content["application/json"]["schema"], {})
+    with running(create_app(digits)) as client:
+        assert "ImageURL" not in json.dumps(document_of(client))
+
+
 def test_answers_are_what_the_document_says(running, digits, digit):
     with running(create_app(digits)) as client:
         document = document_of(client)

@@ -1,0 +1,230 @@
+"""Images by URL, for operators that allow it: fetches what a client names, and never from where the client could not have.
+
+A server that fetches for its clients can be made to reach what only the server reaches (SSRF): itself, its neighbours, its cloud's
+metadata. So a URL is taken apart once; its host is resolved once; every address of it must be public; and the connection goes to an
+address that was checked, by number, so that no later answer of the resolver can change it. TLS still verifies the host by its name. A
+redirect is a new URL and goes the same way. Nothing of the client's request goes along, and no environment variable (proxies) is read.
+
+What a client is told does not say which address a name has, nor whether there is a name: private and unknown hosts are answered alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
+from ipaddress import ip_address
+from typing import Any
+
+import httpx
+
+from penstock.backends.errors import DeadlineExceeded, InvalidInput, InvalidRequest, QueueFull, TooLarge
+
+from .public_address import is_public
+
+logger = logging.getLogger("penstock.fetch")
+
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+"""All addresses of a host, in the order in which to try them. Raises OSError."""
+
+REDIRECTS = 3
+ADDRESSES = 3
+"""So many addresses of one host are tried."""
+CONNECT_TIMEOUT = 3.0
+"""Seconds, for each address."""
+MOST_AT_ONCE = 64
+LONGEST_URL = 2048
+PORTS = (80, 443)
+
+HEADERS = {"accept": "image/*", "accept-encoding": "identity", "user-agent": "penstock", "connection": "close"}
+REDIRECTED = (301, 302, 303, 307, 308)
+
+
+async def resolve_by_system(host: str, port: int) -> list[str]:
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[4][0]) for address in found))
+
+
+class Fetcher:
+    """`await fetcher(url)`: the bytes behind a URL.
+
+    `max_bytes`: of the body. `timeout`: seconds for everything, redirects included. `exempt`: addresses that are taken although they are
+    not public, for tests alone, whose servers are on the loopback.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_bytes: int,
+        timeout: float,
+        ports: Collection[int] = PORTS,
+        resolve: Resolve = resolve_by_system,
+        ssl_context: ssl.SSLContext | None = None,
+        exempt: Collection[str] = (),
+    ) -> None:
+        self.max_bytes = max_bytes
+        self.timeout = timeout
+        self.ports = frozenset(ports)
+        self.inside = 0
+        self._resolve = resolve
+        self._ssl = ssl_context if ssl_context is not None else httpx.create_ssl_context(trust_env=False)
+        self._exempt = frozenset(exempt)
+
+    async def __call__(self, url: str, deadline: float | None = None) -> bytes:
+        """Fetch it within `timeout`, and within `deadline` seconds where that is less.
+
+        Raises `InvalidRequest` for a URL that is not taken, `InvalidInput` for one that gives no bytes, `TooLarge`, `DeadlineExceeded`,
+        `QueueFull` when too many are being fetched.
+        """
+        if self.inside >= MOST_AT_ONCE:
+            raise QueueFull(f"{self.inside} images are being fetched, no more than {MOST_AT_ONCE} may be")
+        self.inside += 1
+        first = deadline is not None and deadline < self.timeout
+        try:
+            async with asyncio.timeout(deadline if first else self.timeout):
+                return await self._follow(url)
+        except TimeoutError:
+            if first:
+                raise DeadlineExceeded("the deadline passed while the image was fetched") from None
+            raise InvalidInput(f"the image did not come within {self.timeout:g} s (url_timeout)") from None
+        finally:
+            self.inside -= 1
+
+    async def _follow(self, text: str) -> bytes:
+        url = parse(text, self.ports)
+        for _ in range(REDIRECTS + 1):
+            async with self._get(url) as answer:
+                if answer.status_code not in REDIRECTED:
+                    return await self._read(answer)
+                location = answer.headers.get("location", "")
+                if not location:
+                    raise InvalidInput("the URL is redirected to nowhere")
+                try:
+                    target = str(url.join(location))
+                except (httpx.InvalidURL, ValueError):
+                    raise InvalidInput("the URL is redirected to what is no URL") from None
+            url = parse(target, self.ports, "the URL is redirected, and the new one")
+        raise InvalidInput(f"the URL is redirected more than {REDIRECTS} times")
+
+    @asynccontextmanager
+    async def _get(self, url: httpx.URL) -> AsyncIterator[httpx.Response]:
+        """The head of the answer of an address that was checked. Its body is still to be read."""
+        addresses = await self._checked_addresses(url)
+        # A transport, not a client: it keeps no cookies, follows no redirects, reads no environment, unpacks nothing. And one for each
+        # request: its connections are kept by address, and TLS to another name at that address must not share one.
+        async with httpx.AsyncHTTPTransport(verify=self._ssl, trust_env=False) as transport:
+            answer = await self._connect(transport, url, addresses)
+            try:
+                yield answer
+            finally:
+                await answer.aclose()
+
+    async def _connect(self, transport: httpx.AsyncHTTPTransport, url: httpx.URL, addresses: list[str]) -> httpx.Response:
+        headers = {"host": url.netloc.decode("ascii"), **HEADERS}
+        extensions: dict[str, Any] = {"timeout": {"connect": CONNECT_TIMEOUT, "read": None, "write": None, "pool": None}}
+        if url.scheme == "https":
+            extensions["sni_hostname"] = url.raw_host.decode("ascii")  # the certificate is verified for it, too
+        for address in addresses[:ADDRESSES]:
+            request = httpx.Request("GET", url.copy_with(host=address), headers=headers, extensions=extensions)
+            try:
+                return await transport.handle_async_request(request)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                logger.info("fetching from %s at %s failed: %s", url.host, address, error)
+                if isinstance(error, httpx.ConnectError) and _is_tls(error):
+                    raise InvalidInput("the URL's host has no certificate that can be verified, or speaks no TLS") from None
+            except httpx.HTTPError as error:
+                logger.info("fetching from %s at %s failed: %s", url.host, address, error)
+                raise InvalidInput("the URL's host did not answer with HTTP") from None
+        raise InvalidInput("the URL's host can't be connected to")
+
+    async def _checked_addresses(self, url: httpx.URL) -> list[str]:
+        """One address that is not public spoils all: no order of trying may decide which one is taken."""
+        host = url.raw_host.decode("ascii")
+        try:
+            found = [str(ip_address(host))]
+        except ValueError:
+            try:
+                found = await self._resolve(host, _port(url))
+            except (OSError, UnicodeError):
+                found = []
+        if not found or not all(address in self._exempt or is_public(address) for address in found):
+            logger.info("a URL of host %r was refused; its addresses are %s", host, found)
+            raise InvalidRequest("the URL's host is unknown, or has an address that is not public")
+        return found
+
+    async def _read(self, answer: httpx.Response) -> bytes:
+        if answer.status_code != 200:
+            raise InvalidInput(f"the URL was answered with status {answer.status_code}")
+        encoding = answer.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):  # nobody asked for it, and what it unpacks to has no bound
+            raise InvalidInput("the image at the URL came compressed, although that was not asked for")
+        length = answer.headers.get("content-length", "")
+        if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > self.max_bytes):
+            raise self._too_large()
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async for chunk in answer.aiter_raw():
+                size += len(chunk)
+                if size > self.max_bytes:
+                    raise self._too_large()
+                chunks.append(chunk)
+        except httpx.HTTPError as error:
+            logger.info("fetching broke off after %d bytes: %s", size, error)
+            raise InvalidInput("the image at the URL broke off") from None
+        if not size:
+            raise InvalidInput("there are no bytes at the URL")
+        return b"".join(chunks)
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"the image at the URL has more than {self.max_bytes} bytes (max_body)")
+
+
+def parse(text: str, ports: Collection[int], what: str = "the URL") -> httpx.URL:
+    """The URL, taken apart, without its fragment. Raises `InvalidRequest` for what is not taken; addresses are looked at later.
+
+    What comes out is used for everything that follows, so it does not matter whether others would have read the text differently.
+    """
+    if len(text) > LONGEST_URL:
+        raise InvalidRequest(f"{what} has more than {LONGEST_URL} characters")
+    if not text.isascii() or not text.isprintable() or " " in text or "\\" in text:
+        raise InvalidRequest(f"{what} holds characters that belong into none: percent-encode them, and write the host in ASCII (punycode)")
+    try:
+        url = httpx.URL(text)
+        host = url.raw_host.decode("ascii")
+    except (httpx.InvalidURL, ValueError):
+        raise InvalidRequest(f"{what} can't be read as one") from None
+    if url.scheme not in ("http", "https"):
+        raise InvalidRequest(f"{what} is not of http or https")
+    if not host:
+        raise InvalidRequest(f"{what} names no host")
+    if url.userinfo or "@" in url.netloc.decode("ascii") or "@" in text.partition("//")[2].partition("/")[0].partition("?")[0]:
+        raise InvalidRequest(f"{what} holds a user name or password, which is not taken")
+    if _port(url) not in ports:
+        raise InvalidRequest(f"{what} has port {_port(url)}, taken are {', '.join(map(str, sorted(ports)))} (url_ports)")
+    _check_host(host, what)
+    return url.copy_with(fragment=None)
+
+
+def _check_host(host: str, what: str) -> None:
+    """An address in its standard form, or a name. Not 127.1, 0x7f.1, 2130706433 or 0177.0.0.1, which resolvers take for addresses."""
+    try:
+        ip_address(host)
+    except ValueError:
+        last = host.rstrip(".").rpartition(".")[2]
+        if re.fullmatch(r"[0-9]*|0x[0-9a-f]*", last, re.IGNORECASE) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,253}", host):
+            raise InvalidRequest(f"{what} has a host that is neither a name nor an address in its standard form") from None
+
+
+def _is_tls(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _port(url: httpx.URL) -> int:
+    return url.port if url.port is not None else 443 if url.scheme == "https" else 80
