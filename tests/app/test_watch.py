@@ -232,7 +232,9 @@ def test_an_upload_that_takes_too_long_is_answered_and_ended(running, host, kind
     with running(host(0.3)) as client:
         tasks = client.get("/tasks").json()
         slow = [connect(client, request(b"half", length=8, kind=kind)) for _ in range(3)]
+        end = time.monotonic() + 10
         while any(not readable(each) for each in slow):  # others are answered meanwhile
+            assert time.monotonic() < end
             assert client.post("/predict/gate", content=b"others").json() == {"result": 6}
         for each in slow:
             with each.makefile("rb") as file:
