@@ -112,6 +112,8 @@ class Call:
         self.error = error
         self.keeps = None
         if self.missing > 1:
+            for part in self.parts:
+                part.ended = True  # from here on no batch takes it
             # Not at once: this may be inside the scheduler's walk through the very queue that the others leave.
             self.runner.loop.call_soon(self.leave)
         self.lock.release()
@@ -138,7 +140,7 @@ class Call:
             try:
                 raise self.error
             finally:
-                del self  # else the error's traceback and the call hold one another, and the image
+                del self, parts  # else the error's traceback and the call hold one another, and the image
         for part in parts:
             answer = part.answer
             if answer is not None:
@@ -184,7 +186,7 @@ class Event:
             call.merge()
         finally:
             call.lock.release()  # for the next who waits
-            del call
+            del call, self  # else the error that the call keeps holds both by its traceback
 
     def claim(self) -> None:
         """Take it for one call. Raises ValueError if it had one before."""
