@@ -15,6 +15,7 @@ import penstock
 from penstock.pipelines.repository import Repository
 
 from .auth import Authenticate
+from .docs_page import add_docs_page, installed_assets
 from .errors import install_handlers
 from .hot import Fetch, HotRoutes, Predict
 from .metrics import Metrics
@@ -51,11 +52,13 @@ def create_app(
     predict = Predict(repository, settings, _fetch(settings))
     metrics = Metrics(repository)
     checks = [Middleware(Authenticate, settings=settings)] if settings.api_key is not None else []
+    assets = installed_assets()
     app = FastAPI(
         title=title,
         version=penstock.__version__,
         lifespan=_lifespan(repository, settings),
         middleware=[*middleware, *checks, Middleware(HotRoutes, predict=predict)],
+        docs_url="/docs" if assets is None else None,
         redoc_url=None,
         # Asking for a telemetry provider costs each request 3 µs (os.environ); traces of ours come with the protocol's trace extension.
         telemetry={"tracing": False, "metrics": False, "logs": False},
@@ -64,6 +67,8 @@ def create_app(
     app.state.metrics = metrics
     install_handlers(app)
     app.include_router(routes(repository, settings, predict, metrics))
+    if assets is not None:
+        add_docs_page(app, assets)
     app.openapi = OpenAPI(app, repository, settings)  # type: ignore[method-assign]
     return app
 

@@ -304,11 +304,19 @@ def test_several_apps_in_several_loops(running, digits, digit):
         assert one.post("/predict/digits", content=digit).json()["label"] == "three"
 
 
-def test_one_app_in_one_loop_after_another(running, digits, digit):
-    app = create_app(digits)
-    for loop in ("uvloop", "asyncio"):
-        with running(app, loop=loop) as client:
-            assert client.post("/predict/digits", content=digit).json()["label"] == "three"
+def test_one_app_in_one_loop_after_another(running, config):
+    app = create_app(config)
+
+    async def briefly():
+        """The loop ends before the watch has looked at the request."""
+        async with lifespan(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
+            assert (await client.post("/predict/gate", content=b"four")).json() == {"result": 4}
+
+    asyncio.run(briefly())
+    asyncio.run(briefly())
+    with running(app) as client:
+        leave(app, client)
+    assert GATE.ran == [b"four", b"four", b"wait", b"next!"]
 
 
 # Servers
@@ -366,23 +374,28 @@ def test_a_server(server, digits, digit):
     assert app.state.penstock.state == "closed"
 
 
+def leave(app, client):
+    """One client leaves while its request runs, one while it queues, one in its upload; then one is answered."""
+    head = "POST /predict/gate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
+    address = client.base_url.host, client.base_url.port
+    with socket.create_connection(address) as runs:
+        runs.sendall((head % (4, "wait")).encode())
+        assert GATE.inside.wait(10)
+        with socket.create_connection(address) as queues, socket.create_connection(address) as uploads:
+            queues.sendall((head % (4, "left")).encode())
+            uploads.sendall((head % (9, "half")).encode())
+            until(lambda: inside(app) == 2)
+        until(lambda: inside(app) == 1)
+    GATE.open.set()
+    until(lambda: inside(app) == 0)
+    assert client.post("/predict/gate", content=b"next!").json() == {"result": 5}
+
+
 def test_a_client_that_leaves(server, config, caplog):
     """What queues never runs, what runs has nobody to tell, and the server goes on."""
     app = create_app(config)
-    head = "POST /predict/gate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
     with caplog.at_level(logging.WARNING), server(app) as client:
-        assert client.get("/health/live").status_code == 200
-        address = client.base_url.host, client.base_url.port
-        with socket.create_connection(address) as runs:
-            runs.sendall((head % (4, "wait")).encode())
-            assert GATE.inside.wait(10)
-            with socket.create_connection(address) as queues, socket.create_connection(address) as uploads:
-                queues.sendall((head % (4, "left")).encode())
-                uploads.sendall((head % (9, "half")).encode())
-                until(lambda: inside(app) == 2)
-            until(lambda: inside(app) == 1)
-        GATE.open.set()
-        until(lambda: inside(app) == 0)
-        assert client.post("/predict/gate", content=b"next!").json() == {"result": 5}
-        assert GATE.ran == [b"wait", b"next!"]
+        assert client.get("/health/live").status_code == 200  # it serves
+        leave(app, client)
+    assert GATE.ran == [b"wait", b"next!"]
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
