@@ -133,6 +133,11 @@ def find_backend(name: str) -> type[Backend]:
     raise ConfigError([Problem(f"there is no backend {name!r}{did_you_mean(name, backend_names())}")])
 
 
+def registered_here(name: str) -> bool:
+    """Whether a name is known by `register_backend` alone, which no other process has called."""
+    return name in _registered
+
+
 def backend_names() -> list[str]:
     """All names that an expression may use, sorted."""
     return sorted({*BUILTINS, *ABSENT, *_registered, *_installed()})

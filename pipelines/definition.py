@@ -43,6 +43,8 @@ class NodeConfig:
     """Run the items of a failed batch one by one."""
     stuck_after: float = 60.0
     """Seconds after which a running forward makes the node not ready."""
+    executor: str = "thread"
+    """Where its backends run: `thread`, or `process` (a child process for each instance)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from enum import Enum
 from queue import SimpleQueue
 from typing import Any, Protocol
 
 from penstock.backends.base import Backend, Context
 from penstock.backends.errors import BackendError, DeviceError, InvalidInput
 from penstock.backends.item import Item
+from penstock.backends.process import ProcessBackend
 from penstock.backends.spec import Spec
 
 from .queue import Batch, Entry
@@ -34,6 +36,10 @@ NEVER_RETRIED = (MemoryError, DeviceError)
 """What fails a whole batch at once: running its items one by one would only fail again, and harder."""
 
 
+class _Signal(Enum):
+    REVIVE = "the child process has ended"
+
+
 class Owner(Protocol):
     """What an executor reports to, always on the owner's loop (`node.py`)."""
 
@@ -43,6 +49,7 @@ class Owner(Protocol):
     def executor_loaded(self, executor: Executor, low: int, high: int) -> None: ...
     def executor_finished(self, executor: Executor, batch: Batch) -> None: ...
     def executor_died(self, executor: Executor, error: BaseException) -> None: ...
+    def executor_restarted(self, executor: Executor) -> None: ...
     def executor_stopped(self, executor: Executor) -> None: ...
 
 
@@ -50,14 +57,14 @@ class Executor:
     """`start` hands it a batch; the owner hears of it when the batch has run. The scheduler never starts a second one before that."""
 
     __slots__ = (
-        "_callbacks", "_context", "_inbox", "_loop", "_owner", "_spec", "_thread", "clock", "failures", "group", "loaded", "max", "min",
-        "name", "waits_for",
+        "_callbacks", "_context", "_inbox", "_loop", "_owner", "_process", "_spec", "_thread", "clock", "failures", "group", "loaded",
+        "max", "min", "name", "waits_for",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917
         self,
         name: str,
-        spec: Spec,
+        spec: Spec | ProcessBackend,
         context: Context,
         group: Group,
         owner: Owner,
@@ -73,10 +80,14 @@ class Executor:
         self.clock = clock
         self._callbacks = contextvars.Context()  # empty: what runs on the loop for us inherits nothing
         self._spec = spec
+        self._process = spec if isinstance(spec, ProcessBackend) else None
         self._context = context
         self._owner = owner
         self._loop = loop
-        self._inbox: SimpleQueue[Batch | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Batch | _Signal | None] = SimpleQueue()
+        if self._process is not None:
+            self._process.on_exit = lambda: self._inbox.put(_Signal.REVIVE)
+            self._process.on_restart = lambda: self._report(self._owner.executor_restarted)
         # A daemon: native code that never returns can't be killed, and must not keep the process alive.
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
@@ -98,6 +109,17 @@ class Executor:
         """Let the thread end after the batch it runs. It closes its backend and reports."""
         self._inbox.put(None)
 
+    def kill(self) -> bool:
+        """End the child process, if there is one: the thread can end then. Whether there is one."""
+        if self._process is not None:
+            self._process.kill()
+        return self._process is not None
+
+    @property
+    def ready(self) -> bool:
+        """False while a child process that has died is being replaced."""
+        return self._process is None or self._process.ready
+
     def join(self, timeout: float) -> bool:
         """Whether the thread has ended. Only after it reported its stop, so this does not block the loop for long."""
         self._thread.join(timeout)
@@ -106,7 +128,8 @@ class Executor:
     def stack(self) -> str:
         """Where the thread is right now, as a traceback."""
         frame = sys._current_frames().get(self._thread.ident or 0)
-        return "".join(traceback.format_stack(frame)) if frame is not None else "(the thread has ended)"
+        stack = "".join(traceback.format_stack(frame)) if frame is not None else "(the thread has ended)"
+        return stack if self._process is None else f"{stack}  which waits for process {self._process.pid}"
 
     # on the thread
 
@@ -128,6 +151,10 @@ class Executor:
                 batch = self._inbox.get()
                 if batch is None:
                     break
+                if batch is _Signal.REVIVE:
+                    if self._process is not None:
+                        self._process.revive()
+                    continue
                 batch.started = self.clock()
                 run_batch(backend, batch, owner, self.clock)
                 batch.ended = self.clock()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable
 
 from penstock.backends.base import Context
 from penstock.backends.errors import BackendError, DeadlineExceeded, NotReady
+from penstock.backends.process import ProcessBackend
 
 from .config import NodeConfig, PipelineConfig
 from .executor import Executor
@@ -25,6 +26,7 @@ from .statistics import NodeStatistics
 logger = logging.getLogger("penstock.node")
 
 LONGEST_RESTART_DELAY = 30.0  # seconds
+KILL_TIMEOUT = 5.0  # seconds
 
 
 class Node:
@@ -88,9 +90,10 @@ class Node:
     @property
     def not_ready(self) -> str:
         """Why the node is not ready; empty if it is."""
-        if self._missing:
+        missing = self._missing + sum(executor.loaded and not executor.ready for executor in self._executors)
+        if missing:
             executors = sum(group.instances for group in self.config.groups)
-            return f"node {self.name!r}: {self._missing} of {executors} executors are not running"
+            return f"node {self.name!r}: {missing} of {executors} executors are not running"
         stuck = [batch for batch in self.scheduler.running.values() if batch.stuck]
         if stuck:
             return f"node {self.name!r}: a forward has run for more than {self.config.stuck_after:g} s"
@@ -144,6 +147,9 @@ class Node:
             for executor in self._executors:
                 executor.stop()
         await asyncio.wait([self._stopped], timeout=timeout)
+        killed = [executor.kill() for executor in self._executors]
+        if any(killed):
+            await asyncio.wait([self._stopped], timeout=KILL_TIMEOUT)
         for executor in self._executors:
             logger.warning("%s did not stop within %g s and is left behind; it is at\n%s", executor.name, timeout, executor.stack())
         self._executors.clear()
@@ -288,6 +294,9 @@ class Node:
             batch.entries.clear()
             batch.outcomes.clear()
 
+    def executor_restarted(self, executor: Executor) -> None:
+        self.statistics.restarts += 1
+
     def executor_stopped(self, executor: Executor) -> None:
         self._executors.pop(executor, None)
         executor.join(1.0)
@@ -309,7 +318,8 @@ class Node:
             min=config.min,
             max=config.max,
         )
-        executor = Executor(name, config.spec, context, Group(name), self, self._loop, self._clock)
+        spec = ProcessBackend(config.spec) if self.config.executor == "process" else config.spec
+        executor = Executor(name, spec, context, Group(name), self, self._loop, self._clock)
         executor.failures = failures
         self._executors[executor] = group, instance
         executor.launch()

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from penstock.backends.errors import ConfigError, Problem
 from penstock.backends.expression import parse
 from penstock.backends.item import RESERVED_KEYS
+from penstock.backends.process import obstacles
 from penstock.backends.spec import Spec
 from penstock.backends.suggestions import nearest
 
@@ -53,11 +54,16 @@ def build_node(
     priority = table.default_priority
     if priority is None:
         priority = (levels + 1) // 2
+    if table.executor == "process":
+        problems += [Problem(found, key="executor") for group in groups if group for found in obstacles(group.spec)]
+        if problems:
+            return None, binding, list(dict.fromkeys(problems))
     if priority > levels or (levels and not priority):
         expected = f"1 to {levels}" if levels else "priority_levels, without which there are no priorities"
         return None, binding, [Problem(f"found {priority}, expected {expected}", key="default_priority")]
     node = NodeConfig(
-        name, tuple(group for group in groups if group), following, table.batching_timeout, levels, priority, table.retry, table.stuck_after
+        name, tuple(group for group in groups if group), following, table.batching_timeout, levels, priority, table.retry,
+        table.stuck_after, table.executor,
     )  # fmt: skip
     return node, binding, problems
 

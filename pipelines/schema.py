@@ -80,6 +80,7 @@ class NodeTable(_Table):
     default_priority: int | None = Field(None, ge=0)
     retry: bool = True
     stuck_after: float = Field(60.0, gt=0)
+    executor: Literal["thread", "process"] = "thread"
 
 
 GROUP_KEYS = frozenset({"min", "max", "instance_num"})

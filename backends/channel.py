@@ -1,0 +1,168 @@
+"""Messages between a process executor and its child: pickled, through files in memory (memfd), with a socket for a doorbell.
+
+Both sides write a message into their own memfd from its start, then ring with its place and size; neither writes again before the other
+has answered. So nothing is ever half read, the socket never carries more than the bell, and the memory is used again and grows to
+the largest message.
+
+Arrays and large bytes pass with one copy in and one copy out, and belong to the receiver. They are copied by `pwrite` and `preadv`, which
+are as fast as a copy into a mapping (30 MB: 4 ms in, 6 ms out, measured) and release the GIL all the while, as a slice of an
+`mmap` does not. A mapping would also die of SIGBUS where the other side has truncated the file; a read of it is an error.
+
+Pickle is no format for strangers. The two ends are one program: the parent has started its child with a socket that has no name.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import struct
+from typing import Any
+
+import numpy as np
+
+_BELL = struct.Struct("<QQ")  # where the pickle begins in the sender's file (arrays stand before it), and its size
+
+
+class PeerGoneError(Exception):
+    """The other side has closed the socket, or ended."""
+
+
+class Channel:
+    """One side's end: `bell`, a connected stream socket; `outbox`, the file that this side writes; `inbox`, the one that it reads."""
+
+    def __init__(self, bell: socket.socket, outbox: int, inbox: int) -> None:
+        self.bell = bell
+        self._outbox = outbox
+        self._inbox = inbox
+
+    def send(self, message: Any) -> None:
+        """Raises PeerGoneError, and whatever pickling raises; then nothing has been sent."""
+        parcel = _Parcel()
+        _Pickler(parcel, protocol=5).dump(message)
+        place = 0
+        for array in parcel.arrays:
+            place = _write(self._outbox, array.data, place)
+        start = place
+        for chunk in parcel.chunks:
+            place = _write(self._outbox, memoryview(chunk), place)
+        try:
+            self.bell.sendall(_BELL.pack(start, place - start), socket.MSG_NOSIGNAL)
+        except OSError as error:
+            raise PeerGoneError from error
+
+    def receive(self) -> Any:
+        """Waits for the next message. Raises PeerGoneError, and whatever unpickling raises; the message counts as received then."""
+        start, size = _BELL.unpack(self._ring())
+        return _Unpickler(_Reader(self._inbox, start, start + size), self._inbox).load()
+
+    def _ring(self) -> bytes:
+        found = b""
+        while len(found) < _BELL.size:
+            try:
+                more = self.bell.recv(_BELL.size - len(found))
+            except OSError as error:
+                raise PeerGoneError from error
+            if not more:
+                raise PeerGoneError
+            found += more
+        return found
+
+
+class _Parcel:
+    """The file that a pickler writes: keeps what it gets, of which large bytes are the caller's own and not copied."""
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+        self.arrays: list[np.ndarray] = []  # as plain bytes
+        self.size = 0  # of the arrays
+
+    def write(self, chunk: bytes) -> int:
+        self.chunks.append(chunk)
+        return len(chunk)
+
+    def add(self, array: np.ndarray) -> int:
+        """Where the array's bytes will stand."""
+        place = self.size
+        if array.nbytes:  # a dtype without size has no view as bytes
+            self.arrays.append(array.reshape(-1).view(np.uint8))
+            self.size += array.nbytes
+        return place
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, parcel: _Parcel, protocol: int) -> None:
+        super().__init__(parcel, protocol)
+        self._parcel = parcel
+
+    def reducer_override(self, obj: Any) -> Any:
+        # NumPy's own way would make views of a buffer of arrays that own their memory, and copy what is not contiguous twice.
+        if type(obj) is np.ndarray and not obj.dtype.hasobject:
+            return _array, (self._parcel.add(np.ascontiguousarray(obj)), obj.dtype, obj.shape)
+        return NotImplemented
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, reader: _Reader, inbox: int) -> None:
+        super().__init__(reader)
+        self._inbox = inbox
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        if module == __name__ and name == _array.__name__:
+            return self._read_array
+        if module == "__main__":
+            # Each side has a __main__ of its own: at best the name is missing there.
+            raise pickle.UnpicklingError(f"{name} is defined in __main__, which no other process can import: put it into a module")
+        return super().find_class(module, name)
+
+    def _read_array(self, place: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
+        array = np.empty(shape, dtype)
+        if array.nbytes:
+            _read(self._inbox, array.reshape(-1).view(np.uint8).data, place)
+        return array
+
+
+def _array(place: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
+    """Stands for an array in a pickle; `_Unpickler` reads it."""
+    raise NotImplementedError
+
+
+class _Reader:
+    """The file that an unpickler reads: `readinto` lets large bytes come without a second copy."""
+
+    def __init__(self, file: int, place: int, end: int) -> None:
+        self._file = file
+        self._place = place
+        self._end = end
+
+    def read(self, size: int = -1, /) -> bytes:
+        found = bytearray(size if 0 <= size <= self._end - self._place else self._end - self._place)
+        self.readinto(found)
+        return bytes(found)
+
+    def readline(self) -> bytes:
+        raise NotImplementedError("only protocols before 1 have lines")
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer)[: self._end - self._place]
+        _read(self._file, view, self._place)
+        self._place += len(view)
+        return len(view)
+
+
+def _write(file: int, view: memoryview, place: int) -> int:
+    """Where the next one goes."""
+    while view:  # one call writes 2 GiB at most
+        written = os.pwrite(file, view, place)
+        view = view[written:]
+        place += written
+    return place
+
+
+def _read(file: int, view: memoryview, place: int) -> None:
+    while view:
+        count = os.preadv(file, [view], place)
+        if not count:
+            raise EOFError("the other side's file is shorter than its message")
+        view = view[count:]
+        place += count

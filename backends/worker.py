@@ -1,0 +1,103 @@
+"""The process executor's child: `python -m penstock.backends.worker`. One backend instance, one batch at a time, until the parent is gone.
+
+`process.py` is the other side, `wire.py` what they say. Neither asyncio nor HTTP is imported here: a child costs NumPy, pydantic and what
+its backends need.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+from .base import Backend
+from .channel import Channel, PeerGoneError
+from .failure import Failure
+from .item import Item
+from .wire import Change, Loaded, Order
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> None:
+    """`arguments`: the parent's process id, then the descriptors of socket, outbox and inbox."""
+    parent, *descriptors = map(int, arguments)
+    die_with(parent)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Sent to a terminal's or a service's whole group: the parent drains first, then closes us. A handler that does nothing,
+        # since SIG_IGN would be inherited by whatever the backend starts.
+        signal.signal(number, lambda *_: None)
+    faulthandler.enable()  # a crash in native code says where
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)  # what the backend starts must not keep the socket open
+    bell, outbox, inbox = descriptors
+    with socket.socket(fileno=bell) as connection:
+        serve(Channel(connection, outbox, inbox))
+
+
+def serve(channel: Channel) -> None:
+    """Load what the first message says, then run batches until the parent hangs up."""
+    backend: Backend | None = None
+    try:
+        try:
+            order: Order = channel.receive()
+            _prepare(order)
+            backend = order.part.spec(order.context).create(order.context)
+            backend.warm_up()
+        except Exception as error:
+            channel.send(Failure.of(error))
+            return
+        channel.send(Loaded(backend.min, backend.max))
+        while True:
+            answer(channel, backend)
+    except PeerGoneError:
+        pass
+    finally:
+        if backend is not None:
+            backend.close()
+
+
+def answer(channel: Channel, backend: Backend) -> None:
+    """One batch. An exception that is no `Exception` ends the process, as it would end an executor's thread."""
+    try:
+        items: list[Item] = channel.receive()
+        before = [item.copy() for item in items]
+        backend.forward(list(items))
+        found: list[Change] | Failure = [Change.between(*pair) for pair in zip(before, items, strict=True)]
+    except PeerGoneError:
+        raise
+    except Exception as error:
+        found = Failure.of(error, type(backend).__name__)
+    try:
+        channel.send(found)
+    except PeerGoneError:
+        raise
+    except Exception as error:  # a result that can't be pickled
+        channel.send(Failure.of(error, type(backend).__name__))
+
+
+def die_with(parent: int, leave: Callable[[int], object] = os._exit) -> None:
+    """Be killed when the parent's executor thread ends, however it does; hanging up tells us only between two batches."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended before that took effect
+        leave(1)
+
+
+def _prepare(order: Order) -> None:
+    for name, value in order.environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    form = f"{order.log_name} (process {os.getpid()}): %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(stream=sys.stderr, format=form, level=logging.WARNING)
+    logging.getLogger("penstock").setLevel(order.log_level)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
