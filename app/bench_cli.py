@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 if TYPE_CHECKING:  # at run time only when it is called: the other commands need none of it
-    from .report import Report
+    from .bench import Load
+
+T = TypeVar("T")
 
 
 def bench_command(
@@ -37,8 +39,18 @@ def bench_command(
     ] = None,
     seed: Annotated[int, typer.Option(help="For the arrivals of an open loop.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check instead that an image has one result per batch size (10,000 requests unless given).")
+    ] = False,
+    store: Annotated[Path | None, typer.Option(help="With --verify: write all results to this file.", dir_okay=False)] = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="With --verify: compare with the results in this file.", exists=True, dir_okay=False)
+    ] = None,
 ) -> None:
-    """Measure a running server, or a pipeline file in this process: rate, latency, outcomes, CPU, memory, GPU."""
+    """Measure a running server, or a pipeline file in this process: rate, latency, outcomes, CPU, memory, GPU.
+
+    With --verify, see whether concurrency changes results; exits with 1 if it does.
+    """
     import orjson
 
     from penstock.backends.errors import PenstockError
@@ -48,6 +60,10 @@ def bench_command(
 
     if requests is not None and seconds is not None:
         raise typer.BadParameter("give either --requests or --seconds")
+    if not verify and (store or compare):
+        raise typer.BadParameter("--store and --compare belong to --verify")
+    if verify and (seconds is not None or rate is not None or deadline_ms is not None or as_json):
+        raise typer.BadParameter("--verify takes --requests and --clients, not --seconds, --rate, --deadline-ms or --json")
     headers = dict(_header(text) for text in header or ())
     is_url = target.startswith(("http://", "https://"))
     if not is_url and (headers or pid is not None):
@@ -57,11 +73,28 @@ def bench_command(
         load = Load(
             bodies, clients, requests, seconds, rate, None if deadline_ms is None else deadline_ms / 1000, warm_up, seed, headers
         )  # fmt: skip
+        if verify:
+            _verify(target, is_url, load, store, compare)
+            return
         report = run(bench_url(target, load, pid or _server_of(target)) if is_url else bench_file(target, load))
     except (PenstockError, NotAnswering, ValueError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
     typer.echo(orjson.dumps(report.to_dict(), option=orjson.OPT_INDENT_2).decode() if as_json else str(report))
+
+
+def _verify(target: str, is_url: bool, load: Load, store: Path | None, compare: Path | None) -> None:
+    from .verify import lines, read_results, verify_file, verify_url
+
+    before = read_results(compare) if compare is not None else None
+    found = run(verify_url(target, load) if is_url else verify_file(target, load))
+    if store is not None:
+        found.store(store)
+    text, good = lines(found, found.compared(before) if before is not None else None)
+    for line in text:
+        typer.echo(line)
+    if not good:
+        raise typer.Exit(1)
 
 
 def _header(text: str) -> tuple[str, str]:
@@ -81,7 +114,7 @@ def _server_of(url: str) -> int | None:
     return listener(parts.port or 80) if parts.hostname in ("127.0.0.1", "localhost", "::1") else None
 
 
-def run(work: Coroutine[Any, Any, Report]) -> Report:
+def run(work: Coroutine[Any, Any, T]) -> T:
     """On the event loop that `penstock serve` has."""
     try:
         import uvloop

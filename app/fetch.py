@@ -202,7 +202,7 @@ def parse(text: str, ports: Collection[int], what: str = "the URL") -> httpx.URL
         raise InvalidRequest(f"{what} is not of http or https")
     if not host:
         raise InvalidRequest(f"{what} names no host")
-    if url.userinfo or "@" in url.netloc.decode("ascii") or "@" in text.partition("//")[2].partition("/")[0].partition("?")[0]:
+    if re.match(r"[^/?#]*//[^/?#]*@", text):  # an empty one, too
         raise InvalidRequest(f"{what} holds a user name or password, which is not taken")
     if _port(url) not in ports:
         raise InvalidRequest(f"{what} has port {_port(url)}, taken are {', '.join(map(str, sorted(ports)))} (url_ports)")
