@@ -98,7 +98,7 @@ class Call:
                 # A Part is all of a future that a Run uses.
                 part.run = submit_nowait(part.item, self.timeout, self.priority, part)  # type: ignore[arg-type]
         except Exception as error:
-            self.leave()
+            leave(self.parts)
             self.end(error)
             return
         if not self.parts:
@@ -112,23 +112,16 @@ class Call:
         self.error = error
         self.keeps = None
         if self.missing > 1:
-            for part in self.parts:
+            parts = self.parts  # which the caller's thread takes away as soon as it wakes
+            for part in parts:
                 part.ended = True  # from here on no batch takes it
             # Not at once: this may be inside the scheduler's walk through the very queue that the others leave.
-            self.runner.loop.call_soon(self.leave)
+            self.runner.loop.call_soon(leave, parts)
         self.lock.release()
-
-    def leave(self) -> None:
-        """Drop the items that have not ended: a sibling failed, or the caller has gone."""
-        for part in self.parts:
-            run = part.run
-            part.cancel()
-            if run is not None:
-                run.leave()
 
     def abandon(self) -> None:
         """The caller's thread waits no more (KeyboardInterrupt)."""
-        self.leave()
+        leave(self.parts)
         self.end(None)
 
     # on the caller's threads, once the call has ended
@@ -147,6 +140,15 @@ class Call:
                 for key in CALLERS_OWN:
                     answer.pop(key, None)
                 part.caller_item.update(answer)
+
+
+def leave(parts: Sequence[Part]) -> None:
+    """On the loop: drop the items that have not ended; a sibling failed, or the caller has gone."""
+    for part in parts:
+        run = part.run
+        part.cancel()
+        if run is not None:
+            run.leave()
 
 
 class Event:
