@@ -20,12 +20,15 @@ import numpy as np
 import pytest
 
 from penstock import create_app
+from penstock.app.settings import Settings
 from penstock.backends.base import Backend
 from penstock.backends.registry import register_backend
 from penstock.pipelines.config import load
 
 SCRIPTS = Path(__file__).parent / "clients"
 PACKAGES = {"openapi-typescript": "7.13.0", "typescript": "5.9.3"}  # openapi-typescript does not take TypeScript 6 or later
+# --meta none would have ruff apply its own rules, some of which change types
+GENERATE = [sys.executable, "-W", "ignore", "-m", "openapi_python_client", "generate", "--meta", "setup", "--fail-on-warning"]
 OUTPUTS = {
     "photo": {"kind": "image"},
     "words": {"kind": "text"},
@@ -56,18 +59,17 @@ def kinds(name="kinds-1.2"):
 
 def execute(*command, cwd, **environment):
     """What it prints. Any failure shows all of it."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # the generator calls ruff
-    environment = os.environ | {"PATH": path} | environment
-    done = subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # the generator calls ruff
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=200, check=False
+    )
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 def generate(client, directory, name):
     """The generated project. A warning means that it left something out: that fails."""
-    url = f"{client.base_url}/openapi.json"
-    generator = [sys.executable, "-W", "ignore", "-m", "openapi_python_client", "generate", "--meta", "setup", "--fail-on-warning"]
-    execute(*generator, "--url", url, "--output-path", directory / name, cwd=directory)
+    execute(*GENERATE, "--url", f"{client.base_url}/openapi.json", "--output-path", directory / name, cwd=directory)
     return directory / name
 
 
@@ -109,6 +111,17 @@ def test_a_python_client_is_built_checked_and_used(running, digits, picture, tmp
         package = tmp_path / "installed" / "penstock_client"
         check_types(SCRIPTS / "use_python.py", package, tmp_path)
         use("use_python.py", client, package, picture)
+
+
+def test_a_python_client_with_a_key(running, digits, picture, tmp_path):
+    with running(create_app(digits, settings=Settings(api_key="k3y"))) as client:
+        assert client.get("/openapi.json").status_code == 401
+        answer = client.get("/openapi.json", headers={"Authorization": "Bearer k3y"})
+        (tmp_path / "openapi.json").write_bytes(answer.content)
+        execute(*GENERATE, "--path", "openapi.json", "--output-path", "project", cwd=tmp_path)
+        package = tmp_path / "project" / "penstock_client"
+        check_types(SCRIPTS / "use_key.py", package, tmp_path)
+        use("use_key.py", client, package, picture)
 
 
 def files_of(package):
