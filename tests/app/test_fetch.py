@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import os
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -535,3 +538,13 @@ async def test_a_client_that_leaves_ends_the_fetching(running, digits, allow):
 
         await asyncio.to_thread(ask)
     assert ended
+
+
+@pytest.mark.parametrize("allowed", ["false", "true"])
+def test_httpx_is_imported_only_where_urls_are_allowed(digits, allowed):
+    code = "import sys; from penstock.app import create_app; create_app(sys.argv[1]); print('httpx' in sys.modules)"
+    environment = os.environ | {"PENSTOCK_ALLOW_URL": allowed}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(digits)], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == f"{allowed == 'true'}\n"
