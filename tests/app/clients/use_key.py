@@ -6,7 +6,7 @@ import sys
 from io import BytesIO
 from pathlib import Path
 
-from penstock_client import AuthenticatedClient
+from penstock_client import AuthenticatedClient, Client
 from penstock_client.api.digits import predict_digits
 from penstock_client.models import PredictionDigits, Problem
 from penstock_client.types import File
@@ -22,3 +22,7 @@ answer = predict("k3y")
 assert isinstance(answer, PredictionDigits) and answer.label == "three", answer
 refused = predict("other")
 assert isinstance(refused, Problem) and (refused.status, refused.code) == (401, "unauthorized"), refused
+
+with Client(base_url=sys.argv[1]) as without:  # mypy --strict fails where there is nothing to ignore
+    refused = predict_digits.sync(client=without, body=File(payload=BytesIO(b"")))  # type: ignore[arg-type]
+assert isinstance(refused, Problem) and refused.status == 401, refused
