@@ -99,6 +99,9 @@ class _Pickler(pickle.Pickler):
         # NumPy's own way would make views of a buffer of arrays that own their memory, and copy what is not contiguous twice.
         if type(obj) is np.ndarray and not obj.dtype.hasobject:
             return _array, (self._parcel.add(np.ascontiguousarray(obj)), obj.dtype, obj.shape)
+        if type(obj).__module__ == "torch" and type(obj).__name__ == "Tensor" and obj.is_cpu and not obj.is_sparse:
+            # Torch's own way would send the whole storage of which the tensor may be a small view.
+            return _tensor, (_bytes_of(obj), obj.dtype, tuple(obj.shape))
         return NotImplemented
 
 
@@ -125,6 +128,19 @@ class _Unpickler(pickle.Unpickler):
 def _array(place: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
     """Stands for an array in a pickle; `_Unpickler` reads it."""
     raise NotImplementedError
+
+
+def _bytes_of(tensor: Any) -> np.ndarray:
+    import torch
+
+    found: np.ndarray = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return found
+
+
+def _tensor(content: np.ndarray, dtype: Any, shape: tuple[int, ...]) -> Any:
+    import torch
+
+    return torch.from_numpy(content).view(dtype).reshape(shape) if content.size else torch.empty(shape, dtype=dtype)
 
 
 class _Reader:

@@ -87,6 +87,17 @@ def test_read_only_arrays_become_the_receivers(ends: tuple[Channel, Channel]) ->
     same(passed(ends, array), array)
 
 
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "bool", "complex64", "int64", "float8_e4m3fn"])
+def test_torch_tensors_without_the_storage_they_are_views_of(ends: tuple[Channel, Channel], name: str) -> None:
+    torch = pytest.importorskip("torch")
+    whole = torch.arange(60).reshape(3, 4, 5).to(getattr(torch, name))
+    for tensor in (whole, whole[1], whole[:, 2].T, whole[0, 0, 0], whole[:0]):
+        found = passed(ends, tensor)
+        assert type(found) is torch.Tensor and found.dtype == tensor.dtype and found.shape == tensor.shape
+        assert found.tolist() == tensor.tolist()
+        assert found.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
 def test_nested_items(ends: tuple[Channel, Channel]) -> None:
     small, large = np.arange(3), np.arange(100_000)
     item = {
