@@ -93,23 +93,13 @@ class _Call(Exchange):
         self.runs = ()
         self.timed_out = False
         self.helper = None
-        self.content_type: bytes | None = None
-        self.length: bytes | None = None
-        self.deadline: bytes | None = None
-        self.priority: bytes | None = None
-        sent: bytes | None = None
-        for name, value in scope["headers"]:
-            if name == b"content-type":
-                self.content_type = value
-            elif name == b"content-length":
-                self.length = value
-            elif name == b"x-request-id":
-                sent = value
-            elif name == b"penstock-deadline-ms":
-                self.deadline = value
-            elif name == b"penstock-priority":
-                self.priority = value
-        self.request_id: str = scope.get("penstock.request_id") or choose_request_id(sent)
+        headers: dict[bytes, bytes] = dict(scope["headers"])  # one pass; of a repeated one the last counts
+        get = headers.get
+        self.content_type = get(b"content-type")
+        self.length = get(b"content-length")
+        self.deadline = get(b"penstock-deadline-ms")
+        self.priority = get(b"penstock-priority")
+        self.request_id: str = scope.get("penstock.request_id") or choose_request_id(get(b"x-request-id"))
 
 
 class Predict:
