@@ -76,7 +76,7 @@ class Sequential(Backend):
                     item["data"] = item.pop("result")
             try:
                 if not one_by_one:
-                    run(batch)
+                    run(batch.copy())  # a member may do with its list what it likes
                     continue
                 for item in batch:
                     try:

@@ -190,3 +190,16 @@ def test_shape_key_is_the_first_members() -> None:
     assert key is not None
     assert key({"data": "abc"}) == 3
     assert spec(Sequential, spec(Double), spec(Shaped)).shape_key is None
+
+
+def test_a_member_that_empties_its_list_ends_no_chain() -> None:
+    class Consumer(Backend):
+        def forward(self, batch: list[Item]) -> None:
+            while batch:
+                item = batch.pop()
+                item["result"] = item["data"] + 1
+
+    chain = Spec("Sequential", Sequential, Sequential.parameters, tuple(Spec("Consumer", Consumer, None) for _ in range(2))).create(Context())
+    items = [{"data": 1}, {"data": 5}]
+    chain.forward(items)
+    assert [item["result"] for item in items] == [3, 7]
