@@ -98,7 +98,6 @@ class Call:
                 # A Part is all of a future that a Run uses.
                 part.run = submit_nowait(part.item, self.timeout, self.priority, part)  # type: ignore[arg-type]
         except Exception as error:
-            leave(self.parts)
             self.end(error)
             return
         if not self.parts:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from figures import Figure, machine, say, table, write_page
 
-PARTS = {"in_process": "", "http": "http_noop", "resnet": "", "memory": "", "overload": "", "process": "processes"}
+PARTS = {"in_process": "", "threads": "", "http": "http_noop", "resnet": "", "memory": "", "overload": "", "process": "processes"}
 """Part -> module, where that has another name."""
 
 
