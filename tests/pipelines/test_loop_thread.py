@@ -327,6 +327,24 @@ def test_the_interpreter_ends_while_daemons_call() -> None:
     assert time.monotonic() - started < 20
 
 
+def test_a_batch_that_runs_may_end_and_its_backend_is_closed() -> None:
+    """Native code that runs on a daemon thread while the interpreter is taken down may crash."""
+    status, out, err = script("""
+        @tp.register_backend("Slow")
+        class Slow(tp.Backend):
+            def forward(self, batch):
+                entered.set()
+                hold.wait(0.3)
+                print("ran")
+            def close(self):
+                print("closed")
+        p = tp.pipe("Slow")
+        p({"data": 1, "event": tp.Event()})
+        entered.wait(10)
+    """)
+    assert (status, out, err) == (0, "ran\nclosed\n", "")
+
+
 def test_threads_that_are_no_daemons_get_their_answers_first() -> None:
     status, out, err = script("""
         p = tp.pipe("Work")
