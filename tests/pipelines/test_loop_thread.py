@@ -219,7 +219,7 @@ class Work(tp.Backend):
         for item in batch:
             if item["data"] == "hold":
                 entered.set()
-                hold.wait(20)
+                hold.wait(60)  # longer than any script may take
             item["result"] = "done"
 
 def call(p, data=1):
@@ -275,6 +275,7 @@ def test_a_forked_child_that_never_touches_the_pipe_ends_in_silence() -> None:
         p = tp.pipe("Work")
         child = os.fork()
         if child == 0:
+            del p
             sys.exit(3)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
         assert call(p) == "done"
