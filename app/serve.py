@@ -24,6 +24,7 @@ from penstock.pipelines.repository import Repository
 
 from .factory import create_app
 from .logs import configure_logging
+from .protocol import HttpProtocol
 from .settings import Settings
 
 logger = logging.getLogger("penstock.serve")
@@ -40,7 +41,7 @@ def serve(repository: Repository, settings: Settings) -> int:
         host=settings.host,
         port=settings.port,
         loop="asyncio" if sys.platform == "win32" else "uvloop",
-        http="httptools",
+        http=HttpProtocol,
         ws="none",
         lifespan="on",
         log_config=None,
