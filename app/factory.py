@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import penstock
 from penstock.pipelines.repository import Repository
@@ -17,7 +18,7 @@ from penstock.pipelines.repository import Repository
 from .auth import Authenticate
 from .docs_page import add_docs_page, installed_assets
 from .errors import install_handlers
-from .hot import Fetch, HotRoutes, Predict
+from .hot import Fetch, HotRoutes, Predict, predict_route
 from .metrics import Metrics
 from .openapi import OpenAPI
 from .routes import routes, typed_routes
@@ -53,7 +54,7 @@ def create_app(
     metrics = Metrics(repository)
     checks = [Middleware(Authenticate, settings=settings)] if settings.api_key is not None else []
     assets = installed_assets()
-    app = FastAPI(
+    app = _App(
         title=title,
         version=penstock.__version__,
         lifespan=_lifespan(repository, settings),
@@ -71,6 +72,35 @@ def create_app(
         add_docs_page(app, assets)
     app.openapi = OpenAPI(app, repository, settings)  # type: ignore[method-assign]
     return app
+
+
+_CATCHERS = ("starlette.middleware.errors", "fastapi.telemetry._asgi")
+"""Modules of the middleware that FastAPI puts outermost by itself."""
+
+
+class _App(FastAPI):
+    """FastAPI with a short cut: where nothing stands in front of `HotRoutes` but FastAPI's own catchers of unexpected errors, predict
+    requests (which answer every error themselves) go to it at once. That spares them five coroutines and two wrapped `send`s, 3 µs.
+
+    It looks at the stack that was really built: whatever else wraps it, by `add_middleware` or otherwise, closes the short cut.
+    """
+
+    _hot: HotRoutes | None = None
+    _stack: ASGIApp | None = None  # the one that was looked at
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._stack is not self.middleware_stack:
+            stack: Any = self.middleware_stack
+            self._stack = stack
+            while type(stack).__module__ in _CATCHERS:
+                stack = stack.app
+            self._hot = stack if type(stack) is HotRoutes and not self.root_path else None
+        if self._hot is not None:
+            found = predict_route(scope)
+            if found is not None:
+                await self._hot.predict(scope, receive, send, *found)
+                return
+        await super().__call__(scope, receive, send)
 
 
 def create_router(

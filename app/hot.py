@@ -65,19 +65,27 @@ class HotRoutes:
         self.predict = predict
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] in ("POST", "PUT"):
-            path: str = scope["path"]
-            if scope.get("root_path"):
-                path = path_of(scope)
-            if path.startswith(PREFIX):
-                name = path[len(PREFIX) :]
-                many = name.endswith("/batch")
-                if many:
-                    name = name[:-6]
-                if "/" not in name:
-                    await self.predict(scope, receive, send, name, many)
-                    return
-        await self.app(scope, receive, send)
+        found = predict_route(scope)
+        if found is None:
+            await self.app(scope, receive, send)
+        else:
+            await self.predict(scope, receive, send, *found)
+
+
+def predict_route(scope: Scope) -> tuple[str, bool] | None:
+    """The pipeline that a predict request names, and whether it brings several images; None for every other request."""
+    if scope["type"] != "http" or scope["method"] not in ("POST", "PUT"):
+        return None
+    path: str = scope["path"]
+    if scope.get("root_path"):
+        path = path_of(scope)
+    if not path.startswith(PREFIX):
+        return None
+    name = path[len(PREFIX) :]
+    many = name.endswith("/batch")
+    if many:
+        name = name[:-6]
+    return None if "/" in name else (name, many)
 
 
 class _Call(Exchange):

@@ -215,3 +215,26 @@ def test_a_lifespan_that_fails_says_so(config):
 
     with pytest.raises(BackendError, match=r"absent\.onnx"):
         asyncio.run(start())
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_the_short_cut_is_open_only_where_nothing_stands_in_front(running, config, guarded):
+    app = create_app(config)
+    if guarded:
+        app.add_middleware(Guard)
+    routed = []
+    with running(app) as client:
+        stack = app.middleware_stack
+        assert stack is not None
+        catcher = type(stack).__call__
+
+        async def watched(self, scope, receive, send):
+            routed.append(scope["path"])
+            await catcher(self, scope, receive, send)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(stack), "__call__", watched)
+            client.post("/predict/record", content=b"1", headers={"x-ticket": "good"})
+            client.get("/health/live", headers={"x-ticket": "good"})
+    assert routed == (["/predict/record", "/health/live"] if guarded else ["/health/live"])
+    assert SEEN == [b"1"]
