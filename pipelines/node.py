@@ -25,6 +25,11 @@ from .statistics import NodeStatistics
 
 logger = logging.getLogger("penstock.node")
 
+SHORT = 0.001
+"""Seconds. A batch that ran for less is followed by a decision at the end of the loop's iteration, not at once: the executor could not start
+earlier anyhow, for it needs the GIL, which the loop keeps until then; woken at once it would only go for it again and again, five times a
+batch (a fifth of a small request's time, docs/performance.md). Behind a longer batch the executor is what must not wait."""
+
 LONGEST_RESTART_DELAY = 30.0  # seconds
 KILL_TIMEOUT = 5.0  # seconds
 
@@ -230,19 +235,23 @@ class Node:
     # what executors report
 
     def executor_finished(self, executor: Executor, batch: Batch) -> None:
-        """Rule 7: free the executor, decide again, only then deliver."""
+        """Rule 7: free the executor, decide again, only then deliver; behind a short batch the decision ends this iteration of the loop."""
         if self.closed:
             return
         now = self._clock()
         scheduler = self.scheduler
         scheduler.release(executor)
         executor.failures = 0
-        self._decide(now)
+        short = batch.ended - batch.started < SHORT
+        if not short:
+            self._decide(now)
         statistics = self.statistics
         statistics.observe_batch(batch)
         self._on_batch()
         for entry, outcome in zip(batch.entries, batch.outcomes, strict=True):
             entry.finish(outcome, batch, now)
+        if short and scheduler.buckets:
+            self._ask_for_decision()
         # Entries refer to their batch, for its times. Without the way back there is no cycle, and images don't wait for the collector.
         batch.entries.clear()
         batch.outcomes.clear()

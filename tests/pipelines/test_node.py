@@ -62,21 +62,22 @@ def make(bound: int = 1, groups: tuple[int, ...] = (), shape_key: Any = None, **
     return Node(config, PipelineConfig("p", {"node": config}), asyncio.get_running_loop()), cls
 
 
-async def test_an_executor_is_freed_and_started_again_before_results_are_delivered() -> None:
+BEFORE_DELIVERY = ["<Node node: 1 active, 0 idle, 1 queued>", "<Node node: 1 active, 0 idle, 0 queued>"]
+AFTER_DELIVERY = ["<Node node: 0 active, 1 idle, 2 queued>", "<Node node: 0 active, 1 idle, 1 queued>"]
+
+
+@pytest.mark.parametrize(("short", "then"), [(0.0, BEFORE_DELIVERY), (60.0, AFTER_DELIVERY)], ids=["long", "short"])
+async def test_when_the_executor_is_started_again(monkeypatch: pytest.MonkeyPatch, short: float, then: list[str]) -> None:
+    """Behind a long batch before its results are delivered; behind a short one at the end of that iteration of the loop."""
+    monkeypatch.setattr("penstock.pipelines.node.SHORT", short)
     node, cls = make()
     await node.start()
-    cls.gate.clear()
     entries = [Watched(number, node) for number in range(3)]
     for entry in entries:
         node.enqueue(entry, 0.0)
-    cls.gate.set()
     async with asyncio.timeout(20):
         assert await asyncio.gather(*[entry.future for entry in entries]) == [0, 1, 2]
-    assert [entry.ended for entry in entries] == [
-        "<Node node: 1 active, 0 idle, 1 queued>",
-        "<Node node: 1 active, 0 idle, 0 queued>",
-        "<Node node: 0 active, 1 idle, 0 queued>",
-    ]
+    assert [entry.ended for entry in entries] == [*then, "<Node node: 0 active, 1 idle, 0 queued>"]
     await node.close(20)
 
 
