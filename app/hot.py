@@ -137,6 +137,9 @@ class Predict:
             limit = self._limits.max_body
             if call.length is not None:
                 check_length(call.length, limit)
+            timeout = None if call.deadline is None else _seconds_left(call.deadline, 0.0)
+            priority = None if call.priority is None else _priority(call.priority)
+            pipeline.check_admission(timeout, priority)
             message = await receive()
             body: bytes = message.get("body", b"")
             if message.get("more_body") or message["type"] != "http.request" or len(body) > limit:
@@ -149,8 +152,8 @@ class Predict:
             else:
                 found = await images_of(body, form, call.content_type or b"", many=many, limit=self._limits.max_images)
                 images = (await self._fetched(found, pipeline, call, loop),) if isinstance(found, Link) else found
-            timeout = None if call.deadline is None else _seconds_left(call.deadline, loop.time() - call.started)
-            priority = None if call.priority is None else _priority(call.priority)
+            if call.deadline is not None:
+                timeout = _seconds_left(call.deadline, loop.time() - call.started)
             if many:
                 answer = await self._answer_many(pipeline, images, timeout, priority, call)
                 headers = [_JSON, (b"content-length", b"%d" % len(answer))]

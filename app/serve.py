@@ -126,7 +126,7 @@ def tune_process() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
-    # A request's objects hold no cycles and die by their reference counts; looking for some every 700 allocations is 5 % of the time.
+    # A request's objects hold no cycles and die by their reference counts; looking for some every 700 allocations is up to 5 % of the time.
     gc.set_threshold(20_000, 50, 100)
     cv2 = sys.modules.get("cv2")
     if cv2 is not None:

@@ -71,8 +71,8 @@ class Watch:
 
     def __init__(self, body_timeout: float) -> None:
         self._body_timeout = body_timeout
-        # A dict for its order and its cheap removal: a request that has ended must not be kept alive until the timer rings, or every
-        # request would get cold memory (4 µs each, measured).
+        # A dict for its order and its cheap removal: a request that has ended must not be kept alive until the timer rings, or
+        # every request would get cold memory.
         self._recent: dict[Exchange, None] = {}
         self._ticking = False
         self._context = contextvars.Context()

@@ -164,8 +164,8 @@ class Node:
     def enqueue(self, entry: Entry, now: float) -> None:
         """Queue the entry; a decision follows at the end of this iteration of the loop, if it could change anything.
 
-        While no executor is idle it could not (the next report decides), but for a deadline before the timer's next ring. Deciding
-        then all the same costs an iteration of the loop a batch, and with it a switch of threads: 2 of 6 µs an item, measured.
+        While no executor is idle it could not (the next report decides), but for a deadline before the timer's next ring: an iteration of
+        the loop less for each batch.
         """
         levels = self._levels
         if levels:

@@ -304,6 +304,18 @@ class Pipeline:
         hint = did_you_mean(name, names) if isinstance(name, str) else ""
         raise NotFound(f"pipeline {self.name!r} has no node {name!r} (node_name){hint}; its nodes are {', '.join(names)}")
 
+    def check_admission(self, timeout: float | None = None, priority: int | None = None) -> None:
+        """Raise `NotReady`, `QueueFull` or `Overloaded` if `submit_nowait` would now. For callers to whom the item's data still has to come:
+        under overload, what is refused should not cost its transport too.
+        """
+        if self.state != "ready":
+            raise NotReady(f"pipeline {self.name!r} is {self.state}")
+        limit = self.config.timeout
+        budget = limit if timeout is None or timeout > limit else timeout
+        admission = self._admission
+        if admission.inside >= admission.max_requests or (admission.rows + 1) * admission.pace + admission.run_time > budget:
+            admission.check(1, budget, priority)
+
     def _check_priority(self, priority: int) -> None:
         levels = self.entry.config.priority_levels
         if not levels:

@@ -474,6 +474,21 @@ def test_too_many_inside(running):
         assert client.post("/predict/probe", content=b"four").status_code == 200
 
 
+def test_who_is_refused_need_not_send_the_body(running):
+    with running(create_app(config(max_requests=1))) as client, ThreadPoolExecutor(1) as pool:
+        blocker = pool.submit(client.post, "/predict/probe", content=b"wait")
+        assert PROBE.inside.wait(10)
+        with Wire(client) as wire:
+            wire.send(head(length=1000))  # not one byte of it
+            status, _, body = wire.read()
+            assert status == 429 and json.loads(body)["code"] == "queue_full"
+            PROBE.gate.set()
+            assert blocker.result().status_code == 200
+            wire.send(b"x" * 1000 + head(length=4) + b"four")
+            assert wire.read()[0] == 200
+    assert PROBE.seen == [b"wait", b"four"]
+
+
 def test_a_wait_that_would_be_too_long(fresh):
     client = fresh
     for _ in range(3):
