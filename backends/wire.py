@@ -1,11 +1,11 @@
 """What a process executor and its child say to each other: an order to load, then batch and answer in turn.
 
-    parent                      child
-    Order                   →   imports, init, warm_up
-                            ←   Loaded | Failure (and ends)
-    list[Item]              →   forward
-                            ←   list[Change], one an item | Failure
-    (the socket is closed)  →   close, ends
+parent                      child
+Order                   →   imports, init, warm_up
+                        ←   Loaded | Failure (and ends)
+list[Item]              →   forward
+                        ←   list[Change], one an item | Failure
+(the socket is closed)  →   close, ends
 """
 
 from __future__ import annotations

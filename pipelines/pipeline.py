@@ -305,7 +305,7 @@ class Pipeline:
         raise NotFound(f"pipeline {self.name!r} has no node {name!r} (node_name){hint}; its nodes are {', '.join(names)}")
 
     def check_admission(self, timeout: float | None = None, priority: int | None = None) -> None:
-        """Raise `NotReady`, `QueueFull` or `Overloaded` if `submit_nowait` would now. For callers to whom the item's data still has to come:
+        """Raise `NotReady`, `QueueFull` or `Overloaded` if `submit_nowait` would now. For callers to whom the item's data has yet to come:
         under overload, what is refused should not cost its transport too.
         """
         if self.state != "ready":

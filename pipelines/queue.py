@@ -50,7 +50,7 @@ class Batch:
     """The entries that run together on one executor, and when they did. Times are seconds on the node's clock.
 
     `outcomes`, one an entry: at first the shallow copies that the backend works on, made on the loop (the executor's thread then
-    holds the GIL for 2 instead of 15 µs in a no-op batch of 32, measured); where the run fails, what the executor thread puts in their place.
+    holds the GIL for 2 instead of 15 µs in a no-op batch of 32, measured); where the run fails, what the thread puts in their place.
     """
 
     __slots__ = ("ended", "entries", "executor", "node", "outcomes", "size", "started", "stuck")

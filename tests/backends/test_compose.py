@@ -199,7 +199,9 @@ def test_a_member_that_empties_its_list_ends_no_chain() -> None:
                 item = batch.pop()
                 item["result"] = item["data"] + 1
 
-    chain = Spec("Sequential", Sequential, Sequential.parameters, tuple(Spec("Consumer", Consumer, None) for _ in range(2))).create(Context())
+    chain = Spec("Sequential", Sequential, Sequential.parameters, tuple(Spec("Consumer", Consumer, None) for _ in range(2))).create(
+        Context()
+    )
     items = [{"data": 1}, {"data": 5}]
     chain.forward(items)
     assert [item["result"] for item in items] == [3, 7]

@@ -70,7 +70,7 @@ AFTER_DELIVERY = ["<Node node: 0 active, 1 idle, 2 queued>", "<Node node: 0 acti
 async def test_when_the_executor_is_started_again(monkeypatch: pytest.MonkeyPatch, short: float, then: list[str]) -> None:
     """Behind a long batch before its results are delivered; behind a short one at the end of that iteration of the loop."""
     monkeypatch.setattr("penstock.pipelines.node.SHORT", short)
-    node, cls = make()
+    node, _ = make()
     await node.start()
     entries = [Watched(number, node) for number in range(3)]
     for entry in entries:
