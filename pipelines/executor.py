@@ -16,16 +16,18 @@ import traceback
 from collections.abc import Callable
 from enum import Enum
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from penstock.backends.base import Backend, Context
 from penstock.backends.errors import BackendError, DeviceError, InvalidInput
 from penstock.backends.item import Item
-from penstock.backends.process import ProcessBackend
 from penstock.backends.spec import Spec
 
 from .queue import Batch, Entry
 from .scheduler import Group
+
+if TYPE_CHECKING:
+    from penstock.backends.process import ProcessBackend  # it imports numpy
 
 logger = logging.getLogger("penstock.executor")
 
@@ -80,7 +82,7 @@ class Executor:
         self.clock = clock
         self._callbacks = contextvars.Context()  # empty: what runs on the loop for us inherits nothing
         self._spec = spec
-        self._process = spec if isinstance(spec, ProcessBackend) else None
+        self._process = None if isinstance(spec, Spec) else spec
         self._context = context
         self._owner = owner
         self._loop = loop

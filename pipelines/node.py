@@ -12,10 +12,11 @@ import logging
 import math
 import time
 from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING
 
 from penstock.backends.base import Context
 from penstock.backends.errors import BackendError, DeadlineExceeded, NotReady
-from penstock.backends.process import ProcessBackend
+from penstock.backends.spec import Spec
 
 from .config import NodeConfig, PipelineConfig
 from .executor import Executor
@@ -23,12 +24,16 @@ from .queue import NEVER, Batch, Entry
 from .scheduler import Group, Scheduler
 from .statistics import NodeStatistics
 
+if TYPE_CHECKING:
+    from penstock.backends.process import ProcessBackend
+
 logger = logging.getLogger("penstock.node")
 
 SHORT = 0.001
-"""Seconds. A batch that ran for less is followed by a decision at the end of the loop's iteration, not at once. The executor could not start
-earlier: it needs the GIL, which the loop keeps until then. Woken at once it would only go for it again and again, five times a batch (a
-fifth of a small request's time, docs/performance.md). Behind a longer batch the executor is what must not wait."""
+"""Seconds. A batch that ran for less is followed by a decision at the end of the loop's iteration, not at once. The executor
+could not start earlier: it needs the GIL, which the loop keeps until then. Woken at once it would only go for it again and
+again, five times a batch (a fifth of a small request's time, docs/performance.md). Behind a longer batch the executor is
+what must not wait."""
 
 LONGEST_RESTART_DELAY = 30.0  # seconds
 KILL_TIMEOUT = 5.0  # seconds
@@ -327,7 +332,11 @@ class Node:
             min=config.min,
             max=config.max,
         )
-        spec = ProcessBackend(config.spec) if self.config.executor == "process" else config.spec
+        spec: Spec | ProcessBackend = config.spec
+        if self.config.executor == "process":
+            from penstock.backends import process  # it imports numpy
+
+            spec = process.ProcessBackend(config.spec)
         executor = Executor(name, spec, context, Group(name), self, self._loop, self._clock)
         executor.failures = failures
         self._executors[executor] = group, instance

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from penstock.backends.errors import ConfigError, Problem
 from penstock.backends.expression import parse
 from penstock.backends.item import RESERVED_KEYS
-from penstock.backends.process import obstacles
 from penstock.backends.spec import Spec
 from penstock.backends.suggestions import nearest
 
@@ -55,6 +54,8 @@ def build_node(
     if priority is None:
         priority = (levels + 1) // 2
     if table.executor == "process":
+        from penstock.backends.process import obstacles  # it imports numpy
+
         problems += [Problem(found, key="executor") for group in groups if group for found in obstacles(group.spec)]
         if problems:
             return None, binding, list(dict.fromkeys(problems))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import select
 import socket
 import threading
@@ -161,7 +162,7 @@ def test_who_leaves_the_queue_never_reaches_the_backend(running, host, caplog):
         assert client.post("/predict/gate", content=b"last").json() == {"result": 4}
         until(lambda: client.get("/tasks").json() <= tasks)
     assert GATE.seen == [b"wait", b"stays", b"last"]
-    assert not caplog.records, caplog.text
+    assert not [each for each in caplog.records if each.levelno > logging.INFO], caplog.text
 
 
 @HOSTS
@@ -180,7 +181,7 @@ def test_who_leaves_while_it_runs(running, host, caplog):
         assert client.post("/predict/gate", content=b"next").json() == {"result": 4}
         until(lambda: client.get("/tasks").json() <= tasks)
     assert GATE.seen == [b"wait", b"next"]
-    assert not caplog.records, caplog.text
+    assert not [each for each in caplog.records if each.levelno > logging.INFO], caplog.text
 
 
 @HOSTS
@@ -197,7 +198,7 @@ def test_who_leaves_during_the_upload(running, host, patient, caplog):
         until(lambda: client.get("/tasks").json() <= tasks)
         assert client.post("/predict/gate", content=b"next").json() == {"result": 4}
     assert GATE.seen == [b"next"]
-    assert not caplog.records, caplog.text
+    assert not [each for each in caplog.records if each.levelno > logging.INFO], caplog.text
 
 
 @HOSTS
@@ -245,7 +246,7 @@ def test_an_upload_that_takes_too_long_is_answered_and_ended(running, host, kind
             each.close()
         until(lambda: client.get("/tasks").json() <= tasks)
     assert set(GATE.seen) == {b"others"}
-    assert not caplog.records, caplog.text
+    assert not [each for each in caplog.records if each.levelno > logging.INFO], caplog.text
 
 
 def readable(connection):
