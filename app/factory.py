@@ -75,10 +75,11 @@ def create_app(
 
 
 class _App(FastAPI):
-    """FastAPI with a short cut: where nothing stands in front of `HotRoutes` but what FastAPI itself puts there (catchers of errors), predict
-    requests (which answer every error themselves) go to it at once. That spares them five coroutines and two wrapped `send`s, 3 µs.
+    """FastAPI with a short cut for predict requests, which answer every error themselves.
 
-    It looks at the stack that was really built: whatever else wraps it, by `add_middleware` or otherwise, closes the short cut.
+    Where nothing stands in front of `HotRoutes` but what FastAPI itself puts there (catchers of errors), they go to it at once. That
+    spares them five coroutines and two wrapped `send`s, 3 µs. It looks at the stack that was really built: whatever else wraps it, by
+    `add_middleware` or otherwise, closes the short cut.
     """
 
     _hot: HotRoutes | None = None
