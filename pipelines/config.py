@@ -76,9 +76,8 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
             nodes[node] = config
     for key in sorted(set(tables.defaults) - used):
         problems.append(Problem(f"no node knows this key{did_you_mean(key, known)}", key=key))
-    ordered, wrong = order(graph)
-    if not any(problem.key == "next" for problem in problems):  # a broken next makes a second root: one mistake, one problem
-        problems += wrong
+    ordered, wrong = order(graph, broken=any(problem.key == "next" for problem in problems))
+    problems += wrong
     if problems or settings is None:
         raise ConfigError(list(dict.fromkeys(replace(problem, file=problem.file or tables.file) for problem in problems)))
     return PipelineConfig(

@@ -33,12 +33,15 @@ def successors(node: str, value: Any, nodes: Mapping[str, Any]) -> tuple[tuple[s
     return tuple(found), problems
 
 
-def order(graph: Mapping[str, tuple[str, ...]]) -> tuple[list[str], list[Problem]]:
-    """The nodes from root to leaf, and what is wrong (or not there yet) with the graph as a whole."""
+def order(graph: Mapping[str, tuple[str, ...]], *, broken: bool = False) -> tuple[list[str], list[Problem]]:
+    """The nodes from root to leaf, and what is wrong (or not there yet) with the graph as a whole.
+
+    `broken`: some `next` names no node. That makes a second root, which is then no problem of its own.
+    """
+    problems = []
     cycle = find_cycle(graph)
     if cycle:
-        return list(graph), [Problem(f"the nodes run in a circle: {' -> '.join(cycle)}", node=cycle[0], key="next")]
-    problems = []
+        problems.append(Problem(f"the nodes run in a circle: {' -> '.join(cycle)}", node=cycle[0], key="next"))
     predecessors: dict[str, list[str]] = {name: [] for name in graph}
     for name, following in graph.items():
         if len(following) > 1:
@@ -46,14 +49,14 @@ def order(graph: Mapping[str, tuple[str, ...]]) -> tuple[list[str], list[Problem
         for each in following:
             predecessors[each].append(name)
     for name, before in predecessors.items():
-        if len(before) > 1:
+        if len(before) > 1 and name not in cycle:
             problems.append(Problem(f"several predecessors ({', '.join(before)}) are {LATER}", node=name))
     roots = [name for name, before in predecessors.items() if not before]
-    if len(roots) > 1:
+    if len(roots) > 1 and not broken and not cycle:
         problems.append(Problem(f"several roots ({', '.join(roots)}) are {LATER}: is a next missing that leads to one of them?"))
     if problems or not roots:
         return list(graph), problems
-    ordered = list(roots)
+    ordered = list(roots[:1])
     while graph[ordered[-1]]:
         ordered.append(graph[ordered[-1]][0])
     return ordered, []

@@ -46,6 +46,8 @@ def build_node(
     problems += binding.problems
     groups = [_build_group(*group, problems) for group in zip(binding.specs, binding.own, binding.defaults, strict=False)]
     plain = {key: value for key, value in {**defaults, **keys}.items() if key in NODE_KEYS - GROUP_KEYS}
+    if not groups:  # a broken expression hides nothing else
+        plain |= {key: value for key, value in keys.items() if key in GROUP_KEYS and "&" not in str(value)}
     table = _validate(plain, problems)
     if table is None or problems or not groups:
         return None, binding, problems
@@ -112,16 +114,18 @@ def _build_group(spec: Spec, own: dict[str, Any], defaults: dict[str, Any], prob
         return None
     if table is None:
         return None
+    if table.min is not None and table.max is not None and table.min > table.max:  # an engine's own range may come from these two
+        problems.append(
+            Problem(f"min is {table.min} and max is {table.max}: min can't be the greater", key="min" if "min" in own else "max")
+        )
+        return None
     if table.max is not None and "max" in own:
         if table.max > declared.max:
             problems.append(Problem(f"{table.max} is more than the backend takes: {spec.name} has the range {declared}", key="max"))
         elif table.max < declared.min:
             problems.append(Problem(f"{table.max} is less than the backend takes: {spec.name} has the range {declared}", key="max"))
-    if table.min is not None and "min" in own:
-        if table.min > declared.max:
-            problems.append(Problem(f"{table.min} is more than the backend takes: {spec.name} has the range {declared}", key="min"))
-        elif table.max is not None and table.min > table.max:
-            problems.append(Problem(f"min is {table.min} and max is {table.max}: min can't be the greater", key="min"))
+    if table.min is not None and "min" in own and table.min > declared.max:
+        problems.append(Problem(f"{table.min} is more than the backend takes: {spec.name} has the range {declared}", key="min"))
     return GroupConfig(spec, table.instance_num, table.min, table.max)
 
 

@@ -345,6 +345,28 @@ def test_problems_of_the_graph() -> None:
     assert list(load(graph(a=["b"], b=None)).nodes) == ["a", "b"]
 
 
+def test_one_mistake_hides_no_other() -> None:
+    found = problems(
+        {
+            "a": {"backend": "Scale", "next": "x"},
+            "b": {"backend": "Scale", "next": "c"},
+            "c": {"backend": "Scale", "next": "b"},
+            "d": {"backend": "S[", "instance_num": 0, "max": "many", "next": "e,f"},
+            "e": {"backend": "OnnxTensor", "model": "m.onnx", "min": 5, "max": 2},
+            "f": {"backend": "Scale"},
+        }
+    )
+    assert [each for each in found if not each.startswith("[d] backend")] == [
+        "[a] next: there is no node 'x'",
+        "[d] max: found 'many': input should be a valid integer, unable to parse string as an integer",
+        "[d] instance_num: found 0: input should be greater than or equal to 1",
+        "[e] min: min is 5 and max is 2: min can't be the greater",
+        "[b] next: the nodes run in a circle: b -> c -> b",
+        "[d] next: several successors (e, f) are not supported by this version yet",
+    ]
+    assert len(found) == 7
+
+
 @pytest.mark.parametrize("key", ["filter", "map", "borrow_from", "jump"])
 def test_features_to_come_say_so(key: str) -> None:
     assert problem({"n": {"backend": "Scale", key: "x"}}) == f"[n] {key}: {key} is not supported by this version yet"
