@@ -146,7 +146,8 @@ class ProcessBackend(Backend):
         why = child.end()
         self._child = None
         if not self._killed:
-            logger.error("node %s: %s %s; it is started again", self._context.node, child.name, why, extra={"node": self._context.node})
+            place = {"pipeline": self._context.pipeline, "node": self._context.node}
+            logger.error("node %s: %s %s; it is started again", self._context.node, child.name, why, extra=place)
             self.on_restart()
             try:
                 self._start()

@@ -97,6 +97,11 @@ class Executor:
         return f"<Executor {self.name}>"
 
     @property
+    def pipeline(self) -> str:
+        """The pipeline's name, for the log."""
+        return self._context.pipeline
+
+    @property
     def owner(self) -> Owner:
         return self._owner
 
@@ -169,7 +174,7 @@ class Executor:
                 try:
                     backend.close()
                 except Exception:
-                    logger.exception("%s: close failed", self.name)
+                    logger.exception("%s: close failed", self.name, extra={"pipeline": self._context.pipeline, "node": self._context.node})
             del backend
             self._report(owner.executor_stopped)
 
@@ -246,5 +251,5 @@ def _log(batch: Batch, failed: list[Entry], error: Exception) -> None:
     what = "an item" if len(failed) == 1 else f"a batch of {len(failed)} items"
     logger.error(
         "node %s: %s failed%s", batch.node, what, f" (requests {requests})" if requests else "", exc_info=error,
-        extra={"node": batch.node},
+        extra={"request_id": requests, "pipeline": getattr(batch.executor, "pipeline", None), "node": batch.node},
     )  # fmt: skip

@@ -69,6 +69,7 @@ class Node:
         )
         self.closed = False
         self._pipeline = pipeline
+        self._place = {"pipeline": pipeline.name, "node": config.name}  # for the log
         self._loop = loop
         self._clock = clock
         self._on_batch = on_batch
@@ -161,7 +162,9 @@ class Node:
         if any(killed):
             await asyncio.wait([self._stopped], timeout=KILL_TIMEOUT)
         for executor in self._executors:
-            logger.warning("%s did not stop within %g s and is left behind; it is at\n%s", executor.name, timeout, executor.stack())
+            logger.warning(
+                "%s did not stop within %g s and is left behind; it is at\n%s", executor.name, timeout, executor.stack(), extra=self._place
+            )
         self._executors.clear()
 
     # arrivals and departures
@@ -231,7 +234,8 @@ class Node:
         executor: Executor = batch.executor
         logger.error(
             "node %s: %s has run one batch for more than %g s; the node is not ready until it ends. It is at\n%s",
-            self.name, executor.name, self.config.stuck_after, executor.stack(), extra={"node": self.name},
+            self.name, executor.name, self.config.stuck_after, executor.stack(),
+            extra={"request_id": ", ".join(entry.request_id for entry in batch.entries if entry.request_id), **self._place},
         )  # fmt: skip
         # The thread can't be interrupted, and may never come back. Its callers are not kept waiting for that.
         for entry in batch.entries:
@@ -286,7 +290,7 @@ class Node:
                 failure.__cause__ = error
                 self._loading.set_exception(failure)
             return
-        logger.error("node %s: %s died and is restarted", self.name, executor.name, exc_info=error, extra={"node": self.name})
+        logger.error("node %s: %s died and is restarted", self.name, executor.name, exc_info=error, extra=self._place)
         if executor.loaded:
             self._missing += 1
         batch = self.scheduler.remove(executor)

@@ -514,6 +514,12 @@ def test_a_backend_that_raises(client):
     assert "PredictProbe" in found["detail"] and "ValueError" in found["detail"]
 
 
+def test_a_failure_is_logged_with_its_request_pipeline_and_node(client, caplog):
+    client.post("/predict/probe", content=b"fail", headers={"X-Request-Id": "photo-1"})
+    (record,) = (record for record in caplog.records if record.name == "penstock.executor")
+    assert (record.request_id, record.pipeline, record.node) == ("photo-1", "probe", "probe")
+
+
 def test_our_own_mistakes_are_named_by_their_request_id_only(running, caplog):
     app = create_app(config())
     with running(app) as client:
