@@ -154,6 +154,8 @@ class Predict:
                 images = (await self._fetched(found, pipeline, call, loop),) if isinstance(found, Link) else found
             if call.deadline is not None:
                 timeout = _seconds_left(call.deadline, loop.time() - call.started)
+            if pipeline.state != "ready":  # replaced while the body came: the new one answers
+                pipeline = self._pipelines.get(name)
             if many:
                 answer = await self._answer_many(pipeline, images, timeout, priority, call)
                 headers = [_JSON, (b"content-length", b"%d" % len(answer))]

@@ -520,6 +520,18 @@ def test_a_failure_is_logged_with_its_request_pipeline_and_node(client, caplog):
     assert (record.request_id, record.pipeline, record.node) == ("photo-1", "probe", "probe")
 
 
+def test_a_pipeline_that_is_replaced_while_the_body_comes(running, tmp_path):
+    (tmp_path / "probe.toml").write_text('[probe]\nbackend = "PredictProbe"\n')
+    settings = Settings(admin_token="token", allow_model_control=True)
+    with running(create_app(tmp_path / "probe.toml", settings=settings)) as client, Wire(client) as wire:
+        wire.send(head(length=4) + b"ab")
+        assert client.get("/health/ready").status_code == 200  # by now the head has been read
+        assert client.post("/pipelines/probe/load", headers={"Authorization": "Bearer token"}).status_code == 200
+        wire.send(b"cd")
+        status, _, body = wire.read()
+        assert (status, json.loads(body)) == (200, {"result": 4})
+
+
 def test_our_own_mistakes_are_named_by_their_request_id_only(running, caplog):
     app = create_app(config())
     with running(app) as client:
