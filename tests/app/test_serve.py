@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -158,6 +160,32 @@ def test_a_port_that_is_taken(spawn, digits):
         second = spawn("serve", digits, "--port", client.base_url.port)
         assert second.end() != 0
         assert "address already in use" in "".join(second.lines) and "Traceback" not in "".join(second.lines)
+
+
+@pytest.mark.parametrize("offer", ["Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n",
+                                   "Connection: keep-alive, upgrade\r\nUpgrade: websocket\r\n"])  # fmt: skip
+def test_an_offer_to_upgrade_is_ignored(spawn, digits, digit, offer):
+    server = spawn("serve", digits, "--port", 0)
+    with server.listening() as client:
+        server.wait_for("ready")
+        chunked = f"Transfer-Encoding: chunked\r\n\r\n{len(digit):x}\r\n".encode() + digit + b"\r\n0\r\n\r\n"
+        sized = f"Content-Length: {len(digit)}\r\n\r\n".encode() + digit
+        for body in (sized, chunked):
+            request = f"POST /predict/digits HTTP/1.1\r\nHost: x\r\n{offer}".encode() + body
+            for pieces in ([request * 2], [request[:80], request[80:] + request], [request[:-20], request[-20:], request]):
+                with socket.create_connection((client.base_url.host, client.base_url.port), 10) as wire, wire.makefile("rb") as file:
+                    for piece in pieces:
+                        wire.sendall(piece)
+                        time.sleep(0.01)  # so that they come one by one
+                    for _ in range(2):
+                        assert b"200" in file.readline()
+                        headers = http.client.parse_headers(file)
+                        assert orjson.loads(file.read(int(headers["content-length"])))["label"] == "three"
+        with socket.create_connection((client.base_url.host, client.base_url.port), 10) as wire, wire.makefile("rb") as file:
+            wire.sendall(b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"400" in file.readline()
+        server.process.terminate()
+        assert server.end() == 0
 
 
 def test_json_logs_and_the_access_log(spawn, digits):
