@@ -18,7 +18,7 @@ def call_command(
     *,
     labels: Annotated[Path | None, typer.Option(help="For a bare .onnx model: its classes' names, one per line.")] = None,
     text: Annotated[bool, typer.Option("--text", help="The second argument is the data itself, a text.")] = False,
-    trace: Annotated[bool, typer.Option("--trace", help="Print what each node did, to standard error.")] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="Print what each node did, to standard error. Not in processes then.")] = False,
 ) -> None:
     """Run one image through a pipeline, print the answer as JSON. Exits with 1, and the reason, if there is none."""
     from penstock.backends.errors import PenstockError

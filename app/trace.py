@@ -1,7 +1,8 @@
 """What happens to one item on its way through a pipeline: for `penstock call --trace`.
 
 The backends of a traced pipeline are subclasses made for it, whose `forward` notes what it did. Nothing else knows of tracing, so
-pipelines that are not traced pay nothing for it.
+pipelines that are not traced pay nothing for it. Nodes of `executor = "process"` run on a thread for it: what happens in a child is out of
+sight.
 """
 
 from __future__ import annotations
@@ -42,9 +43,12 @@ class Trace:
         self.active = False
         self.steps: list[Step] = []
         nodes = {
-            name: replace(node, groups=tuple(replace(group, spec=self._watched(group.spec, name, 0)) for group in node.groups))
+            name: replace(
+                node, executor="thread", groups=tuple(replace(group, spec=self._watched(group.spec, name, 0)) for group in node.groups)
+            )
             for name, node in config.nodes.items()
         }
+        self._moved = {name for name, node in config.nodes.items() if node.executor != "thread"}
         self.config = replace(config, nodes=nodes)
 
     def _watched(self, spec: Spec, node: str, depth: int) -> Spec:
@@ -77,7 +81,7 @@ class Trace:
             steps = [step for step in self.steps if step.node == node]
             stage = times.get(node)
             timing = f": queue {_ms(stage.queue)}, run {_ms(stage.run)}, batch {stage.batch_size}" if stage is not None else ""
-            yield f"{node}{timing}"
+            yield f"{node}{timing}{', on a thread for the trace' if node in self._moved else ''}"
             yield f"    in: {_keys(steps[0].before)}"
             width = max(2 * step.depth + len(step.backend) for step in steps)
             for step in sorted(steps, key=lambda each: each.depth == 0):  # the whole expression comes after its members

@@ -104,6 +104,18 @@ def test_the_trace_of_images_has_shapes_and_dtypes(digits):
     assert "OnnxTensor" in lines[6] and "data: uint8 1×1×8×8" in lines[6] and "result: float32 1×10" in lines[6]
 
 
+def test_the_trace_of_a_node_that_runs_in_a_process(files):
+    text = (files / "text.toml").read_text().replace("[first]", '[first]\nexecutor = "process"')
+    (files / "process.toml").write_text(text)
+    answer = call(files / "process.toml", "three", "--text", "--trace")
+    assert answer.exit_code == 0, answer.stderr
+    assert json.loads(answer.stdout) == {"result": 5}
+    lines = answer.stderr.splitlines()
+    assert lines[0].startswith("first: queue") and lines[0].endswith(", on a thread for the trace")
+    assert lines[3].startswith("    ops.py:shout") and "result: 'THREE'" in lines[3]
+    assert lines[5].startswith("second: queue") and lines[5].endswith("batch 1")
+
+
 def test_a_soft_failure(files, digits):
     answer = call(digits, digits.parent / "labels.txt", "--trace")
     assert answer.exit_code == 1 and not answer.stdout
