@@ -181,7 +181,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # ours may be a program's answer, or closed
                 pass_fds=(theirs.fileno(), inbox, outbox),
-                start_new_session=True,  # Ctrl-C is for us: we drain first
+                process_group=0,  # Ctrl-C is for us: we drain first. Not a session: nice values count within one (autogroup)
                 env=_environment(),
             )  # fmt: skip
         except BaseException:

@@ -23,11 +23,19 @@ from .wire import Change, Loaded, Order
 
 _PR_SET_PDEATHSIG = 1
 
+_NICE = 10
+"""Added to the server's nice value: where all processors are taken, the event loop should not wait for a child's time slice. Beside 2 busy
+children on 2 processors a no-op pipeline's p99 went from 3.6 and 3.9 ms to 2.9 and 0.4 (two series of paired runs), at the same throughput.
+What is left is other programs' time slices. Tried: the nice value of a session of the child's own (/proc/self/autogroup), which gave 0.2 to
+1.1 ms, but half the throughput as soon as another session computes; SCHED_IDLE and shorter slices, which gave nothing more."""
+
 
 def main(arguments: list[str]) -> None:
     """`arguments`: the parent's process id, then the descriptors of socket, outbox and inbox."""
     parent, *descriptors = map(int, arguments)
     die_with(parent)
+    os.nice(_NICE)
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # a group in the background of a terminal that is set `tostop` may write, too
     for number in (signal.SIGINT, signal.SIGTERM):
         # Sent to a terminal's or a service's whole group: the parent drains first, then closes us. A handler that does nothing,
         # since SIG_IGN would be inherited by whatever the backend starts.
