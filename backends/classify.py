@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +18,11 @@ class SoftmaxArgMaxParams(Params):
     labels: str | None = Field(None, description="File with a label a line, in the order of the classes; beside the pipeline's file.")
     top_k: int = Field(1, ge=1, description="How many of the best classes `top` lists; 1: no `top`.")
     softmax: bool = Field(True, description="Whether data are logits; false: they are probabilities already.")
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """A label a line. Raises OSError and UnicodeDecodeError."""
+    return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines())
 
 
 class SoftmaxArgMaxTensor(Backend):
@@ -39,7 +45,7 @@ class SoftmaxArgMaxTensor(Backend):
         if params.labels is not None:
             path = context.resolve(params.labels)
             try:
-                self.labels = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines())
+                self.labels = read_labels(path)
             except (OSError, UnicodeDecodeError) as error:
                 raise BackendError(f"SoftmaxArgMaxTensor: the labels {path} can't be read: {error}") from error
             self.labels_path = path

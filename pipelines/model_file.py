@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from penstock.backends.classify import read_labels
 from penstock.backends.errors import ConfigError, Problem
 
 from .source import Tables
@@ -41,6 +42,7 @@ def classifier(path: Path, labels: Path | None) -> Tables:
             raise ConfigError([Problem("labels are given, and the model is no classifier: its answer is not one row of scores", str(path))])
         if not labels.is_file():
             raise ConfigError([Problem("there is no such file: expected the labels, one per line", str(labels))])
+        _check_count(labels, _shape(graph.output[0])[0][1], path)
         model["SoftmaxArgMaxTensor::labels"] = str(labels.resolve())
         label = {"kind": "text", "labels": str(labels.resolve()), "description": "The best class's label."}
         outputs = {"label": label, **outputs}
@@ -81,6 +83,16 @@ def _image_input(graph: Any, path: Path) -> tuple[int, int, int]:
 def _gives_scores(graph: Any) -> bool:
     """Whether the model's one output is a row of scores per image."""
     return len(graph.output) == 1 and len(_shape(graph.output[0])[0]) == 2
+
+
+def _check_count(labels: Path, classes: Any, path: Path) -> None:
+    """A label for each class, where the model says how many it has. Else every request would fail."""
+    try:
+        count = len(read_labels(labels))
+    except (OSError, ValueError) as error:
+        raise ConfigError([Problem(f"the labels can't be read: {error}", str(labels))]) from error
+    if isinstance(classes, int) and classes > 0 and count != classes:
+        raise ConfigError([Problem(f"found {count} labels, expected {classes}: the classes of {path}", str(labels))])
 
 
 def _shape(value: Any) -> tuple[list[Any], str]:

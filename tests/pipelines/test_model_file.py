@@ -75,5 +75,14 @@ def test_files_that_will_not_do(tmp_path: Path) -> None:
     assert "the model has 2 inputs" in refusal(save_model(tmp_path / "m.onnx", ["N", 3, 4, 4], inputs=2))
     assert "no such file: expected an ONNX model" in refusal(tmp_path / "none.onnx")
     assert "no such file: expected the labels" in refusal(DIGITS / "digits.onnx", tmp_path / "none.txt")
+
+
+def test_labels_that_can_not_be_the_models(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("zero\none\ntwo\n")
+    assert "labels.txt: found 3 labels, expected 10: the classes of" in refusal(DIGITS / "digits.onnx", labels)
+    from_model(save_model(tmp_path / "open.onnx", ["N", 3, 8, 8]), labels)  # as many classes as it likes
+    labels.write_bytes(b"\xff")
+    assert "the labels can't be read" in refusal(DIGITS / "digits.onnx", labels)
     (tmp_path / "text.onnx").write_text("hello")
     assert "this is no ONNX model" in refusal(tmp_path / "text.onnx")
