@@ -75,13 +75,13 @@ def check(
 @command_line.command()
 def backends(name: Annotated[str | None, typer.Argument(help="One backend, to see its parameters.")] = None) -> None:
     """List the backends that expressions may name, or describe one."""
-    from penstock.backends.registry import PLANNED, backend_names, describe
+    from penstock.backends.registry import PLANNED, describe, describe_all
 
     from .tables import print_backend, print_backends
 
     try:
         if name is None:
-            print_backends([describe(each) for each in backend_names()], PLANNED)
+            print_backends(describe_all(), PLANNED)
         else:
             print_backend(describe(name))
     except ConfigError as error:

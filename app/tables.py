@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from inspect import cleandoc
 
 from rich import box
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from penstock.backends.engines.absent import Absent
 from penstock.backends.registry import BackendDescription
 from penstock.backends.spec import Spec
 from penstock.backends.type_names import value_name
@@ -26,6 +27,17 @@ def print_pipelines(configs: Iterable[PipelineConfig]) -> None:
             table.add_row(*map(Text, _row(node)))
         console.print(Text(f"{config.name}: fine, {len(config.nodes)} node{'s' * (len(config.nodes) != 1)} ({config.source or 'no file'})"))
         console.print(table)
+        for node in config.nodes.values():
+            for reason in dict.fromkeys(reason for group in node.groups for reason in _absent(group.spec)):
+                console.print(Text(f"{node.name} can't run here: {reason}\n"), soft_wrap=True)
+
+
+def _absent(spec: Spec) -> Iterator[str]:
+    """Why members of an expression can be checked and not run."""
+    if issubclass(spec.cls, Absent):
+        yield spec.cls.reason
+    for child in spec.children:
+        yield from _absent(child)
 
 
 def _row(node: NodeConfig) -> tuple[str, ...]:
@@ -76,6 +88,8 @@ def print_backend(found: BackendDescription) -> None:
 
 def _why_not(found: BackendDescription) -> str:
     """Why it can't be used here; "" where it can."""
+    if found.problem:
+        return found.problem
     missing = "" if found.extra_installed else f"needs penstock[{found.extra}]"
     return ", ".join(filter(None, ("" if found.available else "not in this version", missing)))
 

@@ -173,6 +173,8 @@ class BackendDescription:
     """False: known by name and parameters only in this version."""
     alias_of: str = ""
     """The backend that this is another name of; "" where it is none."""
+    problem: str = ""
+    """Why an installed package's can't be loaded."""
 
 
 def describe(name: str) -> BackendDescription:
@@ -185,6 +187,17 @@ def describe(name: str) -> BackendDescription:
     doc = (cls.__doc__ or "").strip()
     alias_of = cls.__name__ if BUILTINS.get(name) == BUILTINS.get(cls.__name__, "") and name != cls.__name__ else ""
     return BackendDescription(name, doc, parameters, extra, not extra or extra_installed(extra), name not in ABSENT, alias_of)
+
+
+def describe_all() -> list[BackendDescription]:
+    """Every name that an expression may use. One that can't be loaded hides none of the others."""
+    found = []
+    for name in backend_names():
+        try:
+            found.append(describe(name))
+        except ConfigError as error:
+            found.append(BackendDescription(name, "", None, "", True, False, problem=str(error)))
+    return found
 
 
 def _describe_field(key: str, found: FieldInfo) -> ParameterDescription:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
+
 import pytest
 from typer.testing import CliRunner
 
 from penstock.app.cli import command_line
 from penstock.app.settings import Settings
+from penstock.backends import registry
 
 
 @pytest.fixture
@@ -116,6 +119,20 @@ def test_backends_say_what_is_missing(run, monkeypatch):
     assert "GpuTensor (not here: not in this version)" in run("backends", "GpuTensor").stdout
     listed = " ".join(run("backends").stdout.split())
     assert "TensorrtTensor no not in this version, needs penstock[tensorrt]" in listed
+
+
+def test_a_broken_package_hides_no_other_backend(run, monkeypatch):
+    broken = EntryPoint("Broken", "penstock.backends.nothing:There", registry.GROUP)
+    monkeypatch.setattr(registry, "_installed", lambda: {"Broken": broken})
+    answer = run("backends")
+    listed = " ".join(answer.stdout.split())
+    assert answer.exit_code == 0 and "Broken no the backend Broken of" in listed and "DecodeMat yes" in listed
+
+
+def test_check_says_what_can_not_run_here(run, digits):
+    answer = run("check", digits.parents[1] / "resnet" / "guide.toml")
+    assert answer.exit_code == 0 and "resnet50 can't run here: TensorrtTensor" in answer.stdout
+    assert answer.stdout.count("can't run here") == 1
 
 
 def test_backends_name_those_to_come(run, monkeypatch):
