@@ -100,6 +100,9 @@ class ProcessBackend(Backend):
             answer: list[Change] | Failure = child.channel.receive()
         except PeerGoneError:
             raise self._died(self._replace(child)) from None
+        except Exception as error:  # what can't be pickled, there or back: named by the backend, not by its proxy
+            self._name(error)
+            raise
         if isinstance(answer, Failure):
             raise answer.rebuild(child.name)
         for item, change in zip(batch, answer, strict=True):
@@ -158,8 +161,11 @@ class ProcessBackend(Backend):
 
     def _died(self, why: str) -> ProcessDiedError:
         error = ProcessDiedError(why)
-        error.penstock_backend = self.spec.cls.__name__  # type: ignore[attr-defined]
+        self._name(error)
         return error
+
+    def _name(self, error: Exception) -> None:
+        error.penstock_backend = self.spec.cls.__name__  # type: ignore[attr-defined]
 
 
 class Child:

@@ -149,6 +149,13 @@ async def test_only_the_item_that_kills_fails(ops: Path, caplog: pytest.LogCaptu
     assert "was killed by SIGKILL; it is started again" in caplog.text
 
 
+async def test_what_can_not_be_sent_names_the_backend_and_not_its_proxy(ops: Path) -> None:
+    async with running(ops) as pipeline:
+        found = await outcomes(pipeline, "a", threading.Lock())
+        assert found[0] == "a" and type(found[1]) is BackendError
+        assert str(found[1]).startswith("node 'work': backend Work raised TypeError: cannot pickle")
+
+
 async def test_without_retry_the_whole_batch_fails(ops: Path) -> None:
     async with running(ops, retry=False) as pipeline:
         found = await outcomes(pipeline, "a", "kill")
