@@ -138,6 +138,7 @@ class Pipeline:
         self.state = "created"  # then loading, ready, draining, closed
         self._clock = clock
         self.entry: Node
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._create_future: Callable[[], asyncio.Future[Item]]
         self._admission = Admission(config.max_requests)
 
@@ -161,7 +162,7 @@ class Pipeline:
         if self.state != "created":
             raise RuntimeError(f"pipeline {self.name!r} was started before; load it again")
         self.state = "loading"
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         self._create_future = loop.create_future
         update = self._admission.update
         self.nodes = nodes = tuple(Node(config, self.config, loop, self._clock, update) for config in self.config.nodes.values())
@@ -237,8 +238,14 @@ class Pipeline:
         `timeout`: seconds until the deadline, at most the pipeline's own. `priority`: 1 (highest) to the entry node's `priority_levels`.
 
         Raises `InvalidInput` for a soft failure (in a list it stays with its item, as `error`), `MissingData`, `QueueFull`, `Overloaded`,
-        `NotReady`, `DeadlineExceeded`, `BackendError`. An exception in one item of a list cancels the others.
+        `NotReady`, `DeadlineExceeded`, `BackendError`. An exception in one item of a list cancels the others. RuntimeError in another
+        event loop than that of `start`.
         """
+        if asyncio._get_running_loop() is not self._loop and self._loop is not None:
+            raise RuntimeError(
+                f"pipeline {self.name!r} was started in another event loop than this one, and can be called in that one only: load it "
+                "once for each loop, or use `penstock.pipe`, which takes calls from any thread"
+            )
         if type(item) is not dict and isinstance(item, (list, tuple)):
             return await self._call_many(item, timeout, priority)
         run = self.submit_nowait(as_item(item), timeout, priority)

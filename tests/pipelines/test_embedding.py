@@ -83,6 +83,16 @@ def test_two_loops_in_one_process(first: str, second: str) -> None:
         assert [each.result(BOUND) for each in uses] == [list(range(1, 201))] * 3
 
 
+async def test_another_loop_is_told_whose_the_pipeline_is() -> None:
+    """And nothing is queued from a thread that the scheduler knows nothing of."""
+    async with Pipeline.load("Hold") as pipeline:
+        for given in ({"data": 1}, [{"data": 1}]):
+            with pytest.raises(RuntimeError, match=r"'pipeline' was started in another event loop than this one.*once for each loop"):
+                await asyncio.to_thread(run_on, asyncio.new_event_loop, lambda given=given: pipeline(given))
+        assert pipeline.inside == 0
+        assert (await pipeline({"data": 1}))["result"] == 2
+
+
 async def test_a_pipeline_closed_while_requests_are_inside_ends_every_future() -> None:
     """At the first node and the second, running and queued, single and in a list; those that run may end within the bound."""
     pipeline = Pipeline.load({"a": {"backend": "Hold", "max": 1, "next": "b"}, "b": {"backend": "Hold", "max": 1}})
