@@ -19,6 +19,7 @@ command_line = typer.Typer(
     name="penstock",
     help="Penstock serves deep-learning pipelines over HTTP.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # its tables cut long names off ("PENSTOCK_ALLOW_M…")
     add_completion=False,
     pretty_exceptions_enable=False,
 )
