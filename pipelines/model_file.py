@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from penstock.backends.classify import read_labels
 from penstock.backends.errors import ConfigError, Problem
 
-from .source import Tables
+from .source import Tables, name_of
 
 COLORS = {1: "gray", 3: "rgb"}
 """Channels of the model's input -> the colour that images are converted to."""
@@ -46,9 +45,8 @@ def classifier(path: Path, labels: Path | None) -> Tables:
         model["SoftmaxArgMaxTensor::labels"] = str(labels.resolve())
         label = {"kind": "text", "labels": str(labels.resolve()), "description": "The best class's label."}
         outputs = {"label": label, **outputs}
-    name = re.sub(r"[^A-Za-z0-9_.\-]", "_", path.stem)
     tables = {"prepare": prepare, "model": model}
-    return Tables(name, tables, pipeline={"outputs": outputs}, file=str(path), directory=path.resolve().parent)
+    return Tables(name_of(path), tables, pipeline={"outputs": outputs}, file=str(path), directory=path.resolve().parent)
 
 
 def _read(path: Path) -> Any:

@@ -15,6 +15,7 @@ from penstock.backends.suggestions import did_you_mean
 
 from .config import PipelineConfig, from_model, load, load_directory
 from .pipeline import Pipeline
+from .source import name_of
 
 logger = logging.getLogger("penstock.repository")
 
@@ -227,7 +228,7 @@ class Repository:
             try:
                 found = load(file)
             except ConfigError:
-                if file.stem == name:
+                if name_of(file) == name:
                     raise
                 continue  # another one's mistake
             if found.name == name:

@@ -64,7 +64,12 @@ def _read_file(path: Path) -> Tables:
         raise ConfigError([Problem(f"no UTF-8 text at byte {error.start}", file)]) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([Problem(f"no TOML: {error}", file)]) from error
-    return _split(content, Tables(path.stem, {}, file=file, directory=path.resolve().parent))
+    return _split(content, Tables(name_of(path), {}, file=file, directory=path.resolve().parent))
+
+
+def name_of(path: Path) -> str:
+    """A pipeline's name from its file's: what a `[pipeline] name` may not have (`?`, spaces) would break URLs and generated clients."""
+    return re.sub(r"[^A-Za-z0-9_.\-]|^[.\-]", "_", path.stem)
 
 
 def _split(content: dict[Any, Any], tables: Tables) -> Tables:

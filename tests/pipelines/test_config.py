@@ -372,6 +372,13 @@ def test_features_to_come_say_so(key: str) -> None:
     assert problem({"n": {"backend": "Scale", key: "x"}}) == f"[n] {key}: {key} is not supported by this version yet"
 
 
+@pytest.mark.parametrize(("file", "name"), [("my file", "my_file"), ("a?#%b", "a___b"), ("-x", "_x"), (".x.v2-a", "_x.v2-a"), ("ä", "_")])
+def test_a_file_names_its_pipeline_as_a_url_can(tmp_path: Path, file: str, name: str) -> None:
+    path = tmp_path / f"{file}.toml"
+    path.write_text('[a]\nbackend = "Scale"\n')
+    assert load(path).name == name
+
+
 def test_names_of_nodes(tmp_path: Path) -> None:
     assert "reserved" in problem({"data": {"backend": "Scale"}})
     assert "reserved" in problem({"_a": {"backend": "Scale"}})
