@@ -17,7 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock.backends.errors import DeadlineExceeded, InvalidRequest, PenstockError, UnsupportedMedia
 from penstock.backends.item import Item
-from penstock.pipelines.pipeline import Pipeline, Run
+from penstock.pipelines.pipeline import Pipeline
+from penstock.pipelines.run import Run
 
 from .auth import path_of
 from .body import ClientLeft, Link, check_length, form_of, images_of, must_close, read_rest, sniff

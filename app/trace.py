@@ -16,7 +16,7 @@ from penstock.backends.base import Backend
 from penstock.backends.item import Item
 from penstock.backends.spec import Spec
 from penstock.pipelines.definition import PipelineConfig
-from penstock.pipelines.pipeline import Stage
+from penstock.pipelines.run import Stage
 
 
 @dataclass(slots=True)

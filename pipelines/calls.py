@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from penstock.backends.item import Item
 
-from .pipeline import Pipeline, Run
+from .pipeline import Pipeline
+from .run import Run
 
 CALLERS_OWN = ("data", "event", "node_name")
 """Keys that no answer replaces in the caller's dict."""
