@@ -116,11 +116,6 @@ class Node:
         return list(self._executors)
 
     @property
-    def has_executors(self) -> bool:
-        """Whether at least one executor is there to take work."""
-        return bool(self.scheduler.idle or self.scheduler.running)
-
-    @property
     def seconds_per_item(self) -> float:
         """How long the node takes per row, with all its executors at work; 0 before the first batch."""
         return self.statistics.seconds_per_item / max(1, len(self.scheduler.idle) + len(self.scheduler.running))

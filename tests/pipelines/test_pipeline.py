@@ -469,7 +469,7 @@ async def test_a_thread_that_dies_fails_its_futures_and_is_restarted(caplog: pyt
                 await call
             assert isinstance(caught.value.__cause__, SystemExit)
         assert pipeline.not_ready == "node 'node': 1 of 1 executors are not running"
-        assert not pipeline.nodes[0].has_executors
+        assert repr(pipeline.nodes[0].scheduler).endswith(": 0 active, 0 idle, 1 queued>")
         assert not calls[2].done()
         cls.init_gate.open()
         assert (await calls[2])["result"] == "queued"
