@@ -45,6 +45,12 @@ class NodeConfig:
     """Seconds after which a running forward makes the node not ready."""
     executor: str = "thread"
     """Where its backends run: `thread`, or `process` (a child process for each instance)."""
+    filter: str | None = None
+    """The name of the filter in front of it; None: `Run` where there is a `map`, else `swap`."""
+    map: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
+    """For each source node, the keys to take of it and the names they get here: (("det", (("result", "boxes"),)),)."""
+    shares: str | None = None
+    """The node whose executors and queue it uses (logical nodes, `borrow_from`); None: it has its own. With it, `groups` is empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,7 @@ DEFAULT_INPUTS = (Port("data", "image"),)
 class PipelineConfig:
     name: str
     nodes: dict[str, NodeConfig]
-    """In the order in which items pass them."""
+    """In topological order: each after all of its predecessors."""
     directory: Path = field(default_factory=Path)
     source: str = ""
     """The file, for messages."""
@@ -79,3 +85,9 @@ class PipelineConfig:
     """Bound on requests inside."""
     timeout: float = 30.0
     """Deadline of a request that asks for none, and the longest one may ask for; seconds."""
+    entry: str | None = None
+    """The node where requests come in that name none; None: the one root that no `jump` leads to (several: requests must name one)."""
+    loop: bool = False
+    """An item that leaves with `restart` enters again at the node that it names."""
+    max_rounds: int = 10_000
+    """How often an item may pass the graph in a `loop`."""
