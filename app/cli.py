@@ -70,6 +70,9 @@ def check(
         repository = Repository.read(path, labels=labels)
     except ConfigError as error:
         _fail(error)
+    for config in repository.configs.values():
+        for warning in config.warnings:
+            typer.echo(f"warning: {warning}", err=True)
     print_pipelines(repository.configs.values())
 
 

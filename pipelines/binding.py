@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from penstock.backends.base import Backend
+from penstock.backends.composite import Composite
 from penstock.backends.errors import ConfigError, Problem
 from penstock.backends.expression import Expression
 from penstock.backends.registry import BUILTINS, backend_names, find_backend
@@ -22,9 +23,9 @@ from penstock.backends.suggestions import did_you_mean
 from penstock.backends.user import adapt, load
 
 from .graph import LATER
-from .schema import GROUP_KEYS, NODE_KEYS, STRUCTURE_KEYS, UNSUPPORTED_KEYS, problems_of
+from .schema import GROUP_KEYS, NODE_KEYS, STRUCTURE_KEYS, problems_of
 
-RESERVED_BY_NODE = NODE_KEYS | STRUCTURE_KEYS | UNSUPPORTED_KEYS
+RESERVED_BY_NODE = NODE_KEYS | STRUCTURE_KEYS
 
 
 @dataclass(slots=True)
@@ -120,7 +121,12 @@ def _find(tree: Expression, directory: Path, problems: list[Problem]) -> Member 
     if len(children) < fewest or (most is not None and len(children) > most):
         expected = "none" if most == 0 else str(fewest) if most == fewest else f"{fewest} to {most}" if most else f"at least {fewest}"
         problems.append(Problem(f"{name} takes {expected} in brackets, found {len(children)}", key="backend"))
-    return Member(name, cls, tree, args, frozenset(addresses), [child for child in children if child is not None])
+    found = [child for child in children if child is not None]
+    for child in found:
+        if issubclass(child.cls, Composite):
+            reason = "it waits for other nodes, and a thread that runs backends must never be held by waiting"
+            problems.append(Problem(f"{child.name} inside {name}: it must be a node's whole expression, since {reason}", key="backend"))
+    return Member(name, cls, tree, args, frozenset(addresses), found)
 
 
 def _check_keys(members: list[Member], own: Mapping[str, Any], binding: Binding) -> None:

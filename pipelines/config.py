@@ -1,6 +1,7 @@
 """A pipeline's configuration: read, merged, checked; every problem reported at once. Knows TOML and nothing of running.
 
-`source.py` reads, `node_table.py` and `binding.py` understand nodes, `graph.py` orders them, `definition.py` has what comes out.
+`source.py` reads, `node_table.py` and `binding.py` understand nodes, `structure.py` what they say of one another, `definition.py` has
+what comes out.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from penstock.backends.item import may_come_from_network
 from penstock.backends.suggestions import did_you_mean
 
 from .definition import DEFAULT_INPUTS, DEFAULT_MAX, GroupConfig, NodeConfig, PipelineConfig, Port
-from .graph import LATER, order, successors
+from .graph_checks import check_entry
 from .node_table import build_node, check_name
-from .schema import NODE_KEYS, UNSUPPORTED_PIPELINE_KEYS, PipelineTable, PortTable, problems_of
+from .schema import NODE_KEYS, STRUCTURE_KEYS, PipelineTable, PortTable, problems_of
+from .sharing import check_shared, share
 from .source import Tables, read
+from .structure import Structure
 
 __all__ = ["DEFAULT_MAX", "GroupConfig", "NodeConfig", "PipelineConfig", "Port", "build", "from_model", "load", "load_directory"]
 
@@ -60,29 +63,22 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
     """The configuration that tables make. Raises ConfigError with every problem they have."""
     problems = list(tables.problems)
     settings = _read_settings(tables.pipeline, problems)
-    graph: dict[str, tuple[str, ...]] = {}
-    nodes: dict[str, NodeConfig] = {}
-    used: set[str] = set()
-    known: set[str] = set(NODE_KEYS)
-    for node, keys in tables.nodes.items():
-        found = check_name(node, tables.nodes)
-        following, wrong = successors(node, keys.get("next", tables.defaults.get("next")), tables.nodes)
-        graph[node] = following
-        config, binding, more = build_node(node, keys, tables.defaults, following, tables.directory)
-        used |= binding.used_defaults
-        known |= binding.known_keys
-        problems += [replace(problem, node=problem.node or node) for problem in (*found, *wrong, *more)]
-        if config is not None:
-            nodes[node] = config
-    for key in sorted(set(tables.defaults) - used):
-        problems.append(Problem(f"no node knows this key{did_you_mean(key, known)}", key=key))
-    ordered, wrong = order(graph, broken=any(problem.key == "next" for problem in problems))
-    problems += wrong
+    structure = Structure(tables)
+    problems += structure.problems
+    nodes = _build_nodes(tables, structure, problems)
+    problems += structure.check(nodes)
+    if settings is not None and settings.entry is not None:
+        problems += check_entry(structure.graph, settings.entry, structure.sources)
     if problems or settings is None:
+        places = {node: place for place, node in enumerate(("pipeline", "global", *tables.nodes))}
+        problems.sort(key=lambda problem: places.get(problem.node, len(places)))
         raise ConfigError(list(dict.fromkeys(replace(problem, file=problem.file or tables.file) for problem in problems)))
     return PipelineConfig(
         name=name or settings.name or tables.name,
-        nodes={node: nodes[node] for node in ordered},
+        nodes={
+            node: replace(nodes[node], filter=structure.filters.get(node), map=structure.maps.get(node, ()))
+            for node in structure.graph.order
+        },
         directory=tables.directory,
         source=tables.file,
         version=settings.version,
@@ -91,7 +87,36 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
         outputs=_ports(settings.outputs),
         max_requests=settings.max_requests,
         timeout=settings.timeout,
+        entry=settings.entry,
+        loop=settings.loop or tables.loop,
+        max_rounds=settings.max_rounds,
+        warnings=tuple(str(replace(warning, file=tables.file)) for warning in structure.warnings),
     )
+
+
+def _build_nodes(tables: Tables, structure: Structure, problems: list[Problem]) -> dict[str, NodeConfig]:
+    """Every node that is right in itself, in the order of the file."""
+    nodes: dict[str, NodeConfig] = {}
+    used: set[str] = set()
+    known: set[str] = set(NODE_KEYS)
+    for node, keys in tables.nodes.items():
+        found = check_name(node, tables.nodes)
+        if node in structure.owners:
+            found += check_shared(node, structure.owners[node], keys, tables.file)
+        else:
+            config, binding, wrong = build_node(node, keys, tables.defaults, structure.graph.following[node], tables.directory)
+            found += wrong
+            used |= binding.used_defaults
+            known |= binding.known_keys
+            if config is not None:
+                nodes[node] = config
+        problems += [replace(problem, node=problem.node or node) for problem in found]
+    for key in sorted(set(tables.defaults) - used - STRUCTURE_KEYS):
+        problems.append(Problem(f"no node knows this key{did_you_mean(key, known)}", key=key))
+    for node, owner in structure.owners.items():
+        if owner in nodes:
+            nodes[node] = share(node, nodes[owner], structure.graph.following[node])
+    return nodes
 
 
 def _ports(tables: Mapping[str, PortTable]) -> tuple[Port, ...]:
@@ -102,10 +127,8 @@ def _read_settings(table: Any, problems: list[Problem]) -> PipelineTable | None:
     if not isinstance(table, dict):
         problems.append(Problem(f"expected a table, found {table!r}", node="pipeline"))
         return None
-    later = UNSUPPORTED_PIPELINE_KEYS & table.keys()
-    problems += [Problem(f"this key is {LATER}", node="pipeline", key=key) for key in sorted(later)]
     try:
-        settings = PipelineTable.model_validate({key: value for key, value in table.items() if key not in later})
+        settings = PipelineTable.model_validate(table)
     except ValidationError as error:
         problems += [replace(problem, node="pipeline") for problem in problems_of(error, PipelineTable.model_fields)]
         return None

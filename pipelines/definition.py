@@ -91,3 +91,5 @@ class PipelineConfig:
     """An item that leaves with `restart` enters again at the node that it names."""
     max_rounds: int = 10_000
     """How often an item may pass the graph in a `loop`."""
+    warnings: tuple[str, ...] = ()
+    """What is allowed and may not be what was meant; `penstock check` prints it."""

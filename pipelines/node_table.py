@@ -9,16 +9,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from penstock.backends.composite import Composite
 from penstock.backends.errors import ConfigError, Problem
 from penstock.backends.expression import parse
 from penstock.backends.item import RESERVED_KEYS
 from penstock.backends.spec import Spec
-from penstock.backends.suggestions import nearest
+from penstock.backends.suggestions import did_you_mean, nearest
 
 from .binding import Binding, bind, check_roughly
 from .definition import GroupConfig, NodeConfig
-from .graph import LATER
-from .schema import GROUP_KEYS, NODE_KEYS, UNSUPPORTED_KEYS, NodeTable, problems_of
+from .schema import GROUP_KEYS, NODE_KEYS, STRUCTURE_KEYS, NodeTable, problems_of
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
@@ -27,12 +27,14 @@ def check_name(name: str, nodes: Collection[str]) -> list[Problem]:
     """What is wrong with a node's name."""
     if name in RESERVED_KEYS or name.startswith("_"):
         return [Problem(f"{name!r} is a reserved name: a node can't have it", node=name)]
-    base, dot, number = name.partition(".")
-    if dot and _NODE_NAME.fullmatch(base) and _NODE_NAME.fullmatch(number):
-        reason = f"logical nodes are {LATER}" if base in nodes else f"there is no node {base!r} whose logical node it could be"
-        return [Problem(reason, node=name)]
-    if not _NODE_NAME.fullmatch(name):
-        return [Problem("a node's name has letters, digits, _ and - only", node=name)]
+    base, *numbers = name.split(".")
+    if not all(_NODE_NAME.fullmatch(piece) for piece in (base, *numbers)):
+        return [Problem("a node's name has letters, digits, _ and - only, and one . if it is a logical node", node=name)]
+    if len(numbers) > 1:
+        return [Problem(f"a logical node has one . in its name, as in {base}.{numbers[0]}", node=name)]
+    if numbers and base not in nodes:
+        bases = (each for each in nodes if "." not in each)
+        return [Problem(f"there is no node {base!r} whose logical node it could be{did_you_mean(base, bases)}", node=name)]
     return []
 
 
@@ -40,8 +42,7 @@ def build_node(
     name: str, keys: Mapping[str, Any], defaults: Mapping[str, Any], following: tuple[str, ...], directory: Path
 ) -> tuple[NodeConfig | None, Binding, list[Problem]]:
     """The node, what became of its keys, and what is wrong with it (then there is no node)."""
-    problems = _check_structure(name, keys, defaults)
-    keys = {key: value for key, value in keys.items() if not isinstance(value, dict) or "::" in key}
+    problems: list[Problem] = []
     binding = _bind(keys, defaults, directory, problems)
     problems += binding.problems
     groups = [_build_group(*group, problems) for group in zip(binding.specs, binding.own, binding.defaults, strict=False)]
@@ -49,13 +50,17 @@ def build_node(
     if not groups:  # a broken expression hides nothing else
         plain |= {key: value for key, value in keys.items() if key in GROUP_KEYS and "&" not in str(value)}
     table = _validate(plain, problems)
+    composite = next((group.spec for group in groups if group and issubclass(group.spec.cls, Composite)), None)
+    if composite is not None:
+        _check_composite(composite, len(groups), keys, problems)
     if table is None or problems or not groups:
         return None, binding, problems
     levels = table.priority_levels
     priority = table.default_priority
     if priority is None:
         priority = (levels + 1) // 2
-    if table.executor == "process":
+    executor = table.executor if composite is None else "thread"  # it has none; a default of the file is for the others
+    if executor == "process":
         from penstock.backends.process import obstacles  # it imports numpy
 
         problems += [Problem(found, key="executor") for group in groups if group for found in obstacles(group.spec)]
@@ -66,32 +71,27 @@ def build_node(
         return None, binding, [Problem(f"found {priority}, expected {expected}", key="default_priority")]
     node = NodeConfig(
         name, tuple(group for group in groups if group), following, table.batching_timeout, levels, priority, table.retry,
-        table.stuck_after, table.executor,
+        table.stuck_after, executor,
     )  # fmt: skip
     return node, binding, problems
 
 
-def _check_structure(name: str, keys: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[Problem]:
-    problems = [Problem(f"{key} is {LATER}", key=key) for key in (*keys, *defaults) if key in UNSUPPORTED_KEYS]
-    for key, value in keys.items():
-        if isinstance(value, dict) and "::" not in key:
-            # TOML reads [rec.2] as a table 2 inside the table rec.
-            full = f"{name}.{key}"
-            if "backend" in keys:
-                problems.append(Problem(f"logical nodes are {LATER}", node=full))
-            else:
-                problems.append(Problem(f"there is no node {name!r} whose logical node it could be", node=full))
-    return problems
+def _check_composite(spec: Spec, groups: int, keys: Mapping[str, Any], problems: list[Problem]) -> None:
+    if groups > 1:
+        problems.append(Problem(f"{spec.name} has no instances, so a value with & means nothing here", key="backend"))
+    if keys.get("executor") == "process":
+        problems.append(Problem(f"{spec.name} waits for other nodes on the event loop: it can't run in a process", key="executor"))
 
 
 def _bind(keys: Mapping[str, Any], defaults: Mapping[str, Any], directory: Path, problems: list[Problem]) -> Binding:
     text = keys.get("backend", defaults.get("backend"))
+    if text is None and STRUCTURE_KEYS.issuperset(keys):  # torchpipe's files end in such: [final]
+        text = "Identity"
     if not isinstance(text, str):
         misspelt = nearest("backend", keys)
         hint = f" (is {misspelt!r} meant to be it?)" if misspelt and misspelt != "backend" else ""
         found = f"there is none{hint}" if text is None else f"found {text!r}"
-        if not any("whose logical node" in problem.message for problem in problems):
-            problems.append(Problem(f"expected an expression such as 'S[A,B]', {found}", key="backend"))
+        problems.append(Problem(f"expected an expression such as 'S[A,B]', {found}", key="backend"))
         keys = {key: value for key, value in keys.items() if key != misspelt}
     else:
         try:

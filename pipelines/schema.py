@@ -46,6 +46,9 @@ class PipelineTable(_Table):
     outputs: dict[str, PortTable] = {}
     max_requests: int = Field(1024, ge=1)
     timeout: float = Field(30.0, gt=0)
+    entry: str | None = None
+    loop: bool = False
+    max_rounds: int = Field(10_000, ge=1)
 
 
 _shapes: TypeAdapter[str] = TypeAdapter(Shapes)
@@ -86,10 +89,8 @@ class NodeTable(_Table):
 GROUP_KEYS = frozenset({"min", "max", "instance_num"})
 """Keys of the node itself that `&` may split."""
 NODE_KEYS = frozenset(NodeTable.model_fields)
-STRUCTURE_KEYS = frozenset({"backend", "next"})
-UNSUPPORTED_KEYS = frozenset({"filter", "map", "borrow_from", "jump"})
-"""Keys of torchpipe's that are Penstock's, and not there yet."""
-UNSUPPORTED_PIPELINE_KEYS = frozenset({"loop", "max_rounds"})
+STRUCTURE_KEYS = frozenset({"backend", "next", "map", "filter", "borrow_from"})
+"""Keys that say what a node is and where in the graph; no backend ever gets them."""
 
 
 def problems_of(error: ValidationError, known: Mapping[str, Any] | None = None, subject: str = "") -> Iterator[Problem]:

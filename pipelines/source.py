@@ -34,10 +34,20 @@ class Tables:
     file: str = ""
     directory: Path = field(default_factory=Path)
     problems: list[Problem] = field(default_factory=list)
+    loop: bool = False
+    """What torchpipe's `"Interpreter::backend" = "Ring"` says."""
 
 
 def read(source: object) -> Tables:
     """Raises TypeError for another type, ConfigError for what can't be read at all."""
+    try:
+        return _read(source)
+    except RecursionError:
+        file = str(source) if isinstance(source, (str, os.PathLike)) else ""
+        raise ConfigError([Problem("tables or arrays are nested too deep to be read", file)]) from None
+
+
+def _read(source: object) -> Tables:
     if isinstance(source, Mapping):
         return _split(dict(source), Tables("pipeline", {}))
     if isinstance(source, str) and not source.strip():
@@ -87,7 +97,7 @@ def _split(content: dict[Any, Any], tables: Tables) -> Tables:
         common = {}
     for key, value in content.items():
         if isinstance(value, dict):
-            tables.nodes[key] = value
+            _add_node(key, value, tables)
         elif isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
             tables.problems.append(Problem(f"expected one table, [{key}], found an array of tables", tables.file, key))
         else:
@@ -103,13 +113,31 @@ def _split(content: dict[Any, Any], tables: Tables) -> Tables:
     return tables
 
 
+def _add_node(name: str, table: dict[Any, Any], tables: Tables) -> None:
+    """A node, and the logical nodes in it: TOML reads `[rec.2]` as a table `2` inside the table `rec`."""
+    stack = [(name, table)]
+    while stack:
+        name, table = stack.pop()
+        inner = {key: value for key, value in table.items() if isinstance(key, str) and isinstance(value, dict) and "::" not in key}
+        own = {key: value for key, value in table.items() if key not in inner}
+        for key in [key for key in own if not isinstance(key, str)]:
+            tables.problems.append(Problem(f"a key must be text, found {key!r}", tables.file, name))
+            del own[key]
+        if name in tables.nodes:
+            tables.problems.append(Problem("there are two tables for this node", tables.file, name))
+        if own or not inner:
+            tables.nodes[name] = own
+        stack += [(f"{name}.{key}", value) for key, value in reversed(inner.items())]
+
+
 def _check_interpreter(content: dict[str, Any], tables: Tables) -> None:
     value = content.pop("Interpreter::backend", None)
     if value == "PipelineV3":
         logger.info('%s: "Interpreter::backend" = "PipelineV3" has no effect: Penstock has one interpreter', tables.file or "pipeline")
+    elif value in ("Ring", "EventLoop"):
+        tables.loop = True
     elif value is not None:
-        loops = value in ("Ring", "EventLoop")
-        reason = "is not supported by this version yet" if loops else "is unknown: expected 'PipelineV3', or leave it out"
+        reason = "is unknown: expected 'PipelineV3', 'Ring' or 'EventLoop', or leave it out"
         tables.problems.append(Problem(f"{value!r} {reason}", tables.file, key="Interpreter::backend"))
 
 

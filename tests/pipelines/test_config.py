@@ -45,6 +45,7 @@ class Anything(Backend):
 @pytest.fixture(autouse=True)
 def _backends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setitem(registry.BUILTINS, "Jump", "penstock.backends.composite:Jump")
     for cls in (Scale, Shift, Four, Anything):
         register_backend(cls.__name__, cls)
 
@@ -227,8 +228,10 @@ def test_keys_of_the_node() -> None:
 def test_interpreter_and_macros_of_torchpipe() -> None:
     config = load({"Interpreter::backend": "PipelineV3", "n": {"backend": "Anything", "key": "TASK_RESULT_KEY"}})
     assert params(config, "n") == {"key": "result"}
-    assert "'Ring' is not supported by this version yet" in problem({"Interpreter::backend": "Ring", "n": {"backend": "Scale"}})
-    assert "expected 'PipelineV3'" in problem({"Interpreter::backend": "Pipe", "n": {"backend": "Scale"}})
+    assert not config.loop
+    for name in ("Ring", "EventLoop"):
+        assert load({"Interpreter::backend": name, "n": {"backend": "Scale"}}).loop
+    assert "expected 'PipelineV3', 'Ring' or 'EventLoop'" in problem({"Interpreter::backend": "Pipe", "n": {"backend": "Scale"}})
 
 
 # Groups
@@ -339,9 +342,6 @@ def test_problems_of_the_graph() -> None:
     assert "expected the name of a node, found 3" in problem(graph(one=3))
     assert "in a circle: one -> one" in problem(graph(one="one"))
     assert "in a circle: b -> c -> b" in problem(graph(a="b", b="c", c="b"))
-    assert "several roots (a, b) are not supported by this version yet" in problem(graph(a=None, b=None))
-    assert "several successors (b, c) are not supported by this version yet" in problem(graph(a="b,c", b=None, c=None))
-    assert any("several predecessors (a, b)" in each for each in problems(graph(a="c", b="c", c=None)))
     assert list(load(graph(a=["b"], b=None)).nodes) == ["a", "b"]
 
 
@@ -352,24 +352,24 @@ def test_one_mistake_hides_no_other() -> None:
             "b": {"backend": "Scale", "next": "c"},
             "c": {"backend": "Scale", "next": "b"},
             "d": {"backend": "S[", "instance_num": 0, "max": "many", "next": "e,f"},
-            "e": {"backend": "OnnxTensor", "model": "m.onnx", "min": 5, "max": 2},
-            "f": {"backend": "Scale"},
+            "e": {"backend": "OnnxTensor", "model": "m.onnx", "min": 5, "max": 2, "next": "g", "map": "d[result]"},
+            "f": {"backend": "Scale", "next": "g", "filter": "orr"},
+            "g": {"backend": "Jump", "jump": "h"},
+            "h": {"backend": "Scale", "map": "c[result:data]"},
         }
     )
     assert [each for each in found if not each.startswith("[d] backend")] == [
         "[a] next: there is no node 'x'",
+        "[b] next: the nodes run in a circle: b -> c -> b",
         "[d] max: found 'many': input should be a valid integer, unable to parse string as an integer",
         "[d] instance_num: found 0: input should be greater than or equal to 1",
+        "[e] map: at character 9 of the map: expected ':', as in result:data, found ']'\n    d[result]\n            ^",
         "[e] min: min is 5 and max is 2: min can't be the greater",
-        "[b] next: the nodes run in a circle: b -> c -> b",
-        "[d] next: several successors (e, f) are not supported by this version yet",
+        "[f] filter: there is no filter 'orr', did you mean 'or'?",
+        "[g] map: several nodes lead here (e, f): expected a map that says what to take of each, as in e[result:data],f[result:f]",
+        "[h] map: nothing comes before this node, so it can't have a map",
     ]
-    assert len(found) == 7
-
-
-@pytest.mark.parametrize("key", ["filter", "map", "borrow_from", "jump"])
-def test_features_to_come_say_so(key: str) -> None:
-    assert problem({"n": {"backend": "Scale", key: "x"}}) == f"[n] {key}: {key} is not supported by this version yet"
+    assert len(found) == 10
 
 
 @pytest.mark.parametrize(("file", "name"), [("my file", "my_file"), ("a?#%b", "a___b"), ("-x", "_x"), (".x.v2-a", "_x.v2-a"), ("ä", "_")])
@@ -383,9 +383,7 @@ def test_names_of_nodes(tmp_path: Path) -> None:
     assert "reserved" in problem({"data": {"backend": "Scale"}})
     assert "reserved" in problem({"_a": {"backend": "Scale"}})
     assert "letters, digits" in problem({"a b": {"backend": "Scale"}})
-    assert any("logical nodes are not supported" in each for each in problems({"rec": {"backend": "Scale"}, "rec.2": {"backend": "Scale"}}))
-    assert "[rec.2]: logical nodes are not supported" in problem(write(tmp_path, '[rec]\nbackend = "Scale"\n[rec.2]\nnext = "a"'))
-    assert "there is no node 'rec' whose logical node" in problem(write(tmp_path, '[rec.2]\nbackend = "Scale"'))
+    assert "[rec.2]: there is no node 'rec' whose logical node" in problem(write(tmp_path, '[rec.2]\nbackend = "Scale"'))
 
 
 # [pipeline]
@@ -400,6 +398,8 @@ def test_the_pipeline_table(tmp_path: Path) -> None:
     description = "Reads digits."
     max_requests = 64
     timeout = 2.5
+    loop = true
+    max_rounds = 3
     [pipeline.inputs]
     data = {kind = "tensor", dtype = "uint8", shape = [-1, 8, 8]}
     [pipeline.outputs]
@@ -413,6 +413,7 @@ def test_the_pipeline_table(tmp_path: Path) -> None:
         64,
         2.5,
     )
+    assert (config.loop, config.max_rounds, config.entry, config.warnings) == (True, 3, None, ())
     assert config.inputs == (Port("data", "tensor", "uint8", (-1, 8, 8)),)
     assert config.outputs == (Port("label", "text", labels="labels.txt", description="The digit."),)
 
@@ -422,7 +423,8 @@ def test_problems_of_the_pipeline_table() -> None:
         return problems({"pipeline": keys, "n": {"backend": "Scale"}})
 
     assert table(timout=3) == ["[pipeline] timout: there is no key 'timout' here, did you mean 'timeout'?"]
-    assert table(loop=True) == ["[pipeline] loop: this key is not supported by this version yet"]
+    assert "[pipeline] loop: found 'often'" in table(loop="often")[0]
+    assert "[pipeline] max_rounds: found 0: input should be greater" in table(max_rounds=0)[0]
     assert "[pipeline] outputs.label.kind: found 'txt'" in table(outputs={"label": {"kind": "txt"}})[0]
     assert "did you mean 'kind'" in table(outputs={"label": {"knd": "text"}})[0]
     assert "can't be an input" in table(inputs={"node_name": {}})[0]
@@ -442,6 +444,7 @@ def test_all_problems_of_a_file_come_at_once(tmp_path: Path) -> None:
     [b]
     backend = "S[Scale"
     [c]
+    bakend = "Scale"
     next = "b"
     [pipeline]
     timeout = -1
@@ -466,6 +469,9 @@ KEYS = st.sampled_from(
         "global",
         "pipeline",
         "map",
+        "filter",
+        "borrow_from",
+        "2",
         "a.2",
         "ResizeMat::resize_h",
         "x::y",
@@ -490,6 +496,10 @@ VALUES: st.SearchStrategy[Any] = st.sampled_from(
         True,
         None,
         "S[",
+        "a[result:data]",
+        "[x:y],b[y:data]",
+        "or",
+        "b,a",
         [1],
         [{}],
     ]
