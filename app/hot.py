@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from penstock.backends.errors import DeadlineExceeded, InvalidRequest, PenstockError, UnsupportedMedia
 from penstock.backends.item import Item
 from penstock.pipelines.pipeline import Pipeline
-from penstock.pipelines.run import Run
+from penstock.pipelines.run import Run, Work
 
 from .auth import path_of
 from .body import ClientLeft, Link, check_length, form_of, images_of, must_close, read_rest, sniff
@@ -220,8 +220,8 @@ class Predict:
 
         Where no image was let in, the request is: raises why.
         """
-        outcomes: list[Run | Exception] = []
-        runs: list[Run] = []
+        outcomes: list[Work | Exception] = []
+        runs: list[Work] = []
         call.runs = runs  # whatever happens from here on, they are left
         for index, image in enumerate(images):
             try:
@@ -239,7 +239,7 @@ class Predict:
         results: list[orjson.Fragment] = []
         for outcome in outcomes:
             try:
-                if not isinstance(outcome, Run):
+                if isinstance(outcome, Exception):
                     raise outcome
                 item: Item = await outcome.future
                 if "error" in item:
@@ -289,10 +289,9 @@ def _priority(value: bytes) -> int:
     return int(value)
 
 
-def server_timing(run: Run) -> bytes:
+def server_timing(run: Work) -> bytes:
     """The `Server-Timing` header: for each node the milliseconds in its queue and on its executor, and the rows of the batch."""
-    batch = run.batch
-    if run.stages is None and batch is not None:  # one node: no list, no tuple
+    if type(run) is Run and run.stages is None and (batch := run.batch) is not None:  # one node: no list, no tuple
         return _timing(batch.node, batch.started - run.enqueued, batch.ended - batch.started, batch.size)
     return b", ".join([_timing(*stage) for stage in run.timings()])
 

@@ -5,11 +5,14 @@ Each is a node's whole expression; inside another backend it would hold an execu
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from .base import Backend, Context, Params
+from .base import Backend, Params
+from .engines.params import Names
+from .item import Item
 
 
 class Composite(Backend):
@@ -28,7 +31,7 @@ class Jump(Composite):
 
 class MapReduceParams(JumpParams):
     split: str = Field("data", description="the key that is taken apart: a list, a tuple, or an array by its first axis")
-    merge: str = Field("result", description="the keys that are collected into lists, in order (a,b)")
+    merge: Names = Field(("result",), description="the keys that are collected into lists, in order: result,score")
 
 
 class MapReduce(Composite):
@@ -52,10 +55,11 @@ class CopySplit(Composite):
 
 
 class Logic(Composite):
-    """A user's `async def forward(item, call)`; `penstock.backends.user.adapt` makes them."""
+    """A user's `async def forward(item, call)`; `user.adapt` makes them. It runs on the loop and calls other nodes for the work."""
 
     parameters = None
     streams: ClassVar[bool] = False
-    """It is an async generator: each value it yields is one result."""
+    """It is an async generator: each value that it yields is one result."""
 
-    def init(self, params: object, context: Context) -> None: ...
+    run: Callable[[Item, Any], Any]
+    """What `init` finds: of the item and `call`, an awaitable or an async iterator."""

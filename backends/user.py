@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
-from .base import UNBOUNDED, Backend, Context
+from .base import UNBOUNDED, Backend, Context, Params
+from .composite import Logic
 from .errors import ConfigError, InvalidInput, Problem
 from .item import Item
 from .suggestions import did_you_mean
@@ -63,6 +64,37 @@ class AdaptedBackend(Backend):
             close()
 
 
+class AsyncFunction(Logic):
+    """A user's `async def f(item, call)`, or async generator."""
+
+    function: ClassVar[Callable[..., Any]]
+
+    def init(self, params: Any, context: Context) -> None:
+        self.run = type(self).function
+
+
+class AsyncObject(Logic):
+    """A user's class with an `async def forward(self, item, call)`, or async generator."""
+
+    wrapped: ClassVar[type[Any]]
+
+    def __init__(self) -> None:
+        self.object: Any = None
+
+    def init(self, params: Any, context: Context) -> None:
+        self.object = type(self).wrapped()
+        init = getattr(self.object, "init", None)
+        if init is not None:
+            init(*(params, context)[: _positional(init)])
+        self.run = self.object.forward
+
+    def close(self) -> None:
+        close = getattr(self.object, "close", None)
+        self.object = None
+        if close is not None:
+            close()
+
+
 def adapt(name: str, found: Any) -> type[Backend]:
     """The backend that a user's class or function is. Raises TypeError where it is neither.
 
@@ -70,6 +102,8 @@ def adapt(name: str, found: Any) -> type[Backend]:
     """
     if not callable(found):
         raise TypeError(f"backend {name!r}: expected a class or a function, found {found!r}")
+    if isinstance(found, type) and _is_async(getattr(found, "forward", None)):
+        return _logic(name, AsyncObject, found, found.forward, {"wrapped": found})  # type: ignore[attr-defined]
     if isinstance(found, type) and issubclass(found, Backend):
         declared = next(cls for cls in found.__mro__ if "parameters" in cls.__dict__)
         return _derive(found, found, {"parameters": None}) if declared is Backend else found
@@ -77,12 +111,12 @@ def adapt(name: str, found: Any) -> type[Backend]:
         forward = getattr(found, "forward", None)
         if not callable(forward):
             raise TypeError(f"backend {name!r}: the class {found.__name__} has no method forward(batch)")
-        _refuse_async(name, forward)
-        parameters = getattr(found, "parameters", None)
-        declares = isinstance(parameters, type) and issubclass(parameters, BaseModel)
+        _refuse_generator(name, forward)
         known = {key: int(value) for key in ("min", "max") if isinstance(value := getattr(found, key, None), int)}
-        return _derive(AdaptedBackend, found, {"wrapped": found, "parameters": parameters if declares else None, **known})
-    _refuse_async(name, found)
+        return _derive(AdaptedBackend, found, {"wrapped": found, "parameters": _declared_by(found), **known})
+    if _is_async(found):
+        return _logic(name, AsyncFunction, found, found, {"function": staticmethod(found)})
+    _refuse_generator(name, found)
     return _derive(FunctionBackend, found, {"function": staticmethod(found)})
 
 
@@ -133,9 +167,31 @@ def _derive(base: type[Backend], named_after: Any, attributes: dict[str, Any]) -
     return type(name, (base,), {"__doc__": inspect.getdoc(named_after), "__module__": module, **attributes})
 
 
-def _refuse_async(name: str, function: Any) -> None:
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        raise TypeError(f"backend {name!r}: async functions and generators are not supported by this version yet")
+def _logic(name: str, base: type[Logic], named_after: Any, function: Any, attributes: dict[str, Any]) -> type[Backend]:
+    names = list(inspect.signature(function).parameters)
+    if len(names) - (named_after is not function) != 2:
+        raise TypeError(f"backend {name!r}: expected (item, call), as in `async def forward(self, item, call)`; found {names}")
+    streams = inspect.isasyncgenfunction(function)
+    return _derive(base, named_after, {"parameters": _declared_by(named_after), "streams": streams, **attributes})
+
+
+def _declared_by(found: Any) -> type[BaseModel] | None:
+    parameters = getattr(found, "parameters", None)
+    if parameters is Params and isinstance(found, type) and issubclass(found, Backend):
+        return None  # Backend's own, which declares nothing
+    return parameters if isinstance(parameters, type) and issubclass(parameters, BaseModel) else None
+
+
+def _is_async(function: Any) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+
+def _refuse_generator(name: str, function: Any) -> None:
+    if inspect.isgeneratorfunction(function):
+        raise TypeError(
+            f"backend {name!r}: a generator would hold its executor while it waits for who reads it. Yield from "
+            "`async def forward(self, item, call)`, which calls other nodes for the work"
+        )
 
 
 def _positional(function: Callable[..., Any]) -> int:

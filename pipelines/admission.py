@@ -48,8 +48,14 @@ class Admission:
         if (self.rows + size) * self.pace + self.run_time > budget:  # as if all rows inside were ahead: no finer estimate is larger
             self._estimate(size, budget, priority)
 
+    def leave(self, size: int) -> None:
+        """A request has ended, of `size` rows."""
+        self.inside -= 1
+        self.rows -= size
+        self.settle()
+
     def settle(self) -> None:
-        """A request has ended."""
+        """Tell who waits for it that nobody is inside any more."""
         if self.draining is not None and not self.inside and not self.draining.done():
             self.draining.set_result(None)
 

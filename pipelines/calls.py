@@ -14,10 +14,10 @@ from typing import Any, Protocol
 from penstock.backends.item import Item
 
 from .pipeline import Pipeline
-from .run import Run
+from .run import PARTS, Work
 
-CALLERS_OWN = ("data", "event", "node_name")
-"""Keys that no answer replaces in the caller's dict."""
+CALLERS_OWN = ("data", "event", "node_name", PARTS)
+"""Keys that no answer replaces in the caller's dict (the parts of a stream are its `result`, a list)."""
 
 
 class Runner(Protocol):
@@ -31,7 +31,7 @@ class Runner(Protocol):
 
 
 class Part:
-    """One item of a call; the future that its `Run` knows. What it is told goes to a thread, without a turn of the loop."""
+    """One item of a call; the future that its run knows. What it is told goes to a thread, without a turn of the loop."""
 
     __slots__ = ("answer", "call", "caller_item", "ended", "item", "run")
 
@@ -43,7 +43,7 @@ class Part:
         self.ended = False
         # Both go when the part has ended: they are cycles, and images should not wait for the collector.
         self.call: Call | None = call
-        self.run: Run | None = None
+        self.run: Work | None = None
 
     def done(self) -> bool:
         return self.ended
@@ -96,7 +96,7 @@ class Call:
         submit_nowait = self.runner.pipeline.submit_nowait
         try:
             for part in self.parts:
-                # A Part is all of a future that a Run uses.
+                # A Part is all of a future that a run uses.
                 part.run = submit_nowait(part.item, self.timeout, self.priority, part)  # type: ignore[arg-type]
         except Exception as error:
             self.end(error)

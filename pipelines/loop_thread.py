@@ -175,8 +175,7 @@ class LoopThread:
             logger.exception("pipe %s: its loop died", pipeline.name)
         finally:
             self.closed = self.stopping = True
-            for node in pipeline.nodes:
-                node.abandon(f"pipeline {pipeline.name!r} is closed")
+            pipeline.abandon(f"pipeline {pipeline.name!r} is closed")
             self._refuse_all()
             self.loop.close()
             if not self.exiting:
@@ -196,9 +195,7 @@ class LoopThread:
             return
         self._started.set_result(None)
         timeout = await self._closing
-        for node in pipeline.nodes:
-            for entry in node.scheduler.drain():
-                entry.fail(NotReady(f"pipeline {pipeline.name!r} was closed while the request was queued"))
+        pipeline.refuse_queued(f"pipeline {pipeline.name!r} was closed while the request was queued")
         await pipeline.close(timeout)
 
 

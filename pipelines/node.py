@@ -40,10 +40,7 @@ KILL_TIMEOUT = 5.0  # seconds
 
 
 class Node:
-    """Queue, scheduler and executors of one node of a running pipeline.
-
-    `on_batch` is called after every batch, before its results are delivered (admission reads the new rate).
-    """
+    """Queue, scheduler and executors of one node. `on_batch` is called after every batch, before its results are delivered."""
 
     def __init__(
         self,
@@ -55,7 +52,6 @@ class Node:
     ) -> None:
         self.config = config
         self.name = config.name
-        self.next: Node | None = None
         self.retry = config.retry
         self.retry_suspended = False
         self.statistics = NodeStatistics()
@@ -82,6 +78,7 @@ class Node:
         self._up = False  # all executors have been ready once
         self._loading: asyncio.Future[None] = loop.create_future()
         self._stopped: asyncio.Future[None] | None = None
+        self._watchers: list[Callable[[Batch], None]] = []
         self._shape_key = config.groups[0].spec.shape_key
         self._levels = config.priority_levels
 
@@ -100,7 +97,7 @@ class Node:
 
     @property
     def not_ready(self) -> str:
-        """Why the node is not ready; empty if it is."""
+        """Why; empty if it is."""
         missing = self._missing + sum(executor.loaded and not executor.ready for executor in self._executors)
         if missing:
             executors = sum(group.instances for group in self.config.groups)
@@ -127,6 +124,15 @@ class Node:
             return running + self.scheduler.queued
         level = min(priority or self.config.default_priority, self._levels) - 1
         return running + sum(entry.size for entry in self.scheduler if entry.priority <= level)
+
+    def watch_starts(self, watcher: Callable[[Batch], None]) -> None:
+        """Have every batch told to `watcher` as it starts; it may queue more at once."""
+        self._watchers.append(watcher)
+        self.scheduler.on_start = self._started
+
+    def _started(self, batch: Batch) -> None:
+        for watcher in self._watchers:
+            watcher(batch)
 
     def abandon(self, reason: str) -> None:
         """Fail everything that queues or runs here with `NotReady`; running batches end unheard."""

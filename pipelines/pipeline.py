@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
 
-from penstock.backends.errors import InvalidRequest, MissingData, NotFound, NotReady
+from penstock.backends.errors import InvalidRequest, MissingData, NotReady
 from penstock.backends.item import Item
-from penstock.backends.suggestions import did_you_mean
 
 from .admission import Admission
 from .config import PipelineConfig, load
+from .logic import Called
 from .node import Node
-from .run import Run
+from .plan import Entrance, Plan
+from .queue import Entry
+from .rounds import Rounds
+from .run import PARTS, Run, Work
+from .running_graph import RunningGraph
+from .stream import StreamRun
+from .trace import Trace
 
 logger = logging.getLogger("penstock.pipeline")
 
@@ -36,10 +41,12 @@ class Pipeline:
         self.config = config
         self.name = config.name
         self.answer_keys = ("result", *(port.name for port in config.outputs if port.name != "result"))  # what a network client gets
-        self.nodes: tuple[Node, ...] = ()
+        self.plan = Plan(config.nodes, config.entry)
+        self.nodes: tuple[Node, ...] = ()  # those with executors
+        self.others: Callable[[str], Pipeline] | None = None  # where Python logic finds other pipelines
         self.state = "created"  # then loading, ready, draining, closed
         self._clock = clock
-        self.entry: Node
+        self._graph: RunningGraph
         self._loop: asyncio.AbstractEventLoop | None = None
         self._create_future: Callable[[], asyncio.Future[Item]]
         self._admission = Admission(config.max_requests)
@@ -66,17 +73,12 @@ class Pipeline:
         self.state = "loading"
         loop = self._loop = asyncio.get_running_loop()
         self._create_future = loop.create_future
-        update = self._admission.update
-        self.nodes = nodes = tuple(Node(config, self.config, loop, self._clock, update) for config in self.config.nodes.values())
-        self._admission.nodes = nodes
-        for node, following in pairwise(nodes):
-            node.next = following
-        self.entry = nodes[0]
-        starting = [asyncio.ensure_future(node.start()) for node in nodes]
+        graph = self._graph = RunningGraph(self.config, self.plan, loop, self._clock, self._admission.update, self)
+        self.nodes = self._admission.nodes = graph.nodes
         try:
-            await asyncio.gather(*starting)
+            await graph.start()
         except BaseException:
-            await asyncio.wait([*starting, asyncio.ensure_future(self.close(0))])
+            self.state = "closed"
             raise
         if self.state != "loading":
             raise NotReady(f"pipeline {self.name!r} was closed while it loaded")
@@ -96,7 +98,18 @@ class Pipeline:
                 await asyncio.wait([self._admission.wait_empty()], timeout=timeout)
             self.state = "closed"
         left = max(ends - loop.time(), 1.0)  # for the threads to end; a second at least
-        await asyncio.gather(*[node.close(left) for node in self.nodes])
+        if self._loop is not None:
+            await self._graph.close(left)
+
+    def abandon(self, reason: str) -> None:
+        """Fail everything that queues, runs or waits with `NotReady`; what runs ends unheard."""
+        if self._loop is not None:
+            self._graph.abandon(reason)
+
+    def refuse_queued(self, reason: str) -> None:
+        """Fail everything that queues or waits with `NotReady`, but let what runs end."""
+        if self._loop is not None:
+            self._graph.refuse_queued(reason)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -135,50 +148,81 @@ class Pipeline:
     ) -> Item | list[Item]:
         """Run one item, or a list of items as one call, and return new dicts: the final items, `data` as the caller gave it.
 
-        The caller's dict is not changed, and must not be changed by others, until the call returns.
+        The caller's dict is not changed, and must not be changed by others, until the call returns. A pipeline that streams answers the
+        list of its parts, each the final dict of one yielded value.
 
         `timeout`: seconds until the deadline, at most the pipeline's own. `priority`: 1 (highest) to the entry node's `priority_levels`.
 
-        Raises `InvalidInput` for a soft failure (in a list it stays with its item, as `error`), `MissingData`, `QueueFull`, `Overloaded`,
-        `NotReady`, `DeadlineExceeded`, `BackendError`. An exception in one item of a list cancels the others. RuntimeError in another
-        event loop than that of `start`.
+        Raises `InvalidInput` for a soft failure (in a list it stays with its item, as `error`), `MissingData`, `NotFound` (`node_name`),
+        `QueueFull`, `Overloaded`, `NotReady`, `DeadlineExceeded`, `BackendError`. An exception in one item of a list cancels the others.
+        RuntimeError in another event loop than that of `start`.
         """
-        if asyncio._get_running_loop() is not self._loop and self._loop is not None:
-            raise RuntimeError(
-                f"pipeline {self.name!r} was started in another event loop than this one, and can be called in that one only: load it "
-                "once for each loop, or use `penstock.pipe`, which takes calls from any thread"
-            )
+        self._check_loop()
         if type(item) is not dict and isinstance(item, (list, tuple)):
             return await self._call_many(item, timeout, priority)
-        run = self.submit_nowait(as_item(item), timeout, priority)
+        work = self.submit_nowait(as_item(item), timeout, priority)
         try:
-            answer: Item = await run.future
+            answer: Item = await work.future
         except BaseException:
-            run.leave()
+            work.leave()
             raise
         if "error" in answer:
             raise answer["error"]
+        if PARTS in answer:
+            return answer[PARTS]  # type: ignore[no-any-return]
         return answer
 
     async def _call_many(self, items: Sequence[Mapping[str, Any]], timeout: float | None, priority: int | None) -> list[Item]:
-        runs: list[Run] = []
+        works: list[Work] = []
         try:
             for item in items:
-                runs.append(self.submit_nowait(as_item(item), timeout, priority))  # noqa: PERF401  those inside are left if one is refused
-            answers: list[Item] = await asyncio.gather(*[run.future for run in runs])
-            return answers
+                works.append(self.submit_nowait(as_item(item), timeout, priority))  # noqa: PERF401  those inside are left if one is refused
+            answers: list[Item] = await asyncio.gather(*[work.future for work in works])
+            return [answer.get(PARTS, answer) for answer in answers]
         finally:
-            for run in runs:
-                run.leave()
+            for work in works:
+                work.leave()
+
+    async def stream(self, item: Mapping[str, Any], *, timeout: float | None = None, priority: int | None = None) -> AsyncIterator[Item]:
+        """Run one item, and yield each part as it comes: the final dict of one value that a node of the pipeline yields. A pipeline that
+        does not stream yields its one final dict.
+
+        The node goes on when the next part is asked for, and is cancelled when the iteration is left; the deadline is that of the whole.
+        Raises what a call raises.
+        """
+        self._check_loop()
+        work = self.submit_nowait(as_item(item), timeout, priority)
+        try:
+            if not isinstance(work, StreamRun):
+                answer: Item = await work.future
+                if "error" in answer:
+                    raise answer["error"]
+                yield answer
+                return
+            work.read()
+            while (part := await work.next_part()) is not None:
+                yield part
+        finally:
+            work.leave()
+
+    @property
+    def streams(self) -> bool:
+        """Whether items that name no node get their answer in parts."""
+        return self.plan.default is not None and self.plan.default.stream is not None
 
     def submit_nowait(
-        self, item: Item, timeout: float | None = None, priority: int | None = None, future: asyncio.Future[Item] | None = None
-    ) -> Run:
+        self,
+        item: Item,
+        timeout: float | None = None,
+        priority: int | None = None,
+        future: asyncio.Future[Item] | None = None,
+        trace: Trace | None = None,
+    ) -> Work:
         """Admit a request and queue it at the entry, or at the item's `node_name`. The item is read until the request ends, never
         changed; it holds neither `result` nor `error`.
 
-        Await `run.future` for the final item (a soft failure is in its `error`), and call `run.leave` if that wait is cancelled.
-        `future`: takes the answer in place of one of the loop's own.
+        Await `work.future` for the final item (a soft failure is in its `error`), and call `work.leave` if that wait is cancelled.
+        `future`: takes the answer in place of one of the loop's own. `trace`: gets what happens.
         Raises what `__call__` raises at once: `MissingData`, `InvalidRequest`, `NotFound`, `QueueFull`, `Overloaded`, `NotReady`.
         """
         if self.state != "ready":
@@ -188,10 +232,14 @@ class Pipeline:
         limit = self.config.timeout
         if timeout is None or not timeout <= limit:  # not a number is no limit either
             timeout = limit
-        size = self._size_of(item) if "request_size" in item else 1
+        entrance = self.plan.default
+        if "node_name" in item:
+            entrance = self.plan.entrance(item["node_name"], self.name)
+        elif entrance is None:
+            raise self.plan.no_default(self.name)
+        size = self._size_of(item, entrance) if "request_size" in item else 1
         if priority is not None:
-            self._check_priority(priority)
-        node = self.entry if "node_name" not in item else self._node_named(item["node_name"])
+            self._check_priority(priority, entrance)
         # Admission's books are kept here and in `finish`, not by calls: this is the hot path.
         admission = self._admission
         rows = admission.rows + size
@@ -200,18 +248,52 @@ class Pipeline:
         admission.inside += 1
         admission.rows = rows
         now = self._clock()
-        run = Run(item, self._create_future() if future is None else future, now + timeout, priority, size, admission, node)
-        node.enqueue(run, now)
-        return run
+        if future is None:
+            future = self._create_future()
+        if self.config.loop:
+            return self._start_rounds(item, future, now + timeout, priority, size, entrance, trace)
+        if entrance.linear and trace is None:
+            run = Run(item, future, now + timeout, priority, size, admission, entrance.root)
+            entrance.root.node.enqueue(run, now)
+            return run
+        return self._graph.enter(entrance, item, future, now + timeout, priority, size, admission, now, "", trace)
 
-    def _node_named(self, name: Any) -> Node:
-        """Where an item with `node_name` enters: in a chain any node may be the entry, since what follows needs nothing else."""
-        for node in self.nodes:
-            if node.name == name:
-                return node
-        names = [node.name for node in self.nodes]
-        hint = did_you_mean(name, names) if isinstance(name, str) else ""
-        raise NotFound(f"pipeline {self.name!r} has no node {name!r} (node_name){hint}; its nodes are {', '.join(names)}")
+    def _start_rounds(  # noqa: PLR0917
+        self,
+        item: Item,
+        future: asyncio.Future[Item],
+        deadline: float,
+        priority: int | None,
+        size: int,
+        entrance: Entrance,
+        trace: Trace | None,
+    ) -> Rounds:
+        def enter(entrance: Entrance, item: Item, answered: Any, request_id: str) -> Work:
+            return self._graph.enter(entrance, item, answered, deadline, priority, size, None, self._clock(), request_id, trace)
+
+        return Rounds(item, future, size, self._admission, entrance, self.plan.entrances, self.config.max_rounds, enter)
+
+    def call(self, name: str, item: Any, future: Called, entry: Entry, *, timeout: float | None, priority: int | None) -> Work:
+        """Start what Python logic called, on behalf of `entry`: a node of this pipeline, or (`pipeline`, `pipeline/node`) of another one.
+
+        Nothing of this pipeline's refuses it; another pipeline has its own admission.
+        """
+        now = self._clock()
+        deadline = entry.deadline if timeout is None else min(entry.deadline, now + timeout)
+        entrance = self.plan.entrances.get(name)
+        if entrance is None:
+            pipeline, _, node = name.partition("/")
+            if name in self.plan.places or self.others is None:
+                entrance = self.plan.entrance(name, self.name)
+            else:
+                other = {**as_item(item)}
+                other.pop("node_name", None)
+                return self.others(pipeline).submit_nowait(other | ({"node_name": node} if node else {}), deadline - now, priority, future)
+        item = as_item(item)
+        if "data" not in item:
+            raise MissingData(f"pipeline {self.name!r}: the item for node {name!r} has no 'data'; its keys are {sorted(map(str, item))}")
+        size = self._size_of(item, entrance) if "request_size" in item else 1
+        return self._graph.enter_for(entrance, item, future, entry, size, now, deadline, entry.wanted if priority is None else priority)
 
     def check_admission(self, timeout: float | None = None, priority: int | None = None) -> None:
         """Raise `NotReady`, `QueueFull` or `Overloaded` if `submit_nowait` would now. For callers to whom the item's data has yet to come:
@@ -225,20 +307,28 @@ class Pipeline:
         if admission.inside >= admission.max_requests or (admission.rows + 1) * admission.pace + admission.run_time > budget:
             admission.check(1, budget, priority)
 
-    def _check_priority(self, priority: int) -> None:
-        levels = self.entry.config.priority_levels
+    def _check_loop(self) -> None:
+        if asyncio._get_running_loop() is not self._loop and self._loop is not None:
+            raise RuntimeError(
+                f"pipeline {self.name!r} was started in another event loop than this one, and can be called in that one only: load it "
+                "once for each loop, or use `penstock.pipe`, which takes calls from any thread"
+            )
+
+    def _check_priority(self, priority: int, entrance: Entrance) -> None:
+        node = entrance.root.node
+        levels = node.config.priority_levels
         if not levels:
             raise InvalidRequest(
-                f"pipeline {self.name!r} has no priorities (node {self.entry.name!r} sets no priority_levels); got priority {priority}"
+                f"pipeline {self.name!r} has no priorities (node {node.name!r} sets no priority_levels); got priority {priority}"
             )
         if not 1 <= priority <= levels:
             raise InvalidRequest(f"pipeline {self.name!r} has {levels} priority levels, 1 is the highest; got priority {priority}")
 
-    def _size_of(self, item: Item) -> int:
+    def _size_of(self, item: Item, entrance: Entrance) -> int:
         size = item["request_size"]
         if not isinstance(size, int) or size < 1:
             raise InvalidRequest(f"pipeline {self.name!r}: 'request_size' is a positive int, the rows of this item; got {size!r}")
-        bound = min(node.scheduler.max for node in self.nodes)
+        bound = min((node.scheduler.max for node in entrance.nodes), default=size)
         if size > bound:
             raise InvalidRequest(f"inference request batch-size must be <= {bound} for {self.name!r}; got {size}")
         return size

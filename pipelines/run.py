@@ -1,16 +1,19 @@
-"""One request's way through a linear pipeline, from node to node."""
+"""One request's way through a chain of nodes; `graph_run.py` has the way through any other graph."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from penstock.backends.errors import DeadlineExceeded, InvalidInput
 from penstock.backends.item import Item
 
 from .admission import Admission
-from .node import Node
+from .plan import Place
 from .queue import Batch, Entry, Outcome
+
+PARTS = "_parts"
+"""Key of the final item of a stream that was not read part by part: the final dicts of all its parts."""
 
 
 class Stage(NamedTuple):
@@ -22,16 +25,51 @@ class Stage(NamedTuple):
     batch_size: int
 
 
-class Run(Entry):
-    """One request in a linear pipeline: the entry of whichever node it is at. Await `future` for the final item.
+class Answered(Protocol):
+    """What a run tells how it ended: all of an `asyncio.Future` that it uses.
+
+    Once it is done, nothing of the run that still queues is started.
+    """
+
+    def done(self) -> bool: ...
+    def set_result(self, item: Item, /) -> None: ...
+    def set_exception(self, error: BaseException, /) -> None: ...
+    def cancel(self) -> object: ...
+
+
+class Work(Protocol):
+    """A request inside a pipeline, as its caller holds it. Await `future` for the final item (a soft failure is in its `error`).
 
     Whoever awaits it must call `leave` if that wait does not end with an answer: it drops a request whose caller is gone.
     """
 
-    __slots__ = ("admission", "batch", "data", "node", "stages")
+    future: asyncio.Future[Item]
+    request_id: str
+
+    def timings(self) -> list[Stage]:
+        """What happened at each node the item has passed, in order."""
+
+    def leave(self) -> None:
+        """The request is over, or its caller has gone: stop counting it, and drop it from where it queues. Idempotent."""
+
+    def drop(self) -> None:
+        """Drop it from where it queues; for what is part of another request, whose end ends it."""
+
+
+class Run(Entry):
+    """One request in a chain: the entry of whichever node it is at. A `Work`."""
+
+    __slots__ = ("admission", "batch", "data", "place", "stages")
 
     def __init__(  # noqa: PLR0917
-        self, item: Item, future: asyncio.Future[Item], deadline: float, priority: int | None, size: int, admission: Admission, node: Node
+        self,
+        item: Item,
+        future: asyncio.Future[Item],
+        deadline: float,
+        priority: int | None,
+        size: int,
+        admission: Admission | None,
+        place: Place,
     ) -> None:
         # Entry's fields are set here, not by a call: this is the hot path.
         self.item = item
@@ -42,42 +80,40 @@ class Run(Entry):
         self.size = size
         self.request_id = ""
         self.data = item["data"]
-        self.node = node
-        self.admission: Admission | None = admission  # None: the request has ended
+        self.place = place
+        self.admission = admission  # None: the request has ended, or is part of another one
         self.batch: Batch | None = None  # the last one it ran in
         self.stages: list[tuple[Batch, float]] | None = None  # the ones before, and when it was queued for each
 
     def finish(self, outcome: Outcome, batch: Batch, now: float) -> None:
         future = self.future
-        node = self.node
+        place = self.place
         self.batch = batch
         if future.done():  # the caller left while the item ran
-            node.statistics.count("cancelled")
+            place.node.statistics.count("cancelled")
         elif now > self.deadline:
-            node.statistics.count("expired")
-            future.set_exception(DeadlineExceeded(f"node {node.name!r}: the answer came after the deadline"))
+            place.node.statistics.count("expired")
+            future.set_exception(DeadlineExceeded(f"node {place.name!r}: the answer came after the deadline"))
         elif type(outcome) is dict:
             if "error" in outcome:
-                node.statistics.count("soft")
-                outcome.pop("result", None)
-                if not isinstance(outcome["error"], InvalidInput):
-                    outcome["error"] = InvalidInput(str(outcome["error"]))
-            elif node.next is not None and "result" in outcome:
+                place.node.statistics.count("soft")
+                as_soft_failure(outcome)
+            elif place.follows is not None and "result" in outcome:
                 # filter `swap`: the result is the next node's data. An item without a result has its answer (Break).
                 outcome["data"] = outcome.pop("result")
                 self.stages = [*(self.stages or ()), (batch, self.enqueued)]
                 self.item = outcome
-                self.node = node.next
-                node.next.enqueue(self, now)
+                self.place = place = place.follows
+                place.node.enqueue(self, now)
                 return
             outcome["data"] = self.data  # the caller's own
             future.set_result(outcome)
         elif outcome is None:  # its deadline came before its turn to run alone
-            node.statistics.count("expired")
-            future.set_exception(DeadlineExceeded(f"node {node.name!r}: the deadline passed after the batch had failed"))
+            place.node.statistics.count("expired")
+            future.set_exception(DeadlineExceeded(f"node {place.name!r}: the deadline passed after the batch had failed"))
         else:
             assert isinstance(outcome, BaseException)
-            node.statistics.count("failed")
+            place.node.statistics.count("failed")
             future.set_exception(outcome)
         admission = self.admission
         if admission is not None:
@@ -100,12 +136,19 @@ class Run(Entry):
         return [Stage(batch.node, batch.started - queued, batch.ended - batch.started, batch.size) for batch, queued in stages]
 
     def leave(self) -> None:
-        """The request is over, or its caller has gone: stop counting it, and drop it from where it queues. Idempotent."""
         admission = self.admission
         if admission is not None:
             self.admission = None
-            self.node.discard(self)
+            self.drop()
             self.future.cancel()
-            admission.inside -= 1
-            admission.rows -= self.size
-            admission.settle()
+            admission.leave(self.size)
+
+    def drop(self) -> None:
+        self.place.node.discard(self)
+
+
+def as_soft_failure(item: Item) -> None:
+    """A backend has set `error`: no result, and an error of the kind that callers expect."""
+    item.pop("result", None)
+    if not isinstance(item["error"], InvalidInput):
+        item["error"] = InvalidInput(str(item["error"]))

@@ -39,12 +39,12 @@ class Scheduler:
     """Queue, executors and decision of one node.
 
     `batching_timeout` and `stuck_after` are seconds. `on_expired` gets each entry whose deadline came while it queued, `on_stuck` each
-    batch that has run for `stuck_after`.
+    batch that has run for `stuck_after`, `on_start` each batch as it starts (it may queue more).
     """
 
     __slots__ = (
-        "_arrivals", "_earliest", "batching_timeout", "buckets", "idle", "levels", "max", "name", "on_expired", "on_stuck", "queued",
-        "running", "stuck_after",
+        "_arrivals", "_earliest", "batching_timeout", "buckets", "idle", "levels", "max", "name", "on_expired", "on_start", "on_stuck",
+        "queued", "running", "stuck_after",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +56,7 @@ class Scheduler:
         stuck_after: float = 60.0,
         on_expired: Callable[[Entry], None],
         on_stuck: Callable[[Batch], None],
+        on_start: Callable[[Batch], None] | None = None,
     ) -> None:
         self.name = name
         self.batching_timeout = batching_timeout
@@ -63,6 +64,7 @@ class Scheduler:
         self.stuck_after = stuck_after
         self.on_expired = on_expired
         self.on_stuck = on_stuck
+        self.on_start = on_start
         self.buckets: dict[Hashable, Bucket] = {}  # none of them empty
         self.idle: list[Startable] = []  # the one that ran last is last
         self.running: dict[Startable, Batch] = {}
@@ -149,6 +151,8 @@ class Scheduler:
                 executor.group.busy += 1
                 batch = self.running[executor] = Batch(self.name, executor, entries, size, now)
                 executor.start(batch)
+                if self.on_start is not None:
+                    self.on_start(batch)
         return self._next_wake(now)
 
     @property
@@ -197,14 +201,15 @@ class Scheduler:
     def _expire(self, now: float) -> None:
         """Rule 5: answer what has reached its deadline, wherever it queues."""
         self._earliest = NEVER
+        expired: list[Entry] = []
         for bucket in list(self.buckets.values()):
             queued = bucket.size
-            expired = bucket.take_expired(now)
+            expired += bucket.take_expired(now)
             self._settle(bucket, queued - bucket.size)
             for entry in bucket:
                 self._earliest = min(self._earliest, entry.deadline)
-            for entry in expired:
-                self.on_expired(entry)
+        for entry in expired:  # only now: their ends may take others out of these buckets, and put new ones in
+            self.on_expired(entry)
 
     def _next_wake(self, now: float) -> float:
         wake = self._earliest if self.buckets else NEVER

@@ -1,0 +1,177 @@
+"""The plan of a graph: for each node what comes before it, after it and in front of it. Made once, read by every request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from penstock.backends.composite import Logic
+from penstock.backends.errors import NotFound, Problem
+from penstock.backends.filters import Filter, find_filter, run, swap
+from penstock.backends.suggestions import did_you_mean
+
+from .definition import NodeConfig
+from .node import Node
+from .queue import Entry
+from .statistics import NodeStatistics
+
+
+class Runs(Protocol):
+    """What runs a place's items: a `Node` with executors, or a `Composite` that waits for other nodes.
+
+    `enqueue` never ends an entry before it returns.
+    """
+
+    name: str
+    config: NodeConfig
+    statistics: NodeStatistics
+
+    def enqueue(self, entry: Entry, now: float) -> None: ...
+    def discard(self, entry: Entry) -> None: ...
+
+
+class Place:
+    """One node of the graph. Logical nodes (`rec.2`) are places of their own that share another one's `node`.
+
+    `sources`: for each place that `map` names, the keys to take and what to call them; None: what comes is taken as it is.
+    `kept`: some `map` reads what left this place. `serial`: the longest chain that starts here; `owned`: all that only this place leads to
+    (both with the place itself, in topological order): what SerialSkip and SubGraphSkip skip.
+    """
+
+    __slots__ = ("before", "config", "filter", "filter_name", "follows", "kept", "name", "next", "node", "owned", "serial", "sources")
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.config = config
+        self.name = config.name
+        self.node: Runs  # set when the pipeline starts
+        self.next: tuple[Place, ...] = ()
+        self.before: tuple[Place, ...] = ()
+        self.follows: Place | None = None  # the only one of `next`
+        self.sources: tuple[tuple[Place, tuple[tuple[str, str], ...]], ...] | None = None
+        self.filter: Filter = swap
+        self.filter_name = "swap"
+        self.kept = False
+        self.serial: tuple[Place, ...] = ()
+        self.owned: tuple[Place, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Place {self.name}>"
+
+    @property
+    def streams(self) -> bool:
+        """Whether it yields several results for one item."""
+        return any(issubclass(group.spec.cls, Logic) and group.spec.cls.streams for group in self.config.groups)
+
+
+class Entrance:
+    """A place at which items may come in, and the `places` that they pass from there, in topological order.
+
+    `linear`: a chain of nodes with nothing but `swap` between them. `waiting`: how many items each place waits for.
+    """
+
+    __slots__ = ("leaves", "linear", "nodes", "places", "root", "stream", "waiting")
+
+    def __init__(self, root: Place, places: tuple[Place, ...]) -> None:
+        self.root = root
+        self.places = places
+        self.nodes: tuple[Node, ...] = ()  # those with executors; set when the pipeline starts
+        self.leaves = sum(not place.next for place in places)
+        self.waiting = {place: len(place.before) for place in places}
+        self.stream = next((place for place in places if place.streams), None)
+        self.linear = self.stream is None and all(
+            len(place.next) <= 1 and (place is root or (place.filter is swap and place.sources is None)) for place in places
+        )
+
+    def problems(self) -> list[Problem]:
+        """What a stream in this graph is in the way of: for each value it yields, all that comes after it runs again."""
+        streams = [place for place in self.places if place.streams]
+        if len(streams) > 1:
+            return [Problem(f"node {streams[0].name!r} yields several results too: only one node on the way may", node=streams[1].name)]
+        before, after = set(streams), set(streams)
+        for place in reversed(self.places):
+            if not before.isdisjoint(place.next):
+                before.add(place)
+        for place in self.places:
+            if not after.isdisjoint(place.before):
+                after.add(place)
+        beside = [place.name for place in self.places if place not in before and place not in after]
+        if not streams or not beside:
+            return []
+        return [Problem(f"it yields several results, so no other branch may run beside it; {beside[0]!r} does", node=streams[0].name)]
+
+
+class Plan:
+    """All places by name, in topological order, and the entrances among them.
+
+    A node may be entered if all predecessors of everything it leads to, and the sources of its `map`s, are among what it leads to.
+    `default`: where items come in that name no node; None where that would be a choice.
+    """
+
+    __slots__ = ("default", "entrances", "places", "roots")
+
+    def __init__(self, nodes: Mapping[str, NodeConfig], entry: str | None = None) -> None:
+        self.places = {name: Place(config) for name, config in nodes.items()}
+        before: dict[str, list[Place]] = {name: [] for name in nodes}
+        for place in self.places.values():
+            place.next = tuple(self.places[name] for name in place.config.next)
+            place.follows = place.next[0] if len(place.next) == 1 else None
+            for following in place.next:
+                before[following.name].append(place)
+        for place in self.places.values():
+            place.before = tuple(before[place.name])
+            if place.config.map:
+                place.sources = tuple((self.places[source], pairs) for source, pairs in place.config.map)
+                for source, _ in place.sources:
+                    source.kept = True
+                place.filter, place.filter_name = run, "Run"
+            if place.config.filter is not None:
+                place.filter, place.filter_name = find_filter(place.config.filter), place.config.filter
+        for place in reversed(self.places.values()):
+            only = place.follows
+            place.serial = (place, *only.serial) if only is not None and len(only.before) == 1 else (place,)
+            place.owned = self._owned(place)
+        self.entrances = {place.name: found for place in self.places.values() if (found := self._entrance(place)) is not None}
+        self.roots = tuple(place for place in self.places.values() if not place.before)
+        self.default = self._default(entry)
+
+    def entrance(self, name: Any, pipeline: str) -> Entrance:
+        """Where an item with this `node_name` comes in. Raises `NotFound`; `pipeline` is for its message."""
+        found = self.entrances.get(name) if isinstance(name, str) else None
+        if found is not None:
+            return found
+        if isinstance(name, str) and name in self.places:
+            raise NotFound(
+                f"pipeline {pipeline!r}: node {name!r} can't be entered (node_name): what it leads to needs what other nodes give, to "
+                "which it does not lead"
+            )
+        hint = did_you_mean(name, self.places) if isinstance(name, str) else ""
+        raise NotFound(f"pipeline {pipeline!r} has no node {name!r} (node_name){hint}; its nodes are {', '.join(self.places)}")
+
+    def no_default(self, pipeline: str) -> NotFound:
+        """The error for an item that names no node where it must."""
+        roots = ", ".join(place.name for place in self.roots)
+        return NotFound(f"pipeline {pipeline!r} has several roots ({roots}): the item must name one, as node_name")
+
+    def _owned(self, place: Place) -> tuple[Place, ...]:
+        owned = {place}
+        for other in self.places.values():  # topological order: what comes before has been decided
+            if other.before and owned.issuperset(other.before):
+                owned.add(other)
+        return tuple(other for other in self.places.values() if other in owned)
+
+    def _entrance(self, root: Place) -> Entrance | None:
+        reached = {root}
+        for other in self.places.values():
+            if not reached.isdisjoint(other.before):
+                reached.add(other)
+        for place in reached - {root}:
+            if not reached.issuperset(place.before) or not reached.issuperset(source for source, _ in place.sources or ()):
+                return None
+        return Entrance(root, tuple(other for other in self.places.values() if other in reached))
+
+    def _default(self, entry: str | None) -> Entrance | None:
+        if entry is not None:
+            return self.entrances[entry]
+        targets = {getattr(group.spec.params, "jump", None) for place in self.places.values() for group in place.config.groups}
+        roots = [place for place in self.roots if place.name not in targets]
+        return self.entrances[roots[0].name] if len(roots) == 1 else None

@@ -1,0 +1,147 @@
+"""The graph of a pipeline that runs: its nodes and composites, joined as the plan says, and how items enter it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from penstock.backends.base import Context
+from penstock.backends.composite import CopySplit, Jump, Logic, MapReduce
+from penstock.backends.errors import NotReady
+from penstock.backends.item import Item
+
+from .admission import Admission
+from .composite import Composite
+from .definition import NodeConfig, PipelineConfig
+from .fan_out import CopySplitNode, FanOut, JumpNode, MapReduceNode
+from .graph_run import GraphRun, Visit
+from .logic import Caller, LogicNode
+from .node import Node
+from .plan import Entrance, Plan, Runs
+from .queue import Entry
+from .run import Run, Work
+from .stream import StreamRun
+from .trace import Trace
+
+FAN_OUTS: dict[type, type[FanOut]] = {Jump: JumpNode, MapReduce: MapReduceNode, CopySplit: CopySplitNode}
+
+
+class RunningGraph:
+    """`nodes` have executors; `composites` wait for them on the loop."""
+
+    def __init__(  # noqa: PLR0917
+        self,
+        config: PipelineConfig,
+        plan: Plan,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+        on_batch: Callable[[], None],
+        caller: Caller,
+    ) -> None:
+        self._name = config.name
+        self._loop = loop
+        self._clock = clock
+        workers: dict[str, Runs] = {}
+        self.composites: list[Composite] = []
+        nodes: list[Node] = []
+        for name, node in config.nodes.items():
+            if node.shares is not None:
+                continue
+            cls = node.groups[0].spec.cls
+            if issubclass(cls, Logic):
+                where = Context(pipeline=config.name, node=name, directory=config.directory)
+                workers[name] = logic = LogicNode(node, loop, clock, caller, where)
+                self.composites.append(logic)
+            elif cls in FAN_OUTS:
+                workers[name] = fan_out = self._fan_out(cls, node, plan)
+                self.composites.append(fan_out)
+            else:
+                workers[name] = executing = Node(node, config, loop, clock, on_batch)
+                nodes.append(executing)
+        self.nodes = tuple(nodes)
+        for place in plan.places.values():
+            place.node = workers[place.config.shares or place.name]
+        for entrance in plan.entrances.values():
+            found = [place.node for place in entrance.places if isinstance(place.node, Node)]
+            entrance.nodes = tuple(dict.fromkeys(found))
+
+    def _fan_out(self, cls: type, config: NodeConfig, plan: Plan) -> FanOut:
+        entrance = plan.entrances[config.groups[0].spec.params.jump]
+        return FAN_OUTS[cls](config, self._loop, self._clock, entrance, self.enter_for)
+
+    async def start(self) -> None:
+        """Raises `BackendError` for the first backend that can't be loaded."""
+        workers: tuple[Node | Composite, ...] = (*self.nodes, *self.composites)
+        starting = [asyncio.ensure_future(worker.start()) for worker in workers]
+        try:
+            await asyncio.gather(*starting)
+        except BaseException:
+            await asyncio.wait([*starting, asyncio.ensure_future(self.close(1.0))])
+            raise
+
+    def abandon(self, reason: str) -> None:
+        """Fail everything that queues, runs or waits with `NotReady`."""
+        for composite in self.composites:
+            composite.abandon(reason)
+        for node in self.nodes:
+            node.abandon(reason)
+
+    def refuse_queued(self, reason: str) -> None:
+        """Fail everything that queues or waits with `NotReady`."""
+        for composite in self.composites:
+            composite.abandon(reason)
+        for node in self.nodes:
+            for entry in node.scheduler.drain():
+                entry.fail(NotReady(reason))
+
+    async def close(self, timeout: float) -> None:
+        for composite in self.composites:
+            composite.abandon(f"pipeline {self._name!r} is closed")
+        await asyncio.gather(*[node.close(timeout) for node in self.nodes])
+        await asyncio.gather(*[composite.close() for composite in self.composites])
+
+    def enter(  # noqa: PLR0917
+        self,
+        entrance: Entrance,
+        item: Item,
+        future: Any,
+        deadline: float,
+        priority: int | None,
+        size: int,
+        admission: Admission | None,
+        now: float,
+        request_id: str = "",
+        trace: Trace | None = None,
+    ) -> Work:
+        """Start a run. `future`: an `Answered` (run.py)."""
+        if entrance.linear and trace is None:
+            run = Run(item, future, deadline, priority, size, admission, entrance.root)
+            run.request_id = request_id
+            entrance.root.node.enqueue(run, now)
+            return run
+        if entrance.stream is None:
+            graph_run = GraphRun(item, future, deadline, priority, size, admission, entrance, trace)
+        else:
+            graph_run = StreamRun(item, future, deadline, priority, size, admission, entrance, trace, self._loop)
+        graph_run.request_id = request_id
+        graph_run.start(now)
+        return graph_run
+
+    def enter_for(  # noqa: PLR0917
+        self,
+        entrance: Entrance,
+        item: Item,
+        future: Any,
+        entry: Entry,
+        size: int,
+        now: float,
+        deadline: float | None = None,
+        priority: int | None = None,
+    ) -> Work:
+        """Start a run on behalf of an entry that waits for it; its deadline and priority hold unless others are given."""
+        trace = entry.run.trace if isinstance(entry, Visit) else None
+        part = trace.part(entry.place.name) if trace is not None and isinstance(entry, Visit) else None
+        ends = entry.deadline if deadline is None else deadline
+        wanted = entry.wanted if priority is None else priority
+        return self.enter(entrance, item, future, ends, wanted, size, None, now, entry.request_id, part)

@@ -1,0 +1,110 @@
+"""A request whose graph has a node that yields: each value goes through what follows, one after another, and is one answer.
+
+The next value is asked for when its reader wants one: that is the back-pressure. A reader that leaves ends the node's iteration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from penstock.backends.errors import InvalidInput
+from penstock.backends.item import Item
+
+from .admission import Admission
+from .graph_run import GraphRun, Visit
+from .plan import Entrance, Place
+from .queue import Batch
+from .run import PARTS
+from .trace import Trace
+
+
+class StreamRun(GraphRun):
+    """A `GraphRun` with a place that yields. `future` ends with the stream; its item has all parts, where nobody reads them one by one."""
+
+    __slots__ = ("_before", "_loop", "_part", "_parts", "_place", "_reader", "_reads", "_ready")
+
+    def __init__(  # noqa: PLR0917
+        self,
+        item: Item,
+        future: asyncio.Future[Item],
+        deadline: float,
+        priority: int | None,
+        size: int,
+        admission: Admission | None,
+        entrance: Entrance,
+        trace: Trace | None,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        super().__init__(item, future, deadline, priority, size, admission, entrance, trace)
+        assert entrance.stream is not None
+        self._loop = loop
+        self._place: Place = entrance.stream
+        self._before: tuple[dict[Place, int], int] | None = None  # `waiting` and `leaves` as the first part found them
+        self._part: asyncio.Future[Item] | None = None  # the part that is on its way through what follows
+        self._parts: list[Item] = []  # all so far; where somebody reads, those not read yet
+        self._reads = False
+        self._reader: asyncio.Future[None] | None = None  # waits for a part
+        self._ready: asyncio.Future[None] | None = None  # the node, which waits for the reader
+
+    # the node's side
+
+    async def pass_on(self, item: Item, now: float) -> None:
+        """A value has been yielded. Returns when its part is through and, where somebody reads, when the next one is wanted."""
+        if self._before is None:
+            self._before = self.waiting.copy(), self.leaves
+        self.waiting = self._before[0].copy()
+        self.leaves = self._before[1]
+        self._part = self._loop.create_future()
+        self.advance(self._place, item, now)
+        part = await self._part
+        if "error" in part:
+            super().succeed(part)  # and that cancels the node
+        self._parts.append(part)
+        if self._reads:
+            self._wake(self._reader)
+            self._ready = self._loop.create_future()
+            await self._ready
+
+    def end_stream(self, visit: Visit, batch: Batch, error: InvalidInput | None) -> None:
+        """The node has yielded all that it has; `error`: or can't read its item any further."""
+        self.visits.pop(visit, None)
+        self.stages.append((self._place.name, visit.enqueued, batch))
+        if error is not None:
+            super().succeed({**self.item, "error": error})
+        elif self._reads:
+            super().succeed(dict(self.item))
+        else:
+            super().succeed({**self.item, "result": [part.get("result") for part in self._parts], PARTS: self._parts})
+
+    def succeed(self, item: Item) -> None:
+        """What `advance` comes to: the end of a part, or, before the node has been reached, that of the request."""
+        if self._part is None:
+            super().succeed(item)
+        elif not self._part.done():
+            item["data"] = self.data
+            self._part.set_result(item)
+
+    # the reader's side
+
+    def read(self) -> None:
+        """From here on the parts are taken one by one, by `next_part`."""
+        self._reads = True
+        self.future.add_done_callback(lambda future: self._wake(self._reader))
+
+    async def next_part(self) -> Item | None:
+        """The next part's final dict; None at the end. Raises what failed, `InvalidInput` too."""
+        if not self._parts and not self.future.done():
+            self._wake(self._ready)
+            self._reader = self._loop.create_future()
+            await self._reader
+        if self._parts:
+            return self._parts.pop(0)
+        final = await self.future
+        if "error" in final:
+            raise final["error"]
+        return None
+
+    @staticmethod
+    def _wake(waiter: asyncio.Future[None] | None) -> None:
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
