@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from .item import Item
 
@@ -25,6 +25,20 @@ class BatchRange(NamedTuple):
         return f"[{self.min}, {'unbounded' if self.max == UNBOUNDED else self.max}]"
 
 
+def _as_range(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+def _in_order(value: tuple[int, int]) -> tuple[int, int]:
+    if not 1 <= value[0] <= value[1]:
+        raise ValueError(f"expected min,max with 1 <= min <= max, found {value[0]},{value[1]}")
+    return value
+
+
+RangeText = Annotated[tuple[int, int], BeforeValidator(_as_range), AfterValidator(_in_order)]
+"""A batch range as a file writes it: `"1,4"`, or `[1, 4]`."""
+
+
 class Params(BaseModel):
     """Base of every backend's declared parameters: a pydantic model, validated at load.
 
@@ -32,6 +46,13 @@ class Params(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    variadic: ClassVar[bool] = False
+    """All positional arguments are one list, the first parameter's own: `Remove[k1,k2]`."""
+
+    force_range: RangeText | None = Field(
+        None, description="min,max: the batch range instead of its own; as a node's key the engines' (without one: the whole expression's)"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +99,14 @@ class Backend:
     shape_of_first_child: ClassVar[bool] = False
     """Its items are grouped by the first child's `shape_key`: of a backend whose first child sees the items as they came."""
 
+    sets_range: ClassVar[bool] = False
+    """Its parameters say its range: a node's own `min` and `max` are then those of the engines inside."""
+
     min: int = 1
     max: int = UNBOUNDED
     children: tuple[Backend, ...] = ()
+    child_filters: tuple[str | None, ...] = ()
+    """One a child, as the expression has them; only a Sequential's children may have any."""
 
     @classmethod
     def declared_range(cls, params: Any, children: tuple[BatchRange, ...]) -> BatchRange:

@@ -1,4 +1,4 @@
-"""Backends that arrange others: Sequential, the wrappers that torchpipe's files have, and Identity."""
+"""Sequential, with the filters in front of its members, the wrappers that torchpipe's files have, Identity and Empty."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import Field
 
 from .base import Backend, BatchRange, Context, Params
-from .errors import ConfigError, InvalidInput, Problem
+from .errors import BackendError, ConfigError, InvalidInput, Problem
+from .filters import Status, find_filter
 from .item import Item
 
 
@@ -21,6 +22,14 @@ class Identity(Backend):
     def forward(self, batch: list[Item]) -> None:
         for item in batch:
             item["result"] = item["data"]
+
+
+class Empty(Backend):
+    """Does nothing: the item stays as it is, without `result`, which ends a Sequential for it."""
+
+    parameters = Params
+
+    def forward(self, batch: list[Item]) -> None: ...
 
 
 def chain_range(members: Iterable[BatchRange]) -> BatchRange:
@@ -38,17 +47,25 @@ def chain_range(members: Iterable[BatchRange]) -> BatchRange:
     return found
 
 
-def _name(error: Exception, member: Backend) -> None:
+def blame(error: Exception, member: str) -> None:
     """Note on the error which member raised it, for the message that the caller gets; the innermost one stays."""
     if not hasattr(error, "penstock_backend"):
         with suppress(Exception):  # an exception class may refuse attributes
-            error.penstock_backend = type(member).__name__  # type: ignore[attr-defined]
+            error.penstock_backend = member  # type: ignore[attr-defined]
+
+
+def soften(item: Item, error: InvalidInput) -> None:
+    """Make an `InvalidInput` that was raised for this item alone its soft failure: its neighbours need not run again."""
+    item.pop("result", None)
+    item["error"] = error
 
 
 class Sequential(Backend):
     """Runs its members first to last; between two, `result` becomes `data`. `S[A,B]` is short for `Sequential[A,B]`.
 
-    An item that a member leaves without `result`, or with `error`, skips the rest of the chain.
+    An item that a member leaves without `result`, or with `error`, skips the rest of the chain, unless a member has a filter of its
+    own, as in `S[A,(or)B]`: that one is asked about every item that has not left the chain until then. Run runs the member, Skip
+    passes it over; Break, SerialSkip and SubGraphSkip end the chain for this item, which stays as it is; Error fails the item.
     """
 
     parameters = Params
@@ -61,19 +78,28 @@ class Sequential(Backend):
 
     def init(self, params: Any, context: Context) -> None:
         self.min, self.max = chain_range(BatchRange(child.min, child.max) for child in self.children)
-        self._members = [(child, child.forward, child.max == 1) for child in self.children]
+        filters = self.child_filters or (None,) * len(self.children)
+        self._members = [
+            (child, child.forward, child.max == 1, Gate(name, type(child).__name__) if name is not None else None)
+            for child, name in zip(self.children, filters, strict=True)
+        ]
 
     def forward(self, batch: list[Item]) -> None:
+        chain = batch  # who has not left; `batch` is who runs next
         first = True
-        for child, run, one_by_one in self._members:
+        for child, run, one_by_one, gate in self._members:
             if first:
                 first = False
-            else:
-                batch = [item for item in batch if "result" in item and "error" not in item]
+            elif gate is None:
+                chain = batch = [item for item in chain if "result" in item and "error" not in item]
                 if not batch:
                     return
                 for item in batch:
                     item["data"] = item.pop("result")
+            else:
+                chain, batch = gate.split(chain)
+                if not batch:
+                    continue
             try:
                 if not one_by_one:
                     run(batch.copy())  # a member may do with its list what it likes
@@ -82,12 +108,57 @@ class Sequential(Backend):
                     try:
                         run([item])
                     except InvalidInput as error:
-                        # Looped here, so its guilty item is known here: nothing to re-run.
-                        item.pop("result", None)
-                        item["error"] = error
+                        soften(item, error)  # looped here, so its guilty item is known here
+            except InvalidInput as error:
+                if len(batch) > 1:
+                    blame(error, type(child).__name__)
+                    raise
+                soften(batch[0], error)  # it goes on: a fallback behind may take it
             except Exception as error:
-                _name(error, child)
+                blame(error, type(child).__name__)
                 raise
+
+
+class Gate:
+    """The filter in front of a Sequential's member."""
+
+    def __init__(self, name: str, member: str) -> None:
+        self.label = f"({name}){member}"  # as the expression has it
+        self._name = name
+        self._member = member
+        self._filter = find_filter(name)
+
+    def split(self, chain: list[Item]) -> tuple[list[Item], list[Item]]:
+        """Who stays in the chain, and who of them runs the member.
+
+        Raises what the filter raises, and BackendError for Error and for what is no `Status`.
+        """
+        staying: list[Item] = []
+        running: list[Item] = []
+        for item in chain:
+            try:
+                status = self._ask(item)
+            except InvalidInput as error:
+                soften(item, error)
+                continue
+            except Exception as error:
+                blame(error, self.label)
+                raise
+            if status is Status.RUN:
+                item.pop("result", None)  # an earlier answer, or failure, must not pass for this member's
+                item.pop("error", None)
+                running.append(item)
+            if status is Status.RUN or status is Status.SKIP:
+                staying.append(item)
+        return staying, running
+
+    def _ask(self, item: Item) -> Status:
+        status = self._filter(item)
+        if status is Status.ERROR:
+            raise BackendError(f"the filter {self._name} in front of {self._member} answered Error")
+        if not isinstance(status, Status):
+            raise BackendError(f"the filter {self._name} in front of {self._member} answered {status!r}, expected a penstock.Status")
+        return status
 
 
 class WrapperParams(Params):
@@ -118,7 +189,7 @@ class SyncTensor(Backend):
         try:
             self._run(batch)
         except Exception as error:
-            _name(error, self._child)
+            blame(error, type(self._child).__name__)
             raise
 
 

@@ -1,15 +1,24 @@
-"""Filters: what happens to an item in front of a node. Each is a function from the item's own dict to a `Status`."""
+"""Filters: what happens to an item in front of a node. Each is a function from the item's own dict to a `Status`.
+
+Names come from, in this order: Penstock, `register_filter`, installed packages (entry point group `penstock.filters`). What the
+statuses do is the business of `pipelines/graph_run.py`, and of `compose.py` inside a Sequential.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from importlib.metadata import entry_points
-from typing import TypeAlias, overload
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from inspect import iscoroutinefunction
+from typing import TypeAlias, TypeVar, overload
 
 from .errors import BackendError, ConfigError, Problem
+from .expression import NAME
 from .item import Item
 from .suggestions import did_you_mean
+
+GROUP = "penstock.filters"
 
 
 class Status(Enum):
@@ -75,37 +84,80 @@ def _always(status: Status) -> Filter:
 
 
 _STATUSES: dict[str, Status] = {status.value: status for status in Status} | {
-    "Continue": Status.RUN, "continue": Status.RUN, "run": Status.RUN, "skip": Status.SKIP, "serial_skip": Status.SERIAL_SKIP,
-    "subgraph_skip": Status.SUBGRAPH_SKIP, "break": Status.BREAK, "error": Status.ERROR,
+    "Continue": Status.RUN, "continue": Status.RUN, "run": Status.RUN, "skip": Status.SKIP, "break": Status.BREAK, "error": Status.ERROR,
+    "serial_skip": Status.SERIAL_SKIP, "serialskip": Status.SERIAL_SKIP, "subgraph_skip": Status.SUBGRAPH_SKIP,
+    "subgraphskip": Status.SUBGRAPH_SKIP,
 }  # fmt: skip
 
-BUILTIN: dict[str, Filter] = {"swap": swap, "or": run_without_result, "else": run_without_result, "filter": from_item, "if": from_item, "result2other": result_to_other} | {
-    name: run if status is Status.RUN else _always(status) for name, status in _STATUSES.items()
+BUILTIN: dict[str, Filter] = {
+    "swap": swap,
+    "or": run_without_result,
+    "else": run_without_result,
+    "filter": from_item,
+    "if": from_item,
+    "result2other": result_to_other,
+    **{name: run if status is Status.RUN else _always(status) for name, status in _STATUSES.items()},
 }
 
 _registered: dict[str, Filter] = {}
+UserFilter = TypeVar("UserFilter", bound=Filter)
 
 
 @overload
-def register_filter(name: str, function: Filter) -> Filter: ...
+def register_filter(name: str, function: UserFilter) -> UserFilter: ...
 @overload
-def register_filter(name: str) -> Callable[[Filter], Filter]: ...
-def register_filter(name: str, function: Filter | None = None) -> Filter | Callable[[Filter], Filter]:
-    """Make a function from an item's dict to a `Status` known as a filter; also as a decorator. A built-in's name is a ValueError."""
-    if function is None:
-        return lambda given: register_filter(name, given)
+def register_filter(name: str) -> Callable[[UserFilter], UserFilter]: ...
+def register_filter(name: str, function: UserFilter | None = None) -> UserFilter | Callable[[UserFilter], UserFilter]:
+    """Make a function from an item's dict to a `Status` known as a filter; also as a decorator.
+
+    Registering one's own name again replaces it for pipelines loaded from then on. Raises ValueError for a built-in's name and for
+    what is no name, TypeError for what can't be called, or only awaited: a filter runs between two nodes and may not wait.
+    """
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name for a filter: expected letters, digits, _ . or -, with a letter first")
     if name in BUILTIN:
-        raise ValueError(f"{name!r} is a built-in filter")
-    _registered[name] = function
+        raise ValueError(f"{name} is a filter of Penstock's own: register yours by another name")
+    if function is None:
+        return lambda found: register_filter(name, found)
+    _registered[name] = _checked(name, function)
     return function
 
 
 def find_filter(name: str) -> Filter:
-    """The filter of this name: built in, registered, or of the entry point group `penstock.filters`. Raises ConfigError."""
+    """The filter of a name. Raises ConfigError where there is none, with the nearest name that there is."""
     found = BUILTIN.get(name) or _registered.get(name)
-    if found is None:
-        for point in entry_points(group="penstock.filters", name=name):
-            return _registered.setdefault(name, point.load())
-        known = [*BUILTIN, *_registered]
-        raise ConfigError([Problem(f"there is no filter {name!r}{did_you_mean(name, known)}", key="filter")])
+    if found is not None:
+        return found
+    installed = _installed()
+    if name in installed:
+        return _from_entry_point(installed[name])
+    hint = did_you_mean(name, {*BUILTIN, *_registered, *installed})
+    raise ConfigError([Problem(f"there is no filter {name!r}{hint}", key="filter")])
+
+
+def registered_here(name: str) -> bool:
+    """Whether a name is known by `register_filter` alone, which no other process has called."""
+    return name in _registered
+
+
+def _checked(name: str, function: UserFilter) -> UserFilter:
+    if not callable(function) or iscoroutinefunction(function) or isinstance(function, type):
+        raise TypeError(f"filter {name!r}: expected a plain function from an item to a Status, found {function!r}")
+    return function
+
+
+@cache
+def _installed() -> dict[str, EntryPoint]:
+    """Entry points of installed packages; a name of Penstock's own can't be taken."""
+    return {found.name: found for found in entry_points(group=GROUP)}
+
+
+@cache
+def _from_entry_point(entry: EntryPoint) -> Filter:
+    package = entry.dist.name if entry.dist is not None else entry.value
+    try:
+        found: Filter = _checked(entry.name, entry.load())
+    except Exception as error:
+        reason = f"the filter {entry.name} of {package} can't be loaded: {type(error).__name__}: {error}"
+        raise ConfigError([Problem(reason, key="filter")]) from error
     return found

@@ -18,6 +18,7 @@ from contextlib import suppress
 from .base import Backend, Context
 from .channel import Channel, PeerGoneError
 from .failure import Failure
+from .filters import registered_here as filter_registered_here
 from .item import Item
 from .registry import registered_here
 from .spec import Spec
@@ -44,6 +45,9 @@ def obstacles(spec: Spec) -> Iterator[str]:
     """Why the backends of an expression can't run in a process; nothing if they can."""
     if not hasattr(os, "memfd_create"):
         yield 'executor = "process" needs Linux'
+    for name in _filters(spec):
+        if filter_registered_here(name):
+            yield f"the filter {name} was registered in this process, and a child process can't find it: put it in front of a node instead"
     for name in _names(spec):
         if registered_here(name):
             yield (
@@ -58,6 +62,13 @@ def _names(spec: Spec) -> Iterator[str]:
     yield spec.name
     for child in spec.children:
         yield from _names(child)
+
+
+def _filters(spec: Spec) -> Iterator[str]:
+    if spec.filter is not None:
+        yield spec.filter
+    for child in spec.children:
+        yield from _filters(child)
 
 
 class ProcessBackend(Backend):

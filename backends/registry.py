@@ -28,10 +28,33 @@ GROUP = "penstock.backends"
 
 BUILTINS: dict[str, str] = {
     "Identity": "penstock.backends.compose:Identity",
+    "Empty": "penstock.backends.compose:Empty",
     "Sequential": "penstock.backends.compose:Sequential",
     "S": "penstock.backends.compose:Sequential",
     "SyncTensor": "penstock.backends.compose:SyncTensor",
     "Torch": "penstock.backends.compose:Torch",
+    "Parallel": "penstock.backends.control:Parallel",
+    "Max": "penstock.backends.control:Max",
+    "HasKey": "penstock.backends.control:HasKey",
+    "NotHasKey": "penstock.backends.control:NotHasKey",
+    "Sleep": "penstock.backends.control:Sleep",
+    "Keep": "penstock.backends.keys:Keep",
+    "Remove": "penstock.backends.keys:Remove",
+    "del": "penstock.backends.keys:Remove",
+    "Add": "penstock.backends.keys:Add",
+    "AddInt": "penstock.backends.keys:AddInt",
+    "Copy": "penstock.backends.keys:Copy",
+    "cp": "penstock.backends.keys:Copy",
+    "Move": "penstock.backends.keys:Move",
+    "mv": "penstock.backends.keys:Move",
+    "Result2Key": "penstock.backends.keys:Result2Key",
+    "Range": "penstock.backends.compat:Range",
+    "Random": "penstock.backends.compat:Random",
+    "Result2Other": "penstock.backends.compat:Result2Other",
+    "KeyA2KeyB": "penstock.backends.compat:KeyA2KeyB",
+    "Jump": "penstock.backends.composite:Jump",
+    "MapReduce": "penstock.backends.composite:MapReduce",
+    "CopySplit": "penstock.backends.composite:CopySplit",
     "DecodeMat": "penstock.backends.image.mat:DecodeMat",
     "CvtColorMat": "penstock.backends.image.mat:CvtColorMat",
     "cvtColorMat": "penstock.backends.image.mat:CvtColorMat",
@@ -81,12 +104,8 @@ ABSENT: dict[str, tuple[str, str]] = {
 """Known by name and parameters (of engines/params.py), with the extra each needs; a file that uses them can be checked, not run."""
 
 PLANNED = frozenset(
-    {
-        "Add", "AddInt", "CatTensor", "Copy", "CopySplit", "DynamicResizeTensor", "Empty", "EventLoop", "HasKey", "Jump", "Keep",
-        "KeyA2KeyB", "LoadTensor", "MapReduce", "Max", "Move", "NotHasKey", "Parallel", "Random", "Range", "Remove", "Result2Key",
-        "Result2Other", "Ring", "SaveTensor", "SetTensorRequestSize", "Sleep", "SplitTensor", "cp", "del", "mv",
-    }
-)  # fmt: skip
+    {"CatTensor", "DynamicResizeTensor", "EventLoop", "LoadTensor", "Ring", "SaveTensor", "SetTensorRequestSize", "SplitTensor"}
+)
 """Names of torchpipe that are Penstock's, and not there yet."""
 
 EXTRAS = {"torch": ("torch",), "tensorrt": ("tensorrt", "torch"), "openvino": ("openvino",)}

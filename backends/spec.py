@@ -6,7 +6,10 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
-from .base import Backend, BatchRange, Context
+from pydantic import ValidationError
+
+from .base import Backend, BatchRange, Context, Params
+from .errors import ConfigError, Problem
 from .item import Item
 
 
@@ -19,11 +22,31 @@ class Spec:
     params: Any
     children: tuple[Spec, ...] = ()
     filter: str | None = None
+    """The filter in front of it; of a Sequential's members only."""
 
     @property
     def declared_range(self) -> BatchRange:
-        """The batch range as far as it is known before `init`."""
-        return self.cls.declared_range(self.params, tuple(child.declared_range for child in self.children))
+        """The batch range as far as it is known before `init`. Raises ConfigError where there can be none."""
+        own = self.cls.declared_range(self.params, tuple(child.declared_range for child in self.children))
+        return self.forced_range or own
+
+    @property
+    def forced_range(self) -> BatchRange | None:
+        """What `force_range` says, if it is given. Raises ConfigError for no range, in the keys of a backend that takes any."""
+        if not isinstance(self.params, dict):
+            found = getattr(self.params, "force_range", None)
+        else:
+            try:
+                found = Params(force_range=self.params.get("force_range")).force_range
+            except ValidationError as error:
+                reason = error.errors(include_url=False)[0]["msg"]
+                raise ConfigError([Problem(f"{reason}: expected min,max, as in 1,4", key="force_range")]) from None
+        return None if found is None else BatchRange(*found)
+
+    @property
+    def sets_range(self) -> bool:
+        """Whether the expression says its range itself (`force_range`, Range): the node's `min` and `max` are its engines' alone."""
+        return self.cls.sets_range or self.forced_range is not None or any(child.sets_range for child in self.children)
 
     @property
     def shape_key(self) -> Callable[[Item], Hashable] | None:
@@ -43,7 +66,10 @@ class Spec:
             for child in reversed(self.children):
                 children.append(child.create(context))  # noqa: PERF401  what was made must be in the list when one raises
             backend.children = tuple(reversed(children))
+            backend.child_filters = tuple(child.filter for child in self.children)
             backend.init(self.params, context)
+            if (forced := self.forced_range) is not None:
+                backend.min, backend.max = forced
         except BaseException:
             backend.children = tuple(children)
             backend.close()

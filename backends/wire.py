@@ -31,20 +31,21 @@ class Part:
     name: str
     params: dict[str, Any]
     children: tuple[Part, ...]
+    filter: str | None = None
 
     @classmethod
     def of(cls, spec: Spec) -> Part:
         params = spec.params
         if isinstance(params, BaseModel):
             params = params.model_dump(by_alias=True, exclude_unset=True, round_trip=True)
-        return cls(spec.name, params, tuple(cls.of(child) for child in spec.children))
+        return cls(spec.name, params, tuple(cls.of(child) for child in spec.children), spec.filter)
 
     def spec(self, context: Context) -> Spec:
         """Finds and imports the classes. Raises ConfigError, and pydantic's error where parameters don't survive the way."""
         name = self.name
         cls: type[Backend] = adapt(name, load(name, context.directory)) if ":" in name else find_backend(name)
         params = self.params if cls.parameters is None else cls.parameters.model_validate(self.params)
-        return Spec(name, cls, params, tuple(child.spec(context) for child in self.children))
+        return Spec(name, cls, params, tuple(child.spec(context) for child in self.children), self.filter)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,14 +15,15 @@ from pydantic import BaseModel, ValidationError
 
 from penstock.backends.base import Backend
 from penstock.backends.composite import Composite
+from penstock.backends.engines.params import EngineParams
 from penstock.backends.errors import ConfigError, Problem
 from penstock.backends.expression import Expression
+from penstock.backends.filters import find_filter
 from penstock.backends.registry import BUILTINS, backend_names, find_backend
 from penstock.backends.spec import Spec
 from penstock.backends.suggestions import did_you_mean
 from penstock.backends.user import adapt, load
 
-from .graph import LATER
 from .schema import GROUP_KEYS, NODE_KEYS, STRUCTURE_KEYS, problems_of
 
 RESERVED_BY_NODE = NODE_KEYS | STRUCTURE_KEYS
@@ -97,7 +98,10 @@ def bind(tree: Expression, own: Mapping[str, Any], defaults: Mapping[str, Any], 
 def _find(tree: Expression, directory: Path, problems: list[Problem]) -> Member | None:
     """The classes of an expression; None where one of them is unknown."""
     if tree.filter is not None:
-        problems.append(Problem(f"({tree.filter}){tree.name}: filters are {LATER}", key="backend"))
+        try:
+            find_filter(tree.filter)
+        except ConfigError as error:
+            problems.extend(Problem(f"({tree.filter}){tree.name}: {problem.message}", key="backend") for problem in error.problems)
     children = [_find(child, directory, problems) for child in tree.children]
     name, args, addresses = tree.name, tree.args, {tree.name}
     try:
@@ -173,12 +177,17 @@ def _receivers(key: str, members: list[Member]) -> list[Member]:
     """The members that a key of the node reaches."""
     declaring = [member for member in members if member.parameters is not None and key in member.parameters]
     if declaring:
-        return declaring
+        return _of_range(declaring) if key == "force_range" else declaring
     prefix, separator, last = key.rpartition("::")
     if separator:
         addressed = [member for member in members if prefix in member.addresses]
         return [member for member in addressed if member.parameters is None or last in member.parameters]
     return [member for member in members if member.parameters is None]
+
+
+def _of_range(members: list[Member]) -> list[Member]:
+    """Whose range a node's `force_range` is: the engines', as in torchpipe; without one, the whole expression's."""
+    return [member for member in members if member.cls.parameters and issubclass(member.cls.parameters, EngineParams)] or members[:1]
 
 
 def _groups(own: Mapping[str, Any], defaults: Mapping[str, Any], splittable: set[str], problems: list[Problem]) -> int:
@@ -232,7 +241,7 @@ def _spec(member: Member, members: list[Member], own: dict[str, Any], defaults: 
             return None
     if None in children:
         return None
-    return Spec(member.name, member.cls, params, tuple(child for child in children if child is not None))
+    return Spec(member.name, member.cls, params, tuple(child for child in children if child is not None), member.tree.filter)
 
 
 def _target(key: str, member: Member, members: list[Member]) -> tuple[str, bool] | None:
@@ -257,10 +266,11 @@ def _arguments(member: Member, problems: list[Problem], places: dict[str, str]) 
         if member.args:
             problems.append(Problem(f"{member.name} declares no parameters, so it takes no positional argument", key="backend"))
         return dict(member.tree.kwargs)
-    order = list(dict.fromkeys(declared.values()))
-    if len(member.args) > len(order):
-        problems.append(Problem(f"{member.name} takes at most {len(order)} arguments, found {len(member.args)}", key="backend"))
-    values: dict[str, Any] = dict(zip(order, member.args, strict=False))
+    order = [key for key in dict.fromkeys(declared.values()) if key != "force_range"]
+    args: tuple[Any, ...] = (member.args,) if getattr(member.cls.parameters, "variadic", False) and member.args else member.args
+    if len(args) > len(order):
+        problems.append(Problem(f"{member.name} takes at most {len(order)} arguments, found {len(args)}", key="backend"))
+    values: dict[str, Any] = dict(zip(order, args, strict=False))
     for key, value in member.tree.kwargs:
         if key not in declared:
             message = f"{member.name} has no parameter {key!r}{did_you_mean(key, declared.values())}"

@@ -114,6 +114,8 @@ def _build_group(spec: Spec, own: dict[str, Any], defaults: dict[str, Any], prob
         return None
     if table is None:
         return None
+    if spec.sets_range:
+        return GroupConfig(spec, table.instance_num)  # `min` and `max` are its engines'
     if table.min is not None and table.max is not None and table.min > table.max:  # an engine's own range may come from these two
         problems.append(
             Problem(f"min is {table.min} and max is {table.max}: min can't be the greater", key="min" if "min" in own else "max")

@@ -47,8 +47,8 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
 
 
 def test_names_of_later_versions_say_so() -> None:
-    with pytest.raises(ConfigError, match="MapReduce is not supported by this version yet"):
-        find_backend("MapReduce")
+    with pytest.raises(ConfigError, match="EventLoop is not supported by this version yet"):
+        find_backend("EventLoop")
 
 
 def test_a_function_is_called_per_item() -> None:
@@ -94,7 +94,7 @@ def test_registering_ones_own_name_again_replaces_it() -> None:
     assert item["result"] == 2
 
 
-@pytest.mark.parametrize("name", ["Identity", "S", "TensorrtTensor", "Python", "MapReduce"])
+@pytest.mark.parametrize("name", ["Identity", "S", "TensorrtTensor", "Python", "MapReduce", "Ring"])
 def test_registering_a_name_of_penstock_is_an_error(name: str) -> None:
     with pytest.raises(ValueError, match="Penstock's own"):
         register_backend(name, lambda data: data)

@@ -297,7 +297,7 @@ def test_a_sequential_without_a_common_range_is_an_error() -> None:
 def test_problems_of_expressions() -> None:
     assert problem("S[Scale").startswith("[main] backend: at character 8")
     assert "did you mean 'Scale'" in problem("Scael")
-    assert "filters are not supported by this version yet" in problem("S[Scale,(or)Shift]")
+    assert problem("S[Scale,(orr)Shift]") == "[main] backend: (orr)Shift: there is no filter 'orr', did you mean 'or'?"
     assert "Scale takes none in brackets, found 1" in problem("Scale[Shift]")
     assert "SyncTensor takes 0 to 1 in brackets, found 2" in problem("SyncTensor[Scale,Shift]")
     assert "Torch takes 1 in brackets, found 0" in problem("Torch")
