@@ -44,7 +44,7 @@ def _row(node: NodeConfig) -> tuple[str, ...]:
     groups = node.groups
     return (
         node.name,
-        " & ".join(dict.fromkeys(expression(group.spec) for group in groups)),
+        " & ".join(dict.fromkeys(expression(group.spec) for group in groups)) or f"shares {node.shares}",
         " & ".join(str(group.instances) for group in groups),
         " & ".join(str(group.bound(group.spec.declared_range.max)) for group in groups),
         f"{node.batching_timeout:g} ms",

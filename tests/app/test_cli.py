@@ -30,6 +30,13 @@ def test_check_says_what_a_file_says(run, digits):
     assert "S[DecodeMat,ResizeMat,CvtColorMat,Mat2Tensor,OnnxTensor,SoftmaxArgMaxTensor]" in answer.stdout and "2 ms" in answer.stdout
 
 
+def test_check_warns_of_what_may_not_be_meant(run, tmp_path):
+    (tmp_path / "one.toml").write_text('[a]\nnext = "b,a.2"\n[b]\n[a.2]\n')
+    answer = run("check", tmp_path)
+    assert answer.exit_code == 0 and "one: fine, 3 nodes" in answer.stdout and "shares a " in answer.stdout
+    assert answer.stderr.startswith("warning: ") and "one.toml [a]: it leads to several last nodes (a.2, b)" in answer.stderr
+
+
 def test_check_prints_every_problem_and_exits_with_1(run, tmp_path):
     (tmp_path / "one.toml").write_text('[a]\nbackend = "DecodeMap"\nmaxx = 3\n[b]\nbackend = "Identity"\n')
     (tmp_path / "two.toml").write_text("[a\n")
