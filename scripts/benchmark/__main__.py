@@ -10,7 +10,9 @@ from pathlib import Path
 
 from figures import Figure, machine, say, table, write_page
 
-PARTS = {"in_process": "", "threads": "", "http": "http_noop", "resnet": "", "memory": "", "overload": "", "process": "processes"}
+PARTS = {
+    "in_process": "", "graphs": "", "threads": "", "http": "http_noop", "resnet": "", "memory": "", "overload": "", "process": "processes",
+}  # fmt: skip
 """Part -> module, where that has another name."""
 
 
