@@ -70,15 +70,17 @@ class Admission:
         slowest = max(self.nodes, key=lambda node: node.seconds_per_item)
         if not slowest.scheduler.would_queue:
             return
-        ahead = 0
+        ahead = 0.0
         for node in self.nodes:
-            ahead += node.ahead_of(priority)
+            ahead += node.ahead_of(priority) / node.parts_per_item
             if node is slowest:
                 break
+        if slowest.parts_per_item > 1:  # most parts do not queue there yet
+            ahead = max(ahead, self.rows)
         wait = (ahead + size) * self.pace + self.run_time
         if wait > budget:
             self.refused["overloaded"] += 1
             raise Overloaded(
-                f"an answer would take about {wait * 1000:.0f} ms ({ahead} rows ahead at node {slowest.name!r}), "
+                f"an answer would take about {wait * 1000:.0f} ms ({ahead:.0f} rows ahead at node {slowest.name!r}), "
                 f"the deadline is in {budget * 1000:.0f} ms"
             )

@@ -23,6 +23,7 @@ from .node import Node
 from .plan import Entrance
 from .queue import Batch, Entry, Outcome
 from .run import PARTS, Work
+from .statistics import NodeStatistics
 
 logger = logging.getLogger("penstock.node")
 
@@ -86,6 +87,7 @@ class FanOut(Composite):
         self._turns: deque[Parent] = deque()  # those that have parts left to send
         self._queued = 0  # parts of all parents that queue at the entrance
         self._feeding = False
+        self._parts_per_item = 1.0
 
     async def start(self) -> None:
         target = self._entrance.root.node
@@ -114,6 +116,9 @@ class FanOut(Composite):
         if not len(pieces):
             self.end_soon(entry, batch, self._merged(item, []))
             return
+        self._parts_per_item += (len(pieces) - self._parts_per_item) / NodeStatistics.RECENT
+        for node in self._entrance.nodes:  # admission counts what a request will cost there
+            node.parts_per_item = self._parts_per_item
         parent = Parent(self, entry, item, key, pieces)
         self.waiting[entry] = batch, lambda: self._stop(parent)
         self._turns.append(parent)

@@ -52,6 +52,7 @@ class Node:
     ) -> None:
         self.config = config
         self.name = config.name
+        self.parts_per_item = 1.0  # how many parts of a request come here, on average
         self.retry = config.retry
         self.retry_suspended = False
         self.statistics = NodeStatistics()
@@ -114,8 +115,9 @@ class Node:
 
     @property
     def seconds_per_item(self) -> float:
-        """How long the node takes per row, with all its executors at work; 0 before the first batch."""
-        return self.statistics.seconds_per_item / max(1, len(self.scheduler.idle) + len(self.scheduler.running))
+        """How long the node takes per row of a request, with all its executors at work; 0 before the first batch."""
+        executors = len(self.scheduler.idle) + len(self.scheduler.running)
+        return self.statistics.seconds_per_item * self.parts_per_item / max(1, executors)
 
     def ahead_of(self, priority: int | None) -> int:
         """Rows that will run here before a request of this priority that arrives now."""

@@ -11,9 +11,10 @@ from penstock.pipelines.queue import Batch, Entry
 from penstock.pipelines.statistics import NodeStatistics
 
 
-def node(name: str = "node", *, pace: float = 0.1, run: float = 0.1, ahead: int = 0, queues: bool = True) -> Any:
+def node(name: str = "node", *, pace: float = 0.1, run: float = 0.1, ahead: int = 0, queues: bool = True, parts: float = 1.0) -> Any:
     return SimpleNamespace(
         name=name,
+        parts_per_item=parts,
         seconds_per_item=pace,
         statistics=SimpleNamespace(seconds_per_batch=run),
         scheduler=SimpleNamespace(would_queue=queues),
@@ -133,3 +134,12 @@ def test_the_rate_is_that_of_the_last_32_batches() -> None:
     assert statistics.queue_seconds.sum == 42.0
     statistics.count("failed")
     assert (statistics.outcomes["ok"], statistics.outcomes["failed"]) == (41, 1)
+
+
+def test_where_a_request_becomes_parts_its_rows_are_what_is_ahead() -> None:
+    """Two parts queue, of 5 requests inside with ten each: the estimate must not believe the queue."""
+    gate = admission(node(pace=0.1, run=0.0, ahead=2, parts=10.0))
+    fill(gate, 5)
+    with pytest.raises(Overloaded, match="about 600 ms \\(5 rows ahead"):
+        enter(gate, 1, 0.5, None)
+    enter(gate, 1, 0.7, None)
