@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 from penstock.backends.errors import Problem
 from penstock.backends.suggestions import nearest
 
-LATER = "not supported by this version yet"
-
 
 class Successors(NamedTuple):
     """What a node's `next` says."""

@@ -40,15 +40,16 @@ def check_jumps(graph: Graph, nodes: Mapping[str, NodeConfig]) -> Iterator[Probl
     """What is wrong with where composite backends jump to: another root, and never back."""
     jumps: dict[str, dict[str, str]] = {root: {} for root in graph.roots}  # the roots that a root's graph jumps to, and the node that does
     for name, node in nodes.items():
-        owner = nodes.get(node.shares, node) if node.shares else node
-        target = _target(owner)
+        target = _target(nodes[node.shares] if node.shares else node)
         if target is None or name not in graph.root_of:
             continue
         if target in jumps:
             jumps[graph.root_of[name]].setdefault(target, name)
-        elif not node.shares and target not in graph.following:
+        elif node.shares:  # what is wrong is said of the node that has the backend
+            continue
+        elif target not in graph.following:
             yield Problem(f"there is no node {target!r}{did_you_mean(target, graph.roots)}", node=name, key="jump")
-        elif not node.shares:
+        else:
             before = ", ".join(map(repr, graph.before[target]))
             yield Problem(f"expected a root, found {target!r}, which comes after {before}", node=name, key="jump")
     for ring in find_cycles(jumps):

@@ -69,4 +69,4 @@ def check_shared(node: str, owner: str, keys: Mapping[str, Any], file: str) -> l
 
 def share(node: str, owner: NodeConfig, following: tuple[str, ...]) -> NodeConfig:
     """The node as it is run: in its owner's queue, under its owner's rules."""
-    return replace(owner, name=node, groups=(), next=following, filter=None, map=(), shares=owner.name)
+    return replace(owner, name=node, groups=(), next=following, shares=owner.name)

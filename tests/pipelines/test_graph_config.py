@@ -136,7 +136,8 @@ def test_a_misspelt_next_is_the_only_problem_that_it_makes() -> None:
     """Without that edge, `resize` would be a root with a map and a filter, and `end` behind two roots."""
     nodes = graph(
         decode="resise,other",
-        resize={"next": "end", "map": "decode[data:data]", "filter": "or"},
+        resize={"next": "end,aside", "map": "decode[data:data]", "filter": "or"},
+        aside={"map": "[result:data],decode[data:image]"},
         other="end",
         end={"map": "resize[result:data],other[result:x],decode[result:y]"},
     )
@@ -270,6 +271,7 @@ def test_logical_nodes_from_toml_and_from_dicts(tmp_path: Path) -> None:
     third = config.nodes["rec.3"]
     assert (third.shares, third.groups, third.next, third.map, third.filter) == ("rec", (), (), (), None)
     assert (config.nodes["rec"].shares, config.nodes["rec"].groups[0].instances) == (None, 2)
+    assert list(load({"a": {"next": [], "2": {}, "1": {}}, "b": {}}).nodes) == ["a", "a.2", "a.1", "b"]
     flat = {
         "det": {"backend": "Identity", "next": "rec"},
         "rec.2": {"map": "det[result:data]", "filter": "Skip", "next": "rec.3"},
@@ -371,6 +373,7 @@ def test_jumps_in_a_ring() -> None:
 
 
 def test_a_logical_node_of_a_jump_jumps_too() -> None:
+    assert problem(graph(a={"backend": "Jump(b)", "next": "a.2"}) | {"a.2": {}}) == "[a] jump: there is no node 'b'"
     nodes = graph(a={"backend": "Jump(b)"}, b="a.2") | {"a.2": {}}
     assert problem(nodes) == "[a.2] jump: it enters the graph of 'b', which it is in, again and again: expected another root"
 
@@ -429,6 +432,8 @@ def test_the_entry_may_be_any_node_that_can_do_without_the_others() -> None:
     chain = graph(a="b", b="c", c={"map": "a[data:image],b[result:data]"})
     assert "it leads to 'c', which needs 'a' too" in problem(entering("b", chain))
     assert load(entering("c", chain)).entry == "c"
+    chain["c"]["map"] = "aa[result:data]"
+    assert problem(entering("b", chain)) == "[c] map: there is no node 'aa', did you mean 'a'?"
 
 
 def test_loops() -> None:
