@@ -48,7 +48,7 @@ def first_impossible(wanted: BatchRange, child: BatchRange) -> int | None:
     """The first size of `wanted` that is no sum of sizes of `child`; None: each is one.
 
     k parts sum up to anything from k * min to k * max; the fewest parts that reach n are ceil(n / max), and more of them are only
-    further above.
+    further above. Once what k and k + 1 parts make leaves no gap, none is left above either.
     """
     size = wanted.min
     while size <= wanted.max:
@@ -56,6 +56,8 @@ def first_impossible(wanted: BatchRange, child: BatchRange) -> int | None:
         if parts * child.min > size:
             return size
         size = parts * child.max + 1
+        if (parts + 1) * child.min <= size:
+            break
     return None
 
 

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from penstock import pipe
+from penstock.backends import filters, registry
 from penstock.backends.base import UNBOUNDED, Backend, BatchRange, Context, Params
 from penstock.backends.compose import Identity, Sequential, SyncTensor, Torch, chain_range
-from penstock.backends.errors import ConfigError, InvalidInput
+from penstock.backends.errors import BackendError, ConfigError, InvalidInput
+from penstock.backends.filters import Status, register_filter
 from penstock.backends.item import Item
+from penstock.backends.registry import register_backend
 from penstock.backends.spec import Spec
 
 
@@ -205,3 +210,200 @@ def test_a_member_that_empties_its_list_ends_no_chain() -> None:
     items = [{"data": 1}, {"data": 5}]
     chain.forward(items)
     assert [item["result"] for item in items] == [3, 7]
+
+
+def test_invalid_input_that_a_member_raises_for_a_batch_of_one_is_that_items_soft_failure() -> None:
+    class Batches(Raises):
+        max = 8
+
+    item: Item = {"data": "bad"}
+    chain(Batches, Double).forward([item])
+    assert isinstance(item["error"], InvalidInput) and "result" not in item
+    with pytest.raises(InvalidInput) as caught:
+        spec(Sequential, spec(Identity), spec(Strict)).create(Context()).forward([{"data": "bad"}, {"data": "a"}])
+    assert caught.value.penstock_backend == "Strict"  # type: ignore[attr-defined]
+
+
+# filters in front of members
+
+
+class Strict(Backend):
+    """Raises for a whole batch, as an engine may."""
+
+    def init(self, params: Any, context: Context) -> None: ...
+
+    def forward(self, batch: list[Item]) -> None:
+        for item in batch:
+            if item["data"] == "bad":
+                raise InvalidInput("bad")
+            item["result"] = item["data"]
+
+
+def broken(data: Any) -> Any:
+    raise RuntimeError("Used in tests")
+
+
+def wrong(data: Any) -> Any:
+    raise ValueError("Used in tests")
+
+
+def appending(text: str) -> Callable[[str], str]:
+    return lambda data: data + text
+
+
+@pytest.fixture
+def own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members of the test's own, and torchpipe's fault injection: RuntimeError and InvalidArgumentError."""
+    monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(filters, "_registered", {})
+    for backend in (Silent, Soft, Strict, Raises):
+        register_backend(backend.__name__, backend)
+    for letter in "XYZ":
+        register_backend(letter, appending(letter.lower()))
+    register_backend("RuntimeError", broken)
+    register_backend("InvalidArgumentError", wrong)
+
+
+def answers(backend: Backend, *data: Any) -> list[Any]:
+    items: list[Item] = [{"data": each} for each in data]
+    backend.forward(items)
+    return [item.get("result") for item in items]
+
+
+@pytest.mark.usefixtures("own_names")
+@pytest.mark.parametrize("fast", ["Silent", "Soft", "Raises"])
+def test_a_fallback_runs_for_what_has_no_result(make: Callable[..., Backend], fast: str) -> None:
+    lost = "silent" if fast == "Silent" else "bad"
+    items: list[Item] = [{"data": "a"}, {"data": lost}]
+    if fast == "Soft":  # it sets a result beside its error, which `or` takes for an answer
+        items.pop()
+    make(f"S[{fast},(or)X,Y]").forward(items)
+    assert [item["result"] for item in items] == ["ay", f"{lost}xy"][: len(items)]
+    assert not any("error" in item for item in items)
+
+
+@pytest.mark.usefixtures("own_names")
+def test_a_fallback_runs_for_what_a_member_raised_of_an_item() -> None:
+    with pipe("S[Strict,(or)X,Y]") as chained:
+        items = [{"data": "a"}, {"data": "bad"}, {"data": "b"}]
+        chained(items)
+    assert items == [{"data": "a", "result": "ay"}, {"data": "bad", "result": "badxy"}, {"data": "b", "result": "by"}]
+
+
+@pytest.mark.usefixtures("own_names")
+def test_an_item_that_left_at_a_member_without_filter_does_not_come_back(make: Callable[..., Backend]) -> None:
+    item: Item = {"data": "silent"}
+    make("S[Silent,X,(or)Y]").forward([item])
+    assert item == {"data": "silent"}
+
+
+@pytest.mark.usefixtures("own_names")
+@pytest.mark.parametrize(
+    ("expression", "data", "result"),
+    [
+        ("S[X,(Run)Y]", "x", "y"),
+        ("S[X,(swap)Y]", "x", "xy"),
+        ("S[X,(Skip)Y,Z]", "x", "xz"),
+        ("S[X,(Skip)Y]", "", "x"),
+        ("S[X,(Break)Y,Z]", "", "x"),
+        ("S[X,(SerialSkip)Y,Z]", "", "x"),
+        ("S[X,(SubGraphSkip)Y,Z]", "", "x"),
+        ("S[S[X,(Break)Y,Z],Z]", "x", "xz"),
+        ("S[Silent,(swap)Y,(Run)Z]", "silent", None),
+        ("S[Silent,(Run)Y]", "silent", "silenty"),
+    ],
+)
+def test_what_the_statuses_do(make: Callable[..., Backend], expression: str, data: str, result: str) -> None:
+    item: Item = {"data": ""} if data != "silent" else {"data": data}
+    make(expression).forward([item])
+    assert item.get("result") == result
+    assert "error" not in item
+
+
+@pytest.mark.usefixtures("own_names")
+def test_each_item_has_its_own_status(make: Callable[..., Backend]) -> None:
+    said: dict[str, Status] = {"run": Status.RUN, "skip": Status.SKIP, "break": Status.BREAK}
+    asked: list[str] = []
+
+    @register_filter("says")
+    def says(item: Item) -> Status:
+        asked.append(item["said"])
+        item["data"] = item["result"]
+        return said[item["said"]]
+
+    items: list[Item] = [{"data": "", "said": each} for each in ("break", "run", "skip")]
+    make("S[X,(says)Y,Z]").forward(items)
+    assert [item["result"] for item in items] == ["x", "xyz", "xz"]
+    assert asked == ["break", "run", "skip"]
+
+
+@pytest.mark.usefixtures("own_names")
+def test_an_earlier_answer_does_not_pass_for_that_of_a_member_that_ran(make: Callable[..., Backend]) -> None:
+    register_filter("just_run", lambda item: Status.RUN)
+    assert answers(make("S[X,(just_run)Empty]"), "a") == [None]
+
+
+@pytest.mark.usefixtures("own_names")
+def test_a_members_batch_is_of_those_that_it_runs_for(make: Callable[..., Backend]) -> None:
+    backend = make("S[Silent,(or)X,(filter)HasKey(none)[X]]")
+    items: list[Item] = [{"data": "a", "filter": "Skip"}, {"data": "silent", "filter": "Break"}, {"data": "b", "filter": "Run"}]
+    backend.forward(items)
+    assert [item["result"] for item in items] == ["a", "silentx", "b"]
+
+
+@pytest.mark.usefixtures("own_names")
+@pytest.mark.parametrize(
+    ("name", "said", "message"),
+    [
+        ("Error", None, "the filter Error in front of Identity answered Error"),
+        ("says", Status.ERROR, "the filter says in front of Identity answered Error"),
+        ("says", "Run", "the filter says in front of Identity answered 'Run', expected a penstock.Status"),
+        ("says", None, "the filter says in front of Identity answered None, expected"),
+        ("filter", None, "the item's key 'filter', which is not there"),
+    ],
+)
+def test_error_and_what_is_no_status_fail_the_item(make: Callable[..., Backend], name: str, said: Any, message: str) -> None:
+    register_filter("says", lambda item: said)
+    with pytest.raises(BackendError, match=message) as caught:
+        answers(make(f"S[X,({name})Identity]"), "a")
+    assert caught.value.penstock_backend == f"({name})Identity"  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("own_names")
+def test_error_fails_only_its_item() -> None:
+    register_filter("check", lambda item: Status.ERROR if item["data"] == "a" else Status.SKIP)
+    with pipe("S[X,(check)Y]") as chained:
+        with pytest.raises(
+            BackendError, match=r"node 'main': backend \(check\)\w+ raised BackendError: the filter check in front of \w+ answered"
+        ):
+            chained({"data": "a"})
+        item = {"data": "b"}
+        chained(item)
+    assert item["result"] == "bx"
+
+
+@pytest.mark.usefixtures("own_names")
+def test_what_a_filter_raises_fails_the_item_and_invalid_input_is_its_soft_failure(make: Callable[..., Backend]) -> None:
+    @register_filter("raises")
+    def raises(item: Item) -> Status:
+        raise {"a": InvalidInput, "b": KeyError}[item["data"]]("said so")
+
+    items: list[Item] = [{"data": "a"}]
+    make("S[X,(raises)Y,(Run)Z]").forward(items)
+    assert isinstance(items[0]["error"], InvalidInput) and "result" not in items[0]
+    with pytest.raises(KeyError) as caught:
+        answers(make("S[X,(raises)Identity]"), "b")
+    assert caught.value.penstock_backend == "(raises)Identity"  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("own_names")
+@pytest.mark.parametrize("name", ["RuntimeError", "InvalidArgumentError"])
+def test_an_exception_is_nothing_to_fall_back_from(name: str) -> None:
+    with pipe(f"S[{name},(or)X]") as chained, pytest.raises(RuntimeError, match="Used in tests"):
+        chained({"data": "a"})
+
+
+@pytest.mark.usefixtures("own_names")
+def test_an_unknown_filter_is_found_at_load(make: Callable[..., Backend]) -> None:
+    with pytest.raises(ConfigError, match=r"backend: \(orr\)X: there is no filter 'orr', did you mean 'or'\?"):
+        make("S[Silent,(orr)X]")

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.backends.base import Backend, Context
+from penstock.backends.errors import ConfigError
+from penstock.backends.expression import parse
+from penstock.backends.spec import Spec
+from penstock.pipelines.binding import bind
+
+
+@pytest.fixture
+def bound() -> Callable[..., Spec]:
+    """What a node with this expression, and these keys, becomes. Raises ConfigError as loading does."""
+
+    def bound(expression: str, **keys: Any) -> Spec:
+        binding = bind(parse(expression), keys, {}, Path())
+        if binding.problems:
+            raise ConfigError(binding.problems)
+        (spec,) = binding.specs
+        _ = spec.declared_range
+        return spec
+
+    return bound
+
+
+@pytest.fixture
+def make(bound: Callable[..., Spec]) -> Callable[..., Backend]:
+    """The backend of an expression, initialised."""
+    return lambda expression, **keys: bound(expression, **keys).create(Context())
