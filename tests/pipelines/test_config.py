@@ -45,7 +45,6 @@ class Anything(Backend):
 @pytest.fixture(autouse=True)
 def _backends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_registered", {})
-    monkeypatch.setitem(registry.BUILTINS, "Jump", "penstock.backends.composite:Jump")
     for cls in (Scale, Shift, Four, Anything):
         register_backend(cls.__name__, cls)
 

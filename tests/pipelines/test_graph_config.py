@@ -36,8 +36,6 @@ class Asks(Composite):
 def _backends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_registered", {})
     monkeypatch.setattr(filters, "_registered", {})
-    for name in ("Jump", "MapReduce", "CopySplit"):
-        monkeypatch.setitem(registry.BUILTINS, name, f"penstock.backends.composite:{name}")
     register_backend("Small", Small)
     register_backend("Asks", Asks)
 
