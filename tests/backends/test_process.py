@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from penstock.backends import process
+from penstock.backends import filters, process
 from penstock.backends.base import Backend, Context
 from penstock.backends.errors import DeviceError, InvalidInput, TooLarge
+from penstock.backends.filters import register_filter
 from penstock.backends.item import Item
-from penstock.backends.process import ProcessBackend, ProcessDiedError, RestartError
+from penstock.backends.process import ProcessBackend, ProcessDiedError, RestartError, obstacles
 from penstock.backends.registry import find_backend
 from penstock.backends.spec import Spec
 
@@ -401,3 +402,10 @@ def test_built_ins_and_chains(ops: Path) -> None:
         assert isinstance(broken, InvalidInput)
     finally:
         backend.close()
+
+
+def test_a_filter_that_no_other_process_knows_is_an_obstacle(monkeypatch: pytest.MonkeyPatch, bound: Callable[..., Spec]) -> None:
+    monkeypatch.setattr(filters, "_registered", {})
+    register_filter("mine", lambda item: filters.Status.RUN)
+    (found,) = obstacles(bound("S[Identity,(or)Identity,SyncTensor[S[Identity,(mine)Identity]]]"))
+    assert found.startswith("the filter mine was registered in this process, and a child process can't find it")

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +280,12 @@ def test_a_part_makes_its_spec_again(tmp_path: Path) -> None:
     item = {"data": 1}
     third.cls().forward([item])
     assert item["result"] == 2
+
+
+def test_a_part_keeps_filters_keys_and_ranges(bound: Callable[..., Spec]) -> None:
+    given = bound("S[Copy[a:b],(or)Add['k:x, y',l:],(skip)AddInt[n:1],Keep[a,b],Range('1,4',force_range='1,2')[Identity]]")
+    assert given.children[1].filter == "or"
+    assert pickle.loads(pickle.dumps(Part.of(given))).spec(Context()) == given
 
 
 def order(name: str, directory: Path) -> Order:
