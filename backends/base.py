@@ -60,7 +60,7 @@ class Context:
     """Where a backend object lives. Given to `init`.
 
     `instance` counts from 0 to `instances` - 1 over the node; `max` is the node's batch bound for this instance
-    (None: not given), `min` likewise; `device` the index of the accelerator (None: CPU).
+    (None: not given), `min` likewise; `device` is `cpu` or `cuda:0`, where the node says so ("": the engine chooses).
     """
 
     pipeline: str = ""
@@ -70,7 +70,7 @@ class Context:
     instances: int = 1
     min: int | None = None
     max: int | None = None
-    device: int | None = None
+    device: str = ""
 
     def resolve(self, path: str) -> Path:
         """The file a parameter names: relative to the pipeline's file, then to the working directory."""
@@ -107,6 +107,9 @@ class Backend:
     children: tuple[Backend, ...] = ()
     child_filters: tuple[str | None, ...] = ()
     """One a child, as the expression has them; only a Sequential's children may have any."""
+
+    device: str = ""
+    """The accelerator that `init` took (`cuda:0`); "": the CPU. Executors of one device share a group (docs/scheduling.md)."""
 
     @classmethod
     def declared_range(cls, params: Any, children: tuple[BatchRange, ...]) -> BatchRange:

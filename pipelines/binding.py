@@ -24,7 +24,7 @@ from penstock.backends.spec import Spec
 from penstock.backends.suggestions import did_you_mean
 from penstock.backends.user import adapt, load
 
-from .schema import GROUP_KEYS, NODE_KEYS, STRUCTURE_KEYS, problems_of
+from .schema import GROUP_KEYS, NODE_KEYS, SHARED_KEYS, STRUCTURE_KEYS, problems_of
 
 RESERVED_BY_NODE = NODE_KEYS | STRUCTURE_KEYS
 
@@ -254,7 +254,7 @@ def _target(key: str, member: Member, members: list[Member]) -> tuple[str, bool]
         if key in RESERVED_BY_NODE:
             return None
         return (last, True) if prefix in member.addresses else (key, False)
-    if key in RESERVED_BY_NODE - GROUP_KEYS:  # `min` and `max` are a node's and an engine's; all others are the node's alone
+    if key in RESERVED_BY_NODE - SHARED_KEYS:  # `min` and `max` are a node's and an engine's; most others are the node's alone
         return None
     return (declared[key], False) if key in declared else (declared[last], True)
 

@@ -45,6 +45,8 @@ class NodeConfig:
     """Seconds after which a running forward makes the node not ready."""
     executor: str = "thread"
     """Where its backends run: `thread`, or `process` (a child process for each instance)."""
+    devices: tuple[str, ...] = ()
+    """Where its instances run, in turn (`cuda:0`, `cpu`); empty: the engines choose."""
     filter: str | None = None
     """The name of the filter in front of it; None: `Run` where there is a `map`, else `swap`."""
     map: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()

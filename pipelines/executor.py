@@ -23,6 +23,7 @@ from penstock.backends.errors import BackendError, DeviceError, InvalidInput
 from penstock.backends.item import Item
 from penstock.backends.spec import Spec
 
+from .placement import device_of
 from .queue import Batch, Entry
 from .scheduler import Group
 
@@ -48,7 +49,7 @@ class Owner(Protocol):
     retry: bool
     retry_suspended: bool
 
-    def executor_loaded(self, executor: Executor, low: int, high: int) -> None: ...
+    def executor_loaded(self, executor: Executor, low: int, high: int, device: str) -> None: ...
     def executor_finished(self, executor: Executor, batch: Batch) -> None: ...
     def executor_died(self, executor: Executor, error: BaseException) -> None: ...
     def executor_restarted(self, executor: Executor) -> None: ...
@@ -153,7 +154,12 @@ class Executor:
         try:
             backend = self._spec.create(self._context)
             backend.warm_up()
-            self._report(owner.executor_loaded, backend.min, backend.max)
+            device = device_of(backend)
+            if device:
+                from penstock.backends.device import wait_after  # it imports torch
+
+                wait_after(backend)
+            self._report(owner.executor_loaded, backend.min, backend.max, device)
             while True:
                 batch = self._inbox.get()
                 if batch is None:
@@ -163,8 +169,10 @@ class Executor:
                         self._process.revive()
                     continue
                 batch.started = self.clock()
-                run_batch(backend, batch, owner, self.clock)
+                device_error = run_batch(backend, batch, owner, self.clock)
                 batch.ended = self.clock()
+                if device_error is not None:
+                    raise device_error  # what the backend holds on the device may be gone: it is made anew
                 self._report(owner.executor_finished, batch)
                 del batch  # an idle executor keeps no items alive
         except BaseException as error:  # reported, not swallowed: the owner fails the batch and restarts the executor
@@ -179,10 +187,11 @@ class Executor:
             self._report(owner.executor_stopped)
 
 
-def run_batch(backend: Backend, batch: Batch, owner: Owner, clock: Callable[[], float]) -> None:
+def run_batch(backend: Backend, batch: Batch, owner: Owner, clock: Callable[[], float]) -> DeviceError | None:
     """Run the batch; where it fails, run its items one by one on fresh copies, so that only the guilty fail.
 
-    Leaves each entry's outcome in `batch.outcomes`. An exception that is no `Exception` ends the thread.
+    Leaves each entry's outcome in `batch.outcomes`. An exception that is no `Exception` ends the thread. Returns the device's error, if
+    that is what failed.
     """
     entries = batch.entries
     try:
@@ -194,15 +203,18 @@ def run_batch(backend: Backend, batch: Batch, owner: Owner, clock: Callable[[], 
             _log(batch, entries, error)
             batch.outcomes = [_wrap(error, batch, backend) for _ in entries]
         else:
-            _run_singly(backend, batch, owner, clock)
+            return _run_singly(backend, batch, owner, clock)
+        if isinstance(error, DeviceError):
+            return error
     except BaseException:
         batch.outcomes = [None] * len(entries)  # the thread ends: half-made copies are nobody's answer
         raise
     else:
         owner.retry_suspended = False
+    return None
 
 
-def _run_singly(backend: Backend, batch: Batch, owner: Owner, clock: Callable[[], float]) -> None:
+def _run_singly(backend: Backend, batch: Batch, owner: Owner, clock: Callable[[], float]) -> DeviceError | None:
     entries = batch.entries
     # in place: if the thread dies on the way, what has run until then counts
     outcomes = batch.outcomes = [None] * len(entries)
@@ -218,13 +230,14 @@ def _run_singly(backend: Backend, batch: Batch, owner: Owner, clock: Callable[[]
             failed += isinstance(outcome, BaseException)
             if isinstance(error, NEVER_RETRIED):
                 outcomes[position + 1 :] = [_wrap(error, batch, backend) for _ in entries[position + 1 :]]
-                return
+                return error if isinstance(error, DeviceError) else None
         else:
             outcomes[position] = item
             owner.retry_suspended = False
     if failed == len(entries):
         # A backend that fails whatever it is given would cost 1 + n runs a batch: not again until some run succeeds.
         owner.retry_suspended = True
+    return None
 
 
 def _outcome_of(error: Exception, entry: Entry, batch: Batch, backend: Backend) -> Item | BackendError:

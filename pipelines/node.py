@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING
 
-from penstock.backends.base import Context
 from penstock.backends.errors import BackendError, DeadlineExceeded, NotReady
 from penstock.backends.spec import Spec
 
 from .config import NodeConfig, PipelineConfig
 from .executor import Executor
+from .placement import context_of
 from .queue import NEVER, Batch, Entry
 from .scheduler import Group, Scheduler
 from .statistics import NodeStatistics
@@ -79,6 +79,7 @@ class Node:
         self._up = False  # all executors have been ready once
         self._loading: asyncio.Future[None] = loop.create_future()
         self._stopped: asyncio.Future[None] | None = None
+        self._devices: dict[str, Group] = {}
         self._watchers: list[Callable[[Batch], None]] = []
         self._shape_key = config.groups[0].spec.shape_key
         self._levels = config.priority_levels
@@ -268,9 +269,11 @@ class Node:
         batch.entries.clear()
         batch.outcomes.clear()
 
-    def executor_loaded(self, executor: Executor, low: int, high: int) -> None:
+    def executor_loaded(self, executor: Executor, low: int, high: int, device: str) -> None:
         if self.closed:
             return
+        if device:  # executors of one device are one group: a second batch there only starts full, or late (rule 2)
+            executor.group = self._devices.setdefault(device, executor.group)
         group = self.config.groups[self._executors[executor][0]]
         executor.min = max(low, group.min or 1)
         executor.max = group.bound(high)
@@ -327,23 +330,13 @@ class Node:
     def _launch(self, group: int, instance: int, failures: int = 0) -> None:
         if self.closed:
             return
-        config = self.config.groups[group]
-        first = sum(other.instances for other in self.config.groups[:group])
-        name = f"{self._pipeline.name}/{self.name}#{first + instance}"
-        context = Context(
-            pipeline=self._pipeline.name,
-            node=self.name,
-            directory=self._pipeline.directory,
-            instance=first + instance,
-            instances=sum(other.instances for other in self.config.groups),
-            min=config.min,
-            max=config.max,
-        )
-        spec: Spec | ProcessBackend = config.spec
+        context = context_of(self.config, self._pipeline, group, instance)
+        name = f"{self._pipeline.name}/{self.name}#{context.instance}"
+        spec: Spec | ProcessBackend = self.config.groups[group].spec
         if self.config.executor == "process":
             from penstock.backends import process  # it imports numpy
 
-            spec = process.ProcessBackend(config.spec)
+            spec = process.ProcessBackend(self.config.groups[group].spec)
         executor = Executor(name, spec, context, Group(name), self, self._loop, self._clock)
         executor.failures = failures
         self._executors[executor] = group, instance

@@ -71,7 +71,7 @@ def build_node(
         return None, binding, [Problem(f"found {priority}, expected {expected}", key="default_priority")]
     node = NodeConfig(
         name, tuple(group for group in groups if group), following, table.batching_timeout, levels, priority, table.retry,
-        table.stuck_after, executor,
+        table.stuck_after, executor, table.device,
     )  # fmt: skip
     return node, binding, problems
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -72,6 +73,23 @@ Lowest = Annotated[int, _leading(min), Field(ge=1)]
 Highest = Annotated[int, _leading(max), Field(ge=1)]
 
 
+def _devices(value: Any) -> Any:
+    """`"cuda:0,cuda:1"`, `"0,1"`, `1`, `"gpu"`: a GPU by its number, or the first; or `cpu`."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        return value
+    pieces = [piece.strip() for piece in value.split(",")]
+    found = tuple(f"cuda:{piece}" if piece.isdecimal() else "cuda:0" if piece in {"gpu", "cuda"} else piece for piece in pieces)
+    wrong = next((piece for piece in found if not re.fullmatch(r"cpu|cuda:\d+", piece)), None)
+    if wrong is not None:
+        raise ValueError(f"expected cpu, cuda:0 or the number of a GPU, found {wrong!r}")
+    return found
+
+
+Devices = Annotated[tuple[str, ...], BeforeValidator(_devices)]
+
+
 class NodeTable(_Table):
     """The keys that a node itself understands; `min`, `max` and `instance_num` may differ between its `&` groups."""
 
@@ -84,10 +102,13 @@ class NodeTable(_Table):
     retry: bool = True
     stuck_after: float = Field(60.0, gt=0)
     executor: Literal["thread", "process"] = "thread"
+    device: Devices = ()
 
 
 GROUP_KEYS = frozenset({"min", "max", "instance_num"})
 """Keys of the node itself that `&` may split."""
+SHARED_KEYS = GROUP_KEYS | {"device"}
+"""Keys of the node itself that reach a backend too, if it declares them."""
 NODE_KEYS = frozenset(NodeTable.model_fields)
 STRUCTURE_KEYS = frozenset({"backend", "next", "map", "filter", "borrow_from"})
 """Keys that say what a node is and where in the graph; no backend ever gets them."""

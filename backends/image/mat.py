@@ -122,9 +122,7 @@ class ResizeMat(Backend):
 
 class Mat2TensorParams(Params):
     data_format: Literal["nchw", "nhwc"] = Field("nchw", description="Order of the tensor's axes.")
-    device: Literal["cpu", "gpu", "cuda"] = Field(
-        "cpu", description="Accepted from torchpipe's files: the result is NumPy, and the engine moves it."
-    )
+    device: str | int = Field("cpu", description="Accepted from torchpipe's files: the result is NumPy, and the engine moves it.")
 
 
 class Mat2Tensor(Backend):
