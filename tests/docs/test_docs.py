@@ -36,6 +36,8 @@ import pytest
 from penstock.app.errors import STATUSES
 from penstock.app.metrics import PipelineCollector
 from penstock.app.settings import Settings
+from penstock.backends.composite import CopySplitParams, MapReduceParams
+from penstock.backends.filters import BUILTIN, Status
 from penstock.pipelines.config import load
 from penstock.pipelines.repository import Repository
 from penstock.pipelines.schema import NODE_KEYS, STRUCTURE_KEYS, PipelineTable, PortTable
@@ -277,3 +279,17 @@ def test_tables_of_the_configuration_page_are_whole() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
     for key in (*NODE_KEYS, *STRUCTURE_KEYS, *PipelineTable.model_fields, *PortTable.model_fields):
         assert f"`{key}`" in text, key
+
+
+def test_every_filter_has_a_row_and_so_has_every_spelling() -> None:
+    own = {status.value for status in Status} | {"swap", "or", "filter"}
+    for page, names in (("filters.md", own), ("torchpipe.md", BUILTIN.keys() - own)):
+        rows = [line.split("|")[1] for line in (ROOT / "docs" / page).read_text().splitlines() if line.startswith("| `")]
+        for name in names:
+            assert any(f"`{name}`" in row for row in rows), f"the filter {name} has no row in docs/{page}"
+
+
+def test_the_page_of_composites_has_their_parameters() -> None:
+    text = (ROOT / "docs" / "composite.md").read_text()
+    for key in {*MapReduceParams.model_fields, *CopySplitParams.model_fields} - {"force_range"}:
+        assert f"`{key}`" in text or f"`{key} =" in text, key
