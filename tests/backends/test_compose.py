@@ -271,15 +271,11 @@ def answers(backend: Backend, *data: Any) -> list[Any]:
 
 
 @pytest.mark.usefixtures("own_names")
-@pytest.mark.parametrize("fast", ["Silent", "Soft", "Raises"])
-def test_a_fallback_runs_for_what_has_no_result(make: Callable[..., Backend], fast: str) -> None:
-    lost = "silent" if fast == "Silent" else "bad"
+@pytest.mark.parametrize(("fast", "lost"), [("Silent", "silent"), ("Raises", "bad")])
+def test_a_fallback_runs_for_what_has_no_result(make: Callable[..., Backend], fast: str, lost: str) -> None:
     items: list[Item] = [{"data": "a"}, {"data": lost}]
-    if fast == "Soft":  # it sets a result beside its error, which `or` takes for an answer
-        items.pop()
     make(f"S[{fast},(or)X,Y]").forward(items)
-    assert [item["result"] for item in items] == ["ay", f"{lost}xy"][: len(items)]
-    assert not any("error" in item for item in items)
+    assert items == [{"data": "a", "result": "ay"}, {"data": f"{lost}x", "result": f"{lost}xy"}]
 
 
 @pytest.mark.usefixtures("own_names")
@@ -340,7 +336,9 @@ def test_each_item_has_its_own_status(make: Callable[..., Backend]) -> None:
 @pytest.mark.usefixtures("own_names")
 def test_an_earlier_answer_does_not_pass_for_that_of_a_member_that_ran(make: Callable[..., Backend]) -> None:
     register_filter("just_run", lambda item: Status.RUN)
-    assert answers(make("S[X,(just_run)Empty]"), "a") == [None]
+    items: list[Item] = [{"data": "a"}, {"data": "bad"}]
+    make("S[Soft,(just_run)Empty]").forward(items)
+    assert items == [{"data": "a"}, {"data": "bad"}]
 
 
 @pytest.mark.usefixtures("own_names")

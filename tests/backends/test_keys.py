@@ -140,11 +140,17 @@ def test_result2key_leaves_soft_failures_what_they_are(make: Make) -> None:
             raise InvalidInput("negative")
         return data
 
+    class Both(Backend):
+        def forward(self, batch: list[Item]) -> None:
+            batch[0].update(result=1, error=InvalidInput("negative"))
+
     items: list[Item] = [{"data": -1}, {"data": 1}]
     make("Result2Key(k)[picky]").forward(items)
     assert isinstance(items[0].pop("error"), InvalidInput)
     assert items == [{"data": -1}, {"data": 1, "k": 1, "result": 1}]
     assert run(make("Result2Key(k)[Empty]"), data=1) == {"data": 1}
+    register_backend("Both", Both)
+    assert "k" not in run(make("Result2Key(k)[Both]"), data=1)
 
 
 def test_result2key_has_its_childs_range(make: Make, bound: Callable[..., Any]) -> None:
