@@ -2,19 +2,20 @@
 
 Each part is a run of its own through the graph that starts at `jump`. Of one node's parts at most 2 x `max` queue there at a time,
 and the items whose parts they are take turns: a small item waits for no large one. A batch that starts there makes room for the next
-parts at once, so that executors never wait for them.
+parts at once, so that executors never wait for them. (Python logic among the parts may send more items here, and wait for them: those
+have room of their own.)
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from penstock.backends.composite import CopySplitParams, MapReduceParams
-from penstock.backends.errors import BackendError, InvalidInput
+from penstock.backends.errors import BackendError, InvalidInput, InvalidRequest, PenstockError
 from penstock.backends.item import Item
 
 from .composite import Composite, depth_of
@@ -39,7 +40,7 @@ class Part:
     def __init__(self, parent: Parent, index: int) -> None:
         self.parent = parent
         self.index = index
-        self.depth = depth_of(parent.entry) + 1
+        self.depth = parent.depth
         self.ended = False
         self.queued = True  # at the node that it enters
         self.run: Work | None = None
@@ -60,11 +61,13 @@ class Part:
 class Parent:
     """An item that has become parts. `pieces`: what each part has in place of the item's own."""
 
-    __slots__ = ("answers", "entry", "item", "key", "left", "node", "pieces", "running", "sent")
+    __slots__ = ("answers", "depth", "entry", "item", "key", "lane", "left", "node", "pieces", "running", "sent")
 
-    def __init__(self, node: FanOut, entry: Entry, item: Item, key: str, pieces: Sequence[Any]) -> None:
+    def __init__(self, node: FanOut, entry: Entry, item: Item, key: str, pieces: Sequence[Any], lane: Lane) -> None:  # noqa: PLR0917
         self.node = node
+        self.lane = lane
         self.entry = entry
+        self.depth = depth_of(entry) + 1
         self.item = item
         self.key = key
         self.pieces = pieces
@@ -72,6 +75,19 @@ class Parent:
         self.left = len(pieces)
         self.answers: list[Item | None] = [None] * len(pieces)
         self.running: dict[Part, None] = {}
+
+
+class Lane:
+    """The items of one depth that have parts left to send, and how many of their parts queue.
+
+    One for each depth: were there only one, parts that wait for parts of their own at the same node could take all the room.
+    """
+
+    __slots__ = ("queued", "turns")
+
+    def __init__(self) -> None:
+        self.turns: deque[Parent] = deque()
+        self.queued = 0
 
 
 class FanOut(Composite):
@@ -84,10 +100,13 @@ class FanOut(Composite):
         self.params: Any = config.groups[0].spec.params
         self._entrance = entrance
         self._start = start
-        self._turns: deque[Parent] = deque()  # those that have parts left to send
-        self._queued = 0  # parts of all parents that queue at the entrance
-        self._feeding = False
+        self._lanes: defaultdict[int, Lane] = defaultdict(Lane)
         self._parts_per_item = 1.0
+
+    @property
+    def queued(self) -> int:
+        """Parts that queue at the entrance."""
+        return sum(lane.queued for lane in self._lanes.values())
 
     async def start(self) -> None:
         target = self._entrance.root.node
@@ -97,6 +116,10 @@ class FanOut(Composite):
     def split(self, item: Item) -> tuple[str, Sequence[Any]]:
         """The key that is taken apart, and its pieces."""
         raise NotImplementedError
+
+    def largest(self, item: Item, entry: Entry, pieces: Sequence[Any]) -> int:
+        """The rows of the largest part."""
+        return entry.size
 
     def set_size(self, item: Item, entry: Entry, piece: Any) -> int:
         """The rows of a part; its `request_size` says the same."""
@@ -110,6 +133,7 @@ class FanOut(Composite):
         item = batch.outcomes[0]
         try:
             key, pieces = self.split(item)
+            self._check(item, entry, pieces)
         except Exception as error:
             self.end_soon(entry, batch, self._failure(item, error))
             return
@@ -119,42 +143,50 @@ class FanOut(Composite):
         self._parts_per_item += (len(pieces) - self._parts_per_item) / NodeStatistics.RECENT
         for node in self._entrance.nodes:  # admission counts what a request will cost there
             node.parts_per_item = self._parts_per_item
-        parent = Parent(self, entry, item, key, pieces)
+        parent = Parent(self, entry, item, key, pieces, self._lanes[depth_of(entry)])
         self.waiting[entry] = batch, lambda: self._stop(parent)
-        self._turns.append(parent)
+        parent.lane.turns.append(parent)
         self._feed(entry.enqueued)
+
+    def _check(self, item: Item, entry: Entry, pieces: Sequence[Any]) -> None:
+        """Raises where the graph at the entrance could not take the parts."""
+        if "data" not in item:
+            raise BackendError(f"node {self.name!r}: the item has no 'data'; its keys are {', '.join(sorted(map(str, item)))}")
+        if len(pieces):
+            rows = self.largest(item, entry, pieces)
+            for node in self._entrance.nodes:
+                if rows > node.scheduler.max:
+                    reason = f"a part has {rows} rows (request_size), and node {node.name!r} takes at most {node.scheduler.max}"
+                    raise InvalidRequest(f"node {self.name!r}: {reason}")
 
     def _feed(self, now: float) -> None:
         """Send parts while there is room, of each parent one in turn."""
-        if self._feeding:
-            return
-        self._feeding = True
         target = self._entrance.root.node
         room = 2 * (target.scheduler.max if isinstance(target, Node) else DEFAULT_MAX)
-        turns = self._turns
-        while turns and self._queued < room:
-            parent = turns.popleft()
-            index = parent.sent
-            parent.sent += 1
-            if parent.sent < len(parent.pieces):
-                turns.append(parent)
-            part = Part(parent, index)
-            parent.running[part] = None
-            self._queued += 1
-            piece = parent.pieces[index]
-            item = parent.item.copy()
-            item[parent.key] = piece
-            part.run = self._start(self._entrance, item, part, parent.entry, self.set_size(item, parent.entry, piece), now)
-        self._feeding = False
+        for lane in self._lanes.values():
+            while lane.turns and lane.queued < room:
+                self._send(lane.turns.popleft(), now)
+
+    def _send(self, parent: Parent, now: float) -> None:
+        index = parent.sent
+        parent.sent += 1
+        if parent.sent < len(parent.pieces):
+            parent.lane.turns.append(parent)
+        part = Part(parent, index)
+        parent.running[part] = None
+        parent.lane.queued += 1
+        piece = parent.pieces[index]
+        item = parent.item.copy()
+        item[parent.key] = piece
+        part.run = self._start(self._entrance, item, part, parent.entry, self.set_size(item, parent.entry, piece), now)
 
     def _batch_started(self, batch: Batch) -> None:
         for entry in batch.entries:
             part: object = entry.future
             if type(part) is Part and part.queued and part.parent.node is self:
                 part.queued = False
-                self._queued -= 1
-        if self._turns:
-            self._feed(batch.started)
+                part.parent.lane.queued -= 1
+        self._feed(batch.started)
 
     def part_ended(self, part: Part, outcome: Item | BaseException) -> None:
         """By an answer, a failure, or its deadline."""
@@ -172,8 +204,7 @@ class FanOut(Composite):
             parent.left -= 1
             if not parent.left:
                 self.end(parent.entry, self._merged(parent.item, parent.answers))
-        if self._turns:
-            self._feed(self._clock())
+        self._feed(self._clock())
 
     def _merged(self, item: Item, answers: Any) -> Outcome:
         try:
@@ -184,7 +215,7 @@ class FanOut(Composite):
     def _failure(self, item: Item, error: Exception) -> Outcome:
         if isinstance(error, InvalidInput):
             return {**item, "error": error}
-        if isinstance(error, BackendError):
+        if isinstance(error, PenstockError):
             return error
         logger.error("node %s failed", self.name, exc_info=error)
         failure = BackendError(f"node {self.name!r}: {type(error).__name__}: {error}")
@@ -198,13 +229,13 @@ class FanOut(Composite):
 
     def _stop(self, parent: Parent) -> None:
         if parent.sent < len(parent.pieces):
-            self._turns.remove(parent)
+            parent.lane.turns.remove(parent)
         for part in list(parent.running):
             run = part.run
             self._forget(part)
             if run is not None:
                 run.drop()
-        if self._turns and not self._feeding:  # at the loop's next turn: this may be inside a walk through what is about to be fed
+        if any(lane.turns for lane in self._lanes.values()):  # at the loop's next turn: this may be inside a walk through what would be fed
             self._loop.call_soon(self._feed_later, context=self._context)
 
     def _feed_later(self) -> None:
@@ -216,7 +247,7 @@ class FanOut(Composite):
         part.parent.running.pop(part, None)
         if part.queued:
             part.queued = False
-            self._queued -= 1
+            part.parent.lane.queued -= 1
 
 
 class JumpNode(FanOut):
@@ -234,15 +265,20 @@ class MapReduceNode(FanOut):
 
     def split(self, item: Item) -> tuple[str, Sequence[Any]]:
         key = self.params.split
-        return key, self.pieces_of(item, key)
+        return key, list(self.elements(item, key))  # now, so that what fails here is this item's failure
+
+    def largest(self, item: Item, entry: Entry, pieces: Sequence[Any]) -> int:
+        return 1
 
     def set_size(self, item: Item, entry: Entry, piece: Any) -> int:
         item.pop("request_size", None)  # an element has lost the first axis
         return 1
 
-    def pieces_of(self, item: Item, key: str) -> Sequence[Any]:
+    def elements(self, item: Item, key: str) -> Sequence[Any]:
         if key not in item:
-            raise BackendError(f"node {self.name!r}: it splits {key!r}, which the item has not; its keys are {', '.join(sorted(item))}")
+            raise BackendError(
+                f"node {self.name!r}: it splits {key!r}, which the item has not; its keys are {', '.join(sorted(map(str, item)))}"
+            )
         value = item[key]
         if not isinstance(value, (list, tuple)) and not getattr(value, "shape", ()):
             kind = type(value).__name__
@@ -262,9 +298,12 @@ class CopySplitNode(MapReduceNode):
     params: CopySplitParams  # type: ignore[assignment]
 
     def split(self, item: Item) -> tuple[str, Sequence[Any]]:
-        data = self.pieces_of(item, "data")
+        data = self.elements(item, "data")
         size = self.params.split_size
         return "data", [data[start : start + size] for start in range(0, len(data), size)]
+
+    def largest(self, item: Item, entry: Entry, pieces: Sequence[Any]) -> int:
+        return len(pieces[0]) if "request_size" in item else 1
 
     def set_size(self, item: Item, entry: Entry, piece: Any) -> int:
         if "request_size" not in item:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import uvloop
 
-from penstock.backends import registry
+from penstock.backends import filters, registry
 
 
 def debug_loop() -> asyncio.AbstractEventLoop:
@@ -33,3 +33,8 @@ def no_threads_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
     assert [thread.name for thread in threading.enumerate() if thread not in before] == []
+
+
+@pytest.fixture
+def own_filters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filters, "_registered", {})

@@ -1,0 +1,156 @@
+"""What tests of graphs share: nodes that do as the test says and can be held, and a pipeline whose end is looked at.
+
+Nothing here waits for time to pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from penstock.backends.base import Backend, Context
+from penstock.backends.item import Item
+from penstock.backends.registry import register_backend
+from penstock.pipelines.fan_out import FanOut
+from penstock.pipelines.pipeline import Pipeline
+
+BOUND = 20.0
+"""Seconds after which a test that hangs fails."""
+
+
+class Workshop:
+    """All nodes with the backend `Work`. `ran`: node and data of every batch, in the order in which they began.
+
+    What a node does is `acts[node](item)`: what it returns is the result; None: what it left in the item. Without one, data is the result.
+    """
+
+    def __init__(self) -> None:
+        self.acts: dict[str, Callable[[Item], Any]] = {}
+        self.ran: list[tuple[str, list[Any]]] = []
+        self.items: list[Item] = []
+        self._gates: dict[str, threading.Event] = {}
+        self._entered: dict[str, threading.Semaphore] = defaultdict(lambda: threading.Semaphore(0))
+        register_backend("Work", self._backend())
+
+    def inputs(self, node: str) -> list[Any]:
+        """The data that the node has been given, in order."""
+        return [data for name, batch in self.ran if name == node for data in batch]
+
+    def batches(self, node: str) -> list[list[Any]]:
+        return [batch for name, batch in self.ran if name == node]
+
+    def hold(self, node: str) -> None:
+        """Batches of this node stop at their beginning, until `release`."""
+        self._gates[node] = threading.Event()
+
+    def release(self, node: str) -> None:
+        self._gates[node].set()
+
+    def release_all(self) -> None:
+        for gate in self._gates.values():
+            gate.set()
+
+    async def begun(self, node: str) -> None:
+        """One more batch of the node has begun."""
+        assert await asyncio.to_thread(self._entered[node].acquire, timeout=BOUND)
+
+    def _backend(workshop) -> type[Backend]:  # noqa: N805  # pyright: ignore[reportSelfClsParameterName]
+        class Work(Backend):
+            def init(self, params: Any, context: Context) -> None:
+                self.node = context.node
+
+            def forward(self, batch: list[Item]) -> None:
+                workshop.ran.append((self.node, [item["data"] for item in batch]))
+                workshop.items.extend(item.copy() for item in batch)
+                workshop._entered[self.node].release()
+                gate = workshop._gates.get(self.node)
+                assert gate is None or gate.wait(BOUND)
+                act = workshop.acts.get(self.node, lambda item: item["data"])
+                for item in batch:
+                    result = act(item)
+                    if result is not None:
+                        item["result"] = result
+
+        return Work
+
+
+class Clock:
+    """Stands still; a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Let the loop run until it is so. Only for what a thread's report, or a timer that is due, brings about."""
+    async with asyncio.timeout(BOUND):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def turns(number: int = 20) -> None:
+    """Let the loop do what it can do by itself."""
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+def queued(pipeline: Pipeline, node: str) -> int:
+    return next(found.scheduler.queued for found in pipeline.nodes if found.name == node)
+
+
+def waiting(pipeline: Pipeline, node: str) -> int:
+    """Items that wait at a composite."""
+    return next(len(found.waiting) for found in pipeline._graph.composites if found.name == node)
+
+
+def outcomes(pipeline: Pipeline, node: str) -> dict[str, int]:
+    """How items have left the node, but for what never happened."""
+    found = next(place.node.statistics.outcomes for place in pipeline.plan.places.values() if place.name == node)
+    return {outcome: count for outcome, count in found.items() if count}
+
+
+def assert_empty(pipeline: Pipeline) -> None:
+    """Nothing of any request is left."""
+    assert pipeline.inside == 0
+    assert pipeline._admission.rows == 0
+    for node in pipeline.nodes:
+        assert (node.scheduler.queued, node.scheduler.buckets, node.scheduler.running) == (0, {}, {}), node
+    for composite in pipeline._graph.composites:
+        assert not composite.waiting, composite
+        if isinstance(composite, FanOut):
+            assert (composite.queued, [lane.turns for lane in composite._lanes.values() if lane.turns]) == (0, []), composite
+
+
+@asynccontextmanager
+async def serve(
+    tables: Mapping[str, Any], *, workshop: Workshop | None = None, name: str = "p", clock: Clock | None = None
+) -> AsyncIterator[Pipeline]:
+    """The pipeline of a file with these tables. At the end nothing is left in it, no task runs, and the loop has nothing to complain of."""
+    heard: list[Any] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: heard.append(context))
+    mine = asyncio.all_tasks()
+    config = Pipeline.load(tables, name=name).config
+    pipeline = Pipeline(config) if clock is None else Pipeline(config, clock=clock)
+    async with asyncio.timeout(BOUND):
+        async with pipeline:
+            try:
+                yield pipeline
+            finally:
+                if workshop is not None:
+                    workshop.release_all()
+            await until(lambda: not any(node.scheduler.running for node in pipeline.nodes))
+            await turns()
+            assert_empty(pipeline)
+            assert asyncio.all_tasks() <= mine
+    assert asyncio.all_tasks() <= mine
+    gc.collect()  # futures whose failure nobody has heard of complain when they go
+    assert heard == []
