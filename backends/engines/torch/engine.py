@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, ClassVar
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +24,18 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 Model = Callable[..., Any]
 """Of the inputs in order: a tensor, or a tuple, list or dict of tensors."""
 
+Input: TypeAlias = torch.Tensor | list[str]
+
+
+class Member(NamedTuple):
+    """One item of a batch, read. Items of one `kind` may share a run."""
+
+    item: Item
+    inputs: list[Input]
+    rows: int
+    names: tuple[str, ...]
+    kind: Hashable
+
 
 class TorchEngine(Backend):
     """Runs a model by torch, on a GPU where there is one.
@@ -39,6 +52,8 @@ class TorchEngine(Backend):
     parameters: ClassVar[type[Params] | None] = TorchParams
 
     model: Model
+    texts: frozenset[int] = frozenset()
+    """The inputs that are lists of texts; set by `load`."""
 
     @classmethod
     def declared_range(cls, params: EngineParams, children: tuple[BatchRange, ...]) -> BatchRange:
@@ -67,7 +82,10 @@ class TorchEngine(Backend):
         self._mean = self._statistic("mean", params.mean)
         self._std = self._statistic("std", params.std)
         self._precision = PRECISIONS.get(params.precision or "")
-        with self._half.errors("loading the model"), torch.inference_mode():
+        self._order = _indices(params.output_reorder)
+        if params.output_reorder and self._order is None:
+            raise self._wrong("output_reorder", f"{params.output_reorder!r} must hold each index once, as in '1,0'")
+        with self._half.errors("loading the model"), self.gradients_off():
             self.model = self.load(params, context, self._half.device)
 
     def load(self, params: Any, context: Context, device: torch.device) -> Model:
@@ -84,25 +102,25 @@ class TorchEngine(Backend):
         if not shapes:
             return
         for rows in reversed(self._buckets):
-            zeros = [torch.zeros((rows, *shape), dtype=dtype) for shape, dtype in shapes]
+            zeros: list[Input] = [torch.zeros((rows, *shape), dtype=dtype) for shape, dtype in shapes]
             inputs = self._assemble([zeros], rows)
-            with self._half.errors("warming up"), torch.inference_mode():
+            with self._half.errors("warming up"), self.gradients_off():
                 self._run(inputs)
                 self._half.synchronize()
                 if self._half.on_gpu and self.params.cuda_graphs:
                     self._half.capture(_key(inputs), lambda inputs=inputs: self._run(inputs))  # type: ignore[misc]
 
     def forward(self, batch: list[Item]) -> None:
-        groups: dict[Hashable, list[tuple[Item, list[torch.Tensor]]]] = {}
+        groups: dict[Hashable, list[Member]] = {}
         for item in batch:
             try:
-                tensors = self._read(item)
+                member = self._read(item)
             except InvalidInput as error:
                 if len(batch) == 1:
                     raise
                 item["error"] = error
                 continue
-            groups.setdefault(tuple([(tensor.shape[1:], tensor.dtype) for tensor in tensors]), []).append((item, tensors))
+            groups.setdefault(member.kind, []).append(member)
         for members in groups.values():
             self._run_group(members)
 
@@ -113,74 +131,104 @@ class TorchEngine(Backend):
             half.close()
         super().close()
 
-    def _read(self, item: Item) -> list[torch.Tensor]:
-        data = item["data"]
+    def _read(self, item: Item) -> Member:
+        """The item's inputs, in the model's order."""
+        names, values = self.in_order(item["data"])
         size = item.get("request_size", 1)
-        tensors = []
-        for position, value in enumerate(data if isinstance(data, list | tuple) else [data]):
-            tensor = as_tensor(value, type(self).__name__, position)
-            if not tensor.ndim or len(tensor) != size:
-                raise InvalidInput(
-                    f"{type(self).__name__}: input {position}: expected {size} (the item's request_size) as batch dimension, got shape "
-                    f"{'x'.join(map(str, tensor.shape)) or '()'}"
-                )
-            tensors.append(tensor)
-        return tensors
+        inputs: list[Input] = []
+        for position, value in enumerate(values):
+            found = as_texts(value) if position in self.texts else as_tensor(value, type(self).__name__, position)
+            rows = found.shape[0] if isinstance(found, torch.Tensor) and found.ndim else len(found) if isinstance(found, list) else None
+            if rows != size:
+                shape = "x".join(map(str, found.shape)) or "()" if isinstance(found, torch.Tensor) else str(rows)
+                expected = f"expected {size} (the item's request_size) as batch dimension"
+                raise InvalidInput(f"{type(self).__name__}: input {position}: {expected}, got shape {shape}")
+            inputs.append(found)
+        kind = tuple([(tuple(each.shape[1:]), each.dtype) if isinstance(each, torch.Tensor) else None for each in inputs])
+        return Member(item, inputs, size, names, (names, kind))
 
-    def _run_group(self, members: list[tuple[Item, list[torch.Tensor]]]) -> None:
-        counts = [len(tensors[0]) for _, tensors in members]
-        total = sum(counts)
-        rows = next((size for size in self._buckets if size >= total), total) if self._half.on_gpu else total
-        with torch.inference_mode():
+    def in_order(self, data: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
+        """What `data` holds, in the model's order; names only where the model wants them. Raises InvalidInput."""
+        return (), data if isinstance(data, list | tuple) else [data]
+
+    def _run_group(self, members: list[Member]) -> None:
+        total = sum(member.rows for member in members)
+        rows = next((size for size in self._buckets if size >= total), total) if self._half.on_gpu and not self.texts else total
+        with self.gradients_off():
             with self._half.errors("running a batch"):
-                inputs = self._assemble([tensors for _, tensors in members], rows)
-                outputs = self._half.replay(_key(inputs))
-                if outputs is None:
-                    outputs = self._run([tensor[:total] for tensor in inputs])  # no graph: no padding either
-            fetched = self._half.fetch(outputs)
-        self._share_out(members, counts, fetched)
+                inputs = self._assemble([member.inputs for member in members], rows)
+                outputs = self._half.replay(_key(inputs)) if self._half.on_gpu and not self.texts else None
+                if outputs is None:  # no graph: no padding either
+                    outputs = self._run([each[:total] for each in inputs], members[0].names)
+            fetched = iter(self._half.fetch([output for output in outputs if isinstance(output, torch.Tensor)]))
+        self._share_out(members, [next(fetched) if isinstance(output, torch.Tensor) else output for output in outputs])
 
-    def _assemble(self, members: list[list[torch.Tensor]], rows: int) -> list[torch.Tensor]:
-        return [
-            self._half.assemble(index, [tensors[index] for tensors in members], rows, self._capacity, self._travels_as(index, first))
-            for index, first in enumerate(members[0])
-        ]
+    def gradients_off(self) -> AbstractContextManager[Any]:
+        return torch.inference_mode()
 
-    def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def _assemble(self, members: list[list[Input]], rows: int) -> list[Any]:
+        inputs: list[Any] = []
+        for index, first in enumerate(members[0]):
+            if isinstance(first, torch.Tensor):
+                parts: Any = [member[index] for member in members]
+                inputs.append(self._half.assemble(index, parts, rows, self._capacity, _travels_as(first)))
+            else:
+                inputs.append([text for member in members for text in member[index]])
+        return inputs
+
+    def _run(self, inputs: Sequence[Input], names: tuple[str, ...] = ()) -> list[Any]:
         """The model's outputs in order, of inputs on the device."""
-        ready = [self._normalised(tensor) if index == 0 else self._cast(tensor) for index, tensor in enumerate(inputs)]
-        outputs = self.order(self.call(ready))
+        ready = [
+            each if not isinstance(each, torch.Tensor) else self._normalised(each) if index == 0 else self._cast(each)
+            for index, each in enumerate(inputs)
+        ]
+        outputs = self.order(self.call(ready, names))
         if self._precision is None:
             return outputs
-        return [output.float() if output.is_floating_point() else output for output in outputs]
+        return [output.float() if isinstance(output, torch.Tensor) and output.is_floating_point() else output for output in outputs]
 
-    def call(self, inputs: list[torch.Tensor]) -> Any:
+    def call(self, inputs: list[Any], names: tuple[str, ...]) -> Any:
         return self.model(*inputs)
 
-    def order(self, found: Any) -> list[torch.Tensor]:
-        """The outputs in the order in which `result` holds them."""
-        outputs = list(found.values()) if isinstance(found, dict) else list(found) if isinstance(found, list | tuple) else [found]
-        wrong = next((output for output in outputs if not isinstance(output, torch.Tensor)), None)
+    def order(self, found: Any) -> list[Any]:
+        """The outputs in the order in which `result` holds them: tensors, and lists of texts."""
+        if isinstance(found, dict):
+            outputs = list(found.values())
+        elif isinstance(found, list | tuple) and not all(isinstance(each, str) for each in found):
+            outputs = list(found)
+        else:
+            outputs = [found]
+        wrong = next((output for output in outputs if not isinstance(output, torch.Tensor | list)), None)
         if wrong is not None:
             raise BackendError(f"{type(self).__name__}: the model answers a {type(wrong).__name__}; expected a tensor, or several")
-        return outputs
+        if self._order is None:
+            return outputs
+        if len(self._order) != len(outputs):
+            raise self._wrong(
+                "output_reorder", f"{self.params.output_reorder!r} names {len(self._order)} outputs, the model has {len(outputs)}"
+            )
+        return [outputs[index] for index in self._order]
 
-    def _share_out(self, members: list[tuple[Item, list[torch.Tensor]]], counts: list[int], outputs: list[torch.Tensor]) -> None:
-        total = sum(counts)
-        for index, output in enumerate(outputs):
-            if len(members) > 1 and (not output.ndim or len(output) < total):
-                raise BackendError(
-                    f"{type(self).__name__}: output {index} has shape {'x'.join(map(str, output.shape))} for a batch of {total}: the model "
-                    "does not keep items apart; set max = 1"
-                )
+    def _share_out(self, members: list[Member], outputs: list[Any]) -> None:
+        total = sum(member.rows for member in members)
+        lengths = [len(output) if isinstance(output, list) or output.ndim else 0 for output in outputs]
+        if len(members) > 1 and min(lengths) < total:
+            index = lengths.index(min(lengths))
+            raise BackendError(
+                f"{type(self).__name__}: output {index} has {lengths[index]} rows for a batch of {total}: the model does not keep items "
+                "apart; set max = 1"
+            )
         start = 0
-        for (item, _), count in zip(members, counts, strict=True):
+        for member in members:
             # Copies: a view would keep the whole batch alive as long as the slowest reader of one item.
             parts = [
-                output[start : start + count].clone() if output.ndim and len(output) >= total else output.clone() for output in outputs
-            ]
-            item["result"] = parts[0] if len(parts) == 1 else parts
-            start += count
+                output[start : start + member.rows] if isinstance(output, list)
+                else output[start : start + member.rows].clone() if length >= total
+                else output.clone()
+                for output, length in zip(outputs, lengths, strict=True)
+            ]  # fmt: skip
+            member.item["result"] = parts[0] if len(parts) == 1 else parts
+            start += member.rows
 
     def _normalised(self, tensor: torch.Tensor) -> torch.Tensor:
         """(x - mean) / std on the device, computed in float32 (16 bits lose digits)."""
@@ -199,16 +247,31 @@ class TorchEngine(Backend):
     def _input_dtype(self, index: int) -> torch.dtype:
         return torch.uint8 if index == 0 and (self._mean is not None or self._std is not None) else torch.float32
 
-    def _travels_as(self, index: int, tensor: torch.Tensor) -> torch.dtype:
-        """Floats travel as float32 and images as uint8: the dtypes that graphs were captured with."""
-        return torch.float32 if tensor.dtype == torch.float64 else tensor.dtype
-
     def _statistic(self, key: str, values: tuple[float, ...] | None) -> torch.Tensor | None:
         if values is None:
             return None
         if key == "std" and 0 in values:
-            raise ConfigError([Problem(f"must not contain 0, found {values}", node=self.context.node, key=key)])
+            raise self._wrong(key, f"must not contain 0, found {values}")
         return torch.tensor(values, dtype=torch.float32, device=self._half.device)
+
+    def _wrong(self, key: str, message: str) -> ConfigError:
+        return ConfigError([Problem(message, node=self.context.node, key=key)])
+
+
+def _travels_as(tensor: torch.Tensor) -> torch.dtype:
+    """Doubles, which NumPy makes wherever nobody says otherwise, are what models take as float32."""
+    return torch.float32 if tensor.dtype == torch.float64 else tensor.dtype
+
+
+def as_texts(value: Any) -> list[str]:
+    """An input of text: a list of str, or an array of such. Raises InvalidInput."""
+    texts = value.tolist() if isinstance(value, np.ndarray) else [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str | bytes) for text in texts):
+        raise InvalidInput(f"expected a list of texts, got {type(value).__name__}")
+    try:
+        return [text if isinstance(text, str) else text.decode() for text in texts]
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"expected texts in UTF-8: {error}") from None
 
 
 def as_tensor(value: Any, engine: str, position: int) -> torch.Tensor:
@@ -236,6 +299,12 @@ def _along_channels(values: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     raise InvalidInput(
         f"mean and std have {count} values, and no axis of the image {'x'.join(map(str, tensor.shape))} has as many channels"
     )
+
+
+def _indices(text: str | None) -> list[int] | None:
+    """`"1,0"` as [1, 0]; None where it is not given, or no order."""
+    found = [int(part) if part.strip().isdecimal() else -1 for part in (text or "").split(",")]
+    return found if sorted(found) == list(range(len(found))) else None
 
 
 def _key(inputs: Sequence[torch.Tensor]) -> Hashable:
