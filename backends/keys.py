@@ -6,13 +6,15 @@ hold the same array, which no backend changes in place.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field
 
 from .base import Backend, BatchRange, Context, Params
 from .compose import Identity
 from .control import run_child
+from .engines.params import Names
 from .errors import BackendError
 from .item import CONTROL_KEYS, Item
 
@@ -26,44 +28,52 @@ def needed(item: Item, key: str, backend: Backend) -> Any:
         raise BackendError(f"{type(backend).__name__} needs the key {key!r}, which the item does not have; it has {has}") from None
 
 
-def _as_list(value: Any) -> Any:
-    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+def pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """`a:b` in two, each; the first colon counts. Raises ValueError where there is none, or nothing before it."""
+    found = []
+    for text in texts:
+        left, colon, right = text.partition(":")
+        if not colon or not left.strip():
+            raise ValueError(f"expected a key, a colon and what belongs to it, as in a:b, found {text!r}")
+        found.append((left.strip(), right))
+    return found
 
 
-def _as_pair(value: Any) -> Any:
-    """`a:b` in two; the first colon counts."""
-    if not isinstance(value, str):
-        return value
-    left, colon, right = value.partition(":")
-    if not colon:
-        raise ValueError(f"expected two sides with a colon between them, as in a:b, found {value!r}")
-    return left, right
-
-
-def _not_twice(keys: list[str]) -> None:
+def _set_once(keys: list[str]) -> None:
     for key in keys:
         if keys.count(key) > 1:
             raise ValueError(f"{key!r} is set twice")
 
 
-def _distinct(pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    for source, target in pairs:
+def routes(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """(from, to) of each."""
+    return [(source, target.strip()) for source, target in pairs(texts)]
+
+
+def _routes(texts: tuple[str, ...]) -> tuple[str, ...]:
+    for source, target in routes(texts):
+        if not target:
+            raise ValueError(f"expected two keys with a colon between them, as in a:b, found {source + ':'!r}")
         if source == target:
             raise ValueError(f"{source!r} would go to itself")
-    _not_twice([target for _, target in pairs])
-    return pairs
+    _set_once([target for _, target in routes(texts)])
+    return texts
 
 
-def _set_once(pairs: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
-    _not_twice([key for key, _ in pairs])
-    return pairs
+def _values(texts: tuple[str, ...]) -> tuple[str, ...]:
+    _set_once([key for key, _ in pairs(texts)])
+    return texts
 
 
-Key = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Keys = Annotated[tuple[Key, ...], BeforeValidator(_as_list), Field(min_length=1)]
-"""`a,b`, or a list."""
-Route = Annotated[tuple[Key, Key], BeforeValidator(_as_pair)]
-Routes = Annotated[tuple[Route, ...], BeforeValidator(_as_list), Field(min_length=1), AfterValidator(_distinct)]
+def _numbers(texts: tuple[str, ...]) -> tuple[str, ...]:
+    for _, number in pairs(_values(texts)):
+        int(number)
+    return texts
+
+
+Key = Annotated[str, Field(min_length=1)]
+Keys = Annotated[Names, Field(min_length=1)]
+Routes = Annotated[Keys, AfterValidator(_routes)]
 """`from:to,from:to`, or a list of such."""
 
 
@@ -112,10 +122,7 @@ class Remove(Backend):
 
 
 class AddParams(_ListParams):
-    add: Annotated[
-        tuple[Annotated[tuple[Key, str], BeforeValidator(_as_pair)], ...],
-        BeforeValidator(_as_list), Field(min_length=1), AfterValidator(_set_once),
-    ] = Field(description="key:text; everything behind the first colon is the text")  # fmt: skip
+    add: Annotated[Keys, AfterValidator(_values)] = Field(description="key:text; everything behind the first colon is the text")
 
 
 class Add(Backend):
@@ -124,7 +131,7 @@ class Add(Backend):
     parameters: ClassVar[type[Params] | None] = AddParams
 
     def init(self, params: Any, context: Context) -> None:
-        self._values: dict[str, Any] = dict(params.add)
+        self._values: dict[str, Any] = dict(pairs(params.add))
 
     def forward(self, batch: list[Item]) -> None:
         for item in batch:
@@ -134,10 +141,7 @@ class Add(Backend):
 
 
 class AddIntParams(_ListParams):
-    add_int: Annotated[
-        tuple[Annotated[tuple[Key, int], BeforeValidator(_as_pair)], ...],
-        BeforeValidator(_as_list), Field(min_length=1), AfterValidator(_set_once),
-    ] = Field(description="key:number")  # fmt: skip
+    add_int: Annotated[Keys, AfterValidator(_numbers)] = Field(description="key:number")
 
 
 class AddInt(Add):
@@ -146,7 +150,7 @@ class AddInt(Add):
     parameters = AddIntParams
 
     def init(self, params: Any, context: Context) -> None:
-        self._values = dict(params.add_int)
+        self._values = {key: int(number) for key, number in pairs(params.add_int)}
 
 
 class CopyParams(_ListParams):
@@ -162,13 +166,13 @@ class Copy(Backend):
     parameters: ClassVar[type[Params] | None] = CopyParams
 
     def init(self, params: Any, context: Context) -> None:
-        self._routes = self.routes(params)
+        self._routes = routes(self.texts(params))
         self._answers = any(target == "result" for _, target in self._routes)
 
     @staticmethod
-    def routes(params: Any) -> tuple[tuple[str, str], ...]:
-        """(from, to) of each pair."""
-        found: tuple[tuple[str, str], ...] = params.routes
+    def texts(params: Any) -> tuple[str, ...]:
+        """The `from:to` of the parameters."""
+        found: tuple[str, ...] = params.routes
         return found
 
     def forward(self, batch: list[Item]) -> None:
@@ -193,8 +197,8 @@ class Move(Copy):
     parameters = MoveParams
 
     @staticmethod
-    def routes(params: Any) -> tuple[tuple[str, str], ...]:
-        found: tuple[tuple[str, str], ...] = params.move
+    def texts(params: Any) -> tuple[str, ...]:
+        found: tuple[str, ...] = params.move
         return found
 
     def forward(self, batch: list[Item]) -> None:
