@@ -147,6 +147,8 @@ def find_backend(name: str) -> type[Backend]:
     installed = _installed()
     if name in installed:
         return _from_entry_point(installed[name])
+    if name in ("EventLoop", "Ring"):
+        raise ConfigError([Problem(f"{name} is no backend here: write [pipeline] loop = true, and items with `restart` enter again")])
     if name in PLANNED:
         raise ConfigError([Problem(f"the backend {name} is not supported by this version yet")])
     raise ConfigError([Problem(f"there is no backend {name!r}{did_you_mean(name, backend_names())}")])

@@ -12,21 +12,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from penstock.app.factory import create_app
     from penstock.backends.base import Backend
+    from penstock.backends.filters import Status, register_filter
     from penstock.backends.registry import register_backend
     from penstock.pipelines.blocking import pipe
     from penstock.pipelines.calls import Event
     from penstock.pipelines.pipeline import Pipeline
 
 __version__ = "0.1.0"
-__all__ = ["Backend", "Event", "Pipeline", "create_app", "pipe", "register_backend"]
+__all__ = ["Backend", "Event", "Pipeline", "Status", "create_app", "pipe", "register_backend", "register_filter"]
 
 _HOMES = {
     "Backend": "penstock.backends.base",
     "Event": "penstock.pipelines.calls",
     "Pipeline": "penstock.pipelines.pipeline",
+    "Status": "penstock.backends.filters",
     "create_app": "penstock.app.factory",
     "pipe": "penstock.pipelines.blocking",
     "register_backend": "penstock.backends.registry",
+    "register_filter": "penstock.backends.filters",
 }
 
 

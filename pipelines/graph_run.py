@@ -143,7 +143,10 @@ class GraphRun:
         """All that comes before has passed its item: ask the filter."""
         # A copy each: successors must not see each other's changes, and `map` none at all.
         item = item.copy() if place.sources is None else self._mapped(place)
-        status = place.filter(item)
+        try:
+            status = place.filter(item)
+        except BackendError as error:
+            raise BackendError(f"node {place.name!r}: {error}") from error
         if self.trace is not None:
             self.trace.came(place.name, item, place.filter_name, status.value if isinstance(status, Status) else repr(status))
         if status is Status.RUN:

@@ -61,9 +61,10 @@ class Call:
     ```
     """
 
-    __slots__ = ("_entry", "_loop", "_pipeline")
+    __slots__ = ("_entry", "_loop", "_pipeline", "_works")
 
     def __init__(self, pipeline: Caller, entry: Entry, loop: asyncio.AbstractEventLoop) -> None:
+        self._works: dict[Work, None] = {}  # those that have not ended
         self._pipeline = pipeline
         self._entry = entry
         self._loop = loop
@@ -101,11 +102,8 @@ class Call:
         work = self._start(name, item, timeout, priority)
         try:
             answer = await work.future
-        except BaseException:
-            work.future.cancel()
-            work.drop()
-            work.leave()
-            raise
+        finally:
+            self._end(work)
         if "error" in answer:
             raise answer["error"]
         parts: list[Item] | None = answer.get(PARTS)
@@ -117,18 +115,29 @@ class Call:
             for item in items:
                 works.append(self._start(name, item, timeout, priority))  # noqa: PERF401  those inside are left if one is refused
             return await asyncio.gather(*[work.future for work in works])
-        except BaseException:
+        finally:
             for work in works:
-                work.future.cancel()
-                work.drop()
-                work.leave()
-            raise
+                self._end(work)
+
+    def drop(self) -> None:
+        """The logic has ended: what it called and did not wait for ends too."""
+        for work in list(self._works):
+            self._end(work)
+
+    def _end(self, work: Work) -> None:
+        self._works.pop(work, None)
+        if not work.future.done() or work.future.cancelled():
+            work.future.cancel()
+            work.drop()
+        work.leave()
 
     def _start(self, name: str, item: Any, timeout: float | None, priority: int | None) -> Work:
         entry = self._entry
         future = Called(loop=self._loop)
         future.depth = depth_of(entry) + 1
-        return self._pipeline.call(name, item, future, entry, timeout=timeout, priority=priority)
+        work = self._pipeline.call(name, item, future, entry, timeout=timeout, priority=priority)
+        self._works[work] = None
+        return work
 
 
 class LogicNode(Composite):
@@ -175,6 +184,8 @@ class LogicNode(Composite):
         except BaseException as error:
             self.end(entry, self._failure(entry, error))
             return
+        finally:
+            call.drop()
         if result is not None:
             item["result"] = result
         self.end(entry, item)
@@ -190,6 +201,7 @@ class LogicNode(Composite):
                     await run.pass_on({**item, "result": value}, self._clock())
             finally:
                 await values.aclose()  # type: ignore[attr-defined]
+                call.drop()
         except BaseException as error:
             outcome = self._failure(entry, error)
             if not isinstance(outcome, dict):
@@ -204,6 +216,8 @@ class LogicNode(Composite):
 
     def _failure(self, entry: Entry, error: BaseException) -> Outcome:
         """What the item ends with. Raises what is no failure: the item was dropped, or the program ends."""
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # of a TaskGroup
+            error = error.exceptions[0]
         if isinstance(error, InvalidInput):
             return {**entry.item, "error": error}
         if isinstance(error, PASSED_ON):
