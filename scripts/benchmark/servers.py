@@ -31,7 +31,7 @@ class Server:
 @contextmanager
 def penstock(target: Path, *options: str) -> Iterator[Server]:
     """`penstock serve`, ready."""
-    command = [str(Path(sys.executable).with_name("penstock")), "serve", str(target), "--log-level", "warning", *options]
+    command = [sys.executable, "-c", "from penstock.app.cli import main; main()", "serve", str(target), "--log-level", "warning", *options]
     with process(command, "/health/ready") as server:
         yield server
 

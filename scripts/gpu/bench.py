@@ -1,0 +1,229 @@
+"""JPEG -> ResNet-50 over HTTP, against (a) one engine behind a lock at batch 1, (b) the engine alone, (c) decoding alone."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "benchmark"), str(HERE.parent.parent)]
+
+from figures import Figure, machine, say, table  # noqa: E402
+from servers import penstock  # noqa: E402
+
+from penstock.app.bench import Load, bench_url  # noqa: E402
+from penstock.app.sample_images import synthetic_jpegs  # noqa: E402
+from penstock.backends.base import Backend, Context  # noqa: E402
+from penstock.pipelines.config import load  # noqa: E402
+
+PART = "GPU"
+BATCHES = (1, 8, 16, 32, 64, 128)
+
+NET = """
+[net]
+backend = "S[PythonTensor,SoftmaxArgMaxTensor]"
+model = "{here}/resnet50.py:net"
+precision = "fp16"
+channels_last = true
+mean = "123.675,116.28,103.53"
+std = "58.395,57.12,57.375"
+max = "{batch}x3x224x224"
+instance_num = {instances}
+"""
+
+DECODE = {
+    "cpu": """
+[decode]
+backend = "S[DecodeMat,ResizeMat,CvtColorMat,Mat2Tensor]"
+resize_h = 224
+resize_w = 224
+color = "rgb"
+max = 1
+instance_num = {decoders}
+next = "net"
+""",
+    "gpu": """
+[decode]
+backend = "S[DecodeTensor,ResizeTensor,CvtColorTensor]"
+resize_h = 224
+resize_w = 224
+color = "rgb"
+max = 32
+instance_num = {decoders}
+next = "net"
+""",
+}
+
+
+def pipeline(decode: str, *, batch: int, instances: int, decoders: int) -> str:
+    text = DECODE[decode] + NET
+    return text.format(here=HERE, batch=batch, instances=instances, decoders=decoders)
+
+
+def made(text: str, node: str) -> Backend:
+    """The backend of one node, on this thread."""
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+        file.write(text)
+        file.flush()
+        config = load(Path(file.name))
+    group = config.nodes[node].groups[0]
+    backend = group.spec.create(Context(node=node, directory=config.directory, max=group.max))
+    backend.warm_up()
+    return backend
+
+
+def rate(work: Callable[[], int], seconds: float, threads: int = 1) -> float:
+    """What `threads` of `work` do in a second; each call says how many items it did."""
+    done = [0] * threads
+    end = time.perf_counter() + seconds
+
+    def run(index: int) -> None:
+        while time.perf_counter() < end:
+            done[index] += work()
+
+    running = [threading.Thread(target=run, args=(index,)) for index in range(threads)]
+    begun = time.perf_counter()
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return sum(done) / (time.perf_counter() - begun)
+
+
+def engine_alone(seconds: float) -> tuple[float, int]:
+    """Images a second of one instance, at its best batch, from arrays in memory; and that batch."""
+    engine = made(pipeline("cpu", batch=max(BATCHES), instances=1, decoders=1), "net")
+    images = [np.random.default_rng(number).integers(0, 256, (1, 3, 224, 224), np.uint8) for number in range(max(BATCHES))]
+    found = {}
+    for batch in BATCHES:
+
+        def work(batch: int = batch) -> int:
+            engine.forward([{"data": image} for image in images[:batch]])
+            return batch
+
+        work()
+        found[batch] = rate(work, seconds / len(BATCHES))
+        say(f"{PART}, engine alone at batch {batch}: {found[batch]:,.0f} images/s")
+    engine.close()
+    best = max(found, key=lambda batch: found[batch])
+    return found[best], best
+
+
+def decode_alone(decode: str, jpegs: Sequence[bytes], seconds: float, threads: int) -> float:
+    """Images a second, decoded and resized by as many threads as do it in the server."""
+    text = pipeline(decode, batch=1, instances=1, decoders=1)
+    local = threading.local()
+    batch = 1 if decode == "cpu" else 32
+
+    def work() -> int:
+        if not hasattr(local, "backend"):
+            local.backend = made(text, "decode")
+        local.backend.forward([{"data": jpegs[index % len(jpegs)]} for index in range(batch)])
+        return batch
+
+    rate(work, 1.0, threads)
+    return rate(work, seconds, threads)
+
+
+def behind_a_lock(jpegs: Sequence[bytes], seconds: float, threads: int) -> float:
+    """Images a second without a server: each thread decodes, then takes its turn at the one engine."""
+    text = pipeline("cpu", batch=1, instances=1, decoders=1)
+    engine = made(text, "net")
+    lock = threading.Lock()
+    local = threading.local()
+
+    def work() -> int:
+        if not hasattr(local, "decoder"):
+            local.decoder = made(text, "decode")
+        item: dict[str, Any] = {"data": jpegs[0]}
+        local.decoder.forward([item])
+        item["data"] = item.pop("result")
+        with lock:
+            engine.forward([item])
+        return 1
+
+    rate(work, 1.0, threads)
+    found = rate(work, seconds, threads)
+    engine.close()
+    return found
+
+
+def _load(url: str, jpegs: Sequence[bytes], clients: int, seconds: float) -> tuple[float, float, float]:
+    report = asyncio.run(bench_url(url, Load(jpegs, clients, seconds=seconds, warm_up=clients), None))
+    if set(report.outcomes) != {"200"}:
+        raise RuntimeError(f"not all was answered: {report.outcomes}")
+    return report.qps, report.latency.p50, report.latency.p99
+
+
+def served(url: str, jpegs: Sequence[bytes], clients: int, processes: int, seconds: float) -> tuple[float, float, float]:
+    """Requests a second, p50 and p99 in ms, of closed-loop clients in processes of their own."""
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_load, url, jpegs, clients // processes, seconds) for _ in range(processes)]
+        found = [future.result() for future in futures]
+    return sum(each[0] for each in found), max(each[1] for each in found), max(each[2] for each in found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/gpu_bench", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--decode", choices=["cpu", "gpu"], default="cpu", help="where JPEGs are decoded")
+    parser.add_argument("--decoders", type=int, default=0, help="decoding instances; not given: two thirds of the processors")
+    parser.add_argument("--clients", type=int, default=384)
+    parser.add_argument("--processes", type=int, default=3, help="processes that the clients run in")
+    parser.add_argument("--instances", type=int, default=2, help="engine instances")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("torch sees no GPU here")
+    jpegs = synthetic_jpegs()
+    processors = len(os.sched_getaffinity(0))
+    decoders = arguments.decoders or (max(2, processors * 2 // 3) if arguments.decode == "cpu" else 2)
+    seconds = arguments.seconds
+    locked = behind_a_lock(jpegs, seconds, processors)
+    say(f"{PART}, behind a lock: {locked:,.0f} images/s")
+    alone, best = engine_alone(2 * seconds)
+    decoded = decode_alone(arguments.decode, jpegs, seconds, decoders if arguments.decode == "gpu" else processors)
+    say(f"{PART}, decoding alone: {decoded:,.0f} images/s")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "resnet50.toml")
+        file.write_text(pipeline(arguments.decode, batch=min(best, 64), instances=arguments.instances, decoders=decoders))
+        with penstock(file) as server:
+            url = server.url("/predict/resnet50")
+            served(url, jpegs, arguments.clients, arguments.processes, 2.0)
+            over_http, p50, p99 = served(url, jpegs, arguments.clients, arguments.processes, seconds)
+    lesser = min(alone, decoded)
+    name = torch.cuda.get_device_name()
+    note = (
+        f"{name}; {arguments.clients} connections, p50 {p50:.0f} ms, p99 {p99:.0f} ms; {decoders} decoders, {arguments.instances} instances"
+    )
+    figures = [
+        Figure(PART, "ResNet-50 over HTTP", over_http, "images/s", note=note),
+        Figure(PART, "÷ one engine behind a lock at batch 1", over_http / locked, least=3.5, note=f"{locked:,.0f} images/s"),
+        Figure(
+            PART, "÷ the lesser of engine alone and decoding alone", over_http / lesser, least=0.9,
+            note=f"engine {alone:,.0f} (batch {best}), decoding on the {arguments.decode} {decoded:,.0f} images/s",
+        ),
+    ]  # fmt: skip
+    print(table(figures, machine(), False))
+    if arguments.json:
+        arguments.json.write_text(
+            json.dumps({"machine": machine(), "device": name, "figures": [each.to_dict() for each in figures]}, indent=1)
+        )
+
+
+if __name__ == "__main__":
+    main()
