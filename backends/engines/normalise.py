@@ -29,9 +29,9 @@ def fuse_normalisation(model: Any, mean: Sequence[float] | None, std: Sequence[f
         raise ValueError(f"mean and std need a first input of a floating type, and {first.name!r} is {found}")
 
     shape = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
-    names = _Names(graph)
+    names = Names(graph)
     raw, normalised = first.name, names.new(f"{first.name}_normalised")
-    _replace_uses(graph, raw, normalised)
+    replace_uses(graph, raw, normalised)
 
     nodes = []
     current = names.new(f"{raw}_float")
@@ -72,7 +72,7 @@ def _broadcast(shape: list[int | None], count: int, key: str) -> tuple[int, ...]
     return tuple(count if index == axis else 1 for index in range(rank))
 
 
-def _replace_uses(graph: Any, old: str, new: str) -> None:
+def replace_uses(graph: Any, old: str, new: str) -> None:
     """Every node that reads `old` reads `new`, in subgraphs too (unless one there has the name for itself)."""
     for node in graph.node:
         for index, name in enumerate(node.input):
@@ -81,14 +81,14 @@ def _replace_uses(graph: Any, old: str, new: str) -> None:
         for attribute in node.attribute:
             for subgraph in (attribute.g, *attribute.graphs):
                 if all(value.name != old for value in subgraph.input):
-                    _replace_uses(subgraph, old, new)
+                    replace_uses(subgraph, old, new)
     for value in graph.output:
         # Only in a subgraph, or a model that answers its own input.
         if value.name == old:
             value.name = new
 
 
-class _Names:
+class Names:
     """Names that the graph does not have yet."""
 
     def __init__(self, graph: Any) -> None:

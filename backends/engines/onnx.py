@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ DTYPES: dict[str, Any] = {"float": np.float32, "double": np.float64, "string": n
 
 UNBOUNDED_LARGEST = 8
 """The batch to warm up for where neither the model nor the node says how large batches get."""
+
+T = TypeVar("T")
 
 MAX_BUFFERED_SHAPES = 4
 """Batch buffers kept for an input whose height and width vary; each may be megabytes."""
@@ -84,8 +86,8 @@ class OnnxTensor(Backend):
                 context, "postprocessor", f"{params.postprocessor!r} is not OnnxTensor's: put SoftmaxArgMaxTensor behind it"
             )
         self.session = _open(context.resolve(params.model), params, context)
-        self.inputs = _reorder([_port(node) for node in self.session.get_inputs()], params.input_reorder, "input_reorder", context)
-        self.outputs = _reorder([_port(node) for node in self.session.get_outputs()], params.output_reorder, "output_reorder", context)
+        self.inputs = reorder([_port(node) for node in self.session.get_inputs()], params.input_reorder, "input_reorder", context)
+        self.outputs = reorder([_port(node) for node in self.session.get_outputs()], params.output_reorder, "output_reorder", context)
         self._output_names = [port.name for port in self.outputs]
         self._buffers: dict[tuple[str, tuple[int, ...]], NDArray[Any]] = {}
 
@@ -272,7 +274,7 @@ def _dtype_fits(found: np.dtype[Any], expected: np.dtype[Any] | None) -> bool:
     return found.kind != "O" and np.can_cast(found, expected, "safe")
 
 
-def _reorder(ports: list[Port], order: str | None, key: str, context: Context) -> tuple[Port, ...]:
+def reorder(ports: list[T], order: str | None, key: str, context: Context) -> tuple[T, ...]:
     """`"1,0"`: the model's second first."""
     if not order:
         return tuple(ports)

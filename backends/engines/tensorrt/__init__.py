@@ -1,0 +1,1 @@
+"""TensorRT: engines built from ONNX, kept, and run. `engine.py` has the backend; all else works without a GPU."""

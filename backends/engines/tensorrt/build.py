@@ -1,0 +1,119 @@
+"""From a recipe to a plan: the network, the builder's configuration, and the build itself, which takes seconds to minutes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...errors import BackendError, ConfigError, Problem
+from .cache import write_atomically
+from .library import Library, log
+from .network import Network, parse
+from .profiles import Profile, ProfileError, describe, make_profiles
+from .progress import Progress, make_monitor
+from .recipe import Recipe
+
+
+class BuildCancelledError(BackendError):
+    """`Progress.cancel` was called."""
+
+
+class Prepared(NamedTuple):
+    """What TensorRT builds from: all of it, so that nothing that it holds by address goes away before."""
+
+    builder: Any
+    network: Network
+    config: Any
+    profiles: list[Profile]
+    monitor: Any
+
+
+def build(recipe: Recipe, library: Library, progress: Progress, timing_cache: Path | None = None) -> bytes:
+    """The plan. Raises BackendError and ConfigError that name node, file and tensor; BuildCancelledError."""
+    with library.listening(recipe.params.log_level) as said:
+        prepared = prepare(recipe, library, progress, said)
+        timings = _read_timings(prepared.config, timing_cache)
+        log.info(
+            "%s: building an engine of %s with %s %s, precision %s, profiles %s", recipe, recipe.model, library.name, library.version,
+            recipe.params.precision or "of the model", describe(prepared.profiles),
+        )  # fmt: skip
+        plan = prepared.builder.build_serialized_network(prepared.network.definition, prepared.config)
+        if progress.cancelled:
+            raise BuildCancelledError(f"{recipe}: the build of {recipe.model} was cancelled")
+        if plan is None:
+            reasons = "; ".join(dict.fromkeys(said)) or "it gives no reason"
+            raise BackendError(f"{recipe}: {library.name} {library.version} can't build an engine of {recipe.model}: {reasons}")
+        if timing_cache is not None and timings is not None:
+            write_atomically(timing_cache, bytes(prepared.config.get_timing_cache().serialize()))
+        return bytes(plan)
+
+
+def prepare(recipe: Recipe, library: Library, progress: Progress, said: list[str]) -> Prepared:
+    """Network and configuration, up to the build."""
+    trt, params = library.trt, recipe.params
+    builder = trt.Builder(library.logger)
+    network = parse(recipe, library, builder, said)
+    config = builder.create_builder_config()
+    if params.max_workspace_size is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, params.max_workspace_size << 20)
+    if params.weight_budget_percentage is not None:
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    _set_hardware(recipe, library, config)
+    try:
+        profiles = make_profiles(network.inputs, params.min, params.max, recipe.sizes)
+    except ProfileError as error:
+        raise ConfigError([Problem(f"{recipe.model}: {error}", node=recipe.node, key=error.key)]) from error
+    for profile in profiles:
+        made = builder.create_optimization_profile()
+        for name, shapes in profile.items():
+            made.set_shape(name, shapes.min, shapes.opt, shapes.max)
+        if config.add_optimization_profile(made) < 0:
+            raise BackendError(f"{recipe}: {library.name} refuses the profile {describe([profile])}: {'; '.join(said)}")
+    monitor = make_monitor(trt, progress)
+    config.progress_monitor = monitor
+    return Prepared(builder, network, config, profiles, monitor)
+
+
+def _set_hardware(recipe: Recipe, library: Library, config: Any) -> None:
+    """`hardware_compatibility`: a level of TensorRT's, or the compute capabilities that TensorRT-RTX is to build for."""
+    trt = library.trt
+    wanted = (recipe.params.hardware_compatibility or "none").strip().lower().replace("+", "_plus").replace("-", "_")
+    if library.is_rtx:
+        if wanted in ("none", "ampere_plus"):
+            return  # what it builds by itself
+        members = {name.lower(): value for name, value in trt.ComputeCapability.__members__.items() if name != "NONE"}
+        names = re.split(r"[,\s]+", wanted)
+        if set(names) <= set(members) and (names == ["current"] or "current" not in names):
+            config.num_compute_capabilities = len(names)
+            for index, name in enumerate(names):
+                config.set_compute_capability(members[name], index)
+            return
+        expected = f"none, ampere_plus, or some of {', '.join(members)}"
+    else:
+        members = {name.lower(): value for name, value in trt.HardwareCompatibilityLevel.__members__.items()}
+        if wanted in members:
+            config.hardware_compatibility_level = members[wanted]
+            return
+        expected = " or ".join(members)
+    message = f"{recipe.params.hardware_compatibility!r} is none of {library.name}'s: expected {expected}"
+    raise ConfigError([Problem(message, node=recipe.node, key="hardware_compatibility")])
+
+
+def _read_timings(config: Any, path: Path | None) -> Any:
+    """What an earlier build measured. A file that does not fit is left aside, and written anew."""
+    if path is None:
+        return None
+    known = b""
+    try:
+        known = path.read_bytes()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log.warning("the timing cache %s can't be read: %s", path, error.strerror)
+    for data in dict.fromkeys((known, b"")):
+        cache = config.create_timing_cache(data)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return cache
+        log.warning("the timing cache %s is not of this TensorRT and GPU: it is written anew", path)
+    return None

@@ -1,0 +1,163 @@
+"""TensorrtTensor: an engine of TensorRT on the GPU half that torch's engines have too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from ...base import Context, Params
+from ...device import buckets
+from ...errors import InvalidInput
+from ...item import Item
+from ..onnx import reorder, shape_text
+from ..torch.engine import Input, Member, TorchEngine
+from ..torch.sharing import shared
+from .execution import Execution, LoadedEngine, Port, deserialise
+from .library import find_library
+from .network import CLASSIFIERS
+from .params import TensorrtParams
+from .plan import find_plan
+from .profiles import Range
+from .progress import Progress
+from .recipe import Recipe
+
+
+class TensorrtTensor(TorchEngine):
+    """Runs a model by TensorRT on an NVIDIA GPU: an .onnx file, built at the first load and kept, or an engine (.trt, .plan).
+
+    `data`: a tensor or array with the batch dimension, N x ..., N = `request_size` (1 where the item has none), or a list of them in
+    the order of the model's inputs. `result`: the output as a tensor on the CPU, N x ..., or a list of them. With `mean` or `std` the
+    first input is uint8, and (x - mean) / std is computed inside the network. A dtype that widens without loss is converted; another
+    dtype or shape is an `InvalidInput`.
+
+    With the post-processor SoftmaxArgMax, ArgMax or SoftmaxMax the network tells the class: `class` (int), `score` (float) and `result`,
+    which is the class (SoftmaxMax: the score); `top` with `top_k` > 1. Lists of them where `request_size` is above 1.
+    """
+
+    parameters: ClassVar[type[Params] | None] = TensorrtParams
+
+    progress: Progress | None = None
+    """Of the build, while there is one; to be read from any thread."""
+
+    model: Execution
+
+    def init(self, params: Any, context: Context) -> None:
+        super().init(params, context)
+        self.max = min(self.max, self.model.largest)
+        self.min = min(self.min, self.max)
+        self._capacity = self.max
+        fixed = self.model.inputs[0].shape[0]
+        self._buckets = [fixed] if fixed != -1 else buckets(self.max)
+
+    def load(self, params: TensorrtParams, context: Context, device: torch.device) -> Execution:
+        """The engine, shared among the instances of this recipe on this device, with contexts of this instance's own."""
+        library = find_library(params.library)
+        recipe = Recipe.of(params, context, self._buckets, library, gpu_name(device))
+
+        def load_engine() -> LoadedEngine:
+            plan = find_plan(recipe, library, context, progress).plan
+            budget = params.weight_budget_percentage
+            return deserialise(library, plan, where, on_gpu=self._half.on_gpu, weight_budget=budget)
+
+        where = f"{recipe}: {recipe.model}"
+        progress = self.progress = Progress()
+        try:
+            key = str(device), params.weight_budget_percentage, json.dumps(recipe.key(library), sort_keys=True)
+            engine = shared(key, load_engine)
+        finally:
+            self.progress = None
+        stream = self._half.stream.cuda_stream if self._half.stream is not None else 0
+        execution = Execution(library, engine, where, device, stream)
+        self._inputs = reorder(execution.inputs, params.input_reorder, "input_reorder", context)
+        return execution
+
+    def example_shapes(self) -> Sequence[tuple[Sequence[int], torch.dtype]]:
+        largest = max(self.model.profiles, key=lambda profile: [each.opt for each in profile.values()])
+        return [(largest[port.name].opt[1:], port.dtype) for port in self._inputs]
+
+    def close(self) -> None:
+        execution = self.__dict__.get("model")
+        if execution is not None:
+            execution.close()
+        super().close()
+
+    def _read(self, item: Item) -> Member:
+        """The item's tensors, checked against the engine's inputs, in their dtypes."""
+        member = super()._read(item)
+        if len(member.inputs) != len(self._inputs):
+            names = ", ".join(port.name for port in self._inputs)
+            raise InvalidInput(f"TensorrtTensor: the model has {len(self._inputs)} inputs ({names}), and data holds {len(member.inputs)}")
+        tensors: list[Input] = [self._fitting(port, tensor) for port, tensor in zip(self._inputs, member.inputs, strict=True)]
+        return member._replace(inputs=tensors, kind=tuple([tuple(each.shape[1:]) for each in tensors if not isinstance(each, list)]))
+
+    def _fitting(self, port: Port, tensor: Any) -> torch.Tensor:
+        """The tensor in the dtype of an input that can take it. Raises InvalidInput."""
+        ranges = [profile[port.name] for profile in self.model.profiles]
+        if not _widens(tensor.dtype, port.dtype) or not any(_holds_inner(each, tensor.shape) for each in ranges):
+            found = f"{str(tensor.dtype).removeprefix('torch.')} of shape {shape_text(tensor.shape)}"
+            allowed = " or ".join(dict.fromkeys(map(str, ranges)))
+            raise InvalidInput(f"TensorrtTensor: input {port.name}: expected {port} ({allowed}), got {found}")
+        return tensor.to(port.dtype)  # type: ignore[no-any-return]
+
+    def _run(self, inputs: Sequence[Any], names: tuple[str, ...] = ()) -> list[Any]:
+        by_name = {port.name: tensor for port, tensor in zip(self._inputs, inputs, strict=True)}
+        ordered = [by_name[port.name] for port in self.model.inputs]
+        rows = self.model.rows(len(ordered[0]), [tensor.shape[1:] for tensor in ordered])
+        return self.order(self.model(*[_padded(tensor, rows) for tensor in ordered]))
+
+    def _share_out(self, members: list[Member], outputs: list[Any]) -> None:
+        super()._share_out(members, outputs)
+        if self.params.postprocessor in CLASSIFIERS:
+            for member in members:
+                scores, classes = (each.tolist() for each in member.item["result"])
+                member.item.update(_classified(scores, classes, "score" if self.params.postprocessor == "SoftmaxMax" else "class"))
+
+
+def gpu_name(device: torch.device) -> str | None:
+    """What an engine is built for: `NVIDIA A10 8.6`; None on the CPU."""
+    if device.type != "cuda":
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{torch.cuda.get_device_name(device)} {major}.{minor}"
+
+
+def _classified(scores: list[list[float]], classes: list[list[int]], best: str) -> dict[str, Any]:
+    """Plain Python values of N x K scores and classes, best first; `best` says which of the two is `result`."""
+    tops = [[{"class": index, "score": score} for index, score in zip(*rows, strict=True)] for rows in zip(classes, scores, strict=True)]
+    found: dict[str, Any] = {key: [top[0][key] for top in tops] for key in ("class", "score")}
+    if len(scores[0]) > 1:
+        found["top"] = tops
+    if len(tops) == 1:
+        found = {key: values[0] for key, values in found.items()}
+    return {"result": found[best], **found}
+
+
+def _padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    if len(tensor) == rows:
+        return tensor
+    padded = tensor.new_zeros((rows, *tensor.shape[1:]))
+    padded[: len(tensor)] = tensor
+    return padded
+
+
+def _holds_inner(each: Range, shape: Sequence[int]) -> bool:
+    """Whether a range takes that shape, whatever its batch."""
+    return len(shape) == len(each.max) and Range(each.min[1:], each.opt[1:], each.max[1:]).holds(shape[1:])
+
+
+def _widens(found: torch.dtype, expected: torch.dtype) -> bool:
+    """Whether no value is lost, as NumPy sees it; what NumPy lacks (bfloat16, float8) must be the same."""
+    if found == expected:
+        return True
+    try:
+        return bool(np.can_cast(_numpy(found), _numpy(expected), "safe"))
+    except TypeError:
+        return False
+
+
+def _numpy(dtype: torch.dtype) -> np.dtype[Any]:
+    return np.dtype(str(dtype).removeprefix("torch."))

@@ -1,0 +1,233 @@
+"""Running an engine, on torch's tensors: contexts, addresses, and outputs whose shape only the run tells.
+
+Built against the bindings' signatures and docstrings; nothing here has ever run on a GPU (see docs/tensorrt.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ...errors import BackendError, DeviceError, InvalidInput
+from ..onnx import shape_text
+from .library import Library, log
+from .profiles import Profile, Range, choose, describe
+
+DTYPES = {
+    "FLOAT": torch.float32,
+    "HALF": torch.float16,
+    "BF16": torch.bfloat16,
+    "FP8": torch.float8_e4m3fn,
+    "INT8": torch.int8,
+    "UINT8": torch.uint8,
+    "INT32": torch.int32,
+    "INT64": torch.int64,
+    "BOOL": torch.bool,
+}
+"""TensorRT's types of tensors at the border of a network, as torch's."""
+
+
+class Port(NamedTuple):
+    """An input or output of the engine. -1 in `shape`: any size."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} of shape {shape_text([None if size == -1 else size for size in self.shape])}"
+
+
+class LoadedEngine:
+    """A deserialised engine: one for all instances of a recipe on a device, which share its weights."""
+
+    __slots__ = ("__weakref__", "cuda_engine", "runtime")
+
+    def __init__(self, cuda_engine: Any, runtime: Any) -> None:
+        self.cuda_engine = cuda_engine
+        self.runtime = runtime
+
+
+def deserialise(library: Library, plan: bytes, where: str, *, on_gpu: bool, weight_budget: float | None) -> LoadedEngine:
+    """The plan as an engine. Raises BackendError with TensorRT's reasons."""
+    runtime = library.runtime(where, on_gpu=on_gpu)
+    with library.listening() as said:
+        if library.is_rtx:
+            validity, bits = runtime.get_engine_validity(plan)
+            if validity == library.trt.EngineValidity.INVALID:
+                reasons = [name for name, value in library.trt.EngineInvalidityDiagnostics.__members__.items() if bits & int(value)]
+                raise failure(f"{where}: {library.name} {library.version} can't run this engine on this machine", reasons or said)
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise failure(f"{where}: {library.name} {library.version} can't load the engine", said)
+        if weight_budget is not None and engine.streamable_weights_size:
+            engine.weight_streaming_budget_v2 = int(engine.streamable_weights_size * weight_budget / 100)
+    return LoadedEngine(engine, runtime)
+
+
+def failure(what: str, said: Sequence[str]) -> Exception:
+    """The exception for what TensorRT reported in its log, where its calls only say None or False."""
+    text = f"{what}: {'; '.join(dict.fromkeys(said)) or 'it gives no reason'}"
+    plain = text.lower()
+    if "out of memory" in plain or "outofmemory" in plain:
+        return torch.OutOfMemoryError(text)
+    return DeviceError(text) if "cuda failure" in plain or "cuda error" in plain else BackendError(text)
+
+
+class Execution:
+    """One instance's contexts of an engine. Called with the inputs in the engine's order, on the device; gives the outputs.
+
+    A context of its own for each profile, made when first used, because changing a context's profile waits for the device. A context
+    whose run was captured in a CUDA graph runs nothing else: the graph uses its memory and must find it unchanged.
+    """
+
+    def __init__(self, library: Library, engine: LoadedEngine, where: str, device: torch.device, stream: int) -> None:
+        self.where = where
+        self._library = library
+        self._loaded = engine
+        self._engine = engine.cuda_engine
+        self._device = device
+        self._stream = stream
+        trt = library.trt
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        self.inputs = [self._port(name) for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        self.outputs = [self._port(name) for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
+        self.profiles = [self._profile(index) for index in range(self._engine.num_optimization_profiles)]
+        batches = {port.shape[0] if port.shape else None for port in self.inputs}
+        if len(batches) != 1 or None in batches:
+            found = ", ".join(f"{port.name} ({port})" for port in self.inputs)
+            raise BackendError(f"{where}: the inputs must have the batch as their first axis, all of any size or all of one, found {found}")
+        self._contexts: dict[int, _Context] = {}
+        self._captured: list[_Context] = []
+
+    @property
+    def largest(self) -> int:
+        """The largest batch."""
+        return max(profile[self.inputs[0].name].max[0] for profile in self.profiles)
+
+    def close(self) -> None:
+        self._contexts.clear()
+        self._captured.clear()
+
+    def rows(self, count: int, inner: Sequence[Sequence[int]]) -> int:
+        """How many rows a batch of `count` must have to fit: itself, or more where the profiles begin later. `inner`: the shapes behind
+        the batch axis, by input. Raises InvalidInput where no profile takes it.
+        """
+        fitting = [count] if self._choose(count, inner) is not None else []
+        later = (profile[self.inputs[0].name].min[0] for profile in self.profiles)
+        fitting += [size for size in sorted(later) if size > count and self._choose(size, inner) is not None]
+        if not fitting:
+            found = ", ".join(f"{port.name} {shape_text((count, *shape))}" for port, shape in zip(self.inputs, inner, strict=True))
+            raise InvalidInput(f"{self.where}: {found} fits no profile of the engine: {describe(self.profiles)}")
+        return fitting[0]
+
+    def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        index = self._choose(len(inputs[0]), [tensor.shape[1:] for tensor in inputs])
+        if index is None:
+            raise BackendError(f"{self.where}: no profile holds {[tuple(tensor.shape) for tensor in inputs]}: {describe(self.profiles)}")
+        with self._library.listening() as said:
+            if index not in self._contexts:
+                self._contexts[index] = _Context(self, index, said)
+            outputs = self._contexts[index].run(inputs, said)
+        if self._stream and torch.cuda.is_current_stream_capturing():
+            self._captured.append(self._contexts.pop(index))
+        return outputs
+
+    def _choose(self, rows: int, inner: Sequence[Sequence[int]]) -> int | None:
+        return choose(self.profiles, {port.name: (rows, *shape) for port, shape in zip(self.inputs, inner, strict=True)})
+
+    def _port(self, name: str) -> Port:
+        dtype, trt = self._engine.get_tensor_dtype(name), self._library.trt
+        if dtype.name not in DTYPES:
+            raise BackendError(f"{self.where}: tensor {name} is {dtype.name}: expected one of {', '.join(DTYPES)}")
+        if self._engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
+            raise BackendError(f"{self.where}: tensor {name} is the shape of something: expected tensors of data alone")
+        return Port(name, DTYPES[dtype.name], tuple(self._engine.get_tensor_shape(name)))
+
+    def _profile(self, index: int) -> Profile:
+        found = {}
+        for port in self.inputs:
+            shapes = [port.shape] * 3 if -1 not in port.shape else self._engine.get_tensor_profile_shape(port.name, index)
+            found[port.name] = Range(*[tuple(shape) for shape in shapes])
+        return found
+
+
+class _Context:
+    """An `IExecutionContext` in one profile."""
+
+    def __init__(self, owner: Execution, profile: int, said: list[str]) -> None:
+        self._owner = owner
+        self._context = owner._engine.create_execution_context()
+        if self._context is None:
+            raise failure(f"{owner.where}: TensorRT can't make an execution context", said)
+        if not self._context.set_optimization_profile_async(profile, owner._stream):
+            raise failure(f"{owner.where}: TensorRT can't take profile {profile}", said)
+        self._allocators: dict[str, Any] = {}
+
+    def run(self, inputs: Sequence[torch.Tensor], said: list[str]) -> list[torch.Tensor]:
+        """Asks the stream for the run. The inputs must stay where they are until the stream is through."""
+        owner, context = self._owner, self._context
+        for port, tensor in zip(owner.inputs, inputs, strict=True):
+            tensor = tensor.contiguous()  # noqa: PLW2901
+            if not context.set_input_shape(port.name, tuple(tensor.shape)) or not context.set_tensor_address(port.name, tensor.data_ptr()):
+                raise failure(f"{owner.where}: TensorRT refuses input {port.name} of shape {shape_text(tensor.shape)}", said)
+        if missing := context.infer_shapes():
+            raise BackendError(f"{owner.where}: TensorRT wants to know more of {', '.join(missing)}")
+        outputs = [self._prepare(port) for port in owner.outputs]
+        if not context.execute_async_v3(owner._stream):
+            raise failure(f"{owner.where}: TensorRT could not run a batch", said)
+        return [
+            self._allocators[port.name].tensor(port.dtype) if output is None else output
+            for port, output in zip(owner.outputs, outputs, strict=True)
+        ]
+
+    def _prepare(self, port: Port) -> torch.Tensor | None:
+        """Where an output goes; None where its shape depends on the data: the allocator has it after the run."""
+        shape = tuple(self._context.get_tensor_shape(port.name))
+        if -1 in shape:
+            if port.name not in self._allocators:
+                allocator = self._allocators[port.name] = make_allocator(self._owner._library.trt, self._owner._device)
+                if not self._context.set_output_allocator(port.name, allocator):
+                    raise BackendError(f"{self._owner.where}: TensorRT takes no allocator for output {port.name}")
+            return None
+        output = torch.empty(shape, dtype=port.dtype, device=self._owner._device)
+        if not self._context.set_tensor_address(port.name, output.data_ptr()):
+            raise BackendError(f"{self._owner.where}: TensorRT refuses the memory of output {port.name}")
+        return output
+
+
+def make_allocator(trt: Any, device: torch.device) -> Any:
+    """An `IOutputAllocator` on torch's memory, which grows as outputs do."""
+
+    class OutputAllocator(trt.IOutputAllocator):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IOutputAllocator.__init__(self)
+            self._memory = torch.empty(0, dtype=torch.uint8, device=device)
+            self._shape: tuple[int, ...] = ()
+
+        def reallocate_output(self, tensor_name: str, memory: int, size: int, alignment: int) -> int:
+            """Called within the run. An exception can't pass TensorRT: 0 says that there is no memory."""
+            if size > len(self._memory) or not len(self._memory):
+                try:
+                    self._memory = torch.empty(max(size, 1), dtype=torch.uint8, device=device)
+                except RuntimeError as error:
+                    log.error("output %s: no memory for %d bytes: %s", tensor_name, size, error)
+                    return 0
+            return self._memory.data_ptr()
+
+        def reallocate_output_async(self, tensor_name: str, memory: int, size: int, alignment: int, stream: int) -> int:
+            return self.reallocate_output(tensor_name, memory, size, alignment)
+
+        def notify_shape(self, tensor_name: str, shape: Any) -> None:
+            self._shape = tuple(shape)
+
+        def tensor(self, dtype: torch.dtype) -> torch.Tensor:
+            """What the last run wrote; holds until the next."""
+            count = 1
+            for size in self._shape:
+                count *= size
+            return self._memory[: count * dtype.itemsize].view(dtype).reshape(self._shape)
+
+    return OutputAllocator()

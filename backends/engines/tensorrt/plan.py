@@ -1,0 +1,52 @@
+"""The plan of a recipe: kept, built, or the file itself where the model is an engine already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...base import Context
+from ...errors import BackendError
+from ..encryption import read_model
+from .build import build
+from .cache import MAGIC, Kept, UnusableError, load_or_build, place_of, split
+from .library import Library
+from .progress import Progress
+from .recipe import Recipe, plain_suffix
+
+
+def find_plan(recipe: Recipe, library: Library, context: Context, progress: Progress) -> Kept:
+    """Raises BackendError and ConfigError that name node and file."""
+    if recipe.is_engine:
+        return Kept(_read_engine(recipe, library), built=False)
+    if plain_suffix(recipe.model) != ".onnx":
+        raise BackendError(f"{recipe}: the model {recipe.model} is neither .onnx nor an engine (.trt, .plan, .engine)")
+    key = recipe.key(library)
+    timings = recipe.params.timing_cache
+    timing_cache = context.resolve(timings) if timings else None
+    return load_or_build(where_kept(recipe, context, key), key, lambda: build(recipe, library, progress, timing_cache), str(recipe))
+
+
+def where_kept(recipe: Recipe, context: Context, key: dict[str, Any]) -> Path:
+    given = recipe.params.cache
+    return place_of(context.resolve(given) if given else None, recipe.model, key)
+
+
+def _read_engine(recipe: Recipe, library: Library) -> bytes:
+    """The plan in an engine file: one of ours, which must be of this library and GPU, or one that another tool wrote."""
+    try:
+        data = read_model(recipe.model)
+    except OSError as error:
+        raise BackendError(f"{recipe}: the engine {recipe.model} can't be read: {error.strerror}") from error
+    if not data.startswith(MAGIC):
+        return data
+    try:
+        header, plan = split(data)
+    except UnusableError as error:
+        raise BackendError(f"{recipe}: the engine {recipe.model} can't be used: {error}") from error
+    here = {"library": library.name, "version": library.version, "gpu": recipe.gpu}
+    for name, wanted in here.items():
+        if header["key"].get(name) != wanted:
+            found = header["key"].get(name)
+            raise BackendError(f"{recipe}: the engine {recipe.model} was built for {name} {found}, and here is {wanted}: build it again")
+    return plan

@@ -1,0 +1,84 @@
+"""How far a build is: TensorRT's phases as one growing share, and the way to stop it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+class Progress:
+    """Of one build. `fraction` may be read from any thread; `cancel` makes TensorRT give up at its next step."""
+
+    def __init__(self, report: Callable[[float, str], None] | None = None) -> None:
+        """`report` is called with the fraction and the phase as both change, on TensorRT's threads."""
+        self.fraction = 0.0
+        self.phase = ""
+        self.cancelled = False
+        self._report = report
+        self._lock = threading.Lock()
+        self._phases: dict[str, _Phase] = {}
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        with self._lock:
+            self._phases[name] = _Phase(parent, max(1, steps))
+            self._update(name)
+
+    def step(self, name: str, index: int) -> bool:
+        """Whether to go on."""
+        with self._lock:
+            phase = self._phases.get(name)
+            if phase is not None:
+                phase.done = min(index + 1, phase.steps)
+                self._update(name)
+        return not self.cancelled
+
+    def finish(self, name: str) -> None:
+        with self._lock:
+            phase = self._phases.pop(name, None)
+            if phase is not None and phase.parent is None:
+                self.phase, self.fraction = name, 1.0
+                if self._report is not None:
+                    self._report(1.0, name)
+
+    def _update(self, name: str) -> None:
+        """Never back: a phase inside a step may come several times."""
+        fraction = max((self._share(root) for root, phase in self._phases.items() if phase.parent not in self._phases), default=0.0)
+        self.phase, self.fraction = name, max(self.fraction, min(fraction, 1.0))
+        if self._report is not None:
+            self._report(self.fraction, name)
+
+    def _share(self, name: str) -> float:
+        phase = self._phases[name]
+        inside = max((self._share(child) for child, each in self._phases.items() if each.parent == name), default=0.0)
+        return (phase.done + inside * (phase.done < phase.steps)) / phase.steps
+
+
+@dataclass(slots=True)
+class _Phase:
+    parent: str | None
+    steps: int
+    done: int = 0
+
+
+def make_monitor(trt: Any, progress: Progress) -> Any:
+    """TensorRT's `IProgressMonitor` for it; must outlive the build."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            progress.start(phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return progress.step(phase_name, step)
+
+        def phase_finish(self, phase_name: str) -> None:
+            progress.finish(phase_name)
+
+    return Monitor()
