@@ -9,34 +9,26 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from ...base import Context, Params
-from ...device import buckets
+from ...base import UNBOUNDED, Context, Params
+from ...device import buckets, choose_device
 from ...errors import InvalidInput
 from ...item import Item
 from ..onnx import reorder, shape_text
-from ..torch.engine import Input, Member, TorchEngine
+from ..torch.engine import UNBOUNDED_LARGEST, Input, Member, TorchEngine
 from ..torch.sharing import shared
+from .backend import BuiltEngine
 from .execution import Execution, LoadedEngine, Port, deserialise
-from .library import find_library
+from .library import Library, find_library
 from .network import CLASSIFIERS
 from .params import TensorrtParams
-from .plan import find_plan
+from .plan import find_plan, where_kept
 from .profiles import Range
 from .progress import Progress
 from .recipe import Recipe
 
 
 class TensorrtTensor(TorchEngine):
-    """Runs a model by TensorRT on an NVIDIA GPU: an .onnx file, built at the first load and kept, or an engine (.trt, .plan).
-
-    `data`: a tensor or array with the batch dimension, N x ..., N = `request_size` (1 where the item has none), or a list of them in
-    the order of the model's inputs. `result`: the output as a tensor on the CPU, N x ..., or a list of them. With `mean` or `std` the
-    first input is uint8, and (x - mean) / std is computed inside the network. A dtype that widens without loss is converted; another
-    dtype or shape is an `InvalidInput`.
-
-    With the post-processor SoftmaxArgMax, ArgMax or SoftmaxMax the network tells the class: `class` (int), `score` (float) and `result`,
-    which is the class (SoftmaxMax: the score); `top` with `top_k` > 1. Lists of them where `request_size` is above 1.
-    """
+    """What `backend.TensorrtTensor` is once it runs."""
 
     parameters: ClassVar[type[Params] | None] = TensorrtParams
 
@@ -55,8 +47,7 @@ class TensorrtTensor(TorchEngine):
 
     def load(self, params: TensorrtParams, context: Context, device: torch.device) -> Execution:
         """The engine, shared among the instances of this recipe on this device, with contexts of this instance's own."""
-        library = find_library(params.library)
-        recipe = Recipe.of(params, context, self._buckets, library, gpu_name(device))
+        library, recipe = recipe_of(params, context, device)
 
         def load_engine() -> LoadedEngine:
             plan = find_plan(recipe, library, context, progress).plan
@@ -115,6 +106,21 @@ class TensorrtTensor(TorchEngine):
             for member in members:
                 scores, classes = (each.tolist() for each in member.item["result"])
                 member.item.update(_classified(scores, classes, "score" if self.params.postprocessor == "SoftmaxMax" else "class"))
+
+
+def build_ahead(params: TensorrtParams, context: Context, progress: Progress) -> BuiltEngine:
+    """What `TensorrtTensor.load` would build."""
+    library, recipe = recipe_of(params, context, choose_device(context.device))
+    kept = find_plan(recipe, library, context, progress)
+    path = recipe.model if recipe.is_engine else where_kept(recipe, context, recipe.key(library))
+    return BuiltEngine(path, len(kept.plan), kept.built)
+
+
+def recipe_of(params: TensorrtParams, context: Context, device: torch.device) -> tuple[Library, Recipe]:
+    library = find_library(params.library)
+    largest = min(params.declared_range().max, context.max or UNBOUNDED)
+    sizes = buckets(UNBOUNDED_LARGEST if largest == UNBOUNDED else largest)
+    return library, Recipe.of(params, context, sizes, library, gpu_name(device))
 
 
 def gpu_name(device: torch.device) -> str | None:

@@ -102,11 +102,13 @@ def _to_float16(model: Any, kept: list[str]) -> Any:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            converted = float16.convert_float_to_float16(model, min_positive_val=SMALLEST, max_finite_val=LARGEST, keep_io_types=True, node_block_list=kept)
+            converted = float16.convert_float_to_float16(
+                model, min_positive_val=SMALLEST, max_finite_val=LARGEST, keep_io_types=True, node_block_list=kept
+            )
         except ValueError as error:
             if "already converted" not in str(error):
                 raise
             return model
     if caught:
-        log.info("fp16: weights of %d tensors lie beyond what float16 can hold, and were cut off: %s", len(caught), caught[0].message)
+        log.info("fp16: %d times, weights beyond what float16 can hold were cut off: %s", len(caught), caught[0].message)
     return converted
