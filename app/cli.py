@@ -1,16 +1,18 @@
-"""The command line: `penstock serve`, `check`, `call`, `backends`, `bench`. Typer and rich are imported here and nowhere in the server."""
+"""The command line: `penstock serve`, `check`, `graph`, `call`, `backends`, `bench`. Typer and rich are imported here only."""
 
 from __future__ import annotations
 
 import sys
+import tomllib
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from penstock.backends.errors import ConfigError
+from penstock.backends.errors import ConfigError, Problem
 
 from .bench_cli import bench_command
+from .build_cli import build_command, encrypt_command
 from .call_cli import call_command
 from .cli_options import with_settings
 from .settings import Settings
@@ -24,7 +26,9 @@ command_line = typer.Typer(
     pretty_exceptions_enable=False,
 )
 command_line.command("bench")(bench_command)
+command_line.command("build")(build_command)
 command_line.command("call")(call_command)
+command_line.command("encrypt")(encrypt_command)
 
 Source = Annotated[Path, typer.Argument(help="A pipeline file (.toml), a directory of such, or an image classifier (.onnx).")]
 
@@ -77,6 +81,27 @@ def check(
 
 
 @command_line.command()
+def graph(
+    path: Annotated[
+        Path,
+        typer.Argument(help="A pipeline file (.toml), a directory of such, an image classifier (.onnx), or -: a file on standard input."),
+    ],
+    *,
+    labels: Annotated[Path | None, typer.Option(help="For a bare .onnx model: its classes' names, one per line.")] = None,
+) -> None:
+    """Draw pipelines as a Mermaid flowchart, which GitHub and many editors show. Nothing is run."""
+    from penstock.pipelines.repository import Repository
+
+    from .mermaid import flowchart
+
+    try:
+        repository = Repository.read(_standard_input() if str(path) == "-" else path, labels=labels)
+    except ConfigError as error:
+        _fail(error)
+    typer.echo(flowchart(repository.configs.values()))
+
+
+@command_line.command()
 def backends(name: Annotated[str | None, typer.Argument(help="One backend, to see its parameters.")] = None) -> None:
     """List the backends that expressions may name, or describe one."""
     from penstock.backends.registry import PLANNED, describe, describe_all
@@ -90,6 +115,14 @@ def backends(name: Annotated[str | None, typer.Argument(help="One backend, to se
             print_backend(describe(name))
     except ConfigError as error:
         _fail(error)
+
+
+def _standard_input() -> dict[str, Any]:
+    """A pipeline file that comes on it; paths in it are relative to the working directory."""
+    try:
+        return tomllib.loads(sys.stdin.buffer.read().decode())
+    except ValueError as error:  # no UTF-8, or no TOML
+        raise ConfigError([Problem(f"no TOML: {error}", "standard input")]) from None
 
 
 def _fail(error: ConfigError) -> NoReturn:

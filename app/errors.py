@@ -112,9 +112,12 @@ def problem_object(error: BaseException, request_id: str = "") -> dict[str, Any]
     return _object(STATUSES[code].http, detail_of(error), code, request_id)
 
 
-def problem(error: BaseException, request_id: str = "") -> Problem:
-    """The whole answer to a request that ended with `error`: status, headers, body. The headers have no request id."""
-    body = problem_object(error, request_id)
+def problem(error: BaseException, request_id: str = "", **more: Any) -> Problem:
+    """The whole answer to a request that ended with `error`: status, headers, body. The headers have no request id.
+
+    `more`: further members of the object.
+    """
+    body = problem_object(error, request_id) | more
     status = STATUSES[body["code"]]
     headers: list[tuple[bytes, bytes]] = []
     if status.retry_after:

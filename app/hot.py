@@ -19,12 +19,15 @@ from penstock.backends.errors import DeadlineExceeded, InvalidRequest, PenstockE
 from penstock.backends.item import Item
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.run import Run, Work
+from penstock.pipelines.trace import Trace
 
-from .auth import path_of
+from .auth import check_trace, path_of
 from .body import ClientLeft, Link, check_length, form_of, images_of, must_close, read_rest, sniff
 from .errors import problem
 from .render import fields_of, to_json
 from .request_id import choose_request_id
+from .settings import Settings
+from .stream import EventStream, wants_events
 from .watch import Exchange, Watch
 
 logger = logging.getLogger("penstock.http")
@@ -33,17 +36,6 @@ PREFIX = "/predict/"
 _JSON = (b"content-type", b"application/json")
 _CLIENT_LEFT = 499
 """nginx's status for it. Nobody reads the answer; but a host's middleware that waits for one would take none for a failure."""
-
-
-class Limits(Protocol):
-    """The settings that bound a request (`settings.py` documents them)."""
-
-    @property
-    def max_body(self) -> int: ...
-    @property
-    def max_images(self) -> int: ...
-    @property
-    def body_timeout(self) -> float: ...
 
 
 class Pipelines(Protocol):
@@ -92,7 +84,7 @@ def predict_route(scope: Scope) -> tuple[str, bool] | None:
 class _Call(Exchange):
     """A predict request: what the watch knows of it, and what its headers say."""
 
-    __slots__ = ("content_type", "deadline", "length", "priority", "request_id")
+    __slots__ = ("accept", "content_type", "deadline", "length", "priority", "request_id", "trace", "traced")
 
     def __init__(self, scope: Scope, receive: Receive, loop: asyncio.AbstractEventLoop) -> None:
         # Exchange's fields are set here, not by a call: this is the hot path
@@ -108,26 +100,29 @@ class _Call(Exchange):
         self.length = get(b"content-length")
         self.deadline = get(b"penstock-deadline-ms")
         self.priority = get(b"penstock-priority")
+        self.accept = get(b"accept")
+        self.traced = get(b"penstock-trace")
+        self.trace: Trace | None = None
         self.request_id: str = scope.get("penstock.request_id") or choose_request_id(get(b"x-request-id"))
 
 
 class Predict:
     """Answers predict requests: reads the body, submits, waits, renders. Every failure is answered by the table in `errors.py`."""
 
-    def __init__(self, pipelines: Pipelines, limits: Limits, fetch: Fetch | None = None) -> None:
+    def __init__(self, pipelines: Pipelines, settings: Settings, fetch: Fetch | None = None) -> None:
         """`fetch`: None where images by URL are not allowed."""
         self._pipelines = pipelines
-        self._limits = limits
+        self._settings = settings
         self._fetch = fetch
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._watch = Watch(limits.body_timeout)
+        self._watch = Watch(settings.body_timeout)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, name: str, many: bool) -> None:
         """One request. `many`: several images, each answered by a result or a problem."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # an app is served by one loop at a time; what an earlier one left has ended with it
             self._loop = loop
-            self._watch = Watch(self._limits.body_timeout)
+            self._watch = Watch(self._settings.body_timeout)
         call = _Call(scope, receive, loop)
         self._watch.begin(call, loop)
         status = 200
@@ -135,11 +130,13 @@ class Predict:
         try:
             pipeline = self._pipelines.pipelines.get(name) or self._pipelines.get(name)
             form = form_of(call.content_type)
-            limit = self._limits.max_body
+            limit = self._settings.max_body
             if call.length is not None:
                 check_length(call.length, limit)
             timeout = None if call.deadline is None else _seconds_left(call.deadline, 0.0)
             priority = None if call.priority is None else _priority(call.priority)
+            if call.traced is not None:
+                call.trace = self._trace(scope, call.traced, many)
             pipeline.check_admission(timeout, priority)
             message = await receive()
             body: bytes = message.get("body", b"")
@@ -151,7 +148,7 @@ class Predict:
             if form == "raw":
                 images: Sequence[bytes] = (_whole(body, many),)
             else:
-                found = await images_of(body, form, call.content_type or b"", many=many, limit=self._limits.max_images)
+                found = await images_of(body, form, call.content_type or b"", many=many, limit=self._settings.max_images)
                 images = (await self._fetched(found, pipeline, call, loop),) if isinstance(found, Link) else found
             if call.deadline is not None:
                 timeout = _seconds_left(call.deadline, loop.time() - call.started)
@@ -161,19 +158,26 @@ class Predict:
                 answer = await self._answer_many(pipeline, images, timeout, priority, call)
                 headers = [_JSON, (b"content-length", b"%d" % len(answer))]
             else:
-                run = pipeline.submit_nowait({"data": images[0]}, timeout, priority)
+                run = pipeline.submit_nowait({"data": images[0]}, timeout, priority, None, call.trace)
                 run.request_id = call.request_id
                 call.runs = (run,)
                 if call.helper is not None:
                     call.listen()
+                if call.accept is not None and call.accept != b"*/*" and wants_events(call.accept):
+                    events = EventStream(run, pipeline.answer_keys, call.request_id, call.trace)
+                    await events.answer(send, [(b"x-request-id", call.request_id.encode("ascii"))])
+                    return
                 item = await run.future
                 if "error" in item:
                     raise item["error"]
-                answer = to_json(fields_of(item, pipeline.answer_keys))
+                fields = fields_of(item, pipeline.answer_keys)
+                if call.trace is not None:
+                    fields["trace"] = call.trace.steps
+                answer = to_json(fields)
                 headers = [_JSON, (b"content-length", b"%d" % len(answer)), (b"server-timing", server_timing(run))]
         except asyncio.CancelledError:
             if call.timed_out and not call.task.uncancel():
-                late = InvalidRequest(f"the body did not arrive within {self._limits.body_timeout:g} s (body_timeout)")
+                late = InvalidRequest(f"the body did not arrive within {self._settings.body_timeout:g} s (body_timeout)")
                 status, headers, answer = problem(late, call.request_id)
             elif call.task.cancelling():
                 raise  # the server, or a host, cancels the request itself
@@ -184,8 +188,9 @@ class Predict:
         except Exception as error:
             if not isinstance(error, PenstockError):
                 logger.exception("request %s failed", call.request_id, extra={"request_id": call.request_id, "pipeline": name})
-            status, headers, answer = problem(error, call.request_id)
-        finally:  # before anything is sent: a client that reads slowly is not one that uploads slowly
+            more = {} if call.trace is None else {"trace": call.trace.steps}
+            status, headers, answer = problem(error, call.request_id, **more)
+        finally:  # before anything but events is sent: a client that reads slowly is not one that uploads slowly
             self._watch.end(call)
             for work in call.runs:
                 work.leave()
@@ -194,6 +199,15 @@ class Predict:
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
+
+    def _trace(self, scope: Scope, wanted: bytes, many: bool) -> Trace | None:
+        """Where the request's steps are noted, if its Penstock-Trace says so and whoever sent it may see them."""
+        if wanted == b"0":
+            return None
+        check_trace(scope, self._settings)
+        if wanted != b"1" or many:
+            raise InvalidRequest("Penstock-Trace is 1, for a request of one image, or 0")
+        return Trace()
 
     async def _fetched(self, url: Link, pipeline: Pipeline, call: _Call, loop: asyncio.AbstractEventLoop) -> bytes:
         """What a URL leads to. It takes of the deadline that the client asked for, as an upload does, and ends when the client leaves."""

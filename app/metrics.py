@@ -15,6 +15,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from penstock.pipelines.composite import Composite
+from penstock.pipelines.node import Node
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.repository import Repository
 from penstock.pipelines.statistics import Histogram
@@ -63,6 +65,9 @@ def _node_histograms(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
             found = node.statistics
             for family, histogram in ((queue, found.queue_seconds), (run, found.batch_seconds), (size, found.batch_size)):
                 family.add_metric([name, node.name], _buckets(histogram), histogram.sum)
+        for composite in pipeline.composites:  # it has no queue, and takes its items one by one
+            waited = composite.statistics.batch_seconds
+            run.add_metric([name, composite.name], _buckets(waited), waited.sum)
     return iter((queue, run, size))
 
 
@@ -73,10 +78,12 @@ def _node_metrics(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
     busy = GaugeMetricFamily("penstock_executors_busy", "Executors that run a batch.", labels=NODE)
     executors = GaugeMetricFamily("penstock_executors", "Executors that are there.", labels=NODE)
     for name, pipeline in pipelines:
+        counted: tuple[Node | Composite, ...] = (*pipeline.nodes, *pipeline.composites)
+        for each in counted:
+            for outcome, count in each.statistics.outcomes.items():
+                items.add_metric([name, each.name, outcome], count)
         for node in pipeline.nodes:
             labels = [name, node.name]
-            for outcome, count in node.statistics.outcomes.items():
-                items.add_metric([*labels, outcome], count)
             scheduler = node.scheduler
             restarts.add_metric(labels, node.statistics.restarts)
             depth.add_metric(labels, scheduler.queued)

@@ -14,11 +14,13 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from penstock.pipelines.config import PipelineConfig, Port
+from penstock.pipelines.plan import Plan
 from penstock.pipelines.repository import Repository
 
 from .errors import MEDIA_TYPE, STATUSES
 from .openapi_server import SERVER_SCHEMAS, server_paths
 from .settings import Settings
+from .stream import MEDIA_TYPE as EVENTS
 
 Schema = dict[str, Any]
 
@@ -82,6 +84,12 @@ DEADLINE_HEADER: Schema = {
     "description": "The answer is of use for this long, in milliseconds. No more than the pipeline's own timeout counts.",
     "schema": {"type": "integer", "minimum": 1},
 }
+TRACE_HEADER: Schema = {
+    "name": "Penstock-Trace",
+    "in": "header",
+    "description": "1, with the admin token: the answer, or the problem, has a member `trace`, the steps of the request.",
+    "schema": {"type": "string", "enum": ["0", "1"]},
+}
 ANSWER_HEADERS: Schema = {
     "X-Request-Id": {"description": "The request's id.", "schema": {"type": "string"}},
     "Server-Timing": {"description": "Milliseconds that the item queued and ran at each node.", "schema": {"type": "string"}},
@@ -112,19 +120,20 @@ class OpenAPI:
         configs = [pipeline.config for _, pipeline in sorted(self._repository.pipelines.items())]
         protected = self._settings.api_key is not None
         administrable = self._settings.admin_token is not None and self._settings.allow_model_control
+        traced = self._settings.admin_token is not None and self._settings.allow_trace
         by_url = self._settings.allow_url
         schemas = {"Problem": PROBLEM, **BODIES, **(BY_URL if by_url else {}), **SERVER_SCHEMAS}
         paths: dict[str, Any] = {}
         for config in configs:
             schemas |= schemas_of(config)
-            paths |= paths_of(config, protected, by_url)
+            paths |= paths_of(config, protected, by_url, traced)
         paths |= server_paths(protected, administrable, problems)
         components = document.setdefault("components", {})
         components["schemas"] = {**components.get("schemas", {}), **dict(sorted(schemas.items()))}
         schemes: dict[str, Any] = {}
         if protected:
             schemes["key"] = {"type": "http", "scheme": "bearer", "description": "The API key."}
-        if administrable:
+        if administrable or traced:
             schemes["admin"] = {"type": "http", "scheme": "bearer", "description": "The admin token."}
         if schemes:
             components["securitySchemes"] = {**components.get("securitySchemes", {}), **schemes}
@@ -133,7 +142,7 @@ class OpenAPI:
 
 
 def schemas_of(config: PipelineConfig) -> dict[str, Schema]:
-    """What a pipeline answers: to one image, and to many."""
+    """What a pipeline answers: to one image, and to many; of one that streams, in each event and in all."""
     declared = {port.name: port for port in config.outputs}
     result = declared.pop("result", None)
     nothing = "null where the pipeline ends without a result."
@@ -148,23 +157,40 @@ def schemas_of(config: PipelineConfig) -> dict[str, Schema]:
         "items": {"oneOf": [_reference(f"Prediction_{config.name}"), _reference("Problem")]},
     }
     batch = {"type": "object", "required": ["results"], "properties": {"results": results}}
+    if streams(config):
+        parts = {"type": "array", "description": "The result of each part, in order.", "items": properties["result"]}
+        whole = {"type": "object", "required": ["result"], "properties": {"result": parts}}
+        return {f"Part_{config.name}": prediction, f"Prediction_{config.name}": whole, f"Batch_{config.name}": batch}
     return {f"Prediction_{config.name}": prediction, f"Batch_{config.name}": batch}
 
 
-def paths_of(config: PipelineConfig, protected: bool, by_url: bool = False) -> dict[str, Any]:
+def streams(config: PipelineConfig) -> bool:
+    """Whether a pipeline answers in parts."""
+    default = Plan(config.nodes, config.entry).default
+    return default is not None and default.stream is not None
+
+
+def paths_of(config: PipelineConfig, protected: bool, by_url: bool = False, traced: bool = False) -> dict[str, Any]:
     """A pipeline's operations by path and method."""
     name = config.name
-    common: dict[str, Any] = {"tags": [name], **({"security": [{"key": []}]} if protected else {})}
+    security: list[Schema] = [{"key": []}] if protected else []
+    common: dict[str, Any] = {"tags": [name], **({"security": security} if protected else {})}
     if config.description:
         common["description"] = config.description
     parameters = [REQUEST_ID_HEADER, DEADLINE_HEADER, *_priority_header(config)]
     codes = [*(["unauthorized"] if protected else []), *REQUEST_CODES, *ANSWER_CODES]
+    answer = _answer(f"Prediction_{name}", "The pipeline's answer.")
+    if streams(config):
+        events = f"Server-Sent Events: Part_{name} as each one's data, at last `event: end`, or `event: error` with a Problem."
+        answer["content"][EVENTS] = {"schema": {"type": "string", "description": events}}
     single = {
         **common,
-        "parameters": parameters,
+        "parameters": [*parameters, *([TRACE_HEADER] if traced else [])],
         "requestBody": _single_image(config, by_url),
-        "responses": {"200": _answer(f"Prediction_{name}", "The pipeline's answer."), **problems([*codes, "invalid_input"])},
+        "responses": {"200": answer, **problems({*codes, "invalid_input", *(("unauthorized", "forbidden") if traced else ())})},
     }
+    if traced:  # the admin token is as good as the key
+        single["security"] = [*(security or [{}]), {"admin": []}]
     batch = {
         **common,
         "parameters": parameters,

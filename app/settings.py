@@ -20,6 +20,7 @@ class Settings(BaseSettings):
     )
     admin_token: SecretStr | None = Field(default=None, description="Bearer token of whoever may change the server. Unset: nobody may.")
     allow_model_control: bool = Field(default=False, description="Let the admin token load and unload pipelines, which runs their code.")
+    allow_trace: bool = Field(default=False, description="Give the admin token, where a request asks, the trace of what it did.")
     max_body: int = Field(default=64 * 2**20, ge=1, description="Largest request body, bytes.")
     body_timeout: float = Field(default=30.0, gt=0, description="A request's body must have come within this time, seconds.")
     max_images: int = Field(default=256, ge=1, description="Most images in one batch request.")

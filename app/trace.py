@@ -1,91 +1,122 @@
-"""What happens to one item on its way through a pipeline: for `penstock call --trace`.
+"""What the backends of a pipeline make of an item, member by member: for `penstock call --trace`.
 
-The backends of a traced pipeline are subclasses made for it, whose `forward` notes what it did. Nothing else knows of tracing, so
-pipelines that are not traced pay nothing for it. Nodes of `executor = "process"` run on a thread for it: what happens in a child is out of
-sight.
+The backends of a watched pipeline are subclasses made for it, whose `forward` notes what it did. Nothing else knows of it, so
+pipelines that are not watched pay nothing. Nodes of `executor = "process"` run on a thread for it: what happens in a child is out of
+sight. Which way an item took through the graph is `pipelines/trace.py`'s to say; what is noted here goes into its steps.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from penstock.backends.base import Backend
+from penstock.backends.composite import Composite
 from penstock.backends.item import Item
 from penstock.backends.spec import Spec
 from penstock.pipelines.definition import PipelineConfig
-from penstock.pipelines.run import Stage
+from penstock.pipelines.queue import Batch
+from penstock.pipelines.trace import Step, Trace
 
 
 @dataclass(slots=True)
-class Step:
-    """One `forward`. `depth` 0 is a node's whole expression, 1 its members, and so on. `before` and `after`: key -> what is there."""
+class Call:
+    """One `forward`: of a node's whole expression, or of a member. `before` and `after` are of each item, key -> what is there."""
 
-    node: str
-    depth: int
     backend: str
-    before: dict[str, str]
-    after: dict[str, str] = field(default_factory=dict)
+    items: list[Item]
+    before: list[dict[str, str]]
+    after: list[dict[str, str]] = field(default_factory=list)
     seconds: float = 0.0
     error: str = ""
+    members: list[Call] = field(default_factory=list)
 
-    def line(self, width: int) -> str:
-        name = f"{'  ' * (self.depth - 1)}{self.backend}".ljust(width) + f"{_ms(self.seconds):>10}  " if self.depth else "out: "
-        return f"{name}{_keys(self.after)}{f' raised {self.error}' if self.error else ''}"
+    def index(self, item: Any) -> int | None:
+        """Where the item is in the batch: that very dict."""
+        return next((index for index, each in enumerate(self.items) if each is item), None)
 
 
-class Trace:
-    """`config` is the pipeline to run; `steps` grow while `active` (the warm-up of backends is nobody's request)."""
+class Watched:
+    """`config` is the pipeline to run; calls are noted while `active` (the warm-up of backends is nobody's request)."""
 
     def __init__(self, config: PipelineConfig) -> None:
         self.active = False
-        self.steps: list[Step] = []
+        self._calls: dict[str, list[Call]] = {name: [] for name in config.nodes}
+        self._inside = threading.local()  # `.call`: the one that this thread is in
+        self._moved = {name for name, node in config.nodes.items() if node.executor != "thread"}
         nodes = {
             name: replace(
-                node, executor="thread", groups=tuple(replace(group, spec=self._watched(group.spec, name, 0)) for group in node.groups)
+                node, executor="thread", groups=tuple(replace(group, spec=self._watched(group.spec, name)) for group in node.groups)
             )
             for name, node in config.nodes.items()
         }
-        self._moved = {name for name, node in config.nodes.items() if node.executor != "thread"}
         self.config = replace(config, nodes=nodes)
 
-    def _watched(self, spec: Spec, node: str, depth: int) -> Spec:
+    def trace(self) -> Trace:
+        """For one request. Its steps have `in` and `out`, key -> what is there, and `members`: these, `backend`, `depth` and `ms`."""
+        return Trace(self._note)
+
+    def _watched(self, spec: Spec, node: str) -> Spec:
+        if issubclass(spec.cls, Composite):
+            return spec  # has no `forward`: other nodes do the work
         cls = spec.cls
 
         def forward(backend: Backend, batch: list[Item]) -> None:
             if not self.active or not batch:
                 cls.forward(backend, batch)
                 return
-            step = Step(node, depth, spec.name, described(batch[0]))
-            self.steps.append(step)  # before its members' steps
-            item = batch[0]  # the backend may do with the list what it likes
+            items = batch.copy()  # the backend may do with the list what it likes
+            call = Call(spec.name, items, [described(item) for item in items])
+            outer: Call | None = getattr(self._inside, "call", None)
+            (self._calls[node] if outer is None else outer.members).append(call)
+            self._inside.call = call
             begun = time.perf_counter()
             try:
                 cls.forward(backend, batch)
             except Exception as error:
-                step.error = f"{type(error).__name__}: {error}"
+                call.error = f"{type(error).__name__}: {error}"
                 raise
             finally:
-                step.seconds = time.perf_counter() - begun
-                step.after = described(item)
+                call.seconds = time.perf_counter() - begun
+                call.after = [described(item) for item in items]
+                self._inside.call = outer
 
         watched = type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__, "__doc__": cls.__doc__})
-        return replace(spec, cls=watched, children=tuple(self._watched(child, node, depth + 1) for child in spec.children))
+        return replace(spec, cls=watched, children=tuple(self._watched(child, node) for child in spec.children))
 
-    def lines(self, stages: Sequence[Stage]) -> Iterator[str]:
-        """The trace as text. `stages`: the request's timings, as far as it came."""
-        times = {stage.node: stage for stage in stages}
-        for node in dict.fromkeys(step.node for step in self.steps):
-            steps = [step for step in self.steps if step.node == node]
-            stage = times.get(node)
-            timing = f": queue {_ms(stage.queue)}, run {_ms(stage.run)}, batch {stage.batch_size}" if stage is not None else ""
-            yield f"{node}{timing}{', on a thread for the trace' if node in self._moved else ''}"
-            yield f"    in: {_keys(steps[0].before)}"
-            width = max(2 * step.depth + len(step.backend) for step in steps)
-            for step in sorted(steps, key=lambda each: each.depth == 0):  # the whole expression comes after its members
-                yield f"    {step.line(width)}"
+    def _note(self, step: Step, batch: Batch, outcome: Any) -> None:
+        """Add to the step of an item that has run what was done with this very item; of one that failed, what raised."""
+        if batch.node in self._moved:
+            step["note"] = "on a thread for the trace"
+        failed = isinstance(outcome, BaseException)
+        for call in reversed(self._calls.get(batch.node, ())):
+            index = (0 if call.error else None) if failed else call.index(outcome)
+            if index is not None:
+                step |= {"in": call.before[index], "out": call.after[index]}
+                if call.error:
+                    step["error"] = call.error
+                if members := list(_members(call, call.items[index], 1)):
+                    step["members"] = members
+                return
+
+
+def _members(call: Call, item: Item, depth: int) -> Iterator[Step]:
+    """What the members of an expression did with one item of the batch, outer before inner."""
+    for member in call.members:
+        index = member.index(item)
+        if index is None and any(call.index(each) is not None for each in member.items):
+            continue  # others of the batch
+        yield {
+            "backend": member.backend,
+            "depth": depth,
+            "ms": round(member.seconds * 1000, 3),
+            "out": member.after[index or 0],  # of a copy, where the outer backend made some
+            **({"error": member.error} if member.error else {}),
+        }
+        yield from _members(member, member.items[index or 0], depth + 1)
 
 
 def described(item: Item) -> dict[str, str]:
@@ -103,11 +134,3 @@ def describe(value: Any) -> str:
         return f"{type(value).__name__} of {len(value)}"
     text = repr(value)
     return text if len(text) <= 64 else f"{text[:63]}…"
-
-
-def _keys(item: dict[str, str]) -> str:
-    return ", ".join(f"{key}: {value}" for key, value in item.items())
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:.3f} ms"

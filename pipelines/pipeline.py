@@ -14,6 +14,7 @@ from penstock.backends.errors import InvalidRequest, MissingData, NotReady
 from penstock.backends.item import Item
 
 from .admission import Admission
+from .composite import Composite
 from .config import PipelineConfig, load
 from .logic import Called
 from .node import Node
@@ -43,6 +44,7 @@ class Pipeline:
         self.answer_keys = ("result", *(port.name for port in config.outputs if port.name != "result"))  # what a network client gets
         self.plan = Plan(config.nodes, config.entry)
         self.nodes: tuple[Node, ...] = ()  # those with executors
+        self.composites: tuple[Composite, ...] = ()  # those that wait for other nodes
         self.others: Callable[[str], Pipeline] | None = None  # where Python logic finds other pipelines
         self.state = "created"  # then loading, ready, draining, closed
         self._clock = clock
@@ -75,6 +77,7 @@ class Pipeline:
         self._create_future = loop.create_future
         graph = self._graph = RunningGraph(self.config, self.plan, loop, self._clock, self._admission.update, self)
         self.nodes = self._admission.nodes = graph.nodes
+        self.composites = tuple(graph.composites)
         try:
             await graph.start()
         except BaseException:
@@ -168,9 +171,7 @@ class Pipeline:
             raise
         if "error" in answer:
             raise answer["error"]
-        if PARTS in answer:
-            return answer[PARTS]  # type: ignore[no-any-return]
-        return answer
+        return answer.get(PARTS, answer)  # type: ignore[no-any-return]
 
     async def _call_many(self, items: Sequence[Mapping[str, Any]], timeout: float | None, priority: int | None) -> list[Item]:
         works: list[Work] = []

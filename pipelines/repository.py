@@ -137,6 +137,7 @@ class Repository:
         async with self._lock(name):
             self._check_open()
             pipeline = Pipeline(config)
+            pipeline.others = self.get
             self._loading.add(name)
             self._failed.pop(name, None)
             try:

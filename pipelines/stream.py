@@ -55,6 +55,8 @@ class StreamRun(GraphRun):
         self.waiting = self._before[0].copy()
         self.leaves = self._before[1]
         self._part = self._loop.create_future()
+        if self.trace is not None:
+            self.trace.yielded(self._place.name)
         self.advance(self._place, item, now)
         part = await self._part
         if "error" in part:
@@ -69,6 +71,8 @@ class StreamRun(GraphRun):
         """The node has yielded all that it has; `error`: or can't read its item any further."""
         self.visits.pop(visit, None)
         self.stages.append((self._place.name, visit.enqueued, batch))
+        if self.trace is not None:
+            self.trace.ran(self._place.name, visit.enqueued, batch, error)
         if error is not None:
             super().succeed({**self.item, "error": error})
         elif self._reads:

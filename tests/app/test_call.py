@@ -11,9 +11,6 @@ from typer.testing import CliRunner
 from penstock.app.cli import command_line
 from penstock.app.factory import create_app
 from penstock.app.settings import Settings
-from penstock.app.trace import Trace, describe
-from penstock.pipelines.config import load
-from penstock.pipelines.pipeline import Pipeline
 
 OPS = """
 from penstock.backends.base import Backend
@@ -28,6 +25,10 @@ def count(data):
     if not data:
         raise InvalidInput("an empty text")
     return len(data)
+
+
+def split(data):
+    return data.split()
 
 
 def fail(data):
@@ -46,6 +47,31 @@ class Warm(Backend):
 """
 
 
+GRAPH = """
+[split]
+backend = "Python[ops.py:split]"
+next = "each"
+
+[each]
+backend = "MapReduce"
+jump = "word"
+next = "otherwise"
+
+[otherwise]
+backend = "Identity"
+filter = "or"
+next = "end"
+
+[end]
+backend = "Identity"
+filter = "Break"
+
+[word]
+backend = "S[Python[ops.py:shout],Identity]"
+max = 4
+"""
+
+
 @pytest.fixture
 def files(tmp_path):
     (tmp_path / "ops.py").write_text(OPS)
@@ -53,6 +79,7 @@ def files(tmp_path):
         '[first]\nbackend = "S[Python[ops.py:Warm],Python[ops.py:shout]]"\nnext = "second"\n[second]\nbackend = "Python[ops.py:count]"\n'
     )
     (tmp_path / "fails.toml").write_text('[only]\nbackend = "S[Identity,Python[ops.py:fail]]"\n')
+    (tmp_path / "graph.toml").write_text(GRAPH)
     (tmp_path / "wrong.toml").write_text('[only]\nbackend = "DecodeMap"\nmaxx = 3\n')
     (tmp_path / "absent.toml").write_text('[only]\nbackend = "OnnxTensor"\nmodel = "absent.onnx"\n')
     return tmp_path
@@ -116,6 +143,45 @@ def test_the_trace_of_a_node_that_runs_in_a_process(files):
     assert lines[5].startswith("second: queue") and lines[5].endswith("batch 1")
 
 
+def test_the_trace_of_a_graph(files):
+    answer = call(files / "graph.toml", "one two", "--text", "--trace")
+    assert answer.exit_code == 0 and json.loads(answer.stdout) == {"result": ["ONE", "TWO"]}
+    assert re.sub(r" +[\d.]+ ms", " T", answer.stderr).splitlines() == [
+        "split: queue T, run T, batch 1",
+        "    in: data: 'one two'",
+        "    out: data: 'one two', result: ['one', 'two']",
+        "each: queue T, run T, batch 1",
+        "    in: data",
+        "    part 1 of 2",
+        "        word: queue T, run T, batch 2",
+        "            in: data: 'one'",
+        "            ops.py:shout T  data: 'one', result: 'ONE'",
+        "            Identity T  data: 'ONE', result: 'ONE'",
+        "            out: data: 'ONE', result: 'ONE'",
+        "    part 2 of 2",
+        "        word: queue T, run T, batch 2",
+        "            in: data: 'two'",
+        "            ops.py:shout T  data: 'two', result: 'TWO'",
+        "            Identity T  data: 'TWO', result: 'TWO'",
+        "            out: data: 'TWO', result: 'TWO'",
+        "    out: data, result",
+        "otherwise: or says Skip (it has a result)",
+        "end: Break says Break",
+    ]
+
+
+def test_the_trace_ends_where_the_request_ended(files):
+    text = (files / "graph.toml").read_text().replace("shout", "fail")
+    (files / "graph.toml").write_text(text)
+    answer = call(files / "graph.toml", "one", "--text", "--trace")
+    assert answer.exit_code == 1
+    assert "    out: raised BackendError: node 'word': backend fail raised KeyError: 'secret'\n" in answer.stderr
+    assert answer.stderr.splitlines()[-2:] == [
+        "never reached: otherwise, end",
+        "node 'word': backend fail raised KeyError: 'secret'",
+    ]
+
+
 def test_a_soft_failure(files, digits):
     answer = call(digits, digits.parent / "labels.txt", "--trace")
     assert answer.exit_code == 1 and not answer.stdout
@@ -160,20 +226,25 @@ def test_a_running_server(running, digits):
     assert answer.exit_code == 1 and "no address to post to" in answer.stderr
 
 
-async def test_a_trace_leaves_the_configuration_as_it_was(files):
-    config = load(files / "text.toml")
-    (second,) = config.nodes["second"].groups
-    cls = second.spec.cls
-    trace = Trace(config)
-    assert config.nodes["second"].groups == (second,) and second.spec.cls is cls
-    async with Pipeline(trace.config) as pipeline:
-        assert (await pipeline({"data": "ab"}))["result"] == 2
-        assert not trace.steps
-        trace.active = True
-        assert (await pipeline({"data": "ab"}))["result"] == 2
-    assert [(step.node, step.depth) for step in trace.steps] == [("first", 0), ("first", 1), ("first", 1), ("second", 0)]
-
-
-def test_describe():
-    assert describe([1, 2]) == "[1, 2]" and describe(list(range(9))) == "list of 9"
-    assert len(describe("x" * 100)) == 64
+def test_a_running_server_with_a_token(running, files):
+    settings = Settings(api_key="key", admin_token="token", allow_trace=True)
+    with running(create_app(files / "text.toml", settings=settings)) as client:
+        url = f"{client.base_url}/predict/text"
+        answer = call(url, "three", "--text", "--token", "key")
+        assert answer.exit_code == 0 and json.loads(answer.stdout) == {"result": 5} and not answer.stderr
+        answer = call(url, "three", "--text", "--trace", env={"PENSTOCK_ADMIN_TOKEN": "token"})
+        assert answer.exit_code == 0 and json.loads(answer.stdout) == {"result": 5}
+        assert re.sub(r" +[\d.]+ ms", " T", answer.stderr).splitlines() == [
+            "first: queue T, run T, batch 1",
+            "    in: data",
+            "    out: data, result",
+            "second: queue T, run T, batch 1",
+            "    in: data",
+            "    out: data, result",
+        ]
+        answer = call(url, "", "--text", "--trace", "--token", "token")  # an empty body
+        assert answer.exit_code == 1 and json.loads(answer.stderr)["code"] == "invalid_request"
+        answer = call(url, "three", "--text", "--trace", "--token", "key")
+        assert answer.exit_code == 1 and json.loads(answer.stderr)["code"] == "forbidden"
+    answer = call(url, "three", "--text", "--trace", "--token", "token")
+    assert answer.exit_code == 1 and "is the server running" in answer.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -148,6 +149,22 @@ def test_metrics_count_what_happened(running):
             assert buckets == sorted(buckets) and buckets[-1] == found[f"{name}_count", node] == 6
         assert found["penstock_batch_size_sum", node] == 6 and found["penstock_ready", ()] == 1
         assert "process_resident_memory_bytes" in dict(found.keys())
+
+
+def test_metrics_of_nodes_that_wait_for_others(running):
+    config = load({"each": {"backend": "Jump", "jump": "gate"}, "gate": {"backend": "HealthGate"}})
+    with running(create_app(config)) as client:
+        for content in (b"x", b"x", b"unreadable", b"broken"):
+            answer = client.post("/predict/pipeline", content=content)
+        assert answer.status_code == 500
+        found = values(client)
+        assert re.fullmatch(r"queue\.each;\S+, run\.each;.*", client.post("/predict/pipeline", content=b"x").headers["server-timing"])
+    labels = (("node", "each"), ("pipeline", "pipeline"))
+    for node in ("each", "gate"):
+        for outcome, count in {"ok": 2, "soft": 1, "failed": 1, "expired": 0, "cancelled": 0}.items():
+            assert found["penstock_items_total", (("node", node), ("outcome", outcome), labels[1])] == count
+    assert found["penstock_run_seconds_count", labels] == 4
+    assert ("penstock_executors", labels) not in found and ("penstock_queue_depth", labels) not in found
 
 
 def test_metrics_of_two_apps_and_of_openmetrics_clients(running):

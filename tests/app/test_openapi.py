@@ -11,6 +11,7 @@ from openapi_spec_validator import validate
 
 from penstock import create_app
 from penstock.app.settings import Settings
+from penstock.backends.registry import register_backend
 from penstock.pipelines.config import load
 
 EVERY_KIND = {
@@ -182,3 +183,37 @@ def test_names_can_not_collide(running):
     identifiers = [found["operationId"] for methods in document["paths"].values() for found in methods.values()]
     assert len(identifiers) == len(set(identifiers))
     assert len([name for name in document["components"]["schemas"] if name.startswith(("Prediction_", "Batch_"))]) == 2 * len(names)
+
+
+async def words(item, call):
+    yield 1
+
+
+def test_a_pipeline_that_streams(running, digits):
+    register_backend("OpenApiStream", words)
+    table = {"name": "words", "outputs": {"result": {"kind": "integer"}, "note": {"kind": "text"}}}
+    config = load({"pipeline": table, "words": {"backend": "OpenApiStream"}})
+    with running(create_app([digits, config])) as client:
+        document = document_of(client)
+        whole = client.post("/predict/words", content=b"x").json()
+        part, _ = client.post("/predict/words", content=b"x", headers={"Accept": "text/event-stream"}).text.split("\n\n", 1)
+    content = {name: document["paths"][f"/predict/{name}"]["post"]["responses"]["200"]["content"] for name in ("words", "digits")}
+    assert list(content["words"]) == ["application/json", "text/event-stream"] and list(content["digits"]) == ["application/json"]
+    assert "Part_words" in content["words"]["text/event-stream"]["schema"]["description"]
+    check(document, content["words"]["application/json"]["schema"], whole)
+    check(document, {"$ref": "#/components/schemas/Part_words"}, json.loads(part.removeprefix("data: ")))
+    schemas = document["components"]["schemas"]
+    assert list(schemas["Part_words"]["properties"]) == ["result", "note"] and list(schemas["Prediction_words"]["properties"]) == ["result"]
+    assert "Part_digits" not in schemas
+
+
+@pytest.mark.parametrize("key", [None, "k3y"])
+def test_traces_are_in_the_document_where_they_are_allowed(running, digits, key):
+    with running(create_app(digits, settings=Settings(api_key=key, admin_token="t0k3n", allow_trace=True))) as client:
+        client.headers["Authorization"] = "Bearer t0k3n"
+        document = document_of(client)
+    operation = document["paths"]["/predict/digits"]["post"]
+    assert operation["parameters"][-1]["name"] == "Penstock-Trace"
+    assert operation["security"] == [{"key": []} if key else {}, {"admin": []}] and {"401", "403"} <= set(operation["responses"])
+    assert "Penstock-Trace" not in json.dumps(document["paths"]["/predict/digits/batch"])
+    assert "admin" in document["components"]["securitySchemes"]

@@ -229,3 +229,21 @@ def test_read_takes_what_describes_pipelines(tmp_path):
         Repository.read(tmp_path / "empty")
     with pytest.raises(TypeError):
         Repository.read(3)
+
+
+async def test_logic_calls_other_pipelines():
+    @register_backend("RepositoryAsks")
+    async def asks(item, call):
+        return (await call(item["data"], {"data": 1}))["result"]
+
+    repository = Repository([config("asks", "RepositoryAsks"), config("one")])
+    await repository.start()
+    asking = repository.get("asks")
+    assert (await asking({"data": "one"}))["result"] == 1
+    with pytest.raises(BackendError, match="there is no pipeline 'two'"):
+        await asking({"data": "two"})
+    await repository.load(config("two"))
+    await repository.load(config("one", "Python[builtins:repr]"))
+    assert (await asking({"data": "two"}))["result"] == 1
+    assert (await asking({"data": "one"}))["result"] == "1"  # the one that is there now
+    await repository.close(1)
