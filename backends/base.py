@@ -89,6 +89,9 @@ class Backend:
     parameters: ClassVar[type[Params] | None] = Params
     """Declared parameters; None: the backend takes every key of its node that no other member declares, as a dict."""
 
+    extra: ClassVar[str] = ""
+    """The extra of the distribution that `init` needs (`penstock[torch]`: "torch"); it says so where that is not installed. "": none."""
+
     shape_key: ClassVar[Callable[[Item], Hashable] | None] = None
     """Items with different keys never share a batch. Called on the event loop at every arrival: keep it under a microsecond.
     None: any items may share one."""

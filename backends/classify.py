@@ -28,8 +28,8 @@ def read_labels(path: Path) -> tuple[str, ...]:
 class SoftmaxArgMaxTensor(Backend):
     """The best class of a row of scores, as plain Python values that need no tensor to be written as JSON.
 
-    `data`: 1×K or K scores of any number type. Sets `result` and `class` (int), `score` (float, the class's probability), `label`
-    (str, with `labels`), and `top` (with `top_k` > 1: the best first, each with class, score and label).
+    `data`: 1×K or K scores of any number type, NumPy's or torch's from any device. Sets `result` and `class` (int), `score` (float, the
+    class's probability), `label` (str, with `labels`), and `top` (with `top_k` > 1: the best first, each with class, score and label).
     Raises InvalidInput for another shape or dtype and for scores that are not finite; BackendError where there are not as many
     labels as scores, since no input can mend that.
     """
@@ -78,7 +78,7 @@ class SoftmaxArgMaxTensor(Backend):
     def _probabilities(self, data: Any) -> NDArray[np.float64]:
         if not hasattr(data, "__array__"):
             raise InvalidInput(f"SoftmaxArgMaxTensor: expected an array of shape 1xK or K, got {type(data).__name__}")
-        array = np.asarray(data)
+        array = np.asarray(on_host(data))
         if array.dtype.kind not in "fiu" or array.size == 0 or array.shape not in ((1, array.size), (array.size,)):
             raise InvalidInput(f"SoftmaxArgMaxTensor: expected numbers of shape 1xK or K, got {array.dtype} of shape {array.shape}")
         if self.labels is not None and len(self.labels) != array.size:
@@ -94,3 +94,11 @@ class SoftmaxArgMaxTensor(Backend):
         powers: NDArray[np.float64] = np.exp(scores - scores.max())
         powers /= powers.sum()
         return powers
+
+
+def on_host(data: Any) -> Any:
+    """A torch tensor as NumPy can read it, from any device and also bfloat16; anything else as it is. Imports no torch."""
+    if type(data).__module__.partition(".")[0] != "torch" or not hasattr(data, "detach"):
+        return data
+    tensor = data.detach().cpu()
+    return tensor.double() if tensor.is_floating_point() else tensor

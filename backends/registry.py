@@ -75,6 +75,25 @@ BUILTINS: dict[str, str] = {
     "Tensor2Mat": "penstock.backends.image.convert:Tensor2Mat",
     "FloatMat": "penstock.backends.image.convert:FloatMat",
     "SaveMat": "penstock.backends.image.convert:SaveMat",
+    "DecodeTensor": "penstock.backends.image.tensor_decode:DecodeTensor",
+    "CvtColorTensor": "penstock.backends.image.tensor_convert:CvtColorTensor",
+    "cvtColorTensor": "penstock.backends.image.tensor_convert:CvtColorTensor",
+    "FloatTensor": "penstock.backends.image.tensor_convert:FloatTensor",
+    "NCHWTensor": "penstock.backends.image.tensor_convert:NCHWTensor",
+    "GpuTensor": "penstock.backends.image.tensor_convert:GpuTensor",
+    "CpuTensor": "penstock.backends.image.tensor_convert:CpuTensor",
+    "ResizeTensor": "penstock.backends.image.tensor_resize:ResizeTensor",
+    "DynamicResizeTensor": "penstock.backends.image.tensor_resize:DynamicResizeTensor",
+    "ResizePadTensor": "penstock.backends.image.tensor_resize:ResizePadTensor",
+    "CropTensor": "penstock.backends.image.tensor_crop:CropTensor",
+    "CopyMakeBorderTensor": "penstock.backends.image.tensor_crop:CopyMakeBorderTensor",
+    "WarpAffineTensor": "penstock.backends.image.tensor_crop:WarpAffineTensor",
+    "SetTensorRequestSize": "penstock.backends.image.tensor_rows:SetTensorRequestSize",
+    "CatTensor": "penstock.backends.image.tensor_rows:CatTensor",
+    "SplitTensor": "penstock.backends.image.tensor_rows:SplitTensor",
+    "ArgMaxTensor": "penstock.backends.image.tensor_rows:ArgMaxTensor",
+    "SaveTensor": "penstock.backends.image.tensor_files:SaveTensor",
+    "LoadTensor": "penstock.backends.image.tensor_files:LoadTensor",
     "SoftmaxArgMaxTensor": "penstock.backends.classify:SoftmaxArgMaxTensor",
     "OnnxTensor": "penstock.backends.engines.onnx:OnnxTensor",
     "ModelTensor": "penstock.backends.engines.model:ModelTensor",
@@ -87,25 +106,10 @@ ABSENT: dict[str, tuple[str, str]] = {
     "TorchScriptTensor": ("EngineParams", "torch"),
     "TorchExportTensor": ("EngineParams", "torch"),
     "PythonTensor": ("EngineParams", "torch"),
-    "DecodeTensor": ("DecodeTensorParams", "torch"),
-    "CvtColorTensor": ("CvtColorTensorParams", "torch"),
-    "cvtColorTensor": ("CvtColorTensorParams", "torch"),
-    "ResizeTensor": ("ResizeTensorParams", "torch"),
-    "ResizePadTensor": ("ResizePadTensorParams", "torch"),
-    "CopyMakeBorderTensor": ("CopyMakeBorderTensorParams", "torch"),
-    "WarpAffineTensor": ("WarpAffineTensorParams", "torch"),
-    "CropTensor": ("DeviceParams", "torch"),
-    "GpuTensor": ("DeviceParams", "torch"),
-    "CpuTensor": ("DeviceParams", "torch"),
-    "FloatTensor": ("DeviceParams", "torch"),
-    "NCHWTensor": ("DeviceParams", "torch"),
-    "ArgMaxTensor": ("DeviceParams", "torch"),
 }
 """Known by name and parameters (of engines/params.py), with the extra each needs; a file that uses them can be checked, not run."""
 
-PLANNED = frozenset(
-    {"CatTensor", "DynamicResizeTensor", "EventLoop", "LoadTensor", "Ring", "SaveTensor", "SetTensorRequestSize", "SplitTensor"}
-)
+PLANNED = frozenset({"EventLoop", "Ring"})
 """Names of torchpipe that are Penstock's, and not there yet."""
 
 EXTRAS = {"torch": ("torch",), "tensorrt": ("tensorrt", "torch"), "openvino": ("openvino",)}
@@ -201,7 +205,7 @@ class BackendDescription:
 def describe(name: str) -> BackendDescription:
     """What there is to know about a backend. Raises ConfigError as `find_backend` does."""
     cls = find_backend(name)
-    extra = ABSENT[name][1] if name in ABSENT else ""
+    extra = ABSENT[name][1] if name in ABSENT else cls.extra
     parameters = None
     if cls.parameters is not None:
         parameters = tuple(_describe_field(key, found) for key, found in cls.parameters.model_fields.items())

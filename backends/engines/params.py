@@ -1,4 +1,4 @@
-"""Parameters that all engines share, and those of the backends whose extras are not installed.
+"""Parameters that all engines share.
 
 They are declared apart from the engines, so that a file can be checked on a machine that can't run it.
 """
@@ -72,43 +72,3 @@ class EngineParams(Params):
         sizes_min = batch_sizes(self.min) if self.min is not None else []
         sizes_max = batch_sizes(self.max) if self.max is not None else []
         return BatchRange(min(sizes_min, default=1), max(sizes_max, default=UNBOUNDED))
-
-
-class DeviceParams(Params):
-    """What every backend on torch tensors takes."""
-
-    device_id: int | None = Field(None, ge=0, description="the accelerator; the executor's own where not given")
-
-
-class DecodeTensorParams(DeviceParams):
-    color: Literal["rgb", "bgr"] = Field("rgb", description="order of the channels")
-    data_format: Literal["nchw", "nhwc"] = Field("nchw", description="layout of the tensor")
-
-
-class CvtColorTensorParams(DeviceParams):
-    color: Literal["rgb", "bgr"] = Field(description="order of the channels that is wanted")
-
-
-class ResizeTensorParams(DeviceParams):
-    resize_h: int = Field(gt=0, description="height, pixels")
-    resize_w: int = Field(gt=0, description="width, pixels")
-
-
-class ResizePadTensorParams(DeviceParams):
-    max_h: int = Field(gt=0, description="height, pixels")
-    max_w: int = Field(gt=0, description="width, pixels")
-    pad_value: float = Field(0.0, description="fills what the image leaves")
-
-
-class CopyMakeBorderTensorParams(DeviceParams):
-    top: int = Field(0, ge=0, description="added above, pixels")
-    bottom: int = Field(0, ge=0, description="added below, pixels")
-    left: int = Field(0, ge=0, description="added at the left, pixels")
-    right: int = Field(0, ge=0, description="added at the right, pixels")
-    pad_value: float = Field(0.0, description="value of what is added")
-
-
-class WarpAffineTensorParams(DeviceParams):
-    target_h: int = Field(gt=0, description="height of the result, pixels")
-    target_w: int = Field(gt=0, description="width of the result, pixels")
-    pad_value: float = Field(0.0, description="fills what the image leaves")

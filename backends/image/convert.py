@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import cv2
@@ -12,11 +10,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ..base import Backend, Context, Params
-from ..errors import BackendError, InvalidInput
+from ..errors import InvalidInput
 from ..item import Item
+from .files import NumberedFiles
 from .pixels import ImageBackend, image_of, owned
-
-logger = logging.getLogger("penstock.backends.image")
 
 
 class Tensor2MatParams(Params):
@@ -72,16 +69,10 @@ class SaveMat(ImageBackend):
     """
 
     parameters: ClassVar[type[Params] | None] = SaveMatParams
-    directory: Path
-    prefix: str
-    written = 0
+    files: NumberedFiles
 
     def init(self, params: SaveMatParams, context: Context) -> None:
-        self.directory = context.resolve(params.save_dir)
-        if not self.directory.is_dir():
-            raise BackendError(f"SaveMat: save_dir {self.directory} is no directory that exists: create it first")
-        self.prefix = f"{context.node or 'image'}_{context.instance}"
-        logger.warning("SaveMat: every image that passes is written to %s", self.directory)
+        self.files = NumberedFiles(params.save_dir, context, "SaveMat")
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
         if image.shape[2] not in (1, 3, 4):
@@ -89,22 +80,8 @@ class SaveMat(ImageBackend):
         swapped = item.get("color") == "rgb" and image.shape[2] == 3
         extension = ".tiff" if image.dtype == np.float32 else ".png"
         _, encoded = cv2.imencode(extension, cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if swapped else image)
-        try:
-            self._write(encoded.tobytes(), extension)
-        except OSError as error:
-            raise BackendError(f"SaveMat: can't write to {self.directory}: {error}") from error
+        self.files.write(encoded.tobytes(), extension)
         return owned(image)
-
-    def _write(self, encoded: bytes, extension: str) -> None:
-        while True:
-            path = self.directory / f"{self.prefix}_{self.written:06}{extension}"
-            self.written += 1
-            try:
-                with path.open("xb") as file:
-                    file.write(encoded)
-            except FileExistsError:  # of an earlier run, or of another server
-                continue
-            return
 
 
 def _numpy(data: Any) -> Any:

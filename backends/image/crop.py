@@ -28,7 +28,7 @@ class CropMat(ImageBackend):
     """
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
-        x1, y1, x2, y2 = _whole(_numbers(item, 4, "CropMat"), image, "CropMat")
+        x1, y1, x2, y2 = whole_box(numbers(item, "_box", 4, "CropMat"), image.shape[1], image.shape[0], "CropMat")
         return image[y1:y2, x1:x2].copy()
 
 
@@ -62,10 +62,10 @@ class CropResizeMat(ImageBackend):
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
         height, width, _ = image.shape
-        box = _numbers(item, 4, "CropResizeMat")
+        box = numbers(item, "_box", 4, "CropResizeMat")
         if self.relative:
             box = box * (width, height, width, height)
-        x1, y1, x2, y2 = _whole(box, image, "CropResizeMat")
+        x1, y1, x2, y2 = whole_box(box, width, height, "CropResizeMat")
         more_x, more_y = int(self.enlarge_ratio * (x2 - x1)), int(self.enlarge_ratio * (y2 - y1))
         x1, y1 = max(x1 - more_x, 0), max(y1 - more_y, 0)
         return resized(image[y1 : y2 + more_y, x1 : x2 + more_x], *self.size)
@@ -92,7 +92,7 @@ class PerspectiveTransformMat(ImageBackend):
         self.max_pixels = params.max_pixels
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
-        points = _numbers(item, 8, "PerspectiveTransformMat").reshape(4, 2)
+        points = numbers(item, "_box", 8, "PerspectiveTransformMat").reshape(4, 2)
         width, height = int(math.dist(points[0], points[1])), int(math.dist(points[0], points[3]))
         if not _clockwise(points) or width < 1 or height < 1:
             raise InvalidInput(
@@ -113,24 +113,29 @@ class PerspectiveTransformMat(ImageBackend):
         return result
 
 
-def _numbers(item: Item, count: int, backend: str) -> NDArray[np.float64]:
-    """The item's `_box` as so many finite numbers."""
-    expected = "[x1, y1, x2, y2]" if count == 4 else "4 points [x, y], clockwise from the upper left"
-    if "_box" not in item:
-        raise InvalidInput(f"{backend}: the item has no _box: expected {expected}")
-    found = item["_box"]
+EXPECTED = {
+    ("_box", 4): "[x1, y1, x2, y2]",
+    ("_box", 8): "4 points [x, y], clockwise from the upper left",
+    ("affine_matrix", 6): "2 rows of 3",
+}
+
+
+def numbers(item: Item, key: str, count: int, backend: str) -> NDArray[np.float64]:
+    """So many finite numbers that the item has by this key. Raises InvalidInput where it has not."""
+    expected = EXPECTED[key, count]
+    if key not in item:
+        raise InvalidInput(f"{backend}: the item has no {key}: expected {expected}")
     try:
-        numbers = np.asarray(found, np.float64).ravel()
+        found = np.asarray(item[key], np.float64).ravel()
     except (TypeError, ValueError):
-        numbers = np.empty(0)
-    if len(numbers) != count or not np.isfinite(numbers).all():
-        raise InvalidInput(f"{backend}: _box is {found!r:.200}: expected {expected}, finite numbers")
-    return numbers
+        found = np.empty(0)
+    if len(found) != count or not np.isfinite(found).all():
+        raise InvalidInput(f"{backend}: {key} is {item[key]!r:.200}: expected {expected}, finite numbers")
+    return found
 
 
-def _whole(box: NDArray[np.float64], image: NDArray[Any], backend: str) -> tuple[int, int, int, int]:
-    """The box in whole pixels, within the image."""
-    height, width, _ = image.shape
+def whole_box(box: NDArray[np.float64], width: int, height: int, backend: str) -> tuple[int, int, int, int]:
+    """The box in whole pixels. Raises InvalidInput where it is not within the image."""
     x1, y1, x2, y2 = (int(value) for value in box)
     if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
         raise InvalidInput(

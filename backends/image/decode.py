@@ -44,6 +44,23 @@ def decode(encoded: bytes, max_pixels: int) -> NDArray[np.uint8]:
     Raises `TooLarge` where the header promises more than `max_pixels` (nothing is decoded then), and `InvalidInput` where
     `encoded` is no image, a truncated one, or otherwise unreadable.
     """
+    return decode_pixels(encoded, checked_header(encoded, max_pixels))
+
+
+def file_bytes(data: Any, backend: str) -> bytes:
+    """The bytes of a file, copied only where they are not `bytes` already. Raises TypeError for what holds none."""
+    if isinstance(data, bytes):
+        return data
+    if isinstance(data, bytearray | memoryview):
+        return bytes(data)
+    if isinstance(data, np.ndarray) and data.ndim == 1 and data.dtype == np.uint8:
+        return data.tobytes()
+    found = f"a {data.dtype} array of shape {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
+    raise TypeError(f"{backend}: data must be bytes, bytearray, memoryview or a one-dimensional uint8 array, not {found}")
+
+
+def checked_header(encoded: bytes, max_pixels: int) -> ImageFile.ImageFile:
+    """What the header says, as Pillow's image object with no pixel read. Raises what `decode` raises before it decodes."""
     with _pillow_says():
         header = _read_header(encoded)
     name = header.format or "image"
@@ -54,6 +71,13 @@ def decode(encoded: bytes, max_pixels: int) -> NDArray[np.uint8]:
     # Searched behind the header only: an EXIF thumbnail is a JPEG with an end of its own.
     if mark is not None and encoded.rfind(mark, header.fp.tell() if header.fp else 0) < 0:
         raise InvalidInput(f"the {name} file is truncated: it has no end mark ({len(encoded)} bytes)")
+    return header
+
+
+def decode_pixels(encoded: bytes, header: ImageFile.ImageFile) -> NDArray[np.uint8]:
+    """`decode`, its header checked."""
+    name = header.format or "image"
+    width, height = header.size
     try:
         pixels: Any = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:  # OpenCV's own bounds (2^20 a side, 2^30 in all)

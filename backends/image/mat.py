@@ -5,7 +5,7 @@ Each works on one image (`max` is 1; a Sequential loops it), and none changes it
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ from pydantic import Field
 from ..base import Backend, Context, Params
 from ..errors import InvalidInput
 from ..item import Item
-from .decode import decode
+from .decode import decode, file_bytes
 from .pixels import MAX_SIDE, image_of, owned, resized
 
 Color = Literal["rgb", "bgr", "gray"]
@@ -54,7 +54,7 @@ class DecodeMat(Backend):
     def forward(self, batch: list[Item]) -> None:
         for item in batch:
             try:
-                item["result"] = decode(_encoded(item["data"]), self.max_pixels)
+                item["result"] = decode(file_bytes(item["data"], "DecodeMat"), self.max_pixels)
                 item["color"] = "bgr"
             except InvalidInput as error:
                 item["error"] = error
@@ -150,15 +150,3 @@ class Mat2Tensor(Backend):
             # Seven times as fast as NumPy's transposing copy (5 µs instead of 37 at 224×224×3).
             cv2.split(image, list(tensor[0]))
             item["result"] = tensor
-
-
-def _encoded(data: Any) -> bytes:
-    """The bytes of a file, copied only where they are not `bytes` already."""
-    if isinstance(data, bytes):
-        return data
-    if isinstance(data, bytearray | memoryview):
-        return bytes(data)
-    if isinstance(data, np.ndarray) and data.ndim == 1 and data.dtype == np.uint8:
-        return data.tobytes()
-    found = f"a {data.dtype} array of shape {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
-    raise TypeError(f"DecodeMat: data must be bytes, bytearray, memoryview or a one-dimensional uint8 array, not {found}")

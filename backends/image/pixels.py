@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import cv2
@@ -63,3 +64,16 @@ def resized(image: NDArray[Any], width: int, height: int) -> NDArray[Any]:
 def owned(image: NDArray[Any]) -> NDArray[Any]:
     """The image itself, or a copy of a view: what leaves a backend keeps no larger array alive."""
     return image if image.base is None else image.copy()
+
+
+def side(item: Item, key: str, backend: str, least: int = 1) -> int:
+    """A length in pixels that the item asks for. Raises InvalidInput where it is absent or out of range."""
+    if key not in item:
+        raise InvalidInput(f"{backend}: the item has no {key}: expected a whole number from {least} to {MAX_SIDE}")
+    try:
+        found = operator.index(item[key])
+    except TypeError:
+        found = -1
+    if not least <= found <= MAX_SIDE:
+        raise InvalidInput(f"{backend}: {key} is {item[key]!r}: expected a whole number from {least} to {MAX_SIDE}")
+    return found

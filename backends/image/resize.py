@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,7 +13,7 @@ from ..base import Context, Params
 from ..errors import InvalidInput, TooLarge
 from ..item import Item
 from .geometry import InverseTransform, fit, width_at
-from .pixels import MAX_SIDE, ImageBackend, resized
+from .pixels import MAX_SIDE, ImageBackend, resized, side
 
 
 class DynamicResizeMatParams(Params):
@@ -35,7 +34,7 @@ class DynamicResizeMat(ImageBackend):
         self.max_pixels = params.max_pixels
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
-        height, width = _side(item, "resize_h"), _side(item, "resize_w")
+        height, width = side(item, "resize_h", "DynamicResizeMat"), side(item, "resize_w", "DynamicResizeMat")
         if height * width > self.max_pixels:
             raise TooLarge(f"DynamicResizeMat: {width}x{height} pixels are asked for, more than the {self.max_pixels} allowed")
         return resized(image, width, height)
@@ -137,15 +136,3 @@ class PillowResizeMat(ImageBackend):
 
     def _resize(self, image: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(Image.fromarray(image).resize(self.size, self.filter))
-
-
-def _side(item: Item, key: str) -> int:
-    if key not in item:
-        raise InvalidInput(f"DynamicResizeMat: the item has no {key}: expected a whole number from 1 to {MAX_SIDE}")
-    try:
-        side = operator.index(item[key])
-    except TypeError:
-        side = 0
-    if not 1 <= side <= MAX_SIDE:
-        raise InvalidInput(f"DynamicResizeMat: {key} is {item[key]!r}: expected a whole number from 1 to {MAX_SIDE}")
-    return side

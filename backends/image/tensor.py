@@ -1,0 +1,106 @@
+"""What every torch image backend agrees on: where it runs, which tensors are images, and the base classes that read and answer them.
+
+torch is imported when a backend is initialised, not before: a file that uses them can be checked without it. What they do with pixels is
+in tensor_ops.py, which imports it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from ..base import Backend, Context, Params
+from ..errors import BackendError, InvalidInput
+from ..item import Item
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..device import DeviceHalf
+
+
+class TensorParams(Params):
+    device_id: int | None = Field(
+        None, ge=0, description="The GPU, by number; not given: the node's `device`, else the first GPU, else the CPU."
+    )
+
+
+class TensorBackend(Backend):
+    """Torch tensors in and out, on one device: `data` is brought there. Arrays of NumPy are tensors, too.
+
+    What is in `data` is never written to. Results are contiguous and own their memory.
+    """
+
+    parameters: ClassVar[type[Params] | None] = TensorParams
+    extra: ClassVar[str] = "torch"
+
+    _half: DeviceHalf
+
+    def init(self, params: Any, context: Context) -> None:
+        """Raises BackendError where torch or the GPU that is asked for is not there."""
+        name = type(self).__name__
+        try:
+            from ..device import DeviceHalf, choose_device
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise BackendError(f"{name} needs extra torch, which is not installed here: pip install 'penstock[torch]'") from error
+        wanted = context.device if params.device_id is None else str(params.device_id)
+        self._half = DeviceHalf(choose_device(wanted), f"node {context.node!r}: {name}")
+        self.device = str(self._half.device) if self._half.on_gpu else ""
+
+    def forward(self, batch: list[Item]) -> None:
+        with self._half.errors("running a batch"):
+            for item in batch:
+                try:
+                    item["result"] = self.answer(item)
+                except InvalidInput as error:
+                    if len(batch) == 1:
+                        raise
+                    item["error"] = error
+
+    def answer(self, item: Item) -> Any:
+        """The item's `result`. May set further keys. Raises InvalidInput where something does not fit."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        half: DeviceHalf | None = self.__dict__.pop("_half", None)
+        if half is not None:
+            half.close()
+        super().close()
+
+    def tensors(self, data: Any) -> list[torch.Tensor]:
+        """`data`, a tensor or a list of them, as tensors where they are. Raises InvalidInput for anything else, and for an empty list."""
+        from .tensor_ops import tensor_of
+
+        values = data if isinstance(data, list | tuple) else [data]
+        if not values:
+            raise InvalidInput(f"{type(self).__name__}: expected a tensor or a list of them, got an empty list")
+        return [tensor_of(value, type(self).__name__) for value in values]
+
+
+class ImageTensorBackend(TensorBackend):
+    """Images of one size in, images out, by `transform`. The layout (the item's `data_format`) stays as it is."""
+
+    max = 1
+
+    def answer(self, item: Item) -> torch.Tensor:
+        from .tensor_ops import image_of, owned
+
+        nhwc = is_nhwc(item, type(self).__name__)
+        image = image_of(item["data"], nhwc, self._half.device, type(self).__name__)
+        result = self.transform(image, item)
+        return owned(result.permute(0, 2, 3, 1) if nhwc else result)
+
+    def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
+        """The result for an image, both N×C×H×W of any strides. May set further keys. Raises InvalidInput where something does not fit."""
+        raise NotImplementedError
+
+
+def is_nhwc(item: Item, backend: str) -> bool:
+    """Whether the item's `data_format` says that a tensor of four dimensions is N×H×W×C. Without one it is N×C×H×W."""
+    data_format = item.get("data_format", "nchw")
+    if data_format not in ("nchw", "nhwc"):
+        raise InvalidInput(f"{backend}: the item's data_format is {data_format!r}: expected nchw or nhwc")
+    return bool(data_format == "nhwc")

@@ -1,0 +1,129 @@
+"""DecodeTensor: bytes of an image file to a tensor, by OpenCV on the CPU, by nvJPEG on a GPU."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import cv2
+import numpy as np
+from PIL import ImageFile
+from pydantic import BeforeValidator, Field
+
+from ..base import Context, Params
+from ..errors import InvalidInput
+from ..item import Item
+from .decode import checked_header, decode_pixels, file_bytes
+from .tensor import TensorBackend, TensorParams
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("penstock.backends.image")
+
+ORIENTATION = 0x0112
+"""EXIF's number of it: 2 to 8 are turned or mirrored."""
+
+DataFormat = Annotated[Literal["nchw", "nhwc"], BeforeValidator(lambda value: "nhwc" if value == "hwc" else value)]
+
+
+class DecodeTensorParams(TensorParams):
+    color: Literal["rgb", "bgr", "gray"] = Field("rgb", description="Order of the channels.")
+    data_format: DataFormat = Field("nchw", description="Order of the tensor's axes; torchpipe's hwc is nhwc.")
+    max_pixels: int = Field(
+        100_000_000, ge=1, description="Most pixels that an image's header may promise; above it the item is refused, undecoded."
+    )
+
+
+class DecodeTensor(TensorBackend):
+    """An image file to a tensor of pixels.
+
+    `data`: bytes, bytearray, memoryview, or a one-dimensional uint8 array. `result`: uint8, 1×C×H×W (`nhwc`: 1×H×W×C), where C is 3, or
+    1 for gray; `color` and `data_format` say how it is ordered. What does not decode is a soft failure, as DecodeMat's, and another
+    type of data a TypeError.
+
+    On the CPU the pixels are DecodeMat's. On a GPU with torchvision, nvJPEG decodes there: its pixels differ by a few levels (another
+    inverse transform, another upsampling of colours). It is given upright JPEGs in RGB or grey; all others, and what it refuses,
+    are decoded on the CPU and brought to the GPU.
+    """
+
+    parameters: ClassVar[type[Params] | None] = DecodeTensorParams
+    max = 1
+
+    nvjpeg: Callable[[bytes], torch.Tensor] | None = None
+    """A JPEG to 3×H×W in RGB on the GPU. Raises RuntimeError for what it refuses."""
+
+    def init(self, params: DecodeTensorParams, context: Context) -> None:
+        super().init(params, context)
+        self.color, self.data_format, self.max_pixels = params.color, params.data_format, params.max_pixels
+        if self._half.on_gpu:
+            self.nvjpeg = find_nvjpeg(self._half.device)
+            logger.info("node %r: DecodeTensor: JPEGs are decoded by %s", context.node, "nvJPEG" if self.nvjpeg else "the CPU")
+
+    def forward(self, batch: list[Item]) -> None:
+        with self._half.errors("decoding an image"):
+            for item in batch:
+                try:
+                    item["result"] = self.answer(item)
+                except InvalidInput as error:
+                    item["error"] = error
+                else:
+                    item["color"], item["data_format"] = self.color, self.data_format
+
+    def answer(self, item: Item) -> torch.Tensor:
+        from .tensor_ops import converted, from_pixels, owned
+
+        encoded = file_bytes(item["data"], "DecodeTensor")
+        header = checked_header(encoded, self.max_pixels)
+        nhwc = self.data_format == "nhwc"
+        if self.nvjpeg is not None and suits_nvjpeg(header):
+            image = refused_as_none(self.nvjpeg, encoded)
+            if image is not None:
+                image = converted(image.unsqueeze(0), "rgb", self.color)
+                return owned(image.permute(0, 2, 3, 1) if nhwc else image)
+        return from_pixels(decode_pixels(encoded, header), self.color, nhwc).to(self._half.device)
+
+
+def suits_nvjpeg(header: ImageFile.ImageFile) -> bool:
+    """Whether nvJPEG would decode it as OpenCV does: it turns nothing, reads no CMYK, and takes three channels for YCbCr."""
+    if header.format not in ("JPEG", "MPO") or header.mode not in ("RGB", "L") or header.info.get("adobe_transform") == 0:
+        return False
+    try:
+        return header.getexif().get(ORIENTATION, 1) not in range(2, 9)
+    except Exception:  # Pillow's many for damaged EXIF, which OpenCV passes over
+        return False
+
+
+def refused_as_none(decoder: Callable[[bytes], torch.Tensor], encoded: bytes) -> torch.Tensor | None:
+    """What nvJPEG makes of it; None where it refuses. What the device itself reports is raised."""
+    import torch
+
+    try:
+        return decoder(encoded)
+    except RuntimeError as error:
+        if isinstance(error, (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", ()))) or "CUDA error" in str(error):
+            raise
+        logger.debug("nvJPEG refuses an image: %s", error)
+        return None
+
+
+def find_nvjpeg(device: torch.device) -> Callable[[bytes], torch.Tensor] | None:
+    """nvJPEG as torchvision has it; None where torchvision is absent, does not fit torch, or is built without it."""
+    import torch
+
+    try:
+        io: Any = import_module("torchvision.io")
+        rgb = io.ImageReadMode.RGB
+
+        def decode(encoded: bytes) -> torch.Tensor:
+            # a copy, since torch warns of memory that can't be written to
+            image: torch.Tensor = io.decode_jpeg(torch.from_numpy(np.frombuffer(encoded, np.uint8).copy()), mode=rgb, device=device)
+            return image
+
+        decode(cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes())  # shows whether it works, and loads it
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        logger.info("no nvJPEG: %s: %s", type(error).__name__, error)
+        return None
+    return decode

@@ -1,0 +1,101 @@
+"""Images as tensors at another size: a fixed one, one that the item asks for, or fitted and padded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from ..base import Context, Params
+from ..errors import TooLarge
+from ..item import Item
+from .geometry import InverseTransform, fit
+from .pad import PAD_VALUE, PadValue
+from .pixels import MAX_SIDE, side
+from .tensor import ImageTensorBackend, TensorParams
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ResizeTensorParams(TensorParams):
+    resize_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
+    resize_w: int = Field(ge=1, le=MAX_SIDE, description="Width of the result in pixels.")
+
+
+class ResizeTensor(ImageTensorBackend):
+    """Pixels at another size: bilinear, half-pixel centres (`align_corners=False`), no antialiasing, as ResizeMat.
+
+    `data`: N×C×H×W, uint8, float16, bfloat16 or float32. `result`: N×C×resize_h×resize_w of the same dtype; of uint8, on a GPU at
+    most 1 from the CPU's. Raises InvalidInput for another shape or dtype.
+    """
+
+    parameters: ClassVar[type[Params] | None] = ResizeTensorParams
+    size: tuple[int, int]
+
+    def init(self, params: ResizeTensorParams, context: Context) -> None:
+        super().init(params, context)
+        self.size = params.resize_h, params.resize_w
+
+    def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
+        from .tensor_ops import resized
+
+        return resized(image, *self.size)
+
+
+class DynamicResizeTensorParams(TensorParams):
+    max_pixels: int = Field(100_000_000, ge=1, description="Most pixels (height times width) that a request may ask for.")
+
+
+class DynamicResizeTensor(ImageTensorBackend):
+    """Pixels at the size that the item names: its keys `resize_h` and `resize_w`, whole numbers from 1 to 32767. As ResizeTensor else.
+
+    Raises InvalidInput where a key is absent or out of range, and TooLarge above `max_pixels`.
+    """
+
+    parameters: ClassVar[type[Params] | None] = DynamicResizeTensorParams
+    max_pixels: int
+
+    def init(self, params: DynamicResizeTensorParams, context: Context) -> None:
+        super().init(params, context)
+        self.max_pixels = params.max_pixels
+
+    def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
+        from .tensor_ops import resized
+
+        height, width = side(item, "resize_h", "DynamicResizeTensor"), side(item, "resize_w", "DynamicResizeTensor")
+        if height * width > self.max_pixels:
+            raise TooLarge(f"DynamicResizeTensor: {width}x{height} pixels are asked for, more than the {self.max_pixels} allowed")
+        return resized(image, height, width)
+
+
+class ResizePadTensorParams(TensorParams):
+    max_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
+    max_w: int = Field(ge=1, le=MAX_SIDE, description="Width of the result in pixels.")
+    pad_value: PadValue = Field((0.0,), description=PAD_VALUE)
+
+
+class ResizePadTensor(ImageTensorBackend):
+    """The largest image that fits max_h×max_w at its aspect ratio, at the upper left, padded below or at the right, as ResizePadMat.
+
+    `data`: N×C×H×W, uint8, float16, bfloat16 or float32. `result`: N×C×max_h×max_w of the same dtype. Sets `inverse_trans`: (x, y) in
+    the result to (x, y) in `data`. Raises InvalidInput for another shape or dtype.
+    """
+
+    parameters: ClassVar[type[Params] | None] = ResizePadTensorParams
+    canvas: tuple[int, int]
+    pad_value: tuple[float, ...]
+
+    def init(self, params: ResizePadTensorParams, context: Context) -> None:
+        super().init(params, context)
+        self.canvas = params.max_w, params.max_h
+        self.pad_value = params.pad_value
+
+    def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
+        from .tensor_ops import fill_of, placed, resized
+
+        height, width = image.shape[2:]
+        fill = fill_of(self.pad_value, image, "ResizePadTensor")
+        new_width, new_height = fit(width, height, *self.canvas)
+        item["inverse_trans"] = InverseTransform(width / new_width, height / new_height)
+        return placed(resized(image, new_height, new_width), (0, 0), self.canvas, fill)

@@ -1,0 +1,100 @@
+"""Tensors by rows, their first axis: together, apart, counted, and the best of each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from ..base import Context, Params
+from ..errors import InvalidInput
+from ..item import Item
+from .tensor import TensorBackend, TensorParams
+
+if TYPE_CHECKING:
+    import torch
+
+
+class SetTensorRequestSize(TensorBackend):
+    """Tells the members behind it, an engine above all, how many rows the item has: `request_size` becomes the length of `data`.
+
+    `data`: a tensor or array of numbers, or a list of them (the first counts). `result`: `data`. Queues count an item as what it was
+    when it came in: the rows must fit the engine's `max` together with its neighbours' in a batch, so set `max = 1` where they vary.
+    Raises InvalidInput for anything else, and where there are no rows.
+    """
+
+    def answer(self, item: Item) -> Any:
+        item["request_size"] = rows_of(self.tensors(item["data"])[0], "SetTensorRequestSize")
+        return item["data"]
+
+
+class CatTensor(TensorBackend):
+    """A list of tensors as one, their rows one after another: what MapReduce gathered becomes one batch for an engine.
+
+    `data`: a list of tensors N×..., alike but for N; or one tensor, which stays. `result`: their rows; `request_size` is how many.
+    Raises InvalidInput where they do not fit together.
+    """
+
+    def answer(self, item: Item) -> torch.Tensor:
+        import torch
+
+        from .tensor_ops import owned
+
+        parts = [tensor.to(self._half.device) for tensor in self.tensors(item["data"])]
+        kinds = {(tuple(part.shape[1:]), part.dtype) for part in parts}
+        if len(kinds) > 1 or not all(part.ndim for part in parts):
+            found = ", ".join(f"{tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}" for part in parts[:8])
+            raise InvalidInput(f"CatTensor: expected tensors of one dtype and of one shape but for the first axis, got {found}")
+        result = owned(parts[0]) if len(parts) == 1 else torch.cat(parts)
+        item["request_size"] = rows_of(result, "CatTensor")
+        return result
+
+
+class SplitTensorParams(TensorParams):
+    split_size: int = Field(1, ge=1, description="Rows of each part; the last may have fewer.")
+
+
+class SplitTensor(TensorBackend):
+    """A tensor as a list of parts, each with the rows of its own: the way back from CatTensor, and on to MapReduce.
+
+    `data`: a tensor N×... `result`: a list of tensors split_size×..., each with memory of its own; the item's `request_size` goes,
+    since a list is one item. Raises InvalidInput for anything else, and where there are no rows.
+    """
+
+    parameters: ClassVar[type[Params] | None] = SplitTensorParams
+    split_size: int
+
+    def init(self, params: SplitTensorParams, context: Context) -> None:
+        super().init(params, context)
+        self.split_size = params.split_size
+
+    def answer(self, item: Item) -> list[torch.Tensor]:
+        import torch
+
+        from .tensor_ops import owned
+
+        (tensor,) = self.tensors([item["data"]])
+        rows_of(tensor, "SplitTensor")
+        item.pop("request_size", None)
+        return [owned(part) for part in torch.split(tensor.to(self._half.device), self.split_size)]
+
+
+class ArgMaxTensor(TensorBackend):
+    """The position of the largest number along the last axis: the best class of each row of scores.
+
+    `data`: N×K (any shape with a last axis) of numbers. `result`: int64, N (the shape without the last axis).
+    Raises InvalidInput for anything else, and where the last axis is empty.
+    """
+
+    def answer(self, item: Item) -> torch.Tensor:
+        (tensor,) = self.tensors([item["data"]])
+        if not tensor.ndim or 0 in tensor.shape or tensor.is_complex():
+            raise InvalidInput(f"ArgMaxTensor: expected numbers of shape NxK, got {tensor.dtype} of shape {tuple(tensor.shape)}")
+        return tensor.to(self._half.device).argmax(-1)
+
+
+def rows_of(tensor: torch.Tensor, backend: str) -> int:
+    """The length of the first axis. Raises InvalidInput where there is none, or nothing on it."""
+    if not tensor.ndim or not len(tensor):
+        raise InvalidInput(f"{backend}: expected a tensor with rows, its first axis, got shape {tuple(tensor.shape)}")
+    return len(tensor)
