@@ -67,8 +67,8 @@ class Admission:
 
     def _estimate(self, size: int, budget: float, priority: int | None) -> None:
         """Refuse only what would have to queue: where a group is idle an estimate may be wrong, and running corrects it."""
-        slowest = max(self.nodes, key=lambda node: node.seconds_per_item)
-        if not slowest.scheduler.would_queue:
+        slowest = max(self.nodes, key=lambda node: node.seconds_per_item, default=None)
+        if slowest is None or not slowest.scheduler.would_queue:
             return
         ahead = 0.0
         for node in self.nodes:

@@ -45,7 +45,8 @@ class Composite:
     async def start(self) -> None:
         """Load what is needed."""
 
-    async def close(self) -> None:
+    async def close(self, timeout: float) -> None:
+        """Stop what works here; `timeout` seconds are for it to end. Nothing waits any more (`abandon`)."""
         self.closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -62,6 +63,9 @@ class Composite:
         if depth_of(entry) >= MAX_DEPTH:
             reason = f"node {self.name!r}: graphs enter one another {MAX_DEPTH} deep; does some Python logic call itself?"
             self.end_soon(entry, batch, BackendError(reason))
+            return
+        if self.closed:
+            self.end_soon(entry, batch, NotReady(f"node {self.name!r} is closed"))
             return
         self.begin(entry, batch)
         if entry.deadline < self._timer_at:
@@ -119,5 +123,6 @@ class Composite:
                 found[1]()
                 self.statistics.outcomes["expired"] += 1
                 entry.fail(DeadlineExceeded(f"node {self.name!r}: the deadline passed while it waited for other nodes"))
-        if self.waiting:
-            self._set_timer(min(entry.deadline for entry in self.waiting), now)
+        earliest = min((entry.deadline for entry in self.waiting), default=NEVER)
+        if earliest < NEVER:
+            self._set_timer(earliest, now)

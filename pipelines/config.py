@@ -21,6 +21,7 @@ from penstock.backends.suggestions import did_you_mean
 from .definition import DEFAULT_INPUTS, DEFAULT_MAX, GroupConfig, NodeConfig, PipelineConfig, Port
 from .graph_checks import check_entry
 from .node_table import build_node, check_name
+from .plan import Plan
 from .schema import NODE_KEYS, STRUCTURE_KEYS, PipelineTable, PortTable, problems_of
 from .sharing import check_shared, share
 from .source import Tables, read
@@ -69,16 +70,20 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
     problems += structure.check(nodes)
     if settings is not None and settings.entry is not None:
         problems += check_entry(structure.graph, settings.entry, structure.sources)
+    nodes = {
+        node: replace(nodes[node], filter=structure.filters.get(node), map=structure.maps.get(node, ()))
+        for node in structure.graph.order
+        if node in nodes
+    }
+    if settings is not None and not problems:  # else the nodes are not all there
+        problems += Plan(nodes, settings.entry).problems()
     if problems or settings is None:
         places = {node: place for place, node in enumerate(("pipeline", "global", *tables.nodes))}
         problems.sort(key=lambda problem: places.get(problem.node, len(places)))
         raise ConfigError(list(dict.fromkeys(replace(problem, file=problem.file or tables.file) for problem in problems)))
     return PipelineConfig(
         name=name or settings.name or tables.name,
-        nodes={
-            node: replace(nodes[node], filter=structure.filters.get(node), map=structure.maps.get(node, ()))
-            for node in structure.graph.order
-        },
+        nodes=nodes,
         directory=tables.directory,
         source=tables.file,
         version=settings.version,

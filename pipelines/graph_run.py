@@ -33,7 +33,10 @@ class Visit(Entry):
 
     def finish(self, outcome: Outcome, batch: Batch, now: float) -> None:
         run, place = self.run, self.place
-        run.visits.pop(self, None)
+        if self not in run.visits:  # it was dropped while it ran
+            place.node.statistics.count("cancelled")
+            return
+        del run.visits[self]
         run.stages.append((place.name, self.enqueued, batch))
         if run.trace is not None:
             run.trace.ran(place.name, self.enqueued, batch, outcome)
@@ -57,8 +60,9 @@ class Visit(Entry):
             run.fail(outcome)
 
     def fail(self, error: BaseException) -> None:
-        self.run.visits.pop(self, None)
-        self.run.fail(error)
+        if self in self.run.visits:
+            del self.run.visits[self]
+            self.run.fail(error)
 
 
 class GraphRun:
@@ -96,6 +100,11 @@ class GraphRun:
         self.visits: dict[Visit, None] = {}
         self.stages: list[tuple[str, float, Batch]] = []
 
+    @property
+    def ended(self) -> bool:
+        """What follows need not run."""
+        return self.future.done()
+
     def start(self, now: float) -> None:
         if self.trace is not None:
             self.trace.came(self.entrance.root.name, self.item)
@@ -111,7 +120,7 @@ class GraphRun:
         edges: deque[tuple[Place, Item]] = deque()  # not recursion: a chain of skips may be long
         self._leave((place,), item, edges)
         waiting = self.waiting
-        while edges and not self.future.done():
+        while edges and not self.ended:
             place, item = edges.popleft()
             waiting[place] -= 1
             if not waiting[place]:

@@ -114,7 +114,8 @@ class Call:
         try:
             for item in items:
                 works.append(self._start(name, item, timeout, priority))  # noqa: PERF401  those inside are left if one is refused
-            return await asyncio.gather(*[work.future for work in works])
+            answers: list[Item] = await asyncio.gather(*[work.future for work in works])
+            return [answer.get(PARTS, answer) for answer in answers]
         finally:
             for work in works:
                 self._end(work)
@@ -150,6 +151,7 @@ class LogicNode(Composite):
         self._pipeline = pipeline
         self._where = context
         self._logic: Logic
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself would not keep them; those that were cancelled may have things to do
 
     async def start(self) -> None:
         spec = self.config.groups[0].spec
@@ -161,8 +163,16 @@ class LogicNode(Composite):
         assert isinstance(logic, Logic)
         self._logic = logic
 
-    async def close(self) -> None:
-        await super().close()
+    async def close(self, timeout: float) -> None:
+        await super().close(timeout)
+        running = self._tasks - {asyncio.current_task()}
+        if running:
+            _, running = await asyncio.wait(running, timeout=timeout)
+        for task in running:
+            logger.warning(
+                "node %s: its logic did not end within %g s after it was cancelled, and is left behind: %r", self.name, timeout, task,
+                extra={"pipeline": self._where.pipeline, "node": self.name},
+            )  # fmt: skip
         logic: Logic | None = getattr(self, "_logic", None)
         if logic is not None:
             del self._logic
@@ -175,6 +185,8 @@ class LogicNode(Composite):
         call = Call(self._pipeline, entry, self._loop)
         work = self._yield_all(entry, batch.outcomes[0], call) if self._logic.streams else self._run(entry, batch.outcomes[0], call)
         task = self._loop.create_task(work, name=f"{self._where.pipeline}/{self.name}", context=self._context.copy())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard, context=self._context)
         self.waiting[entry] = batch, task.cancel
 
     async def _run(self, entry: Entry, item: Item, call: Call) -> None:

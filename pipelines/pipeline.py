@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
@@ -184,12 +184,11 @@ class Pipeline:
             for work in works:
                 work.leave()
 
-    async def stream(self, item: Mapping[str, Any], *, timeout: float | None = None, priority: int | None = None) -> AsyncIterator[Item]:
+    async def stream(self, item: Mapping[str, Any], *, timeout: float | None = None, priority: int | None = None) -> AsyncGenerator[Item]:
         """Run one item, and yield each part as it comes: the final dict of one value that a node of the pipeline yields. A pipeline that
-        does not stream yields its one final dict.
+        does not stream yields its one final dict. Raises what a call raises.
 
         The node goes on when the next part is asked for, and is cancelled when the iteration is left; the deadline is that of the whole.
-        Raises what a call raises.
         """
         self._check_loop()
         work = self.submit_nowait(as_item(item), timeout, priority)
@@ -198,7 +197,8 @@ class Pipeline:
                 answer: Item = await work.future
                 if "error" in answer:
                     raise answer["error"]
-                yield answer
+                for part in answer.get(PARTS, (answer,)):
+                    yield part
                 return
             work.read()
             while (part := await work.next_part()) is not None:
@@ -275,9 +275,8 @@ class Pipeline:
         return Rounds(item, future, size, self._admission, entrance, self.plan.entrances, self.config.max_rounds, enter)
 
     def call(self, name: str, item: Any, future: Called, entry: Entry, *, timeout: float | None, priority: int | None) -> Work:
-        """Start what Python logic called, on behalf of `entry`: a node of this pipeline, or (`pipeline`, `pipeline/node`) of another one.
-
-        Nothing of this pipeline's refuses it; another pipeline has its own admission.
+        """Start what Python logic called, on behalf of `entry`: a node of this pipeline, or (`pipeline`, `pipeline/node`) of another one,
+        which has its own admission.
         """
         now = self._clock()
         deadline = entry.deadline if timeout is None else min(entry.deadline, now + timeout)
@@ -294,6 +293,8 @@ class Pipeline:
         if "data" not in item:
             raise MissingData(f"pipeline {self.name!r}: the item for node {name!r} has no 'data'; its keys are {sorted(map(str, item))}")
         size = self._size_of(item, entrance) if "request_size" in item else 1
+        if priority is not None:
+            self._check_priority(priority, entrance)
         return self._graph.enter_for(entrance, item, future, entry, size, now, deadline, entry.wanted if priority is None else priority)
 
     def check_admission(self, timeout: float | None = None, priority: int | None = None) -> None:

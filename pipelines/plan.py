@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from penstock.backends.composite import Logic
 from penstock.backends.errors import NotFound, Problem
@@ -11,9 +11,11 @@ from penstock.backends.filters import Filter, find_filter, run, swap
 from penstock.backends.suggestions import did_you_mean
 
 from .definition import NodeConfig
-from .node import Node
 from .queue import Entry
 from .statistics import NodeStatistics
+
+if TYPE_CHECKING:
+    from .node import Node
 
 
 class Runs(Protocol):
@@ -35,13 +37,18 @@ class Place:
 
     `sources`: for each place that `map` names, the keys to take and what to call them; None: what comes is taken as it is.
     `kept`: some `map` reads what left this place. `serial`: the longest chain that starts here; `owned`: all that only this place leads to
-    (both with the place itself, in topological order): what SerialSkip and SubGraphSkip skip.
+    (both with the place itself, in topological order): what SerialSkip and SubGraphSkip skip. `streams`: it yields several results for
+    one item.
     """
 
-    __slots__ = ("before", "config", "filter", "filter_name", "follows", "kept", "name", "next", "node", "owned", "serial", "sources")
+    __slots__ = (
+        "before", "config", "filter", "filter_name", "follows", "kept", "name", "next", "node", "owned", "serial", "sources", "streams",
+    )  # fmt: skip
 
-    def __init__(self, config: NodeConfig) -> None:
+    def __init__(self, config: NodeConfig, owner: NodeConfig) -> None:
+        """`owner` has the instances; it is `config` itself, but for nodes that share."""
         self.config = config
+        self.streams = any(issubclass(group.spec.cls, Logic) and group.spec.cls.streams for group in owner.groups)
         self.name = config.name
         self.node: Runs  # set when the pipeline starts
         self.next: tuple[Place, ...] = ()
@@ -56,11 +63,6 @@ class Place:
 
     def __repr__(self) -> str:
         return f"<Place {self.name}>"
-
-    @property
-    def streams(self) -> bool:
-        """Whether it yields several results for one item."""
-        return any(issubclass(group.spec.cls, Logic) and group.spec.cls.streams for group in self.config.groups)
 
 
 class Entrance:
@@ -110,7 +112,7 @@ class Plan:
     __slots__ = ("default", "entrances", "places", "roots")
 
     def __init__(self, nodes: Mapping[str, NodeConfig], entry: str | None = None) -> None:
-        self.places = {name: Place(config) for name, config in nodes.items()}
+        self.places = {name: Place(config, nodes[config.shares or name]) for name, config in nodes.items()}
         before: dict[str, list[Place]] = {name: [] for name in nodes}
         for place in self.places.values():
             place.next = tuple(self.places[name] for name in place.config.next)
@@ -146,6 +148,10 @@ class Plan:
             )
         hint = did_you_mean(name, self.places) if isinstance(name, str) else ""
         raise NotFound(f"pipeline {pipeline!r} has no node {name!r} (node_name){hint}; its nodes are {', '.join(self.places)}")
+
+    def problems(self) -> list[Problem]:
+        """What no request could pass."""
+        return [problem for root in self.roots for problem in self.entrances[root.name].problems()]
 
     def no_default(self, pipeline: str) -> NotFound:
         """The error for an item that names no node where it must."""

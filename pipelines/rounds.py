@@ -12,7 +12,7 @@ from penstock.backends.suggestions import did_you_mean
 
 from .admission import Admission
 from .plan import Entrance
-from .run import Stage, Work
+from .run import PARTS, Stage, Work
 
 Enter = Callable[[Entrance, Item, Any, str], Work]
 """Starts one round: where, with what, whom it tells, and the request's id."""
@@ -47,6 +47,11 @@ class Rounds:
 
     # what a round's run uses of a future
 
+    @property
+    def depth(self) -> int:
+        """How many composites the request is inside of (composite.py)."""
+        return getattr(self.future, "depth", 0)
+
     def done(self) -> bool:
         return self.future.done()
 
@@ -66,6 +71,7 @@ class Rounds:
             self.set_exception(BackendError(f"'restart' names {name!r} after {self._max_rounds} rounds, no more are made (max_rounds)"))
         else:
             self._round += 1
+            item.pop(PARTS, None)
             item["data"] = item.pop("result")
             self._work = self._enter(entrance, item, self, self.request_id)
 

@@ -42,6 +42,7 @@ class RunningGraph:
         self._name = config.name
         self._loop = loop
         self._clock = clock
+        self._closed = False
         workers: dict[str, Runs] = {}
         self.composites: list[Composite] = []
         nodes: list[Node] = []
@@ -96,10 +97,12 @@ class RunningGraph:
                 entry.fail(NotReady(reason))
 
     async def close(self, timeout: float) -> None:
-        for composite in self.composites:
-            composite.abandon(f"pipeline {self._name!r} is closed")
-        await asyncio.gather(*[node.close(timeout) for node in self.nodes])
-        await asyncio.gather(*[composite.close() for composite in self.composites])
+        self._closed = True
+        workers: tuple[Node | Composite, ...] = (*self.composites, *self.nodes)
+        for worker in workers:
+            worker.closed = True  # all at once: nothing goes from one to the next any more, where nobody would answer it
+        self.abandon(f"pipeline {self._name!r} is closed")
+        await asyncio.gather(*[worker.close(timeout) for worker in workers])
 
     def enter(  # noqa: PLR0917
         self,
@@ -140,6 +143,8 @@ class RunningGraph:
         priority: int | None = None,
     ) -> Work:
         """Start a run on behalf of an entry that waits for it; its deadline and priority hold unless others are given."""
+        if self._closed:  # the logic was cancelled by that, and calls for help
+            raise NotReady(f"pipeline {self._name!r} is closed")
         trace = entry.run.trace if isinstance(entry, Visit) else None
         part = trace.part(entry.place.name) if trace is not None and isinstance(entry, Visit) else None
         ends = entry.deadline if deadline is None else deadline

@@ -50,6 +50,8 @@ class StreamRun(GraphRun):
 
     async def pass_on(self, item: Item, now: float) -> None:
         """A value has been yielded. Returns when its part is through and, where somebody reads, when the next one is wanted."""
+        if self.future.done():  # the node has swallowed its cancellation
+            raise asyncio.CancelledError
         if self._before is None:
             self._before = self.waiting.copy(), self.leaves
         self.waiting = self._before[0].copy()
@@ -60,7 +62,7 @@ class StreamRun(GraphRun):
         self.advance(self._place, item, now)
         part = await self._part
         if "error" in part:
-            super().succeed(part)  # and that cancels the node
+            raise part["error"]
         self._parts.append(part)
         if self._reads:
             self._wake(self._reader)
@@ -75,25 +77,51 @@ class StreamRun(GraphRun):
             self.trace.ran(self._place.name, visit.enqueued, batch, error)
         if error is not None:
             super().succeed({**self.item, "error": error})
-        elif self._reads:
+        else:
+            self._end_well()
+
+    @property
+    def ended(self) -> bool:
+        return self.future.done() or (self._part is not None and self._part.done())
+
+    def succeed(self, item: Item) -> None:
+        """What `advance` comes to: the end of a part, or, where the node is not reached at all, the answer: it is the only part then."""
+        if self._part is not None:
+            if not self._part.done():
+                self._drop_part()
+                item["data"] = self.data
+                self._part.set_result(item)
+        elif "error" in item:
+            super().succeed(item)
+        else:
+            item["data"] = self.data
+            self._parts.append(item)
+            self._end_well()
+
+    def _drop_part(self) -> None:
+        """Break: what the part has left in parallel branches is not the next one's."""
+        for visit in list(self.visits):
+            if visit.place is not self._place:
+                del self.visits[visit]
+                visit.place.node.discard(visit)
+
+    def _end_well(self) -> None:
+        if self._reads:
             super().succeed(dict(self.item))
         else:
             super().succeed({**self.item, "result": [part.get("result") for part in self._parts], PARTS: self._parts})
-
-    def succeed(self, item: Item) -> None:
-        """What `advance` comes to: the end of a part, or, before the node has been reached, that of the request."""
-        if self._part is None:
-            super().succeed(item)
-        elif not self._part.done():
-            item["data"] = self.data
-            self._part.set_result(item)
 
     # the reader's side
 
     def read(self) -> None:
         """From here on the parts are taken one by one, by `next_part`."""
         self._reads = True
-        self.future.add_done_callback(lambda future: self._wake(self._reader))
+        self.future.add_done_callback(self._future_done)
+
+    def _future_done(self, future: asyncio.Future[Item]) -> None:
+        if not future.cancelled():
+            future.exception()  # a reader that has left need not hear of it
+        self._wake(self._reader)
 
     async def next_part(self) -> Item | None:
         """The next part's final dict; None at the end. Raises what failed, `InvalidInput` too."""
