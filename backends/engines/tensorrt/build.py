@@ -33,7 +33,11 @@ def build(recipe: Recipe, library: Library, progress: Progress, timing_cache: Pa
     """The plan. Raises BackendError and ConfigError that name node, file and tensor; BuildCancelledError."""
     with library.listening(recipe.params.log_level) as said:
         prepared = prepare(recipe, library, progress, said)
-        timings = _read_timings(prepared.config, timing_cache)
+        timings = None
+        if timing_cache is not None and library.is_rtx:
+            log.info("%s: model::timingcache is left aside: tensorrt_rtx measures nothing when it builds", recipe)
+        elif timing_cache is not None:
+            timings = read_timings(prepared.config, timing_cache)
         log.info(
             "%s: building an engine of %s with %s %s, precision %s, profiles %s", recipe, recipe.model, library.name, library.version,
             recipe.params.precision or "of the model", describe(prepared.profiles),
@@ -100,10 +104,10 @@ def _set_hardware(recipe: Recipe, library: Library, config: Any) -> None:
     raise ConfigError([Problem(message, node=recipe.node, key="hardware_compatibility")])
 
 
-def _read_timings(config: Any, path: Path | None) -> Any:
-    """What an earlier build measured. A file that does not fit is left aside, and written anew."""
-    if path is None:
-        return None
+def read_timings(config: Any, path: Path) -> Any:
+    """Give the builder what an earlier build measured: an `ITimingCache`, which must outlive the build. A file that does not fit is
+    left aside, and written anew.
+    """
     known = b""
     try:
         known = path.read_bytes()

@@ -50,9 +50,9 @@ class TensorrtTensor(TorchEngine):
         library, recipe = recipe_of(params, context, device)
 
         def load_engine() -> LoadedEngine:
+            runtime = library.runtime(where, on_gpu=self._half.on_gpu)  # first: a build is long, and for nothing where nothing runs
             plan = find_plan(recipe, library, context, progress).plan
-            budget = params.weight_budget_percentage
-            return deserialise(library, plan, where, on_gpu=self._half.on_gpu, weight_budget=budget)
+            return deserialise(library, runtime, plan, where, params.weight_budget_percentage)
 
         where = f"{recipe}: {recipe.model}"
         progress = self.progress = Progress()

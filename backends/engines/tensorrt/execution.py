@@ -5,6 +5,7 @@ Built against the bindings' signatures and docstrings; nothing here has ever run
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -50,9 +51,8 @@ class LoadedEngine:
         self.runtime = runtime
 
 
-def deserialise(library: Library, plan: bytes, where: str, *, on_gpu: bool, weight_budget: float | None) -> LoadedEngine:
+def deserialise(library: Library, runtime: Any, plan: bytes, where: str, weight_budget: float | None) -> LoadedEngine:
     """The plan as an engine. Raises BackendError with TensorRT's reasons."""
-    runtime = library.runtime(where, on_gpu=on_gpu)
     with library.listening() as said:
         if library.is_rtx:
             validity, bits = runtime.get_engine_validity(plan)
@@ -73,7 +73,7 @@ def failure(what: str, said: Sequence[str]) -> Exception:
     plain = text.lower()
     if "out of memory" in plain or "outofmemory" in plain:
         return torch.OutOfMemoryError(text)
-    return DeviceError(text) if "cuda failure" in plain or "cuda error" in plain else BackendError(text)
+    return DeviceError(text) if re.search("cuda (failure|error|runtime)|cudaerror", plain) else BackendError(text)
 
 
 class Execution:

@@ -117,7 +117,10 @@ def _plain(path: Path) -> Path | None:
 def _parser_error(error: Any) -> str:
     operator, name = error.node_operator(), error.node_name()
     place = f"node {error.node()} ({' '.join(filter(None, (operator, name)))}): " if operator else ""
-    return f"{place}{error.desc().strip()}"
+    reason = error.desc().strip()
+    if "Plugin not found" in reason:  # it took what it does not know for a plugin
+        reason = f"the operator {operator} is not supported, and there is no plugin of that name"
+    return f"{place}{reason}"
 
 
 def _check_inputs(recipe: Recipe, network: Any, trt: Any) -> None:

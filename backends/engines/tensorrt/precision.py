@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ...suggestions import did_you_mean
+
 log = logging.getLogger("penstock.tensorrt")
 
 QUANTIZERS = {"int8": ("INT8", "UINT8"), "fp8": ("FLOAT8E4M3FN", "FLOAT8E5M2")}
@@ -62,8 +64,7 @@ def _kept(model: Any, parts: tuple[str, ...]) -> list[str]:
     names = [node.name for node in model.graph.node]
     for part in parts:
         if not any(part in name for name in names):
-            shown = ", ".join(names[:8]) or "none has a name"
-            raise ValueError(f"precision::fp32 has {part!r}, and no node's name contains it; the model's nodes begin: {shown}")
+            raise ValueError(f"precision::fp32 has {part!r}, and no node's name contains it{did_you_mean(part, names)}")
     return [name for name in names if any(part in name for part in parts)]
 
 

@@ -40,7 +40,7 @@ class Progress:
     def finish(self, name: str) -> None:
         with self._lock:
             phase = self._phases.pop(name, None)
-            if phase is not None and phase.parent is None:
+            if phase is not None and phase.parent is None and not self.cancelled:
                 self.phase, self.fraction = name, 1.0
                 if self._report is not None:
                     self._report(1.0, name)

@@ -1,0 +1,127 @@
+"""TensorRT-RTX, which builds engines without a GPU, and models to build them from."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from penstock.backends.base import Context
+from penstock.backends.engines.tensorrt.build import prepare
+from penstock.backends.engines.tensorrt.library import find_library
+from penstock.backends.engines.tensorrt.params import TensorrtParams
+from penstock.backends.engines.tensorrt.progress import Progress
+from penstock.backends.engines.tensorrt.recipe import Recipe
+
+FLOAT = TensorProto.FLOAT
+EXPORT = Path(__file__).parents[4] / "examples" / "resnet" / "export.py"
+
+
+@pytest.fixture(scope="session")
+def library():
+    """Not skipped where it is missing: building is tested for real, or not at all."""
+    return find_library("tensorrt_rtx")
+
+
+@pytest.fixture(scope="session")
+def resnet18(tmp_path_factory):
+    """N x 3 x 64 x 64 -> N x 1000, exported as the example does."""
+    import warnings
+
+    spec = importlib.util.spec_from_file_location("resnet_export", EXPORT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    path = tmp_path_factory.mktemp("resnet18") / "resnet18.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter, about itself
+        module.export(module.build("resnet18"), path, size=64)
+    return path
+
+
+@pytest.fixture(scope="session")
+def write():
+    def write(path, nodes, inputs, outputs, initializers=(), opset=17):
+        """A model of `nodes`; ports are (name, element type, shape)."""
+        graph = helper.make_graph(
+            [helper.make_node(*node[:3], **(node[3] if len(node) > 3 else {})) for node in nodes],
+            "graph",
+            [helper.make_tensor_value_info(*port) for port in inputs],
+            [helper.make_tensor_value_info(*port) for port in outputs],
+            [numpy_helper.from_array(np.asarray(value), name) for name, value in initializers],
+        )
+        opsets = [helper.make_opsetid("", opset), helper.make_opsetid("nowhere", 1)]
+        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def two(write, tmp_path):
+    """sum = a + b and dif = a - b, N x 3."""
+    shape = ["n", 3]
+    return write(
+        tmp_path / "two.onnx",
+        [("Add", ["a", "b"], ["sum"], {"name": "add"}), ("Sub", ["a", "b"], ["dif"], {"name": "sub"})],
+        [("a", FLOAT, shape), ("b", FLOAT, shape)],
+        [("sum", FLOAT, shape), ("dif", FLOAT, shape)],
+    )
+
+
+@pytest.fixture
+def image(write, tmp_path):
+    """A convolution that leaves height and width open, N x 3 x H x W."""
+    kernel = np.full((4, 3, 1, 1), 0.5, np.float32)
+    return write(
+        tmp_path / "image.onnx",
+        [("Conv", ["image", "kernel"], ["mixed"], {"name": "conv"}), ("Relu", ["mixed"], ["features"], {"name": "relu"})],
+        [("image", FLOAT, ["n", 3, "h", "w"])],
+        [("features", FLOAT, ["n", 4, "h", "w"])],
+        [("kernel", kernel)],
+    )
+
+
+@pytest.fixture
+def scores(write, tmp_path):
+    """scores = x, N x 5: enough for what comes behind."""
+    return write(
+        tmp_path / "scores.onnx",
+        [("Relu", ["x"], ["scores"], {"name": "relu"})],
+        [("x", FLOAT, ["n", 5])],
+        [("scores", FLOAT, ["n", 5])],
+    )
+
+
+@pytest.fixture
+def recipe(library):
+    def recipe(path, sizes=(1, 2, 4), **params):
+        context = Context(node="net", directory=path.parent)
+        return Recipe.of(TensorrtParams(model=str(path), **params), context, sizes, library, None)
+
+    return recipe
+
+
+@pytest.fixture
+def prepared(library, recipe):
+    """Network and configuration, before any build."""
+
+    def prepared(path, sizes=(1, 2, 4), **params):
+        with library.listening() as said:
+            return prepare(recipe(path, sizes, **params), library, Progress(), said)
+
+    return prepared
+
+
+@pytest.fixture
+def layers():
+    """The names and types of a network's layers, in order."""
+
+    def layers(definition):
+        found = [definition.get_layer(index) for index in range(definition.num_layers)]
+        return {layer.name: layer for layer in found}
+
+    return layers

@@ -1,0 +1,232 @@
+"""Kept engines: hit, miss, damage, and one build for many."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from penstock.backends.engines.encryption import KEY, WrongKeyError
+from penstock.backends.engines.tensorrt import cache
+from penstock.backends.engines.tensorrt.cache import MAGIC, load_or_build, place_of, write, write_atomically
+from penstock.backends.errors import BackendError
+
+MADE_OF = {"model": "abc", "version": "10.3", "batch sizes": [1, 2]}
+
+
+class Builder:
+    """Counts its builds."""
+
+    def __init__(self, plan=b"a plan"):
+        self.plan = plan
+        self.builds = 0
+
+    def __call__(self):
+        self.builds += 1
+        return self.plan
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "kept" / "here" / "m.engine"
+
+
+def test_a_miss_is_built_and_a_hit_is_not(path, caplog):
+    build = Builder()
+    with caplog.at_level("INFO", "penstock.tensorrt"):
+        assert load_or_build(path, MADE_OF, build, "node 'net'") == (b"a plan", True)
+    assert f"node 'net': no engine is kept at {path} yet" in caplog.text
+    assert load_or_build(path, MADE_OF, build, "net") == (b"a plan", False)
+    assert build.builds == 1
+
+
+def test_only_the_owner_may_read_it(path):
+    load_or_build(path, MADE_OF, Builder(), "net")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [folder.stat().st_mode & 0o777 for folder in (path.parent, path.parent.parent)] == [0o700, 0o700]
+
+
+def damage(data, kind):
+    return {
+        "no file of ours": (b"\x7fELF" + data, "it is not a file of Penstock's"),
+        "empty": (b"", "it is not a file of Penstock's"),
+        "cut off in the plan": (data[:-2], "it is damaged: it holds 4 bytes of an engine of 6"),
+        "cut off in the header": (data[: len(MAGIC) + 10], "it is damaged: it ends within its header"),
+        "cut off behind the magic": (data[: len(MAGIC) + 2], "it is damaged"),
+        "another plan": (data[:-1] + b"x", "it is damaged: its content is not what was written"),
+        "no JSON": (data.replace(b'{"key"', b"{?key?"), "it is damaged: its header can't be read"),
+        "no key": (data.replace(b'"key"', b'"kex"'), "it is damaged: its header can't be read"),
+        "a huge header": (MAGIC + b"\xff" * 8, "it is damaged: it ends within its header"),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "no file of ours", "empty", "cut off in the plan", "cut off in the header", "cut off behind the magic", "another plan", "no JSON",
+        "no key", "a huge header",
+    ],
+)  # fmt: skip
+def test_damaged_and_foreign_files_are_built_anew_with_a_line_that_says_why(path, caplog, kind):
+    load_or_build(path, MADE_OF, Builder(), "net")
+    data, reason = damage(path.read_bytes(), kind)
+    path.write_bytes(data)
+    build = Builder(b"another")
+    assert load_or_build(path, MADE_OF, build, "node 'net'") == (b"another", True)
+    (line,) = caplog.messages
+    assert line.startswith(f"node 'net': the engine kept at {path} is built anew: {reason}")
+    assert load_or_build(path, MADE_OF, build, "net") == (b"another", False)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"version": "10.4"}, 'it was built for version = "10.3", and "10.4" is wanted'),
+        ({"batch sizes": [1, 2, 4]}, "it was built for batch sizes = [1, 2], and [1, 2, 4] is wanted"),
+        ({"model": "d" * 64, "version": "11"}, 'it was built for model = "abc", and "ddd'),
+        ({"new": "key"}, 'it was built for new = null, and "key" is wanted'),
+    ],
+)
+def test_stale_ones_are_built_anew(path, caplog, change, reason):
+    load_or_build(path, MADE_OF, Builder(), "net")
+    assert load_or_build(path, {**MADE_OF, **change}, Builder(b"new"), "net") == (b"new", True)
+    assert reason in caplog.text
+
+
+def test_a_failed_build_leaves_what_was_there_and_lets_the_next_one_try(path):
+    load_or_build(path, MADE_OF, Builder(), "net")
+
+    def fail():
+        raise BackendError("no")
+
+    with pytest.raises(BackendError):
+        load_or_build(path, {**MADE_OF, "version": "11"}, fail, "net")
+    assert load_or_build(path, MADE_OF, fail, "net") == (b"a plan", False)
+    assert sorted(each.name for each in path.parent.iterdir()) == [".m.engine.lock", "m.engine"]
+
+
+def test_nothing_is_lost_where_nothing_can_be_kept(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    assert load_or_build(tmp_path / "file" / "m.engine", MADE_OF, Builder(), "net") == (b"a plan", True)
+    assert f"net: engines can't be kept in {tmp_path}/file (File exists): this one is built now and at every start" in caplog.text
+
+
+def test_writing_is_all_or_nothing(path, monkeypatch):
+    load_or_build(path, MADE_OF, Builder(), "net")
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "fsync", full)
+    with pytest.raises(OSError):
+        write_atomically(path, b"half")
+    assert load_or_build(path, MADE_OF, Builder(), "net") == (b"a plan", False)
+    assert sorted(each.name for each in path.parent.iterdir()) == [".m.engine.lock", "m.engine"]
+
+
+def test_a_full_disk_costs_the_next_start_a_build(path, monkeypatch, caplog):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "fsync", full)
+    assert load_or_build(path, MADE_OF, Builder(), "net") == (b"a plan", True)
+    assert f"net: the engine can't be kept at {path}: No space left on device" in caplog.text
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+from penstock.backends.engines.tensorrt.cache import load_or_build
+
+path, log = Path(sys.argv[1]), Path(sys.argv[2])
+
+def build():
+    with log.open("a") as file:
+        file.write("built ")
+    print("building", flush=True)
+    sys.stdin.read()  # until the other one has been started, too
+    return b"plan"
+
+print(load_or_build(path, {"a": 1}, build, "net"), flush=True)
+"""
+
+
+def test_of_two_processes_one_builds(tmp_path):
+    path, log = tmp_path / "m.engine", tmp_path / "log"
+    command = [sys.executable, "-c", PROCESS, str(path), str(log)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as first:
+        assert first.stdout.readline() == "building\n"
+        with subprocess.Popen(command, **pipes) as second:
+            wait_until_it_waits(second.pid)
+            assert log.read_text() == "built "
+            answer, _ = first.communicate(timeout=60)
+            assert answer == "Kept(plan=b'plan', built=True)\n"
+            answer, _ = second.communicate(timeout=60)
+            assert answer == "Kept(plan=b'plan', built=False)\n"
+    assert log.read_text() == "built "
+
+
+def wait_until_it_waits(process):
+    """Until the kernel lists it among those that wait for a lock."""
+    for _ in range(100_000):
+        if any("->" in line and f" {process} " in line for line in Path("/proc/locks").read_text().splitlines()):
+            return
+    raise AssertionError("it does not wait")
+
+
+def test_of_many_threads_one_builds(path):
+    build, found = Builder(), []
+    threads = [threading.Thread(target=lambda: found.append(load_or_build(path, MADE_OF, build, "net"))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert build.builds == 1 and sorted(kept.built for kept in found) == [False] * 7 + [True]
+
+
+def test_encrypted_ones_need_their_key(tmp_path, monkeypatch):
+    path, build = tmp_path / "m.trt.encrypted", Builder()
+    monkeypatch.delenv(KEY, raising=False)
+    with pytest.raises(BackendError, match="encrypted files need a key"):
+        load_or_build(path, MADE_OF, build, "net")
+    assert not build.builds
+    monkeypatch.setenv(KEY, "11" * 32)
+    load_or_build(path, MADE_OF, build, "net")
+    assert load_or_build(path, MADE_OF, build, "net") == (b"a plan", False)
+    assert b"a plan" not in path.read_bytes() and b"version" not in path.read_bytes()
+    monkeypatch.setenv(KEY, "22" * 32)
+    with pytest.raises(WrongKeyError, match="another key, or changed since"):
+        load_or_build(path, MADE_OF, build, "net")
+    monkeypatch.setenv(KEY, "11" * 32)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(WrongKeyError):
+        load_or_build(path, MADE_OF, build, "net")
+    assert build.builds == 1
+
+
+def test_a_plain_file_in_place_of_an_encrypted_one_is_built_anew(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv(KEY, "11" * 32)
+    write(tmp_path / "plain.trt", MADE_OF, b"a plan")
+    path = (tmp_path / "plain.trt").rename(tmp_path / "m.trt.encrypted")
+    assert load_or_build(path, MADE_OF, Builder(), "net").built
+    assert "is not encrypted" in caplog.text
+
+
+def test_the_place_is_a_file_or_a_folder(tmp_path, monkeypatch):
+    model = tmp_path / "net.v2.onnx"
+    assert place_of(tmp_path / "x.trt", model, MADE_OF) == tmp_path / "x.trt"
+    in_folder = place_of(tmp_path, model, MADE_OF)
+    assert in_folder.parent == tmp_path and in_folder.name.startswith("net-") and in_folder.suffix == ".engine"
+    assert place_of(tmp_path / "new", model, MADE_OF).parent == tmp_path / "new"
+    assert place_of(tmp_path, model, {**MADE_OF, "version": "11"}) != in_folder
+    monkeypatch.setenv("XDG_CACHE_HOME", "/there")
+    assert place_of(None, model, MADE_OF) == Path("/there/penstock/engines") / in_folder.name
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert place_of(None, model, MADE_OF).parent == Path("/home/me/.cache/penstock/engines")
+    with pytest.raises(BackendError, match="the model itself: expected another file"):
+        place_of(model, model, MADE_OF)

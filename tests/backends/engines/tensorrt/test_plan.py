@@ -1,0 +1,124 @@
+"""From a recipe to a plan: what is built, kept and found again."""
+
+from __future__ import annotations
+
+
+import numpy as np
+import onnx
+import pytest
+
+from penstock.backends.base import Context
+from penstock.backends.engines.encryption import KEY, encrypt
+from penstock.backends.engines.tensorrt.cache import write
+from penstock.backends.engines.tensorrt.plan import find_plan
+from penstock.backends.engines.tensorrt.progress import Progress
+from penstock.backends.engines.tensorrt.recipe import gpu_of
+from penstock.backends.errors import BackendError
+
+
+@pytest.fixture
+def found(library, recipe, tmp_path):
+    def found(path, **params):
+        params.setdefault("model::cache", str(tmp_path / "kept"))
+        return find_plan(recipe(path, **params), library, Context(node="net", directory=tmp_path), Progress())
+
+    return found
+
+
+def test_an_engine_is_built_once(found, two, tmp_path):
+    first, again = found(two), found(two)
+    assert (first.built, again.built) == (True, False) and first.plan == again.plan
+    assert len(list((tmp_path / "kept").glob("two-*.engine"))) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"precision": "fp16"},
+        {"mean": "1"},
+        {"max": "2"},
+        {"postprocessor": "cpu"},
+        {"max_workspace_size": 64},
+        {"hardware_compatibility": "sm86"},
+    ],
+)
+def test_every_key_makes_another(found, two, change):
+    found(two)
+    assert found(two, **change).built
+
+
+def test_a_changed_model_makes_another(found, two):
+    found(two)
+    model = onnx.load(two)
+    model.graph.node[0].op_type = "Mul"
+    onnx.save(model, two)
+    assert found(two).built
+
+
+def test_changed_weights_beside_the_model_make_another(found, write, tmp_path):
+    path = write(
+        tmp_path / "apart.onnx", [("MatMul", ["x", "w"], ["y"])], [("x", 1, ["n", 4])], [("y", 1, ["n", 4])],
+        [("w", np.eye(4, dtype=np.float32))],
+    )  # fmt: skip
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    found(path)
+    assert not found(path).built
+    (tmp_path / "weights.bin").write_bytes(np.ones((4, 4), np.float32).tobytes())
+    assert found(path).built
+
+
+def test_weights_outside_of_the_models_folder_are_refused(found, write, tmp_path):
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    path = write(
+        folder / "m.onnx", [("MatMul", ["x", "w"], ["y"])], [("x", 1, ["n", 4])], [("y", 1, ["n", 4])], [("w", np.eye(4, dtype=np.float32))]
+    )
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    model = onnx.load(path, load_external_data=False)
+    model.graph.initializer[0].external_data[0].value = "../weights.bin"
+    path.write_bytes(model.SerializeToString())
+    (folder / "weights.bin").rename(tmp_path / "weights.bin")
+    with pytest.raises(BackendError, match=r"keeps weights in \.\./weights\.bin, outside of its folder"):
+        found(path)
+
+
+def test_engine_files_are_used_as_they_are(found, two, tmp_path):
+    foreign = tmp_path / "m.plan"
+    foreign.write_bytes(b"by trtexec")
+    assert found(foreign) == (b"by trtexec", False)
+
+
+def test_engine_files_of_ours_must_fit_this_library(found, two, library, recipe, tmp_path):
+    path = tmp_path / "m.trt"
+    found(two, **{"model::cache": str(path)})
+    assert found(path).plan == found(two, **{"model::cache": str(path)}).plan
+    key = recipe(two).key(library)
+    write(path, {**key, "version": "0.9"}, b"plan")
+    with pytest.raises(BackendError, match=f"node 'net': .*the engine {path} was built for version 0.9, and here is {library.version}"):
+        found(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BackendError, match=f"the engine {path} can't be used: it is damaged"):
+        found(path)
+
+
+def test_encrypted_models_are_built_from(found, two, tmp_path, monkeypatch):
+    monkeypatch.setenv(KEY, "11" * 32)
+    path = tmp_path / "two.onnx.encrypted"
+    path.write_bytes(encrypt(two.read_bytes(), bytes([0x11] * 32)))
+    assert found(path, precision="fp16").plan
+    monkeypatch.setenv(KEY, "22" * 32)
+    with pytest.raises(BackendError, match=f"{path} can't be decrypted"):
+        found(path)
+
+
+def test_other_files_are_refused(found, tmp_path):
+    path = tmp_path / "m.pt"
+    path.write_bytes(b"")
+    with pytest.raises(BackendError, match=f"node 'net': .*{path} is neither .onnx nor an engine"):
+        found(path)
+
+
+def test_what_tensorrt_rtx_builds_is_for_no_gpu(recipe, two, library):
+    params = recipe(two).params
+    assert gpu_of(params, library, "NVIDIA X 8.6") == "none"
+    assert gpu_of(params.model_copy(update={"hardware_compatibility": "current"}), library, "NVIDIA X 8.6") == "NVIDIA X 8.6"

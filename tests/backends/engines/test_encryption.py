@@ -1,0 +1,95 @@
+"""Files that need a key."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+
+import pytest
+
+from penstock.backends.engines import encryption
+from penstock.backends.engines.encryption import KEY, KEY_FILE, MAGIC, WrongKeyError, decrypt, encrypt, find_key, parse_key, read_model
+from penstock.backends.errors import BackendError
+
+SECRET = bytes(range(32))
+
+
+@pytest.fixture(autouse=True)
+def _no_key(monkeypatch):
+    monkeypatch.delenv(KEY, raising=False)
+    monkeypatch.delenv(KEY_FILE, raising=False)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(encryption, "CHUNK", 10)
+
+
+@pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 20, 25])
+def test_what_is_encrypted_comes_back(small_chunks, size):
+    plain = secrets.token_bytes(size)
+    data = encrypt(plain, SECRET)
+    assert decrypt(data, SECRET, "file") == plain
+    assert len(data) == len(MAGIC) + 32 + size + 16 * max(1, -(-size // 10))
+    assert size < 9 or plain not in data
+
+
+def test_a_file_is_another_every_time():
+    assert encrypt(b"same", SECRET) != encrypt(b"same", SECRET)
+
+
+def test_another_key_is_said_to_be_one():
+    with pytest.raises(WrongKeyError, match=r"m\.encrypted can't be decrypted: it was encrypted with another key, or changed since"):
+        decrypt(encrypt(b"plain", SECRET), secrets.token_bytes(32), "m.encrypted")
+
+
+def test_every_change_is_found(small_chunks):
+    data = encrypt(b"0123456789" * 3, SECRET)
+    start, chunk = len(MAGIC) + 32, 26
+    first, second = data[start : start + chunk], data[start + chunk : start + 2 * chunk]
+    changed = [bytes([*data[:place], data[place] ^ 1, *data[place + 1 :]]) for place in range(len(MAGIC), len(data))]
+    moved = data[:start] + second + first + data[start + 2 * chunk :]
+    cut_off = [data[:-1], data[:-chunk], data[: start + chunk], data[: start + 5], data[: len(MAGIC) + 3], data + b"more"]
+    for each in (*changed, moved, *cut_off):
+        with pytest.raises(WrongKeyError):
+            decrypt(each, SECRET, "file")
+
+
+def test_what_is_not_encrypted_is_not_decrypted():
+    with pytest.raises(BackendError, match="file is not encrypted, or not by penstock encrypt") as caught:
+        decrypt(b"plain", SECRET, "file")
+    assert not isinstance(caught.value, WrongKeyError)
+
+
+@pytest.mark.parametrize("text", [SECRET.hex(), SECRET.hex().upper(), base64.b64encode(SECRET).decode(), f" {SECRET.hex()}\n"])
+def test_keys_as_text(text):
+    assert parse_key(text, "here") == SECRET
+
+
+@pytest.mark.parametrize("text", ["", "secret", SECRET.hex()[:-2], base64.b64encode(b"short").decode(), "ä" * 64])
+def test_what_is_no_key_is_not_shown(text):
+    with pytest.raises(BackendError, match="here holds no key: expected 32 bytes as 64 hexadecimal digits") as caught:
+        parse_key(text, "here")
+    assert not text or text not in str(caught.value)
+
+
+def test_the_key_is_in_a_file_or_the_environment(monkeypatch, tmp_path):
+    with pytest.raises(BackendError, match=f"set {KEY} to 32 bytes .*, or {KEY_FILE} to a file"):
+        find_key()
+    raw, text = tmp_path / "raw", tmp_path / "text"
+    raw.write_bytes(SECRET)
+    text.write_text(secrets.token_bytes(32).hex())
+    monkeypatch.setenv(KEY_FILE, str(raw))
+    assert find_key() == SECRET
+    monkeypatch.setenv(KEY, secrets.token_bytes(32).hex())
+    assert find_key() != SECRET and find_key(raw) == SECRET and len(find_key(text)) == 32
+    with pytest.raises(BackendError, match=f"the key file {tmp_path}/none can't be read: No such file"):
+        find_key(tmp_path / "none")
+
+
+def test_models_are_read_through_their_encryption(monkeypatch, tmp_path):
+    monkeypatch.setenv(KEY, SECRET.hex())
+    plain, hidden = tmp_path / "m.onnx", tmp_path / "m.onnx.encrypted"
+    plain.write_bytes(b"model")
+    hidden.write_bytes(encrypt(b"model", SECRET))
+    assert read_model(plain) == read_model(hidden) == b"model"
