@@ -84,7 +84,7 @@ def predict_route(scope: Scope) -> tuple[str, bool] | None:
 class _Call(Exchange):
     """A predict request: what the watch knows of it, and what its headers say."""
 
-    __slots__ = ("accept", "content_type", "deadline", "length", "priority", "request_id", "trace", "traced")
+    __slots__ = ("accept", "content_type", "deadline", "length", "priority", "request_id", "traced")
 
     def __init__(self, scope: Scope, receive: Receive, loop: asyncio.AbstractEventLoop) -> None:
         # Exchange's fields are set here, not by a call: this is the hot path
@@ -102,7 +102,6 @@ class _Call(Exchange):
         self.priority = get(b"penstock-priority")
         self.accept = get(b"accept")
         self.traced = get(b"penstock-trace")
-        self.trace: Trace | None = None
         self.request_id: str = scope.get("penstock.request_id") or choose_request_id(get(b"x-request-id"))
 
 
@@ -127,6 +126,7 @@ class Predict:
         self._watch.begin(call, loop)
         status = 200
         unread = True
+        trace: Trace | None = None
         try:
             pipeline = self._pipelines.pipelines.get(name) or self._pipelines.get(name)
             form = form_of(call.content_type)
@@ -136,7 +136,7 @@ class Predict:
             timeout = None if call.deadline is None else _seconds_left(call.deadline, 0.0)
             priority = None if call.priority is None else _priority(call.priority)
             if call.traced is not None:
-                call.trace = self._trace(scope, call.traced, many)
+                trace = self._trace(scope, call.traced, many)
             pipeline.check_admission(timeout, priority)
             message = await receive()
             body: bytes = message.get("body", b"")
@@ -158,21 +158,21 @@ class Predict:
                 answer = await self._answer_many(pipeline, images, timeout, priority, call)
                 headers = [_JSON, (b"content-length", b"%d" % len(answer))]
             else:
-                run = pipeline.submit_nowait({"data": images[0]}, timeout, priority, None, call.trace)
+                run = pipeline.submit_nowait({"data": images[0]}, timeout, priority, None, trace)
                 run.request_id = call.request_id
                 call.runs = (run,)
                 if call.helper is not None:
                     call.listen()
                 if call.accept is not None and call.accept != b"*/*" and wants_events(call.accept):
-                    events = EventStream(run, pipeline.answer_keys, call.request_id, call.trace)
+                    events = EventStream(run, pipeline.answer_keys, call.request_id, trace)
                     await events.answer(send, [(b"x-request-id", call.request_id.encode("ascii"))])
                     return
                 item = await run.future
                 if "error" in item:
                     raise item["error"]
                 fields = fields_of(item, pipeline.answer_keys)
-                if call.trace is not None:
-                    fields["trace"] = call.trace.steps
+                if trace is not None:
+                    fields["trace"] = trace.steps
                 answer = to_json(fields)
                 headers = [_JSON, (b"content-length", b"%d" % len(answer)), (b"server-timing", server_timing(run))]
         except asyncio.CancelledError:
@@ -188,7 +188,7 @@ class Predict:
         except Exception as error:
             if not isinstance(error, PenstockError):
                 logger.exception("request %s failed", call.request_id, extra={"request_id": call.request_id, "pipeline": name})
-            more = {} if call.trace is None else {"trace": call.trace.steps}
+            more = {} if trace is None else {"trace": trace.steps}
             status, headers, answer = problem(error, call.request_id, **more)
         finally:  # before anything but events is sent: a client that reads slowly is not one that uploads slowly
             self._watch.end(call)
