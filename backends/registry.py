@@ -97,11 +97,11 @@ BUILTINS: dict[str, str] = {
     "SoftmaxArgMaxTensor": "penstock.backends.classify:SoftmaxArgMaxTensor",
     "OnnxTensor": "penstock.backends.engines.onnx:OnnxTensor",
     "ModelTensor": "penstock.backends.engines.model:ModelTensor",
+    "TensorrtTensor": "penstock.backends.engines.tensorrt.backend:TensorrtTensor",
 }
 """Name -> where its class is. A module is imported when one of its backends is first used."""
 
 ABSENT: dict[str, tuple[str, str]] = {
-    "TensorrtTensor": ("EngineParams", "tensorrt"),
     "OpenvinoTensor": ("EngineParams", "openvino"),
     "TorchScriptTensor": ("EngineParams", "torch"),
     "TorchExportTensor": ("EngineParams", "torch"),
