@@ -40,6 +40,20 @@ def test_softmax_and_argmax(shape, dtype):
     assert type(answer["score"]) is float
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int32"])
+def test_tensors_of_torch(dtype):
+    torch = pytest.importorskip("torch")
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+        scores = torch.tensor([[1, 3, 2]], dtype=getattr(torch, dtype), device=device)
+        if scores.is_floating_point():
+            scores.requires_grad_()
+        assert classify(scores) == classify(np.array([[1, 3, 2]]))
+        with pytest.raises(InvalidInput, match="expected numbers of shape 1xK or K"):
+            classify(scores.expand(2, 3))
+    with pytest.raises(InvalidInput, match="expected numbers"):
+        classify(torch.zeros(2, dtype=torch.complex64))
+
+
 def test_large_logits_do_not_overflow():
     assert classify(np.array([[1e4, 0]], np.float32))["score"] == 1.0
 

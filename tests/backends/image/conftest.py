@@ -45,3 +45,41 @@ def run(make):
         return item
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tensor(photo):
+    """The photograph as 1×3×427×640, uint8, memory of its own."""
+    torch = pytest.importorskip("torch")
+    return torch.from_numpy(photo.transpose(2, 0, 1)[None].copy())
+
+
+@pytest.fixture(scope="session")
+def run_tensor(make):
+    """The item after one torch backend, once what holds for all of them has been checked."""
+    torch = pytest.importorskip("torch")
+
+    def copy(data):
+        if isinstance(data, list):
+            return [copy(each) for each in data]
+        return data.detach().clone() if isinstance(data, torch.Tensor) else np.array(data)
+
+    def same(data, before):
+        if isinstance(data, list):
+            return len(data) == len(before) and all(map(same, data, before))
+        return torch.equal(data, before) if isinstance(data, torch.Tensor) else np.array_equal(data, before)
+
+    def run_tensor(cls, data, keys=None, **params):
+        before = copy(data)
+        item = {"data": data, **(keys or {})}
+        backend = make(cls, **params)
+        backend.forward([item])
+        backend.close()
+        assert item["data"] is data and same(data, before)
+        results = item["result"] if isinstance(item["result"], list) else [item["result"]]
+        for result in results:
+            assert isinstance(result, torch.Tensor) and not result.requires_grad
+            assert result.is_contiguous() and result.untyped_storage().nbytes() == result.numel() * result.element_size()
+        return item
+
+    return run_tensor

@@ -1,0 +1,209 @@
+"""DecodeTensor: DecodeMat's pixels on the CPU; which files nvJPEG is given, and what happens to those that it refuses."""
+
+from __future__ import annotations
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from penstock.backends.base import Context
+from penstock.backends.errors import InvalidInput, TooLarge
+from penstock.backends.image.decode import checked_header
+from penstock.backends.image.mat import DecodeMat
+from penstock.backends.image.tensor_decode import DecodeTensor, find_nvjpeg, refused_as_none, suits_nvjpeg
+
+torch = pytest.importorskip("torch")
+
+
+def encode(image, kind, **options):
+    buffer = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def turned(photo, orientation):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    return encode(photo, "JPEG", exif=exif)
+
+
+def decode_mat(encoded):
+    item = {"data": encoded}
+    backend = DecodeMat()
+    backend.init(DecodeMat.parameters(), Context())
+    backend.forward([item])
+    return item["result"]
+
+
+@pytest.fixture
+def decode(make):
+    """The item after DecodeTensor on the CPU."""
+
+    def decode(data, **params):
+        item = {"data": data}
+        make(DecodeTensor, Context(device="cpu"), **params).forward([item])
+        if "result" in item:
+            result = item["result"]
+            assert result.dtype == torch.uint8 and result.is_contiguous() and result.ndim == 4
+            assert result.untyped_storage().nbytes() == result.numel()
+        return item
+
+    return decode
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_the_pixels_are_decodemats(decode, photo, kind):
+    encoded = encode(photo, kind)
+    bgr = decode_mat(encoded)
+    colors = {"bgr": bgr, "rgb": bgr[:, :, ::-1], "gray": cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY)[:, :, None]}
+    for color, expected in colors.items():
+        item = decode(encoded, color=color)
+        assert np.array_equal(item["result"][0].permute(1, 2, 0).numpy(), expected)
+        assert (item["color"], item["data_format"]) == (color, "nchw")
+        for data_format in ("nhwc", "hwc"):
+            rows = decode(encoded, color=color, data_format=data_format)
+            assert np.array_equal(rows["result"][0].numpy(), expected)
+            assert (rows["color"], rows["data_format"]) == (color, "nhwc")
+
+
+def test_rgb_is_the_default(decode):
+    item = decode(encode(Image.new("RGB", (4, 3), "red"), "PNG"))
+    assert item["result"][0, :, 0, 0].tolist() == [255, 0, 0] and item["result"].shape == (1, 3, 3, 4)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_as_the_camera_says(decode, photo, orientation):
+    encoded = turned(photo, orientation)
+    assert np.array_equal(decode(encoded, color="bgr")["result"][0].permute(1, 2, 0).numpy(), decode_mat(encoded))
+
+
+@pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview, lambda b: np.frombuffer(b, np.uint8)])
+def test_every_type_of_bytes(decode, photo, wrap):
+    assert decode(wrap(encode(photo, "PNG")))["result"].shape == (1, 3, 427, 640)
+
+
+@pytest.mark.parametrize("data", ["text", None, np.zeros((4, 4), np.uint8)])
+def test_other_types_are_a_type_error(decode, data):
+    with pytest.raises(TypeError, match="DecodeTensor: data must be bytes"):
+        decode(data)
+
+
+def test_soft_failures_and_their_neighbours(make, photo):
+    jpeg = encode(photo, "JPEG")
+    batch = [{"data": jpeg}, {"data": b"no"}, {"data": jpeg[:-5000]}, {"data": jpeg}]
+    make(DecodeTensor, Context(device="cpu")).forward(batch)
+    assert ["result" in item for item in batch] == [True, False, False, True]
+    assert all(type(item["error"]) is InvalidInput and "color" not in item for item in batch[1:3])
+
+
+def test_too_large(decode, photo):
+    assert type(decode(encode(photo, "PNG"), max_pixels=640 * 427 - 1)["error"]) is TooLarge
+
+
+@pytest.mark.parametrize("params", [{"color": "hsv"}, {"data_format": "chw"}, {"device_id": -1}])
+def test_wrong_parameters_are_a_load_error(params):
+    with pytest.raises(ValidationError):
+        DecodeTensor.parameters(**params)
+
+
+# nvJPEG
+
+
+def adobe_rgb(photo):
+    """A JPEG whose three channels are red, green and blue: Adobe's marker says that nothing was transformed."""
+    encoded = encode(photo, "JPEG", keep_rgb=True)
+    assert checked_header(encoded, 10**9).info["adobe_transform"] == 0
+    return encoded
+
+
+CASES = {
+    "plain": (lambda photo: encode(photo, "JPEG"), True),
+    "progressive": (lambda photo: encode(photo, "JPEG", progressive=True), True),
+    "grey": (lambda photo: encode(photo[:, :, 0], "JPEG"), True),
+    "upright": (lambda photo: turned(photo, 1), True),
+    "no orientation": (lambda photo: turned(photo, 0), True),
+    "turned": (lambda photo: turned(photo, 6), False),
+    "mirrored": (lambda photo: turned(photo, 2), False),
+    # Pillow warns of it, which is an error in tests
+    "damaged exif": (lambda photo: encode(photo, "JPEG", dpi=(72, 72), exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), False),
+    "cmyk": (lambda photo: encode(Image.fromarray(photo).convert("CMYK"), "JPEG"), False),
+    "rgb": (adobe_rgb, False),
+    "png": (lambda photo: encode(photo, "PNG"), False),
+    "webp": (lambda photo: encode(photo, "WEBP"), False),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_nvjpeg_is_given(photo, case):
+    make_file, expected = CASES[case]
+    assert suits_nvjpeg(checked_header(make_file(photo), 10**9)) is expected
+
+
+@pytest.fixture
+def with_nvjpeg(make):
+    """DecodeTensor with a decoder in nvJPEG's place."""
+
+    def with_nvjpeg(nvjpeg, **params):
+        backend = make(DecodeTensor, Context(device="cpu"), **params)
+        backend.nvjpeg = nvjpeg
+        return backend
+
+    return with_nvjpeg
+
+
+@pytest.mark.parametrize("data_format", ["nchw", "nhwc"])
+@pytest.mark.parametrize("color", ["rgb", "bgr", "gray"])
+def test_its_answer_is_brought_into_order(with_nvjpeg, photo, color, data_format):
+    backend = with_nvjpeg(lambda encoded: torch.from_numpy(photo.transpose(2, 0, 1).copy()), color=color, data_format=data_format)
+    item = {"data": encode(photo, "JPEG")}
+    backend.forward([item])
+    channels = {"rgb": photo, "bgr": photo[:, :, ::-1], "gray": cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)[:, :, None]}[color]
+    expected = channels if data_format == "nhwc" else channels.transpose(2, 0, 1)
+    assert np.array_equal(item["result"][0].numpy(), expected) and item["result"].is_contiguous()
+    assert (item["color"], item["data_format"]) == (color, data_format)
+
+
+def test_what_it_refuses_the_cpu_decodes(with_nvjpeg, photo):
+    asked = []
+
+    def refuse(encoded):
+        asked.append(encoded)
+        raise RuntimeError("nvjpegDecode failed: 5")
+
+    jpeg, png = encode(photo, "JPEG"), encode(photo, "PNG")
+    batch = [{"data": jpeg}, {"data": png}, {"data": b"\xff\xd8\xff\xd9"}]
+    with_nvjpeg(refuse, color="bgr").forward(batch)
+    assert asked == [jpeg]
+    assert np.array_equal(batch[0]["result"][0].permute(1, 2, 0).numpy(), decode_mat(jpeg))
+    assert np.array_equal(batch[1]["result"][0].permute(1, 2, 0).numpy(), photo[:, :, ::-1])
+    assert isinstance(batch[2]["error"], InvalidInput)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("CUDA error: an illegal memory access")])
+def test_what_the_device_reports_is_no_refusal(error):
+    def fail(encoded):
+        raise error
+
+    with pytest.raises(RuntimeError) as caught:
+        refused_as_none(fail, b"")
+    assert caught.value is error
+
+
+def test_no_nvjpeg_where_it_can_not_be():
+    assert find_nvjpeg(torch.device("cuda", 99)) is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("case", CASES)
+def test_on_a_gpu(make, photo, case):
+    backend = make(DecodeTensor)
+    encoded = CASES[case][0](photo)
+    item = {"data": encoded}
+    backend.forward([item])
+    assert item["result"].is_cuda and item["result"].is_contiguous()
+    difference = np.abs(item["result"][0].permute(1, 2, 0).cpu().numpy().astype(int) - decode_mat(encoded)[:, :, ::-1])
+    assert difference.mean() < 1.5
