@@ -159,6 +159,8 @@ class GraphRun:
         if self.trace is not None:
             self.trace.came(place.name, item, place.filter_name, status.value if isinstance(status, Status) else repr(status))
         if status is Status.RUN:
+            item.pop("result", None)  # what an earlier node has answered, or failed with, is not this one's answer
+            item.pop("error", None)
             self._run(place, item, now)
         elif status is Status.SKIP:
             self._leave((place,), item, edges)
@@ -187,8 +189,6 @@ class GraphRun:
                     found = ", ".join(sorted(map(str, output)))
                     raise BackendError(f"node {place.name!r}: its map takes {key!r} of node {source.name!r}, which left only {found}")
                 item[name] = output[key]
-        if "data" not in item:
-            raise BackendError(f"node {place.name!r}: its map gives no 'data', only {', '.join(sorted(item))}")
         return item
 
     def _pass_leaf(self, item: Item) -> None:
