@@ -158,8 +158,7 @@ class Predict:
                 answer = await self._answer_many(pipeline, images, timeout, priority, call)
                 headers = [_JSON, (b"content-length", b"%d" % len(answer))]
             else:
-                run = pipeline.submit_nowait({"data": images[0]}, timeout, priority, None, trace)
-                run.request_id = call.request_id
+                run = pipeline.submit_nowait({"data": images[0]}, timeout, priority, None, trace, call.request_id)
                 call.runs = (run,)
                 if call.helper is not None:
                     call.listen()
@@ -239,11 +238,10 @@ class Predict:
         call.runs = runs  # whatever happens from here on, they are left
         for index, image in enumerate(images):
             try:
-                run = pipeline.submit_nowait({"data": image}, timeout, priority)
+                run = pipeline.submit_nowait({"data": image}, timeout, priority, request_id=f"{call.request_id}/{index}")
             except PenstockError as error:
                 outcomes.append(error)
             else:
-                run.request_id = f"{call.request_id}/{index}"
                 runs.append(run)
                 outcomes.append(run)
         if not runs and isinstance(outcomes[0], Exception):

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self, overload
 
 from penstock.backends.errors import InvalidRequest, MissingData, NotReady
-from penstock.backends.item import Item
+from penstock.backends.item import Item, as_item
 
 from .admission import Admission
 from .composite import Composite
@@ -211,19 +211,20 @@ class Pipeline:
         """Whether items that name no node get their answer in parts."""
         return self.plan.default is not None and self.plan.default.stream is not None
 
-    def submit_nowait(
+    def submit_nowait(  # noqa: PLR0917
         self,
         item: Item,
         timeout: float | None = None,
         priority: int | None = None,
         future: asyncio.Future[Item] | None = None,
         trace: Trace | None = None,
+        request_id: str = "",
     ) -> Work:
         """Admit a request and queue it at the entry, or at the item's `node_name`. The item is read until the request ends, never
         changed; it holds neither `result` nor `error`.
 
         Await `work.future` for the final item (a soft failure is in its `error`), and call `work.leave` if that wait is cancelled.
-        `future`: takes the answer in place of one of the loop's own. `trace`: gets what happens.
+        `future`: takes the answer in place of one of the loop's own. `trace`: gets what happens. `request_id`: for the log.
         Raises what `__call__` raises at once: `MissingData`, `InvalidRequest`, `NotFound`, `QueueFull`, `Overloaded`, `NotReady`.
         """
         if self.state != "ready":
@@ -252,12 +253,13 @@ class Pipeline:
         if future is None:
             future = self._create_future()
         if self.config.loop:
-            return self._start_rounds(item, future, now + timeout, priority, size, entrance, trace)
+            return self._start_rounds(item, future, now + timeout, priority, size, entrance, trace, request_id)
         if entrance.linear and trace is None:
             run = Run(item, future, now + timeout, priority, size, admission, entrance.root)
+            run.request_id = request_id
             entrance.root.node.enqueue(run, now)
             return run
-        return self._graph.enter(entrance, item, future, now + timeout, priority, size, admission, now, "", trace)
+        return self._graph.enter(entrance, item, future, now + timeout, priority, size, admission, now, request_id, trace)
 
     def _start_rounds(  # noqa: PLR0917
         self,
@@ -268,11 +270,12 @@ class Pipeline:
         size: int,
         entrance: Entrance,
         trace: Trace | None,
+        request_id: str,
     ) -> Rounds:
         def enter(entrance: Entrance, item: Item, answered: Any, request_id: str) -> Work:
             return self._graph.enter(entrance, item, answered, deadline, priority, size, None, self._clock(), request_id, trace)
 
-        return Rounds(item, future, size, self._admission, entrance, self.plan.entrances, self.config.max_rounds, enter)
+        return Rounds(item, future, size, self._admission, entrance, self.plan.entrances, self.config.max_rounds, enter, request_id)
 
     def call(self, name: str, item: Any, future: Called, entry: Entry, *, timeout: float | None, priority: int | None) -> Work:
         """Start what Python logic called, on behalf of `entry`: a node of this pipeline, or (`pipeline`, `pipeline/node`) of another one,
@@ -286,9 +289,9 @@ class Pipeline:
             if name in self.plan.places or self.others is None:
                 entrance = self.plan.entrance(name, self.name)
             else:
-                other = {**as_item(item)}
-                other.pop("node_name", None)
-                return self.others(pipeline).submit_nowait(other | ({"node_name": node} if node else {}), deadline - now, priority, future)
+                other = {key: value for key, value in as_item(item).items() if key != "node_name"} | ({"node_name": node} if node else {})
+                trace, request_id = self._graph.trace_of(entry), entry.request_id
+                return self.others(pipeline).submit_nowait(other, deadline - now, priority, future, trace, request_id)
         item = as_item(item)
         if "data" not in item:
             raise MissingData(f"pipeline {self.name!r}: the item for node {name!r} has no 'data'; its keys are {sorted(map(str, item))}")
@@ -334,17 +337,3 @@ class Pipeline:
         if size > bound:
             raise InvalidRequest(f"inference request batch-size must be <= {bound} for {self.name!r}; got {size}")
         return size
-
-
-def as_item(item: Any) -> Item:
-    """The caller's item, without what an earlier call may have left in it. Raises `TypeError`.
-
-    It is copied only where that is needed: each node works on a copy anyway, made when its batch starts.
-    """
-    if type(item) is not dict:
-        if not isinstance(item, Mapping):
-            raise TypeError(f"an item is a dict with 'data', or a list of such; got {type(item).__name__}")
-        item = dict(item)
-    if "result" in item or "error" in item:
-        return {key: value for key, value in item.items() if key not in ("result", "error")}
-    return item  # type: ignore[no-any-return]

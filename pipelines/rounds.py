@@ -33,9 +33,10 @@ class Rounds:
         entrances: dict[str, Entrance],
         max_rounds: int,
         enter: Enter,
+        request_id: str,
     ) -> None:
         self.future = future
-        self.request_id = ""
+        self.request_id = request_id
         self._data = item["data"]
         self._size = size
         self._admission: Admission | None = admission  # None: the request has ended
@@ -43,7 +44,7 @@ class Rounds:
         self._max_rounds = max_rounds
         self._enter = enter
         self._round = 1
-        self._work = enter(entrance, item, self, "")
+        self._work = enter(entrance, item, self, request_id)
 
     # what a round's run uses of a future
 

@@ -145,8 +145,14 @@ class RunningGraph:
         """Start a run on behalf of an entry that waits for it; its deadline and priority hold unless others are given."""
         if self._closed:  # the logic was cancelled by that, and calls for help
             raise NotReady(f"pipeline {self._name!r} is closed")
-        trace = entry.run.trace if isinstance(entry, Visit) else None
-        part = trace.part(entry.place.name) if trace is not None and isinstance(entry, Visit) else None
+        part = self.trace_of(entry)
         ends = entry.deadline if deadline is None else deadline
         wanted = entry.wanted if priority is None else priority
         return self.enter(entrance, item, future, ends, wanted, size, None, now, entry.request_id, part)
+
+    @staticmethod
+    def trace_of(entry: Entry) -> Trace | None:
+        """The trace of a part of what waits; None where it is not traced, or has enough of them."""
+        if not isinstance(entry, Visit) or entry.run.trace is None:
+            return None
+        return entry.run.trace.part(entry.place.name)

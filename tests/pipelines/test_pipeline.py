@@ -26,9 +26,9 @@ from penstock.backends.errors import (
     NotReady,
     QueueFull,
 )  # fmt: skip
-from penstock.backends.item import Item
+from penstock.backends.item import Item, as_item
 from penstock.backends.registry import register_backend
-from penstock.pipelines.pipeline import Pipeline, as_item
+from penstock.pipelines.pipeline import Pipeline
 
 pytestmark = pytest.mark.usefixtures("own_registry", "no_threads_left")
 

@@ -11,7 +11,7 @@ import pytest
 
 from penstock.backends import filters
 from penstock.backends.base import Backend
-from penstock.backends.errors import InvalidInput
+from penstock.backends.errors import BackendError, InvalidInput
 from penstock.backends.filters import Status, register_filter
 from penstock.backends.item import Item
 from penstock.backends.registry import register_backend
@@ -194,3 +194,22 @@ async def test_a_note_on_each_step_that_ran() -> None:
         await pipeline.submit_nowait({"data": ["a", "b"]}, trace=trace).future
     assert seen == [("upper.2", "upper", "A"), ("upper.2", "upper", "B"), ("each", "each", ["A", "B"])]
     assert trace.steps[0]["noted"] and all(part[0]["noted"] for part in trace.steps[0]["parts"])
+
+
+class Fails:
+    def forward(self, batch: list[Item]) -> None:
+        raise ValueError("no")
+
+
+async def test_the_log_has_the_requests_id_however_the_item_came_to_the_node(own_registry: None, caplog: pytest.LogCaptureFixture) -> None:
+    async def ask(item: Item, call: Any) -> Any:
+        return await call("work", item)
+
+    register_backend("Fails", Fails)
+    register_backend("Ask", ask)
+    nodes = {"parts": {"backend": "MapReduce", "jump": "work"}, "ask": {"backend": "Ask"}, "work": {"backend": "Fails"}}
+    async with Pipeline.load({**nodes, "pipeline": {"entry": "parts"}}) as pipeline:
+        for number, item in enumerate(({"data": [1]}, {"data": 1, "node_name": "ask"}, {"data": 1, "node_name": "work"})):
+            with pytest.raises(BackendError):
+                await pipeline.submit_nowait(item, request_id=f"R{number}").future
+    assert [record.__dict__["request_id"] for record in caplog.records if record.getMessage().startswith("node work")] == ["R0", "R1", "R2"]
