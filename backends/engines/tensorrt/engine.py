@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
 from ...base import UNBOUNDED, Context, Params
@@ -14,15 +13,15 @@ from ...device import buckets, choose_device
 from ...errors import InvalidInput
 from ...item import Item
 from ..onnx import reorder, shape_text
-from ..torch.engine import UNBOUNDED_LARGEST, Input, Member, TorchEngine
+from ..torch.engine import UNBOUNDED_LARGEST, Member, TorchEngine
+from ..torch.reading import dtype_text, widens
 from ..torch.sharing import shared
 from .backend import BuiltEngine
-from .execution import Execution, LoadedEngine, Port, deserialise
+from .execution import Execution, LoadedEngine, deserialise
 from .library import Library, find_library
 from .network import CLASSIFIERS
 from .params import TensorrtParams
 from .plan import find_plan, where_kept
-from .profiles import Range
 from .progress import Progress
 from .recipe import Recipe
 
@@ -36,14 +35,6 @@ class TensorrtTensor(TorchEngine):
     """Of the build, while there is one; to be read from any thread."""
 
     model: Execution
-
-    def init(self, params: Any, context: Context) -> None:
-        super().init(params, context)
-        self.max = min(self.max, self.model.largest)
-        self.min = min(self.min, self.max)
-        self._capacity = self.max
-        fixed = self.model.inputs[0].shape[0]
-        self._buckets = [fixed] if fixed != -1 else buckets(self.max)
 
     def load(self, params: TensorrtParams, context: Context, device: torch.device) -> Execution:
         """The engine, shared among the instances of this recipe on this device, with contexts of this instance's own."""
@@ -63,6 +54,7 @@ class TensorrtTensor(TorchEngine):
             self.progress = None
         stream = self._half.stream.cuda_stream if self._half.stream is not None else 0
         execution = Execution(library, engine, where, device, stream)
+        self.model_range = execution.range
         self._inputs = reorder(execution.inputs, params.input_reorder, "input_reorder", context)
         return execution
 
@@ -77,28 +69,53 @@ class TensorrtTensor(TorchEngine):
         super().close()
 
     def _read(self, item: Item) -> Member:
-        """The item's tensors, checked against the engine's inputs, in their dtypes."""
+        """The item's tensors, checked against the engine's inputs."""
         member = super()._read(item)
         if len(member.inputs) != len(self._inputs):
             names = ", ".join(port.name for port in self._inputs)
             raise InvalidInput(f"TensorrtTensor: the model has {len(self._inputs)} inputs ({names}), and data holds {len(member.inputs)}")
-        tensors: list[Input] = [self._fitting(port, tensor) for port, tensor in zip(self._inputs, member.inputs, strict=True)]
-        return member._replace(inputs=tensors, kind=tuple([tuple(each.shape[1:]) for each in tensors if not isinstance(each, list)]))
+        for position, tensor in enumerate(member.inputs):
+            self._check(position, tensor)
+        return member
 
-    def _fitting(self, port: Port, tensor: Any) -> torch.Tensor:
-        """The tensor in the dtype of an input that can take it. Raises InvalidInput."""
+    def _check(self, position: int, tensor: Any) -> None:
+        port = self._inputs[position]
         ranges = [profile[port.name] for profile in self.model.profiles]
-        if not _widens(tensor.dtype, port.dtype) or not any(_holds_inner(each, tensor.shape) for each in ranges):
-            found = f"{str(tensor.dtype).removeprefix('torch.')} of shape {shape_text(tensor.shape)}"
+        if not widens(tensor.dtype, port.dtype) or not any(each.holds_inner(tensor.shape[1:]) for each in ranges):
             allowed = " or ".join(dict.fromkeys(map(str, ranges)))
-            raise InvalidInput(f"TensorrtTensor: input {port.name}: expected {port} ({allowed}), got {found}")
-        return tensor.to(port.dtype)  # type: ignore[no-any-return]
+            found = f"{dtype_text(tensor.dtype)} of shape {shape_text(tensor.shape)}"
+            raise InvalidInput(f"{self.label(position)}: expected {port} ({allowed}), got {found}")
+
+    def label(self, position: int) -> str:
+        return f"TensorrtTensor: input {self._inputs[position].name if position < len(self._inputs) else position}"
+
+    def travels_as(self, index: int, tensor: torch.Tensor) -> torch.dtype:
+        return self._inputs[index].dtype
+
+    def _run_group(self, members: list[Member]) -> None:
+        """In as many runs as the profiles of these shapes take: those of larger images may take fewer."""
+        inputs: list[Any] = members[0].inputs
+        largest = self.model.largest({port.name: each.shape[1:] for port, each in zip(self._inputs, inputs, strict=True)})
+        start = 0
+        while start < len(members):
+            stop, rows = start + 1, members[start].rows
+            while stop < len(members) and rows + members[stop].rows <= largest:
+                rows += members[stop].rows
+                stop += 1
+            super()._run_group(members[start:stop])
+            start = stop
 
     def _run(self, inputs: Sequence[Any], names: tuple[str, ...] = ()) -> list[Any]:
         by_name = {port.name: tensor for port, tensor in zip(self._inputs, inputs, strict=True)}
         ordered = [by_name[port.name] for port in self.model.inputs]
-        rows = self.model.rows(len(ordered[0]), [tensor.shape[1:] for tensor in ordered])
-        return self.order(self.model(*[_padded(tensor, rows) for tensor in ordered]))
+        count = len(ordered[0])
+        rows = self.model.rows(count, [tensor.shape[1:] for tensor in ordered])
+        outputs = self.model(*[_padded(tensor, rows) for tensor in ordered])
+        return self.order([output[:count] if output.ndim and len(output) == rows else output for output in outputs])
+
+    def keeps_apart(self, output: Any, rows: int) -> bool:
+        """Not where it has more rows: their number depends on the data, and all are the one item's."""
+        return bool(output.ndim > 0 and len(output) == rows)
 
     def _share_out(self, members: list[Member], outputs: list[Any]) -> None:
         super()._share_out(members, outputs)
@@ -148,22 +165,3 @@ def _padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:
     padded = tensor.new_zeros((rows, *tensor.shape[1:]))
     padded[: len(tensor)] = tensor
     return padded
-
-
-def _holds_inner(each: Range, shape: Sequence[int]) -> bool:
-    """Whether a range takes that shape, whatever its batch."""
-    return len(shape) == len(each.max) and Range(each.min[1:], each.opt[1:], each.max[1:]).holds(shape[1:])
-
-
-def _widens(found: torch.dtype, expected: torch.dtype) -> bool:
-    """Whether no value is lost, as NumPy sees it; what NumPy lacks (bfloat16, float8) must be the same."""
-    if found == expected:
-        return True
-    try:
-        return bool(np.can_cast(_numpy(found), _numpy(expected), "safe"))
-    except TypeError:
-        return False
-
-
-def _numpy(dtype: torch.dtype) -> np.dtype[Any]:
-    return np.dtype(str(dtype).removeprefix("torch."))

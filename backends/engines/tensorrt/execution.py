@@ -6,13 +6,15 @@ Built against the bindings' signatures and docstrings; nothing here has ever run
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
+from ...base import BatchRange
 from ...errors import BackendError, DeviceError, InvalidInput
 from ..onnx import shape_text
+from ..torch.reading import dtype_text
 from .library import Library, log
 from .profiles import Profile, Range, choose, describe
 
@@ -38,7 +40,7 @@ class Port(NamedTuple):
     shape: tuple[int, ...]
 
     def __str__(self) -> str:
-        return f"{str(self.dtype).removeprefix('torch.')} of shape {shape_text([None if size == -1 else size for size in self.shape])}"
+        return f"{dtype_text(self.dtype)} of shape {shape_text([None if size == -1 else size for size in self.shape])}"
 
 
 class LoadedEngine:
@@ -103,9 +105,15 @@ class Execution:
         self._captured: list[_Context] = []
 
     @property
-    def largest(self) -> int:
-        """The largest batch."""
-        return max(profile[self.inputs[0].name].max[0] for profile in self.profiles)
+    def range(self) -> BatchRange:
+        """The batches that some profile takes."""
+        found = [profile[self.inputs[0].name] for profile in self.profiles]
+        return BatchRange(min(each.min[0] for each in found), max(each.max[0] for each in found))
+
+    def largest(self, inner: Mapping[str, Sequence[int]]) -> int:
+        """The largest batch of items of these shapes, behind the batch axis; 0 where no profile takes any."""
+        fitting = [profile for profile in self.profiles if all(profile[name].holds_inner(shape) for name, shape in inner.items())]
+        return max((profile[self.inputs[0].name].max[0] for profile in fitting), default=0)
 
     def close(self) -> None:
         self._contexts.clear()

@@ -8,6 +8,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,9 @@ def _quantized(model: Any) -> set[str]:
 
 
 def _autocast(path: Path, wanted: str, kept: list[str]) -> Any:
-    from modelopt.onnx.autocast import convert_to_mixed_precision
-
+    autocast = import_module("modelopt.onnx.autocast")
     patterns = [f"^{re.escape(name)}$" for name in kept]
-    return convert_to_mixed_precision(str(path), low_precision_type=wanted, nodes_to_exclude=patterns, keep_io_types=True)
+    return autocast.convert_to_mixed_precision(str(path), low_precision_type=wanted, nodes_to_exclude=patterns, keep_io_types=True)
 
 
 def _to_float16(model: Any, kept: list[str]) -> Any:

@@ -43,6 +43,10 @@ class Range(NamedTuple):
     def holds(self, shape: Sequence[int]) -> bool:
         return len(shape) == len(self.max) and all(low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True))
 
+    def holds_inner(self, shape: Sequence[int]) -> bool:
+        """Whether it holds what lies behind the batch axis."""
+        return Range(self.min[1:], self.opt[1:], self.max[1:]).holds(shape)
+
     def __str__(self) -> str:
         return shape_text(self.max) if self.min == self.max else f"{shape_text(self.min)} to {shape_text(self.max)}"
 

@@ -1,0 +1,495 @@
+"""TensorrtTensor's half that runs: buffers, buckets, contexts and failures, on a stand-in for TensorRT's runtime.
+
+Engines are built for real. `FakeRuntime` computes on the CPU in their place, and keeps to the rules that the bindings' docstrings state; a
+test below holds its signatures against theirs. It shows nothing about TensorRT itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import types
+from weakref import WeakValueDictionary, ref
+
+import numpy as np
+import pytest
+import torch
+
+from penstock.backends.base import Context
+from penstock.backends.engines.tensorrt import engine as engine_module
+from penstock.backends.engines.tensorrt.backend import TensorrtTensor
+from penstock.backends.engines.tensorrt.execution import DTYPES, Execution, LoadedEngine, failure, make_allocator
+from penstock.backends.engines.tensorrt.library import Library
+from penstock.backends.engines.torch import sharing
+from penstock.backends.errors import BackendError, ConfigError, DeviceError, InvalidInput
+
+NUMPY = {"FLOAT": np.float32, "UINT8": np.uint8, "INT64": np.int64, "INT32": np.int32, "BF16": np.uint16}
+
+
+class FakeContext:
+    def __init__(self, engine):
+        self.engine = engine
+        self.profile = None
+        self.shapes, self.addresses, self.allocators = {}, {}, {}
+        self.runs = []
+
+    def set_optimization_profile_async(self, profile_index, stream_handle):
+        assert self.profile is None, "a context keeps its profile"
+        self.profile = profile_index
+        return True
+
+    def set_input_shape(self, name, shape):
+        low, _, high = self.engine.get_tensor_profile_shape(name, self.profile)
+        self.shapes[name] = shape
+        return len(shape) == len(low) and all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
+
+    def set_tensor_address(self, name, memory):
+        self.addresses[name] = memory
+        return memory != 0
+
+    def infer_shapes(self):
+        return [name for name in self.engine.ins if name not in self.shapes]
+
+    def get_tensor_shape(self, name):
+        return self.engine.shape_of(name, self.shapes)
+
+    def set_output_allocator(self, name, output_allocator):
+        self.allocators[name] = output_allocator
+        return True
+
+    def execute_async_v3(self, stream_handle):
+        if self.engine.failing:
+            self.engine.logger.log(self.engine.trt.ILogger.Severity.ERROR, self.engine.failing)
+            return False
+        arrays = [self.memory(self.addresses[name], self.shapes[name], dtype) for name, (dtype, _) in self.engine.ins.items()]
+        self.runs.append(tuple(self.shapes.values()))
+        for (name, (dtype, _)), value in zip(self.engine.outs.items(), self.engine.compute(*arrays), strict=True):
+            address = self.addresses.get(name)
+            if name in self.allocators:
+                address = self.allocators[name].reallocate_output_async(name, 0, value.nbytes, 256, stream_handle)
+                self.allocators[name].notify_shape(name, value.shape)
+            self.memory(address, value.shape, dtype)[...] = value
+        return True
+
+    @staticmethod
+    def memory(address, shape, dtype):
+        count = int(np.prod(shape)) * np.dtype(NUMPY[dtype]).itemsize
+        return np.frombuffer((ctypes.c_byte * count).from_address(address), NUMPY[dtype]).reshape(shape)
+
+
+class FakeEngine:
+    """`ins` and `outs`: name -> (type, shape); an output's shape is a function of the inputs' shapes where it is not that of the first."""
+
+    def __init__(self, trt, logger, ins, outs, profiles, compute, shapes=None):
+        self.trt, self.logger, self.compute, self.profiles = trt, logger, compute, profiles
+        self.ins, self.outs, self.shapes = ins, outs, shapes or {}
+        self.contexts = []
+        self.failing = ""
+        self.no_contexts = False
+        self.streamable_weights_size = 1000
+        self.weight_streaming_budget_v2 = None
+
+    @property
+    def num_io_tensors(self):
+        return len(self.ins) + len(self.outs)
+
+    @property
+    def num_optimization_profiles(self):
+        return len(self.profiles)
+
+    def get_tensor_name(self, index):
+        return [*self.ins, *self.outs][index]
+
+    def get_tensor_mode(self, name):
+        return self.trt.TensorIOMode.INPUT if name in self.ins else self.trt.TensorIOMode.OUTPUT
+
+    def get_tensor_dtype(self, name):
+        return getattr(self.trt.DataType, {**self.ins, **self.outs}[name][0])
+
+    def get_tensor_shape(self, name):
+        return {**self.ins, **self.outs}[name][1]
+
+    def get_tensor_location(self, name):
+        return self.trt.TensorLocation.DEVICE
+
+    def get_tensor_profile_shape(self, name, profile_index):
+        if -1 not in self.ins[name][1]:
+            return [self.ins[name][1]] * 3
+        return self.profiles[profile_index][name]
+
+    def create_execution_context(self):
+        if self.no_contexts:
+            self.logger.log(self.trt.ILogger.Severity.ERROR, "Error Code 2: OutOfMemory (Requested size was 99 bytes.)")
+            return None
+        self.contexts.append(FakeContext(self))
+        return self.contexts[-1]
+
+    def shape_of(self, name, shapes):
+        return self.shapes[name](shapes) if name in self.shapes else next(iter(shapes.values()))
+
+
+class FakeRuntime:
+    def __init__(self, engine):
+        self.engine = engine
+        self.plans = []
+        self.validity = ("VALID", 0)
+
+    def get_engine_validity(self, buffer):
+        name, diagnostics = self.validity
+        return getattr(self.engine.trt.EngineValidity, name), diagnostics
+
+    def deserialize_cuda_engine(self, serialized_engine):
+        self.plans.append(serialized_engine)
+        return self.engine
+
+
+class FakeLibrary(Library):
+    """The real one, on the fake runtime."""
+
+    fakes: list[FakeRuntime] = []  # noqa: RUF012
+
+    def runtime(self, where, *, on_gpu):
+        return self.fakes[0]
+
+
+def ranges(*sizes, rest=(3,), names=("a", "b")):
+    """A profile a batch size, from 1."""
+    return [{name: [(1, *rest), (size, *rest), (size, *rest)] for name in names} for size in sizes]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_shared(monkeypatch):
+    """With earlier tests, whose failures may keep their engines alive."""
+    monkeypatch.setattr(sharing, "_models", WeakValueDictionary())
+
+
+@pytest.fixture
+def fake(library, monkeypatch):
+    """Put a FakeRuntime with this engine in TensorRT's place."""
+
+    def fake(ins, outs, profiles, compute, shapes=None):
+        found = FakeLibrary(library.name, library.version, library.trt, library.logger)
+        runtime = FakeRuntime(FakeEngine(library.trt, library.logger, ins, outs, profiles, compute, shapes))
+        monkeypatch.setattr(FakeLibrary, "fakes", [runtime])
+        monkeypatch.setattr(engine_module, "find_library", lambda name: found)
+        return runtime
+
+    return fake
+
+
+@pytest.fixture
+def fake_two(fake):
+    tensor = ("FLOAT", (-1, 3))
+    return fake({"a": tensor, "b": tensor}, {"sum": tensor, "dif": tensor}, ranges(1, 2, 4), lambda a, b: (a + b, a - b))
+
+
+@pytest.fixture
+def make(tmp_path):
+    made = []
+
+    def make(path, context=None, **params):
+        backend = TensorrtTensor()
+        made.append(backend)
+        params = {"model::cache": str(tmp_path / "kept"), **params}
+        backend.init(TensorrtTensor.parameters(model=str(path), **params), Context(node="net", device="cpu", **(context or {})))
+        return backend
+
+    yield make
+    for backend in made:
+        backend.close()
+
+
+def pair(seed, rows=1):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand((rows, 3), generator=generator) for _ in range(2)]
+
+
+def test_items_share_a_run_and_get_their_own_rows_back(make, two, fake_two):
+    backend = make(two, max="4")
+    pairs = [pair(1), pair(2, 2), pair(3)]
+    batch = [{"data": data, "request_size": len(data[0])} for data in pairs]
+    backend.forward(batch)
+    for item, (a, b) in zip(batch, pairs, strict=True):
+        assert torch.equal(item["result"][0], a + b) and torch.equal(item["result"][1], a - b)
+    assert [context.runs for context in fake_two.engine.contexts] == [[((4, 3), (4, 3))]]
+    assert (backend.min, backend.max, backend.device) == (1, 4, "")
+
+
+def test_results_own_their_memory(make, two, fake_two):
+    backend = make(two, max="4")
+    batch = [{"data": pair(1)}, {"data": pair(2)}]
+    backend.forward(batch)
+    kept = [output.clone() for output in batch[0]["result"]]
+    backend.forward([{"data": pair(3)}, {"data": pair(4)}])
+    assert all(torch.equal(one, other) for one, other in zip(kept, batch[0]["result"], strict=True))
+    assert batch[0]["result"][0].untyped_storage().nbytes() == 12
+
+
+def test_every_profile_has_a_context_of_its_own_made_once(make, two, fake_two):
+    backend = make(two, max="4")
+    for rows in (1, 2, 3, 4, 2, 1):
+        backend.forward([{"data": pair(rows, rows), "request_size": rows}])
+    found = {context.profile: [shapes[0][0] for shapes in context.runs] for context in fake_two.engine.contexts}
+    assert found == {0: [1, 1], 1: [2, 2], 2: [3, 4]}
+
+
+def test_warm_up_runs_every_bucket(make, two, fake_two):
+    make(two, max="4").warm_up()
+    assert sorted(shapes[0][0] for context in fake_two.engine.contexts for shapes in context.runs) == [1, 2, 4]
+
+
+def test_a_fixed_batch_is_padded(make, two, fake):
+    tensor = ("FLOAT", (4, 3))
+    runtime = fake({"a": tensor, "b": tensor}, {"sum": tensor}, [{}], lambda a, b: (a + b,))
+    backend = make(two, max="8")
+    assert (backend.min, backend.max) == (4, 4)
+    a, b = pair(1, 2)
+    batch = [{"data": [a, b], "request_size": 2}]
+    backend.forward(batch)
+    assert torch.equal(batch[0]["result"], a + b) and runtime.engine.contexts[0].runs == [((4, 3), (4, 3))]
+
+
+def test_batches_between_profiles_are_padded_up_to_the_next(make, two, fake):
+    tensor = ("FLOAT", (-1, 3))
+    gap = [{name: [(size, 3)] * 3 for name in "ab"} for size in (1, 4)]
+    runtime = fake({"a": tensor, "b": tensor}, {"sum": tensor}, gap, lambda a, b: (a + b,))
+    backend = make(two, max="4")
+    (a, b) = pair(1, 2)
+    batch = [{"data": [a, b], "request_size": 2}]
+    backend.forward(batch)
+    assert torch.equal(batch[0]["result"], a + b)
+    assert [context.runs for context in runtime.engine.contexts] == [[((4, 3), (4, 3))]]
+
+
+def test_shapes_that_allow_fewer_run_in_more_runs(make, image, fake):
+    profiles = [{"image": [(1, 3, 8, 8), (4, 3, 16, 16), (4, 3, 16, 16)]}, {"image": [(1, 3, 17, 17), (2, 3, 64, 64), (2, 3, 64, 64)]}]
+    runtime = fake({"image": ("FLOAT", (-1, 3, -1, -1))}, {"y": ("FLOAT", (-1, 3, -1, -1))}, profiles, lambda x: (x * 2,))
+    backend = make(image, min="1x3x8x8;1x3x17x17", max="4x3x16x16;2x3x64x64")
+    assert backend.max == 4
+    images = [torch.rand(1, 3, size, size) for size in (32, 16, 32, 32)]
+    batch = [{"data": each} for each in images]
+    backend.forward(batch)
+    assert all(torch.equal(item["result"], each * 2) for item, each in zip(batch, images, strict=True))
+    runs = sorted(shapes for context in runtime.engine.contexts for shapes in context.runs)
+    assert runs == [((1, 3, 16, 16),), ((1, 3, 32, 32),), ((2, 3, 32, 32),)]
+
+
+def test_what_does_not_fit_is_a_soft_failure_of_its_own(make, two, fake_two):
+    backend = make(two, max="4")
+    good, wrong = pair(1), torch.zeros(1, 4)
+    batch = [{"data": good}, {"data": [good[0], wrong]}, {"data": [good[0]]}, {"data": [good[0], good[1].to(torch.complex64)]}]
+    backend.forward(batch)
+    assert "result" in batch[0] and [type(item.get("error")) for item in batch[1:]] == [InvalidInput] * 3
+    assert str(batch[1]["error"]) == (
+        "TensorrtTensor: input b: expected float32 of shape Nx3 (1x3 or 1x3 to 2x3 or 1x3 to 4x3), got float32 of shape 1x4"
+    )
+    assert "the model has 2 inputs (a, b), and data holds 1" in str(batch[2]["error"])
+    assert "got complex64 of shape 1x3" in str(batch[3]["error"])
+
+
+def test_dtypes_widen_on_their_way(make, two, fake_two):
+    backend = make(two, max="4")
+    data = [np.array([[1, 2, 3]], np.uint8), np.array([[1, 1, 1]], np.float64)]
+    batch = [{"data": data}]
+    backend.forward(batch)
+    assert batch[0]["result"][0].tolist() == [[2, 3, 4]] and batch[0]["result"][0].dtype == torch.float32
+
+
+def test_whole_numbers_and_bfloat16_travel(make, two, fake):
+    ins = {"a": ("INT64", (-1, 3)), "b": ("BF16", (-1, 3))}
+    fake(ins, {"x": ins["a"], "y": ins["b"]}, ranges(4), lambda a, b: (a + 1, b))
+    backend = make(two, max="4")
+    a, b = torch.tensor([[2**40, 1, 2]]), torch.tensor([[1.5, 2.5, -1.0]], dtype=torch.bfloat16)
+    batch = [{"data": [a, b]}]
+    backend.forward(batch)
+    assert torch.equal(batch[0]["result"][0], a + 1) and torch.equal(batch[0]["result"][1], b)
+    with pytest.raises(InvalidInput, match=r"input b: expected bfloat16 of shape Nx3 .* got float32"):
+        backend.forward([{"data": [a, b.float()]}])
+
+
+def test_every_type_is_torchs_or_refused(library):
+    there = {name for name, value in library.trt.DataType.__members__.items()}
+    assert there - set(DTYPES) == {"INT4", "FP4", "E8M0"}
+    for name, dtype in DTYPES.items():
+        assert getattr(library.trt.DataType, name).itemsize == dtype.itemsize
+
+
+def test_outputs_whose_shape_depends_on_the_data(make, scores, fake):
+    """The positions of a row that are not 0: as many as there are, all of them the one item's."""
+    fake(
+        {"x": ("FLOAT", (-1, 5))}, {"places": ("INT64", (-1, 2)), "same": ("FLOAT", (-1, 5))}, ranges(1, 4, rest=(5,), names=("x",)),
+        lambda x: (np.argwhere(x).astype(np.int64), x), {"places": lambda shapes: (-1, 2)},
+    )  # fmt: skip
+    backend = make(scores, max="4")
+    for row in ([0, 1, 0, 1, 1], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]):
+        batch = [{"data": torch.tensor([row], dtype=torch.float32)}]
+        backend.forward(batch)
+        places, same = batch[0]["result"]
+        assert places.tolist() == [[0, index] for index in range(5) if row[index]] and same.tolist() == [row]
+    with pytest.raises(BackendError, match=r"output 0 has 3 rows for a batch of 2: the model does not keep items apart; set max = 1"):
+        backend.forward([{"data": torch.tensor([row], dtype=torch.float32)} for row in ([1, 0, 0, 0, 0], [1, 0, 0, 0, 1])])
+
+
+def test_an_allocator_grows_and_says_where_there_is_no_memory(library, monkeypatch, caplog):
+    allocator = make_allocator(library.trt, torch.device("cpu"))
+    first = allocator.reallocate_output("y", 0, 0, 256)
+    assert first  # never null, also for nothing
+    grown = allocator.reallocate_output("y", first, 64, 256)
+    assert allocator.reallocate_output("y", grown, 32, 256) == grown
+    allocator.notify_shape("y", (2, 4))
+    assert allocator.tensor(torch.float32).shape == (2, 4)
+
+    def full(*shape, **options):
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr(torch, "empty", full)
+    assert allocator.reallocate_output("y", grown, 128, 256) == 0
+    assert "output y: no memory for 128 bytes: none left" in caplog.text
+
+
+def test_inputs_and_outputs_in_another_order(make, two, fake_two):
+    backend = make(two, max="4", input_reorder="1,0", output_reorder="1,0")
+    (a, b) = pair(1)
+    batch = [{"data": [b, a]}]
+    backend.forward(batch)
+    assert torch.equal(batch[0]["result"][0], a - b) and torch.equal(batch[0]["result"][1], a + b)
+    with pytest.raises(ConfigError, match="input_reorder: '0,2' must hold each of 0 to 1 once"):
+        make(two, max="4", input_reorder="0,2")
+
+
+@pytest.mark.parametrize(("postprocessor", "best"), [("SoftmaxArgMax", "class"), ("ArgMax", "class"), ("SoftmaxMax", "score")])
+def test_classes_come_as_plain_values(make, scores, fake, postprocessor, best):
+    def top(x):
+        order = np.argsort(-x)[:, :2]
+        return np.take_along_axis(x, order, 1), order.astype(np.int32)
+
+    outs = {"penstock_scores": ("FLOAT", (-1, 2)), "penstock_classes": ("INT32", (-1, 2))}
+    shape = {name: lambda shapes: (shapes["x"][0], 2) for name in outs}
+    fake({"x": ("FLOAT", (-1, 5))}, outs, ranges(4, rest=(5,), names=("x",)), top, shape)
+    backend = make(scores, max="4", postprocessor=postprocessor, top_k=2)
+    batch = [
+        {"data": torch.tensor([[0, 0, 0.5, 0, 0.25]])},
+        {"data": torch.tensor([[1.0, 0, 0, 0, 0], [0, 0, 0, 2, 0]]), "request_size": 2},
+    ]
+    backend.forward(batch)
+    assert batch[0]["class"] == 2 and batch[0]["score"] == 0.5 and batch[0]["result"] == batch[0][best]
+    assert batch[0]["top"] == [{"class": 2, "score": 0.5}, {"class": 4, "score": 0.25}]
+    assert batch[1]["class"] == [0, 3] and batch[1]["score"] == [1.0, 2.0] and len(batch[1]["top"]) == 2
+
+
+def test_instances_share_the_engine_and_each_has_its_contexts(make, two, fake_two):
+    first, second = make(two, max="4"), make(two, max="4")
+    assert len(fake_two.plans) == 1
+    for backend in (first, second):
+        backend.forward([{"data": pair(1)}])
+    assert [context.profile for context in fake_two.engine.contexts] == [0, 0]
+    loaded = ref(first._engine.model._loaded)
+    first.close()
+    assert loaded() is not None
+    second.forward([{"data": pair(2)}])
+    second.close()
+    assert loaded() is None
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ("Error Code 1: Cuda Runtime (cudaError 700: an illegal memory access was encountered)", DeviceError),
+        ("Error Code 2: OutOfMemory (Requested size was 12 bytes.)", MemoryError),
+        ("Error Code 3: API Usage Error (shape)", BackendError),
+    ],
+)
+def test_a_run_that_fails_says_what_tensorrt_says(make, two, fake_two, said, error):
+    backend = make(two, max="4")
+    fake_two.engine.failing = said
+    with pytest.raises(error, match=re.escape(said)) as caught:
+        backend.forward([{"data": pair(1)}])
+    assert "net" in str(caught.value) and (error is not BackendError or not isinstance(caught.value, DeviceError))
+
+
+def test_an_engine_that_does_not_load_says_why(make, two, fake_two):
+    fake_two.engine.no_contexts = True
+    backend = make(two, max="4")
+    with pytest.raises(MemoryError, match=r"can't make an execution context.*Requested size was 99 bytes"):
+        backend.forward([{"data": pair(1)}])
+    fake_two.validity = ("INVALID", 2 | 4)
+    with pytest.raises(BackendError, match=r"can't run this engine on this machine: UNSUPPORTED_CC; OLD_CUDA_DRIVER"):
+        make(two, max="4", weight_budget_percentage=1)
+    fake_two.validity, fake_two.engine = ("VALID", 0), types.SimpleNamespace(trt=fake_two.engine.trt)
+    fake_two.deserialize_cuda_engine = lambda serialized_engine: None
+    with pytest.raises(
+        BackendError, match=r"node 'net': TensorrtTensor: .*two\.onnx: tensorrt_rtx .* can't load the engine: it gives no reason"
+    ):
+        make(two, max="4", weight_budget_percentage=2)
+
+
+def test_the_weight_budget_is_a_share_of_what_can_be_streamed(make, two, fake_two):
+    make(two, max="4", weight_budget_percentage=25)
+    assert fake_two.engine.weight_streaming_budget_v2 == 250
+
+
+def test_inputs_without_a_batch_are_refused(make, two, fake):
+    fake({"a": ("FLOAT", (-1, 3)), "b": ("FLOAT", (7,))}, {"y": ("FLOAT", (-1, 3))}, ranges(4), lambda a, b: (a,))
+    with pytest.raises(BackendError, match=r"the batch as their first axis.*a \(float32 of shape Nx3\), b \(float32 of shape 7\)"):
+        make(two, max="4")
+
+
+def test_a_context_of_a_captured_graph_runs_nothing_else(library, fake_two, monkeypatch):
+    execution = Execution(library, LoadedEngine(fake_two.engine, None), "net", torch.device("cpu"), 7)
+    capturing = False
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    execution(*pair(1))
+    capturing = True
+    execution(*pair(2))
+    capturing = False
+    execution(*pair(3))
+    execution(*pair(4))
+    assert [len(context.runs) for context in fake_two.engine.contexts] == [2, 2]
+
+
+def test_without_a_gpu_nothing_is_built(make, two, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(
+        BackendError, match=r"node 'net': TensorrtTensor: .*two\.onnx: TensorRT runs on an NVIDIA GPU, and torch sees none here"
+    ):
+        make(two, max="4")
+    assert not (tmp_path / "kept").exists()
+
+
+def test_what_tensorrt_does_not_explain(library):
+    assert str(failure("net: no", [])) == "net: no: it gives no reason"
+
+
+def test_the_fake_has_the_signatures_of_the_bindings(library):
+    """Every method and attribute that runs here is TensorRT's, with as many parameters."""
+    for fake, name in ((FakeRuntime, "Runtime"), (FakeEngine, "ICudaEngine"), (FakeContext, "IExecutionContext")):
+        real = getattr(library.trt, name)
+        methods = [each for each in vars(fake) if not each.startswith("_") and each not in ("shape_of", "memory")]
+        assert methods
+        for method in methods:
+            found = getattr(real, method)
+            if isinstance(vars(fake)[method], property):
+                continue
+            parameters = vars(fake)[method].__code__.co_argcount - 1
+            assert parameters in arities(method, found.__doc__), f"{name}.{method} takes {arities(method, found.__doc__)}, not {parameters}"
+    for attribute in ("streamable_weights_size", "weight_streaming_budget_v2"):
+        assert hasattr(library.trt.ICudaEngine, attribute)
+
+
+def arities(method, doc):
+    """How many parameters a method may be given, by the signatures in its docstring."""
+    found = set()
+    for signature in re.findall(rf"{method}\(self: [\w.]+(.*)\) ->", doc):
+        depth, parameters, optional = 0, 0, 0
+        for character in re.sub(r"<[^>]*>", "", signature):
+            depth += (character in "[(") - (character in "])")
+            parameters += character == "," and not depth
+            optional += character == "=" and not depth
+        found |= set(range(parameters - optional, parameters + 1))
+    return found
+
+
+def test_arities_are_read():
+    assert arities("run", "run(self: a.B, name: str, shape: tuple[int, int] = None) -> bool") == {1, 2}
+    assert arities("run", "run(self: a.B) -> bool") == {0}
