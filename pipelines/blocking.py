@@ -129,7 +129,9 @@ class Pipe:
     def _only_node(self) -> Node:
         nodes = self._runner.pipeline.nodes
         if len(nodes) != 1:
-            raise ValueError(f"min() and max() are of a pipe with one node; this one has {', '.join(node.name for node in nodes)}")
+            raise ValueError(
+                f"min() and max() are of a pipe with one node; this one has {', '.join(node.name for node in nodes) or 'none'}"
+            )
         return nodes[0]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, overload
 
 from penstock.backends.base import Context
@@ -48,6 +49,7 @@ class Caller(Protocol):
 
     def call(self, name: str, item: Any, future: Called, entry: Entry, *, timeout: float | None, priority: int | None) -> Work:
         """Start a run on behalf of `entry`. Raises what a pipeline's call raises at once, and `NotFound`."""
+        ...
 
 
 class Call:
@@ -156,7 +158,7 @@ class LogicNode(Composite):
     async def start(self) -> None:
         spec = self.config.groups[0].spec
         try:
-            logic = await asyncio.to_thread(spec.create, self._where)  # it may load something large
+            logic = await self._in_thread(spec.create, self._where)  # it may load something large
         except Exception as error:
             failure = BackendError(f"node {self.name!r}: {type(error).__name__}: {error}")
             raise failure from error
@@ -177,9 +179,18 @@ class LogicNode(Composite):
         if logic is not None:
             del self._logic
             try:
-                await asyncio.to_thread(logic.close)
+                await self._in_thread(logic.close)
             except Exception:
                 logger.exception("node %s: close failed", self.name, extra={"pipeline": self._where.pipeline, "node": self.name})
+
+    async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run it in a thread that has ended then; those of `asyncio.to_thread` outlive the loop."""
+        pool = ThreadPoolExecutor(1, f"{self._where.pipeline}/{self.name}")
+        running = self._loop.run_in_executor(pool, function, *args)
+        try:
+            return await running
+        finally:
+            pool.shutdown(wait=running.done() and not running.cancelled())
 
     def begin(self, entry: Entry, batch: Batch) -> None:
         call = Call(self._pipeline, entry, self._loop)
