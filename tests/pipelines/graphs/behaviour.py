@@ -64,7 +64,7 @@ def act(node: str, item: Item) -> None:
             item["data"] = item["result"] = answer
         case "drop":
             item.pop("x", None)
-            item.pop("data")
+            item.pop("data", None)
             item["result"] = answer
         case "raise":
             raise ValueError(answer)

@@ -251,9 +251,11 @@ class Reference:
             if "error" in own:
                 own.pop("result", None)
             return own
-        pieces = [item["data"]] if node.split is None else item.get(node.split)
+        pieces = [item.get("data")] if node.split is None else item.get(node.split)
         if not isinstance(pieces, list):
             raise FailedError({node.name, node.act}, f"{node.split} is no list")
+        if pieces and "data" not in item:
+            raise FailedError({node.name, node.act}, "no data")
         parts = [self.run(node.jump, {**item, node.split or "data": piece}, choose) for piece in pieces]
         failures: list[tuple[FailedError, Counter[str]]] = []
         for part in parts:
