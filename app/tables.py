@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from penstock.backends.engines.absent import Absent
-from penstock.backends.registry import BackendDescription
+from penstock.backends.registry import BackendDescription, extra_installed
 from penstock.backends.spec import Spec
 from penstock.backends.type_names import value_name
 from penstock.pipelines.config import NodeConfig, PipelineConfig
@@ -36,6 +36,8 @@ def _absent(spec: Spec) -> Iterator[str]:
     """Why members of an expression can be checked and not run."""
     if issubclass(spec.cls, Absent):
         yield spec.cls.reason
+    elif spec.cls.extra and not extra_installed(spec.cls.extra):
+        yield f"{spec.name} needs penstock[{spec.cls.extra}]"
     for child in spec.children:
         yield from _absent(child)
 

@@ -111,7 +111,7 @@ def test_backends(run):
     assert rows["DecodeMat"] == "yes An image file to pixels."
     assert rows["LetterBoxMat"].startswith("yes YOLO's letterbox")
     assert rows["cvtColorMat"] == "yes another name of CvtColorMat" and rows["S"] == "yes another name of Sequential"
-    assert rows["GpuTensor"].startswith("no not in this version")
+    assert rows["OpenvinoTensor"].startswith("no not in this version")
     answer = run("backends", "ResizeMat")
     assert answer.exit_code == 0 and "resize_h" in answer.stdout and "required" in answer.stdout
     for bound in ("int, 1 to 32767", "available here"):
@@ -124,10 +124,10 @@ def test_backends(run):
 
 def test_backends_say_what_is_missing(run, monkeypatch):
     monkeypatch.setattr("penstock.backends.registry.extra_installed", lambda extra: extra != "tensorrt")
-    assert "TensorrtTensor (not here: not in this version, needs penstock[tensorrt])" in run("backends", "TensorrtTensor").stdout
-    assert "GpuTensor (not here: not in this version)" in run("backends", "GpuTensor").stdout
+    assert "TensorrtTensor (not here: needs penstock[tensorrt])" in run("backends", "TensorrtTensor").stdout
+    assert "OpenvinoTensor (not here: not in this version)" in run("backends", "OpenvinoTensor").stdout
     listed = " ".join(run("backends").stdout.split())
-    assert "TensorrtTensor no not in this version, needs penstock[tensorrt]" in listed
+    assert "TensorrtTensor no needs penstock[tensorrt]" in listed
 
 
 def test_a_broken_package_hides_no_other_backend(run, monkeypatch):
@@ -138,9 +138,10 @@ def test_a_broken_package_hides_no_other_backend(run, monkeypatch):
     assert answer.exit_code == 0 and "Broken no the backend Broken of" in listed and "DecodeMat yes" in listed
 
 
-def test_check_says_what_can_not_run_here(run, digits):
+def test_check_says_what_can_not_run_here(run, digits, monkeypatch):
+    monkeypatch.setattr("penstock.app.tables.extra_installed", lambda extra: extra != "tensorrt")
     answer = run("check", digits.parents[1] / "resnet" / "guide.toml")
-    assert answer.exit_code == 0 and "resnet50 can't run here: TensorrtTensor" in answer.stdout
+    assert answer.exit_code == 0 and "resnet50 can't run here: TensorrtTensor needs penstock[tensorrt]" in answer.stdout
     assert answer.stdout.count("can't run here") == 1
 
 

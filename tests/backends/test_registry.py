@@ -191,7 +191,7 @@ def test_entry_points_are_backends(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_absent_backend_is_known_and_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "find_spec", lambda module: None)
     registry._absent.cache_clear()
-    cls = find_backend("TensorrtTensor")
+    cls = find_backend("OpenvinoTensor")
     registry._absent.cache_clear()
     assert cls.parameters is not None
     keys = {"model": "x.onnx", "max": 4, "mean": "1, 2.5", "model::cache": "x.trt", "precision::fp32": "a,b"}
@@ -199,7 +199,7 @@ def test_an_absent_backend_is_known_and_says_what_it_needs(monkeypatch: pytest.M
     assert params.mean == (1.0, 2.5)  # type: ignore[attr-defined]
     assert params.max == "4"  # type: ignore[attr-defined]
     assert cls.declared_range(params, ()) == (1, 4)
-    with pytest.raises(BackendError, match="TensorrtTensor needs extra tensorrt"):
+    with pytest.raises(BackendError, match="OpenvinoTensor needs extra openvino"):
         cls().init(params, Context())
 
 
@@ -229,7 +229,7 @@ def test_descriptions_name_parameters_as_files_write_them() -> None:
     assert parameters["model"].required
     assert parameters["model::cache"].type == "str | None"
     assert found.extra == "tensorrt"
-    assert not found.available
+    assert found.available
 
 
 OPS = """

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
-from ...base import Backend, BatchRange, Context, Params
+from ...base import Context, Params
 from ...errors import BackendError
-from ...item import Item
+from ..torch.backend import TorchBackend
 from .params import TensorrtParams
 from .progress import Progress
 
@@ -21,7 +20,7 @@ class BuiltEngine(NamedTuple):
     """False: it was there."""
 
 
-class TensorrtTensor(Backend):
+class TensorrtTensor(TorchBackend):
     """Runs a model by TensorRT on an NVIDIA GPU: an .onnx file, built at the first load and kept, or an engine (.trt, .plan).
 
     `data`: a tensor or array with the batch dimension, N×..., N = `request_size` (1 where the item has none), or a list of them in
@@ -35,54 +34,20 @@ class TensorrtTensor(Backend):
 
     parameters: ClassVar[type[Params] | None] = TensorrtParams
     extra: ClassVar[str] = "tensorrt"
-
-    _engine: Any = None
-
-    @classmethod
-    def declared_range(cls, params: TensorrtParams, children: tuple[BatchRange, ...]) -> BatchRange:
-        return params.declared_range()
-
-    @staticmethod
-    def shape_key(item: Item) -> Hashable:  # type: ignore[override]
-        """What one run may not mix: shapes behind the batch dimension, and dtypes."""
-        data = item.get("data")
-        if isinstance(data, list | tuple):
-            return tuple([(tuple(array.shape[1:]), array.dtype) if hasattr(array, "shape") else None for array in data])
-        return (tuple(data.shape[1:]), data.dtype) if data is not None and hasattr(data, "shape") else None
+    engine: ClassVar[str] = ".tensorrt.engine"
 
     @property
     def progress(self) -> Progress | None:
         """Of the build that `init` waits for; None where there is none. May be read from any thread."""
-        return self._engine.progress if self._engine is not None else None
+        return getattr(self.children[0], "progress", None) if self.children else None
 
     @classmethod
     def build_ahead(cls, params: TensorrtParams, context: Context, progress: Progress) -> BuiltEngine:
         """What `init` would build, without a GPU where the library can do that. Raises BackendError and ConfigError."""
-        return _engine_module().build_ahead(params, context, progress)  # type: ignore[no-any-return]
-
-    def init(self, params: TensorrtParams, context: Context) -> None:
-        """Raises BackendError and ConfigError that name node and file, and what is missing here."""
-        self._engine = _engine_module().TensorrtTensor()
-        self._engine.init(params, context)
-        self.min, self.max, self.device = self._engine.min, self._engine.max, self._engine.device
-
-    def warm_up(self) -> None:
-        self._engine.warm_up()
-
-    def forward(self, batch: list[Item]) -> None:
-        self._engine.forward(batch)
-
-    def close(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
-        super().close()
-
-
-def _engine_module() -> Any:
-    try:
-        from . import engine
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise BackendError("TensorrtTensor needs extra tensorrt, which brings torch: pip install 'penstock[tensorrt]'") from error
-    return engine
+        try:
+            from .engine import build_ahead
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise BackendError("TensorrtTensor needs extra tensorrt, which brings torch: pip install 'penstock[tensorrt]'") from error
+        return build_ahead(params, context, progress)

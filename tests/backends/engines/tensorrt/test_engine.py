@@ -383,7 +383,7 @@ def test_instances_share_the_engine_and_each_has_its_contexts(make, two, fake_tw
     for backend in (first, second):
         backend.forward([{"data": pair(1)}])
     assert [context.profile for context in fake_two.engine.contexts] == [0, 0]
-    loaded = ref(first._engine.model._loaded)
+    loaded = ref(first.children[0].model._loaded)
     first.close()
     assert loaded() is not None
     second.forward([{"data": pair(2)}])
