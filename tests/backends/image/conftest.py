@@ -21,7 +21,7 @@ def photo(request):
 def make():
     def make(cls, context=None, **params):
         backend = cls()
-        backend.init(cls.parameters(**params), context or Context(node="test"))
+        backend.init(cls.parameters(**params), context or Context(node="test", device="cpu"))
         return backend
 
     return make

@@ -110,14 +110,3 @@ def test_the_same_as_by_opencv(no_gpu):
 def test_a_gpu_that_is_not_there(no_gpu):
     with pytest.raises((BackendError, ConfigError), match="torch sees 0 GPUs here"):
         pipe({"backend": "GpuTensor", "device_id": 0})
-
-
-def test_a_gpu_that_is_there(torch):
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU here")
-    with pipe(
-        {"backend": "S[DecodeTensor,ResizeTensor,cvtColorTensor]", "resize_h": 8, "resize_w": 8, "color": "rgb", "device_id": 0}
-    ) as run:
-        item = {"data": (DIGITS / "digit.png").read_bytes()}
-        run(item)
-        assert item["result"].device == torch.device("cuda", 0)

@@ -1,0 +1,127 @@
+"""The torch image backends on a GPU, against themselves on the CPU. Skipped where there is no GPU."""
+
+from __future__ import annotations
+
+import io
+import threading
+
+import pytest
+from PIL import Image
+
+from penstock import pipe
+from penstock.backends.base import Context
+from penstock.backends.image.tensor_convert import CpuTensor, CvtColorTensor, FloatTensor, GpuTensor, NCHWTensor
+from penstock.backends.image.tensor_crop import CopyMakeBorderTensor, CropTensor, WarpAffineTensor
+from penstock.backends.image.tensor_decode import DecodeTensor
+from penstock.backends.image.tensor_files import LoadTensor, SaveTensor
+from penstock.backends.image.tensor_resize import DynamicResizeTensor, ResizePadTensor, ResizeTensor
+from penstock.backends.image.tensor_rows import ArgMaxTensor, CatTensor, SplitTensor
+
+torch = pytest.importorskip("torch")
+if not torch.cuda.is_available():
+    pytest.skip("no GPU here", allow_module_level=True)
+
+ON_CPU, ON_GPU = Context(node="test", device="cpu"), Context(node="test", device="cuda:0")
+
+CASES = {
+    "resize": (ResizeTensor, {"resize_h": 224, "resize_w": 224}, {}),
+    "enlarge": (ResizeTensor, {"resize_h": 900, "resize_w": 1000}, {}),
+    "the item's size": (DynamicResizeTensor, {}, {"resize_h": 50, "resize_w": 60}),
+    "pad": (ResizePadTensor, {"max_h": 224, "max_w": 224, "pad_value": "1,2,3"}, {}),
+    "crop": (CropTensor, {}, {"_box": [10, 20, 300, 400]}),
+    "border": (CopyMakeBorderTensor, {"top": 3, "right": 9, "pad_value": 7}, {}),
+    "warp": (
+        WarpAffineTensor,
+        {"target_h": 300, "target_w": 500, "pad_value": "1,2,3"},
+        {"affine_matrix": [0.7, 0.4, 20.3, -0.4, 0.7, 90.6]},
+    ),
+    "colour": (CvtColorTensor, {"color": "bgr"}, {"color": "rgb"}),
+    "grey": (CvtColorTensor, {"color": "gray"}, {"color": "rgb"}),
+    "float": (FloatTensor, {}, {}),
+    "nchw": (NCHWTensor, {}, {}),
+    "best": (ArgMaxTensor, {}, {}),
+    "together": (CatTensor, {}, {}),
+    "there": (GpuTensor, {}, {}),
+    "a node's stream": (SplitTensor, {}, {}),
+}
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["from the CPU", "from the GPU"])
+@pytest.mark.parametrize("data_format", ["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_as_on_the_cpu(make, tensor, case, dtype, data_format, there):
+    cls, params, keys = CASES[case]
+    data = tensor.to(dtype) if data_format == "nchw" else tensor.permute(0, 2, 3, 1).contiguous().to(dtype)
+    found, expected = ({"data": data, "data_format": data_format, **keys} for _ in range(2))
+    if there:
+        found["data"] = data.to("cuda:0")
+    backend = make(cls, ON_GPU, **params)
+    assert backend.device == "cuda:0"
+    backend.forward([found])
+    make(cls, ON_CPU, **params).forward([expected])
+    if cls is SplitTensor:
+        (found["result"],), (expected["result"],) = found["result"], expected["result"]
+    result = found["result"]
+    assert result.device == torch.device("cuda", 0) and result.is_contiguous() and result.dtype == expected["result"].dtype
+    assert result.untyped_storage().nbytes() == result.numel() * result.element_size()
+    if there:
+        assert torch.equal(found["data"].cpu(), data)
+    difference = (result.cpu().double() - expected["result"].double()).abs()
+    # OpenCV 4 warps in steps of 1/32 of a pixel
+    assert difference.mean() < 0.5 if cls is WarpAffineTensor else difference.max() <= (1 if dtype != torch.float32 else 0.01)
+
+
+def test_back_again(make, tensor):
+    item = {"data": [tensor.cuda(), tensor]}
+    make(CpuTensor, ON_GPU).forward([item])
+    assert [each.device.type for each in item["result"]] == ["cpu", "cpu"] and torch.equal(item["result"][0], tensor)
+
+
+def test_files_are_of_no_device(make, tensor, tmp_path):
+    make(SaveTensor, ON_GPU, save_dir=str(tmp_path)).forward([{"data": tensor.cuda()}])
+    (path,) = tmp_path.iterdir()
+    assert torch.load(path).device.type == "cpu"
+    item = {"data": None}
+    make(LoadTensor, ON_GPU, tensor_name=str(path)).forward([item])
+    assert item["result"].is_cuda and torch.equal(item["result"].cpu(), tensor)
+
+
+def encode(photo, kind="JPEG", **options):
+    buffer = io.BytesIO()
+    Image.fromarray(photo).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("color", ["rgb", "bgr", "gray"])
+@pytest.mark.parametrize("data_format", ["nchw", "nhwc"])
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"kind": "PNG"}], ids=str)
+def test_decoded_there(make, photo, options, color, data_format):
+    items = [{"data": encode(photo, **options)} for _ in range(2)]
+    for item, context in zip(items, (ON_GPU, ON_CPU), strict=True):
+        make(DecodeTensor, context, color=color, data_format=data_format).forward([item])
+    found, expected = (item["result"] for item in items)
+    assert found.is_cuda and found.is_contiguous() and found.shape == expected.shape
+    assert (found.cpu().float() - expected.float()).abs().mean() < 1.5
+
+
+def test_threads_with_streams_of_their_own(photo):
+    config = {"backend": "S[DecodeTensor,ResizePadTensor,cvtColorTensor,FloatTensor]", "max_h": 224, "max_w": 224, "color": "bgr"}
+    encoded = encode(photo)
+    with pipe({**config, "instance_num": 4, "device_id": 0}) as run:
+        first = {"data": encoded}
+        run(first)
+        found = []
+
+        def work():
+            for _ in range(50):
+                item = {"data": encoded}
+                run(item)
+                found.append(torch.equal(item["result"], first["result"]))
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert found == [True] * 400
