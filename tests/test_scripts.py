@@ -118,7 +118,9 @@ def test_demo_refuses_what_it_does_not_know(house: Path) -> None:
 
 
 def test_test_gives_its_arguments_to_pytest(house: Path) -> None:
-    install(house, ".venv-test", "dev", "torch==2.13.0")
+    linux = "sys_platform == 'linux' and platform_machine == 'x86_64'"
+    tensorrt = [f"tensorrt-rtx-cu13-{half}==1.7.1.116; {linux}" for half in ("libs", "bindings")]
+    install(house, ".venv-test", "dev", "torch==2.13.0", *tensorrt)
     write_script(house / ".venv-test" / "bin" / "python", 'case "$1" in -c) ;; *) echo "ran: $*"; exit 3 ;; esac')
     done = run(house / "scripts" / "test", "-k", "a or b")
     assert (done.returncode, done.stdout.splitlines()[-1]) == (3, "ran: -m pytest -k a or b")

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from ...base import Context, Params
 from ...errors import BackendError
 from ..torch.backend import TorchBackend
 from .params import TensorrtParams
-from .progress import Progress
-
-
-class BuiltEngine(NamedTuple):
-    path: Path
-    size: int
-    """Bytes of the plan."""
-    built: bool
-    """False: it was there."""
+from .progress import BuiltEngine, Progress
 
 
 class TensorrtTensor(TorchBackend):

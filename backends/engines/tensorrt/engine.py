@@ -16,13 +16,12 @@ from ..onnx import reorder, shape_text
 from ..torch.engine import UNBOUNDED_LARGEST, Member, TorchEngine
 from ..torch.reading import dtype_text, widens
 from ..torch.sharing import shared
-from .backend import BuiltEngine
 from .execution import Execution, LoadedEngine, deserialise
 from .library import Library, find_library
 from .network import CLASSIFIERS
 from .params import TensorrtParams
 from .plan import find_plan, where_kept
-from .progress import Progress
+from .progress import BuiltEngine, Progress
 from .recipe import Recipe
 
 

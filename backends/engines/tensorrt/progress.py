@@ -5,7 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class BuiltEngine(NamedTuple):
+    """What a build ahead of the first start leaves."""
+
+    path: Path
+    size: int
+    """Bytes of the plan."""
+    built: bool
+    """False: it was there."""
 
 
 class Progress:
