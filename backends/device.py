@@ -6,15 +6,17 @@ All of it belongs to one executor's thread. On the CPU the same calls do the sam
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
 from .base import Backend
-from .errors import BackendError, DeviceError
+from .errors import BackendError, DeviceError, PenstockError
 from .item import Item
 
 logger = logging.getLogger("penstock.device")
@@ -30,13 +32,15 @@ def choose_device(wanted: str = "") -> torch.device:
     """The device that `cpu`, `cuda`, `cuda:1` or `1` names; "": the first GPU where there is one. BackendError where it is not there."""
     if not wanted:
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    device = torch.device("cuda", int(wanted)) if wanted.isdecimal() else torch.device(wanted)
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        device = torch.device("cuda", device.index or 0)
-        if device.index is not None and device.index >= count:
-            raise BackendError(f"device {wanted!r}: torch sees {count} GPUs here")
-    return device
+    name, _, index = ("cuda", "", wanted) if wanted.isdecimal() else wanted.partition(":")
+    if name not in ("cpu", "cuda") or not (index or "0").isdecimal():
+        raise BackendError(f"device {wanted!r}: expected cpu, cuda, or a GPU's number, as in cuda:1")
+    if name == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(index or 0) >= count:
+        raise BackendError(f"device {wanted!r}: torch sees {count} GPUs here")
+    return torch.device("cuda", int(index or 0))
 
 
 def buckets(largest: int) -> list[int]:
@@ -52,6 +56,13 @@ def buckets(largest: int) -> list[int]:
 _streams = threading.local()
 """`_streams.of[device]`: this thread's stream there."""
 
+_choosing = threading.Lock()
+_taken: WeakValueDictionary[tuple[torch.device, int], torch.cuda.Stream] = WeakValueDictionary()
+"""The streams that threads have, by the driver's handle; a thread's end frees its own."""
+
+POOL = 32
+"""torch hands out so many streams of a device in turn: the next one is the first again, whoever has it."""
+
 
 def own_stream(device: torch.device) -> torch.cuda.Stream | None:
     """This thread's own stream on the device, made its current one; None on the CPU."""
@@ -60,37 +71,63 @@ def own_stream(device: torch.device) -> torch.cuda.Stream | None:
     streams: dict[torch.device, torch.cuda.Stream] = _streams.__dict__.setdefault("of", {})
     if device not in streams:
         torch.cuda.set_device(device)
-        streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        streams[device] = _unused_stream(device)
         torch.cuda.set_stream(streams[device])
     return streams[device]
 
 
+def _unused_stream(device: torch.device) -> torch.cuda.Stream:
+    with _choosing:
+        for _ in range(POOL):
+            stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            if (device, stream.cuda_stream) not in _taken:
+                _taken[device, stream.cuda_stream] = stream
+                return stream
+    logger.warning("%s: more than %d threads use it; this one shares a stream, and captures no graphs", device, POOL)
+    return stream
+
+
 def wait_after(backend: Backend) -> None:
-    """Have `forward` return when the device is through with what it leaves there: readers are on other threads, with other streams."""
+    """Have `forward` return when the device is through with what it leaves there (readers are on other threads, with other streams),
+    and what the device reports meanwhile be this batch's.
+    """
     forward = backend.forward
+    name, device = type(backend).__name__, torch.device("cuda", torch.cuda.current_device())
     done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
     def forward_and_wait(batch: list[Item]) -> None:
-        forward(batch)
-        if any(isinstance(value, torch.Tensor) and value.is_cuda for item in batch for value in item.values()):
-            done.record()
-            done.synchronize()
+        with device_errors(name, device, "running a batch"):
+            forward(batch)
+            if any(_on_device(value) for item in batch for value in item.values()):
+                done.record()
+                done.synchronize()
 
     backend.forward = forward_and_wait  # type: ignore[method-assign]
+
+
+def _on_device(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(isinstance(each, torch.Tensor) and each.is_cuda for each in value)
+    return isinstance(value, torch.Tensor) and value.is_cuda
 
 
 class Buffer:
     """Where the batch of one input is put together: `host` (pinned where there is a GPU) and `device`, both rows x shape.
 
-    On the CPU both are one.
+    On the CPU both are one. `kept`: a graph reads it.
     """
 
-    __slots__ = ("device", "host")
+    __slots__ = ("device", "host", "kept")
 
     def __init__(self, rows: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
         self.host = torch.zeros((rows, *shape), dtype=dtype, pin_memory=on_gpu)
         self.device = torch.zeros((rows, *shape), dtype=dtype, device=device) if on_gpu else self.host
+        self.kept = False
+
+
+_lost: list[Any] = []
+"""What was on a device that has failed. Never freed: torch ends the process where freeing memory fails."""
 
 
 class DeviceHalf:
@@ -100,7 +137,7 @@ class DeviceHalf:
         self.device = device
         self.who = who
         self.stream: torch.cuda.Stream | None = None
-        self._buffers: dict[tuple[int, tuple[int, ...], torch.dtype], Buffer] = {}
+        self._buffers: dict[tuple[int, tuple[int, ...], torch.dtype, int], Buffer] = {}
         self._graphs: dict[Any, tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]] = {}
         if device.type == "cuda":
             with self.errors("taking the device"):
@@ -115,11 +152,20 @@ class DeviceHalf:
 
     def close(self) -> None:
         """Give the memory back."""
+        try:
+            self.synchronize()
+        except RuntimeError:
+            _lost.append((self._graphs, self._buffers))
+            self._graphs, self._buffers = {}, {}
+            return
         self._graphs.clear()
         self._buffers.clear()
+        self.clean()
+
+    def clean(self) -> None:
+        """Give memory that torch keeps for later back to the device, for others."""
         if self.on_gpu:
-            with suppress(RuntimeError):  # a device that is gone has nothing to give
-                torch.cuda.synchronize(self.device)
+            with _capturing:  # a graph that is being captured is of memory that must stay
                 torch.cuda.empty_cache()
 
     # a batch's way
@@ -128,18 +174,13 @@ class DeviceHalf:
         """The batch of input `index` on the device, rows x shape: `parts` (on the host or any device, n x shape) one after another, zeros
         behind them up to `rows`. One copy to the device; kept until the next batch.
         """
-        shape = tuple(parts[0].shape[1:])
-        key = index, shape, dtype
-        buffer = self._buffers.get(key)
-        if buffer is None or len(buffer.host) < rows:
-            if buffer is None and sum(other[0] == index for other in self._buffers) >= MAX_SHAPES and not self._graphs:
-                self._buffers.clear()
-            buffer = self._buffers[key] = Buffer(max(rows, capacity), shape, dtype, self.device)
+        buffer = self._buffer(index, tuple(parts[0].shape[1:]), dtype, rows, capacity)
         start = 0
         if self.stream is not None and any(part.is_cuda for part in parts):
             for part in parts:
                 if part.is_cuda:
-                    part.record_stream(self.stream)  # its allocator must not hand it out before this stream has read it
+                    # its allocator must not hand it out before the stream that copies it (of its own device) has read it
+                    part.record_stream(torch.cuda.current_stream(part.device))
                 buffer.device[start : start + len(part)].copy_(part, non_blocking=True)
                 start += len(part)
             buffer.device[start:rows].zero_()
@@ -151,6 +192,18 @@ class DeviceHalf:
         if self.stream is not None:
             buffer.device[:rows].copy_(buffer.host[:rows], non_blocking=True)
         return buffer.device[:rows]
+
+    def _buffer(self, index: int, shape: tuple[int, ...], dtype: torch.dtype, rows: int, capacity: int) -> Buffer:
+        """That of an input; a larger one beside it where a batch is above `capacity`: graphs hold the addresses of the other."""
+        size = capacity if rows <= capacity else 1 << (rows - 1).bit_length()
+        key = index, shape, dtype, size
+        if key not in self._buffers:
+            passing = [other for other, buffer in self._buffers.items() if other[0] == index and not buffer.kept]
+            if len(passing) >= MAX_SHAPES:
+                for other in passing:
+                    del self._buffers[other]
+            self._buffers[key] = Buffer(size, shape, dtype, self.device)
+        return self._buffers[key]
 
     def fetch(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The outputs on the host; the thread sleeps until the device is through with all that was asked of it."""
@@ -173,9 +226,10 @@ class DeviceHalf:
 
     def capture(self, key: Any, run: Callable[[], list[torch.Tensor]]) -> bool:
         """Keep the work of `run` (on buffers that stay where they are) as a graph under `key`. False where it can't be captured."""
-        if self.stream is None:
+        if self.stream is None or _taken.get((self.device, self.stream.cuda_stream)) is not self.stream:
             return False
-        with _capturing:
+        # No thread may wait for the whole device meanwhile (the driver forbids it): wait for streams and events instead.
+        with _capturing, torch.cuda.device(self.device):
             for _ in range(2):  # libraries choose their algorithms, and allocate, before
                 run()
             self.synchronize()
@@ -190,6 +244,8 @@ class DeviceHalf:
                 return False
             torch.cuda.set_stream(self.stream)
         self._graphs[key] = graph, outputs
+        for buffer in self._buffers.values():
+            buffer.kept = True
         return True
 
     def replay(self, key: Any) -> list[torch.Tensor] | None:
@@ -204,21 +260,47 @@ class DeviceHalf:
 
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:
-        """What the device reports, in words: MemoryError with what was asked for and what is free; DeviceError for what it won't recover
-        from. Both fail the whole batch and are not tried again.
-        """
-        try:
+        """What the device reports, in words (`device_errors`)."""
+        with device_errors(self.who, self.device, doing):
             yield
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(f"{self.who}: out of memory on {self.device} while {doing}: {self._free()}; torch says: {error}") from error
-        except RuntimeError as error:
-            if isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error):
-                raise DeviceError(f"{self.who}: {self.device} failed while {doing}: {str(error).splitlines()[0]}") from error
-            raise
 
-    def _free(self) -> str:
-        try:
-            free, total = torch.cuda.mem_get_info(self.device)
-        except RuntimeError:
-            return "how much is free can't be read"
-        return f"{free / 2**20:,.0f} MiB of {total / 2**20:,.0f} are free"
+
+@contextmanager
+def device_errors(who: str, device: torch.device, doing: str) -> Iterator[None]:
+    """What a device reports, in words: MemoryError with what was asked for and what is free; DeviceError for what it won't recover
+    from. Both fail the whole batch and are not tried again.
+    """
+    try:
+        yield
+    except PenstockError:
+        raise
+    except RuntimeError as error:
+        text = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or (said := _line_with(text, *OUT_OF_MEMORY)):
+            said = text if isinstance(error, torch.OutOfMemoryError) else said
+            raise MemoryError(f"{who}: out of memory on {device} while {doing}: {free_memory(device)}; torch says: {said}") from error
+        said = _line_with(text, *FAILED)
+        if said or isinstance(error, getattr(torch, "AcceleratorError", ())):
+            raise DeviceError(f"{who}: {device} failed while {doing}: {said or text.splitlines()[0]}") from error
+        raise
+
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
+FAILED = ("CUDA error", "CUDNN_STATUS_EXECUTION_FAILED", "CUDNN_STATUS_INTERNAL_ERROR")
+"""What torch says: its exceptions of TorchScript, cuDNN and AOTInductor are plain RuntimeErrors."""
+
+
+def _line_with(text: str, *signs: str) -> str:
+    return next((line.strip() for line in text.splitlines() if any(sign in line for sign in signs)), "")
+
+
+def free_memory(device: torch.device) -> str:
+    try:
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+        else:
+            page = os.sysconf("SC_PAGE_SIZE")
+            free, total = page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
+    except (RuntimeError, ValueError, AttributeError):  # a device that has failed; a system that does not tell
+        return "how much is free can't be read"
+    return f"{free / 2**20:,.0f} MiB of {total / 2**20:,.0f} are free"

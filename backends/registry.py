@@ -97,23 +97,23 @@ BUILTINS: dict[str, str] = {
     "SoftmaxArgMaxTensor": "penstock.backends.classify:SoftmaxArgMaxTensor",
     "OnnxTensor": "penstock.backends.engines.onnx:OnnxTensor",
     "ModelTensor": "penstock.backends.engines.model:ModelTensor",
+    "TorchScriptTensor": "penstock.backends.engines.torch.backend:TorchScriptTensor",
+    "TorchExportTensor": "penstock.backends.engines.torch.backend:TorchExportTensor",
+    "PythonTensor": "penstock.backends.engines.torch.backend:PythonTensor",
     "TensorrtTensor": "penstock.backends.engines.tensorrt.backend:TensorrtTensor",
 }
 """Name -> where its class is. A module is imported when one of its backends is first used."""
 
 ABSENT: dict[str, tuple[str, str]] = {
     "OpenvinoTensor": ("EngineParams", "openvino"),
-    "TorchScriptTensor": ("EngineParams", "torch"),
-    "TorchExportTensor": ("EngineParams", "torch"),
-    "PythonTensor": ("EngineParams", "torch"),
 }
 """Known by name and parameters (of engines/params.py), with the extra each needs; a file that uses them can be checked, not run."""
 
 PLANNED = frozenset({"EventLoop", "Ring"})
 """Names of torchpipe that are Penstock's, and not there yet."""
 
-EXTRAS = {"torch": ("torch",), "tensorrt": ("tensorrt", "torch"), "openvino": ("openvino",)}
-"""Extra -> the modules that it brings."""
+EXTRAS = {"torch": ("torch",), "tensorrt": ("tensorrt|tensorrt_rtx|tensorrt_rtx_bindings", "torch"), "openvino": ("openvino",)}
+"""Extra -> the modules that it brings; of those with | between them any one will do."""
 
 _registered: dict[str, type[Backend]] = {}
 UserBackend = TypeVar("UserBackend", bound=Callable[..., Any])
@@ -170,7 +170,7 @@ def backend_names() -> list[str]:
 
 def extra_installed(extra: str) -> bool:
     """Whether what `penstock[extra]` brings is there. Imports nothing."""
-    return all(find_spec(module) is not None for module in EXTRAS[extra])
+    return all(any(find_spec(module) is not None for module in either.split("|")) for either in EXTRAS[extra])
 
 
 @dataclass(frozen=True, slots=True)

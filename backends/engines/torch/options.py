@@ -1,7 +1,13 @@
-"""Options of torch that hold for the whole process: two models that want them differently can't be loaded side by side."""
+"""Options of torch that are not a model's own: those of the whole process, and those of a thread.
+
+Of the process: two models that want them differently can't be loaded side by side. How many threads an operator uses belongs to the thread
+that runs it (measured with torch 2.13 and OpenMP: `torch.set_num_threads` on one thread leaves the others that have run torch as they
+are, and tells those that come later), so each executor has its own.
+"""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +33,10 @@ def set_process_wide(option: str, value: Any, who: str, node: str) -> None:
         if option in _set:
             known, first = _set[option]
             if known != value:
-                message = f"{value} wanted, but {first} has {known}: the option holds for the whole process, so all models must agree"
+                message = (
+                    f"{value} wanted, but {first} has set it to {known}: the option holds for the whole process, until it ends, "
+                    "so all models must agree"
+                )
                 raise ConfigError([Problem(message, node=node, key=option)])
             return
         try:
@@ -42,9 +51,29 @@ def _apply(option: str, value: Any) -> None:
     if option == "INTER_OP_THREAD_COUNT":
         if torch.get_num_interop_threads() != value:
             torch.set_num_interop_threads(value)  # torch allows it once, and before its first parallel work
-    elif option == "INTRA_OP_THREAD_COUNT":
-        torch.set_num_threads(value)
     elif option == "DISABLE_CUDNN":
         torch.backends.cudnn.enabled = not value
     else:
         JIT[option](value)
+
+
+def use_threads(count: int) -> None:
+    """This thread's operators use so many threads. What threads of the application's own will use stays as it is."""
+    with _lock:
+        torch.get_num_threads()  # a thread's first question or operator takes over what others have set last: not after this
+        usual: list[int] = []
+        _elsewhere(lambda: usual.append(torch.get_num_threads()))
+        torch.set_num_threads(count)
+        _elsewhere(lambda: torch.set_num_threads(usual[0]))
+
+
+def _elsewhere(work: Callable[[], Any]) -> None:
+    """On a thread that has never run torch, and ends: what it sees and sets is what threads to come get."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

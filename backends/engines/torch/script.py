@@ -1,0 +1,105 @@
+"""TorchScript: modules saved by torch.jit, and the options that Triton's PyTorch backend has for them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...base import Context
+from ...errors import BackendError, InvalidInput
+from .module import TorchModule, identity_of, reason_of, silence
+from .params import TorchScriptParams
+
+logger = logging.getLogger("penstock.torch")
+
+
+class TorchScriptTensor(TorchModule):
+    """What `backend.TorchScriptTensor` is once it runs."""
+
+    params: TorchScriptParams
+
+    warm_up_runs = 3
+    """The JIT looks at the first runs, and compiles in those behind them."""
+
+    takes_dict = False
+    """The model's one argument is a dict of tensors."""
+
+    def open(self, params: TorchScriptParams, context: Context, device: torch.device) -> Any:
+        self.set_process_wide("ENABLE_JIT_EXECUTOR", "ENABLE_JIT_PROFILING", "ENABLE_TENSOR_FUSER")
+        if params.ENABLE_NVFUSER is not None:
+            logger.warning("%s: ENABLE_NVFUSER has no effect: torch has dropped nvFuser", self.who)
+        path = self.file(params.model)
+        model = self.shared(identity_of(path), lambda: self._load(path, device))
+        self._read_schema(model, path)
+        self.has_doubles = any(parameter.dtype == torch.float64 for parameter in model.parameters())
+        self._dict_names: tuple[str, ...] = ()
+        return model
+
+    def _load(self, path: Path, device: torch.device) -> Any:
+        silence("torch.jit.load")
+        try:
+            model = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
+        except (RuntimeError, ValueError) as error:
+            raise BackendError(f"{self.who}: the model {path} can't be loaded as TorchScript: {reason_of(error)}") from error
+        if hasattr(model, "training"):  # one that was frozen has no such thing
+            model.eval()
+        return model if self._precision is None else model.to(self._precision)
+
+    def _read_schema(self, model: Any, path: Path) -> None:
+        """What `forward` takes: the names of its arguments, which are texts, how many must be there."""
+        arguments = model.forward.schema.arguments[1:]
+        types = [
+            str(argument.type).removeprefix("Optional[").removesuffix("]" * str(argument.type).startswith("Optional["))
+            for argument in arguments
+        ]
+        if types == ["Dict[str, Tensor]"]:
+            self.takes_dict = True
+            return
+        while arguments and arguments[-1].has_default_value() and types[len(arguments) - 1] not in ("Tensor", "List[str]"):
+            arguments = arguments[:-1]
+        for argument, found in zip(arguments, types, strict=False):
+            if found not in ("Tensor", "List[str]"):
+                raise BackendError(
+                    f"{self.who}: the model {path}: argument {argument.name!r} is {argument.type}: expected Tensor, List[str], or "
+                    "Dict[str, Tensor] alone"
+                )
+        self.inputs = tuple([argument.name for argument in arguments])
+        self.required = sum(not argument.has_default_value() for argument in arguments)
+        self.texts = frozenset(position for position in range(len(arguments)) if types[position] == "List[str]")
+
+    def in_order(self, data: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
+        if self.takes_dict:
+            if not isinstance(data, dict) or not data or not all(isinstance(name, str) for name in data):
+                raise InvalidInput(f"TorchScriptTensor: the model takes a dict of tensors by name, got {type(data).__name__}")
+            names = tuple(sorted(data))
+            return names, [data[name] for name in names]
+        if self.inputs is not None and len(self.inputs) == 1 and self.texts and _is_texts(data):
+            data = [data]  # the texts of one input, not one text for each input
+        return super().in_order(data)
+
+    def example_shapes(self) -> Sequence[tuple[Sequence[int], torch.dtype]]:
+        return [] if self.takes_dict or self.texts else super().example_shapes()
+
+    def call(self, inputs: list[Any], names: tuple[str, ...]) -> Any:
+        with _Unoptimised() if self.params.DISABLE_OPTIMIZED_EXECUTION else nullcontext():
+            return self.model(dict(zip(names, inputs, strict=True))) if self.takes_dict else self.model(*inputs)
+
+
+class _Unoptimised:
+    """TorchScript's optimiser off, on this thread: torch keeps the switch by thread."""
+
+    def __enter__(self) -> None:
+        self._before = torch._C._get_graph_executor_optimize()
+        torch._C._set_graph_executor_optimize(False)
+
+    def __exit__(self, *_: object) -> None:
+        torch._C._set_graph_executor_optimize(self._before)
+
+
+def _is_texts(data: Any) -> bool:
+    return not isinstance(data, list | tuple) or all(isinstance(each, str | bytes) for each in data)

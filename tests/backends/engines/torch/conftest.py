@@ -1,0 +1,107 @@
+"""Modules of plain torch, saved in every way that the engines read."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from penstock.backends.base import Backend, Context
+from penstock.backends.item import Item
+from penstock.backends.registry import find_backend
+from penstock.backends.user import load
+
+torch = pytest.importorskip("torch")
+
+from penstock.backends.engines.torch import options  # noqa: E402
+
+RESNET = Path(__file__).parents[4] / "examples" / "resnet" / "export.py"
+
+
+@pytest.fixture(autouse=True)
+def _own_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other tests have set for the whole process does not count here."""
+    monkeypatch.setattr(options, "_set", {})
+
+
+@pytest.fixture(autouse=True)
+def _own_threads() -> Any:
+    """Engines that run on the test's own thread leave it as it was."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def resnet() -> Any:
+    """ResNet-18 with weights of a fixed seed."""
+    return load(f"{RESNET}:build", Path())("resnet18")
+
+
+@pytest.fixture
+def scripted(tmp_path: Path) -> Callable[..., Path]:
+    """Saves a module as TorchScript: by `script`, or by `trace` where there are examples."""
+
+    def scripted(module: Any, *examples: Any, name: str = "model.pt") -> Path:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            made = torch.jit.trace(module, examples) if examples else torch.jit.script(module)
+            torch.jit.save(made, tmp_path / name)
+        return tmp_path / name
+
+    return scripted
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Callable[..., Path]:
+    """Saves a module by torch.export, with any batch; `fixed`: with that of the examples."""
+
+    def exported(module: Any, *examples: Any, fixed: bool = False, shapes: Any = None, name: str = "model.pt2") -> Path:
+        batch = torch.export.Dim("batch")
+        dynamic = None if fixed else shapes or tuple({0: batch} for _ in examples)
+        torch.export.save(torch.export.export(module.eval(), examples, dynamic_shapes=dynamic), tmp_path / name)
+        return tmp_path / name
+
+    return exported
+
+
+@pytest.fixture
+def make() -> Any:
+    """Makes a backend by its name in files, and closes it at the end."""
+    made: list[Backend] = []
+
+    def make(name: str, model: Any, context: Context | None = None, **keys: Any) -> Backend:
+        cls = find_backend(name)
+        assert cls.parameters is not None
+        backend = cls()
+        made.append(backend)
+        backend.init(cls.parameters.model_validate({"model": str(model), **keys}), context or Context(node="node", pipeline="pipe"))
+        return backend
+
+    yield make
+    for backend in made:
+        backend.close()
+
+
+@pytest.fixture
+def run() -> Callable[..., list[Any]]:
+    """What a batch of these data answers: results, or errors."""
+
+    def run(backend: Backend, *data: Any, **keys: Any) -> list[Any]:
+        batch: list[Item] = [{"data": value, **keys} for value in data]
+        backend.forward(batch)
+        return [item.get("result", item.get("error")) for item in batch]
+
+    return run
+
+
+@pytest.fixture
+def images() -> Callable[..., Any]:
+    def images(count: int, size: int = 64) -> Any:
+        return np.random.default_rng(0).normal(size=(count, 3, size, size)).astype(np.float32)
+
+    return images

@@ -1,0 +1,50 @@
+"""Modules whose answers are easy to tell."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Pair(nn.Module):
+    """Two inputs, two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+
+    def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return self.linear(image), mask + 1
+
+
+class Pool(nn.Module):
+    """Images of any size: the mean of each channel."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image.mean((2, 3))
+
+
+class Shout(nn.Module):
+    """Texts to texts, and their lengths."""
+
+    def forward(self, texts: list[str]) -> tuple[list[str], Tensor]:
+        lengths: list[int] = []
+        shouted: list[str] = []
+        for text in texts:
+            lengths.append(len(text))
+            shouted.append(text.upper())
+        return shouted, torch.tensor(lengths)
+
+
+class Named(nn.Module):
+    """A dict of tensors to another."""
+
+    def forward(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"sum": tensors["a"] + tensors["b"], "a": tensors["a"]}
+
+
+class Total(nn.Module):
+    """One row whatever the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(0, keepdim=True)

@@ -1,0 +1,257 @@
+"""TorchExportTensor: programs of torch.export and a package of AOTInductor against the modules that they were made of."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import warnings
+import zipfile
+from typing import Any
+
+import numpy as np
+import pytest
+
+from penstock.backends.errors import BackendError, ConfigError, InvalidInput
+from penstock.pipelines.pipeline import Pipeline
+
+torch = pytest.importorskip("torch")
+
+from .modules import Pair, Pool  # noqa: E402
+
+NAME = "TorchExportTensor"
+Dim = torch.export.Dim
+
+
+def close(found: Any, expected: Any) -> bool:
+    return found.shape == expected.shape and bool(torch.allclose(found, expected.detach(), atol=1e-4, rtol=1e-4))
+
+
+def test_resnet_as_eager(resnet, exported, images):
+    data = images(6)
+    path = exported(resnet, torch.zeros(2, 3, 64, 64))
+
+    async def ask() -> list[Any]:
+        keys = {"backend": NAME, "model": str(path), "max": 4, "instance_num": 2}
+        async with Pipeline.load({"resnet": keys}) as pipeline:
+            return await pipeline([{"data": each[None]} for each in data])
+
+    answers = asyncio.run(ask())
+    assert close(torch.cat([each["result"] for each in answers]), resnet(torch.from_numpy(data)))
+
+
+def test_inputs_in_order_and_by_name(exported, make, run):
+    pair = Pair()
+    backend = make(NAME, exported(pair, torch.zeros(2, 3), torch.zeros(2, 2)), max=8)
+    backend.warm_up()
+    x, mask = torch.randn(1, 3), torch.randn(1, 2)
+    for first, second in run(backend, [x, mask], {"mask": mask, "image": x}, {"a__1": mask, "a__0": x}):
+        assert close(first, pair.linear(x)) and close(second, mask + 1)
+
+
+def test_inputs_of_any_structure(exported, make, run):
+    class Nested(torch.nn.Module):
+        def forward(self, tensors: dict[str, torch.Tensor], pair: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {"difference": tensors["a"] - pair[0], "product": tensors["a"] * pair[1]}
+
+    batch = Dim("batch")
+    path = exported(
+        Nested(), {"a": torch.ones(2, 2)}, (torch.ones(2, 2), torch.ones(2, 2)), shapes=({"a": {0: batch}}, ({0: batch}, {0: batch}))
+    )
+    a, b, c = (torch.randn(1, 2) for _ in range(3))
+    ((difference, product),) = run(make(NAME, path), {"tensors_a": a, "pair_0": b, "pair_1": c})
+    assert close(difference, a - b) and close(product, a * c)
+
+
+def test_dynamic_sizes(exported, make, run, images):
+    shapes = ({0: Dim("n", max=6), 2: Dim("h", min=4, max=32), 3: Dim("w", min=4, max=32)},)
+    backend = make(NAME, exported(Pool(), torch.zeros(2, 3, 8, 9), shapes=shapes))
+    assert backend.max == 6
+    backend.warm_up()  # nothing to warm up: sizes are not known
+    for size in (4, 16):
+        (result,) = run(backend, images(1, size))
+        assert close(result, Pool()(torch.from_numpy(images(1, size))))
+    with pytest.raises(
+        InvalidInput, match=r"input 0 \(image\): expected float32 of shape Nx3x\(4..32\)x\(4..32\), got float32 of shape 1x3x33x33"
+    ):
+        run(backend, images(1, 33))
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((1, 4), np.float32), "expected float32 of shape Nx3, got float32 of shape 1x4"),
+        (np.zeros((1, 3, 1), np.float32), "got float32 of shape 1x3x1"),
+        (np.zeros((1, 3), np.int64), "got int64 of shape 1x3"),
+    ],
+)
+def test_what_does_not_fit_names_input_found_and_expected(exported, make, run, array, message):
+    backend = make(NAME, exported(torch.nn.Linear(3, 2), torch.zeros(2, 3)))
+    with pytest.raises(InvalidInput, match=r"TorchExportTensor: input 0 \(input\): .*" + message):
+        run(backend, array)
+    good, bad = run(backend, np.zeros((1, 3)), array)
+    assert good.shape == (1, 2) and isinstance(bad, InvalidInput)
+
+
+def test_what_widens_is_converted(exported, make, run):
+    linear = torch.nn.Linear(3, 2)
+    backend = make(NAME, exported(linear, torch.zeros(2, 3)))
+    for dtype in (np.uint8, np.float16, np.float64, np.bool_):
+        (result,) = run(backend, np.ones((1, 3), dtype))
+        assert close(result, linear(torch.ones(1, 3)))
+
+
+def test_a_fixed_batch_runs_padded(exported, make, run):
+    class Sign(torch.nn.Module):
+        """Each row, and how many rows are not zero in all."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([x, x.abs().sign().sum().expand(x.shape[0], 1)], 1)
+
+    backend = make(NAME, exported(Sign(), torch.zeros(4, 1), fixed=True), max=32)
+    assert (backend.min, backend.max) == (4, 4)
+    backend.warm_up()
+    assert [each.tolist() for each in run(backend, *(torch.full((1, 1), value) for value in (1.0, 2.0, 3.0)))] == [
+        [[1, 3]],
+        [[2, 3]],
+        [[3, 3]],
+    ]
+    assert run(backend, torch.ones(4, 1), request_size=4)[0].tolist() == [[1, 4]] * 4
+    assert run(backend, torch.ones(1, 1))[0].tolist() == [[1, 1]]
+
+
+def test_a_smallest_batch_is_padded_up_to(exported, make, run):
+    path = exported(Pool(), torch.zeros(6, 3, 2, 2), shapes=({0: Dim("n", min=4, max=8)},))
+    backend = make(NAME, path)
+    assert (backend.min, backend.max) == (4, 8)
+    assert run(backend, torch.ones(1, 3, 2, 2))[0].tolist() == [[1, 1, 1]]
+
+
+def test_shapes_known_by_the_file_are_warmed_up(exported, make, monkeypatch):
+    backend = make(NAME, exported(Pool(), torch.zeros(2, 3, 4, 4)), max=5, mean="1")
+    engine = backend.children[0]
+    ran = []
+    model = engine.model
+    monkeypatch.setattr(engine, "model", lambda *inputs: ran.append([tuple(each.shape) for each in inputs]) or model(*inputs))
+    backend.warm_up()
+    assert ran == [[(size, 3, 4, 4)] for size in (5, 4, 2, 1)]
+
+
+def test_mean_and_std(exported, make, run):
+    data = np.random.default_rng(0).integers(0, 256, (1, 3, 4, 4), np.uint8)
+    backend = make(NAME, exported(Pool(), torch.zeros(2, 3, 4, 4)), mean="1,2,3", std="2,4,8")
+    expected = Pool()((torch.from_numpy(data) - torch.tensor([1.0, 2, 3]).view(3, 1, 1)) / torch.tensor([2.0, 4, 8]).view(3, 1, 1))
+    assert close(run(backend, data)[0], expected)
+
+
+def test_instances_share_a_program_unless_told_otherwise(exported, make):
+    path = exported(torch.nn.Linear(3, 2), torch.zeros(2, 3))
+
+    def weight(**keys: Any) -> int:
+        return make(NAME, path, **keys).children[0].model._function.get_parameter("weight").data_ptr()
+
+    assert weight() == weight() != weight(ENABLE_WEIGHT_SHARING=False)
+
+
+# files
+
+
+def test_files_that_can_not_be_read(exported, make, tmp_path):
+    path = exported(torch.nn.Linear(3, 2), torch.zeros(2, 3))
+    whole = path.read_bytes()
+    for keep in (0, 100, len(whole) // 2):
+        path.write_bytes(whole[:keep])
+        with pytest.raises(
+            BackendError, match=rf"node 'node': TorchExportTensor: the model {path} can't be read, it is truncated or no \.pt2"
+        ):
+            make(NAME, path)
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "weights.pt2")
+    with pytest.raises(BackendError, match="is TorchScript or a state_dict, no exported program"):
+        make(NAME, tmp_path / "weights.pt2")
+    with zipfile.ZipFile(tmp_path / "other.pt2", "w") as archive:
+        archive.writestr("readme", "no program")
+    with pytest.raises(BackendError, match=r"other\.pt2 can't be loaded: \w+"):
+        make(NAME, tmp_path / "other.pt2")
+    with pytest.raises(BackendError, match=r"absent\.pt2 does not exist"):
+        make(NAME, tmp_path / "absent.pt2")
+
+
+def test_programs_that_can_not_be_batched(exported, make):
+    with pytest.raises(BackendError, match="its inputs differ in their first dimension, which must be the batch: image 1, mask 2"):
+        make(NAME, exported(Pair(), torch.zeros(1, 3), torch.zeros(2, 2), fixed=True))
+
+    class Scaled(torch.nn.Module):
+        def forward(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+            return x * factor
+
+    with pytest.raises(BackendError, match="input 'factor': expected a tensor with a batch dimension"):
+        make(NAME, exported(Scaled(), torch.zeros(2, 3), torch.ones(()), fixed=True))
+
+
+def test_its_precision_is_its_own(exported, make):
+    with pytest.raises(ConfigError, match="has the precision that it was exported with"):
+        make(NAME, exported(torch.nn.Linear(3, 2), torch.zeros(2, 3)), precision="fp16")
+
+
+# AOTInductor
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """Compiled for this machine's CPU, by its C++ compiler."""
+    if not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("AOTInductor compiles with g++ or clang++, and there is none here")
+    torch.manual_seed(0)
+    pair = Pair().eval()
+    batch = Dim("batch", max=16)
+    program = torch.export.export(pair, (torch.zeros(2, 3), torch.zeros(2, 2)), dynamic_shapes=({0: batch}, {0: batch}))
+    path = tmp_path_factory.mktemp("package") / "pair.pt2"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's compiler uses what torch has deprecated
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    return pair, path
+
+
+def test_a_package_as_eager(package, make, run):
+    pair, path = package
+    backend = make(NAME, path, max="8x3,8x2")
+    backend.warm_up()
+    items = [(torch.randn(1, 3), torch.randn(1, 2)) for _ in range(5)]
+    for count in (5, 1):  # the package itself runs no batch of one
+        for (x, mask), (first, second) in zip(items, run(backend, *items[:count]), strict=False):
+            assert close(first, pair.linear(x)) and close(second, mask + 1)
+    for data, message in (
+        ([torch.zeros(1, 4), torch.zeros(1, 2)], r"input_handles\[0\]: unmatched dim value at 1, expected: 3, but got: 4"),
+        ([torch.zeros(1, 3, dtype=torch.int32), torch.zeros(1, 2)], "unmatched dtype"),
+        ([torch.zeros(1, 3)], "the model has 2 inputs, and data holds 1"),
+    ):
+        with pytest.raises(InvalidInput, match=message):
+            run(backend, data)
+
+
+def test_a_package_with_several_instances(package):
+    pair, path = package
+    items = [[torch.randn(1, 3), torch.randn(1, 2)] for _ in range(32)]
+
+    async def ask() -> list[Any]:
+        async with Pipeline.load({"pair": {"backend": NAME, "model": str(path), "max": 4, "instance_num": 3}}) as pipeline:
+            return await pipeline([{"data": each} for each in items])
+
+    for (x, mask), answer in zip(items, asyncio.run(ask()), strict=True):
+        assert close(answer["result"][0], pair.linear(x)) and close(answer["result"][1], mask + 1)
+
+
+def test_a_package_for_another_device(package, make, tmp_path):
+    """The package's own word for its device, changed as a package for a GPU has it."""
+    _, path = package
+    other = tmp_path / "cuda.pt2"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(other, "w", zipfile.ZIP_STORED) as target:
+        for name in source.namelist():
+            content = source.read(name)
+            target.writestr(
+                name,
+                content.replace(b'"AOTI_DEVICE_KEY": "cpu"', b'"AOTI_DEVICE_KEY": "cuda"') if name.endswith("metadata.json") else content,
+            )
+    from penstock.backends.base import Context
+
+    with pytest.raises(BackendError, match=r"cuda\.pt2 was compiled for cuda, and the node runs on cpu: set device = 'cuda'"):
+        make(NAME, other, Context(node="node", device="cpu"))

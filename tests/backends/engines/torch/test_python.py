@@ -1,0 +1,183 @@
+"""PythonTensor: modules as Python writes them, with weights from files."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.backends.base import Context
+from penstock.backends.errors import BackendError, ConfigError, InvalidInput
+from penstock.pipelines.pipeline import Pipeline
+
+torch = pytest.importorskip("torch")
+
+RESNET = Path(__file__).parents[4] / "examples" / "resnet" / "export.py"
+NAME = "PythonTensor"
+
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, wide=4, scale=1.0):
+        super().__init__()
+        self.linear = nn.Linear(3, wide)
+        self.scale = scale
+
+    def forward(self, x, shift=None):
+        y = self.linear(x) * self.scale
+        return y if shift is None else y + shift
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, image):
+        return self.conv(image).relu()
+
+def no_module():
+    return 3
+"""
+
+
+def close(found: Any, expected: Any) -> bool:
+    return found.shape == expected.shape and bool(torch.allclose(found, expected.detach(), atol=1e-4, rtol=1e-4))
+
+
+@pytest.fixture
+def net(tmp_path):
+    """The file, and weights for its Net."""
+    (tmp_path / "net.py").write_text(NET)
+    torch.manual_seed(0)
+    weights = torch.nn.Linear(3, 4).state_dict()
+    state = {f"linear.{name}": value for name, value in weights.items()}
+    torch.save(state, tmp_path / "net.pth")
+    return Context(node="node", pipeline="pipe", directory=tmp_path), lambda x: torch.nn.functional.linear(
+        x, weights["weight"], weights["bias"]
+    )
+
+
+def test_resnet_as_eager(resnet, make, run, images, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    torch.save(resnet.state_dict(), tmp_path / "resnet.pth")
+    safetensors.save_file(resnet.state_dict(), tmp_path / "resnet.safetensors")
+    data = images(2)
+    expected = resnet(torch.from_numpy(data))
+    for name in ("resnet.pth", "resnet.safetensors"):
+        context = Context(node="node", directory=tmp_path)
+        backend = make(
+            NAME, f"{RESNET}:build", context, state_dict=name, kwargs="name=resnet18,seed=7", channels_last=True, max="2x3x64x64"
+        )
+        backend.warm_up()
+        assert close(torch.cat(run(backend, data[:1], data[1:])), expected)
+
+
+def test_arguments_weights_and_optional_inputs(net, make, run):
+    context, linear = net
+    x = torch.randn(1, 3)
+    assert close(run(make(NAME, "net.py:Net", context, state_dict="net.pth"), x)[0], linear(x))
+    scaled = make(NAME, "net.py:Net", context, state_dict="net.pth", kwargs={"scale": 0.5})
+    assert close(run(scaled, [x, torch.ones(1, 4)])[0], linear(x) / 2 + 1)
+    assert close(run(scaled, {"x": x, "shift": torch.ones(1, 4)})[0], linear(x) / 2 + 1)
+    with pytest.raises(InvalidInput, match=r"the model has 2 inputs \(x, shift, 1 of them optional\), and data holds 3"):
+        run(scaled, [x, x, x])
+    assert run(make(NAME, "net.py:Net", context, kwargs="wide=7,scale=2"), x)[0].shape == (1, 7)
+    assert run(make(NAME, "torch.nn:Identity", context), x)[0].tolist() == x.tolist()
+
+
+def test_answers_are_contiguous_whatever_the_layout(net, make, run):
+    backend = make(NAME, "net.py:Small", net[0], channels_last=True, max=4)
+    one, two = run(backend, torch.zeros(1, 3, 4, 5), torch.zeros(1, 3, 4, 5))
+    assert one.is_contiguous() and two.is_contiguous() and one.shape == (1, 4, 4, 5)
+
+
+def test_precision(net, make, run):
+    context, linear = net
+    x = torch.randn(1, 3)
+    (result,) = run(make(NAME, "net.py:Net", context, state_dict="net.pth", precision="bf16"), x)
+    assert result.dtype == torch.float32 and torch.allclose(result, linear(x), atol=0.05)
+
+
+def test_compiled(net, make, run):
+    if not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("torch.compile needs g++ or clang++ on the CPU, and there is none here")
+    context, linear = net
+    backend = make(NAME, "net.py:Net", context, state_dict="net.pth", compile="default", max="2x3")
+    backend.warm_up()
+    x = torch.randn(2, 3)
+    assert close(torch.cat(run(backend, x[:1], x[1:])), linear(x))
+
+
+def test_instances_share_weights_unless_told_otherwise(net, make):
+    context, _ = net
+
+    def weights(**keys: Any) -> int:
+        return make(NAME, "net.py:Net", context, **keys).children[0].model.linear.weight.data_ptr()
+
+    assert weights() == weights() == weights(kwargs={}) != weights(kwargs={"wide": 4})
+    assert weights(ENABLE_WEIGHT_SHARING=False) != weights(ENABLE_WEIGHT_SHARING=False)
+
+
+def test_several_instances(net):
+    context, linear = net
+    data = torch.randn(40, 3)
+
+    async def ask() -> list[Any]:
+        keys = {
+            "backend": NAME,
+            "model": str(context.directory / "net.py") + ":Net",
+            "state_dict": str(context.directory / "net.pth"),
+            "max": 4,
+        }
+        async with Pipeline.load({"net": {**keys, "instance_num": 3}}) as pipeline:
+            return await pipeline([{"data": each[None]} for each in data])
+
+    assert close(torch.cat([each["result"] for each in asyncio.run(ask())]), linear(data))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"model": "net.py:Nut"}, "has no 'Nut', did you mean 'Net'"),
+        ({"model": "none.py:Net"}, "there is no file .*none.py"),
+        ({"model": "net.py"}, r"expected module:Class or file.py:Class, found 'net.py'"),
+    ],
+)
+def test_models_that_are_not_there(net, make, keys, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        make(NAME, keys["model"], net[0])
+    assert (caught.value.problems[0].node, caught.value.problems[0].key) == ("node", "model")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"model": "net.py:no_module"}, "made a int: expected a torch.nn.Module"),
+        ({"kwargs": "width=3"}, "net.py:Net failed with {'width': 3}: TypeError: .*width"),
+        ({"kwargs": "wide=5"}, "can't be loaded into net.py:Net: .*size mismatch for linear.weight"),
+        (
+            {"model": "net.py:Small"},
+            r"does not fit net.py:Small: 2 keys missing \(conv.weight, conv.bias\); 2 keys unexpected \(linear.weight",
+        ),
+        ({"state_dict": "gone.pth"}, r"gone\.pth does not exist"),
+        ({"state_dict": "object.pth"}, "holds more than tensors, or is no state_dict"),
+        ({"state_dict": "nested.pth"}, "it holds a dict with epoch, state: expected tensors by name"),
+        ({"state_dict": "broken.pth"}, "node 'node': PythonTensor: the state_dict .*broken.pth"),
+        ({"state_dict": "broken.safetensors"}, "the state_dict .*broken.safetensors can't be loaded into net.py:Net"),
+    ],
+)
+def test_weights_that_do_not_fit(net, make, keys, message, tmp_path):
+    torch.save(Path("x"), tmp_path / "object.pth")
+    torch.save({"epoch": 3, "state": {}}, tmp_path / "nested.pth")
+    for name in ("broken.pth", "broken.safetensors"):
+        (tmp_path / name).write_bytes(b"nothing of this kind")
+    if "safetensors" in str(keys):
+        pytest.importorskip("safetensors.torch")
+    keys = {"model": "net.py:Net", "state_dict": "net.pth", **keys}
+    with pytest.raises(BackendError, match=message):
+        make(NAME, keys.pop("model"), net[0], **keys)

@@ -1,0 +1,322 @@
+"""TorchScriptTensor: real TorchScript files against the modules that they were made of."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from penstock.backends.base import Context
+from penstock.backends.errors import BackendError, ConfigError, InvalidInput
+from penstock.pipelines.pipeline import Pipeline
+
+torch = pytest.importorskip("torch")
+
+from .modules import Named, Pair, Pool, Shout, Total  # noqa: E402
+
+NAME = "TorchScriptTensor"
+
+
+def close(found: Any, expected: Any) -> bool:
+    return found.shape == expected.shape and bool(torch.allclose(found, expected.detach(), atol=1e-4, rtol=1e-4))
+
+
+def test_resnet_as_eager(resnet, scripted, make, run, images):
+    data = images(3)
+    expected = resnet(torch.from_numpy(data))
+    backend = make(NAME, scripted(resnet, torch.zeros(1, 3, 64, 64)), max="4x3x64x64")
+    backend.warm_up()
+    assert backend.max == 4
+    results = run(backend, *(data[index : index + 1] for index in range(3)))
+    assert close(torch.cat(results), expected)
+    assert all(type(each) is torch.Tensor and each.is_contiguous() and not each.is_inference() for each in results)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        lambda x, m: [x, m],
+        lambda x, m: {"image": x, "mask": m},
+        lambda x, m: {"mask": m, "image": x},
+        lambda x, m: {"INPUT__0": x, "INPUT__1": m},
+        lambda x, m: {"mask": m, "anything__0": x},
+    ],
+)
+def test_inputs_in_order_by_name_or_by_index(scripted, make, run, named):
+    pair = Pair()
+    backend = make(NAME, scripted(pair), max=8)
+    items = [(torch.randn(1, 3), torch.randn(1, 2)) for _ in range(3)]
+    for (x, mask), (first, second) in zip(items, run(backend, *(named(*each) for each in items)), strict=True):
+        assert close(first, pair.linear(x)) and close(second, mask + 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([np.zeros((1, 3), np.float32)], r"the model has 2 inputs \(image, mask\), and data holds 1"),
+        ({"image": np.zeros((1, 3))}, r"input 1 \(mask\) is missing"),
+        ({"imgae": np.zeros((1, 3)), "mask": np.zeros((1, 2))}, "input 'imgae' is unknown: the model has 2 inputs"),
+        ({"image": np.zeros((1, 3)), "x__0": np.zeros((1, 3))}, "input 'x__0' is given twice"),
+        ({"x__0": np.zeros((1, 3)), "x__7": np.zeros((1, 3))}, "input 'x__7' is unknown"),
+        ([np.zeros((1, 3)), "text"], r"input 1 \(mask\): expected a tensor or an array of numbers, got str"),
+        (
+            [np.zeros((2, 3)), np.zeros((1, 2))],
+            r"input 0 \(image\): expected 1 \(the item's request_size\) as batch dimension, got shape 2x3",
+        ),
+    ],
+)
+def test_inputs_that_do_not_fit_are_the_items_own_fault(scripted, make, run, data, message):
+    backend = make(NAME, scripted(Pair()), max=8)
+    with pytest.raises(InvalidInput, match=message):
+        run(backend, data)
+    good, bad = run(backend, [np.zeros((1, 3)), np.zeros((1, 2))], data)
+    assert len(good) == 2 and isinstance(bad, InvalidInput)
+
+
+def test_orders_that_the_node_says(scripted, make, run):
+    pair = Pair()
+    backend = make(NAME, scripted(pair), input_reorder="1,0", output_reorder="1,0")
+    x, mask = torch.randn(1, 3), torch.randn(1, 2)
+    ((first, second),) = run(backend, [mask, x])
+    assert close(first, mask + 1) and close(second, pair.linear(x))
+    with pytest.raises(ConfigError, match=r"'0' names 1 inputs, the model has image, mask"):
+        make(NAME, scripted(pair), input_reorder="0")
+
+
+def test_any_size_and_several_in_one_item(scripted, make, run, images):
+    backend = make(NAME, scripted(Pool()), max=8)
+    small, large = images(1, 8), images(1, 16)
+    results = run(backend, small, large, small * 2)
+    assert [each.tolist() for each in results] == [Pool()(torch.from_numpy(each)).tolist() for each in (small, large, small * 2)]
+    (two,) = run(backend, images(2, 8), request_size=2)
+    assert two.shape == (2, 3)
+
+
+def test_texts(scripted, make, run):
+    backend = make(NAME, scripted(Shout()), max=8)
+    results = run(backend, ["ab"], "cde", np.array(["é"]), [b"\xc3\xa9x"])  # TorchScript's texts are UTF-8
+    assert [(texts, lengths.tolist()) for texts, lengths in results] == [(["AB"], [2]), (["CDE"], [3]), (["é"], [2]), (["éX"], [3])]
+    assert run(backend, ["a", "bb"], request_size=2)[0][0] == ["A", "BB"]
+    with pytest.raises(InvalidInput, match=r"input 0 \(texts\): expected a list of texts, got int"):
+        run(backend, 3)
+    with pytest.raises(InvalidInput, match="UTF-8"):
+        run(backend, [b"\xff"])
+
+
+def test_a_dict_of_tensors(scripted, make, run):
+    backend = make(NAME, scripted(Named()), max=8)
+    items = [{"a": torch.randn(1, 2), "b": torch.randn(1, 2)} for _ in range(2)]
+    items[1] = dict(reversed(items[1].items()))
+    for item, (total, a) in zip(items, run(backend, *items), strict=True):
+        assert close(total, item["a"] + item["b"]) and close(a, item["a"])
+    with pytest.raises(InvalidInput, match="takes a dict of tensors by name, got list"):
+        run(backend, [torch.zeros(1, 2)])
+
+
+def test_a_model_that_does_not_keep_items_apart(scripted, make, run):
+    backend = make(NAME, scripted(Total()), max=8)
+    assert run(backend, torch.ones(1, 2))[0].tolist() == [[1, 1]]
+    with pytest.raises(BackendError, match="output 0 has 1 rows for a batch of 2: the model does not keep items apart; set max = 1"):
+        run(backend, torch.ones(1, 2), torch.ones(1, 2))
+
+
+def test_results_are_not_the_batchs_memory(scripted, make, run):
+    class Same(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    backend = make(NAME, scripted(Same(), torch.zeros(1, 2)), max=4)
+    first, second = run(backend, torch.ones(1, 2), torch.ones(1, 2) * 2)
+    run(backend, torch.zeros(1, 2), torch.zeros(1, 2))
+    assert (first.tolist(), second.tolist()) == ([[1, 1]], [[2, 2]])
+    assert first.untyped_storage().nbytes() == 8
+
+
+def test_mean_std_and_precision(scripted, make, run):
+    data = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4), np.uint8)
+    path = scripted(Pool())
+    expected = Pool()((torch.from_numpy(data) - torch.tensor([1.0, 2, 3]).view(3, 1, 1)) / torch.tensor([2.0, 4, 8]).view(3, 1, 1))
+    backend = make(NAME, path, max="4x3x4x4", mean="1,2,3", std="2,4,8")
+    backend.warm_up()
+    assert close(torch.cat(run(backend, data[:1], data[1:])), expected)
+    (half,) = run(make(NAME, path, mean="1,2,3", std="2,4,8", precision="bf16"), data, request_size=2)
+    assert half.dtype == torch.float32 and torch.allclose(half, expected, rtol=0.02) and not torch.equal(half, expected)
+    with pytest.raises(ConfigError, match="std: must not contain 0"):
+        make(NAME, path, std="1,0,1")
+    with pytest.raises(InvalidInput, match="no axis of the image 1x4x5x6 has as many channels"):
+        run(make(NAME, path, mean="1,2,3"), np.zeros((1, 4, 5, 6), np.uint8))
+
+
+@pytest.mark.parametrize("doubles", [False, True])
+def test_doubles_are_floats_but_where_the_model_computes_in_them(scripted, make, run, doubles):
+    module = torch.nn.Linear(3, 1).double() if doubles else torch.nn.Linear(3, 1)
+    (result,) = run(make(NAME, scripted(module)), np.ones((1, 3)))
+    assert result.dtype == (torch.float64 if doubles else torch.float32)
+
+
+# options
+
+
+def test_every_option_of_triton_by_both_names(scripted, make, run, caplog):
+    path = scripted(Pair())
+    names = {
+        "DISABLE_OPTIMIZED_EXECUTION": True, "INFERENCE_MODE": False, "ENABLE_WEIGHT_SHARING": False, "ENABLE_CACHE_CLEANING": True,
+        "DISABLE_CUDNN": False, "ENABLE_JIT_EXECUTOR": True, "ENABLE_JIT_PROFILING": True, "ENABLE_TENSOR_FUSER": True,
+        "INTRA_OP_THREAD_COUNT": 1, "INTER_OP_THREAD_COUNT": torch.get_num_interop_threads(),
+    }  # fmt: skip
+    for keys in (names, {name.lower(): value for name, value in names.items()}):
+        assert len(run(make(NAME, path, **keys), [torch.zeros(1, 3), torch.zeros(1, 2)])[0]) == 2
+    with caplog.at_level(logging.WARNING, "penstock.torch"):
+        make(NAME, path, enable_nvfuser="true")
+    assert "ENABLE_NVFUSER has no effect: torch has dropped nvFuser" in caplog.text
+
+
+class Switches(torch.nn.Module):
+    """Tells what holds while it runs."""
+
+    seen: list[Any]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch._C._get_graph_executor_optimize()))
+        return x
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, (True, False, True)),
+        ({"INFERENCE_MODE": False}, (False, False, True)),
+        ({"DISABLE_OPTIMIZED_EXECUTION": True}, (True, False, False)),
+    ],
+)
+def test_switches_hold_for_this_models_runs_alone(scripted, make, run, keys, expected):
+    backend = make(NAME, scripted(Pool()), **keys)
+    probe = Switches()
+    probe.seen = []
+    backend.children[0].model = probe
+    run(backend, torch.zeros(1, 3, 2, 2))
+    assert probe.seen == [expected]
+    assert torch._C._get_graph_executor_optimize() and torch.is_grad_enabled()
+
+
+def test_options_of_the_process_that_two_models_want_differently(scripted, make):
+    path = scripted(Pair())
+    make(NAME, path, ENABLE_JIT_PROFILING=True)
+    make(NAME, path, ENABLE_JIT_PROFILING=True)
+    with pytest.raises(
+        ConfigError, match=r"\[node\] ENABLE_JIT_PROFILING: False wanted, but node 'node' of pipeline 'pipe' has set it to True"
+    ):
+        make(NAME, path, ENABLE_JIT_PROFILING=False)
+
+
+def test_threads_are_shared_among_the_instances_and_each_has_its_own(scripted, make):
+    path = scripted(Pair())
+    seen: dict[str, int] = {}
+
+    def load(name: str, instances: int, **keys: Any) -> None:
+        make(NAME, path, Context(node="node", instances=instances), **keys)
+        seen[name] = torch.get_num_threads()
+        torch.nn.functional.linear(torch.zeros(64, 64), torch.zeros(64, 64))
+
+    def one_after_another() -> None:
+        for arguments in (("many", 1000, {}), ("given", 1000, {"INTRA_OP_THREAD_COUNT": 3})):
+            thread = threading.Thread(target=load, args=arguments[:2], kwargs=arguments[2])
+            thread.start()
+            thread.join()
+
+    before = torch.get_num_threads()
+    one_after_another()
+    thread = threading.Thread(target=lambda: seen.update(other=torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert seen == {"many": 1, "given": 3, "other": before}
+    assert torch.get_num_threads() == before
+
+
+def test_instances_share_weights_unless_told_otherwise(scripted, make):
+    path = scripted(Pair())
+    models = [make(NAME, path).children[0].model for _ in range(2)]
+    own = [make(NAME, path, ENABLE_WEIGHT_SHARING=False).children[0].model for _ in range(2)]
+    half = make(NAME, path, precision="fp16").children[0].model
+    assert models[0] is models[1]
+    assert len({id(each) for each in (*models, *own, half)}) == 4
+
+
+def test_many_requests_and_instances(scripted, images, resnet):
+    path = scripted(Pool())
+    data = images(64, 8)
+
+    async def ask() -> list[Any]:
+        keys = {"backend": NAME, "model": str(path), "max": 4, "instance_num": 3}
+        async with Pipeline.load({"pool": keys}) as pipeline:
+            return await pipeline([{"data": each[None]} for each in data])
+
+    import asyncio
+
+    answers = asyncio.run(ask())
+    assert close(torch.cat([each["result"] for each in answers]), Pool()(torch.from_numpy(data)))
+
+
+# files
+
+
+@pytest.mark.parametrize("keep", [0, 100, -1])
+def test_damaged_files(scripted, make, keep):
+    path = scripted(Pair())
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(BackendError, match=rf"node 'node': TorchScriptTensor: the model {path} can't be loaded as TorchScript: \w+"):
+        make(NAME, path)
+
+
+def test_files_of_another_kind(tmp_path, make):
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "weights.pt")
+    with pytest.raises(BackendError, match=r"weights\.pt can't be loaded as TorchScript"):
+        make(NAME, tmp_path / "weights.pt")
+    with pytest.raises(BackendError, match=r"absent\.pt does not exist"):
+        make(NAME, tmp_path / "absent.pt")
+
+
+def test_arguments_that_it_can_not_fill(scripted, make, run):
+    class Counted(torch.nn.Module):
+        def forward(self, x: torch.Tensor, count: int) -> torch.Tensor:
+            return x * count
+
+    class Optional(torch.nn.Module):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None, count: int = 2) -> torch.Tensor:
+            return x * count if mask is None else x * mask
+
+    with pytest.raises(BackendError, match=r"argument 'count' is int: expected Tensor, List\[str\], or"):
+        make(NAME, scripted(Counted()))
+    backend = make(NAME, scripted(Optional()))
+    assert run(backend, torch.ones(1, 1))[0].item() == 2
+    assert run(backend, [torch.ones(1, 1), torch.zeros(1, 1)])[0].item() == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"precision": "int8"}, "precision: int8 is TensorRT's: expected one of fp32, fp16, bf16"),
+        ({"postprocessor": "SoftmaxMax"}, "put SoftmaxArgMaxTensor behind it"),
+        ({"precision::fp32": "conv1"}, "one precision for all layers"),
+        ({"output_reorder": "0,2"}, "must hold each index once"),
+    ],
+)
+def test_keys_that_do_not_fit(scripted, make, keys, message):
+    with pytest.raises(ConfigError, match=message):
+        make(NAME, scripted(Pair()), **keys)
+
+
+def test_memory_that_is_not_there(scripted, make, run):
+    class Huge(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(x.shape[0], 1 << 46)
+
+    backend = make(NAME, scripted(Huge()))
+    with pytest.raises(
+        MemoryError,
+        match=r"TorchScriptTensor: out of memory on cpu while running a batch: .* MiB of .* are free; torch says: .*281474976710656",
+    ):
+        run(backend, torch.zeros(1, 1))
