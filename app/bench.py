@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from penstock.backends import timeline
 from penstock.backends.errors import PenstockError
 from penstock.pipelines.pipeline import Pipeline
 
@@ -54,10 +56,13 @@ async def bench_url(url: str, load: Load, pid: int | None = None) -> Report:
         await client.close()
 
 
-async def bench_file(source: str | Path | Mapping[str, object], load: Load) -> Report:
-    """Load a pipeline in this process: what is left when there is no HTTP. Raises what `Pipeline.load` and `start` raise."""
+async def bench_file(source: str | Path | Mapping[str, object], load: Load, recording: timeline.Recording | None = None) -> Report:
+    """Load a pipeline in this process: what is left when there is no HTTP. Raises what `Pipeline.load` and `start` raise.
+
+    `recording`: gets a timeline of it, without the warm-up.
+    """
     async with Pipeline.load(source) as pipeline:
-        return await bench(in_process(pipeline, load.deadline), load, os.getpid())
+        return await bench(in_process(pipeline, load.deadline), load, os.getpid(), recording)
 
 
 def in_process(pipeline: Pipeline, deadline: float | None = None) -> Send:
@@ -73,17 +78,18 @@ def in_process(pipeline: Pipeline, deadline: float | None = None) -> Send:
     return send
 
 
-async def bench(send: Send, load: Load, pid: int | None = None) -> Report:
+async def bench(send: Send, load: Load, pid: int | None = None, recording: timeline.Recording | None = None) -> Report:
     """Warm up, then load. Raises `NotAnswering`."""
     if load.warm_up:
         await _warm_up(send, load)
     async with Monitor(pid) as usage:
-        if load.rate is None:
-            seconds = load.seconds if load.seconds is not None or load.requests is not None else 10.0
-            record = await closed_loop(send, load.bodies, load.clients, requests=load.requests, seconds=seconds)
-        else:
-            seconds = load.requests / load.rate if load.requests is not None else load.seconds or 10.0
-            record = await open_loop(send, load.bodies, load.rate, seconds=seconds, seed=load.seed)
+        with nullcontext() if recording is None else timeline.record(recording):
+            if load.rate is None:
+                seconds = load.seconds if load.seconds is not None or load.requests is not None else 10.0
+                record = await closed_loop(send, load.bodies, load.clients, requests=load.requests, seconds=seconds)
+            else:
+                seconds = load.requests / load.rate if load.requests is not None else load.seconds or 10.0
+                record = await open_loop(send, load.bodies, load.rate, seconds=seconds, seed=load.seed)
     if load.rate is None:
         return Report.of(record, deadline=load.deadline, usage=usage)
     return Report.of(record, seconds=seconds, open_loop=True, deadline=load.deadline, usage=usage)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 if TYPE_CHECKING:  # at run time only when it is called: the other commands need none of it
+    from penstock.backends.timeline import Recording
+
     from .bench import Load
 
 T = TypeVar("T")
@@ -39,6 +41,9 @@ def bench_command(
     ] = None,
     seed: Annotated[int, typer.Option(help="For the arrivals of an open loop.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    profile: Annotated[
+        Path | None, typer.Option(help="Of a FILE: write a timeline of its batches (open it at https://ui.perfetto.dev).", dir_okay=False)
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check instead that an image has one result per batch size (10,000 requests unless given).")
     ] = False,
@@ -54,6 +59,7 @@ def bench_command(
     import orjson
 
     from penstock.backends.errors import PenstockError
+    from penstock.backends.timeline import Recording
 
     from .bench import Load, NotAnswering, bench_file, bench_url
     from .sample_images import read_folder, synthetic_jpegs
@@ -68,6 +74,9 @@ def bench_command(
     is_url = target.startswith(("http://", "https://"))
     if not is_url and (headers or pid is not None):
         raise typer.BadParameter("--header and --pid are for a running server, and the target is a file")
+    if profile is not None:
+        _check_profile(profile, is_url, verify)
+    recording = Recording() if profile is not None else None
     try:
         bodies = read_folder(images) if images is not None else synthetic_jpegs()
         load = Load(
@@ -76,11 +85,36 @@ def bench_command(
         if verify:
             _verify(target, is_url, load, store, compare)
             return
-        report = run(bench_url(target, load, pid or _server_of(target)) if is_url else bench_file(target, load))
+        report = run(bench_url(target, load, pid or _server_of(target)) if is_url else bench_file(target, load, recording))
     except (PenstockError, NotAnswering, ValueError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
     typer.echo(orjson.dumps(report.to_dict(), option=orjson.OPT_INDENT_2).decode() if as_json else str(report))
+    if profile is not None and recording is not None:
+        _write(recording, profile)
+
+
+def _check_profile(path: Path, is_url: bool, verify: bool) -> None:
+    if is_url:
+        raise typer.BadParameter("--profile is a timeline of a pipeline in this process: give its FILE instead of a server's address")
+    if verify:
+        raise typer.BadParameter("--profile and --verify don't go together")
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"--profile: there is no directory {path.parent}")
+
+
+def _write(recording: Recording, path: Path) -> None:
+    import orjson
+
+    try:
+        path.write_bytes(orjson.dumps(recording.trace()))
+    except OSError as error:
+        typer.echo(f"--profile: {path} can't be written: {error.strerror}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"timeline: {path}, for https://ui.perfetto.dev", err=True)
+    if recording.missing:
+        spans = f"the first {recording.limit} spans; {recording.missing} later ones"
+        typer.echo(f"timeline: it has only {spans} did not fit: give fewer --requests or --seconds", err=True)
 
 
 def _verify(target: str, is_url: bool, load: Load, store: Path | None, compare: Path | None) -> None:

@@ -18,6 +18,7 @@ from enum import Enum
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
+from penstock.backends import timeline
 from penstock.backends.base import Backend, Context
 from penstock.backends.errors import BackendError, DeviceError, InvalidInput
 from penstock.backends.item import Item
@@ -171,6 +172,8 @@ class Executor:
                 batch.started = self.clock()
                 device_error = run_batch(backend, batch, owner, self.clock)
                 batch.ended = self.clock()
+                if (recording := timeline.recording) is not None:
+                    self._record(recording, batch)
                 if device_error is not None:
                     raise device_error  # what the backend holds on the device may be gone: it is made anew
                 self._report(owner.executor_finished, batch)
@@ -185,6 +188,11 @@ class Executor:
                     logger.exception("%s: close failed", self.name, extra={"pipeline": self._context.pipeline, "node": self._context.node})
             del backend
             self._report(owner.executor_stopped)
+
+    def _record(self, recording: timeline.Recording, batch: Batch) -> None:
+        recording.add(self.name, "batch", batch.started, batch.ended, items=len(batch.entries), rows=batch.size)
+        for entry in batch.entries:
+            recording.add_wait(f"{self.pipeline}/{batch.node} queue", entry.enqueued, batch.started)
 
 
 def run_batch(backend: Backend, batch: Batch, owner: Owner, clock: Callable[[], float]) -> DeviceError | None:

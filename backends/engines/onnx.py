@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from .. import timeline
 from ..base import UNBOUNDED, Backend, BatchRange, Context, Params
 from ..errors import BackendError, ConfigError, InvalidInput, Problem
 from ..item import Item
@@ -184,8 +185,10 @@ class OnnxTensor(Backend):
                 for port, array in zip(self.inputs, members[0][1], strict=True)
             }
         else:
-            feed = {port.name: self._assemble(index, members, rows) for index, port in enumerate(self.inputs)}
-        outputs = self.session.run(self._output_names, feed)
+            with timeline.span("assembly", rows=rows):
+                feed = {port.name: self._assemble(index, members, rows) for index, port in enumerate(self.inputs)}
+        with timeline.span("run", rows=total):
+            outputs = self.session.run(self._output_names, feed)
         if alone:
             members[0][0]["result"] = outputs[0] if len(outputs) == 1 else outputs
             return

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -29,6 +30,9 @@ from penstock.app.load import NO_ANSWER, Answer, Record, Sample, closed_loop, op
 from penstock.app.process_usage import listener, processor_seconds, rss
 from penstock.app.report import Report, percentile
 from penstock.app.sample_images import read_folder, synthetic_jpegs
+from penstock.backends import timeline
+
+from ..backends.trace_events import Shown
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 
@@ -326,6 +330,52 @@ async def test_errors_in_process_have_the_status_of_http() -> None:
     assert report.outcomes == {"200": 2, "422": 2}
 
 
+async def test_a_timeline_has_every_batch_and_wait_of_the_load_and_none_of_the_warm_up() -> None:
+    recording = timeline.Recording()
+    await bench_file(DIGITS / "digits.toml", Load(read_folder(DIGITS), clients=4, requests=20, warm_up=5), recording)
+    assert timeline.recording is None
+    shown = Shown(recording.trace())
+    assert set(shown.threads.values()) == {"digits/digits queue", "digits/digits#0"}
+    track = shown.spans["digits/digits#0"]
+    batches = [(start, end, arguments) for depth, name, start, end, arguments in track if (depth, name) == (0, "batch")]
+    assert sum(arguments["items"] for *_, arguments in batches) == sum(arguments["rows"] for *_, arguments in batches) == 20
+    assert [name for depth, name, *_ in track if depth == 0] == ["batch"] * len(batches)
+    assert [name for depth, name, *_ in track if depth == 1 and name == "run"] == ["run"] * len(batches)
+    waits = shown.waits["digits/digits queue"]
+    assert len(waits) == 20
+    assert len(shown.rows["digits/digits queue"]) <= 4
+    assert {end for _, end in waits} == {start for start, *_ in batches}  # an item waits until its batch begins
+
+
+def test_command_writes_a_timeline(tmp_path: Path) -> None:
+    file = tmp_path / "timeline.json"
+    result = command(str(DIGITS / "digits.toml"), "--images", str(DIGITS), "--requests", "10", "--profile", str(file), "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["requests"] == 10
+    assert str(file) in result.stderr
+    shown = Shown(json.loads(file.read_bytes()))
+    assert len(shown.waits["digits/digits queue"]) == 10
+    assert shown.about["spans that it had no room for"] == 0
+
+
+def test_command_says_what_a_timeline_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timeline, "Recording", partial(timeline.Recording, limit=5))
+    file = tmp_path / "timeline.json"
+    result = command(str(DIGITS / "digits.toml"), "--images", str(DIGITS), "--requests", "10", "--profile", str(file))
+    assert result.exit_code == 0, result.output
+    found = Shown(json.loads(file.read_bytes())).about
+    assert found["spans"] == 5
+    assert f"only the first 5 spans; {found['spans that it had no room for']} later ones did not fit" in result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_command_reports_though_its_timeline_can_not_be_written() -> None:
+    result = command(str(DIGITS / "digits.toml"), "--images", str(DIGITS), "--requests", "2", "--profile", "/dev/full")
+    assert result.exit_code == 1
+    assert "/dev/full can't be written: No space left on device" in result.stderr
+    assert "QPS" in result.stdout
+
+
 async def test_a_penstock_server_is_measured() -> None:
     async with served(create_app(DIGITS / "digits.toml")) as url:
         load = Load(read_folder(DIGITS), clients=4, requests=40, deadline=20.0)
@@ -367,6 +417,9 @@ def test_command_prints_json_of_an_open_loop() -> None:
         (["missing.toml", "--pid", "1"], 2, "running server"),
         (["http://127.0.0.1:1/x", "--requests", "1", "--seconds", "1"], 2, "either --requests or"),
         (["http://127.0.0.1:1/x", "--header", "nothing"], 2, "is no header"),
+        (["http://127.0.0.1:1/x", "--profile", "t.json"], 2, "in this process"),
+        (["missing.toml", "--profile", "t.json", "--verify"], 2, "don't go together"),
+        (["missing.toml", "--profile", "nowhere/t.json"], 2, "there is no directory"),
     ],
 )
 def test_command_says_what_is_wrong(arguments: list[str], code: int, message: str) -> None:
