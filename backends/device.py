@@ -9,15 +9,17 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 
+from . import timeline
 from .base import Backend
 from .errors import BackendError, DeviceError, PenstockError
 from .item import Item
+from .stream_spans import StreamSpans
 
 logger = logging.getLogger("penstock.device")
 
@@ -137,11 +139,13 @@ class DeviceHalf:
         self.device = device
         self.who = who
         self.stream: torch.cuda.Stream | None = None
+        self._spans: StreamSpans | None = None
         self._buffers: dict[tuple[int, tuple[int, ...], torch.dtype, int], Buffer] = {}
         self._graphs: dict[Any, tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]] = {}
         if device.type == "cuda":
             with self.errors("taking the device"):
                 self.stream = own_stream(device)
+                self._spans = StreamSpans(device, self.stream)
                 self._pool = torch.cuda.graph_pool_handle()
                 # blocking: the thread sleeps until the event, instead of asking for it again and again
                 self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
@@ -177,20 +181,23 @@ class DeviceHalf:
         buffer = self._buffer(index, tuple(parts[0].shape[1:]), dtype, rows, capacity)
         start = 0
         if self.stream is not None and any(part.is_cuda for part in parts):
-            for part in parts:
-                if part.is_cuda:
-                    # its allocator must not hand it out before the stream that copies it (of its own device) has read it
-                    part.record_stream(torch.cuda.current_stream(part.device))
-                buffer.device[start : start + len(part)].copy_(part, non_blocking=True)
-                start += len(part)
-            buffer.device[start:rows].zero_()
+            with self.span("copy", rows=rows):
+                for part in parts:
+                    if part.is_cuda:
+                        # its allocator must not hand it out before the stream that copies it (of its own device) has read it
+                        part.record_stream(torch.cuda.current_stream(part.device))
+                    buffer.device[start : start + len(part)].copy_(part, non_blocking=True)
+                    start += len(part)
+                buffer.device[start:rows].zero_()
             return buffer.device[:rows]
-        for part in parts:
-            buffer.host[start : start + len(part)].copy_(part)
-            start += len(part)
-        buffer.host[start:rows].zero_()
+        with timeline.span("assembly", rows=rows):
+            for part in parts:
+                buffer.host[start : start + len(part)].copy_(part)
+                start += len(part)
+            buffer.host[start:rows].zero_()
         if self.stream is not None:
-            buffer.device[:rows].copy_(buffer.host[:rows], non_blocking=True)
+            with self.span("copy", rows=rows):
+                buffer.device[:rows].copy_(buffer.host[:rows], non_blocking=True)
         return buffer.device[:rows]
 
     def _buffer(self, index: int, shape: tuple[int, ...], dtype: torch.dtype, rows: int, capacity: int) -> Buffer:
@@ -211,8 +218,9 @@ class DeviceHalf:
             return list(outputs)
         with self.errors("running a batch"):
             copies = [torch.empty(output.shape, dtype=output.dtype, pin_memory=True) for output in outputs]
-            for copy, output in zip(copies, outputs, strict=True):
-                copy.copy_(output, non_blocking=True)
+            with self.span("copy back"):
+                for copy, output in zip(copies, outputs, strict=True):
+                    copy.copy_(output, non_blocking=True)
             self.synchronize()
         return copies
 
@@ -221,6 +229,12 @@ class DeviceHalf:
         if self.stream is not None:
             self._done.record(self.stream)
             self._done.synchronize()
+            if self._spans is not None:
+                self._spans.place()
+
+    def span(self, name: str, **arguments: int) -> AbstractContextManager[None]:
+        """Record for a timeline how long the device takes for what is asked of it meanwhile: its stream, or on the CPU this thread."""
+        return (timeline if self._spans is None else self._spans).span(name, **arguments)
 
     # graphs
 
