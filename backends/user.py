@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import threading
 from collections.abc import Callable
 from hashlib import sha256
 from importlib import import_module
@@ -22,6 +23,9 @@ from .composite import Logic
 from .errors import ConfigError, InvalidInput, Problem
 from .item import Item
 from .suggestions import did_you_mean
+
+_loading = threading.RLock()
+"""Held while a file of a user's is run."""
 
 
 class FunctionBackend(Backend):
@@ -146,8 +150,11 @@ def _load_file(path: Path) -> ModuleType:
     stat = path.stat()
     version = f"{path}|{stat.st_mtime_ns}|{stat.st_size}"
     name = f"_penstock_{path.stem}_{sha256(version.encode()).hexdigest()[:12]}"
-    if name in sys.modules:
-        return sys.modules[name]
+    with _loading:  # instances load at the same time: none may find a module that is still being run
+        return sys.modules[name] if name in sys.modules else _run_file(name, path)
+
+
+def _run_file(name: str, path: Path) -> ModuleType:
     spec = spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python file")
