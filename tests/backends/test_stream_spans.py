@@ -118,7 +118,7 @@ class Double(TorchEngine):
 
 def test_torch_engines_show_assembly_and_run() -> None:
     backend = Double()
-    backend.init(TorchParams(model="", max="4x2"), Context(node="a", device="cpu"))
+    backend.init(TorchParams.model_validate({"model": "", "max": "4x2"}), Context(node="a", device="cpu"))
     recording = timeline.Recording()
     with timeline.record(recording):
         backend.forward([{"data": torch.ones(1, 2)} for _ in range(3)])
