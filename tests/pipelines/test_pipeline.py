@@ -482,6 +482,29 @@ async def test_a_thread_that_dies_fails_its_futures_and_is_restarted(caplog: pyt
     assert sorted(cls.calls) == ["close", "close", "init p/node#0", "init p/node#0"]
 
 
+async def test_a_device_that_failed_fails_its_batch_and_the_instance_is_made_anew() -> None:
+    cls = probe(poison("assert", error=lambda: DeviceError("CUDA error: device-side assert triggered")))
+    async with serve(cls, max=2) as pipeline:
+        cls.gate.close()
+        calls = [asyncio.ensure_future(pipeline({"data": each})) for each in ("a", "assert", "queued")]
+        await entered(cls)
+        cls.init_gate.close()
+        cls.gate.open()
+        for call in calls[:2]:
+            with pytest.raises(
+                DeviceError, match="node 'node': backend Probe raised DeviceError: CUDA error: device-side assert triggered"
+            ):
+                await call
+        assert pipeline.not_ready == "node 'node': 1 of 1 executors are not running"
+        assert not calls[2].done()
+        cls.init_gate.open()
+        assert (await calls[2])["result"] == "queued"
+        assert pipeline.not_ready == ""
+        assert cls.seen == [["a", "assert"], ["queued"]]  # nothing was run again, and nothing on the instance that failed
+        assert books_are_empty(pipeline)
+    assert sorted(cls.calls) == ["close", "close", "init p/node#0", "init p/node#0"]
+
+
 async def test_what_ran_alone_before_the_thread_died_counts() -> None:
     def act(item: Item) -> Any:
         if item["data"] == "kill":

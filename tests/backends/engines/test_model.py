@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 
 from penstock.backends.base import Context
 from penstock.backends.engines import model
-from penstock.backends.engines.model import ModelTensor
+from penstock.backends.engines.model import ModelTensor, engine_for
+from penstock.backends.engines.tensorrt.library import Library
 from penstock.backends.errors import BackendError
 from penstock.backends.registry import describe, find_backend
 
@@ -85,15 +86,70 @@ def test_text_stays_numpy(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("m.trt", "m.trt needs TensorrtTensor"),
-        ("m.plan", "m.plan needs TensorrtTensor"),
-        ("m.pt", "m.pt needs TorchScriptTensor"),
-        ("m.pt2", "m.pt2 needs TorchExportTensor"),
         ("m.onnx.encrypted", "is encrypted"),
-        ("model", "no suffix that says what it is"),
+        ("model", r"node 'node': ModelTensor: the model model has no suffix that says what it is: expected .onnx, .trt, .plan, .pt, .pt2"),
         ("absent.onnx", "absent.onnx does not exist"),
     ],
 )
-def test_what_does_not_run_here_says_what_is_missing(name, message):
+def test_what_does_not_run_here_says_what_is_missing(tmp_path, name, message):
+    (tmp_path / "m.onnx.encrypted").write_bytes(b"")
     with pytest.raises(BackendError, match=message):
-        make(name)
+        make(tmp_path / name if name.endswith("encrypted") else name)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("m.trt", "TensorrtTensor"),
+        ("m.plan.encrypted", "TensorrtTensor"),
+        ("M.PT", "TorchScriptTensor"),
+        ("m.pt2", "TorchExportTensor"),
+        ("m.onnx", "OnnxTensor"),
+    ],
+)
+def test_the_file_says_which_engine_and_a_machine_without_a_gpu_runs_onnx_by_onnx_runtime(name, expected):
+    params = ModelTensor.parameters(model=name)
+    assert engine_for(params, Context(device="cpu")).__name__ == expected
+
+
+@pytest.mark.parametrize(
+    ("gpu", "library", "capability", "device", "expected"),
+    [
+        (True, "tensorrt", 9, "", "TensorrtTensor"),
+        (True, "tensorrt", 9, "cuda:0", "TensorrtTensor"),
+        (True, "tensorrt", 9, "cpu", "OnnxTensor"),
+        (True, "tensorrt_rtx", 12, "", "TensorrtTensor"),
+        (True, "tensorrt_rtx", 9, "", "OnnxTensor"),
+        (True, "", 9, "", "OnnxTensor"),
+        (False, "tensorrt", 9, "", "OnnxTensor"),
+    ],
+)
+@pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
+def test_onnx_runs_by_tensorrt_on_a_gpu_that_its_library_runs_on(monkeypatch, gpu, library, capability, device, expected):
+    import torch
+
+    def find(wanted):
+        if not library:
+            raise BackendError("TensorRT is not here")
+        return Library(library, "10.0", None, None)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (capability, 0))
+    monkeypatch.setattr(model, "find_library", find)
+    assert engine_for(ModelTensor.parameters(model="m.onnx"), Context(device=device)).__name__ == expected
+
+
+@pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
+def test_an_exported_program_runs(tmp_path):
+    import torch
+
+    linear = torch.nn.Linear(3, 2)
+    program = torch.export.export(linear, (torch.zeros(2, 3),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, tmp_path / "linear.pt2")
+    backend = make(tmp_path / "linear.pt2", max="4", INFERENCE_MODE=False)
+    backend.warm_up()
+    assert (backend.min, backend.max, backend.device) == (1, 4, "")
+    item = {"data": torch.ones(1, 3)}
+    backend.forward([item])
+    assert torch.allclose(item["result"], linear(torch.ones(1, 3)))
+    backend.close()

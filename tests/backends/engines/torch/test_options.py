@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from penstock.backends.errors import ConfigError
+
+torch = pytest.importorskip("torch")
+
+from penstock.backends.engines.torch.options import set_process_wide  # noqa: E402
+
+
+def test_the_first_to_ask_sets_an_option_and_others_must_agree() -> None:
+    before = torch.backends.cudnn.enabled
+    try:
+        set_process_wide("DISABLE_CUDNN", True, "node 'a' of pipeline 'p'", "a")
+        assert not torch.backends.cudnn.enabled
+        set_process_wide("DISABLE_CUDNN", True, "node 'b' of pipeline 'p'", "b")
+        with pytest.raises(
+            ConfigError, match=r"\[b\] DISABLE_CUDNN: False wanted, but node 'a' of pipeline 'p' has set it to True: .* whole process"
+        ):
+            set_process_wide("DISABLE_CUDNN", False, "node 'b' of pipeline 'p'", "b")
+        assert not torch.backends.cudnn.enabled
+    finally:
+        torch.backends.cudnn.enabled = before
+
+
+def test_what_torch_takes_no_more_is_an_error_and_not_remembered() -> None:
+    """In a process of its own: torch lets go of this number once."""
+    code = """
+import torch
+from penstock.backends.engines.torch.options import set_process_wide
+from penstock.backends.errors import ConfigError
+set_process_wide("INTER_OP_THREAD_COUNT", 3, "a", "a")
+assert torch.get_num_interop_threads() == 3
+from penstock.backends.engines.torch import options
+options._set.clear()
+for _ in range(2):
+    try:
+        set_process_wide("INTER_OP_THREAD_COUNT", 5, "b", "b")
+    except ConfigError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.count("[b] INTER_OP_THREAD_COUNT: torch does not take 5 any more: ") == 2

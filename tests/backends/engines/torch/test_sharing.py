@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from penstock.backends.engines.torch.sharing import shared
+
+
+class Model:
+    pass
+
+
+def test_it_is_loaded_once_however_many_ask_at_once() -> None:
+    loads: list[Model] = []
+    asking = threading.Barrier(4)
+
+    def load() -> Model:
+        loads.append(Model())
+        return loads[-1]
+
+    def ask() -> Model:
+        asking.wait(20)
+        return shared("once", load)  # type: ignore[no-any-return]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = [each.result(20) for each in [pool.submit(ask) for _ in range(4)]]
+    assert len(loads) == 1 and all(each is loads[0] for each in found)
+
+
+def test_another_key_is_another_model_and_nobody_waits_for_it() -> None:
+    def load() -> Model:
+        assert shared("inner", Model) is not None  # while "outer" is being loaded
+        return Model()
+
+    assert shared("outer", load) is not shared("other", Model)
+
+
+def test_it_goes_with_its_last_user() -> None:
+    first = shared("gone", Model)
+    assert shared("gone", Model) is first
+    first.mark = True
+    del first
+    gc.collect()
+    assert not hasattr(shared("gone", Model), "mark")
+
+
+def test_a_load_that_fails_is_tried_again() -> None:
+    def fail() -> Model:
+        raise ValueError("no such file")
+
+    with pytest.raises(ValueError, match="no such file"):
+        shared("again", fail)
+    assert isinstance(shared("again", Model), Model)
