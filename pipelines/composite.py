@@ -32,7 +32,6 @@ class Composite:
         self.name = config.name
         self.statistics = NodeStatistics()
         self.waiting: dict[Entry, tuple[Batch, Callable[[], object]]] = {}
-        self.closed = False
         self._loop = loop
         self._clock = clock
         self._context = contextvars.Context()  # empty: nothing here inherits a request's variables
@@ -47,7 +46,6 @@ class Composite:
 
     async def close(self, timeout: float) -> None:
         """Stop what works here; `timeout` seconds are for it to end. Nothing waits any more (`abandon`)."""
-        self.closed = True
         if self._timer is not None:
             self._timer.cancel()
 
@@ -63,9 +61,6 @@ class Composite:
         if depth_of(entry) >= MAX_DEPTH:
             reason = f"node {self.name!r}: graphs enter one another {MAX_DEPTH} deep; does some Python logic call itself?"
             self.end_soon(entry, batch, BackendError(reason))
-            return
-        if self.closed:
-            self.end_soon(entry, batch, NotReady(f"node {self.name!r} is closed"))
             return
         self.begin(entry, batch)
         if entry.deadline < self._timer_at:

@@ -183,7 +183,7 @@ class FanOut(Composite):
     def _batch_started(self, batch: Batch) -> None:
         for entry in batch.entries:
             part: object = entry.future
-            if type(part) is Part and part.queued and part.parent.node is self:
+            if type(part) is Part and part.queued:
                 part.queued = False
                 part.parent.lane.queued -= 1
         self._feed(batch.started)

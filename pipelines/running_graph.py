@@ -99,8 +99,7 @@ class RunningGraph:
     async def close(self, timeout: float) -> None:
         self._closed = True
         workers: tuple[Node | Composite, ...] = (*self.composites, *self.nodes)
-        for worker in workers:
-            worker.closed = True  # all at once: nothing goes from one to the next any more, where nobody would answer it
+        # All at once: had one closed before another is told, something could go from this to that, where nobody would answer it.
         self.abandon(f"pipeline {self._name!r} is closed")
         await asyncio.gather(*[worker.close(timeout) for worker in workers])
 

@@ -461,6 +461,24 @@ async def test_a_parent_that_waits_for_its_turn_is_answered_at_its_deadline(work
         assert outcomes(pipeline, "all") == {"ok": 1, "expired": 1}
 
 
+async def test_parts_have_the_deadline_of_their_parent(workshop: Workshop) -> None:
+    """None starts after it, though the timer of the composite has not rung yet."""
+    clock = Clock()
+    workshop.hold("each")
+    async with serve(map_reduce(), workshop=workshop, clock=clock) as pipeline:
+        first = asyncio.ensure_future(pipeline({"data": ["first"]}))
+        await workshop.begun("each")
+        late = asyncio.ensure_future(pipeline({"data": ["late"] * 20}, timeout=500.0))
+        await turns()
+        assert queued(pipeline, "each") == 4
+        clock.now += 500.0
+        workshop.release("each")
+        with pytest.raises(DeadlineExceeded):
+            await late
+        assert (await first)["result"] == ["first"]
+        assert "late" not in workshop.inputs("each")
+
+
 async def test_parts_that_queue_are_gone_at_the_deadline(workshop: Workshop) -> None:
     clock = Clock()
     workshop.hold("each")
