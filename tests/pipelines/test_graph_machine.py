@@ -1,6 +1,6 @@
 """Random graphs, items and accidents: what a pipeline answers is what the plain recursion of graphs/reference.py says.
 
-PENSTOCK_TEST_GRAPHS is the number of graphs (default 500).
+PENSTOCK_TEST_GRAPHS is the number of graphs (default 350).
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ from .graphs.behaviour import BOUND, FILTERS, Request, Worker, act
 from .graphs.generate import Tables, configurations, ends, items, skips
 from .graphs.reference import Item, Outcome, Reference
 
-GRAPHS = int(os.environ.get("PENSTOCK_TEST_GRAPHS", "500"))
+GRAPHS = int(os.environ.get("PENSTOCK_TEST_GRAPHS", "350"))
 MOST_OUTCOMES = 200
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
+QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
 random_graphs = settings(
     max_examples=GRAPHS,
     deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
+    suppress_health_check=QUIET,
 )
 
 
@@ -270,7 +271,7 @@ async def hold(tables: Tables, item: Item) -> None:
         assert (behind & alone).isdisjoint(request.ran)
 
 
-@settings(random_graphs, max_examples=max(1, GRAPHS // 4))
+@settings(random_graphs, max_examples=max(1, GRAPHS // 4), suppress_health_check=[HealthCheck.filter_too_much, *QUIET])
 @given(scene=ends())
 def test_the_end_of_a_request_starts_nothing_more(scene: tuple[Tables, Item]) -> None:
     with asyncio.Runner() as runner:

@@ -34,9 +34,9 @@ KEYS = ("result", "result", "result", "data", "data", "x", "k")
 
 
 @st.composite
-def configurations(draw: st.DrawFn, roots: int = 3) -> Tables:
+def configurations(draw: st.DrawFn, roots: int = 3, least: int = 1) -> Tables:
     """One to ten nodes below one or several roots; what is below one root may enter another one that comes later."""
-    sizes = draw(st.lists(st.integers(1, 10), min_size=1, max_size=roots))
+    sizes = draw(st.lists(st.integers(least, 10), min_size=1, max_size=roots))
     names = draw(st.permutations("abcdefghij"))[: sum(sizes)]
     groups: list[list[str]] = []
     while names:
@@ -176,9 +176,9 @@ def items(draw: st.DrawFn, tables: Tables) -> Item:
 
 
 @st.composite
-def all_running(draw: st.DrawFn, roots: int) -> tuple[Tables, Item, list[str]]:
+def all_running(draw: st.DrawFn, roots: int, least: int = 1) -> tuple[Tables, Item, list[str]]:
     """A graph, an item for which all of it runs, and the nodes that have a filter: each one of its own."""
-    tables = draw(configurations(roots))
+    tables = draw(configurations(roots, least))
     nodes = read(tables)
     filtered = [name for name, node in nodes.items() if node.before][: len(FILTERS)]
     for name, own in zip(filtered, FILTERS, strict=False):
@@ -216,7 +216,7 @@ def skips(draw: st.DrawFn) -> tuple[Tables, Item]:
 @st.composite
 def ends(draw: st.DrawFn) -> tuple[Tables, Item]:
     """All runs but for one node, where all ends; and other nodes run beside that one."""
-    tables, item, filtered = draw(all_running(roots=1))
+    tables, item, filtered = draw(all_running(roots=1, least=5))
     reference = Reference(tables, lambda node, given: None, {})
 
     def has_others_beside(name: str) -> bool:
