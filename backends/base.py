@@ -50,6 +50,9 @@ class Params(BaseModel):
     variadic: ClassVar[bool] = False
     """All positional arguments are one list, the first parameter's own: `Remove[k1,k2]`."""
 
+    keyword_only: ClassVar[frozenset[str]] = frozenset({"force_range"})
+    """Parameters that a positional argument never means."""
+
     force_range: RangeText | None = Field(
         None, description="min,max: the batch range instead of its own; as a node's key the engines' (without one: the whole expression's)"
     )

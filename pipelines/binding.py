@@ -266,7 +266,8 @@ def _arguments(member: Member, problems: list[Problem], places: dict[str, str]) 
         if member.args:
             problems.append(Problem(f"{member.name} declares no parameters, so it takes no positional argument", key="backend"))
         return dict(member.tree.kwargs)
-    order = [key for key in dict.fromkeys(declared.values()) if key != "force_range"]
+    keyword_only = getattr(member.cls.parameters, "keyword_only", frozenset())
+    order = [key for key in dict.fromkeys(declared.values()) if key not in keyword_only]
     args: tuple[Any, ...] = (member.args,) if getattr(member.cls.parameters, "variadic", False) and member.args else member.args
     if len(args) > len(order):
         problems.append(Problem(f"{member.name} takes at most {len(order)} arguments, found {len(args)}", key="backend"))

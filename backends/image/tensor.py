@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 
 class TensorParams(Params):
+    keyword_only: ClassVar[frozenset[str]] = Params.keyword_only | {"device_id"}
+
     device_id: int | None = Field(
         None, ge=0, description="The GPU, by number; not given: the node's `device`, else the first GPU, else the CPU."
     )

@@ -51,6 +51,14 @@ def test_without_torch_files_can_be_checked_and_init_says_what_is_missing():
         assert line == f"BackendError {real} needs extra torch, which is not installed here: pip install 'penstock[torch]'"
 
 
+@pytest.mark.parametrize(
+    "expression", ["S[ResizeTensor(8,9),cvtColorTensor(rgb)]", "S[ResizeTensor(device_id=0,resize_h=8,resize_w=9),cvtColorTensor(rgb)]"]
+)
+def test_positional_arguments_are_the_backends_own(bound, expression):
+    resize, color = bound(expression).children
+    assert (resize.params.resize_h, resize.params.resize_w, color.params.color) == (8, 9, "rgb")
+
+
 def test_describing_them_imports_no_torch():
     code = f"import sys, penstock.backends.registry as r; [r.describe(n) for n in {NAMES}]; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

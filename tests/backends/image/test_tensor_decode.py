@@ -120,6 +120,14 @@ def adobe_rgb(photo):
     return encoded
 
 
+def ycck(photo):
+    """A JPEG in CMYK of which Adobe's marker says that the first three channels are transformed."""
+    encoded = bytearray(encode(Image.fromarray(photo).convert("CMYK"), "JPEG"))
+    encoded[encoded.index(b"Adobe") + 11] = 2
+    assert checked_header(bytes(encoded), 10**9).info["adobe_transform"] == 2
+    return bytes(encoded)
+
+
 CASES = {
     "plain": (lambda photo: encode(photo, "JPEG"), True),
     "progressive": (lambda photo: encode(photo, "JPEG", progressive=True), True),
@@ -131,6 +139,7 @@ CASES = {
     # Pillow warns of it, which is an error in tests
     "damaged exif": (lambda photo: encode(photo, "JPEG", dpi=(72, 72), exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), False),
     "cmyk": (lambda photo: encode(Image.fromarray(photo).convert("CMYK"), "JPEG"), False),
+    "ycck": (ycck, False),
     "rgb": (adobe_rgb, False),
     "png": (lambda photo: encode(photo, "PNG"), False),
     "webp": (lambda photo: encode(photo, "WEBP"), False),
