@@ -266,7 +266,7 @@ def _arguments(member: Member, problems: list[Problem], places: dict[str, str]) 
         if member.args:
             problems.append(Problem(f"{member.name} declares no parameters, so it takes no positional argument", key="backend"))
         return dict(member.tree.kwargs)
-    keyword_only = getattr(member.cls.parameters, "keyword_only", frozenset())
+    keyword_only: frozenset[str] = getattr(member.cls.parameters, "keyword_only", frozenset())
     order = [key for key in dict.fromkeys(declared.values()) if key not in keyword_only]
     args: tuple[Any, ...] = (member.args,) if getattr(member.cls.parameters, "variadic", False) and member.args else member.args
     if len(args) > len(order):
