@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -10,9 +11,11 @@ from ..params import EngineParams
 
 
 def _table(value: Any) -> Any:
-    """`"depth=18,width=0.5"` as a table of numbers and texts."""
+    """`"depth=18,width=0.5"`, or an object of JSON, as a table."""
     if not isinstance(value, str):
         return value
+    if value.lstrip().startswith("{"):
+        return json.loads(value)
     pairs = [piece.partition("=") for piece in value.split(",") if piece.strip()]
     return {key.strip(): _number(text.strip()) for key, _, text in pairs}
 
@@ -60,7 +63,7 @@ class PythonTensorParams(TorchParams):
     model: str = Field(description="what makes the module: package.module:Class or file.py:Class")
     state_dict: str | None = Field(None, description="its weights: a .safetensors file, or one that torch loads with weights_only")
     kwargs: Annotated[dict[str, Any], BeforeValidator(_table)] = Field(
-        {}, description="arguments of the class: a table, or depth=18,width=0.5"
+        {}, description="arguments of the class: depth=18,width=0.5, or a JSON object"
     )
     compile: Literal["", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
         "", description="torch.compile in this mode; not given: as it is"

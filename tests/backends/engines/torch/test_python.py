@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from penstock.backends.base import Context
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
@@ -87,6 +88,9 @@ def test_arguments_weights_and_optional_inputs(net, make, run):
     with pytest.raises(InvalidInput, match=r"the model has 2 inputs \(x, shift, 1 of them optional\), and data holds 3"):
         run(scaled, [x, x, x])
     assert run(make(NAME, "net.py:Net", context, kwargs="wide=7,scale=2"), x)[0].shape == (1, 7)
+    assert run(make(NAME, "net.py:Net", context, kwargs='{"wide": 7, "scale": 2}'), x)[0].shape == (1, 7)
+    with pytest.raises(ValidationError, match="kwargs"):
+        make(NAME, "net.py:Net", context, kwargs='{"wide": ')
     assert run(make(NAME, "torch.nn:Identity", context), x)[0].tolist() == x.tolist()
 
 

@@ -50,9 +50,9 @@ def test_texts() -> None:
 @pytest.mark.parametrize(
     ("found", "expected", "fits"),
     [
-        ("uint8", "float32", True), ("float64", "float32", True), ("float16", "float32", True), ("int32", "int64", True), ("bool", "uint8", True),
-        ("float32", "float16", False), ("int64", "float32", False), ("int64", "int32", False), ("float32", "int64", False),
-        ("bfloat16", "float16", False), ("uint32", "int64", False), ("float32", "float64", True),
+        ("uint8", "float32", True), ("float64", "float32", True), ("float16", "float32", True), ("int32", "int64", True),
+        ("bool", "uint8", True), ("float32", "float64", True), ("float32", "float16", False), ("int64", "float32", False),
+        ("int64", "int32", False), ("float32", "int64", False), ("bfloat16", "float16", False), ("uint32", "int64", False),
     ],
 )  # fmt: skip
 def test_what_widens(found: str, expected: str, fits: bool) -> None:

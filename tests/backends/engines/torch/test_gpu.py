@@ -1,0 +1,123 @@
+"""What the GPU half does on a GPU, beyond scripts/gpu_check. Skipped where there is no GPU."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+if not torch.cuda.is_available():
+    pytest.skip("no GPU here", allow_module_level=True)
+
+from penstock.backends.device import POOL, own_stream  # noqa: E402
+
+from .modules import Pool, Total  # noqa: E402
+
+DEVICE = torch.device("cuda", 0)
+
+NETS = """
+import torch
+from torch import nn
+
+class Positive(nn.Module):
+    '''Waits for the device, which no graph may.'''
+    def forward(self, x):
+        return x * 2 if int((x > 0).sum()) >= 0 else x
+"""
+
+
+def in_threads(count: int, work: Any) -> list[Any]:
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda: found.append(work())) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return found
+
+
+def test_no_two_threads_have_one_stream_and_those_that_end_give_theirs_back() -> None:
+    there = threading.Barrier(20)
+
+    def take() -> int:
+        stream = own_stream(DEVICE)
+        assert stream is not None and own_stream(DEVICE) is stream
+        there.wait(60)
+        return int(stream.cuda_stream)
+
+    for _ in range(2 * POOL // 20 + 1):
+        assert len(set(in_threads(20, take))) == 20
+
+
+def test_a_batch_above_those_that_graphs_were_captured_for(exported, make, run):
+    backend = make("TorchExportTensor", exported(Pool(), torch.zeros(2, 3, 4, 4)))
+    backend.warm_up()
+    assert len(backend.children[0]._half._graphs) == 4
+    for count in (3, 20, 3, 8, 33, 1):
+        data = [torch.randn(1, 3, 4, 4) for _ in range(count)]
+        found = torch.cat(run(backend, *data))
+        assert torch.allclose(found, Pool()(torch.cat(data)), atol=1e-5)
+
+
+def test_what_can_not_be_captured_runs_without_graphs_and_memory_stays(tmp_path, make, run, caplog):
+    (tmp_path / "nets.py").write_text(NETS)
+    backend = make("PythonTensor", f"{tmp_path / 'nets.py'}:Positive", max="4x1024x1024")
+    backend.warm_up()
+    assert "runs without CUDA graphs" in caplog.text
+    assert not backend.children[0]._half._graphs
+    run(backend, torch.ones(1, 1024, 1024))
+    before = torch.cuda.memory_reserved()
+    for value in range(100):
+        results = run(backend, *(torch.full((1, 1024, 1024), float(value + item)) for item in range(3)))
+        assert [float(each[0, 0, 0]) for each in results] == [2.0 * (value + item) for item in range(3)]
+    assert torch.cuda.memory_reserved() <= before + 2**22
+
+
+def test_outputs_without_a_row_for_each_item_are_not_padded(scripted, make, run):
+    backend = make("TorchScriptTensor", scripted(Total()), max="4x2")
+    backend.warm_up()
+    assert len(backend.children[0]._half._graphs) == 1  # of one row
+    assert run(backend, torch.ones(3, 2), request_size=3)[0].tolist() == [[3, 3]]
+
+
+def test_tensors_of_the_device_and_of_the_host_in_one_batch(exported, make, run):
+    backend = make("TorchExportTensor", exported(Pool(), torch.zeros(2, 3, 4, 4)), max=4)
+    backend.warm_up()
+    data = [torch.randn(1, 3, 4, 4) for _ in range(3)]
+    mixed = [data[0].cuda(), data[1], data[2].cuda()]
+    torch.cuda.synchronize()
+    assert torch.allclose(torch.cat(run(backend, *mixed)), Pool()(torch.cat(data)), atol=1e-5)
+
+
+def test_instances_load_and_capture_while_others_run(exported, make, run):
+    """Captures are one at a time; what runs meanwhile is neither captured nor disturbed."""
+    path = exported(torch.nn.Conv2d(3, 8, 3), torch.zeros(2, 3, 16, 16))
+    ending = threading.Event()
+    data = [torch.randn(1, 3, 16, 16) for _ in range(3)]
+
+    def serve() -> int:
+        backend = make("TorchExportTensor", path, max=4)
+        backend.warm_up()
+        first = torch.cat(run(backend, *data))
+        count = 0
+        while not ending.is_set():
+            assert torch.allclose(torch.cat(run(backend, *data)), first, atol=1e-5)
+            count += 1
+        return count
+
+    def load() -> bool:
+        backend = make("TorchExportTensor", path, max=16, ENABLE_WEIGHT_SHARING=False)
+        backend.warm_up()
+        return len(backend.children[0]._half._graphs) == 5
+
+    servers: list[int] = []
+    thread = threading.Thread(target=lambda: servers.extend(in_threads(3, serve)))
+    thread.start()
+    try:
+        assert in_threads(8, load) == [True] * 8
+    finally:
+        ending.set()
+        thread.join(60)
+    assert len(servers) == 3 and all(servers)
