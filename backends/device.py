@@ -80,11 +80,12 @@ def own_stream(device: torch.device) -> torch.cuda.Stream | None:
 
 def _unused_stream(device: torch.device) -> torch.cuda.Stream:
     with _choosing:
+        stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         for _ in range(POOL):
-            stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             if (device, stream.cuda_stream) not in _taken:
                 _taken[device, stream.cuda_stream] = stream
                 return stream
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     logger.warning("%s: more than %d threads use it; this one shares a stream, and captures no graphs", device, POOL)
     return stream
 
@@ -191,10 +192,11 @@ class DeviceHalf:
                 buffer.device[start:rows].zero_()
             return buffer.device[:rows]
         with timeline.span("assembly", rows=rows):
-            for part in parts:
-                buffer.host[start : start + len(part)].copy_(part)
-                start += len(part)
-            buffer.host[start:rows].zero_()
+            start = sum(map(len, parts))
+            # One call for all: beside other threads, each is a wait for the GIL.
+            torch.cat(list(parts), out=buffer.host[:start])
+            if start < rows:
+                buffer.host[start:rows].zero_()
         if self.stream is not None:
             with self.span("copy", rows=rows):
                 buffer.device[:rows].copy_(buffer.host[:rows], non_blocking=True)
@@ -290,8 +292,8 @@ def device_errors(who: str, device: torch.device, doing: str) -> Iterator[None]:
         raise
     except RuntimeError as error:
         text = str(error)
-        if isinstance(error, torch.OutOfMemoryError) or (said := _line_with(text, *OUT_OF_MEMORY)):
-            said = text if isinstance(error, torch.OutOfMemoryError) else said
+        said = text if isinstance(error, torch.OutOfMemoryError) else _line_with(text, *OUT_OF_MEMORY)
+        if said:
             raise MemoryError(f"{who}: out of memory on {device} while {doing}: {free_memory(device)}; torch says: {said}") from error
         said = _line_with(text, *FAILED)
         if said or isinstance(error, getattr(torch, "AcceleratorError", ())):

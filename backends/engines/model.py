@@ -28,7 +28,7 @@ RTX_CAPABILITIES = (7, 8, 12)
 """Of `tensorrt_rtx`: the GPUs that it runs on, by the first number of their compute capability."""
 
 
-class ModelParams(TensorrtParams, TorchScriptParams, OnnxParams):
+class ModelParams(TensorrtParams, TorchScriptParams, OnnxParams):  # pyright: ignore[reportIncompatibleVariableOverride]
     """What any of the engines takes; each reads what it knows."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
+from itertools import accumulate
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
@@ -110,8 +111,9 @@ class TorchEngine(Backend):
             zeros: list[Input] = [torch.zeros((rows, *shape), dtype=dtype) for shape, dtype in shapes]
             inputs = self._assemble([zeros], rows)
             with self._half.errors("warming up"), self.gradients_off():
-                for _ in range(self.warm_up_runs):
-                    outputs = self._run(inputs)
+                outputs = self._run(inputs)
+                for _ in range(1, self.warm_up_runs):
+                    self._run(inputs)
                 self._half.synchronize()
                 if self._half.on_gpu and self.params.cuda_graphs and self.can_capture:
                     self._capture(inputs, rows, outputs)
@@ -243,11 +245,26 @@ class TorchEngine(Backend):
         return (isinstance(output, list) or output.ndim > 0) and len(output) >= rows
 
     def _share_out(self, members: list[Member], outputs: list[Any]) -> None:
-        start = 0
-        for member in members:
-            parts = [_owned(output[start : start + member.rows] if self.keeps_apart(output, self._ran) else output) for output in outputs]
+        counts = [member.rows for member in members]
+        shares = [self._shares(output, counts) for output in outputs]
+        for index, member in enumerate(members):
+            parts = [share[index] for share in shares]
             member.item["result"] = parts[0] if len(parts) == 1 else parts
-            start += member.rows
+
+    def _shares(self, output: Any, counts: list[int]) -> Sequence[Any]:
+        """What each member has of an output. Copies: a view would keep the whole batch alive as long as the slowest reader of one item."""
+        if isinstance(output, list):
+            ends = list(accumulate(counts))
+            return [
+                output[end - count : end] if self.keeps_apart(output, self._ran) else output
+                for end, count in zip(ends, counts, strict=True)
+            ]
+        output = output.detach()
+        if not self.keeps_apart(output, self._ran):
+            return [output.clone(memory_format=torch.contiguous_format) for _ in counts]
+        # One call for all: beside other threads, each is a wait for the GIL.
+        copies: Sequence[Any] = torch.split_with_sizes_copy(output[: sum(counts)], counts)
+        return copies
 
     def _input_dtype(self, index: int) -> torch.dtype:
         return torch.uint8 if index == 0 and (self.params.mean is not None or self.params.std is not None) else torch.float32
@@ -259,8 +276,3 @@ class TorchEngine(Backend):
 def _key(inputs: Sequence[torch.Tensor]) -> Hashable:
     """Of a batch where it lies: a graph reads the addresses that it was captured with."""
     return tuple([(tuple(tensor.shape), tensor.dtype, tensor.data_ptr()) for tensor in inputs])
-
-
-def _owned(part: Any) -> Any:
-    """A copy: a view would keep the whole batch alive as long as the slowest reader of one item."""
-    return part if isinstance(part, list) else part.detach().clone(memory_format=torch.contiguous_format)

@@ -37,7 +37,7 @@ class TorchModule(TorchEngine):
     With `mean` or `std` the first input may be uint8: it travels so, and becomes (x - mean) / std on the device.
     """
 
-    params: TorchParams
+    params: Any
 
     inputs: tuple[str, ...] | None = None
     """The names of the model's inputs, in its order; None: the model does not tell. Set by `open`."""

@@ -22,8 +22,6 @@ OWN_GRAPHS = ("reduce-overhead", "max-autotune")
 class PythonTensor(TorchModule):
     """What `backend.PythonTensor` is once it runs."""
 
-    params: PythonTensorParams
-
     def open(self, params: PythonTensorParams, context: Context, device: torch.device) -> Any:
         made_by = self._find(params.model)
         weights = self.file(params.state_dict) if params.state_dict is not None else None

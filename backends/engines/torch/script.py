@@ -21,8 +21,6 @@ logger = logging.getLogger("penstock.torch")
 class TorchScriptTensor(TorchModule):
     """What `backend.TorchScriptTensor` is once it runs."""
 
-    params: TorchScriptParams
-
     warm_up_runs = 3
     """The JIT looks at the first runs, and compiles in those behind them."""
 
