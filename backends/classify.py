@@ -51,31 +51,60 @@ class SoftmaxArgMaxTensor(Backend):
             self.labels_path = path
 
     def forward(self, batch: list[Item]) -> None:
+        """All rows of one length at once: beside other threads, each call into NumPy is a wait for the GIL."""
+        rows: dict[int, list[tuple[Item, NDArray[Any]]]] = {}
         for item in batch:
             try:
-                item.update(self._classify(item["data"]))
+                scores = self._scores(item["data"])
             except InvalidInput as error:
                 if len(batch) == 1:
                     raise
                 item["error"] = error
+            else:
+                rows.setdefault(scores.size, []).append((item, scores))
+        for found in rows.values():
+            self._classify(found, alone=len(batch) == 1)
 
-    def _classify(self, data: Any) -> dict[str, Any]:
-        scores = self._probabilities(data)
-        best = int(scores.argmax())
-        answer: dict[str, Any] = {"result": best, **self._describe(best, scores)}
-        if self.top_k > 1:
+    def _classify(self, found: list[tuple[Item, NDArray[Any]]], *, alone: bool) -> None:
+        scores = np.array([row for _, row in found], np.float64)
+        finite: list[bool] = np.isfinite(scores).all(axis=1).tolist()  # type: ignore[assignment]
+        if not all(finite):
+            error = InvalidInput("SoftmaxArgMaxTensor: the scores are not finite (NaN or infinite): no class is the best")
+            if alone:
+                raise error
+            for (item, _), right in zip(found, finite, strict=True):
+                if not right:
+                    item["error"] = InvalidInput(str(error))
+            found = [each for each, right in zip(found, finite, strict=True) if right]
+            if not found:
+                return
+            scores = scores[finite]
+        if self.softmax:
+            # Less the largest: exp of a logit above 709 is infinite.
+            scores = np.exp(scores - scores.max(1, keepdims=True))
+            scores /= scores.sum(1, keepdims=True)
+        if self.top_k == 1:
+            best = scores.argmax(1)
+            classes, values = best[:, np.newaxis].tolist(), scores[np.arange(len(scores)), best][:, np.newaxis].tolist()
+        else:
             # Stable: equal scores keep the order of the classes, as argmax does.
-            ranks = np.argsort(-scores, kind="stable")[: self.top_k]
-            answer["top"] = [self._describe(int(index), scores) for index in ranks]
-        return answer
+            ranks = np.argsort(-scores, axis=1, kind="stable")[:, : self.top_k]
+            classes, values = ranks.tolist(), np.take_along_axis(scores, ranks, 1).tolist()
+        for (item, _), indices, chances in zip(found, classes, values, strict=True):
+            ranked = [self._describe(index, chance) for index, chance in zip(indices, chances, strict=True)]
+            item["result"] = indices[0]
+            item.update(ranked[0])
+            if self.top_k > 1:
+                item["top"] = ranked
 
-    def _describe(self, index: int, scores: NDArray[np.float64]) -> dict[str, Any]:
-        found: dict[str, Any] = {"class": index, "score": float(scores[index])}
+    def _describe(self, index: int, score: float) -> dict[str, Any]:
+        found: dict[str, Any] = {"class": index, "score": score}
         if self.labels is not None:
             found["label"] = self.labels[index]
         return found
 
-    def _probabilities(self, data: Any) -> NDArray[np.float64]:
+    def _scores(self, data: Any) -> NDArray[Any]:
+        """One row of scores."""
         if not hasattr(data, "__array__"):
             raise InvalidInput(f"SoftmaxArgMaxTensor: expected an array of shape 1xK or K, got {type(data).__name__}")
         array = np.asarray(on_host(data))
@@ -85,20 +114,14 @@ class SoftmaxArgMaxTensor(Backend):
             raise BackendError(
                 f"SoftmaxArgMaxTensor: {self.labels_path} has {len(self.labels)} labels, and the model gives {array.size} scores"
             )
-        scores = array.reshape(-1).astype(np.float64)
-        if not np.isfinite(scores).all():
-            raise InvalidInput("SoftmaxArgMaxTensor: the scores are not finite (NaN or infinite): no class is the best")
-        if not self.softmax:
-            return scores
-        # Less the largest: exp of a logit above 709 is infinite.
-        powers: NDArray[np.float64] = np.exp(scores - scores.max())
-        powers /= powers.sum()
-        return powers
+        return array.reshape(-1)
 
 
 def on_host(data: Any) -> Any:
     """A torch tensor as NumPy can read it, from any device and also bfloat16; anything else as it is. Imports no torch."""
     if type(data).__module__.partition(".")[0] != "torch" or not hasattr(data, "detach"):
         return data
+    if data.device.type == "cpu" and not data.requires_grad and str(data.dtype) != "torch.bfloat16":
+        return data.numpy()
     tensor = data.detach().cpu()
     return tensor.double() if tensor.is_floating_point() else tensor

@@ -263,7 +263,7 @@ class TorchEngine(Backend):
         if not self.keeps_apart(output, self._ran):
             return [output.clone(memory_format=torch.contiguous_format) for _ in counts]
         # One call for all: beside other threads, each is a wait for the GIL.
-        copies: Sequence[Any] = torch.split_with_sizes_copy(output[: sum(counts)], counts)
+        copies: Sequence[Any] = torch.ops.aten.split_with_sizes_copy(output[: sum(counts)], counts)
         return copies
 
     def _input_dtype(self, index: int) -> torch.dtype:
