@@ -202,6 +202,8 @@ class GraphRun:
         """The answer is there, by the last leaf or by Break."""
         if self.future.done():
             return
+        if "error" in item:  # a filter may have set it
+            as_soft_failure(item)
         item["data"] = self.data  # the caller's own
         self._end()
         self.future.set_result(item)

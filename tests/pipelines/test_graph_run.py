@@ -101,6 +101,29 @@ async def test_a_soft_failure_before_a_join_says_why(workshop: Workshop) -> None
         assert workshop.inputs("d") == []
 
 
+@pytest.mark.parametrize("where", ["node", "filter"])
+async def test_an_error_set_in_place_is_a_soft_failure(workshop: Workshop, where: str) -> None:
+    """With a result beside it, and as text, too."""
+
+    def act(item: Item) -> Any:
+        item["error"] = "not today"
+        return "never seen"
+
+    def mine(item: Item) -> Status:
+        if where == "filter":
+            item["error"] = "not today"
+        return Status.BREAK
+
+    register_filter("mine", mine)
+    if where == "node":
+        workshop.acts["a"] = act
+    async with serve(diamond(b={"filter": "mine"}), workshop=workshop) as pipeline:
+        with pytest.raises(InvalidInput, match="not today"):
+            await pipeline({"data": "x"})
+        (answer,) = await pipeline([{"data": "x"}])
+        assert (sorted(answer), type(answer["error"])) == (["data", "error"], InvalidInput)
+
+
 async def test_a_fallback_behind_a_soft_failure(workshop: Workshop) -> None:
     def act(item: Item) -> Any:
         raise InvalidInput("no image")
