@@ -110,18 +110,18 @@ async def test_an_error_set_in_place_is_a_soft_failure(workshop: Workshop, where
         return "never seen"
 
     def mine(item: Item) -> Status:
-        if where == "filter":
-            item["error"] = "not today"
+        item["error"] = "not today"
         return Status.BREAK
 
     register_filter("mine", mine)
     if where == "node":
         workshop.acts["a"] = act
-    async with serve(diamond(b={"filter": "mine"}), workshop=workshop) as pipeline:
+    async with serve(diamond(b={"filter": "mine"} if where == "filter" else {}), workshop=workshop) as pipeline:
         with pytest.raises(InvalidInput, match="not today"):
             await pipeline({"data": "x"})
         (answer,) = await pipeline([{"data": "x"}])
         assert (sorted(answer), type(answer["error"])) == (["data", "error"], InvalidInput)
+        assert set(names(workshop)) <= {"a", "c"}
 
 
 async def test_a_fallback_behind_a_soft_failure(workshop: Workshop) -> None:
