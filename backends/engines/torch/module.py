@@ -75,14 +75,16 @@ class TorchModule(TorchEngine):
     def set_process_wide(self, *options: str) -> None:
         """Those of the options that the node gives."""
         for option in options:
-            value = getattr(self.params, option)
+            value = getattr(self.params, option.lower())
             if value is not None:
                 set_process_wide(option, value, f"node {self.context.node!r} of pipeline {self.context.pipeline!r}", self.context.node)
 
     def _set_options(self, context: Context) -> None:
         self.set_process_wide("DISABLE_CUDNN", "INTER_OP_THREAD_COUNT")
-        if not self._half.on_gpu:
-            use_threads(self.params.INTRA_OP_THREAD_COUNT or max(1, processors() // context.instances))
+        # On a GPU all that is left for the host is to copy. Threads for that spin while they wait for more, and what decodes images
+        # needs the processors (8 of 16 were lost to it).
+        threads = 1 if self._half.on_gpu else max(1, processors() // context.instances)
+        use_threads(self.params.intra_op_thread_count or threads)
 
     def file(self, name: str) -> Path:
         """The file that a parameter names. Raises BackendError where there is none."""
@@ -105,7 +107,7 @@ class TorchModule(TorchEngine):
             self._half.synchronize()  # other instances have other streams
             return model
 
-        if not self.params.ENABLE_WEIGHT_SHARING:
+        if not self.params.enable_weight_sharing:
             return load_and_wait()
         found: Model = shared((type(self).__name__, str(self._half.device), self.params.precision, key), load_and_wait)
         return found
@@ -161,11 +163,11 @@ class TorchModule(TorchEngine):
     # running
 
     def gradients_off(self) -> AbstractContextManager[Any]:
-        return torch.inference_mode() if self.params.INFERENCE_MODE else torch.no_grad()
+        return torch.inference_mode() if self.params.inference_mode else torch.no_grad()
 
     def forward(self, batch: list[Item]) -> None:
         super().forward(batch)
-        if self.params.ENABLE_CACHE_CLEANING:
+        if self.params.enable_cache_cleaning:
             self._half.clean()
 
     def travels_as(self, index: int, tensor: torch.Tensor) -> torch.dtype:
