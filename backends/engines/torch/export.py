@@ -233,9 +233,14 @@ def _is_compiled(path: Path) -> bool:
 
 
 def _compiled_for(path: Path) -> str:
-    """`cpu` or `cuda`."""
-    metadata = torch._C._aoti.AOTIModelPackageLoader.load_metadata_from_package(str(path), "model")  # type: ignore[attr-defined]
-    return str(metadata["AOTI_DEVICE_KEY"])
+    """`cpu` or `cuda`. Raises BackendError where the package does not tell."""
+    try:
+        metadata = torch._C._aoti.AOTIModelPackageLoader.load_metadata_from_package(str(path), "model")  # type: ignore[attr-defined]
+        return str(metadata["AOTI_DEVICE_KEY"])
+    except (RuntimeError, AttributeError, KeyError) as error:
+        raise BackendError(
+            f"TorchExportTensor: the model {path} can't be loaded as a package of AOTInductor: {reason_of(error)}"
+        ) from error
 
 
 def _range_of(size: Any, constraints: Any) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from ..params import EngineParams
 
@@ -30,33 +30,42 @@ def _number(text: str) -> Any:
 
 
 class TorchParams(EngineParams):
-    cuda_graphs: bool = Field(True, description="capture the work of each batch size at warm-up, on a GPU, where shapes are known")
-    INFERENCE_MODE: bool = Field(True, description="run in torch's inference mode, else with gradients off")
-    DISABLE_CUDNN: bool | None = Field(None, description="run without cuDNN; for the whole process")
-    ENABLE_WEIGHT_SHARING: bool = Field(True, description="instances on one device share the weights")
-    ENABLE_CACHE_CLEANING: bool = Field(False, description="give unused GPU memory back after every batch: slow")
-    INTER_OP_THREAD_COUNT: int | None = Field(None, ge=1, description="threads between operators, on the CPU; for the whole process")
-    INTRA_OP_THREAD_COUNT: int | None = Field(
-        None, ge=1, description="threads within an operator, on the CPU; not given: the processors, shared among the instances"
-    )
+    """Options with Triton's names may be written in lower case too."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _upper(cls, values: Any) -> Any:
-        """`inference_mode` is `INFERENCE_MODE`."""
-        if not isinstance(values, dict):
-            return values
-        return {key.upper() if key.upper() in cls.model_fields else key: value for key, value in values.items()}
+    cuda_graphs: bool = Field(True, description="capture the work of each batch size at warm-up, on a GPU, where shapes are known")
+    inference_mode: bool = Field(True, alias="INFERENCE_MODE", description="run in torch's inference mode, else with gradients off")
+    disable_cudnn: bool | None = Field(None, alias="DISABLE_CUDNN", description="run without cuDNN; for the whole process")
+    enable_weight_sharing: bool = Field(True, alias="ENABLE_WEIGHT_SHARING", description="instances on one device share the weights")
+    enable_cache_cleaning: bool = Field(
+        False, alias="ENABLE_CACHE_CLEANING", description="give unused GPU memory back after every batch: slow"
+    )
+    inter_op_thread_count: int | None = Field(
+        None, alias="INTER_OP_THREAD_COUNT", ge=1, description="threads between operators, on the CPU; for the whole process"
+    )
+    intra_op_thread_count: int | None = Field(
+        None,
+        alias="INTRA_OP_THREAD_COUNT",
+        ge=1,
+        description="threads within an operator, on the CPU; not given: the processors, shared among the instances",
+    )
 
 
 class TorchScriptParams(TorchParams):
     """Those of Triton's PyTorch backend, by its names; each in snake case too."""
 
-    DISABLE_OPTIMIZED_EXECUTION: bool = Field(False, description="run TorchScript without its optimiser")
-    ENABLE_JIT_EXECUTOR: bool | None = Field(None, description="TorchScript's profiling executor; for the whole process")
-    ENABLE_JIT_PROFILING: bool | None = Field(None, description="TorchScript's profiling; for the whole process")
-    ENABLE_TENSOR_FUSER: bool | None = Field(None, description="TorchScript's tensor expression fuser; for the whole process")
-    ENABLE_NVFUSER: bool | None = Field(None, description="gone from torch: accepted, with a warning")
+    disable_optimized_execution: bool = Field(
+        False, alias="DISABLE_OPTIMIZED_EXECUTION", description="run TorchScript without its optimiser"
+    )
+    enable_jit_executor: bool | None = Field(
+        None, alias="ENABLE_JIT_EXECUTOR", description="TorchScript's profiling executor; for the whole process"
+    )
+    enable_jit_profiling: bool | None = Field(
+        None, alias="ENABLE_JIT_PROFILING", description="TorchScript's profiling; for the whole process"
+    )
+    enable_tensor_fuser: bool | None = Field(
+        None, alias="ENABLE_TENSOR_FUSER", description="TorchScript's tensor expression fuser; for the whole process"
+    )
+    enable_nvfuser: bool | None = Field(None, alias="ENABLE_NVFUSER", description="gone from torch: accepted, with a warning")
 
 
 class PythonTensorParams(TorchParams):

@@ -29,7 +29,7 @@ class TorchScriptTensor(TorchModule):
 
     def open(self, params: TorchScriptParams, context: Context, device: torch.device) -> Any:
         self.set_process_wide("ENABLE_JIT_EXECUTOR", "ENABLE_JIT_PROFILING", "ENABLE_TENSOR_FUSER")
-        if params.ENABLE_NVFUSER is not None:
+        if params.enable_nvfuser is not None:
             logger.warning("%s: ENABLE_NVFUSER has no effect: torch has dropped nvFuser", self.who)
         path = self.file(params.model)
         model = self.shared(identity_of(path), lambda: self._load(path, device))
@@ -84,7 +84,7 @@ class TorchScriptTensor(TorchModule):
         return [] if self.takes_dict or self.texts else super().example_shapes()
 
     def call(self, inputs: list[Any], names: tuple[str, ...]) -> Any:
-        with _Unoptimised() if self.params.DISABLE_OPTIMIZED_EXECUTION else nullcontext():
+        with _Unoptimised() if self.params.disable_optimized_execution else nullcontext():
             return self.model(dict(zip(names, inputs, strict=True))) if self.takes_dict else self.model(*inputs)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from penstock.backends.base import UNBOUNDED, Context
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 from penstock.pipelines.pipeline import Pipeline
 
@@ -123,6 +124,13 @@ def test_a_smallest_batch_is_padded_up_to(exported, make, run):
     path = exported(Pool(), torch.zeros(6, 3, 2, 2), shapes=({0: Dim("n", min=4, max=8)},))
     backend = make(NAME, path)
     assert (backend.min, backend.max) == (4, 8)
+    assert run(backend, torch.ones(1, 3, 2, 2))[0].tolist() == [[1, 1, 1]]
+
+
+def test_what_export_says_of_batches_by_default_is_no_bound(exported, make, run):
+    """torch.export looks at 2 and more, whatever that means for 1."""
+    backend = make(NAME, exported(Pool(), torch.zeros(2, 3, 2, 2), shapes=({0: Dim.DYNAMIC},)))
+    assert (backend.min, backend.max) == (1, UNBOUNDED)
     assert run(backend, torch.ones(1, 3, 2, 2))[0].tolist() == [[1, 1, 1]]
 
 
@@ -251,7 +259,16 @@ def test_a_package_for_another_device(package, make, tmp_path):
                 name,
                 content.replace(b'"AOTI_DEVICE_KEY": "cpu"', b'"AOTI_DEVICE_KEY": "cuda"') if name.endswith("metadata.json") else content,
             )
-    from penstock.backends.base import Context
-
     with pytest.raises(BackendError, match=r"cuda\.pt2 was compiled for cuda, and the node runs on cpu: set device = 'cuda'"):
         make(NAME, other, Context(node="node", device="cpu"))
+
+
+def test_a_package_without_its_metadata(package, make, tmp_path):
+    _, path = package
+    damaged = tmp_path / "damaged.pt2"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(damaged, "w", zipfile.ZIP_STORED) as target:
+        for name in source.namelist():
+            if not name.endswith((".so", "metadata.json")):
+                target.writestr(name, source.read(name))
+    with pytest.raises(BackendError, match=r"damaged\.pt2 can't be loaded"):
+        make(NAME, damaged)

@@ -15,7 +15,7 @@ from penstock.pipelines.pipeline import Pipeline
 
 torch = pytest.importorskip("torch")
 
-from .modules import Named, Pair, Pool, Shout, Total  # noqa: E402
+from .modules import Named, Pair, Pool, Shout, Total, Twice  # noqa: E402
 
 NAME = "TorchScriptTensor"
 
@@ -112,6 +112,11 @@ def test_a_dict_of_tensors(scripted, make, run):
     items[1] = dict(reversed(items[1].items()))
     for item, (total, a) in zip(items, run(backend, *items), strict=True):
         assert close(total, item["a"] + item["b"]) and close(a, item["a"])
+    sizes: list[int] = []
+    model = backend.children[0].model
+    backend.children[0].model = lambda tensors: sizes.append(len(tensors["a"])) or model(tensors)
+    run(backend, *items)
+    assert sizes == [2]  # whatever order their names are in
     with pytest.raises(InvalidInput, match="takes a dict of tensors by name, got list"):
         run(backend, [torch.zeros(1, 2)])
 
@@ -120,6 +125,13 @@ def test_a_model_that_does_not_keep_items_apart(scripted, make, run):
     backend = make(NAME, scripted(Total()), max=8)
     assert run(backend, torch.ones(1, 2))[0].tolist() == [[1, 1]]
     with pytest.raises(BackendError, match="output 0 has 1 rows for a batch of 2: the model does not keep items apart; set max = 1"):
+        run(backend, torch.ones(1, 2), torch.ones(1, 2))
+
+
+def test_a_model_with_other_rows_than_the_batch(scripted, make, run):
+    backend = make(NAME, scripted(Twice()), max=8)
+    assert run(backend, torch.ones(1, 2))[0].shape == (2, 2)
+    with pytest.raises(BackendError, match="output 0 has 4 rows for a batch of 2"):
         run(backend, torch.ones(1, 2), torch.ones(1, 2))
 
 
