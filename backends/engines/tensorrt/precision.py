@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import warnings
 from collections.abc import Iterable
 from importlib import import_module
@@ -22,6 +23,9 @@ QUANTIZERS = {"int8": ("INT8", "UINT8"), "fp8": ("FLOAT8E4M3FN", "FLOAT8E5M2")}
 
 SMALLEST, LARGEST = 2.0**-24, 65504.0
 """What float16 can hold; by itself, the converter would cut weights off at 1e-7 and 10,000."""
+
+_converting = threading.Lock()
+"""What the converter warns of is caught for the whole process."""
 
 CONVERTED = {"fp16": "fp16", "bf16": "bf16", "best": "fp16"}
 
@@ -100,7 +104,7 @@ def _to_float16(model: Any, kept: list[str]) -> Any:
 
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"  # the converter names its casts after the nodes
-    with warnings.catch_warnings(record=True) as caught:
+    with _converting, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             converted = float16.convert_float_to_float16(
