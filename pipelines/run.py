@@ -48,6 +48,7 @@ class Work(Protocol):
 
     def timings(self) -> list[Stage]:
         """What happened at each node the item has passed, in order."""
+        ...
 
     def leave(self) -> None:
         """The request is over, or its caller has gone: stop counting it, and drop it from where it queues. Idempotent."""
