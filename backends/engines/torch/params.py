@@ -46,7 +46,7 @@ class TorchParams(EngineParams):
         None,
         alias="INTRA_OP_THREAD_COUNT",
         ge=1,
-        description="threads within an operator, on the CPU; not given: the processors, shared among the instances",
+        description="threads of the host within an operator; not given: the processors, shared among the instances (on a GPU: 1)",
     )
 
 
