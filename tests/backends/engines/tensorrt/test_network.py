@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from penstock.backends.engines.tensorrt.network import parse
 from penstock.backends.errors import BackendError, ConfigError
 
 FLOAT = TensorProto.FLOAT
@@ -25,8 +26,20 @@ def test_a_model_is_as_it_was(prepared, two):
     assert outputs == [("sum", "FLOAT", (-1, 3)), ("dif", "FLOAT", (-1, 3))]
 
 
-def test_networks_are_strongly_typed(prepared, two, library):
-    assert prepared(two).network.definition.get_flag(library.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+def test_networks_are_strongly_typed(recipe, two, library):
+    """TensorRT 10 has others too, so it must be asked for."""
+    asked = []
+
+    class Asked:
+        def create_network(self, flags):
+            asked.append(flags)
+            return library.trt.Builder(library.logger).create_network(flags)
+
+    network = parse(recipe(two), library, Asked(), [])
+    assert asked == [1 << int(library.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)] and network.inputs == [
+        ("a", (-1, 3)),
+        ("b", (-1, 3)),
+    ]
 
 
 def test_mean_and_std_are_layers_in_front_and_images_come_as_uint8(prepared, resnet18, layers):
@@ -51,10 +64,12 @@ def test_nhwc_keeps_open_sizes(prepared, image):
     assert ports(definition)[0] == [("image", "FLOAT", (-1, -1, -1, 3))]
 
 
-def test_softmax_behind_the_model(prepared, scores, layers):
+def test_softmax_behind_the_model(prepared, scores, layers, library):
     definition = prepared(scores, postprocessor="Softmax").network.definition
     assert ports(definition)[1] == [("scores", "FLOAT", (-1, 5))]
-    assert layers(definition)["penstock_softmax"].type.name == "SOFTMAX"
+    softmax = layers(definition)["penstock_softmax"]
+    softmax.__class__ = library.trt.ISoftMaxLayer
+    assert softmax.axes == 1 << 1  # over the classes, not over the batch
 
 
 @pytest.mark.parametrize(("postprocessor", "softmax"), [("ArgMax", False), ("SoftmaxArgMax", True), ("SoftmaxMax", True)])

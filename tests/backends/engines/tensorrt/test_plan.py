@@ -46,6 +46,10 @@ def test_every_key_makes_another(found, two, change):
     assert found(two, **change).built
 
 
+def test_precisions_by_one_converter_are_not_one(recipe, two, library):
+    assert recipe(two, precision="fp16").key(library) != recipe(two, precision="bf16").key(library)
+
+
 def test_a_changed_model_makes_another(found, two):
     found(two)
     model = onnx.load(two)
