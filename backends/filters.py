@@ -22,7 +22,7 @@ GROUP = "penstock.filters"
 
 
 class Status(Enum):
-    """What a filter says. torchpipe's names for them are accepted wherever one is written."""
+    """What a filter says. torchpipe's spellings (`Status.Run`, and in files `run`, `serial_skip` …) mean the same."""
 
     RUN = "Run"
     SKIP = "Skip"
@@ -30,6 +30,12 @@ class Status(Enum):
     SUBGRAPH_SKIP = "SubGraphSkip"
     BREAK = "Break"
     ERROR = "Error"
+    Run = Continue = RUN
+    Skip = SKIP
+    SerialSkip = SERIAL_SKIP
+    SubGraphSkip = SUBGRAPH_SKIP
+    Break = BREAK
+    Error = ERROR
 
 
 Filter: TypeAlias = Callable[[Item], Status]

@@ -19,9 +19,29 @@ MAX_DEPTH = 64
 """How deep nodes may enter graphs from within graphs (jumps can't run in a ring; Python logic that calls itself can)."""
 
 
-def depth_of(entry: Entry) -> int:
-    """How many composites the request is inside of."""
-    return getattr(entry.future, "depth", 0)
+MAX_RETURNS = 1_000
+"""How often a request may enter composites that it is inside of already: a ring that also branches grows faster than it gets deep."""
+
+
+class Inside:
+    """Where a run is: inside these composites, which wait for it. `returns` counts for all runs of a request together."""
+
+    __slots__ = ("composites", "depth", "returns")
+
+    def __init__(self, composites: frozenset[Composite], depth: int, returns: list[int]) -> None:
+        self.composites = composites
+        self.depth = depth
+        self.returns = returns
+
+    @classmethod
+    def of(cls, entry: Entry) -> Inside:
+        """What the entry's run is inside of; its future says so, where it is a part of another one."""
+        found: Inside | None = getattr(entry.future, "inside", None)
+        return cls(frozenset(), 0, [0]) if found is None else found
+
+    def deeper(self, composite: Composite) -> Inside:
+        """Where the runs are that the composite starts."""
+        return Inside(self.composites | {composite}, self.depth + 1, self.returns)
 
 
 class Composite:
@@ -58,16 +78,20 @@ class Composite:
     def enqueue(self, entry: Entry, now: float) -> None:
         entry.enqueued = now
         batch = Batch(self.name, self, [entry], entry.size, now)
-        if depth_of(entry) >= MAX_DEPTH:
-            reason = f"node {self.name!r}: graphs enter one another {MAX_DEPTH} deep; does some Python logic call itself?"
+        inside = Inside.of(entry)
+        if self in inside.composites:
+            inside.returns[0] += 1
+        if inside.depth >= MAX_DEPTH or inside.returns[0] > MAX_RETURNS:
+            found = f"{MAX_DEPTH} deep" if inside.depth >= MAX_DEPTH else f"more than {MAX_RETURNS:,} times within one request"
+            reason = f"node {self.name!r}: graphs enter one another {found}; does some Python logic call itself?"
             self.end_soon(entry, batch, BackendError(reason))
             return
-        self.begin(entry, batch)
+        self.begin(entry, batch, inside.deeper(self))
         if entry.deadline < self._timer_at:
             self._set_timer(entry.deadline, now)
 
-    def begin(self, entry: Entry, batch: Batch) -> None:
-        """Start the work on `batch.outcomes[0]`, the node's own copy of the item; it ends in `end`, later."""
+    def begin(self, entry: Entry, batch: Batch, inside: Inside) -> None:
+        """Start the work on `batch.outcomes[0]`, the node's own copy of the item; it ends in `end`, later. `inside`: of runs it starts."""
         raise NotImplementedError
 
     def end_soon(self, entry: Entry, batch: Batch, outcome: Outcome) -> None:

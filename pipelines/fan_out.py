@@ -18,7 +18,7 @@ from penstock.backends.composite import CopySplitParams, MapReduceParams
 from penstock.backends.errors import BackendError, InvalidInput, InvalidRequest, PenstockError
 from penstock.backends.item import Item
 
-from .composite import Composite, depth_of
+from .composite import Composite, Inside
 from .definition import DEFAULT_MAX, NodeConfig
 from .node import Node
 from .plan import Entrance
@@ -35,12 +35,12 @@ Start = Callable[[Entrance, Item, Any, Entry, int, float], Work]
 class Part:
     """One part of an item, and the future that its run knows: what it is told goes to the parent without a turn of the loop."""
 
-    __slots__ = ("depth", "ended", "index", "parent", "queued", "run")
+    __slots__ = ("ended", "index", "inside", "parent", "queued", "run")
 
     def __init__(self, parent: Parent, index: int) -> None:
         self.parent = parent
         self.index = index
-        self.depth = parent.depth
+        self.inside = parent.inside
         self.ended = False
         self.queued = True  # at the node that it enters
         self.run: Work | None = None
@@ -61,13 +61,15 @@ class Part:
 class Parent:
     """An item that has become parts. `pieces`: what each part has in place of the item's own."""
 
-    __slots__ = ("answers", "depth", "entry", "item", "key", "lane", "left", "node", "pieces", "running", "sent")
+    __slots__ = ("answers", "entry", "inside", "item", "key", "lane", "left", "node", "pieces", "running", "sent")
 
-    def __init__(self, node: FanOut, entry: Entry, item: Item, key: str, pieces: Sequence[Any], lane: Lane) -> None:  # noqa: PLR0917
+    def __init__(  # noqa: PLR0917
+        self, node: FanOut, entry: Entry, item: Item, key: str, pieces: Sequence[Any], inside: Inside, lane: Lane
+    ) -> None:
         self.node = node
         self.lane = lane
         self.entry = entry
-        self.depth = depth_of(entry) + 1
+        self.inside = inside  # of the parts
         self.item = item
         self.key = key
         self.pieces = pieces
@@ -129,7 +131,7 @@ class FanOut(Composite):
         """The outcome, of the node's copy of the item and the parts' final items."""
         raise NotImplementedError
 
-    def begin(self, entry: Entry, batch: Batch) -> None:
+    def begin(self, entry: Entry, batch: Batch, inside: Inside) -> None:
         item = batch.outcomes[0]
         try:
             key, pieces = self.split(item)
@@ -143,7 +145,7 @@ class FanOut(Composite):
         self._parts_per_item += (len(pieces) - self._parts_per_item) / NodeStatistics.RECENT
         for node in self._entrance.nodes:  # admission counts what a request will cost there
             node.parts_per_item = self._parts_per_item
-        parent = Parent(self, entry, item, key, pieces, self._lanes[depth_of(entry)])
+        parent = Parent(self, entry, item, key, pieces, inside, self._lanes[inside.depth])
         self.waiting[entry] = batch, lambda: self._stop(parent)
         parent.lane.turns.append(parent)
         self._feed(entry.enqueued)

@@ -130,7 +130,7 @@ class GraphRun:
                     self.succeed({**self.item, "error": error})
                 except PenstockError as error:
                     self.fail(error)
-                except Exception as error:  # a filter's
+                except BaseException as error:  # a filter's; also CancelledError: it is no cancellation of this callback
                     failure = BackendError(f"node {place.name!r}: its filter {place.filter_name} raised {type(error).__name__}: {error}")
                     failure.__cause__ = error
                     self.fail(failure)

@@ -25,7 +25,7 @@ from penstock.backends.errors import (
 )  # fmt: skip
 from penstock.backends.item import Item
 
-from .composite import Composite, depth_of
+from .composite import Composite, Inside
 from .definition import NodeConfig
 from .graph_run import Visit
 from .queue import Batch, Entry, Outcome
@@ -39,9 +39,9 @@ PASSED_ON = (BackendError, DeadlineExceeded, NotReady, Overloaded, QueueFull)
 
 
 class Called(asyncio.Future[Item]):
-    """The future of a run that some logic called. `depth`: how many composites it is inside of."""
+    """The future of a run that some logic called."""
 
-    depth = 0
+    inside: Inside
 
 
 class Caller(Protocol):
@@ -63,9 +63,10 @@ class Call:
     ```
     """
 
-    __slots__ = ("_entry", "_loop", "_pipeline", "_works")
+    __slots__ = ("_entry", "_inside", "_loop", "_pipeline", "_works")
 
-    def __init__(self, pipeline: Caller, entry: Entry, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, pipeline: Caller, entry: Entry, inside: Inside, loop: asyncio.AbstractEventLoop) -> None:
+        self._inside = inside
         self._works: dict[Work, None] = {}  # those that have not ended
         self._pipeline = pipeline
         self._entry = entry
@@ -137,7 +138,7 @@ class Call:
     def _start(self, name: str, item: Any, timeout: float | None, priority: int | None) -> Work:
         entry = self._entry
         future = Called(loop=self._loop)
-        future.depth = depth_of(entry) + 1
+        future.inside = self._inside
         work = self._pipeline.call(name, item, future, entry, timeout=timeout, priority=priority)
         self._works[work] = None
         return work
@@ -192,8 +193,8 @@ class LogicNode(Composite):
         finally:
             pool.shutdown(wait=running.done() and not running.cancelled())
 
-    def begin(self, entry: Entry, batch: Batch) -> None:
-        call = Call(self._pipeline, entry, self._loop)
+    def begin(self, entry: Entry, batch: Batch, inside: Inside) -> None:
+        call = Call(self._pipeline, entry, inside, self._loop)
         work = self._yield_all(entry, batch.outcomes[0], call) if self._logic.streams else self._run(entry, batch.outcomes[0], call)
         task = self._loop.create_task(work, name=f"{self._where.pipeline}/{self.name}", context=self._context.copy())
         self._tasks.add(task)
@@ -248,9 +249,9 @@ class LogicNode(Composite):
         if isinstance(error, asyncio.CancelledError):
             if entry not in self.waiting:
                 raise error
-        elif not isinstance(error, Exception):
+        elif isinstance(error, KeyboardInterrupt):
             self.discard(entry)
-            entry.fail(NotReady(f"node {self.name!r}: the program ends"))
+            entry.fail(NotReady(f"node {self.name!r}: the program was interrupted"))
             raise error
         logger.error(
             "node %s failed", self.name, exc_info=error,

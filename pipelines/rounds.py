@@ -11,6 +11,7 @@ from penstock.backends.item import Item
 from penstock.backends.suggestions import did_you_mean
 
 from .admission import Admission
+from .composite import Inside
 from .plan import Entrance
 from .run import PARTS, Stage, Work
 
@@ -49,9 +50,9 @@ class Rounds:
     # what a round's run uses of a future
 
     @property
-    def depth(self) -> int:
-        """How many composites the request is inside of (composite.py)."""
-        return getattr(self.future, "depth", 0)
+    def inside(self) -> Inside | None:
+        """What the request is inside of (composite.py)."""
+        return getattr(self.future, "inside", None)
 
     def done(self) -> bool:
         return self.future.done()
