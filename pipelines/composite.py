@@ -8,6 +8,7 @@ import asyncio
 import contextvars
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 from penstock.backends.errors import BackendError, DeadlineExceeded, NotReady
 
@@ -19,7 +20,7 @@ MAX_DEPTH = 64
 """How deep nodes may enter graphs from within graphs (jumps can't run in a ring; Python logic that calls itself can)."""
 
 
-MAX_RETURNS = 1_000
+MAX_RETURNS = 4_000
 """How often a request may enter composites that it is inside of already: a ring that also branches grows faster than it gets deep."""
 
 
@@ -46,6 +47,8 @@ class Inside:
 
 class Composite:
     """Who waits here, and until when. `waiting`: what stops the work on an entry's behalf."""
+
+    executes: ClassVar[bool] = False
 
     def __init__(self, config: NodeConfig, loop: asyncio.AbstractEventLoop, clock: Callable[[], float]) -> None:
         self.config = config

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from penstock.backends.composite import Logic
 from penstock.backends.errors import NotFound, Problem
@@ -24,6 +25,9 @@ class Runs(Protocol):
     `enqueue` never ends an entry before it returns.
     """
 
+    executes: ClassVar[bool]
+    """It is a `Node`."""
+
     name: str
     config: NodeConfig
     statistics: NodeStatistics
@@ -36,18 +40,18 @@ class Place:
     """One node of the graph. Logical nodes (`rec.2`) are places of their own that share another one's `node`.
 
     `sources`: for each place that `map` names, the keys to take and what to call them; None: what comes is taken as it is.
-    `kept`: some `map` reads what left this place. `serial`: the longest chain that starts here; `owned`: all that only this place leads to
-    (both with the place itself, in topological order): what SerialSkip and SubGraphSkip skip. `streams`: it yields several results for
-    one item.
+    `kept`: some `map` reads what left this place. `streams`: it yields several results for one item. `index`: of the topological order.
     """
 
     __slots__ = (
-        "before", "config", "filter", "filter_name", "follows", "kept", "name", "next", "node", "owned", "serial", "sources", "streams",
+        "_owned", "_serial", "before", "config", "filter", "filter_name", "follows", "index", "kept", "name", "next", "node", "sources",
+        "streams",
     )  # fmt: skip
 
-    def __init__(self, config: NodeConfig, owner: NodeConfig) -> None:
+    def __init__(self, config: NodeConfig, owner: NodeConfig, index: int) -> None:
         """`owner` has the instances; it is `config` itself, but for nodes that share."""
         self.config = config
+        self.index = index
         self.streams = any(issubclass(group.spec.cls, Logic) and group.spec.cls.streams for group in owner.groups)
         self.name = config.name
         self.node: Runs  # set when the pipeline starts
@@ -58,11 +62,36 @@ class Place:
         self.filter: Filter = swap
         self.filter_name = "swap"
         self.kept = False
-        self.serial: tuple[Place, ...] = ()
-        self.owned: tuple[Place, ...] = ()
+        self._serial: tuple[Place, ...] | None = None
+        self._owned: tuple[Place, ...] | None = None
 
     def __repr__(self) -> str:
         return f"<Place {self.name}>"
+
+    # Made when first asked for: few places are ever skipped with others, and all of them for all places are the square of a long chain.
+
+    @property
+    def serial(self) -> tuple[Place, ...]:
+        """The longest chain that starts here: what SerialSkip skips."""
+        if self._serial is None:
+            chain = [self]
+            while (following := chain[-1].follows) is not None and len(following.before) == 1:
+                chain.append(following)
+            self._serial = tuple(chain)
+        return self._serial
+
+    @property
+    def owned(self) -> tuple[Place, ...]:
+        """All that only this place leads to, and the place itself, in topological order: what SubGraphSkip skips."""
+        if self._owned is None:
+            found, led_to = [self], Counter[Place]()
+            for place in found:  # it grows
+                for following in place.next:
+                    led_to[following] += 1
+                    if led_to[following] == len(following.before):
+                        found.append(following)
+            self._owned = tuple(sorted(found, key=lambda place: place.index))
+        return self._owned
 
 
 class Entrance:
@@ -71,18 +100,26 @@ class Entrance:
     `linear`: a chain of nodes with nothing but `swap` between them. `waiting`: how many items each place waits for.
     """
 
-    __slots__ = ("leaves", "linear", "nodes", "places", "root", "stream", "waiting")
+    __slots__ = ("_nodes", "leaves", "linear", "places", "root", "stream", "waiting")
 
     def __init__(self, root: Place, places: tuple[Place, ...]) -> None:
         self.root = root
         self.places = places
-        self.nodes: tuple[Node, ...] = ()  # those with executors; set when the pipeline starts
+        self._nodes: tuple[Node, ...] | None = None
         self.leaves = sum(not place.next for place in places)
         self.waiting = {place: len(place.before) for place in places}
         self.stream = next((place for place in places if place.streams), None)
         self.linear = self.stream is None and all(
             len(place.next) <= 1 and (place is root or (place.filter is swap and place.sources is None)) for place in places
         )
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Those of its places' nodes that have executors; once the pipeline runs."""
+        if self._nodes is None:
+            found: Any = dict.fromkeys(place.node for place in self.places if place.node.executes)
+            self._nodes = tuple(found)
+        return self._nodes
 
     def problems(self) -> list[Problem]:
         """What a stream in this graph is in the way of: for each value it yields, all that comes after it runs again."""
@@ -102,17 +139,55 @@ class Entrance:
         return [Problem(f"it yields several results, so no other branch may run beside it; {beside[0]!r} does", node=streams[0].name)]
 
 
+class Entrances(Mapping[str, Entrance]):
+    """By the names of the nodes that may be entered; each is made when first asked for.
+
+    A node may be entered if all predecessors of everything it leads to, and the sources of its `map`s, are among what it leads to.
+    """
+
+    def __init__(self, places: Mapping[str, Place]) -> None:
+        self._places = places
+        self._found: dict[str, Entrance | None] = {}
+
+    def __getitem__(self, name: str) -> Entrance:
+        if name not in self._found:
+            self._found[name] = self._entrance(self._places[name])
+        found = self._found[name]
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._places if self.get(name) is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    @staticmethod
+    def _entrance(root: Place) -> Entrance | None:
+        reached = {root}
+        waiting = [root]
+        while waiting:
+            for following in waiting.pop().next:
+                if following not in reached:
+                    reached.add(following)
+                    waiting.append(following)
+        for place in reached - {root}:
+            if not reached.issuperset(place.before) or not reached.issuperset(source for source, _ in place.sources or ()):
+                return None
+        return Entrance(root, tuple(sorted(reached, key=lambda place: place.index)))
+
+
 class Plan:
     """All places by name, in topological order, and the entrances among them.
 
-    A node may be entered if all predecessors of everything it leads to, and the sources of its `map`s, are among what it leads to.
     `default`: where items come in that name no node; None where that would be a choice.
     """
 
     __slots__ = ("default", "entrances", "places", "roots")
 
     def __init__(self, nodes: Mapping[str, NodeConfig], entry: str | None = None) -> None:
-        self.places = {name: Place(config, nodes[config.shares or name]) for name, config in nodes.items()}
+        self.places = {name: Place(config, nodes[config.shares or name], index) for index, (name, config) in enumerate(nodes.items())}
         before: dict[str, list[Place]] = {name: [] for name in nodes}
         for place in self.places.values():
             place.next = tuple(self.places[name] for name in place.config.next)
@@ -128,11 +203,7 @@ class Plan:
                 place.filter, place.filter_name = run, "Run"
             if place.config.filter is not None:
                 place.filter, place.filter_name = find_filter(place.config.filter), place.config.filter
-        for place in reversed(self.places.values()):
-            only = place.follows
-            place.serial = (place, *only.serial) if only is not None and len(only.before) == 1 else (place,)
-            place.owned = self._owned(place)
-        self.entrances = {place.name: found for place in self.places.values() if (found := self._entrance(place)) is not None}
+        self.entrances = Entrances(self.places)
         self.roots = tuple(place for place in self.places.values() if not place.before)
         self.default = self._default(entry)
 
@@ -157,23 +228,6 @@ class Plan:
         """The error for an item that names no node where it must."""
         roots = ", ".join(place.name for place in self.roots)
         return NotFound(f"pipeline {pipeline!r} has several roots ({roots}): the item must name one, as node_name")
-
-    def _owned(self, place: Place) -> tuple[Place, ...]:
-        owned = {place}
-        for other in self.places.values():  # topological order: what comes before has been decided
-            if other.before and owned.issuperset(other.before):
-                owned.add(other)
-        return tuple(other for other in self.places.values() if other in owned)
-
-    def _entrance(self, root: Place) -> Entrance | None:
-        reached = {root}
-        for other in self.places.values():
-            if not reached.isdisjoint(other.before):
-                reached.add(other)
-        for place in reached - {root}:
-            if not reached.issuperset(place.before) or not reached.issuperset(source for source, _ in place.sources or ()):
-                return None
-        return Entrance(root, tuple(other for other in self.places.values() if other in reached))
 
     def _default(self, entry: str | None) -> Entrance | None:
         if entry is not None:

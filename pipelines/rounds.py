@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from penstock.backends.errors import BackendError, NotFound
@@ -31,7 +31,7 @@ class Rounds:
         size: int,
         admission: Admission,
         entrance: Entrance,
-        entrances: dict[str, Entrance],
+        entrances: Mapping[str, Entrance],
         max_rounds: int,
         enter: Enter,
         request_id: str,

@@ -63,9 +63,6 @@ class RunningGraph:
         self.nodes = tuple(nodes)
         for place in plan.places.values():
             place.node = workers[place.config.shares or place.name]
-        for entrance in plan.entrances.values():
-            found = [place.node for place in entrance.places if isinstance(place.node, Node)]
-            entrance.nodes = tuple(dict.fromkeys(found))
 
     def _fan_out(self, cls: type, config: NodeConfig, plan: Plan) -> FanOut:
         entrance = plan.entrances[config.groups[0].spec.params.jump]

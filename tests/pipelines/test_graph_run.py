@@ -398,3 +398,21 @@ async def test_the_stages_of_a_request_are_told(workshop: Workshop) -> None:
         await work.future
         assert sorted(stage.node for stage in work.timings()) == ["a", "b", "c", "d"]
         assert all(stage.queue >= 0 and stage.run >= 0 and stage.batch_size == 1 for stage in work.timings())
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit(), asyncio.CancelledError(), BaseException("panic")])
+async def test_a_filter_that_raises_what_is_no_exception_fails_its_request(error: BaseException) -> None:
+    def panics(item: Item) -> Status:
+        raise error
+
+    register_filter("panics", panics)
+    async with serve(graph(a="b", b={"filter": "panics"})) as pipeline:
+        with pytest.raises(BackendError, match=f"node 'b': its filter panics raised {type(error).__name__}"):
+            await pipeline({"data": 1})
+
+
+def test_torchpipes_names_of_statuses() -> None:
+    assert [Status.Run, Status.Continue, Status.Skip, Status.SerialSkip, Status.SubGraphSkip, Status.Break, Status.Error] == [
+        Status.RUN, Status.RUN, Status.SKIP, Status.SERIAL_SKIP, Status.SUBGRAPH_SKIP, Status.BREAK, Status.ERROR,
+    ]  # fmt: skip
+    assert len(Status) == 6

@@ -739,3 +739,27 @@ async def test_several_hundred_at_once(workshop: Workshop) -> None:
         assert [answer["result"] for answer in answers] == [3 * number + 3 for number in range(400)]
         assert outcomes(pipeline, "think") == {"ok": 400}
         assert outcomes(pipeline, "work") == {"ok": 1200}
+
+
+async def test_recursion_that_branches_is_bounded() -> None:
+    """A ring that calls itself four times would be 4^64 calls before it is 64 deep."""
+
+    async def fan(item: Item, call: Any) -> Any:
+        return await asyncio.gather(*[call("fan", item) for _ in range(4)])
+
+    register_backend("Fan", fan)
+    async with serve({"fan": {"backend": "Fan"}}) as pipeline:
+        with pytest.raises(BackendError, match=r"node 'fan': graphs enter one another more than [\d,]+ times within one request"):
+            await pipeline({"data": 1})
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit(), BaseException("panic")])
+async def test_what_is_no_exception_fails_the_request_and_ends_nothing(error: BaseException) -> None:
+    async def ends(item: Item, call: Any) -> Any:
+        raise error
+
+    register_backend("Ends", ends)
+    async with serve({"a": {"backend": "Ends"}, "b": {"backend": "Identity"}, "pipeline": {"entry": "a"}}) as pipeline:
+        with pytest.raises(BackendError, match=f"node 'a': backend Ends raised {type(error).__name__}"):
+            await pipeline({"data": 1})
+        assert (await pipeline({"data": 1, "node_name": "b"}))["result"] == 1
