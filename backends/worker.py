@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -57,6 +58,7 @@ def serve(channel: Channel) -> None:
             _prepare(order)
             backend = order.part.spec(order.context).create(order.context)
             backend.warm_up()
+            _tune()
         except Exception as error:
             channel.send(Failure.of(error))
             return
@@ -94,6 +96,17 @@ def die_with(parent: int, leave: Callable[[int], object] = os._exit) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it has ended before that took effect
         leave(1)
+
+
+def _tune() -> None:
+    """As `penstock serve` does for itself: the children compute side by side, and OpenCV's own threads would only compete with them
+    (10 children that decode on 16 processors: 2 instead of 4 ms an image).
+    """
+    cv2 = sys.modules.get("cv2")
+    if cv2 is not None:
+        cv2.setNumThreads(1)
+    gc.collect()
+    gc.freeze()
 
 
 def _prepare(order: Order) -> None:
