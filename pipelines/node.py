@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 from penstock.backends.errors import BackendError, DeadlineExceeded, NotReady
 from penstock.backends.spec import Spec
 
-from .config import NodeConfig, PipelineConfig
+from .definition import NodeConfig, PipelineConfig
 from .executor import Executor
 from .placement import context_of
 from .queue import NEVER, Batch, Entry
