@@ -104,13 +104,13 @@ def graph(
 @command_line.command()
 def backends(name: Annotated[str | None, typer.Argument(help="One backend, to see its parameters.")] = None) -> None:
     """List the backends that expressions may name, or describe one."""
-    from penstock.backends.registry import PLANNED, describe, describe_all
+    from penstock.backends.registry import describe, describe_all
 
     from .tables import print_backend, print_backends
 
     try:
         if name is None:
-            print_backends(describe_all(), PLANNED)
+            print_backends(describe_all())
         else:
             print_backend(describe(name))
     except ConfigError as error:

@@ -60,16 +60,14 @@ def expression(spec: Spec) -> str:
     return f"{f'({spec.filter})' if spec.filter else ''}{spec.name}{f'[{children}]' if children else ''}"
 
 
-def print_backends(found: Iterable[BackendDescription], planned: Iterable[str] = ()) -> None:
-    """A line for each backend; `planned` are the names that a later version will know."""
+def print_backends(found: Iterable[BackendDescription]) -> None:
+    """A line for each backend."""
     table = Table(Column("backend", no_wrap=True), Column("here", no_wrap=True), "what it does", box=box.SIMPLE)
     for each in found:
         table.add_row(Text(each.name), Text("no" if _why_not(each) else "yes"), Text(_summary(each)))
     console = Console()
     console.print(table)
     console.print(Text("penstock backends NAME lists a backend's parameters."))
-    if names := ", ".join(sorted(planned)):
-        console.print(Text(f"\nOf torchpipe's, not in this version: {names}"))
 
 
 def print_backend(found: BackendDescription) -> None:

@@ -109,8 +109,8 @@ ABSENT: dict[str, tuple[str, str]] = {
 }
 """Known by name and parameters (of engines/params.py), with the extra each needs; a file that uses them can be checked, not run."""
 
-PLANNED = frozenset({"EventLoop", "Ring"})
-"""Names of torchpipe that are Penstock's, and not there yet."""
+LOOPS = frozenset({"EventLoop", "Ring"})
+"""Names of torchpipe that are Penstock's, and no backends: a pipeline loops as a whole."""
 
 EXTRAS = {"torch": ("torch",), "tensorrt": ("tensorrt|tensorrt_rtx|tensorrt_rtx_bindings", "torch"), "openvino": ("openvino",)}
 """Extra -> the modules that it brings; of those with | between them any one will do."""
@@ -132,7 +132,7 @@ def register_backend(name: str, backend: UserBackend | None = None) -> UserBacke
     """
     if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name for a backend: expected letters, digits, _ . or -, with a letter first")
-    if name in BUILTINS or name in ABSENT or name in PLANNED or name == "Python":
+    if name in BUILTINS or name in ABSENT or name in LOOPS or name == "Python":
         raise ValueError(f"{name} is a backend of Penstock's own: register yours by another name")
     if backend is None:
         return lambda found: register_backend(name, found)
@@ -151,10 +151,8 @@ def find_backend(name: str) -> type[Backend]:
     installed = _installed()
     if name in installed:
         return _from_entry_point(installed[name])
-    if name in ("EventLoop", "Ring"):
+    if name in LOOPS:
         raise ConfigError([Problem(f"{name} is no backend here: write [pipeline] loop = true, and items with `restart` enter again")])
-    if name in PLANNED:
-        raise ConfigError([Problem(f"the backend {name} is not supported by this version yet")])
     raise ConfigError([Problem(f"there is no backend {name!r}{did_you_mean(name, backend_names())}")])
 
 

@@ -145,8 +145,6 @@ def test_check_says_what_can_not_run_here(run, digits, monkeypatch):
     assert answer.stdout.count("can't run here") == 1
 
 
-def test_backends_name_those_to_come(run, monkeypatch):
-    monkeypatch.setattr("penstock.backends.registry.PLANNED", frozenset({"Zed", "Later"}))
-    assert "not in this version: Later, Zed" in run("backends").stdout
-    answer = run("backends", "Later")
-    assert answer.exit_code == 1 and "Later is not supported by this version yet" in answer.stderr
+def test_a_loop_is_no_backend(run):
+    answer = run("backends", "Ring")
+    assert answer.exit_code == 1 and "Ring is no backend here: write [pipeline] loop = true" in answer.stderr

@@ -46,9 +46,12 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
     assert "did you mean" not in str(caught.value)
 
 
-def test_names_of_later_versions_say_so() -> None:
-    with pytest.raises(ConfigError, match="EventLoop is not supported by this version yet"):
-        find_backend("EventLoop")
+@pytest.mark.parametrize("name", ["EventLoop", "Ring"])
+def test_names_of_loops_say_what_to_write(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} is no backend here: write \[pipeline\] loop = true"):
+        find_backend(name)
+    with pytest.raises(ValueError, match="is a backend of Penstock's own"):
+        register_backend(name, lambda data: data)
 
 
 def test_a_function_is_called_per_item() -> None:
