@@ -13,7 +13,8 @@ PenstockError
 ├── NotReady                            loading, draining, closed, or without executors
 ├── DeadlineExceeded (TimeoutError)     the request's deadline passed
 └── BackendError (RuntimeError)         a backend raised; names node and backend, the cause is `__cause__`
-    └── DeviceError                     the device itself failed: never retried item by item
+    ├── DeviceError                     the device itself failed: never retried item by item
+    └── UnknownRestart (IndexError)     `restart` names no node that can be entered: the pipeline's fault, not the client's
 
 `app/errors.py` holds the one table from code to HTTP status.
 """
@@ -104,4 +105,10 @@ class BackendError(PenstockError, RuntimeError):
 
 
 class DeviceError(BackendError):
+    code = "backend_error"
+
+
+class UnknownRestart(BackendError, IndexError):
+    """Of a pipeline that loops (an IndexError too, as torchpipe's callers expect)."""
+
     code = "backend_error"

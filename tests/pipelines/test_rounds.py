@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import penstock
-from penstock.backends.errors import BackendError, DeadlineExceeded, InvalidInput, NotFound, NotReady
+from penstock.backends.errors import BackendError, DeadlineExceeded, InvalidInput, NotReady, UnknownRestart
 from penstock.backends.item import Item
 from penstock.backends.registry import register_backend
 from penstock.pipelines.pipeline import Pipeline
@@ -102,8 +102,9 @@ async def test_a_name_that_can_not_be_entered(workshop: Workshop, name: Any, hin
         "end": {"map": "left[result:data],inner[data:x]"},
     }
     async with serve(tables(**nodes), workshop=workshop) as pipeline:
-        with pytest.raises(NotFound, match="'restart' names .*, which is no node that can be entered" + hint):
+        with pytest.raises(UnknownRestart, match="'restart' names .*, which is no node that can be entered" + hint) as caught:
             await pipeline({"data": 0})
+        assert isinstance(caught.value, IndexError) and isinstance(caught.value, BackendError)
         assert pipeline.inside == 0
 
 
