@@ -63,10 +63,11 @@ class Call:
     ```
     """
 
-    __slots__ = ("_entry", "_inside", "_loop", "_pipeline", "_works")
+    __slots__ = ("_ended", "_entry", "_inside", "_loop", "_pipeline", "_works")
 
     def __init__(self, pipeline: Caller, entry: Entry, inside: Inside, loop: asyncio.AbstractEventLoop) -> None:
         self._inside = inside
+        self._ended = False
         self._works: dict[Work, None] = {}  # those that have not ended
         self._pipeline = pipeline
         self._entry = entry
@@ -124,7 +125,8 @@ class Call:
                 self._end(work)
 
     def drop(self) -> None:
-        """The logic has ended: what it called and did not wait for ends too."""
+        """The logic has ended: what it called and did not wait for ends too, and nothing more is called."""
+        self._ended = True
         for work in list(self._works):
             self._end(work)
 
@@ -136,6 +138,8 @@ class Call:
         work.leave()
 
     def _start(self, name: str, item: Any, timeout: float | None, priority: int | None) -> Work:
+        if self._ended:
+            raise RuntimeError(f"the request has ended: its `call` can't be used any more (call({name!r}, ...))")
         entry = self._entry
         future = Called(loop=self._loop)
         future.inside = self._inside

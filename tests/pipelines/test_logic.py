@@ -728,6 +728,21 @@ async def test_the_variables_of_a_caller_do_not_leak(workshop: Workshop) -> None
         assert variable.get() == "the caller's"
 
 
+@pytest.mark.parametrize("given", [{"data": 1}, [{"data": 1}]])
+async def test_a_call_that_was_kept_ends_with_its_request(workshop: Workshop, given: Any) -> None:
+    kept: list[Any] = []
+
+    async def think(item: Item, call: Any) -> Any:
+        kept.append(call)
+        return (await call("work", {"data": 0}))["result"]
+
+    async with serve(tables(think), workshop=workshop) as pipeline:
+        await pipeline({"data": 1})
+        with pytest.raises(RuntimeError, match="the request has ended"):
+            await kept[0]("work", given)
+        assert workshop.inputs("work") == [0]
+
+
 async def test_several_hundred_at_once(workshop: Workshop) -> None:
     async def think(item: Item, call: Any) -> Any:
         first = await call("work", {"data": item["data"]})
