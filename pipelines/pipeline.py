@@ -191,6 +191,9 @@ class Pipeline:
         The node goes on when the next part is asked for, and is cancelled when the iteration is left; the deadline is that of the whole.
         """
         self._check_loop()
+        given: object = item
+        if isinstance(given, (list, tuple)):
+            raise TypeError(f"stream takes one item, a dict with 'data', and got a {type(given).__name__}: call it once for each item")
         work = self.submit_nowait(as_item(item), timeout, priority)
         try:
             if not isinstance(work, StreamRun):

@@ -117,6 +117,13 @@ async def test_a_pipeline_that_does_not_stream_has_one_part(workshop: Workshop) 
             await read(pipeline, {"data": 0})
 
 
+@pytest.mark.parametrize("items", [[{"data": [1]}], ({"data": [1]},)])
+async def test_it_takes_one_item(log: list[Any], items: Any) -> None:
+    async with serve(tables()) as pipeline:
+        with pytest.raises(TypeError, match=f"stream takes one item, a dict with 'data', and got a {type(items).__name__}"):
+            await read(pipeline, items)
+
+
 async def test_the_node_goes_on_only_when_the_next_part_is_wanted(workshop: Workshop, log: list[Any]) -> None:
     async with serve(tables(read={}), workshop=workshop) as pipeline:
         reader = pipeline.stream({"data": list(range(5))})
