@@ -26,12 +26,15 @@ class BatchRange(NamedTuple):
 
 
 def _as_range(value: Any) -> Any:
-    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+    pieces = tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+    if not isinstance(pieces, (list, tuple)) or len(pieces) != 2:
+        raise ValueError('expected two numbers, min,max, as in "1,8"')
+    return pieces
 
 
 def _in_order(value: tuple[int, int]) -> tuple[int, int]:
     if not 1 <= value[0] <= value[1]:
-        raise ValueError(f"expected min,max with 1 <= min <= max, found {value[0]},{value[1]}")
+        raise ValueError("expected min,max with 1 <= min <= max")
     return value
 
 

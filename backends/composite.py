@@ -6,9 +6,9 @@ Each is a node's whole expression; inside another backend it would hold an execu
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from .base import Backend, Params
 from .engines.params import Names
@@ -29,9 +29,17 @@ class Jump(Composite):
     parameters = JumpParams
 
 
+def _some(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        raise ValueError("expected at least one key, as in result,score")
+    return names
+
+
 class MapReduceParams(JumpParams):
     split: str = Field("data", description="the key that is taken apart: a list, a tuple, or an array by its first axis")
-    merge: Names = Field(("result",), description="the keys that are collected into lists, in order: result,score")
+    merge: Annotated[Names, AfterValidator(_some)] = Field(
+        ("result",), description="the keys that are collected into lists, in order: result,score"
+    )
 
 
 class MapReduce(Composite):

@@ -38,9 +38,11 @@ class Spec:
         else:
             try:
                 found = Params(force_range=self.params.get("force_range")).force_range
-            except ValidationError as error:
-                reason = error.errors(include_url=False)[0]["msg"]
-                raise ConfigError([Problem(f"{reason}: expected min,max, as in 1,4", key="force_range")]) from None
+            except ValidationError:
+                message = (
+                    f'{self.name}\'s force_range: found {self.params["force_range"]!r}: expected min,max with 1 <= min <= max, as in "1,8"'
+                )
+                raise ConfigError([Problem(message, key="force_range")]) from None
         return None if found is None else BatchRange(*found)
 
     @property

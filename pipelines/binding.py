@@ -61,8 +61,8 @@ class Member:
 class Binding:
     """What became of one node's keys."""
 
-    specs: list[Spec] = field(default_factory=list)
-    """One per `&` group; empty where there were problems."""
+    specs: list[Spec | None] = field(default_factory=list)
+    """One per `&` group, None where its parameters are wrong; empty where it is not known how many there are."""
     own: list[dict[str, Any]] = field(default_factory=list)
     """The node's own keys, one dict per group."""
     defaults: list[dict[str, Any]] = field(default_factory=list)
@@ -90,8 +90,7 @@ def bind(tree: Expression, own: Mapping[str, Any], defaults: Mapping[str, Any], 
     binding.defaults = [_pick(remaining, splittable, group, groups) for group in range(groups)]
     for own_keys, default_keys in zip(binding.own, binding.defaults, strict=True):
         spec = _spec(root, members, own_keys, default_keys, binding.problems)
-        if spec is not None:
-            binding.specs.append(spec)
+        binding.specs.append(spec)
     return binding
 
 
@@ -237,8 +236,15 @@ def _spec(member: Member, members: list[Member], own: dict[str, Any], defaults: 
         except ValidationError as error:
             for problem in problems_of(error, subject=member.name):
                 first, dot, rest = problem.key.partition(".")
-                problems.append(Problem(problem.message, key=places.get(first, first) + dot + rest))
-            return None
+                if places.get(first) == "backend":  # an argument: the key says no more than that it is in the expression
+                    problems.append(Problem(f"{member.name}'s {problem.key}: {problem.message}", key="backend"))
+                else:
+                    problems.append(Problem(problem.message, key=places.get(first, first) + dot + rest))
+            if not issubclass(member.cls, Composite):
+                return None
+            wrong = {str(found["loc"][0]) for found in error.errors(include_url=False)}
+            right = {key: value for key, value in values.items() if key not in wrong}
+            params = member.cls.parameters.model_construct(**right)  # where it jumps to is checked all the same
     if None in children:
         return None
     return Spec(member.name, member.cls, params, tuple(child for child in children if child is not None), member.tree.filter)
@@ -270,7 +276,9 @@ def _arguments(member: Member, problems: list[Problem], places: dict[str, str]) 
     order = [key for key in dict.fromkeys(declared.values()) if key not in keyword_only]
     args: tuple[Any, ...] = (member.args,) if getattr(member.cls.parameters, "variadic", False) and member.args else member.args
     if len(args) > len(order):
-        problems.append(Problem(f"{member.name} takes at most {len(order)} arguments, found {len(args)}", key="backend"))
+        problems.append(
+            Problem(f"{member.name} takes at most {len(order)} argument{'s' * (len(order) != 1)}, found {len(args)}", key="backend")
+        )
     values: dict[str, Any] = dict(zip(order, args, strict=False))
     for key, value in member.tree.kwargs:
         if key not in declared:

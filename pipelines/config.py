@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from penstock.backends.errors import ConfigError, Problem
 from penstock.backends.item import may_come_from_network
 from penstock.backends.suggestions import did_you_mean
@@ -22,7 +20,7 @@ from .definition import DEFAULT_INPUTS, DEFAULT_MAX, GroupConfig, NodeConfig, Pi
 from .graph_checks import check_entry
 from .node_table import build_node, check_name
 from .plan import Plan
-from .schema import NODE_KEYS, STRUCTURE_KEYS, PipelineTable, PortTable, problems_of
+from .schema import NODE_KEYS, STRUCTURE_KEYS, PipelineTable, PortTable, validated
 from .sharing import check_shared, share
 from .source import Tables, read
 from .structure import Structure
@@ -67,17 +65,18 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
     structure = Structure(tables)
     problems += structure.problems
     nodes = _build_nodes(tables, structure, problems)
-    problems += structure.check(nodes)
-    if settings is not None and settings.entry is not None:
+    wrong = list(structure.check(nodes))
+    problems += wrong
+    if settings.entry is not None:
         problems += check_entry(structure.graph, settings.entry, structure.sources)
     nodes = {
         node: replace(nodes[node], filter=structure.filters.get(node), map=structure.maps.get(node, ()))
         for node in structure.graph.order
         if node in nodes
     }
-    if settings is not None and not problems:  # else the nodes are not all there
-        problems += Plan(nodes, settings.entry).problems()
-    if problems or settings is None:
+    if not wrong and not structure.problems and len(nodes) == len(tables.nodes):  # else there is no plan to be made
+        problems += Plan(nodes).problems()
+    if problems:
         places = {node: place for place, node in enumerate(("pipeline", "global", *tables.nodes))}
         problems.sort(key=lambda problem: places.get(problem.node, len(places)))
         raise ConfigError(list(dict.fromkeys(replace(problem, file=problem.file or tables.file) for problem in problems)))
@@ -100,7 +99,7 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
 
 
 def _build_nodes(tables: Tables, structure: Structure, problems: list[Problem]) -> dict[str, NodeConfig]:
-    """Every node that is right in itself, in the order of the file."""
+    """Every node whose expression is understood, whatever else is wrong with it, in the order of the file."""
     nodes: dict[str, NodeConfig] = {}
     used: set[str] = set()
     known: set[str] = set(NODE_KEYS)
@@ -128,19 +127,17 @@ def _ports(tables: Mapping[str, PortTable]) -> tuple[Port, ...]:
     return tuple(Port(key, table.kind, table.dtype, table.shape, table.labels, table.description) for key, table in tables.items())
 
 
-def _read_settings(table: Any, problems: list[Problem]) -> PipelineTable | None:
+def _read_settings(table: Any, problems: list[Problem]) -> PipelineTable:
+    """`[pipeline]`; without what is wrong in it."""
     if not isinstance(table, dict):
         problems.append(Problem(f"expected a table, found {table!r}", node="pipeline"))
-        return None
-    try:
-        settings = PipelineTable.model_validate(table)
-    except ValidationError as error:
-        problems += [replace(problem, node="pipeline") for problem in problems_of(error, PipelineTable.model_fields)]
-        return None
-    for key in settings.inputs or ():
-        if not may_come_from_network(key) or key in {"result", "error", "context"}:
-            message = f"{key!r} can't be an input: it is Penstock's own, or starts with _"
-            problems.append(Problem(message, node="pipeline", key=f"inputs.{key}"))
+        return PipelineTable.model_validate({})
+    settings, wrong = validated(PipelineTable, table)
+    inputs = table.get("inputs")
+    for key in inputs if isinstance(inputs, dict) else ():
+        if isinstance(key, str) and (not may_come_from_network(key) or key in {"result", "error", "context"}):
+            wrong.append(Problem(f"{key!r} can't be an input: it is Penstock's own, or starts with _", key=f"inputs.{key}"))
+    problems += [replace(problem, node="pipeline") for problem in wrong]
     return settings
 
 

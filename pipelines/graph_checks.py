@@ -65,7 +65,7 @@ def check_jumps(graph: Graph, nodes: Mapping[str, NodeConfig]) -> Iterator[Probl
 def _target(node: NodeConfig) -> str | None:
     """Where a node's composite backend jumps to; None: it has no backend that does."""
     params = node.groups[0].spec.params if node.groups else None
-    return params.jump if isinstance(params, JumpParams) else None
+    return getattr(params, "jump", None) if isinstance(params, JumpParams) else None  # one that is wrong may have none
 
 
 def check_entry(graph: Graph, entry: str, maps: Mapping[str, Collection[str]]) -> Iterator[Problem]:

@@ -21,6 +21,8 @@ Map: TypeAlias = tuple[tuple[str, Pairs], ...]
 
 _WORD = re.compile(r"[^\[\],:()='\"]*")
 _SPACE = re.compile(r"\s*")
+_NO_TARGETS = frozenset({"event", "node_name"})
+"""Of the keys that steer Penstock, those that do so at the entry only. The others a node may need: a map takes what it names alone."""
 
 
 def parse(text: str) -> Map:
@@ -50,6 +52,9 @@ def resolve(node: str, taken: Map, graph: Graph, *, doubtful: bool = False) -> t
             reason = "is this node itself" if source == node else "does not lead here"
             problems.append(Problem(f"{source!r} {reason}: expected a node that comes before this one", node=node, key="map"))
         for _, target in pairs:
+            if target in _NO_TARGETS:
+                message = f"nothing can be mapped to {target!r}, which is Penstock's own and means nothing inside the graph"
+                problems.append(Problem(message, node=node, key="map"))
             if target in targets:
                 whence = f"{targets[target]!r} and {source!r}" if targets[target] != source else f"{source!r}"
                 problems.append(Problem(f"the key {target!r} is mapped twice, from {whence}", node=node, key="map"))

@@ -7,8 +7,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from penstock.backends.composite import Composite
 from penstock.backends.errors import ConfigError, Problem
 from penstock.backends.expression import parse
@@ -18,7 +16,7 @@ from penstock.backends.suggestions import did_you_mean, nearest
 
 from .binding import Binding, bind, check_roughly
 from .definition import GroupConfig, NodeConfig
-from .schema import GROUP_KEYS, NODE_KEYS, STRUCTURE_KEYS, NodeTable, problems_of
+from .schema import GROUP_KEYS, NODE_KEYS, STRUCTURE_KEYS, NodeTable, validated
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
@@ -41,36 +39,39 @@ def check_name(name: str, nodes: Collection[str]) -> list[Problem]:
 def build_node(
     name: str, keys: Mapping[str, Any], defaults: Mapping[str, Any], following: tuple[str, ...], directory: Path
 ) -> tuple[NodeConfig | None, Binding, list[Problem]]:
-    """The node, what became of its keys, and what is wrong with it (then there is no node)."""
+    """The node, what became of its keys, and what is wrong with it.
+
+    The node is there, as far as it is understood, so that others can be checked against it; None: its expression is not understood.
+    """
     problems: list[Problem] = []
     binding = _bind(keys, defaults, directory, problems)
     problems += binding.problems
-    groups = [_build_group(*group, problems) for group in zip(binding.specs, binding.own, binding.defaults, strict=False)]
+    groups = [_build_group(*group, problems) for group in zip(binding.specs, binding.own, binding.defaults, strict=True)]
     plain = {key: value for key, value in {**defaults, **keys}.items() if key in NODE_KEYS - GROUP_KEYS}
     if not groups:  # a broken expression hides nothing else
         plain |= {key: value for key, value in keys.items() if key in GROUP_KEYS and "&" not in str(value)}
-    table = _validate(plain, problems)
+    table, wrong = validated(NodeTable, plain)
+    problems += wrong
     composite = next((group.spec for group in groups if group and issubclass(group.spec.cls, Composite)), None)
     if composite is not None:
         _check_composite(composite, len(groups), keys, problems)
-    if table is None or problems or not groups:
-        return None, binding, problems
     levels = table.priority_levels
     priority = table.default_priority
     if priority is None:
         priority = (levels + 1) // 2
+    elif (priority > levels or (levels and not priority)) and "priority_levels" not in {problem.key for problem in wrong}:
+        expected = f"1 to {levels}" if levels else "priority_levels, without which there are no priorities"
+        problems.append(Problem(f"found {priority}, expected {expected}", key="default_priority"))
     executor = table.executor if composite is None else "thread"  # it has none; a default of the file is for the others
     if executor == "process":
         from penstock.backends.process import obstacles  # it imports numpy
 
-        problems += [Problem(found, key="executor") for group in groups if group for found in obstacles(group.spec)]
-        if problems:
-            return None, binding, list(dict.fromkeys(problems))
-    if priority > levels or (levels and not priority):
-        expected = f"1 to {levels}" if levels else "priority_levels, without which there are no priorities"
-        return None, binding, [Problem(f"found {priority}, expected {expected}", key="default_priority")]
+        problems += dict.fromkeys(Problem(found, key="executor") for group in groups if group for found in obstacles(group.spec))
+    understood = tuple(group for group in groups if group)
+    if not understood:
+        return None, binding, problems
     node = NodeConfig(
-        name, tuple(group for group in groups if group), following, table.batching_timeout, levels, priority, table.retry,
+        name, understood, following, table.batching_timeout, levels, priority, table.retry,
         table.stuck_after, executor, table.device,
     )  # fmt: skip
     return node, binding, problems
@@ -105,14 +106,16 @@ def _bind(keys: Mapping[str, Any], defaults: Mapping[str, Any], directory: Path,
     return binding
 
 
-def _build_group(spec: Spec, own: dict[str, Any], defaults: dict[str, Any], problems: list[Problem]) -> GroupConfig | None:
-    table = _validate({key: value for key, value in {**defaults, **own}.items() if key in GROUP_KEYS}, problems)
+def _build_group(spec: Spec | None, own: dict[str, Any], defaults: dict[str, Any], problems: list[Problem]) -> GroupConfig | None:
+    """One instance group; None where it is not known what it runs."""
+    table, wrong = validated(NodeTable, {key: value for key, value in {**defaults, **own}.items() if key in GROUP_KEYS})
+    problems += wrong
+    if spec is None:
+        return None
     try:
         declared = spec.declared_range
     except ConfigError as error:
         problems += [Problem(problem.message, key="backend") for problem in error.problems]
-        return None
-    if table is None:
         return None
     if spec.sets_range:
         return GroupConfig(spec, table.instance_num)  # `min` and `max` are its engines'
@@ -120,7 +123,7 @@ def _build_group(spec: Spec, own: dict[str, Any], defaults: dict[str, Any], prob
         problems.append(
             Problem(f"min is {table.min} and max is {table.max}: min can't be the greater", key="min" if "min" in own else "max")
         )
-        return None
+        return GroupConfig(spec, table.instance_num)
     if table.max is not None and "max" in own:
         if table.max > declared.max:
             problems.append(Problem(f"{table.max} is more than the backend takes: {spec.name} has the range {declared}", key="max"))
@@ -129,11 +132,3 @@ def _build_group(spec: Spec, own: dict[str, Any], defaults: dict[str, Any], prob
     if table.min is not None and "min" in own and table.min > declared.max:
         problems.append(Problem(f"{table.min} is more than the backend takes: {spec.name} has the range {declared}", key="min"))
     return GroupConfig(spec, table.instance_num, table.min, table.max)
-
-
-def _validate(keys: dict[str, Any], problems: list[Problem]) -> NodeTable | None:
-    try:
-        return NodeTable.model_validate(keys)
-    except ValidationError as error:
-        problems += problems_of(error)
-        return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -114,6 +114,19 @@ STRUCTURE_KEYS = frozenset({"backend", "next", "map", "filter", "borrow_from"})
 """Keys that say what a node is and where in the graph; no backend ever gets them."""
 
 
+AnyTable = TypeVar("AnyTable", bound=_Table)
+
+
+def validated(table: type[AnyTable], keys: Mapping[Any, Any]) -> tuple[AnyTable, list[Problem]]:
+    """The table that keys make, with the default in place of each key that is wrong, so that it hides nothing else; and what is wrong."""
+    try:
+        return table.model_validate(keys), []
+    except ValidationError as error:
+        wrong = {str(found["loc"][0]) for found in error.errors(include_url=False)}
+        problems = list(problems_of(error, table.model_fields))
+        return table.model_validate({key: value for key, value in keys.items() if str(key) not in wrong}), problems
+
+
 def problems_of(error: ValidationError, known: Mapping[str, Any] | None = None, subject: str = "") -> Iterator[Problem]:
     """What pydantic found, each with its key. `known` are the keys for suggestions, `subject` who needs what is missing."""
     for found in error.errors(include_url=False):
@@ -126,5 +139,6 @@ def problems_of(error: ValidationError, known: Mapping[str, Any] | None = None, 
                 names = PortTable.model_fields if len(found["loc"]) > 1 else (known or {})
                 yield Problem(f"there is no key {last!r} here{did_you_mean(last, names)}", key=key)
             case _:
-                message = found["msg"][0].lower() + found["msg"][1:]
+                message = found["msg"].removeprefix("Value error, ")  # what a validator of ours raised
+                message = message[0].lower() + message[1:]
                 yield Problem(f"found {found['input']!r}: {message}", key=key)

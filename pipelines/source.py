@@ -14,6 +14,8 @@ from typing import Any
 from penstock.backends.errors import ConfigError, Problem
 from penstock.backends.suggestions import did_you_mean, nearest
 
+from .schema import STRUCTURE_KEYS
+
 logger = logging.getLogger("penstock.config")
 
 NAMELESS = "main"
@@ -118,7 +120,7 @@ def _add_node(name: str, table: dict[Any, Any], tables: Tables) -> None:
     stack = [(name, table)]
     while stack:
         name, table = stack.pop()
-        inner = {key: value for key, value in table.items() if isinstance(key, str) and isinstance(value, dict) and "::" not in key}
+        inner = {key: value for key, value in table.items() if isinstance(value, dict) and _names_a_node(key)}
         own = {key: value for key, value in table.items() if key not in inner}
         for key in [key for key in own if not isinstance(key, str)]:
             tables.problems.append(Problem(f"a key must be text, found {key!r}", tables.file, name))
@@ -128,6 +130,11 @@ def _add_node(name: str, table: dict[Any, Any], tables: Tables) -> None:
         if own or not inner:
             tables.nodes[name] = own
         stack += [(f"{name}.{key}", value) for key, value in reversed(inner.items())]
+
+
+def _names_a_node(key: Any) -> bool:
+    """Whether a table with this key, inside a node's, may be a logical node; `map = { ... }` is a mistake in a key of the node itself."""
+    return isinstance(key, str) and "::" not in key and key not in STRUCTURE_KEYS
 
 
 def _check_interpreter(content: dict[str, Any], tables: Tables) -> None:

@@ -73,7 +73,7 @@ class Structure:
             if "map" not in keys or not self.graph.before[node]:  # a root's is refused whatever it says
                 continue
             if not isinstance(text, str):
-                self.problems.append(Problem(f"expected text such as 'A[result:data]', found {text!r}", node=node, key="map"))
+                self.problems.append(Problem(f'expected text, as in map = "A[result:data]", found {text!r}', node=node, key="map"))
                 continue
             try:
                 taken = parse(text)

@@ -42,10 +42,14 @@ class Anything(Backend):
     pass
 
 
+class Free(Backend):
+    parameters = None
+
+
 @pytest.fixture(autouse=True)
 def _backends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_registered", {})
-    for cls in (Scale, Shift, Four, Anything):
+    for cls in (Scale, Shift, Four, Anything, Free):
         register_backend(cls.__name__, cls)
 
 
@@ -303,6 +307,29 @@ def test_problems_of_expressions() -> None:
     assert "Python needs a name" in problem("Python")
 
 
+def test_problems_of_arguments_name_backend_and_parameter() -> None:
+    assert problems({"a": {"backend": "S[DecodeMat,ResizeMat(0,wide),Sleep(time=-1)]"}}) == [
+        "[a] backend: ResizeMat's resize_h: found '0': input should be greater than or equal to 1",
+        "[a] backend: ResizeMat's resize_w: found 'wide': input should be a valid integer, unable to parse string as an integer",
+        "[a] backend: Sleep's time: found '-1': input should be greater than or equal to 0",
+    ]
+
+
+def test_ranges_say_how_they_are_written() -> None:
+    expected = 'expected two numbers, min,max, as in "1,8"'
+    assert problem("Identity(force_range=3)") == f"[main] backend: Identity's force_range: found '3': {expected}"
+    assert problem({"backend": "Identity", "force_range": 3}) == f"[main] force_range: found 3: {expected}"
+    assert problem({"backend": "Identity", "force_range": "1,2,3"}) == f"[main] force_range: found '1,2,3': {expected}"
+    assert (
+        problem({"backend": "Identity", "force_range": "4,2"}) == "[main] force_range: found '4,2': expected min,max with 1 <= min <= max"
+    )
+    assert problems("Range(1,3)[Identity]") == [
+        "[main] backend: Range takes at most 1 argument, found 2",
+        f"[main] backend: Range's range: found '1': {expected}",
+    ]
+    assert "[main] backend: Free's force_range: found 3: expected min,max" in problem({"backend": "Free", "force_range": 3})
+
+
 def test_python_names_a_registered_backend() -> None:
     config = load({"backend": "Python[Scale]", "Scale::factor": 4})
     assert config.nodes["main"].groups[0].spec.cls is Scale
@@ -369,6 +396,52 @@ def test_one_mistake_hides_no_other() -> None:
         "[h] map: nothing comes before this node, so it can't have a map",
     ]
     assert len(found) == 10
+
+
+def test_a_wrong_value_hides_nothing_of_what_it_is_not_needed_for() -> None:
+    assert problems({"pipeline": {"timeout": -1, "entry": "bb", "inputs": {"a": {"kind": "x"}, "_b": {}}}, "b": {"backend": "Scale"}}) == [
+        "[pipeline] inputs.a.kind: found 'x': input should be 'image', 'bytes', 'text', 'integer', 'number', 'boolean', 'tensor' or 'json'",
+        "[pipeline] timeout: found -1: input should be greater than 0",
+        "[pipeline] inputs._b: '_b' can't be an input: it is Penstock's own, or starts with _",
+        "[pipeline] entry: there is no node 'bb', did you mean 'b'?",
+    ]
+    assert problems({"pipeline": 3, "b": {"backend": "Four", "max": 8, "instance_num": 0, "retry": "no?", "default_priority": 2}}) == [
+        "[pipeline]: expected a table, found 3",
+        "[b] instance_num: found 0: input should be greater than or equal to 1",
+        "[b] max: 8 is more than the backend takes: Four has the range [2, 4]",
+        "[b] retry: found 'no?': input should be a valid boolean, unable to interpret input",
+        "[b] default_priority: found 2, expected priority_levels, without which there are no priorities",
+    ]
+    assert problems({"backend": "Scale", "priority_levels": -1, "default_priority": 2}) == [
+        "[main] priority_levels: found -1: input should be greater than or equal to 0"
+    ]
+    groups = {"backend": "Scale", "factor": "x&2", "instance_num": "0&0", "min": "1&5", "max": "4&2"}
+    assert problems(groups) == [
+        "[main] factor: found 'x': input should be a valid integer, unable to parse string as an integer",
+        "[main] instance_num: found '0': input should be greater than or equal to 1",
+        "[main] min: min is 5 and max is 2: min can't be the greater",
+    ]
+
+
+@pytest.mark.parametrize("jumper", ["Jump", "MapReduce"])
+def test_a_wrong_value_does_not_hide_where_a_node_jumps(jumper: str) -> None:
+    tables = {"a": {"backend": "Scale", "next": "b"}, "b": {"backend": "Scale"}, "j": {"backend": jumper, "jump": "b"}}
+    tables["j"] |= {"instance_num": 0} if jumper == "Jump" else {"merge": " , "}
+    first, second = problems(tables)
+    assert first.startswith("[j] instance_num" if jumper == "Jump" else "[j] merge: found ' , ': expected at least one key")
+    assert second == "[j] jump: expected a root, found 'b', which comes after 'a'"
+
+
+def test_a_wrong_value_elsewhere_does_not_hide_what_streams() -> None:
+    async def pages(item: Item, call: Any) -> Any:
+        yield 1
+
+    register_backend("Pages", pages)
+    tables = {"a": {"backend": "Pages", "next": "b"}, "b": {"backend": "Pages"}, "c": {"backend": "Scale", "instance_num": 0}}
+    assert problems(tables) == [
+        "[b]: node 'a' yields several results too: only one node on the way may",
+        "[c] instance_num: found 0: input should be greater than or equal to 1",
+    ]
 
 
 @pytest.mark.parametrize(("file", "name"), [("my file", "my_file"), ("a?#%b", "a___b"), ("-x", "_x"), (".x.v2-a", "_x.v2-a"), ("ä", "_")])

@@ -176,6 +176,19 @@ def test_all_problems_of_a_graph_come_at_once() -> None:
 # map
 
 
+def test_a_map_may_take_what_steers_inside_the_graph() -> None:
+    taken = "a[result:data,x:filter,request_size:request_size,restart:restart,box:_box]"
+    assert load(DIAMOND | graph(b={"next": "d", "map": taken})).nodes["b"].map[0][1][-1] == ("box", "_box")
+
+
+@pytest.mark.parametrize("text", ['[j]\nmap = { a = { result = "data" } }', '[j]\nmap.a.result = "data"', '[j.map]\na = "result"'])
+def test_a_map_that_is_a_table(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        toml(tmp_path, f'[a]\nbackend = "Identity"\nnext = "j"\n{text}')
+    (found,) = caught.value.problems
+    assert (found.node, found.key) == ("j", "map") and found.message.startswith('expected text, as in map = "A[result:data]", found {')
+
+
 def test_sources_may_be_any_ancestor() -> None:
     config = load(graph(a="b", b="c", c={"map": "a[data:image],b[result:data]"}))
     assert config.nodes["c"].map == (("a", (("data", "image"),)), ("b", (("result", "data"),)))
@@ -202,6 +215,9 @@ def test_problems_of_maps() -> None:
     assert mapped("b[result:data]") == "[b] map: 'b' is this node itself: expected a node that comes before this one"
     assert mapped("aa[result:data]") == "[b] map: there is no node 'aa', did you mean 'a'?"
     assert mapped("a[result:data,x:y,z:y]") == "[b] map: the key 'y' is mapped twice, from 'a'"
+    own = "which is Penstock's own and means nothing inside the graph"
+    for key in ("event", "node_name"):
+        assert mapped(f"a[result:data,x:{key}]") == f"[b] map: nothing can be mapped to {key!r}, {own}"
     assert mapped("a[result:x]") == "[b] map: nothing is mapped to 'data', which every node needs; found x"
     twice = DIAMOND | graph(d={"map": "b[result:data],c[result:data]"})
     assert problem(twice) == "[d] map: the key 'data' is mapped twice, from 'b' and 'c'"
@@ -357,6 +373,9 @@ def test_where_a_jump_can_not_go() -> None:
     assert problem(jumping("sbu")) == "[j] jump: there is no node 'sbu', did you mean 'sub'?"
     assert problem(jumping("end")) == "[j] jump: expected a root, found 'end', which comes after 'sub'"
     assert problem(jumping("a")) == "[j] jump: it enters the graph of 'a', which it is in, again and again: expected another root"
+    assert "[j] merge: found '': expected at least one key, as in result,score" in problem(
+        graph(a=None, j={"backend": "MapReduce(a)", "merge": ""})
+    )
     assert "[j] jump: Jump needs jump" in problem(graph(j={"backend": "Jump"}))
     assert problem(graph(j={"jump": "x"})).startswith("[j] jump: no key of a node, nor a parameter of Identity")
 

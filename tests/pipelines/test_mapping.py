@@ -82,7 +82,7 @@ def test_a_long_text_is_shown_around_the_place() -> None:
     assert len(line) < 110 and line[len(caret) - 1] == "]"
 
 
-@pytest.mark.parametrize("value", [3, ["a[b:c]"], None, True])
+@pytest.mark.parametrize("value", [3, ["a[b:c]"], None, True, {"a": "b"}, {"a": {"result": "data"}}])
 def test_only_text_is_a_map(value: Any) -> None:
-    with pytest.raises(ConfigError, match=r"\[b\] map: expected text such as"):
+    with pytest.raises(ConfigError, match=r'\[b\] map: expected text, as in map = "A\[result:data\]", found '):
         load({"a": {"backend": "Identity", "next": "b"}, "b": {"backend": "Identity", "map": value}})
