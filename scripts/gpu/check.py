@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from penstock.backends.base import Context
 from penstock.pipelines.config import load
 from penstock.pipelines.pipeline import Pipeline
+
+ROOT = Path(__file__).resolve().parents[2]
 
 NETS = '''
 import torch
@@ -297,6 +300,22 @@ def tensorrt(folder: Path) -> str:
     made.close()
     assert worst < 5e-2, worst
     return f"largest difference to eager {worst:.1e}"
+
+
+@check
+def tests_that_need_a_gpu(folder: Path) -> str:
+    """`gpu_*.py` among the tests, by pytest alone: the project's settings of it name plugins that need not be here."""
+    missing = [name for name in ("pytest", "sklearn") if not find_spec(name)]
+    if missing:
+        return f"NOT RUN: needs {' and '.join(missing)}"
+    files = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("tests/**/gpu_*.py"))]
+    options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(ROOT), "--import-mode=importlib"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *files, *options], cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False
+    )
+    lines = run.stdout.strip().splitlines()
+    assert run.returncode == 0, f"{lines[-1] if lines else ''}\n{run.stdout[-4000:]}{run.stderr[-2000:]}"
+    return f"{len(files)} modules: {lines[-1].strip('= ')}"
 
 
 def _file(folder: Path, name: str, text: str) -> Path:

@@ -1,4 +1,6 @@
-"""The GPU half on a machine without a GPU: devices, buckets, buffers, and what torch's errors become. On a GPU: test_gpu.py."""
+"""The GPU half on a machine without a GPU: devices, buckets, buffers, and what torch's errors become.
+On a GPU: engines/torch/gpu_engines.py.
+"""
 
 from __future__ import annotations
 

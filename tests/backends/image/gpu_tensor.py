@@ -1,4 +1,6 @@
-"""The torch image backends on a GPU, against themselves on the CPU. Skipped where there is no GPU."""
+"""The torch image backends on a GPU, against themselves on the CPU. scripts/gpu_check runs it; pytest by itself does not find it by
+its name.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import io
 import threading
 
 import pytest
+import torch
 from PIL import Image
 
 from penstock import pipe
@@ -16,10 +19,6 @@ from penstock.backends.image.tensor_decode import DecodeTensor
 from penstock.backends.image.tensor_files import LoadTensor, SaveTensor
 from penstock.backends.image.tensor_resize import DynamicResizeTensor, ResizePadTensor, ResizeTensor
 from penstock.backends.image.tensor_rows import ArgMaxTensor, CatTensor, SplitTensor
-
-torch = pytest.importorskip("torch")
-if not torch.cuda.is_available():
-    pytest.skip("no GPU here", allow_module_level=True)
 
 ON_CPU, ON_GPU = Context(node="test", device="cpu"), Context(node="test", device="cuda:0")
 
