@@ -76,6 +76,7 @@ def bind(tree: Expression, own: Mapping[str, Any], defaults: Mapping[str, Any], 
     """The specs of a node. Problems have keys and no node yet."""
     binding = Binding()
     root = _find(tree, directory, binding.problems)
+    _check_filters(tree, binding.problems)
     if root is None or binding.problems:
         check_roughly(own, defaults, binding)
         return binding
@@ -96,11 +97,6 @@ def bind(tree: Expression, own: Mapping[str, Any], defaults: Mapping[str, Any], 
 
 def _find(tree: Expression, directory: Path, problems: list[Problem]) -> Member | None:
     """The classes of an expression; None where one of them is unknown."""
-    if tree.filter is not None:
-        try:
-            find_filter(tree.filter)
-        except ConfigError as error:
-            problems.extend(Problem(f"({tree.filter}){tree.name}: {problem.message}", key="backend") for problem in error.problems)
     children = [_find(child, directory, problems) for child in tree.children]
     name, args, addresses = tree.name, tree.args, {tree.name}
     try:
@@ -130,6 +126,17 @@ def _find(tree: Expression, directory: Path, problems: list[Problem]) -> Member 
             reason = "it waits for other nodes, and a thread that runs backends must never be held by waiting"
             problems.append(Problem(f"{child.name} inside {name}: it must be a node's whole expression, since {reason}", key="backend"))
     return Member(name, cls, tree, args, frozenset(addresses), found)
+
+
+def _check_filters(tree: Expression, problems: list[Problem]) -> None:
+    """The filters in front of members are known; after their classes are found, since a user's module may register some."""
+    if tree.filter is not None:
+        try:
+            find_filter(tree.filter)
+        except ConfigError as error:
+            problems.extend(Problem(f"({tree.filter}){tree.name}: {problem.message}", key="backend") for problem in error.problems)
+    for child in tree.children:
+        _check_filters(child, problems)
 
 
 def _check_keys(members: list[Member], own: Mapping[str, Any], binding: Binding) -> None:

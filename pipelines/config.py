@@ -63,8 +63,10 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
     problems = list(tables.problems)
     settings = _read_settings(tables.pipeline, problems)
     structure = Structure(tables)
-    problems += structure.problems
-    nodes = _build_nodes(tables, structure, problems)
+    wrong_nodes: list[Problem] = []
+    nodes = _build_nodes(tables, structure, wrong_nodes)
+    structure.read_filters()
+    problems += [*structure.problems, *wrong_nodes]
     wrong = list(structure.check(nodes))
     problems += wrong
     if settings.entry is not None:

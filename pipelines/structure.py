@@ -20,7 +20,8 @@ from .source import Tables
 class Structure:
     """The graph of a file, and for each node its `filters`, `maps` and, where it shares another one's instances, `owners`.
 
-    `sources` are the nodes that each map names. A `filter` among the file's defaults is for all nodes but the roots.
+    `sources` are the nodes that each map names; `filters` are there after `read_filters`. A `filter` among the file's defaults is for all
+    nodes but the roots.
     """
 
     def __init__(self, tables: Tables) -> None:
@@ -34,7 +35,6 @@ class Structure:
         self.problems += [problem for found in following.values() for problem in found.problems]
         self.graph = Graph({node: found.names for node, found in following.items()})
         self._doubtful = self.graph.reached(each for found in following.values() for each in found.meant)
-        self._read_filters()
         self._read_maps()
         self.sources = {node: [source for source, _ in found] for node, found in self.maps.items()}
         self.warnings += leaf_warnings(self.graph)
@@ -44,7 +44,8 @@ class Structure:
         yield from check_graph(self.graph, self.tables.nodes, self._doubtful)
         yield from check_jumps(self.graph, nodes)
 
-    def _read_filters(self) -> None:
+    def read_filters(self) -> None:
+        """To be called when the nodes are bound: their own Python modules may register some."""
         default = self._filter(self.tables.defaults.get("filter"), "")
         for node, keys in self.tables.nodes.items():
             found = self._filter(keys["filter"], node) if "filter" in keys else default

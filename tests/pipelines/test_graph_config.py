@@ -238,6 +238,33 @@ def test_a_registered_filter_is_known() -> None:
     assert "expected the name of a filter, found 3" in problem(graph(a="b", b={"filter": 3}))
 
 
+FILTER = """
+from penstock import Status, register_filter
+
+@register_filter("of_the_module")
+def passes(item):
+    return Status.SKIP
+
+def same(data):
+    return data
+"""
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        '[a]\nbackend = "Identity"\nnext = "b"\n[b]\nfilter = "of_the_module"\nbackend = "Python[ops.py:same]"',
+        '[a]\nbackend = "S[Identity,(of_the_module)Python[ops.py:same]]"',
+    ],
+)
+def test_a_filter_that_a_nodes_own_module_registers_is_known(tmp_path: Path, nodes: str) -> None:
+    (tmp_path / "ops.py").write_text(FILTER)
+    toml(tmp_path, nodes)
+    filters._registered.clear()
+    with pytest.raises(ConfigError, match="there is no filter 'of_the_module'"):
+        toml(tmp_path, nodes.replace("ops.py:same", "builtins:repr"))
+
+
 def test_a_filter_or_a_map_on_a_root_is_an_error() -> None:
     assert problem({"backend": "Identity", "filter": "or"}) == "[main] filter: nothing comes before this node, so it can't have a filter"
     assert "it can't have a map" in problem(graph(a={"next": "b", "map": "b[x:data]"}, b=None))
