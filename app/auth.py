@@ -13,18 +13,13 @@ from pydantic import SecretStr
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .errors import Forbidden, Unauthorized, problem
+from .paths import is_protocol, path_of
 from .request_id import request_id_of
 from .settings import Settings
+from .v2.call import error_answer
 
 OPEN = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
 """Paths that need no key: load balancers have none. Written out, for a prefix could be climbed out of."""
-
-
-def path_of(scope: Scope) -> str:
-    """The path inside this app: where it is mounted, Starlette leaves the mount's prefix in `path` and repeats it in `root_path`."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    return path[len(root) :] if root and path.startswith(root + "/") else path
 
 
 class Authenticate:
@@ -99,7 +94,11 @@ async def _refuse(scope: Scope, send: Send, error: Unauthorized) -> None:
         await send({"type": "websocket.close", "code": 1008, "reason": str(error)})
         return
     request_id = request_id_of(scope)
-    status, headers, body = problem(error, request_id)
+    if is_protocol(scope):
+        status, found, body = error_answer(error)
+        headers = [*found, (b"content-length", b"%d" % len(body))]
+    else:
+        status, headers, body = problem(error, request_id)
     headers.append((b"x-request-id", request_id.encode()))
     # The body was not read. Saying so keeps an upload's rest from being taken for the next request's beginning, by proxies too.
     headers.append((b"connection", b"close"))

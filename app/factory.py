@@ -21,8 +21,11 @@ from .errors import install_handlers
 from .hot import Fetch, HotRoutes, Predict, predict_route
 from .metrics import Metrics
 from .openapi import OpenAPI
+from .paths import is_protocol
 from .routes import routes, typed_routes
 from .settings import Settings
+from .v2.router import protocol_router
+from .v2.routes import protocol
 
 
 def create_app(
@@ -58,7 +61,7 @@ def create_app(
         title=title,
         version=penstock.__version__,
         lifespan=_lifespan(repository, settings),
-        middleware=[*middleware, *checks, Middleware(HotRoutes, predict=predict)],
+        middleware=[*middleware, *checks, Middleware(HotRoutes, predict=predict, protocol=protocol(repository, settings))],
         docs_url="/docs" if assets is None else None,
         redoc_url=None,
         # Asking for a telemetry provider costs each request 3 µs (os.environ); traces of ours come with the protocol's trace extension.
@@ -75,7 +78,7 @@ def create_app(
 
 
 class _App(FastAPI):
-    """FastAPI with a short cut for predict requests, which answer every error themselves.
+    """FastAPI with a short cut for the hot routes, which answer every error themselves.
 
     Where nothing stands in front of `HotRoutes` but what FastAPI itself puts there (catchers of errors), they go to it at once. That
     spares them five coroutines and two wrapped `send`s, 3 µs. It looks at the stack that was really built: whatever else wraps it, by
@@ -98,6 +101,9 @@ class _App(FastAPI):
             if found is not None:
                 await self._hot.predict(scope, receive, send, *found)
                 return
+            if is_protocol(scope):
+                await self._hot.protocol(scope, receive, send)
+                return
         await super().__call__(scope, receive, send)
 
 
@@ -115,6 +121,7 @@ def create_router(
     predict = Predict(repository, settings, _fetch(settings))
     found.include_router(typed_routes(repository, settings, predict))
     found.include_router(routes(repository, settings, predict, Metrics(repository)))
+    found.include_router(protocol_router(protocol(repository, settings), settings))
     return found
 
 

@@ -1,4 +1,4 @@
-"""The hot routes: `/predict/{pipeline}` and `/predict/{pipeline}/batch`, as plain ASGI.
+"""The hot routes: `/predict/{pipeline}` and `/predict/{pipeline}/batch`, and all of `/v2` (v2/), as plain ASGI.
 
 `HotRoutes` stands innermost among the app's middleware, in front of FastAPI's exception middleware and router only: whatever middleware
 the app or its host has sees these requests like all others, and the router's reflection does not touch them. `Predict` is also what the
@@ -21,9 +21,10 @@ from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.run import Run, Work
 from penstock.pipelines.trace import Trace
 
-from .auth import check_trace, path_of
+from .auth import check_trace
 from .body import ClientLeft, Link, check_length, form_of, images_of, must_close, read_rest, sniff
 from .errors import problem
+from .paths import is_protocol, path_of
 from .render import fields_of, to_json
 from .request_id import choose_request_id
 from .settings import Settings
@@ -51,18 +52,21 @@ Fetch = Callable[[str, float | None], Awaitable[bytes]]
 
 
 class HotRoutes:
-    """ASGI middleware: predict requests go to `predict`, all else to `app`."""
+    """ASGI middleware: predict requests go to `predict`, those below /v2 to `protocol`, all else to `app`."""
 
-    def __init__(self, app: ASGIApp, predict: Predict) -> None:
+    def __init__(self, app: ASGIApp, predict: Predict, protocol: ASGIApp) -> None:
         self.app = app
         self.predict = predict
+        self.protocol = protocol
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = predict_route(scope)
-        if found is None:
-            await self.app(scope, receive, send)
-        else:
+        if found is not None:
             await self.predict(scope, receive, send, *found)
+        elif is_protocol(scope):
+            await self.protocol(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
 
 def predict_route(scope: Scope) -> tuple[str, bool] | None:

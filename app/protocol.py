@@ -39,6 +39,11 @@ class HttpProtocol(HttpToolsProtocol):
                 self.parser = httptools.HttpRequestParser(self)
                 self.data_received(head + data[upgrade.args[0] :])
 
+    def on_chunk_header(self) -> None:
+        # Called for chunked bodies only. Chunks that come together are one message to the app, which can't count them.
+        scope: Any = self.scope
+        scope["penstock.chunks"] = scope.get("penstock.chunks", 0) + 1
+
     def on_headers_complete(self) -> None:
         if not self.parser.should_upgrade():
             super().on_headers_complete()

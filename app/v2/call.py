@@ -1,0 +1,180 @@
+"""One call of the protocol and its answer, for every route but infer; and how errors are told: `{"error": …}`, whatever went wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+from starlette.types import Receive, Scope
+
+from penstock.backends.errors import InvalidRequest, PenstockError, TooLarge
+
+from ..body import ClientLeft
+from ..errors import STATUSES, code_of, detail_of
+from ..settings import Settings
+
+JSON = (b"content-type", b"application/json")
+
+
+class ProtocolError(PenstockError):
+    """An error with a status that clients of the protocol expect, and no other of ours has."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Answer(NamedTuple):
+    """Status, headers and body, without Content-Length."""
+
+    status: int = 200
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    body: bytes = b""
+
+
+class Call:
+    """A request to one of the protocol's routes. `names`: what its path says (`model`, `version`, `region`); "" where it says nothing."""
+
+    __slots__ = ("_receive", "names", "read", "scope", "settings")
+
+    def __init__(self, scope: Scope, receive: Receive, names: Mapping[str, str], settings: Settings) -> None:
+        self.scope = scope
+        self.names = names
+        self.settings = settings
+        self.read = False  # whether the body has been
+        self._receive = receive
+
+    async def body(self) -> bytes:
+        """The whole body. Raises `TooLarge`, `InvalidRequest` for too many chunks, `ClientLeft`."""
+        body = await read_body(self.scope, self._receive, self.settings)
+        self.read = True
+        return body
+
+    async def json(self) -> dict[str, Any]:
+        """The object that the body is; an empty one for no body. Raises `InvalidRequest` for what is none."""
+        body = await self.body()
+        if not body:
+            return {}
+        document = parse_json(body, self.settings.max_json_depth)
+        if not isinstance(document, dict):
+            raise InvalidRequest(f"the body is a JSON {kind_of(document)}, expected an object")
+        return document
+
+
+async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes:
+    """All of a body, within `max_body` bytes and `max_chunks` chunks. Raises `TooLarge`, `InvalidRequest`, `ClientLeft`."""
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ClientLeft
+        piece: bytes = message.get("body", b"")
+        size += len(piece)
+        if size > settings.max_body:
+            raise TooLarge(f"the body has more than {settings.max_body} bytes (max_body)")
+        if piece:
+            pieces.append(piece)
+        # The server joins chunks that come together. Ours counts them (app/protocol.py); others' messages stand for them.
+        if max(len(pieces), scope.get("penstock.chunks", 0)) > settings.max_chunks:
+            raise InvalidRequest(f"the body has more than {settings.max_chunks} chunks (max_chunks)")
+        if not message.get("more_body"):
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def parse_json(text: bytes, depth: int) -> Any:
+    """What a JSON text says, bare NaN and Infinity too. Raises `InvalidRequest`, also for more than `depth` levels."""
+    try:
+        document = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        document = _parse_slowly(text, depth, str(error))
+    else:
+        _check_depth(text, depth)
+    return document
+
+
+def _parse_slowly(text: bytes, depth: int, reason: str) -> Any:
+    """By the standard library, which knows NaN; where orjson does not understand it."""
+    _check_depth(text, depth)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise InvalidRequest(f"failed to parse the request JSON buffer: {reason}") from None
+
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
+_STEP = np.zeros(256, np.int8)
+_STEP[list(b"[{")] = 1
+_STEP[list(b"]}")] = -1
+
+
+def _check_depth(text: bytes, limit: int) -> None:
+    """In linear time, and in none to speak of for what has few brackets."""
+    brackets = text.translate(None, _NO_BRACKET)
+    if len(brackets) <= limit or _depth(brackets) <= limit:
+        return
+    if _depth(_STRING.sub(b"", text).translate(None, _NO_BRACKET)) > limit:  # those in strings do not count
+        raise InvalidRequest(f"JSON nesting depth exceeds maximum allowed limit ({limit})")
+
+
+def _depth(brackets: bytes) -> int:
+    return int(np.cumsum(_STEP[np.frombuffer(brackets, np.uint8)], dtype=np.int32).max(initial=0))
+
+
+def kind_of(value: Any) -> str:
+    """JSON's own name of a value's type."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int() | float():
+            return "number"
+        case str():
+            return "string"
+        case list():
+            return "array"
+        case _:
+            return "object"
+
+
+def json_answer(document: Any, status: int = 200) -> Answer:
+    return Answer(status, (JSON,), orjson.dumps(document))
+
+
+def error_answer(error: BaseException) -> Answer:
+    """The answer to a call that ended with `error`."""
+    if isinstance(error, ProtocolError):
+        return error_with(error.status, str(error))
+    status = STATUSES[code_of(error)]
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    if status.retry_after:
+        headers = ((b"retry-after", b"%d" % status.retry_after),)
+    if status.protocol == 401:
+        headers = ((b"www-authenticate", b'Bearer realm="penstock"'),)
+    return error_with(status.protocol, detail_of(error), headers)
+
+
+def error_with(status: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
+    text = message.encode("utf-8", "backslashreplace").decode()  # lone surrogates have no UTF-8
+    return Answer(status, (JSON, *headers), orjson.dumps({"error": text}))
+
+
+Handler = Callable[[Call], Awaitable[Any]]
+"""Gives an `Answer`, or what its JSON says; None: an empty body. Every exception becomes `{"error": …}`."""
+
+
+class Route(NamedTuple):
+    """`pattern`: {model} and the like stand for one segment, a part in [brackets] may be missing. `group`: the API that it belongs to,
+    by Triton's names: health, metadata, inference, shared-memory, model-config, model-repository, statistics, trace, logging.
+    """
+
+    method: str
+    pattern: str
+    group: str
+    handler: Handler
