@@ -19,6 +19,7 @@ from types import FrameType
 
 import uvicorn
 
+from penstock.backends.allocator import keep_memory
 from penstock.backends.errors import PenstockError
 from penstock.pipelines.repository import Repository
 
@@ -131,6 +132,7 @@ def tune_process() -> None:
     # An executor that comes back from native code waits this long, at most, for the GIL of whoever computes in Python, several times an
     # image. With 12 decoding threads on 16 processors 0.5 ms is a sixth more than the 5 ms of before; shorter costs small requests.
     sys.setswitchinterval(0.0005)
+    keep_memory()
     cv2 = sys.modules.get("cv2")
     if cv2 is not None:
         cv2.setNumThreads(1)  # images are decoded side by side on executors; OpenCV's own threads would only compete with them

@@ -16,6 +16,7 @@ import socket
 import sys
 from collections.abc import Callable
 
+from .allocator import keep_memory
 from .base import Backend
 from .channel import Channel, PeerGoneError
 from .failure import Failure
@@ -35,6 +36,7 @@ def main(arguments: list[str]) -> None:
     """`arguments`: the parent's process id, then the descriptors of socket, outbox and inbox."""
     parent, *descriptors = map(int, arguments)
     die_with(parent)
+    keep_memory()
     os.nice(_NICE)
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # a group in the background of a terminal that is set `tostop` may write, too
     for number in (signal.SIGINT, signal.SIGTERM):
