@@ -24,6 +24,7 @@ from .openapi import OpenAPI
 from .paths import is_protocol
 from .routes import routes, typed_routes
 from .settings import Settings
+from .v2.restriction import Restrict, restriction_of
 from .v2.router import protocol_router
 from .v2.routes import protocol
 
@@ -56,6 +57,8 @@ def create_app(
     predict = Predict(repository, settings, _fetch(settings))
     metrics = Metrics(repository)
     checks = [Middleware(Authenticate, settings=settings)] if settings.api_key is not None else []
+    if restriction := restriction_of(settings):
+        checks.append(Middleware(Restrict, restriction=restriction))
     assets = installed_assets()
     app = _App(
         title=title,

@@ -22,6 +22,7 @@ from .metrics import Metrics
 from .openapi import operations_of
 from .request_id import request_id_of
 from .settings import Settings
+from .v2.restriction import restriction_of
 
 
 class Predictor(Protocol):
@@ -66,8 +67,16 @@ def routes(repository: Repository, settings: Settings, predict: Predictor, metri
     async def admin(request: Request) -> None:
         check_admin(request.scope, settings)
 
+    restriction = restriction_of(settings)
+
+    def group(name: str) -> Any:
+        async def allowed(request: Request) -> None:
+            restriction.check(name, request.scope)
+
+        return Depends(allowed)
+
     # the document is written in openapi.py
-    open_router = APIRouter(route_class=ProblemRoute, include_in_schema=False)
+    open_router = APIRouter(route_class=ProblemRoute, dependencies=[group("health")], include_in_schema=False)
     router = APIRouter(route_class=ProblemRoute, dependencies=[Depends(key)], include_in_schema=False)
 
     @open_router.api_route("/health/live", methods=["GET", "HEAD"])  # HEAD: some load balancers ask so
@@ -79,16 +88,16 @@ def routes(repository: Repository, settings: Settings, predict: Predictor, metri
         reason = repository.not_ready
         return JSONResponse({"ready": False, "reason": reason} if reason else {"ready": True}, 503 if reason else 200)
 
-    @router.get("/metrics")
+    @router.get("/metrics", dependencies=[group("statistics")])
     async def scrape(request: Request) -> Response:
         content, media_type = metrics.render(request.headers.get("accept", ""))
         return Response(content, headers={"content-type": media_type})
 
-    @router.get("/pipelines")
+    @router.get("/pipelines", dependencies=[group("model-repository")])
     async def pipelines() -> Response:
         return JSONResponse({"pipelines": [_describe(repository, name, state) for name, state in repository.states().items()]})
 
-    @router.post("/pipelines/{name}/load", dependencies=[Depends(admin)])
+    @router.post("/pipelines/{name}/load", dependencies=[group("model-repository"), Depends(admin)])
     async def load(name: str) -> Response:
         try:
             await repository.reload(name)
@@ -96,16 +105,16 @@ def routes(repository: Repository, settings: Settings, predict: Predictor, metri
             raise LoadFailed(str(error)) from error
         return JSONResponse(_describe(repository, name, repository.states()[name]))
 
-    @router.post("/pipelines/{name}/unload", dependencies=[Depends(admin)])
+    @router.post("/pipelines/{name}/unload", dependencies=[group("model-repository"), Depends(admin)])
     async def unload(name: str) -> Response:
         await repository.unload(name, settings.drain_timeout)
         return JSONResponse({"name": name, "state": "unloaded"})
 
-    @router.api_route("/predict/{name}", methods=["POST", "PUT"])
+    @router.api_route("/predict/{name}", methods=["POST", "PUT"], dependencies=[group("inference")])
     async def predict_one(name: str) -> Response:
         return _Prediction(predict, name, False)
 
-    @router.api_route("/predict/{name}/batch", methods=["POST", "PUT"])
+    @router.api_route("/predict/{name}/batch", methods=["POST", "PUT"], dependencies=[group("inference")])
     async def predict_many(name: str) -> Response:
         return _Prediction(predict, name, True)
 
@@ -123,7 +132,9 @@ def typed_routes(repository: Repository, settings: Settings, predict: Predictor)
 
     async def key(request: Request) -> None:
         check_key(request.scope, settings)
+        restriction.check("inference", request.scope)
 
+    restriction = restriction_of(settings)
     router = APIRouter(route_class=ProblemRoute, dependencies=[Depends(key)])
     for config in repository.configs.values():
         for path, operations in operations_of(config, settings.api_key is not None, settings.allow_url).items():

@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from .v2.restriction import Restriction
+
 
 class Settings(BaseSettings):
     """Settings of a server. Arguments come before the environment; what neither names has the default below."""
@@ -21,6 +23,11 @@ class Settings(BaseSettings):
     admin_token: SecretStr | None = Field(default=None, description="Bearer token of whoever may change the server. Unset: nobody may.")
     allow_model_control: bool = Field(default=False, description="Let the admin token load and unload pipelines, which runs their code.")
     allow_trace: bool = Field(default=False, description="Give the admin token, where a request asks, the trace of what it did.")
+    allow_shared_memory: bool = Field(default=False, description="Let the admin token register POSIX shared memory for tensors at /v2.")
+    restricted_api: SecretStr | None = Field(
+        default=None,
+        description="Rules for groups of APIs, with ; between: 'statistics,metadata:header=secret', 'shared-memory:off'. Unset: none.",
+    )
     max_body: int = Field(default=64 * 2**20, ge=1, description="Largest request body, bytes.")
     max_chunks: int = Field(default=65536, ge=1, description="Most chunks of a request body at /v2.")
     max_inflated: int = Field(default=64 * 2**20, ge=1, description="Largest request body at /v2 once it is decompressed, bytes.")
@@ -44,4 +51,11 @@ class Settings(BaseSettings):
         text = value.get_secret_value()
         if not text or not text.isascii() or not text.isprintable() or " " in text:
             raise ValueError("expected at least one visible ASCII character, and no others")
+        return value
+
+    @field_validator("restricted_api")
+    @classmethod
+    def _check_rules(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            Restriction(value.get_secret_value())
         return value

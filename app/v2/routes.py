@@ -21,10 +21,12 @@ from ..request_id import request_id_of
 from ..settings import Settings
 from .call import Answer, Call, Route, error_answer, error_with, json_answer
 from .health import health_routes
+from .restriction import restriction_of
+from .shared_memory import SharedMemory, shared_memory_routes
 
 logger = logging.getLogger("penstock.http")
 
-EXTENSIONS: list[str] = []
+EXTENSIONS: list[str] = ["system_shared_memory"]
 """What `GET /v2` says that this server has, by the names of Triton's."""
 
 Guard = Callable[[str, Scope], None]
@@ -104,5 +106,7 @@ def protocol(repository: Repository, settings: Settings) -> V2:
     routes: Sequence[Route] = (
         # each module of the protocol adds its own: *model_routes(...), *shared_memory_routes(...)
         *health_routes(repository, EXTENSIONS),
+        *shared_memory_routes(SharedMemory(), settings),
     )
-    return V2(routes, settings)
+    restriction = restriction_of(settings)
+    return V2(routes, settings, restriction.check) if restriction else V2(routes, settings)
