@@ -4,10 +4,7 @@ converted, by ModelOpt's AutoCast where that is installed (it looks at values to
 
 from __future__ import annotations
 
-import logging
 import re
-import threading
-import warnings
 from collections.abc import Iterable
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,17 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ...suggestions import did_you_mean
-
-log = logging.getLogger("penstock.tensorrt")
+from .float16 import to_float16
 
 QUANTIZERS = {"int8": ("INT8", "UINT8"), "fp8": ("FLOAT8E4M3FN", "FLOAT8E5M2")}
 """Precision -> the types to which a model's own QuantizeLinear nodes may round."""
-
-SMALLEST, LARGEST = 2.0**-24, 65504.0
-"""What float16 can hold; by itself, the converter would cut weights off at 1e-7 and 10,000."""
-
-_converting = threading.Lock()
-"""What the converter warns of is caught for the whole process."""
 
 CONVERTED = {"fp16": "fp16", "bf16": "bf16", "best": "fp16"}
 
@@ -54,7 +44,7 @@ def convert(model: Any, precision: str | None, keep: Iterable[str] = (), path: P
         return _autocast(path, wanted, kept)
     if wanted == "bf16":
         raise ValueError("precision bf16 needs NVIDIA ModelOpt: pip install 'nvidia-modelopt[onnx]'; it reads plain .onnx files")
-    return _to_float16(model, kept)
+    return to_float16(model, kept)
 
 
 def converter_name(precision: str | None) -> str:
@@ -95,25 +85,3 @@ def _autocast(path: Path, wanted: str, kept: list[str]) -> Any:
     autocast = import_module("modelopt.onnx.autocast")
     patterns = [f"^{re.escape(name)}$" for name in kept]
     return autocast.convert_to_mixed_precision(str(path), low_precision_type=wanted, nodes_to_exclude=patterns, keep_io_types=True)
-
-
-def _to_float16(model: Any, kept: list[str]) -> Any:
-    if find_spec("onnxconverter_common") is None:
-        raise ValueError("precision fp16 needs a converter: pip install onnxconverter-common (extra tensorrt brings it)")
-    from onnxconverter_common import float16
-
-    for index, node in enumerate(model.graph.node):
-        node.name = node.name or f"{node.op_type}_{index}"  # the converter names its casts after the nodes
-    with _converting, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            converted = float16.convert_float_to_float16(
-                model, min_positive_val=SMALLEST, max_finite_val=LARGEST, keep_io_types=True, node_block_list=kept
-            )
-        except ValueError as error:
-            if "already converted" not in str(error):
-                raise
-            return model
-    if caught:
-        log.info("fp16: %d times, weights beyond what float16 can hold were cut off: %s", len(caught), caught[0].message)
-    return converted

@@ -11,7 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from penstock.backends.engines.tensorrt.build import build
 from penstock.backends.engines.tensorrt.precision import convert, converter_name
+from penstock.backends.engines.tensorrt.progress import Progress
 from penstock.backends.errors import ConfigError
 
 FLOAT = TensorProto.FLOAT
@@ -39,6 +41,71 @@ def test_layers_by_name_stay_in_fp32(prepared, resnet18, layers):
     found = types_of(layers, prepared(resnet18, precision="fp16", **{"precision::fp32": "/fc/,layer4"}).network.definition)
     kept = {name for name, dtype in found.items() if dtype == "FLOAT"}
     assert kept == {name for name in found if "/fc/" in name or "layer4" in name} and len(kept) > 2
+
+
+def run(model, **inputs):
+    """On the CPU, by ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"]).run(None, inputs)
+
+
+@pytest.mark.parametrize("kept", ["conv1", "fc", "conv1,/fc/", "layer1/layer1.0", "/"])
+def test_models_whose_layers_stay_in_part_run_and_answer_as_before(resnet18, library, recipe, kept):
+    image = np.random.default_rng(0).random((2, 3, 64, 64), np.float32)
+    model = onnx.load(resnet18)
+    converted = convert(onnx.load(resnet18), "fp16", kept.split(","))
+    assert [each.type.tensor_type.elem_type for each in converted.graph.output] == [FLOAT]
+    onnx.checker.check_model(converted)
+    ((exact,), (found,)) = run(model, image=image), run(converted, image=image)
+    assert found.dtype == np.float32 and np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
+    assert (kept == "/") == np.array_equal(found, exact)
+    assert build(recipe(resnet18, (1,), precision="fp16", **{"precision::fp32": kept}), library, Progress())
+
+
+def test_outputs_of_layers_that_stay_are_not_rounded(prepared, resnet18, layers):
+    """Neither as answers, nor where softmax reads them."""
+    for postprocessor in (None, "SoftmaxArgMax"):
+        params = {"precision": "fp16", "precision::fp32": "fc", "postprocessor": postprocessor}
+        definition = prepared(resnet18, **params).network.definition
+        assert definition.get_output(0).dtype.name == "FLOAT"
+        found = layers(definition)
+        (last,) = [layer for name, layer in found.items() if layer.type.name == "MATRIX_MULTIPLY"]
+        assert last.get_output(0).dtype.name == "FLOAT"
+        if postprocessor is not None:
+            assert found["penstock_softmax"].get_input(0).dtype.name == "FLOAT"
+        names = list(found)
+        behind = [found[name] for name in names[names.index(last.name) :]]
+        assert not [layer.name for layer in behind if layer.get_output(0).dtype.name == "HALF"]
+
+
+def test_an_output_that_other_layers_read_is_exact_and_they_read_it_rounded(write, tmp_path):
+    nodes = [
+        ("MatMul", ["x", "w"], ["kept"], {"name": "first"}),
+        ("MatMul", ["kept", "w"], ["then"], {"name": "second"}),
+        ("MatMul", ["kept", "w"], ["also"], {"name": "first_again"}),
+    ]
+    shape = ["n", 4]
+    ports = [(name, FLOAT, shape) for name in ("then", "kept", "also")]
+    path = write(tmp_path / "chain.onnx", nodes, [("x", FLOAT, shape)], ports, [("w", np.full((4, 4), 1 / 3, np.float32))])
+    converted = convert(onnx.load(path), "fp16", ["first"])
+    onnx.checker.check_model(converted)
+    assert [each.name for each in converted.graph.output] == ["then", "kept", "also"]
+    x = np.random.default_rng(0).random((1, 4), np.float32)
+    exact, found = run(onnx.load(path), x=x), run(converted, x=x)
+    assert np.array_equal(found[1], exact[1]) and np.array_equal(found[2], exact[2])
+    assert found[0].dtype == np.float32 and not np.array_equal(found[0], exact[0]) and np.allclose(found[0], exact[0], rtol=2e-3)
+
+
+def test_an_output_of_what_the_converter_leaves_is_as_before(write, tmp_path):
+    nodes = [("MatMul", ["x", "w"], ["scores"]), ("TopK", ["scores", "k"], ["best", "places"])]
+    outputs = [("best", FLOAT, ["n", 2]), ("places", TensorProto.INT64, ["n", 2])]
+    weights = [("w", np.eye(4, dtype=np.float32)), ("k", np.array([2]))]
+    path = write(tmp_path / "top.onnx", nodes, [("x", FLOAT, ["n", 4])], outputs, weights)
+    best, places = run(convert(onnx.load(path), "fp16"), x=np.array([[1, 4, 3, 2]], np.float32))
+    assert best.dtype == np.float32 and best.tolist() == [[4, 3]] and places.tolist() == [[1, 2]]
 
 
 def test_a_name_that_no_layer_has_is_an_error(prepared, resnet18):
