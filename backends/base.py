@@ -84,6 +84,25 @@ class Context:
         return beside if beside.exists() or not Path(path).exists() else Path(path)
 
 
+class TensorPort(NamedTuple):
+    """An input or output of an engine's model. `dtype`: NumPy's name, `bfloat16` or `string`; -1 in `shape`: any size."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Signature(NamedTuple):
+    """What goes into `data` and comes out as `result`, where an engine has learned it from its model: arrays, in this order.
+
+    None: not known. `batched`: the first axis of all is the batch, of any size.
+    """
+
+    inputs: tuple[TensorPort, ...] | None
+    outputs: tuple[TensorPort, ...] | None
+    batched: bool
+
+
 class Backend:
     """An operator or engine. Everything but `__init__` runs on one executor thread, so nothing here needs a lock.
 
@@ -116,6 +135,9 @@ class Backend:
     children: tuple[Backend, ...] = ()
     child_filters: tuple[str | None, ...] = ()
     """One a child, as the expression has them; only a Sequential's children may have any."""
+
+    signature: Signature | None = None
+    """Set by the `init` of engines that know it, for clients that ask what a pipeline takes."""
 
     device: str = ""
     """The accelerator that `init` took (`cuda:0`); "": the CPU. Executors of one device share a group (docs/scheduling.md)."""

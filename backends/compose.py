@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from .base import Backend, BatchRange, Context, Params
+from .base import Backend, BatchRange, Context, Params, Signature
 from .errors import BackendError, ConfigError, InvalidInput, Problem
 from .filters import Status, find_filter
 from .item import Item
@@ -79,6 +79,10 @@ class Sequential(Backend):
     def init(self, params: Any, context: Context) -> None:
         self.min, self.max = chain_range(BatchRange(child.min, child.max) for child in self.children)
         filters = self.child_filters or (None,) * len(self.children)
+        first, last = self.children[0].signature, self.children[-1].signature
+        if first is not None or last is not None:
+            batched = all(each.batched for each in (first, last) if each is not None)
+            self.signature = Signature(first and first.inputs, last and last.outputs, batched)
         self._members = [
             (child, child.forward, child.max == 1, Gate(name, type(child).__name__) if name is not None else None)
             for child, name in zip(self.children, filters, strict=True)

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
 from penstock.backends import timeline
-from penstock.backends.base import Backend, Context
+from penstock.backends.base import Backend, Context, Signature
 from penstock.backends.errors import BackendError, DeviceError, InvalidInput
 from penstock.backends.item import Item
 from penstock.backends.spec import Spec
@@ -62,7 +62,7 @@ class Executor:
 
     __slots__ = (
         "_callbacks", "_context", "_inbox", "_loop", "_owner", "_process", "_spec", "_thread", "clock", "failures", "group", "loaded",
-        "max", "min", "name", "waits_for",
+        "max", "min", "name", "signature", "waits_for",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917
@@ -80,6 +80,7 @@ class Executor:
         self.min = self.max = 1  # set by the owner once the backend is loaded
         self.waits_for: object = None  # a `pipe` that its backend has called and that has not answered (loop_thread.py)
         self.loaded = False
+        self.signature: Signature | None = None  # what its backend takes and gives, if that knows it
         self.failures = 0  # deaths at this place, one after the other, since a batch ran here
         self.clock = clock
         self._callbacks = contextvars.Context()  # empty: what runs on the loop for us inherits nothing
@@ -156,6 +157,7 @@ class Executor:
             backend = self._spec.create(self._context)
             backend.warm_up()
             device = device_of(backend)
+            self.signature = backend.signature
             if device:
                 from penstock.backends.device import wait_after  # it imports torch
 

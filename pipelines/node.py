@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, ClassVar
 
+from penstock.backends.base import Signature
 from penstock.backends.errors import BackendError, DeadlineExceeded, NotReady
 from penstock.backends.spec import Spec
 
@@ -55,6 +56,7 @@ class Node:
         self.config = config
         self.name = config.name
         self.parts_per_item = 1.0  # how many parts of a request come here, on average
+        self.signature: Signature | None = None  # what its engine takes and gives, once it is loaded, if that knows it
         self.retry = config.retry
         self.retry_suspended = False
         self.statistics = NodeStatistics()
@@ -280,6 +282,7 @@ class Node:
         executor.min = max(low, group.min or 1)
         executor.max = group.bound(high)
         executor.loaded = True
+        self.signature = executor.signature
         self._missing -= 1
         self.scheduler.add(executor)
         if not self._missing and not self._up:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from .. import timeline
-from ..base import UNBOUNDED, Backend, BatchRange, Context, Params
+from ..base import UNBOUNDED, Backend, BatchRange, Context, Params, Signature, TensorPort
 from ..errors import BackendError, ConfigError, InvalidInput, Problem
 from ..item import Item
 from .normalise import fuse_normalisation
@@ -97,6 +97,8 @@ class OnnxTensor(Backend):
         answers = {port.shape[0] if port.shape else 0 for port in self.outputs}
         self._batched = len(sizes) == 1 and 0 not in sizes and answers <= sizes | {None}
         self._fixed = next(iter(sizes)) if self._batched else None
+        if all(port.dtype is not None for port in (*self.inputs, *self.outputs)):
+            self.signature = Signature(self._signed(self.inputs), self._signed(self.outputs), self._batched)
         declared = params.declared_range()
         bounds = [bound for bound in (declared.max, context.max, self._fixed) if bound is not None and bound != UNBOUNDED]
         self.max = min(bounds, default=UNBOUNDED) if self._batched else 1
@@ -104,6 +106,17 @@ class OnnxTensor(Backend):
         self.min = self._fixed or min(max(declared.min, context.min or 1), self.max)
         self.min = min(self.min, self.max)
         self._known_shapes = _shapes(params.max)
+
+    def _signed(self, ports: Sequence[Port]) -> tuple[TensorPort, ...]:
+        """For clients: a fixed batch is one of any size to them."""
+        return tuple(
+            TensorPort(
+                port.name,
+                "string" if port.dtype == np.object_ else str(port.dtype),
+                tuple(-1 if size is None or (self._batched and not axis) else size for axis, size in enumerate(port.shape)),
+            )
+            for port in ports
+        )
 
     def warm_up(self) -> None:
         """Run zeros at 1, 2, 4 ... `max`, so that memory is there; not where the model leaves a shape open that `max` does not tell."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ...base import UNBOUNDED, Context, Params
+from ...base import UNBOUNDED, Context, Params, Signature, TensorPort
 from ...device import buckets, choose_device
 from ...errors import InvalidInput
 from ...item import Item
@@ -16,7 +16,7 @@ from ..onnx import reorder, shape_text
 from ..torch.engine import UNBOUNDED_LARGEST, Member, TorchEngine
 from ..torch.reading import dtype_text, widens
 from ..torch.sharing import shared
-from .execution import Execution, LoadedEngine, deserialise
+from .execution import Execution, LoadedEngine, Port, deserialise
 from .library import Library, find_library
 from .network import CLASSIFIERS
 from .params import TensorrtParams
@@ -55,6 +55,8 @@ class TensorrtTensor(TorchEngine):
         execution = Execution(library, engine, where, device, stream)
         self.model_range = execution.range
         self._inputs = reorder(execution.inputs, params.input_reorder, "input_reorder", context)
+        as_they_are = not params.output_reorder and params.postprocessor in {None, ""}
+        self.signature = Signature(_signed(self._inputs), _signed(execution.outputs) if as_they_are else None, batched=True)
         return execution
 
     def example_shapes(self) -> Sequence[tuple[Sequence[int], torch.dtype]]:
@@ -156,6 +158,10 @@ def _classified(scores: list[list[float]], classes: list[list[int]], best: str) 
     if len(tops) == 1:
         found = {key: values[0] for key, values in found.items()}
     return {"result": found[best], **found}
+
+
+def _signed(ports: Sequence[Port]) -> tuple[TensorPort, ...]:
+    return tuple(TensorPort(port.name, dtype_text(port.dtype), (-1, *port.shape[1:])) for port in ports)
 
 
 def _padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:
