@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
@@ -27,6 +28,7 @@ from servers import penstock  # noqa: E402
 
 from penstock.app.bench import Load, bench_url  # noqa: E402
 from penstock.app.sample_images import synthetic_jpegs  # noqa: E402
+from penstock.backends.allocator import keep_memory  # noqa: E402
 from penstock.backends.base import Backend, Context  # noqa: E402
 from penstock.pipelines.config import load  # noqa: E402
 
@@ -52,7 +54,8 @@ backend = "S[DecodeMat,ResizeMat,CvtColorMat,Mat2Tensor]"
 resize_h = 224
 resize_w = 224
 color = "rgb"
-max = 1
+force_range = "1,8"
+executor = "process"
 instance_num = {decoders}
 next = "net"
 """,
@@ -62,7 +65,7 @@ backend = "S[DecodeTensor,ResizeTensor,CvtColorTensor]"
 resize_h = 224
 resize_w = 224
 color = "rgb"
-max = 32
+max = 1
 instance_num = {decoders}
 next = "net"
 """,
@@ -77,7 +80,7 @@ def pipeline(decode: str, *, batch: int, instances: int, decoders: int) -> str:
 def made(text: str, node: str) -> Backend:
     """The backend of one node, on this thread."""
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
-        file.write(text)
+        file.write(text.replace('executor = "process"\n', ""))
         file.flush()
         config = load(Path(file.name))
     group = config.nodes[node].groups[0]
@@ -124,10 +127,10 @@ def engine_alone(seconds: float) -> tuple[float, int]:
 
 
 def decode_alone(decode: str, jpegs: Sequence[bytes], seconds: float, threads: int) -> float:
-    """Images a second, decoded and resized by as many threads as do it in the server."""
+    """Images a second, decoded and resized by so many threads and nothing else."""
     text = pipeline(decode, batch=1, instances=1, decoders=1)
     local = threading.local()
-    batch = 1 if decode == "cpu" else 32
+    batch = 8
 
     def work() -> int:
         if not hasattr(local, "backend"):
@@ -181,23 +184,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/gpu_bench", description=__doc__)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--decode", choices=["cpu", "gpu"], default="cpu", help="where JPEGs are decoded")
-    parser.add_argument("--decoders", type=int, default=0, help="decoding instances; not given: two thirds of the processors")
-    parser.add_argument("--clients", type=int, default=384)
+    parser.add_argument("--decoders", type=int, default=0, help="decoding instances; not given: four fifths of the processors")
+    parser.add_argument("--clients", type=int, default=510)
     parser.add_argument("--processes", type=int, default=3, help="processes that the clients run in")
-    parser.add_argument("--instances", type=int, default=2, help="engine instances")
+    parser.add_argument("--instances", type=int, default=3, help="engine instances")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("torch sees no GPU here")
+    cv2.setNumThreads(1)
+    keep_memory()
     jpegs = synthetic_jpegs()
     processors = len(os.sched_getaffinity(0))
-    decoders = arguments.decoders or (max(2, processors * 2 // 3) if arguments.decode == "cpu" else 2)
+    decoders = arguments.decoders or (max(2, round(processors * 0.8)) if arguments.decode == "cpu" else 2)
     seconds = arguments.seconds
     locked = behind_a_lock(jpegs, seconds, processors)
     say(f"{PART}, behind a lock: {locked:,.0f} images/s")
     alone, best = engine_alone(2 * seconds)
-    decoded = decode_alone(arguments.decode, jpegs, seconds, decoders if arguments.decode == "gpu" else processors)
-    say(f"{PART}, decoding alone: {decoded:,.0f} images/s")
+    decoded = 0.0
+    for threads in sorted({decoders, processors // 2, processors} if arguments.decode == "cpu" else {decoders}):
+        found = decode_alone(arguments.decode, jpegs, seconds / 2, threads)
+        say(f"{PART}, decoding alone, {threads} threads: {found:,.0f} images/s")
+        decoded = max(decoded, found)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "resnet50.toml")
         file.write_text(pipeline(arguments.decode, batch=min(best, 64), instances=arguments.instances, decoders=decoders))
