@@ -23,9 +23,10 @@ JSON = (b"content-type", b"application/json")
 class ProtocolError(PenstockError):
     """An error with a status that clients of the protocol expect, and no other of ours has."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = headers
 
 
 class Answer(NamedTuple):
@@ -39,18 +40,18 @@ class Answer(NamedTuple):
 class Call:
     """A request to one of the protocol's routes. `names`: what its path says (`model`, `version`, `region`); "" where it says nothing."""
 
-    __slots__ = ("_receive", "names", "read", "scope", "settings")
+    __slots__ = ("names", "read", "receive", "scope", "settings")
 
     def __init__(self, scope: Scope, receive: Receive, names: Mapping[str, str], settings: Settings) -> None:
         self.scope = scope
         self.names = names
         self.settings = settings
         self.read = False  # whether the body has been
-        self._receive = receive
+        self.receive = receive
 
     async def body(self) -> bytes:
         """The whole body. Raises `TooLarge`, `InvalidRequest` for too many chunks, `ClientLeft`."""
-        body = await read_body(self.scope, self._receive, self.settings)
+        body = await read_body(self.scope, self.receive, self.settings)
         self.read = True
         return body
 
@@ -67,6 +68,12 @@ class Call:
 
 async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes:
     """All of a body, within `max_body` bytes and `max_chunks` chunks. Raises `TooLarge`, `InvalidRequest`, `ClientLeft`."""
+    pieces = await read_pieces(scope, receive, settings)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+async def read_pieces(scope: Scope, receive: Receive, settings: Settings) -> list[bytes]:
+    """The same as it came. None of the pieces is empty."""
     pieces: list[bytes] = []
     size = 0
     while True:
@@ -83,7 +90,7 @@ async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes
         if max(len(pieces), scope.get("penstock.chunks", 0)) > settings.max_chunks:
             raise InvalidRequest(f"the body has more than {settings.max_chunks} chunks (max_chunks)")
         if not message.get("more_body"):
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            return pieces
 
 
 def parse_json(text: bytes, depth: int) -> Any:
@@ -150,7 +157,7 @@ def json_answer(document: Any, status: int = 200) -> Answer:
 def error_answer(error: BaseException) -> Answer:
     """The answer to a call that ended with `error`."""
     if isinstance(error, ProtocolError):
-        return error_with(error.status, str(error))
+        return error_with(error.status, str(error), error.headers)
     status = STATUSES[code_of(error)]
     headers: tuple[tuple[bytes, bytes], ...] = ()
     if status.retry_after:

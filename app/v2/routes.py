@@ -20,13 +20,18 @@ from ..paths import path_of
 from ..request_id import request_id_of
 from ..settings import Settings
 from .call import Answer, Call, Route, error_answer, error_with, json_answer
+from .description import description_routes
 from .health import health_routes
+from .infer import Infer
+from .model import Models
 from .restriction import restriction_of
 from .shared_memory import SharedMemory, shared_memory_routes
 
 logger = logging.getLogger("penstock.http")
 
-EXTENSIONS: list[str] = ["system_shared_memory"]
+EXTENSIONS = (
+    "classification", "schedule_policy", "model_configuration", "system_shared_memory", "binary_tensor_data", "parameters",
+)  # fmt: skip
 """What `GET /v2` says that this server has, by the names of Triton's."""
 
 Guard = Callable[[str, Scope], None]
@@ -103,10 +108,13 @@ async def respond(scope: Scope, send: Send, answer: Answer, close: bool = False)
 
 def protocol(repository: Repository, settings: Settings) -> V2:
     """All of it, over the pipelines of a repository."""
+    models = Models(repository)
+    memory = SharedMemory()
     routes: Sequence[Route] = (
-        # each module of the protocol adds its own: *model_routes(...), *shared_memory_routes(...)
+        *Infer(models, settings, memory).routes,  # first: the table is gone through in order
         *health_routes(repository, EXTENSIONS),
-        *shared_memory_routes(SharedMemory(), settings),
+        *description_routes(models),
+        *shared_memory_routes(memory, settings),
     )
     restriction = restriction_of(settings)
     return V2(routes, settings, restriction.check) if restriction else V2(routes, settings)

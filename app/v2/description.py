@@ -1,0 +1,131 @@
+"""What models say of themselves: metadata, readiness, and the configuration in Triton's shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from penstock.backends.errors import NotReady
+
+from .call import Answer, Call, ProtocolError, Route, json_answer
+from .model import ANY, Model, Models, Tensor
+from .tensors import DATATYPES, Datatype
+
+PLATFORM = "penstock"
+
+_MODEL = "/v2/models/{model}[/versions/{version}]"
+
+
+def description_routes(models: Models) -> tuple[Route, ...]:
+    def model_of(call: Call) -> Model:
+        return models.get(call.names["model"], call.names["version"])
+
+    async def metadata(call: Call) -> Any:
+        return metadata_of(model_of(call))
+
+    async def config(call: Call) -> Any:
+        return config_of(model_of(call))
+
+    async def ready(call: Call) -> Answer:
+        try:
+            model = model_of(call)
+        except NotReady as error:
+            raise ProtocolError(400, str(error)) from None
+        if model.pipeline.not_ready:
+            raise ProtocolError(400, "Model version not ready")
+        return json_answer({"name": model.name, "ready": True})
+
+    return (
+        Route("GET", _MODEL, "metadata", metadata),
+        Route("GET", f"{_MODEL}/config", "model-config", config),
+        Route("GET", f"{_MODEL}/ready", "health", ready),
+    )
+
+
+def metadata_of(model: Model) -> dict[str, Any]:
+    """As `GET /v2/models/{model}` answers it."""
+    return {
+        "name": model.name,
+        "versions": [model.version],
+        "platform": PLATFORM,
+        "inputs": [_described(each) for each in model.inputs],
+        "outputs": [_described(each) for each in model.outputs],
+    }
+
+
+def _described(tensor: Tensor) -> dict[str, Any]:
+    return {"name": tensor.name, "datatype": _datatype(tensor).name, "shape": list(tensor.shape or ANY)}
+
+
+def _datatype(tensor: Tensor) -> Datatype:
+    """Clients want one. Where a pipeline's file does not say, it is the one that can hold anything: an answer names its own."""
+    return tensor.datatype or DATATYPES["BYTES"]
+
+
+def config_of(model: Model) -> dict[str, Any]:
+    """As `GET /v2/models/{model}/config` answers it: the names of Triton's ModelConfig, for what pipelines have."""
+    nodes = model.pipeline.nodes
+    found: dict[str, Any] = {
+        "name": model.name,
+        "platform": "",
+        "backend": PLATFORM,
+        "runtime": "",
+        "version_policy": {"latest": {"num_versions": 1}},
+        "max_batch_size": model.max_batch_size,
+        "input": [
+            {
+                **_configured(each, model),
+                "format": "FORMAT_NONE",
+                "is_shape_tensor": False,
+                "allow_ragged_batch": False,
+                "optional": False,
+                "is_non_linear_format_io": False,
+            }
+            for each in model.inputs
+        ],
+        "output": [
+            {**_configured(each, model), "label_filename": "", "is_shape_tensor": False, "is_non_linear_format_io": False}
+            for each in model.outputs
+        ],
+        "batch_input": [],
+        "batch_output": [],
+        "optimization": {"priority": "PRIORITY_DEFAULT"},
+        "instance_group": [
+            {
+                "name": node.name,
+                "kind": "KIND_GPU" if any(device != "cpu" for device in node.config.devices) else "KIND_CPU",
+                "count": sum(group.instances for group in node.config.groups),
+                "gpus": [int(device[5:]) for device in node.config.devices if device.startswith("cuda:")],
+                "secondary_devices": [],
+                "profile": [],
+                "passive": False,
+                "host_policy": "",
+            }
+            for node in nodes
+        ],
+        "default_model_filename": "",
+        "cc_model_filenames": {},
+        "metric_tags": {},
+        "parameters": {},
+        "model_warmup": [],
+    }
+    entrance = model.pipeline.plan.default
+    if model.max_batch_size > 1 and entrance is not None:
+        entry = entrance.root.config
+        found["dynamic_batching"] = {
+            "preferred_batch_size": [model.max_batch_size],
+            "max_queue_delay_microseconds": round(entry.batching_timeout * 1000),
+            "preserve_ordering": False,
+            "priority_levels": entry.priority_levels,
+            "default_priority_level": entry.default_priority,
+            "priority_queue_policy": {},
+        }
+    return found
+
+
+def _configured(tensor: Tensor, model: Model) -> dict[str, Any]:
+    """Its shape is that of a row, where there is a batch."""
+    name = _datatype(tensor).name
+    shape = list(tensor.shape or ANY)
+    if model.max_batch_size and len(shape) > 1:
+        shape = shape[1:]
+    return {"name": tensor.name, "data_type": f"TYPE_{'STRING' if name == 'BYTES' else name}", "dims": shape}

@@ -1,0 +1,161 @@
+"""The infer route: reads a request, submits it as one item, waits, writes the answer.
+
+Slow uploads and clients that leave are watched as those of predict requests are (`watch.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import cast
+
+import numpy as np
+
+from penstock.backends.errors import DeadlineExceeded, InvalidRequest
+from penstock.pipelines.run import Work
+
+from ..body import LARGE, ClientLeft, check_length
+from ..request_id import request_id_of
+from ..settings import Settings
+from ..watch import Exchange, Watch
+from .call import Answer, Call, Route, parse_json, read_pieces
+from .compression import chosen_encoding, deflate, inflate
+from .hooks import Observer, Regions
+from .model import Model, Models
+from .request import InferRequest, parse, parse_raw
+from .response import write
+
+_NOTHING = memoryview(b"")
+
+HEADER = b"inference-header-content-length"
+
+
+class Infer:
+    """Answers infer requests."""
+
+    def __init__(self, models: Models, settings: Settings, regions: Regions | None = None, observer: Observer | None = None) -> None:
+        """`regions`: None where there is no shared memory. `observer`: None where nobody counts."""
+        self._models = models
+        self._settings = settings
+        self._regions = regions
+        self._observer = observer
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._watch = Watch(settings.body_timeout)
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        return (Route("POST", "/v2/models/{model}[/versions/{version}]/infer", "inference", self.infer),)
+
+    async def infer(self, call: Call) -> Answer:
+        """One request. Raises what is answered instead."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:  # an app is served by one loop at a time
+            self._loop = loop
+            self._watch = Watch(self._settings.body_timeout)
+        exchange = Exchange(call.receive, cast("asyncio.Task[None]", asyncio.current_task(loop)), loop.time())
+        self._watch.begin(exchange, loop)
+        request = InferRequest()
+        try:
+            return await self._answer(call, request, exchange, loop)
+        except asyncio.CancelledError:
+            if exchange.timed_out and not exchange.task.uncancel():
+                raise InvalidRequest(f"the body did not arrive within {self._settings.body_timeout:g} s (body_timeout)") from None
+            if exchange.task.cancelling():
+                raise  # the server, or a host, cancels the request itself
+            raise ClientLeft from None  # the watch dropped the item
+        finally:
+            self._watch.end(exchange)
+            for work in exchange.runs:
+                work.leave()
+            request.release()
+
+    async def _answer(self, call: Call, request: InferRequest, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> Answer:
+        began = time.monotonic_ns()
+        headers: dict[bytes, bytes] = dict(call.scope["headers"])
+        model = self._models.get(call.names["model"], call.names["version"])
+        observer = self._observer
+        try:
+            work = await self._submit(call, request, model, headers)
+            exchange.runs = (work,)
+            if exchange.helper is not None:
+                exchange.listen()
+            read = time.monotonic_ns()
+            item = await work.future
+            if "error" in item:
+                raise item["error"]
+            answered = time.monotonic_ns()
+            fields, body = write(request, model, item, self._regions)
+            accepted = headers.get(b"accept-encoding")
+            if accepted is not None and (encoding := chosen_encoding(accepted, len(body), len(fields) > 1)) is not None:
+                body = await deflate(body, encoding)
+                fields.append((b"content-encoding", encoding))
+        except (Exception, asyncio.CancelledError) as error:
+            if observer is not None:
+                observer.failed(model.name, error, began=began, ended=time.monotonic_ns())
+            raise
+        if observer is not None:
+            observer.succeeded(
+                model.name, work, request.rows, began=began, read=read, answered=answered, written=time.monotonic_ns()
+            )  # fmt: skip
+        return Answer(200, tuple(fields), body)
+
+    async def _submit(self, call: Call, request: InferRequest, model: Model, headers: dict[bytes, bytes]) -> Work:
+        settings = self._settings
+        length = headers.get(b"content-length")
+        if length is not None:
+            check_length(length, settings.max_body)
+        model.pipeline.check_admission()
+        encoding = headers.get(b"content-encoding")
+        size = _header_length(headers)
+        began = time.monotonic()
+        pieces = await read_pieces(call.scope, call.receive, settings)
+        call.read = True
+        if encoding is not None:
+            pieces = [await inflate(b"".join(pieces), encoding, settings.max_inflated)]
+        text, blobs = (b"".join(pieces), _NOTHING) if size is None else _split(pieces, size)
+        if size == 0:
+            parse_raw(request, blobs, model)
+        else:
+            depth = settings.max_json_depth
+            document = parse_json(text, depth) if len(text) < LARGE else await asyncio.to_thread(parse_json, text, depth)
+            parse(request, document, blobs, model, self._regions)
+        timeout = request.timeout
+        if timeout is not None:
+            timeout -= time.monotonic() - began
+            if timeout <= 0:
+                raise DeadlineExceeded("Request timeout expired")
+        pipeline = model.pipeline
+        if pipeline.state != "ready":  # replaced while the body came: the new one answers
+            pipeline = self._models.get(model.name).pipeline
+        return pipeline.submit_nowait(request.item, timeout, request.priority, None, None, request_id_of(call.scope))
+
+
+def _header_length(headers: dict[bytes, bytes]) -> int | None:
+    """Bytes of JSON in front of the tensors; None: all of the body is."""
+    value = headers.get(HEADER)
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 19:
+        raise InvalidRequest(f"Inference-Header-Content-Length must be a non-negative integer, got '{value[:40].decode('latin-1')}'")
+    return int(value)
+
+
+def _split(pieces: list[bytes], size: int) -> tuple[bytes, memoryview]:
+    """The first `size` bytes, and all that follows, in one piece that is aligned for every datatype and may be written to."""
+    total = sum(map(len, pieces))
+    if size > total:
+        raise InvalidRequest(f"inference header size should be in range (0, {total}), got: {size}")
+    blobs = memoryview(np.empty(total - size, np.uint8))  # type: ignore[arg-type]
+    text: list[bytes] = []
+    position = -size  # in `blobs`
+    for piece in pieces:
+        end = position + len(piece)
+        if position >= 0:
+            blobs[position:end] = piece
+        elif end <= 0:
+            text.append(piece)
+        else:
+            text.append(piece[:-position])
+            blobs[:end] = memoryview(piece)[-position:]
+        position = end
+    return b"".join(text), blobs

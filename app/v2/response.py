@@ -1,0 +1,80 @@
+"""From a final item to the answer of an infer request: JSON, the bytes of tensors behind it, and tensors in shared memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import orjson
+
+from penstock.backends.errors import InvalidRequest
+from penstock.backends.item import Item
+
+from .classification import classify
+from .fields import borrow
+from .hooks import Regions
+from .model import Model, Tensor
+from .request import InferRequest
+from .tensors import as_tensor, to_bytes, to_flat_json
+from .wanted import Wanted
+
+_JSON = (b"content-type", b"application/json")
+_BINARY = (b"content-type", b"application/octet-stream")
+
+Headers = list[tuple[bytes, bytes]]
+
+
+def write(request: InferRequest, model: Model, item: Item, regions: Regions | None) -> tuple[Headers, bytes]:
+    """Headers and body. Raises `InvalidRequest` for what the client can't have as it asked, `BackendError` for no tensor at all."""
+    outputs: list[dict[str, Any]] = []
+    blobs: list[Any] = []
+    for tensor, value, wanted in _chosen(request, model, item):
+        datatype, array = as_tensor(value, tensor.datatype, tensor.name)
+        if wanted.classes:
+            datatype, array = classify(datatype, array, wanted.classes, tensor, batched=model.max_batch_size > 0)
+        entry: dict[str, Any] = {"name": tensor.name, "datatype": datatype.name, "shape": array.shape}
+        if wanted.region:
+            size = _into_region(to_bytes(datatype, array), wanted, regions)
+            entry["parameters"] = {
+                "shared_memory_region": wanted.region, "shared_memory_byte_size": size, "shared_memory_offset": wanted.offset
+            }  # fmt: skip
+        elif wanted.binary:
+            blob = to_bytes(datatype, array)
+            size = len(blob) if type(blob) is bytes else blob.nbytes
+            entry["parameters"] = {"binary_data_size": size}
+            if size:
+                blobs.append(blob)
+        else:
+            entry["data"] = to_flat_json(datatype, array, tensor.name)
+        outputs.append(entry)
+    document: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": outputs}
+    if request.id:
+        document["id"] = request.id
+    text = orjson.dumps(document)
+    if not blobs:
+        return [_JSON], text
+    return [_BINARY, (b"inference-header-content-length", b"%d" % len(text))], b"".join((text, *blobs))
+
+
+def _chosen(request: InferRequest, model: Model, item: Item) -> list[tuple[Tensor, Any, Wanted]]:
+    """Those that the item has, of those that the request asks for, in its order."""
+    if request.outputs is None:
+        return [(tensor, value, Wanted(tensor.name, request.binary)) for tensor, value in model.values_of(item)]
+    found = {tensor.name: (tensor, value) for tensor, value in model.values_of(item)}
+    return [(*found[wanted.name], wanted) for wanted in request.outputs if wanted.name in found]
+
+
+def _into_region(blob: Any, wanted: Wanted, regions: Regions | None) -> int:
+    """Write a tensor's bytes to where its request wants them; how many."""
+    source = np.frombuffer(blob, np.uint8) if type(blob) is bytes else blob.reshape(-1).view(np.uint8)
+    if source.size > wanted.byte_size:
+        raise InvalidRequest(
+            f"shared memory size specified with the request for output '{wanted.name}' ({wanted.byte_size} bytes) should be at least "
+            f"{source.size} bytes to hold the results"
+        )
+    lease = borrow(wanted.region, wanted.offset, wanted.byte_size, regions)
+    try:
+        np.frombuffer(lease.view, np.uint8)[: source.size] = source
+    finally:
+        lease.release()
+    return source.size
