@@ -147,7 +147,7 @@ class DeviceHalf:
             with self.errors("taking the device"):
                 self.stream = own_stream(device)
                 self._spans = StreamSpans(device, self.stream)
-                self._pool = torch.cuda.graph_pool_handle()
+                self._pool: Any = torch.cuda.graph_pool_handle()  # None: a capture has failed
                 # blocking: the thread sleeps until the event, instead of asking for it again and again
                 self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
@@ -242,7 +242,7 @@ class DeviceHalf:
 
     def capture(self, key: Any, run: Callable[[], list[torch.Tensor]]) -> bool:
         """Keep the work of `run` (on buffers that stay where they are) as a graph under `key`. False where it can't be captured."""
-        if self.stream is None or _taken.get((self.device, self.stream.cuda_stream)) is not self.stream:
+        if self.stream is None or self._pool is None or _taken.get((self.device, self.stream.cuda_stream)) is not self.stream:
             return False
         # No thread may wait for the whole device meanwhile (the driver forbids it): wait for streams and events instead.
         with _capturing, torch.cuda.device(self.device):
@@ -256,13 +256,29 @@ class DeviceHalf:
             except (RuntimeError, NotImplementedError) as error:
                 logger.warning("%s: runs without CUDA graphs, its work can't be captured: %s", self.who, str(error).splitlines()[0])
                 torch.cuda.set_stream(self.stream)
-                self.synchronize()
+                self._give_up_graphs(graph)
                 return False
             torch.cuda.set_stream(self.stream)
         self._graphs[key] = graph, outputs
         for buffer in self._buffers.values():
             buffer.kept = True
         return True
+
+    def _give_up_graphs(self, graph: torch.cuda.CUDAGraph) -> None:
+        """After a capture that failed: torch leaves its allocator sending this stream's memory to the graph's pool (seen with 2.11)."""
+        index = self.device.index
+        undoing: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
+            (torch._C._cuda_endAllocateToPool, (index, self._pool)),
+            (graph.reset, ()),
+            (torch._C._cuda_releasePool, (index, self._pool)),
+        )
+        for undo, arguments in undoing:
+            try:
+                undo(*arguments)
+            except RuntimeError as error:  # torch was further with it than it said
+                logger.debug("%s: %s", self.who, error)
+        self._pool = None  # no further attempt: what comes next would fail in the same way
+        self.synchronize()
 
     def replay(self, key: Any) -> list[torch.Tensor] | None:
         """Run the graph of that key; its outputs hold until the next one runs. None where there is none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import threading
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,10 @@ class Port(NamedTuple):
         return len(tensor.shape) == len(self.shape) and all(
             low <= size <= high for size, (low, high) in zip(tensor.shape[1:], self.shape[1:], strict=True)
         )
+
+
+_loading = threading.Lock()
+"""torch reads one program at a time: a second one meanwhile is an error (`_CURRENT_DESERIALIZER is already set`)."""
 
 
 class TorchExportTensor(TorchModule):
@@ -114,7 +119,8 @@ class TorchExportTensor(TorchModule):
         return _Unflattened(module, program.call_spec.in_spec)
 
     def _load_program(self, path: Path, device: torch.device) -> tuple[Any, Any]:
-        program = torch.export.load(path)
+        with _loading:
+            program = torch.export.load(path)
         there = {value.device for value in (*program.state_dict.values(), *program.constants.values()) if isinstance(value, torch.Tensor)}
         if there - {device} or device.type != "cpu":
             from torch.export.passes import move_to_device_pass  # the program names devices in its code, too
