@@ -80,17 +80,9 @@ class SoftmaxArgMaxTensor(Backend):
                 return
             scores = scores[finite]
         if self.softmax:
-            # Less the largest: exp of a logit above 709 is infinite.
-            scores = np.exp(scores - scores.max(1, keepdims=True))
-            scores /= scores.sum(1, keepdims=True)
-        if self.top_k == 1:
-            best = scores.argmax(1)
-            classes, values = best[:, np.newaxis].tolist(), scores[np.arange(len(scores)), best][:, np.newaxis].tolist()
-        else:
-            # Stable: equal scores keep the order of the classes, as argmax does.
-            ranks = np.argsort(-scores, axis=1, kind="stable")[:, : self.top_k]
-            classes, values = ranks.tolist(), np.take_along_axis(scores, ranks, 1).tolist()
-        for (item, _), indices, chances in zip(found, classes, values, strict=True):
+            scores = softmax(scores)
+        classes, values = best(scores, self.top_k)
+        for (item, _), indices, chances in zip(found, classes.tolist(), values.tolist(), strict=True):
             ranked = [self._describe(index, chance) for index, chance in zip(indices, chances, strict=True)]
             item["result"] = indices[0]
             item.update(ranked[0])
@@ -115,6 +107,21 @@ class SoftmaxArgMaxTensor(Backend):
                 f"SoftmaxArgMaxTensor: {self.labels_path} has {len(self.labels)} labels, and the model gives {array.size} scores"
             )
         return array.reshape(-1)
+
+
+def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Along the rows of N×K."""
+    # Less the largest: exp of a logit above 709 is infinite.
+    chances: NDArray[np.float64] = np.exp(scores - scores.max(1, keepdims=True))
+    chances /= chances.sum(1, keepdims=True)
+    return chances
+
+
+def best(scores: NDArray[Any], count: int) -> tuple[NDArray[np.intp], NDArray[Any]]:
+    """The `count` best classes of each row of N×K, the best first, and their scores."""
+    # Stable: equal scores keep the order of the classes, as argmax does.
+    ranks = scores.argmax(1)[:, np.newaxis] if count == 1 else np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    return ranks, np.take_along_axis(scores, ranks, 1)
 
 
 def on_host(data: Any) -> Any:

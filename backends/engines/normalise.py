@@ -56,6 +56,25 @@ def fuse_normalisation(model: Any, mean: Sequence[float] | None, std: Sequence[f
     graph.node.extend([*nodes, *rest])
 
 
+def channels_last(model: Any) -> None:
+    """Edit `model` (an `onnx.ModelProto`) in place: its first input, N x C x H x W, becomes N x H x W x C. Raises ValueError."""
+    from onnx import helper
+
+    graph = model.graph
+    weights = {tensor.name for tensor in graph.initializer}
+    first = next((value for value in graph.input if value.name not in weights), None)
+    dims = first.type.tensor_type.shape.dim if first is not None else []
+    if first is None or len(dims) != 4:
+        raise ValueError(f"nhwc needs a first input of 4 axes, N x C x H x W, found {len(dims)}")
+    turned = Names(graph).new(f"{first.name}_nchw")
+    replace_uses(graph, first.name, turned)
+    graph.node.insert(0, helper.make_node("Transpose", [first.name], [turned], f"{turned}_transpose", perm=(0, 3, 1, 2)))
+    channels = type(dims[1])()
+    channels.CopyFrom(dims[1])
+    dims.append(channels)
+    del dims[1]
+
+
 def _broadcast(shape: list[int | None], count: int, key: str) -> tuple[int, ...]:
     """The shape in which `count` values lie along the channel axis of an input of this shape."""
     if count == 1:

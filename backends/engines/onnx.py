@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -15,8 +16,11 @@ from .. import timeline
 from ..base import UNBOUNDED, Backend, BatchRange, Context, Params, Signature, TensorPort
 from ..errors import BackendError, ConfigError, InvalidInput, Problem
 from ..item import Item
-from .normalise import fuse_normalisation
-from .params import EngineParams
+from .normalise import channels_last, fuse_normalisation
+from .params import EngineParams, why_no_file
+from .postprocess import PostProcessing
+
+logger = logging.getLogger("penstock.onnx")
 
 SEVERITIES = {"verbose": 0, "info": 1, "warning": 2, "error": 3}
 
@@ -82,13 +86,16 @@ class OnnxTensor(Backend):
 
     def init(self, params: OnnxParams, context: Context) -> None:
         """Raises BackendError, naming the path, for a missing or unreadable model; ConfigError for a key that does not fit it."""
-        if params.postprocessor not in (None, "", "split", "cpu"):
-            raise _config_error(
-                context, "postprocessor", f"{params.postprocessor!r} is not OnnxTensor's: put SoftmaxArgMaxTensor behind it"
-            )
+        if context.device not in ("", "cpu"):
+            raise _config_error(context, "device", f"{context.device!r} is wanted, and OnnxTensor runs on the CPU alone")
+        if params.precision not in (None, "fp32") and context.instance == 0:
+            extra = {"pipeline": context.pipeline, "node": context.node}
+            logger.warning("%s: OnnxTensor runs %s as it is: precision is for GPUs", context.node, params.model, extra=extra)
+        self._post = PostProcessing(params, context.node, "OnnxTensor")
         self.session = _open(context.resolve(params.model), params, context)
         self.inputs = reorder([_port(node) for node in self.session.get_inputs()], params.input_reorder, "input_reorder", context)
         self.outputs = reorder([_port(node) for node in self.session.get_outputs()], params.output_reorder, "output_reorder", context)
+        self._post.check([port.shape for port in self.outputs])
         self._output_names = [port.name for port in self.outputs]
         self._buffers: dict[tuple[str, tuple[int, ...]], NDArray[Any]] = {}
 
@@ -98,7 +105,7 @@ class OnnxTensor(Backend):
         self._batched = len(sizes) == 1 and 0 not in sizes and answers <= sizes | {None}
         self._fixed = next(iter(sizes)) if self._batched else None
         if all(port.dtype is not None for port in (*self.inputs, *self.outputs)):
-            self.signature = Signature(self._signed(self.inputs), self._signed(self.outputs), self._batched)
+            self.signature = Signature(self._signed(self.inputs), None if self._post.active else self._signed(self.outputs), self._batched)
         declared = params.declared_range()
         bounds = [bound for bound in (declared.max, context.max, self._fixed) if bound is not None and bound != UNBOUNDED]
         self.max = min(bounds, default=UNBOUNDED) if self._batched else 1
@@ -201,14 +208,16 @@ class OnnxTensor(Backend):
             with timeline.span("assembly", rows=rows):
                 feed = {port.name: self._assemble(index, members, rows) for index, port in enumerate(self.inputs)}
         with timeline.span("run", rows=total):
-            outputs = self.session.run(self._output_names, feed)
+            outputs = self._post.apply(self.session.run(self._output_names, feed))
         if alone:
             members[0][0]["result"] = outputs[0] if len(outputs) == 1 else outputs
+            self._post.answer(members[0][0])
             return
-        for port, output in zip(self.outputs, outputs, strict=True):
+        for index, output in enumerate(outputs):
             if output.ndim == 0 or output.shape[0] != rows:
+                name = self.outputs[0 if self._post.active else index].name
                 raise BackendError(
-                    f"OnnxTensor: output {port.name} has shape {shape_text(output.shape)} for a batch of {rows}: "
+                    f"OnnxTensor: output {name} has shape {shape_text(output.shape)} for a batch of {rows}: "
                     "the model does not keep items apart; set max = 1"
                 )
         start = 0
@@ -216,6 +225,7 @@ class OnnxTensor(Backend):
             # Copies: a view would keep the whole batch alive as long as the slowest reader of one item.
             parts = [output[start : start + count].copy() for output in outputs]
             item["result"] = parts[0] if len(parts) == 1 else parts
+            self._post.answer(item)
             start += count
 
     def _assemble(self, index: int, members: list[tuple[Item, list[NDArray[Any]]]], rows: int) -> NDArray[Any]:
@@ -240,7 +250,7 @@ def _open(path: Path, params: OnnxParams, context: Context) -> Any:
     import onnxruntime
 
     if not path.is_file():
-        raise BackendError(f"OnnxTensor: the model {path} does not exist")
+        raise BackendError(f"OnnxTensor: the model {path} {why_no_file(path)}")
     if path.suffix == ".encrypted":
         raise BackendError(f"OnnxTensor: the model {path} is encrypted, and OnnxTensor reads plain .onnx files")
     options = onnxruntime.SessionOptions()
@@ -251,14 +261,20 @@ def _open(path: Path, params: OnnxParams, context: Context) -> Any:
     options.log_severity_level = SEVERITIES.get(params.log_level or "error", 3)
     source: str | bytes = str(path)
     try:
-        if params.mean is not None or params.std is not None:
+        nhwc = getattr(params, "data_format", "nchw") == "nhwc"  # ModelTensor's key
+        if nhwc or params.mean is not None or params.std is not None:
             import onnx
 
             model = onnx.load(path, load_external_data=False)
+            key = "data_format"
             try:
-                fuse_normalisation(model, params.mean, params.std)
+                if nhwc:
+                    channels_last(model)
+                key = "mean" if params.mean is not None else "std"
+                if params.mean is not None or params.std is not None:
+                    fuse_normalisation(model, params.mean, params.std)
             except ValueError as error:
-                raise _config_error(context, "mean" if params.mean is not None else "std", str(error)) from error
+                raise _config_error(context, key, str(error)) from error
             # Weights in a file beside the model stay there, however large.
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
             source = model.SerializeToString()

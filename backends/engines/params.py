@@ -6,6 +6,7 @@ They are declared apart from the engines, so that a file can be checked on a mac
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -38,12 +39,17 @@ Shapes = Annotated[str, BeforeValidator(as_text), Field(pattern=r"^\s*\d+(\s*x\s
 """A batch size or shapes: `4`, `4x3x224x224`, `1x3x224x224,1x10` (`,` between inputs, `;` between profiles)."""
 
 
+def why_no_file(path: Path) -> str:
+    return "is a directory" if path.is_dir() else "does not exist"
+
+
 def batch_sizes(shapes: str) -> list[int]:
     """The batch size of each profile, which is the first number of its first input: `"1x3,1x10;4x3,4x10"` is [1, 4]."""
     found = (_NUMBER.search(profile) for profile in shapes.split(";"))
     return [int(number[0]) for number in found if number]
 
 
+PostProcessor = Literal["", "split", "cpu", "Softmax", "SoftmaxCpu", "SoftmaxMax", "SoftmaxArgMax", "ArgMax"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "best"]
 
 
@@ -63,7 +69,10 @@ class EngineParams(Params):
     weight_budget_percentage: float | None = Field(None, ge=0, le=100, description="share of the weights that stays on the device, percent")
     input_reorder: str | None = Field(None, description="the order in which data holds the model's inputs")
     output_reorder: str | None = Field(None, description="the order in which result holds the model's outputs")
-    postprocessor: str | None = Field(None, description="split, cpu, SoftmaxCpu, SoftmaxMax or SoftmaxArgMax")
+    postprocessor: PostProcessor | None = Field(
+        None, description="Softmax (SoftmaxCpu), ArgMax, SoftmaxArgMax or SoftmaxMax of the model's scores; split, cpu: nothing"
+    )
+    top_k: int = Field(1, ge=1, description="with ArgMax, SoftmaxArgMax or SoftmaxMax: how many of the best classes `top` lists")
     hardware_compatibility: str | None = Field(None, description="which other devices a compiled engine must run on")
     log_level: str | None = Field(None, description="of the engine's own library: verbose, info, warning, error")
 

@@ -13,12 +13,12 @@ from ...device import buckets, choose_device
 from ...errors import InvalidInput
 from ...item import Item
 from ..onnx import reorder, shape_text
+from ..postprocess import CLASSIFIERS, classified
 from ..torch.engine import UNBOUNDED_LARGEST, Member, TorchEngine
 from ..torch.reading import dtype_text, widens
 from ..torch.sharing import shared
 from .execution import Execution, LoadedEngine, Port, deserialise
 from .library import Library, find_library
-from .network import CLASSIFIERS
 from .params import TensorrtParams
 from .plan import find_plan, where_kept
 from .progress import BuiltEngine, Progress
@@ -123,7 +123,7 @@ class TensorrtTensor(TorchEngine):
         if self.params.postprocessor in CLASSIFIERS:
             for member in members:
                 scores, classes = (each.tolist() for each in member.item["result"])
-                member.item.update(_classified(scores, classes, "score" if self.params.postprocessor == "SoftmaxMax" else "class"))
+                member.item.update(classified(scores, classes, "score" if self.params.postprocessor == "SoftmaxMax" else "class"))
 
 
 def build_ahead(params: TensorrtParams, context: Context, progress: Progress) -> BuiltEngine:
@@ -147,17 +147,6 @@ def gpu_name(device: torch.device) -> str | None:
         return None
     major, minor = torch.cuda.get_device_capability(device)
     return f"{torch.cuda.get_device_name(device)} {major}.{minor}"
-
-
-def _classified(scores: list[list[float]], classes: list[list[int]], best: str) -> dict[str, Any]:
-    """Plain Python values of N x K scores and classes, best first; `best` says which of the two is `result`."""
-    tops = [[{"class": index, "score": score} for index, score in zip(*rows, strict=True)] for rows in zip(classes, scores, strict=True)]
-    found: dict[str, Any] = {key: [top[0][key] for top in tops] for key in ("class", "score")}
-    if len(scores[0]) > 1:
-        found["top"] = tops
-    if len(tops) == 1:
-        found = {key: values[0] for key, values in found.items()}
-    return {"result": found[best], **found}
 
 
 def _signed(ports: Sequence[Port]) -> tuple[TensorPort, ...]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import BackendError, ConfigError, Problem
-from ..normalise import Names, fuse_normalisation, replace_uses
+from ..normalise import channels_last, fuse_normalisation
+from ..postprocess import CLASSIFIERS, SOFTMAX
 from .library import Library
 from .precision import convert
 from .profiles import Input
@@ -14,9 +15,6 @@ from .recipe import Recipe, read_onnx
 
 SCORES, CLASSES = "penstock_scores", "penstock_classes"
 """The outputs of a network whose post-processing tells classes: N x `top_k`, the best first."""
-
-CLASSIFIERS = {"ArgMax": False, "SoftmaxArgMax": True, "SoftmaxMax": True}
-"""Post-processors that tell classes, and whether scores pass a softmax before."""
 
 
 class Network(NamedTuple):
@@ -72,32 +70,13 @@ def parse(recipe: Recipe, library: Library, builder: Any, said: list[str]) -> Ne
     classifier = CLASSIFIERS.get(recipe.params.postprocessor or "")
     if classifier is not None:
         _add_classes(recipe, network, trt, softmax=classifier)
-    elif recipe.params.postprocessor in ("Softmax", "SoftmaxCpu"):
+    elif recipe.params.postprocessor in SOFTMAX:
         scores = _the_scores(recipe, network)
         name = scores.name
         network.unmark_output(scores)
         scores.name = f"{name}_before_softmax"
         _mark(network, _softmax(network, trt, scores), name)
     return Network(network, parser)
-
-
-def channels_last(model: Any) -> None:
-    """Edit `model` (an `onnx.ModelProto`) in place: its first input, N x C x H x W, becomes N x H x W x C. Raises ValueError."""
-    from onnx import helper
-
-    graph = model.graph
-    weights = {tensor.name for tensor in graph.initializer}
-    first = next((value for value in graph.input if value.name not in weights), None)
-    dims = first.type.tensor_type.shape.dim if first is not None else []
-    if first is None or len(dims) != 4:
-        raise ValueError(f"nhwc needs a first input of 4 axes, N x C x H x W, found {len(dims)}")
-    turned = Names(graph).new(f"{first.name}_nchw")
-    replace_uses(graph, first.name, turned)
-    graph.node.insert(0, helper.make_node("Transpose", [first.name], [turned], f"{turned}_transpose", perm=(0, 3, 1, 2)))
-    channels = type(dims[1])()
-    channels.CopyFrom(dims[1])
-    dims.append(channels)
-    del dims[1]
 
 
 def _with_weights(model: Any, recipe: Recipe, precision: str | None) -> Any:

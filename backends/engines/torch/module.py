@@ -16,7 +16,9 @@ import torch
 from ...base import Context
 from ...errors import BackendError, InvalidInput
 from ...item import Item
-from .engine import TorchEngine
+from ..params import why_no_file
+from ..postprocess import PostProcessing
+from .engine import Member, TorchEngine
 from .options import processors, set_process_wide, use_threads
 from .params import TorchParams
 from .reading import indices
@@ -47,10 +49,7 @@ class TorchModule(TorchEngine):
     """Whether the model computes in float64; set by `open`."""
 
     def load(self, params: TorchParams, context: Context, device: torch.device) -> Any:
-        if params.postprocessor not in (None, "", "split", "cpu"):
-            raise self._wrong(
-                "postprocessor", f"{params.postprocessor!r} is not {type(self).__name__}'s: put SoftmaxArgMaxTensor behind it"
-            )
+        self._post = PostProcessing(params, context.node, type(self).__name__)
         if params.precision is not None and params.precision not in PRECISIONS:
             raise self._wrong("precision", f"{params.precision} is TensorRT's: expected one of {', '.join(PRECISIONS)}")
         if params.precision_fp32:
@@ -90,7 +89,7 @@ class TorchModule(TorchEngine):
         """The file that a parameter names. Raises BackendError where there is none."""
         path = self.context.resolve(name)
         if not path.is_file():
-            raise BackendError(f"{self.who}: the model {path} does not exist")
+            raise BackendError(f"{self.who}: the model {path} {why_no_file(path)}")
         if path.suffix == ".encrypted":
             raise BackendError(f"{self.who}: the model {path} is encrypted, and {type(self).__name__} reads plain files")
         return path
@@ -179,9 +178,14 @@ class TorchModule(TorchEngine):
             for index, each in enumerate(inputs)
         ]
         outputs = self.order(self.call(ready, names))
-        if self._precision is None:
-            return outputs
-        return [output.float() if isinstance(output, torch.Tensor) and output.is_floating_point() else output for output in outputs]
+        if self._precision is not None:
+            outputs = [output.float() if isinstance(output, torch.Tensor) and output.is_floating_point() else output for output in outputs]
+        return self._post.apply(outputs)
+
+    def _share_out(self, members: list[Member], outputs: list[Any]) -> None:
+        super()._share_out(members, outputs)
+        for member in members:
+            self._post.answer(member.item)
 
     def call(self, inputs: list[Any], names: tuple[str, ...]) -> Any:
         return self.model(*inputs)

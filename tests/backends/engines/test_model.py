@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
+from penstock import pipe
 from penstock.backends.base import Context
 from penstock.backends.engines import model
-from penstock.backends.engines.model import ModelTensor, engine_for
+from penstock.backends.engines.model import ModelTensor, choose_engine
 from penstock.backends.engines.tensorrt.library import Library
-from penstock.backends.errors import BackendError
+from penstock.backends.errors import BackendError, ConfigError
 from penstock.backends.registry import describe, find_backend
+from penstock.pipelines.config import load
+
+GUIDE = Path(__file__).parents[3] / "examples" / "resnet" / "guide.toml"
 
 NO_TORCH = importlib.util.find_spec("torch") is None
 
@@ -31,9 +37,9 @@ def write(path, outputs=1, kind=TensorProto.FLOAT):
     return path
 
 
-def make(path, **params):
+def make(path, context=None, **params):
     backend = ModelTensor()
-    backend.init(ModelTensor.parameters(model=str(path), **params), Context(node="node"))
+    backend.init(ModelTensor.parameters(model=str(path), **params), Context(node="node", **(context or {})))
     return backend
 
 
@@ -109,34 +115,126 @@ def test_what_does_not_run_here_says_what_is_missing(tmp_path, name, message):
 )
 def test_the_file_says_which_engine_and_a_machine_without_a_gpu_runs_onnx_by_onnx_runtime(name, expected):
     params = ModelTensor.parameters(model=name)
-    assert engine_for(params, Context(device="cpu")).__name__ == expected
+    assert choose_engine(params, Context(device="cpu")).engine.__name__ == expected
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """What this machine seems to have: GPUs by their compute capability, and a TensorRT library."""
+    import torch
+
+    def machine(*capabilities, library=""):
+        def find(wanted):
+            if not library:
+                raise BackendError("TensorRT is not here")
+            return Library(library, "10.0", None, None)
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device.index])
+        monkeypatch.setattr(model, "find_library", find)
+
+    return machine
 
 
 @pytest.mark.parametrize(
-    ("gpu", "library", "capability", "device", "expected"),
+    ("capabilities", "library", "device", "expected", "missed", "why"),
     [
-        (True, "tensorrt", 9, "", "TensorrtTensor"),
-        (True, "tensorrt", 9, "cuda:0", "TensorrtTensor"),
-        (True, "tensorrt", 9, "cpu", "OnnxTensor"),
-        (True, "tensorrt_rtx", 12, "", "TensorrtTensor"),
-        (True, "tensorrt_rtx", 9, "", "OnnxTensor"),
-        (True, "", 9, "", "OnnxTensor"),
-        (False, "tensorrt", 9, "", "OnnxTensor"),
+        ([(9, 0)], "tensorrt", "", "TensorrtTensor", False, "tensorrt 10.0 is here"),
+        ([(9, 0)], "tensorrt", "cuda:0", "TensorrtTensor", False, "tensorrt 10.0 is here"),
+        ([(9, 0)], "tensorrt", "cpu", "OnnxTensor", False, "the node's device is cpu"),
+        ([(12, 0)], "tensorrt_rtx", "", "TensorrtTensor", False, "tensorrt_rtx 10.0 is here"),
+        ([(7, 5)], "tensorrt_rtx", "", "TensorrtTensor", False, "tensorrt_rtx 10.0 is here"),
+        ([(7, 0)], "tensorrt_rtx", "", "OnnxTensor", True, "tensorrt_rtx needs compute capability 7.5, 8.x or 12.x, and cuda:0 has 7.0"),
+        ([(7, 2)], "tensorrt_rtx", "", "OnnxTensor", True, "cuda:0 has 7.2"),
+        ([(9, 0)], "tensorrt_rtx", "", "OnnxTensor", True, "cuda:0 has 9.0"),
+        ([(9, 0), (8, 6)], "tensorrt_rtx", "cuda:1", "TensorrtTensor", False, "tensorrt_rtx 10.0 is here"),
+        ([(8, 6), (9, 0)], "tensorrt_rtx", "1", "OnnxTensor", True, "cuda:1 has 9.0"),
+        ([(9, 0)], "", "", "OnnxTensor", True, "TensorRT is not here"),
+        ([], "tensorrt", "", "OnnxTensor", False, "torch sees no GPU"),
     ],
 )
 @pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
-def test_onnx_runs_by_tensorrt_on_a_gpu_that_its_library_runs_on(monkeypatch, gpu, library, capability, device, expected):
-    import torch
+def test_onnx_runs_by_tensorrt_on_a_gpu_that_its_library_runs_on(machine, capabilities, library, device, expected, missed, why):
+    machine(*capabilities, library=library)
+    choice = choose_engine(ModelTensor.parameters(model="m.onnx"), Context(device=device))
+    assert (choice.engine.__name__, choice.missed) == (expected, missed)
+    assert why in choice.why
 
-    def find(wanted):
-        if not library:
-            raise BackendError("TensorRT is not here")
-        return Library(library, "10.0", None, None)
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (capability, 0))
-    monkeypatch.setattr(model, "find_library", find)
-    assert engine_for(ModelTensor.parameters(model="m.onnx"), Context(device=device)).__name__ == expected
+@pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
+@pytest.mark.parametrize("backend", ["ModelTensor", "OnnxTensor"])
+@pytest.mark.parametrize("device", ["cuda:0", "cuda", "1"])
+def test_a_gpu_that_is_not_there_is_an_error(tmp_path, machine, backend, device):
+    machine()
+    cls = find_backend(backend)
+    params = cls.parameters(model=str(write(tmp_path / "same.onnx")))
+    with pytest.raises((BackendError, ConfigError), match=rf"node.*{device!r}.*(torch sees 0 GPUs here|OnnxTensor runs on the CPU alone)"):
+        cls().init(params, Context(node="node", device=device))
+
+
+@pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
+def test_the_log_says_which_engine_it_is_and_why(tmp_path, caplog, machine):
+    caplog.set_level("INFO", "penstock")
+    path = write(tmp_path / "same.onnx")
+    machine()
+    make(path).close()
+    make(path, {"instance": 1, "instances": 2}).close()
+    assert [(record.levelname, record.getMessage(), record.node) for record in caplog.records] == [
+        ("INFO", f"node: ModelTensor runs {path} by OnnxTensor on cpu: torch sees no GPU", "node")
+    ]
+    caplog.clear()
+    machine((9, 0))
+    make(path).close()
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().endswith("by OnnxTensor on the CPU, and not on the GPU that is here: TensorRT is not here")
+
+
+@pytest.mark.parametrize("precision", [None, "fp32", "fp16", "int8"])
+def test_precision_is_not_for_the_cpu_and_the_log_says_so(tmp_path, caplog, precision):
+    make(write(tmp_path / "same.onnx"), {"device": "cpu"}, precision=precision).close()
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == (precision not in {None, "fp32"}) and all("precision" in text for text in said)
+
+
+@pytest.mark.usefixtures("without_torch")
+@pytest.mark.parametrize("statistics", [{}, {"mean": (1, 2, 3), "std": 1}])
+def test_images_in_nhwc(tmp_path, statistics):
+    path = tmp_path / "image.onnx"
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, "h", "w"]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "graph", ports[:1], ports[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    backend = make(path, data_format="nhwc", max="4x5x6x3", **statistics)
+    backend.warm_up()
+    image = np.arange(90, dtype=np.uint8 if statistics else np.float32).reshape(1, 5, 6, 3)
+    item = {"data": image}
+    backend.forward([item])
+    expected = image.astype(np.float32) - np.array(statistics.get("mean", 0), np.float32)
+    assert np.array_equal(item["result"], expected.transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("m.pt", "data_format: nhwc is for .onnx files"), ("m.onnx", "data_format: nhwc needs a first input of 4 axes")]
+)
+def test_nhwc_where_there_is_no_image(tmp_path, name, message):
+    write(tmp_path / "m.onnx")
+    with pytest.raises(ConfigError, match=message):
+        make(tmp_path / name, {"device": "cpu"}, data_format="nhwc")
+
+
+def test_what_a_post_processor_says_is_plain_python(tmp_path):
+    backend = make(write(tmp_path / "same.onnx"), {"device": "cpu"}, postprocessor="SoftmaxArgMax", top_k=2)
+    items = [{"data": np.array([[1, 3, 2]], np.float32)}, {"data": np.array([[1, 3, 2], [4, 3, 2]], np.float32), "request_size": 2}]
+    backend.forward(items)
+    assert [item["result"] for item in items] == [1, [1, 0]]
+    assert [item["class"] for item in items] == [1, [1, 0]]
+
+
+def test_a_directory_is_no_model(tmp_path):
+    (tmp_path / "m.onnx").mkdir()
+    with pytest.raises(BackendError, match=r"m\.onnx is a directory"):
+        make(tmp_path / "m.onnx", {"device": "cpu"})
 
 
 @pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
@@ -153,3 +251,49 @@ def test_an_exported_program_runs(tmp_path):
     backend.forward([item])
     assert torch.allclose(item["result"], linear(torch.ones(1, 3)))
     backend.close()
+
+
+@pytest.mark.parametrize("name", ["SoftmaxCpu", "SoftmaxArgMax", "SoftmaxMax", "ArgMax"])
+def test_the_guides_file_classifies_on_a_machine_without_a_gpu(tmp_path, name):
+    """Verbatim but for the engine's name, and for the post-processor."""
+    weights = np.eye(3, 10, dtype=np.float32)  # the class is the brightest channel
+    graph = helper.make_graph(
+        [
+            helper.make_node("GlobalAveragePool", ["x"], ["mean"]),
+            helper.make_node("Flatten", ["mean"], ["row"]),
+            helper.make_node("MatMul", ["row", "weights"], ["y"]),
+        ],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 224, 224])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "resnet50.onnx")
+    file = tmp_path / "guide.toml"
+    file.write_text(GUIDE.read_text().replace("TensorrtTensor", "ModelTensor").replace("SoftmaxCpu", name))
+    image = np.zeros((50, 60, 3), np.uint8)
+    image[:, :, 1] = 200  # green, the second of RGB and of BGR
+    image[:, :, 2] = 100
+    item = {"data": cv2.imencode(".png", image)[1].tobytes()}
+    with pipe(str(file)) as run:
+        run(item)
+    scores = np.array([-123.675 / 58.395 + 100 / 58.395, (200 - 116.28) / 57.12, -103.53 / 57.375, *[0] * 7])
+    chances = np.exp(scores) / np.exp(scores).sum()
+    if name == "SoftmaxCpu":
+        assert np.allclose(np.asarray(item["result"]), chances[np.newaxis], atol=1e-4)
+    else:
+        assert item["class"] == 1
+        assert item["score"] == pytest.approx((scores if name == "ArgMax" else chances)[1], abs=1e-4)
+        assert item["result"] == (item["score"] if name == "SoftmaxMax" else 1)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"INFERENCE_MODE": "true", "inference_mode": "false"}, "INFERENCE_MODE and inference_mode are one parameter, and both are given"),
+        ({"model::cache": "a", "cache": "b"}, "model::cache and cache are one parameter"),
+    ],
+)
+def test_one_key_by_both_of_its_names(tmp_path, keys, message):
+    with pytest.raises(ConfigError, match=message):
+        load({"net": {"backend": "ModelTensor", "model": "m.onnx", **keys}})

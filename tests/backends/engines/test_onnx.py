@@ -368,11 +368,6 @@ def test_the_model_lies_beside_the_pipelines_file(double):
     assert run(make(double.name, {"directory": double.parent}), row(1, 2, 3))[0].tolist() == [[2, 4, 6]]
 
 
-def test_postprocessors_that_are_not_ours(double):
-    with pytest.raises(ConfigError, match="SoftmaxArgMaxTensor"):
-        make(double, postprocessor="SoftmaxCpu")
-
-
 @pytest.mark.parametrize(("instances", "threads", "expected"), [(1, None, 6), (2, None, 3), (4, None, 1), (100, None, 1), (4, 5, 5)])
 def test_instances_share_the_processors(double, monkeypatch, instances, threads, expected):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)

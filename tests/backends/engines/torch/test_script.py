@@ -311,7 +311,6 @@ def test_arguments_that_it_can_not_fill(scripted, make, run):
     ("keys", "message"),
     [
         ({"precision": "int8"}, "precision: int8 is TensorRT's: expected one of fp32, fp16, bf16"),
-        ({"postprocessor": "SoftmaxMax"}, "put SoftmaxArgMaxTensor behind it"),
         ({"precision::fp32": "conv1"}, "one precision for all layers"),
         ({"output_reorder": "0,2"}, "must hold each index once"),
     ],
