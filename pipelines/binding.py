@@ -230,8 +230,11 @@ def _spec(member: Member, members: list[Member], own: dict[str, Any], defaults: 
     places: dict[str, str] = {}
     for keys in (defaults, own):
         targets = {key: target for key in keys if (target := _target(key, member, members)) is not None}
+        given: dict[tuple[str, bool], str] = {}
         for key in sorted(targets, key=lambda key: targets[key][1]):  # addressed ones last: they win
             parameter, _ = targets[key]
+            if (other := given.setdefault(targets[key], key)) != key:
+                problems.append(Problem(f"{other} and {key} are one parameter, and both are given: keep one", key=key))
             values[parameter] = keys[key]
             places[parameter] = key
     values |= _arguments(member, problems, places)
