@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from penstock.backends.errors import Overloaded, QueueFull
 
 from .node import Node
+from .statistics import RequestStatistics
 
 
 class Admission:
@@ -16,9 +18,9 @@ class Admission:
     `inside` counts requests, `rows` their `request_size`. A refusal costs no queue, no future and no thread.
     """
 
-    __slots__ = ("draining", "inside", "max_requests", "nodes", "pace", "refused", "rows", "run_time")
+    __slots__ = ("draining", "inside", "max_requests", "nodes", "pace", "refused", "requests", "rows", "run_time")
 
-    def __init__(self, max_requests: int) -> None:
+    def __init__(self, max_requests: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.nodes: Sequence[Node] = ()
         self.max_requests = max_requests
         self.inside = 0
@@ -27,6 +29,7 @@ class Admission:
         self.pace = 0.0  # seconds per row at the slowest node; 0 until a batch has run
         self.run_time = 0.0  # seconds an item spends running, over all nodes
         self.refused = {"queue_full": 0, "overloaded": 0}
+        self.requests = RequestStatistics(clock)
 
     def update(self) -> None:
         """A batch has run: the rates have changed."""
@@ -53,6 +56,14 @@ class Admission:
         self.inside -= 1
         self.rows -= size
         self.settle()
+
+    def end(self, size: int, came: float, failure: str) -> None:
+        """A request has ended that came at `came`. `failure`: as `RequestStatistics` calls it; "" for a good end."""
+        if failure:
+            self.requests.fail(failure, came)
+        else:
+            self.requests.succeed(size, came)
+        self.leave(size)
 
     def settle(self) -> None:
         """Tell who waits for it that nobody is inside any more."""

@@ -17,6 +17,7 @@ from .admission import Admission
 from .plan import Entrance, Place
 from .queue import Batch, Entry, Outcome
 from .run import Stage, as_soft_failure
+from .statistics import kind_of_failure
 from .trace import Trace
 
 
@@ -33,30 +34,30 @@ class Visit(Entry):
 
     def finish(self, outcome: Outcome, batch: Batch, now: float) -> None:
         run, place = self.run, self.place
+        count = place.node.statistics.count
         if self not in run.visits:  # it was dropped while it ran
-            place.node.statistics.count("cancelled")
+            count("cancelled", self, batch)
             return
         del run.visits[self]
         run.stages.append((place.name, self.enqueued, batch))
         if run.trace is not None:
             run.trace.ran(place.name, self.enqueued, batch, outcome)
-        count = place.node.statistics.count
         if run.future.done():
-            count("cancelled")
+            count("cancelled", self, batch)
         elif now > self.deadline:
-            count("expired")
+            count("expired", self, batch)
             run.fail(DeadlineExceeded(f"node {place.name!r}: the answer came after the deadline"))
         elif type(outcome) is dict:
             if "error" in outcome:
-                count("soft")
+                count("soft", self, batch)
                 as_soft_failure(outcome)
             run.advance(place, outcome, now)
         elif outcome is None:
-            count("expired")
+            count("expired", self, batch)
             run.fail(DeadlineExceeded(f"node {place.name!r}: the deadline passed after the batch had failed"))
         else:
             assert isinstance(outcome, BaseException)
-            count("failed")
+            count("failed", self, batch)
             run.fail(outcome)
 
     def fail(self, error: BaseException) -> None:
@@ -69,8 +70,8 @@ class GraphRun:
     """A request in a graph. A `Work` (run.py)."""
 
     __slots__ = (
-        "admission", "data", "deadline", "entrance", "future", "item", "leaves", "outputs", "priority", "request_id", "size", "stages",
-        "trace", "visits", "waiting",
+        "admission", "came", "data", "deadline", "entrance", "future", "item", "leaves", "outputs", "priority", "request_id", "size",
+        "stages", "trace", "visits", "waiting",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917
@@ -99,6 +100,7 @@ class GraphRun:
         self.outputs: dict[Place, Item] = {}  # what left the places that some `map` reads
         self.visits: dict[Visit, None] = {}
         self.stages: list[tuple[str, float, Batch]] = []
+        self.came = 0.0
 
     @property
     def ended(self) -> bool:
@@ -106,6 +108,7 @@ class GraphRun:
         return self.future.done()
 
     def start(self, now: float) -> None:
+        self.came = now
         if self.trace is not None:
             self.trace.came(self.entrance.root.name, self.item)
         self._run(self.entrance.root, self.item, now)
@@ -205,17 +208,17 @@ class GraphRun:
         if "error" in item:  # a filter may have set it
             as_soft_failure(item)
         item["data"] = self.data  # the caller's own
-        self._end()
+        self._end("soft" if "error" in item else "")
         self.future.set_result(item)
 
     def fail(self, error: BaseException) -> None:
         if not self.future.done():
-            self._end()
+            self._end(kind_of_failure(error))
             self.future.set_exception(error)
 
     def leave(self) -> None:
         if self.admission is not None:
-            self._end()
+            self._end("cancelled")
             self.future.cancel()
 
     def drop(self) -> None:
@@ -225,12 +228,13 @@ class GraphRun:
         self.visits.clear()
         self.outputs.clear()
 
-    def _end(self) -> None:
+    def _end(self, failure: str) -> None:
+        """`failure`: as `RequestStatistics` calls it; "" for a good end."""
         self.drop()
         admission = self.admission
         if admission is not None:
             self.admission = None
-            admission.leave(self.size)
+            admission.end(self.size, self.came, failure)
 
     def timings(self) -> list[Stage]:
         return [Stage(name, batch.started - queued, batch.ended - batch.started, batch.size) for name, queued, batch in self.stages]

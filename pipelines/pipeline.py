@@ -23,6 +23,7 @@ from .queue import Entry
 from .rounds import Rounds
 from .run import PARTS, Run, Work
 from .running_graph import RunningGraph
+from .statistics import RequestStatistics
 from .stream import StreamRun
 from .trace import Trace
 
@@ -51,7 +52,7 @@ class Pipeline:
         self._graph: RunningGraph
         self._loop: asyncio.AbstractEventLoop | None = None
         self._create_future: Callable[[], asyncio.Future[Item]]
-        self._admission = Admission(config.max_requests)
+        self._admission = Admission(config.max_requests, clock)
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any], *, name: str | None = None) -> Self:
@@ -137,6 +138,11 @@ class Pipeline:
     def refused(self) -> dict[str, int]:
         """How many requests were refused at admission, by code."""
         return self._admission.refused
+
+    @property
+    def statistics(self) -> RequestStatistics:
+        """How its requests ended."""
+        return self._admission.requests
 
     # requests
 

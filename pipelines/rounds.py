@@ -14,6 +14,7 @@ from .admission import Admission
 from .composite import Inside
 from .plan import Entrance
 from .run import PARTS, Stage, Work
+from .statistics import kind_of_failure
 
 Enter = Callable[[Entrance, Item, Any, str], Work]
 """Starts one round: where, with what, whom it tells, and the request's id."""
@@ -22,7 +23,7 @@ Enter = Callable[[Entrance, Item, Any, str], Work]
 class Rounds:
     """A request that may pass the graph several times: a `Work`, and what each round tells how it ended."""
 
-    __slots__ = ("_admission", "_data", "_enter", "_entrances", "_max_rounds", "_round", "_size", "_work", "future", "request_id")
+    __slots__ = ("_admission", "_came", "_data", "_enter", "_entrances", "_max_rounds", "_round", "_size", "_work", "future", "request_id")
 
     def __init__(  # noqa: PLR0917
         self,
@@ -45,6 +46,7 @@ class Rounds:
         self._max_rounds = max_rounds
         self._enter = enter
         self._round = 1
+        self._came = admission.requests.clock()
         self._work = enter(entrance, item, self, request_id)
 
     # what a round's run uses of a future
@@ -61,7 +63,7 @@ class Rounds:
         name = item.pop("restart", None)
         if name is None or "result" not in item or self.future.done():
             item["data"] = self._data
-            self._end()
+            self._end("soft" if "error" in item else "")
             if not self.future.done():
                 self.future.set_result(item)
             return
@@ -78,7 +80,7 @@ class Rounds:
             self._work = self._enter(entrance, item, self, self.request_id)
 
     def set_exception(self, error: BaseException) -> None:
-        self._end()
+        self._end(kind_of_failure(error))
         if not self.future.done():
             self.future.set_exception(error)
 
@@ -93,15 +95,15 @@ class Rounds:
 
     def leave(self) -> None:
         if self._admission is not None:
-            self._end()
+            self._end("cancelled")
             self._work.drop()
             self.future.cancel()
 
     def drop(self) -> None:
         self._work.drop()
 
-    def _end(self) -> None:
+    def _end(self, failure: str) -> None:
         admission = self._admission
         if admission is not None:
             self._admission = None
-            admission.leave(self._size)
+            admission.end(self._size, self._came, failure)

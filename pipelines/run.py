@@ -11,6 +11,7 @@ from penstock.backends.item import Item
 from .admission import Admission
 from .plan import Place
 from .queue import Batch, Entry, Outcome
+from .statistics import kind_of_failure
 
 PARTS = "_parts"
 """Key of the final item of a stream that was not read part by part: the final dicts of all its parts."""
@@ -90,14 +91,15 @@ class Run(Entry):
         future = self.future
         place = self.place
         self.batch = batch
+        failure = ""
         if future.done():  # the caller left while the item ran
-            place.node.statistics.count("cancelled")
+            failure = "cancelled"
         elif now > self.deadline:
-            place.node.statistics.count("expired")
+            failure = "expired"
             future.set_exception(DeadlineExceeded(f"node {place.name!r}: the answer came after the deadline"))
         elif type(outcome) is dict:
             if "error" in outcome:
-                place.node.statistics.count("soft")
+                failure = "soft"
                 as_soft_failure(outcome)
             elif place.follows is not None and "result" in outcome:
                 # filter `swap`: the result is the next node's data. An item without a result has its answer (Break).
@@ -110,15 +112,24 @@ class Run(Entry):
             outcome["data"] = self.data  # the caller's own
             future.set_result(outcome)
         elif outcome is None:  # its deadline came before its turn to run alone
-            place.node.statistics.count("expired")
+            failure = "expired"
             future.set_exception(DeadlineExceeded(f"node {place.name!r}: the deadline passed after the batch had failed"))
         else:
             assert isinstance(outcome, BaseException)
-            place.node.statistics.count("failed")
+            failure = "failed"
             future.set_exception(outcome)
+        if failure:
+            place.node.statistics.count(failure, self, batch)
         admission = self.admission
         if admission is not None:
             self.admission = None
+            requests = admission.requests
+            if failure:
+                requests.fail(failure, self.came)
+            else:
+                requests.succeeded += 1
+                requests.rows += self.size
+                requests.seconds += now - (self.enqueued if self.stages is None else self.stages[0][1])
             admission.inside -= 1
             admission.rows -= self.size
             if admission.draining is not None:
@@ -127,7 +138,7 @@ class Run(Entry):
     def fail(self, error: BaseException) -> None:
         if not self.future.done():
             self.future.set_exception(error)
-        self.leave()
+        self._leave(kind_of_failure(error))
 
     def timings(self) -> list[Stage]:
         """What happened at each node the item has passed, in order."""
@@ -136,10 +147,19 @@ class Run(Entry):
             stages = [*stages, (self.batch, self.enqueued)]
         return [Stage(batch.node, batch.started - queued, batch.ended - batch.started, batch.size) for batch, queued in stages]
 
+    @property
+    def came(self) -> float:
+        """When it was queued for the first time."""
+        return self.enqueued if self.stages is None else self.stages[0][1]
+
     def leave(self) -> None:
+        self._leave("cancelled")
+
+    def _leave(self, failure: str) -> None:
         admission = self.admission
         if admission is not None:
             self.admission = None
+            admission.requests.fail(failure, self.came)
             self.drop()
             self.future.cancel()
             admission.leave(self.size)
