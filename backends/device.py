@@ -16,9 +16,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from . import timeline
-from .base import Backend
 from .errors import BackendError, DeviceError, PenstockError
-from .item import Item
 from .stream_spans import StreamSpans
 
 logger = logging.getLogger("penstock.device")
@@ -56,10 +54,21 @@ def buckets(largest: int) -> list[int]:
 
 
 _streams = threading.local()
-"""`_streams.of[device]`: this thread's stream there."""
+"""`_streams.of[device]`: this thread's lease there."""
 
 _choosing = threading.Lock()
-_taken: WeakValueDictionary[tuple[torch.device, int], torch.cuda.Stream] = WeakValueDictionary()
+
+
+class _Lease:
+    """A thread's right to a stream. An object of our own, since a weak reference to torch's streams outlives them (seen with 2.11, and
+    a segmentation fault at the next collection).
+    """
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.stream = stream
+
+
+_taken: WeakValueDictionary[tuple[torch.device, int], _Lease] = WeakValueDictionary()
 """The streams that threads have, by the driver's handle; a thread's end frees its own."""
 
 POOL = 32
@@ -70,48 +79,29 @@ def own_stream(device: torch.device) -> torch.cuda.Stream | None:
     """This thread's own stream on the device, made its current one; None on the CPU."""
     if device.type != "cuda":
         return None
-    streams: dict[torch.device, torch.cuda.Stream] = _streams.__dict__.setdefault("of", {})
-    if device not in streams:
+    leases: dict[torch.device, _Lease] = _streams.__dict__.setdefault("of", {})
+    if device not in leases:
         torch.cuda.set_device(device)
-        streams[device] = _unused_stream(device)
-        torch.cuda.set_stream(streams[device])
-    return streams[device]
+        leases[device] = _unused_stream(device)
+        torch.cuda.set_stream(leases[device].stream)
+    return leases[device].stream
 
 
-def _unused_stream(device: torch.device) -> torch.cuda.Stream:
+def _unused_stream(device: torch.device) -> _Lease:
     with _choosing:
-        stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        lease = _Lease(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
         for _ in range(POOL):
-            if (device, stream.cuda_stream) not in _taken:
-                _taken[device, stream.cuda_stream] = stream
-                return stream
-            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            if (device, lease.stream.cuda_stream) not in _taken:
+                _taken[device, lease.stream.cuda_stream] = lease
+                return lease
+            lease = _Lease(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
     logger.warning("%s: more than %d threads use it; this one shares a stream, and captures no graphs", device, POOL)
-    return stream
+    return lease
 
 
-def wait_after(backend: Backend) -> None:
-    """Have `forward` return when the device is through with what it leaves there (readers are on other threads, with other streams),
-    and what the device reports meanwhile be this batch's.
-    """
-    forward = backend.forward
-    name, device = type(backend).__name__, torch.device("cuda", torch.cuda.current_device())
-    done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-
-    def forward_and_wait(batch: list[Item]) -> None:
-        with device_errors(name, device, "running a batch"):
-            forward(batch)
-            if any(_on_device(value) for item in batch for value in item.values()):
-                done.record()
-                done.synchronize()
-
-    backend.forward = forward_and_wait  # type: ignore[method-assign]
-
-
-def _on_device(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return any(isinstance(each, torch.Tensor) and each.is_cuda for each in value)
-    return isinstance(value, torch.Tensor) and value.is_cuda
+def _is_own(device: torch.device, stream: torch.cuda.Stream) -> bool:
+    lease = _taken.get((device, stream.cuda_stream))
+    return lease is not None and lease.stream is stream
 
 
 class Buffer:
@@ -155,14 +145,17 @@ class DeviceHalf:
     def on_gpu(self) -> bool:
         return self.stream is not None
 
-    def close(self) -> None:
-        """Give the memory back."""
+    def close(self, held: list[Any] | None = None) -> None:
+        """Give the memory back, behind what the stream still does. `held` is emptied: what else of the caller's is on the device."""
+        held = [] if held is None else held
         try:
             self.synchronize()
         except RuntimeError:
-            _lost.append((self._graphs, self._buffers))
+            _lost.append((self._graphs, self._buffers, list(held)))
             self._graphs, self._buffers = {}, {}
+            held.clear()
             return
+        held.clear()
         self._graphs.clear()
         self._buffers.clear()
         self.clean()
@@ -183,10 +176,7 @@ class DeviceHalf:
         start = 0
         if self.stream is not None and any(part.is_cuda for part in parts):
             with self.span("copy", rows=rows):
-                for part in parts:
-                    if part.is_cuda:
-                        # its allocator must not hand it out before the stream that copies it (of its own device) has read it
-                        part.record_stream(torch.cuda.current_stream(part.device))
+                for part in parts:  # those of the device have been waited for (order.py)
                     buffer.device[start : start + len(part)].copy_(part, non_blocking=True)
                     start += len(part)
                 buffer.device[start:rows].zero_()
@@ -242,7 +232,7 @@ class DeviceHalf:
 
     def capture(self, key: Any, run: Callable[[], list[torch.Tensor]]) -> bool:
         """Keep the work of `run` (on buffers that stay where they are) as a graph under `key`. False where it can't be captured."""
-        if self.stream is None or self._pool is None or _taken.get((self.device, self.stream.cuda_stream)) is not self.stream:
+        if self.stream is None or self._pool is None or not _is_own(self.device, self.stream):
             return False
         # No thread may wait for the whole device meanwhile (the driver forbids it): wait for streams and events instead.
         with _capturing, torch.cuda.device(self.device):
