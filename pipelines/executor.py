@@ -22,6 +22,7 @@ from penstock.backends import timeline
 from penstock.backends.base import Backend, Context, Signature
 from penstock.backends.errors import BackendError, DeviceError, InvalidInput
 from penstock.backends.item import Item
+from penstock.backends.order import keep_order
 from penstock.backends.spec import Spec
 
 from .placement import device_of
@@ -158,10 +159,7 @@ class Executor:
             backend.warm_up()
             device = device_of(backend)
             self.signature = backend.signature
-            if device:
-                from penstock.backends.device import wait_after  # it imports torch
-
-                wait_after(backend)
+            keep_order(backend, device)
             self._report(owner.executor_loaded, backend.min, backend.max, device)
             while True:
                 batch = self._inbox.get()

@@ -139,10 +139,10 @@ class TorchEngine(Backend):
             self._run_group(members)
 
     def close(self) -> None:
-        self.__dict__.pop("model", None)
+        held = [self.__dict__.pop("model", None)]
         half: DeviceHalf | None = getattr(self, "_half", None)
         if half is not None:
-            half.close()
+            half.close(held)
         super().close()
 
     def _read(self, item: Item) -> Member:
