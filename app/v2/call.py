@@ -20,6 +20,14 @@ from ..settings import Settings
 JSON = (b"content-type", b"application/json")
 
 
+PREFIXES = {
+    "queue_full": "Exceeds maximum queue size",
+    "overloaded": "Exceeds maximum queue size",
+    "deadline_exceeded": "Request timeout expired",
+}
+"""What clients of Triton look for in messages of these codes."""
+
+
 class ProtocolError(PenstockError):
     """An error with a status that clients of the protocol expect, and no other of ours has."""
 
@@ -164,7 +172,9 @@ def error_answer(error: BaseException) -> Answer:
         headers = ((b"retry-after", b"%d" % status.retry_after),)
     if status.protocol == 401:
         headers = ((b"www-authenticate", b'Bearer realm="penstock"'),)
-    return error_with(status.protocol, detail_of(error), headers)
+    detail = detail_of(error)
+    prefix = PREFIXES.get(code_of(error))
+    return error_with(status.protocol, detail if prefix is None else f"{prefix}: {detail}", headers)
 
 
 def error_with(status: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:

@@ -70,7 +70,7 @@ def element_count(name: str, shape: Sequence[int], size: int) -> int:
         count *= each
         if count > LARGEST:
             raise InvalidRequest(
-                f"shape {list(shape)} of input '{name}' causes total element count to exceed maximum size of 18446744073709551615"
+                f"shape {str(list(shape))[:200]} of input '{name}' causes total element count to exceed maximum size of 18446744073709551615"
             )
     if count * size > LARGEST:
         raise InvalidRequest(f"byte size overflow for input '{name}'")
@@ -91,15 +91,14 @@ def from_bytes(view: memoryview, datatype: Datatype, shape: Sequence[int], name:
             f"input byte size mismatch for input '{name}' for model '{model}'. Expected {count * datatype.size}, got {size}"
         )
     if datatype.kind == "b":
-        return (np.frombuffer(view, np.uint8) != 0).reshape(shape)  # a bool of another byte than 0 and 1 breaks NumPy
+        return _shaped(np.frombuffer(view, np.uint8) != 0, shape, name)  # a bool of another byte than 0 and 1 breaks NumPy
     if datatype.name == "BF16":
         halves = np.frombuffer(view, np.dtype("<u2")).astype(np.uint32)
-        floats: Array = (halves << 16).view(np.float32)
-        return floats.reshape(shape)
+        return _shaped((halves << 16).view(np.float32), shape, name)
     array = np.frombuffer(view, datatype.dtype)
     if not array.flags.aligned:
         array = array.copy()
-    return array.reshape(shape)
+    return _shaped(array, shape, name)
 
 
 def _strings(view: memoryview, count: int, shape: Sequence[int], name: str) -> Array:
@@ -117,7 +116,7 @@ def _strings(view: memoryview, count: int, shape: Sequence[int], name: str) -> A
         array[index] = bytes(view[start:position])
     if position != end:
         raise _wrong_strings(name, count)
-    return array.reshape(shape)
+    return _shaped(array, shape, name)
 
 
 def _wrong_strings(name: str, count: int) -> InvalidRequest:
@@ -140,7 +139,14 @@ def from_json(data: Any, datatype: Datatype, shape: Sequence[int], name: str) ->
         flat = list(chain.from_iterable(flat))
     if len(flat) != count:
         raise InvalidRequest("Unable to parse 'data': Shape does not match true shape of 'data' field")
-    return _READERS[datatype.kind](flat, datatype, name).reshape(shape)
+    return _shaped(_READERS[datatype.kind](flat, datatype, name), shape, name)
+
+
+def _shaped(array: Array, shape: Sequence[int], name: str) -> Array:
+    try:
+        return array.reshape(shape)
+    except (ValueError, OverflowError):  # more dimensions than NumPy has; or no elements, and sizes that no memory holds
+        raise InvalidRequest(f"shape {str(list(shape))[:200]} of input '{name}' is beyond what an array can have") from None
 
 
 def _check_types(flat: list[Any], allowed: set[type], datatype: Datatype, name: str) -> None:

@@ -1,0 +1,172 @@
+"""A server with models of many kinds, and what sends raw bytes to it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+
+import onnx
+import pytest
+import tritonclient.http
+from onnx import TensorProto, helper
+
+from penstock import create_app
+from penstock.app.settings import Settings
+
+OPS = """
+import numpy as np
+
+
+def add_sub(data):
+    first, second = data
+    return [first + second, first - second]
+
+
+def shout(text):
+    return text.upper()
+
+
+def nothing(data):
+    return None
+
+
+def described(data):
+    return {"length": len(data), "words": data.split()}
+
+
+class Scaled:
+    '''Reads a parameter of the request.'''
+
+    def forward(self, batch):
+        for item in batch:
+            item["result"] = item["data"] * item.get("factor", 1)
+
+
+class Sum:
+    '''A row of outputs by name, and a result.'''
+
+    def forward(self, batch):
+        for item in batch:
+            item["total"] = item["data"].sum(axis=1)
+            item["rows"] = len(batch)
+            item["result"] = item["data"]
+"""
+
+DATATYPES = ["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BF16", "BYTES"]
+
+
+def tensor(dtype=None, shape=(-1, -1), **more):
+    return {"kind": "tensor", "dtype": dtype, "shape": shape, **more} if dtype else {"kind": "tensor", **more}
+
+
+def model(name, inputs, outputs, backend="Identity", **node):
+    return {"pipeline": {"name": name, "inputs": inputs, "outputs": outputs}, "node": {"backend": backend, **node}}
+
+
+def matmul(path):
+    """y = x @ [[1], [2]], z = x: two outputs, a batch of any size."""
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [2, 1], [1.0, 2.0])
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Identity", ["x"], ["z"])],
+        "matmul",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1]), helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n", 2])],
+        [weights],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory, digits):
+    folder = tmp_path_factory.mktemp("models")
+    ops = folder / "ops.py"
+    ops.write_text(OPS)
+    (folder / "labels.txt").write_text("zero\none\ntwo\n")
+    matmul(folder / "matmul.onnx")
+    int32 = tensor("INT32", [-1, 16])
+    return [
+        digits,
+        model("simple", {"INPUT0": int32, "INPUT1": int32}, {"OUTPUT0": int32, "OUTPUT1": int32}, f"Python[{ops}:add_sub]", max=8),
+        *(model(f"identity_{name}", {"INPUT0": tensor(name)}, {"OUTPUT0": tensor(name)}, max=8) for name in DATATYPES),
+        model("rounded", {"X": tensor("FP32")}, {"Y": tensor("BF16")}),
+        model("any", {"X": tensor()}, {"Y": tensor()}),
+        model("volume", {"X": tensor("FP32", [-1, 3, -1, 4])}, {"Y": tensor("FP32", [-1, 3, -1, 4])}, max=4),
+        model("text", {"data": {"kind": "text"}}, {"result": {"kind": "text"}}, f"Python[{ops}:shout]"),
+        model("nothing", {"data": {"kind": "text"}}, {}, f"Python[{ops}:nothing]"),
+        model("described", {"data": {"kind": "text"}}, {}, f"Python[{ops}:described]"),
+        model("scaled", {"data": tensor("FP64", [1, -1])}, {"result": tensor("FP64", [1, -1])}, f"Python[{ops}:Scaled]"),
+        model(
+            "sum",
+            {"data": tensor("FP32")},
+            {"result": tensor("FP32"), "total": tensor("FP32", [-1]), "rows": {"kind": "integer"}},
+            f"Python[{ops}:Sum]",
+            max=8,
+        ),
+        model("scores", {"X": tensor("FP32")}, {"Y": tensor("FP32", labels=str(folder / "labels.txt"))}, max=4),
+        {"pipeline": {"name": "matmul"}, "net": {"backend": "OnnxTensor", "model": str(folder / "matmul.onnx"), "max": 4}},
+        model("ranked", {"X": tensor("FP32")}, {"Y": tensor("FP32")}, max=2, priority_levels=3),
+    ]
+
+
+class Served:
+    """A running server: `http` is an httpx client of it."""
+
+    def __init__(self, http):
+        self.http = http
+        self.address = str(http.base_url).removeprefix("http://").rstrip("/")
+
+    def infer(self, name, document, *blobs, length=None, headers=None):
+        """POST a document and what follows it; `length`: what the header says of it, if not the truth."""
+        text = document if isinstance(document, bytes) else json.dumps(document).encode()
+        sent = dict(headers or {})
+        if blobs or length is not None:
+            sent["Inference-Header-Content-Length"] = str(len(text) if length is None else length)
+        return self.http.post(f"/v2/models/{name}/infer", content=text + b"".join(blobs), headers=sent)
+
+    def refused(self, *args, **more):
+        """The text of the error of a request that is the client's fault."""
+        answer = self.infer(*args, **more)
+        assert answer.status_code == 400, (answer.status_code, answer.text[:500])
+        assert list(answer.json()) == ["error"] and answer.headers["content-type"] == "application/json"
+        return answer.json()["error"]
+
+    def raw(self, *pieces, leave=False):
+        """All that the server answers to bytes as they are, until it closes; it may do so before it has them all."""
+        with socket.create_connection((self.http.base_url.host, self.http.base_url.port), 30) as connection:
+            found = b""
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                for piece in pieces:
+                    connection.sendall(piece)
+                while not leave and (more := connection.recv(65536)):
+                    found += more
+            return found
+
+    @staticmethod
+    def simple(**more):
+        """A request to `simple`, as JSON."""
+        data = list(range(16))
+        return {
+            "inputs": [{"name": name, "shape": [1, 16], "datatype": "INT32", "data": data} for name in ("INPUT0", "INPUT1")],
+            **more,
+        }
+
+    @staticmethod
+    def one(datatype, shape, data=None, size=None, name="INPUT0", **more):
+        """A request with one input: JSON, or so many bytes that follow."""
+        given = {"parameters": {"binary_data_size": size}} if size is not None else {"data": data}
+        return {"inputs": [{"name": name, "shape": shape, "datatype": datatype, **given}], **more}
+
+
+@pytest.fixture(scope="session")
+def served(sources, running):
+    """A server that has them all."""
+    app = create_app(sources, settings=Settings(max_body=8 << 20, max_inflated=1 << 20, max_chunks=1000))
+    with running(app, http="penstock.app.protocol:HttpProtocol") as client:
+        yield Served(client)
+
+
+@pytest.fixture
+def client(served):
+    with tritonclient.http.InferenceServerClient(served.address) as found:
+        yield found

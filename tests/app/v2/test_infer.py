@@ -1,0 +1,253 @@
+"""infer as Triton's own clients use it, sync and aio: datatypes, encodings, batches, parameters, classification, compression."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import struct
+import zlib
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tritonclient.http
+import tritonclient.http.aio
+from tritonclient.http import InferInput, InferRequestedOutput
+from tritonclient.utils import InferenceServerException, deserialize_bytes_tensor
+
+DATATYPES = ["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BF16", "BYTES"]
+
+
+def random_array(datatype, shape):
+    draw = np.random.default_rng(0)
+    count = int(np.prod(shape))
+    if datatype == "BOOL":
+        return draw.random(shape) < 0.5
+    if datatype == "BYTES":
+        return np.array([str(number).encode() * (index % 3) for index, number in enumerate(draw.random(count))], np.object_).reshape(shape)
+    if datatype.startswith("FP"):
+        return draw.standard_normal(shape).astype(f"float{datatype[2:]}")
+    if datatype == "BF16":
+        return draw.integers(-99, 99, shape).astype(ml_dtypes.bfloat16)
+    bounds = np.iinfo(datatype.lower())
+    return draw.integers(bounds.min, bounds.max, shape, dtype=datatype.lower(), endpoint=True)
+
+
+def given(array, datatype, name="INPUT0", binary=True):
+    found = InferInput(name, array.shape, datatype)
+    found.set_data_from_numpy(array, binary_data=binary)
+    return found
+
+
+def add_sub(client, rows=1, **more):
+    first = np.arange(16 * rows, dtype=np.int32).reshape(rows, 16)
+    second = np.ones((rows, 16), np.int32)
+    answer = client.infer("simple", [given(first, "INT32", "INPUT0"), given(second, "INT32", "INPUT1")], **more)
+    return answer, first + second, first - second
+
+
+@pytest.mark.parametrize("datatype", DATATYPES)
+@pytest.mark.parametrize("shape", [(1, 5), (3, 7), (1, 0)])
+def test_every_datatype_comes_back_as_it_went(client, datatype, shape):
+    array = random_array(datatype, shape)
+    for asked in (True, False):
+        answer = client.infer(f"identity_{datatype}", [given(array, datatype)], outputs=[InferRequestedOutput("OUTPUT0", asked)])
+        output = answer.get_output("OUTPUT0")
+        assert (output["datatype"], output["shape"]) == (datatype, list(shape))
+        assert ("data" in output) != asked
+        found = answer.as_numpy("OUTPUT0") if array.size or not asked else np.zeros(shape)
+        if datatype == "BYTES" and not asked:
+            found = np.array([text.encode() for text in output["data"]], np.object_)
+        np.testing.assert_array_equal(found.reshape(shape), array)
+
+
+@pytest.mark.parametrize("datatype", [each for each in DATATYPES if each not in {"FP16", "BF16"}])
+def test_every_datatype_but_halves_comes_as_json(client, datatype):
+    array = random_array(datatype, (2, 3))
+    sent = (
+        given(np.array([each.decode() for each in array.flat], np.object_).reshape(2, 3), "BYTES", binary=False)
+        if datatype == "BYTES"
+        else None
+    )
+    answer = client.infer(f"identity_{datatype}", [sent or given(array, datatype, binary=False)])
+    np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), array)
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "BF16"])
+def test_halves_as_json_are_refused(served, datatype):
+    assert f"receiving {datatype} data via JSON is not supported" in served.refused(
+        f"identity_{datatype}", served.one(datatype, [1, 1], [1.0])
+    )
+
+
+def test_bf16_is_rounded_to_the_nearest(served, client):
+    halves = struct.pack("<4H", 0x3F80, 0x7FC0, 0xFF80, 0x0001)  # 1, NaN, -inf, the least subnormal
+    answer = served.infer("identity_BF16", served.one("BF16", [1, 4], size=8) | {"parameters": {"binary_data_output": True}}, halves)
+    assert answer.content.endswith(halves)
+    numbers = np.random.default_rng(0).standard_normal((1, 1000)).astype(np.float32)
+    answer = client.infer("rounded", [given(numbers, "FP32", "X")])
+    assert answer.get_output("Y")["datatype"] == "BF16"
+    np.testing.assert_array_equal(answer.as_numpy("Y"), numbers.astype(ml_dtypes.bfloat16))
+
+
+def test_nan_and_infinity_in_json_both_ways(served):
+    text = b'{"inputs":[{"name":"INPUT0","shape":[1,4],"datatype":"FP32","data":[NaN,Infinity,-Infinity,1.5]}]}'
+    answer = served.infer("identity_FP32", text)
+    assert answer.status_code == 200 and '"data":[NaN, Infinity, -Infinity, 1.5]' in answer.text
+
+
+def test_nested_lists_are_flat_ones(served):
+    for data in ([[[1, 2, 3, 4]] * 3] * 2, [1, 2, 3, 4] * 6, [[1, 2], [3, 4]] * 6):
+        answer = served.infer("volume", served.one("FP32", [2, 3, 1, 4], data, name="X"))
+        assert answer.json()["outputs"][0]["data"] == [1.0, 2.0, 3.0, 4.0] * 6
+
+
+def test_mixed_inputs_and_outputs(client):
+    first, second = np.arange(16, dtype=np.int32).reshape(1, 16), np.ones((1, 16), np.int32)
+    for binary in (True, False):
+        inputs = [given(first, "INT32", "INPUT0", binary), given(second, "INT32", "INPUT1", not binary)]
+        outputs = [InferRequestedOutput("OUTPUT1", not binary), InferRequestedOutput("OUTPUT0", binary)]
+        answer = client.infer("simple", inputs, outputs=outputs, request_id="42")
+        assert answer.get_response()["id"] == "42" and answer.get_response()["model_name"] == "simple"
+        assert [each["name"] for each in answer.get_response()["outputs"]] == ["OUTPUT1", "OUTPUT0"]
+        np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), first + second)
+        np.testing.assert_array_equal(answer.as_numpy("OUTPUT1"), first - second)
+
+
+def test_outputs_that_nobody_names_all_come(client, served):
+    answer, total, difference = add_sub(client)
+    np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), total)
+    np.testing.assert_array_equal(answer.as_numpy("OUTPUT1"), difference)
+    found = served.infer("simple", served.simple()).json()
+    assert found == {
+        "model_name": "simple",
+        "model_version": "1",
+        "outputs": [
+            {"name": "OUTPUT0", "datatype": "INT32", "shape": [1, 16], "data": [2 * number for number in range(16)]},
+            {"name": "OUTPUT1", "datatype": "INT32", "shape": [1, 16], "data": [0] * 16},
+        ],
+    }
+
+
+def test_a_request_of_many_rows_is_one_item_and_requests_share_batches(client):
+    answer, total, _ = add_sub(client, rows=8)
+    np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), total)
+    with pytest.raises(InferenceServerException, match="inference request batch-size must be <= 8 for 'simple'"):
+        add_sub(client, rows=9)
+
+
+async def test_aio_clients_share_batches(served):
+    async with tritonclient.http.aio.InferenceServerClient(served.address) as client:
+        assert await client.is_server_live() and await client.is_server_ready() and await client.is_model_ready("sum", "1")
+        arrays = [np.full((1 + index % 2, 3), index, np.float32) for index in range(24)]
+        answers = await asyncio.gather(*[client.infer("sum", [given(array, "FP32", "data")]) for array in arrays])
+        for array, answer in zip(arrays, answers, strict=True):
+            np.testing.assert_array_equal(answer.as_numpy("result"), array)
+            np.testing.assert_array_equal(answer.as_numpy("total"), array.sum(axis=1))
+        assert max(int(answer.as_numpy("rows")[0]) for answer in answers) > 1
+
+
+def test_an_engine_names_its_inputs_and_outputs(client):
+    array = np.array([[1, 2], [3, 4]], np.float32)
+    answer = client.infer("matmul", [given(array, "FP32", "x")])
+    np.testing.assert_array_equal(answer.as_numpy("y"), [[5], [11]])
+    np.testing.assert_array_equal(answer.as_numpy("z"), array)
+
+
+def test_an_image_pipeline_takes_bytes(client, digit):
+    answer = client.infer("digits", [given(np.array([digit], np.object_), "BYTES", "data")])
+    assert answer.as_numpy("result").tolist() == [3]
+    with pytest.raises(InferenceServerException, match=r"\[400\]"):
+        client.infer("digits", [given(np.array([b"no image"], np.object_), "BYTES", "data")])
+
+
+def test_text_and_other_values(served):
+    assert served.infer("text", served.one("BYTES", [1], ["grüße"], name="data")).json()["outputs"] == [
+        {"name": "result", "datatype": "BYTES", "shape": [1], "data": ["GRÜSSE"]}
+    ]
+    found = served.infer("described", served.one("BYTES", [1], ["a b"], name="data")).json()["outputs"][0]
+    assert json.loads(found["data"][0]) == {"length": 3, "words": ["a", "b"]}
+    assert served.infer("nothing", served.one("BYTES", [1], ["a"], name="data")).json()["outputs"] == []
+    assert "no UTF-8" in served.refused("text", served.one("BYTES", [1], size=5, name="data"), b"\x01\x00\x00\x00\xff")
+
+
+def test_raw_requests_are_one_tensor(served):
+    array = np.arange(24, dtype=np.float32).reshape(1, 3, 2, 4)
+    answer = served.infer("volume", b"", array.tobytes(), length=0)
+    size = int(answer.headers["inference-header-content-length"])
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert json.loads(answer.content[:size])["outputs"][0] == {
+        "name": "Y", "datatype": "FP32", "shape": [1, 3, 2, 4], "parameters": {"binary_data_size": 96}
+    }  # fmt: skip
+    assert answer.content[size:] == array.tobytes()
+    found = served.infer("text", b"", b"hello", length=0)
+    assert deserialize_bytes_tensor(found.content[int(found.headers["inference-header-content-length"]) :]).tolist() == [b"HELLO"]
+    assert "model 'simple' has 2" in served.refused("simple", b"", b"1234", length=0)
+    assert "input byte size mismatch for input 'X'" in served.refused("volume", b"", b"1234567", length=0)
+
+
+def test_parameters_reach_the_item(client, served):
+    array = np.array([[1.0, 2.0]])
+    answer = client.infer("scaled", [given(array, "FP64", "data")], parameters={"factor": 3})
+    assert answer.as_numpy("result").tolist() == [[3.0, 6.0]]
+    for name in ("node_name", "request_size", "_parts", "triton_x", "data", "result", "context"):
+        assert f"parameter '{name}' is reserved" in served.refused(
+            "scaled", served.one("FP64", [1, 1], [1.0], name="data", parameters={name: 1})
+        )
+    assert "expected a string, a number or a boolean" in served.refused(
+        "scaled", served.one("FP64", [1, 1], [1.0], name="data", parameters={"factor": [1]})
+    )
+
+
+def test_priorities_of_pipelines_that_have_none_are_taken(client):
+    array = np.ones((1, 2), np.float32)
+    for name, priority in (("ranked", 1), ("ranked", 3), ("ranked", 9), ("identity_FP32", 5)):
+        port = "X" if name == "ranked" else "INPUT0"
+        client.infer(name, [given(array, "FP32", port)], priority=priority, sequence_id=7, sequence_start=True, timeout=20_000_000)
+
+
+def test_classification(client, served):
+    array = np.array([[0.5, np.nan, 0.25], [-1.0, 3.0, 3.0]], np.float32)
+    answer = client.infer("scores", [given(array, "FP32", "X")], outputs=[InferRequestedOutput("Y", class_count=2)])
+    assert answer.as_numpy("Y").tolist() == [[b"0.500000:0:zero", b"0.250000:2:two"], [b"3.000000:1:one", b"3.000000:2:two"]]
+    answer = client.infer("any", [given(np.array([3, 250, 7], np.uint8), "UINT8", "X")], outputs=[InferRequestedOutput("Y", class_count=9)])
+    assert answer.as_numpy("Y").tolist() == [b"250:1", b"7:2", b"3:0"]
+    with pytest.raises(InferenceServerException, match="class result not available for output due to unsupported type 'BYTES'"):
+        client.infer(
+            "identity_BYTES", [given(np.array([[b"x"]], np.object_), "BYTES")], outputs=[InferRequestedOutput("OUTPUT0", class_count=1)]
+        )
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_compression_both_ways(client, algorithm):
+    answer, total, _ = add_sub(client, request_compression_algorithm=algorithm, response_compression_algorithm=algorithm)
+    np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), total)
+
+
+def test_answers_are_compressed_where_that_pays(served):
+    numbers = served.one("INT32", [1, 5000], [7] * 5000)
+    both = {"Accept-Encoding": "gzip, deflate, br"}
+    assert served.infer("identity_INT32", numbers, headers=both).headers["content-encoding"] == "gzip"
+    assert "content-encoding" not in served.infer("identity_INT32", served.one("INT32", [1, 1], [7]), headers=both).headers
+    binary = numbers | {"parameters": {"binary_data_output": True}}
+    assert "content-encoding" not in served.infer("identity_INT32", binary, headers=both).headers
+    alone = served.infer("identity_INT32", binary, headers={"Accept-Encoding": "deflate"})
+    assert alone.headers["content-encoding"] == "deflate" and len(alone.content) > 20_000  # httpx has inflated it
+    assert "content-encoding" not in served.infer("identity_INT32", numbers, headers={"Accept-Encoding": "br, gzip;q=0"}).headers
+
+
+def test_compressed_requests_are_bounded_and_whole(served):
+    text = json.dumps(served.simple()).encode()
+    for body, encoding, said in (
+        (gzip.compress(bytes(2 << 20)), "gzip", "more than 1048576 bytes once it is decompressed"),
+        (gzip.compress(text)[:-9], "gzip", "can't be decompressed"),
+        (gzip.compress(text) + b"more", "gzip", "can't be decompressed"),
+        (text, "gzip", "can't be decompressed"),
+        (gzip.compress(text), "deflate", "can't be decompressed"),
+        (b"", "gzip", "can't be decompressed"),
+    ):
+        assert said in served.refused("simple", body, headers={"Content-Encoding": encoding})
+    assert served.infer("simple", zlib.compress(text), headers={"Content-Encoding": "deflate"}).status_code == 200
+    unknown = served.infer("simple", text, headers={"Content-Encoding": "br"})
+    assert unknown.status_code == 501 and unknown.headers["accept-encoding"] == "gzip, deflate"

@@ -1,0 +1,237 @@
+"""Malformed infer requests: each gets its 4xx, and the next request on the same server its answer."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def still_serves(served):
+    yield
+    assert served.infer("simple", served.simple()).status_code == 200
+
+
+def strings(*values):
+    return b"".join(struct.pack("<I", len(value)) + value for value in values)
+
+
+def chunked(path, *chunks):
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n".encode()
+    return head, *[b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks], b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "document", [b"", b"{", b"[]", b"null", b"7", b'"x"', b"\xff", b'{"inputs":{}}', b'{"inputs":[7]}', b"{}", b'{"inputs":null}']
+)
+def test_what_is_no_request(served, document):
+    served.refused("simple", document)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": 7}, "Unable to parse 'name'"),
+        ({"name": "INPUT1"}, "input 'INPUT1' already exists in request"),
+        ({"name": "FOO"}, "unexpected inference input 'FOO' for model 'simple'"),
+        ({"datatype": "FP32"}, "inference input 'INPUT0' data-type is 'FP32', but model 'simple' expects 'INT32'"),
+        ({"datatype": "INT31"}, "invalid datatype for input 'INPUT0'"),
+        ({"datatype": None}, "invalid datatype for input 'INPUT0'"),
+        ({"shape": None}, "Unable to parse 'shape'"),
+        ({"shape": [1, -16]}, "Unable to parse 'shape': attempt to access JSON non-unsigned-integer as unsigned-integer"),
+        ({"shape": [1, 16.0]}, "Unable to parse 'shape'"),
+        ({"shape": [True, 16]}, "Unable to parse 'shape'"),
+        ({"shape": [1, 2**64]}, "Unable to parse 'shape'"),
+        ({"shape": [1, 17]}, "unexpected shape for input 'INPUT0' for model 'simple'. Expected [-1,16], got [1,17]"),
+        ({"shape": [16]}, "unexpected shape for input 'INPUT0' for model 'simple'. Expected [-1,16], got [16]"),
+        ({"shape": [2, 16], "data": [0] * 32}, "batch size does not match"),
+        ({"shape": [0, 16]}, "batch-size must be >= 1"),
+        ({"data": list(range(15))}, "Unable to parse 'data': Shape does not match true shape of 'data' field"),
+        ({"data": [[1, 2], 3] + [0] * 13}, "Unable to parse 'data'"),
+        ({"data": 7}, "Unable to parse 'data'"),
+        ({"data": [1.0] * 16}, "holds a float"),
+        ({"data": [True] * 16}, "holds a bool"),
+        ({"data": ["1"] * 16}, "holds a str"),
+        ({"data": [None] * 16}, "holds a NoneType"),
+        ({"data": [2**31] + [0] * 15}, "-2147483648 to 2147483647"),
+        ({"data": [-(2**31) - 1] + [0] * 15}, "-2147483648 to 2147483647"),
+        ({"data": [10**400] + [0] * 15}, "-2147483648 to 2147483647"),
+        ({"parameters": {"binary_data_size": 64}}, "Input must set only one of the following fields"),
+        ({"parameters": {"shared_memory_region": "r"}}, "Input must set only one of the following fields"),
+        ({"parameters": 7}, "Unable to parse 'parameters'"),
+    ],
+)  # fmt: skip
+def test_an_input_that_is_wrong(served, change, said):
+    document = served.simple()
+    first, second = document["inputs"]
+    order = [second, first | change] if change.get("name") == "INPUT1" else [first | change, second]
+    assert said in served.refused("simple", {"inputs": order})
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"id": 7}, "Unable to parse 'id'"),
+        ({"parameters": []}, "Unable to parse 'parameters'"),
+        ({"parameters": {"timeout": -1}}, "'timeout' must be a non-negative integer"),
+        ({"parameters": {"timeout": 1.5}}, "'timeout' must be a non-negative integer"),
+        ({"parameters": {"timeout": "soon"}}, "'timeout' must be a non-negative integer"),
+        ({"parameters": {"priority": 2**64}}, "'priority' must be a non-negative integer"),
+        ({"parameters": {"binary_data_output": 1}}, "expected a boolean"),
+        ({"outputs": {}}, "Unable to parse 'outputs'"),
+        ({"outputs": ["OUTPUT0"]}, "Unable to parse 'outputs'"),
+        ({"outputs": [{"name": "OUTPUT0"}, {"name": "OUTPUT0"}]}, "output 'OUTPUT0' already exists in request"),
+        ({"outputs": [{"name": "FOO"}]}, "unexpected inference output 'FOO' for model 'simple'"),
+        ({"outputs": [{"name": "OUTPUT0", "parameters": 7}]}, "Unable to parse 'parameters' of output 'OUTPUT0'"),
+        ({"outputs": [{"name": "OUTPUT0", "parameters": {"binary_data": "yes"}}]}, "expected a boolean"),
+        ({"outputs": [{"name": "OUTPUT0", "parameters": {"classification": 0}}]}, "must be at least 1"),
+        ({"outputs": [{"name": "OUTPUT0", "parameters": {"classification": -1}}]}, "must be a non-negative integer"),
+        ({"outputs": [{"name": "OUTPUT0", "parameters": {"classification": 1, "shared_memory_region": "r"}}]}, "with classification"),
+        ({"outputs": [{"name": "OUTPUT0", "parameters": {"binary_data": True, "shared_memory_region": "r"}}]}, "with 'binary_data'"),
+    ],
+)  # fmt: skip
+def test_what_is_asked_is_wrong(served, more, said):
+    assert said in served.refused("simple", served.simple(**more))
+
+
+def test_unknown_regions_of_shared_memory(served):
+    part = {"shared_memory_region": "r", "shared_memory_byte_size": 64}
+    document = served.simple()
+    document["inputs"][0] = {"name": "INPUT0", "shape": [1, 16], "datatype": "INT32", "parameters": part}
+    for wrong in (document, served.simple(outputs=[{"name": "OUTPUT0", "parameters": part}])):
+        answer = served.infer("simple", wrong)
+        assert answer.status_code == 404 and answer.json() == {"error": "Unable to find shared memory region: 'r'"}
+
+
+def test_missing_inputs_are_named(served):
+    document = served.simple()
+    assert served.refused("simple", {"inputs": document["inputs"][:1]}) == (
+        "expected 2 inputs but got 1 inputs for model 'simple'. Got input(s) ['INPUT0'], but missing required input(s) ['INPUT1']. "
+        "Please provide all required input(s)."
+    )
+
+
+def test_unknown_models_and_versions(served):
+    for name, said in (
+        ("nope", "Request for unknown model: 'nope' is not found"),
+        ("simple/versions/99", "Request for unknown model: 'simple' version 99 is not found"),
+    ):
+        assert served.refused(name, served.simple()) == said
+    assert served.infer("simple/versions/1", served.simple()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("size", "sent", "said"),
+    [
+        (64, bytes(60), "unexpected size for input 'INPUT0', expecting 4 additional bytes for model 'identity_FP32'"),
+        (64, bytes(65), "unexpected additional input data for model 'identity_FP32'"),
+        (60, bytes(60), "input byte size mismatch for input 'INPUT0' for model 'identity_FP32'. Expected 64, got 60"),
+        (2**63, b"", "unexpected size for input 'INPUT0'"),
+        (-1, b"", "must be a non-negative integer"),
+        (2**64, b"", "must be a non-negative integer"),
+        ("64", bytes(64), "must be a non-negative integer"),
+    ],
+)
+def test_binary_sizes_that_lie(served, size, sent, said):
+    assert said in served.refused("identity_FP32", served.one("FP32", [1, 16], size=size), sent)
+
+
+@pytest.mark.parametrize("length", ["-1", "1e3", "99999999999999999999", "100000", "x", " ", "²"])
+def test_header_lengths_that_lie(served, length):
+    said = served.refused("simple", served.simple(), b"", length=length.encode())
+    assert "inference header size should be in range" in said or "must be a non-negative integer" in said
+
+
+def test_a_header_length_that_cuts_the_json(served):
+    served.refused("simple", served.simple(), length=10)
+
+
+@pytest.mark.parametrize("shape", [[2**32, 2**32], [1, 2**62], [2**64 - 1, 2], [1, 2**63, 2, 0], [1] * 100])
+@pytest.mark.parametrize("datatype", ["FP32", "BYTES", "BOOL"])
+def test_shapes_that_overflow(served, shape, datatype):
+    for document, blobs in ((served.one(datatype, shape, size=4, name="X"), [bytes(4)]), (served.one(datatype, shape, [0], name="X"), [])):
+        served.refused("any", document, *blobs)
+
+
+def test_texts_of_overflows(served):
+    assert "causes total element count to exceed maximum size of 18446744073709551615" in served.refused(
+        "any", served.one("UINT8", [2**32, 2**32], [], name="X")
+    )
+    assert "byte size overflow for input 'X'" in served.refused("any", served.one("FP64", [2**62], [], name="X"))
+
+
+def test_no_elements_in_a_shape_that_no_array_has(served):
+    served.refused("any", served.one("FP32", [0, 2**62, 2**62], [], name="X"))
+    assert served.infer("any", served.one("FP32", [0, 7], [], name="X")).json()["outputs"][0]["shape"] == [0, 7]
+
+
+@pytest.mark.parametrize(
+    "blob", [b"", b"\x01\x00\x00", strings(b"a") + b"\x01\x00\x00\x00", strings(b"a", b"b", b"c"), strings(b"a"), b"\xff\xff\xff\xff" * 2]
+)
+def test_strings_whose_lengths_lie(served, blob):
+    said = served.refused("identity_BYTES", served.one("BYTES", [1, 2], size=len(blob)), blob)
+    assert said == "unexpected number of string elements for inference input 'INPUT0', expecting 2"
+
+
+def test_numbers_beyond_their_datatype(served):
+    for datatype, low, high in (("UINT8", 0, 255), ("INT8", -128, 127), ("UINT64", 0, 2**64 - 1), ("INT64", -(2**63), 2**63 - 1)):
+        good = served.infer(f"identity_{datatype}", served.one(datatype, [1, 2], [low, high]))
+        assert good.json()["outputs"][0]["data"] == [low, high]
+        for wrong in (low - 1, high + 1):
+            served.refused(f"identity_{datatype}", json.dumps(served.one(datatype, [1, 1], [wrong])).encode())
+    assert "beyond the range of FP32" in served.refused("identity_FP32", served.one("FP32", [1, 1], [1e39]))
+    assert "beyond the range of FP64" in served.refused("identity_FP64", json.dumps(served.one("FP64", [1, 1], [10**400])).encode())
+
+
+def test_bytes_that_are_no_text_do_not_go_into_json(served):
+    blob = strings(b"\xff")
+    assert "ask for binary data" in served.refused("identity_BYTES", served.one("BYTES", [1, 1], size=len(blob)), blob)
+    assert "is no Unicode" in served.refused(
+        "identity_BYTES", b'{"inputs":[{"name":"INPUT0","shape":[1,1],"datatype":"BYTES","data":["\\ud800"]}]}'
+    )
+
+
+@pytest.mark.parametrize("brackets", ["[]", "{}"])
+def test_depth_of_json(served, brackets):
+    def nested(levels):  # with those of the request around it
+        inside = "[" * levels + "]" * levels if brackets == "[]" else '{"x":' * levels + "0" + "}" * levels
+        return json.dumps(served.simple()).replace('{"inputs"', f'{{"more": {inside}, "inputs"', 1).encode()
+
+    assert served.infer("simple", nested(99)).status_code == 200
+    assert served.refused("simple", nested(100)) == "JSON nesting depth exceeds maximum allowed limit (100)"
+    for levels in (120, 1100, 250_000):
+        served.refused("simple", nested(levels))
+    with_brackets = served.simple(id="[{" * 300 + '\\"[')
+    assert served.infer("simple", with_brackets).json()["id"] == with_brackets["id"]
+
+
+def test_depth_counts_beside_nan(served):
+    text = b'{"more": NaN, "deep": ' + b"[" * 250_000 + b"]" * 250_000 + b"}"
+    assert served.refused("simple", text) == "JSON nesting depth exceeds maximum allowed limit (100)"
+    assert "JSON" in served.refused("simple", b"[" * 100_000)
+
+
+def test_chunks_are_counted(served):
+    text = json.dumps(served.simple()).encode()
+    pieces = [text[index : index + 1] for index in range(len(text))]
+    assert len(pieces) < 1000
+    good = served.raw(b"".join(chunked("/v2/models/simple/infer", *pieces)))
+    assert good.startswith(b"HTTP/1.1 200")
+    bad = served.raw(b"".join(chunked("/v2/models/simple/infer", *([b" "] * 1000), text)))
+    assert bad.startswith(b"HTTP/1.1 400") and b"more than 1000 chunks (max_chunks)" in bad
+    million = chunked("/v2/models/simple/infer")
+    found = served.raw(million[0], *[b"1\r\nx\r\n" * 10_000] * 100, million[1])
+    assert found == b"" or found.startswith(b"HTTP/1.1 400")
+
+
+def test_bodies_are_bounded(served):
+    found = served.raw(b"POST /v2/models/simple/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
+    assert found.startswith(b"HTTP/1.1 400") and b"at most 8388608 are taken (max_body)" in found and b"connection: close" in found
+    found = served.raw(*chunked("/v2/models/simple/infer", *[bytes(1 << 20)] * 10))
+    assert found == b"" or (found.startswith(b"HTTP/1.1 400") and b"(max_body)" in found)
+
+
+def test_a_client_that_leaves_midway(served):
+    served.raw(b"POST /v2/models/simple/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{", leave=True)
