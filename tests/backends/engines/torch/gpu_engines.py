@@ -63,7 +63,7 @@ def test_what_can_not_be_captured_runs_without_graphs_and_memory_stays(tmp_path,
     backend.warm_up()
     assert "runs without CUDA graphs" in caplog.text
     assert not backend.children[0]._half._graphs
-    run(backend, torch.ones(1, 1024, 1024))
+    run(backend, *(torch.ones(1, 1024, 1024) for _ in range(3)))
     before = torch.cuda.memory_reserved()
     for value in range(100):
         results = run(backend, *(torch.full((1, 1024, 1024), float(value + item)) for item in range(3)))
