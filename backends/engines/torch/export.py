@@ -82,9 +82,13 @@ class TorchExportTensor(TorchModule):
             raise self._wrong("precision", "a .pt2 file has the precision that it was exported with: export it anew, or leave this out")
         path = self.file(params.model)
         try:
-            names = zipfile.ZipFile(path).namelist()
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+                begin = min((each.header_offset for each in archive.infolist()), default=0)
         except (OSError, zipfile.BadZipFile) as error:
             raise BackendError(f"{self.who}: the model {path} can't be read, it is truncated or no .pt2 file: {error}") from error
+        if begin:  # without its own directory, that of an archive inside is found
+            raise BackendError(f"{self.who}: the model {path} can't be read: its end is missing, it is truncated or damaged")
         if any(name.count("/") == 1 and name.endswith("/data.pkl") for name in names):
             raise BackendError(f"{self.who}: the model {path} is TorchScript or a state_dict, no exported program: see TorchScriptTensor")
         try:

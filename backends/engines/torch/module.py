@@ -19,7 +19,7 @@ from ...item import Item
 from ..params import why_no_file
 from ..postprocess import PostProcessing
 from .engine import Member, TorchEngine
-from .options import processors, set_process_wide, use_threads
+from .options import processors, release, set_process_wide, use_threads
 from .params import TorchParams
 from .reading import indices
 from .sharing import shared
@@ -60,23 +60,34 @@ class TorchModule(TorchEngine):
             raise self._wrong("input_reorder", f"{params.input_reorder!r} must hold each index once, as in '1,0'")
         self._mean = self._statistic("mean", params.mean)
         self._std = self._statistic("std", params.std)
-        self._set_options(context)
-        model = self.open(params, context, device)
+        self._options: list[tuple[str, str]] = []
+        try:
+            self._set_options(context)
+            model = self.open(params, context, device)
+            self._check_reorder(params)
+        except BaseException:
+            for option, who in self._options:
+                release(option, who)
+            raise
+        return model
+
+    def _check_reorder(self, params: TorchParams) -> None:
         if self._reorder is not None and self.inputs is not None and len(self._reorder) != len(self.inputs):
             names = ", ".join(self.inputs)
             raise self._wrong("input_reorder", f"{params.input_reorder!r} names {len(self._reorder)} inputs, the model has {names}")
-        return model
 
     def open(self, params: Any, context: Context, device: torch.device) -> Any:
         """The model on the device; sets `inputs` and whatever else it tells."""
         raise NotImplementedError
 
     def set_process_wide(self, *options: str) -> None:
-        """Those of the options that the node gives."""
+        """Those of the options that the node gives; they are taken back where the model then fails to load."""
+        who = f"node {self.context.node!r} of pipeline {self.context.pipeline!r}"
         for option in options:
             value = getattr(self.params, option.lower())
             if value is not None:
-                set_process_wide(option, value, f"node {self.context.node!r} of pipeline {self.context.pipeline!r}", self.context.node)
+                set_process_wide(option, value, who, self.context.node)
+                self._options.append((option, who))
 
     def _set_options(self, context: Context) -> None:
         self.set_process_wide("DISABLE_CUDNN", "INTER_OP_THREAD_COUNT")

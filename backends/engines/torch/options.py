@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +18,18 @@ import torch
 from ...errors import ConfigError, Problem
 
 _lock = threading.Lock()
-_set: dict[str, tuple[Any, str]] = {}
-"""Option -> its value, and who asked for it first."""
+
+
+@dataclass(slots=True)
+class Setting:
+    value: Any
+    before: Any
+    """What the option was."""
+    users: list[str]
+    """Who asked for it, the first in front."""
+
+
+_set: dict[str, Setting] = {}
 
 JIT: dict[str, Callable[[bool], Any]] = {
     "ENABLE_JIT_EXECUTOR": torch._C._jit_set_profiling_executor,
@@ -30,31 +41,47 @@ JIT: dict[str, Callable[[bool], Any]] = {
 def set_process_wide(option: str, value: Any, who: str, node: str) -> None:
     """Set an option once. Raises ConfigError where another model has set it to something else, or torch takes it no more."""
     with _lock:
-        if option in _set:
-            known, first = _set[option]
-            if known != value:
+        if (known := _set.get(option)) is not None:
+            if known.value != value:
                 message = (
-                    f"{value} wanted, but {first} has set it to {known}: the option holds for the whole process, until it ends, "
-                    "so all models must agree"
+                    f"{value} wanted, but {known.users[0]} has set it to {known.value}: the option holds for the whole process, until it "
+                    "ends, so all models must agree"
                 )
                 raise ConfigError([Problem(message, node=node, key=option)])
+            known.users.append(who)
             return
         try:
-            _apply(option, value)
+            before = _apply(option, value)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise ConfigError([Problem(f"torch does not take {value} any more: {reason}", node=node, key=option)]) from error
-        _set[option] = value, who
+        _set[option] = Setting(value, before, [who])
 
 
-def _apply(option: str, value: Any) -> None:
+def release(option: str, who: str) -> None:
+    """Take back what a model that then failed to load has asked for. What nobody else wants is as it was before."""
+    with _lock:
+        setting = _set[option]
+        setting.users.remove(who)
+        if not setting.users:
+            del _set[option]
+            if setting.before is not None:
+                _apply(option, setting.before)
+
+
+def _apply(option: str, value: Any) -> Any:
+    """What the option was before; None where it can't be set again."""
     if option == "INTER_OP_THREAD_COUNT":
         if torch.get_num_interop_threads() != value:
             torch.set_num_interop_threads(value)  # torch allows it once, and before its first parallel work
-    elif option == "DISABLE_CUDNN":
+        return None
+    if option == "DISABLE_CUDNN":
+        disabled = not torch.backends.cudnn.enabled
         torch.backends.cudnn.enabled = not value
-    else:
-        JIT[option](value)
+        return disabled
+    before = torch._C._jit_texpr_fuser_enabled() if option == "ENABLE_TENSOR_FUSER" else None
+    found = JIT[option](value)
+    return found if before is None else before
 
 
 def use_threads(count: int) -> None:

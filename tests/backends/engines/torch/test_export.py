@@ -166,11 +166,9 @@ def test_instances_share_a_program_unless_told_otherwise(exported, make):
 def test_files_that_can_not_be_read(exported, make, tmp_path):
     path = exported(torch.nn.Linear(3, 2), torch.zeros(2, 3))
     whole = path.read_bytes()
-    for keep in (0, 100, len(whole) // 2):
+    for keep in (0, 100, len(whole) // 2, *range(len(whole) * 9 // 10, len(whole), 97), len(whole) - 23, len(whole) - 1):
         path.write_bytes(whole[:keep])
-        with pytest.raises(
-            BackendError, match=rf"node 'node': TorchExportTensor: the model {path} can't be read, it is truncated or no \.pt2"
-        ):
+        with pytest.raises(BackendError, match=rf"node 'node': TorchExportTensor: the model {path} can't be read.* it is truncated or"):
             make(NAME, path)
     torch.save({"weight": torch.zeros(2)}, tmp_path / "weights.pt2")
     with pytest.raises(BackendError, match="is TorchScript or a state_dict, no exported program"):
@@ -179,6 +177,9 @@ def test_files_that_can_not_be_read(exported, make, tmp_path):
         archive.writestr("readme", "no program")
     with pytest.raises(BackendError, match=r"other\.pt2 can't be loaded: \w+"):
         make(NAME, tmp_path / "other.pt2")
+    (tmp_path / "folder.pt2").mkdir()
+    with pytest.raises(BackendError, match=r"folder\.pt2 is a directory"):
+        make(NAME, tmp_path / "folder.pt2")
     with pytest.raises(BackendError, match=r"absent\.pt2 does not exist"):
         make(NAME, tmp_path / "absent.pt2")
 

@@ -9,7 +9,8 @@ from penstock.backends.errors import ConfigError
 
 torch = pytest.importorskip("torch")
 
-from penstock.backends.engines.torch.options import set_process_wide  # noqa: E402
+from penstock.backends.engines.torch import options  # noqa: E402
+from penstock.backends.engines.torch.options import release, set_process_wide  # noqa: E402
 
 
 def test_the_first_to_ask_sets_an_option_and_others_must_agree() -> None:
@@ -25,6 +26,24 @@ def test_the_first_to_ask_sets_an_option_and_others_must_agree() -> None:
         assert not torch.backends.cudnn.enabled
     finally:
         torch.backends.cudnn.enabled = before
+
+
+@pytest.mark.parametrize("option", ["DISABLE_CUDNN", "ENABLE_JIT_EXECUTOR", "ENABLE_JIT_PROFILING", "ENABLE_TENSOR_FUSER"])
+def test_what_is_taken_back_is_as_it_was_once_nobody_wants_it(option: str) -> None:
+    def now() -> bool:
+        set_process_wide(option, True, "asks", "asks")
+        found: bool = options._set[option].before
+        release(option, "asks")
+        return found
+
+    before = now()
+    set_process_wide(option, not before, "a", "a")
+    set_process_wide(option, not before, "b", "b")
+    release(option, "a")
+    with pytest.raises(ConfigError, match="b has set it to"):
+        set_process_wide(option, before, "c", "c")
+    release(option, "b")
+    assert now() == before
 
 
 def test_what_torch_takes_no_more_is_an_error_and_not_remembered() -> None:

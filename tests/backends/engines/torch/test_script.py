@@ -320,6 +320,23 @@ def test_keys_that_do_not_fit(scripted, make, keys, message):
         make(NAME, scripted(Pair()), **keys)
 
 
+def test_a_model_that_does_not_load_leaves_the_options_of_the_process_to_others(scripted, make, tmp_path):
+    before = torch.backends.cudnn.enabled
+    try:
+        with pytest.raises(BackendError, match="does not exist"):
+            make(NAME, tmp_path / "absent.pt", DISABLE_CUDNN=before)
+        assert torch.backends.cudnn.enabled == before
+        make(NAME, scripted(Pair()), DISABLE_CUDNN=not before)
+        with pytest.raises(ConfigError, match="all models must agree"):
+            make(NAME, scripted(Pair()), DISABLE_CUDNN=before)
+        with pytest.raises(BackendError, match="does not exist"):
+            make(NAME, tmp_path / "absent.pt", DISABLE_CUDNN=not before)
+        with pytest.raises(ConfigError, match="all models must agree"):
+            make(NAME, scripted(Pair()), DISABLE_CUDNN=before)
+    finally:
+        torch.backends.cudnn.enabled = before
+
+
 def test_memory_that_is_not_there(scripted, make, run):
     class Huge(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
