@@ -21,6 +21,8 @@ from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.repository import Repository
 from penstock.pipelines.statistics import Histogram
 
+from .v2.metrics import TritonCollector
+
 NODE = ("pipeline", "node")
 
 
@@ -104,6 +106,7 @@ class Metrics:
     def __init__(self, repository: Repository) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(PipelineCollector(repository))
+        self.registry.register(TritonCollector(repository))
         ProcessCollector(registry=self.registry)
 
     def render(self, accept: str) -> tuple[bytes, str]:

@@ -47,16 +47,17 @@ class RequestStatistics:
     """How the requests of a pipeline ended, from wherever they came. What was refused at the entry is in `Admission.refused`.
 
     `succeeded` and `rows` (their `request_size`) and `seconds` are of the good ones; `run.py` keeps them by itself, for speed.
+    `reading` and `writing`: seconds that a network's face spent on their tensors before and after.
     `failures`: soft (an input that can't be read), failed, expired, cancelled, unready (the pipeline was closed under it).
     """
 
-    __slots__ = ("clock", "failed_seconds", "failures", "rows", "seconds", "succeeded")
+    __slots__ = ("clock", "failed_seconds", "failures", "reading", "rows", "seconds", "succeeded", "writing")
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.succeeded = 0
         self.rows = 0
-        self.seconds = 0.0
+        self.seconds = self.reading = self.writing = 0.0
         self.failures = dict.fromkeys(("soft", "failed", "expired", "cancelled", "unready"), 0)
         self.failed_seconds = 0.0
 

@@ -20,7 +20,7 @@ from ..settings import Settings
 from ..watch import Exchange, Watch
 from .call import Answer, Call, Route, parse_json, read_pieces
 from .compression import chosen_encoding, deflate, inflate
-from .hooks import Observer, Regions
+from .hooks import Regions
 from .model import Model, Models
 from .request import InferRequest, parse, parse_raw
 from .response import write
@@ -33,12 +33,11 @@ HEADER = b"inference-header-content-length"
 class Infer:
     """Answers infer requests."""
 
-    def __init__(self, models: Models, settings: Settings, regions: Regions | None = None, observer: Observer | None = None) -> None:
-        """`regions`: None where there is no shared memory. `observer`: None where nobody counts."""
+    def __init__(self, models: Models, settings: Settings, regions: Regions | None = None) -> None:
+        """`regions`: None where there is no shared memory."""
         self._models = models
         self._settings = settings
         self._regions = regions
-        self._observer = observer
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watch = Watch(settings.body_timeout)
 
@@ -70,33 +69,22 @@ class Infer:
             request.release()
 
     async def _answer(self, call: Call, request: InferRequest, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> Answer:
-        began = time.monotonic_ns()
         headers: dict[bytes, bytes] = dict(call.scope["headers"])
         model = self._models.get(call.names["model"], call.names["version"])
-        observer = self._observer
-        try:
-            work = await self._submit(call, request, model, headers)
-            exchange.runs = (work,)
-            if exchange.helper is not None:
-                exchange.listen()
-            read = time.monotonic_ns()
-            item = await work.future
-            if "error" in item:
-                raise item["error"]
-            answered = time.monotonic_ns()
-            fields, body = write(request, model, item, self._regions)
-            accepted = headers.get(b"accept-encoding")
-            if accepted is not None and (encoding := chosen_encoding(accepted, len(body), len(fields) > 1)) is not None:
-                body = await deflate(body, encoding)
-                fields.append((b"content-encoding", encoding))
-        except (Exception, asyncio.CancelledError) as error:
-            if observer is not None:
-                observer.failed(model.name, error, began=began, ended=time.monotonic_ns())
-            raise
-        if observer is not None:
-            observer.succeeded(
-                model.name, work, request.rows, began=began, read=read, answered=answered, written=time.monotonic_ns()
-            )  # fmt: skip
+        work = await self._submit(call, request, model, headers)
+        exchange.runs = (work,)
+        if exchange.helper is not None:
+            exchange.listen()
+        item = await work.future
+        if "error" in item:
+            raise item["error"]
+        answered = time.monotonic()
+        fields, body = write(request, model, item)
+        model.pipeline.statistics.writing += time.monotonic() - answered
+        accepted = headers.get(b"accept-encoding")
+        if accepted is not None and (encoding := chosen_encoding(accepted, len(body), len(fields) > 1)) is not None:
+            body = await deflate(body, encoding)
+            fields.append((b"content-encoding", encoding))
         return Answer(200, tuple(fields), body)
 
     async def _submit(self, call: Call, request: InferRequest, model: Model, headers: dict[bytes, bytes]) -> Work:
@@ -112,6 +100,7 @@ class Infer:
         call.read = True
         if encoding is not None:
             pieces = [await inflate(b"".join(pieces), encoding, settings.max_inflated)]
+        arrived = time.monotonic()
         text, blobs = (b"".join(pieces), _NOTHING) if size is None else _split(pieces, size)
         if size == 0:
             parse_raw(request, blobs, model)
@@ -123,10 +112,11 @@ class Infer:
         if timeout is not None:
             timeout -= time.monotonic() - began
             if timeout <= 0:
-                raise DeadlineExceeded("Request timeout expired")
+                raise DeadlineExceeded("the timeout passed before the body had arrived")
         pipeline = model.pipeline
         if pipeline.state != "ready":  # replaced while the body came: the new one answers
             pipeline = self._models.get(model.name).pipeline
+        pipeline.statistics.reading += time.monotonic() - arrived
         return pipeline.submit_nowait(request.item, timeout, request.priority, None, None, request_id_of(call.scope))
 
 

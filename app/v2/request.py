@@ -26,7 +26,8 @@ KEPT = frozenset({"data", "result", "error", "context"})
 
 
 class InferRequest:
-    """What a request says. `leases` are the parts of shared memory that its inputs lie in; release them when it has been answered."""
+    """What a request says. `leases` are the parts of shared memory that its inputs lie in and its outputs go to; release
+    them when it has been answered."""
 
     __slots__ = ("binary", "id", "item", "leases", "outputs", "priority", "rows", "timeout")
 
@@ -63,7 +64,7 @@ def parse(request: InferRequest, document: Any, blobs: memoryview, model: Model,
     _read_inputs(request, document.get("inputs"), blobs, model, regions)
     outputs = document.get("outputs")
     if outputs is not None:
-        request.outputs = read_outputs(outputs, request.binary, model)
+        request.outputs = read_outputs(outputs, request.binary, model, regions, request.leases)
 
 
 def parse_raw(request: InferRequest, body: memoryview, model: Model) -> None:

@@ -11,8 +11,7 @@ from penstock.backends.errors import InvalidRequest
 from penstock.backends.item import Item
 
 from .classification import classify
-from .fields import borrow
-from .hooks import Regions
+from .hooks import Lease
 from .model import Model, Tensor
 from .request import InferRequest
 from .tensors import as_tensor, to_bytes, to_flat_json
@@ -24,7 +23,7 @@ _BINARY = (b"content-type", b"application/octet-stream")
 Headers = list[tuple[bytes, bytes]]
 
 
-def write(request: InferRequest, model: Model, item: Item, regions: Regions | None) -> tuple[Headers, bytes]:
+def write(request: InferRequest, model: Model, item: Item) -> tuple[Headers, bytes]:
     """Headers and body. Raises `InvalidRequest` for what the client can't have as it asked, `BackendError` for no tensor at all."""
     outputs: list[dict[str, Any]] = []
     blobs: list[Any] = []
@@ -33,8 +32,8 @@ def write(request: InferRequest, model: Model, item: Item, regions: Regions | No
         if wanted.classes:
             datatype, array = classify(datatype, array, wanted.classes, tensor, batched=model.max_batch_size > 0)
         entry: dict[str, Any] = {"name": tensor.name, "datatype": datatype.name, "shape": array.shape}
-        if wanted.region:
-            size = _into_region(to_bytes(datatype, array), wanted, regions)
+        if wanted.lease is not None:
+            size = _into_region(to_bytes(datatype, array), wanted, wanted.lease)
             entry["parameters"] = {
                 "shared_memory_region": wanted.region, "shared_memory_byte_size": size, "shared_memory_offset": wanted.offset
             }  # fmt: skip
@@ -64,17 +63,14 @@ def _chosen(request: InferRequest, model: Model, item: Item) -> list[tuple[Tenso
     return [(*found[wanted.name], wanted) for wanted in request.outputs if wanted.name in found]
 
 
-def _into_region(blob: Any, wanted: Wanted, regions: Regions | None) -> int:
+def _into_region(blob: Any, wanted: Wanted, lease: Lease) -> int:
     """Write a tensor's bytes to where its request wants them; how many."""
     source = np.frombuffer(blob, np.uint8) if type(blob) is bytes else blob.reshape(-1).view(np.uint8)
-    if source.size > wanted.byte_size:
+    target = np.frombuffer(lease.view, np.uint8)
+    if source.size > target.size:
         raise InvalidRequest(
-            f"shared memory size specified with the request for output '{wanted.name}' ({wanted.byte_size} bytes) should be at least "
+            f"shared memory size specified with the request for output '{wanted.name}' ({target.size} bytes) should be at least "
             f"{source.size} bytes to hold the results"
         )
-    lease = borrow(wanted.region, wanted.offset, wanted.byte_size, regions)
-    try:
-        np.frombuffer(lease.view, np.uint8)[: source.size] = source
-    finally:
-        lease.release()
+    target[: source.size] = source
     return source.size

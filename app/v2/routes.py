@@ -26,11 +26,13 @@ from .infer import Infer
 from .model import Models
 from .restriction import restriction_of
 from .shared_memory import SharedMemory, shared_memory_routes
+from .statistics import statistics_routes
 
 logger = logging.getLogger("penstock.http")
 
 EXTENSIONS = (
     "classification", "schedule_policy", "model_configuration", "system_shared_memory", "binary_tensor_data", "parameters",
+    "statistics",
 )  # fmt: skip
 """What `GET /v2` says that this server has, by the names of Triton's."""
 
@@ -113,6 +115,7 @@ def protocol(repository: Repository, settings: Settings) -> V2:
     routes: Sequence[Route] = (
         *Infer(models, settings, memory).routes,  # first: the table is gone through in order
         *health_routes(repository, EXTENSIONS),
+        *statistics_routes(repository, models),
         *description_routes(models),
         *shared_memory_routes(memory, settings),
     )

@@ -6,22 +6,24 @@ from typing import Any, NamedTuple
 
 from penstock.backends.errors import InvalidRequest
 
-from .fields import boolean, region_of, unsigned
+from .fields import boolean, borrow, region_of, unsigned
+from .hooks import Lease, Regions
 from .model import Model
 
 
 class Wanted(NamedTuple):
-    """An output as the request asks for it. `classes`: 0 for the tensor itself. `region`: shared memory, "" for none."""
+    """An output as the request asks for it. `classes`: 0 for the tensor itself. `region`: shared memory, "" for none; `lease` of it."""
 
     name: str
     binary: bool = False
     classes: int = 0
     region: str = ""
     offset: int = 0
-    byte_size: int = 0
+    lease: Lease | None = None
 
 
-def read_outputs(outputs: Any, binary: bool, model: Model) -> list[Wanted] | None:
+def read_outputs(outputs: Any, binary: bool, model: Model, regions: Regions | None, leases: list[Lease]) -> list[Wanted] | None:
+    """None: all of them. The memory that they go to is borrowed now, and added to `leases`: a region may be unregistered meanwhile."""
     if type(outputs) is not list:
         raise InvalidRequest("Unable to parse 'outputs': expected an array")
     found: dict[str, Wanted] = {}
@@ -37,11 +39,13 @@ def read_outputs(outputs: Any, binary: bool, model: Model) -> list[Wanted] | Non
         if not parameters and (parameters is None or type(parameters) is dict):
             found[name] = Wanted(name, binary)
         else:
-            found[name] = _read_output(name, parameters, binary)
+            found[name] = _read_output(name, parameters, binary, regions)
+            if (lease := found[name].lease) is not None:
+                leases.append(lease)
     return list(found.values()) or None
 
 
-def _read_output(name: str, parameters: Any, binary: bool) -> Wanted:
+def _read_output(name: str, parameters: Any, binary: bool, regions: Regions | None) -> Wanted:
     if type(parameters) is not dict:
         raise InvalidRequest(f"Unable to parse 'parameters' of output '{name}': expected an object")
     classes = 0
@@ -59,4 +63,4 @@ def _read_output(name: str, parameters: Any, binary: bool) -> Wanted:
     if explicit:
         raise InvalidRequest(f"shared memory can't be used with 'binary_data', for output '{name}'")
     region, offset, byte_size = region_of(parameters)
-    return Wanted(name, False, 0, region, offset, byte_size)
+    return Wanted(name, False, 0, region, offset, borrow(region, offset, byte_size, regions))
