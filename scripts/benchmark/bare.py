@@ -1,4 +1,7 @@
-"""The yardstick of the HTTP part: a bare ASGI app that reads the body and answers as many bytes as Penstock's no-op does."""
+"""The yardstick of what goes over HTTP: a bare ASGI app that reads the body and answers as many bytes as Penstock's no-op does.
+
+At /echo it answers the body itself.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,26 @@ HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % l
 
 
 async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    if scope["path"] == "/echo":
+        await echo(receive, send)
+        return
     while (await receive()).get("more_body"):
         pass
     await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
     await send({"type": "http.response.body", "body": BODY})
+
+
+async def echo(receive: Any, send: Any) -> None:
+    pieces: list[bytes] = []
+    more = True
+    while more:
+        message = await receive()
+        pieces.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    body = b"".join(pieces)
+    headers = [(b"content-type", b"application/octet-stream"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 if __name__ == "__main__":
