@@ -12,6 +12,7 @@ from penstock.backends.errors import BackendError, DeviceError, InvalidInput
 
 torch = pytest.importorskip("torch")
 
+from penstock.backends import device  # noqa: E402
 from penstock.backends.device import MAX_SHAPES, DeviceHalf, buckets, choose_device, device_errors  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -127,3 +128,24 @@ def test_memory_that_this_machine_has_not() -> None:
         device_errors("who", CPU, "at it"),
     ):
         torch.zeros(1 << 46)
+
+
+def test_a_model_is_let_go_behind_the_stream_and_never_on_a_device_that_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def held_while(synchronize: Any) -> list[Any]:
+        half, held, seen = DeviceHalf(CPU, "node"), ["the model"], []
+
+        def observed() -> None:
+            seen.extend(held)
+            synchronize()
+
+        monkeypatch.setattr(half, "synchronize", observed)
+        half.close(held)
+        assert seen == ["the model"] and not held
+        return [each for *_, others in device._lost for each in others]
+
+    def fail() -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(device, "_lost", [])
+    assert held_while(lambda: None) == []
+    assert held_while(fail) == ["the model"]
