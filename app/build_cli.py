@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -102,14 +103,24 @@ def _build_one(name: str, spec: Spec, context: Context) -> None:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(name, total=1.0)
-        progress = Progress(lambda fraction, phase: bars.update(task, completed=fraction, description=f"{name}: {phase}"))
+
+        def show(fraction: float, phase: str) -> None:
+            bars.update(task, completed=fraction, description=f"{name}: {phase}")
+            if progress.waits_for:  # a line, too: where there is no terminal there are no bars
+                bars.console.print(f"{name}: {phase}, which builds the same engine", markup=False, soft_wrap=True)
+
+        progress = Progress(show)
         engine = _in_thread(lambda: build(spec.params, context, progress), progress)
     size = f"{engine.path} ({engine.size / 2**20:.1f} MiB)"
     typer.echo(f"{name}: built in {time.monotonic() - started:.1f} s, {size}" if engine.built else f"{name}: already there, {size}")
 
 
 def _in_thread(work: Callable[[], Any], progress: Progress) -> Any:
-    """Run it beside the main thread, which Ctrl-C reaches: an exception may not pass TensorRT's own frames."""
+    """Run it beside the main thread, which Ctrl-C reaches: an exception may not pass TensorRT's own frames.
+
+    The main thread waits in an event loop, which a signal always wakes: one that comes just before a plain wait is not seen until its end.
+    """
+    import asyncio
     from concurrent.futures import Future
 
     future: Future[Any] = Future()
@@ -121,14 +132,27 @@ def _in_thread(work: Callable[[], Any], progress: Progress) -> Any:
             future.set_exception(error)
 
     thread = threading.Thread(target=run, name="penstock-build", daemon=True)
-    thread.start()
+
+    async def wait() -> None:
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell(_: Future[Any]) -> None:
+            with suppress(RuntimeError):  # the loop is closed, since Ctrl-C came first
+                loop.call_soon_threadsafe(done.set)
+
+        future.add_done_callback(tell)
+        thread.start()
+        await done.wait()
+
     try:
-        return future.result()
+        asyncio.run(wait())
     except KeyboardInterrupt:
         progress.cancel()
-        typer.echo("cancelled; TensorRT stops at its next step", err=True)
-        thread.join()
+        typer.echo("cancelled; TensorRT stops at its next step" if progress.phase else "cancelled", err=True)
+        with suppress(KeyboardInterrupt):  # a second one: not even that
+            thread.join()
         raise typer.Exit(CANCELLED) from None
+    return future.result()
 
 
 def _fail(*reasons: str) -> NoReturn:

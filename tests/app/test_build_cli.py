@@ -72,6 +72,14 @@ def test_what_can_not_be_built_exits_with_1_and_the_rest_is_built(run, folder):
     assert f"node 'missing': TensorrtTensor: the model {folder}/gone.onnx does not exist" in answer.stderr
 
 
+def test_what_can_not_be_kept_exits_with_1_and_is_not_built(run, folder):
+    (folder / "file").write_text("")
+    (folder / "net.toml").write_text('[a]\nbackend = "TensorrtTensor"\nmodel = "net.onnx"\n"model::cache" = "file/kept/"\n')
+    answer = run("build", folder / "net.toml")
+    assert answer.exit_code == 1 and "built in" not in answer.stdout
+    assert f"node 'a': TensorrtTensor: engines can't be kept in {folder}/file/kept: File exists" in answer.stderr
+
+
 def test_a_file_without_engines_says_so(run, tmp_path):
     (tmp_path / "none.toml").write_text('[a]\nbackend = "Identity"\n')
     answer = run("build", tmp_path / "none.toml")
@@ -100,17 +108,44 @@ main()
 """
 
 
-def test_ctrl_c_cancels(folder):
+@pytest.fixture
+def start(folder):
+    """`penstock build` as a process that stops in the middle of the build, and goes on when its standard input is closed."""
     write_model(folder / "net.onnx", layers=50)
-    command = [sys.executable, "-c", SLOW, str(folder / "net.toml")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "building\n"
-        process.send_signal(signal.SIGINT)
-        while "cancelled" not in (line := process.stderr.readline()):
-            assert line, "it ended without a word"
-        process.communicate(timeout=60)
+    pipe = subprocess.PIPE
+    found = []
+
+    def start():
+        command = [sys.executable, "-c", SLOW, str(folder / "net.toml")]
+        found.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True))
+        return found[-1]
+
+    yield start
+    for process in found:
+        process.kill()
+        process.communicate()
+
+
+def test_ctrl_c_cancels(start, folder):
+    process = start()
+    assert process.stdout.readline() == "building\n", process.stderr.read()
+    process.send_signal(signal.SIGINT)
+    while "cancelled" not in (line := process.stderr.readline()):
+        assert line, "it ended without a word"
+    process.communicate(timeout=60)
     assert process.returncode == 130
     assert not list((folder / "kept").glob("*.engine"))
+
+
+def test_who_waits_for_another_build_says_so_and_ctrl_c_ends_it_at_once(start):
+    first = start()
+    assert first.stdout.readline() == "building\n", first.stderr.read()
+    second = start()
+    assert second.stderr.readline() == f"net/first: waits for process {first.pid}, which builds the same engine\n"
+    second.send_signal(signal.SIGINT)
+    answer, said = second.communicate(timeout=60)
+    assert (second.returncode, answer, said.strip()) == (130, "", "cancelled")
+    assert first.poll() is None  # it still builds
 
 
 def test_files_are_encrypted_beside_themselves(run, folder):

@@ -11,12 +11,8 @@ from .cache import write_atomically
 from .library import Library, log
 from .network import Network, parse
 from .profiles import Profile, ProfileError, describe, make_profiles
-from .progress import Progress, make_monitor
+from .progress import BuildCancelledError, Progress, make_monitor
 from .recipe import Recipe
-
-
-class BuildCancelledError(BackendError):
-    """`Progress.cancel` was called."""
 
 
 class Prepared(NamedTuple):

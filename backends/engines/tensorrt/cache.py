@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from ...errors import BackendError
 from ..encryption import WrongKeyError, decrypt, encrypt, find_key, is_encrypted
 from .library import log
+from .progress import BuildCancelledError, Progress
 
 MAGIC = b"PENSTOCK-ENGINE-1\n"
 LONGEST_HEADER = 1 << 20
@@ -50,11 +51,14 @@ def place_of(given: Path | None, model: Path, key: Mapping[str, Any]) -> Path:
     return (given or default_directory()) / f"{model.name.partition('.')[0]}-{digest}.engine"
 
 
-def load_or_build(path: Path, key: Mapping[str, Any], build: Callable[[], bytes], who: str) -> Kept:
+def load_or_build(
+    path: Path, key: Mapping[str, Any], build: Callable[[], bytes], who: str, progress: Progress | None = None, *, ahead: bool = False
+) -> Kept:
     """The engine of `key`: what is kept at `path`, or what `build` makes, which is then kept there.
 
-    Of several processes (or threads) one builds; the others wait for it. What can't be used is built anew, and a line says why; so it
-    is where nothing can be kept there. A wrong key for an `.encrypted` one raises: the next build would hide the mistake.
+    Of several processes (or threads) one builds; the others wait for it, until `progress` is cancelled. What can't be used is built anew,
+    and a line says why; so it is where nothing can be kept there, unless it is built `ahead`, only to be kept: BackendError then. A wrong
+    key for an `.encrypted` one raises: the next build would hide the mistake.
     """
     if is_encrypted(path):
         find_key()
@@ -65,8 +69,10 @@ def load_or_build(path: Path, key: Mapping[str, Any], build: Callable[[], bytes]
     with ExitStack() as stack:
         try:
             _make_directory(path.parent)
-            stack.enter_context(_locked(path))
+            stack.enter_context(_locked(path, who, progress or Progress()))
         except OSError as error:
+            if ahead:
+                raise BackendError(f"{who}: engines can't be kept in {path.parent}: {error.strerror}") from error
             log.warning("%s: engines can't be kept in %s (%s): this one is built now and at every start", who, path.parent, error.strerror)
             return Kept(build(), built=True)
         try:
@@ -79,6 +85,8 @@ def load_or_build(path: Path, key: Mapping[str, Any], build: Callable[[], bytes]
         try:
             write(path, key, plan)
         except OSError as error:
+            if ahead:
+                raise BackendError(f"{who}: the engine was built and can't be kept at {path}: {error.strerror}") from error
             log.warning("%s: the engine can't be kept at %s: %s", who, path, error.strerror)
         return Kept(plan, built=True)
 
@@ -162,15 +170,35 @@ def _make_directory(path: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Only one holds it at a time, among processes and threads. Its file stays: removing it would let two hold it."""
+def _locked(path: Path, who: str, progress: Progress) -> Iterator[None]:
+    """Only one holds it at a time, among processes and threads; the file says which process that is, for whoever waits. It stays:
+    removing it would let two hold it. Raises BuildCancelledError.
+    """
     try:
         import fcntl
     except ModuleNotFoundError:  # Windows: two may build the same, and the last one's file stays
         yield
         return
-    with (path.parent / f".{path.name}.lock").open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with (path.parent / f".{path.name}.lock").open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            whom = f"process {file.read(20).decode('ascii', 'replace') or 'unknown'}"
+            log.info("%s: waits for %s, which has the lock of %s", who, whom, path)
+            handle = os.dup(file.fileno())  # for the thread that waits: the lock is held until both are closed
+
+            def wait() -> None:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX)
+                finally:
+                    os.close(handle)
+
+            if not progress.wait(whom, wait):
+                raise BuildCancelledError(f"{who}: cancelled, while it waited for {whom}, which has the lock of {path}") from None
+        file.truncate(0)
+        file.write(str(os.getpid()).encode())
+        file.flush()
         yield
 
 

@@ -129,7 +129,7 @@ class TensorrtTensor(TorchEngine):
 def build_ahead(params: TensorrtParams, context: Context, progress: Progress) -> BuiltEngine:
     """What `TensorrtTensor.load` would build."""
     library, recipe = recipe_of(params, context, choose_device(context.device))
-    kept = find_plan(recipe, library, context, progress)
+    kept = find_plan(recipe, library, context, progress, ahead=True)
     path = recipe.model if recipe.is_engine else where_kept(recipe, context, recipe.key(library))
     return BuiltEngine(path, len(kept.plan), kept.built)
 

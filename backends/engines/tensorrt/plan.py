@@ -15,8 +15,8 @@ from .progress import Progress
 from .recipe import Recipe, plain_suffix
 
 
-def find_plan(recipe: Recipe, library: Library, context: Context, progress: Progress) -> Kept:
-    """Raises BackendError and ConfigError that name node and file."""
+def find_plan(recipe: Recipe, library: Library, context: Context, progress: Progress, *, ahead: bool = False) -> Kept:
+    """`ahead`: only to be kept. Raises BackendError and ConfigError that name node and file."""
     if recipe.is_engine:
         return Kept(_read_engine(recipe, library), built=False)
     if plain_suffix(recipe.model) != ".onnx":
@@ -24,7 +24,8 @@ def find_plan(recipe: Recipe, library: Library, context: Context, progress: Prog
     key = recipe.key(library)
     timings = recipe.params.timing_cache
     timing_cache = context.resolve(timings) if timings else None
-    return load_or_build(where_kept(recipe, context, key), key, lambda: build(recipe, library, progress, timing_cache), str(recipe))
+    place = where_kept(recipe, context, key)
+    return load_or_build(place, key, lambda: build(recipe, library, progress, timing_cache), str(recipe), progress, ahead=ahead)
 
 
 def where_kept(recipe: Recipe, context: Context, key: dict[str, Any]) -> Path:

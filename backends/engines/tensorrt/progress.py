@@ -1,12 +1,19 @@
-"""How far a build is: TensorRT's phases as one growing share, and the way to stop it."""
+"""How far a build is: TensorRT's phases as one growing share, what it waits for before, and the way to stop it."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from ...errors import BackendError
+
+
+class BuildCancelledError(BackendError):
+    """`Progress.cancel` was called."""
 
 
 class BuiltEngine(NamedTuple):
@@ -20,19 +27,56 @@ class BuiltEngine(NamedTuple):
 
 
 class Progress:
-    """Of one build. `fraction` may be read from any thread; `cancel` makes TensorRT give up at its next step."""
+    """Of one build. May be read from any thread; `cancel` ends a wait at once, and makes TensorRT give up at its next step."""
 
     def __init__(self, report: Callable[[float, str], None] | None = None) -> None:
-        """`report` is called with the fraction and the phase as both change, on TensorRT's threads."""
+        """`report` is called with the fraction and the phase as both change, on whatever thread is at work."""
         self.fraction = 0.0
         self.phase = ""
+        self.waits_for = ""
+        """Another process, which builds the same; "": for nobody."""
         self.cancelled = False
+        self._woken = threading.Event()
         self._report = report
         self._lock = threading.Lock()
         self._phases: dict[str, _Phase] = {}
 
     def cancel(self) -> None:
         self.cancelled = True
+        self._woken.set()
+
+    def wait(self, whom: str, wait: Callable[[], None]) -> bool:
+        """Whether `wait`, which blocks until `whom` is through, has returned; False where `cancel` came first. Raises what it raises.
+
+        A call that blocks in the kernel can't be ended from another thread, so it gets a thread of its own, and is left behind there.
+        """
+        future: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                wait()
+                future.set_result(None)
+            except BaseException as error:
+                future.set_exception(error)
+            self._woken.set()
+
+        self.waits_for = whom
+        if self._report is not None:
+            self._report(self.fraction, f"waits for {whom}")
+        threading.Thread(target=run, name="penstock-wait", daemon=True).start()
+        self._woken.wait()
+        self.waits_for = ""
+        if self.cancelled:
+            return False
+        future.result()
+        return True
+
+    @property
+    def text(self) -> str:
+        """`building 42 %`."""
+        if self.waits_for:
+            return f"waits for {self.waits_for}, which builds the engine"
+        return f"building {self.fraction * 100:.0f} %" if self.phase else ""
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
         with self._lock:

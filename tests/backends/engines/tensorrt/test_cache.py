@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import pytest
 from penstock.backends.engines.encryption import KEY, WrongKeyError
 from penstock.backends.engines.tensorrt import cache
 from penstock.backends.engines.tensorrt.cache import MAGIC, load_or_build, place_of, write, write_atomically
+from penstock.backends.engines.tensorrt.progress import BuildCancelledError, Progress
 from penstock.backends.errors import BackendError
 
 MADE_OF = {"model": "abc", "version": "10.3", "batch sizes": [1, 2]}
@@ -76,7 +78,7 @@ def test_damaged_and_foreign_files_are_built_anew_with_a_line_that_says_why(path
     path.write_bytes(data)
     build = Builder(b"another")
     assert load_or_build(path, MADE_OF, build, "node 'net'") == (b"another", True)
-    (line,) = caplog.messages
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "penstock.tensorrt"]  # torch logs, too, once it is told
     assert line.startswith(f"node 'net': the engine kept at {path} is built anew: {reason}")
     assert load_or_build(path, MADE_OF, build, "net") == (b"another", False)
 
@@ -127,6 +129,21 @@ def test_writing_is_all_or_nothing(path, monkeypatch):
     assert sorted(each.name for each in path.parent.iterdir()) == [".m.engine.lock", "m.engine"]
 
 
+def test_what_is_built_ahead_must_be_kept(path, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    build = Builder()
+    with pytest.raises(BackendError, match=rf"^net: engines can't be kept in {tmp_path}/file: File exists$"):
+        load_or_build(tmp_path / "file" / "m.engine", MADE_OF, build, "net", ahead=True)
+    assert not build.builds  # which would take minutes, for nothing
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "fsync", full)
+    with pytest.raises(BackendError, match=rf"^net: the engine was built and can't be kept at {path}: No space left on device$"):
+        load_or_build(path, MADE_OF, build, "net", ahead=True)
+
+
 def test_a_full_disk_costs_the_next_start_a_build(path, monkeypatch, caplog):
     def full(handle):
         raise OSError(28, "No space left on device")
@@ -168,6 +185,34 @@ def test_of_two_processes_one_builds(tmp_path):
             answer, _ = second.communicate(timeout=60)
             assert answer == "Kept(plan=b'plan', built=False)\n"
     assert log.read_text() == "built "
+
+
+def test_a_wait_names_whom_it_waits_for_and_ends_when_it_is_cancelled(tmp_path):
+    path, found, told = tmp_path / "m.engine", [], []
+    progress = Progress(lambda fraction, phase: told.append(phase))
+
+    def wait():
+        try:
+            found.append(load_or_build(path, MADE_OF, Builder(), "node 'net'", progress))
+        except BuildCancelledError as error:
+            found.append(error)
+
+    with subprocess.Popen(
+        [sys.executable, "-c", PROCESS, str(path), str(tmp_path / "log")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "building\n"
+        thread = threading.Thread(target=wait)
+        thread.start()
+        wait_until_it_waits(os.getpid())
+        assert told == [f"waits for process {other.pid}"]
+        assert progress.text == f"waits for process {other.pid}, which builds the engine"
+        progress.cancel()
+        thread.join(60)
+        assert not thread.is_alive() and other.poll() is None
+        assert str(found[0]).startswith(f"node 'net': cancelled, while it waited for process {other.pid}, which has the lock of {path}")
+        other.communicate(timeout=60)
+    build = Builder()  # the lock is free again: what was left behind gives it back
+    assert load_or_build(path, MADE_OF, build, "net").built and build.builds == 1
 
 
 def wait_until_it_waits(process):
