@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -48,20 +49,30 @@ class Answer(NamedTuple):
 class Call:
     """A request to one of the protocol's routes. `names`: what its path says (`model`, `version`, `region`); "" where it says nothing."""
 
-    __slots__ = ("names", "read", "receive", "scope", "settings")
+    __slots__ = ("late", "names", "read", "receive", "scope", "settings")
 
     def __init__(self, scope: Scope, receive: Receive, names: Mapping[str, str], settings: Settings) -> None:
         self.scope = scope
         self.names = names
         self.settings = settings
         self.read = False  # whether the body has been
+        self.late = False  # the body took too long, and the rest of it is not waited for
         self.receive = receive
 
     async def body(self) -> bytes:
-        """The whole body. Raises `TooLarge`, `InvalidRequest` for too many chunks, `ClientLeft`."""
-        body = await read_body(self.scope, self.receive, self.settings)
+        """The whole body. Raises `TooLarge`, `InvalidRequest` for too many chunks and for a late one, `ClientLeft`."""
+        try:
+            async with asyncio.timeout(self.settings.body_timeout):
+                pieces = await read_pieces(self.scope, self.receive, self.settings)
+        except TimeoutError:
+            raise self.too_late() from None
         self.read = True
-        return body
+        return b"".join(pieces)
+
+    def too_late(self) -> InvalidRequest:
+        """The error of a body that took more than `body_timeout`."""
+        self.late = True
+        return InvalidRequest(f"the body did not arrive within {self.settings.body_timeout:g} s (body_timeout)")
 
     async def json(self) -> dict[str, Any]:
         """The object that the body is; an empty one for no body. Raises `InvalidRequest` for what is none."""
@@ -74,14 +85,11 @@ class Call:
         return document
 
 
-async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes:
-    """All of a body, within `max_body` bytes and `max_chunks` chunks. Raises `TooLarge`, `InvalidRequest`, `ClientLeft`."""
-    pieces = await read_pieces(scope, receive, settings)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
 async def read_pieces(scope: Scope, receive: Receive, settings: Settings) -> list[bytes]:
-    """The same as it came. None of the pieces is empty."""
+    """All of a body as it came, within `max_body` bytes and `max_chunks` chunks; no piece is empty.
+
+    Raises `TooLarge`, `InvalidRequest`, `ClientLeft`.
+    """
     pieces: list[bytes] = []
     size = 0
     while True:

@@ -15,7 +15,7 @@ from penstock.backends.errors import DeadlineExceeded, InvalidRequest
 from penstock.pipelines.run import Work
 
 from ..body import LARGE, ClientLeft, check_length
-from ..request_id import request_id_of
+from ..request_id import choose_request_id
 from ..settings import Settings
 from ..watch import Exchange, Watch
 from .call import Answer, Call, Route, parse_json, read_pieces
@@ -58,7 +58,7 @@ class Infer:
             return await self._answer(call, request, exchange, loop)
         except asyncio.CancelledError:
             if exchange.timed_out and not exchange.task.uncancel():
-                raise InvalidRequest(f"the body did not arrive within {self._settings.body_timeout:g} s (body_timeout)") from None
+                raise call.too_late() from None
             if exchange.task.cancelling():
                 raise  # the server, or a host, cancels the request itself
             raise ClientLeft from None  # the watch dropped the item
@@ -69,7 +69,9 @@ class Infer:
             request.release()
 
     async def _answer(self, call: Call, request: InferRequest, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> Answer:
-        headers: dict[bytes, bytes] = dict(call.scope["headers"])
+        headers: dict[bytes, bytes] = dict(call.scope["headers"])  # one pass; of a repeated one the last counts
+        if "penstock.request_id" not in call.scope:
+            call.scope["penstock.request_id"] = choose_request_id(headers.get(b"x-request-id"))
         model = self._models.get(call.names["model"], call.names["version"])
         work = await self._submit(call, request, model, headers)
         exchange.runs = (work,)
@@ -117,7 +119,7 @@ class Infer:
         if pipeline.state != "ready":  # replaced while the body came: the new one answers
             pipeline = self._models.get(model.name).pipeline
         pipeline.statistics.reading += time.monotonic() - arrived
-        return pipeline.submit_nowait(request.item, timeout, request.priority, None, None, request_id_of(call.scope))
+        return pipeline.submit_nowait(request.item, timeout, request.priority, None, None, call.scope["penstock.request_id"])
 
 
 def _header_length(headers: dict[bytes, bytes]) -> int | None:

@@ -144,7 +144,9 @@ def _read_inputs(request: InferRequest, inputs: Any, blobs: memoryview, model: M
             if len(inputs) != len(model.inputs):
                 raise _wrong_count(inputs, model)
             raise InvalidRequest(f"unexpected inference input '{name}' for model '{model.name}'")
-        datatype = _datatype(entry.get("datatype"), expected, model)
+        datatype = expected.datatype
+        if datatype is None or entry.get("datatype") != datatype.name:
+            datatype = _datatype(entry.get("datatype"), expected, model)
         shape: Any = entry.get("shape")
         first = _check_shape(shape, expected, model)
         if model.max_batch_size:
@@ -203,7 +205,7 @@ def _datatype(name: Any, expected: Tensor, model: Model) -> Datatype:
     datatype = DATATYPES.get(name) if type(name) is str else None
     if datatype is None:
         raise InvalidRequest(f"invalid datatype for input '{expected.name}': expected one of {', '.join(DATATYPES)}")
-    if expected.datatype is not None and expected.datatype is not datatype:
+    if expected.datatype is not None:
         raise InvalidRequest(
             f"inference input '{expected.name}' data-type is '{name}', but model '{model.name}' expects '{expected.datatype.name}'"
         )

@@ -57,13 +57,12 @@ class V2:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, path: str | None = None) -> None:
         """`path`: what is below the router's prefix; None: the request's own."""
-        unread = True
+        call: Call | None = None
         try:
             route, names = self._find(scope["method"], path_of(scope) if path is None else path)
             self._guard(route.group, scope)
             call = Call(scope, receive, names, self._settings)
             found = await route.handler(call)
-            unread = not call.read
             answer = found if isinstance(found, Answer) else Answer() if found is None else json_answer(found)
         except ClientLeft:
             answer = Answer(499)
@@ -73,7 +72,8 @@ class V2:
             if not isinstance(error, PenstockError):
                 logger.exception("request %s failed", request_id_of(scope), extra={"request_id": request_id_of(scope)})
             answer = error_answer(error)
-        await respond(scope, send, answer, close=unread and must_close(scope))
+        unread = call is None or not call.read
+        await respond(scope, send, answer, close=unread and (must_close(scope) or (call is not None and call.late)))
 
     def _find(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
         for pattern, methods in self._table:

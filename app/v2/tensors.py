@@ -70,7 +70,7 @@ def element_count(name: str, shape: Sequence[int], size: int) -> int:
         count *= each
         if count > LARGEST:
             raise InvalidRequest(
-                f"shape {str(list(shape))[:200]} of input '{name}' causes total element count to exceed maximum size of 18446744073709551615"
+                f"shape {str(list(shape))[:200]} of input '{name}' causes total element count to exceed maximum size of {LARGEST}"
             )
     if count * size > LARGEST:
         raise InvalidRequest(f"byte size overflow for input '{name}'")

@@ -1,0 +1,49 @@
+"""Bodies of the protocol's rarer calls: in time, within bounds, JSON objects."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from penstock.app.settings import Settings
+from penstock.app.v2.call import Call
+from penstock.backends.errors import InvalidRequest, TooLarge
+
+
+def call(*bodies, then=None, **settings):
+    messages = [{"type": "http.request", "body": body, "more_body": True} for body in bodies]
+    messages[-1]["more_body"] = then is not None
+
+    async def receive():
+        if messages:
+            return messages.pop(0)
+        return await then()
+
+    return Call({"type": "http"}, receive, {}, Settings(**settings))
+
+
+async def test_pieces_are_one_body():
+    assert await call(b"{", b"", b'"ready"', b":true}").json() == {"ready": True}
+    assert await call(b"").json() == {}
+
+
+async def test_it_is_an_object():
+    with pytest.raises(InvalidRequest, match="the body is a JSON array, expected an object"):
+        await call(b"[1]").json()
+    with pytest.raises(InvalidRequest, match="failed to parse the request JSON buffer"):
+        await call(b"{").json()
+
+
+async def test_it_comes_in_time():
+    slow = call(b"{", then=asyncio.Event().wait, body_timeout=0.01)
+    with pytest.raises(InvalidRequest, match=r"did not arrive within 0.01 s \(body_timeout\)"):
+        await slow.body()
+    assert slow.late and not slow.read
+
+
+async def test_it_is_bounded():
+    with pytest.raises(TooLarge, match="max_body"):
+        await call(bytes(6), bytes(6), max_body=10).body()
+    with pytest.raises(InvalidRequest, match="max_chunks"):
+        await call(b"1", b"2", b"3", max_chunks=2).body()

@@ -1,0 +1,109 @@
+"""Every path below /v2 answers errors as the protocol has them, wherever the app stands."""
+
+from __future__ import annotations
+
+import pytest
+from fastapi import Depends, FastAPI, HTTPException
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import Mount
+
+from penstock import create_app
+from penstock.app import create_router, lifespan
+from penstock.app.settings import Settings
+
+TEXT = {"pipeline": {"name": "text", "inputs": {"data": {"kind": "text"}}}, "node": {"backend": "Identity"}}
+REQUEST = {"inputs": [{"name": "data", "shape": [1], "datatype": "BYTES", "data": ["hello"]}]}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "said"),
+    [
+        ("GET", "/v2/", 404, "Not Found"),
+        ("GET", "/v2/nope", 404, "Not Found"),
+        ("GET", "/v2//health/live", 404, "Not Found"),
+        ("GET", "/v2/models", 404, "Not Found"),
+        ("GET", "/v2/models/text/infer/x", 404, "Not Found"),
+        ("GET", "/v2/models/text/infer", 405, "Method Not Allowed"),
+        ("POST", "/v2/models/text", 405, "Method Not Allowed"),
+        ("DELETE", "/v2", 405, "Method Not Allowed"),
+        ("OPTIONS", "/v2/health/live", 405, "Method Not Allowed"),
+    ],
+)
+def test_paths_that_there_are_not(served, method, path, status, said):
+    answer = served.http.request(method, path)
+    assert (answer.status_code, answer.json()) == (status, {"error": said})
+    assert answer.headers["content-type"] == "application/json"
+    assert status != 405 or answer.headers["allow"] in {"GET", "POST"}
+
+
+def test_head_is_get_without_its_body(served):
+    answer = served.http.head("/v2/health/live")
+    assert answer.status_code == 200 and answer.content == b"" and answer.headers["content-length"] == "13"
+
+
+def test_request_ids_are_those_of_the_client(served):
+    for path in ("/v2", "/v2/nope"):
+        assert served.http.get(path, headers={"X-Request-Id": "mine"}).headers["x-request-id"] == "mine"
+    assert served.infer("text", REQUEST, headers={"X-Request-Id": "mine"}).headers["x-request-id"] == "mine"
+
+
+def test_paths_that_only_begin_like_it_are_not_the_protocols(served):
+    assert served.http.get("/v2x").json()["code"] == "not_found"
+
+
+def test_keys(running):
+    with running(create_app([TEXT], settings=Settings(api_key="secret"))) as client:
+        assert client.get("/v2/health/live").status_code == client.get("/v2/health/ready").status_code == 200
+        for answer in (client.get("/v2"), client.post("/v2/models/text/infer", json=REQUEST), client.get("/v2/nope")):
+            assert answer.status_code == 401 and list(answer.json()) == ["error"]
+        key = {"Authorization": "Bearer secret"}
+        assert client.post("/v2/models/text/infer", json=REQUEST, headers=key).json()["outputs"][0]["data"] == ["hello"]
+
+
+def test_mounted(running):
+    models = create_app([TEXT])
+    host = Starlette(routes=[Mount("/models", models)], lifespan=lambda host: lifespan(models))
+    with running(host) as client:
+        assert client.post("/models/v2/models/text/infer", json=REQUEST).json()["outputs"][0]["data"] == ["hello"]
+        assert client.get("/models/v2/nope").json() == {"error": "Not Found"}
+
+
+def test_as_a_router_behind_its_dependencies(running):
+    async def members(q: str = "") -> None:
+        if q != "member":
+            raise HTTPException(418)
+
+    host = FastAPI()
+    host.include_router(create_router([TEXT], prefix="/models", dependencies=[Depends(members)]))
+    with running(host) as client:
+        assert client.get("/models/v2").status_code == 418
+        assert client.post("/models/v2/models/text/infer?q=member", json=REQUEST).json()["outputs"][0]["data"] == ["hello"]
+        assert client.get("/models/v2?q=member").json()["name"] == "penstock"
+        assert client.get("/models/v2/nope?q=member").json() == {"error": "Not Found"}
+        assert client.get("/models/v2/models/text/infer?q=member").status_code == 405
+
+
+def test_as_a_router_with_a_key(running):
+    host = FastAPI()
+    host.include_router(create_router([TEXT], settings=Settings(api_key="secret")))
+    with running(host) as client:
+        assert client.get("/v2").json() == {"error": "expected the header Authorization: Bearer <API key>"}
+        assert client.get("/v2/health/ready").status_code == 200
+        assert client.get("/v2", headers={"Authorization": "Bearer secret"}).status_code == 200
+
+
+def test_middleware_of_the_host_sees_it(running):
+    seen = []
+
+    class Note:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            seen.append(scope.get("path"))
+            await self.app(scope, receive, send)
+
+    with running(create_app([TEXT], middleware=[Middleware(Note)])) as client:
+        client.post("/v2/models/text/infer", json=REQUEST)
+    assert "/v2/models/text/infer" in seen

@@ -1,0 +1,128 @@
+"""infer requests that wait: timeouts, refusals, clients that leave, slow uploads, backends that fail."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import tritonclient.http
+from tritonclient.http import InferInput
+from tritonclient.utils import InferenceServerException
+
+from penstock import create_app
+from penstock.app.settings import Settings
+from penstock.backends.base import Backend
+from penstock.backends.registry import register_backend
+from penstock.pipelines.config import load
+
+
+class Gate:
+    def __init__(self):
+        self.seen = []
+        self.inside = threading.Event()
+        self.open = threading.Event()
+
+
+GATE = Gate()
+
+
+@register_backend("InferGate")
+class InferGate(Backend):
+    """Answers its data; `wait` waits for the gate."""
+
+    max = 1
+
+    def forward(self, batch):
+        for item in batch:
+            GATE.seen.append(item["data"])
+            if item["data"] == "wait":
+                GATE.inside.set()
+                assert GATE.open.wait(30)
+            if item["data"] == "fail":
+                raise ValueError("secret of /etc/model")
+            if item["data"] == "odd":
+                item["result"] = object()
+            else:
+                item["result"] = item["data"]
+
+
+@pytest.fixture(autouse=True)
+def gate():
+    GATE.__init__()
+    yield GATE
+    GATE.open.set()
+
+
+@pytest.fixture
+def http(running):
+    """A server without a past, one request of which is inside and waits."""
+    config = load({
+        "pipeline": {"name": "gate", "inputs": {"data": {"kind": "text"}}, "max_requests": 3},
+        "node": {"backend": "InferGate"},
+    })  # fmt: skip
+    with running(create_app(config, settings=Settings(body_timeout=0.3))) as client, ThreadPoolExecutor() as pool:
+        waiting = pool.submit(client.post, "/v2/models/gate/infer", json=request("wait"))
+        assert GATE.inside.wait(10)
+        yield client
+        GATE.open.set()
+        assert waiting.result().status_code == 200
+
+
+def request(text, **parameters):
+    return {"inputs": [{"name": "data", "shape": [1], "datatype": "BYTES", "data": [text]}], "parameters": parameters}
+
+
+def test_a_timeout_is_in_microseconds(http):
+    with tritonclient.http.InferenceServerClient(str(http.base_url)[7:].rstrip("/")) as client:
+        port = InferInput("data", [1], "BYTES")
+        port.set_data_from_numpy(np.array([b"late"], np.object_))
+        with pytest.raises(InferenceServerException, match=r"\[503\] Request timeout expired"):
+            client.infer("gate", [port], timeout=50_000)
+    assert GATE.seen == ["wait"]
+
+
+def test_too_many_requests(http):
+    with ThreadPoolExecutor() as pool:
+        others = [pool.submit(http.post, "/v2/models/gate/infer", json=request("late", timeout=2_000_000)) for _ in range(8)]
+        answers = [other.result() for other in others]
+    refused = [answer.json()["error"] for answer in answers if "maximum queue size" in answer.text]
+    assert {answer.status_code for answer in answers} == {503} and len(refused) == 6
+    assert all(text.startswith("Exceeds maximum queue size") for text in refused)
+    assert all(answer.headers["retry-after"] == "1" for answer in answers if "maximum queue size" in answer.text)
+
+
+def test_a_client_that_leaves_is_not_served(http):
+    body = b'{"inputs":[{"name":"data","shape":[1],"datatype":"BYTES","data":["left"]}]}'
+    head = b"POST /v2/models/gate/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    full = request("last", timeout=1_000_000)
+    for _ in range(3):  # each takes the place that the one before has left; the bound is 3, two of them here
+        with socket.create_connection((http.base_url.host, http.base_url.port), 10) as connection:
+            connection.sendall(head + body)
+        assert "timeout expired" in http.post("/v2/models/gate/infer", json=full).text
+    GATE.open.set()
+    assert http.post("/v2/models/gate/infer", json=request("after")).status_code == 200
+    assert GATE.seen == ["wait", "after"]
+
+
+def test_a_body_comes_in_time(http):
+    with socket.create_connection((http.base_url.host, http.base_url.port), 10) as connection:
+        connection.sendall(b"POST /v2/models/gate/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 400") and b"the body did not arrive within 0.3 s (body_timeout)" in answer
+    assert b"connection: close" in answer
+
+
+def test_what_a_backend_raises_is_not_told(http):
+    GATE.open.set()
+    for text, said in (
+        ("fail", "node 'node': backend InferGate raised ValueError"),
+        (
+            "odd",
+            "the answer can't be written as JSON: Type is not JSON serializable: object; let the backend answer numbers, strings, lists or arrays",
+        ),
+    ):
+        answer = http.post("/v2/models/gate/infer", json=request(text))
+        assert (answer.status_code, answer.json()) == (500, {"error": said})
