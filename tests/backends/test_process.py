@@ -104,12 +104,16 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    fds, threads = descriptors(), threading.active_count()
+    fds, threads, processes = descriptors(), threading.active_count(), children()
     yield
     assert descriptors() == fds
     assert threading.active_count() == threads
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)  # no child, dead or alive
+    assert children() == processes
+
+
+def children() -> set[str]:
+    """Our child processes, dead or alive."""
+    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
 
 
 @pytest.fixture
