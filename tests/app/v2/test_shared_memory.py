@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import shared_memory
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import tritonclient.http
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 from tritonclient.utils import shared_memory as triton
 
 from penstock import create_app
 from penstock.app.settings import Settings
 from penstock.app.v2.shared_memory import SharedMemory
 from penstock.backends.errors import InvalidRequest, NotFound
+from penstock.backends.registry import register_backend
+from penstock.pipelines.repository import Repository
 
 ADMIN = "adm1n"
 HEADERS = {"Authorization": f"Bearer {ADMIN}"}
@@ -29,14 +35,42 @@ def region(request):
     """A POSIX object of three pages, by tritonclient's own utility; its key."""
     key = f"/penstock_{os.getpid()}_{id(request)}"
     handle = triton.create_shared_memory_region("region", key, 3 * 4096)
+    GATE.set()
     yield key, handle
+    GATE.set()
     triton.destroy_shared_memory_region(handle)
+
+
+INT32 = {"kind": "tensor", "dtype": "INT32", "shape": [-1, 4]}
+TEXT = {"kind": "tensor", "dtype": "BYTES", "shape": [-1, 2]}
+GATE = threading.Event()
+ENTERED = threading.Semaphore(0)
+
+
+class Gated:
+    """Looks at its input when the gate is open; fails for negative numbers."""
+
+    def forward(self, batch):
+        ENTERED.release()
+        assert GATE.wait(20)
+        for item in batch:
+            if item["data"].min() < 0:
+                raise RuntimeError("negative")
+            item["result"] = item["data"] * 2
+
+
+def model(name, port, backend):
+    return {"pipeline": {"name": name, "inputs": {"X": port}, "outputs": {"Y": port}}, "node": {"backend": backend, "max": 8}}
 
 
 @pytest.fixture(scope="module")
 def server(running):
-    with running(create_app({"backend": "Identity"}, settings=Settings(**ON))) as client:
-        yield client
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("penstock.backends.registry._registered", {})
+        register_backend("Gated", Gated)
+        sources = [model("identity", INT32, "Identity"), model("text", TEXT, "Identity"), model("gated", INT32, "Gated")]
+        with running(create_app(Repository.read(sources), settings=Settings(**ON)), http="penstock.app.protocol:HttpProtocol") as client:
+            yield client
 
 
 @pytest.fixture
@@ -240,3 +274,133 @@ def test_cuda_shared_memory_is_not_here(server):
         answer = server.request(method, f"/v2/cudasharedmemory{path}", headers=HEADERS)
         assert answer.status_code in (404, 501)
         assert set(answer.json()) == {"error"}
+
+
+# inference
+
+
+def given(array, region="in", offset=0, byte_size=None, datatype="INT32"):
+    found = tritonclient.http.InferInput("X", list(array.shape), datatype)
+    found.set_shared_memory(region, array.nbytes if byte_size is None else byte_size, offset=offset)
+    return found
+
+
+def wanted(byte_size, region="out", offset=0):
+    found = tritonclient.http.InferRequestedOutput("Y", binary_data=False)
+    found.set_shared_memory(region, byte_size, offset=offset)
+    return found
+
+
+def test_inputs_and_outputs_in_place(client, region):
+    key, handle = region
+    client.register_system_shared_memory("in", key, 4096, headers=HEADERS)
+    client.register_system_shared_memory("out", key, 4096, offset=4096 + 100, headers=HEADERS)
+    array = np.arange(8, dtype=np.int32).reshape(2, 4)
+    triton.set_shared_memory_region(handle, [array], offset=16)
+    result = client.infer("gated", [given(array, offset=16)], outputs=[wanted(64, offset=8)])
+    output = result.get_output("Y")
+    assert "data" not in output and output["datatype"] == "INT32" and output["shape"] == [2, 4]
+    assert (triton.get_contents_as_numpy(handle, np.int32, [2, 4], offset=4096 + 100 + 8) == array * 2).all()
+    assert bytes(handle._mpsm_handle.buf[4096 + 100 + 8 + 32 : 4096 + 100 + 8 + 64]) == bytes(32)  # no more than the tensor
+    # the input from memory, the output in the answer; and the other way round
+    found = client.infer("gated", [given(array, offset=16)]).as_numpy("Y")
+    assert (found == array * 2).all()
+    plain = tritonclient.http.InferInput("X", [2, 4], "INT32").set_data_from_numpy(array + 1)
+    client.infer("gated", [plain], outputs=[wanted(32)])
+    assert (triton.get_contents_as_numpy(handle, np.int32, [2, 4], offset=4096 + 100) == (array + 1) * 2).all()
+
+
+def test_text_in_memory(client, region):
+    key, handle = region
+    client.register_system_shared_memory("in", key, 4096, headers=HEADERS)
+    client.register_system_shared_memory("out", key, 4096, offset=4096, headers=HEADERS)
+    words = np.array([["one", ""], ["z\u00fcrich", "4"]], np.object_)
+    serialized = serialize_byte_tensor(words)
+    triton.set_shared_memory_region(handle, [serialized])
+    size = len(serialized.item())
+    x = tritonclient.http.InferInput("X", [2, 2], "BYTES")
+    x.set_shared_memory("in", size)
+    result = client.infer("text", [x], outputs=[wanted(4096)])
+    assert result.get_output("Y")["shape"] == [2, 2]
+    found = triton.get_contents_as_numpy(handle, np.object_, [2, 2], offset=4096)
+    assert (found == np.char.encode(words.astype(str), "utf-8")).all()
+
+
+def test_a_request_that_asks_for_memory_that_is_not_there(client, region):
+    key, _ = region
+    client.register_system_shared_memory("in", key, 64, headers=HEADERS)
+    client.register_system_shared_memory("out", key, 64, offset=64, headers=HEADERS)
+    array = np.zeros((2, 4), np.int32)
+    for request, told in (
+        ({"inputs": [given(array, region="x")]}, r"\[404\] Unable to find shared memory region: 'x'"),
+        ({"inputs": [given(array, offset=64)]}, r"\[400\] Invalid offset for shared memory region: 'in'"),
+        ({"inputs": [given(array, offset=33)]}, r"\[400\] Invalid offset \+ byte size for shared memory region: 'in'"),
+        ({"inputs": [given(array, byte_size=2**64 - 1, offset=1)]}, r"\[400\] Integer overflow detected: byte_size"),
+        ({"inputs": [given(array, byte_size=31)]}, r"\[400\] .*Expected 32, got 31"),
+        ({"inputs": [given(array)], "outputs": [wanted(32, region="x")]}, r"\[404\] Unable to find shared memory region: 'x'"),
+        ({"inputs": [given(array)], "outputs": [wanted(65)]}, r"\[400\] Invalid offset \+ byte size for shared memory region: 'out'"),
+        (
+            {"inputs": [given(array)], "outputs": [wanted(31)]},
+            r"\[400\] shared memory size specified .* \(31 bytes\) should be at least 32",
+        ),
+    ):
+        with pytest.raises(InferenceServerException, match=told):
+            client.infer("identity", **request)
+    client.unregister_system_shared_memory(headers=HEADERS)
+    assert mapped(key) == 1  # nothing of a refused request holds it
+
+
+@pytest.mark.parametrize("value", [3, -1])
+def test_a_region_that_is_unregistered_while_a_request_uses_it(client, server, region, caplog, value):
+    """It goes when the last of them has ended, well or not; no other request may use it."""
+    caplog.set_level(logging.CRITICAL, "penstock")  # pytest keeps records, with their exceptions, with all that was in their frames
+    key, handle = region
+    client.register_system_shared_memory("in", key, 4096, headers=HEADERS)
+    client.register_system_shared_memory("out", key, 4096, offset=4096, headers=HEADERS)
+    array = np.full((1, 4), value, np.int32)
+    triton.set_shared_memory_region(handle, [array])
+    document = {
+        "inputs": [given(array)._get_tensor()],
+        "outputs": [wanted(16)._get_tensor()],
+    }
+    GATE.clear()
+    while ENTERED.acquire(blocking=False):
+        pass
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(server.post, "/v2/models/gated/infer", json=document)
+        assert ENTERED.acquire(timeout=20)
+        client.unregister_system_shared_memory(headers=HEADERS)
+        assert client.get_system_shared_memory_status() == []
+        assert mapped(key) == 3  # tritonclient's, and both that are in use
+        with pytest.raises(InferenceServerException, match="Unable to find shared memory region: 'in'"):
+            client.infer("identity", [given(array)])
+        client.register_system_shared_memory("in", key, 16, headers=HEADERS)  # the name is free; it is another region
+        client.unregister_system_shared_memory("in", headers=HEADERS)
+        GATE.set()
+        assert running.result().status_code == (200 if value > 0 else 500)
+    if value > 0:
+        assert (triton.get_contents_as_numpy(handle, np.int32, [1, 4], offset=4096) == array * 2).all()
+    gc.collect()
+    assert mapped(key) == 1
+
+
+def test_a_client_that_leaves_while_its_region_is_used(client, server, region):
+    """The executor still reads it: after the request has ended, and after the region was unregistered."""
+    key, handle = region
+    client.register_system_shared_memory("in", key, 4096, headers=HEADERS)
+    array = np.full((1, 4), 3, np.int32)
+    triton.set_shared_memory_region(handle, [array])
+    GATE.clear()
+    while ENTERED.acquire(blocking=False):
+        pass
+    with pytest.raises(httpx.ReadTimeout):
+        server.post("/v2/models/gated/infer", json={"inputs": [given(array)._get_tensor()]}, timeout=0.2)
+    assert ENTERED.acquire(timeout=20)
+    client.unregister_system_shared_memory(headers=HEADERS)
+    gc.collect()
+    assert mapped(key) == 2
+    GATE.set()
+    plain = tritonclient.http.InferInput("X", [1, 4], "INT32").set_data_from_numpy(array)
+    assert (client.infer("gated", [plain]).as_numpy("Y") == array * 2).all()  # behind it, on the one executor
+    gc.collect()
+    assert mapped(key) == 1
