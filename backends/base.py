@@ -61,12 +61,38 @@ class Params(BaseModel):
     )
 
 
+class Loading:
+    """How far an `init` is that takes long, for whoever waits for the node: `text`, as in "building 42 %", is set by `init`, and read by
+    other threads. `stop` says that nobody waits any more.
+    """
+
+    __slots__ = ("_on_stop", "_stopped", "text")
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._stopped = False
+        self._on_stop: Callable[[], None] | None = None
+
+    def stop(self) -> None:
+        """From any thread; more than once does no harm."""
+        self._stopped = True
+        if self._on_stop is not None:
+            self._on_stop()
+
+    def on_stop(self, cancel: Callable[[], None] | None) -> None:
+        """Have `cancel` called by `stop`, at once where that came before; None: there is nothing to be cancelled any more."""
+        self._on_stop = cancel
+        if self._stopped and cancel is not None:
+            cancel()
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """Where a backend object lives. Given to `init`.
 
     `instance` counts from 0 to `instances` - 1 over the node; `max` is the node's batch bound for this instance
-    (None: not given), `min` likewise; `device` is `cpu` or `cuda:0`, where the node says so ("": the engine chooses).
+    (None: not given), `min` likewise; `device` is `cpu` or `cuda:0`, where the node says so ("": the engine chooses). An `init` that
+    takes minutes says in `loading` how far it is.
     """
 
     pipeline: str = ""
@@ -77,6 +103,7 @@ class Context:
     min: int | None = None
     max: int | None = None
     device: str = ""
+    loading: Loading = field(default_factory=Loading, compare=False, repr=False)
 
     def resolve(self, path: str) -> Path:
         """The file a parameter names: relative to the pipeline's file, then to the working directory."""

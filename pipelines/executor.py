@@ -117,8 +117,15 @@ class Executor:
         self._inbox.put(batch)
 
     def stop(self) -> None:
-        """Let the thread end after the batch it runs. It closes its backend and reports."""
+        """Let the thread end after the batch it runs, or give up loading, where it can. It closes its backend and reports."""
         self._inbox.put(None)
+        self._context.loading.stop()
+
+    @property
+    def loading(self) -> str:
+        """How far its backend is, as in "node 'net': building 42 %"; empty if that is loaded, or says nothing."""
+        text = "" if self.loaded else self._context.loading.text
+        return text and f"node {self._context.node!r}: {text}"
 
     def kill(self) -> bool:
         """End the child process, if there is one: the thread can end then. Whether there is one."""

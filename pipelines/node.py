@@ -107,7 +107,8 @@ class Node:
         missing = self._missing + sum(executor.loaded and not executor.ready for executor in self._executors)
         if missing:
             executors = sum(group.instances for group in self.config.groups)
-            return f"node {self.name!r}: {missing} of {executors} executors are not running"
+            loading = next((text for executor in self._executors if (text := executor.loading)), "")
+            return loading or f"node {self.name!r}: {missing} of {executors} executors are not running"
         stuck = [batch for batch in self.scheduler.running.values() if batch.stuck]
         if stuck:
             return f"node {self.name!r}: a forward has run for more than {self.config.stuck_after:g} s"

@@ -126,7 +126,8 @@ class Pipeline:
     def not_ready(self) -> str:
         """Why the pipeline is not ready; empty if it is."""
         if self.state != "ready":
-            return f"pipeline {self.name!r} is {self.state}"
+            loading = "; ".join(dict.fromkeys(text for node in self.nodes for each in node.executors if (text := each.loading)))
+            return f"pipeline {self.name!r} is {self.state}{loading and f' ({loading})'}"
         return "; ".join(reason for node in self.nodes if (reason := node.not_ready))
 
     @property

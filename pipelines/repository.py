@@ -38,7 +38,7 @@ class Repository:
         self.directory = directory
         self.on_change: Callable[[], None] = lambda: None
         """Called after every change of `generation`."""
-        self._loading: set[str] = set()
+        self._loading: dict[str, Pipeline] = {}
         self._failed: dict[str, str] = {}  # why the last attempt failed, of those that are not loaded
         self._draining: set[asyncio.Task[None]] = set()
         self._locks: dict[str, asyncio.Lock] = {}
@@ -73,7 +73,7 @@ class Repository:
         if found is not None:
             return found
         if name in self._loading:
-            raise NotReady(f"pipeline {name!r} is loading")
+            raise NotReady(self._loading[name].not_ready)
         if name in self._failed:
             raise NotReady(f"pipeline {name!r} could not be loaded")  # why is for the log and the administrator
         if name in self.configs and self.state != "ready":
@@ -89,7 +89,7 @@ class Repository:
         if self.state == "created":
             return "the pipelines have not been started (did the app's lifespan run?)"
         if self.state == "loading":
-            return "; ".join(f"pipeline {name!r} is loading" for name in sorted(self._loading)) or "loading"
+            return "; ".join(pipeline.not_ready for _, pipeline in sorted(self._loading.items())) or "loading"
         if self.state != "ready":
             return f"the server is {self.state}"
         return "; ".join(reason for pipeline in list(self.pipelines.values()) if (reason := pipeline.not_ready))
@@ -138,7 +138,7 @@ class Repository:
             self._check_open()
             pipeline = Pipeline(config)
             pipeline.others = self.get
-            self._loading.add(name)
+            self._loading[name] = pipeline
             self._failed.pop(name, None)
             try:
                 await pipeline.start()
@@ -147,7 +147,7 @@ class Repository:
                     self._failed[name] = str(error)
                 raise
             finally:
-                self._loading.discard(name)
+                del self._loading[name]
             if self.state in ("draining", "closed"):
                 await pipeline.close(0)
                 raise NotReady(f"pipeline {name!r} was loaded while the server was closing")

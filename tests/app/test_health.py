@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from penstock import create_app
@@ -112,6 +115,68 @@ def test_not_ready_while_an_executor_is_replaced(running):
         found = values(client)
         labels = (("node", "main"), ("pipeline", "pipeline"))
         assert found["penstock_executor_restarts_total", labels] == 1 and found["penstock_executors", labels] == 1
+
+
+@register_backend("HealthSlow")
+class HealthSlow(Backend):
+    """Its `init` says how far it is, and waits; it can be cancelled."""
+
+    def init(self, params, context):
+        context.loading.on_stop(GATES.may_load.set)
+        context.loading.text = "building 42 %"
+        GATES.inside.set()
+        GATES.may_load.wait(10)
+        context.loading.text = ""
+
+    def forward(self, batch):
+        if not GATES.open.is_set():
+            GATES.inside.clear()
+            GATES.may_load.clear()
+            raise SystemExit
+        for item in batch:
+            item["result"] = 1
+
+
+def test_ready_says_how_far_a_build_is(running):
+    GATES.may_load.clear()
+    repository = Repository([load({"net": {"backend": "HealthSlow", "instance_num": 2}}, name="slow")])
+    host = FastAPI(lifespan=lambda host: starting(repository))
+    host.mount("/models", create_app(repository))
+    with running(host) as client:
+        assert GATES.inside.wait(10)
+        answer = client.get("/models/health/ready")
+        said = "pipeline 'slow' is loading (node 'net': building 42 %)"
+        assert (answer.status_code, answer.json()) == (503, {"ready": False, "reason": said})
+        refused = client.post("/models/predict/slow", content=b"x")
+        assert refused.status_code == 503 and refused.json()["detail"] == said
+        GATES.may_load.set()
+        until(lambda: client.get("/models/health/ready").status_code == 200)
+        # its executor dies, and is made anew
+        assert client.post("/models/predict/slow", content=b"x").status_code == 500
+        assert GATES.inside.wait(10)
+        assert client.get("/models/health/ready").json()["reason"] == "node 'net': building 42 %"
+        GATES.open.set()
+        GATES.may_load.set()
+        until(lambda: client.get("/models/health/ready").status_code == 200)
+        assert client.post("/models/predict/slow", content=b"x").json() == {"result": 1}
+
+
+def test_what_is_loading_is_told_that_nobody_waits_any_more(running):
+    GATES.may_load.clear()
+    repository = Repository([load("HealthSlow", name="slow")])
+    with running(FastAPI(lifespan=lambda host: starting(repository))):
+        assert GATES.inside.wait(10)
+    assert GATES.may_load.is_set() and repository.state == "closed"
+
+
+@contextlib.asynccontextmanager
+async def starting(repository):
+    """Load while the server listens, as `penstock serve` does."""
+    task = asyncio.create_task(repository.start())
+    yield
+    task.cancel()
+    await asyncio.wait([task])
+    await repository.close(1)
 
 
 def test_metrics_count_what_happened(running):

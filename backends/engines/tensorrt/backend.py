@@ -27,11 +27,6 @@ class TensorrtTensor(TorchBackend):
     extra: ClassVar[str] = "tensorrt"
     engine: ClassVar[str] = ".tensorrt.engine"
 
-    @property
-    def progress(self) -> Progress | None:
-        """Of the build that `init` waits for; None where there is none. May be read from any thread."""
-        return getattr(self.children[0], "progress", None) if self.children else None
-
     @classmethod
     def build_ahead(cls, params: TensorrtParams, context: Context, progress: Progress) -> BuiltEngine:
         """What `init` would build, without a GPU where the library can do that. Raises BackendError and ConfigError."""

@@ -27,6 +27,7 @@ class Prepared(NamedTuple):
 
 def build(recipe: Recipe, library: Library, progress: Progress, timing_cache: Path | None = None) -> bytes:
     """The plan. Raises BackendError and ConfigError that name node, file and tensor; BuildCancelledError."""
+    cancelled = BuildCancelledError(f"{recipe}: the build of {recipe.model} was cancelled")
     with library.listening(recipe.params.log_level) as said:
         prepared = prepare(recipe, library, progress, said)
         timings = None
@@ -38,9 +39,11 @@ def build(recipe: Recipe, library: Library, progress: Progress, timing_cache: Pa
             "%s: building an engine of %s with %s %s, precision %s, profiles %s", recipe, recipe.model, library.name, library.version,
             recipe.params.precision or "of the model", describe(prepared.profiles),
         )  # fmt: skip
+        if progress.cancelled:
+            raise cancelled
         plan = prepared.builder.build_serialized_network(prepared.network.definition, prepared.config)
         if progress.cancelled:
-            raise BuildCancelledError(f"{recipe}: the build of {recipe.model} was cancelled")
+            raise cancelled
         if plan is None:
             reasons = "; ".join(dict.fromkeys(said)) or "it gives no reason"
             raise BackendError(f"{recipe}: {library.name} {library.version} can't build an engine of {recipe.model}: {reasons}")

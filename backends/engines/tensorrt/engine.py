@@ -30,9 +30,6 @@ class TensorrtTensor(TorchEngine):
 
     parameters: ClassVar[type[Params] | None] = TensorrtParams
 
-    progress: Progress | None = None
-    """Of the build, while there is one; to be read from any thread."""
-
     model: Execution
 
     def load(self, params: TensorrtParams, context: Context, device: torch.device) -> Execution:
@@ -45,12 +42,18 @@ class TensorrtTensor(TorchEngine):
             return deserialise(library, runtime, plan, where, params.weight_budget_percentage)
 
         where = f"{recipe}: {recipe.model}"
-        progress = self.progress = Progress()
+
+        def report(fraction: float, phase: str) -> None:
+            loading.text = progress.text
+
+        loading, progress = context.loading, Progress(report)
+        loading.on_stop(progress.cancel)
         try:
             key = str(device), params.weight_budget_percentage, json.dumps(recipe.key(library), sort_keys=True)
             engine = shared(key, load_engine)
         finally:
-            self.progress = None
+            loading.on_stop(None)
+            loading.text = ""
         stream = self._half.stream.cuda_stream if self._half.stream is not None else 0
         execution = Execution(library, engine, where, device, stream)
         self.model_range = execution.range

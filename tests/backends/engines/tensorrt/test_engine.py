@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from penstock.backends.base import Context
+from penstock.backends.base import Context, Loading
 from penstock.backends.engines.tensorrt import engine as engine_module
 from penstock.backends.engines.tensorrt.backend import TensorrtTensor
 from penstock.backends.engines.tensorrt.execution import DTYPES, Execution, LoadedEngine, failure, make_allocator
 from penstock.backends.engines.tensorrt.library import Library
+from penstock.backends.engines.tensorrt.progress import BuildCancelledError
 from penstock.backends.engines.torch import sharing
 from penstock.backends.errors import BackendError, ConfigError, DeviceError, InvalidInput
 
@@ -197,6 +198,50 @@ def make(tmp_path):
     yield make
     for backend in made:
         backend.close()
+
+
+class Heard(Loading):
+    """Keeps what it is told; stops the loading at the first word, if it is to."""
+
+    def __init__(self, stops=False):
+        self.stops, self.texts = stops, []
+        super().__init__()
+
+    @property
+    def text(self):
+        return self.texts[-1]
+
+    @text.setter
+    def text(self, text):
+        self.texts.append(text)
+        if self.stops and text:
+            self.stop()
+
+
+def test_the_build_says_how_far_it_is(make, resnet18, fake):
+    tensor = ("FLOAT", (-1, 3, 64, 64))
+    fake({"image": tensor}, {"logits": tensor}, ranges(1, rest=(3, 64, 64), names=("image",)), lambda x: (x,))
+    heard = Heard()
+    make(resnet18, {"loading": heard}, max="1")
+    assert heard.texts[0] == heard.text == ""
+    shares = [int(re.fullmatch(r"building (\d+) %", text)[1]) for text in heard.texts[1:-1]]
+    assert shares == sorted(shares) and shares[-1] == 100 and len(set(shares)) > 2
+    again = Heard()
+    make(resnet18, {"loading": again}, max="1", weight_budget_percentage=50)  # not shared, and built anew
+    heard.stop()  # too late for anything
+    assert again.texts[1:-1]
+
+
+def test_a_build_for_which_nobody_waits_is_cancelled(make, resnet18, fake, tmp_path):
+    tensor = ("FLOAT", (-1, 3, 64, 64))
+    fake({"image": tensor}, {"logits": tensor}, ranges(1, rest=(3, 64, 64), names=("image",)), lambda x: (x,))
+    for heard in (Heard(stops=True), Heard()):
+        if not heard.stops:
+            heard.stop()  # before it begins
+        with pytest.raises(BuildCancelledError, match=r"node 'net': .* was cancelled"):
+            make(resnet18, {"loading": heard}, max="1")
+        assert heard.text == "" and "building 100 %" not in heard.texts
+    assert not list((tmp_path / "kept").glob("*.engine"))
 
 
 def pair(seed, rows=1):
