@@ -1,0 +1,125 @@
+"""Tensors to and from the protocol's encodings, where a server's answers would not show how."""
+
+from __future__ import annotations
+
+import json
+
+import ml_dtypes
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.app.v2.tensors import DATATYPES, as_tensor, datatype_of, from_bytes, from_json, to_bytes, to_flat_json
+from penstock.backends.errors import BackendError, InvalidRequest
+
+PLAIN = [name for name, each in DATATYPES.items() if name not in {"BF16", "BYTES"}]
+
+
+def text_of(datatype, array):
+    return json.loads(orjson.dumps(to_flat_json(DATATYPES[datatype], array, "x")))
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_aligned_bytes_are_read_where_they_lie(name):
+    datatype = DATATYPES[name]
+    buffer = np.zeros(64, np.uint8)
+    found = from_bytes(memoryview(buffer), datatype, [64 // datatype.size], "x", "m")
+    assert np.shares_memory(found, buffer) == (name != "BOOL") and found.flags.writeable
+    odd = from_bytes(memoryview(buffer)[1 : 1 + 6 * datatype.size], datatype, [2, 3], "x", "m")
+    assert odd.flags.aligned and odd.shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_arrays_are_written_from_their_own_memory(name):
+    array = np.ones((2, 3), DATATYPES[name].dtype)
+    assert np.shares_memory(to_bytes(DATATYPES[name], array), array)
+    assert bytes(to_bytes(DATATYPES[name], array.T)) == array.T.tobytes()
+    assert bytes(to_bytes(DATATYPES[name], array.astype(array.dtype.newbyteorder(">")))) == array.tobytes()
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=20))
+def test_bf16_is_rounded_as_ml_dtypes_does(bits):
+    array = np.array(bits, np.uint32).view(np.float32)
+    found = np.frombuffer(bytes(to_bytes(DATATYPES["BF16"], array)), np.uint16)
+    with np.errstate(invalid="ignore"):
+        expected = array.astype(ml_dtypes.bfloat16)
+    nan = np.isnan(array)
+    np.testing.assert_array_equal(found[~nan], expected.view(np.uint16)[~nan])
+    assert np.isnan(found.view(ml_dtypes.bfloat16)[nan]).all()
+
+
+@given(st.lists(st.binary(max_size=9), max_size=9))
+def test_strings_come_back(values):
+    array = np.empty(len(values), np.object_)
+    array[:] = values
+    blob = to_bytes(DATATYPES["BYTES"], array)
+    assert from_bytes(memoryview(blob), DATATYPES["BYTES"], [len(values)], "x", "m").tolist() == values
+
+
+@given(st.binary(max_size=40), st.integers(0, 6))
+def test_whatever_claims_to_be_strings_is_read_or_refused(blob, count):
+    try:
+        found = from_bytes(memoryview(blob), DATATYPES["BYTES"], [count], "x", "m")
+    except InvalidRequest:
+        return
+    assert to_bytes(DATATYPES["BYTES"], found) == blob
+
+
+@pytest.mark.parametrize(
+    ("value", "datatype", "shape", "elements"),
+    [
+        (3, "INT64", (1,), [3]),
+        (True, "BOOL", (1,), [True]),
+        (0.5, "FP64", (1,), [0.5]),
+        ("text", "BYTES", (1,), ["text"]),
+        (b"bytes", "BYTES", (1,), ["bytes"]),
+        ([1, 2], "INT64", (2,), [1, 2]),
+        ([[1.5], [2.5]], "FP64", (2, 1), [1.5, 2.5]),
+        (["a", b"b"], "BYTES", (2,), ["a", "b"]),
+        ([[1], [2, 3]], "BYTES", (1,), ["[[1],[2,3]]"]),
+        ({"a": 1}, "BYTES", (1,), ['{"a":1}']),
+        (np.float32(2), "FP32", (1,), [2.0]),
+        (np.array(["x", "y"]), "BYTES", (2,), ["x", "y"]),
+        (np.array([[1, 2]], ">i2"), "INT16", (1, 2), [1, 2]),
+        (np.ones((2, 1), ml_dtypes.bfloat16), "BF16", (2, 1), [1.0, 1.0]),
+    ],
+)
+def test_values_that_pipelines_answer(value, datatype, shape, elements):
+    found, array = as_tensor(value, None, "x")
+    assert (found.name, array.shape) == (datatype, shape)
+    assert text_of(datatype, array) == elements
+
+
+@pytest.mark.parametrize(("dtype", "datatype"), [("float32", "FP32"), ("bfloat16", "BF16"), ("int8", "INT8"), ("bool", "BOOL")])
+def test_torch_tensors(dtype, datatype):
+    torch = pytest.importorskip("torch")
+    found, array = as_tensor(torch.ones(2, 3, dtype=getattr(torch, dtype), requires_grad=dtype == "float32"), None, "x")
+    assert found.name == datatype and text_of(datatype, array) == [1] * 6
+
+
+def test_answers_are_of_the_declared_datatype():
+    assert as_tensor(3, DATATYPES["INT32"], "x")[1].dtype == np.int32
+    assert as_tensor(np.ones(2), DATATYPES["FP16"], "x")[1].dtype == np.float16
+    assert as_tensor(3, DATATYPES["BYTES"], "x")[1].tolist() == ["3"]
+    for value, wanted in ((300, "UINT8"), (1.5, "INT32"), ("text", "FP32"), (-1, "UINT32")):
+        with pytest.raises(BackendError, match=f"declared to be {wanted}"):
+            as_tensor(value, DATATYPES[wanted], "x")
+    with pytest.raises(BackendError, match="which the protocol has not"):
+        as_tensor(np.ones(1, np.complex64), None, "x")
+
+
+def test_names_of_both_worlds():
+    assert datatype_of("FP32") is datatype_of("float32") is DATATYPES["FP32"]
+    assert datatype_of("bfloat16") is DATATYPES["BF16"] and datatype_of("string") is DATATYPES["BYTES"]
+    assert datatype_of("complex64") is None
+
+
+@given(st.lists(st.floats(width=32), max_size=9))
+def test_floats_go_through_json(values):
+    datatype = DATATYPES["FP32"]
+    written = text_of("FP32", np.array(values, np.float32))
+    assert written == pytest.approx(values, nan_ok=True)
+    array = from_json(written, datatype, [len(values)], "x")
+    np.testing.assert_array_equal(array, np.array(values, np.float32))
