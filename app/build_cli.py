@@ -48,7 +48,9 @@ def build_command(path: Annotated[Path, typer.Argument(help="A pipeline file (.t
 
 
 def encrypt_command(
-    file: Annotated[Path, typer.Argument(help="A model or an engine: .onnx, .plan, .pt …", exists=True, dir_okay=False)],
+    file: Annotated[
+        Path, typer.Argument(help="A model or an engine: .onnx, .trt, .plan, .engine or .pt, and no other.", exists=True, dir_okay=False)
+    ],
     *,
     output: Annotated[Path | None, typer.Option(help="Default: FILE.encrypted.", dir_okay=False)] = None,
     key_file: Annotated[

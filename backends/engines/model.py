@@ -24,6 +24,7 @@ logger = logging.getLogger("penstock.model")
 ENGINES: dict[str, type[Backend]] = {
     ".trt": TensorrtTensor,
     ".plan": TensorrtTensor,
+    ".engine": TensorrtTensor,
     ".pt": TorchScriptTensor,
     ".pt2": TorchExportTensor,
 }
@@ -36,7 +37,7 @@ class ModelParams(TensorrtParams, TorchScriptParams, OnnxParams):  # pyright: ig
 
 class ModelTensor(Backend):
     """Runs a model by the engine that fits: .onnx by TensorRT on a GPU, where its library is installed, else by ONNX Runtime on the CPU;
-    .trt and .plan by TensorRT, .pt by TorchScript, .pt2 by torch.export.
+    .trt, .plan and .engine by TensorRT, .pt by TorchScript, .pt2 by torch.export.
 
     `data`: an array or a torch tensor with the batch dimension, or a list of them; `result` likewise: torch tensors where torch is
     installed, else arrays.

@@ -16,6 +16,7 @@ from .. import timeline
 from ..base import UNBOUNDED, Backend, BatchRange, Context, Params, Signature, TensorPort
 from ..errors import BackendError, ConfigError, InvalidInput, Problem
 from ..item import Item
+from .encryption import is_encrypted, read_model
 from .normalise import channels_last, fuse_normalisation
 from .params import EngineParams, why_no_file
 from .postprocess import PostProcessing
@@ -251,21 +252,20 @@ def _open(path: Path, params: OnnxParams, context: Context) -> Any:
 
     if not path.is_file():
         raise BackendError(f"OnnxTensor: the model {path} {why_no_file(path)}")
-    if path.suffix == ".encrypted":
-        raise BackendError(f"OnnxTensor: the model {path} is encrypted, and OnnxTensor reads plain .onnx files")
+    plain = _decrypted(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = params.threads or max(1, _processors() // context.instances)
     options.inter_op_num_threads = 1
     # A pool that spins between operators takes the processors that the other instances and the event loop need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = SEVERITIES.get(params.log_level or "error", 3)
-    source: str | bytes = str(path)
+    source: str | bytes = str(path) if plain is None else plain
     try:
         nhwc = getattr(params, "data_format", "nchw") == "nhwc"  # ModelTensor's key
         if nhwc or params.mean is not None or params.std is not None:
             import onnx
 
-            model = onnx.load(path, load_external_data=False)
+            model = onnx.load(path, load_external_data=False) if plain is None else onnx.load_model_from_string(plain)
             key = "data_format"
             try:
                 if nhwc:
@@ -275,14 +275,27 @@ def _open(path: Path, params: OnnxParams, context: Context) -> Any:
                     fuse_normalisation(model, params.mean, params.std)
             except ValueError as error:
                 raise _config_error(context, key, str(error)) from error
+            source = model.SerializeToString()
+        if isinstance(source, bytes):
             # Weights in a file beside the model stay there, however large.
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-            source = model.SerializeToString()
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except ConfigError:
         raise
     except Exception as error:  # ONNX Runtime's and protobuf's have no base of their own
         raise BackendError(f"OnnxTensor: the model {path} can't be loaded: {error}") from error
+
+
+def _decrypted(path: Path) -> bytes | None:
+    """The content of an `.encrypted` file; None for a plain one, which ONNX Runtime reads by itself."""
+    if not is_encrypted(path):
+        return None
+    try:
+        return read_model(path)
+    except OSError as error:
+        raise BackendError(f"OnnxTensor: the model {path} can't be read: {error.strerror}") from error
+    except BackendError as error:
+        raise type(error)(f"OnnxTensor: {error}") from error
 
 
 def shape_text(shape: Sequence[int | None]) -> str:

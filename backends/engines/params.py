@@ -56,7 +56,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "best"]
 class EngineParams(Params):
     """What every engine takes."""
 
-    model: str = Field(description="the file: .onnx, .trt or .plan, .pt, .pt2; each also with .encrypted")
+    model: str = Field(description="the file: .onnx, .trt, .plan or .engine, .pt (each also with .encrypted), .pt2")
     min: Shapes | None = Field(None, description="smallest batch, or shapes: 1, 1x3x224x224; ',' between inputs, ';' between profiles")
     max: Shapes | None = Field(None, description="largest batch, or shapes: 4, 4x3x224x224; ',' between inputs, ';' between profiles")
     precision: Precision | None = Field(None, description="of the weights and layers; the model's own where not given")

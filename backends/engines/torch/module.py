@@ -41,6 +41,9 @@ class TorchModule(TorchEngine):
 
     params: Any
 
+    reads_encrypted = False
+    """Whether its files may be `.encrypted`."""
+
     inputs: tuple[str, ...] | None = None
     """The names of the model's inputs, in its order; None: the model does not tell. Set by `open`."""
     required = 1
@@ -97,11 +100,11 @@ class TorchModule(TorchEngine):
         use_threads(self.params.intra_op_thread_count or threads)
 
     def file(self, name: str) -> Path:
-        """The file that a parameter names. Raises BackendError where there is none."""
+        """The file that a parameter names. Raises BackendError where there is none, or one that only others read."""
         path = self.context.resolve(name)
         if not path.is_file():
             raise BackendError(f"{self.who}: the model {path} {why_no_file(path)}")
-        if path.suffix == ".encrypted":
+        if path.suffix == ".encrypted" and not self.reads_encrypted:
             raise BackendError(f"{self.who}: the model {path} is encrypted, and {type(self).__name__} reads plain files")
         return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -12,6 +13,7 @@ import torch
 
 from ...base import Context
 from ...errors import BackendError, InvalidInput
+from ..encryption import is_encrypted, read_model
 from .module import TorchModule, identity_of, reason_of, silence
 from .params import TorchScriptParams
 
@@ -23,6 +25,8 @@ class TorchScriptTensor(TorchModule):
 
     warm_up_runs = 3
     """The JIT looks at the first runs, and compiles in those behind them."""
+
+    reads_encrypted = True
 
     takes_dict = False
     """The model's one argument is a dict of tensors."""
@@ -40,8 +44,9 @@ class TorchScriptTensor(TorchModule):
 
     def _load(self, path: Path, device: torch.device) -> Any:
         silence("torch.jit.load")
+        source = io.BytesIO(read_model(path)) if is_encrypted(path) else path
         try:
-            model = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
+            model = torch.jit.load(source, map_location=device)  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as error:
             raise BackendError(f"{self.who}: the model {path} can't be loaded as TorchScript: {reason_of(error)}") from error
         if hasattr(model, "training"):  # one that was frozen has no such thing

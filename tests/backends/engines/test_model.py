@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from penstock import pipe
 from penstock.backends.base import Context
 from penstock.backends.engines import model
+from penstock.backends.engines.encryption import KEY, encrypt
 from penstock.backends.engines.model import ModelTensor, choose_engine
 from penstock.backends.engines.tensorrt.library import Library
 from penstock.backends.errors import BackendError, ConfigError
@@ -89,15 +90,29 @@ def test_text_stays_numpy(tmp_path):
     assert item["result"].tolist() == [["a", "b", "c"]]
 
 
+@pytest.mark.usefixtures("without_torch")
+def test_an_encrypted_onnx_file_runs_by_onnx_runtime(tmp_path, monkeypatch):
+    monkeypatch.setenv(KEY, "11" * 32)
+    path = write(tmp_path / "same.onnx")
+    (tmp_path / "same.onnx.encrypted").write_bytes(encrypt(path.read_bytes(), bytes([0x11] * 32)))
+    item = {"data": np.ones((1, 3), np.float32)}
+    make(tmp_path / "same.onnx.encrypted").forward([item])
+    assert item["result"].tolist() == [[1, 1, 1]]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("m.onnx.encrypted", "is encrypted"),
-        ("model", r"node 'node': ModelTensor: the model model has no suffix that says what it is: expected .onnx, .trt, .plan, .pt, .pt2"),
+        ("m.onnx.encrypted", "m.onnx.encrypted is not encrypted, or not by penstock encrypt"),
+        (
+            "model",
+            r"node 'node': ModelTensor: .* model has no suffix that says what it is: expected .onnx, .trt, .plan, .engine, .pt, .pt2",
+        ),
         ("absent.onnx", "absent.onnx does not exist"),
     ],
 )
-def test_what_does_not_run_here_says_what_is_missing(tmp_path, name, message):
+def test_what_does_not_run_here_says_what_is_missing(tmp_path, monkeypatch, name, message):
+    monkeypatch.setenv(KEY, "11" * 32)
     (tmp_path / "m.onnx.encrypted").write_bytes(b"")
     with pytest.raises(BackendError, match=message):
         make(tmp_path / name if name.endswith("encrypted") else name)
@@ -108,6 +123,7 @@ def test_what_does_not_run_here_says_what_is_missing(tmp_path, name, message):
     [
         ("m.trt", "TensorrtTensor"),
         ("m.plan.encrypted", "TensorrtTensor"),
+        ("m.engine", "TensorrtTensor"),
         ("M.PT", "TorchScriptTensor"),
         ("m.pt2", "TorchExportTensor"),
         ("m.onnx", "OnnxTensor"),

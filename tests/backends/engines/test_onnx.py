@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from penstock.backends.base import UNBOUNDED, Context
+from penstock.backends.engines.encryption import KEY, WrongKeyError, encrypt
 from penstock.backends.engines.onnx import OnnxTensor
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 
@@ -45,6 +46,20 @@ def run(backend, *data, **keys):
 
 
 @pytest.fixture
+def encrypted(monkeypatch):
+    """Puts `penstock encrypt`'s file beside another."""
+
+    def encrypted(path):
+        hidden = path.with_name(f"{path.name}.encrypted")
+        hidden.write_bytes(encrypt(path.read_bytes(), bytes(range(32))))
+        path.unlink()
+        return hidden
+
+    monkeypatch.setenv(KEY, bytes(range(32)).hex())
+    return encrypted
+
+
+@pytest.fixture
 def double(tmp_path):
     """y = 2x, Nx3."""
     return write(tmp_path / "double.onnx", [("Add", ["x", "x"], ["y"])], [("x", FLOAT, ["n", 3])], [("y", FLOAT, ["n", 3])])
@@ -69,6 +84,21 @@ def fixed(tmp_path):
 
 def row(*values):
     return np.array([values], np.float32)
+
+
+def test_encrypted_models(double, image, encrypted, tmp_path, monkeypatch):
+    assert run(make(encrypted(double)), row(1, 2, 3))[0].tolist() == [[2, 4, 6]]
+    pixels = np.full((1, 3, 2, 2), 5, np.uint8)
+    assert run(make(encrypted(image), mean="1", std="2"), pixels)[0].ravel().tolist() == [2] * 12
+    model = [("Mul", ["x", "w"], ["y"])], [("x", FLOAT, ["n", 3])], [("y", FLOAT, ["n", 3])], [("w", np.full(3, 2, np.float32))]
+    beside = write(tmp_path / "large.onnx", *model, save_as_external_data=True, size_threshold=0, location="weights.bin")
+    assert run(make(encrypted(beside)), row(1, 2, 3))[0].tolist() == [[2, 4, 6]]
+    monkeypatch.setenv(KEY, "11" * 32)
+    with pytest.raises(WrongKeyError, match=r"OnnxTensor: .*double\.onnx\.encrypted can't be decrypted"):
+        make(tmp_path / "double.onnx.encrypted")
+    monkeypatch.delenv(KEY)
+    with pytest.raises(BackendError, match="OnnxTensor: encrypted files need a key"):
+        make(tmp_path / "double.onnx.encrypted")
 
 
 def test_a_batch(double):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from penstock.backends.base import Context
+from penstock.backends.engines.encryption import KEY, WrongKeyError, encrypt
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 from penstock.pipelines.pipeline import Pipeline
 
@@ -22,6 +23,17 @@ NAME = "TorchScriptTensor"
 
 def close(found: Any, expected: Any) -> bool:
     return found.shape == expected.shape and bool(torch.allclose(found, expected.detach(), atol=1e-4, rtol=1e-4))
+
+
+def test_encrypted_models(scripted, make, run, monkeypatch, tmp_path):
+    monkeypatch.setenv(KEY, "11" * 32)
+    hidden = tmp_path / "model.pt.encrypted"
+    linear, data = torch.nn.Linear(3, 2), torch.rand(1, 3)
+    hidden.write_bytes(encrypt(scripted(linear).read_bytes(), bytes([0x11] * 32)))
+    assert close(run(make(NAME, hidden), data)[0], linear(data))
+    monkeypatch.setenv(KEY, "22" * 32)
+    with pytest.raises(WrongKeyError, match=r"model\.pt\.encrypted can't be decrypted"):
+        make(NAME, hidden, Context(node="another"))
 
 
 def test_resnet_as_eager(resnet, scripted, make, run, images):
