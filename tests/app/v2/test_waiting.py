@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,7 @@ from tritonclient.http import InferInput
 from tritonclient.utils import InferenceServerException
 
 from penstock import create_app
+from penstock.app import lifespan
 from penstock.app.settings import Settings
 from penstock.backends.base import Backend
 from penstock.backends.registry import register_backend
@@ -124,3 +127,39 @@ def test_what_a_backend_raises_is_not_told(http):
         answer = http.post("/v2/models/gate/infer", json=request(text))
         assert answer.status_code == 500 and list(answer.json()) == ["error"]
         assert answer.json()["error"].partition(";")[0] == said
+
+
+async def upload_slowly(document):
+    """Statuses and bodies of the answers to a client that takes a tenth of a second for its body, and leaves once it is being served."""
+    config = load({"pipeline": {"name": "gate", "inputs": {"data": {"kind": "text"}}}, "node": {"backend": "InferGate"}})
+    app = create_app(config, settings=Settings(body_timeout=0.3))
+    body = json.dumps(document).encode()
+    messages = [{"body": body[:10], "more_body": True}, {"body": body[10:], "more_body": False}]
+    answers = []
+
+    async def receive():
+        if not messages:
+            await asyncio.to_thread(GATE.inside.wait, 10)
+            return {"type": "http.disconnect"}
+        await asyncio.sleep(0.05)  # it is slow: nothing is waited for
+        return {"type": "http.request", **messages.pop(0)}
+
+    async def send(message):
+        answers.append(message)
+
+    async with lifespan(app):
+        scope = {"type": "http", "method": "POST", "path": "/v2/models/gate/infer", "headers": [], "http_version": "1.1"}
+        await app(scope, receive, send)
+        assert app.state.penstock.pipelines["gate"].inside == 0
+        GATE.open.set()
+    return answers[0]["status"], answers[1]["body"]
+
+
+async def test_once_a_slow_body_is_there_its_clock_stops_and_the_departure_counts():
+    assert await upload_slowly(request("wait")) == (499, b"")
+
+
+async def test_a_timeout_counts_from_the_first_byte():
+    status, body = await upload_slowly(request("late", timeout=90_000))
+    assert (status, json.loads(body)) == (503, {"error": "Request timeout expired: the timeout passed before the body had arrived"})
+    assert GATE.seen == []
