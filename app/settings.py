@@ -22,6 +22,7 @@ class Settings(BaseSettings):
     )
     admin_token: SecretStr | None = Field(default=None, description="Bearer token of whoever may change the server. Unset: nobody may.")
     allow_model_control: bool = Field(default=False, description="Let the admin token load and unload pipelines, which runs their code.")
+    allow_model_overrides: bool = Field(default=False, description="Let such a load at /v2 bring its configuration and ONNX files along.")
     allow_trace: bool = Field(default=False, description="Give the admin token, where a request asks, the trace of what it did.")
     allow_shared_memory: bool = Field(default=False, description="Let the admin token register POSIX shared memory for tensors at /v2.")
     restricted_api: SecretStr | None = Field(

@@ -58,7 +58,7 @@ class RequestStatistics:
         self.succeeded = 0
         self.rows = 0
         self.seconds = self.reading = self.writing = 0.0
-        self.failures = dict.fromkeys(("soft", "failed", "expired", "cancelled", "unready"), 0)
+        self.failures: dict[str, int] = dict.fromkeys(("soft", "failed", "expired", "cancelled", "unready"), 0)
         self.failed_seconds = 0.0
 
     def succeed(self, size: int, since: float) -> None:
@@ -98,7 +98,7 @@ class NodeStatistics:
     RECENT = 32
 
     def __init__(self) -> None:
-        self.outcomes = dict.fromkeys(("ok", "soft", "failed", "expired", "cancelled"), 0)
+        self.outcomes: dict[str, int] = dict.fromkeys(("ok", "soft", "failed", "expired", "cancelled"), 0)
         self.queue_seconds = Histogram(SECONDS)
         self.batch_seconds = Histogram(SECONDS)
         self.batch_size = Histogram(SIZES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from penstock.backends.errors import NotReady
+from penstock.pipelines.definition import NodeConfig
 
 from .call import Answer, Call, ProtocolError, Route, json_answer
 from .model import ANY, Model, Models, Tensor
@@ -93,7 +94,7 @@ def config_of(model: Model) -> dict[str, Any]:
             {
                 "name": node.name,
                 "kind": "KIND_GPU" if any(device != "cpu" for device in node.config.devices) else "KIND_CPU",
-                "count": sum(group.instances for group in node.config.groups),
+                "count": _count(node.config),
                 "gpus": [int(device[5:]) for device in node.config.devices if device.startswith("cuda:")],
                 "secondary_devices": [],
                 "profile": [],
@@ -120,6 +121,11 @@ def config_of(model: Model) -> dict[str, Any]:
             "priority_queue_policy": {},
         }
     return found
+
+
+def _count(node: NodeConfig) -> int:
+    """Instances on each device, as ModelConfig counts them."""
+    return max(1, sum(group.instances for group in node.groups) // max(1, len(node.devices)))
 
 
 def _configured(tensor: Tensor, model: Model) -> dict[str, Any]:

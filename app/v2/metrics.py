@@ -58,7 +58,7 @@ class TritonCollector(Collector):
             )
             for family, value in values:
                 families[family].add_sample(family, labels, round(value))
-            failures = dict.fromkeys(("REJECTED", "CANCELED", "BACKEND", "OTHER"), 0)
+            failures: dict[str, int] = dict.fromkeys(("REJECTED", "CANCELED", "BACKEND", "OTHER"), 0)
             failures["REJECTED"] = totals.refused
             for how, count in requests.failures.items():
                 failures[REASONS[how]] += count

@@ -24,6 +24,7 @@ from .description import description_routes
 from .health import health_routes
 from .infer import Infer
 from .model import Models
+from .repository import RepositoryRoutes
 from .restriction import restriction_of
 from .shared_memory import SharedMemory, shared_memory_routes
 from .statistics import statistics_routes
@@ -31,8 +32,8 @@ from .statistics import statistics_routes
 logger = logging.getLogger("penstock.http")
 
 EXTENSIONS = (
-    "classification", "schedule_policy", "model_configuration", "system_shared_memory", "binary_tensor_data", "parameters",
-    "statistics",
+    "classification", "model_repository", "model_repository(unload_dependents)", "schedule_policy", "model_configuration",
+    "system_shared_memory", "binary_tensor_data", "parameters", "statistics",
 )  # fmt: skip
 """What `GET /v2` says that this server has, by the names of Triton's."""
 
@@ -116,6 +117,7 @@ def protocol(repository: Repository, settings: Settings) -> V2:
         *Infer(models, settings, memory).routes,  # first: the table is gone through in order
         *health_routes(repository, EXTENSIONS),
         *statistics_routes(repository, models),
+        *RepositoryRoutes(repository, settings).routes,
         *description_routes(models),
         *shared_memory_routes(memory, settings),
     )
