@@ -21,6 +21,8 @@ from .errors import MEDIA_TYPE, STATUSES
 from .openapi_server import SERVER_SCHEMAS, server_paths
 from .settings import Settings
 from .stream import MEDIA_TYPE as EVENTS
+from .v2.openapi import SCHEMAS as PROTOCOL_SCHEMAS
+from .v2.openapi import protocol_paths
 
 Schema = dict[str, Any]
 
@@ -122,12 +124,13 @@ class OpenAPI:
         administrable = self._settings.admin_token is not None and self._settings.allow_model_control
         traced = self._settings.admin_token is not None and self._settings.allow_trace
         by_url = self._settings.allow_url
-        schemas = {"Problem": PROBLEM, **BODIES, **(BY_URL if by_url else {}), **SERVER_SCHEMAS}
+        schemas = {"Problem": PROBLEM, **BODIES, **(BY_URL if by_url else {}), **SERVER_SCHEMAS, **PROTOCOL_SCHEMAS}
         paths: dict[str, Any] = {}
         for config in configs:
             schemas |= schemas_of(config)
             paths |= paths_of(config, protected, by_url, traced)
         paths |= server_paths(protected, administrable, problems)
+        paths |= protocol_paths(protected)
         components = document.setdefault("components", {})
         components["schemas"] = {**components.get("schemas", {}), **dict(sorted(schemas.items()))}
         schemes: dict[str, Any] = {}

@@ -1,0 +1,47 @@
+"""The protocol in the OpenAPI document: valid, and true of what is answered."""
+
+from __future__ import annotations
+
+import jsonschema
+import pytest
+from openapi_spec_validator import validate
+
+from penstock import create_app
+from penstock.app.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def document(served):
+    found = served.http.get("/openapi.json").json()
+    validate(found)
+    return found
+
+
+def check(document, operation, answer):
+    content = operation["responses"][str(answer.status_code)]["content"]
+    schema = {**content[answer.headers["content-type"]]["schema"], "components": document["components"]}
+    jsonschema.Draft202012Validator(schema).validate(answer.json())
+
+
+@pytest.mark.parametrize("model", ["simple", "digits", "text", "nope"])
+def test_answers_are_as_described(served, document, model):
+    for path, methods in document["paths"].items():
+        if path.startswith("/v2") and "get" in methods and "{region}" not in path:
+            check(document, methods["get"], served.http.get(path.format(model=model, version="1")))
+
+
+def test_infer_is_as_described(served, document):
+    infer = document["paths"]["/v2/models/{model}/infer"]["post"]
+    request = {**infer["requestBody"]["content"]["application/json"]["schema"], "components": document["components"]}
+    for good in (served.simple(), served.simple(id="x", parameters={"timeout": 9_000_000}, outputs=[{"name": "OUTPUT0"}])):
+        jsonschema.Draft202012Validator(request).validate(good)
+        check(document, infer, served.infer("simple", good))
+    check(document, infer, served.infer("simple", {"inputs": []}))
+
+
+def test_a_key_is_described_where_there_is_one(running):
+    with running(create_app(settings=Settings(api_key="secret"))) as client:
+        paths = client.get("/openapi.json", headers={"Authorization": "Bearer secret"}).json()["paths"]
+        assert paths["/v2"]["get"]["security"] == paths["/v2/models/{model}/infer"]["post"]["security"] == [{"key": []}]
+        assert "security" not in paths["/v2/health/live"]["get"]
+        assert client.get("/v2").status_code == 401 and "401" in paths["/v2"]["get"]["responses"]
