@@ -258,7 +258,7 @@ def _open(path: Path, params: OnnxParams, context: Context) -> Any:
     options.inter_op_num_threads = 1
     # A pool that spins between operators takes the processors that the other instances and the event loop need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = SEVERITIES.get(params.log_level or "error", 3)
+    options.log_severity_level = SEVERITIES[params.log_level or "error"]
     source: str | bytes = str(path) if plain is None else plain
     try:
         nhwc = getattr(params, "data_format", "nchw") == "nhwc"  # ModelTensor's key

@@ -53,6 +53,9 @@ PostProcessor = Literal["", "split", "cpu", "Softmax", "SoftmaxCpu", "SoftmaxMax
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "best"]
 
 
+LogLevel = Literal["verbose", "info", "warning", "error"]
+
+
 class EngineParams(Params):
     """What every engine takes."""
 
@@ -74,7 +77,7 @@ class EngineParams(Params):
     )
     top_k: int = Field(1, ge=1, description="with ArgMax, SoftmaxArgMax or SoftmaxMax: how many of the best classes `top` lists")
     hardware_compatibility: str | None = Field(None, description="which other devices a compiled engine must run on")
-    log_level: str | None = Field(None, description="of the engine's own library: verbose, info, warning, error")
+    log_level: LogLevel | None = Field(None, description="of the engine's own library: verbose, info, warning, error")
 
     def declared_range(self) -> BatchRange:
         """The batch range that `min` and `max` say; the model may narrow it at `init`."""

@@ -72,6 +72,29 @@ def test_what_can_not_be_built_exits_with_1_and_the_rest_is_built(run, folder):
     assert f"node 'missing': TensorrtTensor: the model {folder}/gone.onnx does not exist" in answer.stderr
 
 
+BAD = {
+    'model = "cut.onnx"': "node 'a': TensorrtTensor: the model {}/cut.onnx is no ONNX file, or is cut off",
+    'model = "beside.onnx"': "node 'a': TensorrtTensor: the model {}/beside.onnx keeps weights in gone.bin, which is not beside it",
+    'model = "net.onnx"\nlibrary = "tensorrt"': "node 'a': TensorrtTensor: TensorRT is not here (tensorrt is not installed): install one",
+    'model = "net.onnx"\ninput_reorder = "1,0"': "[a] input_reorder: '1,0' must hold each of 0 to 0 once",
+    'model = "net.onnx"\noutput_reorder = "1"': "[a] output_reorder: '1' must hold each of 0 to 0 once",
+    'model = "net.onnx"\nlog_level = "loud"': "[a] log_level: ",
+}
+
+
+@pytest.mark.parametrize("keys", BAD)
+def test_what_is_wrong_names_its_node(run, folder, keys, monkeypatch):
+    whole = (folder / "net.onnx").read_bytes()
+    (folder / "cut.onnx").write_bytes(whole[:-20])
+    model = onnx.load_model_from_string(whole)
+    onnx.external_data_helper.set_external_data(model.graph.initializer[0], "gone.bin")
+    (folder / "beside.onnx").write_bytes(model.SerializeToString())
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # as where it is not installed
+    (folder / "net.toml").write_text(f'[a]\nbackend = "TensorrtTensor"\n"model::cache" = "kept/"\n{keys}\n')
+    answer = run("build", folder / "net.toml")
+    assert answer.exit_code == 1 and BAD[keys].format(folder) in answer.stderr
+
+
 def test_what_can_not_be_kept_exits_with_1_and_is_not_built(run, folder):
     (folder / "file").write_text("")
     (folder / "net.toml").write_text('[a]\nbackend = "TensorrtTensor"\nmodel = "net.onnx"\n"model::cache" = "file/kept/"\n')

@@ -35,5 +35,7 @@ class TensorrtTensor(TorchBackend):
         except ModuleNotFoundError as error:
             if error.name != "torch":
                 raise
-            raise BackendError("TensorrtTensor needs extra tensorrt, which brings torch: pip install 'penstock[tensorrt]'") from error
+            raise BackendError(
+                f"node {context.node!r}: TensorrtTensor needs extra tensorrt, which brings torch: pip install 'penstock[tensorrt]'"
+            ) from error
         return build_ahead(params, context, progress)

@@ -10,7 +10,7 @@ import torch
 
 from ...base import UNBOUNDED, Context, Params, Signature, TensorPort
 from ...device import buckets, choose_device
-from ...errors import InvalidInput
+from ...errors import BackendError, InvalidInput
 from ...item import Item
 from ..onnx import reorder, shape_text
 from ..postprocess import CLASSIFIERS, classified
@@ -22,7 +22,7 @@ from .library import Library, find_library
 from .params import TensorrtParams
 from .plan import find_plan, where_kept
 from .progress import BuiltEngine, Progress
-from .recipe import Recipe
+from .recipe import Recipe, read_onnx, who
 
 
 class TensorrtTensor(TorchEngine):
@@ -138,10 +138,20 @@ def build_ahead(params: TensorrtParams, context: Context, progress: Progress) ->
 
 
 def recipe_of(params: TensorrtParams, context: Context, device: torch.device) -> tuple[Library, Recipe]:
-    library = find_library(params.library)
+    """What is asked for here. Raises BackendError and ConfigError that name the node."""
+    try:
+        library = find_library(params.library)
+    except BackendError as error:
+        raise BackendError(f"{who(context.node)}: {error}") from error
     largest = min(params.declared_range().max, context.max or UNBOUNDED)
     sizes = buckets(UNBOUNDED_LARGEST if largest == UNBOUNDED else largest)
-    return library, Recipe.of(params, context, sizes, library, gpu_name(device))
+    recipe = Recipe.of(params, context, sizes, library, gpu_name(device))
+    if not recipe.is_engine and (params.input_reorder or params.output_reorder):
+        graph = read_onnx(recipe.model, str(recipe)).graph
+        weights = {tensor.name for tensor in graph.initializer}
+        reorder([value for value in graph.input if value.name not in weights], params.input_reorder, "input_reorder", context)
+        reorder(list(graph.output), params.output_reorder, "output_reorder", context)
+    return library, recipe
 
 
 def gpu_name(device: torch.device) -> str | None:

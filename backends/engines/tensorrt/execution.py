@@ -177,8 +177,8 @@ class _Context:
     def run(self, inputs: Sequence[torch.Tensor], said: list[str]) -> list[torch.Tensor]:
         """Asks the stream for the run. The inputs must stay where they are until the stream is through."""
         owner, context = self._owner, self._context
+        inputs = [tensor.contiguous() for tensor in inputs]  # kept until all is asked for: an output must not get a copy's memory
         for port, tensor in zip(owner.inputs, inputs, strict=True):
-            tensor = tensor.contiguous()  # noqa: PLW2901
             if not context.set_input_shape(port.name, tuple(tensor.shape)) or not context.set_tensor_address(port.name, tensor.data_ptr()):
                 raise failure(f"{owner.where}: TensorRT refuses input {port.name} of shape {shape_text(tensor.shape)}", said)
         if missing := context.infer_shapes():

@@ -60,7 +60,7 @@ class Library:
     def listening(self, level: str | None = None) -> Iterator[list[str]]:
         """What TensorRT reports as errors meanwhile, in this process; `level` as `log_level`."""
         said: list[str] = []
-        self.logger.listen(said, LEVELS.get(level or "warning", 2))
+        self.logger.listen(said, LEVELS[level or "warning"])
         try:
             yield said
         finally:

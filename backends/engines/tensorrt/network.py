@@ -99,6 +99,8 @@ def _parser_error(error: Any) -> str:
     reason = error.desc().strip()
     if "Plugin not found" in reason:  # it took what it does not know for a plugin
         reason = f"the operator {operator} is not supported, and there is no plugin of that name"
+    elif reason in ("", "false"):  # the condition that failed, in C++
+        reason = f"the operator {operator} is not supported"
     return f"{place}{reason}"
 
 

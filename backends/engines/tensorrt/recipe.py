@@ -46,7 +46,7 @@ class Recipe:
         """What decides how the engine turns out, as JSON has it, the likeliest to change first."""
         params = self.params
         return {
-            "model": model_hash(self.model),
+            "model": model_hash(self.model, str(self)),
             "library": library.name,
             "version": library.version,
             "gpu": self.gpu,
@@ -67,7 +67,12 @@ class Recipe:
         }
 
     def __str__(self) -> str:
-        return f"node {self.node!r}: TensorrtTensor" if self.node else "TensorrtTensor"
+        return who(self.node)
+
+
+def who(node: str) -> str:
+    """How messages begin."""
+    return f"node {node!r}: TensorrtTensor" if node else "TensorrtTensor"
 
 
 def plain_suffix(path: Path) -> str:
@@ -82,10 +87,10 @@ def gpu_of(params: TensorrtParams, library: Library, gpu: str | None) -> str:
     return gpu or "none"
 
 
-def model_hash(path: Path) -> str:
-    """SHA-256 of the file and of the files beside it that hold its weights."""
+def model_hash(path: Path, where: str) -> str:
+    """SHA-256 of the file and of the files beside it that hold its weights. `where` begins what it raises."""
     digest = hashlib.sha256()
-    for each in (path, *_external_files(path)):
+    for each in (path, *_external_files(path, where)):
         with each.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
@@ -108,13 +113,13 @@ def read_onnx(path: Path, where: str) -> Any:
     return model
 
 
-def _external_files(path: Path) -> list[Path]:
+def _external_files(path: Path, where: str) -> list[Path]:
     """Where an ONNX model keeps weights outside of itself. Raises BackendError for files outside the model's folder."""
     if plain_suffix(path) != ".onnx":
         return []
     from onnx import TensorProto
 
-    graph = read_onnx(path, "TensorrtTensor").graph
+    graph = read_onnx(path, where).graph
     tensors = [*graph.initializer, *(attribute.t for node in graph.node for attribute in node.attribute if attribute.HasField("t"))]
     names = {
         entry.value
@@ -128,8 +133,8 @@ def _external_files(path: Path) -> list[Path]:
     for name in sorted(names):
         file = (folder / name).resolve()
         if not file.is_relative_to(folder):
-            raise BackendError(f"the model {path} keeps weights in {name}, outside of its folder: put them beside it")
+            raise BackendError(f"{where}: the model {path} keeps weights in {name}, outside of its folder: put them beside it")
         if not file.is_file():
-            raise BackendError(f"the model {path} keeps weights in {name}, which is not beside it")
+            raise BackendError(f"{where}: the model {path} keeps weights in {name}, which is not beside it")
         files.append(file)
     return files

@@ -278,6 +278,16 @@ def test_every_profile_has_a_context_of_its_own_made_once(make, two, fake_two):
     assert found == {0: [1, 1], 1: [2, 2], 2: [3, 4]}
 
 
+def test_copies_of_inputs_last_until_the_run_is_asked_for(make, two, fake_two):
+    """Else an output would get a copy's memory, and TensorRT write where it still reads."""
+    execution = make(two, max="4").children[0].model
+    a, b = torch.rand(3, 4).t(), torch.rand(3, 4).t()
+    found = execution(a, b)
+    assert torch.equal(found[0], a + b) and torch.equal(found[1], a - b)
+    (context,) = fake_two.engine.contexts
+    assert len(set(context.addresses.values())) == 4
+
+
 def test_warm_up_runs_every_bucket(make, two, fake_two):
     make(two, max="4").warm_up()
     assert sorted(shapes[0][0] for context in fake_two.engine.contexts for shapes in context.runs) == [1, 2, 4]

@@ -124,6 +124,12 @@ def test_an_operator_that_tensorrt_lacks_is_named(prepared, write, tmp_path):
         prepared(path)
 
 
+def test_an_operator_that_only_tensorrt_s_source_gives_a_reason_for(prepared, write, tmp_path):
+    path = write(tmp_path / "unique.onnx", [("Unique", ["x"], ["y"], {"name": "few"})], [("x", FLOAT, ["n", 5])], [("y", FLOAT, ["m"])])
+    with pytest.raises(BackendError, match=rf"can't use the model {path}: node 0 \(Unique few\): the operator Unique is not supported$"):
+        prepared(path)
+
+
 def test_a_model_that_is_cut_off_is_named(prepared, resnet18, tmp_path):
     path = tmp_path / "half.onnx"
     path.write_bytes(resnet18.read_bytes()[:100_000])
