@@ -23,6 +23,7 @@ from .settings import Settings
 from .stream import MEDIA_TYPE as EVENTS
 from .v2.openapi import SCHEMAS as PROTOCOL_SCHEMAS
 from .v2.openapi import protocol_paths
+from .v2.openapi_extensions import EXTENSION_SCHEMAS, extension_paths
 
 Schema = dict[str, Any]
 
@@ -124,19 +125,19 @@ class OpenAPI:
         administrable = self._settings.admin_token is not None and self._settings.allow_model_control
         traced = self._settings.admin_token is not None and self._settings.allow_trace
         by_url = self._settings.allow_url
-        schemas = {"Problem": PROBLEM, **BODIES, **(BY_URL if by_url else {}), **SERVER_SCHEMAS, **PROTOCOL_SCHEMAS}
+        schemas = {"Problem": PROBLEM, **BODIES, **(BY_URL if by_url else {}), **SERVER_SCHEMAS, **PROTOCOL_SCHEMAS, **EXTENSION_SCHEMAS}
         paths: dict[str, Any] = {}
         for config in configs:
             schemas |= schemas_of(config)
             paths |= paths_of(config, protected, by_url, traced)
         paths |= server_paths(protected, administrable, problems)
-        paths |= protocol_paths(protected)
+        paths |= protocol_paths(protected) | extension_paths(self._settings)
         components = document.setdefault("components", {})
         components["schemas"] = {**components.get("schemas", {}), **dict(sorted(schemas.items()))}
         schemes: dict[str, Any] = {}
         if protected:
             schemes["key"] = {"type": "http", "scheme": "bearer", "description": "The API key."}
-        if administrable or traced:
+        if administrable or traced or (self._settings.admin_token is not None and self._settings.allow_shared_memory):
             schemes["admin"] = {"type": "http", "scheme": "bearer", "description": "The admin token."}
         if schemes:
             components["securitySchemes"] = {**components.get("securitySchemes", {}), **schemes}

@@ -11,87 +11,89 @@ from .tensors import DATATYPES
 Schema = dict[str, Any]
 
 
-def _object(required: Iterable[str] = (), description: str = "", **properties: Schema) -> Schema:
+def object_of(required: Iterable[str] = (), description: str = "", /, **properties: Schema) -> Schema:
     found: Schema = {"type": "object", "properties": properties}
     if required := list(required):
         found["required"] = required
     return {**found, "description": description} if description else found
 
 
-def _array(items: Schema) -> Schema:
+def array_of(items: Schema) -> Schema:
     return {"type": "array", "items": items}
 
 
-def _reference(name: str) -> Schema:
+def reference(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-_TEXT: Schema = {"type": "string"}
-_FLAG: Schema = {"type": "boolean"}
-_UNSIGNED: Schema = {"type": "integer", "minimum": 0}
+TEXT: Schema = {"type": "string"}
+FLAG: Schema = {"type": "boolean"}
+UNSIGNED: Schema = {"type": "integer", "minimum": 0}
 _DATATYPE: Schema = {"type": "string", "enum": list(DATATYPES)}
-_SHAPE = _array(_UNSIGNED)
+_SHAPE = array_of(UNSIGNED)
 _DATA: Schema = {"type": "array", "items": {}, "description": "Elements in row-major order, flat or nested."}
 
 SCHEMAS: dict[str, Schema] = {
-    "ProtocolError": _object(["error"], "What went wrong, for people.", error=_TEXT),
-    "ServerMetadata": _object(["name", "version", "extensions"], name=_TEXT, version=_TEXT, extensions=_array(_TEXT)),
-    "ServerLive": _object(["live"], live=_FLAG),
-    "ServerReady": _object(["ready"], ready=_FLAG, reason=_TEXT),
-    "ModelReady": _object(["name", "ready"], name=_TEXT, ready=_FLAG),
-    "TensorMetadata": _object(
-        ["name", "datatype", "shape"], "-1 in the shape: any size.", name=_TEXT, datatype=_DATATYPE, shape=_array({"type": "integer"})
+    "ProtocolError": object_of(["error"], "What went wrong, for people.", error=TEXT),
+    "ServerMetadata": object_of(["name", "version", "extensions"], name=TEXT, version=TEXT, extensions=array_of(TEXT)),
+    "ServerLive": object_of(["live"], live=FLAG),
+    "ServerReady": object_of(["ready"], ready=FLAG, reason=TEXT),
+    "ModelReady": object_of(["name", "ready"], name=TEXT, ready=FLAG),
+    "TensorMetadata": object_of(
+        ["name", "datatype", "shape"], "-1 in the shape: any size.", name=TEXT, datatype=_DATATYPE, shape=array_of({"type": "integer"})
     ),
-    "ModelMetadata": _object(
+    "ModelMetadata": object_of(
         ["name", "versions", "platform", "inputs", "outputs"],
-        name=_TEXT,
-        versions=_array(_TEXT),
-        platform=_TEXT,
-        inputs=_array(_reference("TensorMetadata")),
-        outputs=_array(_reference("TensorMetadata")),
+        name=TEXT,
+        versions=array_of(TEXT),
+        platform=TEXT,
+        inputs=array_of(reference("TensorMetadata")),
+        outputs=array_of(reference("TensorMetadata")),
     ),
     "ModelConfig": {"type": "object", "additionalProperties": True, "description": "In the shape of Triton's ModelConfig."},
     "TensorParameters": {
-        **_object(
-            description="Where the tensor's bytes are, or are to go, if not in `data`.",
-            binary_data_size=_UNSIGNED,
-            binary_data=_FLAG,
+        **object_of(
+            (),
+            "Where the tensor's bytes are, or are to go, if not in `data`.",
+            binary_data_size=UNSIGNED,
+            binary_data=FLAG,
             classification={"type": "integer", "minimum": 1},
-            shared_memory_region=_TEXT,
-            shared_memory_byte_size=_UNSIGNED,
-            shared_memory_offset=_UNSIGNED,
+            shared_memory_region=TEXT,
+            shared_memory_byte_size=UNSIGNED,
+            shared_memory_offset=UNSIGNED,
         ),
         "additionalProperties": True,
     },
     "InferParameters": {
-        **_object(
-            description="Others become keys of the item.",
-            priority=_UNSIGNED,
-            timeout={**_UNSIGNED, "description": "Microseconds."},
-            binary_data_output=_FLAG,
+        **object_of(
+            (),
+            "Others become keys of the item.",
+            priority=UNSIGNED,
+            timeout={**UNSIGNED, "description": "Microseconds."},
+            binary_data_output=FLAG,
         ),
         "additionalProperties": {"type": ["string", "number", "boolean"]},
     },
-    "InferInput": _object(
-        ["name", "datatype", "shape"], name=_TEXT, datatype=_DATATYPE, shape=_SHAPE, data=_DATA, parameters=_reference("TensorParameters")
+    "InferInput": object_of(
+        ["name", "datatype", "shape"], name=TEXT, datatype=_DATATYPE, shape=_SHAPE, data=_DATA, parameters=reference("TensorParameters")
     ),
-    "RequestedOutput": _object(["name"], name=_TEXT, parameters=_reference("TensorParameters")),
-    "InferRequest": _object(
+    "RequestedOutput": object_of(["name"], name=TEXT, parameters=reference("TensorParameters")),
+    "InferRequest": object_of(
         ["inputs"],
-        id=_TEXT,
-        parameters=_reference("InferParameters"),
-        inputs=_array(_reference("InferInput")),
-        outputs=_array(_reference("RequestedOutput")),
+        id=TEXT,
+        parameters=reference("InferParameters"),
+        inputs=array_of(reference("InferInput")),
+        outputs=array_of(reference("RequestedOutput")),
     ),
-    "InferOutput": _object(
-        ["name", "datatype", "shape"], name=_TEXT, datatype=_DATATYPE, shape=_SHAPE, data=_DATA, parameters=_reference("TensorParameters")
+    "InferOutput": object_of(
+        ["name", "datatype", "shape"], name=TEXT, datatype=_DATATYPE, shape=_SHAPE, data=_DATA, parameters=reference("TensorParameters")
     ),
-    "InferResponse": _object(
+    "InferResponse": object_of(
         ["model_name", "model_version", "outputs"],
-        id=_TEXT,
-        model_name=_TEXT,
-        model_version=_TEXT,
-        outputs=_array(_reference("InferOutput")),
+        id=TEXT,
+        model_name=TEXT,
+        model_version=TEXT,
+        outputs=array_of(reference("InferOutput")),
     ),
 }
 
@@ -114,55 +116,55 @@ def protocol_paths(protected: bool) -> dict[str, Any]:
     key: Schema = {"security": [{"key": []}]} if protected else {}
     described = ["invalid_request", "not_ready", *codes]
     paths: dict[str, Any] = {
-        "/v2": {"get": {**_operation("server_metadata", "Name, version and extensions of the server", "ServerMetadata", codes), **key}},
-        "/v2/health/live": {"get": _operation("server_live", "Whether the server answers at all", "ServerLive", [])},
+        "/v2": {"get": {**operation_of("server_metadata", "Name, version and extensions of the server", "ServerMetadata", codes), **key}},
+        "/v2/health/live": {"get": operation_of("server_live", "Whether the server answers at all", "ServerLive", [])},
         "/v2/health/ready": {"get": _ready()},
     }
     for version, suffix in (("", ""), ("/versions/{version}", "_version")):
-        parameters = [_path("model", "The pipeline's name."), *([_path("version", "Its version.")] if version else [])]
+        parameters = [path_parameter("model", "The pipeline's name."), *([path_parameter("version", "Its version.")] if version else [])]
         common: Schema = {"parameters": parameters, **key}
         of = " of a version" if version else ""
         root = f"/v2/models/{{model}}{version}"
         paths[root] = {
-            "get": {**_operation(f"model_metadata{suffix}", f"What a model{of} takes and gives", "ModelMetadata", described), **common}
+            "get": {**operation_of(f"model_metadata{suffix}", f"What a model{of} takes and gives", "ModelMetadata", described), **common}
         }
         paths[f"{root}/config"] = {
-            "get": {**_operation(f"model_config{suffix}", f"A model's configuration{of}", "ModelConfig", described), **common}
+            "get": {**operation_of(f"model_config{suffix}", f"A model's configuration{of}", "ModelConfig", described), **common}
         }
         paths[f"{root}/ready"] = {
             "get": {
-                **_operation(f"model_ready{suffix}", f"Whether a model{of} is ready", "ModelReady", ["invalid_request", *codes]),
+                **operation_of(f"model_ready{suffix}", f"Whether a model{of} is ready", "ModelReady", ["invalid_request", *codes]),
                 **common,
             }
         }
-        infer = _operation(f"infer{suffix}", f"Run a model{of}", "InferResponse", [*_INFER_CODES, *codes])
+        infer = operation_of(f"infer{suffix}", f"Run a model{of}", "InferResponse", [*_INFER_CODES, *codes])
         infer["responses"]["200"]["content"]["application/octet-stream"] = {"schema": _BINARY}
         infer["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": _reference("InferRequest")}, "application/octet-stream": {"schema": _BINARY}},
+            "content": {"application/json": {"schema": reference("InferRequest")}, "application/octet-stream": {"schema": _BINARY}},
         }
         paths[f"{root}/infer"] = {"post": {**infer, **common, "parameters": [*parameters, _LENGTH]}}
     return paths
 
 
 def _ready() -> Schema:
-    operation = _operation("server_ready", "Whether requests should come here now", "ServerReady", [])
-    operation["responses"]["503"] = _answer("Loading, draining, or a node is without executors.", "ServerReady")
+    operation = operation_of("server_ready", "Whether requests should come here now", "ServerReady", [])
+    operation["responses"]["503"] = answer_of("Loading, draining, or a node is without executors.", "ServerReady")
     return operation
 
 
-def _operation(identifier: str, summary: str, schema: str, codes: Iterable[str]) -> Schema:
-    responses = {"200": _answer("The answer.", schema)}
+def operation_of(identifier: str, summary: str, schema: str, codes: Iterable[str]) -> Schema:
+    responses = {"200": answer_of("The answer.", schema)}
     for code in sorted(codes, key=lambda each: (STATUSES[each].protocol, each)):
         status = str(STATUSES[code].protocol)
         before = responses[status]["description"] if status in responses else ""
-        responses[status] = _answer(f"{before}, {code}".removeprefix(", "), "ProtocolError")
+        responses[status] = answer_of(f"{before}, {code}".removeprefix(", "), "ProtocolError")
     return {"operationId": f"v2_{identifier}", "summary": summary, "tags": ["Open Inference Protocol"], "responses": responses}
 
 
-def _answer(description: str, schema: str) -> Schema:
-    return {"description": description, "content": {"application/json": {"schema": _reference(schema)}}}
+def answer_of(description: str, schema: str) -> Schema:
+    return {"description": description, "content": {"application/json": {"schema": reference(schema)}}}
 
 
-def _path(name: str, description: str) -> Schema:
+def path_parameter(name: str, description: str) -> Schema:
     return {"name": name, "in": "path", "required": True, "description": description, "schema": {"type": "string"}}
