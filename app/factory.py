@@ -57,7 +57,7 @@ def create_app(
     predict = Predict(repository, settings, _fetch(settings))
     metrics = Metrics(repository)
     checks = [Middleware(Authenticate, settings=settings)] if settings.api_key is not None else []
-    if restriction := restriction_of(settings):
+    if restriction := restriction_of(settings.restricted_api):
         checks.append(Middleware(Restrict, restriction=restriction))
     assets = installed_assets()
     app = _App(

@@ -67,7 +67,7 @@ def routes(repository: Repository, settings: Settings, predict: Predictor, metri
     async def admin(request: Request) -> None:
         check_admin(request.scope, settings)
 
-    restriction = restriction_of(settings)
+    restriction = restriction_of(settings.restricted_api)
 
     def group(name: str) -> Any:
         async def allowed(request: Request) -> None:
@@ -134,7 +134,7 @@ def typed_routes(repository: Repository, settings: Settings, predict: Predictor)
         check_key(request.scope, settings)
         restriction.check("inference", request.scope)
 
-    restriction = restriction_of(settings)
+    restriction = restriction_of(settings.restricted_api)
     router = APIRouter(route_class=ProblemRoute, dependencies=[Depends(key)])
     for config in repository.configs.values():
         for path, operations in operations_of(config, settings.api_key is not None, settings.allow_url).items():

@@ -15,7 +15,7 @@ from ..paths import is_protocol, path_of
 from ..request_id import request_id_of
 
 if TYPE_CHECKING:
-    from ..settings import Settings  # which checks the rules by what is here
+    from pydantic import SecretStr
 
 GROUPS = ("health", "metadata", "inference", "shared-memory", "model-config", "model-repository", "statistics", "trace", "logging")
 
@@ -90,8 +90,9 @@ class Restriction:
                 self.check(group, scope)
 
 
-def restriction_of(settings: Settings) -> Restriction:
-    return Restriction() if settings.restricted_api is None else Restriction(settings.restricted_api.get_secret_value())
+def restriction_of(rules: SecretStr | None) -> Restriction:
+    """That of the setting `restricted_api`."""
+    return Restriction() if rules is None else Restriction(rules.get_secret_value())
 
 
 class Restrict:

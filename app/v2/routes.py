@@ -121,5 +121,5 @@ def protocol(repository: Repository, settings: Settings) -> V2:
         *description_routes(models),
         *shared_memory_routes(memory, settings),
     )
-    restriction = restriction_of(settings)
+    restriction = restriction_of(settings.restricted_api)
     return V2(routes, settings, restriction.check) if restriction else V2(routes, settings)
