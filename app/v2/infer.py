@@ -21,6 +21,7 @@ from ..watch import Exchange, Watch
 from .call import Answer, Call, Route, parse_json, read_pieces
 from .compression import chosen_encoding, deflate, inflate
 from .hooks import Regions
+from .layout import recall, remember
 from .model import Model, Models
 from .request import InferRequest, parse, parse_raw
 from .response import write
@@ -55,7 +56,7 @@ class Infer:
         self._watch.begin(exchange, loop)
         request = InferRequest()
         try:
-            return await self._answer(call, request, exchange, loop)
+            return await self._answer(call, request, exchange)
         except asyncio.CancelledError:
             if exchange.timed_out and not exchange.task.uncancel():
                 raise call.too_late() from None
@@ -68,7 +69,7 @@ class Infer:
                 work.leave()
             request.release()
 
-    async def _answer(self, call: Call, request: InferRequest, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> Answer:
+    async def _answer(self, call: Call, request: InferRequest, exchange: Exchange) -> Answer:
         headers: dict[bytes, bytes] = dict(call.scope["headers"])  # one pass; of a repeated one the last counts
         if "penstock.request_id" not in call.scope:
             call.scope["penstock.request_id"] = choose_request_id(headers.get(b"x-request-id"))
@@ -106,10 +107,11 @@ class Infer:
         text, blobs = (b"".join(pieces), _NOTHING) if size is None else _split(pieces, size)
         if size == 0:
             parse_raw(request, blobs, model)
-        else:
+        elif not recall(request, text, blobs, model):
             depth = settings.max_json_depth
             document = parse_json(text, depth) if len(text) < LARGE else await asyncio.to_thread(parse_json, text, depth)
             parse(request, document, blobs, model, self._regions)
+            remember(request, document, text, blobs, model)
         timeout = request.timeout
         if timeout is not None:
             timeout -= time.monotonic() - began

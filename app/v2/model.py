@@ -55,13 +55,13 @@ class Model:
     __slots__ = (
         "inputs",
         "inputs_by_name",
+        "layouts",
         "max_batch_size",
         "name",
         "outputs",
         "outputs_by_name",
         "parts",
         "pipeline",
-        "together",
         "version",
     )
 
@@ -73,6 +73,7 @@ class Model:
         if entrance is not None and entrance.linear:
             first = getattr(entrance.root.node, "signature", None)
             last = getattr(entrance.places[-1].node, "signature", None)
+        self.layouts: dict[bytes, Any] = {}  # requests that repeat (layout.py)
         self.pipeline = pipeline
         self.name = pipeline.name
         self.version = config.version
