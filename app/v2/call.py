@@ -111,23 +111,19 @@ async def read_pieces(scope: Scope, receive: Receive, settings: Settings) -> lis
 
 def parse_json(text: bytes, depth: int) -> Any:
     """What a JSON text says, bare NaN and Infinity too. Raises `InvalidRequest`, also for more than `depth` levels."""
+    _check_brackets(text, depth)
     try:
-        document = orjson.loads(text)
+        return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        document = _parse_slowly(text, depth, str(error))
-    else:
-        _check_depth(text, depth)
-    return document
-
-
-def _parse_slowly(text: bytes, depth: int, reason: str) -> Any:
-    """By the standard library, which knows NaN; where orjson does not understand it."""
-    _check_depth(text, depth)
+        reason = str(error)
     try:
-        return json.loads(text)
+        return json.loads(text)  # slower, and knows NaN
     except (ValueError, RecursionError):
         raise InvalidRequest(f"failed to parse the request JSON buffer: {reason}") from None
 
+
+MANY = 1 << 20
+"""Lists and objects of a text, at most. Each takes two bytes of it and thirty times as many when it is parsed."""
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
@@ -136,13 +132,21 @@ _STEP[list(b"[{")] = 1
 _STEP[list(b"]}")] = -1
 
 
-def _check_depth(text: bytes, limit: int) -> None:
-    """In linear time, and in none to speak of for what has few brackets."""
+def _check_brackets(text: bytes, depth: int) -> None:
+    """Before the text is parsed; in linear time, and in none to speak of for what has few brackets."""
     brackets = text.translate(None, _NO_BRACKET)
-    if len(brackets) <= limit or _depth(brackets) <= limit:
+    if _are_fine(brackets, depth):
         return
-    if _depth(_STRING.sub(b"", text).translate(None, _NO_BRACKET)) > limit:  # those in strings do not count
-        raise InvalidRequest(f"JSON nesting depth exceeds maximum allowed limit ({limit})")
+    if b'"' in text:  # those in strings do not count
+        brackets = _STRING.sub(b"", text).translate(None, _NO_BRACKET)
+    if len(brackets) > 2 * MANY and _depth(brackets[: 2 * MANY]) <= depth:
+        raise InvalidRequest(f"the JSON has more than {MANY} lists and objects")
+    if not _are_fine(brackets, depth):
+        raise InvalidRequest(f"JSON nesting depth exceeds maximum allowed limit ({depth})")
+
+
+def _are_fine(brackets: bytes, depth: int) -> bool:
+    return len(brackets) <= depth or (len(brackets) <= 2 * MANY and _depth(brackets) <= depth)
 
 
 def _depth(brackets: bytes) -> int:

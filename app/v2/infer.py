@@ -107,11 +107,10 @@ class Infer:
         text, blobs = (b"".join(pieces), _NOTHING) if size is None else _split(pieces, size)
         if size == 0:
             parse_raw(request, blobs, model)
-        elif not recall(request, text, blobs, model):
-            depth = settings.max_json_depth
-            document = parse_json(text, depth) if len(text) < LARGE else await asyncio.to_thread(parse_json, text, depth)
-            parse(request, document, blobs, model, self._regions)
-            remember(request, document, text, blobs, model)
+        elif len(text) < LARGE:
+            self._read(request, text, blobs, model)
+        else:
+            await asyncio.to_thread(self._read, request, text, blobs, model)
         timeout = request.timeout
         if timeout is not None:
             timeout -= time.monotonic() - began
@@ -122,6 +121,12 @@ class Infer:
             pipeline = self._models.get(model.name).pipeline
         pipeline.statistics.reading += time.monotonic() - arrived
         return pipeline.submit_nowait(request.item, timeout, request.priority, None, None, call.scope["penstock.request_id"])
+
+    def _read(self, request: InferRequest, text: bytes, blobs: memoryview, model: Model) -> None:
+        if not recall(request, text, blobs, model):
+            document = parse_json(text, self._settings.max_json_depth)
+            parse(request, document, blobs, model, self._regions)
+            remember(request, document, text, blobs, model)
 
 
 def _header_length(headers: dict[bytes, bytes]) -> int | None:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from penstock.app.settings import Settings
-from penstock.app.v2.call import Call
+from penstock.app.v2.call import MANY, Call, parse_json
 from penstock.backends.errors import InvalidRequest, TooLarge
 
 
@@ -33,6 +33,15 @@ async def test_it_is_an_object():
         await call(b"[1]").json()
     with pytest.raises(InvalidRequest, match="failed to parse the request JSON buffer"):
         await call(b"{").json()
+
+
+async def test_it_has_not_too_many_lists():
+    for text in (b"[" + b"[]," * MANY + b"1]", b'{"a":' + b'[{"x":[]}],' * MANY):
+        with pytest.raises(InvalidRequest, match=f"more than {MANY} lists and objects"):
+            parse_json(text, 100)
+    with pytest.raises(InvalidRequest, match="nesting depth"):
+        parse_json(b"[" * 3 * MANY, 100)
+    assert parse_json(b'["' + b"[" * 3 * MANY + b'"]', 100) == ["[" * 3 * MANY]
 
 
 async def test_it_comes_in_time():
