@@ -32,10 +32,11 @@ def outsider(data):
 
 def written_late() -> torch.Tensor:
     """A tensor of sevens, which the device is still busy with, on the default stream."""
-    tensor = torch.zeros((1, ELEMENTS), device=DEVICE)
-    torch.cuda.synchronize()
-    torch.cuda._sleep(LONG)
-    return tensor.fill_(7)
+    with torch.cuda.stream(torch.cuda.default_stream(DEVICE)):  # tests of engines leave this thread another one
+        tensor = torch.zeros((1, ELEMENTS), device=DEVICE)
+        torch.cuda.synchronize()
+        torch.cuda._sleep(LONG)
+        return tensor.fill_(7)
 
 
 def read(tensor: torch.Tensor) -> Any:
