@@ -22,13 +22,10 @@ GROUPS = ("health", "metadata", "inference", "shared-memory", "model-config", "m
 OFF = "off"
 
 _OWN = (
-    (re.compile(r"/health/(live|ready)"), "health"),
     (re.compile(r"/predict/.*"), "inference"),
-    (re.compile(r"/pipelines(/.*)?"), "model-repository"),
-    (re.compile(r"/metrics"), "statistics"),
     (re.compile(r"/openapi\.json|/docs(/.*)?"), "metadata"),
 )
-"""An app's own routes, by their paths."""
+"""Routes of an app's own that are in front of the router, or FastAPI's: the others ask by themselves (routes.py)."""
 
 
 class Rule(NamedTuple):
@@ -83,7 +80,7 @@ class Restriction:
             raise Forbidden(f"This API is restricted, expecting header '{rule.header}'")
 
     def check_own(self, scope: Scope) -> None:
-        """The same for a request to an app's own routes. Raises `Forbidden`."""
+        """The same for a request to those of an app's own routes that do not ask. Raises `Forbidden`."""
         path = path_of(scope)
         for pattern, group in _OWN:
             if pattern.fullmatch(path):
@@ -96,7 +93,7 @@ def restriction_of(rules: SecretStr | None) -> Restriction:
 
 
 class Restrict:
-    """ASGI middleware in front of our own routes; the protocol's table asks `Restriction.check` itself."""
+    """ASGI middleware for `check_own`. The protocol's table and the ordinary routes ask `Restriction.check` themselves."""
 
     def __init__(self, app: ASGIApp, restriction: Restriction) -> None:
         self.app = app

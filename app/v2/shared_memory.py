@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import stat
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -69,10 +68,7 @@ class SharedMemory:
             raise InvalidRequest(f"shared memory region '{name}' already in manager")
         descriptor = _open(name, key)
         try:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise InvalidRequest(f"Unable to open shared memory region '{name}': its key is no shared memory object's")
-            if not 0 < byte_size <= found.st_size - offset:
+            if not 0 < byte_size <= os.fstat(descriptor).st_size - offset:  # what is no memory (a pipe) has no size
                 raise InvalidRequest(f"failed to register shared memory region '{name}': invalid args")
             start = offset % mmap.ALLOCATIONGRANULARITY
             mapping = mmap.mmap(descriptor, start + byte_size, offset=offset - start)

@@ -141,3 +141,12 @@ async def test_times_of_a_request_and_of_its_node(workshop: Workshop) -> None:
         assert (node.lost_waited, node.lost_ran) == (0.0, 4.0)
         assert node.sizes == {1: [2, 5.0]}
         assert node.last == clock.now
+
+
+async def test_each_item_of_a_batch_takes_its_whole_time(workshop: Workshop) -> None:
+    clock = Clock()
+    async with serve({"last": {"backend": "Work", "max": 2}}, workshop=workshop, clock=clock) as pipeline:
+        workshop.acts["last"] = lambda item: takes_a_second(clock, item)
+        await pipeline([{"data": "good"}, {"data": "good"}])
+        node = pipeline.nodes[0].statistics
+        assert (node.ran, node.sizes, pipeline.statistics.seconds) == (4.0, {2: [1, 2.0]}, 4.0)

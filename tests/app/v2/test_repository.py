@@ -341,9 +341,11 @@ def test_weights_elsewhere_in_a_branch(served):
 
 
 def load_files(served, config="{}", name="scale", **files):
-    parameters = {key: value if isinstance(value, int | str) else base64.b64encode(value).decode() for key, value in files.items()}
+    parameters = {
+        key: value if isinstance(value, int | str) or key == "config" else base64.b64encode(value).decode() for key, value in files.items()
+    }
     if config is not None:
-        parameters["config"] = config
+        parameters.setdefault("config", config)
     return served[1].post(f"/v2/repository/models/{name}/load", headers=HEADERS, json={"parameters": parameters})
 
 
@@ -352,6 +354,7 @@ def load_files(served, config="{}", name="scale", **files):
     [
         ({"file:1/model.pt": b"x"}, "overrides bring ONNX models, and no Python, TorchScript, .pt2"),
         ({"file:1/model.py": b"x"}, "overrides bring ONNX models"),
+        ({"config": '{"default_model_filename": "model.py"}', "file:1/model.py": b"x"}, "overrides bring ONNX models"),
         ({"file:1/model.pt2": b"x"}, "overrides bring ONNX models"),
         ({"file:2/model.py": b"x", "file:1/model.onnx": b"x"}, "expected its model as 'file:2/model.onnx'"),
         ({"file:../model.onnx": b"x"}, "unexpected parameter 'file:../model.onnx'"),

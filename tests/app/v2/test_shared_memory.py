@@ -350,6 +350,20 @@ def test_a_request_that_asks_for_memory_that_is_not_there(client, region):
     assert mapped(key) == 1  # nothing of a refused request holds it
 
 
+def test_a_request_that_repeats_finds_the_region_of_today(client, region):
+    key, handle = region
+    array = np.array([[1, 2, 3, 4]], np.int32)
+    plain = tritonclient.http.InferInput("X", [1, 4], "INT32").set_data_from_numpy(array)
+    for offset in (0, 4096):
+        client.register_system_shared_memory("out", key, 64, offset=offset, headers=HEADERS)
+        client.infer("identity", [plain], outputs=[wanted(16)])
+        assert (triton.get_contents_as_numpy(handle, np.int32, [1, 4], offset=offset) == array).all()
+        client.unregister_system_shared_memory("out", headers=HEADERS)
+        with pytest.raises(InferenceServerException, match="Unable to find shared memory region: 'out'"):
+            client.infer("identity", [plain], outputs=[wanted(16)])
+    assert mapped(key) == 1
+
+
 @pytest.mark.parametrize("value", [3, -1])
 def test_a_region_that_is_unregistered_while_a_request_uses_it(client, server, region, caplog, value):
     """It goes when the last of them has ended, well or not; no other request may use it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.utils import InferenceServerException
 
 from penstock import create_app
+from penstock.app.v2.statistics import statistics_of
+from penstock.backends.errors import BackendError
 from penstock.backends.registry import register_backend
+from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.repository import Repository
 
 INT = {"kind": "tensor", "dtype": "INT32", "shape": [-1, 2]}
@@ -135,7 +139,20 @@ def test_requests_that_share_a_batch(client, served):
     assert (found["inference_count"], found["execution_count"]) == (9, 2)
     assert {each["batch_size"]: each["compute_infer"]["count"] for each in found["batch_stats"]} == {1: 1, 8: 1}
     assert counts(found)["success"] == 9 and counts(found)["fail"] == 1
+    assert metrics(served, "nv_inference_request_failure")["one", "REJECTED", "1"] == 1
     assert found["inference_stats"]["queue"]["ns"] > 0
+
+
+async def test_what_a_failed_item_cost_is_no_success():
+    async with Pipeline.load({"node": {"backend": "Python[builtins:len]", "retry": False}}) as pipeline:
+        for data in ("good", 1):
+            with contextlib.suppress(BackendError):
+                await pipeline({"data": data})
+        node = pipeline.nodes[0].statistics
+        spent = statistics_of(pipeline)["inference_stats"]
+        assert 0 < node.lost_waited < node.waited and 0 < node.lost_ran < node.ran
+        assert spent["queue"] == {"count": 1, "ns": round((node.waited - node.lost_waited) * 1e9)}
+        assert spent["compute_infer"] == {"count": 1, "ns": round((node.ran - node.lost_ran) * 1e9)}
 
 
 def test_a_pipeline_of_several_nodes_runs_once_a_request(client):
