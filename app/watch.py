@@ -87,7 +87,10 @@ class Watch:
         if exchange.helper is None:
             self._recent.pop(exchange, None)
         else:
+            # The cancelled task keeps its error, that its frame, and that the exchange: with this, a cycle around all of the request's
+            # data, which would wait for the collector.
             exchange.helper.cancel()
+            exchange.helper = None
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         # One look covers all requests of a PATIENCE, so a request is known to be slow after one to two of them.

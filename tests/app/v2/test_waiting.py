@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -163,3 +165,46 @@ async def test_a_timeout_counts_from_the_first_byte():
     status, body = await upload_slowly(request("late", timeout=90_000))
     assert (status, json.loads(body)) == (503, {"error": "Request timeout expired: the timeout passed before the body had arrived"})
     assert GATE.seen == []
+
+
+@register_backend("InferKeeper")
+class InferKeeper(Backend):
+    """Notes its array, weakly, and waits for the gate."""
+
+    def forward(self, batch):
+        for item in batch:
+            GATE.seen.append(weakref.ref(item["data"]))
+            assert GATE.open.wait(30)
+            item["result"] = 1
+
+
+async def test_a_slow_request_is_no_cycle_that_keeps_its_tensors():
+    config = load({"pipeline": {"name": "kept", "inputs": {"x": {"kind": "tensor"}}}, "node": {"backend": "InferKeeper"}})
+    app = create_app(config)
+    body = json.dumps({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]}).encode()
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+    listening = asyncio.Event()
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        listening.set()
+        return await asyncio.Event().wait()
+
+    async def send(message):
+        pass
+
+    async with lifespan(app):
+        gc.collect()
+        gc.disable()
+        try:
+            scope = {"type": "http", "method": "POST", "path": "/v2/models/kept/infer", "headers": [], "http_version": "1.1"}
+            answering = asyncio.create_task(app(scope, receive, send))
+            await asyncio.wait_for(listening.wait(), 10)  # it is known to be slow
+            GATE.open.set()
+            await answering
+            del answering
+            await asyncio.to_thread(lambda: None)  # the listening task has ended, and the executor let go of the batch
+            assert [each() for each in GATE.seen] == [None]
+        finally:
+            gc.enable()
