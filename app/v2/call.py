@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope
 
 from penstock.backends.errors import InvalidRequest, PenstockError, TooLarge
 
-from ..body import ClientLeft
+from ..body import LARGE, ClientLeft
 from ..errors import STATUSES, code_of, detail_of
 from ..settings import Settings
 
@@ -79,7 +79,8 @@ class Call:
         body = await self.body()
         if not body:
             return {}
-        document = parse_json(body, self.settings.max_json_depth)
+        depth = self.settings.max_json_depth
+        document = parse_json(body, depth) if len(body) < LARGE else await asyncio.to_thread(parse_json, body, depth)
         if not isinstance(document, dict):
             raise InvalidRequest(f"the body is a JSON {kind_of(document)}, expected an object")
         return document
