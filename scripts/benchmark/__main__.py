@@ -11,7 +11,8 @@ from pathlib import Path
 from figures import Figure, machine, say, table, write_page
 
 PARTS = {
-    "in_process": "", "graphs": "", "threads": "", "http": "http_noop", "resnet": "", "memory": "", "overload": "", "process": "processes", "protocol": "",
+    "in_process": "", "graphs": "", "threads": "", "http": "http_noop", "protocol": "", "resnet": "", "memory": "", "overload": "",
+    "process": "processes",
 }  # fmt: skip
 """Part -> module, where that has another name."""
 

@@ -54,7 +54,6 @@ WHAT = {"identity": "FP32 3×224×224, identity", "add_sub": "INT32[16], add_sub
 def measure(quick: bool) -> list[Figure]:
     if shutil.which("wrk") is None:
         raise RuntimeError("wrk is not installed (apt install wrk); the generator in Python is slower than these servers")
-    figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         models = folder / "models"
@@ -65,10 +64,11 @@ def measure(quick: bool) -> list[Figure]:
             _write_request(folder / model, model)
         bare_command = [sys.executable, str(Path(__file__).with_name("bare.py"))]
         with process(bare_command, "/") as bare, penstock(models) as ours:
-            for model in PIPELINES:
-                for connections in CONNECTIONS:
-                    figures.append(_compare(bare, ours, model, connections, quick=quick, folder=folder / model))
-    return figures
+            return [
+                _compare(bare, ours, model, connections, quick=quick, folder=folder / model)
+                for model in PIPELINES
+                for connections in CONNECTIONS
+            ]
 
 
 def _write_request(folder: Path, model: str) -> None:
