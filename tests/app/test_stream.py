@@ -240,7 +240,7 @@ def test_the_connection_serves_on(client):
 
 
 @HOSTS
-@pytest.mark.parametrize("data", [b"1 wait", b"some " * 3000], ids=["while it waits", "while it sends"])
+@pytest.mark.parametrize("data", [b"1 wait", b"some " * 200_000], ids=["while it waits", "while it sends"])
 def test_a_client_that_leaves_ends_the_node(running, host, data):
     with running(host()) as client:
         with client.stream("POST", "/predict/raw", content=data, headers=EVENTS) as answer:

@@ -77,7 +77,11 @@ def nothing_left() -> Iterator[None]:
 
 def children() -> set[str]:
     """Our child processes, dead or alive; other tests have some too (the resource tracker of shared memory)."""
-    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+    found: set[str] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread that has just ended
+            found.update((task / "children").read_text().split())
+    return found
 
 
 def descriptors() -> int:
