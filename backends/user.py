@@ -42,8 +42,8 @@ class FunctionBackend(Backend):
                 item["error"] = error
 
 
-class AdaptedBackend(Backend):
-    """A class that is no `Backend` but has a `forward(batch)`."""
+class Wrapping(Backend):
+    """A backend around an object of the user's class; `init` and `close` are the object's, where it has them."""
 
     wrapped: ClassVar[type[Any]]
 
@@ -55,17 +55,24 @@ class AdaptedBackend(Backend):
         init = getattr(self.object, "init", None)
         if init is not None:
             init(*(params, context)[: _positional(init)])
-        self.min = int(_value(self.object, "min", 1))
-        self.max = int(_value(self.object, "max", UNBOUNDED))
-
-    def forward(self, batch: list[Item]) -> None:
-        self.object.forward(batch)
 
     def close(self) -> None:
         close = getattr(self.object, "close", None)
         self.object = None
         if close is not None:
             close()
+
+
+class AdaptedBackend(Wrapping):
+    """A class that is no `Backend` but has a `forward(batch)`."""
+
+    def init(self, params: Any, context: Context) -> None:
+        super().init(params, context)
+        self.min = int(_value(self.object, "min", 1))
+        self.max = int(_value(self.object, "max", UNBOUNDED))
+
+    def forward(self, batch: list[Item]) -> None:
+        self.object.forward(batch)
 
 
 class AsyncFunction(Logic):
@@ -77,26 +84,12 @@ class AsyncFunction(Logic):
         self.run = type(self).function
 
 
-class AsyncObject(Logic):
+class AsyncObject(Wrapping, Logic):
     """A user's class with an `async def forward(self, item, call)`, or async generator."""
 
-    wrapped: ClassVar[type[Any]]
-
-    def __init__(self) -> None:
-        self.object: Any = None
-
     def init(self, params: Any, context: Context) -> None:
-        self.object = type(self).wrapped()
-        init = getattr(self.object, "init", None)
-        if init is not None:
-            init(*(params, context)[: _positional(init)])
+        super().init(params, context)
         self.run = self.object.forward
-
-    def close(self) -> None:
-        close = getattr(self.object, "close", None)
-        self.object = None
-        if close is not None:
-            close()
 
 
 def adapt(name: str, found: Any) -> type[Backend]:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from ..engines.torch.reading import as_tensor
 from ..errors import InvalidInput
 from .pixels import MAX_CHANNELS
 
@@ -28,15 +29,9 @@ LUMA = (9798, 19235, 3735)
 
 def tensor_of(value: Any, backend: str) -> torch.Tensor:
     """The value as a tensor, without a copy where an array's memory can be shared. Raises InvalidInput for what is none."""
-    if isinstance(value, torch.Tensor):
-        return value.detach()
-    if isinstance(value, np.ndarray) and value.dtype.kind in "buif":
-        # torch shares no other byte order and no negative strides, warns of memory that is read-only, and a view would keep its base alive
-        if not value.dtype.isnative or not value.flags.c_contiguous or not value.flags.writeable or not value.flags.owndata:
-            value = np.array(value, value.dtype.newbyteorder("="), order="C")
-        return torch.from_numpy(value)
-    kind = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
-    raise InvalidInput(f"{backend}: expected a torch tensor or an array of numbers, got {kind}")
+    if isinstance(value, np.ndarray) and value.dtype.kind in "buif" and not (value.flags.c_contiguous and value.flags.owndata):
+        value = np.array(value, order="C")  # a view would keep its base alive
+    return as_tensor(value, backend).detach()
 
 
 def image_of(value: Any, nhwc: bool, device: torch.device, backend: str) -> torch.Tensor:

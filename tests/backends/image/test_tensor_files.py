@@ -62,7 +62,7 @@ def test_a_directory_that_is_none(make, seen, tmp_path):
 
 
 def test_what_is_no_tensor(make, seen, tmp_path):
-    with pytest.raises(InvalidInput, match="SaveTensor: expected a torch tensor or an array"):
+    with pytest.raises(InvalidInput, match="SaveTensor: expected a tensor or an array of numbers"):
         save(make, tmp_path, "text")
     assert not list(seen.iterdir())
 

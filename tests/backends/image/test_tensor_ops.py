@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from penstock.backends.errors import InvalidInput  # noqa: E402
 from penstock.backends.image import tensor_ops  # noqa: E402
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -80,3 +81,8 @@ def test_an_array_is_shared_and_a_read_only_one_copied():
     assert tensor_ops.tensor_of(data, "Test").data_ptr() == data.ctypes.data
     data.flags.writeable = False
     assert tensor_ops.tensor_of(data, "Test").data_ptr() != data.ctypes.data
+
+
+def test_an_array_of_a_dtype_that_torch_lacks_is_an_input_that_does_not_fit():
+    with pytest.raises(InvalidInput, match="Any: expected a tensor or an array of numbers, got an array of float128"):
+        tensor_ops.tensor_of(np.zeros(3, np.longdouble), "Any")
