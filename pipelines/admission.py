@@ -18,10 +18,11 @@ class Admission:
     `inside` counts requests, `rows` their `request_size`. A refusal costs no queue, no future and no thread.
     """
 
-    __slots__ = ("draining", "inside", "max_requests", "nodes", "pace", "refused", "requests", "rows", "run_time")
+    __slots__ = ("beside", "draining", "inside", "max_requests", "nodes", "pace", "refused", "requests", "rows", "run_time")
 
     def __init__(self, max_requests: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.nodes: Sequence[Node] = ()
+        self.beside: Sequence[Admission] = ()  # of the pipeline's exposed nodes
         self.max_requests = max_requests
         self.inside = 0
         self.draining: asyncio.Future[None] | None = None
@@ -39,6 +40,8 @@ class Admission:
             run_time += node.statistics.seconds_per_batch
         self.pace = pace
         self.run_time = run_time
+        for each in self.beside:
+            each.update()
 
     def check(self, size: int, budget: float, priority: int | None) -> None:
         """Raise `QueueFull` or `Overloaded` if a request of `size` rows with `budget` seconds left should not come in.
@@ -95,3 +98,41 @@ class Admission:
                 f"an answer would take about {wait * 1000:.0f} ms ({ahead:.0f} rows ahead at node {slowest.name!r}), "
                 f"the deadline is in {budget * 1000:.0f} ms"
             )
+
+
+class NodeAdmission(Admission):
+    """Of an exposed node. What comes in there is inside the pipeline, and counts there; how it ends is counted here.
+
+    To be made before anything is inside.
+    """
+
+    __slots__ = ("_whole",)
+
+    def __init__(self, whole: Admission, nodes: Sequence[Node]) -> None:
+        self._whole = whole
+        super().__init__(whole.max_requests, whole.requests.clock)
+        self.nodes = nodes
+
+    @property
+    def inside(self) -> int:
+        return self._whole.inside
+
+    @inside.setter
+    def inside(self, count: int) -> None:
+        self._whole.inside = count
+
+    @property
+    def rows(self) -> int:
+        return self._whole.rows
+
+    @rows.setter
+    def rows(self, count: int) -> None:
+        self._whole.rows = count
+
+    @property
+    def draining(self) -> asyncio.Future[None] | None:
+        return self._whole.draining
+
+    @draining.setter
+    def draining(self, future: asyncio.Future[None] | None) -> None:
+        self._whole.draining = future

@@ -16,11 +16,11 @@ from penstock.backends.errors import ConfigError, Problem
 from penstock.backends.item import may_come_from_network
 from penstock.backends.suggestions import did_you_mean
 
-from .definition import DEFAULT_INPUTS, DEFAULT_MAX, GroupConfig, NodeConfig, PipelineConfig, Port
+from .definition import DEFAULT_INPUTS, DEFAULT_MAX, NODE_INPUTS, Exposed, GroupConfig, NodeConfig, PipelineConfig, Port
 from .graph_checks import check_entry
 from .node_table import build_node, check_name
 from .plan import Plan
-from .schema import NODE_KEYS, STRUCTURE_KEYS, PipelineTable, PortTable, validated
+from .schema import NODE_KEYS, STRUCTURE_KEYS, ExposedTable, PipelineTable, PortTable, validated
 from .sharing import check_shared, share
 from .source import Tables, read
 from .structure import Structure
@@ -71,6 +71,10 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
     problems += wrong
     if settings.entry is not None:
         problems += check_entry(structure.graph, settings.entry, structure.sources)
+    for node in settings.expose:
+        if node not in tables.nodes:
+            hint = did_you_mean(node, tables.nodes)
+            problems.append(Problem(f"there is no node {node!r}{hint}", node="pipeline", key=f"expose.{node}"))
     nodes = {
         node: replace(nodes[node], filter=structure.filters.get(node), map=structure.maps.get(node, ()))
         for node in structure.graph.order
@@ -96,8 +100,13 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
         entry=settings.entry,
         loop=settings.loop or tables.loop,
         max_rounds=settings.max_rounds,
+        exposed=tuple(_exposed(node, table) for node, table in settings.expose.items()),
         warnings=tuple(str(replace(warning, file=tables.file)) for warning in structure.warnings),
     )
+
+
+def _exposed(node: str, table: ExposedTable) -> Exposed:
+    return Exposed(node, NODE_INPUTS if table.inputs is None else _ports(table.inputs), _ports(table.outputs), table.description)
 
 
 def _build_nodes(tables: Tables, structure: Structure, problems: list[Problem]) -> dict[str, NodeConfig]:
@@ -135,10 +144,11 @@ def _read_settings(table: Any, problems: list[Problem]) -> PipelineTable:
         problems.append(Problem(f"expected a table, found {table!r}", node="pipeline"))
         return PipelineTable.model_validate({})
     settings, wrong = validated(PipelineTable, table)
-    inputs = table.get("inputs")
-    for key in inputs if isinstance(inputs, dict) else ():
-        if isinstance(key, str) and (not may_come_from_network(key) or key in {"result", "error", "context"}):
-            wrong.append(Problem(f"{key!r} can't be an input: it is Penstock's own, or starts with _", key=f"inputs.{key}"))
+    declared = {"inputs": settings.inputs} | {f"expose.{node}.inputs": each.inputs for node, each in settings.expose.items()}
+    for place, inputs in declared.items():
+        for key in inputs or ():
+            if not may_come_from_network(key) or key in {"result", "error", "context"}:
+                wrong.append(Problem(f"{key!r} can't be an input: it is Penstock's own, or starts with _", key=f"{place}.{key}"))
     problems += [replace(problem, node="pipeline") for problem in wrong]
     return settings
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from penstock.backends.base import UNBOUNDED
@@ -69,6 +69,18 @@ class Port:
 
 
 DEFAULT_INPUTS = (Port("data", "image"),)
+NODE_INPUTS = (Port("data", "tensor"),)
+"""Of an exposed node that declares none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exposed:
+    """A node that may be called alone."""
+
+    node: str
+    inputs: tuple[Port, ...] = NODE_INPUTS
+    outputs: tuple[Port, ...] = ()
+    description: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,5 +105,32 @@ class PipelineConfig:
     """An item that leaves with `restart` enters again at the node that it names."""
     max_rounds: int = 10_000
     """How often an item may pass the graph in a `loop`."""
+    exposed: tuple[Exposed, ...] = ()
     warnings: tuple[str, ...] = ()
     """What is allowed and may not be what was meant; `penstock check` prints it."""
+
+    @property
+    def declares_inputs(self) -> bool:
+        """Whether the file does."""
+        return self.inputs is not DEFAULT_INPUTS and self.inputs is not NODE_INPUTS
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its own, and those of its exposed nodes."""
+        return (self.name, *(f"{self.name}.{exposed.node}" for exposed in self.exposed))
+
+    def alone(self, exposed: Exposed) -> PipelineConfig:
+        """What callers see of an exposed node: a pipeline of that one node."""
+        node = self.nodes[self.nodes[exposed.node].shares or exposed.node]
+        return replace(
+            self,
+            name=f"{self.name}.{exposed.node}",
+            nodes={exposed.node: replace(node, name=exposed.node, next=(), filter=None, map=())},
+            description=exposed.description,
+            inputs=exposed.inputs,
+            outputs=exposed.outputs,
+            entry=None,
+            loop=False,
+            exposed=(),
+            warnings=(),
+        )

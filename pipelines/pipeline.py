@@ -13,14 +13,13 @@ from typing import Any, Self, overload
 from penstock.backends.errors import InvalidRequest, MissingData, NotReady
 from penstock.backends.item import Item, as_item
 
-from .admission import Admission
+from .admission import Admission, NodeAdmission
 from .composite import Composite
 from .config import PipelineConfig, load
 from .logic import Called
 from .node import Node
 from .plan import Entrance, Plan
 from .queue import Entry
-from .rounds import Rounds
 from .run import PARTS, Run, Work
 from .running_graph import RunningGraph
 from .statistics import RequestStatistics
@@ -48,6 +47,7 @@ class Pipeline:
         self.composites: tuple[Composite, ...] = ()  # those that wait for other nodes
         self.others: Callable[[str], Pipeline] | None = None  # where Python logic finds other pipelines
         self.state = "created"  # then loading, ready, draining, closed
+        self.exposed = tuple(Pipeline(config.alone(each), clock=clock) for each in config.exposed)  # they live as long as this one
         self._clock = clock
         self._graph: RunningGraph
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -73,20 +73,35 @@ class Pipeline:
         """Load every backend on its executor thread and warm it up. Raises `BackendError` if one can't be; nothing is left running then."""
         if self.state != "created":
             raise RuntimeError(f"pipeline {self.name!r} was started before; load it again")
-        self.state = "loading"
+        self._turn("loading")
         loop = self._loop = asyncio.get_running_loop()
         self._create_future = loop.create_future
         graph = self._graph = RunningGraph(self.config, self.plan, loop, self._clock, self._admission.update, self)
         self.nodes = self._admission.nodes = graph.nodes
         self.composites = tuple(graph.composites)
+        self._admission.beside = [each._work_in(self) for each in self.exposed]
         try:
             await graph.start()
         except BaseException:
-            self.state = "closed"
+            self._turn("closed")
             raise
         if self.state != "loading":
             raise NotReady(f"pipeline {self.name!r} was closed while it loaded")
-        self.state = "ready"
+        self._turn("ready")
+
+    def _turn(self, state: str) -> None:
+        for each in (self, *self.exposed):
+            each.state = state
+
+    def _work_in(self, whole: Pipeline) -> Admission:
+        """Be one node of a pipeline that starts: what comes in here queues there."""
+        root = next(iter(self.plan.places.values()))
+        worker = root.node = whole.plan.places[root.name].node
+        self._loop, self._create_future, self._graph = whole._loop, whole._create_future, whole._graph
+        self.nodes = (worker,) if isinstance(worker, Node) else ()
+        self.composites = (worker,) if isinstance(worker, Composite) else ()
+        self._admission = NodeAdmission(whole._admission, self.nodes or whole.nodes)
+        return self._admission
 
     async def close(self, timeout: float = 10.0) -> None:
         """Take nothing more in, let what is inside end within `timeout` seconds, fail the rest with `NotReady`, end the threads.
@@ -97,10 +112,10 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         ends = loop.time() + timeout
         if self.state != "closed":
-            self.state = "draining"
+            self._turn("draining")
             if self._admission.inside and timeout > 0:
                 await asyncio.wait([self._admission.wait_empty()], timeout=timeout)
-            self.state = "closed"
+            self._turn("closed")
         left = max(ends - loop.time(), 1.0)  # for the threads to end; a second at least
         if self._loop is not None:
             await self._graph.close(left)
@@ -263,29 +278,13 @@ class Pipeline:
         if future is None:
             future = self._create_future()
         if self.config.loop:
-            return self._start_rounds(item, future, now + timeout, priority, size, entrance, trace, request_id)
+            return self._graph.enter_rounds(entrance, item, future, now + timeout, priority, size, admission, request_id, trace)
         if entrance.linear and trace is None:
             run = Run(item, future, now + timeout, priority, size, admission, entrance.root)
             run.request_id = request_id
             entrance.root.node.enqueue(run, now)
             return run
         return self._graph.enter(entrance, item, future, now + timeout, priority, size, admission, now, request_id, trace)
-
-    def _start_rounds(  # noqa: PLR0917
-        self,
-        item: Item,
-        future: asyncio.Future[Item],
-        deadline: float,
-        priority: int | None,
-        size: int,
-        entrance: Entrance,
-        trace: Trace | None,
-        request_id: str,
-    ) -> Rounds:
-        def enter(entrance: Entrance, item: Item, answered: Any, request_id: str) -> Work:
-            return self._graph.enter(entrance, item, answered, deadline, priority, size, None, self._clock(), request_id, trace)
-
-        return Rounds(item, future, size, self._admission, entrance, self.plan.entrances, self.config.max_rounds, enter, request_id)
 
     def call(self, name: str, item: Any, future: Called, entry: Entry, *, timeout: float | None, priority: int | None) -> Work:
         """Start what Python logic called, on behalf of `entry`: a node of this pipeline, or (`pipeline`, `pipeline/node`) of another one,

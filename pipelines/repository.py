@@ -26,13 +26,15 @@ DRAIN_TIMEOUT = 30.0
 class Repository:
     """Named pipelines. Serves between `start` and `close`, on one event loop at a time; may be started again after `close`.
 
-    `pipelines` holds those that are loaded, and may be read directly on that loop. `generation` changes whenever what it holds does.
+    `pipelines` holds those that are loaded, `models` their exposed nodes too; both may be read directly on that loop. `generation` changes
+    whenever what they hold does.
     """
 
     def __init__(self, configs: Iterable[PipelineConfig] = (), *, directory: Path | None = None) -> None:
         """`directory`: where pipelines lie that may be loaded later by name alone. Raises ConfigError if two have one name."""
         self.configs: dict[str, PipelineConfig] = {}
         self.pipelines: dict[str, Pipeline] = {}
+        self.models: dict[str, Pipeline] = {}
         self.generation = 0
         self.state = "created"  # then loading, ready, draining, closed
         self.directory = directory
@@ -45,7 +47,8 @@ class Repository:
         self._closing: asyncio.Future[None] | None = None
         for config in configs:
             if config.name in self.configs:
-                raise ConfigError([Problem(f"the name {config.name!r} is that of another pipeline too", config.source, "pipeline", "name")])
+                raise _taken(config, config.name)
+            self._check_names(config)
             self.configs[config.name] = config
 
     @classmethod
@@ -131,11 +134,12 @@ class Repository:
     async def load(self, config: PipelineConfig) -> Pipeline:
         """Start a pipeline, then publish it; the one that has its name serves until then, and is drained in the background.
 
-        Raises `BackendError` (nothing has changed then), `NotReady` while closing.
+        Raises `BackendError`, `ConfigError` for a name that is taken (nothing has changed then), `NotReady` while closing.
         """
         name = config.name
         async with self._lock(name):
             self._check_open()
+            self._check_names(config)
             pipeline = Pipeline(config)
             pipeline.others = self.get
             self._loading[name] = pipeline
@@ -202,7 +206,15 @@ class Repository:
             self.state = "closed"
             self._changed()
 
+    def _check_names(self, config: PipelineConfig) -> None:
+        """Raise `ConfigError` if another pipeline, or a node that it exposes, has a name of this one or of its exposed nodes."""
+        others = {name for other in self.configs.values() if other.name != config.name for name in other.names}
+        for name in config.names:
+            if name in others:
+                raise _taken(config, name)
+
     def _changed(self) -> None:
+        self.models = {each.name: each for pipeline in self.pipelines.values() for each in (pipeline, *pipeline.exposed)}
         self.generation += 1
         self.on_change()
 
@@ -236,6 +248,10 @@ class Repository:
                 return found
             known.add(found.name)
         raise NotFound(f"there is no pipeline {name!r}{did_you_mean(name, known)}")
+
+
+def _taken(config: PipelineConfig, name: str) -> ConfigError:
+    return ConfigError([Problem(f"the name {name!r} is that of another pipeline too", config.source, "pipeline", "name")])
 
 
 def _configs(source: Any, labels: str | os.PathLike[str] | None) -> list[PipelineConfig]:

@@ -20,6 +20,7 @@ from .logic import Caller, LogicNode
 from .node import Node
 from .plan import Entrance, Plan, Runs
 from .queue import Entry
+from .rounds import Rounds
 from .run import Run, Work
 from .stream import StreamRun
 from .trace import Trace
@@ -42,6 +43,8 @@ class RunningGraph:
         self._name = config.name
         self._loop = loop
         self._clock = clock
+        self._entrances = plan.entrances
+        self._max_rounds = config.max_rounds
         self._closed = False
         workers: dict[str, Runs] = {}
         self.composites: list[Composite] = []
@@ -126,6 +129,25 @@ class RunningGraph:
         graph_run.request_id = request_id
         graph_run.start(now)
         return graph_run
+
+    def enter_rounds(  # noqa: PLR0917
+        self,
+        entrance: Entrance,
+        item: Item,
+        future: asyncio.Future[Item],
+        deadline: float,
+        priority: int | None,
+        size: int,
+        admission: Admission,
+        request_id: str,
+        trace: Trace | None,
+    ) -> Rounds:
+        """Start a request that may pass the graph again and again (`loop`)."""
+
+        def enter(entrance: Entrance, item: Item, answered: Any, request_id: str) -> Work:
+            return self.enter(entrance, item, answered, deadline, priority, size, None, self._clock(), request_id, trace)
+
+        return Rounds(item, future, size, admission, entrance, self._entrances, self._max_rounds, enter, request_id)
 
     def enter_for(  # noqa: PLR0917
         self,

@@ -35,6 +35,14 @@ class PortTable(_Table):
     description: str = ""
 
 
+class ExposedTable(_Table):
+    """`[pipeline.expose.NODE]`: a node that may be called alone, as a model of its own."""
+
+    inputs: dict[str, PortTable] | None = None
+    outputs: dict[str, PortTable] = {}
+    description: str = ""
+
+
 class PipelineTable(_Table):
     """`[pipeline]`."""
 
@@ -45,6 +53,7 @@ class PipelineTable(_Table):
     description: str = ""
     inputs: dict[str, PortTable] | None = None
     outputs: dict[str, PortTable] = {}
+    expose: dict[str, ExposedTable] = {}
     max_requests: int = Field(1024, ge=1)
     timeout: float = Field(30.0, gt=0)
     entry: str | None = None
@@ -136,7 +145,8 @@ def problems_of(error: ValidationError, known: Mapping[str, Any] | None = None, 
             case "missing":
                 yield Problem(f"{subject or 'the table'} needs {last}, which is not given", key=key)
             case "extra_forbidden":
-                names = PortTable.model_fields if len(found["loc"]) > 1 else (known or {})
+                tables = {1: known or {}, 3: ExposedTable.model_fields if found["loc"][0] == "expose" else PortTable.model_fields}
+                names = tables.get(len(found["loc"]), PortTable.model_fields)
                 yield Problem(f"there is no key {last!r} here{did_you_mean(last, names)}", key=key)
             case _:
                 message = found["msg"].removeprefix("Value error, ")  # what a validator of ours raised

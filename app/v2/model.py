@@ -1,5 +1,7 @@
 """A pipeline as a model of the protocol: what its inputs and outputs are called, of what datatype and shape, and which item they make.
 
+An exposed node (`[pipeline.expose.NODE]`) is a pipeline of that one node.
+
 Inputs. Where the file declares `data` among its inputs, each of them is the item's key of its name. Where it declares others only,
 they make `data` together: one is `data`, several are a list in the declared order, as engines take them. Where the file declares none,
 an engine at the entry says what it takes (its own names, in its own order); any other pipeline takes one image, as `data`.
@@ -21,7 +23,7 @@ from penstock.backends.base import Signature, TensorPort
 from penstock.backends.classify import read_labels
 from penstock.backends.errors import BackendError, InvalidRequest, NotFound
 from penstock.backends.item import Item
-from penstock.pipelines.definition import DEFAULT_INPUTS, PipelineConfig, Port
+from penstock.pipelines.definition import PipelineConfig, Port
 from penstock.pipelines.pipeline import Pipeline
 
 from .tensors import DATATYPES, Datatype, datatype_of
@@ -82,7 +84,7 @@ class Model:
         bound = 0
         if entrance is not None and self.inputs and all(_is_batched(each, first) for each in self.inputs):
             bound = min((node.scheduler.max for node in entrance.nodes), default=0)
-            if config.inputs is DEFAULT_INPUTS and (last is None or last.outputs is None):
+            if not config.declares_inputs and (last is None or last.outputs is None):
                 bound = min(bound, 1)  # what follows the engine may be made for one row, as a classifier's last step is
         self.max_batch_size = bound
         self.outputs = tuple(_outputs(config, last.outputs if last is not None else None))
@@ -118,12 +120,12 @@ class Loaded(Protocol):
     """Where pipelines are found by name (`repository.py`)."""
 
     @property
-    def pipelines(self) -> dict[str, Pipeline]: ...
+    def models(self) -> dict[str, Pipeline]: ...
     def get(self, name: str) -> Pipeline: ...
 
 
 class Models:
-    """The pipelines of a repository as models, each described once."""
+    """The pipelines of a repository and their exposed nodes as models, each described once."""
 
     def __init__(self, repository: Loaded) -> None:
         self._repository = repository
@@ -132,12 +134,14 @@ class Models:
     def get(self, name: str, version: str = "") -> Model:
         """A loaded one; "" is its only version. Raises `InvalidRequest` in Triton's words for an unknown one, `NotReady`."""
         model = self._models.get(name)
-        if model is None or self._repository.pipelines.get(name) is not model.pipeline:
-            try:
-                pipeline = self._repository.get(name)
-            except NotFound:
-                self._models.pop(name, None)
-                raise InvalidRequest(f"Request for unknown model: '{name}' is not found") from None
+        if model is None or self._repository.models.get(name) is not model.pipeline:
+            pipeline = self._repository.models.get(name)
+            if pipeline is None:
+                try:
+                    pipeline = self._repository.get(name)
+                except NotFound:
+                    self._models.pop(name, None)
+                    raise InvalidRequest(f"Request for unknown model: '{name}' is not found") from None
             model = self._models[name] = Model(pipeline)
         if version and version != model.version:
             raise InvalidRequest(f"Request for unknown model: '{name}' version {version} is not found")
@@ -146,7 +150,7 @@ class Models:
 
 def _inputs(config: PipelineConfig, known: Sequence[TensorPort] | None) -> Iterator[Tensor]:
     ports: Sequence[Port] = config.inputs
-    if ports is DEFAULT_INPUTS and known is not None:
+    if known is not None and not config.declares_inputs:
         for index, each in enumerate(known):
             yield _of_engine(each, index)
         return
