@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -11,6 +12,21 @@ from ..errors import Unauthorized
 from ..settings import Settings
 from .call import error_answer
 from .routes import V2, respond
+
+
+class _Below(Convertor[str]):
+    """All of a path, line breaks too, which Starlette's `path` leaves to the host's 404."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("penstock_below", _Below())
 
 
 class _Passed(Response):
@@ -40,6 +56,7 @@ def protocol_router(protocol: V2, settings: Settings) -> APIRouter:
         below = request.path_params.get("path")
         return _Passed(protocol, "/v2" if below is None else f"/v2/{below}", settings)
 
-    for path in ("/v2", "/v2/{path:path}"):
-        router.add_api_route(path, answer, methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
+    for number, path in enumerate(("/v2", "/v2/{path:penstock_below}")):
+        # Any method: the protocol answers 405 in its own form. FastAPI makes an operation's id of a method, so it gets one.
+        router.add_api_route(path, answer, methods=[], operation_id=f"v2_router_{number}")
     return router

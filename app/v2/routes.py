@@ -82,7 +82,8 @@ class V2:
             if match is not None:
                 route = methods.get("GET" if method == "HEAD" else method)
                 if route is None:
-                    raise _NoRoute(405, "Method Not Allowed", ((b"allow", ", ".join(methods).encode()),))
+                    allowed = [*methods, "HEAD"] if "GET" in methods else methods
+                    raise _NoRoute(405, "Method Not Allowed", ((b"allow", ", ".join(allowed).encode()),))
                 return route, {name: value or "" for name, value in match.groupdict().items()}
         raise _NoRoute(404, "Not Found")
 

@@ -34,7 +34,7 @@ def test_paths_that_there_are_not(served, method, path, status, said):
     answer = served.http.request(method, path)
     assert (answer.status_code, answer.json()) == (status, {"error": said})
     assert answer.headers["content-type"] == "application/json"
-    assert status != 405 or answer.headers["allow"] in {"GET", "POST"}
+    assert status != 405 or answer.headers["allow"] in {"GET, HEAD", "POST"}
 
 
 def test_head_is_get_without_its_body(served):
@@ -82,6 +82,30 @@ def test_as_a_router_behind_its_dependencies(running):
         assert client.get("/models/v2?q=member").json()["name"] == "penstock"
         assert client.get("/models/v2/nope?q=member").json() == {"error": "Not Found"}
         assert client.get("/models/v2/models/text/infer?q=member").status_code == 405
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "said"),
+    [
+        ("OPTIONS", "/v2", 405, "Method Not Allowed"),
+        ("TRACE", "/v2/models/text", 405, "Method Not Allowed"),
+        ("PROPFIND", "/v2/models/text/infer", 405, "Method Not Allowed"),
+        ("GET", "/v2/", 404, "Not Found"),
+        ("GET", "/v2/a%0Ab", 404, "Not Found"),
+        ("GET", "/v2/models/a%0Ab/ready", 400, "Request for unknown model: 'a\nb' is not found"),
+    ],
+)
+def test_as_a_router_its_errors_are_the_protocols_too(router, method, path, status, said):
+    answer = router.request(method, path)
+    assert (answer.status_code, answer.json()) == (status, {"error": said})
+
+
+@pytest.fixture(scope="module")
+def router(running):
+    host = FastAPI()
+    host.include_router(create_router([TEXT]))
+    with running(host) as client:
+        yield client
 
 
 def test_as_a_router_with_a_key(running):
