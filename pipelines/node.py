@@ -83,7 +83,7 @@ class Node:
         self._up = False  # all executors have been ready once
         self._loading: asyncio.Future[None] = loop.create_future()
         self._stopped: asyncio.Future[None] | None = None
-        self._devices: dict[str, Group] = {}
+        self.devices: dict[str, Group] = {}  # accelerators that its executors took; empty: all run on the CPU
         self._watchers: list[Callable[[Batch], None]] = []
         self._shape_key = config.groups[0].spec.shape_key
         self._levels = config.priority_levels
@@ -278,7 +278,7 @@ class Node:
         if self.closed:
             return
         if device:  # executors of one device are one group: a second batch there only starts full, or late (rule 2)
-            executor.group = self._devices.setdefault(device, executor.group)
+            executor.group = self.devices.setdefault(device, executor.group)
         group = self.config.groups[self._executors[executor][0]]
         executor.min = max(low, group.min or 1)
         executor.max = group.bound(high)

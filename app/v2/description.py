@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from penstock.backends.errors import NotReady
-from penstock.pipelines.definition import NodeConfig
+from penstock.pipelines.node import Node
 
 from .call import Answer, Call, ProtocolError, Route, json_answer
 from .model import ANY, Model, Models, Tensor
 from .tensors import DATATYPES, Datatype
 
 PLATFORM = "penstock"
+NOT_READY = "Model version not ready"
+"""Triton's words; the repository's index has the reason."""
 
 _MODEL = "/v2/models/{model}[/versions/{version}]"
 
@@ -29,10 +32,10 @@ def description_routes(models: Models) -> tuple[Route, ...]:
     async def ready(call: Call) -> Answer:
         try:
             model = model_of(call)
-        except NotReady as error:
-            raise ProtocolError(400, str(error)) from None
+        except NotReady:
+            raise ProtocolError(400, NOT_READY) from None
         if model.pipeline.not_ready:
-            raise ProtocolError(400, "Model version not ready")
+            raise ProtocolError(400, NOT_READY)
         return json_answer({"name": model.name, "ready": True})
 
     return (
@@ -48,13 +51,18 @@ def metadata_of(model: Model) -> dict[str, Any]:
         "name": model.name,
         "versions": [model.version],
         "platform": PLATFORM,
-        "inputs": [_described(each) for each in model.inputs],
-        "outputs": [_described(each) for each in model.outputs],
+        "inputs": [_described(each, model) for each in model.inputs],
+        "outputs": [_described(each, model) for each in model.outputs],
     }
 
 
-def _described(tensor: Tensor) -> dict[str, Any]:
-    return {"name": tensor.name, "datatype": _datatype(tensor).name, "shape": list(tensor.shape or ANY)}
+def _described(tensor: Tensor, model: Model) -> dict[str, Any]:
+    return {"name": tensor.name, "datatype": _datatype(tensor).name, "shape": list(_shape(tensor, model))}
+
+
+def _shape(tensor: Tensor, model: Model) -> tuple[int, ...]:
+    """With the batch dimension where there is one, of what is not known, too."""
+    return tensor.shape if tensor.shape is not None else ANY * (2 if model.max_batch_size else 1)
 
 
 def _datatype(tensor: Tensor) -> Datatype:
@@ -64,7 +72,7 @@ def _datatype(tensor: Tensor) -> Datatype:
 
 def config_of(model: Model) -> dict[str, Any]:
     """As `GET /v2/models/{model}/config` answers it: the names of Triton's ModelConfig, for what pipelines have."""
-    nodes = model.pipeline.nodes
+    labels = {port.name: Path(port.labels).name for port in model.pipeline.config.outputs if port.labels is not None}
     found: dict[str, Any] = {
         "name": model.name,
         "platform": "",
@@ -84,24 +92,29 @@ def config_of(model: Model) -> dict[str, Any]:
             for each in model.inputs
         ],
         "output": [
-            {**_configured(each, model), "label_filename": "", "is_shape_tensor": False, "is_non_linear_format_io": False}
+            {
+                **_configured(each, model),
+                "label_filename": labels.get(each.name, ""),
+                "is_shape_tensor": False,
+                "is_non_linear_format_io": False,
+            }
             for each in model.outputs
         ],
         "batch_input": [],
         "batch_output": [],
-        "optimization": {"priority": "PRIORITY_DEFAULT"},
+        "optimization": {"priority": "PRIORITY_DEFAULT", "gather_kernel_buffer_threshold": 0, "eager_batching": False},
         "instance_group": [
             {
                 "name": node.name,
-                "kind": "KIND_GPU" if any(device != "cpu" for device in node.config.devices) else "KIND_CPU",
-                "count": _count(node.config),
-                "gpus": [int(device[5:]) for device in node.config.devices if device.startswith("cuda:")],
+                "kind": "KIND_GPU" if node.devices else "KIND_CPU",
+                "count": _count(node),
+                "gpus": sorted(int(device[5:]) for device in node.devices if device.startswith("cuda:")),
                 "secondary_devices": [],
                 "profile": [],
                 "passive": False,
                 "host_policy": "",
             }
-            for node in nodes
+            for node in model.pipeline.nodes
         ],
         "default_model_filename": "",
         "cc_model_filenames": {},
@@ -123,15 +136,15 @@ def config_of(model: Model) -> dict[str, Any]:
     return found
 
 
-def _count(node: NodeConfig) -> int:
+def _count(node: Node) -> int:
     """Instances on each device, as ModelConfig counts them."""
-    return max(1, sum(group.instances for group in node.groups) // max(1, len(node.devices)))
+    return max(1, sum(group.instances for group in node.config.groups) // max(1, len(node.config.devices), len(node.devices)))
 
 
 def _configured(tensor: Tensor, model: Model) -> dict[str, Any]:
-    """Its shape is that of a row, where there is a batch."""
+    """Its shape is that of a row, where there is a batch: what stands behind the -1 that metadata begin with."""
     name = _datatype(tensor).name
-    shape = list(tensor.shape or ANY)
-    if model.max_batch_size and len(shape) > 1:
+    shape = _shape(tensor, model)
+    if model.max_batch_size and shape[:1] == ANY:
         shape = shape[1:]
-    return {"name": tensor.name, "data_type": f"TYPE_{'STRING' if name == 'BYTES' else name}", "dims": shape}
+    return {"name": tensor.name, "data_type": f"TYPE_{'STRING' if name == 'BYTES' else name}", "dims": list(shape)}

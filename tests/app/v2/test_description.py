@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException
 
 import penstock
+from penstock import create_app
+from penstock.backends.base import Backend
+from penstock.backends.registry import register_backend
 
 
 def port(name, datatype, shape):
@@ -51,6 +55,85 @@ def test_configuration(client):
     assert [(each["name"], each["kind"], each["count"]) for each in found["instance_group"]] == [("node", "KIND_CPU", 1)]
     assert client.get_model_config("text")["input"][0]["data_type"] == "TYPE_STRING"
     assert client.get_model_config("scaled")["max_batch_size"] == 0  # its first size is fixed: no batch
+
+
+def test_what_is_not_known_of_a_batch_has_its_dimension(described):
+    """The shape of a row is what stands behind -1, in metadata and configuration."""
+    assert described.metadata("unknown")["outputs"] == [port("Y", "FP32", [-1, -1]), port("row", "FP32", [-1]), port("all", "FP32", [2, 3])]
+    found = described.config("unknown")
+    assert found["max_batch_size"] == 6 and [each["dims"] for each in found["output"]] == [[-1], [], [2, 3]]
+    assert [each["dims"] for each in described.config("open")["output"]] == [[-1]]  # without a batch
+
+
+def test_labels_are_told_by_the_name_of_their_file(described):
+    assert [each["label_filename"] for each in described.config("open")["output"]] == ["labels.txt"]
+
+
+def test_where_instances_run(described):
+    """What the backends took, not what the file asks for: it may ask for nothing."""
+    found = described.config("placed")["instance_group"]
+    assert [(each["name"], each["kind"], each["gpus"], each["count"]) for each in found] == [
+        ("gpu", "KIND_GPU", [0, 1], 1), ("cpu", "KIND_CPU", [], 1),
+    ]  # fmt: skip
+
+
+def test_fields_that_nobody_set_are_there(described):
+    found = described.config("open")
+    assert found["optimization"] == {"priority": "PRIORITY_DEFAULT", "gather_kernel_buffer_threshold": 0, "eager_batching": False}
+    assert found.keys() >= {"platform", "runtime", "version_policy", "batch_input", "metric_tags", "parameters", "model_warmup"}
+    assert "dynamic_batching" not in found
+
+
+@register_backend("OnGpus")
+class OnGpus(Backend):
+    """Says that its instances are on two GPUs, in turn."""
+
+    def init(self, params, context):
+        self.device = f"cuda:{context.instance % 2}"
+
+    def forward(self, batch):
+        raise AssertionError
+
+
+class Described:
+    """What a server says of its models."""
+
+    def __init__(self, http):
+        self.http = http
+
+    def metadata(self, name):
+        return self.http.get(f"/v2/models/{name}").raise_for_status().json()
+
+    def config(self, name):
+        return self.http.get(f"/v2/models/{name}/config").raise_for_status().json()
+
+
+@pytest.fixture(scope="module")
+def described(running, tmp_path_factory):
+    labels = tmp_path_factory.mktemp("labels") / "labels.txt"
+    labels.write_text("zero\none\n")
+    tensor = {"kind": "tensor", "dtype": "FP32"}
+    unknown = {
+        "name": "unknown",
+        "inputs": {"X": tensor | {"shape": [-1, 4]}},
+        "outputs": {"Y": tensor, "row": tensor | {"shape": [-1]}, "all": tensor | {"shape": [2, 3]}},
+    }
+    open_ = {"name": "open", "inputs": {"X": tensor}, "outputs": {"Y": tensor | {"labels": str(labels)}}}
+    nodes = {"a": {"backend": "Identity", "max": 8, "next": "b"}, "b": {"backend": "Identity", "max": 6}}
+    placed = {"gpu": {"backend": "OnGpus", "instance_num": 2, "next": "cpu"}, "cpu": {"backend": "Identity"}}
+    sources = [{"pipeline": unknown, **nodes}, {"pipeline": open_, **nodes}, {"pipeline": {"name": "placed"}, **placed}]
+    with running(create_app(sources)) as http:
+        yield Described(http)
+
+
+async def test_a_model_that_loads_is_not_ready():
+    app = create_app({"pipeline": {"name": "late"}, "node": {"backend": "Identity"}})
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://host") as client:
+        answer = await client.get("/v2/models/late/ready")
+        assert (answer.status_code, answer.json()) == (400, {"error": "Model version not ready"})
+        assert (await client.get("/v2/models/late")).status_code == 503
+        assert (await client.get("/v2/models/none/ready")).json() == {"error": "Request for unknown model: 'none' is not found"}
 
 
 def test_readiness(client):
