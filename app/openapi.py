@@ -131,7 +131,7 @@ class OpenAPI:
             schemas |= schemas_of(config)
             paths |= paths_of(config, protected, by_url, traced)
         paths |= server_paths(protected, administrable, problems)
-        paths |= protocol_paths(protected) | extension_paths(self._settings)
+        paths |= protocol_paths(self._settings) | extension_paths(self._settings)
         components = document.setdefault("components", {})
         components["schemas"] = {**components.get("schemas", {}), **dict(sorted(schemas.items()))}
         schemes: dict[str, Any] = {}

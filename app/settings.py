@@ -13,7 +13,7 @@ from .v2.restriction import Restriction
 class Settings(BaseSettings):
     """Settings of a server. Arguments come before the environment; what neither names has the default below."""
 
-    model_config = SettingsConfigDict(env_prefix="PENSTOCK_", frozen=True, extra="forbid", env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_prefix="PENSTOCK_", frozen=True, extra="forbid", env_ignore_empty=True, hide_input_in_errors=True)
 
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 is every one of this machine.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..errors import STATUSES
+from ..settings import Settings
+from .restriction import restriction_of
 from .tensors import DATATYPES
 
 Schema = dict[str, Any]
@@ -110,15 +112,24 @@ _INFER_CODES = (
 )  # fmt: skip
 
 
-def protocol_paths(protected: bool) -> dict[str, Any]:
+def refusals_of(settings: Settings, group: str) -> list[str]:
+    """Codes of the errors that whoever may not use an API's operations gets."""
+    unauthorized = ["unauthorized"] if settings.api_key is not None else []
+    return [*unauthorized, "forbidden"] if group in restriction_of(settings.restricted_api) else unauthorized
+
+
+def protocol_paths(settings: Settings) -> dict[str, Any]:
     """Operations by path and method."""
-    codes = ["unauthorized"] if protected else []
-    key: Schema = {"security": [{"key": []}]} if protected else {}
-    described = ["invalid_request", "not_ready", *codes]
+    key: Schema = {"security": [{"key": []}]} if settings.api_key is not None else {}
+    metadata, config, health, inference = (refusals_of(settings, each) for each in ("metadata", "model-config", "health", "inference"))
+    anybody = [code for code in health if code != "unauthorized"]
+    described = ("invalid_request", "not_ready")
     paths: dict[str, Any] = {
-        "/v2": {"get": {**operation_of("server_metadata", "Name, version and extensions of the server", "ServerMetadata", codes), **key}},
-        "/v2/health/live": {"get": operation_of("server_live", "Whether the server answers at all", "ServerLive", [])},
-        "/v2/health/ready": {"get": _ready()},
+        "/v2": {
+            "get": {**operation_of("server_metadata", "Name, version and extensions of the server", "ServerMetadata", metadata), **key}
+        },
+        "/v2/health/live": {"get": operation_of("server_live", "Whether the server answers at all", "ServerLive", anybody)},
+        "/v2/health/ready": {"get": _ready(anybody)},
     }
     for version, suffix in (("", ""), ("/versions/{version}", "_version")):
         parameters = [path_parameter("model", "The pipeline's name."), *([path_parameter("version", "Its version.")] if version else [])]
@@ -126,19 +137,23 @@ def protocol_paths(protected: bool) -> dict[str, Any]:
         of = " of a version" if version else ""
         root = f"/v2/models/{{model}}{version}"
         paths[root] = {
-            "get": {**operation_of(f"model_metadata{suffix}", f"What a model{of} takes and gives", "ModelMetadata", described), **common}
-        }
-        paths[f"{root}/config"] = {
-            "get": {**operation_of(f"model_config{suffix}", f"A model's configuration{of}", "ModelConfig", described), **common}
-        }
-        paths[f"{root}/ready"] = {
             "get": {
-                **operation_of(f"model_ready{suffix}", f"Whether a model{of} is ready", "ModelReady", ["invalid_request", *codes]),
+                **operation_of(f"model_metadata{suffix}", f"What a model{of} takes and gives", "ModelMetadata", [*described, *metadata]),
                 **common,
             }
         }
-        infer = operation_of(f"infer{suffix}", f"Run a model{of}", "InferResponse", [*_INFER_CODES, *codes])
+        paths[f"{root}/config"] = {
+            "get": {**operation_of(f"model_config{suffix}", f"A model's configuration{of}", "ModelConfig", [*described, *config]), **common}
+        }
+        paths[f"{root}/ready"] = {
+            "get": {
+                **operation_of(f"model_ready{suffix}", f"Whether a model{of} is ready", "ModelReady", ["invalid_request", *health]),
+                **common,
+            }
+        }
+        infer = operation_of(f"infer{suffix}", f"Run a model{of}", "InferResponse", [*_INFER_CODES, *inference])
         infer["responses"]["200"]["content"]["application/octet-stream"] = {"schema": _BINARY}
+        infer["responses"]["501"] = answer_of("The body's Content-Encoding is neither gzip nor deflate.", "ProtocolError")
         infer["requestBody"] = {
             "required": True,
             "content": {"application/json": {"schema": reference("InferRequest")}, "application/octet-stream": {"schema": _BINARY}},
@@ -147,8 +162,8 @@ def protocol_paths(protected: bool) -> dict[str, Any]:
     return paths
 
 
-def _ready() -> Schema:
-    operation = operation_of("server_ready", "Whether requests should come here now", "ServerReady", [])
+def _ready(codes: Iterable[str]) -> Schema:
+    operation = operation_of("server_ready", "Whether requests should come here now", "ServerReady", codes)
     operation["responses"]["503"] = answer_of("Loading, draining, or a node is without executors.", "ServerReady")
     return operation
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..settings import Settings
-from .openapi import FLAG, TEXT, UNSIGNED, Schema, array_of, object_of, operation_of, path_parameter, reference
+from .openapi import FLAG, TEXT, UNSIGNED, Schema, array_of, object_of, operation_of, path_parameter, reference, refusals_of
 
 _DURATION = reference("StatisticDuration")
 _DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
@@ -54,28 +54,30 @@ _REGION = path_parameter("region", "The region's name.")
 
 def extension_paths(settings: Settings) -> dict[str, Any]:
     """Operations by path and method."""
-    codes = ["unauthorized"] if settings.api_key is not None else []
+    counted, listed, mapped = (refusals_of(settings, each) for each in ("statistics", "model-repository", "shared-memory"))
     key: Schema = {"security": [{"key": []}]} if settings.api_key is not None else {}
     admin: Schema = {"security": [{"admin": []}]}
     shared = "/v2/systemsharedmemory"
-    statistics = operation_of("all_statistics", "What all models have done", "StatisticsResponse", codes)
-    index = _with_body(operation_of("repository_index", "The models and their states", "RepositoryIndex", ["invalid_request", *codes]))
+    statistics = operation_of("all_statistics", "What all models have done", "StatisticsResponse", counted)
+    index = _with_body(operation_of("repository_index", "The models and their states", "RepositoryIndex", ["invalid_request", *listed]))
     paths: dict[str, Any] = {
         "/v2/models/stats": {"get": {**statistics, **key}},
         "/v2/repository/index": {"post": {**index, **key}},
         f"{shared}/status": {
-            "get": {**operation_of("shared_memory", "The registered regions", "SharedMemoryStatus", codes), **key},
+            "get": {**operation_of("shared_memory", "The registered regions", "SharedMemoryStatus", mapped), **key},
         },
         f"{shared}/region/{{region}}/status": {
             "get": {
-                **operation_of("shared_memory_region", "A registered region", "SharedMemoryStatus", ["not_found", *codes]),
+                **operation_of("shared_memory_region", "A registered region", "SharedMemoryStatus", ["not_found", *mapped]),
                 "parameters": [_REGION],
                 **key,
             }
         },
     }
     for path, suffix, parameters in (("", "", [_NAME]), ("/versions/{version}", "_version", [_NAME, _VERSION])):
-        found = operation_of(f"statistics{suffix}", "What a model has done", "StatisticsResponse", ["invalid_request", "not_ready", *codes])
+        found = operation_of(
+            f"statistics{suffix}", "What a model has done", "StatisticsResponse", ["invalid_request", "not_ready", *counted]
+        )
         paths[f"/v2/models/{{model}}{path}/stats"] = {"get": {**found, "parameters": parameters, **key}}
     if settings.admin_token is not None and settings.allow_model_control:
         load = _silent("load", "Load a model, or read its file again", ["not_found", "load_failed", "not_ready"], "RepositoryLoadRequest")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from penstock.backends.suggestions import did_you_mean
+
 from ..errors import Forbidden, problem
 from ..paths import is_protocol, path_of
 from ..request_id import request_id_of
@@ -22,7 +24,7 @@ GROUPS = ("health", "metadata", "inference", "shared-memory", "model-config", "m
 OFF = "off"
 
 _OWN = (
-    (re.compile(r"/predict/.*"), "inference"),
+    (re.compile(r"/predict/.*", re.DOTALL), "inference"),
     (re.compile(r"/openapi\.json|/docs(/.*)?"), "metadata"),
 )
 """Routes of an app's own that are in front of the router, or FastAPI's: the others ask by themselves (routes.py)."""
@@ -52,15 +54,18 @@ class Restriction:
             if not (secret.isascii() and secret.isprintable()):
                 raise ValueError(f"rule {place}: expected visible ASCII characters only in the secret of {header}")
             rule = Rule() if off else Rule(header.lower(), secret.encode())
-            for name in map(str.strip, names.split(",")):
-                if name not in GROUPS:
-                    raise ValueError(f"rule {place}: there is no API {name!r}, expected some of {', '.join(GROUPS)}")
+            for number, name in enumerate(map(str.strip, names.split(",")), 1):
+                if name not in GROUPS:  # it is not told: it may be a secret, behind a ; of its own or in the wrong place
+                    raise ValueError(f"rule {place}: API {number} is none of {', '.join(GROUPS)}{did_you_mean(name, GROUPS)}")
                 if name in self._rules:
                     raise ValueError(f"rule {place}: there is another one for {name}")
                 self._rules[name] = rule
 
     def __bool__(self) -> bool:
         return bool(self._rules)
+
+    def __contains__(self, group: str) -> bool:
+        return group in self._rules
 
     def __repr__(self) -> str:
         return f"<Restriction {', '.join([f'{group}: {rule.header or OFF}' for group, rule in self._rules.items()]) or 'none'}>"

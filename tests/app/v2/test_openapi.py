@@ -39,6 +39,39 @@ def test_infer_is_as_described(served, document):
     check(document, infer, served.infer("simple", {"inputs": []}))
 
 
+def test_an_encoding_that_is_none_is_as_described(served, document):
+    infer = document["paths"]["/v2/models/{model}/infer"]["post"]
+    answer = served.infer("simple", served.simple(), headers={"Content-Encoding": "br"})
+    assert answer.status_code == 501
+    check(document, infer, answer)
+
+
+@pytest.mark.parametrize(
+    ("group", "path"),
+    [
+        ("health", "/v2/health/live"),
+        ("health", "/v2/health/ready"),
+        ("health", "/v2/models/{model}/ready"),
+        ("metadata", "/v2"),
+        ("metadata", "/v2/models/{model}"),
+        ("model-config", "/v2/models/{model}/config"),
+        ("inference", "/v2/models/{model}/infer"),
+        ("statistics", "/v2/models/stats"),
+        ("statistics", "/v2/models/{model}/stats"),
+        ("model-repository", "/v2/repository/index"),
+        ("shared-memory", "/v2/systemsharedmemory/status"),
+        ("shared-memory", "/v2/systemsharedmemory/region/{region}/status"),
+    ],
+)
+def test_a_restriction_is_described_where_there_is_one(group, path):
+    for rule, described in ((f"{group}:x=s3cret", True), ("logging:x=s3cret", False)):
+        found = create_app(settings=Settings(restricted_api=rule)).openapi()
+        validate(found)
+        (operation,) = found["paths"][path].values()
+        assert ("403" in operation["responses"]) == described
+        assert "s3cret" not in str(found)
+
+
 def test_a_key_is_described_where_there_is_one(running):
     with running(create_app(settings=Settings(api_key="secret"))) as client:
         paths = client.get("/openapi.json", headers={"Authorization": "Bearer secret"}).json()["paths"]
