@@ -144,10 +144,13 @@ def _read_settings(table: Any, problems: list[Problem]) -> PipelineTable:
         problems.append(Problem(f"expected a table, found {table!r}", node="pipeline"))
         return PipelineTable.model_validate({})
     settings, wrong = validated(PipelineTable, table)
-    declared = {"inputs": settings.inputs} | {f"expose.{node}.inputs": each.inputs for node, each in settings.expose.items()}
-    for place, inputs in declared.items():
-        for key in inputs or ():
-            if not may_come_from_network(key) or key in {"result", "error", "context"}:
+    exposed = table.get("expose")
+    nodes = exposed.items() if isinstance(exposed, dict) else ()
+    places = {"inputs": table} | {f"expose.{node}.inputs": each for node, each in nodes}
+    for place, each in places.items():
+        inputs = each.get("inputs") if isinstance(each, dict) else None
+        for key in inputs if isinstance(inputs, dict) else ():
+            if isinstance(key, str) and (not may_come_from_network(key) or key in {"result", "error", "context"}):
                 wrong.append(Problem(f"{key!r} can't be an input: it is Penstock's own, or starts with _", key=f"{place}.{key}"))
     problems += [replace(problem, node="pipeline") for problem in wrong]
     return settings

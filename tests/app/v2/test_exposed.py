@@ -74,7 +74,7 @@ def test_a_call_runs_that_node_and_no_other(client):
     assert answer.get_response()["model_name"] == "chain.net"
     np.testing.assert_array_equal(answer.as_numpy("y"), [[5], [11]])
     np.testing.assert_array_equal(answer.as_numpy("z"), rows)
-    with pytest.raises(InferenceServerException, match="batch-size must be <= 4 for 'chain.net'"):
+    with pytest.raises(InferenceServerException, match=r"batch-size must be <= 4 for 'chain.net'"):
         client.infer("chain.net", [_of(np.zeros((5, 2), np.float32))])
 
 
