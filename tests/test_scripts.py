@@ -121,6 +121,7 @@ def test_test_gives_its_arguments_to_pytest(house: Path) -> None:
     linux = "sys_platform == 'linux' and platform_machine == 'x86_64'"
     tensorrt = [f"tensorrt-rtx-cu13-{half}==1.7.1.116; {linux}" for half in ("libs", "bindings")]
     install(house, ".venv-test", "dev", "torch==2.13.0", *tensorrt)
+    install(house, ".venv-clients", "-", "kserve==0.21.0; python_version < '3.14'", "schemathesis==4.32.5")
     write_script(house / ".venv-test" / "bin" / "python", 'case "$1" in -c) ;; *) echo "ran: $*"; exit 3 ;; esac')
     done = run(house / "scripts" / "test", "-k", "a or b")
     assert (done.returncode, done.stdout.splitlines()[-1]) == (3, "ran: -m pytest -k a or b")
@@ -136,6 +137,14 @@ def test_setup_installs_again_when_requirements_change(house: Path) -> None:
     assert "ran:" in run(house / "scripts" / "setup", ".venv", "dev", "one==2").stdout
     (house / "pyproject.toml").write_text("[project]\n")
     assert "ran:" in run(house / "scripts" / "setup", ".venv", "dev", "one==2").stdout
+
+
+def test_setup_installs_requirements_alone(house: Path) -> None:
+    write_script(house / ".venv" / "bin" / "python", 'case "$1" in -c) ;; *) echo "ran: $*" ;; esac')
+    done = run(house / "scripts" / "setup", ".venv", "-", "one==1", "two==2")
+    assert done.stdout.strip().endswith("--progress-bar off one==1 two==2"), done.stdout + done.stderr
+    assert run(house / "scripts" / "setup", ".venv", "-", "one==1", "two==2").stdout == ""
+    assert "-e ." in run(house / "scripts" / "setup", ".venv", "", "one==1", "two==2").stdout
 
 
 def test_setup_says_which_python_it_needs(house: Path, tmp_path: Path) -> None:

@@ -158,9 +158,10 @@ def _read_inputs(request: InferRequest, inputs: Any, blobs: memoryview, model: M
             parameters = {}
         elif type(parameters) is not dict:
             raise InvalidRequest(f"Unable to parse 'parameters' of input '{name}': expected an object")
+        data = entry.get("data")  # null: nothing. KServe's client says so of tensors without elements, beside their size of 0
         size = parameters.get("binary_data_size")
         if size is not None:
-            if "data" in entry or "shared_memory_region" in parameters:
+            if data is not None or "shared_memory_region" in parameters:
                 raise _several_sources()
             end = position + unsigned(size, f"'binary_data_size' of input '{name}'")
             if end > len(blobs):
@@ -169,13 +170,13 @@ def _read_inputs(request: InferRequest, inputs: Any, blobs: memoryview, model: M
             array = from_bytes(blobs[position:end], datatype, shape, name, model.name)
             position = end
         elif "shared_memory_region" in parameters:
-            if "data" in entry:
+            if data is not None:
                 raise _several_sources()
             lease = borrow(*region_of(parameters), regions)
             request.leases.append(lease)
             array = from_bytes(lease.view, datatype, shape, name, model.name)
-        elif "data" in entry:
-            array = from_json(entry["data"], datatype, shape, name)
+        elif data is not None:
+            array = from_json(data, datatype, shape, name)
         else:
             raise _several_sources()
         values[name] = _value(expected, array)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import subprocess
+from pathlib import Path
 
 import onnx
 import pytest
@@ -13,6 +15,9 @@ from onnx import TensorProto, helper
 
 from penstock import create_app
 from penstock.app.settings import Settings
+
+CLIENTS = Path(__file__).parents[3] / ".venv-clients" / "bin" / "python"
+"""Of clients that cannot share our environment: scripts/test makes it."""
 
 OPS = """
 import numpy as np
@@ -170,3 +175,18 @@ def served(sources, running):
 def client(served):
     with tritonclient.http.InferenceServerClient(served.address) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def client_run(tmp_path_factory):
+    """`client_run(package, *arguments)`: run Python in the environment of the clients, for a script or a module that needs the package."""
+
+    def run(package, *arguments, timeout=120):
+        known = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"
+        if not CLIENTS.exists() or subprocess.run([CLIENTS, "-c", known], check=False).returncode:
+            pytest.fail(f"{CLIENTS} does not have {package}: scripts/test installs it (kserve: with Python 3.11 to 3.13)")
+        command = [CLIENTS, *map(str, arguments)]
+        folder = tmp_path_factory.mktemp(package)
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout, check=False)
+
+    return run

@@ -1,0 +1,24 @@
+"""KServe's own client against a real server, from an environment of its own: clients/use_kserve.py is its user."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "clients" / "use_kserve.py"
+USES = re.findall(r"^async def (use_\w+)", SCRIPT.read_text(), re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def outcomes(served, client_run, digits):
+    done = client_run("kserve", SCRIPT, served.address, digits.parent / "digit.png")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("use", USES)
+def test_kserves_client(outcomes, use):
+    assert outcomes[use] is None, outcomes[use]
