@@ -57,7 +57,8 @@ def test_what_is_no_request(served, document):
         ({"data": [None] * 16}, "holds a NoneType"),
         ({"data": [2**31] + [0] * 15}, "-2147483648 to 2147483647"),
         ({"data": [-(2**31) - 1] + [0] * 15}, "-2147483648 to 2147483647"),
-        ({"data": [10**400] + [0] * 15}, "-2147483648 to 2147483647"),
+        ({"data": [2**64 - 1] + [0] * 15}, "-2147483648 to 2147483647"),
+        ({"data": [10**400] + [0] * 15}, "failed to parse the request JSON buffer"),
         ({"parameters": {"binary_data_size": 64}}, "Input must set only one of the following fields"),
         ({"parameters": {"shared_memory_region": "r"}}, "Input must set only one of the following fields"),
         ({"parameters": 7}, "Unable to parse 'parameters'"),
@@ -182,15 +183,44 @@ def test_numbers_beyond_their_datatype(served):
         for wrong in (low - 1, high + 1):
             served.refused(f"identity_{datatype}", json.dumps(served.one(datatype, [1, 1], [wrong])).encode())
     assert "beyond the range of FP32" in served.refused("identity_FP32", served.one("FP32", [1, 1], [1e39]))
-    assert "beyond the range of FP64" in served.refused("identity_FP64", json.dumps(served.one("FP64", [1, 1], [10**400])).encode())
+    with_nan = json.dumps(served.one("FP64", [1, 2], [10**400, float("nan")])).encode()
+    assert "beyond the range of FP64" in served.refused("identity_FP64", with_nan)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1" + "0" * 400, "1" + "0" * 5000])
+@pytest.mark.parametrize("beside", ["0", "NaN"])
+def test_numbers_that_no_double_holds_are_no_infinities(served, number, beside):
+    text = json.dumps(served.one("FP32", [1, 2], [])).replace("[]", f"[{beside}, {number}]")
+    said = served.refused("identity_FP32", text.encode())
+    assert "failed to parse the request JSON buffer" in said or "beyond the range of FP32" in said
 
 
 def test_bytes_that_are_no_text_do_not_go_into_json(served):
     blob = strings(b"\xff")
     assert "ask for binary data" in served.refused("identity_BYTES", served.one("BYTES", [1, 1], size=len(blob)), blob)
-    assert "is no Unicode" in served.refused(
-        "identity_BYTES", b'{"inputs":[{"name":"INPUT0","shape":[1,1],"datatype":"BYTES","data":["\\ud800"]}]}'
-    )
+
+
+@pytest.mark.parametrize("more", [{}, {"other": float("nan")}])
+def test_lone_surrogates_are_no_text(served, more):
+    for document in (
+        served.simple(id="\ud800", **more),
+        served.simple(parameters={"\udfff": "x"}, **more),
+        served.one("BYTES", [1, 1], ["\ud800"], **more),
+    ):
+        assert "failed to parse the request JSON buffer" in served.refused("simple", document)
+    assert served.infer("simple", served.simple(id="\U0001f600", **more)).json()["id"] == "\U0001f600"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig", "latin-1"])
+def test_json_is_utf8(served, encoding):
+    for more in ({}, {"other": float("nan")}):
+        text = json.dumps(served.simple(id="é", **more), ensure_ascii=False).encode(encoding)
+        assert "failed to parse the request JSON buffer" in served.refused("simple", text)
+
+
+def test_what_an_error_quotes_is_cut(served):
+    for document in (served.one("FP32", [1], [1], name="n" * 100_000), {"inputs": [{"name": "n"}] * 10_000}):
+        assert len(served.refused("identity_FP32", document)) == 4096
 
 
 @pytest.mark.parametrize("brackets", ["[]", "{}"])
@@ -211,6 +241,11 @@ def test_depth_counts_beside_nan(served):
     text = b'{"more": NaN, "deep": ' + b"[" * 250_000 + b"]" * 250_000 + b"}"
     assert served.refused("simple", text) == "JSON nesting depth exceeds maximum allowed limit (100)"
     assert "JSON" in served.refused("simple", b"[" * 100_000)
+
+
+@pytest.mark.parametrize("text", [b'"' + rb"\"" * 200_000, b'"' + rb"\"" * 200_000 + b"\\", b'"\\' * 200_000, b'"' * 399_999])
+def test_strings_that_do_not_end_are_read_once(served, text):
+    served.refused("simple", b"[" * 101 + text)
 
 
 def test_chunks_are_counted(served):
