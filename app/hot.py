@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from penstock.backends.errors import DeadlineExceeded, InvalidRequest, PenstockError, UnsupportedMedia
+from penstock.backends.errors import BackendError, DeadlineExceeded, InvalidRequest, PenstockError, UnsupportedMedia
 from penstock.backends.item import Item
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.run import Run, Work
@@ -176,7 +176,7 @@ class Predict:
                 fields = fields_of(item, pipeline.answer_keys)
                 if trace is not None:
                     fields["trace"] = trace.steps
-                answer = to_json(fields)
+                answer = _rendered(fields, pipeline)
                 headers = [_JSON, (b"content-length", b"%d" % len(answer)), (b"server-timing", server_timing(run))]
         except asyncio.CancelledError:
             if call.timed_out and not call.task.uncancel():
@@ -260,7 +260,7 @@ class Predict:
                 item: Item = await outcome.future
                 if "error" in item:
                     raise item["error"]
-                results.append(orjson.Fragment(to_json(fields_of(item, pipeline.answer_keys))))
+                results.append(orjson.Fragment(_rendered(fields_of(item, pipeline.answer_keys), pipeline)))
             except PenstockError as error:
                 results.append(orjson.Fragment(problem(error, call.request_id)[2]))
         return to_json({"results": results})
@@ -283,6 +283,14 @@ def _whole(body: bytes, many: bool) -> bytes:
     if not body:
         raise InvalidRequest("the body is empty; it should be the image")
     return body
+
+
+def _rendered(fields: dict[str, Any], pipeline: Pipeline) -> bytes:
+    try:
+        return to_json(fields)
+    except BackendError:
+        pipeline.statistics.take_back(1)
+        raise
 
 
 def _seconds_left(deadline: bytes, elapsed: float) -> float:

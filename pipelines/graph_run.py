@@ -17,7 +17,7 @@ from .admission import Admission
 from .plan import Entrance, Place
 from .queue import Batch, Entry, Outcome
 from .run import Stage, as_soft_failure
-from .statistics import kind_of_failure
+from .statistics import covered, kind_of_failure
 from .trace import Trace
 
 
@@ -36,28 +36,28 @@ class Visit(Entry):
         run, place = self.run, self.place
         count = place.node.statistics.count
         if self not in run.visits:  # it was dropped while it ran
-            count("cancelled", self, batch)
+            count("cancelled")
             return
         del run.visits[self]
         run.stages.append((place.name, self.enqueued, batch))
         if run.trace is not None:
             run.trace.ran(place.name, self.enqueued, batch, outcome)
         if run.future.done():
-            count("cancelled", self, batch)
+            count("cancelled")
         elif now > self.deadline:
-            count("expired", self, batch)
+            count("expired")
             run.fail(DeadlineExceeded(f"node {place.name!r}: the answer came after the deadline"))
         elif type(outcome) is dict:
             if "error" in outcome:
-                count("soft", self, batch)
+                count("soft")
                 as_soft_failure(outcome)
             run.advance(place, outcome, now)
         elif outcome is None:
-            count("expired", self, batch)
+            count("expired")
             run.fail(DeadlineExceeded(f"node {place.name!r}: the deadline passed after the batch had failed"))
         else:
             assert isinstance(outcome, BaseException)
-            count("failed", self, batch)
+            count("failed")
             run.fail(outcome)
 
     def fail(self, error: BaseException) -> None:
@@ -234,7 +234,14 @@ class GraphRun:
         admission = self.admission
         if admission is not None:
             self.admission = None
+            if not failure:
+                admission.requests.spend(*self.spent())
             admission.end(self.size, self.came, failure)
+
+    def spent(self) -> tuple[float, float]:
+        """Where several places are at work at the same time, it counts once."""
+        ran = covered((batch.started, batch.ended) for _, _, batch in self.stages)
+        return covered((queued, batch.ended) for _, queued, batch in self.stages) - ran, ran
 
     def timings(self) -> list[Stage]:
         return [Stage(name, batch.started - queued, batch.ended - batch.started, batch.size) for name, queued, batch in self.stages]

@@ -23,7 +23,10 @@ Enter = Callable[[Entrance, Item, Any, str], Work]
 class Rounds:
     """A request that may pass the graph several times: a `Work`, and what each round tells how it ended."""
 
-    __slots__ = ("_admission", "_came", "_data", "_enter", "_entrances", "_max_rounds", "_round", "_size", "_work", "future", "request_id")
+    __slots__ = (
+        "_admission", "_came", "_computed", "_data", "_enter", "_entrances", "_max_rounds", "_queued", "_round", "_size", "_work", "future",
+        "request_id",
+    )  # fmt: skip
 
     def __init__(  # noqa: PLR0917
         self,
@@ -46,6 +49,7 @@ class Rounds:
         self._max_rounds = max_rounds
         self._enter = enter
         self._round = 1
+        self._queued = self._computed = 0.0  # seconds of the rounds before this one
         self._came = admission.requests.clock()
         self._work = enter(entrance, item, self, request_id)
 
@@ -75,6 +79,7 @@ class Rounds:
             self.set_exception(BackendError(f"'restart' names {name!r} after {self._max_rounds} rounds, no more are made (max_rounds)"))
         else:
             self._round += 1
+            self._queued, self._computed = self.spent()
             item.pop(PARTS, None)
             item["data"] = item.pop("result")
             self._work = self._enter(entrance, item, self, self.request_id)
@@ -99,6 +104,11 @@ class Rounds:
             self._work.drop()
             self.future.cancel()
 
+    def spent(self) -> tuple[float, float]:
+        """Of all rounds."""
+        queued, computed = self._work.spent()
+        return self._queued + queued, self._computed + computed
+
     def drop(self) -> None:
         self._work.drop()
 
@@ -106,4 +116,6 @@ class Rounds:
         admission = self._admission
         if admission is not None:
             self._admission = None
+            if not failure:
+                admission.requests.spend(*self.spent())
             admission.end(self._size, self._came, failure)

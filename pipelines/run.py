@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from penstock.backends.errors import DeadlineExceeded, InvalidInput
@@ -49,6 +50,10 @@ class Work(Protocol):
 
     def timings(self) -> list[Stage]:
         """What happened at each node the item has passed, in order."""
+        ...
+
+    def spent(self) -> tuple[float, float]:
+        """Seconds in which nothing of the request ran, and in which something did, until the last run's end."""
         ...
 
     def leave(self) -> None:
@@ -119,7 +124,7 @@ class Run(Entry):
             failure = "failed"
             future.set_exception(outcome)
         if failure:
-            place.node.statistics.count(failure, self, batch)
+            place.node.statistics.count(failure)
         admission = self.admission
         if admission is not None:
             self.admission = None
@@ -130,6 +135,11 @@ class Run(Entry):
                 requests.succeeded += 1
                 requests.rows += self.size
                 requests.seconds += now - (self.enqueued if self.stages is None else self.stages[0][1])
+                started = batch.started
+                requests.queued += started - self.enqueued
+                requests.computed += batch.ended - started
+                if self.stages is not None:
+                    requests.spend(*_sums(self.stages))
             admission.inside -= 1
             admission.rows -= self.size
             if admission.draining is not None:
@@ -146,6 +156,13 @@ class Run(Entry):
         if self.batch is not None:
             stages = [*stages, (self.batch, self.enqueued)]
         return [Stage(batch.node, batch.started - queued, batch.ended - batch.started, batch.size) for batch, queued in stages]
+
+    def spent(self) -> tuple[float, float]:
+        queued, computed = _sums(self.stages or ())
+        if (batch := self.batch) is not None:
+            queued += batch.started - self.enqueued
+            computed += batch.ended - batch.started
+        return queued, computed
 
     @property
     def came(self) -> float:
@@ -166,6 +183,15 @@ class Run(Entry):
 
     def drop(self) -> None:
         self.place.node.discard(self)
+
+
+def _sums(stages: Iterable[tuple[Batch, float]]) -> tuple[float, float]:
+    """Seconds in queues and in batches, of nodes one after another."""
+    queued = computed = 0.0
+    for batch, enqueued in stages:
+        queued += batch.started - enqueued
+        computed += batch.ended - batch.started
+    return queued, computed
 
 
 def as_soft_failure(item: Item) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from penstock.backends.errors import DeadlineExceeded, InvalidInput, NotReady
 
-from .queue import Batch, Entry
+from .queue import Batch
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -46,20 +47,27 @@ class Histogram:
 class RequestStatistics:
     """How the requests of a pipeline ended, from wherever they came. What was refused at the entry is in `Admission.refused`.
 
-    `succeeded` and `rows` (their `request_size`) and `seconds` are of the good ones; `run.py` keeps them by itself, for speed.
-    `reading` and `writing`: seconds that a network's face spent on their tensors before and after.
-    `failures`: soft (an input that can't be read), failed, expired, cancelled, unready (the pipeline was closed under it).
+    `succeeded`, `rows` (their `request_size`) and seconds are of the good ones; `run.py` keeps them by itself, for speed. `seconds`: from
+    their first queue to their answer, of which `computed` while something of them ran and `queued` while nothing did. `reading` and
+    `writing`: what a network's face spent on their tensors before and after.
+    `failures`: soft (an input that can't be read), failed, expired, cancelled, unready (the pipeline was closed under it), unwritten (it
+    had an answer, which the network's face could not write).
     """
 
-    __slots__ = ("clock", "failed_seconds", "failures", "reading", "rows", "seconds", "succeeded", "writing")
+    __slots__ = ("clock", "computed", "failed_seconds", "failures", "queued", "reading", "rows", "seconds", "succeeded", "writing")
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.succeeded = 0
         self.rows = 0
-        self.seconds = self.reading = self.writing = 0.0
-        self.failures: dict[str, int] = dict.fromkeys(("soft", "failed", "expired", "cancelled", "unready"), 0)
+        self.seconds = self.queued = self.computed = self.reading = self.writing = 0.0
+        self.failures: dict[str, int] = dict.fromkeys(("soft", "failed", "expired", "cancelled", "unready", "unwritten"), 0)
         self.failed_seconds = 0.0
+
+    def spend(self, queued: float, computed: float) -> None:
+        """Where the time of a good request went."""
+        self.queued += queued
+        self.computed += computed
 
     def succeed(self, size: int, since: float) -> None:
         """A request of `size` rows that came at `since` has its answer."""
@@ -70,6 +78,23 @@ class RequestStatistics:
     def fail(self, how: str, since: float) -> None:
         self.failures[how] += 1
         self.failed_seconds += self.clock() - since
+
+    def take_back(self, size: int) -> None:
+        """A request of `size` rows that has succeeded a moment ago has failed: its answer could not be written."""
+        self.succeeded -= 1
+        self.rows -= size
+        self.failures["unwritten"] += 1
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """How long at least one of them lasted, of spans from a start to an end."""
+    total = 0.0
+    until = -math.inf
+    for start, end in sorted(spans):
+        if end > until:
+            total += end - max(start, until)
+            until = end
+    return total
 
 
 def kind_of_failure(error: BaseException) -> str:
@@ -85,14 +110,12 @@ class NodeStatistics:
     """Counters of one node, and the rate of its last 32 batches (warm-up never counts: it is no batch).
 
     `outcomes`: items by how they left the node: ok, soft (unreadable), failed, expired (queued or late), cancelled.
-    `waited`, `ran`: seconds that all items which ran spent in the queue and on an executor, each its batch's whole time; `lost_waited`
-    and `lost_ran` of those that were not ok. `sizes`: by rows, how many batches there were and the seconds that they ran.
-    `last`: when the last batch ended, on the node's clock.
+    `sizes`: by rows, how many batches there were and the seconds that they ran. `last`: when the last batch ended, on the node's clock.
     """
 
     __slots__ = (
-        "_recent", "_recent_seconds", "_recent_size", "batch_seconds", "batch_size", "batches", "last", "lost_ran", "lost_waited",
-        "outcomes", "queue_seconds", "ran", "restarts", "seconds_per_batch", "seconds_per_item", "sizes",
+        "_recent", "_recent_seconds", "_recent_size", "batch_seconds", "batch_size", "batches", "last", "outcomes", "queue_seconds",
+        "restarts", "seconds_per_batch", "seconds_per_item", "sizes",
     )  # fmt: skip
 
     RECENT = 32
@@ -103,7 +126,6 @@ class NodeStatistics:
         self.batch_seconds = Histogram(SECONDS)
         self.batch_size = Histogram(SIZES)
         self.sizes: dict[int, list[float]] = {}
-        self.ran = self.lost_ran = self.lost_waited = 0.0
         self.last: float | None = None
         self.restarts = 0
         self._recent: list[tuple[int, float]] = []  # a ring, at most RECENT long
@@ -122,7 +144,6 @@ class NodeStatistics:
         self.queue_seconds.observe_all([started - entry.enqueued for entry in batch.entries])
         self.batch_size.observe(size)
         self.batch_seconds.observe(seconds)
-        self.ran += seconds * len(batch.entries)
         self.last = batch.ended
         found = self.sizes.get(size)
         if found is None:
@@ -144,13 +165,7 @@ class NodeStatistics:
         self.seconds_per_item = self._recent_seconds / self._recent_size
         self.seconds_per_batch = self._recent_seconds / len(self._recent)
 
-    @property
-    def waited(self) -> float:
-        return self.queue_seconds.sum
-
-    def count(self, outcome: str, entry: Entry, batch: Batch) -> None:
+    def count(self, outcome: str) -> None:
         """An item of an observed batch was not ok."""
         self.outcomes["ok"] -= 1
         self.outcomes[outcome] += 1
-        self.lost_waited += batch.started - entry.enqueued
-        self.lost_ran += batch.ended - batch.started

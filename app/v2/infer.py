@@ -13,6 +13,7 @@ import numpy as np
 
 from penstock.backends.errors import DeadlineExceeded, InvalidRequest
 from penstock.pipelines.run import Work
+from penstock.pipelines.statistics import RequestStatistics
 
 from ..body import LARGE, ClientLeft, check_length
 from ..request_id import choose_request_id
@@ -74,7 +75,7 @@ class Infer:
         if "penstock.request_id" not in call.scope:
             call.scope["penstock.request_id"] = choose_request_id(headers.get(b"x-request-id"))
         model = self._models.get(call.names["model"], call.names["version"])
-        work = await self._submit(call, request, model, headers)
+        work, statistics, reading = await self._submit(call, request, model, headers)
         exchange.runs = (work,)
         if exchange.helper is not None:
             exchange.listen()
@@ -82,15 +83,23 @@ class Infer:
         if "error" in item:
             raise item["error"]
         answered = time.monotonic()
-        fields, body = write(request, model, item)
-        model.pipeline.statistics.writing += time.monotonic() - answered
+        try:
+            fields, body = write(request, model, item)
+        except Exception:
+            statistics.take_back(request.rows)
+            raise
+        statistics.reading += reading
+        statistics.writing += time.monotonic() - answered
         accepted = headers.get(b"accept-encoding")
         if accepted is not None and (encoding := chosen_encoding(accepted, len(body), len(fields) > 1)) is not None:
             body = await deflate(body, encoding)
             fields.append((b"content-encoding", encoding))
         return Answer(200, tuple(fields), body)
 
-    async def _submit(self, call: Call, request: InferRequest, model: Model, headers: dict[bytes, bytes]) -> Work:
+    async def _submit(
+        self, call: Call, request: InferRequest, model: Model, headers: dict[bytes, bytes]
+    ) -> tuple[Work, RequestStatistics, float]:
+        """The request inside its pipeline, where that counts it, and the seconds that reading its tensors took."""
         settings = self._settings
         length = headers.get(b"content-length")
         if length is not None:
@@ -119,8 +128,9 @@ class Infer:
         pipeline = model.pipeline
         if pipeline.state != "ready":  # replaced while the body came: the new one answers
             pipeline = self._models.get(model.name).pipeline
-        pipeline.statistics.reading += time.monotonic() - arrived
-        return pipeline.submit_nowait(request.item, timeout, request.priority, None, None, call.scope["penstock.request_id"])
+        reading = time.monotonic() - arrived
+        work = pipeline.submit_nowait(request.item, timeout, request.priority, None, None, call.scope["penstock.request_id"])
+        return work, pipeline.statistics, reading
 
     def _read(self, request: InferRequest, text: bytes, blobs: memoryview, model: Model) -> None:
         if not recall(request, text, blobs, model):

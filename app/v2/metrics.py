@@ -16,15 +16,15 @@ COUNTERS = {
     "nv_inference_request_failure": "Requests that have failed, by reason.",
     "nv_inference_count": "Rows of requests that have been answered.",
     "nv_inference_exec_count": "Batches that have run; of a pipeline of several nodes, requests.",
-    "nv_inference_request_duration_us": "Time that requests took from their queue to their answer, microseconds.",
-    "nv_inference_queue_duration_us": "Time that requests spent in queues, microseconds.",
-    "nv_inference_compute_input_duration_us": "Time that was spent on reading their tensors, microseconds.",
-    "nv_inference_compute_infer_duration_us": "Time that they spent on executors, microseconds.",
-    "nv_inference_compute_output_duration_us": "Time that was spent on writing their tensors, microseconds.",
+    "nv_inference_request_duration_us": "Time that requests took from the reading of their tensors to their answer, microseconds.",
+    "nv_inference_queue_duration_us": "Time of it in which they waited for executors, microseconds.",
+    "nv_inference_compute_input_duration_us": "Time of it that was spent on reading their tensors, microseconds.",
+    "nv_inference_compute_infer_duration_us": "Time of it that they spent on executors, microseconds.",
+    "nv_inference_compute_output_duration_us": "Time of it that was spent on writing their tensors, microseconds.",
 }
 PENDING = "nv_inference_pending_request_count"
 
-REASONS = {"soft": "OTHER", "failed": "BACKEND", "expired": "REJECTED", "cancelled": "CANCELED", "unready": "OTHER"}
+REASONS = {"soft": "OTHER", "failed": "BACKEND", "expired": "REJECTED", "cancelled": "CANCELED", "unready": "OTHER", "unwritten": "OTHER"}
 """How requests fail, in Triton's words; what is refused at the entry is REJECTED too."""
 
 
@@ -42,7 +42,7 @@ class TritonCollector(Collector):
         # Prometheus's client ends a counter's name with _total, which Triton's have not; the values are what counters have.
         families = {name: Metric(name, text, "unknown") for name, text in COUNTERS.items()}
         pending = Metric(PENDING, "Requests that wait in queues.", "gauge")
-        for name, pipeline in sorted(self._repository.pipelines.items()):
+        for name, pipeline in sorted(self._repository.models.items()):
             labels = {"model": name, "version": pipeline.config.version}
             totals = Totals(pipeline)
             requests = totals.requests
@@ -50,10 +50,10 @@ class TritonCollector(Collector):
                 ("nv_inference_request_success", requests.succeeded),
                 ("nv_inference_count", requests.rows),
                 ("nv_inference_exec_count", totals.executions),
-                ("nv_inference_request_duration_us", requests.seconds * 1e6),
-                ("nv_inference_queue_duration_us", totals.queued * 1e6),
+                ("nv_inference_request_duration_us", totals.seconds * 1e6),
+                ("nv_inference_queue_duration_us", requests.queued * 1e6),
                 ("nv_inference_compute_input_duration_us", requests.reading * 1e6),
-                ("nv_inference_compute_infer_duration_us", totals.computed * 1e6),
+                ("nv_inference_compute_infer_duration_us", requests.computed * 1e6),
                 ("nv_inference_compute_output_duration_us", requests.writing * 1e6),
             )
             for family, value in values:

@@ -1,9 +1,9 @@
 """What models have done, in Triton's shape. Counted by the pipelines themselves (pipelines/statistics.py), for every request: whether it
 came here, as a predict request or from Python.
 
-Durations. `success` and `fail` are of whole requests. `queue` and `compute_infer` are what their items spent in queues and on executors,
-over all nodes; each item of a batch counts the batch's time. `compute_input` and `compute_output` are the reading and writing of the
-protocol's tensors.
+Durations. `success` and `fail` are of whole requests. Of a good one's time, `compute_infer` is what it spent on executors, `queue` what it
+waited for them, over all nodes; where several nodes are at work for it at the same time, that counts once. Each item of a batch counts the
+batch's time. `compute_input` and `compute_output` are the reading and writing of the protocol's tensors.
 
 Executions. A pipeline of one node has its batches. One of several nodes is what Triton calls an ensemble: each request is an execution
 of it, and what its nodes batch is in our own metrics.
@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from penstock.pipelines.composite import Composite
 from penstock.pipelines.node import Node
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.repository import Repository
@@ -27,7 +28,7 @@ def statistics_routes(repository: Repository, models: Models) -> tuple[Route, ..
     """They come in front of those that describe models: `/v2/models/stats` is none of them."""
 
     async def every(call: Call) -> Any:
-        pipelines = [pipeline for _, pipeline in sorted(repository.pipelines.items()) if not pipeline.not_ready]
+        pipelines = [pipeline for _, pipeline in sorted(repository.models.items()) if not pipeline.not_ready]
         return {"model_stats": [statistics_of(pipeline) for pipeline in pipelines]}
 
     async def one(call: Call) -> Any:
@@ -43,16 +44,14 @@ def statistics_routes(repository: Repository, models: Models) -> tuple[Route, ..
 class Totals:
     """The sums of a pipeline that Triton's names are for; times in seconds."""
 
-    __slots__ = ("computed", "failed", "pipeline", "queued", "refused", "requests")
+    __slots__ = ("failed", "pipeline", "refused", "requests", "seconds")
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
-        self.requests = pipeline.statistics
+        requests = self.requests = pipeline.statistics
+        self.seconds = requests.reading + requests.seconds + requests.writing
         self.refused = sum(pipeline.refused.values())
-        self.failed = sum(self.requests.failures.values()) + self.refused
-        nodes = [node.statistics for node in pipeline.nodes]
-        self.queued = max(0.0, sum(node.waited - node.lost_waited for node in nodes))
-        self.computed = max(0.0, sum(node.ran - node.lost_ran for node in nodes))
+        self.failed = sum(requests.failures.values()) + self.refused
 
     @property
     def node(self) -> Node | None:
@@ -78,11 +77,11 @@ def statistics_of(pipeline: Pipeline) -> dict[str, Any]:
         "inference_count": requests.rows,
         "execution_count": totals.executions,
         "inference_stats": {
-            "success": _duration(count, requests.seconds),
+            "success": _duration(count, totals.seconds),
             "fail": _duration(totals.failed, requests.failed_seconds),
-            "queue": _duration(count, totals.queued),
+            "queue": _duration(count, requests.queued),
             "compute_input": _duration(count, requests.reading),
-            "compute_infer": _duration(count, totals.computed),
+            "compute_infer": _duration(count, requests.computed),
             "compute_output": _duration(count, requests.writing),
             "cache_hit": _duration(0, 0.0),
             "cache_miss": _duration(0, 0.0),
@@ -105,7 +104,8 @@ def _batches(node: Node | None) -> Iterator[dict[str, Any]]:
 
 def _last(pipeline: Pipeline) -> int:
     """Milliseconds since the epoch at which a batch ended last; 0 before the first."""
-    ended = max((node.statistics.last for node in pipeline.nodes if node.statistics.last is not None), default=None)
+    nodes: tuple[Node | Composite, ...] = (*pipeline.nodes, *pipeline.composites)
+    ended = max((node.statistics.last for node in nodes if node.statistics.last is not None), default=None)
     return 0 if ended is None else round((time.time() - (pipeline.statistics.clock() - ended)) * 1000)
 
 

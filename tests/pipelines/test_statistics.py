@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from penstock.backends.errors import DeadlineExceeded, InvalidInput, NotReady
+from penstock.backends.errors import BackendError, DeadlineExceeded, InvalidInput, NotReady
 from penstock.backends.item import Item
 from penstock.pipelines.pipeline import Pipeline
+from penstock.pipelines.statistics import covered
 
 from .workshop import Clock, Workshop, queued, serve, until
 
@@ -137,8 +138,7 @@ async def test_times_of_a_request_and_of_its_node(workshop: Workshop) -> None:
         await asyncio.wait([first, second])
         node = pipeline.nodes[0].statistics
         assert (pipeline.statistics.seconds, pipeline.statistics.failed_seconds) == (5.0, 4.0)
-        assert (node.waited, node.ran) == (4.0, 5.0)
-        assert (node.lost_waited, node.lost_ran) == (0.0, 4.0)
+        assert (pipeline.statistics.queued, pipeline.statistics.computed) == (4.0, 1.0)
         assert node.sizes == {1: [2, 5.0]}
         assert node.last == clock.now
 
@@ -149,4 +149,82 @@ async def test_each_item_of_a_batch_takes_its_whole_time(workshop: Workshop) -> 
         workshop.acts["last"] = lambda item: takes_a_second(clock, item)
         await pipeline([{"data": "good"}, {"data": "good"}])
         node = pipeline.nodes[0].statistics
-        assert (node.ran, node.sizes, pipeline.statistics.seconds) == (4.0, {2: [1, 2.0]}, 4.0)
+        assert (pipeline.statistics.computed, node.sizes, pipeline.statistics.seconds) == (4.0, {2: [1, 2.0]}, 4.0)
+
+
+def takes(clock: Clock, seconds: float) -> Any:
+    """An act that takes so long."""
+
+    def act(item: Item) -> Any:
+        clock.now += seconds
+        return item["data"]
+
+    return act
+
+
+SERIAL: dict[str, tuple[dict[str, Any], tuple[float, float]]] = {
+    "chain": ({"first": {"next": "last"}, "last": {}}, (0.0, 3.0)),
+    "graph": ({"first": {"next": "last"}, "last": {"filter": "Run"}}, (0.0, 3.0)),
+    "loop": ({"pipeline": {"loop": True}, "first": {"next": "last"}, "last": {}}, (0.0, 3.0)),
+}
+
+
+@pytest.mark.parametrize("shape", SERIAL)
+async def test_times_of_nodes_one_after_another(shape: str, workshop: Workshop) -> None:
+    """The first one takes a second, the last one two; what fails in the last one leaves no time of the first one behind."""
+    clock = Clock()
+    tables, expected = SERIAL[shape]
+    tables = {node: keys if node == "pipeline" else {"backend": "Work", **keys} for node, keys in tables.items()}
+    async with serve(tables, workshop=workshop, clock=clock) as pipeline:
+        workshop.acts |= {"first": takes(clock, 1.0), "last": act}
+        with pytest.raises(BackendError):
+            await pipeline({"data": "broken"})
+        assert (pipeline.statistics.queued, pipeline.statistics.computed) == (0.0, 0.0)
+        workshop.acts["last"] = takes(clock, 2.0)
+        await pipeline({"data": 1})
+        assert (pipeline.statistics.queued, pipeline.statistics.computed) == expected
+        assert pipeline.statistics.seconds == 3.0
+
+
+async def test_nodes_at_work_at_the_same_time_count_once(workshop: Workshop) -> None:
+    clock = Clock()
+    tables = {
+        "pipeline": {"timeout": 1000.0},
+        "first": {"backend": "Work", "next": "left,right"},
+        "left": {"backend": "Work"},
+        "right": {"backend": "Work"},
+    }
+    async with serve(tables, workshop=workshop, clock=clock) as pipeline:
+        workshop.hold("left")
+        workshop.hold("right")
+        running = asyncio.ensure_future(pipeline({"data": 1}))
+        await workshop.begun("left")
+        await workshop.begun("right")
+        clock.now += 5.0
+        workshop.release("left")
+        workshop.release("right")
+        await running
+        statistics = pipeline.statistics
+        assert (statistics.queued, statistics.computed, statistics.seconds) == (0.0, 5.0, 5.0)
+
+
+async def test_times_of_all_rounds(workshop: Workshop) -> None:
+    clock = Clock()
+
+    def again(item: Item) -> Any:
+        clock.now += 1.0
+        if item["data"] < 3:
+            item["restart"] = "last"
+        return item["data"] + 1
+
+    async with serve({"pipeline": {"loop": True}, "last": {"backend": "Work"}}, workshop=workshop, clock=clock) as pipeline:
+        workshop.acts["last"] = again
+        await pipeline({"data": 1})
+        assert (pipeline.statistics.computed, pipeline.statistics.seconds) == (3.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("spans", "seconds"), [([], 0.0), ([(1.0, 3.0), (2.0, 4.0)], 3.0), ([(5.0, 6.0), (1.0, 4.0), (2.0, 3.0)], 4.0), ([(1.0, 1.0)], 0.0)]
+)
+def test_covered(spans: list[tuple[float, float]], seconds: float) -> None:
+    assert covered(spans) == seconds
