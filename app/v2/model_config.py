@@ -62,14 +62,16 @@ def configure(config: PipelineConfig, wanted: Mapping[str, Any]) -> PipelineConf
 
 def _bounded(bound: int, nodes: list[NodeConfig]) -> dict[str, NodeConfig]:
     """The nodes whose `max` must change for the least of all to be `bound`."""
-    least = min((group.max or DEFAULT_MAX for node in nodes for group in node.groups), default=bound)
-    found: dict[str, NodeConfig] = {}
-    for node in nodes:
-        groups = tuple(
-            replace(group, max=bound) if group.max is None or group.max < bound or bound < least else group for group in node.groups
-        )
-        found[node.name] = replace(node, groups=groups)
-    return found
+    most = {node.name: max(group.max or DEFAULT_MAX for group in node.groups) for node in nodes}  # a node's is that of its largest group
+    least = min(most.values(), default=bound)
+
+    def changes(maximum: int | None, node: NodeConfig) -> bool:
+        return maximum is None or (maximum > bound if bound < least else maximum == most[node.name] < bound)
+
+    return {
+        node.name: replace(node, groups=tuple(replace(group, max=bound) if changes(group.max, node) else group for group in node.groups))
+        for node in nodes
+    }
 
 
 def _placed(node: NodeConfig, entry: Mapping[str, Any]) -> NodeConfig:
@@ -85,9 +87,12 @@ def _placed(node: NodeConfig, entry: Mapping[str, Any]) -> NodeConfig:
     if kind == "KIND_CPU" and node.devices:
         devices = ("cpu",)
     count = _number(entry.get("count") or 1, "count", 1024) * max(1, len(devices) if kind != "KIND_CPU" else 1)
-    if len(node.groups) != 1:
+    groups = node.groups
+    if len(groups) == 1:
+        groups = (replace(groups[0], instances=count),)
+    elif count != sum(group.instances for group in groups):
         raise _invalid(f"node '{node.name}' has several groups of instances, which an 'instance_group' can't change")
-    return replace(node, groups=(replace(node.groups[0], instances=count),), devices=devices or node.devices)
+    return replace(node, groups=groups, devices=devices or node.devices)
 
 
 def _batching(node: NodeConfig, batching: Mapping[str, Any]) -> NodeConfig:

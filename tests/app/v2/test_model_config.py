@@ -1,0 +1,46 @@
+"""Triton's ModelConfig applied to nodes that have several groups of instances; the rest by loading (test_repository.py)."""
+
+from __future__ import annotations
+
+import pytest
+
+from penstock.app.v2.description import config_of
+from penstock.app.v2.model import Models
+from penstock.app.v2.model_config import configure
+from penstock.backends.errors import InvalidRequest
+from penstock.pipelines.config import load
+from penstock.pipelines.repository import Repository
+
+TENSOR = {"kind": "tensor", "dtype": "FP32", "shape": [-1, 2]}
+
+
+@pytest.fixture
+def grouped():
+    """One instance for batches of up to 4 rows, two for up to 8."""
+    pipeline = {"name": "grouped", "inputs": {"x": TENSOR}, "outputs": {"y": TENSOR}}
+    return load({"pipeline": pipeline, "node": {"backend": "Identity", "max": "4&8", "instance_num": "1&2"}})
+
+
+def groups_of(config):
+    return [(group.max, group.instances) for group in config.nodes["node"].groups]
+
+
+async def test_what_is_told_of_groups_changes_none(grouped):
+    repository = Repository([grouped])
+    await repository.start()
+    try:
+        told = config_of(Models(repository).get("grouped"))
+    finally:
+        await repository.close(0)
+    assert told["max_batch_size"] == 8 and told["instance_group"][0]["count"] == 3
+    assert groups_of(configure(grouped, told)) == [(4, 1), (8, 2)]
+
+
+@pytest.mark.parametrize(("bound", "expected"), [(16, [4, 16]), (8, [4, 8]), (6, [4, 6]), (2, [2, 2])])
+def test_the_largest_group_has_the_bound(grouped, bound, expected):
+    assert [most for most, _ in groups_of(configure(grouped, {"max_batch_size": bound}))] == expected
+
+
+def test_groups_stay_as_many_as_they_are(grouped):
+    with pytest.raises(InvalidRequest, match="node 'node' has several groups of instances, which an 'instance_group' can't change"):
+        configure(grouped, {"instance_group": [{"count": 4}]})
