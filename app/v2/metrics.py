@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from weakref import WeakKeyDictionary
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.repository import Repository
 
 from .statistics import Totals
@@ -33,6 +35,8 @@ class TritonCollector(Collector):
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
+        # A success is taken back where its answer turns out to be none that can be written; a scrape may have come in between.
+        self._shown: WeakKeyDictionary[Pipeline, dict[str, int]] = WeakKeyDictionary()
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: registering must not collect."""
@@ -56,8 +60,10 @@ class TritonCollector(Collector):
                 ("nv_inference_compute_infer_duration_us", requests.computed * 1e6),
                 ("nv_inference_compute_output_duration_us", requests.writing * 1e6),
             )
+            shown = self._shown.setdefault(pipeline, {})
             for family, value in values:
-                families[family].add_sample(family, labels, round(value))
+                shown[family] = max(round(value), shown.get(family, 0))  # counters never go down
+                families[family].add_sample(family, labels, shown[family])
             failures: dict[str, int] = dict.fromkeys(("REJECTED", "CANCELED", "BACKEND", "OTHER"), 0)
             failures["REJECTED"] = totals.refused
             for how, count in requests.failures.items():

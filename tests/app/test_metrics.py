@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from pydantic import SecretStr
 
 from penstock import create_app
 from penstock.app.settings import Settings
@@ -59,7 +60,7 @@ def test_counters_only_grow_until_a_load(running, digits, digit, form):
         counted = COUNTERS.keys() | {f"{name.removesuffix('_total')}_total" for name in families if families[name].type == "counter"}
         return {sample: value for sample, value in samples.items() if sample[0] in counted and not sample[0].startswith("process_")}
 
-    settings = Settings(admin_token="token", allow_model_control=True)
+    settings = Settings(admin_token=SecretStr("token"), allow_model_control=True)
     with running(create_app(digits, settings=settings)) as served:
         before = counters(served)
         assert not any(before.values())

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.utils import InferenceServerException
 
 from penstock import create_app
+from penstock.app.v2.metrics import TritonCollector
 from penstock.backends.registry import register_backend
 from penstock.pipelines.repository import Repository
 
@@ -265,3 +266,26 @@ def test_reasons_of_failures(client, served, timeout, reason):
         running.result().raise_for_status()
     failures = {labels[1]: value for labels, value in metrics(served, "nv_inference_request_failure").items() if value}
     assert failures == {reason: 1}
+
+
+async def test_a_counter_that_was_shown_never_goes_down():
+    """A scrape came between a success and its taking back."""
+    repository = Repository.read({"pipeline": {"name": "one"}, "node": {"backend": "Identity"}})
+    await repository.start()
+    collector = TritonCollector(repository)
+
+    def successes():
+        (found,) = [family for family in collector.collect() if family.name == "nv_inference_request_success"]
+        return [sample.value for sample in found.samples]
+
+    try:
+        pipeline = repository.get("one")
+        await pipeline({"data": 1})
+        assert successes() == [1]
+        pipeline.statistics.take_back(1)
+        assert successes() == [1]
+        for count in (1, 2):
+            await pipeline({"data": 1})
+            assert successes() == [count]
+    finally:
+        await repository.close()
