@@ -168,7 +168,8 @@ def _brackets_outside_strings(text: bytes) -> bytes:
     marks = np.frombuffer(text.translate(None, _NO_MARK), np.uint8)
     quotes = marks == ord('"')
     inside = np.cumsum(quotes, dtype=np.uint8) & 1  # counted modulo 256
-    return marks[~(inside.astype(np.bool_) | quotes)].tobytes()
+    outside: bytes = marks[~(inside.astype(np.bool_) | quotes)].tobytes()
+    return outside
 
 
 def _are_fine(brackets: bytes, depth: int) -> bool:

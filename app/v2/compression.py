@@ -27,7 +27,7 @@ async def inflate(body: bytes, encoding: bytes, limit: int) -> bytes:
     cut off or no such stream.
     """
     encoding = encoding.strip().lower()
-    if encoding == b"identity":
+    if encoding in {b"", b"identity"}:
         return body
     window = WINDOWS.get(encoding)
     if window is None:
@@ -58,7 +58,7 @@ def chosen_encoding(accepted: bytes | None, size: int, binary: bool) -> bytes | 
     if accepted is None or (size < PAYS and b"," in accepted):
         return None
     weights = [each.lower().partition(b";") for each in accepted.split(b",")]
-    names = [name.strip() for name, _, weight in weights if weight.strip() not in {b"q=0", b"q=0.0"}]
+    names = [name.strip() for name, _, weight in weights if weight.strip().rstrip(b".0") != b"q="]
     if binary and len(names) > 1:
         return None
     return next((name for name in names if name in WINDOWS), None)

@@ -15,7 +15,7 @@ from penstock.backends.errors import DeadlineExceeded, InvalidRequest
 from penstock.pipelines.run import Work
 from penstock.pipelines.statistics import RequestStatistics
 
-from ..body import LARGE, ClientLeft, check_length
+from ..body import ClientLeft, check_length
 from ..request_id import choose_request_id
 from ..settings import Settings
 from ..watch import Exchange, Watch
@@ -25,9 +25,12 @@ from .hooks import Regions
 from .layout import recall, remember
 from .model import Model, Models
 from .request import InferRequest, parse, parse_raw
-from .response import write
+from .response import choose, takes_long, write
 
 _NOTHING = memoryview(b"")
+
+LARGE = 1 << 17
+"""Bytes of JSON, or of tensors that are not read in place, that are parsed in a few milliseconds: more of them on a helper thread."""
 
 HEADER = b"inference-header-content-length"
 
@@ -84,7 +87,9 @@ class Infer:
             raise item["error"]
         answered = time.monotonic()
         try:
-            fields, body = write(request, model, item)
+            chosen = choose(request, model, item)
+            long = takes_long(chosen)
+            fields, body = await asyncio.to_thread(write, request, model, chosen) if long else write(request, model, chosen)
         except Exception:
             statistics.take_back(request.rows)
             raise
@@ -92,8 +97,10 @@ class Infer:
         statistics.writing += time.monotonic() - answered
         accepted = headers.get(b"accept-encoding")
         if accepted is not None and (encoding := chosen_encoding(accepted, len(body), len(fields) > 1)) is not None:
-            body = await deflate(body, encoding)
-            fields.append((b"content-encoding", encoding))
+            smaller = await deflate(body, encoding)
+            if len(smaller) < len(body):
+                body = smaller
+                fields.append((b"content-encoding", encoding))
         return Answer(200, tuple(fields), body)
 
     async def _submit(
@@ -116,10 +123,13 @@ class Infer:
         text, blobs = (b"".join(pieces), _NOTHING) if size is None else _split(pieces, size)
         if size == 0:
             parse_raw(request, blobs, model)
-        elif len(text) < LARGE:
-            self._read(request, text, blobs, model)
-        else:
-            await asyncio.to_thread(self._read, request, text, blobs, model)
+        elif not recall(request, text, blobs, model):
+            if len(text) < LARGE and (
+                len(blobs) < LARGE or all(each.datatype is not None and each.datatype.in_place for each in model.inputs)
+            ):
+                self._read(request, text, blobs, model)
+            else:
+                await asyncio.to_thread(self._read, request, text, blobs, model)
         timeout = request.timeout
         if timeout is not None:
             timeout -= time.monotonic() - began
@@ -133,10 +143,9 @@ class Infer:
         return work, pipeline.statistics, reading
 
     def _read(self, request: InferRequest, text: bytes, blobs: memoryview, model: Model) -> None:
-        if not recall(request, text, blobs, model):
-            document = parse_json(text, self._settings.max_json_depth)
-            parse(request, document, blobs, model, self._regions)
-            remember(request, document, text, blobs, model)
+        document = parse_json(text, self._settings.max_json_depth)
+        parse(request, document, blobs, model, self._regions)
+        remember(request, document, text, blobs, model)
 
 
 def _header_length(headers: dict[bytes, bytes]) -> int | None:
@@ -145,7 +154,7 @@ def _header_length(headers: dict[bytes, bytes]) -> int | None:
     if value is None:
         return None
     if not value.isdigit() or len(value) > 19:
-        raise InvalidRequest(f"Inference-Header-Content-Length must be a non-negative integer, got '{value[:40].decode('latin-1')}'")
+        raise InvalidRequest(f"inference header size should be in range (0, size of the body), got: {value[:40].decode('latin-1')}")
     return int(value)
 
 

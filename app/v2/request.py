@@ -6,23 +6,24 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import orjson
-
 from penstock.backends.errors import InvalidRequest
 from penstock.backends.item import Item, may_come_from_network
 
-from .call import kind_of
+from .call import kind_of, parse_json
 from .fields import boolean, borrow, region_of, unsigned
 from .hooks import Lease, Regions
 from .model import Model, Tensor
-from .tensors import DATATYPES, LARGEST, Array, Datatype, from_bytes, from_json
+from .tensors import DATATYPES, LARGEST, Array, Datatype, from_bytes, from_json, shape_text
 from .wanted import Wanted, read_outputs
 
-OURS = frozenset({"sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "binary_data_output", "headers"})
-"""Parameters of a request that no model gets. Pipelines have no sequences: those three are taken, and mean nothing."""
+SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
+"""Parameters of a request that are taken, and mean nothing: pipelines have no sequences."""
 
-KEPT = frozenset({"data", "result", "error", "context"})
-"""Keys of an item that are no parameters."""
+KEPT = frozenset({"data", "result", "error", "context", "headers"})
+"""Names that no parameter may have: keys of an item, and one that Triton's clients keep."""
+
+DEPTH = 100
+"""Levels of an input that is JSON itself."""
 
 
 class InferRequest:
@@ -114,12 +115,16 @@ def _read_parameters(request: InferRequest, parameters: Any, model: Model) -> No
             entrance = model.pipeline.plan.default
             levels = entrance.root.config.priority_levels if entrance is not None else 0
             request.priority = level if 0 < level <= levels else None  # as Triton does: any other is the model's default
-        elif key in OURS:
+        elif key in SEQUENCE:
             continue
-        elif key.startswith("triton_") or key in KEPT or key in model.inputs_by_name or not may_come_from_network(key):
+        elif key in KEPT or _is_a_tensor(key, model) or key.startswith("triton_") or not may_come_from_network(key):
             raise InvalidRequest(f"parameter '{key}' is reserved: it can't be set by a request")
         else:
             request.item[key] = value
+
+
+def _is_a_tensor(key: str, model: Model) -> bool:
+    return key in model.inputs_by_name or key in model.outputs_by_name
 
 
 # inputs
@@ -221,10 +226,11 @@ def _check_shape(shape: Any, expected: Tensor, model: Model) -> int:
         if type(size) is not int or not 0 <= size <= LARGEST:
             raise InvalidRequest("Unable to parse 'shape': attempt to access JSON non-unsigned-integer as unsigned-integer")
     wanted = expected.shape
-    if wanted is not None and not _fits(shape, wanted) and (expected.kind == "tensor" or prod(shape) != 1):
+    if wanted is not None and not _fits(shape, wanted) and (expected.kind == "tensor" or shape.count(1) != len(shape)):
         batch = ". The first size is the batch's" if model.max_batch_size else ""
         raise InvalidRequest(
-            f"unexpected shape for input '{expected.name}' for model '{model.name}'. Expected {_text(wanted)}, got {_text(shape)}{batch}"
+            f"unexpected shape for input '{expected.name}' for model '{model.name}'. "
+            f"Expected {shape_text(wanted)}, got {shape_text(shape)}{batch}"
         )
     if not model.max_batch_size:
         return 1
@@ -243,10 +249,6 @@ def _fits(shape: list[int], wanted: tuple[int, ...]) -> bool:
         if size != want != -1:
             return False
     return True
-
-
-def _text(shape: Sequence[int]) -> str:
-    return "[" + ",".join(map(str, shape)) + "]"
 
 
 def _wrong_count(inputs: list[Any], model: Model) -> InvalidRequest:
@@ -282,8 +284,8 @@ def _value(expected: Tensor, array: Array) -> Any:
             return _decoded(value, expected)
         case "json":
             try:
-                return orjson.loads(value or b"")
-            except orjson.JSONDecodeError as error:
+                return parse_json(array.item(), DEPTH)
+            except InvalidRequest as error:
                 raise InvalidRequest(f"input '{expected.name}' is no JSON: {error}") from None
         case _:
             return value

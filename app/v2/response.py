@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,11 +25,34 @@ _BINARY = (b"content-type", b"application/octet-stream")
 Headers = list[tuple[bytes, bytes]]
 
 
-def write(request: InferRequest, model: Model, item: Item) -> tuple[Headers, bytes]:
+MANY = 1 << 16
+"""Elements that are converted in a few milliseconds."""
+
+Chosen = list[tuple[Tensor, Any, Wanted]]
+"""Outputs, their values, and how they are to come."""
+
+
+def takes_long(chosen: Chosen) -> bool:
+    """Whether other requests would feel it if these were written on the event loop. What is only copied never does."""
+    elements = 0
+    for tensor, value, wanted in chosen:
+        if wanted.classes or not (wanted.binary or wanted.region) or not _is_copied(tensor, value):
+            shape = getattr(value, "shape", None)
+            elements += prod(shape) if shape is not None else len(value) if isinstance(value, Sized) else 1
+    return elements > MANY
+
+
+def _is_copied(tensor: Tensor, value: Any) -> bool:
+    if tensor.datatype is not None:
+        return tensor.datatype.in_place
+    return getattr(getattr(value, "dtype", None), "kind", None) in {"i", "u", "f"}
+
+
+def write(request: InferRequest, model: Model, chosen: Chosen) -> tuple[Headers, bytes]:
     """Headers and body. Raises `InvalidRequest` for what the client can't have as it asked, `BackendError` for no tensor at all."""
     outputs: list[dict[str, Any]] = []
     blobs: list[Any] = []
-    for tensor, value, wanted in _chosen(request, model, item):
+    for tensor, value, wanted in chosen:
         datatype, array = as_tensor(value, tensor.datatype, tensor.name)
         if wanted.classes:
             datatype, array = classify(datatype, array, wanted.classes, tensor, batched=model.max_batch_size > 0)
@@ -55,8 +80,8 @@ def write(request: InferRequest, model: Model, item: Item) -> tuple[Headers, byt
     return [_BINARY, (b"inference-header-content-length", b"%d" % len(text))], b"".join((text, *blobs))
 
 
-def _chosen(request: InferRequest, model: Model, item: Item) -> list[tuple[Tensor, Any, Wanted]]:
-    """Those that the item has, of those that the request asks for, in its order."""
+def choose(request: InferRequest, model: Model, item: Item) -> Chosen:
+    """The outputs that the item has, of those that the request asks for, in its order."""
     if request.outputs is None:
         return [(tensor, value, Wanted(tensor.name, request.binary)) for tensor, value in model.values_of(item)]
     found = {tensor.name: (tensor, value) for tensor, value in model.values_of(item)}

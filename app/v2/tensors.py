@@ -5,7 +5,7 @@ BF16 is NumPy's float32 in here, which holds each of its values; on the wire it 
 
 from __future__ import annotations
 
-import json
+import struct
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -24,6 +24,10 @@ LARGEST = 2**64 - 1
 """Elements, bytes: what a uint64 counts."""
 
 
+SHOWN = 32
+"""Dimensions of a shape that an error tells; arrays have 64 at most."""
+
+
 class Datatype(NamedTuple):
     """`size`: bytes of an element on the wire; 0 for BYTES, which are as long as they are. `kind`: NumPy's letter, `s` for BYTES."""
 
@@ -34,6 +38,11 @@ class Datatype(NamedTuple):
     low: int = 0
     high: int = 0
     """Least and largest, of integers."""
+
+    @property
+    def in_place(self) -> bool:
+        """Whether arrays hold its elements as they are on the wire, whatever these are."""
+        return self.size > 0 and self.kind != "b" and self.name != "BF16"
 
 
 def _datatypes() -> dict[str, Datatype]:
@@ -70,11 +79,16 @@ def element_count(name: str, shape: Sequence[int], size: int) -> int:
         count *= each
         if count > LARGEST:
             raise InvalidRequest(
-                f"shape {str(list(shape))[:200]} of input '{name}' causes total element count to exceed maximum size of {LARGEST}"
+                f"shape {shape_text(shape)} of input '{name}' causes total element count to exceed maximum size of {LARGEST}"
             )
     if count * size > LARGEST:
         raise InvalidRequest(f"byte size overflow for input '{name}'")
     return count
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """As errors tell it; of many dimensions the first."""
+    return f"[{','.join(map(str, shape[:SHOWN]))}{',…' if len(shape) > SHOWN else ''}]"
 
 
 # from the wire
@@ -101,6 +115,9 @@ def from_bytes(view: memoryview, datatype: Datatype, shape: Sequence[int], name:
     return _shaped(array, shape, name)
 
 
+_LENGTH = struct.Struct("<I").unpack_from
+
+
 def _strings(view: memoryview, count: int, shape: Sequence[int], name: str) -> Array:
     if count * 4 > len(view):
         raise _wrong_strings(name, count)
@@ -110,7 +127,7 @@ def _strings(view: memoryview, count: int, shape: Sequence[int], name: str) -> A
         start = position + 4
         if start > end:
             raise _wrong_strings(name, count)
-        position = start + int.from_bytes(view[position:start], "little")
+        position = start + _LENGTH(view, position)[0]
         if position > end:
             raise _wrong_strings(name, count)
         array[index] = bytes(view[start:position])
@@ -146,7 +163,7 @@ def _shaped(array: Array, shape: Sequence[int], name: str) -> Array:
     try:
         return array.reshape(shape)
     except (ValueError, OverflowError):  # more dimensions than NumPy has; or no elements, and sizes that no memory holds
-        raise InvalidRequest(f"shape {str(list(shape))[:200]} of input '{name}' is beyond what an array can have") from None
+        raise InvalidRequest(f"shape {shape_text(shape)} of input '{name}' is beyond what an array can have") from None
 
 
 def _check_types(flat: list[Any], allowed: set[type], datatype: Datatype, name: str) -> None:
@@ -217,7 +234,8 @@ def as_tensor(value: Any, wanted: Datatype | None, name: str) -> tuple[Datatype,
     if not wanted.size:
         return wanted, _objects([_json_text(value)])
     if found.size and np.can_cast(array.dtype, wanted.dtype, "same_kind"):
-        narrow = array.astype(wanted.dtype)
+        with np.errstate(over="ignore"):
+            narrow = array.astype(wanted.dtype)
         if wanted.kind == "f" or (narrow == array).all():
             return wanted, narrow
     raise BackendError(f"output '{name}' is {found.name}, and declared to be {wanted.name}, which can't hold it")
@@ -286,6 +304,9 @@ def _encoded(value: Any) -> bytes:
     return _json_text(value).encode("utf-8", "surrogateescape")
 
 
+_NAMES = {"nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
+
+
 def to_flat_json(datatype: Datatype, array: Array, name: str) -> orjson.Fragment:
     """The tensor's elements as one flat JSON list, with bare NaN and Infinity. Raises `InvalidRequest` for bytes that are no text."""
     if datatype.size == 0:
@@ -294,6 +315,8 @@ def to_flat_json(datatype: Datatype, array: Array, name: str) -> orjson.Fragment
         except UnicodeDecodeError:
             raise InvalidRequest(f"output '{name}' holds bytes that are no UTF-8: ask for binary data") from None
     flat = np.ascontiguousarray(array, datatype.dtype.newbyteorder("=")).reshape(-1)
-    if datatype.kind == "f" and not np.isfinite(flat).all():
-        return orjson.Fragment(json.dumps(flat.tolist()))  # orjson writes null
-    return orjson.Fragment(orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY))
+    text = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
+    if datatype.kind == "f" and not (finite := np.isfinite(flat)).all():  # orjson writes null for them
+        names = [_NAMES[str(each)] for each in flat[~finite].tolist()]
+        text = b"".join(chain.from_iterable(zip(text.split(b"null"), [*names, b""], strict=True)))
+    return orjson.Fragment(text)

@@ -33,7 +33,7 @@ def read_outputs(outputs: Any, binary: bool, model: Model, regions: Regions | No
         name = entry["name"]
         if name in found:
             raise InvalidRequest(f"output '{name}' already exists in request")
-        if name not in model.outputs_by_name and name.rpartition("_")[0] not in model.outputs_by_name:
+        if name not in model.outputs_by_name and not _is_part(name, model):
             raise InvalidRequest(f"unexpected inference output '{name}' for model '{model.name}'")
         parameters = entry.get("parameters")
         if not parameters and (parameters is None or type(parameters) is dict):
@@ -43,6 +43,13 @@ def read_outputs(outputs: Any, binary: bool, model: Model, regions: Regions | No
             if (lease := found[name].lease) is not None:
                 leases.append(lease)
     return list(found.values()) or None
+
+
+def _is_part(name: str, model: Model) -> bool:
+    """Whether it may be one of several arrays that nobody has named: those are only known once they are there."""
+    whole, _, index = name.rpartition("_")
+    output = model.outputs_by_name.get(whole)
+    return output is not None and output.datatype is None and index.isdecimal()
 
 
 def _read_output(name: str, parameters: Any, binary: bool, regions: Regions | None) -> Wanted:

@@ -98,6 +98,7 @@ def sources(tmp_path_factory, digits):
         model("any", {"X": tensor()}, {"Y": tensor()}),
         model("volume", {"X": tensor("FP32", [-1, 3, -1, 4])}, {"Y": tensor("FP32", [-1, 3, -1, 4])}, max=4),
         model("text", {"data": {"kind": "text"}}, {"result": {"kind": "text"}}, f"Python[{ops}:shout]"),
+        model("json", {"data": {"kind": "json"}}, {}),
         model("nothing", {"data": {"kind": "text"}}, {}, f"Python[{ops}:nothing]"),
         model("described", {"data": {"kind": "text"}}, {}, f"Python[{ops}:described]"),
         model("scaled", {"data": tensor("FP64", [1, -1])}, {"result": tensor("FP64", [1, -1])}, f"Python[{ops}:Scaled]"),

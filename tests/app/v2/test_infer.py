@@ -94,7 +94,7 @@ def test_bf16_is_rounded_to_the_nearest(served, client):
 def test_nan_and_infinity_in_json_both_ways(served):
     text = b'{"inputs":[{"name":"INPUT0","shape":[1,4],"datatype":"FP32","data":[NaN,Infinity,-Infinity,1.5]}]}'
     answer = served.infer("identity_FP32", text)
-    assert answer.status_code == 200 and '"data":[NaN, Infinity, -Infinity, 1.5]' in answer.text
+    assert answer.status_code == 200 and '"data":[NaN,Infinity,-Infinity,1.5]' in answer.text
 
 
 def test_nested_lists_are_flat_ones(served):
@@ -191,13 +191,18 @@ def test_parameters_reach_the_item(client, served):
     array = np.array([[1.0, 2.0]])
     answer = client.infer("scaled", [given(array, "FP64", "data")], parameters={"factor": 3})
     assert answer.as_numpy("result").tolist() == [[3.0, 6.0]]
-    for name in ("node_name", "request_size", "_parts", "triton_x", "data", "result", "context"):
+    for name in ("node_name", "request_size", "_parts", "triton_x", "data", "result", "context", "headers"):
         assert f"parameter '{name}' is reserved" in served.refused(
             "scaled", served.one("FP64", [1, 1], [1.0], name="data", parameters={name: 1})
         )
     assert "expected a string, a number or a boolean" in served.refused(
         "scaled", served.one("FP64", [1, 1], [1.0], name="data", parameters={"factor": [1]})
     )
+
+
+def test_parameters_are_no_outputs(served):
+    said = served.refused("simple", served.simple(parameters={"OUTPUT0": 5}))
+    assert said == "parameter 'OUTPUT0' is reserved: it can't be set by a request"
 
 
 def test_priorities_of_pipelines_that_have_none_are_taken(client):
@@ -234,7 +239,12 @@ def test_answers_are_compressed_where_that_pays(served):
     assert "content-encoding" not in served.infer("identity_INT32", binary, headers=both).headers
     alone = served.infer("identity_INT32", binary, headers={"Accept-Encoding": "deflate"})
     assert alone.headers["content-encoding"] == "deflate" and len(alone.content) > 20_000  # httpx has inflated it
-    assert "content-encoding" not in served.infer("identity_INT32", numbers, headers={"Accept-Encoding": "br, gzip;q=0"}).headers
+    for refused in ("br", "br, gzip;q=0", "gzip;q=0.000", "identity, deflate; q=0.0", "*"):
+        assert "content-encoding" not in served.infer("identity_INT32", numbers, headers={"Accept-Encoding": refused}).headers
+    noise = np.random.default_rng(0).bytes(4096)
+    document = served.one("UINT8", [1, 4096], size=4096, parameters={"binary_data_output": True})
+    answer = served.infer("identity_UINT8", document, noise, headers={"Accept-Encoding": "gzip"})
+    assert "content-encoding" not in answer.headers and answer.content.endswith(noise)
 
 
 def test_compressed_requests_are_bounded_and_whole(served):
@@ -250,4 +260,5 @@ def test_compressed_requests_are_bounded_and_whole(served):
         assert said in served.refused("simple", body, headers={"Content-Encoding": encoding})
     assert served.infer("simple", zlib.compress(text), headers={"Content-Encoding": "deflate"}).status_code == 200
     unknown = served.infer("simple", text, headers={"Content-Encoding": "br"})
+    assert served.infer("simple", text, headers={"Content-Encoding": ""}).status_code == 200
     assert unknown.status_code == 501 and unknown.headers["accept-encoding"] == "gzip, deflate"

@@ -131,15 +131,11 @@ def test_a_region_lies_inside_its_object(client, region, offset, byte_size):
     assert mapped(region[0]) == 1  # tritonclient's own
 
 
-@pytest.mark.parametrize("key", ["", "/", "//", "/a/b", "..", "/..", ".", "a\0b", "\ud800", "x" * 300, "/none-of-this-name"])
+@pytest.mark.parametrize("key", ["", "/", "//", "/a/b", "..", "/..", ".", "a\0b", "x" * 300, "/none-of-this-name"])
 def test_a_key_is_the_name_of_an_object(server, key):
     before = open_files()
-    body = b'{"key": "\\ud800", "byte_size": 1}' if key == "\ud800" else None
-    answer = server.post(
-        "/v2/systemsharedmemory/region/r/register",
-        headers=HEADERS,
-        **({"content": body} if body else {"json": {"key": key, "offset": 0, "byte_size": 1}}),
-    )
+    document = {"key": key, "offset": 0, "byte_size": 1}
+    answer = server.post("/v2/systemsharedmemory/region/r/register", headers=HEADERS, json=document)
     assert answer.status_code == 400
     assert "'r'" in answer.json()["error"]
     assert len(key) < 3 or key not in answer.json()["error"]

@@ -110,6 +110,10 @@ def test_answers_are_of_the_declared_datatype():
         as_tensor(np.ones(1, np.complex64), None, "x")
 
 
+def test_an_overflow_is_an_infinity():
+    assert as_tensor(np.array([1e300]), DATATYPES["FP32"], "x")[1].tolist() == [np.inf]
+
+
 def test_names_of_both_worlds():
     assert datatype_of("FP32") is datatype_of("float32") is DATATYPES["FP32"]
     assert datatype_of("bfloat16") is DATATYPES["BF16"] and datatype_of("string") is DATATYPES["BYTES"]

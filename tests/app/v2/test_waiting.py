@@ -167,6 +167,42 @@ async def test_a_timeout_counts_from_the_first_byte():
     assert GATE.seen == []
 
 
+@pytest.mark.parametrize("part", ["input", "output"])
+async def test_conversions_of_many_elements_leave_the_loop_to_others(part):
+    """The loop goes round while a helper thread is at it; on the loop itself it would stand still."""
+    config = load({
+        "pipeline": {"name": "same", "inputs": {"X": {"kind": "tensor"}}, "outputs": {"Y": {"kind": "tensor"}}},
+        "node": {"backend": "Identity"},
+    })  # fmt: skip
+    app = create_app(config)
+    document = {"inputs": [{"name": "X", "shape": [400_000], "datatype": "FP32", "parameters": {"binary_data_size": 1_600_000}}]}
+    if part == "input":
+        document["inputs"][0]["datatype"] = "BYTES"
+        document["outputs"] = [{"name": "Y", "parameters": {"shared_memory_region": "none", "shared_memory_byte_size": 1}}]
+    else:
+        document["outputs"] = [{"name": "Y", "parameters": {"classification": 400_000}}]
+    text = json.dumps(document).encode()
+    messages = [{"type": "http.request", "body": text + bytes(1_600_000), "more_body": False}]
+    answers = []
+
+    async def receive():
+        return messages.pop() if messages else await asyncio.Event().wait()
+
+    async def send(message):
+        answers.append(message)
+
+    async with lifespan(app):
+        headers = [(b"inference-header-content-length", b"%d" % len(text))]
+        scope = {"type": "http", "method": "POST", "path": "/v2/models/same/infer", "headers": headers, "http_version": "1.1"}
+        answering = asyncio.create_task(app(scope, receive, send))
+        rounds = 0
+        while not answering.done():
+            rounds += 1
+            await asyncio.sleep(0)
+    assert answers[0]["status"] == {"input": 404, "output": 200}[part]
+    assert rounds > 1000
+
+
 @register_backend("InferKeeper")
 class InferKeeper(Backend):
     """Notes its array, weakly, and waits for the gate."""
