@@ -10,6 +10,8 @@ from typing import Any
 
 import uvicorn
 
+from penstock.backends.allocator import keep_memory
+
 BODY = b'{"result":1024}'
 HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))]
 
@@ -38,6 +40,7 @@ async def echo(receive: Any, send: Any) -> None:
 
 
 if __name__ == "__main__":
+    keep_memory()  # as `penstock serve` does: a body of 600 kB would else be given back to the kernel, and cleared by it, each time
     config = uvicorn.Config(
         app, host="127.0.0.1", port=int(sys.argv[2]), loop="uvloop", http="httptools", ws="none", lifespan="off", access_log=False,
         log_level="warning", server_header=False, timeout_keep_alive=75,

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,11 +66,11 @@ def _wait(child: subprocess.Popen[bytes], port: int, path: str, started: float) 
     return False
 
 
-def ask(port: int, method: str, path: str, body: bytes | None = None) -> int:
+def ask(port: int, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> int:
     """The status of one request on a connection of its own; 0 where nobody listens yet."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
-        connection.request(method, path, body)
+        connection.request(method, path, body, dict(headers or {}))
         return connection.getresponse().status
     except (OSError, http.client.HTTPException):
         return 0
