@@ -31,6 +31,9 @@ from .tensors import DATATYPES, Datatype, datatype_of
 SCALARS = {"image": "BYTES", "bytes": "BYTES", "text": "BYTES", "json": "BYTES", "integer": "INT64", "number": "FP64", "boolean": "BOOL"}
 """Kinds of one value, which is a tensor of one element."""
 
+QUOTED = 200
+"""Characters of an unknown model's name that its error repeats."""
+
 ANY: tuple[int, ...] = (-1,)
 """The shape that clients are told where none is known."""
 
@@ -141,7 +144,7 @@ class Models:
                     pipeline = self._repository.get(name)
                 except NotFound:
                     self._models.pop(name, None)
-                    raise InvalidRequest(f"Request for unknown model: '{name}' is not found") from None
+                    raise InvalidRequest(f"Request for unknown model: '{name[:QUOTED]}' is not found") from None
             model = self._models[name] = Model(pipeline)
         if version and version != model.version:
             raise InvalidRequest(f"Request for unknown model: '{name}' version {version} is not found")
