@@ -36,6 +36,7 @@ import pytest
 from penstock.app.errors import STATUSES
 from penstock.app.metrics import PipelineCollector
 from penstock.app.settings import Settings
+from penstock.app.v2.metrics import REASONS, TritonCollector
 from penstock.backends.composite import CopySplitParams, MapReduceParams
 from penstock.backends.filters import BUILTIN, Status
 from penstock.pipelines.config import load
@@ -273,6 +274,16 @@ def test_tables_of_the_http_page_are_whole() -> None:
         assert re.search(rf"^\| {status.http} \| .*`{code}`", text, re.MULTILINE), code
     for metric in PipelineCollector(Repository()).collect():
         assert f"`{metric.name}{'_total' if metric.type == 'counter' else ''}`" in text, metric.name
+
+
+def test_metrics_of_the_page_for_those_who_come_from_triton_are_whole() -> None:
+    text = (ROOT / "docs" / "triton.md").read_text()
+    for metric in TritonCollector(Repository()).collect():
+        assert f"`{metric.name}`" in text, metric.name
+    for reason in REASONS.values():
+        assert f"| {reason} |" in text, reason
+    for group in ("nv_cache_", "nv_cpu_", "nv_gpu_", "nv_pinned_memory_pool_", "nv_energy_consumption", "nv_model_load_duration_secs"):
+        assert f"`{group}" in text, group  # Triton's, which are not there
 
 
 def test_tables_of_the_configuration_page_are_whole() -> None:
