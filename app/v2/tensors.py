@@ -94,16 +94,21 @@ def shape_text(shape: Sequence[int]) -> str:
 # from the wire
 
 
-def from_bytes(view: memoryview, datatype: Datatype, shape: Sequence[int], name: str, model: str) -> Array:
-    """A tensor of all the bytes of `view`, in that memory itself where it is aligned. Raises `InvalidRequest`."""
-    size = len(view)
+def check_size(size: int, datatype: Datatype, shape: Sequence[int], name: str, model: str) -> int:
+    """The elements of a shape, which must be `size` bytes (BYTES: any). Raises `InvalidRequest`."""
     count = element_count(name, shape, datatype.size)
-    if datatype.size == 0:
-        return _strings(view, count, shape, name)
-    if count * datatype.size != size:
+    if datatype.size and count * datatype.size != size:
         raise InvalidRequest(
             f"input byte size mismatch for input '{name}' for model '{model}'. Expected {count * datatype.size}, got {size}"
         )
+    return count
+
+
+def from_bytes(view: memoryview, datatype: Datatype, shape: Sequence[int], name: str, model: str) -> Array:
+    """A tensor of all the bytes of `view`, in that memory itself where it is aligned. Raises `InvalidRequest`."""
+    count = check_size(len(view), datatype, shape, name, model)
+    if datatype.size == 0:
+        return _strings(view, count, shape, name)
     if datatype.kind == "b":
         return _shaped(np.frombuffer(view, np.uint8) != 0, shape, name)  # a bool of another byte than 0 and 1 breaks NumPy
     if datatype.name == "BF16":
@@ -304,6 +309,9 @@ def _encoded(value: Any) -> bytes:
     return _json_text(value).encode("utf-8", "surrogateescape")
 
 
+PART = 1 << 16
+"""Floats that are written at once where some have names: the interpreter is free in between."""
+
 _NAMES = {"nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
 
 
@@ -315,8 +323,16 @@ def to_flat_json(datatype: Datatype, array: Array, name: str) -> orjson.Fragment
         except UnicodeDecodeError:
             raise InvalidRequest(f"output '{name}' holds bytes that are no UTF-8: ask for binary data") from None
     flat = np.ascontiguousarray(array, datatype.dtype.newbyteorder("=")).reshape(-1)
-    text = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
-    if datatype.kind == "f" and not (finite := np.isfinite(flat)).all():  # orjson writes null for them
-        names = [_NAMES[str(each)] for each in flat[~finite].tolist()]
-        text = b"".join(chain.from_iterable(zip(text.split(b"null"), [*names, b""], strict=True)))
-    return orjson.Fragment(text)
+    if datatype.kind == "f" and not np.isfinite(flat).all():
+        parts = [_with_names(flat[start : start + PART]) for start in range(0, flat.size, PART)]
+        return orjson.Fragment(b"[" + b",".join(parts) + b"]")
+    return orjson.Fragment(orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+def _with_names(numbers: Array) -> bytes:
+    """JSON's elements of floats that are not all finite: orjson writes null for those that are not."""
+    text = orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+    if not np.isinf(numbers).any():
+        return text.replace(b"null", b"NaN")
+    names = [_NAMES[str(each)] for each in numbers[~np.isfinite(numbers)].tolist()]
+    return b"".join(chain.from_iterable(zip(text.split(b"null"), [*names, b""], strict=True)))

@@ -110,6 +110,14 @@ def test_answers_are_of_the_declared_datatype():
         as_tensor(np.ones(1, np.complex64), None, "x")
 
 
+@pytest.mark.parametrize("odd", [[np.nan], [np.inf], [np.nan, np.inf, -np.inf]])
+def test_many_numbers_some_of_which_have_names(odd):
+    array = np.tile(np.array([0.1, *odd], np.float32), 40_000)
+    text = bytes(orjson.dumps(to_flat_json(DATATYPES["FP32"], array, "x")))
+    assert text.startswith(b"[0.1," + {1: b"NaN", 3: b"NaN,Infinity"}[len(odd)] if np.isnan(odd[0]) else b"[0.1,Infinity")
+    np.testing.assert_array_equal(np.array(json.loads(text), np.float32), array)
+
+
 def test_an_overflow_is_an_infinity():
     assert as_tensor(np.array([1e300]), DATATYPES["FP32"], "x")[1].tolist() == [np.inf]
 

@@ -167,26 +167,16 @@ async def test_a_timeout_counts_from_the_first_byte():
     assert GATE.seen == []
 
 
-@pytest.mark.parametrize("part", ["input", "output"])
-async def test_conversions_of_many_elements_leave_the_loop_to_others(part):
-    """The loop goes round while a helper thread is at it; on the loop itself it would stand still."""
-    config = load({
-        "pipeline": {"name": "same", "inputs": {"X": {"kind": "tensor"}}, "outputs": {"Y": {"kind": "tensor"}}},
-        "node": {"backend": "Identity"},
-    })  # fmt: skip
+async def test_many_strings_are_read_beside_the_loop():
+    """It goes round while a helper thread is at it; with the strings on the loop itself it would stand still."""
+    config = load({"pipeline": {"name": "same", "inputs": {"X": {"kind": "tensor"}}}, "node": {"backend": "Identity"}})
     app = create_app(config)
-    document = {"inputs": [{"name": "X", "shape": [400_000], "datatype": "FP32", "parameters": {"binary_data_size": 1_600_000}}]}
-    if part == "input":
-        document["inputs"][0]["datatype"] = "BYTES"
-        document["outputs"] = [{"name": "Y", "parameters": {"shared_memory_region": "none", "shared_memory_byte_size": 1}}]
-    else:
-        document["outputs"] = [{"name": "Y", "parameters": {"classification": 400_000}}]
-    text = json.dumps(document).encode()
-    messages = [{"type": "http.request", "body": text + bytes(1_600_000), "more_body": False}]
+    given = {"name": "X", "shape": [400_001], "datatype": "BYTES", "parameters": {"binary_data_size": 1_600_000}}
+    text = json.dumps({"inputs": [given | {"shape": [400_000]}, given]}).encode()  # refused once the first has been read
     answers = []
 
     async def receive():
-        return messages.pop() if messages else await asyncio.Event().wait()
+        return {"type": "http.request", "body": text + bytes(1_600_000), "more_body": False}
 
     async def send(message):
         answers.append(message)
@@ -199,8 +189,50 @@ async def test_conversions_of_many_elements_leave_the_loop_to_others(part):
         while not answering.done():
             rounds += 1
             await asyncio.sleep(0)
-    assert answers[0]["status"] == {"input": 404, "output": 200}[part]
+    assert answers[0]["status"] == 400 and b"already exists" in answers[1]["body"]
     assert rounds > 1000
+
+
+class Lazy:
+    """An answer that notes which thread makes an array of it."""
+
+    def __init__(self, size):
+        self.shape = (size,)
+
+    def __array__(self, dtype=None, copy=None):
+        GATE.seen.append(threading.current_thread())
+        return np.zeros(self.shape, np.float32)
+
+
+@register_backend("InferLazy")
+class InferLazy(Backend):
+    def forward(self, batch):
+        for item in batch:
+            item["result"] = Lazy(item["data"])
+
+
+@pytest.mark.parametrize(("size", "asked", "beside"), [(1 << 18, {}, True), (1 << 18, {"binary_data": True}, False), (9, {}, False)])
+async def test_many_numbers_are_written_beside_the_loop(size, asked, beside):
+    ports = {"inputs": {"data": {"kind": "integer"}}, "outputs": {"Y": {"kind": "tensor", "dtype": "FP32"}}}
+    app = create_app(load({"pipeline": {"name": "lazy", **ports}, "node": {"backend": "InferLazy"}}))
+    document = {
+        "inputs": [{"name": "data", "shape": [1], "datatype": "INT64", "data": [size]}],
+        "outputs": [{"name": "Y", "parameters": asked}],
+    }
+    messages = [{"type": "http.request", "body": json.dumps(document).encode(), "more_body": False}]
+    answers = []
+
+    async def receive():
+        return messages.pop() if messages else await asyncio.Event().wait()
+
+    async def send(message):
+        answers.append(message)
+
+    async with lifespan(app):
+        scope = {"type": "http", "method": "POST", "path": "/v2/models/lazy/infer", "headers": [], "http_version": "1.1"}
+        await app(scope, receive, send)
+    assert answers[0]["status"] == 200, answers
+    assert [each is not threading.current_thread() for each in GATE.seen] == [beside]
 
 
 @register_backend("InferKeeper")
