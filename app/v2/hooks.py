@@ -6,10 +6,17 @@ from typing import Protocol
 
 
 class Lease(Protocol):
-    """A part of a region, which stays mapped until `release`."""
+    """Some bytes of a region, which stays open until `release`."""
 
-    view: memoryview
-    """Its bytes, as unsigned bytes; writable."""
+    size: int
+
+    def read(self) -> memoryview:
+        """A copy of them, aligned for every datatype. Raises `InvalidRequest` where they are not there any more."""
+        ...
+
+    def write(self, content: memoryview) -> None:
+        """Put at most `size` bytes there. Raises `InvalidRequest` where they can't be had any more."""
+        ...
 
     def release(self) -> None: ...
 

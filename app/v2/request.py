@@ -13,7 +13,7 @@ from .call import kind_of, parse_json
 from .fields import boolean, borrow, region_of, unsigned
 from .hooks import Lease, Regions
 from .model import Model, Tensor
-from .tensors import DATATYPES, LARGEST, Array, Datatype, from_bytes, from_json, shape_text
+from .tensors import DATATYPES, LARGEST, Array, Datatype, check_size, from_bytes, from_json, shape_text
 from .wanted import Wanted, read_outputs
 
 SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
@@ -27,8 +27,8 @@ DEPTH = 100
 
 
 class InferRequest:
-    """What a request says. `leases` are the parts of shared memory that its inputs lie in and its outputs go to; release
-    them when it has been answered."""
+    """What a request says. `leases` are the parts of shared memory that its outputs go to; release them when it has been
+    answered."""
 
     __slots__ = ("binary", "id", "item", "leases", "outputs", "priority", "rows", "timeout")
 
@@ -178,8 +178,8 @@ def _read_inputs(request: InferRequest, inputs: Any, blobs: memoryview, model: M
             if data is not None:
                 raise _several_sources()
             lease = borrow(*region_of(parameters), regions)
-            request.leases.append(lease)
-            array = from_bytes(lease.view, datatype, shape, name, model.name)
+            check_size(lease.size, datatype, shape, name, model.name)  # before so much is copied
+            array = from_bytes(lease.read(), datatype, shape, name, model.name)
         elif data is not None:
             array = from_json(data, datatype, shape, name)
         else:

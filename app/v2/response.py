@@ -90,12 +90,11 @@ def choose(request: InferRequest, model: Model, item: Item) -> Chosen:
 
 def _into_region(blob: Any, wanted: Wanted, lease: Lease) -> int:
     """Write a tensor's bytes to where its request wants them; how many."""
-    source = np.frombuffer(blob, np.uint8) if type(blob) is bytes else blob.reshape(-1).view(np.uint8)
-    target = np.frombuffer(lease.view, np.uint8)
-    if source.size > target.size:
+    content = memoryview(blob if type(blob) is bytes else blob.reshape(-1).view(np.uint8))
+    if len(content) > lease.size:
         raise InvalidRequest(
-            f"shared memory size specified with the request for output '{wanted.name}' ({target.size} bytes) should be at least "
-            f"{source.size} bytes to hold the results"
+            f"shared memory size specified with the request for output '{wanted.name}' ({lease.size} bytes) should be at least "
+            f"{len(content)} bytes to hold the results"
         )
-    target[: source.size] = source
-    return source.size
+    lease.write(content)
+    return len(content)

@@ -1,21 +1,25 @@
-"""System shared memory: regions that clients register by the name of a POSIX object, whose tensors are read and written in place.
+"""System shared memory: regions that clients register by the name of a POSIX object, whose tensors are read from there and written there.
 
-Nobody counts references: a region is an `mmap`, and every view of it keeps it mapped. Unregistering drops ours, so memory is unmapped
-when the last view goes: with the answer of the last request in flight, or, where that was told that it is too late, with the executor's
-last array.
+A region is an open file, never a mapping: a client may truncate its object whenever it likes, and whoever reads a mapping beyond the
+object's end is killed (SIGBUS); objects of `shm_open` can't be sealed against that. Read and written as a file, an object that has become
+too small is an ordinary error. The price is one copy of each input, and that buys something too: what a request takes is what it was
+when it was read, whatever the client does to its memory meanwhile, and an executor that is late reads nobody's memory.
 
-Whoever registers a region has the server map any object that its user may open, so it takes the admin token, and the setting
-`allow_shared_memory`. Errors name the region, never the key. A client that truncates an object under the server would kill it (SIGBUS):
-each use asks for the object's size, which catches all but a truncation in the midst of a run.
+Nobody counts references: a file is closed when the last who has it lets go. Unregistering drops ours; requests in flight have theirs
+until they are answered.
+
+Whoever registers a region has the server open any object that its user may open, so it takes the admin token, and the setting
+`allow_shared_memory`. Errors name the region, never the key.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from penstock.backends.errors import InvalidRequest, NotFound
 
@@ -30,27 +34,69 @@ LARGEST = 2**64 - 1
 """Of offsets and sizes: what a uint64 holds."""
 
 
+class Object:
+    """An open POSIX object, closed when nobody has it any more. Not before: its number may then be another file's."""
+
+    __slots__ = ("descriptor",)
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
 class Region(NamedTuple):
-    """A registered part of an object. `start`: where it begins in `mapping`, whose own beginning is that of a page."""
+    """A registered part of an object."""
 
     key: str
     offset: int
     byte_size: int
-    mapping: mmap.mmap
-    start: int
+    object: Object
 
 
 class Part:
-    """A `Lease` of infer's: it keeps its region mapped while it, or an array made of it, lives."""
+    """A `Lease` of infer's: some bytes of a region, which stays open until `release`."""
 
-    __slots__ = ("view",)
+    __slots__ = ("_name", "_object", "_start", "size")
 
-    def __init__(self, view: memoryview) -> None:
-        self.view = view
+    def __init__(self, name: str, region: Region, offset: int, size: int) -> None:
+        self.size = size
+        self._name = name
+        self._object = region.object
+        self._start = region.offset + offset
+
+    def read(self) -> memoryview:
+        """A copy of its bytes, aligned for every datatype. Raises `InvalidRequest` where the object has become smaller."""
+        opened = self._object
+        view = memoryview(np.empty(self.size, np.uint8))  # type: ignore[arg-type]
+        done = 0
+        while done < self.size:  # once, but for what is larger than a call may be
+            count = os.preadv(opened.descriptor, [view[done:]], self._start + done)
+            if not count:
+                raise self._truncated()
+            done += count
+        return view
+
+    def write(self, content: memoryview) -> None:
+        """Put no more than `size` unsigned bytes at its beginning. Raises `InvalidRequest` where the object can't hold them any more."""
+        opened = self._object  # ours to the end: a client that leaves has it released while a helper thread writes
+        # What is written beyond its end would make it grow. A client that truncates it right now has it grow; it is the client's.
+        if os.fstat(opened.descriptor).st_size < self._start + len(content):
+            raise self._truncated()
+        done = 0
+        try:
+            while done < len(content):
+                done += os.pwrite(opened.descriptor, content[done:], self._start + done)
+        except OSError as error:  # a sparse object, and no memory left for its pages
+            raise InvalidRequest(f"shared memory region '{self._name}' can't be written: {error.strerror}") from error
 
     def release(self) -> None:
-        """Whoever borrowed it is done with it; an executor may still have an array of it."""
-        del self.view
+        """Whoever borrowed it is done with it."""
+        del self._object
+
+    def _truncated(self) -> InvalidRequest:
+        return InvalidRequest(f"shared memory region '{self._name}' is no longer as large as it was registered")
 
 
 class SharedMemory:
@@ -63,25 +109,17 @@ class SharedMemory:
         return f"<SharedMemory {', '.join(self._regions) or 'empty'}>"
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
-        """Map `byte_size` bytes from `offset` of the object `key`. Raises `InvalidRequest`; nothing stays open then."""
+        """Open the object `key`, for `byte_size` of its bytes from `offset` on. Raises `InvalidRequest`; nothing stays open then."""
         if name in self._regions:
             raise InvalidRequest(f"shared memory region '{name}' already in manager")
         descriptor = _open(name, key)
-        try:
-            if not 0 < byte_size <= os.fstat(descriptor).st_size - offset:  # what is no memory (a pipe) has no size
-                raise InvalidRequest(f"failed to register shared memory region '{name}': invalid args")
-            start = offset % mmap.ALLOCATIONGRANULARITY
-            mapping = mmap.mmap(descriptor, start + byte_size, offset=offset - start)
-        except (OSError, ValueError) as error:
-            if isinstance(error, InvalidRequest):
-                raise
-            raise InvalidRequest(f"failed to register shared memory region '{name}': it can't be mapped") from error
-        finally:
+        if not 0 < byte_size <= os.fstat(descriptor).st_size - offset:  # what is no memory (a pipe) has no size
             os.close(descriptor)
-        self._regions[name] = Region(key, offset, byte_size, mapping, start)
+            raise InvalidRequest(f"failed to register shared memory region '{name}': invalid args")
+        self._regions[name] = Region(key, offset, byte_size, Object(descriptor))
 
     def unregister(self, name: str = "") -> None:
-        """Forget a region, or all; it is unmapped once no view of it is left. An unknown one is nothing to complain about."""
+        """Forget a region, or all; it is closed once no request has a part of it. An unknown one is nothing to complain about."""
         if name:
             self._regions.pop(name, None)
         else:
@@ -95,7 +133,7 @@ class SharedMemory:
         return [{"name": each, "key": region.key, "offset": region.offset, "byte_size": region.byte_size} for each, region in found]
 
     def borrow(self, name: str, offset: int, byte_size: int) -> Part:
-        """Writable memory of a region, from `offset` of the region on.
+        """Some bytes of a region, from `offset` of the region on.
 
         Raises `NotFound` for an unknown region, `InvalidRequest` for what is outside of it.
         """
@@ -111,10 +149,7 @@ class SharedMemory:
             )
         if not 0 <= byte_size <= region.byte_size - offset:
             raise InvalidRequest(f"Invalid offset + byte size for shared memory region: '{name}'")
-        if region.mapping.size() < region.offset + offset + byte_size:
-            raise InvalidRequest(f"shared memory region '{name}' is no longer as large as it was registered")
-        start = region.start + offset
-        return Part(memoryview(region.mapping)[start : start + byte_size])
+        return Part(name, region, offset, byte_size)
 
 
 def _open(name: str, key: str) -> int:

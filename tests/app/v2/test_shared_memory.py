@@ -1,12 +1,12 @@
-"""Regions: what may be registered, what is told of it, and that nothing stays open or mapped."""
+"""Regions: what may be registered, what is told of it, that nothing stays open, and that no client's memory is the server's end."""
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import shared_memory
 from pathlib import Path
@@ -59,6 +59,11 @@ class Gated:
             item["result"] = item["data"] * 2
 
 
+def pair(data):
+    first, second = data
+    return [first + second, first - second]
+
+
 def model(name, port, backend):
     return {"pipeline": {"name": name, "inputs": {"X": port}, "outputs": {"Y": port}}, "node": {"backend": backend, "max": 8}}
 
@@ -68,7 +73,16 @@ def server(running):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("penstock.backends.registry._registered", {})
         register_backend("Gated", Gated)
-        sources = [model("identity", INT32, "Identity"), model("text", TEXT, "Identity"), model("gated", INT32, "Gated")]
+        register_backend("Pair", pair)
+        sources = [
+            model("identity", INT32, "Identity"),
+            model("text", TEXT, "Identity"),
+            model("gated", INT32, "Gated"),
+            {
+                "pipeline": {"name": "pair", "inputs": {"X": INT32, "Z": INT32}, "outputs": {"Y": INT32, "W": INT32}},
+                "node": {"backend": "Pair"},
+            },
+        ]
         with running(create_app(Repository.read(sources), settings=Settings(**ON)), http="penstock.app.protocol:HttpProtocol") as client:
             yield client
 
@@ -89,8 +103,11 @@ def open_files():
     return found
 
 
-def mapped(key):
-    return Path("/proc/self/maps").read_text().count(f"/dev/shm{key}")
+def until(condition, seconds=15):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def test_register_status_unregister(client, region):
@@ -128,7 +145,6 @@ def test_a_region_lies_inside_its_object(client, region, offset, byte_size):
         client.register_system_shared_memory("r", region[0], byte_size, offset=offset, headers=HEADERS)
     assert client.get_system_shared_memory_status() == []
     assert open_files() == before
-    assert mapped(region[0]) == 1  # tritonclient's own
 
 
 @pytest.mark.parametrize("key", ["", "/", "//", "/a/b", "..", "/..", ".", "a\0b", "x" * 300, "/none-of-this-name"])
@@ -213,10 +229,10 @@ def test_parts_are_inside_their_region(region):
     memory.register("r", key, 100, 5000)
     triton.set_shared_memory_region(handle, [np.arange(256, dtype=np.uint8)], offset=100)
     part = memory.borrow("r", 3, 4)
-    assert bytes(part.view) == b"\3\4\5\6"
-    part.view[:] = b"abcd"
-    assert bytes(handle._mpsm_handle.buf[103:107]) == b"abcd"
-    assert len(memory.borrow("r", 4999, 1).view) == 1
+    assert bytes(part.read()) == b"\3\4\5\6"
+    part.write(memoryview(b"abcd"))
+    assert bytes(handle._mpsm_handle.buf[102:108]) == b"\2abcd\7"
+    assert memory.borrow("r", 4999, 1).size == 1
     with pytest.raises(NotFound, match="Unable to find shared memory region: 'x'"):
         memory.borrow("x", 0, 1)
     for offset in (5000, -1, 2**64 - 1):
@@ -230,39 +246,56 @@ def test_parts_are_inside_their_region(region):
 
 
 def test_an_object_that_its_client_has_truncated(region):
-    """Reading beyond its end would be the end of the server."""
+    """Reading beyond its end would be the end of the server; writing would make it grow."""
     key, _ = region
     memory = SharedMemory()
     memory.register("r", key, 0, 3 * 4096)
     os.truncate(f"/dev/shm{key}", 4096)
-    assert bytes(memory.borrow("r", 0, 4096).view) == bytes(4096)
-    with pytest.raises(InvalidRequest, match="'r' is no longer as large"):
-        memory.borrow("r", 0, 4097)
+    part = memory.borrow("r", 0, 3 * 4096)
+    part.write(memoryview(bytes(4096)))
+    assert bytes(memory.borrow("r", 0, 4096).read()) == bytes(4096)
+    for use in (part.read, memory.borrow("r", 8192, 1).read, lambda: part.write(memoryview(bytes(4097)))):
+        with pytest.raises(InvalidRequest, match="'r' is no longer as large"):
+            use()
+    assert Path(f"/dev/shm{key}").stat().st_size == 4096
     os.truncate(f"/dev/shm{key}", 3 * 4096)
 
 
-def test_memory_is_unmapped_when_the_last_array_of_it_is_gone(region):
+def test_an_object_is_closed_when_the_last_who_uses_it_lets_go(region):
     key, _ = region
     before = open_files()
     memory = SharedMemory()
     memory.register("r", key, 0, 64)
     memory.register("s", key, 64, 64)
-    assert mapped(key) == 3
-    part = memory.borrow("r", 0, 64)
-    array = np.frombuffer(part.view, np.int32)
-    part.release()
+    assert open_files() == before + 2
+    part, other = memory.borrow("r", 0, 64), memory.borrow("r", 8, 8)
     memory.unregister()
     assert memory.status() == []
-    assert mapped(key) == 2
-    array[0] = 7  # as the executor may, whatever became of the request
-    del array
-    gc.collect()
-    assert mapped(key) == 1
-    assert open_files() == before
+    assert open_files() == before + 1
     with pytest.raises(NotFound):
         memory.borrow("r", 0, 1)
-    memory.register("r", key, 0, 64)  # the name is free again
-    assert bytes(memory.borrow("r", 0, 1).view) == b"\7"
+    memory.register("r", key, 128, 64)  # the name is free again
+    part.write(memoryview(b"\7"))
+    part.release()
+    assert open_files() == before + 2
+    other.release()
+    assert open_files() == before + 1
+    assert bytes(memory.borrow("r", 0, 1).read()) == b"\0"
+    memory.unregister("r")
+    assert open_files() == before
+
+
+def test_thousands_of_registrations_leave_nothing_open(region):
+    key, _ = region
+    memory = SharedMemory()
+    before = open_files()
+    for _ in range(2000):
+        memory.register("r", key, 0, 64)
+        for wrong in (("r", key, 0, 64), ("s", key, 3 * 4096, 1), ("s", f"{key}x", 0, 64), ("s", "//", 0, 64)):
+            with pytest.raises(InvalidRequest):
+                memory.register(*wrong)
+        memory.unregister("r")
+    assert open_files() == before
 
 
 def test_cuda_shared_memory_is_not_here(server):
@@ -324,6 +357,7 @@ def test_text_in_memory(client, region):
 
 def test_a_request_that_asks_for_memory_that_is_not_there(client, region):
     key, _ = region
+    before = open_files()
     client.register_system_shared_memory("in", key, 64, headers=HEADERS)
     client.register_system_shared_memory("out", key, 64, offset=64, headers=HEADERS)
     array = np.zeros((2, 4), np.int32)
@@ -343,11 +377,12 @@ def test_a_request_that_asks_for_memory_that_is_not_there(client, region):
         with pytest.raises(InferenceServerException, match=told):
             client.infer("identity", **request)
     client.unregister_system_shared_memory(headers=HEADERS)
-    assert mapped(key) == 1  # nothing of a refused request holds it
+    assert open_files() == before  # nothing of a refused request holds it
 
 
 def test_a_request_that_repeats_finds_the_region_of_today(client, region):
     key, handle = region
+    before = open_files()
     array = np.array([[1, 2, 3, 4]], np.int32)
     plain = tritonclient.http.InferInput("X", [1, 4], "INT32").set_data_from_numpy(array)
     for offset in (0, 4096):
@@ -357,7 +392,7 @@ def test_a_request_that_repeats_finds_the_region_of_today(client, region):
         client.unregister_system_shared_memory("out", headers=HEADERS)
         with pytest.raises(InferenceServerException, match="Unable to find shared memory region: 'out'"):
             client.infer("identity", [plain], outputs=[wanted(16)])
-    assert mapped(key) == 1
+    assert open_files() == before
 
 
 @pytest.mark.parametrize("value", [3, -1])
@@ -365,6 +400,7 @@ def test_a_region_that_is_unregistered_while_a_request_uses_it(client, server, r
     """It goes when the last of them has ended, well or not; no other request may use it."""
     caplog.set_level(logging.CRITICAL, "penstock")  # pytest keeps records, with their exceptions, with all that was in their frames
     key, handle = region
+    before = open_files()
     client.register_system_shared_memory("in", key, 4096, headers=HEADERS)
     client.register_system_shared_memory("out", key, 4096, offset=4096, headers=HEADERS)
     array = np.full((1, 4), value, np.int32)
@@ -381,7 +417,8 @@ def test_a_region_that_is_unregistered_while_a_request_uses_it(client, server, r
         assert ENTERED.acquire(timeout=20)
         client.unregister_system_shared_memory(headers=HEADERS)
         assert client.get_system_shared_memory_status() == []
-        assert mapped(key) == 3  # tritonclient's, and both that are in use
+        assert open_files() == before + 1  # what the output goes to; the input has been read
+        handle._mpsm_handle.buf[:16] = bytes(16)
         with pytest.raises(InferenceServerException, match="Unable to find shared memory region: 'in'"):
             client.infer("identity", [given(array)])
         client.register_system_shared_memory("in", key, 16, headers=HEADERS)  # the name is free; it is another region
@@ -390,27 +427,145 @@ def test_a_region_that_is_unregistered_while_a_request_uses_it(client, server, r
         assert running.result().status_code == (200 if value > 0 else 500)
     if value > 0:
         assert (triton.get_contents_as_numpy(handle, np.int32, [1, 4], offset=4096) == array * 2).all()
-    gc.collect()
-    assert mapped(key) == 1
+    assert open_files() == before
 
 
 def test_a_client_that_leaves_while_its_region_is_used(client, server, region):
-    """The executor still reads it: after the request has ended, and after the region was unregistered."""
+    """Its regions are let go at once, and nothing is written to them, though the executor is not done."""
     key, handle = region
+    before = open_files()
     client.register_system_shared_memory("in", key, 4096, headers=HEADERS)
+    client.register_system_shared_memory("out", key, 4096, offset=4096, headers=HEADERS)
     array = np.full((1, 4), 3, np.int32)
     triton.set_shared_memory_region(handle, [array])
     GATE.clear()
     while ENTERED.acquire(blocking=False):
         pass
+    document = {"inputs": [given(array)._get_tensor()], "outputs": [wanted(16)._get_tensor()]}
     with pytest.raises(httpx.ReadTimeout):
-        server.post("/v2/models/gated/infer", json={"inputs": [given(array)._get_tensor()]}, timeout=0.2)
+        server.post("/v2/models/gated/infer", json=document, timeout=0.2)
     assert ENTERED.acquire(timeout=20)
     client.unregister_system_shared_memory(headers=HEADERS)
-    gc.collect()
-    assert mapped(key) == 2
+    until(lambda: open_files() == before)
     GATE.set()
     plain = tritonclient.http.InferInput("X", [1, 4], "INT32").set_data_from_numpy(array)
     assert (client.infer("gated", [plain]).as_numpy("Y") == array * 2).all()  # behind it, on the one executor
-    gc.collect()
-    assert mapped(key) == 1
+    assert bytes(handle._mpsm_handle.buf[4096 : 4096 + 16]) == bytes(16)
+
+
+def test_parts_that_overlap(client, region):
+    """Several inputs may be the same bytes, and outputs may go where the inputs were: those have been read by then."""
+    key, handle = region
+    client.register_system_shared_memory("in", key, 3 * 4096, headers=HEADERS)
+    client.register_system_shared_memory("out", key, 64, headers=HEADERS)
+    array = np.array([[1, 2, 3, 4]], np.int32)
+    triton.set_shared_memory_region(handle, [array])
+    inputs = [given(array), given(array)]
+    inputs[1]._name = "Z"
+    outputs = [wanted(16), wanted(16, offset=8)]
+    outputs[1]._name = "W"
+    client.infer("pair", inputs, outputs=outputs)
+    found = np.frombuffer(handle._mpsm_handle.buf[:24], np.int32)
+    assert found.tolist() == [2, 4, 0, 0, 0, 0]  # sum, and difference over its end
+    del found
+
+
+def test_text_that_does_not_fit_is_not_written(client, region):
+    key, handle = region
+    client.register_system_shared_memory("out", key, 4096, headers=HEADERS)
+    x = tritonclient.http.InferInput("X", [1, 2], "BYTES").set_data_from_numpy(np.array([["one", "three"]], np.object_))
+    with pytest.raises(InferenceServerException, match=r"\[400\] .* output 'Y' \(15 bytes\) should be at least 16 bytes"):
+        client.infer("text", [x], outputs=[wanted(15)])
+    assert bytes(handle._mpsm_handle.buf[:64]) == bytes(64)
+    client.infer("text", [x], outputs=[wanted(16)])
+    assert bytes(handle._mpsm_handle.buf[:16]) == serialize_byte_tensor(np.array([["one", "three"]], np.object_)).item()
+
+
+OPERATORS = """
+import time
+from pathlib import Path
+
+def gate(data):
+    'Waits for the file `open` beside this one; says that it is inside by making another.'
+    folder = Path(__file__).parent
+    (folder / "inside").touch()
+    while not (folder / "open").exists():
+        time.sleep(0.005)
+    return data + 1
+"""
+LARGE = """
+[pipeline]
+inputs.X = {{ kind = "tensor", dtype = "FP32", shape = [-1, 3, 224, 224] }}
+outputs.Y = {{ kind = "tensor", dtype = "FP32", shape = [-1, 3, 224, 224] }}
+[node]
+backend = "{backend}"
+"""
+
+
+def test_a_client_that_truncates_its_object_harms_nobody_else(spawn, tmp_path, region):
+    """A server of its own, which another design would not survive: before a request, and while one is inside."""
+    size = 4 * 3 * 224 * 224
+    (tmp_path / "operators.py").write_text(OPERATORS)
+    (tmp_path / "plain.toml").write_text(LARGE.format(backend="Identity"))
+    (tmp_path / "gated.toml").write_text(LARGE.format(backend="Python[operators.py:gate]"))
+    key = f"{region[0]}_large"
+    path = Path(f"/dev/shm{key}")
+    handle = triton.create_shared_memory_region("large", key, 2 * size)
+    try:
+        process = spawn("serve", tmp_path, "--port", 0, PENSTOCK_ADMIN_TOKEN=ADMIN, PENSTOCK_ALLOW_SHARED_MEMORY="true")
+        with process.listening() as server, ThreadPoolExecutor() as pool:
+            process.wait_for("ready after")
+            wanted = {"key": key, "byte_size": 2 * size}
+            assert server.post("/v2/systemsharedmemory/region/large/register", headers=HEADERS, json=wanted).status_code == 200
+
+            def infer(model, *, reads=True, writes=True):
+                array = np.zeros((1, 3, 224, 224), np.float32)
+                x = tritonclient.http.InferInput("X", list(array.shape), "FP32")
+                y = tritonclient.http.InferRequestedOutput("Y")
+                if reads:
+                    x.set_shared_memory("large", size)
+                else:
+                    x.set_data_from_numpy(array)
+                if writes:
+                    y.set_shared_memory("large", size, offset=size)
+                body, length = tritonclient.http.InferenceServerClient.generate_request_body([x], outputs=[y])
+                headers = {"Inference-Header-Content-Length": str(length)} if length is not None else {}
+                answer = server.post(f"/v2/models/{model}/infer", content=body, headers=headers)
+                return answer.status_code, answer.json()["error"] if answer.is_error else ""
+
+            refused = (400, "shared memory region 'large' is no longer as large as it was registered")
+            assert infer("plain") == (200, "")
+            os.truncate(path, size - 1)
+            assert infer("plain") == infer("plain", writes=False) == infer("plain", reads=False) == refused
+            os.truncate(path, 0)
+            assert infer("plain") == refused
+            os.truncate(path, 2 * size)
+
+            held = [pool.submit(infer, "gated", writes=writes) for writes in (True, False)]
+            until((tmp_path / "inside").exists)
+            until(lambda: 'penstock_requests_inside{pipeline="gated"} 2.0' in server.get("/metrics").text)
+            os.truncate(path, 0)
+            assert infer("plain", reads=False, writes=False) == (200, "")  # a neighbour
+            (tmp_path / "open").touch()
+            assert [each.result() for each in held] == [refused, (200, "")]  # what was read before is still there
+            assert path.stat().st_size == 0  # and what could not be written has not made it grow
+
+            stop = threading.Event()
+
+            def truncate():
+                while not stop.is_set():
+                    os.truncate(path, 0)
+                    os.truncate(path, 2 * size)
+
+            restless = pool.submit(truncate)
+            found = list(pool.map(lambda _: infer("plain"), range(200)))
+            stop.set()
+            restless.result()
+            assert set(found) <= {refused, (200, "")}
+            os.truncate(path, 2 * size)
+            assert infer("plain") == (200, "")
+            process.process.terminate()
+            assert process.end() == 0
+            assert not [line for line in process.lines if key in line]
+    finally:
+        triton.destroy_shared_memory_region(handle)
