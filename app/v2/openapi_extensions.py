@@ -35,9 +35,10 @@ EXTENSION_SCHEMAS: dict[str, Schema] = {
         parameters={
             **object_of(config={**TEXT, "description": "JSON in the shape of ModelConfig."}),
             "additionalProperties": {"type": "string", "description": "file:<version>/<name>: the file in base64.", "format": "byte"},
+            "type": ["object", "null"],
         }
     ),
-    "RepositoryUnloadRequest": object_of(parameters=object_of(unload_dependents=FLAG)),
+    "RepositoryUnloadRequest": object_of(parameters={**object_of(unload_dependents=FLAG), "type": ["object", "null"]}),
     "SharedMemoryRegion": object_of(
         ["name", "key", "offset", "byte_size"], name=TEXT, key=TEXT, offset=UNSIGNED, byte_size=UNSIGNED
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 from pathlib import Path
@@ -182,12 +183,13 @@ def client(served):
 def client_run(tmp_path_factory):
     """`client_run(package, *arguments)`: run Python in the environment of the clients, for a script or a module that needs the package."""
 
-    def run(package, *arguments, timeout=120):
+    def run(package, *arguments, timeout=120, **environment):
         known = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"
         if not CLIENTS.exists() or subprocess.run([CLIENTS, "-c", known], check=False).returncode:
             pytest.fail(f"{CLIENTS} does not have {package}: scripts/test installs it (kserve: with Python 3.11 to 3.13)")
         command = [CLIENTS, *map(str, arguments)]
         folder = tmp_path_factory.mktemp(package)
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout, check=False)
+        found = os.environ | environment
+        return subprocess.run(command, cwd=folder, env=found, capture_output=True, text=True, timeout=timeout, check=False)
 
     return run

@@ -1,0 +1,169 @@
+"""Schemathesis over the protocol's part of `/openapi.json` of a real server: what fits the document is accepted, what does not is
+refused, and every answer is one that the document has.
+
+Which names, shapes and datatypes a server takes, the document leaves to each model's metadata. So it is tested twice: as it is, with
+names of models that there are and that there are not; and with what this server's models say of themselves written into it, so that
+what fits it has to be accepted. clients/schemathesis.toml says which checks are on.
+
+For longer: SCHEMATHESIS="--seed 7 --max-examples 1000" scripts/test tests/app/v2/test_schemathesis.py
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from math import prod
+from multiprocessing import shared_memory
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from penstock import create_app
+from penstock.app.settings import Settings
+
+CONFIG = Path(__file__).parent / "clients" / "schemathesis.toml"
+BOUND = os.environ.get("SCHEMATHESIS", "--seed 1 --max-examples 15").split()
+MODELS = ["simple", "identity_BOOL", "identity_INT8", "identity_UINT64", "identity_FP32", "identity_FP64", "identity_BYTES", "matmul"]
+"""Those whose requests are written into the document."""
+
+OTHERS = ["digits", "text"]
+"""An image is no JSON; what is text takes any shape of one element."""
+
+ON = {"api_key": "k3y", "admin_token": "adm1n", "allow_model_control": True, "allow_model_overrides": True, "allow_shared_memory": True}
+KEY = {"Authorization": "Bearer k3y"}
+
+ROUNDED = 2.0**128 - 2.0**103
+"""From here on a number is infinite as FP32, and refused; below it is rounded."""
+
+ELEMENTS = {
+    "BOOL": {"type": "boolean"},
+    "FP32": {"type": "number", "exclusiveMinimum": -ROUNDED, "exclusiveMaximum": ROUNDED},
+    "FP64": {"type": "number"},
+    "BYTES": {"type": "string"},
+    **{
+        f"{kind}INT{bits}": {"type": "integer", "minimum": int(bounds.min), "maximum": int(bounds.max)}
+        for kind in ("", "U")
+        for bits in (8, 16, 32, 64)
+        for bounds in (np.iinfo(f"{kind.lower()}int{bits}"),)
+    },
+}
+
+
+@pytest.fixture
+def region():
+    found = shared_memory.SharedMemory(f"penstock_schemathesis_{os.getpid()}", create=True, size=64)
+    yield found.name
+    found.close()
+    found.unlink()
+
+
+@pytest.fixture
+def server(running, sources):
+    spare = {"pipeline": {"name": "spare", "inputs": {"data": {"kind": "text"}}}, "node": {"backend": "Identity"}}
+    found = [each for each in sources if not isinstance(each, dict) or each["pipeline"]["name"] in {*MODELS, *OTHERS}]
+    with running(create_app([*found, spare], settings=Settings(**ON)), http="penstock.app.protocol:HttpProtocol") as client:
+        client.headers.update(KEY)
+        yield client
+
+
+def as_it_is(server):
+    """With names of models that there are, and any other."""
+    found = server.get("/openapi.json").json()
+    paths = {path: methods for path, methods in found["paths"].items() if path.startswith("/v2")}
+    names = {"model": [*MODELS, *OTHERS, "spare"], "version": ["1"]}
+    for operation in (operation for methods in paths.values() for operation in methods.values()):
+        for parameter in operation.get("parameters", ()):
+            if parameter["name"] in names:
+                parameter["schema"] = {"anyOf": [{"enum": names[parameter["name"]]}, {"type": "string"}]}
+    return {**found, "paths": paths}
+
+
+def of_this_server(server, region):
+    """Where names and bodies are this server's own, one operation for each model."""
+    document = as_it_is(server)
+    found = {}
+    for path, methods in document["paths"].items():
+        for name in names_in(path):
+            for method, operation in copy.deepcopy(methods).items():
+                operation["operationId"] += f"_{name}"
+                operation["parameters"] = [each for each in operation.get("parameters", ()) if each["name"] == "region"]
+                if path.endswith("/infer"):
+                    body = infer_request(server.get(f"/v2/models/{name}").json())
+                    operation["requestBody"]["content"] = {"application/json": {"schema": body}}
+                found.setdefault(path.format(model=name, version="1", region="{region}"), {})[method] = operation
+    schemas = document["components"]["schemas"]
+    schemas["RepositoryLoadRequest"]["properties"]["parameters"] = {
+        "type": ["object", "null"], "properties": {"config": {"const": '{"max_batch_size": 0}'}}, "additionalProperties": False
+    }  # fmt: skip
+    schemas["SharedMemoryRegisterRequest"]["properties"] |= {
+        "key": {"const": region}, "offset": {"const": 0}, "byte_size": {"type": "integer", "minimum": 1, "maximum": 64}
+    }  # fmt: skip
+    return {**document, "paths": found}
+
+
+def names_in(path):
+    """Of models that stand for `{model}`."""
+    if "{model}" not in path:
+        return [""]
+    if "/repository/" in path:
+        return ["spare"]
+    return MODELS if path.endswith("/infer") else [*MODELS, *OTHERS]
+
+
+def infer_request(metadata):
+    """What one model takes as JSON. null is nothing: what need not be said is null in what many clients send."""
+
+    def exactly(tensor):
+        shape = [1 if size == -1 and place == 0 else 2 if size == -1 else size for place, size in enumerate(tensor["shape"])]
+        data = {"type": "array", "items": ELEMENTS[tensor["datatype"]], "minItems": prod(shape), "maxItems": prod(shape)}
+        properties = {"name": {"const": tensor["name"]}, "datatype": {"const": tensor["datatype"]}, "shape": {"const": shape}, "data": data}
+        return {"type": "object", "required": list(properties), "properties": properties}
+
+    inputs = [exactly(each) for each in metadata["inputs"]]
+    wanted = {
+        "type": "object",
+        "required": ["name"],
+        "properties": {
+            "name": {"enum": [each["name"] for each in metadata["outputs"]]},
+            "parameters": {"type": ["object", "null"], "properties": {"binary_data": {"type": ["boolean", "null"]}}},
+        },
+    }
+    return {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "id": {"type": ["string", "null"]},
+            "parameters": {
+                "type": ["object", "null"],
+                "properties": {
+                    "priority": {"type": "integer", "minimum": 0, "maximum": 2**64 - 1},
+                    "timeout": {"enum": [0, 20_000_000]},
+                    "binary_data_output": {"type": "boolean"},
+                    "note": {"type": ["string", "number", "boolean"]},
+                },
+                "additionalProperties": {"type": ["string", "number", "boolean"]},
+                "propertyNames": {"pattern": "^([^_]|$)"},
+            },
+            "inputs": {"type": "array", "prefixItems": inputs, "items": False, "minItems": len(inputs), "maxItems": len(inputs)},
+            "outputs": {"type": ["array", "null"], "items": wanted, "maxItems": 1},
+        },
+    }
+
+
+def run(client_run, tmp_path, server, document, *more):
+    file = tmp_path / "openapi.json"
+    file.write_text(json.dumps(document))
+    command = ["-m", "schemathesis.cli", "--config-file", CONFIG, "run", file, "--url", server.base_url, "--no-color", *BOUND, *more]
+    done = client_run("schemathesis", *command, timeout=600, HERE=str(CONFIG.parent))
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr
+
+
+def test_the_document_as_it_is(server, client_run, tmp_path):
+    """What a model takes it does not say: nothing has to be accepted."""
+    run(client_run, tmp_path, server, as_it_is(server), "--exclude-checks", "positive_data_acceptance")
+
+
+def test_the_document_of_this_server(server, client_run, tmp_path, region):
+    run(client_run, tmp_path, server, of_this_server(server, region))
