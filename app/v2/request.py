@@ -22,6 +22,9 @@ SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 KEPT = frozenset({"data", "result", "error", "context", "headers"})
 """Names that no parameter may have: keys of an item, and one that Triton's clients keep."""
 
+MOST_PARAMETERS = 1024
+"""Of a request: each is a key of the item, and the item is copied at every node."""
+
 DEPTH = 100
 """Levels of an input that is JSON itself."""
 
@@ -102,6 +105,8 @@ def parse_raw(request: InferRequest, body: memoryview, model: Model) -> None:
 def _read_parameters(request: InferRequest, parameters: Any, model: Model) -> None:
     if type(parameters) is not dict:
         raise InvalidRequest(f"Unable to parse 'parameters': expected an object, got a {kind_of(parameters)}")
+    if len(parameters) > MOST_PARAMETERS:
+        raise InvalidRequest(f"the request has {len(parameters)} parameters, at most {MOST_PARAMETERS} are taken")
     for key, value in parameters.items():
         if type(value) not in {str, int, float, bool}:
             raise InvalidRequest(f"parameter '{key}' is a JSON {kind_of(value)}, expected a string, a number or a boolean")

@@ -200,6 +200,12 @@ def test_parameters_reach_the_item(client, served):
     )
 
 
+def test_parameters_are_no_multitude(served):
+    assert served.infer("simple", served.simple(parameters={f"p{index}": 1 for index in range(1024)})).status_code == 200
+    said = served.refused("simple", served.simple(parameters={f"p{index}": 1 for index in range(1025)}))
+    assert said == "the request has 1025 parameters, at most 1024 are taken"
+
+
 def test_parameters_are_no_outputs(served):
     said = served.refused("simple", served.simple(parameters={"OUTPUT0": 5}))
     assert said == "parameter 'OUTPUT0' is reserved: it can't be set by a request"
