@@ -104,9 +104,11 @@ def of_this_server(server, region):
 
 
 def names_in(path):
-    """Of models that stand for `{model}`."""
+    """Of models that stand for `{model}`; with a version, one is enough."""
     if "{model}" not in path:
         return [""]
+    if "{version}" in path:
+        return MODELS[:1]
     if "/repository/" in path:
         return ["spare"]
     return MODELS if path.endswith("/infer") else [*MODELS, *OTHERS]
