@@ -24,6 +24,9 @@ class Lease(Protocol):
 class Regions(Protocol):
     """Shared memory by the names that clients registered (shared_memory.py)."""
 
+    largest: int
+    """Bytes of the largest region: no tensor in shared memory has more."""
+
     def borrow(self, name: str, offset: int, byte_size: int) -> Lease:
         """Raises `InvalidRequest` or `ProtocolError` where there is no such part of a region."""
         ...

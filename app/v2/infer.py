@@ -124,8 +124,9 @@ class Infer:
         if size == 0:
             parse_raw(request, blobs, model)
         elif not recall(request, text, blobs, model):
+            tensors = len(blobs) if self._regions is None else max(len(blobs), self._regions.largest)
             if len(text) < LARGE and (
-                len(blobs) < LARGE or all(each.datatype is not None and each.datatype.in_place for each in model.inputs)
+                tensors < LARGE or all(each.datatype is not None and each.datatype.in_place for each in model.inputs)
             ):
                 self._read(request, text, blobs, model)
             else:

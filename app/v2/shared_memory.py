@@ -26,6 +26,7 @@ from penstock.backends.errors import InvalidRequest, NotFound
 from ..auth import check_admin_token
 from ..settings import Settings
 from .call import Call, ProtocolError, Route
+from .model import QUOTED
 
 RESERVED = ("triton_python_backend_shm_region_", "sem.")
 """Beginnings of names that are others' business: Triton's Python backend, and the C library's semaphores."""
@@ -104,6 +105,8 @@ class SharedMemory:
 
     def __init__(self) -> None:
         self._regions: dict[str, Region] = {}
+        self.largest = 0
+        """Bytes of the largest."""
 
     def __repr__(self) -> str:
         return f"<SharedMemory {', '.join(self._regions) or 'empty'}>"
@@ -117,6 +120,7 @@ class SharedMemory:
             os.close(descriptor)
             raise InvalidRequest(f"failed to register shared memory region '{name}': invalid args")
         self._regions[name] = Region(key, offset, byte_size, Object(descriptor))
+        self.largest = max(self.largest, byte_size)
 
     def unregister(self, name: str = "") -> None:
         """Forget a region, or all; it is closed once no request has a part of it. An unknown one is nothing to complain about."""
@@ -124,6 +128,7 @@ class SharedMemory:
             self._regions.pop(name, None)
         else:
             self._regions.clear()
+        self.largest = max((region.byte_size for region in self._regions.values()), default=0)
 
     def status(self, name: str = "") -> list[dict[str, Any]]:
         """The regions, or one, as the protocol lists them. Raises `NotFound`."""
@@ -139,7 +144,7 @@ class SharedMemory:
         """
         region = self._regions.get(name)
         if region is None:
-            raise NotFound(f"Unable to find shared memory region: '{name}'")
+            raise NotFound(f"Unable to find shared memory region: '{name[:QUOTED]}'")
         if not 0 <= offset < region.byte_size:
             raise InvalidRequest(f"Invalid offset for shared memory region: '{name}'")
         if offset + byte_size > LARGEST:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import logging
 import os
 import threading
@@ -19,6 +21,7 @@ from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 from tritonclient.utils import shared_memory as triton
 
 from penstock import create_app
+from penstock.app import lifespan
 from penstock.app.settings import Settings
 from penstock.app.v2.shared_memory import SharedMemory
 from penstock.backends.errors import InvalidRequest, NotFound
@@ -479,6 +482,50 @@ def test_text_that_does_not_fit_is_not_written(client, region):
     assert bytes(handle._mpsm_handle.buf[:64]) == bytes(64)
     client.infer("text", [x], outputs=[wanted(16)])
     assert bytes(handle._mpsm_handle.buf[:16]) == serialize_byte_tensor(np.array([["one", "three"]], np.object_)).item()
+
+
+async def test_much_text_in_memory_leaves_the_loop_to_others(region):
+    """The loop goes round while a helper thread is at it; on the loop itself it would stand still."""
+    key = f"{region[0]}_text"
+    handle = triton.create_shared_memory_region("text", key, 1_600_000)
+    answers = []
+
+    async def ask(path, document):
+        messages = [{"type": "http.request", "body": json.dumps(document).encode(), "more_body": False}]
+
+        async def receive():
+            return messages.pop() if messages else await asyncio.Event().wait()
+
+        async def send(message):
+            answers.append(message)
+
+        headers = [(b"authorization", f"Bearer {ADMIN}".encode())]
+        await app({"type": "http", "method": "POST", "path": path, "headers": headers, "http_version": "1.1"}, receive, send)
+
+    app = create_app(model("same", TEXT | {"shape": [-1]}, "Identity"), settings=Settings(**ON))
+    try:
+        async with lifespan(app):
+            await ask("/v2/systemsharedmemory/region/text/register", {"key": key, "byte_size": 1_600_000})
+            assert answers[0]["status"] == 200
+            answers.clear()
+            parameters = {"shared_memory_region": "text", "shared_memory_byte_size": 1_600_000}
+            document = {"inputs": [{"name": "X", "shape": [400_000], "datatype": "BYTES", "parameters": parameters}]}
+            answering = asyncio.create_task(ask("/v2/models/same/infer", document | {"outputs": [{"name": "none"}]}))
+            rounds = 0
+            while not answering.done():
+                rounds += 1
+                await asyncio.sleep(0)
+            assert answers[0]["status"] == 400
+            assert rounds > 1000
+    finally:
+        triton.destroy_shared_memory_region(handle)
+
+
+def test_a_name_is_not_repeated_without_end(server):
+    parameters = {"shared_memory_region": "x" * 10**6, "shared_memory_byte_size": 16}
+    document = {"inputs": [{"name": "X", "shape": [1, 4], "datatype": "INT32", "parameters": parameters}]}
+    answer = server.post("/v2/models/identity/infer", json=document)
+    assert answer.status_code == 404 and len(answer.content) < 1000
 
 
 OPERATORS = """
