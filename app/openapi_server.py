@@ -17,7 +17,7 @@ SERVER_SCHEMAS: dict[str, Any] = {
         "required": ["name", "state"],
         "properties": {
             "name": {"type": "string"},
-            "state": {"type": "string", "description": "ready, not ready, loading, reloading, unloaded or failed"},
+            "state": {"type": "string", "description": "ready, not ready, loading, reloading, unloading, unloaded or failed"},
             "version": {"type": "string"},
             "description": {"type": "string"},
             "reason": {"type": "string", "description": "Why it is not ready."},

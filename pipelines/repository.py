@@ -43,6 +43,7 @@ class Repository:
         self._loading: dict[str, Pipeline] = {}
         self._failed: dict[str, str] = {}  # why the last attempt failed, of those that are not loaded
         self._draining: set[asyncio.Task[None]] = set()
+        self._unloading: set[Pipeline] = set()  # those taken away in which something is inside
         self._locks: dict[str, asyncio.Lock] = {}
         self._closing: asyncio.Future[None] | None = None
         for config in configs:
@@ -98,7 +99,9 @@ class Repository:
         return "; ".join(reason for pipeline in list(self.pipelines.values()) if (reason := pipeline.not_ready))
 
     def states(self) -> dict[str, str]:
-        """Every known pipeline by name: `ready`, `loading`, `reloading`, `unloaded`, or `failed: …`, `not ready: …` with the reason."""
+        """Every known pipeline by name: `ready`, `loading`, `reloading`, `unloading`, `unloaded`, or `failed: …`, `not ready: …` with the
+        reason.
+        """
         return {name: self._state_of(name) for name in sorted({*self.configs, *self.pipelines, *self._loading, *self._failed})}
 
     def _state_of(self, name: str) -> str:
@@ -107,6 +110,8 @@ class Repository:
             return "loading" if pipeline is None else "reloading"
         if pipeline is not None:
             return f"not ready: {reason}" if (reason := pipeline.not_ready) else "ready"
+        if any(each.name == name for each in self._unloading):
+            return "unloading"
         return f"failed: {self._failed[name]}" if name in self._failed else "unloaded"
 
     # life
@@ -182,7 +187,10 @@ class Repository:
             pipeline = self.pipelines.pop(name)
             self._changed()
             logger.info("pipeline %s is unloaded", name, extra={"pipeline": name})
-        await asyncio.shield(self._drain(pipeline, timeout))
+        self._unloading.add(pipeline)
+        draining = self._drain(pipeline, timeout)
+        draining.add_done_callback(lambda _: self._unloading.discard(pipeline))
+        await asyncio.shield(draining)
 
     async def close(self, timeout: float = DRAIN_TIMEOUT) -> None:
         """Take nothing more in, let what is inside end within `timeout` seconds, fail the rest. Idempotent: a second call waits too."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import tomllib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from penstock.backends.errors import BackendError, ConfigError, InvalidRequest, NotFound
 from penstock.pipelines.definition import PipelineConfig
@@ -22,10 +22,18 @@ from ..settings import Settings
 from .call import Call, ProtocolError, Route, kind_of
 from .overrides import Override
 
-STATES = {"ready": "READY", "reloading": "READY", "loading": "LOADING"}
+STATES = {"ready": "READY", "reloading": "READY", "loading": "LOADING", "unloading": "UNLOADING"}
 """Of ours that are not UNAVAILABLE. One that is loaded anew serves until then."""
 
-REASONS = {"unloaded": "unloaded", "failed": "it could not be loaded; the server's log says why"}
+REASONS = {"unloading": "requests are inside", "unloaded": "unloaded", "failed": "it could not be loaded; the server's log says why"}
+
+
+class Replaced(NamedTuple):
+    """What an override stands in for. It is over when the repository has another configuration of that name than `override`."""
+
+    override: PipelineConfig
+    own: PipelineConfig | None
+    """The repository's; None: there was nothing of that name."""
 
 
 class RepositoryRoutes:
@@ -34,7 +42,7 @@ class RepositoryRoutes:
     def __init__(self, repository: Repository, settings: Settings) -> None:
         self._repository = repository
         self._settings = settings
-        self._replaced: dict[str, PipelineConfig | None] = {}  # what overrides stand in for; None: there was nothing of that name
+        self._replaced: dict[str, Replaced] = {}
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -49,27 +57,24 @@ class RepositoryRoutes:
         )
 
     async def index(self, call: Call) -> Any:
-        """Every known model; those whose files were never loaded by name only."""
+        """Every known model, a pipeline's exposed nodes after it; those whose files were never loaded by name only."""
         ready = (await call.json()).get("ready", False)
         if type(ready) is not bool:
             raise InvalidRequest(f"'ready' is a JSON {kind_of(ready)}, expected a boolean")
-        found = [self._entry(name, state) for name, state in self._repository.states().items()]
+        found = [entry for name, state in self._repository.states().items() for entry in self._entries(name, state)]
         if ready:
             return [entry for entry in found if entry["state"] == "READY"]
         known = {entry["name"] for entry in found}
         return [*found, *({"name": name} for name in await asyncio.to_thread(self._never_loaded) if name not in known)]
 
-    def _entry(self, name: str, state: str) -> dict[str, Any]:
+    def _entries(self, name: str, state: str) -> list[dict[str, Any]]:
         kind, _, reason = state.partition(": ")
         pipeline = self._repository.pipelines.get(name)
         config = pipeline.config if pipeline is not None else self._repository.configs.get(name)
         told = REASONS.get(kind, reason if kind == "not ready" else "")  # why a load failed names files and code
-        return {
-            "name": name,
-            "version": "1" if config is None else config.version,
-            "state": STATES.get(kind, "UNAVAILABLE"),
-            "reason": told,
-        }
+        version = "1" if config is None else config.version
+        names = (name,) if config is None else config.names
+        return [{"name": each, "version": version, "state": STATES.get(kind, "UNAVAILABLE"), "reason": told} for each in names]
 
     def _never_loaded(self) -> list[str]:
         """What the files of the directory are called, as far as they can be read."""
@@ -100,20 +105,31 @@ class RepositoryRoutes:
 
     async def _load(self, name: str) -> None:
         """As the repository has it, whatever an earlier load brought along."""
-        if name in self._replaced:
-            config = self._replaced.pop(name)
-            if config is not None:
-                self._repository.configs[name] = config
-            else:
-                self._repository.configs.pop(name, None)
-        await self._repository.reload(name)
+        configs = self._repository.configs
+        config, own = configs.get(name), self._own(name)
+        if own is not None:
+            configs[name] = own
+        else:
+            configs.pop(name, None)
+        try:
+            await self._repository.reload(name)
+        except BaseException:
+            if config is not None and configs.get(name) is own and name in self._repository.pipelines:
+                configs[name] = config  # that is what serves
+            raise
+        self._replaced.pop(name, None)
+
+    def _own(self, name: str) -> PipelineConfig | None:
+        """The repository's configuration of that name, without what a load brought along."""
+        config = self._repository.configs.get(name)
+        replaced = self._replaced.get(name)
+        return replaced.own if replaced is not None and replaced.override is config else config
 
     async def _load_with(self, name: str, parameters: Mapping[str, Any]) -> None:
         if not self._settings.allow_model_overrides:
             raise Forbidden("overrides are off; PENSTOCK_ALLOW_MODEL_OVERRIDES=true turns them on")
         override = Override.read(name, parameters, self._settings.max_json_depth)
-        config = self._repository.configs.get(name)
-        replaced = self._replaced.get(name, config)
+        own = self._own(name)
         if override.files:
             made = await asyncio.to_thread(override.materialise)
             try:
@@ -122,11 +138,11 @@ class RepositoryRoutes:
                 made.remove()
                 raise
             made.remove_after(pipeline)
+        elif own is None:
+            raise NotFound(name)
         else:
-            if replaced is None:
-                raise NotFound(name)
-            await self._repository.load(override.applied_to(replaced))
-        self._replaced[name] = replaced
+            pipeline = await self._repository.load(override.applied_to(own))
+        self._replaced[name] = Replaced(pipeline.config, own)
 
     async def unload(self, call: Call) -> None:
         """Answers when what was inside has ended. The nodes of a pipeline are part of it: `unload_dependents` has nothing left to do."""
@@ -142,8 +158,10 @@ class RepositoryRoutes:
     def _check(self, call: Call) -> str:
         check_admin(call.scope, self._settings)
         name = call.names["model"]
-        if name in {".", ".."} or "\\" in name or "\0" in name:
+        if name == "." or ".." in name or "\\" in name or "\0" in name:
             raise InvalidRequest("model name must not contain path traversal characters")
+        if name in self._repository.models and name not in self._repository.pipelines:
+            raise InvalidRequest(f"model '{name}' is a node of a pipeline, which is loaded and unloaded as a whole")
         return name
 
 

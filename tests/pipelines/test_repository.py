@@ -148,7 +148,7 @@ async def test_unload_lets_what_is_inside_end():
         await asyncio.sleep(0)
     with pytest.raises(NotFound):
         repository.get("one")
-    assert repository.states() == {"one": "unloaded"} and not unloading.done()
+    assert repository.states() == {"one": "unloading"} and not unloading.done()
     GATE.set()
     assert (await request)["result"] == 5
     await unloading

@@ -7,6 +7,9 @@ import contextlib
 import gc
 import json
 import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -137,7 +140,93 @@ def test_what_can_not_be_loaded(served, folder):
     assert state == "UNAVAILABLE" and "log" in reason and "onnx" not in reason
 
 
-@pytest.mark.parametrize("name", ["%2e%2e", "%2e", "a%5cb", "a%00"])
+GATED = """
+import time
+from pathlib import Path
+
+def gate(data):
+    'Waits for the file `open` beside this one; says that it is inside by making another.'
+    folder = Path(__file__).parent
+    (folder / "inside").touch()
+    while not (folder / "open").exists():
+        time.sleep(0.005)
+    return data
+"""
+
+
+def until(condition, seconds=15):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_an_unload_lets_what_is_inside_end(served, folder):
+    client, server = served
+    (folder / "gate.py").write_text(GATED)
+    (folder / "gated.toml").write_text(ECHO.format(version=3).replace('"Identity"', '"Python[gate.py:gate]"'))
+    client.load_model("gated", headers=HEADERS)
+    with ThreadPoolExecutor() as pool:
+        document = {"inputs": [{"name": "X", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0]}]}
+        inside = [pool.submit(server.post, "/v2/models/gated/infer", json=document) for _ in range(3)]
+        until((folder / "inside").exists)
+        until(lambda: 'penstock_requests_inside{pipeline="gated"} 3.0' in server.get("/metrics").text)
+        unloading = pool.submit(server.post, "/v2/repository/models/gated/unload", headers=HEADERS)
+        until(lambda: states(client)["gated"] == ("UNLOADING", "requests are inside"))
+        assert not client.is_model_ready("gated") and client.is_server_ready()
+        with pytest.raises(InferenceServerException, match=r"\[400\] Request for unknown model: 'gated' is not found"):
+            infer(client, "gated")
+        assert not unloading.done() and not any(each.done() for each in inside)
+        (folder / "open").touch()
+        assert unloading.result().status_code == 200
+        assert [each.result().json()["outputs"][0]["data"] for each in inside] == [[1.0, 2.0]] * 3
+    assert states(client)["gated"] == ("UNAVAILABLE", "unloaded")
+
+
+def test_loads_under_traffic_lose_no_request(served):
+    """Several at a time, of one model, plain and with a configuration."""
+    client, server = served
+    document = {"inputs": [{"name": "X", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0]}]}
+    stop = threading.Event()
+
+    def ask():
+        found = set()
+        while not stop.is_set():
+            found.add(server.post("/v2/models/echo/infer", json=document).text)
+        return found
+
+    with ThreadPoolExecutor() as pool:
+        asking = [pool.submit(ask) for _ in range(3)]
+        bodies = [None, {"parameters": {"config": '{"max_batch_size": 2}'}}] * 5
+        loads = [pool.submit(server.post, "/v2/repository/models/echo/load", headers=HEADERS, json=body) for body in bodies]
+        assert {each.result().status_code for each in loads} == {200}
+        stop.set()
+        assert len(set().union(*(each.result() for each in asking))) == 1
+    assert states(client)["echo"] == ("READY", "")
+    client.load_model("echo", headers=HEADERS)
+    assert client.get_model_config("echo")["max_batch_size"] == 4
+
+
+def test_exposed_nodes_are_models_of_their_pipeline(served, folder):
+    """They are listed; what loads and unloads them is their pipeline."""
+    client, server = served
+    port = '{ kind = "tensor", dtype = "FP32", shape = [-1, 2] }'
+    exposed = f"[pipeline.expose.b.inputs]\nX = {port}\n[pipeline.expose.b.outputs]\nY = {port}\n"
+    (folder / "chain.toml").write_text(f'[pipeline]\nversion = "2"\n{exposed}{(folder / "chain.toml").read_text()}')
+    client.load_model("chain", headers=HEADERS)
+    index = client.get_model_repository_index()
+    assert [(entry["name"], entry["version"]) for entry in index] == [("chain", "2"), ("chain.b", "2"), ("echo", "1")]
+    assert {entry["state"] for entry in index} == {"READY"}
+    assert all(client.is_model_ready(entry["name"], entry["version"]) for entry in index)
+    for verb in ("load", "unload"):
+        answer = server.post(f"/v2/repository/models/chain.b/{verb}", headers=HEADERS)
+        assert answer.status_code == 400 and "is a node of a pipeline" in answer.json()["error"]
+    client.unload_model("chain", headers=HEADERS)
+    assert states(client)["chain.b"] == ("UNAVAILABLE", "unloaded")
+    assert not client.is_model_ready("chain.b")
+
+
+@pytest.mark.parametrize("name", ["%2e%2e", "%2e", "a%5cb", "a%00", "a..b"])
 @pytest.mark.parametrize("verb", ["load", "unload"])
 def test_names_that_lead_elsewhere(served, name, verb):
     _, server = served
@@ -233,6 +322,34 @@ def test_what_the_server_tells_can_be_loaded(served):
         assert client.get_model_config(name) == before
     client.load_model("chain", config=json.dumps({"instance_group": [{"name": "b", "count": 2}]}), headers=HEADERS)
     assert [group["count"] for group in client.get_model_config("chain")["instance_group"]] == [1, 2]
+
+
+def test_a_configuration_is_of_what_the_repository_has_now(served, folder):
+    """Our own route may have read the file again since the last one."""
+    client, server = served
+    client.load_model("echo", config=json.dumps({"max_batch_size": 2}), headers=HEADERS)
+    (folder / "echo.toml").write_text(ECHO.format(version=7).replace("max = 4", "max = 16"))
+    assert server.post("/pipelines/echo/load", headers=HEADERS).status_code == 200
+    client.load_model("echo", config="{}", headers=HEADERS)
+    assert client.is_model_ready("echo", "7")
+    assert client.get_model_config("echo")["max_batch_size"] == 16
+
+
+def test_a_load_that_fails_leaves_what_serves(served, folder):
+    client, _ = served
+    client.load_model("echo", config=json.dumps({"max_batch_size": 2}), headers=HEADERS)
+    (folder / "echo.toml").write_text("")
+    with pytest.raises(InferenceServerException, match=r"\[400\] failed to load 'echo'"):
+        client.load_model("echo", headers=HEADERS)
+    client.load_model("scale", config="{}", files={"file:1/model.onnx": onnx_model(2.0)}, headers=HEADERS)
+    with pytest.raises(InferenceServerException, match=r"\[404\] failed to load 'scale'"):
+        client.load_model("scale", headers=HEADERS)
+    assert client.get_model_config("echo")["max_batch_size"] == 2
+    assert infer(client, "scale", "x", 3.0).as_numpy("y").tolist() == [[6.0, 6.0]]
+    assert states(client)["scale"] == states(client)["echo"] == ("READY", "")
+    (folder / "echo.toml").write_text(ECHO.format(version=1))
+    client.load_model("echo", headers=HEADERS)
+    assert client.get_model_config("echo")["max_batch_size"] == 4
 
 
 def test_the_least_of_the_nodes_is_the_bound(served, app):
