@@ -24,6 +24,9 @@ LARGEST = 2**64 - 1
 """Elements, bytes: what a uint64 counts."""
 
 
+PART = 1 << 16
+"""Elements that are converted at once; in between the interpreter is free for others."""
+
 SHOWN = 32
 """Dimensions of a shape that an error tells; arrays have 64 at most."""
 
@@ -161,7 +164,10 @@ def from_json(data: Any, datatype: Datatype, shape: Sequence[int], name: str) ->
         flat = list(chain.from_iterable(flat))
     if len(flat) != count:
         raise InvalidRequest("Unable to parse 'data': Shape does not match true shape of 'data' field")
-    return _shaped(_READERS[datatype.kind](flat, datatype, name), shape, name)
+    read = _READERS[datatype.kind]
+    if count <= PART:
+        return _shaped(read(flat, datatype, name), shape, name)
+    return _shaped(np.concatenate([read(flat[start : start + PART], datatype, name) for start in range(0, count, PART)]), shape, name)
 
 
 def _shaped(array: Array, shape: Sequence[int], name: str) -> Array:
@@ -308,9 +314,6 @@ def _encoded(value: Any) -> bytes:
         return bytes(value)
     return _json_text(value).encode("utf-8", "surrogateescape")
 
-
-PART = 1 << 16
-"""Floats that are written at once where some have names: the interpreter is free in between."""
 
 _NAMES = {"nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
 

@@ -29,6 +29,12 @@ def add_sub(data):
     return [first + second, first - second]
 
 
+def where(data):
+    first, second = data
+    fine = [each.flags.aligned and each.flags.writeable and not each.flags.owndata for each in data]
+    return np.array([second.ctypes.data - first.ctypes.data, *fine])
+
+
 def shout(text):
     return text.upper()
 
@@ -98,6 +104,7 @@ def sources(tmp_path_factory, digits):
         model("rounded", {"X": tensor("FP32")}, {"Y": tensor("BF16")}),
         model("any", {"X": tensor()}, {"Y": tensor()}),
         model("volume", {"X": tensor("FP32", [-1, 3, -1, 4])}, {"Y": tensor("FP32", [-1, 3, -1, 4])}, max=4),
+        model("where", {"A": tensor("FP64", [-1]), "B": tensor("FP32", [-1])}, {"C": tensor("INT64", [-1])}, f"Python[{ops}:where]"),
         model("text", {"data": {"kind": "text"}}, {"result": {"kind": "text"}}, f"Python[{ops}:shout]"),
         model("json", {"data": {"kind": "json"}}, {}),
         model("nothing", {"data": {"kind": "text"}}, {}, f"Python[{ops}:nothing]"),

@@ -172,6 +172,30 @@ def test_text_and_other_values(served):
     assert "no UTF-8" in served.refused("text", served.one("BYTES", [1], size=5, name="data"), b"\x01\x00\x00\x00\xff")
 
 
+@pytest.mark.parametrize("padding", range(8))
+def test_tensors_reach_a_backend_in_the_memory_that_the_body_was_put_into(served, padding):
+    sizes = {"A": ("FP64", 40), "B": ("FP32", 20)}
+    document = {
+        "inputs": [
+            {"name": name, "shape": [5], "datatype": datatype, "parameters": {"binary_data_size": size}}
+            for name, (datatype, size) in sizes.items()
+        ],
+        "parameters": {"padding": "x" * padding},
+    }
+    for _ in range(2):  # the second one is known
+        assert served.infer("where", document, bytes(60)).json()["outputs"][0]["data"] == [40, 1, 1]
+    document["id"] = "never known"
+    assert served.infer("where", document, bytes(60)).json()["outputs"][0]["data"] == [40, 1, 1]
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "BF16", "FP32", "FP64"])
+def test_floats_that_are_no_numbers_come_as_json(client, datatype):
+    dtype = ml_dtypes.bfloat16 if datatype == "BF16" else f"float{datatype[2:]}"
+    array = np.array([[np.nan, 0.5, np.inf, -np.inf]], dtype)
+    answer = client.infer(f"identity_{datatype}", [given(array, datatype)], outputs=[InferRequestedOutput("OUTPUT0", binary_data=False)])
+    np.testing.assert_array_equal(answer.as_numpy("OUTPUT0").astype(float), array.astype(float))
+
+
 def test_raw_requests_are_one_tensor(served):
     array = np.arange(24, dtype=np.float32).reshape(1, 3, 2, 4)
     answer = served.infer("volume", b"", array.tobytes(), length=0)

@@ -118,6 +118,16 @@ def test_many_numbers_some_of_which_have_names(odd):
     np.testing.assert_array_equal(np.array(json.loads(text), np.float32), array)
 
 
+@pytest.mark.parametrize("datatype", ["BOOL", "UINT8", "INT64", "FP32", "BYTES"])
+def test_many_elements_come_as_json(datatype):
+    several = {"BOOL": [True, False, False], "BYTES": ["a", "", "é"]}.get(datatype, [7, 0, 1])
+    found = from_json([several] * 50_000, DATATYPES[datatype], [50_000, 3], "x")
+    np.testing.assert_array_equal(found, from_json(several * 50_000, DATATYPES[datatype], [50_000, 3], "x"))
+    assert found.dtype == DATATYPES[datatype].dtype and text_of(datatype, found) == several * 50_000
+    with pytest.raises(InvalidRequest, match="its data holds"):
+        from_json([*several * 50_000, None], DATATYPES[datatype], [150_001], "x")
+
+
 def test_an_overflow_is_an_infinity():
     assert as_tensor(np.array([1e300]), DATATYPES["FP32"], "x")[1].tolist() == [np.inf]
 
