@@ -105,19 +105,13 @@ class RepositoryRoutes:
 
     async def _load(self, name: str) -> None:
         """As the repository has it, whatever an earlier load brought along."""
-        configs = self._repository.configs
-        config, own = configs.get(name), self._own(name)
-        if own is not None:
-            configs[name] = own
-        else:
-            configs.pop(name, None)
-        try:
-            await self._repository.reload(name)
-        except BaseException:
-            if config is not None and configs.get(name) is own and name in self._repository.pipelines:
-                configs[name] = config  # that is what serves
-            raise
+        own = self._own(name)
         self._replaced.pop(name, None)
+        if own is not None:
+            self._repository.configs[name] = own
+        else:
+            self._repository.configs.pop(name, None)
+        await self._repository.reload(name)
 
     def _own(self, name: str) -> PipelineConfig | None:
         """The repository's configuration of that name, without what a load brought along."""
