@@ -516,7 +516,7 @@ async def test_much_text_in_memory_leaves_the_loop_to_others(region):
                 rounds += 1
                 await asyncio.sleep(0)
             assert answers[0]["status"] == 400
-            assert rounds > 1000
+            assert rounds > 50  # on the loop: three
     finally:
         triton.destroy_shared_memory_region(handle)
 
