@@ -25,6 +25,10 @@ class Settings(BaseSettings):
     allow_model_overrides: bool = Field(default=False, description="Let such a load at /v2 bring its configuration and ONNX files along.")
     allow_trace: bool = Field(default=False, description="Give the admin token, where a request asks, the trace of what it did.")
     allow_shared_memory: bool = Field(default=False, description="Let the admin token register POSIX shared memory for tensors at /v2.")
+    map_shared_memory: bool = Field(
+        default=False,
+        description="Use tensors in shared memory in place. Fast; a client that truncates its memory meanwhile ends the server.",
+    )
     restricted_api: SecretStr | None = Field(
         default=None,
         description="Rules for groups of APIs, with ; between: 'statistics,metadata:header=secret', 'shared-memory:off'. Unset: none.",

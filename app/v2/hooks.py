@@ -11,7 +11,7 @@ class Lease(Protocol):
     size: int
 
     def read(self) -> memoryview:
-        """A copy of them, aligned for every datatype. Raises `InvalidRequest` where they are not there any more."""
+        """They, or a copy of them, aligned for every datatype. Raises `InvalidRequest` where they are not there any more."""
         ...
 
     def write(self, content: memoryview) -> None:

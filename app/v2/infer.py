@@ -25,7 +25,7 @@ from .hooks import Regions
 from .layout import recall, remember
 from .model import Model, Models
 from .request import InferRequest, parse, parse_raw
-from .response import choose, takes_long, write
+from .response import Headers, choose, takes_long, write
 
 _NOTHING = memoryview(b"")
 
@@ -60,7 +60,30 @@ class Infer:
         self._watch.begin(exchange, loop)
         request = InferRequest()
         try:
-            return await self._answer(call, request, exchange)
+            headers: dict[bytes, bytes] = dict(call.scope["headers"])  # one pass; of a repeated one the last counts
+            if "penstock.request_id" not in call.scope:
+                call.scope["penstock.request_id"] = choose_request_id(headers.get(b"x-request-id"))
+            model = self._models.get(call.names["model"], call.names["version"])
+            work, statistics, reading = await self._submit(call, request, model, headers)
+            exchange.runs = (work,)
+            if exchange.helper is not None:
+                exchange.listen()
+            item = await work.future
+            if "error" in item:
+                raise item["error"]
+            answered = time.monotonic()
+            try:
+                chosen = choose(request, model, item)
+                long = takes_long(chosen)
+                fields, body = await asyncio.to_thread(write, request, model, chosen) if long else write(request, model, chosen)
+            except Exception:
+                statistics.take_back(request.rows)
+                raise
+            statistics.reading += reading
+            statistics.writing += time.monotonic() - answered
+            if b"accept-encoding" in headers:
+                body = await _compressed(body, fields, headers[b"accept-encoding"])
+            return Answer(200, fields, body)
         except asyncio.CancelledError:
             if exchange.timed_out and not exchange.task.uncancel():
                 raise call.too_late() from None
@@ -69,39 +92,9 @@ class Infer:
             raise ClientLeft from None  # the watch dropped the item
         finally:
             self._watch.end(exchange)
-            for work in exchange.runs:
-                work.leave()
+            for each in exchange.runs:
+                each.leave()
             request.release()
-
-    async def _answer(self, call: Call, request: InferRequest, exchange: Exchange) -> Answer:
-        headers: dict[bytes, bytes] = dict(call.scope["headers"])  # one pass; of a repeated one the last counts
-        if "penstock.request_id" not in call.scope:
-            call.scope["penstock.request_id"] = choose_request_id(headers.get(b"x-request-id"))
-        model = self._models.get(call.names["model"], call.names["version"])
-        work, statistics, reading = await self._submit(call, request, model, headers)
-        exchange.runs = (work,)
-        if exchange.helper is not None:
-            exchange.listen()
-        item = await work.future
-        if "error" in item:
-            raise item["error"]
-        answered = time.monotonic()
-        try:
-            chosen = choose(request, model, item)
-            long = takes_long(chosen)
-            fields, body = await asyncio.to_thread(write, request, model, chosen) if long else write(request, model, chosen)
-        except Exception:
-            statistics.take_back(request.rows)
-            raise
-        statistics.reading += reading
-        statistics.writing += time.monotonic() - answered
-        accepted = headers.get(b"accept-encoding")
-        if accepted is not None and (encoding := chosen_encoding(accepted, len(body), len(fields) > 1)) is not None:
-            smaller = await deflate(body, encoding)
-            if len(smaller) < len(body):
-                body = smaller
-                fields.append((b"content-encoding", encoding))
-        return Answer(200, tuple(fields), body)
 
     async def _submit(
         self, call: Call, request: InferRequest, model: Model, headers: dict[bytes, bytes]
@@ -123,7 +116,7 @@ class Infer:
         text, blobs = (b"".join(pieces), _NOTHING) if size is None else _split(pieces, size)
         if size == 0:
             parse_raw(request, blobs, model)
-        elif not recall(request, text, blobs, model):
+        elif not recall(request, text, blobs, model, self._regions):
             tensors = len(blobs) if self._regions is None else max(len(blobs), self._regions.largest)
             if len(text) < LARGE and (
                 tensors < LARGE or all(each.datatype is not None and each.datatype.in_place for each in model.inputs)
@@ -149,6 +142,16 @@ class Infer:
         remember(request, document, text, blobs, model)
 
 
+async def _compressed(body: bytes, fields: Headers, accepted: bytes) -> bytes:
+    """The body as the client would have it, where that makes it smaller; `fields` get what says so."""
+    encoding = chosen_encoding(accepted, len(body), len(fields) > 1)
+    smaller = body if encoding is None else await deflate(body, encoding)
+    if encoding is None or len(smaller) >= len(body):
+        return body
+    fields.append((b"content-encoding", encoding))
+    return smaller
+
+
 def _header_length(headers: dict[bytes, bytes]) -> int | None:
     """Bytes of JSON in front of the tensors; None: all of the body is."""
     value = headers.get(HEADER)
@@ -164,6 +167,8 @@ def _split(pieces: list[bytes], size: int) -> tuple[bytes, memoryview]:
     total = sum(map(len, pieces))
     if size > total:
         raise InvalidRequest(f"inference header size should be in range (0, {total}), got: {size}")
+    if len(pieces) == 1:
+        return pieces[0][:size], memoryview(bytearray(memoryview(pieces[0])[size:]))
     blobs = memoryview(np.empty(total - size, np.uint8))  # type: ignore[arg-type]
     text: list[bytes] = []
     position = -size  # in `blobs`

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sized
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -36,6 +37,8 @@ def takes_long(chosen: Chosen) -> bool:
     """Whether other requests would feel it if these were written on the event loop. What is only copied never does."""
     elements = 0
     for tensor, value, wanted in chosen:
+        if (datatype := tensor.datatype) is not None and datatype.in_place and wanted.binary and not wanted.classes:
+            continue
         if wanted.classes or not (wanted.binary or wanted.region) or not _is_copied(tensor, value):
             shape = getattr(value, "shape", None)
             elements += prod(shape) if shape is not None else len(value) if isinstance(value, Sized) else 1
@@ -80,10 +83,17 @@ def write(request: InferRequest, model: Model, chosen: Chosen) -> tuple[Headers,
     return [_BINARY, (b"inference-header-content-length", b"%d" % len(text))], b"".join((text, *blobs))
 
 
+@lru_cache(1024)
+def _plain(name: str, binary: bool) -> Wanted:
+    """An output of which the request says nothing."""
+    return Wanted(name, binary)
+
+
 def choose(request: InferRequest, model: Model, item: Item) -> Chosen:
     """The outputs that the item has, of those that the request asks for, in its order."""
     if request.outputs is None:
-        return [(tensor, value, Wanted(tensor.name, request.binary)) for tensor, value in model.values_of(item)]
+        binary = request.binary
+        return [(tensor, value, _plain(tensor.name, binary)) for tensor, value in model.values_of(item)]
     found = {tensor.name: (tensor, value) for tensor, value in model.values_of(item)}
     return [(*found[wanted.name], wanted) for wanted in request.outputs if wanted.name in found]
 

@@ -37,6 +37,9 @@ EXTENSIONS = (
 )  # fmt: skip
 """What `GET /v2` says that this server has, by the names of Triton's."""
 
+MOST, LONGEST = 1024, 256
+"""Paths whose routes are remembered (then it begins anew), and characters of one."""
+
 Guard = Callable[[str, Scope], None]
 """Raises what a request for a route of that group is answered, where it may not have it."""
 
@@ -47,6 +50,7 @@ class V2:
     def __init__(self, routes: Iterable[Route], settings: Settings, guard: Guard = lambda group, scope: None) -> None:
         self._settings = settings
         self._guard = guard
+        self._known: dict[tuple[str, str], tuple[Route, dict[str, str]]] = {}  # paths that were asked for: few, again and again
         self._table: list[tuple[re.Pattern[str], dict[str, Route]]] = []
         by_pattern: dict[str, dict[str, Route]] = {}
         for route in routes:
@@ -77,6 +81,16 @@ class V2:
         await respond(scope, send, answer, close=unread and (must_close(scope) or (call is not None and call.late)))
 
     def _find(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
+        found = self._known.get((method, path))
+        if found is None:
+            found = self._look_up(method, path)
+            if len(path) <= LONGEST:
+                if len(self._known) >= MOST:
+                    self._known.clear()
+                self._known[method, path] = found
+        return found
+
+    def _look_up(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
         for pattern, methods in self._table:
             match = pattern.fullmatch(path)
             if match is not None:
@@ -113,7 +127,7 @@ async def respond(scope: Scope, send: Send, answer: Answer, close: bool = False)
 def protocol(repository: Repository, settings: Settings) -> V2:
     """All of it, over the pipelines of a repository."""
     models = Models(repository)
-    memory = SharedMemory()
+    memory = SharedMemory(settings.map_shared_memory)
     routes: Sequence[Route] = (
         *Infer(models, settings, memory).routes,  # first: the table is gone through in order
         *health_routes(repository, EXTENSIONS),

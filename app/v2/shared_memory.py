@@ -1,12 +1,15 @@
 """System shared memory: regions that clients register by the name of a POSIX object, whose tensors are read from there and written there.
 
-A region is an open file, never a mapping: a client may truncate its object whenever it likes, and whoever reads a mapping beyond the
-object's end is killed (SIGBUS); objects of `shm_open` can't be sealed against that. Read and written as a file, an object that has become
-too small is an ordinary error. The price is one copy of each input, and that buys something too: what a request takes is what it was
-when it was read, whatever the client does to its memory meanwhile, and an executor that is late reads nobody's memory.
+A region is an open file. Read and written as one, by `preadv` and `pwrite`, an object that has become too small is an ordinary error, and
+what a request takes is what it was when it was read, whatever the client does to its memory meanwhile. That costs a copy of each tensor.
 
-Nobody counts references: a file is closed when the last who has it lets go. Unregistering drops ours; requests in flight have theirs
-until they are answered.
+An operator who trusts the clients that register can have regions mapped (`map_shared_memory`): inputs are used where they lie, and outputs
+are copied there at the speed of memory. A client that truncates its object under a mapping has whoever touches it killed (SIGBUS), all of
+the server; each use asks for the object's size, which catches all but a truncation in the midst of a run. Objects of `shm_open` can't be
+sealed against that.
+
+Nobody counts references: a file is closed, and unmapped, when the last who has it lets go, and every view of a mapping has it.
+Unregistering drops ours; requests in flight have theirs until they are answered.
 
 Whoever registers a region has the server open any object that its user may open, so it takes the admin token, and the setting
 `allow_shared_memory`. Errors name the region, never the key.
@@ -14,6 +17,7 @@ Whoever registers a region has the server open any object that its user may open
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable
 from importlib import import_module
@@ -31,17 +35,24 @@ from .model import QUOTED
 RESERVED = ("triton_python_backend_shm_region_", "sem.")
 """Beginnings of names that are others' business: Triton's Python backend, and the C library's semaphores."""
 
+ALIGNED = 16
+"""Bytes: where every datatype may begin."""
+
 LARGEST = 2**64 - 1
 """Of offsets and sizes: what a uint64 holds."""
 
 
 class Object:
-    """An open POSIX object, closed when nobody has it any more. Not before: its number may then be another file's."""
+    """An open POSIX object, closed when nobody has it any more. Not before: its number may then be another file's.
 
-    __slots__ = ("descriptor",)
+    `mapping`: all of it to the end of a region; None where it is not mapped.
+    """
 
-    def __init__(self, descriptor: int) -> None:
+    __slots__ = ("descriptor", "mapping")
+
+    def __init__(self, descriptor: int, mapping: mmap.mmap | None = None) -> None:
         self.descriptor = descriptor
+        self.mapping = mapping
 
     def __del__(self) -> None:
         os.close(self.descriptor)
@@ -68,8 +79,13 @@ class Part:
         self._start = region.offset + offset
 
     def read(self) -> memoryview:
-        """A copy of its bytes, aligned for every datatype. Raises `InvalidRequest` where the object has become smaller."""
+        """Its bytes, aligned for every datatype: where they are mapped those themselves, else a copy. Raises `InvalidRequest` where the
+        object has become smaller.
+        """
         opened = self._object
+        if opened.mapping is not None and not self._start % ALIGNED:
+            self._check_size(opened, self.size)
+            return memoryview(opened.mapping)[self._start : self._start + self.size]
         view = memoryview(np.empty(self.size, np.uint8))  # type: ignore[arg-type]
         done = 0
         while done < self.size:  # once, but for what is larger than a call may be
@@ -83,8 +99,11 @@ class Part:
         """Put no more than `size` unsigned bytes at its beginning. Raises `InvalidRequest` where the object can't hold them any more."""
         opened = self._object  # ours to the end: a client that leaves has it released while a helper thread writes
         # What is written beyond its end would make it grow. A client that truncates it right now has it grow; it is the client's.
-        if os.fstat(opened.descriptor).st_size < self._start + len(content):
-            raise self._truncated()
+        self._check_size(opened, len(content))
+        if opened.mapping is not None:
+            target = np.frombuffer(opened.mapping, np.uint8, len(content), self._start)
+            target[:] = np.frombuffer(content, np.uint8)  # the two may overlap
+            return
         done = 0
         try:
             while done < len(content):
@@ -96,14 +115,19 @@ class Part:
         """Whoever borrowed it is done with it."""
         del self._object
 
+    def _check_size(self, opened: Object, size: int) -> None:
+        if os.fstat(opened.descriptor).st_size < self._start + size:
+            raise self._truncated()
+
     def _truncated(self) -> InvalidRequest:
         return InvalidRequest(f"shared memory region '{self._name}' is no longer as large as it was registered")
 
 
 class SharedMemory:
-    """The registered regions, by name."""
+    """The registered regions, by name. `mapped`: their tensors are used in place."""
 
-    def __init__(self) -> None:
+    def __init__(self, mapped: bool = False) -> None:
+        self._mapped = mapped
         self._regions: dict[str, Region] = {}
         self.largest = 0
         """Bytes of the largest."""
@@ -115,11 +139,15 @@ class SharedMemory:
         """Open the object `key`, for `byte_size` of its bytes from `offset` on. Raises `InvalidRequest`; nothing stays open then."""
         if name in self._regions:
             raise InvalidRequest(f"shared memory region '{name}' already in manager")
-        descriptor = _open(name, key)
-        if not 0 < byte_size <= os.fstat(descriptor).st_size - offset:  # what is no memory (a pipe) has no size
-            os.close(descriptor)
+        opened = Object(_open(name, key))
+        if not 0 < byte_size <= os.fstat(opened.descriptor).st_size - offset:  # what is no memory (a pipe) has no size
             raise InvalidRequest(f"failed to register shared memory region '{name}': invalid args")
-        self._regions[name] = Region(key, offset, byte_size, Object(descriptor))
+        if self._mapped:
+            try:
+                opened.mapping = mmap.mmap(opened.descriptor, offset + byte_size)
+            except (OSError, ValueError) as error:
+                raise InvalidRequest(f"failed to register shared memory region '{name}': it can't be mapped") from error
+        self._regions[name] = Region(key, offset, byte_size, opened)
         self.largest = max(self.largest, byte_size)
 
     def unregister(self, name: str = "") -> None:

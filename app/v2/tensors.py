@@ -41,11 +41,8 @@ class Datatype(NamedTuple):
     low: int = 0
     high: int = 0
     """Least and largest, of integers."""
-
-    @property
-    def in_place(self) -> bool:
-        """Whether arrays hold its elements as they are on the wire, whatever these are."""
-        return self.size > 0 and self.kind != "b" and self.name != "BF16"
+    in_place: bool = True
+    """Arrays hold its elements as they are on the wire, whatever these are."""
 
 
 def _datatypes() -> dict[str, Datatype]:
@@ -57,9 +54,9 @@ def _datatypes() -> dict[str, Datatype]:
     for name, numpy_name in plain.items():
         dtype = np.dtype(numpy_name).newbyteorder("<")
         bounds = (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)) if dtype.kind in "iu" else (0, 0)
-        found[name] = Datatype(name, dtype, dtype.itemsize, dtype.kind, *bounds)
-    found["BF16"] = Datatype("BF16", np.dtype("<f4"), 2, "f")
-    found["BYTES"] = Datatype("BYTES", np.dtype(np.object_), 0, "s")
+        found[name] = Datatype(name, dtype, dtype.itemsize, dtype.kind, *bounds, in_place=name != "BOOL")
+    found["BF16"] = Datatype("BF16", np.dtype("<f4"), 2, "f", in_place=False)
+    found["BYTES"] = Datatype("BYTES", np.dtype(np.object_), 0, "s", in_place=False)
     return found
 
 

@@ -12,14 +12,21 @@ from .model import Model
 
 
 class Wanted(NamedTuple):
-    """An output as the request asks for it. `classes`: 0 for the tensor itself. `region`: shared memory, "" for none; `lease` of it."""
+    """An output as the request asks for it. `classes`: 0 for the tensor itself. `region`: shared memory, "" for none; `lease`: `size`
+    bytes of it, from `offset` on, until the request has been answered.
+    """
 
     name: str
     binary: bool = False
     classes: int = 0
     region: str = ""
     offset: int = 0
+    size: int = 0
     lease: Lease | None = None
+
+    def borrowed(self, regions: Regions | None) -> Wanted:
+        """With a lease of its region. Raises `InvalidRequest`, and what regions raise."""
+        return self._replace(lease=borrow(self.region, self.offset, self.size, regions))
 
 
 def read_outputs(outputs: Any, binary: bool, model: Model, regions: Regions | None, leases: list[Lease]) -> list[Wanted] | None:
@@ -69,5 +76,4 @@ def _read_output(name: str, parameters: Any, binary: bool, regions: Regions | No
         raise InvalidRequest(f"shared memory can't be used with classification, for output '{name}'")
     if explicit:
         raise InvalidRequest(f"shared memory can't be used with 'binary_data', for output '{name}'")
-    region, offset, byte_size = region_of(parameters)
-    return Wanted(name, False, 0, region, offset, borrow(region, offset, byte_size, regions))
+    return Wanted(name, False, 0, *region_of(parameters)).borrowed(regions)

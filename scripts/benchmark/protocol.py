@@ -57,7 +57,7 @@ WHAT = {"identity": "FP32 3×224×224, identity", "add_sub": "INT32[16], add_sub
 LEAST_SHARED = 2.0
 TENSOR = 4 * 3 * 224 * 224
 """Bytes of the identity's tensor."""
-ADMIN = ("--admin-token", "bench", "--allow-shared-memory")
+ADMIN = ("--admin-token", "bench", "--allow-shared-memory", "--map-shared-memory")
 
 
 def measure(quick: bool) -> list[Figure]:

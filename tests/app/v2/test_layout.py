@@ -44,7 +44,7 @@ def parsed(model, found, blobs):
 
 def recalled(model, found, blobs):
     request = InferRequest()
-    return request if recall(request, json.dumps(found).encode(), blobs, model) else None
+    return request if recall(request, json.dumps(found).encode(), blobs, model, None) else None
 
 
 def same(one, other):

@@ -288,6 +288,64 @@ def test_an_object_is_closed_when_the_last_who_uses_it_lets_go(region):
     assert open_files() == before
 
 
+def mapped():
+    """Mappings of POSIX objects that this process has, but for those of the handles that tests hold."""
+    return sum("/dev/shm/penstock_" in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+def test_mapped_regions_are_used_in_place(region):
+    key, handle = region
+    memory = SharedMemory(mapped=True)
+    memory.register("r", key, 4096, 8192)
+    view = memory.borrow("r", 16, 64).read()
+    handle._mpsm_handle.buf[4096 + 16] = 7
+    assert view[0] == 7  # no copy
+    copy = memory.borrow("r", 17, 64).read()  # not aligned: a copy
+    handle._mpsm_handle.buf[4096 + 17] = 8
+    assert (view[1], copy[0]) == (8, 0)
+    target = memory.borrow("r", 20, 80)
+    target.write(view)  # to where a part of it lies
+    assert bytes(handle._mpsm_handle.buf[4096 + 20 : 4096 + 22]) == b"\7\10"
+    os.truncate(f"/dev/shm{key}", 4096)
+    for use in (memory.borrow("r", 0, 1).read, lambda: target.write(memoryview(b"x"))):
+        with pytest.raises(InvalidRequest, match="'r' is no longer as large"):
+            use()
+    os.truncate(f"/dev/shm{key}", 3 * 4096)
+
+
+def test_a_region_is_unmapped_when_the_last_view_of_it_goes(region):
+    key, _ = region
+    memory = SharedMemory(mapped=True)
+    files, mappings = open_files(), mapped()
+    memory.register("r", key, 0, 64)
+    assert (open_files(), mapped()) == (files + 2, mappings + 1)  # a mapping has a descriptor of its own
+    part = memory.borrow("r", 0, 64)
+    array = np.frombuffer(part.read(), np.int32)
+    memory.unregister("r")
+    part.release()
+    assert (open_files(), mapped()) == (files + 1, mappings + 1)  # an executor may still read it
+    assert array.sum() == 0
+    del array
+    assert (open_files(), mapped()) == (files, mappings)
+
+
+def test_a_server_that_uses_regions_in_place(running, region):
+    key, handle = region
+    sources = [model("identity", INT32, "Identity")]
+    app = create_app(sources, settings=Settings(**ON, map_shared_memory=True))
+    with running(app) as http, tritonclient.http.InferenceServerClient(http.base_url.netloc.decode()) as client:
+        before = mapped()
+        client.register_system_shared_memory("in", key, 4096, headers=HEADERS)
+        client.register_system_shared_memory("out", key, 4096, offset=4096, headers=HEADERS)
+        assert mapped() == before + 2
+        array = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.int32)
+        triton.set_shared_memory_region(handle, [array])
+        client.infer("identity", [given(array)], outputs=[wanted(32)])
+        assert (triton.get_contents_as_numpy(handle, np.int32, [2, 4], offset=4096) == array).all()
+        client.unregister_system_shared_memory(headers=HEADERS)
+        until(lambda: mapped() == before)
+
+
 def test_thousands_of_registrations_leave_nothing_open(region):
     key, _ = region
     memory = SharedMemory()
@@ -395,6 +453,16 @@ def test_a_request_that_repeats_finds_the_region_of_today(client, region):
         client.unregister_system_shared_memory("out", headers=HEADERS)
         with pytest.raises(InferenceServerException, match="Unable to find shared memory region: 'out'"):
             client.infer("identity", [plain], outputs=[wanted(16)])
+    for offset in (0, 4096, 4097):
+        triton.set_shared_memory_region(handle, [array + offset], offset=offset)
+        client.register_system_shared_memory("in", key, 64, offset=offset, headers=HEADERS)
+        for _ in range(2):
+            assert (client.infer("identity", [given(array)]).as_numpy("Y") == array + offset).all()
+            array += 1
+            triton.set_shared_memory_region(handle, [array + offset], offset=offset)
+        client.unregister_system_shared_memory("in", headers=HEADERS)
+        with pytest.raises(InferenceServerException, match="Unable to find shared memory region: 'in'"):
+            client.infer("identity", [given(array)])
     assert open_files() == before
 
 
