@@ -284,6 +284,67 @@ def images_on_the_gpu(folder: Path) -> str:
 
 
 @check
+def two_devices(folder: Path) -> str:
+    """One node on two GPUs: a group each, both at work, every answer right, wherever its input lies; and twice the rate of one."""
+    if torch.cuda.device_count() < 2:
+        return "NOT RUN: one GPU here"
+    second = backend(folder, node("Conv", device="cuda:1", max="8x3x32x32", mean="0", std="255"))
+    graphs = len(second.children[0]._half._graphs)
+    first = backend(folder, node("Conv", device="cuda:0", max="8x3x32x32", mean="0", std="255"))
+    given = images(8)
+    for size in (1, 3, 8):
+        ours, theirs = [{"data": image} for image in given[:size]], [{"data": image} for image in given[:size]]
+        second.forward(ours)
+        first.forward(theirs)
+        difference = (torch.cat([item["result"] for item in ours]) - torch.cat([item["result"] for item in theirs])).abs().max()
+        assert difference < 1e-5, f"batch {size}: {difference}"
+    assert graphs == 4, f"{graphs} graphs on cuda:1, expected one for each of 1, 2, 4, 8"
+    first.close()
+    second.close()
+
+    async def right() -> str:
+        keys = 'backend = "PythonTensor"\nmodel = "nets.py:Tag"\nmax = "32x4"\ninstance_num = 4\ndevice = "cuda:0,cuda:1"\n'
+        async with Pipeline(load(_file(folder, "both.toml", keys + "[pipeline]\nmax_requests = 30000\n"))) as pipeline:
+            found = pipeline.nodes[0]
+            assert sorted(found.devices) == ["cuda:0", "cuda:1"], sorted(found.devices)
+            names = {id(group): name for name, group in found.devices.items()}
+            ran: dict[str, int] = {}
+            found.watch_starts(lambda batch: ran.update({(name := names[id(batch.executor.group)]): ran.get(name, 0) + 1}))
+            places = [torch.device("cpu"), torch.device("cuda:0"), torch.device("cuda:1")]
+
+            async def one(number: int) -> None:
+                value = torch.full((1, 4), float(number), device=places[number % 3])
+                answer = await pipeline({"data": value})
+                assert torch.equal(answer["result"], torch.full((1, 4), number * 3.0 + 1)), f"request {number} got {answer['result']}"
+
+            await asyncio.gather(*[one(number) for number in range(20_000)])
+            assert min(ran.get(name, 0) for name in names.values()) > 50, ran
+            return ", ".join(f"{name} {count}" for name, count in sorted(ran.items()))
+
+    async def rate(device: str, instances: int) -> float:
+        (folder / "deep.py").write_text(
+            "import torch\nfrom torch import nn\n\ndef net():\n    torch.manual_seed(0)\n"
+            "    return nn.Sequential(*[nn.Linear(4096, 4096) for _ in range(64)])\n"
+        )
+        keys = f'backend = "PythonTensor"\nmodel = "deep.py:net"\nmax = "64x4096"\ninstance_num = {instances}\ndevice = "{device}"\n'
+        async with Pipeline(load(_file(folder, "deep.toml", keys + "[pipeline]\nmax_requests = 5000\n"))) as pipeline:
+            value = torch.zeros(1, 4096)
+
+            async def some(count: int) -> None:
+                for _ in range(count):
+                    await pipeline({"data": value})
+
+            await asyncio.gather(*[some(2) for _ in range(512)])
+            begun = time.perf_counter()
+            await asyncio.gather(*[some(20) for _ in range(512)])
+            return 512 * 20 / (time.perf_counter() - begun)
+
+    batches = asyncio.run(right())
+    one, both = asyncio.run(rate("cuda:0", 2)), asyncio.run(rate("cuda:0,cuda:1", 4))
+    return f"20,000 right answers, batches: {batches}; a deep net: {one:,.0f} requests/s on one, {both:,.0f} on both ({both / one:.2f})"
+
+
+@check
 def tensorrt(folder: Path) -> str:
     if not find_spec("tensorrt") and not find_spec("tensorrt_rtx"):
         return "NOT RUN: no TensorRT library here"
