@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from penstock import __version__
 from penstock.backends.errors import ConfigError, Problem
 
 from .bench_cli import bench_command
@@ -36,6 +37,20 @@ Source = Annotated[Path, typer.Argument(help="A pipeline file (.toml), a directo
 def main() -> None:
     """The entry point of the package."""
     command_line()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"penstock {__version__}")
+        raise typer.Exit
+
+
+@command_line.callback()
+def _every_command(
+    *,
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    """What comes before the command's name."""
 
 
 def serve(

@@ -104,7 +104,7 @@ class NodeTable(_Table):
 
     min: Lowest | None = None
     max: Highest | None = None
-    instance_num: int = Field(1, ge=1)
+    instance_num: int = Field(1, ge=1, le=1024)  # each is a thread
     batching_timeout: float = Field(0.0, ge=0, allow_inf_nan=False)
     priority_levels: int = Field(0, ge=0)
     default_priority: int | None = Field(None, ge=0)

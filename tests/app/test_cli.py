@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint
 import pytest
 from typer.testing import CliRunner
 
+import penstock
 from penstock.app.cli import command_line
 from penstock.app.settings import Settings
 from penstock.backends import registry
@@ -55,6 +56,11 @@ def test_serve_checks_first(run, tmp_path):
     (tmp_path / "one.toml").write_text('[a]\nbackend = "DecodeMap"\n')
     answer = run("serve", tmp_path / "one.toml")
     assert answer.exit_code == 1 and "DecodeMat" in answer.stderr
+
+
+def test_version(run):
+    answer = run("--version")
+    assert (answer.exit_code, answer.stdout.strip()) == (0, f"penstock {penstock.__version__}")
 
 
 def test_serve_help_lists_every_setting(run, monkeypatch):

@@ -216,6 +216,7 @@ def test_values_are_validated() -> None:
     assert "[main] factor: found 'many': input should be a valid integer" in problem({"backend": "Scale", "factor": "many"})
     assert "[main] Scale::factor: found 'many'" in problem({"backend": "Scale", "Scale::factor": "many"})
     assert "[main] instance_num: found 0: input should be greater" in problem({"backend": "Scale", "instance_num": 0})
+    assert "[main] instance_num: found 1025: input should be less" in problem({"backend": "Scale", "instance_num": 1025})
     assert "[main] resize_w: ResizeMat needs resize_w" in problem({"backend": "ResizeMat", "resize_h": 4})
 
 
