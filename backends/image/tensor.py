@@ -6,6 +6,7 @@ in tensor_ops.py, which imports it.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -83,21 +84,85 @@ class TensorBackend(Backend):
 
 
 class ImageTensorBackend(TensorBackend):
-    """Images of one size in, images out, by `transform`. The layout (the item's `data_format`) stays as it is."""
+    """Images of one size in, images out, by `transform`. The layout (the item's `data_format`) stays as it is.
+
+    On a GPU, images of one shape are transformed together where all that `transform` reads of their items is alike: what counts there
+    is how often something is launched, not how many pixels it has.
+    """
 
     max = 1
+    reads: ClassVar[tuple[str, ...] | None] = None
+    """The item's keys that `transform` reads; None: it can't be said beforehand, and each image is transformed alone."""
+
+    together = False
+
+    def init(self, params: Any, context: Context) -> None:
+        super().init(params, context)
+        self.together = self._half.on_gpu and self.reads is not None
+        if not self.together:
+            self.max = 1
+
+    def forward(self, batch: list[Item]) -> None:
+        if len(batch) == 1 or not self.together:
+            super().forward(batch)
+            return
+        with self._half.errors("running a batch"):
+            for members in self._alike(batch):
+                self._transform_together(members)
 
     def answer(self, item: Item) -> torch.Tensor:
-        from .tensor_ops import image_of, owned
-
-        nhwc = is_nhwc(item, type(self).__name__)
-        image = image_of(item["data"], nhwc, self._half.device, type(self).__name__)
-        result = self.transform(image, item)
-        return owned(result.permute(0, 2, 3, 1) if nhwc else result)
+        image = self._image_of(item)
+        return self._ordered(self.transform(image, item), item)
 
     def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
         """The result for an image, both N×C×H×W of any strides. May set further keys. Raises InvalidInput where something does not fit."""
         raise NotImplementedError
+
+    def _image_of(self, item: Item) -> torch.Tensor:
+        from .tensor_ops import image_of
+
+        return image_of(item["data"], is_nhwc(item, type(self).__name__), self._half.device, type(self).__name__)
+
+    def _ordered(self, image: torch.Tensor, item: Item) -> torch.Tensor:
+        from .tensor_ops import owned
+
+        return owned(image.permute(0, 2, 3, 1) if is_nhwc(item, type(self).__name__) else image)
+
+    def _alike(self, batch: list[Item]) -> Iterable[list[tuple[Item, torch.Tensor]]]:
+        """The batch's images with their items, those together that can be transformed so; what is no image is an error of its own."""
+        groups: dict[Hashable, list[tuple[Item, torch.Tensor]]] = {}
+        for item in batch:
+            try:
+                image = self._image_of(item)
+            except InvalidInput as error:
+                item["error"] = error
+                continue
+            key: Hashable = (image.shape[1:], image.dtype, item.get("data_format"), *(item.get(name) for name in self.reads or ()))
+            try:
+                members = groups.setdefault(key, [])
+            except TypeError:  # no value for that key, which `transform` will say
+                members = groups.setdefault(id(item), [])
+            members.append((item, image))
+        return groups.values()
+
+    def _transform_together(self, members: list[tuple[Item, torch.Tensor]]) -> None:
+        import torch
+
+        first = members[0][0]
+        before = first.copy()
+        try:
+            images = self.transform(torch.cat([image for _, image in members]), first)
+        except InvalidInput:
+            for item, _ in members:  # only the guilty fail
+                try:
+                    item["result"] = self.answer(item)
+                except InvalidInput as error:
+                    item["error"] = error
+            return
+        changed = {key: value for key, value in first.items() if key not in before or before[key] is not value}
+        for (item, _), image in zip(members, torch.split(images, [len(image) for _, image in members]), strict=True):
+            item.update(changed)
+            item["result"] = self._ordered(image, item)
 
 
 def is_nhwc(item: Item, backend: str) -> bool:

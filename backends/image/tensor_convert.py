@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ..base import Context, Params
+from ..base import UNBOUNDED, Context, Params
 from ..errors import InvalidInput
 from ..item import Item
 from .tensor import ImageTensorBackend, TensorBackend, TensorParams, is_nhwc
@@ -29,6 +29,8 @@ class CvtColorTensor(ImageTensorBackend):
     """
 
     parameters: ClassVar[type[Params] | None] = CvtColorTensorParams
+    max = UNBOUNDED
+    reads = ("color",)
     color: str
 
     def init(self, params: CvtColorTensorParams, context: Context) -> None:

@@ -26,6 +26,9 @@ logger = logging.getLogger("penstock.backends.image")
 ORIENTATION = 0x0112
 """EXIF's number of it: 2 to 8 are turned or mirrored."""
 
+Decoder = Callable[[list[bytes]], "list[torch.Tensor]"]
+"""JPEGs to tensors of 3×H×W in RGB on the GPU. Raises RuntimeError for one that it refuses."""
+
 DataFormat = Annotated[Literal["nchw", "nhwc"], BeforeValidator(lambda value: "nhwc" if value == "hwc" else value)]
 
 
@@ -46,14 +49,13 @@ class DecodeTensor(TensorBackend):
 
     On the CPU the pixels are DecodeMat's. On a GPU with torchvision, nvJPEG decodes there: its pixels differ by a few levels (another
     inverse transform, another upsampling of colours). It is given upright JPEGs in RGB or grey; all others, and what it refuses,
-    are decoded on the CPU and brought to the GPU.
+    are decoded on the CPU and brought to the GPU. nvJPEG takes a batch at once, and is five times as fast with 32 as with one; without
+    it, the batch is one image.
     """
 
     parameters: ClassVar[type[Params] | None] = DecodeTensorParams
-    max = 1
 
-    nvjpeg: Callable[[bytes], torch.Tensor] | None = None
-    """A JPEG to 3×H×W in RGB on the GPU. Raises RuntimeError for what it refuses."""
+    nvjpeg: Decoder | None = None
 
     def init(self, params: DecodeTensorParams, context: Context) -> None:
         super().init(params, context)
@@ -61,29 +63,47 @@ class DecodeTensor(TensorBackend):
         if self._half.on_gpu:
             self.nvjpeg = find_nvjpeg(self._half.device)
             logger.info("node %r: DecodeTensor: JPEGs are decoded by %s", context.node, "nvJPEG" if self.nvjpeg else "the CPU")
+        if self.nvjpeg is None:
+            self.max = 1
 
     def forward(self, batch: list[Item]) -> None:
-        with self._half.errors("decoding an image"):
+        with self._half.errors("decoding images"):
+            given: list[tuple[Item, bytes, ImageFile.ImageFile]] = []
             for item in batch:
                 try:
-                    item["result"] = self.answer(item)
+                    encoded = file_bytes(item["data"], "DecodeTensor")
+                    header = checked_header(encoded, self.max_pixels)
+                    if self.nvjpeg is not None and suits_nvjpeg(header):
+                        given.append((item, encoded, header))
+                    else:
+                        self._decode_here(item, encoded, header)
                 except InvalidInput as error:
                     item["error"] = error
-                else:
-                    item["color"], item["data_format"] = self.color, self.data_format
+            images = refused_as_none(self.nvjpeg, [encoded for _, encoded, _ in given]) if self.nvjpeg is not None and given else []
+            for (item, encoded, header), image in zip(given, images, strict=True):
+                try:
+                    if image is None:
+                        self._decode_here(item, encoded, header)
+                    else:
+                        self._answer(item, image)
+                except InvalidInput as error:
+                    item["error"] = error
 
-    def answer(self, item: Item) -> torch.Tensor:
-        from .tensor_ops import converted, from_pixels, owned
+    def _decode_here(self, item: Item, encoded: bytes, header: ImageFile.ImageFile) -> None:
+        """By the CPU."""
+        from .tensor_ops import from_pixels
 
-        encoded = file_bytes(item["data"], "DecodeTensor")
-        header = checked_header(encoded, self.max_pixels)
-        nhwc = self.data_format == "nhwc"
-        if self.nvjpeg is not None and suits_nvjpeg(header):
-            image = refused_as_none(self.nvjpeg, encoded)
-            if image is not None:
-                image = converted(image.unsqueeze(0), "rgb", self.color)
-                return owned(image.permute(0, 2, 3, 1) if nhwc else image)
-        return from_pixels(decode_pixels(encoded, header), self.color, nhwc).to(self._half.device)
+        pixels = decode_pixels(encoded, header)
+        item["result"] = from_pixels(pixels, self.color, self.data_format == "nhwc").to(self._half.device)
+        item["color"], item["data_format"] = self.color, self.data_format
+
+    def _answer(self, item: Item, image: torch.Tensor) -> None:
+        """What nvJPEG has decoded."""
+        from .tensor_ops import converted, owned
+
+        ordered = converted(image.unsqueeze(0), "rgb", self.color)
+        item["result"] = owned(ordered.permute(0, 2, 3, 1) if self.data_format == "nhwc" else ordered)
+        item["color"], item["data_format"] = self.color, self.data_format
 
 
 def suits_nvjpeg(header: ImageFile.ImageFile) -> bool:
@@ -96,20 +116,22 @@ def suits_nvjpeg(header: ImageFile.ImageFile) -> bool:
         return False
 
 
-def refused_as_none(decoder: Callable[[bytes], torch.Tensor], encoded: bytes) -> torch.Tensor | None:
-    """What nvJPEG makes of it; None where it refuses. What the device itself reports is raised."""
+def refused_as_none(decoder: Decoder, files: list[bytes]) -> list[torch.Tensor | None]:
+    """What nvJPEG makes of them; None for those that it refuses. What the device itself reports is raised."""
     import torch
 
     try:
-        return decoder(encoded)
+        return list(decoder(files))
     except RuntimeError as error:
         if isinstance(error, (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", ()))) or "CUDA error" in str(error):
             raise
+        if len(files) > 1:  # it does not say which
+            return [refused_as_none(decoder, [file])[0] for file in files]
         logger.debug("nvJPEG refuses an image: %s", error)
-        return None
+        return [None]
 
 
-def find_nvjpeg(device: torch.device) -> Callable[[bytes], torch.Tensor] | None:
+def find_nvjpeg(device: torch.device) -> Decoder | None:
     """nvJPEG as torchvision has it; None where torchvision is absent, does not fit torch, or is built without it."""
     import torch
 
@@ -117,12 +139,13 @@ def find_nvjpeg(device: torch.device) -> Callable[[bytes], torch.Tensor] | None:
         io: Any = import_module("torchvision.io")
         rgb = io.ImageReadMode.RGB
 
-        def decode(encoded: bytes) -> torch.Tensor:
-            # a copy, since torch warns of memory that can't be written to
-            image: torch.Tensor = io.decode_jpeg(torch.from_numpy(np.frombuffer(encoded, np.uint8).copy()), mode=rgb, device=device)
-            return image
+        def decode(files: list[bytes]) -> list[torch.Tensor]:
+            # copies, since torch warns of memory that can't be written to
+            encoded = [torch.from_numpy(np.frombuffer(each, np.uint8).copy()) for each in files]
+            images: list[torch.Tensor] = io.decode_jpeg(encoded, mode=rgb, device=device)
+            return images
 
-        decode(cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes())  # shows whether it works, and loads it
+        decode([cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes()])  # shows whether it works, and loads it
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         logger.info("no nvJPEG: %s: %s", type(error).__name__, error)
         return None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from ..base import Context, Params
+from ..base import UNBOUNDED, Context, Params
 from ..errors import TooLarge
 from ..item import Item
 from .geometry import InverseTransform, fit
@@ -31,6 +31,8 @@ class ResizeTensor(ImageTensorBackend):
     """
 
     parameters: ClassVar[type[Params] | None] = ResizeTensorParams
+    max = UNBOUNDED
+    reads = ()
     size: tuple[int, int]
 
     def init(self, params: ResizeTensorParams, context: Context) -> None:
@@ -54,6 +56,8 @@ class DynamicResizeTensor(ImageTensorBackend):
     """
 
     parameters: ClassVar[type[Params] | None] = DynamicResizeTensorParams
+    max = UNBOUNDED
+    reads = ("resize_h", "resize_w")
     max_pixels: int
 
     def init(self, params: DynamicResizeTensorParams, context: Context) -> None:
@@ -83,6 +87,8 @@ class ResizePadTensor(ImageTensorBackend):
     """
 
     parameters: ClassVar[type[Params] | None] = ResizePadTensorParams
+    max = UNBOUNDED
+    reads = ()
     canvas: tuple[int, int]
     pad_value: tuple[float, ...]
 

@@ -65,7 +65,7 @@ backend = "S[DecodeTensor,ResizeTensor,CvtColorTensor]"
 resize_h = 224
 resize_w = 224
 color = "rgb"
-max = 1
+max = 32
 instance_num = {decoders}
 next = "net"
 """,
@@ -130,7 +130,7 @@ def decode_alone(decode: str, jpegs: Sequence[bytes], seconds: float, threads: i
     """Images a second, decoded and resized by so many threads and nothing else."""
     text = pipeline(decode, batch=1, instances=1, decoders=1)
     local = threading.local()
-    batch = 8
+    batch = 8 if decode == "cpu" else 32
 
     def work() -> int:
         if not hasattr(local, "backend"):

@@ -104,6 +104,33 @@ def test_decoded_there(make, photo, options, color, data_format):
     assert (found.cpu().float() - expected.float()).abs().mean() < 1.5
 
 
+def test_a_batch_at_once(photo):
+    """As one by one: JPEGs of two sizes, a PNG, one that is turned, and one that is none."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    files = [
+        *(encode(photo[shift:]) for shift in (0, 0, 1, 0)),
+        encode(photo[:200, :300]),
+        encode(photo, "PNG"),
+        encode(photo, exif=turned.tobytes()),
+        encode(photo[::-1]),
+    ]
+    config = {"backend": "S[DecodeTensor,ResizeTensor,CvtColorTensor]", "resize_h": 224, "resize_w": 224, "color": "bgr"}
+    with pipe({**config, "max": 1}) as alone, pipe({**config, "max": 16, "batching_timeout": 1000}) as run:
+        assert (alone.max(), run.max()) == (1, 16)
+        items = [{"data": file} for file in (*files, b"none", *files[:7])]
+        run(items)
+        for item in items:
+            single = {"data": item["data"]}
+            alone(single)
+            if "result" not in single:
+                assert "result" not in item
+                continue
+            assert item["result"].is_cuda and item["result"].untyped_storage().nbytes() == 3 * 224 * 224
+            difference = (item["result"].float() - single["result"].float()).abs()
+            assert difference.max() <= 1, item["result"].shape
+
+
 def test_threads_with_streams_of_their_own(photo):
     config = {"backend": "S[DecodeTensor,ResizePadTensor,cvtColorTensor,FloatTensor]", "max_h": 224, "max_w": 224, "color": "bgr"}
     encoded = encode(photo)

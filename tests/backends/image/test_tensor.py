@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from penstock import pipe
-from penstock.backends.errors import BackendError, ConfigError
-from penstock.backends.registry import BUILTINS, describe
+from penstock.backends.errors import BackendError, ConfigError, InvalidInput
+from penstock.backends.registry import BUILTINS, describe, find_backend
 
 DIGITS = Path(__file__).parents[3] / "examples" / "digits"
 NAMES = sorted(name for name, target in BUILTINS.items() if target.startswith("penstock.backends.image.tensor"))
@@ -118,3 +119,86 @@ def test_the_same_as_by_opencv(no_gpu):
 def test_a_gpu_that_is_not_there(no_gpu):
     with pytest.raises((BackendError, ConfigError), match="torch sees 0 GPUs here"):
         pipe({"backend": "GpuTensor", "device_id": 0})
+
+
+# images that are transformed together, as on a GPU
+
+
+@pytest.fixture
+def together(make, monkeypatch):
+    """A backend on the CPU that does as on a GPU; and how many images each transformation was given."""
+
+    def together(cls, **params):
+        backend = make(cls, **params)
+        backend.together = True
+        calls = []
+        transform = backend.transform
+        monkeypatch.setattr(backend, "transform", lambda image, item: (calls.append(len(image)), transform(image, item))[1])
+        return backend, calls
+
+    return together
+
+
+def images_of(torch, *sizes, dtype="uint8", channels=3):
+    draw = np.random.default_rng(0)
+    return [torch.from_numpy(draw.integers(0, 256, (1, channels, *size), np.uint8)).to(getattr(torch, dtype)) for size in sizes]
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "keys"),
+    [
+        ("ResizeTensor", {"resize_h": 7, "resize_w": 9}, {}),
+        ("DynamicResizeTensor", {}, {"resize_h": 7, "resize_w": 9}),
+        ("ResizePadTensor", {"max_h": 20, "max_w": 30}, {}),
+        ("CvtColorTensor", {"color": "gray"}, {"color": "bgr"}),
+    ],
+)
+def test_images_of_one_shape_go_together(torch, make, together, name, params, keys):
+    cls = find_backend(name)
+    data = images_of(torch, (8, 6), (8, 6), (5, 5), (8, 6))
+    data.append(torch.cat(data[:2]))  # two rows, and an image that stands alone
+    data.append(data[0].permute(0, 2, 3, 1).contiguous())
+    batch = [{"data": each, **keys} for each in data]
+    batch[-1]["data_format"] = "nhwc"
+    backend, calls = together(cls, **params)
+    backend.forward(batch)
+    assert sorted(calls) == [1, 1, 5]
+    for item in batch:
+        alone = {key: value for key, value in item.items() if key != "result"} | keys
+        for key in ("inverse_trans", "error"):
+            alone.pop(key, None)
+        make(cls, **params).forward([alone])
+        assert torch.equal(item["result"], alone["result"]) and item["result"].is_contiguous()
+        assert item["result"].untyped_storage().nbytes() == item["result"].numel()  # no view of them all
+        assert {key: item[key] for key in item if key not in {"data", "result"}} == {
+            key: alone[key] for key in alone if key not in {"data", "result"}
+        }
+
+
+def test_only_what_is_alike_goes_together(torch, together):
+    data = images_of(torch, (8, 6), (8, 6), (8, 6), (8, 6))
+    batch = [{"data": each, "resize_h": 4, "resize_w": width} for each, width in zip(data, (3, 5, 3, [5]), strict=True)]
+    backend, calls = together(find_backend("DynamicResizeTensor"))
+    backend.forward(batch)
+    assert calls == [2, 1, 1, 1]  # the last once more, as a group that has failed
+    assert [item["result"].shape[3] if "result" in item else type(item["error"]) for item in batch] == [3, 5, 3, InvalidInput]
+    floats, calls = together(find_backend("ResizeTensor"), resize_h=4, resize_w=4)
+    mixed = [{"data": data[0]}, {"data": data[1].float()}, {"data": "no image"}, {"data": data[2]}]
+    floats.forward(mixed)
+    assert sorted(calls) == [1, 2]
+    assert [item["result"].dtype if "result" in item else type(item["error"]) for item in mixed] == [
+        torch.uint8, torch.float32, InvalidInput, torch.uint8,
+    ]  # fmt: skip
+
+
+def test_a_group_that_fails_is_transformed_one_by_one(torch, together):
+    backend, calls = together(find_backend("CvtColorTensor"), color="rgb")
+    batch = [{"data": each} for each in images_of(torch, (8, 6), (8, 6))]  # no color
+    backend.forward(batch)
+    assert calls == [2, 1, 1]
+    assert all(isinstance(item["error"], InvalidInput) and "result" not in item for item in batch)
+
+
+def test_on_the_cpu_each_is_transformed_alone(torch, make):
+    assert make(find_backend("ResizeTensor"), resize_h=4, resize_w=4).max == 1
+    assert make(find_backend("DecodeTensor")).max == 1

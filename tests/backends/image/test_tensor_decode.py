@@ -167,7 +167,9 @@ def with_nvjpeg(make):
 @pytest.mark.parametrize("data_format", ["nchw", "nhwc"])
 @pytest.mark.parametrize("color", ["rgb", "bgr", "gray"])
 def test_its_answer_is_brought_into_order(with_nvjpeg, photo, color, data_format):
-    backend = with_nvjpeg(lambda encoded: torch.from_numpy(photo.transpose(2, 0, 1).copy()), color=color, data_format=data_format)
+    backend = with_nvjpeg(
+        lambda files: [torch.from_numpy(photo.transpose(2, 0, 1).copy()) for _ in files], color=color, data_format=data_format
+    )
     item = {"data": encode(photo, "JPEG")}
     backend.forward([item])
     channels = {"rgb": photo, "bgr": photo[:, :, ::-1], "gray": cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)[:, :, None]}[color]
@@ -176,29 +178,36 @@ def test_its_answer_is_brought_into_order(with_nvjpeg, photo, color, data_format
     assert (item["color"], item["data_format"]) == (color, data_format)
 
 
-def test_what_it_refuses_the_cpu_decodes(with_nvjpeg, photo):
+def test_a_batch_is_decoded_at_once_and_what_it_refuses_by_the_cpu(with_nvjpeg, photo):
     asked = []
+    jpeg, other, refused, png = encode(photo, "JPEG"), encode(photo[::-1], "JPEG"), encode(photo[:, ::-1], "JPEG"), encode(photo, "PNG")
+    planes = {jpeg: photo, other: photo[::-1]}
 
-    def refuse(encoded):
-        asked.append(encoded)
-        raise RuntimeError("nvjpegDecode failed: 5")
+    def decode(files):
+        asked.append(files)
+        if refused in files:
+            raise RuntimeError("nvjpegDecode failed: 5")
+        return [torch.from_numpy(planes[each].transpose(2, 0, 1).copy()) for each in files]
 
-    jpeg, png = encode(photo, "JPEG"), encode(photo, "PNG")
-    batch = [{"data": jpeg}, {"data": png}, {"data": b"\xff\xd8\xff\xd9"}]
-    with_nvjpeg(refuse, color="bgr").forward(batch)
-    assert asked == [jpeg]
-    assert np.array_equal(batch[0]["result"][0].permute(1, 2, 0).numpy(), decode_mat(jpeg))
-    assert np.array_equal(batch[1]["result"][0].permute(1, 2, 0).numpy(), photo[:, :, ::-1])
-    assert isinstance(batch[2]["error"], InvalidInput)
+    batch = [{"data": each} for each in (jpeg, png, refused, b"\xff\xd8\xff\xd9", other)]
+    with_nvjpeg(decode, color="bgr").forward(batch)
+    assert asked == [[jpeg, refused, other], [jpeg], [refused], [other]]
+    for index, expected in ((0, photo[:, :, ::-1]), (1, photo[:, :, ::-1]), (2, decode_mat(refused)), (4, photo[::-1, :, ::-1])):
+        assert np.array_equal(batch[index]["result"][0].permute(1, 2, 0).numpy(), expected)
+        assert batch[index]["color"] == "bgr"
+    assert isinstance(batch[3]["error"], InvalidInput) and "result" not in batch[3]
+    asked.clear()
+    with_nvjpeg(decode).forward([{"data": jpeg}, {"data": other}])
+    assert asked == [[jpeg, other]]
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("CUDA error: an illegal memory access")])
 def test_what_the_device_reports_is_no_refusal(error):
-    def fail(encoded):
+    def fail(files):
         raise error
 
     with pytest.raises(RuntimeError) as caught:
-        refused_as_none(fail, b"")
+        refused_as_none(fail, [b"", b""])
     assert caught.value is error
 
 
