@@ -123,17 +123,28 @@ def config_of(model: Model) -> dict[str, Any]:
         "model_warmup": [],
     }
     entrance = model.pipeline.plan.default
-    if model.max_batch_size > 1 and entrance is not None:
-        entry = entrance.root.config
+    if entrance is not None and (model.max_batch_size > 1 or entrance.root.config.priority_levels):
+        entry, whole = entrance.root.config, model.pipeline.config
         found["dynamic_batching"] = {
-            "preferred_batch_size": [model.max_batch_size],
+            "preferred_batch_size": [model.max_batch_size] if model.max_batch_size > 1 else [],
             "max_queue_delay_microseconds": round(entry.batching_timeout * 1000),
             "preserve_ordering": False,
             "priority_levels": entry.priority_levels,
             "default_priority_level": entry.default_priority,
+            "default_queue_policy": {  # 0: no bound
+                "timeout_action": "REJECT",
+                "default_timeout_microseconds": _at_most(whole.timeout * 1e6, 2**53),
+                "allow_timeout_override": True,
+                "max_queue_size": _at_most(whole.max_requests, 2**31 - 1),
+            },
             "priority_queue_policy": {},
         }
     return found
+
+
+def _at_most(value: float, most: int) -> int:
+    """What its field can hold; else 0."""
+    return round(value) if value <= most else 0
 
 
 def _count(node: Node) -> int:

@@ -124,6 +124,8 @@ class Loaded(Protocol):
 
     @property
     def models(self) -> dict[str, Pipeline]: ...
+    @property
+    def generation(self) -> int: ...
     def get(self, name: str) -> Pipeline: ...
 
 
@@ -133,17 +135,20 @@ class Models:
     def __init__(self, repository: Loaded) -> None:
         self._repository = repository
         self._models: dict[str, Model] = {}
+        self._generation = repository.generation
 
     def get(self, name: str, version: str = "") -> Model:
         """A loaded one; "" is its only version. Raises `InvalidRequest` in Triton's words for an unknown one, `NotReady`."""
+        if self._generation != self._repository.generation:  # pipelines that are gone are not held on to
+            loaded, self._generation = self._repository.models, self._repository.generation
+            self._models = {each: model for each, model in self._models.items() if loaded.get(each) is model.pipeline}
         model = self._models.get(name)
-        if model is None or self._repository.models.get(name) is not model.pipeline:
+        if model is None:
             pipeline = self._repository.models.get(name)
             if pipeline is None:
                 try:
                     pipeline = self._repository.get(name)
                 except NotFound:
-                    self._models.pop(name, None)
                     raise InvalidRequest(f"Request for unknown model: '{name[:QUOTED]}' is not found") from None
             model = self._models[name] = Model(pipeline)
         if version and version != model.version:

@@ -3,7 +3,7 @@ it.
 
 | ModelConfig | pipeline |
 |---|---|
-| `max_batch_size` | the least `max` of its nodes; 0 changes none: it is what models without a batch dimension have |
+| `max_batch_size` | the least `max` of its nodes (and their engines'); 0 changes none: it is what models without a batch dimension have |
 | `instance_group` | `instance_num`, and `device` by `kind` and `gpus`, of the node of that name; without one of the only node |
 | `dynamic_batching.max_queue_delay_microseconds` | `batching_timeout` of the node at the entry |
 | `dynamic_batching.priority_levels`, `.default_priority_level` | `priority_levels`, `default_priority` there |
@@ -16,8 +16,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from penstock.backends.engines.params import EngineParams
 from penstock.backends.errors import InvalidRequest
-from penstock.pipelines.definition import DEFAULT_MAX, NodeConfig, PipelineConfig
+from penstock.backends.spec import Spec
+from penstock.pipelines.definition import DEFAULT_MAX, GroupConfig, NodeConfig, PipelineConfig
 
 from .call import kind_of
 
@@ -69,9 +71,26 @@ def _bounded(bound: int, nodes: list[NodeConfig]) -> dict[str, NodeConfig]:
         return maximum is None or (maximum > bound if bound < least else maximum == most[node.name] < bound)
 
     return {
-        node.name: replace(node, groups=tuple(replace(group, max=bound) if changes(group.max, node) else group for group in node.groups))
+        node.name: replace(node, groups=tuple(_with_max(group, bound) if changes(group.max, node) else group for group in node.groups))
         for node in nodes
     }
+
+
+def _with_max(group: GroupConfig, bound: int) -> GroupConfig:
+    """A node's `max` may be its engines' too. Raises `InvalidRequest` where its backends take fewer: nobody would learn of it."""
+    spec = group.spec
+    if spec.declared_range.max < bound:  # else it stays, and an engine that was built for more need not be built again
+        spec = _with_engine_max(spec, str(group.max), str(bound))
+    if (most := spec.declared_range.max) < bound:
+        raise _invalid(f"'max_batch_size' is {bound}, and {spec.name} takes {most} rows at most")
+    return replace(group, spec=spec, max=bound)
+
+
+def _with_engine_max(spec: Spec, old: str, new: str) -> Spec:
+    params = spec.params
+    if isinstance(params, EngineParams) and params.max == old:
+        params = params.model_copy(update={"max": new})
+    return replace(spec, params=params, children=tuple(_with_engine_max(child, old, new) for child in spec.children))
 
 
 def _placed(node: NodeConfig, entry: Mapping[str, Any]) -> NodeConfig:

@@ -9,8 +9,12 @@ from tritonclient.utils import InferenceServerException
 
 import penstock
 from penstock import create_app
+from penstock.app.v2.description import config_of
+from penstock.app.v2.model import Models
 from penstock.backends.base import Backend
 from penstock.backends.registry import register_backend
+from penstock.pipelines.config import load
+from penstock.pipelines.repository import Repository
 
 
 def port(name, datatype, shape):
@@ -55,6 +59,22 @@ def test_configuration(client):
     assert [(each["name"], each["kind"], each["count"]) for each in found["instance_group"]] == [("node", "KIND_CPU", 1)]
     assert client.get_model_config("text")["input"][0]["data_type"] == "TYPE_STRING"
     assert client.get_model_config("scaled")["max_batch_size"] == 0  # its first size is fixed: no batch
+
+
+@pytest.mark.parametrize(("timeout", "requests", "told"), [(2.5, 7, (2_500_000, 7)), ("inf", 2**40, (0, 0))])
+async def test_policy_of_the_queue(timeout, requests, told):
+    """Priorities are told without a batch, too."""
+    pipeline = {"name": "policy", "timeout": timeout, "max_requests": requests}
+    repository = Repository([load({"pipeline": pipeline, "node": {"backend": "Identity", "priority_levels": 4, "max": 1}})])
+    await repository.start()
+    try:
+        found = config_of(Models(repository).get("policy"))
+    finally:
+        await repository.close(0)
+    policy = found["dynamic_batching"]["default_queue_policy"]
+    assert (policy["default_timeout_microseconds"], policy["max_queue_size"]) == told
+    assert policy["timeout_action"] == "REJECT" and policy["allow_timeout_override"]
+    assert found["dynamic_batching"]["priority_levels"] == 4 and found["dynamic_batching"]["preferred_batch_size"] == []
 
 
 def test_what_is_not_known_of_a_batch_has_its_dimension(described):

@@ -313,6 +313,40 @@ def test_a_configuration_instead_of_the_files(served):
     assert client.get_model_config("echo")["max_batch_size"] == 4
 
 
+def test_an_override_is_told_and_can_be_loaded_again(served):
+    """What was given before stays where only another key is changed."""
+    client, _ = served
+    policy = {"max_queue_size": 7, "default_timeout_microseconds": 2500000}
+    wanted = {"max_batch_size": 1, "dynamic_batching": {"priority_levels": 3, "default_priority_level": 1, "default_queue_policy": policy}}
+    client.load_model("echo", config=json.dumps(wanted), headers=HEADERS)
+    told = client.get_model_config("echo")
+    assert told["dynamic_batching"]["default_queue_policy"].items() >= policy.items()
+    client.load_model("echo", config=json.dumps(told), headers=HEADERS)
+    assert client.get_model_config("echo") == told
+
+
+def test_more_rows_than_the_file_says(served, folder):
+    """A node's `max` is its engine's, too."""
+    client, _ = served
+    (folder / "scale.onnx").write_bytes(onnx_model(2.0))
+    (folder / "scale.toml").write_text('[node]\nbackend = "S[OnnxTensor]"\nmodel = "scale.onnx"\nmax = 2\n')
+    client.load_model("scale", headers=HEADERS)
+    with pytest.raises(InferenceServerException, match="batch-size must be <= 2 for 'scale'"):
+        infer(client, "scale", "x", rows=5)
+    client.load_model("scale", config=json.dumps({"max_batch_size": 5}), headers=HEADERS)
+    assert client.get_model_config("scale")["max_batch_size"] == 5
+    assert infer(client, "scale", "x", rows=5).as_numpy("y").shape == (5, 2)
+
+
+def test_more_rows_than_the_backend_takes(served, folder):
+    client, _ = served
+    (folder / "few.toml").write_text(ECHO.format(version=1).replace('"Identity"\nmax = 4', '"Identity"\nforce_range = "1,8"'))
+    client.load_model("few", headers=HEADERS)
+    with pytest.raises(InferenceServerException, match="'max_batch_size' is 9, and Identity takes 8 rows at most"):
+        client.load_model("few", config=json.dumps({"max_batch_size": 9}), headers=HEADERS)
+    assert client.get_model_config("few")["max_batch_size"] == 8
+
+
 def test_what_the_server_tells_can_be_loaded(served):
     """A configuration may be read, changed and sent back."""
     client, _ = served
@@ -418,6 +452,17 @@ def test_files_make_a_model_of_their_own(served, temporary):
         infer(client, "scale", "x")
     with pytest.raises(InferenceServerException, match=r"\[404\] failed to load 'scale', failed to poll from model repository"):
         client.load_model("scale", headers=HEADERS)
+    gc.collect()
+    assert not list(temporary.iterdir())
+
+
+def test_what_is_unloaded_is_let_go(served, temporary):
+    """Whichever model is asked for next."""
+    client, _ = served
+    client.load_model("scale", config="{}", files={"file:1/model.onnx": onnx_model(2.0)}, headers=HEADERS)
+    infer(client, "scale", "x")
+    client.unload_model("scale", headers=HEADERS)
+    client.get_model_metadata("echo")
     gc.collect()
     assert not list(temporary.iterdir())
 
