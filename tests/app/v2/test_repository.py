@@ -313,6 +313,19 @@ def test_a_configuration_instead_of_the_files(served):
     assert client.get_model_config("echo")["max_batch_size"] == 4
 
 
+def test_one_row_a_request_is_not_one_row_a_batch(served, app, folder):
+    """What follows the engine may be made for one row: the model then tells so, and its requests share batches nevertheless."""
+    client, _ = served
+    (folder / "scale.onnx").write_bytes(onnx_model(2.0))
+    (folder / "scale.toml").write_text('[node]\nbackend = "S[OnnxTensor,SoftmaxArgMaxTensor]"\nmodel = "scale.onnx"\nmax = 32\n')
+    client.load_model("scale", headers=HEADERS)
+    told = client.get_model_config("scale")
+    assert told["max_batch_size"] == 1
+    client.load_model("scale", config=json.dumps(told | {"instance_group": [{"count": 2}]}), headers=HEADERS)
+    (node,) = app.state.penstock.pipelines["scale"].nodes
+    assert (node.scheduler.max, client.get_model_config("scale")["instance_group"][0]["count"]) == (32, 2)
+
+
 def test_an_override_is_told_and_can_be_loaded_again(served):
     """What was given before stays where only another key is changed."""
     client, _ = served
