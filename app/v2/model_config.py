@@ -35,12 +35,14 @@ IGNORED = frozenset({"runtime", "batch_input", "batch_output", "cc_model_filenam
 KINDS = frozenset({"KIND_AUTO", "KIND_CPU", "KIND_GPU"})
 
 
-def configure(config: PipelineConfig, wanted: Mapping[str, Any]) -> PipelineConfig:
-    """The pipeline as `wanted` has it. Raises `InvalidRequest`."""
+def configure(config: PipelineConfig, wanted: Mapping[str, Any], told: int = 0) -> PipelineConfig:
+    """The pipeline as `wanted` has it. `told`: the `max_batch_size` that clients are told of it as it is, if that is known. It may be less
+    than some nodes take: where it comes back, none changes. Raises `InvalidRequest`.
+    """
     nodes = dict(config.nodes)
     working = [name for name, node in nodes.items() if node.shares is None and node.groups]
     bound = wanted.get("max_batch_size")
-    if bound is not None and (bound := _number(bound, "max_batch_size", 2**31 - 1)):
+    if bound is not None and (bound := _number(bound, "max_batch_size", 2**31 - 1)) not in (0, told):
         nodes |= _bounded(bound, [nodes[name] for name in working])
     for entry in _list(wanted.get("instance_group"), "instance_group"):
         said = entry.get("name")
@@ -60,6 +62,11 @@ def configure(config: PipelineConfig, wanted: Mapping[str, Any]) -> PipelineConf
         if policy.get("default_timeout_microseconds"):
             changes["timeout"] = _number(policy["default_timeout_microseconds"], "default_timeout_microseconds", 2**53) / 1e6
     return replace(config, nodes=nodes, **changes)
+
+
+def maxima_of(config: PipelineConfig) -> dict[str, list[int | None]]:
+    """What of nodes a `max_batch_size` changes."""
+    return {name: [group.max for group in node.groups] for name, node in config.nodes.items()}
 
 
 def _bounded(bound: int, nodes: list[NodeConfig]) -> dict[str, NodeConfig]:

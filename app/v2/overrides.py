@@ -82,12 +82,9 @@ class Override:
         override._check()
         return override
 
-    def applied_to(self, config: PipelineConfig, *, one_row: bool = False) -> PipelineConfig:
-        """The pipeline with what the configuration says of its batches and instances. `one_row`: a `max_batch_size` of 1 is what the
-        model is, and no wish. Raises `InvalidRequest`.
-        """
-        kept = one_row and self.config.get("max_batch_size") in (1, "1")
-        return configure(config, {**self.config, "max_batch_size": None} if kept else self.config)
+    def applied_to(self, config: PipelineConfig, told: int) -> PipelineConfig:
+        """The pipeline with what the configuration says of its batches and instances (`configure`). Raises `InvalidRequest`."""
+        return configure(config, self.config, told)
 
     def materialise(self) -> Materialised:
         """Write the files of the newest version, and make a pipeline of its model. Takes long. Raises `InvalidRequest`, `ConfigError`."""

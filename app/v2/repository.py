@@ -21,6 +21,7 @@ from ..errors import Forbidden
 from ..settings import Settings
 from .call import Call, ProtocolError, Route, kind_of
 from .model import Model
+from .model_config import maxima_of
 from .overrides import Override
 
 STATES = {"ready": "READY", "reloading": "READY", "loading": "LOADING", "unloading": "UNLOADING"}
@@ -136,15 +137,15 @@ class RepositoryRoutes:
         elif own is None:
             raise NotFound(name)
         else:
-            pipeline = await self._repository.load(override.applied_to(own, one_row=self._takes_one_row(name)))
+            pipeline = await self._repository.load(override.applied_to(own, self._told(name, own)))
         self._replaced[name] = Replaced(pipeline.config, own)
 
-    def _takes_one_row(self, name: str) -> bool:
-        """Whether the model tells a `max_batch_size` of 1 that is of its requests alone, and not of its nodes (`model.py`)."""
+    def _told(self, name: str, own: PipelineConfig) -> int:
+        """The `max_batch_size` that the model tells, where it follows from the repository's own configuration; else 0."""
         pipeline = self._repository.pipelines.get(name)
-        if pipeline is None:
-            return False
-        return Model(pipeline).max_batch_size == 1 < min((node.scheduler.max for node in pipeline.nodes), default=1)
+        if pipeline is None or maxima_of(pipeline.config) != maxima_of(own):
+            return 0
+        return Model(pipeline).max_batch_size
 
     async def unload(self, call: Call) -> None:
         """Answers when what was inside has ended. The nodes of a pipeline are part of it: `unload_dependents` has nothing left to do."""

@@ -313,17 +313,27 @@ def test_a_configuration_instead_of_the_files(served):
     assert client.get_model_config("echo")["max_batch_size"] == 4
 
 
-def test_one_row_a_request_is_not_one_row_a_batch(served, app, folder):
-    """What follows the engine may be made for one row: the model then tells so, and its requests share batches nevertheless."""
+@pytest.mark.parametrize(
+    ("nodes", "told", "most"),
+    [
+        # what follows an engine may be made for one row: requests have one, and share batches nevertheless
+        ('[a]\nbackend = "S[OnnxTensor,SoftmaxArgMaxTensor]"\nmodel = "scale.onnx"\nmax = 32\n', 1, [32]),
+        # those that set none have their own
+        (ECHO.format(version=1).replace("[node]", "[a]") + 'next = "b"\n[b]\nbackend = "Identity"\n', 4, [4, 8]),
+    ],
+)
+def test_rows_that_come_back_change_no_node(served, app, folder, nodes, told, most):
     client, _ = served
     (folder / "scale.onnx").write_bytes(onnx_model(2.0))
-    (folder / "scale.toml").write_text('[node]\nbackend = "S[OnnxTensor,SoftmaxArgMaxTensor]"\nmodel = "scale.onnx"\nmax = 32\n')
-    client.load_model("scale", headers=HEADERS)
-    told = client.get_model_config("scale")
-    assert told["max_batch_size"] == 1
-    client.load_model("scale", config=json.dumps(told | {"instance_group": [{"count": 2}]}), headers=HEADERS)
-    (node,) = app.state.penstock.pipelines["scale"].nodes
-    assert (node.scheduler.max, client.get_model_config("scale")["instance_group"][0]["count"]) == (32, 2)
+    (folder / "again.toml").write_text(nodes)
+    client.load_model("again", headers=HEADERS)
+    for count in (2, 3):  # also of one that was changed
+        found = client.get_model_config("again")
+        assert found["max_batch_size"] == told
+        found["instance_group"][0]["count"] = count
+        client.load_model("again", config=json.dumps(found), headers=HEADERS)
+        assert [node.scheduler.max for node in app.state.penstock.pipelines["again"].nodes] == most
+        assert client.get_model_config("again")["instance_group"][0]["count"] == count
 
 
 def test_an_override_is_told_and_can_be_loaded_again(served):
