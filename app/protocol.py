@@ -47,6 +47,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if not self.parser.should_upgrade():
             super().on_headers_complete()
+            self.headers = []  # the scope has its own; what comes now are trailers, which must not be taken for headers (RFC 9110, 6.5.1)
 
     def on_message_complete(self) -> None:
         if not self.parser.should_upgrade():

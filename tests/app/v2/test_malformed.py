@@ -274,6 +274,13 @@ def test_chunks_are_counted(served):
     assert found == b"" or found.startswith(b"HTTP/1.1 400")
 
 
+def test_trailers_are_no_headers(served):
+    text = json.dumps(served.simple()).encode()
+    head, chunk, _ = chunked("/v2/models/simple/infer", text)
+    found = served.raw(head + chunk + b"0\r\nInference-Header-Content-Length: 3\r\nX-Request-Id: trailer\r\n\r\n")
+    assert found.startswith(b"HTTP/1.1 200") and b"trailer" not in found
+
+
 def test_bodies_are_bounded(served):
     found = served.raw(b"POST /v2/models/simple/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
     assert found.startswith(b"HTTP/1.1 400") and b"at most 8388608 are taken (max_body)" in found and b"connection: close" in found
