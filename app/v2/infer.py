@@ -13,7 +13,6 @@ import numpy as np
 
 from penstock.backends.errors import DeadlineExceeded, InvalidRequest
 from penstock.pipelines.run import Work
-from penstock.pipelines.statistics import RequestStatistics
 
 from ..body import ClientLeft, check_length
 from ..request_id import choose_request_id
@@ -26,11 +25,14 @@ from .layout import recall, remember
 from .model import Model, Models
 from .request import InferRequest, parse, parse_raw
 from .response import Headers, choose, takes_long, write
+from .tensors import HUGE
 
 _NOTHING = memoryview(b"")
 
 LARGE = 1 << 17
-"""Bytes of JSON, or of tensors that are not read in place, that are parsed in a few milliseconds: more of them on a helper thread."""
+"""Bytes of JSON, or of tensors that are not read in place, that are parsed in a few milliseconds: more of them on a helper thread, as are
+`HUGE` ones that may be copied out of shared memory.
+"""
 
 HEADER = b"inference-header-content-length"
 
@@ -64,7 +66,7 @@ class Infer:
             if "penstock.request_id" not in call.scope:
                 call.scope["penstock.request_id"] = choose_request_id(headers.get(b"x-request-id"))
             model = self._models.get(call.names["model"], call.names["version"])
-            work, statistics, reading = await self._submit(call, request, model, headers)
+            work, model, reading = await self._submit(call, request, model, headers)
             exchange.runs = (work,)
             if exchange.helper is not None:
                 exchange.listen()
@@ -72,6 +74,7 @@ class Infer:
             if "error" in item:
                 raise item["error"]
             answered = time.monotonic()
+            statistics = model.pipeline.statistics
             try:
                 chosen = choose(request, model, item)
                 long = takes_long(chosen)
@@ -98,8 +101,8 @@ class Infer:
 
     async def _submit(
         self, call: Call, request: InferRequest, model: Model, headers: dict[bytes, bytes]
-    ) -> tuple[Work, RequestStatistics, float]:
-        """The request inside its pipeline, where that counts it, and the seconds that reading its tensors took."""
+    ) -> tuple[Work, Model, float]:
+        """The request inside its pipeline, the model that answers it, and the seconds that reading its tensors took."""
         settings = self._settings
         length = headers.get(b"content-length")
         if length is not None:
@@ -114,29 +117,35 @@ class Infer:
             pieces = [await inflate(b"".join(pieces), encoding, settings.max_inflated)]
         arrived = time.monotonic()
         text, blobs = (b"".join(pieces), _NOTHING) if size is None else _split(pieces, size)
-        if size == 0:
-            parse_raw(request, blobs, model)
-        elif not recall(request, text, blobs, model, self._regions):
-            tensors = len(blobs) if self._regions is None else max(len(blobs), self._regions.largest)
-            if len(text) < LARGE and (
-                tensors < LARGE or all(each.datatype is not None and each.datatype.in_place for each in model.inputs)
-            ):
-                self._read(request, text, blobs, model)
+        if model.pipeline.state != "ready":  # replaced while the body came: the new one reads it
+            model = self._models.get(model.name, call.names["version"])
+        if not recall(request, text, blobs, model, self._regions):
+            if self._takes_long(text, blobs, model):
+                await asyncio.to_thread(self._read, request, text, blobs, model, size == 0)
             else:
-                await asyncio.to_thread(self._read, request, text, blobs, model)
+                self._read(request, text, blobs, model, size == 0)
         timeout = request.timeout
         if timeout is not None:
             timeout -= time.monotonic() - began
             if timeout <= 0:
                 raise DeadlineExceeded("the timeout passed before the body had arrived")
-        pipeline = model.pipeline
-        if pipeline.state != "ready":  # replaced while the body came: the new one answers
-            pipeline = self._models.get(model.name).pipeline
+        if model.pipeline.state != "ready":  # replaced while a helper thread read it: the new one answers
+            model = self._models.get(model.name, call.names["version"])
         reading = time.monotonic() - arrived
-        work = pipeline.submit_nowait(request.item, timeout, request.priority, None, None, call.scope["penstock.request_id"])
-        return work, pipeline.statistics, reading
+        work = model.pipeline.submit_nowait(request.item, timeout, request.priority, None, None, call.scope["penstock.request_id"])
+        return work, model, reading
 
-    def _read(self, request: InferRequest, text: bytes, blobs: memoryview, model: Model) -> None:
+    def _takes_long(self, text: bytes, blobs: memoryview, model: Model) -> bool:
+        """Whether other requests would feel it if this one were read on the event loop."""
+        shared = 0 if self._regions is None else self._regions.largest
+        if len(text) >= LARGE or shared > HUGE:
+            return True
+        return max(len(blobs), shared) >= LARGE and not all(each.datatype is not None and each.datatype.in_place for each in model.inputs)
+
+    def _read(self, request: InferRequest, text: bytes, blobs: memoryview, model: Model, raw: bool) -> None:
+        if raw:
+            parse_raw(request, blobs, model)
+            return
         document = parse_json(text, self._settings.max_json_depth)
         parse(request, document, blobs, model, self._regions)
         remember(request, document, text, blobs, model)

@@ -16,7 +16,7 @@ from .fields import borrow, region_of
 from .hooks import Regions
 from .model import Model
 from .request import InferRequest
-from .tensors import DATATYPES, Array
+from .tensors import DATATYPES, HUGE, Array
 from .wanted import Wanted
 
 LONGEST = 2048
@@ -86,7 +86,9 @@ def _array(slot: Slot, blobs: memoryview, regions: Regions | None) -> Array:
 
 
 def remember(request: InferRequest, document: dict[str, Any], text: bytes, blobs: memoryview, model: Model) -> None:
-    """Keep what `parse` has found to be right, where all of it is in the JSON: no id, and where the tensors may be read in place."""
+    """Keep what `parse` has found to be right, where all of it is in the JSON: no id, and where the tensors may be read in place; not
+    where very much would be copied out of shared memory, which is not for the event loop.
+    """
     if len(text) > LONGEST or request.id is not None:
         return
     found: dict[str, Slot] = {}
@@ -114,6 +116,8 @@ def remember(request: InferRequest, document: dict[str, Any], text: bytes, blobs
     keyed = model.inputs[0].part is None
     item = {key: value for key, value in request.item.items() if key != "data" and key not in found}
     slots = tuple(found[name] for name in names)
+    if sum(slot.size for slot in slots if slot.region) > HUGE:
+        return
     outputs = None if request.outputs is None else [wanted._replace(lease=None) for wanted in request.outputs]
     shared = any(slot.region for slot in slots) or any(wanted.region for wanted in outputs or ())
     model.layouts[text] = Layout(

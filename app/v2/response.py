@@ -17,7 +17,7 @@ from .classification import classify
 from .hooks import Lease
 from .model import Model, Tensor
 from .request import InferRequest
-from .tensors import as_tensor, to_bytes, to_flat_json
+from .tensors import HUGE, as_tensor, to_bytes, to_flat_json
 from .wanted import Wanted
 
 _JSON = (b"content-type", b"application/json")
@@ -34,15 +34,16 @@ Chosen = list[tuple[Tensor, Any, Wanted]]
 
 
 def takes_long(chosen: Chosen) -> bool:
-    """Whether other requests would feel it if these were written on the event loop. What is only copied never does."""
-    elements = 0
+    """Whether other requests would feel it if these were written on the event loop: many are converted, or very much is copied."""
+    elements = copied = 0
     for tensor, value, wanted in chosen:
+        copied += getattr(value, "nbytes", 0)
         if (datatype := tensor.datatype) is not None and datatype.in_place and wanted.binary and not wanted.classes:
             continue
         if wanted.classes or not (wanted.binary or wanted.region) or not _is_copied(tensor, value):
             shape = getattr(value, "shape", None)
             elements += prod(shape) if shape is not None else len(value) if isinstance(value, Sized) else 1
-    return elements > MANY
+    return elements > MANY or copied > HUGE
 
 
 def _is_copied(tensor: Tensor, value: Any) -> bool:

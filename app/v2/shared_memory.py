@@ -31,15 +31,13 @@ from ..auth import check_admin_token
 from ..settings import Settings
 from .call import Call, ProtocolError, Route
 from .model import QUOTED
+from .tensors import LARGEST
 
 RESERVED = ("triton_python_backend_shm_region_", "sem.")
 """Beginnings of names that are others' business: Triton's Python backend, and the C library's semaphores."""
 
 ALIGNED = 16
 """Bytes: where every datatype may begin."""
-
-LARGEST = 2**64 - 1
-"""Of offsets and sizes: what a uint64 holds."""
 
 
 class Object:
@@ -86,7 +84,10 @@ class Part:
         if opened.mapping is not None and not self._start % ALIGNED:
             self._check_size(opened, self.size)
             return memoryview(opened.mapping)[self._start : self._start + self.size]
-        view = memoryview(np.empty(self.size, np.uint8))  # type: ignore[arg-type]
+        try:
+            view = memoryview(np.empty(self.size, np.uint8))  # type: ignore[arg-type]
+        except MemoryError:  # an object may be sparse, and larger than all memory
+            raise InvalidRequest(f"shared memory region '{self._name}': there is no memory for {self.size} bytes of it") from None
         done = 0
         while done < self.size:  # once, but for what is larger than a call may be
             count = os.preadv(opened.descriptor, [view[done:]], self._start + done)
@@ -144,6 +145,8 @@ class SharedMemory:
             raise InvalidRequest(f"failed to register shared memory region '{name}': invalid args")
         if self._mapped:
             try:
+                if hasattr(os, "posix_fallocate"):  # where a sparse object's page can't be had when it is touched, that is a SIGBUS too
+                    os.posix_fallocate(opened.descriptor, offset, byte_size)
                 opened.mapping = mmap.mmap(opened.descriptor, offset + byte_size)
             except (OSError, ValueError) as error:
                 raise InvalidRequest(f"failed to register shared memory region '{name}': it can't be mapped") from error

@@ -6,7 +6,7 @@ BF16 is NumPy's float32 in here, which holds each of its values; on the wire it 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -26,6 +26,9 @@ LARGEST = 2**64 - 1
 
 PART = 1 << 16
 """Elements that are converted at once; in between the interpreter is free for others."""
+
+HUGE = 1 << 24
+"""Bytes that take milliseconds to be copied, and to be given memory: not on the event loop."""
 
 SHOWN = 32
 """Dimensions of a shape that an error tells; arrays have 64 at most."""
@@ -292,16 +295,24 @@ def _json_text(value: Any) -> str:
 def to_bytes(datatype: Datatype, array: Array) -> Any:
     """The tensor's bytes: an array whose memory they are, or `bytes`."""
     if datatype.size == 0:
-        pieces: list[bytes] = []
-        for each in array.reshape(-1):
-            text = _encoded(each)
-            pieces += (len(text).to_bytes(4, "little"), text)
-        return b"".join(pieces)
+        return b"".join([_with_lengths(part) for part in _parts(array.reshape(-1))])
     if datatype.name == "BF16":
         bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
         halves = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to the nearest, ties to even
         return np.where(np.isnan(array), (bits >> 16) | 0x40, halves).astype("<u2")  # rounding could make an infinity of a NaN
     return np.ascontiguousarray(array, datatype.dtype)
+
+
+def _parts(flat: Array) -> Iterator[Array]:
+    return (flat[start : start + PART] for start in range(0, flat.size, PART))
+
+
+def _with_lengths(values: Array) -> bytes:
+    pieces: list[bytes] = []
+    for each in values:
+        text = _encoded(each)
+        pieces += (len(text).to_bytes(4, "little"), text)
+    return b"".join(pieces)
 
 
 def _encoded(value: Any) -> bytes:
@@ -323,15 +334,17 @@ def to_flat_json(datatype: Datatype, array: Array, name: str) -> orjson.Fragment
         except UnicodeDecodeError:
             raise InvalidRequest(f"output '{name}' holds bytes that are no UTF-8: ask for binary data") from None
     flat = np.ascontiguousarray(array, datatype.dtype.newbyteorder("=")).reshape(-1)
-    if datatype.kind == "f" and not np.isfinite(flat).all():
-        parts = [_with_names(flat[start : start + PART]) for start in range(0, flat.size, PART)]
-        return orjson.Fragment(b"[" + b",".join(parts) + b"]")
-    return orjson.Fragment(orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY))
+    named = datatype.kind == "f" and not np.isfinite(flat).all()
+    if flat.size <= PART and not named:
+        return orjson.Fragment(orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY))
+    return orjson.Fragment(b"[" + b",".join([_elements(part, named) for part in _parts(flat)]) + b"]")
 
 
-def _with_names(numbers: Array) -> bytes:
-    """JSON's elements of floats that are not all finite: orjson writes null for those that are not."""
+def _elements(numbers: Array, named: bool) -> bytes:
+    """JSON's elements, without brackets. `named`: there may be floats that are not finite, for which orjson writes null."""
     text = orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+    if not named:
+        return text
     if not np.isinf(numbers).any():
         return text.replace(b"null", b"NaN")
     names = [_NAMES[str(each)] for each in numbers[~np.isfinite(numbers)].tolist()]

@@ -264,6 +264,21 @@ def test_an_object_that_its_client_has_truncated(region):
     os.truncate(f"/dev/shm{key}", 3 * 4096)
 
 
+def test_a_sparse_object_larger_than_all_memory(region):
+    key, _ = region
+    size = 1 << 50
+    os.truncate(f"/dev/shm{key}", size)
+    memory = SharedMemory()
+    memory.register("r", key, 0, size)
+    with pytest.raises(InvalidRequest, match=f"'r': there is no memory for {size} bytes"):
+        memory.borrow("r", 0, size).read()
+    files = open_files()
+    with pytest.raises(InvalidRequest, match="'r': it can't be mapped"):
+        SharedMemory(mapped=True).register("r", key, 0, size)
+    assert open_files() == files
+    os.truncate(f"/dev/shm{key}", 3 * 4096)
+
+
 def test_an_object_is_closed_when_the_last_who_uses_it_lets_go(region):
     key, _ = region
     before = open_files()
@@ -552,10 +567,11 @@ def test_text_that_does_not_fit_is_not_written(client, region):
     assert bytes(handle._mpsm_handle.buf[:16]) == serialize_byte_tensor(np.array([["one", "three"]], np.object_)).item()
 
 
-async def test_much_text_in_memory_leaves_the_loop_to_others(region):
+@pytest.mark.parametrize(("port", "size", "elements"), [(TEXT, 1_600_000, 400_000), (INT32, 1 << 26, 1 << 24)])
+async def test_much_in_memory_leaves_the_loop_to_others(region, port, size, elements):
     """The loop goes round while a helper thread is at it; on the loop itself it would stand still."""
-    key = f"{region[0]}_text"
-    handle = triton.create_shared_memory_region("text", key, 1_600_000)
+    key = f"{region[0]}_much"
+    handle = triton.create_shared_memory_region("much", key, size)
     answers = []
 
     async def ask(path, document):
@@ -570,14 +586,14 @@ async def test_much_text_in_memory_leaves_the_loop_to_others(region):
         headers = [(b"authorization", f"Bearer {ADMIN}".encode())]
         await app({"type": "http", "method": "POST", "path": path, "headers": headers, "http_version": "1.1"}, receive, send)
 
-    app = create_app(model("same", TEXT | {"shape": [-1]}, "Identity"), settings=Settings(**ON))
+    app = create_app(model("same", port | {"shape": [-1]}, "Identity"), settings=Settings(**ON))
     try:
         async with lifespan(app):
-            await ask("/v2/systemsharedmemory/region/text/register", {"key": key, "byte_size": 1_600_000})
+            await ask("/v2/systemsharedmemory/region/much/register", {"key": key, "byte_size": size})
             assert answers[0]["status"] == 200
             answers.clear()
-            parameters = {"shared_memory_region": "text", "shared_memory_byte_size": 1_600_000}
-            document = {"inputs": [{"name": "X", "shape": [400_000], "datatype": "BYTES", "parameters": parameters}]}
+            parameters = {"shared_memory_region": "much", "shared_memory_byte_size": size}
+            document = {"inputs": [{"name": "X", "shape": [elements], "datatype": port["dtype"], "parameters": parameters}]}
             answering = asyncio.create_task(ask("/v2/models/same/infer", document | {"outputs": [{"name": "none"}]}))
             rounds = 0
             while not answering.done():

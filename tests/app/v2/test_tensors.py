@@ -128,6 +128,12 @@ def test_many_elements_come_as_json(datatype):
         from_json([*several * 50_000, None], DATATYPES[datatype], [150_001], "x")
 
 
+def test_many_strings_are_written():
+    texts = np.array([b"a", b"", "é".encode()] * 50_000, np.object_)
+    written = to_bytes(DATATYPES["BYTES"], texts)
+    np.testing.assert_array_equal(from_bytes(memoryview(written), DATATYPES["BYTES"], [150_000], "x", "m"), texts)
+
+
 def test_an_overflow_is_an_infinity():
     assert as_tensor(np.array([1e300]), DATATYPES["FP32"], "x")[1].tolist() == [np.inf]
 

@@ -193,11 +193,62 @@ async def test_many_strings_are_read_beside_the_loop():
     assert rounds > 50
 
 
+@pytest.mark.parametrize(("size", "beside"), [(1 << 18, True), (9, False)])
+async def test_a_large_raw_body_is_read_beside_the_loop(size, beside):
+    app = create_app(load({"pipeline": {"name": "read", "inputs": {"data": {"kind": "json"}}}, "node": {"backend": "Identity"}}))
+    answers = []
+
+    async def receive():
+        return {"type": "http.request", "body": bytes(size), "more_body": False}
+
+    async def send(message):
+        answers.append(message)
+
+    async with lifespan(app):
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(thread_name_prefix="raw-helper"))
+        headers = [(b"inference-header-content-length", b"0")]
+        await app(
+            {"type": "http", "method": "POST", "path": "/v2/models/read/infer", "headers": headers, "http_version": "1.1"}, receive, send
+        )
+    assert answers[0]["status"] == 400 and b"is no JSON" in answers[1]["body"]
+    assert any(each.name.startswith("raw-helper") for each in threading.enumerate()) == beside
+
+
+async def test_a_model_that_is_replaced_during_an_upload_is_read_as_the_new_one():
+    def numbers(datatype, name):
+        ports = {"inputs": {"X": {"kind": "tensor", "dtype": datatype}}, "outputs": {name: {"kind": "tensor"}}}
+        return load({"pipeline": {"name": "numbers", **ports}, "node": {"backend": "Identity"}})
+
+    app = create_app(numbers("FP32", "old"))
+    body = json.dumps({"inputs": [{"name": "X", "shape": [2], "datatype": "INT32", "data": [1, 2]}]}).encode()
+    messages = [{"body": body[:10], "more_body": True}, {"body": body[10:], "more_body": False}]
+    answers = []
+
+    async def receive():
+        if not messages:
+            return await asyncio.Event().wait()
+        if len(messages) == 1:
+            old = app.state.penstock.pipelines["numbers"]
+            await app.state.penstock.load(numbers("INT32", "new"))
+            while old.state == "ready":  # the task that drains it has yet to begin
+                await asyncio.sleep(0)
+        return {"type": "http.request", **messages.pop(0)}
+
+    async def send(message):
+        answers.append(message)
+
+    async with lifespan(app):
+        scope = {"type": "http", "method": "POST", "path": "/v2/models/numbers/infer", "headers": [], "http_version": "1.1"}
+        await app(scope, receive, send)
+    assert json.loads(answers[1]["body"])["outputs"] == [{"name": "new", "datatype": "INT32", "shape": [2], "data": [1, 2]}]
+
+
 class Lazy:
     """An answer that notes which thread makes an array of it."""
 
     def __init__(self, size):
         self.shape = (size,)
+        self.nbytes = 4 * size
 
     def __array__(self, dtype=None, copy=None):
         GATE.seen.append(threading.current_thread())
@@ -211,7 +262,10 @@ class InferLazy(Backend):
             item["result"] = Lazy(item["data"])
 
 
-@pytest.mark.parametrize(("size", "asked", "beside"), [(1 << 18, {}, True), (1 << 18, {"binary_data": True}, False), (9, {}, False)])
+@pytest.mark.parametrize(
+    ("size", "asked", "beside"),
+    [(1 << 18, {}, True), (1 << 18, {"binary_data": True}, False), (1 << 23, {"binary_data": True}, True), (9, {}, False)],
+)
 async def test_many_numbers_are_written_beside_the_loop(size, asked, beside):
     ports = {"inputs": {"data": {"kind": "integer"}}, "outputs": {"Y": {"kind": "tensor", "dtype": "FP32"}}}
     app = create_app(load({"pipeline": {"name": "lazy", **ports}, "node": {"backend": "InferLazy"}}))
