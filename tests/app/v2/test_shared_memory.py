@@ -23,7 +23,11 @@ from tritonclient.utils import shared_memory as triton
 from penstock import create_app
 from penstock.app import lifespan
 from penstock.app.settings import Settings
+from penstock.app.v2.model import Tensor
+from penstock.app.v2.response import takes_long
 from penstock.app.v2.shared_memory import SharedMemory
+from penstock.app.v2.tensors import DATATYPES, HUGE
+from penstock.app.v2.wanted import Wanted
 from penstock.backends.errors import InvalidRequest, NotFound
 from penstock.backends.registry import register_backend
 from penstock.pipelines.repository import Repository
@@ -603,6 +607,13 @@ async def test_much_in_memory_leaves_the_loop_to_others(region, port, size, elem
             assert rounds > 50  # on the loop: three
     finally:
         triton.destroy_shared_memory_region(handle)
+
+
+@pytest.mark.parametrize(("size", "long"), [(HUGE, False), (HUGE + 4, True)])
+def test_much_goes_to_memory_beside_the_loop(size, long):
+    tensor = Tensor("Y", DATATYPES["INT32"], (-1,))
+    assert takes_long([(tensor, np.empty(size // 4, np.int32), Wanted("Y", region="r"))]) == long
+    assert not takes_long([(tensor, np.empty(size // 4, np.int32), Wanted("Y", binary=True))])
 
 
 def test_a_name_is_not_repeated_without_end(server):

@@ -248,7 +248,6 @@ class Lazy:
 
     def __init__(self, size):
         self.shape = (size,)
-        self.nbytes = 4 * size
 
     def __array__(self, dtype=None, copy=None):
         GATE.seen.append(threading.current_thread())
@@ -264,7 +263,7 @@ class InferLazy(Backend):
 
 @pytest.mark.parametrize(
     ("size", "asked", "beside"),
-    [(1 << 18, {}, True), (1 << 18, {"binary_data": True}, False), (1 << 23, {"binary_data": True}, True), (9, {}, False)],
+    [(1 << 18, {}, True), (1 << 18, {"binary_data": True}, False), (9, {}, False)],
 )
 async def test_many_numbers_are_written_beside_the_loop(size, asked, beside):
     ports = {"inputs": {"data": {"kind": "integer"}}, "outputs": {"Y": {"kind": "tensor", "dtype": "FP32"}}}
