@@ -39,7 +39,7 @@ SCHEMAS: dict[str, Schema] = {
     "ProtocolError": object_of(["error"], "What went wrong, for people.", error=TEXT),
     "ServerMetadata": object_of(["name", "version", "extensions"], name=TEXT, version=TEXT, extensions=array_of(TEXT)),
     "ServerLive": object_of(["live"], live=FLAG),
-    "ServerReady": object_of(["ready"], ready=FLAG, reason=TEXT),
+    "ServerReady": object_of(["ready"], ready=FLAG, error=TEXT),
     "ModelReady": object_of(["name", "ready"], name=TEXT, ready=FLAG),
     "TensorMetadata": object_of(
         ["name", "datatype", "shape"], "-1 in the shape: any size.", name=TEXT, datatype=_DATATYPE, shape=array_of({"type": "integer"})

@@ -42,6 +42,14 @@ def test_head_is_get_without_its_body(served):
     assert answer.status_code == 200 and answer.content == b"" and answer.headers["content-length"] == "13"
 
 
+def test_not_ready(running):
+    """Clients read `ready`, or `error` as of every other answer that is no 200."""
+    with running(Starlette(routes=[Mount("/models", create_app([TEXT]))])) as client:  # no lifespan has started it
+        answer = client.get("/models/v2/health/ready")
+        assert answer.status_code == 503 and answer.json().keys() == {"ready", "error"}
+        assert answer.json()["ready"] is False and "lifespan" in answer.json()["error"]
+
+
 def test_request_ids_are_those_of_the_client(served):
     for path in ("/v2", "/v2/nope"):
         assert served.http.get(path, headers={"X-Request-Id": "mine"}).headers["x-request-id"] == "mine"
