@@ -175,11 +175,16 @@ class DeviceHalf:
         buffer = self._buffer(index, tuple(parts[0].shape[1:]), dtype, rows, capacity)
         start = 0
         if self.stream is not None and any(part.is_cuda for part in parts):
-            with self.span("copy", rows=rows):
-                for part in parts:  # those of the device have been waited for (order.py)
-                    buffer.device[start : start + len(part)].copy_(part, non_blocking=True)
-                    start += len(part)
-                buffer.device[start:rows].zero_()
+            with self.span("copy", rows=rows):  # those of the device have been waited for (order.py)
+                if all(part.device == self.device and part.dtype == dtype for part in parts):
+                    start = sum(map(len, parts))
+                    torch.cat(list(parts), out=buffer.device[:start])
+                else:
+                    for part in parts:
+                        buffer.device[start : start + len(part)].copy_(part, non_blocking=True)
+                        start += len(part)
+                if start < rows:
+                    buffer.device[start:rows].zero_()
             return buffer.device[:rows]
         with timeline.span("assembly", rows=rows):
             start = sum(map(len, parts))

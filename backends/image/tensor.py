@@ -6,7 +6,7 @@ in tensor_ops.py, which imports it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -108,11 +108,11 @@ class ImageTensorBackend(TensorBackend):
             return
         with self._half.errors("running a batch"):
             for members in self._alike(batch):
-                self._transform_together(members)
+                self.transform_together(members)
 
     def answer(self, item: Item) -> torch.Tensor:
         image = self._image_of(item)
-        return self._ordered(self.transform(image, item), item)
+        return self.ordered(self.transform(image, item), item)
 
     def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
         """The result for an image, both N×C×H×W of any strides. May set further keys. Raises InvalidInput where something does not fit."""
@@ -123,7 +123,7 @@ class ImageTensorBackend(TensorBackend):
 
         return image_of(item["data"], is_nhwc(item, type(self).__name__), self._half.device, type(self).__name__)
 
-    def _ordered(self, image: torch.Tensor, item: Item) -> torch.Tensor:
+    def ordered(self, image: torch.Tensor, item: Item) -> torch.Tensor:
         from .tensor_ops import owned
 
         return owned(image.permute(0, 2, 3, 1) if is_nhwc(item, type(self).__name__) else image)
@@ -145,7 +145,10 @@ class ImageTensorBackend(TensorBackend):
             members.append((item, image))
         return groups.values()
 
-    def _transform_together(self, members: list[tuple[Item, torch.Tensor]]) -> None:
+    def transform_together(self, members: list[tuple[Item, torch.Tensor]]) -> None:
+        """The results of images of one shape, whose items are alike. As few calls into torch as can be: beside other threads, each is a
+        wait for the GIL.
+        """
         import torch
 
         first = members[0][0]
@@ -160,9 +163,12 @@ class ImageTensorBackend(TensorBackend):
                     item["error"] = error
             return
         changed = {key: value for key, value in first.items() if key not in before or before[key] is not value}
-        for (item, _), image in zip(members, torch.split(images, [len(image) for _, image in members]), strict=True):
+        ordered = images.permute(0, 2, 3, 1) if is_nhwc(first, type(self).__name__) else images
+        split: Any = torch.split_with_sizes_copy  # the results are in memory of their own; torch's stub says that there are none
+        results: Sequence[torch.Tensor] = split(ordered, [len(image) for _, image in members])
+        for (item, _), result in zip(members, results, strict=True):
             item.update(changed)
-            item["result"] = self._ordered(image, item)
+            item["result"] = result if result.is_contiguous() else result.contiguous()
 
 
 def is_nhwc(item: Item, backend: str) -> bool:

@@ -51,6 +51,14 @@ class CvtColorTensor(ImageTensorBackend):
         item["color"] = self.color
         return converted(image, source, self.color)
 
+    def transform_together(self, members: list[tuple[Item, torch.Tensor]]) -> None:
+        item, image = members[0]
+        if item.get("color") != self.color or image.shape[1] != CHANNELS[self.color]:
+            super().transform_together(members)
+            return
+        for item, image in members:  # they are as they should be
+            item["result"] = self.ordered(image, item)
+
 
 class FloatTensor(TensorBackend):
     """A tensor as float32, its values kept (not scaled to 0 to 1).

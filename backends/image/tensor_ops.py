@@ -31,7 +31,8 @@ def tensor_of(value: Any, backend: str) -> torch.Tensor:
     """The value as a tensor, without a copy where an array's memory can be shared. Raises InvalidInput for what is none."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "buif" and not (value.flags.c_contiguous and value.flags.owndata):
         value = np.array(value, order="C")  # a view would keep its base alive
-    return as_tensor(value, backend).detach()
+    tensor = as_tensor(value, backend)
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def image_of(value: Any, nhwc: bool, device: torch.device, backend: str) -> torch.Tensor:
@@ -51,12 +52,13 @@ def image_of(value: Any, nhwc: bool, device: torch.device, backend: str) -> torc
     if image.shape[1] > MAX_CHANNELS:
         layout = "HxWxC" if tensor.ndim == 3 else "NxHxWxC" if nhwc else "NxCxHxW"
         raise InvalidInput(f"{backend}: shape {shape}, read as {layout}, has more than {MAX_CHANNELS} channels: is it another layout?")
-    return image.to(device)
+    return image if image.device == device else image.to(device)
 
 
 def owned(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself, or a contiguous copy of a view: what leaves a backend keeps no larger tensor alive."""
-    tensor = tensor.contiguous()
+    if not tensor.is_contiguous():
+        return tensor.contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size() else tensor.clone()
 
 

@@ -199,6 +199,19 @@ def test_a_group_that_fails_is_transformed_one_by_one(torch, together):
     assert all(isinstance(item["error"], InvalidInput) and "result" not in item for item in batch)
 
 
+def test_colours_that_are_right_stay(torch, together):
+    backend, calls = together(find_backend("CvtColorTensor"), color="rgb")
+    data = images_of(torch, (8, 6), (8, 6), (8, 6))
+    batch = [{"data": each, "color": "rgb"} for each in data]
+    batch[2] |= {"data": data[2].permute(0, 2, 3, 1).contiguous(), "data_format": "nhwc"}
+    backend.forward(batch)
+    assert calls == []
+    assert all(torch.equal(item["result"], item["data"]) and item["color"] == "rgb" for item in batch)
+    wrong = [{"data": each, "color": "rgb"} for each in images_of(torch, (8, 6), (8, 6), channels=1)]
+    backend.forward(wrong)
+    assert all("does not fit an image of 1 channels" in str(item["error"]) for item in wrong)
+
+
 def test_on_the_cpu_each_is_transformed_alone(torch, make):
     assert make(find_backend("ResizeTensor"), resize_h=4, resize_w=4).max == 1
     assert make(find_backend("DecodeTensor")).max == 1
