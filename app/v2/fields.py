@@ -8,8 +8,8 @@ import orjson
 
 from penstock.backends.errors import InvalidRequest
 
-from .call import kind_of
-from .hooks import Lease, Regions
+from .json_text import kind_of
+from .regions import Lease, Regions
 from .tensors import LARGEST
 
 

@@ -18,11 +18,12 @@ from ..body import ClientLeft, check_length
 from ..request_id import choose_request_id
 from ..settings import Settings
 from ..watch import Exchange, Watch
-from .call import Answer, Call, Route, parse_json, read_pieces
+from .call import Answer, Call, Route, read_pieces
 from .compression import chosen_encoding, deflate, inflate
-from .hooks import Regions
+from .json_text import parse_json
 from .layout import recall, remember
 from .model import Model, Models
+from .regions import Regions
 from .request import InferRequest, parse, parse_raw
 from .response import Headers, choose, takes_long, write
 from .tensors import HUGE
@@ -99,9 +100,7 @@ class Infer:
                 each.leave()
             request.release()
 
-    async def _submit(
-        self, call: Call, request: InferRequest, model: Model, headers: dict[bytes, bytes]
-    ) -> tuple[Work, Model, float]:
+    async def _submit(self, call: Call, request: InferRequest, model: Model, headers: dict[bytes, bytes]) -> tuple[Work, Model, float]:
         """The request inside its pipeline, the model that answers it, and the seconds that reading its tensors took."""
         settings = self._settings
         length = headers.get(b"content-length")

@@ -13,8 +13,8 @@ import numpy as np
 from penstock.backends.item import Item
 
 from .fields import borrow, region_of
-from .hooks import Regions
 from .model import Model
+from .regions import Regions
 from .request import InferRequest
 from .tensors import DATATYPES, HUGE, Array
 from .wanted import Wanted

@@ -21,7 +21,7 @@ from penstock.backends.errors import InvalidRequest
 from penstock.backends.spec import Spec
 from penstock.pipelines.definition import DEFAULT_MAX, GroupConfig, NodeConfig, PipelineConfig
 
-from .call import kind_of
+from .json_text import kind_of
 
 KEYS = frozenset({
     "name", "backend", "platform", "max_batch_size", "instance_group", "dynamic_batching", "default_model_filename",

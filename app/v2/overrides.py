@@ -23,7 +23,7 @@ from penstock.pipelines.definition import PipelineConfig
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.source import Tables
 
-from .call import kind_of, parse_json
+from .json_text import kind_of, parse_json
 from .model_config import IGNORED, KEYS, configure
 
 FILE = re.compile(r"file:(\d{1,9})/([A-Za-z0-9_][A-Za-z0-9_.\-]{0,99})")

@@ -19,7 +19,8 @@ from penstock.pipelines.source import name_of
 from ..auth import check_admin
 from ..errors import Forbidden
 from ..settings import Settings
-from .call import Call, ProtocolError, Route, kind_of
+from .call import Call, ProtocolError, Route
+from .json_text import kind_of
 from .model import Model
 from .model_config import maxima_of
 from .overrides import Override

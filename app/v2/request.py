@@ -9,10 +9,10 @@ from typing import Any
 from penstock.backends.errors import InvalidRequest
 from penstock.backends.item import Item, may_come_from_network
 
-from .call import kind_of, parse_json
 from .fields import boolean, borrow, region_of, unsigned
-from .hooks import Lease, Regions
+from .json_text import kind_of, parse_json
 from .model import Model, Tensor
+from .regions import Lease, Regions
 from .tensors import DATATYPES, LARGEST, Array, Datatype, check_size, from_bytes, from_json, shape_text
 from .wanted import Wanted, read_outputs
 

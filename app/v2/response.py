@@ -14,8 +14,8 @@ from penstock.backends.errors import InvalidRequest
 from penstock.backends.item import Item
 
 from .classification import classify
-from .hooks import Lease
 from .model import Model, Tensor
+from .regions import Lease
 from .request import InferRequest
 from .tensors import HUGE, as_tensor, to_bytes, to_flat_json
 from .wanted import Wanted

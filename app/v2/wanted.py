@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from penstock.backends.errors import InvalidRequest
 
 from .fields import boolean, borrow, region_of, unsigned
-from .hooks import Lease, Regions
 from .model import Model
+from .regions import Lease, Regions
 
 
 class Wanted(NamedTuple):

@@ -1,4 +1,4 @@
-"""What infer asks of the protocol's other modules: shared memory regions."""
+"""Regions of shared memory as infer sees them, whatever keeps them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,30 @@
+"""JSON texts: the bounds that hold before they are parsed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.app.v2.json_text import MANY, parse_json
+from penstock.backends.errors import InvalidRequest
+
+
+def test_it_has_not_too_many_lists():
+    for text in (b"[" + b"[]," * MANY + b"1]", b'{"a":' + b'[{"x":[]}],' * MANY):
+        with pytest.raises(InvalidRequest, match=f"more than {MANY} lists and objects"):
+            parse_json(text, 100)
+    with pytest.raises(InvalidRequest, match="nesting depth"):
+        parse_json(b"[" * 3 * MANY, 100)
+    assert parse_json(b'["' + b"[" * 3 * MANY + b'"]', 100) == ["[" * 3 * MANY]
+
+
+@given(st.lists(st.sampled_from(["[", "]", "{", "}", '"', "\\", "a", "]}", '\\"']), max_size=9), st.integers(0, 9))
+def test_brackets_in_strings_do_not_count(parts, levels):
+    text = f"{'[' * levels}{json.dumps(''.join(parts))}{']' * levels}".encode()
+    parse_json(text, levels)
+    if levels:
+        with pytest.raises(InvalidRequest, match="nesting depth"):
+            parse_json(text, levels - 1)
