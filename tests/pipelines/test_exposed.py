@@ -29,7 +29,8 @@ async def test_only_that_node_runs() -> None:
     work.acts = {"first": lambda item: item["data"] + 1, "middle": lambda item: item["data"] * 10, "last": lambda item: -item["data"]}
     async with serve(CHAIN, workshop=work) as pipeline:
         (middle,) = pipeline.exposed
-        assert (middle.name, middle.state) == ("p.middle", "ready")
+        assert (middle.name, middle.state, middle.composites) == ("p.middle", "ready", ())
+        assert [node.name for node in middle.nodes] == ["middle"]
         assert await middle({"data": 5, "other": 1}) == {"data": 5, "result": 50, "other": 1}
         assert work.ran == [("middle", [5])]
         assert (await pipeline({"data": 5}))["result"] == -60
@@ -175,6 +176,8 @@ async def test_nodes_that_wait_for_others_and_nodes_that_share() -> None:
         assert (await exposed["p.far.1"]({"data": 4}))["result"] == 8
         assert work.inputs("end") == []
         assert exposed["p.go"].statistics.succeeded == 1
+        assert ([each.name for each in exposed["p.go"].composites], exposed["p.go"].nodes) == (["go"], ())
+        assert ([each.name for each in exposed["p.far.1"].nodes], exposed["p.far.1"].composites) == (["far"], ())
 
 
 def broken(table: dict[str, Any]) -> str:

@@ -35,6 +35,15 @@ async def test_it_is_an_object():
         await call(b"{").json()
 
 
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [(b"null", "null"), (b"true", "boolean"), (b"1", "number"), (b"0.5", "number"), (b'""', "string"), (b"[]", "array")],
+)
+async def test_what_it_is_instead_is_told(body, kind):
+    with pytest.raises(InvalidRequest, match=f"the body is a JSON {kind}, expected an object"):
+        await call(body).json()
+
+
 async def test_it_comes_in_time():
     slow = call(b"{", then=asyncio.Event().wait, body_timeout=0.01)
     with pytest.raises(InvalidRequest, match=r"did not arrive within 0.01 s \(body_timeout\)"):

@@ -269,6 +269,8 @@ def test_answers_are_compressed_where_that_pays(served):
     assert "content-encoding" not in served.infer("identity_INT32", binary, headers=both).headers
     alone = served.infer("identity_INT32", binary, headers={"Accept-Encoding": "deflate"})
     assert alone.headers["content-encoding"] == "deflate" and len(alone.content) > 20_000  # httpx has inflated it
+    for weighed, chosen in (("gzip;q=0.5", "gzip"), ("br;q=1.0, gzip;q=0, Deflate ; q=0.01", "deflate")):
+        assert served.infer("identity_INT32", numbers, headers={"Accept-Encoding": weighed}).headers["content-encoding"] == chosen
     for refused in ("br", "br, gzip;q=0", "gzip;q=0.000", "identity, deflate; q=0.0", "*"):
         assert "content-encoding" not in served.infer("identity_INT32", numbers, headers={"Accept-Encoding": refused}).headers
     noise = np.random.default_rng(0).bytes(4096)

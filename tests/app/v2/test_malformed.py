@@ -61,6 +61,8 @@ def test_what_is_no_request(served, document):
         ({"data": [10**400] + [0] * 15}, "failed to parse the request JSON buffer"),
         ({"parameters": {"binary_data_size": 64}}, "Input must set only one of the following fields"),
         ({"parameters": {"shared_memory_region": "r"}}, "Input must set only one of the following fields"),
+        ({"parameters": {"shared_memory_region": "", "shared_memory_byte_size": 64}, "data": None}, "is the name of a region, a string"),
+        ({"shape": [1, 1], "data": [0]}, "Expected [-1,16], got [1,1]"),
         ({"parameters": 7}, "Unable to parse 'parameters'"),
     ],
 )  # fmt: skip

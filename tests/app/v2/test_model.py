@@ -99,6 +99,14 @@ async def test_declared_data_makes_all_inputs_keys():
     assert outputs == [("result", None, None, 0)]
 
 
+async def test_an_engine_of_several_inputs_does_not_say_what_keys_are():
+    table = {"inputs": {"data": {"kind": "tensor"}, "other": {"kind": "tensor"}}}
+    inputs, _, bound = await described(table, n={"backend": "KnowsTwo"})
+    assert inputs == [("data", None, None, None), ("other", None, None, None)] and bound == 0
+    inputs, _, bound = await described(table, n={"backend": "KnowsRankOne"})
+    assert inputs == [("data", "FP32", (-1,), None), ("other", None, None, None)] and bound == 0
+
+
 async def test_declared_outputs_beside_the_result():
     table = {"outputs": {"label": {"kind": "text"}, "class": {"kind": "integer", "dtype": "INT32"}}}
     _, outputs, _ = await described(table, n={"backend": "Identity"})
@@ -115,6 +123,17 @@ async def test_the_least_max_of_the_nodes_bounds_a_batch():
     port = {"kind": "tensor", "shape": [-1, 3]}
     nodes = {"n": {"backend": "Identity", "max": 9, "next": "m"}, "m": {"backend": "Identity", "max": 5}}
     assert (await described({"inputs": {"x": port}}, **nodes))[2] == 5
+
+
+async def test_what_only_waits_for_others_has_no_batch():
+    async def think(item, call):
+        return item["data"]
+
+    nodes = {"n": {"backend": "think"}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("penstock.backends.registry._registered", {})
+        register_backend("think", think)
+        assert (await described({"inputs": {"x": {"kind": "tensor", "shape": [-1, 3]}}}, **nodes))[2] == 0
 
 
 async def test_models_follow_the_repository():

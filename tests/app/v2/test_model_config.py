@@ -41,6 +41,25 @@ def test_the_largest_group_has_the_bound(grouped, bound, expected):
     assert [most for most, _ in groups_of(configure(grouped, {"max_batch_size": bound}))] == expected
 
 
+@pytest.mark.parametrize(
+    ("wanted", "key", "most"),
+    [
+        (lambda number: {"max_batch_size": number}, "max_batch_size", 2**31 - 1),
+        (lambda number: {"instance_group": [{"count": number}]}, "count", 1024),
+        (lambda number: {"instance_group": [{"kind": "KIND_GPU", "gpus": [number]}]}, "gpus", 1023),
+        (lambda number: {"dynamic_batching": {"max_queue_delay_microseconds": number}}, "max_queue_delay_microseconds", 2**53),
+        (lambda number: {"dynamic_batching": {"priority_levels": number, "default_priority_level": 1}}, "priority_levels", 1024),
+    ],
+)
+def test_numbers_have_bounds(wanted, key, most):
+    config = load({"pipeline": {"name": "p"}, "node": {"backend": "Identity", "max": 4}})
+    for number in (most, str(most)):
+        assert configure(config, wanted(number)) != config
+    for number in (most + 1, str(most + 1), -1, "-1", 1.0, True, "1" * 20, "x"):
+        with pytest.raises(InvalidRequest, match=f"'{key}' is a whole number from 0 to {most}"):
+            configure(config, wanted(number))
+
+
 def test_groups_stay_as_many_as_they_are(grouped):
     with pytest.raises(InvalidRequest, match="node 'node' has several groups of instances, which an 'instance_group' can't change"):
         configure(grouped, {"instance_group": [{"count": 4}]})

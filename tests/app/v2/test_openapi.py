@@ -76,5 +76,9 @@ def test_a_key_is_described_where_there_is_one(running):
     with running(create_app(settings=Settings(api_key="secret"))) as client:
         paths = client.get("/openapi.json", headers={"Authorization": "Bearer secret"}).json()["paths"]
         assert paths["/v2"]["get"]["security"] == paths["/v2/models/{model}/infer"]["post"]["security"] == [{"key": []}]
-        assert "security" not in paths["/v2/health/live"]["get"]
+        for path in ("/v2/health/live", "/v2/health/ready"):
+            operation = paths[path]["get"]
+            assert "security" not in operation and "401" not in operation["responses"]
         assert client.get("/v2").status_code == 401 and "401" in paths["/v2"]["get"]["responses"]
+    for methods in create_app().openapi()["paths"].values():
+        assert not any("security" in operation or "401" in operation["responses"] for operation in methods.values())

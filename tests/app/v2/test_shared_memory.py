@@ -240,6 +240,7 @@ def test_parts_are_inside_their_region(region):
     part.write(memoryview(b"abcd"))
     assert bytes(handle._mpsm_handle.buf[102:108]) == b"\2abcd\7"
     assert memory.borrow("r", 4999, 1).size == 1
+    assert bytes(memory.borrow("r", 4999, 0).read()) == b""
     with pytest.raises(NotFound, match="Unable to find shared memory region: 'x'"):
         memory.borrow("x", 0, 1)
     for offset in (5000, -1, 2**64 - 1):
@@ -458,6 +459,17 @@ def test_a_request_that_asks_for_memory_that_is_not_there(client, region):
             client.infer("identity", **request)
     client.unregister_system_shared_memory(headers=HEADERS)
     assert open_files() == before  # nothing of a refused request holds it
+
+
+def test_a_request_that_repeats_may_have_one_output_in_memory(client, region):
+    key, handle = region
+    client.register_system_shared_memory("out", key, 64, headers=HEADERS)
+    for number in range(3):
+        array = np.full((1, 4), number, np.int32)
+        inputs = [tritonclient.http.InferInput(name, [1, 4], "INT32").set_data_from_numpy(array) for name in ("X", "Z")]
+        answer = client.infer("pair", inputs, outputs=[wanted(16), tritonclient.http.InferRequestedOutput("W")])
+        assert (triton.get_contents_as_numpy(handle, np.int32, [1, 4]) == array * 2).all()
+        assert (answer.as_numpy("W") == 0).all()
 
 
 def test_a_request_that_repeats_finds_the_region_of_today(client, region):
