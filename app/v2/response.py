@@ -14,10 +14,11 @@ from penstock.backends.errors import InvalidRequest
 from penstock.backends.item import Item
 
 from .classification import classify
+from .encoding import as_tensor, to_bytes, to_flat_json
 from .model import Model, Tensor
 from .regions import Lease
 from .request import InferRequest
-from .tensors import HUGE, as_tensor, to_bytes, to_flat_json
+from .tensors import HUGE
 from .wanted import Wanted
 
 _JSON = (b"content-type", b"application/json")

@@ -1,0 +1,126 @@
+"""Tensors to the protocol's encodings, where a server's answers would not show how."""
+
+from __future__ import annotations
+
+import json
+
+import ml_dtypes
+import numpy as np
+import orjson
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from penstock.app.v2.encoding import as_tensor, to_bytes, to_flat_json
+from penstock.app.v2.tensors import DATATYPES, from_bytes, from_json
+from penstock.backends.errors import BackendError, InvalidRequest
+
+PLAIN = [name for name, each in DATATYPES.items() if name not in {"BF16", "BYTES"}]
+
+
+def text_of(datatype, array):
+    return json.loads(orjson.dumps(to_flat_json(DATATYPES[datatype], array, "x")))
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_arrays_are_written_from_their_own_memory(name):
+    array = np.ones((2, 3), DATATYPES[name].dtype)
+    assert np.shares_memory(to_bytes(DATATYPES[name], array), array)
+    assert bytes(to_bytes(DATATYPES[name], array.T)) == array.T.tobytes()
+    assert bytes(to_bytes(DATATYPES[name], array.astype(array.dtype.newbyteorder(">")))) == array.tobytes()
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=20))
+@example([0x3F807FFF, 0x3F808000, 0x3F808001, 0x3F817FFF, 0x3F818000, 0x3F818001])  # ties go to the even one
+def test_bf16_is_rounded_as_ml_dtypes_does(bits):
+    array = np.array(bits, np.uint32).view(np.float32)
+    found = np.frombuffer(bytes(to_bytes(DATATYPES["BF16"], array)), np.uint16)
+    with np.errstate(invalid="ignore"):
+        expected = array.astype(ml_dtypes.bfloat16)
+    nan = np.isnan(array)
+    np.testing.assert_array_equal(found[~nan], expected.view(np.uint16)[~nan])
+    assert np.isnan(found.view(ml_dtypes.bfloat16)[nan]).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "datatype", "shape", "elements"),
+    [
+        (3, "INT64", (1,), [3]),
+        (True, "BOOL", (1,), [True]),
+        (0.5, "FP64", (1,), [0.5]),
+        ("text", "BYTES", (1,), ["text"]),
+        (b"bytes", "BYTES", (1,), ["bytes"]),
+        ([1, 2], "INT64", (2,), [1, 2]),
+        ([[1.5], [2.5]], "FP64", (2, 1), [1.5, 2.5]),
+        (["a", b"b"], "BYTES", (2,), ["a", "b"]),
+        ([[1], [2, 3]], "BYTES", (1,), ["[[1],[2,3]]"]),
+        ({"a": 1}, "BYTES", (1,), ['{"a":1}']),
+        (np.float32(2), "FP32", (1,), [2.0]),
+        (np.array(["x", "y"]), "BYTES", (2,), ["x", "y"]),
+        (np.array([b"x", b"y"]), "BYTES", (2,), ["x", "y"]),
+        (np.array([["x"], [b"y"]], object), "BYTES", (2, 1), ["x", "y"]),
+        (np.array(["x", "y"], np.dtypes.StringDType()), "BYTES", (2,), ["x", "y"]),
+        (np.array([[1, 2]], ">i2"), "INT16", (1, 2), [1, 2]),
+        (np.ones((2, 1), ml_dtypes.bfloat16), "BF16", (2, 1), [1.0, 1.0]),
+    ],
+)
+def test_values_that_pipelines_answer(value, datatype, shape, elements):
+    found, array = as_tensor(value, None, "x")
+    assert (found.name, array.shape) == (datatype, shape)
+    assert array.dtype.newbyteorder("=") == found.dtype.newbyteorder("=")
+    assert text_of(datatype, array) == elements
+
+
+@pytest.mark.parametrize(("dtype", "datatype"), [("float32", "FP32"), ("bfloat16", "BF16"), ("int8", "INT8"), ("bool", "BOOL")])
+def test_torch_tensors(dtype, datatype):
+    torch = pytest.importorskip("torch")
+    found, array = as_tensor(torch.ones(2, 3, dtype=getattr(torch, dtype), requires_grad=dtype == "float32"), None, "x")
+    assert found.name == datatype and text_of(datatype, array) == [1] * 6
+
+
+def test_answers_are_of_the_declared_datatype():
+    assert as_tensor(3, DATATYPES["INT32"], "x")[1].dtype == np.int32
+    assert as_tensor(np.ones(2), DATATYPES["FP16"], "x")[1].dtype == np.float16
+    assert as_tensor(3, DATATYPES["BYTES"], "x")[1].tolist() == ["3"]
+    for value, wanted in ((300, "UINT8"), (1.5, "INT32"), ("text", "FP32"), (-1, "UINT32")):
+        with pytest.raises(BackendError, match=f"declared to be {wanted}"):
+            as_tensor(value, DATATYPES[wanted], "x")
+    with pytest.raises(BackendError, match="which the protocol has not"):
+        as_tensor(np.ones(1, np.complex64), None, "x")
+
+
+@pytest.mark.parametrize("odd", [[np.nan], [np.inf], [np.nan, np.inf, -np.inf]])
+def test_many_numbers_some_of_which_have_names(odd):
+    array = np.tile(np.array([0.1, *odd], np.float32), 40_000)
+    text = bytes(orjson.dumps(to_flat_json(DATATYPES["FP32"], array, "x")))
+    assert text.startswith(b"[0.1," + {1: b"NaN", 3: b"NaN,Infinity"}[len(odd)] if np.isnan(odd[0]) else b"[0.1,Infinity")
+    np.testing.assert_array_equal(np.array(json.loads(text), np.float32), array)
+
+
+@pytest.mark.parametrize("datatype", ["BOOL", "UINT8", "INT64", "FP32", "BYTES"])
+def test_many_elements_come_as_json(datatype):
+    several = {"BOOL": [True, False, False], "BYTES": ["a", "", "é"]}.get(datatype, [7, 0, 1])
+    found = from_json([several] * 50_000, DATATYPES[datatype], [50_000, 3], "x")
+    np.testing.assert_array_equal(found, from_json(several * 50_000, DATATYPES[datatype], [50_000, 3], "x"))
+    assert found.dtype == DATATYPES[datatype].dtype and text_of(datatype, found) == several * 50_000
+    with pytest.raises(InvalidRequest, match="its data holds"):
+        from_json([*several * 50_000, None], DATATYPES[datatype], [150_001], "x")
+
+
+def test_many_strings_are_written():
+    texts = np.array([b"a", b"", "é".encode()] * 50_000, np.object_)
+    written = to_bytes(DATATYPES["BYTES"], texts)
+    np.testing.assert_array_equal(from_bytes(memoryview(written), DATATYPES["BYTES"], [150_000], "x", "m"), texts)
+
+
+def test_an_overflow_is_an_infinity():
+    assert as_tensor(np.array([1e300]), DATATYPES["FP32"], "x")[1].tolist() == [np.inf]
+
+
+@given(st.lists(st.floats(width=32), max_size=9))
+def test_floats_go_through_json(values):
+    datatype = DATATYPES["FP32"]
+    written = text_of("FP32", np.array(values, np.float32))
+    assert written == pytest.approx(values, nan_ok=True)
+    array = from_json(written, datatype, [len(values)], "x")
+    np.testing.assert_array_equal(array, np.array(values, np.float32))
