@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from penstock import __version__
+import penstock
 from penstock.backends.errors import ConfigError, Problem
 
 from .bench_cli import bench_command
@@ -41,7 +41,7 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"penstock {__version__}")
+        typer.echo(f"penstock {penstock.__version__}")
         raise typer.Exit
 
 
