@@ -26,7 +26,6 @@ _BINARY = (b"content-type", b"application/octet-stream")
 
 Headers = list[tuple[bytes, bytes]]
 
-
 MANY = 1 << 16
 """Elements that are converted in a few milliseconds."""
 

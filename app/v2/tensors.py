@@ -20,7 +20,6 @@ Array = NDArray[Any]
 LARGEST = 2**64 - 1
 """Elements, bytes: what a uint64 counts."""
 
-
 PART = 1 << 16
 """Elements that are converted at once; in between the interpreter is free for others."""
 
