@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from .base import Backend
@@ -30,18 +30,31 @@ def keep_order(backend: Backend, device: str) -> None:
     errors = _reader_of_errors(type(backend).__name__)
     done: dict[Any, Any] = {}
 
+    def finish(device: Any, torch: Any) -> None:
+        """Wait until this thread's stream of a device is through."""
+        stream = torch.cuda.current_stream(device)
+        if not stream.query():
+            if device not in done:
+                done[device] = torch.cuda.Event(blocking=True)  # the thread sleeps until it, without the GIL
+            done[device].record(stream)
+            done[device].synchronize()
+
     def in_order(batch: list[Item]) -> None:
-        with errors(device) if device else nullcontext():
-            if (torch := torch_on_gpu()) is not None:
-                _wait_for_writers(torch, batch)
-            forward(batch)
+        held: list[Any] = []
+        try:
+            with errors(device) if device else nullcontext():
+                if (torch := torch_on_gpu()) is not None:
+                    held = _wait_for_writers(torch, batch)
+                forward(batch)
+        except BaseException:
+            for there in {tensor.device for tensor in held}:
+                with suppress(Exception):  # what the device reports now has another cause
+                    finish(there, torch)
+            raise
         if (torch := torch_on_gpu()) is not None:
-            for there in {tensor.device for tensor in tensors_in(torch, batch) if tensor.is_cuda}:
+            for there in {tensor.device for tensor in (*held, *tensors_in(torch, batch)) if tensor.is_cuda}:
                 with errors(str(there)):
-                    if there not in done:
-                        done[there] = torch.cuda.Event(blocking=True)  # the thread sleeps until it, without the GIL
-                    done[there].record(torch.cuda.current_stream(there))
-                    done[there].synchronize()
+                    finish(there, torch)
 
     backend.forward = in_order  # type: ignore[method-assign]
 
@@ -53,17 +66,17 @@ def torch_on_gpu() -> Any:
     return torch if begun is not None and begun() else None
 
 
-def _wait_for_writers(torch: Any, batch: list[Item]) -> None:
-    """This thread's streams behind the default ones, of the devices that the items' tensors are on."""
+def _wait_for_writers(torch: Any, batch: list[Item]) -> list[Any]:
+    """This thread's streams behind the default ones, of the devices that the items' tensors are on. Gives these tensors: their memory
+    must not be handed out to others before the stream that reads it is through. They are held until then; telling the allocator of each
+    (`record_stream`) would be a wait for the GIL for each.
+    """
     tensors = [tensor for tensor in tensors_in(torch, batch) if tensor.is_cuda]
-    streams = {device: torch.cuda.current_stream(device) for device in {tensor.device for tensor in tensors}}
-    for device, stream in streams.items():
+    for device in {tensor.device for tensor in tensors}:
+        stream = torch.cuda.current_stream(device)
         if stream != (default := torch.cuda.default_stream(device)):
             stream.wait_stream(default)
-    for tensor in tensors:
-        # its allocator must not hand it out before the stream that reads it (of its own device) is through
-        if tensor.layout is torch.strided:
-            tensor.record_stream(streams[tensor.device])
+    return tensors
 
 
 def tensors_in(torch: Any, value: Any, depth: int = DEPTH) -> Iterator[Any]:

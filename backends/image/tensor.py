@@ -6,7 +6,7 @@ in tensor_ops.py, which imports it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -151,6 +151,8 @@ class ImageTensorBackend(TensorBackend):
         """
         import torch
 
+        from .tensor_ops import separate
+
         first = members[0][0]
         before = first.copy()
         try:
@@ -164,11 +166,9 @@ class ImageTensorBackend(TensorBackend):
             return
         changed = {key: value for key, value in first.items() if key not in before or before[key] is not value}
         ordered = images.permute(0, 2, 3, 1) if is_nhwc(first, type(self).__name__) else images
-        split: Any = torch.split_with_sizes_copy  # the results are in memory of their own; torch's stub says that there are none
-        results: Sequence[torch.Tensor] = split(ordered, [len(image) for _, image in members])
-        for (item, _), result in zip(members, results, strict=True):
+        for (item, _), result in zip(members, separate(ordered, [len(image) for _, image in members]), strict=True):
             item.update(changed)
-            item["result"] = result if result.is_contiguous() else result.contiguous()
+            item["result"] = result
 
 
 def is_nhwc(item: Item, backend: str) -> bool:

@@ -80,14 +80,17 @@ class DecodeTensor(TensorBackend):
                 except InvalidInput as error:
                     item["error"] = error
             images = refused_as_none(self.nvjpeg, [encoded for _, encoded, _ in given]) if self.nvjpeg is not None and given else []
+            alike: dict[torch.Size, list[tuple[Item, torch.Tensor]]] = {}
             for (item, encoded, header), image in zip(given, images, strict=True):
+                if image is not None:
+                    alike.setdefault(image.shape, []).append((item, image))
+                    continue
                 try:
-                    if image is None:
-                        self._decode_here(item, encoded, header)
-                    else:
-                        self._answer(item, image)
+                    self._decode_here(item, encoded, header)
                 except InvalidInput as error:
                     item["error"] = error
+            for members in alike.values():
+                self._answer(members)
 
     def _decode_here(self, item: Item, encoded: bytes, header: ImageFile.ImageFile) -> None:
         """By the CPU."""
@@ -97,13 +100,17 @@ class DecodeTensor(TensorBackend):
         item["result"] = from_pixels(pixels, self.color, self.data_format == "nhwc").to(self._half.device)
         item["color"], item["data_format"] = self.color, self.data_format
 
-    def _answer(self, item: Item, image: torch.Tensor) -> None:
-        """What nvJPEG has decoded."""
-        from .tensor_ops import converted, owned
+    def _answer(self, members: list[tuple[Item, torch.Tensor]]) -> None:
+        """What nvJPEG has decoded, images of one size."""
+        import torch
 
-        ordered = converted(image.unsqueeze(0), "rgb", self.color)
-        item["result"] = owned(ordered.permute(0, 2, 3, 1) if self.data_format == "nhwc" else ordered)
-        item["color"], item["data_format"] = self.color, self.data_format
+        from .tensor_ops import converted, separate
+
+        images = converted(torch.stack([image for _, image in members]), "rgb", self.color)
+        results = separate(images.permute(0, 2, 3, 1) if self.data_format == "nhwc" else images, [1] * len(members))
+        for (item, _), result in zip(members, results, strict=True):
+            item["result"] = result
+            item["color"], item["data_format"] = self.color, self.data_format
 
 
 def suits_nvjpeg(header: ImageFile.ImageFile) -> bool:
@@ -140,8 +147,8 @@ def find_nvjpeg(device: torch.device) -> Decoder | None:
         rgb = io.ImageReadMode.RGB
 
         def decode(files: list[bytes]) -> list[torch.Tensor]:
-            # copies, since torch warns of memory that can't be written to
-            encoded = [torch.from_numpy(np.frombuffer(each, np.uint8).copy()) for each in files]
+            # Copies, since torch warns of memory that can't be written to; not by NumPy, which would let go of the GIL for each.
+            encoded = [torch.from_numpy(np.frombuffer(bytearray(each), np.uint8)) for each in files]
             images: list[torch.Tensor] = io.decode_jpeg(encoded, mode=rgb, device=device)
             return images
 

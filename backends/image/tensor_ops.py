@@ -62,6 +62,13 @@ def owned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size() else tensor.clone()
 
 
+def separate(images: torch.Tensor, rows: list[int]) -> Sequence[torch.Tensor]:
+    """N×... as tensors of so many rows each, contiguous, in memory of their own."""
+    split: Any = torch.split_with_sizes_copy  # torch's stub says that it gives nothing
+    found: Sequence[torch.Tensor] = split(images.contiguous(), rows)
+    return found
+
+
 def from_pixels(image: NDArray[np.uint8], color: str, nhwc: bool) -> torch.Tensor:
     """OpenCV's H×W×3 in BGR as 1×C×H×W (`nhwc`: 1×H×W×C) in `color`, on the CPU."""
     height, width, _ = image.shape
