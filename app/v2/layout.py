@@ -89,7 +89,7 @@ def remember(request: InferRequest, document: dict[str, Any], text: bytes, blobs
     """Keep what `parse` has found to be right, where all of it is in the JSON: no id, and where the tensors may be read in place; not
     where very much would be copied out of shared memory, which is not for the event loop.
     """
-    if len(text) > LONGEST or request.id is not None:
+    if len(text) > LONGEST or request.id is not None or not model.inputs:
         return
     found: dict[str, Slot] = {}
     start = 0

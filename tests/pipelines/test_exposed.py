@@ -180,6 +180,20 @@ async def test_nodes_that_wait_for_others_and_nodes_that_share() -> None:
         assert ([each.name for each in exposed["p.far.1"].nodes], exposed["p.far.1"].composites) == (["far"], ())
 
 
+async def test_it_does_not_loop() -> None:
+    work = Workshop()
+
+    def again(item: Any) -> Any:
+        item["restart"] = "middle"
+        return item["data"] + 1
+
+    work.acts["middle"] = again
+    async with serve({**CHAIN, "pipeline": {"expose": {"middle": {}}, "loop": True, "max_rounds": 3}}, workshop=work) as pipeline:
+        (middle,) = pipeline.exposed
+        assert (await middle({"data": 1}))["result"] == 2
+        assert work.inputs("middle") == [1]
+
+
 def broken(table: dict[str, Any]) -> str:
     with pytest.raises(ConfigError) as caught:
         load({"pipeline": {"expose": table}, "node": {"backend": "Identity"}})

@@ -107,6 +107,7 @@ def sources(tmp_path_factory, digits):
         model("where", {"A": tensor("FP64", [-1]), "B": tensor("FP32", [-1])}, {"C": tensor("INT64", [-1])}, f"Python[{ops}:where]"),
         model("text", {"data": {"kind": "text"}}, {"result": {"kind": "text"}}, f"Python[{ops}:shout]"),
         model("json", {"data": {"kind": "json"}}, {}),
+        model("none", {}, {}),
         model("nothing", {"data": {"kind": "text"}}, {}, f"Python[{ops}:nothing]"),
         model("described", {"data": {"kind": "text"}}, {}, f"Python[{ops}:described]"),
         model("scaled", {"data": tensor("FP64", [1, -1])}, {"result": tensor("FP64", [1, -1])}, f"Python[{ops}:Scaled]"),
@@ -135,7 +136,7 @@ class Served:
         text = document if isinstance(document, bytes) else json.dumps(document).encode()
         sent = dict(headers or {})
         if blobs or length is not None:
-            sent["Inference-Header-Content-Length"] = str(len(text) if length is None else length)
+            sent["Inference-Header-Content-Length"] = length if isinstance(length, bytes) else str(len(text) if length is None else length)
         return self.http.post(f"/v2/models/{name}/infer", content=text + b"".join(blobs), headers=sent)
 
     def refused(self, *args, **more):

@@ -18,6 +18,7 @@ def test_it_has_not_too_many_lists():
             parse_json(text, 100)
     with pytest.raises(InvalidRequest, match="nesting depth"):
         parse_json(b"[" * 3 * MANY, 100)
+    assert len(parse_json(b"[" + b"[]," * (MANY - 2) + b"[]]", 100)) == MANY - 1
     assert parse_json(b'["' + b"[" * 3 * MANY + b'"]', 100) == ["[" * 3 * MANY]
 
 

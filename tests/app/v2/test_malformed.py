@@ -117,6 +117,13 @@ def test_missing_inputs_are_named(served):
     )
 
 
+def test_a_model_without_inputs_has_nothing_to_run(served):
+    for _ in range(2):
+        assert served.refused("none", {"inputs": []}) == "pipeline 'none': the item has no 'data'; its keys are []"
+    assert "expected 0 inputs but got 1 inputs for model 'none'" in served.refused("none", served.one("FP32", [1], [1.0]))
+    assert "model 'none' has 0" in served.refused("none", b"", b"1234", length=0)
+
+
 def test_unknown_models_and_versions(served):
     for name, said in (
         ("nope", "Request for unknown model: 'nope' is not found"),
@@ -142,7 +149,7 @@ def test_binary_sizes_that_lie(served, size, sent, said):
     assert said in served.refused("identity_FP32", served.one("FP32", [1, 16], size=size), sent)
 
 
-@pytest.mark.parametrize("length", ["-1", "1e3", "99999999999999999999", "100000", "x", " ", "²"])
+@pytest.mark.parametrize("length", ["-1", "+1", "1e3", "1_0", "99999999999999999999", "9" * 19, "100000", "x", "", "²"])
 def test_header_lengths_that_lie(served, length):
     assert "inference header size should be in range (0, " in served.refused("simple", served.simple(), b"", length=length.encode())
 

@@ -107,6 +107,19 @@ async def test_an_engine_of_several_inputs_does_not_say_what_keys_are():
     assert inputs == [("data", "FP32", (-1,), None), ("other", None, None, None)] and bound == 0
 
 
+@pytest.mark.parametrize("count", [1, 3])
+async def test_an_engine_does_not_say_what_others_than_its_own_are(count):
+    names = "xyz"[:count]
+    table = {"inputs": {name: {"kind": "tensor"} for name in names}, "outputs": {name: {"kind": "tensor"} for name in (*names, "more")}}
+    inputs, outputs, bound = await described(table, n={"backend": "KnowsTwo"})
+    assert inputs == [(name, None, None, part) for part, name in enumerate(names)] and bound == 0
+    assert outputs == [(name, None, None, part) for part, name in enumerate((*names, "more"))]
+
+
+async def test_no_inputs_make_no_batch():
+    assert await described({"inputs": {}}, n={"backend": "Identity", "max": 4}) == ([], [("result", None, None, 0)], 0)
+
+
 async def test_declared_outputs_beside_the_result():
     table = {"outputs": {"label": {"kind": "text"}, "class": {"kind": "integer", "dtype": "INT32"}}}
     _, outputs, _ = await described(table, n={"backend": "Identity"})

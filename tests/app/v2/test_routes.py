@@ -37,6 +37,11 @@ def test_paths_that_there_are_not(served, method, path, status, said):
     assert status != 405 or answer.headers["allow"] in {"GET, HEAD", "POST"}
 
 
+def test_who_is_known_is_not_asked_again(served):
+    answer = served.http.get("/v2/models/nope")
+    assert answer.status_code == 400 and "www-authenticate" not in answer.headers
+
+
 def test_head_is_get_without_its_body(served):
     answer = served.http.head("/v2/health/live")
     assert answer.status_code == 200 and answer.content == b"" and answer.headers["content-length"] == "13"
@@ -56,6 +61,19 @@ def test_request_ids_are_those_of_the_client(served):
     assert served.infer("text", REQUEST, headers={"X-Request-Id": "mine"}).headers["x-request-id"] == "mine"
 
 
+def test_a_connection_outlives_what_was_read(served):
+    answers = [
+        served.infer("text", REQUEST),
+        served.infer("simple", served.simple(id="x" * 300_000)),
+        served.infer("simple", b"{" * 300_000),
+        served.http.get("/v2"),
+        served.http.get("/v2/nope"),
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200, 400, 200, 404]
+    assert not any("connection" in answer.headers for answer in answers)
+    assert served.http.post("/v2/nope", content=bytes(300_000)).headers["connection"] == "close"
+
+
 def test_paths_that_only_begin_like_it_are_not_the_protocols(served):
     assert served.http.get("/v2x").json()["code"] == "not_found"
 
@@ -65,6 +83,7 @@ def test_keys(running):
         assert client.get("/v2/health/live").status_code == client.get("/v2/health/ready").status_code == 200
         for answer in (client.get("/v2"), client.post("/v2/models/text/infer", json=REQUEST), client.get("/v2/nope")):
             assert answer.status_code == 401 and list(answer.json()) == ["error"]
+            assert answer.headers["www-authenticate"] == 'Bearer realm="penstock"'
         key = {"Authorization": "Bearer secret"}
         assert client.post("/v2/models/text/infer", json=REQUEST, headers=key).json()["outputs"][0]["data"] == ["hello"]
 
