@@ -129,7 +129,12 @@ class Monitor:
         command = ("nvidia-smi", "-i", "0", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits")
         while True:
             process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL)
-            output, _ = await process.communicate()
+            try:
+                output, _ = await process.communicate()
+            finally:
+                if process.returncode is None:  # the load has ended before it; the loop must not end before its child
+                    process.kill()
+                    await process.wait()
             with contextlib.suppress(ValueError):  # "[N/A]", or no device
                 percent, memory = output.decode().split(",")
                 self._gpu.append((float(percent), float(memory) * 2**20 / MEGABYTE))
