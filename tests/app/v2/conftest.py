@@ -108,6 +108,8 @@ def sources(tmp_path_factory, digits):
         model("text", {"data": {"kind": "text"}}, {"result": {"kind": "text"}}, f"Python[{ops}:shout]"),
         model("json", {"data": {"kind": "json"}}, {}),
         model("none", {}, {}),
+        model("pairs", {"X": tensor("BYTES", [2])}, {"Y": tensor("BYTES", [2])}),
+        model("planes", {"X": tensor("FP32", [-1, -1, -1])}, {"Y": tensor("FP32", [-1, -1, -1])}, max=2),
         model("nothing", {"data": {"kind": "text"}}, {}, f"Python[{ops}:nothing]"),
         model("described", {"data": {"kind": "text"}}, {}, f"Python[{ops}:described]"),
         model("scaled", {"data": tensor("FP64", [1, -1])}, {"result": tensor("FP64", [1, -1])}, f"Python[{ops}:Scaled]"),

@@ -117,6 +117,25 @@ def test_missing_inputs_are_named(served):
     )
 
 
+def test_shapes_of_models_without_a_batch(served):
+    def said(shape):
+        return served.refused("scaled", served.one("FP64", shape, [1.0] * 4, name="data"))
+
+    assert said([2, 2]) == "unexpected shape for input 'data' for model 'scaled'. Expected [1,-1], got [2,2]"
+    assert said([4]) == "unexpected shape for input 'data' for model 'scaled'. Expected [1,-1], got [4]"
+    assert "Expected [1], got [4]" in served.refused("text", served.one("BYTES", [4], ["x"] * 4, name="data"))
+    for shape in ([1], [1, 1], []):
+        assert served.infer("text", served.one("BYTES", shape, ["x"], name="data")).json()["outputs"][0]["data"] == ["X"]
+
+
+def test_raw_requests_to_models_that_can_not_take_them(served):
+    assert served.refused("any", b"", bytes(4), length=0) == (
+        "raw input needs datatype and shape of input 'X', which model 'any' does not declare"
+    )
+    assert "has [2]" in served.refused("pairs", b"", b"x", length=0)
+    assert "has [-1, -1]" in served.refused("planes", b"", bytes(4), length=0)
+
+
 def test_a_model_without_inputs_has_nothing_to_run(served):
     for _ in range(2):
         assert served.refused("none", {"inputs": []}) == "pipeline 'none': the item has no 'data'; its keys are []"
@@ -149,7 +168,7 @@ def test_binary_sizes_that_lie(served, size, sent, said):
     assert said in served.refused("identity_FP32", served.one("FP32", [1, 16], size=size), sent)
 
 
-@pytest.mark.parametrize("length", ["-1", "+1", "1e3", "1_0", "99999999999999999999", "9" * 19, "100000", "x", "", "²"])
+@pytest.mark.parametrize("length", ["-1", "+1", "1e3", "1_0", "99999999999999999999", "9" * 19, "9" * 5000, "100000", "x", "", "²"])
 def test_header_lengths_that_lie(served, length):
     assert "inference header size should be in range (0, " in served.refused("simple", served.simple(), b"", length=length.encode())
 

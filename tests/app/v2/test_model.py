@@ -107,11 +107,11 @@ async def test_an_engine_of_several_inputs_does_not_say_what_keys_are():
     assert inputs == [("data", "FP32", (-1,), None), ("other", None, None, None)] and bound == 0
 
 
-@pytest.mark.parametrize("count", [1, 3])
-async def test_an_engine_does_not_say_what_others_than_its_own_are(count):
+@pytest.mark.parametrize(("count", "backend"), [(1, "KnowsTwo"), (3, "KnowsTwo"), (2, "KnowsRankOne")])
+async def test_an_engine_does_not_say_what_others_than_its_own_are(count, backend):
     names = "xyz"[:count]
     table = {"inputs": {name: {"kind": "tensor"} for name in names}, "outputs": {name: {"kind": "tensor"} for name in (*names, "more")}}
-    inputs, outputs, bound = await described(table, n={"backend": "KnowsTwo"})
+    inputs, outputs, bound = await described(table, n={"backend": backend})
     assert inputs == [(name, None, None, part) for part, name in enumerate(names)] and bound == 0
     assert outputs == [(name, None, None, part) for part, name in enumerate((*names, "more"))]
 
@@ -147,6 +147,30 @@ async def test_what_only_waits_for_others_has_no_batch():
         patch.setattr("penstock.backends.registry._registered", {})
         register_backend("think", think)
         assert (await described({"inputs": {"x": {"kind": "tensor", "shape": [-1, 3]}}}, **nodes))[2] == 0
+
+
+@pytest.mark.parametrize(
+    ("port", "text"),
+    [
+        ({"kind": "tensor", "dtype": "string", "shape": [-1]}, True),
+        ({"kind": "tensor", "dtype": "BYTES", "shape": [-1]}, False),
+        ({"kind": "text", "shape": [3]}, True),
+        ({"kind": "text"}, True),
+        ({"kind": "bytes", "shape": [3]}, False),
+        ({"kind": "bytes"}, False),
+    ],
+)
+async def test_which_strings_are_text(port, text):
+    repository = Repository([
+        load({"pipeline": {"name": "p", "inputs": {"x": port}}, "n": {"backend": "Identity"}}),
+        load({"pipeline": {"name": "two", "inputs": {"x": {"kind": "tensor"}, "y": {"kind": "tensor"}}}, "n": {"backend": "KnowsTwo"}}),
+    ])
+    await repository.start()
+    try:
+        assert [each.text for each in Models(repository).get("p").inputs] == [text]
+        assert [each.text for each in Models(repository).get("two").inputs] == [False, True]  # the engine says
+    finally:
+        await repository.close(0)
 
 
 async def test_models_follow_the_repository():

@@ -41,6 +41,25 @@ def test_the_largest_group_has_the_bound(grouped, bound, expected):
     assert [most for most, _ in groups_of(configure(grouped, {"max_batch_size": bound}))] == expected
 
 
+def policy(**entries):
+    return {"dynamic_batching": {"default_queue_policy": entries}}
+
+
+@pytest.mark.parametrize(
+    ("group", "devices"),
+    [
+        ({"kind": "KIND_CPU"}, ("cpu",)),
+        ({"kind": "KIND_GPU"}, ("cuda:0",)),
+        ({"kind": "KIND_AUTO", "gpus": []}, ("cuda:0",)),
+        ({"gpus": [1, 2]}, ("cuda:1", "cuda:2")),
+        ({"kind": "KIND_GPU", "gpus": [3]}, ("cuda:3",)),
+    ],
+)
+def test_a_group_says_where_its_instances_run(group, devices):
+    config = load({"pipeline": {"name": "p"}, "node": {"backend": "Identity", "device": "cuda:0"}})
+    assert configure(config, {"instance_group": [group]}).nodes["node"].devices == devices
+
+
 @pytest.mark.parametrize(
     ("wanted", "key", "most"),
     [
@@ -49,6 +68,9 @@ def test_the_largest_group_has_the_bound(grouped, bound, expected):
         (lambda number: {"instance_group": [{"kind": "KIND_GPU", "gpus": [number]}]}, "gpus", 1023),
         (lambda number: {"dynamic_batching": {"max_queue_delay_microseconds": number}}, "max_queue_delay_microseconds", 2**53),
         (lambda number: {"dynamic_batching": {"priority_levels": number, "default_priority_level": 1}}, "priority_levels", 1024),
+        (lambda number: {"dynamic_batching": {"priority_levels": 1024, "default_priority_level": number}}, "default_priority_level", 1024),
+        (lambda number: policy(max_queue_size=number), "max_queue_size", 2**31 - 1),
+        (lambda number: policy(default_timeout_microseconds=number), "default_timeout_microseconds", 2**53),
     ],
 )
 def test_numbers_have_bounds(wanted, key, most):

@@ -242,6 +242,12 @@ def test_names_that_are_none(served, name):
     assert server.post(url, headers=HEADERS).status_code == 404
 
 
+def test_a_name_that_no_pipeline_has_is_not_found(served):
+    document = {"parameters": {"config": "{}"}}
+    for name in ("none", "not%20one"):
+        assert served[1].post(f"/v2/repository/models/{name}/load", headers=HEADERS, json=document).status_code == 404
+
+
 def test_other_repositories_are_not_there(served):
     _, server = served
     for path in ("r/index", "r/models/echo/load", "r/models/echo/unload"):

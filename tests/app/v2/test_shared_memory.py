@@ -161,6 +161,7 @@ def test_a_key_is_the_name_of_an_object(server, key):
     answer = server.post("/v2/systemsharedmemory/region/r/register", headers=HEADERS, json=document)
     assert answer.status_code == 400
     assert "'r'" in answer.json()["error"]
+    assert ("its key is not the name of a shared memory object" in answer.json()["error"]) == (len(key) < 10)
     assert len(key) < 3 or key not in answer.json()["error"]
     assert open_files() == before
 
