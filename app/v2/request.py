@@ -58,7 +58,7 @@ def parse(request: InferRequest, document: Any, blobs: memoryview, model: Model,
     identity = document.get("id")
     if identity is not None:
         if type(identity) is not str:
-            raise InvalidRequest(f"Unable to parse 'id': expected a string, got a {kind_of(identity)}")
+            raise InvalidRequest(f"Unable to parse 'id': expected a string, got a JSON {kind_of(identity)}")
         request.id = identity
     parameters = document.get("parameters")
     if parameters:
@@ -104,7 +104,7 @@ def parse_raw(request: InferRequest, body: memoryview, model: Model) -> None:
 
 def _read_parameters(request: InferRequest, parameters: Any, model: Model) -> None:
     if type(parameters) is not dict:
-        raise InvalidRequest(f"Unable to parse 'parameters': expected an object, got a {kind_of(parameters)}")
+        raise InvalidRequest(f"Unable to parse 'parameters': expected an object, got a JSON {kind_of(parameters)}")
     if len(parameters) > MOST_PARAMETERS:
         raise InvalidRequest(f"the request has {len(parameters)} parameters, at most {MOST_PARAMETERS} are taken")
     for key, value in parameters.items():
@@ -143,7 +143,7 @@ def _read_inputs(request: InferRequest, inputs: Any, blobs: memoryview, model: M
     values: dict[str, Any] = {}
     for entry in inputs:
         if type(entry) is not dict:
-            raise InvalidRequest(f"Unable to parse 'inputs': expected objects, got a {kind_of(entry)}")
+            raise InvalidRequest(f"Unable to parse 'inputs': expected objects, got a JSON {kind_of(entry)}")
         name = entry.get("name")
         if type(name) is not str:
             raise InvalidRequest("Unable to parse 'name': every input has one, a string")
@@ -280,7 +280,6 @@ def _value(expected: Tensor, array: Array) -> Any:
     """What the item holds: arrays; of one value, that value."""
     if expected.kind == "tensor":
         if expected.text:
-            array = array.copy()
             array.reshape(-1)[:] = [_decoded(each, expected) for each in array.reshape(-1)]
         return array
     value = array.item() if array.size == 1 else None

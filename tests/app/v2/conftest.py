@@ -35,6 +35,14 @@ def where(data):
     return np.array([second.ctypes.data - first.ctypes.data, *fine])
 
 
+def loud(data):
+    return np.array([each + "!" for each in data], object)
+
+
+def several(data):
+    return [data, data + 1]
+
+
 def shout(text):
     return text.upper()
 
@@ -108,6 +116,8 @@ def sources(tmp_path_factory, digits):
         model("text", {"data": {"kind": "text"}}, {"result": {"kind": "text"}}, f"Python[{ops}:shout]"),
         model("json", {"data": {"kind": "json"}}, {}),
         model("none", {}, {}),
+        model("loud", {"X": tensor("string", [-1])}, {"Y": tensor("string", [-1])}, f"Python[{ops}:loud]"),
+        model("several", {"X": tensor("INT32", [-1])}, {}, f"Python[{ops}:several]"),
         model("pairs", {"X": tensor("BYTES", [2])}, {"Y": tensor("BYTES", [2])}),
         model("planes", {"X": tensor("FP32", [-1, -1, -1])}, {"Y": tensor("FP32", [-1, -1, -1])}, max=2),
         model("nothing", {"data": {"kind": "text"}}, {}, f"Python[{ops}:nothing]"),

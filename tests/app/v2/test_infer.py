@@ -8,6 +8,7 @@ import json
 import struct
 import zlib
 
+import httpx
 import ml_dtypes
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ import tritonclient.http
 import tritonclient.http.aio
 from tritonclient.http import InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException, deserialize_bytes_tensor
+
+from penstock import create_app
+from penstock.app import lifespan
 
 DATATYPES = ["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BF16", "BYTES"]
 
@@ -172,6 +176,50 @@ def test_text_and_other_values(served):
     assert "no UTF-8" in served.refused("text", served.one("BYTES", [1], size=5, name="data"), b"\x01\x00\x00\x00\xff")
 
 
+def test_strings_of_a_tensor_are_text(served):
+    answer = served.infer("loud", served.one("BYTES", [2], ["grüße", ""], name="X"))
+    assert answer.json()["outputs"] == [{"name": "Y", "datatype": "BYTES", "shape": [2], "data": ["grüße!", "!"]}]
+    assert "input 'X' is no UTF-8" in served.refused("loud", served.one("BYTES", [1], size=5, name="X"), b"\x01\x00\x00\x00\xff")
+
+
+def test_arrays_that_nobody_has_named_have_numbers(served):
+    def outputs(*names):
+        more = {"outputs": [{"name": name} for name in names]} if names else {}
+        return [
+            (each["name"], each["data"])
+            for each in served.infer("several", served.one("INT32", [1], [3], name="X", **more)).json()["outputs"]
+        ]
+
+    assert outputs() == [("result_0", [3]), ("result_1", [4])]
+    assert outputs("result_1") == [("result_1", [4])] and outputs("result_2") == []
+    for name in ("result_", "result_x", "other_0"):
+        assert f"unexpected inference output '{name}'" in served.refused(
+            "several", served.one("INT32", [1], [3], name="X", outputs=[{"name": name}])
+        )
+
+
+async def test_a_body_may_come_in_any_pieces():
+    port = {"kind": "tensor", "dtype": "UINT8", "shape": [-1]}
+    source = {"pipeline": {"name": "m", "inputs": {"X": port}, "outputs": {"Y": port}}, "node": {"backend": "Identity"}}
+    app = create_app(source)
+    text = json.dumps({"inputs": [{"name": "X", "shape": [9], "datatype": "UINT8", "parameters": {"binary_data_size": 9}}]}).encode()
+    body = text + bytes(range(9))
+
+    async def ask(*cuts):
+        async def pieces():
+            for start, end in zip((0, *cuts), (*cuts, len(body)), strict=True):
+                yield body[start:end]
+
+        answer = await http.post("/v2/models/m/infer", content=pieces(), headers={"Inference-Header-Content-Length": str(len(text))})
+        assert answer.json()["outputs"][0]["data"] == list(range(9)), cuts
+
+    async with lifespan(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://host") as http:
+        for cut in range(1, len(body)):
+            await ask(cut)
+            await ask(1, cut) if cut > 1 else await ask(cut, cut)
+            await ask(min(cut, len(text)), len(text), len(body) - 1)
+
+
 @pytest.mark.parametrize("padding", range(8))
 def test_tensors_reach_a_backend_in_the_memory_that_the_body_was_put_into(served, padding):
     sizes = {"A": ("FP64", 40), "B": ("FP32", 20)}
@@ -184,6 +232,9 @@ def test_tensors_reach_a_backend_in_the_memory_that_the_body_was_put_into(served
     }
     for _ in range(2):  # the second one is known
         assert served.infer("where", document, bytes(60)).json()["outputs"][0]["data"] == [40, 1, 1]
+    turned = {**document, "inputs": document["inputs"][::-1]}  # A begins at byte 20 of it, where no FP64 may
+    for _ in range(2):
+        assert served.infer("where", turned, bytes(60)).json()["outputs"][0]["data"][1:] == [1, 1]
     document["id"] = "never known"
     assert served.infer("where", document, bytes(60)).json()["outputs"][0]["data"] == [40, 1, 1]
 
@@ -252,6 +303,14 @@ def test_classification(client, served):
         client.infer(
             "identity_BYTES", [given(np.array([[b"x"]], np.object_), "BYTES")], outputs=[InferRequestedOutput("OUTPUT0", class_count=1)]
         )
+
+
+def test_what_is_ranked_is_bounded(served):
+    wanted = {"outputs": [{"name": "Y", "parameters": {"classification": 1}}]}
+    best = served.infer("any", served.one("UINT8", [1_000_000], size=1_000_000, name="X", **wanted), bytes(999_999) + b"\1")
+    assert best.json()["outputs"][0]["data"] == ["1:999999"]
+    said = served.refused("any", served.one("UINT8", [1_000_001], size=1_000_001, name="X", **wanted), bytes(1_000_001))
+    assert said == "class result not available for output 'Y': it has more than 1000000 elements"
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])

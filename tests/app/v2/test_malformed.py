@@ -51,6 +51,7 @@ def test_what_is_no_request(served, document):
         ({"data": list(range(15))}, "Unable to parse 'data': Shape does not match true shape of 'data' field"),
         ({"data": [[1, 2], 3] + [0] * 13}, "Unable to parse 'data'"),
         ({"data": 7}, "Unable to parse 'data'"),
+        ({"data": None}, "But no field is set, or more than one."),
         ({"data": [1.0] * 16}, "holds a float"),
         ({"data": [True] * 16}, "holds a bool"),
         ({"data": ["1"] * 16}, "holds a str"),
@@ -78,6 +79,7 @@ def test_an_input_that_is_wrong(served, change, said):
     [
         ({"id": 7}, "Unable to parse 'id'"),
         ({"parameters": []}, "Unable to parse 'parameters'"),
+        ({"parameters": [1]}, "Unable to parse 'parameters': expected an object, got a JSON array"),
         ({"parameters": {"timeout": -1}}, "'timeout' must be a non-negative integer"),
         ({"parameters": {"timeout": 1.5}}, "'timeout' must be a non-negative integer"),
         ({"parameters": {"timeout": "soon"}}, "'timeout' must be a non-negative integer"),
@@ -204,7 +206,16 @@ def test_no_elements_in_a_shape_that_no_array_has(served):
 
 
 @pytest.mark.parametrize(
-    "blob", [b"", b"\x01\x00\x00", strings(b"a") + b"\x01\x00\x00\x00", strings(b"a", b"b", b"c"), strings(b"a"), b"\xff\xff\xff\xff" * 2]
+    "blob",
+    [
+        b"",
+        b"\x01\x00\x00",
+        strings(b"a") + b"\x01\x00\x00\x00",
+        strings(b"a", b"b", b"c"),
+        strings(b"a"),
+        b"\xff\xff\xff\xff" * 2,
+        strings(b"aaaa") + b"\x01\x00",
+    ],
 )
 def test_strings_whose_lengths_lie(served, blob):
     said = served.refused("identity_BYTES", served.one("BYTES", [1, 2], size=len(blob)), blob)

@@ -161,10 +161,12 @@ async def test_what_only_waits_for_others_has_no_batch():
     ],
 )
 async def test_which_strings_are_text(port, text):
-    repository = Repository([
-        load({"pipeline": {"name": "p", "inputs": {"x": port}}, "n": {"backend": "Identity"}}),
-        load({"pipeline": {"name": "two", "inputs": {"x": {"kind": "tensor"}, "y": {"kind": "tensor"}}}, "n": {"backend": "KnowsTwo"}}),
-    ])
+    two = {"x": {"kind": "tensor"}, "y": {"kind": "tensor"}}
+    sources = [
+        {"pipeline": {"name": "p", "inputs": {"x": port}}, "n": {"backend": "Identity"}},
+        {"pipeline": {"name": "two", "inputs": two}, "n": {"backend": "KnowsTwo"}},
+    ]
+    repository = Repository([load(each) for each in sources])
     await repository.start()
     try:
         assert [each.text for each in Models(repository).get("p").inputs] == [text]

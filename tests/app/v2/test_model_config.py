@@ -82,6 +82,15 @@ def test_numbers_have_bounds(wanted, key, most):
             configure(config, wanted(number))
 
 
+def test_a_group_of_several_nodes_names_one():
+    config = load({"pipeline": {"name": "p"}, "a": {"backend": "Identity", "next": "b"}, "b": {"backend": "Identity"}})
+    found = configure(config, {"instance_group": [{"name": "b", "count": 3}]}).nodes
+    assert [found[name].groups[0].instances for name in "ab"] == [1, 3]
+    for group in ({"count": 3}, {"name": "c", "count": 3}):
+        with pytest.raises(InvalidRequest, match="'instance_group' must name a node each, of a, b"):
+            configure(config, {"instance_group": [group]})
+
+
 def test_groups_stay_as_many_as_they_are(grouped):
     with pytest.raises(InvalidRequest, match="node 'node' has several groups of instances, which an 'instance_group' can't change"):
         configure(grouped, {"instance_group": [{"count": 4}]})

@@ -466,6 +466,24 @@ def test_configurations_that_are_none(served, config, told):
     assert served[0].get_model_config("echo")["max_batch_size"] == 4  # nothing has changed
 
 
+def test_files_of_a_load_that_fails_are_removed(served, temporary):
+    client, _ = served
+    for config in ('{"max_batch_size": -1}', '{"instance_group": 7}'):
+        with pytest.raises(InferenceServerException, match=r"\[400\] .*Invalid config override"):
+            client.load_model("scale", config=config, files={"file:1/model.onnx": onnx_model(2.0)}, headers=HEADERS)
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_file_that_can_not_be_read_is_not_in_the_index(served, folder):
+    client, _ = served
+    (folder / "broken.toml").write_text("[")
+    (folder / "deep.toml").write_text("a = " + "[" * 100_000)
+    (folder / "latin.toml").write_bytes(b"a = '\xff'")
+    (folder / "odd.toml").write_text("pipeline = 7")
+    (folder / "new.toml").write_text('[pipeline]\nname = "other"\n')
+    assert states(client).keys() == {"chain", "echo", "odd", "other"}
+
+
 def test_files_make_a_model_of_their_own(served, temporary):
     client, _ = served
     config = json.dumps({"backend": "onnxruntime", "max_batch_size": 8})
