@@ -71,7 +71,7 @@ class Override:
         if text is None:
             raise InvalidRequest(f"failed to load '{name}', load parameter 'config' must be specified for model with override files")
         if not isinstance(text, str):
-            raise InvalidRequest(f"failed to load '{name}', Invalid config override: expected a string with JSON, got a JSON {kind_of(text)}")
+            raise InvalidRequest(f"failed to load '{name}', Invalid config override: expected a string, got a JSON {kind_of(text)}")
         try:
             config = parse_json(text.encode("utf-8", "backslashreplace"), depth)
         except InvalidRequest as error:
