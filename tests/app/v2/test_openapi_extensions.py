@@ -90,6 +90,11 @@ def test_what_is_allowed_is_described(allowed):
     assert ("admin" in found["components"].get("securitySchemes", {})) == bool(allowed)
 
 
+def test_without_the_admins_token_nothing_of_his_is_described():
+    found = create_app(settings=Settings(allow_model_control=True, allow_shared_memory=True)).openapi()["paths"].keys()
+    assert found >= PATHS and not found & set().union(*ADMINISTRATIVE.values())
+
+
 def test_the_key_is_asked_for():
     paths = create_app(settings=Settings(api_key="k3y")).openapi()["paths"]
     for path in PATHS:
