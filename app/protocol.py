@@ -1,4 +1,5 @@
-"""uvicorn's HTTP protocol, but head and body of an answer leave in one write, and an offer to upgrade costs no request its body.
+"""uvicorn's HTTP protocol, but head and body of an answer leave in one write, heads of requests are bounded in size and time, and an offer
+to upgrade costs no request its body.
 
 uvicorn writes them one after the other, and so does the loop: two system calls and two packets for an answer of a few hundred bytes.
 Each costs 4 to 5 µs, a tenth of what a small request costs in all (docs/performance.md).
@@ -16,11 +17,44 @@ LARGE = 1 << 16
 """Bytes from which a body is not copied to stand behind its head: both are handed over, and the loop gathers them."""
 
 
+LARGEST_HEAD = 1 << 19
+"""Bytes that may come with none of a body among them: of a head, of trailers, of extensions of chunks. More than the loop reads at once."""
+
+HEAD_TIMEOUT = 30.0
+"""Seconds that a client has for a request's head, from its first byte; for the first of a connection from the beginning."""
+
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
 class HttpProtocol(HttpToolsProtocol):
     """Given to `uvicorn.Config(http=...)`."""
 
+    _in_head = False
+    _in_message = False
+    _since_body = 0  # bytes
+    _head_timer: asyncio.TimerHandle | None = None
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(HeadHolder(transport, self.loop))  # type: ignore[arg-type]
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self.timeout_keep_alive_handler)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_head_timer()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = self._in_message = True
+        self._since_body = 0
+
+    def on_body(self, body: bytes) -> None:
+        self._since_body = 0
+        super().on_body(body)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     # Java's HttpClient and `curl --http2` offer HTTP/2 with a request (`Upgrade: h2c`). A server may ignore that (RFC 9110, 7.8), but
     # httptools takes what follows such a head for the other protocol: the body would be lost. So it is read again, without the offer.
@@ -29,6 +63,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
+            if self._in_message:
+                self._check_progress(len(data))
         except httptools.HttpParserError:
             self._refuse()
         except httptools.HttpParserUpgrade as upgrade:
@@ -39,17 +75,31 @@ class HttpProtocol(HttpToolsProtocol):
                 self.parser = httptools.HttpRequestParser(self)
                 self.data_received(head + data[upgrade.args[0] :])
 
+    def _check_progress(self, size: int) -> None:
+        """A request has not come to its end with these bytes."""
+        self._since_body += size
+        if self._since_body > LARGEST_HEAD:
+            self.logger.warning("a request's head, or its trailers, are larger than %d bytes", LARGEST_HEAD)
+            if self._in_head and (self.cycle is None or self.cycle.response_complete):
+                self.transport.write(_TOO_LARGE)
+            self.transport.close()
+        elif self._in_head and self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self.timeout_keep_alive_handler)
+
     def on_chunk_header(self) -> None:
         # Called for chunked bodies only. Chunks that come together are one message to the app, which can't count them.
         scope: Any = self.scope
         scope["penstock.chunks"] = scope.get("penstock.chunks", 0) + 1
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._stop_head_timer()
         if not self.parser.should_upgrade():
             super().on_headers_complete()
             self.headers = []  # the scope has its own; what comes now are trailers, which must not be taken for headers (RFC 9110, 6.5.1)
 
     def on_message_complete(self) -> None:
+        self._in_message = False
         if not self.parser.should_upgrade():
             super().on_message_complete()
 

@@ -1,9 +1,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
+import socket
+import time
+from collections.abc import Iterator
 from typing import Any
 
-from penstock.app.protocol import LARGE, HeadHolder
+import httpx
+import pytest
+
+from penstock import create_app
+from penstock.app.protocol import LARGE, LARGEST_HEAD, HeadHolder
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
 
@@ -84,3 +93,102 @@ async def test_a_body_that_looks_like_a_head_is_only_late() -> None:
 async def test_all_else_is_the_transports() -> None:
     held, _ = holder()
     assert held.get_extra_info("peername") == "peername"
+
+
+# heads and trailers that do not end
+
+BEGIN = b"POST /predict/echo HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = BEGIN + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
+
+
+@pytest.fixture
+def served(running: Any) -> Iterator[httpx.Client]:
+    pipeline = {"pipeline": {"name": "echo", "inputs": {"data": {"kind": "bytes"}}}, "node": {"backend": "Identity"}}
+    with running(create_app(pipeline), http="penstock.app.protocol:HttpProtocol") as client:
+        yield client
+
+
+@contextlib.contextmanager
+def connected(client: httpx.Client) -> Iterator[socket.socket]:
+    address = client.base_url
+    with socket.create_connection((address.host, address.port or 80), 20) as connection:
+        yield connection
+
+
+def all_of(connection: socket.socket) -> bytes:
+    """What comes until the server closes."""
+    found = b""
+    with contextlib.suppress(ConnectionResetError):
+        while more := connection.recv(65536):
+            found += more
+    return found
+
+
+def answer(connection: socket.socket) -> bytes:
+    """One, whole."""
+    found = b""
+    while not (head := re.match(rb"(?s).*?content-length: (\d+)\r\n.*?\r\n\r\n", found)) or len(found) < head.end() + int(head[1]):
+        found += connection.recv(65536)
+    return found
+
+
+def flood(connection: socket.socket, piece: bytes, most: int = 64 << 20) -> int:
+    """How much the server takes of it before it hangs up."""
+    sent = 0
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while sent < most:
+            connection.sendall(piece)
+            sent += len(piece)
+    return sent
+
+
+@pytest.mark.parametrize("piece", [b"x" * 65536, b"X-Y: z\r\n" * 4096], ids=["one header", "many headers"])
+@pytest.mark.parametrize(("start", "status"), [(BEGIN + b"A: ", b"431"), (CHUNKED + b"0\r\nA: ", b""), (CHUNKED + b"3;", b"")])
+def test_what_is_no_body_is_bounded(served: httpx.Client, start: bytes, status: bytes, piece: bytes) -> None:
+    with connected(served) as connection:
+        connection.sendall(start)
+        assert flood(connection, piece) < 32 << 20  # what the sockets hold, and no more
+        answer = all_of(connection)
+        assert answer[9:12] in {status, b"400", b""}
+    assert served.post("/predict/echo", content=b"abc").status_code == 200
+
+
+def test_a_head_of_many_headers_is_read(served: httpx.Client) -> None:
+    headers = {f"x-{number}": "v" * 1000 for number in range(200)}
+    assert served.post("/predict/echo", content=b"abc", headers=headers).status_code == 200
+
+
+def test_a_head_in_time_and_bodies_that_are_larger_and_slower_than_any_head(served: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.app.protocol.HEAD_TIMEOUT", 0.3)
+    size = 4 * LARGEST_HEAD
+
+    def ends(connection: socket.socket) -> float:
+        begun = time.monotonic()
+        assert all_of(connection) == b""
+        return time.monotonic() - begun
+
+    with connected(served) as connection:  # it says nothing
+        assert ends(connection) < 10
+    with connected(served) as connection:  # it drips
+        connection.sendall(BEGIN[:10])
+        connection.sendall(BEGIN[10:])
+        assert ends(connection) < 10
+    with connected(served) as connection:
+        for _ in range(2):  # the second head on a connection, too
+            connection.sendall(BEGIN + b"Content-Length: %d\r\n\r\n" % size)
+            connection.sendall(bytes(size // 2))
+            time.sleep(0.5)  # longer than a head may take
+            connection.sendall(bytes(size // 2))
+            assert answer(connection).startswith(b"HTTP/1.1 200")
+        connection.sendall(BEGIN)
+        assert ends(connection) < 10
+
+
+def test_the_timer_is_the_heads_alone(served: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.app.protocol.HEAD_TIMEOUT", 0.3)
+    with connected(served) as connection:
+        connection.sendall(BEGIN + b"Content-Length: 1\r\n\r\nx")
+        assert answer(connection).startswith(b"HTTP/1.1 200")
+        time.sleep(0.5)  # idle between two requests: that is the keep-alive's to end
+        connection.sendall(BEGIN + b"Content-Length: 1\r\n\r\nx")
+        assert answer(connection).startswith(b"HTTP/1.1 200")
