@@ -184,10 +184,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/gpu_bench", description=__doc__)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--decode", choices=["cpu", "gpu"], default="cpu", help="where JPEGs are decoded")
-    parser.add_argument("--decoders", type=int, default=0, help="decoding instances; not given: four fifths of the processors")
-    parser.add_argument("--clients", type=int, default=510)
-    parser.add_argument("--processes", type=int, default=3, help="processes that the clients run in")
-    parser.add_argument("--instances", type=int, default=3, help="engine instances")
+    parser.add_argument("--decoders", type=int, default=0, help="decoding instances; not given: 4 of 5 processors, or 3 on a GPU")
+    parser.add_argument("--clients", type=int, default=0, help="connections; not given: 510, or 1020 where a GPU decodes")
+    parser.add_argument("--processes", type=int, default=0, help="processes of the clients; not given: 3, or 6 where a GPU decodes")
+    parser.add_argument("--instances", type=int, default=0, help="engine instances; not given: 3, or 2 where a GPU decodes")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -196,28 +196,29 @@ def main() -> None:
     keep_memory()
     jpegs = synthetic_jpegs()
     processors = len(os.sched_getaffinity(0))
-    decoders = arguments.decoders or (max(2, round(processors * 0.8)) if arguments.decode == "cpu" else 2)
+    on_cpu = arguments.decode == "cpu"
+    decoders = arguments.decoders or (max(2, round(processors * 0.8)) if on_cpu else 3)
+    clients, processes = arguments.clients or (510 if on_cpu else 1020), arguments.processes or (3 if on_cpu else 6)
+    instances = arguments.instances or (3 if on_cpu else 2)
     seconds = arguments.seconds
     locked = behind_a_lock(jpegs, seconds, processors)
     say(f"{PART}, behind a lock: {locked:,.0f} images/s")
     alone, best = engine_alone(2 * seconds)
     decoded = 0.0
-    for threads in sorted({decoders, processors // 2, processors} if arguments.decode == "cpu" else {decoders}):
+    for threads in sorted({decoders, processors // 2, processors} if on_cpu else {decoders}):
         found = decode_alone(arguments.decode, jpegs, seconds / 2, threads)
         say(f"{PART}, decoding alone, {threads} threads: {found:,.0f} images/s")
         decoded = max(decoded, found)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "resnet50.toml")
-        file.write_text(pipeline(arguments.decode, batch=min(best, 64), instances=arguments.instances, decoders=decoders))
+        file.write_text(pipeline(arguments.decode, batch=min(best, 64), instances=instances, decoders=decoders))
         with penstock(file) as server:
             url = server.url("/predict/resnet50")
-            served(url, jpegs, arguments.clients, arguments.processes, 2.0)
-            over_http, p50, p99 = served(url, jpegs, arguments.clients, arguments.processes, seconds)
+            served(url, jpegs, clients, processes, 2.0)
+            over_http, p50, p99 = served(url, jpegs, clients, processes, seconds)
     lesser = min(alone, decoded)
     name = torch.cuda.get_device_name()
-    note = (
-        f"{name}; {arguments.clients} connections, p50 {p50:.0f} ms, p99 {p99:.0f} ms; {decoders} decoders, {arguments.instances} instances"
-    )
+    note = f"{name}; {clients} connections, p50 {p50:.0f} ms, p99 {p99:.0f} ms; {decoders} decoders, {instances} instances"
     figures = [
         Figure(PART, "ResNet-50 over HTTP", over_http, "images/s", note=note),
         Figure(PART, "÷ one engine behind a lock at batch 1", over_http / locked, least=3.5, note=f"{locked:,.0f} images/s"),
