@@ -7,10 +7,11 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Self, overload
 
-from penstock.backends.errors import InvalidRequest, MissingData, NotReady
+from penstock.backends.errors import MissingData, NotReady
 from penstock.backends.item import Item, as_item
 
 from .admission import Admission, NodeAdmission
@@ -18,7 +19,7 @@ from .composite import Composite
 from .config import PipelineConfig, load
 from .logic import Called
 from .node import Node
-from .plan import Entrance, Plan
+from .plan import Plan
 from .queue import Entry
 from .run import PARTS, Run, Work
 from .running_graph import RunningGraph
@@ -51,8 +52,12 @@ class Pipeline:
         self._clock = clock
         self._graph: RunningGraph
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+        self._is_running: Callable[[], bool]
         self._create_future: Callable[[], asyncio.Future[Item]]
         self._admission = Admission(config.max_requests, clock)
+        self._loops = config.loop
+        self._limit = config.timeout
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any], *, name: str | None = None) -> Self:
@@ -75,6 +80,7 @@ class Pipeline:
             raise RuntimeError(f"pipeline {self.name!r} was started before; load it again")
         self._turn("loading")
         loop = self._loop = asyncio.get_running_loop()
+        self._thread, self._is_running = get_ident(), loop.is_running
         self._create_future = loop.create_future
         graph = self._graph = RunningGraph(self.config, self.plan, loop, self._clock, self._admission.update, self)
         self.nodes = self._admission.nodes = graph.nodes
@@ -98,6 +104,7 @@ class Pipeline:
         root = next(iter(self.plan.places.values()))
         worker = root.node = whole.plan.places[root.name].node
         self._loop, self._create_future, self._graph = whole._loop, whole._create_future, whole._graph
+        self._thread, self._is_running = whole._thread, whole._is_running
         self.nodes = (worker,) if isinstance(worker, Node) else ()
         self.composites = (worker,) if isinstance(worker, Composite) else ()
         self._admission = NodeAdmission(whole._admission, self.nodes or whole.nodes)
@@ -182,7 +189,9 @@ class Pipeline:
         `QueueFull`, `Overloaded`, `NotReady`, `DeadlineExceeded`, `BackendError`. An exception in one item of a list cancels the others.
         RuntimeError in another event loop than that of `start`.
         """
-        self._check_loop()
+        # Its loop runs, and in this thread. To ask for the running loop would be a system call each time (getpid).
+        if get_ident() != self._thread or not self._is_running():
+            self._check_loop()
         if type(item) is not dict and isinstance(item, (list, tuple)):
             return await self._call_many(item, timeout, priority)
         work = self.submit_nowait(as_item(item), timeout, priority)
@@ -256,7 +265,7 @@ class Pipeline:
             raise NotReady(f"pipeline {self.name!r} is {self.state}")
         if "data" not in item:
             raise MissingData(f"pipeline {self.name!r}: the item has no 'data'; its keys are {sorted(map(str, item))}")
-        limit = self.config.timeout
+        limit = self._limit
         if timeout is None or not timeout <= limit:  # not a number is no limit either
             timeout = limit
         entrance = self.plan.default
@@ -264,9 +273,9 @@ class Pipeline:
             entrance = self.plan.entrance(item["node_name"], self.name)
         elif entrance is None:
             raise self.plan.no_default(self.name)
-        size = self._size_of(item, entrance) if "request_size" in item else 1
+        size = entrance.size_of(item, self.name) if "request_size" in item else 1
         if priority is not None:
-            self._check_priority(priority, entrance)
+            entrance.check_priority(priority, self.name)
         # Admission's books are kept here and in `finish`, not by calls: this is the hot path.
         admission = self._admission
         rows = admission.rows + size
@@ -277,11 +286,10 @@ class Pipeline:
         now = self._clock()
         if future is None:
             future = self._create_future()
-        if self.config.loop:
+        if self._loops:
             return self._graph.enter_rounds(entrance, item, future, now + timeout, priority, size, admission, request_id, trace)
         if entrance.linear and trace is None:
-            run = Run(item, future, now + timeout, priority, size, admission, entrance.root)
-            run.request_id = request_id
+            run = Run(item, future, now + timeout, priority, size, admission, entrance.root, request_id)
             entrance.root.node.enqueue(run, now)
             return run
         return self._graph.enter(entrance, item, future, now + timeout, priority, size, admission, now, request_id, trace)
@@ -304,9 +312,9 @@ class Pipeline:
         item = as_item(item)
         if "data" not in item:
             raise MissingData(f"pipeline {self.name!r}: the item for node {name!r} has no 'data'; its keys are {sorted(map(str, item))}")
-        size = self._size_of(item, entrance) if "request_size" in item else 1
+        size = entrance.size_of(item, self.name) if "request_size" in item else 1
         if priority is not None:
-            self._check_priority(priority, entrance)
+            entrance.check_priority(priority, self.name)
         return self._graph.enter_for(entrance, item, future, entry, size, now, deadline, entry.wanted if priority is None else priority)
 
     def check_admission(self, timeout: float | None = None, priority: int | None = None) -> None:
@@ -327,22 +335,3 @@ class Pipeline:
                 f"pipeline {self.name!r} was started in another event loop than this one, and can be called in that one only: load it "
                 "once for each loop, or use `penstock.pipe`, which takes calls from any thread"
             )
-
-    def _check_priority(self, priority: int, entrance: Entrance) -> None:
-        node = entrance.root.node
-        levels = node.config.priority_levels
-        if not levels:
-            raise InvalidRequest(
-                f"pipeline {self.name!r} has no priorities (node {node.name!r} sets no priority_levels); got priority {priority}"
-            )
-        if not 1 <= priority <= levels:
-            raise InvalidRequest(f"pipeline {self.name!r} has {levels} priority levels, 1 is the highest; got priority {priority}")
-
-    def _size_of(self, item: Item, entrance: Entrance) -> int:
-        size = item["request_size"]
-        if not isinstance(size, int) or size < 1:
-            raise InvalidRequest(f"pipeline {self.name!r}: 'request_size' is a positive int, the rows of this item; got {size!r}")
-        bound = min((node.scheduler.max for node in entrance.nodes), default=size)
-        if size > bound:
-            raise InvalidRequest(f"inference request batch-size must be <= {bound} for {self.name!r}; got {size}")
-        return size

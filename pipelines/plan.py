@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from penstock.backends.composite import Logic
-from penstock.backends.errors import NotFound, Problem
+from penstock.backends.errors import InvalidRequest, NotFound, Problem
 from penstock.backends.filters import Filter, find_filter, run, swap
+from penstock.backends.item import Item
 from penstock.backends.suggestions import did_you_mean
 
 from .definition import NodeConfig
@@ -120,6 +121,27 @@ class Entrance:
             found: Any = dict.fromkeys(place.node for place in self.places if place.node.executes)
             self._nodes = tuple(found)
         return self._nodes
+
+    def check_priority(self, priority: int, pipeline: str) -> None:
+        """Raise `InvalidRequest` for a priority that items can't have here; `pipeline` is for its message."""
+        node = self.root.node
+        levels = node.config.priority_levels
+        if not levels:
+            raise InvalidRequest(
+                f"pipeline {pipeline!r} has no priorities (node {node.name!r} sets no priority_levels); got priority {priority}"
+            )
+        if not 1 <= priority <= levels:
+            raise InvalidRequest(f"pipeline {pipeline!r} has {levels} priority levels, 1 is the highest; got priority {priority}")
+
+    def size_of(self, item: Item, pipeline: str) -> int:
+        """The item's `request_size`. Raises `InvalidRequest` for one that no batch here can hold."""
+        size = item["request_size"]
+        if not isinstance(size, int) or size < 1:
+            raise InvalidRequest(f"pipeline {pipeline!r}: 'request_size' is a positive int, the rows of this item; got {size!r}")
+        bound = min((node.scheduler.max for node in self.nodes), default=size)
+        if size > bound:
+            raise InvalidRequest(f"inference request batch-size must be <= {bound} for {pipeline!r}; got {size}")
+        return size
 
     def problems(self) -> list[Problem]:
         """What a stream in this graph is in the way of: for each value it yields, all that comes after it runs again."""

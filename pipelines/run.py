@@ -77,6 +77,7 @@ class Run(Entry):
         size: int,
         admission: Admission | None,
         place: Place,
+        request_id: str = "",
     ) -> None:
         # Entry's fields are set here, not by a call: this is the hot path.
         self.item = item
@@ -85,7 +86,7 @@ class Run(Entry):
         self.wanted = priority
         self.priority = 0
         self.size = size
-        self.request_id = ""
+        self.request_id = request_id
         self.data = item["data"]
         self.place = place
         self.admission = admission  # None: the request has ended, or is part of another one
@@ -134,12 +135,12 @@ class Run(Entry):
             else:
                 requests.succeeded += 1
                 requests.rows += self.size
-                requests.seconds += now - (self.enqueued if self.stages is None else self.stages[0][1])
-                started = batch.started
-                requests.queued += started - self.enqueued
-                requests.computed += batch.ended - started
-                if self.stages is not None:
-                    requests.spend(*_sums(self.stages))
+                enqueued = self.enqueued
+                requests.queued += batch.started - enqueued
+                if (stages := self.stages) is not None:
+                    requests.queued += _sums(stages)[0]
+                    enqueued = stages[0][1]
+                requests.seconds += now - enqueued
             admission.inside -= 1
             admission.rows -= self.size
             if admission.draining is not None:

@@ -48,32 +48,39 @@ class RequestStatistics:
     """How the requests of a pipeline ended, from wherever they came. What was refused at the entry is in `Admission.refused`.
 
     `succeeded`, `rows` (their `request_size`) and seconds are of the good ones; `run.py` keeps them by itself, for speed. `seconds`: from
-    their first queue to their answer, of which `computed` while something of them ran and `queued` while nothing did. `reading` and
+    their first queue to their answer, of which `queued` until something of them ran, and `computed` from then on. `reading` and
     `writing`: what a network's face spent on their tensors before and after.
     `failures`: soft (an input that can't be read), failed, expired, cancelled, unready (the pipeline was closed under it), unwritten (it
     had an answer, which the network's face could not write).
     """
 
-    __slots__ = ("clock", "computed", "failed_seconds", "failures", "queued", "reading", "rows", "seconds", "succeeded", "writing")
+    __slots__ = ("_between", "clock", "failed_seconds", "failures", "queued", "reading", "rows", "seconds", "succeeded", "writing")
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.succeeded = 0
         self.rows = 0
-        self.seconds = self.queued = self.computed = self.reading = self.writing = 0.0
+        self.seconds = self.queued = self.reading = self.writing = 0.0
+        self._between = 0.0  # seconds of graphs in which nothing of a request queued and nothing ran
         self.failures: dict[str, int] = dict.fromkeys(("soft", "failed", "expired", "cancelled", "unready", "unwritten"), 0)
         self.failed_seconds = 0.0
+
+    @property
+    def computed(self) -> float:
+        return self.seconds - self.queued - self._between
 
     def spend(self, queued: float, computed: float) -> None:
         """Where the time of a good request went."""
         self.queued += queued
-        self.computed += computed
+        self._between -= queued + computed
 
     def succeed(self, size: int, since: float) -> None:
-        """A request of `size` rows that came at `since` has its answer."""
+        """A request of `size` rows that came at `since` has its answer; `spend` has been told the rest."""
         self.succeeded += 1
         self.rows += size
-        self.seconds += self.clock() - since
+        seconds = self.clock() - since
+        self.seconds += seconds
+        self._between += seconds
 
     def fail(self, how: str, since: float) -> None:
         self.failures[how] += 1
