@@ -3,7 +3,7 @@ came here, as a predict request or from Python.
 
 Durations. `success` and `fail` are of whole requests. Of a good one's time, `compute_infer` is what it spent on executors, `queue` what it
 waited for them, over all nodes; where several nodes are at work for it at the same time, that counts once. Each item of a batch counts the
-batch's time. `compute_input` and `compute_output` are the reading and writing of the protocol's tensors.
+batch's time, until its own answer. `compute_input` and `compute_output` are the reading and writing of the protocol's tensors.
 
 Executions. A pipeline of one node has its batches. One of several nodes is what Triton calls an ensemble: each request is an execution
 of it, and what its nodes batch is in our own metrics.
