@@ -27,6 +27,8 @@ def print_pipelines(configs: Iterable[PipelineConfig]) -> None:
             table.add_row(*map(Text, _row(node)))
         console.print(Text(f"{config.name}: fine, {len(config.nodes)} node{'s' * (len(config.nodes) != 1)} ({config.source or 'no file'})"))
         console.print(table)
+        if config.exposed:
+            console.print(Text(f"at /v2 also: {', '.join(config.names[1:])}\n"), soft_wrap=True)
         for node in config.nodes.values():
             for reason in dict.fromkeys(reason for group in node.groups for reason in _absent(group.spec)):
                 console.print(Text(f"{node.name} can't run here: {reason}\n"), soft_wrap=True)

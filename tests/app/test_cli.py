@@ -47,6 +47,12 @@ def test_check_prints_every_problem_and_exits_with_1(run, tmp_path):
     assert len(answer.stderr.splitlines()) >= 3
 
 
+def test_check_says_which_nodes_are_models(run, tmp_path):
+    (tmp_path / "one.toml").write_text('[pipeline.expose.b]\n[a]\nbackend = "Identity"\nnext = "b"\n[b]\nbackend = "Identity"\n')
+    answer = run("check", tmp_path / "one.toml")
+    assert answer.exit_code == 0 and "at /v2 also: one.b" in answer.stdout
+
+
 def test_check_of_nothing(run, tmp_path):
     answer = run("check", tmp_path / "absent.toml")
     assert answer.exit_code == 1 and "there is no such file" in answer.stderr
