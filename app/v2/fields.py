@@ -9,7 +9,6 @@ import orjson
 from penstock.backends.errors import InvalidRequest
 
 from .json_text import kind_of
-from .regions import Lease, Regions
 from .tensors import LARGEST
 
 
@@ -31,10 +30,3 @@ def region_of(parameters: dict[str, Any]) -> tuple[str, int, int]:
         raise InvalidRequest("'shared_memory_region' is the name of a region, a string")
     offset = unsigned(parameters.get("shared_memory_offset", 0), "'shared_memory_offset'")
     return name, offset, unsigned(parameters.get("shared_memory_byte_size"), "'shared_memory_byte_size'")
-
-
-def borrow(name: str, offset: int, byte_size: int, regions: Regions | None) -> Lease:
-    """A part of shared memory. Raises `InvalidRequest` where there is none of that name, or no shared memory at all."""
-    if regions is None:
-        raise InvalidRequest(f"Unable to find shared memory region: '{name}'")
-    return regions.borrow(name, offset, byte_size)

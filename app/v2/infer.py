@@ -23,9 +23,9 @@ from .compression import chosen_encoding, deflate, inflate
 from .json_text import parse_json
 from .layout import recall, remember
 from .model import Model, Models
-from .regions import Regions
 from .request import InferRequest, parse, parse_raw
 from .response import Headers, choose, takes_long, write
+from .shared_memory import SharedMemory
 from .tensors import HUGE
 
 _NOTHING = memoryview(b"")
@@ -41,8 +41,7 @@ HEADER = b"inference-header-content-length"
 class Infer:
     """Answers infer requests."""
 
-    def __init__(self, models: Models, settings: Settings, regions: Regions | None = None) -> None:
-        """`regions`: None where there is no shared memory."""
+    def __init__(self, models: Models, settings: Settings, regions: SharedMemory) -> None:
         self._models = models
         self._settings = settings
         self._regions = regions
@@ -136,7 +135,7 @@ class Infer:
 
     def _takes_long(self, text: bytes, blobs: memoryview, model: Model) -> bool:
         """Whether other requests would feel it if this one were read on the event loop."""
-        shared = 0 if self._regions is None else self._regions.largest
+        shared = self._regions.largest
         if len(text) >= LARGE or shared > HUGE:
             return True
         return max(len(blobs), shared) >= LARGE and not all(each.datatype is not None and each.datatype.in_place for each in model.inputs)

@@ -12,10 +12,10 @@ import numpy as np
 
 from penstock.backends.item import Item
 
-from .fields import borrow, region_of
+from .fields import region_of
 from .model import Model
-from .regions import Regions
 from .request import InferRequest
+from .shared_memory import SharedMemory
 from .tensors import DATATYPES, HUGE, Array
 from .wanted import Wanted
 
@@ -53,7 +53,7 @@ class Layout(NamedTuple):
     shared: bool
 
 
-def recall(request: InferRequest, text: bytes, blobs: memoryview, model: Model, regions: Regions | None) -> bool:
+def recall(request: InferRequest, text: bytes, blobs: memoryview, model: Model, regions: SharedMemory) -> bool:
     """Fill `request` as `parse` would, if this JSON is known; whether it is. Raises what `parse` does of shared memory."""
     layout: Layout | None = model.layouts.get(text) if len(text) <= LONGEST else None
     if layout is None or layout.size != len(blobs):
@@ -79,10 +79,10 @@ def recall(request: InferRequest, text: bytes, blobs: memoryview, model: Model, 
     return True
 
 
-def _array(slot: Slot, blobs: memoryview, regions: Regions | None) -> Array:
+def _array(slot: Slot, blobs: memoryview, regions: SharedMemory) -> Array:
     if not slot.region:
         return np.ndarray(slot.shape, slot.dtype, blobs, slot.start)
-    return np.ndarray(slot.shape, slot.dtype, borrow(slot.region, slot.start, slot.size, regions).read())
+    return np.ndarray(slot.shape, slot.dtype, regions.borrow(slot.region, slot.start, slot.size).read())
 
 
 def remember(request: InferRequest, document: dict[str, Any], text: bytes, blobs: memoryview, model: Model) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 from penstock.backends.errors import InvalidRequest
 from penstock.backends.item import Item, may_come_from_network
 
-from .fields import boolean, borrow, region_of, unsigned
+from .fields import boolean, region_of, unsigned
 from .json_text import kind_of, parse_json
 from .model import Model, Tensor
-from .regions import Lease, Regions
+from .shared_memory import Part, SharedMemory
 from .tensors import DATATYPES, LARGEST, Array, Datatype, check_size, from_bytes, from_json, shape_text
 from .wanted import Wanted, read_outputs
 
@@ -43,7 +43,7 @@ class InferRequest:
         self.priority: int | None = None
         self.outputs: Sequence[Wanted] | None = None  # None: all
         self.binary = False  # outputs that do not say come in binary
-        self.leases: list[Lease] = []
+        self.leases: list[Part] = []
 
     def release(self) -> None:
         for lease in self.leases:
@@ -51,7 +51,7 @@ class InferRequest:
         self.leases.clear()
 
 
-def parse(request: InferRequest, document: Any, blobs: memoryview, model: Model, regions: Regions | None) -> None:
+def parse(request: InferRequest, document: Any, blobs: memoryview, model: Model, regions: SharedMemory) -> None:
     """Fill `request` with what `document` says; `blobs` is what follows the JSON. Raises `InvalidRequest` and what regions raise."""
     if type(document) is not dict:
         raise InvalidRequest(f"the request is a JSON {kind_of(document)}, expected an object")
@@ -135,7 +135,7 @@ def _is_a_tensor(key: str, model: Model) -> bool:
 # inputs
 
 
-def _read_inputs(request: InferRequest, inputs: Any, blobs: memoryview, model: Model, regions: Regions | None) -> None:
+def _read_inputs(request: InferRequest, inputs: Any, blobs: memoryview, model: Model, regions: SharedMemory) -> None:
     if type(inputs) is not list:
         raise InvalidRequest("Unable to parse 'inputs': the request must have an array 'inputs'")
     position = 0
@@ -182,7 +182,7 @@ def _read_inputs(request: InferRequest, inputs: Any, blobs: memoryview, model: M
         elif "shared_memory_region" in parameters:
             if data is not None:
                 raise _several_sources()
-            lease = borrow(*region_of(parameters), regions)
+            lease = regions.borrow(*region_of(parameters))
             check_size(lease.size, datatype, shape, name, model.name)  # before so much is copied
             array = from_bytes(lease.read(), datatype, shape, name, model.name)
         elif data is not None:

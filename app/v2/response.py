@@ -16,8 +16,8 @@ from penstock.backends.item import Item
 from .classification import classify
 from .encoding import as_tensor, to_bytes, to_flat_json
 from .model import Model, Tensor
-from .regions import Lease
 from .request import InferRequest
+from .shared_memory import Part
 from .tensors import HUGE
 from .wanted import Wanted
 
@@ -102,7 +102,7 @@ def choose(request: InferRequest, model: Model, item: Item) -> Chosen:
     return [(*found[wanted.name], wanted) for wanted in request.outputs if wanted.name in found]
 
 
-def _into_region(blob: Any, wanted: Wanted, lease: Lease) -> int:
+def _into_region(blob: Any, wanted: Wanted, lease: Part) -> int:
     """Write a tensor's bytes to where its request wants them; how many."""
     content = memoryview(blob if type(blob) is bytes else blob.reshape(-1).view(np.uint8))
     if len(content) > lease.size:

@@ -66,7 +66,7 @@ class Region(NamedTuple):
 
 
 class Part:
-    """A `Lease` of infer's: some bytes of a region, which stays open until `release`."""
+    """Some bytes of a region, which stays open until `release`."""
 
     __slots__ = ("_name", "_object", "_start", "size")
 

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from penstock.backends.errors import InvalidRequest
 
-from .fields import boolean, borrow, region_of, unsigned
+from .fields import boolean, region_of, unsigned
 from .model import Model
-from .regions import Lease, Regions
+from .shared_memory import Part, SharedMemory
 
 
 class Wanted(NamedTuple):
@@ -22,14 +22,14 @@ class Wanted(NamedTuple):
     region: str = ""
     offset: int = 0
     size: int = 0
-    lease: Lease | None = None
+    lease: Part | None = None
 
-    def borrowed(self, regions: Regions | None) -> Wanted:
+    def borrowed(self, regions: SharedMemory) -> Wanted:
         """With a lease of its region. Raises `InvalidRequest`, and what regions raise."""
-        return self._replace(lease=borrow(self.region, self.offset, self.size, regions))
+        return self._replace(lease=regions.borrow(self.region, self.offset, self.size))
 
 
-def read_outputs(outputs: Any, binary: bool, model: Model, regions: Regions | None, leases: list[Lease]) -> list[Wanted] | None:
+def read_outputs(outputs: Any, binary: bool, model: Model, regions: SharedMemory, leases: list[Part]) -> list[Wanted] | None:
     """None: all of them. The memory that they go to is borrowed now, and added to `leases`: a region may be unregistered meanwhile."""
     if type(outputs) is not list:
         raise InvalidRequest("Unable to parse 'outputs': expected an array")
@@ -59,7 +59,7 @@ def _is_part(name: str, model: Model) -> bool:
     return output is not None and output.datatype is None and index.isdecimal()
 
 
-def _read_output(name: str, parameters: Any, binary: bool, regions: Regions | None) -> Wanted:
+def _read_output(name: str, parameters: Any, binary: bool, regions: SharedMemory) -> Wanted:
     if type(parameters) is not dict:
         raise InvalidRequest(f"Unable to parse 'parameters' of output '{name}': expected an object")
     classes = 0

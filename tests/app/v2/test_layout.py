@@ -10,6 +10,7 @@ import pytest
 from penstock.app.v2.layout import MOST, recall, remember
 from penstock.app.v2.model import Models
 from penstock.app.v2.request import InferRequest, parse
+from penstock.app.v2.shared_memory import SharedMemory
 from penstock.pipelines.config import load
 from penstock.pipelines.repository import Repository
 
@@ -37,14 +38,14 @@ def document(*names, rows=1, datatype="FP32", size=8, **more):
 def parsed(model, found, blobs):
     """The request as `parse` fills it; then remembered."""
     request = InferRequest()
-    parse(request, found, blobs, model, None)
+    parse(request, found, blobs, model, SharedMemory())
     remember(request, found, json.dumps(found).encode(), blobs, model)
     return request
 
 
 def recalled(model, found, blobs):
     request = InferRequest()
-    return request if recall(request, json.dumps(found).encode(), blobs, model, None) else None
+    return request if recall(request, json.dumps(found).encode(), blobs, model, SharedMemory()) else None
 
 
 def same(one, other):

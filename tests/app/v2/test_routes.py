@@ -11,6 +11,7 @@ from starlette.routing import Mount
 from penstock import create_app
 from penstock.app import create_router, lifespan
 from penstock.app.settings import Settings
+from penstock.app.v2.routes import MOST
 
 TEXT = {"pipeline": {"name": "text", "inputs": {"data": {"kind": "text"}}}, "node": {"backend": "Identity"}}
 REQUEST = {"inputs": [{"name": "data", "shape": [1], "datatype": "BYTES", "data": ["hello"]}]}
@@ -158,3 +159,11 @@ def test_middleware_of_the_host_sees_it(running):
     with running(create_app([TEXT], middleware=[Middleware(Note)])) as client:
         client.post("/v2/models/text/infer", json=REQUEST)
     assert "/v2/models/text/infer" in seen
+
+
+def test_more_paths_than_are_remembered(served):
+    """Each finds its own model, whatever was forgotten meanwhile."""
+    for number in range(MOST + 10):
+        answer = served.http.get(f"/v2/models/absent_{number}/config")
+        assert answer.json() == {"error": f"Request for unknown model: 'absent_{number}' is not found"}
+    assert served.http.get("/v2/models/simple/config").json()["name"] == "simple"
