@@ -15,16 +15,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import penstock
 from penstock.pipelines.repository import Repository
 
-from .auth import Authenticate
-from .docs_page import add_docs_page, installed_assets
-from .errors import install_handlers
-from .hot import Fetch, HotRoutes, Predict, predict_route
+from .http.auth import Authenticate
+from .http.errors import install_handlers
+from .http.paths import is_protocol
+from .http.predict import Fetch, HotRoutes, Predict, predict_route
+from .http.restriction import Restrict, restriction_of
 from .metrics import Metrics
-from .openapi import OpenAPI
-from .paths import is_protocol
+from .openapi.document import OpenAPI
+from .openapi.page import add_docs_page, installed_assets
 from .routes import routes, typed_routes
 from .settings import Settings
-from .v2.restriction import Restrict, restriction_of
 from .v2.router import protocol_router
 from .v2.routes import protocol
 
@@ -141,7 +141,7 @@ def _fetch(settings: Settings) -> Fetch | None:
     """What fetches images by URL; httpx is imported only where that is allowed."""
     if not settings.allow_url:
         return None
-    from .fetch import Fetcher
+    from .http.fetch import Fetcher
 
     ports = [int(port) for port in settings.url_ports.split(",")]
     return Fetcher(max_bytes=settings.max_body, timeout=settings.url_timeout, ports=ports)

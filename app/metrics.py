@@ -15,13 +15,13 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from penstock.pipelines.composite import Composite
-from penstock.pipelines.node import Node
+from penstock.pipelines.composites.composite import Composite
+from penstock.pipelines.node.node import Node
+from penstock.pipelines.node.statistics import Histogram
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.repository import Repository
-from penstock.pipelines.statistics import Histogram
 
-from .v2.metrics import TritonCollector
+from .v2.models.metrics import TritonCollector
 
 NODE = ("pipeline", "node")
 

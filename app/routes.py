@@ -16,13 +16,13 @@ from starlette.types import Receive, Scope, Send
 from penstock.backends.errors import BackendError, PenstockError
 from penstock.pipelines.repository import Repository
 
-from .auth import check_admin, check_key
-from .errors import LoadFailed, problem_response
+from .http.auth import check_admin, check_key
+from .http.errors import LoadFailed, problem_response
+from .http.request_id import request_id_of
+from .http.restriction import restriction_of
 from .metrics import Metrics
-from .openapi import operations_of
-from .request_id import request_id_of
+from .openapi.document import operations_of
 from .settings import Settings
-from .v2.restriction import restriction_of
 
 
 class Predictor(Protocol):

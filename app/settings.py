@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from .v2.restriction import Restriction
+from .http.restriction import Restriction
 
 
 class Settings(BaseSettings):

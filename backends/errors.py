@@ -16,7 +16,7 @@ PenstockError
     ├── DeviceError                     the device itself failed: never retried item by item
     └── UnknownRestart (IndexError)     `restart` names no node that can be entered: the pipeline's fault, not the client's
 
-`app/errors.py` holds the one table from code to HTTP status.
+`app/http/errors.py` holds the one table from code to HTTP status.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from penstock.app.factory import create_app
     from penstock.backends.base import Backend
-    from penstock.backends.filters import Status, register_filter
-    from penstock.backends.registry import register_backend
-    from penstock.pipelines.blocking import pipe
-    from penstock.pipelines.calls import Event
+    from penstock.backends.expressions.filters import Status, register_filter
+    from penstock.backends.expressions.registry import register_backend
+    from penstock.pipelines.blocking.calls import Event
+    from penstock.pipelines.blocking.pipe import pipe
     from penstock.pipelines.pipeline import Pipeline
 
 __version__ = "0.1.0"
@@ -23,13 +23,13 @@ __all__ = ["Backend", "Event", "Pipeline", "Status", "create_app", "pipe", "regi
 
 _HOMES = {
     "Backend": "penstock.backends.base",
-    "Event": "penstock.pipelines.calls",
+    "Event": "penstock.pipelines.blocking.calls",
     "Pipeline": "penstock.pipelines.pipeline",
-    "Status": "penstock.backends.filters",
+    "Status": "penstock.backends.expressions.filters",
     "create_app": "penstock.app.factory",
-    "pipe": "penstock.pipelines.blocking",
-    "register_backend": "penstock.backends.registry",
-    "register_filter": "penstock.backends.filters",
+    "pipe": "penstock.pipelines.blocking.pipe",
+    "register_backend": "penstock.backends.expressions.registry",
+    "register_filter": "penstock.backends.expressions.filters",
 }
 
 

@@ -1,5 +1,5 @@
 """`python -m penstock`: the command line."""
 
-from penstock.app.cli import main
+from penstock.app.cli.main import main
 
 main()

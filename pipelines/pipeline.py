@@ -14,18 +14,18 @@ from typing import Any, Self, overload
 from penstock.backends.errors import MissingData, NotReady
 from penstock.backends.item import Item, as_item
 
-from .admission import Admission, NodeAdmission
-from .composite import Composite
-from .config import PipelineConfig, load
-from .logic import Called
-from .node import Node
-from .plan import Plan
-from .queue import Entry
-from .run import PARTS, Run, Work
+from .composites.composite import Composite
+from .composites.logic import Called
+from .config.load import PipelineConfig, load
+from .config.plan import Plan
+from .node.node import Node
+from .node.queue import Entry
+from .node.statistics import RequestStatistics
 from .running_graph import RunningGraph
-from .statistics import RequestStatistics
-from .stream import StreamRun
-from .trace import Trace
+from .runs.admission import Admission, NodeAdmission
+from .runs.run import PARTS, Run, Work
+from .runs.stream import StreamRun
+from .runs.trace import Trace
 
 logger = logging.getLogger("penstock.pipeline")
 

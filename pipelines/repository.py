@@ -13,9 +13,9 @@ from typing import Any, Self
 from penstock.backends.errors import ConfigError, NotFound, NotReady, Problem
 from penstock.backends.suggestions import did_you_mean
 
-from .config import PipelineConfig, from_model, load, load_directory
+from .config.load import PipelineConfig, from_model, load, load_directory
+from .config.source import name_of
 from .pipeline import Pipeline
-from .source import name_of
 
 logger = logging.getLogger("penstock.repository")
 

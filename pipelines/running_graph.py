@@ -7,23 +7,23 @@ from collections.abc import Callable
 from typing import Any
 
 from penstock.backends.base import Context
-from penstock.backends.composite import CopySplit, Jump, Logic, MapReduce
 from penstock.backends.errors import NotReady
+from penstock.backends.expressions.composite import CopySplit, Jump, Logic, MapReduce
 from penstock.backends.item import Item
 
-from .admission import Admission
-from .composite import Composite
-from .definition import NodeConfig, PipelineConfig
-from .fan_out import CopySplitNode, FanOut, JumpNode, MapReduceNode
-from .graph_run import GraphRun, Visit
-from .logic import Caller, LogicNode
-from .node import Node
-from .plan import Entrance, Plan, Runs
-from .queue import Entry
-from .rounds import Rounds
-from .run import Run, Work
-from .stream import StreamRun
-from .trace import Trace
+from .composites.composite import Composite
+from .composites.fan_out import CopySplitNode, FanOut, JumpNode, MapReduceNode
+from .composites.logic import Caller, LogicNode
+from .config.definition import NodeConfig, PipelineConfig
+from .config.plan import Entrance, Plan, Runs
+from .node.node import Node
+from .node.queue import Entry
+from .runs.admission import Admission
+from .runs.graph_run import GraphRun, Visit
+from .runs.rounds import Rounds
+from .runs.run import Run, Work
+from .runs.stream import StreamRun
+from .runs.trace import Trace
 
 FAN_OUTS: dict[type, type[FanOut]] = {Jump: JumpNode, MapReduce: MapReduceNode, CopySplit: CopySplitNode}
 

@@ -11,8 +11,8 @@ from starlette.types import Receive, Scope
 
 from penstock.backends.errors import InvalidRequest, PenstockError, TooLarge
 
-from ..body import LARGE, ClientLeft
-from ..errors import STATUSES, code_of, detail_of
+from ..http.body import LARGE, ClientLeft
+from ..http.errors import STATUSES, code_of, detail_of
 from ..settings import Settings
 from .json_text import kind_of, parse_json
 
@@ -100,7 +100,7 @@ async def read_pieces(scope: Scope, receive: Receive, settings: Settings) -> lis
             raise TooLarge(f"the body has more than {settings.max_body} bytes (max_body)")
         if piece:
             pieces.append(piece)
-        # The server joins chunks that come together. Ours counts them (app/protocol.py); others' messages stand for them.
+        # The server joins chunks that come together. Ours counts them (app/server/uvicorn_protocol.py); others' messages stand for them.
         if max(len(pieces), scope.get("penstock.chunks", 0)) > settings.max_chunks:
             raise InvalidRequest(f"the body has more than {settings.max_chunks} chunks (max_chunks)")
         if not message.get("more_body"):

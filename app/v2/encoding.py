@@ -11,7 +11,7 @@ import orjson
 
 from penstock.backends.errors import BackendError, InvalidRequest
 
-from ..render import to_json
+from ..http.render import to_json
 from .tensors import DATATYPES, PART, Array, Datatype, datatype_of
 
 

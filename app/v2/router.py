@@ -7,8 +7,8 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..auth import OPEN, check_key
-from ..errors import Unauthorized
+from ..http.auth import OPEN, check_key
+from ..http.errors import Unauthorized
 from ..settings import Settings
 from .call import error_answer
 from .routes import V2, respond

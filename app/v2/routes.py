@@ -15,19 +15,19 @@ from starlette.types import Receive, Scope, Send
 from penstock.backends.errors import PenstockError
 from penstock.pipelines.repository import Repository
 
-from ..body import ClientLeft, must_close
-from ..paths import path_of
-from ..request_id import request_id_of
+from ..http.body import ClientLeft, must_close
+from ..http.paths import path_of
+from ..http.request_id import request_id_of
+from ..http.restriction import restriction_of
 from ..settings import Settings
 from .call import Answer, Call, Route, error_answer, error_with, json_answer
-from .description import description_routes
 from .health import health_routes
-from .infer import Infer
-from .model import Models
-from .repository import RepositoryRoutes
-from .restriction import restriction_of
+from .infer.handler import Infer
+from .models.description import description_routes
+from .models.model import Models
+from .models.repository import RepositoryRoutes
+from .models.statistics import statistics_routes
 from .shared_memory import SharedMemory, shared_memory_routes
-from .statistics import statistics_routes
 
 logger = logging.getLogger("penstock.http")
 

@@ -27,10 +27,10 @@ import numpy as np
 
 from penstock.backends.errors import InvalidRequest, NotFound
 
-from ..auth import check_admin_token
+from ..http.auth import check_admin_token
 from ..settings import Settings
 from .call import Call, ProtocolError, Route
-from .model import QUOTED
+from .models.model import QUOTED
 from .tensors import LARGEST
 
 RESERVED = ("triton_python_backend_shm_region_", "sem.")

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..base import Backend, BatchRange, Context, Params
 from ..errors import BackendError
-from .params import EngineParams
+from ..params import EngineParams
 
 
 class Absent(Backend):

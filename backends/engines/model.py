@@ -121,7 +121,7 @@ def _choose_for_onnx(params: ModelParams, context: Context) -> Choice:
         return Choice(OnnxTensor, "cpu", "torch, which TensorrtTensor needs, is not installed")
     import torch
 
-    from ..device import choose_device
+    from ..gpu.device import choose_device
 
     try:
         device = choose_device(context.device)

@@ -16,9 +16,9 @@ from .. import timeline
 from ..base import UNBOUNDED, Backend, BatchRange, Context, Params, Signature, TensorPort
 from ..errors import BackendError, ConfigError, InvalidInput, Problem
 from ..item import Item
+from ..params import EngineParams, why_no_file
 from .encryption import is_encrypted, read_model
 from .normalise import channels_last, fuse_normalisation
-from .params import EngineParams, why_no_file
 from .postprocess import PostProcessing
 
 logger = logging.getLogger("penstock.onnx")

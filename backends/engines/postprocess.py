@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ..classify import best, softmax
 from ..errors import BackendError, ConfigError, InvalidInput, Problem
 from ..item import Item
-from .params import EngineParams
+from ..operators.classify import best, softmax
+from ..params import EngineParams
 
 CLASSIFIERS = {"ArgMax": False, "SoftmaxArgMax": True, "SoftmaxMax": True}
 """Post-processors that tell classes, and whether scores pass a softmax before."""

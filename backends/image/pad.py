@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, FiniteFloat
 
 from ..base import Context, Params
-from ..engines.params import as_numbers
 from ..errors import InvalidInput
 from ..item import Item
+from ..params import as_numbers
 from .geometry import InverseTransform, fit, width_at
 from .pixels import MAX_SIDE, ImageBackend
 

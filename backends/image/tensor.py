@@ -18,7 +18,7 @@ from ..item import Item
 if TYPE_CHECKING:
     import torch
 
-    from ..device import DeviceHalf
+    from ..gpu.device import DeviceHalf
 
 
 class TensorParams(Params):
@@ -44,7 +44,7 @@ class TensorBackend(Backend):
         """Raises BackendError where torch or the GPU that is asked for is not there."""
         name = type(self).__name__
         try:
-            from ..device import DeviceHalf, choose_device
+            from ..gpu.device import DeviceHalf, choose_device
         except ModuleNotFoundError as error:
             if error.name != "torch":
                 raise

@@ -14,7 +14,7 @@ from typing import Any
 import uvloop
 from figures import ROOT, Figure, of_runs, say
 
-from penstock.backends.registry import register_backend
+from penstock.backends.expressions.registry import register_backend
 from penstock.pipelines.pipeline import Pipeline
 
 PART = "graphs"

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from figures import Figure, of_runs, say
 from servers import Server, penstock, process
 
-from penstock.app.process_usage import processor_seconds
+from penstock.app.bench.usage import processor_seconds
 
 PART = "HTTP no-op"
 LEAST = {1: (0.5, 0.6), 16: (0.5, 0.65), 64: (0.65, 0.75), 256: (0.65, 0.85)}

@@ -10,9 +10,9 @@ from pathlib import Path
 from figures import ROOT, Figure, of_runs, say
 from servers import ask, penstock, process
 
-from penstock.app.http_client import HttpClient
-from penstock.app.load import closed_loop
-from penstock.app.process_usage import rss
+from penstock.app.bench.client import HttpClient
+from penstock.app.bench.load import closed_loop
+from penstock.app.bench.usage import rss
 
 PART = "digits server"
 EXAMPLE = ROOT / "examples" / "digits"

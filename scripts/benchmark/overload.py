@@ -11,12 +11,12 @@ from figures import Figure, say
 from resnet import PATH, exported, load
 from servers import Server, penstock
 
-from penstock.app.bench import DEADLINE_HEADER
-from penstock.app.http_client import HttpClient
-from penstock.app.load import Record, closed_loop, open_loop
-from penstock.app.process_usage import Monitor
-from penstock.app.report import Report
-from penstock.app.sample_images import synthetic_jpegs
+from penstock.app.bench.client import HttpClient
+from penstock.app.bench.images import synthetic_jpegs
+from penstock.app.bench.load import Record, closed_loop, open_loop
+from penstock.app.bench.measure import DEADLINE_HEADER
+from penstock.app.bench.report import Report
+from penstock.app.bench.usage import Monitor
 
 PART = "overload"
 DEADLINE = 0.5

@@ -17,9 +17,9 @@ from figures import ROOT, Figure, of_runs, say
 from resnet_loop import Layout, Loop, layouts, read_model
 from servers import Server, penstock
 
-from penstock.app.bench import Load, bench_url
-from penstock.app.report import Report
-from penstock.app.sample_images import synthetic_jpegs
+from penstock.app.bench.images import synthetic_jpegs
+from penstock.app.bench.measure import Load, bench_url
+from penstock.app.bench.report import Report
 
 PART = "ResNet-18"
 PATH = "/predict/resnet18"

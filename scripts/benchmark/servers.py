@@ -31,7 +31,16 @@ class Server:
 @contextmanager
 def penstock(target: Path, *options: str) -> Iterator[Server]:
     """`penstock serve`, ready."""
-    command = [sys.executable, "-c", "from penstock.app.cli import main; main()", "serve", str(target), "--log-level", "warning", *options]
+    command = [
+        sys.executable,
+        "-c",
+        "from penstock.app.cli.main import main; main()",
+        "serve",
+        str(target),
+        "--log-level",
+        "warning",
+        *options,
+    ]
     with process(command, "/health/ready") as server:
         yield server
 

@@ -26,11 +26,11 @@ sys.path[:0] = [str(HERE.parent / "benchmark"), str(HERE.parent.parent)]
 from figures import Figure, machine, say, table  # noqa: E402
 from servers import penstock  # noqa: E402
 
-from penstock.app.bench import Load, bench_url  # noqa: E402
-from penstock.app.sample_images import synthetic_jpegs  # noqa: E402
-from penstock.backends.allocator import keep_memory  # noqa: E402
+from penstock.app.bench.images import synthetic_jpegs  # noqa: E402
+from penstock.app.bench.measure import Load, bench_url  # noqa: E402
 from penstock.backends.base import Backend, Context  # noqa: E402
-from penstock.pipelines.config import load  # noqa: E402
+from penstock.backends.process.allocator import keep_memory  # noqa: E402
+from penstock.pipelines.config.load import load  # noqa: E402
 
 PART = "GPU"
 BATCHES = (1, 8, 16, 32, 64, 128)

@@ -23,7 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from penstock.backends.base import Context
-from penstock.pipelines.config import load
+from penstock.pipelines.config.load import load
 from penstock.pipelines.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -262,7 +262,7 @@ def device_error(folder: Path) -> str:
 @check
 def images_on_the_gpu(folder: Path) -> str:
     """The torch image backends, from JPEG to a tensor on the GPU, against the CPU's."""
-    from penstock.app.sample_images import synthetic_jpegs
+    from penstock.app.bench.images import synthetic_jpegs
 
     jpegs = synthetic_jpegs(4)
     chain = {"backend": "S[DecodeTensor,ResizeTensor,CvtColorTensor]", "resize_h": 224, "resize_w": 224, "color": "rgb"}

@@ -13,8 +13,8 @@ from starlette.routing import Mount, Route
 
 from penstock.app import create_app, create_router, lifespan
 from penstock.backends.base import Backend
-from penstock.backends.registry import register_backend
-from penstock.pipelines.config import load
+from penstock.backends.expressions.registry import register_backend
+from penstock.pipelines.config.load import load
 
 SEEN = []
 

@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from penstock import create_app
 from penstock.backends.base import Backend
 from penstock.backends.errors import InvalidInput
-from penstock.backends.registry import register_backend
-from penstock.pipelines.config import load
+from penstock.backends.expressions.registry import register_backend
+from penstock.pipelines.config.load import load
 from penstock.pipelines.repository import Repository
 
 

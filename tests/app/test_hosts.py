@@ -17,8 +17,8 @@ import pytest
 from penstock import create_app
 from penstock.app import lifespan
 from penstock.backends.base import Backend
-from penstock.backends.registry import register_backend
-from penstock.pipelines.config import load
+from penstock.backends.expressions.registry import register_backend
+from penstock.pipelines.config.load import load
 
 
 class Gate:

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from penstock import create_app
 from penstock.app.settings import Settings
-from penstock.app.v2.metrics import COUNTERS, PENDING
+from penstock.app.v2.models.metrics import COUNTERS, PENDING
 
 FAILURE = "nv_inference_request_failure"
 

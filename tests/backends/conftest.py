@@ -8,9 +8,9 @@ import pytest
 
 from penstock.backends.base import Backend, Context
 from penstock.backends.errors import ConfigError
-from penstock.backends.expression import parse
-from penstock.backends.spec import Spec
-from penstock.pipelines.binding import bind
+from penstock.backends.expressions.expression import parse
+from penstock.backends.expressions.spec import Spec
+from penstock.pipelines.config.binding import bind
 
 
 @pytest.fixture

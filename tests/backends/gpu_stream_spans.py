@@ -10,7 +10,7 @@ import time
 import torch
 
 from penstock.backends import timeline
-from penstock.backends.device import DeviceHalf
+from penstock.backends.gpu.device import DeviceHalf
 
 from .trace_events import Shown
 

@@ -11,9 +11,9 @@ import onnxruntime
 import pytest
 
 from penstock.backends.base import Context
-from penstock.backends.classify import SoftmaxArgMaxTensor
 from penstock.backends.engines.onnx import OnnxTensor
 from penstock.backends.image.mat import CvtColorMat, DecodeMat, Mat2Tensor, ResizeMat
+from penstock.backends.operators.classify import SoftmaxArgMaxTensor
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CLASSES = {cls.__name__: cls for cls in (DecodeMat, ResizeMat, CvtColorMat, Mat2Tensor, OnnxTensor, SoftmaxArgMaxTensor)}

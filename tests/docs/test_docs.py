@@ -33,15 +33,15 @@ from typing import NamedTuple
 
 import pytest
 
-from penstock.app.errors import STATUSES
+from penstock.app.http.errors import STATUSES
 from penstock.app.metrics import PipelineCollector
 from penstock.app.settings import Settings
-from penstock.app.v2.metrics import REASONS, TritonCollector
-from penstock.backends.composite import CopySplitParams, MapReduceParams
-from penstock.backends.filters import BUILTIN, Status
-from penstock.pipelines.config import load
+from penstock.app.v2.models.metrics import REASONS, TritonCollector
+from penstock.backends.expressions.composite import CopySplitParams, MapReduceParams
+from penstock.backends.expressions.filters import BUILTIN, Status
+from penstock.pipelines.config.load import load
+from penstock.pipelines.config.tables import NODE_KEYS, STRUCTURE_KEYS, PipelineTable, PortTable
 from penstock.pipelines.repository import Repository
-from penstock.pipelines.schema import NODE_KEYS, STRUCTURE_KEYS, PipelineTable, PortTable
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

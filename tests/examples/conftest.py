@@ -12,7 +12,7 @@ import uvicorn
 from typer.testing import CliRunner
 
 from penstock import create_app
-from penstock.app.cli import command_line
+from penstock.app.cli.main import command_line
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import uvloop
 
-from penstock.backends import filters, registry
+from penstock.backends.expressions import filters, registry
 
 
 def debug_loop() -> asyncio.AbstractEventLoop:

@@ -20,8 +20,8 @@ from onnx import TensorProto, helper
 import penstock
 from penstock.backends.base import Backend
 from penstock.backends.errors import NotReady
+from penstock.backends.expressions.registry import register_backend
 from penstock.backends.item import Item
-from penstock.backends.registry import register_backend
 from penstock.pipelines.pipeline import Pipeline
 
 ROOT = Path(__file__).parents[2]

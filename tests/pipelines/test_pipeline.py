@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import pytest
 
 from penstock.backends.base import Backend, Context, Params
-from penstock.backends.errors import (
+from penstock.backends.errors import (  # fmt: skip
     BackendError,
     DeadlineExceeded,
     DeviceError,
@@ -25,9 +25,9 @@ from penstock.backends.errors import (
     MissingData,
     NotReady,
     QueueFull,
-)  # fmt: skip
+)
+from penstock.backends.expressions.registry import register_backend
 from penstock.backends.item import Item, as_item
-from penstock.backends.registry import register_backend
 from penstock.pipelines.pipeline import Pipeline
 
 pytestmark = pytest.mark.usefixtures("own_registry", "no_threads_left")

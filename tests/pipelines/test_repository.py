@@ -9,8 +9,8 @@ import pytest
 
 from penstock.backends.base import Backend
 from penstock.backends.errors import BackendError, ConfigError, NotFound, NotReady
-from penstock.backends.registry import register_backend
-from penstock.pipelines.config import load
+from penstock.backends.expressions.registry import register_backend
+from penstock.pipelines.config.load import load
 from penstock.pipelines.repository import Repository
 
 GATE = threading.Event()

@@ -14,9 +14,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from penstock.backends.base import Backend, Context
+from penstock.backends.expressions.registry import register_backend
 from penstock.backends.item import Item
-from penstock.backends.registry import register_backend
-from penstock.pipelines.fan_out import FanOut
+from penstock.pipelines.composites.fan_out import FanOut
 from penstock.pipelines.pipeline import Pipeline
 
 BOUND = 20.0

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 
 from ...base import UNBOUNDED, Context, Params, Signature, TensorPort
-from ...device import buckets, choose_device
 from ...errors import BackendError, InvalidInput
+from ...gpu.device import buckets, choose_device
 from ...item import Item
 from ..onnx import reorder, shape_text
 from ..postprocess import CLASSIFIERS, classified

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ..params import EngineParams
+from ...params import EngineParams
 
 
 class TensorrtParams(EngineParams):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from ...base import Backend, BatchRange, Context, Params
 from ...errors import BackendError
 from ...item import Item
-from ..params import EngineParams
+from ...params import EngineParams
 from .params import PythonTensorParams, TorchParams, TorchScriptParams
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from ...base import UNBOUNDED, Backend, BatchRange, Context, Params
-from ...device import DeviceHalf, buckets, choose_device
 from ...errors import BackendError, ConfigError, InvalidInput, Problem
+from ...gpu.device import DeviceHalf, buckets, choose_device
 from ...item import Item
-from ..params import EngineParams
+from ...params import EngineParams
 from .params import TorchParams
 from .reading import as_tensor, as_texts, indices, shapes_in
 

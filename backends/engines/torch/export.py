@@ -15,8 +15,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ...base import UNBOUNDED, BatchRange, Context
-from ...device import choose_device
 from ...errors import BackendError, InvalidInput
+from ...gpu.device import choose_device
 from ...item import Item
 from .engine import Member
 from .module import TorchModule, identity_of, reason_of

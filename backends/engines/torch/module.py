@@ -16,7 +16,7 @@ import torch
 from ...base import Context
 from ...errors import BackendError, InvalidInput
 from ...item import Item
-from ..params import why_no_file
+from ...params import why_no_file
 from ..postprocess import PostProcessing
 from .engine import Member, TorchEngine
 from .options import processors, release, set_process_wide, use_threads

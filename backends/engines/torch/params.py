@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from ..params import EngineParams
+from ...params import EngineParams
 
 
 def _table(value: Any) -> Any:

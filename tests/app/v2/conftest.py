@@ -189,7 +189,7 @@ class Served:
 def served(sources, running):
     """A server that has them all."""
     app = create_app(sources, settings=Settings(max_body=8 << 20, max_inflated=1 << 20, max_chunks=1000))
-    with running(app, http="penstock.app.protocol:HttpProtocol") as client:
+    with running(app, http="penstock.app.server.uvicorn_protocol:HttpProtocol") as client:
         yield Served(client)
 
 

@@ -30,7 +30,7 @@ async def test_every_method(running):
     region = shared_memory.create_shared_memory_region("region", key, 64)
     try:
         shared_memory.set_shared_memory_region(region, [array])
-        with running(create_app(MODEL, settings=Settings(**ON)), http="penstock.app.protocol:HttpProtocol") as server:
+        with running(create_app(MODEL, settings=Settings(**ON)), http="penstock.app.server.uvicorn_protocol:HttpProtocol") as server:
             async with tritonclient.http.aio.InferenceServerClient(server.base_url.netloc.decode()) as client:
                 await client.register_system_shared_memory("region", key, 64, headers=HEADERS)
                 status = [{"name": "region", "key": key, "offset": 0, "byte_size": 64}]

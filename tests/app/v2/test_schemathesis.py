@@ -63,7 +63,7 @@ def region():
 def server(running, sources):
     spare = {"pipeline": {"name": "spare", "inputs": {"data": {"kind": "text"}}}, "node": {"backend": "Identity"}}
     found = [each for each in sources if not isinstance(each, dict) or each["pipeline"]["name"] in {*MODELS, *OTHERS}]
-    with running(create_app([*found, spare], settings=Settings(**ON)), http="penstock.app.protocol:HttpProtocol") as client:
+    with running(create_app([*found, spare], settings=Settings(**ON)), http="penstock.app.server.uvicorn_protocol:HttpProtocol") as client:
         client.headers.update(KEY)
         yield client
 

@@ -23,13 +23,13 @@ from tritonclient.utils import shared_memory as triton
 from penstock import create_app
 from penstock.app import lifespan
 from penstock.app.settings import Settings
-from penstock.app.v2.model import Tensor
-from penstock.app.v2.response import takes_long
+from penstock.app.v2.infer.response import takes_long
+from penstock.app.v2.infer.wanted import Wanted
+from penstock.app.v2.models.model import Tensor
 from penstock.app.v2.shared_memory import SharedMemory
 from penstock.app.v2.tensors import DATATYPES, HUGE
-from penstock.app.v2.wanted import Wanted
 from penstock.backends.errors import InvalidRequest, NotFound
-from penstock.backends.registry import register_backend
+from penstock.backends.expressions.registry import register_backend
 from penstock.pipelines.repository import Repository
 
 ADMIN = "adm1n"
@@ -78,7 +78,7 @@ def model(name, port, backend):
 @pytest.fixture(scope="module")
 def server(running):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("penstock.backends.registry._registered", {})
+        patch.setattr("penstock.backends.expressions.registry._registered", {})
         register_backend("Gated", Gated)
         register_backend("Pair", pair)
         sources = [
@@ -90,7 +90,9 @@ def server(running):
                 "node": {"backend": "Pair"},
             },
         ]
-        with running(create_app(Repository.read(sources), settings=Settings(**ON)), http="penstock.app.protocol:HttpProtocol") as client:
+        with running(
+            create_app(Repository.read(sources), settings=Settings(**ON)), http="penstock.app.server.uvicorn_protocol:HttpProtocol"
+        ) as client:
             yield client
 
 

@@ -49,7 +49,7 @@ def address(request, running, sources):
     simple = [each for each in sources if isinstance(each, dict) and each["pipeline"]["name"] == "simple"]
     app = create_app(simple, settings=Settings(**ON))
     host = Starlette(routes=[Mount(request.param, app)], lifespan=lambda host: lifespan(app)) if request.param else app
-    with running(host, http="penstock.app.protocol:HttpProtocol") as client:
+    with running(host, http="penstock.app.server.uvicorn_protocol:HttpProtocol") as client:
         yield client.base_url.netloc.decode() + request.param
 
 

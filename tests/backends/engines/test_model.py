@@ -18,8 +18,8 @@ from penstock.backends.engines.encryption import KEY, encrypt
 from penstock.backends.engines.model import ModelTensor, choose_engine
 from penstock.backends.engines.tensorrt.library import Library
 from penstock.backends.errors import BackendError, ConfigError
-from penstock.backends.registry import describe, find_backend
-from penstock.pipelines.config import load
+from penstock.backends.expressions.registry import describe, find_backend
+from penstock.pipelines.config.load import load
 
 GUIDE = Path(__file__).parents[3] / "examples" / "resnet" / "guide.toml"
 

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper
 from penstock.backends.base import Backend, Context
 from penstock.backends.engines.onnx import OnnxTensor
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
+from penstock.backends.expressions.registry import find_backend
 from penstock.backends.item import Item
-from penstock.backends.registry import find_backend
 
 try:
     import torch

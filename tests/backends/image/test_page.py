@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from penstock.backends.base import Params
+from penstock.backends.expressions.registry import BUILTINS, describe
 from penstock.backends.image.tensor import TensorParams
-from penstock.backends.registry import BUILTINS, describe
 
 PAGE = Path(__file__).parents[3] / "docs" / "image-backends.md"
 

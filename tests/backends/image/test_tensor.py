@@ -11,7 +11,7 @@ import pytest
 
 from penstock import pipe
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
-from penstock.backends.registry import BUILTINS, describe, find_backend
+from penstock.backends.expressions.registry import BUILTINS, describe, find_backend
 
 DIGITS = Path(__file__).parents[3] / "examples" / "digits"
 NAMES = sorted(name for name, target in BUILTINS.items() if target.startswith("penstock.backends.image.tensor"))
@@ -21,8 +21,8 @@ import sys
 sys.modules["torch"] = None  # as on a machine that has none
 from penstock import pipe
 from penstock.backends.base import Context
-from penstock.backends.registry import describe, find_backend
-from penstock.pipelines.config import load
+from penstock.backends.expressions.registry import describe, find_backend
+from penstock.pipelines.config.load import load
 
 load({"backend": "S[DecodeTensor,ResizeTensor,cvtColorTensor]", "resize_h": 8, "resize_w": 8, "color": "rgb"})
 for name in sys.argv[1:]:
@@ -61,7 +61,7 @@ def test_positional_arguments_are_the_backends_own(bound, expression):
 
 
 def test_describing_them_imports_no_torch():
-    code = f"import sys, penstock.backends.registry as r; [r.describe(n) for n in {NAMES}]; print('torch' in sys.modules)"
+    code = f"import sys, penstock.backends.expressions.registry as r; [r.describe(n) for n in {NAMES}]; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"
 

@@ -13,7 +13,7 @@ from zlib import crc32
 
 from penstock.backends.base import Backend, Context, Params
 from penstock.backends.errors import DeviceError, InvalidInput
-from penstock.backends.filters import Status
+from penstock.backends.expressions.filters import Status
 
 from .reference import Item
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from penstock.backends.base import Backend, Context
+from penstock.backends.expressions.registry import find_backend
+from penstock.backends.expressions.user import load
 from penstock.backends.item import Item
-from penstock.backends.registry import find_backend
-from penstock.backends.user import load
 
 try:
     import torch

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from penstock.backends.device import POOL, own_stream
+from penstock.backends.gpu.device import POOL, own_stream
 
 from .modules import Pool, Total
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from penstock.backends.engines.torch.backend import shape_key
-from penstock.backends.registry import describe
+from penstock.backends.expressions.registry import describe
 
 ENGINES = ("TorchScriptTensor", "TorchExportTensor", "PythonTensor")
 
@@ -26,7 +26,7 @@ import sys
 sys.modules["torch"] = None
 from penstock.backends.base import Context
 from penstock.backends.errors import BackendError
-from penstock.pipelines.config import load
+from penstock.pipelines.config.load import load
 for engine in ("TorchScriptTensor", "TorchExportTensor", "PythonTensor"):
     config = load({"net": {"backend": engine, "model": "net.py:Net", "max": "4x3", "inference_mode": False}})
     spec = config.nodes["net"].groups[0].spec

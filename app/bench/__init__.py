@@ -1,0 +1,1 @@
+"""Generate load, measure a server or a pipeline, and verify its answers."""

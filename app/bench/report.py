@@ -1,0 +1,127 @@
+"""What a record of load means: rates, percentiles, outcomes; as a dict for JSON and as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .load import NO_ANSWER, Record
+from .usage import Usage
+
+OK = 200
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The smallest value that at least `share` percent of the values do not exceed (nearest rank); 0 of none."""
+    if not ordered:
+        return 0.0
+    rank = -(-len(ordered) * share // 100)  # rounded up
+    return ordered[max(0, int(rank) - 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Milliseconds."""
+
+    count: int
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Latency:
+        ordered = sorted(value * 1000 for value in seconds)
+        mean = sum(ordered) / len(ordered) if ordered else 0.0
+        return cls(len(ordered), mean, *(percentile(ordered, share) for share in (50, 90, 99, 100)))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    requests: int
+    seconds: float
+    qps: float
+    """Answers with status 200 a second."""
+    latency: Latency
+    """Of answers with status 200."""
+    outcomes: dict[str, int]
+    """How many requests by status; `none`: no answer."""
+    latency_by_status: dict[str, Latency]
+    offered: float | None = None
+    """Open loop: arrivals a second."""
+    deadline_ms: float | None = None
+    in_time: int | None = None
+    """Answers with status 200 within the deadline of their arrival."""
+    goodput: float | None = None
+    """These, a second."""
+    generator_late_ms: float = 0.0
+    usage: Usage = field(default_factory=Usage)
+
+    @classmethod
+    def of(
+        cls,
+        record: Record,
+        *,
+        seconds: float | None = None,
+        open_loop: bool = False,
+        deadline: float | None = None,
+        usage: Usage | None = None,
+    ) -> Report:
+        """`seconds`: over which rates are taken (an open loop's arrivals; else until the last answer). `deadline`: seconds."""
+        seconds = seconds or record.seconds
+        by_status: dict[int, list[float]] = {}
+        for sample in record.samples:
+            by_status.setdefault(sample.status, []).append(sample.latency)
+        good = by_status.get(OK, [])
+        names = {status: "none" if status == NO_ANSWER else str(status) for status in sorted(by_status)}
+        in_time = None if deadline is None else sum(latency <= deadline for latency in good)
+        return cls(
+            requests=len(record.samples),
+            seconds=seconds,
+            qps=len(good) / seconds,
+            latency=Latency.of(good),
+            outcomes={name: len(by_status[status]) for status, name in names.items()},
+            latency_by_status={name: Latency.of(by_status[status]) for status, name in names.items()},
+            offered=len(record.samples) / seconds if open_loop else None,
+            deadline_ms=None if deadline is None else deadline * 1000,
+            in_time=in_time,
+            goodput=None if in_time is None else in_time / seconds,
+            generator_late_ms=record.late * 1000,
+            usage=usage or Usage(),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        latency, usage = self.latency, self.usage
+        lines = [
+            ("requests", f"{self.requests} in {self.seconds:.2f} s"),
+            ("outcomes", ", ".join(f"{name}: {count}" for name, count in self.outcomes.items())),
+            ("QPS", f"{self.qps:.1f}"),
+            ("TP50", f"{latency.p50:.2f} ms"),
+            ("TP90", f"{latency.p90:.2f} ms"),
+            ("TP99", f"{latency.p99:.2f} ms"),
+            ("mean", f"{latency.mean:.2f} ms"),
+            ("max", f"{latency.max:.2f} ms"),
+        ]
+        if self.offered is not None:
+            lines.append(("offered", f"{self.offered:.1f} a second"))
+        if self.in_time is not None:
+            lines.append(("in time", f"{self.in_time} within {self.deadline_ms:g} ms, goodput {self.goodput:.1f} a second"))
+        for name, other in self.latency_by_status.items():
+            if name != str(OK):
+                lines.append((f"status {name}", f"TP50 {other.p50:.2f} ms, TP99 {other.p99:.2f} ms"))
+        if self.generator_late_ms > 20:
+            lines.append(("warning", f"the generator was up to {self.generator_late_ms:.0f} ms behind its schedule"))
+        lines.append(("CPU", _known(usage.cpu_percent, "{:.0f} % of one processor")))
+        lines.append(("memory", _known(usage.rss_mb, "{:.0f} MB RSS") + _known(usage.rss_max_mb, ", at most {:.0f} MB", "")))
+        if usage.gpu_percent is not None:
+            lines.append(("GPU", f"{usage.gpu_percent:.0f} %" + _known(usage.gpu_memory_mb, ", {:.0f} MB", "")))
+        return "\n".join(f"{name:<11} {value}" for name, value in lines)
+
+
+def _known(value: float | None, text: str, otherwise: str = "not known here (give --pid)") -> str:
+    return otherwise if value is None else text.format(value)

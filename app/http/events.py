@@ -1,0 +1,128 @@
+"""A predict answer as Server-Sent Events, for clients that accept `text/event-stream`: one event a part, then how it ended.
+
+`data:` of an event is what a plain answer would be. The last event is `end`, or `error` with a problem: a connection that ends
+without either has broken. What fails before the first part is an ordinary answer with its status.
+
+The next part is asked for once the server has taken the former one, and servers take none while their client does not read: the
+pipeline goes as fast as its reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+from starlette.types import Send
+
+from penstock.backends.errors import PenstockError
+from penstock.backends.item import Item
+from penstock.pipelines.runs.run import Work
+from penstock.pipelines.runs.stream import StreamRun
+from penstock.pipelines.runs.trace import Trace
+
+from .errors import problem_object
+from .render import fields_of, to_json
+
+logger = logging.getLogger("penstock.http")
+
+MEDIA_TYPE = "text/event-stream"
+HEADERS = [
+    (b"content-type", MEDIA_TYPE.encode()),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # nginx would collect the events first
+]
+
+
+def wants_events(accept: bytes) -> bool:
+    """Whether an `Accept` header (RFC 9110, 12.5.1) asks for events.
+
+    Only by their name, and not where JSON is named as no less welcome: generated clients list every media type that they know of.
+    """
+    if b"event-stream" not in accept.lower():
+        return False
+    ranges = dict(_quality(each) for each in accept.lower().split(b","))
+    return ranges.get(b"text/event-stream", 0.0) > ranges.get(b"application/json", 0.0)
+
+
+def _quality(media_range: bytes) -> tuple[bytes, float]:
+    """A media range and its `q`; one that can't be read is 1, as if it were not there."""
+    name, *parameters = media_range.split(b";")
+    for parameter in parameters:
+        key, _, value = parameter.partition(b"=")
+        if key.strip() == b"q":
+            try:
+                return name.strip(), float(value)
+            except ValueError:
+                break
+    return name.strip(), 1.0
+
+
+class EventStream:
+    """The events of one request. Its caller leaves `run`, whatever comes."""
+
+    def __init__(self, run: Work, keys: tuple[str, ...], request_id: str, trace: Trace | None) -> None:
+        """`keys`: what is answered of a part. `trace`: goes with the last event."""
+        self._run = run
+        self._keys = keys
+        self._request_id = request_id
+        self._trace = trace
+        self._parts = 0
+        self._ended = False
+        if isinstance(run, StreamRun):
+            run.read()
+
+    async def answer(self, send: Send, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Wait for the first part, and send all. `headers`: some more. Raises what failed before anything was sent."""
+        part = await self._next_part()
+        event = self._end() if part is None else self._event(part)
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, *headers]})
+            while not self._ended:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+                event = await self._next_event()
+            await send({"type": "http.response.body", "body": event})
+        except OSError:
+            return  # how some servers say that the client has left
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # the server, or a host, cancels the request itself
+            # else the client has left, and the watch has dropped the item
+
+    async def _next_part(self) -> Item | None:
+        """The next part's final dict; None at the end. A pipeline that does not stream has one part."""
+        if isinstance(self._run, StreamRun):
+            return await self._run.next_part()
+        if self._parts:
+            return None
+        item = await self._run.future
+        if "error" in item:
+            raise item["error"]
+        return item
+
+    async def _next_event(self) -> bytes:
+        """The next part, or how it ended."""
+        try:
+            part = await self._next_part()
+            return self._end() if part is None else self._event(part)
+        except Exception as error:
+            if not isinstance(error, PenstockError):
+                logger.exception("request %s failed", self._request_id, extra={"request_id": self._request_id})
+            return self._last("error", problem_object(error, self._request_id))
+
+    def _event(self, part: Item) -> bytes:
+        event = b"data: %s\n\n" % to_json(fields_of(part, self._keys))  # its line breaks are escaped
+        self._parts += 1
+        return event
+
+    def _end(self) -> bytes:
+        return self._last("end", {"parts": self._parts})
+
+    def _last(self, name: str, fields: dict[str, Any]) -> bytes:
+        self._ended = True
+        if self._trace is not None:
+            fields["trace"] = self._trace.steps
+        return b"event: %s\ndata: %s\n\n" % (name.encode(), orjson.dumps(fields))

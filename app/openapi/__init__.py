@@ -1,0 +1,1 @@
+"""Write the OpenAPI document and serve its page."""

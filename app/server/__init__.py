@@ -1,0 +1,1 @@
+"""Own the process that `penstock serve` runs in: uvicorn, signals, logs."""

@@ -1,0 +1,1 @@
+"""Read an infer request, run it, and write its answer."""

@@ -1,0 +1,1 @@
+"""Describe pipelines as models of the protocol: metadata, configuration, repository, statistics."""

@@ -1,0 +1,113 @@
+"""What models have done, in Triton's shape. Counted by the pipelines themselves (pipelines/node/statistics.py), for every request: whether it
+came here, as a predict request or from Python.
+
+Durations. `success` and `fail` are of whole requests. Of a good one's time, `compute_infer` is what it spent on executors, `queue` what it
+waited for them, over all nodes; where several nodes are at work for it at the same time, that counts once. Each item of a batch counts the
+batch's time, until its own answer. `compute_input` and `compute_output` are the reading and writing of the protocol's tensors.
+
+Executions. A pipeline of one node has its batches. One of several nodes is what Triton calls an ensemble: each request is an execution
+of it, and what its nodes batch is in our own metrics.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from penstock.pipelines.composites.composite import Composite
+from penstock.pipelines.node.node import Node
+from penstock.pipelines.pipeline import Pipeline
+from penstock.pipelines.repository import Repository
+
+from ..call import Call, Route
+from .model import Models
+
+
+def statistics_routes(repository: Repository, models: Models) -> tuple[Route, ...]:
+    """They come in front of those that describe models: `/v2/models/stats` is none of them."""
+
+    async def every(call: Call) -> Any:
+        pipelines = [pipeline for _, pipeline in sorted(repository.models.items()) if not pipeline.not_ready]
+        return {"model_stats": [statistics_of(pipeline) for pipeline in pipelines]}
+
+    async def one(call: Call) -> Any:
+        model = models.get(call.names["model"], call.names["version"])
+        return {"model_stats": [statistics_of(model.pipeline)]}
+
+    return (
+        Route("GET", "/v2/models/stats", "statistics", every),
+        Route("GET", "/v2/models/{model}[/versions/{version}]/stats", "statistics", one),
+    )
+
+
+class Totals:
+    """The sums of a pipeline that Triton's names are for; times in seconds."""
+
+    __slots__ = ("failed", "pipeline", "refused", "requests", "seconds")
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        requests = self.requests = pipeline.statistics
+        self.seconds = requests.reading + requests.seconds + requests.writing
+        self.refused = sum(pipeline.refused.values())
+        self.failed = sum(requests.failures.values()) + self.refused
+
+    @property
+    def node(self) -> Node | None:
+        """The one node, where there is only one."""
+        found = self.pipeline.nodes
+        return found[0] if len(found) == 1 and not self.pipeline.composites else None
+
+    @property
+    def executions(self) -> int:
+        node = self.node
+        return self.requests.succeeded if node is None else node.statistics.batches
+
+
+def statistics_of(pipeline: Pipeline) -> dict[str, Any]:
+    """As the protocol's statistics extension lists a model."""
+    totals = Totals(pipeline)
+    requests = totals.requests
+    count = requests.succeeded
+    return {
+        "name": pipeline.name,
+        "version": pipeline.config.version,
+        "last_inference": _last(pipeline),
+        "inference_count": requests.rows,
+        "execution_count": totals.executions,
+        "inference_stats": {
+            "success": _duration(count, totals.seconds),
+            "fail": _duration(totals.failed, requests.failed_seconds),
+            "queue": _duration(count, requests.queued),
+            "compute_input": _duration(count, requests.reading),
+            "compute_infer": _duration(count, requests.computed),
+            "compute_output": _duration(count, requests.writing),
+            "cache_hit": _duration(0, 0.0),
+            "cache_miss": _duration(0, 0.0),
+        },
+        "response_stats": {},
+        "batch_stats": list(_batches(totals.node)),
+        "memory_usage": [],
+    }
+
+
+def _batches(node: Node | None) -> Iterator[dict[str, Any]]:
+    for size, (count, seconds) in sorted(node.statistics.sizes.items()) if node is not None else ():
+        yield {
+            "batch_size": size,
+            "compute_input": _duration(int(count), 0.0),
+            "compute_infer": _duration(int(count), seconds),
+            "compute_output": _duration(int(count), 0.0),
+        }
+
+
+def _last(pipeline: Pipeline) -> int:
+    """Milliseconds since the epoch at which a batch ended last; 0 before the first."""
+    nodes: tuple[Node | Composite, ...] = (*pipeline.nodes, *pipeline.composites)
+    ended = max((node.statistics.last for node in nodes if node.statistics.last is not None), default=None)
+    return 0 if ended is None else round((time.time() - (pipeline.statistics.clock() - ended)) * 1000)
+
+
+def _duration(count: int, seconds: float) -> dict[str, int]:
+    return {"count": count, "ns": round(seconds * 1e9)}

@@ -1,0 +1,1 @@
+"""Read backend expressions and find the classes and filters they name."""

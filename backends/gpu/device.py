@@ -1,0 +1,333 @@
+"""The accelerator's half of an executor: its stream, its pinned and device buffers, its graphs. Torch and TensorRT engines share it.
+
+All of it belongs to one executor's thread. On the CPU the same calls do the same work without stream, pinning or graphs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+
+from .. import timeline
+from ..errors import BackendError, DeviceError, PenstockError
+from .stream_spans import StreamSpans
+
+logger = logging.getLogger("penstock.device")
+
+_capturing = threading.Lock()
+"""One capture at a time: each empties the allocator's cache first."""
+
+MAX_SHAPES = 4
+"""Batch buffers kept for an input whose height and width vary; each may be megabytes."""
+
+
+def choose_device(wanted: str = "") -> torch.device:
+    """The device that `cpu`, `cuda`, `cuda:1` or `1` names; "": the first GPU where there is one. BackendError where it is not there."""
+    if not wanted:
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    name, _, index = ("cuda", "", wanted) if wanted.isdecimal() else wanted.partition(":")
+    if name not in ("cpu", "cuda") or not (index or "0").isdecimal():
+        raise BackendError(f"device {wanted!r}: expected cpu, cuda, or a GPU's number, as in cuda:1")
+    if name == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(index or 0) >= count:
+        raise BackendError(f"device {wanted!r}: torch sees {count} GPUs here")
+    return torch.device("cuda", int(index or 0))
+
+
+def buckets(largest: int) -> list[int]:
+    """The batch sizes that are prepared: 1, 2, 4, 8 ... and the largest. A batch is padded up to the next of them."""
+    sizes = []
+    size = 1
+    while size < largest:
+        sizes.append(size)
+        size *= 2
+    return [*sizes, largest]
+
+
+_streams = threading.local()
+"""`_streams.of[device]`: this thread's lease there."""
+
+_choosing = threading.Lock()
+
+
+class _Lease:
+    """A thread's right to a stream. An object of our own, since a weak reference to torch's streams outlives them (seen with 2.11, and
+    a segmentation fault at the next collection).
+    """
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.stream = stream
+
+
+_taken: WeakValueDictionary[tuple[torch.device, int], _Lease] = WeakValueDictionary()
+"""The streams that threads have, by the driver's handle; a thread's end frees its own."""
+
+POOL = 32
+"""torch hands out so many streams of a device in turn: the next one is the first again, whoever has it."""
+
+
+def own_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """This thread's own stream on the device, made its current one; None on the CPU."""
+    if device.type != "cuda":
+        return None
+    leases: dict[torch.device, _Lease] = _streams.__dict__.setdefault("of", {})
+    if device not in leases:
+        torch.cuda.set_device(device)
+        leases[device] = _unused_stream(device)
+        torch.cuda.set_stream(leases[device].stream)
+    return leases[device].stream
+
+
+def _unused_stream(device: torch.device) -> _Lease:
+    with _choosing:
+        lease = _Lease(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+        for _ in range(POOL):
+            if (device, lease.stream.cuda_stream) not in _taken:
+                _taken[device, lease.stream.cuda_stream] = lease
+                return lease
+            lease = _Lease(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+    logger.warning("%s: more than %d threads use it; this one shares a stream, and captures no graphs", device, POOL)
+    return lease
+
+
+def _is_own(device: torch.device, stream: torch.cuda.Stream) -> bool:
+    lease = _taken.get((device, stream.cuda_stream))
+    return lease is not None and lease.stream is stream
+
+
+class Buffer:
+    """Where the batch of one input is put together: `host` (pinned where there is a GPU) and `device`, both rows x shape.
+
+    On the CPU both are one. `kept`: a graph reads it.
+    """
+
+    __slots__ = ("device", "host", "kept")
+
+    def __init__(self, rows: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
+        on_gpu = device.type == "cuda"
+        self.host = torch.zeros((rows, *shape), dtype=dtype, pin_memory=on_gpu)
+        self.device = torch.zeros((rows, *shape), dtype=dtype, device=device) if on_gpu else self.host
+        self.kept = False
+
+
+_lost: list[Any] = []
+"""What was on a device that has failed. Never freed: torch ends the process where freeing memory fails."""
+
+
+class DeviceHalf:
+    """Made on the executor's thread, whose current stream it becomes. `who` is for messages: the node and the engine."""
+
+    def __init__(self, device: torch.device, who: str) -> None:
+        self.device = device
+        self.who = who
+        self.stream: torch.cuda.Stream | None = None
+        self._spans: StreamSpans | None = None
+        self._buffers: dict[tuple[int, tuple[int, ...], torch.dtype, int], Buffer] = {}
+        self._graphs: dict[Any, tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]] = {}
+        if device.type == "cuda":
+            with self.errors("taking the device"):
+                self.stream = own_stream(device)
+                self._spans = StreamSpans(device, self.stream)
+                self._pool: Any = torch.cuda.graph_pool_handle()  # None: a capture has failed
+                # blocking: the thread sleeps until the event, instead of asking for it again and again
+                self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.stream is not None
+
+    def close(self, held: list[Any] | None = None) -> None:
+        """Give the memory back, behind what the stream still does. `held` is emptied: what else of the caller's is on the device."""
+        held = [] if held is None else held
+        try:
+            self.synchronize()
+        except RuntimeError:
+            _lost.append((self._graphs, self._buffers, list(held)))
+            self._graphs, self._buffers = {}, {}
+            held.clear()
+            return
+        held.clear()
+        self._graphs.clear()
+        self._buffers.clear()
+        self.clean()
+
+    def clean(self) -> None:
+        """Give memory that torch keeps for later back to the device, for others."""
+        if self.on_gpu:
+            with _capturing:  # a graph that is being captured is of memory that must stay
+                torch.cuda.empty_cache()
+
+    # a batch's way
+
+    def assemble(self, index: int, parts: Sequence[torch.Tensor], rows: int, capacity: int, dtype: torch.dtype) -> torch.Tensor:
+        """The batch of input `index` on the device, rows x shape: `parts` (on the host or any device, n x shape) one after another, zeros
+        behind them up to `rows`. One copy to the device; kept until the next batch.
+        """
+        buffer = self._buffer(index, tuple(parts[0].shape[1:]), dtype, rows, capacity)
+        start = 0
+        if self.stream is not None and any(part.is_cuda for part in parts):
+            with self.span("copy", rows=rows):  # those of the device have been waited for (order.py)
+                if all(part.device == self.device and part.dtype == dtype for part in parts):
+                    start = sum(map(len, parts))
+                    torch.cat(list(parts), out=buffer.device[:start])
+                else:
+                    for part in parts:
+                        buffer.device[start : start + len(part)].copy_(part, non_blocking=True)
+                        start += len(part)
+                if start < rows:
+                    buffer.device[start:rows].zero_()
+            return buffer.device[:rows]
+        with timeline.span("assembly", rows=rows):
+            start = sum(map(len, parts))
+            # One call for all: beside other threads, each is a wait for the GIL.
+            torch.cat(list(parts), out=buffer.host[:start])
+            if start < rows:
+                buffer.host[start:rows].zero_()
+        if self.stream is not None:
+            with self.span("copy", rows=rows):
+                buffer.device[:rows].copy_(buffer.host[:rows], non_blocking=True)
+        return buffer.device[:rows]
+
+    def _buffer(self, index: int, shape: tuple[int, ...], dtype: torch.dtype, rows: int, capacity: int) -> Buffer:
+        """That of an input; a larger one beside it where a batch is above `capacity`: graphs hold the addresses of the other."""
+        size = capacity if rows <= capacity else 1 << (rows - 1).bit_length()
+        key = index, shape, dtype, size
+        if key not in self._buffers:
+            passing = [other for other, buffer in self._buffers.items() if other[0] == index and not buffer.kept]
+            if len(passing) >= MAX_SHAPES:
+                for other in passing:
+                    del self._buffers[other]
+            self._buffers[key] = Buffer(size, shape, dtype, self.device)
+        return self._buffers[key]
+
+    def fetch(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The outputs on the host; the thread sleeps until the device is through with all that was asked of it."""
+        if self.stream is None:
+            return list(outputs)
+        with self.errors("running a batch"):
+            copies = [torch.empty(output.shape, dtype=output.dtype, pin_memory=True) for output in outputs]
+            with self.span("copy back"):
+                for copy, output in zip(copies, outputs, strict=True):
+                    copy.copy_(output, non_blocking=True)
+            self.synchronize()
+        return copies
+
+    def synchronize(self) -> None:
+        """Wait until the stream is through; the GIL is free meanwhile."""
+        if self.stream is not None:
+            self._done.record(self.stream)
+            self._done.synchronize()
+            if self._spans is not None:
+                self._spans.place()
+
+    def span(self, name: str, **arguments: int) -> AbstractContextManager[None]:
+        """Record for a timeline how long the device takes for what is asked of it meanwhile: its stream, or on the CPU this thread."""
+        return (timeline if self._spans is None else self._spans).span(name, **arguments)
+
+    # graphs
+
+    def capture(self, key: Any, run: Callable[[], list[torch.Tensor]]) -> bool:
+        """Keep the work of `run` (on buffers that stay where they are) as a graph under `key`. False where it can't be captured."""
+        if self.stream is None or self._pool is None or not _is_own(self.device, self.stream):
+            return False
+        # No thread may wait for the whole device meanwhile (the driver forbids it): wait for streams and events instead.
+        with _capturing, torch.cuda.device(self.device):
+            for _ in range(2):  # libraries choose their algorithms, and allocate, before
+                run()
+            self.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"):
+                    outputs = run()
+            except (RuntimeError, NotImplementedError) as error:
+                logger.warning("%s: runs without CUDA graphs, its work can't be captured: %s", self.who, str(error).splitlines()[0])
+                torch.cuda.set_stream(self.stream)
+                self._give_up_graphs(graph)
+                return False
+            torch.cuda.set_stream(self.stream)
+        self._graphs[key] = graph, outputs
+        for buffer in self._buffers.values():
+            buffer.kept = True
+        return True
+
+    def _give_up_graphs(self, graph: torch.cuda.CUDAGraph) -> None:
+        """After a capture that failed: torch leaves its allocator sending this stream's memory to the graph's pool (seen with 2.11)."""
+        index = self.device.index
+        undoing: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
+            (torch._C._cuda_endAllocateToPool, (index, self._pool)),
+            (graph.reset, ()),
+            (torch._C._cuda_releasePool, (index, self._pool)),
+        )
+        for undo, arguments in undoing:
+            try:
+                undo(*arguments)
+            except RuntimeError as error:  # torch was further with it than it said
+                logger.debug("%s: %s", self.who, error)
+        self._pool = None  # no further attempt: what comes next would fail in the same way
+        self.synchronize()
+
+    def replay(self, key: Any) -> list[torch.Tensor] | None:
+        """Run the graph of that key; its outputs hold until the next one runs. None where there is none."""
+        found = self._graphs.get(key)
+        if found is None:
+            return None
+        found[0].replay()
+        return found[1]
+
+    # failures
+
+    @contextmanager
+    def errors(self, doing: str) -> Iterator[None]:
+        """What the device reports, in words (`device_errors`)."""
+        with device_errors(self.who, self.device, doing):
+            yield
+
+
+@contextmanager
+def device_errors(who: str, device: torch.device, doing: str) -> Iterator[None]:
+    """What a device reports, in words: MemoryError with what was asked for and what is free; DeviceError for what it won't recover
+    from. Both fail the whole batch and are not tried again.
+    """
+    try:
+        yield
+    except PenstockError:
+        raise
+    except RuntimeError as error:
+        text = str(error)
+        said = text if isinstance(error, torch.OutOfMemoryError) else _line_with(text, *OUT_OF_MEMORY)
+        if said:
+            raise MemoryError(f"{who}: out of memory on {device} while {doing}: {free_memory(device)}; torch says: {said}") from error
+        said = _line_with(text, *FAILED)
+        if said or isinstance(error, getattr(torch, "AcceleratorError", ())):
+            raise DeviceError(f"{who}: {device} failed while {doing}: {said or text.splitlines()[0]}") from error
+        raise
+
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
+FAILED = ("CUDA error", "CUDNN_STATUS_EXECUTION_FAILED", "CUDNN_STATUS_INTERNAL_ERROR")
+"""What torch says: its exceptions of TorchScript, cuDNN and AOTInductor are plain RuntimeErrors."""
+
+
+def _line_with(text: str, *signs: str) -> str:
+    return next((line.strip() for line in text.splitlines() if any(sign in line for sign in signs)), "")
+
+
+def free_memory(device: torch.device) -> str:
+    try:
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+        else:
+            page = os.sysconf("SC_PAGE_SIZE")
+            free, total = page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
+    except (RuntimeError, ValueError, AttributeError):  # a device that has failed; a system that does not tell
+        return "how much is free can't be read"
+    return f"{free / 2**20:,.0f} MiB of {total / 2**20:,.0f} are free"

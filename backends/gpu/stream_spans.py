@@ -1,0 +1,50 @@
+"""What a GPU's stream did, on the timeline. The host only asks for that work; events in the stream say when it was done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from threading import current_thread
+from typing import Any
+
+import torch
+
+from .. import timeline
+
+
+class StreamSpans:
+    """Of one stream, used by one thread, which waits for the stream after each batch and then calls `place`."""
+
+    def __init__(self, device: torch.device, stream: Any) -> None:
+        self._device = device
+        self._stream = stream
+        self._pieces: list[tuple[str, dict[str, int], Any, Any]] = []  # name, arguments, the events before and behind
+
+    def span(self, name: str, **arguments: int) -> AbstractContextManager[None]:
+        """Record how long the stream takes for what it is asked for meanwhile. Where no timeline is recorded it gets no event."""
+        return timeline.NOTHING if timeline.recording is None else self._between_events(name, arguments)
+
+    @contextmanager
+    def _between_events(self, name: str, arguments: dict[str, int]) -> Iterator[None]:
+        before, behind = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        before.record(self._stream)
+        yield
+        behind.record(self._stream)
+        self._pieces.append((name, arguments, before, behind))
+
+    def place(self) -> None:
+        """The stream is through: put its pieces on the host's clock, the last one's end at now.
+
+        That is late by the time that the thread took to wake up, some tens of microseconds; distances between pieces are the device's.
+        """
+        if not self._pieces:
+            return
+        now = time.monotonic()
+        pieces, self._pieces = self._pieces, []
+        if (recording := timeline.recording) is None:
+            return
+        track, last = f"{current_thread().name} on {self._device}", pieces[-1][3]
+        for name, arguments, before, behind in pieces:
+            start, end = (now - event.elapsed_time(last) / 1000 for event in (before, behind))
+            recording.add(track, name, start, end, **arguments)

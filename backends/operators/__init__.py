@@ -1,0 +1,1 @@
+"""Operators on items: composition, control flow, keys, classification."""

@@ -1,0 +1,134 @@
+"""Scores to a class: softmax, the best class, and its label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from ..base import Backend, Context, Params
+from ..errors import BackendError, InvalidInput
+from ..item import Item
+
+
+class SoftmaxArgMaxParams(Params):
+    labels: str | None = Field(None, description="File with a label a line, in the order of the classes; beside the pipeline's file.")
+    top_k: int = Field(1, ge=1, description="How many of the best classes `top` lists; 1: no `top`.")
+    softmax: bool = Field(True, description="Whether data are logits; false: they are probabilities already.")
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """A label a line. Raises OSError and UnicodeDecodeError."""
+    return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines())
+
+
+class SoftmaxArgMaxTensor(Backend):
+    """The best class of a row of scores, as plain Python values that need no tensor to be written as JSON.
+
+    `data`: 1×K or K scores of any number type, NumPy's or torch's from any device. Sets `result` and `class` (int), `score` (float, the
+    class's probability), `label` (str, with `labels`), and `top` (with `top_k` > 1: the best first, each with class, score and label).
+    Raises InvalidInput for another shape or dtype and for scores that are not finite; BackendError where there are not as many
+    labels as scores, since no input can mend that.
+    """
+
+    parameters: ClassVar[type[Params] | None] = SoftmaxArgMaxParams
+
+    labels: tuple[str, ...] | None = None
+
+    def init(self, params: SoftmaxArgMaxParams, context: Context) -> None:
+        """Raises BackendError where the file of labels can't be read."""
+        self.top_k = params.top_k
+        self.softmax = params.softmax
+        if params.labels is not None:
+            path = context.resolve(params.labels)
+            try:
+                self.labels = read_labels(path)
+            except (OSError, UnicodeDecodeError) as error:
+                raise BackendError(f"SoftmaxArgMaxTensor: the labels {path} can't be read: {error}") from error
+            self.labels_path = path
+
+    def forward(self, batch: list[Item]) -> None:
+        """All rows of one length at once: beside other threads, each call into NumPy is a wait for the GIL."""
+        rows: dict[int, list[tuple[Item, NDArray[Any]]]] = {}
+        for item in batch:
+            try:
+                scores = self._scores(item["data"])
+            except InvalidInput as error:
+                if len(batch) == 1:
+                    raise
+                item["error"] = error
+            else:
+                rows.setdefault(scores.size, []).append((item, scores))
+        for found in rows.values():
+            self._classify(found, alone=len(batch) == 1)
+
+    def _classify(self, found: list[tuple[Item, NDArray[Any]]], *, alone: bool) -> None:
+        scores = np.array([row for _, row in found], np.float64)
+        finite: list[bool] = np.isfinite(scores).all(axis=1).tolist()  # type: ignore[assignment]
+        if not all(finite):
+            error = InvalidInput("SoftmaxArgMaxTensor: the scores are not finite (NaN or infinite): no class is the best")
+            if alone:
+                raise error
+            for (item, _), right in zip(found, finite, strict=True):
+                if not right:
+                    item["error"] = InvalidInput(str(error))
+            found = [each for each, right in zip(found, finite, strict=True) if right]
+            if not found:
+                return
+            scores = scores[finite]
+        if self.softmax:
+            scores = softmax(scores)
+        classes, values = best(scores, self.top_k)
+        for (item, _), indices, chances in zip(found, classes.tolist(), values.tolist(), strict=True):
+            ranked = [self._describe(index, chance) for index, chance in zip(indices, chances, strict=True)]
+            item["result"] = indices[0]
+            item.update(ranked[0])
+            if self.top_k > 1:
+                item["top"] = ranked
+
+    def _describe(self, index: int, score: float) -> dict[str, Any]:
+        found: dict[str, Any] = {"class": index, "score": score}
+        if self.labels is not None:
+            found["label"] = self.labels[index]
+        return found
+
+    def _scores(self, data: Any) -> NDArray[Any]:
+        """One row of scores."""
+        if not hasattr(data, "__array__"):
+            raise InvalidInput(f"SoftmaxArgMaxTensor: expected an array of shape 1xK or K, got {type(data).__name__}")
+        array = np.asarray(on_host(data))
+        if array.dtype.kind not in "fiu" or array.size == 0 or array.shape not in ((1, array.size), (array.size,)):
+            raise InvalidInput(f"SoftmaxArgMaxTensor: expected numbers of shape 1xK or K, got {array.dtype} of shape {array.shape}")
+        if self.labels is not None and len(self.labels) != array.size:
+            raise BackendError(
+                f"SoftmaxArgMaxTensor: {self.labels_path} has {len(self.labels)} labels, and the model gives {array.size} scores"
+            )
+        return array.reshape(-1)
+
+
+def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Along the rows of N×K."""
+    # Less the largest: exp of a logit above 709 is infinite.
+    chances: NDArray[np.float64] = np.exp(scores - scores.max(1, keepdims=True))
+    chances /= chances.sum(1, keepdims=True)
+    return chances
+
+
+def best(scores: NDArray[Any], count: int) -> tuple[NDArray[np.intp], NDArray[Any]]:
+    """The `count` best classes of each row of N×K, the best first, and their scores."""
+    # Stable: equal scores keep the order of the classes, as argmax does.
+    ranks = scores.argmax(1)[:, np.newaxis] if count == 1 else np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    return ranks, np.take_along_axis(scores, ranks, 1)
+
+
+def on_host(data: Any) -> Any:
+    """A torch tensor as NumPy can read it, from any device and also bfloat16; anything else as it is. Imports no torch."""
+    if type(data).__module__.partition(".")[0] != "torch" or not hasattr(data, "detach"):
+        return data
+    if data.device.type == "cpu" and not data.requires_grad and str(data.dtype) != "torch.bfloat16":
+        return data.numpy()
+    tensor = data.detach().cpu()
+    return tensor.double() if tensor.is_floating_point() else tensor

@@ -1,0 +1,203 @@
+"""Sequential, with the filters in front of its members, the wrappers that torchpipe's files have, Identity and Empty."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+from pydantic import Field
+
+from ..base import Backend, BatchRange, Context, Params, Signature
+from ..errors import BackendError, ConfigError, InvalidInput, Problem
+from ..expressions.filters import Status, find_filter
+from ..item import Item
+
+
+class Identity(Backend):
+    """`result` is `data`."""
+
+    parameters = Params
+
+    def forward(self, batch: list[Item]) -> None:
+        for item in batch:
+            item["result"] = item["data"]
+
+
+class Empty(Backend):
+    """Does nothing: the item stays as it is, without `result`, which ends a Sequential for it."""
+
+    parameters = Params
+
+    def forward(self, batch: list[Item]) -> None: ...
+
+
+def chain_range(members: Iterable[BatchRange]) -> BatchRange:
+    """The range of a chain: [1, 1] if every member has max 1, else the intersection of those that have more.
+
+    A member with max 1 is looped per item, so it bounds nothing. Raises ConfigError where nothing is left.
+    """
+    batching = [member for member in members if member.max != 1]
+    if not batching:
+        return BatchRange(1, 1)
+    found = BatchRange(max(member.min for member in batching), min(member.max for member in batching))
+    if found.min > found.max:
+        ranges = ", ".join(map(str, batching))
+        raise ConfigError([Problem(f"the members of the Sequential share no batch size: their ranges are {ranges}")])
+    return found
+
+
+def blame(error: Exception, member: str) -> None:
+    """Note on the error which member raised it, for the message that the caller gets; the innermost one stays."""
+    if not hasattr(error, "penstock_backend"):
+        with suppress(Exception):  # an exception class may refuse attributes
+            error.penstock_backend = member  # type: ignore[attr-defined]
+
+
+def soften(item: Item, error: InvalidInput) -> None:
+    """Make an `InvalidInput` that was raised for this item alone its soft failure: its neighbours need not run again."""
+    item.pop("result", None)
+    item["error"] = error
+
+
+class Sequential(Backend):
+    """Runs its members first to last; between two, `result` becomes `data`. `S[A,B]` is short for `Sequential[A,B]`.
+
+    An item that a member leaves without `result`, or with `error`, skips the rest of the chain, unless a member has a filter of its
+    own, as in `S[A,(or)B]`: that one is asked about every item that has not left the chain until then. Run runs the member, Skip
+    passes it over; Break, SerialSkip and SubGraphSkip end the chain for this item, which stays as it is; Error fails the item.
+    """
+
+    parameters = Params
+    child_count = (1, None)
+    shape_of_first_child = True
+
+    @classmethod
+    def declared_range(cls, params: Any, children: tuple[BatchRange, ...]) -> BatchRange:
+        return chain_range(children)
+
+    def init(self, params: Any, context: Context) -> None:
+        self.min, self.max = chain_range(BatchRange(child.min, child.max) for child in self.children)
+        filters = self.child_filters or (None,) * len(self.children)
+        first, last = self.children[0].signature, self.children[-1].signature
+        if first is not None or last is not None:
+            batched = all(each.batched for each in (first, last) if each is not None)
+            self.signature = Signature(first and first.inputs, last and last.outputs, batched)
+        self._members = [
+            (child, child.forward, child.max == 1, Gate(name, type(child).__name__) if name is not None else None)
+            for child, name in zip(self.children, filters, strict=True)
+        ]
+
+    def forward(self, batch: list[Item]) -> None:
+        chain = batch  # who has not left; `batch` is who runs next
+        first = True
+        for child, run, one_by_one, gate in self._members:
+            if first:
+                first = False
+            elif gate is None:
+                chain = batch = [item for item in chain if "result" in item and "error" not in item]
+                if not batch:
+                    return
+                for item in batch:
+                    item["data"] = item.pop("result")
+            else:
+                chain, batch = gate.split(chain)
+                if not batch:
+                    continue
+            try:
+                if not one_by_one:
+                    run(batch.copy())  # a member may do with its list what it likes
+                    continue
+                for item in batch:
+                    try:
+                        run([item])
+                    except InvalidInput as error:
+                        soften(item, error)  # looped here, so its guilty item is known here
+            except InvalidInput as error:
+                if len(batch) > 1:
+                    blame(error, type(child).__name__)
+                    raise
+                soften(batch[0], error)  # it goes on: a fallback behind may take it
+            except Exception as error:
+                blame(error, type(child).__name__)
+                raise
+
+
+class Gate:
+    """The filter in front of a Sequential's member."""
+
+    def __init__(self, name: str, member: str) -> None:
+        self.label = f"({name}){member}"  # as the expression has it
+        self._name = name
+        self._member = member
+        self._filter = find_filter(name)
+
+    def split(self, chain: list[Item]) -> tuple[list[Item], list[Item]]:
+        """Who stays in the chain, and who of them runs the member.
+
+        Raises what the filter raises, and BackendError for Error and for what is no `Status`.
+        """
+        staying: list[Item] = []
+        running: list[Item] = []
+        for item in chain:
+            try:
+                status = self._ask(item)
+            except InvalidInput as error:
+                soften(item, error)
+                continue
+            except Exception as error:
+                blame(error, self.label)
+                raise
+            if status is Status.RUN:
+                item.pop("result", None)  # an earlier answer, or failure, must not pass for this member's
+                item.pop("error", None)
+                running.append(item)
+            if status is Status.RUN or status is Status.SKIP:
+                staying.append(item)
+        return staying, running
+
+    def _ask(self, item: Item) -> Status:
+        status = self._filter(item)
+        if status is Status.ERROR:
+            raise BackendError(f"the filter {self._name} in front of {self._member} answered Error")
+        if not isinstance(status, Status):
+            raise BackendError(f"the filter {self._name} in front of {self._member} answered {status!r}, expected a penstock.Status")
+        return status
+
+
+class WrapperParams(Params):
+    device_id: int | None = Field(None, ge=0, description="accepted from torchpipe's files; the executor has its device already")
+
+
+class SyncTensor(Backend):
+    """Runs its one child; `result` is `data` without one, as the last of a Sequential.
+
+    torchpipe needs it to make and synchronise a stream; here the executor does that for every backend.
+    """
+
+    parameters = WrapperParams
+    child_count = (0, 1)
+    shape_of_first_child = True
+
+    @classmethod
+    def declared_range(cls, params: Any, children: tuple[BatchRange, ...]) -> BatchRange:
+        return children[0] if children else BatchRange(cls.min, cls.max)
+
+    def init(self, params: Any, context: Context) -> None:
+        (child,) = self.children or (Identity(),)
+        self.min, self.max = child.min, child.max
+        self._child = child
+        self._run = child.forward
+
+    def forward(self, batch: list[Item]) -> None:
+        try:
+            self._run(batch)
+        except Exception as error:
+            blame(error, type(self._child).__name__)
+            raise
+
+
+class Torch(SyncTensor):
+    """Runs its one child, as `SyncTensor` does."""
+
+    child_count = (1, 1)

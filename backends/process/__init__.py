@@ -1,0 +1,1 @@
+"""Run a backend in a child process."""

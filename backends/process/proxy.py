@@ -1,0 +1,261 @@
+"""A backend that runs in a process of its own, `worker.py`: for Python that would hold the GIL (`executor = "process"`).
+
+An executor's thread runs this proxy as it runs any backend. The thread waits in `recv` while the child works, without the GIL.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+from ..base import Backend, Context
+from ..expressions.filters import registered_here as filter_registered_here
+from ..expressions.registry import registered_here
+from ..expressions.spec import Spec
+from ..item import Item
+from .channel import Channel, PeerGoneError
+from .failure import Failure
+from .wire import Change, Loaded, Order, Part
+
+logger = logging.getLogger("penstock.process")
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds that a child has to close its backend in; then it is killed."""
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
+"""One each, unless the environment says otherwise: `instance_num` says how many processors the node is worth."""
+
+
+class ProcessDiedError(RuntimeError):
+    """The child ended while it worked on a batch."""
+
+
+class RestartError(BaseException):
+    """A new child can't be loaded. No `Exception`: the executor's thread ends of it, and its node tries again, ever more slowly."""
+
+
+def obstacles(spec: Spec) -> Iterator[str]:
+    """Why the backends of an expression can't run in a process; nothing if they can."""
+    if not hasattr(os, "memfd_create"):
+        yield 'executor = "process" needs Linux'
+    for name in _filters(spec):
+        if filter_registered_here(name):
+            yield f"the filter {name} was registered in this process, and a child process can't find it: put it in front of a node instead"
+    for name in _names(spec):
+        if registered_here(name):
+            yield (
+                f"{name} was registered in this process, and a child process can't find it: "
+                "name where it is, as in Python[module:Class] or Python[file.py:Class]"
+            )
+        elif name.startswith("__main__:"):
+            yield f"{name}: a child process can't import this one's __main__; put the class into a module or a file of its own"
+
+
+def _names(spec: Spec) -> Iterator[str]:
+    yield spec.name
+    for child in spec.children:
+        yield from _names(child)
+
+
+def _filters(spec: Spec) -> Iterator[str]:
+    if spec.filter is not None:
+        yield spec.filter
+    for child in spec.children:
+        yield from _filters(child)
+
+
+class ProcessBackend(Backend):
+    """Stands for the backend of `spec`, which lives in a child. `create` takes the place of the spec's own.
+
+    `on_exit` is called, on a thread of its own, when a child has ended; `on_restart` on the executor's, when one is replaced.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.ready = True  # False while a child that has died is being replaced
+        self.on_exit: Callable[[], None] = lambda: None
+        self.on_restart: Callable[[], None] = lambda: None
+        self._context = Context()
+        self._child: Child | None = None
+        self._killed = False
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id."""
+        return self._child.pid if self._child is not None else None
+
+    def create(self, context: Context) -> Backend:
+        """Start the child and wait until its backend is loaded and warm. Raises what its `init` raised."""
+        self._context = context
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def forward(self, batch: list[Item]) -> None:
+        """Raises what the backend raised, and `ProcessDiedError`, with a new child in place for what comes next."""
+        self.revive()
+        child = self._child
+        assert child is not None
+        try:
+            child.channel.send(batch)
+            answer: list[Change] | Failure = child.channel.receive()
+        except PeerGoneError:
+            raise self._died(self._replace(child)) from None
+        except Exception as error:  # what can't be pickled, there or back: named by the backend, not by its proxy
+            self._name(error)
+            raise
+        if isinstance(answer, Failure):
+            raise answer.rebuild(child.name)
+        for item, change in zip(batch, answer, strict=True):
+            change.apply(item, child.name)
+
+    def revive(self) -> None:
+        """Replace a child that has died between two batches."""
+        if self._child is not None and self._child.exited:
+            self._replace(self._child)
+        if self._child is None:
+            raise self._died("its process was ended")
+
+    def kill(self) -> None:
+        """From any thread: end the child now, and start no other. Whoever waits for it goes on with `ProcessDiedError`."""
+        self._killed = True
+        if self._child is not None:
+            self._child.kill()
+
+    def close(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.close(0.0 if self._killed else CLOSE_TIMEOUT)
+
+    def _start(self) -> None:
+        context = self._context
+        name = f"{context.pipeline}/{context.node}#{context.instance}"
+        child = self._child = Child(name, self.on_exit)
+        if self._killed:  # while it was being made
+            child.kill()
+        level = logging.getLogger("penstock").getEffectiveLevel()
+        order = Order(Part.of(self.spec), context, name, level, {"PYTHONPATH": os.environ.get("PYTHONPATH")})
+        try:
+            child.channel.send(order)
+            answer: Loaded | Failure = child.channel.receive()
+        except PeerGoneError:
+            raise ProcessDiedError(f"{child.name} {child.end()} while it loaded") from None
+        if isinstance(answer, Failure):
+            raise answer.rebuild(child.name)
+        self.min, self.max = answer
+
+    def _replace(self, child: Child) -> str:
+        """Start a new child instead of one that has died. Returns how that one did."""
+        self.ready = False
+        why = child.end()
+        self._child = None
+        if not self._killed:
+            place = {"pipeline": self._context.pipeline, "node": self._context.node}
+            logger.error("node %s: %s %s; it is started again", self._context.node, child.name, why, extra=place)
+            self.on_restart()
+            try:
+                self._start()
+            except Exception as error:
+                raise RestartError(f"{child.name} {why}, and can't be started again: {type(error).__name__}: {error}") from error
+            self.ready = True
+        return f"{child.name} {why}"
+
+    def _died(self, why: str) -> ProcessDiedError:
+        error = ProcessDiedError(why)
+        self._name(error)
+        return error
+
+    def _name(self, error: Exception) -> None:
+        error.penstock_backend = self.spec.cls.__name__  # type: ignore[attr-defined]
+
+
+class Child:
+    """One child process, the channel to it, and a thread that waits for its end."""
+
+    def __init__(self, name: str, on_exit: Callable[[], None]) -> None:
+        self.exited = False
+        self._on_exit = on_exit
+        ours, theirs = socket.socketpair()
+        self._files: list[int] = []
+        try:
+            self._files += [os.memfd_create(f"penstock {name} {way}") for way in ("in", "out")]
+            inbox, outbox = self._files
+            self._process = subprocess.Popen(
+                [
+                    sys.executable, "-P", *(f"-W{option}" for option in sys.warnoptions), "-m", f"{__package__}.worker",
+                    *map(str, (os.getpid(), theirs.fileno(), outbox, inbox)),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # ours may be a program's answer, or closed
+                pass_fds=(theirs.fileno(), inbox, outbox),
+                process_group=0,  # Ctrl-C is for us: we drain first. Not a session: nice values count within one (autogroup)
+                env=_environment(),
+            )  # fmt: skip
+        except BaseException:
+            ours.close()
+            self._close_files()
+            raise
+        finally:
+            theirs.close()
+        self.channel = Channel(ours, inbox, outbox)
+        self.pid = self._process.pid
+        self.name = f"process {self.pid}"
+        self._watch = threading.Thread(target=self._wait, name=f"{name} waits for {self.name}", daemon=True)
+        self._watch.start()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def end(self) -> str:
+        """How it ended, or has to now that it has hung up."""
+        self.close(1.0)
+        code = self._process.returncode
+        if code is None:
+            return "does not end"
+        if code >= 0:
+            return f"exited with code {code}"
+        try:
+            return f"was killed by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"was killed by signal {-code}"
+
+    def close(self, timeout: float) -> None:
+        """Hang up: the child closes its backend and ends; after `timeout` seconds it is killed. May be called again."""
+        with suppress(OSError):
+            self.channel.bell.shutdown(socket.SHUT_WR)
+        self._watch.join(timeout)
+        if self._watch.is_alive():
+            self._process.kill()
+            self._watch.join(CLOSE_TIMEOUT)  # the kernel may take its time to free the memory
+        if self._watch.is_alive():
+            logger.error("%s can't be killed and is left behind", self.name)
+        self.channel.bell.close()
+        self._close_files()
+
+    def _wait(self) -> None:
+        self._process.wait()
+        self.exited = True
+        with suppress(OSError):
+            # What the backend has started may hold the other end open: nobody must wait for an answer then.
+            self.channel.bell.shutdown(socket.SHUT_RDWR)
+        self._on_exit()
+
+    def _close_files(self) -> None:
+        while self._files:
+            os.close(self._files.pop())
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with the whole of `sys.path` (a script's directory, say) and one thread for each library that would take all."""
+    path = os.pathsep.join(entry or str(os.getcwd()) for entry in sys.path)  # noqa: PTH109
+    return {**dict.fromkeys(_THREADS, "1"), **os.environ, "PYTHONPATH": path}

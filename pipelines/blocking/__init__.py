@@ -1,0 +1,1 @@
+"""The face for threads: `pipe`, its calls, and the thread that runs their loop."""

@@ -1,0 +1,227 @@
+"""One call of a `pipe`: what its thread waits for, and what becomes of the caller's dicts.
+
+A call is made, waited for and merged on the caller's threads; in between it belongs to the pipe's loop, which alone ends it. The two
+meet in one lock a call: taken when the call is made, released when it has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import MutableMapping, Sequence
+from typing import Any, Protocol
+
+from penstock.backends.item import Item
+
+from ..pipeline import Pipeline
+from ..runs.run import PARTS, Work
+
+CALLERS_OWN = ("data", "event", "node_name", PARTS)
+"""Keys that no answer replaces in the caller's dict (the parts of a stream are its `result`, a list)."""
+
+
+class Runner(Protocol):
+    """The running pipeline behind a `pipe`, as a call needs it (loop_thread.py)."""
+
+    pipeline: Pipeline
+    loop: asyncio.AbstractEventLoop
+
+    def check_may_wait(self) -> None: ...
+    def wait_for(self, call: Call) -> None: ...
+
+
+class Part:
+    """One item of a call; the future that its run knows. What it is told goes to a thread, without a turn of the loop."""
+
+    __slots__ = ("answer", "call", "caller_item", "ended", "item", "run")
+
+    def __init__(self, call: Call, caller_item: MutableMapping[str, Any]) -> None:
+        self.caller_item = caller_item
+        self.item: Item = dict(caller_item)  # the caller may do with its own what it likes from here on
+        self.item.pop("event", None)
+        self.answer: Item | None = None
+        self.ended = False
+        # Both go when the part has ended: they are cycles, and images should not wait for the collector.
+        self.call: Call | None = call
+        self.run: Work | None = None
+
+    def done(self) -> bool:
+        return self.ended
+
+    def set_result(self, answer: Item) -> None:
+        call = self.call
+        self.cancel()
+        if call is not None:
+            self.answer = answer
+            call.missing -= 1
+            if not call.missing:
+                call.end(None)
+
+    def set_exception(self, error: BaseException) -> None:
+        call = self.call
+        self.cancel()
+        if call is not None:
+            call.end(error)
+
+    def cancel(self) -> None:
+        self.ended = True
+        self.call = self.run = None
+
+
+class Call:
+    """One call with one item or several: all are answered, or the first failure is everybody's."""
+
+    __slots__ = ("ended", "error", "keeps", "lock", "missing", "parts", "priority", "runner", "timeout")
+
+    def __init__(
+        self, runner: Runner, items: Sequence[MutableMapping[str, Any]], timeout: float | None, priority: int | None, keeps: object
+    ) -> None:
+        self.runner = runner
+        self.timeout = timeout
+        self.priority = priority
+        self.keeps = keeps  # what must live as long as the call runs
+        self.error: BaseException | None = None
+        self.ended = False
+        self.missing = len(items)
+        self.parts = [Part(self, item) for item in items]
+        self.lock = threading.Lock()
+        self.lock.acquire()
+
+    # on the loop
+
+    def submit(self) -> None:
+        """Queue the items. What is refused ends the call."""
+        if self.ended:
+            return
+        submit_nowait = self.runner.pipeline.submit_nowait
+        try:
+            for part in self.parts:
+                # A Part is all of a future that a run uses.
+                part.run = submit_nowait(part.item, self.timeout, self.priority, part)  # type: ignore[arg-type]
+        except Exception as error:
+            self.end(error)
+            return
+        if not self.parts:
+            self.end(None)
+
+    def end(self, error: BaseException | None) -> None:
+        """Wake who waits. Only the first end counts."""
+        if self.ended:
+            return
+        self.ended = True
+        self.error = error
+        self.keeps = None
+        if self.missing > 1:
+            parts = self.parts  # which the caller's thread takes away as soon as it wakes
+            for part in parts:
+                part.ended = True  # from here on no batch takes it
+            # Not at once: this may be inside the scheduler's walk through the very queue that the others leave.
+            self.runner.loop.call_soon(leave, parts)
+        self.lock.release()
+
+    def abandon(self) -> None:
+        """The caller's thread waits no more (KeyboardInterrupt)."""
+        leave(self.parts)
+        self.end(None)
+
+    # on the caller's threads, once the call has ended
+
+    def merge(self) -> None:
+        """Bring the answers into the caller's dicts, once; or raise what failed, and bring none."""
+        parts, self.parts = self.parts, []
+        if self.error is not None:
+            try:
+                raise self.error
+            finally:
+                del self, parts  # else the error's traceback and the call hold one another, and the image
+        for part in parts:
+            answer = part.answer
+            if answer is not None:
+                for key in CALLERS_OWN:
+                    answer.pop(key, None)
+                part.caller_item.update(answer)
+
+
+def leave(parts: Sequence[Part]) -> None:
+    """On the loop: drop the items that have not ended; a sibling failed, or the caller has gone."""
+    for part in parts:
+        run = part.run
+        part.cancel()
+        if run is not None:
+            run.leave()
+
+
+class Event:
+    """In an item, under the key `event`: the call returns at once, and `Wait` waits for its end. For one call.
+
+    ```python
+    item = {"data": jpeg, "event": penstock.Event()}
+    p(item)
+    item["event"].Wait()
+    item["result"]
+    ```
+    """
+
+    __slots__ = ("_call", "_claim")
+
+    def __init__(self) -> None:
+        self._claim = threading.Lock()
+        self._call: Call | None = None
+
+    def __repr__(self) -> str:
+        state = "unused" if self._call is None else "done" if self._call.ended else "waiting"
+        return f"<Event: {state}>"
+
+    def Wait(self) -> None:  # noqa: N802  torchpipe's name
+        """Wait until the call has ended, then bring the answer into the caller's dict, or raise what failed; again at each call.
+
+        Until then the caller's dict has no `result`. Raises RuntimeError where no call was made with this Event, in the thread of a
+        running event loop, and in a forked child.
+        """
+        call = self._call
+        if call is None:
+            raise RuntimeError("no call was made with this Event: put it into an item as item['event'] and call the pipe first")
+        if not call.ended:
+            call.runner.check_may_wait()
+        call.runner.wait_for(call)
+        try:
+            call.merge()
+        finally:
+            call.lock.release()  # for the next who waits
+            del call, self  # else the error that the call keeps holds both by its traceback
+
+    def claim(self) -> None:
+        """Take it for one call. Raises ValueError if it had one before."""
+        if not self._claim.acquire(blocking=False):
+            raise ValueError("this Event was used before: each call needs one of its own")
+
+    def attach(self, call: Call) -> None:
+        self._call = call
+
+
+def items_of(given: Any) -> Sequence[MutableMapping[str, Any]]:
+    """The items of a call. Raises TypeError and ValueError; nothing is changed then."""
+    if type(given) is dict or isinstance(given, MutableMapping):
+        return (given,)
+    if not isinstance(given, (list, tuple)):
+        raise TypeError(f"a call takes a dict with 'data', or a list of such; got {type(given).__name__}")
+    for item in given:
+        if not isinstance(item, MutableMapping):
+            raise TypeError(f"a call takes a dict with 'data', or a list of such; the list holds a {type(item).__name__}")
+    if len({id(item) for item in given}) != len(given):
+        raise ValueError("the same dict is in the list twice: each answer needs a dict of its own")
+    return given
+
+
+def event_of(items: Sequence[MutableMapping[str, Any]]) -> Event | None:
+    """The Event of a call, if it has one. Raises TypeError for what is none, ValueError for several."""
+    found = None
+    for item in items:
+        if "event" in item:
+            event = item["event"]
+            if not isinstance(event, Event):
+                raise TypeError(f"'event' holds a penstock.Event, got {type(event).__name__}")
+            if found is not None:
+                raise ValueError("a list is one call and takes one Event, in one of its items; there are several")
+            found = event
+    return found

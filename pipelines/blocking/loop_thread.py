@@ -1,0 +1,207 @@
+"""The thread behind a `pipe`: an event loop with one pipeline on it, and how calls get there from other threads.
+
+A loop and a daemon thread for each pipe. One for all pipes of a process would save threads; but then closing, forking and dying would be
+matters of all pipes together, and a pipe that is called on another one's loop would wait for itself. A loop that idles costs nothing.
+
+The thread holds the `LoopThread`, never the `Pipe`: a pipe that nobody holds any more is collected, and ends its thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextvars
+import logging
+import os
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from typing import Any
+
+from penstock.backends.errors import NotReady
+
+from ..node.executor import current
+from ..node.node import Node
+from ..pipeline import Pipeline
+from .calls import Call
+
+logger = logging.getLogger("penstock.pipe")
+
+EXIT_SECONDS = 5.0
+"""How long the end of the interpreter waits for batches that run."""
+
+
+class LoopThread:
+    """A pipeline on a loop in a thread of its own. Calls come in through `inbox`, any number with one wake-up of the loop."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.pid = os.getpid()
+        self.loop = _new_loop()
+        self.inbox: deque[Call] = deque()
+        self.stopping = False
+        self.closed = False  # nothing reads the inbox any more
+        self.exiting = False
+        self._drain_due = False
+        self._closing: asyncio.Future[float] = self.loop.create_future()
+        self._started: Future[None] = Future()
+        self._context = contextvars.Context()  # empty: nothing on the loop inherits a caller's variables
+        self._thread = threading.Thread(target=self._main, name=f"penstock:{pipeline.name}", daemon=True)
+
+    # from any thread
+
+    def start(self) -> None:
+        """Returns when the pipeline is ready, or raises why it can't be."""
+        try:
+            self._thread.start()
+            atexit.register(self._exit)
+            self._started.result()
+        except BaseException:
+            self.stop(0)
+            raise
+
+    def post(self, call: Call) -> None:
+        self.inbox.append(call)
+        # Appended before the flag is read, and the flag lowered before the inbox is: whoever finds it up is seen by the drain to come.
+        if not self._drain_due:
+            self._drain_due = True
+            self._ask(self._drain)
+        if self.closed:
+            self._refuse_all()
+
+    def wait_for(self, call: Call) -> None:
+        """Returns with the call's lock when the call has ended."""
+        executor = getattr(current, "executor", None)
+        if executor is None:
+            call.lock.acquire()
+        else:
+            executor.waits_for = self
+            try:
+                call.lock.acquire()
+            finally:
+                executor.waits_for = None
+        if self.exiting and call.error is not None and threading.current_thread() is not threading.main_thread():
+            time.sleep(EXIT_SECONDS)  # a daemon thread: it ends with the process now, and need not print a traceback before
+
+    def abandon(self, call: Call) -> None:
+        self._ask(call.abandon)
+
+    def check_process(self) -> None:
+        if os.getpid() != self.pid:
+            raise RuntimeError(
+                f"pipe {self.pipeline.name!r} was made in process {self.pid}, and this one ({os.getpid()}) is a fork of it: threads don't "
+                "survive a fork. Make the pipe in the child, or start processes by 'spawn'"
+            )
+
+    def check_may_wait(self) -> None:
+        """Raises RuntimeError where waiting would hold up an event loop, or wait for itself."""
+        self.check_process()
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError(
+                f"pipe {self.pipeline.name!r} was called in the thread of a running event loop, which would stand still meanwhile: use "
+                "`await pipeline(item)` of penstock.Pipeline there, or `await asyncio.to_thread(pipe, item)`"
+            )
+        executor = getattr(current, "executor", None)
+        if executor is not None and self._depends_on(executor.owner):
+            raise RuntimeError(
+                f"a backend of {executor.name} calls the pipe {self.pipeline.name!r}, which waits for that very backend: a ring that could "
+                "wait for itself for ever"
+            )
+
+    def _depends_on(self, node: Node) -> bool:
+        """Whether `node` is one of ours, or one of those that our backends wait for right now."""
+        seen: list[LoopThread] = []
+        waiting = [self]
+        while waiting:
+            found = waiting.pop()
+            seen.append(found)
+            if node in found.pipeline.nodes:
+                return True
+            executors = [executor for each in found.pipeline.nodes for executor in each.executors]
+            waiting += [other for executor in executors if isinstance(other := executor.waits_for, LoopThread) and other not in seen]
+        return False
+
+    def stop(self, timeout: float) -> None:
+        """Ask for the end; returns at once. Also from finalizers, on whichever thread these run."""
+        self.stopping = True
+        self._ask(self._stop, timeout)
+
+    def join(self, timeout: float | None = None) -> None:
+        self._thread.join(timeout)
+
+    @property
+    def is_current(self) -> bool:
+        return threading.current_thread() is self._thread
+
+    def _ask(self, function: Any, *args: Any) -> None:
+        try:
+            self.loop.call_soon_threadsafe(function, *args, context=self._context)
+        except RuntimeError:  # the loop is closed; what it would have answered is answered by `_refuse_all`
+            logger.debug("pipe %s: the loop is closed", self.pipeline.name)
+
+    def _exit(self) -> None:
+        """The interpreter ends. Its other threads but the daemons have ended already, so nobody's answer is cut off."""
+        if os.getpid() == self.pid:
+            self.exiting = True
+            self.stop(EXIT_SECONDS)
+            self.join(2 * EXIT_SECONDS + 1)
+
+    def _refuse_all(self) -> None:
+        while self.inbox:
+            try:
+                call = self.inbox.popleft()
+            except IndexError:  # another thread was faster
+                return
+            call.end(NotReady(f"pipeline {self.pipeline.name!r} is closed"))
+
+    # on the loop
+
+    def _drain(self) -> None:
+        self._drain_due = False
+        inbox = self.inbox
+        while inbox:
+            inbox.popleft().submit()
+
+    def _stop(self, timeout: float) -> None:
+        if not self._closing.done():
+            self._closing.set_result(timeout)
+
+    def _main(self) -> None:
+        pipeline = self.pipeline
+        try:
+            self.loop.run_until_complete(self._serve())
+        except BaseException:
+            logger.exception("pipe %s: its loop died", pipeline.name)
+        finally:
+            self.closed = self.stopping = True
+            pipeline.abandon(f"pipeline {pipeline.name!r} is closed")
+            self._refuse_all()
+            self.loop.close()
+            if not self.exiting:
+                atexit.unregister(self._exit)
+
+    async def _serve(self) -> None:
+        pipeline = self.pipeline
+        starting = asyncio.ensure_future(pipeline.start())
+        self._closing.add_done_callback(lambda closing: starting.cancel())
+        try:
+            await starting
+        except asyncio.CancelledError:
+            self._started.set_exception(NotReady(f"pipeline {pipeline.name!r} was closed while it loaded"))
+            return
+        except BaseException as error:  # handed on to who made the pipe
+            self._started.set_exception(error)
+            return
+        self._started.set_result(None)
+        timeout = await self._closing
+        pipeline.refuse_queued(f"pipeline {pipeline.name!r} was closed while the request was queued")
+        await pipeline.close(timeout)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

@@ -1,0 +1,1 @@
+"""Nodes that run other nodes: fan-out, Python logic, loops."""

@@ -1,0 +1,267 @@
+"""Python logic: a node that is a user's `async def forward(item, call)`, run as a task on the loop.
+
+It holds no executor, so it may wait for other nodes: `await call("node", item)` queues the item there as any request would, with the
+deadline, the priority and the fate of the item on whose behalf it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, overload
+
+from penstock.backends.base import Context
+from penstock.backends.errors import (  # fmt: skip
+    BackendError,
+    DeadlineExceeded,
+    InvalidInput,
+    NotReady,
+    Overloaded,
+    PenstockError,
+    QueueFull,
+)
+from penstock.backends.expressions.composite import Logic
+from penstock.backends.item import Item
+
+from ..config.definition import NodeConfig
+from ..node.queue import Batch, Entry, Outcome
+from ..runs.graph_run import Visit
+from ..runs.run import PARTS, Work
+from ..runs.stream import StreamRun
+from .composite import Composite, Inside
+
+logger = logging.getLogger("penstock.node")
+
+PASSED_ON = (BackendError, DeadlineExceeded, NotReady, Overloaded, QueueFull)
+"""Failures of what was called that are the caller's too. Others are the logic's own mistakes (a call of a node that is not there)."""
+
+
+class Called(asyncio.Future[Item]):
+    """The future of a run that some logic called."""
+
+    inside: Inside
+
+
+class Caller(Protocol):
+    """What a `Call` needs of its pipeline."""
+
+    def call(self, name: str, item: Any, future: Called, entry: Entry, *, timeout: float | None, priority: int | None) -> Work:
+        """Start a run on behalf of `entry`. Raises what a pipeline's call raises at once, and `NotFound`."""
+        ...
+
+
+class Call:
+    """Calls other nodes, and pipelines, on behalf of one item.
+
+    ```python
+    async def forward(item, call):
+        boxes = await call("detect", {"data": item["data"]})
+        words = await asyncio.gather(*[call("read", {"data": crop}) for crop in boxes["result"]])
+        return [word["result"] for word in words]
+    ```
+    """
+
+    __slots__ = ("_ended", "_entry", "_inside", "_loop", "_pipeline", "_works")
+
+    def __init__(self, pipeline: Caller, entry: Entry, inside: Inside, loop: asyncio.AbstractEventLoop) -> None:
+        self._inside = inside
+        self._ended = False
+        self._works: dict[Work, None] = {}  # those that have not ended
+        self._pipeline = pipeline
+        self._entry = entry
+        self._loop = loop
+
+    @property
+    def deadline(self) -> float:
+        """When the request's time is up; seconds of `time.monotonic()`."""
+        return self._entry.deadline
+
+    @overload
+    async def __call__(self, name: str, item: Mapping[str, Any], *, timeout: float | None = None, priority: int | None = None) -> Item: ...
+    @overload
+    async def __call__(
+        self, name: str, item: Sequence[Mapping[str, Any]], *, timeout: float | None = None, priority: int | None = None
+    ) -> list[Item]: ...
+    async def __call__(
+        self,
+        name: str,
+        item: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        *,
+        timeout: float | None = None,
+        priority: int | None = None,
+    ) -> Item | list[Item]:
+        """Run an item, or a list of items as one call, through the graph that starts at a node; new dicts come back.
+
+        `name`: a node of this pipeline (its filter and `map` don't apply: it is entered), another pipeline, or a node of another one
+        (`pipeline/node`); where that streams, the list of its parts comes back. `timeout`: seconds, if that is sooner than the
+        request's own deadline. `priority`: 1 is the highest; the request's own where it is not given.
+
+        Raises as `await pipeline(item)` does: `InvalidInput` for a soft failure (in a list it stays with its item, as `error`),
+        `NotFound`, `MissingData`, `DeadlineExceeded`, `BackendError`.
+        """
+        if type(item) is not dict and isinstance(item, (list, tuple)):
+            return await self._call_many(name, item, timeout, priority)
+        work = self._start(name, item, timeout, priority)
+        try:
+            answer = await work.future
+        finally:
+            self._end(work)
+        if "error" in answer:
+            raise answer["error"]
+        parts: list[Item] | None = answer.get(PARTS)
+        return answer if parts is None else parts
+
+    async def _call_many(self, name: str, items: Sequence[Mapping[str, Any]], timeout: float | None, priority: int | None) -> list[Item]:
+        works: list[Work] = []
+        try:
+            for item in items:
+                works.append(self._start(name, item, timeout, priority))  # noqa: PERF401  those inside are left if one is refused
+            answers: list[Item] = await asyncio.gather(*[work.future for work in works])
+            return [answer.get(PARTS, answer) for answer in answers]
+        finally:
+            for work in works:
+                self._end(work)
+
+    def drop(self) -> None:
+        """The logic has ended: what it called and did not wait for ends too, and nothing more is called."""
+        self._ended = True
+        for work in list(self._works):
+            self._end(work)
+
+    def _end(self, work: Work) -> None:
+        self._works.pop(work, None)
+        if not work.future.done() or work.future.cancelled():
+            work.future.cancel()
+            work.drop()
+        work.leave()
+
+    def _start(self, name: str, item: Any, timeout: float | None, priority: int | None) -> Work:
+        if self._ended:
+            raise RuntimeError(f"the request has ended: its `call` can't be used any more (call({name!r}, ...))")
+        entry = self._entry
+        future = Called(loop=self._loop)
+        future.inside = self._inside
+        work = self._pipeline.call(name, item, future, entry, timeout=timeout, priority=priority)
+        self._works[work] = None
+        return work
+
+
+class LogicNode(Composite):
+    """Runs the logic, a task an item. `streams`: each value that it yields goes its own way through what follows."""
+
+    def __init__(
+        self, config: NodeConfig, loop: asyncio.AbstractEventLoop, clock: Callable[[], float], pipeline: Caller, context: Context
+    ) -> None:
+        super().__init__(config, loop, clock)
+        self._pipeline = pipeline
+        self._where = context
+        self._logic: Logic
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself would not keep them; those that were cancelled may have things to do
+
+    async def start(self) -> None:
+        spec = self.config.groups[0].spec
+        try:
+            logic = await self._in_thread(spec.create, self._where)  # it may load something large
+        except Exception as error:
+            failure = BackendError(f"node {self.name!r}: {type(error).__name__}: {error}")
+            raise failure from error
+        assert isinstance(logic, Logic)
+        self._logic = logic
+
+    async def close(self, timeout: float) -> None:
+        await super().close(timeout)
+        running = self._tasks - {asyncio.current_task()}
+        if running:
+            _, running = await asyncio.wait(running, timeout=timeout)
+        for task in running:
+            logger.warning(
+                "node %s: its logic did not end within %g s after it was cancelled, and is left behind: %r", self.name, timeout, task,
+                extra={"pipeline": self._where.pipeline, "node": self.name},
+            )  # fmt: skip
+        logic: Logic | None = getattr(self, "_logic", None)
+        if logic is not None:
+            del self._logic
+            try:
+                await self._in_thread(logic.close)
+            except Exception:
+                logger.exception("node %s: close failed", self.name, extra={"pipeline": self._where.pipeline, "node": self.name})
+
+    async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run it in a thread that has ended then; those of `asyncio.to_thread` outlive the loop."""
+        pool = ThreadPoolExecutor(1, f"{self._where.pipeline}/{self.name}")
+        running = self._loop.run_in_executor(pool, function, *args)
+        try:
+            return await running
+        finally:
+            pool.shutdown(wait=running.done() and not running.cancelled())
+
+    def begin(self, entry: Entry, batch: Batch, inside: Inside) -> None:
+        call = Call(self._pipeline, entry, inside, self._loop)
+        work = self._yield_all(entry, batch.outcomes[0], call) if self._logic.streams else self._run(entry, batch.outcomes[0], call)
+        task = self._loop.create_task(work, name=f"{self._where.pipeline}/{self.name}", context=self._context.copy())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard, context=self._context)
+        self.waiting[entry] = batch, task.cancel
+
+    async def _run(self, entry: Entry, item: Item, call: Call) -> None:
+        try:
+            running: Awaitable[Any] = self._logic.run(item, call)
+            result = await running
+        except BaseException as error:
+            self.end(entry, self._failure(entry, error))
+            return
+        finally:
+            call.drop()
+        if result is not None:
+            item["result"] = result
+        self.end(entry, item)
+
+    async def _yield_all(self, entry: Entry, item: Item, call: Call) -> None:
+        assert isinstance(entry, Visit)
+        run = entry.run
+        assert isinstance(run, StreamRun)
+        values: AsyncIterator[Any] = self._logic.run(item, call)
+        try:
+            try:
+                async for value in values:
+                    await run.pass_on({**item, "result": value}, self._clock())
+            finally:
+                await values.aclose()  # type: ignore[attr-defined]
+                call.drop()
+        except BaseException as error:
+            outcome = self._failure(entry, error)
+            if not isinstance(outcome, dict):
+                self.end(entry, outcome)
+                return
+            unreadable = outcome["error"]
+        else:
+            unreadable = None
+        batch = self._settle(entry)
+        if batch is not None:
+            run.end_stream(entry, batch, unreadable)
+
+    def _failure(self, entry: Entry, error: BaseException) -> Outcome:
+        """What the item ends with. Raises what is no failure: the item was dropped, or the program ends."""
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # of a TaskGroup
+            error = error.exceptions[0]
+        if isinstance(error, InvalidInput):
+            return {**entry.item, "error": error}
+        if isinstance(error, PASSED_ON):
+            return error
+        if isinstance(error, asyncio.CancelledError):
+            if entry not in self.waiting:
+                raise error
+        elif isinstance(error, KeyboardInterrupt):
+            self.discard(entry)
+            entry.fail(NotReady(f"node {self.name!r}: the program was interrupted"))
+            raise error
+        logger.error(
+            "node %s failed", self.name, exc_info=error,
+            extra={"request_id": entry.request_id, "pipeline": self._where.pipeline, "node": self.name},
+        )  # fmt: skip
+        kind = "its logic" if isinstance(error, PenstockError) else f"backend {self.config.groups[0].spec.name}"
+        failure = BackendError(f"node {self.name!r}: {kind} raised {type(error).__name__}: {error}")
+        failure.__cause__ = error
+        return failure

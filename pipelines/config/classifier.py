@@ -1,0 +1,102 @@
+"""The pipeline that a bare ONNX image classifier needs: what `penstock serve model.onnx` serves without any TOML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from penstock.backends.errors import ConfigError, Problem
+from penstock.backends.operators.classify import read_labels
+
+from .source import Tables, name_of
+
+COLORS = {1: "gray", 3: "rgb"}
+"""Channels of the model's input -> the colour that images are converted to."""
+FLOATS = frozenset({"FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16"})
+
+
+def classifier(path: Path, labels: Path | None) -> Tables:
+    """Tables of one node that decodes and prepares, and one that runs the model. Raises ConfigError."""
+    graph = _read(path)
+    channels, height, width = _image_input(graph, path)
+    scores = _gives_scores(graph)
+    prepare = {
+        "backend": "S[DecodeMat,ResizeMat,CvtColorMat,Mat2Tensor]",
+        "resize_h": height,
+        "resize_w": width,
+        "color": COLORS[channels],
+        "next": "model",
+    }
+    model: dict[str, Any] = {"backend": "OnnxTensor", "model": str(path.resolve())}
+    outputs: dict[str, Any] = {}
+    if scores:
+        model["backend"] = "S[OnnxTensor,SoftmaxArgMaxTensor]"
+        model["SoftmaxArgMaxTensor::softmax"] = graph.node[-1].op_type != "Softmax"
+        outputs = {
+            "class": {"kind": "integer", "description": "The best class, counted from 0."},
+            "score": {"kind": "number", "description": "Its probability."},
+        }
+    if labels is not None:
+        if not scores:
+            raise ConfigError([Problem("labels are given, and the model is no classifier: its answer is not one row of scores", str(path))])
+        if not labels.is_file():
+            raise ConfigError([Problem("there is no such file: expected the labels, one per line", str(labels))])
+        _check_count(labels, _shape(graph.output[0])[0][1], path)
+        model["SoftmaxArgMaxTensor::labels"] = str(labels.resolve())
+        label = {"kind": "text", "labels": str(labels.resolve()), "description": "The best class's label."}
+        outputs = {"label": label, **outputs}
+    tables = {"prepare": prepare, "model": model}
+    return Tables(name_of(path), tables, pipeline={"outputs": outputs}, file=str(path), directory=path.resolve().parent)
+
+
+def _read(path: Path) -> Any:
+    """The model's graph, without weights that lie beside it."""
+    if not path.is_file():
+        raise ConfigError([Problem("there is no such file: expected an ONNX model", str(path))])
+    import onnx
+
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except Exception as error:
+        raise ConfigError([Problem(f"this is no ONNX model: {error}", str(path))]) from error
+    if not graph.node or not graph.output:
+        raise ConfigError([Problem("this is no ONNX model: it has no operators or no outputs", str(path))])
+    return graph
+
+
+def _image_input(graph: Any, path: Path) -> tuple[int, int, int]:
+    """Channels, height and width of the model's one input."""
+    advice = "expected one image, float N×C×H×W with fixed C (1 or 3), H and W; write a pipeline file (.toml) for other models"
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [each for each in graph.input if each.name not in weights]
+    if len(inputs) != 1:
+        raise ConfigError([Problem(f"the model has {len(inputs)} inputs: {advice}", str(path))])
+    shape, kind = _shape(inputs[0])
+    if len(shape) != 4 or not all(isinstance(size, int) and size > 0 for size in shape[1:]) or shape[1] not in COLORS or kind not in FLOATS:
+        found = f"{kind.lower()} {'×'.join(map(str, shape)) or 'without a shape'}"
+        raise ConfigError([Problem(f"the model's input {inputs[0].name!r} is {found}: {advice}", str(path))])
+    return shape[1], shape[2], shape[3]
+
+
+def _gives_scores(graph: Any) -> bool:
+    """Whether the model's one output is a row of scores per image."""
+    return len(graph.output) == 1 and len(_shape(graph.output[0])[0]) == 2
+
+
+def _check_count(labels: Path, classes: Any, path: Path) -> None:
+    """A label for each class, where the model says how many it has. Else every request would fail."""
+    try:
+        count = len(read_labels(labels))
+    except (OSError, ValueError) as error:
+        raise ConfigError([Problem(f"the labels can't be read: {error}", str(labels))]) from error
+    if isinstance(classes, int) and classes > 0 and count != classes:
+        raise ConfigError([Problem(f"found {count} labels, expected {classes}: the classes of {path}", str(labels))])
+
+
+def _shape(value: Any) -> tuple[list[Any], str]:
+    """Sizes (a name or ? where one is not fixed) and ONNX's name of the type."""
+    from onnx import TensorProto
+
+    tensor = value.type.tensor_type
+    sizes = [each.dim_value if each.HasField("dim_value") else each.dim_param or "?" for each in tensor.shape.dim]
+    return sizes, str(TensorProto.DataType.Name(tensor.elem_type))

@@ -1,0 +1,1 @@
+"""Run one node: its queue, its scheduler and its executors."""

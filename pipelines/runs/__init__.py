@@ -1,0 +1,1 @@
+"""Lead one request through a pipeline, from admission to its answer."""

@@ -1,0 +1,203 @@
+"""Bodies to images: whatever the encoder writes comes back, and nothing a client sends is anything but a `PenstockError`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+
+import httpx
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from penstock.app.http import body
+from penstock.backends.errors import InvalidRequest, PenstockError, TooLarge, UnsupportedMedia
+
+SEPARATORS = [
+    b"\r\n",
+    b"\r",
+    b"\n",
+    b"--",
+    b"--x",
+    b"\r\n--x",
+    b"\r\n--x--",
+    b"\r\n--x\r\n",
+    b'Content-Disposition: form-data; name="image"',
+    b";",
+    b"=",
+]
+ample = settings(deadline=None)  # no test of speed
+
+PIECES = st.lists(st.sampled_from(SEPARATORS) | st.binary(max_size=8), max_size=12).map(b"".join)
+"""Bytes that look like multipart with the boundary `x`."""
+
+
+def images_of(content, form, kind=b"multipart/form-data; boundary=x", many=False, limit=8):
+    return asyncio.run(body.images_of(content, form, kind, many=many, limit=limit))
+
+
+def encoded(images, field, boundary=b"x"):
+    """A form as httpx writes it, whole."""
+    request = httpx.Request(
+        "POST",
+        "http://x",
+        files=[(field, (f'"odd"; name="{index}".png', image, "image/png")) for index, image in enumerate(images)],
+        headers={"Content-Type": f"multipart/form-data; boundary={boundary.decode()}"},
+    )
+    return request.read()
+
+
+@ample
+@given(st.lists(st.binary(max_size=50) | PIECES, min_size=1, max_size=8))
+@example([b"\r\n--y", b"", b"\r\n"])
+def test_multipart_comes_back(images):
+    boundary = b"y" * 20  # which PIECES do not hold
+    kind = b"multipart/form-data; boundary=" + boundary
+    assert images_of(encoded(images, "images", boundary), "multipart", kind, many=True) == images
+    quoted = b'Multipart/Form-Data; charset=utf-8; boundary="' + boundary + b'"'
+    assert images_of(encoded(images[:1], "image", boundary), "multipart", quoted) == images[:1]
+
+
+@ample
+@given(st.lists(st.binary(), min_size=1, max_size=8))
+def test_json_comes_back(images):
+    texts = [base64.b64encode(image).decode() for image in images]
+    assert images_of(json.dumps({"images": texts}).encode(), "json", many=True) == images
+    assert images_of(json.dumps({"image": f"data:image/png;base64,{texts[0]}"}).encode(), "json") == images[:1]
+
+
+def test_a_large_body_is_parsed_whole():
+    """In one piece, on a helper thread."""
+    image = bytes(range(256)) * 20_000
+    assert images_of(encoded([image, image], "images"), "multipart", many=True) == [image, image]
+    assert images_of(json.dumps({"image": base64.b64encode(image).decode()}).encode(), "json") == [image]
+
+
+def only_ours(call, *arguments, **options):
+    """Images, or an error of ours."""
+    try:
+        found = call(*arguments, **options)
+    except PenstockError as error:
+        assert str(error).isprintable() and len(str(error)) < 400
+    else:
+        assert found and all(type(image) is bytes for image in found)
+
+
+@ample
+@given(PIECES, st.booleans())
+@example(b"", False)
+@example(b"--x--", False)
+@example(b"--x\r\nContent-Disposition: form-data; name*1=a;name*=b\r\n\r\nx\r\n--x--\r\n", False)
+@example(b"--x\r\nContent-Disposition: form-data; name*" + b"9" * 4100 + b"=1\r\n\r\nx\r\n--x--\r\n", False)
+@example(b"--x\r\nContent-Disposition: \xff\x80\r\n\r\nx\r\n--x--\r\n", False)
+@example(b"--x\r\nA: " + b"b" * 9000 + b"\r\n\r\nx\r\n--x--\r\n", True)
+@example(b"--x\r\n" + b"a: b\r\n" * 1000 + b"\r\nx\r\n--x--\r\n", True)
+def test_any_multipart_body_is_read_or_refused(content, many):
+    only_ours(images_of, content, "multipart", many=many)
+
+
+@ample
+@given(
+    st.text(st.characters(codec="latin-1"), max_size=50), st.sampled_from(["", "; boundary=x", "; boundary", "; boundary*0=x", ";" * 50])
+)
+@example("; boundary*1=a; boundary*=b", "")
+@example("; boundary*" + "9" * 5000 + "=x", "")
+@example("; boundary=" + "x" * 5000, "")
+@example('; boundary="', "")
+def test_any_content_type_is_read_or_refused(text, end):
+    kind = f"multipart/form-data{end}{text}".encode("latin-1")
+    try:
+        form = body.form_of(kind)
+    except UnsupportedMedia as error:
+        assert len(str(error)) < 300
+    else:
+        only_ours(images_of, encoded([b"image"], "image"), form, kind)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["image", "images", "a"]), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@ample
+@given(st.binary(max_size=60) | VALUES.map(lambda value: json.dumps(value).encode("utf-8", "surrogatepass")), st.booleans())
+@example(b'{"image": "\\ud800"}', False)
+@example(b'{"\\ud800": 1}', False)
+@example(b"{" * 5000, True)
+@example(b'{"a":' * 5000 + b"1" + b"}" * 5000, True)
+def test_any_json_body_is_read_or_refused(content, many):
+    only_ours(images_of, content, "json", many=many)
+
+
+@ample
+@given(st.binary(max_size=300), st.none() | st.sampled_from([b"", b"application/octet-stream", b"application/x-www-form-urlencoded"]))
+def test_any_body_can_be_sniffed(content, kind):
+    try:
+        assert body.sniff(content, kind) in {"raw", "json"}
+    except UnsupportedMedia:
+        assert kind == b"application/x-www-form-urlencoded" and b"=" in content
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "form"),
+    [
+        (b"\x89PNG\r\n\x1a\n=", b"application/x-www-form-urlencoded", "raw"),
+        (b"\xff\xd8\xff\xe0=", b"application/x-www-form-urlencoded; charset=utf-8", "raw"),
+        (b'{"image": "eA=="} \n', b"application/x-www-form-urlencoded", "json"),
+        (b"{not json", None, "raw"),
+        (b"a=b", None, "raw"),
+        (b"", None, "raw"),
+    ],
+)
+def test_what_bytes_are_taken_for(content, kind, form):
+    assert body.form_of(kind) == "sniff" and body.sniff(content, kind) == form
+
+
+@pytest.mark.parametrize("name", [b"IMAGE", b'im"age', "bild-ü".encode(), b""])
+def test_the_field_that_is_there_is_named(name):
+    content = b'--x\r\nContent-Disposition: form-data; name="' + name.replace(b'"', b'\\"') + b'"\r\n\r\nabc\r\n--x--\r\n'
+    with pytest.raises(InvalidRequest) as caught:
+        images_of(content, "multipart")
+    assert repr(name.decode()) in str(caught.value)
+
+
+def test_bounds():
+    form = encoded([b"x"] * 9, "images")
+    assert len(images_of(form, "multipart", many=True, limit=9)) == 9
+    with pytest.raises(TooLarge, match="9 images, at most 8"):
+        images_of(form, "multipart", many=True)
+    with pytest.raises(TooLarge, match="more than 3 parts"):
+        images_of(form, "multipart", many=True, limit=3)
+    with pytest.raises(InvalidRequest, match="more than 8 parts"):
+        images_of(encoded([b"x"] * 20, "image"), "multipart")
+    for length in (b"101", b"9" * 400, b"0" * 5000):
+        with pytest.raises(TooLarge):
+            body.check_length(length, 100)
+    body.check_length(b"100", 100)
+
+
+def test_malformed_bodies_leave_no_lines_in_the_log(caplog):
+    with caplog.at_level(logging.DEBUG, "penstock"):
+        for content in (b"--x\r\nA\r\n\r\n--x", b"--y", b"--x\r\n\xff: a\r\n\r\n--x--", b"--x--junk"):
+            only_ours(images_of, content, "multipart")
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "closes"),
+    [
+        ([], False),
+        ([(b"content-length", b"1000")], False),
+        ([(b"content-length", b"1000"), (b"expect", b"100-continue")], True),
+        ([(b"content-length", b"300000")], True),
+        ([(b"content-length", b"9" * 5000)], True),
+        ([(b"transfer-encoding", b"chunked")], True),
+    ],
+)
+def test_connections_that_end_with_an_unread_body(headers, closes):
+    assert body.must_close({"headers": headers, "http_version": "1.1"}) == closes
+    assert not body.must_close({"headers": headers, "http_version": "2"})

@@ -1,0 +1,373 @@
+"""Answers as Server-Sent Events: parts as they come, how they end, and that the pipeline goes no faster than its reader."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+import threading
+import time
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from penstock import create_app
+from penstock.app import create_router, lifespan
+from penstock.app.http.events import wants_events
+from penstock.app.server.uvicorn_protocol import HttpProtocol
+from penstock.app.settings import Settings
+from penstock.backends.errors import InvalidInput
+from penstock.backends.expressions.registry import register_backend
+from penstock.pipelines.config.load import load
+
+EVENTS = {"Accept": "text/event-stream"}
+MEGABYTE = "x" * 1_000_000
+
+
+class Source:
+    def __init__(self):
+        self.advanced = 0
+        self.ended = threading.Event()
+
+
+SOURCE = Source()
+
+
+@register_backend("StreamSource")
+async def source(item, call):
+    """As the words of `data` say: a number yields itself, the others do something."""
+    try:
+        for word in item["data"].decode().split():
+            SOURCE.advanced += 1
+            if word == "fail":
+                raise ValueError("secret of /etc/model")
+            if word == "unreadable":
+                raise InvalidInput("the rest can't be read")
+            if word == "wait":
+                await asyncio.Event().wait()
+            yield {"large": MEGABYTE, "some": MEGABYTE[:100_000], "odd": object()}[word] if word.isalpha() else int(word)
+    finally:
+        SOURCE.ended.set()
+
+
+@register_backend("StreamTwice")
+class Twice:
+    def forward(self, batch):
+        for item in batch:
+            item["result"] = item["data"] if isinstance(item["data"], str) else {"twice": 2 * item["data"]}
+            item["note"] = "two\nlines"
+
+
+@pytest.fixture(autouse=True)
+def begin():
+    SOURCE.__init__()
+
+
+def configs():
+    table = {"name": "parts", "outputs": {"note": {"kind": "text"}}}
+    return [
+        load({"pipeline": table, "source": {"backend": "StreamSource", "next": "twice"}, "twice": {"backend": "StreamTwice"}}),
+        load({"pipeline": {"name": "raw"}, "source": {"backend": "StreamSource"}}),
+        load({"pipeline": {"name": "echo"}, "echo": {"backend": "Identity"}}),
+    ]
+
+
+def plain():
+    return create_app(configs(), settings=Settings())
+
+
+def behind_an_http_middleware():
+    app = plain()
+
+    @app.middleware("http")
+    async def passes(request, call_next):
+        return await call_next(request)
+
+    return app
+
+
+def as_a_router():
+    host = FastAPI()
+    host.include_router(create_router(configs(), settings=Settings()))
+    return host
+
+
+def mounted():
+    models = plain()
+    host = FastAPI(lifespan=lambda host: lifespan(models))
+    host.mount("/", models)
+    return host
+
+
+HOSTS = pytest.mark.parametrize("host", [plain, behind_an_http_middleware, as_a_router, mounted])
+
+
+@pytest.fixture(scope="module")
+def client(running):
+    with running(plain(), http=HttpProtocol) as client:
+        yield client
+
+
+def events_in(lines):
+    """Event by event, as a browser reads them (HTML, 9.2.6): one without data does not count."""
+    name, data = "", []
+    for line in lines:
+        if not line:
+            if data:
+                yield name or "message", json.loads("\n".join(data))
+            name, data = "", []
+        elif not line.startswith(":"):
+            field, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if field == "event":
+                name = value
+            elif field == "data":
+                data.append(value)
+    assert not name and not data  # the last one was complete
+
+
+def events(client, data, path="/predict/parts", **headers):
+    with client.stream("POST", path, content=data, headers=EVENTS | headers) as answer:
+        assert answer.status_code == 200, answer.read()
+        assert answer.headers["content-type"] == "text/event-stream"
+        return list(events_in(answer.iter_lines()))
+
+
+def until(condition, seconds=10):
+    """Poll another thread's server; there is no event to wait for over HTTP."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def metric(client, name):
+    lines = client.get("/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+def inside(client):
+    return metric(client, "penstock_requests_inside{")
+
+
+@HOSTS
+def test_an_event_a_part_and_the_end(running, host):
+    with running(host()) as client:
+        assert events(client, b"1 2 3") == [
+            ("message", {"result": {"twice": 2}, "note": "two\nlines"}),
+            ("message", {"result": {"twice": 4}, "note": "two\nlines"}),
+            ("message", {"result": {"twice": 6}, "note": "two\nlines"}),
+            ("end", {"parts": 3}),
+        ]
+        assert inside(client) == 0
+
+
+def test_each_part_comes_as_soon_as_it_is_there(client):
+    with client.stream("PUT", "/predict/parts", content=b"1 wait", headers=EVENTS) as answer:
+        lines = answer.iter_lines()
+        assert json.loads(next(lines).removeprefix("data: "))["result"] == {"twice": 2}  # while the source waits for ever
+        assert not SOURCE.ended.is_set()
+    assert SOURCE.ended.wait(10)
+
+
+def test_headers(client):
+    with client.stream("POST", "/predict/parts", content=b"1", headers=EVENTS | {"X-Request-Id": "story-1"}) as answer:
+        assert answer.headers["cache-control"] == "no-store" and answer.headers["x-request-id"] == "story-1"
+        assert answer.headers["transfer-encoding"] == "chunked" and "content-length" not in answer.headers
+        answer.read()
+
+
+def test_curl(client):
+    command = ["curl", "-sN", "-H", "Accept: text/event-stream", "-d", "1 2", f"{client.base_url}/predict/raw"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert answer.stdout == 'data: {"result":1}\n\ndata: {"result":2}\n\nevent: end\ndata: {"parts":2}\n\n'
+
+
+def test_without_the_accept_header_the_parts_results_are_one_answer(client):
+    answer = client.post("/predict/parts", content=b"1 2")
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json() == {"result": [{"twice": 2}, {"twice": 4}]}
+    assert client.post("/predict/raw", content=b" ").json() == {"result": []}
+    images = [("images", b"1"), ("images", b"fail"), ("images", b"2 3")]
+    answer = client.post("/predict/raw/batch", files=images, headers=EVENTS).json()["results"]
+    assert answer[0] == {"result": [1]} and answer[1]["code"] == "backend_error" and answer[2] == {"result": [2, 3]}
+
+
+def test_a_pipeline_that_does_not_stream_gives_one_event(client):
+    assert events(client, b"abc", "/predict/echo") == [("message", {"result": "YWJj"}), ("end", {"parts": 1})]
+
+
+def test_no_part_at_all(client):
+    assert events(client, b" ", "/predict/raw") == [("end", {"parts": 0})]
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code"), [(b"fail", 500, "backend_error"), (b"unreadable 1", 422, "invalid_input"), (b"odd", 500, "backend_error")]
+)
+def test_what_fails_before_the_first_part_is_an_ordinary_problem(client, data, status, code):
+    answer = client.post("/predict/raw", content=data, headers=EVENTS)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert inside(client) == 0
+
+
+@pytest.mark.parametrize(
+    ("word", "status", "code"),
+    [
+        ("fail", 500, "backend_error"),
+        ("unreadable", 422, "invalid_input"),
+        ("odd", 500, "backend_error"),
+        ("wait", 504, "deadline_exceeded"),
+    ],
+)
+def test_what_fails_later_is_the_last_event(client, word, status, code):
+    headers = {"X-Request-Id": "story-2", "Penstock-Deadline-Ms": "200" if word == "wait" else "20000"}
+    first, (name, problem) = events(client, f"1 {word} 2".encode(), "/predict/raw", **headers)
+    assert first == ("message", {"result": 1}) and name == "error"
+    assert (problem["status"], problem["code"], problem["request_id"]) == (status, code, "story-2")
+    assert "secret" not in problem["detail"]
+    assert SOURCE.ended.wait(10)
+    assert inside(client) == 0
+
+
+def test_the_connection_serves_on(client):
+    with httpx.Client(base_url=client.base_url, limits=httpx.Limits(max_connections=1)) as one:
+        for _ in range(3):
+            assert events(one, b"1", "/predict/raw")[-1] == ("end", {"parts": 1})
+            assert one.post("/predict/raw", content=b"1").json() == {"result": [1]}
+
+
+@HOSTS
+@pytest.mark.parametrize("data", [b"1 wait", b"some " * 200_000], ids=["while it waits", "while it sends"])
+def test_a_client_that_leaves_ends_the_node(running, host, data):
+    with running(host()) as client:
+        with client.stream("POST", "/predict/raw", content=data, headers=EVENTS) as answer:
+            assert next(answer.iter_raw()).startswith(b'data: {"result":')
+            assert not SOURCE.ended.is_set()
+        assert SOURCE.ended.wait(10)
+        until(lambda: inside(client) == 0)
+        assert metric(client, 'penstock_items_total{node="source",outcome="cancelled"') == 1
+
+
+def test_a_client_that_leaves_before_the_first_part(client):
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/predict/raw", content=b"wait", headers=EVENTS, timeout=0.2)
+    assert SOURCE.ended.wait(10)
+    until(lambda: inside(client) == 0)
+
+
+def test_a_slow_reader_slows_the_node(client):
+    parts = 64
+    body = b"large " * parts
+    with socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        reader.settimeout(30)
+        reader.connect((client.base_url.host, client.base_url.port))
+        head = b"POST /predict/raw HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\nContent-Length: %d\r\n\r\n" % len(body)
+        reader.sendall(head + body)
+
+        def stands_still():
+            """Not one step while the server does the work of a hundred other requests."""
+            before = SOURCE.advanced
+            for _ in range(100):
+                client.get("/health/live")
+            return SOURCE.advanced == before > 0
+
+        until(stands_still)
+        assert SOURCE.advanced < parts / 3  # the kernel's buffers hold some
+        received = b""
+        while not received.endswith(b"0\r\n\r\n"):
+            received = received[-64:] + reader.recv(1 << 20)
+        assert b'event: end\ndata: {"parts":64}\n\n' in received
+    assert SOURCE.advanced == parts
+
+
+def request(data):
+    """A request as ASGI has it, of a client that stays."""
+    headers = [(b"accept", b"text/event-stream")]
+    scope = {"type": "http", "method": "POST", "path": "/predict/raw", "query_string": b"", "root_path": "", "headers": headers}
+    messages = [{"type": "http.request", "body": data, "more_body": False}]
+
+    async def receive():
+        return messages.pop() if messages else await asyncio.get_running_loop().create_future()
+
+    return scope, receive
+
+
+async def test_the_next_part_is_asked_for_when_the_former_one_has_been_taken():
+    app = plain()
+    sent, taken = [], asyncio.Semaphore(0)
+
+    async def send(message):
+        sent.append(message)
+        await taken.acquire()
+
+    async def idle():
+        for _ in range(50):  # nothing here runs in a thread
+            await asyncio.sleep(0)
+
+    async with lifespan(app):
+        answer = asyncio.create_task(app(*request(b"1 2 3"), send))
+        for advanced, messages in ((1, 1), (1, 2), (2, 3), (3, 4), (3, 5)):  # the head, three parts, the end
+            await idle()
+            assert (SOURCE.advanced, len(sent)) == (advanced, messages)
+            taken.release()
+        await answer
+    assert [message.get("more_body") for message in sent[1:]] == [True, True, True, None]
+
+
+@pytest.mark.parametrize("data", [b"1 wait", b"1 2 3"])
+async def test_a_server_that_says_by_an_error_that_the_client_left(data):
+    """Some raise OSError from `send` (ASGI 2.4)."""
+    app = plain()
+
+    async def send(message):
+        if message["type"] == "http.response.body":
+            raise OSError
+
+    async with lifespan(app):
+        await app(*request(data), send)
+        assert app.state.penstock.get("raw").inside == 0
+        assert await asyncio.to_thread(SOURCE.ended.wait, 10)
+
+
+async def test_a_server_that_cancels_the_request():
+    app = plain()
+    begun = asyncio.Event()
+
+    async def send(message):
+        begun.set()
+
+    async with lifespan(app):
+        answer = asyncio.create_task(app(*request(b"1 wait"), send))
+        await begun.wait()
+        answer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await answer
+        assert app.state.penstock.get("raw").inside == 0
+        assert await asyncio.to_thread(SOURCE.ended.wait, 10)
+
+
+@pytest.mark.parametrize(
+    ("accept", "wanted"),
+    [
+        (b"text/event-stream", True),
+        (b"Text/Event-Stream; charset=utf-8", True),
+        (b"text/event-stream, */*", True),
+        (b"application/json;q=0.5, text/event-stream", True),
+        (b"application/json;q=0.5,text/event-stream; q=0.6", True),
+        (b"application/json, text/event-stream", False),
+        (b"text/event-stream;q=0", False),
+        (b"text/event-stream;q=0, */*", False),
+        (b"*/*", False),
+        (b"text/*", False),
+        (b"application/json", False),
+        (b"text/event-stream;q=high", True),
+        (b"text/event-streams", False),
+        (b"", False),
+    ],
+)
+def test_who_wants_events(accept, wanted):
+    assert wants_events(accept) is wanted

@@ -1,0 +1,389 @@
+"""Clients that leave, that are slow, or that send ahead: none of them costs a backend's work, a task, or another request."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import select
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from penstock import create_app
+from penstock.app import create_router, lifespan
+from penstock.app.http.exchange import PATIENCE
+from penstock.app.settings import Settings
+from penstock.backends.base import Backend
+from penstock.backends.expressions.registry import register_backend
+from penstock.pipelines.config.load import load
+
+
+class Gate:
+    def __init__(self):
+        self.seen = []
+        self.inside = threading.Event()
+        self.open = threading.Event()
+
+
+GATE = Gate()
+
+
+@register_backend("WatchGate")
+class WatchGate(Backend):
+    """Waits at the gate with a batch of `wait`; answers lengths."""
+
+    def forward(self, batch):
+        GATE.seen += [item["data"] for item in batch]
+        if batch[0]["data"] == b"wait":
+            GATE.inside.set()
+            GATE.open.wait(10)
+        for item in batch:
+            item["result"] = len(item["data"])
+
+
+@pytest.fixture(autouse=True)
+def gate():
+    GATE.__init__()
+    yield
+    GATE.open.set()
+
+
+def config():
+    return load({"pipeline": {"name": "gate"}, "gate": {"backend": "WatchGate", "max": 4}})
+
+
+def watched(app):
+    """The app with a route that counts the loop's tasks."""
+
+    @app.get("/tasks")
+    async def tasks():
+        return len(asyncio.all_tasks())
+
+    return app
+
+
+def plain(body_timeout=20):
+    return watched(create_app(config(), settings=Settings(body_timeout=body_timeout)))
+
+
+def behind_an_http_middleware(body_timeout=20):
+    app = plain(body_timeout)
+
+    @app.middleware("http")
+    async def passes(request, call_next):
+        return await call_next(request)
+
+    return app
+
+
+def as_a_router(body_timeout=20):
+    from fastapi import FastAPI
+
+    host = FastAPI()
+    host.include_router(create_router(config(), settings=Settings(body_timeout=body_timeout)))
+    return watched(host)
+
+
+def mounted(body_timeout=20):
+    from fastapi import FastAPI
+
+    models = create_app(config(), settings=Settings(body_timeout=body_timeout))
+    host = watched(FastAPI(lifespan=lambda host: lifespan(models)))
+    host.mount("/", models)
+    return host
+
+
+HOSTS = pytest.mark.parametrize("host", [plain, behind_an_http_middleware, as_a_router, mounted])
+
+
+def until(condition, seconds=10):
+    """Poll another thread's server; there is no event to wait for over HTTP."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def inside(client):
+    lines = client.get("/metrics").text.splitlines()
+    return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith("penstock_requests_inside{"))
+
+
+def connect(client, data):
+    """A connection on which `data` has been sent."""
+    found = socket.create_connection((client.base_url.host, client.base_url.port), 10)
+    found.sendall(data)
+    return found
+
+
+def request(body, path="/predict/gate", kind="application/octet-stream", length=None):
+    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {length or len(body)}\r\n\r\n".encode() + body
+
+
+def batch_request(*images):
+    body = json.dumps({"images": [base64.b64encode(image).decode() for image in images]}).encode()
+    return request(body, "/predict/gate/batch", "application/json")
+
+
+def answers(file, count):
+    """The bodies of so many answers of status 200 from one connection."""
+    found = []
+    for _ in range(count):
+        assert file.readline() == b"HTTP/1.1 200 OK\r\n"
+        length = 0
+        while (line := file.readline()) != b"\r\n":
+            if line.lower().startswith(b"content-length:"):
+                length = int(line.split(b":")[1])
+        found.append(json.loads(file.read(length)))
+    return found
+
+
+@HOSTS
+def test_who_leaves_the_queue_never_reaches_the_backend(running, host, caplog):
+    with running(host()) as client, ThreadPoolExecutor(2) as pool:
+        tasks = client.get("/tasks").json()
+        blocker = pool.submit(client.post, "/predict/gate", content=b"wait")
+        assert GATE.inside.wait(10)
+        leaving = [connect(client, request(b"left")) for _ in range(5)]
+        leaving.append(connect(client, batch_request(b"left", b"left", b"left")))
+        stays = pool.submit(client.post, "/predict/gate", content=b"stays")
+        until(lambda: inside(client) == 1 + 5 + 3 + 1)
+        for each in leaving:
+            each.close()
+        until(lambda: inside(client) == 2)
+        GATE.open.set()
+        assert blocker.result().json() == {"result": 4}
+        assert stays.result().json() == {"result": 5}
+        assert client.post("/predict/gate", content=b"last").json() == {"result": 4}
+        until(lambda: client.get("/tasks").json() <= tasks)
+    assert GATE.seen == [b"wait", b"stays", b"last"]
+    assert not [each for each in caplog.records if each.levelno > logging.INFO], caplog.text
+
+
+@HOSTS
+def test_who_leaves_while_it_runs(running, host, caplog):
+    """Its batch goes on; the answer goes nowhere."""
+    with running(host()) as client:
+        tasks = client.get("/tasks").json()
+        leaving = [connect(client, request(b"wait"))]
+        assert GATE.inside.wait(10)
+        leaving.append(connect(client, batch_request(b"left")))
+        until(lambda: inside(client) == 2)
+        for each in leaving:
+            each.close()
+        until(lambda: inside(client) == 0)
+        GATE.open.set()
+        assert client.post("/predict/gate", content=b"next").json() == {"result": 4}
+        until(lambda: client.get("/tasks").json() <= tasks)
+    assert GATE.seen == [b"wait", b"next"]
+    assert not [each for each in caplog.records if each.levelno > logging.INFO], caplog.text
+
+
+@HOSTS
+@pytest.mark.parametrize("patient", [False, True])
+def test_who_leaves_during_the_upload(running, host, patient, caplog):
+    with running(host()) as client:
+        tasks = client.get("/tasks").json()
+        leaving = [connect(client, request(b"half", length=8)) for _ in range(5)]
+        until(lambda: client.get("/tasks").json() >= tasks + 5)
+        if patient:
+            time.sleep(3 * PATIENCE)  # they have timers now
+        for each in leaving:
+            each.close()
+        until(lambda: client.get("/tasks").json() <= tasks)
+        assert client.post("/predict/gate", content=b"next").json() == {"result": 4}
+    assert GATE.seen == [b"next"]
+    assert not [each for each in caplog.records if each.levelno > logging.INFO], caplog.text
+
+
+@HOSTS
+def test_slow_requests_keep_their_connection(running, host):
+    """Whoever listens for a departure must not take the next request."""
+    with running(host()) as client, connect(client, request(b"wait")) as wire, wire.makefile("rb") as file:
+        for opened in range(3):
+            assert GATE.inside.wait(10)
+            time.sleep(3 * PATIENCE)  # somebody listens now
+            if opened == 1:
+                wire.sendall(request(b"ahead") + batch_request(b"a", b"bc"))  # pipelined while one runs
+            GATE.inside.clear()
+            GATE.open.set()
+            assert answers(file, 1) == [{"result": 4}]
+            if opened == 1:
+                assert answers(file, 2) == [{"result": 5}, {"results": [{"result": 1}, {"result": 2}]}]
+            GATE.open.clear()
+            if opened < 2:
+                wire.sendall(request(b"wait"))
+
+
+def test_pipelined_requests_are_answered_in_order(running):
+    with running(plain()) as client:
+        sent = b"".join(request(b"x" * size) for size in range(1, 30))
+        with connect(client, sent) as wire, wire.makefile("rb") as file:
+            assert answers(file, 29) == [{"result": size} for size in range(1, 30)]
+
+
+@HOSTS
+@pytest.mark.parametrize("kind", ["application/octet-stream", "application/json"])
+def test_an_upload_that_takes_too_long_is_answered_and_ended(running, host, kind, caplog):
+    with running(host(0.3)) as client:
+        tasks = client.get("/tasks").json()
+        slow = [connect(client, request(b"half", length=8, kind=kind)) for _ in range(3)]
+        end = time.monotonic() + 10
+        while any(not readable(each) for each in slow):  # others are answered meanwhile
+            assert time.monotonic() < end
+            assert client.post("/predict/gate", content=b"others").json() == {"result": 6}
+        for each in slow:
+            with each.makefile("rb") as file:
+                head, _, body = file.read().partition(b"\r\n\r\n")  # to the end: the server has closed
+            assert head.startswith(b"HTTP/1.1 400 ") and b"connection: close" in head
+            problem = json.loads(body)
+            assert problem["code"] == "invalid_request" and "within 0.3 s (body_timeout)" in problem["detail"]
+            each.close()
+        until(lambda: client.get("/tasks").json() <= tasks)
+    assert set(GATE.seen) == {b"others"}
+    assert not [each for each in caplog.records if each.levelno > logging.INFO], caplog.text
+
+
+def readable(connection):
+    return bool(select.select([connection], [], [], 0)[0])
+
+
+@HOSTS
+def test_the_bound_is_of_the_upload_not_of_the_answer(running, host):
+    """A body that came slowly, but in time, is waited for as long as it takes."""
+    with running(host(0.2)) as client:
+        for wanted, half in (({"result": 4}, request(b"wait")), ({"results": [{"result": 4}]}, batch_request(b"wait"))):
+            GATE.__init__()
+            with connect(client, half[:-2]) as wire, wire.makefile("rb") as file:
+                time.sleep(3 * PATIENCE)  # it has a timer now
+                wire.sendall(half[-2:])
+                assert GATE.inside.wait(10)
+                assert not GATE.open.wait(0.3)  # past the bound
+                GATE.open.set()
+                assert answers(file, 1) == [wanted]
+
+
+def test_uploads_that_drip_cost_others_nothing(running):
+    with running(plain()) as client, ThreadPoolExecutor(4) as pool:
+        dripping = [connect(client, request(b"", length=1000)) for _ in range(50)]
+        for _ in range(5):
+            for each in dripping:
+                each.sendall(b"x")
+            found = list(pool.map(lambda index: client.post("/predict/gate", content=b"x" * index).json(), range(1, 21)))
+            assert found == [{"result": index} for index in range(1, 21)]
+        for each in dripping:
+            each.close()
+
+
+# without a server: what a host may do to us
+
+
+class Asgi:
+    """One request to the app in this loop. `messages` are what it receives; then nothing more."""
+
+    def __init__(self, app, *messages, path="/predict/gate"):
+        self.scope = {"type": "http", "method": "POST", "path": path, "headers": [], "asgi": {"version": "3.0"}}
+        self.messages = list(messages)
+        self.sent = []
+        self.task = asyncio.create_task(app(self.scope, self.receive, self.send))
+
+    async def receive(self):
+        if not self.messages:
+            await asyncio.Event().wait()
+        return self.messages.pop(0)
+
+    async def send(self, message):
+        self.sent.append(message)
+
+
+def body(data):
+    return {"type": "http.request", "body": data}
+
+
+async def turn_until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("many", [False, True])
+async def test_a_host_that_cancels_the_request(many, slow):
+    app = create_app(config(), settings=Settings(body_timeout=20))
+    async with lifespan(app):
+        pipeline = app.state.penstock.pipelines["gate"]
+        first = Asgi(app, body(b"wait"))
+        await turn_until(GATE.inside.is_set)
+        sent, path = (b'{"images": ["bGVmdA==", "bGVmdA=="]}', "/predict/gate/batch") if many else (b"left", "/predict/gate")
+        second = Asgi(app, body(sent), path=path)
+        await turn_until(lambda: pipeline.inside == 2 + many)
+        if slow:
+            await asyncio.sleep(3 * PATIENCE)
+        second.task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second.task
+        assert second.task.cancelled() and second.sent == [] and pipeline.inside == 1
+        GATE.open.set()
+        await first.task
+        assert first.sent[0]["status"] == 200 and GATE.seen == [b"wait"]
+
+
+async def test_a_host_that_cancels_an_upload():
+    app = create_app(config(), settings=Settings(body_timeout=20))
+    async with lifespan(app):
+        for wait in (0, 3 * PATIENCE):
+            request = Asgi(app, {"type": "http.request", "body": b"half", "more_body": True})
+            await asyncio.sleep(wait)
+            request.task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await request.task
+            assert request.sent == []
+        assert uploads_timed() == []
+
+
+async def test_a_cancellation_at_the_moment_of_the_bound_is_obeyed():
+    app = create_app(config(), settings=Settings(body_timeout=0.1))
+    async with lifespan(app):
+        request = Asgi(app, {"type": "http.request", "body": b"half", "more_body": True})
+        await turn_until(uploads_timed)
+        (timer,) = uploads_timed()
+        asyncio.get_running_loop().call_at(timer.when(), request.task.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await request.task
+        assert request.sent == []
+
+
+def uploads_timed():
+    """The timers of uploads that this loop (asyncio's own) still holds."""
+    return [handle for handle in asyncio.get_running_loop()._scheduled if not handle.cancelled() and "upload" in repr(handle)]
+
+
+async def test_no_timer_stays_when_an_upload_ends():
+    app = create_app(config(), settings=Settings(body_timeout=20))
+    async with lifespan(app):
+        for last, status in ((body(b"ful"), 200), ({"type": "http.disconnect"}, 499)):
+            request = Asgi(app, {"type": "http.request", "body": b"a", "more_body": True})
+            await turn_until(uploads_timed)
+            assert len(uploads_timed()) == 1
+            request.task.cancel()
+            await asyncio.wait([request.task])
+            assert uploads_timed() == []
+            request = Asgi(app, {"type": "http.request", "body": b"a", "more_body": True}, last)
+            await request.task
+            assert request.sent[0]["status"] == status and uploads_timed() == []
+
+
+async def test_messages_without_what_is_optional():
+    app = create_app(config(), settings=Settings())
+    async with lifespan(app):
+        request = Asgi(app, {"type": "http.request", "more_body": True}, {"type": "http.request", "body": b"four"})
+        await request.task
+        assert request.sent[1]["body"] == b'{"result":4}'
+        request = Asgi(app, {"type": "http.request"})
+        await request.task
+        assert request.sent[0]["status"] == 400

@@ -1,0 +1,550 @@
+"""Images by URL: what is refused, what is bounded, and that the connection goes to the address that was checked.
+
+Servers are on the loopback, which only the test-only `exempt` lets through. Names are resolved by the tests themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import os
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import httpx
+import pytest
+import trustme
+
+from penstock.app.factory import create_app
+from penstock.app.http import fetch as fetch_module
+from penstock.app.http.fetch import MOST_AT_ONCE, Fetcher, resolve_by_system
+from penstock.app.http.public_address import is_public
+from penstock.app.settings import Settings
+from penstock.backends.errors import DeadlineExceeded, InvalidInput, InvalidRequest, QueueFull, TooLarge
+
+NOT_PUBLIC = "unknown, or has an address that is not public"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nimage"
+
+
+class Site:
+    """A server that answers with `parts` and notes what it gets. Bytes; seconds to wait; None: until the other side has left.
+
+    `endless`: the last two for ever.
+    """
+
+    def __init__(self, *parts: bytes | float | None, endless: bool = False) -> None:
+        self.parts = parts
+        self.endless = endless
+        self.requests: list[str] = []
+        self.connections = 0
+        self.sent = 0
+        self.gone = asyncio.Event()
+        self.port = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            self.requests.append((await reader.readuntil(b"\r\n\r\n")).decode())
+            await self.send(self.parts, reader, writer)
+            while self.endless:
+                await self.send(self.parts[-2:], reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
+            pass
+        finally:
+            self.gone.set()
+            writer.close()
+
+    async def send(self, parts, reader, writer):
+        for part in parts:
+            if part is None:
+                await reader.read()
+            elif isinstance(part, bytes):
+                writer.write(part)
+                self.sent += len(part)
+                await writer.drain()
+            else:
+                await asyncio.sleep(part)
+
+
+@asynccontextmanager
+async def online(site: Site, host: str = "127.0.0.1", **options) -> AsyncIterator[Site]:
+    server = await asyncio.start_server(site.serve, host, 0, **options)
+    site.port = server.sockets[0].getsockname()[1]
+    async with server:
+        yield site
+
+
+class Names:
+    """A resolver: each name's answers in turn, the last one for ever. Notes what was asked."""
+
+    def __init__(self, **answers: list[list[str]]) -> None:
+        self.answers = {name.replace("_", "."): list(found) for name, found in answers.items()}
+        self.asked: list[str] = []
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        self.asked.append(host)
+        if host not in self.answers:
+            raise OSError("Name or service not known")
+        found = self.answers[host]
+        return found.pop(0) if len(found) > 1 else found[0]
+
+
+def fetcher(*sites: Site, names: Names | None = None, exempt=("127.0.0.1",), ports=(), **options) -> Fetcher:
+    names = names or Names(site_test=[["127.0.0.1"]])
+    bounds = {"max_bytes": 1000, "timeout": 5.0, **options}
+    return Fetcher(**bounds, ports=(*(site.port for site in sites), *ports, 80, 443), resolve=names, exempt=exempt)
+
+
+async def test_an_image():
+    async with online(Site(OK)) as site:
+        names = Names(site_test=[["127.0.0.1"]])
+        assert await fetcher(site, names=names)(f"http://Site.test:{site.port}/a/b.png?c=d#e") == b"image"
+        assert names.asked == ["site.test"]
+    (request,) = site.requests
+    head, *headers = request.strip().splitlines()
+    assert head == "GET /a/b.png?c=d HTTP/1.1"
+    assert sorted(headers) == [
+        "accept-encoding: identity", "accept: image/*", "connection: close", f"host: site.test:{site.port}", "user-agent: penstock"
+    ]  # fmt: skip
+
+
+async def test_no_length_and_chunks():
+    async with online(Site(b"HTTP/1.1 200 OK\r\n\r\n", b"ima", b"ge")) as site:
+        assert await fetcher(site)(f"http://site.test:{site.port}/") == b"image"
+    async with online(Site(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nima\r\n2\r\nge\r\n0\r\n\r\n")) as site:
+        assert await fetcher(site)(f"http://site.test:{site.port}/") == b"image"
+
+
+# the URL itself
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("ftp://site.test/a", "not of http or https"),
+        ("file:///etc/passwd", "not of http or https"),
+        ("gopher://site.test/", "not of http or https"),
+        ("//site.test/a", "not of http or https"),
+        ("site.test/a", "not of http or https"),
+        ("", "not of http or https"),
+        ("http://", "no host"),
+        ("http:///a", "no host"),
+        ("http://user:password@site.test/", "user name or password"),
+        ("http://user@site.test/", "user name or password"),
+        ("http://@site.test/", "user name or password"),
+        ("http://site.test@127.0.0.1/", "user name or password"),
+        ("http://site.test:80@127.0.0.1:80/", "user name or password"),
+        ("http://127.0.0.1\\@site.test/", "characters"),
+        ("http://site.test\\@127.0.0.1/", "characters"),
+        ("http://site.test/\r\nHost: other", "characters"),
+        ("http://site.test/a b", "characters"),
+        ("http://site.test/\x00", "characters"),
+        ("http://①②⑦.⓪.⓪.①/", "characters"),
+        ("http://localhost。test/", "characters"),
+        ("http://site.test:22/", "port 22, taken are 80, 443"),
+        ("http://site.test:0/", "port 0"),
+        ("http://site.test:99999/", "port 99999"),
+        ("https://site.test:6379/", "port 6379"),
+        ("http://site.test:abc/", "can't be read"),
+        ("http://[::1/", "can't be read"),
+        ("http://a%2eb/", "standard form"),
+        ("http://127.0.0.1%00.site.test/", "standard form"),
+        ("http://site.test/" + "a" * 2048, "more than 2048"),
+    ],
+)
+async def test_urls_that_are_not_taken(url, reason):
+    names = Names(site_test=[["127.0.0.1"]])
+    with pytest.raises(InvalidRequest, match=reason) as raised:
+        await fetcher(names=names)(url)
+    assert not names.asked and "password@" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "host", ["2130706433", "0x7f000001", "0x7f.1", "127.1", "0177.0.0.1", "017700000001", "127.0.0.1.", "0x7f.0x0.0x0.0x1", "0"]
+)
+async def test_odd_forms_of_an_address(host):
+    """The system's resolver takes them for 127.0.0.1; they are refused before it is asked."""
+    async with online(Site(OK)) as site:
+        for resolve in (resolve_by_system, Names(**{host.replace(".", "_"): [["127.0.0.1"]]})):
+            guard = Fetcher(max_bytes=10, timeout=5, ports=(site.port,), resolve=resolve)
+            with pytest.raises(InvalidRequest, match=r"standard form|can't be read"):
+                await guard(f"http://{host}:{site.port}/")
+    assert not site.connections
+
+
+async def test_odd_forms_that_get_to_the_resolver_are_refused_by_their_address(monkeypatch):
+    monkeypatch.setattr(fetch_module, "_check_host", lambda host, what: None)
+    for host in ("2130706433", "0x7f.1", "127.1", "localhost"):
+        with pytest.raises(InvalidRequest, match=NOT_PUBLIC):
+            await Fetcher(max_bytes=10, timeout=5)(f"http://{host}/")
+
+
+# addresses
+
+PRIVATE = [
+    "0.0.0.0", "10.1.2.3", "100.64.0.1", "100.100.100.200", "127.0.0.1", "127.255.255.254", "168.63.129.16", "169.254.169.254",
+    "172.16.0.1", "172.31.255.255", "192.0.0.1", "192.0.2.1", "192.88.99.1", "192.168.1.1", "198.18.0.1", "198.19.255.255",
+    "198.51.100.1", "203.0.113.1", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255", "::", "::1", "::127.0.0.1",
+    "::ffff:127.0.0.1", "::ffff:8.8.8.8", "::ffff:7f00:1", "::ffff:0:127.0.0.1", "64:ff9b::7f00:1", "64:ff9b::808:808",
+    "64:ff9b:1::a00:1", "100::1", "2001::1", "2001:0:4136:e378:8000:63bf:3fff:fdd2", "2001:db8::1", "2002:7f00:1::",
+    "2002:808:808::1", "2606:4700::5efe:7f00:1", "2606:4700::200:5efe:a00:1", "3fff::1", "4000::1", "5f00::1", "fc00::1",
+    "fd12:3456::1", "fe80::1", "fe80::1%eth0", "2606:4700::1%eth0", "fec0::1", "ff02::1", "ff0e::1",
+]  # fmt: skip
+PUBLIC = ["8.8.8.8", "1.1.1.1", "100.63.255.255", "100.128.0.1", "172.15.0.1", "172.32.0.1", "192.167.1.1", "198.17.0.1", "223.255.255.255"]
+PUBLIC_6 = ["2606:4700:4700::1111", "2a00:1450:4001:829::200e", "2001:4860:4860::8888", "3ffe::1"]
+
+
+def test_public_addresses():
+    assert [address for address in PRIVATE if is_public(address)] == []
+    assert [address for address in (*PUBLIC, *PUBLIC_6) if not is_public(address)] == []
+    assert not is_public("site.test") and not is_public("") and not is_public("127.1") and not is_public("0x7f.0.0.1")
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+async def test_private_addresses_are_refused(address):
+    """In the URL itself, and as what a name resolves to: alone, before and behind a public one."""
+    host = f"[{address.replace('%', '%25')}]" if ":" in address else address
+    with pytest.raises(InvalidRequest, match=NOT_PUBLIC) as raised:
+        await fetcher(exempt=())(f"http://{host}/")
+    assert address not in str(raised.value)
+    for found in ([address], ["8.8.8.8", address], [address, "8.8.8.8"]):
+        with pytest.raises(InvalidRequest, match=NOT_PUBLIC) as raised:
+            await fetcher(names=Names(site_test=[found]), exempt=())("http://site.test/")
+        assert address not in str(raised.value)
+
+
+async def test_unknown_names_are_answered_as_private_ones_are():
+    answers = []
+    for name in ("private.test", "unknown.test", "empty.test"):
+        with pytest.raises(InvalidRequest) as raised:
+            await fetcher(names=Names(private_test=[["10.0.0.1"]], empty_test=[[]]), exempt=())(f"http://{name}/")
+        answers.append(str(raised.value))
+    assert len(set(answers)) == 1
+
+
+async def test_a_resolver_that_rebinds():
+    """A second question would be answered with 127.0.0.1, where something listens: it is never asked, and nothing connects there."""
+    async with online(Site(OK)) as site, online(Site(OK), "127.0.0.2") as checked:
+        names = Names(site_test=[["127.0.0.2"], ["127.0.0.1"]])  # 127.0.0.2 stands for a public address
+        guard = fetcher(site, checked, names=names, exempt=("127.0.0.2",))
+        assert await guard(f"http://site.test:{checked.port}/") == b"image"
+        assert names.asked == ["site.test"] and checked.connections == 1
+        with pytest.raises(InvalidRequest, match=NOT_PUBLIC):
+            await guard(f"http://site.test:{site.port}/")
+    assert not site.connections
+
+
+async def test_a_resolver_that_rebinds_during_a_redirect():
+    """The redirect leads to the same name, which is resolved and checked anew."""
+    async with online(Site(OK)) as inner:
+        redirect = Site(f"HTTP/1.1 302 Found\r\nLocation: http://site.test:{inner.port}/\r\nContent-Length: 0\r\n\r\n".encode())
+        async with online(redirect, "127.0.0.2") as outer:
+            names = Names(site_test=[["127.0.0.2"], ["127.0.0.1"]])
+            with pytest.raises(InvalidRequest, match=NOT_PUBLIC):
+                await fetcher(inner, outer, names=names, exempt=("127.0.0.2",))(f"http://site.test:{outer.port}/")
+    assert outer.connections == 1 and not inner.connections and names.asked == ["site.test"] * 2
+
+
+async def test_the_next_address_is_tried():
+    async with online(Site(OK)) as site:
+        names = Names(site_test=[["127.0.0.3", "127.0.0.1"]])
+        assert await fetcher(site, names=names, exempt=("127.0.0.1", "127.0.0.3"))(f"http://site.test:{site.port}/") == b"image"
+        names = Names(site_test=[["127.0.0.3", "127.0.0.4"]])
+        with pytest.raises(InvalidInput, match="can't be connected"):
+            await fetcher(site, names=names, exempt=("127.0.0.3", "127.0.0.4"))(f"http://site.test:{site.port}/")
+
+
+async def test_no_proxy_from_the_environment(monkeypatch):
+    async with online(Site(OK)) as site, online(Site(OK)) as proxy:
+        for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+        assert await fetcher(site)(f"http://site.test:{site.port}/") == b"image"
+    assert site.connections == 1 and not proxy.connections
+
+
+# redirects
+
+
+def redirect_to(location: str, status: str = "302 Found", more: str = "") -> bytes:
+    return f"HTTP/1.1 {status}\r\nLocation: {location}\r\n{more}Content-Length: 0\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
+async def test_a_redirect(status):
+    async with online(Site(OK)) as target:
+        more = "Set-Cookie: a=b; Path=/\r\n"
+        async with online(Site(redirect_to(f"http://site.test:{target.port}/x", status, more))) as site:
+            assert await fetcher(site, target)(f"http://site.test:{site.port}/") == b"image"
+    assert target.requests[0].startswith("GET /x HTTP/1.1\r\n") and "cookie" not in target.requests[0].lower()
+
+
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("http://127.0.0.2:{port}/", NOT_PUBLIC),
+        ("http://127.0.0.1/", "port 80"),
+        ("http://169.254.169.254:{port}/latest/meta-data", NOT_PUBLIC),
+        ("//169.254.1.1:{port}/", NOT_PUBLIC),
+        ("http://[::1]:{port}/", NOT_PUBLIC),
+        ("http://[::ffff:127.0.0.2]:{port}/", NOT_PUBLIC),
+        ("http://[64:ff9b::7f00:1]:{port}/", NOT_PUBLIC),
+        ("http://2130706433:{port}/", "standard form"),
+        ("http://inner.test:{port}/", NOT_PUBLIC),
+        ("http://site.test:22/", "port 22"),
+        ("http://user:pw@site.test:{port}/", "user name or password"),
+        ("file:///etc/passwd", "not of http or https"),
+        ("http://[::1/", "no URL"),
+        ("", "redirected to nowhere"),
+    ],
+)
+async def test_redirects_that_are_not_followed(location, reason):
+    async with online(Site(OK), "127.0.0.2") as inner, online(Site(redirect_to(location.format(port=inner.port)))) as site:
+        names = Names(site_test=[["127.0.0.1"]], inner_test=[["127.0.0.2"]])
+        guard = Fetcher(max_bytes=10, timeout=5, ports=(site.port, inner.port), resolve=names, exempt=("127.0.0.1",))
+        with pytest.raises((InvalidRequest, InvalidInput), match=reason):
+            await guard(f"http://site.test:{site.port}/")
+    assert site.connections == 1 and not inner.connections
+
+
+async def test_a_circle_of_redirects():
+    async with online(Site(redirect_to("/again"))) as site:
+        with pytest.raises(InvalidInput, match="redirected more than 3 times"):
+            await fetcher(site)(f"http://site.test:{site.port}/")
+    assert site.connections == 4
+
+
+# bounds
+
+
+async def test_a_slow_body():
+    async with online(Site(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n", b"x", 0.01, endless=True)) as site:
+        with pytest.raises(InvalidInput, match=r"did not come within 0\.3 s \(url_timeout\)"):
+            await fetcher(site, timeout=0.3)(f"http://site.test:{site.port}/")
+        with pytest.raises(DeadlineExceeded):
+            await fetcher(site)(f"http://site.test:{site.port}/", 0.2)
+        await asyncio.wait_for(site.gone.wait(), 5)
+
+
+async def test_a_host_that_says_nothing():
+    async with online(Site(30.0)) as site:
+        with pytest.raises(InvalidInput, match="url_timeout"):
+            await fetcher(site, timeout=0.2)(f"http://site.test:{site.port}/")
+
+
+async def test_a_slow_resolver():
+    async def resolve(host, port):
+        await asyncio.sleep(30)
+
+    with pytest.raises(InvalidInput, match="url_timeout"):
+        await Fetcher(max_bytes=10, timeout=0.1, resolve=resolve)("http://site.test/")
+
+
+@pytest.mark.parametrize("head", [b"", b"Transfer-Encoding: chunked\r\n"])
+async def test_an_endless_body(head):
+    data = b"400\r\n" + b"x" * 1024 + b"\r\n" if head else b"x" * 1024
+    async with online(Site(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n", data, 0.0, endless=True)) as site:
+        with pytest.raises(TooLarge, match=r"more than 10000 bytes \(max_body\)"):
+            await fetcher(site, max_bytes=10_000)(f"http://site.test:{site.port}/")
+        await asyncio.wait_for(site.gone.wait(), 5)
+
+
+async def test_endless_headers():
+    async with online(Site(b"HTTP/1.1 200 OK\r\n", b"X-A: " + b"x" * 1024 + b"\r\n", 0.0, endless=True)) as site:
+        with pytest.raises(InvalidInput, match="did not answer with HTTP"):
+            await fetcher(site)(f"http://site.test:{site.port}/")
+
+
+@pytest.mark.parametrize("length", [b"1001", b"99999999999999999999999", b"9" * 5000])
+async def test_a_length_above_the_bound(length):
+    async with online(Site(b"HTTP/1.1 200 OK\r\nContent-Length: " + length + b"\r\n\r\n", 30.0)) as site:
+        with pytest.raises((TooLarge, InvalidInput), match=r"more than 1000 bytes|with HTTP"):
+            await fetcher(site)(f"http://site.test:{site.port}/")
+
+
+async def test_exactly_the_bound():
+    async with online(Site(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 1000)) as site:
+        assert len(await fetcher(site)(f"http://site.test:{site.port}/")) == 1000
+
+
+@pytest.mark.parametrize("encoding", [b"gzip", b"deflate", b"br", b"identity, gzip"])
+async def test_what_is_packed_is_not_unpacked(encoding):
+    bomb = gzip.compress(bytes(500_000))
+    assert len(bomb) < 1000
+    answer = b"HTTP/1.1 200 OK\r\nContent-Encoding: %s\r\nContent-Length: %d\r\n\r\n%s" % (encoding, len(bomb), bomb)
+    async with online(Site(answer)) as site:
+        with pytest.raises(InvalidInput, match="compressed"):
+            await fetcher(site)(f"http://site.test:{site.port}/")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "status 404"),
+        (b"HTTP/1.1 206 Partial\r\nContent-Length: 1\r\n\r\nx", "status 206"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "no bytes"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort", "broke off"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "did not answer with HTTP"),
+        (b"", "did not answer with HTTP"),
+    ],
+)
+async def test_answers_without_an_image(answer, reason):
+    async with online(Site(answer)) as site:
+        with pytest.raises(InvalidInput, match=reason) as raised:
+            await fetcher(site)(f"http://site.test:{site.port}/")
+    assert "SSH" not in str(raised.value)
+
+
+async def test_so_many_at_once():
+    async with online(Site(30.0)) as site:
+        guard = fetcher(site)
+        url = f"http://site.test:{site.port}/"
+        tasks = [asyncio.create_task(guard(url)) for _ in range(MOST_AT_ONCE)]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull):
+            await guard(url)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert guard.inside == 0
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA()
+
+
+@pytest.mark.parametrize(
+    ("name", "trusted", "good"),
+    [("site.test", True, True), ("other.test", True, False), ("127.0.0.1", True, False), ("site.test", False, False)],
+)
+async def test_certificates_are_verified_by_name(authority, name, trusted, good):
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(server_context)
+    asked = []
+    server_context.sni_callback = lambda connection, host, context: asked.append(host)
+    client_context = ssl.create_default_context()
+    if trusted:
+        authority.configure_trust(client_context)
+    async with online(Site(OK), ssl=server_context) as site:
+        guard = fetcher(site, ssl_context=client_context)
+        if good:
+            assert await guard(f"https://site.test:{site.port}/") == b"image"
+        else:
+            with pytest.raises(InvalidInput, match="no certificate that can be verified"):
+                await guard(f"https://site.test:{site.port}/")
+            assert not site.requests
+    assert asked == ["site.test"]
+
+
+async def test_a_certificate_that_nobody_vouches_for_by_default(authority):
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("site.test").configure_cert(server_context)
+    async with online(Site(OK), ssl=server_context) as site:
+        with pytest.raises(InvalidInput, match="no certificate that can be verified"):
+            await fetcher(site)(f"https://site.test:{site.port}/")
+
+
+async def test_a_host_that_speaks_no_tls():
+    async def answer(reader, writer):
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(InvalidInput, match="speaks no TLS"):
+            await fetcher(ports=(port,))(f"https://site.test:{port}/")
+
+
+# the server
+
+
+@pytest.fixture
+def allow(monkeypatch):
+    """Settings under which a server takes the test's own site for a public one."""
+
+    def settings(*ports, **others):
+        names = Names(site_test=[["127.0.0.1"]])
+        monkeypatch.setattr(fetch_module, "Fetcher", partial(Fetcher, resolve=names, exempt=("127.0.0.1",)))
+        return Settings(**{"allow_url": True, "url_ports": ",".join(map(str, ports)), **others})
+
+    return settings
+
+
+def test_off_by_default(running, digits):
+    with running(create_app(digits, settings=Settings())) as client:
+        answer = client.post("/predict/digits", json={"url": "http://127.0.0.1/"})
+        assert answer.status_code == 400 and answer.json()["code"] == "invalid_request"
+        assert "the operator has not allowed them (allow_url)" in answer.json()["detail"]
+
+
+async def test_the_server_fetches(running, digits, digit, allow):
+    image = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(digit), digit)
+    async with online(Site(image)) as site:
+        url = f"http://site.test:{site.port}/three.png"
+
+        def ask():
+            with running(create_app(digits, settings=allow(site.port, max_body=len(digit) + 100))) as client:
+                headers = {"Authorization": "Bearer secret", "Cookie": "a=b", "X-Request-Id": "mine"}
+                good = client.post("/predict/digits", json={"url": url}, headers=headers)
+                both = client.post("/predict/digits", json={"url": url, "image": ""})
+                number = client.post("/predict/digits", json={"url": 7})
+                port = client.post("/predict/digits", json={"url": "http://site.test/"})
+                private = client.post("/predict/digits", json={"url": f"http://127.0.0.2:{site.port}/"})
+                many = client.post("/predict/digits/batch", json={"url": url})
+            return good, both, number, port, private, many
+
+        good, *bad = await asyncio.to_thread(ask)
+    assert good.status_code == 200 and good.json()["label"] == "three" and good.headers["server-timing"]
+    assert len(site.requests) == 1 and "secret" not in site.requests[0] and "mine" not in site.requests[0]
+    assert [(answer.status_code, answer.json()["code"]) for answer in bad] == [(400, "invalid_request")] * 5
+    assert [
+        piece in answer.json()["detail"]
+        for piece, answer in zip(("'url'", "'url' is a int", "port 80", "not public", "'url'"), bad, strict=True)
+    ]
+
+
+async def test_the_deadline_of_a_request_holds_for_fetching(running, digits, allow):
+    async with online(Site(30.0)) as site:
+
+        def ask():
+            with running(create_app(digits, settings=allow(site.port, url_timeout=0.5))) as client:
+                answers = [client.post("/predict/digits", json={"url": f"http://site.test:{site.port}/"}, headers=headers) for headers in (
+                    {"Penstock-Deadline-Ms": "100"}, {},
+                )]  # fmt: skip
+            return [(answer.status_code, answer.json()["code"]) for answer in answers]
+
+        assert await asyncio.to_thread(ask) == [(504, "deadline_exceeded"), (422, "invalid_input")]
+
+
+async def test_a_client_that_leaves_ends_the_fetching(running, digits, allow):
+    """The server lets go of the site at once, and not when its time is over."""
+    loop = asyncio.get_running_loop()
+    ended = []
+    async with online(Site(None)) as site:
+
+        def ask():
+            with running(create_app(digits, settings=allow(site.port))) as client:
+                with pytest.raises(httpx.ReadTimeout):
+                    client.post("/predict/digits", json={"url": f"http://site.test:{site.port}/"}, timeout=0.3)
+                assert site.requests
+                ended.append(asyncio.run_coroutine_threadsafe(asyncio.wait_for(site.gone.wait(), 5), loop).result(6))
+
+        await asyncio.to_thread(ask)
+    assert ended
+
+
+@pytest.mark.parametrize("allowed", ["false", "true"])
+def test_httpx_is_imported_only_where_urls_are_allowed(digits, allowed):
+    code = "import sys; from penstock.app import create_app; create_app(sys.argv[1]); print('httpx' in sys.modules)"
+    environment = os.environ | {"PENSTOCK_ALLOW_URL": allowed}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(digits)], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == f"{allowed == 'true'}\n"

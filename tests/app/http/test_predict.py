@@ -1,0 +1,768 @@
+"""Predict requests over real sockets: every way to send an image, what comes back, and every error of the table."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import re
+import socket
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import jsonschema
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from penstock import create_app
+from penstock.app import create_router, lifespan
+from penstock.app.settings import Settings
+from penstock.backends.base import Backend
+from penstock.backends.errors import InvalidInput
+from penstock.backends.expressions.registry import register_backend
+from penstock.pipelines.config.load import load
+
+
+class Probe:
+    """What the backend below has seen, and the gate it waits at."""
+
+    def __init__(self):
+        self.seen = []
+        self.inside = threading.Event()
+        self.gate = threading.Event()
+
+
+PROBE = Probe()
+
+
+@register_backend("PredictProbe")
+class PredictProbe(Backend):
+    """Answers the data's length; some data are orders."""
+
+    def forward(self, batch):
+        for item in batch:
+            data = item["data"]
+            PROBE.seen.append(data)
+            item["note"], item["hidden"] = "declared", "not declared"
+            if data == b"wait":
+                PROBE.inside.set()
+                PROBE.gate.wait(10)
+            if data == b"slow":
+                time.sleep(0.05)
+            if data == b"fail":
+                raise ValueError("secret of /etc/model")
+            if data == b"unreadable":
+                item["error"] = InvalidInput("not an image file")
+            elif data == b"odd":
+                item["result"] = object()
+            elif data != b"break":
+                item["result"] = len(data)
+
+
+@pytest.fixture(autouse=True)
+def probe():
+    PROBE.__init__()
+    yield
+    PROBE.gate.set()
+
+
+def config(**pipeline):
+    table = {"name": "probe", "outputs": {"note": {"kind": "text"}}, **pipeline}
+    return load({"pipeline": table, "probe": {"backend": "PredictProbe", "max": 8}})
+
+
+@pytest.fixture(scope="module")
+def client(running):
+    settings = Settings(max_body=100_000, max_images=3, body_timeout=5)
+    with running(create_app(config(), settings=settings)) as client:
+        yield client
+
+
+@pytest.fixture
+def fresh(running):
+    """A server without a past: what it has learnt of its speed decides what it takes in."""
+    with running(create_app(config())) as client:
+        yield client
+
+
+class Wire:
+    """A connection, written and read by the byte."""
+
+    def __init__(self, client):
+        self.socket = socket.create_connection((client.base_url.host, client.base_url.port), 10)
+        self.file = self.socket.makefile("rb")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+        self.socket.close()
+
+    def send(self, data):
+        self.socket.sendall(data)
+
+    def read(self):
+        """Status, headers, body of the next answer; None where the server has closed."""
+        line = self.file.readline()
+        if not line:
+            return None
+        headers = http.client.parse_headers(self.file)
+        return int(line.split()[1]), headers, self.file.read(int(headers.get("content-length", 0)))
+
+
+def head(path="/predict/probe", length=None, method="POST", **headers):
+    lines = [f"{method} {path} HTTP/1.1", "Host: test", *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, *([] if length is None else [f"Content-Length: {length}"]), "", ""]).encode()
+
+
+def problem(answer, status, code, detail=""):
+    """Whether an answer is this problem, whole and in its form."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    found = answer.json()
+    assert (found["type"], found["status"], found["code"]) == ("about:blank", status, code)
+    assert found["title"] and detail in found["detail"], found
+    assert found["request_id"] == answer.headers["x-request-id"]
+    assert ("retry-after" in answer.headers) == (status in (429, 503))
+    assert "Traceback" not in answer.text and "secret" not in answer.text
+    return found
+
+
+# ways to send an image
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+@pytest.mark.parametrize(
+    "kind", ["image/png", "image/jpeg; q=1", "IMAGE/PNG", None, "", "application/octet-stream", "application/x-www-form-urlencoded"]
+)
+def test_the_raw_body(client, digit, method, kind):
+    headers = {} if kind is None else {"Content-Type": kind}
+    answer = client.request(method, "/predict/probe", content=digit, headers=headers)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    assert answer.json() == {"result": len(digit), "note": "declared"}
+    assert PROBE.seen == [digit]
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_multipart_and_json(client, digit, method):
+    encoded = base64.b64encode(digit).decode()
+    ways = [
+        {"files": {"image": ("digit.png", digit, "image/png")}},
+        {"files": {"image": digit}},
+        {"json": {"image": encoded}},
+        {"json": {"image": f"data:image/png;base64,{encoded}"}},
+        {"content": json.dumps({"image": encoded}), "headers": {"Content-Type": "application/json; charset=utf-8"}},
+        {"content": json.dumps({"image": encoded}) + "\n"},  # no type: it looks like JSON
+    ]
+    for way in ways:
+        assert client.request(method, "/predict/probe", **way).json()["result"] == len(digit)
+    assert PROBE.seen == [digit] * len(ways)
+
+
+def test_a_chunked_body_in_pieces(client, digit):
+    assert client.post("/predict/probe", content=iter([digit[:5], digit[5:9], digit[9:]])).json()["result"] == len(digit)
+    assert PROBE.seen == [digit]
+
+
+def test_large_bodies_are_parsed_beside_the_loop(running, digit):
+    large = digit + bytes(3_000_000)
+    with running(create_app(config())) as client:
+        assert client.post("/predict/probe", files={"image": large}).json()["result"] == len(large)
+        assert client.post("/predict/probe", json={"image": base64.b64encode(large).decode()}).json()["result"] == len(large)
+        assert client.post("/predict/probe", content=large).json()["result"] == len(large)
+    assert PROBE.seen == [large] * 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-T", "FILE"],
+        ["--data-binary", "@FILE"],
+        ["--data-binary", "@FILE", "-H", "Content-Type: image/png"],
+        ["-F", "image=@FILE"],
+        ["-F", "image=<FILE;type=image/png"],
+        ["-H", "Expect: 100-continue", "--data-binary", "@FILE"],
+        ["-H", "Transfer-Encoding: chunked", "-T", "FILE"],
+    ],
+    ids=" ".join,
+)
+def test_curl(running, digits, digit, tmp_path, arguments):
+    file = tmp_path / "digit.png"
+    file.write_bytes(digit)
+    with running(create_app(digits)) as client:
+        command = ["curl", "-sS", "--max-time", "20", *[each.replace("FILE", str(file)) for each in arguments]]
+        done = subprocess.run([*command, f"{client.base_url}/predict/digits"], capture_output=True, timeout=30, check=True)
+    assert json.loads(done.stdout)["label"] == "three", done
+
+
+# what comes back
+
+
+def test_a_given_request_id_comes_back(client):
+    answer = client.post("/predict/probe", content=b"x", headers={"X-Request-Id": "photo-1"})
+    assert answer.headers["x-request-id"] == "photo-1"
+    problem(client.post("/predict/probe", content=b"", headers={"X-Request-Id": "photo-1"}), 400, "invalid_request")
+
+
+@pytest.mark.parametrize("sent", ["", "a b", "x" * 129, "naïve".encode(), "tab\there"])
+def test_an_unfit_request_id_is_replaced(client, sent):
+    found = {client.post("/predict/probe", content=b"x", headers={"X-Request-Id": sent}).headers["x-request-id"] for _ in range(2)}
+    assert len(found) == 2 and sent not in found
+    assert all(re.fullmatch(r"[0-9a-f]+-[0-9a-f]+", each) for each in found)
+
+
+def timings(answer):
+    """Server-Timing as {name: (milliseconds, description)}."""
+    found = {}
+    for metric in answer.headers["server-timing"].split(", "):
+        name, *parameters = metric.split(";")
+        values = dict(each.split("=", 1) for each in parameters)
+        found[name] = float(values["dur"]), values.get("desc", "").strip('"')
+    return found
+
+
+def test_server_timing(running):
+    with running(create_app(config())) as client, ThreadPoolExecutor(4) as pool:
+        blocker = pool.submit(client.post, "/predict/probe", content=b"wait")
+        assert PROBE.inside.wait(10)
+        others = [pool.submit(client.post, "/predict/probe", content=b"slow") for _ in range(3)]
+        wait_inside(client, 4)
+        PROBE.gate.set()
+        assert timings(blocker.result())["run.probe"][1] == "batch 1"
+        for other in others:
+            found = timings(other.result())
+            assert set(found) == {"queue.probe", "run.probe"}
+            assert found["queue.probe"][0] > 0 and found["run.probe"][0] >= 150 and found["run.probe"][1] == "batch 3"
+        assert "server-timing" not in client.post("/predict/probe", content=b"unreadable").headers
+
+
+def wait_inside(client, count, name="probe"):
+    """Until so many requests are inside."""
+    end = time.monotonic() + 10
+    while inside(client, name) != count:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def inside(client, name):
+    found = re.search(rf'^penstock_requests_inside{{pipeline="{name}"}} (\S+)', client.get("/metrics").text, re.M)
+    return float(found[1])
+
+
+def test_timings_of_every_node(running):
+    nodes = {"one": {"backend": "Identity", "next": "two"}, "two": {"backend": "Identity"}}
+    with running(create_app(load({"pipeline": {"name": "chain"}, **nodes}))) as client:
+        found = timings(client.post("/predict/chain", content=b"x"))
+    assert list(found) == ["queue.one", "run.one", "queue.two", "run.two"]
+
+
+def test_no_result_is_an_answer_and_only_declared_outputs_are_told(client):
+    assert client.post("/predict/probe", content=b"break").json() == {"result": None, "note": "declared"}
+    assert client.post("/predict/probe", content=b"four").json() == {"result": 4, "note": "declared"}
+
+
+def test_a_soft_failure(client):
+    problem(client.post("/predict/probe", content=b"unreadable"), 422, "invalid_input", "not an image file")
+
+
+def test_a_batch_mixes_results_and_problems(client):
+    files = [("images", each) for each in (b"four", b"unreadable", b"fail")]
+    for answer in (
+        client.post("/predict/probe/batch", files=files),
+        client.put("/predict/probe/batch", json={"images": [base64.b64encode(each).decode() for _, each in files]}),
+    ):
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+        good, soft, failed = answer.json()["results"]
+        assert good == {"result": 4, "note": "declared"}
+        assert (soft["status"], soft["code"], soft["detail"]) == (422, "invalid_input", "not an image file")
+        assert (failed["status"], failed["code"]) == (500, "backend_error") and "secret" not in answer.text
+        assert soft["request_id"] == failed["request_id"] == answer.headers["x-request-id"]
+
+
+def test_what_has_no_json_form_is_a_problem_of_that_image_alone(client):
+    answer = client.post("/predict/probe/batch", files=[("images", b"four"), ("images", b"odd"), ("images", b"four")])
+    first, odd, last = answer.json()["results"]
+    assert first == last == {"result": 4, "note": "declared"}
+    assert odd["code"] == "backend_error" and "JSON" in odd["detail"]
+    problem(client.post("/predict/probe", content=b"odd"), 500, "backend_error", "JSON")
+
+
+def test_a_batch_queues_its_items_together(running):
+    with running(create_app(config())) as client:
+        answer = client.post("/predict/probe/batch", files=[("images", b"%d" % index) for index in range(8)])
+        assert len(answer.json()["results"]) == 8
+        sizes = re.findall(r"penstock_batch_size_(?:sum|count){.*} (\S+)", client.get("/metrics").text)
+    assert sorted(map(float, sizes)) == [1, 8]
+    assert PROBE.seen == [b"%d" % index for index in range(8)]
+
+
+def test_a_batch_of_which_some_find_no_room(running):
+    with running(create_app(config(max_requests=2))) as client:
+        good, other, refused = client.post("/predict/probe/batch", files=[("images", b"four")] * 3).json()["results"]
+        assert good == other == {"result": 4, "note": "declared"}
+        assert (refused["status"], refused["code"]) == (429, "queue_full")
+
+
+# errors
+
+
+@pytest.mark.parametrize("path", ["/predict/probe", "/predict/probe/batch"])
+@pytest.mark.parametrize(
+    ("sent", "status", "detail"),
+    [
+        ({"content": b"[1]", "headers": {"Content-Type": "application/json"}}, 400, "JSON list"),
+        ({"content": b'{"image": ', "headers": {"Content-Type": "application/json"}}, 400, "no JSON"),
+        ({"content": b"[" * 50_000, "headers": {"Content-Type": "application/json"}}, 400, "no JSON"),
+        ({"content": b"", "headers": {"Content-Type": "application/json"}}, 400, "no JSON"),
+        ({"content": b'{"\xff": 1}'}, 400, "no JSON"),
+        ({"json": {}}, 400, "no 'image"),
+        ({"json": {"IMAGE": ""}}, 400, "unknown key 'IMAGE'"),
+        ({"files": {"picture": b"x"}}, 400, "unknown field 'picture'"),
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 400, "no boundary"),
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary*1=a; boundary*=b"}}, 400, "no boundary"),
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, 400, "malformed"),
+        ({"content": b"", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, 400, "cut off"),
+        ({"content": b"x", "headers": {"Content-Type": "text/html"}}, 415, "'text/html'"),
+        ({"content": b"x", "headers": {"Content-Type": "x" * 10_000}}, 415, "not understood"),
+        ({"data": {"image": "cat.jpg"}}, 415, "a form without files"),
+    ],
+)
+def test_bad_bodies(client, path, sent, status, detail):
+    found = problem(client.post(path, **sent), status, {400: "invalid_request", 415: "unsupported_media"}[status], detail)
+    assert len(found["detail"]) < 300 and PROBE.seen == []
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "detail"),
+    [
+        ({"content": b""}, 400, "the body is empty"),
+        ({}, 400, "the body is empty"),
+        ({"json": {"image": "a*b"}}, 400, "no base64"),
+        ({"json": {"image": "Zm9"}}, 400, "no base64"),
+        ({"json": {"image": "é"}}, 400, "no base64"),
+        ({"json": {"image": 7}}, 400, "is a int, expected a base64 string"),
+        ({"json": {"image": ["Zm91cg=="]}}, 400, "is a list"),
+        ({"json": {"images": ["Zm91cg=="]}}, 400, "unknown key 'images'"),
+        ({"files": [("image", b"x"), ("image", b"x")]}, 400, "2 fields 'image'"),
+        ({"files": [("image", b"x")] * 5}, 400, "5 fields 'image'"),
+        ({"files": [("image", b"x")] * 50}, 400, "more than 8 parts"),
+    ],
+)
+def test_bad_bodies_of_one_image(client, sent, status, detail):
+    problem(client.post("/predict/probe", **sent), status, "invalid_request", detail)
+    assert PROBE.seen == []
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "detail"),
+    [
+        ({"content": b"raw", "headers": {"Content-Type": "image/png"}}, 415, "several images"),
+        ({"content": b"raw"}, 415, "several images"),
+        ({"json": {"images": []}}, 400, "no image in the request"),
+        ({"json": {"images": "Zm91cg=="}}, 400, "is a str"),
+        ({"json": {"images": ["Zm91cg==", "*"]}}, 400, "images[1]"),
+        ({"json": {"images": ["Zm91cg=="] * 4}}, 413, "4 images, at most 3"),
+        ({"files": [("images", b"x")] * 4}, 413, "4 images, at most 3"),
+        ({"files": [("images", b"x")] * 100}, 413, "more than 3 parts"),
+    ],
+)
+def test_bad_batches(client, sent, status, detail):
+    code = {400: "invalid_request", 413: "too_large", 415: "unsupported_media"}[status]
+    problem(client.post("/predict/probe/batch", **sent), status, code, detail)
+    assert PROBE.seen == []
+
+
+def test_unknown_pipelines_and_paths(client):
+    for path in ("/predict/prob", "/predict/prob/batch"):
+        problem(client.post(path, content=b"x"), 404, "not_found", "no pipeline 'prob', did you mean 'probe'?")
+    for path in ("/predict/", "/predict/probe/batch/more", "/predict/probe/other", "/predict", "/predict//probe", "/PREDICT/probe"):
+        for method in ("POST", "PUT", "GET"):
+            assert client.request(method, path, content=b"x").status_code == 404, path
+    assert client.post("/predict/%70robe", content=b"four").json()["result"] == 4
+    assert client.post("/predict/probe%2Fbatch", json={"images": ["Zm91cg=="]}).json()["results"][0]["result"] == 4
+    assert client.post("/predict/probe?x=1", content=b"four").json()["result"] == 4
+    assert PROBE.seen == [b"four"] * 3
+
+
+@pytest.mark.parametrize("path", ["/predict/probe", "/predict/probe/batch"])
+@pytest.mark.parametrize("method", ["GET", "DELETE", "PATCH", "OPTIONS"])
+def test_wrong_methods(client, running, path, method):
+    answer = client.request(method, path)
+    problem(answer, 405, "method_not_allowed")
+    assert set(answer.headers["allow"].split(", ")) == {"POST", "PUT"}
+
+
+def test_a_pipeline_named_batch(running):
+    pipeline = load("PredictProbe", name="batch")
+    with running(create_app(pipeline)) as client:
+        assert client.post("/predict/batch", content=b"four").json() == {"result": 4}
+        assert client.post("/predict/batch/batch", files=[("images", b"four")]).json() == {"results": [{"result": 4}]}
+
+
+@pytest.mark.parametrize("value", ["soon", "-1", "0", "nan", "inf", "", "1e999", "0x10"])
+def test_deadlines_that_are_none(client, value):
+    problem(client.post("/predict/probe", content=b"x", headers={"Penstock-Deadline-Ms": value}), 400, "invalid_request", "positive number")
+    assert PROBE.seen == []
+
+
+def test_deadlines(fresh):
+    client = fresh
+    for value in ("1000", "2500.5", "99999999999"):
+        assert client.post("/predict/probe", content=b"four", headers={"Penstock-Deadline-Ms": value}).status_code == 200
+    with ThreadPoolExecutor(1) as pool:
+        blocker = pool.submit(client.post, "/predict/probe", content=b"wait")
+        assert PROBE.inside.wait(10)
+        short = {"Penstock-Deadline-Ms": "60"}
+        problem(client.post("/predict/probe", content=b"late", headers=short), 504, "deadline_exceeded", "while")
+        (late,) = client.post("/predict/probe/batch", files=[("images", b"late")], headers=short).json()["results"]
+        assert (late["status"], late["code"]) == (504, "deadline_exceeded")
+        PROBE.gate.set()
+        assert blocker.result().status_code == 200
+    assert b"late" not in PROBE.seen
+
+
+def test_the_upload_counts_for_the_deadline(client):
+    for path in ("/predict/probe", "/predict/probe/batch"):
+        problem(passed_while_uploading(client, path), 504, "deadline_exceeded", "before the body had arrived")
+    assert PROBE.seen == []
+
+
+@pytest.mark.parametrize("value", ["high", "-1", "1.5", "0", "", "99", "9" * 50])
+def test_priorities_that_are_none(running, value):
+    node = {"backend": "PredictProbe", "priority_levels": 3}
+    with running(create_app(load({"pipeline": {"name": "probe"}, "node": node}))) as client:
+        headers = {"Penstock-Priority": value}
+        problem(client.post("/predict/probe", content=b"x", headers=headers), 400, "invalid_request", "1 is the highest")
+        problem(client.post("/predict/probe/batch", files={"images": b"x"}, headers=headers), 400, "invalid_request", "1 is the highest")
+        assert client.post("/predict/probe", content=b"four", headers={"Penstock-Priority": "3"}).json() == {"result": 4}
+    assert PROBE.seen == [b"four"]
+
+
+def test_priorities_where_there_are_none(client):
+    answer = client.post("/predict/probe", content=b"x", headers={"Penstock-Priority": "1"})
+    problem(answer, 400, "invalid_request", "has no priorities")
+
+
+def test_priority_decides_who_goes_first(running):
+    node = {"backend": "PredictProbe", "priority_levels": 3, "max": 1}
+    with running(create_app(load({"pipeline": {"name": "probe"}, "node": node}))) as client, ThreadPoolExecutor(3) as pool:
+        pool.submit(client.post, "/predict/probe", content=b"wait")
+        assert PROBE.inside.wait(10)
+        pool.submit(client.post, "/predict/probe", content=b"low", headers={"Penstock-Priority": "3"})
+        wait_inside(client, 2)
+        pool.submit(client.post, "/predict/probe", content=b"high", headers={"Penstock-Priority": "1"})
+        wait_inside(client, 3)
+        PROBE.gate.set()
+    assert PROBE.seen == [b"wait", b"high", b"low"]
+
+
+def test_too_many_inside(running):
+    with running(create_app(config(max_requests=1))) as client, ThreadPoolExecutor(1) as pool:
+        blocker = pool.submit(client.post, "/predict/probe", content=b"wait")
+        assert PROBE.inside.wait(10)
+        for path, sent in (("", {"content": b"x"}), ("/batch", {"files": {"images": b"x"}})):
+            answer = client.post(f"/predict/probe{path}", **sent)
+            problem(answer, 429, "queue_full", "max_requests")
+            assert int(answer.headers["retry-after"]) >= 1
+        PROBE.gate.set()
+        assert blocker.result().status_code == 200
+        assert client.post("/predict/probe", content=b"four").status_code == 200
+
+
+def test_who_is_refused_need_not_send_the_body(running):
+    with running(create_app(config(max_requests=1))) as client, ThreadPoolExecutor(1) as pool:
+        blocker = pool.submit(client.post, "/predict/probe", content=b"wait")
+        assert PROBE.inside.wait(10)
+        with Wire(client) as wire:
+            wire.send(head(length=1000))  # not one byte of it
+            status, _, body = wire.read()
+            assert status == 429 and json.loads(body)["code"] == "queue_full"
+            PROBE.gate.set()
+            assert blocker.result().status_code == 200
+            wire.send(b"x" * 1000 + head(length=4) + b"four")
+            assert wire.read()[0] == 200
+    assert PROBE.seen == [b"wait", b"four"]
+
+
+def test_a_wait_that_would_be_too_long(fresh):
+    client = fresh
+    for _ in range(3):
+        client.post("/predict/probe", content=b"slow")
+    with ThreadPoolExecutor(1) as pool:
+        blocker = pool.submit(client.post, "/predict/probe", content=b"wait")
+        assert PROBE.inside.wait(10)
+        answer = client.post("/predict/probe", content=b"x", headers={"Penstock-Deadline-Ms": "20"})
+        problem(answer, 429, "overloaded", "an answer would take about")
+        PROBE.gate.set()
+        blocker.result()
+    assert b"x" not in PROBE.seen
+
+
+def test_not_ready(running):
+    with running(Starlette(routes=[Mount("/models", create_app(config()))])) as client:  # nobody runs its lifespan
+        for path, sent in (("", {"content": b"x"}), ("/batch", {"files": {"images": b"x"}})):
+            problem(client.post(f"/models/predict/probe{path}", **sent), 503, "not_ready", "probe")
+
+
+def test_a_backend_that_raises(client):
+    found = problem(client.post("/predict/probe", content=b"fail"), 500, "backend_error", "node 'probe'")
+    assert "PredictProbe" in found["detail"] and "ValueError" in found["detail"]
+
+
+def test_a_failure_is_logged_with_its_request_pipeline_and_node(client, caplog):
+    client.post("/predict/probe", content=b"fail", headers={"X-Request-Id": "photo-1"})
+    (record,) = (record for record in caplog.records if record.name == "penstock.executor")
+    assert (record.request_id, record.pipeline, record.node) == ("photo-1", "probe", "probe")
+
+
+def test_a_pipeline_that_is_replaced_while_the_body_comes(running, tmp_path):
+    (tmp_path / "probe.toml").write_text('[probe]\nbackend = "PredictProbe"\n')
+    settings = Settings(admin_token="token", allow_model_control=True)
+    with running(create_app(tmp_path / "probe.toml", settings=settings)) as client, Wire(client) as wire:
+        wire.send(head(length=4) + b"ab")
+        assert client.get("/health/ready").status_code == 200  # by now the head has been read
+        assert client.post("/pipelines/probe/load", headers={"Authorization": "Bearer token"}).status_code == 200
+        wire.send(b"cd")
+        status, _, body = wire.read()
+        assert (status, json.loads(body)) == (200, {"result": 4})
+
+
+def test_our_own_mistakes_are_named_by_their_request_id_only(running, caplog):
+    app = create_app(config())
+    with running(app) as client:
+        app.state.penstock.pipelines["probe"].answer_keys = None  # a mistake of ours, as good as any
+        found = problem(client.post("/predict/probe", content=b"x", headers={"X-Request-Id": "mine"}), 500, "internal", "request id")
+        assert found["detail"] == "the server failed; its log has more under this request id"
+    (record,) = [each for each in caplog.records if each.name == "penstock.http"]
+    assert record.request_id == "mine" and record.pipeline == "probe" and record.exc_info
+
+
+# sizes and half messages
+
+
+def test_a_body_above_the_limit_is_refused_before_it_is_read(client):
+    with Wire(client) as wire:
+        wire.send(head(length=100_001))  # not one byte of it
+        status, _, body = wire.read()
+        assert status == 413 and json.loads(body)["code"] == "too_large" and b"100001 bytes, at most 100000" in body
+        wire.send(b"x" * 100_001 + head(length=4) + b"four")  # so little is read and thrown away
+        status, _, body = wire.read()
+        assert status == 200 and json.loads(body)["result"] == 4
+    assert PROBE.seen == [b"four"]
+
+
+@pytest.mark.parametrize("length", [300_000, 10**15, 10**18])
+def test_a_huge_body_ends_the_connection(client, length):
+    with Wire(client) as wire:
+        wire.send(head(length=length))
+        status, headers, _ = wire.read()
+        assert (status, headers["connection"]) == (413, "close")
+        assert wire.read() is None
+
+
+def test_clients_that_send_a_huge_body_get_their_answer(client):
+    for _ in range(10):
+        problem(client.post("/predict/probe", content=bytes(5_000_000)), 413, "too_large", "max_body")
+    assert client.post("/predict/probe", content=b"x" * 100_000).json()["result"] == 100_000
+
+
+def test_a_huge_body_in_chunks(client):
+    with Wire(client) as wire:
+        wire.send(head(Transfer_Encoding="chunked"))
+        for _ in range(11):
+            wire.send(b"2710\r\n" + b"x" * 10_000 + b"\r\n")
+        status, headers, body = wire.read()
+        assert status == 413 and json.loads(body)["code"] == "too_large" and headers["connection"] == "close"
+    assert PROBE.seen == []
+
+
+@pytest.mark.parametrize("path", ["/predict/other", "/predict/probe"])
+def test_refusals_leave_the_connection_usable(client, path):
+    """The body of a refused request is not taken for the next request."""
+    kind = {} if "other" in path else {"Content_Type": "text/html"}
+    with Wire(client) as wire:
+        wire.send(head(path, length=len(head(length=0)), **kind) + head(length=0) + head(length=4) + b"four")
+        assert wire.read()[0] in (404, 415)
+        status, _, body = wire.read()
+        assert status == 200 and json.loads(body)["result"] == 4
+    assert PROBE.seen == [b"four"]
+
+
+def test_lengths_with_many_digits(client):
+    with Wire(client) as wire:
+        wire.send(head(length="0" * 5000 + "4") + b"four")
+        status, _, body = wire.read()
+        assert status in (400, 413), body
+
+
+def test_expect_100_continue(client):
+    with Wire(client) as wire:
+        wire.send(head(length=4, Expect="100-continue"))
+        assert wire.file.readline() == b"HTTP/1.1 100 Continue\r\n" and wire.file.readline() == b"\r\n"
+        wire.send(b"four")
+        status, _, body = wire.read()
+        assert status == 200 and json.loads(body)["result"] == 4
+    for path, kind, wanted in (("other", "image/png", 404), ("probe", "text/html", 415)):
+        with Wire(client) as wire:
+            wire.send(head(f"/predict/{path}", length=4, Expect="100-continue", Content_Type=kind))
+            status, headers, _ = wire.read()  # without being asked for the body
+            assert status == wanted and headers["connection"] == "close"
+            assert wire.read() is None
+
+
+def test_a_truncated_multipart_body(client):
+    form = b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\nabc'
+    answer = client.post("/predict/probe", content=form, headers={"Content-Type": "multipart/form-data; boundary=x"})
+    problem(answer, 400, "invalid_request", "cut off")
+
+
+GOOD = b"good"
+
+
+def bad_requests(client):
+    """Bad requests of every kind, with the statuses they may have."""
+    post = client.post
+    yield post("/predict/probe", content=b""), 400
+    yield post("/predict/probe", content=b"{", headers={"Content-Type": "application/json"}), 400
+    yield post("/predict/probe", content=b"x", headers={"Content-Type": "multipart/form-data; boundary=x"}), 400
+    yield post("/predict/probe", content=b"x", headers={"Content-Type": "text/html"}), 415
+    yield post("/predict/probe", content=bytes(2_000_000)), 413
+    yield post("/predict/probe", content=b"unreadable"), 422
+    yield post("/predict/probe", content=b"fail"), 500
+    yield post("/predict/probe", content=b"odd"), 500
+    yield post("/predict/nobody", content=b"x"), 404
+    yield client.get("/predict/probe"), 405
+    yield post("/predict/probe", content=b"x", headers={"Penstock-Deadline-Ms": "?"}), 400
+    for data in (
+        head(length=100) + b"cut",
+        head(Transfer_Encoding="chunked") + b"4\r\nfo",
+        b"POST /predict/probe HTTP/1.1\r\n",
+        b"\x16\x03\x01",
+    ):
+        with Wire(client) as wire:
+            wire.send(data)
+
+
+def test_bad_requests_cost_others_nothing(client):
+    stop = threading.Event()
+
+    def good():
+        count = 0
+        with httpx.Client(base_url=client.base_url, timeout=30) as own:
+            while not stop.is_set() or not count:
+                answer = own.post("/predict/probe", content=GOOD)
+                assert answer.status_code == 200 and answer.json() == {"result": 4, "note": "declared"}, answer.text
+                count += 1
+        return count
+
+    with ThreadPoolExecutor(4) as pool:
+        workers = [pool.submit(good) for _ in range(4)]
+        try:
+            for _ in range(10):
+                for answer, status in bad_requests(client):
+                    assert answer.status_code == status
+        finally:
+            stop.set()
+        assert all(worker.result() > 0 for worker in workers)
+
+
+# where it stands
+
+
+@pytest.mark.parametrize("root", ["", "/api", "/predict", "/predict/probe"])
+def test_behind_a_proxy_that_cuts_a_prefix(running, root):
+    with running(create_app(config()), root_path=root) as client:
+        assert client.post("/predict/probe", content=b"four").json()["result"] == 4
+        assert client.post("/predict/probe/batch", files={"images": b"four"}).json()["results"][0]["result"] == 4
+
+
+def test_a_mount_takes_its_own_prefix_only(running):
+    models = create_app(config())
+    host = Starlette(routes=[Mount("/api", models)], lifespan=lambda host: lifespan(models))
+    with running(host) as client:
+        assert client.post("/api/predict/probe", content=b"four").json()["result"] == 4
+        for path in ("/apix/predict/probe", "/api/api/predict/probe", "/predict/probe", "/api/x/predict/probe", "/apipredict/probe"):
+            assert client.post(path, content=b"four").status_code == 404, path
+    assert PROBE.seen == [b"four"]
+
+
+def test_a_router_answers_the_same(running):
+    from fastapi import FastAPI
+
+    host = FastAPI()
+    host.include_router(create_router(config(), prefix="/models"))
+    with running(host) as client:
+        assert client.post("/models/predict/probe", content=b"four").json() == {"result": 4, "note": "declared"}
+        assert client.put("/models/predict/probe/batch", files={"images": b"four"}).json()["results"][0]["result"] == 4
+        problem(client.post("/models/predict/probe", content=b"unreadable"), 422, "invalid_input")
+        problem(client.post("/models/predict/prob", content=b"x"), 404, "not_found", "did you mean")
+        problem(client.post("/models/predict/probe", content=b"x", headers={"Content-Type": "text/html"}), 415, "unsupported_media")
+
+
+# the document
+
+
+def passed_while_uploading(client, path):
+    """The answer to a request whose deadline is over when the body has come."""
+    body = b'{"images": ["Zm9v"]}' if path.endswith("/batch") else b"foo"
+    with Wire(client) as wire:
+        wire.send(head(path, length=len(body), Penstock_Deadline_Ms=1, Authorization=client.headers.get("Authorization", "-")) + body[:1])
+        time.sleep(0.01)  # what is tested is that this counts
+        wire.send(body[1:])
+        status, headers, body = wire.read()
+    return httpx.Response(status, headers=dict(headers), content=body)
+
+
+def test_every_documented_status_is_answered_as_documented(running):
+    """Each status of the predict operations by a real request, and no other; each body is what the document says."""
+    paths = ("/predict/probe", "/predict/probe/batch")
+    found = {path: [] for path in paths}
+
+    def ask(client, data, kind=None, prefix="", **headers):
+        headers = {name.replace("_", "-"): value for name, value in headers.items()} | ({"Content-Type": kind} if kind else {})
+        found[paths[0]].append(client.post(prefix + paths[0], content=data, headers=headers))
+        batch = {"content": data} if kind else {"files": {"images": data}}
+        found[paths[1]].append(client.post(prefix + paths[1], headers=headers, **batch))
+
+    settings = Settings(max_body=1000, api_key="key", admin_token="admin", allow_model_control=True)
+    app = create_app(config(max_requests=2), settings=settings)
+    with running(app) as client, ThreadPoolExecutor(2) as pool:
+        ask(client, b"x")
+        client.headers["Authorization"] = "Bearer key"
+        document = client.get("/openapi.json").json()
+        for data in (b"four", b"break", b"unreadable", b"fail", b"odd", bytes(1001)):
+            ask(client, data)
+        ask(client, b"x", kind="text/html")
+        ask(client, b"x", Penstock_Deadline_Ms="no")
+        blockers = [pool.submit(client.post, paths[0], content=b"wait")]
+        assert PROBE.inside.wait(10)
+        ask(client, b"late", Penstock_Deadline_Ms="50")
+        for path in paths:
+            found[path].append(passed_while_uploading(client, path))
+        blockers.append(pool.submit(client.post, paths[0], content=b"wait"))
+        wait_inside(client, 2)
+        ask(client, b"x")
+        PROBE.gate.set()
+        assert [each.result().status_code for each in blockers] == [200, 200]
+        keys = app.state.penstock.pipelines["probe"].answer_keys
+        app.state.penstock.pipelines["probe"].answer_keys = None
+        ask(client, b"x")
+        app.state.penstock.pipelines["probe"].answer_keys = keys
+        assert client.post("/pipelines/probe/unload", headers={"Authorization": "Bearer admin"}).status_code == 200
+        ask(client, b"x")
+    with running(Starlette(routes=[Mount("/models", create_app(config()))])) as client:
+        ask(client, b"x", prefix="/models")
+    for path, answers in found.items():
+        responses = document["paths"][path]["post"]["responses"]
+        assert {str(answer.status_code) for answer in answers} == set(responses)
+        for answer in answers:
+            content = responses[str(answer.status_code)]["content"][answer.headers["content-type"]]
+            schema = {**content["schema"], "components": document["components"]}
+            jsonschema.Draft202012Validator(schema).validate(answer.json())
+            if answer.status_code != 200:
+                assert answer.json()["code"] in content["examples"]

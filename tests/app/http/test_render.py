@@ -1,0 +1,120 @@
+"""What an answer looks like in JSON, over every kind of value that backends give."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from penstock.app.http.render import fields_of, to_json
+from penstock.backends.errors import BackendError
+
+
+def rendered(value):
+    text = to_json({"result": value})
+    return json.loads(text, parse_constant=pytest.fail)["result"]  # NaN and Infinity are no JSON
+
+
+@pytest.mark.parametrize(
+    "kind", ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64"]
+)
+def test_numpy_of_every_kind(kind):
+    array = np.array([[0, 1, 2], [3, 4, 5]]).astype(kind)
+    wanted = array.tolist()
+    assert rendered(array) == wanted
+    assert rendered(array.T) == array.T.tolist()
+    assert rendered(array[:, ::-2]) == array[:, ::-2].tolist()
+    assert rendered(array[1, 2]) == wanted[1][2]
+    assert rendered(np.asfortranarray(array)) == wanted
+    assert rendered(np.array(array[1, 2])) == wanted[1][2]  # no dimension
+    assert rendered(array[:0]) == []
+    assert rendered([{"a": array}, (array[0],)]) == [{"a": wanted}, [wanted[0]]]
+
+
+def test_arrays_of_text_and_objects():
+    assert rendered(np.array(["one", "zwölf"])) == ["one", "zwölf"]
+    assert rendered(np.array([b"ab"])) == ["YWI="]
+    assert rendered(np.array([1, "a", None, [2]], dtype=object)) == [1, "a", None, [2]]
+    assert rendered(np.str_("a")) == "a"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_json_has_not_are_null(value):
+    assert rendered(value) is None
+    assert rendered(np.float32(value)) is None
+    for kind in ("float16", "float32", "float64"):
+        array = np.array([[1, value], [value, 2]], dtype=kind)
+        assert rendered(array) == rendered(array.T) == [[1, None], [None, 2]]
+
+
+def test_bytes_are_base64():
+    assert rendered(b"\x00\xff") == rendered(bytearray(b"\x00\xff")) == rendered(memoryview(b"\x00\xff")) == "AP8="
+    assert rendered({"mask": [b""]}) == {"mask": [""]}
+    assert rendered(memoryview(b"0a0b0c")[::2]) == "MDAw"  # of other strides
+
+
+def test_keys_that_are_no_text():
+    assert rendered({7: "a", 2.5: "b", None: "c", True: "d"}) == {"7": "a", "2.5": "b", "null": "c", "true": "d"}
+
+
+def test_nested():
+    value = {"boxes": [{"box": (1, 2.5), "label": "cat", "mask": None}], "ok": True}
+    assert rendered(value) == {"boxes": [{"box": [1, 2.5], "label": "cat", "mask": None}], "ok": True}
+
+
+def test_floats_are_not_rounded():
+    assert rendered(0.1 + 0.2) == 0.1 + 0.2
+    assert np.float32(rendered(np.float32(0.1))) == np.float32(0.1)
+    values = np.random.default_rng(0).random(100)
+    assert rendered(values) == values.tolist()
+
+
+def test_torch_tensors():
+    torch = pytest.importorskip("torch")
+    tensor = torch.arange(6, dtype=torch.float32).reshape(2, 3)
+    for each in (tensor, tensor.T, tensor.half(), tensor.bfloat16(), tensor.long(), tensor.bool(), tensor[1, 2], tensor[:, ::2]):
+        assert rendered(each) == each.tolist()
+    assert rendered(tensor.requires_grad_()) == tensor.tolist()
+    assert rendered({"a": [torch.tensor([1.0, math.nan])]}) == {"a": [[1.0, None]]}
+    with pytest.raises(BackendError):
+        to_json({"result": torch.empty(2, device="meta")})
+
+
+def endless():
+    value = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        object(),
+        {1, 2},
+        1j,
+        2**70,
+        "\ud800",
+        endless(),
+        np.array([1j]),
+        np.array([1], dtype=">i4"),
+        {(1, 2): 3},
+        np.longdouble(1),
+        lambda: 0,
+        Exception("x"),
+    ],
+    ids=repr,
+)
+def test_what_has_no_form_is_the_backends_error(value):
+    with pytest.raises(BackendError, match="can't be written as JSON") as caught:
+        to_json({"result": value})
+    assert caught.value.__cause__ is None
+
+
+def test_what_is_answered_of_an_item():
+    item = {"data": b"image", "result": 3, "label": "three", "hidden": 1}
+    assert fields_of(item, ("result", "label", "absent")) == {"result": 3, "label": "three"}
+    assert list(fields_of({"data": b"", "label": "a"}, ("result", "label"))) == ["result", "label"]
+    assert fields_of({"data": b"", "label": "a"}, ("result", "label"))["result"] is None
+    assert fields_of({"data": b"", "result": None}, ("result",)) == {"result": None}

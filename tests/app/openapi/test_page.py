@@ -1,0 +1,49 @@
+"""The page /docs, with its files from here and from a CDN."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from penstock import create_app
+from penstock.app import factory, lifespan
+from penstock.app.openapi import page as docs_page
+from penstock.app.settings import Settings
+
+
+def links(page):
+    return re.findall(r"(?:href|src)=\"([^\"]+)\"|url: '([^']+)'", page)
+
+
+@pytest.mark.parametrize("prefix", ["", "/models"])
+def test_without_internet(running, digits, prefix):
+    models = create_app(digits)
+    app = Starlette(routes=[Mount(prefix, models)], lifespan=lambda host: lifespan(models)) if prefix else models
+    with running(app) as client:
+        page = client.get(f"{prefix}/docs").text
+        assert "//" not in page.replace("<!-- `SwaggerUIBundle` is now available on the page -->", "")
+        found = [one or other for one, other in links(page)]
+        assert len(found) == 4 and all(link.startswith(f"{prefix}/") for link in found)
+        for link in found:
+            assert client.get(link).status_code == 200, link
+        script = next(link for link in found if link.endswith(".js"))
+        assert "SwaggerUIBundle" in client.get(script).text
+        assert "/predict/digits" in client.get(found[-1]).json()["paths"]
+        assert client.get(f"{prefix}/docs/assets/../core.py").status_code == 404
+
+
+def test_the_files_stand_behind_the_key(running, digits):
+    with running(create_app(digits, settings=Settings(api_key="k3y"))) as client:
+        for path in ("/docs", "/docs/assets/swagger-ui.css"):
+            assert client.get(path).status_code == 401
+            assert client.get(path, headers={"Authorization": "Bearer k3y"}).status_code == 200
+
+
+def test_without_the_package_they_come_from_a_cdn(running, digits, monkeypatch):
+    monkeypatch.setattr(docs_page, "find_spec", lambda name: None)
+    assert docs_page.installed_assets() is None and factory.installed_assets is docs_page.installed_assets
+    with running(create_app(digits)) as client:
+        assert "https://cdn." in client.get("/docs").text and client.get("/docs/assets/swagger-ui.css").status_code == 404

@@ -1,0 +1,230 @@
+"""`penstock serve` as a process: starting, draining on a signal, ending."""
+
+from __future__ import annotations
+
+import http.client
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import orjson
+import pytest
+
+OPERATORS = """
+import time
+from pathlib import Path
+from penstock.backends.base import Backend
+
+class Gate(Backend):
+    'Waits for a file named as its data says; says that it is inside by making another.'
+
+    def forward(self, batch):
+        for item in batch:
+            path = Path(item["data"].decode())
+            path.with_suffix(".inside").touch()
+            while not path.exists():
+                time.sleep(0.005)
+            item["result"] = "done"
+
+class Slow(Backend):
+    def init(self, params, context):
+        Path(context.directory / "loading").touch()
+        while not (context.directory / "loaded").exists():
+            time.sleep(0.005)
+
+    def forward(self, batch):
+        for item in batch:
+            item["result"] = 1
+
+class Broken(Backend):
+    def init(self, params, context):
+        raise ValueError("no weights here")
+"""
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    """Writes a pipeline of one of these operators."""
+
+    def write(name):
+        (tmp_path / "operators.py").write_text(OPERATORS)
+        file = tmp_path / "gate.toml"
+        file.write_text(f'[pipeline]\nname = "gate"\n[node]\nbackend = "Python[operators.py:{name}]"\n')
+        return file
+
+    return write
+
+
+def until(condition, seconds=15):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_serves_and_ends(spawn, digits, digit):
+    server = spawn("serve", digits, "--port", 0)
+    with server.listening() as client:
+        server.wait_for("ready after .* s: digits")
+        assert client.put("/predict/digits", content=digit).json()["label"] == "three"
+        server.process.terminate()
+        assert server.end() == 0
+    assert not [line for line in server.lines if " WARNING " in line or " ERROR " in line]
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_in_flight_work_finishes_and_new_work_is_refused(spawn, pipeline, tmp_path, sign):
+    server = spawn("serve", pipeline("Gate"), "--port", 0)
+    with server.listening() as client, ThreadPoolExecutor() as threads:
+        server.wait_for("ready")
+        running, queued = (threads.submit(client.post, "/predict/gate", content=str(tmp_path / name).encode()) for name in ("a", "b"))
+        until(lambda: list(tmp_path.glob("?.inside")))  # whichever came first
+        until(lambda: 'penstock_requests_inside{pipeline="gate"} 2.0' in client.get("/metrics").text)
+        server.process.send_signal(sign)
+        server.wait_for("draining: 2 requests")
+        answer = client.get("/health/ready")
+        assert (answer.status_code, answer.json()) == (503, {"ready": False, "reason": "the server is draining"})
+        assert client.get("/health/live").status_code == 200
+        answer = client.post("/predict/gate", content=b"x")
+        assert (answer.status_code, answer.json()["code"]) == (503, "not_ready") and answer.headers["retry-after"]
+        assert not running.done() and not queued.done()
+        (tmp_path / "a").touch()
+        (tmp_path / "b").touch()
+        assert running.result().json() == queued.result().json() == {"result": "done"}
+        assert server.end() == 0
+
+
+def test_what_does_not_end_in_time_is_refused(spawn, pipeline, tmp_path):
+    server = spawn("serve", pipeline("Gate"), "--port", 0, PENSTOCK_DRAIN_TIMEOUT="0.2")
+    with server.listening() as client, ThreadPoolExecutor() as threads:
+        server.wait_for("ready")
+        running = threads.submit(client.post, "/predict/gate", content=str(tmp_path / "a").encode())
+        until((tmp_path / "a.inside").exists)
+        server.process.terminate()
+        answer = running.result()
+        assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+        assert server.end(10) == 0
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_now(spawn, pipeline, tmp_path, second):
+    server = spawn("serve", pipeline("Gate"), "--port", 0)
+    with server.listening() as client, ThreadPoolExecutor() as threads:
+        server.wait_for("ready")
+        running = threads.submit(client.post, "/predict/gate", content=str(tmp_path / "a").encode())
+        until((tmp_path / "a.inside").exists)
+        server.process.terminate()
+        server.wait_for("draining")
+        server.process.send_signal(second)
+        assert server.end(5) == -second
+        assert running.exception() is not None
+
+
+def test_listens_while_it_loads(spawn, pipeline, tmp_path):
+    server = spawn("serve", pipeline("Slow"), "--port", 0)
+    with server.listening() as client:
+        until((tmp_path / "loading").exists)
+        assert client.get("/health/live").status_code == 200
+        answer = client.get("/health/ready")
+        assert (answer.status_code, answer.json()["reason"]) == (503, "pipeline 'gate' is loading")
+        answer = client.post("/predict/gate", content=b"x")
+        assert answer.status_code == 503 and answer.json()["detail"] == "pipeline 'gate' is loading"
+        assert client.post("/predict/gat", content=b"x").status_code == 404
+        (tmp_path / "loaded").touch()
+        server.wait_for("ready after")
+        assert client.get("/health/ready").status_code == 200
+        assert client.post("/predict/gate", content=b"x").json() == {"result": 1}
+
+
+def test_a_signal_while_it_loads(spawn, pipeline, tmp_path):
+    server = spawn("serve", pipeline("Slow"), "--port", 0)
+    with server.listening():
+        until((tmp_path / "loading").exists)
+        server.process.terminate()
+        assert server.end(10) == 0
+
+
+def test_what_can_not_be_loaded_ends_it(spawn, pipeline):
+    server = spawn("serve", pipeline("Broken"), "--port", 0)
+    server.wait_for("a pipeline can't be loaded: .*no weights here")
+    assert server.end() == 1
+    assert "Traceback" not in "".join(server.lines)
+
+
+def test_a_port_that_is_taken(spawn, digits):
+    first = spawn("serve", digits, "--port", 0)
+    with first.listening() as client:
+        second = spawn("serve", digits, "--port", client.base_url.port)
+        assert second.end() != 0
+        assert "address already in use" in "".join(second.lines) and "Traceback" not in "".join(second.lines)
+
+
+@pytest.mark.parametrize("offer", ["Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n",
+                                   "Connection: keep-alive, upgrade\r\nUpgrade: websocket\r\n"])  # fmt: skip
+def test_an_offer_to_upgrade_is_ignored(spawn, digits, digit, offer):
+    server = spawn("serve", digits, "--port", 0)
+    with server.listening() as client:
+        server.wait_for("ready")
+        chunked = f"Transfer-Encoding: chunked\r\n\r\n{len(digit):x}\r\n".encode() + digit + b"\r\n0\r\n\r\n"
+        sized = f"Content-Length: {len(digit)}\r\n\r\n".encode() + digit
+        for body in (sized, chunked):
+            request = f"POST /predict/digits HTTP/1.1\r\nHost: x\r\n{offer}".encode() + body
+            for pieces in ([request * 2], [request[:80], request[80:] + request], [request[:-20], request[-20:], request]):
+                with socket.create_connection((client.base_url.host, client.base_url.port), 10) as wire, wire.makefile("rb") as file:
+                    for piece in pieces:
+                        wire.sendall(piece)
+                        time.sleep(0.01)  # so that they come one by one
+                    for _ in range(2):
+                        assert b"200" in file.readline()
+                        headers = http.client.parse_headers(file)
+                        assert orjson.loads(file.read(int(headers["content-length"])))["label"] == "three"
+        with socket.create_connection((client.base_url.host, client.base_url.port), 10) as wire, wire.makefile("rb") as file:
+            wire.sendall(b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"400" in file.readline()
+        server.process.terminate()
+        assert server.end() == 0
+
+
+def test_json_logs_and_the_access_log(spawn, digits):
+    server = spawn("serve", digits, "--port", 0, "--access-log", PENSTOCK_LOG_FORMAT="json", PENSTOCK_ADMIN_TOKEN="t")
+    with server.listening() as client:
+        client.get("/health/live?x=%0aforged")
+        server.process.terminate()
+        assert server.end() == 0
+    entries = [orjson.loads(line) for line in server.lines]
+    assert {"time", "level", "logger", "message"} <= entries[0].keys()
+    assert any("GET /health/live" in entry["message"] for entry in entries if entry["logger"] == "uvicorn.access")
+
+
+def test_a_bare_model(spawn, digits):
+    directory = digits.parent
+    server = spawn("serve", directory / "digits.onnx", "--labels", directory / "labels.txt", "--port", 0)
+    with server.listening() as client:
+        server.wait_for("ready after .* s: digits")
+        answer = client.put("/predict/digits", content=(directory / "digit.png").read_bytes())
+        assert answer.status_code == 200 and isinstance(answer.json()["label"], str)
+
+
+def test_the_server_imports_no_command_line():
+    code = "import sys, penstock.app.server.serve; print([name for name in ('typer', 'rich', 'torch') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_embedding_changes_nothing_of_the_process():
+    code = """
+import asyncio, gc, logging, signal, sys
+before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), sys.getswitchinterval(), list(logging.getLogger().handlers)
+from penstock.app import create_app, lifespan
+import cv2
+threads = cv2.getNumThreads()
+async def run():
+    async with lifespan(create_app({"backend": "Identity"})):
+        pass
+asyncio.run(run())
+after = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), sys.getswitchinterval(), list(logging.getLogger().handlers)
+print(before == after, gc.get_freeze_count(), cv2.getNumThreads() == threads, logging.getLogger("penstock").handlers)
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True 0 True []\n"

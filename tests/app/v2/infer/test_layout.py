@@ -1,0 +1,117 @@
+"""Requests that repeat are answered from their own bytes, and with their own errors."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from penstock.app.v2.infer.layout import MOST, recall, remember
+from penstock.app.v2.infer.request import InferRequest, parse
+from penstock.app.v2.models.model import Models
+from penstock.app.v2.shared_memory import SharedMemory
+from penstock.pipelines.config.load import load
+from penstock.pipelines.repository import Repository
+
+TENSOR = {"kind": "tensor", "dtype": "FP32", "shape": [-1, 2]}
+
+
+@pytest.fixture
+async def models():
+    repository = Repository([
+        load({"pipeline": {"name": "one", "inputs": {"x": TENSOR}}, "n": {"backend": "Identity", "max": 8}}),
+        load({"pipeline": {"name": "two", "inputs": {"x": TENSOR, "y": TENSOR}}, "n": {"backend": "Identity", "max": 8}}),
+        load({"pipeline": {"name": "keyed", "inputs": {"data": TENSOR, "y": TENSOR}}, "n": {"backend": "Identity", "max": 8}}),
+        load({"pipeline": {"name": "any", "inputs": {"x": {"kind": "tensor"}}}, "n": {"backend": "Identity"}}),
+    ])  # fmt: skip
+    await repository.start()
+    yield Models(repository)
+    await repository.close(0)
+
+
+def document(*names, rows=1, datatype="FP32", size=8, **more):
+    port = {"shape": [rows, 2], "datatype": datatype, "parameters": {"binary_data_size": size * rows}}
+    return {"inputs": [{"name": name, **port} for name in names], **more}
+
+
+def parsed(model, found, blobs):
+    """The request as `parse` fills it; then remembered."""
+    request = InferRequest()
+    parse(request, found, blobs, model, SharedMemory())
+    remember(request, found, json.dumps(found).encode(), blobs, model)
+    return request
+
+
+def recalled(model, found, blobs):
+    request = InferRequest()
+    return request if recall(request, json.dumps(found).encode(), blobs, model, SharedMemory()) else None
+
+
+def same(one, other):
+    assert list(one.item) == list(other.item) or set(one.item) == set(other.item)
+    for key, value in one.item.items():
+        np.testing.assert_equal(other.item[key], value)
+    for name in ("rows", "timeout", "priority", "outputs", "binary", "id"):
+        assert getattr(one, name) == getattr(other, name), name
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs"), [("one", ["x"]), ("two", ["x", "y"]), ("two", ["y", "x"]), ("keyed", ["data", "y"]), ("keyed", ["y", "data"])]
+)
+@pytest.mark.parametrize("rows", [1, 3])
+async def test_what_is_recalled_is_what_would_be_parsed(models, name, inputs, rows):
+    model = models.get(name)
+    found = document(*inputs, rows=rows, parameters={"timeout": 9, "factor": 2, "binary_data_output": True}, outputs=[{"name": "result"}])
+    first, second = (np.random.default_rng(seed).bytes(8 * rows * len(inputs)) for seed in (1, 2))
+    parsed(model, found, memoryview(bytearray(first)))
+    blobs = memoryview(bytearray(second))
+    again = recalled(model, found, blobs)
+    assert again is not None
+    same(parsed(model, found, blobs), again)
+
+
+async def test_one_request_does_not_see_another(models):
+    model, found = models.get("one"), document("x", parameters={"factor": 2})
+    parsed(model, found, memoryview(bytearray(8)))
+    one, other = (recalled(model, found, memoryview(bytearray(8))) for _ in range(2))
+    one.item["factor"] = 3
+    one.item["data"][:] = 7
+    assert other.item["factor"] == 2 and (other.item["data"] == 0).all()
+
+
+async def test_what_is_not_all_in_the_json_is_not_kept(models):
+    blobs = memoryview(bytearray(8))
+    cases = [
+        ("one", document("x", id="7"), blobs),
+        ("one", {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}, memoryview(b"")),
+        ("any", document("x", datatype="BOOL", size=2), blobs[:2]),
+        ("any", document("x", datatype="BF16", size=4), blobs[:4]),
+        ("any", document("x", datatype="BYTES", size=8), blobs),
+        ("one", document("x", parameters={"note": "x" * 3000}), blobs),
+    ]
+    for name, found, sent in cases:
+        parsed(models.get(name), found, sent)
+        assert recalled(models.get(name), found, sent) is None
+
+
+async def test_other_sizes_are_looked_at_anew(models):
+    model, found = models.get("one"), document("x")
+    parsed(model, found, memoryview(bytearray(8)))
+    assert recalled(model, found, memoryview(bytearray(9))) is None
+
+
+async def test_not_more_is_kept_than_is_of_use(models):
+    model, blobs = models.get("one"), memoryview(bytearray(8))
+    for number in range(3 * MOST):
+        parsed(model, document("x", parameters={"number": number}), blobs)
+    assert 0 < len(model.layouts) <= MOST
+
+
+def test_the_server_answers_from_each_requests_own_bytes(served):
+    found = served.one("FP32", [2, 2], size=16) | {"parameters": {"binary_data_output": True}}
+    for number in range(3):
+        blob = np.full(4, number, np.float32).tobytes()
+        assert served.infer("identity_FP32", found, blob).content.endswith(blob)
+    assert "unexpected additional input data" in served.refused("identity_FP32", found, bytes(20))
+    assert "expecting 4 additional bytes" in served.refused("identity_FP32", found, bytes(12))

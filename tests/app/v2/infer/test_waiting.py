@@ -1,0 +1,331 @@
+"""infer requests that wait: timeouts, refusals, clients that leave, slow uploads, backends that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import socket
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import tritonclient.http
+from tritonclient.http import InferInput
+from tritonclient.utils import InferenceServerException
+
+from penstock import create_app
+from penstock.app import lifespan
+from penstock.app.settings import Settings
+from penstock.backends.base import Backend
+from penstock.backends.expressions.registry import register_backend
+from penstock.pipelines.config.load import load
+
+
+class Gate:
+    def __init__(self):
+        self.seen = []
+        self.inside = threading.Event()
+        self.open = threading.Event()
+
+
+GATE = Gate()
+
+
+@register_backend("InferGate")
+class InferGate(Backend):
+    """Answers its data; `wait` waits for the gate."""
+
+    max = 1
+
+    def forward(self, batch):
+        for item in batch:
+            GATE.seen.append(item["data"])
+            if item["data"] == "wait":
+                GATE.inside.set()
+                assert GATE.open.wait(30)
+            if item["data"] == "fail":
+                raise ValueError("secret of /etc/model")
+            if item["data"] == "odd":
+                item["result"] = object()
+            else:
+                item["result"] = item["data"]
+
+
+@pytest.fixture(autouse=True)
+def gate():
+    GATE.__init__()
+    yield GATE
+    GATE.open.set()
+
+
+@pytest.fixture
+def http(running):
+    """A server without a past, one request of which is inside and waits."""
+    config = load({
+        "pipeline": {"name": "gate", "inputs": {"data": {"kind": "text"}}, "max_requests": 3},
+        "node": {"backend": "InferGate"},
+    })  # fmt: skip
+    with running(create_app(config, settings=Settings(body_timeout=0.3))) as client, ThreadPoolExecutor() as pool:
+        waiting = pool.submit(client.post, "/v2/models/gate/infer", json=request("wait"))
+        assert GATE.inside.wait(10)
+        yield client
+        GATE.open.set()
+        assert waiting.result().status_code == 200
+
+
+def request(text, **parameters):
+    return {"inputs": [{"name": "data", "shape": [1], "datatype": "BYTES", "data": [text]}], "parameters": parameters}
+
+
+def test_a_timeout_is_in_microseconds(http):
+    with tritonclient.http.InferenceServerClient(str(http.base_url)[7:].rstrip("/")) as client:
+        port = InferInput("data", [1], "BYTES")
+        port.set_data_from_numpy(np.array([b"late"], np.object_))
+        with pytest.raises(InferenceServerException, match=r"\[503\] Request timeout expired"):
+            client.infer("gate", [port], timeout=50_000)
+    assert GATE.seen == ["wait"]
+
+
+def test_too_many_requests(http):
+    with ThreadPoolExecutor() as pool:
+        others = [pool.submit(http.post, "/v2/models/gate/infer", json=request("late", timeout=500_000)) for _ in range(8)]
+        answers = [other.result() for other in others]
+    refused = [answer.json()["error"] for answer in answers if "maximum queue size" in answer.text]
+    assert {answer.status_code for answer in answers} == {503} and len(refused) == 6
+    assert all(text.startswith("Exceeds maximum queue size") for text in refused)
+    assert all(answer.headers["retry-after"] == "1" for answer in answers if "maximum queue size" in answer.text)
+
+
+def test_a_client_that_leaves_is_not_served(http):
+    body = b'{"inputs":[{"name":"data","shape":[1],"datatype":"BYTES","data":["left"]}]}'
+    head = b"POST /v2/models/gate/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    full = request("last", timeout=200_000)
+    for _ in range(3):  # each takes the place that the one before has left; the bound is 3, two of them here
+        with socket.create_connection((http.base_url.host, http.base_url.port), 10) as connection:
+            connection.sendall(head + body)
+        assert "timeout expired" in http.post("/v2/models/gate/infer", json=full).text
+    GATE.open.set()
+    assert http.post("/v2/models/gate/infer", json=request("after")).status_code == 200
+    assert GATE.seen == ["wait", "after"]
+
+
+def test_a_body_comes_in_time(http):
+    with socket.create_connection((http.base_url.host, http.base_url.port), 10) as connection:
+        connection.sendall(b"POST /v2/models/gate/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 400") and b"the body did not arrive within 0.3 s (body_timeout)" in answer
+    assert b"connection: close" in answer
+
+
+def test_what_a_backend_raises_is_not_told(http):
+    GATE.open.set()
+    for text, said in (
+        ("fail", "node 'node': backend InferGate raised ValueError"),
+        ("odd", "the answer can't be written as JSON: Type is not JSON serializable: object"),
+    ):
+        answer = http.post("/v2/models/gate/infer", json=request(text))
+        assert answer.status_code == 500 and list(answer.json()) == ["error"]
+        assert answer.json()["error"].partition(";")[0] == said
+
+
+async def upload_slowly(document):
+    """Statuses and bodies of the answers to a client that takes a tenth of a second for its body, and leaves once it is being served."""
+    config = load({"pipeline": {"name": "gate", "inputs": {"data": {"kind": "text"}}}, "node": {"backend": "InferGate"}})
+    app = create_app(config, settings=Settings(body_timeout=0.3))
+    body = json.dumps(document).encode()
+    messages = [{"body": body[:10], "more_body": True}, {"body": body[10:], "more_body": False}]
+    answers = []
+
+    async def receive():
+        if not messages:
+            await asyncio.to_thread(GATE.inside.wait, 10)
+            return {"type": "http.disconnect"}
+        await asyncio.sleep(0.05)  # it is slow: nothing is waited for
+        return {"type": "http.request", **messages.pop(0)}
+
+    async def send(message):
+        answers.append(message)
+
+    async with lifespan(app):
+        scope = {"type": "http", "method": "POST", "path": "/v2/models/gate/infer", "headers": [], "http_version": "1.1"}
+        await app(scope, receive, send)
+        assert app.state.penstock.pipelines["gate"].inside == 0
+        GATE.open.set()
+    return answers[0]["status"], answers[1]["body"]
+
+
+async def test_once_a_slow_body_is_there_its_clock_stops_and_the_departure_counts():
+    assert await upload_slowly(request("wait")) == (499, b"")
+
+
+async def test_a_timeout_counts_from_the_first_byte():
+    status, body = await upload_slowly(request("late", timeout=90_000))
+    assert (status, json.loads(body)) == (503, {"error": "Request timeout expired: the timeout passed before the body had arrived"})
+    assert GATE.seen == []
+
+
+async def test_many_strings_are_read_beside_the_loop():
+    """It goes round while a helper thread is at it; with the strings on the loop itself it would stand still."""
+    config = load({"pipeline": {"name": "same", "inputs": {"X": {"kind": "tensor"}}}, "node": {"backend": "Identity"}})
+    app = create_app(config)
+    given = {"name": "X", "shape": [400_001], "datatype": "BYTES", "parameters": {"binary_data_size": 1_600_000}}
+    text = json.dumps({"inputs": [given | {"shape": [400_000]}, given]}).encode()  # refused once the first has been read
+    answers = []
+
+    async def receive():
+        return {"type": "http.request", "body": text + bytes(1_600_000), "more_body": False}
+
+    async def send(message):
+        answers.append(message)
+
+    async with lifespan(app):
+        headers = [(b"inference-header-content-length", b"%d" % len(text))]
+        scope = {"type": "http", "method": "POST", "path": "/v2/models/same/infer", "headers": headers, "http_version": "1.1"}
+        answering = asyncio.create_task(app(scope, receive, send))
+        rounds = 0
+        while not answering.done():
+            rounds += 1
+            await asyncio.sleep(0)
+    assert answers[0]["status"] == 400 and b"already exists" in answers[1]["body"]
+    assert rounds > 50
+
+
+@pytest.mark.parametrize(("size", "beside"), [(1 << 18, True), (9, False)])
+async def test_a_large_raw_body_is_read_beside_the_loop(size, beside):
+    app = create_app(load({"pipeline": {"name": "read", "inputs": {"data": {"kind": "json"}}}, "node": {"backend": "Identity"}}))
+    answers = []
+
+    async def receive():
+        return {"type": "http.request", "body": bytes(size), "more_body": False}
+
+    async def send(message):
+        answers.append(message)
+
+    async with lifespan(app):
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(thread_name_prefix="raw-helper"))
+        headers = [(b"inference-header-content-length", b"0")]
+        await app(
+            {"type": "http", "method": "POST", "path": "/v2/models/read/infer", "headers": headers, "http_version": "1.1"}, receive, send
+        )
+    assert answers[0]["status"] == 400 and b"is no JSON" in answers[1]["body"]
+    assert any(each.name.startswith("raw-helper") for each in threading.enumerate()) == beside
+
+
+async def test_a_model_that_is_replaced_during_an_upload_is_read_as_the_new_one():
+    def numbers(datatype, name):
+        ports = {"inputs": {"X": {"kind": "tensor", "dtype": datatype}}, "outputs": {name: {"kind": "tensor"}}}
+        return load({"pipeline": {"name": "numbers", **ports}, "node": {"backend": "Identity"}})
+
+    app = create_app(numbers("FP32", "old"))
+    body = json.dumps({"inputs": [{"name": "X", "shape": [2], "datatype": "INT32", "data": [1, 2]}]}).encode()
+    messages = [{"body": body[:10], "more_body": True}, {"body": body[10:], "more_body": False}]
+    answers = []
+
+    async def receive():
+        if not messages:
+            return await asyncio.Event().wait()
+        if len(messages) == 1:
+            old = app.state.penstock.pipelines["numbers"]
+            await app.state.penstock.load(numbers("INT32", "new"))
+            while old.state == "ready":  # the task that drains it has yet to begin
+                await asyncio.sleep(0)
+        return {"type": "http.request", **messages.pop(0)}
+
+    async def send(message):
+        answers.append(message)
+
+    async with lifespan(app):
+        scope = {"type": "http", "method": "POST", "path": "/v2/models/numbers/infer", "headers": [], "http_version": "1.1"}
+        await app(scope, receive, send)
+    assert json.loads(answers[1]["body"])["outputs"] == [{"name": "new", "datatype": "INT32", "shape": [2], "data": [1, 2]}]
+
+
+class Lazy:
+    """An answer that notes which thread makes an array of it."""
+
+    def __init__(self, size):
+        self.shape = (size,)
+
+    def __array__(self, dtype=None, copy=None):
+        GATE.seen.append(threading.current_thread())
+        return np.zeros(self.shape, np.float32)
+
+
+@register_backend("InferLazy")
+class InferLazy(Backend):
+    def forward(self, batch):
+        for item in batch:
+            item["result"] = Lazy(item["data"])
+
+
+@pytest.mark.parametrize(
+    ("size", "asked", "beside"),
+    [(1 << 18, {}, True), (1 << 18, {"binary_data": True}, False), (9, {}, False)],
+)
+async def test_many_numbers_are_written_beside_the_loop(size, asked, beside):
+    ports = {"inputs": {"data": {"kind": "integer"}}, "outputs": {"Y": {"kind": "tensor", "dtype": "FP32"}}}
+    app = create_app(load({"pipeline": {"name": "lazy", **ports}, "node": {"backend": "InferLazy"}}))
+    document = {
+        "inputs": [{"name": "data", "shape": [1], "datatype": "INT64", "data": [size]}],
+        "outputs": [{"name": "Y", "parameters": asked}],
+    }
+    messages = [{"type": "http.request", "body": json.dumps(document).encode(), "more_body": False}]
+    answers = []
+
+    async def receive():
+        return messages.pop() if messages else await asyncio.Event().wait()
+
+    async def send(message):
+        answers.append(message)
+
+    async with lifespan(app):
+        scope = {"type": "http", "method": "POST", "path": "/v2/models/lazy/infer", "headers": [], "http_version": "1.1"}
+        await app(scope, receive, send)
+    assert answers[0]["status"] == 200, answers
+    assert [each is not threading.current_thread() for each in GATE.seen] == [beside]
+
+
+@register_backend("InferKeeper")
+class InferKeeper(Backend):
+    """Notes its array, weakly, and waits for the gate."""
+
+    def forward(self, batch):
+        for item in batch:
+            GATE.seen.append(weakref.ref(item["data"]))
+            assert GATE.open.wait(30)
+            item["result"] = 1
+
+
+async def test_a_slow_request_is_no_cycle_that_keeps_its_tensors():
+    config = load({"pipeline": {"name": "kept", "inputs": {"x": {"kind": "tensor"}}}, "node": {"backend": "InferKeeper"}})
+    app = create_app(config)
+    body = json.dumps({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]}).encode()
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+    listening = asyncio.Event()
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        listening.set()
+        return await asyncio.Event().wait()
+
+    async def send(message):
+        pass
+
+    async with lifespan(app):
+        gc.collect()
+        gc.disable()
+        try:
+            scope = {"type": "http", "method": "POST", "path": "/v2/models/kept/infer", "headers": [], "http_version": "1.1"}
+            answering = asyncio.create_task(app(scope, receive, send))
+            await asyncio.wait_for(listening.wait(), 10)  # it is known to be slow
+            GATE.open.set()
+            await answering
+            del answering
+            await asyncio.to_thread(lambda: None)  # the listening task has ended, and the executor let go of the batch
+            assert [each() for each in GATE.seen] == [None]
+        finally:
+            gc.enable()

@@ -1,0 +1,185 @@
+"""What models say of themselves, read by Triton's clients: metadata, readiness, configuration."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+import tritonclient.http.aio
+from tritonclient.utils import InferenceServerException
+
+import penstock
+from penstock import create_app
+from penstock.app.v2.models.description import config_of
+from penstock.app.v2.models.model import Models
+from penstock.backends.base import Backend
+from penstock.backends.expressions.registry import register_backend
+from penstock.pipelines.config.load import load
+from penstock.pipelines.repository import Repository
+
+
+def port(name, datatype, shape):
+    return {"name": name, "datatype": datatype, "shape": shape}
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "outputs"),
+    [
+        (
+            "simple",
+            [port("INPUT0", "INT32", [-1, 16]), port("INPUT1", "INT32", [-1, 16])],
+            [port("OUTPUT0", "INT32", [-1, 16]), port("OUTPUT1", "INT32", [-1, 16])],
+        ),
+        ("matmul", [port("x", "FP32", [-1, 2])], [port("y", "FP32", [-1, 1]), port("z", "FP32", [-1, 2])]),  # the engine's own
+        ("text", [port("data", "BYTES", [1])], [port("result", "BYTES", [1])]),
+        (
+            "sum",
+            [port("data", "FP32", [-1, -1])],
+            [port("result", "FP32", [-1, -1]), port("total", "FP32", [-1]), port("rows", "INT64", [1])],
+        ),
+        ("any", [port("X", "BYTES", [-1])], [port("Y", "BYTES", [-1])]),  # nothing is known of them
+    ],
+)
+def test_metadata(client, name, inputs, outputs):
+    expected = {"name": name, "versions": ["1"], "platform": "penstock", "inputs": inputs, "outputs": outputs}
+    assert client.get_model_metadata(name) == client.get_model_metadata(name, "1") == expected
+
+
+def test_an_image_pipeline_takes_one_image(client):
+    found = client.get_model_metadata("digits")
+    assert found["inputs"] == [port("data", "BYTES", [1])]
+    assert client.get_model_config("digits")["max_batch_size"] == 0
+
+
+def test_configuration(client):
+    found = client.get_model_config("ranked", "1")
+    assert found["max_batch_size"] == 2
+    assert [(each["name"], each["data_type"], each["dims"]) for each in found["input"]] == [("X", "TYPE_FP32", [-1])]
+    assert [(each["name"], each["data_type"], each["dims"]) for each in found["output"]] == [("Y", "TYPE_FP32", [-1])]
+    assert found["dynamic_batching"]["priority_levels"] == 3
+    assert [(each["name"], each["kind"], each["count"]) for each in found["instance_group"]] == [("node", "KIND_CPU", 1)]
+    assert client.get_model_config("text")["input"][0]["data_type"] == "TYPE_STRING"
+    assert client.get_model_config("scaled")["max_batch_size"] == 0  # its first size is fixed: no batch
+
+
+@pytest.mark.parametrize(("timeout", "requests", "told"), [(2.5, 7, (2_500_000, 7)), ("inf", 2**40, (0, 0))])
+async def test_policy_of_the_queue(timeout, requests, told):
+    """Priorities are told without a batch, too."""
+    pipeline = {"name": "policy", "timeout": timeout, "max_requests": requests}
+    repository = Repository([load({"pipeline": pipeline, "node": {"backend": "Identity", "priority_levels": 4, "max": 1}})])
+    await repository.start()
+    try:
+        found = config_of(Models(repository).get("policy"))
+    finally:
+        await repository.close(0)
+    policy = found["dynamic_batching"]["default_queue_policy"]
+    assert (policy["default_timeout_microseconds"], policy["max_queue_size"]) == told
+    assert policy["timeout_action"] == "REJECT" and policy["allow_timeout_override"]
+    assert found["dynamic_batching"]["priority_levels"] == 4 and found["dynamic_batching"]["preferred_batch_size"] == []
+
+
+def test_what_is_not_known_of_a_batch_has_its_dimension(described):
+    """The shape of a row is what stands behind -1, in metadata and configuration."""
+    assert described.metadata("unknown")["outputs"] == [port("Y", "FP32", [-1, -1]), port("row", "FP32", [-1]), port("all", "FP32", [2, 3])]
+    found = described.config("unknown")
+    assert found["max_batch_size"] == 6 and [each["dims"] for each in found["output"]] == [[-1], [], [2, 3]]
+    assert [each["dims"] for each in described.config("open")["output"]] == [[-1]]  # without a batch
+
+
+def test_labels_are_told_by_the_name_of_their_file(described):
+    assert [each["label_filename"] for each in described.config("open")["output"]] == ["labels.txt"]
+
+
+def test_where_instances_run(described):
+    """What the backends took, not what the file asks for: it may ask for nothing."""
+    found = described.config("placed")["instance_group"]
+    assert [(each["name"], each["kind"], each["gpus"], each["count"]) for each in found] == [
+        ("gpu", "KIND_GPU", [0, 1], 1), ("cpu", "KIND_CPU", [], 1),
+    ]  # fmt: skip
+
+
+def test_fields_that_nobody_set_are_there(described):
+    found = described.config("open")
+    assert found["optimization"] == {"priority": "PRIORITY_DEFAULT", "gather_kernel_buffer_threshold": 0, "eager_batching": False}
+    assert found.keys() >= {"platform", "runtime", "version_policy", "batch_input", "metric_tags", "parameters", "model_warmup"}
+    assert "dynamic_batching" not in found
+
+
+@register_backend("OnGpus")
+class OnGpus(Backend):
+    """Says that its instances are on two GPUs, in turn."""
+
+    def init(self, params, context):
+        self.device = f"cuda:{context.instance % 2}"
+
+    def forward(self, batch):
+        raise AssertionError
+
+
+class Described:
+    """What a server says of its models."""
+
+    def __init__(self, http):
+        self.http = http
+
+    def metadata(self, name):
+        return self.http.get(f"/v2/models/{name}").raise_for_status().json()
+
+    def config(self, name):
+        return self.http.get(f"/v2/models/{name}/config").raise_for_status().json()
+
+
+@pytest.fixture(scope="module")
+def described(running, tmp_path_factory):
+    labels = tmp_path_factory.mktemp("labels") / "labels.txt"
+    labels.write_text("zero\none\n")
+    tensor = {"kind": "tensor", "dtype": "FP32"}
+    unknown = {
+        "name": "unknown",
+        "inputs": {"X": tensor | {"shape": [-1, 4]}},
+        "outputs": {"Y": tensor, "row": tensor | {"shape": [-1]}, "all": tensor | {"shape": [2, 3]}},
+    }
+    open_ = {"name": "open", "inputs": {"X": tensor}, "outputs": {"Y": tensor | {"labels": str(labels)}}}
+    nodes = {"a": {"backend": "Identity", "max": 8, "next": "b"}, "b": {"backend": "Identity", "max": 6}}
+    placed = {"gpu": {"backend": "OnGpus", "instance_num": 2, "next": "cpu"}, "cpu": {"backend": "Identity"}}
+    sources = [{"pipeline": unknown, **nodes}, {"pipeline": open_, **nodes}, {"pipeline": {"name": "placed"}, **placed}]
+    with running(create_app(sources)) as http:
+        yield Described(http)
+
+
+async def test_a_model_that_loads_is_not_ready():
+    app = create_app({"pipeline": {"name": "late"}, "node": {"backend": "Identity"}})
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://host") as client:
+        answer = await client.get("/v2/models/late/ready")
+        assert (answer.status_code, answer.json()) == (400, {"error": "Model version not ready"})
+        assert (await client.get("/v2/models/late")).status_code == 503
+        assert (await client.get("/v2/models/none/ready")).json() == {"error": "Request for unknown model: 'none' is not found"}
+
+
+def test_readiness(client):
+    assert client.is_model_ready("simple") and client.is_model_ready("simple", "1")
+    assert not client.is_model_ready("simple", "2") and not client.is_model_ready("nope")
+
+
+@pytest.mark.parametrize("call", ["get_model_metadata", "get_model_config"])
+def test_unknown_models(client, call):
+    with pytest.raises(InferenceServerException, match=r"\[400\] Request for unknown model: 'nope' is not found"):
+        getattr(client, call)("nope")
+    with pytest.raises(InferenceServerException, match=r"\[400\] Request for unknown model: 'simple' version 7 is not found"):
+        getattr(client, call)("simple", "7")
+
+
+def test_the_server(client):
+    assert client.is_server_live() and client.is_server_ready()
+    found = client.get_server_metadata()
+    assert found["name"] == "penstock" and found["version"] == penstock.__version__
+    assert {"binary_tensor_data", "classification", "schedule_policy", "model_configuration", "parameters"} <= set(found["extensions"])
+    assert not {"sequence", "trace", "logging", "cuda_shared_memory"} & set(found["extensions"])
+
+
+async def test_aio(served):
+    async with tritonclient.http.aio.InferenceServerClient(served.address) as client:
+        assert (await client.get_server_metadata())["name"] == "penstock"
+        assert (await client.get_model_metadata("simple"))["name"] == "simple"
+        assert (await client.get_model_config("simple"))["max_batch_size"] == 8
+        assert not await client.is_model_ready("nope")

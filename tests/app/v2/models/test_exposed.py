@@ -1,0 +1,99 @@
+"""Exposed nodes as models: the middle of a graph, called alone by a client of the protocol."""
+
+from __future__ import annotations
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http
+from tritonclient.http import InferInput
+from tritonclient.utils import InferenceServerException
+
+from penstock import create_app
+from penstock.app.settings import Settings
+
+from ..conftest import matmul
+
+OPS = """
+def twice(data):
+    return data * 2
+
+
+def shout(text):
+    return text.upper()
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, running):
+    folder = tmp_path_factory.mktemp("exposed")
+    (folder / "ops.py").write_text(OPS)
+    matmul(folder / "matmul.onnx")
+    tensor = {"kind": "tensor", "dtype": "FP32", "shape": [-1, 2]}
+    chain = {
+        "pipeline": {"name": "chain", "version": "3", "inputs": {"X": tensor}, "expose": {"net": {}}},
+        "twice": {"backend": f"Python[{folder / 'ops.py'}:twice]", "next": "net", "max": 4},
+        "net": {"backend": "OnnxTensor", "model": str(folder / "matmul.onnx"), "max": 4, "next": "end"},
+        "end": {"backend": "Identity"},
+    }
+    text = {"kind": "text"}
+    words = {
+        "pipeline": {"name": "words", "expose": {"shout": {"inputs": {"data": text}, "outputs": {"result": text}}, "again": {}}},
+        "shout": {"backend": f"Python[{folder / 'ops.py'}:shout]", "next": "again"},
+        "again": {"backend": "Identity"},
+    }
+    with running(create_app([chain, words], settings=Settings())) as http:
+        yield http
+
+
+@pytest.fixture
+def client(server):
+    with tritonclient.http.InferenceServerClient(str(server.base_url).removeprefix("http://").rstrip("/")) as found:
+        yield found
+
+
+def test_a_node_says_what_its_engine_takes_and_gives(client):
+    assert client.is_model_ready("chain.net") and client.is_model_ready("chain.net", "3")
+    assert not client.is_model_ready("chain.end") and not client.is_model_ready("chain.net", "1")
+    assert client.get_model_metadata("chain.net") == {
+        "name": "chain.net",
+        "versions": ["3"],
+        "platform": "penstock",
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 1]}, {"name": "z", "datatype": "FP32", "shape": [-1, 2]}],
+    }
+    config = client.get_model_config("chain.net")
+    assert (config["name"], config["max_batch_size"], [each["name"] for each in config["instance_group"]]) == ("chain.net", 4, ["net"])
+
+
+def test_a_call_runs_that_node_and_no_other(client):
+    rows = np.array([[1, 2], [3, 4]], np.float32)
+    each = InferInput("x", [2, 2], "FP32")
+    each.set_data_from_numpy(rows)
+    answer = client.infer("chain.net", [each])
+    assert answer.get_response()["model_name"] == "chain.net"
+    np.testing.assert_array_equal(answer.as_numpy("y"), [[5], [11]])
+    np.testing.assert_array_equal(answer.as_numpy("z"), rows)
+    with pytest.raises(InferenceServerException, match=r"batch-size must be <= 4 for 'chain.net'"):
+        client.infer("chain.net", [_of(np.zeros((5, 2), np.float32))])
+
+
+def _of(rows):
+    each = InferInput("x", list(rows.shape), "FP32")
+    each.set_data_from_numpy(rows)
+    return each
+
+
+def test_declared_inputs_and_outputs_and_none(client, server):
+    each = InferInput("data", [1], "BYTES")
+    each.set_data_from_numpy(np.array(["loud"], object))
+    assert client.infer("words.shout", [each]).as_numpy("result").tolist() == [b"LOUD"]
+    answer = server.post(
+        "/v2/models/words.again/infer", json={"inputs": [{"name": "data", "shape": [3], "datatype": "INT16", "data": [1, 2, 3]}]}
+    )
+    assert answer.json()["outputs"] == [{"name": "result", "datatype": "INT16", "shape": [3], "data": [1, 2, 3]}]
+
+
+def test_they_are_no_pipelines_of_the_predict_route(server: httpx.Client):
+    assert server.post("/predict/chain.net", content=b"x").status_code == 404
+    assert "chain.net" not in server.get("/openapi.json").text

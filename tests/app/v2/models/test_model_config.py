@@ -1,0 +1,96 @@
+"""Triton's ModelConfig applied to nodes that have several groups of instances; the rest by loading (test_repository.py)."""
+
+from __future__ import annotations
+
+import pytest
+
+from penstock.app.v2.models.description import config_of
+from penstock.app.v2.models.model import Models
+from penstock.app.v2.models.model_config import configure
+from penstock.backends.errors import InvalidRequest
+from penstock.pipelines.config.load import load
+from penstock.pipelines.repository import Repository
+
+TENSOR = {"kind": "tensor", "dtype": "FP32", "shape": [-1, 2]}
+
+
+@pytest.fixture
+def grouped():
+    """One instance for batches of up to 4 rows, two for up to 8."""
+    pipeline = {"name": "grouped", "inputs": {"x": TENSOR}, "outputs": {"y": TENSOR}}
+    return load({"pipeline": pipeline, "node": {"backend": "Identity", "max": "4&8", "instance_num": "1&2"}})
+
+
+def groups_of(config):
+    return [(group.max, group.instances) for group in config.nodes["node"].groups]
+
+
+async def test_what_is_told_of_groups_changes_none(grouped):
+    repository = Repository([grouped])
+    await repository.start()
+    try:
+        told = config_of(Models(repository).get("grouped"))
+    finally:
+        await repository.close(0)
+    assert told["max_batch_size"] == 8 and told["instance_group"][0]["count"] == 3
+    assert groups_of(configure(grouped, told)) == [(4, 1), (8, 2)]
+
+
+@pytest.mark.parametrize(("bound", "expected"), [(16, [4, 16]), (8, [4, 8]), (6, [4, 6]), (2, [2, 2])])
+def test_the_largest_group_has_the_bound(grouped, bound, expected):
+    assert [most for most, _ in groups_of(configure(grouped, {"max_batch_size": bound}))] == expected
+
+
+def policy(**entries):
+    return {"dynamic_batching": {"default_queue_policy": entries}}
+
+
+@pytest.mark.parametrize(
+    ("group", "devices"),
+    [
+        ({"kind": "KIND_CPU"}, ("cpu",)),
+        ({"kind": "KIND_GPU"}, ("cuda:0",)),
+        ({"kind": "KIND_AUTO", "gpus": []}, ("cuda:0",)),
+        ({"gpus": [1, 2]}, ("cuda:1", "cuda:2")),
+        ({"kind": "KIND_GPU", "gpus": [3]}, ("cuda:3",)),
+    ],
+)
+def test_a_group_says_where_its_instances_run(group, devices):
+    config = load({"pipeline": {"name": "p"}, "node": {"backend": "Identity", "device": "cuda:0"}})
+    assert configure(config, {"instance_group": [group]}).nodes["node"].devices == devices
+
+
+@pytest.mark.parametrize(
+    ("wanted", "key", "most"),
+    [
+        (lambda number: {"max_batch_size": number}, "max_batch_size", 2**31 - 1),
+        (lambda number: {"instance_group": [{"count": number}]}, "count", 1024),
+        (lambda number: {"instance_group": [{"kind": "KIND_GPU", "gpus": [number]}]}, "gpus", 1023),
+        (lambda number: {"dynamic_batching": {"max_queue_delay_microseconds": number}}, "max_queue_delay_microseconds", 2**53),
+        (lambda number: {"dynamic_batching": {"priority_levels": number, "default_priority_level": 1}}, "priority_levels", 1024),
+        (lambda number: {"dynamic_batching": {"priority_levels": 1024, "default_priority_level": number}}, "default_priority_level", 1024),
+        (lambda number: policy(max_queue_size=number), "max_queue_size", 2**31 - 1),
+        (lambda number: policy(default_timeout_microseconds=number), "default_timeout_microseconds", 2**53),
+    ],
+)
+def test_numbers_have_bounds(wanted, key, most):
+    config = load({"pipeline": {"name": "p"}, "node": {"backend": "Identity", "max": 4}})
+    for number in (most, str(most)):
+        assert configure(config, wanted(number)) != config
+    for number in (most + 1, str(most + 1), -1, "-1", 1.0, True, "1" * 20, "x"):
+        with pytest.raises(InvalidRequest, match=f"'{key}' is a whole number from 0 to {most}"):
+            configure(config, wanted(number))
+
+
+def test_a_group_of_several_nodes_names_one():
+    config = load({"pipeline": {"name": "p"}, "a": {"backend": "Identity", "next": "b"}, "b": {"backend": "Identity"}})
+    found = configure(config, {"instance_group": [{"name": "b", "count": 3}]}).nodes
+    assert [found[name].groups[0].instances for name in "ab"] == [1, 3]
+    for group in ({"count": 3}, {"name": "c", "count": 3}):
+        with pytest.raises(InvalidRequest, match="'instance_group' must name a node each, of a, b"):
+            configure(config, {"instance_group": [group]})
+
+
+def test_groups_stay_as_many_as_they_are(grouped):
+    with pytest.raises(InvalidRequest, match="node 'node' has several groups of instances, which an 'instance_group' can't change"):
+        configure(grouped, {"instance_group": [{"count": 4}]})

@@ -1,0 +1,291 @@
+"""Exact counts of what models did, as the protocol lists them and as metrics under Triton's names."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http
+from prometheus_client.parser import text_string_to_metric_families
+from tritonclient.utils import InferenceServerException
+
+from penstock import create_app
+from penstock.app.v2.models.metrics import TritonCollector
+from penstock.backends.expressions.registry import register_backend
+from penstock.pipelines.repository import Repository
+
+INT = {"kind": "tensor", "dtype": "INT32", "shape": [-1, 2]}
+GATE = threading.Event()
+ENTERED = threading.Semaphore(0)
+
+
+class Gated:
+    """Runs when the gate is open; fails for negative numbers."""
+
+    def forward(self, batch):
+        ENTERED.release()
+        assert GATE.wait(20)
+        for item in batch:
+            if item["data"].min() < 0:
+                raise RuntimeError("negative")
+            item["result"] = item["data"]
+
+
+def halve(data):
+    return data / 2
+
+
+def opaque(data):
+    return object()
+
+
+async def logic(item, call):
+    return item["data"]
+
+
+@pytest.fixture
+def served(running, monkeypatch):
+    monkeypatch.setattr("penstock.backends.expressions.registry._registered", {})
+    for backend in (Gated, halve, opaque, logic):
+        register_backend(backend.__name__, backend)
+    GATE.set()
+    inputs = {"inputs": {"X": INT}, "outputs": {"Y": INT}}
+    sources = [
+        {"pipeline": {"name": "one", "max_requests": 9, **inputs}, "node": {"backend": "Gated", "max": 8}},
+        {"pipeline": {"name": "two", "version": "7", **inputs}, "a": {"backend": "Identity", "next": "b"}, "b": {"backend": "Gated"}},
+        {"pipeline": {"name": "logic", **inputs}, "node": {"backend": "logic"}},
+        {"pipeline": {"name": "opaque"}, "node": {"backend": "opaque"}},
+        {"pipeline": {"name": "unwritten", **inputs}, "node": {"backend": "halve"}},
+    ]
+    with running(create_app(Repository.read(sources)), http="penstock.app.server.uvicorn_protocol:HttpProtocol") as client:
+        yield client
+
+
+@pytest.fixture
+def client(served):
+    with tritonclient.http.InferenceServerClient(served.base_url.netloc.decode(), concurrency=16) as found:
+        yield found
+
+
+def infer(client, model, rows=1, value=1, **more):
+    given = tritonclient.http.InferInput("X", [rows, 2], "INT32").set_data_from_numpy(np.full((rows, 2), value, np.int32))
+    return client.infer(model, [given], **more)
+
+
+def post(served, model="one", **more):
+    """The same from any thread, which tritonclient's sync client can't."""
+    document = {"inputs": [{"name": "X", "shape": [1, 2], "datatype": "INT32", "data": [1, 1]}], **more.pop("document", {})}
+    return served.post(f"/v2/models/{model}/infer", json=document, **more)
+
+
+def statistics(client, model):
+    (found,) = client.get_inference_statistics(model)["model_stats"]
+    return found
+
+
+def counts(found):
+    return {name: duration["count"] for name, duration in found["inference_stats"].items() if duration["count"]}
+
+
+def metrics(served, name):
+    families = text_string_to_metric_families(served.get("/metrics").text)
+    return {tuple(sample.labels.values()): sample.value for family in families for sample in family.samples if sample.name == name}
+
+
+def test_before_the_first_request(client):
+    nothing = {"count": 0, "ns": 0}
+    assert statistics(client, "two") == {
+        "name": "two",
+        "version": "7",
+        "last_inference": 0,
+        "inference_count": 0,
+        "execution_count": 0,
+        "inference_stats": dict.fromkeys(
+            ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss"), nothing
+        ),
+        "response_stats": {},
+        "batch_stats": [],
+        "memory_usage": [],
+    }
+
+
+def test_counts_of_requests_rows_and_batches(client, served):
+    before = time.time_ns() // 1_000_000
+    for rows in (1, 3, 3, 8):
+        infer(client, "one", rows)
+    with pytest.raises(InferenceServerException, match=r"\[500\]"):
+        infer(client, "one", 2, value=-1)
+    found = statistics(client, "one")
+    assert (found["inference_count"], found["execution_count"]) == (15, 5)
+    assert counts(found) == {"success": 4, "fail": 1, "queue": 4, "compute_input": 4, "compute_infer": 4, "compute_output": 4}
+    spent = {name: duration["ns"] for name, duration in found["inference_stats"].items()}
+    parts = [spent["queue"], spent["compute_input"], spent["compute_infer"], spent["compute_output"]]
+    assert min(parts) > 0 and sum(parts) <= spent["success"] and spent["fail"] > 0
+    batches = {each["batch_size"]: each for each in found["batch_stats"]}
+    assert {size: each["compute_infer"]["count"] for size, each in batches.items()} == {1: 1, 2: 1, 3: 2, 8: 1}
+    assert all(each["compute_input"]["count"] == each["compute_infer"]["count"] for each in batches.values())
+    assert sum(each["compute_infer"]["ns"] for each in batches.values()) >= spent["compute_infer"]
+    assert before <= found["last_inference"] <= time.time_ns() // 1_000_000 + 1
+
+
+def test_requests_that_share_a_batch(client, served):
+    """One runs; eight wait for it, and run together."""
+    GATE.clear()
+    while ENTERED.acquire(blocking=False):
+        pass
+    with ThreadPoolExecutor(9) as pool:
+        requests = [pool.submit(post, served)]
+        assert ENTERED.acquire(timeout=20)
+        requests += [pool.submit(post, served) for _ in range(8)]
+        while served.get("/metrics").text.count('nv_inference_pending_request_count{model="one",version="1"} 8.0') == 0:
+            assert not any(request.done() for request in requests)
+        with pytest.raises(InferenceServerException, match=r"\[503\] Exceeds maximum queue size"):
+            infer(client, "one")
+        GATE.set()
+        for request in requests:
+            request.result().raise_for_status()
+    found = statistics(client, "one")
+    assert (found["inference_count"], found["execution_count"]) == (9, 2)
+    assert {each["batch_size"]: each["compute_infer"]["count"] for each in found["batch_stats"]} == {1: 1, 8: 1}
+    assert counts(found)["success"] == 9 and counts(found)["fail"] == 1
+    assert metrics(served, "nv_inference_request_failure")["one", "REJECTED", "1"] == 1
+    assert found["inference_stats"]["queue"]["ns"] > 0
+
+
+def test_a_pipeline_of_several_nodes_runs_once_a_request(client):
+    for rows in (1, 4):
+        infer(client, "two", rows)
+    found = statistics(client, "two")
+    assert (found["inference_count"], found["execution_count"], found["batch_stats"]) == (5, 2, [])
+    assert counts(found)["success"] == counts(found)["compute_infer"] == 2
+    spent = {name: duration["ns"] for name, duration in found["inference_stats"].items()}
+    parts = [spent["queue"], spent["compute_input"], spent["compute_infer"], spent["compute_output"]]
+    assert min(parts) > 0 and sum(parts) <= spent["success"]
+
+
+def test_an_answer_that_cannot_be_written_is_no_success(client, served):
+    """The pipeline has answered; the client gets an error."""
+    assert post(served, "unwritten").status_code == 500
+    found = statistics(client, "unwritten")
+    assert counts(found) == {"fail": 1} and found["inference_count"] == 0
+    assert [found["inference_stats"][part]["ns"] for part in ("compute_input", "compute_output")] == [0, 0]
+    assert metrics(served, "nv_inference_request_failure")["unwritten", "OTHER", "1"] == 1
+    assert metrics(served, "nv_inference_request_success")["unwritten", "1"] == 0
+
+
+def test_python_logic_has_a_last_inference(client, served):
+    before = time.time_ns() // 1_000_000
+    infer(client, "logic")
+    found = statistics(client, "logic")
+    assert before <= found["last_inference"] <= time.time_ns() // 1_000_000 + 1
+    assert (found["inference_count"], found["execution_count"]) == (1, 1)
+    assert found["inference_stats"]["compute_infer"]["ns"] > 0
+
+
+def test_predict_requests_count_too(running, digits, digit):
+    with running(create_app(digits)) as served:
+        served.post("/predict/digits", content=digit).raise_for_status()
+        assert served.post("/predict/digits", content=b"no image").status_code == 422
+        (found,) = served.get("/v2/models/digits/stats").json()["model_stats"]
+        assert counts(found) == {"success": 1, "fail": 1, "queue": 1, "compute_input": 1, "compute_infer": 1, "compute_output": 1}
+        files = [("images", digit), ("images", digit), ("images", b"no image")]
+        served.post("/predict/digits/batch", files=files).raise_for_status()
+        (found,) = served.get("/v2/models/digits/stats").json()["model_stats"]
+        assert (counts(found)["success"], counts(found)["fail"], found["inference_count"]) == (3, 2, 3)
+
+
+def test_a_predict_answer_that_cannot_be_written_is_no_success(served):
+    assert served.post("/predict/opaque", content=b"x").status_code == 500
+    assert served.post("/predict/opaque/batch", files=[("images", b"x")] * 2).json()["results"][1]["code"] == "backend_error"
+    (found,) = served.get("/v2/models/opaque/stats").json()["model_stats"]
+    assert counts(found) == {"fail": 3} and found["execution_count"] >= 2
+
+
+def test_what_is_no_request_of_a_model_is_not_counted(client, served):
+    assert served.post("/v2/models/one/infer", content=b"{}").status_code == 400
+    assert counts(statistics(client, "one")) == {}
+
+
+def test_all_models_and_one(client, served):
+    everything = [(each["name"], each["version"]) for each in client.get_inference_statistics()["model_stats"]]
+    assert everything == [("logic", "1"), ("one", "1"), ("opaque", "1"), ("two", "7"), ("unwritten", "1")]
+    assert client.get_inference_statistics("two", "7") == client.get_inference_statistics("two")
+    with pytest.raises(InferenceServerException, match=r"\[400\] Request for unknown model: 'none' is not found"):
+        client.get_inference_statistics("none")
+    with pytest.raises(InferenceServerException, match=r"\[400\] Request for unknown model: 'two' version 8 is not found"):
+        client.get_inference_statistics("two", "8")
+    assert "statistics" in client.get_server_metadata()["extensions"]
+
+
+def test_metrics_under_tritons_names(client, served):
+    for rows in (1, 3):
+        infer(client, "one", rows)
+    with pytest.raises(InferenceServerException):
+        infer(client, "one", value=-1)
+    infer(client, "two")
+
+    def above_zero(name):
+        return {labels: value for labels, value in metrics(served, name).items() if value}
+
+    assert above_zero("nv_inference_request_success") == {("one", "1"): 2, ("two", "7"): 1}
+    assert above_zero("nv_inference_count") == {("one", "1"): 4, ("two", "7"): 1}
+    assert above_zero("nv_inference_exec_count") == {("one", "1"): 3, ("two", "7"): 1}
+    assert above_zero("nv_inference_request_failure") == {("one", "BACKEND", "1"): 1}
+    assert above_zero("nv_inference_pending_request_count") == {}
+    spent = statistics(client, "one")["inference_stats"]
+    for name, key in (("request", "success"), ("queue", "queue"), *[(f"compute_{part}",) * 2 for part in ("input", "infer", "output")]):
+        assert metrics(served, f"nv_inference_{name}_duration_us")["one", "1"] == round(spent[key]["ns"] / 1000), name
+    text = served.get("/metrics").text
+    assert 'nv_inference_request_failure{model="one",reason="BACKEND",version="1"} 1.0' in text
+    assert "penstock_items_total" in text
+    openmetrics = served.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"}).text
+    assert 'nv_inference_request_success{model="one",version="1"} 2.0' in openmetrics
+
+
+@pytest.mark.parametrize(("timeout", "reason"), [(50_000, "REJECTED"), (None, "CANCELED")])
+def test_reasons_of_failures(client, served, timeout, reason):
+    GATE.clear()
+    while ENTERED.acquire(blocking=False):
+        pass
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(post, served)
+        assert ENTERED.acquire(timeout=20)
+        if timeout is None:
+            with pytest.raises(httpx.ReadTimeout):
+                post(served, timeout=0.2)
+        else:
+            with pytest.raises(InferenceServerException, match="Request timeout expired"):
+                infer(client, "one", timeout=timeout)
+        while metrics(served, "nv_inference_request_failure")["one", reason, "1"] == 0:
+            assert not running.done()
+        GATE.set()
+        running.result().raise_for_status()
+    failures = {labels[1]: value for labels, value in metrics(served, "nv_inference_request_failure").items() if value}
+    assert failures == {reason: 1}
+
+
+async def test_a_counter_that_was_shown_never_goes_down():
+    """A scrape came between a success and its taking back."""
+    repository = Repository.read({"pipeline": {"name": "one"}, "node": {"backend": "Identity"}})
+    await repository.start()
+    collector = TritonCollector(repository)
+
+    def successes():
+        (found,) = [family for family in collector.collect() if family.name == "nv_inference_request_success"]
+        return [sample.value for sample in found.samples]
+
+    try:
+        pipeline = repository.get("one")
+        await pipeline({"data": 1})
+        assert successes() == [1]
+        pipeline.statistics.take_back(1)
+        assert successes() == [1]
+        for count in (1, 2):
+            await pipeline({"data": 1})
+            assert successes() == [count]
+    finally:
+        await repository.close()

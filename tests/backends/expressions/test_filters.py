@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import pytest
+
+from penstock.backends.errors import BackendError, ConfigError, InvalidInput
+from penstock.backends.expressions import filters
+from penstock.backends.expressions.filters import BUILTIN, Status, find_filter, register_filter, registered_here
+from penstock.backends.item import Item
+
+
+@pytest.fixture(autouse=True)
+def nothing_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filters, "_registered", {})
+
+
+def ask(name: str, item: Item) -> Status:
+    return find_filter(name)(item)
+
+
+def test_swap_makes_the_result_the_data() -> None:
+    item: Item = {"data": 1, "result": 2, "score": 3}
+    assert ask("swap", item) is Status.RUN
+    assert item == {"data": 2, "score": 3}
+
+
+def test_swap_breaks_without_a_result() -> None:
+    item: Item = {"data": 1}
+    assert ask("swap", item) is Status.BREAK
+    assert item == {"data": 1}
+
+
+@pytest.mark.parametrize("name", ["Run", "run", "Continue", "continue"])
+def test_run_erases_what_was_answered_before(name: str) -> None:
+    item: Item = {"data": 1, "result": 2, "error": InvalidInput("x")}
+    assert ask(name, item) is Status.RUN
+    assert item == {"data": 1}
+
+
+@pytest.mark.parametrize("name", ["or", "else"])
+def test_or_is_for_what_has_no_result(name: str) -> None:
+    answered: Item = {"data": 1, "result": 2}
+    assert ask(name, answered) is Status.SKIP
+    assert answered == {"data": 1, "result": 2}
+    failed: Item = {"data": 1, "error": InvalidInput("x")}
+    assert ask(name, failed) is Status.RUN
+    assert failed == {"data": 1}
+
+
+@pytest.mark.parametrize(
+    ("names", "status"),
+    [
+        (("Skip", "skip"), Status.SKIP),
+        (("SerialSkip", "serial_skip", "serialskip"), Status.SERIAL_SKIP),
+        (("SubGraphSkip", "subgraph_skip", "subgraphskip"), Status.SUBGRAPH_SKIP),
+        (("Break", "break"), Status.BREAK),
+        (("Error", "error"), Status.ERROR),
+    ],
+)
+def test_the_others_say_what_they_are_called_and_change_nothing(names: tuple[str, ...], status: Status) -> None:
+    for name in names:
+        item: Item = {"data": 1, "result": 2}
+        assert ask(name, item) is status
+        assert item == {"data": 1, "result": 2}
+
+
+@pytest.mark.parametrize("name", ["filter", "if"])
+@pytest.mark.parametrize("said", [Status.SKIP, "Skip", "skip"])
+def test_the_item_may_say_it(name: str, said: Any) -> None:
+    assert ask(name, {"data": 1, "filter": said}) is Status.SKIP
+
+
+@pytest.mark.parametrize("said", [Status.RUN, "Run", "Continue"])
+def test_an_item_that_says_run_is_run_as_by_run(said: Any) -> None:
+    item: Item = {"data": 1, "result": 2, "filter": said}
+    assert ask("filter", item) is Status.RUN
+    assert item == {"data": 1, "filter": said}
+
+
+@pytest.mark.parametrize(
+    ("item", "found"), [({}, "which is not there"), ({"filter": "swap"}, "which is 'swap'"), ({"filter": 3}, "which is 3")]
+)
+def test_an_item_that_says_nothing_known_is_an_error(item: Item, found: str) -> None:
+    with pytest.raises(BackendError, match=f"the item's key 'filter', {found}; expected one of Run, Skip, SerialSkip"):
+        ask("filter", item)
+
+
+def test_result2other_is_swap_that_keeps_the_result() -> None:
+    item: Item = {"data": 1, "result": 2}
+    assert ask("result2other", item) is Status.RUN
+    assert item == {"data": 2, "other": 2}
+    assert ask("result2other", {"data": 1}) is Status.BREAK
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    register_filter("is_large", lambda item: Status.RUN)
+    with pytest.raises(ConfigError, match="there is no filter 'isLarge', did you mean 'is_large'"):
+        find_filter("isLarge")
+    with pytest.raises(ConfigError, match="there is no filter 'orr', did you mean 'or'"):
+        find_filter("orr")
+
+
+def test_a_registered_function_is_a_filter() -> None:
+    @register_filter("large")
+    def large(item: Item) -> Status:
+        return Status.RUN if item["data"] > 9 else Status.SKIP
+
+    assert find_filter("large") is large
+    assert (ask("large", {"data": 10}), ask("large", {"data": 1})) == (Status.RUN, Status.SKIP)
+    assert registered_here("large")
+    assert not registered_here("or")
+
+
+def test_registering_ones_own_name_again_replaces_it() -> None:
+    register_filter("f", lambda item: Status.RUN)
+    register_filter("f", lambda item: Status.BREAK)
+    assert ask("f", {}) is Status.BREAK
+
+
+@pytest.mark.parametrize("name", sorted(BUILTIN))
+def test_registering_a_name_of_penstock_is_an_error(name: str) -> None:
+    with pytest.raises(ValueError, match="Penstock's own"):
+        register_filter(name, lambda item: Status.RUN)
+
+
+def test_registering_what_is_no_name_or_no_filter_is_an_error() -> None:
+    async def later(item: Item) -> Status:
+        return Status.RUN
+
+    with pytest.raises(ValueError, match="no name"):
+        register_filter("a,b", lambda item: Status.RUN)
+    for wrong in (Status.RUN, later, dict):
+        with pytest.raises(TypeError, match="expected a plain function from an item to a Status"):
+            register_filter("x", wrong)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="no filter 'x'"):
+            find_filter("x")
+
+
+def test_entry_points_are_filters(monkeypatch: pytest.MonkeyPatch) -> None:
+    def point(name: str, value: str) -> EntryPoint:
+        return EntryPoint(name, value, filters.GROUP)
+
+    asked: list[str] = []
+    found = [
+        point("theirs", "penstock.backends.expressions.filters:swap"),
+        point("swap", "penstock.backends.expressions.filters:run"),
+        point("broken", "penstock.backends.nothing:there"),
+        point("value", "penstock.backends.expressions.filters:GROUP"),
+    ]
+
+    def entry_points(*, group: str) -> list[EntryPoint]:
+        asked.append(group)
+        return found
+
+    monkeypatch.setattr(filters, "entry_points", entry_points)
+    filters._installed.cache_clear()
+    try:
+        assert find_filter("theirs") is filters.swap
+        assert find_filter("swap") is filters.swap, "a name of Penstock's own can't be taken"
+        assert not registered_here("theirs"), "another process finds it, too"
+        with pytest.raises(ConfigError, match=r"the filter broken of .* can't be loaded: ModuleNotFoundError"):
+            find_filter("broken")
+        with pytest.raises(ConfigError, match=r"the filter value of .* can't be loaded: TypeError: filter 'value': expected a plain"):
+            find_filter("value")
+        with pytest.raises(ConfigError, match="did you mean 'theirs'"):
+            find_filter("their")
+        assert asked == ["penstock.filters"]
+    finally:
+        filters._installed.cache_clear()

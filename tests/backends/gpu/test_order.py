@@ -1,0 +1,54 @@
+"""Which tensors are waited for. That they are: gpu_order.py, where there is a GPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from penstock.backends.base import Backend  # noqa: E402
+from penstock.backends.gpu.order import keep_order, tensors_in, torch_on_gpu  # noqa: E402
+from penstock.backends.item import Item  # noqa: E402
+
+
+def test_tensors_are_found_in_whatever_holds_them() -> None:
+    a, b, c, d = (torch.full((1,), value) for value in range(4))
+    batch = [
+        {"data": a, "result": {"boxes": [b, 1.5], "more": {"deep": ((c,),)}}, "text": "x", "scores": [0.1] * 9},
+        {"data": b"jpeg", "result": [[1, 2], None, [d]]},
+    ]
+    assert [int(tensor) for tensor in tensors_in(torch, batch)] == [0, 1, 2, 3]
+
+
+def test_what_holds_itself_ends() -> None:
+    round_about: dict[str, Any] = {"tensor": torch.zeros(1)}
+    round_about["again"] = [round_about]
+    assert {tensor.shape for tensor in tensors_in(torch, [round_about])} == {(1,)}
+
+
+def test_forward_runs_as_it_is_where_no_gpu_is_used() -> None:
+    class Double(Backend):
+        def forward(self, batch: list[Item]) -> None:
+            for item in batch:
+                item["result"] = item["data"] * 2
+
+    backend = Double()
+    keep_order(backend, "")
+    batch: list[Item] = [{"data": torch.ones(1)}]
+    backend.forward(batch)
+    assert batch[0]["result"].item() == 2 and torch_on_gpu() is None
+
+
+def test_a_process_without_torch_stays_so() -> None:
+    code = """
+import sys
+from penstock import pipe
+with pipe({"net": {"backend": "DecodeMat"}}) as run:
+    run({"data": b"no image"})
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)

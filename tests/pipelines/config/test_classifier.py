@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.backends.base import Context
+from penstock.backends.errors import ConfigError
+from penstock.backends.item import Item
+from penstock.pipelines.config.load import from_model
+
+DIGITS = Path(__file__).resolve().parents[3] / "examples" / "digits"
+
+
+def save_model(path: Path, shape: list[Any], *, operator: str = "Softmax", inputs: int = 1, output: list[Any] | None = None) -> Path:
+    from onnx import TensorProto, helper, save
+
+    names = [f"x{number}" for number in range(inputs)]
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["x0"], ["flat"]), helper.make_node(operator, ["flat"], ["y"])],
+        "graph",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in names],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", "K"] if output is None else output)],
+    )
+    save(helper.make_model(graph), str(path))
+    return path
+
+
+def refusal(path: Path, labels: Path | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        from_model(path, labels)
+    return str(caught.value)
+
+
+def test_a_classifier_with_labels_answers() -> None:
+    config = from_model(DIGITS / "digits.onnx", DIGITS / "labels.txt")
+    assert (config.name, list(config.nodes), [port.name for port in config.outputs]) == (
+        "digits",
+        ["prepare", "model"],
+        ["label", "class", "score"],
+    )
+    item: Item = {"data": (DIGITS / "digit.png").read_bytes()}
+    for node in config.nodes.values():
+        backend = node.groups[0].spec.create(Context(directory=config.directory))
+        backend.forward([item])
+        item["data"] = item.pop("result")
+        backend.close()
+    assert item["label"] in (DIGITS / "labels.txt").read_text().split("\n")
+
+
+def test_softmax_is_left_out_where_the_model_has_one(tmp_path: Path) -> None:
+    for operator, softmax in (("Softmax", False), ("Relu", True)):
+        config = from_model(save_model(tmp_path / "m.onnx", ["N", 3, 4, 5], operator=operator))
+        assert config.nodes["model"].groups[0].spec.children[1].params.softmax is softmax
+    prepare = config.nodes["prepare"].groups[0].spec
+    assert (prepare.children[1].params.resize_h, prepare.children[1].params.resize_w, prepare.children[2].params.color) == (4, 5, "rgb")
+
+
+def test_a_model_that_is_no_classifier_gives_its_tensor(tmp_path: Path) -> None:
+    path = save_model(tmp_path / "m.onnx", ["N", 1, 4, 5], output=["N", "K", 1])
+    assert from_model(path).nodes["model"].groups[0].spec.name == "OnnxTensor"
+    assert "the model is no classifier" in refusal(path, DIGITS / "labels.txt")
+
+
+@pytest.mark.parametrize(
+    ("shape", "found"),
+    [(["N", 3, "H", "W"], "float N×3×H×W"), (["N", 2, 4, 4], "float N×2×4×4"), (["N", 4], "float N×4"), ([1, 4, 4, 3], "float 1×4×4×3")],
+)
+def test_inputs_that_are_no_image(tmp_path: Path, shape: list[Any], found: str) -> None:
+    assert f"the model's input 'x0' is {found}: expected one image" in refusal(save_model(tmp_path / "m.onnx", shape))
+
+
+def test_files_that_will_not_do(tmp_path: Path) -> None:
+    assert "the model has 2 inputs" in refusal(save_model(tmp_path / "m.onnx", ["N", 3, 4, 4], inputs=2))
+    assert "no such file: expected an ONNX model" in refusal(tmp_path / "none.onnx")
+    assert "no such file: expected the labels" in refusal(DIGITS / "digits.onnx", tmp_path / "none.txt")
+
+
+def test_labels_that_can_not_be_the_models(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("zero\none\ntwo\n")
+    assert "labels.txt: found 3 labels, expected 10: the classes of" in refusal(DIGITS / "digits.onnx", labels)
+    from_model(save_model(tmp_path / "open.onnx", ["N", 3, 8, 8]), labels)  # as many classes as it likes
+    labels.write_bytes(b"\xff")
+    assert "the labels can't be read" in refusal(DIGITS / "digits.onnx", labels)
+    (tmp_path / "text.onnx").write_text("hello")
+    assert "this is no ONNX model" in refusal(tmp_path / "text.onnx")

@@ -1,0 +1,147 @@
+"""Where items come in, and what each place knows of its neighbours."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from penstock.backends.errors import ConfigError, NotFound
+from penstock.pipelines.config.plan import Plan
+from penstock.pipelines.pipeline import Pipeline
+
+from ..workshop import Workshop, serve
+
+pytestmark = pytest.mark.usefixtures("own_registry", "own_filters", "no_threads_left")
+
+
+@pytest.fixture(autouse=True)
+def workshop(own_registry: None) -> Workshop:
+    return Workshop()
+
+
+def graph(**nodes: Any) -> dict[str, Any]:
+    """Nodes of the workshop by what follows each; a dict has other keys too."""
+    tables = {name: keys if isinstance(keys, dict) else {"next": keys} if keys else {} for name, keys in nodes.items()}
+    return {"pipeline": {"timeout": 1000.0}, **{name: {"backend": "Work", **keys} for name, keys in tables.items()}}
+
+
+DIAMOND: dict[str, Any] = {"a": "b,c", "b": "d", "c": "d", "d": {"map": "b[result:data],c[result:c]", "next": "e"}, "e": None}
+
+
+def plan(**nodes: Any) -> Plan:
+    return Pipeline.load(graph(**nodes)).plan
+
+
+def named(places: Any) -> str:
+    return " ".join(place.name for place in places)
+
+
+# what is known of places
+
+
+def test_neighbours() -> None:
+    places = plan(**DIAMOND).places
+    assert {name: named(place.before) for name, place in places.items()} == {"a": "", "b": "a", "c": "a", "d": "b c", "e": "d"}
+    assert {name: named(place.next) for name, place in places.items()} == {"a": "b c", "b": "d", "c": "d", "d": "e", "e": ""}
+    assert {name: place.follows and place.follows.name for name, place in places.items()} == {
+        "a": None,
+        "b": "d",
+        "c": "d",
+        "d": "e",
+        "e": None,
+    }
+    assert [name for name, place in places.items() if place.kept] == ["b", "c"]
+    assert repr(places["a"]) == "<Place a>"
+
+
+def test_what_skips_take_with_them() -> None:
+    places = plan(**DIAMOND).places
+    assert {name: named(place.serial) for name, place in places.items()} == {"a": "a", "b": "b", "c": "c", "d": "d e", "e": "e"}
+    assert {name: named(place.owned) for name, place in places.items()} == {"a": "a b c d e", "b": "b", "c": "c", "d": "d e", "e": "e"}
+
+
+def test_filters() -> None:
+    places = plan(a="b", b={"next": "c", "map": "a[result:data]"}, c={"next": "d", "filter": "or"}, d=None).places
+    assert {name: place.filter_name for name, place in places.items()} == {"a": "swap", "b": "Run", "c": "or", "d": "swap"}
+
+
+def test_chains_are_linear() -> None:
+    found = plan(a="b", b="c", c=None).entrances
+    assert {name: entrance.linear for name, entrance in found.items()} == {"a": True, "b": True, "c": True}
+    found = plan(a="b", b={"next": "c", "filter": "or"}, c=None).entrances
+    assert {name: entrance.linear for name, entrance in found.items()} == {"a": False, "b": True, "c": True}
+    found = plan(**DIAMOND).entrances
+    assert {name: entrance.linear for name, entrance in found.items()} == {"a": False, "d": True, "e": True}
+
+
+# where items come in
+
+
+def test_entrances_are_the_places_that_need_nothing_from_elsewhere() -> None:
+    assert sorted(plan(**DIAMOND).entrances) == ["a", "d", "e"]
+
+
+def test_a_map_from_further_up_closes_an_entrance() -> None:
+    found = plan(a="b", b="c", c={"map": "b[result:data],a[result:x]"}).entrances
+    assert sorted(found) == ["a", "c"]  # entered itself, c takes the item as it comes
+
+
+async def test_a_node_in_the_middle_may_be_entered(workshop: Workshop) -> None:
+    for node in "abcde":
+        workshop.acts[node] = lambda item, node=node: f"{node}({item['data']})"
+    async with serve(graph(**DIAMOND), workshop=workshop) as pipeline:
+        assert await pipeline({"data": "x", "node_name": "d"}) == {"data": "x", "node_name": "d", "result": "e(d(x))"}
+        assert (await pipeline({"data": "x", "node_name": "e"}))["result"] == "e(x)"
+        assert (await pipeline({"data": "x"}))["result"] == "e(d(b(a(x))))"
+
+
+async def test_a_node_that_can_not_be_entered_and_one_that_is_not_there(workshop: Workshop) -> None:
+    async with serve(graph(**DIAMOND), workshop=workshop) as pipeline:
+        with pytest.raises(NotFound, match="pipeline 'p': node 'b' can't be entered"):
+            await pipeline({"data": "x", "node_name": "b"})
+        with pytest.raises(IndexError, match=r"no node 'aa'.*did you mean 'a'.*its nodes are a, b, c, d, e"):
+            await pipeline({"data": "x", "node_name": "aa"})
+        for name in (None, 3, ["a"], ""):
+            with pytest.raises(NotFound):
+                await pipeline({"data": "x", "node_name": name})
+    async with serve(graph(a=None), workshop=workshop) as pipeline:
+        with pytest.raises(NotFound):
+            await pipeline({"data": "x", "node_name": "b"})
+
+
+async def test_several_roots_need_a_name(workshop: Workshop) -> None:
+    workshop.acts |= {"a": lambda item: "a", "b": lambda item: "b"}
+    async with serve(graph(a=None, b=None), workshop=workshop) as pipeline:
+        assert pipeline.plan.default is None
+        with pytest.raises(NotFound, match=r"several roots \(a, b\): the item must name one, as node_name"):
+            await pipeline({"data": "x"})
+        answers = await asyncio.gather(*[pipeline({"data": "x", "node_name": name}) for name in "ab"])
+        assert [answer["result"] for answer in answers] == ["a", "b"]
+
+
+async def test_entry_says_which(workshop: Workshop) -> None:
+    workshop.acts |= {"b": lambda item: "b", "d": lambda item: "d"}
+    for entry, nodes in (("b", {"a": None, "b": None}), ("d", DIAMOND)):
+        tables = graph(**nodes)
+        tables["pipeline"]["entry"] = entry
+        async with serve(tables, workshop=workshop) as pipeline:
+            assert (await pipeline({"data": "x"}))["result"] == entry
+
+
+def test_an_entry_that_can_not_be() -> None:
+    tables = graph(**DIAMOND)
+    for entry in ("b", "x"):
+        tables["pipeline"]["entry"] = entry
+        with pytest.raises(ConfigError, match="entry"):
+            Pipeline.load(tables)
+
+
+async def test_the_targets_of_jumps_are_not_where_items_come_in_by_themselves(workshop: Workshop) -> None:
+    workshop.acts["far"] = lambda item: "far"
+    tables = graph(near={"backend": "Jump", "jump": "far"}, far=None)
+    async with serve(tables, workshop=workshop) as pipeline:
+        assert pipeline.plan.default is pipeline.plan.entrances["near"]
+        assert (await pipeline({"data": "x"}))["result"] == "far"
+        assert (await pipeline({"data": "x", "node_name": "far"}))["result"] == "far"

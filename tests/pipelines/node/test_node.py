@@ -1,0 +1,197 @@
+"""How a node joins decision, threads and loop: the order of things, which no caller can see from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from typing import Any, ClassVar
+
+import pytest
+
+from penstock.backends.base import Backend, Params
+from penstock.backends.expressions.spec import Spec
+from penstock.backends.item import Item
+from penstock.pipelines.config.definition import GroupConfig, NodeConfig, PipelineConfig
+from penstock.pipelines.node.node import Node
+from penstock.pipelines.node.queue import NEVER, Batch, Entry, Outcome
+
+pytestmark = pytest.mark.usefixtures("no_threads_left")
+
+
+class Echo(Backend):
+    parameters = Params
+    gate: ClassVar[threading.Event]
+    seen: ClassVar[list[list[Any]]]
+
+    def forward(self, batch: list[Item]) -> None:
+        type(self).seen.append([item["data"] for item in batch])
+        assert type(self).gate.wait(20)
+        for item in batch:
+            item["result"] = item["data"]
+
+
+class Watched(Entry):
+    """Remembers what the node was doing when it ended."""
+
+    __slots__ = ("ended", "node")
+
+    def __init__(self, data: Any, node: Node, deadline: float = NEVER, size: int = 1) -> None:
+        super().__init__({"data": data}, asyncio.get_running_loop().create_future(), deadline, None, size)
+        self.node = node
+        self.ended = ""
+
+    def finish(self, outcome: Outcome, batch: Batch, now: float) -> None:
+        assert isinstance(outcome, dict)
+        assert not self.ended
+        self.ended = repr(self.node)
+        self.future.set_result(outcome["result"])
+
+    def fail(self, error: BaseException) -> None:
+        assert not self.ended
+        self.ended = type(error).__name__
+        self.future.cancel()
+
+
+def make(bound: int = 1, groups: tuple[int, ...] = (), shape_key: Any = None, **options: Any) -> tuple[Node, type[Echo]]:
+    attributes = {"gate": threading.Event(), "seen": [], "shape_key": staticmethod(shape_key) if shape_key else None}
+    cls: Any = type("Echo", (Echo,), attributes)
+    cls.gate.set()
+    configs = tuple(GroupConfig(Spec("Echo", cls, Params()), max=each) for each in groups or (bound,))
+    config = NodeConfig("node", configs, **options)
+    return Node(config, PipelineConfig("p", {"node": config}), asyncio.get_running_loop()), cls
+
+
+BEFORE_DELIVERY = ["<Node node: 1 active, 0 idle, 1 queued>", "<Node node: 1 active, 0 idle, 0 queued>"]
+AFTER_DELIVERY = ["<Node node: 0 active, 1 idle, 2 queued>", "<Node node: 0 active, 1 idle, 1 queued>"]
+
+
+@pytest.mark.parametrize(("short", "then"), [(0.0, BEFORE_DELIVERY), (60.0, AFTER_DELIVERY)], ids=["long", "short"])
+async def test_when_the_executor_is_started_again(monkeypatch: pytest.MonkeyPatch, short: float, then: list[str]) -> None:
+    """Behind a long batch before its results are delivered; behind a short one at the end of that iteration of the loop."""
+    monkeypatch.setattr("penstock.pipelines.node.node.SHORT", short)
+    node, _ = make()
+    await node.start()
+    entries = [Watched(number, node) for number in range(3)]
+    for entry in entries:
+        node.enqueue(entry, 0.0)
+    async with asyncio.timeout(20):
+        assert await asyncio.gather(*[entry.future for entry in entries]) == [0, 1, 2]
+    assert [entry.ended for entry in entries] == [*then, "<Node node: 0 active, 1 idle, 0 queued>"]
+    await node.close(20)
+
+
+async def test_what_stands_behind_a_big_item_runs_when_that_leaves() -> None:
+    node, cls = make(groups=(1, 4))
+    await node.start()
+    cls.gate.clear()
+    first, big, small = Watched("first", node, size=4), Watched("big", node, size=4), Watched("small", node)
+    node.enqueue(first, 0.0)
+    await asyncio.sleep(0)
+    node.enqueue(big, 0.0)
+    node.enqueue(small, 0.0)
+    await asyncio.sleep(0)
+    assert repr(node) == "<Node node: 1 active, 1 idle, 5 queued>"
+    big.future.cancel()
+    node.discard(big)
+    async with asyncio.timeout(20):
+        while len(cls.seen) < 2:  # while the first one still runs
+            await asyncio.sleep(0.001)
+        assert sorted(cls.seen) == [["first"], ["small"]]
+        cls.gate.set()
+        await asyncio.gather(first.future, small.future)
+    assert node.statistics.outcomes["cancelled"] == 1
+    await node.close(20)
+
+
+async def test_shapes_run_apart_and_what_has_no_shape_runs_alone() -> None:
+    def shape(item: Item) -> Any:
+        return {"a": 1, "b": 2, "list": []}[item["data"]]
+
+    node, cls = make(8, shape_key=shape)
+    await node.start()
+    entries = [Watched(data, node) for data in ("a", "b", "list", "unknown", "list", "a")]
+    for entry in entries:
+        node.enqueue(entry, 0.0)
+    async with asyncio.timeout(20):
+        await asyncio.gather(*[entry.future for entry in entries])
+    assert cls.seen == [["a", "a"], ["b"], ["list"], ["unknown"], ["list"]]
+    await node.close(20)
+
+
+async def test_an_earlier_deadline_moves_the_timer_though_no_executor_is_idle() -> None:
+    node, cls = make()
+    await node.start()
+    cls.gate.clear()
+    now = asyncio.get_running_loop().time()
+    clock = node._clock
+    assert abs(clock() - now) < 1.0
+    running = Watched("running", node)
+    node.enqueue(running, clock())
+    await asyncio.sleep(0)
+    late, soon = Watched("late", node, clock() + 1000), Watched("soon", node, clock() + 0.01)
+    node.enqueue(late, clock())
+    await asyncio.sleep(0)
+    node.enqueue(soon, clock())
+    async with asyncio.timeout(20):
+        await asyncio.wait([soon.future])
+    assert (soon.ended, late.ended) == ("DeadlineExceeded", "")
+    node.discard(late)
+    cls.gate.set()
+    async with asyncio.timeout(20):
+        await running.future
+    await node.close(20)
+
+
+async def test_rows_ahead_of_a_priority() -> None:
+    node, cls = make(priority_levels=3, default_priority=2)
+    await node.start()
+    cls.gate.clear()
+    entries = []
+    for wanted, size in (None, 1), (1, 1), (2, 1), (3, 1), (9, 1):
+        entry = Watched(wanted, node, size=size)
+        entry.wanted = wanted
+        node.enqueue(entry, 0.0)
+        entries.append(entry)
+    await asyncio.sleep(0)  # 1 has begun
+    assert [node.ahead_of(priority) for priority in (1, 2, 3, None)] == [1, 3, 5, 3]
+    cls.gate.set()
+    async with asyncio.timeout(20):
+        await asyncio.gather(*[entry.future for entry in entries])
+    assert cls.seen == [[1], [None], [2], [3], [9]]
+    await node.close(20)
+
+
+async def test_what_queues_and_runs_fails_at_close() -> None:
+    node, cls = make()
+    await node.start()
+    cls.gate.clear()
+    entries = [Watched(number, node) for number in range(2)]
+    for entry in entries:
+        node.enqueue(entry, 0.0)
+    await asyncio.sleep(0)
+    close = asyncio.ensure_future(node.close(20))
+    await asyncio.sleep(0)
+    assert [entry.ended for entry in entries] == ["NotReady", "NotReady"]
+    cls.gate.set()
+    await close
+    assert cls.seen in ([[0]], [])
+
+
+async def test_the_bound_of_a_node_and_its_backend() -> None:
+    node, _ = make(groups=(2, 5))
+    await node.start()
+    assert sorted(executor.max for executor in node._executors) == [2, 5]
+    assert node.scheduler.max == 5
+    await node.close(20)
+    await node.close(20)
+
+
+async def test_a_node_that_is_closed_before_it_starts_leaves_no_lost_exception() -> None:
+    heard: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: heard.append(context))
+    node, _ = make()
+    await node.close(20)
+    del node
+    gc.collect()
+    assert heard == []

@@ -1,0 +1,307 @@
+"""`executor = "process"` in a whole pipeline: who fails, who is answered, what is ready meanwhile, and what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from penstock.backends.errors import BackendError, ConfigError, InvalidInput, NotReady
+from penstock.backends.expressions.registry import register_backend
+from penstock.pipelines.config.load import load
+from penstock.pipelines.pipeline import Pipeline
+
+OPS = """
+import os, signal, time
+from pathlib import Path
+from penstock.backends.base import Backend
+from penstock.backends.errors import InvalidInput
+
+HERE = Path(__file__).parent
+
+class Work(Backend):
+    parameters = None
+    max = 16
+
+    def init(self, params, context):
+        if (HERE / "refuse").exists():
+            raise ValueError("refused to load")
+        while (HERE / "wait").exists():
+            time.sleep(0.01)
+
+    def forward(self, batch):
+        with (HERE / "runs").open("a") as file:
+            print(os.getpid(), [item["data"] if isinstance(item["data"], str) else "" for item in batch], file=file)
+        for item in batch:
+            match item["data"] if isinstance(item["data"], str) else "":
+                case "kill": os.kill(os.getpid(), signal.SIGKILL)
+                case "sleep": time.sleep(60)
+                case "nap": time.sleep(0.3)
+                case "raise": raise ValueError("a secret")
+                case "soft": raise InvalidInput("not readable")
+            item["result"] = item["data"]
+            item["pid"] = os.getpid()
+
+def plus(x):
+    return x + 1
+"""
+
+
+@pytest.fixture
+def ops(tmp_path: Path) -> Path:
+    (tmp_path / "ops.py").write_text(OPS)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    gc.collect()
+    fds, threads, processes = descriptors(), threading.active_count(), children()
+    yield
+    gc.collect()
+    assert threading.active_count() == threads
+    assert descriptors() == fds
+    assert children() == processes  # none of ours is left, dead or alive
+
+
+def children() -> set[str]:
+    """Our child processes, dead or alive; other tests have some too (the resource tracker of shared memory)."""
+    found: set[str] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread that has just ended
+            found.update((task / "children").read_text().split())
+    return found
+
+
+def descriptors() -> int:
+    """Pipes, sockets and files in memory; the loop of the test has its own before and after."""
+    links = []
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            links.append(str(entry.readlink()))
+        except FileNotFoundError:
+            continue
+    return sum("memfd" in link for link in links)
+
+
+def table(ops: Path, **keys: Any) -> dict[str, Any]:
+    return {"work": {"backend": f"Python[{ops}/ops.py:Work]", "executor": "process", **keys}}
+
+
+@asynccontextmanager
+async def running(ops: Path, **keys: Any) -> AsyncIterator[Pipeline]:
+    async with asyncio.timeout(50), Pipeline.load(table(ops, **keys)) as pipeline:
+        yield pipeline
+
+
+async def outcomes(pipeline: Pipeline, *data: Any) -> list[Any]:
+    found: list[Any] = await asyncio.gather(*[pipeline({"data": each}) for each in data], return_exceptions=True)
+    return [each["result"] if isinstance(each, dict) else each for each in found]
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+def runs(ops: Path) -> list[tuple[int, str]]:
+    found = [line.split(" ", 1) for line in (ops / "runs").read_text().splitlines()]
+    return [(int(pid), what) for pid, what in found]
+
+
+async def test_a_pipeline_of_threads_and_processes(ops: Path) -> None:
+    chain = {
+        "first": {"backend": f"Python[{ops}/ops.py:plus]", "next": "second"},
+        "second": {"backend": f"S[Python[{ops}/ops.py:plus],Identity]", "executor": "process", "next": "third"},
+        "third": {"backend": f"Python[{ops}/ops.py:plus]"},
+    }
+    async with Pipeline.load(chain) as pipeline:
+        assert (await pipeline({"data": 1}))["result"] == 4
+        image = np.zeros((2000, 2000, 3), np.uint8)
+        answer = await pipeline({"data": image})
+        assert answer["data"] is image
+        assert (answer["result"] == 3).all() and answer["result"].flags.owndata
+    for node in pipeline.nodes:
+        assert not node.statistics.restarts
+
+
+async def test_only_the_item_that_kills_fails(ops: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(ops) as pipeline:
+        found = await outcomes(pipeline, "a", "kill", "b", "raise", "soft", "c")
+        assert [found[place] for place in (0, 2, 5)] == ["a", "b", "c"]
+        killed, raised, soft = (found[place] for place in (1, 3, 4))
+        assert type(killed) is BackendError and "Work raised ProcessDiedError: process " in str(killed)
+        assert str(killed).endswith("was killed by SIGKILL") and "node 'work'" in str(killed)
+        assert type(raised) is BackendError and str(raised) == "node 'work': backend Work raised ValueError: a secret"
+        assert isinstance(raised.__cause__, ValueError)
+        assert type(soft) is InvalidInput and str(soft) == "not readable"
+        first, *singly = runs(ops)
+        assert first[1] == "['a', 'kill', 'b', 'raise', 'soft', 'c']"
+        assert [what for _, what in singly] == [f"[{each!r}]" for each in ("a", "kill", "b", "raise", "soft", "c")]
+        assert len({pid for pid, _ in runs(ops)}) == 3
+        assert pipeline.nodes[0].statistics.restarts == 2
+        assert await outcomes(pipeline, "next") == ["next"]
+        assert not pipeline.not_ready
+    assert 'ValueError("a secret")' in caplog.text  # the line in the child, of the remote traceback
+    assert "was killed by SIGKILL; it is started again" in caplog.text
+
+
+async def test_what_can_not_be_sent_names_the_backend_and_not_its_proxy(ops: Path) -> None:
+    async with running(ops) as pipeline:
+        found = await outcomes(pipeline, "a", threading.Lock())
+        assert found[0] == "a" and type(found[1]) is BackendError
+        assert str(found[1]).startswith("node 'work': backend Work raised TypeError: cannot pickle")
+
+
+async def test_without_retry_the_whole_batch_fails(ops: Path) -> None:
+    async with running(ops, retry=False) as pipeline:
+        found = await outcomes(pipeline, "a", "kill")
+        assert [type(each) for each in found] == [BackendError, BackendError]
+        assert await outcomes(pipeline, "b") == ["b"]
+
+
+async def test_a_node_is_not_ready_while_its_child_is_down(ops: Path) -> None:
+    async with running(ops) as pipeline:
+        pid = (await pipeline({"data": "x"}))["pid"]
+        (ops / "wait").touch()
+        os.kill(pid, signal.SIGKILL)  # nothing runs: nobody asks the child anything
+        await until(lambda: pipeline.not_ready)
+        assert pipeline.not_ready == "node 'work': 1 of 1 executors are not running"
+        waiting = asyncio.create_task(outcomes(pipeline, "meanwhile"))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        (ops / "wait").unlink()
+        assert await waiting == ["meanwhile"]
+        assert not pipeline.not_ready
+        assert pipeline.nodes[0].statistics.restarts == 1
+
+
+async def test_a_child_that_can_not_load_again_is_tried_until_it_can(ops: Path) -> None:
+    async with running(ops) as pipeline:
+        (ops / "refuse").touch()
+        found = await outcomes(pipeline, "a", "kill")
+        assert all(type(each) is BackendError and "RestartError" in str(each) for each in found)
+        assert "refused to load" in str(found[0])
+        await until(lambda: pipeline.not_ready)
+        (ops / "refuse").unlink()
+        await until(lambda: not pipeline.not_ready)
+        assert await outcomes(pipeline, "b") == ["b"]
+
+
+async def test_instances_are_children_and_work_at_once(ops: Path) -> None:
+    async with running(ops, instance_num=2, max=1) as pipeline:
+        answers = await asyncio.gather(*[pipeline({"data": "nap"}) for _ in range(2)])
+        pids = {answer["pid"] for answer in answers}
+        assert len(pids) == 2 and os.getpid() not in pids
+        # One dies, the other one works on.
+        killed, napped = await asyncio.gather(pipeline({"data": "kill"}), pipeline({"data": "nap"}), return_exceptions=True)
+        assert isinstance(killed, BackendError) and isinstance(napped, dict) and napped["pid"] in pids
+
+
+async def test_a_child_that_does_not_load_fails_the_start(ops: Path) -> None:
+    (ops / "refuse").touch()
+    with pytest.raises(BackendError, match="node 'work': ValueError: refused to load"):
+        async with Pipeline.load(table(ops)):
+            pytest.fail("it started")
+
+
+async def test_close_while_it_works(ops: Path) -> None:
+    pipeline = Pipeline.load(table(ops))
+    await pipeline.start()
+    working = asyncio.create_task(pipeline({"data": "sleep"}))
+    await until((ops / "runs").exists)
+    started = time.monotonic()
+    await pipeline.close(0.3)
+    assert time.monotonic() - started < 10
+    with pytest.raises((NotReady, asyncio.CancelledError)):
+        await working
+
+
+async def test_close_while_it_loads(ops: Path) -> None:
+    (ops / "wait").touch()
+    pipeline = Pipeline.load(table(ops))
+    starting = asyncio.create_task(pipeline.start())
+    await asyncio.sleep(0.3)
+    await pipeline.close(0.1)
+    with pytest.raises(NotReady):
+        await starting
+
+
+async def test_a_stuck_child_is_named(ops: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pipeline = Pipeline.load(table(ops, stuck_after=0.2))
+    await pipeline.start()
+    pid = (await pipeline({"data": "x"}))["pid"]
+    with pytest.raises(TimeoutError, match="stuck_after"):
+        await pipeline({"data": "sleep"})
+    assert "a forward has run for more than" in pipeline.not_ready
+    assert f"which waits for process {pid}" in caplog.text and "recv" in caplog.text
+    await pipeline.close(0.1)
+
+
+async def test_other_pipelines_go_on_while_a_child_computes(ops: Path) -> None:
+    async with running(ops) as busy, Pipeline.load("Identity") as other:
+        task = asyncio.create_task(busy({"data": "nap"}))
+        answered = 0
+        while not task.done():
+            await other({"data": 1})
+            answered += 1
+        assert (await task)["result"] == "nap" and answered > 20
+
+
+# load errors
+
+
+def double(x: Any) -> Any:
+    return 2 * x
+
+
+def problem(source: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(source)
+    return str(caught.value)
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_registered_name_is_a_load_error() -> None:
+    register_backend("Double", double)
+    load({"work": {"backend": "S[Double,Identity]"}})
+    assert problem({"work": {"backend": "S[Double,Identity]", "executor": "process"}}) == (
+        "[work] executor: Double was registered in this process, and a child process can't find it: "
+        "name where it is, as in Python[module:Class] or Python[file.py:Class]"
+    )
+    assert "Double was registered" in problem({"work": {"backend": "Python[Double]", "executor": "process"}})
+
+
+def test_main_is_a_load_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import __main__
+
+    monkeypatch.setattr(__main__, "double", double, raising=False)
+    load({"work": {"backend": "Python[__main__:double]"}})
+    assert problem({"work": {"backend": "Python[__main__:double]", "executor": "process"}}) == (
+        "[work] executor: __main__:double: a child process can't import this one's __main__; "
+        "put the class into a module or a file of its own"
+    )
+
+
+def test_another_executor_is_a_load_error() -> None:
+    assert "input should be 'thread' or 'process'" in problem({"work": {"backend": "Identity", "executor": "fork"}})
+
+
+def test_elsewhere_than_on_linux_is_a_load_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    assert problem({"work": {"backend": "Identity", "executor": "process"}}) == '[work] executor: executor = "process" needs Linux'
+
+
+def test_logging_is_left_alone() -> None:
+    assert not logging.getLogger("penstock.process").handlers
