@@ -64,7 +64,11 @@ def create_app(
         title=title,
         version=penstock.__version__,
         lifespan=_lifespan(repository, settings),
-        middleware=[*middleware, *checks, Middleware(HotRoutes, predict=predict, protocol=protocol(repository, settings))],
+        middleware=[
+            *middleware,
+            *checks,
+            Middleware(HotRoutes, predict=predict, protocol=protocol(repository, settings)),
+        ],
         docs_url="/docs" if assets is None else None,
         redoc_url=None,
         # Asking for a telemetry provider costs each request 3 µs (os.environ); traces of ours come with the protocol's trace extension.
@@ -96,7 +100,10 @@ class _App(FastAPI):
             stack: Any = self.middleware_stack
             self._stack = stack
             added: set[Any] = {middleware.cls for middleware in self.user_middleware}
-            while type(stack) not in added and type(stack).__module__.partition(".")[0] in ("fastapi", "starlette"):
+            while type(stack) not in added and type(stack).__module__.partition(".")[0] in (
+                "fastapi",
+                "starlette",
+            ):
                 stack = getattr(stack, "app", None)
             self._hot = stack if type(stack) is HotRoutes and not self.root_path else None
         if self._hot is not None:
@@ -111,7 +118,11 @@ class _App(FastAPI):
 
 
 def create_router(
-    source: Any = None, *, settings: Settings | None = None, labels: str | os.PathLike[str] | None = None, **router: Any
+    source: Any = None,
+    *,
+    settings: Settings | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    **router: Any,
 ) -> APIRouter:
     """The same as an `APIRouter`, for `host.include_router(create_router("digits.toml", prefix="/models", dependencies=[...]))`.
 
@@ -147,7 +158,9 @@ def _fetch(settings: Settings) -> Fetch | None:
     return Fetcher(max_bytes=settings.max_body, timeout=settings.url_timeout, ports=ports)
 
 
-def _lifespan(repository: Repository, settings: Settings) -> Callable[[Any], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    repository: Repository, settings: Settings
+) -> Callable[[Any], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def run(app: Any) -> AsyncIterator[None]:
         if repository.state not in ("loading", "ready"):  # else whoever made the repository runs it

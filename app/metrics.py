@@ -10,7 +10,12 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
@@ -47,9 +52,17 @@ class PipelineCollector(Collector):
 
 
 def _pipeline_metrics(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
-    ready = GaugeMetricFamily("penstock_pipeline_ready", "1 if the pipeline is ready.", labels=["pipeline"])
-    inside = GaugeMetricFamily("penstock_requests_inside", "Requests that were admitted and have not ended.", labels=["pipeline"])
-    refused = CounterMetricFamily("penstock_refused", "Requests refused at admission.", labels=["pipeline", "reason"])
+    ready = GaugeMetricFamily(
+        "penstock_pipeline_ready", "1 if the pipeline is ready.", labels=["pipeline"]
+    )
+    inside = GaugeMetricFamily(
+        "penstock_requests_inside",
+        "Requests that were admitted and have not ended.",
+        labels=["pipeline"],
+    )
+    refused = CounterMetricFamily(
+        "penstock_refused", "Requests refused at admission.", labels=["pipeline", "reason"]
+    )
     for name, pipeline in pipelines:
         ready.add_metric([name], float(not pipeline.not_ready))
         inside.add_metric([name], pipeline.inside)
@@ -59,13 +72,19 @@ def _pipeline_metrics(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]
 
 
 def _node_histograms(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
-    queue = HistogramMetricFamily("penstock_queue_seconds", "Time that an item waited in a node's queue.", labels=NODE)
+    queue = HistogramMetricFamily(
+        "penstock_queue_seconds", "Time that an item waited in a node's queue.", labels=NODE
+    )
     run = HistogramMetricFamily("penstock_run_seconds", "Time that a batch ran.", labels=NODE)
     size = HistogramMetricFamily("penstock_batch_size", "Rows of a batch.", labels=NODE)
     for name, pipeline in pipelines:
         for node in pipeline.nodes:
             found = node.statistics
-            for family, histogram in ((queue, found.queue_seconds), (run, found.batch_seconds), (size, found.batch_size)):
+            for family, histogram in (
+                (queue, found.queue_seconds),
+                (run, found.batch_seconds),
+                (size, found.batch_size),
+            ):
                 family.add_metric([name, node.name], _buckets(histogram), histogram.sum)
         for composite in pipeline.composites:  # it has no queue, and takes its items one by one
             waited = composite.statistics.batch_seconds
@@ -74,8 +93,12 @@ def _node_histograms(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
 
 
 def _node_metrics(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
-    items = CounterMetricFamily("penstock_items", "Items by how they left a node.", labels=[*NODE, "outcome"])
-    restarts = CounterMetricFamily("penstock_executor_restarts", "Executor threads that died and were replaced.", labels=NODE)
+    items = CounterMetricFamily(
+        "penstock_items", "Items by how they left a node.", labels=[*NODE, "outcome"]
+    )
+    restarts = CounterMetricFamily(
+        "penstock_executor_restarts", "Executor threads that died and were replaced.", labels=NODE
+    )
     depth = GaugeMetricFamily("penstock_queue_depth", "Rows in a node's queue.", labels=NODE)
     busy = GaugeMetricFamily("penstock_executors_busy", "Executors that run a batch.", labels=NODE)
     executors = GaugeMetricFamily("penstock_executors", "Executors that are there.", labels=NODE)

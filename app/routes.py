@@ -28,7 +28,9 @@ from .settings import Settings
 class Predictor(Protocol):
     """What answers predict requests (`hot.py`)."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send, name: str, many: bool) -> None: ...
+    async def __call__(
+        self, scope: Scope, receive: Receive, send: Send, name: str, many: bool
+    ) -> None: ...
 
 
 class ProblemRoute(APIRoute):
@@ -58,7 +60,9 @@ class _Prediction(Response):
         await self._predict(scope, receive, send, *self._arguments)
 
 
-def routes(repository: Repository, settings: Settings, predict: Predictor, metrics: Metrics) -> APIRouter:
+def routes(
+    repository: Repository, settings: Settings, predict: Predictor, metrics: Metrics
+) -> APIRouter:
     """All of them, on a router without a lifespan."""
 
     async def key(request: Request) -> None:
@@ -76,17 +80,28 @@ def routes(repository: Repository, settings: Settings, predict: Predictor, metri
         return Depends(allowed)
 
     # the document is written in openapi.py
-    open_router = APIRouter(route_class=ProblemRoute, dependencies=[group("health")], include_in_schema=False)
-    router = APIRouter(route_class=ProblemRoute, dependencies=[Depends(key)], include_in_schema=False)
+    open_router = APIRouter(
+        route_class=ProblemRoute, dependencies=[group("health")], include_in_schema=False
+    )
+    router = APIRouter(
+        route_class=ProblemRoute, dependencies=[Depends(key)], include_in_schema=False
+    )
 
-    @open_router.api_route("/health/live", methods=["GET", "HEAD"])  # HEAD: some load balancers ask so
+    @open_router.api_route(
+        "/health/live", methods=["GET", "HEAD"]
+    )  # HEAD: some load balancers ask so
     async def live() -> Response:
         return JSONResponse({"live": True})
 
-    @open_router.api_route("/health/ready", methods=["GET", "HEAD"])  # HEAD: some load balancers ask so
+    @open_router.api_route(
+        "/health/ready", methods=["GET", "HEAD"]
+    )  # HEAD: some load balancers ask so
     async def ready() -> Response:
         reason = repository.not_ready
-        return JSONResponse({"ready": False, "reason": reason} if reason else {"ready": True}, 503 if reason else 200)
+        return JSONResponse(
+            {"ready": False, "reason": reason} if reason else {"ready": True},
+            503 if reason else 200,
+        )
 
     @router.get("/metrics", dependencies=[group("statistics")])
     async def scrape(request: Request) -> Response:
@@ -95,7 +110,14 @@ def routes(repository: Repository, settings: Settings, predict: Predictor, metri
 
     @router.get("/pipelines", dependencies=[group("model-repository")])
     async def pipelines() -> Response:
-        return JSONResponse({"pipelines": [_describe(repository, name, state) for name, state in repository.states().items()]})
+        return JSONResponse(
+            {
+                "pipelines": [
+                    _describe(repository, name, state)
+                    for name, state in repository.states().items()
+                ]
+            }
+        )
 
     @router.post("/pipelines/{name}/load", dependencies=[group("model-repository"), Depends(admin)])
     async def load(name: str) -> Response:
@@ -105,7 +127,9 @@ def routes(repository: Repository, settings: Settings, predict: Predictor, metri
             raise LoadFailed(str(error)) from error
         return JSONResponse(_describe(repository, name, repository.states()[name]))
 
-    @router.post("/pipelines/{name}/unload", dependencies=[group("model-repository"), Depends(admin)])
+    @router.post(
+        "/pipelines/{name}/unload", dependencies=[group("model-repository"), Depends(admin)]
+    )
     async def unload(name: str) -> Response:
         await repository.unload(name, settings.drain_timeout)
         return JSONResponse({"name": name, "state": "unloaded"})
@@ -114,7 +138,9 @@ def routes(repository: Repository, settings: Settings, predict: Predictor, metri
     async def predict_one(name: str) -> Response:
         return _Prediction(predict, name, False)
 
-    @router.api_route("/predict/{name}/batch", methods=["POST", "PUT"], dependencies=[group("inference")])
+    @router.api_route(
+        "/predict/{name}/batch", methods=["POST", "PUT"], dependencies=[group("inference")]
+    )
     async def predict_many(name: str) -> Response:
         return _Prediction(predict, name, True)
 
@@ -137,16 +163,29 @@ def typed_routes(repository: Repository, settings: Settings, predict: Predictor)
     restriction = restriction_of(settings.restricted_api)
     router = APIRouter(route_class=ProblemRoute, dependencies=[Depends(key)])
     for config in repository.configs.values():
-        for path, operations in operations_of(config, settings.api_key is not None, settings.allow_url).items():
+        for path, operations in operations_of(
+            config, settings.api_key is not None, settings.allow_url
+        ).items():
             endpoint = _endpoint(predict, config.name, path.endswith("/batch"))
             for method, operation in operations.items():
-                described: Any = {name: operation.pop(name) for name in ("tags", "summary", "description") if name in operation}
-                described |= {"operation_id": operation.pop("operationId"), "openapi_extra": operation}
-                router.add_api_route(path, endpoint, methods=[method.upper()], response_class=Response, **described)
+                described: Any = {
+                    name: operation.pop(name)
+                    for name in ("tags", "summary", "description")
+                    if name in operation
+                }
+                described |= {
+                    "operation_id": operation.pop("operationId"),
+                    "openapi_extra": operation,
+                }
+                router.add_api_route(
+                    path, endpoint, methods=[method.upper()], response_class=Response, **described
+                )
     return router
 
 
-def _endpoint(predict: Predictor, name: str, many: bool) -> Callable[[], Coroutine[Any, Any, Response]]:
+def _endpoint(
+    predict: Predictor, name: str, many: bool
+) -> Callable[[], Coroutine[Any, Any, Response]]:
     async def answer() -> Response:
         return _Prediction(predict, name, many)
 

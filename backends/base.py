@@ -57,7 +57,8 @@ class Params(BaseModel):
     """Parameters that a positional argument never means."""
 
     force_range: RangeText | None = Field(
-        None, description="min,max: the batch range instead of its own; as a node's key the engines' (without one: the whole expression's)"
+        None,
+        description="min,max: the batch range instead of its own; as a node's key the engines' (without one: the whole expression's)",
     )
 
 

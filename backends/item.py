@@ -11,7 +11,15 @@ Item: TypeAlias = dict[str, Any]
 CONTROL_KEYS = frozenset({"filter", "node_name", "restart", "request_size", "event"})
 """Keys that steer Penstock. They never come from the network."""
 
-RESERVED_KEYS = CONTROL_KEYS | {"data", "result", "error", "context", "global", "default", "pipeline"}
+RESERVED_KEYS = CONTROL_KEYS | {
+    "data",
+    "result",
+    "error",
+    "context",
+    "global",
+    "default",
+    "pipeline",
+}
 """Names that neither a node nor a parameter of a node may have."""
 
 
@@ -27,7 +35,9 @@ def as_item(item: Any) -> Item:
     """
     if type(item) is not dict:
         if not isinstance(item, Mapping):
-            raise TypeError(f"an item is a dict with 'data', or a list of such; got {type(item).__name__}")
+            raise TypeError(
+                f"an item is a dict with 'data', or a list of such; got {type(item).__name__}"
+            )
         item = dict(item)
     if "result" in item or "error" in item:
         return {key: value for key, value in item.items() if key not in ("result", "error")}

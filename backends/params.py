@@ -30,12 +30,20 @@ def as_numbers(value: Any) -> Any:
 
 def as_names(value: Any) -> Any:
     """`"conv1,fc"` as names."""
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    return (
+        tuple(part.strip() for part in value.split(",") if part.strip())
+        if isinstance(value, str)
+        else value
+    )
 
 
 Numbers = Annotated[tuple[float, ...], BeforeValidator(as_numbers)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_names)]
-Shapes = Annotated[str, BeforeValidator(as_text), Field(pattern=r"^\s*\d+(\s*x\s*\d+)*(\s*[,;]\s*\d+(\s*x\s*\d+)*)*\s*$")]
+Shapes = Annotated[
+    str,
+    BeforeValidator(as_text),
+    Field(pattern=r"^\s*\d+(\s*x\s*\d+)*(\s*[,;]\s*\d+(\s*x\s*\d+)*)*\s*$"),
+]
 """A batch size or shapes: `4`, `4x3x224x224`, `1x3x224x224,1x10` (`,` between inputs, `;` between profiles)."""
 
 
@@ -49,7 +57,9 @@ def batch_sizes(shapes: str) -> list[int]:
     return [int(number[0]) for number in found if number]
 
 
-PostProcessor = Literal["", "split", "cpu", "Softmax", "SoftmaxCpu", "SoftmaxMax", "SoftmaxArgMax", "ArgMax"]
+PostProcessor = Literal[
+    "", "split", "cpu", "Softmax", "SoftmaxCpu", "SoftmaxMax", "SoftmaxArgMax", "ArgMax"
+]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "best"]
 
 
@@ -59,25 +69,64 @@ LogLevel = Literal["verbose", "info", "warning", "error"]
 class EngineParams(Params):
     """What every engine takes."""
 
-    model: str = Field(description="the file: .onnx, .trt, .plan or .engine, .pt (each also with .encrypted), .pt2")
-    min: Shapes | None = Field(None, description="smallest batch, or shapes: 1, 1x3x224x224; ',' between inputs, ';' between profiles")
-    max: Shapes | None = Field(None, description="largest batch, or shapes: 4, 4x3x224x224; ',' between inputs, ';' between profiles")
-    precision: Precision | None = Field(None, description="of the weights and layers; the model's own where not given")
-    precision_fp32: Names = Field((), alias="precision::fp32", description="parts of names of layers that are kept in fp32")
-    mean: Numbers | None = Field(None, description="subtracted from each channel, fused into the network")
-    std: Numbers | None = Field(None, description="each channel is divided by it after mean, fused into the network")
-    cache: str | None = Field(None, alias="model::cache", description="where the compiled engine is kept")
-    timing_cache: str | None = Field(None, alias="model::timingcache", description="where timings of a build are kept for the next one")
-    max_workspace_size: int | None = Field(None, gt=0, description="memory for building and running, MB")
-    weight_budget_percentage: float | None = Field(None, ge=0, le=100, description="share of the weights that stays on the device, percent")
-    input_reorder: str | None = Field(None, description="the order in which data holds the model's inputs")
-    output_reorder: str | None = Field(None, description="the order in which result holds the model's outputs")
-    postprocessor: PostProcessor | None = Field(
-        None, description="Softmax (SoftmaxCpu), ArgMax, SoftmaxArgMax or SoftmaxMax of the model's scores; split, cpu: nothing"
+    model: str = Field(
+        description="the file: .onnx, .trt, .plan or .engine, .pt (each also with .encrypted), .pt2"
     )
-    top_k: int = Field(1, ge=1, description="with ArgMax, SoftmaxArgMax or SoftmaxMax: how many of the best classes `top` lists")
-    hardware_compatibility: str | None = Field(None, description="which other devices a compiled engine must run on")
-    log_level: LogLevel | None = Field(None, description="of the engine's own library: verbose, info, warning, error")
+    min: Shapes | None = Field(
+        None,
+        description="smallest batch, or shapes: 1, 1x3x224x224; ',' between inputs, ';' between profiles",
+    )
+    max: Shapes | None = Field(
+        None,
+        description="largest batch, or shapes: 4, 4x3x224x224; ',' between inputs, ';' between profiles",
+    )
+    precision: Precision | None = Field(
+        None, description="of the weights and layers; the model's own where not given"
+    )
+    precision_fp32: Names = Field(
+        (), alias="precision::fp32", description="parts of names of layers that are kept in fp32"
+    )
+    mean: Numbers | None = Field(
+        None, description="subtracted from each channel, fused into the network"
+    )
+    std: Numbers | None = Field(
+        None, description="each channel is divided by it after mean, fused into the network"
+    )
+    cache: str | None = Field(
+        None, alias="model::cache", description="where the compiled engine is kept"
+    )
+    timing_cache: str | None = Field(
+        None,
+        alias="model::timingcache",
+        description="where timings of a build are kept for the next one",
+    )
+    max_workspace_size: int | None = Field(
+        None, gt=0, description="memory for building and running, MB"
+    )
+    weight_budget_percentage: float | None = Field(
+        None, ge=0, le=100, description="share of the weights that stays on the device, percent"
+    )
+    input_reorder: str | None = Field(
+        None, description="the order in which data holds the model's inputs"
+    )
+    output_reorder: str | None = Field(
+        None, description="the order in which result holds the model's outputs"
+    )
+    postprocessor: PostProcessor | None = Field(
+        None,
+        description="Softmax (SoftmaxCpu), ArgMax, SoftmaxArgMax or SoftmaxMax of the model's scores; split, cpu: nothing",
+    )
+    top_k: int = Field(
+        1,
+        ge=1,
+        description="with ArgMax, SoftmaxArgMax or SoftmaxMax: how many of the best classes `top` lists",
+    )
+    hardware_compatibility: str | None = Field(
+        None, description="which other devices a compiled engine must run on"
+    )
+    log_level: LogLevel | None = Field(
+        None, description="of the engine's own library: verbose, info, warning, error"
+    )
 
     def declared_range(self) -> BatchRange:
         """The batch range that `min` and `max` say; the model may narrow it at `init`."""

@@ -64,15 +64,26 @@ class Recording:
         everything = [*self.spans, *self.waits]
         first = min((span.start for span in everything), default=0.0)
         process = os.getpid()
-        tracks = {name: process + 1 + index for index, name in enumerate(sorted({span.track for span in everything}))}
+        tracks = {
+            name: process + 1 + index
+            for index, name in enumerate(sorted({span.track for span in everything}))
+        }
         events = [_name(process, process, "process_name", "penstock")]
         events += [_name(process, thread, "thread_name", track) for track, thread in tracks.items()]
 
         def event(phase: str, span: Span, at: float, **more: Any) -> dict[str, Any]:
-            place = {"ph": phase, "cat": "penstock", "name": span.name, "pid": process, "tid": tracks[span.track]}
+            place = {
+                "ph": phase,
+                "cat": "penstock",
+                "name": span.name,
+                "pid": process,
+                "tid": tracks[span.track],
+            }
             return {**place, "ts": int((at - first) * 1e6), **more}
 
-        for span in sorted(self.spans, key=lambda span: (span.start, -span.end)):  # parents first: viewers rely on it
+        for span in sorted(
+            self.spans, key=lambda span: (span.start, -span.end)
+        ):  # parents first: viewers rely on it
             found = event("X", span, span.start, args=span.arguments)
             events.append({**found, "dur": int((span.end - first) * 1e6) - found["ts"]})
         for wait, lane in _lanes(self.waits):

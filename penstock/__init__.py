@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from penstock.pipelines.pipeline import Pipeline
 
 __version__ = "0.1.0"
-__all__ = ["Backend", "Event", "Pipeline", "Status", "create_app", "pipe", "register_backend", "register_filter"]
+__all__ = [
+    "Backend",
+    "Event",
+    "Pipeline",
+    "Status",
+    "create_app",
+    "pipe",
+    "register_backend",
+    "register_filter",
+]
 
 _HOMES = {
     "Backend": "penstock.backends.base",

@@ -39,16 +39,25 @@ class Pipeline:
     ```
     """
 
-    def __init__(self, config: PipelineConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, config: PipelineConfig, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.config = config
         self.name = config.name
-        self.answer_keys = ("result", *(port.name for port in config.outputs if port.name != "result"))  # what a network client gets
+        self.answer_keys = (
+            "result",
+            *(port.name for port in config.outputs if port.name != "result"),
+        )  # what a network client gets
         self.plan = Plan(config.nodes, config.entry)
         self.nodes: tuple[Node, ...] = ()  # those with executors
         self.composites: tuple[Composite, ...] = ()  # those that wait for other nodes
-        self.others: Callable[[str], Pipeline] | None = None  # where Python logic finds other pipelines
+        self.others: Callable[[str], Pipeline] | None = (
+            None  # where Python logic finds other pipelines
+        )
         self.state = "created"  # then loading, ready, draining, closed
-        self.exposed = tuple(Pipeline(config.alone(each), clock=clock) for each in config.exposed)  # they live as long as this one
+        self.exposed = tuple(
+            Pipeline(config.alone(each), clock=clock) for each in config.exposed
+        )  # they live as long as this one
         self._clock = clock
         self._graph: RunningGraph
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -82,7 +91,9 @@ class Pipeline:
         loop = self._loop = asyncio.get_running_loop()
         self._thread, self._is_running = get_ident(), loop.is_running
         self._create_future = loop.create_future
-        graph = self._graph = RunningGraph(self.config, self.plan, loop, self._clock, self._admission.update, self)
+        graph = self._graph = RunningGraph(
+            self.config, self.plan, loop, self._clock, self._admission.update, self
+        )
         self.nodes = self._admission.nodes = graph.nodes
         self.composites = tuple(graph.composites)
         self._admission.beside = [each._work_in(self) for each in self.exposed]
@@ -103,7 +114,11 @@ class Pipeline:
         """Be one node of a pipeline that starts: what comes in here queues there."""
         root = next(iter(self.plan.places.values()))
         worker = root.node = whole.plan.places[root.name].node
-        self._loop, self._create_future, self._graph = whole._loop, whole._create_future, whole._graph
+        self._loop, self._create_future, self._graph = (
+            whole._loop,
+            whole._create_future,
+            whole._graph,
+        )
         self._thread, self._is_running = whole._thread, whole._is_running
         self.nodes = (worker,) if isinstance(worker, Node) else ()
         self.composites = (worker,) if isinstance(worker, Composite) else ()
@@ -141,14 +156,23 @@ class Pipeline:
         await self.start()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         await self.close()
 
     @property
     def not_ready(self) -> str:
         """Why the pipeline is not ready; empty if it is."""
         if self.state != "ready":
-            loading = "; ".join(dict.fromkeys(text for node in self.nodes for each in node.executors if (text := each.loading)))
+            loading = "; ".join(
+                dict.fromkeys(
+                    text for node in self.nodes for each in node.executors if (text := each.loading)
+                )
+            )
             return f"pipeline {self.name!r} is {self.state}{loading and f' ({loading})'}"
         return "; ".join(reason for node in self.nodes if (reason := node.not_ready))
 
@@ -170,13 +194,23 @@ class Pipeline:
     # requests
 
     @overload
-    async def __call__(self, item: Mapping[str, Any], *, timeout: float | None = None, priority: int | None = None) -> Item: ...
+    async def __call__(
+        self, item: Mapping[str, Any], *, timeout: float | None = None, priority: int | None = None
+    ) -> Item: ...
     @overload
     async def __call__(
-        self, item: Sequence[Mapping[str, Any]], *, timeout: float | None = None, priority: int | None = None
+        self,
+        item: Sequence[Mapping[str, Any]],
+        *,
+        timeout: float | None = None,
+        priority: int | None = None,
     ) -> list[Item]: ...
     async def __call__(
-        self, item: Mapping[str, Any] | Sequence[Mapping[str, Any]], *, timeout: float | None = None, priority: int | None = None
+        self,
+        item: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        *,
+        timeout: float | None = None,
+        priority: int | None = None,
     ) -> Item | list[Item]:
         """Run one item, or a list of items as one call, and return new dicts: the final items, `data` as the caller gave it.
 
@@ -204,7 +238,9 @@ class Pipeline:
             raise answer["error"]
         return answer.get(PARTS, answer)  # type: ignore[no-any-return]
 
-    async def _call_many(self, items: Sequence[Mapping[str, Any]], timeout: float | None, priority: int | None) -> list[Item]:
+    async def _call_many(
+        self, items: Sequence[Mapping[str, Any]], timeout: float | None, priority: int | None
+    ) -> list[Item]:
         works: list[Work] = []
         try:
             for item in items:
@@ -215,7 +251,9 @@ class Pipeline:
             for work in works:
                 work.leave()
 
-    async def stream(self, item: Mapping[str, Any], *, timeout: float | None = None, priority: int | None = None) -> AsyncGenerator[Item]:
+    async def stream(
+        self, item: Mapping[str, Any], *, timeout: float | None = None, priority: int | None = None
+    ) -> AsyncGenerator[Item]:
         """Run one item, and yield each part as it comes: the final dict of one value that a node of the pipeline yields. A pipeline that
         does not stream yields its one final dict. Raises what a call raises.
 
@@ -224,7 +262,9 @@ class Pipeline:
         self._check_loop()
         given: object = item
         if isinstance(given, (list, tuple)):
-            raise TypeError(f"stream takes one item, a dict with 'data', and got a {type(given).__name__}: call it once for each item")
+            raise TypeError(
+                f"stream takes one item, a dict with 'data', and got a {type(given).__name__}: call it once for each item"
+            )
         work = self.submit_nowait(as_item(item), timeout, priority)
         try:
             if not isinstance(work, StreamRun):
@@ -264,7 +304,9 @@ class Pipeline:
         if self.state != "ready":
             raise NotReady(f"pipeline {self.name!r} is {self.state}")
         if "data" not in item:
-            raise MissingData(f"pipeline {self.name!r}: the item has no 'data'; its keys are {sorted(map(str, item))}")
+            raise MissingData(
+                f"pipeline {self.name!r}: the item has no 'data'; its keys are {sorted(map(str, item))}"
+            )
         limit = self._limit
         if timeout is None or not timeout <= limit:  # not a number is no limit either
             timeout = limit
@@ -279,7 +321,10 @@ class Pipeline:
         # Admission's books are kept here and in `finish`, not by calls: this is the hot path.
         admission = self._admission
         rows = admission.rows + size
-        if admission.inside >= admission.max_requests or rows * admission.pace + admission.run_time > timeout:
+        if (
+            admission.inside >= admission.max_requests
+            or rows * admission.pace + admission.run_time > timeout
+        ):
             admission.check(size, timeout, priority)
         admission.inside += 1
         admission.rows = rows
@@ -287,14 +332,29 @@ class Pipeline:
         if future is None:
             future = self._create_future()
         if self._loops:
-            return self._graph.enter_rounds(entrance, item, future, now + timeout, priority, size, admission, request_id, trace)
+            return self._graph.enter_rounds(
+                entrance, item, future, now + timeout, priority, size, admission, request_id, trace
+            )
         if entrance.linear and trace is None:
-            run = Run(item, future, now + timeout, priority, size, admission, entrance.root, request_id)
+            run = Run(
+                item, future, now + timeout, priority, size, admission, entrance.root, request_id
+            )
             entrance.root.node.enqueue(run, now)
             return run
-        return self._graph.enter(entrance, item, future, now + timeout, priority, size, admission, now, request_id, trace)
+        return self._graph.enter(
+            entrance, item, future, now + timeout, priority, size, admission, now, request_id, trace
+        )
 
-    def call(self, name: str, item: Any, future: Called, entry: Entry, *, timeout: float | None, priority: int | None) -> Work:
+    def call(
+        self,
+        name: str,
+        item: Any,
+        future: Called,
+        entry: Entry,
+        *,
+        timeout: float | None,
+        priority: int | None,
+    ) -> Work:
         """Start what Python logic called, on behalf of `entry`: a node of this pipeline, or (`pipeline`, `pipeline/node`) of another one,
         which has its own admission.
         """
@@ -306,16 +366,31 @@ class Pipeline:
             if name in self.plan.places or self.others is None:
                 entrance = self.plan.entrance(name, self.name)
             else:
-                other = {key: value for key, value in as_item(item).items() if key != "node_name"} | ({"node_name": node} if node else {})
+                other = {
+                    key: value for key, value in as_item(item).items() if key != "node_name"
+                } | ({"node_name": node} if node else {})
                 trace, request_id = self._graph.trace_of(entry), entry.request_id
-                return self.others(pipeline).submit_nowait(other, deadline - now, priority, future, trace, request_id)
+                return self.others(pipeline).submit_nowait(
+                    other, deadline - now, priority, future, trace, request_id
+                )
         item = as_item(item)
         if "data" not in item:
-            raise MissingData(f"pipeline {self.name!r}: the item for node {name!r} has no 'data'; its keys are {sorted(map(str, item))}")
+            raise MissingData(
+                f"pipeline {self.name!r}: the item for node {name!r} has no 'data'; its keys are {sorted(map(str, item))}"
+            )
         size = entrance.size_of(item, self.name) if "request_size" in item else 1
         if priority is not None:
             entrance.check_priority(priority, self.name)
-        return self._graph.enter_for(entrance, item, future, entry, size, now, deadline, entry.wanted if priority is None else priority)
+        return self._graph.enter_for(
+            entrance,
+            item,
+            future,
+            entry,
+            size,
+            now,
+            deadline,
+            entry.wanted if priority is None else priority,
+        )
 
     def check_admission(self, timeout: float | None = None, priority: int | None = None) -> None:
         """Raise `NotReady`, `QueueFull` or `Overloaded` if `submit_nowait` would now. For callers to whom the item's data has yet to come:
@@ -326,7 +401,10 @@ class Pipeline:
         limit = self.config.timeout
         budget = limit if timeout is None or timeout > limit else timeout
         admission = self._admission
-        if admission.inside >= admission.max_requests or (admission.rows + 1) * admission.pace + admission.run_time > budget:
+        if (
+            admission.inside >= admission.max_requests
+            or (admission.rows + 1) * admission.pace + admission.run_time > budget
+        ):
             admission.check(1, budget, priority)
 
     def _check_loop(self) -> None:

@@ -30,7 +30,9 @@ class Repository:
     whenever what they hold does.
     """
 
-    def __init__(self, configs: Iterable[PipelineConfig] = (), *, directory: Path | None = None) -> None:
+    def __init__(
+        self, configs: Iterable[PipelineConfig] = (), *, directory: Path | None = None
+    ) -> None:
         """`directory`: where pipelines lie that may be loaded later by name alone. Raises ConfigError if two have one name."""
         self.configs: dict[str, PipelineConfig] = {}
         self.pipelines: dict[str, Pipeline] = {}
@@ -41,7 +43,9 @@ class Repository:
         self.on_change: Callable[[], None] = lambda: None
         """Called after every change of `generation`."""
         self._loading: dict[str, Pipeline] = {}
-        self._failed: dict[str, str] = {}  # why the last attempt failed, of those that are not loaded
+        self._failed: dict[
+            str, str
+        ] = {}  # why the last attempt failed, of those that are not loaded
         self._draining: set[asyncio.Task[None]] = set()
         self._unloading: set[Pipeline] = set()  # those taken away in which something is inside
         self._locks: dict[str, asyncio.Lock] = {}
@@ -63,7 +67,11 @@ class Repository:
             return cls()
         if isinstance(source, (list, tuple)):
             return cls([config for each in source for config in _configs(each, labels)])
-        directory = Path(source) if isinstance(source, (str, os.PathLike)) and Path(source).is_dir() else None
+        directory = (
+            Path(source)
+            if isinstance(source, (str, os.PathLike)) and Path(source).is_dir()
+            else None
+        )
         return cls(_configs(source, labels), directory=directory)
 
     def __repr__(self) -> str:
@@ -79,7 +87,9 @@ class Repository:
         if name in self._loading:
             raise NotReady(self._loading[name].not_ready)
         if name in self._failed:
-            raise NotReady(f"pipeline {name!r} could not be loaded")  # why is for the log and the administrator
+            raise NotReady(
+                f"pipeline {name!r} could not be loaded"
+            )  # why is for the log and the administrator
         if name in self.configs and self.state != "ready":
             raise NotReady(f"pipeline {name!r} is not loaded: {self.not_ready}")
         raise NotFound(f"there is no pipeline {name!r}{did_you_mean(name, self.pipelines)}")
@@ -93,16 +103,24 @@ class Repository:
         if self.state == "created":
             return "the pipelines have not been started (did the app's lifespan run?)"
         if self.state == "loading":
-            return "; ".join(pipeline.not_ready for _, pipeline in sorted(self._loading.items())) or "loading"
+            return (
+                "; ".join(pipeline.not_ready for _, pipeline in sorted(self._loading.items()))
+                or "loading"
+            )
         if self.state != "ready":
             return f"the server is {self.state}"
-        return "; ".join(reason for pipeline in list(self.pipelines.values()) if (reason := pipeline.not_ready))
+        return "; ".join(
+            reason for pipeline in list(self.pipelines.values()) if (reason := pipeline.not_ready)
+        )
 
     def states(self) -> dict[str, str]:
         """Every known pipeline by name: `ready`, `loading`, `reloading`, `unloading`, `unloaded`, or `failed: …`, `not ready: …` with the
         reason.
         """
-        return {name: self._state_of(name) for name in sorted({*self.configs, *self.pipelines, *self._loading, *self._failed})}
+        return {
+            name: self._state_of(name)
+            for name in sorted({*self.configs, *self.pipelines, *self._loading, *self._failed})
+        }
 
     def _state_of(self, name: str) -> str:
         pipeline = self.pipelines.get(name)
@@ -119,7 +137,9 @@ class Repository:
     async def start(self) -> None:
         """Load all pipelines, at the same time. If one can't be, none stays, and its `BackendError` is raised."""
         if self.state not in ("created", "closed"):
-            raise RuntimeError(f"the repository is {self.state}; it starts once, until it is closed")
+            raise RuntimeError(
+                f"the repository is {self.state}; it starts once, until it is closed"
+            )
         self.state = "loading"
         self._closing = None
         self._locks.clear()  # they belong to the loop that used them
@@ -164,7 +184,12 @@ class Repository:
             self.configs[name] = config
             self.pipelines[name] = pipeline
             self._changed()
-            logger.info("pipeline %s is %s", name, "loaded" if old is None else "replaced", extra={"pipeline": name})
+            logger.info(
+                "pipeline %s is %s",
+                name,
+                "loaded" if old is None else "replaced",
+                extra={"pipeline": name},
+            )
             if old is not None:
                 self._drain(old, DRAIN_TIMEOUT)
         return pipeline
@@ -216,13 +241,22 @@ class Repository:
 
     def _check_names(self, config: PipelineConfig) -> None:
         """Raise `ConfigError` if another pipeline, or a node that it exposes, has a name of this one or of its exposed nodes."""
-        others = {name for other in self.configs.values() if other.name != config.name for name in other.names}
+        others = {
+            name
+            for other in self.configs.values()
+            if other.name != config.name
+            for name in other.names
+        }
         for name in config.names:
             if name in others:
                 raise _taken(config, name)
 
     def _changed(self) -> None:
-        self.models = {each.name: each for pipeline in self.pipelines.values() for each in (pipeline, *pipeline.exposed)}
+        self.models = {
+            each.name: each
+            for pipeline in self.pipelines.values()
+            for each in (pipeline, *pipeline.exposed)
+        }
         self.generation += 1
         self.on_change()
 
@@ -259,13 +293,26 @@ class Repository:
 
 
 def _taken(config: PipelineConfig, name: str) -> ConfigError:
-    return ConfigError([Problem(f"the name {name!r} is that of another pipeline too", config.source, "pipeline", "name")])
+    return ConfigError(
+        [
+            Problem(
+                f"the name {name!r} is that of another pipeline too",
+                config.source,
+                "pipeline",
+                "name",
+            )
+        ]
+    )
 
 
 def _configs(source: Any, labels: str | os.PathLike[str] | None) -> list[PipelineConfig]:
     if isinstance(source, PipelineConfig):
         return [source]
-    if isinstance(source, Mapping) and source and all(isinstance(value, PipelineConfig) for value in source.values()):
+    if (
+        isinstance(source, Mapping)
+        and source
+        and all(isinstance(value, PipelineConfig) for value in source.values())
+    ):
         return list(source.values())
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
@@ -274,8 +321,16 @@ def _configs(source: Any, labels: str | os.PathLike[str] | None) -> list[Pipelin
         if path.is_dir():
             found = load_directory(path)
             if not found:
-                raise ConfigError([Problem("the directory has no pipeline: expected *.toml", str(path))])
+                raise ConfigError(
+                    [Problem("the directory has no pipeline: expected *.toml", str(path))]
+                )
             return list(found.values())
     if labels is not None:
-        raise ConfigError([Problem("labels are for a bare .onnx model; a pipeline file names its own", str(labels))])
+        raise ConfigError(
+            [
+                Problem(
+                    "labels are for a bare .onnx model; a pipeline file names its own", str(labels)
+                )
+            ]
+        )
     return [load(source)]

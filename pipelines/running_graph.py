@@ -25,7 +25,11 @@ from .runs.run import Run, Work
 from .runs.stream import StreamRun
 from .runs.trace import Trace
 
-FAN_OUTS: dict[type, type[FanOut]] = {Jump: JumpNode, MapReduce: MapReduceNode, CopySplit: CopySplitNode}
+FAN_OUTS: dict[type, type[FanOut]] = {
+    Jump: JumpNode,
+    MapReduce: MapReduceNode,
+    CopySplit: CopySplitNode,
+}
 
 
 class RunningGraph:
@@ -125,7 +129,9 @@ class RunningGraph:
         if entrance.stream is None:
             graph_run = GraphRun(item, future, deadline, priority, size, admission, entrance, trace)
         else:
-            graph_run = StreamRun(item, future, deadline, priority, size, admission, entrance, trace, self._loop)
+            graph_run = StreamRun(
+                item, future, deadline, priority, size, admission, entrance, trace, self._loop
+            )
         graph_run.request_id = request_id
         graph_run.start(now)
         return graph_run
@@ -145,9 +151,30 @@ class RunningGraph:
         """Start a request that may pass the graph again and again (`loop`)."""
 
         def enter(entrance: Entrance, item: Item, answered: Any, request_id: str) -> Work:
-            return self.enter(entrance, item, answered, deadline, priority, size, None, self._clock(), request_id, trace)
+            return self.enter(
+                entrance,
+                item,
+                answered,
+                deadline,
+                priority,
+                size,
+                None,
+                self._clock(),
+                request_id,
+                trace,
+            )
 
-        return Rounds(item, future, size, admission, entrance, self._entrances, self._max_rounds, enter, request_id)
+        return Rounds(
+            item,
+            future,
+            size,
+            admission,
+            entrance,
+            self._entrances,
+            self._max_rounds,
+            enter,
+            request_id,
+        )
 
     def enter_for(  # noqa: PLR0917
         self,
@@ -166,7 +193,9 @@ class RunningGraph:
         part = self.trace_of(entry)
         ends = entry.deadline if deadline is None else deadline
         wanted = entry.wanted if priority is None else priority
-        return self.enter(entrance, item, future, ends, wanted, size, None, now, entry.request_id, part)
+        return self.enter(
+            entrance, item, future, ends, wanted, size, None, now, entry.request_id, part
+        )
 
     @staticmethod
     def trace_of(entry: Entry) -> Trace | None:

@@ -21,7 +21,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ("app", "pipelines", "backends")  # each may import from those behind it
 MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
-HTTP = {"fastapi", "starlette", "uvicorn", "httptools", "httpx", "http", "urllib", "python_multipart", "prometheus_client", "typer", "rich"}
+HTTP = {
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "httptools",
+    "httpx",
+    "http",
+    "urllib",
+    "python_multipart",
+    "prometheus_client",
+    "typer",
+    "rich",
+}
 LONGEST_MODULE = 350
 
 
@@ -32,7 +44,9 @@ def name_of(path: Path) -> str:
 
 def imports_of(path: Path) -> set[str]:
     """Every module that the file names in an import, also inside functions and under TYPE_CHECKING, as absolute names."""
-    package = name_of(path).split(".") if path.name == "__init__.py" else name_of(path).split(".")[:-1]
+    package = (
+        name_of(path).split(".") if path.name == "__init__.py" else name_of(path).split(".")[:-1]
+    )
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -40,7 +54,10 @@ def imports_of(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
-            found |= {full if is_module(full) or base == "penstock" else base for full in (f"{base}.{alias.name}" for alias in node.names)}
+            found |= {
+                full if is_module(full) or base == "penstock" else base
+                for full in (f"{base}.{alias.name}" for alias in node.names)
+            }
     return found
 
 
@@ -84,7 +101,9 @@ def test_modules_are_small_and_say_what_they_are_for(path: Path) -> None:
 
 
 def python(code: str, *, cwd: Path | None = None, executable: str = sys.executable) -> str:
-    done = subprocess.run([executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -99,14 +118,17 @@ def test_pipelines_load_no_engine() -> None:
 
 
 def test_import_penstock_loads_nothing_else() -> None:
-    code = (
-        "import sys, penstock; print(sorted(m for m in sys.modules if m.startswith('penstock') or m in ('pydantic', 'asyncio', 'numpy')))"
-    )
+    code = "import sys, penstock; print(sorted(m for m in sys.modules if m.startswith('penstock') or m in ('pydantic', 'asyncio', 'numpy')))"
     assert python(code) == "['penstock']"
 
 
 def test_every_public_name_is_there() -> None:
-    assert python("import penstock; print([getattr(penstock, name).__name__ for name in penstock.__all__] and 'all')") == "all"
+    assert (
+        python(
+            "import penstock; print([getattr(penstock, name).__name__ for name in penstock.__all__] and 'all')"
+        )
+        == "all"
+    )
 
 
 # what is built
@@ -117,7 +139,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory with the sdist, and with the wheel built from that sdist."""
     source = tmp_path_factory.mktemp("source") / "penstock"
     ignored = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "*.onnx")
-    shutil.copytree(ROOT, source, symlinks=True, ignore=ignored)  # building leaves files behind: not in the checkout
+    shutil.copytree(
+        ROOT, source, symlinks=True, ignore=ignored
+    )  # building leaves files behind: not in the checkout
     out = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -133,7 +157,9 @@ def wheel(built: Path) -> Path:
 
 def packaged() -> list[str]:
     own = [f"penstock/{path.name}" for path in (ROOT / "penstock").glob("*.py")]
-    return sorted([*(f"penstock/{path.relative_to(ROOT)}" for path in MODULES), *own, "penstock/py.typed"])
+    return sorted(
+        [*(f"penstock/{path.relative_to(ROOT)}" for path in MODULES), *own, "penstock/py.typed"]
+    )
 
 
 def test_the_wheel_has_every_module_once(wheel: Path) -> None:
@@ -152,7 +178,14 @@ def test_the_sdist_has_the_modules_and_no_links(built: Path) -> None:
     files = sorted(member.name.partition("/")[2] for member in members if member.isfile())
     assert [name for name in files if name.startswith("penstock/")] == packaged()
     others = [name for name in files if not name.startswith(("penstock/", "penstock.egg-info/"))]
-    assert others == ["LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"]
+    assert others == [
+        "LICENSE",
+        "MANIFEST.in",
+        "PKG-INFO",
+        "README.md",
+        "pyproject.toml",
+        "setup.cfg",
+    ]
 
 
 def test_the_base_install_needs_no_accelerator_library(wheel: Path) -> None:
@@ -160,10 +193,16 @@ def test_the_base_install_needs_no_accelerator_library(wheel: Path) -> None:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = message_from_string(archive.read(name).decode())
     requirements = metadata.get_all("Requires-Dist") or []
-    base = {re.split(r"[^\w.-]", each)[0].lower() for each in requirements if "extra ==" not in each}
+    base = {
+        re.split(r"[^\w.-]", each)[0].lower() for each in requirements if "extra ==" not in each
+    }
     assert {"fastapi", "numpy", "onnxruntime", "opencv-python-headless"} <= base
-    assert not {name for name in base if re.match(r"torch|tensorrt|nvidia|openvino|onnxruntime-gpu", name)}
-    assert metadata["Requires-Python"] == ">=3.11" and metadata["License-Expression"] == "Apache-2.0"
+    assert not {
+        name for name in base if re.match(r"torch|tensorrt|nvidia|openvino|onnxruntime-gpu", name)
+    }
+    assert (
+        metadata["Requires-Python"] == ">=3.11" and metadata["License-Expression"] == "Apache-2.0"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -172,9 +211,28 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("venv")
     venv.create(directory, with_pip=False, symlinks=True)
     (packages,) = directory.glob("lib/python*/site-packages")
-    (packages / "borrowed.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
-    command = [sys.executable, "-m", "pip", "--python", str(directory / "bin" / "python"), "install", "--no-deps", "--no-index", str(wheel)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=os.environ | {"PIP_NO_INPUT": "1"})
+    (packages / "borrowed.pth").write_text(
+        "\n".join(path for path in sys.path if path.endswith("site-packages"))
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(directory / "bin" / "python"),
+        "install",
+        "--no-deps",
+        "--no-index",
+        str(wheel),
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"PIP_NO_INPUT": "1"},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return directory / "bin"
 
@@ -186,20 +244,27 @@ def test_it_installs_beside_a_project_with_a_package_app(installed: Path, tmp_pa
         "import penstock\nfrom penstock import create_app, Pipeline, Backend\nwhere = penstock.__file__\n"
     )
     code = "import app, app.main, penstock.app.factory as factory; print(app.owner, app.main.where, factory.__name__, sep='|')"
-    owner, where, factory = python(code, cwd=tmp_path, executable=str(installed / "python")).split("|")
+    owner, where, factory = python(code, cwd=tmp_path, executable=str(installed / "python")).split(
+        "|"
+    )
     assert owner == "the host" and factory == "penstock.app.factory"
     assert Path(where).is_relative_to(installed.parent) and not Path(where).is_relative_to(ROOT)
 
 
 def test_no_other_top_level_name_is_installed(installed: Path, tmp_path: Path) -> None:
-    code = (
-        "import importlib.util as u; print([n for n in ('app', 'pipelines', 'backends', 'tests', 'scripts', 'examples') if u.find_spec(n)])"
-    )
+    code = "import importlib.util as u; print([n for n in ('app', 'pipelines', 'backends', 'tests', 'scripts', 'examples') if u.find_spec(n)])"
     assert python(code, cwd=tmp_path, executable=str(installed / "python")) == "[]"
 
 
 def test_the_command_is_installed(installed: Path, tmp_path: Path) -> None:
-    done = subprocess.run([installed / "penstock", "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [installed / "penstock", "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0 and "serve" in done.stdout, done.stderr
 
 
@@ -214,8 +279,14 @@ def test_the_docker_context_has_what_the_build_needs() -> None:
     for path in kept:
         assert (ROOT / path).exists(), path
     dockerfile = (ROOT / "Dockerfile").read_text()
-    copied = [line.split()[1] for line in dockerfile.splitlines() if line.startswith("COPY ") and "--from" not in line]
+    copied = [
+        line.split()[1]
+        for line in dockerfile.splitlines()
+        if line.startswith("COPY ") and "--from" not in line
+    ]
     for path in copied:
         assert (ROOT / path).exists() and (path == "." or path in kept)
     stages = [line.split()[1] for line in dockerfile.splitlines() if line.startswith("FROM ")]
-    assert all(first == second for first, second in pairwise(stages)), "the environment is copied between equal images"
+    assert all(first == second for first, second in pairwise(stages)), (
+        "the environment is copied between equal images"
+    )

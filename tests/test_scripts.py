@@ -35,8 +35,12 @@ def house(tmp_path: Path) -> Path:
 def install(house: Path, directory: str, extras: str, *requirements: str) -> None:
     """What scripts/setup leaves behind, with commands that lead to this environment."""
     write_script(house / directory / "bin" / "python", f'exec "{sys.executable}" "$@"')
-    write_script(house / directory / "bin" / "penstock", f'exec "{sys.executable}" -m penstock "$@"')
-    checksum = subprocess.run(["cksum"], input=(house / "pyproject.toml").read_bytes(), capture_output=True, check=True)
+    write_script(
+        house / directory / "bin" / "penstock", f'exec "{sys.executable}" -m penstock "$@"'
+    )
+    checksum = subprocess.run(
+        ["cksum"], input=(house / "pyproject.toml").read_bytes(), capture_output=True, check=True
+    )
     wanted = f"{house} [{extras}] {' '.join(requirements)} {checksum.stdout.decode()}"
     (house / directory / "installed").write_text(wanted)
 
@@ -44,7 +48,15 @@ def install(house: Path, directory: str, extras: str, *requirements: str) -> Non
 def run(command: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """From a directory that is not the checkout's."""
     done = [str(command), *arguments]
-    return subprocess.run(done, cwd="/", capture_output=True, text=True, timeout=60, check=False, env=os.environ | environment)
+    return subprocess.run(
+        done,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | environment,
+    )
 
 
 def path_without(tmp_path: Path, *more: str) -> str:
@@ -72,7 +84,10 @@ def test_demo_answers_and_ends(house: Path, port: int) -> None:
     done = run(house / "scripts" / "demo", "--once", PORT=str(port))
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"label":"three"' in done.stdout
-    assert f"== curl -T examples/digits/digit.png http://127.0.0.1:{port}/predict/digits" in done.stdout
+    assert (
+        f"== curl -T examples/digits/digit.png http://127.0.0.1:{port}/predict/digits"
+        in done.stdout
+    )
     assert f"http://127.0.0.1:{port}/docs" in done.stdout
     with socket.socket() as probe:  # the server has ended
         assert probe.connect_ex(("127.0.0.1", port)) != 0
@@ -99,7 +114,9 @@ def test_demo_without_curl_and_with_its_port_taken(house: Path, tmp_path: Path) 
     install(house, ".venv", "")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = run(house / "scripts" / "demo", "--once", PORT=str(port), PATH=path_without(tmp_path))
+        done = run(
+            house / "scripts" / "demo", "--once", PORT=str(port), PATH=path_without(tmp_path)
+        )
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"label":"three"' in done.stdout and "there is no curl" in done.stdout
     assert f"127.0.0.1:{port}" not in done.stdout
@@ -109,7 +126,9 @@ def test_demo_says_when_the_server_does_not_start(house: Path, port: int) -> Non
     install(house, ".venv", "")
     (house / "examples" / "digits" / "digits.onnx").unlink()
     done = run(house / "scripts" / "demo", PORT=str(port))
-    assert done.returncode == 1 and "the server ended" in done.stderr and "digits.onnx" in done.stderr
+    assert (
+        done.returncode == 1 and "the server ended" in done.stderr and "digits.onnx" in done.stderr
+    )
 
 
 def test_demo_refuses_what_it_does_not_know(house: Path) -> None:
@@ -121,8 +140,17 @@ def test_test_gives_its_arguments_to_pytest(house: Path) -> None:
     linux = "sys_platform == 'linux' and platform_machine == 'x86_64'"
     tensorrt = [f"tensorrt-rtx-cu13-{half}==1.7.1.116; {linux}" for half in ("libs", "bindings")]
     install(house, ".venv-test", "dev", "torch==2.13.0", *tensorrt)
-    install(house, ".venv-clients", "-", "kserve==0.21.0; python_version < '3.14'", "schemathesis==4.32.5")
-    write_script(house / ".venv-test" / "bin" / "python", 'case "$1" in -c) ;; *) echo "ran: $*"; exit 3 ;; esac')
+    install(
+        house,
+        ".venv-clients",
+        "-",
+        "kserve==0.21.0; python_version < '3.14'",
+        "schemathesis==4.32.5",
+    )
+    write_script(
+        house / ".venv-test" / "bin" / "python",
+        'case "$1" in -c) ;; *) echo "ran: $*"; exit 3 ;; esac',
+    )
     done = run(house / "scripts" / "test", "-k", "a or b")
     assert (done.returncode, done.stdout.splitlines()[-1]) == (3, "ran: -m pytest -k a or b")
     done = run(house / ".ci" / "run")
@@ -130,9 +158,13 @@ def test_test_gives_its_arguments_to_pytest(house: Path) -> None:
 
 
 def test_setup_installs_again_when_requirements_change(house: Path) -> None:
-    write_script(house / ".venv" / "bin" / "python", 'case "$1" in -c) ;; *) echo "ran: $*" ;; esac')
+    write_script(
+        house / ".venv" / "bin" / "python", 'case "$1" in -c) ;; *) echo "ran: $*" ;; esac'
+    )
     first = run(house / "scripts" / "setup", ".venv", "dev", "one==1")
-    assert "ran: -m pip install" in first.stdout and first.stdout.strip().endswith("-e .[dev] one==1")
+    assert "ran: -m pip install" in first.stdout and first.stdout.strip().endswith(
+        "-e .[dev] one==1"
+    )
     assert run(house / "scripts" / "setup", ".venv", "dev", "one==1").stdout == ""
     assert "ran:" in run(house / "scripts" / "setup", ".venv", "dev", "one==2").stdout
     (house / "pyproject.toml").write_text("[project]\n")
@@ -140,16 +172,22 @@ def test_setup_installs_again_when_requirements_change(house: Path) -> None:
 
 
 def test_setup_installs_requirements_alone(house: Path) -> None:
-    write_script(house / ".venv" / "bin" / "python", 'case "$1" in -c) ;; *) echo "ran: $*" ;; esac')
+    write_script(
+        house / ".venv" / "bin" / "python", 'case "$1" in -c) ;; *) echo "ran: $*" ;; esac'
+    )
     done = run(house / "scripts" / "setup", ".venv", "-", "one==1", "two==2")
-    assert done.stdout.strip().endswith("--progress-bar off one==1 two==2"), done.stdout + done.stderr
+    assert done.stdout.strip().endswith("--progress-bar off one==1 two==2"), (
+        done.stdout + done.stderr
+    )
     assert run(house / "scripts" / "setup", ".venv", "-", "one==1", "two==2").stdout == ""
     assert "-e ." in run(house / "scripts" / "setup", ".venv", "", "one==1", "two==2").stdout
 
 
 def test_setup_says_which_python_it_needs(house: Path, tmp_path: Path) -> None:
     path = path_without(tmp_path)
-    write_script(Path(path) / "python3", 'case "$1" in --version) echo Python 3.9.2 ;; *) exit 1 ;; esac')
+    write_script(
+        Path(path) / "python3", 'case "$1" in --version) echo Python 3.9.2 ;; *) exit 1 ;; esac'
+    )
     done = run(house / "scripts" / "setup", ".venv", "", PATH=path, PYTHON="")
     assert done.returncode == 1
     assert "needs Python 3.11 or later" in done.stderr and "python3 is Python 3.9.2" in done.stderr
@@ -160,7 +198,8 @@ def test_setup_takes_the_first_python_that_will_do(house: Path, tmp_path: Path) 
     write_script(Path(path) / "python3", "exit 1")
     make = 'mkdir -p "$4/bin"; cp "$0" "$4/bin/python"'
     write_script(
-        Path(path) / "python3.12", f'PATH={os.environ["PATH"]}\ncase "$2" in venv) {make} ;; *) [ "$1" = -c ] || echo "ran: $*" ;; esac'
+        Path(path) / "python3.12",
+        f'PATH={os.environ["PATH"]}\ncase "$2" in venv) {make} ;; *) [ "$1" = -c ] || echo "ran: $*" ;; esac',
     )
     done = run(house / "scripts" / "setup", ".venv", "", PATH=path, PYTHON="")
     assert done.returncode == 0, done.stderr

@@ -88,19 +88,31 @@ class TimedConnection(Connection):
 class HttpClient:
     """Its `send` is a `load.Send`. As many connections as requests wait for answers; the one used last is used next."""
 
-    def __init__(self, url: str, headers: Mapping[str, str] | None = None, *, timing: bool = False) -> None:
+    def __init__(
+        self, url: str, headers: Mapping[str, str] | None = None, *, timing: bool = False
+    ) -> None:
         """`timing`: answers have their Server-Timing. Raises ValueError for what is no http or https address with a path."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.path in ("", "/"):
-            raise ValueError(f"{url!r} is no address to post to: expected something like http://127.0.0.1:8000/predict/digits")
+            raise ValueError(
+                f"{url!r} is no address to post to: expected something like http://127.0.0.1:8000/predict/digits"
+            )
         self._host = parts.hostname
         self._tls = parts.scheme == "https"
         self._port = parts.port or (443 if self._tls else 80)
         path = f"{parts.path}?{parts.query}" if parts.query else parts.path
-        sent = {"Host": parts.netloc.rpartition("@")[2], "Content-Type": "application/octet-stream", **(headers or {})}
+        sent = {
+            "Host": parts.netloc.rpartition("@")[2],
+            "Content-Type": "application/octet-stream",
+            **(headers or {}),
+        }
         if any(not text.isprintable() for text in (path, *sent, *sent.values())):
-            raise ValueError("a header or the address holds a line break or another control character")
-        self._head = "".join([f"POST {path} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in sent.items())]).encode()
+            raise ValueError(
+                "a header or the address holds a line break or another control character"
+            )
+        self._head = "".join(
+            [f"POST {path} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in sent.items())]
+        ).encode()
         self._kind = TimedConnection if timing else Connection
         self._free: list[Connection] = []
 
@@ -112,7 +124,9 @@ class HttpClient:
             return Answer(NO_ANSWER, b"")
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
-                answer = await connection.request(b"%sContent-Length: %d\r\n\r\n" % (self._head, len(body)), body)
+                answer = await connection.request(
+                    b"%sContent-Length: %d\r\n\r\n" % (self._head, len(body)), body
+                )
         except TimeoutError:
             connection.close()
             return Answer(NO_ANSWER, b"")
@@ -134,5 +148,7 @@ class HttpClient:
             if connection.open:  # else the server closed it while it was idle
                 return connection
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(self._kind, self._host, self._port, ssl=self._tls or None)
+        _, connection = await loop.create_connection(
+            self._kind, self._host, self._port, ssl=self._tls or None
+        )
         return connection

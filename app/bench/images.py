@@ -12,23 +12,33 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 
 def read_folder(folder: Path) -> list[bytes]:
     """The image files of a folder (not of those inside it), by name; or the one file given. Raises ValueError where there are none."""
-    files = [folder] if folder.is_file() else sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    files = (
+        [folder]
+        if folder.is_file()
+        else sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    )
     if not files:
         raise ValueError(f"there is no image in {folder}; looked for {', '.join(sorted(SUFFIXES))}")
     return [file.read_bytes() for file in files]
 
 
-def synthetic_jpegs(count: int = 8, *, width: int = 640, height: int = 427, size: int = 100_000, seed: int = 0) -> list[bytes]:
+def synthetic_jpegs(
+    count: int = 8, *, width: int = 640, height: int = 427, size: int = 100_000, seed: int = 0
+) -> list[bytes]:
     """JPEGs whose spectrum is roughly a photograph's, so that they cost what photographs cost to decode; about `size` bytes each."""
     generator = np.random.default_rng(seed)
     return [_encode(_picture(generator, width, height), size) for _ in range(count)]
 
 
-def _picture(generator: np.random.Generator, width: int, height: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _picture(
+    generator: np.random.Generator, width: int, height: int
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     picture = np.zeros((height, width, 3), np.float32)
     cells = 3
     while cells < width:  # octaves of noise, each twice as fine and half as strong
-        coarse = generator.normal(0, 150 / cells**0.7, (max(2, cells * height // width), cells, 3)).astype(np.float32)
+        coarse = generator.normal(
+            0, 150 / cells**0.7, (max(2, cells * height // width), cells, 3)
+        ).astype(np.float32)
         picture += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
         cells *= 2
     return np.clip(picture + 128, 0, 255).astype(np.uint8)

@@ -50,7 +50,12 @@ class Record:
 
 
 async def closed_loop(
-    send: Send, bodies: Sequence[bytes], clients: int, *, requests: int | None = None, seconds: float | None = None
+    send: Send,
+    bodies: Sequence[bytes],
+    clients: int,
+    *,
+    requests: int | None = None,
+    seconds: float | None = None,
 ) -> Record:
     """`clients` that each send the next of `bodies` as soon as their last answer is there: `requests` in all, or for `seconds`."""
     if (requests is None) == (seconds is None):
@@ -75,7 +80,9 @@ async def closed_loop(
     return Record(samples, time.perf_counter() - begun)
 
 
-async def open_loop(send: Send, bodies: Sequence[bytes], rate: float, *, seconds: float, seed: int = 0) -> Record:
+async def open_loop(
+    send: Send, bodies: Sequence[bytes], rate: float, *, seconds: float, seed: int = 0
+) -> Record:
     """Poisson arrivals, `rate` a second for `seconds`, whether or not earlier ones were answered. Waits for all answers."""
     draw = random.Random(seed).expovariate
     samples: list[Sample] = []

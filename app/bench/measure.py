@@ -56,7 +56,11 @@ async def bench_url(url: str, load: Load, pid: int | None = None) -> Report:
         await client.close()
 
 
-async def bench_file(source: str | Path | Mapping[str, object], load: Load, recording: timeline.Recording | None = None) -> Report:
+async def bench_file(
+    source: str | Path | Mapping[str, object],
+    load: Load,
+    recording: timeline.Recording | None = None,
+) -> Report:
     """Load a pipeline in this process: what is left when there is no HTTP. Raises what `Pipeline.load` and `start` raise.
 
     `recording`: gets a timeline of it, without the warm-up.
@@ -78,18 +82,28 @@ def in_process(pipeline: Pipeline, deadline: float | None = None) -> Send:
     return send
 
 
-async def bench(send: Send, load: Load, pid: int | None = None, recording: timeline.Recording | None = None) -> Report:
+async def bench(
+    send: Send, load: Load, pid: int | None = None, recording: timeline.Recording | None = None
+) -> Report:
     """Warm up, then load. Raises `NotAnswering`."""
     if load.warm_up:
         await _warm_up(send, load)
     async with Monitor(pid) as usage:
         with nullcontext() if recording is None else timeline.record(recording):
             if load.rate is None:
-                seconds = load.seconds if load.seconds is not None or load.requests is not None else 10.0
-                record = await closed_loop(send, load.bodies, load.clients, requests=load.requests, seconds=seconds)
+                seconds = (
+                    load.seconds if load.seconds is not None or load.requests is not None else 10.0
+                )
+                record = await closed_loop(
+                    send, load.bodies, load.clients, requests=load.requests, seconds=seconds
+                )
             else:
-                seconds = load.requests / load.rate if load.requests is not None else load.seconds or 10.0
-                record = await open_loop(send, load.bodies, load.rate, seconds=seconds, seed=load.seed)
+                seconds = (
+                    load.requests / load.rate if load.requests is not None else load.seconds or 10.0
+                )
+                record = await open_loop(
+                    send, load.bodies, load.rate, seconds=seconds, seed=load.seed
+                )
     if load.rate is None:
         return Report.of(record, deadline=load.deadline, usage=usage)
     return Report.of(record, seconds=seconds, open_loop=True, deadline=load.deadline, usage=usage)
@@ -110,4 +124,6 @@ async def _warm_up(send: Send, load: Load) -> None:
         raise NotAnswering("there is no answer: is the server running, and is this its address?")
     if last.status != OK:
         text = last.body[:500].decode("utf-8", "replace")
-        raise NotAnswering(f"not one request of the warm-up succeeded; the last answer has status {last.status}: {text}")
+        raise NotAnswering(
+            f"not one request of the warm-up succeeded; the last answer has status {last.status}: {text}"
+        )

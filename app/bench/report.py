@@ -75,7 +75,9 @@ class Report:
         for sample in record.samples:
             by_status.setdefault(sample.status, []).append(sample.latency)
         good = by_status.get(OK, [])
-        names = {status: "none" if status == NO_ANSWER else str(status) for status in sorted(by_status)}
+        names = {
+            status: "none" if status == NO_ANSWER else str(status) for status in sorted(by_status)
+        }
         in_time = None if deadline is None else sum(latency <= deadline for latency in good)
         return cls(
             requests=len(record.samples),
@@ -83,7 +85,9 @@ class Report:
             qps=len(good) / seconds,
             latency=Latency.of(good),
             outcomes={name: len(by_status[status]) for status, name in names.items()},
-            latency_by_status={name: Latency.of(by_status[status]) for status, name in names.items()},
+            latency_by_status={
+                name: Latency.of(by_status[status]) for status, name in names.items()
+            },
             offered=len(record.samples) / seconds if open_loop else None,
             deadline_ms=None if deadline is None else deadline * 1000,
             in_time=in_time,
@@ -110,16 +114,39 @@ class Report:
         if self.offered is not None:
             lines.append(("offered", f"{self.offered:.1f} a second"))
         if self.in_time is not None:
-            lines.append(("in time", f"{self.in_time} within {self.deadline_ms:g} ms, goodput {self.goodput:.1f} a second"))
+            lines.append(
+                (
+                    "in time",
+                    f"{self.in_time} within {self.deadline_ms:g} ms, goodput {self.goodput:.1f} a second",
+                )
+            )
         for name, other in self.latency_by_status.items():
             if name != str(OK):
-                lines.append((f"status {name}", f"TP50 {other.p50:.2f} ms, TP99 {other.p99:.2f} ms"))
+                lines.append(
+                    (f"status {name}", f"TP50 {other.p50:.2f} ms, TP99 {other.p99:.2f} ms")
+                )
         if self.generator_late_ms > 20:
-            lines.append(("warning", f"the generator was up to {self.generator_late_ms:.0f} ms behind its schedule"))
+            lines.append(
+                (
+                    "warning",
+                    f"the generator was up to {self.generator_late_ms:.0f} ms behind its schedule",
+                )
+            )
         lines.append(("CPU", _known(usage.cpu_percent, "{:.0f} % of one processor")))
-        lines.append(("memory", _known(usage.rss_mb, "{:.0f} MB RSS") + _known(usage.rss_max_mb, ", at most {:.0f} MB", "")))
+        lines.append(
+            (
+                "memory",
+                _known(usage.rss_mb, "{:.0f} MB RSS")
+                + _known(usage.rss_max_mb, ", at most {:.0f} MB", ""),
+            )
+        )
         if usage.gpu_percent is not None:
-            lines.append(("GPU", f"{usage.gpu_percent:.0f} %" + _known(usage.gpu_memory_mb, ", {:.0f} MB", "")))
+            lines.append(
+                (
+                    "GPU",
+                    f"{usage.gpu_percent:.0f} %" + _known(usage.gpu_memory_mb, ", {:.0f} MB", ""),
+                )
+            )
         return "\n".join(f"{name:<11} {value}" for name, value in lines)
 
 

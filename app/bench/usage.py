@@ -17,7 +17,9 @@ MEGABYTE = 1e6
 def rss(pid: int) -> float | None:
     """Resident memory of the process and its children, MB; None where it can't be read (no /proc, no such process)."""
     try:
-        pages = sum(int(Path(f"/proc/{each}/statm").read_bytes().split()[1]) for each in _family(pid))
+        pages = sum(
+            int(Path(f"/proc/{each}/statm").read_bytes().split()[1]) for each in _family(pid)
+        )
     except OSError:
         return None
     return pages * os.sysconf("SC_PAGE_SIZE") / MEGABYTE
@@ -29,7 +31,9 @@ def processor_seconds(pid: int) -> float | None:
     try:
         for each in _family(pid):
             fields = Path(f"/proc/{each}/stat").read_bytes().rpartition(b")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])  # utime and stime: proc(5) counts from the fields before the name
+            ticks += int(fields[11]) + int(
+                fields[12]
+            )  # utime and stime: proc(5) counts from the fields before the name
     except OSError:
         return None
     return ticks / os.sysconf("SC_CLK_TCK")
@@ -51,7 +55,9 @@ def listener(port: int) -> int | None:
         with contextlib.suppress(OSError):
             for line in Path(table).read_text().splitlines()[1:]:
                 fields = line.split()
-                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:  # 0A: listening
+                if (
+                    fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port
+                ):  # 0A: listening
                     sockets.add(f"socket:[{fields[9]}]")
     found = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -100,7 +106,12 @@ class Monitor:
             self._tasks.append(asyncio.create_task(self._watch_gpu()))
         return self.usage
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -126,13 +137,23 @@ class Monitor:
             await asyncio.sleep(self._interval)
 
     async def _watch_gpu(self) -> None:
-        command = ("nvidia-smi", "-i", "0", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits")
+        command = (
+            "nvidia-smi",
+            "-i",
+            "0",
+            "--query-gpu=utilization.gpu,memory.used",
+            "--format=csv,noheader,nounits",
+        )
         while True:
-            process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL)
+            process = await asyncio.create_subprocess_exec(
+                *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+            )
             try:
                 output, _ = await process.communicate()
             finally:
-                if process.returncode is None:  # the load has ended before it; the loop must not end before its child
+                if (
+                    process.returncode is None
+                ):  # the load has ended before it; the loop must not end before its child
                     process.kill()
                     await process.wait()
             with contextlib.suppress(ValueError):  # "[N/A]", or no device

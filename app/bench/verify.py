@@ -53,7 +53,9 @@ class Verification:
 
     @property
     def requests(self) -> int:
-        return sum(counter.total() for buckets in self.results.values() for counter in buckets.values())
+        return sum(
+            counter.total() for buckets in self.results.values() for counter in buckets.values()
+        )
 
     def note(self, image: str, answer: Answer) -> None:
         """Take an answer into account, as soon as it is there."""
@@ -61,14 +63,18 @@ class Verification:
             self.failures[answer.status] += 1
             return
         buckets = self.results.setdefault(image, {})
-        buckets.setdefault(bucket_of(answer.timing), Counter())[answer.body.decode("utf-8", "backslashreplace")] += 1
+        buckets.setdefault(bucket_of(answer.timing), Counter())[
+            answer.body.decode("utf-8", "backslashreplace")
+        ] += 1
 
     def inconsistent(self) -> Iterator[str]:
         """What must not be: an image with several results in one bucket."""
         for image, buckets in self.results.items():
             for bucket, found in sorted(buckets.items()):
                 if len(found) > 1:
-                    counts = ", ".join(f"{count}×" for count in sorted(found.values(), reverse=True))
+                    counts = ", ".join(
+                        f"{count}×" for count in sorted(found.values(), reverse=True)
+                    )
                     yield f"{self._name(image)}, {bucket}: {len(found)} distinct results ({counts}); {difference(found)}"
 
     def between_buckets(self) -> Iterator[str]:
@@ -90,12 +96,19 @@ class Verification:
                     comparison.equal += 1
                 else:
                     what = difference([*earlier, *found])
-                    comparison.different.append(f"{self._name(image)}, {bucket}: other results than in the stored run; {what}")
+                    comparison.different.append(
+                        f"{self._name(image)}, {bucket}: other results than in the stored run; {what}"
+                    )
         return comparison
 
     def store(self, file: Path) -> None:
         """All results, as JSON."""
-        file.write_bytes(orjson.dumps({"format": FORMAT, "requests": self.requests, "results": self.results}, option=orjson.OPT_INDENT_2))
+        file.write_bytes(
+            orjson.dumps(
+                {"format": FORMAT, "requests": self.requests, "results": self.results},
+                option=orjson.OPT_INDENT_2,
+            )
+        )
 
     def _name(self, image: str) -> str:
         return f"image {self.names.get(image, -1) + 1} ({image[:12]})"
@@ -117,7 +130,10 @@ def read_results(file: Path) -> Results:
         if document["format"] != FORMAT:
             raise ValueError(f"{file} has format {document['format']!r}, expected {FORMAT}")
         results: dict[str, Any] = document["results"]
-        return {image: {bucket: Counter(found) for bucket, found in buckets.items()} for image, buckets in results.items()}
+        return {
+            image: {bucket: Counter(found) for bucket, found in buckets.items()}
+            for image, buckets in results.items()
+        }
     except (KeyError, TypeError, AttributeError, orjson.JSONDecodeError):
         raise ValueError(f"{file} holds no results of penstock bench --verify --store") from None
 
@@ -166,7 +182,11 @@ def in_process(pipeline: Pipeline) -> Send:
             item = await run.future
             if "error" in item:
                 raise item["error"]
-            return Answer(OK, to_json(fields_of(item, pipeline.answer_keys)), server_timing(run).decode("latin-1"))
+            return Answer(
+                OK,
+                to_json(fields_of(item, pipeline.answer_keys)),
+                server_timing(run).decode("latin-1"),
+            )
         except PenstockError as error:
             return Answer(STATUSES[code_of(error)].http, str(error).encode())
 
@@ -176,7 +196,9 @@ def in_process(pipeline: Pipeline) -> Send:
 def bucket_of(timing: str) -> str:
     """From a Server-Timing header: 'digits in a batch of 4', for each node the item passed."""
     sizes = _BATCH.findall(timing)
-    return ", ".join(f"{node} in a batch of {size}" for node, size in sizes) or "no batch size known"
+    return (
+        ", ".join(f"{node} in a batch of {size}" for node, size in sizes) or "no batch size known"
+    )
 
 
 def difference(answers: Iterable[str]) -> str:
@@ -190,14 +212,25 @@ def difference(answers: Iterable[str]) -> str:
     largest, place, other = 0.0, "", ""
     for document in documents[1:]:
         for path, one, two in _leaves(documents[0], document, ""):
-            if isinstance(one, (int, float)) and isinstance(two, (int, float)) and float in (type(one), type(two)):
+            if (
+                isinstance(one, (int, float))
+                and isinstance(two, (int, float))
+                and float in (type(one), type(two))
+            ):
                 apart = abs(one - two)
                 if apart > largest or math.isnan(apart):
                     largest, place = apart, path
             elif one != two and not other:
                 other = f"{path or 'the answer'} is {_short(one)} or {_short(two)}"
-    numbers = f"numbers differ by at most {largest:.3g}{f' ({place})' if place else ''}" if largest else ""
-    return "; ".join(part for part in (other, numbers) if part) or "they are the same but for how they are written"
+    numbers = (
+        f"numbers differ by at most {largest:.3g}{f' ({place})' if place else ''}"
+        if largest
+        else ""
+    )
+    return (
+        "; ".join(part for part in (other, numbers) if part)
+        or "they are the same but for how they are written"
+    )
 
 
 def _leaves(one: Any, two: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
@@ -216,11 +249,16 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:39]}…"
 
 
-def lines(found: Verification, comparison: Comparison | None, limit: int = 20) -> tuple[list[str], bool]:
+def lines(
+    found: Verification, comparison: Comparison | None, limit: int = 20
+) -> tuple[list[str], bool]:
     """What is printed, and whether all is as it must be: no failures, no inconsistency, no difference to the stored run."""
     buckets = [counter for each in found.results.values() for counter in each.values()]
     sizes: Mapping[str, int] = Counter(
-        {bucket: sum(each[bucket].total() for each in found.results.values() if bucket in each) for bucket in _buckets(found)}
+        {
+            bucket: sum(each[bucket].total() for each in found.results.values() if bucket in each)
+            for bucket in _buckets(found)
+        }
     )
     wrong = list(found.inconsistent())
     apart = list(found.between_buckets())
@@ -235,10 +273,15 @@ def lines(found: Verification, comparison: Comparison | None, limit: int = 20) -
     ]
     good = bool(found.requests) and not wrong and not found.failures
     if found.failures:
-        kinds = ", ".join(f"{'no answer' if status == NO_ANSWER else status}: {n}" for status, n in sorted(found.failures.items()))
+        kinds = ", ".join(
+            f"{'no answer' if status == NO_ANSWER else status}: {n}"
+            for status, n in sorted(found.failures.items())
+        )
         text.append(f"failures     {kinds}; they gave nothing to verify")
     if comparison is not None:
-        text.append(f"stored run   {comparison.equal} pairs equal, {len(comparison.different)} different, {comparison.alone} not in it")
+        text.append(
+            f"stored run   {comparison.equal} pairs equal, {len(comparison.different)} different, {comparison.alone} not in it"
+        )
         text += _clipped(comparison.different, limit)
         good = good and not comparison.different and comparison.equal > 0
     return [*text, "verified" if good else "NOT VERIFIED"], good
@@ -247,7 +290,9 @@ def lines(found: Verification, comparison: Comparison | None, limit: int = 20) -
 def _buckets(found: Verification) -> list[str]:
     """In the order of their sizes."""
     every = {bucket for each in found.results.values() for bucket in each}
-    return sorted(every, key=lambda bucket: [int(number) for number in re.findall(r"batch of (\d+)", bucket)])
+    return sorted(
+        every, key=lambda bucket: [int(number) for number in re.findall(r"batch of (\d+)", bucket)]
+    )
 
 
 def _clipped(found: Sequence[str], limit: int) -> list[str]:

@@ -21,7 +21,9 @@ CANCELLED = 130
 """The exit code of what Ctrl-C ended, as shells have it."""
 
 
-def build_command(path: Annotated[Path, typer.Argument(help="A pipeline file (.toml), or a directory of such.")]) -> None:
+def build_command(
+    path: Annotated[Path, typer.Argument(help="A pipeline file (.toml), or a directory of such.")],
+) -> None:
     """Build the engines that a pipeline file needs, and keep them where `penstock serve` looks. Ctrl-C stops it.
 
     An engine that is there already stays. Exits with 1, and the reasons, if one can't be built.
@@ -49,12 +51,22 @@ def build_command(path: Annotated[Path, typer.Argument(help="A pipeline file (.t
 
 def encrypt_command(
     file: Annotated[
-        Path, typer.Argument(help="A model or an engine: .onnx, .trt, .plan, .engine or .pt, and no other.", exists=True, dir_okay=False)
+        Path,
+        typer.Argument(
+            help="A model or an engine: .onnx, .trt, .plan, .engine or .pt, and no other.",
+            exists=True,
+            dir_okay=False,
+        ),
     ],
     *,
-    output: Annotated[Path | None, typer.Option(help="Default: FILE.encrypted.", dir_okay=False)] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Default: FILE.encrypted.", dir_okay=False)
+    ] = None,
     key_file: Annotated[
-        Path | None, typer.Option(help="File with the key. Else PENSTOCK_MODEL_KEY, or the file that PENSTOCK_MODEL_KEY_FILE names.")
+        Path | None,
+        typer.Option(
+            help="File with the key. Else PENSTOCK_MODEL_KEY, or the file that PENSTOCK_MODEL_KEY_FILE names."
+        ),
     ] = None,
 ) -> None:
     """Encrypt a file with AES-256-GCM. Engines read it as FILE.encrypted with the same key (openssl rand -hex 32 makes one)."""
@@ -64,7 +76,9 @@ def encrypt_command(
 
     target = output or file.with_name(file.name + SUFFIX)
     if target.suffix != SUFFIX:
-        raise typer.BadParameter(f"{target} does not end with {SUFFIX}, by which engines know such files")
+        raise typer.BadParameter(
+            f"{target} does not end with {SUFFIX}, by which engines know such files"
+        )
     try:
         write_atomically(target, encrypt(file.read_bytes(), find_key(key_file)))
     except BackendError as error:
@@ -80,7 +94,9 @@ def _buildable(config: PipelineConfig) -> Iterator[tuple[str, Spec, Context]]:
 
     for node in config.nodes.values():
         for index, group in enumerate(node.groups):
-            contexts = [context_of(node, config, index, instance) for instance in range(group.instances)]
+            contexts = [
+                context_of(node, config, index, instance) for instance in range(group.instances)
+            ]
             for context in {context.device: context for context in contexts}.values():
                 for spec in _with_builds(group.spec):
                     yield f"{config.name}/{node.name}", spec, context
@@ -102,19 +118,30 @@ def _build_one(name: str, spec: Spec, context: Context) -> None:
 
     build: Callable[[Any, Context, Progress], Any] = spec.cls.build_ahead  # type: ignore[attr-defined]
     started = time.monotonic()
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(name, total=1.0)
 
         def show(fraction: float, phase: str) -> None:
             bars.update(task, completed=fraction, description=f"{name}: {phase}")
             if progress.waits_for:  # a line, too: where there is no terminal there are no bars
-                bars.console.print(f"{name}: {phase}, which builds the same engine", markup=False, soft_wrap=True)
+                bars.console.print(
+                    f"{name}: {phase}, which builds the same engine", markup=False, soft_wrap=True
+                )
 
         progress = Progress(show)
         engine = _in_thread(lambda: build(spec.params, context, progress), progress)
     size = f"{engine.path} ({engine.size / 2**20:.1f} MiB)"
-    typer.echo(f"{name}: built in {time.monotonic() - started:.1f} s, {size}" if engine.built else f"{name}: already there, {size}")
+    typer.echo(
+        f"{name}: built in {time.monotonic() - started:.1f} s, {size}"
+        if engine.built
+        else f"{name}: already there, {size}"
+    )
 
 
 def _in_thread(work: Callable[[], Any], progress: Progress) -> Any:
@@ -150,7 +177,10 @@ def _in_thread(work: Callable[[], Any], progress: Progress) -> Any:
         asyncio.run(wait())
     except KeyboardInterrupt:
         progress.cancel()
-        typer.echo("cancelled; TensorRT stops at its next step" if progress.phase else "cancelled", err=True)
+        typer.echo(
+            "cancelled; TensorRT stops at its next step" if progress.phase else "cancelled",
+            err=True,
+        )
         with suppress(KeyboardInterrupt):  # a second one: not even that
             thread.join()
         raise typer.Exit(CANCELLED) from None

@@ -13,28 +13,50 @@ import typer
 
 def call_command(
     target: Annotated[
-        str, typer.Argument(help="A pipeline FILE (.toml, or an image classifier .onnx), or the address of one of a running server.")
+        str,
+        typer.Argument(
+            help="A pipeline FILE (.toml, or an image classifier .onnx), or the address of one of a running server."
+        ),
     ],
-    data: Annotated[str, typer.Argument(help="The image, or whatever file the pipeline takes; - is standard input.")],
+    data: Annotated[
+        str,
+        typer.Argument(help="The image, or whatever file the pipeline takes; - is standard input."),
+    ],
     *,
-    labels: Annotated[Path | None, typer.Option(help="For a bare .onnx model: its classes' names, one per line.")] = None,
-    text: Annotated[bool, typer.Option("--text", help="The second argument is the data itself, a text.")] = False,
-    trace: Annotated[bool, typer.Option("--trace", help="Print what each node did, to standard error. Not in processes then.")] = False,
+    labels: Annotated[
+        Path | None, typer.Option(help="For a bare .onnx model: its classes' names, one per line.")
+    ] = None,
+    text: Annotated[
+        bool, typer.Option("--text", help="The second argument is the data itself, a text.")
+    ] = False,
+    trace: Annotated[
+        bool,
+        typer.Option(
+            "--trace", help="Print what each node did, to standard error. Not in processes then."
+        ),
+    ] = False,
     token: Annotated[
         str | None,
-        typer.Option(help="API key of a running server, or its admin token, which may see its trace.", envvar="PENSTOCK_ADMIN_TOKEN"),
+        typer.Option(
+            help="API key of a running server, or its admin token, which may see its trace.",
+            envvar="PENSTOCK_ADMIN_TOKEN",
+        ),
     ] = None,
 ) -> None:
     """Run one image through a pipeline, print the answer as JSON. Exits with 1, and the reason, if there is none."""
     from penstock.backends.errors import PenstockError
 
     try:
-        value = data if text else sys.stdin.buffer.read() if data == "-" else Path(data).read_bytes()
+        value = (
+            data if text else sys.stdin.buffer.read() if data == "-" else Path(data).read_bytes()
+        )
     except OSError as error:
         _fail(f"{data}: {error.strerror}")
     try:
         if target.startswith(("http://", "https://")):
-            asyncio.run(_call_url(target, value.encode() if isinstance(value, str) else value, token, trace))
+            asyncio.run(
+                _call_url(target, value.encode() if isinstance(value, str) else value, token, trace)
+            )
         else:
             asyncio.run(_call_file(Path(target), value, labels, trace))
     except (PenstockError, ValueError) as error:

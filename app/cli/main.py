@@ -31,7 +31,12 @@ command_line.command("build")(build_command)
 command_line.command("call")(call_command)
 command_line.command("encrypt")(encrypt_command)
 
-Source = Annotated[Path, typer.Argument(help="A pipeline file (.toml), a directory of such, or an image classifier (.onnx).")]
+Source = Annotated[
+    Path,
+    typer.Argument(
+        help="A pipeline file (.toml), a directory of such, or an image classifier (.onnx)."
+    ),
+]
 
 
 def main() -> None:
@@ -48,7 +53,12 @@ def _print_version(wanted: bool) -> None:
 @command_line.callback()
 def _every_command(
     *,
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
 ) -> None:
     """What comes before the command's name."""
 
@@ -56,7 +66,9 @@ def _every_command(
 def serve(
     path: Source,
     *,
-    labels: Annotated[Path | None, typer.Option(help="For a bare .onnx model: its classes' names, one per line.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="For a bare .onnx model: its classes' names, one per line.")
+    ] = None,
     settings: Settings,
 ) -> None:
     """Serve pipelines over HTTP until SIGTERM or Ctrl-C; what is inside then ends first."""
@@ -78,7 +90,9 @@ command_line.command("serve")(with_settings(serve))
 def check(
     path: Source,
     *,
-    labels: Annotated[Path | None, typer.Option(help="For a bare .onnx model: its classes' names, one per line.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="For a bare .onnx model: its classes' names, one per line.")
+    ] = None,
 ) -> None:
     """Check pipeline files without running anything, and print what they say. Prints every problem and exits with 1 if there is one."""
     from penstock.pipelines.repository import Repository
@@ -99,10 +113,14 @@ def check(
 def graph(
     path: Annotated[
         Path,
-        typer.Argument(help="A pipeline file (.toml), a directory of such, an image classifier (.onnx), or -: a file on standard input."),
+        typer.Argument(
+            help="A pipeline file (.toml), a directory of such, an image classifier (.onnx), or -: a file on standard input."
+        ),
     ],
     *,
-    labels: Annotated[Path | None, typer.Option(help="For a bare .onnx model: its classes' names, one per line.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="For a bare .onnx model: its classes' names, one per line.")
+    ] = None,
 ) -> None:
     """Draw pipelines as a Mermaid flowchart, which GitHub and many editors show. Nothing is run."""
     from penstock.pipelines.repository import Repository
@@ -117,7 +135,9 @@ def graph(
 
 
 @command_line.command()
-def backends(name: Annotated[str | None, typer.Argument(help="One backend, to see its parameters.")] = None) -> None:
+def backends(
+    name: Annotated[str | None, typer.Argument(help="One backend, to see its parameters.")] = None,
+) -> None:
     """List the backends that expressions may name, or describe one."""
     from penstock.backends.expressions.registry import describe, describe_all
 

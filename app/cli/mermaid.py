@@ -39,7 +39,11 @@ def flowchart(configs: Iterable[PipelineConfig]) -> str:
     for number, config in enumerate(found, 1):
         chart = _pipeline(config, ids)
         if len(found) > 1:
-            lines += [f'    subgraph p{number}["{escaped(config.name)}"]', *(f"    {line}" for line in chart), "    end"]
+            lines += [
+                f'    subgraph p{number}["{escaped(config.name)}"]',
+                *(f"    {line}" for line in chart),
+                "    end",
+            ]
         else:
             lines += chart
     return "\n".join(lines)
@@ -75,7 +79,11 @@ def _pipeline(config: PipelineConfig, ids: Iterator[int]) -> Iterator[str]:
 
 def _entries(config: PipelineConfig, plan: Plan) -> Iterator[tuple[str, str]]:
     """Where requests come in, and what they must say for it."""
-    targets = {getattr(group.spec.params, "jump", None) for node in config.nodes.values() for group in node.groups}
+    targets = {
+        getattr(group.spec.params, "jump", None)
+        for node in config.nodes.values()
+        for group in node.groups
+    }
     for root in plan.roots:
         if plan.default is not None and root is plan.default.root:
             yield root.name, ""
@@ -99,7 +107,13 @@ def _kind(config: NodeConfig) -> str:
     if config.shares is not None:
         return "shared"
     cls = config.groups[0].spec.cls
-    return "logic" if issubclass(cls, Logic) else "composite" if issubclass(cls, Composite) else "executor"
+    return (
+        "logic"
+        if issubclass(cls, Logic)
+        else "composite"
+        if issubclass(cls, Composite)
+        else "executor"
+    )
 
 
 def _described(config: NodeConfig) -> Iterator[str]:
@@ -117,7 +131,12 @@ def _described(config: NodeConfig) -> Iterator[str]:
 
 def _taken(source: Place, place: Place) -> str:
     """What a `map` takes of a source."""
-    return ", ".join(f"{key} → {name}" for origin, pairs in place.sources or () if origin is source for key, name in pairs)
+    return ", ".join(
+        f"{key} → {name}"
+        for origin, pairs in place.sources or ()
+        if origin is source
+        for key, name in pairs
+    )
 
 
 def _sent(cls: type[Any], params: Any) -> str:

@@ -21,16 +21,27 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(**arguments: Any) -> None:
-        given = {name: value for name in Settings.model_fields if (value := arguments.pop(name)) is not None}
+        given = {
+            name: value
+            for name in Settings.model_fields
+            if (value := arguments.pop(name)) is not None
+        }
         try:
             settings = Settings(**given)
         except ValidationError as error:
-            problems = [f"{_option(str(found['loc'][0]))}: {found['msg']}" for found in error.errors(include_input=False)]
+            problems = [
+                f"{_option(str(found['loc'][0]))}: {found['msg']}"
+                for found in error.errors(include_input=False)
+            ]
             raise typer.BadParameter("; ".join(problems)) from None
         command(**arguments, settings=settings)
 
     hints = get_type_hints(command, include_extras=True)
-    own = [each.replace(annotation=hints[name]) for name, each in inspect.signature(command).parameters.items() if name != "settings"]
+    own = [
+        each.replace(annotation=hints[name])
+        for name, each in inspect.signature(command).parameters.items()
+        if name != "settings"
+    ]
     options = [_parameter(name, field) for name, field in Settings.model_fields.items()]
     run.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in (*own, *options)}
@@ -45,10 +56,19 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         f"{_option(name)}/--no-{name.replace('_', '-')}" if kind is bool else _option(name),
         envvar=f"{PREFIX}{name.upper()}",
         help=field.description,
-        show_default=False if field.default is None else str(field.default).lower() if kind is bool else str(field.default),
+        show_default=False
+        if field.default is None
+        else str(field.default).lower()
+        if kind is bool
+        else str(field.default),
         metavar="TEXT" if secret else None,
     )
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, option],
+    )
 
 
 def _option(name: str) -> str:

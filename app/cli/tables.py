@@ -22,15 +22,29 @@ def print_pipelines(configs: Iterable[PipelineConfig]) -> None:
     """A table for each pipeline: its nodes in the order in which items pass them."""
     console = Console()
     for config in configs:
-        table = Table("node", Column("backend", overflow="fold"), "instances", "max", "batching_timeout", "next", box=box.SIMPLE)
+        table = Table(
+            "node",
+            Column("backend", overflow="fold"),
+            "instances",
+            "max",
+            "batching_timeout",
+            "next",
+            box=box.SIMPLE,
+        )
         for node in config.nodes.values():
             table.add_row(*map(Text, _row(node)))
-        console.print(Text(f"{config.name}: fine, {len(config.nodes)} node{'s' * (len(config.nodes) != 1)} ({config.source or 'no file'})"))
+        console.print(
+            Text(
+                f"{config.name}: fine, {len(config.nodes)} node{'s' * (len(config.nodes) != 1)} ({config.source or 'no file'})"
+            )
+        )
         console.print(table)
         if config.exposed:
             console.print(Text(f"at /v2 also: {', '.join(config.names[1:])}\n"), soft_wrap=True)
         for node in config.nodes.values():
-            for reason in dict.fromkeys(reason for group in node.groups for reason in _absent(group.spec)):
+            for reason in dict.fromkeys(
+                reason for group in node.groups for reason in _absent(group.spec)
+            ):
                 console.print(Text(f"{node.name} can't run here: {reason}\n"), soft_wrap=True)
 
 
@@ -48,7 +62,8 @@ def _row(node: NodeConfig) -> tuple[str, ...]:
     groups = node.groups
     return (
         node.name,
-        " & ".join(dict.fromkeys(expression(group.spec) for group in groups)) or f"shares {node.shares}",
+        " & ".join(dict.fromkeys(expression(group.spec) for group in groups))
+        or f"shares {node.shares}",
         " & ".join(str(group.instances) for group in groups),
         " & ".join(str(group.bound(group.spec.declared_range.max)) for group in groups),
         f"{node.batching_timeout:g} ms",
@@ -64,9 +79,16 @@ def expression(spec: Spec) -> str:
 
 def print_backends(found: Iterable[BackendDescription]) -> None:
     """A line for each backend."""
-    table = Table(Column("backend", no_wrap=True), Column("here", no_wrap=True), "what it does", box=box.SIMPLE)
+    table = Table(
+        Column("backend", no_wrap=True),
+        Column("here", no_wrap=True),
+        "what it does",
+        box=box.SIMPLE,
+    )
     for each in found:
-        table.add_row(Text(each.name), Text("no" if _why_not(each) else "yes"), Text(_summary(each)))
+        table.add_row(
+            Text(each.name), Text("no" if _why_not(each) else "yes"), Text(_summary(each))
+        )
     console = Console()
     console.print(table)
     console.print(Text("penstock backends NAME lists a backend's parameters."))
@@ -75,13 +97,19 @@ def print_backends(found: Iterable[BackendDescription]) -> None:
 def print_backend(found: BackendDescription) -> None:
     console = Console()
     why_not = _why_not(found)
-    console.print(Text(f"{found.name} ({f'not here: {why_not}' if why_not else 'available here'})\n\n{_paragraphs(found.doc)}\n"))
+    console.print(
+        Text(
+            f"{found.name} ({f'not here: {why_not}' if why_not else 'available here'})\n\n{_paragraphs(found.doc)}\n"
+        )
+    )
     if found.parameters is None:
         console.print(Text("It takes any parameters."))
     elif not found.parameters:
         console.print(Text("It has no parameters."))
     else:
-        table = Table(Column("parameter", no_wrap=True), "type", "default", "meaning", box=box.SIMPLE)
+        table = Table(
+            Column("parameter", no_wrap=True), "type", "default", "meaning", box=box.SIMPLE
+        )
         for each in found.parameters:
             default = "required" if each.required else value_name(each.default)
             table.add_row(*map(Text, (each.name, each.type, default, each.description)))

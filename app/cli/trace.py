@@ -49,7 +49,11 @@ class Watched:
         self._moved = {name for name, node in config.nodes.items() if node.executor != "thread"}
         nodes = {
             name: replace(
-                node, executor="thread", groups=tuple(replace(group, spec=self._watched(group.spec, name)) for group in node.groups)
+                node,
+                executor="thread",
+                groups=tuple(
+                    replace(group, spec=self._watched(group.spec, name)) for group in node.groups
+                ),
             )
             for name, node in config.nodes.items()
         }
@@ -84,8 +88,14 @@ class Watched:
                 call.after = [described(item) for item in items]
                 self._inside.call = outer
 
-        watched = type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__, "__doc__": cls.__doc__})
-        return replace(spec, cls=watched, children=tuple(self._watched(child, node) for child in spec.children))
+        watched = type(
+            cls.__name__,
+            (cls,),
+            {"forward": forward, "__module__": cls.__module__, "__doc__": cls.__doc__},
+        )
+        return replace(
+            spec, cls=watched, children=tuple(self._watched(child, node) for child in spec.children)
+        )
 
     def _note(self, step: Step, batch: Batch, outcome: Any) -> None:
         """Add to the step of an item that has run what was done with this very item; of one that failed, what raised."""

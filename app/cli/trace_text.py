@@ -20,7 +20,10 @@ def _lines(steps: Iterable[Step]) -> Iterator[str]:
     for step in steps:
         yield f"{step['node']}{': ' if (said := _said(step)) else ''}{said}"
         below = [_values("in", step.get("in", step.get("keys")))] if _should_run(step) else []
-        width = max((2 * each["depth"] + len(each["backend"]) for each in step.get("members", ())), default=0)
+        width = max(
+            (2 * each["depth"] + len(each["backend"]) for each in step.get("members", ())),
+            default=0,
+        )
         below += [_member(member, width) for member in step.get("members", ())]
         below += _nested("part", step.get("parts", ()), step.get("more_parts", 0))
         below += _nested("yield", step.get("yields", ()), step.get("more_yields", 0))
@@ -34,11 +37,16 @@ def _said(step: Step) -> str:
     """What the filter said, and how long it queued and ran."""
     facts = []
     if "filter" in step and (step["filter"], step["status"]) not in SILENT:
-        facts.append(f"{step['filter']} says {step['status']}" + (f" ({step['reason']})" if "reason" in step else ""))
+        facts.append(
+            f"{step['filter']} says {step['status']}"
+            + (f" ({step['reason']})" if "reason" in step else "")
+        )
     elif "filter" not in step and "status" in step:
         facts.append(step["status"])
     if "run_ms" in step:
-        facts.append(f"queue {step['queue_ms']:.3f} ms, run {step['run_ms']:.3f} ms, batch {step['batch']}")
+        facts.append(
+            f"queue {step['queue_ms']:.3f} ms, run {step['run_ms']:.3f} ms, batch {step['batch']}"
+        )
     elif _should_run(step):
         facts.append("dropped before it was through")
     if "note" in step:
@@ -57,7 +65,9 @@ def _member(member: Step, width: int) -> str:
 
 
 def _failed(step: Step) -> str:
-    if "error" not in step or ("out" in step and "left" in step):  # a soft failure's is among what it left
+    if "error" not in step or (
+        "out" in step and "left" in step
+    ):  # a soft failure's is among what it left
         return ""
     return f" ({step['error']})" if "left" in step else f" raised {step['error']}"
 
@@ -77,9 +87,17 @@ def _values(name: str, values: Mapping[str, str] | Iterable[str] | None) -> str:
 
 def _listed(values: Mapping[str, str] | Iterable[str]) -> str:
     """Keys with what is there, or keys alone where only these are known."""
-    return ", ".join(f"{key}: {value}" for key, value in values.items()) if isinstance(values, Mapping) else ", ".join(values)
+    return (
+        ", ".join(f"{key}: {value}" for key, value in values.items())
+        if isinstance(values, Mapping)
+        else ", ".join(values)
+    )
 
 
 def printable(text: str) -> str:
     """Without what would steer a terminal: a client's text may be in a key or an error."""
-    return text if text.isprintable() else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    return (
+        text
+        if text.isprintable()
+        else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    )

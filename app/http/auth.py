@@ -55,14 +55,18 @@ def check_key(scope: Any, settings: Settings) -> None:
 def check_admin(scope: Any, settings: Settings) -> None:
     """Raises `Forbidden` where the operator has not allowed changes, or for the API key; `Unauthorized` without the admin token."""
     if settings.admin_token is None or not settings.allow_model_control:
-        raise Forbidden("loading and unloading are off; PENSTOCK_ADMIN_TOKEN and PENSTOCK_ALLOW_MODEL_CONTROL=true turn them on")
+        raise Forbidden(
+            "loading and unloading are off; PENSTOCK_ADMIN_TOKEN and PENSTOCK_ALLOW_MODEL_CONTROL=true turn them on"
+        )
     check_admin_token(scope, settings)
 
 
 def check_trace(scope: Any, settings: Settings) -> None:
     """Raises what `check_admin` raises, for a request that wants its trace: it names nodes and keys, and tells why a backend raised."""
     if settings.admin_token is None or not settings.allow_trace:
-        raise Forbidden("traces are off; PENSTOCK_ADMIN_TOKEN and PENSTOCK_ALLOW_TRACE=true turn them on")
+        raise Forbidden(
+            "traces are off; PENSTOCK_ADMIN_TOKEN and PENSTOCK_ALLOW_TRACE=true turn them on"
+        )
     check_admin_token(scope, settings)
 
 

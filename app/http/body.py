@@ -17,7 +17,9 @@ from starlette.types import Message, Receive, Scope
 
 from penstock.backends.errors import InvalidRequest, TooLarge, UnsupportedMedia
 
-logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it logs every callback at DEBUG, every malformed body at WARNING
+logging.getLogger("python_multipart").setLevel(
+    logging.ERROR
+)  # it logs every callback at DEBUG, every malformed body at WARNING
 
 Form = Literal["raw", "sniff", "json", "multipart"]
 
@@ -36,7 +38,9 @@ class ClientLeft(Exception):  # noqa: N818  an event, not an error
 def check_length(length: bytes, limit: int) -> None:
     """Raise `TooLarge` for a Content-Length above the limit: before the body is read, or asked for (100-continue)."""
     if _number(length) > limit:
-        raise TooLarge(f"the body has {length[:20].decode('latin-1')} bytes, at most {limit} are taken (max_body)")
+        raise TooLarge(
+            f"the body has {length[:20].decode('latin-1')} bytes, at most {limit} are taken (max_body)"
+        )
 
 
 def must_close(scope: Scope) -> bool:
@@ -100,13 +104,24 @@ def sniff(body: bytes, content_type: bytes | None) -> Form:
     """What a body of no telling type is: JSON if it starts like an object, else raw bytes. Raises for a real HTML form."""
     if body.startswith(b"{") and body.rstrip()[-1:] == b"}":
         return "json"
-    if content_type is not None and content_type.lower().startswith(b"application/x-www-form-urlencoded") and _looks_like_form(body):
-        raise UnsupportedMedia("a form without files holds no image; send multipart/form-data with a field 'image', or the file itself")
+    if (
+        content_type is not None
+        and content_type.lower().startswith(b"application/x-www-form-urlencoded")
+        and _looks_like_form(body)
+    ):
+        raise UnsupportedMedia(
+            "a form without files holds no image; send multipart/form-data with a field 'image', or the file itself"
+        )
     return "raw"
 
 
 def _looks_like_form(body: bytes) -> bool:
-    return b"=" in body[:256] and body[:256].isascii() and b"\x00" not in body[:256] and body[:256].decode("ascii").isprintable()
+    return (
+        b"=" in body[:256]
+        and body[:256].isascii()
+        and b"\x00" not in body[:256]
+        and body[:256].decode("ascii").isprintable()
+    )
 
 
 class Link(str):
@@ -115,7 +130,9 @@ class Link(str):
     __slots__ = ()
 
 
-async def images_of(body: bytes, form: Form, content_type: bytes | None, *, many: bool, limit: int) -> list[bytes] | Link:
+async def images_of(
+    body: bytes, form: Form, content_type: bytes | None, *, many: bool, limit: int
+) -> list[bytes] | Link:
     """The images in a JSON or multipart body: one (or its URL), or 1 to `limit` where `many`."""
     parse: Callable[..., list[bytes] | Link] = _from_json if form == "json" else _from_multipart
     arguments = (body, many, limit) if form == "json" else (body, content_type, many, limit)
@@ -139,7 +156,9 @@ def _from_json(body: bytes, many: bool, limit: int) -> list[bytes] | Link:
         return Link(document["url"])
     unknown = [key for key in document if key != name]
     if unknown:
-        raise InvalidRequest(f"the body has the unknown key {unknown[0][:64]!r}, expected {expected}")
+        raise InvalidRequest(
+            f"the body has the unknown key {unknown[0][:64]!r}, expected {expected}"
+        )
     if name not in document:
         raise InvalidRequest(f"the body has no {name!r}, expected {expected}")
     value = document[name]
@@ -171,11 +190,16 @@ def _check_count(count: int, limit: int) -> None:
 
 def _from_multipart(body: bytes, content_type: bytes, many: bool, limit: int) -> list[bytes]:
     field = "images" if many else "image"
-    boundary = parse_options_header(content_type)[1].get(b"boundary")  # not email.message: that raises, and takes quadratic time
+    boundary = parse_options_header(content_type)[1].get(
+        b"boundary"
+    )  # not email.message: that raises, and takes quadratic time
     if not boundary:
         raise InvalidRequest("the multipart content type has no boundary")
     parts = _Parts(limit if many else None)
-    callbacks: Any = {name: getattr(parts, name) for name in ("on_part_begin", "on_part_data", "on_header_field", "on_header_value")}
+    callbacks: Any = {
+        name: getattr(parts, name)
+        for name in ("on_part_begin", "on_part_data", "on_header_field", "on_header_value")
+    }
     callbacks |= {name: getattr(parts, name) for name in ("on_header_end", "on_part_end", "on_end")}
     try:
         parser = MultipartParser(boundary, callbacks)
@@ -188,11 +212,15 @@ def _from_multipart(body: bytes, content_type: bytes, many: bool, limit: int) ->
     found = [data for name, data in parts.done if name == field]
     others = sorted({name for name, _ in parts.done if name != field})
     if others:
-        raise InvalidRequest(f"the form has the unknown field {others[0][:64]!r}; images go into the field {field!r}")
+        raise InvalidRequest(
+            f"the form has the unknown field {others[0][:64]!r}; images go into the field {field!r}"
+        )
     if not found:
         raise InvalidRequest(f"the form has no field {field!r}")
     if not many and len(found) > 1:
-        raise InvalidRequest(f"the form has {len(found)} fields {field!r}, expected one; several images go to …/batch as 'images'")
+        raise InvalidRequest(
+            f"the form has {len(found)} fields {field!r}, expected one; several images go to …/batch as 'images'"
+        )
     _check_count(len(found), limit)
     return found
 
@@ -215,7 +243,9 @@ class _Parts:
     def on_part_begin(self) -> None:
         if self.limit is None and len(self.done) > 8:
             raise InvalidRequest("the form has more than 8 parts, expected one field 'image'")
-        if self.limit is not None and len(self.done) > self.limit:  # one more than allowed was let in, for a clear message
+        if (
+            self.limit is not None and len(self.done) > self.limit
+        ):  # one more than allowed was let in, for a clear message
             raise TooLarge(f"the request has more than {self.limit} parts (max_images)")
         self._begin()
 
@@ -233,7 +263,9 @@ class _Parts:
 
     def on_header_end(self) -> None:
         if self.header.lower() == b"content-disposition":
-            self.name = parse_options_header(self.value)[1].get(b"name", b"").decode("utf-8", "replace")
+            self.name = (
+                parse_options_header(self.value)[1].get(b"name", b"").decode("utf-8", "replace")
+            )
         self.header = self.value = b""
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:

@@ -71,18 +71,45 @@ STATUSES: dict[str, Status] = {
     "too_large": Status(413, 400, example="the body is larger than 67108864 bytes"),
     "unsupported_media": Status(415, 415, example="the media type text/html is not understood"),
     "invalid_input": Status(422, 400, example="this is no image that can be decoded"),
-    "config": Status(422, 400, example="digits.toml: [digits] backend: there is no backend 'DecodeMap', did you mean 'DecodeMat'?"),
-    "queue_full": Status(429, 503, retry_after=1, example="1024 requests are inside, no more than 1024 (max_requests) may be"),
-    "overloaded": Status(429, 503, retry_after=1, example="an answer would take about 900 ms, the deadline is in 500 ms"),
-    "backend_error": Status(500, 500, example="node 'digits': backend OnnxTensor raised RuntimeError"),
+    "config": Status(
+        422,
+        400,
+        example="digits.toml: [digits] backend: there is no backend 'DecodeMap', did you mean 'DecodeMat'?",
+    ),
+    "queue_full": Status(
+        429,
+        503,
+        retry_after=1,
+        example="1024 requests are inside, no more than 1024 (max_requests) may be",
+    ),
+    "overloaded": Status(
+        429,
+        503,
+        retry_after=1,
+        example="an answer would take about 900 ms, the deadline is in 500 ms",
+    ),
+    "backend_error": Status(
+        500, 500, example="node 'digits': backend OnnxTensor raised RuntimeError"
+    ),
     "load_failed": Status(500, 500, example="node 'digits': FileNotFoundError: digits.onnx"),
-    "internal": Status(500, 500, example="the server failed; its log has more under this request id"),
+    "internal": Status(
+        500, 500, example="the server failed; its log has more under this request id"
+    ),
     "not_ready": Status(503, 503, retry_after=1, example="pipeline 'digits' is loading"),
-    "deadline_exceeded": Status(504, 503, example="node 'digits': the deadline passed while the request was queued"),
+    "deadline_exceeded": Status(
+        504, 503, example="node 'digits': the deadline passed while the request was queued"
+    ),
 }
 """Code -> statuses. Every exception of Penstock is answered by it, in every protocol."""
 
-CODES = {401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media"}
+CODES = {
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+    415: "unsupported_media",
+}
 """Codes of errors that FastAPI's router raises as a bare status; others are `invalid_request` or `internal`."""
 
 INTERNAL_DETAIL = "the server failed; its log has more under this request id"
@@ -146,27 +173,44 @@ async def _handle(request: Request, error: Exception) -> Response:
 
 async def _handle_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    wrong = "; ".join(f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors())
+    wrong = "; ".join(
+        f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()
+    )
     return problem_response(InvalidRequest(wrong), request_id_of(request.scope))
 
 
 async def _handle_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     request_id = request_id_of(request.scope)
-    code = CODES.get(error.status_code, "invalid_request" if error.status_code < 500 else "internal")
-    headers = [(key.lower().encode("latin-1"), value.encode("latin-1")) for key, value in (error.headers or {}).items()]
+    code = CODES.get(
+        error.status_code, "invalid_request" if error.status_code < 500 else "internal"
+    )
+    headers = [
+        (key.lower().encode("latin-1"), value.encode("latin-1"))
+        for key, value in (error.headers or {}).items()
+    ]
     body = _object(error.status_code, str(error.detail), code, request_id)
     return _response(*_answer(error.status_code, body, headers), request_id)
 
 
 def _object(status: int, detail: str, code: str, request_id: str) -> dict[str, Any]:
-    found = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail, "code": code}
+    found = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+    }
     return {**found, "request_id": request_id} if request_id else found
 
 
 def _answer(status: int, body: dict[str, Any], headers: list[tuple[bytes, bytes]]) -> Problem:
     content = orjson.dumps({**body, "detail": _encodable(body["detail"])})
-    headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", b"%d" % len(content)), *headers]
+    headers = [
+        (b"content-type", MEDIA_TYPE.encode()),
+        (b"content-length", b"%d" % len(content)),
+        *headers,
+    ]
     return status, headers, content
 
 
@@ -175,7 +219,9 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _response(status: int, headers: list[tuple[bytes, bytes]], body: bytes, request_id: str) -> Response:
+def _response(
+    status: int, headers: list[tuple[bytes, bytes]], body: bytes, request_id: str
+) -> Response:
     response = Response(body, status)
     response.raw_headers = [*headers, (b"x-request-id", request_id.encode("latin-1"))]
     return response

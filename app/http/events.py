@@ -63,7 +63,9 @@ def _quality(media_range: bytes) -> tuple[bytes, float]:
 class EventStream:
     """The events of one request. Its caller leaves `run`, whatever comes."""
 
-    def __init__(self, run: Work, keys: tuple[str, ...], request_id: str, trace: Trace | None) -> None:
+    def __init__(
+        self, run: Work, keys: tuple[str, ...], request_id: str, trace: Trace | None
+    ) -> None:
         """`keys`: what is answered of a part. `trace`: goes with the last event."""
         self._run = run
         self._keys = keys
@@ -79,7 +81,9 @@ class EventStream:
         part = await self._next_part()
         event = self._end() if part is None else self._event(part)
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, *headers]})
+            await send(
+                {"type": "http.response.start", "status": 200, "headers": [*HEADERS, *headers]}
+            )
             while not self._ended:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
                 event = await self._next_event()
@@ -110,11 +114,15 @@ class EventStream:
             return self._end() if part is None else self._event(part)
         except Exception as error:
             if not isinstance(error, PenstockError):
-                logger.exception("request %s failed", self._request_id, extra={"request_id": self._request_id})
+                logger.exception(
+                    "request %s failed", self._request_id, extra={"request_id": self._request_id}
+                )
             return self._last("error", problem_object(error, self._request_id))
 
     def _event(self, part: Item) -> bytes:
-        event = b"data: %s\n\n" % to_json(fields_of(part, self._keys))  # its line breaks are escaped
+        event = b"data: %s\n\n" % to_json(
+            fields_of(part, self._keys)
+        )  # its line breaks are escaped
         self._parts += 1
         return event
 

@@ -22,7 +22,13 @@ from typing import Any
 
 import httpx
 
-from penstock.backends.errors import DeadlineExceeded, InvalidInput, InvalidRequest, QueueFull, TooLarge
+from penstock.backends.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    InvalidRequest,
+    QueueFull,
+    TooLarge,
+)
 
 from .public_address import is_public
 
@@ -40,7 +46,12 @@ MOST_AT_ONCE = 64
 LONGEST_URL = 2048
 PORTS = (80, 443)
 
-HEADERS = {"accept": "image/*", "accept-encoding": "identity", "user-agent": "penstock", "connection": "close"}
+HEADERS = {
+    "accept": "image/*",
+    "accept-encoding": "identity",
+    "user-agent": "penstock",
+    "connection": "close",
+}
 REDIRECTED = (301, 302, 303, 307, 308)
 
 
@@ -71,7 +82,9 @@ class Fetcher:
         self.ports = frozenset(ports)
         self.inside = 0
         self._resolve = resolve
-        self._ssl = ssl_context if ssl_context is not None else httpx.create_ssl_context(trust_env=False)
+        self._ssl = (
+            ssl_context if ssl_context is not None else httpx.create_ssl_context(trust_env=False)
+        )
         self._exempt = frozenset(exempt)
 
     async def __call__(self, url: str, deadline: float | None = None) -> bytes:
@@ -81,7 +94,9 @@ class Fetcher:
         `QueueFull` when too many are being fetched.
         """
         if self.inside >= MOST_AT_ONCE:
-            raise QueueFull(f"{self.inside} images are being fetched, no more than {MOST_AT_ONCE} may be")
+            raise QueueFull(
+                f"{self.inside} images are being fetched, no more than {MOST_AT_ONCE} may be"
+            )
         self.inside += 1
         first = deadline is not None and deadline < self.timeout
         try:
@@ -90,7 +105,9 @@ class Fetcher:
         except TimeoutError:
             if first:
                 raise DeadlineExceeded("the deadline passed while the image was fetched") from None
-            raise InvalidInput(f"the image did not come within {self.timeout:g} s (url_timeout)") from None
+            raise InvalidInput(
+                f"the image did not come within {self.timeout:g} s (url_timeout)"
+            ) from None
         finally:
             self.inside -= 1
 
@@ -123,19 +140,29 @@ class Fetcher:
             finally:
                 await answer.aclose()
 
-    async def _connect(self, transport: httpx.AsyncHTTPTransport, url: httpx.URL, addresses: list[str]) -> httpx.Response:
+    async def _connect(
+        self, transport: httpx.AsyncHTTPTransport, url: httpx.URL, addresses: list[str]
+    ) -> httpx.Response:
         headers = {"host": url.netloc.decode("ascii"), **HEADERS}
-        extensions: dict[str, Any] = {"timeout": {"connect": CONNECT_TIMEOUT, "read": None, "write": None, "pool": None}}
+        extensions: dict[str, Any] = {
+            "timeout": {"connect": CONNECT_TIMEOUT, "read": None, "write": None, "pool": None}
+        }
         if url.scheme == "https":
-            extensions["sni_hostname"] = url.raw_host.decode("ascii")  # the certificate is verified for it, too
+            extensions["sni_hostname"] = url.raw_host.decode(
+                "ascii"
+            )  # the certificate is verified for it, too
         for address in addresses[:ADDRESSES]:
-            request = httpx.Request("GET", url.copy_with(host=address), headers=headers, extensions=extensions)
+            request = httpx.Request(
+                "GET", url.copy_with(host=address), headers=headers, extensions=extensions
+            )
             try:
                 return await transport.handle_async_request(request)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 logger.info("fetching from %s at %s failed: %s", url.host, address, error)
                 if isinstance(error, httpx.ConnectError) and _is_tls(error):
-                    raise InvalidInput("the URL's host has no certificate that can be verified, or speaks no TLS") from None
+                    raise InvalidInput(
+                        "the URL's host has no certificate that can be verified, or speaks no TLS"
+                    ) from None
             except httpx.HTTPError as error:
                 logger.info("fetching from %s at %s failed: %s", url.host, address, error)
                 raise InvalidInput("the URL's host did not answer with HTTP") from None
@@ -160,10 +187,19 @@ class Fetcher:
         if answer.status_code != 200:
             raise InvalidInput(f"the URL was answered with status {answer.status_code}")
         encoding = answer.headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("", "identity"):  # nobody asked for it, and what it unpacks to has no bound
-            raise InvalidInput("the image at the URL came compressed, although that was not asked for")
+        if encoding not in (
+            "",
+            "identity",
+        ):  # nobody asked for it, and what it unpacks to has no bound
+            raise InvalidInput(
+                "the image at the URL came compressed, although that was not asked for"
+            )
         length = answer.headers.get("content-length", "")
-        if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > self.max_bytes):
+        if (
+            length.isascii()
+            and length.isdigit()
+            and (len(length) > 18 or int(length) > self.max_bytes)
+        ):
             raise self._too_large()
         chunks: list[bytes] = []
         size = 0
@@ -192,7 +228,9 @@ def parse(text: str, ports: Collection[int], what: str = "the URL") -> httpx.URL
     if len(text) > LONGEST_URL:
         raise InvalidRequest(f"{what} has more than {LONGEST_URL} characters")
     if not text.isascii() or not text.isprintable() or " " in text or "\\" in text:
-        raise InvalidRequest(f"{what} holds characters that belong into none: percent-encode them, and write the host in ASCII (punycode)")
+        raise InvalidRequest(
+            f"{what} holds characters that belong into none: percent-encode them, and write the host in ASCII (punycode)"
+        )
     try:
         url = httpx.URL(text)
         host = url.raw_host.decode("ascii")
@@ -205,7 +243,9 @@ def parse(text: str, ports: Collection[int], what: str = "the URL") -> httpx.URL
     if re.match(r"[^/?#]*//[^/?#]*@", text):  # an empty one, too
         raise InvalidRequest(f"{what} holds a user name or password, which is not taken")
     if _port(url) not in ports:
-        raise InvalidRequest(f"{what} has port {_port(url)}, taken are {', '.join(map(str, sorted(ports)))} (url_ports)")
+        raise InvalidRequest(
+            f"{what} has port {_port(url)}, taken are {', '.join(map(str, sorted(ports)))} (url_ports)"
+        )
     _check_host(host, what)
     return url.copy_with(fragment=None)
 
@@ -216,8 +256,12 @@ def _check_host(host: str, what: str) -> None:
         ip_address(host)
     except ValueError:
         last = host.rstrip(".").rpartition(".")[2]
-        if re.fullmatch(r"[0-9]*|0x[0-9a-f]*", last, re.IGNORECASE) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,253}", host):
-            raise InvalidRequest(f"{what} has a host that is neither a name nor an address in its standard form") from None
+        if re.fullmatch(r"[0-9]*|0x[0-9a-f]*", last, re.IGNORECASE) or not re.fullmatch(
+            r"[A-Za-z0-9_.-]{1,253}", host
+        ):
+            raise InvalidRequest(
+                f"{what} has a host that is neither a name nor an address in its standard form"
+            ) from None
 
 
 def _is_tls(error: BaseException | None) -> bool:

@@ -15,7 +15,13 @@ from typing import Any, Protocol, cast
 import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from penstock.backends.errors import BackendError, DeadlineExceeded, InvalidRequest, PenstockError, UnsupportedMedia
+from penstock.backends.errors import (
+    BackendError,
+    DeadlineExceeded,
+    InvalidRequest,
+    PenstockError,
+    UnsupportedMedia,
+)
 from penstock.backends.item import Item
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.runs.run import Run, Work
@@ -98,7 +104,9 @@ class _Call(Exchange):
         self.runs = ()
         self.timed_out = False
         self.helper = None
-        headers: dict[bytes, bytes] = dict(scope["headers"])  # one pass; of a repeated one the last counts
+        headers: dict[bytes, bytes] = dict(
+            scope["headers"]
+        )  # one pass; of a repeated one the last counts
         get = headers.get
         self.content_type = get(b"content-type")
         self.length = get(b"content-length")
@@ -106,13 +114,17 @@ class _Call(Exchange):
         self.priority = get(b"penstock-priority")
         self.accept = get(b"accept")
         self.traced = get(b"penstock-trace")
-        self.request_id: str = scope.get("penstock.request_id") or choose_request_id(get(b"x-request-id"))
+        self.request_id: str = scope.get("penstock.request_id") or choose_request_id(
+            get(b"x-request-id")
+        )
 
 
 class Predict:
     """Answers predict requests: reads the body, submits, waits, renders. Every failure is answered by the table in `errors.py`."""
 
-    def __init__(self, pipelines: Pipelines, settings: Settings, fetch: Fetch | None = None) -> None:
+    def __init__(
+        self, pipelines: Pipelines, settings: Settings, fetch: Fetch | None = None
+    ) -> None:
         """`fetch`: None where images by URL are not allowed."""
         self._pipelines = pipelines
         self._settings = settings
@@ -120,10 +132,14 @@ class Predict:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watch = Watch(settings.body_timeout)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send, name: str, many: bool) -> None:
+    async def __call__(
+        self, scope: Scope, receive: Receive, send: Send, name: str, many: bool
+    ) -> None:
         """One request. `many`: several images, each answered by a result or a problem."""
         loop = asyncio.get_running_loop()
-        if loop is not self._loop:  # an app is served by one loop at a time; what an earlier one left has ended with it
+        if (
+            loop is not self._loop
+        ):  # an app is served by one loop at a time; what an earlier one left has ended with it
             self._loop = loop
             self._watch = Watch(self._settings.body_timeout)
         call = _Call(scope, receive, loop)
@@ -152,8 +168,14 @@ class Predict:
             if form == "raw":
                 images: Sequence[bytes] = (_whole(body, many),)
             else:
-                found = await images_of(body, form, call.content_type or b"", many=many, limit=self._settings.max_images)
-                images = (await self._fetched(found, pipeline, call, loop),) if isinstance(found, Link) else found
+                found = await images_of(
+                    body, form, call.content_type or b"", many=many, limit=self._settings.max_images
+                )
+                images = (
+                    (await self._fetched(found, pipeline, call, loop),)
+                    if isinstance(found, Link)
+                    else found
+                )
             if call.deadline is not None:
                 timeout = _seconds_left(call.deadline, loop.time() - call.started)
             if pipeline.state != "ready":  # replaced while the body came: the new one answers
@@ -162,7 +184,9 @@ class Predict:
                 answer = await self._answer_many(pipeline, images, timeout, priority, call)
                 headers = [_JSON, (b"content-length", b"%d" % len(answer))]
             else:
-                run = pipeline.submit_nowait({"data": images[0]}, timeout, priority, None, trace, call.request_id)
+                run = pipeline.submit_nowait(
+                    {"data": images[0]}, timeout, priority, None, trace, call.request_id
+                )
                 call.runs = (run,)
                 if call.helper is not None:
                     call.listen()
@@ -177,10 +201,16 @@ class Predict:
                 if trace is not None:
                     fields["trace"] = trace.steps
                 answer = _rendered(fields, pipeline)
-                headers = [_JSON, (b"content-length", b"%d" % len(answer)), (b"server-timing", server_timing(run))]
+                headers = [
+                    _JSON,
+                    (b"content-length", b"%d" % len(answer)),
+                    (b"server-timing", server_timing(run)),
+                ]
         except asyncio.CancelledError:
             if call.timed_out and not call.task.uncancel():
-                late = InvalidRequest(f"the body did not arrive within {self._settings.body_timeout:g} s (body_timeout)")
+                late = InvalidRequest(
+                    f"the body did not arrive within {self._settings.body_timeout:g} s (body_timeout)"
+                )
                 status, headers, answer = problem(late, call.request_id)
             elif call.task.cancelling():
                 raise  # the server, or a host, cancels the request itself
@@ -190,7 +220,11 @@ class Predict:
             status, headers, answer = _CLIENT_LEFT, [(b"content-length", b"0")], b""
         except Exception as error:
             if not isinstance(error, PenstockError):
-                logger.exception("request %s failed", call.request_id, extra={"request_id": call.request_id, "pipeline": name})
+                logger.exception(
+                    "request %s failed",
+                    call.request_id,
+                    extra={"request_id": call.request_id, "pipeline": name},
+                )
             more = {} if trace is None else {"trace": trace.steps}
             status, headers, answer = problem(error, call.request_id, **more)
         finally:  # before anything but events is sent: a client that reads slowly is not one that uploads slowly
@@ -212,10 +246,14 @@ class Predict:
             raise InvalidRequest("Penstock-Trace is 1, for a request of one image, or 0")
         return Trace()
 
-    async def _fetched(self, url: Link, pipeline: Pipeline, call: _Call, loop: asyncio.AbstractEventLoop) -> bytes:
+    async def _fetched(
+        self, url: Link, pipeline: Pipeline, call: _Call, loop: asyncio.AbstractEventLoop
+    ) -> bytes:
         """What a URL leads to. It takes of the deadline that the client asked for, as an upload does, and ends when the client leaves."""
         if self._fetch is None:
-            raise InvalidRequest("images by URL are not taken here: the operator has not allowed them (allow_url)")
+            raise InvalidRequest(
+                "images by URL are not taken here: the operator has not allowed them (allow_url)"
+            )
         left = pipeline.config.timeout
         if call.deadline is not None:
             left = min(left, _seconds_left(call.deadline, loop.time() - call.started))
@@ -242,7 +280,9 @@ class Predict:
         call.runs = runs  # whatever happens from here on, they are left
         for index, image in enumerate(images):
             try:
-                run = pipeline.submit_nowait({"data": image}, timeout, priority, request_id=f"{call.request_id}/{index}")
+                run = pipeline.submit_nowait(
+                    {"data": image}, timeout, priority, request_id=f"{call.request_id}/{index}"
+                )
             except PenstockError as error:
                 outcomes.append(error)
             else:
@@ -260,7 +300,9 @@ class Predict:
                 item: Item = await outcome.future
                 if "error" in item:
                     raise item["error"]
-                results.append(orjson.Fragment(_rendered(fields_of(item, pipeline.answer_keys), pipeline)))
+                results.append(
+                    orjson.Fragment(_rendered(fields_of(item, pipeline.answer_keys), pipeline))
+                )
             except PenstockError as error:
                 results.append(orjson.Fragment(problem(error, call.request_id)[2]))
         return to_json({"results": results})
@@ -279,7 +321,9 @@ class _Fetching:
 def _whole(body: bytes, many: bool) -> bytes:
     """The body as it is, for one image."""
     if many:
-        raise UnsupportedMedia("several images come as multipart/form-data (field 'images') or as JSON {\"images\": [base64, …]}")
+        raise UnsupportedMedia(
+            "several images come as multipart/form-data (field 'images') or as JSON {\"images\": [base64, …]}"
+        )
     if not body:
         raise InvalidRequest("the body is empty; it should be the image")
     return body
@@ -315,10 +359,16 @@ def _priority(value: bytes) -> int:
 
 def server_timing(run: Work) -> bytes:
     """The `Server-Timing` header: for each node the milliseconds in its queue and on its executor, and the rows of the batch."""
-    if type(run) is Run and run.stages is None and (batch := run.batch) is not None:  # one node: no list, no tuple
-        return _timing(batch.node, batch.started - run.enqueued, batch.ended - batch.started, batch.size)
+    if (
+        type(run) is Run and run.stages is None and (batch := run.batch) is not None
+    ):  # one node: no list, no tuple
+        return _timing(
+            batch.node, batch.started - run.enqueued, batch.ended - batch.started, batch.size
+        )
     return b", ".join([_timing(*stage) for stage in run.timings()])
 
 
 def _timing(node: str, queue: float, seconds: float, size: int) -> bytes:
-    return f'queue.{node};dur={queue * 1000:.3f}, run.{node};dur={seconds * 1000:.3f};desc="batch {size}"'.encode("latin-1", "replace")
+    return f'queue.{node};dur={queue * 1000:.3f}, run.{node};dur={seconds * 1000:.3f};desc="batch {size}"'.encode(
+        "latin-1", "replace"
+    )

@@ -30,6 +30,8 @@ def request_id_of(scope: Any) -> str:
     found = scope.get("penstock.request_id")
     if found is None:
         headers: Iterable[tuple[bytes, bytes]] = scope.get("headers", ())
-        found = scope["penstock.request_id"] = choose_request_id(next((value for key, value in headers if key == b"x-request-id"), None))
+        found = scope["penstock.request_id"] = choose_request_id(
+            next((value for key, value in headers if key == b"x-request-id"), None)
+        )
     request_id: str = found
     return request_id

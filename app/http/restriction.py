@@ -19,7 +19,17 @@ from .request_id import request_id_of
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
-GROUPS = ("health", "metadata", "inference", "shared-memory", "model-config", "model-repository", "statistics", "trace", "logging")
+GROUPS = (
+    "health",
+    "metadata",
+    "inference",
+    "shared-memory",
+    "model-config",
+    "model-repository",
+    "statistics",
+    "trace",
+    "logging",
+)
 
 OFF = "off"
 
@@ -49,14 +59,22 @@ class Restriction:
             names, colon, wanted = text.partition(":")
             header, equals, secret = (piece.strip() for piece in wanted.partition("="))
             off = bool(colon) and header == OFF and not equals
-            if not off and not (equals and re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", header) and secret):
+            if not off and not (
+                equals and re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", header) and secret
+            ):
                 raise ValueError(f"rule {place}: expected APIs:header=secret or APIs:off")
             if not (secret.isascii() and secret.isprintable()):
-                raise ValueError(f"rule {place}: expected visible ASCII characters only in the secret of {header}")
+                raise ValueError(
+                    f"rule {place}: expected visible ASCII characters only in the secret of {header}"
+                )
             rule = Rule() if off else Rule(header.lower(), secret.encode())
             for number, name in enumerate(map(str.strip, names.split(",")), 1):
-                if name not in GROUPS:  # it is not told: it may be a secret, behind a ; of its own or in the wrong place
-                    raise ValueError(f"rule {place}: API {number} is none of {', '.join(GROUPS)}{did_you_mean(name, GROUPS)}")
+                if (
+                    name not in GROUPS
+                ):  # it is not told: it may be a secret, behind a ; of its own or in the wrong place
+                    raise ValueError(
+                        f"rule {place}: API {number} is none of {', '.join(GROUPS)}{did_you_mean(name, GROUPS)}"
+                    )
                 if name in self._rules:
                     raise ValueError(f"rule {place}: there is another one for {name}")
                 self._rules[name] = rule
@@ -111,7 +129,10 @@ class Restrict:
             except Forbidden as error:
                 request_id = request_id_of(scope)
                 status, headers, body = problem(error, request_id)
-                headers += [(b"x-request-id", request_id.encode()), (b"connection", b"close")]  # the body was not read
+                headers += [
+                    (b"x-request-id", request_id.encode()),
+                    (b"connection", b"close"),
+                ]  # the body was not read
                 await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": body})
                 return

@@ -38,7 +38,10 @@ PROBLEM: Schema = {
         "type": {"type": "string", "description": "Always about:blank."},
         "title": {"type": "string", "description": "The status in words."},
         "status": {"type": "integer"},
-        "detail": {"type": "string", "description": "For people: what was found, where, and what was expected."},
+        "detail": {
+            "type": "string",
+            "description": "For people: what was found, where, and what was expected.",
+        },
         "code": {"type": "string", "description": f"One of {', '.join(STATUSES)}."},
         "request_id": {"type": "string", "description": "The request's id, as in X-Request-Id."},
     },
@@ -52,12 +55,20 @@ BODIES: Mapping[str, Schema] = {
         "required": ["images"],
         "properties": {"images": {"type": "array", "items": IMAGE_BYTES, "minItems": 1}},
     },
-    "ImagesBase64": {"type": "object", "required": ["images"], "properties": {"images": {"type": "array", "items": BASE64, "minItems": 1}}},
+    "ImagesBase64": {
+        "type": "object",
+        "required": ["images"],
+        "properties": {"images": {"type": "array", "items": BASE64, "minItems": 1}},
+    },
 }
 """What may be sent, the same for every pipeline. With names: generators make up one for each operation else."""
 
 BY_URL: Mapping[str, Schema] = {
-    "ImageURL": {"type": "object", "required": ["url"], "properties": {"url": {"type": "string", "format": "uri", "maxLength": 2048}}},
+    "ImageURL": {
+        "type": "object",
+        "required": ["url"],
+        "properties": {"url": {"type": "string", "format": "uri", "maxLength": 2048}},
+    },
 }
 """And this, where the operator allows it."""
 
@@ -73,7 +84,14 @@ KINDS: Mapping[str, Schema] = {
 """Kind of a declared output -> its schema. A tensor's follows from its dtype and shape."""
 
 REQUEST_CODES = ("invalid_request", "not_found", "too_large", "unsupported_media")
-ANSWER_CODES = ("queue_full", "overloaded", "backend_error", "internal", "not_ready", "deadline_exceeded")
+ANSWER_CODES = (
+    "queue_full",
+    "overloaded",
+    "backend_error",
+    "internal",
+    "not_ready",
+    "deadline_exceeded",
+)
 
 REQUEST_ID_HEADER: Schema = {
     "name": "X-Request-Id",
@@ -95,7 +113,10 @@ TRACE_HEADER: Schema = {
 }
 ANSWER_HEADERS: Schema = {
     "X-Request-Id": {"description": "The request's id.", "schema": {"type": "string"}},
-    "Server-Timing": {"description": "Milliseconds that the item queued and ran at each node.", "schema": {"type": "string"}},
+    "Server-Timing": {
+        "description": "Milliseconds that the item queued and ran at each node.",
+        "schema": {"type": "string"},
+    },
 }
 
 
@@ -119,13 +140,27 @@ class OpenAPI:
     def _build(self) -> dict[str, Any]:
         """What FastAPI knows (routes that the user added), and ours."""
         app = self._app
-        document = get_openapi(title=app.title, version=app.version, description=app.description or None, routes=app.routes)
+        document = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description or None,
+            routes=app.routes,
+        )
         configs = [pipeline.config for _, pipeline in sorted(self._repository.pipelines.items())]
         protected = self._settings.api_key is not None
-        administrable = self._settings.admin_token is not None and self._settings.allow_model_control
+        administrable = (
+            self._settings.admin_token is not None and self._settings.allow_model_control
+        )
         traced = self._settings.admin_token is not None and self._settings.allow_trace
         by_url = self._settings.allow_url
-        schemas = {"Problem": PROBLEM, **BODIES, **(BY_URL if by_url else {}), **SERVER_SCHEMAS, **PROTOCOL_SCHEMAS, **EXTENSION_SCHEMAS}
+        schemas = {
+            "Problem": PROBLEM,
+            **BODIES,
+            **(BY_URL if by_url else {}),
+            **SERVER_SCHEMAS,
+            **PROTOCOL_SCHEMAS,
+            **EXTENSION_SCHEMAS,
+        }
         paths: dict[str, Any] = {}
         for config in configs:
             schemas |= schemas_of(config)
@@ -137,8 +172,16 @@ class OpenAPI:
         schemes: dict[str, Any] = {}
         if protected:
             schemes["key"] = {"type": "http", "scheme": "bearer", "description": "The API key."}
-        if administrable or traced or (self._settings.admin_token is not None and self._settings.allow_shared_memory):
-            schemes["admin"] = {"type": "http", "scheme": "bearer", "description": "The admin token."}
+        if (
+            administrable
+            or traced
+            or (self._settings.admin_token is not None and self._settings.allow_shared_memory)
+        ):
+            schemes["admin"] = {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "The admin token.",
+            }
         if schemes:
             components["securitySchemes"] = {**components.get("securitySchemes", {}), **schemes}
         document["paths"] = {**paths, **document.get("paths", {})}
@@ -152,7 +195,10 @@ def schemas_of(config: PipelineConfig) -> dict[str, Schema]:
     nothing = "null where the pipeline ends without a result."
     properties: dict[str, Schema] = {"result": {"description": nothing}}
     if result is not None:
-        properties["result"] = {"anyOf": [schema_of(result), {"type": "null"}], "description": _sentence(result.description, nothing)}
+        properties["result"] = {
+            "anyOf": [schema_of(result), {"type": "null"}],
+            "description": _sentence(result.description, nothing),
+        }
     properties |= {name: {**schema_of(port), **_described(port)} for name, port in declared.items()}
     prediction = {"type": "object", "required": ["result"], "properties": properties}
     results = {
@@ -162,9 +208,17 @@ def schemas_of(config: PipelineConfig) -> dict[str, Schema]:
     }
     batch = {"type": "object", "required": ["results"], "properties": {"results": results}}
     if streams(config):
-        parts = {"type": "array", "description": "The result of each part, in order.", "items": properties["result"]}
+        parts = {
+            "type": "array",
+            "description": "The result of each part, in order.",
+            "items": properties["result"],
+        }
         whole = {"type": "object", "required": ["result"], "properties": {"result": parts}}
-        return {f"Part_{config.name}": prediction, f"Prediction_{config.name}": whole, f"Batch_{config.name}": batch}
+        return {
+            f"Part_{config.name}": prediction,
+            f"Prediction_{config.name}": whole,
+            f"Batch_{config.name}": batch,
+        }
     return {f"Prediction_{config.name}": prediction, f"Batch_{config.name}": batch}
 
 
@@ -174,7 +228,9 @@ def streams(config: PipelineConfig) -> bool:
     return default is not None and default.stream is not None
 
 
-def paths_of(config: PipelineConfig, protected: bool, by_url: bool = False, traced: bool = False) -> dict[str, Any]:
+def paths_of(
+    config: PipelineConfig, protected: bool, by_url: bool = False, traced: bool = False
+) -> dict[str, Any]:
     """A pipeline's operations by path and method."""
     name = config.name
     security: list[Schema] = [{"key": []}] if protected else []
@@ -191,7 +247,12 @@ def paths_of(config: PipelineConfig, protected: bool, by_url: bool = False, trac
         **common,
         "parameters": [*parameters, *([TRACE_HEADER] if traced else [])],
         "requestBody": _single_image(config, by_url),
-        "responses": {"200": answer, **problems({*codes, "invalid_input", *(("unauthorized", "forbidden") if traced else ())})},
+        "responses": {
+            "200": answer,
+            **problems(
+                {*codes, "invalid_input", *(("unauthorized", "forbidden") if traced else ())}
+            ),
+        },
     }
     if traced:  # the admin token is as good as the key
         single["security"] = [*(security or [{}]), {"admin": []}]
@@ -199,14 +260,31 @@ def paths_of(config: PipelineConfig, protected: bool, by_url: bool = False, trac
         **common,
         "parameters": parameters,
         "requestBody": _many_images(),
-        "responses": {"200": _answer(f"Batch_{name}", "An answer or a problem for each image."), **problems(codes)},
+        "responses": {
+            "200": _answer(f"Batch_{name}", "An answer or a problem for each image."),
+            **problems(codes),
+        },
     }
     return {
         f"/predict/{name}": {
-            "post": {"operationId": f"predict_{name}", "summary": f"Run {name} on one image", **single},
-            "put": {"operationId": f"put_{name}", "summary": f"Run {name} on one image, as curl -T sends it", **single},
+            "post": {
+                "operationId": f"predict_{name}",
+                "summary": f"Run {name} on one image",
+                **single,
+            },
+            "put": {
+                "operationId": f"put_{name}",
+                "summary": f"Run {name} on one image, as curl -T sends it",
+                **single,
+            },
         },
-        f"/predict/{name}/batch": {"post": {"operationId": f"batch_{name}", "summary": f"Run {name} on several images", **batch}},
+        f"/predict/{name}/batch": {
+            "post": {
+                "operationId": f"batch_{name}",
+                "summary": f"Run {name} on several images",
+                **batch,
+            }
+        },
     }
 
 
@@ -227,7 +305,11 @@ def schema_of(port: Port) -> Schema:
     if port.shape is None:
         return {"type": "array", "items": {}}
     for size in reversed(port.shape):
-        schema = {"type": "array", "items": schema, **({"minItems": size, "maxItems": size} if size >= 0 else {})}
+        schema = {
+            "type": "array",
+            "items": schema,
+            **({"minItems": size, "maxItems": size} if size >= 0 else {}),
+        }
     return schema
 
 
@@ -236,13 +318,27 @@ def problems(codes: Iterable[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for code in sorted(codes, key=lambda each: (STATUSES[each].http, each)):
         status = STATUSES[code]
-        response = found.setdefault(str(status.http), {"description": "", "content": {MEDIA_TYPE: {"schema": _reference("Problem")}}})
+        response = found.setdefault(
+            str(status.http),
+            {"description": "", "content": {MEDIA_TYPE: {"schema": _reference("Problem")}}},
+        )
         response["description"] = f"{response['description']}, {code}".removeprefix(", ")
         response["headers"] = {"X-Request-Id": ANSWER_HEADERS["X-Request-Id"]}
         if status.retry_after:
-            response["headers"]["Retry-After"] = {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}
-        example = {"type": "about:blank", "title": status.title, "status": status.http, "detail": status.example, "code": code}
-        response["content"][MEDIA_TYPE].setdefault("examples", {})[code] = {"value": {**example, "request_id": "4be09a1c-7"}}
+            response["headers"]["Retry-After"] = {
+                "description": "Seconds after which to try again.",
+                "schema": {"type": "integer"},
+            }
+        example = {
+            "type": "about:blank",
+            "title": status.title,
+            "status": status.http,
+            "detail": status.example,
+            "code": code,
+        }
+        response["content"][MEDIA_TYPE].setdefault("examples", {})[code] = {
+            "value": {**example, "request_id": "4be09a1c-7"}
+        }
     return found
 
 
@@ -257,7 +353,10 @@ def inlined(found: Any, schemas: Mapping[str, Schema]) -> Any:
 
 def operations_of(config: PipelineConfig, protected: bool, by_url: bool = False) -> dict[str, Any]:
     """`paths_of` without references, for operations that are merged into a host's document, which has not our schemas."""
-    found: dict[str, Any] = inlined(paths_of(config, protected, by_url), {"Problem": PROBLEM, **BODIES, **BY_URL, **schemas_of(config)})
+    found: dict[str, Any] = inlined(
+        paths_of(config, protected, by_url),
+        {"Problem": PROBLEM, **BODIES, **BY_URL, **schemas_of(config)},
+    )
     return found
 
 
@@ -269,7 +368,9 @@ def _single_image(config: PipelineConfig, by_url: bool) -> dict[str, Any]:
     content = {
         "application/octet-stream": {"schema": image},
         "multipart/form-data": {"schema": _reference("ImageForm")},
-        "application/json": {"schema": {"oneOf": [base64, _reference("ImageURL")]} if by_url else base64},
+        "application/json": {
+            "schema": {"oneOf": [base64, _reference("ImageURL")]} if by_url else base64
+        },
     }
     ways = f"As it is (of any image type, too), as the form field image, or as base64 {'or URL ' if by_url else ''}in JSON."
     return {"required": True, "description": _sentence(expected, ways), "content": content}
@@ -280,11 +381,19 @@ def _many_images() -> dict[str, Any]:
         "multipart/form-data": {"schema": _reference("ImagesForm")},
         "application/json": {"schema": _reference("ImagesBase64")},
     }
-    return {"required": True, "description": "As form fields images, or as base64 in JSON.", "content": content}
+    return {
+        "required": True,
+        "description": "As form fields images, or as base64 in JSON.",
+        "content": content,
+    }
 
 
 def _answer(schema: str, description: str) -> dict[str, Any]:
-    return {"description": description, "headers": ANSWER_HEADERS, "content": {"application/json": {"schema": _reference(schema)}}}
+    return {
+        "description": description,
+        "headers": ANSWER_HEADERS,
+        "content": {"application/json": {"schema": _reference(schema)}},
+    }
 
 
 def _reference(schema: str) -> Schema:
@@ -298,7 +407,9 @@ def _priority_header(config: PipelineConfig) -> list[Schema]:
         return []
     description = f"1 is the highest; {entry.default_priority} unless given."
     schema = {"type": "integer", "minimum": 1, "maximum": entry.priority_levels}
-    return [{"name": "Penstock-Priority", "in": "header", "description": description, "schema": schema}]
+    return [
+        {"name": "Penstock-Priority", "in": "header", "description": description, "schema": schema}
+    ]
 
 
 def _described(port: Port) -> Schema:

@@ -13,7 +13,9 @@ from ..v2.tensors import DATATYPES
 Schema = dict[str, Any]
 
 
-def object_of(required: Iterable[str] = (), description: str = "", /, **properties: Schema) -> Schema:
+def object_of(
+    required: Iterable[str] = (), description: str = "", /, **properties: Schema
+) -> Schema:
     found: Schema = {"type": "object", "properties": properties}
     if required := list(required):
         found["required"] = required
@@ -33,16 +35,26 @@ FLAG: Schema = {"type": "boolean"}
 UNSIGNED: Schema = {"type": "integer", "minimum": 0}
 _DATATYPE: Schema = {"type": "string", "enum": list(DATATYPES)}
 _SHAPE = array_of(UNSIGNED)
-_DATA: Schema = {"type": "array", "items": {}, "description": "Elements in row-major order, flat or nested."}
+_DATA: Schema = {
+    "type": "array",
+    "items": {},
+    "description": "Elements in row-major order, flat or nested.",
+}
 
 SCHEMAS: dict[str, Schema] = {
     "ProtocolError": object_of(["error"], "What went wrong, for people.", error=TEXT),
-    "ServerMetadata": object_of(["name", "version", "extensions"], name=TEXT, version=TEXT, extensions=array_of(TEXT)),
+    "ServerMetadata": object_of(
+        ["name", "version", "extensions"], name=TEXT, version=TEXT, extensions=array_of(TEXT)
+    ),
     "ServerLive": object_of(["live"], live=FLAG),
     "ServerReady": object_of(["ready"], ready=FLAG, error=TEXT),
     "ModelReady": object_of(["name", "ready"], name=TEXT, ready=FLAG),
     "TensorMetadata": object_of(
-        ["name", "datatype", "shape"], "-1 in the shape: any size.", name=TEXT, datatype=_DATATYPE, shape=array_of({"type": "integer"})
+        ["name", "datatype", "shape"],
+        "-1 in the shape: any size.",
+        name=TEXT,
+        datatype=_DATATYPE,
+        shape=array_of({"type": "integer"}),
     ),
     "ModelMetadata": object_of(
         ["name", "versions", "platform", "inputs", "outputs"],
@@ -52,7 +64,11 @@ SCHEMAS: dict[str, Schema] = {
         inputs=array_of(reference("TensorMetadata")),
         outputs=array_of(reference("TensorMetadata")),
     ),
-    "ModelConfig": {"type": "object", "additionalProperties": True, "description": "In the shape of Triton's ModelConfig."},
+    "ModelConfig": {
+        "type": "object",
+        "additionalProperties": True,
+        "description": "In the shape of Triton's ModelConfig.",
+    },
     "TensorParameters": {
         **object_of(
             (),
@@ -77,7 +93,12 @@ SCHEMAS: dict[str, Schema] = {
         "additionalProperties": {"type": ["string", "number", "boolean"]},
     },
     "InferInput": object_of(
-        ["name", "datatype", "shape"], name=TEXT, datatype=_DATATYPE, shape=_SHAPE, data=_DATA, parameters=reference("TensorParameters")
+        ["name", "datatype", "shape"],
+        name=TEXT,
+        datatype=_DATATYPE,
+        shape=_SHAPE,
+        data=_DATA,
+        parameters=reference("TensorParameters"),
     ),
     "RequestedOutput": object_of(["name"], name=TEXT, parameters=reference("TensorParameters")),
     "InferRequest": object_of(
@@ -88,7 +109,12 @@ SCHEMAS: dict[str, Schema] = {
         outputs=array_of(reference("RequestedOutput")),
     ),
     "InferOutput": object_of(
-        ["name", "datatype", "shape"], name=TEXT, datatype=_DATATYPE, shape=_SHAPE, data=_DATA, parameters=reference("TensorParameters")
+        ["name", "datatype", "shape"],
+        name=TEXT,
+        datatype=_DATATYPE,
+        shape=_SHAPE,
+        data=_DATA,
+        parameters=reference("TensorParameters"),
     ),
     "InferResponse": object_of(
         ["model_name", "model_version", "outputs"],
@@ -99,7 +125,11 @@ SCHEMAS: dict[str, Schema] = {
     ),
 }
 
-_BINARY: Schema = {"type": "string", "format": "binary", "description": "JSON, and behind it the tensors' bytes."}
+_BINARY: Schema = {
+    "type": "string",
+    "format": "binary",
+    "description": "JSON, and behind it the tensors' bytes.",
+}
 _LENGTH: Schema = {
     "name": "Inference-Header-Content-Length",
     "in": "header",
@@ -115,56 +145,106 @@ _INFER_CODES = (
 def refusals_of(settings: Settings, group: str) -> list[str]:
     """Codes of the errors that whoever may not use an API's operations gets."""
     unauthorized = ["unauthorized"] if settings.api_key is not None else []
-    return [*unauthorized, "forbidden"] if group in restriction_of(settings.restricted_api) else unauthorized
+    return (
+        [*unauthorized, "forbidden"]
+        if group in restriction_of(settings.restricted_api)
+        else unauthorized
+    )
 
 
 def protocol_paths(settings: Settings) -> dict[str, Any]:
     """Operations by path and method."""
     key: Schema = {"security": [{"key": []}]} if settings.api_key is not None else {}
-    metadata, config, health, inference = (refusals_of(settings, each) for each in ("metadata", "model-config", "health", "inference"))
+    metadata, config, health, inference = (
+        refusals_of(settings, each) for each in ("metadata", "model-config", "health", "inference")
+    )
     anybody = [code for code in health if code != "unauthorized"]
     described = ("invalid_request", "not_ready")
     paths: dict[str, Any] = {
         "/v2": {
-            "get": {**operation_of("server_metadata", "Name, version and extensions of the server", "ServerMetadata", metadata), **key}
+            "get": {
+                **operation_of(
+                    "server_metadata",
+                    "Name, version and extensions of the server",
+                    "ServerMetadata",
+                    metadata,
+                ),
+                **key,
+            }
         },
-        "/v2/health/live": {"get": operation_of("server_live", "Whether the server answers at all", "ServerLive", anybody)},
+        "/v2/health/live": {
+            "get": operation_of(
+                "server_live", "Whether the server answers at all", "ServerLive", anybody
+            )
+        },
         "/v2/health/ready": {"get": _ready(anybody)},
     }
     for version, suffix in (("", ""), ("/versions/{version}", "_version")):
-        parameters = [path_parameter("model", "The pipeline's name."), *([path_parameter("version", "Its version.")] if version else [])]
+        parameters = [
+            path_parameter("model", "The pipeline's name."),
+            *([path_parameter("version", "Its version.")] if version else []),
+        ]
         common: Schema = {"parameters": parameters, **key}
         of = " of a version" if version else ""
         root = f"/v2/models/{{model}}{version}"
         paths[root] = {
             "get": {
-                **operation_of(f"model_metadata{suffix}", f"What a model{of} takes and gives", "ModelMetadata", [*described, *metadata]),
+                **operation_of(
+                    f"model_metadata{suffix}",
+                    f"What a model{of} takes and gives",
+                    "ModelMetadata",
+                    [*described, *metadata],
+                ),
                 **common,
             }
         }
         paths[f"{root}/config"] = {
-            "get": {**operation_of(f"model_config{suffix}", f"A model's configuration{of}", "ModelConfig", [*described, *config]), **common}
-        }
-        paths[f"{root}/ready"] = {
             "get": {
-                **operation_of(f"model_ready{suffix}", f"Whether a model{of} is ready", "ModelReady", ["invalid_request", *health]),
+                **operation_of(
+                    f"model_config{suffix}",
+                    f"A model's configuration{of}",
+                    "ModelConfig",
+                    [*described, *config],
+                ),
                 **common,
             }
         }
-        infer = operation_of(f"infer{suffix}", f"Run a model{of}", "InferResponse", [*_INFER_CODES, *inference])
+        paths[f"{root}/ready"] = {
+            "get": {
+                **operation_of(
+                    f"model_ready{suffix}",
+                    f"Whether a model{of} is ready",
+                    "ModelReady",
+                    ["invalid_request", *health],
+                ),
+                **common,
+            }
+        }
+        infer = operation_of(
+            f"infer{suffix}", f"Run a model{of}", "InferResponse", [*_INFER_CODES, *inference]
+        )
         infer["responses"]["200"]["content"]["application/octet-stream"] = {"schema": _BINARY}
-        infer["responses"]["501"] = answer_of("The body's Content-Encoding is neither gzip nor deflate.", "ProtocolError")
+        infer["responses"]["501"] = answer_of(
+            "The body's Content-Encoding is neither gzip nor deflate.", "ProtocolError"
+        )
         infer["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": reference("InferRequest")}, "application/octet-stream": {"schema": _BINARY}},
+            "content": {
+                "application/json": {"schema": reference("InferRequest")},
+                "application/octet-stream": {"schema": _BINARY},
+            },
         }
         paths[f"{root}/infer"] = {"post": {**infer, **common, "parameters": [*parameters, _LENGTH]}}
     return paths
 
 
 def _ready(codes: Iterable[str]) -> Schema:
-    operation = operation_of("server_ready", "Whether requests should come here now", "ServerReady", codes)
-    operation["responses"]["503"] = answer_of("Loading, draining, or a node is without executors.", "ServerReady")
+    operation = operation_of(
+        "server_ready", "Whether requests should come here now", "ServerReady", codes
+    )
+    operation["responses"]["503"] = answer_of(
+        "Loading, draining, or a node is without executors.", "ServerReady"
+    )
     return operation
 
 
@@ -174,12 +254,26 @@ def operation_of(identifier: str, summary: str, schema: str, codes: Iterable[str
         status = str(STATUSES[code].protocol)
         before = responses[status]["description"] if status in responses else ""
         responses[status] = answer_of(f"{before}, {code}".removeprefix(", "), "ProtocolError")
-    return {"operationId": f"v2_{identifier}", "summary": summary, "tags": ["Open Inference Protocol"], "responses": responses}
+    return {
+        "operationId": f"v2_{identifier}",
+        "summary": summary,
+        "tags": ["Open Inference Protocol"],
+        "responses": responses,
+    }
 
 
 def answer_of(description: str, schema: str) -> Schema:
-    return {"description": description, "content": {"application/json": {"schema": reference(schema)}}}
+    return {
+        "description": description,
+        "content": {"application/json": {"schema": reference(schema)}},
+    }
 
 
 def path_parameter(name: str, description: str) -> Schema:
-    return {"name": name, "in": "path", "required": True, "description": description, "schema": {"type": "string"}}
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "description": description,
+        "schema": {"type": "string"},
+    }

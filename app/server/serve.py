@@ -111,7 +111,9 @@ class Server(uvicorn.Server):
     async def _drain(self) -> None:
         ends = time.monotonic() + self._settings.drain_timeout
         inside = sum(pipeline.inside for pipeline in self._repository.pipelines.values())
-        logger.info("draining: %d requests are inside, at most %g s", inside, self._settings.drain_timeout)
+        logger.info(
+            "draining: %d requests are inside, at most %g s", inside, self._settings.drain_timeout
+        )
         if not self._loading.done():
             self._loading.cancel()
             await asyncio.wait([self._loading])
@@ -135,4 +137,6 @@ def tune_process() -> None:
     keep_memory()
     cv2 = sys.modules.get("cv2")
     if cv2 is not None:
-        cv2.setNumThreads(1)  # images are decoded side by side on executors; OpenCV's own threads would only compete with them
+        cv2.setNumThreads(
+            1
+        )  # images are decoded side by side on executors; OpenCV's own threads would only compete with them

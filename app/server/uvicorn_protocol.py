@@ -79,7 +79,9 @@ class HttpProtocol(HttpToolsProtocol):
         """A request has not come to its end with these bytes."""
         self._since_body += size
         if self._since_body > LARGEST_HEAD:
-            self.logger.warning("a request's head, or its trailers, are larger than %d bytes", LARGEST_HEAD)
+            self.logger.warning(
+                "a request's head, or its trailers, are larger than %d bytes", LARGEST_HEAD
+            )
             if self._in_head and (self.cycle is None or self.cycle.response_complete):
                 self.transport.write(_TOO_LARGE)
             self.transport.close()
@@ -112,7 +114,11 @@ class HttpProtocol(HttpToolsProtocol):
         lines = [b"%s %s HTTP/1.1" % (self.parser.get_method(), self.url)]
         for name, value in self.headers:
             if name == b"connection":
-                kept = [each for each in value.split(b",") if each.strip().lower() not in {b"upgrade", b"http2-settings"}]
+                kept = [
+                    each
+                    for each in value.split(b",")
+                    if each.strip().lower() not in {b"upgrade", b"http2-settings"}
+                ]
                 lines += [b"connection: " + b",".join(kept)] if kept else []
             elif name not in {b"upgrade", b"http2-settings"}:
                 lines.append(name + b": " + value)
@@ -131,7 +137,9 @@ class HeadHolder:
         self._transport = transport
         self._loop = loop
         self._head: bytes | None = None
-        self.is_closing = transport.is_closing  # asked at every request; all else goes by __getattr__
+        self.is_closing = (
+            transport.is_closing
+        )  # asked at every request; all else goes by __getattr__
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

@@ -29,7 +29,9 @@ PREFIXES = {
 class ProtocolError(PenstockError):
     """An error with a status that clients of the protocol expect, and no other of ours has."""
 
-    def __init__(self, status: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+    def __init__(
+        self, status: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.headers = headers
@@ -48,7 +50,9 @@ class Call:
 
     __slots__ = ("late", "names", "read", "receive", "scope", "settings")
 
-    def __init__(self, scope: Scope, receive: Receive, names: Mapping[str, str], settings: Settings) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, names: Mapping[str, str], settings: Settings
+    ) -> None:
         self.scope = scope
         self.names = names
         self.settings = settings
@@ -69,7 +73,9 @@ class Call:
     def too_late(self) -> InvalidRequest:
         """The error of a body that took more than `body_timeout`."""
         self.late = True
-        return InvalidRequest(f"the body did not arrive within {self.settings.body_timeout:g} s (body_timeout)")
+        return InvalidRequest(
+            f"the body did not arrive within {self.settings.body_timeout:g} s (body_timeout)"
+        )
 
     async def json(self) -> dict[str, Any]:
         """The object that the body is; an empty one for no body. Raises `InvalidRequest` for what is none."""
@@ -77,7 +83,11 @@ class Call:
         if not body:
             return {}
         depth = self.settings.max_json_depth
-        document = parse_json(body, depth) if len(body) < LARGE else await asyncio.to_thread(parse_json, body, depth)
+        document = (
+            parse_json(body, depth)
+            if len(body) < LARGE
+            else await asyncio.to_thread(parse_json, body, depth)
+        )
         if not isinstance(document, dict):
             raise InvalidRequest(f"the body is a JSON {kind_of(document)}, expected an object")
         return document
@@ -102,7 +112,9 @@ async def read_pieces(scope: Scope, receive: Receive, settings: Settings) -> lis
             pieces.append(piece)
         # The server joins chunks that come together. Ours counts them (app/server/uvicorn_protocol.py); others' messages stand for them.
         if max(len(pieces), scope.get("penstock.chunks", 0)) > settings.max_chunks:
-            raise InvalidRequest(f"the body has more than {settings.max_chunks} chunks (max_chunks)")
+            raise InvalidRequest(
+                f"the body has more than {settings.max_chunks} chunks (max_chunks)"
+            )
         if not message.get("more_body"):
             return pieces
 

@@ -20,7 +20,13 @@ def as_tensor(value: Any, wanted: Datatype | None, name: str) -> tuple[Datatype,
 
     `wanted`: the datatype that the output is declared to have. Raises `BackendError` for values that it can't hold.
     """
-    if type(value) is np.ndarray and wanted is not None and value.dtype == wanted.dtype and value.ndim and wanted.size:
+    if (
+        type(value) is np.ndarray
+        and wanted is not None
+        and value.dtype == wanted.dtype
+        and value.ndim
+        and wanted.size
+    ):
         return wanted, value
     found, array = _tensor_of(value, name)
     if wanted is None or found is wanted:
@@ -32,7 +38,9 @@ def as_tensor(value: Any, wanted: Datatype | None, name: str) -> tuple[Datatype,
             narrow = array.astype(wanted.dtype)
         if wanted.kind == "f" or (narrow == array).all():
             return wanted, narrow
-    raise BackendError(f"output '{name}' is {found.name}, and declared to be {wanted.name}, which can't hold it")
+    raise BackendError(
+        f"output '{name}' is {found.name}, and declared to be {wanted.name}, which can't hold it"
+    )
 
 
 def _tensor_of(value: Any, name: str) -> tuple[Datatype, Array]:
@@ -43,7 +51,9 @@ def _tensor_of(value: Any, name: str) -> tuple[Datatype, Array]:
         if str(value.dtype) == "torch.bfloat16":
             return DATATYPES["BF16"], np.atleast_1d(value.float().numpy())
         value = value.numpy()
-    elif isinstance(value, (list, tuple)) and not all(isinstance(each, (str, bytes)) for each in value):
+    elif isinstance(value, (list, tuple)) and not all(
+        isinstance(each, (str, bytes)) for each in value
+    ):
         try:
             value = np.asarray(value)
         except ValueError:  # lists of several lengths
@@ -82,7 +92,9 @@ def to_bytes(datatype: Datatype, array: Array) -> Any:
     if datatype.name == "BF16":
         bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
         halves = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to the nearest, ties to even
-        return np.where(np.isnan(array), (bits >> 16) | 0x40, halves).astype("<u2")  # rounding could make an infinity of a NaN
+        return np.where(np.isnan(array), (bits >> 16) | 0x40, halves).astype(
+            "<u2"
+        )  # rounding could make an infinity of a NaN
     return np.ascontiguousarray(array, datatype.dtype)
 
 
@@ -113,14 +125,20 @@ def to_flat_json(datatype: Datatype, array: Array, name: str) -> orjson.Fragment
     """The tensor's elements as one flat JSON list, with bare NaN and Infinity. Raises `InvalidRequest` for bytes that are no text."""
     if datatype.size == 0:
         try:
-            return orjson.Fragment(orjson.dumps([_encoded(each).decode() for each in array.reshape(-1)]))
+            return orjson.Fragment(
+                orjson.dumps([_encoded(each).decode() for each in array.reshape(-1)])
+            )
         except UnicodeDecodeError:
-            raise InvalidRequest(f"output '{name}' holds bytes that are no UTF-8: ask for binary data") from None
+            raise InvalidRequest(
+                f"output '{name}' holds bytes that are no UTF-8: ask for binary data"
+            ) from None
     flat = np.ascontiguousarray(array, datatype.dtype.newbyteorder("=")).reshape(-1)
     named = datatype.kind == "f" and not np.isfinite(flat).all()
     if flat.size <= PART and not named:
         return orjson.Fragment(orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY))
-    return orjson.Fragment(b"[" + b",".join([_elements(part, named) for part in _parts(flat)]) + b"]")
+    return orjson.Fragment(
+        b"[" + b",".join([_elements(part, named) for part in _parts(flat)]) + b"]"
+    )
 
 
 def _elements(numbers: Array, named: bool) -> bytes:

@@ -19,7 +19,11 @@ def health_routes(repository: Repository, extensions: Sequence[str]) -> tuple[Ro
 
     async def ready(call: Call) -> Answer:
         reason = repository.not_ready
-        return json_answer({"ready": False, "error": reason}, 503) if reason else json_answer({"ready": True})
+        return (
+            json_answer({"ready": False, "error": reason}, 503)
+            if reason
+            else json_answer({"ready": True})
+        )
 
     async def server(call: Call) -> Any:
         return {"name": "penstock", "version": penstock.__version__, "extensions": list(extensions)}

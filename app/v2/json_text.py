@@ -32,7 +32,9 @@ def parse_json(text: bytes, depth: int) -> Any:
         if b"NaN" in text or b"Infinity" in text:
             found = json.loads(text.decode(), parse_float=_finite)  # slower, and knows them
             if b"\\u" in text:
-                json.dumps(found, ensure_ascii=False).encode()  # it takes lone surrogates, which no answer can carry
+                json.dumps(
+                    found, ensure_ascii=False
+                ).encode()  # it takes lone surrogates, which no answer can carry
             return found
     except (ValueError, RecursionError):
         pass
@@ -65,7 +67,9 @@ def _brackets_outside_strings(text: bytes) -> bytes:
     not end, for the square of that.
     """
     if b"\\" in text:
-        text = text.replace(rb"\\", b"").replace(rb"\"", b"")  # what is left of a run of backslashes is before another character
+        text = text.replace(rb"\\", b"").replace(
+            rb"\"", b""
+        )  # what is left of a run of backslashes is before another character
     marks = np.frombuffer(text.translate(None, _NO_MARK), np.uint8)
     quotes = marks == ord('"')
     inside = np.cumsum(quotes, dtype=np.uint8) & 1  # counted modulo 256

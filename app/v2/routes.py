@@ -47,10 +47,14 @@ Guard = Callable[[str, Scope], None]
 class V2:
     """The protocol as an ASGI app."""
 
-    def __init__(self, routes: Iterable[Route], settings: Settings, guard: Guard = lambda group, scope: None) -> None:
+    def __init__(
+        self, routes: Iterable[Route], settings: Settings, guard: Guard = lambda group, scope: None
+    ) -> None:
         self._settings = settings
         self._guard = guard
-        self._known: dict[tuple[str, str], tuple[Route, dict[str, str]]] = {}  # paths that were asked for: few, again and again
+        self._known: dict[
+            tuple[str, str], tuple[Route, dict[str, str]]
+        ] = {}  # paths that were asked for: few, again and again
         self._table: list[tuple[re.Pattern[str], dict[str, Route]]] = []
         by_pattern: dict[str, dict[str, Route]] = {}
         for route in routes:
@@ -60,7 +64,9 @@ class V2:
                 self._table.append((_compiled(route.pattern), methods))
             methods[route.method] = route
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send, path: str | None = None) -> None:
+    async def __call__(
+        self, scope: Scope, receive: Receive, send: Send, path: str | None = None
+    ) -> None:
         """`path`: what is below the router's prefix; None: the request's own."""
         call: Call | None = None
         try:
@@ -68,17 +74,32 @@ class V2:
             self._guard(route.group, scope)
             call = Call(scope, receive, names, self._settings)
             found = await route.handler(call)
-            answer = found if isinstance(found, Answer) else Answer() if found is None else json_answer(found)
+            answer = (
+                found
+                if isinstance(found, Answer)
+                else Answer()
+                if found is None
+                else json_answer(found)
+            )
         except ClientLeft:
             answer = Answer(499)
         except _NoRoute as error:
             answer = error_with(error.status, error.message, error.headers)
         except Exception as error:
             if not isinstance(error, PenstockError):
-                logger.exception("request %s failed", request_id_of(scope), extra={"request_id": request_id_of(scope)})
+                logger.exception(
+                    "request %s failed",
+                    request_id_of(scope),
+                    extra={"request_id": request_id_of(scope)},
+                )
             answer = error_answer(error)
         unread = call is None or not call.read
-        await respond(scope, send, answer, close=unread and (must_close(scope) or (call is not None and call.late)))
+        await respond(
+            scope,
+            send,
+            answer,
+            close=unread and (must_close(scope) or (call is not None and call.late)),
+        )
 
     def _find(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
         found = self._known.get((method, path))
@@ -97,13 +118,17 @@ class V2:
                 route = methods.get("GET" if method == "HEAD" else method)
                 if route is None:
                     allowed = [*methods, "HEAD"] if "GET" in methods else methods
-                    raise _NoRoute(405, "Method Not Allowed", ((b"allow", ", ".join(allowed).encode()),))
+                    raise _NoRoute(
+                        405, "Method Not Allowed", ((b"allow", ", ".join(allowed).encode()),)
+                    )
                 return route, {name: value or "" for name, value in match.groupdict().items()}
         raise _NoRoute(404, "Not Found")
 
 
 class _NoRoute(Exception):  # noqa: N818  it is answered, and never leaves this module
-    def __init__(self, status: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+    def __init__(
+        self, status: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> None:
         self.status = status
         self.message = message
         self.headers = headers
@@ -117,11 +142,17 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 async def respond(scope: Scope, send: Send, answer: Answer, close: bool = False) -> None:
     """Send an answer. `close`: the body was not read, and the connection must not outlive that."""
-    headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body)), (b"x-request-id", request_id_of(scope).encode("latin-1"))]
+    headers = [
+        *answer.headers,
+        (b"content-length", b"%d" % len(answer.body)),
+        (b"x-request-id", request_id_of(scope).encode("latin-1")),
+    ]
     if close:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer.body})
+    await send(
+        {"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer.body}
+    )
 
 
 def protocol(repository: Repository, settings: Settings) -> V2:

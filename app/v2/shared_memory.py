@@ -87,7 +87,9 @@ class Part:
         try:
             view = memoryview(np.empty(self.size, np.uint8))  # type: ignore[arg-type]
         except MemoryError:  # an object may be sparse, and larger than all memory
-            raise InvalidRequest(f"shared memory region '{self._name}': there is no memory for {self.size} bytes of it") from None
+            raise InvalidRequest(
+                f"shared memory region '{self._name}': there is no memory for {self.size} bytes of it"
+            ) from None
         done = 0
         while done < self.size:  # once, but for what is larger than a call may be
             count = os.preadv(opened.descriptor, [view[done:]], self._start + done)
@@ -98,7 +100,9 @@ class Part:
 
     def write(self, content: memoryview) -> None:
         """Put no more than `size` unsigned bytes at its beginning. Raises `InvalidRequest` where the object can't hold them any more."""
-        opened = self._object  # ours to the end: a client that leaves has it released while a helper thread writes
+        opened = (
+            self._object
+        )  # ours to the end: a client that leaves has it released while a helper thread writes
         # What is written beyond its end would make it grow. A client that truncates it right now has it grow; it is the client's.
         self._check_size(opened, len(content))
         if opened.mapping is not None:
@@ -110,7 +114,9 @@ class Part:
             while done < len(content):
                 done += os.pwrite(opened.descriptor, content[done:], self._start + done)
         except OSError as error:  # a sparse object, and no memory left for its pages
-            raise InvalidRequest(f"shared memory region '{self._name}' can't be written: {error.strerror}") from error
+            raise InvalidRequest(
+                f"shared memory region '{self._name}' can't be written: {error.strerror}"
+            ) from error
 
     def release(self) -> None:
         """Whoever borrowed it is done with it."""
@@ -121,7 +127,9 @@ class Part:
             raise self._truncated()
 
     def _truncated(self) -> InvalidRequest:
-        return InvalidRequest(f"shared memory region '{self._name}' is no longer as large as it was registered")
+        return InvalidRequest(
+            f"shared memory region '{self._name}' is no longer as large as it was registered"
+        )
 
 
 class SharedMemory:
@@ -141,15 +149,21 @@ class SharedMemory:
         if name in self._regions:
             raise InvalidRequest(f"shared memory region '{name}' already in manager")
         opened = Object(_open(name, key))
-        if not 0 < byte_size <= os.fstat(opened.descriptor).st_size - offset:  # what is no memory (a pipe) has no size
+        if (
+            not 0 < byte_size <= os.fstat(opened.descriptor).st_size - offset
+        ):  # what is no memory (a pipe) has no size
             raise InvalidRequest(f"failed to register shared memory region '{name}': invalid args")
         if self._mapped:
             try:
-                if hasattr(os, "posix_fallocate"):  # where a sparse object's page can't be had when it is touched, that is a SIGBUS too
+                if hasattr(
+                    os, "posix_fallocate"
+                ):  # where a sparse object's page can't be had when it is touched, that is a SIGBUS too
                     os.posix_fallocate(opened.descriptor, offset, byte_size)
                 opened.mapping = mmap.mmap(opened.descriptor, offset + byte_size)
             except (OSError, ValueError) as error:
-                raise InvalidRequest(f"failed to register shared memory region '{name}': it can't be mapped") from error
+                raise InvalidRequest(
+                    f"failed to register shared memory region '{name}': it can't be mapped"
+                ) from error
         self._regions[name] = Region(key, offset, byte_size, opened)
         self.largest = max(self.largest, byte_size)
 
@@ -166,7 +180,15 @@ class SharedMemory:
         if name and name not in self._regions:
             raise NotFound(f"Unable to find system shared memory region: '{name}'")
         found = [(name, self._regions[name])] if name else self._regions.items()
-        return [{"name": each, "key": region.key, "offset": region.offset, "byte_size": region.byte_size} for each, region in found]
+        return [
+            {
+                "name": each,
+                "key": region.key,
+                "offset": region.offset,
+                "byte_size": region.byte_size,
+            }
+            for each, region in found
+        ]
 
     def borrow(self, name: str, offset: int, byte_size: int) -> Part:
         """Some bytes of a region, from `offset` of the region on.
@@ -192,9 +214,13 @@ def _open(name: str, key: str) -> int:
     """The descriptor of a POSIX object. Raises `InvalidRequest` for what is no key, is reserved, or can't be opened."""
     plain = key.lstrip("/")
     if not plain or "/" in plain or "\0" in plain or plain in {".", ".."}:
-        raise InvalidRequest(f"failed to register shared memory region '{name}': its key is not the name of a shared memory object")
+        raise InvalidRequest(
+            f"failed to register shared memory region '{name}': its key is not the name of a shared memory object"
+        )
     if plain.startswith(RESERVED):
-        raise InvalidRequest(f"failed to register shared memory region '{name}': the beginning of its key is reserved")
+        raise InvalidRequest(
+            f"failed to register shared memory region '{name}': the beginning of its key is reserved"
+        )
     try:
         # The standard library's own way to the C function; its class SharedMemory would unlink the client's object at exit.
         shm_open: Callable[[str, int, int], int] = import_module("_posixshmem").shm_open
@@ -227,7 +253,9 @@ def shared_memory_routes(memory: SharedMemory, settings: Settings) -> tuple[Rout
         name = call.names["region"]
         key = wanted.get("key")
         if not isinstance(key, str):
-            raise InvalidRequest(f"failed to register shared memory region '{name}': 'key' should be a string, the object's name")
+            raise InvalidRequest(
+                f"failed to register shared memory region '{name}': 'key' should be a string, the object's name"
+            )
         offset = _unsigned(wanted.get("offset", 0), "offset", name)
         memory.register(name, key, offset, _unsigned(wanted.get("byte_size"), "byte_size", name))
 
@@ -246,5 +274,7 @@ def shared_memory_routes(memory: SharedMemory, settings: Settings) -> tuple[Rout
 
 def _unsigned(value: Any, what: str, name: str) -> int:
     if type(value) is not int or not 0 <= value <= LARGEST:
-        raise InvalidRequest(f"failed to register shared memory region '{name}': '{what}' should be an unsigned integer of 64 bits")
+        raise InvalidRequest(
+            f"failed to register shared memory region '{name}': '{what}' should be an unsigned integer of 64 bits"
+        )
     return value

@@ -52,8 +52,12 @@ def _datatypes() -> dict[str, Datatype]:
     found = {}
     for name, numpy_name in plain.items():
         dtype = np.dtype(numpy_name).newbyteorder("<")
-        bounds = (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)) if dtype.kind in "iu" else (0, 0)
-        found[name] = Datatype(name, dtype, dtype.itemsize, dtype.kind, *bounds, in_place=name != "BOOL")
+        bounds = (
+            (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)) if dtype.kind in "iu" else (0, 0)
+        )
+        found[name] = Datatype(
+            name, dtype, dtype.itemsize, dtype.kind, *bounds, in_place=name != "BOOL"
+        )
     found["BF16"] = Datatype("BF16", np.dtype("<f4"), 2, "f", in_place=False)
     found["BYTES"] = Datatype("BYTES", np.dtype(np.object_), 0, "s", in_place=False)
     return found
@@ -100,13 +104,17 @@ def check_size(size: int, datatype: Datatype, shape: Sequence[int], name: str, m
     return count
 
 
-def from_bytes(view: memoryview, datatype: Datatype, shape: Sequence[int], name: str, model: str) -> Array:
+def from_bytes(
+    view: memoryview, datatype: Datatype, shape: Sequence[int], name: str, model: str
+) -> Array:
     """A tensor of all the bytes of `view`, in that memory itself where it is aligned. Raises `InvalidRequest`."""
     count = check_size(len(view), datatype, shape, name, model)
     if datatype.size == 0:
         return _strings(view, count, shape, name)
     if datatype.kind == "b":
-        return _shaped(np.frombuffer(view, np.uint8) != 0, shape, name)  # a bool of another byte than 0 and 1 breaks NumPy
+        return _shaped(
+            np.frombuffer(view, np.uint8) != 0, shape, name
+        )  # a bool of another byte than 0 and 1 breaks NumPy
     if datatype.name == "BF16":
         halves = np.frombuffer(view, np.dtype("<u2")).astype(np.uint32)
         return _shaped((halves << 16).view(np.float32), shape, name)
@@ -138,7 +146,9 @@ def _strings(view: memoryview, count: int, shape: Sequence[int], name: str) -> A
 
 
 def _wrong_strings(name: str, count: int) -> InvalidRequest:
-    return InvalidRequest(f"unexpected number of string elements for inference input '{name}', expecting {count}")
+    return InvalidRequest(
+        f"unexpected number of string elements for inference input '{name}', expecting {count}"
+    )
 
 
 def from_json(data: Any, datatype: Datatype, shape: Sequence[int], name: str) -> Array:
@@ -153,21 +163,36 @@ def from_json(data: Any, datatype: Datatype, shape: Sequence[int], name: str) ->
     flat: list[Any] = data
     while flat and type(flat[0]) is list:
         if not all(type(each) is list for each in flat):
-            raise InvalidRequest("Unable to parse 'data': Shape does not match true shape of 'data' field")
+            raise InvalidRequest(
+                "Unable to parse 'data': Shape does not match true shape of 'data' field"
+            )
         flat = list(chain.from_iterable(flat))
     if len(flat) != count:
-        raise InvalidRequest("Unable to parse 'data': Shape does not match true shape of 'data' field")
+        raise InvalidRequest(
+            "Unable to parse 'data': Shape does not match true shape of 'data' field"
+        )
     read = _READERS[datatype.kind]
     if count <= PART:
         return _shaped(read(flat, datatype, name), shape, name)
-    return _shaped(np.concatenate([read(flat[start : start + PART], datatype, name) for start in range(0, count, PART)]), shape, name)
+    return _shaped(
+        np.concatenate(
+            [read(flat[start : start + PART], datatype, name) for start in range(0, count, PART)]
+        ),
+        shape,
+        name,
+    )
 
 
 def _shaped(array: Array, shape: Sequence[int], name: str) -> Array:
     try:
         return array.reshape(shape)
-    except (ValueError, OverflowError):  # more dimensions than NumPy has; or no elements, and sizes that no memory holds
-        raise InvalidRequest(f"shape {shape_text(shape)} of input '{name}' is beyond what an array can have") from None
+    except (
+        ValueError,
+        OverflowError,
+    ):  # more dimensions than NumPy has; or no elements, and sizes that no memory holds
+        raise InvalidRequest(
+            f"shape {shape_text(shape)} of input '{name}' is beyond what an array can have"
+        ) from None
 
 
 def _check_types(flat: list[Any], allowed: set[type], datatype: Datatype, name: str) -> None:
@@ -202,8 +227,14 @@ def _read_floats(flat: list[Any], datatype: Datatype, name: str) -> Array:
         array = None
     with np.errstate(over="ignore"):
         narrow = array if array is None or datatype.size == 8 else array.astype(datatype.dtype)
-    if array is None or narrow is None or (narrow is not array and np.isinf(narrow).sum() != np.isinf(array).sum()):
-        raise InvalidRequest(f"Unable to parse 'data': input '{name}' has a number beyond the range of {datatype.name}")
+    if (
+        array is None
+        or narrow is None
+        or (narrow is not array and np.isinf(narrow).sum() != np.isinf(array).sum())
+    ):
+        raise InvalidRequest(
+            f"Unable to parse 'data': input '{name}' has a number beyond the range of {datatype.name}"
+        )
     return narrow
 
 
@@ -213,7 +244,9 @@ def _read_strings(flat: list[Any], datatype: Datatype, name: str) -> Array:
     try:
         array[:] = [text.encode() for text in flat]
     except UnicodeEncodeError:
-        raise InvalidRequest(f"Unable to parse 'data': a string of input '{name}' is no Unicode") from None
+        raise InvalidRequest(
+            f"Unable to parse 'data': a string of input '{name}' is no Unicode"
+        ) from None
     return array
 
 

@@ -16,7 +16,11 @@ class Absent(Backend):
 
     @classmethod
     def declared_range(cls, params: Any, children: tuple[BatchRange, ...]) -> BatchRange:
-        return params.declared_range() if isinstance(params, EngineParams) else BatchRange(cls.min, cls.max)
+        return (
+            params.declared_range()
+            if isinstance(params, EngineParams)
+            else BatchRange(cls.min, cls.max)
+        )
 
     def init(self, params: Any, context: Context) -> None:
         raise BackendError(self.reason)
@@ -28,4 +32,8 @@ def absent(name: str, parameters: type[Params], extra: str, *, installed: bool) 
     if extra and not installed:
         reason = f"{name} needs extra {extra}, and is not available in this version of Penstock yet"
     doc = f"Known by name and parameters{f'; needs extra {extra}' if extra else ''}; not available in this version."
-    return type(name, (Absent,), {"parameters": parameters, "reason": reason, "__doc__": doc, "__module__": __name__})
+    return type(
+        name,
+        (Absent,),
+        {"parameters": parameters, "reason": reason, "__doc__": doc, "__module__": __name__},
+    )

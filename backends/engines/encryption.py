@@ -44,7 +44,9 @@ def find_key(file: Path | None = None) -> bytes:
         return parse_key(text, KEY)
     if name := os.environ.get(KEY_FILE):
         return _read_key(Path(name))
-    raise BackendError(f"encrypted files need a key: set {KEY} to {KEY_FORMS}, or {KEY_FILE} to a file with that")
+    raise BackendError(
+        f"encrypted files need a key: set {KEY} to {KEY_FORMS}, or {KEY_FILE} to a file with that"
+    )
 
 
 def parse_key(text: str, where: str) -> bytes:
@@ -78,16 +80,25 @@ def decrypt(data: bytes | memoryview, key: bytes, where: str) -> bytes:
 
     view = memoryview(data)
     if bytes(view[: len(MAGIC)]) != MAGIC:
-        raise BackendError(f"{where} is not encrypted, or not by penstock encrypt: it does not begin as such files do")
+        raise BackendError(
+            f"{where} is not encrypted, or not by penstock encrypt: it does not begin as such files do"
+        )
     salt, body = bytes(view[len(MAGIC) :][:_SALT]), view[len(MAGIC) + _SALT :]
     cipher = _cipher(key, salt)
     size = CHUNK + _TAG
     count = max(1, -(-len(body) // size))
     try:
         chunks = [body[index * size : (index + 1) * size] for index in range(count)]
-        return b"".join([cipher.decrypt(_nonce(index, index == count - 1), chunk, MAGIC) for index, chunk in enumerate(chunks)])
+        return b"".join(
+            [
+                cipher.decrypt(_nonce(index, index == count - 1), chunk, MAGIC)
+                for index, chunk in enumerate(chunks)
+            ]
+        )
     except (InvalidTag, ValueError) as error:
-        raise WrongKeyError(f"{where} can't be decrypted: it was encrypted with another key, or changed since") from error
+        raise WrongKeyError(
+            f"{where} can't be decrypted: it was encrypted with another key, or changed since"
+        ) from error
 
 
 def read_model(path: Path) -> bytes:
@@ -112,7 +123,9 @@ def _cipher(key: bytes, salt: bytes) -> Any:
         from cryptography.hazmat.primitives.hashes import SHA256
         from cryptography.hazmat.primitives.kdf.hkdf import HKDF
     except ModuleNotFoundError as error:
-        raise BackendError("encrypted files need cryptography: pip install cryptography (extra tensorrt brings it)") from error
+        raise BackendError(
+            "encrypted files need cryptography: pip install cryptography (extra tensorrt brings it)"
+        ) from error
     return AESGCM(HKDF(SHA256(), _KEY, salt, MAGIC).derive(key))
 
 

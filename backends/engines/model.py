@@ -66,7 +66,12 @@ class ModelTensor(Backend):
             where = f"{context.node}: ModelTensor runs {params.model} by {choice.engine.__name__}"
             extra = {"pipeline": context.pipeline, "node": context.node}
             if choice.missed:
-                logger.warning("%s on the CPU, and not on the GPU that is here: %s", where, choice.why, extra=extra)
+                logger.warning(
+                    "%s on the CPU, and not on the GPU that is here: %s",
+                    where,
+                    choice.why,
+                    extra=extra,
+                )
             else:
                 logger.info("%s on %s: %s", where, choice.device, choice.why, extra=extra)
         engine = choice.engine()
@@ -84,11 +89,19 @@ class ModelTensor(Backend):
             for item in batch:
                 if "result" in item:
                     result = item["result"]
-                    item["result"] = [self._tensor(each) for each in result] if isinstance(result, list) else self._tensor(result)
+                    item["result"] = (
+                        [self._tensor(each) for each in result]
+                        if isinstance(result, list)
+                        else self._tensor(result)
+                    )
 
     def _tensor(self, found: Any) -> Any:
         """Text stays NumPy: torch has none. What a post-processor says is plain Python."""
-        return self._torch.from_numpy(found) if isinstance(found, np.ndarray) and found.dtype.kind != "O" else found
+        return (
+            self._torch.from_numpy(found)
+            if isinstance(found, np.ndarray) and found.dtype.kind != "O"
+            else found
+        )
 
 
 class Choice(NamedTuple):
@@ -111,7 +124,11 @@ def choose_engine(params: ModelParams, context: Context) -> Choice:
             f"node {context.node!r}: ModelTensor: the model {params.model} has no suffix that says what it is: "
             f"expected .onnx, {', '.join(ENGINES)}"
         )
-    return Choice(ENGINES[suffix], context.device or "the device that it chooses", f"it is the one for {suffix}")
+    return Choice(
+        ENGINES[suffix],
+        context.device or "the device that it chooses",
+        f"it is the one for {suffix}",
+    )
 
 
 def _choose_for_onnx(params: ModelParams, context: Context) -> Choice:

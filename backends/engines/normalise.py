@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 
-def fuse_normalisation(model: Any, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+def fuse_normalisation(
+    model: Any, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> None:
     """Edit `model` (an `onnx.ModelProto`) in place: its first input becomes uint8, and (x - mean) / std is computed inside.
 
     The input keeps its name and shape. `mean` and `std` have one value a channel, or one for all. The channel axis is the
@@ -24,9 +26,16 @@ def fuse_normalisation(model: Any, mean: Sequence[float] | None, std: Sequence[f
     weights = {tensor.name for tensor in graph.initializer}  # old files list these as inputs too
     first = next(value for value in graph.input if value.name not in weights)
     tensor = first.type.tensor_type
-    if tensor.elem_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16):
+    if tensor.elem_type not in (
+        TensorProto.FLOAT,
+        TensorProto.FLOAT16,
+        TensorProto.DOUBLE,
+        TensorProto.BFLOAT16,
+    ):
         found = TensorProto.DataType.Name(tensor.elem_type)
-        raise ValueError(f"mean and std need a first input of a floating type, and {first.name!r} is {found}")
+        raise ValueError(
+            f"mean and std need a first input of a floating type, and {first.name!r} is {found}"
+        )
 
     shape = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
     names = Names(graph)
@@ -35,20 +44,32 @@ def fuse_normalisation(model: Any, mean: Sequence[float] | None, std: Sequence[f
 
     nodes = []
     current = names.new(f"{raw}_float")
-    nodes.append(helper.make_node("Cast", [raw], [current], names.new("penstock_cast"), to=TensorProto.FLOAT))
+    nodes.append(
+        helper.make_node("Cast", [raw], [current], names.new("penstock_cast"), to=TensorProto.FLOAT)
+    )
     for operation, key, values in (("Sub", "mean", mean), ("Mul", "std", std)):
         if values is None:
             continue
         if key == "std" and 0 in values:
             raise ValueError(f"std must not contain 0, got {tuple(values)}")
-        exact = np.asarray(values, np.float64) if key == "mean" else 1 / np.asarray(values, np.float64)
+        exact = (
+            np.asarray(values, np.float64) if key == "mean" else 1 / np.asarray(values, np.float64)
+        )
         constant = exact.astype(np.float32).reshape(_broadcast(shape, len(values), key))
         constant_name, output = names.new(f"penstock_{key}"), names.new(f"{raw}_{key}")
         graph.initializer.append(numpy_helper.from_array(constant, constant_name))
-        nodes.append(helper.make_node(operation, [current, constant_name], [output], names.new(f"penstock_{operation}")))
+        nodes.append(
+            helper.make_node(
+                operation, [current, constant_name], [output], names.new(f"penstock_{operation}")
+            )
+        )
         current = output
     # Whatever the model computes in, the normalisation is float32: mean/std lose digits in 16 bits.
-    nodes.append(helper.make_node("Cast", [current], [normalised], names.new("penstock_cast"), to=tensor.elem_type))
+    nodes.append(
+        helper.make_node(
+            "Cast", [current], [normalised], names.new("penstock_cast"), to=tensor.elem_type
+        )
+    )
     tensor.elem_type = TensorProto.UINT8
 
     rest = list(graph.node)
@@ -68,7 +89,12 @@ def channels_last(model: Any) -> None:
         raise ValueError(f"nhwc needs a first input of 4 axes, N x C x H x W, found {len(dims)}")
     turned = Names(graph).new(f"{first.name}_nchw")
     replace_uses(graph, first.name, turned)
-    graph.node.insert(0, helper.make_node("Transpose", [first.name], [turned], f"{turned}_transpose", perm=(0, 3, 1, 2)))
+    graph.node.insert(
+        0,
+        helper.make_node(
+            "Transpose", [first.name], [turned], f"{turned}_transpose", perm=(0, 3, 1, 2)
+        ),
+    )
     channels = type(dims[1])()
     channels.CopyFrom(dims[1])
     dims.append(channels)
@@ -87,7 +113,9 @@ def _broadcast(shape: list[int | None], count: int, key: str) -> tuple[int, ...]
         axis = 1
         if rank < 2 or shape[axis] is not None:
             found = "x".join("N" if size is None else str(size) for size in shape)
-            raise ValueError(f"{key} has {count} values, which fit no channel axis of the first input, {found}")
+            raise ValueError(
+                f"{key} has {count} values, which fit no channel axis of the first input, {found}"
+            )
     return tuple(count if index == axis else 1 for index in range(rank))
 
 
@@ -111,8 +139,12 @@ class Names:
     """Names that the graph does not have yet."""
 
     def __init__(self, graph: Any) -> None:
-        self._taken = {name for node in graph.node for name in (node.name, *node.input, *node.output)}
-        self._taken.update(value.name for value in (*graph.input, *graph.output, *graph.initializer))
+        self._taken = {
+            name for node in graph.node for name in (node.name, *node.input, *node.output)
+        }
+        self._taken.update(
+            value.name for value in (*graph.input, *graph.output, *graph.initializer)
+        )
 
     def new(self, wanted: str) -> str:
         name, count = wanted, 0

@@ -25,7 +25,12 @@ logger = logging.getLogger("penstock.onnx")
 
 SEVERITIES = {"verbose": 0, "info": 1, "warning": 2, "error": 3}
 
-DTYPES: dict[str, Any] = {"float": np.float32, "double": np.float64, "string": np.object_, "bool": np.bool_}
+DTYPES: dict[str, Any] = {
+    "float": np.float32,
+    "double": np.float64,
+    "string": np.object_,
+    "bool": np.bool_,
+}
 """ONNX Runtime's names where they are not NumPy's."""
 
 UNBOUNDED_LARGEST = 8
@@ -39,7 +44,9 @@ MAX_BUFFERED_SHAPES = 4
 
 class OnnxParams(EngineParams):
     threads: int | None = Field(
-        None, ge=1, description="Threads of each instance; not given: the machine's processors, shared among the instances."
+        None,
+        ge=1,
+        description="Threads of each instance; not given: the machine's processors, shared among the instances.",
     )
 
 
@@ -82,20 +89,44 @@ class OnnxTensor(Backend):
         if isinstance(data, np.ndarray):
             return data.shape[1:], data.dtype
         if isinstance(data, list | tuple):
-            return tuple([(array.shape[1:], array.dtype) if isinstance(array, np.ndarray) else None for array in data])
+            return tuple(
+                [
+                    (array.shape[1:], array.dtype) if isinstance(array, np.ndarray) else None
+                    for array in data
+                ]
+            )
         return None
 
     def init(self, params: OnnxParams, context: Context) -> None:
         """Raises BackendError, naming the path, for a missing or unreadable model; ConfigError for a key that does not fit it."""
         if context.device not in ("", "cpu"):
-            raise _config_error(context, "device", f"{context.device!r} is wanted, and OnnxTensor runs on the CPU alone")
+            raise _config_error(
+                context,
+                "device",
+                f"{context.device!r} is wanted, and OnnxTensor runs on the CPU alone",
+            )
         if params.precision not in (None, "fp32") and context.instance == 0:
             extra = {"pipeline": context.pipeline, "node": context.node}
-            logger.warning("%s: OnnxTensor runs %s as it is: precision is for GPUs", context.node, params.model, extra=extra)
+            logger.warning(
+                "%s: OnnxTensor runs %s as it is: precision is for GPUs",
+                context.node,
+                params.model,
+                extra=extra,
+            )
         self._post = PostProcessing(params, context.node, "OnnxTensor")
         self.session = _open(context.resolve(params.model), params, context)
-        self.inputs = reorder([_port(node) for node in self.session.get_inputs()], params.input_reorder, "input_reorder", context)
-        self.outputs = reorder([_port(node) for node in self.session.get_outputs()], params.output_reorder, "output_reorder", context)
+        self.inputs = reorder(
+            [_port(node) for node in self.session.get_inputs()],
+            params.input_reorder,
+            "input_reorder",
+            context,
+        )
+        self.outputs = reorder(
+            [_port(node) for node in self.session.get_outputs()],
+            params.output_reorder,
+            "output_reorder",
+            context,
+        )
         self._post.check([port.shape for port in self.outputs])
         self._output_names = [port.name for port in self.outputs]
         self._buffers: dict[tuple[str, tuple[int, ...]], NDArray[Any]] = {}
@@ -106,9 +137,17 @@ class OnnxTensor(Backend):
         self._batched = len(sizes) == 1 and 0 not in sizes and answers <= sizes | {None}
         self._fixed = next(iter(sizes)) if self._batched else None
         if all(port.dtype is not None for port in (*self.inputs, *self.outputs)):
-            self.signature = Signature(self._signed(self.inputs), None if self._post.active else self._signed(self.outputs), self._batched)
+            self.signature = Signature(
+                self._signed(self.inputs),
+                None if self._post.active else self._signed(self.outputs),
+                self._batched,
+            )
         declared = params.declared_range()
-        bounds = [bound for bound in (declared.max, context.max, self._fixed) if bound is not None and bound != UNBOUNDED]
+        bounds = [
+            bound
+            for bound in (declared.max, context.max, self._fixed)
+            if bound is not None and bound != UNBOUNDED
+        ]
         self.max = min(bounds, default=UNBOUNDED) if self._batched else 1
         self._largest = self.max if self.max != UNBOUNDED else UNBOUNDED_LARGEST
         self.min = self._fixed or min(max(declared.min, context.min or 1), self.max)
@@ -121,7 +160,10 @@ class OnnxTensor(Backend):
             TensorPort(
                 port.name,
                 "string" if port.dtype == np.object_ else str(port.dtype),
-                tuple(-1 if size is None or (self._batched and not axis) else size for axis, size in enumerate(port.shape)),
+                tuple(
+                    -1 if size is None or (self._batched and not axis) else size
+                    for axis, size in enumerate(port.shape)
+                ),
             )
             for port in ports
         )
@@ -167,15 +209,23 @@ class OnnxTensor(Backend):
         values = data if isinstance(data, list | tuple) else [data]
         if len(values) != len(self.inputs):
             names = ", ".join(port.name for port in self.inputs)
-            raise InvalidInput(f"OnnxTensor: the model has {len(self.inputs)} inputs ({names}), and data holds {len(values)}")
+            raise InvalidInput(
+                f"OnnxTensor: the model has {len(self.inputs)} inputs ({names}), and data holds {len(values)}"
+            )
         size = item.get("request_size", 1)
         arrays = []
         for port, value in zip(self.inputs, values, strict=True):
             if not hasattr(value, "__array__"):
-                raise InvalidInput(f"OnnxTensor: input {port.name}: expected {port}, got {type(value).__name__}")
+                raise InvalidInput(
+                    f"OnnxTensor: input {port.name}: expected {port}, got {type(value).__name__}"
+                )
             array = np.asarray(value)
-            if not _dtype_fits(array.dtype, port.dtype) or not self._shape_fits(array.shape, port.shape):
-                raise InvalidInput(f"OnnxTensor: input {port.name}: expected {port}, got {array.dtype} of shape {shape_text(array.shape)}")
+            if not _dtype_fits(array.dtype, port.dtype) or not self._shape_fits(
+                array.shape, port.shape
+            ):
+                raise InvalidInput(
+                    f"OnnxTensor: input {port.name}: expected {port}, got {array.dtype} of shape {shape_text(array.shape)}"
+                )
             if self._batched and array.shape[0] != size:
                 raise InvalidInput(
                     f"OnnxTensor: input {port.name}: expected {size} (the item's request_size) as batch dimension, "
@@ -187,7 +237,8 @@ class OnnxTensor(Backend):
     def _shape_fits(self, found: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
         start = 1 if self._batched else 0
         return len(found) == len(expected) and all(
-            want is None or want == got for want, got in zip(expected[start:], found[start:], strict=True)
+            want is None or want == got
+            for want, got in zip(expected[start:], found[start:], strict=True)
         )
 
     def _run(self, members: list[tuple[Item, list[NDArray[Any]]]]) -> None:
@@ -202,12 +253,17 @@ class OnnxTensor(Backend):
         alone = len(members) == 1 and (not self._batched or rows == total)
         if alone:
             feed = {
-                port.name: np.ascontiguousarray(array, port.dtype) if array.ndim else array.astype(port.dtype)
+                port.name: np.ascontiguousarray(array, port.dtype)
+                if array.ndim
+                else array.astype(port.dtype)
                 for port, array in zip(self.inputs, members[0][1], strict=True)
             }
         else:
             with timeline.span("assembly", rows=rows):
-                feed = {port.name: self._assemble(index, members, rows) for index, port in enumerate(self.inputs)}
+                feed = {
+                    port.name: self._assemble(index, members, rows)
+                    for index, port in enumerate(self.inputs)
+                }
         with timeline.span("run", rows=total):
             outputs = self._post.apply(self.session.run(self._output_names, feed))
         if alone:
@@ -229,14 +285,18 @@ class OnnxTensor(Backend):
             self._post.answer(item)
             start += count
 
-    def _assemble(self, index: int, members: list[tuple[Item, list[NDArray[Any]]]], rows: int) -> NDArray[Any]:
+    def _assemble(
+        self, index: int, members: list[tuple[Item, list[NDArray[Any]]]], rows: int
+    ) -> NDArray[Any]:
         """The batch of one input, written into a buffer that is kept (fresh megabytes cost page faults at every run)."""
         port, shape = self.inputs[index], members[0][1][index].shape[1:]
         buffer = self._buffers.get((port.name, shape))
         if buffer is None or len(buffer) < rows:
             if len(self._buffers) >= MAX_BUFFERED_SHAPES * len(self.inputs):
                 self._buffers.clear()
-            buffer = self._buffers[port.name, shape] = np.zeros((max(rows, self._largest), *shape), port.dtype)
+            buffer = self._buffers[port.name, shape] = np.zeros(
+                (max(rows, self._largest), *shape), port.dtype
+            )
         start = 0
         for _, arrays in members:
             stop = start + len(arrays[index])
@@ -265,7 +325,11 @@ def _open(path: Path, params: OnnxParams, context: Context) -> Any:
         if nhwc or params.mean is not None or params.std is not None:
             import onnx
 
-            model = onnx.load(path, load_external_data=False) if plain is None else onnx.load_model_from_string(plain)
+            model = (
+                onnx.load(path, load_external_data=False)
+                if plain is None
+                else onnx.load_model_from_string(plain)
+            )
             key = "data_format"
             try:
                 if nhwc:
@@ -278,7 +342,9 @@ def _open(path: Path, params: OnnxParams, context: Context) -> Any:
             source = model.SerializeToString()
         if isinstance(source, bytes):
             # Weights in a file beside the model stay there, however large.
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(path.parent)
+            )
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except ConfigError:
         raise
@@ -293,7 +359,9 @@ def _decrypted(path: Path) -> bytes | None:
     try:
         return read_model(path)
     except OSError as error:
-        raise BackendError(f"OnnxTensor: the model {path} can't be read: {error.strerror}") from error
+        raise BackendError(
+            f"OnnxTensor: the model {path} can't be read: {error.strerror}"
+        ) from error
     except BackendError as error:
         raise type(error)(f"OnnxTensor: {error}") from error
 
@@ -308,7 +376,9 @@ def _port(node: Any) -> Port:
         dtype = np.dtype(DTYPES.get(name, name))
     except TypeError:
         dtype = None
-    return Port(node.name, dtype, tuple(size if isinstance(size, int) else None for size in node.shape))
+    return Port(
+        node.name, dtype, tuple(size if isinstance(size, int) else None for size in node.shape)
+    )
 
 
 def _dtype_fits(found: np.dtype[Any], expected: np.dtype[Any] | None) -> bool:
@@ -325,7 +395,9 @@ def reorder(ports: list[T], order: str | None, key: str, context: Context) -> tu
         return tuple(ports)
     indices = [int(part) if part.strip().isdigit() else -1 for part in order.split(",")]
     if sorted(indices) != list(range(len(ports))):
-        raise _config_error(context, key, f"{order!r} must hold each of 0 to {len(ports) - 1} once, as in '1,0'")
+        raise _config_error(
+            context, key, f"{order!r} must hold each of 0 to {len(ports) - 1} once, as in '1,0'"
+        )
     return tuple(ports[index] for index in indices)
 
 
@@ -333,7 +405,9 @@ def _shapes(text: str | None) -> list[tuple[int, ...]]:
     """The shapes in `max` (last profile), by input; a bare batch size is a shape of one number."""
     if text is None:
         return []
-    return [tuple(int(size) for size in shape.split("x")) for shape in text.split(";")[-1].split(",")]
+    return [
+        tuple(int(size) for size in shape.split("x")) for shape in text.split(";")[-1].split(",")
+    ]
 
 
 def _config_error(context: Context, key: str, message: str) -> ConfigError:

@@ -47,10 +47,14 @@ class PostProcessing:
         if not self.active:
             return outputs
         if len(outputs) != 1 or getattr(outputs[0], "ndim", 0) != 2:
-            raise BackendError(f"{self._who}: {self._needs([getattr(output, 'ndim', 1) for output in outputs])}")
+            raise BackendError(
+                f"{self._who}: {self._needs([getattr(output, 'ndim', 1) for output in outputs])}"
+            )
         scores = outputs[0]
         if self.classifies and scores.shape[1] < self.top_k:
-            raise BackendError(f"{self._who}: top_k is {self.top_k}, and the model gives {scores.shape[1]} scores")
+            raise BackendError(
+                f"{self._who}: top_k is {self.top_k}, and the model gives {scores.shape[1]} scores"
+            )
         if not isinstance(scores, np.ndarray):  # a tensor of torch, which stays on its device
             chances = scores.float().softmax(1) if self._softmax else scores
             return list(chances.topk(self.top_k, 1)) if self.classifies else [chances]
@@ -67,9 +71,13 @@ class PostProcessing:
         if self.classifies:
             scores, classes = (each.tolist() for each in item.pop("result"))
             if all(isfinite(score) for row in scores for score in row):
-                item.update(classified(scores, classes, "score" if self.name == "SoftmaxMax" else "class"))
+                item.update(
+                    classified(scores, classes, "score" if self.name == "SoftmaxMax" else "class")
+                )
             else:
-                item["error"] = InvalidInput(f"{self._who}: the scores are not finite (NaN or infinite): no class is the best")
+                item["error"] = InvalidInput(
+                    f"{self._who}: the scores are not finite (NaN or infinite): no class is the best"
+                )
 
     def _needs(self, axes: list[int]) -> str:
         found = ", ".join(f"one of {count} axes" for count in axes) or "none"
@@ -81,7 +89,10 @@ class PostProcessing:
 
 def classified(scores: list[list[float]], classes: list[list[int]], result: str) -> dict[str, Any]:
     """Plain Python values of N×K scores and classes, the best first; `result` says which of the two is `result`."""
-    tops = [[{"class": index, "score": score} for index, score in zip(*rows, strict=True)] for rows in zip(classes, scores, strict=True)]
+    tops = [
+        [{"class": index, "score": score} for index, score in zip(*rows, strict=True)]
+        for rows in zip(classes, scores, strict=True)
+    ]
     found: dict[str, Any] = {key: [top[0][key] for top in tops] for key in ("class", "score")}
     if scores and len(scores[0]) > 1:
         found["top"] = tops

@@ -36,7 +36,10 @@ def _some(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class MapReduceParams(JumpParams):
-    split: str = Field("data", description="the key that is taken apart: a list, a tuple, or an array by its first axis")
+    split: str = Field(
+        "data",
+        description="the key that is taken apart: a list, a tuple, or an array by its first axis",
+    )
     merge: Annotated[Names, AfterValidator(_some)] = Field(
         ("result",), description="the keys that are collected into lists, in order: result,score"
     )

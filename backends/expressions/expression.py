@@ -24,7 +24,9 @@ MAX_DEPTH = 64
 
 SEQUENTIAL = frozenset({"Sequential", "S"})
 WRAPPERS = frozenset({"SyncTensor", "Torch"})
-TEXT_ARGUMENTS = frozenset({"Copy", "cp", "Move", "mv", "Add", "AddInt", "Remove", "del", "Keep", "Python"})
+TEXT_ARGUMENTS = frozenset(
+    {"Copy", "cp", "Move", "mv", "Add", "AddInt", "Remove", "del", "Keep", "Python"}
+)
 """Backends whose brackets hold text, not backends: `Copy[a:b]` is `Copy(a:b)`."""
 
 NAME = re.compile(r"[A-Za-z_][\w.\-]*", re.ASCII)
@@ -45,18 +47,33 @@ class Expression:
 
     def __str__(self) -> str:
         """Text that parses to the same tree."""
-        arguments = ",".join([*map(_quote, self.args), *(f"{key}={_quote(value)}" for key, value in self.kwargs)])
+        arguments = ",".join(
+            [*map(_quote, self.args), *(f"{key}={_quote(value)}" for key, value in self.kwargs)]
+        )
         prefix = f"({_quote(self.filter)})" if self.filter is not None else ""
         children = ",".join(map(str, self.children))
-        return prefix + self.name + (f"({arguments})" if arguments else "") + (f"[{children}]" if children else "")
+        return (
+            prefix
+            + self.name
+            + (f"({arguments})" if arguments else "")
+            + (f"[{children}]" if children else "")
+        )
 
 
 def parse(text: str) -> Expression:
     """The tree of `text`. Raises `ConfigError` with the position, what was found and what was expected."""
     if len(text) > MAX_LENGTH:
-        raise ConfigError([Problem(f"the expression has {len(text)} characters, at most {MAX_LENGTH} are read")])
+        raise ConfigError(
+            [Problem(f"the expression has {len(text)} characters, at most {MAX_LENGTH} are read")]
+        )
     if not text.strip():
-        raise ConfigError([Problem("the expression is empty: expected a backend's name, as in 'Identity' or 'S[A,B]'")])
+        raise ConfigError(
+            [
+                Problem(
+                    "the expression is empty: expected a backend's name, as in 'Identity' or 'S[A,B]'"
+                )
+            ]
+        )
     return _Parser(text).whole()
 
 
@@ -65,7 +82,9 @@ def _quote(value: str) -> str:
         return value
     quote = '"' if "'" in value else "'"
     if quote in value:
-        raise ValueError(f"a value that holds both kinds of quotes can't be written in an expression: {value!r}")
+        raise ValueError(
+            f"a value that holds both kinds of quotes can't be written in an expression: {value!r}"
+        )
     return f"{quote}{value}{quote}"
 
 
@@ -79,7 +98,11 @@ class _Parser:
     def whole(self) -> Expression:
         tree = self.expression(depth=1, chained=False, first=True)
         if self.peek():
-            self.expected("the end of the expression" if self.peek() != "," else "the end of the expression (chain with S[A,B])")
+            self.expected(
+                "the end of the expression"
+                if self.peek() != ","
+                else "the end of the expression (chain with S[A,B])"
+            )
         return tree
 
     def expression(self, *, depth: int, chained: bool, first: bool) -> Expression:
@@ -94,9 +117,15 @@ class _Parser:
             self.arguments(")", args, kwargs)
             if chained:
                 if len(args) != 1 or kwargs:
-                    self.fail("a prefix inside a Sequential is a filter: expected one name, as in (or)B (arguments: B(k=v))", start)
+                    self.fail(
+                        "a prefix inside a Sequential is a filter: expected one name, as in (or)B (arguments: B(k=v))",
+                        start,
+                    )
                 if first:
-                    self.fail("the first member of a Sequential can't have a filter: put it on a later member or on the node", start)
+                    self.fail(
+                        "the first member of a Sequential can't have a filter: put it on a later member or on the node",
+                        start,
+                    )
                 filter_name = args.pop()
         start = self.skip()
         name = self.word(NAME, "a backend's name")
@@ -118,7 +147,9 @@ class _Parser:
         self.take("[")
         found: list[Expression] = []
         while True:
-            found.append(self.expression(depth=depth + 1, chained=name in SEQUENTIAL, first=not found))
+            found.append(
+                self.expression(depth=depth + 1, chained=name in SEQUENTIAL, first=not found)
+            )
             if self.peek() == "]":
                 self.at += 1
                 return found
@@ -181,8 +212,14 @@ class _Parser:
         if not value:
             self.expected("a value (an empty one is written '')")
         self.at = start + len(bare[0]) if bare else start
-        if self.at < len(self.text) and self.text[self.at] in "()[]'\"" and self.text[self.at] != end:
-            self.expected(f"',' or '{end}' (a value that holds one of ,()[] or a quote must be quoted)")
+        if (
+            self.at < len(self.text)
+            and self.text[self.at] in "()[]'\""
+            and self.text[self.at] != end
+        ):
+            self.expected(
+                f"',' or '{end}' (a value that holds one of ,()[] or a quote must be quoted)"
+            )
         return value
 
     def word(self, pattern: re.Pattern[str], what: str) -> str:
@@ -209,13 +246,23 @@ class _Parser:
 
     def expected(self, what: str) -> NoReturn:
         character = self.peek()
-        self.fail(f"expected {what}, found {repr(character) if character else 'the end of the expression'}")
+        self.fail(
+            f"expected {what}, found {repr(character) if character else 'the end of the expression'}"
+        )
 
     def fail(self, message: str, at: int | None = None) -> NoReturn:
         at = self.at if at is None else at
         left = max(0, at - 60)
-        excerpt = "".join(" " if character.isspace() else character for character in self.text[left : at + 40])
-        raise ConfigError([Problem(f"at character {at + 1} of the expression: {message}\n    {excerpt}\n    {' ' * (at - left)}^")])
+        excerpt = "".join(
+            " " if character.isspace() else character for character in self.text[left : at + 40]
+        )
+        raise ConfigError(
+            [
+                Problem(
+                    f"at character {at + 1} of the expression: {message}\n    {excerpt}\n    {' ' * (at - left)}^"
+                )
+            ]
+        )
 
 
 def walk(tree: Expression) -> Sequence[Expression]:

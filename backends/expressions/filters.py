@@ -68,10 +68,14 @@ def run_without_result(item: Item) -> Status:
 def from_item(item: Item) -> Status:
     """`filter`, `if`: the request says it, in its key `filter`."""
     said = item.get("filter")
-    status = said if isinstance(said, Status) else _STATUSES.get(said) if isinstance(said, str) else None
+    status = (
+        said if isinstance(said, Status) else _STATUSES.get(said) if isinstance(said, str) else None
+    )
     if status is None:
         found = "is not there" if said is None else f"is {said!r}"
-        raise BackendError(f"the filter reads the item's key 'filter', which {found}; expected one of {', '.join(s.value for s in Status)}")
+        raise BackendError(
+            f"the filter reads the item's key 'filter', which {found}; expected one of {', '.join(s.value for s in Status)}"
+        )
     return run(item) if status is Status.RUN else status
 
 
@@ -102,7 +106,9 @@ BUILTIN: dict[str, Filter] = {
     "filter": from_item,
     "if": from_item,
     "result2other": result_to_other,
-    **{name: run if status is Status.RUN else _always(status) for name, status in _STATUSES.items()},
+    **{
+        name: run if status is Status.RUN else _always(status) for name, status in _STATUSES.items()
+    },
 }
 
 _registered: dict[str, Filter] = {}
@@ -113,14 +119,18 @@ UserFilter = TypeVar("UserFilter", bound=Filter)
 def register_filter(name: str, function: UserFilter) -> UserFilter: ...
 @overload
 def register_filter(name: str) -> Callable[[UserFilter], UserFilter]: ...
-def register_filter(name: str, function: UserFilter | None = None) -> UserFilter | Callable[[UserFilter], UserFilter]:
+def register_filter(
+    name: str, function: UserFilter | None = None
+) -> UserFilter | Callable[[UserFilter], UserFilter]:
     """Make a function from an item's dict to a `Status` known as a filter; also as a decorator.
 
     Registering one's own name again replaces it for pipelines loaded from then on. Raises ValueError for a built-in's name and for
     what is no name, TypeError for what can't be called, or only awaited: a filter runs between two nodes and may not wait.
     """
     if not NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no name for a filter: expected letters, digits, _ . or -, with a letter first")
+        raise ValueError(
+            f"{name!r} is no name for a filter: expected letters, digits, _ . or -, with a letter first"
+        )
     if name in BUILTIN:
         raise ValueError(f"{name} is a filter of Penstock's own: register yours by another name")
     if function is None:
@@ -148,7 +158,9 @@ def registered_here(name: str) -> bool:
 
 def _checked(name: str, function: UserFilter) -> UserFilter:
     if not callable(function) or iscoroutinefunction(function) or isinstance(function, type):
-        raise TypeError(f"filter {name!r}: expected a plain function from an item to a Status, found {function!r}")
+        raise TypeError(
+            f"filter {name!r}: expected a plain function from an item to a Status, found {function!r}"
+        )
     return function
 
 
@@ -164,6 +176,8 @@ def _from_entry_point(entry: EntryPoint) -> Filter:
     try:
         found: Filter = _checked(entry.name, entry.load())
     except Exception as error:
-        reason = f"the filter {entry.name} of {package} can't be loaded: {type(error).__name__}: {error}"
+        reason = (
+            f"the filter {entry.name} of {package} can't be loaded: {type(error).__name__}: {error}"
+        )
         raise ConfigError([Problem(reason, key="filter")]) from error
     return found

@@ -112,7 +112,11 @@ ABSENT: dict[str, tuple[str, str]] = {
 LOOPS = frozenset({"EventLoop", "Ring"})
 """Names of torchpipe that are Penstock's, and no backends: a pipeline loops as a whole."""
 
-EXTRAS = {"torch": ("torch",), "tensorrt": ("tensorrt|tensorrt_rtx|tensorrt_rtx_bindings", "torch"), "openvino": ("openvino",)}
+EXTRAS = {
+    "torch": ("torch",),
+    "tensorrt": ("tensorrt|tensorrt_rtx|tensorrt_rtx_bindings", "torch"),
+    "openvino": ("openvino",),
+}
 """Extra -> the modules that it brings; of those with | between them any one will do."""
 
 _registered: dict[str, type[Backend]] = {}
@@ -123,7 +127,9 @@ UserBackend = TypeVar("UserBackend", bound=Callable[..., Any])
 def register_backend(name: str, backend: UserBackend) -> UserBackend: ...
 @overload
 def register_backend(name: str) -> Callable[[UserBackend], UserBackend]: ...
-def register_backend(name: str, backend: UserBackend | None = None) -> UserBackend | Callable[[UserBackend], UserBackend]:
+def register_backend(
+    name: str, backend: UserBackend | None = None
+) -> UserBackend | Callable[[UserBackend], UserBackend]:
     """Make a class or a function known to expressions, as `name` or `Python[name]`; also as a decorator.
 
     A function gets `data` and returns `result`; a class is a `Backend`, or has `forward(batch)`. Registering one's own name again
@@ -131,7 +137,9 @@ def register_backend(name: str, backend: UserBackend | None = None) -> UserBacke
     what is neither class nor function.
     """
     if not NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no name for a backend: expected letters, digits, _ . or -, with a letter first")
+        raise ValueError(
+            f"{name!r} is no name for a backend: expected letters, digits, _ . or -, with a letter first"
+        )
     if name in BUILTINS or name in ABSENT or name in LOOPS or name == "Python":
         raise ValueError(f"{name} is a backend of Penstock's own: register yours by another name")
     if backend is None:
@@ -152,8 +160,16 @@ def find_backend(name: str) -> type[Backend]:
     if name in installed:
         return _from_entry_point(installed[name])
     if name in LOOPS:
-        raise ConfigError([Problem(f"{name} is no backend here: write [pipeline] loop = true, and items with `restart` enter again")])
-    raise ConfigError([Problem(f"there is no backend {name!r}{did_you_mean(name, backend_names())}")])
+        raise ConfigError(
+            [
+                Problem(
+                    f"{name} is no backend here: write [pipeline] loop = true, and items with `restart` enter again"
+                )
+            ]
+        )
+    raise ConfigError(
+        [Problem(f"there is no backend {name!r}{did_you_mean(name, backend_names())}")]
+    )
 
 
 def registered_here(name: str) -> bool:
@@ -168,7 +184,10 @@ def backend_names() -> list[str]:
 
 def extra_installed(extra: str) -> bool:
     """Whether what `penstock[extra]` brings is there. Imports nothing."""
-    return all(any(find_spec(module) is not None for module in either.split("|")) for either in EXTRAS[extra])
+    return all(
+        any(find_spec(module) is not None for module in either.split("|"))
+        for either in EXTRAS[extra]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,10 +225,24 @@ def describe(name: str) -> BackendDescription:
     extra = ABSENT[name][1] if name in ABSENT else cls.extra
     parameters = None
     if cls.parameters is not None:
-        parameters = tuple(_describe_field(key, found) for key, found in cls.parameters.model_fields.items())
+        parameters = tuple(
+            _describe_field(key, found) for key, found in cls.parameters.model_fields.items()
+        )
     doc = (cls.__doc__ or "").strip()
-    alias_of = cls.__name__ if BUILTINS.get(name) == BUILTINS.get(cls.__name__, "") and name != cls.__name__ else ""
-    return BackendDescription(name, doc, parameters, extra, not extra or extra_installed(extra), name not in ABSENT, alias_of)
+    alias_of = (
+        cls.__name__
+        if BUILTINS.get(name) == BUILTINS.get(cls.__name__, "") and name != cls.__name__
+        else ""
+    )
+    return BackendDescription(
+        name,
+        doc,
+        parameters,
+        extra,
+        not extra or extra_installed(extra),
+        name not in ABSENT,
+        alias_of,
+    )
 
 
 def describe_all() -> list[BackendDescription]:
@@ -226,7 +259,13 @@ def describe_all() -> list[BackendDescription]:
 def _describe_field(key: str, found: FieldInfo) -> ParameterDescription:
     required = found.is_required()
     default = None if required or found.default is PydanticUndefined else found.default
-    return ParameterDescription(found.alias or key, type_name(found.annotation, found.metadata), required, default, found.description or "")
+    return ParameterDescription(
+        found.alias or key,
+        type_name(found.annotation, found.metadata),
+        required,
+        default,
+        found.description or "",
+    )
 
 
 @cache
@@ -255,4 +294,10 @@ def _from_entry_point(entry: EntryPoint) -> type[Backend]:
     try:
         return adapt(entry.name, entry.load())
     except Exception as error:
-        raise ConfigError([Problem(f"the backend {entry.name} of {package} can't be loaded: {type(error).__name__}: {error}")]) from error
+        raise ConfigError(
+            [
+                Problem(
+                    f"the backend {entry.name} of {package} can't be loaded: {type(error).__name__}: {error}"
+                )
+            ]
+        ) from error

@@ -27,7 +27,9 @@ class Spec:
     @property
     def declared_range(self) -> BatchRange:
         """The batch range as far as it is known before `init`. Raises ConfigError where there can be none."""
-        own = self.cls.declared_range(self.params, tuple(child.declared_range for child in self.children))
+        own = self.cls.declared_range(
+            self.params, tuple(child.declared_range for child in self.children)
+        )
         return self.forced_range or own
 
     @property
@@ -39,16 +41,18 @@ class Spec:
             try:
                 found = Params(force_range=self.params.get("force_range")).force_range
             except ValidationError:
-                message = (
-                    f'{self.name}\'s force_range: found {self.params["force_range"]!r}: expected min,max with 1 <= min <= max, as in "1,8"'
-                )
+                message = f'{self.name}\'s force_range: found {self.params["force_range"]!r}: expected min,max with 1 <= min <= max, as in "1,8"'
                 raise ConfigError([Problem(message, key="force_range")]) from None
         return None if found is None else BatchRange(*found)
 
     @property
     def sets_range(self) -> bool:
         """Whether the expression says its range itself (`force_range`, Range): the node's `min` and `max` are its engines' alone."""
-        return self.cls.sets_range or self.forced_range is not None or any(child.sets_range for child in self.children)
+        return (
+            self.cls.sets_range
+            or self.forced_range is not None
+            or any(child.sets_range for child in self.children)
+        )
 
     @property
     def shape_key(self) -> Callable[[Item], Hashable] | None:

@@ -20,11 +20,17 @@ def type_name(annotation: Any, metadata: Iterable[Any] = ()) -> str:
         name = " | ".join(type_name(each) for each in arguments)
     elif origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
         inner = type_name(arguments[0])
-        name = {"float": "numbers", "int": "whole numbers", "str": "names"}.get(inner, f"list of {inner}")
+        name = {"float": "numbers", "int": "whole numbers", "str": "names"}.get(
+            inner, f"list of {inner}"
+        )
     elif annotation is NoneType:
         name = "None"
     else:
-        name = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+        name = (
+            annotation.__name__
+            if isinstance(annotation, type)
+            else str(annotation).replace("typing.", "")
+        )
     return name + _bounds(metadata)
 
 
@@ -42,7 +48,12 @@ def value_name(value: Any) -> str:
 def _bounds(metadata: Iterable[Any]) -> str:
     """pydantic leaves bounds as annotated_types' objects, or as a Field in an Annotated of its own."""
     found = [inner for each in metadata for inner in (each, *getattr(each, "metadata", ()))]
-    bounds = {key: f"{value:g}" for key in _WORDS for each in found if (value := getattr(each, key, None)) is not None}
+    bounds = {
+        key: f"{value:g}"
+        for key in _WORDS
+        for each in found
+        if (value := getattr(each, key, None)) is not None
+    }
     if bounds.keys() >= {"ge", "le"}:
         return f", {bounds['ge']} to {bounds['le']}"
     return "".join(f", {_WORDS[key]} {value}" for key, value in bounds.items())

@@ -107,10 +107,18 @@ def adapt(name: str, found: Any) -> type[Backend]:
     if isinstance(found, type):
         forward = getattr(found, "forward", None)
         if not callable(forward):
-            raise TypeError(f"backend {name!r}: the class {found.__name__} has no method forward(batch)")
+            raise TypeError(
+                f"backend {name!r}: the class {found.__name__} has no method forward(batch)"
+            )
         _refuse_generator(name, forward)
-        known = {key: int(value) for key in ("min", "max") if isinstance(value := getattr(found, key, None), int)}
-        return _derive(AdaptedBackend, found, {"wrapped": found, "parameters": _declared_by(found), **known})
+        known = {
+            key: int(value)
+            for key in ("min", "max")
+            if isinstance(value := getattr(found, key, None), int)
+        }
+        return _derive(
+            AdaptedBackend, found, {"wrapped": found, "parameters": _declared_by(found), **known}
+        )
     if _is_async(found):
         return _logic(name, AsyncFunction, found, found, {"function": staticmethod(found)})
     _refuse_generator(name, found)
@@ -127,15 +135,29 @@ def load(target: str, directory: Path) -> Any:
     if not place or not attribute:
         raise ConfigError([Problem(f"expected module:Class or file.py:Class, found {target!r}")])
     try:
-        module = _load_file(Context(directory=directory).resolve(place)) if place.endswith(".py") else import_module(place)
+        module = (
+            _load_file(Context(directory=directory).resolve(place))
+            if place.endswith(".py")
+            else import_module(place)
+        )
     except FileNotFoundError as error:
-        raise ConfigError([Problem(f"there is no file {error.filename or place!r} for Python[{target}]")]) from error
+        raise ConfigError(
+            [Problem(f"there is no file {error.filename or place!r} for Python[{target}]")]
+        ) from error
     except Exception as error:
-        raise ConfigError([Problem(f"importing {place!r} for Python[{target}] failed: {type(error).__name__}: {error}")]) from error
+        raise ConfigError(
+            [
+                Problem(
+                    f"importing {place!r} for Python[{target}] failed: {type(error).__name__}: {error}"
+                )
+            ]
+        ) from error
     try:
         return getattr(module, attribute)
     except AttributeError:
-        raise ConfigError([Problem(f"{place!r} has no {attribute!r}{did_you_mean(attribute, vars(module))}")]) from None
+        raise ConfigError(
+            [Problem(f"{place!r} has no {attribute!r}{did_you_mean(attribute, vars(module))}")]
+        ) from None
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -143,7 +165,9 @@ def _load_file(path: Path) -> ModuleType:
     stat = path.stat()
     version = f"{path}|{stat.st_mtime_ns}|{stat.st_size}"
     name = f"_penstock_{path.stem}_{sha256(version.encode()).hexdigest()[:12]}"
-    with _loading:  # instances load at the same time: none may find a module that is still being run
+    with (
+        _loading
+    ):  # instances load at the same time: none may find a module that is still being run
         return sys.modules[name] if name in sys.modules else _run_file(name, path)
 
 
@@ -152,7 +176,9 @@ def _run_file(name: str, path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python file")
     module = module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: dataclasses and pydantic look their module up there
+    sys.modules[name] = (
+        module  # before it runs: dataclasses and pydantic look their module up there
+    )
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -164,22 +190,34 @@ def _run_file(name: str, path: Path) -> ModuleType:
 def _derive(base: type[Backend], named_after: Any, attributes: dict[str, Any]) -> type[Backend]:
     name = getattr(named_after, "__name__", type(named_after).__name__)
     module = getattr(named_after, "__module__", __name__)
-    return type(name, (base,), {"__doc__": inspect.getdoc(named_after), "__module__": module, **attributes})
+    return type(
+        name, (base,), {"__doc__": inspect.getdoc(named_after), "__module__": module, **attributes}
+    )
 
 
-def _logic(name: str, base: type[Logic], named_after: Any, function: Any, attributes: dict[str, Any]) -> type[Backend]:
+def _logic(
+    name: str, base: type[Logic], named_after: Any, function: Any, attributes: dict[str, Any]
+) -> type[Backend]:
     names = list(inspect.signature(function).parameters)
     if len(names) - (named_after is not function) != 2:
-        raise TypeError(f"backend {name!r}: expected (item, call), as in `async def forward(self, item, call)`; found {names}")
+        raise TypeError(
+            f"backend {name!r}: expected (item, call), as in `async def forward(self, item, call)`; found {names}"
+        )
     streams = inspect.isasyncgenfunction(function)
-    return _derive(base, named_after, {"parameters": _declared_by(named_after), "streams": streams, **attributes})
+    return _derive(
+        base,
+        named_after,
+        {"parameters": _declared_by(named_after), "streams": streams, **attributes},
+    )
 
 
 def _declared_by(found: Any) -> type[BaseModel] | None:
     parameters = getattr(found, "parameters", None)
     if parameters is Params and isinstance(found, type) and issubclass(found, Backend):
         return None  # Backend's own, which declares nothing
-    return parameters if isinstance(parameters, type) and issubclass(parameters, BaseModel) else None
+    return (
+        parameters if isinstance(parameters, type) and issubclass(parameters, BaseModel) else None
+    )
 
 
 def _is_async(function: Any) -> bool:
@@ -199,7 +237,10 @@ def _positional(function: Callable[..., Any]) -> int:
     parameters = inspect.signature(function).parameters.values()
     if any(each.kind is each.VAR_POSITIONAL for each in parameters):
         return 2
-    return min(2, sum(each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) for each in parameters))
+    return min(
+        2,
+        sum(each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) for each in parameters),
+    )
 
 
 def _value(found: Any, key: str, otherwise: int) -> Any:

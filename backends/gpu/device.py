@@ -34,7 +34,9 @@ def choose_device(wanted: str = "") -> torch.device:
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     name, _, index = ("cuda", "", wanted) if wanted.isdecimal() else wanted.partition(":")
     if name not in ("cpu", "cuda") or not (index or "0").isdecimal():
-        raise BackendError(f"device {wanted!r}: expected cpu, cuda, or a GPU's number, as in cuda:1")
+        raise BackendError(
+            f"device {wanted!r}: expected cpu, cuda, or a GPU's number, as in cuda:1"
+        )
     if name == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -95,7 +97,11 @@ def _unused_stream(device: torch.device) -> _Lease:
                 _taken[device, lease.stream.cuda_stream] = lease
                 return lease
             lease = _Lease(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
-    logger.warning("%s: more than %d threads use it; this one shares a stream, and captures no graphs", device, POOL)
+    logger.warning(
+        "%s: more than %d threads use it; this one shares a stream, and captures no graphs",
+        device,
+        POOL,
+    )
     return lease
 
 
@@ -112,10 +118,14 @@ class Buffer:
 
     __slots__ = ("device", "host", "kept")
 
-    def __init__(self, rows: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, rows: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+    ) -> None:
         on_gpu = device.type == "cuda"
         self.host = torch.zeros((rows, *shape), dtype=dtype, pin_memory=on_gpu)
-        self.device = torch.zeros((rows, *shape), dtype=dtype, device=device) if on_gpu else self.host
+        self.device = (
+            torch.zeros((rows, *shape), dtype=dtype, device=device) if on_gpu else self.host
+        )
         self.kept = False
 
 
@@ -168,14 +178,23 @@ class DeviceHalf:
 
     # a batch's way
 
-    def assemble(self, index: int, parts: Sequence[torch.Tensor], rows: int, capacity: int, dtype: torch.dtype) -> torch.Tensor:
+    def assemble(
+        self,
+        index: int,
+        parts: Sequence[torch.Tensor],
+        rows: int,
+        capacity: int,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
         """The batch of input `index` on the device, rows x shape: `parts` (on the host or any device, n x shape) one after another, zeros
         behind them up to `rows`. One copy to the device; kept until the next batch.
         """
         buffer = self._buffer(index, tuple(parts[0].shape[1:]), dtype, rows, capacity)
         start = 0
         if self.stream is not None and any(part.is_cuda for part in parts):
-            with self.span("copy", rows=rows):  # those of the device have been waited for (order.py)
+            with self.span(
+                "copy", rows=rows
+            ):  # those of the device have been waited for (order.py)
                 if all(part.device == self.device and part.dtype == dtype for part in parts):
                     start = sum(map(len, parts))
                     torch.cat(list(parts), out=buffer.device[:start])
@@ -197,12 +216,18 @@ class DeviceHalf:
                 buffer.device[:rows].copy_(buffer.host[:rows], non_blocking=True)
         return buffer.device[:rows]
 
-    def _buffer(self, index: int, shape: tuple[int, ...], dtype: torch.dtype, rows: int, capacity: int) -> Buffer:
+    def _buffer(
+        self, index: int, shape: tuple[int, ...], dtype: torch.dtype, rows: int, capacity: int
+    ) -> Buffer:
         """That of an input; a larger one beside it where a batch is above `capacity`: graphs hold the addresses of the other."""
         size = capacity if rows <= capacity else 1 << (rows - 1).bit_length()
         key = index, shape, dtype, size
         if key not in self._buffers:
-            passing = [other for other, buffer in self._buffers.items() if other[0] == index and not buffer.kept]
+            passing = [
+                other
+                for other, buffer in self._buffers.items()
+                if other[0] == index and not buffer.kept
+            ]
             if len(passing) >= MAX_SHAPES:
                 for other in passing:
                     del self._buffers[other]
@@ -214,7 +239,9 @@ class DeviceHalf:
         if self.stream is None:
             return list(outputs)
         with self.errors("running a batch"):
-            copies = [torch.empty(output.shape, dtype=output.dtype, pin_memory=True) for output in outputs]
+            copies = [
+                torch.empty(output.shape, dtype=output.dtype, pin_memory=True) for output in outputs
+            ]
             with self.span("copy back"):
                 for copy, output in zip(copies, outputs, strict=True):
                     copy.copy_(output, non_blocking=True)
@@ -246,10 +273,16 @@ class DeviceHalf:
             self.synchronize()
             graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"):
+                with torch.cuda.graph(
+                    graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"
+                ):
                     outputs = run()
             except (RuntimeError, NotImplementedError) as error:
-                logger.warning("%s: runs without CUDA graphs, its work can't be captured: %s", self.who, str(error).splitlines()[0])
+                logger.warning(
+                    "%s: runs without CUDA graphs, its work can't be captured: %s",
+                    self.who,
+                    str(error).splitlines()[0],
+                )
                 torch.cuda.set_stream(self.stream)
                 self._give_up_graphs(graph)
                 return False
@@ -303,22 +336,35 @@ def device_errors(who: str, device: torch.device, doing: str) -> Iterator[None]:
         raise
     except RuntimeError as error:
         text = str(error)
-        said = text if isinstance(error, torch.OutOfMemoryError) else _line_with(text, *OUT_OF_MEMORY)
+        said = (
+            text if isinstance(error, torch.OutOfMemoryError) else _line_with(text, *OUT_OF_MEMORY)
+        )
         if said:
-            raise MemoryError(f"{who}: out of memory on {device} while {doing}: {free_memory(device)}; torch says: {said}") from error
+            raise MemoryError(
+                f"{who}: out of memory on {device} while {doing}: {free_memory(device)}; torch says: {said}"
+            ) from error
         said = _line_with(text, *FAILED)
         if said or isinstance(error, getattr(torch, "AcceleratorError", ())):
-            raise DeviceError(f"{who}: {device} failed while {doing}: {said or text.splitlines()[0]}") from error
+            raise DeviceError(
+                f"{who}: {device} failed while {doing}: {said or text.splitlines()[0]}"
+            ) from error
         raise
 
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "STATUS_ALLOC_FAILED",
+)
 FAILED = ("CUDA error", "CUDNN_STATUS_EXECUTION_FAILED", "CUDNN_STATUS_INTERNAL_ERROR")
 """What torch says: its exceptions of TorchScript, cuDNN and AOTInductor are plain RuntimeErrors."""
 
 
 def _line_with(text: str, *signs: str) -> str:
-    return next((line.strip() for line in text.splitlines() if any(sign in line for sign in signs)), "")
+    return next(
+        (line.strip() for line in text.splitlines() if any(sign in line for sign in signs)), ""
+    )
 
 
 def free_memory(device: torch.device) -> str:
@@ -328,6 +374,10 @@ def free_memory(device: torch.device) -> str:
         else:
             page = os.sysconf("SC_PAGE_SIZE")
             free, total = page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
-    except (RuntimeError, ValueError, AttributeError):  # a device that has failed; a system that does not tell
+    except (
+        RuntimeError,
+        ValueError,
+        AttributeError,
+    ):  # a device that has failed; a system that does not tell
         return "how much is free can't be read"
     return f"{free / 2**20:,.0f} MiB of {total / 2**20:,.0f} are free"

@@ -35,7 +35,9 @@ def keep_order(backend: Backend, device: str) -> None:
         stream = torch.cuda.current_stream(device)
         if not stream.query():
             if device not in done:
-                done[device] = torch.cuda.Event(blocking=True)  # the thread sleeps until it, without the GIL
+                done[device] = torch.cuda.Event(
+                    blocking=True
+                )  # the thread sleeps until it, without the GIL
             done[device].record(stream)
             done[device].synchronize()
 
@@ -52,7 +54,9 @@ def keep_order(backend: Backend, device: str) -> None:
                     finish(there, torch)
             raise
         if (torch := torch_on_gpu()) is not None:
-            for there in {tensor.device for tensor in (*held, *tensors_in(torch, batch)) if tensor.is_cuda}:
+            for there in {
+                tensor.device for tensor in (*held, *tensors_in(torch, batch)) if tensor.is_cuda
+            }:
                 with errors(str(there)):
                     finish(there, torch)
 
@@ -62,7 +66,9 @@ def keep_order(backend: Backend, device: str) -> None:
 def torch_on_gpu() -> Any:
     """torch, where this process uses a GPU by it; else None."""
     torch = sys.modules.get("torch")
-    begun = getattr(getattr(torch, "cuda", None), "is_initialized", None)  # another thread may be importing it
+    begun = getattr(
+        getattr(torch, "cuda", None), "is_initialized", None
+    )  # another thread may be importing it
     return torch if begun is not None and begun() else None
 
 

@@ -19,11 +19,17 @@ class StreamSpans:
     def __init__(self, device: torch.device, stream: Any) -> None:
         self._device = device
         self._stream = stream
-        self._pieces: list[tuple[str, dict[str, int], Any, Any]] = []  # name, arguments, the events before and behind
+        self._pieces: list[
+            tuple[str, dict[str, int], Any, Any]
+        ] = []  # name, arguments, the events before and behind
 
     def span(self, name: str, **arguments: int) -> AbstractContextManager[None]:
         """Record how long the stream takes for what it is asked for meanwhile. Where no timeline is recorded it gets no event."""
-        return timeline.NOTHING if timeline.recording is None else self._between_events(name, arguments)
+        return (
+            timeline.NOTHING
+            if timeline.recording is None
+            else self._between_events(name, arguments)
+        )
 
     @contextmanager
     def _between_events(self, name: str, arguments: dict[str, int]) -> Iterator[None]:

@@ -17,7 +17,9 @@ from .pixels import ImageBackend, image_of, owned
 
 
 class Tensor2MatParams(Params):
-    data_format: Literal["nchw", "nhwc"] = Field("nchw", description="Order of a four-dimensional tensor's axes.")
+    data_format: Literal["nchw", "nhwc"] = Field(
+        "nchw", description="Order of a four-dimensional tensor's axes."
+    )
 
 
 class Tensor2Mat(Backend):
@@ -41,7 +43,9 @@ class Tensor2Mat(Backend):
     def _image(self, tensor: Any) -> NDArray[Any]:
         if isinstance(tensor, np.ndarray) and tensor.ndim == 4:
             if tensor.shape[0] != 1:
-                raise InvalidInput(f"Tensor2Mat: expected a tensor of one image, its first dimension 1, got shape {tensor.shape}")
+                raise InvalidInput(
+                    f"Tensor2Mat: expected a tensor of one image, its first dimension 1, got shape {tensor.shape}"
+                )
             tensor = tensor[0] if self.data_format == "nhwc" else tensor[0].transpose(1, 2, 0)
         return owned(image_of(tensor, "Tensor2Mat"))
 
@@ -57,7 +61,9 @@ class FloatMat(ImageBackend):
 
 
 class SaveMatParams(Params):
-    save_dir: str = Field(description="Directory for the files; must exist. Beside the pipeline's file, else in the working directory.")
+    save_dir: str = Field(
+        description="Directory for the files; must exist. Beside the pipeline's file, else in the working directory."
+    )
 
 
 class SaveMat(ImageBackend):
@@ -76,10 +82,14 @@ class SaveMat(ImageBackend):
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
         if image.shape[2] not in (1, 3, 4):
-            raise InvalidInput(f"SaveMat: expected an image of 1, 3 or 4 channels, got shape {image.shape}")
+            raise InvalidInput(
+                f"SaveMat: expected an image of 1, 3 or 4 channels, got shape {image.shape}"
+            )
         swapped = item.get("color") == "rgb" and image.shape[2] == 3
         extension = ".tiff" if image.dtype == np.float32 else ".png"
-        _, encoded = cv2.imencode(extension, cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if swapped else image)
+        _, encoded = cv2.imencode(
+            extension, cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if swapped else image
+        )
         self.files.write(encoded.tobytes(), extension)
         return owned(image)
 
@@ -91,4 +101,6 @@ def _numpy(data: Any) -> Any:
     try:
         return data.detach().cpu().numpy()
     except (AttributeError, RuntimeError, TypeError) as error:  # bfloat16, sparse, or no tensor
-        raise InvalidInput(f"Tensor2Mat: expected a dense tensor of dtype uint8, uint16 or float32, got {data!r:.100}: {error}") from error
+        raise InvalidInput(
+            f"Tensor2Mat: expected a dense tensor of dtype uint8, uint16 or float32, got {data!r:.100}: {error}"
+        ) from error

@@ -28,7 +28,9 @@ class CropMat(ImageBackend):
     """
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
-        x1, y1, x2, y2 = whole_box(numbers(item, "_box", 4, "CropMat"), image.shape[1], image.shape[0], "CropMat")
+        x1, y1, x2, y2 = whole_box(
+            numbers(item, "_box", 4, "CropMat"), image.shape[1], image.shape[0], "CropMat"
+        )
         return image[y1:y2, x1:x2].copy()
 
 
@@ -36,9 +38,15 @@ class CropResizeMatParams(Params):
     resize_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
     resize_w: int = Field(ge=1, le=MAX_SIDE, description="Width of the result in pixels.")
     enlarge_ratio: float = Field(
-        0.0, ge=0, le=100, description="The box grows on each side by this share of its size, as far as the image goes."
+        0.0,
+        ge=0,
+        le=100,
+        description="The box grows on each side by this share of its size, as far as the image goes.",
     )
-    relative: bool = Field(False, description="Whether `_box` is in shares of the image's size (as torchpipe's); false: in pixels.")
+    relative: bool = Field(
+        False,
+        description="Whether `_box` is in shares of the image's size (as torchpipe's); false: in pixels.",
+    )
 
 
 class CropResizeMat(ImageBackend):
@@ -107,9 +115,18 @@ class PerspectiveTransformMat(ImageBackend):
         matrix = cv2.getPerspectiveTransform(points.astype(np.float32), target)
         result = np.empty((height, width, image.shape[2]), image.dtype)
         try:
-            cv2.warpPerspective(image, matrix, (width, height), dst=result, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            cv2.warpPerspective(
+                image,
+                matrix,
+                (width, height),
+                dst=result,
+                flags=cv2.INTER_LINEAR,
+                borderMode=cv2.BORDER_REPLICATE,
+            )
         except cv2.error as error:  # OpenCV 4: an image with a side above 32767
-            raise InvalidInput(f"PerspectiveTransformMat: OpenCV can't transform an image of shape {image.shape}: {error.err}") from error
+            raise InvalidInput(
+                f"PerspectiveTransformMat: OpenCV can't transform an image of shape {image.shape}: {error.err}"
+            ) from error
         return result
 
 
@@ -130,11 +147,15 @@ def numbers(item: Item, key: str, count: int, backend: str) -> NDArray[np.float6
     except (TypeError, ValueError):
         found = np.empty(0)
     if len(found) != count or not np.isfinite(found).all():
-        raise InvalidInput(f"{backend}: {key} is {item[key]!r:.200}: expected {expected}, finite numbers")
+        raise InvalidInput(
+            f"{backend}: {key} is {item[key]!r:.200}: expected {expected}, finite numbers"
+        )
     return found
 
 
-def whole_box(box: NDArray[np.float64], width: int, height: int, backend: str) -> tuple[int, int, int, int]:
+def whole_box(
+    box: NDArray[np.float64], width: int, height: int, backend: str
+) -> tuple[int, int, int, int]:
     """The box in whole pixels. Raises InvalidInput where it is not within the image."""
     x1, y1, x2, y2 = (int(value) for value in box)
     if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):

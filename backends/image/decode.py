@@ -55,8 +55,14 @@ def file_bytes(data: Any, backend: str) -> bytes:
         return bytes(data)
     if isinstance(data, np.ndarray) and data.ndim == 1 and data.dtype == np.uint8:
         return data.tobytes()
-    found = f"a {data.dtype} array of shape {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
-    raise TypeError(f"{backend}: data must be bytes, bytearray, memoryview or a one-dimensional uint8 array, not {found}")
+    found = (
+        f"a {data.dtype} array of shape {data.shape}"
+        if isinstance(data, np.ndarray)
+        else type(data).__name__
+    )
+    raise TypeError(
+        f"{backend}: data must be bytes, bytearray, memoryview or a one-dimensional uint8 array, not {found}"
+    )
 
 
 def checked_header(encoded: bytes, max_pixels: int) -> ImageFile.ImageFile:
@@ -66,11 +72,15 @@ def checked_header(encoded: bytes, max_pixels: int) -> ImageFile.ImageFile:
     name = header.format or "image"
     width, height = header.size
     if width * height > max_pixels:
-        raise TooLarge(f"the {name} header promises {width}x{height} pixels, more than the {max_pixels} allowed")
+        raise TooLarge(
+            f"the {name} header promises {width}x{height} pixels, more than the {max_pixels} allowed"
+        )
     mark = END_MARKS.get(name)
     # Searched behind the header only: an EXIF thumbnail is a JPEG with an end of its own.
     if mark is not None and encoded.rfind(mark, header.fp.tell() if header.fp else 0) < 0:
-        raise InvalidInput(f"the {name} file is truncated: it has no end mark ({len(encoded)} bytes)")
+        raise InvalidInput(
+            f"the {name} file is truncated: it has no end mark ({len(encoded)} bytes)"
+        )
     return header
 
 
@@ -85,7 +95,9 @@ def decode_pixels(encoded: bytes, header: ImageFile.ImageFile) -> NDArray[np.uin
     if pixels is not None:
         return np.ascontiguousarray(pixels, np.uint8)
     if name in OPENCV_HAS_THE_LAST_WORD:
-        raise InvalidInput(f"the {name} file is truncated or damaged ({width}x{height} pixels promised, {len(encoded)} bytes given)")
+        raise InvalidInput(
+            f"the {name} file is truncated or damaged ({width}x{height} pixels promised, {len(encoded)} bytes given)"
+        )
     with _pillow_says():
         return _decode_with_pillow(header)
 
@@ -113,12 +125,16 @@ def _read_header(encoded: bytes) -> ImageFile.ImageFile:
             return factory(io.BytesIO(encoded), "")
         except (SyntaxError, IndexError, TypeError, KeyError, EOFError, struct.error):
             continue  # these mean "not mine", as in Image.open
-    raise InvalidInput(f"not an image file that can be read ({len(encoded)} bytes, beginning with {prefix!r})")
+    raise InvalidInput(
+        f"not an image file that can be read ({len(encoded)} bytes, beginning with {prefix!r})"
+    )
 
 
 def _decode_with_pillow(image: ImageFile.ImageFile) -> NDArray[np.uint8]:
     if image.mode in UNDEFINED_RANGE:
-        raise InvalidInput(f"{image.format} with pixels of mode {image.mode} has no defined range; convert it to 8 or 16 bits a channel")
+        raise InvalidInput(
+            f"{image.format} with pixels of mode {image.mode} has no defined range; convert it to 8 or 16 bits a channel"
+        )
     upright: Image.Image = ImageOps.exif_transpose(image)
     if upright.mode in WIDE_GREY:  # Pillow's convert would clip instead of scaling
         upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))

@@ -19,7 +19,9 @@ class NumberedFiles:
         self.directory: Path = context.resolve(save_dir)
         self.backend = backend
         if not self.directory.is_dir():
-            raise BackendError(f"{backend}: save_dir {self.directory} is no directory that exists: create it first")
+            raise BackendError(
+                f"{backend}: save_dir {self.directory} is no directory that exists: create it first"
+            )
         self._prefix = f"{context.node or 'image'}_{context.instance}"
         self._written = 0
         logger.warning("%s: every image that passes is written to %s", backend, self.directory)
@@ -29,7 +31,9 @@ class NumberedFiles:
         try:
             self._write(content, extension)
         except OSError as error:
-            raise BackendError(f"{self.backend}: can't write to {self.directory}: {error}") from error
+            raise BackendError(
+                f"{self.backend}: can't write to {self.directory}: {error}"
+            ) from error
 
     def _write(self, content: bytes, extension: str) -> None:
         while True:

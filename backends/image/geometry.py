@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-def fit(width: int, height: int, max_width: int, max_height: int, *, up: bool = False) -> tuple[int, int]:
+def fit(
+    width: int, height: int, max_width: int, max_height: int, *, up: bool = False
+) -> tuple[int, int]:
     """The largest (width, height) of the same aspect ratio within the bounds, at least 1×1.
 
     One side meets its bound; the other is rounded to the nearest pixel (`up`: upwards). Enlarges too. In whole numbers, so that
@@ -27,7 +29,9 @@ def width_at(width: int, height: int, new_height: int, max_width: int, align: in
 
 
 def _divide(numerator: int, denominator: int, most: int, *, up: bool) -> int:
-    quotient = -(-numerator // denominator) if up else (2 * numerator + denominator) // (2 * denominator)
+    quotient = (
+        -(-numerator // denominator) if up else (2 * numerator + denominator) // (2 * denominator)
+    )
     return min(max(quotient, 1), most)
 
 

@@ -33,7 +33,9 @@ CONVERSIONS = {
 
 class DecodeMatParams(Params):
     max_pixels: int = Field(
-        100_000_000, ge=1, description="Most pixels that an image's header may promise; above it the item is refused, undecoded."
+        100_000_000,
+        ge=1,
+        description="Most pixels that an image's header may promise; above it the item is refused, undecoded.",
     )
 
 
@@ -122,7 +124,10 @@ class ResizeMat(Backend):
 
 class Mat2TensorParams(Params):
     data_format: Literal["nchw", "nhwc"] = Field("nchw", description="Order of the tensor's axes.")
-    device: str | int = Field("cpu", description="Accepted from torchpipe's files: the result is NumPy, and the engine moves it.")
+    device: str | int = Field(
+        "cpu",
+        description="Accepted from torchpipe's files: the result is NumPy, and the engine moves it.",
+    )
 
 
 class Mat2Tensor(Backend):

@@ -16,7 +16,9 @@ from ..params import as_numbers
 from .geometry import InverseTransform, fit, width_at
 from .pixels import MAX_SIDE, ImageBackend
 
-PadValue = Annotated[tuple[FiniteFloat, ...], BeforeValidator(as_numbers), Field(min_length=1, max_length=4)]
+PadValue = Annotated[
+    tuple[FiniteFloat, ...], BeforeValidator(as_numbers), Field(min_length=1, max_length=4)
+]
 PAD_VALUE = "Value of the padding: one number, or one for each channel; rounded and clipped to the image's dtype."
 
 
@@ -25,7 +27,13 @@ class Padded(ImageBackend):
 
     pad_value: tuple[float, ...]
 
-    def place(self, image: NDArray[Any], size: tuple[int, int], canvas: tuple[int, int], corner: tuple[int, int]) -> NDArray[Any]:
+    def place(
+        self,
+        image: NDArray[Any],
+        size: tuple[int, int],
+        canvas: tuple[int, int],
+        corner: tuple[int, int],
+    ) -> NDArray[Any]:
         """The image resized to `size` with its upper left at `corner`, in a new image of the size `canvas`; all (x, y)."""
         channels = image.shape[2]
         if len(self.pad_value) not in (1, channels):
@@ -38,8 +46,15 @@ class Padded(ImageBackend):
             value = np.clip(np.rint(value), 0, np.iinfo(image.dtype).max)
         (width, height), (left, top) = size, corner
         padded = np.empty((canvas[1], canvas[0], channels), image.dtype)
-        padded[...] = value if len(set(self.pad_value)) > 1 else value[0]  # a scalar fills fifty times as fast
-        cv2.resize(image, size, dst=padded[top : top + height, left : left + width], interpolation=cv2.INTER_LINEAR)
+        padded[...] = (
+            value if len(set(self.pad_value)) > 1 else value[0]
+        )  # a scalar fills fifty times as fast
+        cv2.resize(
+            image,
+            size,
+            dst=padded[top : top + height, left : left + width],
+            interpolation=cv2.INTER_LINEAR,
+        )
         return padded
 
 
@@ -87,7 +102,9 @@ class ResizeCenterPadMat(ResizePadMat):
 class LetterBoxMatParams(Params):
     resize_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
     resize_w: int = Field(ge=1, le=MAX_SIDE, description="Width of the result in pixels.")
-    pad_value: PadValue = Field((0.0,), alias="pad_val", description=f"{PAD_VALUE} Also as pad_value. YOLO's is 114.")
+    pad_value: PadValue = Field(
+        (0.0,), alias="pad_val", description=f"{PAD_VALUE} Also as pad_value. YOLO's is 114."
+    )
 
 
 class LetterBoxMat(Padded):

@@ -40,13 +40,17 @@ class ImageBackend(Backend):
 def image_of(data: Any, backend: str) -> NDArray[Any]:
     """`data` if it is an image, H×W×C (H×W counts as one channel), C-contiguous. Raises InvalidInput otherwise."""
     if not isinstance(data, np.ndarray):
-        raise InvalidInput(f"{backend}: data must be an image as a NumPy array of shape HxWxC, not {type(data).__name__}")
+        raise InvalidInput(
+            f"{backend}: data must be an image as a NumPy array of shape HxWxC, not {type(data).__name__}"
+        )
     if data.dtype.name not in PIXEL_TYPES or data.ndim not in (2, 3) or 0 in data.shape:
         raise InvalidInput(
             f"{backend}: expected an image of shape HxWxC and dtype uint8, uint16 or float32, got shape {data.shape}, dtype {data.dtype}"
         )
     if data.ndim == 3 and data.shape[2] > MAX_CHANNELS:
-        raise InvalidInput(f"{backend}: expected an image of at most {MAX_CHANNELS} channels, got shape {data.shape}")
+        raise InvalidInput(
+            f"{backend}: expected an image of at most {MAX_CHANNELS} channels, got shape {data.shape}"
+        )
     if not data.dtype.isnative:  # OpenCV reads the machine's byte order only
         data = data.astype(data.dtype.newbyteorder("="))
     # ... and any stride but a negative one.
@@ -69,11 +73,15 @@ def owned(image: NDArray[Any]) -> NDArray[Any]:
 def side(item: Item, key: str, backend: str, least: int = 1) -> int:
     """A length in pixels that the item asks for. Raises InvalidInput where it is absent or out of range."""
     if key not in item:
-        raise InvalidInput(f"{backend}: the item has no {key}: expected a whole number from {least} to {MAX_SIDE}")
+        raise InvalidInput(
+            f"{backend}: the item has no {key}: expected a whole number from {least} to {MAX_SIDE}"
+        )
     try:
         found = operator.index(item[key])
     except TypeError:
         found = -1
     if not least <= found <= MAX_SIDE:
-        raise InvalidInput(f"{backend}: {key} is {item[key]!r}: expected a whole number from {least} to {MAX_SIDE}")
+        raise InvalidInput(
+            f"{backend}: {key} is {item[key]!r}: expected a whole number from {least} to {MAX_SIDE}"
+        )
     return found

@@ -17,7 +17,11 @@ from .pixels import MAX_SIDE, ImageBackend, resized, side
 
 
 class DynamicResizeMatParams(Params):
-    max_pixels: int = Field(100_000_000, ge=1, description="Most pixels (height times width) that a request may ask for.")
+    max_pixels: int = Field(
+        100_000_000,
+        ge=1,
+        description="Most pixels (height times width) that a request may ask for.",
+    )
 
 
 class DynamicResizeMat(ImageBackend):
@@ -34,9 +38,14 @@ class DynamicResizeMat(ImageBackend):
         self.max_pixels = params.max_pixels
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
-        height, width = side(item, "resize_h", "DynamicResizeMat"), side(item, "resize_w", "DynamicResizeMat")
+        height, width = (
+            side(item, "resize_h", "DynamicResizeMat"),
+            side(item, "resize_w", "DynamicResizeMat"),
+        )
         if height * width > self.max_pixels:
-            raise TooLarge(f"DynamicResizeMat: {width}x{height} pixels are asked for, more than the {self.max_pixels} allowed")
+            raise TooLarge(
+                f"DynamicResizeMat: {width}x{height} pixels are asked for, more than the {self.max_pixels} allowed"
+            )
         return resized(image, width, height)
 
 
@@ -68,7 +77,12 @@ class FixRatioResizeMat(ImageBackend):
 class AlignMatParams(Params):
     resize_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
     max_w: int = Field(ge=1, le=MAX_SIDE, description="Greatest width of the result in pixels.")
-    align: int = Field(32, ge=1, le=MAX_SIDE, description="The width is rounded up to a multiple of it, unless that passes max_w.")
+    align: int = Field(
+        32,
+        ge=1,
+        le=MAX_SIDE,
+        description="The width is rounded up to a multiple of it, unless that passes max_w.",
+    )
 
 
 class AlignMat(ImageBackend):
@@ -127,7 +141,9 @@ class PillowResizeMat(ImageBackend):
             for channel in range(channels):
                 result[:, :, channel] = self._resize(image[:, :, channel])
         elif image.dtype == np.uint8 and channels <= 4:
-            result[...] = self._resize(image if channels > 1 else image[:, :, 0]).reshape(result.shape)
+            result[...] = self._resize(image if channels > 1 else image[:, :, 0]).reshape(
+                result.shape
+            )
         else:
             raise InvalidInput(
                 f"PillowResizeMat: expected uint8 with 1 to 4 channels, or float32, got shape {image.shape}, dtype {image.dtype}"

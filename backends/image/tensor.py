@@ -25,7 +25,9 @@ class TensorParams(Params):
     keyword_only: ClassVar[frozenset[str]] = Params.keyword_only | {"device_id"}
 
     device_id: int | None = Field(
-        None, ge=0, description="The GPU, by number; not given: the node's `device`, else the first GPU, else the CPU."
+        None,
+        ge=0,
+        description="The GPU, by number; not given: the node's `device`, else the first GPU, else the CPU.",
     )
 
 
@@ -48,7 +50,9 @@ class TensorBackend(Backend):
         except ModuleNotFoundError as error:
             if error.name != "torch":
                 raise
-            raise BackendError(f"{name} needs extra torch, which is not installed here: pip install 'penstock[torch]'") from error
+            raise BackendError(
+                f"{name} needs extra torch, which is not installed here: pip install 'penstock[torch]'"
+            ) from error
         wanted = context.device if params.device_id is None else str(params.device_id)
         self._half = DeviceHalf(choose_device(wanted), f"node {context.node!r}: {name}")
         self.device = str(self._half.device) if self._half.on_gpu else ""
@@ -79,7 +83,9 @@ class TensorBackend(Backend):
 
         values = data if isinstance(data, list | tuple) else [data]
         if not values:
-            raise InvalidInput(f"{type(self).__name__}: expected a tensor or a list of them, got an empty list")
+            raise InvalidInput(
+                f"{type(self).__name__}: expected a tensor or a list of them, got an empty list"
+            )
         return [tensor_of(value, type(self).__name__) for value in values]
 
 
@@ -121,7 +127,9 @@ class ImageTensorBackend(TensorBackend):
     def _image_of(self, item: Item) -> torch.Tensor:
         from .tensor_ops import image_of
 
-        return image_of(item["data"], is_nhwc(item, type(self).__name__), self._half.device, type(self).__name__)
+        return image_of(
+            item["data"], is_nhwc(item, type(self).__name__), self._half.device, type(self).__name__
+        )
 
     def ordered(self, image: torch.Tensor, item: Item) -> torch.Tensor:
         from .tensor_ops import owned
@@ -137,7 +145,12 @@ class ImageTensorBackend(TensorBackend):
             except InvalidInput as error:
                 item["error"] = error
                 continue
-            key: Hashable = (image.shape[1:], image.dtype, item.get("data_format"), *(item.get(name) for name in self.reads or ()))
+            key: Hashable = (
+                image.shape[1:],
+                image.dtype,
+                item.get("data_format"),
+                *(item.get(name) for name in self.reads or ()),
+            )
             try:
                 members = groups.setdefault(key, [])
             except TypeError:  # no value for that key, which `transform` will say
@@ -164,9 +177,15 @@ class ImageTensorBackend(TensorBackend):
                 except InvalidInput as error:
                     item["error"] = error
             return
-        changed = {key: value for key, value in first.items() if key not in before or before[key] is not value}
+        changed = {
+            key: value
+            for key, value in first.items()
+            if key not in before or before[key] is not value
+        }
         ordered = images.permute(0, 2, 3, 1) if is_nhwc(first, type(self).__name__) else images
-        for (item, _), result in zip(members, separate(ordered, [len(image) for _, image in members]), strict=True):
+        for (item, _), result in zip(
+            members, separate(ordered, [len(image) for _, image in members]), strict=True
+        ):
             item.update(changed)
             item["result"] = result
 
@@ -175,5 +194,7 @@ def is_nhwc(item: Item, backend: str) -> bool:
     """Whether the item's `data_format` says that a tensor of four dimensions is N×H×W×C. Without one it is N×C×H×W."""
     data_format = item.get("data_format", "nchw")
     if data_format not in ("nchw", "nhwc"):
-        raise InvalidInput(f"{backend}: the item's data_format is {data_format!r}: expected nchw or nhwc")
+        raise InvalidInput(
+            f"{backend}: the item's data_format is {data_format!r}: expected nchw or nhwc"
+        )
     return bool(data_format == "nhwc")

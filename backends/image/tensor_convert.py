@@ -43,7 +43,9 @@ class CvtColorTensor(ImageTensorBackend):
         channels = image.shape[1]
         source = item.get("color") or ("gray" if channels == 1 else None)
         if source is None:
-            raise InvalidInput(f"CvtColorTensor: the item has no color, which says whether its {channels} channels are rgb or bgr")
+            raise InvalidInput(
+                f"CvtColorTensor: the item has no color, which says whether its {channels} channels are rgb or bgr"
+            )
         if CHANNELS.get(source) != channels:
             raise InvalidInput(
                 f"CvtColorTensor: color {source!r} does not fit an image of {channels} channels; known: {', '.join(CHANNELS)}"

@@ -30,13 +30,18 @@ class CropTensor(ImageTensorBackend):
     """
 
     def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
-        x1, y1, x2, y2 = whole_box(numbers(item, "_box", 4, "CropTensor"), image.shape[3], image.shape[2], "CropTensor")
+        x1, y1, x2, y2 = whole_box(
+            numbers(item, "_box", 4, "CropTensor"), image.shape[3], image.shape[2], "CropTensor"
+        )
         return image[:, :, y1:y2, x1:x2]
 
 
 class CopyMakeBorderTensorParams(TensorParams):
     top: int = Field(
-        0, ge=0, le=MAX_SIDE, description="Added above, in pixels; the item's `top` goes before it, and so do the other three."
+        0,
+        ge=0,
+        le=MAX_SIDE,
+        description="Added above, in pixels; the item's `top` goes before it, and so do the other three.",
     )
     bottom: int = Field(0, ge=0, le=MAX_SIDE, description="Added below, in pixels.")
     left: int = Field(0, ge=0, le=MAX_SIDE, description="Added at the left, in pixels.")
@@ -71,17 +76,33 @@ class CopyMakeBorderTensor(ImageTensorBackend):
             raise TooLarge(
                 f"CopyMakeBorderTensor: the result would have {width}x{height} pixels, more than the {self.params.max_pixels} allowed"
             )
-        return placed(image, (left, top), (width, height), fill_of(self.params.pad_value, image, "CopyMakeBorderTensor"))
+        return placed(
+            image,
+            (left, top),
+            (width, height),
+            fill_of(self.params.pad_value, image, "CopyMakeBorderTensor"),
+        )
 
 
 class WarpAffineTensorParams(TensorParams):
-    target_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels; the item's `target_h` goes before it.")
-    target_w: int = Field(ge=1, le=MAX_SIDE, description="Width of the result in pixels; the item's `target_w` goes before it.")
+    target_h: int = Field(
+        ge=1,
+        le=MAX_SIDE,
+        description="Height of the result in pixels; the item's `target_h` goes before it.",
+    )
+    target_w: int = Field(
+        ge=1,
+        le=MAX_SIDE,
+        description="Width of the result in pixels; the item's `target_w` goes before it.",
+    )
     pad_value: PadValue = Field((0.0,), description=PAD_VALUE)
     inverse: bool = Field(
-        False, description="Whether `affine_matrix` leads from the result to `data`, as that of torchpipe's PPLWarpAffineTensor."
+        False,
+        description="Whether `affine_matrix` leads from the result to `data`, as that of torchpipe's PPLWarpAffineTensor.",
     )
-    max_pixels: int = Field(100_000_000, ge=1, description="Most pixels that a request may ask for.")
+    max_pixels: int = Field(
+        100_000_000, ge=1, description="Most pixels that a request may ask for."
+    )
 
 
 class WarpAffineTensor(ImageTensorBackend):
@@ -107,9 +128,13 @@ class WarpAffineTensor(ImageTensorBackend):
         height = side(item, "target_h", name) if "target_h" in item else self.params.target_h
         width = side(item, "target_w", name) if "target_w" in item else self.params.target_w
         if height * width > self.params.max_pixels:
-            raise TooLarge(f"{name}: {width}x{height} pixels are asked for, more than the {self.params.max_pixels} allowed")
+            raise TooLarge(
+                f"{name}: {width}x{height} pixels are asked for, more than the {self.params.max_pixels} allowed"
+            )
         if max(image.shape[2:]) > MAX_SIDE:
-            raise InvalidInput(f"{name}: expected an image with no side above {MAX_SIDE}, got shape {tuple(image.shape)}")
+            raise InvalidInput(
+                f"{name}: expected an image with no side above {MAX_SIDE}, got shape {tuple(image.shape)}"
+            )
         matrix = numbers(item, "affine_matrix", 6, name).reshape(2, 3)
         if abs(np.linalg.det(matrix[:, :2])) < FLATTEST:
             raise InvalidInput(

@@ -29,14 +29,20 @@ ORIENTATION = 0x0112
 Decoder = Callable[[list[bytes]], "list[torch.Tensor]"]
 """JPEGs to tensors of 3×H×W in RGB on the GPU. Raises RuntimeError for one that it refuses."""
 
-DataFormat = Annotated[Literal["nchw", "nhwc"], BeforeValidator(lambda value: "nhwc" if value == "hwc" else value)]
+DataFormat = Annotated[
+    Literal["nchw", "nhwc"], BeforeValidator(lambda value: "nhwc" if value == "hwc" else value)
+]
 
 
 class DecodeTensorParams(TensorParams):
     color: Literal["rgb", "bgr", "gray"] = Field("rgb", description="Order of the channels.")
-    data_format: DataFormat = Field("nchw", description="Order of the tensor's axes; torchpipe's hwc is nhwc.")
+    data_format: DataFormat = Field(
+        "nchw", description="Order of the tensor's axes; torchpipe's hwc is nhwc."
+    )
     max_pixels: int = Field(
-        100_000_000, ge=1, description="Most pixels that an image's header may promise; above it the item is refused, undecoded."
+        100_000_000,
+        ge=1,
+        description="Most pixels that an image's header may promise; above it the item is refused, undecoded.",
     )
 
 
@@ -59,10 +65,18 @@ class DecodeTensor(TensorBackend):
 
     def init(self, params: DecodeTensorParams, context: Context) -> None:
         super().init(params, context)
-        self.color, self.data_format, self.max_pixels = params.color, params.data_format, params.max_pixels
+        self.color, self.data_format, self.max_pixels = (
+            params.color,
+            params.data_format,
+            params.max_pixels,
+        )
         if self._half.on_gpu:
             self.nvjpeg = find_nvjpeg(self._half.device)
-            logger.info("node %r: DecodeTensor: JPEGs are decoded by %s", context.node, "nvJPEG" if self.nvjpeg else "the CPU")
+            logger.info(
+                "node %r: DecodeTensor: JPEGs are decoded by %s",
+                context.node,
+                "nvJPEG" if self.nvjpeg else "the CPU",
+            )
         if self.nvjpeg is None:
             self.max = 1
 
@@ -79,7 +93,11 @@ class DecodeTensor(TensorBackend):
                         self._decode_here(item, encoded, header)
                 except InvalidInput as error:
                     item["error"] = error
-            images = refused_as_none(self.nvjpeg, [encoded for _, encoded, _ in given]) if self.nvjpeg is not None and given else []
+            images = (
+                refused_as_none(self.nvjpeg, [encoded for _, encoded, _ in given])
+                if self.nvjpeg is not None and given
+                else []
+            )
             alike: dict[torch.Size, list[tuple[Item, torch.Tensor]]] = {}
             for (item, encoded, header), image in zip(given, images, strict=True):
                 if image is not None:
@@ -97,7 +115,9 @@ class DecodeTensor(TensorBackend):
         from .tensor_ops import from_pixels
 
         pixels = decode_pixels(encoded, header)
-        item["result"] = from_pixels(pixels, self.color, self.data_format == "nhwc").to(self._half.device)
+        item["result"] = from_pixels(pixels, self.color, self.data_format == "nhwc").to(
+            self._half.device
+        )
         item["color"], item["data_format"] = self.color, self.data_format
 
     def _answer(self, members: list[tuple[Item, torch.Tensor]]) -> None:
@@ -107,7 +127,9 @@ class DecodeTensor(TensorBackend):
         from .tensor_ops import converted, separate
 
         images = converted(torch.stack([image for _, image in members]), "rgb", self.color)
-        results = separate(images.permute(0, 2, 3, 1) if self.data_format == "nhwc" else images, [1] * len(members))
+        results = separate(
+            images.permute(0, 2, 3, 1) if self.data_format == "nhwc" else images, [1] * len(members)
+        )
         for (item, _), result in zip(members, results, strict=True):
             item["result"] = result
             item["color"], item["data_format"] = self.color, self.data_format
@@ -115,7 +137,11 @@ class DecodeTensor(TensorBackend):
 
 def suits_nvjpeg(header: ImageFile.ImageFile) -> bool:
     """Whether nvJPEG would decode it as OpenCV does: it turns nothing, reads no CMYK, and takes three channels for YCbCr."""
-    if header.format not in ("JPEG", "MPO") or header.mode not in ("RGB", "L") or header.info.get("adobe_transform") == 0:
+    if (
+        header.format not in ("JPEG", "MPO")
+        or header.mode not in ("RGB", "L")
+        or header.info.get("adobe_transform") == 0
+    ):
         return False
     try:
         return header.getexif().get(ORIENTATION, 1) not in range(2, 9)
@@ -130,7 +156,9 @@ def refused_as_none(decoder: Decoder, files: list[bytes]) -> list[torch.Tensor |
     try:
         return list(decoder(files))
     except RuntimeError as error:
-        if isinstance(error, (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", ()))) or "CUDA error" in str(error):
+        if isinstance(
+            error, (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", ()))
+        ) or "CUDA error" in str(error):
             raise
         if len(files) > 1:  # it does not say which
             return [refused_as_none(decoder, [file])[0] for file in files]
@@ -152,7 +180,9 @@ def find_nvjpeg(device: torch.device) -> Decoder | None:
             images: list[torch.Tensor] = io.decode_jpeg(encoded, mode=rgb, device=device)
             return images
 
-        decode([cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes()])  # shows whether it works, and loads it
+        decode(
+            [cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes()]
+        )  # shows whether it works, and loads it
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         logger.info("no nvJPEG: %s: %s", type(error).__name__, error)
         return None

@@ -15,7 +15,9 @@ from .tensor import TensorBackend, TensorParams
 
 
 class SaveTensorParams(TensorParams):
-    save_dir: str = Field(description="Directory for the files; must exist. Beside the pipeline's file, else in the working directory.")
+    save_dir: str = Field(
+        description="Directory for the files; must exist. Beside the pipeline's file, else in the working directory."
+    )
 
 
 class SaveTensor(TensorBackend):
@@ -71,14 +73,20 @@ class LoadTensor(TensorBackend):
         except MemoryError:
             raise
         except Exception as error:  # pickle's, zipfile's and torch's many
-            raise BackendError(f"LoadTensor: {path} can't be read: {type(error).__name__}: {error}") from error
+            raise BackendError(
+                f"LoadTensor: {path} can't be read: {type(error).__name__}: {error}"
+            ) from error
         self.values = list(loaded) if isinstance(loaded, list | tuple) else [loaded]
         self.single = isinstance(loaded, torch.Tensor)
         if not self.values or not all(isinstance(value, torch.Tensor) for value in self.values):
-            raise BackendError(f"LoadTensor: {path} holds a {type(loaded).__name__}: expected a tensor or a list of them")
+            raise BackendError(
+                f"LoadTensor: {path} holds a {type(loaded).__name__}: expected a tensor or a list of them"
+            )
 
     def answer(self, item: Item) -> Any:
         import torch
 
-        copies = [value.detach().clone(memory_format=torch.contiguous_format) for value in self.values]
+        copies = [
+            value.detach().clone(memory_format=torch.contiguous_format) for value in self.values
+        ]
         return copies[0] if self.single else copies

@@ -29,7 +29,11 @@ LUMA = (9798, 19235, 3735)
 
 def tensor_of(value: Any, backend: str) -> torch.Tensor:
     """The value as a tensor, without a copy where an array's memory can be shared. Raises InvalidInput for what is none."""
-    if isinstance(value, np.ndarray) and value.dtype.kind in "buif" and not (value.flags.c_contiguous and value.flags.owndata):
+    if (
+        isinstance(value, np.ndarray)
+        and value.dtype.kind in "buif"
+        and not (value.flags.c_contiguous and value.flags.owndata)
+    ):
         value = np.array(value, order="C")  # a view would keep its base alive
     tensor = as_tensor(value, backend)
     return tensor.detach() if tensor.requires_grad else tensor
@@ -44,14 +48,20 @@ def image_of(value: Any, nhwc: bool, device: torch.device, backend: str) -> torc
     shape = tuple(tensor.shape)
     if tensor.dtype not in PIXEL_TYPES or tensor.ndim not in (2, 3, 4) or 0 in shape:
         expected = f"an image of shape {'NxHxWxC' if nhwc else 'NxCxHxW'} and dtype uint8, float16, bfloat16 or float32"
-        raise InvalidInput(f"{backend}: expected {expected}, got shape {shape}, dtype {str(tensor.dtype).removeprefix('torch.')}")
+        raise InvalidInput(
+            f"{backend}: expected {expected}, got shape {shape}, dtype {str(tensor.dtype).removeprefix('torch.')}"
+        )
     if tensor.ndim < 4:
-        image = tensor.view(1, 1, *shape) if tensor.ndim == 2 else tensor.permute(2, 0, 1).unsqueeze(0)
+        image = (
+            tensor.view(1, 1, *shape) if tensor.ndim == 2 else tensor.permute(2, 0, 1).unsqueeze(0)
+        )
     else:
         image = tensor.permute(0, 3, 1, 2) if nhwc else tensor
     if image.shape[1] > MAX_CHANNELS:
         layout = "HxWxC" if tensor.ndim == 3 else "NxHxWxC" if nhwc else "NxCxHxW"
-        raise InvalidInput(f"{backend}: shape {shape}, read as {layout}, has more than {MAX_CHANNELS} channels: is it another layout?")
+        raise InvalidInput(
+            f"{backend}: shape {shape}, read as {layout}, has more than {MAX_CHANNELS} channels: is it another layout?"
+        )
     return image if image.device == device else image.to(device)
 
 
@@ -59,7 +69,11 @@ def owned(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself, or a contiguous copy of a view: what leaves a backend keeps no larger tensor alive."""
     if not tensor.is_contiguous():
         return tensor.contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size() else tensor.clone()
+    return (
+        tensor
+        if tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        else tensor.clone()
+    )
 
 
 def separate(images: torch.Tensor, rows: list[int]) -> Sequence[torch.Tensor]:
@@ -74,11 +88,17 @@ def from_pixels(image: NDArray[np.uint8], color: str, nhwc: bool) -> torch.Tenso
     height, width, _ = image.shape
     if color == "gray":
         grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-        return torch.from_numpy(grey.reshape(1, height, width, 1) if nhwc else grey.reshape(1, 1, height, width))
+        return torch.from_numpy(
+            grey.reshape(1, height, width, 1) if nhwc else grey.reshape(1, 1, height, width)
+        )
     if nhwc:
-        return torch.from_numpy((cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if color == "rgb" else image)[np.newaxis])
+        return torch.from_numpy(
+            (cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if color == "rgb" else image)[np.newaxis]
+        )
     planes = np.empty((1, 3, height, width), np.uint8)
-    cv2.split(image, [planes[0, channel] for channel in ((2, 1, 0) if color == "rgb" else (0, 1, 2))])
+    cv2.split(
+        image, [planes[0, channel] for channel in ((2, 1, 0) if color == "rgb" else (0, 1, 2))]
+    )
     return torch.from_numpy(planes)
 
 
@@ -124,10 +144,21 @@ def resized(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 def interpolated(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """`resized` by torch. Whole numbers are rounded, at most 1 from OpenCV's, which computes in 11 bits."""
-    return as_type(functional.interpolate(image.float(), (height, width), mode="bilinear", align_corners=False), image.dtype)
+    return as_type(
+        functional.interpolate(
+            image.float(), (height, width), mode="bilinear", align_corners=False
+        ),
+        image.dtype,
+    )
 
 
-def warped(image: torch.Tensor, inverse: NDArray[np.float64], height: int, width: int, fill: Sequence[float]) -> torch.Tensor:
+def warped(
+    image: torch.Tensor,
+    inverse: NDArray[np.float64],
+    height: int,
+    width: int,
+    fill: Sequence[float],
+) -> torch.Tensor:
     """An affine transformation by `inverse`, 2×3: (x, y) of the result to (x, y) of the image, pixel centres at whole numbers, as
     `cv2.warpAffine` with WARP_INVERSE_MAP. Bilinear; beyond the image is `fill`, a number a channel.
     """
@@ -137,12 +168,26 @@ def warped(image: torch.Tensor, inverse: NDArray[np.float64], height: int, width
     def warp(plane: NDArray[Any], result: NDArray[Any], channel: int) -> None:
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         value = fill[channel]
-        cv2.warpAffine(plane, inverse, (width, height), dst=result, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=value)
+        cv2.warpAffine(
+            plane,
+            inverse,
+            (width, height),
+            dst=result,
+            flags=flags,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=value,
+        )
 
     return _by_opencv(image, height, width, warp)
 
 
-def sampled(image: torch.Tensor, inverse: NDArray[np.float64], height: int, width: int, fill: Sequence[float]) -> torch.Tensor:
+def sampled(
+    image: torch.Tensor,
+    inverse: NDArray[np.float64],
+    height: int,
+    width: int,
+    fill: Sequence[float],
+) -> torch.Tensor:
     """`warped` by torch."""
     count, _, old_height, old_width = image.shape
     x = torch.arange(width, dtype=torch.float32, device=image.device)
@@ -150,12 +195,20 @@ def sampled(image: torch.Tensor, inverse: NDArray[np.float64], height: int, widt
     (xx, xy, x0), (yx, yy, y0) = inverse.tolist()
     # to grid_sample's coordinates: -1 and 1 are the outer edges of the image, whose pixels' centres lie half a pixel within
     places = torch.stack(
-        [(xx * x + xy * y + x0 + 0.5) * (2 / old_width) - 1, (yx * x + yy * y + y0 + 0.5) * (2 / old_height) - 1],
+        [
+            (xx * x + xy * y + x0 + 0.5) * (2 / old_width) - 1,
+            (yx * x + yy * y + y0 + 0.5) * (2 / old_height) - 1,
+        ],
         dim=-1,
     )
     values = torch.tensor(fill, dtype=torch.float32, device=image.device).view(1, -1, 1, 1)
     # grid_sample fills with 0: what is to be filled with is made 0
-    result = functional.grid_sample(image.float() - values, places.expand(count, -1, -1, -1), padding_mode="zeros", align_corners=False)
+    result = functional.grid_sample(
+        image.float() - values,
+        places.expand(count, -1, -1, -1),
+        padding_mode="zeros",
+        align_corners=False,
+    )
     return as_type(result + values, image.dtype)
 
 
@@ -175,21 +228,34 @@ def fill_of(pad_value: Sequence[float], image: torch.Tensor, backend: str) -> li
             f"{backend}: pad_value has {len(pad_value)} numbers, and the image {channels} channel(s): expected one number, or as many as "
             f"channels"
         )
-    values = [float(min(max(round(value), 0), 255)) for value in pad_value] if image.dtype == torch.uint8 else list(pad_value)
+    values = (
+        [float(min(max(round(value), 0), 255)) for value in pad_value]
+        if image.dtype == torch.uint8
+        else list(pad_value)
+    )
     return values * channels if len(values) == 1 else values
 
 
-def placed(image: torch.Tensor, corner: tuple[int, int], canvas: tuple[int, int], fill: Sequence[float]) -> torch.Tensor:
+def placed(
+    image: torch.Tensor, corner: tuple[int, int], canvas: tuple[int, int], fill: Sequence[float]
+) -> torch.Tensor:
     """The image with its upper left at `corner` of a new one of the size `canvas`, both (x, y), filled with a value a channel."""
     count, channels, height, width = image.shape
     left, top = corner
     value = image.new_tensor(fill).view(1, -1, 1, 1)
-    result = value.expand(count, channels, canvas[1], canvas[0]).clone(memory_format=torch.contiguous_format)
+    result = value.expand(count, channels, canvas[1], canvas[0]).clone(
+        memory_format=torch.contiguous_format
+    )
     result[:, :, top : top + height, left : left + width] = image
     return result
 
 
-def _by_opencv(image: torch.Tensor, height: int, width: int, change: Callable[[NDArray[Any], NDArray[Any], int], None]) -> torch.Tensor:
+def _by_opencv(
+    image: torch.Tensor,
+    height: int,
+    width: int,
+    change: Callable[[NDArray[Any], NDArray[Any], int], None],
+) -> torch.Tensor:
     """`change(plane, result, channel)` for each plane of an image on the CPU, into memory of the result's own."""
     native = image if image.dtype in (torch.uint8, torch.float32) else image.float()
     planes = native.contiguous().numpy()

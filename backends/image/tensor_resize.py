@@ -46,7 +46,11 @@ class ResizeTensor(ImageTensorBackend):
 
 
 class DynamicResizeTensorParams(TensorParams):
-    max_pixels: int = Field(100_000_000, ge=1, description="Most pixels (height times width) that a request may ask for.")
+    max_pixels: int = Field(
+        100_000_000,
+        ge=1,
+        description="Most pixels (height times width) that a request may ask for.",
+    )
 
 
 class DynamicResizeTensor(ImageTensorBackend):
@@ -67,9 +71,14 @@ class DynamicResizeTensor(ImageTensorBackend):
     def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
         from .tensor_ops import resized
 
-        height, width = side(item, "resize_h", "DynamicResizeTensor"), side(item, "resize_w", "DynamicResizeTensor")
+        height, width = (
+            side(item, "resize_h", "DynamicResizeTensor"),
+            side(item, "resize_w", "DynamicResizeTensor"),
+        )
         if height * width > self.max_pixels:
-            raise TooLarge(f"DynamicResizeTensor: {width}x{height} pixels are asked for, more than the {self.max_pixels} allowed")
+            raise TooLarge(
+                f"DynamicResizeTensor: {width}x{height} pixels are asked for, more than the {self.max_pixels} allowed"
+            )
         return resized(image, height, width)
 
 

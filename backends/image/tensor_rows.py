@@ -43,8 +43,13 @@ class CatTensor(TensorBackend):
         parts = [tensor.to(self._half.device) for tensor in self.tensors(item["data"])]
         kinds = {(tuple(part.shape[1:]), part.dtype) for part in parts}
         if len(kinds) > 1 or not all(part.ndim for part in parts):
-            found = ", ".join(f"{tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}" for part in parts[:8])
-            raise InvalidInput(f"CatTensor: expected tensors of one dtype and of one shape but for the first axis, got {found}")
+            found = ", ".join(
+                f"{tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}"
+                for part in parts[:8]
+            )
+            raise InvalidInput(
+                f"CatTensor: expected tensors of one dtype and of one shape but for the first axis, got {found}"
+            )
         result = owned(parts[0]) if len(parts) == 1 else torch.cat(parts)
         item["request_size"] = rows_of(result, "CatTensor")
         return result
@@ -89,12 +94,16 @@ class ArgMaxTensor(TensorBackend):
     def answer(self, item: Item) -> torch.Tensor:
         (tensor,) = self.tensors([item["data"]])
         if not tensor.ndim or 0 in tensor.shape or tensor.is_complex():
-            raise InvalidInput(f"ArgMaxTensor: expected numbers of shape NxK, got {tensor.dtype} of shape {tuple(tensor.shape)}")
+            raise InvalidInput(
+                f"ArgMaxTensor: expected numbers of shape NxK, got {tensor.dtype} of shape {tuple(tensor.shape)}"
+            )
         return tensor.to(self._half.device).argmax(-1)
 
 
 def rows_of(tensor: torch.Tensor, backend: str) -> int:
     """The length of the first axis. Raises InvalidInput where there is none, or nothing on it."""
     if not tensor.ndim or not len(tensor):
-        raise InvalidInput(f"{backend}: expected a tensor with rows, its first axis, got shape {tuple(tensor.shape)}")
+        raise InvalidInput(
+            f"{backend}: expected a tensor with rows, its first axis, got shape {tuple(tensor.shape)}"
+        )
     return len(tensor)

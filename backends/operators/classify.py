@@ -15,14 +15,23 @@ from ..item import Item
 
 
 class SoftmaxArgMaxParams(Params):
-    labels: str | None = Field(None, description="File with a label a line, in the order of the classes; beside the pipeline's file.")
-    top_k: int = Field(1, ge=1, description="How many of the best classes `top` lists; 1: no `top`.")
-    softmax: bool = Field(True, description="Whether data are logits; false: they are probabilities already.")
+    labels: str | None = Field(
+        None,
+        description="File with a label a line, in the order of the classes; beside the pipeline's file.",
+    )
+    top_k: int = Field(
+        1, ge=1, description="How many of the best classes `top` lists; 1: no `top`."
+    )
+    softmax: bool = Field(
+        True, description="Whether data are logits; false: they are probabilities already."
+    )
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
     """A label a line. Raises OSError and UnicodeDecodeError."""
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines())
+    return tuple(
+        line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    )
 
 
 class SoftmaxArgMaxTensor(Backend):
@@ -47,7 +56,9 @@ class SoftmaxArgMaxTensor(Backend):
             try:
                 self.labels = read_labels(path)
             except (OSError, UnicodeDecodeError) as error:
-                raise BackendError(f"SoftmaxArgMaxTensor: the labels {path} can't be read: {error}") from error
+                raise BackendError(
+                    f"SoftmaxArgMaxTensor: the labels {path} can't be read: {error}"
+                ) from error
             self.labels_path = path
 
     def forward(self, batch: list[Item]) -> None:
@@ -69,7 +80,9 @@ class SoftmaxArgMaxTensor(Backend):
         scores = np.array([row for _, row in found], np.float64)
         finite: list[bool] = np.isfinite(scores).all(axis=1).tolist()  # type: ignore[assignment]
         if not all(finite):
-            error = InvalidInput("SoftmaxArgMaxTensor: the scores are not finite (NaN or infinite): no class is the best")
+            error = InvalidInput(
+                "SoftmaxArgMaxTensor: the scores are not finite (NaN or infinite): no class is the best"
+            )
             if alone:
                 raise error
             for (item, _), right in zip(found, finite, strict=True):
@@ -82,8 +95,13 @@ class SoftmaxArgMaxTensor(Backend):
         if self.softmax:
             scores = softmax(scores)
         classes, values = best(scores, self.top_k)
-        for (item, _), indices, chances in zip(found, classes.tolist(), values.tolist(), strict=True):
-            ranked = [self._describe(index, chance) for index, chance in zip(indices, chances, strict=True)]
+        for (item, _), indices, chances in zip(
+            found, classes.tolist(), values.tolist(), strict=True
+        ):
+            ranked = [
+                self._describe(index, chance)
+                for index, chance in zip(indices, chances, strict=True)
+            ]
             item["result"] = indices[0]
             item.update(ranked[0])
             if self.top_k > 1:
@@ -98,10 +116,18 @@ class SoftmaxArgMaxTensor(Backend):
     def _scores(self, data: Any) -> NDArray[Any]:
         """One row of scores."""
         if not hasattr(data, "__array__"):
-            raise InvalidInput(f"SoftmaxArgMaxTensor: expected an array of shape 1xK or K, got {type(data).__name__}")
+            raise InvalidInput(
+                f"SoftmaxArgMaxTensor: expected an array of shape 1xK or K, got {type(data).__name__}"
+            )
         array = np.asarray(on_host(data))
-        if array.dtype.kind not in "fiu" or array.size == 0 or array.shape not in ((1, array.size), (array.size,)):
-            raise InvalidInput(f"SoftmaxArgMaxTensor: expected numbers of shape 1xK or K, got {array.dtype} of shape {array.shape}")
+        if (
+            array.dtype.kind not in "fiu"
+            or array.size == 0
+            or array.shape not in ((1, array.size), (array.size,))
+        ):
+            raise InvalidInput(
+                f"SoftmaxArgMaxTensor: expected numbers of shape 1xK or K, got {array.dtype} of shape {array.shape}"
+            )
         if self.labels is not None and len(self.labels) != array.size:
             raise BackendError(
                 f"SoftmaxArgMaxTensor: {self.labels_path} has {len(self.labels)} labels, and the model gives {array.size} scores"
@@ -120,7 +146,11 @@ def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 def best(scores: NDArray[Any], count: int) -> tuple[NDArray[np.intp], NDArray[Any]]:
     """The `count` best classes of each row of N×K, the best first, and their scores."""
     # Stable: equal scores keep the order of the classes, as argmax does.
-    ranks = scores.argmax(1)[:, np.newaxis] if count == 1 else np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    ranks = (
+        scores.argmax(1)[:, np.newaxis]
+        if count == 1
+        else np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    )
     return ranks, np.take_along_axis(scores, ranks, 1)
 
 

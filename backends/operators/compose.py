@@ -40,10 +40,18 @@ def chain_range(members: Iterable[BatchRange]) -> BatchRange:
     batching = [member for member in members if member.max != 1]
     if not batching:
         return BatchRange(1, 1)
-    found = BatchRange(max(member.min for member in batching), min(member.max for member in batching))
+    found = BatchRange(
+        max(member.min for member in batching), min(member.max for member in batching)
+    )
     if found.min > found.max:
         ranges = ", ".join(map(str, batching))
-        raise ConfigError([Problem(f"the members of the Sequential share no batch size: their ranges are {ranges}")])
+        raise ConfigError(
+            [
+                Problem(
+                    f"the members of the Sequential share no batch size: their ranges are {ranges}"
+                )
+            ]
+        )
     return found
 
 
@@ -77,14 +85,21 @@ class Sequential(Backend):
         return chain_range(children)
 
     def init(self, params: Any, context: Context) -> None:
-        self.min, self.max = chain_range(BatchRange(child.min, child.max) for child in self.children)
+        self.min, self.max = chain_range(
+            BatchRange(child.min, child.max) for child in self.children
+        )
         filters = self.child_filters or (None,) * len(self.children)
         first, last = self.children[0].signature, self.children[-1].signature
         if first is not None or last is not None:
             batched = all(each.batched for each in (first, last) if each is not None)
             self.signature = Signature(first and first.inputs, last and last.outputs, batched)
         self._members = [
-            (child, child.forward, child.max == 1, Gate(name, type(child).__name__) if name is not None else None)
+            (
+                child,
+                child.forward,
+                child.max == 1,
+                Gate(name, type(child).__name__) if name is not None else None,
+            )
             for child, name in zip(self.children, filters, strict=True)
         ]
 
@@ -149,7 +164,9 @@ class Gate:
                 blame(error, self.label)
                 raise
             if status is Status.RUN:
-                item.pop("result", None)  # an earlier answer, or failure, must not pass for this member's
+                item.pop(
+                    "result", None
+                )  # an earlier answer, or failure, must not pass for this member's
                 item.pop("error", None)
                 running.append(item)
             if status is Status.RUN or status is Status.SKIP:
@@ -161,12 +178,18 @@ class Gate:
         if status is Status.ERROR:
             raise BackendError(f"the filter {self._name} in front of {self._member} answered Error")
         if not isinstance(status, Status):
-            raise BackendError(f"the filter {self._name} in front of {self._member} answered {status!r}, expected a penstock.Status")
+            raise BackendError(
+                f"the filter {self._name} in front of {self._member} answered {status!r}, expected a penstock.Status"
+            )
         return status
 
 
 class WrapperParams(Params):
-    device_id: int | None = Field(None, ge=0, description="accepted from torchpipe's files; the executor has its device already")
+    device_id: int | None = Field(
+        None,
+        ge=0,
+        description="accepted from torchpipe's files; the executor has its device already",
+    )
 
 
 class SyncTensor(Backend):

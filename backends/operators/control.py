@@ -41,7 +41,9 @@ def pieces(batch: list[Item], most: int, *, evenly: bool = False) -> Iterator[li
         yield piece
 
 
-def run_child(child: Backend, batch: list[Item], most: int = UNBOUNDED, *, evenly: bool = False) -> None:
+def run_child(
+    child: Backend, batch: list[Item], most: int = UNBOUNDED, *, evenly: bool = False
+) -> None:
     """Run a child in pieces that it takes, of at most `most` rows. What it raises names it; an `InvalidInput` that it raises for one
     item alone is that item's soft failure.
     """
@@ -65,7 +67,9 @@ class Around(Backend):
 
     def init(self, params: Any, context: Context) -> None:
         """The child's range is known for certain now: an engine learns its own from its model."""
-        self.min, self.max = self.declared_range(params, tuple(BatchRange(child.min, child.max) for child in self.children))
+        self.min, self.max = self.declared_range(
+            params, tuple(BatchRange(child.min, child.max) for child in self.children)
+        )
 
 
 class Parallel(Around):
@@ -83,7 +87,9 @@ class Parallel(Around):
 
 
 class MaxParams(Params):
-    max: Shapes | None = Field(None, description="the most that the child gets at once; not given: what it takes itself")
+    max: Shapes | None = Field(
+        None, description="the most that the child gets at once; not given: what it takes itself"
+    )
 
     @property
     def most(self) -> int:
@@ -99,7 +105,13 @@ class Max(Around):
     def declared_range(cls, params: MaxParams, children: tuple[BatchRange, ...]) -> BatchRange:
         (child,) = children
         if params.most < child.min:
-            raise ConfigError([Problem(f"Max: pieces of at most {params.most} are less than the child takes: it has the range {child}")])
+            raise ConfigError(
+                [
+                    Problem(
+                        f"Max: pieces of at most {params.most} are less than the child takes: it has the range {child}"
+                    )
+                ]
+            )
         return BatchRange(child.min, UNBOUNDED)
 
     def init(self, params: MaxParams, context: Context) -> None:
@@ -125,10 +137,14 @@ class Branch(Backend):
         batching = [child for child in children if child.max != 1]
         if not batching:
             return BatchRange(1, 1)
-        return BatchRange(min(child.min for child in children), min(child.max for child in batching))
+        return BatchRange(
+            min(child.min for child in children), min(child.max for child in batching)
+        )
 
     def init(self, params: Any, context: Context) -> None:
-        self.min, self.max = self.declared_range(params, tuple(BatchRange(child.min, child.max) for child in self.children))
+        self.min, self.max = self.declared_range(
+            params, tuple(BatchRange(child.min, child.max) for child in self.children)
+        )
         self._branches = (*self.children, Identity())[:2]
 
     def goes_first(self, item: Item) -> bool:
@@ -144,7 +160,11 @@ class Branch(Backend):
 
 
 class KeyParams(Params):
-    key: str = Field("key", min_length=1, description="the item's key that is looked for; its value does not matter")
+    key: str = Field(
+        "key",
+        min_length=1,
+        description="the item's key that is looked for; its value does not matter",
+    )
 
 
 class HasKey(Branch):
@@ -172,7 +192,9 @@ class NotHasKey(HasKey):
 
 
 class SleepParams(Params):
-    time: float = Field(10.0, ge=0, allow_inf_nan=False, description="how long, milliseconds an item")
+    time: float = Field(
+        10.0, ge=0, allow_inf_nan=False, description="how long, milliseconds an item"
+    )
 
 
 class Sleep(Backend):

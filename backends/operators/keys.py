@@ -25,7 +25,9 @@ def needed(item: Item, key: str, backend: Backend) -> Any:
         return item[key]
     except KeyError:
         has = ", ".join(sorted(map(str, item))) or "nothing"
-        raise BackendError(f"{type(backend).__name__} needs the key {key!r}, which the item does not have; it has {has}") from None
+        raise BackendError(
+            f"{type(backend).__name__} needs the key {key!r}, which the item does not have; it has {has}"
+        ) from None
 
 
 def pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
@@ -34,7 +36,9 @@ def pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
     for text in texts:
         left, colon, right = text.partition(":")
         if not colon or not left.strip():
-            raise ValueError(f"expected a key, a colon and what belongs to it, as in a:b, found {text!r}")
+            raise ValueError(
+                f"expected a key, a colon and what belongs to it, as in a:b, found {text!r}"
+            )
         found.append((left.strip(), right))
     return found
 
@@ -53,7 +57,9 @@ def routes(texts: Sequence[str]) -> list[tuple[str, str]]:
 def _routes(texts: tuple[str, ...]) -> tuple[str, ...]:
     for source, target in routes(texts):
         if not target:
-            raise ValueError(f"expected two keys with a colon between them, as in a:b, found {source + ':'!r}")
+            raise ValueError(
+                f"expected two keys with a colon between them, as in a:b, found {source + ':'!r}"
+            )
         if source == target:
             raise ValueError(f"{source!r} would go to itself")
     _set_once([target for _, target in routes(texts)])
@@ -122,7 +128,9 @@ class Remove(Backend):
 
 
 class AddParams(_ListParams):
-    add: Annotated[Keys, AfterValidator(_values)] = Field(description="key:text; everything behind the first colon is the text")
+    add: Annotated[Keys, AfterValidator(_values)] = Field(
+        description="key:text; everything behind the first colon is the text"
+    )
 
 
 class Add(Backend):
@@ -154,7 +162,9 @@ class AddInt(Add):
 
 
 class CopyParams(_ListParams):
-    routes: Routes = Field(alias="copy", description="from:to")  # `copy` is a method of every pydantic model
+    routes: Routes = Field(
+        alias="copy", description="from:to"
+    )  # `copy` is a method of every pydantic model
 
 
 class Copy(Backend):

@@ -23,7 +23,9 @@ from typing import Any
 
 import numpy as np
 
-_BELL = struct.Struct("<QQ")  # where the pickle begins in the sender's file (arrays stand before it), and its size
+_BELL = struct.Struct(
+    "<QQ"
+)  # where the pickle begins in the sender's file (arrays stand before it), and its size
 
 
 _MOST_VIEWS = 1024
@@ -51,7 +53,11 @@ class Channel:
         content = [array.reshape(-1).view(np.uint8).data for array in parcel.arrays if array.nbytes]
         start = sum(map(len, content))
         size = len(head) + sum(map(len, parcel.chunks))
-        _copy(os.pwritev, self._outbox, [*content, memoryview(head), *[memoryview(chunk) for chunk in parcel.chunks]])
+        _copy(
+            os.pwritev,
+            self._outbox,
+            [*content, memoryview(head), *[memoryview(chunk) for chunk in parcel.chunks]],
+        )
         try:
             self.bell.sendall(_BELL.pack(start, size), socket.MSG_NOSIGNAL)
         except OSError as error:
@@ -62,7 +68,11 @@ class Channel:
         start, size = _BELL.unpack(self._ring())
         reader = _Reader(self._inbox, start, start + size)
         arrays = [np.empty(shape, dtype) for dtype, shape in pickle.Unpickler(reader).load()]
-        _copy(os.preadv, self._inbox, [array.reshape(-1).view(np.uint8).data for array in arrays if array.nbytes])
+        _copy(
+            os.preadv,
+            self._inbox,
+            [array.reshape(-1).view(np.uint8).data for array in arrays if array.nbytes],
+        )
         return _Unpickler(reader, arrays).load()
 
     def _ring(self) -> bytes:
@@ -103,8 +113,15 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         # NumPy's own way would make views of a buffer of arrays that own their memory, and copy what is not contiguous twice.
         if type(obj) is np.ndarray and not obj.dtype.hasobject:
-            return _array, (self._parcel.add(obj if obj.flags.c_contiguous else np.array(obj, order="C")),)
-        if type(obj).__module__ == "torch" and type(obj).__name__ == "Tensor" and obj.is_cpu and not obj.is_sparse:
+            return _array, (
+                self._parcel.add(obj if obj.flags.c_contiguous else np.array(obj, order="C")),
+            )
+        if (
+            type(obj).__module__ == "torch"
+            and type(obj).__name__ == "Tensor"
+            and obj.is_cpu
+            and not obj.is_sparse
+        ):
             # Torch's own way would send the whole storage of which the tensor may be a small view.
             return _tensor, (_bytes_of(obj), obj.dtype, tuple(obj.shape))
         return NotImplemented
@@ -120,7 +137,9 @@ class _Unpickler(pickle.Unpickler):
             return self._arrays.__getitem__
         if module == "__main__":
             # Each side has a __main__ of its own: at best the name is missing there.
-            raise pickle.UnpicklingError(f"{name} is defined in __main__, which no other process can import: put it into a module")
+            raise pickle.UnpicklingError(
+                f"{name} is defined in __main__, which no other process can import: put it into a module"
+            )
         return super().find_class(module, name)
 
 
@@ -132,14 +151,26 @@ def _array(number: int) -> np.ndarray:
 def _bytes_of(tensor: Any) -> np.ndarray:
     import torch
 
-    found: np.ndarray = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
+    found: np.ndarray = (
+        tensor.detach()
+        .resolve_conj()
+        .resolve_neg()
+        .contiguous()
+        .reshape(-1)
+        .view(torch.uint8)
+        .numpy()
+    )
     return found
 
 
 def _tensor(content: np.ndarray, dtype: Any, shape: tuple[int, ...]) -> Any:
     import torch
 
-    return torch.from_numpy(content).view(dtype).reshape(shape) if content.size else torch.empty(shape, dtype=dtype)
+    return (
+        torch.from_numpy(content).view(dtype).reshape(shape)
+        if content.size
+        else torch.empty(shape, dtype=dtype)
+    )
 
 
 class _Reader:
@@ -165,7 +196,12 @@ class _Reader:
         return len(view)
 
 
-def _copy(call: Callable[[int, list[memoryview], int], int], file: int, views: list[memoryview], place: int = 0) -> None:
+def _copy(
+    call: Callable[[int, list[memoryview], int], int],
+    file: int,
+    views: list[memoryview],
+    place: int = 0,
+) -> None:
     """`pwritev` from, or `preadv` into, all views in order. Raises EOFError where the file ends before."""
     views = [view for view in views if view]
     while views:

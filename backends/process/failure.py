@@ -24,14 +24,26 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException, backend: str = "") -> Failure:
-        known = next(base for base in type(error).__mro__ if _known(base.__name__) is base and not issubclass(base, BaseExceptionGroup))
+        known = next(
+            base
+            for base in type(error).__mro__
+            if _known(base.__name__) is base and not issubclass(base, BaseExceptionGroup)
+        )
         try:
             text = str(error)
         except Exception:
             text = "(its message can't be shown)"
         # A soft failure is the client's: nobody reads where it was raised.
-        lines = "" if isinstance(error, InvalidInput) else "".join(traceback.format_exception(error))
-        return cls(known.__name__, type(error).__name__, text, lines, getattr(error, "penstock_backend", backend))
+        lines = (
+            "" if isinstance(error, InvalidInput) else "".join(traceback.format_exception(error))
+        )
+        return cls(
+            known.__name__,
+            type(error).__name__,
+            text,
+            lines,
+            getattr(error, "penstock_backend", backend),
+        )
 
     def rebuild(self, where: str) -> Exception:
         """An exception of the same name, text and kind. The remote traceback is a note, which logs show and messages don't."""

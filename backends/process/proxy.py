@@ -29,7 +29,13 @@ logger = logging.getLogger("penstock.process")
 CLOSE_TIMEOUT = 5.0
 """Seconds that a child has to close its backend in; then it is killed."""
 
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
+_THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "OPENCV_FOR_THREADS_NUM",
+)
 """One each, unless the environment says otherwise: `instance_num` says how many processors the node is worth."""
 
 
@@ -111,7 +117,9 @@ class ProcessBackend(Backend):
             answer: list[Change] | Failure = child.channel.receive()
         except PeerGoneError:
             raise self._died(self._replace(child)) from None
-        except Exception as error:  # what can't be pickled, there or back: named by the backend, not by its proxy
+        except (
+            Exception
+        ) as error:  # what can't be pickled, there or back: named by the backend, not by its proxy
             self._name(error)
             raise
         if isinstance(answer, Failure):
@@ -144,7 +152,9 @@ class ProcessBackend(Backend):
         if self._killed:  # while it was being made
             child.kill()
         level = logging.getLogger("penstock").getEffectiveLevel()
-        order = Order(Part.of(self.spec), context, name, level, {"PYTHONPATH": os.environ.get("PYTHONPATH")})
+        order = Order(
+            Part.of(self.spec), context, name, level, {"PYTHONPATH": os.environ.get("PYTHONPATH")}
+        )
         try:
             child.channel.send(order)
             answer: Loaded | Failure = child.channel.receive()
@@ -161,12 +171,20 @@ class ProcessBackend(Backend):
         self._child = None
         if not self._killed:
             place = {"pipeline": self._context.pipeline, "node": self._context.node}
-            logger.error("node %s: %s %s; it is started again", self._context.node, child.name, why, extra=place)
+            logger.error(
+                "node %s: %s %s; it is started again",
+                self._context.node,
+                child.name,
+                why,
+                extra=place,
+            )
             self.on_restart()
             try:
                 self._start()
             except Exception as error:
-                raise RestartError(f"{child.name} {why}, and can't be started again: {type(error).__name__}: {error}") from error
+                raise RestartError(
+                    f"{child.name} {why}, and can't be started again: {type(error).__name__}: {error}"
+                ) from error
             self.ready = True
         return f"{child.name} {why}"
 
@@ -210,7 +228,9 @@ class Child:
         self.channel = Channel(ours, inbox, outbox)
         self.pid = self._process.pid
         self.name = f"process {self.pid}"
-        self._watch = threading.Thread(target=self._wait, name=f"{name} waits for {self.name}", daemon=True)
+        self._watch = threading.Thread(
+            target=self._wait, name=f"{name} waits for {self.name}", daemon=True
+        )
         self._watch.start()
 
     def kill(self) -> None:

@@ -43,9 +43,15 @@ class Part:
     def spec(self, context: Context) -> Spec:
         """Finds and imports the classes. Raises ConfigError, and pydantic's error where parameters don't survive the way."""
         name = self.name
-        cls: type[Backend] = adapt(name, load(name, context.directory)) if ":" in name else find_backend(name)
-        params = self.params if cls.parameters is None else cls.parameters.model_validate(self.params)
-        return Spec(name, cls, params, tuple(child.spec(context) for child in self.children), self.filter)
+        cls: type[Backend] = (
+            adapt(name, load(name, context.directory)) if ":" in name else find_backend(name)
+        )
+        params = (
+            self.params if cls.parameters is None else cls.parameters.model_validate(self.params)
+        )
+        return Spec(
+            name, cls, params, tuple(child.spec(context) for child in self.children), self.filter
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,11 @@ class Change(NamedTuple):
     @classmethod
     def between(cls, before: Item, after: Item) -> Change:
         """Arrays and simple values that are still the same objects stay where they are; a list or dict may have changed inside."""
-        found = {key: value for key, value in after.items() if not (key in before and value is before[key] and isinstance(value, _KEPT))}
+        found = {
+            key: value
+            for key, value in after.items()
+            if not (key in before and value is before[key] and isinstance(value, _KEPT))
+        }
         if isinstance(error := found.get("error"), BaseException):
             found["error"] = Failure.of(error)
         return cls([key for key in before if key not in after], found)

@@ -38,14 +38,18 @@ def main(arguments: list[str]) -> None:
     die_with(parent)
     keep_memory()
     os.nice(_NICE)
-    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # a group in the background of a terminal that is set `tostop` may write, too
+    signal.signal(
+        signal.SIGTTOU, signal.SIG_IGN
+    )  # a group in the background of a terminal that is set `tostop` may write, too
     for number in (signal.SIGINT, signal.SIGTERM):
         # Sent to a terminal's or a service's whole group: the parent drains first, then closes us. A handler that does nothing,
         # since SIG_IGN would be inherited by whatever the backend starts.
         signal.signal(number, lambda *_: None)
     faulthandler.enable()  # a crash in native code says where
     for descriptor in descriptors:
-        os.set_inheritable(descriptor, False)  # what the backend starts must not keep the socket open
+        os.set_inheritable(
+            descriptor, False
+        )  # what the backend starts must not keep the socket open
     bell, outbox, inbox = descriptors
     with socket.socket(fileno=bell) as connection:
         serve(Channel(connection, outbox, inbox))
@@ -80,7 +84,9 @@ def answer(channel: Channel, backend: Backend) -> None:
         items: list[Item] = channel.receive()
         before = [item.copy() for item in items]
         backend.forward(list(items))
-        found: list[Change] | Failure = [Change.between(*pair) for pair in zip(before, items, strict=True)]
+        found: list[Change] | Failure = [
+            Change.between(*pair) for pair in zip(before, items, strict=True)
+        ]
     except PeerGoneError:
         raise
     except Exception as error:

@@ -24,7 +24,11 @@ def split() -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64], ND
     digits = load_digits()
     images = np.clip(np.round(digits.images * (255 / 16)), 0, 255).astype(np.uint8)
     train_images, test_images, train_labels, test_labels = train_test_split(
-        images, digits.target.astype(np.int64), test_size=HELD_OUT, random_state=SEED, stratify=digits.target
+        images,
+        digits.target.astype(np.int64),
+        test_size=HELD_OUT,
+        random_state=SEED,
+        stratify=digits.target,
     )
     return train_images, test_images, train_labels, test_labels
 

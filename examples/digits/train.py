@@ -77,7 +77,9 @@ def train() -> Net:
         network.train()
         inputs, targets = normalise(augment(images, random)), torch.from_numpy(labels)
         for chosen in torch.randperm(len(inputs)).split(BATCH):
-            loss = nn.functional.cross_entropy(network(inputs[chosen]), targets[chosen], label_smoothing=0.05)
+            loss = nn.functional.cross_entropy(
+                network(inputs[chosen]), targets[chosen], label_smoothing=0.05
+            )
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -105,10 +107,14 @@ def main() -> None:
             opset_version=17,
             dynamo=False,
         )
-    (HERE / "labels.txt").write_text("zero one two three four five six seven eight nine".replace(" ", "\n") + "\n")
+    (HERE / "labels.txt").write_text(
+        "zero one two three four five six seven eight nine".replace(" ", "\n") + "\n"
+    )
     _, held_out, _, labels = split()
     (HERE / "digit.png").write_bytes(encode(held_out[list(labels).index(3)], "PNG"))
-    print(f"wrote digits.onnx ({(HERE / 'digits.onnx').stat().st_size / 1000:.0f} kB), labels.txt, digit.png")
+    print(
+        f"wrote digits.onnx ({(HERE / 'digits.onnx').stat().st_size / 1000:.0f} kB), labels.txt, digit.png"
+    )
 
 
 if __name__ == "__main__":

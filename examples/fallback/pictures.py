@@ -25,7 +25,11 @@ def eighth(encoded: bytes) -> NDArray[np.uint8]:
         raise InvalidInput(f"no JPEG file: {error}") from error
     if min(width, height) < SHORTEST_SIDE or width * height > MAX_PIXELS:
         raise InvalidInput(f"a JPEG file of {width}x{height} pixels")
-    pixels: Any = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_REDUCED_COLOR_8) if encoded.endswith(b"\xff\xd9") else None
+    pixels: Any = (
+        cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_REDUCED_COLOR_8)
+        if encoded.endswith(b"\xff\xd9")
+        else None
+    )
     if pixels is None:
         raise InvalidInput("the JPEG file is damaged, or there is something behind it")
     return pixels

@@ -22,11 +22,17 @@ class Boxes:
 
     def forward(self, batch: list[dict[str, Any]]) -> None:
         for item in batch:
-            grey = cv2.GaussianBlur(cv2.cvtColor(item["data"], cv2.COLOR_BGR2GRAY), (0, 0), 1.5)  # or the noise would have contours
+            grey = cv2.GaussianBlur(
+                cv2.cvtColor(item["data"], cv2.COLOR_BGR2GRAY), (0, 0), 1.5
+            )  # or the noise would have contours
             ink = cv2.subtract(np.full_like(grey, np.median(grey)), grey)
-            digits = cv2.morphologyEx((ink > FAINTEST).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 1), np.uint8))
+            digits = cv2.morphologyEx(
+                (ink > FAINTEST).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 1), np.uint8)
+            )
             contours, _ = cv2.findContours(digits, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
             found = [cv2.boundingRect(contour) for contour in contours]
-            item["_box"] = [[x, y, x + width, y + height] for x, y, width, height in found if height >= SMALLEST]
+            item["_box"] = [
+                [x, y, x + width, y + height] for x, y, width, height in found if height >= SMALLEST
+            ]
             item["color"] = "gray"
             item["result"] = ink[:, :, np.newaxis]

@@ -28,7 +28,9 @@ Digits = tuple[NDArray[np.uint8], NDArray[np.int64]]
 @cache
 def digits() -> tuple[Digits, Digits]:
     """Those to train on and those held out."""
-    train, held_out, train_labels, labels = runpy.run_path(str(Path(__file__).parents[1] / "digits" / "data.py"))["split"]()
+    train, held_out, train_labels, labels = runpy.run_path(
+        str(Path(__file__).parents[1] / "digits" / "data.py")
+    )["split"]()
     return (train, train_labels), (held_out, labels)
 
 
@@ -36,7 +38,10 @@ def page(number: int, *, held_out: bool = True) -> tuple[bytes, str, list[list[i
     """A page as a PNG file, its text (2 to 5 lines of 4 to 10 digits, joined by newlines) and each digit's box, [x1, y1, x2, y2]."""
     random = np.random.default_rng(number)
     images, labels = digits()[held_out]
-    lines = [random.integers(len(labels), size=random.integers(4, 11)) for _ in range(random.integers(2, 6))]
+    lines = [
+        random.integers(len(labels), size=random.integers(4, 11))
+        for _ in range(random.integers(2, 6))
+    ]
     boxes: list[list[int]] = []
     ink = np.zeros((40 + 48 * len(lines), 400), np.float32)
     for row, line in enumerate(lines):
@@ -60,12 +65,20 @@ def blank(number: int) -> bytes:
 def _written(digit: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.float32]:
     """The digit 20 to 28 pixels high, leaning, without its empty columns; ink from 0 to 1."""
     size = int(random.integers(20, 29))
-    large: Any = cv2.resize(np.pad(digit, 2).astype(np.float32) / 255, (size * 12 // 8,) * 2, interpolation=cv2.INTER_CUBIC)
+    large: Any = cv2.resize(
+        np.pad(digit, 2).astype(np.float32) / 255,
+        (size * 12 // 8,) * 2,
+        interpolation=cv2.INTER_CUBIC,
+    )
     middle = (large.shape[1] / 2 - 0.5, large.shape[0] / 2 - 0.5)
-    turned = cv2.warpAffine(large, cv2.getRotationMatrix2D(middle, random.uniform(-ANGLE, ANGLE), 1), large.shape[::-1])
+    turned = cv2.warpAffine(
+        large, cv2.getRotationMatrix2D(middle, random.uniform(-ANGLE, ANGLE), 1), large.shape[::-1]
+    )
     inked = np.clip(turned, 0, 1)
     columns, rows = (np.flatnonzero(inked.max(axis=axis) > 0.05) for axis in (0, 1))
-    return np.ascontiguousarray(inked[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], np.float32)
+    return np.ascontiguousarray(
+        inked[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], np.float32
+    )
 
 
 def _file(ink: NDArray[np.float32], random: np.random.Generator) -> bytes:

@@ -13,7 +13,9 @@ class Text:
         for item in batch:
             digits, boxes = item["data"], item["boxes"]
             found = lines(boxes)
-            item["result"] = "\n".join("".join(str(digits[index]) for index in line) for line in found)
+            item["result"] = "\n".join(
+                "".join(str(digits[index]) for index in line) for line in found
+            )
             item["boxes"] = [boxes[index] for line in found for index in line]
 
 

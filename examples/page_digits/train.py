@@ -57,15 +57,23 @@ def cut_out(pages: range, *, held_out: bool) -> tuple[NDArray[np.uint8], NDArray
     """What the pipeline's classifier gets of these pages: n×1×16×16, and the digits."""
     crops: list[NDArray[np.uint8]] = []
     labels: list[int] = []
-    with penstock.pipe({"backend": "S[CropMat,ResizeCenterPadMat,Mat2Tensor]", "max_h": SIZE, "max_w": SIZE}) as crop:
+    with penstock.pipe(
+        {"backend": "S[CropMat,ResizeCenterPadMat,Mat2Tensor]", "max_h": SIZE, "max_w": SIZE}
+    ) as crop:
         for number in pages:
             file, text, _ = page(number, held_out=held_out)
-            item: dict[str, Any] = {"data": cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)}
+            item: dict[str, Any] = {
+                "data": cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)
+            }
             Boxes().forward([item])
             found = lines(item["_box"])
             if [len(line) for line in found] != [len(line) for line in text.split("\n")]:
                 continue  # a digit in two pieces, or two that touch: which is which is not known
-            parts = [{"data": item["result"], "_box": item["_box"][index]} for line in found for index in line]
+            parts = [
+                {"data": item["result"], "_box": item["_box"][index]}
+                for line in found
+                for index in line
+            ]
             crop(parts)
             crops += [part["result"] for part in parts]
             labels += [int(digit) for digit in text if digit != "\n"]
@@ -82,10 +90,14 @@ def train() -> Net:
     inputs = normalise(inputs.numpy())
     network = Net()
     optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=EPOCHS * (len(inputs) // BATCH + 1))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, 3e-3, total_steps=EPOCHS * (len(inputs) // BATCH + 1)
+    )
     for epoch in range(EPOCHS):
         for chosen in torch.randperm(len(inputs)).split(BATCH):
-            loss = nn.functional.cross_entropy(network(inputs[chosen]), targets[chosen], label_smoothing=0.05)
+            loss = nn.functional.cross_entropy(
+                network(inputs[chosen]), targets[chosen], label_smoothing=0.05
+            )
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -114,7 +126,9 @@ def main() -> None:
             dynamo=False,
         )
     (HERE / "page.png").write_bytes(page(1)[0])
-    print(f"wrote page_digits.onnx ({(HERE / 'page_digits.onnx').stat().st_size / 1000:.0f} kB), page.png")
+    print(
+        f"wrote page_digits.onnx ({(HERE / 'page_digits.onnx').stat().st_size / 1000:.0f} kB), page.png"
+    )
 
 
 if __name__ == "__main__":

@@ -66,7 +66,9 @@ def shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
 class ResNet(nn.Module):
     """Names follow torchvision's state_dict, so that its weights load."""
 
-    def __init__(self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, int, int, int]) -> None:
+    def __init__(
+        self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, int, int, int]
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -128,9 +130,13 @@ def export(network: nn.Module, path: Path, size: int = 224) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write ResNet-18 or ResNet-50 to ONNX.")
     parser.add_argument("name", nargs="?", default="resnet18", choices=["resnet18", "resnet50"])
-    parser.add_argument("--weights", type=Path, help="state_dict with torchvision's names: .pth or .safetensors")
+    parser.add_argument(
+        "--weights", type=Path, help="state_dict with torchvision's names: .pth or .safetensors"
+    )
     parser.add_argument("--output", type=Path, help="default: NAME.onnx beside this script")
-    parser.add_argument("--seed", type=int, default=0, help="for the weights where --weights is not given")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="for the weights where --weights is not given"
+    )
     arguments = parser.parse_args()
     output = arguments.output or Path(__file__).with_name(f"{arguments.name}.onnx")
     export(build(arguments.name, arguments.weights, arguments.seed), output)

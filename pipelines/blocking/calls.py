@@ -37,7 +37,9 @@ class Part:
 
     def __init__(self, call: Call, caller_item: MutableMapping[str, Any]) -> None:
         self.caller_item = caller_item
-        self.item: Item = dict(caller_item)  # the caller may do with its own what it likes from here on
+        self.item: Item = dict(
+            caller_item
+        )  # the caller may do with its own what it likes from here on
         self.item.pop("event", None)
         self.answer: Item | None = None
         self.ended = False
@@ -71,10 +73,25 @@ class Part:
 class Call:
     """One call with one item or several: all are answered, or the first failure is everybody's."""
 
-    __slots__ = ("ended", "error", "keeps", "lock", "missing", "parts", "priority", "runner", "timeout")
+    __slots__ = (
+        "ended",
+        "error",
+        "keeps",
+        "lock",
+        "missing",
+        "parts",
+        "priority",
+        "runner",
+        "timeout",
+    )
 
     def __init__(
-        self, runner: Runner, items: Sequence[MutableMapping[str, Any]], timeout: float | None, priority: int | None, keeps: object
+        self,
+        runner: Runner,
+        items: Sequence[MutableMapping[str, Any]],
+        timeout: float | None,
+        priority: int | None,
+        keeps: object,
     ) -> None:
         self.runner = runner
         self.timeout = timeout
@@ -133,7 +150,10 @@ class Call:
             try:
                 raise self.error
             finally:
-                del self, parts  # else the error's traceback and the call hold one another, and the image
+                del (
+                    self,
+                    parts,
+                )  # else the error's traceback and the call hold one another, and the image
         for part in parts:
             answer = part.answer
             if answer is not None:
@@ -180,7 +200,9 @@ class Event:
         """
         call = self._call
         if call is None:
-            raise RuntimeError("no call was made with this Event: put it into an item as item['event'] and call the pipe first")
+            raise RuntimeError(
+                "no call was made with this Event: put it into an item as item['event'] and call the pipe first"
+            )
         if not call.ended:
             call.runner.check_may_wait()
         call.runner.wait_for(call)
@@ -204,10 +226,14 @@ def items_of(given: Any) -> Sequence[MutableMapping[str, Any]]:
     if type(given) is dict or isinstance(given, MutableMapping):
         return (given,)
     if not isinstance(given, (list, tuple)):
-        raise TypeError(f"a call takes a dict with 'data', or a list of such; got {type(given).__name__}")
+        raise TypeError(
+            f"a call takes a dict with 'data', or a list of such; got {type(given).__name__}"
+        )
     for item in given:
         if not isinstance(item, MutableMapping):
-            raise TypeError(f"a call takes a dict with 'data', or a list of such; the list holds a {type(item).__name__}")
+            raise TypeError(
+                f"a call takes a dict with 'data', or a list of such; the list holds a {type(item).__name__}"
+            )
     if len({id(item) for item in given}) != len(given):
         raise ValueError("the same dict is in the list twice: each answer needs a dict of its own")
     return given
@@ -222,6 +248,8 @@ def event_of(items: Sequence[MutableMapping[str, Any]]) -> Event | None:
             if not isinstance(event, Event):
                 raise TypeError(f"'event' holds a penstock.Event, got {type(event).__name__}")
             if found is not None:
-                raise ValueError("a list is one call and takes one Event, in one of its items; there are several")
+                raise ValueError(
+                    "a list is one call and takes one Event, in one of its items; there are several"
+                )
             found = event
     return found

@@ -46,8 +46,12 @@ class LoopThread:
         self._drain_due = False
         self._closing: asyncio.Future[float] = self.loop.create_future()
         self._started: Future[None] = Future()
-        self._context = contextvars.Context()  # empty: nothing on the loop inherits a caller's variables
-        self._thread = threading.Thread(target=self._main, name=f"penstock:{pipeline.name}", daemon=True)
+        self._context = (
+            contextvars.Context()
+        )  # empty: nothing on the loop inherits a caller's variables
+        self._thread = threading.Thread(
+            target=self._main, name=f"penstock:{pipeline.name}", daemon=True
+        )
 
     # from any thread
 
@@ -81,8 +85,14 @@ class LoopThread:
                 call.lock.acquire()
             finally:
                 executor.waits_for = None
-        if self.exiting and call.error is not None and threading.current_thread() is not threading.main_thread():
-            time.sleep(EXIT_SECONDS)  # a daemon thread: it ends with the process now, and need not print a traceback before
+        if (
+            self.exiting
+            and call.error is not None
+            and threading.current_thread() is not threading.main_thread()
+        ):
+            time.sleep(
+                EXIT_SECONDS
+            )  # a daemon thread: it ends with the process now, and need not print a traceback before
 
     def abandon(self, call: Call) -> None:
         self._ask(call.abandon)
@@ -119,7 +129,11 @@ class LoopThread:
             if node in found.pipeline.nodes:
                 return True
             executors = [executor for each in found.pipeline.nodes for executor in each.executors]
-            waiting += [other for executor in executors if isinstance(other := executor.waits_for, LoopThread) and other not in seen]
+            waiting += [
+                other
+                for executor in executors
+                if isinstance(other := executor.waits_for, LoopThread) and other not in seen
+            ]
         return False
 
     def stop(self, timeout: float) -> None:
@@ -137,7 +151,9 @@ class LoopThread:
     def _ask(self, function: Any, *args: Any) -> None:
         try:
             self.loop.call_soon_threadsafe(function, *args, context=self._context)
-        except RuntimeError:  # the loop is closed; what it would have answered is answered by `_refuse_all`
+        except (
+            RuntimeError
+        ):  # the loop is closed; what it would have answered is answered by `_refuse_all`
             logger.debug("pipe %s: the loop is closed", self.pipeline.name)
 
     def _exit(self) -> None:
@@ -188,14 +204,18 @@ class LoopThread:
         try:
             await starting
         except asyncio.CancelledError:
-            self._started.set_exception(NotReady(f"pipeline {pipeline.name!r} was closed while it loaded"))
+            self._started.set_exception(
+                NotReady(f"pipeline {pipeline.name!r} was closed while it loaded")
+            )
             return
         except BaseException as error:  # handed on to who made the pipe
             self._started.set_exception(error)
             return
         self._started.set_result(None)
         timeout = await self._closing
-        pipeline.refuse_queued(f"pipeline {pipeline.name!r} was closed while the request was queued")
+        pipeline.refuse_queued(
+            f"pipeline {pipeline.name!r} was closed while the request was queued"
+        )
         await pipeline.close(timeout)
 
 

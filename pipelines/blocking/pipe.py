@@ -101,7 +101,9 @@ class Pipe:
             return
         executor = getattr(current, "executor", None)
         if executor is not None and executor.owner in runner.pipeline.nodes:
-            raise RuntimeError(f"a backend of {executor.name} closes the pipe it runs in: it would wait for itself")
+            raise RuntimeError(
+                f"a backend of {executor.name} closes the pipe it runs in: it would wait for itself"
+            )
         runner.stop(timeout)
         if not runner.is_current:
             runner.join()
@@ -109,14 +111,26 @@ class Pipe:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.close()
 
     def __del__(self) -> None:
-        runner: LoopThread | None = getattr(self, "_runner", None)  # there is none where loading failed
+        runner: LoopThread | None = getattr(
+            self, "_runner", None
+        )  # there is none where loading failed
         if runner is not None and not runner.stopping and os.getpid() == runner.pid:
             runner.stop(10.0)
-            warnings.warn(f"unclosed {self!r}: call close(), or use it in a `with`", ResourceWarning, source=self, stacklevel=2)
+            warnings.warn(
+                f"unclosed {self!r}: call close(), or use it in a `with`",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
 
     def max(self) -> int:
         """The largest batch that the node of a one-node pipe runs."""
@@ -135,10 +149,14 @@ class Pipe:
         return nodes[0]
 
 
-def pipe(config: str | Path | Mapping[str, Any] | PipelineConfig, *, name: str | None = None) -> Pipe:
+def pipe(
+    config: str | Path | Mapping[str, Any] | PipelineConfig, *, name: str | None = None
+) -> Pipe:
     """Load a pipeline for use from plain threads: a TOML file, a dict of node dicts, a flat dict (one node), or an expression.
 
     Returns when it is loaded and warm. Raises `ConfigError` with every problem found, `BackendError` for a backend that can't be loaded,
     `TypeError` for another type of configuration. Makes one thread for the pipeline's event loop, besides the executors'.
     """
-    return Pipe(Pipeline(config) if isinstance(config, PipelineConfig) else Pipeline.load(config, name=name))
+    return Pipe(
+        Pipeline(config) if isinstance(config, PipelineConfig) else Pipeline.load(config, name=name)
+    )

@@ -50,7 +50,9 @@ class Composite:
 
     executes: ClassVar[bool] = False
 
-    def __init__(self, config: NodeConfig, loop: asyncio.AbstractEventLoop, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, config: NodeConfig, loop: asyncio.AbstractEventLoop, clock: Callable[[], float]
+    ) -> None:
         self.config = config
         self.name = config.name
         self.statistics = NodeStatistics()
@@ -85,7 +87,11 @@ class Composite:
         if self in inside.composites:
             inside.returns[0] += 1
         if inside.depth >= MAX_DEPTH or inside.returns[0] > MAX_RETURNS:
-            found = f"{MAX_DEPTH} deep" if inside.depth >= MAX_DEPTH else f"more than {MAX_RETURNS:,} times within one request"
+            found = (
+                f"{MAX_DEPTH} deep"
+                if inside.depth >= MAX_DEPTH
+                else f"more than {MAX_RETURNS:,} times within one request"
+            )
             reason = f"node {self.name!r}: graphs enter one another {found}; does some Python logic call itself?"
             self.end_soon(entry, batch, BackendError(reason))
             return
@@ -144,7 +150,11 @@ class Composite:
             if found is not None:  # else: another one's end has ended it
                 found[1]()
                 self.statistics.outcomes["expired"] += 1
-                entry.fail(DeadlineExceeded(f"node {self.name!r}: the deadline passed while it waited for other nodes"))
+                entry.fail(
+                    DeadlineExceeded(
+                        f"node {self.name!r}: the deadline passed while it waited for other nodes"
+                    )
+                )
         earliest = min((entry.deadline for entry in self.waiting), default=NEVER)
         if earliest < NEVER:
             self._set_timer(earliest, now)

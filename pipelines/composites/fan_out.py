@@ -61,10 +61,29 @@ class Part:
 class Parent:
     """An item that has become parts. `pieces`: what each part has in place of the item's own."""
 
-    __slots__ = ("answers", "entry", "inside", "item", "key", "lane", "left", "node", "pieces", "running", "sent")
+    __slots__ = (
+        "answers",
+        "entry",
+        "inside",
+        "item",
+        "key",
+        "lane",
+        "left",
+        "node",
+        "pieces",
+        "running",
+        "sent",
+    )
 
     def __init__(  # noqa: PLR0917
-        self, node: FanOut, entry: Entry, item: Item, key: str, pieces: Sequence[Any], inside: Inside, lane: Lane
+        self,
+        node: FanOut,
+        entry: Entry,
+        item: Item,
+        key: str,
+        pieces: Sequence[Any],
+        inside: Inside,
+        lane: Lane,
     ) -> None:
         self.node = node
         self.lane = lane
@@ -96,7 +115,12 @@ class FanOut(Composite):
     """A composite that sends parts through the graph at `entrance`; what the subclasses say is how to split and how to merge."""
 
     def __init__(
-        self, config: NodeConfig, loop: asyncio.AbstractEventLoop, clock: Callable[[], float], entrance: Entrance, start: Start
+        self,
+        config: NodeConfig,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+        entrance: Entrance,
+        start: Start,
     ) -> None:
         super().__init__(config, loop, clock)
         self.params: Any = config.groups[0].spec.params
@@ -153,7 +177,9 @@ class FanOut(Composite):
     def _check(self, item: Item, entry: Entry, pieces: Sequence[Any]) -> None:
         """Raises where the graph at the entrance could not take the parts."""
         if "data" not in item:
-            raise BackendError(f"node {self.name!r}: the item has no 'data'; its keys are {', '.join(sorted(map(str, item)))}")
+            raise BackendError(
+                f"node {self.name!r}: the item has no 'data'; its keys are {', '.join(sorted(map(str, item)))}"
+            )
         if len(pieces):
             rows = self.largest(item, entry, pieces)
             for node in self._entrance.nodes:
@@ -180,7 +206,9 @@ class FanOut(Composite):
         piece = parent.pieces[index]
         item = parent.item.copy()
         item[parent.key] = piece
-        part.run = self._start(self._entrance, item, part, parent.entry, self.set_size(item, parent.entry, piece), now)
+        part.run = self._start(
+            self._entrance, item, part, parent.entry, self.set_size(item, parent.entry, piece), now
+        )
 
     def _batch_started(self, batch: Batch) -> None:
         for entry in batch.entries:
@@ -227,7 +255,10 @@ class FanOut(Composite):
     def _fail(self, parent: Parent, error: BaseException) -> None:
         """A part failed, and with it the item; its other parts are dropped. An input that can't be read is the item's soft failure."""
         self._stop(parent)
-        self.end(parent.entry, {**parent.item, "error": error} if isinstance(error, InvalidInput) else error)
+        self.end(
+            parent.entry,
+            {**parent.item, "error": error} if isinstance(error, InvalidInput) else error,
+        )
 
     def _stop(self, parent: Parent) -> None:
         if parent.sent < len(parent.pieces):
@@ -237,7 +268,9 @@ class FanOut(Composite):
             self._forget(part)
             if run is not None:
                 run.drop()
-        if any(lane.turns for lane in self._lanes.values()):  # at the loop's next turn: this may be inside a walk through what would be fed
+        if any(
+            lane.turns for lane in self._lanes.values()
+        ):  # at the loop's next turn: this may be inside a walk through what would be fed
             self._loop.call_soon(self._feed_later, context=self._context)
 
     def _feed_later(self) -> None:
@@ -267,7 +300,9 @@ class MapReduceNode(FanOut):
 
     def split(self, item: Item) -> tuple[str, Sequence[Any]]:
         key = self.params.split
-        return key, list(self.elements(item, key))  # now, so that what fails here is this item's failure
+        return key, list(
+            self.elements(item, key)
+        )  # now, so that what fails here is this item's failure
 
     def largest(self, item: Item, entry: Entry, pieces: Sequence[Any]) -> int:
         return 1
@@ -284,14 +319,18 @@ class MapReduceNode(FanOut):
         value = item[key]
         if not isinstance(value, (list, tuple)) and not getattr(value, "shape", ()):
             kind = type(value).__name__
-            raise BackendError(f"node {self.name!r}: it splits {key!r}, which is {kind}; expected a list, a tuple or an array")
+            raise BackendError(
+                f"node {self.name!r}: it splits {key!r}, which is {kind}; expected a list, a tuple or an array"
+            )
         return value  # type: ignore[no-any-return]
 
     def merge(self, item: Item, answers: list[Item]) -> Item:
         for key in self.params.merge:
             for index, answer in enumerate(answers):
                 if key not in answer:
-                    raise BackendError(f"node {self.name!r}: part {index} of {len(answers)} has no {key!r} to merge")
+                    raise BackendError(
+                        f"node {self.name!r}: part {index} of {len(answers)} has no {key!r} to merge"
+                    )
             item[key] = [answer[key] for answer in answers]
         return item
 
@@ -316,7 +355,9 @@ class CopySplitNode(MapReduceNode):
     def merge(self, item: Item, answers: list[Item]) -> Item:
         for index, answer in enumerate(answers):
             if "result" not in answer:
-                raise BackendError(f"node {self.name!r}: piece {index} of {len(answers)} has no 'result'")
+                raise BackendError(
+                    f"node {self.name!r}: piece {index} of {len(answers)} has no 'result'"
+                )
         results = [answer["result"] for answer in answers]
         item["result"] = concatenated(results)
         return item
@@ -324,7 +365,9 @@ class CopySplitNode(MapReduceNode):
 
 def concatenated(results: list[Any]) -> Any:
     """Lists and tuples one after another, arrays and tensors along their first axis; anything else as a list."""
-    if not results or not all(isinstance(result, (list, tuple)) or getattr(result, "shape", ()) for result in results):
+    if not results or not all(
+        isinstance(result, (list, tuple)) or getattr(result, "shape", ()) for result in results
+    ):
         return results
     if all(isinstance(result, (list, tuple)) for result in results):
         return [each for result in results for each in result]

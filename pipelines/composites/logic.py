@@ -47,7 +47,16 @@ class Called(asyncio.Future[Item]):
 class Caller(Protocol):
     """What a `Call` needs of its pipeline."""
 
-    def call(self, name: str, item: Any, future: Called, entry: Entry, *, timeout: float | None, priority: int | None) -> Work:
+    def call(
+        self,
+        name: str,
+        item: Any,
+        future: Called,
+        entry: Entry,
+        *,
+        timeout: float | None,
+        priority: int | None,
+    ) -> Work:
         """Start a run on behalf of `entry`. Raises what a pipeline's call raises at once, and `NotFound`."""
         ...
 
@@ -65,7 +74,9 @@ class Call:
 
     __slots__ = ("_ended", "_entry", "_inside", "_loop", "_pipeline", "_works")
 
-    def __init__(self, pipeline: Caller, entry: Entry, inside: Inside, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, pipeline: Caller, entry: Entry, inside: Inside, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self._inside = inside
         self._ended = False
         self._works: dict[Work, None] = {}  # those that have not ended
@@ -79,10 +90,22 @@ class Call:
         return self._entry.deadline
 
     @overload
-    async def __call__(self, name: str, item: Mapping[str, Any], *, timeout: float | None = None, priority: int | None = None) -> Item: ...
+    async def __call__(
+        self,
+        name: str,
+        item: Mapping[str, Any],
+        *,
+        timeout: float | None = None,
+        priority: int | None = None,
+    ) -> Item: ...
     @overload
     async def __call__(
-        self, name: str, item: Sequence[Mapping[str, Any]], *, timeout: float | None = None, priority: int | None = None
+        self,
+        name: str,
+        item: Sequence[Mapping[str, Any]],
+        *,
+        timeout: float | None = None,
+        priority: int | None = None,
     ) -> list[Item]: ...
     async def __call__(
         self,
@@ -113,7 +136,13 @@ class Call:
         parts: list[Item] | None = answer.get(PARTS)
         return answer if parts is None else parts
 
-    async def _call_many(self, name: str, items: Sequence[Mapping[str, Any]], timeout: float | None, priority: int | None) -> list[Item]:
+    async def _call_many(
+        self,
+        name: str,
+        items: Sequence[Mapping[str, Any]],
+        timeout: float | None,
+        priority: int | None,
+    ) -> list[Item]:
         works: list[Work] = []
         try:
             for item in items:
@@ -139,7 +168,9 @@ class Call:
 
     def _start(self, name: str, item: Any, timeout: float | None, priority: int | None) -> Work:
         if self._ended:
-            raise RuntimeError(f"the request has ended: its `call` can't be used any more (call({name!r}, ...))")
+            raise RuntimeError(
+                f"the request has ended: its `call` can't be used any more (call({name!r}, ...))"
+            )
         entry = self._entry
         future = Called(loop=self._loop)
         future.inside = self._inside
@@ -152,13 +183,20 @@ class LogicNode(Composite):
     """Runs the logic, a task an item. `streams`: each value that it yields goes its own way through what follows."""
 
     def __init__(
-        self, config: NodeConfig, loop: asyncio.AbstractEventLoop, clock: Callable[[], float], pipeline: Caller, context: Context
+        self,
+        config: NodeConfig,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+        pipeline: Caller,
+        context: Context,
     ) -> None:
         super().__init__(config, loop, clock)
         self._pipeline = pipeline
         self._where = context
         self._logic: Logic
-        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself would not keep them; those that were cancelled may have things to do
+        self._tasks: set[asyncio.Task[None]] = (
+            set()
+        )  # the loop itself would not keep them; those that were cancelled may have things to do
 
     async def start(self) -> None:
         spec = self.config.groups[0].spec
@@ -186,7 +224,11 @@ class LogicNode(Composite):
             try:
                 await self._in_thread(logic.close)
             except Exception:
-                logger.exception("node %s: close failed", self.name, extra={"pipeline": self._where.pipeline, "node": self.name})
+                logger.exception(
+                    "node %s: close failed",
+                    self.name,
+                    extra={"pipeline": self._where.pipeline, "node": self.name},
+                )
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run it in a thread that has ended then; those of `asyncio.to_thread` outlive the loop."""
@@ -199,8 +241,14 @@ class LogicNode(Composite):
 
     def begin(self, entry: Entry, batch: Batch, inside: Inside) -> None:
         call = Call(self._pipeline, entry, inside, self._loop)
-        work = self._yield_all(entry, batch.outcomes[0], call) if self._logic.streams else self._run(entry, batch.outcomes[0], call)
-        task = self._loop.create_task(work, name=f"{self._where.pipeline}/{self.name}", context=self._context.copy())
+        work = (
+            self._yield_all(entry, batch.outcomes[0], call)
+            if self._logic.streams
+            else self._run(entry, batch.outcomes[0], call)
+        )
+        task = self._loop.create_task(
+            work, name=f"{self._where.pipeline}/{self.name}", context=self._context.copy()
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard, context=self._context)
         self.waiting[entry] = batch, task.cancel
@@ -244,7 +292,9 @@ class LogicNode(Composite):
 
     def _failure(self, entry: Entry, error: BaseException) -> Outcome:
         """What the item ends with. Raises what is no failure: the item was dropped, or the program ends."""
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # of a TaskGroup
+        while (
+            isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1
+        ):  # of a TaskGroup
             error = error.exceptions[0]
         if isinstance(error, InvalidInput):
             return {**entry.item, "error": error}
@@ -261,7 +311,11 @@ class LogicNode(Composite):
             "node %s failed", self.name, exc_info=error,
             extra={"request_id": entry.request_id, "pipeline": self._where.pipeline, "node": self.name},
         )  # fmt: skip
-        kind = "its logic" if isinstance(error, PenstockError) else f"backend {self.config.groups[0].spec.name}"
+        kind = (
+            "its logic"
+            if isinstance(error, PenstockError)
+            else f"backend {self.config.groups[0].spec.name}"
+        )
         failure = BackendError(f"node {self.name!r}: {kind} raised {type(error).__name__}: {error}")
         failure.__cause__ = error
         return failure

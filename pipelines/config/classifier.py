@@ -38,15 +38,34 @@ def classifier(path: Path, labels: Path | None) -> Tables:
         }
     if labels is not None:
         if not scores:
-            raise ConfigError([Problem("labels are given, and the model is no classifier: its answer is not one row of scores", str(path))])
+            raise ConfigError(
+                [
+                    Problem(
+                        "labels are given, and the model is no classifier: its answer is not one row of scores",
+                        str(path),
+                    )
+                ]
+            )
         if not labels.is_file():
-            raise ConfigError([Problem("there is no such file: expected the labels, one per line", str(labels))])
+            raise ConfigError(
+                [Problem("there is no such file: expected the labels, one per line", str(labels))]
+            )
         _check_count(labels, _shape(graph.output[0])[0][1], path)
         model["SoftmaxArgMaxTensor::labels"] = str(labels.resolve())
-        label = {"kind": "text", "labels": str(labels.resolve()), "description": "The best class's label."}
+        label = {
+            "kind": "text",
+            "labels": str(labels.resolve()),
+            "description": "The best class's label.",
+        }
         outputs = {"label": label, **outputs}
     tables = {"prepare": prepare, "model": model}
-    return Tables(name_of(path), tables, pipeline={"outputs": outputs}, file=str(path), directory=path.resolve().parent)
+    return Tables(
+        name_of(path),
+        tables,
+        pipeline={"outputs": outputs},
+        file=str(path),
+        directory=path.resolve().parent,
+    )
 
 
 def _read(path: Path) -> Any:
@@ -60,7 +79,9 @@ def _read(path: Path) -> Any:
     except Exception as error:
         raise ConfigError([Problem(f"this is no ONNX model: {error}", str(path))]) from error
     if not graph.node or not graph.output:
-        raise ConfigError([Problem("this is no ONNX model: it has no operators or no outputs", str(path))])
+        raise ConfigError(
+            [Problem("this is no ONNX model: it has no operators or no outputs", str(path))]
+        )
     return graph
 
 
@@ -72,9 +93,16 @@ def _image_input(graph: Any, path: Path) -> tuple[int, int, int]:
     if len(inputs) != 1:
         raise ConfigError([Problem(f"the model has {len(inputs)} inputs: {advice}", str(path))])
     shape, kind = _shape(inputs[0])
-    if len(shape) != 4 or not all(isinstance(size, int) and size > 0 for size in shape[1:]) or shape[1] not in COLORS or kind not in FLOATS:
+    if (
+        len(shape) != 4
+        or not all(isinstance(size, int) and size > 0 for size in shape[1:])
+        or shape[1] not in COLORS
+        or kind not in FLOATS
+    ):
         found = f"{kind.lower()} {'×'.join(map(str, shape)) or 'without a shape'}"
-        raise ConfigError([Problem(f"the model's input {inputs[0].name!r} is {found}: {advice}", str(path))])
+        raise ConfigError(
+            [Problem(f"the model's input {inputs[0].name!r} is {found}: {advice}", str(path))]
+        )
     return shape[1], shape[2], shape[3]
 
 
@@ -90,7 +118,13 @@ def _check_count(labels: Path, classes: Any, path: Path) -> None:
     except (OSError, ValueError) as error:
         raise ConfigError([Problem(f"the labels can't be read: {error}", str(labels))]) from error
     if isinstance(classes, int) and classes > 0 and count != classes:
-        raise ConfigError([Problem(f"found {count} labels, expected {classes}: the classes of {path}", str(labels))])
+        raise ConfigError(
+            [
+                Problem(
+                    f"found {count} labels, expected {classes}: the classes of {path}", str(labels)
+                )
+            ]
+        )
 
 
 def _shape(value: Any) -> tuple[list[Any], str]:
@@ -98,5 +132,8 @@ def _shape(value: Any) -> tuple[list[Any], str]:
     from onnx import TensorProto
 
     tensor = value.type.tensor_type
-    sizes = [each.dim_value if each.HasField("dim_value") else each.dim_param or "?" for each in tensor.shape.dim]
+    sizes = [
+        each.dim_value if each.HasField("dim_value") else each.dim_param or "?"
+        for each in tensor.shape.dim
+    ]
     return sizes, str(TensorProto.DataType.Name(tensor.elem_type))

@@ -24,15 +24,27 @@ def successors(node: str, value: Any, nodes: Mapping[str, Any]) -> Successors:
     """The nodes that `next = "a,b"`, or a list, names, and what is wrong with the rest of it."""
     if value is None:
         return Successors()
-    pieces = value if isinstance(value, list) else value.split(",") if isinstance(value, str) else None
+    pieces = (
+        value if isinstance(value, list) else value.split(",") if isinstance(value, str) else None
+    )
     if pieces is None or not all(isinstance(piece, str) for piece in pieces):
-        return Successors(problems=(Problem(f"expected the name of a node, found {value!r}", node=node, key="next"),))
+        return Successors(
+            problems=(
+                Problem(f"expected the name of a node, found {value!r}", node=node, key="next"),
+            )
+        )
     names: dict[str, None] = {}
     meant: list[str] = []
     problems: list[Problem] = []
     for piece in (piece.strip() for piece in pieces):
         if not piece:
-            problems.append(Problem(f"an empty piece in {value!r}: expected the name of a node", node=node, key="next"))
+            problems.append(
+                Problem(
+                    f"an empty piece in {value!r}: expected the name of a node",
+                    node=node,
+                    key="next",
+                )
+            )
         elif piece not in nodes:
             near = nearest(piece, (name for name in nodes if name != node))
             hint = f", did you mean {near!r}?" if near else ""
@@ -65,7 +77,11 @@ class Graph:
         self.root_of: dict[str, str] = {}
         self.second_roots: dict[str, str] = {}
         for name in self.order:
-            first, *others = dict.fromkeys(self.root_of[each] for each in before[name]) if before[name] else [name]
+            first, *others = (
+                dict.fromkeys(self.root_of[each] for each in before[name])
+                if before[name]
+                else [name]
+            )
             self.root_of[name] = first
             if others:
                 self.second_roots[name] = others[0]

@@ -16,7 +16,16 @@ from penstock.backends.errors import ConfigError, Problem
 from penstock.backends.item import may_come_from_network
 from penstock.backends.suggestions import did_you_mean
 
-from .definition import DEFAULT_INPUTS, DEFAULT_MAX, NODE_INPUTS, Exposed, GroupConfig, NodeConfig, PipelineConfig, Port
+from .definition import (
+    DEFAULT_INPUTS,
+    DEFAULT_MAX,
+    NODE_INPUTS,
+    Exposed,
+    GroupConfig,
+    NodeConfig,
+    PipelineConfig,
+    Port,
+)
 from .graph_checks import check_entry
 from .node_table import build_node, check_name
 from .plan import Plan
@@ -25,10 +34,22 @@ from .source import Tables, read
 from .structure import Structure
 from .tables import NODE_KEYS, STRUCTURE_KEYS, ExposedTable, PipelineTable, PortTable, validated
 
-__all__ = ["DEFAULT_MAX", "GroupConfig", "NodeConfig", "PipelineConfig", "Port", "build", "from_model", "load", "load_directory"]
+__all__ = [
+    "DEFAULT_MAX",
+    "GroupConfig",
+    "NodeConfig",
+    "PipelineConfig",
+    "Port",
+    "build",
+    "from_model",
+    "load",
+    "load_directory",
+]
 
 
-def load(source: str | os.PathLike[str] | Mapping[str, Any], *, name: str | None = None) -> PipelineConfig:
+def load(
+    source: str | os.PathLike[str] | Mapping[str, Any], *, name: str | None = None
+) -> PipelineConfig:
     """A pipeline from a path to TOML, a dict of dicts, a flat dict (one nameless node) or an expression.
 
     A string is a path if it ends in `.toml`. The pipeline's name is `name`, else what `[pipeline]` says, else the file's.
@@ -51,7 +72,14 @@ def load_directory(path: str | os.PathLike[str]) -> dict[str, PipelineConfig]:
             problems.extend(error.problems)
             continue
         if config.name in found:
-            problems.append(Problem(f"the name {config.name!r} is that of {found[config.name].source} too", str(file), "pipeline", "name"))
+            problems.append(
+                Problem(
+                    f"the name {config.name!r} is that of {found[config.name].source} too",
+                    str(file),
+                    "pipeline",
+                    "name",
+                )
+            )
         found[config.name] = config
     if problems:
         raise ConfigError(problems)
@@ -74,18 +102,30 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
     for node in settings.expose:
         if node not in tables.nodes:
             hint = did_you_mean(node, tables.nodes)
-            problems.append(Problem(f"there is no node {node!r}{hint}", node="pipeline", key=f"expose.{node}"))
+            problems.append(
+                Problem(f"there is no node {node!r}{hint}", node="pipeline", key=f"expose.{node}")
+            )
     nodes = {
-        node: replace(nodes[node], filter=structure.filters.get(node), map=structure.maps.get(node, ()))
+        node: replace(
+            nodes[node], filter=structure.filters.get(node), map=structure.maps.get(node, ())
+        )
         for node in structure.graph.order
         if node in nodes
     }
-    if not wrong and not structure.problems and len(nodes) == len(tables.nodes):  # else there is no plan to be made
+    if (
+        not wrong and not structure.problems and len(nodes) == len(tables.nodes)
+    ):  # else there is no plan to be made
         problems += Plan(nodes).problems()
     if problems:
         places = {node: place for place, node in enumerate(("pipeline", "global", *tables.nodes))}
         problems.sort(key=lambda problem: places.get(problem.node, len(places)))
-        raise ConfigError(list(dict.fromkeys(replace(problem, file=problem.file or tables.file) for problem in problems)))
+        raise ConfigError(
+            list(
+                dict.fromkeys(
+                    replace(problem, file=problem.file or tables.file) for problem in problems
+                )
+            )
+        )
     return PipelineConfig(
         name=name or settings.name or tables.name,
         nodes=nodes,
@@ -106,10 +146,17 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
 
 
 def _exposed(node: str, table: ExposedTable) -> Exposed:
-    return Exposed(node, NODE_INPUTS if table.inputs is None else _ports(table.inputs), _ports(table.outputs), table.description)
+    return Exposed(
+        node,
+        NODE_INPUTS if table.inputs is None else _ports(table.inputs),
+        _ports(table.outputs),
+        table.description,
+    )
 
 
-def _build_nodes(tables: Tables, structure: Structure, problems: list[Problem]) -> dict[str, NodeConfig]:
+def _build_nodes(
+    tables: Tables, structure: Structure, problems: list[Problem]
+) -> dict[str, NodeConfig]:
     """Every node whose expression is understood, whatever else is wrong with it, in the order of the file."""
     nodes: dict[str, NodeConfig] = {}
     used: set[str] = set()
@@ -119,7 +166,9 @@ def _build_nodes(tables: Tables, structure: Structure, problems: list[Problem]) 
         if node in structure.owners:
             found += check_shared(node, structure.owners[node], keys, tables.file)
         else:
-            config, binding, wrong = build_node(node, keys, tables.defaults, structure.graph.following[node], tables.directory)
+            config, binding, wrong = build_node(
+                node, keys, tables.defaults, structure.graph.following[node], tables.directory
+            )
             found += wrong
             used |= binding.used_defaults
             known |= binding.known_keys
@@ -135,7 +184,10 @@ def _build_nodes(tables: Tables, structure: Structure, problems: list[Problem]) 
 
 
 def _ports(tables: Mapping[str, PortTable]) -> tuple[Port, ...]:
-    return tuple(Port(key, table.kind, table.dtype, table.shape, table.labels, table.description) for key, table in tables.items())
+    return tuple(
+        Port(key, table.kind, table.dtype, table.shape, table.labels, table.description)
+        for key, table in tables.items()
+    )
 
 
 def _read_settings(table: Any, problems: list[Problem]) -> PipelineTable:
@@ -150,13 +202,22 @@ def _read_settings(table: Any, problems: list[Problem]) -> PipelineTable:
     for place, each in places.items():
         inputs = each.get("inputs") if isinstance(each, dict) else None
         for key in inputs if isinstance(inputs, dict) else ():
-            if isinstance(key, str) and (not may_come_from_network(key) or key in {"result", "error", "context"}):
-                wrong.append(Problem(f"{key!r} can't be an input: it is Penstock's own, or starts with _", key=f"{place}.{key}"))
+            if isinstance(key, str) and (
+                not may_come_from_network(key) or key in {"result", "error", "context"}
+            ):
+                wrong.append(
+                    Problem(
+                        f"{key!r} can't be an input: it is Penstock's own, or starts with _",
+                        key=f"{place}.{key}",
+                    )
+                )
     problems += [replace(problem, node="pipeline") for problem in wrong]
     return settings
 
 
-def from_model(path: str | os.PathLike[str], labels: str | os.PathLike[str] | None = None) -> PipelineConfig:
+def from_model(
+    path: str | os.PathLike[str], labels: str | os.PathLike[str] | None = None
+) -> PipelineConfig:
     """The pipeline of a bare image classifier: `penstock serve model.onnx --labels labels.txt`.
 
     Images are decoded and resized to the model's input, which must be N×C×H×W floats with fixed C, H and W. Raises ConfigError.

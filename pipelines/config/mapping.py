@@ -30,7 +30,9 @@ def parse(text: str) -> Map:
     return _Parser(text).whole()
 
 
-def resolve(node: str, taken: Map, graph: Graph, *, doubtful: bool = False) -> tuple[Map, list[Problem], list[Problem]]:
+def resolve(
+    node: str, taken: Map, graph: Graph, *, doubtful: bool = False
+) -> tuple[Map, list[Problem], list[Problem]]:
     """The map with every source named, and named once; what is wrong with it; and what may not be what was meant.
 
     Whether a source leads to the node is not asked where something else is wrong: of nodes in a circle or behind one, and where
@@ -47,22 +49,53 @@ def resolve(node: str, taken: Map, graph: Graph, *, doubtful: bool = False) -> t
             message = f"{_written(pairs)} names none of its predecessors ({', '.join(before)}): {source!r}, the first by name, is taken"
             warnings.append(Problem(message, node=node, key="map"))
         if source not in graph.following:
-            problems.append(Problem(f"there is no node {source!r}{did_you_mean(source, graph.following)}", node=node, key="map"))
-        elif not doubtful and source in graph.root_of and node in graph.root_of and not graph.is_ancestor(source, node):
+            problems.append(
+                Problem(
+                    f"there is no node {source!r}{did_you_mean(source, graph.following)}",
+                    node=node,
+                    key="map",
+                )
+            )
+        elif (
+            not doubtful
+            and source in graph.root_of
+            and node in graph.root_of
+            and not graph.is_ancestor(source, node)
+        ):
             reason = "is this node itself" if source == node else "does not lead here"
-            problems.append(Problem(f"{source!r} {reason}: expected a node that comes before this one", node=node, key="map"))
+            problems.append(
+                Problem(
+                    f"{source!r} {reason}: expected a node that comes before this one",
+                    node=node,
+                    key="map",
+                )
+            )
         for _, target in pairs:
             if target in _NO_TARGETS:
                 message = f"nothing can be mapped to {target!r}, which is Penstock's own and means nothing inside the graph"
                 problems.append(Problem(message, node=node, key="map"))
             if target in targets:
-                whence = f"{targets[target]!r} and {source!r}" if targets[target] != source else f"{source!r}"
-                problems.append(Problem(f"the key {target!r} is mapped twice, from {whence}", node=node, key="map"))
+                whence = (
+                    f"{targets[target]!r} and {source!r}"
+                    if targets[target] != source
+                    else f"{source!r}"
+                )
+                problems.append(
+                    Problem(
+                        f"the key {target!r} is mapped twice, from {whence}", node=node, key="map"
+                    )
+                )
             targets[target] = source
         merged.setdefault(source, {}).update(dict.fromkeys(pairs))
     if "data" not in targets:
         found = ", ".join(targets)
-        problems.append(Problem(f"nothing is mapped to 'data', which every node needs; found {found}", node=node, key="map"))
+        problems.append(
+            Problem(
+                f"nothing is mapped to 'data', which every node needs; found {found}",
+                node=node,
+                key="map",
+            )
+        )
     return tuple((source, tuple(pairs)) for source, pairs in merged.items()), problems, warnings
 
 
@@ -121,6 +154,10 @@ class _Parser:
     def expected(self, what: str) -> NoReturn:
         found = self.peek()
         left = max(0, self.at - 60)
-        excerpt = "".join(" " if each.isspace() else each for each in self.text[left : self.at + 40])
+        excerpt = "".join(
+            " " if each.isspace() else each for each in self.text[left : self.at + 40]
+        )
         message = f"at character {self.at + 1} of the map: expected {what}, found {repr(found) if found else 'the end'}"
-        raise ConfigError([Problem(f"{message}\n    {excerpt}\n    {' ' * (self.at - left)}^", key="map")])
+        raise ConfigError(
+            [Problem(f"{message}\n    {excerpt}\n    {' ' * (self.at - left)}^", key="map")]
+        )

@@ -27,17 +27,33 @@ def check_name(name: str, nodes: Collection[str]) -> list[Problem]:
         return [Problem(f"{name!r} is a reserved name: a node can't have it", node=name)]
     base, *numbers = name.split(".")
     if not all(_NODE_NAME.fullmatch(piece) for piece in (base, *numbers)):
-        return [Problem("a node's name has letters, digits, _ and - only, and one . if it is a logical node", node=name)]
+        return [
+            Problem(
+                "a node's name has letters, digits, _ and - only, and one . if it is a logical node",
+                node=name,
+            )
+        ]
     if len(numbers) > 1:
-        return [Problem(f"a logical node has one . in its name, as in {base}.{numbers[0]}", node=name)]
+        return [
+            Problem(f"a logical node has one . in its name, as in {base}.{numbers[0]}", node=name)
+        ]
     if numbers and base not in nodes:
         bases = (each for each in nodes if "." not in each)
-        return [Problem(f"there is no node {base!r} whose logical node it could be{did_you_mean(base, bases)}", node=name)]
+        return [
+            Problem(
+                f"there is no node {base!r} whose logical node it could be{did_you_mean(base, bases)}",
+                node=name,
+            )
+        ]
     return []
 
 
 def build_node(
-    name: str, keys: Mapping[str, Any], defaults: Mapping[str, Any], following: tuple[str, ...], directory: Path
+    name: str,
+    keys: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    following: tuple[str, ...],
+    directory: Path,
 ) -> tuple[NodeConfig | None, Binding, list[Problem]]:
     """The node, what became of its keys, and what is wrong with it.
 
@@ -46,27 +62,47 @@ def build_node(
     problems: list[Problem] = []
     binding = _bind(keys, defaults, directory, problems)
     problems += binding.problems
-    groups = [_build_group(*group, problems) for group in zip(binding.specs, binding.own, binding.defaults, strict=True)]
-    plain = {key: value for key, value in {**defaults, **keys}.items() if key in NODE_KEYS - GROUP_KEYS}
+    groups = [
+        _build_group(*group, problems)
+        for group in zip(binding.specs, binding.own, binding.defaults, strict=True)
+    ]
+    plain = {
+        key: value for key, value in {**defaults, **keys}.items() if key in NODE_KEYS - GROUP_KEYS
+    }
     if not groups:  # a broken expression hides nothing else
-        plain |= {key: value for key, value in keys.items() if key in GROUP_KEYS and "&" not in str(value)}
+        plain |= {
+            key: value for key, value in keys.items() if key in GROUP_KEYS and "&" not in str(value)
+        }
     table, wrong = validated(NodeTable, plain)
     problems += wrong
-    composite = next((group.spec for group in groups if group and issubclass(group.spec.cls, Composite)), None)
+    composite = next(
+        (group.spec for group in groups if group and issubclass(group.spec.cls, Composite)), None
+    )
     if composite is not None:
         _check_composite(composite, len(groups), keys, problems)
     levels = table.priority_levels
     priority = table.default_priority
     if priority is None:
         priority = (levels + 1) // 2
-    elif (priority > levels or (levels and not priority)) and "priority_levels" not in {problem.key for problem in wrong}:
-        expected = f"1 to {levels}" if levels else "priority_levels, without which there are no priorities"
+    elif (priority > levels or (levels and not priority)) and "priority_levels" not in {
+        problem.key for problem in wrong
+    }:
+        expected = (
+            f"1 to {levels}" if levels else "priority_levels, without which there are no priorities"
+        )
         problems.append(Problem(f"found {priority}, expected {expected}", key="default_priority"))
-    executor = table.executor if composite is None else "thread"  # it has none; a default of the file is for the others
+    executor = (
+        table.executor if composite is None else "thread"
+    )  # it has none; a default of the file is for the others
     if executor == "process":
         from penstock.backends.process.proxy import obstacles  # it imports numpy
 
-        problems += dict.fromkeys(Problem(found, key="executor") for group in groups if group for found in obstacles(group.spec))
+        problems += dict.fromkeys(
+            Problem(found, key="executor")
+            for group in groups
+            if group
+            for found in obstacles(group.spec)
+        )
     understood = tuple(group for group in groups if group)
     if not understood:
         return None, binding, problems
@@ -77,14 +113,27 @@ def build_node(
     return node, binding, problems
 
 
-def _check_composite(spec: Spec, groups: int, keys: Mapping[str, Any], problems: list[Problem]) -> None:
+def _check_composite(
+    spec: Spec, groups: int, keys: Mapping[str, Any], problems: list[Problem]
+) -> None:
     if groups > 1:
-        problems.append(Problem(f"{spec.name} has no instances, so a value with & means nothing here", key="backend"))
+        problems.append(
+            Problem(
+                f"{spec.name} has no instances, so a value with & means nothing here", key="backend"
+            )
+        )
     if keys.get("executor") == "process":
-        problems.append(Problem(f"{spec.name} waits for other nodes on the event loop: it can't run in a process", key="executor"))
+        problems.append(
+            Problem(
+                f"{spec.name} waits for other nodes on the event loop: it can't run in a process",
+                key="executor",
+            )
+        )
 
 
-def _bind(keys: Mapping[str, Any], defaults: Mapping[str, Any], directory: Path, problems: list[Problem]) -> Binding:
+def _bind(
+    keys: Mapping[str, Any], defaults: Mapping[str, Any], directory: Path, problems: list[Problem]
+) -> Binding:
     text = keys.get("backend", defaults.get("backend"))
     if text is None and STRUCTURE_KEYS.issuperset(keys):  # torchpipe's files end in such: [final]
         text = "Identity"
@@ -106,9 +155,13 @@ def _bind(keys: Mapping[str, Any], defaults: Mapping[str, Any], directory: Path,
     return binding
 
 
-def _build_group(spec: Spec | None, own: dict[str, Any], defaults: dict[str, Any], problems: list[Problem]) -> GroupConfig | None:
+def _build_group(
+    spec: Spec | None, own: dict[str, Any], defaults: dict[str, Any], problems: list[Problem]
+) -> GroupConfig | None:
     """One instance group; None where it is not known what it runs."""
-    table, wrong = validated(NodeTable, {key: value for key, value in {**defaults, **own}.items() if key in GROUP_KEYS})
+    table, wrong = validated(
+        NodeTable, {key: value for key, value in {**defaults, **own}.items() if key in GROUP_KEYS}
+    )
     problems += wrong
     if spec is None:
         return None
@@ -119,16 +172,36 @@ def _build_group(spec: Spec | None, own: dict[str, Any], defaults: dict[str, Any
         return None
     if spec.sets_range:
         return GroupConfig(spec, table.instance_num)  # `min` and `max` are its engines'
-    if table.min is not None and table.max is not None and table.min > table.max:  # an engine's own range may come from these two
+    if (
+        table.min is not None and table.max is not None and table.min > table.max
+    ):  # an engine's own range may come from these two
         problems.append(
-            Problem(f"min is {table.min} and max is {table.max}: min can't be the greater", key="min" if "min" in own else "max")
+            Problem(
+                f"min is {table.min} and max is {table.max}: min can't be the greater",
+                key="min" if "min" in own else "max",
+            )
         )
         return GroupConfig(spec, table.instance_num)
     if table.max is not None and "max" in own:
         if table.max > declared.max:
-            problems.append(Problem(f"{table.max} is more than the backend takes: {spec.name} has the range {declared}", key="max"))
+            problems.append(
+                Problem(
+                    f"{table.max} is more than the backend takes: {spec.name} has the range {declared}",
+                    key="max",
+                )
+            )
         elif table.max < declared.min:
-            problems.append(Problem(f"{table.max} is less than the backend takes: {spec.name} has the range {declared}", key="max"))
+            problems.append(
+                Problem(
+                    f"{table.max} is less than the backend takes: {spec.name} has the range {declared}",
+                    key="max",
+                )
+            )
     if table.min is not None and "min" in own and table.min > declared.max:
-        problems.append(Problem(f"{table.min} is more than the backend takes: {spec.name} has the range {declared}", key="min"))
+        problems.append(
+            Problem(
+                f"{table.min} is more than the backend takes: {spec.name} has the range {declared}",
+                key="min",
+            )
+        )
     return GroupConfig(spec, table.instance_num, table.min, table.max)

@@ -53,7 +53,9 @@ class Place:
         """`owner` has the instances; it is `config` itself, but for nodes that share."""
         self.config = config
         self.index = index
-        self.streams = any(issubclass(group.spec.cls, Logic) and group.spec.cls.streams for group in owner.groups)
+        self.streams = any(
+            issubclass(group.spec.cls, Logic) and group.spec.cls.streams for group in owner.groups
+        )
         self.name = config.name
         self.node: Runs  # set when the pipeline starts
         self.next: tuple[Place, ...] = ()
@@ -111,7 +113,9 @@ class Entrance:
         self.waiting = {place: len(place.before) for place in places}
         self.stream = next((place for place in places if place.streams), None)
         self.linear = self.stream is None and all(
-            len(place.next) <= 1 and (place is root or (place.filter is swap and place.sources is None)) for place in places
+            len(place.next) <= 1
+            and (place is root or (place.filter is swap and place.sources is None))
+            for place in places
         )
 
     @property
@@ -131,23 +135,34 @@ class Entrance:
                 f"pipeline {pipeline!r} has no priorities (node {node.name!r} sets no priority_levels); got priority {priority}"
             )
         if not 1 <= priority <= levels:
-            raise InvalidRequest(f"pipeline {pipeline!r} has {levels} priority levels, 1 is the highest; got priority {priority}")
+            raise InvalidRequest(
+                f"pipeline {pipeline!r} has {levels} priority levels, 1 is the highest; got priority {priority}"
+            )
 
     def size_of(self, item: Item, pipeline: str) -> int:
         """The item's `request_size`. Raises `InvalidRequest` for one that no batch here can hold."""
         size = item["request_size"]
         if not isinstance(size, int) or size < 1:
-            raise InvalidRequest(f"pipeline {pipeline!r}: 'request_size' is a positive int, the rows of this item; got {size!r}")
+            raise InvalidRequest(
+                f"pipeline {pipeline!r}: 'request_size' is a positive int, the rows of this item; got {size!r}"
+            )
         bound = min((node.scheduler.max for node in self.nodes), default=size)
         if size > bound:
-            raise InvalidRequest(f"inference request batch-size must be <= {bound} for {pipeline!r}; got {size}")
+            raise InvalidRequest(
+                f"inference request batch-size must be <= {bound} for {pipeline!r}; got {size}"
+            )
         return size
 
     def problems(self) -> list[Problem]:
         """What a stream in this graph is in the way of: for each value it yields, all that comes after it runs again."""
         streams = [place for place in self.places if place.streams]
         if len(streams) > 1:
-            return [Problem(f"node {streams[0].name!r} yields several results too: only one node on the way may", node=streams[1].name)]
+            return [
+                Problem(
+                    f"node {streams[0].name!r} yields several results too: only one node on the way may",
+                    node=streams[1].name,
+                )
+            ]
         before, after = set(streams), set(streams)
         for place in reversed(self.places):
             if not before.isdisjoint(place.next):
@@ -158,7 +173,12 @@ class Entrance:
         beside = [place.name for place in self.places if place not in before and place not in after]
         if not streams or not beside:
             return []
-        return [Problem(f"it yields several results, so no other branch may run beside it; {beside[0]!r} does", node=streams[0].name)]
+        return [
+            Problem(
+                f"it yields several results, so no other branch may run beside it; {beside[0]!r} does",
+                node=streams[0].name,
+            )
+        ]
 
 
 class Entrances(Mapping[str, Entrance]):
@@ -195,7 +215,9 @@ class Entrances(Mapping[str, Entrance]):
                     reached.add(following)
                     waiting.append(following)
         for place in reached - {root}:
-            if not reached.issuperset(place.before) or not reached.issuperset(source for source, _ in place.sources or ()):
+            if not reached.issuperset(place.before) or not reached.issuperset(
+                source for source, _ in place.sources or ()
+            ):
                 return None
         return Entrance(root, tuple(sorted(reached, key=lambda place: place.index)))
 
@@ -209,7 +231,10 @@ class Plan:
     __slots__ = ("default", "entrances", "places", "roots")
 
     def __init__(self, nodes: Mapping[str, NodeConfig], entry: str | None = None) -> None:
-        self.places = {name: Place(config, nodes[config.shares or name], index) for index, (name, config) in enumerate(nodes.items())}
+        self.places = {
+            name: Place(config, nodes[config.shares or name], index)
+            for index, (name, config) in enumerate(nodes.items())
+        }
         before: dict[str, list[Place]] = {name: [] for name in nodes}
         for place in self.places.values():
             place.next = tuple(self.places[name] for name in place.config.next)
@@ -219,12 +244,17 @@ class Plan:
         for place in self.places.values():
             place.before = tuple(before[place.name])
             if place.config.map:
-                place.sources = tuple((self.places[source], pairs) for source, pairs in place.config.map)
+                place.sources = tuple(
+                    (self.places[source], pairs) for source, pairs in place.config.map
+                )
                 for source, _ in place.sources:
                     source.kept = True
                 place.filter, place.filter_name = run, "Run"
             if place.config.filter is not None:
-                place.filter, place.filter_name = find_filter(place.config.filter), place.config.filter
+                place.filter, place.filter_name = (
+                    find_filter(place.config.filter),
+                    place.config.filter,
+                )
         self.entrances = Entrances(self.places)
         self.roots = tuple(place for place in self.places.values() if not place.before)
         self.default = self._default(entry)
@@ -240,7 +270,9 @@ class Plan:
                 "which it does not lead"
             )
         hint = did_you_mean(name, self.places) if isinstance(name, str) else ""
-        raise NotFound(f"pipeline {pipeline!r} has no node {name!r} (node_name){hint}; its nodes are {', '.join(self.places)}")
+        raise NotFound(
+            f"pipeline {pipeline!r} has no node {name!r} (node_name){hint}; its nodes are {', '.join(self.places)}"
+        )
 
     def problems(self) -> list[Problem]:
         """What no request could pass."""
@@ -249,11 +281,17 @@ class Plan:
     def no_default(self, pipeline: str) -> NotFound:
         """The error for an item that names no node where it must."""
         roots = ", ".join(place.name for place in self.roots)
-        return NotFound(f"pipeline {pipeline!r} has several roots ({roots}): the item must name one, as node_name")
+        return NotFound(
+            f"pipeline {pipeline!r} has several roots ({roots}): the item must name one, as node_name"
+        )
 
     def _default(self, entry: str | None) -> Entrance | None:
         if entry is not None:
             return self.entrances[entry]
-        targets = {getattr(group.spec.params, "jump", None) for place in self.places.values() for group in place.config.groups}
+        targets = {
+            getattr(group.spec.params, "jump", None)
+            for place in self.places.values()
+            for group in place.config.groups
+        }
         roots = [place for place in self.roots if place.name not in targets]
         return self.entrances[roots[0].name] if len(roots) == 1 else None

@@ -31,16 +31,34 @@ def owners(nodes: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, str], list
         if dot:
             lenders[node] = base
             if lender is not None:
-                problems.append(Problem(f"a logical node shares the instances of {base!r} already", node=node, key="borrow_from"))
+                problems.append(
+                    Problem(
+                        f"a logical node shares the instances of {base!r} already",
+                        node=node,
+                        key="borrow_from",
+                    )
+                )
         elif isinstance(lender, str) and lender in nodes:
             lenders[node] = lender
         elif lender is not None:
-            hint = did_you_mean(lender, (name for name in nodes if name != node)) if isinstance(lender, str) else ""
-            problems.append(Problem(f"there is no node {lender!r}{hint}", node=node, key="borrow_from"))
+            hint = (
+                did_you_mean(lender, (name for name in nodes if name != node))
+                if isinstance(lender, str)
+                else ""
+            )
+            problems.append(
+                Problem(f"there is no node {lender!r}{hint}", node=node, key="borrow_from")
+            )
             lenders[node] = ""
-    rings = find_cycles({node: (lenders[node],) if lenders.get(node) in nodes else () for node in nodes})
+    rings = find_cycles(
+        {node: (lenders[node],) if lenders.get(node) in nodes else () for node in nodes}
+    )
     problems += [
-        Problem(f"the nodes borrow in a ring: {' -> '.join(ring)}: one must have a backend", node=ring[0], key="borrow_from")
+        Problem(
+            f"the nodes borrow in a ring: {' -> '.join(ring)}: one must have a backend",
+            node=ring[0],
+            key="borrow_from",
+        )
         for ring in rings
     ]
     in_rings = {node for ring in rings for node in ring}
@@ -59,11 +77,18 @@ def check_shared(node: str, owner: str, keys: Mapping[str, Any], file: str) -> l
     """What is wrong with the keys of a node that shares. Those for which it would need instances mean nothing: that is logged."""
     idle = [key for key in keys if key not in STRUCTURE_KEYS or key == "backend"]
     binding = Binding()
-    if "backend" not in keys and not NODE_KEYS.issuperset(idle):  # a backend of a user's own may have any key
+    if "backend" not in keys and not NODE_KEYS.issuperset(
+        idle
+    ):  # a backend of a user's own may have any key
         check_roughly({key: keys[key] for key in idle}, {}, binding)
     if idle and not binding.problems:
         place = " ".join(filter(None, (file, f"[{node}]")))
-        logger.warning("%s: no effect of %s here: the node shares the instances of %r", place, ", ".join(idle), owner)
+        logger.warning(
+            "%s: no effect of %s here: the node shares the instances of %r",
+            place,
+            ", ".join(idle),
+            owner,
+        )
     return binding.problems
 
 

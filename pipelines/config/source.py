@@ -46,19 +46,27 @@ def read(source: object) -> Tables:
         return _read(source)
     except RecursionError:
         file = str(source) if isinstance(source, (str, os.PathLike)) else ""
-        raise ConfigError([Problem("tables or arrays are nested too deep to be read", file)]) from None
+        raise ConfigError(
+            [Problem("tables or arrays are nested too deep to be read", file)]
+        ) from None
 
 
 def _read(source: object) -> Tables:
     if isinstance(source, Mapping):
         return _split(dict(source), Tables("pipeline", {}))
     if isinstance(source, str) and not source.strip():
-        raise ConfigError([Problem("the configuration is empty: expected a TOML file, a dict or an expression")])
-    if isinstance(source, os.PathLike) or (isinstance(source, str) and source.strip().endswith(".toml")):
+        raise ConfigError(
+            [Problem("the configuration is empty: expected a TOML file, a dict or an expression")]
+        )
+    if isinstance(source, os.PathLike) or (
+        isinstance(source, str) and source.strip().endswith(".toml")
+    ):
         return _read_file(Path(source))
     if isinstance(source, str):
         return Tables("pipeline", {NAMELESS: {"backend": source}})
-    raise TypeError(f"a pipeline is a path to a TOML file, a dict or an expression, found {type(source).__name__}")
+    raise TypeError(
+        f"a pipeline is a path to a TOML file, a dict or an expression, found {type(source).__name__}"
+    )
 
 
 def _read_file(path: Path) -> Tables:
@@ -67,7 +75,9 @@ def _read_file(path: Path) -> Tables:
         content = tomllib.loads(path.read_bytes().decode())
     except FileNotFoundError:
         beside = [each.name for each in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-        raise ConfigError([Problem(f"there is no such file{did_you_mean(path.name, beside)}", file)]) from None
+        raise ConfigError(
+            [Problem(f"there is no such file{did_you_mean(path.name, beside)}", file)]
+        ) from None
     except IsADirectoryError:
         raise ConfigError([Problem("this is a directory, expected a TOML file", file)]) from None
     except OSError as error:
@@ -86,29 +96,49 @@ def name_of(path: Path) -> str:
 
 def _split(content: dict[Any, Any], tables: Tables) -> Tables:
     if not content:
-        raise ConfigError([Problem("the configuration is empty: expected at least one node with a backend", tables.file)])
+        raise ConfigError(
+            [
+                Problem(
+                    "the configuration is empty: expected at least one node with a backend",
+                    tables.file,
+                )
+            ]
+        )
     wrong = [key for key in content if not isinstance(key, str)]
     if wrong:
-        raise ConfigError([Problem(f"a key must be text, found {key!r}", tables.file) for key in wrong])
+        raise ConfigError(
+            [Problem(f"a key must be text, found {key!r}", tables.file) for key in wrong]
+        )
     content = _replace_macros(content)
     tables.pipeline = content.pop("pipeline", {})
     _check_interpreter(content, tables)
     common = content.pop("global", {})
     if not isinstance(common, dict):
-        tables.problems.append(Problem(f"expected a table, found {common!r}", tables.file, "global"))
+        tables.problems.append(
+            Problem(f"expected a table, found {common!r}", tables.file, "global")
+        )
         common = {}
     for key, value in content.items():
         if isinstance(value, dict):
             _add_node(key, value, tables)
         elif isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
-            tables.problems.append(Problem(f"expected one table, [{key}], found an array of tables", tables.file, key))
+            tables.problems.append(
+                Problem(f"expected one table, [{key}], found an array of tables", tables.file, key)
+            )
         else:
             tables.defaults[key] = value
     if not tables.nodes and not tables.problems:
         if "backend" not in tables.defaults:
             misspelt = nearest("backend", tables.defaults)
             hint = f" (is {misspelt!r} meant to be it?)" if misspelt else ""
-            raise ConfigError([Problem(f"there is no node: expected a table with a key backend, or that key alone{hint}", tables.file)])
+            raise ConfigError(
+                [
+                    Problem(
+                        f"there is no node: expected a table with a key backend, or that key alone{hint}",
+                        tables.file,
+                    )
+                ]
+            )
         tables.nodes = {NAMELESS: tables.defaults}
         tables.defaults = {}
     tables.defaults |= common
@@ -120,7 +150,11 @@ def _add_node(name: str, table: dict[Any, Any], tables: Tables) -> None:
     stack = [(name, table)]
     while stack:
         name, table = stack.pop()
-        inner = {key: value for key, value in table.items() if isinstance(value, dict) and _names_a_node(key)}
+        inner = {
+            key: value
+            for key, value in table.items()
+            if isinstance(value, dict) and _names_a_node(key)
+        }
         own = {key: value for key, value in table.items() if key not in inner}
         for key in [key for key in own if not isinstance(key, str)]:
             tables.problems.append(Problem(f"a key must be text, found {key!r}", tables.file, name))
@@ -140,12 +174,17 @@ def _names_a_node(key: Any) -> bool:
 def _check_interpreter(content: dict[str, Any], tables: Tables) -> None:
     value = content.pop("Interpreter::backend", None)
     if value == "PipelineV3":
-        logger.info('%s: "Interpreter::backend" = "PipelineV3" has no effect: Penstock has one interpreter', tables.file or "pipeline")
+        logger.info(
+            '%s: "Interpreter::backend" = "PipelineV3" has no effect: Penstock has one interpreter',
+            tables.file or "pipeline",
+        )
     elif value in ("Ring", "EventLoop"):
         tables.loop = True
     elif value is not None:
         reason = "is unknown: expected 'PipelineV3', 'Ring' or 'EventLoop', or leave it out"
-        tables.problems.append(Problem(f"{value!r} {reason}", tables.file, key="Interpreter::backend"))
+        tables.problems.append(
+            Problem(f"{value!r} {reason}", tables.file, key="Interpreter::backend")
+        )
 
 
 def _replace_macros(value: Any) -> Any:

@@ -31,10 +31,15 @@ class Structure:
         self.maps: dict[str, Map] = {}
         self.filters: dict[str, str] = {}
         default = tables.defaults.get("next")
-        following = {node: successors(node, keys.get("next", default), tables.nodes) for node, keys in tables.nodes.items()}
+        following = {
+            node: successors(node, keys.get("next", default), tables.nodes)
+            for node, keys in tables.nodes.items()
+        }
         self.problems += [problem for found in following.values() for problem in found.problems]
         self.graph = Graph({node: found.names for node, found in following.items()})
-        self._doubtful = self.graph.reached(each for found in following.values() for each in found.meant)
+        self._doubtful = self.graph.reached(
+            each for found in following.values() for each in found.meant
+        )
         self._read_maps()
         self.sources = {node: [source for source, _ in found] for node, found in self.maps.items()}
         self.warnings += leaf_warnings(self.graph)
@@ -56,32 +61,50 @@ class Structure:
         if value is None:
             return None
         if not isinstance(value, str):
-            self.problems.append(Problem(f"expected the name of a filter, found {value!r}", node=node, key="filter"))
+            self.problems.append(
+                Problem(f"expected the name of a filter, found {value!r}", node=node, key="filter")
+            )
             return None
         try:
             find_filter(value.strip())
         except ConfigError as error:
-            self.problems += [replace(problem, node=node, key="filter") for problem in error.problems]
+            self.problems += [
+                replace(problem, node=node, key="filter") for problem in error.problems
+            ]
             return None
         return value.strip()
 
     def _read_maps(self) -> None:
         for key in ("map", "borrow_from"):
             if key in self.tables.defaults:
-                self.problems.append(Problem("this is a key of a node, it can't be a default for all of them", key=key))
+                self.problems.append(
+                    Problem(
+                        "this is a key of a node, it can't be a default for all of them", key=key
+                    )
+                )
         for node, keys in self.tables.nodes.items():
             text = keys.get("map")
-            if "map" not in keys or not self.graph.before[node]:  # a root's is refused whatever it says
+            if (
+                "map" not in keys or not self.graph.before[node]
+            ):  # a root's is refused whatever it says
                 continue
             if not isinstance(text, str):
-                self.problems.append(Problem(f'expected text, as in map = "A[result:data]", found {text!r}', node=node, key="map"))
+                self.problems.append(
+                    Problem(
+                        f'expected text, as in map = "A[result:data]", found {text!r}',
+                        node=node,
+                        key="map",
+                    )
+                )
                 continue
             try:
                 taken = parse(text)
             except ConfigError as error:
                 self.problems += [replace(problem, node=node) for problem in error.problems]
                 continue
-            found, problems, warnings = resolve(node, taken, self.graph, doubtful=node in self._doubtful)
+            found, problems, warnings = resolve(
+                node, taken, self.graph, doubtful=node in self._doubtful
+            )
             self.problems += problems
             self.warnings += warnings
             if not problems:

@@ -48,7 +48,9 @@ class PipelineTable(_Table):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")] | None = None
     version: Annotated[
-        str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value), Field(pattern=r"^[\w.\-]+$")
+        str,
+        BeforeValidator(lambda value: str(value) if isinstance(value, int) else value),
+        Field(pattern=r"^[\w.\-]+$"),
     ] = "1"
     description: str = ""
     inputs: dict[str, PortTable] | None = None
@@ -89,7 +91,10 @@ def _devices(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     pieces = [piece.strip() for piece in value.split(",")]
-    found = tuple(f"cuda:{piece}" if piece.isdecimal() else "cuda:0" if piece in {"gpu", "cuda"} else piece for piece in pieces)
+    found = tuple(
+        f"cuda:{piece}" if piece.isdecimal() else "cuda:0" if piece in {"gpu", "cuda"} else piece
+        for piece in pieces
+    )
     wrong = next((piece for piece in found if not re.fullmatch(r"cpu|cuda:\d+", piece)), None)
     if wrong is not None:
         raise ValueError(f"expected cpu, cuda:0 or the number of a GPU, found {wrong!r}")
@@ -133,22 +138,37 @@ def validated(table: type[AnyTable], keys: Mapping[Any, Any]) -> tuple[AnyTable,
     except ValidationError as error:
         wrong = {str(found["loc"][0]) for found in error.errors(include_url=False)}
         problems = list(problems_of(error, table.model_fields))
-        return table.model_validate({key: value for key, value in keys.items() if str(key) not in wrong}), problems
+        return table.model_validate(
+            {key: value for key, value in keys.items() if str(key) not in wrong}
+        ), problems
 
 
-def problems_of(error: ValidationError, known: Mapping[str, Any] | None = None, subject: str = "") -> Iterator[Problem]:
+def problems_of(
+    error: ValidationError, known: Mapping[str, Any] | None = None, subject: str = ""
+) -> Iterator[Problem]:
     """What pydantic found, each with its key. `known` are the keys for suggestions, `subject` who needs what is missing."""
     for found in error.errors(include_url=False):
-        key = ".".join(str(part) for part in found["loc"] if not str(part).startswith(("literal[", "function-", "constrained-")))
+        key = ".".join(
+            str(part)
+            for part in found["loc"]
+            if not str(part).startswith(("literal[", "function-", "constrained-"))
+        )
         last = str(found["loc"][-1]) if found["loc"] else ""
         match found["type"]:
             case "missing":
                 yield Problem(f"{subject or 'the table'} needs {last}, which is not given", key=key)
             case "extra_forbidden":
-                tables = {1: known or {}, 3: ExposedTable.model_fields if found["loc"][0] == "expose" else PortTable.model_fields}
+                tables = {
+                    1: known or {},
+                    3: ExposedTable.model_fields
+                    if found["loc"][0] == "expose"
+                    else PortTable.model_fields,
+                }
                 names = tables.get(len(found["loc"]), PortTable.model_fields)
                 yield Problem(f"there is no key {last!r} here{did_you_mean(last, names)}", key=key)
             case _:
-                message = found["msg"].removeprefix("Value error, ")  # what a validator of ours raised
+                message = found["msg"].removeprefix(
+                    "Value error, "
+                )  # what a validator of ours raised
                 message = message[0].lower() + message[1:]
                 yield Problem(f"found {found['input']!r}: {message}", key=key)

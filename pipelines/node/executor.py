@@ -79,12 +79,18 @@ class Executor:
         self.name = name
         self.group = group
         self.min = self.max = 1  # set by the owner once the backend is loaded
-        self.waits_for: object = None  # a `pipe` that its backend has called and that has not answered (loop_thread.py)
+        self.waits_for: object = (
+            None  # a `pipe` that its backend has called and that has not answered (loop_thread.py)
+        )
         self.loaded = False
-        self.signature: Signature | None = None  # what its backend takes and gives, if that knows it
+        self.signature: Signature | None = (
+            None  # what its backend takes and gives, if that knows it
+        )
         self.failures = 0  # deaths at this place, one after the other, since a batch ran here
         self.clock = clock
-        self._callbacks = contextvars.Context()  # empty: what runs on the loop for us inherits nothing
+        self._callbacks = (
+            contextvars.Context()
+        )  # empty: what runs on the loop for us inherits nothing
         self._spec = spec
         self._process = None if isinstance(spec, Spec) else spec
         self._context = context
@@ -146,8 +152,16 @@ class Executor:
     def stack(self) -> str:
         """Where the thread is right now, as a traceback."""
         frame = sys._current_frames().get(self._thread.ident or 0)
-        stack = "".join(traceback.format_stack(frame)) if frame is not None else "(the thread has ended)"
-        return stack if self._process is None else f"{stack}  which waits for process {self._process.pid}"
+        stack = (
+            "".join(traceback.format_stack(frame))
+            if frame is not None
+            else "(the thread has ended)"
+        )
+        return (
+            stack
+            if self._process is None
+            else f"{stack}  which waits for process {self._process.pid}"
+        )
 
     # on the thread
 
@@ -185,24 +199,39 @@ class Executor:
                     raise device_error  # what the backend holds on the device may be gone: it is made anew
                 self._report(owner.executor_finished, batch)
                 del batch  # an idle executor keeps no items alive
-        except BaseException as error:  # reported, not swallowed: the owner fails the batch and restarts the executor
+        except (
+            BaseException
+        ) as error:  # reported, not swallowed: the owner fails the batch and restarts the executor
             self._report(owner.executor_died, error)
         finally:
             if backend is not None:
                 try:
                     backend.close()
                 except Exception:
-                    logger.exception("%s: close failed", self.name, extra={"pipeline": self._context.pipeline, "node": self._context.node})
+                    logger.exception(
+                        "%s: close failed",
+                        self.name,
+                        extra={"pipeline": self._context.pipeline, "node": self._context.node},
+                    )
             del backend
             self._report(owner.executor_stopped)
 
     def _record(self, recording: timeline.Recording, batch: Batch) -> None:
-        recording.add(self.name, "batch", batch.started, batch.ended, items=len(batch.entries), rows=batch.size)
+        recording.add(
+            self.name,
+            "batch",
+            batch.started,
+            batch.ended,
+            items=len(batch.entries),
+            rows=batch.size,
+        )
         for entry in batch.entries:
             recording.add_wait(f"{self.pipeline}/{batch.node} queue", entry.enqueued, batch.started)
 
 
-def run_batch(backend: Backend, batch: Batch, owner: Owner, clock: Callable[[], float]) -> DeviceError | None:
+def run_batch(
+    backend: Backend, batch: Batch, owner: Owner, clock: Callable[[], float]
+) -> DeviceError | None:
     """Run the batch; where it fails, run its items one by one on fresh copies, so that only the guilty fail.
 
     Leaves each entry's outcome in `batch.outcomes`. An exception that is no `Exception` ends the thread. Returns the device's error, if
@@ -210,11 +239,17 @@ def run_batch(backend: Backend, batch: Batch, owner: Owner, clock: Callable[[], 
     """
     entries = batch.entries
     try:
-        backend.forward(list(batch.outcomes))  # a list of its own: a backend may do with it what it likes
+        backend.forward(
+            list(batch.outcomes)
+        )  # a list of its own: a backend may do with it what it likes
     except Exception as error:
         if len(entries) == 1:
             batch.outcomes = [_outcome_of(error, entries[0], batch, backend)]
-        elif isinstance(error, NEVER_RETRIED) or not owner.retry or (owner.retry_suspended and not isinstance(error, InvalidInput)):
+        elif (
+            isinstance(error, NEVER_RETRIED)
+            or not owner.retry
+            or (owner.retry_suspended and not isinstance(error, InvalidInput))
+        ):
             _log(batch, entries, error)
             batch.outcomes = [_wrap(error, batch, backend) for _ in entries]
         else:
@@ -222,14 +257,18 @@ def run_batch(backend: Backend, batch: Batch, owner: Owner, clock: Callable[[], 
         if isinstance(error, DeviceError):
             return error
     except BaseException:
-        batch.outcomes = [None] * len(entries)  # the thread ends: half-made copies are nobody's answer
+        batch.outcomes = [None] * len(
+            entries
+        )  # the thread ends: half-made copies are nobody's answer
         raise
     else:
         owner.retry_suspended = False
     return None
 
 
-def _run_singly(backend: Backend, batch: Batch, owner: Owner, clock: Callable[[], float]) -> DeviceError | None:
+def _run_singly(
+    backend: Backend, batch: Batch, owner: Owner, clock: Callable[[], float]
+) -> DeviceError | None:
     entries = batch.entries
     # in place: if the thread dies on the way, what has run until then counts
     outcomes = batch.outcomes = [None] * len(entries)
@@ -244,7 +283,9 @@ def _run_singly(backend: Backend, batch: Batch, owner: Owner, clock: Callable[[]
             outcome = outcomes[position] = _outcome_of(error, entry, batch, backend)
             failed += isinstance(outcome, BaseException)
             if isinstance(error, NEVER_RETRIED):
-                outcomes[position + 1 :] = [_wrap(error, batch, backend) for _ in entries[position + 1 :]]
+                outcomes[position + 1 :] = [
+                    _wrap(error, batch, backend) for _ in entries[position + 1 :]
+                ]
                 return error if isinstance(error, DeviceError) else None
         else:
             outcomes[position] = item
@@ -255,7 +296,9 @@ def _run_singly(backend: Backend, batch: Batch, owner: Owner, clock: Callable[[]
     return None
 
 
-def _outcome_of(error: Exception, entry: Entry, batch: Batch, backend: Backend) -> Item | BackendError:
+def _outcome_of(
+    error: Exception, entry: Entry, batch: Batch, backend: Backend
+) -> Item | BackendError:
     """What becomes of an item that failed alone: a soft failure for `InvalidInput`, else a failure."""
     if isinstance(error, InvalidInput):
         item = entry.item.copy()

@@ -56,7 +56,9 @@ class Node:
         self.config = config
         self.name = config.name
         self.parts_per_item = 1.0  # how many parts of a request come here, on average
-        self.signature: Signature | None = None  # what its engine takes and gives, once it is loaded, if that knows it
+        self.signature: Signature | None = (
+            None  # what its engine takes and gives, once it is loaded, if that knows it
+        )
         self.retry = config.retry
         self.retry_suspended = False
         self.statistics = NodeStatistics()
@@ -74,16 +76,24 @@ class Node:
         self._loop = loop
         self._clock = clock
         self._on_batch = on_batch
-        self._context = contextvars.Context()  # empty: neither timers nor decisions inherit a request's variables
+        self._context = (
+            contextvars.Context()
+        )  # empty: neither timers nor decisions inherit a request's variables
         self._decision_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
-        self._executors: dict[Executor, tuple[int, int]] = {}  # every thread that has not stopped: its group and its instance
-        self._missing = sum(group.instances for group in config.groups)  # executors that are not ready
+        self._executors: dict[
+            Executor, tuple[int, int]
+        ] = {}  # every thread that has not stopped: its group and its instance
+        self._missing = sum(
+            group.instances for group in config.groups
+        )  # executors that are not ready
         self._up = False  # all executors have been ready once
         self._loading: asyncio.Future[None] = loop.create_future()
         self._stopped: asyncio.Future[None] | None = None
-        self.devices: dict[str, Group] = {}  # accelerators that its executors took; empty: all run on the CPU
+        self.devices: dict[
+            str, Group
+        ] = {}  # accelerators that its executors took; empty: all run on the CPU
         self._watchers: list[Callable[[Batch], None]] = []
         self._shape_key = config.groups[0].spec.shape_key
         self._levels = config.priority_levels
@@ -104,14 +114,20 @@ class Node:
     @property
     def not_ready(self) -> str:
         """Why; empty if it is."""
-        missing = self._missing + sum(executor.loaded and not executor.ready for executor in self._executors)
+        missing = self._missing + sum(
+            executor.loaded and not executor.ready for executor in self._executors
+        )
         if missing:
             executors = sum(group.instances for group in self.config.groups)
             loading = next((text for executor in self._executors if (text := executor.loading)), "")
-            return loading or f"node {self.name!r}: {missing} of {executors} executors are not running"
+            return (
+                loading or f"node {self.name!r}: {missing} of {executors} executors are not running"
+            )
         stuck = [batch for batch in self.scheduler.running.values() if batch.stuck]
         if stuck:
-            return f"node {self.name!r}: a forward has run for more than {self.config.stuck_after:g} s"
+            return (
+                f"node {self.name!r}: a forward has run for more than {self.config.stuck_after:g} s"
+            )
         return ""
 
     @property
@@ -172,7 +188,11 @@ class Node:
             await asyncio.wait([self._stopped], timeout=KILL_TIMEOUT)
         for executor in self._executors:
             logger.warning(
-                "%s did not stop within %g s and is left behind; it is at\n%s", executor.name, timeout, executor.stack(), extra=self._place
+                "%s did not stop within %g s and is left behind; it is at\n%s",
+                executor.name,
+                timeout,
+                executor.stack(),
+                extra=self._place,
             )
         self._executors.clear()
 
@@ -193,7 +213,9 @@ class Node:
                 key = self._shape_key(entry.item)
                 hash(key)
             except Exception:
-                key = object()  # not what the backend expects: it runs alone, and the backend says what is wrong
+                key = (
+                    object()
+                )  # not what the backend expects: it runs alone, and the backend says what is wrong
         scheduler = self.scheduler
         scheduler.enqueue(entry, key, now)
         if not self._decision_due and (scheduler.idle or entry.deadline < self._timer_at):
@@ -205,7 +227,9 @@ class Node:
         scheduler = self.scheduler
         if scheduler.discard(entry):
             self.statistics.outcomes["cancelled"] += 1
-            if scheduler.idle and scheduler.buckets:  # what stood behind it may fit where it did not
+            if (
+                scheduler.idle and scheduler.buckets
+            ):  # what stood behind it may fit where it did not
                 self._ask_for_decision()
 
     def _ask_for_decision(self) -> None:
@@ -237,7 +261,11 @@ class Node:
 
     def _expired(self, entry: Entry) -> None:
         self.statistics.outcomes["expired"] += 1
-        entry.fail(DeadlineExceeded(f"node {self.name!r}: the deadline passed while the request was queued"))
+        entry.fail(
+            DeadlineExceeded(
+                f"node {self.name!r}: the deadline passed while the request was queued"
+            )
+        )
 
     def _stuck(self, batch: Batch) -> None:
         executor: Executor = batch.executor
@@ -248,7 +276,11 @@ class Node:
         )  # fmt: skip
         # The thread can't be interrupted, and may never come back. Its callers are not kept waiting for that.
         for entry in batch.entries:
-            entry.fail(DeadlineExceeded(f"node {self.name!r}: the batch ran longer than {self.config.stuck_after:g} s (stuck_after)"))
+            entry.fail(
+                DeadlineExceeded(
+                    f"node {self.name!r}: the batch ran longer than {self.config.stuck_after:g} s (stuck_after)"
+                )
+            )
 
     # what executors report
 
@@ -302,7 +334,13 @@ class Node:
                 failure.__cause__ = error
                 self._loading.set_exception(failure)
             return
-        logger.error("node %s: %s died and is restarted", self.name, executor.name, exc_info=error, extra=self._place)
+        logger.error(
+            "node %s: %s died and is restarted",
+            self.name,
+            executor.name,
+            exc_info=error,
+            extra=self._place,
+        )
         if executor.loaded:
             self._missing += 1
         batch = self.scheduler.remove(executor)
@@ -310,7 +348,9 @@ class Node:
         failures = executor.failures
         delay = min(LONGEST_RESTART_DELAY, 0.1 * 2 ** min(failures, 10)) if failures else 0.0
         self.statistics.restarts += 1
-        self._loop.call_later(delay, self._launch, group, instance, failures + 1, context=self._context)
+        self._loop.call_later(
+            delay, self._launch, group, instance, failures + 1, context=self._context
+        )
         now = self._clock()
         self._decide(now)
         if batch is not None:
@@ -318,7 +358,9 @@ class Node:
             self.statistics.observe_batch(batch)
             for entry, outcome in zip(batch.entries, batch.outcomes, strict=True):
                 if outcome is None and now < entry.deadline:
-                    outcome = BackendError(f"node {self.name!r}: {executor.name} died of {type(error).__name__}: {error}")  # noqa: PLW2901
+                    outcome = BackendError(
+                        f"node {self.name!r}: {executor.name} died of {type(error).__name__}: {error}"
+                    )
                     outcome.__cause__ = error
                 entry.finish(outcome, batch, now)
             batch.entries.clear()

@@ -24,4 +24,6 @@ def context_of(config: NodeConfig, pipeline: PipelineConfig, group: int, instanc
 
 def device_of(backend: Backend) -> str:
     """The accelerator that a backend or a member of it took; "": all run on the CPU."""
-    return backend.device or next((found for child in backend.children if (found := device_of(child))), "")
+    return backend.device or next(
+        (found for child in backend.children if (found := device_of(child))), ""
+    )

@@ -21,10 +21,26 @@ class Entry:
     `enqueued` (seconds), `arrival` (a count) and `bucket` are the scheduler's, set whenever the entry is queued.
     """
 
-    __slots__ = ("arrival", "bucket", "deadline", "enqueued", "future", "item", "priority", "request_id", "size", "wanted")
+    __slots__ = (
+        "arrival",
+        "bucket",
+        "deadline",
+        "enqueued",
+        "future",
+        "item",
+        "priority",
+        "request_id",
+        "size",
+        "wanted",
+    )
 
     def __init__(
-        self, item: Item, future: asyncio.Future[Any], deadline: float = NEVER, priority: int | None = None, size: int = 1
+        self,
+        item: Item,
+        future: asyncio.Future[Any],
+        deadline: float = NEVER,
+        priority: int | None = None,
+        size: int = 1,
     ) -> None:
         self.item = item
         self.future = future
@@ -55,7 +71,9 @@ class Batch:
 
     __slots__ = ("ended", "entries", "executor", "node", "outcomes", "size", "started", "stuck")
 
-    def __init__(self, node: str, executor: Any, entries: list[Entry], size: int, started: float) -> None:
+    def __init__(
+        self, node: str, executor: Any, entries: list[Entry], size: int, started: float
+    ) -> None:
         self.node = node
         self.executor = executor
         self.entries = entries

@@ -71,7 +71,9 @@ class Scheduler:
         self.queued = 0  # sum of the queued entries' sizes
         self.max = 1  # the largest bound that any executor has had: what may queue here
         self._arrivals = 0
-        self._earliest = NEVER  # no queued entry expires before this; may be too early, never too late
+        self._earliest = (
+            NEVER  # no queued entry expires before this; may be too early, never too late
+        )
 
     def __repr__(self) -> str:
         return f"<Scheduler {self.name}: {len(self.running)} active, {len(self.idle)} idle, {self.queued} queued>"
@@ -208,7 +210,9 @@ class Scheduler:
             self._settle(bucket, queued - bucket.size)
             for entry in bucket:
                 self._earliest = min(self._earliest, entry.deadline)
-        for entry in expired:  # only now: their ends may take others out of these buckets, and put new ones in
+        for entry in (
+            expired
+        ):  # only now: their ends may take others out of these buckets, and put new ones in
             self.on_expired(entry)
 
     def _next_wake(self, now: float) -> float:

@@ -11,7 +11,23 @@ from penstock.backends.errors import DeadlineExceeded, InvalidInput, NotReady
 
 from .queue import Batch
 
-SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+SECONDS = (
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -54,15 +70,30 @@ class RequestStatistics:
     had an answer, which the network's face could not write).
     """
 
-    __slots__ = ("_between", "clock", "failed_seconds", "failures", "queued", "reading", "rows", "seconds", "succeeded", "writing")
+    __slots__ = (
+        "_between",
+        "clock",
+        "failed_seconds",
+        "failures",
+        "queued",
+        "reading",
+        "rows",
+        "seconds",
+        "succeeded",
+        "writing",
+    )
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.succeeded = 0
         self.rows = 0
         self.seconds = self.queued = self.reading = self.writing = 0.0
-        self._between = 0.0  # seconds of graphs in which nothing of a request queued and nothing ran
-        self.failures: dict[str, int] = dict.fromkeys(("soft", "failed", "expired", "cancelled", "unready", "unwritten"), 0)
+        self._between = (
+            0.0  # seconds of graphs in which nothing of a request queued and nothing ran
+        )
+        self.failures: dict[str, int] = dict.fromkeys(
+            ("soft", "failed", "expired", "cancelled", "unready", "unwritten"), 0
+        )
         self.failed_seconds = 0.0
 
     @property
@@ -128,7 +159,9 @@ class NodeStatistics:
     RECENT = 32
 
     def __init__(self) -> None:
-        self.outcomes: dict[str, int] = dict.fromkeys(("ok", "soft", "failed", "expired", "cancelled"), 0)
+        self.outcomes: dict[str, int] = dict.fromkeys(
+            ("ok", "soft", "failed", "expired", "cancelled"), 0
+        )
         self.queue_seconds = Histogram(SECONDS)
         self.batch_seconds = Histogram(SECONDS)
         self.batch_size = Histogram(SIZES)

@@ -18,7 +18,18 @@ class Admission:
     `inside` counts requests, `rows` their `request_size`. A refusal costs no queue, no future and no thread.
     """
 
-    __slots__ = ("beside", "draining", "inside", "max_requests", "nodes", "pace", "refused", "requests", "rows", "run_time")
+    __slots__ = (
+        "beside",
+        "draining",
+        "inside",
+        "max_requests",
+        "nodes",
+        "pace",
+        "refused",
+        "requests",
+        "rows",
+        "run_time",
+    )
 
     def __init__(self, max_requests: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.nodes: Sequence[Node] = ()
@@ -50,8 +61,12 @@ class Admission:
         """
         if self.inside >= self.max_requests:
             self.refused["queue_full"] += 1
-            raise QueueFull(f"{self.inside} requests are inside, no more than {self.max_requests} (max_requests) may be")
-        if (self.rows + size) * self.pace + self.run_time > budget:  # as if all rows inside were ahead: no finer estimate is larger
+            raise QueueFull(
+                f"{self.inside} requests are inside, no more than {self.max_requests} (max_requests) may be"
+            )
+        if (
+            (self.rows + size) * self.pace + self.run_time > budget
+        ):  # as if all rows inside were ahead: no finer estimate is larger
             self._estimate(size, budget, priority)
 
     def leave(self, size: int) -> None:

@@ -54,7 +54,11 @@ class Visit(Entry):
             run.advance(place, outcome, now)
         elif outcome is None:
             count("expired")
-            run.fail(DeadlineExceeded(f"node {place.name!r}: the deadline passed after the batch had failed"))
+            run.fail(
+                DeadlineExceeded(
+                    f"node {place.name!r}: the deadline passed after the batch had failed"
+                )
+            )
         else:
             assert isinstance(outcome, BaseException)
             count("failed")
@@ -95,7 +99,9 @@ class GraphRun:
         self.admission = admission  # None: the request has ended, or is part of another one
         self.entrance = entrance
         self.trace = trace
-        self.waiting = entrance.waiting.copy()  # how many of its predecessors have not passed it anything yet
+        self.waiting = (
+            entrance.waiting.copy()
+        )  # how many of its predecessors have not passed it anything yet
         self.leaves = entrance.leaves  # that have not been passed yet
         self.outputs: dict[Place, Item] = {}  # what left the places that some `map` reads
         self.visits: dict[Visit, None] = {}
@@ -134,11 +140,15 @@ class GraphRun:
                 except PenstockError as error:
                     self.fail(error)
                 except BaseException as error:  # a filter's; also CancelledError: it is no cancellation of this callback
-                    failure = BackendError(f"node {place.name!r}: its filter {place.filter_name} raised {type(error).__name__}: {error}")
+                    failure = BackendError(
+                        f"node {place.name!r}: its filter {place.filter_name} raised {type(error).__name__}: {error}"
+                    )
                     failure.__cause__ = error
                     self.fail(failure)
 
-    def _leave(self, places: tuple[Place, ...], item: Item, edges: deque[tuple[Place, Item]]) -> None:
+    def _leave(
+        self, places: tuple[Place, ...], item: Item, edges: deque[tuple[Place, Item]]
+    ) -> None:
         """The item has left these places together. What leads from one of them to another carries nothing."""
         for place in places:
             if self.trace is not None and place is not places[0]:
@@ -151,7 +161,9 @@ class GraphRun:
                 if following not in places:
                     edges.append((following, item))
 
-    def _arrive(self, place: Place, item: Item, edges: deque[tuple[Place, Item]], now: float) -> None:
+    def _arrive(
+        self, place: Place, item: Item, edges: deque[tuple[Place, Item]], now: float
+    ) -> None:
         """All that comes before has passed its item: ask the filter."""
         # A copy each: successors must not see each other's changes, and `map` none at all.
         item = item.copy() if place.sources is None else self._mapped(place)
@@ -160,9 +172,16 @@ class GraphRun:
         except BackendError as error:
             raise BackendError(f"node {place.name!r}: {error}") from error
         if self.trace is not None:
-            self.trace.came(place.name, item, place.filter_name, status.value if isinstance(status, Status) else repr(status))
+            self.trace.came(
+                place.name,
+                item,
+                place.filter_name,
+                status.value if isinstance(status, Status) else repr(status),
+            )
         if status is Status.RUN:
-            item.pop("result", None)  # what an earlier node has answered, or failed with, is not this one's answer
+            item.pop(
+                "result", None
+            )  # what an earlier node has answered, or failed with, is not this one's answer
             item.pop("error", None)
             self._run(place, item, now)
         elif status is Status.SKIP:
@@ -176,7 +195,9 @@ class GraphRun:
         elif status is Status.ERROR:
             raise BackendError(f"node {place.name!r}: its filter {place.filter_name} says Error")
         else:
-            raise BackendError(f"node {place.name!r}: its filter {place.filter_name} answered {status!r}, expected a penstock.Status")
+            raise BackendError(
+                f"node {place.name!r}: its filter {place.filter_name} answered {status!r}, expected a penstock.Status"
+            )
 
     def _mapped(self, place: Place) -> Item:
         """The dict that `map` makes: what it names, and `context`."""
@@ -190,7 +211,9 @@ class GraphRun:
                     if isinstance(output.get("error"), InvalidInput):
                         raise output["error"]  # why there is none
                     found = ", ".join(sorted(map(str, output)))
-                    raise BackendError(f"node {place.name!r}: its map takes {key!r} of node {source.name!r}, which left only {found}")
+                    raise BackendError(
+                        f"node {place.name!r}: its map takes {key!r} of node {source.name!r}, which left only {found}"
+                    )
                 item[name] = output[key]
         return item
 
@@ -198,7 +221,9 @@ class GraphRun:
         self.leaves -= 1
         if self.leaves == 0:
             if self.entrance.leaves > 1:  # no leaf's result is more the answer than another's
-                item = {key: value for key, value in self.item.items() if key not in ("result", "error")}
+                item = {
+                    key: value for key, value in self.item.items() if key not in ("result", "error")
+                }
             self.succeed(item)
 
     def succeed(self, item: Item) -> None:
@@ -244,4 +269,7 @@ class GraphRun:
         return covered((queued, batch.ended) for _, queued, batch in self.stages) - ran, ran
 
     def timings(self) -> list[Stage]:
-        return [Stage(name, batch.started - queued, batch.ended - batch.started, batch.size) for name, queued, batch in self.stages]
+        return [
+            Stage(name, batch.started - queued, batch.ended - batch.started, batch.size)
+            for name, queued, batch in self.stages
+        ]

@@ -74,9 +74,17 @@ class Rounds:
         entrance = self._entrances.get(name) if isinstance(name, str) else None
         if entrance is None:
             hint = did_you_mean(name, self._entrances) if isinstance(name, str) else ""
-            self.set_exception(UnknownRestart(f"'restart' names {name!r}, which is no node that can be entered{hint}"))
+            self.set_exception(
+                UnknownRestart(
+                    f"'restart' names {name!r}, which is no node that can be entered{hint}"
+                )
+            )
         elif self._round >= self._max_rounds:
-            self.set_exception(BackendError(f"'restart' names {name!r} after {self._max_rounds} rounds, no more are made (max_rounds)"))
+            self.set_exception(
+                BackendError(
+                    f"'restart' names {name!r} after {self._max_rounds} rounds, no more are made (max_rounds)"
+                )
+            )
         else:
             self._round += 1
             self._queued, self._computed = self.spent()

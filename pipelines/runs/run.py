@@ -91,7 +91,9 @@ class Run(Entry):
         self.place = place
         self.admission = admission  # None: the request has ended, or is part of another one
         self.batch: Batch | None = None  # the last one it ran in
-        self.stages: list[tuple[Batch, float]] | None = None  # the ones before, and when it was queued for each
+        self.stages: list[tuple[Batch, float]] | None = (
+            None  # the ones before, and when it was queued for each
+        )
 
     def finish(self, outcome: Outcome, batch: Batch, now: float) -> None:
         future = self.future
@@ -102,7 +104,9 @@ class Run(Entry):
             failure = "cancelled"
         elif now > self.deadline:
             failure = "expired"
-            future.set_exception(DeadlineExceeded(f"node {place.name!r}: the answer came after the deadline"))
+            future.set_exception(
+                DeadlineExceeded(f"node {place.name!r}: the answer came after the deadline")
+            )
         elif type(outcome) is dict:
             if "error" in outcome:
                 failure = "soft"
@@ -119,7 +123,11 @@ class Run(Entry):
             future.set_result(outcome)
         elif outcome is None:  # its deadline came before its turn to run alone
             failure = "expired"
-            future.set_exception(DeadlineExceeded(f"node {place.name!r}: the deadline passed after the batch had failed"))
+            future.set_exception(
+                DeadlineExceeded(
+                    f"node {place.name!r}: the deadline passed after the batch had failed"
+                )
+            )
         else:
             assert isinstance(outcome, BaseException)
             failure = "failed"
@@ -156,7 +164,10 @@ class Run(Entry):
         stages = self.stages or []
         if self.batch is not None:
             stages = [*stages, (self.batch, self.enqueued)]
-        return [Stage(batch.node, batch.started - queued, batch.ended - batch.started, batch.size) for batch, queued in stages]
+        return [
+            Stage(batch.node, batch.started - queued, batch.ended - batch.started, batch.size)
+            for batch, queued in stages
+        ]
 
     def spent(self) -> tuple[float, float]:
         queued, computed = _sums(self.stages or ())

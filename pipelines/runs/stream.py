@@ -39,8 +39,12 @@ class StreamRun(GraphRun):
         assert entrance.stream is not None
         self._loop = loop
         self._place: Place = entrance.stream
-        self._before: tuple[dict[Place, int], int] | None = None  # `waiting` and `leaves` as the first part found them
-        self._part: asyncio.Future[Item] | None = None  # the part that is on its way through what follows
+        self._before: tuple[dict[Place, int], int] | None = (
+            None  # `waiting` and `leaves` as the first part found them
+        )
+        self._part: asyncio.Future[Item] | None = (
+            None  # the part that is on its way through what follows
+        )
         self._parts: list[Item] = []  # all so far; where somebody reads, those not read yet
         self._reads = False
         self._reader: asyncio.Future[None] | None = None  # waits for a part
@@ -109,7 +113,13 @@ class StreamRun(GraphRun):
         if self._reads:
             super().succeed(dict(self.item))
         else:
-            super().succeed({**self.item, "result": [part.get("result") for part in self._parts], PARTS: self._parts})
+            super().succeed(
+                {
+                    **self.item,
+                    "result": [part.get("result") for part in self._parts],
+                    PARTS: self._parts,
+                }
+            )
 
     # the reader's side
 

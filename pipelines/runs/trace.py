@@ -45,7 +45,9 @@ class Trace:
         self._steps: dict[str, Step] = {}
         self._note = note
 
-    def came(self, node: str, item: Item, filter_name: str | None = None, status: str | None = None) -> None:
+    def came(
+        self, node: str, item: Item, filter_name: str | None = None, status: str | None = None
+    ) -> None:
         step: Step = {"node": node}
         if filter_name is not None:
             step |= {"filter": filter_name, "status": status}
@@ -56,7 +58,9 @@ class Trace:
                 step["reason"] = encodable(reason)
         step["keys"] = _keys(item)
         self._into.append(step)
-        self._steps[node] = step  # the last one of this name: a stream, or a loop, passes a node again
+        self._steps[node] = (
+            step  # the last one of this name: a stream, or a loop, passes a node again
+        )
 
     def skipped(self, node: str, by: str) -> None:
         """The node is inside a chain or a sub-graph that was skipped at another one."""

@@ -18,11 +18,19 @@ PARTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure what docs/performance.md states.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all if none is given")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description="Measure what docs/performance.md states."
+    )
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all if none is given"
+    )
     parser.add_argument("--quick", action="store_true", help="short runs: minutes, and noisy")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there; else it is printed")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the JSON there; else it is printed"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="put the table into docs/performance.md"
+    )
     arguments = parser.parse_args()
     unknown = set(arguments.parts) - set(PARTS)
     if unknown:
@@ -41,9 +49,14 @@ def main() -> None:
         say(f"   {time.perf_counter() - started:.0f} s")
     text = table(figures, where, arguments.quick)
     if skipped:
-        text += "\n\n" + "\n".join(f"Not measured: {part}: {reason.splitlines()[0]}" for part, reason in skipped.items())
+        text += "\n\n" + "\n".join(
+            f"Not measured: {part}: {reason.splitlines()[0]}" for part, reason in skipped.items()
+        )
     print(text)
-    result = json.dumps({"machine": where, "figures": [figure.to_dict() for figure in figures], "skipped": skipped}, indent=1)
+    result = json.dumps(
+        {"machine": where, "figures": [figure.to_dict() for figure in figures], "skipped": skipped},
+        indent=1,
+    )
     if arguments.json:
         arguments.json.write_text(result + "\n")
     else:

@@ -34,7 +34,10 @@ async def echo(receive: Any, send: Any) -> None:
         pieces.append(message.get("body", b""))
         more = message.get("more_body", False)
     body = b"".join(pieces)
-    headers = [(b"content-type", b"application/octet-stream"), (b"content-length", b"%d" % len(body))]
+    headers = [
+        (b"content-type", b"application/octet-stream"),
+        (b"content-length", b"%d" % len(body)),
+    ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

@@ -40,14 +40,25 @@ class Figure:
         return None if self.most is None else self.value <= self.most
 
     def to_dict(self) -> dict[str, Any]:
-        fields = {name: getattr(self, name) for name in ("part", "what", "value", "unit", "least", "most", "aim", "runs", "note")}
+        fields = {
+            name: getattr(self, name)
+            for name in ("part", "what", "value", "unit", "least", "most", "aim", "runs", "note")
+        }
         return {**fields, "holds": self.holds}
 
     @property
     def row(self) -> str:
-        target = f"≥ {self.least:g}" if self.least is not None else "" if self.most is None else f"≤ {self.most:g}"
+        target = (
+            f"≥ {self.least:g}"
+            if self.least is not None
+            else ""
+            if self.most is None
+            else f"≤ {self.most:g}"
+        )
         aim = "" if self.aim is None else f"{self.aim:g}"
-        spread = f" ({_short(min(self.runs))} – {_short(max(self.runs))})" if len(self.runs) > 1 else ""
+        spread = (
+            f" ({_short(min(self.runs))} – {_short(max(self.runs))})" if len(self.runs) > 1 else ""
+        )
         holds = {True: "yes", False: "**no**", None: ""}[self.holds]
         return f"| {self.part} | {self.what} | {_short(self.value)}{spread} {self.unit} | {target} | {aim} | {holds} | {self.note} |"
 
@@ -68,18 +79,35 @@ def say(text: str) -> None:
 
 def machine() -> dict[str, Any]:
     """What was measured where."""
-    processor = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
+    processor = next(
+        (
+            line.partition(":")[2].strip()
+            for line in _lines("/proc/cpuinfo")
+            if line.startswith("model name")
+        ),
+        "",
+    )
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "commit": commit,
         "processor": processor or platform.processor() or platform.machine(),
-        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processors": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "load": [round(value, 2) for value in os.getloadavg()],
         "python": platform.python_version(),
         "packages": {
-            name: version(name) for name in ("uvicorn", "uvloop", "httptools", "fastapi", "onnxruntime", "opencv-python-headless")
+            name: version(name)
+            for name in (
+                "uvicorn",
+                "uvloop",
+                "httptools",
+                "fastapi",
+                "onnxruntime",
+                "opencv-python-headless",
+            )
         },
     }
 
@@ -93,7 +121,9 @@ def _lines(path: str) -> list[str]:
 
 def table(figures: Sequence[Figure], where: dict[str, Any], quick: bool) -> str:
     packages = ", ".join(f"{name} {number}" for name, number in where["packages"].items())
-    kind = "`scripts/bench --quick`: short runs, for orientation only" if quick else "`scripts/bench`"
+    kind = (
+        "`scripts/bench --quick`: short runs, for orientation only" if quick else "`scripts/bench`"
+    )
     lines = [
         f"{kind}, {where['when']}, commit {where['commit']}; {where['processors']} processors ({where['processor']}), load before "
         f"{where['load'][0]}; Python {where['python']}, {packages}.",

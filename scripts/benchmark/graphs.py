@@ -39,7 +39,10 @@ def measure(quick: bool) -> list[Figure]:
 async def chain(runs: int) -> Figure:
     """8 Identity nodes, 256 callers."""
     names = [f"n{number}" for number in range(8)]
-    nodes = {name: {"backend": "Identity", "max": 32, "next": following} for name, following in pairwise(names)}
+    nodes = {
+        name: {"backend": "Identity", "max": 32, "next": following}
+        for name, following in pairwise(names)
+    }
     nodes[names[-1]] = {"backend": "Identity", "max": 32}
     rates = []
     async with Pipeline.load(nodes) as pipeline:
@@ -48,7 +51,9 @@ async def chain(runs: int) -> Figure:
             if run:
                 rates.append(rate)
     say(f"{PART}, chain: {[round(rate) for rate in rates]}")
-    return of_runs(PART, "chain of 8 Identity nodes, 256 callers", rates, "node-runs/s", least=60_000)
+    return of_runs(
+        PART, "chain of 8 Identity nodes, 256 callers", rates, "node-runs/s", least=60_000
+    )
 
 
 async def skips(runs: int) -> Figure:
@@ -56,7 +61,10 @@ async def skips(runs: int) -> Figure:
     costs = []
     async with Pipeline.load(skipping(0)) as without, Pipeline.load(skipping(SKIPS)) as with_skips:
         for run in range(runs + 1):
-            seconds = [1 / await drive(pipeline, [{"data": 0}] * 4_000, 16) for pipeline in (without, with_skips)]
+            seconds = [
+                1 / await drive(pipeline, [{"data": 0}] * 4_000, 16)
+                for pipeline in (without, with_skips)
+            ]
             if run:
                 costs.append((seconds[1] - seconds[0]) / SKIPS * 1e6)
     say(f"{PART}, skips: {[round(cost, 3) for cost in costs]}")
@@ -65,7 +73,10 @@ async def skips(runs: int) -> Figure:
 
 def skipping(count: int) -> dict[str, Any]:
     names = ["first", *(f"skip{number}" for number in range(count)), "last"]
-    nodes: dict[str, Any] = {name: {"backend": "Identity", "filter": "Skip", "next": after} for name, after in pairwise(names)}
+    nodes: dict[str, Any] = {
+        name: {"backend": "Identity", "filter": "Skip", "next": after}
+        for name, after in pairwise(names)
+    }
     del nodes["first"]["filter"]
     return nodes | {"last": {"backend": "Identity", "filter": "or"}}
 
@@ -87,22 +98,35 @@ async def map_reduce(pairs: int) -> Figure:
                 ratios.append(whole / single)
                 note = f"{whole:,.0f} to {single:,.0f} crops/s"
     say(f"{PART}, MapReduce: {[round(ratio, 3) for ratio in ratios]}")
-    return of_runs(PART, f"MapReduce over {CROPS} crops: rate ÷ posting each", ratios, least=0.9, note=note)
+    return of_runs(
+        PART, f"MapReduce over {CROPS} crops: rate ÷ posting each", ratios, least=0.9, note=note
+    )
 
 
 async def small_beside_large(runs: int, seconds: float) -> Figure:
     """The p99 of items with 3 boxes where 1 of 10 has 300, against their p99 alone with as many boxes a second."""
-    config = {"page": {"backend": "MapReduce", "jump": "box"}, "box": {"backend": "Boxes", "max": LARGEST}}
+    config = {
+        "page": {"backend": "MapReduce", "jump": "box"},
+        "box": {"backend": "Boxes", "max": LARGEST},
+    }
     boxes = 0.5 * LARGEST / Boxes.SECONDS  # a second: half of what the node can do
     ratios = []
     async with Pipeline.load(config) as pipeline:
         for _ in range(runs):
             alone = await offered(pipeline, boxes / SMALL, seconds, large_share=0.0)
-            mixed = await offered(pipeline, boxes / (0.9 * SMALL + 0.1 * LARGE), seconds, large_share=0.1)
+            mixed = await offered(
+                pipeline, boxes / (0.9 * SMALL + 0.1 * LARGE), seconds, large_share=0.1
+            )
             ratios.append(mixed / alone)
             note = f"p99 {mixed * 1000:.1f} to {alone * 1000:.1f} ms"
             say(f"{PART}, small beside large: {note}")
-    return of_runs(PART, f"p99 of items with {SMALL} boxes beside some with {LARGE} ÷ alone", ratios, most=3.0, note=note)
+    return of_runs(
+        PART,
+        f"p99 of items with {SMALL} boxes beside some with {LARGE} ÷ alone",
+        ratios,
+        most=3.0,
+        note=note,
+    )
 
 
 class Boxes:

@@ -44,7 +44,9 @@ wrk.headers["Content-Type"] = "application/octet-stream"
 
 def measure(quick: bool) -> list[Figure]:
     if shutil.which("wrk") is None:
-        raise RuntimeError("wrk is not installed (apt install wrk); the generator in Python is slower than these servers")
+        raise RuntimeError(
+            "wrk is not installed (apt install wrk); the generator in Python is slower than these servers"
+        )
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -54,11 +56,21 @@ def measure(quick: bool) -> list[Figure]:
         bare_command = [sys.executable, str(Path(__file__).with_name("bare.py"))]
         with process(bare_command, "/") as bare, penstock(folder / "noop.toml") as ours:
             for connections, asked in LEAST.items():
-                figures += _compare(bare, ours, connections=connections, asked=asked, quick=quick, folder=folder)
+                figures += _compare(
+                    bare, ours, connections=connections, asked=asked, quick=quick, folder=folder
+                )
     return figures
 
 
-def _compare(bare: Server, ours: Server, *, connections: int, asked: tuple[float, float], quick: bool, folder: Path) -> list[Figure]:
+def _compare(
+    bare: Server,
+    ours: Server,
+    *,
+    connections: int,
+    asked: tuple[float, float],
+    quick: bool,
+    folder: Path,
+) -> list[Figure]:
     seconds, pairs = (1, 5) if quick else (2, 9)
     sides = [(bare, "/"), (ours, "/predict/noop")]
     runs: dict[Server, list[Run]] = {bare: [], ours: []}
@@ -70,13 +82,18 @@ def _compare(bare: Server, ours: Server, *, connections: int, asked: tuple[float
         sides.reverse()  # so that a drift of the machine favours neither
     ratios = [our.rate / other.rate for our, other in zip(runs[ours], runs[bare], strict=True)]
     say(f"{PART}, {connections}: {[round(ratio, 3) for ratio in ratios]}")
-    our, other = (Run(*(median(values) for values in zip(*runs[server], strict=True))) for server in (ours, bare))
+    our, other = (
+        Run(*(median(values) for values in zip(*runs[server], strict=True)))
+        for server in (ours, bare)
+    )
     costs = f"server's CPU {our.processor:.0f} to {other.processor:.0f} µs a request"
     note = f"{our.rate:,.0f} to {other.rate:,.0f} requests/s; {costs}; p50 {our.p50:.3g} to {other.p50:.3g} ms"
     what = f"rate ÷ bare ASGI app's, {connections} connection{'s' if connections > 1 else ''}"
     figures = [of_runs(PART, what, ratios, least=asked[0], aim=asked[1], note=note)]
     if connections == 1:
-        figures.append(of_runs(PART, "p50 at one connection", [run.p50 for run in runs[ours]], "ms", most=0.2))
+        figures.append(
+            of_runs(PART, "p50 at one connection", [run.p50 for run in runs[ours]], "ms", most=0.2)
+        )
     return figures
 
 
@@ -91,7 +108,16 @@ class Run(NamedTuple):
 
 def wrk(server: Server, path: str, connections: int, seconds: int, folder: Path) -> Run:
     """Raises RuntimeError if a request failed."""
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(folder / "post.lua"), server.url(path)]
+    command = [
+        "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{seconds}s",
+        "--latency",
+        "-s",
+        str(folder / "post.lua"),
+        server.url(path),
+    ]
     used = processor_seconds(server.pid) or 0.0
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     used = (processor_seconds(server.pid) or 0.0) - used

@@ -35,12 +35,23 @@ def measure(quick: bool) -> list[Figure]:
             plain, ours = run(compare(concurrency, items, pairs))
             ratios = [our.rate / other.rate for our, other in zip(ours, plain, strict=True)]
             say(f"{PART}, {name}, {concurrency}: {[round(ratio, 3) for ratio in ratios]}")
-            our, other = (Run(*(median(values) for values in zip(*runs, strict=True))) for runs in (ours, plain))
+            our, other = (
+                Run(*(median(values) for values in zip(*runs, strict=True)))
+                for runs in (ours, plain)
+            )
             note = f"{our.rate:,.0f} to {other.rate:,.0f} items/s; CPU {our.processor:.2f} to {other.processor:.2f} µs an item"
             if concurrency == 1:
                 note += "; 0.8 is a quarter slower"
             least = (0.5 if concurrency > 1 else 0.8) if asked else None
-            figures.append(of_runs(PART, f"{name}, concurrency {concurrency}: rate ÷ plain loop's", ratios, least=least, note=note))
+            figures.append(
+                of_runs(
+                    PART,
+                    f"{name}, concurrency {concurrency}: rate ÷ plain loop's",
+                    ratios,
+                    least=least,
+                    note=note,
+                )
+            )
     return figures
 
 

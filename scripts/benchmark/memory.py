@@ -36,13 +36,23 @@ def measure(quick: bool) -> list[Figure]:
         say(f"{PART}: RSS {idle:.1f}, then {[round(size, 1) for size in sizes]} MB")
         grown = sizes[-1] - sizes[0]
         note = f"{sizes[0]:.1f} MB after {SETTLED:,}, then {', '.join(f'{size:.1f}' for size in sizes[1:])} at each quarter"
-        figures.append(Figure(PART, f"RSS growth over {requests:,} requests", grown, "MB", most=GRAIN, note=note))
+        figures.append(
+            Figure(
+                PART, f"RSS growth over {requests:,} requests", grown, "MB", most=GRAIN, note=note
+            )
+        )
     return figures
 
 
 def _first_answer(image: bytes, runs: int) -> Figure:
     """From the process's start until the first 200, asked for all the time."""
-    command = [str(Path(sys.executable).with_name("penstock")), "serve", str(EXAMPLE / "digits.toml"), "--log-level", "warning"]
+    command = [
+        str(Path(sys.executable).with_name("penstock")),
+        "serve",
+        str(EXAMPLE / "digits.toml"),
+        "--log-level",
+        "warning",
+    ]
     times = []
     for _ in range(runs):
         with process(command, None) as server:

@@ -35,13 +35,28 @@ def measure(quick: bool) -> list[Figure]:
         report, start_rss, after = asyncio.run(_overload(server, jpegs, 2 * before, seconds))
         again = load(server, jpegs, CLIENTS, seconds / 3).qps
     say(f"{PART}: capacity {before:.1f} before, {again:.1f} after\n{report}")
-    recovered = Figure(PART, "one client's p50 a second after ÷ before", after / normal, most=1.25, note=f"before {normal:.1f} ms")
+    recovered = Figure(
+        PART,
+        "one client's p50 a second after ÷ before",
+        after / normal,
+        most=1.25,
+        note=f"before {normal:.1f} ms",
+    )
     grown = (report.usage.rss_max_mb or 0.0) - start_rss
-    memory = Figure(PART, "RSS growth at most", grown, "MB", most=MEMORY, note=f"{report.usage.rss_max_mb or 0:.0f} MB at most")
+    memory = Figure(
+        PART,
+        "RSS growth at most",
+        grown,
+        "MB",
+        most=MEMORY,
+        note=f"{report.usage.rss_max_mb or 0:.0f} MB at most",
+    )
     return [*_answers(report, mean((before, again))), memory, recovered]
 
 
-async def _overload(server: Server, jpegs: Sequence[bytes], rate: float, seconds: float) -> tuple[Report, float, float]:
+async def _overload(
+    server: Server, jpegs: Sequence[bytes], rate: float, seconds: float
+) -> tuple[Report, float, float]:
     """The report, memory before it, and the median latency alone one second after, in ms."""
     client = HttpClient(server.url(PATH), {DEADLINE_HEADER: f"{DEADLINE * 1000:.0f}"})
     async with Monitor(server.pid, 0.1) as usage:
@@ -49,10 +64,18 @@ async def _overload(server: Server, jpegs: Sequence[bytes], rate: float, seconds
         start_rss = usage.rss_mb or 0.0
         begun = time.perf_counter()
         record = await open_loop(client.send, jpegs, rate, seconds=seconds)
-        alone = await closed_loop(client.send, jpegs, 1, seconds=begun + seconds + 2.0 - time.perf_counter())
+        alone = await closed_loop(
+            client.send, jpegs, 1, seconds=begun + seconds + 2.0 - time.perf_counter()
+        )
     await client.close()
     late = [sample.latency for sample in alone.samples if sample.started > begun + seconds + 1.0]
-    report = Report.of(Record(record.samples, seconds, record.late), seconds=seconds, open_loop=True, deadline=DEADLINE, usage=usage)
+    report = Report.of(
+        Record(record.samples, seconds, record.late),
+        seconds=seconds,
+        open_loop=True,
+        deadline=DEADLINE,
+        usage=usage,
+    )
     return report, start_rss, median(late) * 1000
 
 
@@ -65,9 +88,17 @@ def _answers(report: Report, capacity: float) -> list[Figure]:
     for status, latency in report.latency_by_status.items():
         if status == "429":
             note = f"{latency.count} refusals, p50 {latency.p50:.1f} ms; generator at most {report.generator_late_ms:.0f} ms late"
-            figures.append(Figure(PART, "refusals (429), p99", latency.p99, "ms", most=10, note=note))
+            figures.append(
+                Figure(PART, "refusals (429), p99", latency.p99, "ms", most=10, note=note)
+            )
         elif status != "200":
             figures.append(
-                Figure(PART, f"status {status}, p99", latency.p99, "ms", note=f"{latency.count} answers, p50 {latency.p50:.1f} ms")
+                Figure(
+                    PART,
+                    f"status {status}, p99",
+                    latency.p99,
+                    "ms",
+                    note=f"{latency.count} answers, p50 {latency.p50:.1f} ms",
+                )
             )
     return figures

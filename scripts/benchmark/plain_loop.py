@@ -38,7 +38,9 @@ class PlainLoop:
         self.due = False
         if self.queue and not self.busy:
             self.busy = True
-            self.inbox.put([self.queue.popleft() for _ in range(min(len(self.queue), self.largest))])
+            self.inbox.put(
+                [self.queue.popleft() for _ in range(min(len(self.queue), self.largest))]
+            )
 
     def done(self, batch: Batch, results: list[Any]) -> None:
         self.busy = False

@@ -29,7 +29,12 @@ class Side(NamedTuple):
         return f"{self.instances} {self.executor}{'es' * (self.executor == 'process' and self.instances > 1)}"
 
     def load(self) -> Pipeline:
-        table = {"backend": BUSY, "executor": self.executor, "instance_num": self.instances, "max": 1}
+        table = {
+            "backend": BUSY,
+            "executor": self.executor,
+            "instance_num": self.instances,
+            "max": 1,
+        }
         return Pipeline.load({"busy": table}, name=str(self).replace(" ", "_"))
 
 
@@ -55,7 +60,9 @@ async def compare(rounds: int, seconds: float) -> list[Figure]:
     runs: dict[Side | None, list[Run]] = {side: [] for side in (None, THREAD, PROCESS, PROCESSES)}
     async with AsyncExitStack() as stack:
         noop = await stack.enter_async_context(Pipeline.load("Identity"))
-        pipelines = {side: await stack.enter_async_context(side.load()) for side in runs if side is not None}
+        pipelines = {
+            side: await stack.enter_async_context(side.load()) for side in runs if side is not None
+        }
         order = list(runs)
         for number in range(-1, rounds):  # the first is to warm up
             for side in order:
@@ -66,7 +73,9 @@ async def compare(rounds: int, seconds: float) -> list[Figure]:
     thread, processes = runs[THREAD], runs[PROCESSES]
     figures = [_throughput(thread, processes)]
     alone = median(each.p99 for each in runs[None])
-    figures.append(of_runs(PART, "no-op pipeline's p99, alone", [each.p99 for each in runs[None]], "ms"))
+    figures.append(
+        of_runs(PART, "no-op pipeline's p99, alone", [each.p99 for each in runs[None]], "ms")
+    )
     for side in (THREAD, PROCESS, PROCESSES):
         p99 = [each.p99 for each in runs[side]]
         say(f"{PART}: p99 beside {side}: {[round(each, 2) for each in p99]} ms")
@@ -79,7 +88,9 @@ async def compare(rounds: int, seconds: float) -> list[Figure]:
 
 def _throughput(thread: list[Run], processes: list[Run]) -> Figure:
     ratios = [two.rate / one.rate for one, two in zip(thread, processes, strict=True)]
-    one, two = (Run(*(median(values) for values in zip(*each, strict=True))) for each in (thread, processes))
+    one, two = (
+        Run(*(median(values) for values in zip(*each, strict=True))) for each in (thread, processes)
+    )
     # What the machine would give if nothing else ran on its two processors: each child computes for `worker`, the server's share is on top.
     possible = 2 * one.server / (two.worker + two.server)
     note = (
@@ -113,8 +124,13 @@ async def run(busy: Pipeline | None, noop: Pipeline, seconds: float) -> Run:
             await asyncio.sleep(INTERVAL)
 
     started, used = time.perf_counter(), time.process_time()
-    await asyncio.gather(watch(), *[client(busy) for _ in range(CLIENTS if busy is not None else 0) if busy is not None])
+    await asyncio.gather(
+        watch(),
+        *[client(busy) for _ in range(CLIENTS if busy is not None else 0) if busy is not None],
+    )
     elapsed, used = time.perf_counter() - started, time.process_time() - used
-    workers = sum((max(times) - min(times)) / max(1, len(times) - 1) * len(times) for times in spent.values())
+    workers = sum(
+        (max(times) - min(times)) / max(1, len(times) - 1) * len(times) for times in spent.values()
+    )
     p99 = sorted(latencies)[int(len(latencies) * 0.99)] * 1000
     return Run(done / elapsed, workers / max(1, done) * 1000, used / max(1, done) * 1000, p99)

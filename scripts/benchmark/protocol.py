@@ -62,7 +62,9 @@ ADMIN = ("--admin-token", "bench", "--allow-shared-memory", "--map-shared-memory
 
 def measure(quick: bool) -> list[Figure]:
     if shutil.which("wrk") is None:
-        raise RuntimeError("wrk is not installed (apt install wrk); the generator in Python is slower than these servers")
+        raise RuntimeError(
+            "wrk is not installed (apt install wrk); the generator in Python is slower than these servers"
+        )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         models = folder / "models"
@@ -74,14 +76,24 @@ def measure(quick: bool) -> list[Figure]:
         bare_command = [sys.executable, str(Path(__file__).with_name("bare.py"))]
         with process(bare_command, "/") as bare, penstock(models, *ADMIN) as ours, _regions(ours):
             figures = [
-                _compare((bare, "/echo", folder / model), ours, model, connections, quick=quick, folder=folder / model)
+                _compare(
+                    (bare, "/echo", folder / model),
+                    ours,
+                    model,
+                    connections,
+                    quick=quick,
+                    folder=folder / model,
+                )
                 for model in PIPELINES
                 for connections in CONNECTIONS
             ]
             _write_shared(folder / "shared")
             binary = (ours, "/v2/models/identity/infer", folder / "identity")
             return figures + [
-                _compare(binary, ours, "identity", connections, quick=quick, folder=folder / "shared") for connections in CONNECTIONS
+                _compare(
+                    binary, ours, "identity", connections, quick=quick, folder=folder / "shared"
+                )
+                for connections in CONNECTIONS
             ]
 
 
@@ -106,9 +118,19 @@ def _regions(server: Server) -> Iterator[None]:
 def _write_shared(folder: Path) -> None:
     """The script that has wrk send a request whose tensors lie in shared memory."""
     folder.mkdir()
-    shared = [{"shared_memory_region": name, "shared_memory_byte_size": TENSOR} for name in ("input", "output")]
+    shared = [
+        {"shared_memory_region": name, "shared_memory_byte_size": TENSOR}
+        for name in ("input", "output")
+    ]
     document = {
-        "inputs": [{"name": "INPUT0", "shape": [1, 3, 224, 224], "datatype": "FP32", "parameters": shared[0]}],
+        "inputs": [
+            {
+                "name": "INPUT0",
+                "shape": [1, 3, 224, 224],
+                "datatype": "FP32",
+                "parameters": shared[0],
+            }
+        ],
         "outputs": [{"name": "OUTPUT0", "parameters": shared[1]}],
     }
     (folder / "post.lua").write_text(f"""
@@ -125,10 +147,17 @@ def _write_request(folder: Path, model: str) -> None:
     else:
         ports = [(port, "INT32", [1, 16], 64) for port in ("INPUT0", "INPUT1")]
     inputs = [
-        {"name": port, "shape": shape, "datatype": datatype, "parameters": {"binary_data_size": size}}
+        {
+            "name": port,
+            "shape": shape,
+            "datatype": datatype,
+            "parameters": {"binary_data_size": size},
+        }
         for port, datatype, shape, size in ports
     ]
-    text = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()  # as tritonclient sends it
+    text = json.dumps(
+        {"inputs": inputs, "parameters": {"binary_data_output": True}}
+    ).encode()  # as tritonclient sends it
     body = folder / "body"
     body.write_bytes(text + bytes(sum(size for *_, size in ports)))
     (folder / "post.lua").write_text(f"""
@@ -144,7 +173,9 @@ Side = tuple[Server, str, Path]
 """A server, the path that is asked for, and where the script for wrk lies."""
 
 
-def _compare(yardstick: Side, ours: Server, model: str, connections: int, *, quick: bool, folder: Path) -> Figure:
+def _compare(
+    yardstick: Side, ours: Server, model: str, connections: int, *, quick: bool, folder: Path
+) -> Figure:
     seconds, pairs = (1, 5) if quick else (2, 9)
     side = (ours, f"/v2/models/{model}/infer", folder)
     sides = [yardstick, side]
@@ -159,7 +190,10 @@ def _compare(yardstick: Side, ours: Server, model: str, connections: int, *, qui
     ratios = [our.rate / other.rate for our, other in zip(runs[side], runs[yardstick], strict=True)]
     shared = yardstick[0] is ours
     say(f"{PART}, {folder.name}, {connections}: {[round(ratio, 3) for ratio in ratios]}")
-    our, other = (Run(*(median(values) for values in zip(*runs[each], strict=True))) for each in (side, yardstick))
+    our, other = (
+        Run(*(median(values) for values in zip(*runs[each], strict=True)))
+        for each in (side, yardstick)
+    )
     costs = f"server's CPU {our.processor:.0f} to {other.processor:.0f} µs a request"
     note = f"{our.rate:,.0f} to {other.rate:,.0f} requests/s; {costs}; p50 {our.p50:.3g} to {other.p50:.3g} ms"
     against = "in shared memory: rate ÷ in the body" if shared else "rate ÷ bare ASGI app's"

@@ -43,7 +43,9 @@ def measure(quick: bool) -> list[Figure]:
                     report = load(server, jpegs, clients, seconds)
                     reports[clients].append(report)
                     found.append(report.qps / plain)
-                    say(f"{PART}, {clients}: loop {plain:.1f}, server {report.qps:.1f} images/s, {found[-1]:.3f}")
+                    say(
+                        f"{PART}, {clients}: loop {plain:.1f}, server {report.qps:.1f} images/s, {found[-1]:.3f}"
+                    )
             for clients, found in shares.items():
                 note = f"{median(report.qps for report in reports[clients]):.1f} images/s, {_usage(reports[clients][-1])}"
                 what = f"rate ÷ the best loop's, {clients} connections"
@@ -52,32 +54,58 @@ def measure(quick: bool) -> list[Figure]:
     return figures
 
 
-def _single(server: Server, jpegs: Sequence[bytes], loop: Loop, pairs: int, count: int) -> list[Figure]:
-    alone = [(loop.single(count), load(server, jpegs, 1, count / 40).latency.p50) for _ in range(pairs)]
+def _single(
+    server: Server, jpegs: Sequence[bytes], loop: Loop, pairs: int, count: int
+) -> list[Figure]:
+    alone = [
+        (loop.single(count), load(server, jpegs, 1, count / 40).latency.p50) for _ in range(pairs)
+    ]
     ratios = [ours / plain for plain, ours in alone]
     note = f"{median(ours for _, ours in alone):.1f} to {median(plain for plain, _ in alone):.1f} ms, one thread a run"
-    return [of_runs(PART, "p50 at one connection ÷ one image's time in the loop", ratios, most=1.1, note=note)]
+    return [
+        of_runs(
+            PART,
+            "p50 at one connection ÷ one image's time in the loop",
+            ratios,
+            most=1.1,
+            note=note,
+        )
+    ]
 
 
-def _best_layout(model: bytes, found: list[Layout], jpegs: Sequence[bytes], seconds: float) -> tuple[Loop, list[Figure]]:
+def _best_layout(
+    model: bytes, found: list[Layout], jpegs: Sequence[bytes], seconds: float
+) -> tuple[Loop, list[Figure]]:
     loops = [Loop(model, layout, jpegs) for layout in found]
     rates: dict[Layout, list[float]] = {layout: [] for layout in found}
     for _ in range(3):
         for loop in loops:
             rates[loop.layout].append(loop.rate(seconds / 3))
     best = max(loops, key=lambda loop: median(rates[loop.layout]))
-    others = "; ".join(f"{layout}: {median(each):.1f}" for layout, each in rates.items() if layout != best.layout)
-    return best, [of_runs(PART, f"best loop: {best.layout}", rates[best.layout], "images/s", note=others)]
+    others = "; ".join(
+        f"{layout}: {median(each):.1f}" for layout, each in rates.items() if layout != best.layout
+    )
+    return best, [
+        of_runs(PART, f"best loop: {best.layout}", rates[best.layout], "images/s", note=others)
+    ]
 
 
 def _usage(report: Report) -> str:
     usage = report.usage
-    return "" if usage.cpu_percent is None or usage.rss_max_mb is None else f"CPU {usage.cpu_percent:.0f} %, {usage.rss_max_mb:.0f} MB"
+    return (
+        ""
+        if usage.cpu_percent is None or usage.rss_max_mb is None
+        else f"CPU {usage.cpu_percent:.0f} %, {usage.rss_max_mb:.0f} MB"
+    )
 
 
 def load(server: Server, jpegs: Sequence[bytes], clients: int, seconds: float) -> Report:
     """A closed loop from this process. Raises RuntimeError unless all is answered."""
-    report = asyncio.run(bench_url(server.url(PATH), Load(jpegs, clients, seconds=seconds, warm_up=clients), server.pid))
+    report = asyncio.run(
+        bench_url(
+            server.url(PATH), Load(jpegs, clients, seconds=seconds, warm_up=clients), server.pid
+        )
+    )
     if set(report.outcomes) != {"200"}:
         raise RuntimeError(f"not all requests were answered: {report.outcomes}")
     return report
@@ -91,8 +119,16 @@ def exported() -> Iterator[Path]:
         folder = Path(name)
         for file in example.glob("*.toml"):
             shutil.copy(file, folder)
-        command = [sys.executable, str(example / "export.py"), "resnet18", "--output", str(folder / "resnet18.onnx")]
+        command = [
+            sys.executable,
+            str(example / "export.py"),
+            "resnet18",
+            "--output",
+            str(folder / "resnet18.onnx"),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(f"ResNet-18 can't be exported (it takes PyTorch): {done.stderr.strip().splitlines()[-1]}")
+            raise RuntimeError(
+                f"ResNet-18 can't be exported (it takes PyTorch): {done.stderr.strip().splitlines()[-1]}"
+            )
         yield folder

@@ -51,7 +51,9 @@ def open_session(model: bytes, threads: int) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def run(session: Any, buffer: np.ndarray[Any, Any], jpegs: Sequence[bytes]) -> list[tuple[int, float]]:
+def run(
+    session: Any, buffer: np.ndarray[Any, Any], jpegs: Sequence[bytes]
+) -> list[tuple[int, float]]:
     """Class and score of each."""
     for row, jpeg in enumerate(jpegs):
         image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
@@ -61,7 +63,10 @@ def run(session: Any, buffer: np.ndarray[Any, Any], jpegs: Sequence[bytes]) -> l
     logits = session.run(None, {session.get_inputs()[0].name: buffer[: len(jpegs)]})[0]
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     scores = powers / powers.sum(axis=1, keepdims=True)
-    return [(int(index), float(row[index])) for index, row in zip(scores.argmax(axis=1), scores, strict=True)]
+    return [
+        (int(index), float(row[index]))
+        for index, row in zip(scores.argmax(axis=1), scores, strict=True)
+    ]
 
 
 class Loop:
@@ -85,12 +90,18 @@ class Loop:
             source = itertools.cycle(self.jpegs)
             images = 0
             while (now := time.perf_counter()) < begun + seconds:
-                run(self.sessions[index], self.buffers[index], list(itertools.islice(source, self.layout.batch)))
+                run(
+                    self.sessions[index],
+                    self.buffers[index],
+                    list(itertools.islice(source, self.layout.batch)),
+                )
                 images += self.layout.batch
                 now = time.perf_counter()
             rates[index] = images / (now - begun)
 
-        threads = [threading.Thread(target=work, args=(index,)) for index in range(len(self.sessions))]
+        threads = [
+            threading.Thread(target=work, args=(index,)) for index in range(len(self.sessions))
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -49,14 +49,23 @@ def penstock(target: Path, *options: str) -> Iterator[Server]:
 def process(command: Sequence[str], ready: str | None) -> Iterator[Server]:
     """`command --port PORT`, once GET `ready` answers 200 (None: at once). Its output is shown if it fails."""
     port = free_port()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")
+    }
     with tempfile.TemporaryFile() as output:
         started = time.perf_counter()
-        child = subprocess.Popen([*command, "--port", str(port)], stdout=output, stderr=subprocess.STDOUT, env=environment)
+        child = subprocess.Popen(
+            [*command, "--port", str(port)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
         try:
             if ready is not None and not _wait(child, port, ready, started):
                 output.seek(0)
-                raise RuntimeError(f"{' '.join(command)} does not serve:\n{output.read().decode(errors='replace')}")
+                raise RuntimeError(
+                    f"{' '.join(command)} does not serve:\n{output.read().decode(errors='replace')}"
+                )
             yield Server(port, child.pid, started)
         finally:
             child.terminate()
@@ -75,7 +84,13 @@ def _wait(child: subprocess.Popen[bytes], port: int, path: str, started: float) 
     return False
 
 
-def ask(port: int, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> int:
+def ask(
+    port: int,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> int:
     """The status of one request on a connection of its own; 0 where nobody listens yet."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:

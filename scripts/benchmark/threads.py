@@ -61,10 +61,16 @@ def measure(quick: bool) -> list[Figure]:
             ratios = [ours / other for ours, other in zip(rates[pipe], rates[plain], strict=True)]
             say(f"{PART}, {threads}: {[round(ratio, 3) for ratio in ratios]}")
             note = f"{median(rates[pipe]):,.0f} to {median(rates[plain]):,.0f} calls/s"
-            figures.append(of_runs(PART, f"pipe called from {threads}: rate ÷ plain thread's", ratios, note=note))
+            figures.append(
+                of_runs(
+                    PART, f"pipe called from {threads}: rate ÷ plain thread's", ratios, note=note
+                )
+            )
         plain.inbox.put(None)
         lists = [drive_lists(pipe, items) for _ in range(pairs)]
-        figures.append(of_runs(PART, f"pipe called from 1 with lists of {LARGEST}", lists, "items/s"))
+        figures.append(
+            of_runs(PART, f"pipe called from 1 with lists of {LARGEST}", lists, "items/s")
+        )
     return figures
 
 

@@ -110,7 +110,10 @@ def rate(work: Callable[[], int], seconds: float, threads: int = 1) -> float:
 def engine_alone(seconds: float) -> tuple[float, int]:
     """Images a second of one instance, at its best batch, from arrays in memory; and that batch."""
     engine = made(pipeline("cpu", batch=max(BATCHES), instances=1, decoders=1), "net")
-    images = [np.random.default_rng(number).integers(0, 256, (1, 3, 224, 224), np.uint8) for number in range(max(BATCHES))]
+    images = [
+        np.random.default_rng(number).integers(0, 256, (1, 3, 224, 224), np.uint8)
+        for number in range(max(BATCHES))
+    ]
     found = {}
     for batch in BATCHES:
 
@@ -165,29 +168,63 @@ def behind_a_lock(jpegs: Sequence[bytes], seconds: float, threads: int) -> float
     return found
 
 
-def _load(url: str, jpegs: Sequence[bytes], clients: int, seconds: float) -> tuple[float, float, float]:
-    report = asyncio.run(bench_url(url, Load(jpegs, clients, seconds=seconds, warm_up=clients), None))
+def _load(
+    url: str, jpegs: Sequence[bytes], clients: int, seconds: float
+) -> tuple[float, float, float]:
+    report = asyncio.run(
+        bench_url(url, Load(jpegs, clients, seconds=seconds, warm_up=clients), None)
+    )
     if set(report.outcomes) != {"200"}:
         raise RuntimeError(f"not all was answered: {report.outcomes}")
     return report.qps, report.latency.p50, report.latency.p99
 
 
-def served(url: str, jpegs: Sequence[bytes], clients: int, processes: int, seconds: float) -> tuple[float, float, float]:
+def served(
+    url: str, jpegs: Sequence[bytes], clients: int, processes: int, seconds: float
+) -> tuple[float, float, float]:
     """Requests a second, p50 and p99 in ms, of closed-loop clients in processes of their own."""
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_load, url, jpegs, clients // processes, seconds) for _ in range(processes)]
+        futures = [
+            pool.submit(_load, url, jpegs, clients // processes, seconds) for _ in range(processes)
+        ]
         found = [future.result() for future in futures]
-    return sum(each[0] for each in found), max(each[1] for each in found), max(each[2] for each in found)
+    return (
+        sum(each[0] for each in found),
+        max(each[1] for each in found),
+        max(each[2] for each in found),
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/gpu_bench", description=__doc__)
     parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--decode", choices=["cpu", "gpu"], default="cpu", help="where JPEGs are decoded")
-    parser.add_argument("--decoders", type=int, default=0, help="decoding instances; not given: 4 of 5 processors, or 3 on a GPU")
-    parser.add_argument("--clients", type=int, default=0, help="connections; not given: 510, or 1020 where a GPU decodes")
-    parser.add_argument("--processes", type=int, default=0, help="processes of the clients; not given: 3, or 6 where a GPU decodes")
-    parser.add_argument("--instances", type=int, default=0, help="engine instances; not given: 3, or 2 where a GPU decodes")
+    parser.add_argument(
+        "--decode", choices=["cpu", "gpu"], default="cpu", help="where JPEGs are decoded"
+    )
+    parser.add_argument(
+        "--decoders",
+        type=int,
+        default=0,
+        help="decoding instances; not given: 4 of 5 processors, or 3 on a GPU",
+    )
+    parser.add_argument(
+        "--clients",
+        type=int,
+        default=0,
+        help="connections; not given: 510, or 1020 where a GPU decodes",
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=0,
+        help="processes of the clients; not given: 3, or 6 where a GPU decodes",
+    )
+    parser.add_argument(
+        "--instances",
+        type=int,
+        default=0,
+        help="engine instances; not given: 3, or 2 where a GPU decodes",
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -198,7 +235,10 @@ def main() -> None:
     processors = len(os.sched_getaffinity(0))
     on_cpu = arguments.decode == "cpu"
     decoders = arguments.decoders or (max(2, round(processors * 0.8)) if on_cpu else 3)
-    clients, processes = arguments.clients or (510 if on_cpu else 1020), arguments.processes or (3 if on_cpu else 6)
+    clients, processes = (
+        arguments.clients or (510 if on_cpu else 1020),
+        arguments.processes or (3 if on_cpu else 6),
+    )
     instances = arguments.instances or (3 if on_cpu else 2)
     seconds = arguments.seconds
     locked = behind_a_lock(jpegs, seconds, processors)
@@ -211,7 +251,9 @@ def main() -> None:
         decoded = max(decoded, found)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "resnet50.toml")
-        file.write_text(pipeline(arguments.decode, batch=min(best, 64), instances=instances, decoders=decoders))
+        file.write_text(
+            pipeline(arguments.decode, batch=min(best, 64), instances=instances, decoders=decoders)
+        )
         with penstock(file) as server:
             url = server.url("/predict/resnet50")
             served(url, jpegs, clients, processes, 2.0)
@@ -230,7 +272,14 @@ def main() -> None:
     print(table(figures, machine(), False))
     if arguments.json:
         arguments.json.write_text(
-            json.dumps({"machine": machine(), "device": name, "figures": [each.to_dict() for each in figures]}, indent=1)
+            json.dumps(
+                {
+                    "machine": machine(),
+                    "device": name,
+                    "figures": [each.to_dict() for each in figures],
+                },
+                indent=1,
+            )
         )
 
 

@@ -92,11 +92,13 @@ def node(name: str, **keys: Any) -> dict[str, Any]:
 @check
 def machine(folder: Path) -> str:
     free, total = torch.cuda.mem_get_info()
-    libraries = [name for name in ("tensorrt", "tensorrt_rtx", "torchvision", "safetensors") if find_spec(name)]
+    libraries = [
+        name
+        for name in ("tensorrt", "tensorrt_rtx", "torchvision", "safetensors")
+        if find_spec(name)
+    ]
     name = torch.cuda.get_device_name()
-    return (
-        f"{name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free; torch {torch.__version__}; {', '.join(libraries) or 'no libraries'}"
-    )
+    return f"{name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free; torch {torch.__version__}; {', '.join(libraries) or 'no libraries'}"
 
 
 @check
@@ -106,7 +108,9 @@ def engines_against_eager(folder: Path) -> str:
     sample = torch.zeros(2, 3, 32, 32)
     batch = torch.export.Dim("batch", min=1, max=64)
     torch.jit.save(torch.jit.trace(net, sample), str(folder / "conv.pt"))
-    torch.export.save(torch.export.export(net, (sample,), dynamic_shapes=({0: batch},)), folder / "conv.pt2")
+    torch.export.save(
+        torch.export.export(net, (sample,), dynamic_shapes=({0: batch},)), folder / "conv.pt2"
+    )
     given = images(8)
     statistics = {"mean": "100,110,120", "std": "50,60,70", "max": "8x3x32x32"}
     wanted = net((torch.from_numpy(np.concatenate(given)).float() - torch.tensor([100.0, 110, 120]).view(1, 3, 1, 1))
@@ -130,7 +134,9 @@ def engines_against_eager(folder: Path) -> str:
             assert found.device.type == "cpu"
             worst = max(worst, float((found - wanted[:size]).abs().max()))
         made.close()
-        limit = 1e-1 if "bf16" in name else 2e-2 if "fp16" in name else 2e-3  # TF32 in cuDNN's convolutions
+        limit = (
+            1e-1 if "bf16" in name else 2e-2 if "fp16" in name else 2e-3
+        )  # TF32 in cuDNN's convolutions
         assert worst < limit, f"{name}: {worst}"
         seen.append(f"{name} {worst:.1e}")
     return "largest difference: " + ", ".join(seen)
@@ -146,10 +152,20 @@ def graphs_and_buckets(folder: Path) -> str:
     given = images(16)
     times = {}
     for size in range(1, 17):
-        ours, theirs = [{"data": image} for image in given[:size]], [{"data": image} for image in given[:size]]
+        ours, theirs = (
+            [{"data": image} for image in given[:size]],
+            [{"data": image} for image in given[:size]],
+        )
         made.forward(ours)
         plain.forward(theirs)
-        difference = (torch.cat([item["result"] for item in ours]) - torch.cat([item["result"] for item in theirs])).abs().max()
+        difference = (
+            (
+                torch.cat([item["result"] for item in ours])
+                - torch.cat([item["result"] for item in theirs])
+            )
+            .abs()
+            .max()
+        )
         assert difference < 2e-3, f"batch {size}: {difference}"
     for name, each in (("graph", made), ("launched", plain)):
         begun = time.perf_counter()
@@ -166,7 +182,9 @@ def many_instances_without_cross_talk(folder: Path) -> str:
     """20,000 requests at once through 4 instances on one device: each gets its own answer, and memory stays."""
 
     async def main() -> str:
-        node_keys = 'backend = "PythonTensor"\nmodel = "nets.py:Tag"\nmax = "32x4"\ninstance_num = 4\n'
+        node_keys = (
+            'backend = "PythonTensor"\nmodel = "nets.py:Tag"\nmax = "32x4"\ninstance_num = 4\n'
+        )
         config = load(_file(folder, "tags.toml", node_keys + "[pipeline]\nmax_requests = 30000\n"))
         async with Pipeline(config) as pipeline:
             groups = {id(executor.group) for executor in pipeline.nodes[0].executors}
@@ -175,7 +193,9 @@ def many_instances_without_cross_talk(folder: Path) -> str:
             async def one(number: int) -> None:
                 value = torch.full((1, 4), float(number))
                 answer = await pipeline({"data": value})
-                assert torch.equal(answer["result"], value * 3 + 1), f"request {number} got {answer['result']}"
+                assert torch.equal(answer["result"], value * 3 + 1), (
+                    f"request {number} got {answer['result']}"
+                )
 
             await asyncio.gather(*[one(number) for number in range(1000)])
             torch.cuda.synchronize()
@@ -195,7 +215,9 @@ def many_instances_without_cross_talk(folder: Path) -> str:
 @check
 def sharing_weights(folder: Path) -> str:
     """A second instance takes no second copy of the weights."""
-    (folder / "wide.py").write_text("from torch import nn\n\ndef net():\n    return nn.Linear(8192, 8192)\n")
+    (folder / "wide.py").write_text(
+        "from torch import nn\n\ndef net():\n    return nn.Linear(8192, 8192)\n"
+    )
     keys = {"backend": "PythonTensor", "model": "wide.py:net", "cuda_graphs": False}
     first = backend(folder, keys)
     one = torch.cuda.memory_allocated()
@@ -214,7 +236,11 @@ def out_of_memory(folder: Path) -> str:
     """A batch that asks for too much fails with what is free; the next one runs."""
 
     async def main() -> str:
-        file = _file(folder, "huge.toml", 'backend = "PythonTensor"\nmodel = "nets.py:Huge"\ncuda_graphs = false\nmax = 4\n')
+        file = _file(
+            folder,
+            "huge.toml",
+            'backend = "PythonTensor"\nmodel = "nets.py:Huge"\ncuda_graphs = false\nmax = 4\n',
+        )
         async with Pipeline.load(file) as pipeline:
             try:
                 await pipeline({"data": torch.full((1,), 100_000.0)})
@@ -236,7 +262,11 @@ def device_error(folder: Path) -> str:
     """An error that the device reports late fails its own batch, and the node says that it is not ready. In a process of its own:
     CUDA does not recover from it.
     """
-    file = _file(folder, "asserts.toml", 'backend = "PythonTensor"\nmodel = "nets.py:Asserts"\ncuda_graphs = false\nmax = 4\n')
+    file = _file(
+        folder,
+        "asserts.toml",
+        'backend = "PythonTensor"\nmodel = "nets.py:Asserts"\ncuda_graphs = false\nmax = 4\n',
+    )
     code = f"""
         import asyncio, torch
         from penstock.pipelines.pipeline import Pipeline
@@ -251,7 +281,13 @@ def device_error(folder: Path) -> str:
                 print("not ready:", pipeline.not_ready)
         asyncio.run(main())
     """
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     lines = run.stdout.splitlines()
     assert lines and lines[0] == "first [2]", run.stdout + run.stderr[-2000:]
     assert any(line.startswith("DeviceError") for line in lines), run.stdout + run.stderr[-2000:]
@@ -265,7 +301,12 @@ def images_on_the_gpu(folder: Path) -> str:
     from penstock.app.bench.images import synthetic_jpegs
 
     jpegs = synthetic_jpegs(4)
-    chain = {"backend": "S[DecodeTensor,ResizeTensor,CvtColorTensor]", "resize_h": 224, "resize_w": 224, "color": "rgb"}
+    chain = {
+        "backend": "S[DecodeTensor,ResizeTensor,CvtColorTensor]",
+        "resize_h": 224,
+        "resize_w": 224,
+        "color": "rgb",
+    }
     on_gpu = backend(folder, chain)
     items = [{"data": jpeg} for jpeg in jpegs]
     on_gpu.forward(items)
@@ -293,10 +334,20 @@ def two_devices(folder: Path) -> str:
     first = backend(folder, node("Conv", device="cuda:0", max="8x3x32x32", mean="0", std="255"))
     given = images(8)
     for size in (1, 3, 8):
-        ours, theirs = [{"data": image} for image in given[:size]], [{"data": image} for image in given[:size]]
+        ours, theirs = (
+            [{"data": image} for image in given[:size]],
+            [{"data": image} for image in given[:size]],
+        )
         second.forward(ours)
         first.forward(theirs)
-        difference = (torch.cat([item["result"] for item in ours]) - torch.cat([item["result"] for item in theirs])).abs().max()
+        difference = (
+            (
+                torch.cat([item["result"] for item in ours])
+                - torch.cat([item["result"] for item in theirs])
+            )
+            .abs()
+            .max()
+        )
         assert difference < 1e-5, f"batch {size}: {difference}"
     assert graphs == 4, f"{graphs} graphs on cuda:1, expected one for each of 1, 2, 4, 8"
     first.close()
@@ -304,18 +355,26 @@ def two_devices(folder: Path) -> str:
 
     async def right() -> str:
         keys = 'backend = "PythonTensor"\nmodel = "nets.py:Tag"\nmax = "32x4"\ninstance_num = 4\ndevice = "cuda:0,cuda:1"\n'
-        async with Pipeline(load(_file(folder, "both.toml", keys + "[pipeline]\nmax_requests = 30000\n"))) as pipeline:
+        async with Pipeline(
+            load(_file(folder, "both.toml", keys + "[pipeline]\nmax_requests = 30000\n"))
+        ) as pipeline:
             found = pipeline.nodes[0]
             assert sorted(found.devices) == ["cuda:0", "cuda:1"], sorted(found.devices)
             names = {id(group): name for name, group in found.devices.items()}
             ran: dict[str, int] = {}
-            found.watch_starts(lambda batch: ran.update({(name := names[id(batch.executor.group)]): ran.get(name, 0) + 1}))
+            found.watch_starts(
+                lambda batch: ran.update(
+                    {(name := names[id(batch.executor.group)]): ran.get(name, 0) + 1}
+                )
+            )
             places = [torch.device("cpu"), torch.device("cuda:0"), torch.device("cuda:1")]
 
             async def one(number: int) -> None:
                 value = torch.full((1, 4), float(number), device=places[number % 3])
                 answer = await pipeline({"data": value})
-                assert torch.equal(answer["result"], torch.full((1, 4), number * 3.0 + 1)), f"request {number} got {answer['result']}"
+                assert torch.equal(answer["result"], torch.full((1, 4), number * 3.0 + 1)), (
+                    f"request {number} got {answer['result']}"
+                )
 
             await asyncio.gather(*[one(number) for number in range(20_000)])
             assert min(ran.get(name, 0) for name in names.values()) > 50, ran
@@ -327,7 +386,9 @@ def two_devices(folder: Path) -> str:
             "    return nn.Sequential(*[nn.Linear(4096, 4096) for _ in range(64)])\n"
         )
         keys = f'backend = "PythonTensor"\nmodel = "deep.py:net"\nmax = "64x4096"\ninstance_num = {instances}\ndevice = "{device}"\n'
-        async with Pipeline(load(_file(folder, "deep.toml", keys + "[pipeline]\nmax_requests = 5000\n"))) as pipeline:
+        async with Pipeline(
+            load(_file(folder, "deep.toml", keys + "[pipeline]\nmax_requests = 5000\n"))
+        ) as pipeline:
             value = torch.zeros(1, 4096)
 
             async def some(count: int) -> None:
@@ -350,7 +411,12 @@ def tensorrt(folder: Path) -> str:
         return "NOT RUN: no TensorRT library here"
     net = eager(folder, "Conv")
     torch.onnx.export(
-        net, (torch.zeros(1, 3, 32, 32),), str(folder / "conv.onnx"), input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "n"}}
+        net,
+        (torch.zeros(1, 3, 32, 32),),
+        str(folder / "conv.onnx"),
+        input_names=["x"],
+        output_names=["y"],
+        dynamic_axes={"x": {0: "n"}},
     )
     made = backend(folder, {"backend": "TensorrtTensor", "model": "conv.onnx", "max": 8})
     given = images(8)
@@ -370,12 +436,28 @@ def tests_that_need_a_gpu(folder: Path) -> str:
     if missing:
         return f"NOT RUN: needs {' and '.join(missing)}"
     files = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("tests/**/gpu_*.py"))]
-    options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(ROOT), "--import-mode=importlib"]
+    options = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        os.devnull,
+        "--rootdir",
+        str(ROOT),
+        "--import-mode=importlib",
+    ]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", *files, *options], cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False
+        [sys.executable, "-m", "pytest", *files, *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
     )
     lines = run.stdout.strip().splitlines()
-    assert run.returncode == 0, f"{lines[-1] if lines else ''}\n{run.stdout[-4000:]}{run.stderr[-2000:]}"
+    assert run.returncode == 0, (
+        f"{lines[-1] if lines else ''}\n{run.stdout[-4000:]}{run.stderr[-2000:]}"
+    )
     return f"{len(files)} modules: {lines[-1].strip('= ')}"
 
 
@@ -414,7 +496,9 @@ def main() -> None:
             )
     print("| check | | seen | s |\n|---|---|---|---|")
     for row in rows:
-        print(f"| {row['check']} | {row['status']} | {row['seen'].splitlines()[0]} | {row['seconds']} |")
+        print(
+            f"| {row['check']} | {row['status']} | {row['seen'].splitlines()[0]} | {row['seconds']} |"
+        )
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1))
     if any(row["status"] == "**wrong**" for row in rows):

@@ -22,7 +22,9 @@ DIGITS = EXAMPLES / "digits" / "digits.toml"
 @contextlib.contextmanager
 def serving(app, loop="uvloop", http="httptools", **options):
     """An httpx client of the app, served by uvicorn on a free port."""
-    config = uvicorn.Config(app, port=0, loop=loop, http=http, ws="none", lifespan="on", log_config=None, **options)
+    config = uvicorn.Config(
+        app, port=0, loop=loop, http=http, ws="none", lifespan="on", log_config=None, **options
+    )
     server = uvicorn.Server(config)
     started = threading.Event()
     startup = server.startup
@@ -52,8 +54,12 @@ class Process:
 
     def __init__(self, *arguments, **environment):
         command = [sys.executable, "-W", "error", "-m", "penstock", *map(str, arguments)]
-        settings = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")} | environment
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=settings)
+        settings = {
+            name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")
+        } | environment
+        self.process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=settings
+        )
         self.lines = []
 
     def wait_for(self, pattern):

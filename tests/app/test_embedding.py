@@ -66,7 +66,9 @@ def refuses(client, prefix=""):
     client.headers["X-Ticket"] = "good"
     assert client.post(paths[0], content=b"four").json() == {"result": 4}
     assert client.put(paths[0], content=b"four").json() == {"result": 4}
-    assert client.post(paths[1], json={"images": ["Zm91cg=="]}).json() == {"results": [{"result": 4}]}
+    assert client.post(paths[1], json={"images": ["Zm91cg=="]}).json() == {
+        "results": [{"result": 4}]
+    }
     assert SEEN == [b"four"] * 3
 
 
@@ -109,7 +111,9 @@ def test_middleware_of_a_host_around_a_mount_refuses(running, config, kind, wher
         refuses(client, "/models")
         assert client.get("/models/health/ready").json() == {"ready": True}
         document = client.get("/models/openapi.json").json()
-        assert "/predict/record" in document["paths"] and document["servers"] == [{"url": "/models"}]
+        assert "/predict/record" in document["paths"] and document["servers"] == [
+            {"url": "/models"}
+        ]
         assert client.get("/models/docs").status_code == 200
 
 
@@ -144,7 +148,10 @@ def test_a_nested_mount(running, config):
             yield
 
     with running(
-        Starlette(routes=[Mount("/outer", inner), Route("/", lambda request: PlainTextResponse("host"))], lifespan=together)
+        Starlette(
+            routes=[Mount("/outer", inner), Route("/", lambda request: PlainTextResponse("host"))],
+            lifespan=together,
+        )
     ) as client:
         assert client.post("/outer/inner/predict/record", content=b"abc").json() == {"result": 3}
         assert client.get("/").text == "host"
@@ -176,7 +183,9 @@ def test_a_router_and_its_host_share_a_document(running, digits, digit):
     with running(host) as client:
         paths = client.get("/openapi.json").json()["paths"]
         assert list(paths) == ["/own", "/models/predict/digits", "/models/predict/digits/batch"]
-        answer = paths["/models/predict/digits"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+        answer = paths["/models/predict/digits"]["post"]["responses"]["200"]["content"][
+            "application/json"
+        ]["schema"]
         assert answer["properties"]["label"]["type"] == "string"
         assert client.post("/models/predict/digits", content=digit).json()["label"] == "three"
         assert client.get("/own").json() == {"one": 1}
@@ -197,9 +206,17 @@ def test_an_apps_own_routes_stay(running, config):
         assert client.get("/own").json() == {"one": 1}
         assert "/own" in client.get("/openapi.json").json()["paths"]
         answer = client.get("/fails")
-        assert (answer.status_code, answer.headers["x-pot"], answer.json()["detail"]) == (418, "tea", "teapot")
+        assert (answer.status_code, answer.headers["x-pot"], answer.json()["detail"]) == (
+            418,
+            "tea",
+            "teapot",
+        )
         answer = client.get("/predict/record")
-        assert answer.status_code == 405 and answer.headers["allow"] and answer.json()["code"] == "method_not_allowed"
+        assert (
+            answer.status_code == 405
+            and answer.headers["allow"]
+            and answer.json()["code"] == "method_not_allowed"
+        )
 
 
 def test_a_lifespan_that_fails_says_so(config):

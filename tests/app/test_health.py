@@ -85,7 +85,11 @@ def values(client):
 def test_live_and_ready(running):
     with running(create_app({"backend": "HealthGate"})) as client:
         assert client.get("/health/live").json() == {"live": True}
-        assert client.head("/health/live").status_code == client.head("/health/ready").status_code == 200
+        assert (
+            client.head("/health/live").status_code
+            == client.head("/health/ready").status_code
+            == 200
+        )
         answer = client.get("/health/ready")
         assert (answer.status_code, answer.json()) == (200, {"ready": True})
 
@@ -94,11 +98,17 @@ def test_not_ready_without_a_lifespan(running):
     from starlette.applications import Starlette
     from starlette.routing import Mount
 
-    with running(Starlette(routes=[Mount("/models", create_app({"backend": "HealthGate"}))])) as client:
+    with running(
+        Starlette(routes=[Mount("/models", create_app({"backend": "HealthGate"}))])
+    ) as client:
         answer = client.get("/models/health/ready")
         assert answer.status_code == 503 and "lifespan" in answer.json()["reason"]
         answer = client.post("/models/predict/pipeline", content=b"x")
-        assert answer.status_code == 503 and answer.headers["retry-after"] and "lifespan" in answer.json()["detail"]
+        assert (
+            answer.status_code == 503
+            and answer.headers["retry-after"]
+            and "lifespan" in answer.json()["detail"]
+        )
 
 
 def test_not_ready_while_an_executor_is_replaced(running):
@@ -114,7 +124,10 @@ def test_not_ready_while_an_executor_is_replaced(running):
         until(lambda: client.get("/health/ready").status_code == 200)
         found = values(client)
         labels = (("node", "main"), ("pipeline", "pipeline"))
-        assert found["penstock_executor_restarts_total", labels] == 1 and found["penstock_executors", labels] == 1
+        assert (
+            found["penstock_executor_restarts_total", labels] == 1
+            and found["penstock_executors", labels] == 1
+        )
 
 
 @register_backend("HealthSlow")
@@ -139,7 +152,9 @@ class HealthSlow(Backend):
 
 def test_ready_says_how_far_a_build_is(running):
     GATES.may_load.clear()
-    repository = Repository([load({"net": {"backend": "HealthSlow", "instance_num": 2}}, name="slow")])
+    repository = Repository(
+        [load({"net": {"backend": "HealthSlow", "instance_num": 2}}, name="slow")]
+    )
     host = FastAPI(lifespan=lambda host: starting(repository))
     host.mount("/models", create_app(repository))
     with running(host) as client:
@@ -182,9 +197,19 @@ async def starting(repository):
 def test_metrics_count_what_happened(running):
     node = (("node", "main"), ("pipeline", "gate"))
     pipeline = (("pipeline", "gate"),)
-    config = load({"backend": "HealthGate", "pipeline": {"name": "gate", "max_requests": 1}, "stuck_after": 60})
+    config = load(
+        {
+            "backend": "HealthGate",
+            "pipeline": {"name": "gate", "max_requests": 1},
+            "stuck_after": 60,
+        }
+    )
     with running(create_app(config)) as client, ThreadPoolExecutor() as threads:
-        assert [client.post("/predict/gate", content=b"x").json()["result"] for _ in range(3)] == [1, 1, 1]
+        assert [client.post("/predict/gate", content=b"x").json()["result"] for _ in range(3)] == [
+            1,
+            1,
+            1,
+        ]
         assert client.post("/predict/gate", content=b"unreadable").status_code == 422
         broken = client.post("/predict/gate", content=b"broken")
         assert broken.status_code == 500 and "secret" not in broken.text
@@ -194,15 +219,22 @@ def test_metrics_count_what_happened(running):
         refused = client.post("/predict/gate", content=b"x")
         assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
         found = values(client)
-        assert found["penstock_requests_inside", pipeline] == found["penstock_executors_busy", node] == 1
+        assert (
+            found["penstock_requests_inside", pipeline]
+            == found["penstock_executors_busy", node]
+            == 1
+        )
         GATES.open.set()
         assert waiting.result().status_code == 200
         found = values(client)
         outcomes = {
-            outcome: found["penstock_items_total", (node[0], ("outcome", outcome), node[1])] for outcome in ("ok", "soft", "failed")
+            outcome: found["penstock_items_total", (node[0], ("outcome", outcome), node[1])]
+            for outcome in ("ok", "soft", "failed")
         }
         assert outcomes == {"ok": 4, "soft": 1, "failed": 1}
-        assert found["penstock_refused_total", (("pipeline", "gate"), ("reason", "queue_full"))] == 1
+        assert (
+            found["penstock_refused_total", (("pipeline", "gate"), ("reason", "queue_full"))] == 1
+        )
         assert (
             found["penstock_requests_inside", pipeline]
             == found["penstock_queue_depth", node]
@@ -223,13 +255,28 @@ def test_metrics_of_nodes_that_wait_for_others(running):
             answer = client.post("/predict/pipeline", content=content)
         assert answer.status_code == 500
         found = values(client)
-        assert re.fullmatch(r"queue\.each;\S+, run\.each;.*", client.post("/predict/pipeline", content=b"x").headers["server-timing"])
+        assert re.fullmatch(
+            r"queue\.each;\S+, run\.each;.*",
+            client.post("/predict/pipeline", content=b"x").headers["server-timing"],
+        )
     labels = (("node", "each"), ("pipeline", "pipeline"))
     for node in ("each", "gate"):
-        for outcome, count in {"ok": 2, "soft": 1, "failed": 1, "expired": 0, "cancelled": 0}.items():
-            assert found["penstock_items_total", (("node", node), ("outcome", outcome), labels[1])] == count
+        for outcome, count in {
+            "ok": 2,
+            "soft": 1,
+            "failed": 1,
+            "expired": 0,
+            "cancelled": 0,
+        }.items():
+            assert (
+                found["penstock_items_total", (("node", node), ("outcome", outcome), labels[1])]
+                == count
+            )
     assert found["penstock_run_seconds_count", labels] == 4
-    assert ("penstock_executors", labels) not in found and ("penstock_queue_depth", labels) not in found
+    assert ("penstock_executors", labels) not in found and (
+        "penstock_queue_depth",
+        labels,
+    ) not in found
 
 
 def test_metrics_of_two_apps_and_of_openmetrics_clients(running):
@@ -237,8 +284,12 @@ def test_metrics_of_two_apps_and_of_openmetrics_clients(running):
     with running(one) as first, running(two) as second:
         assert ("penstock_requests_inside", (("pipeline", "two"),)) not in values(first)
         assert ("penstock_requests_inside", (("pipeline", "one"),)) not in values(second)
-        answer = first.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
-        assert answer.headers["content-type"].startswith("application/openmetrics-text") and answer.text.endswith("# EOF\n")
+        answer = first.get(
+            "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}
+        )
+        assert answer.headers["content-type"].startswith(
+            "application/openmetrics-text"
+        ) and answer.text.endswith("# EOF\n")
 
 
 def test_a_repository_of_somebody_elses_is_not_started_twice(running):

@@ -74,7 +74,11 @@ def inside(app):
 def waiting(client, path):
     """While a request runs that ends when the gate is opened, which must have been done at the end."""
     answers = []
-    thread = threading.Thread(target=lambda: answers.append(httpx.post(client.base_url.join(path), content=b"wait", timeout=30)))
+    thread = threading.Thread(
+        target=lambda: answers.append(
+            httpx.post(client.base_url.join(path), content=b"wait", timeout=30)
+        )
+    )
     thread.start()
     try:
         assert GATE.inside.wait(10)
@@ -96,7 +100,10 @@ def litestar_host(models, *middleware):
     @asgi("/models", is_mount=True, copy_scope=True)
     async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
         # Litestar takes the prefix off the path, adds a slash to its end and leaves root_path alone: put back what ASGI says
-        scope["path"], scope["root_path"] = unquote(scope["raw_path"].decode()), scope["root_path"] + "/models"
+        scope["path"], scope["root_path"] = (
+            unquote(scope["raw_path"].decode()),
+            scope["root_path"] + "/models",
+        )
         await models(scope, receive, send)
 
     @get("/own")
@@ -134,7 +141,13 @@ class Impatient:
             async with asyncio.timeout(0.1):
                 await self.app(scope, receive, send)
         except TimeoutError:
-            await send({"type": "http.response.start", "status": 504, "headers": [(b"content-length", b"0")]})
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": 504,
+                    "headers": [(b"content-length", b"0")],
+                }
+            )
             await send({"type": "http.response.body", "body": b""})
 
 
@@ -142,7 +155,9 @@ def test_litestar(running, digits, digit):
     models = create_app(digits)
     with running(litestar_host(models)) as client:
         answer = client.post("/models/predict/digits", content=digit)
-        assert answer.json()["label"] == "three" and "queue.digits" in answer.headers["server-timing"]
+        assert (
+            answer.json()["label"] == "three" and "queue.digits" in answer.headers["server-timing"]
+        )
         assert client.put("/models/predict/digits", content=digit).json()["label"] == "three"
         answer = client.post("/models/predict/digits/batch", files=[("images", digit)] * 2)
         assert [each["label"] for each in answer.json()["results"]] == ["three"] * 2
@@ -162,14 +177,24 @@ def test_middleware_of_litestar_refuses(running, config):
                 answer = client.request(method, path, content=b"four")
                 assert answer.status_code == 401 and "no ticket" in answer.text
         assert GATE.ran == []
-        assert client.post("/models/predict/gate", content=b"four", headers={"X-Ticket": "good"}).json() == {"result": 4}
+        assert client.post(
+            "/models/predict/gate", content=b"four", headers={"X-Ticket": "good"}
+        ).json() == {"result": 4}
     assert GATE.ran == [b"four"]
 
 
 def test_a_request_that_the_host_cancels_never_reaches_the_backend(running, config):
     models = create_app(config)
-    with running(litestar_host(models, Impatient)) as client, waiting(client, "/models/predict/gate"):
-        assert client.post("/models/predict/gate", content=b"hurry", headers={"X-Hurry": "yes"}).status_code == 504
+    with (
+        running(litestar_host(models, Impatient)) as client,
+        waiting(client, "/models/predict/gate"),
+    ):
+        assert (
+            client.post(
+                "/models/predict/gate", content=b"hurry", headers={"X-Hurry": "yes"}
+            ).status_code
+            == 504
+        )
         assert inside(models) == 1
         GATE.open.set()
     assert GATE.ran == [b"wait"]
@@ -218,12 +243,30 @@ def test_beside_packages_named_as_ours(digits, tmp_path, first):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(f"OWN = 'their-{name}'\n")
     (tmp_path / "app" / "settings.py").write_text("NAME = 'theirs'\n")
-    (tmp_path / "app" / "main.py").write_text(HOST.format(imports="from penstock.app import create_app, lifespan"))
-    before = "import penstock.app.factory, penstock.backends.image.mat" if first == "ours" else "import app, backends, pipelines"
+    (tmp_path / "app" / "main.py").write_text(
+        HOST.format(imports="from penstock.app import create_app, lifespan")
+    )
+    before = (
+        "import penstock.app.factory, penstock.backends.image.mat"
+        if first == "ours"
+        else "import app, backends, pipelines"
+    )
     code = f"{before}; import runpy; runpy.run_module('app.main', run_name='__main__')"
-    command = [sys.executable, "-W", "error", "-c", code, str(digits), str(digits.parent / "digit.png")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout) == (0, "theirs their-backends their-pipelines three\n"), done.stderr
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        code,
+        str(digits),
+        str(digits.parent / "digit.png"),
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "theirs their-backends their-pipelines three\n"), (
+        done.stderr
+    )
 
 
 SIDE_EFFECTS = """
@@ -277,17 +320,31 @@ def test_nothing_of_the_process_changes(digits):
 
 
 def test_several_pipelines_in_one_app_and_a_file_twice(running, config, digits, digit):
-    with running(create_app([load(digits, name="one"), load(digits, name="two"), digits, config])) as client:
+    with running(
+        create_app([load(digits, name="one"), load(digits, name="two"), digits, config])
+    ) as client:
         for name in ("one", "two", "digits"):
             answer = client.post(f"/predict/{name}", content=digit)
-            assert answer.json()["label"] == "three" and "queue.digits" in answer.headers["server-timing"]
+            assert (
+                answer.json()["label"] == "three"
+                and "queue.digits" in answer.headers["server-timing"]
+            )
         assert client.post("/predict/gate", content=b"four").json() == {"result": 4}
         paths = client.get("/openapi.json").json()["paths"]
-        assert [name for name in ("one", "two", "digits", "gate") if f"/predict/{name}" in paths] == ["one", "two", "digits", "gate"]
+        assert [
+            name for name in ("one", "two", "digits", "gate") if f"/predict/{name}" in paths
+        ] == ["one", "two", "digits", "gate"]
         lines = client.get("/metrics").text.splitlines()
         for name in ("one", "two", "digits"):
-            assert f'penstock_items_total{{node="digits",outcome="ok",pipeline="{name}"}} 1.0' in lines
-        assert [each["name"] for each in client.get("/pipelines").json()["pipelines"]] == ["digits", "gate", "one", "two"]
+            assert (
+                f'penstock_items_total{{node="digits",outcome="ok",pipeline="{name}"}} 1.0' in lines
+            )
+        assert [each["name"] for each in client.get("/pipelines").json()["pipelines"]] == [
+            "digits",
+            "gate",
+            "one",
+            "two",
+        ]
 
 
 def test_several_apps_in_several_loops(running, digits, digit):
@@ -309,7 +366,10 @@ def test_one_app_in_one_loop_after_another(running, config):
 
     async def briefly():
         """The loop ends before the watch has looked at the request."""
-        async with lifespan(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
+        async with (
+            lifespan(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client,
+        ):
             assert (await client.post("/predict/gate", content=b"four")).json() == {"result": 4}
 
     asyncio.run(briefly())
@@ -352,7 +412,9 @@ def hypercorn(app):
         assert not thread.is_alive()
 
 
-@pytest.fixture(params=["uvicorn, uvloop", "uvicorn, asyncio", "uvicorn, asyncio, h11", "hypercorn"])
+@pytest.fixture(
+    params=["uvicorn, uvloop", "uvicorn, asyncio", "uvicorn, asyncio, h11", "hypercorn"]
+)
 def server(request, running):
     if request.param == "hypercorn":
         return hypercorn
@@ -365,12 +427,22 @@ def test_a_server(server, digits, digit):
     with server(app) as client:
         assert client.get("/health/ready").json() == {"ready": True}
         assert client.post("/predict/digits", content=digit).json()["label"] == "three"
-        assert client.put("/predict/digits", content=(digit[:9], digit[9:])).json()["label"] == "three"  # chunked
-        answer = client.post("/predict/digits/batch", files=[("images", digit), ("images", b"no image")])
-        assert [each.get("label", each.get("code")) for each in answer.json()["results"]] == ["three", "invalid_input"]
+        assert (
+            client.put("/predict/digits", content=(digit[:9], digit[9:])).json()["label"] == "three"
+        )  # chunked
+        answer = client.post(
+            "/predict/digits/batch", files=[("images", digit), ("images", b"no image")]
+        )
+        assert [each.get("label", each.get("code")) for each in answer.json()["results"]] == [
+            "three",
+            "invalid_input",
+        ]
         assert "/predict/digits" in client.get("/openapi.json").json()["paths"]
         answer = client.post("/predict/digits", content=b"")
-        assert answer.status_code == 400 and answer.headers["content-type"] == "application/problem+json"
+        assert (
+            answer.status_code == 400
+            and answer.headers["content-type"] == "application/problem+json"
+        )
     assert app.state.penstock.state == "closed"
 
 
@@ -381,7 +453,10 @@ def leave(app, client):
     with socket.create_connection(address) as runs:
         runs.sendall((head % (4, "wait")).encode())
         assert GATE.inside.wait(10)
-        with socket.create_connection(address) as queues, socket.create_connection(address) as uploads:
+        with (
+            socket.create_connection(address) as queues,
+            socket.create_connection(address) as uploads,
+        ):
             queues.sendall((head % (4, "left")).encode())
             uploads.sendall((head % (9, "half")).encode())
             until(lambda: inside(app) == 2)

@@ -25,10 +25,18 @@ def scrape(served, form):
     if form == "text":
         families = list(parse_text(served.get("/metrics").text))
     else:
-        answer = served.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
-        assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+        answer = served.get(
+            "/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"}
+        )
+        assert answer.headers["content-type"].startswith(
+            "application/openmetrics-text; version=1.0.0"
+        )
         families = list(parse_openmetrics(answer.text))
-    samples = {(sample.name, *sample.labels.items()): sample.value for family in families for sample in family.samples}
+    samples = {
+        (sample.name, *sample.labels.items()): sample.value
+        for family in families
+        for sample in family.samples
+    }
     return samples, {family.name: family for family in families}
 
 
@@ -41,14 +49,24 @@ def test_triton_s_names_are_as_triton_has_them(served, digit, form):
     shown = {name: labels for name, *labels in samples if name.startswith("nv_")}
     assert set(shown) == {*COUNTERS, PENDING}
     for name, labels in shown.items():
-        assert families[name].documentation and families[name].type == ("gauge" if name == PENDING else "unknown")
-        assert [key for key, _ in labels] == (["model", "reason", "version"] if name == FAILURE else ["model", "version"])
+        assert families[name].documentation and families[name].type == (
+            "gauge" if name == PENDING else "unknown"
+        )
+        assert [key for key, _ in labels] == (
+            ["model", "reason", "version"] if name == FAILURE else ["model", "version"]
+        )
     model = (("model", "digits"), ("version", "1"))
     assert samples["nv_inference_request_success", *model] == 1
     assert samples[FAILURE, model[0], ("reason", "OTHER"), model[1]] == 1
     # what dashboards divide: milliseconds that a request queued and ran
-    mean = {part: samples[f"nv_inference_{part}_duration_us", *model] / 1000 for part in ("queue", "compute_infer", "request")}
-    assert mean["compute_infer"] > 0 and mean["queue"] + mean["compute_infer"] <= mean["request"] < 60_000
+    mean = {
+        part: samples[f"nv_inference_{part}_duration_us", *model] / 1000
+        for part in ("queue", "compute_infer", "request")
+    }
+    assert (
+        mean["compute_infer"] > 0
+        and mean["queue"] + mean["compute_infer"] <= mean["request"] < 60_000
+    )
 
 
 @pytest.mark.parametrize("form", ["text", "openmetrics"])
@@ -57,8 +75,16 @@ def test_counters_only_grow_until_a_load(running, digits, digit, form):
 
     def counters(served):
         samples, families = scrape(served, form)
-        counted = COUNTERS.keys() | {f"{name.removesuffix('_total')}_total" for name in families if families[name].type == "counter"}
-        return {sample: value for sample, value in samples.items() if sample[0] in counted and not sample[0].startswith("process_")}
+        counted = COUNTERS.keys() | {
+            f"{name.removesuffix('_total')}_total"
+            for name in families
+            if families[name].type == "counter"
+        }
+        return {
+            sample: value
+            for sample, value in samples.items()
+            if sample[0] in counted and not sample[0].startswith("process_")
+        }
 
     settings = Settings(admin_token=SecretStr("token"), allow_model_control=True)
     with running(create_app(digits, settings=settings)) as served:
@@ -67,10 +93,14 @@ def test_counters_only_grow_until_a_load(running, digits, digit, form):
         for content in (digit, b"no image", digit):
             served.post("/predict/digits", content=content)
             after = counters(served)
-            assert before.keys() == after.keys() and all(after[sample] >= value for sample, value in before.items())
+            assert before.keys() == after.keys() and all(
+                after[sample] >= value for sample, value in before.items()
+            )
             assert after != before
             before = after
-        served.post("/v2/repository/models/digits/load", headers={"authorization": "Bearer token"}).raise_for_status()
+        served.post(
+            "/v2/repository/models/digits/load", headers={"authorization": "Bearer token"}
+        ).raise_for_status()
         assert counters(served).keys() == before.keys() and not any(counters(served).values())
 
 

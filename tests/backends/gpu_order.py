@@ -32,7 +32,9 @@ def outsider(data):
 
 def written_late() -> torch.Tensor:
     """A tensor of sevens, which the device is still busy with, on the default stream."""
-    with torch.cuda.stream(torch.cuda.default_stream(DEVICE)):  # tests of engines leave this thread another one
+    with torch.cuda.stream(
+        torch.cuda.default_stream(DEVICE)
+    ):  # tests of engines leave this thread another one
         tensor = torch.zeros((1, ELEMENTS), device=DEVICE)
         torch.cuda.synchronize()
         torch.cuda._sleep(LONG)
@@ -48,7 +50,12 @@ def read(tensor: torch.Tensor) -> Any:
 
 @pytest.mark.parametrize("graphs", [False, True])
 def test_an_engine_reads_what_the_caller_has_asked_for(graphs: bool) -> None:
-    config = {"backend": "PythonTensor", "model": "torch.nn:Identity", "max": f"2x{ELEMENTS}", "cuda_graphs": graphs}
+    config = {
+        "backend": "PythonTensor",
+        "model": "torch.nn:Identity",
+        "max": f"2x{ELEMENTS}",
+        "cuda_graphs": graphs,
+    }
     with pipe(config) as run:
         for _ in range(3):
             item: dict[str, Any] = {"data": written_late()}
@@ -57,7 +64,9 @@ def test_an_engine_reads_what_the_caller_has_asked_for(graphs: bool) -> None:
 
 
 def test_an_image_backend_reads_what_the_caller_has_asked_for() -> None:
-    with pipe({"backend": "S[ResizeTensor,FloatTensor]", "resize_h": 32, "resize_w": 32, "device_id": 0}) as run:
+    with pipe(
+        {"backend": "S[ResizeTensor,FloatTensor]", "resize_h": 32, "resize_w": 32, "device_id": 0}
+    ) as run:
         for _ in range(3):
             item: dict[str, Any] = {"data": written_late().view(1, 1, 1024, 1024)}
             run(item)

@@ -37,8 +37,17 @@ def test_on_a_gpu_they_are_its_streams() -> None:
         thread.start()
         thread.join()
     spans = Shown(recording.trace()).spans
-    assert [(depth, name) for depth, name, *_ in spans["p/a#0"]] == [(0, "batch"), (1, "assembly")] * 3
-    assert [(depth, name) for depth, name, *_ in spans["p/a#0 on cuda:0"]] == [(0, "copy"), (0, "run"), (0, "copy back")] * 3
+    assert [(depth, name) for depth, name, *_ in spans["p/a#0"]] == [
+        (0, "batch"),
+        (1, "assembly"),
+    ] * 3
+    assert [(depth, name) for depth, name, *_ in spans["p/a#0 on cuda:0"]] == [
+        (0, "copy"),
+        (0, "run"),
+        (0, "copy back"),
+    ] * 3
     whole = [(start, end) for _, name, start, end, _ in spans["p/a#0"] if name == "batch"]
     for position, (_, _, start, end, _) in enumerate(spans["p/a#0 on cuda:0"]):
-        assert whole[position // 3][0] <= start <= end <= whole[position // 3][1], "the device worked within the batch"
+        assert whole[position // 3][0] <= start <= end <= whole[position // 3][1], (
+            "the device worked within the batch"
+        )

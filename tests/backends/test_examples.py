@@ -16,7 +16,10 @@ from penstock.backends.image.mat import CvtColorMat, DecodeMat, Mat2Tensor, Resi
 from penstock.backends.operators.classify import SoftmaxArgMaxTensor
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-CLASSES = {cls.__name__: cls for cls in (DecodeMat, ResizeMat, CvtColorMat, Mat2Tensor, OnnxTensor, SoftmaxArgMaxTensor)}
+CLASSES = {
+    cls.__name__: cls
+    for cls in (DecodeMat, ResizeMat, CvtColorMat, Mat2Tensor, OnnxTensor, SoftmaxArgMaxTensor)
+}
 
 
 def load(path):
@@ -34,7 +37,9 @@ def chain(file, node, **changes):
         cls = CLASSES[name]
         keys = {key: value for key, value in table.items() if key in cls.parameters.model_fields}
         member = cls()
-        member.init(cls.parameters(**keys), Context(directory=file.parent, node=node, max=table.get("max")))
+        member.init(
+            cls.parameters(**keys), Context(directory=file.parent, node=node, max=table.get("max"))
+        )
         members.append(member)
     return members
 
@@ -70,7 +75,9 @@ def test_digits_reads_the_held_out_images(digits, heldout, kind, column):
     assert all(item["label"] == words[item["class"]] for item in items)
     for file, item in list(zip(files, items, strict=True))[::5]:
         (single,) = answer(digits, [file])
-        assert single["label"] == item["label"] and single["score"] == pytest.approx(item["score"], abs=1e-4)
+        assert single["label"] == item["label"] and single["score"] == pytest.approx(
+            item["score"], abs=1e-4
+        )
 
 
 def test_the_sample_digit(digits):
@@ -95,7 +102,13 @@ def test_resnet_export(name, tmp_path):
     export = load(EXAMPLES / "resnet" / "export.py")
     network = export.build(name)
     keys = set(network.state_dict())
-    assert {"conv1.weight", "layer1.0.bn1.running_var", "layer2.0.downsample.1.weight", "layer4.1.conv2.weight", "fc.bias"} <= keys
+    assert {
+        "conv1.weight",
+        "layer1.0.bn1.running_var",
+        "layer2.0.downsample.1.weight",
+        "layer4.1.conv2.weight",
+        "fc.bias",
+    } <= keys
     assert len(keys) == {"resnet18": 122, "resnet50": 320}[name]  # as torchvision's
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     again = export.build(name, tmp_path / "weights.pth", seed=1)
@@ -103,7 +116,14 @@ def test_resnet_export(name, tmp_path):
         return
     with pytest.warns(DeprecationWarning):
         export.export(again, tmp_path / "model.onnx", size=64)
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
+    )
     images = torch.rand(3, 3, 64, 64)
     with torch.no_grad():
-        np.testing.assert_allclose(session.run(None, {"image": images.numpy()})[0], network(images).numpy(), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(
+            session.run(None, {"image": images.numpy()})[0],
+            network(images).numpy(),
+            rtol=1e-3,
+            atol=1e-3,
+        )

@@ -42,7 +42,12 @@ def test_what_ends_first_is_inside_what_it_began_in() -> None:
     recording.add("t", "batch", 10.000_002_1, 10.000_007_0)  # recorded last, as executors do
     recording.add("t", "batch", 10.000_007_0, 10.000_009_0)
     (track,) = Shown(recording.trace()).spans.values()
-    assert [(depth, name) for depth, name, *_ in track] == [(0, "batch"), (1, "run"), (1, "run of no length"), (0, "batch")]
+    assert [(depth, name) for depth, name, *_ in track] == [
+        (0, "batch"),
+        (1, "run"),
+        (1, "run of no length"),
+        (0, "batch"),
+    ]
 
 
 def test_whatever_nests_in_seconds_nests_in_microseconds() -> None:
@@ -62,8 +67,13 @@ def test_waits_lie_side_by_side_in_as_few_rows_as_they_need() -> None:
         recording.add_wait("p/a queue", start, end)
     recording.add_wait("p/b queue", 0.0, 9.0)
     shown = Shown(recording.trace())
-    assert sorted(shown.waits["p/a queue"]) == [(int(a * 1e6), int(b * 1e6)) for a, b in [(0, 5), (1, 3), (2, 5), (3, 6), (6, 7)]]
-    assert {name: len(rows) for name, rows in shown.rows.items()} == {"p/a queue": 3, "p/b queue": 1}
+    assert sorted(shown.waits["p/a queue"]) == [
+        (int(a * 1e6), int(b * 1e6)) for a, b in [(0, 5), (1, 3), (2, 5), (3, 6), (6, 7)]
+    ]
+    assert {name: len(rows) for name, rows in shown.rows.items()} == {
+        "p/a queue": 3,
+        "p/b queue": 1,
+    }
 
 
 def test_a_full_recording_keeps_the_first_and_counts_the_others() -> None:
@@ -89,7 +99,10 @@ def test_a_span_is_of_the_thread_that_it_is_in_and_of_failures_too() -> None:
         thread.start()
         thread.join()
     spans = Shown(recording.trace()).spans["p/a#1"]
-    assert [(depth, name, arguments) for depth, name, _, _, arguments in spans] == [(0, "assembly", {"rows": 2}), (0, "run", {})]
+    assert [(depth, name, arguments) for depth, name, _, _, arguments in spans] == [
+        (0, "assembly", {"rows": 2}),
+        (0, "run", {}),
+    ]
 
 
 def test_nothing_is_recorded_before_and_after_and_only_one_at_a_time() -> None:
@@ -109,10 +122,17 @@ def test_nothing_is_recorded_before_and_after_and_only_one_at_a_time() -> None:
 
 def test_onnx_shows_assembly_and_run(tmp_path: Path) -> None:
     ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in "xy"]
-    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "double", ports[:1], ports[1:])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "double.onnx")
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "x"], ["y"])], "double", ports[:1], ports[1:]
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        tmp_path / "double.onnx",
+    )
     backend = OnnxTensor()
-    backend.init(OnnxTensor.parameters(model=str(tmp_path / "double.onnx")), Context(node="a", max=4))  # type: ignore[misc]
+    backend.init(
+        OnnxTensor.parameters(model=str(tmp_path / "double.onnx")), Context(node="a", max=4)
+    )  # type: ignore[misc]
     batch: list[Item] = [{"data": np.full((1, 3), number, np.float32)} for number in range(3)]
     recording = timeline.Recording()
     with timeline.record(recording):

@@ -7,7 +7,12 @@ from collections import defaultdict
 from typing import Any
 
 COMMON = {"ph", "cat", "name", "pid", "tid", "ts"}
-FIELDS = {"X": COMMON | {"dur", "args"}, "b": COMMON | {"id2"}, "e": COMMON | {"id2"}, "M": {"ph", "name", "pid", "tid", "args"}}
+FIELDS = {
+    "X": COMMON | {"dur", "args"},
+    "b": COMMON | {"id2"},
+    "e": COMMON | {"id2"},
+    "M": {"ph", "name", "pid", "tid", "args"},
+}
 
 
 class Shown:
@@ -31,7 +36,11 @@ class Shown:
         for event in trace["traceEvents"]:
             assert event.keys() == FIELDS[event["ph"]], event
             assert all(type(event[key]) is str and event[key] for key in ("ph", "name"))
-            assert all(type(event[key]) is int and event[key] >= 0 for key in ("pid", "tid", "ts", "dur") if key in event), event
+            assert all(
+                type(event[key]) is int and event[key] >= 0
+                for key in ("pid", "tid", "ts", "dur")
+                if key in event
+            ), event
             getattr(self, f"_{event['ph']}")(event)
         assert not self._begun, "waits without an end"
 
@@ -54,13 +63,17 @@ class Shown:
         while around and around[-1] <= start:
             around.pop()
         assert not around or end <= around[-1], f"{event} ends behind the span around it"
-        self.spans[self.threads[thread]].append((len(around), event["name"], start, end, event["args"]))
+        self.spans[self.threads[thread]].append(
+            (len(around), event["name"], start, end, event["args"])
+        )
         around.append(end)
 
     def _b(self, event: dict[str, Any]) -> None:
         row = event["name"], event["id2"]["local"]
         assert row not in self._begun, "two waits in one row"
-        assert self._free.get(row, 0) <= event["ts"], "a wait begins before the one ahead of it in its row ends"
+        assert self._free.get(row, 0) <= event["ts"], (
+            "a wait begins before the one ahead of it in its row ends"
+        )
         self._begun[row] = event["ts"]
         self.rows[event["name"]].add(row[1])
 

@@ -45,7 +45,10 @@ from penstock.pipelines.repository import Repository
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```\s*$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```\s*$",
+    re.MULTILINE | re.DOTALL,
+)
 MARKER = re.compile(r"<!-- (file: [\w./-]+|load|run|serve|shows|not run: [^>]+) -->\s*\Z")
 ADDRESS = "127.0.0.1:8000"
 
@@ -63,7 +66,12 @@ def blocks_of(page: Path) -> Iterator[Block]:
         marker = MARKER.search(text[: found.start()])
         indent = len(found["indent"])
         code = "".join(line[indent:] for line in found["text"].splitlines(keepends=True))
-        yield Block(text.count("\n", 0, found.start()) + 1, found["language"], marker[1] if marker else "", code)
+        yield Block(
+            text.count("\n", 0, found.start()) + 1,
+            found["language"],
+            marker[1] if marker else "",
+            code,
+        )
 
 
 def page_id(page: Path) -> str:
@@ -72,14 +80,20 @@ def page_id(page: Path) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_examples_run(page: Path, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "examples" / "digits", tmp_path / "examples" / "digits", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "examples" / "digits",
+        tmp_path / "examples" / "digits",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     walk = Walk(tmp_path)
     blocks = list(blocks_of(page))
     try:
         for block, following in pairwise([*blocks, None]):
             assert block is not None
             if block.marker == "run" and "curl" in block.text:
-                assert following is not None and following.marker == "shows", f"line {block.line}: no `shows` behind curl"
+                assert following is not None and following.marker == "shows", (
+                    f"line {block.line}: no `shows` behind curl"
+                )
             try:
                 walk.step(block)
             except Exception as error:
@@ -117,7 +131,9 @@ class Walk:
         elif kind == "shows":
             assert_shows(block.text, self.output)
         else:
-            assert kind == "not run", "a block without a marker (see the top of tests/docs/test_docs.py)"
+            assert kind == "not run", (
+                "a block without a marker (see the top of tests/docs/test_docs.py)"
+            )
 
     def run(self, block: Block) -> str:
         text = self.here(block.text)
@@ -128,18 +144,35 @@ class Walk:
         else:
             assert block.language == "sh", f"expected python or sh, found {block.language!r}"
             if "curl" in text and shutil.which("curl") is None:
-                pytest.fail("this test needs curl: apt install curl, apk add curl or brew install curl")
+                pytest.fail(
+                    "this test needs curl: apt install curl, apk add curl or brew install curl"
+                )
             command = ["sh", "-e", "-c", text]
-        done = subprocess.run(command, cwd=self.directory, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            command,
+            cwd=self.directory,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
         assert done.returncode == 0, f"ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
     def serve(self, text: str) -> None:
         self.stop()
         self.port = free_port()
-        command, found = re.subn(r"\b(penstock serve|uvicorn) ", rf"\1 --port {self.port} ", "exec env " + text.strip())
+        command, found = re.subn(
+            r"\b(penstock serve|uvicorn) ", rf"\1 --port {self.port} ", "exec env " + text.strip()
+        )
         assert found == 1
-        self.server = subprocess.Popen(["sh", "-e", "-c", command], cwd=self.directory, env=self.environment, start_new_session=True)
+        self.server = subprocess.Popen(
+            ["sh", "-e", "-c", command],
+            cwd=self.directory,
+            env=self.environment,
+            start_new_session=True,
+        )
         end = time.monotonic() + 60
         while not is_ready(self.port):
             assert self.server.poll() is None, "the server ended"
@@ -153,7 +186,9 @@ class Walk:
         server, self.server = self.server, None
         server.send_signal(signal.SIGTERM)
         try:
-            assert server.wait(20) in ((0, -signal.SIGTERM) if "uvicorn" in str(server.args) else (0,))
+            assert server.wait(20) in (
+                (0, -signal.SIGTERM) if "uvicorn" in str(server.args) else (0,)
+            )
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
             raise
@@ -164,7 +199,11 @@ class Walk:
     @property
     def environment(self) -> dict[str, str]:
         ours = {key: value for key, value in os.environ.items() if not key.startswith("PENSTOCK_")}
-        return ours | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]), "NO_COLOR": "1", "COLUMNS": "120"}
+        return ours | {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "NO_COLOR": "1",
+            "COLUMNS": "120",
+        }
 
 
 def free_port() -> int:
@@ -251,8 +290,17 @@ def test_the_readme_leads_to_every_page() -> None:
 
 def test_the_picture_of_the_house_is_true() -> None:
     rooms = ("app", "pipelines", "backends")
-    there = {str(path.relative_to(ROOT)) for room in rooms for path in (ROOT / room).rglob("*.py") if path.name != "__init__.py"}
-    (picture,) = [block.text for block in blocks_of(ROOT / "docs" / "architecture.md") if block.text.startswith("app/\n")]
+    there = {
+        str(path.relative_to(ROOT))
+        for room in rooms
+        for path in (ROOT / room).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    (picture,) = [
+        block.text
+        for block in blocks_of(ROOT / "docs" / "architecture.md")
+        if block.text.startswith("app/\n")
+    ]
     drawn: list[str] = []
     room = ""
     for line in picture.splitlines():
@@ -260,16 +308,24 @@ def test_the_picture_of_the_house_is_true() -> None:
             room = line
         drawn += [room + name for name in re.findall(r"[\w/]+\.py\b", line)]
     assert len(drawn) == len(set(drawn))
-    assert not there - set(drawn), "modules that docs/architecture.md does not draw: add them there, with what they are for"
+    assert not there - set(drawn), (
+        "modules that docs/architecture.md does not draw: add them there, with what they are for"
+    )
     assert not set(drawn) - there, "docs/architecture.md draws modules that are no more"
 
 
 def test_tables_of_the_http_page_are_whole() -> None:
     text = (ROOT / "docs" / "http.md").read_text()
     for name, field in Settings.model_fields.items():
-        rows = [line for line in text.splitlines() if line.startswith("| `") and f"`{name}`" in line.split("|")[1]]
+        rows = [
+            line
+            for line in text.splitlines()
+            if line.startswith("| `") and f"`{name}`" in line.split("|")[1]
+        ]
         assert len(rows) == 1, f"the setting {name} has no row in docs/http.md"
-        assert field.default is None or str(field.default).lower().removesuffix(".0") in rows[0], name
+        assert field.default is None or str(field.default).lower().removesuffix(".0") in rows[0], (
+            name
+        )
     for code, status in STATUSES.items():
         assert re.search(rf"^\| {status.http} \| .*`{code}`", text, re.MULTILINE), code
     for metric in PipelineCollector(Repository()).collect():
@@ -282,7 +338,14 @@ def test_metrics_of_the_page_for_those_who_come_from_triton_are_whole() -> None:
         assert f"`{metric.name}`" in text, metric.name
     for reason in REASONS.values():
         assert f"| {reason} |" in text, reason
-    for group in ("nv_cache_", "nv_cpu_", "nv_gpu_", "nv_pinned_memory_pool_", "nv_energy_consumption", "nv_model_load_duration_secs"):
+    for group in (
+        "nv_cache_",
+        "nv_cpu_",
+        "nv_gpu_",
+        "nv_pinned_memory_pool_",
+        "nv_energy_consumption",
+        "nv_model_load_duration_secs",
+    ):
         assert f"`{group}" in text, group  # Triton's, which are not there
 
 
@@ -295,9 +358,15 @@ def test_tables_of_the_configuration_page_are_whole() -> None:
 def test_every_filter_has_a_row_and_so_has_every_spelling() -> None:
     own = {status.value for status in Status} | {"swap", "or", "filter"}
     for page, names in (("filters.md", own), ("torchpipe.md", BUILTIN.keys() - own)):
-        rows = [line.split("|")[1] for line in (ROOT / "docs" / page).read_text().splitlines() if line.startswith("| `")]
+        rows = [
+            line.split("|")[1]
+            for line in (ROOT / "docs" / page).read_text().splitlines()
+            if line.startswith("| `")
+        ]
         for name in names:
-            assert any(f"`{name}`" in row for row in rows), f"the filter {name} has no row in docs/{page}"
+            assert any(f"`{name}`" in row for row in rows), (
+                f"the filter {name} has no row in docs/{page}"
+            )
 
 
 def test_the_page_of_composites_has_their_parameters() -> None:

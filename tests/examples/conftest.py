@@ -18,14 +18,25 @@ from penstock.app.cli.main import command_line
 @pytest.fixture(scope="module")
 def client(request):
     """An httpx client of the module's PIPELINE."""
-    server = uvicorn.Server(uvicorn.Config(create_app(request.module.PIPELINE), port=0, loop="uvloop", lifespan="on", log_config=None))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(request.module.PIPELINE),
+            port=0,
+            loop="uvloop",
+            lifespan="on",
+            log_config=None,
+        )
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         while not server.started:
             assert thread.is_alive()
             thread.join(0.01)
-        with httpx.Client(base_url=f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/predict/", timeout=60) as client:
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/predict/",
+            timeout=60,
+        ) as client:
             yield client
     finally:
         server.should_exit = True

@@ -19,7 +19,15 @@ WORDS = (DIGITS / "labels.txt").read_text().split()
 
 @pytest.fixture(scope="module")
 def address():
-    server = uvicorn.Server(uvicorn.Config(create_app(DIGITS / "digits.toml"), port=0, loop="uvloop", lifespan="on", log_config=None))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(DIGITS / "digits.toml"),
+            port=0,
+            loop="uvloop",
+            lifespan="on",
+            log_config=None,
+        )
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -55,19 +63,32 @@ def test_the_held_out_images_from_32_clients(address, heldout, kind, column):
             answers = list(clients.map(ask, files))
     assert len(answers) == 450
     assert {timing.partition("desc=")[2] for _, timing in singles} == {'"batch 1"'}
-    assert any('"batch 1"' not in timing for _, timing in answers)  # batches were made, or nothing would be shown
+    assert any(
+        '"batch 1"' not in timing for _, timing in answers
+    )  # batches were made, or nothing would be shown
     for (answer, _), (single, _) in zip(answers, singles, strict=True):
         assert answer["label"] == single["label"] == WORDS[answer["class"]]
-        assert answer["result"] == answer["class"] and set(answer) == {"result", "label", "class", "score"}
+        assert answer["result"] == answer["class"] and set(answer) == {
+            "result",
+            "label",
+            "class",
+            "score",
+        }
         assert answer["score"] == pytest.approx(single["score"], abs=1e-4)
-    right = sum(answer["class"] == row[2] for (answer, _), row in zip(answers, heldout, strict=True))
+    right = sum(
+        answer["class"] == row[2] for (answer, _), row in zip(answers, heldout, strict=True)
+    )
     assert right >= 0.97 * len(heldout)
 
 
 def test_a_batch_request_gives_the_same(address, heldout):
     files = [row[0] for row in heldout[:64]]
     with httpx.Client(timeout=60) as client:
-        results = client.post(f"{address}/batch", files=[("images", file) for file in files]).json()["results"]
+        results = client.post(
+            f"{address}/batch", files=[("images", file) for file in files]
+        ).json()["results"]
         for file, result in zip(files, results, strict=True):
             single = client.put(address, content=file).json()
-            assert result["label"] == single["label"] and result["score"] == pytest.approx(single["score"], abs=1e-4)
+            assert result["label"] == single["label"] and result["score"] == pytest.approx(
+                single["score"], abs=1e-4
+            )

@@ -26,8 +26,15 @@ def picture(text, angle=0, spoilt=False):
     page[100 : 148 + side, 180 : 228 + side] = 255
     page[124 : 124 + side, 204 : 204 + side] = code
     turn = cv2.getRotationMatrix2D((320, 240), angle, 1)
-    corners = np.array([[204, 124, 1], [204 + side, 124, 1], [204 + side, 124 + side, 1], [204, 124 + side, 1]]) @ turn.T
-    return cv2.imencode(".png", cv2.warpAffine(page, turn, (640, 480), borderValue=230))[1].tobytes(), corners
+    corners = (
+        np.array(
+            [[204, 124, 1], [204 + side, 124, 1], [204 + side, 124 + side, 1], [204, 124 + side, 1]]
+        )
+        @ turn.T
+    )
+    return cv2.imencode(".png", cv2.warpAffine(page, turn, (640, 480), borderValue=230))[
+        1
+    ].tobytes(), corners
 
 
 def nodes(answer):

@@ -31,7 +31,11 @@ def encode(pixels, kind, **options):
 def ask(client, file):
     """The status, the answer and the nodes that ran."""
     answer = client.put("fallback", content=file)
-    return answer.status_code, answer.json(), re.findall(r"run\.(\w+);", answer.headers.get("server-timing", ""))
+    return (
+        answer.status_code,
+        answer.json(),
+        re.findall(r"run\.(\w+);", answer.headers.get("server-timing", "")),
+    )
 
 
 def colour(written):
@@ -41,7 +45,13 @@ def colour(written):
 
 @pytest.mark.parametrize(
     ("kind", "nodes", "tolerance"),
-    [("JPEG", FAST, 2), ("PNG", BOTH, 0.51), ("TIFF", BOTH, 0.51), ("WEBP", BOTH, 3), ("GIF", BOTH, 3)],
+    [
+        ("JPEG", FAST, 2),
+        ("PNG", BOTH, 0.51),
+        ("TIFF", BOTH, 0.51),
+        ("WEBP", BOTH, 3),
+        ("GIF", BOTH, 3),
+    ],
 )
 def test_the_colour_of_a_photograph_in_any_format(client, photograph, kind, nodes, tolerance):
     status, answer, ran = ask(client, encode(photograph, kind))
@@ -66,7 +76,10 @@ def test_a_jpeg_with_something_behind_it_is_decoded_whole(client, photograph):
 
 def test_what_both_refuse_is_answered_by_the_second(client, photograph):
     file = encode(photograph, "JPEG")
-    for broken, reason in [(b"no picture at all", "not an image file"), (file[: len(file) // 2], "truncated")]:
+    for broken, reason in [
+        (b"no picture at all", "not an image file"),
+        (file[: len(file) // 2], "truncated"),
+    ]:
         status, answer, _ = ask(client, broken)
         assert (status, answer["code"]) == (422, "invalid_input")
         assert reason in answer["detail"]

@@ -23,7 +23,11 @@ def right(found, expected):
     lines = found.split("\n"), expected.split("\n")
     if len(lines[0]) != len(lines[1]):
         return 0
-    return sum(sum(map(str.__eq__, *pair)) for pair in zip(*lines, strict=True) if len(pair[0]) == len(pair[1]))
+    return sum(
+        sum(map(str.__eq__, *pair))
+        for pair in zip(*lines, strict=True)
+        if len(pair[0]) == len(pair[1])
+    )
 
 
 def test_200_pages_from_16_clients(client, pages):
@@ -40,7 +44,13 @@ def test_200_pages_from_16_clients(client, pages):
         assert set(answer) == {"result", "boxes"}
         assert len(answer["boxes"]) == len(answer["result"].replace("\n", ""))
     characters = sum(len(text.replace("\n", "")) for _, text, _ in written)
-    share = sum(right(answer["result"], text) for answer, (_, text, _) in zip(answers, written, strict=True)) / characters
+    share = (
+        sum(
+            right(answer["result"], text)
+            for answer, (_, text, _) in zip(answers, written, strict=True)
+        )
+        / characters
+    )
     print(f"{share:.2%} of {characters} characters right")
     assert share >= 0.95
 
@@ -73,7 +83,9 @@ def test_what_is_no_image(client):
 
 def test_a_batch_request_gives_the_same(client, pages):
     files = [pages.page(number)[0] for number in range(4)] + [pages.blank(1)]
-    results = client.post("page_digits/batch", files=[("images", file) for file in files]).json()["results"]
+    results = client.post("page_digits/batch", files=[("images", file) for file in files]).json()[
+        "results"
+    ]
     assert results == [client.put("page_digits", content=file).json() for file in files]
 
 
@@ -82,4 +94,6 @@ def test_the_sample_page_is_called_from_the_command_line(call, client, pages):
     answer = call(PIPELINE, sample)
     assert answer == client.put("page_digits", content=sample.read_bytes()).json()
     text = pages.page(1)[1]
-    assert right(answer["result"], text) >= len(answer["boxes"]) - 1  # one of its digits is read wrong
+    assert (
+        right(answer["result"], text) >= len(answer["boxes"]) - 1
+    )  # one of its digits is read wrong

@@ -63,7 +63,9 @@ def test_two_loops_in_one_process(first: str, second: str) -> None:
     meet = threading.Barrier(3)
 
     async def use() -> list[int]:
-        async with Pipeline.load({"node": {"backend": "Hold", "max": 4, "instance_num": 2}}) as pipeline:
+        async with Pipeline.load(
+            {"node": {"backend": "Hold", "max": 4, "instance_num": 2}}
+        ) as pipeline:
             await asyncio.to_thread(meet.wait, BOUND)
             answers = await asyncio.gather(*[pipeline({"data": number}) for number in range(200)])
             await asyncio.to_thread(meet.wait, BOUND)
@@ -79,7 +81,11 @@ def test_two_loops_in_one_process(first: str, second: str) -> None:
             return [item["result"] for item in items]
 
     with ThreadPoolExecutor(3) as pool:
-        uses = [pool.submit(run_on, LOOPS[first], use), pool.submit(run_on, LOOPS[second], use), pool.submit(block)]
+        uses = [
+            pool.submit(run_on, LOOPS[first], use),
+            pool.submit(run_on, LOOPS[second], use),
+            pool.submit(block),
+        ]
         assert [each.result(BOUND) for each in uses] == [list(range(1, 201))] * 3
 
 
@@ -87,15 +93,22 @@ async def test_another_loop_is_told_whose_the_pipeline_is() -> None:
     """And nothing is queued from a thread that the scheduler knows nothing of."""
     async with Pipeline.load("Hold") as pipeline:
         for given in ({"data": 1}, [{"data": 1}]):
-            with pytest.raises(RuntimeError, match=r"'pipeline' was started in another event loop than this one.*once for each loop"):
-                await asyncio.to_thread(run_on, asyncio.new_event_loop, lambda given=given: pipeline(given))
+            with pytest.raises(
+                RuntimeError,
+                match=r"'pipeline' was started in another event loop than this one.*once for each loop",
+            ):
+                await asyncio.to_thread(
+                    run_on, asyncio.new_event_loop, lambda given=given: pipeline(given)
+                )
         assert pipeline.inside == 0
         assert (await pipeline({"data": 1}))["result"] == 2
 
 
 async def test_a_pipeline_closed_while_requests_are_inside_ends_every_future() -> None:
     """At the first node and the second, running and queued, single and in a list; those that run may end within the bound."""
-    pipeline = Pipeline.load({"a": {"backend": "Hold", "max": 1, "next": "b"}, "b": {"backend": "Hold", "max": 1}})
+    pipeline = Pipeline.load(
+        {"a": {"backend": "Hold", "max": 1, "next": "b"}, "b": {"backend": "Hold", "max": 1}}
+    )
     await pipeline.start()
     gate, entered = threading.Event(), threading.Semaphore(0)
     running = asyncio.ensure_future(pipeline({"data": gate, "entered": entered}))
@@ -115,7 +128,9 @@ async def test_a_pipeline_closed_while_requests_are_inside_ends_every_future() -
 
 
 async def test_a_pipeline_closed_with_time_answers_what_is_inside() -> None:
-    pipeline = Pipeline.load({"a": {"backend": "Hold", "max": 1, "next": "b"}, "b": {"backend": "Hold", "max": 1}})
+    pipeline = Pipeline.load(
+        {"a": {"backend": "Hold", "max": 1, "next": "b"}, "b": {"backend": "Hold", "max": 1}}
+    )
     await pipeline.start()
     calls = [asyncio.ensure_future(pipeline({"data": number})) for number in range(50)]
     await asyncio.sleep(0)
@@ -202,7 +217,15 @@ print("unchanged")
 
 def test_a_hosts_process_stays_as_it_is() -> None:
     """No signal handler, no setting of the collector, of OpenCV, of the interpreter or of logging is touched, during or after."""
-    command = [sys.executable, "-W", "error", "-c", PROCESS, str(DIGITS / "digits.toml"), str(DIGITS / "digit.png")]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        PROCESS,
+        str(DIGITS / "digits.toml"),
+        str(DIGITS / "digit.png"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "unchanged\n", "")
 
@@ -214,12 +237,18 @@ def test_a_hosts_process_stays_as_it_is() -> None:
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A stand-in for resnet18: three channels of any size to 3 scores, their means. In the working directory, as in the quick start."""
     graph = helper.make_graph(
-        [helper.make_node("GlobalAveragePool", ["x"], ["pooled"]), helper.make_node("Flatten", ["pooled"], ["y"])],
+        [
+            helper.make_node("GlobalAveragePool", ["x"], ["pooled"]),
+            helper.make_node("Flatten", ["pooled"], ["y"]),
+        ],
         "resnet18",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 224, 224])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "resnet18.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        tmp_path / "resnet18.onnx",
+    )
     monkeypatch.chdir(tmp_path)
     return "resnet18.onnx"
 
@@ -257,7 +286,10 @@ def test_torchpipes_quick_start(model: str) -> None:
     result = input["result"]
 
     expected = [
-        (value - mean) / std for value, mean, std in zip((255, 0, 0), (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), strict=True)
+        (value - mean) / std
+        for value, mean, std in zip(
+            (255, 0, 0), (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), strict=True
+        )
     ]
     assert np.allclose(np.asarray(result), [expected], atol=1e-3)
     assert (models.min(), models.max()) == (1, 4)
@@ -278,22 +310,31 @@ def test_torchpipes_quick_start(model: str) -> None:
 def test_the_onnx_engine_by_its_own_name(model: str) -> None:
     import numpy as np
 
-    with penstock.pipe({"model": model, "backend": "SyncTensor[OnnxTensor]", "max": "4x3x224x224"}) as p:
+    with penstock.pipe(
+        {"model": model, "backend": "SyncTensor[OnnxTensor]", "max": "4x3x224x224"}
+    ) as p:
         item: dict[str, Any] = {"data": np.ones((1, 3, 224, 224), np.float32)}
         p(item)
         assert item["result"].tolist() == [[1, 1, 1]]
 
 
-def test_a_toml_file_beside_its_model(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_toml_file_beside_its_model(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import numpy as np
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     shutil.move(model, elsewhere / model)
     file = elsewhere / "resnet18.toml"
-    file.write_text('batching_timeout = "5"\n[resnet18]\nbackend = "ModelTensor"\nmodel = "resnet18.onnx"\nmax = "4"\n')
+    file.write_text(
+        'batching_timeout = "5"\n[resnet18]\nbackend = "ModelTensor"\nmodel = "resnet18.onnx"\nmax = "4"\n'
+    )
     with penstock.pipe(file) as first, penstock.pipe(str(file)) as second:
         for p in first, second:
-            item: dict[str, Any] = {"data": np.ones((1, 3, 224, 224), np.float32), "node_name": "resnet18"}
+            item: dict[str, Any] = {
+                "data": np.ones((1, 3, 224, 224), np.float32),
+                "node_name": "resnet18",
+            }
             p(item)
             assert np.asarray(item["result"]).tolist() == [[1, 1, 1]]

@@ -92,7 +92,9 @@ def probe(act: Callable[[Item], Any] = lambda item: item["data"], **attributes: 
     return type("Probe", (Probe,), own)
 
 
-def poison(*bad: Any, error: Callable[[], BaseException] = lambda: ValueError("poison")) -> Callable[[Item], Any]:
+def poison(
+    *bad: Any, error: Callable[[], BaseException] = lambda: ValueError("poison")
+) -> Callable[[Item], Any]:
     def act(item: Item) -> Any:
         if item["data"] in bad:
             raise error()
@@ -113,9 +115,17 @@ async def entered(cls: type[Probe]) -> None:
     assert await asyncio.to_thread(cls.entered.acquire, timeout=BOUND)
 
 
-def build(cls: type[Backend] = Backend, *, pipeline: dict[str, Any] | None = None, name: str = "p", **keys: Any) -> Pipeline:
+def build(
+    cls: type[Backend] = Backend,
+    *,
+    pipeline: dict[str, Any] | None = None,
+    name: str = "p",
+    **keys: Any,
+) -> Pipeline:
     register_backend("Probe", cls)
-    return Pipeline.load({"pipeline": pipeline or {}, "node": {"backend": "Probe", **keys}}, name=name)
+    return Pipeline.load(
+        {"pipeline": pipeline or {}, "node": {"backend": "Probe", **keys}}, name=name
+    )
 
 
 @asynccontextmanager
@@ -130,14 +140,20 @@ async def serve(cls: type[Probe], **keys: Any) -> AsyncIterator[Pipeline]:
 
 
 async def gathered(pipeline: Pipeline, *data: Any) -> list[Any]:
-    return await asyncio.gather(*[pipeline({"data": each}) for each in data], return_exceptions=True)
+    return await asyncio.gather(
+        *[pipeline({"data": each}) for each in data], return_exceptions=True
+    )
 
 
 def books_are_empty(pipeline: Pipeline) -> bool:
     assert pipeline.inside == 0
     assert pipeline._admission.rows == 0
     for node in pipeline.nodes:
-        assert (node.scheduler.queued, node.scheduler.buckets, node.scheduler.running) == (0, {}, {})
+        assert (node.scheduler.queued, node.scheduler.buckets, node.scheduler.running) == (
+            0,
+            {},
+            {},
+        )
     return True
 
 
@@ -167,7 +183,10 @@ async def test_the_backend_sees_no_stale_result() -> None:
         assert "error" not in item
 
     async with serve(probe(act)) as pipeline:
-        assert await pipeline(MappingProxyType({"data": 1, "result": 2, "error": 3})) == {"data": 1, "result": None}
+        assert await pipeline(MappingProxyType({"data": 1, "result": 2, "error": 3})) == {
+            "data": 1,
+            "result": None,
+        }
 
 
 def test_as_item() -> None:
@@ -210,7 +229,9 @@ async def test_what_is_refused_at_once() -> None:
 async def test_a_list_is_one_call_and_one_batch() -> None:
     cls = probe()
     async with serve(cls, max=8) as pipeline:
-        assert [answer["result"] for answer in await pipeline([{"data": n} for n in range(8)])] == list(range(8))
+        assert [
+            answer["result"] for answer in await pipeline([{"data": n} for n in range(8)])
+        ] == list(range(8))
         assert cls.seen == [list(range(8))]
         assert await pipeline([]) == []
         assert await pipeline(({"data": 1},)) == [{"data": 1, "result": 1}]
@@ -240,7 +261,9 @@ async def test_an_exception_in_a_list_cancels_its_siblings() -> None:
         assert [run.future.cancelled() for run in runs] == [True, True]
         cls.gate.open()
         await until(lambda: not pipeline.nodes[0].scheduler.running)
-        assert [2] not in cls.seen  # when 0 had failed, 1 had been started (decide before deliver); 2 had not
+        assert (
+            [2] not in cls.seen
+        )  # when 0 had failed, 1 had been started (decide before deliver); 2 had not
         assert books_are_empty(pipeline)
 
 
@@ -275,7 +298,13 @@ async def test_a_soft_failure_is_raised_alone_and_stays_with_its_item_in_a_list(
         good, bad, text = await pipeline([{"data": "good"}, {"data": "bad"}, {"data": "text"}])
         assert good == {"data": "good", "result": 1}
         assert bad.keys() == text.keys() == {"data", "error"}
-        assert pipeline.nodes[0].statistics.outcomes == {"ok": 1, "soft": 4, "failed": 0, "expired": 0, "cancelled": 0}
+        assert pipeline.nodes[0].statistics.outcomes == {
+            "ok": 1,
+            "soft": 4,
+            "failed": 0,
+            "expired": 0,
+            "cancelled": 0,
+        }
 
 
 async def test_a_backend_may_change_the_list_that_it_gets() -> None:
@@ -294,7 +323,9 @@ async def test_a_backend_may_change_the_list_that_it_gets() -> None:
 # failure
 
 
-async def test_neighbours_of_a_poison_item_run_again_once_alone(caplog: pytest.LogCaptureFixture) -> None:
+async def test_neighbours_of_a_poison_item_run_again_once_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     cls = probe(poison("bad"))
     async with serve(cls) as pipeline:
         a, bad, b = await gathered(pipeline, "a", "bad", "b")
@@ -304,7 +335,13 @@ async def test_neighbours_of_a_poison_item_run_again_once_alone(caplog: pytest.L
         assert isinstance(bad.__cause__, ValueError)
         assert cls.seen == [["a", "bad", "b"], ["a"], ["bad"], ["b"]]
         assert [record.getMessage() for record in caplog.records] == ["node node: an item failed"]
-        assert pipeline.nodes[0].statistics.outcomes == {"ok": 2, "soft": 0, "failed": 1, "expired": 0, "cancelled": 0}
+        assert pipeline.nodes[0].statistics.outcomes == {
+            "ok": 2,
+            "soft": 0,
+            "failed": 1,
+            "expired": 0,
+            "cancelled": 0,
+        }
         assert books_are_empty(pipeline)
 
 
@@ -342,7 +379,9 @@ async def test_memory_and_device_errors_are_not_retried(error: type[Exception]) 
     async with serve(cls) as pipeline:
         answers = await gathered(pipeline, "good", "bad")
         assert cls.seen == [["good", "bad"]]
-        assert [type(each) for each in answers] == [DeviceError if error is DeviceError else BackendError] * 2
+        assert [type(each) for each in answers] == [
+            DeviceError if error is DeviceError else BackendError
+        ] * 2
         assert answers[0] is not answers[1]
 
 
@@ -386,7 +425,13 @@ async def test_after_a_batch_that_failed_wholly_none_is_retried_until_a_run_succ
 
 
 async def test_invalid_input_is_found_though_retries_are_suspended() -> None:
-    cls = probe(lambda item: poison("odd", error=lambda: InvalidInput("odd"))(item) if item["data"] == "odd" else poison("bad")(item))
+    cls = probe(
+        lambda item: (
+            poison("odd", error=lambda: InvalidInput("odd"))(item)
+            if item["data"] == "odd"
+            else poison("bad")(item)
+        )
+    )
     async with serve(cls) as pipeline:
         await gathered(pipeline, "bad", "bad")
         good, odd = await gathered(pipeline, "good", "odd")
@@ -398,7 +443,9 @@ async def test_who_left_is_not_run_again() -> None:
     cls = probe(poison("bad"))
     async with serve(cls) as pipeline:
         cls.gate.close()
-        calls = [asyncio.ensure_future(pipeline({"data": each})) for each in ("bad", "left", "good")]
+        calls = [
+            asyncio.ensure_future(pipeline({"data": each})) for each in ("bad", "left", "good")
+        ]
         await entered(cls)
         calls[1].cancel()
         await asyncio.wait([calls[1]])
@@ -407,7 +454,13 @@ async def test_who_left_is_not_run_again() -> None:
         assert cls.seen == [["bad", "left", "good"], ["bad"], ["good"]]
         assert isinstance(bad, BackendError)
         assert good["result"] == "good"
-        assert pipeline.nodes[0].statistics.outcomes == {"ok": 1, "soft": 0, "failed": 1, "expired": 0, "cancelled": 1}
+        assert pipeline.nodes[0].statistics.outcomes == {
+            "ok": 1,
+            "soft": 0,
+            "failed": 1,
+            "expired": 0,
+            "cancelled": 1,
+        }
         assert books_are_empty(pipeline)
 
 
@@ -418,7 +471,10 @@ async def test_whose_deadline_came_is_not_run_again() -> None:
     loaded = Pipeline.load({"node": {"backend": "Probe"}})
     async with asyncio.timeout(BOUND), Pipeline(loaded.config, clock=lambda: time[0]) as pipeline:
         cls.gate.close()
-        calls = [asyncio.ensure_future(pipeline({"data": each}, timeout=t)) for each, t in (("bad", 9), ("late", 5), ("good", 9))]
+        calls = [
+            asyncio.ensure_future(pipeline({"data": each}, timeout=t))
+            for each, t in (("bad", 9), ("late", 5), ("good", 9))
+        ]
         await entered(cls)
         time[0] = 5.0  # exactly
         cls.gate.open()
@@ -447,25 +503,37 @@ async def test_the_member_of_a_sequential_that_raised_is_named() -> None:
 
     for each in First, Second, One:
         register_backend(each.__name__, each)
-    for expression, guilty in ("S[First,Second]", "Second"), ("SyncTensor[S[First,S[First,Second]]]", "Second"), ("S[First,One]", "One"):
+    for expression, guilty in (
+        ("S[First,Second]", "Second"),
+        ("SyncTensor[S[First,S[First,Second]]]", "Second"),
+        ("S[First,One]", "One"),
+    ):
         async with Pipeline.load({"x": {"backend": expression}}) as pipeline:
-            with pytest.raises(BackendError, match=rf"node 'x': backend {guilty} raised KeyError: 'weights'"):
+            with pytest.raises(
+                BackendError, match=rf"node 'x': backend {guilty} raised KeyError: 'weights'"
+            ):
                 await pipeline({"data": 1})
 
 
 # threads that die, hang, or never start
 
 
-async def test_a_thread_that_dies_fails_its_futures_and_is_restarted(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_thread_that_dies_fails_its_futures_and_is_restarted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     cls = probe(poison("kill", error=lambda: SystemExit("gone")))
     async with serve(cls, max=2) as pipeline:
         cls.gate.close()
-        calls = [asyncio.ensure_future(pipeline({"data": each})) for each in ("a", "kill", "queued")]
+        calls = [
+            asyncio.ensure_future(pipeline({"data": each})) for each in ("a", "kill", "queued")
+        ]
         await entered(cls)
         cls.init_gate.close()
         cls.gate.open()
         for call in calls[:2]:  # a's copy has a result, but the batch has not ended
-            with pytest.raises(BackendError, match=r"node 'node': p/node#0 died of SystemExit: gone") as caught:
+            with pytest.raises(
+                BackendError, match=r"node 'node': p/node#0 died of SystemExit: gone"
+            ) as caught:
                 await call
             assert isinstance(caught.value.__cause__, SystemExit)
         assert pipeline.not_ready == "node 'node': 1 of 1 executors are not running"
@@ -476,23 +544,34 @@ async def test_a_thread_that_dies_fails_its_futures_and_is_restarted(caplog: pyt
         assert pipeline.not_ready == ""
         assert cls.seen == [["a", "kill"], ["queued"]]
         assert pipeline.nodes[0].statistics.restarts == 1
-        assert pipeline.nodes[0].statistics.outcomes == {"ok": 1, "soft": 0, "failed": 2, "expired": 0, "cancelled": 0}
+        assert pipeline.nodes[0].statistics.outcomes == {
+            "ok": 1,
+            "soft": 0,
+            "failed": 2,
+            "expired": 0,
+            "cancelled": 0,
+        }
         assert "died and is restarted" in caplog.text
         assert books_are_empty(pipeline)
     assert sorted(cls.calls) == ["close", "close", "init p/node#0", "init p/node#0"]
 
 
 async def test_a_device_that_failed_fails_its_batch_and_the_instance_is_made_anew() -> None:
-    cls = probe(poison("assert", error=lambda: DeviceError("CUDA error: device-side assert triggered")))
+    cls = probe(
+        poison("assert", error=lambda: DeviceError("CUDA error: device-side assert triggered"))
+    )
     async with serve(cls, max=2) as pipeline:
         cls.gate.close()
-        calls = [asyncio.ensure_future(pipeline({"data": each})) for each in ("a", "assert", "queued")]
+        calls = [
+            asyncio.ensure_future(pipeline({"data": each})) for each in ("a", "assert", "queued")
+        ]
         await entered(cls)
         cls.init_gate.close()
         cls.gate.open()
         for call in calls[:2]:
             with pytest.raises(
-                DeviceError, match="node 'node': backend Probe raised DeviceError: CUDA error: device-side assert triggered"
+                DeviceError,
+                match="node 'node': backend Probe raised DeviceError: CUDA error: device-side assert triggered",
             ):
                 await call
         assert pipeline.not_ready == "node 'node': 1 of 1 executors are not running"
@@ -500,7 +579,10 @@ async def test_a_device_that_failed_fails_its_batch_and_the_instance_is_made_ane
         cls.init_gate.open()
         assert (await calls[2])["result"] == "queued"
         assert pipeline.not_ready == ""
-        assert cls.seen == [["a", "assert"], ["queued"]]  # nothing was run again, and nothing on the instance that failed
+        assert cls.seen == [
+            ["a", "assert"],
+            ["queued"],
+        ]  # nothing was run again, and nothing on the instance that failed
         assert books_are_empty(pipeline)
     assert sorted(cls.calls) == ["close", "close", "init p/node#0", "init p/node#0"]
 
@@ -536,7 +618,15 @@ async def test_restarts_back_off_each_for_itself(monkeypatch: pytest.MonkeyPatch
         node = pipeline.nodes[0]
         (executor,) = node._executors
         delays = []
-        monkeypatch.setattr(node, "_loop", type("Loop", (), {"call_later": staticmethod(lambda delay, *a, **k: delays.append(delay))}))
+        monkeypatch.setattr(
+            node,
+            "_loop",
+            type(
+                "Loop",
+                (),
+                {"call_later": staticmethod(lambda delay, *a, **k: delays.append(delay))},
+            ),
+        )
         monkeypatch.setattr(node, "_decide", lambda now: None)
         for failures in (0, 1, 2, 5000):
             executor.failures = failures
@@ -549,7 +639,9 @@ async def test_an_init_that_fails_names_the_node_and_leaves_nothing() -> None:
     good, bad = probe(), probe(failing_inits=1)
     register_backend("Good", good)
     register_backend("Bad", bad)
-    pipeline = Pipeline.load({"a": {"backend": "Good", "instance_num": 2, "next": "b"}, "b": {"backend": "Bad"}})
+    pipeline = Pipeline.load(
+        {"a": {"backend": "Good", "instance_num": 2, "next": "b"}, "b": {"backend": "Bad"}}
+    )
     with pytest.raises(BackendError, match=r"node 'b': ValueError: no such model"):
         await pipeline.start()
     assert pipeline.state == "closed"
@@ -591,7 +683,9 @@ async def test_closed_while_loading() -> None:
     assert pipeline.state == "closed"
 
 
-async def test_a_stuck_forward_is_not_ready_until_it_returns(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_stuck_forward_is_not_ready_until_it_returns(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     cls = probe()
     async with serve(cls, stuck_after=0.05) as pipeline:
         cls.gate.close()
@@ -676,7 +770,9 @@ async def test_a_close_that_was_cancelled_can_be_done_again() -> None:
         assert pipeline.state == "closed"
 
 
-async def test_a_thread_that_never_ends_is_reported_and_left(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_thread_that_never_ends_is_reported_and_left(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     cls = probe()
     pipeline = build(cls)
     await pipeline.start()
@@ -722,7 +818,13 @@ async def test_who_leaves_while_queued_never_reaches_the_backend() -> None:
         cls.gate.open()
         assert (await waiting[1])["result"] == "b"
         assert cls.seen == [["running"], ["b"]]
-        assert pipeline.nodes[0].statistics.outcomes == {"ok": 1, "soft": 0, "failed": 0, "expired": 0, "cancelled": 2}
+        assert pipeline.nodes[0].statistics.outcomes == {
+            "ok": 1,
+            "soft": 0,
+            "failed": 0,
+            "expired": 0,
+            "cancelled": 2,
+        }
         assert books_are_empty(pipeline)
 
 
@@ -789,7 +891,10 @@ async def test_priorities_decide_who_goes_first() -> None:
         cls.gate.close()
         calls = [asyncio.ensure_future(pipeline({"data": "first"}))]
         await entered(cls)
-        calls += [asyncio.ensure_future(pipeline({"data": priority}, priority=priority)) for priority in (3, None, 1)]
+        calls += [
+            asyncio.ensure_future(pipeline({"data": priority}, priority=priority))
+            for priority in (3, None, 1)
+        ]
         await asyncio.sleep(0)
         cls.gate.open()
         await asyncio.gather(*calls)
@@ -817,7 +922,11 @@ async def test_a_chain_moves_result_to_data_and_breaks_without_one() -> None:
 
     for name, cls in ("First", first), ("Picky", Picky), ("Second", second):
         register_backend(name, cls)
-    nodes = {"a": {"backend": "First", "next": "b"}, "b": {"backend": "Picky", "next": "c"}, "c": {"backend": "Second", "max": 2}}
+    nodes = {
+        "a": {"backend": "First", "next": "b"},
+        "b": {"backend": "Picky", "next": "c"},
+        "c": {"backend": "Second", "max": 2},
+    }
     async with Pipeline.load(nodes) as pipeline:
         assert await pipeline({"data": 4}) == {"data": 4, "result": 41}
         assert await pipeline({"data": 5}) == {"data": 5, "mark": "broke off"}
@@ -829,7 +938,11 @@ async def test_a_chain_moves_result_to_data_and_breaks_without_one() -> None:
         run = pipeline.submit_nowait({"data": 7})
         await run.future
         stages = run.timings()
-        assert [(stage.node, stage.batch_size) for stage in stages] == [("a", 1), ("b", 1), ("c", 1)]
+        assert [(stage.node, stage.batch_size) for stage in stages] == [
+            ("a", 1),
+            ("b", 1),
+            ("c", 1),
+        ]
         assert all(stage.queue >= 0 and stage.run >= 0 for stage in stages)
         broken = pipeline.submit_nowait({"data": 5})
         await broken.future
@@ -849,7 +962,9 @@ async def test_who_leaves_in_the_middle_of_a_chain_is_dropped_there() -> None:
     register_backend("First", first)
     register_backend("Second", second)
     async with asyncio.timeout(BOUND):
-        async with Pipeline.load({"a": {"backend": "First", "next": "b"}, "b": {"backend": "Second"}}) as pipeline:
+        async with Pipeline.load(
+            {"a": {"backend": "First", "next": "b"}, "b": {"backend": "Second"}}
+        ) as pipeline:
             second.gate.close()
             running = asyncio.ensure_future(pipeline({"data": 1}))
             await entered(second)
@@ -948,7 +1063,9 @@ async def test_the_loop_hears_of_no_lost_exception() -> None:
     assert heard == []
 
 
-async def test_init_and_forward_run_on_one_named_daemon_thread_an_instance(caplog: pytest.LogCaptureFixture) -> None:
+async def test_init_and_forward_run_on_one_named_daemon_thread_an_instance(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     cls = probe()
     async with serve(cls, instance_num=3) as pipeline:
         assert sorted(cls.calls) == ["init p/node#0", "init p/node#1", "init p/node#2"]

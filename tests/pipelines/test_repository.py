@@ -84,7 +84,9 @@ async def test_loading_is_visible_and_a_close_ends_it():
     repository = Repository([config("slow", "RepositorySlow")])
     starting = asyncio.create_task(repository.start())
     await until_inside()
-    assert repository.not_ready == "pipeline 'slow' is loading" and repository.states() == {"slow": "loading"}
+    assert repository.not_ready == "pipeline 'slow' is loading" and repository.states() == {
+        "slow": "loading"
+    }
     with pytest.raises(NotReady, match="is loading"):
         repository.get("slow")
     GATE.set()
@@ -98,7 +100,9 @@ async def test_one_that_fails_stops_all():
     with pytest.raises(BackendError, match="no weights"):
         await repository.start()
     assert repository.state == "closed" and not repository.pipelines
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("good/", "bad/"))]
+    assert not [
+        thread for thread in threading.enumerate() if thread.name.startswith(("good/", "bad/"))
+    ]
 
 
 async def test_a_failed_load_leaves_the_others_and_says_why_to_the_operator():
@@ -218,7 +222,11 @@ def test_read_takes_what_describes_pipelines(tmp_path):
     one = load(file)
     for source in (file, str(file), tmp_path, one, [one], {"one": one}):
         assert list(Repository.read(source).configs) == ["one"]
-    assert list(Repository.read({"backend": "Identity"}).configs) == list(Repository.read("S[Identity]").configs) == ["pipeline"]
+    assert (
+        list(Repository.read({"backend": "Identity"}).configs)
+        == list(Repository.read("S[Identity]").configs)
+        == ["pipeline"]
+    )
     assert not Repository.read().configs
     with pytest.raises(ConfigError, match="the name 'one' is that of another"):
         Repository.read([one, file])

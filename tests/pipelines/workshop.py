@@ -113,7 +113,11 @@ def waiting(pipeline: Pipeline, node: str) -> int:
 
 def outcomes(pipeline: Pipeline, node: str) -> dict[str, int]:
     """How items have left the node, but for what never happened."""
-    found = next(place.node.statistics.outcomes for place in pipeline.plan.places.values() if place.name == node)
+    found = next(
+        place.node.statistics.outcomes
+        for place in pipeline.plan.places.values()
+        if place.name == node
+    )
     return {outcome: count for outcome, count in found.items() if count}
 
 
@@ -122,16 +126,27 @@ def assert_empty(pipeline: Pipeline) -> None:
     assert pipeline.inside == 0
     assert pipeline._admission.rows == 0
     for node in pipeline.nodes:
-        assert (node.scheduler.queued, node.scheduler.buckets, node.scheduler.running) == (0, {}, {}), node
+        assert (node.scheduler.queued, node.scheduler.buckets, node.scheduler.running) == (
+            0,
+            {},
+            {},
+        ), node
     for composite in pipeline._graph.composites:
         assert not composite.waiting, composite
         if isinstance(composite, FanOut):
-            assert (composite.queued, [lane.turns for lane in composite._lanes.values() if lane.turns]) == (0, []), composite
+            assert (
+                composite.queued,
+                [lane.turns for lane in composite._lanes.values() if lane.turns],
+            ) == (0, []), composite
 
 
 @asynccontextmanager
 async def serve(
-    tables: Mapping[str, Any], *, workshop: Workshop | None = None, name: str = "p", clock: Clock | None = None
+    tables: Mapping[str, Any],
+    *,
+    workshop: Workshop | None = None,
+    name: str = "p",
+    clock: Clock | None = None,
 ) -> AsyncIterator[Pipeline]:
     """The pipeline of a file with these tables. At the end nothing is left in it, no task runs, and the loop has nothing to complain of."""
     heard: list[Any] = []

@@ -13,21 +13,31 @@ LARGEST = 1_000_000
 """Elements of a tensor that is sorted for a client."""
 
 
-def classify(datatype: Datatype, array: Array, count: int, tensor: Tensor, *, batched: bool) -> tuple[Datatype, Array]:
+def classify(
+    datatype: Datatype, array: Array, count: int, tensor: Tensor, *, batched: bool
+) -> tuple[Datatype, Array]:
     """The `count` largest of each row, or of the whole where there is no batch: strings, best first, of shape [rows, count] or [count].
 
     Values are written as C++'s `std::to_string` does, which is what clients parse. Raises `InvalidRequest`.
     """
     if datatype.kind not in "iuf":
-        raise InvalidRequest(f"class result not available for output due to unsupported type '{datatype.name}'")
+        raise InvalidRequest(
+            f"class result not available for output due to unsupported type '{datatype.name}'"
+        )
     if array.size > LARGEST:
-        raise InvalidRequest(f"class result not available for output '{tensor.name}': it has more than {LARGEST} elements")
+        raise InvalidRequest(
+            f"class result not available for output '{tensor.name}': it has more than {LARGEST} elements"
+        )
     rows = array.reshape(len(array), -1) if batched and len(array) else array.reshape(1, -1)
     count = min(count, rows.shape[1])
     # ascending, from the back, so that nothing is negated (unsigned integers, the least of all); stable from there: the lower index first
     order = rows.shape[1] - 1 - np.argsort(rows[:, ::-1], axis=1, kind="stable")[:, ::-1]
     if datatype.kind == "f":
-        order = np.take_along_axis(order, np.argsort(np.isnan(np.take_along_axis(rows, order, 1)), axis=1, kind="stable"), 1)  # NaN last
+        order = np.take_along_axis(
+            order,
+            np.argsort(np.isnan(np.take_along_axis(rows, order, 1)), axis=1, kind="stable"),
+            1,
+        )  # NaN last
     found = np.empty((len(rows), count), np.object_)
     for row, ranks in enumerate(order[:, :count].tolist()):
         for place, index in enumerate(ranks):

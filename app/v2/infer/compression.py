@@ -32,7 +32,9 @@ async def inflate(body: bytes, encoding: bytes, limit: int) -> bytes:
     window = WINDOWS.get(encoding)
     if window is None:
         name = encoding[:40].decode("latin-1")
-        raise ProtocolError(501, f"Unsupported content encoding: {name}", ((b"accept-encoding", b"gzip, deflate"),))
+        raise ProtocolError(
+            501, f"Unsupported content encoding: {name}", ((b"accept-encoding", b"gzip, deflate"),)
+        )
     return await asyncio.to_thread(_inflate, body, window, limit)
 
 
@@ -43,9 +45,13 @@ def _inflate(body: bytes, window: int, limit: int) -> bytes:
     except zlib.error as error:
         raise InvalidRequest(f"the body can't be decompressed: {error}") from None
     if len(found) > limit:
-        raise TooLarge(f"the body has more than {limit} bytes once it is decompressed (max_inflated)")
+        raise TooLarge(
+            f"the body has more than {limit} bytes once it is decompressed (max_inflated)"
+        )
     if not stream.eof or stream.unused_data:
-        raise InvalidRequest("the body can't be decompressed: it is cut off, or something follows its end")
+        raise InvalidRequest(
+            "the body can't be decompressed: it is cut off, or something follows its end"
+        )
     return found
 
 
@@ -66,7 +72,11 @@ def chosen_encoding(accepted: bytes | None, size: int, binary: bool) -> bytes | 
 
 async def deflate(body: bytes, encoding: bytes) -> bytes:
     """`body` by that encoding."""
-    return _deflate(body, encoding) if len(body) < LARGE else await asyncio.to_thread(_deflate, body, encoding)
+    return (
+        _deflate(body, encoding)
+        if len(body) < LARGE
+        else await asyncio.to_thread(_deflate, body, encoding)
+    )
 
 
 def _deflate(body: bytes, encoding: bytes) -> bytes:

@@ -20,7 +20,9 @@ def boolean(value: Any, what: str) -> bool:
 
 def unsigned(value: Any, what: str) -> int:
     if type(value) is not int or not 0 <= value <= LARGEST:
-        raise InvalidRequest(f"{what} must be a non-negative integer below 2^64, got {orjson.dumps(str(value)[:40]).decode()}")
+        raise InvalidRequest(
+            f"{what} must be a non-negative integer below 2^64, got {orjson.dumps(str(value)[:40]).decode()}"
+        )
     return value
 
 
@@ -29,4 +31,8 @@ def region_of(parameters: dict[str, Any]) -> tuple[str, int, int]:
     if type(name) is not str or not name:
         raise InvalidRequest("'shared_memory_region' is the name of a region, a string")
     offset = unsigned(parameters.get("shared_memory_offset", 0), "'shared_memory_offset'")
-    return name, offset, unsigned(parameters.get("shared_memory_byte_size"), "'shared_memory_byte_size'")
+    return (
+        name,
+        offset,
+        unsigned(parameters.get("shared_memory_byte_size"), "'shared_memory_byte_size'"),
+    )

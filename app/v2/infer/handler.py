@@ -50,7 +50,9 @@ class Infer:
 
     @property
     def routes(self) -> tuple[Route, ...]:
-        return (Route("POST", "/v2/models/{model}[/versions/{version}]/infer", "inference", self.infer),)
+        return (
+            Route("POST", "/v2/models/{model}[/versions/{version}]/infer", "inference", self.infer),
+        )
 
     async def infer(self, call: Call) -> Answer:
         """One request. Raises what is answered instead."""
@@ -58,11 +60,15 @@ class Infer:
         if loop is not self._loop:  # an app is served by one loop at a time
             self._loop = loop
             self._watch = Watch(self._settings.body_timeout)
-        exchange = Exchange(call.receive, cast("asyncio.Task[None]", asyncio.current_task(loop)), loop.time())
+        exchange = Exchange(
+            call.receive, cast("asyncio.Task[None]", asyncio.current_task(loop)), loop.time()
+        )
         self._watch.begin(exchange, loop)
         request = InferRequest()
         try:
-            headers: dict[bytes, bytes] = dict(call.scope["headers"])  # one pass; of a repeated one the last counts
+            headers: dict[bytes, bytes] = dict(
+                call.scope["headers"]
+            )  # one pass; of a repeated one the last counts
             if "penstock.request_id" not in call.scope:
                 call.scope["penstock.request_id"] = choose_request_id(headers.get(b"x-request-id"))
             model = self._models.get(call.names["model"], call.names["version"])
@@ -78,7 +84,11 @@ class Infer:
             try:
                 chosen = choose(request, model, item)
                 long = takes_long(chosen)
-                fields, body = await asyncio.to_thread(write, request, model, chosen) if long else write(request, model, chosen)
+                fields, body = (
+                    await asyncio.to_thread(write, request, model, chosen)
+                    if long
+                    else write(request, model, chosen)
+                )
             except Exception:
                 statistics.take_back(request.rows)
                 raise
@@ -99,7 +109,9 @@ class Infer:
                 each.leave()
             request.release()
 
-    async def _submit(self, call: Call, request: InferRequest, model: Model, headers: dict[bytes, bytes]) -> tuple[Work, Model, float]:
+    async def _submit(
+        self, call: Call, request: InferRequest, model: Model, headers: dict[bytes, bytes]
+    ) -> tuple[Work, Model, float]:
         """The request inside its pipeline, the model that answers it, and the seconds that reading its tensors took."""
         settings = self._settings
         length = headers.get(b"content-length")
@@ -127,10 +139,14 @@ class Infer:
             timeout -= time.monotonic() - began
             if timeout <= 0:
                 raise DeadlineExceeded("the timeout passed before the body had arrived")
-        if model.pipeline.state != "ready":  # replaced while a helper thread read it: the new one answers
+        if (
+            model.pipeline.state != "ready"
+        ):  # replaced while a helper thread read it: the new one answers
             model = self._models.get(model.name, call.names["version"])
         reading = time.monotonic() - arrived
-        work = model.pipeline.submit_nowait(request.item, timeout, request.priority, None, None, call.scope["penstock.request_id"])
+        work = model.pipeline.submit_nowait(
+            request.item, timeout, request.priority, None, None, call.scope["penstock.request_id"]
+        )
         return work, model, reading
 
     def _takes_long(self, text: bytes, blobs: memoryview, model: Model) -> bool:
@@ -138,9 +154,13 @@ class Infer:
         shared = self._regions.largest
         if len(text) >= LARGE or shared > HUGE:
             return True
-        return max(len(blobs), shared) >= LARGE and not all(each.datatype is not None and each.datatype.in_place for each in model.inputs)
+        return max(len(blobs), shared) >= LARGE and not all(
+            each.datatype is not None and each.datatype.in_place for each in model.inputs
+        )
 
-    def _read(self, request: InferRequest, text: bytes, blobs: memoryview, model: Model, raw: bool) -> None:
+    def _read(
+        self, request: InferRequest, text: bytes, blobs: memoryview, model: Model, raw: bool
+    ) -> None:
         if raw:
             parse_raw(request, blobs, model)
             return
@@ -165,7 +185,9 @@ def _header_length(headers: dict[bytes, bytes]) -> int | None:
     if value is None:
         return None
     if not value.isdigit() or len(value) > 19:
-        raise InvalidRequest(f"inference header size should be in range (0, size of the body), got: {value[:40].decode('latin-1')}")
+        raise InvalidRequest(
+            f"inference header size should be in range (0, size of the body), got: {value[:40].decode('latin-1')}"
+        )
     return int(value)
 
 

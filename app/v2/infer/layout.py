@@ -53,7 +53,9 @@ class Layout(NamedTuple):
     shared: bool
 
 
-def recall(request: InferRequest, text: bytes, blobs: memoryview, model: Model, regions: SharedMemory) -> bool:
+def recall(
+    request: InferRequest, text: bytes, blobs: memoryview, model: Model, regions: SharedMemory
+) -> bool:
     """Fill `request` as `parse` would, if this JSON is known; whether it is. Raises what `parse` does of shared memory."""
     layout: Layout | None = model.layouts.get(text) if len(text) <= LONGEST else None
     if layout is None or layout.size != len(blobs):
@@ -61,7 +63,9 @@ def recall(request: InferRequest, text: bytes, blobs: memoryview, model: Model, 
     if layout.shared:
         values = [_array(slot, blobs, regions) for slot in layout.slots]
     else:
-        values = [np.ndarray(shape, dtype, blobs, start) for shape, dtype, start, *_ in layout.slots]
+        values = [
+            np.ndarray(shape, dtype, blobs, start) for shape, dtype, start, *_ in layout.slots
+        ]
     item = layout.item.copy()
     if layout.keys is not None:
         item.update(zip(layout.keys, values, strict=True))
@@ -74,7 +78,9 @@ def recall(request: InferRequest, text: bytes, blobs: memoryview, model: Model, 
     request.outputs = layout.outputs
     request.binary = layout.binary
     if layout.shared and layout.outputs is not None:
-        request.outputs = [wanted if not wanted.region else wanted.borrowed(regions) for wanted in layout.outputs]
+        request.outputs = [
+            wanted if not wanted.region else wanted.borrowed(regions) for wanted in layout.outputs
+        ]
         request.leases = [wanted.lease for wanted in request.outputs if wanted.lease is not None]
     return True
 
@@ -82,10 +88,14 @@ def recall(request: InferRequest, text: bytes, blobs: memoryview, model: Model, 
 def _array(slot: Slot, blobs: memoryview, regions: SharedMemory) -> Array:
     if not slot.region:
         return np.ndarray(slot.shape, slot.dtype, blobs, slot.start)
-    return np.ndarray(slot.shape, slot.dtype, regions.borrow(slot.region, slot.start, slot.size).read())
+    return np.ndarray(
+        slot.shape, slot.dtype, regions.borrow(slot.region, slot.start, slot.size).read()
+    )
 
 
-def remember(request: InferRequest, document: dict[str, Any], text: bytes, blobs: memoryview, model: Model) -> None:
+def remember(
+    request: InferRequest, document: dict[str, Any], text: bytes, blobs: memoryview, model: Model
+) -> None:
     """Keep what `parse` has found to be right, where all of it is in the JSON: no id, and where the tensors may be read in place; not
     where very much would be copied out of shared memory, which is not for the event loop.
     """
@@ -118,8 +128,21 @@ def remember(request: InferRequest, document: dict[str, Any], text: bytes, blobs
     slots = tuple(found[name] for name in names)
     if sum(slot.size for slot in slots if slot.region) > HUGE:
         return
-    outputs = None if request.outputs is None else [wanted._replace(lease=None) for wanted in request.outputs]
+    outputs = (
+        None
+        if request.outputs is None
+        else [wanted._replace(lease=None) for wanted in request.outputs]
+    )
     shared = any(slot.region for slot in slots) or any(wanted.region for wanted in outputs or ())
     model.layouts[text] = Layout(
-        len(blobs), slots, names if keyed else None, item, request.rows, request.timeout, request.priority, outputs, request.binary, shared
+        len(blobs),
+        slots,
+        names if keyed else None,
+        item,
+        request.rows,
+        request.timeout,
+        request.priority,
+        outputs,
+        request.binary,
+        shared,
     )

@@ -12,7 +12,16 @@ from penstock.backends.item import Item, may_come_from_network
 from ..json_text import kind_of, parse_json
 from ..models.model import Model, Tensor
 from ..shared_memory import Part, SharedMemory
-from ..tensors import DATATYPES, LARGEST, Array, Datatype, check_size, from_bytes, from_json, shape_text
+from ..tensors import (
+    DATATYPES,
+    LARGEST,
+    Array,
+    Datatype,
+    check_size,
+    from_bytes,
+    from_json,
+    shape_text,
+)
 from .fields import boolean, region_of, unsigned
 from .wanted import Wanted, read_outputs
 
@@ -51,14 +60,18 @@ class InferRequest:
         self.leases.clear()
 
 
-def parse(request: InferRequest, document: Any, blobs: memoryview, model: Model, regions: SharedMemory) -> None:
+def parse(
+    request: InferRequest, document: Any, blobs: memoryview, model: Model, regions: SharedMemory
+) -> None:
     """Fill `request` with what `document` says; `blobs` is what follows the JSON. Raises `InvalidRequest` and what regions raise."""
     if type(document) is not dict:
         raise InvalidRequest(f"the request is a JSON {kind_of(document)}, expected an object")
     identity = document.get("id")
     if identity is not None:
         if type(identity) is not str:
-            raise InvalidRequest(f"Unable to parse 'id': expected a string, got a JSON {kind_of(identity)}")
+            raise InvalidRequest(
+                f"Unable to parse 'id': expected a string, got a JSON {kind_of(identity)}"
+            )
         request.id = identity
     parameters = document.get("parameters")
     if parameters:
@@ -80,16 +93,22 @@ def parse_raw(request: InferRequest, body: memoryview, model: Model) -> None:
     expected = model.inputs[0]
     datatype, shape = expected.datatype, expected.shape
     if datatype is None or shape is None:
-        raise InvalidRequest(f"raw input needs datatype and shape of input '{expected.name}', which model '{model.name}' does not declare")
+        raise InvalidRequest(
+            f"raw input needs datatype and shape of input '{expected.name}', which model '{model.name}' does not declare"
+        )
     inner = shape[1:] if model.max_batch_size else shape
     if not datatype.size:
         if prod(inner) not in {1, -1}:
-            raise InvalidRequest(f"raw input of datatype BYTES must have shape [1], input '{expected.name}' has {list(inner)}")
+            raise InvalidRequest(
+                f"raw input of datatype BYTES must have shape [1], input '{expected.name}' has {list(inner)}"
+            )
         found = [1] * len(inner)
         view = memoryview(len(body).to_bytes(4, "little") + bytes(body))
     else:
         if inner.count(-1) > 1:
-            raise InvalidRequest(f"raw input can have one dimension of variable size at most, input '{expected.name}' has {list(inner)}")
+            raise InvalidRequest(
+                f"raw input can have one dimension of variable size at most, input '{expected.name}' has {list(inner)}"
+            )
         row = prod(size for size in inner if size != -1) * datatype.size
         found = [(len(body) // row if row else 0) if size == -1 else size for size in inner]
         view = body
@@ -104,12 +123,18 @@ def parse_raw(request: InferRequest, body: memoryview, model: Model) -> None:
 
 def _read_parameters(request: InferRequest, parameters: Any, model: Model) -> None:
     if type(parameters) is not dict:
-        raise InvalidRequest(f"Unable to parse 'parameters': expected an object, got a JSON {kind_of(parameters)}")
+        raise InvalidRequest(
+            f"Unable to parse 'parameters': expected an object, got a JSON {kind_of(parameters)}"
+        )
     if len(parameters) > MOST_PARAMETERS:
-        raise InvalidRequest(f"the request has {len(parameters)} parameters, at most {MOST_PARAMETERS} are taken")
+        raise InvalidRequest(
+            f"the request has {len(parameters)} parameters, at most {MOST_PARAMETERS} are taken"
+        )
     for key, value in parameters.items():
         if type(value) not in {str, int, float, bool}:
-            raise InvalidRequest(f"parameter '{key}' is a JSON {kind_of(value)}, expected a string, a number or a boolean")
+            raise InvalidRequest(
+                f"parameter '{key}' is a JSON {kind_of(value)}, expected a string, a number or a boolean"
+            )
         if key == "binary_data_output":
             request.binary = boolean(value, "parameter 'binary_data_output'")
         elif key == "timeout":
@@ -119,10 +144,17 @@ def _read_parameters(request: InferRequest, parameters: Any, model: Model) -> No
             level = unsigned(value, "parameter 'priority'")
             entrance = model.pipeline.plan.default
             levels = entrance.root.config.priority_levels if entrance is not None else 0
-            request.priority = level if 0 < level <= levels else None  # as Triton does: any other is the model's default
+            request.priority = (
+                level if 0 < level <= levels else None
+            )  # as Triton does: any other is the model's default
         elif key in SEQUENCE:
             continue
-        elif key in KEPT or _is_a_tensor(key, model) or key.startswith("triton_") or not may_come_from_network(key):
+        elif (
+            key in KEPT
+            or _is_a_tensor(key, model)
+            or key.startswith("triton_")
+            or not may_come_from_network(key)
+        ):
             raise InvalidRequest(f"parameter '{key}' is reserved: it can't be set by a request")
         else:
             request.item[key] = value
@@ -135,7 +167,9 @@ def _is_a_tensor(key: str, model: Model) -> bool:
 # inputs
 
 
-def _read_inputs(request: InferRequest, inputs: Any, blobs: memoryview, model: Model, regions: SharedMemory) -> None:
+def _read_inputs(
+    request: InferRequest, inputs: Any, blobs: memoryview, model: Model, regions: SharedMemory
+) -> None:
     if type(inputs) is not list:
         raise InvalidRequest("Unable to parse 'inputs': the request must have an array 'inputs'")
     position = 0
@@ -143,7 +177,9 @@ def _read_inputs(request: InferRequest, inputs: Any, blobs: memoryview, model: M
     values: dict[str, Any] = {}
     for entry in inputs:
         if type(entry) is not dict:
-            raise InvalidRequest(f"Unable to parse 'inputs': expected objects, got a JSON {kind_of(entry)}")
+            raise InvalidRequest(
+                f"Unable to parse 'inputs': expected objects, got a JSON {kind_of(entry)}"
+            )
         name = entry.get("name")
         if type(name) is not str:
             raise InvalidRequest("Unable to parse 'name': every input has one, a string")
@@ -161,14 +197,20 @@ def _read_inputs(request: InferRequest, inputs: Any, blobs: memoryview, model: M
         first = _check_shape(shape, expected, model)
         if model.max_batch_size:
             if rows not in {0, first}:
-                raise InvalidRequest(f"input '{name}' batch size does not match other inputs for '{model.name}'")
+                raise InvalidRequest(
+                    f"input '{name}' batch size does not match other inputs for '{model.name}'"
+                )
             rows = first
         parameters = entry.get("parameters")
         if parameters is None:
             parameters = {}
         elif type(parameters) is not dict:
-            raise InvalidRequest(f"Unable to parse 'parameters' of input '{name}': expected an object")
-        data = entry.get("data")  # null: nothing. KServe's client says so of tensors without elements, beside their size of 0
+            raise InvalidRequest(
+                f"Unable to parse 'parameters' of input '{name}': expected an object"
+            )
+        data = entry.get(
+            "data"
+        )  # null: nothing. KServe's client says so of tensors without elements, beside their size of 0
         size = parameters.get("binary_data_size")
         if size is not None:
             if data is not None or "shared_memory_region" in parameters:
@@ -176,7 +218,9 @@ def _read_inputs(request: InferRequest, inputs: Any, blobs: memoryview, model: M
             end = position + unsigned(size, f"'binary_data_size' of input '{name}'")
             if end > len(blobs):
                 missing = end - len(blobs)
-                raise InvalidRequest(f"unexpected size for input '{name}', expecting {missing} additional bytes for model '{model.name}'")
+                raise InvalidRequest(
+                    f"unexpected size for input '{name}', expecting {missing} additional bytes for model '{model.name}'"
+                )
             array = from_bytes(blobs[position:end], datatype, shape, name, model.name)
             position = end
         elif "shared_memory_region" in parameters:
@@ -215,7 +259,9 @@ def _set_value(item: Item, parts: list[Any], expected: Tensor, value: Any, model
 def _datatype(name: Any, expected: Tensor, model: Model) -> Datatype:
     datatype = DATATYPES.get(name) if type(name) is str else None
     if datatype is None:
-        raise InvalidRequest(f"invalid datatype for input '{expected.name}': expected one of {', '.join(DATATYPES)}")
+        raise InvalidRequest(
+            f"invalid datatype for input '{expected.name}': expected one of {', '.join(DATATYPES)}"
+        )
     if expected.datatype is not None:
         raise InvalidRequest(
             f"inference input '{expected.name}' data-type is '{name}', but model '{model.name}' expects '{expected.datatype.name}'"
@@ -226,12 +272,20 @@ def _datatype(name: Any, expected: Tensor, model: Model) -> Datatype:
 def _check_shape(shape: Any, expected: Tensor, model: Model) -> int:
     """The first size of a shape that fits."""
     if type(shape) is not list:
-        raise InvalidRequest(f"Unable to parse 'shape': input '{expected.name}' must have one, an array of non-negative integers")
+        raise InvalidRequest(
+            f"Unable to parse 'shape': input '{expected.name}' must have one, an array of non-negative integers"
+        )
     for size in shape:
         if type(size) is not int or not 0 <= size <= LARGEST:
-            raise InvalidRequest("Unable to parse 'shape': attempt to access JSON non-unsigned-integer as unsigned-integer")
+            raise InvalidRequest(
+                "Unable to parse 'shape': attempt to access JSON non-unsigned-integer as unsigned-integer"
+            )
     wanted = expected.shape
-    if wanted is not None and not _fits(shape, wanted) and (expected.kind == "tensor" or shape.count(1) != len(shape)):
+    if (
+        wanted is not None
+        and not _fits(shape, wanted)
+        and (expected.kind == "tensor" or shape.count(1) != len(shape))
+    ):
         batch = ". The first size is the batch's" if model.max_batch_size else ""
         raise InvalidRequest(
             f"unexpected shape for input '{expected.name}' for model '{model.name}'. "
@@ -243,7 +297,9 @@ def _check_shape(shape: Any, expected: Tensor, model: Model) -> int:
     if not 1 <= first <= model.max_batch_size:
         if first < 1:
             raise InvalidRequest(f"inference request batch-size must be >= 1 for '{model.name}'")
-        raise InvalidRequest(f"inference request batch-size must be <= {model.max_batch_size} for '{model.name}'")
+        raise InvalidRequest(
+            f"inference request batch-size must be <= {model.max_batch_size} for '{model.name}'"
+        )
     return first
 
 
@@ -257,7 +313,11 @@ def _fits(shape: list[int], wanted: tuple[int, ...]) -> bool:
 
 
 def _wrong_count(inputs: list[Any], model: Model) -> InvalidRequest:
-    got = [each["name"] for each in inputs if isinstance(each, dict) and isinstance(each.get("name"), str)]
+    got = [
+        each["name"]
+        for each in inputs
+        if isinstance(each, dict) and isinstance(each.get("name"), str)
+    ]
     missing = [each.name for each in model.inputs if each.name not in got]
     found = f"expected {len(model.inputs)} inputs but got {len(inputs)} inputs for model '{model.name}'. Got input(s) {_names(got)}"
     if missing:

@@ -39,13 +39,20 @@ def takes_long(chosen: Chosen) -> bool:
     """
     elements = copied = 0
     for tensor, value, wanted in chosen:
-        if (datatype := tensor.datatype) is not None and datatype.in_place and wanted.binary and not wanted.classes:
+        if (
+            (datatype := tensor.datatype) is not None
+            and datatype.in_place
+            and wanted.binary
+            and not wanted.classes
+        ):
             continue
         if wanted.region:
             copied += getattr(value, "nbytes", 0)
         if wanted.classes or not (wanted.binary or wanted.region) or not _is_copied(tensor, value):
             shape = getattr(value, "shape", None)
-            elements += prod(shape) if shape is not None else len(value) if isinstance(value, Sized) else 1
+            elements += (
+                prod(shape) if shape is not None else len(value) if isinstance(value, Sized) else 1
+            )
     return elements > MANY or copied > HUGE
 
 
@@ -62,8 +69,14 @@ def write(request: InferRequest, model: Model, chosen: Chosen) -> tuple[Headers,
     for tensor, value, wanted in chosen:
         datatype, array = as_tensor(value, tensor.datatype, tensor.name)
         if wanted.classes:
-            datatype, array = classify(datatype, array, wanted.classes, tensor, batched=model.max_batch_size > 0)
-        entry: dict[str, Any] = {"name": tensor.name, "datatype": datatype.name, "shape": array.shape}
+            datatype, array = classify(
+                datatype, array, wanted.classes, tensor, batched=model.max_batch_size > 0
+            )
+        entry: dict[str, Any] = {
+            "name": tensor.name,
+            "datatype": datatype.name,
+            "shape": array.shape,
+        }
         if wanted.lease is not None:
             size = _into_region(to_bytes(datatype, array), wanted, wanted.lease)
             entry["parameters"] = {
@@ -78,13 +91,19 @@ def write(request: InferRequest, model: Model, chosen: Chosen) -> tuple[Headers,
         else:
             entry["data"] = to_flat_json(datatype, array, tensor.name)
         outputs.append(entry)
-    document: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": outputs}
+    document: dict[str, Any] = {
+        "model_name": model.name,
+        "model_version": model.version,
+        "outputs": outputs,
+    }
     if request.id:
         document["id"] = request.id
     text = orjson.dumps(document)
     if not blobs:
         return [_JSON], text
-    return [_BINARY, (b"inference-header-content-length", b"%d" % len(text))], b"".join((text, *blobs))
+    return [_BINARY, (b"inference-header-content-length", b"%d" % len(text))], b"".join(
+        (text, *blobs)
+    )
 
 
 @lru_cache(1024)
@@ -97,7 +116,9 @@ def choose(request: InferRequest, model: Model, item: Item) -> Chosen:
     """The outputs that the item has, of those that the request asks for, in its order."""
     if request.outputs is None:
         binary = request.binary
-        return [(tensor, value, _plain(tensor.name, binary)) for tensor, value in model.values_of(item)]
+        return [
+            (tensor, value, _plain(tensor.name, binary)) for tensor, value in model.values_of(item)
+        ]
     found = {tensor.name: (tensor, value) for tensor, value in model.values_of(item)}
     return [(*found[wanted.name], wanted) for wanted in request.outputs if wanted.name in found]
 

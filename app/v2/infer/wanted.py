@@ -29,14 +29,18 @@ class Wanted(NamedTuple):
         return self._replace(lease=regions.borrow(self.region, self.offset, self.size))
 
 
-def read_outputs(outputs: Any, binary: bool, model: Model, regions: SharedMemory, leases: list[Part]) -> list[Wanted] | None:
+def read_outputs(
+    outputs: Any, binary: bool, model: Model, regions: SharedMemory, leases: list[Part]
+) -> list[Wanted] | None:
     """None: all of them. The memory that they go to is borrowed now, and added to `leases`: a region may be unregistered meanwhile."""
     if type(outputs) is not list:
         raise InvalidRequest("Unable to parse 'outputs': expected an array")
     found: dict[str, Wanted] = {}
     for entry in outputs:
         if type(entry) is not dict or type(entry.get("name")) is not str:
-            raise InvalidRequest("Unable to parse 'outputs': every output is an object with a 'name'")
+            raise InvalidRequest(
+                "Unable to parse 'outputs': every output is an object with a 'name'"
+            )
         name = entry["name"]
         if name in found:
             raise InvalidRequest(f"output '{name}' already exists in request")
@@ -73,7 +77,9 @@ def _read_output(name: str, parameters: Any, binary: bool, regions: SharedMemory
     if "shared_memory_region" not in parameters:
         return Wanted(name, binary, classes)
     if classes:
-        raise InvalidRequest(f"shared memory can't be used with classification, for output '{name}'")
+        raise InvalidRequest(
+            f"shared memory can't be used with classification, for output '{name}'"
+        )
     if explicit:
         raise InvalidRequest(f"shared memory can't be used with 'binary_data', for output '{name}'")
     return Wanted(name, False, 0, *region_of(parameters)).borrowed(regions)

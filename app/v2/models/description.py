@@ -57,7 +57,11 @@ def metadata_of(model: Model) -> dict[str, Any]:
 
 
 def _described(tensor: Tensor, model: Model) -> dict[str, Any]:
-    return {"name": tensor.name, "datatype": _datatype(tensor).name, "shape": list(_shape(tensor, model))}
+    return {
+        "name": tensor.name,
+        "datatype": _datatype(tensor).name,
+        "shape": list(_shape(tensor, model)),
+    }
 
 
 def _shape(tensor: Tensor, model: Model) -> tuple[int, ...]:
@@ -72,7 +76,11 @@ def _datatype(tensor: Tensor) -> Datatype:
 
 def config_of(model: Model) -> dict[str, Any]:
     """As `GET /v2/models/{model}/config` answers it: the names of Triton's ModelConfig, for what pipelines have."""
-    labels = {port.name: Path(port.labels).name for port in model.pipeline.config.outputs if port.labels is not None}
+    labels = {
+        port.name: Path(port.labels).name
+        for port in model.pipeline.config.outputs
+        if port.labels is not None
+    }
     found: dict[str, Any] = {
         "name": model.name,
         "platform": "",
@@ -102,13 +110,19 @@ def config_of(model: Model) -> dict[str, Any]:
         ],
         "batch_input": [],
         "batch_output": [],
-        "optimization": {"priority": "PRIORITY_DEFAULT", "gather_kernel_buffer_threshold": 0, "eager_batching": False},
+        "optimization": {
+            "priority": "PRIORITY_DEFAULT",
+            "gather_kernel_buffer_threshold": 0,
+            "eager_batching": False,
+        },
         "instance_group": [
             {
                 "name": node.name,
                 "kind": "KIND_GPU" if node.devices else "KIND_CPU",
                 "count": _count(node),
-                "gpus": sorted(int(device[5:]) for device in node.devices if device.startswith("cuda:")),
+                "gpus": sorted(
+                    int(device[5:]) for device in node.devices if device.startswith("cuda:")
+                ),
                 "secondary_devices": [],
                 "profile": [],
                 "passive": False,
@@ -149,7 +163,11 @@ def _at_most(value: float, most: int) -> int:
 
 def _count(node: Node) -> int:
     """Instances on each device, as ModelConfig counts them."""
-    return max(1, sum(group.instances for group in node.config.groups) // max(1, len(node.config.devices), len(node.devices)))
+    return max(
+        1,
+        sum(group.instances for group in node.config.groups)
+        // max(1, len(node.config.devices), len(node.devices)),
+    )
 
 
 def _configured(tensor: Tensor, model: Model) -> dict[str, Any]:
@@ -158,4 +176,8 @@ def _configured(tensor: Tensor, model: Model) -> dict[str, Any]:
     shape = _shape(tensor, model)
     if model.max_batch_size and shape[:1] == ANY:
         shape = shape[1:]
-    return {"name": tensor.name, "data_type": f"TYPE_{'STRING' if name == 'BYTES' else name}", "dims": list(shape)}
+    return {
+        "name": tensor.name,
+        "data_type": f"TYPE_{'STRING' if name == 'BYTES' else name}",
+        "dims": list(shape),
+    }

@@ -26,7 +26,14 @@ COUNTERS = {
 }
 PENDING = "nv_inference_pending_request_count"
 
-REASONS = {"soft": "OTHER", "failed": "BACKEND", "expired": "REJECTED", "cancelled": "CANCELED", "unready": "OTHER", "unwritten": "OTHER"}
+REASONS = {
+    "soft": "OTHER",
+    "failed": "BACKEND",
+    "expired": "REJECTED",
+    "cancelled": "CANCELED",
+    "unready": "OTHER",
+    "unwritten": "OTHER",
+}
 """How requests fail, in Triton's words; what is refused at the entry is REJECTED too."""
 
 
@@ -64,14 +71,20 @@ class TritonCollector(Collector):
             for family, value in values:
                 shown[family] = max(round(value), shown.get(family, 0))  # counters never go down
                 families[family].add_sample(family, labels, shown[family])
-            failures: dict[str, int] = dict.fromkeys(("REJECTED", "CANCELED", "BACKEND", "OTHER"), 0)
+            failures: dict[str, int] = dict.fromkeys(
+                ("REJECTED", "CANCELED", "BACKEND", "OTHER"), 0
+            )
             failures["REJECTED"] = totals.refused
             for how, count in requests.failures.items():
                 failures[REASONS[how]] += count
             for reason, count in failures.items():
                 name_of = "nv_inference_request_failure"
-                families[name_of].add_sample(name_of, {"model": name, "reason": reason, "version": labels["version"]}, count)
-            waiting = sum(len(bucket) for node in pipeline.nodes for bucket in node.scheduler.buckets.values())
+                families[name_of].add_sample(
+                    name_of, {"model": name, "reason": reason, "version": labels["version"]}, count
+                )
+            waiting = sum(
+                len(bucket) for node in pipeline.nodes for bucket in node.scheduler.buckets.values()
+            )
             pending.add_sample(PENDING, labels, waiting)
         yield from families.values()
         yield pending

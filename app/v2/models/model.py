@@ -28,7 +28,15 @@ from penstock.pipelines.pipeline import Pipeline
 
 from ..tensors import DATATYPES, Datatype, datatype_of
 
-SCALARS = {"image": "BYTES", "bytes": "BYTES", "text": "BYTES", "json": "BYTES", "integer": "INT64", "number": "FP64", "boolean": "BOOL"}
+SCALARS = {
+    "image": "BYTES",
+    "bytes": "BYTES",
+    "text": "BYTES",
+    "json": "BYTES",
+    "integer": "INT64",
+    "number": "FP64",
+    "boolean": "BOOL",
+}
 """Kinds of one value, which is a tensor of one element."""
 
 QUOTED = 200
@@ -85,10 +93,16 @@ class Model:
         self.inputs = tuple(_inputs(config, first.inputs if first is not None else None))
         self.inputs_by_name = {each.name: each for each in self.inputs}
         bound = 0
-        if entrance is not None and self.inputs and all(_is_batched(each, first) for each in self.inputs):
+        if (
+            entrance is not None
+            and self.inputs
+            and all(_is_batched(each, first) for each in self.inputs)
+        ):
             bound = min((node.scheduler.max for node in entrance.nodes), default=0)
             if not config.declares_inputs and (last is None or last.outputs is None):
-                bound = min(bound, 1)  # what follows the engine may be made for one row, as a classifier's last step is
+                bound = min(
+                    bound, 1
+                )  # what follows the engine may be made for one row, as a classifier's last step is
         self.max_batch_size = bound
         self.outputs = tuple(_outputs(config, last.outputs if last is not None else None))
         self.outputs_by_name = {each.name: each for each in self.outputs}
@@ -109,10 +123,17 @@ class Model:
             elif isinstance(result, (list, tuple)) and len(result) == self.parts:
                 value = result[output.part]
             else:
-                raise BackendError(f"the result of pipeline '{self.name}' is not the list of {self.parts} outputs that it declares")
+                raise BackendError(
+                    f"the result of pipeline '{self.name}' is not the list of {self.parts} outputs that it declares"
+                )
             if value is None:
                 continue
-            if output.datatype is None and isinstance(value, (list, tuple)) and value and all(hasattr(each, "dtype") for each in value):
+            if (
+                output.datatype is None
+                and isinstance(value, (list, tuple))
+                and value
+                and all(hasattr(each, "dtype") for each in value)
+            ):
                 for index, each in enumerate(value):  # arrays that nobody has named
                     yield output._replace(name=f"{output.name}_{index}"), each
             else:
@@ -139,9 +160,15 @@ class Models:
 
     def get(self, name: str, version: str = "") -> Model:
         """A loaded one; "" is its only version. Raises `InvalidRequest` in Triton's words for an unknown one, `NotReady`."""
-        if self._generation != self._repository.generation:  # pipelines that are gone are not held on to
+        if (
+            self._generation != self._repository.generation
+        ):  # pipelines that are gone are not held on to
             loaded, self._generation = self._repository.models, self._repository.generation
-            self._models = {each: model for each, model in self._models.items() if loaded.get(each) is model.pipeline}
+            self._models = {
+                each: model
+                for each, model in self._models.items()
+                if loaded.get(each) is model.pipeline
+            }
         model = self._models.get(name)
         if model is None:
             pipeline = self._repository.models.get(name)
@@ -149,10 +176,14 @@ class Models:
                 try:
                     pipeline = self._repository.get(name)
                 except NotFound:
-                    raise InvalidRequest(f"Request for unknown model: '{name[:QUOTED]}' is not found") from None
+                    raise InvalidRequest(
+                        f"Request for unknown model: '{name[:QUOTED]}' is not found"
+                    ) from None
             model = self._models[name] = Model(pipeline)
         if version and version != model.version:
-            raise InvalidRequest(f"Request for unknown model: '{name}' version {version} is not found")
+            raise InvalidRequest(
+                f"Request for unknown model: '{name}' version {version} is not found"
+            )
         return model
 
 
@@ -164,8 +195,14 @@ def _inputs(config: PipelineConfig, known: Sequence[TensorPort] | None) -> Itera
         return
     keyed = any(port.name == "data" for port in ports)
     for index, port in enumerate(ports):
-        place = known is not None and ((len(known) == len(ports) and not keyed) or (port.name == "data" and len(known) == 1))
-        yield _of_port(port, known[index if not keyed else 0] if known is not None and place else None, None if keyed else index)
+        place = known is not None and (
+            (len(known) == len(ports) and not keyed) or (port.name == "data" and len(known) == 1)
+        )
+        yield _of_port(
+            port,
+            known[index if not keyed else 0] if known is not None and place else None,
+            None if keyed else index,
+        )
 
 
 def _outputs(config: PipelineConfig, known: Sequence[TensorPort] | None) -> Iterator[Tensor]:
@@ -180,30 +217,46 @@ def _outputs(config: PipelineConfig, known: Sequence[TensorPort] | None) -> Iter
             yield Tensor("result", None, None, part=0)
     for port in ports:
         part = tensors.index(port) if port in tensors else None
-        engine = known[part] if known is not None and part is not None and len(known) == len(tensors) else None
+        engine = (
+            known[part]
+            if known is not None and part is not None and len(known) == len(tensors)
+            else None
+        )
         yield _of_port(port, engine, part, config)
 
 
 def _of_engine(port: TensorPort, part: int) -> Tensor:
-    return Tensor(port.name, datatype_of(port.dtype), port.shape, text=port.dtype == "string", part=part)
+    return Tensor(
+        port.name, datatype_of(port.dtype), port.shape, text=port.dtype == "string", part=part
+    )
 
 
-def _of_port(port: Port, engine: TensorPort | None, part: int | None, config: PipelineConfig | None = None) -> Tensor:
+def _of_port(
+    port: Port, engine: TensorPort | None, part: int | None, config: PipelineConfig | None = None
+) -> Tensor:
     """`engine`: what the engine says of it, for what the file leaves out. `config`: of an output, whose labels are read."""
     scalar = None if _is_tensor(port) or port.shape not in {None, (1,)} else SCALARS[port.kind]
     declared = None if port.dtype is None else datatype_of(port.dtype)
     if scalar is not None:
-        return Tensor(port.name, declared or DATATYPES[scalar], (1,), port.kind, port.kind == "text", part)
+        return Tensor(
+            port.name, declared or DATATYPES[scalar], (1,), port.kind, port.kind == "text", part
+        )
     found = _of_engine(engine, 0) if engine is not None else Tensor(port.name, None, None)
     shape_found = port.shape if port.shape is not None else found.shape
-    datatype_found = declared or found.datatype or (None if _is_tensor(port) else DATATYPES[SCALARS[port.kind]])
+    datatype_found = (
+        declared or found.datatype or (None if _is_tensor(port) else DATATYPES[SCALARS[port.kind]])
+    )
     text = found.text or port.dtype == "string" or port.kind == "text"
-    return Tensor(port.name, datatype_found, shape_found, "tensor", text, part, _labels(port, config))
+    return Tensor(
+        port.name, datatype_found, shape_found, "tensor", text, part, _labels(port, config)
+    )
 
 
 def _is_tensor(port: Port) -> bool:
     """It says so, or it has no kind and says what only tensors have."""
-    return port.kind == "tensor" or (port.kind == "json" and (port.dtype is not None or port.shape is not None))
+    return port.kind == "tensor" or (
+        port.kind == "json" and (port.dtype is not None or port.shape is not None)
+    )
 
 
 def _labels(port: Port, config: PipelineConfig | None) -> tuple[str, ...]:
@@ -216,4 +269,8 @@ def _labels(port: Port, config: PipelineConfig | None) -> tuple[str, ...]:
 def _is_batched(tensor: Tensor, engine: Signature | None) -> bool:
     if tensor.kind != "tensor" or not tensor.shape or tensor.shape[0] != -1:
         return False
-    return engine.batched if engine is not None and engine.inputs is not None else len(tensor.shape) > 1
+    return (
+        engine.batched
+        if engine is not None and engine.inputs is not None
+        else len(tensor.shape) > 1
+    )

@@ -19,7 +19,12 @@ from typing import Any
 from penstock.backends.errors import InvalidRequest
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.params import EngineParams
-from penstock.pipelines.config.definition import DEFAULT_MAX, GroupConfig, NodeConfig, PipelineConfig
+from penstock.pipelines.config.definition import (
+    DEFAULT_MAX,
+    GroupConfig,
+    NodeConfig,
+    PipelineConfig,
+)
 
 from ..json_text import kind_of
 
@@ -29,7 +34,17 @@ KEYS = frozenset({
 })  # fmt: skip
 """What may be given. Inputs and outputs are the pipeline's own, or its model's; there is one version; ONNX Runtime optimises."""
 
-IGNORED = frozenset({"runtime", "batch_input", "batch_output", "cc_model_filenames", "metric_tags", "parameters", "model_warmup"})
+IGNORED = frozenset(
+    {
+        "runtime",
+        "batch_input",
+        "batch_output",
+        "cc_model_filenames",
+        "metric_tags",
+        "parameters",
+        "model_warmup",
+    }
+)
 """What may be there, empty, as in what the server itself tells."""
 
 KINDS = frozenset({"KIND_AUTO", "KIND_CPU", "KIND_GPU"})
@@ -42,7 +57,10 @@ def configure(config: PipelineConfig, wanted: Mapping[str, Any], told: int = 0) 
     nodes = dict(config.nodes)
     working = [name for name, node in nodes.items() if node.shares is None and node.groups]
     bound = wanted.get("max_batch_size")
-    if bound is not None and (bound := _number(bound, "max_batch_size", 2**31 - 1)) not in (0, told):
+    if bound is not None and (bound := _number(bound, "max_batch_size", 2**31 - 1)) not in (
+        0,
+        told,
+    ):
         nodes |= _bounded(bound, [nodes[name] for name in working])
     for entry in _list(wanted.get("instance_group"), "instance_group"):
         said = entry.get("name")
@@ -60,7 +78,12 @@ def configure(config: PipelineConfig, wanted: Mapping[str, Any], told: int = 0) 
         if policy.get("max_queue_size"):
             changes["max_requests"] = _number(policy["max_queue_size"], "max_queue_size", 2**31 - 1)
         if policy.get("default_timeout_microseconds"):
-            changes["timeout"] = _number(policy["default_timeout_microseconds"], "default_timeout_microseconds", 2**53) / 1e6
+            changes["timeout"] = (
+                _number(
+                    policy["default_timeout_microseconds"], "default_timeout_microseconds", 2**53
+                )
+                / 1e6
+            )
     return replace(config, nodes=nodes, **changes)
 
 
@@ -71,14 +94,24 @@ def maxima_of(config: PipelineConfig) -> dict[str, list[int | None]]:
 
 def _bounded(bound: int, nodes: list[NodeConfig]) -> dict[str, NodeConfig]:
     """The nodes whose `max` must change for the least of all to be `bound`."""
-    most = {node.name: max(group.max or DEFAULT_MAX for group in node.groups) for node in nodes}  # a node's is that of its largest group
+    most = {
+        node.name: max(group.max or DEFAULT_MAX for group in node.groups) for node in nodes
+    }  # a node's is that of its largest group
     least = min(most.values(), default=bound)
 
     def changes(maximum: int | None, node: NodeConfig) -> bool:
-        return maximum is None or (maximum > bound if bound < least else maximum == most[node.name] < bound)
+        return maximum is None or (
+            maximum > bound if bound < least else maximum == most[node.name] < bound
+        )
 
     return {
-        node.name: replace(node, groups=tuple(_with_max(group, bound) if changes(group.max, node) else group for group in node.groups))
+        node.name: replace(
+            node,
+            groups=tuple(
+                _with_max(group, bound) if changes(group.max, node) else group
+                for group in node.groups
+            ),
+        )
         for node in nodes
     }
 
@@ -86,7 +119,9 @@ def _bounded(bound: int, nodes: list[NodeConfig]) -> dict[str, NodeConfig]:
 def _with_max(group: GroupConfig, bound: int) -> GroupConfig:
     """A node's `max` may be its engines' too. Raises `InvalidRequest` where its backends take fewer: nobody would learn of it."""
     spec = group.spec
-    if spec.declared_range.max < bound:  # else it stays, and an engine that was built for more need not be built again
+    if (
+        spec.declared_range.max < bound
+    ):  # else it stays, and an engine that was built for more need not be built again
         spec = _with_engine_max(spec, str(group.max), str(bound))
     if (most := spec.declared_range.max) < bound:
         raise _invalid(f"'max_batch_size' is {bound}, and {spec.name} takes {most} rows at most")
@@ -97,7 +132,11 @@ def _with_engine_max(spec: Spec, old: str, new: str) -> Spec:
     params = spec.params
     if isinstance(params, EngineParams) and params.max == old:
         params = params.model_copy(update={"max": new})
-    return replace(spec, params=params, children=tuple(_with_engine_max(child, old, new) for child in spec.children))
+    return replace(
+        spec,
+        params=params,
+        children=tuple(_with_engine_max(child, old, new) for child in spec.children),
+    )
 
 
 def _placed(node: NodeConfig, entry: Mapping[str, Any]) -> NodeConfig:
@@ -112,22 +151,33 @@ def _placed(node: NodeConfig, entry: Mapping[str, Any]) -> NodeConfig:
         raise _invalid("an instance group of KIND_CPU has no 'gpus'")
     if kind == "KIND_CPU" and node.devices:
         devices = ("cpu",)
-    count = _number(entry.get("count") or 1, "count", 1024) * max(1, len(devices) if kind != "KIND_CPU" else 1)
+    count = _number(entry.get("count") or 1, "count", 1024) * max(
+        1, len(devices) if kind != "KIND_CPU" else 1
+    )
     groups = node.groups
     if len(groups) == 1:
         groups = (replace(groups[0], instances=count),)
     elif count != sum(group.instances for group in groups):
-        raise _invalid(f"node '{node.name}' has several groups of instances, which an 'instance_group' can't change")
+        raise _invalid(
+            f"node '{node.name}' has several groups of instances, which an 'instance_group' can't change"
+        )
     return replace(node, groups=groups, devices=devices or node.devices)
 
 
 def _batching(node: NodeConfig, batching: Mapping[str, Any]) -> NodeConfig:
-    delay = _number(batching.get("max_queue_delay_microseconds") or 0, "max_queue_delay_microseconds", 2**53) / 1000
+    delay = (
+        _number(
+            batching.get("max_queue_delay_microseconds") or 0, "max_queue_delay_microseconds", 2**53
+        )
+        / 1000
+    )
     levels = _number(batching.get("priority_levels") or 0, "priority_levels", 1024)
     level = _number(batching.get("default_priority_level") or 0, "default_priority_level", 1024)
     if level > levels or (levels and not level):
         raise _invalid(
-            f"'default_priority_level' is from 1 to the {levels} 'priority_levels'" if levels else "there are no 'priority_levels'"
+            f"'default_priority_level' is from 1 to the {levels} 'priority_levels'"
+            if levels
+            else "there are no 'priority_levels'"
         )
     return replace(node, batching_timeout=delay, priority_levels=levels, default_priority=level)
 

@@ -62,22 +62,38 @@ class Override:
                 continue
             found = FILE.fullmatch(key)
             if found is None:
-                what = "files are 'file:<version>/<name>'" if key.startswith("file:") else "expected 'config' and 'file:<version>/<name>'"
-                raise InvalidRequest(f"failed to load '{name}', unexpected parameter '{key[:100]}': {what}")
+                what = (
+                    "files are 'file:<version>/<name>'"
+                    if key.startswith("file:")
+                    else "expected 'config' and 'file:<version>/<name>'"
+                )
+                raise InvalidRequest(
+                    f"failed to load '{name}', unexpected parameter '{key[:100]}': {what}"
+                )
             if not isinstance(value, str):
-                raise InvalidRequest(f"failed to load '{name}', '{key}' is a JSON {kind_of(value)}, expected base64")
+                raise InvalidRequest(
+                    f"failed to load '{name}', '{key}' is a JSON {kind_of(value)}, expected base64"
+                )
             files[int(found[1]), found[2]] = value
         text = parameters.get("config")
         if text is None:
-            raise InvalidRequest(f"failed to load '{name}', load parameter 'config' must be specified for model with override files")
+            raise InvalidRequest(
+                f"failed to load '{name}', load parameter 'config' must be specified for model with override files"
+            )
         if not isinstance(text, str):
-            raise InvalidRequest(f"failed to load '{name}', Invalid config override: expected a string, got a JSON {kind_of(text)}")
+            raise InvalidRequest(
+                f"failed to load '{name}', Invalid config override: expected a string, got a JSON {kind_of(text)}"
+            )
         try:
             config = parse_json(text.encode("utf-8", "backslashreplace"), depth)
         except InvalidRequest as error:
-            raise InvalidRequest(f"failed to load '{name}', Invalid config override: {error}") from None
+            raise InvalidRequest(
+                f"failed to load '{name}', Invalid config override: {error}"
+            ) from None
         if not isinstance(config, dict):
-            raise InvalidRequest(f"failed to load '{name}', Invalid config override: expected an object, got a JSON {kind_of(config)}")
+            raise InvalidRequest(
+                f"failed to load '{name}', Invalid config override: expected an object, got a JSON {kind_of(config)}"
+            )
         override = cls(name, config, files)
         override._check()
         return override
@@ -90,12 +106,18 @@ class Override:
         """Write the files of the newest version, and make a pipeline of its model. Takes long. Raises `InvalidRequest`, `ConfigError`."""
         version = max(version for version, _ in self.files)
         model = self.config.get("default_model_filename") or "model.onnx"
-        if not isinstance(model, str) or not model.endswith(".onnx") or (version, model) not in self.files:
+        if (
+            not isinstance(model, str)
+            or not model.endswith(".onnx")
+            or (version, model) not in self.files
+        ):
             raise InvalidRequest(
                 f"failed to load '{self.name}', expected its model as 'file:{version}/model.onnx', or as 'default_model_filename' says: "
                 "overrides bring ONNX models, and no Python, TorchScript, .pt2 or compiled engines"
             )
-        contents = {name: self._decoded(each, name) for (each, name) in self.files if each == version}
+        contents = {
+            name: self._decoded(each, name) for (each, name) in self.files if each == version
+        }
         self._check_model(contents[model], contents.keys())
         directory = Path(tempfile.mkdtemp(prefix="penstock-"))
         try:
@@ -103,7 +125,11 @@ class Override:
                 (directory / name).write_bytes(content)
             node = {"backend": "OnnxTensor", "model": model}
             tables = Tables(
-                self.name, {"model": node}, pipeline={"version": str(version)}, file=f"override of {self.name}", directory=directory
+                self.name,
+                {"model": node},
+                pipeline={"version": str(version)},
+                file=f"override of {self.name}",
+                directory=directory,
             )
             config = replace(configure(build(tables, self.name), self.config), source="")
         except BaseException:
@@ -119,15 +145,21 @@ class Override:
             raise self._invalid(f"'name' is not '{self.name}'")
         for key in ("backend", "platform"):
             if (said := self.config.get(key)) is not None and said not in ONNX:
-                raise self._invalid(f"'{key}' can't be set here, but to onnxruntime: overrides name no other backend")
+                raise self._invalid(
+                    f"'{key}' can't be set here, but to onnxruntime: overrides name no other backend"
+                )
         if self.files and not NAME.fullmatch(self.name):
-            raise InvalidRequest(f"failed to load '{self.name[:100]}', a name has letters, digits, _ . and - only")
+            raise InvalidRequest(
+                f"failed to load '{self.name[:100]}', a name has letters, digits, _ . and - only"
+            )
 
     def _decoded(self, version: int, name: str) -> bytes:
         try:
             return base64.b64decode(self.files[version, name], validate=True)
         except (binascii.Error, ValueError):
-            raise InvalidRequest(f"failed to load '{self.name}', 'file:{version}/{name}' is no base64") from None
+            raise InvalidRequest(
+                f"failed to load '{self.name}', 'file:{version}/{name}' is no base64"
+            ) from None
 
     def _check_model(self, content: bytes, files: Any) -> None:
         """Weights that lie outside would be read from wherever the model says."""
@@ -140,7 +172,9 @@ class Override:
         for tensor in _tensors(model):
             for entry in tensor.external_data:
                 if entry.key == "location" and entry.value not in files:
-                    raise InvalidRequest(f"failed to load '{self.name}', its model keeps weights in a file that was not given")
+                    raise InvalidRequest(
+                        f"failed to load '{self.name}', its model keeps weights in a file that was not given"
+                    )
 
     def _invalid(self, what: str) -> InvalidRequest:
         return InvalidRequest(f"failed to load '{self.name}', Invalid config override: {what}")

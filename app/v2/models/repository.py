@@ -28,7 +28,11 @@ from .overrides import Override
 STATES = {"ready": "READY", "reloading": "READY", "loading": "LOADING", "unloading": "UNLOADING"}
 """Of ours that are not UNAVAILABLE. One that is loaded anew serves until then."""
 
-REASONS = {"unloading": "requests are inside", "unloaded": "unloaded", "failed": "it could not be loaded; the server's log says why"}
+REASONS = {
+    "unloading": "requests are inside",
+    "unloaded": "unloaded",
+    "failed": "it could not be loaded; the server's log says why",
+}
 
 
 class Replaced(NamedTuple):
@@ -64,25 +68,50 @@ class RepositoryRoutes:
         ready = (await call.json()).get("ready", False)
         if type(ready) is not bool:
             raise InvalidRequest(f"'ready' is a JSON {kind_of(ready)}, expected a boolean")
-        found = [entry for name, state in self._repository.states().items() for entry in self._entries(name, state)]
+        found = [
+            entry
+            for name, state in self._repository.states().items()
+            for entry in self._entries(name, state)
+        ]
         if ready:
             return [entry for entry in found if entry["state"] == "READY"]
         known = {entry["name"] for entry in found}
-        return [*found, *({"name": name} for name in await asyncio.to_thread(self._never_loaded) if name not in known)]
+        return [
+            *found,
+            *(
+                {"name": name}
+                for name in await asyncio.to_thread(self._never_loaded)
+                if name not in known
+            ),
+        ]
 
     def _entries(self, name: str, state: str) -> list[dict[str, Any]]:
         kind, _, reason = state.partition(": ")
         pipeline = self._repository.pipelines.get(name)
         config = pipeline.config if pipeline is not None else self._repository.configs.get(name)
-        told = REASONS.get(kind, reason if kind == "not ready" else "")  # why a load failed names files and code
+        told = REASONS.get(
+            kind, reason if kind == "not ready" else ""
+        )  # why a load failed names files and code
         version = "1" if config is None else config.version
         names = (name,) if config is None else config.names
-        return [{"name": each, "version": version, "state": STATES.get(kind, "UNAVAILABLE"), "reason": told} for each in names]
+        return [
+            {
+                "name": each,
+                "version": version,
+                "state": STATES.get(kind, "UNAVAILABLE"),
+                "reason": told,
+            }
+            for each in names
+        ]
 
     def _never_loaded(self) -> list[str]:
         """What the files of the directory are called, as far as they can be read."""
         found = []
-        for file in sorted(self._repository.directory.glob("*.toml")) if self._repository.directory is not None else ():
+        for file in (
+            sorted(self._repository.directory.glob("*.toml"))
+            if self._repository.directory is not None
+            else ()
+        ):
             try:
                 table = tomllib.loads(file.read_text()).get("pipeline")
             except (OSError, ValueError, RecursionError):
@@ -100,11 +129,15 @@ class RepositoryRoutes:
             else:
                 await self._load(name)
         except NotFound:
-            raise ProtocolError(404, f"failed to load '{name}', failed to poll from model repository") from None
+            raise ProtocolError(
+                404, f"failed to load '{name}', failed to poll from model repository"
+            ) from None
         except ConfigError as error:
             raise ProtocolError(400, f"failed to load '{name}', {error}") from error
         except BackendError as error:  # told in full: it is the administrator who asks
-            raise ProtocolError(400 if parameters else 500, f"failed to load '{name}', {error}") from error
+            raise ProtocolError(
+                400 if parameters else 500, f"failed to load '{name}', {error}"
+            ) from error
 
     async def _load(self, name: str) -> None:
         """As the repository has it, whatever an earlier load brought along."""
@@ -153,7 +186,9 @@ class RepositoryRoutes:
         name = self._check(call)
         dependents = _parameters(await call.json()).get("unload_dependents", False)
         if type(dependents) is not bool:
-            raise InvalidRequest(f"'unload_dependents' is a JSON {kind_of(dependents)}, expected a boolean")
+            raise InvalidRequest(
+                f"'unload_dependents' is a JSON {kind_of(dependents)}, expected a boolean"
+            )
         try:
             await self._repository.unload(name, self._settings.drain_timeout)
         except NotFound:
@@ -165,7 +200,9 @@ class RepositoryRoutes:
         if name == "." or ".." in name or "\\" in name or "\0" in name:
             raise InvalidRequest("model name must not contain path traversal characters")
         if name in self._repository.models and name not in self._repository.pipelines:
-            raise InvalidRequest(f"model '{name}' is a node of a pipeline, which is loaded and unloaded as a whole")
+            raise InvalidRequest(
+                f"model '{name}' is a node of a pipeline, which is loaded and unloaded as a whole"
+            )
         return name
 
 

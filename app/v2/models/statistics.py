@@ -28,7 +28,9 @@ def statistics_routes(repository: Repository, models: Models) -> tuple[Route, ..
     """They come in front of those that describe models: `/v2/models/stats` is none of them."""
 
     async def every(call: Call) -> Any:
-        pipelines = [pipeline for _, pipeline in sorted(repository.models.items()) if not pipeline.not_ready]
+        pipelines = [
+            pipeline for _, pipeline in sorted(repository.models.items()) if not pipeline.not_ready
+        ]
         return {"model_stats": [statistics_of(pipeline) for pipeline in pipelines]}
 
     async def one(call: Call) -> Any:
@@ -105,8 +107,12 @@ def _batches(node: Node | None) -> Iterator[dict[str, Any]]:
 def _last(pipeline: Pipeline) -> int:
     """Milliseconds since the epoch at which a batch ended last; 0 before the first."""
     nodes: tuple[Node | Composite, ...] = (*pipeline.nodes, *pipeline.composites)
-    ended = max((node.statistics.last for node in nodes if node.statistics.last is not None), default=None)
-    return 0 if ended is None else round((time.time() - (pipeline.statistics.clock() - ended)) * 1000)
+    ended = max(
+        (node.statistics.last for node in nodes if node.statistics.last is not None), default=None
+    )
+    return (
+        0 if ended is None else round((time.time() - (pipeline.statistics.clock() - ended)) * 1000)
+    )
 
 
 def _duration(count: int, seconds: float) -> dict[str, int]:

@@ -28,7 +28,9 @@ class TensorrtTensor(TorchBackend):
     engine: ClassVar[str] = ".tensorrt.engine"
 
     @classmethod
-    def build_ahead(cls, params: TensorrtParams, context: Context, progress: Progress) -> BuiltEngine:
+    def build_ahead(
+        cls, params: TensorrtParams, context: Context, progress: Progress
+    ) -> BuiltEngine:
         """What `init` would build, without a GPU where the library can do that. Raises BackendError and ConfigError."""
         try:
             from .engine import build_ahead

@@ -25,14 +25,19 @@ class Prepared(NamedTuple):
     monitor: Any
 
 
-def build(recipe: Recipe, library: Library, progress: Progress, timing_cache: Path | None = None) -> bytes:
+def build(
+    recipe: Recipe, library: Library, progress: Progress, timing_cache: Path | None = None
+) -> bytes:
     """The plan. Raises BackendError and ConfigError that name node, file and tensor; BuildCancelledError."""
     cancelled = BuildCancelledError(f"{recipe}: the build of {recipe.model} was cancelled")
     with library.listening(recipe.params.log_level) as said:
         prepared = prepare(recipe, library, progress, said)
         timings = None
         if timing_cache is not None and library.is_rtx:
-            log.info("%s: model::timingcache is left aside: tensorrt_rtx measures nothing when it builds", recipe)
+            log.info(
+                "%s: model::timingcache is left aside: tensorrt_rtx measures nothing when it builds",
+                recipe,
+            )
         elif timing_cache is not None:
             timings = read_timings(prepared.config, timing_cache)
         log.info(
@@ -41,12 +46,16 @@ def build(recipe: Recipe, library: Library, progress: Progress, timing_cache: Pa
         )  # fmt: skip
         if progress.cancelled:
             raise cancelled
-        plan = prepared.builder.build_serialized_network(prepared.network.definition, prepared.config)
+        plan = prepared.builder.build_serialized_network(
+            prepared.network.definition, prepared.config
+        )
         if progress.cancelled:
             raise cancelled
         if plan is None:
             reasons = "; ".join(dict.fromkeys(said)) or "it gives no reason"
-            raise BackendError(f"{recipe}: {library.name} {library.version} can't build an engine of {recipe.model}: {reasons}")
+            raise BackendError(
+                f"{recipe}: {library.name} {library.version} can't build an engine of {recipe.model}: {reasons}"
+            )
         if timing_cache is not None and timings is not None:
             write_atomically(timing_cache, bytes(prepared.config.get_timing_cache().serialize()))
         return bytes(plan)
@@ -66,13 +75,17 @@ def prepare(recipe: Recipe, library: Library, progress: Progress, said: list[str
     try:
         profiles = make_profiles(network.inputs, params.min, params.max, recipe.sizes)
     except ProfileError as error:
-        raise ConfigError([Problem(f"{recipe.model}: {error}", node=recipe.node, key=error.key)]) from error
+        raise ConfigError(
+            [Problem(f"{recipe.model}: {error}", node=recipe.node, key=error.key)]
+        ) from error
     for profile in profiles:
         made = builder.create_optimization_profile()
         for name, shapes in profile.items():
             made.set_shape(name, shapes.min, shapes.opt, shapes.max)
         if config.add_optimization_profile(made) < 0:
-            raise BackendError(f"{recipe}: {library.name} refuses the profile {describe([profile])}: {'; '.join(said)}")
+            raise BackendError(
+                f"{recipe}: {library.name} refuses the profile {describe([profile])}: {'; '.join(said)}"
+            )
     monitor = make_monitor(trt, progress)
     config.progress_monitor = monitor
     return Prepared(builder, network, config, profiles, monitor)
@@ -81,11 +94,21 @@ def prepare(recipe: Recipe, library: Library, progress: Progress, said: list[str
 def _set_hardware(recipe: Recipe, library: Library, config: Any) -> None:
     """`hardware_compatibility`: a level of TensorRT's, or the compute capabilities that TensorRT-RTX is to build for."""
     trt = library.trt
-    wanted = (recipe.params.hardware_compatibility or "none").strip().lower().replace("+", "_plus").replace("-", "_")
+    wanted = (
+        (recipe.params.hardware_compatibility or "none")
+        .strip()
+        .lower()
+        .replace("+", "_plus")
+        .replace("-", "_")
+    )
     if library.is_rtx:
         if wanted in ("none", "ampere_plus"):
             return  # what it builds by itself
-        members = {name.lower(): value for name, value in trt.ComputeCapability.__members__.items() if name != "NONE"}
+        members = {
+            name.lower(): value
+            for name, value in trt.ComputeCapability.__members__.items()
+            if name != "NONE"
+        }
         names = re.split(r"[,\s]+", wanted)
         if set(names) <= set(members) and (names == ["current"] or "current" not in names):
             config.num_compute_capabilities = len(names)
@@ -94,12 +117,17 @@ def _set_hardware(recipe: Recipe, library: Library, config: Any) -> None:
             return
         expected = f"none, ampere_plus, or some of {', '.join(members)}"
     else:
-        members = {name.lower(): value for name, value in trt.HardwareCompatibilityLevel.__members__.items()}
+        members = {
+            name.lower(): value
+            for name, value in trt.HardwareCompatibilityLevel.__members__.items()
+        }
         if wanted in members:
             config.hardware_compatibility_level = members[wanted]
             return
         expected = " or ".join(members)
-    message = f"{recipe.params.hardware_compatibility!r} is none of {library.name}'s: expected {expected}"
+    message = (
+        f"{recipe.params.hardware_compatibility!r} is none of {library.name}'s: expected {expected}"
+    )
     raise ConfigError([Problem(message, node=recipe.node, key="hardware_compatibility")])
 
 

@@ -45,14 +45,22 @@ def place_of(given: Path | None, model: Path, key: Mapping[str, Any]) -> Path:
     """The file for an engine: `model::cache` itself, or a file in that folder, named after the model and all that it is made from."""
     if given is not None and not given.is_dir() and given.suffix:
         if given.resolve() == model.resolve():
-            raise BackendError(f"model::cache is {given}, the model itself: expected another file, or a folder")
+            raise BackendError(
+                f"model::cache is {given}, the model itself: expected another file, or a folder"
+            )
         return given
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     return (given or default_directory()) / f"{model.name.partition('.')[0]}-{digest}.engine"
 
 
 def load_or_build(
-    path: Path, key: Mapping[str, Any], build: Callable[[], bytes], who: str, progress: Progress | None = None, *, ahead: bool = False
+    path: Path,
+    key: Mapping[str, Any],
+    build: Callable[[], bytes],
+    who: str,
+    progress: Progress | None = None,
+    *,
+    ahead: bool = False,
 ) -> Kept:
     """The engine of `key`: what is kept at `path`, or what `build` makes, which is then kept there.
 
@@ -72,8 +80,15 @@ def load_or_build(
             stack.enter_context(_locked(path, who, progress or Progress()))
         except OSError as error:
             if ahead:
-                raise BackendError(f"{who}: engines can't be kept in {path.parent}: {error.strerror}") from error
-            log.warning("%s: engines can't be kept in %s (%s): this one is built now and at every start", who, path.parent, error.strerror)
+                raise BackendError(
+                    f"{who}: engines can't be kept in {path.parent}: {error.strerror}"
+                ) from error
+            log.warning(
+                "%s: engines can't be kept in %s (%s): this one is built now and at every start",
+                who,
+                path.parent,
+                error.strerror,
+            )
             return Kept(build(), built=True)
         try:
             return Kept(read(path, key), built=False)
@@ -86,13 +101,17 @@ def load_or_build(
             write(path, key, plan)
         except OSError as error:
             if ahead:
-                raise BackendError(f"{who}: the engine was built and can't be kept at {path}: {error.strerror}") from error
+                raise BackendError(
+                    f"{who}: the engine was built and can't be kept at {path}: {error.strerror}"
+                ) from error
             log.warning("%s: the engine can't be kept at %s: %s", who, path, error.strerror)
         return Kept(plan, built=True)
 
 
 def write(path: Path, key: Mapping[str, Any], plan: bytes) -> None:
-    header = json.dumps({"key": key, "size": len(plan), "sha256": hashlib.sha256(plan).hexdigest()}).encode()
+    header = json.dumps(
+        {"key": key, "size": len(plan), "sha256": hashlib.sha256(plan).hexdigest()}
+    ).encode()
     data = b"".join((MAGIC, len(header).to_bytes(_LENGTH, "big"), header, plan))
     write_atomically(path, encrypt(data, find_key()) if is_encrypted(path) else data)
 
@@ -103,7 +122,9 @@ def read(path: Path, key: Mapping[str, Any]) -> bytes:
     found = header["key"]
     for name, wanted in key.items():
         if found.get(name) != wanted:
-            raise UnusableError(f"it was built for {name} = {_shown(found.get(name))}, and {_shown(wanted)} is wanted")
+            raise UnusableError(
+                f"it was built for {name} = {_shown(found.get(name))}, and {_shown(wanted)} is wanted"
+            )
     return plan
 
 
@@ -186,7 +207,9 @@ def _locked(path: Path, who: str, progress: Progress) -> Iterator[None]:
             file.seek(0)
             whom = f"process {file.read(20).decode('ascii', 'replace') or 'unknown'}"
             log.info("%s: waits for %s, which has the lock of %s", who, whom, path)
-            handle = os.dup(file.fileno())  # for the thread that waits: the lock is held until both are closed
+            handle = os.dup(
+                file.fileno()
+            )  # for the thread that waits: the lock is held until both are closed
 
             def wait() -> None:
                 try:
@@ -195,7 +218,9 @@ def _locked(path: Path, who: str, progress: Progress) -> Iterator[None]:
                     os.close(handle)
 
             if not progress.wait(whom, wait):
-                raise BuildCancelledError(f"{who}: cancelled, while it waited for {whom}, which has the lock of {path}") from None
+                raise BuildCancelledError(
+                    f"{who}: cancelled, while it waited for {whom}, which has the lock of {path}"
+                ) from None
         file.truncate(0)
         file.write(str(os.getpid()).encode())
         file.flush()

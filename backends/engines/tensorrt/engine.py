@@ -37,7 +37,9 @@ class TensorrtTensor(TorchEngine):
         library, recipe = recipe_of(params, context, device)
 
         def load_engine() -> LoadedEngine:
-            runtime = library.runtime(where, on_gpu=self._half.on_gpu)  # first: a build is long, and for nothing where nothing runs
+            runtime = library.runtime(
+                where, on_gpu=self._half.on_gpu
+            )  # first: a build is long, and for nothing where nothing runs
             plan = find_plan(recipe, library, context, progress).plan
             return deserialise(library, runtime, plan, where, params.weight_budget_percentage)
 
@@ -49,7 +51,11 @@ class TensorrtTensor(TorchEngine):
         loading, progress = context.loading, Progress(report)
         loading.on_stop(progress.cancel)
         try:
-            key = str(device), params.weight_budget_percentage, json.dumps(recipe.key(library), sort_keys=True)
+            key = (
+                str(device),
+                params.weight_budget_percentage,
+                json.dumps(recipe.key(library), sort_keys=True),
+            )
             engine = shared(key, load_engine)
         finally:
             loading.on_stop(None)
@@ -59,11 +65,15 @@ class TensorrtTensor(TorchEngine):
         self.model_range = execution.range
         self._inputs = reorder(execution.inputs, params.input_reorder, "input_reorder", context)
         as_they_are = not params.output_reorder and params.postprocessor in {None, ""}
-        self.signature = Signature(_signed(self._inputs), _signed(execution.outputs) if as_they_are else None, batched=True)
+        self.signature = Signature(
+            _signed(self._inputs), _signed(execution.outputs) if as_they_are else None, batched=True
+        )
         return execution
 
     def example_shapes(self) -> Sequence[tuple[Sequence[int], torch.dtype]]:
-        largest = max(self.model.profiles, key=lambda profile: [each.opt for each in profile.values()])
+        largest = max(
+            self.model.profiles, key=lambda profile: [each.opt for each in profile.values()]
+        )
         return [(largest[port.name].opt[1:], port.dtype) for port in self._inputs]
 
     def close(self) -> None:
@@ -77,7 +87,9 @@ class TensorrtTensor(TorchEngine):
         member = super()._read(item)
         if len(member.inputs) != len(self._inputs):
             names = ", ".join(port.name for port in self._inputs)
-            raise InvalidInput(f"TensorrtTensor: the model has {len(self._inputs)} inputs ({names}), and data holds {len(member.inputs)}")
+            raise InvalidInput(
+                f"TensorrtTensor: the model has {len(self._inputs)} inputs ({names}), and data holds {len(member.inputs)}"
+            )
         for position, tensor in enumerate(member.inputs):
             self._check(position, tensor)
         return member
@@ -85,7 +97,9 @@ class TensorrtTensor(TorchEngine):
     def _check(self, position: int, tensor: Any) -> None:
         port = self._inputs[position]
         ranges = [profile[port.name] for profile in self.model.profiles]
-        if not widens(tensor.dtype, port.dtype) or not any(each.holds_inner(tensor.shape[1:]) for each in ranges):
+        if not widens(tensor.dtype, port.dtype) or not any(
+            each.holds_inner(tensor.shape[1:]) for each in ranges
+        ):
             allowed = " or ".join(dict.fromkeys(map(str, ranges)))
             found = f"{dtype_text(tensor.dtype)} of shape {shape_text(tensor.shape)}"
             raise InvalidInput(f"{self.label(position)}: expected {port} ({allowed}), got {found}")
@@ -99,7 +113,9 @@ class TensorrtTensor(TorchEngine):
     def _run_group(self, members: list[Member]) -> None:
         """In as many runs as the profiles of these shapes take: those of larger images may take fewer."""
         inputs: list[Any] = members[0].inputs
-        largest = self.model.largest({port.name: each.shape[1:] for port, each in zip(self._inputs, inputs, strict=True)})
+        largest = self.model.largest(
+            {port.name: each.shape[1:] for port, each in zip(self._inputs, inputs, strict=True)}
+        )
         start = 0
         while start < len(members):
             stop, rows = start + 1, members[start].rows
@@ -115,7 +131,12 @@ class TensorrtTensor(TorchEngine):
         count = len(ordered[0])
         rows = self.model.rows(count, [tensor.shape[1:] for tensor in ordered])
         outputs = self.model(*[_padded(tensor, rows) for tensor in ordered])
-        return self.order([output[:count] if output.ndim and len(output) == rows else output for output in outputs])
+        return self.order(
+            [
+                output[:count] if output.ndim and len(output) == rows else output
+                for output in outputs
+            ]
+        )
 
     def keeps_apart(self, output: Any, rows: int) -> bool:
         """Not where it has more rows: their number depends on the data, and all are the one item's."""
@@ -126,7 +147,13 @@ class TensorrtTensor(TorchEngine):
         if self.params.postprocessor in CLASSIFIERS:
             for member in members:
                 scores, classes = (each.tolist() for each in member.item["result"])
-                member.item.update(classified(scores, classes, "score" if self.params.postprocessor == "SoftmaxMax" else "class"))
+                member.item.update(
+                    classified(
+                        scores,
+                        classes,
+                        "score" if self.params.postprocessor == "SoftmaxMax" else "class",
+                    )
+                )
 
 
 def build_ahead(params: TensorrtParams, context: Context, progress: Progress) -> BuiltEngine:
@@ -137,7 +164,9 @@ def build_ahead(params: TensorrtParams, context: Context, progress: Progress) ->
     return BuiltEngine(path, len(kept.plan), kept.built)
 
 
-def recipe_of(params: TensorrtParams, context: Context, device: torch.device) -> tuple[Library, Recipe]:
+def recipe_of(
+    params: TensorrtParams, context: Context, device: torch.device
+) -> tuple[Library, Recipe]:
     """What is asked for here. Raises BackendError and ConfigError that name the node."""
     try:
         library = find_library(params.library)
@@ -149,7 +178,12 @@ def recipe_of(params: TensorrtParams, context: Context, device: torch.device) ->
     if not recipe.is_engine and (params.input_reorder or params.output_reorder):
         graph = read_onnx(recipe.model, str(recipe)).graph
         weights = {tensor.name for tensor in graph.initializer}
-        reorder([value for value in graph.input if value.name not in weights], params.input_reorder, "input_reorder", context)
+        reorder(
+            [value for value in graph.input if value.name not in weights],
+            params.input_reorder,
+            "input_reorder",
+            context,
+        )
         reorder(list(graph.output), params.output_reorder, "output_reorder", context)
     return library, recipe
 
@@ -163,7 +197,9 @@ def gpu_name(device: torch.device) -> str | None:
 
 
 def _signed(ports: Sequence[Port]) -> tuple[TensorPort, ...]:
-    return tuple(TensorPort(port.name, dtype_text(port.dtype), (-1, *port.shape[1:])) for port in ports)
+    return tuple(
+        TensorPort(port.name, dtype_text(port.dtype), (-1, *port.shape[1:])) for port in ports
+    )
 
 
 def _padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:

@@ -53,19 +53,30 @@ class LoadedEngine:
         self.runtime = runtime
 
 
-def deserialise(library: Library, runtime: Any, plan: bytes, where: str, weight_budget: float | None) -> LoadedEngine:
+def deserialise(
+    library: Library, runtime: Any, plan: bytes, where: str, weight_budget: float | None
+) -> LoadedEngine:
     """The plan as an engine. Raises BackendError with TensorRT's reasons."""
     with library.listening() as said:
         if library.is_rtx:
             validity, bits = runtime.get_engine_validity(plan)
             if validity == library.trt.EngineValidity.INVALID:
-                reasons = [name for name, value in library.trt.EngineInvalidityDiagnostics.__members__.items() if bits & int(value)]
-                raise failure(f"{where}: {library.name} {library.version} can't run this engine on this machine", reasons or said)
+                reasons = [
+                    name
+                    for name, value in library.trt.EngineInvalidityDiagnostics.__members__.items()
+                    if bits & int(value)
+                ]
+                raise failure(
+                    f"{where}: {library.name} {library.version} can't run this engine on this machine",
+                    reasons or said,
+                )
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise failure(f"{where}: {library.name} {library.version} can't load the engine", said)
         if weight_budget is not None and engine.streamable_weights_size:
-            engine.weight_streaming_budget_v2 = int(engine.streamable_weights_size * weight_budget / 100)
+            engine.weight_streaming_budget_v2 = int(
+                engine.streamable_weights_size * weight_budget / 100
+            )
     return LoadedEngine(engine, runtime)
 
 
@@ -75,7 +86,11 @@ def failure(what: str, said: Sequence[str]) -> Exception:
     plain = text.lower()
     if "out of memory" in plain or "outofmemory" in plain:
         return torch.OutOfMemoryError(text)
-    return DeviceError(text) if re.search("cuda (failure|error|runtime)|cudaerror", plain) else BackendError(text)
+    return (
+        DeviceError(text)
+        if re.search("cuda (failure|error|runtime)|cudaerror", plain)
+        else BackendError(text)
+    )
 
 
 class Execution:
@@ -85,7 +100,9 @@ class Execution:
     whose run was captured in a CUDA graph runs nothing else: the graph uses its memory and must find it unchanged.
     """
 
-    def __init__(self, library: Library, engine: LoadedEngine, where: str, device: torch.device, stream: int) -> None:
+    def __init__(
+        self, library: Library, engine: LoadedEngine, where: str, device: torch.device, stream: int
+    ) -> None:
         self.where = where
         self._library = library
         self._loaded = engine
@@ -93,14 +110,28 @@ class Execution:
         self._device = device
         self._stream = stream
         trt = library.trt
-        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        self.inputs = [self._port(name) for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-        self.outputs = [self._port(name) for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
-        self.profiles = [self._profile(index) for index in range(self._engine.num_optimization_profiles)]
+        names = [
+            self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)
+        ]
+        self.inputs = [
+            self._port(name)
+            for name in names
+            if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        ]
+        self.outputs = [
+            self._port(name)
+            for name in names
+            if self._engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT
+        ]
+        self.profiles = [
+            self._profile(index) for index in range(self._engine.num_optimization_profiles)
+        ]
         batches = {port.shape[0] if port.shape else None for port in self.inputs}
         if len(batches) != 1 or None in batches:
             found = ", ".join(f"{port.name} ({port})" for port in self.inputs)
-            raise BackendError(f"{where}: the inputs must have the batch as their first axis, all of any size or all of one, found {found}")
+            raise BackendError(
+                f"{where}: the inputs must have the batch as their first axis, all of any size or all of one, found {found}"
+            )
         self._contexts: dict[int, _Context] = {}
         self._captured: list[_Context] = []
 
@@ -112,7 +143,11 @@ class Execution:
 
     def largest(self, inner: Mapping[str, Sequence[int]]) -> int:
         """The largest batch of items of these shapes, behind the batch axis; 0 where no profile takes any."""
-        fitting = [profile for profile in self.profiles if all(profile[name].holds_inner(shape) for name, shape in inner.items())]
+        fitting = [
+            profile
+            for profile in self.profiles
+            if all(profile[name].holds_inner(shape) for name, shape in inner.items())
+        ]
         return max((profile[self.inputs[0].name].max[0] for profile in fitting), default=0)
 
     def close(self) -> None:
@@ -125,16 +160,25 @@ class Execution:
         """
         fitting = [count] if self._choose(count, inner) is not None else []
         later = (profile[self.inputs[0].name].min[0] for profile in self.profiles)
-        fitting += [size for size in sorted(later) if size > count and self._choose(size, inner) is not None]
+        fitting += [
+            size for size in sorted(later) if size > count and self._choose(size, inner) is not None
+        ]
         if not fitting:
-            found = ", ".join(f"{port.name} {shape_text((count, *shape))}" for port, shape in zip(self.inputs, inner, strict=True))
-            raise InvalidInput(f"{self.where}: {found} fits no profile of the engine: {describe(self.profiles)}")
+            found = ", ".join(
+                f"{port.name} {shape_text((count, *shape))}"
+                for port, shape in zip(self.inputs, inner, strict=True)
+            )
+            raise InvalidInput(
+                f"{self.where}: {found} fits no profile of the engine: {describe(self.profiles)}"
+            )
         return fitting[0]
 
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
         index = self._choose(len(inputs[0]), [tensor.shape[1:] for tensor in inputs])
         if index is None:
-            raise BackendError(f"{self.where}: no profile holds {[tuple(tensor.shape) for tensor in inputs]}: {describe(self.profiles)}")
+            raise BackendError(
+                f"{self.where}: no profile holds {[tuple(tensor.shape) for tensor in inputs]}: {describe(self.profiles)}"
+            )
         with self._library.listening() as said:
             if index not in self._contexts:
                 self._contexts[index] = _Context(self, index, said)
@@ -144,20 +188,31 @@ class Execution:
         return outputs
 
     def _choose(self, rows: int, inner: Sequence[Sequence[int]]) -> int | None:
-        return choose(self.profiles, {port.name: (rows, *shape) for port, shape in zip(self.inputs, inner, strict=True)})
+        return choose(
+            self.profiles,
+            {port.name: (rows, *shape) for port, shape in zip(self.inputs, inner, strict=True)},
+        )
 
     def _port(self, name: str) -> Port:
         dtype, trt = self._engine.get_tensor_dtype(name), self._library.trt
         if dtype.name not in DTYPES:
-            raise BackendError(f"{self.where}: tensor {name} is {dtype.name}: expected one of {', '.join(DTYPES)}")
+            raise BackendError(
+                f"{self.where}: tensor {name} is {dtype.name}: expected one of {', '.join(DTYPES)}"
+            )
         if self._engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
-            raise BackendError(f"{self.where}: tensor {name} is the shape of something: expected tensors of data alone")
+            raise BackendError(
+                f"{self.where}: tensor {name} is the shape of something: expected tensors of data alone"
+            )
         return Port(name, DTYPES[dtype.name], tuple(self._engine.get_tensor_shape(name)))
 
     def _profile(self, index: int) -> Profile:
         found = {}
         for port in self.inputs:
-            shapes = [port.shape] * 3 if -1 not in port.shape else self._engine.get_tensor_profile_shape(port.name, index)
+            shapes = (
+                [port.shape] * 3
+                if -1 not in port.shape
+                else self._engine.get_tensor_profile_shape(port.name, index)
+            )
             found[port.name] = Range(*[tuple(shape) for shape in shapes])
         return found
 
@@ -177,12 +232,21 @@ class _Context:
     def run(self, inputs: Sequence[torch.Tensor], said: list[str]) -> list[torch.Tensor]:
         """Asks the stream for the run. The inputs must stay where they are until the stream is through."""
         owner, context = self._owner, self._context
-        inputs = [tensor.contiguous() for tensor in inputs]  # kept until all is asked for: an output must not get a copy's memory
+        inputs = [
+            tensor.contiguous() for tensor in inputs
+        ]  # kept until all is asked for: an output must not get a copy's memory
         for port, tensor in zip(owner.inputs, inputs, strict=True):
-            if not context.set_input_shape(port.name, tuple(tensor.shape)) or not context.set_tensor_address(port.name, tensor.data_ptr()):
-                raise failure(f"{owner.where}: TensorRT refuses input {port.name} of shape {shape_text(tensor.shape)}", said)
+            if not context.set_input_shape(
+                port.name, tuple(tensor.shape)
+            ) or not context.set_tensor_address(port.name, tensor.data_ptr()):
+                raise failure(
+                    f"{owner.where}: TensorRT refuses input {port.name} of shape {shape_text(tensor.shape)}",
+                    said,
+                )
         if missing := context.infer_shapes():
-            raise BackendError(f"{owner.where}: TensorRT wants to know more of {', '.join(missing)}")
+            raise BackendError(
+                f"{owner.where}: TensorRT wants to know more of {', '.join(missing)}"
+            )
         outputs = [self._prepare(port) for port in owner.outputs]
         if not context.execute_async_v3(owner._stream):
             raise failure(f"{owner.where}: TensorRT could not run a batch", said)
@@ -196,13 +260,19 @@ class _Context:
         shape = tuple(self._context.get_tensor_shape(port.name))
         if -1 in shape:
             if port.name not in self._allocators:
-                allocator = self._allocators[port.name] = make_allocator(self._owner._library.trt, self._owner._device)
+                allocator = self._allocators[port.name] = make_allocator(
+                    self._owner._library.trt, self._owner._device
+                )
                 if not self._context.set_output_allocator(port.name, allocator):
-                    raise BackendError(f"{self._owner.where}: TensorRT takes no allocator for output {port.name}")
+                    raise BackendError(
+                        f"{self._owner.where}: TensorRT takes no allocator for output {port.name}"
+                    )
             return None
         output = torch.empty(shape, dtype=port.dtype, device=self._owner._device)
         if not self._context.set_tensor_address(port.name, output.data_ptr()):
-            raise BackendError(f"{self._owner.where}: TensorRT refuses the memory of output {port.name}")
+            raise BackendError(
+                f"{self._owner.where}: TensorRT refuses the memory of output {port.name}"
+            )
         return output
 
 
@@ -215,7 +285,9 @@ def make_allocator(trt: Any, device: torch.device) -> Any:
             self._memory = torch.empty(0, dtype=torch.uint8, device=device)
             self._shape: tuple[int, ...] = ()
 
-        def reallocate_output(self, tensor_name: str, memory: int, size: int, alignment: int) -> int:
+        def reallocate_output(
+            self, tensor_name: str, memory: int, size: int, alignment: int
+        ) -> int:
             """Called within the run. An exception can't pass TensorRT: 0 says that there is no memory."""
             if size > len(self._memory) or not len(self._memory):
                 try:
@@ -225,7 +297,9 @@ def make_allocator(trt: Any, device: torch.device) -> Any:
                     return 0
             return self._memory.data_ptr()
 
-        def reallocate_output_async(self, tensor_name: str, memory: int, size: int, alignment: int, stream: int) -> int:
+        def reallocate_output_async(
+            self, tensor_name: str, memory: int, size: int, alignment: int, stream: int
+        ) -> int:
             return self.reallocate_output(tensor_name, memory, size, alignment)
 
         def notify_shape(self, tensor_name: str, shape: Any) -> None:

@@ -26,23 +26,39 @@ def to_float16(model: Any, kept: Sequence[str]) -> Any:
     named in `kept` and those that the converter leaves. Raises ValueError without the converter.
     """
     if find_spec("onnxconverter_common") is None:
-        raise ValueError("precision fp16 needs a converter: pip install onnxconverter-common (extra tensorrt brings it)")
+        raise ValueError(
+            "precision fp16 needs a converter: pip install onnxconverter-common (extra tensorrt brings it)"
+        )
     from onnxconverter_common import float16
 
     for index, node in enumerate(model.graph.node):
-        node.name = node.name or f"{node.op_type}_{index}"  # the converter names its casts after the nodes
+        node.name = (
+            node.name or f"{node.op_type}_{index}"
+        )  # the converter names its casts after the nodes
     if float16.check_if_fp16_ready(model.graph):
         return model
-    left = [node for node in model.graph.node if node.name in kept or node.op_type in float16.DEFAULT_OP_BLOCK_LIST]
+    left = [
+        node
+        for node in model.graph.node
+        if node.name in kept or node.op_type in float16.DEFAULT_OP_BLOCK_LIST
+    ]
     _give_own_weights(model.graph, left)
     outputs = _detach_outputs(model.graph, left)
     with _converting, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         converted = float16.convert_float_to_float16(
-            model, min_positive_val=SMALLEST, max_finite_val=LARGEST, keep_io_types=True, node_block_list=list(kept)
+            model,
+            min_positive_val=SMALLEST,
+            max_finite_val=LARGEST,
+            keep_io_types=True,
+            node_block_list=list(kept),
         )
     if caught:
-        log.info("fp16: %d times, weights beyond what float16 can hold were cut off: %s", len(caught), caught[0].message)
+        log.info(
+            "fp16: %d times, weights beyond what float16 can hold were cut off: %s",
+            len(caught),
+            caught[0].message,
+        )
     _attach_outputs(converted.graph, outputs)
     _drop_detours(converted.graph)
     return converted
@@ -52,7 +68,9 @@ def _give_own_weights(graph: Any, left: Sequence[Any]) -> None:
     """Weights that nodes in float32 share with others (exporters write equal ones once): the converter has one type for each."""
     from onnx import TensorProto
 
-    weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    weights = {
+        tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT
+    }
     uses = Counter(_reads(graph))
     own = Counter(name for node in left for name in node.input)
     names, copies = Names(graph), {}
@@ -92,7 +110,12 @@ def _detach_outputs(graph: Any, left: Sequence[Any]) -> list[_Output]:
 
     makers = {name: (node.name, index) for node in left for index, name in enumerate(node.output)}
     found = [
-        _Output(value, makers.get(value.name) if value.type.tensor_type.elem_type == TensorProto.FLOAT else None)
+        _Output(
+            value,
+            makers.get(value.name)
+            if value.type.tensor_type.elem_type == TensorProto.FLOAT
+            else None,
+        )
         for value in map(_copy, graph.output)
     ]
     del graph.output[:]
@@ -124,23 +147,34 @@ def _attach_outputs(graph: Any, outputs: Sequence[_Output]) -> None:
     types = [_copy(value) for value in graph.value_info if value.name not in stale]
     del graph.value_info[:]
     graph.value_info.extend(types)
-    graph.output.extend([value if maker is not None else others[value.name] for value, maker in outputs])
+    graph.output.extend(
+        [value if maker is not None else others[value.name] for value, maker in outputs]
+    )
 
 
 def _drop_detours(graph: Any) -> None:
     """What passes from float32 to float32 by way of float16 goes straight. The converter sees to that only where one node reads it."""
     from onnx import TensorProto
 
-    casts = {node.output[0]: (node.input[0], node.attribute[0].i) for node in graph.node if node.op_type == "Cast"}
+    casts = {
+        node.output[0]: (node.input[0], node.attribute[0].i)
+        for node in graph.node
+        if node.op_type == "Cast"
+    }
     for node in graph.node:
         for index, name in enumerate(node.input):
             rounded, kind = casts.get(name, ("", 0))
             exact, through = casts.get(rounded, ("", 0))
-            if (kind, through) == (TensorProto.FLOAT, TensorProto.FLOAT16):  # only the converter casts to float16, and only float32
+            if (kind, through) == (
+                TensorProto.FLOAT,
+                TensorProto.FLOAT16,
+            ):  # only the converter casts to float16, and only float32
                 node.input[index] = exact
     for _ in range(2):  # the second of a pair, then the first
         read = set(_reads(graph))
-        live = [_copy(node) for node in graph.node if node.op_type != "Cast" or node.output[0] in read]
+        live = [
+            _copy(node) for node in graph.node if node.op_type != "Cast" or node.output[0] in read
+        ]
         del graph.node[:]
         graph.node.extend(live)
 

@@ -72,7 +72,9 @@ def find_library(wanted: str = "") -> Library:
     reasons = []
     for name in (wanted,) if wanted else MODULES:
         if name not in MODULES:
-            raise BackendError(f"there is no TensorRT library {name!r}: expected {' or '.join(MODULES)}")
+            raise BackendError(
+                f"there is no TensorRT library {name!r}: expected {' or '.join(MODULES)}"
+            )
         found = _load(name)
         if isinstance(found, Library):
             return found

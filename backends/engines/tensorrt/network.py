@@ -40,7 +40,12 @@ def edited(recipe: Recipe) -> Any:
     key = "precision::fp32" if params.precision_fp32 else "precision"
     try:
         # AutoCast reads the file itself; what is encrypted stays in memory.
-        model = convert(_with_weights(model, recipe, params.precision), params.precision, params.precision_fp32, _plain(recipe.model))
+        model = convert(
+            _with_weights(model, recipe, params.precision),
+            params.precision,
+            params.precision_fp32,
+            _plain(recipe.model),
+        )
         key = "data_format"
         if params.data_format == "nhwc":
             channels_last(model)
@@ -48,7 +53,9 @@ def edited(recipe: Recipe) -> Any:
         if params.mean is not None or params.std is not None:
             fuse_normalisation(model, params.mean, params.std)
     except ValueError as error:
-        raise ConfigError([Problem(f"{recipe.model}: {error}", node=recipe.node, key=key)]) from error
+        raise ConfigError(
+            [Problem(f"{recipe.model}: {error}", node=recipe.node, key=key)]
+        ) from error
     return model
 
 
@@ -61,11 +68,15 @@ def parse(recipe: Recipe, library: Library, builder: Any, said: list[str]) -> Ne
     try:
         data = model.SerializeToString()
     except Exception as error:  # protobuf's own, above 2 GiB
-        raise BackendError(f"{recipe}: the model {recipe.model} is too large to be converted here ({error}): convert it before") from error
+        raise BackendError(
+            f"{recipe}: the model {recipe.model} is too large to be converted here ({error}): convert it before"
+        ) from error
     if not parser.parse(data, str(recipe.model)):
         errors = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
         reasons = "; ".join(dict.fromkeys(errors or said)) or "it gives no reason"
-        raise BackendError(f"{recipe}: {library.name} {library.version} can't use the model {recipe.model}: {reasons}")
+        raise BackendError(
+            f"{recipe}: {library.name} {library.version} can't use the model {recipe.model}: {reasons}"
+        )
     _check_inputs(recipe, network, trt)
     classifier = CLASSIFIERS.get(recipe.params.postprocessor or "")
     if classifier is not None:
@@ -95,7 +106,9 @@ def _plain(path: Path) -> Path | None:
 
 def _parser_error(error: Any) -> str:
     operator, name = error.node_operator(), error.node_name()
-    place = f"node {error.node()} ({' '.join(filter(None, (operator, name)))}): " if operator else ""
+    place = (
+        f"node {error.node()} ({' '.join(filter(None, (operator, name)))}): " if operator else ""
+    )
     reason = error.desc().strip()
     if "Plugin not found" in reason:  # it took what it does not know for a plugin
         reason = f"the operator {operator} is not supported, and there is no plugin of that name"
@@ -108,7 +121,9 @@ def _check_inputs(recipe: Recipe, network: Any, trt: Any) -> None:
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         if tensor.is_shape_tensor:
-            raise BackendError(f"{recipe}: input {tensor.name} of {recipe.model} is the shape of something: expected tensors of data alone")
+            raise BackendError(
+                f"{recipe}: input {tensor.name} of {recipe.model} is the shape of something: expected tensors of data alone"
+            )
 
 
 def _the_scores(recipe: Recipe, network: Any) -> Any:
@@ -135,10 +150,14 @@ def _add_classes(recipe: Recipe, network: Any, trt: Any, *, softmax: bool) -> No
     scores = _the_scores(recipe, network)
     count, wanted = scores.shape[1], recipe.params.top_k
     if wanted > count >= 0:
-        message = f"top_k is {wanted}, and output {scores.name} of {recipe.model} has {count} scores"
+        message = (
+            f"top_k is {wanted}, and output {scores.name} of {recipe.model} has {count} scores"
+        )
         raise ConfigError([Problem(message, node=recipe.node, key="top_k")])
     network.unmark_output(scores)
-    best = network.add_topk(_softmax(network, trt, scores) if softmax else scores, trt.TopKOperation.MAX, wanted, 1 << 1)
+    best = network.add_topk(
+        _softmax(network, trt, scores) if softmax else scores, trt.TopKOperation.MAX, wanted, 1 << 1
+    )
     best.name = "penstock_topk"
     _mark(network, best.get_output(0), SCORES)
     _mark(network, best.get_output(1), CLASSES)

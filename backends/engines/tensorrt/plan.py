@@ -15,17 +15,28 @@ from .progress import Progress
 from .recipe import Recipe, plain_suffix
 
 
-def find_plan(recipe: Recipe, library: Library, context: Context, progress: Progress, *, ahead: bool = False) -> Kept:
+def find_plan(
+    recipe: Recipe, library: Library, context: Context, progress: Progress, *, ahead: bool = False
+) -> Kept:
     """`ahead`: only to be kept. Raises BackendError and ConfigError that name node and file."""
     if recipe.is_engine:
         return Kept(_read_engine(recipe, library), built=False)
     if plain_suffix(recipe.model) != ".onnx":
-        raise BackendError(f"{recipe}: the model {recipe.model} is neither .onnx nor an engine (.trt, .plan, .engine)")
+        raise BackendError(
+            f"{recipe}: the model {recipe.model} is neither .onnx nor an engine (.trt, .plan, .engine)"
+        )
     key = recipe.key(library)
     timings = recipe.params.timing_cache
     timing_cache = context.resolve(timings) if timings else None
     place = where_kept(recipe, context, key)
-    return load_or_build(place, key, lambda: build(recipe, library, progress, timing_cache), str(recipe), progress, ahead=ahead)
+    return load_or_build(
+        place,
+        key,
+        lambda: build(recipe, library, progress, timing_cache),
+        str(recipe),
+        progress,
+        ahead=ahead,
+    )
 
 
 def where_kept(recipe: Recipe, context: Context, key: dict[str, Any]) -> Path:
@@ -38,7 +49,9 @@ def _read_engine(recipe: Recipe, library: Library) -> bytes:
     try:
         data = read_model(recipe.model)
     except OSError as error:
-        raise BackendError(f"{recipe}: the engine {recipe.model} can't be read: {error.strerror}") from error
+        raise BackendError(
+            f"{recipe}: the engine {recipe.model} can't be read: {error.strerror}"
+        ) from error
     if not data.startswith(MAGIC):
         return data
     try:
@@ -49,5 +62,7 @@ def _read_engine(recipe: Recipe, library: Library) -> bytes:
     for name, wanted in here.items():
         if header["key"].get(name) != wanted:
             found = header["key"].get(name)
-            raise BackendError(f"{recipe}: the engine {recipe.model} was built for {name} {found}, and here is {wanted}: build it again")
+            raise BackendError(
+                f"{recipe}: the engine {recipe.model} was built for {name} {found}, and here is {wanted}: build it again"
+            )
     return plan

@@ -20,7 +20,9 @@ QUANTIZERS = {"int8": ("INT8", "UINT8"), "fp8": ("FLOAT8E4M3FN", "FLOAT8E5M2")}
 CONVERTED = {"fp16": "fp16", "bf16": "bf16", "best": "fp16"}
 
 
-def convert(model: Any, precision: str | None, keep: Iterable[str] = (), path: Path | None = None) -> Any:
+def convert(
+    model: Any, precision: str | None, keep: Iterable[str] = (), path: Path | None = None
+) -> Any:
     """The model (an `onnx.ModelProto`; it may be changed) with inputs and outputs as they were, and layers in `precision`.
 
     None and fp32 leave it as it is; so do int8, fp8 and best where it has Q/DQ nodes, which then say what is rounded. `keep` has parts
@@ -30,7 +32,9 @@ def convert(model: Any, precision: str | None, keep: Iterable[str] = (), path: P
     quantized = _quantized(model)
     if precision in QUANTIZERS:
         if not quantized & set(QUANTIZERS[precision]):
-            found = f"QuantizeLinear nodes to {', '.join(sorted(quantized))}" if quantized else "none"
+            found = (
+                f"QuantizeLinear nodes to {', '.join(sorted(quantized))}" if quantized else "none"
+            )
             raise ValueError(
                 f"precision {precision} needs QuantizeLinear and DequantizeLinear nodes in the model that round to "
                 f"{' or '.join(QUANTIZERS[precision])}, found {found}: quantize it first, with calibration data (python -m "
@@ -43,7 +47,9 @@ def convert(model: Any, precision: str | None, keep: Iterable[str] = (), path: P
     if path is not None and find_spec("modelopt") is not None:
         return _autocast(path, wanted, kept)
     if wanted == "bf16":
-        raise ValueError("precision bf16 needs NVIDIA ModelOpt: pip install 'nvidia-modelopt[onnx]'; it reads plain .onnx files")
+        raise ValueError(
+            "precision bf16 needs NVIDIA ModelOpt: pip install 'nvidia-modelopt[onnx]'; it reads plain .onnx files"
+        )
     return to_float16(model, kept)
 
 
@@ -59,7 +65,9 @@ def _kept(model: Any, parts: tuple[str, ...]) -> list[str]:
     names = [node.name for node in model.graph.node]
     for part in parts:
         if not any(part in name for name in names):
-            raise ValueError(f"precision::fp32 has {part!r}, and no node's name contains it{did_you_mean(part, names)}")
+            raise ValueError(
+                f"precision::fp32 has {part!r}, and no node's name contains it{did_you_mean(part, names)}"
+            )
     return [name for name in names if any(part in name for part in parts)]
 
 
@@ -72,7 +80,9 @@ def _quantized(model: Any) -> set[str]:
     for node in model.graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
-        declared = next((attribute.i for attribute in node.attribute if attribute.name == "output_dtype"), 0)
+        declared = next(
+            (attribute.i for attribute in node.attribute if attribute.name == "output_dtype"), 0
+        )
         zero = weights.get(node.input[2]) if len(node.input) > 2 else None
         if node.op_type == "QuantizeLinear":
             found.add(zero or declared or TensorProto.UINT8)
@@ -84,4 +94,6 @@ def _quantized(model: Any) -> set[str]:
 def _autocast(path: Path, wanted: str, kept: list[str]) -> Any:
     autocast = import_module("modelopt.onnx.autocast")
     patterns = [f"^{re.escape(name)}$" for name in kept]
-    return autocast.convert_to_mixed_precision(str(path), low_precision_type=wanted, nodes_to_exclude=patterns, keep_io_types=True)
+    return autocast.convert_to_mixed_precision(
+        str(path), low_precision_type=wanted, nodes_to_exclude=patterns, keep_io_types=True
+    )

@@ -41,14 +41,20 @@ class Range(NamedTuple):
     max: Shape
 
     def holds(self, shape: Sequence[int]) -> bool:
-        return len(shape) == len(self.max) and all(low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True))
+        return len(shape) == len(self.max) and all(
+            low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
+        )
 
     def holds_inner(self, shape: Sequence[int]) -> bool:
         """Whether it holds what lies behind the batch axis."""
         return Range(self.min[1:], self.opt[1:], self.max[1:]).holds(shape)
 
     def __str__(self) -> str:
-        return shape_text(self.max) if self.min == self.max else f"{shape_text(self.min)} to {shape_text(self.max)}"
+        return (
+            shape_text(self.max)
+            if self.min == self.max
+            else f"{shape_text(self.min)} to {shape_text(self.max)}"
+        )
 
 
 Profile = Mapping[str, Range]
@@ -63,14 +69,19 @@ class ProfileError(ValueError):
         self.key = key
 
 
-def make_profiles(inputs: Sequence[Input], low: str | None, high: str | None, sizes: Sequence[int]) -> list[Profile]:
+def make_profiles(
+    inputs: Sequence[Input], low: str | None, high: str | None, sizes: Sequence[int]
+) -> list[Profile]:
     """The profiles of a network, smallest first as the file has them; none where all shapes are fixed.
 
     `low` and `high` are `min` and `max` as the file has them, `sizes` the batch sizes that are prepared. Raises ProfileError.
     """
     lows, highs = _split(low), _split(high)
     if len(lows) > 1 and len(lows) != len(highs):
-        raise ProfileError("min", f"min has {len(lows)} profiles and max {len(highs)}: expected as many, or one min for all")
+        raise ProfileError(
+            "min",
+            f"min has {len(lows)} profiles and max {len(highs)}: expected as many, or one min for all",
+        )
     largest = max(sizes)
     found = []
     for index, texts in enumerate(highs):
@@ -82,35 +93,62 @@ def make_profiles(inputs: Sequence[Input], low: str | None, high: str | None, si
     if not any(each.dynamic for each in inputs):
         return []
     if len(found) > 1:
-        return [{each.name: Range(a, b, b) for each, a, b in zip(inputs, lowest, highest, strict=True)} for lowest, highest in found]
+        return [
+            {each.name: Range(a, b, b) for each, a, b in zip(inputs, lowest, highest, strict=True)}
+            for lowest, highest in found
+        ]
     ((lowest, highest),) = found
-    return [_at(inputs, lowest, highest, size) for size in _sizes_between(inputs, lowest, highest, sizes)]
+    return [
+        _at(inputs, lowest, highest, size)
+        for size in _sizes_between(inputs, lowest, highest, sizes)
+    ]
 
 
 def choose(profiles: Sequence[Profile], shapes: Mapping[str, Sequence[int]]) -> int | None:
     """The profile that is tuned for what is nearest these shapes, of those that hold them; None where none does."""
-    fitting = [index for index, profile in enumerate(profiles) if all(profile[name].holds(shape) for name, shape in shapes.items())]
-    return min(fitting, key=lambda index: sum(_volume(each.opt) for each in profiles[index].values()), default=None)
+    fitting = [
+        index
+        for index, profile in enumerate(profiles)
+        if all(profile[name].holds(shape) for name, shape in shapes.items())
+    ]
+    return min(
+        fitting,
+        key=lambda index: sum(_volume(each.opt) for each in profiles[index].values()),
+        default=None,
+    )
 
 
 def describe(profiles: Sequence[Profile]) -> str:
-    return "; ".join(", ".join(f"{name} {each}" for name, each in profile.items()) for profile in profiles) or "fixed shapes"
+    return (
+        "; ".join(
+            ", ".join(f"{name} {each}" for name, each in profile.items()) for profile in profiles
+        )
+        or "fixed shapes"
+    )
 
 
 def _split(text: str | None) -> list[list[Shape]]:
     """By profile and input: `"1x3,1x10;4x3,4x10"` is [[(1, 3), (1, 10)], [(4, 3), (4, 10)]]."""
     if text is None:
         return [[]]
-    return [[tuple(int(size) for size in shape.split("x")) for shape in profile.split(",")] for profile in text.split(";")]
+    return [
+        [tuple(int(size) for size in shape.split("x")) for shape in profile.split(",")]
+        for profile in text.split(";")
+    ]
 
 
-def _complete(inputs: Sequence[Input], given: Sequence[Shape], key: str, like: Sequence[Shape] | None = None) -> list[Shape]:
+def _complete(
+    inputs: Sequence[Input], given: Sequence[Shape], key: str, like: Sequence[Shape] | None = None
+) -> list[Shape]:
     """The whole shape of each input. A lone number is the batch size of all; what it leaves open is taken from `like`."""
     if len(given) == 1 and len(given[0]) == 1 and any(len(each.shape) != 1 for each in inputs):
         given = [given[0]] * len(inputs)
     if len(given) != len(inputs):
         names = ", ".join(map(str, inputs))
-        raise ProfileError(key, f"{key} has {len(given)} shapes in a profile, and the model {len(inputs)} inputs: {names}")
+        raise ProfileError(
+            key,
+            f"{key} has {len(given)} shapes in a profile, and the model {len(inputs)} inputs: {names}",
+        )
     return [
         _complete_one(each, shape, key, like[index] if like else None)
         for index, (each, shape) in enumerate(zip(inputs, given, strict=True))
@@ -122,15 +160,22 @@ def _complete_one(port: Input, given: Shape, key: str, like: Shape | None) -> Sh
         # A batch size. Where the model's own is fixed that one holds: the engine pads.
         whole = (given[0] if port.batched else port.shape[0], *port.shape[1:]) if port.shape else ()
         if like is not None:
-            whole = tuple(own if size == -1 else size for size, own in zip(whole, like, strict=True))
+            whole = tuple(
+                own if size == -1 else size for size, own in zip(whole, like, strict=True)
+            )
         if -1 in whole:
             axes = ", ".join(str(axis) for axis, size in enumerate(whole) if size == -1)
             message = f"{key} is the batch size {given[0]}, and axis {axes} of input {port} is open too: give a shape, as in 8x3x640x640"
             raise ProfileError(key, message)
         return whole
-    fits = len(given) == len(port.shape) and all(size in (-1, got) for size, got in zip(port.shape, given, strict=True))
+    fits = len(given) == len(port.shape) and all(
+        size in (-1, got) for size, got in zip(port.shape, given, strict=True)
+    )
     if not fits:
-        raise ProfileError(key, f"{key} has the shape {shape_text(given)} for input {port}: expected its fixed sizes as they are")
+        raise ProfileError(
+            key,
+            f"{key} has the shape {shape_text(given)} for input {port}: expected its fixed sizes as they are",
+        )
     return given
 
 
@@ -138,24 +183,41 @@ def _check(inputs: Sequence[Input], lowest: Sequence[Shape], highest: Sequence[S
     for port, low, high in zip(inputs, lowest, highest, strict=True):
         if any(a > b for a, b in zip(low, high, strict=True)):
             raise ProfileError(
-                "min", f"input {port}: min is {shape_text(low)} and max {shape_text(high)}: expected min <= max in every axis"
+                "min",
+                f"input {port}: min is {shape_text(low)} and max {shape_text(high)}: expected min <= max in every axis",
             )
         if 0 in high:
             raise ProfileError("max", f"input {port}: max is {shape_text(high)}: expected no 0")
     for key, shapes in (("min", lowest), ("max", highest)):
-        batches = {port.name: shape[0] for port, shape in zip(inputs, shapes, strict=True) if port.batched}
+        batches = {
+            port.name: shape[0] for port, shape in zip(inputs, shapes, strict=True) if port.batched
+        }
         if len(set(batches.values())) > 1:
             found = ", ".join(f"{size} for {name}" for name, size in batches.items())
-            raise ProfileError(key, f"{key} has different batch sizes in one profile: {found}; expected one for all inputs")
+            raise ProfileError(
+                key,
+                f"{key} has different batch sizes in one profile: {found}; expected one for all inputs",
+            )
 
 
-def _sizes_between(inputs: Sequence[Input], lowest: Sequence[Shape], highest: Sequence[Shape], sizes: Sequence[int]) -> list[int]:
+def _sizes_between(
+    inputs: Sequence[Input], lowest: Sequence[Shape], highest: Sequence[Shape], sizes: Sequence[int]
+) -> list[int]:
     """The batch sizes that one range of shapes is cut into; the largest shape where the batch is fixed."""
-    bounds = next(((low[0], high[0]) for port, low, high in zip(inputs, lowest, highest, strict=True) if port.batched), (0, 0))
+    bounds = next(
+        (
+            (low[0], high[0])
+            for port, low, high in zip(inputs, lowest, highest, strict=True)
+            if port.batched
+        ),
+        (0, 0),
+    )
     return [*(size for size in sizes if bounds[0] <= size < bounds[1]), bounds[1]]
 
 
-def _at(inputs: Sequence[Input], lowest: Sequence[Shape], highest: Sequence[Shape], size: int) -> Profile:
+def _at(
+    inputs: Sequence[Input], lowest: Sequence[Shape], highest: Sequence[Shape], size: int
+) -> Profile:
     """The profile up to a batch size, tuned for it."""
     profile = {}
     for port, low, high in zip(inputs, lowest, highest, strict=True):

@@ -102,14 +102,24 @@ class Progress:
 
     def _update(self, name: str) -> None:
         """Never back: a phase inside a step may come several times."""
-        fraction = max((self._share(root) for root, phase in self._phases.items() if phase.parent not in self._phases), default=0.0)
+        fraction = max(
+            (
+                self._share(root)
+                for root, phase in self._phases.items()
+                if phase.parent not in self._phases
+            ),
+            default=0.0,
+        )
         self.phase, self.fraction = name, max(self.fraction, min(fraction, 1.0))
         if self._report is not None:
             self._report(self.fraction, name)
 
     def _share(self, name: str) -> float:
         phase = self._phases[name]
-        inside = max((self._share(child) for child, each in self._phases.items() if each.parent == name), default=0.0)
+        inside = max(
+            (self._share(child) for child, each in self._phases.items() if each.parent == name),
+            default=0.0,
+        )
         return (phase.done + inside * (phase.done < phase.steps)) / phase.steps
 
 

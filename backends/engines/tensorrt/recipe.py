@@ -31,7 +31,14 @@ class Recipe:
     """For messages."""
 
     @classmethod
-    def of(cls, params: TensorrtParams, context: Context, sizes: Sequence[int], library: Library, gpu: str | None) -> Recipe:
+    def of(
+        cls,
+        params: TensorrtParams,
+        context: Context,
+        sizes: Sequence[int],
+        library: Library,
+        gpu: str | None,
+    ) -> Recipe:
         """`gpu`: what torch sees. Raises BackendError where the model is not there."""
         recipe = cls(context.resolve(params.model), params, tuple(sizes), node=context.node)
         if not recipe.model.is_file():
@@ -107,9 +114,13 @@ def read_onnx(path: Path, where: str) -> Any:
     except BackendError:
         raise
     except Exception as error:  # protobuf's own, which have no base of their own
-        raise BackendError(f"{where}: the model {path} is no ONNX file, or is cut off: {error}") from error
+        raise BackendError(
+            f"{where}: the model {path} is no ONNX file, or is cut off: {error}"
+        ) from error
     if not model.graph.output:
-        raise BackendError(f"{where}: the model {path} is no ONNX file: it holds no graph with an output")
+        raise BackendError(
+            f"{where}: the model {path} is no ONNX file: it holds no graph with an output"
+        )
     return model
 
 
@@ -120,7 +131,15 @@ def _external_files(path: Path, where: str) -> list[Path]:
     from onnx import TensorProto
 
     graph = read_onnx(path, where).graph
-    tensors = [*graph.initializer, *(attribute.t for node in graph.node for attribute in node.attribute if attribute.HasField("t"))]
+    tensors = [
+        *graph.initializer,
+        *(
+            attribute.t
+            for node in graph.node
+            for attribute in node.attribute
+            if attribute.HasField("t")
+        ),
+    ]
     names = {
         entry.value
         for tensor in tensors
@@ -133,8 +152,12 @@ def _external_files(path: Path, where: str) -> list[Path]:
     for name in sorted(names):
         file = (folder / name).resolve()
         if not file.is_relative_to(folder):
-            raise BackendError(f"{where}: the model {path} keeps weights in {name}, outside of its folder: put them beside it")
+            raise BackendError(
+                f"{where}: the model {path} keeps weights in {name}, outside of its folder: put them beside it"
+            )
         if not file.is_file():
-            raise BackendError(f"{where}: the model {path} keeps weights in {name}, which is not beside it")
+            raise BackendError(
+                f"{where}: the model {path} keeps weights in {name}, which is not beside it"
+            )
         files.append(file)
     return files

@@ -36,7 +36,9 @@ class TorchBackend(Backend):
         except ModuleNotFoundError as error:
             if error.name != "torch":
                 raise
-            raise BackendError(f"{name} needs extra torch, which is not installed here: pip install 'penstock[torch]'") from error
+            raise BackendError(
+                f"{name} needs extra torch, which is not installed here: pip install 'penstock[torch]'"
+            ) from error
         self.children = (engine,)
         engine.init(params, context)
         self.min, self.max, self.device = engine.min, engine.max, engine.device
@@ -86,5 +88,12 @@ def shape_key(item: Item) -> Hashable:
     """What one run may not mix: shapes behind the batch dimension, and dtypes."""
     data = item.get("data")
     if isinstance(data, list | tuple):
-        return tuple([(tuple(array.shape[1:]), array.dtype) if hasattr(array, "shape") else None for array in data])
-    return (tuple(data.shape[1:]), data.dtype) if data is not None and hasattr(data, "shape") else None
+        return tuple(
+            [
+                (tuple(array.shape[1:]), array.dtype) if hasattr(array, "shape") else None
+                for array in data
+            ]
+        )
+    return (
+        (tuple(data.shape[1:]), data.dtype) if data is not None and hasattr(data, "shape") else None
+    )

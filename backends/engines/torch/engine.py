@@ -69,27 +69,49 @@ class TorchEngine(Backend):
         """What one run may not mix: shapes behind the batch dimension, and dtypes."""
         data = item.get("data")
         if isinstance(data, list | tuple):
-            return tuple([(tuple(array.shape[1:]), array.dtype) if hasattr(array, "shape") else None for array in data])
-        return (tuple(data.shape[1:]), data.dtype) if isinstance(data, np.ndarray | torch.Tensor) else None
+            return tuple(
+                [
+                    (tuple(array.shape[1:]), array.dtype) if hasattr(array, "shape") else None
+                    for array in data
+                ]
+            )
+        return (
+            (tuple(data.shape[1:]), data.dtype)
+            if isinstance(data, np.ndarray | torch.Tensor)
+            else None
+        )
 
     def init(self, params: Any, context: Context) -> None:
         """Raises BackendError, naming the path, for a missing or unreadable model; ConfigError for a key that does not fit it."""
         self.params = params
         self.context = context
-        self._half = DeviceHalf(self.choose_device(params, context), f"node {context.node!r}: {type(self).__name__}")
+        self._half = DeviceHalf(
+            self.choose_device(params, context), f"node {context.node!r}: {type(self).__name__}"
+        )
         self.device = str(self._half.device) if self._half.on_gpu else ""
         self._order = indices(params.output_reorder)
         if params.output_reorder and self._order is None:
-            raise self._wrong("output_reorder", f"{params.output_reorder!r} must hold each index once, as in '1,0'")
+            raise self._wrong(
+                "output_reorder",
+                f"{params.output_reorder!r} must hold each index once, as in '1,0'",
+            )
         with self._half.errors("loading the model"), torch.no_grad():
             self.model = self.load(params, context, self._half.device)
         declared = params.declared_range()
-        bounds = [bound for bound in (declared.max, context.max, self.model_range.max) if bound is not None and bound != UNBOUNDED]
+        bounds = [
+            bound
+            for bound in (declared.max, context.max, self.model_range.max)
+            if bound is not None and bound != UNBOUNDED
+        ]
         self.max = min(bounds, default=UNBOUNDED)
         self.min = min(max(declared.min, context.min or 1, self.model_range.min), self.max)
-        self._capacity = max(self.max if self.max != UNBOUNDED else UNBOUNDED_LARGEST, self.model_range.min)
+        self._capacity = max(
+            self.max if self.max != UNBOUNDED else UNBOUNDED_LARGEST, self.model_range.min
+        )
         self._ran = 0  # rows of the batch that ran last, padding included
-        self._buckets = sorted({max(size, self.model_range.min) for size in buckets(self._capacity)})
+        self._buckets = sorted(
+            {max(size, self.model_range.min) for size in buckets(self._capacity)}
+        )
 
     def choose_device(self, params: Any, context: Context) -> torch.device:
         return choose_device(context.device)
@@ -100,7 +122,11 @@ class TorchEngine(Backend):
 
     def example_shapes(self) -> Sequence[tuple[Sequence[int], torch.dtype]]:
         """Shape behind the batch dimension and dtype of each input, as far as they are known before an item comes; else empty."""
-        return [(shape[1:], self._input_dtype(index)) for index, shape in enumerate(shapes_in(self.params.max)) if len(shape) > 1]
+        return [
+            (shape[1:], self._input_dtype(index))
+            for index, shape in enumerate(shapes_in(self.params.max))
+            if len(shape) > 1
+        ]
 
     def warm_up(self) -> None:
         """Run zeros at every bucket, largest first, and capture graphs of it; not where the shapes are not known."""
@@ -108,7 +134,9 @@ class TorchEngine(Backend):
         if not shapes:
             return
         for rows in reversed(self._buckets):
-            zeros: list[Input] = [torch.zeros((rows, *shape), dtype=dtype) for shape, dtype in shapes]
+            zeros: list[Input] = [
+                torch.zeros((rows, *shape), dtype=dtype) for shape, dtype in shapes
+            ]
             inputs = self._assemble([zeros], rows)
             with self._half.errors("warming up"), self.gradients_off():
                 outputs = self._run(inputs)
@@ -119,10 +147,17 @@ class TorchEngine(Backend):
                     self._capture(inputs, rows, outputs)
 
     def _capture(self, inputs: list[Any], rows: int, outputs: list[Any]) -> None:
-        if all(isinstance(output, torch.Tensor) and self.keeps_apart(output, rows) for output in outputs):
+        if all(
+            isinstance(output, torch.Tensor) and self.keeps_apart(output, rows)
+            for output in outputs
+        ):
             self._half.capture(_key(inputs), lambda: self._run(inputs))
         else:  # a batch that is padded up to the graph's size could not be cut back
-            logger.info("%s: no graph for batches of %d: its outputs do not have a row for each of theirs", self._half.who, rows)
+            logger.info(
+                "%s: no graph for batches of %d: its outputs do not have a row for each of theirs",
+                self._half.who,
+                rows,
+            )
 
     def forward(self, batch: list[Item]) -> None:
         groups: dict[Hashable, list[Member]] = {}
@@ -153,12 +188,29 @@ class TorchEngine(Backend):
         for position, value in enumerate(values):
             label = self.label(position)
             found = as_texts(value, label) if position in self.texts else as_tensor(value, label)
-            rows = found.shape[0] if isinstance(found, torch.Tensor) and found.ndim else len(found) if isinstance(found, list) else None
+            rows = (
+                found.shape[0]
+                if isinstance(found, torch.Tensor) and found.ndim
+                else len(found)
+                if isinstance(found, list)
+                else None
+            )
             if rows != size:
-                shape = "x".join(map(str, found.shape)) or "()" if isinstance(found, torch.Tensor) else str(rows)
-                raise InvalidInput(f"{label}: expected {size} (the item's request_size) as batch dimension, got shape {shape}")
+                shape = (
+                    "x".join(map(str, found.shape)) or "()"
+                    if isinstance(found, torch.Tensor)
+                    else str(rows)
+                )
+                raise InvalidInput(
+                    f"{label}: expected {size} (the item's request_size) as batch dimension, got shape {shape}"
+                )
             inputs.append(found)
-        kind = tuple([(tuple(each.shape[1:]), each.dtype) if isinstance(each, torch.Tensor) else None for each in inputs])
+        kind = tuple(
+            [
+                (tuple(each.shape[1:]), each.dtype) if isinstance(each, torch.Tensor) else None
+                for each in inputs
+            ]
+        )
         return Member(item, inputs, size, names, (names, kind))
 
     def in_order(self, data: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
@@ -172,18 +224,30 @@ class TorchEngine(Backend):
     def _run_group(self, members: list[Member]) -> None:
         total = sum(member.rows for member in members)
         ran = max(total, self.model_range.min)
-        rows = next((size for size in self._buckets if size >= ran), ran) if self._half.on_gpu and not self.texts else ran
+        rows = (
+            next((size for size in self._buckets if size >= ran), ran)
+            if self._half.on_gpu and not self.texts
+            else ran
+        )
         with self.gradients_off():
             with self._half.errors("running a batch"):
                 inputs = self._assemble([member.inputs for member in members], rows)
                 with self._half.span("run", rows=total):
-                    outputs = self._half.replay(_key(inputs)) if self._half.on_gpu and not self.texts else None
+                    outputs = (
+                        self._half.replay(_key(inputs))
+                        if self._half.on_gpu and not self.texts
+                        else None
+                    )
                     if outputs is not None:
                         ran = rows
                     else:  # no graph: no padding either, but what the model needs
                         outputs = self._run([each[:ran] for each in inputs], members[0].names)
-            fetched = iter(self._half.fetch([output for output in outputs if isinstance(output, torch.Tensor)]))
-        outputs = [next(fetched) if isinstance(output, torch.Tensor) else output for output in outputs]
+            fetched = iter(
+                self._half.fetch([output for output in outputs if isinstance(output, torch.Tensor)])
+            )
+        outputs = [
+            next(fetched) if isinstance(output, torch.Tensor) else output for output in outputs
+        ]
         if len(members) > 1 or ran > total:
             self._check_apart(outputs, ran)
         self._ran = ran
@@ -197,7 +261,11 @@ class TorchEngine(Backend):
         for index, first in enumerate(members[0]):
             if isinstance(first, torch.Tensor):
                 parts: Any = [member[index] for member in members]
-                inputs.append(self._half.assemble(index, parts, rows, self._capacity, self.travels_as(index, first)))
+                inputs.append(
+                    self._half.assemble(
+                        index, parts, rows, self._capacity, self.travels_as(index, first)
+                    )
+                )
             else:
                 inputs.append([text for member in members for text in member[index]])
         return inputs
@@ -221,20 +289,27 @@ class TorchEngine(Backend):
         else:
             outputs = [found]
         for output in outputs:
-            if not isinstance(output, torch.Tensor) and not (isinstance(output, list) and all(isinstance(each, str) for each in output)):
-                raise BackendError(f"{type(self).__name__}: the model answers a {type(output).__name__}; expected a tensor, or several")
+            if not isinstance(output, torch.Tensor) and not (
+                isinstance(output, list) and all(isinstance(each, str) for each in output)
+            ):
+                raise BackendError(
+                    f"{type(self).__name__}: the model answers a {type(output).__name__}; expected a tensor, or several"
+                )
         if self._order is None:
             return outputs
         if len(self._order) != len(outputs):
             raise self._wrong(
-                "output_reorder", f"{self.params.output_reorder!r} names {len(self._order)} outputs, the model has {len(outputs)}"
+                "output_reorder",
+                f"{self.params.output_reorder!r} names {len(self._order)} outputs, the model has {len(outputs)}",
             )
         return [outputs[index] for index in self._order]
 
     def _check_apart(self, outputs: list[Any], ran: int) -> None:
         for index, output in enumerate(outputs):
             if not self.keeps_apart(output, ran):
-                found = f"{len(output)} rows" if isinstance(output, list) or output.ndim else "no rows"
+                found = (
+                    f"{len(output)} rows" if isinstance(output, list) or output.ndim else "no rows"
+                )
                 raise BackendError(
                     f"{type(self).__name__}: output {index} has {found} for a batch of {ran}: the model does not keep items apart; "
                     "set max = 1"
@@ -267,7 +342,11 @@ class TorchEngine(Backend):
         return copies
 
     def _input_dtype(self, index: int) -> torch.dtype:
-        return torch.uint8 if index == 0 and (self.params.mean is not None or self.params.std is not None) else torch.float32
+        return (
+            torch.uint8
+            if index == 0 and (self.params.mean is not None or self.params.std is not None)
+            else torch.float32
+        )
 
     def _wrong(self, key: str, message: str) -> ConfigError:
         return ConfigError([Problem(message, node=self.context.node, key=key)])

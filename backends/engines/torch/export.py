@@ -32,7 +32,9 @@ CHECK_INPUTS = "AOTI_RUNTIME_CHECK_INPUTS"
 GUARD = re.compile(r"Guard failed: |input_handles\[\d+\]: ")
 """What exported programs and packages say of inputs that are not as they were promised."""
 
-TOO_SMALL = re.compile(r"input_handles\[\d+\]: dim value is too small at 0, expected it to be >= (\d+)")
+TOO_SMALL = re.compile(
+    r"input_handles\[\d+\]: dim value is too small at 0, expected it to be >= (\d+)"
+)
 """What a package says of a batch below its smallest, which it does not tell otherwise. Two, where the export did not say min = 1."""
 
 
@@ -50,11 +52,14 @@ class Port(NamedTuple):
     shape: tuple[tuple[int, int], ...]
 
     def __str__(self) -> str:
-        return f"{dtype_text(self.dtype)} of shape {'x'.join(['N', *map(_size_text, self.shape[1:])])}"
+        return (
+            f"{dtype_text(self.dtype)} of shape {'x'.join(['N', *map(_size_text, self.shape[1:])])}"
+        )
 
     def takes(self, tensor: torch.Tensor) -> bool:
         return len(tensor.shape) == len(self.shape) and all(
-            low <= size <= high for size, (low, high) in zip(tensor.shape[1:], self.shape[1:], strict=True)
+            low <= size <= high
+            for size, (low, high) in zip(tensor.shape[1:], self.shape[1:], strict=True)
         )
 
 
@@ -79,38 +84,69 @@ class TorchExportTensor(TorchModule):
 
     def open(self, params: TorchParams, context: Context, device: torch.device) -> Any:
         if params.precision is not None:
-            raise self._wrong("precision", "a .pt2 file has the precision that it was exported with: export it anew, or leave this out")
+            raise self._wrong(
+                "precision",
+                "a .pt2 file has the precision that it was exported with: export it anew, or leave this out",
+            )
         path = self.file(params.model)
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
                 begin = min((each.header_offset for each in archive.infolist()), default=0)
         except (OSError, zipfile.BadZipFile) as error:
-            raise BackendError(f"{self.who}: the model {path} can't be read, it is truncated or no .pt2 file: {error}") from error
+            raise BackendError(
+                f"{self.who}: the model {path} can't be read, it is truncated or no .pt2 file: {error}"
+            ) from error
         if begin:  # without its own directory, that of an archive inside is found
-            raise BackendError(f"{self.who}: the model {path} can't be read: its end is missing, it is truncated or damaged")
+            raise BackendError(
+                f"{self.who}: the model {path} can't be read: its end is missing, it is truncated or damaged"
+            )
         if any(name.count("/") == 1 and name.endswith("/data.pkl") for name in names):
-            raise BackendError(f"{self.who}: the model {path} is TorchScript or a state_dict, no exported program: see TorchScriptTensor")
+            raise BackendError(
+                f"{self.who}: the model {path} is TorchScript or a state_dict, no exported program: see TorchScriptTensor"
+            )
         try:
-            return self._open_package(path, device) if _is_compiled(path) else self._open_program(path, device)
+            return (
+                self._open_package(path, device)
+                if _is_compiled(path)
+                else self._open_program(path, device)
+            )
         except BackendError:
             raise
-        except Exception as error:  # zipfile's, json's, torch's: each step of reading the file has its own
-            raise BackendError(f"{self.who}: the model {path} can't be loaded: {reason_of(error)}") from error
+        except (
+            Exception
+        ) as error:  # zipfile's, json's, torch's: each step of reading the file has its own
+            raise BackendError(
+                f"{self.who}: the model {path} can't be loaded: {reason_of(error)}"
+            ) from error
 
     # programs
 
     def _open_program(self, path: Path, device: torch.device) -> Any:
-        self._shared = self.shared(identity_of(path), lambda: _Program(*self._load_program(path, device)))
+        self._shared = self.shared(
+            identity_of(path), lambda: _Program(*self._load_program(path, device))
+        )
         program, module = self._shared.parts
         names = program.graph_signature.user_inputs
-        values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+        values = {
+            node.name: node.meta.get("val")
+            for node in program.graph.nodes
+            if node.op == "placeholder"
+        }
         ports = []
         for name in names:
             value = values.get(name)
             if not isinstance(value, torch.Tensor) or value.ndim == 0:
-                raise BackendError(f"{self.who}: the model {path}: input {name!r}: expected a tensor with a batch dimension")
-            ports.append(Port(name, value.dtype, tuple([_range_of(size, program.range_constraints) for size in value.shape])))
+                raise BackendError(
+                    f"{self.who}: the model {path}: input {name!r}: expected a tensor with a batch dimension"
+                )
+            ports.append(
+                Port(
+                    name,
+                    value.dtype,
+                    tuple([_range_of(size, program.range_constraints) for size in value.shape]),
+                )
+            )
         self.ports, self.inputs, self.required = tuple(ports), tuple(names), len(names)
         self.has_doubles = any(port.dtype == torch.float64 for port in ports)
         low, high = max(port.shape[0][0] for port in ports), min(port.shape[0][1] for port in ports)
@@ -125,9 +161,15 @@ class TorchExportTensor(TorchModule):
     def _load_program(self, path: Path, device: torch.device) -> tuple[Any, Any]:
         with _loading:
             program = torch.export.load(path)
-        there = {value.device for value in (*program.state_dict.values(), *program.constants.values()) if isinstance(value, torch.Tensor)}
+        there = {
+            value.device
+            for value in (*program.state_dict.values(), *program.constants.values())
+            if isinstance(value, torch.Tensor)
+        }
         if there - {device} or device.type != "cpu":
-            from torch.export.passes import move_to_device_pass  # the program names devices in its code, too
+            from torch.export.passes import (
+                move_to_device_pass,
+            )  # the program names devices in its code, too
 
             program = move_to_device_pass(program, device)
         return program, program.module()
@@ -148,18 +190,27 @@ class TorchExportTensor(TorchModule):
 
             index = device.index if device.type == "cuda" else -1
             return load_package(
-                str(path), run_single_threaded=captured, num_runners=1 if captured else self.context.instances, device_index=index
+                str(path),
+                run_single_threaded=captured,
+                num_runners=1 if captured else self.context.instances,
+                device_index=index,
             )
 
         # one that a graph is captured of must not be locked by its runners, and so can't be shared
-        package = self._shared = load() if captured else self.shared(identity_of(path, self.context.instances), load)
+        package = self._shared = (
+            load() if captured else self.shared(identity_of(path, self.context.instances), load)
+        )
         return _Unflattened(package, pytree.treespec_loads(package.loader.get_call_spec()[0]))
 
     # items
 
     def example_shapes(self) -> Sequence[tuple[Sequence[int], torch.dtype]]:
         given = super().example_shapes()
-        if given or not self.ports or any(low != high for port in self.ports for low, high in port.shape[1:]):
+        if (
+            given
+            or not self.ports
+            or any(low != high for port in self.ports for low, high in port.shape[1:])
+        ):
             return given
         first = self._mean is not None or self._std is not None
         return [
@@ -171,7 +222,9 @@ class TorchExportTensor(TorchModule):
         member = super()._read(item)
         for index, (port, tensor) in enumerate(zip(self.ports, member.inputs, strict=False)):
             assert isinstance(tensor, torch.Tensor)  # exported programs take no texts
-            if not port.takes(tensor) or not (widens(tensor.dtype, port.dtype) or self._becomes_float(index)):
+            if not port.takes(tensor) or not (
+                widens(tensor.dtype, port.dtype) or self._becomes_float(index)
+            ):
                 found = f"{dtype_text(tensor.dtype)} of shape {'x'.join(map(str, tensor.shape))}"
                 raise InvalidInput(f"{self.label(index)}: expected {port}, got {found}")
         return member
@@ -229,7 +282,9 @@ class _Unflattened:
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
         if len(inputs) != self._spec.num_leaves:
-            raise InvalidInput(f"TorchExportTensor: the model has {self._spec.num_leaves} inputs, and data holds {len(inputs)}")
+            raise InvalidInput(
+                f"TorchExportTensor: the model has {self._spec.num_leaves} inputs, and data holds {len(inputs)}"
+            )
         args, kwargs = pytree.tree_unflatten(inputs, self._spec)
         return self._function(*args, **kwargs)
 
@@ -245,7 +300,9 @@ def _is_compiled(path: Path) -> bool:
 def _compiled_for(path: Path) -> str:
     """`cpu` or `cuda`. Raises BackendError where the package does not tell."""
     try:
-        metadata = torch._C._aoti.AOTIModelPackageLoader.load_metadata_from_package(str(path), "model")  # type: ignore[attr-defined]
+        metadata = torch._C._aoti.AOTIModelPackageLoader.load_metadata_from_package(
+            str(path), "model"
+        )  # type: ignore[attr-defined]
         return str(metadata["AOTI_DEVICE_KEY"])
     except (RuntimeError, AttributeError, KeyError) as error:
         raise BackendError(
@@ -260,7 +317,9 @@ def _range_of(size: Any, constraints: Any) -> tuple[int, int]:
     found = constraints.get(size.node.expr)
     if found is None:
         return 0, UNBOUNDED
-    low, high = (int(bound) if math.isfinite(bound) else UNBOUNDED for bound in (found.lower, found.upper))
+    low, high = (
+        int(bound) if math.isfinite(bound) else UNBOUNDED for bound in (found.lower, found.upper)
+    )
     return (1 if low <= 2 else low), high  # 2 is how torch.export says that 1 was not looked at
 
 

@@ -54,13 +54,20 @@ class TorchModule(TorchEngine):
     def load(self, params: TorchParams, context: Context, device: torch.device) -> Any:
         self._post = PostProcessing(params, context.node, type(self).__name__)
         if params.precision is not None and params.precision not in PRECISIONS:
-            raise self._wrong("precision", f"{params.precision} is TensorRT's: expected one of {', '.join(PRECISIONS)}")
+            raise self._wrong(
+                "precision",
+                f"{params.precision} is TensorRT's: expected one of {', '.join(PRECISIONS)}",
+            )
         if params.precision_fp32:
-            raise self._wrong("precision::fp32", f"{type(self).__name__} has one precision for all layers")
+            raise self._wrong(
+                "precision::fp32", f"{type(self).__name__} has one precision for all layers"
+            )
         self._precision = PRECISIONS.get(params.precision or "")
         self._reorder = indices(params.input_reorder)
         if params.input_reorder and self._reorder is None:
-            raise self._wrong("input_reorder", f"{params.input_reorder!r} must hold each index once, as in '1,0'")
+            raise self._wrong(
+                "input_reorder", f"{params.input_reorder!r} must hold each index once, as in '1,0'"
+            )
         self._mean = self._statistic("mean", params.mean)
         self._std = self._statistic("std", params.std)
         self._options: list[tuple[str, str]] = []
@@ -75,9 +82,16 @@ class TorchModule(TorchEngine):
         return model
 
     def _check_reorder(self, params: TorchParams) -> None:
-        if self._reorder is not None and self.inputs is not None and len(self._reorder) != len(self.inputs):
+        if (
+            self._reorder is not None
+            and self.inputs is not None
+            and len(self._reorder) != len(self.inputs)
+        ):
             names = ", ".join(self.inputs)
-            raise self._wrong("input_reorder", f"{params.input_reorder!r} names {len(self._reorder)} inputs, the model has {names}")
+            raise self._wrong(
+                "input_reorder",
+                f"{params.input_reorder!r} names {len(self._reorder)} inputs, the model has {names}",
+            )
 
     def open(self, params: Any, context: Context, device: torch.device) -> Any:
         """The model on the device; sets `inputs` and whatever else it tells."""
@@ -105,7 +119,9 @@ class TorchModule(TorchEngine):
         if not path.is_file():
             raise BackendError(f"{self.who}: the model {path} {why_no_file(path)}")
         if path.suffix == ".encrypted" and not self.reads_encrypted:
-            raise BackendError(f"{self.who}: the model {path} is encrypted, and {type(self).__name__} reads plain files")
+            raise BackendError(
+                f"{self.who}: the model {path} is encrypted, and {type(self).__name__} reads plain files"
+            )
         return path
 
     @property
@@ -122,7 +138,9 @@ class TorchModule(TorchEngine):
 
         if not self.params.enable_weight_sharing:
             return load_and_wait()
-        found: Model = shared((type(self).__name__, str(self._half.device), self.params.precision, key), load_and_wait)
+        found: Model = shared(
+            (type(self).__name__, str(self._half.device), self.params.precision, key), load_and_wait
+        )
         return found
 
     # items
@@ -132,7 +150,9 @@ class TorchModule(TorchEngine):
             return (), self._by_name(data)
         values = list(data) if isinstance(data, list | tuple) else [data]
         if self.inputs is not None and not self.required <= len(values) <= len(self.inputs):
-            raise InvalidInput(f"{type(self).__name__}: the model has {self._listed()}, and data holds {len(values)}")
+            raise InvalidInput(
+                f"{type(self).__name__}: the model has {self._listed()}, and data holds {len(values)}"
+            )
         if self._reorder is not None and len(values) == len(self._reorder):
             values = [values[self._reorder.index(position)] for position in range(len(values))]
         return (), values
@@ -143,12 +163,16 @@ class TorchModule(TorchEngine):
             position = self._position(name)
             if position is None or position in found:
                 what = "unknown" if position is None else "given twice"
-                raise InvalidInput(f"{type(self).__name__}: input {name!r} is {what}: the model has {self._listed()}")
+                raise InvalidInput(
+                    f"{type(self).__name__}: input {name!r} is {what}: the model has {self._listed()}"
+                )
             found[position] = value
         count = len(found)
         if sorted(found) != list(range(count)) or count < self.required:
             missing = next(position for position in range(count + 1) if position not in found)
-            raise InvalidInput(f"{type(self).__name__}: {self._name(missing)} is missing: the model has {self._listed()}")
+            raise InvalidInput(
+                f"{type(self).__name__}: {self._name(missing)} is missing: the model has {self._listed()}"
+            )
         return [found[position] for position in range(count)]
 
     def _position(self, name: Any) -> int | None:
@@ -156,15 +180,25 @@ class TorchModule(TorchEngine):
             return self.inputs.index(name)
         indexed = INDEXED.fullmatch(name) if isinstance(name, str) else None
         position = int(indexed[1]) if indexed is not None else None
-        return None if position is None or (self.inputs is not None and position >= len(self.inputs)) else position
+        return (
+            None
+            if position is None or (self.inputs is not None and position >= len(self.inputs))
+            else position
+        )
 
     def _name(self, position: int) -> str:
-        return f"input {position}" + (f" ({self.inputs[position]})" if self.inputs is not None else "")
+        return f"input {position}" + (
+            f" ({self.inputs[position]})" if self.inputs is not None else ""
+        )
 
     def _listed(self) -> str:
         if self.inputs is None:
             return "inputs known by their order alone, as in name__0"
-        optional = f", {len(self.inputs) - self.required} of them optional" if self.required < len(self.inputs) else ""
+        optional = (
+            f", {len(self.inputs) - self.required} of them optional"
+            if self.required < len(self.inputs)
+            else ""
+        )
         return f"{len(self.inputs)} inputs ({', '.join(self.inputs)}{optional})"
 
     def label(self, position: int) -> str:
@@ -188,12 +222,21 @@ class TorchModule(TorchEngine):
 
     def _run(self, inputs: Sequence[Any], names: tuple[str, ...] = ()) -> list[Any]:
         ready = [
-            each if not isinstance(each, torch.Tensor) else self._normalised(each) if index == 0 else self._cast(each)
+            each
+            if not isinstance(each, torch.Tensor)
+            else self._normalised(each)
+            if index == 0
+            else self._cast(each)
             for index, each in enumerate(inputs)
         ]
         outputs = self.order(self.call(ready, names))
         if self._precision is not None:
-            outputs = [output.float() if isinstance(output, torch.Tensor) and output.is_floating_point() else output for output in outputs]
+            outputs = [
+                output.float()
+                if isinstance(output, torch.Tensor) and output.is_floating_point()
+                else output
+                for output in outputs
+            ]
         return self._post.apply(outputs)
 
     def _share_out(self, members: list[Member], outputs: list[Any]) -> None:
@@ -216,7 +259,11 @@ class TorchModule(TorchEngine):
         return self._cast(value)
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self._precision) if self._precision is not None and tensor.is_floating_point() else tensor
+        return (
+            tensor.to(self._precision)
+            if self._precision is not None and tensor.is_floating_point()
+            else tensor
+        )
 
     def _statistic(self, key: str, values: tuple[float, ...] | None) -> torch.Tensor | None:
         if values is None:
@@ -243,7 +290,12 @@ def _along_channels(values: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 def identity_of(path: Path, *options: Any) -> Hashable:
     """What makes two loads of a file one: the file as it is now, and how it is loaded."""
     stat = path.stat()
-    return str(path.resolve()), stat.st_mtime_ns, stat.st_size, json.dumps(options, sort_keys=True, default=str)
+    return (
+        str(path.resolve()),
+        stat.st_mtime_ns,
+        stat.st_size,
+        json.dumps(options, sort_keys=True, default=str),
+    )
 
 
 def reason_of(error: BaseException) -> str:

@@ -54,7 +54,9 @@ def set_process_wide(option: str, value: Any, who: str, node: str) -> None:
             before = _apply(option, value)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            raise ConfigError([Problem(f"torch does not take {value} any more: {reason}", node=node, key=option)]) from error
+            raise ConfigError(
+                [Problem(f"torch does not take {value} any more: {reason}", node=node, key=option)]
+            ) from error
         _set[option] = Setting(value, before, [who])
 
 
@@ -73,7 +75,9 @@ def _apply(option: str, value: Any) -> Any:
     """What the option was before; None where it can't be set again."""
     if option == "INTER_OP_THREAD_COUNT":
         if torch.get_num_interop_threads() != value:
-            torch.set_num_interop_threads(value)  # torch allows it once, and before its first parallel work
+            torch.set_num_interop_threads(
+                value
+            )  # torch allows it once, and before its first parallel work
         return None
     if option == "DISABLE_CUDNN":
         disabled = not torch.backends.cudnn.enabled

@@ -32,15 +32,31 @@ def _number(text: str) -> Any:
 class TorchParams(EngineParams):
     """Options with Triton's names may be written in lower case too."""
 
-    cuda_graphs: bool = Field(True, description="capture the work of each batch size at warm-up, on a GPU, where shapes are known")
-    inference_mode: bool = Field(True, alias="INFERENCE_MODE", description="run in torch's inference mode, else with gradients off")
-    disable_cudnn: bool | None = Field(None, alias="DISABLE_CUDNN", description="run without cuDNN; for the whole process")
-    enable_weight_sharing: bool = Field(True, alias="ENABLE_WEIGHT_SHARING", description="instances on one device share the weights")
+    cuda_graphs: bool = Field(
+        True,
+        description="capture the work of each batch size at warm-up, on a GPU, where shapes are known",
+    )
+    inference_mode: bool = Field(
+        True,
+        alias="INFERENCE_MODE",
+        description="run in torch's inference mode, else with gradients off",
+    )
+    disable_cudnn: bool | None = Field(
+        None, alias="DISABLE_CUDNN", description="run without cuDNN; for the whole process"
+    )
+    enable_weight_sharing: bool = Field(
+        True, alias="ENABLE_WEIGHT_SHARING", description="instances on one device share the weights"
+    )
     enable_cache_cleaning: bool = Field(
-        False, alias="ENABLE_CACHE_CLEANING", description="give unused GPU memory back after every batch: slow"
+        False,
+        alias="ENABLE_CACHE_CLEANING",
+        description="give unused GPU memory back after every batch: slow",
     )
     inter_op_thread_count: int | None = Field(
-        None, alias="INTER_OP_THREAD_COUNT", ge=1, description="threads between operators, on the CPU; for the whole process"
+        None,
+        alias="INTER_OP_THREAD_COUNT",
+        ge=1,
+        description="threads between operators, on the CPU; for the whole process",
     )
     intra_op_thread_count: int | None = Field(
         None,
@@ -54,27 +70,43 @@ class TorchScriptParams(TorchParams):
     """Those of Triton's PyTorch backend, by its names; each in snake case too."""
 
     disable_optimized_execution: bool = Field(
-        False, alias="DISABLE_OPTIMIZED_EXECUTION", description="run TorchScript without its optimiser"
+        False,
+        alias="DISABLE_OPTIMIZED_EXECUTION",
+        description="run TorchScript without its optimiser",
     )
     enable_jit_executor: bool | None = Field(
-        None, alias="ENABLE_JIT_EXECUTOR", description="TorchScript's profiling executor; for the whole process"
+        None,
+        alias="ENABLE_JIT_EXECUTOR",
+        description="TorchScript's profiling executor; for the whole process",
     )
     enable_jit_profiling: bool | None = Field(
-        None, alias="ENABLE_JIT_PROFILING", description="TorchScript's profiling; for the whole process"
+        None,
+        alias="ENABLE_JIT_PROFILING",
+        description="TorchScript's profiling; for the whole process",
     )
     enable_tensor_fuser: bool | None = Field(
-        None, alias="ENABLE_TENSOR_FUSER", description="TorchScript's tensor expression fuser; for the whole process"
+        None,
+        alias="ENABLE_TENSOR_FUSER",
+        description="TorchScript's tensor expression fuser; for the whole process",
     )
-    enable_nvfuser: bool | None = Field(None, alias="ENABLE_NVFUSER", description="gone from torch: accepted, with a warning")
+    enable_nvfuser: bool | None = Field(
+        None, alias="ENABLE_NVFUSER", description="gone from torch: accepted, with a warning"
+    )
 
 
 class PythonTensorParams(TorchParams):
     model: str = Field(description="what makes the module: package.module:Class or file.py:Class")
-    state_dict: str | None = Field(None, description="its weights: a .safetensors file, or one that torch loads with weights_only")
+    state_dict: str | None = Field(
+        None,
+        description="its weights: a .safetensors file, or one that torch loads with weights_only",
+    )
     kwargs: Annotated[dict[str, Any], BeforeValidator(_table)] = Field(
         {}, description="arguments of the class: depth=18,width=0.5, or a JSON object"
     )
-    compile: Literal["", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
-        "", description="torch.compile in this mode; not given: as it is"
+    compile: Literal[
+        "", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
+    ] = Field("", description="torch.compile in this mode; not given: as it is")
+    channels_last: bool = Field(
+        False,
+        description="keep images and weights in the channels_last memory format, which GPUs prefer",
     )
-    channels_last: bool = Field(False, description="keep images and weights in the channels_last memory format, which GPUs prefer")

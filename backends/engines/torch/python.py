@@ -25,10 +25,17 @@ class PythonTensor(TorchModule):
     def open(self, params: PythonTensorParams, context: Context, device: torch.device) -> Any:
         made_by = self._find(params.model)
         weights = self.file(params.state_dict) if params.state_dict is not None else None
-        key = made_by, identity_of(weights) if weights is not None else None, repr(sorted(params.kwargs.items())), params.channels_last
+        key = (
+            made_by,
+            identity_of(weights) if weights is not None else None,
+            repr(sorted(params.kwargs.items())),
+            params.channels_last,
+        )
         module: torch.nn.Module = self.shared(key, lambda: self._make(made_by, weights, device))
         self._read_signature(module)
-        self.has_doubles = any(parameter.dtype == torch.float64 for parameter in module.parameters())
+        self.has_doubles = any(
+            parameter.dtype == torch.float64 for parameter in module.parameters()
+        )
         self.can_capture = params.compile not in OWN_GRAPHS
         if not params.compile:
             return module
@@ -40,7 +47,13 @@ class PythonTensor(TorchModule):
             return load(target, self.context.directory)
         except ConfigError as error:
             problems = [
-                Problem(problem.message.replace("Python[", "PythonTensor["), "", self.context.node, "model") for problem in error.problems
+                Problem(
+                    problem.message.replace("Python[", "PythonTensor["),
+                    "",
+                    self.context.node,
+                    "model",
+                )
+                for problem in error.problems
             ]
             raise ConfigError(problems) from error
 
@@ -52,7 +65,9 @@ class PythonTensor(TorchModule):
                 f"{self.who}: {self.params.model} failed with {self.params.kwargs}: {type(error).__name__}: {error}"
             ) from error
         if not isinstance(module, torch.nn.Module):
-            raise BackendError(f"{self.who}: {self.params.model} made a {type(module).__name__}: expected a torch.nn.Module")
+            raise BackendError(
+                f"{self.who}: {self.params.model} made a {type(module).__name__}: expected a torch.nn.Module"
+            )
         if weights is not None:
             self._fill(module, weights)
         module = module.eval().requires_grad_(False).to(device=device, dtype=self._precision)
@@ -63,13 +78,23 @@ class PythonTensor(TorchModule):
         try:
             missing, unexpected = module.load_state_dict(_read_weights(path), strict=False)
         except ModuleNotFoundError as error:
-            raise BackendError(f"{where}: .safetensors files need safetensors: pip install 'penstock[torch]'") from error
+            raise BackendError(
+                f"{where}: .safetensors files need safetensors: pip install 'penstock[torch]'"
+            ) from error
         except pickle.UnpicklingError as error:
-            raise BackendError(f"{where} holds more than tensors, or is no state_dict: {reason_of(error)}") from error
-        except Exception as error:  # safetensors' has no base of its own; RuntimeError for shapes that differ
-            raise BackendError(f"{where} can't be loaded into {self.params.model}: {reason_of(error)}") from error
+            raise BackendError(
+                f"{where} holds more than tensors, or is no state_dict: {reason_of(error)}"
+            ) from error
+        except (
+            Exception
+        ) as error:  # safetensors' has no base of its own; RuntimeError for shapes that differ
+            raise BackendError(
+                f"{where} can't be loaded into {self.params.model}: {reason_of(error)}"
+            ) from error
         wrong = [
-            f"{len(names)} keys {what} ({_some(names)})" for what, names in (("missing", missing), ("unexpected", unexpected)) if names
+            f"{len(names)} keys {what} ({_some(names)})"
+            for what, names in (("missing", missing), ("unexpected", unexpected))
+            if names
         ]
         if wrong:
             raise BackendError(f"{where} does not fit {self.params.model}: {'; '.join(wrong)}")
@@ -83,7 +108,10 @@ class PythonTensor(TorchModule):
 
     def call(self, inputs: list[Any], names: tuple[str, ...]) -> Any:
         if self.params.channels_last:
-            inputs = [each.contiguous(memory_format=torch.channels_last) if each.ndim == 4 else each for each in inputs]
+            inputs = [
+                each.contiguous(memory_format=torch.channels_last) if each.ndim == 4 else each
+                for each in inputs
+            ]
         return self.model(*inputs)
 
 
@@ -93,13 +121,19 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
         return load_file(path)
     found = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(found, dict) or not all(isinstance(each, torch.Tensor) for each in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(each, torch.Tensor) for each in found.values()
+    ):
         raise ValueError(f"it holds {_kinds(found)}: expected tensors by name")
     return found
 
 
 def _kinds(found: Any) -> str:
-    return f"a dict with {_some(list(found))}" if isinstance(found, dict) else f"a {type(found).__name__}"
+    return (
+        f"a dict with {_some(list(found))}"
+        if isinstance(found, dict)
+        else f"a {type(found).__name__}"
+    )
 
 
 def _some(names: list[Any]) -> str:

@@ -16,8 +16,16 @@ WHOLE = (torch.int32, torch.int64, torch.uint32, torch.uint64)
 
 def as_texts(value: Any, label: str) -> list[str]:
     """An input of text: a list of str, or an array of such. Raises InvalidInput."""
-    texts = value.reshape(-1).tolist() if isinstance(value, np.ndarray) else [value] if isinstance(value, str | bytes) else value
-    if not isinstance(texts, list | tuple) or not all(isinstance(text, str | bytes) for text in texts):
+    texts = (
+        value.reshape(-1).tolist()
+        if isinstance(value, np.ndarray)
+        else [value]
+        if isinstance(value, str | bytes)
+        else value
+    )
+    if not isinstance(texts, list | tuple) or not all(
+        isinstance(text, str | bytes) for text in texts
+    ):
         raise InvalidInput(f"{label}: expected a list of texts, got {kind_of(value)}")
     try:
         return [text if isinstance(text, str) else text.decode() for text in texts]
@@ -31,7 +39,11 @@ def as_tensor(value: Any, label: str) -> torch.Tensor:
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "buif":
         # Arrays that can't be shared with torch are copied: other byte order, negative strides, not writable (torch would warn).
-        if not value.dtype.isnative or any(stride < 0 for stride in value.strides) or not value.flags.writeable:
+        if (
+            not value.dtype.isnative
+            or any(stride < 0 for stride in value.strides)
+            or not value.flags.writeable
+        ):
             value = np.array(value, value.dtype.newbyteorder("="))
         with suppress(TypeError):  # torch has no such dtype, as for long doubles
             return torch.from_numpy(value)
@@ -68,4 +80,6 @@ def shapes_in(text: str | None) -> list[tuple[int, ...]]:
     """The shapes in `max` (last profile), by input; a bare batch size is a shape of one number."""
     if text is None:
         return []
-    return [tuple(int(size) for size in shape.split("x")) for shape in text.split(";")[-1].split(",")]
+    return [
+        tuple(int(size) for size in shape.split("x")) for shape in text.split(";")[-1].split(",")
+    ]

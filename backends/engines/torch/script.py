@@ -48,7 +48,9 @@ class TorchScriptTensor(TorchModule):
         try:
             model = torch.jit.load(source, map_location=device)  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as error:
-            raise BackendError(f"{self.who}: the model {path} can't be loaded as TorchScript: {reason_of(error)}") from error
+            raise BackendError(
+                f"{self.who}: the model {path} can't be loaded as TorchScript: {reason_of(error)}"
+            ) from error
         if hasattr(model, "training"):  # one that was frozen has no such thing
             model.eval()
         return model if self._precision is None else model.to(self._precision)
@@ -57,13 +59,19 @@ class TorchScriptTensor(TorchModule):
         """What `forward` takes: the names of its arguments, which are texts, how many must be there."""
         arguments = model.forward.schema.arguments[1:]
         types = [
-            str(argument.type).removeprefix("Optional[").removesuffix("]" * str(argument.type).startswith("Optional["))
+            str(argument.type)
+            .removeprefix("Optional[")
+            .removesuffix("]" * str(argument.type).startswith("Optional["))
             for argument in arguments
         ]
         if types == ["Dict[str, Tensor]"]:
             self.takes_dict = True
             return
-        while arguments and arguments[-1].has_default_value() and types[len(arguments) - 1] not in ("Tensor", "List[str]"):
+        while (
+            arguments
+            and arguments[-1].has_default_value()
+            and types[len(arguments) - 1] not in ("Tensor", "List[str]")
+        ):
             arguments = arguments[:-1]
         for argument, found in zip(arguments, types, strict=False):
             if found not in ("Tensor", "List[str]"):
@@ -73,12 +81,20 @@ class TorchScriptTensor(TorchModule):
                 )
         self.inputs = tuple([argument.name for argument in arguments])
         self.required = sum(not argument.has_default_value() for argument in arguments)
-        self.texts = frozenset(position for position in range(len(arguments)) if types[position] == "List[str]")
+        self.texts = frozenset(
+            position for position in range(len(arguments)) if types[position] == "List[str]"
+        )
 
     def in_order(self, data: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
         if self.takes_dict:
-            if not isinstance(data, dict) or not data or not all(isinstance(name, str) for name in data):
-                raise InvalidInput(f"TorchScriptTensor: the model takes a dict of tensors by name, got {type(data).__name__}")
+            if (
+                not isinstance(data, dict)
+                or not data
+                or not all(isinstance(name, str) for name in data)
+            ):
+                raise InvalidInput(
+                    f"TorchScriptTensor: the model takes a dict of tensors by name, got {type(data).__name__}"
+                )
             names = tuple(sorted(data))
             return names, [data[name] for name in names]
         if self.inputs is not None and len(self.inputs) == 1 and self.texts and _is_texts(data):
@@ -90,7 +106,11 @@ class TorchScriptTensor(TorchModule):
 
     def call(self, inputs: list[Any], names: tuple[str, ...]) -> Any:
         with _Unoptimised() if self.params.disable_optimized_execution else nullcontext():
-            return self.model(dict(zip(names, inputs, strict=True))) if self.takes_dict else self.model(*inputs)
+            return (
+                self.model(dict(zip(names, inputs, strict=True)))
+                if self.takes_dict
+                else self.model(*inputs)
+            )
 
 
 class _Unoptimised:

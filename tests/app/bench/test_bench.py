@@ -72,7 +72,9 @@ class Teller:
 @asynccontextmanager
 async def served(app: Any) -> AsyncIterator[str]:
     """The app on a free port, and its address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="auto", ws="none"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, log_level="error", lifespan="auto", ws="none")
+    )
     server.capture_signals = no_signals  # type: ignore[method-assign]
     task = asyncio.create_task(server.serve())
     while not server.started:
@@ -116,7 +118,9 @@ def command(*arguments: str) -> Result:
 async def test_closed_loop_sends_each_request_once_over_one_connection_a_client() -> None:
     app = Teller()
     async with served(app) as url:
-        report = await bench_url(f"{url}/predict/x", Load([b"a", b"bb"], clients=3, requests=30, warm_up=0))
+        report = await bench_url(
+            f"{url}/predict/x", Load([b"a", b"bb"], clients=3, requests=30, warm_up=0)
+        )
     assert sorted(app.bodies) == [b"a"] * 15 + [b"bb"] * 15
     assert len(app.clients) == app.most == 3
     assert (report.requests, report.outcomes) == (30, {"200": 30})
@@ -132,7 +136,9 @@ async def test_warm_up_is_sent_and_not_counted() -> None:
 async def test_closed_loop_ends_by_time() -> None:
     app = Teller()
     async with served(app) as url:
-        report = await bench_url(f"{url}/predict/x", Load([b"a"], clients=2, seconds=0.1, warm_up=0))
+        report = await bench_url(
+            f"{url}/predict/x", Load([b"a"], clients=2, seconds=0.1, warm_up=0)
+        )
     assert report.requests == len(app.bodies) > 2
     assert report.seconds >= 0.1
 
@@ -145,7 +151,9 @@ async def test_open_loop_sends_the_schedule_without_waiting_for_answers() -> Non
     while due < 0.2:
         due, expected = due + draw(400.0), expected + 1
     async with served(app) as url:
-        running = asyncio.create_task(bench_url(f"{url}/predict/x", Load([b"a"], rate=400.0, seconds=0.2, seed=5, warm_up=0)))
+        running = asyncio.create_task(
+            bench_url(f"{url}/predict/x", Load([b"a"], rate=400.0, seconds=0.2, seed=5, warm_up=0))
+        )
         while app.inside < expected:
             await asyncio.sleep(0.001)
         assert not running.done()
@@ -167,7 +175,9 @@ async def test_open_loop_measures_from_the_scheduled_arrival() -> None:
         return Answer(200, b"")
 
     record = await open_loop(send, [b""], 100.0, seconds=0.2)
-    during = [sample for sample in record.samples[1:] if sample.started < record.samples[0].started + 0.1]
+    during = [
+        sample for sample in record.samples[1:] if sample.started < record.samples[0].started + 0.1
+    ]
     assert during
     assert all(sample.latency > 0.09 for sample in during)
     assert record.late > 0.09
@@ -176,7 +186,9 @@ async def test_open_loop_measures_from_the_scheduled_arrival() -> None:
 async def test_deadline_and_headers_travel_with_each_request() -> None:
     app = Teller()
     async with served(app) as url:
-        load = Load([b"a"], requests=1, deadline=0.25, warm_up=0, headers={"Authorization": "Bearer k"})
+        load = Load(
+            [b"a"], requests=1, deadline=0.25, warm_up=0, headers={"Authorization": "Bearer k"}
+        )
         report = await bench_url(f"{url}/predict/x", load)
     assert app.headers[0][b"penstock-deadline-ms"] == b"250"
     assert app.headers[0][b"authorization"] == b"Bearer k"
@@ -202,14 +214,22 @@ async def test_connections_that_the_server_closes_are_replaced() -> None:
     assert (report.outcomes, len(app.clients)) == ({"200": 6}, 6)
 
 
-@pytest.mark.parametrize("wire", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", b"SSH-2.0-OpenSSH_9\r\n"])
+@pytest.mark.parametrize(
+    "wire", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", b"SSH-2.0-OpenSSH_9\r\n"]
+)
 async def test_a_broken_answer_is_no_answer(wire: bytes) -> None:
     assert await answer_to_pieces(wire) == Answer(NO_ANSWER, b"")
 
 
 async def test_an_answer_in_pieces_behind_an_informational_one_is_read() -> None:
-    head = (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Enc", b"oding: chunked\r\n\r\n")
-    assert await answer_to_pieces(*head, b"2\r\nhe\r\n", b"1\r\ny\r\n0\r\n\r\n") == Answer(200, b"hey")
+    head = (
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Enc",
+        b"oding: chunked\r\n\r\n",
+    )
+    assert await answer_to_pieces(*head, b"2\r\nhe\r\n", b"1\r\ny\r\n0\r\n\r\n") == Answer(
+        200, b"hey"
+    )
 
 
 async def answer_to_pieces(*pieces: bytes) -> Answer:
@@ -238,7 +258,9 @@ async def test_nobody_there_is_said() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))  # and does not listen
         with pytest.raises(NotAnswering, match="is the server running"):
-            await bench_url(f"http://127.0.0.1:{probe.getsockname()[1]}/predict/x", Load([b"a"], requests=1))
+            await bench_url(
+                f"http://127.0.0.1:{probe.getsockname()[1]}/predict/x", Load([b"a"], requests=1)
+            )
 
 
 async def test_a_warm_up_without_success_ends_it_with_the_answer() -> None:
@@ -247,7 +269,9 @@ async def test_a_warm_up_without_success_ends_it_with_the_answer() -> None:
             await bench_url(f"{url}/predict/x", Load([b"a"], requests=1))
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://127.0.0.1:1/", "ftp://x/y", "predict/x"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1", "http://127.0.0.1:1/", "ftp://x/y", "predict/x"]
+)
 def test_an_address_without_scheme_or_path_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="is no address to post to"):
         HttpClient(url)
@@ -286,7 +310,9 @@ def test_own_process_is_measured_and_one_that_is_not_there_is_unknown() -> None:
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc")
 async def test_the_process_that_listens_is_found() -> None:
-    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
+    async with await asyncio.start_server(
+        lambda _, writer: writer.close(), "127.0.0.1", 0
+    ) as server:
         port = server.sockets[0].getsockname()[1]
         assert listener(port) == os.getpid()
     assert listener(port) is None
@@ -319,37 +345,66 @@ def test_a_folder_is_read_by_name_and_a_folder_without_images_is_an_error(tmp_pa
 
 
 async def test_a_pipeline_file_is_measured_in_process() -> None:
-    report = await bench_file(DIGITS / "digits.toml", Load(read_folder(DIGITS), clients=4, requests=20))
+    report = await bench_file(
+        DIGITS / "digits.toml", Load(read_folder(DIGITS), clients=4, requests=20)
+    )
     assert report.outcomes == {"200": 20}
     assert report.usage.rss_mb
 
 
 async def test_errors_in_process_have_the_status_of_http() -> None:
     image = (DIGITS / "digit.png").read_bytes()
-    report = await bench_file(DIGITS / "digits.toml", Load([image, b"no image"], clients=1, requests=4, warm_up=2))
+    report = await bench_file(
+        DIGITS / "digits.toml", Load([image, b"no image"], clients=1, requests=4, warm_up=2)
+    )
     assert report.outcomes == {"200": 2, "422": 2}
 
 
 async def test_a_timeline_has_every_batch_and_wait_of_the_load_and_none_of_the_warm_up() -> None:
     recording = timeline.Recording()
-    await bench_file(DIGITS / "digits.toml", Load(read_folder(DIGITS), clients=4, requests=20, warm_up=5), recording)
+    await bench_file(
+        DIGITS / "digits.toml",
+        Load(read_folder(DIGITS), clients=4, requests=20, warm_up=5),
+        recording,
+    )
     assert timeline.recording is None
     shown = Shown(recording.trace())
     assert set(shown.threads.values()) == {"digits/digits queue", "digits/digits#0"}
     track = shown.spans["digits/digits#0"]
-    batches = [(start, end, arguments) for depth, name, start, end, arguments in track if (depth, name) == (0, "batch")]
-    assert sum(arguments["items"] for *_, arguments in batches) == sum(arguments["rows"] for *_, arguments in batches) == 20
+    batches = [
+        (start, end, arguments)
+        for depth, name, start, end, arguments in track
+        if (depth, name) == (0, "batch")
+    ]
+    assert (
+        sum(arguments["items"] for *_, arguments in batches)
+        == sum(arguments["rows"] for *_, arguments in batches)
+        == 20
+    )
     assert [name for depth, name, *_ in track if depth == 0] == ["batch"] * len(batches)
-    assert [name for depth, name, *_ in track if depth == 1 and name == "run"] == ["run"] * len(batches)
+    assert [name for depth, name, *_ in track if depth == 1 and name == "run"] == ["run"] * len(
+        batches
+    )
     waits = shown.waits["digits/digits queue"]
     assert len(waits) == 20
     assert len(shown.rows["digits/digits queue"]) <= 4
-    assert {end for _, end in waits} == {start for start, *_ in batches}  # an item waits until its batch begins
+    assert {end for _, end in waits} == {
+        start for start, *_ in batches
+    }  # an item waits until its batch begins
 
 
 def test_command_writes_a_timeline(tmp_path: Path) -> None:
     file = tmp_path / "timeline.json"
-    result = command(str(DIGITS / "digits.toml"), "--images", str(DIGITS), "--requests", "10", "--profile", str(file), "--json")
+    result = command(
+        str(DIGITS / "digits.toml"),
+        "--images",
+        str(DIGITS),
+        "--requests",
+        "10",
+        "--profile",
+        str(file),
+        "--json",
+    )
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["requests"] == 10
     assert str(file) in result.stderr
@@ -358,19 +413,40 @@ def test_command_writes_a_timeline(tmp_path: Path) -> None:
     assert shown.about["spans that it had no room for"] == 0
 
 
-def test_command_says_what_a_timeline_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_says_what_a_timeline_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(timeline, "Recording", partial(timeline.Recording, limit=5))
     file = tmp_path / "timeline.json"
-    result = command(str(DIGITS / "digits.toml"), "--images", str(DIGITS), "--requests", "10", "--profile", str(file))
+    result = command(
+        str(DIGITS / "digits.toml"),
+        "--images",
+        str(DIGITS),
+        "--requests",
+        "10",
+        "--profile",
+        str(file),
+    )
     assert result.exit_code == 0, result.output
     found = Shown(json.loads(file.read_bytes())).about
     assert found["spans"] == 5
-    assert f"only the first 5 spans; {found['spans that it had no room for']} later ones did not fit" in result.stderr
+    assert (
+        f"only the first 5 spans; {found['spans that it had no room for']} later ones did not fit"
+        in result.stderr
+    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_command_reports_though_its_timeline_can_not_be_written() -> None:
-    result = command(str(DIGITS / "digits.toml"), "--images", str(DIGITS), "--requests", "2", "--profile", "/dev/full")
+    result = command(
+        str(DIGITS / "digits.toml"),
+        "--images",
+        str(DIGITS),
+        "--requests",
+        "2",
+        "--profile",
+        "/dev/full",
+    )
     assert result.exit_code == 1
     assert "/dev/full can't be written: No space left on device" in result.stderr
     assert "QPS" in result.stdout
@@ -389,7 +465,17 @@ def test_command_prints_the_figures_of_the_guide() -> None:
         result = command(f"{url}/predict/x", "--clients", "1", "--requests", "9", "--warm-up", "2")
     assert result.exit_code == 0, result.output
     lines = dict(line.split(maxsplit=1) for line in result.output.splitlines())
-    assert {"requests", "outcomes", "QPS", "TP50", "TP90", "TP99", "mean", "CPU", "memory"} <= lines.keys()
+    assert {
+        "requests",
+        "outcomes",
+        "QPS",
+        "TP50",
+        "TP90",
+        "TP99",
+        "mean",
+        "CPU",
+        "memory",
+    } <= lines.keys()
     assert lines["outcomes"] == "200: 8, 429: 1"
     assert lines["requests"].startswith("9 in ")
     if Path("/proc/net/tcp").exists():
@@ -399,12 +485,29 @@ def test_command_prints_the_figures_of_the_guide() -> None:
 def test_command_prints_json_of_an_open_loop() -> None:
     app = Teller()
     with served_in_thread(app) as url:
-        result = command(f"{url}/predict/x", "--rate", "200", "--seconds", "0.2", "--deadline-ms", "5000", "--header", "X-A: b", "--json")
+        result = command(
+            f"{url}/predict/x",
+            "--rate",
+            "200",
+            "--seconds",
+            "0.2",
+            "--deadline-ms",
+            "5000",
+            "--header",
+            "X-A: b",
+            "--json",
+        )
     assert result.exit_code == 0, result.output
     found = json.loads(result.output)
     assert found["requests"] == found["in_time"] == found["outcomes"]["200"] == len(app.bodies) - 16
     assert found["latency"].keys() == {"count", "mean", "p50", "p90", "p99", "max"}
-    assert found["usage"].keys() == {"cpu_percent", "rss_mb", "rss_max_mb", "gpu_percent", "gpu_memory_mb"}
+    assert found["usage"].keys() == {
+        "cpu_percent",
+        "rss_mb",
+        "rss_max_mb",
+        "gpu_percent",
+        "gpu_memory_mb",
+    }
     assert app.headers[-1][b"x-a"] == b"b"
     assert 80_000 < len(app.bodies[0]) < 120_000
 

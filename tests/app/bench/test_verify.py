@@ -11,7 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from penstock.app.bench.load import Answer
-from penstock.app.bench.verify import Comparison, Verification, bucket_of, difference, lines, read_results
+from penstock.app.bench.verify import (
+    Comparison,
+    Verification,
+    bucket_of,
+    difference,
+    lines,
+    read_results,
+)
 from penstock.app.cli.main import command_line
 from penstock.app.factory import create_app
 
@@ -77,7 +84,18 @@ def files(tmp_path):
 
 
 def verify(target, files, *more, requests=400):
-    arguments = ["bench", target, "--verify", "--images", files / "images", "--requests", requests, "--clients", 8, *more]
+    arguments = [
+        "bench",
+        target,
+        "--verify",
+        "--images",
+        files / "images",
+        "--requests",
+        requests,
+        "--clients",
+        8,
+        *more,
+    ]
     answer = CliRunner().invoke(command_line, [str(each) for each in arguments])
     return answer.exit_code, answer.stdout + answer.stderr
 
@@ -93,7 +111,15 @@ def test_the_digits_server(running, digits, files):
         assert code == 0 and "0 different" in text and "stored run   0 pairs" not in text, text
     stored = json.loads(store.read_text())
     assert stored["requests"] == 400 and len(stored["results"]) == 4
-    assert sum(count for each in read_results(store).values() for bucket in each.values() for count in bucket.values()) == 400
+    assert (
+        sum(
+            count
+            for each in read_results(store).values()
+            for bucket in each.values()
+            for count in bucket.values()
+        )
+        == 400
+    )
     code, text = verify(url, files)  # the server is gone
     assert code == 1 and "no answer: 400" in text and text.endswith("NOT VERIFIED\n")
 
@@ -106,18 +132,31 @@ def test_a_backend_whose_results_depend_on_its_neighbours_is_found(running, file
     else:
         code, text = verify(files / "ByNeighbour.toml", files)
     assert code == 1 and text.endswith("NOT VERIFIED\n") and "inconsistent 0\n" not in text
-    assert "node in a batch of 4: " in text and "numbers differ by at most" in text and "(result.score)" in text
+    assert (
+        "node in a batch of 4: " in text
+        and "numbers differ by at most" in text
+        and "(result.score)" in text
+    )
     assert "node in a batch of 1: " not in text  # alone it has no neighbour
 
 
 def test_one_wrong_answer_is_found(files):
     code, text = verify(files / "Rare.toml", files)
-    assert code == 1 and "inconsistent 1\n" in text and "2 distinct results (" in text and ", 1×); result.label is " in text
+    assert (
+        code == 1
+        and "inconsistent 1\n" in text
+        and "2 distinct results (" in text
+        and ", 1×); result.label is " in text
+    )
 
 
 def test_different_results_of_different_batch_sizes_are_said_and_allowed(files):
     code, text = verify(files / "BySize.toml", files)
-    assert code == 0 and "inconsistent 0\n" in text and "between batch sizes 4 of 4 images differ (allowed)" in text
+    assert (
+        code == 0
+        and "inconsistent 0\n" in text
+        and "between batch sizes 4 of 4 images differ (allowed)" in text
+    )
     assert "numbers differ by at most" in text and "e-07 (result.score)" in text
 
 
@@ -127,7 +166,11 @@ def test_runs_are_compared(files):
     assert verify(files / "Even.toml", files, "--compare", store)[0] == 0
     (files / "ops.py").write_text(OPS.replace('"label": "a"', '"label": "c"'))
     code, text = verify(files / "Even.toml", files, "--compare", store)
-    assert code == 1 and "other results than in the stored run; " in text and 'result.label is "a" or "c"' in text
+    assert (
+        code == 1
+        and "other results than in the stored run; " in text
+        and 'result.label is "a" or "c"' in text
+    )
 
 
 def test_requests_that_fail_verify_nothing(files):
@@ -145,7 +188,9 @@ def test_requests_that_fail_verify_nothing(files):
     ],
 )
 def test_options_that_do_not_fit(files, arguments, reason):
-    answer = CliRunner().invoke(command_line, ["bench", str(files / "Even.toml"), *arguments], env={"COLUMNS": "200"})
+    answer = CliRunner().invoke(
+        command_line, ["bench", str(files / "Even.toml"), *arguments], env={"COLUMNS": "200"}
+    )
     assert answer.exit_code == 2 and reason in answer.stderr
 
 
@@ -174,7 +219,11 @@ def test_one_result_a_bucket():
     found = Verification()
     for text, size in [("1", 1), ("1", 1), ("2", 2), ("2", 2)]:
         found.note("x", answer(text, size))
-    assert list(found.inconsistent()) == [] and len(list(found.between_buckets())) == 1 and lines(found, None)[1]
+    assert (
+        list(found.inconsistent()) == []
+        and len(list(found.between_buckets())) == 1
+        and lines(found, None)[1]
+    )
     found.note("y", answer("7", 1))  # another image may have another result
     assert lines(found, None)[1]
     found.note("x", answer("3", 2))
@@ -194,7 +243,9 @@ def test_nothing_is_not_verified():
     assert not lines(Verification(), None)[1]
     found = Verification()
     found.note("x", answer("1"))
-    assert not lines(found, Comparison(equal=0, alone=1))[1] and lines(found, Comparison(equal=1))[1]
+    assert (
+        not lines(found, Comparison(equal=0, alone=1))[1] and lines(found, Comparison(equal=1))[1]
+    )
     found.note("x", Answer(429, b""))
     assert not lines(found, None)[1]
 
@@ -205,14 +256,24 @@ def test_a_long_list_is_cut():
         found.note(str(image), answer("1"))
         found.note(str(image), answer("2"))
     text, _ = lines(found, None, limit=5)
-    assert "inconsistent 30" in text and "  … and 25 more" in text and len([line for line in text if "distinct results" in line]) == 5
+    assert (
+        "inconsistent 30" in text
+        and "  … and 25 more" in text
+        and len([line for line in text if "distinct results" in line]) == 5
+    )
 
 
 @pytest.mark.parametrize(
     ("answers", "words"),
     [
-        (['{"a": [1.5, 2.0]}', '{"a": [1.5, 2.25]}', '{"a": [1.0, 2.0]}'], "numbers differ by at most 0.5 (a[0])"),
-        (['{"a": 1, "b": 0.5}', '{"a": 2, "b": 0.75}'], "a is 1 or 2; numbers differ by at most 0.25 (b)"),
+        (
+            ['{"a": [1.5, 2.0]}', '{"a": [1.5, 2.25]}', '{"a": [1.0, 2.0]}'],
+            "numbers differ by at most 0.5 (a[0])",
+        ),
+        (
+            ['{"a": 1, "b": 0.5}', '{"a": 2, "b": 0.75}'],
+            "a is 1 or 2; numbers differ by at most 0.25 (b)",
+        ),
         (['{"a": 1}', '{"b": 1}'], "a is 1 or null"),
         (['{"a": [1]}', '{"a": [1, 2]}'], "a is [1] or [1,2]"),
         (["1", "1.0"], "they are the same but for how they are written"),

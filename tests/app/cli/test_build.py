@@ -33,10 +33,23 @@ def run(monkeypatch):
 def write_model(path, layers=1):
     """N x 4, multiplied by the unit matrix `layers` times."""
     names = [f"x{index}" for index in range(layers + 1)]
-    nodes = [helper.make_node("MatMul", [before, "w"], [after]) for before, after in pairwise(names)]
-    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in (names[0], names[-1])]
-    graph = helper.make_graph(nodes, "graph", ports[:1], ports[1:], [numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    nodes = [
+        helper.make_node("MatMul", [before, "w"], [after]) for before, after in pairwise(names)
+    ]
+    ports = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4])
+        for name in (names[0], names[-1])
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        ports[:1],
+        ports[1:],
+        [numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path
+    )
 
 
 @pytest.fixture
@@ -68,8 +81,14 @@ def test_what_can_not_be_built_exits_with_1_and_the_rest_is_built(run, folder):
     )
     answer = run("build", folder / "net.toml")
     assert answer.exit_code == 1
-    assert "net/good: built in" in answer.stdout and "max has the shape 4x5 for input x0 (Nx4)" in answer.stderr
-    assert f"node 'missing': TensorrtTensor: the model {folder}/gone.onnx does not exist" in answer.stderr
+    assert (
+        "net/good: built in" in answer.stdout
+        and "max has the shape 4x5 for input x0 (Nx4)" in answer.stderr
+    )
+    assert (
+        f"node 'missing': TensorrtTensor: the model {folder}/gone.onnx does not exist"
+        in answer.stderr
+    )
 
 
 BAD = {
@@ -90,17 +109,24 @@ def test_what_is_wrong_names_its_node(run, folder, keys, monkeypatch):
     onnx.external_data_helper.set_external_data(model.graph.initializer[0], "gone.bin")
     (folder / "beside.onnx").write_bytes(model.SerializeToString())
     monkeypatch.setitem(sys.modules, "tensorrt", None)  # as where it is not installed
-    (folder / "net.toml").write_text(f'[a]\nbackend = "TensorrtTensor"\n"model::cache" = "kept/"\n{keys}\n')
+    (folder / "net.toml").write_text(
+        f'[a]\nbackend = "TensorrtTensor"\n"model::cache" = "kept/"\n{keys}\n'
+    )
     answer = run("build", folder / "net.toml")
     assert answer.exit_code == 1 and BAD[keys].format(folder) in answer.stderr
 
 
 def test_what_can_not_be_kept_exits_with_1_and_is_not_built(run, folder):
     (folder / "file").write_text("")
-    (folder / "net.toml").write_text('[a]\nbackend = "TensorrtTensor"\nmodel = "net.onnx"\n"model::cache" = "file/kept/"\n')
+    (folder / "net.toml").write_text(
+        '[a]\nbackend = "TensorrtTensor"\nmodel = "net.onnx"\n"model::cache" = "file/kept/"\n'
+    )
     answer = run("build", folder / "net.toml")
     assert answer.exit_code == 1 and "built in" not in answer.stdout
-    assert f"node 'a': TensorrtTensor: engines can't be kept in {folder}/file/kept: File exists" in answer.stderr
+    assert (
+        f"node 'a': TensorrtTensor: engines can't be kept in {folder}/file/kept: File exists"
+        in answer.stderr
+    )
 
 
 def test_a_file_without_engines_says_so(run, tmp_path):
@@ -164,7 +190,10 @@ def test_who_waits_for_another_build_says_so_and_ctrl_c_ends_it_at_once(start):
     first = start()
     assert first.stdout.readline() == "building\n", first.stderr.read()
     second = start()
-    assert second.stderr.readline() == f"net/first: waits for process {first.pid}, which builds the same engine\n"
+    assert (
+        second.stderr.readline()
+        == f"net/first: waits for process {first.pid}, which builds the same engine\n"
+    )
     second.send_signal(signal.SIGINT)
     answer, said = second.communicate(timeout=60)
     assert (second.returncode, answer, said.strip()) == (130, "", "cancelled")
@@ -187,16 +216,33 @@ def test_files_are_encrypted_beside_themselves(run, folder):
 
 def test_the_key_of_a_file_comes_first(run, folder):
     (folder / "key").write_text("22" * 32)
-    answer = run("encrypt", folder / "net.onnx", "--output", folder / "x.encrypted", "--key-file", folder / "key")
+    answer = run(
+        "encrypt",
+        folder / "net.onnx",
+        "--output",
+        folder / "x.encrypted",
+        "--key-file",
+        folder / "key",
+    )
     assert answer.exit_code == 0
-    assert decrypt((folder / "x.encrypted").read_bytes(), bytes([0x22] * 32), "") == (folder / "net.onnx").read_bytes()
+    assert (
+        decrypt((folder / "x.encrypted").read_bytes(), bytes([0x22] * 32), "")
+        == (folder / "net.onnx").read_bytes()
+    )
 
 
 def test_what_stops_encryption(run, folder, monkeypatch):
-    assert "does not end with .encrypted" in run("encrypt", folder / "net.onnx", "--output", folder / "x").stderr
+    assert (
+        "does not end with .encrypted"
+        in run("encrypt", folder / "net.onnx", "--output", folder / "x").stderr
+    )
     answer = run("encrypt", folder / "net.onnx", "--output", folder / "none" / "x.encrypted")
     assert answer.exit_code == 1 and "No such file or directory" in answer.stderr
     monkeypatch.setenv(KEY, "short")
     answer = run("encrypt", folder / "net.onnx")
-    assert answer.exit_code == 1 and f"{KEY} holds no key" in answer.stderr and "short" not in answer.stderr
+    assert (
+        answer.exit_code == 1
+        and f"{KEY} holds no key" in answer.stderr
+        and "short" not in answer.stderr
+    )
     assert not (folder / "net.onnx.encrypted").exists()

@@ -96,7 +96,12 @@ def test_an_image(digits):
 
 
 def test_a_bare_model(digits):
-    answer = call(digits.parent / "digits.onnx", digits.parent / "digit.png", "--labels", digits.parent / "labels.txt")
+    answer = call(
+        digits.parent / "digits.onnx",
+        digits.parent / "digit.png",
+        "--labels",
+        digits.parent / "labels.txt",
+    )
     assert answer.exit_code == 0, answer.stderr
     assert "result" in json.loads(answer.stdout)
 
@@ -109,7 +114,9 @@ def test_text_and_standard_input(files):
 def test_the_trace(files):
     answer = call(files / "text.toml", "three", "--text", "--trace")
     assert answer.exit_code == 0
-    assert json.loads(answer.stdout) == {"result": 5}  # the trace is not in the way of whoever reads the answer
+    assert json.loads(answer.stdout) == {
+        "result": 5
+    }  # the trace is not in the way of whoever reads the answer
     timeless = re.sub(r" +[\d.]+ ms", " T", answer.stderr)
     assert timeless.splitlines() == [
         "first: queue T, run T, batch 1",
@@ -128,7 +135,11 @@ def test_the_trace_of_images_has_shapes_and_dtypes(digits):
     lines = answer.stderr.splitlines()
     assert "in: data: 125 bytes" in lines[1]
     assert "DecodeMat" in lines[2] and "result: uint8 8×8×3" in lines[2]
-    assert "OnnxTensor" in lines[6] and "data: uint8 1×1×8×8" in lines[6] and "result: float32 1×10" in lines[6]
+    assert (
+        "OnnxTensor" in lines[6]
+        and "data: uint8 1×1×8×8" in lines[6]
+        and "result: float32 1×10" in lines[6]
+    )
 
 
 def test_the_trace_of_a_node_that_runs_in_a_process(files):
@@ -175,7 +186,10 @@ def test_the_trace_ends_where_the_request_ended(files):
     (files / "graph.toml").write_text(text)
     answer = call(files / "graph.toml", "one", "--text", "--trace")
     assert answer.exit_code == 1
-    assert "    out: raised BackendError: node 'word': backend fail raised KeyError: 'secret'\n" in answer.stderr
+    assert (
+        "    out: raised BackendError: node 'word': backend fail raised KeyError: 'secret'\n"
+        in answer.stderr
+    )
     assert answer.stderr.splitlines()[-2:] == [
         "never reached: otherwise, end",
         "node 'word': backend fail raised KeyError: 'secret'",
@@ -186,7 +200,9 @@ def test_a_soft_failure(files, digits):
     answer = call(digits, digits.parent / "labels.txt", "--trace")
     assert answer.exit_code == 1 and not answer.stdout
     assert answer.stderr.splitlines()[-1].startswith("not an image file")
-    assert "DecodeMat" in answer.stderr and "ResizeMat" not in answer.stderr  # the trace shows how far it came
+    assert (
+        "DecodeMat" in answer.stderr and "ResizeMat" not in answer.stderr
+    )  # the trace shows how far it came
     answer = call(files / "text.toml", "", "--text")
     assert answer.exit_code == 1 and answer.stderr == "an empty text\n"
 
@@ -194,12 +210,20 @@ def test_a_soft_failure(files, digits):
 def test_a_backend_that_raises(files):
     answer = call(files / "fails.toml", "x", "--text", "--trace")
     assert answer.exit_code == 1 and not answer.stdout
-    assert "node 'only': backend Python raised KeyError: 'secret'" in answer.stderr or "raised KeyError" in answer.stderr
+    assert (
+        "node 'only': backend Python raised KeyError: 'secret'" in answer.stderr
+        or "raised KeyError" in answer.stderr
+    )
     assert re.search(r"    ops.py:fail .*data: 'x' raised KeyError", answer.stderr)
 
 
 @pytest.mark.parametrize(
-    ("file", "expected"), [("wrong.toml", "did you mean 'DecodeMat'?"), ("gone.toml", "no such file"), ("absent.toml", "absent.onnx")]
+    ("file", "expected"),
+    [
+        ("wrong.toml", "did you mean 'DecodeMat'?"),
+        ("gone.toml", "no such file"),
+        ("absent.toml", "absent.onnx"),
+    ],
 )
 def test_what_can_not_be_run(files, file, expected):
     answer = call(files / file, "x", "--text")
@@ -209,7 +233,10 @@ def test_what_can_not_be_run(files, file, expected):
 
 def test_no_image(files, digits):
     answer = call(digits, files / "gone.png")
-    assert answer.exit_code == 1 and answer.stderr == f"{files / 'gone.png'}: No such file or directory\n"
+    assert (
+        answer.exit_code == 1
+        and answer.stderr == f"{files / 'gone.png'}: No such file or directory\n"
+    )
 
 
 def test_a_running_server(running, digits):
@@ -217,9 +244,15 @@ def test_a_running_server(running, digits):
         url = f"{client.base_url}/predict/digits"
         answer = call(url, digits.parent / "digit.png", "--trace")
         assert answer.exit_code == 0 and json.loads(answer.stdout)["result"] == 3
-        assert re.fullmatch(r'queue\.digits;dur=[\d.]+, run\.digits;dur=[\d.]+;desc="batch 1"\n', answer.stderr)
+        assert re.fullmatch(
+            r'queue\.digits;dur=[\d.]+, run\.digits;dur=[\d.]+;desc="batch 1"\n', answer.stderr
+        )
         answer = call(url, digits.parent / "labels.txt")
-        assert answer.exit_code == 1 and not answer.stdout and json.loads(answer.stderr)["code"] == "invalid_input"
+        assert (
+            answer.exit_code == 1
+            and not answer.stdout
+            and json.loads(answer.stderr)["code"] == "invalid_input"
+        )
     answer = call(url, digits.parent / "digit.png")
     assert answer.exit_code == 1 and "is the server running" in answer.stderr
     answer = call("http://127.0.0.1", digits.parent / "digit.png")
@@ -231,7 +264,11 @@ def test_a_running_server_with_a_token(running, files):
     with running(create_app(files / "text.toml", settings=settings)) as client:
         url = f"{client.base_url}/predict/text"
         answer = call(url, "three", "--text", "--token", "key")
-        assert answer.exit_code == 0 and json.loads(answer.stdout) == {"result": 5} and not answer.stderr
+        assert (
+            answer.exit_code == 0
+            and json.loads(answer.stdout) == {"result": 5}
+            and not answer.stderr
+        )
         answer = call(url, "three", "--text", "--trace", env={"PENSTOCK_ADMIN_TOKEN": "token"})
         assert answer.exit_code == 0 and json.loads(answer.stdout) == {"result": 5}
         assert re.sub(r" +[\d.]+ ms", " T", answer.stderr).splitlines() == [

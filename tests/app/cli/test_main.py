@@ -28,18 +28,31 @@ def test_check_says_what_a_file_says(run, digits):
     answer = run("check", digits)
     assert answer.exit_code == 0
     assert "digits: fine, 1 node" in answer.stdout
-    assert "S[DecodeMat,ResizeMat,CvtColorMat,Mat2Tensor,OnnxTensor,SoftmaxArgMaxTensor]" in answer.stdout and "2 ms" in answer.stdout
+    assert (
+        "S[DecodeMat,ResizeMat,CvtColorMat,Mat2Tensor,OnnxTensor,SoftmaxArgMaxTensor]"
+        in answer.stdout
+        and "2 ms" in answer.stdout
+    )
 
 
 def test_check_warns_of_what_may_not_be_meant(run, tmp_path):
     (tmp_path / "one.toml").write_text('[a]\nnext = "b,a.2"\n[b]\n[a.2]\n')
     answer = run("check", tmp_path)
-    assert answer.exit_code == 0 and "one: fine, 3 nodes" in answer.stdout and "shares a " in answer.stdout
-    assert answer.stderr.startswith("warning: ") and "one.toml [a]: it leads to several last nodes (a.2, b)" in answer.stderr
+    assert (
+        answer.exit_code == 0
+        and "one: fine, 3 nodes" in answer.stdout
+        and "shares a " in answer.stdout
+    )
+    assert (
+        answer.stderr.startswith("warning: ")
+        and "one.toml [a]: it leads to several last nodes (a.2, b)" in answer.stderr
+    )
 
 
 def test_check_prints_every_problem_and_exits_with_1(run, tmp_path):
-    (tmp_path / "one.toml").write_text('[a]\nbackend = "DecodeMap"\nmaxx = 3\n[b]\nbackend = "Identity"\n')
+    (tmp_path / "one.toml").write_text(
+        '[a]\nbackend = "DecodeMap"\nmaxx = 3\n[b]\nbackend = "Identity"\n'
+    )
     (tmp_path / "two.toml").write_text("[a\n")
     answer = run("check", tmp_path)
     assert answer.exit_code == 1 and not answer.stdout
@@ -48,7 +61,9 @@ def test_check_prints_every_problem_and_exits_with_1(run, tmp_path):
 
 
 def test_check_says_which_nodes_are_models(run, tmp_path):
-    (tmp_path / "one.toml").write_text('[pipeline.expose.b]\n[a]\nbackend = "Identity"\nnext = "b"\n[b]\nbackend = "Identity"\n')
+    (tmp_path / "one.toml").write_text(
+        '[pipeline.expose.b]\n[a]\nbackend = "Identity"\nnext = "b"\n[b]\nbackend = "Identity"\n'
+    )
     answer = run("check", tmp_path / "one.toml")
     assert answer.exit_code == 0 and "at /v2 also: one.b" in answer.stdout
 
@@ -74,7 +89,10 @@ def test_serve_help_lists_every_setting(run, monkeypatch):
     answer = run("serve", "--help")
     assert answer.exit_code == 0
     for name in Settings.model_fields:
-        assert re.search(rf"PENSTOCK_{name.upper()}[;\]]", answer.stdout) and f"--{name.replace('_', '-')} " in answer.stdout
+        assert (
+            re.search(rf"PENSTOCK_{name.upper()}[;\]]", answer.stdout)
+            and f"--{name.replace('_', '-')} " in answer.stdout
+        )
     assert "127.0.0.1" in answer.stdout and "67108864" in answer.stdout
 
 
@@ -103,26 +121,60 @@ def test_options_come_before_the_environment(settings_of, monkeypatch):
     monkeypatch.setenv("PENSTOCK_API_KEY", "k3y")
     found = settings_of()
     assert (found.port, found.access_log, found.api_key.get_secret_value()) == (1234, True, "k3y")
-    found = settings_of("--port", 0, "--no-access-log", "--log-format", "json", "--max-body", 100, "--drain-timeout", 1.5)
-    assert (found.port, found.access_log, found.log_format, found.max_body, found.drain_timeout) == (0, False, "json", 100, 1.5)
-    assert found == Settings(port=0, access_log=False, log_format="json", max_body=100, drain_timeout=1.5)
+    found = settings_of(
+        "--port",
+        0,
+        "--no-access-log",
+        "--log-format",
+        "json",
+        "--max-body",
+        100,
+        "--drain-timeout",
+        1.5,
+    )
+    assert (
+        found.port,
+        found.access_log,
+        found.log_format,
+        found.max_body,
+        found.drain_timeout,
+    ) == (0, False, "json", 100, 1.5)
+    assert found == Settings(
+        port=0, access_log=False, log_format="json", max_body=100, drain_timeout=1.5
+    )
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--port", "x"), ("--port", 70000), ("--api-key", "two words"), ("--log-level", "loud"), ("--max-images", 0)]
+    "arguments",
+    [
+        ("--port", "x"),
+        ("--port", 70000),
+        ("--api-key", "two words"),
+        ("--log-level", "loud"),
+        ("--max-images", 0),
+    ],
 )
 def test_wrong_options(run, digits, arguments):
     answer = run("serve", digits, *arguments)
-    assert answer.exit_code == 2 and arguments[0] in answer.stderr and "two words" not in answer.stderr
+    assert (
+        answer.exit_code == 2 and arguments[0] in answer.stderr and "two words" not in answer.stderr
+    )
 
 
 def test_backends(run):
     answer = run("backends")
     assert answer.exit_code == 0
-    rows = {words[0]: " ".join(words[1:]) for line in answer.stdout.splitlines() if len(words := line.split()) > 1}
+    rows = {
+        words[0]: " ".join(words[1:])
+        for line in answer.stdout.splitlines()
+        if len(words := line.split()) > 1
+    }
     assert rows["DecodeMat"] == "yes An image file to pixels."
     assert rows["LetterBoxMat"].startswith("yes YOLO's letterbox")
-    assert rows["cvtColorMat"] == "yes another name of CvtColorMat" and rows["S"] == "yes another name of Sequential"
+    assert (
+        rows["cvtColorMat"] == "yes another name of CvtColorMat"
+        and rows["S"] == "yes another name of Sequential"
+    )
     assert rows["OpenvinoTensor"].startswith("no not in this version")
     answer = run("backends", "ResizeMat")
     assert answer.exit_code == 0 and "resize_h" in answer.stdout and "required" in answer.stdout
@@ -135,9 +187,16 @@ def test_backends(run):
 
 
 def test_backends_say_what_is_missing(run, monkeypatch):
-    monkeypatch.setattr("penstock.backends.expressions.registry.extra_installed", lambda extra: extra != "tensorrt")
-    assert "TensorrtTensor (not here: needs penstock[tensorrt])" in run("backends", "TensorrtTensor").stdout
-    assert "OpenvinoTensor (not here: not in this version)" in run("backends", "OpenvinoTensor").stdout
+    monkeypatch.setattr(
+        "penstock.backends.expressions.registry.extra_installed", lambda extra: extra != "tensorrt"
+    )
+    assert (
+        "TensorrtTensor (not here: needs penstock[tensorrt])"
+        in run("backends", "TensorrtTensor").stdout
+    )
+    assert (
+        "OpenvinoTensor (not here: not in this version)" in run("backends", "OpenvinoTensor").stdout
+    )
     listed = " ".join(run("backends").stdout.split())
     assert "TensorrtTensor no needs penstock[tensorrt]" in listed
 
@@ -147,16 +206,28 @@ def test_a_broken_package_hides_no_other_backend(run, monkeypatch):
     monkeypatch.setattr(registry, "_installed", lambda: {"Broken": broken})
     answer = run("backends")
     listed = " ".join(answer.stdout.split())
-    assert answer.exit_code == 0 and "Broken no the backend Broken of" in listed and "DecodeMat yes" in listed
+    assert (
+        answer.exit_code == 0
+        and "Broken no the backend Broken of" in listed
+        and "DecodeMat yes" in listed
+    )
 
 
 def test_check_says_what_can_not_run_here(run, digits, monkeypatch):
-    monkeypatch.setattr("penstock.app.cli.tables.extra_installed", lambda extra: extra != "tensorrt")
+    monkeypatch.setattr(
+        "penstock.app.cli.tables.extra_installed", lambda extra: extra != "tensorrt"
+    )
     answer = run("check", digits.parents[1] / "resnet" / "guide.toml")
-    assert answer.exit_code == 0 and "resnet50 can't run here: TensorrtTensor needs penstock[tensorrt]" in answer.stdout
+    assert (
+        answer.exit_code == 0
+        and "resnet50 can't run here: TensorrtTensor needs penstock[tensorrt]" in answer.stdout
+    )
     assert answer.stdout.count("can't run here") == 1
 
 
 def test_a_loop_is_no_backend(run):
     answer = run("backends", "Ring")
-    assert answer.exit_code == 1 and "Ring is no backend here: write [pipeline] loop = true" in answer.stderr
+    assert (
+        answer.exit_code == 1
+        and "Ring is no backend here: write [pipeline] loop = true" in answer.stderr
+    )

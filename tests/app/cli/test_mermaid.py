@@ -15,7 +15,9 @@ from penstock.pipelines.config.load import load
 
 LABEL = r'(?:[^"#<>&`%\n]|#\d+;|<br>)+'
 KINDS = {opening: kind for kind, (opening, _) in SHAPES.items()}
-NODE = re.compile(rf"(n\d+)({'|'.join(re.escape(opening) for opening, _ in SHAPES.values())})({LABEL})(\W+)")
+NODE = re.compile(
+    rf"(n\d+)({'|'.join(re.escape(opening) for opening, _ in SHAPES.values())})({LABEL})(\W+)"
+)
 EDGE = re.compile(rf'(n\d+) (==>|-->|-\.->|-\.-|--o)(?:\|"({LABEL})"\|)? (n\d+)')
 
 
@@ -45,7 +47,9 @@ def read(chart):
             found = EDGE.fullmatch(line.strip())
             assert found, line
             origin, arrow, label, target = found.groups()
-            edges.append((names[origin], arrow, text_of(label or ""), names[target]))  # nodes come before edges
+            edges.append(
+                (names[origin], arrow, text_of(label or ""), names[target])
+            )  # nodes come before edges
     return nodes, edges
 
 
@@ -90,7 +94,9 @@ def test_jumps():
         "each": {"backend": "MapReduce(jump=cut,split=boxes)", "merge": "result,score"},
         "cut": {"backend": "CopySplit", "jump": "work", "split_size": 3}, "work": {},
     })  # fmt: skip
-    assert {name: each[0] for name, each in nodes.items() if each[0] == "composite"} == dict.fromkeys(("jump", "each", "cut"), "composite")
+    assert {
+        name: each[0] for name, each in nodes.items() if each[0] == "composite"
+    } == dict.fromkeys(("jump", "each", "cut"), "composite")
     assert nodes["jump"] == ("composite", "Jump")
     assert [edge for edge in edges if edge[1] == "-.->"] == [
         ("jump", "-.->", "jump", "each"),
@@ -108,13 +114,19 @@ def test_logic_and_streams():
 def test_logical_nodes_and_borrowed_ones():
     nodes, edges = drawn({"a": {"next": "a.2"}, "a.2": {"next": "b"}, "b": {"borrow_from": "a"}})
     assert nodes["a.2"] == nodes["b"] == ("shared",)
-    assert [edge for edge in edges if edge[1] == "-.-"] == [("a.2", "-.-", "shares", "a"), ("b", "-.-", "shares", "a")]
+    assert [edge for edge in edges if edge[1] == "-.-"] == [
+        ("a.2", "-.-", "shares", "a"),
+        ("b", "-.-", "shares", "a"),
+    ]
 
 
 def test_entries():
     graph = {"a": {"next": "b"}, "b": {}, "x": {}}
     _, edges = drawn(graph)
-    assert edges[:2] == [("request", "==>", "node_name = a", "a"), ("request", "==>", "node_name = x", "x")]
+    assert edges[:2] == [
+        ("request", "==>", "node_name = a", "a"),
+        ("request", "==>", "node_name = x", "x"),
+    ]
     _, edges = drawn(graph | {"pipeline": {"entry": "x"}})
     assert edges[:2] == [("request", "==>", "node_name = a", "a"), ("request", "==>", "", "x")]
     _, edges = drawn(graph | {"pipeline": {"entry": "b"}})
@@ -131,7 +143,10 @@ def test_groups():
     assert nodes["a"] == ("executor", "Identity", "max 1 & 4, 2 & 1 instances")
 
 
-@pytest.mark.parametrize("text", ['"', '"]) end', "#quot;", "<b>; lt;", "`x`", "%%{init: {}}%%", "a|b", "\x1b[31m", "a\nb", "…"])
+@pytest.mark.parametrize(
+    "text",
+    ['"', '"]) end', "#quot;", "<b>; lt;", "`x`", "%%{init: {}}%%", "a|b", "\x1b[31m", "a\nb", "…"],
+)
 def test_what_means_something_to_mermaid(text):
     split = load({"each": {"backend": "MapReduce", "jump": "x", "split": text.strip()}, "x": {}})
     _, edges = read(flowchart([split]))
@@ -142,7 +157,14 @@ def test_what_means_something_to_mermaid(text):
 
 
 def test_names_that_are_words_of_mermaid():
-    nodes, edges = drawn({"end": {"next": "subgraph"}, "subgraph": {"next": "style"}, "style": {"next": "o"}, "o": {}})
+    nodes, edges = drawn(
+        {
+            "end": {"next": "subgraph"},
+            "subgraph": {"next": "style"},
+            "style": {"next": "o"},
+            "o": {},
+        }
+    )
     assert list(nodes) == ["request", "end", "subgraph", "style", "o"] and len(edges) == 4
 
 
@@ -158,7 +180,10 @@ def test_a_file_a_model_and_standard_input(digits):
     assert answer.exit_code == 0 and not answer.stderr
     nodes, _ = read(answer.stdout)
     assert nodes["digits"][2] == "max 32, 1 instance"
-    assert "OnnxTensor" in graph(digits.parent / "digits.onnx", "--labels", digits.parent / "labels.txt").stdout
+    assert (
+        "OnnxTensor"
+        in graph(digits.parent / "digits.onnx", "--labels", digits.parent / "labels.txt").stdout
+    )
     answer = graph("-", input='[a]\nbackend = "Identity"\n')
     assert read(answer.stdout)[1] == [("request", "==>", "", "a")]
 
@@ -169,7 +194,10 @@ def test_a_directory_is_one_chart(tmp_path):
     first, *lines = graph(tmp_path).stdout.splitlines()
     blocks = "\n".join(line.removeprefix("    ") for line in lines).split("\nend")
     assert first == "flowchart TD" and blocks[2] == ""
-    assert [block.strip().splitlines()[0] for block in blocks[:2]] == ['subgraph p1["one"]', 'subgraph p2["two"]']
+    assert [block.strip().splitlines()[0] for block in blocks[:2]] == [
+        'subgraph p1["one"]',
+        'subgraph p2["two"]',
+    ]
     nodes = [line.strip().partition("[")[0] for line in lines if '["a' in line or '["b' in line]
     assert nodes == ["n1", "n2", "n4", "n5"]  # in each its own
     for block in blocks[:2]:
@@ -178,7 +206,11 @@ def test_a_directory_is_one_chart(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("[a", "standard input: no TOML"), (b"\xff", "standard input: no TOML"), ('[a]\nbackend = "Identitx"\n', "did you mean 'Identity'?")],
+    [
+        ("[a", "standard input: no TOML"),
+        (b"\xff", "standard input: no TOML"),
+        ('[a]\nbackend = "Identitx"\n', "did you mean 'Identity'?"),
+    ],
 )
 def test_what_can_not_be_drawn(text, expected):
     answer = graph("-", input=text)

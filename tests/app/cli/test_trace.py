@@ -84,7 +84,9 @@ async def trace(nodes, data, times=1):
 
 
 async def test_watching_leaves_the_configuration_as_it_was():
-    config = load({"a": {"backend": "S[TraceShout,Identity]", "next": "b"}, "b": {"backend": "TraceShout"}})
+    config = load(
+        {"a": {"backend": "S[TraceShout,Identity]", "next": "b"}, "b": {"backend": "TraceShout"}}
+    )
     (group,) = config.nodes["a"].groups
     cls = group.spec.cls
     watched = Watched(config)
@@ -101,28 +103,49 @@ async def test_watching_leaves_the_configuration_as_it_was():
 
 
 async def test_members_of_an_expression():
-    (step,) = await trace({"a": {"backend": "S[TraceShout,S[Identity,TraceOneByOne]]", "max": 4}}, "x", times=2)
-    members = [(member["backend"], member["depth"], member["out"]["data"]) for member in step["members"]]
-    assert members == [("TraceShout", 1, "'x'"), ("S", 1, "'X'"), ("Identity", 2, "'X'"), ("TraceOneByOne", 2, "'X'")]
+    (step,) = await trace(
+        {"a": {"backend": "S[TraceShout,S[Identity,TraceOneByOne]]", "max": 4}}, "x", times=2
+    )
+    members = [
+        (member["backend"], member["depth"], member["out"]["data"]) for member in step["members"]
+    ]
+    assert members == [
+        ("TraceShout", 1, "'x'"),
+        ("S", 1, "'X'"),
+        ("Identity", 2, "'X'"),
+        ("TraceOneByOne", 2, "'X'"),
+    ]
     assert step["out"] == {"data": "'X'", "result": "'X'"}
 
 
 async def test_each_item_of_a_batch_has_its_own():
-    nodes = {"each": {"backend": "MapReduce", "jump": "a"}, "a": {"backend": "S[TraceShout,TraceOneByOne]", "max": 4}}
+    nodes = {
+        "each": {"backend": "MapReduce", "jump": "a"},
+        "a": {"backend": "S[TraceShout,TraceOneByOne]", "max": 4},
+    }
     (step,) = await trace(nodes, ["x", "y", "z"])
     parts = [part for (part,) in step["parts"]]
     assert [part["batch"] for part in parts] == [3] * 3
     assert [part["in"]["data"] for part in parts] == ["'x'", "'y'", "'z'"]
-    assert [[member["out"]["result"] for member in part["members"]] for part in parts] == [["'X'"] * 2, ["'Y'"] * 2, ["'Z'"] * 2]
+    assert [[member["out"]["result"] for member in part["members"]] for part in parts] == [
+        ["'X'"] * 2,
+        ["'Y'"] * 2,
+        ["'Z'"] * 2,
+    ]
 
 
 async def test_a_member_that_gets_copies():
     (step,) = await trace({"a": {"backend": "TraceOnCopies[TraceShout]"}}, "x")
-    assert [(member["backend"], member["out"]) for member in step["members"]] == [("TraceShout", {"data": "'x'", "result": "'X'"})]
+    assert [(member["backend"], member["out"]) for member in step["members"]] == [
+        ("TraceShout", {"data": "'x'", "result": "'X'"})
+    ]
 
 
 async def test_what_raised():
-    nodes = {"each": {"backend": "MapReduce", "jump": "a"}, "a": {"backend": "S[Identity,TraceShout]", "max": 4}}
+    nodes = {
+        "each": {"backend": "MapReduce", "jump": "a"},
+        "a": {"backend": "S[Identity,TraceShout]", "max": 4},
+    }
     (step,) = await trace(nodes, ["x", "fail"])
     (good,), (bad,) = step["parts"]
     assert good["out"]["result"] == "'X'" and "error" not in good
@@ -133,7 +156,10 @@ async def test_what_raised():
 
 async def test_a_logical_node_is_watched_where_it_runs():
     steps = await trace({"a": {"backend": "TraceShout", "next": "a.2"}, "a.2": {}}, "x")
-    assert [step["out"] for step in steps] == [{"data": "'x'", "result": "'X'"}, {"data": "'X'", "result": "'X'"}]
+    assert [step["out"] for step in steps] == [
+        {"data": "'x'", "result": "'X'"},
+        {"data": "'X'", "result": "'X'"},
+    ]
 
 
 def test_describe():
@@ -146,9 +172,27 @@ def test_describe():
 
 def app(**settings):
     configs = [
-        load({"pipeline": {"name": "text"}, "shout": {"backend": "TraceShout", "next": "end"}, "end": {"backend": "Identity"}}),
-        load({"pipeline": {"name": "decoded"}, "shout": {"backend": "TraceDecoded", "next": "end"}, "end": {"backend": "Identity"}}),
-        load({"pipeline": {"name": "words"}, "stream": {"backend": "TraceStream", "next": "shout"}, "shout": {"backend": "TraceShout"}}),
+        load(
+            {
+                "pipeline": {"name": "text"},
+                "shout": {"backend": "TraceShout", "next": "end"},
+                "end": {"backend": "Identity"},
+            }
+        ),
+        load(
+            {
+                "pipeline": {"name": "decoded"},
+                "shout": {"backend": "TraceDecoded", "next": "end"},
+                "end": {"backend": "Identity"},
+            }
+        ),
+        load(
+            {
+                "pipeline": {"name": "words"},
+                "stream": {"backend": "TraceStream", "next": "shout"},
+                "shout": {"backend": "TraceShout"},
+            }
+        ),
     ]
     return create_app(configs, settings=Settings(**settings))
 
@@ -163,30 +207,58 @@ def test_the_trace_comes_with_the_answer(client):
     answer = client.post("/predict/text", content=b"abc", headers=TRACED)
     assert answer.status_code == 200
     shout, end = answer.json()["trace"]
-    assert (shout["node"], shout["keys"], shout["left"], shout["batch"]) == ("shout", ["data"], ["data", "result"], 1)
+    assert (shout["node"], shout["keys"], shout["left"], shout["batch"]) == (
+        "shout",
+        ["data"],
+        ["data", "result"],
+        1,
+    )
     assert (end["node"], end["filter"], end["status"]) == ("end", "swap", "Run")
     assert {"queue_ms", "run_ms"} < set(end)
     assert "queue.end" in answer.headers["server-timing"]
 
 
-@pytest.mark.parametrize("headers", [ADMIN, ADMIN | {"Penstock-Trace": "0"}, {"Authorization": "Bearer key"}])
+@pytest.mark.parametrize(
+    "headers", [ADMIN, ADMIN | {"Penstock-Trace": "0"}, {"Authorization": "Bearer key"}]
+)
 def test_nobody_else_sees_it(client, headers):
-    assert client.post("/predict/text", content=b"abc", headers=headers).json() == {"result": "B'ABC'"}
+    assert client.post("/predict/text", content=b"abc", headers=headers).json() == {
+        "result": "B'ABC'"
+    }
     assert "trace" not in client.post("/predict/text", content=b"", headers=headers).json()
 
 
 def test_who_may_not_see_it(client, running):
-    answer = client.post("/predict/text", content=b"abc", headers={"Authorization": "Bearer key", "Penstock-Trace": "1"})
-    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden") and "admin token" in answer.json()["detail"]
+    answer = client.post(
+        "/predict/text",
+        content=b"abc",
+        headers={"Authorization": "Bearer key", "Penstock-Trace": "1"},
+    )
+    assert (answer.status_code, answer.json()["code"]) == (
+        403,
+        "forbidden",
+    ) and "admin token" in answer.json()["detail"]
     with running(app(admin_token="token", allow_trace=True)) as unprotected:
-        for headers in ({"Penstock-Trace": "1"}, {"Penstock-Trace": "1", "Authorization": "Bearer tokem"}):
+        for headers in (
+            {"Penstock-Trace": "1"},
+            {"Penstock-Trace": "1", "Authorization": "Bearer tokem"},
+        ):
             answer = unprotected.post("/predict/text", content=b"abc", headers=headers)
             assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
-        assert len(unprotected.post("/predict/text", content=b"abc", headers=TRACED).json()["trace"]) == 2
+        assert (
+            len(unprotected.post("/predict/text", content=b"abc", headers=TRACED).json()["trace"])
+            == 2
+        )
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"admin_token": "token"}, {"admin_token": "token", "allow_model_control": True}, {"allow_trace": True}]
+    "settings",
+    [
+        {},
+        {"admin_token": "token"},
+        {"admin_token": "token", "allow_model_control": True},
+        {"allow_trace": True},
+    ],
 )
 def test_it_is_off_unless_the_operator_allows_it(running, settings):
     with running(app(**settings)) as client:
@@ -198,8 +270,16 @@ def test_it_is_off_unless_the_operator_allows_it(running, settings):
 def test_what_else_the_header_may_say(client):
     for path, value in (("text", "yes"), ("text/batch", "1")):
         files = {"images": b"abc"} if value == "1" else None
-        answer = client.post(f"/predict/{path}", files=files, content=None if files else b"abc", headers=ADMIN | {"Penstock-Trace": value})
-        assert (answer.status_code, answer.json()["detail"]) == (400, "Penstock-Trace is 1, for a request of one image, or 0")
+        answer = client.post(
+            f"/predict/{path}",
+            files=files,
+            content=None if files else b"abc",
+            headers=ADMIN | {"Penstock-Trace": value},
+        )
+        assert (answer.status_code, answer.json()["detail"]) == (
+            400,
+            "Penstock-Trace is 1, for a request of one image, or 0",
+        )
 
 
 def test_a_failure_has_its_trace_and_an_errors_text_is_data_in_it(client):
@@ -207,7 +287,10 @@ def test_a_failure_has_its_trace_and_an_errors_text_is_data_in_it(client):
     assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
     assert int(answer.headers["content-length"]) == len(answer.content)
     (step, stopped) = answer.json()["trace"]
-    assert step["error"] == "no \\udcff <b>text</b>" and stopped["reason"] == "it has an error: no \\udcff <b>text</b>"
+    assert (
+        step["error"] == "no \\udcff <b>text</b>"
+        and stopped["reason"] == "it has an error: no \\udcff <b>text</b>"
+    )
     answer = client.post("/predict/decoded", content=b"fail", headers=TRACED).json()
     (step,) = answer["trace"]
     assert answer["code"] == "backend_error" and "secret" not in answer["detail"]
@@ -215,14 +298,18 @@ def test_a_failure_has_its_trace_and_an_errors_text_is_data_in_it(client):
 
 
 def test_the_trace_of_a_stream_comes_with_its_last_event(client):
-    answer = client.post("/predict/words", content=b"a b", headers=TRACED | {"Accept": "text/event-stream"})
+    answer = client.post(
+        "/predict/words", content=b"a b", headers=TRACED | {"Accept": "text/event-stream"}
+    )
     *parts, last = answer.text.strip().split("\n\n")
     assert parts == ['data: {"result":"A"}', 'data: {"result":"B"}']
     event, data = last.split("\n")
     found = json.loads(data.removeprefix("data: "))
     assert event == "event: end" and found["parts"] == 2
     assert [yielded[0]["node"] for yielded in found["trace"][0]["yields"]] == ["shout", "shout"]
-    answer = client.post("/predict/words", content=b"a fail", headers=TRACED | {"Accept": "text/event-stream"})
+    answer = client.post(
+        "/predict/words", content=b"a fail", headers=TRACED | {"Accept": "text/event-stream"}
+    )
     event, data = answer.text.strip().split("\n\n")[-1].split("\n")
     assert event == "event: error"
     assert "secret" in json.loads(data.removeprefix("data: "))["trace"][0]["yields"][1][0]["error"]

@@ -13,15 +13,34 @@ def text(*steps):
 
 def test_what_default_filters_nearly_always_say_is_not_said():
     for filter_name in ("swap", "Run"):
-        step = {"node": "a", "filter": filter_name, "status": "Run", "keys": ["data"], **RAN, "left": ["data", "result"]}
-        assert text(step) == ["a: queue 0.250 ms, run 12.500 ms, batch 3", "    in: data", "    out: data, result"]
+        step = {
+            "node": "a",
+            "filter": filter_name,
+            "status": "Run",
+            "keys": ["data"],
+            **RAN,
+            "left": ["data", "result"],
+        }
+        assert text(step) == [
+            "a: queue 0.250 ms, run 12.500 ms, batch 3",
+            "    in: data",
+            "    out: data, result",
+        ]
 
 
 def test_what_filters_say():
-    assert text({"node": "a", "filter": "or", "status": "Skip", "reason": "it has a result", "keys": ["data"]}) == [
-        "a: or says Skip (it has a result)"
+    assert text(
+        {
+            "node": "a",
+            "filter": "or",
+            "status": "Skip",
+            "reason": "it has a result",
+            "keys": ["data"],
+        }
+    ) == ["a: or says Skip (it has a result)"]
+    assert text({"node": "a", "filter": "swap", "status": "Break", "keys": []}) == [
+        "a: swap says Break"
     ]
-    assert text({"node": "a", "filter": "swap", "status": "Break", "keys": []}) == ["a: swap says Break"]
     assert text({"node": "a", "status": "skipped with b"}) == ["a: skipped with b"]
     assert text({"node": "a", "filter": "or", "status": "Run", "keys": ["data"], **RAN})[0] == (
         "a: or says Run, queue 0.250 ms, run 12.500 ms, batch 3"
@@ -29,9 +48,18 @@ def test_what_filters_say():
 
 
 def test_what_did_not_come_through():
-    assert text({"node": "a", "keys": ["data"]}) == ["a: dropped before it was through", "    in: data"]
-    assert text({"node": "a", "keys": ["data"], **RAN, "error": "ValueError: no"})[2] == "    out: raised ValueError: no"
-    assert text({"node": "a", "keys": ["data"], **RAN, "left": ["data", "error"], "error": "no"})[2] == "    out: data, error (no)"
+    assert text({"node": "a", "keys": ["data"]}) == [
+        "a: dropped before it was through",
+        "    in: data",
+    ]
+    assert (
+        text({"node": "a", "keys": ["data"], **RAN, "error": "ValueError: no"})[2]
+        == "    out: raised ValueError: no"
+    )
+    assert (
+        text({"node": "a", "keys": ["data"], **RAN, "left": ["data", "error"], "error": "no"})[2]
+        == "    out: data, error (no)"
+    )
 
 
 def test_members_and_values_where_they_are_known():
@@ -54,7 +82,17 @@ def test_members_and_values_where_they_are_known():
 
 def test_parts_and_yields():
     part = [{"node": "b", "status": "skipped with a"}]
-    assert text({"node": "a", "keys": [], "parts": [part, part], "more_parts": 3, "yields": [part], "left": ["data"], **RAN})[1:] == [
+    assert text(
+        {
+            "node": "a",
+            "keys": [],
+            "parts": [part, part],
+            "more_parts": 3,
+            "yields": [part],
+            "left": ["data"],
+            **RAN,
+        }
+    )[1:] == [
         "    in:",
         "    part 1 of 5",
         "        b: skipped with a",
@@ -68,5 +106,7 @@ def test_parts_and_yields():
 
 
 def test_nothing_steers_a_terminal():
-    found = text({"node": "a", "keys": ["\x1b[2J", "a\nb: run"], **RAN, "error": "gone\r\x9b31m…\udcff"})
+    found = text(
+        {"node": "a", "keys": ["\x1b[2J", "a\nb: run"], **RAN, "error": "gone\r\x9b31m…\udcff"}
+    )
     assert found[1:] == ["    in: \\x1b[2J, a\\nb: run", "    out: raised gone\\r\\x9b31m…\\udcff"]

@@ -58,11 +58,16 @@ def test_all_else_needs_the_key(running, files):
                 {"Authorization": f"Basic {KEY}"},
                 {"Authorization": b"Bearer \xe9"},
             ):
-                answer = client.request(method, path, headers=headers, content=b"x" if method != "GET" else None)
+                answer = client.request(
+                    method, path, headers=headers, content=b"x" if method != "GET" else None
+                )
                 assert answer.status_code == 401, (method, path, headers)
                 assert answer.headers["www-authenticate"].startswith("Bearer")
                 assert answer.headers["content-type"] == "application/problem+json"
-                assert answer.json()["code"] == "unauthorized" and answer.json()["request_id"] == answer.headers["x-request-id"]
+                assert (
+                    answer.json()["code"] == "unauthorized"
+                    and answer.json()["request_id"] == answer.headers["x-request-id"]
+                )
         twice = [("Authorization", f"Bearer {KEY}"), ("Authorization", "Bearer wrong")]
         assert client.get("/pipelines", headers=twice).status_code == 401
 
@@ -74,7 +79,9 @@ def test_the_key_and_the_admin_token_open(running, files, token):
         assert client.post("/predict/echo", content=b"x").status_code == 200
         for path in ("/pipelines", "/metrics", "/docs", "/openapi.json"):
             assert client.get(path).status_code == 200
-        assert client.get("/metrics", headers={"Authorization": f"bearer  {token}"}).status_code == 200
+        assert (
+            client.get("/metrics", headers={"Authorization": f"bearer  {token}"}).status_code == 200
+        )
 
 
 def test_without_a_key_nothing_is_asked_for(running, files):
@@ -106,13 +113,20 @@ def test_who_may_load_and_unload(running, files, settings, token, status):
             assert answer.status_code == status, answer.text
             if status != 200:
                 assert answer.headers["content-type"] == "application/problem+json"
-        assert client.post("/predict/echo", content=b"x", headers=bearer(settings.get("api_key"))).status_code == 200
+        assert (
+            client.post(
+                "/predict/echo", content=b"x", headers=bearer(settings.get("api_key"))
+            ).status_code
+            == 200
+        )
 
 
 def test_load_and_unload_change_what_is_served(running, tmp_path):
     file = tmp_path / "echo.toml"
     file.write_text('[a]\nbackend = "Identity"\n')
-    with running(create_app(tmp_path, settings=Settings(admin_token=ADMIN, allow_model_control=True))) as client:
+    with running(
+        create_app(tmp_path, settings=Settings(admin_token=ADMIN, allow_model_control=True))
+    ) as client:
         client.headers.update(bearer(ADMIN))
         assert client.post("/pipelines/echo/unload").json() == {"name": "echo", "state": "unloaded"}
         assert client.post("/predict/echo", content=b"x").status_code == 404
@@ -125,12 +139,23 @@ def test_load_and_unload_change_what_is_served(running, tmp_path):
         assert answer.status_code == 404 and "did you mean 'more'" in answer.json()["detail"]
         file.write_text('[a]\nbackend = "Identiti"\n')
         answer = client.post("/pipelines/echo/load")
-        assert (answer.status_code, answer.json()["code"]) == (422, "config") and "did you mean 'Identity'" in answer.json()["detail"]
+        assert (answer.status_code, answer.json()["code"]) == (
+            422,
+            "config",
+        ) and "did you mean 'Identity'" in answer.json()["detail"]
         file.write_text('[a]\nbackend = "OnnxTensor"\nmodel = "absent.onnx"\n')
         answer = client.post("/pipelines/echo/load")
-        assert (answer.status_code, answer.json()["code"]) == (500, "load_failed") and "absent.onnx" in answer.json()["detail"]
-        states = {each["name"]: each["state"] for each in client.get("/pipelines").json()["pipelines"]}
-        assert states == {"echo": "failed", "more": "ready"} and "absent.onnx" not in client.get("/pipelines").text
+        assert (answer.status_code, answer.json()["code"]) == (
+            500,
+            "load_failed",
+        ) and "absent.onnx" in answer.json()["detail"]
+        states = {
+            each["name"]: each["state"] for each in client.get("/pipelines").json()["pipelines"]
+        }
+        assert (
+            states == {"echo": "failed", "more": "ready"}
+            and "absent.onnx" not in client.get("/pipelines").text
+        )
 
 
 def test_the_key_protects_a_router_too(running, files):
@@ -142,9 +167,16 @@ def test_the_key_protects_a_router_too(running, files):
         for path in ("/models/predict/echo", "/models/predict/echo/batch", "/models/predict/none"):
             answer = client.post(path, content=b"x")
             assert answer.status_code == 401 and answer.json()["code"] == "unauthorized"
-        assert client.get("/models/metrics").status_code == client.get("/models/pipelines").status_code == 401
+        assert (
+            client.get("/models/metrics").status_code
+            == client.get("/models/pipelines").status_code
+            == 401
+        )
         assert client.get("/models/health/ready").status_code == 200
-        assert client.post("/models/predict/echo", content=b"x", headers=bearer(KEY)).status_code == 200
+        assert (
+            client.post("/models/predict/echo", content=b"x", headers=bearer(KEY)).status_code
+            == 200
+        )
         assert client.post("/models/pipelines/echo/unload", headers=bearer(KEY)).status_code == 403
 
 

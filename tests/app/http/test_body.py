@@ -43,7 +43,10 @@ def encoded(images, field, boundary=b"x"):
     request = httpx.Request(
         "POST",
         "http://x",
-        files=[(field, (f'"odd"; name="{index}".png', image, "image/png")) for index, image in enumerate(images)],
+        files=[
+            (field, (f'"odd"; name="{index}".png', image, "image/png"))
+            for index, image in enumerate(images)
+        ],
         headers={"Content-Type": f"multipart/form-data; boundary={boundary.decode()}"},
     )
     return request.read()
@@ -65,14 +68,19 @@ def test_multipart_comes_back(images):
 def test_json_comes_back(images):
     texts = [base64.b64encode(image).decode() for image in images]
     assert images_of(json.dumps({"images": texts}).encode(), "json", many=True) == images
-    assert images_of(json.dumps({"image": f"data:image/png;base64,{texts[0]}"}).encode(), "json") == images[:1]
+    assert (
+        images_of(json.dumps({"image": f"data:image/png;base64,{texts[0]}"}).encode(), "json")
+        == images[:1]
+    )
 
 
 def test_a_large_body_is_parsed_whole():
     """In one piece, on a helper thread."""
     image = bytes(range(256)) * 20_000
     assert images_of(encoded([image, image], "images"), "multipart", many=True) == [image, image]
-    assert images_of(json.dumps({"image": base64.b64encode(image).decode()}).encode(), "json") == [image]
+    assert images_of(json.dumps({"image": base64.b64encode(image).decode()}).encode(), "json") == [
+        image
+    ]
 
 
 def only_ours(call, *arguments, **options):
@@ -90,7 +98,10 @@ def only_ours(call, *arguments, **options):
 @example(b"", False)
 @example(b"--x--", False)
 @example(b"--x\r\nContent-Disposition: form-data; name*1=a;name*=b\r\n\r\nx\r\n--x--\r\n", False)
-@example(b"--x\r\nContent-Disposition: form-data; name*" + b"9" * 4100 + b"=1\r\n\r\nx\r\n--x--\r\n", False)
+@example(
+    b"--x\r\nContent-Disposition: form-data; name*" + b"9" * 4100 + b"=1\r\n\r\nx\r\n--x--\r\n",
+    False,
+)
 @example(b"--x\r\nContent-Disposition: \xff\x80\r\n\r\nx\r\n--x--\r\n", False)
 @example(b"--x\r\nA: " + b"b" * 9000 + b"\r\n\r\nx\r\n--x--\r\n", True)
 @example(b"--x\r\n" + b"a: b\r\n" * 1000 + b"\r\nx\r\n--x--\r\n", True)
@@ -100,7 +111,8 @@ def test_any_multipart_body_is_read_or_refused(content, many):
 
 @ample
 @given(
-    st.text(st.characters(codec="latin-1"), max_size=50), st.sampled_from(["", "; boundary=x", "; boundary", "; boundary*0=x", ";" * 50])
+    st.text(st.characters(codec="latin-1"), max_size=50),
+    st.sampled_from(["", "; boundary=x", "; boundary", "; boundary*0=x", ";" * 50]),
 )
 @example("; boundary*1=a; boundary*=b", "")
 @example("; boundary*" + "9" * 5000 + "=x", "")
@@ -118,13 +130,20 @@ def test_any_content_type_is_read_or_refused(text, end):
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["image", "images", "a"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["image", "images", "a"]), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
 
 @ample
-@given(st.binary(max_size=60) | VALUES.map(lambda value: json.dumps(value).encode("utf-8", "surrogatepass")), st.booleans())
+@given(
+    st.binary(max_size=60)
+    | VALUES.map(lambda value: json.dumps(value).encode("utf-8", "surrogatepass")),
+    st.booleans(),
+)
 @example(b'{"image": "\\ud800"}', False)
 @example(b'{"\\ud800": 1}', False)
 @example(b"{" * 5000, True)
@@ -134,7 +153,11 @@ def test_any_json_body_is_read_or_refused(content, many):
 
 
 @ample
-@given(st.binary(max_size=300), st.none() | st.sampled_from([b"", b"application/octet-stream", b"application/x-www-form-urlencoded"]))
+@given(
+    st.binary(max_size=300),
+    st.none()
+    | st.sampled_from([b"", b"application/octet-stream", b"application/x-www-form-urlencoded"]),
+)
 def test_any_body_can_be_sniffed(content, kind):
     try:
         assert body.sniff(content, kind) in {"raw", "json"}
@@ -159,7 +182,11 @@ def test_what_bytes_are_taken_for(content, kind, form):
 
 @pytest.mark.parametrize("name", [b"IMAGE", b'im"age', "bild-ü".encode(), b""])
 def test_the_field_that_is_there_is_named(name):
-    content = b'--x\r\nContent-Disposition: form-data; name="' + name.replace(b'"', b'\\"') + b'"\r\n\r\nabc\r\n--x--\r\n'
+    content = (
+        b'--x\r\nContent-Disposition: form-data; name="'
+        + name.replace(b'"', b'\\"')
+        + b'"\r\n\r\nabc\r\n--x--\r\n'
+    )
     with pytest.raises(InvalidRequest) as caught:
         images_of(content, "multipart")
     assert repr(name.decode()) in str(caught.value)
@@ -182,7 +209,12 @@ def test_bounds():
 
 def test_malformed_bodies_leave_no_lines_in_the_log(caplog):
     with caplog.at_level(logging.DEBUG, "penstock"):
-        for content in (b"--x\r\nA\r\n\r\n--x", b"--y", b"--x\r\n\xff: a\r\n\r\n--x--", b"--x--junk"):
+        for content in (
+            b"--x\r\nA\r\n\r\n--x",
+            b"--y",
+            b"--x\r\n\xff: a\r\n\r\n--x--",
+            b"--x--junk",
+        ):
             only_ours(images_of, content, "multipart")
     assert caplog.records == []
 

@@ -18,7 +18,11 @@ HTTP = {
 
 
 def exceptions():
-    return [found for found in vars(errors).values() if isinstance(found, type) and issubclass(found, errors.PenstockError)]
+    return [
+        found
+        for found in vars(errors).values()
+        if isinstance(found, type) and issubclass(found, errors.PenstockError)
+    ]
 
 
 @pytest.mark.parametrize("kind", exceptions(), ids=lambda kind: kind.__name__)
@@ -27,15 +31,30 @@ def test_every_exception_has_its_status(kind):
     status, headers, body = problem(error, "r1")
     found = orjson.loads(body)
     assert status == found["status"] == HTTP[kind.__name__]
-    assert found["type"] == "about:blank" and found["request_id"] == "r1" and found["code"] == kind.code
+    assert (
+        found["type"] == "about:blank"
+        and found["request_id"] == "r1"
+        and found["code"] == kind.code
+    )
     fields = dict(headers)
-    assert fields[b"content-type"] == b"application/problem+json" and int(fields[b"content-length"]) == len(body)
+    assert fields[b"content-type"] == b"application/problem+json" and int(
+        fields[b"content-length"]
+    ) == len(body)
     assert (b"retry-after" in fields) == (status in (429, 503))
 
 
 def test_statuses_of_the_inference_protocol():
-    found = {code: STATUSES[code].protocol for code in ("too_large", "invalid_input", "queue_full", "overloaded", "deadline_exceeded")}
-    assert found == {"too_large": 400, "invalid_input": 400, "queue_full": 503, "overloaded": 503, "deadline_exceeded": 503}
+    found = {
+        code: STATUSES[code].protocol
+        for code in ("too_large", "invalid_input", "queue_full", "overloaded", "deadline_exceeded")
+    }
+    assert found == {
+        "too_large": 400,
+        "invalid_input": 400,
+        "queue_full": 503,
+        "overloaded": 503,
+        "deadline_exceeded": 503,
+    }
 
 
 def test_nothing_internal_is_told():
@@ -59,7 +78,9 @@ def test_request_ids_that_are_kept(sent):
     assert choose_request_id(sent) == sent.decode()
 
 
-@pytest.mark.parametrize("sent", [None, b"", b"x" * 129, b"a b", b"a\n", b"\xe9", b"a\x7f", b"\x1b[0m"])
+@pytest.mark.parametrize(
+    "sent", [None, b"", b"x" * 129, b"a b", b"a\n", b"\xe9", b"a\x7f", b"\x1b[0m"]
+)
 def test_request_ids_that_are_replaced(sent):
     first, second = choose_request_id(sent), choose_request_id(sent)
     assert first != second and first.isascii() and 8 < len(first) < 40

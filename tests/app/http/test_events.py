@@ -47,7 +47,11 @@ async def source(item, call):
                 raise InvalidInput("the rest can't be read")
             if word == "wait":
                 await asyncio.Event().wait()
-            yield {"large": MEGABYTE, "some": MEGABYTE[:100_000], "odd": object()}[word] if word.isalpha() else int(word)
+            yield (
+                {"large": MEGABYTE, "some": MEGABYTE[:100_000], "odd": object()}[word]
+                if word.isalpha()
+                else int(word)
+            )
     finally:
         SOURCE.ended.set()
 
@@ -56,7 +60,9 @@ async def source(item, call):
 class Twice:
     def forward(self, batch):
         for item in batch:
-            item["result"] = item["data"] if isinstance(item["data"], str) else {"twice": 2 * item["data"]}
+            item["result"] = (
+                item["data"] if isinstance(item["data"], str) else {"twice": 2 * item["data"]}
+            )
             item["note"] = "two\nlines"
 
 
@@ -68,7 +74,13 @@ def begin():
 def configs():
     table = {"name": "parts", "outputs": {"note": {"kind": "text"}}}
     return [
-        load({"pipeline": table, "source": {"backend": "StreamSource", "next": "twice"}, "twice": {"backend": "StreamTwice"}}),
+        load(
+            {
+                "pipeline": table,
+                "source": {"backend": "StreamSource", "next": "twice"},
+                "twice": {"backend": "StreamTwice"},
+            }
+        ),
         load({"pipeline": {"name": "raw"}, "source": {"backend": "StreamSource"}}),
         load({"pipeline": {"name": "echo"}, "echo": {"backend": "Identity"}}),
     ]
@@ -167,22 +179,43 @@ def test_an_event_a_part_and_the_end(running, host):
 def test_each_part_comes_as_soon_as_it_is_there(client):
     with client.stream("PUT", "/predict/parts", content=b"1 wait", headers=EVENTS) as answer:
         lines = answer.iter_lines()
-        assert json.loads(next(lines).removeprefix("data: "))["result"] == {"twice": 2}  # while the source waits for ever
+        assert json.loads(next(lines).removeprefix("data: "))["result"] == {
+            "twice": 2
+        }  # while the source waits for ever
         assert not SOURCE.ended.is_set()
     assert SOURCE.ended.wait(10)
 
 
 def test_headers(client):
-    with client.stream("POST", "/predict/parts", content=b"1", headers=EVENTS | {"X-Request-Id": "story-1"}) as answer:
-        assert answer.headers["cache-control"] == "no-store" and answer.headers["x-request-id"] == "story-1"
-        assert answer.headers["transfer-encoding"] == "chunked" and "content-length" not in answer.headers
+    with client.stream(
+        "POST", "/predict/parts", content=b"1", headers=EVENTS | {"X-Request-Id": "story-1"}
+    ) as answer:
+        assert (
+            answer.headers["cache-control"] == "no-store"
+            and answer.headers["x-request-id"] == "story-1"
+        )
+        assert (
+            answer.headers["transfer-encoding"] == "chunked"
+            and "content-length" not in answer.headers
+        )
         answer.read()
 
 
 def test_curl(client):
-    command = ["curl", "-sN", "-H", "Accept: text/event-stream", "-d", "1 2", f"{client.base_url}/predict/raw"]
+    command = [
+        "curl",
+        "-sN",
+        "-H",
+        "Accept: text/event-stream",
+        "-d",
+        "1 2",
+        f"{client.base_url}/predict/raw",
+    ]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    assert answer.stdout == 'data: {"result":1}\n\ndata: {"result":2}\n\nevent: end\ndata: {"parts":2}\n\n'
+    assert (
+        answer.stdout
+        == 'data: {"result":1}\n\ndata: {"result":2}\n\nevent: end\ndata: {"parts":2}\n\n'
+    )
 
 
 def test_without_the_accept_header_the_parts_results_are_one_answer(client):
@@ -192,11 +225,18 @@ def test_without_the_accept_header_the_parts_results_are_one_answer(client):
     assert client.post("/predict/raw", content=b" ").json() == {"result": []}
     images = [("images", b"1"), ("images", b"fail"), ("images", b"2 3")]
     answer = client.post("/predict/raw/batch", files=images, headers=EVENTS).json()["results"]
-    assert answer[0] == {"result": [1]} and answer[1]["code"] == "backend_error" and answer[2] == {"result": [2, 3]}
+    assert (
+        answer[0] == {"result": [1]}
+        and answer[1]["code"] == "backend_error"
+        and answer[2] == {"result": [2, 3]}
+    )
 
 
 def test_a_pipeline_that_does_not_stream_gives_one_event(client):
-    assert events(client, b"abc", "/predict/echo") == [("message", {"result": "YWJj"}), ("end", {"parts": 1})]
+    assert events(client, b"abc", "/predict/echo") == [
+        ("message", {"result": "YWJj"}),
+        ("end", {"parts": 1}),
+    ]
 
 
 def test_no_part_at_all(client):
@@ -204,7 +244,12 @@ def test_no_part_at_all(client):
 
 
 @pytest.mark.parametrize(
-    ("data", "status", "code"), [(b"fail", 500, "backend_error"), (b"unreadable 1", 422, "invalid_input"), (b"odd", 500, "backend_error")]
+    ("data", "status", "code"),
+    [
+        (b"fail", 500, "backend_error"),
+        (b"unreadable 1", 422, "invalid_input"),
+        (b"odd", 500, "backend_error"),
+    ],
 )
 def test_what_fails_before_the_first_part_is_an_ordinary_problem(client, data, status, code):
     answer = client.post("/predict/raw", content=data, headers=EVENTS)
@@ -223,7 +268,10 @@ def test_what_fails_before_the_first_part_is_an_ordinary_problem(client, data, s
     ],
 )
 def test_what_fails_later_is_the_last_event(client, word, status, code):
-    headers = {"X-Request-Id": "story-2", "Penstock-Deadline-Ms": "200" if word == "wait" else "20000"}
+    headers = {
+        "X-Request-Id": "story-2",
+        "Penstock-Deadline-Ms": "200" if word == "wait" else "20000",
+    }
     first, (name, problem) = events(client, f"1 {word} 2".encode(), "/predict/raw", **headers)
     assert first == ("message", {"result": 1}) and name == "error"
     assert (problem["status"], problem["code"], problem["request_id"]) == (status, code, "story-2")
@@ -240,7 +288,9 @@ def test_the_connection_serves_on(client):
 
 
 @HOSTS
-@pytest.mark.parametrize("data", [b"1 wait", b"some " * 200_000], ids=["while it waits", "while it sends"])
+@pytest.mark.parametrize(
+    "data", [b"1 wait", b"some " * 200_000], ids=["while it waits", "while it sends"]
+)
 def test_a_client_that_leaves_ends_the_node(running, host, data):
     with running(host()) as client:
         with client.stream("POST", "/predict/raw", content=data, headers=EVENTS) as answer:
@@ -265,7 +315,10 @@ def test_a_slow_reader_slows_the_node(client):
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         reader.settimeout(30)
         reader.connect((client.base_url.host, client.base_url.port))
-        head = b"POST /predict/raw HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\nContent-Length: %d\r\n\r\n" % len(body)
+        head = (
+            b"POST /predict/raw HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\nContent-Length: %d\r\n\r\n"
+            % len(body)
+        )
         reader.sendall(head + body)
 
         def stands_still():
@@ -287,7 +340,14 @@ def test_a_slow_reader_slows_the_node(client):
 def request(data):
     """A request as ASGI has it, of a client that stays."""
     headers = [(b"accept", b"text/event-stream")]
-    scope = {"type": "http", "method": "POST", "path": "/predict/raw", "query_string": b"", "root_path": "", "headers": headers}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/predict/raw",
+        "query_string": b"",
+        "root_path": "",
+        "headers": headers,
+    }
     messages = [{"type": "http.request", "body": data, "more_body": False}]
 
     async def receive():
@@ -310,7 +370,13 @@ async def test_the_next_part_is_asked_for_when_the_former_one_has_been_taken():
 
     async with lifespan(app):
         answer = asyncio.create_task(app(*request(b"1 2 3"), send))
-        for advanced, messages in ((1, 1), (1, 2), (2, 3), (3, 4), (3, 5)):  # the head, three parts, the end
+        for advanced, messages in (
+            (1, 1),
+            (1, 2),
+            (2, 3),
+            (3, 4),
+            (3, 5),
+        ):  # the head, three parts, the end
             await idle()
             assert (SOURCE.advanced, len(sent)) == (advanced, messages)
             taken.release()

@@ -111,7 +111,11 @@ def until(condition, seconds=10):
 
 def inside(client):
     lines = client.get("/metrics").text.splitlines()
-    return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith("penstock_requests_inside{"))
+    return next(
+        float(line.rpartition(" ")[2])
+        for line in lines
+        if line.startswith("penstock_requests_inside{")
+    )
 
 
 def connect(client, data):
@@ -122,7 +126,10 @@ def connect(client, data):
 
 
 def request(body, path="/predict/gate", kind="application/octet-stream", length=None):
-    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {length or len(body)}\r\n\r\n".encode() + body
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {length or len(body)}\r\n\r\n".encode()
+        + body
+    )
 
 
 def batch_request(*images):
@@ -204,17 +211,26 @@ def test_who_leaves_during_the_upload(running, host, patient, caplog):
 @HOSTS
 def test_slow_requests_keep_their_connection(running, host):
     """Whoever listens for a departure must not take the next request."""
-    with running(host()) as client, connect(client, request(b"wait")) as wire, wire.makefile("rb") as file:
+    with (
+        running(host()) as client,
+        connect(client, request(b"wait")) as wire,
+        wire.makefile("rb") as file,
+    ):
         for opened in range(3):
             assert GATE.inside.wait(10)
             time.sleep(3 * PATIENCE)  # somebody listens now
             if opened == 1:
-                wire.sendall(request(b"ahead") + batch_request(b"a", b"bc"))  # pipelined while one runs
+                wire.sendall(
+                    request(b"ahead") + batch_request(b"a", b"bc")
+                )  # pipelined while one runs
             GATE.inside.clear()
             GATE.open.set()
             assert answers(file, 1) == [{"result": 4}]
             if opened == 1:
-                assert answers(file, 2) == [{"result": 5}, {"results": [{"result": 1}, {"result": 2}]}]
+                assert answers(file, 2) == [
+                    {"result": 5},
+                    {"results": [{"result": 1}, {"result": 2}]},
+                ]
             GATE.open.clear()
             if opened < 2:
                 wire.sendall(request(b"wait"))
@@ -239,10 +255,15 @@ def test_an_upload_that_takes_too_long_is_answered_and_ended(running, host, kind
             assert client.post("/predict/gate", content=b"others").json() == {"result": 6}
         for each in slow:
             with each.makefile("rb") as file:
-                head, _, body = file.read().partition(b"\r\n\r\n")  # to the end: the server has closed
+                head, _, body = file.read().partition(
+                    b"\r\n\r\n"
+                )  # to the end: the server has closed
             assert head.startswith(b"HTTP/1.1 400 ") and b"connection: close" in head
             problem = json.loads(body)
-            assert problem["code"] == "invalid_request" and "within 0.3 s (body_timeout)" in problem["detail"]
+            assert (
+                problem["code"] == "invalid_request"
+                and "within 0.3 s (body_timeout)" in problem["detail"]
+            )
             each.close()
         until(lambda: client.get("/tasks").json() <= tasks)
     assert set(GATE.seen) == {b"others"}
@@ -257,7 +278,10 @@ def readable(connection):
 def test_the_bound_is_of_the_upload_not_of_the_answer(running, host):
     """A body that came slowly, but in time, is waited for as long as it takes."""
     with running(host(0.2)) as client:
-        for wanted, half in (({"result": 4}, request(b"wait")), ({"results": [{"result": 4}]}, batch_request(b"wait"))):
+        for wanted, half in (
+            ({"result": 4}, request(b"wait")),
+            ({"results": [{"result": 4}]}, batch_request(b"wait")),
+        ):
             GATE.__init__()
             with connect(client, half[:-2]) as wire, wire.makefile("rb") as file:
                 time.sleep(3 * PATIENCE)  # it has a timer now
@@ -274,7 +298,12 @@ def test_uploads_that_drip_cost_others_nothing(running):
         for _ in range(5):
             for each in dripping:
                 each.sendall(b"x")
-            found = list(pool.map(lambda index: client.post("/predict/gate", content=b"x" * index).json(), range(1, 21)))
+            found = list(
+                pool.map(
+                    lambda index: client.post("/predict/gate", content=b"x" * index).json(),
+                    range(1, 21),
+                )
+            )
             assert found == [{"result": index} for index in range(1, 21)]
         for each in dripping:
             each.close()
@@ -287,7 +316,13 @@ class Asgi:
     """One request to the app in this loop. `messages` are what it receives; then nothing more."""
 
     def __init__(self, app, *messages, path="/predict/gate"):
-        self.scope = {"type": "http", "method": "POST", "path": path, "headers": [], "asgi": {"version": "3.0"}}
+        self.scope = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "headers": [],
+            "asgi": {"version": "3.0"},
+        }
         self.messages = list(messages)
         self.sent = []
         self.task = asyncio.create_task(app(self.scope, self.receive, self.send))
@@ -319,7 +354,11 @@ async def test_a_host_that_cancels_the_request(many, slow):
         pipeline = app.state.penstock.pipelines["gate"]
         first = Asgi(app, body(b"wait"))
         await turn_until(GATE.inside.is_set)
-        sent, path = (b'{"images": ["bGVmdA==", "bGVmdA=="]}', "/predict/gate/batch") if many else (b"left", "/predict/gate")
+        sent, path = (
+            (b'{"images": ["bGVmdA==", "bGVmdA=="]}', "/predict/gate/batch")
+            if many
+            else (b"left", "/predict/gate")
+        )
         second = Asgi(app, body(sent), path=path)
         await turn_until(lambda: pipeline.inside == 2 + many)
         if slow:
@@ -360,7 +399,11 @@ async def test_a_cancellation_at_the_moment_of_the_bound_is_obeyed():
 
 def uploads_timed():
     """The timers of uploads that this loop (asyncio's own) still holds."""
-    return [handle for handle in asyncio.get_running_loop()._scheduled if not handle.cancelled() and "upload" in repr(handle)]
+    return [
+        handle
+        for handle in asyncio.get_running_loop()._scheduled
+        if not handle.cancelled() and "upload" in repr(handle)
+    ]
 
 
 async def test_no_timer_stays_when_an_upload_ends():
@@ -381,7 +424,11 @@ async def test_no_timer_stays_when_an_upload_ends():
 async def test_messages_without_what_is_optional():
     app = create_app(config(), settings=Settings())
     async with lifespan(app):
-        request = Asgi(app, {"type": "http.request", "more_body": True}, {"type": "http.request", "body": b"four"})
+        request = Asgi(
+            app,
+            {"type": "http.request", "more_body": True},
+            {"type": "http.request", "body": b"four"},
+        )
         await request.task
         assert request.sent[1]["body"] == b'{"result":4}'
         request = Asgi(app, {"type": "http.request"})

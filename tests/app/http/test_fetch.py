@@ -24,7 +24,13 @@ from penstock.app.http import fetch as fetch_module
 from penstock.app.http.fetch import MOST_AT_ONCE, Fetcher, resolve_by_system
 from penstock.app.http.public_address import is_public
 from penstock.app.settings import Settings
-from penstock.backends.errors import DeadlineExceeded, InvalidInput, InvalidRequest, QueueFull, TooLarge
+from penstock.backends.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    InvalidRequest,
+    QueueFull,
+    TooLarge,
+)
 
 NOT_PUBLIC = "unknown, or has an address that is not public"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nimage"
@@ -93,16 +99,26 @@ class Names:
         return found.pop(0) if len(found) > 1 else found[0]
 
 
-def fetcher(*sites: Site, names: Names | None = None, exempt=("127.0.0.1",), ports=(), **options) -> Fetcher:
+def fetcher(
+    *sites: Site, names: Names | None = None, exempt=("127.0.0.1",), ports=(), **options
+) -> Fetcher:
     names = names or Names(site_test=[["127.0.0.1"]])
     bounds = {"max_bytes": 1000, "timeout": 5.0, **options}
-    return Fetcher(**bounds, ports=(*(site.port for site in sites), *ports, 80, 443), resolve=names, exempt=exempt)
+    return Fetcher(
+        **bounds,
+        ports=(*(site.port for site in sites), *ports, 80, 443),
+        resolve=names,
+        exempt=exempt,
+    )
 
 
 async def test_an_image():
     async with online(Site(OK)) as site:
         names = Names(site_test=[["127.0.0.1"]])
-        assert await fetcher(site, names=names)(f"http://Site.test:{site.port}/a/b.png?c=d#e") == b"image"
+        assert (
+            await fetcher(site, names=names)(f"http://Site.test:{site.port}/a/b.png?c=d#e")
+            == b"image"
+        )
         assert names.asked == ["site.test"]
     (request,) = site.requests
     head, *headers = request.strip().splitlines()
@@ -115,7 +131,11 @@ async def test_an_image():
 async def test_no_length_and_chunks():
     async with online(Site(b"HTTP/1.1 200 OK\r\n\r\n", b"ima", b"ge")) as site:
         assert await fetcher(site)(f"http://site.test:{site.port}/") == b"image"
-    async with online(Site(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nima\r\n2\r\nge\r\n0\r\n\r\n")) as site:
+    async with online(
+        Site(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nima\r\n2\r\nge\r\n0\r\n\r\n"
+        )
+    ) as site:
         assert await fetcher(site)(f"http://site.test:{site.port}/") == b"image"
 
 
@@ -164,7 +184,18 @@ async def test_urls_that_are_not_taken(url, reason):
 
 
 @pytest.mark.parametrize(
-    "host", ["2130706433", "0x7f000001", "0x7f.1", "127.1", "0177.0.0.1", "017700000001", "127.0.0.1.", "0x7f.0x0.0x0.0x1", "0"]
+    "host",
+    [
+        "2130706433",
+        "0x7f000001",
+        "0x7f.1",
+        "127.1",
+        "0177.0.0.1",
+        "017700000001",
+        "127.0.0.1.",
+        "0x7f.0x0.0x0.0x1",
+        "0",
+    ],
 )
 async def test_odd_forms_of_an_address(host):
     """The system's resolver takes them for 127.0.0.1; they are refused before it is asked."""
@@ -194,14 +225,29 @@ PRIVATE = [
     "2002:808:808::1", "2606:4700::5efe:7f00:1", "2606:4700::200:5efe:a00:1", "3fff::1", "4000::1", "5f00::1", "fc00::1",
     "fd12:3456::1", "fe80::1", "fe80::1%eth0", "2606:4700::1%eth0", "fec0::1", "ff02::1", "ff0e::1",
 ]  # fmt: skip
-PUBLIC = ["8.8.8.8", "1.1.1.1", "100.63.255.255", "100.128.0.1", "172.15.0.1", "172.32.0.1", "192.167.1.1", "198.17.0.1", "223.255.255.255"]
+PUBLIC = [
+    "8.8.8.8",
+    "1.1.1.1",
+    "100.63.255.255",
+    "100.128.0.1",
+    "172.15.0.1",
+    "172.32.0.1",
+    "192.167.1.1",
+    "198.17.0.1",
+    "223.255.255.255",
+]
 PUBLIC_6 = ["2606:4700:4700::1111", "2a00:1450:4001:829::200e", "2001:4860:4860::8888", "3ffe::1"]
 
 
 def test_public_addresses():
     assert [address for address in PRIVATE if is_public(address)] == []
     assert [address for address in (*PUBLIC, *PUBLIC_6) if not is_public(address)] == []
-    assert not is_public("site.test") and not is_public("") and not is_public("127.1") and not is_public("0x7f.0.0.1")
+    assert (
+        not is_public("site.test")
+        and not is_public("")
+        and not is_public("127.1")
+        and not is_public("0x7f.0.0.1")
+    )
 
 
 @pytest.mark.parametrize("address", PRIVATE)
@@ -221,7 +267,9 @@ async def test_unknown_names_are_answered_as_private_ones_are():
     answers = []
     for name in ("private.test", "unknown.test", "empty.test"):
         with pytest.raises(InvalidRequest) as raised:
-            await fetcher(names=Names(private_test=[["10.0.0.1"]], empty_test=[[]]), exempt=())(f"http://{name}/")
+            await fetcher(names=Names(private_test=[["10.0.0.1"]], empty_test=[[]]), exempt=())(
+                f"http://{name}/"
+            )
         answers.append(str(raised.value))
     assert len(set(answers)) == 1
 
@@ -229,7 +277,9 @@ async def test_unknown_names_are_answered_as_private_ones_are():
 async def test_a_resolver_that_rebinds():
     """A second question would be answered with 127.0.0.1, where something listens: it is never asked, and nothing connects there."""
     async with online(Site(OK)) as site, online(Site(OK), "127.0.0.2") as checked:
-        names = Names(site_test=[["127.0.0.2"], ["127.0.0.1"]])  # 127.0.0.2 stands for a public address
+        names = Names(
+            site_test=[["127.0.0.2"], ["127.0.0.1"]]
+        )  # 127.0.0.2 stands for a public address
         guard = fetcher(site, checked, names=names, exempt=("127.0.0.2",))
         assert await guard(f"http://site.test:{checked.port}/") == b"image"
         assert names.asked == ["site.test"] and checked.connections == 1
@@ -241,21 +291,32 @@ async def test_a_resolver_that_rebinds():
 async def test_a_resolver_that_rebinds_during_a_redirect():
     """The redirect leads to the same name, which is resolved and checked anew."""
     async with online(Site(OK)) as inner:
-        redirect = Site(f"HTTP/1.1 302 Found\r\nLocation: http://site.test:{inner.port}/\r\nContent-Length: 0\r\n\r\n".encode())
+        redirect = Site(
+            f"HTTP/1.1 302 Found\r\nLocation: http://site.test:{inner.port}/\r\nContent-Length: 0\r\n\r\n".encode()
+        )
         async with online(redirect, "127.0.0.2") as outer:
             names = Names(site_test=[["127.0.0.2"], ["127.0.0.1"]])
             with pytest.raises(InvalidRequest, match=NOT_PUBLIC):
-                await fetcher(inner, outer, names=names, exempt=("127.0.0.2",))(f"http://site.test:{outer.port}/")
+                await fetcher(inner, outer, names=names, exempt=("127.0.0.2",))(
+                    f"http://site.test:{outer.port}/"
+                )
     assert outer.connections == 1 and not inner.connections and names.asked == ["site.test"] * 2
 
 
 async def test_the_next_address_is_tried():
     async with online(Site(OK)) as site:
         names = Names(site_test=[["127.0.0.3", "127.0.0.1"]])
-        assert await fetcher(site, names=names, exempt=("127.0.0.1", "127.0.0.3"))(f"http://site.test:{site.port}/") == b"image"
+        assert (
+            await fetcher(site, names=names, exempt=("127.0.0.1", "127.0.0.3"))(
+                f"http://site.test:{site.port}/"
+            )
+            == b"image"
+        )
         names = Names(site_test=[["127.0.0.3", "127.0.0.4"]])
         with pytest.raises(InvalidInput, match="can't be connected"):
-            await fetcher(site, names=names, exempt=("127.0.0.3", "127.0.0.4"))(f"http://site.test:{site.port}/")
+            await fetcher(site, names=names, exempt=("127.0.0.3", "127.0.0.4"))(
+                f"http://site.test:{site.port}/"
+            )
 
 
 async def test_no_proxy_from_the_environment(monkeypatch):
@@ -273,13 +334,20 @@ def redirect_to(location: str, status: str = "302 Found", more: str = "") -> byt
     return f"HTTP/1.1 {status}\r\nLocation: {location}\r\n{more}Content-Length: 0\r\n\r\n".encode()
 
 
-@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
+@pytest.mark.parametrize(
+    "status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"]
+)
 async def test_a_redirect(status):
     async with online(Site(OK)) as target:
         more = "Set-Cookie: a=b; Path=/\r\n"
-        async with online(Site(redirect_to(f"http://site.test:{target.port}/x", status, more))) as site:
+        async with online(
+            Site(redirect_to(f"http://site.test:{target.port}/x", status, more))
+        ) as site:
             assert await fetcher(site, target)(f"http://site.test:{site.port}/") == b"image"
-    assert target.requests[0].startswith("GET /x HTTP/1.1\r\n") and "cookie" not in target.requests[0].lower()
+    assert (
+        target.requests[0].startswith("GET /x HTTP/1.1\r\n")
+        and "cookie" not in target.requests[0].lower()
+    )
 
 
 @pytest.mark.parametrize(
@@ -302,9 +370,18 @@ async def test_a_redirect(status):
     ],
 )
 async def test_redirects_that_are_not_followed(location, reason):
-    async with online(Site(OK), "127.0.0.2") as inner, online(Site(redirect_to(location.format(port=inner.port)))) as site:
+    async with (
+        online(Site(OK), "127.0.0.2") as inner,
+        online(Site(redirect_to(location.format(port=inner.port)))) as site,
+    ):
         names = Names(site_test=[["127.0.0.1"]], inner_test=[["127.0.0.2"]])
-        guard = Fetcher(max_bytes=10, timeout=5, ports=(site.port, inner.port), resolve=names, exempt=("127.0.0.1",))
+        guard = Fetcher(
+            max_bytes=10,
+            timeout=5,
+            ports=(site.port, inner.port),
+            resolve=names,
+            exempt=("127.0.0.1",),
+        )
         with pytest.raises((InvalidRequest, InvalidInput), match=reason):
             await guard(f"http://site.test:{site.port}/")
     assert site.connections == 1 and not inner.connections
@@ -321,7 +398,9 @@ async def test_a_circle_of_redirects():
 
 
 async def test_a_slow_body():
-    async with online(Site(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n", b"x", 0.01, endless=True)) as site:
+    async with online(
+        Site(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n", b"x", 0.01, endless=True)
+    ) as site:
         with pytest.raises(InvalidInput, match=r"did not come within 0\.3 s \(url_timeout\)"):
             await fetcher(site, timeout=0.3)(f"http://site.test:{site.port}/")
         with pytest.raises(DeadlineExceeded):
@@ -346,21 +425,27 @@ async def test_a_slow_resolver():
 @pytest.mark.parametrize("head", [b"", b"Transfer-Encoding: chunked\r\n"])
 async def test_an_endless_body(head):
     data = b"400\r\n" + b"x" * 1024 + b"\r\n" if head else b"x" * 1024
-    async with online(Site(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n", data, 0.0, endless=True)) as site:
+    async with online(
+        Site(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n", data, 0.0, endless=True)
+    ) as site:
         with pytest.raises(TooLarge, match=r"more than 10000 bytes \(max_body\)"):
             await fetcher(site, max_bytes=10_000)(f"http://site.test:{site.port}/")
         await asyncio.wait_for(site.gone.wait(), 5)
 
 
 async def test_endless_headers():
-    async with online(Site(b"HTTP/1.1 200 OK\r\n", b"X-A: " + b"x" * 1024 + b"\r\n", 0.0, endless=True)) as site:
+    async with online(
+        Site(b"HTTP/1.1 200 OK\r\n", b"X-A: " + b"x" * 1024 + b"\r\n", 0.0, endless=True)
+    ) as site:
         with pytest.raises(InvalidInput, match="did not answer with HTTP"):
             await fetcher(site)(f"http://site.test:{site.port}/")
 
 
 @pytest.mark.parametrize("length", [b"1001", b"99999999999999999999999", b"9" * 5000])
 async def test_a_length_above_the_bound(length):
-    async with online(Site(b"HTTP/1.1 200 OK\r\nContent-Length: " + length + b"\r\n\r\n", 30.0)) as site:
+    async with online(
+        Site(b"HTTP/1.1 200 OK\r\nContent-Length: " + length + b"\r\n\r\n", 30.0)
+    ) as site:
         with pytest.raises((TooLarge, InvalidInput), match=r"more than 1000 bytes|with HTTP"):
             await fetcher(site)(f"http://site.test:{site.port}/")
 
@@ -374,7 +459,11 @@ async def test_exactly_the_bound():
 async def test_what_is_packed_is_not_unpacked(encoding):
     bomb = gzip.compress(bytes(500_000))
     assert len(bomb) < 1000
-    answer = b"HTTP/1.1 200 OK\r\nContent-Encoding: %s\r\nContent-Length: %d\r\n\r\n%s" % (encoding, len(bomb), bomb)
+    answer = b"HTTP/1.1 200 OK\r\nContent-Encoding: %s\r\nContent-Length: %d\r\n\r\n%s" % (
+        encoding,
+        len(bomb),
+        bomb,
+    )
     async with online(Site(answer)) as site:
         with pytest.raises(InvalidInput, match="compressed"):
             await fetcher(site)(f"http://site.test:{site.port}/")
@@ -422,7 +511,12 @@ def authority():
 
 @pytest.mark.parametrize(
     ("name", "trusted", "good"),
-    [("site.test", True, True), ("other.test", True, False), ("127.0.0.1", True, False), ("site.test", False, False)],
+    [
+        ("site.test", True, True),
+        ("other.test", True, False),
+        ("127.0.0.1", True, False),
+        ("site.test", False, False),
+    ],
 )
 async def test_certificates_are_verified_by_name(authority, name, trusted, good):
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -471,7 +565,9 @@ def allow(monkeypatch):
 
     def settings(*ports, **others):
         names = Names(site_test=[["127.0.0.1"]])
-        monkeypatch.setattr(fetch_module, "Fetcher", partial(Fetcher, resolve=names, exempt=("127.0.0.1",)))
+        monkeypatch.setattr(
+            fetch_module, "Fetcher", partial(Fetcher, resolve=names, exempt=("127.0.0.1",))
+        )
         return Settings(**{"allow_url": True, "url_ports": ",".join(map(str, ports)), **others})
 
     return settings
@@ -490,23 +586,43 @@ async def test_the_server_fetches(running, digits, digit, allow):
         url = f"http://site.test:{site.port}/three.png"
 
         def ask():
-            with running(create_app(digits, settings=allow(site.port, max_body=len(digit) + 100))) as client:
-                headers = {"Authorization": "Bearer secret", "Cookie": "a=b", "X-Request-Id": "mine"}
+            with running(
+                create_app(digits, settings=allow(site.port, max_body=len(digit) + 100))
+            ) as client:
+                headers = {
+                    "Authorization": "Bearer secret",
+                    "Cookie": "a=b",
+                    "X-Request-Id": "mine",
+                }
                 good = client.post("/predict/digits", json={"url": url}, headers=headers)
                 both = client.post("/predict/digits", json={"url": url, "image": ""})
                 number = client.post("/predict/digits", json={"url": 7})
                 port = client.post("/predict/digits", json={"url": "http://site.test/"})
-                private = client.post("/predict/digits", json={"url": f"http://127.0.0.2:{site.port}/"})
+                private = client.post(
+                    "/predict/digits", json={"url": f"http://127.0.0.2:{site.port}/"}
+                )
                 many = client.post("/predict/digits/batch", json={"url": url})
             return good, both, number, port, private, many
 
         good, *bad = await asyncio.to_thread(ask)
-    assert good.status_code == 200 and good.json()["label"] == "three" and good.headers["server-timing"]
-    assert len(site.requests) == 1 and "secret" not in site.requests[0] and "mine" not in site.requests[0]
-    assert [(answer.status_code, answer.json()["code"]) for answer in bad] == [(400, "invalid_request")] * 5
+    assert (
+        good.status_code == 200
+        and good.json()["label"] == "three"
+        and good.headers["server-timing"]
+    )
+    assert (
+        len(site.requests) == 1
+        and "secret" not in site.requests[0]
+        and "mine" not in site.requests[0]
+    )
+    assert [(answer.status_code, answer.json()["code"]) for answer in bad] == [
+        (400, "invalid_request")
+    ] * 5
     assert [
         piece in answer.json()["detail"]
-        for piece, answer in zip(("'url'", "'url' is a int", "port 80", "not public", "'url'"), bad, strict=True)
+        for piece, answer in zip(
+            ("'url'", "'url' is a int", "port 80", "not public", "'url'"), bad, strict=True
+        )
     ]
 
 
@@ -532,9 +648,17 @@ async def test_a_client_that_leaves_ends_the_fetching(running, digits, allow):
         def ask():
             with running(create_app(digits, settings=allow(site.port))) as client:
                 with pytest.raises(httpx.ReadTimeout):
-                    client.post("/predict/digits", json={"url": f"http://site.test:{site.port}/"}, timeout=0.3)
+                    client.post(
+                        "/predict/digits",
+                        json={"url": f"http://site.test:{site.port}/"},
+                        timeout=0.3,
+                    )
                 assert site.requests
-                ended.append(asyncio.run_coroutine_threadsafe(asyncio.wait_for(site.gone.wait(), 5), loop).result(6))
+                ended.append(
+                    asyncio.run_coroutine_threadsafe(
+                        asyncio.wait_for(site.gone.wait(), 5), loop
+                    ).result(6)
+                )
 
         await asyncio.to_thread(ask)
     assert ended
@@ -545,6 +669,11 @@ def test_httpx_is_imported_only_where_urls_are_allowed(digits, allowed):
     code = "import sys; from penstock.app import create_app; create_app(sys.argv[1]); print('httpx' in sys.modules)"
     environment = os.environ | {"PENSTOCK_ALLOW_URL": allowed}
     done = subprocess.run(
-        [sys.executable, "-c", code, str(digits)], env=environment, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code, str(digits)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     assert done.stdout == f"{allowed == 'true'}\n"

@@ -116,8 +116,14 @@ class Wire:
 
 
 def head(path="/predict/probe", length=None, method="POST", **headers):
-    lines = [f"{method} {path} HTTP/1.1", "Host: test", *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items())]
-    return "\r\n".join([*lines, *([] if length is None else [f"Content-Length: {length}"]), "", ""]).encode()
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        "Host: test",
+        *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items()),
+    ]
+    return "\r\n".join(
+        [*lines, *([] if length is None else [f"Content-Length: {length}"]), "", ""]
+    ).encode()
 
 
 def problem(answer, status, code, detail=""):
@@ -138,7 +144,16 @@ def problem(answer, status, code, detail=""):
 
 @pytest.mark.parametrize("method", ["POST", "PUT"])
 @pytest.mark.parametrize(
-    "kind", ["image/png", "image/jpeg; q=1", "IMAGE/PNG", None, "", "application/octet-stream", "application/x-www-form-urlencoded"]
+    "kind",
+    [
+        "image/png",
+        "image/jpeg; q=1",
+        "IMAGE/PNG",
+        None,
+        "",
+        "application/octet-stream",
+        "application/x-www-form-urlencoded",
+    ],
 )
 def test_the_raw_body(client, digit, method, kind):
     headers = {} if kind is None else {"Content-Type": kind}
@@ -156,7 +171,10 @@ def test_multipart_and_json(client, digit, method):
         {"files": {"image": digit}},
         {"json": {"image": encoded}},
         {"json": {"image": f"data:image/png;base64,{encoded}"}},
-        {"content": json.dumps({"image": encoded}), "headers": {"Content-Type": "application/json; charset=utf-8"}},
+        {
+            "content": json.dumps({"image": encoded}),
+            "headers": {"Content-Type": "application/json; charset=utf-8"},
+        },
         {"content": json.dumps({"image": encoded}) + "\n"},  # no type: it looks like JSON
     ]
     for way in ways:
@@ -165,7 +183,9 @@ def test_multipart_and_json(client, digit, method):
 
 
 def test_a_chunked_body_in_pieces(client, digit):
-    assert client.post("/predict/probe", content=iter([digit[:5], digit[5:9], digit[9:]])).json()["result"] == len(digit)
+    assert client.post("/predict/probe", content=iter([digit[:5], digit[5:9], digit[9:]])).json()[
+        "result"
+    ] == len(digit)
     assert PROBE.seen == [digit]
 
 
@@ -173,7 +193,9 @@ def test_large_bodies_are_parsed_beside_the_loop(running, digit):
     large = digit + bytes(3_000_000)
     with running(create_app(config())) as client:
         assert client.post("/predict/probe", files={"image": large}).json()["result"] == len(large)
-        assert client.post("/predict/probe", json={"image": base64.b64encode(large).decode()}).json()["result"] == len(large)
+        assert client.post(
+            "/predict/probe", json={"image": base64.b64encode(large).decode()}
+        ).json()["result"] == len(large)
         assert client.post("/predict/probe", content=large).json()["result"] == len(large)
     assert PROBE.seen == [large] * 3
 
@@ -195,8 +217,19 @@ def test_curl(running, digits, digit, tmp_path, arguments):
     file = tmp_path / "digit.png"
     file.write_bytes(digit)
     with running(create_app(digits)) as client:
-        command = ["curl", "-sS", "--max-time", "20", *[each.replace("FILE", str(file)) for each in arguments]]
-        done = subprocess.run([*command, f"{client.base_url}/predict/digits"], capture_output=True, timeout=30, check=True)
+        command = [
+            "curl",
+            "-sS",
+            "--max-time",
+            "20",
+            *[each.replace("FILE", str(file)) for each in arguments],
+        ]
+        done = subprocess.run(
+            [*command, f"{client.base_url}/predict/digits"],
+            capture_output=True,
+            timeout=30,
+            check=True,
+        )
     assert json.loads(done.stdout)["label"] == "three", done
 
 
@@ -206,12 +239,21 @@ def test_curl(running, digits, digit, tmp_path, arguments):
 def test_a_given_request_id_comes_back(client):
     answer = client.post("/predict/probe", content=b"x", headers={"X-Request-Id": "photo-1"})
     assert answer.headers["x-request-id"] == "photo-1"
-    problem(client.post("/predict/probe", content=b"", headers={"X-Request-Id": "photo-1"}), 400, "invalid_request")
+    problem(
+        client.post("/predict/probe", content=b"", headers={"X-Request-Id": "photo-1"}),
+        400,
+        "invalid_request",
+    )
 
 
 @pytest.mark.parametrize("sent", ["", "a b", "x" * 129, "naïve".encode(), "tab\there"])
 def test_an_unfit_request_id_is_replaced(client, sent):
-    found = {client.post("/predict/probe", content=b"x", headers={"X-Request-Id": sent}).headers["x-request-id"] for _ in range(2)}
+    found = {
+        client.post("/predict/probe", content=b"x", headers={"X-Request-Id": sent}).headers[
+            "x-request-id"
+        ]
+        for _ in range(2)
+    }
     assert len(found) == 2 and sent not in found
     assert all(re.fullmatch(r"[0-9a-f]+-[0-9a-f]+", each) for each in found)
 
@@ -237,7 +279,11 @@ def test_server_timing(running):
         for other in others:
             found = timings(other.result())
             assert set(found) == {"queue.probe", "run.probe"}
-            assert found["queue.probe"][0] > 0 and found["run.probe"][0] >= 150 and found["run.probe"][1] == "batch 3"
+            assert (
+                found["queue.probe"][0] > 0
+                and found["run.probe"][0] >= 150
+                and found["run.probe"][1] == "batch 3"
+            )
         assert "server-timing" not in client.post("/predict/probe", content=b"unreadable").headers
 
 
@@ -250,7 +296,9 @@ def wait_inside(client, count, name="probe"):
 
 
 def inside(client, name):
-    found = re.search(rf'^penstock_requests_inside{{pipeline="{name}"}} (\S+)', client.get("/metrics").text, re.M)
+    found = re.search(
+        rf'^penstock_requests_inside{{pipeline="{name}"}} (\S+)', client.get("/metrics").text, re.M
+    )
     return float(found[1])
 
 
@@ -262,30 +310,53 @@ def test_timings_of_every_node(running):
 
 
 def test_no_result_is_an_answer_and_only_declared_outputs_are_told(client):
-    assert client.post("/predict/probe", content=b"break").json() == {"result": None, "note": "declared"}
-    assert client.post("/predict/probe", content=b"four").json() == {"result": 4, "note": "declared"}
+    assert client.post("/predict/probe", content=b"break").json() == {
+        "result": None,
+        "note": "declared",
+    }
+    assert client.post("/predict/probe", content=b"four").json() == {
+        "result": 4,
+        "note": "declared",
+    }
 
 
 def test_a_soft_failure(client):
-    problem(client.post("/predict/probe", content=b"unreadable"), 422, "invalid_input", "not an image file")
+    problem(
+        client.post("/predict/probe", content=b"unreadable"),
+        422,
+        "invalid_input",
+        "not an image file",
+    )
 
 
 def test_a_batch_mixes_results_and_problems(client):
     files = [("images", each) for each in (b"four", b"unreadable", b"fail")]
     for answer in (
         client.post("/predict/probe/batch", files=files),
-        client.put("/predict/probe/batch", json={"images": [base64.b64encode(each).decode() for _, each in files]}),
+        client.put(
+            "/predict/probe/batch",
+            json={"images": [base64.b64encode(each).decode() for _, each in files]},
+        ),
     ):
         assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
         good, soft, failed = answer.json()["results"]
         assert good == {"result": 4, "note": "declared"}
-        assert (soft["status"], soft["code"], soft["detail"]) == (422, "invalid_input", "not an image file")
-        assert (failed["status"], failed["code"]) == (500, "backend_error") and "secret" not in answer.text
+        assert (soft["status"], soft["code"], soft["detail"]) == (
+            422,
+            "invalid_input",
+            "not an image file",
+        )
+        assert (failed["status"], failed["code"]) == (
+            500,
+            "backend_error",
+        ) and "secret" not in answer.text
         assert soft["request_id"] == failed["request_id"] == answer.headers["x-request-id"]
 
 
 def test_what_has_no_json_form_is_a_problem_of_that_image_alone(client):
-    answer = client.post("/predict/probe/batch", files=[("images", b"four"), ("images", b"odd"), ("images", b"four")])
+    answer = client.post(
+        "/predict/probe/batch", files=[("images", b"four"), ("images", b"odd"), ("images", b"four")]
+    )
     first, odd, last = answer.json()["results"]
     assert first == last == {"result": 4, "note": "declared"}
     assert odd["code"] == "backend_error" and "JSON" in odd["detail"]
@@ -294,16 +365,22 @@ def test_what_has_no_json_form_is_a_problem_of_that_image_alone(client):
 
 def test_a_batch_queues_its_items_together(running):
     with running(create_app(config())) as client:
-        answer = client.post("/predict/probe/batch", files=[("images", b"%d" % index) for index in range(8)])
+        answer = client.post(
+            "/predict/probe/batch", files=[("images", b"%d" % index) for index in range(8)]
+        )
         assert len(answer.json()["results"]) == 8
-        sizes = re.findall(r"penstock_batch_size_(?:sum|count){.*} (\S+)", client.get("/metrics").text)
+        sizes = re.findall(
+            r"penstock_batch_size_(?:sum|count){.*} (\S+)", client.get("/metrics").text
+        )
     assert sorted(map(float, sizes)) == [1, 8]
     assert PROBE.seen == [b"%d" % index for index in range(8)]
 
 
 def test_a_batch_of_which_some_find_no_room(running):
     with running(create_app(config(max_requests=2))) as client:
-        good, other, refused = client.post("/predict/probe/batch", files=[("images", b"four")] * 3).json()["results"]
+        good, other, refused = client.post(
+            "/predict/probe/batch", files=[("images", b"four")] * 3
+        ).json()["results"]
         assert good == other == {"result": 4, "note": "declared"}
         assert (refused["status"], refused["code"]) == (429, "queue_full")
 
@@ -316,24 +393,52 @@ def test_a_batch_of_which_some_find_no_room(running):
     ("sent", "status", "detail"),
     [
         ({"content": b"[1]", "headers": {"Content-Type": "application/json"}}, 400, "JSON list"),
-        ({"content": b'{"image": ', "headers": {"Content-Type": "application/json"}}, 400, "no JSON"),
-        ({"content": b"[" * 50_000, "headers": {"Content-Type": "application/json"}}, 400, "no JSON"),
+        (
+            {"content": b'{"image": ', "headers": {"Content-Type": "application/json"}},
+            400,
+            "no JSON",
+        ),
+        (
+            {"content": b"[" * 50_000, "headers": {"Content-Type": "application/json"}},
+            400,
+            "no JSON",
+        ),
         ({"content": b"", "headers": {"Content-Type": "application/json"}}, 400, "no JSON"),
         ({"content": b'{"\xff": 1}'}, 400, "no JSON"),
         ({"json": {}}, 400, "no 'image"),
         ({"json": {"IMAGE": ""}}, 400, "unknown key 'IMAGE'"),
         ({"files": {"picture": b"x"}}, 400, "unknown field 'picture'"),
         ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 400, "no boundary"),
-        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary*1=a; boundary*=b"}}, 400, "no boundary"),
-        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, 400, "malformed"),
-        ({"content": b"", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, 400, "cut off"),
+        (
+            {
+                "content": b"x",
+                "headers": {"Content-Type": "multipart/form-data; boundary*1=a; boundary*=b"},
+            },
+            400,
+            "no boundary",
+        ),
+        (
+            {"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
+            400,
+            "malformed",
+        ),
+        (
+            {"content": b"", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
+            400,
+            "cut off",
+        ),
         ({"content": b"x", "headers": {"Content-Type": "text/html"}}, 415, "'text/html'"),
         ({"content": b"x", "headers": {"Content-Type": "x" * 10_000}}, 415, "not understood"),
         ({"data": {"image": "cat.jpg"}}, 415, "a form without files"),
     ],
 )
 def test_bad_bodies(client, path, sent, status, detail):
-    found = problem(client.post(path, **sent), status, {400: "invalid_request", 415: "unsupported_media"}[status], detail)
+    found = problem(
+        client.post(path, **sent),
+        status,
+        {400: "invalid_request", 415: "unsupported_media"}[status],
+        detail,
+    )
     assert len(found["detail"]) < 300 and PROBE.seen == []
 
 
@@ -379,12 +484,29 @@ def test_bad_batches(client, sent, status, detail):
 
 def test_unknown_pipelines_and_paths(client):
     for path in ("/predict/prob", "/predict/prob/batch"):
-        problem(client.post(path, content=b"x"), 404, "not_found", "no pipeline 'prob', did you mean 'probe'?")
-    for path in ("/predict/", "/predict/probe/batch/more", "/predict/probe/other", "/predict", "/predict//probe", "/PREDICT/probe"):
+        problem(
+            client.post(path, content=b"x"),
+            404,
+            "not_found",
+            "no pipeline 'prob', did you mean 'probe'?",
+        )
+    for path in (
+        "/predict/",
+        "/predict/probe/batch/more",
+        "/predict/probe/other",
+        "/predict",
+        "/predict//probe",
+        "/PREDICT/probe",
+    ):
         for method in ("POST", "PUT", "GET"):
             assert client.request(method, path, content=b"x").status_code == 404, path
     assert client.post("/predict/%70robe", content=b"four").json()["result"] == 4
-    assert client.post("/predict/probe%2Fbatch", json={"images": ["Zm91cg=="]}).json()["results"][0]["result"] == 4
+    assert (
+        client.post("/predict/probe%2Fbatch", json={"images": ["Zm91cg=="]}).json()["results"][0][
+            "result"
+        ]
+        == 4
+    )
     assert client.post("/predict/probe?x=1", content=b"four").json()["result"] == 4
     assert PROBE.seen == [b"four"] * 3
 
@@ -401,25 +523,44 @@ def test_a_pipeline_named_batch(running):
     pipeline = load("PredictProbe", name="batch")
     with running(create_app(pipeline)) as client:
         assert client.post("/predict/batch", content=b"four").json() == {"result": 4}
-        assert client.post("/predict/batch/batch", files=[("images", b"four")]).json() == {"results": [{"result": 4}]}
+        assert client.post("/predict/batch/batch", files=[("images", b"four")]).json() == {
+            "results": [{"result": 4}]
+        }
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "0", "nan", "inf", "", "1e999", "0x10"])
 def test_deadlines_that_are_none(client, value):
-    problem(client.post("/predict/probe", content=b"x", headers={"Penstock-Deadline-Ms": value}), 400, "invalid_request", "positive number")
+    problem(
+        client.post("/predict/probe", content=b"x", headers={"Penstock-Deadline-Ms": value}),
+        400,
+        "invalid_request",
+        "positive number",
+    )
     assert PROBE.seen == []
 
 
 def test_deadlines(fresh):
     client = fresh
     for value in ("1000", "2500.5", "99999999999"):
-        assert client.post("/predict/probe", content=b"four", headers={"Penstock-Deadline-Ms": value}).status_code == 200
+        assert (
+            client.post(
+                "/predict/probe", content=b"four", headers={"Penstock-Deadline-Ms": value}
+            ).status_code
+            == 200
+        )
     with ThreadPoolExecutor(1) as pool:
         blocker = pool.submit(client.post, "/predict/probe", content=b"wait")
         assert PROBE.inside.wait(10)
         short = {"Penstock-Deadline-Ms": "60"}
-        problem(client.post("/predict/probe", content=b"late", headers=short), 504, "deadline_exceeded", "while")
-        (late,) = client.post("/predict/probe/batch", files=[("images", b"late")], headers=short).json()["results"]
+        problem(
+            client.post("/predict/probe", content=b"late", headers=short),
+            504,
+            "deadline_exceeded",
+            "while",
+        )
+        (late,) = client.post(
+            "/predict/probe/batch", files=[("images", b"late")], headers=short
+        ).json()["results"]
         assert (late["status"], late["code"]) == (504, "deadline_exceeded")
         PROBE.gate.set()
         assert blocker.result().status_code == 200
@@ -428,7 +569,12 @@ def test_deadlines(fresh):
 
 def test_the_upload_counts_for_the_deadline(client):
     for path in ("/predict/probe", "/predict/probe/batch"):
-        problem(passed_while_uploading(client, path), 504, "deadline_exceeded", "before the body had arrived")
+        problem(
+            passed_while_uploading(client, path),
+            504,
+            "deadline_exceeded",
+            "before the body had arrived",
+        )
     assert PROBE.seen == []
 
 
@@ -437,9 +583,21 @@ def test_priorities_that_are_none(running, value):
     node = {"backend": "PredictProbe", "priority_levels": 3}
     with running(create_app(load({"pipeline": {"name": "probe"}, "node": node}))) as client:
         headers = {"Penstock-Priority": value}
-        problem(client.post("/predict/probe", content=b"x", headers=headers), 400, "invalid_request", "1 is the highest")
-        problem(client.post("/predict/probe/batch", files={"images": b"x"}, headers=headers), 400, "invalid_request", "1 is the highest")
-        assert client.post("/predict/probe", content=b"four", headers={"Penstock-Priority": "3"}).json() == {"result": 4}
+        problem(
+            client.post("/predict/probe", content=b"x", headers=headers),
+            400,
+            "invalid_request",
+            "1 is the highest",
+        )
+        problem(
+            client.post("/predict/probe/batch", files={"images": b"x"}, headers=headers),
+            400,
+            "invalid_request",
+            "1 is the highest",
+        )
+        assert client.post(
+            "/predict/probe", content=b"four", headers={"Penstock-Priority": "3"}
+        ).json() == {"result": 4}
     assert PROBE.seen == [b"four"]
 
 
@@ -450,12 +608,19 @@ def test_priorities_where_there_are_none(client):
 
 def test_priority_decides_who_goes_first(running):
     node = {"backend": "PredictProbe", "priority_levels": 3, "max": 1}
-    with running(create_app(load({"pipeline": {"name": "probe"}, "node": node}))) as client, ThreadPoolExecutor(3) as pool:
+    with (
+        running(create_app(load({"pipeline": {"name": "probe"}, "node": node}))) as client,
+        ThreadPoolExecutor(3) as pool,
+    ):
         pool.submit(client.post, "/predict/probe", content=b"wait")
         assert PROBE.inside.wait(10)
-        pool.submit(client.post, "/predict/probe", content=b"low", headers={"Penstock-Priority": "3"})
+        pool.submit(
+            client.post, "/predict/probe", content=b"low", headers={"Penstock-Priority": "3"}
+        )
         wait_inside(client, 2)
-        pool.submit(client.post, "/predict/probe", content=b"high", headers={"Penstock-Priority": "1"})
+        pool.submit(
+            client.post, "/predict/probe", content=b"high", headers={"Penstock-Priority": "1"}
+        )
         wait_inside(client, 3)
         PROBE.gate.set()
     assert PROBE.seen == [b"wait", b"high", b"low"]
@@ -504,13 +669,17 @@ def test_a_wait_that_would_be_too_long(fresh):
 
 
 def test_not_ready(running):
-    with running(Starlette(routes=[Mount("/models", create_app(config()))])) as client:  # nobody runs its lifespan
+    with running(
+        Starlette(routes=[Mount("/models", create_app(config()))])
+    ) as client:  # nobody runs its lifespan
         for path, sent in (("", {"content": b"x"}), ("/batch", {"files": {"images": b"x"}})):
             problem(client.post(f"/models/predict/probe{path}", **sent), 503, "not_ready", "probe")
 
 
 def test_a_backend_that_raises(client):
-    found = problem(client.post("/predict/probe", content=b"fail"), 500, "backend_error", "node 'probe'")
+    found = problem(
+        client.post("/predict/probe", content=b"fail"), 500, "backend_error", "node 'probe'"
+    )
     assert "PredictProbe" in found["detail"] and "ValueError" in found["detail"]
 
 
@@ -523,10 +692,18 @@ def test_a_failure_is_logged_with_its_request_pipeline_and_node(client, caplog):
 def test_a_pipeline_that_is_replaced_while_the_body_comes(running, tmp_path):
     (tmp_path / "probe.toml").write_text('[probe]\nbackend = "PredictProbe"\n')
     settings = Settings(admin_token="token", allow_model_control=True)
-    with running(create_app(tmp_path / "probe.toml", settings=settings)) as client, Wire(client) as wire:
+    with (
+        running(create_app(tmp_path / "probe.toml", settings=settings)) as client,
+        Wire(client) as wire,
+    ):
         wire.send(head(length=4) + b"ab")
         assert client.get("/health/ready").status_code == 200  # by now the head has been read
-        assert client.post("/pipelines/probe/load", headers={"Authorization": "Bearer token"}).status_code == 200
+        assert (
+            client.post(
+                "/pipelines/probe/load", headers={"Authorization": "Bearer token"}
+            ).status_code
+            == 200
+        )
         wire.send(b"cd")
         status, _, body = wire.read()
         assert (status, json.loads(body)) == (200, {"result": 4})
@@ -535,8 +712,15 @@ def test_a_pipeline_that_is_replaced_while_the_body_comes(running, tmp_path):
 def test_our_own_mistakes_are_named_by_their_request_id_only(running, caplog):
     app = create_app(config())
     with running(app) as client:
-        app.state.penstock.pipelines["probe"].answer_keys = None  # a mistake of ours, as good as any
-        found = problem(client.post("/predict/probe", content=b"x", headers={"X-Request-Id": "mine"}), 500, "internal", "request id")
+        app.state.penstock.pipelines[
+            "probe"
+        ].answer_keys = None  # a mistake of ours, as good as any
+        found = problem(
+            client.post("/predict/probe", content=b"x", headers={"X-Request-Id": "mine"}),
+            500,
+            "internal",
+            "request id",
+        )
         assert found["detail"] == "the server failed; its log has more under this request id"
     (record,) = [each for each in caplog.records if each.name == "penstock.http"]
     assert record.request_id == "mine" and record.pipeline == "probe" and record.exc_info
@@ -549,7 +733,11 @@ def test_a_body_above_the_limit_is_refused_before_it_is_read(client):
     with Wire(client) as wire:
         wire.send(head(length=100_001))  # not one byte of it
         status, _, body = wire.read()
-        assert status == 413 and json.loads(body)["code"] == "too_large" and b"100001 bytes, at most 100000" in body
+        assert (
+            status == 413
+            and json.loads(body)["code"] == "too_large"
+            and b"100001 bytes, at most 100000" in body
+        )
         wire.send(b"x" * 100_001 + head(length=4) + b"four")  # so little is read and thrown away
         status, _, body = wire.read()
         assert status == 200 and json.loads(body)["result"] == 4
@@ -567,7 +755,9 @@ def test_a_huge_body_ends_the_connection(client, length):
 
 def test_clients_that_send_a_huge_body_get_their_answer(client):
     for _ in range(10):
-        problem(client.post("/predict/probe", content=bytes(5_000_000)), 413, "too_large", "max_body")
+        problem(
+            client.post("/predict/probe", content=bytes(5_000_000)), 413, "too_large", "max_body"
+        )
     assert client.post("/predict/probe", content=b"x" * 100_000).json()["result"] == 100_000
 
 
@@ -577,7 +767,11 @@ def test_a_huge_body_in_chunks(client):
         for _ in range(11):
             wire.send(b"2710\r\n" + b"x" * 10_000 + b"\r\n")
         status, headers, body = wire.read()
-        assert status == 413 and json.loads(body)["code"] == "too_large" and headers["connection"] == "close"
+        assert (
+            status == 413
+            and json.loads(body)["code"] == "too_large"
+            and headers["connection"] == "close"
+        )
     assert PROBE.seen == []
 
 
@@ -586,7 +780,12 @@ def test_refusals_leave_the_connection_usable(client, path):
     """The body of a refused request is not taken for the next request."""
     kind = {} if "other" in path else {"Content_Type": "text/html"}
     with Wire(client) as wire:
-        wire.send(head(path, length=len(head(length=0)), **kind) + head(length=0) + head(length=4) + b"four")
+        wire.send(
+            head(path, length=len(head(length=0)), **kind)
+            + head(length=0)
+            + head(length=4)
+            + b"four"
+        )
         assert wire.read()[0] in (404, 415)
         status, _, body = wire.read()
         assert status == 200 and json.loads(body)["result"] == 4
@@ -603,7 +802,9 @@ def test_lengths_with_many_digits(client):
 def test_expect_100_continue(client):
     with Wire(client) as wire:
         wire.send(head(length=4, Expect="100-continue"))
-        assert wire.file.readline() == b"HTTP/1.1 100 Continue\r\n" and wire.file.readline() == b"\r\n"
+        assert (
+            wire.file.readline() == b"HTTP/1.1 100 Continue\r\n" and wire.file.readline() == b"\r\n"
+        )
         wire.send(b"four")
         status, _, body = wire.read()
         assert status == 200 and json.loads(body)["result"] == 4
@@ -617,7 +818,9 @@ def test_expect_100_continue(client):
 
 def test_a_truncated_multipart_body(client):
     form = b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\nabc'
-    answer = client.post("/predict/probe", content=form, headers={"Content-Type": "multipart/form-data; boundary=x"})
+    answer = client.post(
+        "/predict/probe", content=form, headers={"Content-Type": "multipart/form-data; boundary=x"}
+    )
     problem(answer, 400, "invalid_request", "cut off")
 
 
@@ -629,7 +832,14 @@ def bad_requests(client):
     post = client.post
     yield post("/predict/probe", content=b""), 400
     yield post("/predict/probe", content=b"{", headers={"Content-Type": "application/json"}), 400
-    yield post("/predict/probe", content=b"x", headers={"Content-Type": "multipart/form-data; boundary=x"}), 400
+    yield (
+        post(
+            "/predict/probe",
+            content=b"x",
+            headers={"Content-Type": "multipart/form-data; boundary=x"},
+        ),
+        400,
+    )
     yield post("/predict/probe", content=b"x", headers={"Content-Type": "text/html"}), 415
     yield post("/predict/probe", content=bytes(2_000_000)), 413
     yield post("/predict/probe", content=b"unreadable"), 422
@@ -656,7 +866,10 @@ def test_bad_requests_cost_others_nothing(client):
         with httpx.Client(base_url=client.base_url, timeout=30) as own:
             while not stop.is_set() or not count:
                 answer = own.post("/predict/probe", content=GOOD)
-                assert answer.status_code == 200 and answer.json() == {"result": 4, "note": "declared"}, answer.text
+                assert answer.status_code == 200 and answer.json() == {
+                    "result": 4,
+                    "note": "declared",
+                }, answer.text
                 count += 1
         return count
 
@@ -678,7 +891,12 @@ def test_bad_requests_cost_others_nothing(client):
 def test_behind_a_proxy_that_cuts_a_prefix(running, root):
     with running(create_app(config()), root_path=root) as client:
         assert client.post("/predict/probe", content=b"four").json()["result"] == 4
-        assert client.post("/predict/probe/batch", files={"images": b"four"}).json()["results"][0]["result"] == 4
+        assert (
+            client.post("/predict/probe/batch", files={"images": b"four"}).json()["results"][0][
+                "result"
+            ]
+            == 4
+        )
 
 
 def test_a_mount_takes_its_own_prefix_only(running):
@@ -686,7 +904,13 @@ def test_a_mount_takes_its_own_prefix_only(running):
     host = Starlette(routes=[Mount("/api", models)], lifespan=lambda host: lifespan(models))
     with running(host) as client:
         assert client.post("/api/predict/probe", content=b"four").json()["result"] == 4
-        for path in ("/apix/predict/probe", "/api/api/predict/probe", "/predict/probe", "/api/x/predict/probe", "/apipredict/probe"):
+        for path in (
+            "/apix/predict/probe",
+            "/api/api/predict/probe",
+            "/predict/probe",
+            "/api/x/predict/probe",
+            "/apipredict/probe",
+        ):
             assert client.post(path, content=b"four").status_code == 404, path
     assert PROBE.seen == [b"four"]
 
@@ -697,11 +921,25 @@ def test_a_router_answers_the_same(running):
     host = FastAPI()
     host.include_router(create_router(config(), prefix="/models"))
     with running(host) as client:
-        assert client.post("/models/predict/probe", content=b"four").json() == {"result": 4, "note": "declared"}
-        assert client.put("/models/predict/probe/batch", files={"images": b"four"}).json()["results"][0]["result"] == 4
+        assert client.post("/models/predict/probe", content=b"four").json() == {
+            "result": 4,
+            "note": "declared",
+        }
+        assert (
+            client.put("/models/predict/probe/batch", files={"images": b"four"}).json()["results"][
+                0
+            ]["result"]
+            == 4
+        )
         problem(client.post("/models/predict/probe", content=b"unreadable"), 422, "invalid_input")
         problem(client.post("/models/predict/prob", content=b"x"), 404, "not_found", "did you mean")
-        problem(client.post("/models/predict/probe", content=b"x", headers={"Content-Type": "text/html"}), 415, "unsupported_media")
+        problem(
+            client.post(
+                "/models/predict/probe", content=b"x", headers={"Content-Type": "text/html"}
+            ),
+            415,
+            "unsupported_media",
+        )
 
 
 # the document
@@ -711,7 +949,15 @@ def passed_while_uploading(client, path):
     """The answer to a request whose deadline is over when the body has come."""
     body = b'{"images": ["Zm9v"]}' if path.endswith("/batch") else b"foo"
     with Wire(client) as wire:
-        wire.send(head(path, length=len(body), Penstock_Deadline_Ms=1, Authorization=client.headers.get("Authorization", "-")) + body[:1])
+        wire.send(
+            head(
+                path,
+                length=len(body),
+                Penstock_Deadline_Ms=1,
+                Authorization=client.headers.get("Authorization", "-"),
+            )
+            + body[:1]
+        )
         time.sleep(0.01)  # what is tested is that this counts
         wire.send(body[1:])
         status, headers, body = wire.read()
@@ -724,7 +970,9 @@ def test_every_documented_status_is_answered_as_documented(running):
     found = {path: [] for path in paths}
 
     def ask(client, data, kind=None, prefix="", **headers):
-        headers = {name.replace("_", "-"): value for name, value in headers.items()} | ({"Content-Type": kind} if kind else {})
+        headers = {name.replace("_", "-"): value for name, value in headers.items()} | (
+            {"Content-Type": kind} if kind else {}
+        )
         found[paths[0]].append(client.post(prefix + paths[0], content=data, headers=headers))
         batch = {"content": data} if kind else {"files": {"images": data}}
         found[paths[1]].append(client.post(prefix + paths[1], headers=headers, **batch))
@@ -753,7 +1001,12 @@ def test_every_documented_status_is_answered_as_documented(running):
         app.state.penstock.pipelines["probe"].answer_keys = None
         ask(client, b"x")
         app.state.penstock.pipelines["probe"].answer_keys = keys
-        assert client.post("/pipelines/probe/unload", headers={"Authorization": "Bearer admin"}).status_code == 200
+        assert (
+            client.post(
+                "/pipelines/probe/unload", headers={"Authorization": "Bearer admin"}
+            ).status_code
+            == 200
+        )
         ask(client, b"x")
     with running(Starlette(routes=[Mount("/models", create_app(config()))])) as client:
         ask(client, b"x", prefix="/models")

@@ -18,7 +18,21 @@ def rendered(value):
 
 
 @pytest.mark.parametrize(
-    "kind", ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64"]
+    "kind",
+    [
+        "bool",
+        "int8",
+        "uint8",
+        "int16",
+        "uint16",
+        "int32",
+        "uint32",
+        "int64",
+        "uint64",
+        "float16",
+        "float32",
+        "float64",
+    ],
 )
 def test_numpy_of_every_kind(kind):
     array = np.array([[0, 1, 2], [3, 4, 5]]).astype(kind)
@@ -50,18 +64,31 @@ def test_numbers_that_json_has_not_are_null(value):
 
 
 def test_bytes_are_base64():
-    assert rendered(b"\x00\xff") == rendered(bytearray(b"\x00\xff")) == rendered(memoryview(b"\x00\xff")) == "AP8="
+    assert (
+        rendered(b"\x00\xff")
+        == rendered(bytearray(b"\x00\xff"))
+        == rendered(memoryview(b"\x00\xff"))
+        == "AP8="
+    )
     assert rendered({"mask": [b""]}) == {"mask": [""]}
     assert rendered(memoryview(b"0a0b0c")[::2]) == "MDAw"  # of other strides
 
 
 def test_keys_that_are_no_text():
-    assert rendered({7: "a", 2.5: "b", None: "c", True: "d"}) == {"7": "a", "2.5": "b", "null": "c", "true": "d"}
+    assert rendered({7: "a", 2.5: "b", None: "c", True: "d"}) == {
+        "7": "a",
+        "2.5": "b",
+        "null": "c",
+        "true": "d",
+    }
 
 
 def test_nested():
     value = {"boxes": [{"box": (1, 2.5), "label": "cat", "mask": None}], "ok": True}
-    assert rendered(value) == {"boxes": [{"box": [1, 2.5], "label": "cat", "mask": None}], "ok": True}
+    assert rendered(value) == {
+        "boxes": [{"box": [1, 2.5], "label": "cat", "mask": None}],
+        "ok": True,
+    }
 
 
 def test_floats_are_not_rounded():
@@ -74,7 +101,16 @@ def test_floats_are_not_rounded():
 def test_torch_tensors():
     torch = pytest.importorskip("torch")
     tensor = torch.arange(6, dtype=torch.float32).reshape(2, 3)
-    for each in (tensor, tensor.T, tensor.half(), tensor.bfloat16(), tensor.long(), tensor.bool(), tensor[1, 2], tensor[:, ::2]):
+    for each in (
+        tensor,
+        tensor.T,
+        tensor.half(),
+        tensor.bfloat16(),
+        tensor.long(),
+        tensor.bool(),
+        tensor[1, 2],
+        tensor[:, ::2],
+    ):
         assert rendered(each) == each.tolist()
     assert rendered(tensor.requires_grad_()) == tensor.tolist()
     assert rendered({"a": [torch.tensor([1.0, math.nan])]}) == {"a": [[1.0, None]]}

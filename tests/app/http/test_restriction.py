@@ -42,7 +42,13 @@ def served(request, running, tmp_path):
     (tmp_path / "echo.toml").write_text('[a]\nbackend = "Identity"\n')
 
     def start(**more):
-        settings = Settings(admin_token=ADMIN, allow_model_control=True, allow_shared_memory=True, allow_trace=True, **more)
+        settings = Settings(
+            admin_token=ADMIN,
+            allow_model_control=True,
+            allow_shared_memory=True,
+            allow_trace=True,
+            **more,
+        )
         if request.param == "app":
             return running(create_app(tmp_path, settings=settings))
         host = FastAPI()
@@ -55,35 +61,62 @@ def served(request, running, tmp_path):
         return running(host)
 
     start.prefix = "" if request.param == "app" else "/models"
-    start.routes = {group: routes + APP_ONLY.get(group, []) * (request.param != "router") for group, routes in RULED.items()}
+    start.routes = {
+        group: routes + APP_ONLY.get(group, []) * (request.param != "router")
+        for group, routes in RULED.items()
+    }
     return start
 
 
 def ask(client, served, method, path, **headers):
-    return client.request(method, served.prefix + path, headers=headers, content=b"x" if method in {"POST", "PUT"} else None)
+    return client.request(
+        method,
+        served.prefix + path,
+        headers=headers,
+        content=b"x" if method in {"POST", "PUT"} else None,
+    )
 
 
 @pytest.mark.parametrize("group", RULED)
 def test_a_group_wants_its_header(served, group):
     with served(restricted_api=f"{group}:X-Secret=s3cret") as client:
         for method, path in served.routes[group]:
-            for headers in ({}, {"x-secret": "wrong"}, {"x-secret": "s3cret "[:-2]}, {"other": "s3cret"}):
+            for headers in (
+                {},
+                {"x-secret": "wrong"},
+                {"x-secret": "s3cret "[:-2]},
+                {"other": "s3cret"},
+            ):
                 answer = ask(client, served, method, path, **headers)
                 assert answer.status_code == 403, (method, path, headers)
                 if method != "HEAD":
-                    told = answer.json()["error"] if path.startswith("/v2") else answer.json()["detail"]
+                    told = (
+                        answer.json()["error"]
+                        if path.startswith("/v2")
+                        else answer.json()["detail"]
+                    )
                     assert told == "This API is restricted, expecting header 'x-secret'"
-            assert ask(client, served, method, path, **{"X-SECRET": "s3cret"}).status_code != 403, (method, path)
+            assert ask(client, served, method, path, **{"X-SECRET": "s3cret"}).status_code != 403, (
+                method,
+                path,
+            )
         for other in RULED.keys() - {group}:
             for method, path in served.routes[other]:
-                assert ask(client, served, method, path, authorization=f"Bearer {ADMIN}").status_code not in {403, 500}, (method, path)
+                assert ask(
+                    client, served, method, path, authorization=f"Bearer {ADMIN}"
+                ).status_code not in {403, 500}, (method, path)
 
 
 @pytest.mark.parametrize("group", RULED)
 def test_a_group_is_off(served, group):
     with served(restricted_api=f"{group}:off") as client:
         for method, path in served.routes[group]:
-            assert ask(client, served, method, path, off="off", authorization=f"Bearer {ADMIN}").status_code == 403, (method, path)
+            assert (
+                ask(
+                    client, served, method, path, off="off", authorization=f"Bearer {ADMIN}"
+                ).status_code
+                == 403
+            ), (method, path)
 
 
 def test_a_header_that_comes_twice_is_none(served):
@@ -96,23 +129,49 @@ def test_a_trace_is_of_the_group_trace(served):
     with served(restricted_api="trace:x-secret=s3cret") as client:
         admin = {"authorization": f"Bearer {ADMIN}"}
         assert ask(client, served, "POST", "/predict/echo").status_code == 200
-        assert ask(client, served, "POST", "/predict/echo", **admin, **{"penstock-trace": "1"}).status_code == 403
-        traced = ask(client, served, "POST", "/predict/echo", **admin, **{"penstock-trace": "1", "x-secret": "s3cret"})
+        assert (
+            ask(
+                client, served, "POST", "/predict/echo", **admin, **{"penstock-trace": "1"}
+            ).status_code
+            == 403
+        )
+        traced = ask(
+            client,
+            served,
+            "POST",
+            "/predict/echo",
+            **admin,
+            **{"penstock-trace": "1", "x-secret": "s3cret"},
+        )
         assert traced.status_code == 200 and "trace" in traced.json()
 
 
 def test_several_rules(served):
-    with served(restricted_api="health, statistics : x-a = 1 ; shared-memory:off; inference:x-b=a=b") as client:
+    with served(
+        restricted_api="health, statistics : x-a = 1 ; shared-memory:off; inference:x-b=a=b"
+    ) as client:
         assert ask(client, served, "GET", "/health/live", **{"x-a": "1"}).status_code == 200
         assert ask(client, served, "GET", "/metrics", **{"x-a": "2"}).status_code == 403
-        assert ask(client, served, "GET", "/v2/systemsharedmemory/status", **{"x-a": "1"}).status_code == 403
+        assert (
+            ask(client, served, "GET", "/v2/systemsharedmemory/status", **{"x-a": "1"}).status_code
+            == 403
+        )
         assert ask(client, served, "POST", "/predict/echo", **{"x-b": "a=b"}).status_code == 200
 
 
 def test_triton_clients_send_it(running):
-    app = create_app({"backend": "Identity"}, settings=Settings(restricted_api="health,metadata:triton-secret=s3cret"))
-    with running(app) as client, tritonclient.http.InferenceServerClient(client.base_url.netloc.decode()) as triton:
-        with pytest.raises(InferenceServerException, match=r"\[403\] This API is restricted, expecting header 'triton-secret'"):
+    app = create_app(
+        {"backend": "Identity"},
+        settings=Settings(restricted_api="health,metadata:triton-secret=s3cret"),
+    )
+    with (
+        running(app) as client,
+        tritonclient.http.InferenceServerClient(client.base_url.netloc.decode()) as triton,
+    ):
+        with pytest.raises(
+            InferenceServerException,
+            match=r"\[403\] This API is restricted, expecting header 'triton-secret'",
+        ):
             triton.get_server_metadata()
         assert not triton.is_server_live()
         headers = {"triton-secret": "s3cret"}
@@ -128,7 +187,10 @@ def test_triton_clients_send_it(running):
         ("statistics:x=", "rule 1: expected"),
         ("statistics:=s3cret", "rule 1: expected"),
         ("statistics:x y=s3cret", "rule 1: expected"),
-        ("health:off;statistic:x=s3cret", "rule 2: API 1 is none of health, metadata, .*, logging, did you mean 'statistics'"),
+        (
+            "health:off;statistic:x=s3cret",
+            "rule 2: API 1 is none of health, metadata, .*, logging, did you mean 'statistics'",
+        ),
         (":x=s3cret", "rule 1: API 1 is none of health"),
         ("x=s3cret:health", "rule 1: expected"),
         ("health,x=s3cret:off", "rule 1: API 2 is none of health"),
@@ -149,6 +211,9 @@ def test_rules_that_are_none(rules, told):
 def test_no_rules():
     assert not Restriction("") and not Restriction(" ; ")
     assert repr(Restriction()) == "<Restriction none>"
-    assert repr(Restriction("health,trace:x=s3cret;logging:off")) == "<Restriction health: x, trace: x, logging: off>"
+    assert (
+        repr(Restriction("health,trace:x=s3cret;logging:off"))
+        == "<Restriction health: x, trace: x, logging: off>"
+    )
     for group in GROUPS:
         Restriction().check(group, {"headers": []})

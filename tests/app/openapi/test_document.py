@@ -30,7 +30,12 @@ EVERY_KIND = {
 
 
 def kinds(name="kinds"):
-    return load({"pipeline": {"name": name, "outputs": EVERY_KIND}, "node": {"backend": "Identity", "priority_levels": 3}})
+    return load(
+        {
+            "pipeline": {"name": name, "outputs": EVERY_KIND},
+            "node": {"backend": "Identity", "priority_levels": 3},
+        }
+    )
 
 
 def document_of(client):
@@ -41,19 +46,27 @@ def document_of(client):
 
 def check(document, schema, value):
     """Whether a value is what a schema of the document says."""
-    jsonschema.Draft202012Validator({**schema, "components": document["components"]}).validate(value)
+    jsonschema.Draft202012Validator({**schema, "components": document["components"]}).validate(
+        value
+    )
 
 
 def test_operations_and_names(running, digits):
     with running(create_app([digits, kinds()])) as client:
         document = document_of(client)
     assert document["openapi"].startswith("3.1")
-    identifiers = {found["operationId"]: (path, method) for path, methods in document["paths"].items() for method, found in methods.items()}
+    identifiers = {
+        found["operationId"]: (path, method)
+        for path, methods in document["paths"].items()
+        for method, found in methods.items()
+    }
     assert len(identifiers) == sum(map(len, document["paths"].values()))
     assert identifiers["predict_digits"] == ("/predict/digits", "post")
     assert identifiers["put_digits"] == ("/predict/digits", "put")
     assert identifiers["batch_digits"] == ("/predict/digits/batch", "post")
-    assert {"health_live", "health_ready", "metrics", "list_pipelines"} < set(identifiers) and "load_pipeline" not in identifiers
+    assert {"health_live", "health_ready", "metrics", "list_pipelines"} < set(
+        identifiers
+    ) and "load_pipeline" not in identifiers
     assert list(document["paths"])[:2] == ["/predict/digits", "/predict/digits/batch"]
 
 
@@ -65,8 +78,13 @@ def test_what_may_be_sent(running, digits):
     assert list(body) == ["application/octet-stream", "multipart/form-data", "application/json"]
     assert body["application/octet-stream"]["schema"]["description"].startswith("A bright digit")
     assert "A bright digit" in paths["/predict/digits"]["put"]["requestBody"]["description"]
-    assert document["components"]["schemas"]["ImageBase64"]["properties"] == {"image": {"type": "string", "contentEncoding": "base64"}}
-    assert list(paths["/predict/digits/batch"]["post"]["requestBody"]["content"]) == ["multipart/form-data", "application/json"]
+    assert document["components"]["schemas"]["ImageBase64"]["properties"] == {
+        "image": {"type": "string", "contentEncoding": "base64"}
+    }
+    assert list(paths["/predict/digits/batch"]["post"]["requestBody"]["content"]) == [
+        "multipart/form-data",
+        "application/json",
+    ]
 
     def headers(name):
         return [each["name"] for each in paths[f"/predict/{name}"]["post"]["parameters"]]
@@ -90,16 +108,25 @@ def test_urls_are_in_the_document_where_they_are_allowed(running, digits):
 def test_answers_are_what_the_document_says(running, digits, digit):
     with running(create_app(digits)) as client:
         document = document_of(client)
-        single, batch = (document["paths"][path]["post"]["responses"] for path in ("/predict/digits", "/predict/digits/batch"))
+        single, batch = (
+            document["paths"][path]["post"]["responses"]
+            for path in ("/predict/digits", "/predict/digits/batch")
+        )
         answer = client.post("/predict/digits", content=digit)
         check(document, single["200"]["content"]["application/json"]["schema"], answer.json())
-        assert set(answer.json()) == set(document["components"]["schemas"]["Prediction_digits"]["properties"])
+        assert set(answer.json()) == set(
+            document["components"]["schemas"]["Prediction_digits"]["properties"]
+        )
         assert {name.lower() for name in single["200"]["headers"]} <= set(answer.headers)
         files = [("images", digit), ("images", b"no image"), ("images", digit)]
         answer = client.post("/predict/digits/batch", files=files)
         schema = batch["200"]["content"]["application/json"]["schema"]
         check(document, schema, answer.json())
-        assert [each.get("label", each.get("code")) for each in answer.json()["results"]] == ["three", "invalid_input", "three"]
+        assert [each.get("label", each.get("code")) for each in answer.json()["results"]] == [
+            "three",
+            "invalid_input",
+            "three",
+        ]
         with pytest.raises(jsonschema.ValidationError):
             check(document, schema, {"results": [{}]})
         for sent, status in (
@@ -109,11 +136,21 @@ def test_answers_are_what_the_document_says(running, digits, digit):
         ):
             answer = client.post("/predict/digits", **sent)
             assert str(answer.status_code) == status
-            check(document, single[status]["content"]["application/problem+json"]["schema"], answer.json())
-        for path, name in (("/health/ready", "200"), ("/health/live", "200"), ("/pipelines", "200")):
             check(
                 document,
-                document["paths"][path]["get"]["responses"][name]["content"]["application/json"]["schema"],
+                single[status]["content"]["application/problem+json"]["schema"],
+                answer.json(),
+            )
+        for path, name in (
+            ("/health/ready", "200"),
+            ("/health/live", "200"),
+            ("/pipelines", "200"),
+        ):
+            check(
+                document,
+                document["paths"][path]["get"]["responses"][name]["content"]["application/json"][
+                    "schema"
+                ],
                 client.get(path).json(),
             )
 
@@ -126,7 +163,10 @@ def test_every_kind_has_a_type(running):
         "result": None, "photo": "string", "raw": "string", "words": "string", "count": "integer", "share": "number", "found": "boolean",
         "scores": "array", "any": "array", "mask": "array", "rest": None,
     }  # fmt: skip
-    assert found["required"] == ["result"] and found["properties"]["words"]["description"] == "What it says."
+    assert (
+        found["required"] == ["result"]
+        and found["properties"]["words"]["description"] == "What it says."
+    )
     row = found["properties"]["scores"]["items"]
     assert (row["minItems"], row["maxItems"], row["items"]["type"]) == (3, 3, ["number", "null"])
     assert found["properties"]["result"]["anyOf"][0]["items"] == {"type": "integer"}
@@ -137,7 +177,10 @@ def test_errors_have_examples_of_their_own_status(running, digits):
         document = document_of(client)
     responses = document["paths"]["/predict/digits"]["post"]["responses"]
     assert list(responses) == ["200", "400", "404", "413", "415", "422", "429", "500", "503", "504"]
-    assert "Retry-After" in responses["429"]["headers"] and "Retry-After" in responses["503"]["headers"]
+    assert (
+        "Retry-After" in responses["429"]["headers"]
+        and "Retry-After" in responses["503"]["headers"]
+    )
     for status, response in list(responses.items())[1:]:
         content = response["content"]["application/problem+json"]
         assert content["schema"] == {"$ref": "#/components/schemas/Problem"} and content["examples"]
@@ -153,9 +196,18 @@ def test_keys_and_tokens(running, digits):
         document = document_of(client)
     assert set(document["components"]["securitySchemes"]) == {"key", "admin"}
     paths = document["paths"]
-    assert paths["/predict/digits"]["put"]["security"] == paths["/metrics"]["get"]["security"] == [{"key": []}]
-    assert paths["/pipelines/{name}/load"]["post"]["security"] == [{"admin": []}] and "security" not in paths["/health/live"]["get"]
-    assert "401" in paths["/predict/digits"]["post"]["responses"] and "k3y" not in json.dumps(document).replace("t0k3n", "")
+    assert (
+        paths["/predict/digits"]["put"]["security"]
+        == paths["/metrics"]["get"]["security"]
+        == [{"key": []}]
+    )
+    assert (
+        paths["/pipelines/{name}/load"]["post"]["security"] == [{"admin": []}]
+        and "security" not in paths["/health/live"]["get"]
+    )
+    assert "401" in paths["/predict/digits"]["post"]["responses"] and "k3y" not in json.dumps(
+        document
+    ).replace("t0k3n", "")
 
 
 def test_loading_and_unloading_change_it_and_nothing_else_does(running, tmp_path):
@@ -166,10 +218,16 @@ def test_loading_and_unloading_change_it_and_nothing_else_does(running, tmp_path
         client.headers["Authorization"] = "Bearer t"
         first = document_of(client)
         assert app.openapi() is app.openapi()
-        assert [path for path in first["paths"] if re.fullmatch("/predict/[^/]+", path)] == ["/predict/a.x-y", "/predict/b"]
+        assert [path for path in first["paths"] if re.fullmatch("/predict/[^/]+", path)] == [
+            "/predict/a.x-y",
+            "/predict/b",
+        ]
         client.post("/pipelines/b/unload")
         without = document_of(client)
-        assert "/predict/b" not in without["paths"] and "Prediction_b" not in without["components"]["schemas"]
+        assert (
+            "/predict/b" not in without["paths"]
+            and "Prediction_b" not in without["components"]["schemas"]
+        )
         assert without["paths"]["/predict/a.x-y"] == first["paths"]["/predict/a.x-y"]
         client.post("/pipelines/b/load")
         assert client.get("/openapi.json").json() == first
@@ -180,9 +238,17 @@ def test_names_can_not_collide(running):
     names = ["x", "batch_x", "x_batch", "put_x", "x_put", "predict_x", "Prediction_x"]
     with running(create_app([kinds(name) for name in names])) as client:
         document = document_of(client)
-    identifiers = [found["operationId"] for methods in document["paths"].values() for found in methods.values()]
+    identifiers = [
+        found["operationId"] for methods in document["paths"].values() for found in methods.values()
+    ]
     assert len(identifiers) == len(set(identifiers))
-    assert len([name for name in document["components"]["schemas"] if name.startswith(("Prediction_", "Batch_"))]) == 2 * len(names)
+    assert len(
+        [
+            name
+            for name in document["components"]["schemas"]
+            if name.startswith(("Prediction_", "Batch_"))
+        ]
+    ) == 2 * len(names)
 
 
 async def words(item, call):
@@ -196,24 +262,42 @@ def test_a_pipeline_that_streams(running, digits):
     with running(create_app([digits, config])) as client:
         document = document_of(client)
         whole = client.post("/predict/words", content=b"x").json()
-        part, _ = client.post("/predict/words", content=b"x", headers={"Accept": "text/event-stream"}).text.split("\n\n", 1)
-    content = {name: document["paths"][f"/predict/{name}"]["post"]["responses"]["200"]["content"] for name in ("words", "digits")}
-    assert list(content["words"]) == ["application/json", "text/event-stream"] and list(content["digits"]) == ["application/json"]
+        part, _ = client.post(
+            "/predict/words", content=b"x", headers={"Accept": "text/event-stream"}
+        ).text.split("\n\n", 1)
+    content = {
+        name: document["paths"][f"/predict/{name}"]["post"]["responses"]["200"]["content"]
+        for name in ("words", "digits")
+    }
+    assert list(content["words"]) == ["application/json", "text/event-stream"] and list(
+        content["digits"]
+    ) == ["application/json"]
     assert "Part_words" in content["words"]["text/event-stream"]["schema"]["description"]
     check(document, content["words"]["application/json"]["schema"], whole)
-    check(document, {"$ref": "#/components/schemas/Part_words"}, json.loads(part.removeprefix("data: ")))
+    check(
+        document,
+        {"$ref": "#/components/schemas/Part_words"},
+        json.loads(part.removeprefix("data: ")),
+    )
     schemas = document["components"]["schemas"]
-    assert list(schemas["Part_words"]["properties"]) == ["result", "note"] and list(schemas["Prediction_words"]["properties"]) == ["result"]
+    assert list(schemas["Part_words"]["properties"]) == ["result", "note"] and list(
+        schemas["Prediction_words"]["properties"]
+    ) == ["result"]
     assert "Part_digits" not in schemas
 
 
 @pytest.mark.parametrize("key", [None, "k3y"])
 def test_traces_are_in_the_document_where_they_are_allowed(running, digits, key):
-    with running(create_app(digits, settings=Settings(api_key=key, admin_token="t0k3n", allow_trace=True))) as client:
+    with running(
+        create_app(digits, settings=Settings(api_key=key, admin_token="t0k3n", allow_trace=True))
+    ) as client:
         client.headers["Authorization"] = "Bearer t0k3n"
         document = document_of(client)
     operation = document["paths"]["/predict/digits"]["post"]
     assert operation["parameters"][-1]["name"] == "Penstock-Trace"
-    assert operation["security"] == [{"key": []} if key else {}, {"admin": []}] and {"401", "403"} <= set(operation["responses"])
+    assert operation["security"] == [{"key": []} if key else {}, {"admin": []}] and {
+        "401",
+        "403",
+    } <= set(operation["responses"])
     assert "Penstock-Trace" not in json.dumps(document["paths"]["/predict/digits/batch"])
     assert "admin" in document["components"]["securitySchemes"]

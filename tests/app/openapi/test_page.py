@@ -21,10 +21,16 @@ def links(page):
 @pytest.mark.parametrize("prefix", ["", "/models"])
 def test_without_internet(running, digits, prefix):
     models = create_app(digits)
-    app = Starlette(routes=[Mount(prefix, models)], lifespan=lambda host: lifespan(models)) if prefix else models
+    app = (
+        Starlette(routes=[Mount(prefix, models)], lifespan=lambda host: lifespan(models))
+        if prefix
+        else models
+    )
     with running(app) as client:
         page = client.get(f"{prefix}/docs").text
-        assert "//" not in page.replace("<!-- `SwaggerUIBundle` is now available on the page -->", "")
+        assert "//" not in page.replace(
+            "<!-- `SwaggerUIBundle` is now available on the page -->", ""
+        )
         found = [one or other for one, other in links(page)]
         assert len(found) == 4 and all(link.startswith(f"{prefix}/") for link in found)
         for link in found:
@@ -44,6 +50,12 @@ def test_the_files_stand_behind_the_key(running, digits):
 
 def test_without_the_package_they_come_from_a_cdn(running, digits, monkeypatch):
     monkeypatch.setattr(docs_page, "find_spec", lambda name: None)
-    assert docs_page.installed_assets() is None and factory.installed_assets is docs_page.installed_assets
+    assert (
+        docs_page.installed_assets() is None
+        and factory.installed_assets is docs_page.installed_assets
+    )
     with running(create_app(digits)) as client:
-        assert "https://cdn." in client.get("/docs").text and client.get("/docs/assets/swagger-ui.css").status_code == 404
+        assert (
+            "https://cdn." in client.get("/docs").text
+            and client.get("/docs/assets/swagger-ui.css").status_code == 404
+        )

@@ -19,7 +19,10 @@ def document(served):
 
 def check(document, operation, answer):
     content = operation["responses"][str(answer.status_code)]["content"]
-    schema = {**content[answer.headers["content-type"]]["schema"], "components": document["components"]}
+    schema = {
+        **content[answer.headers["content-type"]]["schema"],
+        "components": document["components"],
+    }
     jsonschema.Draft202012Validator(schema).validate(answer.json())
 
 
@@ -32,8 +35,14 @@ def test_answers_are_as_described(served, document, model):
 
 def test_infer_is_as_described(served, document):
     infer = document["paths"]["/v2/models/{model}/infer"]["post"]
-    request = {**infer["requestBody"]["content"]["application/json"]["schema"], "components": document["components"]}
-    for good in (served.simple(), served.simple(id="x", parameters={"timeout": 9_000_000}, outputs=[{"name": "OUTPUT0"}])):
+    request = {
+        **infer["requestBody"]["content"]["application/json"]["schema"],
+        "components": document["components"],
+    }
+    for good in (
+        served.simple(),
+        served.simple(id="x", parameters={"timeout": 9_000_000}, outputs=[{"name": "OUTPUT0"}]),
+    ):
         jsonschema.Draft202012Validator(request).validate(good)
         check(document, infer, served.infer("simple", good))
     check(document, infer, served.infer("simple", {"inputs": []}))
@@ -74,11 +83,20 @@ def test_a_restriction_is_described_where_there_is_one(group, path):
 
 def test_a_key_is_described_where_there_is_one(running):
     with running(create_app(settings=Settings(api_key="secret"))) as client:
-        paths = client.get("/openapi.json", headers={"Authorization": "Bearer secret"}).json()["paths"]
-        assert paths["/v2"]["get"]["security"] == paths["/v2/models/{model}/infer"]["post"]["security"] == [{"key": []}]
+        paths = client.get("/openapi.json", headers={"Authorization": "Bearer secret"}).json()[
+            "paths"
+        ]
+        assert (
+            paths["/v2"]["get"]["security"]
+            == paths["/v2/models/{model}/infer"]["post"]["security"]
+            == [{"key": []}]
+        )
         for path in ("/v2/health/live", "/v2/health/ready"):
             operation = paths[path]["get"]
             assert "security" not in operation and "401" not in operation["responses"]
         assert client.get("/v2").status_code == 401 and "401" in paths["/v2"]["get"]["responses"]
     for methods in create_app().openapi()["paths"].values():
-        assert not any("security" in operation or "401" in operation["responses"] for operation in methods.values())
+        assert not any(
+            "security" in operation or "401" in operation["responses"]
+            for operation in methods.values()
+        )

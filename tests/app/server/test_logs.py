@@ -17,7 +17,11 @@ EVIL = "a\nINFO forged\r\x1b[31m\u2028b\u202ec\x00d\x85e\ud800"
 def log():
     """Configure with a style; gives the stream."""
     names = ("penstock", "uvicorn.error", "uvicorn.access", "asyncio")
-    before = {name: (list(logger.handlers), logger.propagate, logger.level) for name in names if (logger := logging.getLogger(name))}
+    before = {
+        name: (list(logger.handlers), logger.propagate, logger.level)
+        for name in names
+        if (logger := logging.getLogger(name))
+    }
 
     def configure(style, level="info"):
         stream = io.StringIO()
@@ -34,7 +38,9 @@ def log():
 @pytest.mark.parametrize("style", ["text", "json"])
 def test_nobody_forges_a_line(log, style):
     stream = log(style)
-    logging.getLogger("penstock.test").info("said %s", EVIL, extra={"request_id": EVIL, "node": "n"})
+    logging.getLogger("penstock.test").info(
+        "said %s", EVIL, extra={"request_id": EVIL, "node": "n"}
+    )
     (line,) = stream.getvalue().split("\n")[:-1]
     assert len(line.splitlines()) == 1 or style == "json"
     assert "\x1b" not in line and "\x00" not in line and "\r" not in line
@@ -42,9 +48,13 @@ def test_nobody_forges_a_line(log, style):
 
 def test_text_lines(log):
     stream = log("text")
-    logging.getLogger("penstock.test").warning("x=%d", 3, extra={"request_id": "r1", "pipeline": "p", "node": "n"})
+    logging.getLogger("penstock.test").warning(
+        "x=%d", 3, extra={"request_id": "r1", "pipeline": "p", "node": "n"}
+    )
     time, rest = stream.getvalue().split(" ", 1)
-    assert time.endswith("Z") and rest == "WARNING penstock.test x=3 request_id=r1 pipeline=p node=n\n"
+    assert (
+        time.endswith("Z") and rest == "WARNING penstock.test x=3 request_id=r1 pipeline=p node=n\n"
+    )
 
 
 def test_a_traceback_is_marked_and_can_not_look_like_a_line(log):
@@ -55,7 +65,11 @@ def test_a_traceback_is_marked_and_can_not_look_like_a_line(log):
         logging.getLogger("penstock.test").exception("failed")
     first, *others = stream.getvalue().splitlines()
     assert first.endswith("ERROR penstock.test failed")
-    assert len(others) > 3 and all(line.startswith("  | ") for line in others) and "\x1b" not in stream.getvalue()
+    assert (
+        len(others) > 3
+        and all(line.startswith("  | ") for line in others)
+        and "\x1b" not in stream.getvalue()
+    )
 
 
 def test_json_lines(log):
@@ -63,10 +77,21 @@ def test_json_lines(log):
     try:
         raise ValueError("why")
     except ValueError:
-        logging.getLogger("penstock.test").exception("failed %s", EVIL, extra={"request_id": "r1", "pipeline": "p"})
+        logging.getLogger("penstock.test").exception(
+            "failed %s", EVIL, extra={"request_id": "r1", "pipeline": "p"}
+        )
     entry = orjson.loads(stream.getvalue())
-    assert entry["level"] == "error" and entry["logger"] == "penstock.test" and entry["request_id"] == "r1" and entry["pipeline"] == "p"
-    assert entry["message"].startswith("failed a\nINFO forged") and "ValueError: why" in entry["exception"] and "node" not in entry
+    assert (
+        entry["level"] == "error"
+        and entry["logger"] == "penstock.test"
+        and entry["request_id"] == "r1"
+        and entry["pipeline"] == "p"
+    )
+    assert (
+        entry["message"].startswith("failed a\nINFO forged")
+        and "ValueError: why" in entry["exception"]
+        and "node" not in entry
+    )
 
 
 def test_levels(log):

@@ -52,7 +52,9 @@ def pipeline(tmp_path):
     def write(name):
         (tmp_path / "operators.py").write_text(OPERATORS)
         file = tmp_path / "gate.toml"
-        file.write_text(f'[pipeline]\nname = "gate"\n[node]\nbackend = "Python[operators.py:{name}]"\n')
+        file.write_text(
+            f'[pipeline]\nname = "gate"\n[node]\nbackend = "Python[operators.py:{name}]"\n'
+        )
         return file
 
     return write
@@ -80,16 +82,26 @@ def test_in_flight_work_finishes_and_new_work_is_refused(spawn, pipeline, tmp_pa
     server = spawn("serve", pipeline("Gate"), "--port", 0)
     with server.listening() as client, ThreadPoolExecutor() as threads:
         server.wait_for("ready")
-        running, queued = (threads.submit(client.post, "/predict/gate", content=str(tmp_path / name).encode()) for name in ("a", "b"))
+        running, queued = (
+            threads.submit(client.post, "/predict/gate", content=str(tmp_path / name).encode())
+            for name in ("a", "b")
+        )
         until(lambda: list(tmp_path.glob("?.inside")))  # whichever came first
-        until(lambda: 'penstock_requests_inside{pipeline="gate"} 2.0' in client.get("/metrics").text)
+        until(
+            lambda: 'penstock_requests_inside{pipeline="gate"} 2.0' in client.get("/metrics").text
+        )
         server.process.send_signal(sign)
         server.wait_for("draining: 2 requests")
         answer = client.get("/health/ready")
-        assert (answer.status_code, answer.json()) == (503, {"ready": False, "reason": "the server is draining"})
+        assert (answer.status_code, answer.json()) == (
+            503,
+            {"ready": False, "reason": "the server is draining"},
+        )
         assert client.get("/health/live").status_code == 200
         answer = client.post("/predict/gate", content=b"x")
-        assert (answer.status_code, answer.json()["code"]) == (503, "not_ready") and answer.headers["retry-after"]
+        assert (answer.status_code, answer.json()["code"]) == (503, "not_ready") and answer.headers[
+            "retry-after"
+        ]
         assert not running.done() and not queued.done()
         (tmp_path / "a").touch()
         (tmp_path / "b").touch()
@@ -159,7 +171,9 @@ def test_a_port_that_is_taken(spawn, digits):
     with first.listening() as client:
         second = spawn("serve", digits, "--port", client.base_url.port)
         assert second.end() != 0
-        assert "address already in use" in "".join(second.lines) and "Traceback" not in "".join(second.lines)
+        assert "address already in use" in "".join(second.lines) and "Traceback" not in "".join(
+            second.lines
+        )
 
 
 @pytest.mark.parametrize("offer", ["Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n",
@@ -168,20 +182,39 @@ def test_an_offer_to_upgrade_is_ignored(spawn, digits, digit, offer):
     server = spawn("serve", digits, "--port", 0)
     with server.listening() as client:
         server.wait_for("ready")
-        chunked = f"Transfer-Encoding: chunked\r\n\r\n{len(digit):x}\r\n".encode() + digit + b"\r\n0\r\n\r\n"
+        chunked = (
+            f"Transfer-Encoding: chunked\r\n\r\n{len(digit):x}\r\n".encode()
+            + digit
+            + b"\r\n0\r\n\r\n"
+        )
         sized = f"Content-Length: {len(digit)}\r\n\r\n".encode() + digit
         for body in (sized, chunked):
             request = f"POST /predict/digits HTTP/1.1\r\nHost: x\r\n{offer}".encode() + body
-            for pieces in ([request * 2], [request[:80], request[80:] + request], [request[:-20], request[-20:], request]):
-                with socket.create_connection((client.base_url.host, client.base_url.port), 10) as wire, wire.makefile("rb") as file:
+            for pieces in (
+                [request * 2],
+                [request[:80], request[80:] + request],
+                [request[:-20], request[-20:], request],
+            ):
+                with (
+                    socket.create_connection(
+                        (client.base_url.host, client.base_url.port), 10
+                    ) as wire,
+                    wire.makefile("rb") as file,
+                ):
                     for piece in pieces:
                         wire.sendall(piece)
                         time.sleep(0.01)  # so that they come one by one
                     for _ in range(2):
                         assert b"200" in file.readline()
                         headers = http.client.parse_headers(file)
-                        assert orjson.loads(file.read(int(headers["content-length"])))["label"] == "three"
-        with socket.create_connection((client.base_url.host, client.base_url.port), 10) as wire, wire.makefile("rb") as file:
+                        assert (
+                            orjson.loads(file.read(int(headers["content-length"])))["label"]
+                            == "three"
+                        )
+        with (
+            socket.create_connection((client.base_url.host, client.base_url.port), 10) as wire,
+            wire.makefile("rb") as file,
+        ):
             wire.sendall(b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b"400" in file.readline()
         server.process.terminate()
@@ -189,19 +222,33 @@ def test_an_offer_to_upgrade_is_ignored(spawn, digits, digit, offer):
 
 
 def test_json_logs_and_the_access_log(spawn, digits):
-    server = spawn("serve", digits, "--port", 0, "--access-log", PENSTOCK_LOG_FORMAT="json", PENSTOCK_ADMIN_TOKEN="t")
+    server = spawn(
+        "serve",
+        digits,
+        "--port",
+        0,
+        "--access-log",
+        PENSTOCK_LOG_FORMAT="json",
+        PENSTOCK_ADMIN_TOKEN="t",
+    )
     with server.listening() as client:
         client.get("/health/live?x=%0aforged")
         server.process.terminate()
         assert server.end() == 0
     entries = [orjson.loads(line) for line in server.lines]
     assert {"time", "level", "logger", "message"} <= entries[0].keys()
-    assert any("GET /health/live" in entry["message"] for entry in entries if entry["logger"] == "uvicorn.access")
+    assert any(
+        "GET /health/live" in entry["message"]
+        for entry in entries
+        if entry["logger"] == "uvicorn.access"
+    )
 
 
 def test_a_bare_model(spawn, digits):
     directory = digits.parent
-    server = spawn("serve", directory / "digits.onnx", "--labels", directory / "labels.txt", "--port", 0)
+    server = spawn(
+        "serve", directory / "digits.onnx", "--labels", directory / "labels.txt", "--port", 0
+    )
     with server.listening() as client:
         server.wait_for("ready after .* s: digits")
         answer = client.put("/predict/digits", content=(directory / "digit.png").read_bytes())
@@ -210,7 +257,12 @@ def test_a_bare_model(spawn, digits):
 
 def test_the_server_imports_no_command_line():
     code = "import sys, penstock.app.server.serve; print([name for name in ('typer', 'rich', 'torch') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )
 
 
 def test_embedding_changes_nothing_of_the_process():
@@ -227,4 +279,9 @@ asyncio.run(run())
 after = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), sys.getswitchinterval(), list(logging.getLogger().handlers)
 print(before == after, gc.get_freeze_count(), cv2.getNumThreads() == threads, logging.getLogger("penstock").handlers)
 """
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True 0 True []\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "True 0 True []\n"
+    )

@@ -13,7 +13,13 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from penstock import create_app
-from penstock.app.server.uvicorn_protocol import HEAD_TIMEOUT, LARGE, LARGEST_HEAD, HeadHolder, HttpProtocol
+from penstock.app.server.uvicorn_protocol import (
+    HEAD_TIMEOUT,
+    LARGE,
+    LARGEST_HEAD,
+    HeadHolder,
+    HttpProtocol,
+)
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
 
@@ -104,8 +110,13 @@ CHUNKED = BEGIN + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
 
 @pytest.fixture
 def served(running: Any) -> Iterator[httpx.Client]:
-    pipeline = {"pipeline": {"name": "echo", "inputs": {"data": {"kind": "bytes"}}}, "node": {"backend": "Identity"}}
-    with running(create_app(pipeline), http="penstock.app.server.uvicorn_protocol:HttpProtocol") as client:
+    pipeline = {
+        "pipeline": {"name": "echo", "inputs": {"data": {"kind": "bytes"}}},
+        "node": {"backend": "Identity"},
+    }
+    with running(
+        create_app(pipeline), http="penstock.app.server.uvicorn_protocol:HttpProtocol"
+    ) as client:
         yield client
 
 
@@ -128,7 +139,9 @@ def all_of(connection: socket.socket) -> bytes:
 def answer(connection: socket.socket) -> bytes:
     """One, whole."""
     found = b""
-    while not (head := re.match(rb"(?s).*?content-length: (\d+)\r\n.*?\r\n\r\n", found)) or len(found) < head.end() + int(head[1]):
+    while not (head := re.match(rb"(?s).*?content-length: (\d+)\r\n.*?\r\n\r\n", found)) or len(
+        found
+    ) < head.end() + int(head[1]):
         found += connection.recv(65536)
     return found
 
@@ -143,9 +156,16 @@ def flood(connection: socket.socket, piece: bytes, most: int = 64 << 20) -> int:
     return sent
 
 
-@pytest.mark.parametrize("piece", [b"x" * 65536, b"X-Y: z\r\n" * 4096], ids=["one header", "many headers"])
-@pytest.mark.parametrize(("start", "status"), [(BEGIN + b"A: ", b"431"), (CHUNKED + b"0\r\nA: ", b""), (CHUNKED + b"3;", b"")])
-def test_what_is_no_body_is_bounded(served: httpx.Client, start: bytes, status: bytes, piece: bytes) -> None:
+@pytest.mark.parametrize(
+    "piece", [b"x" * 65536, b"X-Y: z\r\n" * 4096], ids=["one header", "many headers"]
+)
+@pytest.mark.parametrize(
+    ("start", "status"),
+    [(BEGIN + b"A: ", b"431"), (CHUNKED + b"0\r\nA: ", b""), (CHUNKED + b"3;", b"")],
+)
+def test_what_is_no_body_is_bounded(
+    served: httpx.Client, start: bytes, status: bytes, piece: bytes
+) -> None:
     with connected(served) as connection:
         connection.sendall(start)
         assert flood(connection, piece) < 32 << 20  # what the sockets hold, and no more
@@ -162,12 +182,16 @@ def test_a_head_of_many_headers_is_read(served: httpx.Client) -> None:
 def test_a_body_may_be_larger_than_any_head(served: httpx.Client) -> None:
     with connected(served) as connection:
         for _ in range(2):
-            connection.sendall(BEGIN + b"Content-Length: %d\r\n\r\n" % (4 * LARGEST_HEAD) + bytes(4 * LARGEST_HEAD))
+            connection.sendall(
+                BEGIN + b"Content-Length: %d\r\n\r\n" % (4 * LARGEST_HEAD) + bytes(4 * LARGEST_HEAD)
+            )
             assert answer(connection).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize("begun", [b"", BEGIN])
-def test_a_connection_without_a_whole_head_is_closed(served: httpx.Client, monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
+def test_a_connection_without_a_whole_head_is_closed(
+    served: httpx.Client, monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
     monkeypatch.setattr("penstock.app.server.uvicorn_protocol.HEAD_TIMEOUT", 0.05)
     with connected(served) as connection:
         for number in range(len(begun)):
@@ -209,7 +233,9 @@ async def test_the_timer_is_the_heads_alone(monkeypatch: pytest.MonkeyPatch) -> 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         while (await receive()).get("more_body"):
             pass
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
+        )
         await send({"type": "http.response.body"})
         answered.set()
 

@@ -73,15 +73,37 @@ class Sum:
             item["result"] = item["data"]
 """
 
-DATATYPES = ["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BF16", "BYTES"]
+DATATYPES = [
+    "BOOL",
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "FP16",
+    "FP32",
+    "FP64",
+    "BF16",
+    "BYTES",
+]
 
 
 def tensor(dtype=None, shape=(-1, -1), **more):
-    return {"kind": "tensor", "dtype": dtype, "shape": shape, **more} if dtype else {"kind": "tensor", **more}
+    return (
+        {"kind": "tensor", "dtype": dtype, "shape": shape, **more}
+        if dtype
+        else {"kind": "tensor", **more}
+    )
 
 
 def model(name, inputs, outputs, backend="Identity", **node):
-    return {"pipeline": {"name": name, "inputs": inputs, "outputs": outputs}, "node": {"backend": backend, **node}}
+    return {
+        "pipeline": {"name": name, "inputs": inputs, "outputs": outputs},
+        "node": {"backend": backend, **node},
+    }
 
 
 def matmul(path):
@@ -91,10 +113,15 @@ def matmul(path):
         [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Identity", ["x"], ["z"])],
         "matmul",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1]), helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n", 2])],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1]),
+            helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n", 2]),
+        ],
         [weights],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path
+    )
 
 
 @pytest.fixture(scope="session")
@@ -107,22 +134,58 @@ def sources(tmp_path_factory, digits):
     int32 = tensor("INT32", [-1, 16])
     return [
         digits,
-        model("simple", {"INPUT0": int32, "INPUT1": int32}, {"OUTPUT0": int32, "OUTPUT1": int32}, f"Python[{ops}:add_sub]", max=8),
-        *(model(f"identity_{name}", {"INPUT0": tensor(name)}, {"OUTPUT0": tensor(name)}, max=8) for name in DATATYPES),
+        model(
+            "simple",
+            {"INPUT0": int32, "INPUT1": int32},
+            {"OUTPUT0": int32, "OUTPUT1": int32},
+            f"Python[{ops}:add_sub]",
+            max=8,
+        ),
+        *(
+            model(f"identity_{name}", {"INPUT0": tensor(name)}, {"OUTPUT0": tensor(name)}, max=8)
+            for name in DATATYPES
+        ),
         model("rounded", {"X": tensor("FP32")}, {"Y": tensor("BF16")}),
         model("any", {"X": tensor()}, {"Y": tensor()}),
-        model("volume", {"X": tensor("FP32", [-1, 3, -1, 4])}, {"Y": tensor("FP32", [-1, 3, -1, 4])}, max=4),
-        model("where", {"A": tensor("FP64", [-1]), "B": tensor("FP32", [-1])}, {"C": tensor("INT64", [-1])}, f"Python[{ops}:where]"),
-        model("text", {"data": {"kind": "text"}}, {"result": {"kind": "text"}}, f"Python[{ops}:shout]"),
+        model(
+            "volume",
+            {"X": tensor("FP32", [-1, 3, -1, 4])},
+            {"Y": tensor("FP32", [-1, 3, -1, 4])},
+            max=4,
+        ),
+        model(
+            "where",
+            {"A": tensor("FP64", [-1]), "B": tensor("FP32", [-1])},
+            {"C": tensor("INT64", [-1])},
+            f"Python[{ops}:where]",
+        ),
+        model(
+            "text", {"data": {"kind": "text"}}, {"result": {"kind": "text"}}, f"Python[{ops}:shout]"
+        ),
         model("json", {"data": {"kind": "json"}}, {}),
         model("none", {}, {}),
-        model("loud", {"X": tensor("string", [-1])}, {"Y": tensor("string", [-1])}, f"Python[{ops}:loud]"),
+        model(
+            "loud",
+            {"X": tensor("string", [-1])},
+            {"Y": tensor("string", [-1])},
+            f"Python[{ops}:loud]",
+        ),
         model("several", {"X": tensor("INT32", [-1])}, {}, f"Python[{ops}:several]"),
         model("pairs", {"X": tensor("BYTES", [2])}, {"Y": tensor("BYTES", [2])}),
-        model("planes", {"X": tensor("FP32", [-1, -1, -1])}, {"Y": tensor("FP32", [-1, -1, -1])}, max=2),
+        model(
+            "planes",
+            {"X": tensor("FP32", [-1, -1, -1])},
+            {"Y": tensor("FP32", [-1, -1, -1])},
+            max=2,
+        ),
         model("nothing", {"data": {"kind": "text"}}, {}, f"Python[{ops}:nothing]"),
         model("described", {"data": {"kind": "text"}}, {}, f"Python[{ops}:described]"),
-        model("scaled", {"data": tensor("FP64", [1, -1])}, {"result": tensor("FP64", [1, -1])}, f"Python[{ops}:Scaled]"),
+        model(
+            "scaled",
+            {"data": tensor("FP64", [1, -1])},
+            {"result": tensor("FP64", [1, -1])},
+            f"Python[{ops}:Scaled]",
+        ),
         model(
             "sum",
             {"data": tensor("FP32")},
@@ -130,8 +193,16 @@ def sources(tmp_path_factory, digits):
             f"Python[{ops}:Sum]",
             max=8,
         ),
-        model("scores", {"X": tensor("FP32")}, {"Y": tensor("FP32", labels=str(folder / "labels.txt"))}, max=4),
-        {"pipeline": {"name": "matmul"}, "net": {"backend": "OnnxTensor", "model": str(folder / "matmul.onnx"), "max": 4}},
+        model(
+            "scores",
+            {"X": tensor("FP32")},
+            {"Y": tensor("FP32", labels=str(folder / "labels.txt"))},
+            max=4,
+        ),
+        {
+            "pipeline": {"name": "matmul"},
+            "net": {"backend": "OnnxTensor", "model": str(folder / "matmul.onnx"), "max": 4},
+        },
         model("ranked", {"X": tensor("FP32")}, {"Y": tensor("FP32")}, max=2, priority_levels=3),
     ]
 
@@ -148,19 +219,30 @@ class Served:
         text = document if isinstance(document, bytes) else json.dumps(document).encode()
         sent = dict(headers or {})
         if blobs or length is not None:
-            sent["Inference-Header-Content-Length"] = length if isinstance(length, bytes) else str(len(text) if length is None else length)
-        return self.http.post(f"/v2/models/{name}/infer", content=text + b"".join(blobs), headers=sent)
+            sent["Inference-Header-Content-Length"] = (
+                length
+                if isinstance(length, bytes)
+                else str(len(text) if length is None else length)
+            )
+        return self.http.post(
+            f"/v2/models/{name}/infer", content=text + b"".join(blobs), headers=sent
+        )
 
     def refused(self, *args, **more):
         """The text of the error of a request that is the client's fault."""
         answer = self.infer(*args, **more)
         assert answer.status_code == 400, (answer.status_code, answer.text[:500])
-        assert list(answer.json()) == ["error"] and answer.headers["content-type"] == "application/json"
+        assert (
+            list(answer.json()) == ["error"]
+            and answer.headers["content-type"] == "application/json"
+        )
         return answer.json()["error"]
 
     def raw(self, *pieces, leave=False):
         """All that the server answers to bytes as they are, until it closes; it may do so before it has them all."""
-        with socket.create_connection((self.http.base_url.host, self.http.base_url.port), 30) as connection:
+        with socket.create_connection(
+            (self.http.base_url.host, self.http.base_url.port), 30
+        ) as connection:
             found = b""
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 for piece in pieces:
@@ -174,7 +256,10 @@ class Served:
         """A request to `simple`, as JSON."""
         data = list(range(16))
         return {
-            "inputs": [{"name": name, "shape": [1, 16], "datatype": "INT32", "data": data} for name in ("INPUT0", "INPUT1")],
+            "inputs": [
+                {"name": name, "shape": [1, 16], "datatype": "INT32", "data": data}
+                for name in ("INPUT0", "INPUT1")
+            ],
             **more,
         }
 
@@ -188,7 +273,9 @@ class Served:
 @pytest.fixture(scope="session")
 def served(sources, running):
     """A server that has them all."""
-    app = create_app(sources, settings=Settings(max_body=8 << 20, max_inflated=1 << 20, max_chunks=1000))
+    app = create_app(
+        sources, settings=Settings(max_body=8 << 20, max_inflated=1 << 20, max_chunks=1000)
+    )
     with running(app, http="penstock.app.server.uvicorn_protocol:HttpProtocol") as client:
         yield Served(client)
 
@@ -204,12 +291,24 @@ def client_run(tmp_path_factory):
     """`client_run(package, *arguments)`: run Python in the environment of the clients, for a script or a module that needs the package."""
 
     def run(package, *arguments, timeout=120, **environment):
-        known = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"
+        known = (
+            f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"
+        )
         if not CLIENTS.exists() or subprocess.run([CLIENTS, "-c", known], check=False).returncode:
-            pytest.fail(f"{CLIENTS} does not have {package}: scripts/test installs it (kserve: with Python 3.11 to 3.13)")
+            pytest.fail(
+                f"{CLIENTS} does not have {package}: scripts/test installs it (kserve: with Python 3.11 to 3.13)"
+            )
         command = [CLIENTS, *map(str, arguments)]
         folder = tmp_path_factory.mktemp(package)
         found = os.environ | environment
-        return subprocess.run(command, cwd=folder, env=found, capture_output=True, text=True, timeout=timeout, check=False)
+        return subprocess.run(
+            command,
+            cwd=folder,
+            env=found,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
 
     return run

@@ -13,7 +13,12 @@ from penstock import create_app
 from penstock.app.settings import Settings
 
 HEADERS = {"Authorization": "Bearer adm1n"}
-ON = {"admin_token": "adm1n", "allow_model_control": True, "allow_model_overrides": True, "allow_shared_memory": True}
+ON = {
+    "admin_token": "adm1n",
+    "allow_model_control": True,
+    "allow_model_overrides": True,
+    "allow_shared_memory": True,
+}
 MODEL = {
     "pipeline": {
         "name": "echo",
@@ -30,8 +35,13 @@ async def test_every_method(running):
     region = shared_memory.create_shared_memory_region("region", key, 64)
     try:
         shared_memory.set_shared_memory_region(region, [array])
-        with running(create_app(MODEL, settings=Settings(**ON)), http="penstock.app.server.uvicorn_protocol:HttpProtocol") as server:
-            async with tritonclient.http.aio.InferenceServerClient(server.base_url.netloc.decode()) as client:
+        with running(
+            create_app(MODEL, settings=Settings(**ON)),
+            http="penstock.app.server.uvicorn_protocol:HttpProtocol",
+        ) as server:
+            async with tritonclient.http.aio.InferenceServerClient(
+                server.base_url.netloc.decode()
+            ) as client:
                 await client.register_system_shared_memory("region", key, 64, headers=HEADERS)
                 status = [{"name": "region", "key": key, "offset": 0, "byte_size": 64}]
                 assert await client.get_system_shared_memory_status() == status
@@ -41,18 +51,28 @@ async def test_every_method(running):
                 wanted = tritonclient.http.aio.InferRequestedOutput("Y")
                 wanted.set_shared_memory("region", 8, offset=32)
                 await client.infer("echo", [given], outputs=[wanted])
-                assert shared_memory.get_contents_as_numpy(region, np.float32, [1, 2], offset=32).tolist() == array.tolist()
+                assert (
+                    shared_memory.get_contents_as_numpy(
+                        region, np.float32, [1, 2], offset=32
+                    ).tolist()
+                    == array.tolist()
+                )
                 await client.unregister_system_shared_memory("region", headers=HEADERS)
                 await client.unregister_system_shared_memory(headers=HEADERS)
                 assert await client.get_system_shared_memory_status() == []
 
-                for found in (await client.get_inference_statistics(), await client.get_inference_statistics("echo", "1")):
+                for found in (
+                    await client.get_inference_statistics(),
+                    await client.get_inference_statistics("echo", "1"),
+                ):
                     assert found["model_stats"][0]["inference_count"] == 1
 
                 await client.unload_model("echo", headers=HEADERS)
                 assert (await client.get_model_repository_index())[0]["state"] == "UNAVAILABLE"
                 await client.load_model("echo", headers=HEADERS)
-                await client.load_model("echo", config=json.dumps({"max_batch_size": 3}), headers=HEADERS)
+                await client.load_model(
+                    "echo", config=json.dumps({"max_batch_size": 3}), headers=HEADERS
+                )
                 assert (await client.get_model_config("echo"))["max_batch_size"] == 3
                 assert (await client.get_model_repository_index())[0]["state"] == "READY"
     finally:

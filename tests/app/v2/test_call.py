@@ -37,7 +37,14 @@ async def test_it_is_an_object():
 
 @pytest.mark.parametrize(
     ("body", "kind"),
-    [(b"null", "null"), (b"true", "boolean"), (b"1", "number"), (b"0.5", "number"), (b'""', "string"), (b"[]", "array")],
+    [
+        (b"null", "null"),
+        (b"true", "boolean"),
+        (b"1", "number"),
+        (b"0.5", "number"),
+        (b'""', "string"),
+        (b"[]", "array"),
+    ],
 )
 async def test_what_it_is_instead_is_told(body, kind):
     with pytest.raises(InvalidRequest, match=f"the body is a JSON {kind}, expected an object"):

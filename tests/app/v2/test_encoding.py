@@ -27,11 +27,16 @@ def test_arrays_are_written_from_their_own_memory(name):
     array = np.ones((2, 3), DATATYPES[name].dtype)
     assert np.shares_memory(to_bytes(DATATYPES[name], array), array)
     assert bytes(to_bytes(DATATYPES[name], array.T)) == array.T.tobytes()
-    assert bytes(to_bytes(DATATYPES[name], array.astype(array.dtype.newbyteorder(">")))) == array.tobytes()
+    assert (
+        bytes(to_bytes(DATATYPES[name], array.astype(array.dtype.newbyteorder(">"))))
+        == array.tobytes()
+    )
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=20))
-@example([0x3F807FFF, 0x3F808000, 0x3F808001, 0x3F817FFF, 0x3F818000, 0x3F818001])  # ties go to the even one
+@example(
+    [0x3F807FFF, 0x3F808000, 0x3F808001, 0x3F817FFF, 0x3F818000, 0x3F818001]
+)  # ties go to the even one
 def test_bf16_is_rounded_as_ml_dtypes_does(bits):
     array = np.array(bits, np.uint32).view(np.float32)
     found = np.frombuffer(bytes(to_bytes(DATATYPES["BF16"], array)), np.uint16)
@@ -74,10 +79,15 @@ def test_values_that_pipelines_answer(value, datatype, shape, elements):
     assert text_of(datatype, array) == elements
 
 
-@pytest.mark.parametrize(("dtype", "datatype"), [("float32", "FP32"), ("bfloat16", "BF16"), ("int8", "INT8"), ("bool", "BOOL")])
+@pytest.mark.parametrize(
+    ("dtype", "datatype"),
+    [("float32", "FP32"), ("bfloat16", "BF16"), ("int8", "INT8"), ("bool", "BOOL")],
+)
 def test_torch_tensors(dtype, datatype):
     torch = pytest.importorskip("torch")
-    found, array = as_tensor(torch.ones(2, 3, dtype=getattr(torch, dtype), requires_grad=dtype == "float32"), None, "x")
+    found, array = as_tensor(
+        torch.ones(2, 3, dtype=getattr(torch, dtype), requires_grad=dtype == "float32"), None, "x"
+    )
     assert found.name == datatype and text_of(datatype, array) == [1] * 6
 
 
@@ -96,7 +106,11 @@ def test_answers_are_of_the_declared_datatype():
 def test_many_numbers_some_of_which_have_names(odd):
     array = np.tile(np.array([0.1, *odd], np.float32), 40_000)
     text = bytes(orjson.dumps(to_flat_json(DATATYPES["FP32"], array, "x")))
-    assert text.startswith(b"[0.1," + {1: b"NaN", 3: b"NaN,Infinity"}[len(odd)] if np.isnan(odd[0]) else b"[0.1,Infinity")
+    assert text.startswith(
+        b"[0.1," + {1: b"NaN", 3: b"NaN,Infinity"}[len(odd)]
+        if np.isnan(odd[0])
+        else b"[0.1,Infinity"
+    )
     np.testing.assert_array_equal(np.array(json.loads(text), np.float32), array)
 
 
@@ -104,7 +118,9 @@ def test_many_numbers_some_of_which_have_names(odd):
 def test_many_elements_come_as_json(datatype):
     several = {"BOOL": [True, False, False], "BYTES": ["a", "", "é"]}.get(datatype, [7, 0, 1])
     found = from_json([several] * 50_000, DATATYPES[datatype], [50_000, 3], "x")
-    np.testing.assert_array_equal(found, from_json(several * 50_000, DATATYPES[datatype], [50_000, 3], "x"))
+    np.testing.assert_array_equal(
+        found, from_json(several * 50_000, DATATYPES[datatype], [50_000, 3], "x")
+    )
     assert found.dtype == DATATYPES[datatype].dtype and text_of(datatype, found) == several * 50_000
     with pytest.raises(InvalidRequest, match="its data holds"):
         from_json([*several * 50_000, None], DATATYPES[datatype], [150_001], "x")
@@ -113,7 +129,9 @@ def test_many_elements_come_as_json(datatype):
 def test_many_strings_are_written():
     texts = np.array([b"a", b"", "é".encode()] * 50_000, np.object_)
     written = to_bytes(DATATYPES["BYTES"], texts)
-    np.testing.assert_array_equal(from_bytes(memoryview(written), DATATYPES["BYTES"], [150_000], "x", "m"), texts)
+    np.testing.assert_array_equal(
+        from_bytes(memoryview(written), DATATYPES["BYTES"], [150_000], "x", "m"), texts
+    )
 
 
 def test_an_overflow_is_an_infinity():

@@ -22,7 +22,10 @@ def test_it_has_not_too_many_lists():
     assert parse_json(b'["' + b"[" * 3 * MANY + b'"]', 100) == ["[" * 3 * MANY]
 
 
-@given(st.lists(st.sampled_from(["[", "]", "{", "}", '"', "\\", "a", "]}", '\\"']), max_size=9), st.integers(0, 9))
+@given(
+    st.lists(st.sampled_from(["[", "]", "{", "}", '"', "\\", "a", "]}", '\\"']), max_size=9),
+    st.integers(0, 9),
+)
 def test_brackets_in_strings_do_not_count(parts, levels):
     text = f"{'[' * levels}{json.dumps(''.join(parts))}{']' * levels}".encode()
     parse_json(text, levels)

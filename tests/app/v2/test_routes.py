@@ -13,7 +13,10 @@ from penstock.app import create_router, lifespan
 from penstock.app.settings import Settings
 from penstock.app.v2.routes import MOST
 
-TEXT = {"pipeline": {"name": "text", "inputs": {"data": {"kind": "text"}}}, "node": {"backend": "Identity"}}
+TEXT = {
+    "pipeline": {"name": "text", "inputs": {"data": {"kind": "text"}}},
+    "node": {"backend": "Identity"},
+}
 REQUEST = {"inputs": [{"name": "data", "shape": [1], "datatype": "BYTES", "data": ["hello"]}]}
 
 
@@ -45,12 +48,18 @@ def test_who_is_known_is_not_asked_again(served):
 
 def test_head_is_get_without_its_body(served):
     answer = served.http.head("/v2/health/live")
-    assert answer.status_code == 200 and answer.content == b"" and answer.headers["content-length"] == "13"
+    assert (
+        answer.status_code == 200
+        and answer.content == b""
+        and answer.headers["content-length"] == "13"
+    )
 
 
 def test_not_ready(running):
     """Clients read `ready`, or `error` as of every other answer that is no 200."""
-    with running(Starlette(routes=[Mount("/models", create_app([TEXT]))])) as client:  # no lifespan has started it
+    with running(
+        Starlette(routes=[Mount("/models", create_app([TEXT]))])
+    ) as client:  # no lifespan has started it
         answer = client.get("/models/v2/health/ready")
         assert answer.status_code == 503 and answer.json().keys() == {"ready", "error"}
         assert answer.json()["ready"] is False and "lifespan" in answer.json()["error"]
@@ -58,8 +67,14 @@ def test_not_ready(running):
 
 def test_request_ids_are_those_of_the_client(served):
     for path in ("/v2", "/v2/nope"):
-        assert served.http.get(path, headers={"X-Request-Id": "mine"}).headers["x-request-id"] == "mine"
-    assert served.infer("text", REQUEST, headers={"X-Request-Id": "mine"}).headers["x-request-id"] == "mine"
+        assert (
+            served.http.get(path, headers={"X-Request-Id": "mine"}).headers["x-request-id"]
+            == "mine"
+        )
+    assert (
+        served.infer("text", REQUEST, headers={"X-Request-Id": "mine"}).headers["x-request-id"]
+        == "mine"
+    )
 
 
 def test_a_connection_outlives_what_was_read(served):
@@ -81,19 +96,31 @@ def test_paths_that_only_begin_like_it_are_not_the_protocols(served):
 
 def test_keys(running):
     with running(create_app([TEXT], settings=Settings(api_key="secret"))) as client:
-        assert client.get("/v2/health/live").status_code == client.get("/v2/health/ready").status_code == 200
-        for answer in (client.get("/v2"), client.post("/v2/models/text/infer", json=REQUEST), client.get("/v2/nope")):
+        assert (
+            client.get("/v2/health/live").status_code
+            == client.get("/v2/health/ready").status_code
+            == 200
+        )
+        for answer in (
+            client.get("/v2"),
+            client.post("/v2/models/text/infer", json=REQUEST),
+            client.get("/v2/nope"),
+        ):
             assert answer.status_code == 401 and list(answer.json()) == ["error"]
             assert answer.headers["www-authenticate"] == 'Bearer realm="penstock"'
         key = {"Authorization": "Bearer secret"}
-        assert client.post("/v2/models/text/infer", json=REQUEST, headers=key).json()["outputs"][0]["data"] == ["hello"]
+        assert client.post("/v2/models/text/infer", json=REQUEST, headers=key).json()["outputs"][0][
+            "data"
+        ] == ["hello"]
 
 
 def test_mounted(running):
     models = create_app([TEXT])
     host = Starlette(routes=[Mount("/models", models)], lifespan=lambda host: lifespan(models))
     with running(host) as client:
-        assert client.post("/models/v2/models/text/infer", json=REQUEST).json()["outputs"][0]["data"] == ["hello"]
+        assert client.post("/models/v2/models/text/infer", json=REQUEST).json()["outputs"][0][
+            "data"
+        ] == ["hello"]
         assert client.get("/models/v2/nope").json() == {"error": "Not Found"}
 
 
@@ -106,7 +133,9 @@ def test_as_a_router_behind_its_dependencies(running):
     host.include_router(create_router([TEXT], prefix="/models", dependencies=[Depends(members)]))
     with running(host) as client:
         assert client.get("/models/v2").status_code == 418
-        assert client.post("/models/v2/models/text/infer?q=member", json=REQUEST).json()["outputs"][0]["data"] == ["hello"]
+        assert client.post("/models/v2/models/text/infer?q=member", json=REQUEST).json()["outputs"][
+            0
+        ]["data"] == ["hello"]
         assert client.get("/models/v2?q=member").json()["name"] == "penstock"
         assert client.get("/models/v2/nope?q=member").json() == {"error": "Not Found"}
         assert client.get("/models/v2/models/text/infer?q=member").status_code == 405
@@ -140,7 +169,9 @@ def test_as_a_router_with_a_key(running):
     host = FastAPI()
     host.include_router(create_router([TEXT], settings=Settings(api_key="secret")))
     with running(host) as client:
-        assert client.get("/v2").json() == {"error": "expected the header Authorization: Bearer <API key>"}
+        assert client.get("/v2").json() == {
+            "error": "expected the header Authorization: Bearer <API key>"
+        }
         assert client.get("/v2/health/ready").status_code == 200
         assert client.get("/v2", headers={"Authorization": "Bearer secret"}).status_code == 200
 
@@ -165,5 +196,7 @@ def test_more_paths_than_are_remembered(served):
     """Each finds its own model, whatever was forgotten meanwhile."""
     for number in range(MOST + 10):
         answer = served.http.get(f"/v2/models/absent_{number}/config")
-        assert answer.json() == {"error": f"Request for unknown model: 'absent_{number}' is not found"}
+        assert answer.json() == {
+            "error": f"Request for unknown model: 'absent_{number}' is not found"
+        }
     assert served.http.get("/v2/models/simple/config").json()["name"] == "simple"

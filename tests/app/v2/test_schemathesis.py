@@ -25,13 +25,28 @@ from penstock.app.settings import Settings
 
 CONFIG = Path(__file__).parent / "clients" / "schemathesis.toml"
 BOUND = os.environ.get("SCHEMATHESIS", "--seed 1 --max-examples 15").split()
-MODELS = ["simple", "identity_BOOL", "identity_INT8", "identity_UINT64", "identity_FP32", "identity_FP64", "identity_BYTES", "matmul"]
+MODELS = [
+    "simple",
+    "identity_BOOL",
+    "identity_INT8",
+    "identity_UINT64",
+    "identity_FP32",
+    "identity_FP64",
+    "identity_BYTES",
+    "matmul",
+]
 """Those whose requests are written into the document."""
 
 OTHERS = ["digits", "text"]
 """An image is no JSON; what is text takes any shape of one element."""
 
-ON = {"api_key": "k3y", "admin_token": "adm1n", "allow_model_control": True, "allow_model_overrides": True, "allow_shared_memory": True}
+ON = {
+    "api_key": "k3y",
+    "admin_token": "adm1n",
+    "allow_model_control": True,
+    "allow_model_overrides": True,
+    "allow_shared_memory": True,
+}
 KEY = {"Authorization": "Bearer k3y"}
 
 ROUNDED = 2.0**128 - 2.0**103
@@ -43,7 +58,11 @@ ELEMENTS = {
     "FP64": {"type": "number"},
     "BYTES": {"type": "string"},
     **{
-        f"{kind}INT{bits}": {"type": "integer", "minimum": int(bounds.min), "maximum": int(bounds.max)}
+        f"{kind}INT{bits}": {
+            "type": "integer",
+            "minimum": int(bounds.min),
+            "maximum": int(bounds.max),
+        }
         for kind in ("", "U")
         for bits in (8, 16, 32, 64)
         for bounds in (np.iinfo(f"{kind.lower()}int{bits}"),)
@@ -61,9 +80,19 @@ def region():
 
 @pytest.fixture
 def server(running, sources):
-    spare = {"pipeline": {"name": "spare", "inputs": {"data": {"kind": "text"}}}, "node": {"backend": "Identity"}}
-    found = [each for each in sources if not isinstance(each, dict) or each["pipeline"]["name"] in {*MODELS, *OTHERS}]
-    with running(create_app([*found, spare], settings=Settings(**ON)), http="penstock.app.server.uvicorn_protocol:HttpProtocol") as client:
+    spare = {
+        "pipeline": {"name": "spare", "inputs": {"data": {"kind": "text"}}},
+        "node": {"backend": "Identity"},
+    }
+    found = [
+        each
+        for each in sources
+        if not isinstance(each, dict) or each["pipeline"]["name"] in {*MODELS, *OTHERS}
+    ]
+    with running(
+        create_app([*found, spare], settings=Settings(**ON)),
+        http="penstock.app.server.uvicorn_protocol:HttpProtocol",
+    ) as client:
         client.headers.update(KEY)
         yield client
 
@@ -76,7 +105,9 @@ def as_it_is(server):
     for operation in (operation for methods in paths.values() for operation in methods.values()):
         for parameter in operation.get("parameters", ()):
             if parameter["name"] in names:
-                parameter["schema"] = {"anyOf": [{"enum": names[parameter["name"]]}, {"type": "string"}]}
+                parameter["schema"] = {
+                    "anyOf": [{"enum": names[parameter["name"]]}, {"type": "string"}]
+                }
     return {**found, "paths": paths}
 
 
@@ -88,11 +119,15 @@ def of_this_server(server, region):
         for name in names_in(path):
             for method, operation in copy.deepcopy(methods).items():
                 operation["operationId"] += f"_{name}"
-                operation["parameters"] = [each for each in operation.get("parameters", ()) if each["name"] == "region"]
+                operation["parameters"] = [
+                    each for each in operation.get("parameters", ()) if each["name"] == "region"
+                ]
                 if path.endswith("/infer"):
                     body = infer_request(server.get(f"/v2/models/{name}").json())
                     operation["requestBody"]["content"] = {"application/json": {"schema": body}}
-                found.setdefault(path.format(model=name, version="1", region="{region}"), {})[method] = operation
+                found.setdefault(path.format(model=name, version="1", region="{region}"), {})[
+                    method
+                ] = operation
     schemas = document["components"]["schemas"]
     schemas["RepositoryLoadRequest"]["properties"]["parameters"] = {
         "type": ["object", "null"], "properties": {"config": {"const": '{"max_batch_size": 0}'}}, "additionalProperties": False
@@ -118,9 +153,22 @@ def infer_request(metadata):
     """What one model takes as JSON. null is nothing: what need not be said is null in what many clients send."""
 
     def exactly(tensor):
-        shape = [1 if size == -1 and place == 0 else 2 if size == -1 else size for place, size in enumerate(tensor["shape"])]
-        data = {"type": "array", "items": ELEMENTS[tensor["datatype"]], "minItems": prod(shape), "maxItems": prod(shape)}
-        properties = {"name": {"const": tensor["name"]}, "datatype": {"const": tensor["datatype"]}, "shape": {"const": shape}, "data": data}
+        shape = [
+            1 if size == -1 and place == 0 else 2 if size == -1 else size
+            for place, size in enumerate(tensor["shape"])
+        ]
+        data = {
+            "type": "array",
+            "items": ELEMENTS[tensor["datatype"]],
+            "minItems": prod(shape),
+            "maxItems": prod(shape),
+        }
+        properties = {
+            "name": {"const": tensor["name"]},
+            "datatype": {"const": tensor["datatype"]},
+            "shape": {"const": shape},
+            "data": data,
+        }
         return {"type": "object", "required": list(properties), "properties": properties}
 
     inputs = [exactly(each) for each in metadata["inputs"]]
@@ -129,7 +177,10 @@ def infer_request(metadata):
         "required": ["name"],
         "properties": {
             "name": {"enum": [each["name"] for each in metadata["outputs"]]},
-            "parameters": {"type": ["object", "null"], "properties": {"binary_data": {"type": ["boolean", "null"]}}},
+            "parameters": {
+                "type": ["object", "null"],
+                "properties": {"binary_data": {"type": ["boolean", "null"]}},
+            },
         },
     }
     return {
@@ -148,7 +199,13 @@ def infer_request(metadata):
                 "additionalProperties": {"type": ["string", "number", "boolean"]},
                 "propertyNames": {"pattern": "^([^_]|$)"},
             },
-            "inputs": {"type": "array", "prefixItems": inputs, "items": False, "minItems": len(inputs), "maxItems": len(inputs)},
+            "inputs": {
+                "type": "array",
+                "prefixItems": inputs,
+                "items": False,
+                "minItems": len(inputs),
+                "maxItems": len(inputs),
+            },
             "outputs": {"type": ["array", "null"], "items": wanted, "maxItems": 1},
         },
     }
@@ -157,14 +214,33 @@ def infer_request(metadata):
 def run(client_run, tmp_path, server, document, *more):
     file = tmp_path / "openapi.json"
     file.write_text(json.dumps(document))
-    command = ["-m", "schemathesis.cli", "--config-file", CONFIG, "run", file, "--url", server.base_url, "--no-color", *BOUND, *more]
+    command = [
+        "-m",
+        "schemathesis.cli",
+        "--config-file",
+        CONFIG,
+        "run",
+        file,
+        "--url",
+        server.base_url,
+        "--no-color",
+        *BOUND,
+        *more,
+    ]
     done = client_run("schemathesis", *command, timeout=600, HERE=str(CONFIG.parent))
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr
 
 
 def test_the_document_as_it_is(server, client_run, tmp_path):
     """What a model takes it does not say: nothing has to be accepted."""
-    run(client_run, tmp_path, server, as_it_is(server), "--exclude-checks", "positive_data_acceptance")
+    run(
+        client_run,
+        tmp_path,
+        server,
+        as_it_is(server),
+        "--exclude-checks",
+        "positive_data_acceptance",
+    )
 
 
 def test_the_document_of_this_server(server, client_run, tmp_path, region):

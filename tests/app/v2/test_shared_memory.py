@@ -72,7 +72,10 @@ def pair(data):
 
 
 def model(name, port, backend):
-    return {"pipeline": {"name": name, "inputs": {"X": port}, "outputs": {"Y": port}}, "node": {"backend": backend, "max": 8}}
+    return {
+        "pipeline": {"name": name, "inputs": {"X": port}, "outputs": {"Y": port}},
+        "node": {"backend": backend, "max": 8},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +89,17 @@ def server(running):
             model("text", TEXT, "Identity"),
             model("gated", INT32, "Gated"),
             {
-                "pipeline": {"name": "pair", "inputs": {"X": INT32, "Z": INT32}, "outputs": {"Y": INT32, "W": INT32}},
+                "pipeline": {
+                    "name": "pair",
+                    "inputs": {"X": INT32, "Z": INT32},
+                    "outputs": {"Y": INT32, "W": INT32},
+                },
                 "node": {"backend": "Pair"},
             },
         ]
         with running(
-            create_app(Repository.read(sources), settings=Settings(**ON)), http="penstock.app.server.uvicorn_protocol:HttpProtocol"
+            create_app(Repository.read(sources), settings=Settings(**ON)),
+            http="penstock.app.server.uvicorn_protocol:HttpProtocol",
         ) as client:
             yield client
 
@@ -129,9 +137,13 @@ def test_register_status_unregister(client, region):
     assert client.get_system_shared_memory_status() == [one, two]
     assert client.get_system_shared_memory_status("two") == [two]
     client.unregister_system_shared_memory("one", headers=HEADERS)
-    client.unregister_system_shared_memory("one", headers=HEADERS)  # not there any more: nothing to complain about
+    client.unregister_system_shared_memory(
+        "one", headers=HEADERS
+    )  # not there any more: nothing to complain about
     assert client.get_system_shared_memory_status() == [two]
-    with pytest.raises(InferenceServerException, match=r"\[404\] Unable to find system shared memory region: 'one'"):
+    with pytest.raises(
+        InferenceServerException, match=r"\[404\] Unable to find system shared memory region: 'one'"
+    ):
         client.get_system_shared_memory_status("one")
     client.unregister_system_shared_memory(headers=HEADERS)
     assert client.get_system_shared_memory_status() == []
@@ -139,7 +151,9 @@ def test_register_status_unregister(client, region):
 
 def test_a_name_is_taken_once(client, region):
     client.register_system_shared_memory("one", region[0], 64, headers=HEADERS)
-    with pytest.raises(InferenceServerException, match=r"\[400\] shared memory region 'one' already in manager"):
+    with pytest.raises(
+        InferenceServerException, match=r"\[400\] shared memory region 'one' already in manager"
+    ):
         client.register_system_shared_memory("one", region[0], 128, headers=HEADERS)
     assert client.get_system_shared_memory_status()[0]["byte_size"] == 64
 
@@ -150,30 +164,46 @@ def test_a_name_is_taken_once(client, region):
 )
 def test_a_region_lies_inside_its_object(client, region, offset, byte_size):
     before = open_files()
-    with pytest.raises(InferenceServerException, match=r"\[400\] failed to register shared memory region 'r': invalid args"):
-        client.register_system_shared_memory("r", region[0], byte_size, offset=offset, headers=HEADERS)
+    with pytest.raises(
+        InferenceServerException,
+        match=r"\[400\] failed to register shared memory region 'r': invalid args",
+    ):
+        client.register_system_shared_memory(
+            "r", region[0], byte_size, offset=offset, headers=HEADERS
+        )
     assert client.get_system_shared_memory_status() == []
     assert open_files() == before
 
 
-@pytest.mark.parametrize("key", ["", "/", "//", "/a/b", "..", "/..", ".", "a\0b", "x" * 300, "/none-of-this-name"])
+@pytest.mark.parametrize(
+    "key", ["", "/", "//", "/a/b", "..", "/..", ".", "a\0b", "x" * 300, "/none-of-this-name"]
+)
 def test_a_key_is_the_name_of_an_object(server, key):
     before = open_files()
     document = {"key": key, "offset": 0, "byte_size": 1}
     answer = server.post("/v2/systemsharedmemory/region/r/register", headers=HEADERS, json=document)
     assert answer.status_code == 400
     assert "'r'" in answer.json()["error"]
-    assert ("its key is not the name of a shared memory object" in answer.json()["error"]) == (len(key) < 10)
+    assert ("its key is not the name of a shared memory object" in answer.json()["error"]) == (
+        len(key) < 10
+    )
     assert len(key) < 3 or key not in answer.json()["error"]
     assert open_files() == before
 
 
-@pytest.mark.parametrize("key", ["triton_python_backend_shm_region_1", "///triton_python_backend_shm_region_1", "/sem.lock"])
+@pytest.mark.parametrize(
+    "key",
+    ["triton_python_backend_shm_region_1", "///triton_python_backend_shm_region_1", "/sem.lock"],
+)
 def test_reserved_names(server, key):
     """Even where there is such an object: a place that tritonclient can't even make some of."""
     found = shared_memory.SharedMemory(key.lstrip("/"), create=True, size=64)
     try:
-        answer = server.post("/v2/systemsharedmemory/region/r/register", headers=HEADERS, json={"key": key, "byte_size": 64})
+        answer = server.post(
+            "/v2/systemsharedmemory/region/r/register",
+            headers=HEADERS,
+            json={"key": key, "byte_size": 64},
+        )
         assert answer.status_code == 400
         assert "reserved" in answer.json()["error"] and key not in answer.json()["error"]
     finally:
@@ -186,7 +216,11 @@ def test_what_is_no_memory_is_not_mapped(server):
     os.mkfifo(pipe)
     before = open_files()
     try:
-        answer = server.post("/v2/systemsharedmemory/region/r/register", headers=HEADERS, json={"key": pipe.name, "byte_size": 1})
+        answer = server.post(
+            "/v2/systemsharedmemory/region/r/register",
+            headers=HEADERS,
+            json={"key": pipe.name, "byte_size": 1},
+        )
         assert answer.status_code == 400 and pipe.name not in answer.text
     finally:
         pipe.unlink()
@@ -204,7 +238,10 @@ def test_what_is_no_memory_is_not_mapped(server):
 def test_a_registration_that_is_none(server, wanted):
     answer = server.post("/v2/systemsharedmemory/region/r/register", headers=HEADERS, json=wanted)
     assert answer.status_code == 400
-    assert answer.json()["error"].startswith("failed to register shared memory region 'r': '") or 2**64 in wanted.values()
+    assert (
+        answer.json()["error"].startswith("failed to register shared memory region 'r': '")
+        or 2**64 in wanted.values()
+    )
 
 
 @pytest.mark.parametrize(
@@ -224,10 +261,15 @@ def test_who_may_register(running, region, settings, token, status):
     with running(create_app({"backend": "Identity"}, settings=Settings(**settings))) as server:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         wanted = {"key": region[0], "byte_size": 64}
-        answer = server.post("/v2/systemsharedmemory/region/r/register", headers=headers, json=wanted)
+        answer = server.post(
+            "/v2/systemsharedmemory/region/r/register", headers=headers, json=wanted
+        )
         assert answer.status_code == status
         assert (answer.content == b"") == (status == 200)
-        assert server.post("/v2/systemsharedmemory/region/r/unregister", headers=headers).status_code == status
+        assert (
+            server.post("/v2/systemsharedmemory/region/r/unregister", headers=headers).status_code
+            == status
+        )
         if status == 501:
             assert "Client shared memory is disabled" in answer.json()["error"]
             assert "--allow-shared-memory" in answer.json()["error"]
@@ -250,9 +292,13 @@ def test_parts_are_inside_their_region(region):
         with pytest.raises(InvalidRequest, match="Invalid offset for shared memory region: 'r'"):
             memory.borrow("r", offset, 0)
     for offset, byte_size in ((0, 5001), (4999, 2), (1, 5000), (0, -1)):
-        with pytest.raises(InvalidRequest, match=r"Invalid offset \+ byte size for shared memory region: 'r'"):
+        with pytest.raises(
+            InvalidRequest, match=r"Invalid offset \+ byte size for shared memory region: 'r'"
+        ):
             memory.borrow("r", offset, byte_size)
-    with pytest.raises(InvalidRequest, match=r"Integer overflow detected: byte_size \(18446744073709551615\)"):
+    with pytest.raises(
+        InvalidRequest, match=r"Integer overflow detected: byte_size \(18446744073709551615\)"
+    ):
         memory.borrow("r", 1, 2**64 - 1)
 
 
@@ -265,7 +311,11 @@ def test_an_object_that_its_client_has_truncated(region):
     part = memory.borrow("r", 0, 3 * 4096)
     part.write(memoryview(bytes(4096)))
     assert bytes(memory.borrow("r", 0, 4096).read()) == bytes(4096)
-    for use in (part.read, memory.borrow("r", 8192, 1).read, lambda: part.write(memoryview(bytes(4097)))):
+    for use in (
+        part.read,
+        memory.borrow("r", 8192, 1).read,
+        lambda: part.write(memoryview(bytes(4097))),
+    ):
         with pytest.raises(InvalidRequest, match="'r' is no longer as large"):
             use()
     assert Path(f"/dev/shm{key}").stat().st_size == 4096
@@ -313,7 +363,9 @@ def test_an_object_is_closed_when_the_last_who_uses_it_lets_go(region):
 
 def mapped():
     """Mappings of POSIX objects that this process has, but for those of the handles that tests hold."""
-    return sum("/dev/shm/penstock_" in line for line in Path("/proc/self/maps").read_text().splitlines())
+    return sum(
+        "/dev/shm/penstock_" in line for line in Path("/proc/self/maps").read_text().splitlines()
+    )
 
 
 def test_mapped_regions_are_used_in_place(region):
@@ -341,7 +393,10 @@ def test_a_region_is_unmapped_when_the_last_view_of_it_goes(region):
     memory = SharedMemory(mapped=True)
     files, mappings = open_files(), mapped()
     memory.register("r", key, 0, 64)
-    assert (open_files(), mapped()) == (files + 2, mappings + 1)  # a mapping has a descriptor of its own
+    assert (open_files(), mapped()) == (
+        files + 2,
+        mappings + 1,
+    )  # a mapping has a descriptor of its own
     part = memory.borrow("r", 0, 64)
     array = np.frombuffer(part.read(), np.int32)
     memory.unregister("r")
@@ -356,7 +411,10 @@ def test_a_server_that_uses_regions_in_place(running, region):
     key, handle = region
     sources = [model("identity", INT32, "Identity")]
     app = create_app(sources, settings=Settings(**ON, map_shared_memory=True))
-    with running(app) as http, tritonclient.http.InferenceServerClient(http.base_url.netloc.decode()) as client:
+    with (
+        running(app) as http,
+        tritonclient.http.InferenceServerClient(http.base_url.netloc.decode()) as client,
+    ):
         before = mapped()
         client.register_system_shared_memory("in", key, 4096, headers=HEADERS)
         client.register_system_shared_memory("out", key, 4096, offset=4096, headers=HEADERS)
@@ -375,7 +433,12 @@ def test_thousands_of_registrations_leave_nothing_open(region):
     before = open_files()
     for _ in range(2000):
         memory.register("r", key, 0, 64)
-        for wrong in (("r", key, 0, 64), ("s", key, 3 * 4096, 1), ("s", f"{key}x", 0, 64), ("s", "//", 0, 64)):
+        for wrong in (
+            ("r", key, 0, 64),
+            ("s", key, 3 * 4096, 1),
+            ("s", f"{key}x", 0, 64),
+            ("s", "//", 0, 64),
+        ):
             with pytest.raises(InvalidRequest):
                 memory.register(*wrong)
         memory.unregister("r")
@@ -383,7 +446,11 @@ def test_thousands_of_registrations_leave_nothing_open(region):
 
 
 def test_cuda_shared_memory_is_not_here(server):
-    for method, path in (("GET", "/status"), ("POST", "/region/r/register"), ("POST", "/unregister")):
+    for method, path in (
+        ("GET", "/status"),
+        ("POST", "/region/r/register"),
+        ("POST", "/unregister"),
+    ):
         answer = server.request(method, f"/v2/cudasharedmemory{path}", headers=HEADERS)
         assert answer.status_code in (404, 501)
         assert set(answer.json()) == {"error"}
@@ -413,14 +480,20 @@ def test_inputs_and_outputs_in_place(client, region):
     result = client.infer("gated", [given(array, offset=16)], outputs=[wanted(64, offset=8)])
     output = result.get_output("Y")
     assert "data" not in output and output["datatype"] == "INT32" and output["shape"] == [2, 4]
-    assert (triton.get_contents_as_numpy(handle, np.int32, [2, 4], offset=4096 + 100 + 8) == array * 2).all()
-    assert bytes(handle._mpsm_handle.buf[4096 + 100 + 8 + 32 : 4096 + 100 + 8 + 64]) == bytes(32)  # no more than the tensor
+    assert (
+        triton.get_contents_as_numpy(handle, np.int32, [2, 4], offset=4096 + 100 + 8) == array * 2
+    ).all()
+    assert bytes(handle._mpsm_handle.buf[4096 + 100 + 8 + 32 : 4096 + 100 + 8 + 64]) == bytes(
+        32
+    )  # no more than the tensor
     # the input from memory, the output in the answer; and the other way round
     found = client.infer("gated", [given(array, offset=16)]).as_numpy("Y")
     assert (found == array * 2).all()
     plain = tritonclient.http.InferInput("X", [2, 4], "INT32").set_data_from_numpy(array + 1)
     client.infer("gated", [plain], outputs=[wanted(32)])
-    assert (triton.get_contents_as_numpy(handle, np.int32, [2, 4], offset=4096 + 100) == (array + 1) * 2).all()
+    assert (
+        triton.get_contents_as_numpy(handle, np.int32, [2, 4], offset=4096 + 100) == (array + 1) * 2
+    ).all()
 
 
 def test_text_in_memory(client, region):
@@ -446,13 +519,31 @@ def test_a_request_that_asks_for_memory_that_is_not_there(client, region):
     client.register_system_shared_memory("out", key, 64, offset=64, headers=HEADERS)
     array = np.zeros((2, 4), np.int32)
     for request, told in (
-        ({"inputs": [given(array, region="x")]}, r"\[404\] Unable to find shared memory region: 'x'"),
-        ({"inputs": [given(array, offset=64)]}, r"\[400\] Invalid offset for shared memory region: 'in'"),
-        ({"inputs": [given(array, offset=33)]}, r"\[400\] Invalid offset \+ byte size for shared memory region: 'in'"),
-        ({"inputs": [given(array, byte_size=2**64 - 1, offset=1)]}, r"\[400\] Integer overflow detected: byte_size"),
+        (
+            {"inputs": [given(array, region="x")]},
+            r"\[404\] Unable to find shared memory region: 'x'",
+        ),
+        (
+            {"inputs": [given(array, offset=64)]},
+            r"\[400\] Invalid offset for shared memory region: 'in'",
+        ),
+        (
+            {"inputs": [given(array, offset=33)]},
+            r"\[400\] Invalid offset \+ byte size for shared memory region: 'in'",
+        ),
+        (
+            {"inputs": [given(array, byte_size=2**64 - 1, offset=1)]},
+            r"\[400\] Integer overflow detected: byte_size",
+        ),
         ({"inputs": [given(array, byte_size=31)]}, r"\[400\] .*Expected 32, got 31"),
-        ({"inputs": [given(array)], "outputs": [wanted(32, region="x")]}, r"\[404\] Unable to find shared memory region: 'x'"),
-        ({"inputs": [given(array)], "outputs": [wanted(65)]}, r"\[400\] Invalid offset \+ byte size for shared memory region: 'out'"),
+        (
+            {"inputs": [given(array)], "outputs": [wanted(32, region="x")]},
+            r"\[404\] Unable to find shared memory region: 'x'",
+        ),
+        (
+            {"inputs": [given(array)], "outputs": [wanted(65)]},
+            r"\[400\] Invalid offset \+ byte size for shared memory region: 'out'",
+        ),
         (
             {"inputs": [given(array)], "outputs": [wanted(31)]},
             r"\[400\] shared memory size specified .* \(31 bytes\) should be at least 32",
@@ -469,8 +560,13 @@ def test_a_request_that_repeats_may_have_one_output_in_memory(client, region):
     client.register_system_shared_memory("out", key, 64, headers=HEADERS)
     for number in range(3):
         array = np.full((1, 4), number, np.int32)
-        inputs = [tritonclient.http.InferInput(name, [1, 4], "INT32").set_data_from_numpy(array) for name in ("X", "Z")]
-        answer = client.infer("pair", inputs, outputs=[wanted(16), tritonclient.http.InferRequestedOutput("W")])
+        inputs = [
+            tritonclient.http.InferInput(name, [1, 4], "INT32").set_data_from_numpy(array)
+            for name in ("X", "Z")
+        ]
+        answer = client.infer(
+            "pair", inputs, outputs=[wanted(16), tritonclient.http.InferRequestedOutput("W")]
+        )
         assert (triton.get_contents_as_numpy(handle, np.int32, [1, 4]) == array * 2).all()
         assert (answer.as_numpy("W") == 0).all()
 
@@ -483,9 +579,13 @@ def test_a_request_that_repeats_finds_the_region_of_today(client, region):
     for offset in (0, 4096):
         client.register_system_shared_memory("out", key, 64, offset=offset, headers=HEADERS)
         client.infer("identity", [plain], outputs=[wanted(16)])
-        assert (triton.get_contents_as_numpy(handle, np.int32, [1, 4], offset=offset) == array).all()
+        assert (
+            triton.get_contents_as_numpy(handle, np.int32, [1, 4], offset=offset) == array
+        ).all()
         client.unregister_system_shared_memory("out", headers=HEADERS)
-        with pytest.raises(InferenceServerException, match="Unable to find shared memory region: 'out'"):
+        with pytest.raises(
+            InferenceServerException, match="Unable to find shared memory region: 'out'"
+        ):
             client.infer("identity", [plain], outputs=[wanted(16)])
     for offset in (0, 4096, 4097):
         triton.set_shared_memory_region(handle, [array + offset], offset=offset)
@@ -495,15 +595,21 @@ def test_a_request_that_repeats_finds_the_region_of_today(client, region):
             array += 1
             triton.set_shared_memory_region(handle, [array + offset], offset=offset)
         client.unregister_system_shared_memory("in", headers=HEADERS)
-        with pytest.raises(InferenceServerException, match="Unable to find shared memory region: 'in'"):
+        with pytest.raises(
+            InferenceServerException, match="Unable to find shared memory region: 'in'"
+        ):
             client.infer("identity", [given(array)])
     assert open_files() == before
 
 
 @pytest.mark.parametrize("value", [3, -1])
-def test_a_region_that_is_unregistered_while_a_request_uses_it(client, server, region, caplog, value):
+def test_a_region_that_is_unregistered_while_a_request_uses_it(
+    client, server, region, caplog, value
+):
     """It goes when the last of them has ended, well or not; no other request may use it."""
-    caplog.set_level(logging.CRITICAL, "penstock")  # pytest keeps records, with their exceptions, with all that was in their frames
+    caplog.set_level(
+        logging.CRITICAL, "penstock"
+    )  # pytest keeps records, with their exceptions, with all that was in their frames
     key, handle = region
     before = open_files()
     client.register_system_shared_memory("in", key, 4096, headers=HEADERS)
@@ -524,14 +630,20 @@ def test_a_region_that_is_unregistered_while_a_request_uses_it(client, server, r
         assert client.get_system_shared_memory_status() == []
         assert open_files() == before + 1  # what the output goes to; the input has been read
         handle._mpsm_handle.buf[:16] = bytes(16)
-        with pytest.raises(InferenceServerException, match="Unable to find shared memory region: 'in'"):
+        with pytest.raises(
+            InferenceServerException, match="Unable to find shared memory region: 'in'"
+        ):
             client.infer("identity", [given(array)])
-        client.register_system_shared_memory("in", key, 16, headers=HEADERS)  # the name is free; it is another region
+        client.register_system_shared_memory(
+            "in", key, 16, headers=HEADERS
+        )  # the name is free; it is another region
         client.unregister_system_shared_memory("in", headers=HEADERS)
         GATE.set()
         assert running.result().status_code == (200 if value > 0 else 500)
     if value > 0:
-        assert (triton.get_contents_as_numpy(handle, np.int32, [1, 4], offset=4096) == array * 2).all()
+        assert (
+            triton.get_contents_as_numpy(handle, np.int32, [1, 4], offset=4096) == array * 2
+        ).all()
     assert open_files() == before
 
 
@@ -554,7 +666,9 @@ def test_a_client_that_leaves_while_its_region_is_used(client, server, region):
     until(lambda: open_files() == before)
     GATE.set()
     plain = tritonclient.http.InferInput("X", [1, 4], "INT32").set_data_from_numpy(array)
-    assert (client.infer("gated", [plain]).as_numpy("Y") == array * 2).all()  # behind it, on the one executor
+    assert (
+        client.infer("gated", [plain]).as_numpy("Y") == array * 2
+    ).all()  # behind it, on the one executor
     assert bytes(handle._mpsm_handle.buf[4096 : 4096 + 16]) == bytes(16)
 
 
@@ -578,15 +692,25 @@ def test_parts_that_overlap(client, region):
 def test_text_that_does_not_fit_is_not_written(client, region):
     key, handle = region
     client.register_system_shared_memory("out", key, 4096, headers=HEADERS)
-    x = tritonclient.http.InferInput("X", [1, 2], "BYTES").set_data_from_numpy(np.array([["one", "three"]], np.object_))
-    with pytest.raises(InferenceServerException, match=r"\[400\] .* output 'Y' \(15 bytes\) should be at least 16 bytes"):
+    x = tritonclient.http.InferInput("X", [1, 2], "BYTES").set_data_from_numpy(
+        np.array([["one", "three"]], np.object_)
+    )
+    with pytest.raises(
+        InferenceServerException,
+        match=r"\[400\] .* output 'Y' \(15 bytes\) should be at least 16 bytes",
+    ):
         client.infer("text", [x], outputs=[wanted(15)])
     assert bytes(handle._mpsm_handle.buf[:64]) == bytes(64)
     client.infer("text", [x], outputs=[wanted(16)])
-    assert bytes(handle._mpsm_handle.buf[:16]) == serialize_byte_tensor(np.array([["one", "three"]], np.object_)).item()
+    assert (
+        bytes(handle._mpsm_handle.buf[:16])
+        == serialize_byte_tensor(np.array([["one", "three"]], np.object_)).item()
+    )
 
 
-@pytest.mark.parametrize(("port", "size", "elements"), [(TEXT, 1_600_000, 400_000), (INT32, 1 << 26, 1 << 24)])
+@pytest.mark.parametrize(
+    ("port", "size", "elements"), [(TEXT, 1_600_000, 400_000), (INT32, 1 << 26, 1 << 24)]
+)
 async def test_much_in_memory_leaves_the_loop_to_others(region, port, size, elements):
     """The loop goes round while a helper thread is at it; on the loop itself it would stand still."""
     key = f"{region[0]}_much"
@@ -594,7 +718,9 @@ async def test_much_in_memory_leaves_the_loop_to_others(region, port, size, elem
     answers = []
 
     async def ask(path, document):
-        messages = [{"type": "http.request", "body": json.dumps(document).encode(), "more_body": False}]
+        messages = [
+            {"type": "http.request", "body": json.dumps(document).encode(), "more_body": False}
+        ]
 
         async def receive():
             return messages.pop() if messages else await asyncio.Event().wait()
@@ -603,17 +729,40 @@ async def test_much_in_memory_leaves_the_loop_to_others(region, port, size, elem
             answers.append(message)
 
         headers = [(b"authorization", f"Bearer {ADMIN}".encode())]
-        await app({"type": "http", "method": "POST", "path": path, "headers": headers, "http_version": "1.1"}, receive, send)
+        await app(
+            {
+                "type": "http",
+                "method": "POST",
+                "path": path,
+                "headers": headers,
+                "http_version": "1.1",
+            },
+            receive,
+            send,
+        )
 
     app = create_app(model("same", port | {"shape": [-1]}, "Identity"), settings=Settings(**ON))
     try:
         async with lifespan(app):
-            await ask("/v2/systemsharedmemory/region/much/register", {"key": key, "byte_size": size})
+            await ask(
+                "/v2/systemsharedmemory/region/much/register", {"key": key, "byte_size": size}
+            )
             assert answers[0]["status"] == 200
             answers.clear()
             parameters = {"shared_memory_region": "much", "shared_memory_byte_size": size}
-            document = {"inputs": [{"name": "X", "shape": [elements], "datatype": port["dtype"], "parameters": parameters}]}
-            answering = asyncio.create_task(ask("/v2/models/same/infer", document | {"outputs": [{"name": "none"}]}))
+            document = {
+                "inputs": [
+                    {
+                        "name": "X",
+                        "shape": [elements],
+                        "datatype": port["dtype"],
+                        "parameters": parameters,
+                    }
+                ]
+            }
+            answering = asyncio.create_task(
+                ask("/v2/models/same/infer", document | {"outputs": [{"name": "none"}]})
+            )
             rounds = 0
             while not answering.done():
                 rounds += 1
@@ -633,7 +782,9 @@ def test_much_goes_to_memory_beside_the_loop(size, long):
 
 def test_a_name_is_not_repeated_without_end(server):
     parameters = {"shared_memory_region": "x" * 10**6, "shared_memory_byte_size": 16}
-    document = {"inputs": [{"name": "X", "shape": [1, 4], "datatype": "INT32", "parameters": parameters}]}
+    document = {
+        "inputs": [{"name": "X", "shape": [1, 4], "datatype": "INT32", "parameters": parameters}]
+    }
     answer = server.post("/v2/models/identity/infer", json=document)
     assert answer.status_code == 404 and len(answer.content) < 1000
 
@@ -669,11 +820,23 @@ def test_a_client_that_truncates_its_object_harms_nobody_else(spawn, tmp_path, r
     path = Path(f"/dev/shm{key}")
     handle = triton.create_shared_memory_region("large", key, 2 * size)
     try:
-        process = spawn("serve", tmp_path, "--port", 0, PENSTOCK_ADMIN_TOKEN=ADMIN, PENSTOCK_ALLOW_SHARED_MEMORY="true")
+        process = spawn(
+            "serve",
+            tmp_path,
+            "--port",
+            0,
+            PENSTOCK_ADMIN_TOKEN=ADMIN,
+            PENSTOCK_ALLOW_SHARED_MEMORY="true",
+        )
         with process.listening() as server, ThreadPoolExecutor() as pool:
             process.wait_for("ready after")
             wanted = {"key": key, "byte_size": 2 * size}
-            assert server.post("/v2/systemsharedmemory/region/large/register", headers=HEADERS, json=wanted).status_code == 200
+            assert (
+                server.post(
+                    "/v2/systemsharedmemory/region/large/register", headers=HEADERS, json=wanted
+                ).status_code
+                == 200
+            )
 
             def infer(model, *, reads=True, writes=True):
                 array = np.zeros((1, 3, 224, 224), np.float32)
@@ -685,26 +848,45 @@ def test_a_client_that_truncates_its_object_harms_nobody_else(spawn, tmp_path, r
                     x.set_data_from_numpy(array)
                 if writes:
                     y.set_shared_memory("large", size, offset=size)
-                body, length = tritonclient.http.InferenceServerClient.generate_request_body([x], outputs=[y])
-                headers = {"Inference-Header-Content-Length": str(length)} if length is not None else {}
+                body, length = tritonclient.http.InferenceServerClient.generate_request_body(
+                    [x], outputs=[y]
+                )
+                headers = (
+                    {"Inference-Header-Content-Length": str(length)} if length is not None else {}
+                )
                 answer = server.post(f"/v2/models/{model}/infer", content=body, headers=headers)
                 return answer.status_code, answer.json()["error"] if answer.is_error else ""
 
-            refused = (400, "shared memory region 'large' is no longer as large as it was registered")
+            refused = (
+                400,
+                "shared memory region 'large' is no longer as large as it was registered",
+            )
             assert infer("plain") == (200, "")
             os.truncate(path, size - 1)
-            assert infer("plain") == infer("plain", writes=False) == infer("plain", reads=False) == refused
+            assert (
+                infer("plain")
+                == infer("plain", writes=False)
+                == infer("plain", reads=False)
+                == refused
+            )
             os.truncate(path, 0)
             assert infer("plain") == refused
             os.truncate(path, 2 * size)
 
             held = [pool.submit(infer, "gated", writes=writes) for writes in (True, False)]
             until((tmp_path / "inside").exists)
-            until(lambda: 'penstock_requests_inside{pipeline="gated"} 2.0' in server.get("/metrics").text)
+            until(
+                lambda: (
+                    'penstock_requests_inside{pipeline="gated"} 2.0' in server.get("/metrics").text
+                )
+            )
             os.truncate(path, 0)
             assert infer("plain", reads=False, writes=False) == (200, "")  # a neighbour
             (tmp_path / "open").touch()
-            assert [each.result() for each in held] == [refused, (200, "")]  # what was read before is still there
+            assert [each.result() for each in held] == [
+                refused,
+                (200, ""),
+            ]  # what was read before is still there
             assert path.stat().st_size == 0  # and what could not be written has not made it grow
 
             stop = threading.Event()

@@ -29,7 +29,9 @@ def test_strings_come_back(values):
     array = np.empty(len(values), np.object_)
     array[:] = values
     blob = to_bytes(DATATYPES["BYTES"], array)
-    assert from_bytes(memoryview(blob), DATATYPES["BYTES"], [len(values)], "x", "m").tolist() == values
+    assert (
+        from_bytes(memoryview(blob), DATATYPES["BYTES"], [len(values)], "x", "m").tolist() == values
+    )
 
 
 @given(st.binary(max_size=40), st.integers(0, 6))
@@ -43,5 +45,7 @@ def test_whatever_claims_to_be_strings_is_read_or_refused(blob, count):
 
 def test_names_of_both_worlds():
     assert datatype_of("FP32") is datatype_of("float32") is DATATYPES["FP32"]
-    assert datatype_of("bfloat16") is DATATYPES["BF16"] and datatype_of("string") is DATATYPES["BYTES"]
+    assert (
+        datatype_of("bfloat16") is DATATYPES["BF16"] and datatype_of("string") is DATATYPES["BYTES"]
+    )
     assert datatype_of("complex64") is None

@@ -13,7 +13,13 @@ import tritonclient.http.aio
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Mount
-from tritonclient.http import InferAsyncRequest, InferenceServerClient, InferInput, InferRequestedOutput, InferResult
+from tritonclient.http import (
+    InferAsyncRequest,
+    InferenceServerClient,
+    InferInput,
+    InferRequestedOutput,
+    InferResult,
+)
 from tritonclient.http.auth import BasicAuth
 from tritonclient.utils import InferenceServerException, shared_memory
 
@@ -23,11 +29,23 @@ from penstock.app.settings import Settings
 
 ADMIN = {"Authorization": "Bearer adm1n"}
 QUERY = {"caller": "a b&c", "n": 1}
-ON = {"admin_token": "adm1n", "allow_model_control": True, "allow_model_overrides": True, "allow_shared_memory": True}
+ON = {
+    "admin_token": "adm1n",
+    "allow_model_control": True,
+    "allow_model_overrides": True,
+    "allow_shared_memory": True,
+}
 NOT_SERVED = {
     f"{verb}_{what}" for what in ("trace_settings", "log_settings") for verb in ("get", "update")
 } | {f"{verb}_cuda_shared_memory{end}" for verb, end in (("get", "_status"), ("register", ""), ("unregister", ""))}  # fmt: skip
-SEND_NOTHING = {"close", "register_plugin", "plugin", "unregister_plugin", "generate_request_body", "parse_response_body"}
+SEND_NOTHING = {
+    "close",
+    "register_plugin",
+    "plugin",
+    "unregister_plugin",
+    "generate_request_body",
+    "parse_response_body",
+}
 """The tests below have these."""
 
 ARRAY = np.arange(16, dtype=np.int32).reshape(1, 16)
@@ -46,9 +64,15 @@ def both():
 @pytest.fixture(params=["", "/some/models"], ids=["root", "mounted"])
 def address(request, running, sources):
     """Where a server of `simple` is, the operator's own."""
-    simple = [each for each in sources if isinstance(each, dict) and each["pipeline"]["name"] == "simple"]
+    simple = [
+        each for each in sources if isinstance(each, dict) and each["pipeline"]["name"] == "simple"
+    ]
     app = create_app(simple, settings=Settings(**ON))
-    host = Starlette(routes=[Mount(request.param, app)], lifespan=lambda host: lifespan(app)) if request.param else app
+    host = (
+        Starlette(routes=[Mount(request.param, app)], lifespan=lambda host: lifespan(app))
+        if request.param
+        else app
+    )
     with running(host, http="penstock.app.server.uvicorn_protocol:HttpProtocol") as client:
         yield client.base_url.netloc.decode() + request.param
 
@@ -71,45 +95,72 @@ class Driver:
 
     async def __call__(self, method, *arguments, **more):
         self.driven.add(method)
-        found = getattr(self.client, method)(*arguments, headers=dict(ADMIN), query_params=QUERY, **more)
+        found = getattr(self.client, method)(
+            *arguments, headers=dict(ADMIN), query_params=QUERY, **more
+        )
         return await found if inspect.isawaitable(found) else found
 
     def left(self):
         """Public methods of the client that nothing here has called."""
-        methods = {name for name, _ in inspect.getmembers(type(self.client), inspect.isroutine) if not name.startswith("_")}
+        methods = {
+            name
+            for name, _ in inspect.getmembers(type(self.client), inspect.isroutine)
+            if not name.startswith("_")
+        }
         return methods - self.driven - NOT_SERVED - SEND_NOTHING
 
 
 async def drive(call, region):
     memory, key = region
-    assert await call("is_server_live") and await call("is_server_ready") and await call("is_model_ready", "simple", "1")
+    assert (
+        await call("is_server_live")
+        and await call("is_server_ready")
+        and await call("is_model_ready", "simple", "1")
+    )
     assert not await call("is_model_ready", "nope")
     assert (await call("get_server_metadata"))["name"] == "penstock"
     for version in ("", "1"):
         metadata = await call("get_model_metadata", "simple", version)
-        assert [each["name"] for each in metadata["inputs"]] == ["INPUT0", "INPUT1"] and metadata["versions"] == ["1"]
+        assert [each["name"] for each in metadata["inputs"]] == ["INPUT0", "INPUT1"] and metadata[
+            "versions"
+        ] == ["1"]
         assert (await call("get_model_config", "simple", version))["max_batch_size"] == 8
 
     for version in ("", "1"):
         answer = await call("infer", "simple", both(), version, request_id="mine")
-        assert answer.get_response()["id"] == "mine" and answer.get_response()["model_version"] == "1"
+        assert (
+            answer.get_response()["id"] == "mine" and answer.get_response()["model_version"] == "1"
+        )
         assert answer.as_numpy("OUTPUT0").tolist() == (ARRAY + 1).tolist()
     for version in ("", "1"):
         found = (await call("get_inference_statistics", "simple", version))["model_stats"][0]
         assert found["inference_stats"]["success"]["count"] == 2
-    assert [each["name"] for each in (await call("get_inference_statistics"))["model_stats"]] == ["simple"]
+    assert [each["name"] for each in (await call("get_inference_statistics"))["model_stats"]] == [
+        "simple"
+    ]
 
     await call("register_system_shared_memory", "region", key, 128)
     status = [{"name": "region", "key": key, "offset": 0, "byte_size": 128}]
-    assert await call("get_system_shared_memory_status") == await call("get_system_shared_memory_status", "region") == status
+    assert (
+        await call("get_system_shared_memory_status")
+        == await call("get_system_shared_memory_status", "region")
+        == status
+    )
     first = InferInput("INPUT0", [1, 16], "INT32").set_shared_memory("region", 64)
     wanted = InferRequestedOutput("OUTPUT1")
     wanted.set_shared_memory("region", 64, offset=64)
-    answer = await call("infer", "simple", [first, given("INPUT1", np.ones_like(ARRAY))], outputs=[wanted])
+    answer = await call(
+        "infer", "simple", [first, given("INPUT1", np.ones_like(ARRAY))], outputs=[wanted]
+    )
     assert "data" not in answer.get_output("OUTPUT1")
-    assert shared_memory.get_contents_as_numpy(memory, np.int32, [1, 16], offset=64).tolist() == (ARRAY - 1).tolist()
+    assert (
+        shared_memory.get_contents_as_numpy(memory, np.int32, [1, 16], offset=64).tolist()
+        == (ARRAY - 1).tolist()
+    )
     wanted.unset_shared_memory()
-    answer = await call("infer", "simple", [first, given("INPUT1", np.ones_like(ARRAY))], outputs=[wanted])
+    answer = await call(
+        "infer", "simple", [first, given("INPUT1", np.ones_like(ARRAY))], outputs=[wanted]
+    )
     assert answer.as_numpy("OUTPUT1").tolist() == (ARRAY - 1).tolist()
     await call("unregister_system_shared_memory", "region")
     await call("unregister_system_shared_memory")
@@ -120,7 +171,9 @@ async def drive(call, region):
     await call("unload_model", "simple", unload_dependents=True)
     assert (await call("get_model_repository_index"))[0]["state"] == "UNAVAILABLE"
     await call("load_model", "simple")
-    assert await call("get_model_repository_index") == [{"name": "simple", "version": "1", "state": "READY", "reason": ""}]
+    assert await call("get_model_repository_index") == [
+        {"name": "simple", "version": "1", "state": "READY", "reason": ""}
+    ]
 
 
 async def test_every_method(address, region):
@@ -142,11 +195,16 @@ async def test_every_method_of_the_asyncio_client(address, region):
 def test_greenlets(served):
     arrays = [np.full((1 + index % 2, 3), index, np.float32) for index in range(24)]
     with InferenceServerClient(served.address, concurrency=12) as client:
-        asked = [client.async_infer("sum", [given("data", array, "FP32")], "1", request_id=str(n)) for n, array in enumerate(arrays)]
+        asked = [
+            client.async_infer("sum", [given("data", array, "FP32")], "1", request_id=str(n))
+            for n, array in enumerate(arrays)
+        ]
         assert all(isinstance(each, InferAsyncRequest) for each in asked)
         answers = [each.get_result(timeout=30) for each in asked]
         refused = client.async_infer("nope", [given("data", arrays[0], "FP32")])
-        with pytest.raises(InferenceServerException, match="Request for unknown model: 'nope' is not found"):
+        with pytest.raises(
+            InferenceServerException, match="Request for unknown model: 'nope' is not found"
+        ):
             refused.get_result()
     for number, (array, answer) in enumerate(zip(arrays, answers, strict=True)):
         assert answer.get_response()["id"] == str(number)
@@ -155,39 +213,60 @@ def test_greenlets(served):
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
 async def test_compression_of_greenlets_and_of_the_asyncio_client(served, algorithm):
-    options = {"request_compression_algorithm": algorithm, "response_compression_algorithm": algorithm}
+    options = {
+        "request_compression_algorithm": algorithm,
+        "response_compression_algorithm": algorithm,
+    }
     array = np.arange(4096, dtype=np.int32).reshape(1, -1)
     outputs = [InferRequestedOutput("OUTPUT0", binary_data=True)]
     with InferenceServerClient(served.address) as client:
-        asked = client.async_infer("identity_INT32", [given("INPUT0", array)], outputs=outputs, **options)
+        asked = client.async_infer(
+            "identity_INT32", [given("INPUT0", array)], outputs=outputs, **options
+        )
         np.testing.assert_array_equal(asked.get_result().as_numpy("OUTPUT0"), array)
     async with tritonclient.http.aio.InferenceServerClient(served.address) as client:
-        answer = await client.infer("identity_INT32", [given("INPUT0", array)], outputs=outputs, **options)
+        answer = await client.infer(
+            "identity_INT32", [given("INPUT0", array)], outputs=outputs, **options
+        )
         np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), array)
 
 
-@pytest.mark.parametrize("client", [InferenceServerClient, tritonclient.http.aio.InferenceServerClient], ids=["sync", "aio"])
+@pytest.mark.parametrize(
+    "client",
+    [InferenceServerClient, tritonclient.http.aio.InferenceServerClient],
+    ids=["sync", "aio"],
+)
 @pytest.mark.parametrize("algorithm", [None, "gzip", "deflate"])
 def test_bodies_that_the_client_makes_and_reads_for_others(served, client, algorithm):
     """As for a benchmark, or another HTTP library."""
     array = np.arange(2048, dtype=np.int32).reshape(1, -1)
     outputs = [InferRequestedOutput("OUTPUT0", binary_data=False)]
     for wanted in (None, outputs):
-        body, size = client.generate_request_body([given("INPUT0", array)], wanted, request_id="7", parameters={"note": "x"})
-        headers = {"Inference-Header-Content-Length": str(size), "Accept-Encoding": algorithm or "identity"}
-        with served.http.stream("POST", "/v2/models/identity_INT32/infer", content=body, headers=headers) as answer:
+        body, size = client.generate_request_body(
+            [given("INPUT0", array)], wanted, request_id="7", parameters={"note": "x"}
+        )
+        headers = {
+            "Inference-Header-Content-Length": str(size),
+            "Accept-Encoding": algorithm or "identity",
+        }
+        with served.http.stream(
+            "POST", "/v2/models/identity_INT32/infer", content=body, headers=headers
+        ) as answer:
             raw = b"".join(answer.iter_raw())
         assert answer.status_code == 200 and answer.headers.get("content-encoding") == algorithm
         length = answer.headers.get("inference-header-content-length")
         assert (length is None) is (wanted is not None)
-        found = client.parse_response_body(raw, header_length=length and int(length), content_encoding=algorithm)
+        found = client.parse_response_body(
+            raw, header_length=length and int(length), content_encoding=algorithm
+        )
         assert isinstance(found, InferResult) and found.get_response()["id"] == "7"
         np.testing.assert_array_equal(found.as_numpy("OUTPUT0"), array)
 
 
 def test_a_request_without_any_binary_data_has_no_length(served):
     body, size = InferenceServerClient.generate_request_body(
-        [given("data", np.array([b"hello"], np.object_), "BYTES", binary=False)], [InferRequestedOutput("result", binary_data=False)]
+        [given("data", np.array([b"hello"], np.object_), "BYTES", binary=False)],
+        [InferRequestedOutput("result", binary_data=False)],
     )
     assert size is None
     answer = served.http.post("/v2/models/text/infer", content=body)
@@ -204,7 +283,11 @@ def test_what_a_result_does_not_have_is_none(client):
         "shape": [1, 16],
         "parameters": {"binary_data_size": 64},
     }
-    assert answer.get_response() == {"model_name": "simple", "model_version": "1", "outputs": [answer.get_output("OUTPUT1")]}
+    assert answer.get_response() == {
+        "model_name": "simple",
+        "model_version": "1",
+        "outputs": [answer.get_output("OUTPUT1")],
+    }
 
 
 def test_an_input_is_used_again_with_another_shape(client):
@@ -212,13 +295,18 @@ def test_an_input_is_used_again_with_another_shape(client):
     for rows in (1, 3):
         array = np.full((rows, 2), rows, np.float32)
         found.set_shape([rows, 2]).set_data_from_numpy(array)
-        np.testing.assert_array_equal(client.infer("identity_FP32", [found]).as_numpy("OUTPUT0"), array)
+        np.testing.assert_array_equal(
+            client.infer("identity_FP32", [found]).as_numpy("OUTPUT0"), array
+        )
 
 
 async def test_errors_have_the_status_and_the_servers_words(served):
     said = "inference input 'INPUT1' data-type is 'FP32', but model 'simple' expects 'INT32'"
     wrong = [given("INPUT0"), given("INPUT1", ARRAY.astype(np.float32), "FP32")]
-    with InferenceServerClient(served.address) as client, pytest.raises(InferenceServerException) as sync:
+    with (
+        InferenceServerClient(served.address) as client,
+        pytest.raises(InferenceServerException) as sync,
+    ):
         client.infer("simple", wrong)
     with pytest.raises(InferenceServerException) as aio:
         async with tritonclient.http.aio.InferenceServerClient(served.address) as client:
@@ -251,7 +339,9 @@ def test_plugins(running, sources):
         assert client.plugin() is basic
         with pytest.raises(InferenceServerException, match="already registered"):
             client.register_plugin(Bearer())
-        with pytest.raises(InferenceServerException, match=r"\[401\] expected the header Authorization: Bearer"):
+        with pytest.raises(
+            InferenceServerException, match=r"\[401\] expected the header Authorization: Bearer"
+        ):
             client.infer("simple", both())
         assert seen[-1] == b"Basic dXNlcjpwYXNz"
         client.unregister_plugin()

@@ -8,7 +8,17 @@ import secrets
 import pytest
 
 from penstock.backends.engines import encryption
-from penstock.backends.engines.encryption import KEY, KEY_FILE, MAGIC, WrongKeyError, decrypt, encrypt, find_key, parse_key, read_model
+from penstock.backends.engines.encryption import (
+    KEY,
+    KEY_FILE,
+    MAGIC,
+    WrongKeyError,
+    decrypt,
+    encrypt,
+    find_key,
+    parse_key,
+    read_model,
+)
 from penstock.backends.errors import BackendError
 
 SECRET = bytes(range(32))
@@ -39,7 +49,10 @@ def test_a_file_is_another_every_time():
 
 
 def test_another_key_is_said_to_be_one():
-    with pytest.raises(WrongKeyError, match=r"m\.encrypted can't be decrypted: it was encrypted with another key, or changed since"):
+    with pytest.raises(
+        WrongKeyError,
+        match=r"m\.encrypted can't be decrypted: it was encrypted with another key, or changed since",
+    ):
         decrypt(encrypt(b"plain", SECRET), secrets.token_bytes(32), "m.encrypted")
 
 
@@ -47,28 +60,47 @@ def test_every_change_is_found(small_chunks):
     data = encrypt(b"0123456789" * 3, SECRET)
     start, chunk = len(MAGIC) + 32, 26
     first, second = data[start : start + chunk], data[start + chunk : start + 2 * chunk]
-    changed = [bytes([*data[:place], data[place] ^ 1, *data[place + 1 :]]) for place in range(len(MAGIC), len(data))]
+    changed = [
+        bytes([*data[:place], data[place] ^ 1, *data[place + 1 :]])
+        for place in range(len(MAGIC), len(data))
+    ]
     moved = data[:start] + second + first + data[start + 2 * chunk :]
-    cut_off = [data[:-1], data[:-chunk], data[: start + chunk], data[: start + 5], data[: len(MAGIC) + 3], data + b"more"]
+    cut_off = [
+        data[:-1],
+        data[:-chunk],
+        data[: start + chunk],
+        data[: start + 5],
+        data[: len(MAGIC) + 3],
+        data + b"more",
+    ]
     for each in (*changed, moved, *cut_off):
         with pytest.raises(WrongKeyError):
             decrypt(each, SECRET, "file")
 
 
 def test_what_is_not_encrypted_is_not_decrypted():
-    with pytest.raises(BackendError, match="file is not encrypted, or not by penstock encrypt") as caught:
+    with pytest.raises(
+        BackendError, match="file is not encrypted, or not by penstock encrypt"
+    ) as caught:
         decrypt(b"plain", SECRET, "file")
     assert not isinstance(caught.value, WrongKeyError)
 
 
-@pytest.mark.parametrize("text", [SECRET.hex(), SECRET.hex().upper(), base64.b64encode(SECRET).decode(), f" {SECRET.hex()}\n"])
+@pytest.mark.parametrize(
+    "text",
+    [SECRET.hex(), SECRET.hex().upper(), base64.b64encode(SECRET).decode(), f" {SECRET.hex()}\n"],
+)
 def test_keys_as_text(text):
     assert parse_key(text, "here") == SECRET
 
 
-@pytest.mark.parametrize("text", ["", "secret", SECRET.hex()[:-2], base64.b64encode(b"short").decode(), "ä" * 64])
+@pytest.mark.parametrize(
+    "text", ["", "secret", SECRET.hex()[:-2], base64.b64encode(b"short").decode(), "ä" * 64]
+)
 def test_what_is_no_key_is_not_shown(text):
-    with pytest.raises(BackendError, match="here holds no key: expected 32 bytes as 64 hexadecimal digits") as caught:
+    with pytest.raises(
+        BackendError, match="here holds no key: expected 32 bytes as 64 hexadecimal digits"
+    ) as caught:
         parse_key(text, "here")
     assert not text or text not in str(caught.value)
 
@@ -83,7 +115,9 @@ def test_the_key_is_in_a_file_or_the_environment(monkeypatch, tmp_path):
     assert find_key() == SECRET
     monkeypatch.setenv(KEY, secrets.token_bytes(32).hex())
     assert find_key() != SECRET and find_key(raw) == SECRET and len(find_key(text)) == 32
-    with pytest.raises(BackendError, match=f"the key file {tmp_path}/none can't be read: No such file"):
+    with pytest.raises(
+        BackendError, match=f"the key file {tmp_path}/none can't be read: No such file"
+    ):
         find_key(tmp_path / "none")
 
 

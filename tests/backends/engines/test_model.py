@@ -34,13 +34,17 @@ def write(path, outputs=1, kind=TensorProto.FLOAT):
         [helper.make_tensor_value_info("x", kind, ["n", 3])],
         [helper.make_tensor_value_info(name, kind, ["n", 3]) for name in names],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path
+    )
     return path
 
 
 def make(path, context=None, **params):
     backend = ModelTensor()
-    backend.init(ModelTensor.parameters(model=str(path), **params), Context(node="node", **(context or {})))
+    backend.init(
+        ModelTensor.parameters(model=str(path), **params), Context(node="node", **(context or {}))
+    )
     return backend
 
 
@@ -77,7 +81,9 @@ def test_where_torch_is_installed_tensors_come_out(tmp_path, outputs):
     results = [item["result"] if outputs == 2 else [item["result"]] for item in batch[:2]]
     for value, tensors in zip((1.0, 2.0), results, strict=True):
         assert len(tensors) == outputs
-        assert all(isinstance(each, torch.Tensor) and each.tolist() == [[value] * 3] for each in tensors)
+        assert all(
+            isinstance(each, torch.Tensor) and each.tolist() == [[value] * 3] for each in tensors
+        )
     assert "result" not in batch[2] and "expected" in str(batch[2]["error"])
     backend.close()
 
@@ -129,7 +135,9 @@ def test_what_does_not_run_here_says_what_is_missing(tmp_path, monkeypatch, name
         ("m.onnx", "OnnxTensor"),
     ],
 )
-def test_the_file_says_which_engine_and_a_machine_without_a_gpu_runs_onnx_by_onnx_runtime(name, expected):
+def test_the_file_says_which_engine_and_a_machine_without_a_gpu_runs_onnx_by_onnx_runtime(
+    name, expected
+):
     params = ModelTensor.parameters(model=name)
     assert choose_engine(params, Context(device="cpu")).engine.__name__ == expected
 
@@ -147,7 +155,9 @@ def machine(monkeypatch):
 
         monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device.index])
+        monkeypatch.setattr(
+            torch.cuda, "get_device_capability", lambda device: capabilities[device.index]
+        )
         monkeypatch.setattr(model, "find_library", find)
 
     return machine
@@ -161,17 +171,33 @@ def machine(monkeypatch):
         ([(9, 0)], "tensorrt", "cpu", "OnnxTensor", False, "the node's device is cpu"),
         ([(12, 0)], "tensorrt_rtx", "", "TensorrtTensor", False, "tensorrt_rtx 10.0 is here"),
         ([(7, 5)], "tensorrt_rtx", "", "TensorrtTensor", False, "tensorrt_rtx 10.0 is here"),
-        ([(7, 0)], "tensorrt_rtx", "", "OnnxTensor", True, "tensorrt_rtx needs compute capability 7.5, 8.x or 12.x, and cuda:0 has 7.0"),
+        (
+            [(7, 0)],
+            "tensorrt_rtx",
+            "",
+            "OnnxTensor",
+            True,
+            "tensorrt_rtx needs compute capability 7.5, 8.x or 12.x, and cuda:0 has 7.0",
+        ),
         ([(7, 2)], "tensorrt_rtx", "", "OnnxTensor", True, "cuda:0 has 7.2"),
         ([(9, 0)], "tensorrt_rtx", "", "OnnxTensor", True, "cuda:0 has 9.0"),
-        ([(9, 0), (8, 6)], "tensorrt_rtx", "cuda:1", "TensorrtTensor", False, "tensorrt_rtx 10.0 is here"),
+        (
+            [(9, 0), (8, 6)],
+            "tensorrt_rtx",
+            "cuda:1",
+            "TensorrtTensor",
+            False,
+            "tensorrt_rtx 10.0 is here",
+        ),
         ([(8, 6), (9, 0)], "tensorrt_rtx", "1", "OnnxTensor", True, "cuda:1 has 9.0"),
         ([(9, 0)], "", "", "OnnxTensor", True, "TensorRT is not here"),
         ([], "tensorrt", "", "OnnxTensor", False, "torch sees no GPU"),
     ],
 )
 @pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
-def test_onnx_runs_by_tensorrt_on_a_gpu_that_its_library_runs_on(machine, capabilities, library, device, expected, missed, why):
+def test_onnx_runs_by_tensorrt_on_a_gpu_that_its_library_runs_on(
+    machine, capabilities, library, device, expected, missed, why
+):
     machine(*capabilities, library=library)
     choice = choose_engine(ModelTensor.parameters(model="m.onnx"), Context(device=device))
     assert (choice.engine.__name__, choice.missed) == (expected, missed)
@@ -185,7 +211,10 @@ def test_a_gpu_that_is_not_there_is_an_error(tmp_path, machine, backend, device)
     machine()
     cls = find_backend(backend)
     params = cls.parameters(model=str(write(tmp_path / "same.onnx")))
-    with pytest.raises((BackendError, ConfigError), match=rf"node.*{device!r}.*(torch sees 0 GPUs here|OnnxTensor runs on the CPU alone)"):
+    with pytest.raises(
+        (BackendError, ConfigError),
+        match=rf"node.*{device!r}.*(torch sees 0 GPUs here|OnnxTensor runs on the CPU alone)",
+    ):
         cls().init(params, Context(node="node", device=device))
 
 
@@ -204,23 +233,34 @@ def test_the_log_says_which_engine_it_is_and_why(tmp_path, caplog, machine):
     make(path).close()
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert record.getMessage().endswith("by OnnxTensor on the CPU, and not on the GPU that is here: TensorRT is not here")
+    assert record.getMessage().endswith(
+        "by OnnxTensor on the CPU, and not on the GPU that is here: TensorRT is not here"
+    )
 
 
 @pytest.mark.parametrize("precision", [None, "fp32", "fp16", "int8"])
 def test_precision_is_not_for_the_cpu_and_the_log_says_so(tmp_path, caplog, precision):
     make(write(tmp_path / "same.onnx"), {"device": "cpu"}, precision=precision).close()
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len(said) == (precision not in {None, "fp32"}) and all("precision" in text for text in said)
+    assert len(said) == (precision not in {None, "fp32"}) and all(
+        "precision" in text for text in said
+    )
 
 
 @pytest.mark.usefixtures("without_torch")
 @pytest.mark.parametrize("statistics", [{}, {"mean": (1, 2, 3), "std": 1}])
 def test_images_in_nhwc(tmp_path, statistics):
     path = tmp_path / "image.onnx"
-    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, "h", "w"]) for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "graph", ports[:1], ports[1:])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    ports = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, "h", "w"])
+        for name in ("x", "y")
+    ]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])], "graph", ports[:1], ports[1:]
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path
+    )
     backend = make(path, data_format="nhwc", max="4x5x6x3", **statistics)
     backend.warm_up()
     image = np.arange(90, dtype=np.uint8 if statistics else np.float32).reshape(1, 5, 6, 3)
@@ -231,7 +271,11 @@ def test_images_in_nhwc(tmp_path, statistics):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("m.pt", "data_format: nhwc is for .onnx files"), ("m.onnx", "data_format: nhwc needs a first input of 4 axes")]
+    ("name", "message"),
+    [
+        ("m.pt", "data_format: nhwc is for .onnx files"),
+        ("m.onnx", "data_format: nhwc needs a first input of 4 axes"),
+    ],
 )
 def test_nhwc_where_there_is_no_image(tmp_path, name, message):
     write(tmp_path / "m.onnx")
@@ -240,8 +284,13 @@ def test_nhwc_where_there_is_no_image(tmp_path, name, message):
 
 
 def test_what_a_post_processor_says_is_plain_python(tmp_path):
-    backend = make(write(tmp_path / "same.onnx"), {"device": "cpu"}, postprocessor="SoftmaxArgMax", top_k=2)
-    items = [{"data": np.array([[1, 3, 2]], np.float32)}, {"data": np.array([[1, 3, 2], [4, 3, 2]], np.float32), "request_size": 2}]
+    backend = make(
+        write(tmp_path / "same.onnx"), {"device": "cpu"}, postprocessor="SoftmaxArgMax", top_k=2
+    )
+    items = [
+        {"data": np.array([[1, 3, 2]], np.float32)},
+        {"data": np.array([[1, 3, 2], [4, 3, 2]], np.float32), "request_size": 2},
+    ]
     backend.forward(items)
     assert [item["result"] for item in items] == [1, [1, 0]]
     assert [item["class"] for item in items] == [1, [1, 0]]
@@ -258,7 +307,9 @@ def test_an_exported_program_runs(tmp_path):
     import torch
 
     linear = torch.nn.Linear(3, 2)
-    program = torch.export.export(linear, (torch.zeros(2, 3),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    program = torch.export.export(
+        linear, (torch.zeros(2, 3),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
     torch.export.save(program, tmp_path / "linear.pt2")
     backend = make(tmp_path / "linear.pt2", max="4", INFERENCE_MODE=False)
     backend.warm_up()
@@ -284,29 +335,41 @@ def test_the_guides_file_classifies_on_a_machine_without_a_gpu(tmp_path, name):
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])],
         [numpy_helper.from_array(weights, "weights")],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "resnet50.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        tmp_path / "resnet50.onnx",
+    )
     file = tmp_path / "guide.toml"
-    file.write_text(GUIDE.read_text().replace("TensorrtTensor", "ModelTensor").replace("SoftmaxCpu", name))
+    file.write_text(
+        GUIDE.read_text().replace("TensorrtTensor", "ModelTensor").replace("SoftmaxCpu", name)
+    )
     image = np.zeros((50, 60, 3), np.uint8)
     image[:, :, 1] = 200  # green, the second of RGB and of BGR
     image[:, :, 2] = 100
     item = {"data": cv2.imencode(".png", image)[1].tobytes()}
     with pipe(str(file)) as run:
         run(item)
-    scores = np.array([-123.675 / 58.395 + 100 / 58.395, (200 - 116.28) / 57.12, -103.53 / 57.375, *[0] * 7])
+    scores = np.array(
+        [-123.675 / 58.395 + 100 / 58.395, (200 - 116.28) / 57.12, -103.53 / 57.375, *[0] * 7]
+    )
     chances = np.exp(scores) / np.exp(scores).sum()
     if name == "SoftmaxCpu":
         assert np.allclose(np.asarray(item["result"]), chances[np.newaxis], atol=1e-4)
     else:
         assert item["class"] == 1
-        assert item["score"] == pytest.approx((scores if name == "ArgMax" else chances)[1], abs=1e-4)
+        assert item["score"] == pytest.approx(
+            (scores if name == "ArgMax" else chances)[1], abs=1e-4
+        )
         assert item["result"] == (item["score"] if name == "SoftmaxMax" else 1)
 
 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"INFERENCE_MODE": "true", "inference_mode": "false"}, "INFERENCE_MODE and inference_mode are one parameter, and both are given"),
+        (
+            {"INFERENCE_MODE": "true", "inference_mode": "false"},
+            "INFERENCE_MODE and inference_mode are one parameter, and both are given",
+        ),
         ({"model::cache": "a", "cache": "b"}, "model::cache and cache are one parameter"),
     ],
 )

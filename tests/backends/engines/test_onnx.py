@@ -35,7 +35,9 @@ def write(path, nodes, inputs, outputs, initializers=(), **save):
 
 def make(path, context=None, **params):
     backend = OnnxTensor()
-    backend.init(OnnxTensor.parameters(model=str(path), **params), Context(node="node", **(context or {})))
+    backend.init(
+        OnnxTensor.parameters(model=str(path), **params), Context(node="node", **(context or {}))
+    )
     return backend
 
 
@@ -62,21 +64,42 @@ def encrypted(monkeypatch):
 @pytest.fixture
 def double(tmp_path):
     """y = 2x, Nx3."""
-    return write(tmp_path / "double.onnx", [("Add", ["x", "x"], ["y"])], [("x", FLOAT, ["n", 3])], [("y", FLOAT, ["n", 3])])
+    return write(
+        tmp_path / "double.onnx",
+        [("Add", ["x", "x"], ["y"])],
+        [("x", FLOAT, ["n", 3])],
+        [("y", FLOAT, ["n", 3])],
+    )
 
 
 @pytest.fixture
 def image(tmp_path):
     """The image as it arrives, Nx3xHxW."""
     shape = ["n", 3, "h", "w"]
-    return write(tmp_path / "image.onnx", [("Identity", ["image"], ["same"])], [("image", FLOAT, shape)], [("same", FLOAT, shape)])
+    return write(
+        tmp_path / "image.onnx",
+        [("Identity", ["image"], ["same"])],
+        [("image", FLOAT, shape)],
+        [("same", FLOAT, shape)],
+    )
 
 
 @pytest.fixture
 def fixed(tmp_path):
     """Batches of 4 only; `count` tells every row how many rows are not zero in all."""
-    nodes = [("Abs", ["x"], ["a"]), ("Sign", ["a"], ["s"]), ("ReduceSum", ["s", "axes"], ["t"]), ("Mul", ["s", "t"], ["count"])]
-    return write(tmp_path / "fixed.onnx", nodes, [("x", FLOAT, [4, 1])], [("count", FLOAT, [4, 1])], [("axes", np.array([0]))])
+    nodes = [
+        ("Abs", ["x"], ["a"]),
+        ("Sign", ["a"], ["s"]),
+        ("ReduceSum", ["s", "axes"], ["t"]),
+        ("Mul", ["s", "t"], ["count"]),
+    ]
+    return write(
+        tmp_path / "fixed.onnx",
+        nodes,
+        [("x", FLOAT, [4, 1])],
+        [("count", FLOAT, [4, 1])],
+        [("axes", np.array([0]))],
+    )
 
 
 # Batches
@@ -90,11 +113,24 @@ def test_encrypted_models(double, image, encrypted, tmp_path, monkeypatch):
     assert run(make(encrypted(double)), row(1, 2, 3))[0].tolist() == [[2, 4, 6]]
     pixels = np.full((1, 3, 2, 2), 5, np.uint8)
     assert run(make(encrypted(image), mean="1", std="2"), pixels)[0].ravel().tolist() == [2] * 12
-    model = [("Mul", ["x", "w"], ["y"])], [("x", FLOAT, ["n", 3])], [("y", FLOAT, ["n", 3])], [("w", np.full(3, 2, np.float32))]
-    beside = write(tmp_path / "large.onnx", *model, save_as_external_data=True, size_threshold=0, location="weights.bin")
+    model = (
+        [("Mul", ["x", "w"], ["y"])],
+        [("x", FLOAT, ["n", 3])],
+        [("y", FLOAT, ["n", 3])],
+        [("w", np.full(3, 2, np.float32))],
+    )
+    beside = write(
+        tmp_path / "large.onnx",
+        *model,
+        save_as_external_data=True,
+        size_threshold=0,
+        location="weights.bin",
+    )
     assert run(make(encrypted(beside)), row(1, 2, 3))[0].tolist() == [[2, 4, 6]]
     monkeypatch.setenv(KEY, "11" * 32)
-    with pytest.raises(WrongKeyError, match=r"OnnxTensor: .*double\.onnx\.encrypted can't be decrypted"):
+    with pytest.raises(
+        WrongKeyError, match=r"OnnxTensor: .*double\.onnx\.encrypted can't be decrypted"
+    ):
         make(tmp_path / "double.onnx.encrypted")
     monkeypatch.delenv(KEY)
     with pytest.raises(BackendError, match="OnnxTensor: encrypted files need a key"):
@@ -136,7 +172,11 @@ def test_one_item_goes_in_and_out_without_a_copy(image):
 
 
 def test_request_size(double):
-    batch = [{"data": row(1, 1, 1)}, {"data": np.full((3, 3), 5, np.float32), "request_size": 3}, {"data": row(2, 2, 2)}]
+    batch = [
+        {"data": row(1, 1, 1)},
+        {"data": np.full((3, 3), 5, np.float32), "request_size": 3},
+        {"data": row(2, 2, 2)},
+    ]
     make(double, max=8).forward(batch)
     assert [item["result"].shape for item in batch] == [(1, 3), (3, 3), (1, 3)]
     assert [item["result"][0, 0] for item in batch] == [2, 10, 4]
@@ -144,16 +184,22 @@ def test_request_size(double):
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_data_that_is_not_as_large_as_its_request_size(double, size):
-    with pytest.raises(InvalidInput, match=rf"input x: expected {size} \(the item's request_size\).*got shape 2x3"):
+    with pytest.raises(
+        InvalidInput, match=rf"input x: expected {size} \(the item's request_size\).*got shape 2x3"
+    ):
         run(make(double, max=8), np.zeros((2, 3), np.float32), request_size=size)
 
 
 def test_shapes_are_grouped_within_a_forward(image):
-    arrays = [np.full((1, 3, size, 2 * size), size, np.float32) for size in (2, 5, 2, 7, 5, 9, 11, 2)]
+    arrays = [
+        np.full((1, 3, size, 2 * size), size, np.float32) for size in (2, 5, 2, 7, 5, 9, 11, 2)
+    ]
     backend = make(image, max=8)
     for _ in range(3):  # more shapes than buffers are kept for
         results = run(backend, *arrays)
-        assert all(np.array_equal(result, array) for result, array in zip(results, arrays, strict=True))
+        assert all(
+            np.array_equal(result, array) for result, array in zip(results, arrays, strict=True)
+        )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
@@ -196,19 +242,31 @@ def test_a_model_that_mixes_items_runs_them_one_by_one(tmp_path):
     )
     backend = make(path, max=8)
     assert backend.max == 1
-    assert [float(result) for result in run(backend, row(1, 2), np.ones((5, 2), np.float32))] == [3, 10]
+    assert [float(result) for result in run(backend, row(1, 2), np.ones((5, 2), np.float32))] == [
+        3,
+        10,
+    ]
 
 
 def test_a_model_that_hides_that_it_mixes_items(tmp_path):
     nodes = [("Compress", ["x", "which"], ["y"], {"axis": 0})]
-    path = write(tmp_path / "m.onnx", nodes, [("x", FLOAT, ["n", 2])], [("y", FLOAT, ["m", 2])], [("which", np.array([True]))])
+    path = write(
+        tmp_path / "m.onnx",
+        nodes,
+        [("x", FLOAT, ["n", 2])],
+        [("y", FLOAT, ["m", 2])],
+        [("which", np.array([True]))],
+    )
     with pytest.raises(BackendError, match="output y has shape 1x2 for a batch of 2"):
         run(make(path, max=8), row(1, 2), row(3, 4))
 
 
 def test_text(tmp_path):
     path = write(
-        tmp_path / "t.onnx", [("Identity", ["x"], ["y"])], [("x", TensorProto.STRING, ["n", 1])], [("y", TensorProto.STRING, ["n", 1])]
+        tmp_path / "t.onnx",
+        [("Identity", ["x"], ["y"])],
+        [("x", TensorProto.STRING, ["n", 1])],
+        [("y", TensorProto.STRING, ["n", 1])],
     )
     results = run(make(path, max=4), np.array([["wide"]]), np.array([["ü"]], object))
     assert [result.tolist() for result in results] == [[["wide"]], [["ü"]]]
@@ -234,14 +292,18 @@ def test_range_of_a_dynamic_model(double, params, context, expected):
     assert (backend.min, backend.max) == expected
 
 
-@pytest.mark.parametrize(("params", "expected"), [({}, (4, 4)), ({"max": 2}, (2, 2)), ({"max": 9}, (4, 4))])
+@pytest.mark.parametrize(
+    ("params", "expected"), [({}, (4, 4)), ({"max": 2}, (2, 2)), ({"max": 9}, (4, 4))]
+)
 def test_range_of_a_fixed_model(fixed, params, expected):
     backend = make(fixed, **params)
     assert (backend.min, backend.max) == expected
 
 
 def test_declared_range():
-    assert OnnxTensor.declared_range(OnnxTensor.parameters(model="m", min=2, max="8x3x4x4"), ()) == (2, 8)
+    assert OnnxTensor.declared_range(
+        OnnxTensor.parameters(model="m", min=2, max="8x3x4x4"), ()
+    ) == (2, 8)
 
 
 # Inputs that do not fit
@@ -277,7 +339,9 @@ def test_only_the_guilty_fail(double):
 def test_dtypes_that_widen_without_loss(double, dtype):
     backend = make(double, max=8)
     data = np.array([[0, 1, 1]], dtype)
-    assert [result.tolist() for result in (*run(backend, data), *run(backend, data, row(1, 2, 3)))][:2] == [[[0, 2, 2]]] * 2
+    assert [result.tolist() for result in (*run(backend, data), *run(backend, data, row(1, 2, 3)))][
+        :2
+    ] == [[[0, 2, 2]]] * 2
 
 
 def test_strides(double):
@@ -292,28 +356,51 @@ def test_strides(double):
 @pytest.mark.parametrize("element", [FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16])
 def test_fused_normalisation(tmp_path, channels, element):
     shape = ["n", channels, "h", "w"]
-    path = write(tmp_path / "m.onnx", [("Identity", ["x"], ["y"])], [("x", element, shape)], [("y", element, shape)])
-    mean, std = [10.5 * index for index in range(channels)], [1.5 + index for index in range(channels)]
+    path = write(
+        tmp_path / "m.onnx",
+        [("Identity", ["x"], ["y"])],
+        [("x", element, shape)],
+        [("y", element, shape)],
+    )
+    mean, std = (
+        [10.5 * index for index in range(channels)],
+        [1.5 + index for index in range(channels)],
+    )
     backend = make(path, max=4, mean=mean, std=", ".join(map(str, std)))
     images = np.random.default_rng(0).integers(0, 256, (2, 1, channels, 4, 6), np.uint8)
     for result, pixels in zip(run(backend, *images), images, strict=True):
         expected = (pixels - np.reshape(mean, (channels, 1, 1))) / np.reshape(std, (channels, 1, 1))
         assert result.dtype == helper.tensor_dtype_to_np_dtype(element)
-        np.testing.assert_allclose(result, expected, rtol=1e-3 if element == TensorProto.FLOAT16 else 1e-5, atol=1e-4)
+        np.testing.assert_allclose(
+            result, expected, rtol=1e-3 if element == TensorProto.FLOAT16 else 1e-5, atol=1e-4
+        )
     assert backend.inputs[0].name == "x" and backend.inputs[0].dtype == np.uint8
     with pytest.raises(InvalidInput, match="expected uint8"):
         run(backend, images[0].astype(np.float32))
 
 
-@pytest.mark.parametrize(("keys", "expected"), [({"mean": 1}, [9, 19]), ({"std": 2}, [5, 10]), ({"mean": "10", "std": "10,5"}, [0, 2])])
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [({"mean": 1}, [9, 19]), ({"std": 2}, [5, 10]), ({"mean": "10", "std": "10,5"}, [0, 2])],
+)
 def test_one_value_or_only_one_key(tmp_path, keys, expected):
-    path = write(tmp_path / "m.onnx", [("Identity", ["x"], ["y"])], [("x", FLOAT, ["n", 2])], [("y", FLOAT, ["n", 2])])
+    path = write(
+        tmp_path / "m.onnx",
+        [("Identity", ["x"], ["y"])],
+        [("x", FLOAT, ["n", 2])],
+        [("y", FLOAT, ["n", 2])],
+    )
     assert run(make(path, **keys), np.array([[10, 20]], np.uint8))[0].tolist() == [expected]
 
 
 def test_normalisation_of_the_last_axis(tmp_path):
     shape = ["n", 4, 4, 3]
-    path = write(tmp_path / "m.onnx", [("Identity", ["x"], ["y"])], [("x", FLOAT, shape)], [("y", FLOAT, shape)])
+    path = write(
+        tmp_path / "m.onnx",
+        [("Identity", ["x"], ["y"])],
+        [("x", FLOAT, shape)],
+        [("y", FLOAT, shape)],
+    )
     (result,) = run(make(path, mean="1,2,3"), np.full((1, 4, 4, 3), 9, np.uint8))
     assert result[0, 0, 0].tolist() == [8, 7, 6]
 
@@ -321,14 +408,26 @@ def test_normalisation_of_the_last_axis(tmp_path):
 def test_normalisation_reaches_subgraphs_and_only_the_first_input(tmp_path):
     def branch(name, operation):
         output = helper.make_tensor_value_info(f"{name}_y", FLOAT, None)
-        return helper.make_graph([helper.make_node(operation, ["x", "other"], [f"{name}_y"])], name, [], [output])
+        return helper.make_graph(
+            [helper.make_node(operation, ["x", "other"], [f"{name}_y"])], name, [], [output]
+        )
 
     nodes = [
         ("ReduceMax", ["other"], ["most"], {"keepdims": 0}),
         ("Cast", ["most"], ["condition"], {"to": TensorProto.BOOL}),
-        ("If", ["condition"], ["y"], {"then_branch": branch("then", "Add"), "else_branch": branch("else", "Sub")}),
+        (
+            "If",
+            ["condition"],
+            ["y"],
+            {"then_branch": branch("then", "Add"), "else_branch": branch("else", "Sub")},
+        ),
     ]
-    path = write(tmp_path / "m.onnx", nodes, [("x", FLOAT, ["n", 1]), ("other", FLOAT, ["n", 1])], [("y", FLOAT, ["n", 1])])
+    path = write(
+        tmp_path / "m.onnx",
+        nodes,
+        [("x", FLOAT, ["n", 1]), ("other", FLOAT, ["n", 1])],
+        [("y", FLOAT, ["n", 1])],
+    )
     backend = make(path, mean=5)
     assert run(backend, [np.array([[7]], np.uint8), row(100)])[0].tolist() == [[102]]
     assert run(backend, [np.array([[7]], np.uint8), row(0)])[0].tolist() == [[2]]
@@ -348,7 +447,12 @@ def test_normalisation_that_does_not_fit(double, keys, message):
 
 
 def test_normalisation_of_integers(tmp_path):
-    path = write(tmp_path / "m.onnx", [("Identity", ["x"], ["y"])], [("x", UINT8, ["n", 1])], [("y", UINT8, ["n", 1])])
+    path = write(
+        tmp_path / "m.onnx",
+        [("Identity", ["x"], ["y"])],
+        [("x", UINT8, ["n", 1])],
+        [("y", UINT8, ["n", 1])],
+    )
     with pytest.raises(ConfigError, match="'x' is UINT8"):
         make(path, mean=1)
 
@@ -395,10 +499,15 @@ def test_close_after_a_failed_init(tmp_path):
 
 
 def test_the_model_lies_beside_the_pipelines_file(double):
-    assert run(make(double.name, {"directory": double.parent}), row(1, 2, 3))[0].tolist() == [[2, 4, 6]]
+    assert run(make(double.name, {"directory": double.parent}), row(1, 2, 3))[0].tolist() == [
+        [2, 4, 6]
+    ]
 
 
-@pytest.mark.parametrize(("instances", "threads", "expected"), [(1, None, 6), (2, None, 3), (4, None, 1), (100, None, 1), (4, 5, 5)])
+@pytest.mark.parametrize(
+    ("instances", "threads", "expected"),
+    [(1, None, 6), (2, None, 3), (4, None, 1), (100, None, 1), (4, 5, 5)],
+)
 def test_instances_share_the_processors(double, monkeypatch, instances, threads, expected):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
     options = make(double, {"instances": instances}, threads=threads).session.get_session_options()
@@ -424,7 +533,9 @@ def warmed(backend):
     return sizes
 
 
-@pytest.mark.parametrize(("most", "sizes"), [(1, [1]), (8, [1, 2, 4, 8]), (6, [1, 2, 4, 6]), (None, [1, 2, 4, 8])])
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(1, [1]), (8, [1, 2, 4, 8]), (6, [1, 2, 4, 6]), (None, [1, 2, 4, 8])]
+)
 def test_warm_up_runs_every_bucket(double, most, sizes):
     assert warmed(make(double, max=most)) == [(size, 3) for size in sizes]
 
@@ -448,7 +559,18 @@ def test_shape_keys():
     small, large = np.zeros((1, 3, 4, 4), np.uint8), np.zeros((1, 3, 8, 4), np.uint8)
     assert key(small) == key(small.copy()) == key(np.zeros((5, 3, 4, 4), np.uint8), request_size=5)
     assert (
-        len({key(small), key(large), key(small.astype(np.float32)), key([small, large]), key([small, small]), key(b""), key([1])}) == 6 + 1
+        len(
+            {
+                key(small),
+                key(large),
+                key(small.astype(np.float32)),
+                key([small, large]),
+                key([small, small]),
+                key(b""),
+                key([1]),
+            }
+        )
+        == 6 + 1
     )
     assert OnnxTensor.shape_key({}) is None
 

@@ -34,22 +34,38 @@ def write(path: Path, shape: tuple[Any, ...] = ("n", 3), outputs: int = 1) -> Pa
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in names],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path
+    )
     return path
 
 
-@pytest.fixture(params=["OnnxTensor", pytest.param("PythonTensor", marks=pytest.mark.skipif(torch is None, reason="torch is not here"))])
+@pytest.fixture(
+    params=[
+        "OnnxTensor",
+        pytest.param(
+            "PythonTensor", marks=pytest.mark.skipif(torch is None, reason="torch is not here")
+        ),
+    ]
+)
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """An engine whose model answers what it is given."""
     made: list[Backend] = []
 
     def make(**keys: Any) -> Backend:
         cls = find_backend(request.param)
-        model = str(write(tmp_path / "same.onnx")) if request.param == "OnnxTensor" else "torch.nn:Identity"
+        model = (
+            str(write(tmp_path / "same.onnx"))
+            if request.param == "OnnxTensor"
+            else "torch.nn:Identity"
+        )
         assert cls.parameters is not None
         backend = cls()
         made.append(backend)
-        backend.init(cls.parameters.model_validate({"model": model, **keys}), Context(node="node", device="cpu"))
+        backend.init(
+            cls.parameters.model_validate({"model": model, **keys}),
+            Context(node="node", device="cpu"),
+        )
         return backend
 
     yield make
@@ -66,23 +82,35 @@ def run(backend: Backend, *data: Any, **keys: Any) -> list[Item]:
 @pytest.mark.parametrize("name", ["Softmax", "SoftmaxCpu"])
 def test_probabilities(make: Any, name: str) -> None:
     backend = make(postprocessor=name)
-    for found in (run(backend, SCORES, request_size=2)[0]["result"], [each["result"][0] for each in run(backend, SCORES[:1], SCORES[1:])]):
+    for found in (
+        run(backend, SCORES, request_size=2)[0]["result"],
+        [each["result"][0] for each in run(backend, SCORES[:1], SCORES[1:])],
+    ):
         assert np.allclose(np.stack([np.asarray(row) for row in found]), CHANCES, atol=1e-6)
     result = run(backend, SCORES[:1] + 1000)[0]["result"]
-    assert str(result.dtype).endswith("float32") and np.allclose(np.asarray(result), CHANCES[:1], atol=1e-6)
+    assert str(result.dtype).endswith("float32") and np.allclose(
+        np.asarray(result), CHANCES[:1], atol=1e-6
+    )
 
 
-@pytest.mark.parametrize(("name", "values"), [("ArgMax", SCORES), ("SoftmaxArgMax", CHANCES), ("SoftmaxMax", CHANCES)])
+@pytest.mark.parametrize(
+    ("name", "values"), [("ArgMax", SCORES), ("SoftmaxArgMax", CHANCES), ("SoftmaxMax", CHANCES)]
+)
 def test_classes_are_plain_values(make: Any, name: str, values: Any) -> None:
     backend = make(postprocessor=name)
-    for batch in (run(backend, SCORES[:1], SCORES[1:]), [run(backend, SCORES[:1])[0], run(backend, SCORES[1:])[0]]):
+    for batch in (
+        run(backend, SCORES[:1], SCORES[1:]),
+        [run(backend, SCORES[:1])[0], run(backend, SCORES[1:])[0]],
+    ):
         for item, best, row in zip(batch, (1, 0), values, strict=True):
             assert (item["class"], type(item["class"]), type(item["score"])) == (best, int, float)
             assert item["score"] == pytest.approx(float(row[best]), abs=1e-6)
             assert item["result"] == (item["score"] if name == "SoftmaxMax" else best)
             assert "top" not in item
     (item,) = run(backend, SCORES, request_size=2)
-    assert item["class"] == [1, 0] and item["score"] == pytest.approx([float(values[0, 1]), float(values[1, 0])], abs=1e-6)
+    assert item["class"] == [1, 0] and item["score"] == pytest.approx(
+        [float(values[0, 1]), float(values[1, 0])], abs=1e-6
+    )
     assert item["result"] == (item["score"] if name == "SoftmaxMax" else [1, 0])
 
 
@@ -99,8 +127,14 @@ def test_nothing(make: Any, name: str | None) -> None:
 
 
 def test_scores_that_are_no_numbers_are_their_items_own(make: Any) -> None:
-    bad, good = run(make(postprocessor="ArgMax"), np.array([[1, np.nan, 2]], np.float32), SCORES[:1])
-    assert isinstance(bad["error"], InvalidInput) and "not finite" in str(bad["error"]) and "result" not in bad
+    bad, good = run(
+        make(postprocessor="ArgMax"), np.array([[1, np.nan, 2]], np.float32), SCORES[:1]
+    )
+    assert (
+        isinstance(bad["error"], InvalidInput)
+        and "not finite" in str(bad["error"])
+        and "result" not in bad
+    )
     assert good["class"] == 1
 
 
@@ -113,14 +147,27 @@ def test_a_model_without_scores_is_an_error(make: Any, tmp_path: Path) -> None:
                 {},
                 r"postprocessor: ArgMax needs a model with one output, N×K scores; found one of 2",
             ),
-            (write(tmp_path / "image.onnx", ("n", 3, 4, 4)), {}, r"postprocessor: ArgMax needs .* found one of 4 axes$"),
-            (write(tmp_path / "few.onnx"), {"top_k": 4}, r"top_k: is 4, and the model gives 3 scores"),
+            (
+                write(tmp_path / "image.onnx", ("n", 3, 4, 4)),
+                {},
+                r"postprocessor: ArgMax needs .* found one of 4 axes$",
+            ),
+            (
+                write(tmp_path / "few.onnx"),
+                {"top_k": 4},
+                r"top_k: is 4, and the model gives 3 scores",
+            ),
         ):
-            params = OnnxTensor.parameters.model_validate({"model": str(path), "postprocessor": "ArgMax", **keys})  # type: ignore[union-attr]
+            params = OnnxTensor.parameters.model_validate(
+                {"model": str(path), "postprocessor": "ArgMax", **keys}
+            )  # type: ignore[union-attr]
             with pytest.raises(ConfigError, match=message):
                 OnnxTensor().init(params, Context(node="node"))  # type: ignore[arg-type]
     else:
-        with pytest.raises(BackendError, match=r"PythonTensor: ArgMax needs a model with one output, N×K scores; found one of 3 axes"):
+        with pytest.raises(
+            BackendError,
+            match=r"PythonTensor: ArgMax needs a model with one output, N×K scores; found one of 3 axes",
+        ):
             run(backend, SCORES[np.newaxis])
         with pytest.raises(BackendError, match=r"top_k is 3, and the model gives 2 scores"):
             run(backend, SCORES[:1, :2])

@@ -13,7 +13,9 @@ def test_a_name() -> None:
 
 
 def test_children_and_arguments() -> None:
-    assert parse("A(x,k=v)[B,C(1)]") == Expression("A", ("x",), (("k", "v"),), (Expression("B"), Expression("C", ("1",))))
+    assert parse("A(x,k=v)[B,C(1)]") == Expression(
+        "A", ("x",), (("k", "v"),), (Expression("B"), Expression("C", ("1",)))
+    )
 
 
 def test_a_prefix_is_arguments() -> None:
@@ -39,7 +41,9 @@ def test_whitespace_means_nothing() -> None:
 
 
 def test_inside_quotes_everything_is_literal() -> None:
-    assert parse("""A(' a,b]=(',k="it's & so")""") == Expression("A", (" a,b]=(",), (("k", "it's & so"),))
+    assert parse("""A(' a,b]=(',k="it's & so")""") == Expression(
+        "A", (" a,b]=(",), (("k", "it's & so"),)
+    )
     assert parse("A('')").args == ("",)
     assert parse("A('k=v')").args == ("k=v",)
 
@@ -58,7 +62,9 @@ def test_brackets_of_key_backends_hold_text(name: str) -> None:
 
 
 def test_has_key_has_an_argument_and_branches() -> None:
-    assert parse("HasKey(key)[A,B]") == Expression("HasKey", ("key",), (), (Expression("A"), Expression("B")))
+    assert parse("HasKey(key)[A,B]") == Expression(
+        "HasKey", ("key",), (), (Expression("A"), Expression("B"))
+    )
 
 
 def test_brackets_of_python_hold_text() -> None:
@@ -93,7 +99,9 @@ def test_brackets_of_python_hold_text() -> None:
         ("A B", 3, "expected the end"),
     ],
 )
-def test_errors_name_the_position_and_what_was_expected(text: str, position: int, message: str) -> None:
+def test_errors_name_the_position_and_what_was_expected(
+    text: str, position: int, message: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(text)
     lines = str(caught.value).splitlines()
@@ -108,7 +116,10 @@ def test_an_empty_expression_is_an_error(text: str) -> None:
         parse(text)
 
 
-@pytest.mark.parametrize("text", ["S[S[A]]", "Sequential[S[A]]", "SyncTensor[SyncTensor[A]]", "Torch[Torch[A]]", "A[B[A]]"])
+@pytest.mark.parametrize(
+    "text",
+    ["S[S[A]]", "Sequential[S[A]]", "SyncTensor[SyncTensor[A]]", "Torch[Torch[A]]", "A[B[A]]"],
+)
 def test_nesting_that_is_allowed(text: str) -> None:
     assert str(parse(text)) == text
 
@@ -149,7 +160,9 @@ LEAVES = st.builds(
 
 
 def _chain(members: list[Expression]) -> Expression:
-    rest = (Expression(each.name, each.args, each.kwargs, each.children, "or") for each in members[1:])
+    rest = (
+        Expression(each.name, each.args, each.kwargs, each.children, "or") for each in members[1:]
+    )
     return Expression("Sequential", children=(members[0], *rest))
 
 
@@ -159,7 +172,10 @@ def _nest(members: list[Expression]) -> Expression:
 
 TREES = st.recursive(
     LEAVES,
-    lambda inner: st.lists(inner, min_size=1, max_size=3).map(_chain) | st.lists(inner, min_size=1, max_size=2).map(_nest),
+    lambda inner: (
+        st.lists(inner, min_size=1, max_size=3).map(_chain)
+        | st.lists(inner, min_size=1, max_size=2).map(_nest)
+    ),
     max_leaves=8,
 )
 

@@ -7,7 +7,13 @@ import pytest
 
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 from penstock.backends.expressions import filters
-from penstock.backends.expressions.filters import BUILTIN, Status, find_filter, register_filter, registered_here
+from penstock.backends.expressions.filters import (
+    BUILTIN,
+    Status,
+    find_filter,
+    register_filter,
+    registered_here,
+)
 from penstock.backends.item import Item
 
 
@@ -59,7 +65,9 @@ def test_or_is_for_what_has_no_result(name: str) -> None:
         (("Error", "error"), Status.ERROR),
     ],
 )
-def test_the_others_say_what_they_are_called_and_change_nothing(names: tuple[str, ...], status: Status) -> None:
+def test_the_others_say_what_they_are_called_and_change_nothing(
+    names: tuple[str, ...], status: Status
+) -> None:
     for name in names:
         item: Item = {"data": 1, "result": 2}
         assert ask(name, item) is status
@@ -80,10 +88,18 @@ def test_an_item_that_says_run_is_run_as_by_run(said: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("item", "found"), [({}, "which is not there"), ({"filter": "swap"}, "which is 'swap'"), ({"filter": 3}, "which is 3")]
+    ("item", "found"),
+    [
+        ({}, "which is not there"),
+        ({"filter": "swap"}, "which is 'swap'"),
+        ({"filter": 3}, "which is 3"),
+    ],
 )
 def test_an_item_that_says_nothing_known_is_an_error(item: Item, found: str) -> None:
-    with pytest.raises(BackendError, match=f"the item's key 'filter', {found}; expected one of Run, Skip, SerialSkip"):
+    with pytest.raises(
+        BackendError,
+        match=f"the item's key 'filter', {found}; expected one of Run, Skip, SerialSkip",
+    ):
         ask("filter", item)
 
 
@@ -160,9 +176,14 @@ def test_entry_points_are_filters(monkeypatch: pytest.MonkeyPatch) -> None:
         assert find_filter("theirs") is filters.swap
         assert find_filter("swap") is filters.swap, "a name of Penstock's own can't be taken"
         assert not registered_here("theirs"), "another process finds it, too"
-        with pytest.raises(ConfigError, match=r"the filter broken of .* can't be loaded: ModuleNotFoundError"):
+        with pytest.raises(
+            ConfigError, match=r"the filter broken of .* can't be loaded: ModuleNotFoundError"
+        ):
             find_filter("broken")
-        with pytest.raises(ConfigError, match=r"the filter value of .* can't be loaded: TypeError: filter 'value': expected a plain"):
+        with pytest.raises(
+            ConfigError,
+            match=r"the filter value of .* can't be loaded: TypeError: filter 'value': expected a plain",
+        ):
             find_filter("value")
         with pytest.raises(ConfigError, match="did you mean 'theirs'"):
             find_filter("their")

@@ -11,7 +11,12 @@ import pytest
 from penstock.backends.base import Backend, Context, Params
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 from penstock.backends.expressions import registry
-from penstock.backends.expressions.registry import backend_names, describe, find_backend, register_backend
+from penstock.backends.expressions.registry import (
+    backend_names,
+    describe,
+    find_backend,
+    register_backend,
+)
 from penstock.backends.expressions.user import adapt, load
 from penstock.backends.item import Item
 from penstock.backends.operators.compose import Identity, Sequential
@@ -32,12 +37,16 @@ def test_importing_the_registry_imports_no_engine() -> None:
         "import sys, penstock.pipelines.config.load, penstock.backends.expressions.registry as r; r.describe('TensorrtTensor');"
         "print([m for m in ('cv2', 'onnx', 'onnxruntime', 'torch', 'numpy') if m in sys.modules])"
     )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert answer.stdout.strip() == "[]"
 
 
 def test_an_unknown_name_suggests_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="there is no backend 'ResizeMatt', did you mean 'ResizeMat'"):
+    with pytest.raises(
+        ConfigError, match="there is no backend 'ResizeMatt', did you mean 'ResizeMat'"
+    ):
         find_backend("ResizeMatt")
     with pytest.raises(ConfigError, match="did you mean 'Identity'"):
         find_backend("identity")
@@ -48,7 +57,9 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
 
 @pytest.mark.parametrize("name", ["EventLoop", "Ring"])
 def test_names_of_loops_say_what_to_write(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{name} is no backend here: write \[pipeline\] loop = true"):
+    with pytest.raises(
+        ConfigError, match=rf"{name} is no backend here: write \[pipeline\] loop = true"
+    ):
         find_backend(name)
     with pytest.raises(ValueError, match="is a backend of Penstock's own"):
         register_backend(name, lambda data: data)
@@ -182,7 +193,9 @@ def test_a_plain_class_may_say_its_range_and_take_the_context() -> None:
 
 def test_entry_points_are_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {
-        "theirs": EntryPoint("theirs", "penstock.backends.operators.compose:Identity", registry.GROUP),
+        "theirs": EntryPoint(
+            "theirs", "penstock.backends.operators.compose:Identity", registry.GROUP
+        ),
         "broken": EntryPoint("broken", "penstock.backends.nothing:There", registry.GROUP),
     }
     monkeypatch.setattr(registry, "_installed", lambda: found)
@@ -197,7 +210,13 @@ def test_an_absent_backend_is_known_and_says_what_it_needs(monkeypatch: pytest.M
     cls = find_backend("OpenvinoTensor")
     registry._absent.cache_clear()
     assert cls.parameters is not None
-    keys = {"model": "x.onnx", "max": 4, "mean": "1, 2.5", "model::cache": "x.trt", "precision::fp32": "a,b"}
+    keys = {
+        "model": "x.onnx",
+        "max": 4,
+        "mean": "1, 2.5",
+        "model::cache": "x.trt",
+        "precision::fp32": "a,b",
+    }
     params = cls.parameters.model_validate(keys)
     assert params.mean == (1.0, 2.5)  # type: ignore[attr-defined]
     assert params.max == "4"  # type: ignore[attr-defined]
@@ -208,12 +227,21 @@ def test_an_absent_backend_is_known_and_says_what_it_needs(monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [("1", "4", (1, 4)), ("1x3x224x224", "4x3x224x224", (1, 4)), ("1x3,1x10;2x3,2x10", "2x3,2x10;8x3,8x10", (1, 8))],
+    [
+        ("1", "4", (1, 4)),
+        ("1x3x224x224", "4x3x224x224", (1, 4)),
+        ("1x3,1x10;2x3,2x10", "2x3,2x10;8x3,8x10", (1, 8)),
+    ],
 )
 def test_engine_shapes_say_the_batch_range(low: str, high: str, expected: tuple[int, int]) -> None:
     cls = find_backend("ModelTensor")
     assert cls.parameters is not None
-    assert cls.declared_range(cls.parameters.model_validate({"model": "x", "min": low, "max": high}), ()) == expected
+    assert (
+        cls.declared_range(
+            cls.parameters.model_validate({"model": "x", "min": low, "max": high}), ()
+        )
+        == expected
+    )
 
 
 @pytest.mark.parametrize("name", [*registry.BUILTINS, *registry.ABSENT])

@@ -51,21 +51,32 @@ def own_names(monkeypatch: pytest.MonkeyPatch) -> None:
         ("S[One(force_range='1,3'),Identity]", {}, (1, 3)),
         ("S[One,Identity]", {"Identity::force_range": "1,5"}, (1, 5)),
         ("S[DecodeMat,OnnxTensor]", {"force_range": "2,4", "model": "x.onnx"}, (2, 4)),
-        ("Range('4,12')[S[OnnxTensor,SyncTensor]]", {"force_range": "2,4", "model": "x.onnx"}, (4, 12)),
+        (
+            "Range('4,12')[S[OnnxTensor,SyncTensor]]",
+            {"force_range": "2,4", "model": "x.onnx"},
+            (4, 12),
+        ),
         ("Max[OnnxTensor]", {"force_range": "2,4", "model": "x.onnx"}, (2, UNBOUNDED)),
     ],
 )
-def test_declared(bound: Callable[..., Any], expression: str, keys: dict[str, Any], expected: tuple[int, int]) -> None:
+def test_declared(
+    bound: Callable[..., Any], expression: str, keys: dict[str, Any], expected: tuple[int, int]
+) -> None:
     assert bound(expression, **keys).declared_range == expected
 
 
 def test_it_holds_after_init(make: Callable[..., Backend]) -> None:
-    for expression, expected in (("S[One(force_range='1,3'),Identity]", (1, 3)), ("AnyKey(force_range='2,4')", (2, 4))):
+    for expression, expected in (
+        ("S[One(force_range='1,3'),Identity]", (1, 3)),
+        ("AnyKey(force_range='2,4')", (2, 4)),
+    ):
         backend = make(expression)
         assert (backend.min, backend.max) == expected
 
 
-def test_a_chain_runs_batches_where_the_member_is_said_to_take_them(make: Callable[..., Backend]) -> None:
+def test_a_chain_runs_batches_where_the_member_is_said_to_take_them(
+    make: Callable[..., Backend],
+) -> None:
     items: list[Item] = [{"data": 0}, {"data": 0}]
     make("S[One(force_range='1,3'),Identity]").forward(items)
     assert [item["result"] for item in items] == [2, 2]
@@ -73,19 +84,35 @@ def test_a_chain_runs_batches_where_the_member_is_said_to_take_them(make: Callab
 
 @pytest.mark.parametrize("text", ["4", "4,2", "0,2", "a,b", "1,2,3", ""])
 @pytest.mark.parametrize("expression", ["Identity", "AnyKey"])
-def test_what_is_no_range_is_found_at_load(bound: Callable[..., Any], expression: str, text: str) -> None:
+def test_what_is_no_range_is_found_at_load(
+    bound: Callable[..., Any], expression: str, text: str
+) -> None:
     with pytest.raises(ConfigError, match="force_range"):
         bound(expression, force_range=text)
 
 
 def test_min_and_max_of_the_node_are_then_the_engines() -> None:
-    keys = {"backend": "S[OnnxTensor,SyncTensor]", "model": str(MODEL), "max": "8", "force_range": "1,2"}
+    keys = {
+        "backend": "S[OnnxTensor,SyncTensor]",
+        "model": str(MODEL),
+        "max": "8",
+        "force_range": "1,2",
+    }
     with pipe(keys) as forced:
         assert (forced.min(), forced.max()) == (1, 2)
-    summed = {"backend": "Range[S[OnnxTensor,SyncTensor]]", "model": str(MODEL), "range": "8,19", "max": 9, "min": 2}
+    summed = {
+        "backend": "Range[S[OnnxTensor,SyncTensor]]",
+        "model": str(MODEL),
+        "range": "8,19",
+        "max": 9,
+        "min": 2,
+    }
     with pipe(summed) as found:
         assert (found.min(), found.max()) == (8, 19)
-    with pytest.raises(ConfigError, match=r"9 of \[8, 9\] is no sum of batch sizes that the child takes: it has the range \[8, 8\]"):
+    with pytest.raises(
+        ConfigError,
+        match=r"9 of \[8, 9\] is no sum of batch sizes that the child takes: it has the range \[8, 8\]",
+    ):
         pipe(summed | {"range": "8,9", "max": 8, "min": 8})
 
 

@@ -47,7 +47,16 @@ def test_types_in_words(field, expected):
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(None, ""), (True, "true"), (0.0, "0"), (0.5, "0.5"), ((), ""), ((1.0, 2.5), "1, 2.5"), ("nchw", "nchw"), (32, "32")],
+    [
+        (None, ""),
+        (True, "true"),
+        (0.0, "0"),
+        (0.5, "0.5"),
+        ((), ""),
+        ((1.0, 2.5), "1, 2.5"),
+        ("nchw", "nchw"),
+        (32, "32"),
+    ],
 )
 def test_defaults_as_in_a_file(value, expected):
     assert value_name(value) == expected

@@ -13,12 +13,20 @@ from penstock.backends.errors import BackendError, DeviceError, InvalidInput
 torch = pytest.importorskip("torch")
 
 from penstock.backends.gpu import device  # noqa: E402
-from penstock.backends.gpu.device import MAX_SHAPES, DeviceHalf, buckets, choose_device, device_errors  # noqa: E402
+from penstock.backends.gpu.device import (
+    MAX_SHAPES,
+    DeviceHalf,
+    buckets,
+    choose_device,
+    device_errors,
+)
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("largest", "expected"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
+@pytest.mark.parametrize(
+    ("largest", "expected"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])]
+)
 def test_buckets(largest: int, expected: list[int]) -> None:
     assert buckets(largest) == expected
 
@@ -50,7 +58,9 @@ def test_devices(monkeypatch: pytest.MonkeyPatch, count: int, wanted: str, expec
         ("mps", "expected cpu"),
     ],
 )
-def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch, wanted: str, message: str) -> None:
+def test_devices_that_are_not_there(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, message: str
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BackendError, match=f"device '{wanted}': {message}"):
         choose_device(wanted)
@@ -74,7 +84,11 @@ def test_a_batch_above_the_capacity_leaves_the_buffer_where_it_is() -> None:
     small = assembled(half, torch.ones(1, 2))
     large = assembled(half, torch.ones(9, 2))
     again = assembled(half, torch.ones(2, 2))
-    assert (len(large), large.data_ptr() != small.data_ptr(), again.data_ptr()) == (9, True, small.data_ptr())
+    assert (len(large), large.data_ptr() != small.data_ptr(), again.data_ptr()) == (
+        9,
+        True,
+        small.data_ptr(),
+    )
 
 
 def test_buffers_of_sizes_that_pass_are_bounded_and_those_of_graphs_stay() -> None:
@@ -99,18 +113,28 @@ def test_buffers_of_sizes_that_pass_are_bounded_and_those_of_graphs_stay() -> No
             "who: out of memory on cpu while at it: .* torch says: .*2 GiB",
         ),
         (
-            RuntimeError("The following failed in TorchScript:\nRuntimeError: CUDA out of memory. Tried 2 GiB"),
+            RuntimeError(
+                "The following failed in TorchScript:\nRuntimeError: CUDA out of memory. Tried 2 GiB"
+            ),
             MemoryError,
             "torch says: .*2 GiB",
         ),
         (RuntimeError("CUDA error: out of memory"), MemoryError, "out of memory on cpu"),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), MemoryError, "ALLOC_FAILED"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"),
+            MemoryError,
+            "ALLOC_FAILED",
+        ),
         (
             RuntimeError("failed in TorchScript:\nCUDA error: device-side assert triggered"),
             DeviceError,
             "who: cpu failed while at it: CUDA error: device-side",
         ),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), DeviceError, "EXECUTION_FAILED"),
+        (
+            RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+            DeviceError,
+            "EXECUTION_FAILED",
+        ),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError, "mat1"),
         (DeviceError("CUDA error: once is enough"), DeviceError, "^CUDA error: once"),
         (InvalidInput("out of memory is in its text"), InvalidInput, "^out of memory"),
@@ -124,13 +148,18 @@ def test_what_torch_reports_in_words(error: Exception, kind: type[Exception], me
 
 def test_memory_that_this_machine_has_not() -> None:
     with (
-        pytest.raises(MemoryError, match=r"[\d,]+ MiB of [\d,]+ are free; torch says: .*you tried to allocate 281474976710656 bytes"),
+        pytest.raises(
+            MemoryError,
+            match=r"[\d,]+ MiB of [\d,]+ are free; torch says: .*you tried to allocate 281474976710656 bytes",
+        ),
         device_errors("who", CPU, "at it"),
     ):
         torch.zeros(1 << 46)
 
 
-def test_a_model_is_let_go_behind_the_stream_and_never_on_a_device_that_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_let_go_behind_the_stream_and_never_on_a_device_that_has_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def held_while(synchronize: Any) -> list[Any]:
         half, held, seen = DeviceHalf(CPU, "node"), ["the model"], []
 

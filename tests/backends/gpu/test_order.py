@@ -18,7 +18,12 @@ from penstock.backends.item import Item  # noqa: E402
 def test_tensors_are_found_in_whatever_holds_them() -> None:
     a, b, c, d = (torch.full((1,), value) for value in range(4))
     batch = [
-        {"data": a, "result": {"boxes": [b, 1.5], "more": {"deep": ((c,),)}}, "text": "x", "scores": [0.1] * 9},
+        {
+            "data": a,
+            "result": {"boxes": [b, 1.5], "more": {"deep": ((c,),)}},
+            "text": "x",
+            "scores": [0.1] * 9,
+        },
         {"data": b"jpeg", "result": [[1, 2], None, [d]]},
     ]
     assert [int(tensor) for tensor in tensors_in(torch, batch)] == [0, 1, 2, 3]

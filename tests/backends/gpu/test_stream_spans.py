@@ -67,7 +67,14 @@ def test_pieces_end_at_the_end_of_the_wait(stream: StreamSpans) -> None:
         (0, "copy", {"rows": 4}), (0, "run", {"rows": 4}), (0, "copy back", {}),
     ]  # fmt: skip
     times = [(start, end) for _, _, start, end, _ in shown]
-    assert [pytest.approx(time, abs=1) for pair in times for time in pair] == [0, 8000, 10000, 42000, 44000, 60000]
+    assert [pytest.approx(time, abs=1) for pair in times for time in pair] == [
+        0,
+        8000,
+        10000,
+        42000,
+        44000,
+        60000,
+    ]
 
 
 def test_without_a_recording_no_event_is_made(stream: StreamSpans) -> None:
@@ -103,7 +110,10 @@ def test_on_the_cpu_they_are_the_threads() -> None:
         with half.span("run", rows=3):
             output = batch * 2
         half.fetch([output])
-    assert [(span.name, span.arguments) for span in recording.spans] == [("assembly", {"rows": 4}), ("run", {"rows": 3})]
+    assert [(span.name, span.arguments) for span in recording.spans] == [
+        ("assembly", {"rows": 4}),
+        ("run", {"rows": 3}),
+    ]
     assert {span.track for span in recording.spans} == {threading.current_thread().name}
     half.close()
 
@@ -118,9 +128,14 @@ class Double(TorchEngine):
 
 def test_torch_engines_show_assembly_and_run() -> None:
     backend = Double()
-    backend.init(TorchParams.model_validate({"model": "", "max": "4x2"}), Context(node="a", device="cpu"))
+    backend.init(
+        TorchParams.model_validate({"model": "", "max": "4x2"}), Context(node="a", device="cpu")
+    )
     recording = timeline.Recording()
     with timeline.record(recording):
         backend.forward([{"data": torch.ones(1, 2)} for _ in range(3)])
     backend.close()
-    assert [(span.name, span.arguments) for span in recording.spans] == [("assembly", {"rows": 3}), ("run", {"rows": 3})]
+    assert [(span.name, span.arguments) for span in recording.spans] == [
+        ("assembly", {"rows": 3}),
+        ("run", {"rows": 3}),
+    ]

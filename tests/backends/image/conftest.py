@@ -67,7 +67,11 @@ def run_tensor(make):
     def same(data, before):
         if isinstance(data, list):
             return len(data) == len(before) and all(map(same, data, before))
-        return torch.equal(data, before) if isinstance(data, torch.Tensor) else np.array_equal(data, before)
+        return (
+            torch.equal(data, before)
+            if isinstance(data, torch.Tensor)
+            else np.array_equal(data, before)
+        )
 
     def run_tensor(cls, data, keys=None, **params):
         before = copy(data)
@@ -79,7 +83,10 @@ def run_tensor(make):
         results = item["result"] if isinstance(item["result"], list) else [item["result"]]
         for result in results:
             assert isinstance(result, torch.Tensor) and not result.requires_grad
-            assert result.is_contiguous() and result.untyped_storage().nbytes() == result.numel() * result.element_size()
+            assert (
+                result.is_contiguous()
+                and result.untyped_storage().nbytes() == result.numel() * result.element_size()
+            )
         return item
 
     return run_tensor

@@ -13,7 +13,13 @@ from PIL import Image
 
 from penstock import pipe
 from penstock.backends.base import Context
-from penstock.backends.image.tensor_convert import CpuTensor, CvtColorTensor, FloatTensor, GpuTensor, NCHWTensor
+from penstock.backends.image.tensor_convert import (
+    CpuTensor,
+    CvtColorTensor,
+    FloatTensor,
+    GpuTensor,
+    NCHWTensor,
+)
 from penstock.backends.image.tensor_crop import CopyMakeBorderTensor, CropTensor, WarpAffineTensor
 from penstock.backends.image.tensor_decode import DecodeTensor
 from penstock.backends.image.tensor_files import LoadTensor, SaveTensor
@@ -51,7 +57,11 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_as_on_the_cpu(make, tensor, case, dtype, data_format, there):
     cls, params, keys = CASES[case]
-    data = tensor.to(dtype) if data_format == "nchw" else tensor.permute(0, 2, 3, 1).contiguous().to(dtype)
+    data = (
+        tensor.to(dtype)
+        if data_format == "nchw"
+        else tensor.permute(0, 2, 3, 1).contiguous().to(dtype)
+    )
     found, expected = ({"data": data, "data_format": data_format, **keys} for _ in range(2))
     if there:
         found["data"] = data.to("cuda:0")
@@ -62,19 +72,29 @@ def test_the_same_as_on_the_cpu(make, tensor, case, dtype, data_format, there):
     if cls is SplitTensor:
         (found["result"],), (expected["result"],) = found["result"], expected["result"]
     result = found["result"]
-    assert result.device == torch.device("cuda", 0) and result.is_contiguous() and result.dtype == expected["result"].dtype
+    assert (
+        result.device == torch.device("cuda", 0)
+        and result.is_contiguous()
+        and result.dtype == expected["result"].dtype
+    )
     assert result.untyped_storage().nbytes() == result.numel() * result.element_size()
     if there:
         assert torch.equal(found["data"].cpu(), data)
     difference = (result.cpu().double() - expected["result"].double()).abs()
     # OpenCV 4 warps in steps of 1/32 of a pixel
-    assert difference.mean() < 0.5 if cls is WarpAffineTensor else difference.max() <= (1 if dtype != torch.float32 else 0.01)
+    assert (
+        difference.mean() < 0.5
+        if cls is WarpAffineTensor
+        else difference.max() <= (1 if dtype != torch.float32 else 0.01)
+    )
 
 
 def test_back_again(make, tensor):
     item = {"data": [tensor.cuda(), tensor]}
     make(CpuTensor, ON_GPU).forward([item])
-    assert [each.device.type for each in item["result"]] == ["cpu", "cpu"] and torch.equal(item["result"][0], tensor)
+    assert [each.device.type for each in item["result"]] == ["cpu", "cpu"] and torch.equal(
+        item["result"][0], tensor
+    )
 
 
 def test_files_are_of_no_device(make, tensor, tmp_path):
@@ -94,7 +114,9 @@ def encode(photo, kind="JPEG", **options):
 
 @pytest.mark.parametrize("color", ["rgb", "bgr", "gray"])
 @pytest.mark.parametrize("data_format", ["nchw", "nhwc"])
-@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"kind": "PNG"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"subsampling": 0}, {"progressive": True}, {"kind": "PNG"}], ids=str
+)
 def test_decoded_there(make, photo, options, color, data_format):
     items = [{"data": encode(photo, **options)} for _ in range(2)]
     for item, context in zip(items, (ON_GPU, ON_CPU), strict=True):
@@ -115,8 +137,16 @@ def test_a_batch_at_once(photo):
         encode(photo, exif=turned.tobytes()),
         encode(photo[::-1]),
     ]
-    config = {"backend": "S[DecodeTensor,ResizeTensor,CvtColorTensor]", "resize_h": 224, "resize_w": 224, "color": "bgr"}
-    with pipe({**config, "max": 1}) as alone, pipe({**config, "max": 16, "batching_timeout": 1000}) as run:
+    config = {
+        "backend": "S[DecodeTensor,ResizeTensor,CvtColorTensor]",
+        "resize_h": 224,
+        "resize_w": 224,
+        "color": "bgr",
+    }
+    with (
+        pipe({**config, "max": 1}) as alone,
+        pipe({**config, "max": 16, "batching_timeout": 1000}) as run,
+    ):
         assert (alone.max(), run.max()) == (1, 16)
         items = [{"data": file} for file in (*files, b"none", *files[:7])]
         run(items)
@@ -126,13 +156,21 @@ def test_a_batch_at_once(photo):
             if "result" not in single:
                 assert "result" not in item
                 continue
-            assert item["result"].is_cuda and item["result"].untyped_storage().nbytes() == 3 * 224 * 224
+            assert (
+                item["result"].is_cuda
+                and item["result"].untyped_storage().nbytes() == 3 * 224 * 224
+            )
             difference = (item["result"].float() - single["result"].float()).abs()
             assert difference.max() <= 1, item["result"].shape
 
 
 def test_threads_with_streams_of_their_own(photo):
-    config = {"backend": "S[DecodeTensor,ResizePadTensor,cvtColorTensor,FloatTensor]", "max_h": 224, "max_w": 224, "color": "bgr"}
+    config = {
+        "backend": "S[DecodeTensor,ResizePadTensor,cvtColorTensor,FloatTensor]",
+        "max_h": 224,
+        "max_w": 224,
+        "color": "bgr",
+    }
     encoded = encode(photo)
     with pipe({**config, "instance_num": 4, "device_id": 0}) as run:
         first = {"data": encoded}

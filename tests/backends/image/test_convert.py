@@ -59,8 +59,12 @@ def test_a_tensor_of_torchs(make, photo):
     item = {"data": FakeTensor(photo.transpose(2, 0, 1)[np.newaxis])}
     make(Tensor2Mat).forward([item])
     assert np.array_equal(item["result"], photo) and item["result"].base is None
-    with pytest.raises(InvalidInput, match=r"expected a dense tensor of dtype uint8, uint16 or float32.*BFloat16"):
-        make(Tensor2Mat).forward([{"data": FakeTensor(photo, TypeError("Got unsupported ScalarType BFloat16"))}])
+    with pytest.raises(
+        InvalidInput, match=r"expected a dense tensor of dtype uint8, uint16 or float32.*BFloat16"
+    ):
+        make(Tensor2Mat).forward(
+            [{"data": FakeTensor(photo, TypeError("Got unsupported ScalarType BFloat16"))}]
+        )
 
 
 def test_a_tensor_of_torch(make, photo):
@@ -79,7 +83,9 @@ def test_no_tensor_of_one_image(run, shape):
         run(Tensor2Mat, np.zeros(shape, np.uint8))
 
 
-@pytest.mark.parametrize("data", [b"jpeg", None, np.zeros((1, 3, 4, 4), np.float64), np.zeros((1, 3, 4, 4), np.int32)])
+@pytest.mark.parametrize(
+    "data", [b"jpeg", None, np.zeros((1, 3, 4, 4), np.float64), np.zeros((1, 3, 4, 4), np.int32)]
+)
 def test_no_image(run, data):
     with pytest.raises(InvalidInput, match=r"Tensor2Mat: .*image"):
         run(Tensor2Mat, data)
@@ -94,7 +100,11 @@ def test_floats_keep_the_values(run, dtype, channels):
     image = np.random.default_rng(0).integers(0, 256, (20, 30, channels)).astype(dtype)
     for data in (image, image[:, ::-1]):
         result = run(FloatMat, data)["result"]
-        assert result.dtype == np.float32 and np.array_equal(result, data) and not np.shares_memory(result, data)
+        assert (
+            result.dtype == np.float32
+            and np.array_equal(result, data)
+            and not np.shares_memory(result, data)
+        )
     assert run(FloatMat, image[:, :, 0])["result"].shape == (20, 30, 1)
 
 
@@ -127,9 +137,17 @@ def test_bgr_is_opencvs_order(make, photo, tmp_path):
 
 
 def test_nothing_is_overwritten(make, photo, tmp_path):
-    assert save(make, tmp_path, [photo[:9], photo[:8]]) == ["look_0_000000.png", "look_0_000001.png"]
+    assert save(make, tmp_path, [photo[:9], photo[:8]]) == [
+        "look_0_000000.png",
+        "look_0_000001.png",
+    ]
     save(make, tmp_path, [photo[:7]], instance=1)
-    assert save(make, tmp_path, [photo[:6]]) == ["look_0_000000.png", "look_0_000001.png", "look_0_000002.png", "look_1_000000.png"]
+    assert save(make, tmp_path, [photo[:6]]) == [
+        "look_0_000000.png",
+        "look_0_000001.png",
+        "look_0_000002.png",
+        "look_1_000000.png",
+    ]
     assert [len(cv2.imread(str(path))) for path in sorted(tmp_path.iterdir())] == [9, 8, 6, 7]
 
 
@@ -169,18 +187,25 @@ def test_a_directory_that_is_none(make, tmp_path, photo):
 
 
 def test_what_no_file_holds(run, tmp_path):
-    with pytest.raises(InvalidInput, match=r"expected an image of 1, 3 or 4 channels, got shape \(4, 4, 2\)"):
+    with pytest.raises(
+        InvalidInput, match=r"expected an image of 1, 3 or 4 channels, got shape \(4, 4, 2\)"
+    ):
         run(SaveMat, np.zeros((4, 4, 2), np.uint8), save_dir=str(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("cls", "params"), [(Tensor2Mat, {"data_format": "chw"}), (SaveMat, {}), (FloatMat, {"scale": 1})])
+@pytest.mark.parametrize(
+    ("cls", "params"),
+    [(Tensor2Mat, {"data_format": "chw"}), (SaveMat, {}), (FloatMat, {"scale": 1})],
+)
 def test_wrong_parameters_are_a_load_error(cls, params):
     with pytest.raises(ValidationError):
         cls.parameters(**params)
 
 
-@pytest.mark.parametrize("data", [b"jpeg", np.zeros((2, 2, 3), np.int64), np.zeros((0, 2, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "data", [b"jpeg", np.zeros((2, 2, 3), np.int64), np.zeros((0, 2, 3), np.uint8)]
+)
 def test_what_is_no_image(run, data, tmp_path):
     with pytest.raises(InvalidInput, match=r"FloatMat.*image"):
         run(FloatMat, data)

@@ -19,7 +19,14 @@ BOXES = [(CropMat, {}), (CropResizeMat, SIZE)]
 
 
 @pytest.mark.parametrize(
-    "box", [(0, 0, 640, 427), (10, 20, 11, 21), (639, 426, 640, 427), (100.9, 50.2, 300.9, 60.999), (-0.9, 0, 640.5, 427.9)]
+    "box",
+    [
+        (0, 0, 640, 427),
+        (10, 20, 11, 21),
+        (639, 426, 640, 427),
+        (100.9, 50.2, 300.9, 60.999),
+        (-0.9, 0, 640.5, 427.9),
+    ],
 )
 def test_crop(run, photo, box):
     x1, y1, x2, y2 = map(int, box)
@@ -45,16 +52,33 @@ def test_crop(run, photo, box):
 )
 @pytest.mark.parametrize(("cls", "params"), BOXES)
 def test_out_of_range(run, photo, cls, params, box):
-    with pytest.raises(InvalidInput, match=cls.__name__ + r": _box is \[.*\]: expected 0 <= x1 < x2 <= 640 and 0 <= y1 < y2 <= 427"):
+    with pytest.raises(
+        InvalidInput,
+        match=cls.__name__
+        + r": _box is \[.*\]: expected 0 <= x1 < x2 <= 640 and 0 <= y1 < y2 <= 427",
+    ):
         run(cls, photo, {"_box": box}, **params)
 
 
 @pytest.mark.parametrize(
-    "box", [None, "box", (1, 2, 3), (1, 2, 3, 4, 5), (0, 0, math.nan, 5), (0, 0, math.inf, 5), [[1], [2, 3]], {}, (None,) * 4]
+    "box",
+    [
+        None,
+        "box",
+        (1, 2, 3),
+        (1, 2, 3, 4, 5),
+        (0, 0, math.nan, 5),
+        (0, 0, math.inf, 5),
+        [[1], [2, 3]],
+        {},
+        (None,) * 4,
+    ],
 )
 @pytest.mark.parametrize(("cls", "params"), [*BOXES, (PerspectiveTransformMat, {})])
 def test_no_box(run, photo, cls, params, box):
-    with pytest.raises(InvalidInput, match=cls.__name__ + ": _box is .*: expected .*, finite numbers"):
+    with pytest.raises(
+        InvalidInput, match=cls.__name__ + ": _box is .*: expected .*, finite numbers"
+    ):
         run(cls, photo, {"_box": box}, **params)
 
 
@@ -90,7 +114,12 @@ def test_a_relative_box(run, photo):
 # PerspectiveTransformMat
 
 
-@given(x=st.integers(0, 600), y=st.integers(0, 400), width=st.integers(1, 40), height=st.integers(1, 27))
+@given(
+    x=st.integers(0, 600),
+    y=st.integers(0, 400),
+    width=st.integers(1, 40),
+    height=st.integers(1, 27),
+)
 def test_an_upright_quadrilateral_is_a_crop(run, photo, x, y, width, height):
     box = [[x, y], [x + width, y], [x + width, y + height], [x, y + height]]
     result = run(PerspectiveTransformMat, photo, {"_box": box})["result"]
@@ -108,8 +137,12 @@ def test_an_upright_quadrilateral_is_a_crop(run, photo, x, y, width, height):
 )
 def test_as_opencv(run, photo, box, size):
     height, width = size
-    matrix = cv2.getPerspectiveTransform(np.float32(box), np.float32([(0, 0), (width, 0), (width, height), (0, height)]))
-    expected = cv2.warpPerspective(photo, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    matrix = cv2.getPerspectiveTransform(
+        np.float32(box), np.float32([(0, 0), (width, 0), (width, height), (0, height)])
+    )
+    expected = cv2.warpPerspective(
+        photo, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
     for form in (box, np.array(box), np.array(box, np.float32), np.ravel(box)):
         result = run(PerspectiveTransformMat, photo, {"_box": form})["result"]
         assert result.shape == (*size, 3)
@@ -117,8 +150,12 @@ def test_as_opencv(run, photo, box, size):
 
 
 def test_a_quarter_turn(run, photo):
-    result = run(PerspectiveTransformMat, photo, {"_box": [(300, 100), (300, 300), (200, 300), (200, 100)]})["result"]
-    assert np.abs(result.astype(int) - np.rot90(photo[100:300, 201:301])).max() <= 1  # its corners are pixels' centres, as OpenCV's
+    result = run(
+        PerspectiveTransformMat, photo, {"_box": [(300, 100), (300, 300), (200, 300), (200, 100)]}
+    )["result"]
+    assert (
+        np.abs(result.astype(int) - np.rot90(photo[100:300, 201:301])).max() <= 1
+    )  # its corners are pixels' centres, as OpenCV's
 
 
 @pytest.mark.parametrize(
@@ -135,18 +172,30 @@ def test_a_quarter_turn(run, photo):
     ],
 )
 def test_no_quadrilateral(run, photo, box):
-    with pytest.raises(InvalidInput, match=r"_box is \[\[.*\]\]: expected the corners of a convex quadrilateral, clockwise"):
+    with pytest.raises(
+        InvalidInput,
+        match=r"_box is \[\[.*\]\]: expected the corners of a convex quadrilateral, clockwise",
+    ):
         run(PerspectiveTransformMat, photo, {"_box": box})
 
 
 def test_a_box_may_not_ask_for_any_amount_of_memory(run, photo):
     for side in (20000, 1e7, 1e30):
         with pytest.raises(TooLarge, match="more than 100000000"):
-            run(PerspectiveTransformMat, photo, {"_box": [(0, 0), (side, 0), (side, side), (0, side)]})
+            run(
+                PerspectiveTransformMat,
+                photo,
+                {"_box": [(0, 0), (side, 0), (side, side), (0, side)]},
+            )
     with pytest.raises(TooLarge, match="a side above 32767"):
         run(PerspectiveTransformMat, photo, {"_box": [(0, 0), (40000, 0), (40000, 400), (0, 400)]})
     with pytest.raises(TooLarge):
-        run(PerspectiveTransformMat, photo, {"_box": [(0, 0), (9, 0), (9, 9), (0, 9)]}, max_pixels=80)
+        run(
+            PerspectiveTransformMat,
+            photo,
+            {"_box": [(0, 0), (9, 0), (9, 9), (0, 9)]},
+            max_pixels=80,
+        )
 
 
 def test_what_opencv_refuses_is_the_items_fault(run, photo, monkeypatch):
@@ -156,7 +205,9 @@ def test_what_opencv_refuses_is_the_items_fault(run, photo, monkeypatch):
         raise error
 
     monkeypatch.setattr(cv2, "warpPerspective", refuse)
-    with pytest.raises(InvalidInput, match=r"can't transform an image of shape \(427, 640, 3\): assertion"):
+    with pytest.raises(
+        InvalidInput, match=r"can't transform an image of shape \(427, 640, 3\): assertion"
+    ):
         run(PerspectiveTransformMat, photo, {"_box": [(0, 0), (9, 0), (9, 9), (0, 9)]})
 
 
@@ -167,7 +218,11 @@ QUADRILATERAL = [(2, 2), (30, 2), (30, 20), (2, 20)]
 
 @pytest.mark.parametrize(
     ("cls", "params", "box"),
-    [(CropMat, {}, (2, 2, 30, 20)), (CropResizeMat, SIZE, (2, 2, 30, 20)), (PerspectiveTransformMat, {}, QUADRILATERAL)],
+    [
+        (CropMat, {}, (2, 2, 30, 20)),
+        (CropResizeMat, SIZE, (2, 2, 30, 20)),
+        (PerspectiveTransformMat, {}, QUADRILATERAL),
+    ],
 )
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("channels", [1, 3, 5])
@@ -180,7 +235,9 @@ def test_channels_and_dtypes(run, cls, params, box, dtype, channels):
 
 
 @pytest.mark.parametrize(("cls", "params"), [*BOXES, (PerspectiveTransformMat, {})])
-@pytest.mark.parametrize("data", [b"jpeg", np.zeros((2, 2, 3), np.int64), np.zeros((0, 2, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "data", [b"jpeg", np.zeros((2, 2, 3), np.int64), np.zeros((0, 2, 3), np.uint8)]
+)
 def test_what_is_no_image(run, cls, params, data):
     with pytest.raises(InvalidInput, match=cls.__name__ + ".*image"):
         run(cls, data, {"_box": (0, 0, 1, 1)}, **params)
@@ -190,10 +247,21 @@ def test_one_pixel(run):
     pixel = np.full((1, 1, 3), 9, np.uint8)
     assert run(CropMat, pixel, {"_box": (0, 0, 1, 1)})["result"].tolist() == [[[9, 9, 9]]]
     assert (run(CropResizeMat, pixel, {"_box": (0, 0, 1, 1)}, **SIZE)["result"] == 9).all()
-    assert run(PerspectiveTransformMat, pixel, {"_box": [(0, 0), (1, 0), (1, 1), (0, 1)]})["result"].tolist() == [[[9, 9, 9]]]
+    assert run(PerspectiveTransformMat, pixel, {"_box": [(0, 0), (1, 0), (1, 1), (0, 1)]})[
+        "result"
+    ].tolist() == [[[9, 9, 9]]]
 
 
-@pytest.mark.parametrize("params", [{"resize_h": 0}, {"resize_w": 0}, {"resize_w": 32768}, {"enlarge_ratio": -1}, {"relative": "maybe"}])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"resize_h": 0},
+        {"resize_w": 0},
+        {"resize_w": 32768},
+        {"enlarge_ratio": -1},
+        {"relative": "maybe"},
+    ],
+)
 def test_impossible_parameters_are_a_load_error(params):
     with pytest.raises(ValidationError):
         CropResizeMat.parameters(**SIZE | params)

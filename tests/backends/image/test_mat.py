@@ -48,7 +48,12 @@ def quarters(width=32, height=16):
     """Red, green over blue, white: every orientation looks different."""
     image = Image.new("RGB", (width, height))
     w, h = width // 2, height // 2
-    for box, color in (((0, 0), "#ff0000"), ((w, 0), "#00ff00"), ((0, h), "#0000ff"), ((w, h), "#ffffff")):
+    for box, color in (
+        ((0, 0), "#ff0000"),
+        ((w, 0), "#00ff00"),
+        ((0, h), "#0000ff"),
+        ((w, h), "#ffffff"),
+    ):
         image.paste(color, (*box, box[0] + w, box[1] + h))
     return image
 
@@ -76,7 +81,14 @@ def test_photographs(name):
 
 
 @pytest.mark.parametrize(
-    "wrap", [bytes, bytearray, memoryview, lambda b: np.frombuffer(b, np.uint8), lambda b: memoryview(b + b)[: len(b)]]
+    "wrap",
+    [
+        bytes,
+        bytearray,
+        memoryview,
+        lambda b: np.frombuffer(b, np.uint8),
+        lambda b: memoryview(b + b)[: len(b)],
+    ],
 )
 def test_every_type_of_bytes(photo, wrap):
     encoded = encode(photo, "PNG")
@@ -89,7 +101,9 @@ def test_an_array_with_strides(photo):
 
 
 @pytest.mark.parametrize(
-    "data", ["text", 7, None, [1, 2], np.zeros((4, 4), np.uint8), np.zeros(4, np.float32)], ids=lambda d: type(d).__name__
+    "data",
+    ["text", 7, None, [1, 2], np.zeros((4, 4), np.uint8), np.zeros(4, np.float32)],
+    ids=lambda d: type(d).__name__,
 )
 def test_other_types_are_a_type_error(data):
     with pytest.raises(TypeError, match="DecodeMat: data must be bytes"):
@@ -166,7 +180,9 @@ def test_palette_with_transparency(photo):
     assert difference(decode(encoded), palette) == 0
 
 
-@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True, "exact": True})])
+@pytest.mark.parametrize(
+    ("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True, "exact": True})]
+)
 @pytest.mark.parametrize("alpha", [0, 100, 255])
 def test_alpha_is_dropped(photo, kind, options, alpha):
     transparent = photo.convert("RGBA")
@@ -198,7 +214,9 @@ def test_one_pixel(kind, mode):
 
 
 def test_one_pixel_jpeg():
-    assert rgb(decode(encode(Image.new("RGB", (1, 1), "white"), "JPEG"))).tolist() == [[[255, 255, 255]]]
+    assert rgb(decode(encode(Image.new("RGB", (1, 1), "white"), "JPEG"))).tolist() == [
+        [[255, 255, 255]]
+    ]
 
 
 @pytest.mark.parametrize("kind", ["TGA", "PCX", "SGI", "QOI", "DDS", "ICO"])
@@ -217,7 +235,9 @@ def test_postscript_is_not_read(photo):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0001, 0.01, 0.5, 0.9, 0.99, 0.9999])
-@pytest.mark.parametrize("kind", ["JPEG", "progressive", "thumbnail", "PNG", "WEBP", "GIF", "BMP", "TIFF", "TGA", "QOI"])
+@pytest.mark.parametrize(
+    "kind", ["JPEG", "progressive", "thumbnail", "PNG", "WEBP", "GIF", "BMP", "TIFF", "TGA", "QOI"]
+)
 def test_truncated(photo, kind, share):
     options = {}
     if kind == "progressive":
@@ -237,7 +257,13 @@ def test_older_opencv_that_hides_truncation(photo, monkeypatch):
     grey = np.full((427, 640, 3), 128, np.uint8)
     monkeypatch.setattr(cv2, "imdecode", lambda *_: grey)
     for kind, cut in (("JPEG", 2), ("JPEG", 5000), ("PNG", 12), ("PNG", 5000)):
-        item = decode(encode(photo, kind, **({"comment": encode(photo.resize((32, 24)), "JPEG")} if kind == "JPEG" else {}))[:-cut])
+        item = decode(
+            encode(
+                photo,
+                kind,
+                **({"comment": encode(photo.resize((32, 24)), "JPEG")} if kind == "JPEG" else {}),
+            )[:-cut]
+        )
         assert "truncated" in str(item["error"]) and "result" not in item
 
 
@@ -253,7 +279,18 @@ def test_damaged_in_the_middle(photo):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\0", b"hello, world", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"RIFF\0\0\0\0WEBPVP8 ", b"\0" * 1000]
+    "data",
+    [
+        b"",
+        b"\0",
+        b"hello, world",
+        b"\xff\xd8\xff",
+        b"\x89PNG\r\n\x1a\n",
+        b"GIF89a",
+        b"BM",
+        b"RIFF\0\0\0\0WEBPVP8 ",
+        b"\0" * 1000,
+    ],
 )
 def test_no_image(data):
     item = decode(data)
@@ -263,7 +300,10 @@ def test_no_image(data):
 
 @pytest.mark.parametrize("data", [b"no", b"hello, world"])
 def test_what_is_no_image_is_named_so(data):
-    assert str(decode(data)["error"]) == f"not an image file that can be read ({len(data)} bytes, beginning with {data!r})"
+    assert (
+        str(decode(data)["error"])
+        == f"not an image file that can be read ({len(data)} bytes, beginning with {data!r})"
+    )
 
 
 def test_float_pixels_have_no_defined_range(photo):
@@ -272,7 +312,9 @@ def test_float_pixels_have_no_defined_range(photo):
 
 def png_header(width, height):
     def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     pixels = zlib.compress(b"\0" * 100)
     return (
@@ -292,7 +334,12 @@ def bombs():
     gif[6:10] = struct.pack("<HH", 60000, 60000)
     bmp = bytearray(encode(photo, "BMP"))
     bmp[18:26] = struct.pack("<ii", 60000, 60000)
-    return {"PNG": png_header(60000, 60000), "JPEG": bytes(jpeg), "GIF": bytes(gif), "BMP": bytes(bmp)}
+    return {
+        "PNG": png_header(60000, 60000),
+        "JPEG": bytes(jpeg),
+        "GIF": bytes(gif),
+        "BMP": bytes(bmp),
+    }
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP"])
@@ -317,7 +364,11 @@ def test_the_bound_is_ours_and_not_pillows(photo, monkeypatch):
 def test_neighbours_of_a_soft_failure(photo):
     batch = [{"data": encode(photo, "PNG")}, {"data": b"no"}, {"data": encode(photo, "BMP")}]
     make(DecodeMat).forward(batch)
-    assert [sorted(item) for item in batch] == [["color", "data", "result"], ["data", "error"], ["color", "data", "result"]]
+    assert [sorted(item) for item in batch] == [
+        ["color", "data", "result"],
+        ["data", "error"],
+        ["color", "data", "result"],
+    ]
 
 
 # Colours
@@ -335,10 +386,14 @@ def test_colours_follow_the_item():
 
 
 def test_without_a_colour_three_channels_are_bgr():
-    assert run(make(CvtColorMat, color="rgb"), np.array([[[1, 2, 3]]], np.uint8))["result"].tolist() == [[[3, 2, 1]]]
+    assert run(make(CvtColorMat, color="rgb"), np.array([[[1, 2, 3]]], np.uint8))[
+        "result"
+    ].tolist() == [[[3, 2, 1]]]
 
 
-@pytest.mark.parametrize(("source", "weights"), [("bgr", (0.114, 0.587, 0.299)), ("rgb", (0.299, 0.587, 0.114))])
+@pytest.mark.parametrize(
+    ("source", "weights"), [("bgr", (0.114, 0.587, 0.299)), ("rgb", (0.299, 0.587, 0.114))]
+)
 def test_grey_keeps_the_channel_axis(source, weights):
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     item = run(make(CvtColorMat, color="gray"), image, color=source)
@@ -349,7 +404,11 @@ def test_grey_keeps_the_channel_axis(source, weights):
 
 
 def test_grey_without_channel_axis():
-    assert run(make(CvtColorMat, color="bgr"), np.zeros((5, 7), np.uint8))["result"].shape == (5, 7, 3)
+    assert run(make(CvtColorMat, color="bgr"), np.zeros((5, 7), np.uint8))["result"].shape == (
+        5,
+        7,
+        3,
+    )
 
 
 @pytest.mark.parametrize("keys", [{"color": "gray"}, {"color": "hsv"}])
@@ -378,9 +437,22 @@ def test_resize_by_half_pixel_centres():
 
 
 @pytest.mark.parametrize(
-    "backend", [lambda: make(ResizeMat, resize_h=2, resize_w=2), lambda: make(Mat2Tensor), lambda: make(CvtColorMat, color="rgb")]
+    "backend",
+    [
+        lambda: make(ResizeMat, resize_h=2, resize_w=2),
+        lambda: make(Mat2Tensor),
+        lambda: make(CvtColorMat, color="rgb"),
+    ],
 )
-@pytest.mark.parametrize("data", [b"jpeg", np.zeros((2, 2, 3), np.int64), np.zeros((1, 2, 2, 3), np.uint8), np.zeros((0, 2, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"jpeg",
+        np.zeros((2, 2, 3), np.int64),
+        np.zeros((1, 2, 2, 3), np.uint8),
+        np.zeros((0, 2, 3), np.uint8),
+    ],
+)
 def test_what_is_no_image(backend, data):
     with pytest.raises(InvalidInput, match="image"):
         run(backend(), data)
@@ -405,7 +477,11 @@ def test_tensor(channels, dtype):
         rows = run(make(Mat2Tensor, data_format="nhwc"), data)["result"]
         assert np.array_equal(rows[0], data) and rows.dtype == dtype
         for result in (tensor, rows):
-            assert result.flags.c_contiguous and result.flags.owndata and not np.shares_memory(result, data)
+            assert (
+                result.flags.c_contiguous
+                and result.flags.owndata
+                and not np.shares_memory(result, data)
+            )
 
 
 def test_tensor_of_grey():
@@ -426,10 +502,14 @@ def test_no_backend_writes_to_its_input(photo):
 
 
 @pytest.mark.parametrize(
-    "image", [np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), np.uint8), np.zeros((20, 9, 1), np.uint8)[:9]], ids=["color", "grey", "view"]
+    "image",
+    [np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), np.uint8), np.zeros((20, 9, 1), np.uint8)[:9]],
+    ids=["color", "grey", "view"],
 )
 def test_results_own_their_memory(image):
-    backends = [make(CvtColorMat, color=color) for color in ("rgb", "gray", "bgr")] + [make(ResizeMat, resize_h=4, resize_w=5)]
+    backends = [make(CvtColorMat, color=color) for color in ("rgb", "gray", "bgr")] + [
+        make(ResizeMat, resize_h=4, resize_w=5)
+    ]
     for backend in [*backends, make(Mat2Tensor), make(Mat2Tensor, data_format="nhwc")]:
         assert run(backend, image)["result"].base is None
 

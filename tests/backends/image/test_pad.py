@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from penstock.backends.errors import InvalidInput
-from penstock.backends.image.pad import FixHResizePadMat, LetterBoxMat, ResizeCenterPadMat, ResizePadMat, TopLeftResizeMat
+from penstock.backends.image.pad import (
+    FixHResizePadMat,
+    LetterBoxMat,
+    ResizeCenterPadMat,
+    ResizePadMat,
+    TopLeftResizeMat,
+)
 
 ALL = [ResizePadMat, ResizeCenterPadMat, LetterBoxMat, TopLeftResizeMat, FixHResizePadMat]
 SIZES = {
@@ -31,7 +37,13 @@ def by_opencv(image, canvas, size, corner, value=(0, 0, 0)):
     (top, left), (height, width) = corner, size
     small = cv2.resize(image, (width, height))
     padded = cv2.copyMakeBorder(
-        small, top, canvas[0] - height - top, left, canvas[1] - width - left, cv2.BORDER_CONSTANT, value=[float(each) for each in value]
+        small,
+        top,
+        canvas[0] - height - top,
+        left,
+        canvas[1] - width - left,
+        cv2.BORDER_CONSTANT,
+        value=[float(each) for each in value],
     )
     return padded.reshape(*canvas, image.shape[2])
 
@@ -60,11 +72,21 @@ def test_as_opencv(run, photo, cls, canvas, size):
 
 
 @pytest.mark.parametrize(
-    ("canvas", "width"), [((48, 320), 72), ((48, 72), 72), ((48, 71), 71), ((64, 640), 96), ((1, 1), 1), ((427, 640), 640)]
+    ("canvas", "width"),
+    [
+        ((48, 320), 72),
+        ((48, 72), 72),
+        ((48, 71), 71),
+        ((64, 640), 96),
+        ((1, 1), 1),
+        ((427, 640), 640),
+    ],
 )
 def test_fixed_height_as_opencv(run, photo, canvas, width):
     item = run(FixHResizePadMat, photo, resize_h=canvas[0], max_w=canvas[1], pad_value=127)
-    assert np.array_equal(item["result"], by_opencv(photo, canvas, (canvas[0], width), (0, 0), (127, 127, 127)))
+    assert np.array_equal(
+        item["result"], by_opencv(photo, canvas, (canvas[0], width), (0, 0), (127, 127, 127))
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -76,7 +98,10 @@ def test_channels_and_dtypes(run, cls, channels, dtype):
     assert result.dtype == dtype and result.shape == (50, 90, channels)
     value = 7.6 if dtype == np.float32 else 8
     assert result[-1, -1] == pytest.approx([value] * channels)
-    assert np.array_equal(result[:, _left(cls) : _left(cls) + 67], cv2.resize(image, (67, 50)).reshape(50, 67, channels))
+    assert np.array_equal(
+        result[:, _left(cls) : _left(cls) + 67],
+        cv2.resize(image, (67, 50)).reshape(50, 67, channels),
+    )
 
 
 def _left(cls):
@@ -87,7 +112,9 @@ def _left(cls):
 def test_grey_without_a_channel_axis(run, photo, cls):
     grey = photo[:, :, 1]
     item = run(cls, grey, **size_of(cls, 50, 90))
-    assert np.array_equal(item["result"], run(cls, photo, **size_of(cls, 50, 90))["result"][:, :, 1:2])
+    assert np.array_equal(
+        item["result"], run(cls, photo, **size_of(cls, 50, 90))["result"][:, :, 1:2]
+    )
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -109,20 +136,34 @@ def test_views_are_read_as_they_are(run, photo, cls):
 
 
 @pytest.mark.parametrize(
-    ("written", "expected"), [("114", [114] * 3), (114, [114] * 3), ("1, 2,3", [1, 2, 3]), ([0, 255, 300], [0, 255, 255]), (-5, [0] * 3)]
+    ("written", "expected"),
+    [
+        ("114", [114] * 3),
+        (114, [114] * 3),
+        ("1, 2,3", [1, 2, 3]),
+        ([0, 255, 300], [0, 255, 255]),
+        (-5, [0] * 3),
+    ],
 )
 @pytest.mark.parametrize("cls", ALL)
 def test_padding(run, photo, cls, written, expected):
-    assert run(cls, photo, pad_value=written, **size_of(cls, 100, 700))["result"][-1, -1].tolist() == expected
+    assert (
+        run(cls, photo, pad_value=written, **size_of(cls, 100, 700))["result"][-1, -1].tolist()
+        == expected
+    )
 
 
 def test_the_letterbox_takes_torchpipes_name_too(run, photo):
     for name in ("pad_val", "pad_value"):
-        assert run(LetterBoxMat, photo, resize_h=9, resize_w=90, **{name: "9,9,9"})["result"][0, 0].tolist() == [9, 9, 9]
+        assert run(LetterBoxMat, photo, resize_h=9, resize_w=90, **{name: "9,9,9"})["result"][
+            0, 0
+        ].tolist() == [9, 9, 9]
 
 
 def test_padding_for_other_channels(run):
-    with pytest.raises(InvalidInput, match=r"LetterBoxMat: pad_value has 3 numbers, and the image 1 channel"):
+    with pytest.raises(
+        InvalidInput, match=r"LetterBoxMat: pad_value has 3 numbers, and the image 1 channel"
+    ):
         run(LetterBoxMat, np.zeros((3, 4, 1), np.uint8), resize_h=9, resize_w=9, pad_value="1,2,3")
 
 
@@ -141,7 +182,15 @@ def test_impossible_padding_is_a_load_error(cls, value):
 
 
 @pytest.mark.parametrize("cls", ALL)
-@pytest.mark.parametrize("data", [b"jpeg", np.zeros((2, 2, 3), np.int64), np.zeros((0, 2, 3), np.uint8), np.zeros((2, 2, 129), np.uint8)])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"jpeg",
+        np.zeros((2, 2, 3), np.int64),
+        np.zeros((0, 2, 3), np.uint8),
+        np.zeros((2, 2, 129), np.uint8),
+    ],
+)
 def test_what_is_no_image(run, cls, data):
     with pytest.raises(InvalidInput, match=cls.__name__ + ".*image"):
         run(cls, data, **size_of(cls, 10, 10))
@@ -176,7 +225,9 @@ def test_inverse_trans_there_and_back(run, cls, found, canvas_h, canvas_w):
         assert item["inverse_trans"](-1000, -1000) == (0, 0)
         assert item["inverse_trans"](1000, 1000) == (image.shape[1], image.shape[0])
     else:
-        assert item["inverse_trans"](-width, 2 * height) == pytest.approx((-image.shape[1], 2 * image.shape[0]))
+        assert item["inverse_trans"](-width, 2 * height) == pytest.approx(
+            (-image.shape[1], 2 * image.shape[0])
+        )
 
 
 @pytest.mark.parametrize("cls", [LetterBoxMat, TopLeftResizeMat])

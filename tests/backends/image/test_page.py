@@ -13,8 +13,14 @@ PAGE = Path(__file__).parents[3] / "docs" / "image-backends.md"
 
 
 def test_the_table_is_whole():
-    rows = [line.split("|")[1:4] for line in PAGE.read_text().splitlines() if line.startswith("| `")]
-    found = {name: set(re.findall(r"`(\w+)`", parameters)) for names, parameters, _ in rows for name in re.findall(r"`(\w+)`", names)}
+    rows = [
+        line.split("|")[1:4] for line in PAGE.read_text().splitlines() if line.startswith("| `")
+    ]
+    found = {
+        name: set(re.findall(r"`(\w+)`", parameters))
+        for names, parameters, _ in rows
+        for name in re.findall(r"`(\w+)`", names)
+    }
     everywhere = {*Params.model_fields, *TensorParams.model_fields}  # said once, in words
     expected = {
         name: {parameter.name for parameter in describe(name).parameters or ()} - everywhere

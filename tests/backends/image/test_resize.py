@@ -11,7 +11,12 @@ from PIL import Image
 from pydantic import ValidationError
 
 from penstock.backends.errors import InvalidInput, TooLarge
-from penstock.backends.image.resize import AlignMat, DynamicResizeMat, FixRatioResizeMat, PillowResizeMat
+from penstock.backends.image.resize import (
+    AlignMat,
+    DynamicResizeMat,
+    FixRatioResizeMat,
+    PillowResizeMat,
+)
 
 FILTERS = ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
@@ -23,7 +28,9 @@ def by_opencv(image, height, width):
 # DynamicResizeMat
 
 
-@pytest.mark.parametrize(("height", "width"), [(224, 224), (1, 224), (224, 1), (1, 1), (43, 99), (427, 640), (1000, 700)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(224, 224), (1, 224), (224, 1), (1, 1), (43, 99), (427, 640), (1000, 700)]
+)
 def test_the_requests_size(run, photo, height, width):
     item = run(DynamicResizeMat, photo, {"resize_h": np.int64(height), "resize_w": width})
     assert np.array_equal(item["result"], by_opencv(photo, height, width))
@@ -31,7 +38,10 @@ def test_the_requests_size(run, photo, height, width):
 
 @pytest.mark.parametrize("keys", [{}, {"resize_h": 4}, {"resize_w": 4}])
 def test_a_size_that_is_absent(run, photo, keys):
-    with pytest.raises(InvalidInput, match=r"DynamicResizeMat: the item has no resize_[hw]: expected a whole number from 1 to 32767"):
+    with pytest.raises(
+        InvalidInput,
+        match=r"DynamicResizeMat: the item has no resize_[hw]: expected a whole number from 1 to 32767",
+    ):
         run(DynamicResizeMat, photo, keys)
 
 
@@ -43,9 +53,13 @@ def test_a_size_that_is_none(run, photo, key, size):
 
 
 def test_a_request_may_not_ask_for_any_amount_of_memory(run, photo):
-    with pytest.raises(TooLarge, match="32767x32767 pixels are asked for, more than the 100000000 allowed"):
+    with pytest.raises(
+        TooLarge, match="32767x32767 pixels are asked for, more than the 100000000 allowed"
+    ):
         run(DynamicResizeMat, photo, {"resize_h": 32767, "resize_w": 32767})
-    assert run(DynamicResizeMat, photo, {"resize_h": 10, "resize_w": 10}, max_pixels=100)["result"].shape == (10, 10, 3)
+    assert run(DynamicResizeMat, photo, {"resize_h": 10, "resize_w": 10}, max_pixels=100)[
+        "result"
+    ].shape == (10, 10, 3)
     with pytest.raises(TooLarge):
         run(DynamicResizeMat, photo, {"resize_h": 10, "resize_w": 11}, max_pixels=100)
 
@@ -55,7 +69,13 @@ def test_a_request_may_not_ask_for_any_amount_of_memory(run, photo):
 
 @pytest.mark.parametrize(
     ("bounds", "size"),
-    [((320, 320), (214, 320)), ((100, 640), (100, 150)), ((854, 1280), (854, 1280)), ((1, 1), (1, 1)), ((32, 9), (7, 9))],
+    [
+        ((320, 320), (214, 320)),
+        ((100, 640), (100, 150)),
+        ((854, 1280), (854, 1280)),
+        ((1, 1), (1, 1)),
+        ((32, 9), (7, 9)),
+    ],
 )
 def test_within_bounds(run, photo, bounds, size):
     item = run(FixRatioResizeMat, photo, max_h=bounds[0], max_w=bounds[1])
@@ -80,14 +100,18 @@ def test_aligned(run, photo, params, width):
     assert np.array_equal(item["result"], by_opencv(photo, 48, width))
     assert (item["resize_h"], item["resize_w"]) == (48, width)
     assert item["inverse_trans"](width, 48) == pytest.approx((640, 427))
-    again = run(DynamicResizeMat, item["result"], {key: item[key] for key in ("resize_h", "resize_w")})
+    again = run(
+        DynamicResizeMat, item["result"], {key: item[key] for key in ("resize_h", "resize_w")}
+    )
     assert np.array_equal(again["result"], item["result"])
 
 
 sides = st.integers(1, 200)
 
 
-@given(width=sides, height=sides, bound_h=sides, bound_w=sides, x=st.floats(0, 1), y=st.floats(0, 1))
+@given(
+    width=sides, height=sides, bound_h=sides, bound_w=sides, x=st.floats(0, 1), y=st.floats(0, 1)
+)
 def test_inverse_trans_there_and_back(run, width, height, bound_h, bound_w, x, y):
     image = np.zeros((height, width, 1), np.uint8)
     for item in (
@@ -96,17 +120,29 @@ def test_inverse_trans_there_and_back(run, width, height, bound_h, bound_w, x, y
     ):
         new_height, new_width, _ = item["result"].shape
         assert new_height <= bound_h and new_width <= bound_w
-        assert item["inverse_trans"](x * new_width, y * new_height) == pytest.approx((x * width, y * height))
+        assert item["inverse_trans"](x * new_width, y * new_height) == pytest.approx(
+            (x * width, y * height)
+        )
 
 
 # PillowResizeMat
 
 
 @pytest.mark.parametrize("resample", FILTERS)
-@pytest.mark.parametrize(("height", "width"), [(224, 224), (1, 224), (224, 1), (1, 1), (43, 99), (2, 2), (427, 640), (500, 900)])
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(224, 224), (1, 224), (224, 1), (1, 1), (43, 99), (2, 2), (427, 640), (500, 900)],
+)
 def test_bit_equal_to_pillow(run, photo, resample, height, width):
-    result = run(PillowResizeMat, photo, resize_h=height, resize_w=width, resample=resample)["result"]
-    assert np.array_equal(result, np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling[resample.upper()])))
+    result = run(PillowResizeMat, photo, resize_h=height, resize_w=width, resample=resample)[
+        "result"
+    ]
+    assert np.array_equal(
+        result,
+        np.asarray(
+            Image.fromarray(photo).resize((width, height), Image.Resampling[resample.upper()])
+        ),
+    )
 
 
 @pytest.mark.parametrize("resample", FILTERS)
@@ -116,8 +152,12 @@ def test_bit_equal_in_every_mode(run, photo, mode, resample):
     if mode.endswith("A"):
         image.putalpha(Image.fromarray(photo[:, ::-1, 0].copy()))
     image = image.convert(mode)
-    result = run(PillowResizeMat, np.asarray(image), resize_h=50, resize_w=40, resample=resample)["result"]
-    assert np.array_equal(result.squeeze(), np.asarray(image.resize((40, 50), Image.Resampling[resample.upper()])))
+    result = run(PillowResizeMat, np.asarray(image), resize_h=50, resize_w=40, resample=resample)[
+        "result"
+    ]
+    assert np.array_equal(
+        result.squeeze(), np.asarray(image.resize((40, 50), Image.Resampling[resample.upper()]))
+    )
 
 
 @pytest.mark.parametrize("resample", FILTERS)
@@ -128,18 +168,27 @@ def test_floats_bit_equal_by_channel(run, channels, resample):
     for channel in range(channels):
         alone = Image.fromarray(np.ascontiguousarray(image[:, :, channel]))
         assert alone.mode == "F"
-        assert np.array_equal(result[:, :, channel], np.asarray(alone.resize((90, 33), Image.Resampling[resample.upper()])))
+        assert np.array_equal(
+            result[:, :, channel],
+            np.asarray(alone.resize((90, 33), Image.Resampling[resample.upper()])),
+        )
 
 
 def test_pillows_default_is_bilinear_and_antialiased(run, photo):
     item = run(PillowResizeMat, photo, resize_h=20, resize_w=30)
-    assert np.array_equal(item["result"], run(PillowResizeMat, photo, resize_h=20, resize_w=30, resample="bilinear")["result"])
+    assert np.array_equal(
+        item["result"],
+        run(PillowResizeMat, photo, resize_h=20, resize_w=30, resample="bilinear")["result"],
+    )
     assert not np.array_equal(item["result"], by_opencv(photo, 20, 30))
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4, 3), np.uint16), np.zeros((4, 4, 5), np.uint8)])
 def test_what_pillow_does_not_have(run, image):
-    with pytest.raises(InvalidInput, match=r"PillowResizeMat: expected uint8 with 1 to 4 channels, or float32, got shape \(4, 4, [35]\)"):
+    with pytest.raises(
+        InvalidInput,
+        match=r"PillowResizeMat: expected uint8 with 1 to 4 channels, or float32, got shape \(4, 4, [35]\)",
+    ):
         run(PillowResizeMat, image, resize_h=2, resize_w=2)
 
 
@@ -162,13 +211,17 @@ def test_grey_and_dtypes(run, photo, cls, dtype):
     image = photo.astype(dtype)
     result = run(cls, image[:, :, 1], KEYS, **WITH_SIZES[cls])["result"]
     assert result.dtype == dtype
-    difference = result.astype(float) - run(cls, image, KEYS, **WITH_SIZES[cls])["result"][:, :, 1:2]
+    difference = (
+        result.astype(float) - run(cls, image, KEYS, **WITH_SIZES[cls])["result"][:, :, 1:2]
+    )
     assert np.abs(difference).max() < 1e-3
 
 
 def test_the_other_byte_order(run, photo):
     expected = run(FixRatioResizeMat, photo.astype(np.uint16), max_h=20, max_w=30)["result"]
-    assert np.array_equal(run(FixRatioResizeMat, photo.astype(">u2"), max_h=20, max_w=30)["result"], expected)
+    assert np.array_equal(
+        run(FixRatioResizeMat, photo.astype(">u2"), max_h=20, max_w=30)["result"], expected
+    )
 
 
 @pytest.mark.parametrize("cls", WITH_SIZES)
@@ -178,13 +231,24 @@ def test_degenerate_images(run, cls, shape):
 
 
 @pytest.mark.parametrize("cls", WITH_SIZES)
-@pytest.mark.parametrize("data", [b"jpeg", np.zeros((2, 2, 3), np.int64), np.zeros((0, 2, 3), np.uint8), np.zeros((2, 2, 129), np.uint8)])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"jpeg",
+        np.zeros((2, 2, 3), np.int64),
+        np.zeros((0, 2, 3), np.uint8),
+        np.zeros((2, 2, 129), np.uint8),
+    ],
+)
 def test_what_is_no_image(run, cls, data):
     with pytest.raises(InvalidInput, match=cls.__name__ + ".*image"):
         run(cls, data, KEYS, **WITH_SIZES[cls])
 
 
-@pytest.mark.parametrize(("cls", "key"), [(cls, key) for cls, sizes in WITH_SIZES.items() for key in sizes] + [(AlignMat, "align")])
+@pytest.mark.parametrize(
+    ("cls", "key"),
+    [(cls, key) for cls, sizes in WITH_SIZES.items() for key in sizes] + [(AlignMat, "align")],
+)
 @pytest.mark.parametrize("value", [0, -1, 32768, "wide"])
 def test_impossible_sizes_are_a_load_error(cls, key, value):
     with pytest.raises(ValidationError):

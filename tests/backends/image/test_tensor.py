@@ -14,7 +14,9 @@ from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 from penstock.backends.expressions.registry import BUILTINS, describe, find_backend
 
 DIGITS = Path(__file__).parents[3] / "examples" / "digits"
-NAMES = sorted(name for name, target in BUILTINS.items() if target.startswith("penstock.backends.image.tensor"))
+NAMES = sorted(
+    name for name, target in BUILTINS.items() if target.startswith("penstock.backends.image.tensor")
+)
 
 WITHOUT_TORCH = """
 import sys
@@ -44,16 +46,25 @@ def test_they_are_all_there():
 
 
 def test_without_torch_files_can_be_checked_and_init_says_what_is_missing():
-    answer = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *NAMES], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *NAMES], capture_output=True, text=True, check=True
+    )
     said = answer.stdout.splitlines()
     assert len(said) == len(NAMES)
     for name, line in zip(NAMES, said, strict=True):
         real = "CvtColorTensor" if name == "cvtColorTensor" else name
-        assert line == f"BackendError {real} needs extra torch, which is not installed here: pip install 'penstock[torch]'"
+        assert (
+            line
+            == f"BackendError {real} needs extra torch, which is not installed here: pip install 'penstock[torch]'"
+        )
 
 
 @pytest.mark.parametrize(
-    "expression", ["S[ResizeTensor(8,9),cvtColorTensor(rgb)]", "S[ResizeTensor(device_id=0,resize_h=8,resize_w=9),cvtColorTensor(rgb)]"]
+    "expression",
+    [
+        "S[ResizeTensor(8,9),cvtColorTensor(rgb)]",
+        "S[ResizeTensor(device_id=0,resize_h=8,resize_w=9),cvtColorTensor(rgb)]",
+    ],
 )
 def test_positional_arguments_are_the_backends_own(bound, expression):
     resize, color = bound(expression).children
@@ -62,7 +73,9 @@ def test_positional_arguments_are_the_backends_own(bound, expression):
 
 def test_describing_them_imports_no_torch():
     code = f"import sys, penstock.backends.expressions.registry as r; [r.describe(n) for n in {NAMES}]; print('torch' in sys.modules)"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert answer.stdout.strip() == "False"
 
 
@@ -111,7 +124,12 @@ def test_the_same_as_by_opencv(no_gpu):
     with pipe(QUICK_START) as model:
         model(item)
         found = item["result"]
-    with pipe({**QUICK_START, "backend": "S[DecodeMat,ResizeMat,cvtColorMat,Mat2Tensor,ModelTensor,SyncTensor]"}) as model:
+    with pipe(
+        {
+            **QUICK_START,
+            "backend": "S[DecodeMat,ResizeMat,cvtColorMat,Mat2Tensor,ModelTensor,SyncTensor]",
+        }
+    ) as model:
         model(item)
     assert found.tolist() == item["result"].tolist()
 
@@ -133,7 +151,11 @@ def together(make, monkeypatch):
         backend.together = True
         calls = []
         transform = backend.transform
-        monkeypatch.setattr(backend, "transform", lambda image, item: (calls.append(len(image)), transform(image, item))[1])
+        monkeypatch.setattr(
+            backend,
+            "transform",
+            lambda image, item: (calls.append(len(image)), transform(image, item))[1],
+        )
         return backend, calls
 
     return together
@@ -141,7 +163,12 @@ def together(make, monkeypatch):
 
 def images_of(torch, *sizes, dtype="uint8", channels=3):
     draw = np.random.default_rng(0)
-    return [torch.from_numpy(draw.integers(0, 256, (1, channels, *size), np.uint8)).to(getattr(torch, dtype)) for size in sizes]
+    return [
+        torch.from_numpy(draw.integers(0, 256, (1, channels, *size), np.uint8)).to(
+            getattr(torch, dtype)
+        )
+        for size in sizes
+    ]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +196,9 @@ def test_images_of_one_shape_go_together(torch, make, together, name, params, ke
             alone.pop(key, None)
         make(cls, **params).forward([alone])
         assert torch.equal(item["result"], alone["result"]) and item["result"].is_contiguous()
-        assert item["result"].untyped_storage().nbytes() == item["result"].numel()  # no view of them all
+        assert (
+            item["result"].untyped_storage().nbytes() == item["result"].numel()
+        )  # no view of them all
         assert {key: item[key] for key in item if key not in {"data", "result"}} == {
             key: alone[key] for key in alone if key not in {"data", "result"}
         }
@@ -177,11 +206,16 @@ def test_images_of_one_shape_go_together(torch, make, together, name, params, ke
 
 def test_only_what_is_alike_goes_together(torch, together):
     data = images_of(torch, (8, 6), (8, 6), (8, 6), (8, 6))
-    batch = [{"data": each, "resize_h": 4, "resize_w": width} for each, width in zip(data, (3, 5, 3, [5]), strict=True)]
+    batch = [
+        {"data": each, "resize_h": 4, "resize_w": width}
+        for each, width in zip(data, (3, 5, 3, [5]), strict=True)
+    ]
     backend, calls = together(find_backend("DynamicResizeTensor"))
     backend.forward(batch)
     assert calls == [2, 1, 1, 1]  # the last once more, as a group that has failed
-    assert [item["result"].shape[3] if "result" in item else type(item["error"]) for item in batch] == [3, 5, 3, InvalidInput]
+    assert [
+        item["result"].shape[3] if "result" in item else type(item["error"]) for item in batch
+    ] == [3, 5, 3, InvalidInput]
     floats, calls = together(find_backend("ResizeTensor"), resize_h=4, resize_w=4)
     mixed = [{"data": data[0]}, {"data": data[1].float()}, {"data": "no image"}, {"data": data[2]}]
     floats.forward(mixed)
@@ -206,8 +240,12 @@ def test_colours_that_are_right_stay(torch, together):
     batch[2] |= {"data": data[2].permute(0, 2, 3, 1).contiguous(), "data_format": "nhwc"}
     backend.forward(batch)
     assert calls == []
-    assert all(torch.equal(item["result"], item["data"]) and item["color"] == "rgb" for item in batch)
-    wrong = [{"data": each, "color": "rgb"} for each in images_of(torch, (8, 6), (8, 6), channels=1)]
+    assert all(
+        torch.equal(item["result"], item["data"]) and item["color"] == "rgb" for item in batch
+    )
+    wrong = [
+        {"data": each, "color": "rgb"} for each in images_of(torch, (8, 6), (8, 6), channels=1)
+    ]
     backend.forward(wrong)
     assert all("does not fit an image of 1 channels" in str(item["error"]) for item in wrong)
 

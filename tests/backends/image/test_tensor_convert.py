@@ -8,7 +8,13 @@ import pytest
 from pydantic import ValidationError
 
 from penstock.backends.errors import InvalidInput
-from penstock.backends.image.tensor_convert import CpuTensor, CvtColorTensor, FloatTensor, GpuTensor, NCHWTensor
+from penstock.backends.image.tensor_convert import (
+    CpuTensor,
+    CvtColorTensor,
+    FloatTensor,
+    GpuTensor,
+    NCHWTensor,
+)
 
 torch = pytest.importorskip("torch")
 
@@ -30,10 +36,21 @@ def test_converted_as_opencv_does(run_tensor, photo, source, target, dtype):
     image = photo[:, :, :1] if source == "gray" else photo
     image = image.astype(np.float32) if dtype == torch.float32 else image
     expected = cv2.cvtColor(image, CODES[source, target]).reshape(*photo.shape[:2], -1)
-    item = run_tensor(CvtColorTensor, torch.from_numpy(image.transpose(2, 0, 1)[None].copy()), {"color": source}, color=target)
+    item = run_tensor(
+        CvtColorTensor,
+        torch.from_numpy(image.transpose(2, 0, 1)[None].copy()),
+        {"color": source},
+        color=target,
+    )
     result = item["result"][0].permute(1, 2, 0).numpy()
-    assert item["color"] == target and result.shape == expected.shape and item["result"].dtype == dtype
-    assert np.array_equal(result, expected) if dtype == torch.uint8 else np.allclose(result, expected, atol=0.02)
+    assert (
+        item["color"] == target and result.shape == expected.shape and item["result"].dtype == dtype
+    )
+    assert (
+        np.array_equal(result, expected)
+        if dtype == torch.uint8
+        else np.allclose(result, expected, atol=0.02)
+    )
 
 
 @pytest.mark.parametrize("color", ["rgb", "bgr", "gray"])
@@ -44,19 +61,30 @@ def test_the_same_colour_changes_nothing(run_tensor, tensor, color):
 
 
 def test_rows_keep_their_layout(run_tensor, photo):
-    item = run_tensor(CvtColorTensor, torch.from_numpy(photo[None].copy()), {"color": "bgr", "data_format": "nhwc"}, color="rgb")
+    item = run_tensor(
+        CvtColorTensor,
+        torch.from_numpy(photo[None].copy()),
+        {"color": "bgr", "data_format": "nhwc"},
+        color="rgb",
+    )
     assert np.array_equal(item["result"][0].numpy(), photo[:, :, ::-1])
 
 
 def test_one_channel_is_gray(run_tensor, tensor):
-    assert run_tensor(CvtColorTensor, tensor[:, :1].clone(), color="rgb")["result"].shape == tensor.shape
+    assert (
+        run_tensor(CvtColorTensor, tensor[:, :1].clone(), color="rgb")["result"].shape
+        == tensor.shape
+    )
 
 
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
         ({}, "the item has no color, which says whether its 3 channels are rgb or bgr"),
-        ({"color": "gray"}, "color 'gray' does not fit an image of 3 channels; known: rgb, bgr, gray"),
+        (
+            {"color": "gray"},
+            "color 'gray' does not fit an image of 3 channels; known: rgb, bgr, gray",
+        ),
         ({"color": "hsv"}, "color 'hsv' does not fit"),
     ],
 )
@@ -75,7 +103,18 @@ def test_wrong_parameters_are_a_load_error():
 # floats
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float64, torch.float32, torch.bool])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.uint8,
+        torch.int64,
+        torch.float16,
+        torch.bfloat16,
+        torch.float64,
+        torch.float32,
+        torch.bool,
+    ],
+)
 def test_floats_keep_the_values(run_tensor, dtype):
     data = torch.tensor([[0, 1, 1], [0, 0, 1]]).to(dtype)
     result = run_tensor(FloatTensor, data)["result"]
@@ -89,11 +128,21 @@ def test_a_view_keeps_nothing_alive(run_tensor, tensor):
 
 def test_arrays_are_tensors(run_tensor, photo):
     assert np.array_equal(run_tensor(FloatTensor, photo)["result"].numpy(), photo)
-    assert np.array_equal(run_tensor(FloatTensor, photo.astype(">f4")[::-1])["result"].numpy(), photo[::-1])
+    assert np.array_equal(
+        run_tensor(FloatTensor, photo.astype(">f4")[::-1])["result"].numpy(), photo[::-1]
+    )
 
 
 @pytest.mark.parametrize(
-    "data", [b"jpeg", [1.0], np.array([b"x"]), np.zeros(2, np.complex64), torch.zeros(2, dtype=torch.complex64)], ids=str
+    "data",
+    [
+        b"jpeg",
+        [1.0],
+        np.array([b"x"]),
+        np.zeros(2, np.complex64),
+        torch.zeros(2, dtype=torch.complex64),
+    ],
+    ids=str,
 )
 def test_no_numbers(run_tensor, data):
     with pytest.raises(InvalidInput, match="FloatTensor: expected"):

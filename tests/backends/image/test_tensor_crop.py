@@ -23,13 +23,24 @@ def pixels(result):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("box", [[10, 20, 300, 400], (0, 0, 640, 427), np.array([639.9, 0.2, 640.0, 1.7]), [[10, 20], [30, 40]]])
+@pytest.mark.parametrize(
+    "box",
+    [
+        [10, 20, 300, 400],
+        (0, 0, 640, 427),
+        np.array([639.9, 0.2, 640.0, 1.7]),
+        [[10, 20], [30, 40]],
+    ],
+)
 def test_the_part_within_the_box(run_tensor, tensor, box, dtype):
     x1, y1, x2, y2 = (int(value) for value in np.ravel(box))
     image = tensor.to(dtype)
     result = run_tensor(CropTensor, image, {"_box": box})["result"]
     assert result.dtype == dtype and torch.equal(result, image[:, :, y1:y2, x1:x2])
-    assert result.untyped_storage().data_ptr() != image.untyped_storage().data_ptr() or box[2:] == (640, 427)
+    assert result.untyped_storage().data_ptr() != image.untyped_storage().data_ptr() or box[2:] == (
+        640,
+        427,
+    )
 
 
 def test_the_part_of_several_and_of_rows(run_tensor, photo):
@@ -38,14 +49,28 @@ def test_the_part_of_several_and_of_rows(run_tensor, photo):
     assert torch.equal(result, both[:, 2:40, 1:30])
 
 
-@pytest.mark.parametrize("box", [[0, 0, 641, 10], [-1, 0, 5, 5], [5, 5, 5, 9], [9, 5, 5, 9], [1, 2, 3], ["a"] * 4, [0, 0, np.nan, 5], None])
+@pytest.mark.parametrize(
+    "box",
+    [
+        [0, 0, 641, 10],
+        [-1, 0, 5, 5],
+        [5, 5, 5, 9],
+        [9, 5, 5, 9],
+        [1, 2, 3],
+        ["a"] * 4,
+        [0, 0, np.nan, 5],
+        None,
+    ],
+)
 def test_boxes_out_of_range(run_tensor, tensor, box):
     with pytest.raises(InvalidInput, match="CropTensor: _box is"):
         run_tensor(CropTensor, tensor, {"_box": box})
 
 
 def test_no_box(run_tensor, tensor):
-    with pytest.raises(InvalidInput, match=r"CropTensor: the item has no _box: expected \[x1, y1, x2, y2\]"):
+    with pytest.raises(
+        InvalidInput, match=r"CropTensor: the item has no _box: expected \[x1, y1, x2, y2\]"
+    ):
         run_tensor(CropTensor, tensor)
 
 
@@ -57,10 +82,16 @@ BORDER = {"top": 5, "bottom": 15, "left": 25, "right": 35}
 @pytest.mark.parametrize("pad_value", [0, "7", "1,2,300"])
 def test_bordered_as_opencv_does(run_tensor, tensor, photo, pad_value):
     value = [min(float(part), 255) for part in str(pad_value).split(",")]
-    expected = cv2.copyMakeBorder(photo, *BORDER.values(), cv2.BORDER_CONSTANT, value=value * 3 if len(value) == 1 else value)
-    by_parameters = run_tensor(CopyMakeBorderTensor, tensor, pad_value=pad_value, **BORDER)["result"]
+    expected = cv2.copyMakeBorder(
+        photo, *BORDER.values(), cv2.BORDER_CONSTANT, value=value * 3 if len(value) == 1 else value
+    )
+    by_parameters = run_tensor(CopyMakeBorderTensor, tensor, pad_value=pad_value, **BORDER)[
+        "result"
+    ]
     assert np.array_equal(pixels(by_parameters), expected)
-    by_item = run_tensor(CopyMakeBorderTensor, tensor, BORDER, pad_value=pad_value, top=9, left=0)["result"]
+    by_item = run_tensor(CopyMakeBorderTensor, tensor, BORDER, pad_value=pad_value, top=9, left=0)[
+        "result"
+    ]
     assert np.array_equal(pixels(by_item), expected)
 
 
@@ -70,12 +101,17 @@ def test_no_border_is_a_copy(run_tensor, tensor):
 
 @pytest.mark.parametrize("value", [-1, 32768, "5", 1.5, None])
 def test_borders_that_are_none(run_tensor, tensor, value):
-    with pytest.raises(InvalidInput, match=r"CopyMakeBorderTensor: left is .*: expected a whole number from 0 to 32767"):
+    with pytest.raises(
+        InvalidInput,
+        match=r"CopyMakeBorderTensor: left is .*: expected a whole number from 0 to 32767",
+    ):
         run_tensor(CopyMakeBorderTensor, tensor, {"left": value})
 
 
 def test_a_border_that_is_too_large(run_tensor, tensor):
-    with pytest.raises(TooLarge, match="the result would have 33407x33194 pixels, more than the 100000000 allowed"):
+    with pytest.raises(
+        TooLarge, match="the result would have 33407x33194 pixels, more than the 100000000 allowed"
+    ):
         run_tensor(CopyMakeBorderTensor, tensor, {"left": 32767, "top": 32767})
 
 
@@ -84,9 +120,19 @@ def test_a_border_that_is_too_large(run_tensor, tensor):
 MATRIX = cv2.getRotationMatrix2D((300.0, 200.0), 30, 0.8)
 
 
-@pytest.mark.parametrize("form", [lambda m: m, lambda m: m.tolist(), lambda m: m.ravel().tolist(), lambda m: m.astype(np.float32)])
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda m: m,
+        lambda m: m.tolist(),
+        lambda m: m.ravel().tolist(),
+        lambda m: m.astype(np.float32),
+    ],
+)
 def test_warped_as_opencv_does(run_tensor, tensor, photo, form):
-    result = run_tensor(WarpAffineTensor, tensor, {"affine_matrix": form(MATRIX)}, target_h=300, target_w=500)["result"]
+    result = run_tensor(
+        WarpAffineTensor, tensor, {"affine_matrix": form(MATRIX)}, target_h=300, target_w=500
+    )["result"]
     expected = cv2.warpAffine(photo, MATRIX, (500, 300))
     difference = np.abs(pixels(result).astype(int) - expected)
     assert difference.max() <= 2 and difference.mean() < 0.05  # torch's planes, OpenCV's inverse
@@ -94,21 +140,35 @@ def test_warped_as_opencv_does(run_tensor, tensor, photo, form):
 
 def test_a_move_by_whole_pixels_moves(run_tensor, tensor):
     keys = {"affine_matrix": [1, 0, 20, 0, 1, -10]}
-    result = run_tensor(WarpAffineTensor, tensor, keys, target_h=427, target_w=640, pad_value="1,2,3")["result"]
+    result = run_tensor(
+        WarpAffineTensor, tensor, keys, target_h=427, target_w=640, pad_value="1,2,3"
+    )["result"]
     assert torch.equal(result[:, :, :417, 20:], tensor[:, :, 10:, :-20])
     assert result[0, :, 0, 0].tolist() == result[0, :, 426, 639].tolist() == [1, 2, 3]
 
 
 def test_the_way_back(run_tensor, tensor):
     inverse = cv2.invertAffineTransform(MATRIX)
-    there = run_tensor(WarpAffineTensor, tensor, {"affine_matrix": MATRIX}, target_h=300, target_w=500)["result"]
-    back = run_tensor(WarpAffineTensor, tensor, {"affine_matrix": inverse}, target_h=300, target_w=500, inverse=True)["result"]
+    there = run_tensor(
+        WarpAffineTensor, tensor, {"affine_matrix": MATRIX}, target_h=300, target_w=500
+    )["result"]
+    back = run_tensor(
+        WarpAffineTensor,
+        tensor,
+        {"affine_matrix": inverse},
+        target_h=300,
+        target_w=500,
+        inverse=True,
+    )["result"]
     assert (there.int() - back.int()).abs().max() <= 1
 
 
 def test_the_items_size(run_tensor, tensor):
     keys = {"affine_matrix": [1, 0, 0, 0, 1, 0], "target_h": 10, "target_w": 20}
-    assert torch.equal(run_tensor(WarpAffineTensor, tensor, keys, target_h=300, target_w=500)["result"], tensor[:, :, :10, :20])
+    assert torch.equal(
+        run_tensor(WarpAffineTensor, tensor, keys, target_h=300, target_w=500)["result"],
+        tensor[:, :, :10, :20],
+    )
     with pytest.raises(TooLarge, match="20x10 pixels are asked for, more than the 199 allowed"):
         run_tensor(WarpAffineTensor, tensor, keys, target_h=3, target_w=5, max_pixels=199)
 
@@ -132,11 +192,18 @@ def test_no_matrix_and_too_long_an_image(run_tensor, tensor):
         run_tensor(WarpAffineTensor, tensor, target_h=3, target_w=5)
     long = torch.zeros((1, 1, 1, 32768), dtype=torch.uint8)
     with pytest.raises(InvalidInput, match="expected an image with no side above 32767"):
-        run_tensor(WarpAffineTensor, long, {"affine_matrix": [1, 0, 0, 0, 1, 0]}, target_h=3, target_w=5)
+        run_tensor(
+            WarpAffineTensor, long, {"affine_matrix": [1, 0, 0, 0, 1, 0]}, target_h=3, target_w=5
+        )
 
 
 @pytest.mark.parametrize(
-    ("cls", "params"), [(CropTensor, {"size": 1}), (CopyMakeBorderTensor, {"top": -1}), (WarpAffineTensor, {"target_h": 5})]
+    ("cls", "params"),
+    [
+        (CropTensor, {"size": 1}),
+        (CopyMakeBorderTensor, {"top": -1}),
+        (WarpAffineTensor, {"target_h": 5}),
+    ],
 )
 def test_wrong_parameters_are_a_load_error(cls, params):
     with pytest.raises(ValidationError):

@@ -14,14 +14,21 @@ from penstock.backends.base import Context
 from penstock.backends.errors import InvalidInput, TooLarge
 from penstock.backends.image.decode import checked_header
 from penstock.backends.image.mat import DecodeMat
-from penstock.backends.image.tensor_decode import DecodeTensor, find_nvjpeg, refused_as_none, suits_nvjpeg
+from penstock.backends.image.tensor_decode import (
+    DecodeTensor,
+    find_nvjpeg,
+    refused_as_none,
+    suits_nvjpeg,
+)
 
 torch = pytest.importorskip("torch")
 
 
 def encode(image, kind, **options):
     buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, kind, **options)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(
+        buffer, kind, **options
+    )
     return buffer.getvalue()
 
 
@@ -59,7 +66,11 @@ def decode(make):
 def test_the_pixels_are_decodemats(decode, photo, kind):
     encoded = encode(photo, kind)
     bgr = decode_mat(encoded)
-    colors = {"bgr": bgr, "rgb": bgr[:, :, ::-1], "gray": cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY)[:, :, None]}
+    colors = {
+        "bgr": bgr,
+        "rgb": bgr[:, :, ::-1],
+        "gray": cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY)[:, :, None],
+    }
     for color, expected in colors.items():
         item = decode(encoded, color=color)
         assert np.array_equal(item["result"][0].permute(1, 2, 0).numpy(), expected)
@@ -72,16 +83,25 @@ def test_the_pixels_are_decodemats(decode, photo, kind):
 
 def test_rgb_is_the_default(decode):
     item = decode(encode(Image.new("RGB", (4, 3), "red"), "PNG"))
-    assert item["result"][0, :, 0, 0].tolist() == [255, 0, 0] and item["result"].shape == (1, 3, 3, 4)
+    assert item["result"][0, :, 0, 0].tolist() == [255, 0, 0] and item["result"].shape == (
+        1,
+        3,
+        3,
+        4,
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_turned_as_the_camera_says(decode, photo, orientation):
     encoded = turned(photo, orientation)
-    assert np.array_equal(decode(encoded, color="bgr")["result"][0].permute(1, 2, 0).numpy(), decode_mat(encoded))
+    assert np.array_equal(
+        decode(encoded, color="bgr")["result"][0].permute(1, 2, 0).numpy(), decode_mat(encoded)
+    )
 
 
-@pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview, lambda b: np.frombuffer(b, np.uint8)])
+@pytest.mark.parametrize(
+    "wrap", [bytes, bytearray, memoryview, lambda b: np.frombuffer(b, np.uint8)]
+)
 def test_every_type_of_bytes(decode, photo, wrap):
     assert decode(wrap(encode(photo, "PNG")))["result"].shape == (1, 3, 427, 640)
 
@@ -137,7 +157,10 @@ CASES = {
     "turned": (lambda photo: turned(photo, 6), False),
     "mirrored": (lambda photo: turned(photo, 2), False),
     # Pillow warns of it, which is an error in tests
-    "damaged exif": (lambda photo: encode(photo, "JPEG", dpi=(72, 72), exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), False),
+    "damaged exif": (
+        lambda photo: encode(photo, "JPEG", dpi=(72, 72), exif=b"Exif\0\0II*\0\xff\xff\xff\xff"),
+        False,
+    ),
     "cmyk": (lambda photo: encode(Image.fromarray(photo).convert("CMYK"), "JPEG"), False),
     "ycck": (ycck, False),
     "rgb": (adobe_rgb, False),
@@ -168,11 +191,17 @@ def with_nvjpeg(make):
 @pytest.mark.parametrize("color", ["rgb", "bgr", "gray"])
 def test_its_answer_is_brought_into_order(with_nvjpeg, photo, color, data_format):
     backend = with_nvjpeg(
-        lambda files: [torch.from_numpy(photo.transpose(2, 0, 1).copy()) for _ in files], color=color, data_format=data_format
+        lambda files: [torch.from_numpy(photo.transpose(2, 0, 1).copy()) for _ in files],
+        color=color,
+        data_format=data_format,
     )
     item = {"data": encode(photo, "JPEG")}
     backend.forward([item])
-    channels = {"rgb": photo, "bgr": photo[:, :, ::-1], "gray": cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)[:, :, None]}[color]
+    channels = {
+        "rgb": photo,
+        "bgr": photo[:, :, ::-1],
+        "gray": cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)[:, :, None],
+    }[color]
     expected = channels if data_format == "nhwc" else channels.transpose(2, 0, 1)
     assert np.array_equal(item["result"][0].numpy(), expected) and item["result"].is_contiguous()
     assert (item["color"], item["data_format"]) == (color, data_format)
@@ -180,7 +209,12 @@ def test_its_answer_is_brought_into_order(with_nvjpeg, photo, color, data_format
 
 def test_a_batch_is_decoded_at_once_and_what_it_refuses_by_the_cpu(with_nvjpeg, photo):
     asked = []
-    jpeg, other, refused, png = encode(photo, "JPEG"), encode(photo[::-1], "JPEG"), encode(photo[:, ::-1], "JPEG"), encode(photo, "PNG")
+    jpeg, other, refused, png = (
+        encode(photo, "JPEG"),
+        encode(photo[::-1], "JPEG"),
+        encode(photo[:, ::-1], "JPEG"),
+        encode(photo, "PNG"),
+    )
     planes = {jpeg: photo, other: photo[::-1]}
 
     def decode(files):
@@ -192,7 +226,12 @@ def test_a_batch_is_decoded_at_once_and_what_it_refuses_by_the_cpu(with_nvjpeg, 
     batch = [{"data": each} for each in (jpeg, png, refused, b"\xff\xd8\xff\xd9", other)]
     with_nvjpeg(decode, color="bgr").forward(batch)
     assert asked == [[jpeg, refused, other], [jpeg], [refused], [other]]
-    for index, expected in ((0, photo[:, :, ::-1]), (1, photo[:, :, ::-1]), (2, decode_mat(refused)), (4, photo[::-1, :, ::-1])):
+    for index, expected in (
+        (0, photo[:, :, ::-1]),
+        (1, photo[:, :, ::-1]),
+        (2, decode_mat(refused)),
+        (4, photo[::-1, :, ::-1]),
+    ):
         assert np.array_equal(batch[index]["result"][0].permute(1, 2, 0).numpy(), expected)
         assert batch[index]["color"] == "bgr"
     assert isinstance(batch[3]["error"], InvalidInput) and "result" not in batch[3]
@@ -201,7 +240,9 @@ def test_a_batch_is_decoded_at_once_and_what_it_refuses_by_the_cpu(with_nvjpeg, 
     assert asked == [[jpeg, other]]
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("CUDA error: an illegal memory access")])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("full"), RuntimeError("CUDA error: an illegal memory access")]
+)
 def test_what_the_device_reports_is_no_refusal(error):
     def fail(files):
         raise error

@@ -30,11 +30,19 @@ def seen(tmp_path):
 
 
 def test_there_and_back(make, run_tensor, seen, tmp_path):
-    values = [torch.rand(1, 3, 4, 5), np.arange(3), [torch.ones(2), torch.zeros(1, dtype=torch.bfloat16)]]
+    values = [
+        torch.rand(1, 3, 4, 5),
+        np.arange(3),
+        [torch.ones(2), torch.zeros(1, dtype=torch.bfloat16)],
+    ]
     save(make, tmp_path, *values)
-    assert sorted(path.name for path in seen.iterdir()) == [f"look_0_{number:06}.pt" for number in range(3)]
+    assert sorted(path.name for path in seen.iterdir()) == [
+        f"look_0_{number:06}.pt" for number in range(3)
+    ]
     for number, value in enumerate(values):
-        found = run_tensor(LoadTensor, torch.zeros(1), tensor_name=str(seen / f"look_0_{number:06}.pt"))["result"]
+        found = run_tensor(
+            LoadTensor, torch.zeros(1), tensor_name=str(seen / f"look_0_{number:06}.pt")
+        )["result"]
         if isinstance(value, list):
             assert all(torch.equal(*pair) for pair in zip(found, value, strict=True))
         else:
@@ -53,7 +61,9 @@ def test_a_part_is_saved_without_the_whole(make, seen, tmp_path):
 
 
 def test_a_directory_that_is_none(make, seen, tmp_path):
-    with pytest.raises(BackendError, match=r"SaveTensor: save_dir .* is no directory that exists: create it first"):
+    with pytest.raises(
+        BackendError, match=r"SaveTensor: save_dir .* is no directory that exists: create it first"
+    ):
         make(SaveTensor, Context(directory=tmp_path), save_dir="nothing")
     backend = make(SaveTensor, save_dir=str(seen))
     seen.rmdir()

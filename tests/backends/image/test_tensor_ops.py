@@ -20,9 +20,16 @@ TURN = cv2.getRotationMatrix2D((300.0, 200.0), 30, 0.8)
 def test_resizing_by_torch_is_opencvs(tensor, photo, height, width, device):
     result = tensor_ops.interpolated(tensor.to(device), height, width)
     assert result.dtype == torch.uint8 and result.device.type == device
-    difference = np.abs(result[0].permute(1, 2, 0).cpu().numpy().astype(int) - cv2.resize(photo, (width, height)))
+    difference = np.abs(
+        result[0].permute(1, 2, 0).cpu().numpy().astype(int) - cv2.resize(photo, (width, height))
+    )
     assert difference.max() <= 1 and difference.mean() < 0.3
-    floats = tensor_ops.interpolated(tensor.to(device).float(), height, width)[0].permute(1, 2, 0).cpu().numpy()
+    floats = (
+        tensor_ops.interpolated(tensor.to(device).float(), height, width)[0]
+        .permute(1, 2, 0)
+        .cpu()
+        .numpy()
+    )
     assert np.allclose(floats, cv2.resize(photo.astype(np.float32), (width, height)), atol=0.01)
 
 
@@ -36,8 +43,15 @@ def exact(photo, inverse, height, width, fill):
     for dx in (0, 1):
         for dy in (0, 1):
             weight = (1 - np.abs(at_x - left - dx)) * (1 - np.abs(at_y - top - dy))
-            inside = (left + dx >= 0) & (left + dx < photo.shape[1]) & (top + dy >= 0) & (top + dy < photo.shape[0])
-            values = photo[np.clip(top + dy, 0, photo.shape[0] - 1), np.clip(left + dx, 0, photo.shape[1] - 1)].astype(float)
+            inside = (
+                (left + dx >= 0)
+                & (left + dx < photo.shape[1])
+                & (top + dy >= 0)
+                & (top + dy < photo.shape[0])
+            )
+            values = photo[
+                np.clip(top + dy, 0, photo.shape[0] - 1), np.clip(left + dx, 0, photo.shape[1] - 1)
+            ].astype(float)
             result += weight[..., None] * np.where(inside[..., None], values, fill)
     return result
 
@@ -45,12 +59,20 @@ def exact(photo, inverse, height, width, fill):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("how", [tensor_ops.warped, tensor_ops.sampled])
 @pytest.mark.parametrize(
-    "inverse", [np.eye(2, 3), TURN, np.array([[1.0, 0, -20.5], [0, 1, -10.25]]), np.array([[-2.0, 0, 700], [0, 3, 5]])]
+    "inverse",
+    [
+        np.eye(2, 3),
+        TURN,
+        np.array([[1.0, 0, -20.5], [0, 1, -10.25]]),
+        np.array([[-2.0, 0, 700], [0, 3, 5]]),
+    ],
 )
 def test_warping_is_bilinear_between_centres(tensor, photo, inverse, how, device):
     fill = [10.0, 200.0, 30.0]
     expected = exact(photo, inverse.tolist(), 300, 500, fill)
-    result = how(tensor.to(device).float(), inverse, 300, 500, fill)[0].permute(1, 2, 0).cpu().numpy()
+    result = (
+        how(tensor.to(device).float(), inverse, 300, 500, fill)[0].permute(1, 2, 0).cpu().numpy()
+    )
     # OpenCV 4 rounds places to 1/32 of a pixel
     difference = np.abs(result - expected)
     assert difference.mean() < 0.5 and np.quantile(difference, 0.999) < 8
@@ -66,10 +88,15 @@ def test_several_images_are_warped_alike(tensor, device):
     for how in (tensor_ops.warped, tensor_ops.sampled):
         result = how(both, TURN, 40, 50, [0.0] * 3)
         for index in range(2):
-            assert torch.equal(result[index : index + 1], how(both[index : index + 1].contiguous(), TURN, 40, 50, [0.0] * 3))
+            assert torch.equal(
+                result[index : index + 1],
+                how(both[index : index + 1].contiguous(), TURN, 40, 50, [0.0] * 3),
+            )
 
 
-@pytest.mark.parametrize("data", [np.arange(6, dtype=">i4"), np.arange(6)[::-1], np.arange(12)[::2], np.arange(12)[:6]])
+@pytest.mark.parametrize(
+    "data", [np.arange(6, dtype=">i4"), np.arange(6)[::-1], np.arange(12)[::2], np.arange(12)[:6]]
+)
 def test_arrays_that_torch_can_not_share_are_copied(data):
     tensor = tensor_ops.tensor_of(data, "Test")
     assert tensor.tolist() == data.tolist()
@@ -84,5 +111,8 @@ def test_an_array_is_shared_and_a_read_only_one_copied():
 
 
 def test_an_array_of_a_dtype_that_torch_lacks_is_an_input_that_does_not_fit():
-    with pytest.raises(InvalidInput, match="Any: expected a tensor or an array of numbers, got an array of float128"):
+    with pytest.raises(
+        InvalidInput,
+        match="Any: expected a tensor or an array of numbers, got an array of float128",
+    ):
         tensor_ops.tensor_of(np.zeros(3, np.longdouble), "Any")

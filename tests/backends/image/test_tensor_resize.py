@@ -26,14 +26,22 @@ def pixels(result):
 def test_resized_as_opencv_does(run_tensor, tensor, photo, height, width, dtype):
     result = run_tensor(ResizeTensor, tensor.to(dtype), resize_h=height, resize_w=width)["result"]
     assert result.dtype == dtype and result.shape == (1, 3, height, width)
-    expected = cv2.resize(photo.astype(np.float32) if dtype == torch.float32 else photo, (width, height))
-    assert np.array_equal(pixels(result), expected) if dtype == torch.uint8 else np.allclose(pixels(result), expected, atol=1e-3)
+    expected = cv2.resize(
+        photo.astype(np.float32) if dtype == torch.float32 else photo, (width, height)
+    )
+    assert (
+        np.array_equal(pixels(result), expected)
+        if dtype == torch.uint8
+        else np.allclose(pixels(result), expected, atol=1e-3)
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_resized_as_torch_does(run_tensor, tensor, height, width):
     result = run_tensor(ResizeTensor, tensor.float(), resize_h=height, resize_w=width)["result"]
-    expected = torch.nn.functional.interpolate(tensor.float(), (height, width), mode="bilinear", align_corners=False, antialias=False)
+    expected = torch.nn.functional.interpolate(
+        tensor.float(), (height, width), mode="bilinear", align_corners=False, antialias=False
+    )
     assert (result - expected).abs().max() < 0.01
 
 
@@ -46,7 +54,10 @@ def test_half_precision_is_kept(run_tensor, tensor, dtype, error):
 
 def test_half_pixel_centres(run_tensor):
     ramp = torch.tensor([[[[0.0, 10, 20, 30]]]])
-    assert run_tensor(ResizeTensor, ramp, resize_h=1, resize_w=2)["result"].ravel().tolist() == [5, 25]
+    assert run_tensor(ResizeTensor, ramp, resize_h=1, resize_w=2)["result"].ravel().tolist() == [
+        5,
+        25,
+    ]
 
 
 @pytest.mark.parametrize("channels", [1, 4, 128])
@@ -62,7 +73,9 @@ def test_any_number_of_images_and_channels(run_tensor, channels):
 def test_the_layout_stays(run_tensor, photo):
     expected = cv2.resize(photo, (60, 50))
     keys = {"data_format": "nhwc"}
-    item = run_tensor(ResizeTensor, torch.from_numpy(photo.copy())[None], keys, resize_h=50, resize_w=60)
+    item = run_tensor(
+        ResizeTensor, torch.from_numpy(photo.copy())[None], keys, resize_h=50, resize_w=60
+    )
     assert np.array_equal(item["result"][0].numpy(), expected) and item["data_format"] == "nhwc"
 
 
@@ -95,8 +108,14 @@ def test_a_tensor_that_wants_a_gradient(run_tensor, tensor):
         (np.zeros((4,), np.uint8), r"shape \(4,\)"),
         (np.zeros((1, 3, 0, 4), np.uint8), r"shape \(1, 3, 0, 4\)"),
         (np.zeros((1, 1, 3, 4, 4), np.uint8), r"shape \(1, 1, 3, 4, 4\)"),
-        (np.zeros((1, 200, 200, 3), np.uint8), r"read as NxCxHxW, has more than 128 channels: is it another layout"),
-        (np.zeros((3, 200, 200), np.uint8), r"read as HxWxC, has more than 128 channels: is it another layout"),
+        (
+            np.zeros((1, 200, 200, 3), np.uint8),
+            r"read as NxCxHxW, has more than 128 channels: is it another layout",
+        ),
+        (
+            np.zeros((3, 200, 200), np.uint8),
+            r"read as HxWxC, has more than 128 channels: is it another layout",
+        ),
     ],
     ids=str,
 )
@@ -106,17 +125,25 @@ def test_what_is_no_image(run_tensor, data, found):
 
 
 def test_a_layout_that_is_none(run_tensor, tensor):
-    with pytest.raises(InvalidInput, match="the item's data_format is 'chw': expected nchw or nhwc"):
+    with pytest.raises(
+        InvalidInput, match="the item's data_format is 'chw': expected nchw or nhwc"
+    ):
         run_tensor(ResizeTensor, tensor, {"data_format": "chw"}, resize_h=2, resize_w=2)
 
 
 def test_neighbours_of_a_bad_item(make, tensor):
     batch = [{"data": tensor}, {"data": b""}, {"data": tensor}]
     make(ResizeTensor, resize_h=2, resize_w=2).forward(batch)
-    assert [sorted(item) for item in batch] == [["data", "result"], ["data", "error"], ["data", "result"]]
+    assert [sorted(item) for item in batch] == [
+        ["data", "result"],
+        ["data", "error"],
+        ["data", "result"],
+    ]
 
 
-@pytest.mark.parametrize("params", [{}, {"resize_h": 0, "resize_w": 1}, {"resize_h": 1, "resize_w": 32768}])
+@pytest.mark.parametrize(
+    "params", [{}, {"resize_h": 0, "resize_w": 1}, {"resize_h": 1, "resize_w": 32768}]
+)
 def test_wrong_parameters_are_a_load_error(params):
     with pytest.raises(ValidationError):
         ResizeTensor.parameters(**params)
@@ -126,13 +153,18 @@ def test_wrong_parameters_are_a_load_error(params):
 
 
 def test_the_items_size(run_tensor, tensor, photo):
-    result = run_tensor(DynamicResizeTensor, tensor, {"resize_h": 50, "resize_w": np.int64(60)})["result"]
+    result = run_tensor(DynamicResizeTensor, tensor, {"resize_h": 50, "resize_w": np.int64(60)})[
+        "result"
+    ]
     assert np.array_equal(pixels(result), cv2.resize(photo, (60, 50)))
 
 
 @pytest.mark.parametrize("size", [0, -1, 32768, "5", 2.5, None])
 def test_sizes_that_are_none(run_tensor, tensor, size):
-    with pytest.raises(InvalidInput, match=r"DynamicResizeTensor: resize_w is .*: expected a whole number from 1 to 32767"):
+    with pytest.raises(
+        InvalidInput,
+        match=r"DynamicResizeTensor: resize_w is .*: expected a whole number from 1 to 32767",
+    ):
         run_tensor(DynamicResizeTensor, tensor, {"resize_h": 5, "resize_w": size})
 
 
@@ -150,13 +182,18 @@ def test_a_size_that_is_absent_or_too_large(run_tensor, tensor):
 @pytest.mark.parametrize("pad_value", [0, "114.5", "1,2,300"])
 def test_fitted_and_padded_as_resizepadmat(run, run_tensor, tensor, photo, bounds, pad_value):
     params = {"max_h": bounds[0], "max_w": bounds[1], "pad_value": pad_value}
-    expected, item = run(ResizePadMat, photo, **params), run_tensor(ResizePadTensor, tensor, **params)
+    expected, item = (
+        run(ResizePadMat, photo, **params),
+        run_tensor(ResizePadTensor, tensor, **params),
+    )
     assert np.array_equal(pixels(item["result"]), expected["result"])
     assert item["inverse_trans"] == expected["inverse_trans"]
 
 
 def test_floats_are_padded_with_floats(run_tensor, tensor):
-    result = run_tensor(ResizePadTensor, tensor.float(), max_h=10, max_w=100, pad_value=-1.5)["result"]
+    result = run_tensor(ResizePadTensor, tensor.float(), max_h=10, max_w=100, pad_value=-1.5)[
+        "result"
+    ]
     assert result[0, :, :, -1].unique().tolist() == [-1.5]
 
 

@@ -11,7 +11,12 @@ from pydantic import ValidationError
 from penstock import pipe
 from penstock.backends.base import UNBOUNDED
 from penstock.backends.errors import InvalidInput
-from penstock.backends.image.tensor_rows import ArgMaxTensor, CatTensor, SetTensorRequestSize, SplitTensor
+from penstock.backends.image.tensor_rows import (
+    ArgMaxTensor,
+    CatTensor,
+    SetTensorRequestSize,
+    SplitTensor,
+)
 
 torch = pytest.importorskip("torch")
 
@@ -19,7 +24,9 @@ MODEL = Path(__file__).parents[3] / "examples" / "digits" / "digits.onnx"
 
 
 @pytest.mark.parametrize(
-    "data", [torch.zeros(5, 2), np.zeros((5, 2)), [torch.zeros(5, 2), torch.zeros(1)]], ids=["tensor", "array", "list"]
+    "data",
+    [torch.zeros(5, 2), np.zeros((5, 2)), [torch.zeros(5, 2), torch.zeros(1)]],
+    ids=["tensor", "array", "list"],
 )
 def test_the_rows_are_the_request_size(make, data):
     item = {"data": data}
@@ -29,7 +36,9 @@ def test_the_rows_are_the_request_size(make, data):
 
 def test_an_engine_behind_it_takes_the_rows():
     images = torch.arange(3 * 64, dtype=torch.float32).reshape(3, 1, 8, 8)
-    with pipe({"backend": "S[SetTensorRequestSize,OnnxTensor]", "model": str(MODEL), "max": 4}) as model:
+    with pipe(
+        {"backend": "S[SetTensorRequestSize,OnnxTensor]", "model": str(MODEL), "max": 4}
+    ) as model:
         item = {"data": images}
         model(item)
     assert item["result"].shape == (3, 10) and item["request_size"] == 3
@@ -44,7 +53,9 @@ def test_together_and_apart(run_tensor, dtype):
     assert "request_size" not in apart
     assert [tuple(part.shape) for part in apart["result"]] == [(1, 2, 3)] * 6
     assert torch.equal(torch.cat(apart["result"]), item["result"])
-    assert [len(part) for part in run_tensor(SplitTensor, item["result"], split_size=4)["result"]] == [4, 2]
+    assert [
+        len(part) for part in run_tensor(SplitTensor, item["result"], split_size=4)["result"]
+    ] == [4, 2]
 
 
 def test_one_tensor_stays(run_tensor):
@@ -81,10 +92,14 @@ def test_the_best_of_each_row(run_tensor, shape):
     scores = torch.rand(shape)
     for data in (scores, scores.half(), scores.numpy()):
         result = run_tensor(ArgMaxTensor, data)["result"]
-        assert result.dtype == torch.int64 and result.tolist() == np.asarray(data).argmax(-1).tolist()
+        assert (
+            result.dtype == torch.int64 and result.tolist() == np.asarray(data).argmax(-1).tolist()
+        )
 
 
-@pytest.mark.parametrize("data", [torch.tensor(1.0), torch.zeros(3, 0), torch.zeros(2, dtype=torch.complex64), [1, 2]])
+@pytest.mark.parametrize(
+    "data", [torch.tensor(1.0), torch.zeros(3, 0), torch.zeros(2, dtype=torch.complex64), [1, 2]]
+)
 def test_no_scores(run_tensor, data):
     with pytest.raises(InvalidInput, match="ArgMaxTensor: expected"):
         run_tensor(ArgMaxTensor, data)
@@ -96,7 +111,9 @@ def test_any_number_of_items(make):
         assert backend.max == UNBOUNDED
         batch = [{"data": torch.ones(2, 3)}, {"data": b""}, {"data": torch.ones(2, 3)}]
         backend.forward(batch)
-        assert ["result" in item for item in batch] == [True, False, True] and isinstance(batch[1]["error"], InvalidInput)
+        assert ["result" in item for item in batch] == [True, False, True] and isinstance(
+            batch[1]["error"], InvalidInput
+        )
 
 
 def test_wrong_parameters_are_a_load_error():

@@ -14,7 +14,10 @@ from penstock.backends.operators.classify import SoftmaxArgMaxTensor
 
 def make(directory=None, **params):
     backend = SoftmaxArgMaxTensor()
-    backend.init(SoftmaxArgMaxTensor.parameters(**params), Context(directory=directory) if directory else Context())
+    backend.init(
+        SoftmaxArgMaxTensor.parameters(**params),
+        Context(directory=directory) if directory else Context(),
+    )
     return backend
 
 
@@ -35,7 +38,11 @@ def animals(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.int64])
 def test_softmax_and_argmax(shape, dtype):
     answer = classify(np.array([1, 3, 2], dtype).reshape(shape))
-    assert answer == {"result": 1, "class": 1, "score": pytest.approx(math.e**3 / (math.e + math.e**2 + math.e**3))}
+    assert answer == {
+        "result": 1,
+        "class": 1,
+        "score": pytest.approx(math.e**3 / (math.e + math.e**2 + math.e**3)),
+    }
     assert type(answer["result"]) is type(answer["class"]) is int
     assert type(answer["score"]) is float
 
@@ -70,7 +77,10 @@ def test_labels_beside_the_pipelines_file(animals):
 
 def test_top(animals):
     answer = classify(np.array([[1.0, 3, 2]]), make(animals, labels="labels.txt", top_k=2))
-    assert [(entry["class"], entry["label"]) for entry in answer["top"]] == [(1, "dog"), (2, "Äffin")]
+    assert [(entry["class"], entry["label"]) for entry in answer["top"]] == [
+        (1, "dog"),
+        (2, "Äffin"),
+    ]
     assert answer["top"][0] == {key: answer[key] for key in ("class", "score", "label")}
     assert len(classify(np.ones((1, 3)), make(top_k=5))["top"]) == 3
 

@@ -46,11 +46,18 @@ def own_names(monkeypatch: pytest.MonkeyPatch) -> None:
         register_backend(backend.__name__, backend)
 
 
-@pytest.mark.parametrize("child", [BatchRange(low, high) for low in range(1, 7) for high in range(low, 10)])
+@pytest.mark.parametrize(
+    "child", [BatchRange(low, high) for low in range(1, 7) for high in range(low, 10)]
+)
 def test_which_sizes_are_sums_is_what_counting_says(child: BatchRange) -> None:
     reachable = {0}
     for _ in range(40):
-        reachable |= {size + part for size in reachable for part in range(child.min, child.max + 1) if size + part <= 40}
+        reachable |= {
+            size + part
+            for size in reachable
+            for part in range(child.min, child.max + 1)
+            if size + part <= 40
+        }
     for low in range(1, 12):
         missing = [size for size in range(low, 41) if size not in reachable]
         assert first_impossible(BatchRange(low, 40), child) == (missing[0] if missing else None)
@@ -81,7 +88,10 @@ def test_range_may_get_fewer_than_it_says(make: Make) -> None:
 
 @pytest.mark.parametrize("expression", ["Range('8,9')[Eight]", "Range('8,9')[LearnsEight]"])
 def test_a_size_that_is_no_sum_is_found_at_load(make: Make, expression: str) -> None:
-    with pytest.raises(ConfigError, match=r"Range: 9 of \[8, 9\] is no sum of batch sizes that the child takes: it has the range \[8, 8\]"):
+    with pytest.raises(
+        ConfigError,
+        match=r"Range: 9 of \[8, 9\] is no sum of batch sizes that the child takes: it has the range \[8, 8\]",
+    ):
         make(expression)
 
 
@@ -105,7 +115,10 @@ def test_random_decides_for_each_item(make: Make) -> None:
     assert len(batches) == 3, "in two parts, each at once"
 
 
-@pytest.mark.parametrize("expression", ["Random(1.5)[Counts,Counts]", "Random(0.5)[Counts]", "Random[Counts,Counts]", "KeyA2KeyB(a)"])
+@pytest.mark.parametrize(
+    "expression",
+    ["Random(1.5)[Counts,Counts]", "Random(0.5)[Counts]", "Random[Counts,Counts]", "KeyA2KeyB(a)"],
+)
 def test_what_can_not_be_is_found_at_load(make: Make, expression: str) -> None:
     with pytest.raises(ConfigError):
         make(expression)
@@ -121,12 +134,16 @@ def test_what_can_not_be_is_found_at_load(make: Make, expression: str) -> None:
         ("S[KeyA2KeyB(a,b),Counts]", {}, {"data": 1, "a": 2, "b": 2, "result": 10}),
     ],
 )
-def test_results_that_go_to_a_key(make: Make, expression: str, keys: dict[str, str], after: Item) -> None:
+def test_results_that_go_to_a_key(
+    make: Make, expression: str, keys: dict[str, str], after: Item
+) -> None:
     item: Item = {"data": 1, "a": 2}
     make(expression, **keys).forward([item])
     assert item == after
 
 
 def test_a_key_that_is_not_there_is_named(make: Make) -> None:
-    with pytest.raises(BackendError, match="KeyA2KeyB needs the key 'a', which the item does not have; it has data"):
+    with pytest.raises(
+        BackendError, match="KeyA2KeyB needs the key 'a', which the item does not have; it has data"
+    ):
         make("KeyA2KeyB(a,b)").forward([{"data": 1}])

@@ -204,9 +204,12 @@ def test_a_member_that_empties_its_list_ends_no_chain() -> None:
                 item = batch.pop()
                 item["result"] = item["data"] + 1
 
-    chain = Spec("Sequential", Sequential, Sequential.parameters, tuple(Spec("Consumer", Consumer, None) for _ in range(2))).create(
-        Context()
-    )
+    chain = Spec(
+        "Sequential",
+        Sequential,
+        Sequential.parameters,
+        tuple(Spec("Consumer", Consumer, None) for _ in range(2)),
+    ).create(Context())
     items = [{"data": 1}, {"data": 5}]
     chain.forward(items)
     assert [item["result"] for item in items] == [3, 7]
@@ -220,7 +223,9 @@ def test_invalid_input_that_a_member_raises_for_a_batch_of_one_is_that_items_sof
     chain(Batches, Double).forward([item])
     assert isinstance(item["error"], InvalidInput) and "result" not in item
     with pytest.raises(InvalidInput) as caught:
-        spec(Sequential, spec(Identity), spec(Strict)).create(Context()).forward([{"data": "bad"}, {"data": "a"}])
+        spec(Sequential, spec(Identity), spec(Strict)).create(Context()).forward(
+            [{"data": "bad"}, {"data": "a"}]
+        )
     assert caught.value.penstock_backend == "Strict"  # type: ignore[attr-defined]
 
 
@@ -272,7 +277,9 @@ def answers(backend: Backend, *data: Any) -> list[Any]:
 
 @pytest.mark.usefixtures("own_names")
 @pytest.mark.parametrize(("fast", "lost"), [("Silent", "silent"), ("Raises", "bad")])
-def test_a_fallback_runs_for_what_has_no_result(make: Callable[..., Backend], fast: str, lost: str) -> None:
+def test_a_fallback_runs_for_what_has_no_result(
+    make: Callable[..., Backend], fast: str, lost: str
+) -> None:
     items: list[Item] = [{"data": "a"}, {"data": lost}]
     make(f"S[{fast},(or)X,Y]").forward(items)
     assert items == [{"data": "a", "result": "ay"}, {"data": f"{lost}x", "result": f"{lost}xy"}]
@@ -283,11 +290,17 @@ def test_a_fallback_runs_for_what_a_member_raised_of_an_item() -> None:
     with pipe("S[Strict,(or)X,Y]") as chained:
         items = [{"data": "a"}, {"data": "bad"}, {"data": "b"}]
         chained(items)
-    assert items == [{"data": "a", "result": "ay"}, {"data": "bad", "result": "badxy"}, {"data": "b", "result": "by"}]
+    assert items == [
+        {"data": "a", "result": "ay"},
+        {"data": "bad", "result": "badxy"},
+        {"data": "b", "result": "by"},
+    ]
 
 
 @pytest.mark.usefixtures("own_names")
-def test_an_item_that_left_at_a_member_without_filter_does_not_come_back(make: Callable[..., Backend]) -> None:
+def test_an_item_that_left_at_a_member_without_filter_does_not_come_back(
+    make: Callable[..., Backend],
+) -> None:
     item: Item = {"data": "silent"}
     make("S[Silent,X,(or)Y]").forward([item])
     assert item == {"data": "silent"}
@@ -309,7 +322,9 @@ def test_an_item_that_left_at_a_member_without_filter_does_not_come_back(make: C
         ("S[Silent,(Run)Y]", "silent", "silenty"),
     ],
 )
-def test_what_the_statuses_do(make: Callable[..., Backend], expression: str, data: str, result: str) -> None:
+def test_what_the_statuses_do(
+    make: Callable[..., Backend], expression: str, data: str, result: str
+) -> None:
     item: Item = {"data": ""} if data != "silent" else {"data": data}
     make(expression).forward([item])
     assert item.get("result") == result
@@ -334,7 +349,9 @@ def test_each_item_has_its_own_status(make: Callable[..., Backend]) -> None:
 
 
 @pytest.mark.usefixtures("own_names")
-def test_an_earlier_answer_does_not_pass_for_that_of_a_member_that_ran(make: Callable[..., Backend]) -> None:
+def test_an_earlier_answer_does_not_pass_for_that_of_a_member_that_ran(
+    make: Callable[..., Backend],
+) -> None:
     register_filter("just_run", lambda item: Status.RUN)
     items: list[Item] = [{"data": "a"}, {"data": "bad"}]
     make("S[Soft,(just_run)Empty]").forward(items)
@@ -344,7 +361,11 @@ def test_an_earlier_answer_does_not_pass_for_that_of_a_member_that_ran(make: Cal
 @pytest.mark.usefixtures("own_names")
 def test_a_members_batch_is_of_those_that_it_runs_for(make: Callable[..., Backend]) -> None:
     backend = make("S[Silent,(or)X,(filter)HasKey(none)[X]]")
-    items: list[Item] = [{"data": "a", "filter": "Skip"}, {"data": "silent", "filter": "Break"}, {"data": "b", "filter": "Run"}]
+    items: list[Item] = [
+        {"data": "a", "filter": "Skip"},
+        {"data": "silent", "filter": "Break"},
+        {"data": "b", "filter": "Run"},
+    ]
     backend.forward(items)
     assert [item["result"] for item in items] == ["a", "silentx", "b"]
 
@@ -355,12 +376,18 @@ def test_a_members_batch_is_of_those_that_it_runs_for(make: Callable[..., Backen
     [
         ("Error", None, "the filter Error in front of Identity answered Error"),
         ("says", Status.ERROR, "the filter says in front of Identity answered Error"),
-        ("says", "Run", "the filter says in front of Identity answered 'Run', expected a penstock.Status"),
+        (
+            "says",
+            "Run",
+            "the filter says in front of Identity answered 'Run', expected a penstock.Status",
+        ),
         ("says", None, "the filter says in front of Identity answered None, expected"),
         ("filter", None, "the item's key 'filter', which is not there"),
     ],
 )
-def test_error_and_what_is_no_status_fail_the_item(make: Callable[..., Backend], name: str, said: Any, message: str) -> None:
+def test_error_and_what_is_no_status_fail_the_item(
+    make: Callable[..., Backend], name: str, said: Any, message: str
+) -> None:
     register_filter("says", lambda item: said)
     with pytest.raises(BackendError, match=message) as caught:
         answers(make(f"S[X,({name})Identity]"), "a")
@@ -372,7 +399,8 @@ def test_error_fails_only_its_item() -> None:
     register_filter("check", lambda item: Status.ERROR if item["data"] == "a" else Status.SKIP)
     with pipe("S[X,(check)Y]") as chained:
         with pytest.raises(
-            BackendError, match=r"node 'main': backend \(check\)\S+ raised BackendError: the filter check in front of \S+ answered"
+            BackendError,
+            match=r"node 'main': backend \(check\)\S+ raised BackendError: the filter check in front of \S+ answered",
         ):
             chained({"data": "a"})
         item = {"data": "b"}
@@ -381,7 +409,9 @@ def test_error_fails_only_its_item() -> None:
 
 
 @pytest.mark.usefixtures("own_names")
-def test_what_a_filter_raises_fails_the_item_and_invalid_input_is_its_soft_failure(make: Callable[..., Backend]) -> None:
+def test_what_a_filter_raises_fails_the_item_and_invalid_input_is_its_soft_failure(
+    make: Callable[..., Backend],
+) -> None:
     @register_filter("raises")
     def raises(item: Item) -> Status:
         raise {"a": InvalidInput, "b": KeyError}[item["data"]]("said so")
@@ -403,5 +433,7 @@ def test_an_exception_is_nothing_to_fall_back_from(name: str) -> None:
 
 @pytest.mark.usefixtures("own_names")
 def test_an_unknown_filter_is_found_at_load(make: Callable[..., Backend]) -> None:
-    with pytest.raises(ConfigError, match=r"backend: \(orr\)X: there is no filter 'orr', did you mean 'or'\?"):
+    with pytest.raises(
+        ConfigError, match=r"backend: \(orr\)X: there is no filter 'orr', did you mean 'or'\?"
+    ):
         make("S[Silent,(orr)X]")

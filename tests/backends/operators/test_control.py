@@ -78,7 +78,10 @@ def sizes() -> list[int]:
     ],
 )
 def test_pieces(rows: list[int], most: int, full: list[int], even: list[int]) -> None:
-    batch = [{"data": number, "request_size": size} if size != 1 else {"data": number} for number, size in enumerate(rows)]
+    batch = [
+        {"data": number, "request_size": size} if size != 1 else {"data": number}
+        for number, size in enumerate(rows)
+    ]
     for evenly, expected in ((False, full), (True, even)):
         found = list(pieces(batch, most, evenly=evenly))
         assert [len(piece) for piece in found] == expected
@@ -101,9 +104,17 @@ def test_max_runs_its_child_in_pieces(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("expression", "expected"), [("Max[Some]", [4, 1]), ("Max(9)[Some]", [4, 1]), ("Max[Records]", [5]), ("Max(9)[One]", [1] * 5)]
+    ("expression", "expected"),
+    [
+        ("Max[Some]", [4, 1]),
+        ("Max(9)[Some]", [4, 1]),
+        ("Max[Records]", [5]),
+        ("Max(9)[One]", [1] * 5),
+    ],
 )
-def test_max_asks_no_more_of_its_child_than_that_takes(make: Make, expression: str, expected: list[int]) -> None:
+def test_max_asks_no_more_of_its_child_than_that_takes(
+    make: Make, expression: str, expected: list[int]
+) -> None:
     make(expression).forward(items_of(*range(5)))
     assert sizes() == expected
 
@@ -113,8 +124,13 @@ def test_max_may_stand_in_the_table_as_an_engine_has_it(make: Make) -> None:
     assert sizes() == [2, 2, 1]
 
 
-def test_pieces_that_the_child_can_not_take_are_found_at_load(bound: Callable[..., Any], make: Make) -> None:
-    with pytest.raises(ConfigError, match=r"Max: pieces of at most 1 are less than the child takes: it has the range \[2, 4\]"):
+def test_pieces_that_the_child_can_not_take_are_found_at_load(
+    bound: Callable[..., Any], make: Make
+) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"Max: pieces of at most 1 are less than the child takes: it has the range \[2, 4\]",
+    ):
         _ = bound("Max(1)[Some]").declared_range
     with pytest.raises(ConfigError, match=r"less than the child takes: it has the range \[3, 5\]"):
         make("Max(2)[Learns]")
@@ -137,7 +153,9 @@ def test_pieces_that_the_child_can_not_take_are_found_at_load(bound: Callable[..
         ("Empty", (1, UNBOUNDED), (1, UNBOUNDED)),
     ],
 )
-def test_ranges(bound: Callable[..., Any], expression: str, declared: tuple[int, int], known: tuple[int, int]) -> None:
+def test_ranges(
+    bound: Callable[..., Any], expression: str, declared: tuple[int, int], known: tuple[int, int]
+) -> None:
     spec = bound(expression)
     backend = spec.create(Context())
     assert (spec.declared_range, (backend.min, backend.max)) == (declared, known)
@@ -156,8 +174,13 @@ def test_not_has_key_is_the_other_way_round(make: Make) -> None:
     assert [item["result"] for item in items] == [100, 20]
 
 
-@pytest.mark.parametrize(("expression", "expected"), [("HasKey(k)[Records]", [10, 2]), ("NotHasKey(key=k)[Records]", [1, 20])])
-def test_with_one_branch_the_others_go_on_as_they_are(make: Make, expression: str, expected: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [("HasKey(k)[Records]", [10, 2]), ("NotHasKey(key=k)[Records]", [1, 20])],
+)
+def test_with_one_branch_the_others_go_on_as_they_are(
+    make: Make, expression: str, expected: list[int]
+) -> None:
     items: list[Item] = [{"data": 1, "k": None}, {"data": 2}]
     make(expression).forward(items)
     assert [item["result"] for item in items] == expected
@@ -175,22 +198,37 @@ def test_a_branch_gets_no_more_than_it_takes_and_nothing_of_nothing(make: Make) 
 
 
 @pytest.mark.parametrize(
-    "expression", ["HasKey(k)", "HasKey(k)[One,One,One]", "Max", "Parallel[One,One]", "HasKey('')[One]", "Sleep(-1)", "Max(0)[One]"]
+    "expression",
+    [
+        "HasKey(k)",
+        "HasKey(k)[One,One,One]",
+        "Max",
+        "Parallel[One,One]",
+        "HasKey('')[One]",
+        "Sleep(-1)",
+        "Max(0)[One]",
+    ],
 )
 def test_what_can_not_be_is_found_at_load(make: Make, expression: str) -> None:
     with pytest.raises(ConfigError):
         make(expression)
 
 
-@pytest.mark.parametrize("expression", ["Max(2)[Records]", "Parallel[One]", "HasKey(data)[One]", "HasKey(k)[Empty,One]"])
+@pytest.mark.parametrize(
+    "expression", ["Max(2)[Records]", "Parallel[One]", "HasKey(data)[One]", "HasKey(k)[Empty,One]"]
+)
 def test_an_error_in_a_child_names_it(make: Make, expression: str) -> None:
     with pytest.raises(RuntimeError, match="broken") as caught:
         make(expression).forward(items_of(1, "broken"))
     assert caught.value.penstock_backend in ("Records", "One")  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("expression", ["Max(1)[Records]", "Parallel[One]", "HasKey(data)[One]", "HasKey(k)[Empty,One]"])
-def test_invalid_input_of_a_piece_of_one_is_that_items_soft_failure(make: Make, expression: str) -> None:
+@pytest.mark.parametrize(
+    "expression", ["Max(1)[Records]", "Parallel[One]", "HasKey(data)[One]", "HasKey(k)[Empty,One]"]
+)
+def test_invalid_input_of_a_piece_of_one_is_that_items_soft_failure(
+    make: Make, expression: str
+) -> None:
     items = items_of(1, "bad", 2)
     make(expression).forward(items)
     assert [item.get("result") for item in items] == [10, None, 20]
@@ -210,8 +248,12 @@ def test_empty_leaves_the_item_as_it_is(make: Make) -> None:
     assert (item, batches) == ({"data": 1, "k": 2}, [])
 
 
-@pytest.mark.parametrize(("keys", "seconds"), [({}, 0.01), ({"Sleep::time": 30}, 0.03), ({"time": "2.5"}, 0.0025)])
-def test_sleep_sleeps_as_long_as_it_says(monkeypatch: pytest.MonkeyPatch, make: Make, keys: dict[str, Any], seconds: float) -> None:
+@pytest.mark.parametrize(
+    ("keys", "seconds"), [({}, 0.01), ({"Sleep::time": 30}, 0.03), ({"time": "2.5"}, 0.0025)]
+)
+def test_sleep_sleeps_as_long_as_it_says(
+    monkeypatch: pytest.MonkeyPatch, make: Make, keys: dict[str, Any], seconds: float
+) -> None:
     slept: list[float] = []
     backend = make("Sleep", **keys)
     monkeypatch.setattr(time, "sleep", slept.append)

@@ -60,7 +60,14 @@ def test_what_becomes_of_an_item(make: Make, expression: str, before: Item, afte
 
 
 def test_keep_leaves_what_steers_penstock(make: Make) -> None:
-    steering = {"filter": "skip", "node_name": "n", "restart": "n", "request_size": 2, "event": object(), "context": {}}
+    steering = {
+        "filter": "skip",
+        "node_name": "n",
+        "restart": "n",
+        "request_size": 2,
+        "event": object(),
+        "context": {},
+    }
     assert run(make("Keep[a]"), data=1, other=2, **steering) == {"data": 1, "result": 1, **steering}
 
 
@@ -75,21 +82,37 @@ def test_keep_leaves_what_steers_penstock(make: Make) -> None:
         ("Keep", {"keep": "b"}, {"data": 1, "result": 1}),
     ],
 )
-def test_the_keys_may_stand_in_the_table(make: Make, expression: str, keys: dict[str, Any], after: Item) -> None:
+def test_the_keys_may_stand_in_the_table(
+    make: Make, expression: str, keys: dict[str, Any], after: Item
+) -> None:
     assert run(make(expression, **keys), data=1, a=2) == after
 
 
 @pytest.mark.parametrize("name", ["Copy", "Move"])
 def test_a_source_that_is_not_there_is_named(make: Make, name: str) -> None:
-    with pytest.raises(BackendError, match=f"{name} needs the key 'a', which the item does not have; it has data, x"):
+    with pytest.raises(
+        BackendError,
+        match=f"{name} needs the key 'a', which the item does not have; it has data, x",
+    ):
         run(make(f"{name}[a:b]"), data=1, x=2)
 
 
 @pytest.mark.parametrize(
-    "expression", ["Copy[a:b]", "Move[a:b]", "Add[a:b]", "AddInt[a:1]", "Remove[a]", "Keep[a]", "Result2Key[Identity]"]
+    "expression",
+    [
+        "Copy[a:b]",
+        "Move[a:b]",
+        "Add[a:b]",
+        "AddInt[a:1]",
+        "Remove[a]",
+        "Keep[a]",
+        "Result2Key[Identity]",
+    ],
 )
 def test_missing_data_is_named(make: Make, expression: str) -> None:
-    with pytest.raises(BackendError, match="needs the key 'data', which the item does not have; it has a"):
+    with pytest.raises(
+        BackendError, match="needs the key 'data', which the item does not have; it has a"
+    ):
         run(make(expression), a=2)
 
 
@@ -165,7 +188,11 @@ def test_result2key_has_its_childs_range(make: Make, bound: Callable[..., Any]) 
 
     register_backend("Some", Some)
     register_backend("Learns", Learns)
-    assert bound("Result2Key[Some]").declared_range == bound("S[Result2Key[Some],Identity]").declared_range == (2, 4)
+    assert (
+        bound("Result2Key[Some]").declared_range
+        == bound("S[Result2Key[Some],Identity]").declared_range
+        == (2, 4)
+    )
     assert bound("Result2Key").declared_range == (1, UNBOUNDED)
     backend = make("Result2Key[Learns]")
     assert (backend.min, backend.max) == (2, 3)

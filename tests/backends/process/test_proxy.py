@@ -24,7 +24,12 @@ from penstock.backends.expressions.registry import find_backend
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.item import Item
 from penstock.backends.process import proxy as process
-from penstock.backends.process.proxy import ProcessBackend, ProcessDiedError, RestartError, obstacles
+from penstock.backends.process.proxy import (
+    ProcessBackend,
+    ProcessDiedError,
+    RestartError,
+    obstacles,
+)
 
 OPS = """
 import logging, os, signal, subprocess, sys, time
@@ -173,7 +178,9 @@ def test_where_it_runs(echo: ProcessBackend, ops: Path, monkeypatch: pytest.Monk
     assert facts["context"] == context(ops)
     assert facts["threads"] == os.environ.get("OMP_NUM_THREADS", "1")
     assert facts["PYTHONPATH"] == os.environ.get("PYTHONPATH")
-    assert facts["path"] == list(dict.fromkeys(entry or str(Path.cwd()) for entry in sys.path))  # nothing more, nothing else first
+    assert facts["path"] == list(
+        dict.fromkeys(entry or str(Path.cwd()) for entry in sys.path)
+    )  # nothing more, nothing else first
 
 
 def test_failures_keep_their_class(echo: ProcessBackend) -> None:
@@ -189,14 +196,25 @@ def test_failures_keep_their_class(echo: ProcessBackend) -> None:
         assert type(caught.value) is kind or data == "unknown"
         assert caught.value.penstock_backend == "Echo"  # type: ignore[attr-defined]
     soft, fine = run(echo, "soft", "fine")
-    assert type(soft).__name__ == "InvalidInput" and isinstance(soft, InvalidInput) and str(soft) == "soft"
+    assert (
+        type(soft).__name__ == "InvalidInput"
+        and isinstance(soft, InvalidInput)
+        and str(soft) == "soft"
+    )
     assert fine == "fine"
 
 
 @pytest.mark.parametrize(
-    ("data", "how"), [("kill", "was killed by SIGKILL"), ("exit", "exited with code 5"), ("abort", "was killed by SIGABRT")]
+    ("data", "how"),
+    [
+        ("kill", "was killed by SIGKILL"),
+        ("exit", "exited with code 5"),
+        ("abort", "was killed by SIGABRT"),
+    ],
 )
-def test_a_child_that_dies_is_replaced(echo: ProcessBackend, data: str, how: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_child_that_dies_is_replaced(
+    echo: ProcessBackend, data: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
     restarts = []
     echo.on_restart = lambda: restarts.append(echo.ready)
     first, fds = echo.pid, descriptors()
@@ -233,7 +251,10 @@ def test_on_exit_is_told(ops: Path) -> None:
 
 def test_a_child_that_can_not_be_replaced_ends_the_thread(echo: ProcessBackend, ops: Path) -> None:
     (ops / "refuse").touch()
-    with pytest.raises(RestartError, match="was killed by SIGKILL, and can't be started again: ValueError: refused to load"):
+    with pytest.raises(
+        RestartError,
+        match="was killed by SIGKILL, and can't be started again: ValueError: refused to load",
+    ):
         run(echo, "kill")
     assert not echo.ready
     assert not issubclass(RestartError, Exception)
@@ -248,7 +269,10 @@ def test_what_the_child_leaves_behind_holds_nobody_up(echo: ProcessBackend) -> N
 
 @pytest.mark.parametrize(
     ("file", "kind", "text"),
-    [("refuse", ValueError, "refused to load"), ("leave", ProcessDiedError, "exited with code 3 while it loaded")],
+    [
+        ("refuse", ValueError, "refused to load"),
+        ("leave", ProcessDiedError, "exited with code 3 while it loaded"),
+    ],
 )
 def test_a_child_that_does_not_load(ops: Path, file: str, kind: type[Exception], text: str) -> None:
     (ops / file).touch()
@@ -353,7 +377,9 @@ def test_descriptors_of_the_child(echo: ProcessBackend) -> None:
     run_again = run(echo, "facts")[0]
     os.close(read)
     os.close(write)
-    assert before["fds"] == run_again["fds"] <= 3 + 3 + 1  # standard ones, the channel's, the listing's own
+    assert (
+        before["fds"] == run_again["fds"] <= 3 + 3 + 1
+    )  # standard ones, the channel's, the listing's own
 
 
 PROGRAM = """
@@ -376,7 +402,11 @@ sys.stdin.read()
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_child_ends_with_its_parent(ops: Path, data: str, number: signal.Signals) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(ops), data], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", PROGRAM, str(ops), data],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
@@ -384,7 +414,9 @@ def test_the_child_ends_with_its_parent(ops: Path, data: str, number: signal.Sig
         assert not gone(pid)
         parent.send_signal(number)
         parent.wait(20)
-        wait_until(lambda: gone(pid) or "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3])
+        wait_until(
+            lambda: gone(pid) or "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3]
+        )
 
 
 def test_what_the_child_says_goes_to_stderr(ops: Path) -> None:
@@ -414,8 +446,12 @@ def test_built_ins_and_chains(ops: Path) -> None:
         backend.close()
 
 
-def test_a_filter_that_no_other_process_knows_is_an_obstacle(monkeypatch: pytest.MonkeyPatch, bound: Callable[..., Spec]) -> None:
+def test_a_filter_that_no_other_process_knows_is_an_obstacle(
+    monkeypatch: pytest.MonkeyPatch, bound: Callable[..., Spec]
+) -> None:
     monkeypatch.setattr(filters, "_registered", {})
     register_filter("mine", lambda item: filters.Status.RUN)
     (found,) = obstacles(bound("S[Identity,(or)Identity,SyncTensor[S[Identity,(mine)Identity]]]"))
-    assert found.startswith("the filter mine was registered in this process, and a child process can't find it")
+    assert found.startswith(
+        "the filter mine was registered in this process, and a child process can't find it"
+    )

@@ -56,12 +56,21 @@ def same(found: Any, expected: np.ndarray) -> None:
     assert found.dtype == expected.dtype and found.dtype.byteorder == expected.dtype.byteorder
     assert found.shape == expected.shape
     assert found.tobytes() == expected.tobytes()
-    assert found.flags.owndata and found.flags.c_contiguous and found.flags.writeable and found.flags.aligned
+    assert (
+        found.flags.owndata
+        and found.flags.c_contiguous
+        and found.flags.writeable
+        and found.flags.aligned
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(), (1,), (7,), (0,), (3, 0, 2), (2, 3, 5), (1, 1, 1, 1, 1, 1, 4)], ids=str)
-def test_every_dtype_and_shape(ends: tuple[Channel, Channel], dtype: Any, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    "shape", [(), (1,), (7,), (0,), (3, 0, 2), (2, 3, 5), (1, 1, 1, 1, 1, 1, 4)], ids=str
+)
+def test_every_dtype_and_shape(
+    ends: tuple[Channel, Channel], dtype: Any, shape: tuple[int, ...]
+) -> None:
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     raw = np.random.default_rng(0).integers(0, 2 if dtype == "?" else 100, size, np.uint8).tobytes()
     array = np.frombuffer(raw, dtype, count=int(np.prod(shape))).reshape(shape)
@@ -70,7 +79,14 @@ def test_every_dtype_and_shape(ends: tuple[Channel, Channel], dtype: Any, shape:
 
 def test_strides_of_every_kind(ends: tuple[Channel, Channel]) -> None:
     base = np.arange(2 * 30 * 40 * 3, dtype=np.uint16).reshape(60, 40, 3)
-    views = [base[::2], base[:, ::-1], base.T, base[5:9, 3:7, 1], np.asfortranarray(base), base[::-1, ::-3]]
+    views = [
+        base[::2],
+        base[:, ::-1],
+        base.T,
+        base[5:9, 3:7, 1],
+        np.asfortranarray(base),
+        base[::-1, ::-3],
+    ]
     views.append(np.broadcast_to(base[0], (4, 40, 3)))
     for found, view in zip(passed(ends, views), views, strict=True):
         same(found, np.ascontiguousarray(view))
@@ -87,13 +103,21 @@ def test_read_only_arrays_become_the_receivers(ends: tuple[Channel, Channel]) ->
     same(passed(ends, array), array)
 
 
-@pytest.mark.parametrize("name", ["float32", "bfloat16", "bool", "complex64", "int64", "float8_e4m3fn"])
-def test_torch_tensors_without_the_storage_they_are_views_of(ends: tuple[Channel, Channel], name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["float32", "bfloat16", "bool", "complex64", "int64", "float8_e4m3fn"]
+)
+def test_torch_tensors_without_the_storage_they_are_views_of(
+    ends: tuple[Channel, Channel], name: str
+) -> None:
     torch = pytest.importorskip("torch")
     whole = torch.arange(60).reshape(3, 4, 5).to(getattr(torch, name))
     for tensor in (whole, whole[1], whole[:, 2].T, whole[0, 0, 0], whole[:0]):
         found = passed(ends, tensor)
-        assert type(found) is torch.Tensor and found.dtype == tensor.dtype and found.shape == tensor.shape
+        assert (
+            type(found) is torch.Tensor
+            and found.dtype == tensor.dtype
+            and found.shape == tensor.shape
+        )
         assert found.tolist() == tensor.tolist()
         assert found.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
@@ -154,11 +178,16 @@ def test_what_can_not_be_pickled_is_not_sent(ends: tuple[Channel, Channel]) -> N
     assert passed(ends, "next") == "next"
 
 
-def test_a_class_of_main_is_refused_by_name(ends: tuple[Channel, Channel], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_of_main_is_refused_by_name(
+    ends: tuple[Channel, Channel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     cls = type("Mine", (), {"__module__": "__main__", "__qualname__": "Mine"})
     monkeypatch.setattr(sys.modules["__main__"], "Mine", cls, raising=False)
     ends[0].send(cls())
-    with pytest.raises(pickle.UnpicklingError, match="Mine is defined in __main__, which no other process can import"):
+    with pytest.raises(
+        pickle.UnpicklingError,
+        match="Mine is defined in __main__, which no other process can import",
+    ):
         ends[1].receive()
     assert passed(ends, "next") == "next"
 
@@ -203,17 +232,39 @@ class UnprintableError(Exception):
         (KeyError("key"), KeyError, "KeyError", "'key'"),
         (MemoryError(), MemoryError, "MemoryError", ""),
         (DeviceError("lost"), DeviceError, "DeviceError", "lost"),
-        (FileNotFoundError(2, "No such file", "x"), FileNotFoundError, "FileNotFoundError", "[Errno 2] No such file: 'x'"),
-        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "why"), UnicodeDecodeError, "UnicodeDecodeError", "'utf-8' codec can't"),
+        (
+            FileNotFoundError(2, "No such file", "x"),
+            FileNotFoundError,
+            "FileNotFoundError",
+            "[Errno 2] No such file: 'x'",
+        ),
+        (
+            UnicodeDecodeError("utf-8", b"\xff", 0, 1, "why"),
+            UnicodeDecodeError,
+            "UnicodeDecodeError",
+            "'utf-8' codec can't",
+        ),
         (ConfigError([Problem("wrong")]), ConfigError, "ConfigError", "wrong"),
         (ExceptionGroup("many", [ValueError("one")]), Exception, "ExceptionGroup", "many"),
-        (subprocess.CalledProcessError(3, "x"), Exception, "CalledProcessError", "Command 'x' returned"),
+        (
+            subprocess.CalledProcessError(3, "x"),
+            Exception,
+            "CalledProcessError",
+            "Command 'x' returned",
+        ),
         (UnprintableError(), Exception, "UnprintableError", "(its message can't be shown)"),
-        (type("ValueError", (Exception,), {})("not Python's"), Exception, "ValueError", "not Python's"),
+        (
+            type("ValueError", (Exception,), {})("not Python's"),
+            Exception,
+            "ValueError",
+            "not Python's",
+        ),
     ],
     ids=lambda each: type(each).__name__ if isinstance(each, Exception) else "",
 )
-def test_exceptions_keep_kind_name_and_text(error: Exception, kind: type[Exception], name: str, text: str) -> None:
+def test_exceptions_keep_kind_name_and_text(
+    error: Exception, kind: type[Exception], name: str, text: str
+) -> None:
     found = pickle.loads(pickle.dumps(Failure.of(error, "Backend"))).rebuild("process 7")
     assert isinstance(found, kind)
     assert type(found).__name__ == name
@@ -253,7 +304,9 @@ def test_what_changed_comes_back_and_nothing_else() -> None:
 
 def test_an_error_in_an_item_survives() -> None:
     item: Item = {"data": 1}
-    pickle.loads(pickle.dumps(Change.between({"data": 1}, {"data": 1, "error": Odd(3, 4)}))).apply(item, "process 7")
+    pickle.loads(pickle.dumps(Change.between({"data": 1}, {"data": 1, "error": Odd(3, 4)}))).apply(
+        item, "process 7"
+    )
     assert isinstance(item["error"], InvalidInput) and str(item["error"]) == "3 and 4"
     Change.between({}, {"error": "only text"}).apply(item, "")
     assert item["error"] == "only text"
@@ -263,7 +316,9 @@ def test_an_error_in_an_item_survives() -> None:
 
 
 def test_a_part_makes_its_spec_again(tmp_path: Path) -> None:
-    (tmp_path / "ops.py").write_text("def plus(x):\n    return x + 1\nclass Any:\n    def forward(self, batch): ...\n")
+    (tmp_path / "ops.py").write_text(
+        "def plus(x):\n    return x + 1\nclass Any:\n    def forward(self, batch): ...\n"
+    )
     resize = find_backend("ResizeMat")
     assert resize.parameters is not None
     given = Spec("S", find_backend("S"), find_backend("S").parameters(), (  # type: ignore[misc]
@@ -283,7 +338,9 @@ def test_a_part_makes_its_spec_again(tmp_path: Path) -> None:
 
 
 def test_a_part_keeps_filters_keys_and_ranges(bound: Callable[..., Spec]) -> None:
-    given = bound("S[Copy[a:b],(or)Add['k:x, y',l:],(skip)AddInt[n:1],Keep[a,b],Range('1,4',force_range='1,2')[Identity]]")
+    given = bound(
+        "S[Copy[a:b],(or)Add['k:x, y',l:],(skip)AddInt[n:1],Keep[a,b],Range('1,4',force_range='1,2')[Identity]]"
+    )
     assert given.children[1].filter == "or"
     assert pickle.loads(pickle.dumps(Part.of(given))).spec(Context()) == given
 
@@ -325,17 +382,26 @@ def test_a_childs_life(ends: tuple[Channel, Channel], tmp_path: Path) -> None:
     assert parent.receive() == Loaded(1, 3)
     parent.send([{"data": 1}, {"data": 2}])
     first, second = parent.receive()
-    assert (first.set, second.set) == ({"result": ["init", "warm", 1]}, {"result": ["init", "warm", 2]})
+    assert (first.set, second.set) == (
+        {"result": ["init", "warm", 1]},
+        {"result": ["init", "warm", 2]},
+    )
     parent.send([{"data": "lock"}])
     failure = parent.receive()
-    assert isinstance(failure, Failure) and "cannot pickle" in failure.text and failure.backend == "Log"
+    assert (
+        isinstance(failure, Failure)
+        and "cannot pickle" in failure.text
+        and failure.backend == "Log"
+    )
     parent.send([{}])
     failure = parent.receive()
     assert (failure.known, failure.text, failure.backend) == ("KeyError", "'data'", "Log")
     parent.bell.shutdown(socket.SHUT_WR)
     thread.join(20)
     assert not thread.is_alive()
-    (module,) = [module for name, module in sys.modules.items() if name.startswith("_penstock_log_")]
+    (module,) = [
+        module for name, module in sys.modules.items() if name.startswith("_penstock_log_")
+    ]
     assert module.Log.events == ["init", "warm", "close"]
 
 
@@ -349,12 +415,26 @@ def test_a_child_that_can_not_load_says_why(ends: tuple[Channel, Channel], tmp_p
 
 def test_a_child_without_its_parent_leaves() -> None:
     code = "from penstock.backends import worker; worker.die_with(1); print('lives')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.returncode, done.stdout) == (1, "")
 
 
 def test_a_child_imports_only_what_it_needs() -> None:
-    unwanted = ("asyncio", "fastapi", "uvicorn", "cv2", "onnxruntime", "torch", "penstock.pipelines", "penstock.app", "multiprocessing")
+    unwanted = (
+        "asyncio",
+        "fastapi",
+        "uvicorn",
+        "cv2",
+        "onnxruntime",
+        "torch",
+        "penstock.pipelines",
+        "penstock.app",
+        "multiprocessing",
+    )
     code = f"import sys, penstock.backends.process.worker; print([name for name in {unwanted} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout == "[]\n"

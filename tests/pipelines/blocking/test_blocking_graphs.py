@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 
 import penstock
-from penstock.backends.errors import BackendError, DeadlineExceeded, InvalidInput, NotFound, NotReady
+from penstock.backends.errors import (
+    BackendError,
+    DeadlineExceeded,
+    InvalidInput,
+    NotFound,
+    NotReady,
+)
 from penstock.backends.expressions.registry import register_backend
 from penstock.backends.item import Item
 from penstock.pipelines.blocking.calls import Event
@@ -111,7 +117,12 @@ ANSWERS = {
 
 @pytest.mark.parametrize("node", list(ANSWERS))
 def test_the_answer_is_merged_into_the_callers_dict(p: Pipe, node: str) -> None:
-    item: Item = {"data": "xy" if node in ("diamond", "a", "think") else ["x", "y"], "node_name": node, "result": "stale", "error": "stale"}
+    item: Item = {
+        "data": "xy" if node in ("diamond", "a", "think") else ["x", "y"],
+        "node_name": node,
+        "result": "stale",
+        "error": "stale",
+    }
     before = item["data"]
     p(item)
     assert item.pop("result") == ANSWERS[node](before)
@@ -137,16 +148,25 @@ def test_failures_in_place(p: Pipe, node: str) -> None:
 
 
 def test_a_list_goes_several_ways(p: Pipe) -> None:
-    items: list[Item] = [{"data": "xy" if node in ("diamond", "a", "think") else ["x", "y"], "node_name": node} for node in ANSWERS]
+    items: list[Item] = [
+        {"data": "xy" if node in ("diamond", "a", "think") else ["x", "y"], "node_name": node}
+        for node in ANSWERS
+    ]
     items.append({"data": ["soft"], "node_name": "all"})
     p(items)
-    assert [item.get("result") for item in items] == [*[answer(item["data"]) for answer, item in zip(ANSWERS.values(), items)], None]
+    assert [item.get("result") for item in items] == [
+        *[answer(item["data"]) for answer, item in zip(ANSWERS.values(), items)],
+        None,
+    ]
     assert type(items[-1]["error"]) is InvalidInput
 
 
 def test_one_failure_of_a_list_drops_the_others(p: Pipe, workshop: Workshop) -> None:
     workshop.hold("each")
-    items: list[Item] = [{"data": ["x"] * 20, "node_name": "all"}, {"data": "hard", "node_name": "diamond"}]
+    items: list[Item] = [
+        {"data": ["x"] * 20, "node_name": "all"},
+        {"data": "hard", "node_name": "diamond"},
+    ]
     with pytest.raises(BackendError, match="as told"):
         p(items)
     assert all("result" not in item for item in items)
@@ -182,7 +202,9 @@ def test_events_of_32_threads(p: Pipe) -> None:
             made: list[Item] = []
             for _ in range(chance.randrange(1, 4)):
                 name = f"{seed}.{chance.randrange(1000)}"
-                made.append({"data": name if plain else [name] * chance.randrange(5), "node_name": node})
+                made.append(
+                    {"data": name if plain else [name] * chance.randrange(5), "node_name": node}
+                )
             failing = chance.random() < 0.2
             if failing:
                 made.append({"data": "hard" if plain else ["hard"], "node_name": node})
@@ -197,7 +219,9 @@ def test_events_of_32_threads(p: Pipe) -> None:
                 assert all("result" not in item for item in made)
             else:
                 wait()
-                assert [item["result"] for item in made] == [ANSWERS[node](item["data"]) for item in made]
+                assert [item["result"] for item in made] == [
+                    ANSWERS[node](item["data"]) for item in made
+                ]
             checked += 1
         return checked
 
@@ -206,7 +230,9 @@ def test_events_of_32_threads(p: Pipe) -> None:
     assert p._runner.pipeline.inside == 0
 
 
-@pytest.mark.parametrize(("node", "held"), [("all", "each"), ("think", "a"), ("pages", "read"), ("diamond", "b")])
+@pytest.mark.parametrize(
+    ("node", "held"), [("all", "each"), ("think", "a"), ("pages", "read"), ("diamond", "b")]
+)
 def test_close_while_calls_wait(workshop: Workshop, node: str, held: str) -> None:
     workshop.hold(held)
     made = penstock.pipe(TABLES, name="graphs")
@@ -234,7 +260,10 @@ def test_logic_can_not_wait_for_a_pipe_on_the_loop(workshop: Workshop) -> None:
         item["data"]({"data": 1})
 
     register_backend("Asks", asks)
-    with penstock.pipe({"backend": "Asks"}, name="asks") as made, pytest.raises(BackendError, match=r"RuntimeError.*running event loop"):
+    with (
+        penstock.pipe({"backend": "Asks"}, name="asks") as made,
+        pytest.raises(BackendError, match=r"RuntimeError.*running event loop"),
+    ):
         made({"data": made})
 
 

@@ -36,7 +36,9 @@ def call(later: list[Any]) -> Call:
     return made
 
 
-def test_a_failure_is_told_at_once_and_its_siblings_leave_a_little_later(call: Call, later: list[Any]) -> None:
+def test_a_failure_is_told_at_once_and_its_siblings_leave_a_little_later(
+    call: Call, later: list[Any]
+) -> None:
     first, second, third = call.parts
     runs: list[Any] = [part.run for part in call.parts]
     first.set_result({"result": 1})
@@ -76,7 +78,13 @@ def test_a_call_that_was_abandoned_before_the_loop_saw_it_is_not_submitted() -> 
     def submit_nowait(*given: Any) -> None:
         raise AssertionError(given)
 
-    call = Call(SimpleNamespace(pipeline=SimpleNamespace(submit_nowait=submit_nowait)), [{"data": 1}], None, None, None)  # type: ignore[arg-type]
+    call = Call(
+        SimpleNamespace(pipeline=SimpleNamespace(submit_nowait=submit_nowait)),
+        [{"data": 1}],
+        None,
+        None,
+        None,
+    )  # type: ignore[arg-type]
     call.abandon()
     call.submit()
     assert call.parts[0].done()

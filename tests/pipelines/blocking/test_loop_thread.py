@@ -89,7 +89,11 @@ def of_pipes() -> list[str]:
 def test_close_ends_the_threads_and_may_be_called_again() -> None:
     before = set(threading.enumerate())
     made = pipe({"backend": "Hold", "instance_num": 2}, name="closing")
-    assert {thread.name for thread in set(threading.enumerate()) - before} == {"penstock:closing", "closing/main#0", "closing/main#1"}
+    assert {thread.name for thread in set(threading.enumerate()) - before} == {
+        "penstock:closing",
+        "closing/main#0",
+        "closing/main#1",
+    }
     assert all(thread.daemon for thread in set(threading.enumerate()) - before)
     made.close()
     assert set(threading.enumerate()) == before
@@ -179,7 +183,10 @@ def test_an_unclosed_pipe_ends_with_its_last_reference() -> None:
     item = {"data": 1}
     made(item)
     assert of_pipes() == ["forgotten/main#0", "penstock:forgotten"]
-    with pytest.warns(ResourceWarning, match=r"unclosed <pipe forgotten: ready, 0 active, 0 queued>: call close\(\)"):
+    with pytest.warns(
+        ResourceWarning,
+        match=r"unclosed <pipe forgotten: ready, 0 active, 0 queued>: call close\(\)",
+    ):
         del made
     until(lambda: not of_pipes())
 
@@ -231,7 +238,15 @@ def call(p, data=1):
 
 def script(text: str, timeout: float = 30.0) -> tuple[int, str, str]:
     """Run it with warnings as errors: its exit status, what it printed, and its complaints."""
-    command = [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", "-c", PREAMBLE + textwrap.dedent(text)]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-W",
+        "ignore:This process:DeprecationWarning",
+        "-c",
+        PREAMBLE + textwrap.dedent(text),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     return done.returncode, done.stdout, done.stderr
 
@@ -285,7 +300,17 @@ def test_a_forked_child_that_never_touches_the_pipe_ends_in_silence() -> None:
     assert (status, out, err) == (0, "parent\n", "")
 
 
-@pytest.mark.parametrize("ending", ["", "p.close()", "sys.exit(0)", "del p", "p.again = p; del p", "q = [p]; q.append(q); del p, q"])
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "",
+        "p.close()",
+        "sys.exit(0)",
+        "del p",
+        "p.again = p; del p",
+        "q = [p]; q.append(q); del p, q",
+    ],
+)
 def test_the_interpreter_ends(ending: str) -> None:
     """Closed or not. A pipe that is forgotten before the end warns, and nothing else is said."""
     status, out, err = script(f"""
@@ -295,7 +320,10 @@ def test_the_interpreter_ends(ending: str) -> None:
     """)
     assert (status, out) == (0, "done\n")
     if ending == "del p":
-        assert "ResourceWarning: unclosed <pipe" in err and "Traceback" not in err.split("ResourceWarning")[1]
+        assert (
+            "ResourceWarning: unclosed <pipe" in err
+            and "Traceback" not in err.split("ResourceWarning")[1]
+        )
     elif ending in ("", "p.close()", "sys.exit(0)"):
         assert err == ""
 
@@ -382,7 +410,9 @@ def test_an_interrupt_cancels_the_waiting_call() -> None:
             print(call(p))
     """)
     item = "{'data': 1}"
-    expected = f"interrupted [{item}, {item}, {item}]\n<pipe pipeline: ready, 1 active, 0 queued>\ndone\n"
+    expected = (
+        f"interrupted [{item}, {item}, {item}]\n<pipe pipeline: ready, 1 active, 0 queued>\ndone\n"
+    )
     assert (status, out, err) == (0, expected, "")
 
 

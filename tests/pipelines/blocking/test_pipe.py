@@ -181,7 +181,9 @@ def test_neither_result_nor_error_is_an_answer_without_a_result(p: Pipe) -> None
 def test_a_failure_names_node_and_backend_and_leaves_no_result() -> None:
     with pipe({"pipeline": {}, "calc": {"backend": "S[Act,Act]"}}) as made:
         item = {"data": "raise", "result": "stale", "error": "stale"}
-        with pytest.raises(BackendError, match=r"node 'calc': backend Act raised ValueError: as told") as caught:
+        with pytest.raises(
+            BackendError, match=r"node 'calc': backend Act raised ValueError: as told"
+        ) as caught:
             made(item)
         assert isinstance(caught.value.__cause__, ValueError)
         assert item == {"data": "raise"}
@@ -195,7 +197,19 @@ def test_a_missing_data_is_an_index_error(p: Pipe) -> None:
     assert item == {"dta": 1}
 
 
-@pytest.mark.parametrize("given", [None, 1, "data", b"data", {1, 2}, MappingProxyType({"data": 1}), [{"data": 1}, 5], ({"data": 1}, "x")])
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        1,
+        "data",
+        b"data",
+        {1, 2},
+        MappingProxyType({"data": 1}),
+        [{"data": 1}, 5],
+        ({"data": 1}, "x"),
+    ],
+)
 def test_what_is_no_item_is_a_type_error(p: Pipe, given: Any) -> None:
     with pytest.raises(TypeError, match="a dict with 'data'"):
         p(given)
@@ -240,7 +254,11 @@ def test_a_list_is_one_call(p: Pipe) -> None:
 
 
 def test_in_a_list_soft_failures_stay_with_their_item(p: Pipe) -> None:
-    items: list[dict[str, Any]] = [{"data": 1}, {"data": "unreadable", "result": "stale"}, {"data": 3}]
+    items: list[dict[str, Any]] = [
+        {"data": 1},
+        {"data": "unreadable", "result": "stale"},
+        {"data": 3},
+    ]
     p(items)
     assert [item.get("result") for item in items] == [2, None, 4]
     assert [str(item.get("error", "")) for item in items] == ["", "no image", ""]
@@ -248,7 +266,11 @@ def test_in_a_list_soft_failures_stay_with_their_item(p: Pipe) -> None:
 
 def test_in_a_list_an_exception_is_everybodys() -> None:
     with pipe({"backend": "Act", "max": 1}) as made:
-        items: list[dict[str, Any]] = [{"data": 1, "result": "stale"}, {"data": "raise"}, {"data": 3, "result": "stale"}]
+        items: list[dict[str, Any]] = [
+            {"data": 1, "result": "stale"},
+            {"data": "raise"},
+            {"data": 3, "result": "stale"},
+        ]
         with pytest.raises(BackendError, match="as told"):
             made(items)
         assert [set(item) for item in items] == [{"data"}] * 3
@@ -295,7 +317,13 @@ def test_the_same_dict_twice_is_a_value_error(p: Pipe) -> None:
 
 @pytest.fixture
 def chain() -> Iterator[Pipe]:
-    with pipe({"a": {"backend": "Act", "next": "b"}, "b": {"backend": "Act", "next": "c"}, "c": {"backend": "Act"}}) as made:
+    with pipe(
+        {
+            "a": {"backend": "Act", "next": "b"},
+            "b": {"backend": "Act", "next": "c"},
+            "c": {"backend": "Act"},
+        }
+    ) as made:
         yield made
 
 
@@ -333,7 +361,10 @@ def test_an_unknown_node_name_is_an_index_error(chain: Pipe, p: Pipe, name: Any)
 
 
 def test_an_unknown_node_name_is_told_the_nearest() -> None:
-    with pipe({"decode": {"backend": "Act"}}) as made, pytest.raises(IndexError, match="did you mean 'decode'"):
+    with (
+        pipe({"decode": {"backend": "Act"}}) as made,
+        pytest.raises(IndexError, match="did you mean 'decode'"),
+    ):
         made({"data": 0, "node_name": "decod"})
 
 
@@ -379,7 +410,9 @@ def test_too_many_inside() -> None:
         items = [{"data": 1}, {"data": 2}]
         with pytest.raises(QueueFull):
             made(items)
-        until(lambda: made._runner.pipeline.inside == 1)  # those of the list that were in are out again
+        until(
+            lambda: made._runner.pipeline.inside == 1
+        )  # those of the list that were in are out again
         held.opened.set()
         assert caller.outcome() is None
 
@@ -420,7 +453,12 @@ def test_backends_do_not_see_the_event(p: Pipe) -> None:
 
 
 @pytest.mark.parametrize(
-    ("item", "error"), [({"data": "raise"}, BackendError), ({}, IndexError), ({"data": 1, "node_name": "x"}, IndexError)]
+    ("item", "error"),
+    [
+        ({"data": "raise"}, BackendError),
+        ({}, IndexError),
+        ({"data": 1, "node_name": "x"}, IndexError),
+    ],
 )
 def test_wait_raises_whatever_failed(p: Pipe, item: dict[str, Any], error: type[Exception]) -> None:
     event = item["event"] = Event()
@@ -649,8 +687,12 @@ def test_submissions_share_a_wake_up_of_the_loop(p: Pipe) -> None:
     assert len(asked) == 1
 
 
-def test_nothing_holds_the_callers_data_afterwards(p: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("penstock.executor"), "disabled", True)  # pytest keeps records, and these their tracebacks
+def test_nothing_holds_the_callers_data_afterwards(
+    p: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        logging.getLogger("penstock.executor"), "disabled", True
+    )  # pytest keeps records, and these their tracebacks
 
     class Data:
         def __call__(self, item: Item) -> str:
@@ -684,7 +726,9 @@ def test_nothing_holds_the_callers_data_afterwards(p: Pipe, monkeypatch: pytest.
 
 async def test_in_the_thread_of_a_running_loop_it_says_what_to_do(p: Pipe) -> None:
     item: dict[str, Any] = {"data": 1, "result": "kept"}
-    with pytest.raises(RuntimeError, match=r"`await pipeline\(item\)`.* or `await asyncio.to_thread\(pipe, item\)`"):
+    with pytest.raises(
+        RuntimeError, match=r"`await pipeline\(item\)`.* or `await asyncio.to_thread\(pipe, item\)`"
+    ):
         p(item)
     assert item["result"] == "kept"
     await asyncio.to_thread(p, item)
@@ -726,9 +770,14 @@ def test_a_backend_that_calls_its_own_pipe_is_told(p: Pipe) -> None:
         p({"data": 1})
         return 1
 
-    with pytest.raises(BackendError, match="RuntimeError: a backend of acts/main#0 calls the pipe 'acts', which waits for that"):
+    with pytest.raises(
+        BackendError,
+        match="RuntimeError: a backend of acts/main#0 calls the pipe 'acts', which waits for that",
+    ):
         p({"data": ring})
-    with pytest.raises(BackendError, match="RuntimeError: a backend of acts/main#0 closes the pipe it runs in"):
+    with pytest.raises(
+        BackendError, match="RuntimeError: a backend of acts/main#0 closes the pipe it runs in"
+    ):
         p({"data": lambda item: p.close()})
 
 
@@ -743,7 +792,10 @@ def test_pipes_that_call_one_another_in_a_ring_are_told(p: Pipe) -> None:
 
             return act
 
-        with pytest.raises(BackendError, match="a backend of third/main#0 calls the pipe 'acts', which waits for that very backend"):
+        with pytest.raises(
+            BackendError,
+            match="a backend of third/main#0 calls the pipe 'acts', which waits for that very backend",
+        ):
             p({"data": call(second, call(third, call(p, 1)))})
         item: dict[str, Any] = {"data": call(second, call(third, 1))}
         p(item)
@@ -777,7 +829,14 @@ def test_ranges_of_a_pipe_with_one_node() -> None:
 def test_what_a_pipe_is_made_of(tmp_path: Any) -> None:
     file = tmp_path / "f.toml"
     file.write_text('[node]\nbackend = "Act"\n')
-    for source in str(file), file, {"node": {"backend": "Act"}}, {"backend": "Act"}, "Act", load("Act", name="loaded"):
+    for source in (
+        str(file),
+        file,
+        {"node": {"backend": "Act"}},
+        {"backend": "Act"},
+        "Act",
+        load("Act", name="loaded"),
+    ):
         with pipe(source) as made:
             item = {"data": 1}
             made(item)

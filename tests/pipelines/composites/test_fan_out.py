@@ -9,12 +9,29 @@ from typing import Any
 import numpy as np
 import pytest
 
-from penstock.backends.errors import BackendError, DeadlineExceeded, InvalidInput, InvalidRequest, NotReady
+from penstock.backends.errors import (
+    BackendError,
+    DeadlineExceeded,
+    InvalidInput,
+    InvalidRequest,
+    NotReady,
+)
 from penstock.backends.expressions.filters import Status, register_filter
 from penstock.backends.item import Item
 from penstock.pipelines.pipeline import Pipeline
 
-from ..workshop import BOUND, Clock, Workshop, assert_empty, outcomes, queued, serve, turns, until, waiting
+from ..workshop import (
+    BOUND,
+    Clock,
+    Workshop,
+    assert_empty,
+    outcomes,
+    queued,
+    serve,
+    turns,
+    until,
+    waiting,
+)
 
 pytestmark = pytest.mark.usefixtures("own_registry", "own_filters", "no_threads_left")
 
@@ -40,8 +57,14 @@ def text(item: Item) -> str:
 # what comes out
 
 
-@pytest.mark.parametrize("data", [["a", "b", "c"], ("a", "b", "c"), np.array(["a", "b", "c"])], ids=["list", "tuple", "array"])
-async def test_each_element_takes_its_own_way_and_the_results_keep_their_order(workshop: Workshop, data: Any) -> None:
+@pytest.mark.parametrize(
+    "data",
+    [["a", "b", "c"], ("a", "b", "c"), np.array(["a", "b", "c"])],
+    ids=["list", "tuple", "array"],
+)
+async def test_each_element_takes_its_own_way_and_the_results_keep_their_order(
+    workshop: Workshop, data: Any
+) -> None:
     workshop.acts["each"] = text
     async with serve(map_reduce(), workshop=workshop) as pipeline:
         answer = await pipeline({"data": data, "other": 7})
@@ -88,10 +111,17 @@ async def test_another_key_is_split_and_several_are_merged(workshop: Workshop) -
     workshop.acts["each"] = act
     async with serve(map_reduce(split="box", merge="result, score"), workshop=workshop) as pipeline:
         answer = await pipeline({"data": "page", "box": [1, 2]})
-        assert answer == {"data": "page", "box": [1, 2], "result": [("page", 1), ("page", 2)], "score": [0.1, 0.2]}
+        assert answer == {
+            "data": "page",
+            "box": [1, 2],
+            "result": [("page", 1), ("page", 2)],
+            "score": [0.1, 0.2],
+        }
 
 
-async def test_the_keys_of_parts_that_are_not_merged_are_not_the_answers(workshop: Workshop) -> None:
+async def test_the_keys_of_parts_that_are_not_merged_are_not_the_answers(
+    workshop: Workshop,
+) -> None:
     def act(item: Item) -> str:
         item["own"] = item["data"]
         item["shared"] = "changed"
@@ -99,12 +129,23 @@ async def test_the_keys_of_parts_that_are_not_merged_are_not_the_answers(worksho
 
     workshop.acts["each"] = act
     async with serve(map_reduce(), workshop=workshop) as pipeline:
-        assert await pipeline({"data": [1], "shared": "mine"}) == {"data": [1], "shared": "mine", "result": ["r"]}
+        assert await pipeline({"data": [1], "shared": "mine"}) == {
+            "data": [1],
+            "shared": "mine",
+            "result": ["r"],
+        }
 
 
 async def test_what_comes_out_flows_on(workshop: Workshop) -> None:
-    workshop.acts |= {"before": lambda item: item["data"].split(), "each": text, "after": lambda item: "".join(item["data"])}
-    tables = map_reduce(next="after") | {"before": {"backend": "Work", "next": "all"}, "after": {"backend": "Work"}}
+    workshop.acts |= {
+        "before": lambda item: item["data"].split(),
+        "each": text,
+        "after": lambda item: "".join(item["data"]),
+    }
+    tables = map_reduce(next="after") | {
+        "before": {"backend": "Work", "next": "all"},
+        "after": {"backend": "Work"},
+    }
     async with serve(tables, workshop=workshop) as pipeline:
         assert await pipeline({"data": "a b"}) == {"data": "a b", "result": "<a><b>"}
 
@@ -122,7 +163,12 @@ async def test_jump_sends_the_item_itself(workshop: Workshop) -> None:
         "far": {"backend": "Work"},
     }
     async with serve(tables, workshop=workshop) as pipeline:
-        assert await pipeline({"data": "x", "key": 2}) == {"data": "x", "key": 2, "extra": 1, "result": "<x>"}
+        assert await pipeline({"data": "x", "key": 2}) == {
+            "data": "x",
+            "key": 2,
+            "extra": 1,
+            "result": "<x>",
+        }
         assert workshop.inputs("end") == ["<x>"]
 
 
@@ -148,13 +194,19 @@ async def test_a_break_behind_a_jump_ends_the_inner_run_only(workshop: Workshop)
         ([], [], []),
     ],
 )
-async def test_copy_split_cuts_into_pieces_and_puts_the_results_together(workshop: Workshop, data: Any, pieces: Any, result: Any) -> None:
-    tables = map_reduce({"max": 1}) | {"all": {"backend": "CopySplit", "jump": "each", "split_size": 2}}
+async def test_copy_split_cuts_into_pieces_and_puts_the_results_together(
+    workshop: Workshop, data: Any, pieces: Any, result: Any
+) -> None:
+    tables = map_reduce({"max": 1}) | {
+        "all": {"backend": "CopySplit", "jump": "each", "split_size": 2}
+    }
     async with serve(tables, workshop=workshop) as pipeline:
         answer = (await pipeline({"data": data}))["result"]
         assert type(answer) is type(result)
         assert list(answer) == list(result)
-        assert [list(piece) for piece in workshop.inputs("each")] == [list(piece) for piece in pieces]
+        assert [list(piece) for piece in workshop.inputs("each")] == [
+            list(piece) for piece in pieces
+        ]
 
 
 async def test_copy_split_of_tensors(workshop: Workshop) -> None:
@@ -185,24 +237,38 @@ async def test_the_elements_of_a_batch_are_one_row_each(workshop: Workshop) -> N
 async def test_a_jump_takes_the_rows_along(workshop: Workshop) -> None:
     tables = {"go": {"backend": "Jump", "jump": "far"}, "far": {"backend": "Work", "max": 4}}
     async with serve(tables, workshop=workshop) as pipeline:
-        await asyncio.gather(*[pipeline({"data": number, "request_size": 3}) for number in range(2)])
+        await asyncio.gather(
+            *[pipeline({"data": number, "request_size": 3}) for number in range(2)]
+        )
         assert workshop.batches("far") == [[0], [1]]  # six rows are too many for one batch
         assert [item["request_size"] for item in workshop.items] == [3, 3]
 
 
 async def test_a_piece_has_as_many_rows_as_elements(workshop: Workshop) -> None:
-    tables = map_reduce({"max": 4}) | {"all": {"backend": "CopySplit", "jump": "each", "split_size": 3}}
+    tables = map_reduce({"max": 4}) | {
+        "all": {"backend": "CopySplit", "jump": "each", "split_size": 3}
+    }
     async with serve(tables, workshop=workshop) as pipeline:
         await pipeline({"data": np.arange(7), "request_size": 7})
         assert [item["request_size"] for item in workshop.items] == [3, 3, 1]
-        assert [[len(piece) for piece in batch] for batch in workshop.batches("each")] == [[3], [3, 1]]
+        assert [[len(piece) for piece in batch] for batch in workshop.batches("each")] == [
+            [3],
+            [3, 1],
+        ]
 
 
-@pytest.mark.parametrize("composite", [{"backend": "Jump"}, {"backend": "CopySplit", "split_size": 5}])
-async def test_rows_that_no_batch_can_hold_are_refused_and_do_not_queue(workshop: Workshop, composite: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "composite", [{"backend": "Jump"}, {"backend": "CopySplit", "split_size": 5}]
+)
+async def test_rows_that_no_batch_can_hold_are_refused_and_do_not_queue(
+    workshop: Workshop, composite: dict[str, Any]
+) -> None:
     tables = {"all": {"jump": "each", **composite}, "each": {"backend": "Work", "max": 4}}
     async with serve(tables, workshop=workshop) as pipeline:
-        with pytest.raises(InvalidRequest, match=r"node 'all': a part has 5 rows \(request_size\), and node 'each' takes at most 4"):
+        with pytest.raises(
+            InvalidRequest,
+            match=r"node 'all': a part has 5 rows \(request_size\), and node 'each' takes at most 4",
+        ):
             await pipeline({"data": np.arange(5), "request_size": 5})
         assert (await pipeline({"data": np.arange(4), "request_size": 4})) is not None
 
@@ -210,7 +276,9 @@ async def test_rows_that_no_batch_can_hold_are_refused_and_do_not_queue(workshop
 # what goes wrong
 
 
-async def test_a_key_that_a_part_has_not_fails_the_parent_and_says_where(workshop: Workshop) -> None:
+async def test_a_key_that_a_part_has_not_fails_the_parent_and_says_where(
+    workshop: Workshop,
+) -> None:
     def act(item: Item) -> Any:
         if item["data"] != 1:
             item["score"] = 0.5
@@ -226,7 +294,10 @@ async def test_a_key_that_a_part_has_not_fails_the_parent_and_says_where(worksho
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ({"data": 3}, "node 'all': it splits 'data', which is int; expected a list, a tuple or an array"),
+        (
+            {"data": 3},
+            "node 'all': it splits 'data', which is int; expected a list, a tuple or an array",
+        ),
         ({"data": "text"}, "node 'all': it splits 'data', which is str"),
         ({"data": np.array(3)}, "node 'all': it splits 'data', which is ndarray"),
     ],
@@ -240,7 +311,10 @@ async def test_what_can_not_be_split(workshop: Workshop, item: Item, message: st
 
 async def test_a_key_to_split_that_is_not_there(workshop: Workshop) -> None:
     async with serve(map_reduce(split="boxes"), workshop=workshop) as pipeline:
-        with pytest.raises(BackendError, match="node 'all': it splits 'boxes', which the item has not; its keys are data, x"):
+        with pytest.raises(
+            BackendError,
+            match="node 'all': it splits 'boxes', which the item has not; its keys are data, x",
+        ):
             await pipeline({"data": 1, "x": 2})
 
 
@@ -256,9 +330,15 @@ class Fickle:
         raise KeyError(index)
 
 
-@pytest.mark.parametrize("composite", [{"backend": "MapReduce"}, {"backend": "CopySplit", "split_size": 1}])
-async def test_what_fails_to_be_split_fails_its_own_request_only(workshop: Workshop, composite: dict[str, Any]) -> None:
-    async with serve({**map_reduce(), "all": {"jump": "each", **composite}}, workshop=workshop) as pipeline:
+@pytest.mark.parametrize(
+    "composite", [{"backend": "MapReduce"}, {"backend": "CopySplit", "split_size": 1}]
+)
+async def test_what_fails_to_be_split_fails_its_own_request_only(
+    workshop: Workshop, composite: dict[str, Any]
+) -> None:
+    async with serve(
+        {**map_reduce(), "all": {"jump": "each", **composite}}, workshop=workshop
+    ) as pipeline:
         with pytest.raises(BackendError, match="node 'all': KeyError"):
             await pipeline({"data": Fickle()})
         assert len((await pipeline({"data": [1, 2]}))["result"]) == 2
@@ -273,7 +353,9 @@ async def test_an_item_that_has_lost_its_data_fails_alone(workshop: Workshop) ->
     register_filter("drop", drop)
     tables = map_reduce(split="box", filter="drop") | {"before": {"backend": "Work", "next": "all"}}
     async with serve(tables, workshop=workshop) as pipeline:
-        with pytest.raises(BackendError, match="node 'all': the item has no 'data'; its keys are box, drop"):
+        with pytest.raises(
+            BackendError, match="node 'all': the item has no 'data'; its keys are box, drop"
+        ):
             await pipeline({"data": 1, "drop": True, "box": [1, 2]})
         assert (await pipeline({"data": 1, "box": [1, 2]}))["result"] == [1, 1]
 
@@ -298,7 +380,9 @@ async def test_a_part_that_can_not_be_read_is_the_parents_soft_failure(workshop:
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["failure", "soft failure"])
-async def test_a_part_that_fails_drops_its_siblings_and_nobody_elses(workshop: Workshop, soft: bool) -> None:
+async def test_a_part_that_fails_drops_its_siblings_and_nobody_elses(
+    workshop: Workshop, soft: bool
+) -> None:
     def act(item: Item) -> Any:
         if item["data"] == "bad":
             raise InvalidInput("as told") if soft else ValueError("as told")
@@ -309,7 +393,9 @@ async def test_a_part_that_fails_drops_its_siblings_and_nobody_elses(workshop: W
     async with serve(map_reduce({"max": 1}), workshop=workshop) as pipeline:
         first = asyncio.ensure_future(pipeline({"data": ["bad", *range(100)]}))
         await workshop.begun("each")
-        other = asyncio.ensure_future(pipeline({"data": [f"other {number}" for number in range(5)]}))
+        other = asyncio.ensure_future(
+            pipeline({"data": [f"other {number}" for number in range(5)]})
+        )
         await turns()
         workshop.release("each")
         with pytest.raises(InvalidInput if soft else BackendError, match="as told"):
@@ -326,7 +412,9 @@ async def test_a_failure_names_the_node_of_the_part_and_its_backend(workshop: Wo
 
     workshop.acts["each"] = act
     async with serve(map_reduce(), workshop=workshop) as pipeline:
-        with pytest.raises(BackendError, match="node 'each': backend Work raised ValueError: as told") as caught:
+        with pytest.raises(
+            BackendError, match="node 'each': backend Work raised ValueError: as told"
+        ) as caught:
             await pipeline({"data": [1]})
         assert isinstance(caught.value.__cause__, ValueError)
 
@@ -337,7 +425,10 @@ async def test_a_failure_names_the_node_of_the_part_and_its_backend(workshop: Wo
 def nested(levels: int, **last: Any) -> dict[str, Any]:
     tables: dict[str, Any] = {"pipeline": {"timeout": 1000.0, "entry": "m0", "max_requests": 5000}}
     for level in range(levels):
-        tables[f"m{level}"] = {"backend": "MapReduce", "jump": f"m{level + 1}" if level < levels - 1 else "each"}
+        tables[f"m{level}"] = {
+            "backend": "MapReduce",
+            "jump": f"m{level + 1}" if level < levels - 1 else "each",
+        }
     return tables | {"each": {"backend": "Work", "max": 1, **last}}
 
 
@@ -351,13 +442,19 @@ async def test_lists_of_lists_of_lists(workshop: Workshop) -> None:
 async def test_many_parents_of_nested_parts_and_one_instance_end_all(workshop: Workshop) -> None:
     async with serve(nested(3), workshop=workshop) as pipeline:
         data = [[[number, -number], [number]] for number in range(3)]
-        answers = await asyncio.gather(*[pipeline({"data": [*data, [[parent]]]}) for parent in range(200)])
-        assert [answer["result"] for answer in answers] == [[*data, [[parent]]] for parent in range(200)]
+        answers = await asyncio.gather(
+            *[pipeline({"data": [*data, [[parent]]]}) for parent in range(200)]
+        )
+        assert [answer["result"] for answer in answers] == [
+            [*data, [[parent]]] for parent in range(200)
+        ]
         assert len(workshop.inputs("each")) == 200 * 10
         assert outcomes(pipeline, "m0") == {"ok": 200}
 
 
-async def test_python_logic_among_the_parts_may_enter_the_same_map_reduce_again(workshop: Workshop) -> None:
+async def test_python_logic_among_the_parts_may_enter_the_same_map_reduce_again(
+    workshop: Workshop,
+) -> None:
     """Every place that parts may take is taken by parts that wait for parts of their own."""
     from penstock.backends.expressions.registry import register_backend
 
@@ -442,7 +539,9 @@ async def test_the_priority_of_the_parent_is_that_of_its_parts(workshop: Worksho
 # parents that end early
 
 
-async def test_a_parent_that_waits_for_its_turn_is_answered_at_its_deadline(workshop: Workshop) -> None:
+async def test_a_parent_that_waits_for_its_turn_is_answered_at_its_deadline(
+    workshop: Workshop,
+) -> None:
     clock = Clock()
     workshop.hold("each")
     async with serve(map_reduce(), workshop=workshop, clock=clock) as pipeline:
@@ -497,7 +596,9 @@ async def test_parts_that_queue_are_gone_at_the_deadline(workshop: Workshop) -> 
 
 
 @pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
-async def test_a_parent_whose_caller_leaves_drops_its_parts(workshop: Workshop, twice: bool) -> None:
+async def test_a_parent_whose_caller_leaves_drops_its_parts(
+    workshop: Workshop, twice: bool
+) -> None:
     workshop.hold("each")
     async with serve(nested(2) if twice else map_reduce({"max": 1}), workshop=workshop) as pipeline:
         first, second = (["first"] * 20, ["second"] * 20)
@@ -565,15 +666,22 @@ async def test_close_lets_what_is_inside_end(workshop: Workshop) -> None:
         calls = [asyncio.ensure_future(pipeline({"data": list(range(30))})) for _ in range(3)]
         await turns()
         await pipeline.close(timeout=BOUND)
-        assert [answer["result"] for answer in await asyncio.gather(*calls)] == [list(range(30))] * 3
+        assert [answer["result"] for answer in await asyncio.gather(*calls)] == [
+            list(range(30))
+        ] * 3
 
 
-async def test_a_node_that_is_shared_counts_the_parts_of_each_composite_alone(workshop: Workshop) -> None:
+async def test_a_node_that_is_shared_counts_the_parts_of_each_composite_alone(
+    workshop: Workshop,
+) -> None:
     """Two composites over one node, and requests of its own: each composite has its own share of the queue."""
     tables = map_reduce({"max": 1}) | {"also": {"backend": "MapReduce", "jump": "each"}}
     workshop.hold("each")
     async with serve(tables, workshop=workshop) as pipeline:
-        calls = [asyncio.ensure_future(pipeline({"data": ["x"] * 10, "node_name": name})) for name in ("all", "also")]
+        calls = [
+            asyncio.ensure_future(pipeline({"data": ["x"] * 10, "node_name": name}))
+            for name in ("all", "also")
+        ]
         calls.append(asyncio.ensure_future(pipeline({"data": "alone", "node_name": "each"})))
         await workshop.begun("each")
         await turns()

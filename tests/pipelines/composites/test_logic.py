@@ -176,7 +176,9 @@ async def test_it_is_a_node_like_others(workshop: Workshop) -> None:
 
 async def test_calls_at_the_same_time_run_in_one_batch(workshop: Workshop) -> None:
     async def think(item: Item, call: Any) -> Any:
-        words = await asyncio.gather(*[call("work", {"data": word}) for word in item["data"].split()])
+        words = await asyncio.gather(
+            *[call("work", {"data": word}) for word in item["data"].split()]
+        )
         return [word["result"] for word in words]
 
     async with serve(tables(think, work={"max": 8}), workshop=workshop) as pipeline:
@@ -208,9 +210,15 @@ async def test_a_list_is_one_call(workshop: Workshop) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("wirk", "no node 'wirk'.*did you mean 'work'"), ("inner", "'inner' can't be entered"), ("other/node", "no node 'other/node'")],
+    [
+        ("wirk", "no node 'wirk'.*did you mean 'work'"),
+        ("inner", "'inner' can't be entered"),
+        ("other/node", "no node 'other/node'"),
+    ],
 )
-async def test_a_node_that_is_not_there_or_can_not_be_entered(workshop: Workshop, name: str, message: str) -> None:
+async def test_a_node_that_is_not_there_or_can_not_be_entered(
+    workshop: Workshop, name: str, message: str
+) -> None:
     async def think(item: Item, call: Any) -> Any:
         return await call(name, item)
 
@@ -221,7 +229,9 @@ async def test_a_node_that_is_not_there_or_can_not_be_entered(workshop: Workshop
         "end": {"map": "left[result:data],inner[data:x]"},
     }
     async with serve(tables(think, **nodes), workshop=workshop) as pipeline:
-        with pytest.raises(BackendError, match=f"node 'think': its logic raised NotFound: .*{message}") as caught:
+        with pytest.raises(
+            BackendError, match=f"node 'think': its logic raised NotFound: .*{message}"
+        ) as caught:
             await pipeline({"data": 1})
         assert isinstance(caught.value.__cause__, NotFound)
 
@@ -231,7 +241,12 @@ async def test_what_is_no_item(workshop: Workshop) -> None:
         return await call("work", item["data"])
 
     async with serve(tables(think), workshop=workshop) as pipeline:
-        for data, cause in (({"no": "data"}, MissingData), (3, TypeError), ([{"data": 1}, {}], MissingData), ([1], TypeError)):
+        for data, cause in (
+            ({"no": "data"}, MissingData),
+            (3, TypeError),
+            ([{"data": 1}, {}], MissingData),
+            ([1], TypeError),
+        ):
             with pytest.raises(BackendError) as caught:
                 await pipeline({"data": data})
             assert type(caught.value.__cause__) is cause
@@ -239,9 +254,13 @@ async def test_what_is_no_item(workshop: Workshop) -> None:
 
 async def test_the_rows_and_the_priority_of_what_is_called_are_checked(workshop: Workshop) -> None:
     async def think(item: Item, call: Any) -> Any:
-        return (await call("work", {"data": 1, "request_size": item["data"]}, priority=item["priority"]))["result"]
+        return (
+            await call("work", {"data": 1, "request_size": item["data"]}, priority=item["priority"])
+        )["result"]
 
-    async with serve(tables(think, work={"max": 4, "priority_levels": 2}), workshop=workshop) as pipeline:
+    async with serve(
+        tables(think, work={"max": 4, "priority_levels": 2}), workshop=workshop
+    ) as pipeline:
         for data, priority in ((5, 1), (0, 1), (1, 3), (1, 0), (1, -1)):
             with pytest.raises(BackendError) as caught:
                 await pipeline({"data": data, "priority": priority})
@@ -259,8 +278,15 @@ async def test_the_priority_of_a_call(workshop: Workshop) -> None:
     async with serve(declared, workshop=workshop) as pipeline:
         calls = [asyncio.ensure_future(pipeline({"data": "first"}))]
         await workshop.begun("work")
-        for data, own, priority in (("low", 3, None), ("middle", None, None), ("high", None, 1), ("highest", 1, 3)):
-            calls.append(asyncio.ensure_future(pipeline({"data": data, "level": own}, priority=priority)))
+        for data, own, priority in (
+            ("low", 3, None),
+            ("middle", None, None),
+            ("high", None, 1),
+            ("highest", 1, 3),
+        ):
+            calls.append(
+                asyncio.ensure_future(pipeline({"data": data, "level": own}, priority=priority))
+            )
             await turns()
         workshop.release("work")
         await asyncio.gather(*calls)
@@ -271,13 +297,18 @@ async def test_logic_calls_logic_and_what_jumps(workshop: Workshop) -> None:
     workshop.acts["work"] = text
 
     async def outer(item: Item, call: Any) -> Any:
-        return (await call("think", item))["result"] + (await call("all", {"data": ["a", "b"]}))["result"]
+        return (await call("think", item))["result"] + (await call("all", {"data": ["a", "b"]}))[
+            "result"
+        ]
 
     async def think(item: Item, call: Any) -> Any:
         return [(await call("work", item))["result"]]
 
     register_backend("Outer", outer)
-    nodes = tables(think) | {"outer": {"backend": "Outer"}, "all": {"backend": "MapReduce", "jump": "work"}}
+    nodes = tables(think) | {
+        "outer": {"backend": "Outer"},
+        "all": {"backend": "MapReduce", "jump": "work"},
+    }
     nodes["pipeline"]["entry"] = "outer"
     async with serve(nodes, workshop=workshop) as pipeline:
         assert (await pipeline({"data": "x"}))["result"] == ["<x>", "<a>", "<b>"]
@@ -320,8 +351,15 @@ async def test_other_pipelines(workshop: Workshop) -> None:
         answer = await call(item["data"], {"data": "x", "node_name": "nonsense"})
         return answer["result"]
 
-    other = {"first": {"backend": "Work"}, "second": {"backend": "Work"}, "pipeline": {"entry": "first"}}
-    async with serve(other, workshop=workshop, name="other") as second, serve(tables(think), workshop=workshop) as pipeline:
+    other = {
+        "first": {"backend": "Work"},
+        "second": {"backend": "Work"},
+        "pipeline": {"entry": "first"},
+    }
+    async with (
+        serve(other, workshop=workshop, name="other") as second,
+        serve(tables(think), workshop=workshop) as pipeline,
+    ):
         found = {"other": second}
 
         def others(name: str) -> Pipeline:
@@ -333,7 +371,10 @@ async def test_other_pipelines(workshop: Workshop) -> None:
         pipeline.others = others
         assert (await pipeline({"data": "other"}))["result"] == "<x>"
         assert (await pipeline({"data": "other/second"}))["result"] == "second"
-        for name, message in (("another", "no pipeline 'another'"), ("other/third", "no node 'third'")):
+        for name, message in (
+            ("another", "no pipeline 'another'"),
+            ("other/third", "no node 'third'"),
+        ):
             with pytest.raises(BackendError, match=message) as caught:
                 await pipeline({"data": name})
             assert isinstance(caught.value.__cause__, NotFound)
@@ -384,12 +425,16 @@ async def test_a_caller_that_leaves_leaves_the_other_pipeline_too(workshop: Work
 # how it fails
 
 
-async def test_an_exception_names_node_and_backend_and_keeps_the_users_traceback(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_exception_names_node_and_backend_and_keeps_the_users_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def think(item: Item, call: Any) -> Any:
         return {}["nothing"]  # this very line
 
     async with serve(tables(think)) as pipeline:
-        with pytest.raises(BackendError, match="node 'think': backend Think raised KeyError: 'nothing'") as caught:
+        with pytest.raises(
+            BackendError, match="node 'think': backend Think raised KeyError: 'nothing'"
+        ) as caught:
             await pipeline({"data": 1})
         cause = caught.value.__cause__
         assert isinstance(cause, KeyError)
@@ -417,13 +462,19 @@ async def test_what_the_called_node_fails_with_is_the_failure(workshop: Workshop
             return str(error)
 
     async with serve(tables(think), workshop=workshop) as pipeline:
-        with pytest.raises(BackendError, match=r"^node 'work': backend Work raised ValueError: as told$"):
+        with pytest.raises(
+            BackendError, match=r"^node 'work': backend Work raised ValueError: as told$"
+        ):
             await pipeline({"data": 1})
     async with serve(tables(catches), workshop=workshop) as pipeline:
-        assert (await pipeline({"data": 1}))["result"] == "node 'work': backend Work raised ValueError: as told"
+        assert (await pipeline({"data": 1}))[
+            "result"
+        ] == "node 'work': backend Work raised ValueError: as told"
 
 
-async def test_what_can_not_be_read_is_a_soft_failure_unless_it_is_caught(workshop: Workshop) -> None:
+async def test_what_can_not_be_read_is_a_soft_failure_unless_it_is_caught(
+    workshop: Workshop,
+) -> None:
     def act(item: Item) -> Any:
         raise InvalidInput("no image")
 
@@ -440,7 +491,11 @@ async def test_what_can_not_be_read_is_a_soft_failure_unless_it_is_caught(worksh
     async with serve(tables(think), workshop=workshop) as pipeline:
         caught, passed = await pipeline([{"data": "catch"}, {"data": "pass", "key": 1}])
         assert caught["result"] == "caught"
-        assert {**passed, "error": str(passed["error"])} == {"data": "pass", "key": 1, "error": "no image"}
+        assert {**passed, "error": str(passed["error"])} == {
+            "data": "pass",
+            "key": 1,
+            "error": "no image",
+        }
         with pytest.raises(InvalidInput, match="no image"):
             await pipeline({"data": "pass"})
         assert outcomes(pipeline, "think") == {"ok": 1, "soft": 2}
@@ -591,7 +646,9 @@ async def test_a_call_has_no_more_time_than_its_request(workshop: Workshop) -> N
         assert (await pipeline({"data": 1}, timeout=5.0))["result"] == 1
 
 
-async def test_a_caller_that_leaves_cancels_it_and_what_it_called(workshop: Workshop, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_caller_that_leaves_cancels_it_and_what_it_called(
+    workshop: Workshop, caplog: pytest.LogCaptureFixture
+) -> None:
     ended: list[str] = []
 
     async def think(item: Item, call: Any) -> Any:
@@ -670,7 +727,9 @@ async def test_close_cancels_and_waits_for_what_it_cleans_up(workshop: Workshop)
         assert pipeline.inside == 0
 
 
-async def test_logic_that_never_ends_is_left_behind_and_reported(caplog: pytest.LogCaptureFixture) -> None:
+async def test_logic_that_never_ends_is_left_behind_and_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     release = asyncio.Event()
 
     async def think(item: Item, call: Any) -> Any:
@@ -692,7 +751,9 @@ async def test_logic_that_never_ends_is_left_behind_and_reported(caplog: pytest.
         await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
 
 
-async def test_logic_in_a_pipeline_that_closes_while_it_serves_ends_first(workshop: Workshop) -> None:
+async def test_logic_in_a_pipeline_that_closes_while_it_serves_ends_first(
+    workshop: Workshop,
+) -> None:
     async def think(item: Item, call: Any) -> Any:
         for _ in range(3):
             await call("work", item)
@@ -746,10 +807,14 @@ async def test_a_call_that_was_kept_ends_with_its_request(workshop: Workshop, gi
 async def test_several_hundred_at_once(workshop: Workshop) -> None:
     async def think(item: Item, call: Any) -> Any:
         first = await call("work", {"data": item["data"]})
-        second, third = await asyncio.gather(call("work", {"data": first["result"] + 1}), call("work", {"data": first["result"] + 2}))
+        second, third = await asyncio.gather(
+            call("work", {"data": first["result"] + 1}), call("work", {"data": first["result"] + 2})
+        )
         return first["result"] + second["result"] + third["result"]
 
-    async with serve(tables(think, work={"max": 16, "instance_num": 2}), workshop=workshop) as pipeline:
+    async with serve(
+        tables(think, work={"max": 16, "instance_num": 2}), workshop=workshop
+    ) as pipeline:
         answers = await asyncio.gather(*[pipeline({"data": number}) for number in range(400)])
         assert [answer["result"] for answer in answers] == [3 * number + 3 for number in range(400)]
         assert outcomes(pipeline, "think") == {"ok": 400}
@@ -764,17 +829,26 @@ async def test_recursion_that_branches_is_bounded() -> None:
 
     register_backend("Fan", fan)
     async with serve({"fan": {"backend": "Fan"}}) as pipeline:
-        with pytest.raises(BackendError, match=r"node 'fan': graphs enter one another more than [\d,]+ times within one request"):
+        with pytest.raises(
+            BackendError,
+            match=r"node 'fan': graphs enter one another more than [\d,]+ times within one request",
+        ):
             await pipeline({"data": 1})
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit(), BaseException("panic")])
-async def test_what_is_no_exception_fails_the_request_and_ends_nothing(error: BaseException) -> None:
+async def test_what_is_no_exception_fails_the_request_and_ends_nothing(
+    error: BaseException,
+) -> None:
     async def ends(item: Item, call: Any) -> Any:
         raise error
 
     register_backend("Ends", ends)
-    async with serve({"a": {"backend": "Ends"}, "b": {"backend": "Identity"}, "pipeline": {"entry": "a"}}) as pipeline:
-        with pytest.raises(BackendError, match=f"node 'a': backend Ends raised {type(error).__name__}"):
+    async with serve(
+        {"a": {"backend": "Ends"}, "b": {"backend": "Identity"}, "pipeline": {"entry": "a"}}
+    ) as pipeline:
+        with pytest.raises(
+            BackendError, match=f"node 'a': backend Ends raised {type(error).__name__}"
+        ):
             await pipeline({"data": 1})
         assert (await pipeline({"data": 1, "node_name": "b"}))["result"] == 1

@@ -13,15 +13,29 @@ from penstock.pipelines.config.load import from_model
 DIGITS = Path(__file__).resolve().parents[3] / "examples" / "digits"
 
 
-def save_model(path: Path, shape: list[Any], *, operator: str = "Softmax", inputs: int = 1, output: list[Any] | None = None) -> Path:
+def save_model(
+    path: Path,
+    shape: list[Any],
+    *,
+    operator: str = "Softmax",
+    inputs: int = 1,
+    output: list[Any] | None = None,
+) -> Path:
     from onnx import TensorProto, helper, save
 
     names = [f"x{number}" for number in range(inputs)]
     graph = helper.make_graph(
-        [helper.make_node("Flatten", ["x0"], ["flat"]), helper.make_node(operator, ["flat"], ["y"])],
+        [
+            helper.make_node("Flatten", ["x0"], ["flat"]),
+            helper.make_node(operator, ["flat"], ["y"]),
+        ],
         "graph",
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in names],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", "K"] if output is None else output)],
+        [
+            helper.make_tensor_value_info(
+                "y", TensorProto.FLOAT, ["N", "K"] if output is None else output
+            )
+        ],
     )
     save(helper.make_model(graph), str(path))
     return path
@@ -54,7 +68,11 @@ def test_softmax_is_left_out_where_the_model_has_one(tmp_path: Path) -> None:
         config = from_model(save_model(tmp_path / "m.onnx", ["N", 3, 4, 5], operator=operator))
         assert config.nodes["model"].groups[0].spec.children[1].params.softmax is softmax
     prepare = config.nodes["prepare"].groups[0].spec
-    assert (prepare.children[1].params.resize_h, prepare.children[1].params.resize_w, prepare.children[2].params.color) == (4, 5, "rgb")
+    assert (
+        prepare.children[1].params.resize_h,
+        prepare.children[1].params.resize_w,
+        prepare.children[2].params.color,
+    ) == (4, 5, "rgb")
 
 
 def test_a_model_that_is_no_classifier_gives_its_tensor(tmp_path: Path) -> None:
@@ -65,23 +83,38 @@ def test_a_model_that_is_no_classifier_gives_its_tensor(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "found"),
-    [(["N", 3, "H", "W"], "float N×3×H×W"), (["N", 2, 4, 4], "float N×2×4×4"), (["N", 4], "float N×4"), ([1, 4, 4, 3], "float 1×4×4×3")],
+    [
+        (["N", 3, "H", "W"], "float N×3×H×W"),
+        (["N", 2, 4, 4], "float N×2×4×4"),
+        (["N", 4], "float N×4"),
+        ([1, 4, 4, 3], "float 1×4×4×3"),
+    ],
 )
 def test_inputs_that_are_no_image(tmp_path: Path, shape: list[Any], found: str) -> None:
-    assert f"the model's input 'x0' is {found}: expected one image" in refusal(save_model(tmp_path / "m.onnx", shape))
+    assert f"the model's input 'x0' is {found}: expected one image" in refusal(
+        save_model(tmp_path / "m.onnx", shape)
+    )
 
 
 def test_files_that_will_not_do(tmp_path: Path) -> None:
-    assert "the model has 2 inputs" in refusal(save_model(tmp_path / "m.onnx", ["N", 3, 4, 4], inputs=2))
+    assert "the model has 2 inputs" in refusal(
+        save_model(tmp_path / "m.onnx", ["N", 3, 4, 4], inputs=2)
+    )
     assert "no such file: expected an ONNX model" in refusal(tmp_path / "none.onnx")
-    assert "no such file: expected the labels" in refusal(DIGITS / "digits.onnx", tmp_path / "none.txt")
+    assert "no such file: expected the labels" in refusal(
+        DIGITS / "digits.onnx", tmp_path / "none.txt"
+    )
 
 
 def test_labels_that_can_not_be_the_models(tmp_path: Path) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("zero\none\ntwo\n")
-    assert "labels.txt: found 3 labels, expected 10: the classes of" in refusal(DIGITS / "digits.onnx", labels)
-    from_model(save_model(tmp_path / "open.onnx", ["N", 3, 8, 8]), labels)  # as many classes as it likes
+    assert "labels.txt: found 3 labels, expected 10: the classes of" in refusal(
+        DIGITS / "digits.onnx", labels
+    )
+    from_model(
+        save_model(tmp_path / "open.onnx", ["N", 3, 8, 8]), labels
+    )  # as many classes as it likes
     labels.write_bytes(b"\xff")
     assert "the labels can't be read" in refusal(DIGITS / "digits.onnx", labels)
     (tmp_path / "text.onnx").write_text("hello")

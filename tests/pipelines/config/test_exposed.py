@@ -26,7 +26,11 @@ CHAIN = {
 
 async def test_only_that_node_runs() -> None:
     work = Workshop()
-    work.acts = {"first": lambda item: item["data"] + 1, "middle": lambda item: item["data"] * 10, "last": lambda item: -item["data"]}
+    work.acts = {
+        "first": lambda item: item["data"] + 1,
+        "middle": lambda item: item["data"] * 10,
+        "last": lambda item: -item["data"],
+    }
     async with serve(CHAIN, workshop=work) as pipeline:
         (middle,) = pipeline.exposed
         assert (middle.name, middle.state, middle.composites) == ("p.middle", "ready", ())
@@ -43,7 +47,10 @@ async def test_what_comes_in_either_way_shares_batches() -> None:
         work.hold("middle")
         calls = [asyncio.ensure_future(pipeline({"data": 0}))]
         await work.begun("middle")
-        calls += [asyncio.ensure_future(middle({"data": 1})), asyncio.ensure_future(pipeline({"data": 2}))]
+        calls += [
+            asyncio.ensure_future(middle({"data": 1})),
+            asyncio.ensure_future(pipeline({"data": 2})),
+        ]
         await until(lambda: queued(pipeline, "middle") == 2)
         work.release("middle")
         assert [answer["result"] for answer in await asyncio.gather(*calls)] == [0, 1, 2]
@@ -61,7 +68,11 @@ async def test_requests_are_counted_where_they_came_in_and_nodes_where_they_ran(
     work.acts["middle"] = fail
     async with serve(CHAIN, workshop=work) as pipeline:
         (middle,) = pipeline.exposed
-        await asyncio.gather(*[middle({"data": data}) for data in (1, 2, "bad")], pipeline({"data": 3}), return_exceptions=True)
+        await asyncio.gather(
+            *[middle({"data": data}) for data in (1, 2, "bad")],
+            pipeline({"data": 3}),
+            return_exceptions=True,
+        )
         assert (middle.statistics.succeeded, middle.statistics.failures["failed"]) == (2, 1)
         assert (pipeline.statistics.succeeded, sum(pipeline.statistics.failures.values())) == (1, 0)
         assert outcomes(pipeline, "middle") == {"ok": 3, "failed": 1}
@@ -69,7 +80,9 @@ async def test_requests_are_counted_where_they_came_in_and_nodes_where_they_ran(
 
 async def test_the_bound_on_requests_inside_holds_for_both() -> None:
     work = Workshop()
-    async with serve({**CHAIN, "pipeline": {"expose": {"middle": {}}, "max_requests": 2}}, workshop=work) as pipeline:
+    async with serve(
+        {**CHAIN, "pipeline": {"expose": {"middle": {}}, "max_requests": 2}}, workshop=work
+    ) as pipeline:
         (middle,) = pipeline.exposed
         work.hold("middle")
         calls = [asyncio.ensure_future(each({"data": 0})) for each in (pipeline, middle)]
@@ -176,8 +189,14 @@ async def test_nodes_that_wait_for_others_and_nodes_that_share() -> None:
         assert (await exposed["p.far.1"]({"data": 4}))["result"] == 8
         assert work.inputs("end") == []
         assert exposed["p.go"].statistics.succeeded == 1
-        assert ([each.name for each in exposed["p.go"].composites], exposed["p.go"].nodes) == (["go"], ())
-        assert ([each.name for each in exposed["p.far.1"].nodes], exposed["p.far.1"].composites) == (["far"], ())
+        assert ([each.name for each in exposed["p.go"].composites], exposed["p.go"].nodes) == (
+            ["go"],
+            (),
+        )
+        assert (
+            [each.name for each in exposed["p.far.1"].nodes],
+            exposed["p.far.1"].composites,
+        ) == (["far"], ())
 
 
 async def test_it_does_not_loop() -> None:
@@ -188,7 +207,10 @@ async def test_it_does_not_loop() -> None:
         return item["data"] + 1
 
     work.acts["middle"] = again
-    async with serve({**CHAIN, "pipeline": {"expose": {"middle": {}}, "loop": True, "max_rounds": 3}}, workshop=work) as pipeline:
+    async with serve(
+        {**CHAIN, "pipeline": {"expose": {"middle": {}}, "loop": True, "max_rounds": 3}},
+        workshop=work,
+    ) as pipeline:
         (middle,) = pipeline.exposed
         assert (await middle({"data": 1}))["result"] == 2
         assert work.inputs("middle") == [1]
@@ -202,10 +224,15 @@ def broken(table: dict[str, Any]) -> str:
 
 def test_what_is_wrong_in_the_file() -> None:
     assert "there is no node 'noode', did you mean 'node'?" in broken({"noode": {}})
-    assert "pipeline.expose.node.input" in (found := broken({"node": {"input": {}}})) or "expose.node.input" in found
+    assert (
+        "pipeline.expose.node.input" in (found := broken({"node": {"input": {}}}))
+        or "expose.node.input" in found
+    )
     assert "'inputs'" in found
     assert "'result' can't be an input" in broken({"node": {"inputs": {"result": {}}}})
-    assert "expose.node.inputs.data.kind" in broken({"node": {"inputs": {"data": {"kind": "picture"}}}})
+    assert "expose.node.inputs.data.kind" in broken(
+        {"node": {"inputs": {"data": {"kind": "picture"}}}}
+    )
 
 
 async def test_models_of_a_repository_are_its_pipelines_and_what_they_expose() -> None:
@@ -221,7 +248,9 @@ async def test_models_of_a_repository_are_its_pipelines_and_what_they_expose() -
         await repository.load(load(table))
         assert repository.models["p.node"] is not old
         with pytest.raises(ConfigError, match=r"the name 'p.node' is that of another pipeline too"):
-            await repository.load(load({"pipeline": {"name": "p.node"}, "node": {"backend": "Identity"}}))
+            await repository.load(
+                load({"pipeline": {"name": "p.node"}, "node": {"backend": "Identity"}})
+            )
     finally:
         await repository.close(0)
     assert repository.models == {}
@@ -229,6 +258,8 @@ async def test_models_of_a_repository_are_its_pipelines_and_what_they_expose() -
 
 def test_names_of_exposed_nodes_are_names_of_pipelines() -> None:
     first = load({"pipeline": {"name": "p.node"}, "node": {"backend": "Identity"}})
-    second = load({"pipeline": {"name": "p", "expose": {"node": {}}}, "node": {"backend": "Identity"}})
+    second = load(
+        {"pipeline": {"name": "p", "expose": {"node": {}}}, "node": {"backend": "Identity"}}
+    )
     with pytest.raises(ConfigError, match=r"the name 'p.node' is that of another pipeline too"):
         Repository([first, second])

@@ -55,7 +55,8 @@ def problem(source: Any) -> str:
 def graph(**following: Any) -> dict[str, Any]:
     """Nodes by what follows each; a dict adds other keys."""
     return {
-        name: {"backend": "Identity"} | (value if isinstance(value, dict) else {"next": value} if value is not None else {})
+        name: {"backend": "Identity"}
+        | (value if isinstance(value, dict) else {"next": value} if value is not None else {})
         for name, value in following.items()
     }
 
@@ -91,14 +92,31 @@ def test_several_roots_are_several_graphs() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.permutations(range(7)), st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12))
-def test_the_order_is_topological_and_the_files_where_that_is_free(names: list[int], pairs: list[tuple[int, int]]) -> None:
+@given(
+    st.permutations(range(7)),
+    st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12),
+)
+def test_the_order_is_topological_and_the_files_where_that_is_free(
+    names: list[int], pairs: list[tuple[int, int]]
+) -> None:
     edges = {(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]}  # by number: no circle
     nodes: dict[str, Any] = {}
     for name in names:
         before = sorted(str(first) for first, second in edges if second == name)
-        mapped = {"map": ",".join(f"{each}[result:{'data' if each == before[0] else each}]" for each in before)} if before else {}
-        nodes[str(name)] = {"backend": "Identity", "next": [str(second) for first, second in edges if first == name], **mapped}
+        mapped = (
+            {
+                "map": ",".join(
+                    f"{each}[result:{'data' if each == before[0] else each}]" for each in before
+                )
+            }
+            if before
+            else {}
+        )
+        nodes[str(name)] = {
+            "backend": "Identity",
+            "next": [str(second) for first, second in edges if first == name],
+            **mapped,
+        }
     try:
         ordered = [int(name) for name in load(nodes).nodes]
     except ConfigError as error:
@@ -106,7 +124,13 @@ def test_the_order_is_topological_and_the_files_where_that_is_free(names: list[i
         return
     expected: list[int] = []
     while len(expected) < len(names):
-        expected.append(next(n for n in names if n not in expected and all(a in expected for a, b in edges if b == n)))
+        expected.append(
+            next(
+                n
+                for n in names
+                if n not in expected and all(a in expected for a, b in edges if b == n)
+            )
+        )
     assert ordered == expected
 
 
@@ -119,8 +143,13 @@ def test_circles_are_all_reported() -> None:
 
 
 def test_a_node_that_two_roots_reach() -> None:
-    found = problem(graph(a="b", b="d", c="d", d={"next": "e", "map": "b[result:data],c[result:x]"}, e=None))
-    assert found == "[d]: two roots lead here ('a' and 'c'): a request enters at one, and this node would wait for ever"
+    found = problem(
+        graph(a="b", b="d", c="d", d={"next": "e", "map": "b[result:data],c[result:x]"}, e=None)
+    )
+    assert (
+        found
+        == "[d]: two roots lead here ('a' and 'c'): a request enters at one, and this node would wait for ever"
+    )
 
 
 def test_a_join_needs_a_map() -> None:
@@ -178,15 +207,27 @@ def test_all_problems_of_a_graph_come_at_once() -> None:
 
 def test_a_map_may_take_what_steers_inside_the_graph() -> None:
     taken = "a[result:data,x:filter,request_size:request_size,restart:restart,box:_box]"
-    assert load(DIAMOND | graph(b={"next": "d", "map": taken})).nodes["b"].map[0][1][-1] == ("box", "_box")
+    assert load(DIAMOND | graph(b={"next": "d", "map": taken})).nodes["b"].map[0][1][-1] == (
+        "box",
+        "_box",
+    )
 
 
-@pytest.mark.parametrize("text", ['[j]\nmap = { a = { result = "data" } }', '[j]\nmap.a.result = "data"', '[j.map]\na = "result"'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[j]\nmap = { a = { result = "data" } }',
+        '[j]\nmap.a.result = "data"',
+        '[j.map]\na = "result"',
+    ],
+)
 def test_a_map_that_is_a_table(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         toml(tmp_path, f'[a]\nbackend = "Identity"\nnext = "j"\n{text}')
     (found,) = caught.value.problems
-    assert (found.node, found.key) == ("j", "map") and found.message.startswith('expected text, as in map = "A[result:data]", found {')
+    assert (found.node, found.key) == ("j", "map") and found.message.startswith(
+        'expected text, as in map = "A[result:data]", found {'
+    )
 
 
 def test_sources_may_be_any_ancestor() -> None:
@@ -196,29 +237,48 @@ def test_sources_may_be_any_ancestor() -> None:
 
 def test_without_a_name_the_only_predecessor_is_meant() -> None:
     config = load(graph(a="b", b="c", c={"map": "[result:data],a[data:image],b[score:score]"}))
-    assert config.nodes["c"].map == (("b", (("result", "data"), ("score", "score"))), ("a", (("data", "image"),)))
+    assert config.nodes["c"].map == (
+        ("b", (("result", "data"), ("score", "score"))),
+        ("a", (("data", "image"),)),
+    )
     assert config.warnings == ()
 
 
 def test_without_a_name_at_a_join_the_first_by_name_is_taken_with_a_warning() -> None:
     config = load(graph(r="z,c", z="d", c="d", d={"map": "[result:data],z[result:other]"}))
     assert config.nodes["d"].map == (("c", (("result", "data"),)), ("z", (("result", "other"),)))
-    assert config.warnings == ("[d] map: [result:data] names none of its predecessors (c, z): 'c', the first by name, is taken",)
+    assert config.warnings == (
+        "[d] map: [result:data] names none of its predecessors (c, z): 'c', the first by name, is taken",
+    )
 
 
 def test_problems_of_maps() -> None:
     def mapped(text: str) -> str:
         return problem(DIAMOND | graph(b={"next": "d", "map": text}))
 
-    assert mapped("c[result:data]") == "[b] map: 'c' does not lead here: expected a node that comes before this one"
-    assert mapped("d[result:data]") == "[b] map: 'd' does not lead here: expected a node that comes before this one"
-    assert mapped("b[result:data]") == "[b] map: 'b' is this node itself: expected a node that comes before this one"
+    assert (
+        mapped("c[result:data]")
+        == "[b] map: 'c' does not lead here: expected a node that comes before this one"
+    )
+    assert (
+        mapped("d[result:data]")
+        == "[b] map: 'd' does not lead here: expected a node that comes before this one"
+    )
+    assert (
+        mapped("b[result:data]")
+        == "[b] map: 'b' is this node itself: expected a node that comes before this one"
+    )
     assert mapped("aa[result:data]") == "[b] map: there is no node 'aa', did you mean 'a'?"
     assert mapped("a[result:data,x:y,z:y]") == "[b] map: the key 'y' is mapped twice, from 'a'"
     own = "which is Penstock's own and means nothing inside the graph"
     for key in ("event", "node_name"):
-        assert mapped(f"a[result:data,x:{key}]") == f"[b] map: nothing can be mapped to {key!r}, {own}"
-    assert mapped("a[result:x]") == "[b] map: nothing is mapped to 'data', which every node needs; found x"
+        assert (
+            mapped(f"a[result:data,x:{key}]") == f"[b] map: nothing can be mapped to {key!r}, {own}"
+        )
+    assert (
+        mapped("a[result:x]")
+        == "[b] map: nothing is mapped to 'data', which every node needs; found x"
+    )
     twice = DIAMOND | graph(d={"map": "b[result:data],c[result:data]"})
     assert problem(twice) == "[d] map: the key 'data' is mapped twice, from 'b' and 'c'"
 
@@ -226,7 +286,9 @@ def test_problems_of_maps() -> None:
 # filter
 
 
-@pytest.mark.parametrize("name", ["swap", "Run", "Continue", "or", "filter", "serial_skip", " SubGraphSkip "])
+@pytest.mark.parametrize(
+    "name", ["swap", "Run", "Continue", "or", "filter", "serial_skip", " SubGraphSkip "]
+)
 def test_filters_are_known_by_name(name: str) -> None:
     assert load(graph(a="b", b={"filter": name})).nodes["b"].filter == name.strip()
 
@@ -234,7 +296,10 @@ def test_filters_are_known_by_name(name: str) -> None:
 def test_a_registered_filter_is_known() -> None:
     register_filter("mine", lambda item: Status.RUN)
     assert load(graph(a="b", b={"filter": "mine"})).nodes["b"].filter == "mine"
-    assert problem(graph(a="b", b={"filter": "mne"})) == "[b] filter: there is no filter 'mne', did you mean 'mine'?"
+    assert (
+        problem(graph(a="b", b={"filter": "mne"}))
+        == "[b] filter: there is no filter 'mne', did you mean 'mine'?"
+    )
     assert "expected the name of a filter, found 3" in problem(graph(a="b", b={"filter": 3}))
 
 
@@ -266,19 +331,28 @@ def test_a_filter_that_a_nodes_own_module_registers_is_known(tmp_path: Path, nod
 
 
 def test_a_filter_or_a_map_on_a_root_is_an_error() -> None:
-    assert problem({"backend": "Identity", "filter": "or"}) == "[main] filter: nothing comes before this node, so it can't have a filter"
+    assert (
+        problem({"backend": "Identity", "filter": "or"})
+        == "[main] filter: nothing comes before this node, so it can't have a filter"
+    )
     assert "it can't have a map" in problem(graph(a={"next": "b", "map": "b[x:data]"}, b=None))
 
 
 def test_a_filter_among_the_defaults_is_for_all_but_the_roots() -> None:
     config = load({"filter": "or"} | graph(a="b,c", b=None, c={"filter": "swap"}))
     assert [node.filter for node in config.nodes.values()] == [None, "or", "swap"]
-    assert problem({"filter": "oor"} | graph(a="b", b=None)) == "filter: there is no filter 'oor', did you mean 'or'?"
+    assert (
+        problem({"filter": "oor"} | graph(a="b", b=None))
+        == "filter: there is no filter 'oor', did you mean 'or'?"
+    )
 
 
 @pytest.mark.parametrize("key", ["map", "borrow_from"])
 def test_keys_that_can_not_be_defaults(key: str) -> None:
-    assert problem({key: "a"} | graph(a=None)) == f"{key}: this is a key of a node, it can't be a default for all of them"
+    assert (
+        problem({key: "a"} | graph(a=None))
+        == f"{key}: this is a key of a node, it can't be a default for all of them"
+    )
 
 
 # logical nodes, borrow_from
@@ -306,24 +380,49 @@ def test_logical_nodes_from_toml_and_from_dicts(tmp_path: Path) -> None:
     config = toml(tmp_path, text)
     assert list(config.nodes) == ["det", "rec", "rec.2", "rec.3"]
     second = config.nodes["rec.2"]
-    assert (second.shares, second.groups, second.next, second.filter) == ("rec", (), ("rec.3",), "Skip")
+    assert (second.shares, second.groups, second.next, second.filter) == (
+        "rec",
+        (),
+        ("rec.3",),
+        "Skip",
+    )
     assert second.map == (("det", (("result", "data"),)),)
     assert (second.batching_timeout, second.priority_levels, second.default_priority) == (5.0, 3, 2)
     third = config.nodes["rec.3"]
-    assert (third.shares, third.groups, third.next, third.map, third.filter) == ("rec", (), (), (), None)
+    assert (third.shares, third.groups, third.next, third.map, third.filter) == (
+        "rec",
+        (),
+        (),
+        (),
+        None,
+    )
     assert (config.nodes["rec"].shares, config.nodes["rec"].groups[0].instances) == (None, 2)
-    assert list(load({"a": {"next": [], "2": {}, "1": {}}, "b": {}}).nodes) == ["a", "a.2", "a.1", "b"]
+    assert list(load({"a": {"next": [], "2": {}, "1": {}}, "b": {}}).nodes) == [
+        "a",
+        "a.2",
+        "a.1",
+        "b",
+    ]
     flat = {
         "det": {"backend": "Identity", "next": "rec"},
         "rec.2": {"map": "det[result:data]", "filter": "Skip", "next": "rec.3"},
-        "rec": {"backend": "Small", "factor": 3, "instance_num": 2, "batching_timeout": 5, "priority_levels": 3, "filter": "or"}
+        "rec": {
+            "backend": "Small",
+            "factor": 3,
+            "instance_num": 2,
+            "batching_timeout": 5,
+            "priority_levels": 3,
+            "filter": "or",
+        }
         | {"next": "rec.2", "3": {}},
     }
     assert load(flat).nodes == config.nodes
 
 
 def test_what_a_logical_node_ignores_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    nodes = graph(rec={"backend": "Small", "next": "rec.2"}) | {"rec.2": {"backend": "S[", "max": 99, "x": 1, "next": []}}
+    nodes = graph(rec={"backend": "Small", "next": "rec.2"}) | {
+        "rec.2": {"backend": "S[", "max": 99, "x": 1, "next": []}
+    }
     with caplog.at_level(logging.WARNING, "penstock.config"):
         assert load(nodes).nodes["rec.2"].groups == ()
     assert [record.getMessage() for record in caplog.records] == [
@@ -331,13 +430,17 @@ def test_what_a_logical_node_ignores_is_logged(caplog: pytest.LogCaptureFixture)
     ]
     caplog.clear()
     nodes["rec.2"] = {"maps": "rec[result:data]"}
-    assert problem(nodes) == "[rec.2] maps: no key of a node, nor a parameter of any backend, did you mean 'map'?"
+    assert (
+        problem(nodes)
+        == "[rec.2] maps: no key of a node, nor a parameter of any backend, did you mean 'map'?"
+    )
     assert caplog.records == []
 
 
 def test_names_of_logical_nodes(tmp_path: Path) -> None:
     assert (
-        problem(graph(rce="rec.2") | {"rec.2": {}}) == "[rec.2]: there is no node 'rec' whose logical node it could be, did you mean 'rce'?"
+        problem(graph(rce="rec.2") | {"rec.2": {}})
+        == "[rec.2]: there is no node 'rec' whose logical node it could be, did you mean 'rce'?"
     )
     with pytest.raises(ConfigError, match=r"\[rec.2\]: there is no node 'rec'"):
         toml(tmp_path, "[rec.2]")
@@ -346,7 +449,9 @@ def test_names_of_logical_nodes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"\[rec.2.3\]: a logical node has one \. in its name"):
         toml(tmp_path, '[rec]\nbackend="Identity"\nnext="rec.2"\n[rec.2]\n[rec.2.3]\nmax=3')
     assert "letters, digits" in problems({"rec.": {"backend": "Identity"}})[0]
-    assert problem({"rec": {"backend": "Identity", "2": {}}, "rec.2": {}}).endswith("[rec.2]: there are two tables for this node")
+    assert problem({"rec": {"backend": "Identity", "2": {}}, "rec.2": {}}).endswith(
+        "[rec.2]: there are two tables for this node"
+    )
     assert "a key must be text, found 3" in problem({"rec": {"backend": "Identity", 3: "x"}})
 
 
@@ -354,32 +459,53 @@ def test_borrowed_instances_are_the_final_owners() -> None:
     config = load(graph(a={"backend": "Small", "factor": 2, "next": "b"}) | {"b": {"borrow_from": "c.2", "next": "c"}} | {
         "c": {"borrow_from": "a", "next": "c.2"}, "c.2": {}
     })  # fmt: skip
-    assert [(node.shares, len(node.groups)) for node in config.nodes.values()] == [(None, 1), ("a", 0), ("a", 0), ("a", 0)]
+    assert [(node.shares, len(node.groups)) for node in config.nodes.values()] == [
+        (None, 1),
+        ("a", 0),
+        ("a", 0),
+        ("a", 0),
+    ]
 
 
 def test_problems_of_borrowing() -> None:
     def borrowing(**lenders: Any) -> list[str]:
-        return problems({"one": {"backend": "Identity"}} | {name: {"borrow_from": lender} for name, lender in lenders.items()})
+        return problems(
+            {"one": {"backend": "Identity"}}
+            | {name: {"borrow_from": lender} for name, lender in lenders.items()}
+        )
 
     assert borrowing(a="oen") == ["[a] borrow_from: there is no node 'oen', did you mean 'one'?"]
     assert borrowing(a=3) == ["[a] borrow_from: there is no node 3"]
-    assert borrowing(a="a") == ["[a] borrow_from: the nodes borrow in a ring: a -> a: one must have a backend"]
+    assert borrowing(a="a") == [
+        "[a] borrow_from: the nodes borrow in a ring: a -> a: one must have a backend"
+    ]
     assert borrowing(d="a", a="b", b="c", c="a") == [
         "[a] borrow_from: the nodes borrow in a ring: a -> b -> c -> a: one must have a backend"
     ]
     nodes = {"one": {"backend": "Identity", "next": "one.2"}, "one.2": {"borrow_from": "one"}}
-    assert problem(nodes) == "[one.2] borrow_from: a logical node shares the instances of 'one' already"
+    assert (
+        problem(nodes)
+        == "[one.2] borrow_from: a logical node shares the instances of 'one' already"
+    )
 
 
 # nodes without a backend
 
 
 def test_a_node_with_nothing_but_its_place_is_identity(tmp_path: Path) -> None:
-    config = toml(tmp_path, '[a]\nnext = "b"\n[b]\nfilter = "or"\nmap = "a[result:data]"\nnext = "final"\n[final]')
+    config = toml(
+        tmp_path,
+        '[a]\nnext = "b"\n[b]\nfilter = "or"\nmap = "a[result:data]"\nnext = "final"\n[final]',
+    )
     assert [node.groups[0].spec.name for node in config.nodes.values()] == ["Identity"] * 3
     assert load({"backend": "Small", "a": {}}).nodes["a"].groups[0].spec.name == "Small"
-    assert "is 'bakend' meant to be it?" in "".join(problems({"a": {"bakend": "Small", "next": "b"}, "b": {}}))
-    assert problem({"a": {"max": 3}}) == "[a] backend: expected an expression such as 'S[A,B]', there is none"
+    assert "is 'bakend' meant to be it?" in "".join(
+        problems({"a": {"bakend": "Small", "next": "b"}, "b": {}})
+    )
+    assert (
+        problem({"a": {"max": 3}})
+        == "[a] backend: expected an expression such as 'S[A,B]', there is none"
+    )
 
 
 # composite backends
@@ -393,23 +519,38 @@ def test_jump_enters_another_root() -> None:
     config = load(jumping("sub"))
     spec = config.nodes["j"].groups[0].spec
     assert (spec.cls, spec.params.jump, config.warnings) == (Jump, "sub", ())
-    assert load(graph(a=None, b={"backend": "CopySplit(a,3)"})).nodes["b"].groups[0].spec.cls is CopySplit
+    assert (
+        load(graph(a=None, b={"backend": "CopySplit(a,3)"})).nodes["b"].groups[0].spec.cls
+        is CopySplit
+    )
 
 
 def test_where_a_jump_can_not_go() -> None:
     assert problem(jumping("sbu")) == "[j] jump: there is no node 'sbu', did you mean 'sub'?"
-    assert problem(jumping("end")) == "[j] jump: expected a root, found 'end', which comes after 'sub'"
-    assert problem(jumping("a")) == "[j] jump: it enters the graph of 'a', which it is in, again and again: expected another root"
+    assert (
+        problem(jumping("end")) == "[j] jump: expected a root, found 'end', which comes after 'sub'"
+    )
+    assert (
+        problem(jumping("a"))
+        == "[j] jump: it enters the graph of 'a', which it is in, again and again: expected another root"
+    )
     assert "[j] merge: found '': expected at least one key, as in result,score" in problem(
         graph(a=None, j={"backend": "MapReduce(a)", "merge": ""})
     )
     assert "[j] jump: Jump needs jump" in problem(graph(j={"backend": "Jump"}))
-    assert problem(graph(j={"jump": "x"})).startswith("[j] jump: no key of a node, nor a parameter of Identity")
+    assert problem(graph(j={"jump": "x"})).startswith(
+        "[j] jump: no key of a node, nor a parameter of Identity"
+    )
 
 
 def test_jumps_in_a_ring() -> None:
     nodes = graph(
-        a={"backend": "Jump(c)"}, b={"backend": "Small", "next": "b2"}, b2={"backend": "MapReduce", "jump": "a"}, c="c2", c2="c3", c3=None
+        a={"backend": "Jump(c)"},
+        b={"backend": "Small", "next": "b2"},
+        b2={"backend": "MapReduce", "jump": "a"},
+        c="c2",
+        c2="c3",
+        c3=None,
     )
     assert load(nodes)
     nodes["c3"] = {"backend": "CopySplit", "split_size": 2, "jump": "b"}
@@ -417,16 +558,32 @@ def test_jumps_in_a_ring() -> None:
 
 
 def test_a_logical_node_of_a_jump_jumps_too() -> None:
-    assert problem(graph(a={"backend": "Jump(b)", "next": "a.2"}) | {"a.2": {}}) == "[a] jump: there is no node 'b'"
+    assert (
+        problem(graph(a={"backend": "Jump(b)", "next": "a.2"}) | {"a.2": {}})
+        == "[a] jump: there is no node 'b'"
+    )
     nodes = graph(a={"backend": "Jump(b)"}, b="a.2") | {"a.2": {}}
-    assert problem(nodes) == "[a.2] jump: it enters the graph of 'b', which it is in, again and again: expected another root"
+    assert (
+        problem(nodes)
+        == "[a.2] jump: it enters the graph of 'b', which it is in, again and again: expected another root"
+    )
 
 
-@pytest.mark.parametrize("backend", ["S[Identity,Jump(sub)]", "S[Jump(sub)]", "SyncTensor[Jump(sub)]", "S[Identity,SyncTensor[Asks]]"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "S[Identity,Jump(sub)]",
+        "S[Jump(sub)]",
+        "SyncTensor[Jump(sub)]",
+        "S[Identity,SyncTensor[Asks]]",
+    ],
+)
 def test_a_composite_is_a_whole_expression(backend: str) -> None:
     found = problem(graph(a={"backend": backend}, sub=None))
     assert "must be a node's whole expression, since it waits for other nodes" in found
-    assert found.startswith("[a] backend: Jump inside S" if "Jump" in backend else "[a] backend: Asks inside SyncTensor")
+    assert found.startswith(
+        "[a] backend: Jump inside S" if "Jump" in backend else "[a] backend: Asks inside SyncTensor"
+    )
 
 
 def test_a_composite_has_neither_process_nor_groups() -> None:
@@ -435,14 +592,22 @@ def test_a_composite_has_neither_process_nor_groups() -> None:
     )
     assert "value with & means nothing here" in problem(jumping("sub", instance_num="1&2"))
     nodes = {"executor": "process"} | jumping("sub")
-    assert {name: node.executor for name, node in load(nodes).nodes.items()} == {"a": "process", "j": "thread"} | {
+    assert {name: node.executor for name, node in load(nodes).nodes.items()} == {
+        "a": "process",
+        "j": "thread",
+    } | {
         "sub": "process",
         "end": "process",
     }
 
 
 def test_logic_takes_any_key_and_jumps_nowhere() -> None:
-    spec = load(graph(a={"backend": "Asks", "jump": "nowhere", "map_size": 3})).nodes["a"].groups[0].spec
+    spec = (
+        load(graph(a={"backend": "Asks", "jump": "nowhere", "map_size": 3}))
+        .nodes["a"]
+        .groups[0]
+        .spec
+    )
     assert spec.params == {"jump": "nowhere", "map_size": 3}
 
 
@@ -471,7 +636,8 @@ def test_the_entry_may_be_any_node_that_can_do_without_the_others() -> None:
     assert [load(entering(name)).entry for name in "ad"] == ["a", "d"]
     assert load(entering("y", graph(a=None, x="y", y=None))).entry == "y"
     assert (
-        problem(entering("b")) == "[pipeline] entry: 'b' can't be the entry: it leads to 'd', which needs 'c' too, and does not lead there"
+        problem(entering("b"))
+        == "[pipeline] entry: 'b' can't be the entry: it leads to 'd', which needs 'c' too, and does not lead there"
     )
     chain = graph(a="b", b="c", c={"map": "a[data:image],b[result:data]"})
     assert "it leads to 'c', which needs 'a' too" in problem(entering("b", chain))
@@ -509,9 +675,10 @@ def test_a_long_file_loads() -> None:
     assert list(load(nodes).nodes) == [f"n{index}" for index in range(count + 1)]
     nodes[f"n{count}"]["next"] = "n0"
     assert "in a circle" in problems(nodes)[0]
-    wide = {"a": {"next": [f"n{index}" for index in range(count)]}, "z": {"map": "a[data:data]"}} | {
-        f"n{index}": {"next": "z"} for index in range(count)
-    }
+    wide = {
+        "a": {"next": [f"n{index}" for index in range(count)]},
+        "z": {"map": "a[data:data]"},
+    } | {f"n{index}": {"next": "z"} for index in range(count)}
     assert list(load(wide).nodes)[-1] == "z"
 
 
@@ -529,7 +696,17 @@ STRUCTURE = st.fixed_dictionaries(
     optional={
         "backend": st.sampled_from(EXPRESSIONS),
         "next": st.sampled_from(["a", "b", "c", "a.2", "b,c", "c,d", ["d"], "x", "", 3]),
-        "map": st.sampled_from(["a[result:data]", "[result:data]", "b[x:data],c[y:data]", "b[x:y]", "x[y:data]", "[", 3]),
+        "map": st.sampled_from(
+            [
+                "a[result:data]",
+                "[result:data]",
+                "b[x:data],c[y:data]",
+                "b[x:y]",
+                "x[y:data]",
+                "[",
+                3,
+            ]
+        ),
         "filter": st.sampled_from(["or", "swap", "x", None]),
         "borrow_from": st.sampled_from(["a", "b", "a.2", "x", 3]),
         "jump": st.sampled_from(["a", "b", "c", "x", 3]),
@@ -538,12 +715,16 @@ STRUCTURE = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     st.dictionaries(st.sampled_from(["a", "b", "c", "d", "a.2", "b.2"]), STRUCTURE, max_size=6),
     st.sampled_from([{}, {"entry": "a"}, {"entry": "b"}, {"loop": True}]),
 )
-def test_any_graph_loads_whole_or_is_a_config_error(nodes: dict[str, Any], pipeline: dict[str, Any]) -> None:
+def test_any_graph_loads_whole_or_is_a_config_error(
+    nodes: dict[str, Any], pipeline: dict[str, Any]
+) -> None:
     try:
         config = load({"pipeline": pipeline, **nodes})
     except ConfigError as error:

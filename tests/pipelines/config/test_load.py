@@ -91,18 +91,32 @@ def test_an_expression() -> None:
 
 def test_a_flat_dict() -> None:
     config = load({"backend": "Scale", "factor": "3", "max": "4"}, name="mine")
-    assert (config.name, params(config).factor, config.nodes["main"].groups[0].max) == ("mine", 3, 4)
+    assert (config.name, params(config).factor, config.nodes["main"].groups[0].max) == (
+        "mine",
+        3,
+        4,
+    )
 
 
 def test_a_dict_of_dicts_is_ordered_root_to_leaf() -> None:
-    config = load({"c": {"backend": "Scale"}, "a": {"backend": "Scale", "next": "b"}, "b": {"backend": "Scale", "next": "c"}})
+    config = load(
+        {
+            "c": {"backend": "Scale"},
+            "a": {"backend": "Scale", "next": "b"},
+            "b": {"backend": "Scale", "next": "c"},
+        }
+    )
     assert list(config.nodes) == ["a", "b", "c"]
     assert config.nodes["a"].next == ("b",)
 
 
 def test_a_file(tmp_path: Path) -> None:
     config = load(write(tmp_path, 'backend = "Scale"', "mine.toml"))
-    assert (config.name, config.directory, config.source) == ("mine", tmp_path, str(tmp_path / "mine.toml"))
+    assert (config.name, config.directory, config.source) == (
+        "mine",
+        tmp_path,
+        str(tmp_path / "mine.toml"),
+    )
     assert load(str(tmp_path / "mine.toml")) == config
     assert load(tmp_path / "mine.toml", name="other").name == "other"
 
@@ -119,7 +133,9 @@ def test_empty_is_an_error(source: Any) -> None:
 
 
 def test_an_empty_file_and_one_without_nodes(tmp_path: Path) -> None:
-    assert problem(write(tmp_path, "# nothing")).startswith(f"{tmp_path}/p.toml: the configuration is empty")
+    assert problem(write(tmp_path, "# nothing")).startswith(
+        f"{tmp_path}/p.toml: the configuration is empty"
+    )
     assert "is 'bakend' meant to be it?" in problem(write(tmp_path, 'bakend = "Scale"'))
 
 
@@ -142,7 +158,11 @@ def test_a_directory(tmp_path: Path) -> None:
     write(tmp_path, 'backend = "Scale"\n[pipeline]\nname = "a"', "e.toml")
     with pytest.raises(ConfigError) as caught:
         load_directory(tmp_path)
-    assert [Path(each.file).name for each in caught.value.problems] == ["c.toml", "d.toml", "e.toml"]
+    assert [Path(each.file).name for each in caught.value.problems] == [
+        "c.toml",
+        "d.toml",
+        "e.toml",
+    ]
     with pytest.raises(ConfigError, match="no such directory"):
         load_directory(tmp_path / "nowhere")
 
@@ -171,7 +191,12 @@ def test_a_key_reaches_every_member_that_declares_it_and_an_address_only_one() -
     config = load({"backend": "S[Scale,Shift]", "factor": 3, "offset": 1})
     spec = config.nodes["main"].groups[0].spec
     assert (member(spec, 0).factor, member(spec, 1).factor, member(spec, 1).offset) == (3, 3, 1)
-    spec = load({"backend": "S[Scale,Shift]", "factor": 3, "Shift::factor": 4}).nodes["main"].groups[0].spec
+    spec = (
+        load({"backend": "S[Scale,Shift]", "factor": 3, "Shift::factor": 4})
+        .nodes["main"]
+        .groups[0]
+        .spec
+    )
     assert (member(spec, 0).factor, member(spec, 1).factor) == (3, 4)
 
 
@@ -183,16 +208,35 @@ def test_positional_arguments_follow_the_declaration() -> None:
 
 
 def test_strings_of_engines_stay_strings() -> None:
-    config = load({"backend": "TensorrtTensor", "model": "m", "min": "1x3x224x224", "max": "4x3x224x224"})
+    config = load(
+        {"backend": "TensorrtTensor", "model": "m", "min": "1x3x224x224", "max": "4x3x224x224"}
+    )
     group = config.nodes["main"].groups[0]
     assert (group.min, group.max, group.spec.params.max) == (1, 4, "4x3x224x224")
     assert group.spec.declared_range == (1, 4)
-    group = load({"backend": "TensorrtTensor", "model": "m", "min": "2x3;1x3", "max": "2x3;8x3"}).nodes["main"].groups[0]
+    group = (
+        load({"backend": "TensorrtTensor", "model": "m", "min": "2x3;1x3", "max": "2x3;8x3"})
+        .nodes["main"]
+        .groups[0]
+    )
     assert (group.min, group.max) == (1, 8)
 
 
 def test_a_backend_without_declared_parameters_gets_what_no_other_declares() -> None:
-    spec = load({"backend": "S[Scale,Anything]", "factor": 3, "other": "x", "Anything::factor": 5, "max": 4}).nodes["main"].groups[0].spec
+    spec = (
+        load(
+            {
+                "backend": "S[Scale,Anything]",
+                "factor": 3,
+                "other": "x",
+                "Anything::factor": 5,
+                "max": 4,
+            }
+        )
+        .nodes["main"]
+        .groups[0]
+        .spec
+    )
     assert member(spec, 0).factor == 3
     assert member(spec, 1) == {"other": "x", "factor": 5}
 
@@ -203,48 +247,99 @@ def test_unknown_keys_name_node_key_and_the_nearest() -> None:
         == "[n] facter: no key of a node, nor a parameter of Scale, did you mean 'factor'?"
     )
     assert "did you mean 'instance_num'" in problem({"backend": "Scale", "instance_nums": 3})
-    assert "Scale has no parameter 'facter', did you mean 'factor'" in problem({"backend": "Scale", "Scale::facter": 3})
+    assert "Scale has no parameter 'facter', did you mean 'factor'" in problem(
+        {"backend": "Scale", "Scale::facter": 3}
+    )
     assert "did you mean 'Scale::factor'" in problem({"backend": "Scale", "Scael::factor": 3})
-    assert problem({"facter": 3, "n": {"backend": "Scale"}}) == "facter: no node knows this key, did you mean 'factor'?"
+    assert (
+        problem({"facter": 3, "n": {"backend": "Scale"}})
+        == "facter: no node knows this key, did you mean 'factor'?"
+    )
 
 
 def test_a_default_need_only_be_known_to_one_node() -> None:
-    assert params(load({"offset": 3, "a": {"backend": "Scale", "next": "b"}, "b": {"backend": "Shift"}}), "b").offset == 3
+    assert (
+        params(
+            load({"offset": 3, "a": {"backend": "Scale", "next": "b"}, "b": {"backend": "Shift"}}),
+            "b",
+        ).offset
+        == 3
+    )
 
 
 def test_values_are_validated() -> None:
-    assert "[main] factor: found 'many': input should be a valid integer" in problem({"backend": "Scale", "factor": "many"})
-    assert "[main] Scale::factor: found 'many'" in problem({"backend": "Scale", "Scale::factor": "many"})
-    assert "[main] instance_num: found 0: input should be greater" in problem({"backend": "Scale", "instance_num": 0})
-    assert "[main] instance_num: found 1025: input should be less" in problem({"backend": "Scale", "instance_num": 1025})
-    assert "[main] resize_w: ResizeMat needs resize_w" in problem({"backend": "ResizeMat", "resize_h": 4})
+    assert "[main] factor: found 'many': input should be a valid integer" in problem(
+        {"backend": "Scale", "factor": "many"}
+    )
+    assert "[main] Scale::factor: found 'many'" in problem(
+        {"backend": "Scale", "Scale::factor": "many"}
+    )
+    assert "[main] instance_num: found 0: input should be greater" in problem(
+        {"backend": "Scale", "instance_num": 0}
+    )
+    assert "[main] instance_num: found 1025: input should be less" in problem(
+        {"backend": "Scale", "instance_num": 1025}
+    )
+    assert "[main] resize_w: ResizeMat needs resize_w" in problem(
+        {"backend": "ResizeMat", "resize_h": 4}
+    )
 
 
 def test_keys_of_the_node() -> None:
-    keys = {"batching_timeout": "2.5", "priority_levels": 4, "default_priority": 3, "retry": False, "stuck_after": 5}
+    keys = {
+        "batching_timeout": "2.5",
+        "priority_levels": 4,
+        "default_priority": 3,
+        "retry": False,
+        "stuck_after": 5,
+    }
     node = load({"backend": "Scale", **keys}).nodes["main"]
-    assert (node.batching_timeout, node.priority_levels, node.default_priority, node.retry, node.stuck_after) == (2.5, 4, 3, False, 5.0)
+    assert (
+        node.batching_timeout,
+        node.priority_levels,
+        node.default_priority,
+        node.retry,
+        node.stuck_after,
+    ) == (2.5, 4, 3, False, 5.0)
     assert load({"backend": "Scale", "priority_levels": 5}).nodes["main"].default_priority == 3
-    assert "found 5, expected 1 to 4" in problem({"backend": "Scale", "priority_levels": 4, "default_priority": 5})
+    assert "found 5, expected 1 to 4" in problem(
+        {"backend": "Scale", "priority_levels": 4, "default_priority": 5}
+    )
     assert "expected priority_levels" in problem({"backend": "Scale", "default_priority": 1})
 
 
 def test_interpreter_and_macros_of_torchpipe() -> None:
-    config = load({"Interpreter::backend": "PipelineV3", "n": {"backend": "Anything", "key": "TASK_RESULT_KEY"}})
+    config = load(
+        {
+            "Interpreter::backend": "PipelineV3",
+            "n": {"backend": "Anything", "key": "TASK_RESULT_KEY"},
+        }
+    )
     assert params(config, "n") == {"key": "result"}
     assert not config.loop
     for name in ("Ring", "EventLoop"):
         assert load({"Interpreter::backend": name, "n": {"backend": "Scale"}}).loop
-    assert "expected 'PipelineV3', 'Ring' or 'EventLoop'" in problem({"Interpreter::backend": "Pipe", "n": {"backend": "Scale"}})
+    assert "expected 'PipelineV3', 'Ring' or 'EventLoop'" in problem(
+        {"Interpreter::backend": "Pipe", "n": {"backend": "Scale"}}
+    )
 
 
 # Groups
 
 
 def test_ampersands_make_groups() -> None:
-    keys = {"backend": "TensorrtTensor", "model": "b1.onnx&b4.onnx", "max": "1&4", "instance_num": "2&3", "precision": "fp16"}
+    keys = {
+        "backend": "TensorrtTensor",
+        "model": "b1.onnx&b4.onnx",
+        "max": "1&4",
+        "instance_num": "2&3",
+        "precision": "fp16",
+    }
     groups = load(keys).nodes["main"].groups
-    assert [(group.spec.params.model, group.max, group.instances, group.spec.params.precision) for group in groups] == [
+    assert [
+        (group.spec.params.model, group.max, group.instances, group.spec.params.precision)
+        for group in groups
+    ] == [
         ("b1.onnx", 1, 2, "fp16"),
         ("b4.onnx", 4, 3, "fp16"),
     ]
@@ -257,7 +352,9 @@ def test_one_value_beside_groups_holds_for_each() -> None:
 
 
 def test_groups_that_do_not_agree() -> None:
-    assert "factor has 2, max has 3" in problem({"backend": "Scale", "factor": "1&2", "max": "1&2&3"})
+    assert "factor has 2, max has 3" in problem(
+        {"backend": "Scale", "factor": "1&2", "max": "1&2&3"}
+    )
     assert "an empty piece beside &" in problem({"backend": "Scale", "factor": "1&"})
 
 
@@ -274,7 +371,10 @@ def test_an_ampersand_in_an_argument_is_text() -> None:
 
 
 def test_a_nodes_max_above_its_backends() -> None:
-    assert problem({"backend": "Four", "max": 8}) == "[main] max: 8 is more than the backend takes: Four has the range [2, 4]"
+    assert (
+        problem({"backend": "Four", "max": 8})
+        == "[main] max: 8 is more than the backend takes: Four has the range [2, 4]"
+    )
     assert "1 is less than the backend takes" in problem({"backend": "Four", "max": 1})
     assert "5 is more than the backend takes" in problem({"backend": "Four", "min": 5})
     assert "min is 3 and max is 2" in problem({"backend": "Scale", "min": 3, "max": 2})
@@ -291,7 +391,9 @@ def test_a_sequential_without_a_common_range_is_an_error() -> None:
         min, max = 8, 8
 
     register_backend("Eight", Eight)
-    assert "[main] backend: the members of the Sequential share no batch size" in problem("S[Four,Eight]")
+    assert "[main] backend: the members of the Sequential share no batch size" in problem(
+        "S[Four,Eight]"
+    )
     assert load("S[DecodeMat,Four]").nodes["main"].groups[0].spec.declared_range == BatchRange(2, 4)
 
 
@@ -301,7 +403,10 @@ def test_a_sequential_without_a_common_range_is_an_error() -> None:
 def test_problems_of_expressions() -> None:
     assert problem("S[Scale").startswith("[main] backend: at character 8")
     assert "did you mean 'Scale'" in problem("Scael")
-    assert problem("S[Scale,(orr)Shift]") == "[main] backend: (orr)Shift: there is no filter 'orr', did you mean 'or'?"
+    assert (
+        problem("S[Scale,(orr)Shift]")
+        == "[main] backend: (orr)Shift: there is no filter 'orr', did you mean 'or'?"
+    )
     assert "Scale takes none in brackets, found 1" in problem("Scale[Shift]")
     assert "SyncTensor takes 0 to 1 in brackets, found 2" in problem("SyncTensor[Scale,Shift]")
     assert "Torch takes 1 in brackets, found 0" in problem("Torch")
@@ -318,17 +423,29 @@ def test_problems_of_arguments_name_backend_and_parameter() -> None:
 
 def test_ranges_say_how_they_are_written() -> None:
     expected = 'expected two numbers, min,max, as in "1,8"'
-    assert problem("Identity(force_range=3)") == f"[main] backend: Identity's force_range: found '3': {expected}"
-    assert problem({"backend": "Identity", "force_range": 3}) == f"[main] force_range: found 3: {expected}"
-    assert problem({"backend": "Identity", "force_range": "1,2,3"}) == f"[main] force_range: found '1,2,3': {expected}"
     assert (
-        problem({"backend": "Identity", "force_range": "4,2"}) == "[main] force_range: found '4,2': expected min,max with 1 <= min <= max"
+        problem("Identity(force_range=3)")
+        == f"[main] backend: Identity's force_range: found '3': {expected}"
+    )
+    assert (
+        problem({"backend": "Identity", "force_range": 3})
+        == f"[main] force_range: found 3: {expected}"
+    )
+    assert (
+        problem({"backend": "Identity", "force_range": "1,2,3"})
+        == f"[main] force_range: found '1,2,3': {expected}"
+    )
+    assert (
+        problem({"backend": "Identity", "force_range": "4,2"})
+        == "[main] force_range: found '4,2': expected min,max with 1 <= min <= max"
     )
     assert problems("Range(1,3)[Identity]") == [
         "[main] backend: Range takes at most 1 argument, found 2",
         f"[main] backend: Range's range: found '1': {expected}",
     ]
-    assert "[main] backend: Free's force_range: found 3: expected min,max" in problem({"backend": "Free", "force_range": 3})
+    assert "[main] backend: Free's force_range: found 3: expected min,max" in problem(
+        {"backend": "Free", "force_range": 3}
+    )
 
 
 def test_python_names_a_registered_backend() -> None:
@@ -353,7 +470,9 @@ class Add:
     item: Item = {"data": 1}
     backend.forward([item])
     assert item["result"] == 4
-    assert "has no 'Ad', did you mean 'Add'" in problem(write(tmp_path, 'backend = "Python[ops.py:Ad]"'))
+    assert "has no 'Ad', did you mean 'Add'" in problem(
+        write(tmp_path, 'backend = "Python[ops.py:Ad]"')
+    )
 
 
 # Graph
@@ -361,9 +480,15 @@ class Add:
 
 def test_problems_of_the_graph() -> None:
     def graph(**following: Any) -> dict[str, Any]:
-        return {name: {"backend": "Scale", **({"next": value} if value is not None else {})} for name, value in following.items()}
+        return {
+            name: {"backend": "Scale", **({"next": value} if value is not None else {})}
+            for name, value in following.items()
+        }
 
-    assert problem(graph(one="twoo", two=None)) == "[one] next: there is no node 'twoo', did you mean 'two'?"
+    assert (
+        problem(graph(one="twoo", two=None))
+        == "[one] next: there is no node 'twoo', did you mean 'two'?"
+    )
     assert "an empty piece in 'two,'" in problem(graph(one="two,", two=None))
     assert "'two' is named twice" in problem(graph(one="two,two", two=None))
     assert "expected the name of a node, found 3" in problem(graph(one=3))
@@ -379,7 +504,14 @@ def test_one_mistake_hides_no_other() -> None:
             "b": {"backend": "Scale", "next": "c"},
             "c": {"backend": "Scale", "next": "b"},
             "d": {"backend": "S[", "instance_num": 0, "max": "many", "next": "e,f"},
-            "e": {"backend": "OnnxTensor", "model": "m.onnx", "min": 5, "max": 2, "next": "g", "map": "d[result]"},
+            "e": {
+                "backend": "OnnxTensor",
+                "model": "m.onnx",
+                "min": 5,
+                "max": 2,
+                "next": "g",
+                "map": "d[result]",
+            },
             "f": {"backend": "Scale", "next": "g", "filter": "orr"},
             "g": {"backend": "Jump", "jump": "h"},
             "h": {"backend": "Scale", "map": "c[result:data]"},
@@ -400,13 +532,29 @@ def test_one_mistake_hides_no_other() -> None:
 
 
 def test_a_wrong_value_hides_nothing_of_what_it_is_not_needed_for() -> None:
-    assert problems({"pipeline": {"timeout": -1, "entry": "bb", "inputs": {"a": {"kind": "x"}, "_b": {}}}, "b": {"backend": "Scale"}}) == [
+    assert problems(
+        {
+            "pipeline": {"timeout": -1, "entry": "bb", "inputs": {"a": {"kind": "x"}, "_b": {}}},
+            "b": {"backend": "Scale"},
+        }
+    ) == [
         "[pipeline] inputs.a.kind: found 'x': input should be 'image', 'bytes', 'text', 'integer', 'number', 'boolean', 'tensor' or 'json'",
         "[pipeline] timeout: found -1: input should be greater than 0",
         "[pipeline] inputs._b: '_b' can't be an input: it is Penstock's own, or starts with _",
         "[pipeline] entry: there is no node 'bb', did you mean 'b'?",
     ]
-    assert problems({"pipeline": 3, "b": {"backend": "Four", "max": 8, "instance_num": 0, "retry": "no?", "default_priority": 2}}) == [
+    assert problems(
+        {
+            "pipeline": 3,
+            "b": {
+                "backend": "Four",
+                "max": 8,
+                "instance_num": 0,
+                "retry": "no?",
+                "default_priority": 2,
+            },
+        }
+    ) == [
         "[pipeline]: expected a table, found 3",
         "[b] instance_num: found 0: input should be greater than or equal to 1",
         "[b] max: 8 is more than the backend takes: Four has the range [2, 4]",
@@ -416,7 +564,13 @@ def test_a_wrong_value_hides_nothing_of_what_it_is_not_needed_for() -> None:
     assert problems({"backend": "Scale", "priority_levels": -1, "default_priority": 2}) == [
         "[main] priority_levels: found -1: input should be greater than or equal to 0"
     ]
-    groups = {"backend": "Scale", "factor": "x&2", "instance_num": "0&0", "min": "1&5", "max": "4&2"}
+    groups = {
+        "backend": "Scale",
+        "factor": "x&2",
+        "instance_num": "0&0",
+        "min": "1&5",
+        "max": "4&2",
+    }
     assert problems(groups) == [
         "[main] factor: found 'x': input should be a valid integer, unable to parse string as an integer",
         "[main] instance_num: found '0': input should be greater than or equal to 1",
@@ -426,10 +580,18 @@ def test_a_wrong_value_hides_nothing_of_what_it_is_not_needed_for() -> None:
 
 @pytest.mark.parametrize("jumper", ["Jump", "MapReduce"])
 def test_a_wrong_value_does_not_hide_where_a_node_jumps(jumper: str) -> None:
-    tables = {"a": {"backend": "Scale", "next": "b"}, "b": {"backend": "Scale"}, "j": {"backend": jumper, "jump": "b"}}
+    tables = {
+        "a": {"backend": "Scale", "next": "b"},
+        "b": {"backend": "Scale"},
+        "j": {"backend": jumper, "jump": "b"},
+    }
     tables["j"] |= {"instance_num": 0} if jumper == "Jump" else {"merge": " , "}
     first, second = problems(tables)
-    assert first.startswith("[j] instance_num" if jumper == "Jump" else "[j] merge: found ' , ': expected at least one key")
+    assert first.startswith(
+        "[j] instance_num"
+        if jumper == "Jump"
+        else "[j] merge: found ' , ': expected at least one key"
+    )
     assert second == "[j] jump: expected a root, found 'b', which comes after 'a'"
 
 
@@ -438,14 +600,21 @@ def test_a_wrong_value_elsewhere_does_not_hide_what_streams() -> None:
         yield 1
 
     register_backend("Pages", pages)
-    tables = {"a": {"backend": "Pages", "next": "b"}, "b": {"backend": "Pages"}, "c": {"backend": "Scale", "instance_num": 0}}
+    tables = {
+        "a": {"backend": "Pages", "next": "b"},
+        "b": {"backend": "Pages"},
+        "c": {"backend": "Scale", "instance_num": 0},
+    }
     assert problems(tables) == [
         "[b]: node 'a' yields several results too: only one node on the way may",
         "[c] instance_num: found 0: input should be greater than or equal to 1",
     ]
 
 
-@pytest.mark.parametrize(("file", "name"), [("my file", "my_file"), ("a?#%b", "a___b"), ("-x", "_x"), (".x.v2-a", "_x.v2-a"), ("ä", "_")])
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("my file", "my_file"), ("a?#%b", "a___b"), ("-x", "_x"), (".x.v2-a", "_x.v2-a"), ("ä", "_")],
+)
 def test_a_file_names_its_pipeline_as_a_url_can(tmp_path: Path, file: str, name: str) -> None:
     path = tmp_path / f"{file}.toml"
     path.write_text('[a]\nbackend = "Scale"\n')
@@ -456,7 +625,9 @@ def test_names_of_nodes(tmp_path: Path) -> None:
     assert "reserved" in problem({"data": {"backend": "Scale"}})
     assert "reserved" in problem({"_a": {"backend": "Scale"}})
     assert "letters, digits" in problem({"a b": {"backend": "Scale"}})
-    assert "[rec.2]: there is no node 'rec' whose logical node" in problem(write(tmp_path, '[rec.2]\nbackend = "Scale"'))
+    assert "[rec.2]: there is no node 'rec' whose logical node" in problem(
+        write(tmp_path, '[rec.2]\nbackend = "Scale"')
+    )
 
 
 # [pipeline]
@@ -479,7 +650,13 @@ def test_the_pipeline_table(tmp_path: Path) -> None:
     label = {kind = "text", labels = "labels.txt", description = "The digit."}
     """
     config = load(write(tmp_path, text))
-    assert (config.name, config.version, config.description, config.max_requests, config.timeout) == (
+    assert (
+        config.name,
+        config.version,
+        config.description,
+        config.max_requests,
+        config.timeout,
+    ) == (
         "digits",
         "3",
         "Reads digits.",
@@ -495,13 +672,20 @@ def test_problems_of_the_pipeline_table() -> None:
     def table(**keys: Any) -> list[str]:
         return problems({"pipeline": keys, "n": {"backend": "Scale"}})
 
-    assert table(timout=3) == ["[pipeline] timout: there is no key 'timout' here, did you mean 'timeout'?"]
+    assert table(timout=3) == [
+        "[pipeline] timout: there is no key 'timout' here, did you mean 'timeout'?"
+    ]
     assert "[pipeline] loop: found 'often'" in table(loop="often")[0]
     assert "[pipeline] max_rounds: found 0: input should be greater" in table(max_rounds=0)[0]
-    assert "[pipeline] outputs.label.kind: found 'txt'" in table(outputs={"label": {"kind": "txt"}})[0]
+    assert (
+        "[pipeline] outputs.label.kind: found 'txt'" in table(outputs={"label": {"kind": "txt"}})[0]
+    )
     assert "did you mean 'kind'" in table(outputs={"label": {"knd": "text"}})[0]
     assert "can't be an input" in table(inputs={"node_name": {}})[0]
-    assert problem({"pipeline": 3, "n": {"backend": "Scale"}}) == "[pipeline]: expected a table, found 3"
+    assert (
+        problem({"pipeline": 3, "n": {"backend": "Scale"}})
+        == "[pipeline]: expected a table, found 3"
+    )
 
 
 # All together
@@ -524,7 +708,15 @@ def test_all_problems_of_a_file_come_at_once(tmp_path: Path) -> None:
     """
     found = problems(write(tmp_path, text))
     assert all(each.startswith(str(tmp_path / "p.toml")) for each in found)
-    for expected in ("colour: no node knows", "[a] backend", "[a] next", "[a] facter", "[b] backend", "[c] backend", "[pipeline] timeout"):
+    for expected in (
+        "colour: no node knows",
+        "[a] backend",
+        "[a] next",
+        "[a] facter",
+        "[b] backend",
+        "[c] backend",
+        "[pipeline] timeout",
+    ):
         assert any(expected in each for each in found), (expected, found)
     assert len(found) == 7
 
@@ -577,10 +769,16 @@ VALUES: st.SearchStrategy[Any] = st.sampled_from(
         [{}],
     ]
 )
-TABLES = st.dictionaries(KEYS, VALUES | st.dictionaries(KEYS, VALUES | st.dictionaries(KEYS, VALUES, max_size=3), max_size=6), max_size=6)
+TABLES = st.dictionaries(
+    KEYS,
+    VALUES | st.dictionaries(KEYS, VALUES | st.dictionaries(KEYS, VALUES, max_size=3), max_size=6),
+    max_size=6,
+)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(TABLES)
 def test_any_dict_loads_or_is_a_config_error(source: dict[str, Any]) -> None:
     try:
@@ -604,9 +802,20 @@ def test_the_guides_file() -> None:
     assert [node.groups[0].instances for node in config.nodes.values()] == [8, 8, 2]
     assert {node.batching_timeout for node in config.nodes.values()} == {5.0}
     engine = member(config.nodes["resnet50"].groups[0].spec, 0)
-    assert (engine.precision, engine.mean, engine.max, engine.cache) == ("fp16", (123.675, 116.28, 103.53), "4", "resnet50.trt")
+    assert (engine.precision, engine.mean, engine.max, engine.cache) == (
+        "fp16",
+        (123.675, 116.28, 103.53),
+        "4",
+        "resnet50.trt",
+    )
 
 
 def test_the_guides_slip(tmp_path: Path) -> None:
-    text = (EXAMPLES / "resnet" / "guide.toml").read_text().replace('next = "cpu_posdecoder"', 'next = "cpu_posprocess"')
-    assert problem(write(tmp_path, text)).endswith("[cpu_decoder] next: there is no node 'cpu_posprocess', did you mean 'cpu_posdecoder'?")
+    text = (
+        (EXAMPLES / "resnet" / "guide.toml")
+        .read_text()
+        .replace('next = "cpu_posdecoder"', 'next = "cpu_posprocess"')
+    )
+    assert problem(write(tmp_path, text)).endswith(
+        "[cpu_decoder] next: there is no node 'cpu_posprocess', did you mean 'cpu_posdecoder'?"
+    )

@@ -12,7 +12,10 @@ from penstock.pipelines.config.mapping import Map, parse
 
 
 def written(taken: Map) -> str:
-    return ",".join(f"{name}[{','.join(f'{source}:{target}' for source, target in pairs)}]" for name, pairs in taken)
+    return ",".join(
+        f"{name}[{','.join(f'{source}:{target}' for source, target in pairs)}]"
+        for name, pairs in taken
+    )
 
 
 def test_what_a_map_says() -> None:
@@ -28,13 +31,22 @@ def test_what_a_map_says() -> None:
 NAMES = st.from_regex(r"[A-Za-z0-9_-]{1,4}(\.[0-9])?", fullmatch=True)
 KEYS = st.from_regex(r"[^\[\],:()='\"\s]{1,4}", fullmatch=True)
 MAPS = st.lists(
-    st.tuples(NAMES | st.just(""), st.lists(st.tuples(KEYS, KEYS), min_size=1, max_size=3).map(tuple)), min_size=1, max_size=3
+    st.tuples(
+        NAMES | st.just(""), st.lists(st.tuples(KEYS, KEYS), min_size=1, max_size=3).map(tuple)
+    ),
+    min_size=1,
+    max_size=3,
 ).map(tuple)
 
 
 @given(MAPS, st.data())
-def test_what_is_written_is_read_and_whitespace_means_nothing(taken: Map, data: st.DataObject) -> None:
-    spaced = "".join(character + data.draw(st.sampled_from(("", "", " ", "\n\t"))) for character in written(taken))
+def test_what_is_written_is_read_and_whitespace_means_nothing(
+    taken: Map, data: st.DataObject
+) -> None:
+    spaced = "".join(
+        character + data.draw(st.sampled_from(("", "", " ", "\n\t")))
+        for character in written(taken)
+    )
     assert parse(spaced) == taken
 
 
@@ -82,7 +94,13 @@ def test_a_long_text_is_shown_around_the_place() -> None:
     assert len(line) < 110 and line[len(caret) - 1] == "]"
 
 
-@pytest.mark.parametrize("value", [3, ["a[b:c]"], None, True, {"a": "b"}, {"a": {"result": "data"}}])
+@pytest.mark.parametrize(
+    "value", [3, ["a[b:c]"], None, True, {"a": "b"}, {"a": {"result": "data"}}]
+)
 def test_only_text_is_a_map(value: Any) -> None:
-    with pytest.raises(ConfigError, match=r'\[b\] map: expected text, as in map = "A\[result:data\]", found '):
-        load({"a": {"backend": "Identity", "next": "b"}, "b": {"backend": "Identity", "map": value}})
+    with pytest.raises(
+        ConfigError, match=r'\[b\] map: expected text, as in map = "A\[result:data\]", found '
+    ):
+        load(
+            {"a": {"backend": "Identity", "next": "b"}, "b": {"backend": "Identity", "map": value}}
+        )

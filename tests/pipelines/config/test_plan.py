@@ -23,11 +23,23 @@ def workshop(own_registry: None) -> Workshop:
 
 def graph(**nodes: Any) -> dict[str, Any]:
     """Nodes of the workshop by what follows each; a dict has other keys too."""
-    tables = {name: keys if isinstance(keys, dict) else {"next": keys} if keys else {} for name, keys in nodes.items()}
-    return {"pipeline": {"timeout": 1000.0}, **{name: {"backend": "Work", **keys} for name, keys in tables.items()}}
+    tables = {
+        name: keys if isinstance(keys, dict) else {"next": keys} if keys else {}
+        for name, keys in nodes.items()
+    }
+    return {
+        "pipeline": {"timeout": 1000.0},
+        **{name: {"backend": "Work", **keys} for name, keys in tables.items()},
+    }
 
 
-DIAMOND: dict[str, Any] = {"a": "b,c", "b": "d", "c": "d", "d": {"map": "b[result:data],c[result:c]", "next": "e"}, "e": None}
+DIAMOND: dict[str, Any] = {
+    "a": "b,c",
+    "b": "d",
+    "c": "d",
+    "d": {"map": "b[result:data],c[result:c]", "next": "e"},
+    "e": None,
+}
 
 
 def plan(**nodes: Any) -> Plan:
@@ -43,8 +55,20 @@ def named(places: Any) -> str:
 
 def test_neighbours() -> None:
     places = plan(**DIAMOND).places
-    assert {name: named(place.before) for name, place in places.items()} == {"a": "", "b": "a", "c": "a", "d": "b c", "e": "d"}
-    assert {name: named(place.next) for name, place in places.items()} == {"a": "b c", "b": "d", "c": "d", "d": "e", "e": ""}
+    assert {name: named(place.before) for name, place in places.items()} == {
+        "a": "",
+        "b": "a",
+        "c": "a",
+        "d": "b c",
+        "e": "d",
+    }
+    assert {name: named(place.next) for name, place in places.items()} == {
+        "a": "b c",
+        "b": "d",
+        "c": "d",
+        "d": "e",
+        "e": "",
+    }
     assert {name: place.follows and place.follows.name for name, place in places.items()} == {
         "a": None,
         "b": "d",
@@ -58,22 +82,53 @@ def test_neighbours() -> None:
 
 def test_what_skips_take_with_them() -> None:
     places = plan(**DIAMOND).places
-    assert {name: named(place.serial) for name, place in places.items()} == {"a": "a", "b": "b", "c": "c", "d": "d e", "e": "e"}
-    assert {name: named(place.owned) for name, place in places.items()} == {"a": "a b c d e", "b": "b", "c": "c", "d": "d e", "e": "e"}
+    assert {name: named(place.serial) for name, place in places.items()} == {
+        "a": "a",
+        "b": "b",
+        "c": "c",
+        "d": "d e",
+        "e": "e",
+    }
+    assert {name: named(place.owned) for name, place in places.items()} == {
+        "a": "a b c d e",
+        "b": "b",
+        "c": "c",
+        "d": "d e",
+        "e": "e",
+    }
 
 
 def test_filters() -> None:
-    places = plan(a="b", b={"next": "c", "map": "a[result:data]"}, c={"next": "d", "filter": "or"}, d=None).places
-    assert {name: place.filter_name for name, place in places.items()} == {"a": "swap", "b": "Run", "c": "or", "d": "swap"}
+    places = plan(
+        a="b", b={"next": "c", "map": "a[result:data]"}, c={"next": "d", "filter": "or"}, d=None
+    ).places
+    assert {name: place.filter_name for name, place in places.items()} == {
+        "a": "swap",
+        "b": "Run",
+        "c": "or",
+        "d": "swap",
+    }
 
 
 def test_chains_are_linear() -> None:
     found = plan(a="b", b="c", c=None).entrances
-    assert {name: entrance.linear for name, entrance in found.items()} == {"a": True, "b": True, "c": True}
+    assert {name: entrance.linear for name, entrance in found.items()} == {
+        "a": True,
+        "b": True,
+        "c": True,
+    }
     found = plan(a="b", b={"next": "c", "filter": "or"}, c=None).entrances
-    assert {name: entrance.linear for name, entrance in found.items()} == {"a": False, "b": True, "c": True}
+    assert {name: entrance.linear for name, entrance in found.items()} == {
+        "a": False,
+        "b": True,
+        "c": True,
+    }
     found = plan(**DIAMOND).entrances
-    assert {name: entrance.linear for name, entrance in found.items()} == {"a": False, "d": True, "e": True}
+    assert {name: entrance.linear for name, entrance in found.items()} == {
+        "a": False,
+        "d": True,
+        "e": True,
+    }
 
 
 # where items come in
@@ -92,7 +147,11 @@ async def test_a_node_in_the_middle_may_be_entered(workshop: Workshop) -> None:
     for node in "abcde":
         workshop.acts[node] = lambda item, node=node: f"{node}({item['data']})"
     async with serve(graph(**DIAMOND), workshop=workshop) as pipeline:
-        assert await pipeline({"data": "x", "node_name": "d"}) == {"data": "x", "node_name": "d", "result": "e(d(x))"}
+        assert await pipeline({"data": "x", "node_name": "d"}) == {
+            "data": "x",
+            "node_name": "d",
+            "result": "e(d(x))",
+        }
         assert (await pipeline({"data": "x", "node_name": "e"}))["result"] == "e(x)"
         assert (await pipeline({"data": "x"}))["result"] == "e(d(b(a(x))))"
 
@@ -101,7 +160,9 @@ async def test_a_node_that_can_not_be_entered_and_one_that_is_not_there(workshop
     async with serve(graph(**DIAMOND), workshop=workshop) as pipeline:
         with pytest.raises(NotFound, match="pipeline 'p': node 'b' can't be entered"):
             await pipeline({"data": "x", "node_name": "b"})
-        with pytest.raises(IndexError, match=r"no node 'aa'.*did you mean 'a'.*its nodes are a, b, c, d, e"):
+        with pytest.raises(
+            IndexError, match=r"no node 'aa'.*did you mean 'a'.*its nodes are a, b, c, d, e"
+        ):
             await pipeline({"data": "x", "node_name": "aa"})
         for name in (None, 3, ["a"], ""):
             with pytest.raises(NotFound):
@@ -115,9 +176,13 @@ async def test_several_roots_need_a_name(workshop: Workshop) -> None:
     workshop.acts |= {"a": lambda item: "a", "b": lambda item: "b"}
     async with serve(graph(a=None, b=None), workshop=workshop) as pipeline:
         assert pipeline.plan.default is None
-        with pytest.raises(NotFound, match=r"several roots \(a, b\): the item must name one, as node_name"):
+        with pytest.raises(
+            NotFound, match=r"several roots \(a, b\): the item must name one, as node_name"
+        ):
             await pipeline({"data": "x"})
-        answers = await asyncio.gather(*[pipeline({"data": "x", "node_name": name}) for name in "ab"])
+        answers = await asyncio.gather(
+            *[pipeline({"data": "x", "node_name": name}) for name in "ab"]
+        )
         assert [answer["result"] for answer in answers] == ["a", "b"]
 
 
@@ -138,7 +203,9 @@ def test_an_entry_that_can_not_be() -> None:
             Pipeline.load(tables)
 
 
-async def test_the_targets_of_jumps_are_not_where_items_come_in_by_themselves(workshop: Workshop) -> None:
+async def test_the_targets_of_jumps_are_not_where_items_come_in_by_themselves(
+    workshop: Workshop,
+) -> None:
     workshop.acts["far"] = lambda item: "far"
     tables = graph(near={"backend": "Jump", "jump": "far"}, far=None)
     async with serve(tables, workshop=workshop) as pipeline:

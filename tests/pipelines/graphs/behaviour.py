@@ -92,7 +92,9 @@ class Worker(Backend):
         if len(batch) > 1 and "raise" in acts:
             if set(acts) == {"raise"}:
                 self.count(batch)
-                raise DeviceError("all of them")  # else a later one's neighbours would not be run again
+                raise DeviceError(
+                    "all of them"
+                )  # else a later one's neighbours would not be run again
             raise ValueError("one of them")
         if len(batch) > 1 and "soft" in acts:
             raise InvalidInput("one of them")
@@ -128,4 +130,6 @@ def make_filter(name: str) -> Any:
     return filter_
 
 
-FILTERS = {name: make_filter(name) for name in ("f1", "f2", "f3", "f4", "f5", "f6", "f7", "f8", "f9")}
+FILTERS = {
+    name: make_filter(name) for name in ("f1", "f2", "f3", "f4", "f5", "f6", "f7", "f8", "f9")
+}

@@ -29,7 +29,18 @@ BUILTIN = (
     "skip",
     "Continue",
 )
-SAID = ("Run", "Run", "Skip", "SerialSkip", "SubGraphSkip", "Break", "Error", "run", "subgraph_skip", "nonsense")
+SAID = (
+    "Run",
+    "Run",
+    "Skip",
+    "SerialSkip",
+    "SubGraphSkip",
+    "Break",
+    "Error",
+    "run",
+    "subgraph_skip",
+    "nonsense",
+)
 KEYS = ("result", "result", "result", "data", "data", "x", "k")
 
 
@@ -48,7 +59,12 @@ def configurations(draw: st.DrawFn, roots: int = 3, least: int = 1) -> Tables:
         for index, name in enumerate(group):
             table = tables[name] = draw(backends(others))
             if index:
-                last = st.lists(st.sampled_from(group[max(0, index - 3) : index]), min_size=1, max_size=3, unique=True)
+                last = st.lists(
+                    st.sampled_from(group[max(0, index - 3) : index]),
+                    min_size=1,
+                    max_size=3,
+                    unique=True,
+                )
                 before = draw(st.just(group[index - 1 : index]) | last)  # chains, and what is wider
                 _connect(draw, tables, group[:index], before, name)
             if index and "jump" not in table and draw(st.integers(0, 7)) == 0:
@@ -59,16 +75,28 @@ def configurations(draw: st.DrawFn, roots: int = 3, least: int = 1) -> Tables:
 
 @st.composite
 def backends(draw: st.DrawFn, roots: list[str]) -> dict[str, Any]:
-    kind = draw(st.sampled_from(["Worker"] * 4 + ["Jump", "MapReduce", "MapReduce"])) if roots else "Worker"
+    kind = (
+        draw(st.sampled_from(["Worker"] * 4 + ["Jump", "MapReduce", "MapReduce"]))
+        if roots
+        else "Worker"
+    )
     if kind == "Worker":
-        return {"backend": kind, "max": draw(st.integers(1, 4)), "instance_num": draw(st.sampled_from([1, 1, 1, 2]))}
+        return {
+            "backend": kind,
+            "max": draw(st.integers(1, 4)),
+            "instance_num": draw(st.sampled_from([1, 1, 1, 2])),
+        }
     table = {"backend": kind, "jump": draw(st.sampled_from(roots))}
     if kind == "MapReduce":
-        table |= draw(st.sampled_from([{}, {}, {}, {"split": "x"}, {"merge": "result,k"}, {"merge": "data"}]))
+        table |= draw(
+            st.sampled_from([{}, {}, {}, {"split": "x"}, {"merge": "result,k"}, {"merge": "data"}])
+        )
     return table
 
 
-def _connect(draw: st.DrawFn, tables: Tables, earlier: list[str], before: list[str], name: str) -> None:
+def _connect(
+    draw: st.DrawFn, tables: Tables, earlier: list[str], before: list[str], name: str
+) -> None:
     for other in before:
         tables[other]["next"] = ",".join(filter(None, (tables[other].get("next"), name)))
     if len(before) > 1 or draw(st.integers(0, 3)) == 0:
@@ -91,7 +119,10 @@ def ancestors(tables: Tables, name: str) -> list[str]:
 @st.composite
 def maps(draw: st.DrawFn, sources: list[str]) -> str:
     taken: dict[str, list[str]] = {}
-    targets = ["data", *draw(st.lists(st.sampled_from(["x", "y", "k", "result"]), max_size=2, unique=True))]
+    targets = [
+        "data",
+        *draw(st.lists(st.sampled_from(["x", "y", "k", "result"]), max_size=2, unique=True)),
+    ]
     for target in targets:
         source = draw(st.sampled_from([*sources, *sources, ""]))
         taken.setdefault(source, []).append(f"{draw(st.sampled_from(KEYS))}:{target}")
@@ -100,7 +131,11 @@ def maps(draw: st.DrawFn, sources: list[str]) -> str:
 
 def _share(draw: st.DrawFn, tables: Tables, table: dict[str, Any]) -> None:
     """Make it a node that borrows another one's instances."""
-    lenders = [name for name, other in tables.items() if other is not table and other.get("backend") == "Worker"]
+    lenders = [
+        name
+        for name, other in tables.items()
+        if other is not table and other.get("backend") == "Worker"
+    ]
     if lenders:
         for key in ("backend", "max", "instance_num"):
             table.pop(key)
@@ -110,16 +145,24 @@ def _share(draw: st.DrawFn, tables: Tables, table: dict[str, Any]) -> None:
 def _with_logical_nodes(draw: st.DrawFn, tables: Tables) -> Tables:
     """Some nodes as logical nodes of others: `c` becomes `a.2`."""
     owners = [name for name, table in tables.items() if table.get("backend") == "Worker"]
-    lent = {table.get("borrow_from") for table in tables.values()} | {table.get("jump") for table in tables.values()}
+    lent = {table.get("borrow_from") for table in tables.values()} | {
+        table.get("jump") for table in tables.values()
+    }
     new: dict[str, str] = {}
     for number, name in enumerate(owners[1:]):
         if name not in lent and draw(st.integers(0, 9)) == 0:
-            owner = draw(st.sampled_from([other for other in owners if other != name and other not in new]))
+            owner = draw(
+                st.sampled_from([other for other in owners if other != name and other not in new])
+            )
             new[name] = f"{owner}.{number}"
             lent.add(owner)
     renamed: Tables = {}
     for name, table in tables.items():
-        table = {key: value for key, value in table.items() if name not in new or key not in ("backend", "max", "instance_num")}
+        table = {
+            key: value
+            for key, value in table.items()
+            if name not in new or key not in ("backend", "max", "instance_num")
+        }
         for key in ("next", "map"):
             if key in table:
                 table[key] = _rename(table[key], new)
@@ -144,14 +187,20 @@ def items(draw: st.DrawFn, tables: Tables) -> Item:
     request = Request()
     splits = [node for node in nodes.values() if node.split is not None]
     for name in dict.fromkeys(node.act for node in nodes.values() if node.jump is None):
-        options = ["answer", "answer", "list", "both", "data"] if calm else ["answer", "answer", *ACTS]
+        options = (
+            ["answer", "answer", "list", "both", "data"] if calm else ["answer", "answer", *ACTS]
+        )
         if any(name in node.before for node in splits):
             options = ["list"] * 2 + options[calm:]
         request.acts[name] = draw(st.lists(st.sampled_from(options), min_size=1, max_size=2))
     for name in sorted({node.filter for node in nodes.values()} & FILTERS.keys()):
-        statuses = st.sampled_from(VERDICTS[:1] * 4 + VERDICTS[:4] if calm else VERDICTS[:4] + VERDICTS)
+        statuses = st.sampled_from(
+            VERDICTS[:1] * 4 + VERDICTS[:4] if calm else VERDICTS[:4] + VERDICTS
+        )
         changes = st.sampled_from(CHANGES[:2] if calm else CHANGES)
-        request.verdicts[name] = draw(st.lists(st.tuples(changes, statuses), min_size=1, max_size=2))
+        request.verdicts[name] = draw(
+            st.lists(st.tuples(changes, statuses), min_size=1, max_size=2)
+        )
     item: Item = {"context": request}
     jumps = {node.jump for node in nodes.values()}
     roots = [node.name for node in nodes.values() if not node.before]
@@ -167,7 +216,9 @@ def items(draw: st.DrawFn, tables: Tables) -> Item:
             item["node_name"] = draw(st.sampled_from(roots))
     entered = nodes.get(item.get("node_name", defaults[0] if len(defaults) == 1 else ""))
     lists = st.sampled_from([["p", "q"], ["p", "q", "r", "s", "t"], []])
-    item["data"] = draw(lists if entered is not None and entered.split else lists | st.sampled_from(["d", "e"]))
+    item["data"] = draw(
+        lists if entered is not None and entered.split else lists | st.sampled_from(["d", "e"])
+    )
     if draw(st.booleans()):
         item["x"] = draw(lists | st.just("x"))
     if draw(st.booleans()):
@@ -187,9 +238,17 @@ def all_running(draw: st.DrawFn, roots: int, least: int = 1) -> tuple[Tables, It
         if "map" in table:
             table["map"] = re.sub(r"\b[xk]:", "data:", table["map"])  # what every node leaves
     jumps = {node.jump for node in nodes.values()}
-    entry = draw(st.sampled_from([name for name, node in nodes.items() if not node.before and name not in jumps]))
+    entry = draw(
+        st.sampled_from(
+            [name for name, node in nodes.items() if not node.before and name not in jumps]
+        )
+    )
     request = Request(acts={name: ["list"] for name in nodes})
-    return tables, {"data": ["p", "q", "r"], "x": ["s"], "context": request, "node_name": entry}, filtered
+    return (
+        tables,
+        {"data": ["p", "q", "r"], "x": ["s"], "context": request, "node_name": entry},
+        filtered,
+    )
 
 
 @st.composite
@@ -202,14 +261,24 @@ def skips(draw: st.DrawFn) -> tuple[Tables, Item]:
     def is_read_from(name: str) -> bool:
         skipped = reference.skipped(name, status)
         return any(
-            source in skipped - {name} and other.name not in skipped for other in reference.nodes.values() for source, _, _ in other.map
+            source in skipped - {name} and other.name not in skipped
+            for other in reference.nodes.values()
+            for source, _, _ in other.map
         )
 
-    in_parts = [name for name in filtered if name not in reference.led_to(item["node_name"])]  # of a MapReduce, say
-    candidates = draw(st.sampled_from([[name for name in filtered if is_read_from(name)], in_parts])) or filtered
+    in_parts = [
+        name for name in filtered if name not in reference.led_to(item["node_name"])
+    ]  # of a MapReduce, say
+    candidates = (
+        draw(st.sampled_from([[name for name in filtered if is_read_from(name)], in_parts]))
+        or filtered
+    )
     if candidates:
         own = tables[draw(st.sampled_from(candidates))]["filter"]
-        item["context"].verdicts[own] = [("mark", status), *draw(st.sampled_from([[], [("", "Run")]]))]
+        item["context"].verdicts[own] = [
+            ("mark", status),
+            *draw(st.sampled_from([[], [("", "Run")]])),
+        ]
     return tables, item
 
 
@@ -220,7 +289,10 @@ def ends(draw: st.DrawFn) -> tuple[Tables, Item]:
     reference = Reference(tables, lambda node, given: None, {})
 
     def has_others_beside(name: str) -> bool:
-        return any(other not in reference.led_to(name) and name not in reference.led_to(other) for other in reference.nodes)
+        return any(
+            other not in reference.led_to(name) and name not in reference.led_to(other)
+            for other in reference.nodes
+        )
 
     beside = [name for name in filtered if has_others_beside(name)]
     assume(beside)

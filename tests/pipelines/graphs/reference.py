@@ -71,7 +71,10 @@ class Node(NamedTuple):
 
 def read(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Node]:
     """The nodes in topological order."""
-    following = {name: [piece.strip() for piece in table["next"].split(",")] if "next" in table else [] for name, table in tables.items()}
+    following = {
+        name: [piece.strip() for piece in table["next"].split(",")] if "next" in table else []
+        for name, table in tables.items()
+    }
     nodes: dict[str, Node] = {}
 
     def visit(name: str) -> None:
@@ -103,7 +106,10 @@ class Reference:
     """`act(node, item)` is what the backends do, `filters` the registered filters: from an item's dict to the name of a status."""
 
     def __init__(
-        self, tables: Mapping[str, Mapping[str, Any]], act: Callable[[str, Item], None], filters: Mapping[str, Callable[[Item], Any]]
+        self,
+        tables: Mapping[str, Mapping[str, Any]],
+        act: Callable[[str, Item], None],
+        filters: Mapping[str, Callable[[Item], Any]],
     ) -> None:
         self.nodes = read(tables)
         self.act = act
@@ -124,7 +130,9 @@ class Reference:
                 raise IndexError(name)
             return str(name)
         jumps = {node.jump for node in self.nodes.values()}
-        roots = [node.name for node in self.nodes.values() if not node.before and node.name not in jumps]
+        roots = [
+            node.name for node in self.nodes.values() if not node.before and node.name not in jumps
+        ]
         if len(roots) != 1:
             raise IndexError(f"roots: {roots}")
         return roots[0]
@@ -136,7 +144,9 @@ class Reference:
     def may_be_entered(self, name: str) -> bool:
         inside = self.led_to(name)
         needed = [self.nodes[other] for other in inside - {name}]
-        return all({*node.before, *(source for source, _, _ in node.map)} <= inside for node in needed)
+        return all(
+            {*node.before, *(source for source, _, _ in node.map)} <= inside for node in needed
+        )
 
     # what a status skips
 
@@ -161,11 +171,17 @@ class Reference:
     def run(self, entry: str, item: Item, choose: Choose) -> Outcome:
         inside = self.led_to(entry)
         left: dict[str, Item] = {}  # what left each node, whether it ran or was skipped
-        ends: dict[str, FailedError | BreakError] = {}  # what may end all, each where it happens; none of them comes before another
+        ends: dict[
+            str, FailedError | BreakError
+        ] = {}  # what may end all, each where it happens; none of them comes before another
         runs: dict[str, tuple[Counter[str], Counter[str]]] = {}
         for node in self.nodes.values():
             name = node.name
-            if name not in inside or name in left or (name != entry and any(other not in left for other in node.before)):
+            if (
+                name not in inside
+                or name in left
+                or (name != entry and any(other not in left for other in node.before))
+            ):
                 continue
             runs[name] = Counter(), Counter()
             try:
@@ -179,7 +195,9 @@ class Reference:
         most = sum((high for _, high in runs.values()), Counter[str]())
         if ends:
             first = choose(list(ends))
-            least = sum((runs[name][0] for name in runs if first in self.led_to(name)), Counter[str]())
+            least = sum(
+                (runs[name][0] for name in runs if first in self.led_to(name)), Counter[str]()
+            )
             end = ends[first]
             if isinstance(end, FailedError):
                 if end.invalid is None:
@@ -236,7 +254,9 @@ class Reference:
 
     # one node
 
-    def work(self, node: Node, item: Item, choose: Choose, least: Counter[str], most: Counter[str]) -> Item:
+    def work(
+        self, node: Node, item: Item, choose: Choose, least: Counter[str], most: Counter[str]
+    ) -> Item:
         """What the node answers. Counts what ran in it, at least and at most."""
         if node.jump is None:
             least[node.act] += 1
@@ -256,7 +276,9 @@ class Reference:
             raise FailedError({node.name, node.act}, f"{node.split} is no list")
         if pieces and "data" not in item:
             raise FailedError({node.name, node.act}, "no data")
-        parts = [self.run(node.jump, {**item, node.split or "data": piece}, choose) for piece in pieces]
+        parts = [
+            self.run(node.jump, {**item, node.split or "data": piece}, choose) for piece in pieces
+        ]
         failures: list[tuple[FailedError, Counter[str]]] = []
         for part in parts:
             most += part.most
@@ -264,9 +286,13 @@ class Reference:
                 assert part.failed is not None
                 failures.append((part.failed, part.least))
             elif "error" in part.answer:
-                failures.append((FailedError({node.name}, "soft", part.answer["error"]), part.least))
+                failures.append(
+                    (FailedError({node.name}, "soft", part.answer["error"]), part.least)
+                )
             elif node.split is not None and not part.answer.keys() >= set(node.merge):
-                failures.append((FailedError({node.name, node.act}, "a part lacks a key"), part.least))
+                failures.append(
+                    (FailedError({node.name, node.act}, "a part lacks a key"), part.least)
+                )
         if failures:
             failed, ran = choose(failures)
             least += ran

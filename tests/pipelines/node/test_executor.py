@@ -36,7 +36,9 @@ def batch(*data: Any, deadlines: tuple[float, ...] = (), gone: tuple[int, ...] =
     return Batch("node", None, entries, len(entries), 0.0)
 
 
-def run(made: Batch, *, retry: bool = True, suspended: bool = False, now: float = 0.0) -> tuple[list[str], Scripted, Any]:
+def run(
+    made: Batch, *, retry: bool = True, suspended: bool = False, now: float = 0.0
+) -> tuple[list[str], Scripted, Any]:
     """How each item ended, the backend, and what the owner remembers."""
     owner: Any = SimpleNamespace(retry=retry, retry_suspended=suspended)
     backend = Scripted()
@@ -65,18 +67,27 @@ def test_one_alone_is_not_run_again() -> None:
 
 def test_each_runs_again_once() -> None:
     outcomes, backend, owner = run(batch(1, ValueError(), InvalidInput(), 4))
-    assert (outcomes, backend.seen, owner.retry_suspended) == (["ok", "BackendError", "soft", "ok"], [4, 1, 1, 1, 1], False)
+    assert (outcomes, backend.seen, owner.retry_suspended) == (
+        ["ok", "BackendError", "soft", "ok"],
+        [4, 1, 1, 1, 1],
+        False,
+    )
 
 
 def test_no_item_is_run_again_after_its_deadline_or_departure() -> None:
-    outcomes, backend, _ = run(batch(ValueError(), 1, 2, 3, deadlines=(9, 5, 6, 9), gone=(3,)), now=5.0)
+    outcomes, backend, _ = run(
+        batch(ValueError(), 1, 2, 3, deadlines=(9, 5, 6, 9), gone=(3,)), now=5.0
+    )
     assert (outcomes, backend.seen) == (["BackendError", "none", "ok", "none"], [4, 1, 1])
 
 
 @pytest.mark.parametrize("error", [MemoryError, DeviceError])
 def test_never_retried(error: type[Exception]) -> None:
     outcomes, backend, owner = run(batch(1, error("gone")))
-    assert (set(outcomes), backend.seen) == ({"DeviceError" if error is DeviceError else "BackendError"}, [2])
+    assert (set(outcomes), backend.seen) == (
+        {"DeviceError" if error is DeviceError else "BackendError"},
+        [2],
+    )
     assert not owner.retry_suspended
 
 

@@ -37,7 +37,9 @@ class Watched(Entry):
     __slots__ = ("ended", "node")
 
     def __init__(self, data: Any, node: Node, deadline: float = NEVER, size: int = 1) -> None:
-        super().__init__({"data": data}, asyncio.get_running_loop().create_future(), deadline, None, size)
+        super().__init__(
+            {"data": data}, asyncio.get_running_loop().create_future(), deadline, None, size
+        )
         self.node = node
         self.ended = ""
 
@@ -53,21 +55,39 @@ class Watched(Entry):
         self.future.cancel()
 
 
-def make(bound: int = 1, groups: tuple[int, ...] = (), shape_key: Any = None, **options: Any) -> tuple[Node, type[Echo]]:
-    attributes = {"gate": threading.Event(), "seen": [], "shape_key": staticmethod(shape_key) if shape_key else None}
+def make(
+    bound: int = 1, groups: tuple[int, ...] = (), shape_key: Any = None, **options: Any
+) -> tuple[Node, type[Echo]]:
+    attributes = {
+        "gate": threading.Event(),
+        "seen": [],
+        "shape_key": staticmethod(shape_key) if shape_key else None,
+    }
     cls: Any = type("Echo", (Echo,), attributes)
     cls.gate.set()
-    configs = tuple(GroupConfig(Spec("Echo", cls, Params()), max=each) for each in groups or (bound,))
+    configs = tuple(
+        GroupConfig(Spec("Echo", cls, Params()), max=each) for each in groups or (bound,)
+    )
     config = NodeConfig("node", configs, **options)
     return Node(config, PipelineConfig("p", {"node": config}), asyncio.get_running_loop()), cls
 
 
-BEFORE_DELIVERY = ["<Node node: 1 active, 0 idle, 1 queued>", "<Node node: 1 active, 0 idle, 0 queued>"]
-AFTER_DELIVERY = ["<Node node: 0 active, 1 idle, 2 queued>", "<Node node: 0 active, 1 idle, 1 queued>"]
+BEFORE_DELIVERY = [
+    "<Node node: 1 active, 0 idle, 1 queued>",
+    "<Node node: 1 active, 0 idle, 0 queued>",
+]
+AFTER_DELIVERY = [
+    "<Node node: 0 active, 1 idle, 2 queued>",
+    "<Node node: 0 active, 1 idle, 1 queued>",
+]
 
 
-@pytest.mark.parametrize(("short", "then"), [(0.0, BEFORE_DELIVERY), (60.0, AFTER_DELIVERY)], ids=["long", "short"])
-async def test_when_the_executor_is_started_again(monkeypatch: pytest.MonkeyPatch, short: float, then: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("short", "then"), [(0.0, BEFORE_DELIVERY), (60.0, AFTER_DELIVERY)], ids=["long", "short"]
+)
+async def test_when_the_executor_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, short: float, then: list[str]
+) -> None:
     """Behind a long batch before its results are delivered; behind a short one at the end of that iteration of the loop."""
     monkeypatch.setattr("penstock.pipelines.node.node.SHORT", short)
     node, _ = make()
@@ -85,7 +105,11 @@ async def test_what_stands_behind_a_big_item_runs_when_that_leaves() -> None:
     node, cls = make(groups=(1, 4))
     await node.start()
     cls.gate.clear()
-    first, big, small = Watched("first", node, size=4), Watched("big", node, size=4), Watched("small", node)
+    first, big, small = (
+        Watched("first", node, size=4),
+        Watched("big", node, size=4),
+        Watched("small", node),
+    )
     node.enqueue(first, 0.0)
     await asyncio.sleep(0)
     node.enqueue(big, 0.0)

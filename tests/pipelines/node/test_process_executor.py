@@ -106,7 +106,9 @@ async def running(ops: Path, **keys: Any) -> AsyncIterator[Pipeline]:
 
 
 async def outcomes(pipeline: Pipeline, *data: Any) -> list[Any]:
-    found: list[Any] = await asyncio.gather(*[pipeline({"data": each}) for each in data], return_exceptions=True)
+    found: list[Any] = await asyncio.gather(
+        *[pipeline({"data": each}) for each in data], return_exceptions=True
+    )
     return [each["result"] if isinstance(each, dict) else each for each in found]
 
 
@@ -123,7 +125,11 @@ def runs(ops: Path) -> list[tuple[int, str]]:
 async def test_a_pipeline_of_threads_and_processes(ops: Path) -> None:
     chain = {
         "first": {"backend": f"Python[{ops}/ops.py:plus]", "next": "second"},
-        "second": {"backend": f"S[Python[{ops}/ops.py:plus],Identity]", "executor": "process", "next": "third"},
+        "second": {
+            "backend": f"S[Python[{ops}/ops.py:plus],Identity]",
+            "executor": "process",
+            "next": "third",
+        },
         "third": {"backend": f"Python[{ops}/ops.py:plus]"},
     }
     async with Pipeline.load(chain) as pipeline:
@@ -141,14 +147,21 @@ async def test_only_the_item_that_kills_fails(ops: Path, caplog: pytest.LogCaptu
         found = await outcomes(pipeline, "a", "kill", "b", "raise", "soft", "c")
         assert [found[place] for place in (0, 2, 5)] == ["a", "b", "c"]
         killed, raised, soft = (found[place] for place in (1, 3, 4))
-        assert type(killed) is BackendError and "Work raised ProcessDiedError: process " in str(killed)
+        assert type(killed) is BackendError and "Work raised ProcessDiedError: process " in str(
+            killed
+        )
         assert str(killed).endswith("was killed by SIGKILL") and "node 'work'" in str(killed)
-        assert type(raised) is BackendError and str(raised) == "node 'work': backend Work raised ValueError: a secret"
+        assert (
+            type(raised) is BackendError
+            and str(raised) == "node 'work': backend Work raised ValueError: a secret"
+        )
         assert isinstance(raised.__cause__, ValueError)
         assert type(soft) is InvalidInput and str(soft) == "not readable"
         first, *singly = runs(ops)
         assert first[1] == "['a', 'kill', 'b', 'raise', 'soft', 'c']"
-        assert [what for _, what in singly] == [f"[{each!r}]" for each in ("a", "kill", "b", "raise", "soft", "c")]
+        assert [what for _, what in singly] == [
+            f"[{each!r}]" for each in ("a", "kill", "b", "raise", "soft", "c")
+        ]
         assert len({pid for pid, _ in runs(ops)}) == 3
         assert pipeline.nodes[0].statistics.restarts == 2
         assert await outcomes(pipeline, "next") == ["next"]
@@ -205,8 +218,12 @@ async def test_instances_are_children_and_work_at_once(ops: Path) -> None:
         pids = {answer["pid"] for answer in answers}
         assert len(pids) == 2 and os.getpid() not in pids
         # One dies, the other one works on.
-        killed, napped = await asyncio.gather(pipeline({"data": "kill"}), pipeline({"data": "nap"}), return_exceptions=True)
-        assert isinstance(killed, BackendError) and isinstance(napped, dict) and napped["pid"] in pids
+        killed, napped = await asyncio.gather(
+            pipeline({"data": "kill"}), pipeline({"data": "nap"}), return_exceptions=True
+        )
+        assert (
+            isinstance(killed, BackendError) and isinstance(napped, dict) and napped["pid"] in pids
+        )
 
 
 async def test_a_child_that_does_not_load_fails_the_start(ops: Path) -> None:
@@ -280,7 +297,9 @@ def test_a_registered_name_is_a_load_error() -> None:
         "[work] executor: Double was registered in this process, and a child process can't find it: "
         "name where it is, as in Python[module:Class] or Python[file.py:Class]"
     )
-    assert "Double was registered" in problem({"work": {"backend": "Python[Double]", "executor": "process"}})
+    assert "Double was registered" in problem(
+        {"work": {"backend": "Python[Double]", "executor": "process"}}
+    )
 
 
 def test_main_is_a_load_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,12 +314,17 @@ def test_main_is_a_load_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_executor_is_a_load_error() -> None:
-    assert "input should be 'thread' or 'process'" in problem({"work": {"backend": "Identity", "executor": "fork"}})
+    assert "input should be 'thread' or 'process'" in problem(
+        {"work": {"backend": "Identity", "executor": "fork"}}
+    )
 
 
 def test_elsewhere_than_on_linux_is_a_load_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "memfd_create")
-    assert problem({"work": {"backend": "Identity", "executor": "process"}}) == '[work] executor: executor = "process" needs Linux'
+    assert (
+        problem({"work": {"backend": "Identity", "executor": "process"}})
+        == '[work] executor: executor = "process" needs Linux'
+    )
 
 
 def test_logging_is_left_alone() -> None:

@@ -14,7 +14,13 @@ class Future:
         return self.gone
 
 
-def entry(name: str, size: int = 1, priority: int = 0, enqueued: float = 0.0, deadline: float = float("inf")) -> Entry:
+def entry(
+    name: str,
+    size: int = 1,
+    priority: int = 0,
+    enqueued: float = 0.0,
+    deadline: float = float("inf"),
+) -> Entry:
     future: Any = Future()
     made = Entry({"data": name}, future, deadline, None, size)
     made.priority = priority
@@ -59,7 +65,12 @@ def test_take_drops_those_whose_caller_left_and_gives_their_room_to_others() -> 
 
 
 def test_head_and_oldest_are_not_the_same_with_priorities() -> None:
-    queued = bucket(entry("a", priority=1, enqueued=1.0), entry("b", enqueued=5.0), entry("c", enqueued=6.0), levels=2)
+    queued = bucket(
+        entry("a", priority=1, enqueued=1.0),
+        entry("b", enqueued=5.0),
+        entry("c", enqueued=6.0),
+        levels=2,
+    )
     assert queued.head.item["data"] == "b"
     assert queued.oldest == 1.0
     assert names(queued) == "bca"

@@ -36,7 +36,10 @@ class House:
         self.expired: list[str] = []
         self.stuck: list[Batch] = []
         self.scheduler = Scheduler(
-            "node", on_expired=lambda entry: self.expired.append(entry.item["data"]), on_stuck=self.stuck.append, **options
+            "node",
+            on_expired=lambda entry: self.expired.append(entry.item["data"]),
+            on_stuck=self.stuck.append,
+            **options,
         )
         self.executors: list[FakeExecutor] = []
         for number, members in enumerate(groups):
@@ -46,7 +49,9 @@ class House:
                 self.scheduler.add(self.executors[-1])
         self.now = 0.0
 
-    def put(self, name: str, key: Any = None, size: int = 1, priority: int = 0, deadline: float = NEVER) -> Entry:
+    def put(
+        self, name: str, key: Any = None, size: int = 1, priority: int = 0, deadline: float = NEVER
+    ) -> Entry:
         future: Any = Future()
         entry = Entry({"data": name}, future, deadline, None, size)
         entry.priority = priority
@@ -346,7 +351,11 @@ def test_an_item_whose_caller_left_does_not_run() -> None:
     house.finish()
     house.decide()
     assert house.ran == [["b"]]
-    assert (house.scheduler.queued, house.scheduler.buckets, len(house.scheduler.idle)) == (0, {}, 1)
+    assert (house.scheduler.queued, house.scheduler.buckets, len(house.scheduler.idle)) == (
+        0,
+        {},
+        1,
+    )
     assert house.executors[0].group.busy == 0
 
 

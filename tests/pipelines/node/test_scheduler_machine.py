@@ -37,7 +37,11 @@ class FakeExecutor:
 
 class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
-        groups=st.lists(st.lists(st.sampled_from([1, 2, 4, 4, 8]), min_size=1, max_size=2), min_size=1, max_size=2),
+        groups=st.lists(
+            st.lists(st.sampled_from([1, 2, 4, 4, 8]), min_size=1, max_size=2),
+            min_size=1,
+            max_size=2,
+        ),
         levels=st.sampled_from([0, 0, 3]),
         timeout=st.sampled_from([0.0, TIMEOUT]),
     )
@@ -54,7 +58,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.names = 0
         self.wake = NEVER
         self.scheduler = Scheduler(
-            "node", batching_timeout=timeout, priority_levels=levels, stuck_after=7.0, on_expired=self.expired, on_stuck=self.stuck
+            "node",
+            batching_timeout=timeout,
+            priority_levels=levels,
+            stuck_after=7.0,
+            on_expired=self.expired,
+            on_stuck=self.stuck,
         )
         self.reported_stuck: list[Batch] = []
         for number, members in enumerate(groups):
@@ -70,8 +79,14 @@ class SchedulerMachine(RuleBasedStateMachine):
     def started(self, executor: FakeExecutor, batch: Batch) -> None:
         assert executor in self.free
         if not any(entry.future.done() for entry in self.waiting):
-            heads = [(bucket[0].priority, bucket[0].arrival) for key in range(3) if self.ready(bucket := self.bucket(key)) is not None]
-            assert (batch.entries[0].priority, batch.entries[0].arrival) == min(heads), "another bucket was ready, and its head came first"
+            heads = [
+                (bucket[0].priority, bucket[0].arrival)
+                for key in range(3)
+                if self.ready(bucket := self.bucket(key)) is not None
+            ]
+            assert (batch.entries[0].priority, batch.entries[0].arrival) == min(heads), (
+                "another bucket was ready, and its head came first"
+            )
         self.free.remove(executor)
         self.running[executor] = batch
         assert batch.executor is executor
@@ -83,9 +98,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         for entry in order[: len(batch.entries)]:
             assert entry.deadline > self.now, "a batch has an expired item"
             assert not entry.future.done(), "a batch has a cancelled item"
-        assert order[: len(batch.entries)] == batch.entries, "a batch does not take its bucket in order"
+        assert order[: len(batch.entries)] == batch.entries, (
+            "a batch does not take its bucket in order"
+        )
         rest = order[len(batch.entries) :]
-        assert not rest or batch.size + rest[0].size > executor.max, "a batch left out what would have fitted"
+        assert not rest or batch.size + rest[0].size > executor.max, (
+            "a batch left out what would have fitted"
+        )
         for entry in batch.entries:
             self.waiting.remove(entry)
 
@@ -105,7 +124,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     def bucket(self, key: int) -> list[Entry]:
         """What waits and may run, in the order in which it must go."""
         return sorted(
-            (entry for entry in self.waiting if entry.item["key"] == key and not entry.future.done()), key=lambda entry: entry.priority
+            (
+                entry
+                for entry in self.waiting
+                if entry.item["key"] == key and not entry.future.done()
+            ),
+            key=lambda entry: entry.priority,
         )
 
     def ready(self, bucket: list[Entry]) -> FakeExecutor | None:
@@ -113,10 +137,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not bucket:
             return None
         size = sum(entry.size for entry in bucket)
-        timed_out = self.now >= min(self.came[entry.item["data"]] for entry in bucket) + self.timeout
+        timed_out = (
+            self.now >= min(self.came[entry.item["data"]] for entry in bucket) + self.timeout
+        )
         for executor in self.free:
             group_is_idle = not any(other.group is executor.group for other in self.running)
-            if executor.max >= bucket[0].size and (group_is_idle or timed_out or size >= executor.max):
+            if executor.max >= bucket[0].size and (
+                group_is_idle or timed_out or size >= executor.max
+            ):
                 return executor
         return None
 
@@ -145,7 +173,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(count):
             self.names += 1
             future: Any = Future()
-            entry = Entry({"data": self.names, "key": key}, future, self.now + wait, None, min(size, self.max))
+            entry = Entry(
+                {"data": self.names, "key": key}, future, self.now + wait, None, min(size, self.max)
+            )
             entry.priority = min(priority, max(self.levels - 1, 0))
             self.waiting.append(entry)
             self.all.append(entry)
@@ -256,7 +286,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def the_books_are_true(self) -> None:
         scheduler = self.scheduler
         assert scheduler.queued == sum(entry.size for entry in self.waiting)
-        assert sorted(entry.item["data"] for entry in scheduler) == sorted(entry.item["data"] for entry in self.waiting)
+        assert sorted(entry.item["data"] for entry in scheduler) == sorted(
+            entry.item["data"] for entry in self.waiting
+        )
         for key, bucket in scheduler.buckets.items():
             assert len(bucket) > 0
             assert bucket.size == sum(entry.size for entry in bucket)
@@ -265,7 +297,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert set(scheduler.idle) == set(self.free)
         assert len(scheduler.idle) == len(self.free)
         for executor in (*self.free, *self.running, *self.dead):
-            assert executor.group.busy == sum(other.group is executor.group for other in self.running)
+            assert executor.group.busy == sum(
+                other.group is executor.group for other in self.running
+            )
 
     @invariant()
     def every_entry_ends_at_most_once(self) -> None:
@@ -295,11 +329,18 @@ class SchedulerMachine(RuleBasedStateMachine):
             future: Any = entry.future
             assert len(future.ends) == 1
         assert not self.waiting
-        assert (self.scheduler.queued, self.scheduler.buckets, self.scheduler.running) == (0, {}, {})
+        assert (self.scheduler.queued, self.scheduler.buckets, self.scheduler.running) == (
+            0,
+            {},
+            {},
+        )
         assert all(executor.group.busy == 0 for executor in self.free)
 
 
 SchedulerMachine.TestCase.settings = settings(
-    max_examples=600, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    max_examples=600,
+    stateful_step_count=50,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 TestScheduler = SchedulerMachine.TestCase

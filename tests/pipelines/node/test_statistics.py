@@ -25,7 +25,12 @@ def workshop(own_registry: None) -> Workshop:
 SHAPES: dict[str, dict[str, Any]] = {
     "node": {"last": {}},
     "chain": {"first": {"next": "last"}, "last": {}},
-    "graph": {"first": {"next": "left,last"}, "left": {"next": "join"}, "last": {"next": "join"}, "join": {"map": "last[result:data]"}},
+    "graph": {
+        "first": {"next": "left,last"},
+        "left": {"next": "join"},
+        "last": {"next": "join"},
+        "join": {"map": "last[result:data]"},
+    },
     "loop": {"pipeline": {"loop": True}, "last": {}},
     "jump": {"first": {"backend": "Jump", "jump": "last"}, "last": {}},
     "each": {"first": {"backend": "MapReduce", "jump": "last"}, "last": {}},
@@ -36,7 +41,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 def tables(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Pipelines whose requests pass the node `last`; of a list, `each` sends every element there."""
     shape = SHAPES[request.param]
-    found = {node: keys if node == "pipeline" else {"backend": "Work", **keys} for node, keys in shape.items()}
+    found = {
+        node: keys if node == "pipeline" else {"backend": "Work", **keys}
+        for node, keys in shape.items()
+    }
     if request.param in {"jump", "each"}:
         found["pipeline"] = {"entry": "first"}
     found["pipeline"] = {"timeout": 1000.0, **found.get("pipeline", {})}
@@ -75,7 +83,9 @@ async def test_each_request_is_counted_once(tables: dict[str, Any], workshop: Wo
 
 async def test_rows_are_those_of_requests(workshop: Workshop) -> None:
     async with serve({"last": {"backend": "Work", "max": 8}}, workshop=workshop) as pipeline:
-        await pipeline([{"data": 1, "request_size": 3}, {"data": 2}, {"data": 3, "request_size": 4}])
+        await pipeline(
+            [{"data": 1, "request_size": 3}, {"data": 2}, {"data": 3, "request_size": 4}]
+        )
         assert (pipeline.statistics.succeeded, pipeline.statistics.rows) == (3, 8)
         sizes = pipeline.nodes[0].statistics.sizes
         assert sum(size * int(count) for size, (count, _) in sizes.items()) == 8
@@ -125,7 +135,9 @@ async def test_what_a_closing_pipeline_fails(tables: dict[str, Any], workshop: W
 async def test_times_of_a_request_and_of_its_node(workshop: Workshop) -> None:
     """Two that come together: the first one fails after four seconds, the second one has waited as long and takes one more."""
     clock = Clock()
-    async with serve({"last": {"backend": "Work", "max": 1}}, workshop=workshop, clock=clock) as pipeline:
+    async with serve(
+        {"last": {"backend": "Work", "max": 1}}, workshop=workshop, clock=clock
+    ) as pipeline:
         workshop.acts["last"] = act
         workshop.hold("last")
         first = asyncio.ensure_future(pipeline({"data": "broken"}))
@@ -145,11 +157,17 @@ async def test_times_of_a_request_and_of_its_node(workshop: Workshop) -> None:
 
 async def test_each_item_of_a_batch_takes_its_whole_time(workshop: Workshop) -> None:
     clock = Clock()
-    async with serve({"last": {"backend": "Work", "max": 2}}, workshop=workshop, clock=clock) as pipeline:
+    async with serve(
+        {"last": {"backend": "Work", "max": 2}}, workshop=workshop, clock=clock
+    ) as pipeline:
         workshop.acts["last"] = lambda item: takes_a_second(clock, item)
         await pipeline([{"data": "good"}, {"data": "good"}])
         node = pipeline.nodes[0].statistics
-        assert (pipeline.statistics.computed, node.sizes, pipeline.statistics.seconds) == (4.0, {2: [1, 2.0]}, 4.0)
+        assert (pipeline.statistics.computed, node.sizes, pipeline.statistics.seconds) == (
+            4.0,
+            {2: [1, 2.0]},
+            4.0,
+        )
 
 
 def takes(clock: Clock, seconds: float) -> Any:
@@ -174,7 +192,10 @@ async def test_times_of_nodes_one_after_another(shape: str, workshop: Workshop) 
     """The first one takes a second, the last one two; what fails in the last one leaves no time of the first one behind."""
     clock = Clock()
     tables, expected = SERIAL[shape]
-    tables = {node: keys if node == "pipeline" else {"backend": "Work", **keys} for node, keys in tables.items()}
+    tables = {
+        node: keys if node == "pipeline" else {"backend": "Work", **keys}
+        for node, keys in tables.items()
+    }
     async with serve(tables, workshop=workshop, clock=clock) as pipeline:
         workshop.acts |= {"first": takes(clock, 1.0), "last": act}
         with pytest.raises(BackendError):
@@ -217,14 +238,22 @@ async def test_times_of_all_rounds(workshop: Workshop) -> None:
             item["restart"] = "last"
         return item["data"] + 1
 
-    async with serve({"pipeline": {"loop": True}, "last": {"backend": "Work"}}, workshop=workshop, clock=clock) as pipeline:
+    async with serve(
+        {"pipeline": {"loop": True}, "last": {"backend": "Work"}}, workshop=workshop, clock=clock
+    ) as pipeline:
         workshop.acts["last"] = again
         await pipeline({"data": 1})
         assert (pipeline.statistics.computed, pipeline.statistics.seconds) == (3.0, 3.0)
 
 
 @pytest.mark.parametrize(
-    ("spans", "seconds"), [([], 0.0), ([(1.0, 3.0), (2.0, 4.0)], 3.0), ([(5.0, 6.0), (1.0, 4.0), (2.0, 3.0)], 4.0), ([(1.0, 1.0)], 0.0)]
+    ("spans", "seconds"),
+    [
+        ([], 0.0),
+        ([(1.0, 3.0), (2.0, 4.0)], 3.0),
+        ([(5.0, 6.0), (1.0, 4.0), (2.0, 3.0)], 4.0),
+        ([(1.0, 1.0)], 0.0),
+    ],
 )
 def test_covered(spans: list[tuple[float, float]], seconds: float) -> None:
     assert covered(spans) == seconds

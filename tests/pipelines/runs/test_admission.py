@@ -11,7 +11,15 @@ from penstock.pipelines.node.statistics import NodeStatistics
 from penstock.pipelines.runs.admission import Admission
 
 
-def node(name: str = "node", *, pace: float = 0.1, run: float = 0.1, ahead: int = 0, queues: bool = True, parts: float = 1.0) -> Any:
+def node(
+    name: str = "node",
+    *,
+    pace: float = 0.1,
+    run: float = 0.1,
+    ahead: int = 0,
+    queues: bool = True,
+    parts: float = 1.0,
+) -> Any:
     return SimpleNamespace(
         name=name,
         parts_per_item=parts,
@@ -63,7 +71,10 @@ def test_who_would_wait_past_the_deadline_is_refused() -> None:
     fill(gate, 8)
     enter(gate, 1, 1.01, None)  # (8 + 1) × 0.1 + 0.1
     assert gate.inside == 2
-    with pytest.raises(Overloaded, match=r"about 1000 ms \(8 rows ahead at node 'node'\), the deadline is in 990 ms"):
+    with pytest.raises(
+        Overloaded,
+        match=r"about 1000 ms \(8 rows ahead at node 'node'\), the deadline is in 990 ms",
+    ):
         enter(gate, 1, 0.99, None)
     assert (gate.inside, gate.rows, gate.refused["overloaded"]) == (2, 9, 1)
 
@@ -81,7 +92,11 @@ def test_before_the_first_batch_all_are_admitted() -> None:
 
 
 def test_the_slowest_node_decides_and_what_is_behind_it_does_not_count() -> None:
-    gate = admission(node("a", pace=0.01, run=0.1, ahead=2, queues=False), node("b", ahead=3), node("c", pace=0.01, run=0.1, ahead=90))
+    gate = admission(
+        node("a", pace=0.01, run=0.1, ahead=2, queues=False),
+        node("b", ahead=3),
+        node("c", pace=0.01, run=0.1, ahead=90),
+    )
     fill(gate, 95)
     assert gate.run_time == pytest.approx(0.3)
     enter(gate, 1, 0.91, None)  # (2 + 3 + 1) × 0.1 + 0.3
@@ -129,7 +144,11 @@ def test_the_rate_is_that_of_the_last_32_batches() -> None:
         observe(statistics, 4, 2.0)
     assert statistics.seconds_per_item == pytest.approx(0.5)
     assert statistics.seconds_per_batch == pytest.approx(2.0)
-    assert (statistics.batches, statistics.batch_size.count, statistics.queue_seconds.count) == (42, 42, 42)
+    assert (statistics.batches, statistics.batch_size.count, statistics.queue_seconds.count) == (
+        42,
+        42,
+        42,
+    )
     assert statistics.batch_size.counts[2] == 32
     assert statistics.queue_seconds.sum == 42.0
     assert statistics.last == 3.0

@@ -31,7 +31,10 @@ from ..graphs.reference import Item, Outcome, Reference
 
 GRAPHS = int(os.environ.get("PENSTOCK_TEST_GRAPHS", "350"))
 MOST_OUTCOMES = 200
-LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
 random_graphs = settings(
@@ -42,17 +45,24 @@ random_graphs = settings(
 
 
 @pytest.fixture(autouse=True)
-def registered(own_registry: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def registered(
+    own_registry: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(filters, "_registered", {})
     register_backend("Worker", Worker)
     for name, function in FILTERS.items():
         register_filter(name, function)
-    caplog.set_level(logging.CRITICAL, "penstock")  # each failure of a node is logged with its traceback
+    caplog.set_level(
+        logging.CRITICAL, "penstock"
+    )  # each failure of a node is logged with its traceback
 
 
 def load(tables: Tables, clock: Clock) -> Pipeline:
     """As it is served, but that no wait is long enough for anything but a request's own deadline."""
-    return Pipeline(Pipeline.load({"pipeline": {"timeout": 1e6}, "stuck_after": 1e9, **tables}).config, clock=clock)
+    return Pipeline(
+        Pipeline.load({"pipeline": {"timeout": 1e6}, "stuck_after": 1e9, **tables}).config,
+        clock=clock,
+    )
 
 
 class Clock:
@@ -68,7 +78,10 @@ class Clock:
 
 
 def refer(tables: Tables) -> Reference:
-    said = {name: lambda item, say=function: getattr(say(item), "value", "nonsense") for name, function in FILTERS.items()}
+    said = {
+        name: lambda item, say=function: getattr(say(item), "value", "nonsense")
+        for name, function in FILTERS.items()
+    }
     return Reference(tables, act, said)
 
 
@@ -87,14 +100,19 @@ def is_failure(found: BaseException, outcome: Outcome) -> bool:
         assert outcome.answer is not None
         error = outcome.answer.get("error")
         return error is not None and type(found) is InvalidInput and str(found) == str(error)
-    return isinstance(found, BackendError) and any(f"node {name!r}" in str(found) for name in outcome.failed.nodes)
+    return isinstance(found, BackendError) and any(
+        f"node {name!r}" in str(found) for name in outcome.failed.nodes
+    )
 
 
 def is_answer(found: Item, outcome: Outcome, item: Item) -> bool:
     if outcome.answer is None:
         return False
     assert found["data"] is item["data"]
-    same = {**found, "error": str(found.get("error"))} == {**outcome.answer, "error": str(outcome.answer.get("error"))}
+    same = {**found, "error": str(found.get("error"))} == {
+        **outcome.answer,
+        "error": str(outcome.answer.get("error")),
+    }
     return same and found.get("context") is outcome.answer.get("context")
 
 
@@ -115,12 +133,18 @@ def check_one(found: Any, outcomes: list[Outcome] | None, item: Item, *, interru
         assert alike, f"{found!r} is none of {outcomes}"
         assert any(ran_as(outcome, ran) for outcome in alike), f"{ran} does not fit {alike}"
     else:
-        alike = [outcome for outcome in outcomes if is_answer(found, outcome, item) and "error" not in found]
+        alike = [
+            outcome
+            for outcome in outcomes
+            if is_answer(found, outcome, item) and "error" not in found
+        ]
         assert alike, f"{found!r} is none of {outcomes}"
         assert any(ran_as(outcome, ran) for outcome in alike), f"{ran} does not fit {alike}"
 
 
-def check_many(found: Any, outcomes: list[list[Outcome] | None], asked: list[Item], *, interrupted: bool) -> None:
+def check_many(
+    found: Any, outcomes: list[list[Outcome] | None], asked: list[Item], *, interrupted: bool
+) -> None:
     """One call of a list: all its answers, or one failure."""
     possible = [each for each in outcomes if each is not None]
     if interrupted and isinstance(found, (asyncio.CancelledError, DeadlineExceeded)):
@@ -134,7 +158,9 @@ def check_many(found: Any, outcomes: list[list[Outcome] | None], asked: list[Ite
         for answer, each, item in zip(found, possible, asked, strict=True):
             alike = [outcome for outcome in each if is_answer(answer, outcome, item)]
             assert alike, f"{answer!r} is none of {each}"
-            assert any(ran_as(outcome, item["context"].ran) for outcome in alike), f"{item['context'].ran} does not fit {alike}"
+            assert any(ran_as(outcome, item["context"].ran) for outcome in alike), (
+                f"{item['context'].ran} does not fit {alike}"
+            )
 
 
 class Call(NamedTuple):
@@ -151,7 +177,9 @@ def calls(draw: st.DrawFn, tables: Tables) -> list[Call]:
     found: list[Call] = []
     for _ in range(draw(st.integers(1, 6))):
         many = draw(st.integers(0, 5)) == 0
-        asked = draw(st.lists(items(tables), min_size=1, max_size=3)) if many else draw(items(tables))
+        asked = (
+            draw(st.lists(items(tables), min_size=1, max_size=3)) if many else draw(items(tables))
+        )
         begin = draw(st.sampled_from([0, 0, 0, 1, 2, 5]))
         cancel = draw(st.sampled_from([None] * 24 + [0, 1, 2, 4, 8, 16, 32, 64]))
         timeout = draw(st.sampled_from([None, None, None, 100.0]))
@@ -171,7 +199,9 @@ async def make(pipeline: Pipeline, made: list[Call], clock: Clock, move: int | N
         if move == turn:
             clock.now += 1000.0
         await asyncio.sleep(0)
-    return await asyncio.gather(*[tasks[number] for number in range(len(made))], return_exceptions=True)
+    return await asyncio.gather(
+        *[tasks[number] for number in range(len(made))], return_exceptions=True
+    )
 
 
 async def quiet(pipeline: Pipeline) -> None:
@@ -217,7 +247,12 @@ async def accidents(tables: Tables, made: list[Call], clock: Clock, move: int | 
         # What was cancelled or failed has left nothing in anybody's way.
         again = asked[0][0]
         again["context"].ran.clear()
-        check_one((await asyncio.gather(pipeline(again), return_exceptions=True))[0], outcomes[0][0], again, interrupted=False)
+        check_one(
+            (await asyncio.gather(pipeline(again), return_exceptions=True))[0],
+            outcomes[0][0],
+            again,
+            interrupted=False,
+        )
         await quiet(pipeline)
     assert heard == []
 
@@ -238,7 +273,9 @@ def scenes(draw: st.DrawFn) -> tuple[Tables, list[Call]]:
     move=st.sampled_from([None, None, 6, 8, 12, 20, 40]),
     loop=st.sampled_from(sorted(LOOPS)),
 )
-def test_a_graph_means_what_the_recursion_says(scene: tuple[Tables, list[Call]], tick: float, move: int | None, loop: str) -> None:
+def test_a_graph_means_what_the_recursion_says(
+    scene: tuple[Tables, list[Call]], tick: float, move: int | None, loop: str
+) -> None:
     tables, made = scene
     threads = set(threading.enumerate())
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
@@ -271,7 +308,11 @@ async def hold(tables: Tables, item: Item) -> None:
         assert (behind & alone).isdisjoint(request.ran)
 
 
-@settings(random_graphs, max_examples=max(1, GRAPHS // 4), suppress_health_check=[HealthCheck.filter_too_much, *QUIET])
+@settings(
+    random_graphs,
+    max_examples=max(1, GRAPHS // 4),
+    suppress_health_check=[HealthCheck.filter_too_much, *QUIET],
+)
 @given(scene=ends())
 def test_the_end_of_a_request_starts_nothing_more(scene: tuple[Tables, Item]) -> None:
     with asyncio.Runner() as runner:

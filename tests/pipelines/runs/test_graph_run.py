@@ -26,8 +26,14 @@ def workshop(own_registry: None) -> Workshop:
 
 def graph(**nodes: Any) -> dict[str, Any]:
     """Nodes of the workshop by what follows each; a dict has other keys too."""
-    tables = {name: keys if isinstance(keys, dict) else {"next": keys} if keys else {} for name, keys in nodes.items()}
-    return {"pipeline": {"timeout": 1000.0}, **{name: {"backend": "Work", **keys} for name, keys in tables.items()}}
+    tables = {
+        name: keys if isinstance(keys, dict) else {"next": keys} if keys else {}
+        for name, keys in nodes.items()
+    }
+    return {
+        "pipeline": {"timeout": 1000.0},
+        **{name: {"backend": "Work", **keys} for name, keys in tables.items()},
+    }
 
 
 def diamond(**keys: Any) -> dict[str, Any]:
@@ -57,7 +63,11 @@ async def test_a_join_takes_what_its_map_names(workshop: Workshop) -> None:
     workshop.acts["d"] = lambda item: sorted(item.items())
     async with serve(diamond(), workshop=workshop) as pipeline:
         answer = await pipeline({"data": "x", "key": 1, "context": "carried over"})
-        assert answer["result"] == [("context", "carried over"), ("data", "b(a(x))"), ("other", "c(a(x))")]
+        assert answer["result"] == [
+            ("context", "carried over"),
+            ("data", "b(a(x))"),
+            ("other", "c(a(x))"),
+        ]
         assert answer["data"] == "x"
         assert "key" not in answer
 
@@ -83,8 +93,13 @@ async def test_a_join_waits_for_the_slowest(workshop: Workshop) -> None:
 
 
 async def test_a_key_that_a_source_has_not_left(workshop: Workshop) -> None:
-    async with serve(diamond(d={"map": "b[result:data],c[score:score]"}), workshop=workshop) as pipeline:
-        with pytest.raises(BackendError, match="node 'd': its map takes 'score' of node 'c', which left only data, result"):
+    async with serve(
+        diamond(d={"map": "b[result:data],c[score:score]"}), workshop=workshop
+    ) as pipeline:
+        with pytest.raises(
+            BackendError,
+            match="node 'd': its map takes 'score' of node 'c', which left only data, result",
+        ):
             await pipeline({"data": "x"})
 
 
@@ -97,7 +112,11 @@ async def test_a_soft_failure_before_a_join_says_why(workshop: Workshop) -> None
         with pytest.raises(InvalidInput, match="no image"):
             await pipeline({"data": "x"})
         (answer,) = await pipeline([{"data": "x", "key": 1}])
-        assert {**answer, "error": str(answer["error"])} == {"data": "x", "key": 1, "error": "no image"}
+        assert {**answer, "error": str(answer["error"])} == {
+            "data": "x",
+            "key": 1,
+            "error": "no image",
+        }
         assert workshop.inputs("d") == []
 
 
@@ -116,7 +135,9 @@ async def test_an_error_set_in_place_is_a_soft_failure(workshop: Workshop, where
     register_filter("mine", mine)
     if where == "node":
         workshop.acts["a"] = act
-    async with serve(diamond(b={"filter": "mine"} if where == "filter" else {}), workshop=workshop) as pipeline:
+    async with serve(
+        diamond(b={"filter": "mine"} if where == "filter" else {}), workshop=workshop
+    ) as pipeline:
         with pytest.raises(InvalidInput, match="not today"):
             await pipeline({"data": "x"})
         (answer,) = await pipeline([{"data": "x"}])
@@ -172,14 +193,21 @@ async def test_a_logical_node_shares_the_queue_and_has_its_own_way(workshop: Wor
 
 async def test_swap_moves_and_run_leaves_the_data(workshop: Workshop) -> None:
     mark(workshop, "a", "b")
-    for name, result in ((None, "b(a(x))"), ("swap", "b(a(x))"), ("Run", "b(x)"), ("Continue", "b(x)")):
+    for name, result in (
+        (None, "b(a(x))"),
+        ("swap", "b(a(x))"),
+        ("Run", "b(x)"),
+        ("Continue", "b(x)"),
+    ):
         tables = graph(a="b", b={"filter": name} if name else {})
         async with serve(tables, workshop=workshop) as pipeline:
             assert (await pipeline({"data": "x"}))["result"] == result
 
 
 @pytest.mark.parametrize("name", ["Run", "mine"])
-async def test_a_node_that_runs_does_not_see_what_was_answered_before(workshop: Workshop, name: str) -> None:
+async def test_a_node_that_runs_does_not_see_what_was_answered_before(
+    workshop: Workshop, name: str
+) -> None:
     register_filter("mine", lambda item: Status.RUN)
     workshop.acts |= {"a": lambda item: "old", "b": lambda item: None}
     async with serve(graph(a="b", b={"filter": name}), workshop=workshop) as pipeline:
@@ -207,7 +235,9 @@ async def test_an_item_without_a_result_ends_where_swap_stands(workshop: Worksho
         (Status.BREAK, "a", "a(x)"),
     ],
 )
-async def test_what_a_status_does_in_a_chain(workshop: Workshop, said: Status, ran: str, result: str) -> None:
+async def test_what_a_status_does_in_a_chain(
+    workshop: Workshop, said: Status, ran: str, result: str
+) -> None:
     def filter_(item: Item) -> Status:
         if said is Status.RUN:
             item["data"] = item.pop("result")
@@ -215,7 +245,9 @@ async def test_what_a_status_does_in_a_chain(workshop: Workshop, said: Status, r
 
     register_filter("mine", filter_)
     mark(workshop, *"abcde")
-    async with serve(graph(a="b", b={"next": "c", "filter": "mine"}, c="d", d="e", e=None), workshop=workshop) as pipeline:
+    async with serve(
+        graph(a="b", b={"next": "c", "filter": "mine"}, c="d", d="e", e=None), workshop=workshop
+    ) as pipeline:
         assert (await pipeline({"data": "x"}))["result"] == result
         assert names(workshop) == ran
 
@@ -228,7 +260,10 @@ def forked(filter_: str) -> dict[str, Any]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("filter_", "ran"), [("SerialSkip", ["a", "d", "e", "f", "g", "join"]), ("SubGraphSkip", ["a", "f", "g"])])
+@pytest.mark.parametrize(
+    ("filter_", "ran"),
+    [("SerialSkip", ["a", "d", "e", "f", "g", "join"]), ("SubGraphSkip", ["a", "f", "g"])],
+)
 async def test_what_is_skipped_in_a_graph(workshop: Workshop, filter_: str, ran: list[str]) -> None:
     mark(workshop, "a", "d", "e", "g")
     workshop.acts["f"] = lambda item: (item["data"], item["g"])
@@ -256,7 +291,9 @@ async def test_a_skipped_node_passes_its_own_dict_on(workshop: Workshop) -> None
 async def test_break_ends_the_graph_and_drops_what_queues(workshop: Workshop) -> None:
     register_filter("mine", lambda item: Status.BREAK)
     workshop.hold("c")
-    async with serve(diamond(c={"max": 1}, b={"filter": "mine"}, a={"max": 1}), workshop=workshop) as pipeline:
+    async with serve(
+        diamond(c={"max": 1}, b={"filter": "mine"}, a={"max": 1}), workshop=workshop
+    ) as pipeline:
         calling = asyncio.ensure_future(pipeline({"data": "x"}))
         assert (await calling)["result"] == "x"
         await turns()
@@ -267,7 +304,13 @@ async def test_break_ends_the_graph_and_drops_what_queues(workshop: Workshop) ->
 
 async def test_break_while_a_branch_runs_absorbs_it(workshop: Workshop) -> None:
     register_filter("mine", lambda item: Status.BREAK)
-    tables = graph(a="b,slow", b="stop", stop={"filter": "mine", "next": "d"}, slow="d", d={"map": "stop[result:data],slow[result:x]"})
+    tables = graph(
+        a="b,slow",
+        b="stop",
+        stop={"filter": "mine", "next": "d"},
+        slow="d",
+        d={"map": "stop[result:data],slow[result:x]"},
+    )
     workshop.hold("slow")
     workshop.hold("b")
     async with serve(tables, workshop=workshop) as pipeline:
@@ -289,7 +332,9 @@ async def test_break_while_a_branch_runs_absorbs_it(workshop: Workshop) -> None:
         ("filter", "node 'b': .*'filter', which is not there; expected one of Run"),
     ],
 )
-async def test_a_filter_that_fails_names_its_node(workshop: Workshop, filter_: str, message: str) -> None:
+async def test_a_filter_that_fails_names_its_node(
+    workshop: Workshop, filter_: str, message: str
+) -> None:
     register_filter("raises", lambda item: 1 / 0)  # type: ignore[arg-type, return-value]
     register_filter("nonsense", lambda item: None)  # type: ignore[arg-type, return-value]
     async with serve(graph(a="b", b={"filter": filter_}), workshop=workshop) as pipeline:
@@ -319,10 +364,16 @@ async def test_the_item_says_its_status_itself(workshop: Workshop) -> None:
 
 async def test_a_long_chain_of_skips_is_no_recursion(workshop: Workshop) -> None:
     numbers = range(1500)
-    tables: dict[str, Any] = {f"n{number}": {"backend": "Identity", "next": f"n{number + 1}", "filter": "Skip"} for number in numbers}
+    tables: dict[str, Any] = {
+        f"n{number}": {"backend": "Identity", "next": f"n{number + 1}", "filter": "Skip"}
+        for number in numbers
+    }
     tables["n0"].pop("filter")
     tables |= {"global": {"instance_num": 1}, "n1500": {"backend": "Identity", "filter": "Skip"}}
-    shared = {name: {**keys, "borrow_from": "n0"} if name.startswith("n") and name != "n0" else keys for name, keys in tables.items()}
+    shared = {
+        name: {**keys, "borrow_from": "n0"} if name.startswith("n") and name != "n0" else keys
+        for name, keys in tables.items()
+    }
     for name, keys in shared.items():
         if name not in ("n0", "global"):
             keys.pop("backend")
@@ -377,7 +428,9 @@ async def test_the_deadline_in_one_branch_is_that_of_the_request(workshop: Works
         late = asyncio.ensure_future(pipeline({"data": "late"}, timeout=0.01))
         await until(lambda: queued(pipeline, "b") == 1)
         clock.now += 0.01
-        with pytest.raises(DeadlineExceeded, match="node 'b': the deadline passed while the request was queued"):
+        with pytest.raises(
+            DeadlineExceeded, match="node 'b': the deadline passed while the request was queued"
+        ):
             await late
         workshop.release("b")
         assert (await first)["result"] == "first"
@@ -388,7 +441,9 @@ async def test_many_requests_at_once_meet_in_batches(workshop: Workshop) -> None
     workshop.acts["d"] = lambda item: (item["data"], item["other"])
     async with serve(diamond(), workshop=workshop) as pipeline:
         answers = await asyncio.gather(*[pipeline({"data": number}) for number in range(300)])
-        assert [answer["result"] for answer in answers] == [(f"b(a({number}))", f"c(a({number}))") for number in range(300)]
+        assert [answer["result"] for answer in answers] == [
+            (f"b(a({number}))", f"c(a({number}))") for number in range(300)
+        ]
         assert len(workshop.batches("d")) < 300
 
 
@@ -397,17 +452,26 @@ async def test_the_stages_of_a_request_are_told(workshop: Workshop) -> None:
         work = pipeline.submit_nowait({"data": "x"})
         await work.future
         assert sorted(stage.node for stage in work.timings()) == ["a", "b", "c", "d"]
-        assert all(stage.queue >= 0 and stage.run >= 0 and stage.batch_size == 1 for stage in work.timings())
+        assert all(
+            stage.queue >= 0 and stage.run >= 0 and stage.batch_size == 1
+            for stage in work.timings()
+        )
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit(), asyncio.CancelledError(), BaseException("panic")])
-async def test_a_filter_that_raises_what_is_no_exception_fails_its_request(error: BaseException) -> None:
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), GeneratorExit(), asyncio.CancelledError(), BaseException("panic")]
+)
+async def test_a_filter_that_raises_what_is_no_exception_fails_its_request(
+    error: BaseException,
+) -> None:
     def panics(item: Item) -> Status:
         raise error
 
     register_filter("panics", panics)
     async with serve(graph(a="b", b={"filter": "panics"})) as pipeline:
-        with pytest.raises(BackendError, match=f"node 'b': its filter panics raised {type(error).__name__}"):
+        with pytest.raises(
+            BackendError, match=f"node 'b': its filter panics raised {type(error).__name__}"
+        ):
             await pipeline({"data": 1})
 
 

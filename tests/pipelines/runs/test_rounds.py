@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 import penstock
-from penstock.backends.errors import BackendError, DeadlineExceeded, InvalidInput, NotReady, UnknownRestart
+from penstock.backends.errors import (
+    BackendError,
+    DeadlineExceeded,
+    InvalidInput,
+    NotReady,
+    UnknownRestart,
+)
 from penstock.backends.expressions.registry import register_backend
 from penstock.backends.item import Item
 from penstock.pipelines.pipeline import Pipeline
@@ -51,8 +57,14 @@ async def test_restart_enters_again_with_the_result_as_data(workshop: Workshop) 
 
 
 async def test_it_may_name_any_node_that_can_be_entered(workshop: Workshop) -> None:
-    workshop.acts |= {"begin": lambda item: 0, "count": lambda item: item["data"] + 1, "end": count_to(10)}
-    async with serve(tables(begin={"next": "count"}, count={"next": "end"}, end={}), workshop=workshop) as pipeline:
+    workshop.acts |= {
+        "begin": lambda item: 0,
+        "count": lambda item: item["data"] + 1,
+        "end": count_to(10),
+    }
+    async with serve(
+        tables(begin={"next": "count"}, count={"next": "end"}, end={}), workshop=workshop
+    ) as pipeline:
         assert (await pipeline({"data": "x"}))["result"] == 10
         assert [len(workshop.inputs(node)) for node in ("begin", "count", "end")] == [1, 5, 5]
 
@@ -68,7 +80,11 @@ async def test_keys_are_carried_from_round_to_round(workshop: Workshop) -> None:
 
 
 async def test_a_graph_may_loop(workshop: Workshop) -> None:
-    workshop.acts |= {"left": lambda item: item["data"], "right": lambda item: 1, "sum": lambda item: count_to(3, "first")(item)}
+    workshop.acts |= {
+        "left": lambda item: item["data"],
+        "right": lambda item: 1,
+        "sum": lambda item: count_to(3, "first")(item),
+    }
     nodes = {
         "first": {"next": "left,right"}, "left": {"next": "sum"}, "right": {"next": "sum"},
         "sum": {"map": "left[result:data],right[result:one]"},
@@ -81,14 +97,19 @@ async def test_a_graph_may_loop(workshop: Workshop) -> None:
 async def test_the_bound_of_rounds(workshop: Workshop) -> None:
     workshop.acts["count"] = count_to(1000)
     async with serve(tables({"max_rounds": 5}), workshop=workshop) as pipeline:
-        with pytest.raises(BackendError, match=r"'restart' names 'count' after 5 rounds, no more are made \(max_rounds\)"):
+        with pytest.raises(
+            BackendError,
+            match=r"'restart' names 'count' after 5 rounds, no more are made \(max_rounds\)",
+        ):
             await pipeline({"data": 0})
         assert workshop.inputs("count") == [0, 1, 2, 3, 4]
         assert (await pipeline({"data": 995}))["result"] == 1000
         assert pipeline.inside == 0
 
 
-@pytest.mark.parametrize(("name", "hint"), [("cuont", ", did you mean 'count'"), ("inner", ""), (3, ""), (["count"], "")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("cuont", ", did you mean 'count'"), ("inner", ""), (3, ""), (["count"], "")]
+)
 async def test_a_name_that_can_not_be_entered(workshop: Workshop, name: Any, hint: str) -> None:
     def act(item: Item) -> Any:
         item["restart"] = name
@@ -102,7 +123,9 @@ async def test_a_name_that_can_not_be_entered(workshop: Workshop, name: Any, hin
         "end": {"map": "left[result:data],inner[data:x]"},
     }
     async with serve(tables(**nodes), workshop=workshop) as pipeline:
-        with pytest.raises(UnknownRestart, match="'restart' names .*, which is no node that can be entered" + hint) as caught:
+        with pytest.raises(
+            UnknownRestart, match="'restart' names .*, which is no node that can be entered" + hint
+        ) as caught:
             await pipeline({"data": 0})
         assert isinstance(caught.value, IndexError) and isinstance(caught.value, BackendError)
         assert pipeline.inside == 0
@@ -160,7 +183,9 @@ async def test_a_caller_that_leaves_in_a_later_round(workshop: Workshop) -> None
 async def test_a_caller_that_leaves_while_a_later_round_queues(workshop: Workshop) -> None:
     workshop.acts |= {"first": lambda item: item["data"], "count": count_to(100)}
     workshop.hold("count")
-    async with serve(tables({"entry": "first"}, first={"next": "count"}, count={"max": 1}), workshop=workshop) as pipeline:
+    async with serve(
+        tables({"entry": "first"}, first={"next": "count"}, count={"max": 1}), workshop=workshop
+    ) as pipeline:
         holding = asyncio.ensure_future(pipeline({"data": 98, "node_name": "count"}))
         await workshop.begun("count")
         calling = asyncio.ensure_future(pipeline({"data": 0}))

@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from penstock.backends.errors import BackendError, ConfigError, DeadlineExceeded, InvalidInput, NotReady
+from penstock.backends.errors import (
+    BackendError,
+    ConfigError,
+    DeadlineExceeded,
+    InvalidInput,
+    NotReady,
+)
 from penstock.backends.expressions.filters import Status, register_filter
 from penstock.backends.expressions.registry import register_backend
 from penstock.backends.item import Item
@@ -78,7 +84,9 @@ async def results_read(pipeline: Pipeline, item: Item) -> list[Any]:
 # what comes
 
 
-async def test_each_value_is_a_part_and_goes_through_what_follows(workshop: Workshop, log: list[Any]) -> None:
+async def test_each_value_is_a_part_and_goes_through_what_follows(
+    workshop: Workshop, log: list[Any]
+) -> None:
     workshop.acts["read"] = text
     async with serve(tables(read={}), workshop=workshop) as pipeline:
         assert pipeline.streams
@@ -120,11 +128,16 @@ async def test_a_pipeline_that_does_not_stream_has_one_part(workshop: Workshop) 
 @pytest.mark.parametrize("items", [[{"data": [1]}], ({"data": [1]},)])
 async def test_it_takes_one_item(log: list[Any], items: Any) -> None:
     async with serve(tables()) as pipeline:
-        with pytest.raises(TypeError, match=f"stream takes one item, a dict with 'data', and got a {type(items).__name__}"):
+        with pytest.raises(
+            TypeError,
+            match=f"stream takes one item, a dict with 'data', and got a {type(items).__name__}",
+        ):
             await read(pipeline, items)
 
 
-async def test_the_node_goes_on_only_when_the_next_part_is_wanted(workshop: Workshop, log: list[Any]) -> None:
+async def test_the_node_goes_on_only_when_the_next_part_is_wanted(
+    workshop: Workshop, log: list[Any]
+) -> None:
     async with serve(tables(read={}), workshop=workshop) as pipeline:
         reader = pipeline.stream({"data": list(range(5))})
         for number in range(5):
@@ -144,21 +157,36 @@ async def test_without_a_reader_it_goes_on_by_itself(log: list[Any]) -> None:
 async def test_many_streams_at_once(workshop: Workshop, log: list[Any]) -> None:
     workshop.acts["read"] = text
     async with serve(tables(read={"max": 8}), workshop=workshop) as pipeline:
-        answers = await asyncio.gather(*[read(pipeline, {"data": [f"{reader}.{page}" for page in range(5)]}) for reader in range(100)])
-        assert [[part["result"] for part in parts] for parts in answers] == [[f"<{r}.{p}>" for p in range(5)] for r in range(100)]
+        answers = await asyncio.gather(
+            *[
+                read(pipeline, {"data": [f"{reader}.{page}" for page in range(5)]})
+                for reader in range(100)
+            ]
+        )
+        assert [[part["result"] for part in parts] for parts in answers] == [
+            [f"<{r}.{p}>" for p in range(5)] for r in range(100)
+        ]
 
 
 # what follows
 
 
-async def test_a_join_behind_the_stream_takes_from_before_it(workshop: Workshop, log: list[Any]) -> None:
-    workshop.acts |= {"first": lambda item: ["a", "b"], "join": lambda item: (item["data"], item["page"], item["whole"])}
+async def test_a_join_behind_the_stream_takes_from_before_it(
+    workshop: Workshop, log: list[Any]
+) -> None:
+    workshop.acts |= {
+        "first": lambda item: ["a", "b"],
+        "join": lambda item: (item["data"], item["page"], item["whole"]),
+    }
     nodes = {
         "first": {"backend": "Work", "next": "pages,join"},
         "pages": {"backend": "Pages", "next": "left,right"},
         "left": {"backend": "Work", "next": "join"},
         "right": {"backend": "Work", "next": "join"},
-        "join": {"backend": "Work", "map": "left[result:data],right[result:page],first[data:whole]"},
+        "join": {
+            "backend": "Work",
+            "map": "left[result:data],right[result:page],first[data:whole]",
+        },
     }
     async with serve(nodes, workshop=workshop) as pipeline:
         expected = [("a", "a", "in"), ("b", "b", "in")]
@@ -166,8 +194,12 @@ async def test_a_join_behind_the_stream_takes_from_before_it(workshop: Workshop,
         assert await results(pipeline, {"data": "in"}) == expected
 
 
-async def test_filters_behind_the_stream_are_asked_for_each_part(workshop: Workshop, log: list[Any]) -> None:
-    register_filter("odd", lambda item: {0: Status.SKIP, 1: Status.RUN, 2: Status.BREAK}[item["result"] % 3])
+async def test_filters_behind_the_stream_are_asked_for_each_part(
+    workshop: Workshop, log: list[Any]
+) -> None:
+    register_filter(
+        "odd", lambda item: {0: Status.SKIP, 1: Status.RUN, 2: Status.BREAK}[item["result"] % 3]
+    )
     workshop.acts |= {"read": lambda item: "read", "end": lambda item: "end"}
     nodes = tables(read={"filter": "odd", "next": "end"}, end={"filter": "Run"})
     async with serve(nodes, workshop=workshop) as pipeline:
@@ -176,7 +208,9 @@ async def test_filters_behind_the_stream_are_asked_for_each_part(workshop: Works
         assert [node for node, _ in workshop.ran] == ["end", "read", "end", "end"]
 
 
-async def test_a_break_in_a_part_leaves_nothing_to_the_next_one(workshop: Workshop, log: list[Any]) -> None:
+async def test_a_break_in_a_part_leaves_nothing_to_the_next_one(
+    workshop: Workshop, log: list[Any]
+) -> None:
     """The branch beside it runs on, and what it brings is not the next part's."""
 
     def stop(item: Item) -> Status:
@@ -187,7 +221,12 @@ async def test_a_break_in_a_part_leaves_nothing_to_the_next_one(workshop: Worksh
 
     register_filter("stop", stop)
     workshop.acts["join"] = lambda item: (item["data"], item["other"])
-    nodes = tables(slow={"next": "join"}, quick={"next": "after"}, after={"filter": "stop", "next": "join"}, join={})
+    nodes = tables(
+        slow={"next": "join"},
+        quick={"next": "after"},
+        after={"filter": "stop", "next": "join"},
+        join={},
+    )
     nodes["pages"]["next"] = "slow,quick"
     nodes["join"]["map"] = "slow[result:data],after[result:other]"
     workshop.hold("slow")
@@ -201,12 +240,17 @@ async def test_a_break_in_a_part_leaves_nothing_to_the_next_one(workshop: Worksh
         second = asyncio.ensure_future(anext(reader))
         await until(lambda: queued(pipeline, "slow") == 1)
         workshop.release("slow")
-        assert [(await second)["result"], (await anext(reader))["result"]] == [("a", "a"), ("b", "b")]
+        assert [(await second)["result"], (await anext(reader))["result"]] == [
+            ("a", "a"),
+            ("b", "b"),
+        ]
         assert outcomes(pipeline, "slow") == {"ok": 2, "cancelled": 1}
         assert await anext(reader, None) is None
 
 
-async def test_a_break_ends_branches_that_have_not_begun(workshop: Workshop, log: list[Any]) -> None:
+async def test_a_break_ends_branches_that_have_not_begun(
+    workshop: Workshop, log: list[Any]
+) -> None:
     register_filter("stop", lambda item: Status.BREAK)
     nodes = tables(first={"next": "second,third"}, second={"filter": "stop"}, third={})
     async with serve(nodes, workshop=workshop) as pipeline:
@@ -214,7 +258,9 @@ async def test_a_break_ends_branches_that_have_not_begun(workshop: Workshop, log
         assert workshop.inputs("third") == []
 
 
-async def test_what_never_reaches_the_stream_is_the_only_part(workshop: Workshop, log: list[Any]) -> None:
+async def test_what_never_reaches_the_stream_is_the_only_part(
+    workshop: Workshop, log: list[Any]
+) -> None:
     """A plain call of such a pipeline is a list, whatever the filters say."""
     said = Status.BREAK
     register_filter("maybe", lambda item: said)
@@ -234,7 +280,9 @@ async def test_what_never_reaches_the_stream_is_the_only_part(workshop: Workshop
 # what goes wrong
 
 
-async def test_a_failure_midway_comes_after_the_parts_before_it(workshop: Workshop, log: list[Any]) -> None:
+async def test_a_failure_midway_comes_after_the_parts_before_it(
+    workshop: Workshop, log: list[Any]
+) -> None:
     workshop.acts["read"] = lambda item: {}["x"] if item["data"] == 2 else item["data"]
     async with serve(tables(read={}), workshop=workshop) as pipeline:
         got: list[Any] = []
@@ -260,7 +308,9 @@ async def test_the_node_itself_fails_midway(log: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("where", ["pages", "read"])
-async def test_a_part_that_can_not_be_read_is_the_end(workshop: Workshop, log: list[Any], where: str) -> None:
+async def test_a_part_that_can_not_be_read_is_the_end(
+    workshop: Workshop, log: list[Any], where: str
+) -> None:
     """Of the stream itself, or of a part of it behind."""
 
     def act(item: Item) -> Any:
@@ -316,7 +366,9 @@ async def test_a_reader_that_leaves_ends_the_node(workshop: Workshop, log: list[
         assert outcomes(pipeline, "pages") == {"cancelled": 1}
 
 
-async def test_a_reader_that_is_cancelled_while_it_waits(workshop: Workshop, log: list[Any]) -> None:
+async def test_a_reader_that_is_cancelled_while_it_waits(
+    workshop: Workshop, log: list[Any]
+) -> None:
     workshop.hold("read")
     async with serve(tables(read={}), workshop=workshop) as pipeline:
         reading = asyncio.ensure_future(read(pipeline, {"data": [0, 1]}))
@@ -350,7 +402,9 @@ async def test_the_deadline_is_that_of_the_whole(workshop: Workshop, log: list[A
         assert 2 not in log
 
 
-async def test_the_deadline_ends_the_node_even_if_nobody_reads_on(workshop: Workshop, log: list[Any]) -> None:
+async def test_the_deadline_ends_the_node_even_if_nobody_reads_on(
+    workshop: Workshop, log: list[Any]
+) -> None:
     """And the reader may leave without asking again: nobody complains of a failure that it has not heard of."""
     clock = Clock()
     async with serve(tables(read={}), workshop=workshop, clock=clock) as pipeline:
@@ -391,7 +445,9 @@ async def test_close_midway(workshop: Workshop, log: list[Any], reads: bool) -> 
     async with asyncio.timeout(BOUND):
         pipeline = Pipeline.load(tables(read={}))
         await pipeline.start()
-        reading = asyncio.ensure_future(read(pipeline, {"data": [0, 1]}) if reads else pipeline({"data": [0, 1]}))
+        reading = asyncio.ensure_future(
+            read(pipeline, {"data": [0, 1]}) if reads else pipeline({"data": [0, 1]})
+        )
         await workshop.begun("read")
         closing = asyncio.ensure_future(pipeline.close(timeout=0))
         with pytest.raises(NotReady):
@@ -418,7 +474,9 @@ async def test_close_lets_a_stream_that_is_read_end(workshop: Workshop, log: lis
 # inside of others
 
 
-async def test_logic_that_calls_what_streams_gets_the_list(workshop: Workshop, log: list[Any]) -> None:
+async def test_logic_that_calls_what_streams_gets_the_list(
+    workshop: Workshop, log: list[Any]
+) -> None:
     workshop.acts["read"] = text
 
     async def think(item: Item, call: Any) -> Any:
@@ -434,16 +492,25 @@ async def test_logic_that_calls_what_streams_gets_the_list(workshop: Workshop, l
         assert (await pipeline({"data": ["a", "b"]}))["result"] == [["<a>", "<b>"]] * 3
 
 
-@pytest.mark.parametrize(("composite", "result"), [("Jump", ["<a>", "<b>"]), ("MapReduce", [["<a>"], ["<b>"]])])
-async def test_a_jump_into_what_streams_gets_the_results(workshop: Workshop, log: list[Any], composite: str, result: Any) -> None:
+@pytest.mark.parametrize(
+    ("composite", "result"), [("Jump", ["<a>", "<b>"]), ("MapReduce", [["<a>"], ["<b>"]])]
+)
+async def test_a_jump_into_what_streams_gets_the_results(
+    workshop: Workshop, log: list[Any], composite: str, result: Any
+) -> None:
     workshop.acts["read"] = text
-    async with serve(tables(read={}) | {"go": {"backend": composite, "jump": "pages"}}, workshop=workshop) as pipeline:
+    async with serve(
+        tables(read={}) | {"go": {"backend": composite, "jump": "pages"}}, workshop=workshop
+    ) as pipeline:
         assert await pipeline({"data": ["a", "b"]}) == {"data": ["a", "b"], "result": result}
 
 
 async def test_a_part_may_be_split_in_its_turn(workshop: Workshop, log: list[Any]) -> None:
     workshop.acts["read"] = text
-    nodes = tables() | {"all": {"backend": "MapReduce", "jump": "read"}, "read": {"backend": "Work"}}
+    nodes = tables() | {
+        "all": {"backend": "MapReduce", "jump": "read"},
+        "read": {"backend": "Work"},
+    }
     nodes["pages"]["next"] = "all"
     nodes["pipeline"]["entry"] = "pages"
     async with serve(nodes, workshop=workshop) as pipeline:
@@ -470,11 +537,19 @@ def problems(nodes: dict[str, Any]) -> list[str]:
 
 def test_two_streams_on_one_way(log: list[Any]) -> None:
     nodes = tables(second={"backend": "Pages"})
-    assert problems(nodes) == ["[second]: node 'pages' yields several results too: only one node on the way may"]
+    assert problems(nodes) == [
+        "[second]: node 'pages' yields several results too: only one node on the way may"
+    ]
 
 
-async def test_a_logical_node_of_one_that_yields_does_too(workshop: Workshop, log: list[Any]) -> None:
-    nodes = tables() | {"first": {"backend": "Work", "next": "pages.2"}, "pages.2": {"next": "read"}, "read": {"backend": "Work"}}
+async def test_a_logical_node_of_one_that_yields_does_too(
+    workshop: Workshop, log: list[Any]
+) -> None:
+    nodes = tables() | {
+        "first": {"backend": "Work", "next": "pages.2"},
+        "pages.2": {"next": "read"},
+        "read": {"backend": "Work"},
+    }
     nodes["pipeline"]["entry"] = "first"
     async with serve(nodes, workshop=workshop) as pipeline:
         assert pipeline.streams
@@ -491,9 +566,17 @@ def test_a_branch_beside_a_stream(log: list[Any]) -> None:
         "beside": {"backend": "Work", "next": "join"},
         "join": {"backend": "Work", "map": "pages[result:data],beside[result:x]"},
     }
-    assert problems(nodes) == ["[pages]: it yields several results, so no other branch may run beside it; 'beside' does"]
+    assert problems(nodes) == [
+        "[pages]: it yields several results, so no other branch may run beside it; 'beside' does"
+    ]
 
 
 def test_streams_of_several_graphs_are_each_by_itself(log: list[Any]) -> None:
     register_backend("Other", pages_of([]))
-    Pipeline.load({**tables(read={}), "other": {"backend": "Other", "next": "more"}, "more": {"backend": "Work"}})
+    Pipeline.load(
+        {
+            **tables(read={}),
+            "other": {"backend": "Other", "next": "more"},
+            "more": {"backend": "Work"},
+        }
+    )

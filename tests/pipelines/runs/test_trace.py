@@ -90,14 +90,27 @@ async def test_a_chain() -> None:
     steps = await steps_of({"a": node(next="b"), "b": node()}, {"data": "x", "id": 7})
     assert steps == [
         {"node": "a", "keys": ["data", "id"], "batch": 1, "left": ["data", "id", "result"]},
-        {"node": "b", "filter": "swap", "status": "Run", "keys": ["data", "id"], "batch": 1, "left": ["data", "id", "result"]},
+        {
+            "node": "b",
+            "filter": "swap",
+            "status": "Run",
+            "keys": ["data", "id"],
+            "batch": 1,
+            "left": ["data", "id", "result"],
+        },
     ]
 
 
 async def test_break() -> None:
     nodes = {"a": node(next="b"), "b": node()}
     _, stopped = await steps_of(nodes, {"data": "nothing"})
-    assert stopped == {"node": "b", "filter": "swap", "status": "Break", "reason": "it has no result", "keys": ["data"]}
+    assert stopped == {
+        "node": "b",
+        "filter": "swap",
+        "status": "Break",
+        "reason": "it has no result",
+        "keys": ["data"],
+    }
     ran, stopped = await steps_of(nodes, {"data": "unreadable"})
     assert ran["error"] == "no \\udcff text" and ran["left"] == ["data", "error"]
     assert stopped["reason"] == "it has an error: no \\udcff text"
@@ -112,13 +125,22 @@ async def test_a_fallback() -> None:
     ]
     assert "batch" not in steps[1] and steps[1]["keys"] == ["data", "result"]
     steps = await steps_of(nodes, {"data": "nothing"})
-    assert (steps[1]["status"], steps[1]["reason"], steps[1]["batch"]) == ("Run", "it has no result", 1)
+    assert (steps[1]["status"], steps[1]["reason"], steps[1]["batch"]) == (
+        "Run",
+        "it has no result",
+        1,
+    )
 
 
 @pytest.mark.parametrize("said", ["SerialSkip", "SubGraphSkip"])
 async def test_skipped_with_another(said: str) -> None:
     join = node(map="a[result:data],c[data:other]")
-    nodes = {"a": node(next="b,d"), "b": node(filter="theirs", next="c"), "c": node(next="d"), "d": join}
+    nodes = {
+        "a": node(next="b,d"),
+        "b": node(filter="theirs", next="c"),
+        "c": node(next="d"),
+        "d": join,
+    }
     steps = {step["node"]: step for step in await steps_of(nodes, {"data": "x", "said": said})}
     assert (steps["b"]["filter"], steps["b"]["status"]) == ("theirs", said)
     assert steps["c"] == {"node": "c", "status": "skipped with b"}
@@ -126,7 +148,11 @@ async def test_skipped_with_another(said: str) -> None:
 
 
 async def test_parts_of_a_list() -> None:
-    nodes = {"each": node("MapReduce", jump="upper", next="end"), "end": node("Identity"), "upper": node(max=4)}
+    nodes = {
+        "each": node("MapReduce", jump="upper", next="end"),
+        "end": node("Identity"),
+        "upper": node(max=4),
+    }
     each, end = await steps_of(nodes, {"data": ["a", "b", "c"]})
     assert (each["batch"], each["left"], end["node"]) == (1, ["data", "result"], "end")
     assert [part[0]["node"] for part in each["parts"]] == ["upper"] * 3
@@ -136,17 +162,35 @@ async def test_parts_of_a_list() -> None:
 
 
 async def test_parts_of_python_logic_and_of_jumps_in_jumps() -> None:
-    nodes = {"jump": node("Jump", jump="logic"), "logic": node("Ask", next="end"), "end": node(), "upper": node()}
+    nodes = {
+        "jump": node("Jump", jump="logic"),
+        "logic": node("Ask", next="end"),
+        "end": node(),
+        "upper": node(),
+    }
     (jump,) = await steps_of(nodes | {"pipeline": {"entry": "jump"}}, {"data": "x"})
     ((logic, end),) = jump["parts"]
-    assert [part[0] | {"batch": 1} for part in logic["parts"]] == [{"node": "upper", "keys": ["data"], **RAN}] * 2
-    assert (logic["node"], logic["left"], end) == ("logic", ["data", "result"], {"node": "end", **SWAPPED})
+    assert [part[0] | {"batch": 1} for part in logic["parts"]] == [
+        {"node": "upper", "keys": ["data"], **RAN}
+    ] * 2
+    assert (logic["node"], logic["left"], end) == (
+        "logic",
+        ["data", "result"],
+        {"node": "end", **SWAPPED},
+    )
 
 
 async def test_what_fails() -> None:
     (failed,) = await steps_of({"a": node(next="b"), "b": node()}, {"data": "fail"}, fails=True)
-    assert failed["error"] == "BackendError: node 'a': backend Upper raised ValueError: no upper case" and "left" not in failed
-    nodes = {"each": node("MapReduce", jump="upper"), "upper": node(next="end", max=1), "end": node()}
+    assert (
+        failed["error"] == "BackendError: node 'a': backend Upper raised ValueError: no upper case"
+        and "left" not in failed
+    )
+    nodes = {
+        "each": node("MapReduce", jump="upper"),
+        "upper": node(next="end", max=1),
+        "end": node(),
+    }
     (each,) = await steps_of(nodes, {"data": ["fail", "a"]}, fails=True)
     assert each["error"] == failed["error"].replace("'a'", "'upper'")
     (dropped,) = each["parts"][1]
@@ -154,7 +198,11 @@ async def test_what_fails() -> None:
 
 
 async def test_a_stream() -> None:
-    nodes = {"letters": node("Letters", next="upper"), "upper": node(next="end"), "end": node("Identity")}
+    nodes = {
+        "letters": node("Letters", next="upper"),
+        "upper": node(next="end"),
+        "end": node("Identity"),
+    }
     (source,) = await steps_of(nodes, {"data": "ab"})
     assert source == {
         "node": "letters",
@@ -192,7 +240,11 @@ async def test_a_note_on_each_step_that_ran() -> None:
     nodes = {"each": node("MapReduce", jump="upper.2"), "upper": node(), "upper.2": {}}
     async with Pipeline.load(nodes | {"pipeline": {"entry": "each"}}) as pipeline:
         await pipeline.submit_nowait({"data": ["a", "b"]}, trace=trace).future
-    assert seen == [("upper.2", "upper", "A"), ("upper.2", "upper", "B"), ("each", "each", ["A", "B"])]
+    assert seen == [
+        ("upper.2", "upper", "A"),
+        ("upper.2", "upper", "B"),
+        ("each", "each", ["A", "B"]),
+    ]
     assert trace.steps[0]["noted"] and all(part[0]["noted"] for part in trace.steps[0]["parts"])
 
 
@@ -201,15 +253,27 @@ class Fails:
         raise ValueError("no")
 
 
-async def test_the_log_has_the_requests_id_however_the_item_came_to_the_node(own_registry: None, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_log_has_the_requests_id_however_the_item_came_to_the_node(
+    own_registry: None, caplog: pytest.LogCaptureFixture
+) -> None:
     async def ask(item: Item, call: Any) -> Any:
         return await call("work", item)
 
     register_backend("Fails", Fails)
     register_backend("Ask", ask)
-    nodes = {"parts": {"backend": "MapReduce", "jump": "work"}, "ask": {"backend": "Ask"}, "work": {"backend": "Fails"}}
+    nodes = {
+        "parts": {"backend": "MapReduce", "jump": "work"},
+        "ask": {"backend": "Ask"},
+        "work": {"backend": "Fails"},
+    }
     async with Pipeline.load({**nodes, "pipeline": {"entry": "parts"}}) as pipeline:
-        for number, item in enumerate(({"data": [1]}, {"data": 1, "node_name": "ask"}, {"data": 1, "node_name": "work"})):
+        for number, item in enumerate(
+            ({"data": [1]}, {"data": 1, "node_name": "ask"}, {"data": 1, "node_name": "work"})
+        ):
             with pytest.raises(BackendError):
                 await pipeline.submit_nowait(item, request_id=f"R{number}").future
-    assert [record.__dict__["request_id"] for record in caplog.records if record.getMessage().startswith("node work")] == ["R0", "R1", "R2"]
+    assert [
+        record.__dict__["request_id"]
+        for record in caplog.records
+        if record.getMessage().startswith("node work")
+    ] == ["R0", "R1", "R2"]

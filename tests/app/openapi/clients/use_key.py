@@ -21,8 +21,12 @@ def predict(token: str) -> PredictionDigits | Problem | None:
 answer = predict("k3y")
 assert isinstance(answer, PredictionDigits) and answer.label == "three", answer
 refused = predict("other")
-assert isinstance(refused, Problem) and (refused.status, refused.code) == (401, "unauthorized"), refused
+assert isinstance(refused, Problem) and (refused.status, refused.code) == (401, "unauthorized"), (
+    refused
+)
 
-with Client(base_url=sys.argv[1]) as without:  # mypy --strict fails where there is nothing to ignore
+with Client(
+    base_url=sys.argv[1]
+) as without:  # mypy --strict fails where there is nothing to ignore
     refused = predict_digits.sync(client=without, body=File(payload=BytesIO(b"")))  # type: ignore[arg-type]
 assert isinstance(refused, Problem) and refused.status == 401, refused

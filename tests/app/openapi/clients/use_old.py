@@ -24,7 +24,9 @@ with Client(base_url=sys.argv[1], raise_on_unexpected_status=True) as client:
     assert isinstance(answer, PredictionDigits), answer
     assert (answer.label, answer.class_) == ("three", 3)
     print("more:", *answer.additional_properties)
-    several = batch_digits.sync(client=client, body=ImagesForm(images=[file(), File(payload=BytesIO(b"no image"))]))
+    several = batch_digits.sync(
+        client=client, body=ImagesForm(images=[file(), File(payload=BytesIO(b"no image"))])
+    )
     assert isinstance(several, BatchDigits), several
     first, second = several.results
     assert isinstance(first, PredictionDigits) and first.label == "three"

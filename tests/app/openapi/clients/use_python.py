@@ -40,7 +40,9 @@ def raw(data: bytes) -> File:
 
 
 def form(data: bytes) -> ImageForm:
-    return ImageForm(image=File(payload=BytesIO(data), file_name="image.png", mime_type="image/png"))
+    return ImageForm(
+        image=File(payload=BytesIO(data), file_name="image.png", mime_type="image/png")
+    )
 
 
 def base64_of(data: bytes) -> str:
@@ -57,7 +59,9 @@ def check_three(answer: PredictionDigits | Problem | None) -> None:
     assert not answer.additional_properties
 
 
-def check_problem(answer: PredictionDigits | BatchDigits | Problem | None, status: int, code: str) -> None:
+def check_problem(
+    answer: PredictionDigits | BatchDigits | Problem | None, status: int, code: str
+) -> None:
     assert isinstance(answer, Problem), answer
     assert_type(answer.code, str)
     assert_type(answer.status, int)
@@ -66,14 +70,27 @@ def check_problem(answer: PredictionDigits | BatchDigits | Problem | None, statu
 
 
 def one_image(client: Client) -> None:
-    for predict in (predict_digits.sync, put_digits.sync):  # functions, not modules: a module's attributes would be Any here
+    for predict in (
+        predict_digits.sync,
+        put_digits.sync,
+    ):  # functions, not modules: a module's attributes would be Any here
         for body in (raw(THREE), form(THREE), ImageBase64(image=base64_of(THREE))):
             answer = predict(client=client, body=body, penstock_deadline_ms=20_000)
             assert_type(answer, PredictionDigits | Problem | None)
             check_three(answer)
-        for body in (raw(b"no image"), form(b"no image"), ImageBase64(image=base64_of(b"no image"))):
-            check_problem(predict(client=client, body=body, x_request_id="client-1"), 422, "invalid_input")
-        check_problem(predict(client=client, body=ImageBase64(image="?"), x_request_id="client-1"), 400, "invalid_request")
+        for body in (
+            raw(b"no image"),
+            form(b"no image"),
+            ImageBase64(image=base64_of(b"no image")),
+        ):
+            check_problem(
+                predict(client=client, body=body, x_request_id="client-1"), 422, "invalid_input"
+            )
+        check_problem(
+            predict(client=client, body=ImageBase64(image="?"), x_request_id="client-1"),
+            400,
+            "invalid_request",
+        )
     for detailed in (predict_digits.sync_detailed, put_digits.sync_detailed):
         response = detailed(client=client, body=raw(THREE), x_request_id="client-1")
         check_three(response.parsed)
@@ -82,8 +99,16 @@ def one_image(client: Client) -> None:
 
 
 def several_images(client: Client) -> None:
-    files = ImagesForm(images=[File(payload=BytesIO(data), file_name="image.png") for data in (THREE, b"no image", THREE)])
-    for body in (files, ImagesBase64(images=[base64_of(data) for data in (THREE, b"no image", THREE)])):
+    files = ImagesForm(
+        images=[
+            File(payload=BytesIO(data), file_name="image.png")
+            for data in (THREE, b"no image", THREE)
+        ]
+    )
+    for body in (
+        files,
+        ImagesBase64(images=[base64_of(data) for data in (THREE, b"no image", THREE)]),
+    ):
         answer = batch_digits.sync(client=client, body=body, x_request_id="client-1")
         assert_type(answer, BatchDigits | Problem | None)
         assert isinstance(answer, BatchDigits), answer
@@ -91,7 +116,11 @@ def several_images(client: Client) -> None:
         check_three(first)
         check_problem(second, 422, "invalid_input")
         check_three(third)
-    check_problem(batch_digits.sync(client=client, body=ImagesBase64(images=[]), x_request_id="client-1"), 400, "invalid_request")
+    check_problem(
+        batch_digits.sync(client=client, body=ImagesBase64(images=[]), x_request_id="client-1"),
+        400,
+        "invalid_request",
+    )
 
 
 def every_kind_of_output(client: Client) -> None:
@@ -100,8 +129,18 @@ def every_kind_of_output(client: Client) -> None:
     assert_type(answer.result, list[int] | None)
     assert_type(answer.scores, list[list[float | None]] | Unset)
     assert_type(answer.mask, list[bool] | Unset)
-    assert answer.result == [1, 2] and answer.scores == [[0.5, None, 2.0]] and answer.mask == [True, False]
-    assert (answer.photo, answer.words, answer.count, answer.share, answer.found) == ("Zm91cg==", "four", 4, 0.25, True)
+    assert (
+        answer.result == [1, 2]
+        and answer.scores == [[0.5, None, 2.0]]
+        and answer.mask == [True, False]
+    )
+    assert (answer.photo, answer.words, answer.count, answer.share, answer.found) == (
+        "Zm91cg==",
+        "four",
+        4,
+        0.25,
+        True,
+    )
 
 
 def the_server(client: Client) -> None:
@@ -112,13 +151,18 @@ def the_server(client: Client) -> None:
     assert text is not None and "penstock_ready 1" in text
     listed = list_pipelines.sync(client=client)
     assert_type(listed, PipelineList | None)
-    assert listed is not None and [each.name for each in listed.pipelines] == ["digits", "kinds-1.2"]
+    assert listed is not None and [each.name for each in listed.pipelines] == [
+        "digits",
+        "kinds-1.2",
+    ]
 
 
 async def asynchronously(client: Client) -> None:
     # not raw(THREE): the generator's File holds a file, which httpx's asynchronous client refuses as a body
     bodies: list[ImageForm | ImageBase64] = [form(THREE), ImageBase64(image=base64_of(THREE))]
-    answers = await asyncio.gather(*(predict_digits.asyncio(client=client, body=body) for body in bodies for _ in range(8)))
+    answers = await asyncio.gather(
+        *(predict_digits.asyncio(client=client, body=body) for body in bodies for _ in range(8))
+    )
     for answer in answers:
         check_three(answer)
     await client.get_async_httpx_client().aclose()

@@ -39,8 +39,16 @@ def given(name: str, datatype: str, array: np.ndarray, binary: bool = True) -> I
 
 def same(output, datatype: str, array: np.ndarray) -> bool:
     """The client makes `str` of BYTES that came in binary, as of those that came in JSON."""
-    wanted = [[str(each, "utf-8") for each in row] for row in array] if datatype == "BYTES" else array.tolist()
-    return output.datatype == datatype and output.shape == list(array.shape) and output.as_numpy().tolist() == wanted
+    wanted = (
+        [[str(each, "utf-8") for each in row] for row in array]
+        if datatype == "BYTES"
+        else array.tolist()
+    )
+    return (
+        output.datatype == datatype
+        and output.shape == list(array.shape)
+        and output.as_numpy().tolist() == wanted
+    )
 
 
 async def use_health(client: InferenceRESTClient) -> None:
@@ -52,11 +60,21 @@ async def use_health(client: InferenceRESTClient) -> None:
 
 async def use_json(client: InferenceRESTClient) -> None:
     numbers = np.arange(16, dtype=np.int32).reshape(1, 16)
-    inputs = [InferInput("INPUT0", [1, 16], "INT32", list(range(16))), given("INPUT1", "INT32", numbers, binary=False)]
+    inputs = [
+        InferInput("INPUT0", [1, 16], "INT32", list(range(16))),
+        given("INPUT1", "INT32", numbers, binary=False),
+    ]
     headers: dict[str, str] = {}
-    found = await client.infer(ADDRESS, InferRequest("simple", inputs, request_id="mine"), "simple", response_headers=headers)
+    found = await client.infer(
+        ADDRESS,
+        InferRequest("simple", inputs, request_id="mine"),
+        "simple",
+        response_headers=headers,
+    )
     assert (found.id, found.model_name) == ("mine", "simple")
-    assert [(each.name, each.datatype, each.shape) for each in found.outputs] == [(f"OUTPUT{n}", "INT32", [1, 16]) for n in (0, 1)]
+    assert [(each.name, each.datatype, each.shape) for each in found.outputs] == [
+        (f"OUTPUT{n}", "INT32", [1, 16]) for n in (0, 1)
+    ]
     assert found.get_output_by_name("OUTPUT0").data == (numbers + numbers).ravel().tolist()
     assert not found.get_output_by_name("OUTPUT1").as_numpy().any()
     assert headers["content-type"] == "application/json"
@@ -65,7 +83,9 @@ async def use_json(client: InferenceRESTClient) -> None:
 async def use_json_of_every_datatype(client: InferenceRESTClient) -> None:
     for datatype, array in ARRAYS.items():
         if datatype != "FP16":  # the client has them in binary only, as Triton does
-            request = InferRequest(f"identity_{datatype}", [given("INPUT0", datatype, array, binary=False)])
+            request = InferRequest(
+                f"identity_{datatype}", [given("INPUT0", datatype, array, binary=False)]
+            )
             found = await client.infer(ADDRESS, request, f"identity_{datatype}")
             assert same(found.outputs[0], datatype, array), (datatype, found.outputs[0])
 
@@ -77,19 +97,27 @@ async def use_binary_of_every_datatype(client: InferenceRESTClient) -> None:
                 f"identity_{datatype}", [given("INPUT0", datatype, array)], parameters={"binary_data_output": binary}
             )  # fmt: skip
             headers: dict[str, str] = {}
-            found = await client.infer(ADDRESS, request, f"identity_{datatype}", response_headers=headers)
+            found = await client.infer(
+                ADDRESS, request, f"identity_{datatype}", response_headers=headers
+            )
             assert same(found.outputs[0], datatype, array), (datatype, binary, found.outputs[0])
-            assert headers["content-type"] == ("application/octet-stream" if binary else "application/json")
+            assert headers["content-type"] == (
+                "application/octet-stream" if binary else "application/json"
+            )
 
 
 async def use_both_at_once(client: InferenceRESTClient) -> None:
     ones, twos = np.ones((2, 16), np.int32), np.full((2, 16), 2, np.int32)
     inputs = [given("INPUT0", "INT32", ones), given("INPUT1", "INT32", twos, binary=False)]
     outputs = [RequestedOutput("OUTPUT1"), RequestedOutput("OUTPUT0", {"binary_data": True})]
-    found = await client.infer(ADDRESS, InferRequest("simple", inputs, request_outputs=outputs), "simple")
+    found = await client.infer(
+        ADDRESS, InferRequest("simple", inputs, request_outputs=outputs), "simple"
+    )
     assert (found.get_output_by_name("OUTPUT0").as_numpy() == 3).all()
     assert (found.get_output_by_name("OUTPUT1").as_numpy() == -1).all()
-    found = await client.infer(ADDRESS, InferRequest("simple", inputs, request_outputs=outputs[:1]), "simple")
+    found = await client.infer(
+        ADDRESS, InferRequest("simple", inputs, request_outputs=outputs[:1]), "simple"
+    )
     assert [each.name for each in found.outputs] == ["OUTPUT1"]
 
 
@@ -98,23 +126,33 @@ async def use_tensors_of_no_elements(client: InferenceRESTClient) -> None:
     for datatype in ("INT32", "BYTES"):
         nothing = np.empty((1, 0), ARRAYS[datatype].dtype)
         for binary in (True, False):
-            request = InferRequest(f"identity_{datatype}", [given("INPUT0", datatype, nothing, binary)])
+            request = InferRequest(
+                f"identity_{datatype}", [given("INPUT0", datatype, nothing, binary)]
+            )
             found = await client.infer(ADDRESS, request, f"identity_{datatype}")
             assert same(found.outputs[0], datatype, nothing), (datatype, binary)
 
 
 async def use_parameters(client: InferenceRESTClient) -> None:
     numbers = InferInput("data", [1, 2], "FP64", [1.5, 2.5])
-    request = InferRequest("scaled", [numbers], parameters={"factor": 3, "timeout": 20_000_000, "priority": 1})
+    request = InferRequest(
+        "scaled", [numbers], parameters={"factor": 3, "timeout": 20_000_000, "priority": 1}
+    )
     assert (await client.infer(ADDRESS, request, "scaled")).outputs[0].data == [4.5, 7.5]
 
 
 async def use_dictionaries(client: InferenceRESTClient) -> None:
     """What it says nothing of is null in them."""
-    wanted = InferRequest("text", [InferInput("data", [1], "BYTES", ["hello"])], request_id="mine").to_dict()
+    wanted = InferRequest(
+        "text", [InferInput("data", [1], "BYTES", ["hello"])], request_id="mine"
+    ).to_dict()
     assert (await client.infer(ADDRESS, wanted, "text")).outputs[0].data == ["HELLO"]
     answer = await client.infer(f"{ADDRESS}/v2/models/text/infer", wanted, is_graph_endpoint=True)
-    assert answer["id"] == "mine" and answer["model_version"] == "1" and answer["outputs"][0]["data"] == ["HELLO"]
+    assert (
+        answer["id"] == "mine"
+        and answer["model_version"] == "1"
+        and answer["outputs"][0]["data"] == ["HELLO"]
+    )
 
 
 async def use_an_engine(client: InferenceRESTClient) -> None:
@@ -133,7 +171,11 @@ async def use_large_answers(client: InferenceRESTClient) -> None:
     """It takes gzip: JSON of this size comes compressed."""
     array = np.arange(100_000, dtype=np.int32).reshape(1, -1)
     for binary in (True, False):
-        request = InferRequest("identity_INT32", [given("INPUT0", "INT32", array)], parameters={"binary_data_output": binary})
+        request = InferRequest(
+            "identity_INT32",
+            [given("INPUT0", "INT32", array)],
+            parameters={"binary_data_output": binary},
+        )
         headers: dict[str, str] = {}
         found = await client.infer(ADDRESS, request, "identity_INT32", response_headers=headers)
         assert (found.outputs[0].as_numpy() == array).all()
@@ -142,7 +184,10 @@ async def use_large_answers(client: InferenceRESTClient) -> None:
 
 async def use_many_at_once(client: InferenceRESTClient) -> None:
     async def one(number: int) -> bool:
-        inputs = [given(name, "INT32", np.full((1, 16), number, np.int32)) for name in ("INPUT0", "INPUT1")]
+        inputs = [
+            given(name, "INT32", np.full((1, 16), number, np.int32))
+            for name in ("INPUT0", "INPUT1")
+        ]
         found = await client.infer(ADDRESS, InferRequest("simple", inputs), "simple")
         return found.get_output_by_name("OUTPUT0").data == [2 * number] * 16
 
@@ -151,9 +196,15 @@ async def use_many_at_once(client: InferenceRESTClient) -> None:
 
 async def use_errors(client: InferenceRESTClient) -> None:
     wrong = {
-        "Request for unknown model: 'nope' is not found": ("nope", InferInput("X", [1], "INT32", [1])),
+        "Request for unknown model: 'nope' is not found": (
+            "nope",
+            InferInput("X", [1], "INT32", [1]),
+        ),
         "invalid datatype for input 'data'": ("text", InferInput("data", [1], "INT33", [1])),
-        "inference input 'data' data-type is 'INT32', but model 'text' expects 'BYTES'": ("text", InferInput("data", [1], "INT32", [1])),
+        "inference input 'data' data-type is 'INT32', but model 'text' expects 'BYTES'": (
+            "text",
+            InferInput("data", [1], "INT32", [1]),
+        ),
         "unexpected shape for input 'data' for model 'scaled'. Expected [1,-1], got [2,1]": (
             "scaled",
             InferInput("data", [2, 1], "FP64", [1, 2]),
@@ -163,7 +214,11 @@ async def use_errors(client: InferenceRESTClient) -> None:
         try:
             await client.infer(ADDRESS, InferRequest(model, [tensor]), model)
         except httpx.HTTPStatusError as error:
-            assert str(error).startswith(text) and f"'400 Bad Request' for url '{ADDRESS}/v2/models/{model}/infer'" in str(error), error
+            assert str(error).startswith(
+                text
+            ) and f"'400 Bad Request' for url '{ADDRESS}/v2/models/{model}/infer'" in str(error), (
+                error
+            )
         else:
             raise AssertionError(f"no error: {text}")
 
@@ -171,7 +226,14 @@ async def use_errors(client: InferenceRESTClient) -> None:
 async def use_headers(client: InferenceRESTClient) -> None:
     headers: dict[str, str] = {}
     request = InferRequest("text", [given("data", "BYTES", np.array([b"hello"], np.object_))])
-    await client.infer(ADDRESS, request, "text", headers={"X-Request-Id": "mine"}, response_headers=headers, timeout=20)
+    await client.infer(
+        ADDRESS,
+        request,
+        "text",
+        headers={"X-Request-Id": "mine"},
+        response_headers=headers,
+        timeout=20,
+    )
     assert headers["x-request-id"] == "mine"
 
 
@@ -186,7 +248,9 @@ async def use_explain(client: InferenceRESTClient) -> None:
 
 async def main() -> None:
     outcomes: dict[str, str | None] = {}
-    async with InferenceRESTClient(RESTConfig(protocol=PredictorProtocol.REST_V2, retries=0, timeout=30)) as client:
+    async with InferenceRESTClient(
+        RESTConfig(protocol=PredictorProtocol.REST_V2, retries=0, timeout=30)
+    ) as client:
         for name, use in inspect.getmembers(sys.modules[__name__], inspect.iscoroutinefunction):
             if name.startswith("use_"):
                 try:

@@ -20,7 +20,22 @@ from tritonclient.utils import InferenceServerException, deserialize_bytes_tenso
 from penstock import create_app
 from penstock.app import lifespan
 
-DATATYPES = ["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BF16", "BYTES"]
+DATATYPES = [
+    "BOOL",
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "FP16",
+    "FP32",
+    "FP64",
+    "BF16",
+    "BYTES",
+]
 
 
 def random_array(datatype, shape):
@@ -29,7 +44,10 @@ def random_array(datatype, shape):
     if datatype == "BOOL":
         return draw.random(shape) < 0.5
     if datatype == "BYTES":
-        return np.array([str(number).encode() * (index % 3) for index, number in enumerate(draw.random(count))], np.object_).reshape(shape)
+        return np.array(
+            [str(number).encode() * (index % 3) for index, number in enumerate(draw.random(count))],
+            np.object_,
+        ).reshape(shape)
     if datatype.startswith("FP"):
         return draw.standard_normal(shape).astype(f"float{datatype[2:]}")
     if datatype == "BF16":
@@ -47,7 +65,9 @@ def given(array, datatype, name="INPUT0", binary=True):
 def add_sub(client, rows=1, **more):
     first = np.arange(16 * rows, dtype=np.int32).reshape(rows, 16)
     second = np.ones((rows, 16), np.int32)
-    answer = client.infer("simple", [given(first, "INT32", "INPUT0"), given(second, "INT32", "INPUT1")], **more)
+    answer = client.infer(
+        "simple", [given(first, "INT32", "INPUT0"), given(second, "INT32", "INPUT1")], **more
+    )
     return answer, first + second, first - second
 
 
@@ -56,7 +76,11 @@ def add_sub(client, rows=1, **more):
 def test_every_datatype_comes_back_as_it_went(client, datatype, shape):
     array = random_array(datatype, shape)
     for asked in (True, False):
-        answer = client.infer(f"identity_{datatype}", [given(array, datatype)], outputs=[InferRequestedOutput("OUTPUT0", asked)])
+        answer = client.infer(
+            f"identity_{datatype}",
+            [given(array, datatype)],
+            outputs=[InferRequestedOutput("OUTPUT0", asked)],
+        )
         output = answer.get_output("OUTPUT0")
         assert (output["datatype"], output["shape"]) == (datatype, list(shape))
         assert ("data" in output) != asked
@@ -70,7 +94,11 @@ def test_every_datatype_comes_back_as_it_went(client, datatype, shape):
 def test_every_datatype_but_halves_comes_as_json(client, datatype):
     array = random_array(datatype, (2, 3))
     sent = (
-        given(np.array([each.decode() for each in array.flat], np.object_).reshape(2, 3), "BYTES", binary=False)
+        given(
+            np.array([each.decode() for each in array.flat], np.object_).reshape(2, 3),
+            "BYTES",
+            binary=False,
+        )
         if datatype == "BYTES"
         else None
     )
@@ -87,7 +115,11 @@ def test_halves_as_json_are_refused(served, datatype):
 
 def test_bf16_is_rounded_to_the_nearest(served, client):
     halves = struct.pack("<4H", 0x3F80, 0x7FC0, 0xFF80, 0x0001)  # 1, NaN, -inf, the least subnormal
-    answer = served.infer("identity_BF16", served.one("BF16", [1, 4], size=8) | {"parameters": {"binary_data_output": True}}, halves)
+    answer = served.infer(
+        "identity_BF16",
+        served.one("BF16", [1, 4], size=8) | {"parameters": {"binary_data_output": True}},
+        halves,
+    )
     assert answer.content.endswith(halves)
     numbers = np.random.default_rng(0).standard_normal((1, 1000)).astype(np.float32)
     answer = client.infer("rounded", [given(numbers, "FP32", "X")])
@@ -110,10 +142,18 @@ def test_nested_lists_are_flat_ones(served):
 def test_mixed_inputs_and_outputs(client):
     first, second = np.arange(16, dtype=np.int32).reshape(1, 16), np.ones((1, 16), np.int32)
     for binary in (True, False):
-        inputs = [given(first, "INT32", "INPUT0", binary), given(second, "INT32", "INPUT1", not binary)]
-        outputs = [InferRequestedOutput("OUTPUT1", not binary), InferRequestedOutput("OUTPUT0", binary)]
+        inputs = [
+            given(first, "INT32", "INPUT0", binary),
+            given(second, "INT32", "INPUT1", not binary),
+        ]
+        outputs = [
+            InferRequestedOutput("OUTPUT1", not binary),
+            InferRequestedOutput("OUTPUT0", binary),
+        ]
         answer = client.infer("simple", inputs, outputs=outputs, request_id="42")
-        assert answer.get_response()["id"] == "42" and answer.get_response()["model_name"] == "simple"
+        assert (
+            answer.get_response()["id"] == "42" and answer.get_response()["model_name"] == "simple"
+        )
         assert [each["name"] for each in answer.get_response()["outputs"]] == ["OUTPUT1", "OUTPUT0"]
         np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), first + second)
         np.testing.assert_array_equal(answer.as_numpy("OUTPUT1"), first - second)
@@ -128,7 +168,12 @@ def test_outputs_that_nobody_names_all_come(client, served):
         "model_name": "simple",
         "model_version": "1",
         "outputs": [
-            {"name": "OUTPUT0", "datatype": "INT32", "shape": [1, 16], "data": [2 * number for number in range(16)]},
+            {
+                "name": "OUTPUT0",
+                "datatype": "INT32",
+                "shape": [1, 16],
+                "data": [2 * number for number in range(16)],
+            },
             {"name": "OUTPUT1", "datatype": "INT32", "shape": [1, 16], "data": [0] * 16},
         ],
     }
@@ -137,15 +182,23 @@ def test_outputs_that_nobody_names_all_come(client, served):
 def test_a_request_of_many_rows_is_one_item_and_requests_share_batches(client):
     answer, total, _ = add_sub(client, rows=8)
     np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), total)
-    with pytest.raises(InferenceServerException, match="inference request batch-size must be <= 8 for 'simple'"):
+    with pytest.raises(
+        InferenceServerException, match="inference request batch-size must be <= 8 for 'simple'"
+    ):
         add_sub(client, rows=9)
 
 
 async def test_aio_clients_share_batches(served):
     async with tritonclient.http.aio.InferenceServerClient(served.address) as client:
-        assert await client.is_server_live() and await client.is_server_ready() and await client.is_model_ready("sum", "1")
+        assert (
+            await client.is_server_live()
+            and await client.is_server_ready()
+            and await client.is_model_ready("sum", "1")
+        )
         arrays = [np.full((1 + index % 2, 3), index, np.float32) for index in range(24)]
-        answers = await asyncio.gather(*[client.infer("sum", [given(array, "FP32", "data")]) for array in arrays])
+        answers = await asyncio.gather(
+            *[client.infer("sum", [given(array, "FP32", "data")]) for array in arrays]
+        )
         for array, answer in zip(arrays, answers, strict=True):
             np.testing.assert_array_equal(answer.as_numpy("result"), array)
             np.testing.assert_array_equal(answer.as_numpy("total"), array.sum(axis=1))
@@ -167,19 +220,30 @@ def test_an_image_pipeline_takes_bytes(client, digit):
 
 
 def test_text_and_other_values(served):
-    assert served.infer("text", served.one("BYTES", [1], ["grüße"], name="data")).json()["outputs"] == [
-        {"name": "result", "datatype": "BYTES", "shape": [1], "data": ["GRÜSSE"]}
-    ]
-    found = served.infer("described", served.one("BYTES", [1], ["a b"], name="data")).json()["outputs"][0]
+    assert served.infer("text", served.one("BYTES", [1], ["grüße"], name="data")).json()[
+        "outputs"
+    ] == [{"name": "result", "datatype": "BYTES", "shape": [1], "data": ["GRÜSSE"]}]
+    found = served.infer("described", served.one("BYTES", [1], ["a b"], name="data")).json()[
+        "outputs"
+    ][0]
     assert json.loads(found["data"][0]) == {"length": 3, "words": ["a", "b"]}
-    assert served.infer("nothing", served.one("BYTES", [1], ["a"], name="data")).json()["outputs"] == []
-    assert "no UTF-8" in served.refused("text", served.one("BYTES", [1], size=5, name="data"), b"\x01\x00\x00\x00\xff")
+    assert (
+        served.infer("nothing", served.one("BYTES", [1], ["a"], name="data")).json()["outputs"]
+        == []
+    )
+    assert "no UTF-8" in served.refused(
+        "text", served.one("BYTES", [1], size=5, name="data"), b"\x01\x00\x00\x00\xff"
+    )
 
 
 def test_strings_of_a_tensor_are_text(served):
     answer = served.infer("loud", served.one("BYTES", [2], ["grüße", ""], name="X"))
-    assert answer.json()["outputs"] == [{"name": "Y", "datatype": "BYTES", "shape": [2], "data": ["grüße!", "!"]}]
-    assert "input 'X' is no UTF-8" in served.refused("loud", served.one("BYTES", [1], size=5, name="X"), b"\x01\x00\x00\x00\xff")
+    assert answer.json()["outputs"] == [
+        {"name": "Y", "datatype": "BYTES", "shape": [2], "data": ["grüße!", "!"]}
+    ]
+    assert "input 'X' is no UTF-8" in served.refused(
+        "loud", served.one("BYTES", [1], size=5, name="X"), b"\x01\x00\x00\x00\xff"
+    )
 
 
 def test_arrays_that_nobody_has_named_have_numbers(served):
@@ -187,7 +251,9 @@ def test_arrays_that_nobody_has_named_have_numbers(served):
         more = {"outputs": [{"name": name} for name in names]} if names else {}
         return [
             (each["name"], each["data"])
-            for each in served.infer("several", served.one("INT32", [1], [3], name="X", **more)).json()["outputs"]
+            for each in served.infer(
+                "several", served.one("INT32", [1], [3], name="X", **more)
+            ).json()["outputs"]
         ]
 
     assert outputs() == [("result_0", [3]), ("result_1", [4])]
@@ -200,9 +266,23 @@ def test_arrays_that_nobody_has_named_have_numbers(served):
 
 async def test_a_body_may_come_in_any_pieces():
     port = {"kind": "tensor", "dtype": "UINT8", "shape": [-1]}
-    source = {"pipeline": {"name": "m", "inputs": {"X": port}, "outputs": {"Y": port}}, "node": {"backend": "Identity"}}
+    source = {
+        "pipeline": {"name": "m", "inputs": {"X": port}, "outputs": {"Y": port}},
+        "node": {"backend": "Identity"},
+    }
     app = create_app(source)
-    text = json.dumps({"inputs": [{"name": "X", "shape": [9], "datatype": "UINT8", "parameters": {"binary_data_size": 9}}]}).encode()
+    text = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "X",
+                    "shape": [9],
+                    "datatype": "UINT8",
+                    "parameters": {"binary_data_size": 9},
+                }
+            ]
+        }
+    ).encode()
     body = text + bytes(range(9))
 
     async def ask(*cuts):
@@ -210,10 +290,17 @@ async def test_a_body_may_come_in_any_pieces():
             for start, end in zip((0, *cuts), (*cuts, len(body)), strict=True):
                 yield body[start:end]
 
-        answer = await http.post("/v2/models/m/infer", content=pieces(), headers={"Inference-Header-Content-Length": str(len(text))})
+        answer = await http.post(
+            "/v2/models/m/infer",
+            content=pieces(),
+            headers={"Inference-Header-Content-Length": str(len(text))},
+        )
         assert answer.json()["outputs"][0]["data"] == list(range(9)), cuts
 
-    async with lifespan(app), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://host") as http:
+    async with (
+        lifespan(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://host") as http,
+    ):
         for cut in range(1, len(body)):
             await ask(cut)
             await ask(1, cut) if cut > 1 else await ask(cut, cut)
@@ -225,14 +312,22 @@ def test_tensors_reach_a_backend_in_the_memory_that_the_body_was_put_into(served
     sizes = {"A": ("FP64", 40), "B": ("FP32", 20)}
     document = {
         "inputs": [
-            {"name": name, "shape": [5], "datatype": datatype, "parameters": {"binary_data_size": size}}
+            {
+                "name": name,
+                "shape": [5],
+                "datatype": datatype,
+                "parameters": {"binary_data_size": size},
+            }
             for name, (datatype, size) in sizes.items()
         ],
         "parameters": {"padding": "x" * padding},
     }
     for _ in range(2):  # the second one is known
         assert served.infer("where", document, bytes(60)).json()["outputs"][0]["data"] == [40, 1, 1]
-    turned = {**document, "inputs": document["inputs"][::-1]}  # A begins at byte 20 of it, where no FP64 may
+    turned = {
+        **document,
+        "inputs": document["inputs"][::-1],
+    }  # A begins at byte 20 of it, where no FP64 may
     for _ in range(2):
         assert served.infer("where", turned, bytes(60)).json()["outputs"][0]["data"][1:] == [1, 1]
     document["id"] = "never known"
@@ -243,7 +338,11 @@ def test_tensors_reach_a_backend_in_the_memory_that_the_body_was_put_into(served
 def test_floats_that_are_no_numbers_come_as_json(client, datatype):
     dtype = ml_dtypes.bfloat16 if datatype == "BF16" else f"float{datatype[2:]}"
     array = np.array([[np.nan, 0.5, np.inf, -np.inf]], dtype)
-    answer = client.infer(f"identity_{datatype}", [given(array, datatype)], outputs=[InferRequestedOutput("OUTPUT0", binary_data=False)])
+    answer = client.infer(
+        f"identity_{datatype}",
+        [given(array, datatype)],
+        outputs=[InferRequestedOutput("OUTPUT0", binary_data=False)],
+    )
     np.testing.assert_array_equal(answer.as_numpy("OUTPUT0").astype(float), array.astype(float))
 
 
@@ -257,16 +356,29 @@ def test_raw_requests_are_one_tensor(served):
     }  # fmt: skip
     assert answer.content[size:] == array.tobytes()
     found = served.infer("text", b"", b"hello", length=0)
-    assert deserialize_bytes_tensor(found.content[int(found.headers["inference-header-content-length"]) :]).tolist() == [b"HELLO"]
+    assert deserialize_bytes_tensor(
+        found.content[int(found.headers["inference-header-content-length"]) :]
+    ).tolist() == [b"HELLO"]
     assert "model 'simple' has 2" in served.refused("simple", b"", b"1234", length=0)
-    assert "input byte size mismatch for input 'X'" in served.refused("volume", b"", b"1234567", length=0)
+    assert "input byte size mismatch for input 'X'" in served.refused(
+        "volume", b"", b"1234567", length=0
+    )
 
 
 def test_parameters_reach_the_item(client, served):
     array = np.array([[1.0, 2.0]])
     answer = client.infer("scaled", [given(array, "FP64", "data")], parameters={"factor": 3})
     assert answer.as_numpy("result").tolist() == [[3.0, 6.0]]
-    for name in ("node_name", "request_size", "_parts", "triton_x", "data", "result", "context", "headers"):
+    for name in (
+        "node_name",
+        "request_size",
+        "_parts",
+        "triton_x",
+        "data",
+        "result",
+        "context",
+        "headers",
+    ):
         assert f"parameter '{name}' is reserved" in served.refused(
             "scaled", served.one("FP64", [1, 1], [1.0], name="data", parameters={name: 1})
         )
@@ -276,8 +388,15 @@ def test_parameters_reach_the_item(client, served):
 
 
 def test_parameters_are_no_multitude(served):
-    assert served.infer("simple", served.simple(parameters={f"p{index}": 1 for index in range(1024)})).status_code == 200
-    said = served.refused("simple", served.simple(parameters={f"p{index}": 1 for index in range(1025)}))
+    assert (
+        served.infer(
+            "simple", served.simple(parameters={f"p{index}": 1 for index in range(1024)})
+        ).status_code
+        == 200
+    )
+    said = served.refused(
+        "simple", served.simple(parameters={f"p{index}": 1 for index in range(1025)})
+    )
     assert said == "the request has 1025 parameters, at most 1024 are taken"
 
 
@@ -290,48 +409,101 @@ def test_priorities_of_pipelines_that_have_none_are_taken(client):
     array = np.ones((1, 2), np.float32)
     for name, priority in (("ranked", 1), ("ranked", 3), ("ranked", 9), ("identity_FP32", 5)):
         port = "X" if name == "ranked" else "INPUT0"
-        client.infer(name, [given(array, "FP32", port)], priority=priority, sequence_id=7, sequence_start=True, timeout=20_000_000)
+        client.infer(
+            name,
+            [given(array, "FP32", port)],
+            priority=priority,
+            sequence_id=7,
+            sequence_start=True,
+            timeout=20_000_000,
+        )
 
 
 def test_classification(client, served):
     array = np.array([[0.5, np.nan, 0.25], [-1.0, 3.0, 3.0]], np.float32)
-    answer = client.infer("scores", [given(array, "FP32", "X")], outputs=[InferRequestedOutput("Y", class_count=2)])
-    assert answer.as_numpy("Y").tolist() == [[b"0.500000:0:zero", b"0.250000:2:two"], [b"3.000000:1:one", b"3.000000:2:two"]]
-    answer = client.infer("any", [given(np.array([3, 250, 7], np.uint8), "UINT8", "X")], outputs=[InferRequestedOutput("Y", class_count=9)])
+    answer = client.infer(
+        "scores", [given(array, "FP32", "X")], outputs=[InferRequestedOutput("Y", class_count=2)]
+    )
+    assert answer.as_numpy("Y").tolist() == [
+        [b"0.500000:0:zero", b"0.250000:2:two"],
+        [b"3.000000:1:one", b"3.000000:2:two"],
+    ]
+    answer = client.infer(
+        "any",
+        [given(np.array([3, 250, 7], np.uint8), "UINT8", "X")],
+        outputs=[InferRequestedOutput("Y", class_count=9)],
+    )
     assert answer.as_numpy("Y").tolist() == [b"250:1", b"7:2", b"3:0"]
-    with pytest.raises(InferenceServerException, match="class result not available for output due to unsupported type 'BYTES'"):
+    with pytest.raises(
+        InferenceServerException,
+        match="class result not available for output due to unsupported type 'BYTES'",
+    ):
         client.infer(
-            "identity_BYTES", [given(np.array([[b"x"]], np.object_), "BYTES")], outputs=[InferRequestedOutput("OUTPUT0", class_count=1)]
+            "identity_BYTES",
+            [given(np.array([[b"x"]], np.object_), "BYTES")],
+            outputs=[InferRequestedOutput("OUTPUT0", class_count=1)],
         )
 
 
 def test_what_is_ranked_is_bounded(served):
     wanted = {"outputs": [{"name": "Y", "parameters": {"classification": 1}}]}
-    best = served.infer("any", served.one("UINT8", [1_000_000], size=1_000_000, name="X", **wanted), bytes(999_999) + b"\1")
+    best = served.infer(
+        "any",
+        served.one("UINT8", [1_000_000], size=1_000_000, name="X", **wanted),
+        bytes(999_999) + b"\1",
+    )
     assert best.json()["outputs"][0]["data"] == ["1:999999"]
-    said = served.refused("any", served.one("UINT8", [1_000_001], size=1_000_001, name="X", **wanted), bytes(1_000_001))
+    said = served.refused(
+        "any",
+        served.one("UINT8", [1_000_001], size=1_000_001, name="X", **wanted),
+        bytes(1_000_001),
+    )
     assert said == "class result not available for output 'Y': it has more than 1000000 elements"
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
 def test_compression_both_ways(client, algorithm):
-    answer, total, _ = add_sub(client, request_compression_algorithm=algorithm, response_compression_algorithm=algorithm)
+    answer, total, _ = add_sub(
+        client, request_compression_algorithm=algorithm, response_compression_algorithm=algorithm
+    )
     np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), total)
 
 
 def test_answers_are_compressed_where_that_pays(served):
     numbers = served.one("INT32", [1, 5000], [7] * 5000)
     both = {"Accept-Encoding": "gzip, deflate, br"}
-    assert served.infer("identity_INT32", numbers, headers=both).headers["content-encoding"] == "gzip"
-    assert "content-encoding" not in served.infer("identity_INT32", served.one("INT32", [1, 1], [7]), headers=both).headers
+    assert (
+        served.infer("identity_INT32", numbers, headers=both).headers["content-encoding"] == "gzip"
+    )
+    assert (
+        "content-encoding"
+        not in served.infer(
+            "identity_INT32", served.one("INT32", [1, 1], [7]), headers=both
+        ).headers
+    )
     binary = numbers | {"parameters": {"binary_data_output": True}}
     assert "content-encoding" not in served.infer("identity_INT32", binary, headers=both).headers
     alone = served.infer("identity_INT32", binary, headers={"Accept-Encoding": "deflate"})
-    assert alone.headers["content-encoding"] == "deflate" and len(alone.content) > 20_000  # httpx has inflated it
-    for weighed, chosen in (("gzip;q=0.5", "gzip"), ("br;q=1.0, gzip;q=0, Deflate ; q=0.01", "deflate")):
-        assert served.infer("identity_INT32", numbers, headers={"Accept-Encoding": weighed}).headers["content-encoding"] == chosen
+    assert (
+        alone.headers["content-encoding"] == "deflate" and len(alone.content) > 20_000
+    )  # httpx has inflated it
+    for weighed, chosen in (
+        ("gzip;q=0.5", "gzip"),
+        ("br;q=1.0, gzip;q=0, Deflate ; q=0.01", "deflate"),
+    ):
+        assert (
+            served.infer("identity_INT32", numbers, headers={"Accept-Encoding": weighed}).headers[
+                "content-encoding"
+            ]
+            == chosen
+        )
     for refused in ("br", "br, gzip;q=0", "gzip;q=0.000", "identity, deflate; q=0.0", "*"):
-        assert "content-encoding" not in served.infer("identity_INT32", numbers, headers={"Accept-Encoding": refused}).headers
+        assert (
+            "content-encoding"
+            not in served.infer(
+                "identity_INT32", numbers, headers={"Accept-Encoding": refused}
+            ).headers
+        )
     noise = np.random.default_rng(0).bytes(4096)
     document = served.one("UINT8", [1, 4096], size=4096, parameters={"binary_data_output": True})
     answer = served.infer("identity_UINT8", document, noise, headers={"Accept-Encoding": "gzip"})
@@ -349,7 +521,12 @@ def test_compressed_requests_are_bounded_and_whole(served):
         (b"", "gzip", "can't be decompressed"),
     ):
         assert said in served.refused("simple", body, headers={"Content-Encoding": encoding})
-    assert served.infer("simple", zlib.compress(text), headers={"Content-Encoding": "deflate"}).status_code == 200
+    assert (
+        served.infer(
+            "simple", zlib.compress(text), headers={"Content-Encoding": "deflate"}
+        ).status_code
+        == 200
+    )
     unknown = served.infer("simple", text, headers={"Content-Encoding": "br"})
     assert served.infer("simple", text, headers={"Content-Encoding": ""}).status_code == 200
     assert unknown.status_code == 501 and unknown.headers["accept-encoding"] == "gzip, deflate"

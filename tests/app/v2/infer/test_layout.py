@@ -31,7 +31,11 @@ async def models():
 
 
 def document(*names, rows=1, datatype="FP32", size=8, **more):
-    port = {"shape": [rows, 2], "datatype": datatype, "parameters": {"binary_data_size": size * rows}}
+    port = {
+        "shape": [rows, 2],
+        "datatype": datatype,
+        "parameters": {"binary_data_size": size * rows},
+    }
     return {"inputs": [{"name": name, **port} for name in names], **more}
 
 
@@ -45,7 +49,11 @@ def parsed(model, found, blobs):
 
 def recalled(model, found, blobs):
     request = InferRequest()
-    return request if recall(request, json.dumps(found).encode(), blobs, model, SharedMemory()) else None
+    return (
+        request
+        if recall(request, json.dumps(found).encode(), blobs, model, SharedMemory())
+        else None
+    )
 
 
 def same(one, other):
@@ -57,12 +65,24 @@ def same(one, other):
 
 
 @pytest.mark.parametrize(
-    ("name", "inputs"), [("one", ["x"]), ("two", ["x", "y"]), ("two", ["y", "x"]), ("keyed", ["data", "y"]), ("keyed", ["y", "data"])]
+    ("name", "inputs"),
+    [
+        ("one", ["x"]),
+        ("two", ["x", "y"]),
+        ("two", ["y", "x"]),
+        ("keyed", ["data", "y"]),
+        ("keyed", ["y", "data"]),
+    ],
 )
 @pytest.mark.parametrize("rows", [1, 3])
 async def test_what_is_recalled_is_what_would_be_parsed(models, name, inputs, rows):
     model = models.get(name)
-    found = document(*inputs, rows=rows, parameters={"timeout": 9, "factor": 2, "binary_data_output": True}, outputs=[{"name": "result"}])
+    found = document(
+        *inputs,
+        rows=rows,
+        parameters={"timeout": 9, "factor": 2, "binary_data_output": True},
+        outputs=[{"name": "result"}],
+    )
     first, second = (np.random.default_rng(seed).bytes(8 * rows * len(inputs)) for seed in (1, 2))
     parsed(model, found, memoryview(bytearray(first)))
     blobs = memoryview(bytearray(second))
@@ -84,7 +104,11 @@ async def test_what_is_not_all_in_the_json_is_not_kept(models):
     blobs = memoryview(bytearray(8))
     cases = [
         ("one", document("x", id="7"), blobs),
-        ("one", {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}, memoryview(b"")),
+        (
+            "one",
+            {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]},
+            memoryview(b""),
+        ),
         ("any", document("x", datatype="BOOL", size=2), blobs[:2]),
         ("any", document("x", datatype="BF16", size=4), blobs[:4]),
         ("any", document("x", datatype="BYTES", size=8), blobs),

@@ -24,7 +24,20 @@ def chunked(path, *chunks):
 
 
 @pytest.mark.parametrize(
-    "document", [b"", b"{", b"[]", b"null", b"7", b'"x"', b"\xff", b'{"inputs":{}}', b'{"inputs":[7]}', b"{}", b'{"inputs":null}']
+    "document",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"7",
+        b'"x"',
+        b"\xff",
+        b'{"inputs":{}}',
+        b'{"inputs":[7]}',
+        b"{}",
+        b'{"inputs":null}',
+    ],
 )
 def test_what_is_no_request(served, document):
     served.refused("simple", document)
@@ -105,10 +118,17 @@ def test_what_is_asked_is_wrong(served, more, said):
 def test_unknown_regions_of_shared_memory(served):
     part = {"shared_memory_region": "r", "shared_memory_byte_size": 64}
     document = served.simple()
-    document["inputs"][0] = {"name": "INPUT0", "shape": [1, 16], "datatype": "INT32", "parameters": part}
+    document["inputs"][0] = {
+        "name": "INPUT0",
+        "shape": [1, 16],
+        "datatype": "INT32",
+        "parameters": part,
+    }
     for wrong in (document, served.simple(outputs=[{"name": "OUTPUT0", "parameters": part}])):
         answer = served.infer("simple", wrong)
-        assert answer.status_code == 404 and answer.json() == {"error": "Unable to find shared memory region: 'r'"}
+        assert answer.status_code == 404 and answer.json() == {
+            "error": "Unable to find shared memory region: 'r'"
+        }
 
 
 def test_missing_inputs_are_named(served):
@@ -123,11 +143,21 @@ def test_shapes_of_models_without_a_batch(served):
     def said(shape):
         return served.refused("scaled", served.one("FP64", shape, [1.0] * 4, name="data"))
 
-    assert said([2, 2]) == "unexpected shape for input 'data' for model 'scaled'. Expected [1,-1], got [2,2]"
-    assert said([4]) == "unexpected shape for input 'data' for model 'scaled'. Expected [1,-1], got [4]"
-    assert "Expected [1], got [4]" in served.refused("text", served.one("BYTES", [4], ["x"] * 4, name="data"))
+    assert (
+        said([2, 2])
+        == "unexpected shape for input 'data' for model 'scaled'. Expected [1,-1], got [2,2]"
+    )
+    assert (
+        said([4])
+        == "unexpected shape for input 'data' for model 'scaled'. Expected [1,-1], got [4]"
+    )
+    assert "Expected [1], got [4]" in served.refused(
+        "text", served.one("BYTES", [4], ["x"] * 4, name="data")
+    )
     for shape in ([1], [1, 1], []):
-        assert served.infer("text", served.one("BYTES", shape, ["x"], name="data")).json()["outputs"][0]["data"] == ["X"]
+        assert served.infer("text", served.one("BYTES", shape, ["x"], name="data")).json()[
+            "outputs"
+        ][0]["data"] == ["X"]
 
 
 def test_raw_requests_to_models_that_can_not_take_them(served):
@@ -140,8 +170,13 @@ def test_raw_requests_to_models_that_can_not_take_them(served):
 
 def test_a_model_without_inputs_has_nothing_to_run(served):
     for _ in range(2):
-        assert served.refused("none", {"inputs": []}) == "pipeline 'none': the item has no 'data'; its keys are []"
-    assert "expected 0 inputs but got 1 inputs for model 'none'" in served.refused("none", served.one("FP32", [1], [1.0]))
+        assert (
+            served.refused("none", {"inputs": []})
+            == "pipeline 'none': the item has no 'data'; its keys are []"
+        )
+    assert "expected 0 inputs but got 1 inputs for model 'none'" in served.refused(
+        "none", served.one("FP32", [1], [1.0])
+    )
     assert "model 'none' has 0" in served.refused("none", b"", b"1234", length=0)
 
 
@@ -157,9 +192,17 @@ def test_unknown_models_and_versions(served):
 @pytest.mark.parametrize(
     ("size", "sent", "said"),
     [
-        (64, bytes(60), "unexpected size for input 'INPUT0', expecting 4 additional bytes for model 'identity_FP32'"),
+        (
+            64,
+            bytes(60),
+            "unexpected size for input 'INPUT0', expecting 4 additional bytes for model 'identity_FP32'",
+        ),
         (64, bytes(65), "unexpected additional input data for model 'identity_FP32'"),
-        (60, bytes(60), "input byte size mismatch for input 'INPUT0' for model 'identity_FP32'. Expected 64, got 60"),
+        (
+            60,
+            bytes(60),
+            "input byte size mismatch for input 'INPUT0' for model 'identity_FP32'. Expected 64, got 60",
+        ),
         (2**63, b"", "unexpected size for input 'INPUT0'"),
         (-1, b"", "must be a non-negative integer"),
         (2**64, b"", "must be a non-negative integer"),
@@ -170,39 +213,69 @@ def test_binary_sizes_that_lie(served, size, sent, said):
     assert said in served.refused("identity_FP32", served.one("FP32", [1, 16], size=size), sent)
 
 
-@pytest.mark.parametrize("length", ["-1", "+1", "1e3", "1_0", "99999999999999999999", "9" * 19, "9" * 5000, "100000", "x", "", "²"])
+@pytest.mark.parametrize(
+    "length",
+    [
+        "-1",
+        "+1",
+        "1e3",
+        "1_0",
+        "99999999999999999999",
+        "9" * 19,
+        "9" * 5000,
+        "100000",
+        "x",
+        "",
+        "²",
+    ],
+)
 def test_header_lengths_that_lie(served, length):
-    assert "inference header size should be in range (0, " in served.refused("simple", served.simple(), b"", length=length.encode())
+    assert "inference header size should be in range (0, " in served.refused(
+        "simple", served.simple(), b"", length=length.encode()
+    )
 
 
 def test_a_header_length_that_cuts_the_json(served):
     served.refused("simple", served.simple(), length=10)
 
 
-@pytest.mark.parametrize("shape", [[2**32, 2**32], [1, 2**62], [2**64 - 1, 2], [1, 2**63, 2, 0], [1] * 100])
+@pytest.mark.parametrize(
+    "shape", [[2**32, 2**32], [1, 2**62], [2**64 - 1, 2], [1, 2**63, 2, 0], [1] * 100]
+)
 @pytest.mark.parametrize("datatype", ["FP32", "BYTES", "BOOL"])
 def test_shapes_that_overflow(served, shape, datatype):
-    for document, blobs in ((served.one(datatype, shape, size=4, name="X"), [bytes(4)]), (served.one(datatype, shape, [0], name="X"), [])):
+    for document, blobs in (
+        (served.one(datatype, shape, size=4, name="X"), [bytes(4)]),
+        (served.one(datatype, shape, [0], name="X"), []),
+    ):
         served.refused("any", document, *blobs)
 
 
 def test_texts_of_overflows(served):
-    assert "causes total element count to exceed maximum size of 18446744073709551615" in served.refused(
-        "any", served.one("UINT8", [2**32, 2**32], [], name="X")
+    assert (
+        "causes total element count to exceed maximum size of 18446744073709551615"
+        in served.refused("any", served.one("UINT8", [2**32, 2**32], [], name="X"))
     )
-    assert "byte size overflow for input 'X'" in served.refused("any", served.one("FP64", [2**62], [], name="X"))
+    assert "byte size overflow for input 'X'" in served.refused(
+        "any", served.one("FP64", [2**62], [], name="X")
+    )
 
 
 @pytest.mark.parametrize("name", ["text", "any", "volume"])
 def test_shapes_of_many_dimensions(served, name):
-    said = served.refused(name, served.one("BYTES", [2**64 - 1] * 100_000, ["x"], name="data" if name == "text" else "X"))
+    said = served.refused(
+        name,
+        served.one("BYTES", [2**64 - 1] * 100_000, ["x"], name="data" if name == "text" else "X"),
+    )
     assert "shape" in said or "data-type" in said
     assert len(said) < 1000
 
 
 def test_no_elements_in_a_shape_that_no_array_has(served):
     served.refused("any", served.one("FP32", [0, 2**62, 2**62], [], name="X"))
-    assert served.infer("any", served.one("FP32", [0, 7], [], name="X")).json()["outputs"][0]["shape"] == [0, 7]
+    assert served.infer("any", served.one("FP32", [0, 7], [], name="X")).json()["outputs"][0][
+        "shape"
+    ] == [0, 7]
 
 
 @pytest.mark.parametrize(
@@ -223,12 +296,21 @@ def test_strings_whose_lengths_lie(served, blob):
 
 
 def test_numbers_beyond_their_datatype(served):
-    for datatype, low, high in (("UINT8", 0, 255), ("INT8", -128, 127), ("UINT64", 0, 2**64 - 1), ("INT64", -(2**63), 2**63 - 1)):
+    for datatype, low, high in (
+        ("UINT8", 0, 255),
+        ("INT8", -128, 127),
+        ("UINT64", 0, 2**64 - 1),
+        ("INT64", -(2**63), 2**63 - 1),
+    ):
         good = served.infer(f"identity_{datatype}", served.one(datatype, [1, 2], [low, high]))
         assert good.json()["outputs"][0]["data"] == [low, high]
         for wrong in (low - 1, high + 1):
-            served.refused(f"identity_{datatype}", json.dumps(served.one(datatype, [1, 1], [wrong])).encode())
-    assert "beyond the range of FP32" in served.refused("identity_FP32", served.one("FP32", [1, 1], [1e39]))
+            served.refused(
+                f"identity_{datatype}", json.dumps(served.one(datatype, [1, 1], [wrong])).encode()
+            )
+    assert "beyond the range of FP32" in served.refused(
+        "identity_FP32", served.one("FP32", [1, 1], [1e39])
+    )
     with_nan = json.dumps(served.one("FP64", [1, 2], [10**400, float("nan")])).encode()
     assert "beyond the range of FP64" in served.refused("identity_FP64", with_nan)
 
@@ -243,7 +325,9 @@ def test_numbers_that_no_double_holds_are_no_infinities(served, number, beside):
 
 def test_bytes_that_are_no_text_do_not_go_into_json(served):
     blob = strings(b"\xff")
-    assert "ask for binary data" in served.refused("identity_BYTES", served.one("BYTES", [1, 1], size=len(blob)), blob)
+    assert "ask for binary data" in served.refused(
+        "identity_BYTES", served.one("BYTES", [1, 1], size=len(blob)), blob
+    )
 
 
 @pytest.mark.parametrize("more", [{}, {"other": float("nan")}])
@@ -254,7 +338,9 @@ def test_lone_surrogates_are_no_text(served, more):
         served.one("BYTES", [1, 1], ["\ud800"], **more),
     ):
         assert "failed to parse the request JSON buffer" in served.refused("simple", document)
-    assert served.infer("simple", served.simple(id="\U0001f600", **more)).json()["id"] == "\U0001f600"
+    assert (
+        served.infer("simple", served.simple(id="\U0001f600", **more)).json()["id"] == "\U0001f600"
+    )
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig", "latin-1"])
@@ -265,18 +351,32 @@ def test_json_is_utf8(served, encoding):
 
 
 def test_what_an_error_quotes_is_cut(served):
-    for document in (served.one("FP32", [1], [1], name="n" * 100_000), {"inputs": [{"name": "n"}] * 10_000}):
+    for document in (
+        served.one("FP32", [1], [1], name="n" * 100_000),
+        {"inputs": [{"name": "n"}] * 10_000},
+    ):
         assert len(served.refused("identity_FP32", document)) == 4096
 
 
 @pytest.mark.parametrize("brackets", ["[]", "{}"])
 def test_depth_of_json(served, brackets):
     def nested(levels):  # with those of the request around it
-        inside = "[" * levels + "]" * levels if brackets == "[]" else '{"x":' * levels + "0" + "}" * levels
-        return json.dumps(served.simple()).replace('{"inputs"', f'{{"more": {inside}, "inputs"', 1).encode()
+        inside = (
+            "[" * levels + "]" * levels
+            if brackets == "[]"
+            else '{"x":' * levels + "0" + "}" * levels
+        )
+        return (
+            json.dumps(served.simple())
+            .replace('{"inputs"', f'{{"more": {inside}, "inputs"', 1)
+            .encode()
+        )
 
     assert served.infer("simple", nested(99)).status_code == 200
-    assert served.refused("simple", nested(100)) == "JSON nesting depth exceeds maximum allowed limit (100)"
+    assert (
+        served.refused("simple", nested(100))
+        == "JSON nesting depth exceeds maximum allowed limit (100)"
+    )
     for levels in (120, 1100, 250_000):
         served.refused("simple", nested(levels))
     with_brackets = served.simple(id="[{" * 300 + '\\"[')
@@ -284,18 +384,30 @@ def test_depth_of_json(served, brackets):
 
 
 def test_depth_of_an_input_that_is_json(served):
-    assert served.infer("json", served.one("BYTES", [1], ["[" * 100 + "]" * 100], name="data")).status_code == 200
+    assert (
+        served.infer(
+            "json", served.one("BYTES", [1], ["[" * 100 + "]" * 100], name="data")
+        ).status_code
+        == 200
+    )
     for text in ("[" * 101 + "]" * 101, "[" * 100_000, "[[],"):
-        assert served.refused("json", served.one("BYTES", [1], [text], name="data")).startswith("input 'data' is no JSON: ")
+        assert served.refused("json", served.one("BYTES", [1], [text], name="data")).startswith(
+            "input 'data' is no JSON: "
+        )
 
 
 def test_depth_counts_beside_nan(served):
     text = b'{"more": NaN, "deep": ' + b"[" * 250_000 + b"]" * 250_000 + b"}"
-    assert served.refused("simple", text) == "JSON nesting depth exceeds maximum allowed limit (100)"
+    assert (
+        served.refused("simple", text) == "JSON nesting depth exceeds maximum allowed limit (100)"
+    )
     assert "JSON" in served.refused("simple", b"[" * 100_000)
 
 
-@pytest.mark.parametrize("text", [b'"' + rb"\"" * 200_000, b'"' + rb"\"" * 200_000 + b"\\", b'"\\' * 200_000, b'"' * 399_999])
+@pytest.mark.parametrize(
+    "text",
+    [b'"' + rb"\"" * 200_000, b'"' + rb"\"" * 200_000 + b"\\", b'"\\' * 200_000, b'"' * 399_999],
+)
 def test_strings_that_do_not_end_are_read_once(served, text):
     served.refused("simple", b"[" * 101 + text)
 
@@ -316,16 +428,27 @@ def test_chunks_are_counted(served):
 def test_trailers_are_no_headers(served):
     text = json.dumps(served.simple()).encode()
     head, chunk, _ = chunked("/v2/models/simple/infer", text)
-    found = served.raw(head + chunk + b"0\r\nInference-Header-Content-Length: 3\r\nX-Request-Id: trailer\r\n\r\n")
+    found = served.raw(
+        head + chunk + b"0\r\nInference-Header-Content-Length: 3\r\nX-Request-Id: trailer\r\n\r\n"
+    )
     assert found.startswith(b"HTTP/1.1 200") and b"trailer" not in found
 
 
 def test_bodies_are_bounded(served):
-    found = served.raw(b"POST /v2/models/simple/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
-    assert found.startswith(b"HTTP/1.1 400") and b"at most 8388608 are taken (max_body)" in found and b"connection: close" in found
+    found = served.raw(
+        b"POST /v2/models/simple/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n"
+    )
+    assert (
+        found.startswith(b"HTTP/1.1 400")
+        and b"at most 8388608 are taken (max_body)" in found
+        and b"connection: close" in found
+    )
     found = served.raw(*chunked("/v2/models/simple/infer", *[bytes(1 << 20)] * 10))
     assert found == b"" or (found.startswith(b"HTTP/1.1 400") and b"(max_body)" in found)
 
 
 def test_a_client_that_leaves_midway(served):
-    served.raw(b"POST /v2/models/simple/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{", leave=True)
+    served.raw(
+        b"POST /v2/models/simple/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{",
+        leave=True,
+    )

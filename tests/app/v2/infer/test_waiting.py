@@ -68,7 +68,10 @@ def http(running):
         "pipeline": {"name": "gate", "inputs": {"data": {"kind": "text"}}, "max_requests": 3},
         "node": {"backend": "InferGate"},
     })  # fmt: skip
-    with running(create_app(config, settings=Settings(body_timeout=0.3))) as client, ThreadPoolExecutor() as pool:
+    with (
+        running(create_app(config, settings=Settings(body_timeout=0.3))) as client,
+        ThreadPoolExecutor() as pool,
+    ):
         waiting = pool.submit(client.post, "/v2/models/gate/infer", json=request("wait"))
         assert GATE.inside.wait(10)
         yield client
@@ -77,7 +80,10 @@ def http(running):
 
 
 def request(text, **parameters):
-    return {"inputs": [{"name": "data", "shape": [1], "datatype": "BYTES", "data": [text]}], "parameters": parameters}
+    return {
+        "inputs": [{"name": "data", "shape": [1], "datatype": "BYTES", "data": [text]}],
+        "parameters": parameters,
+    }
 
 
 def test_a_timeout_is_in_microseconds(http):
@@ -91,19 +97,30 @@ def test_a_timeout_is_in_microseconds(http):
 
 def test_too_many_requests(http):
     with ThreadPoolExecutor() as pool:
-        others = [pool.submit(http.post, "/v2/models/gate/infer", json=request("late", timeout=500_000)) for _ in range(8)]
+        others = [
+            pool.submit(http.post, "/v2/models/gate/infer", json=request("late", timeout=500_000))
+            for _ in range(8)
+        ]
         answers = [other.result() for other in others]
     refused = [answer.json()["error"] for answer in answers if "maximum queue size" in answer.text]
     assert {answer.status_code for answer in answers} == {503} and len(refused) == 6
     assert all(text.startswith("Exceeds maximum queue size") for text in refused)
-    assert all(answer.headers["retry-after"] == "1" for answer in answers if "maximum queue size" in answer.text)
+    assert all(
+        answer.headers["retry-after"] == "1"
+        for answer in answers
+        if "maximum queue size" in answer.text
+    )
 
 
 def test_a_client_that_leaves_is_not_served(http):
     body = b'{"inputs":[{"name":"data","shape":[1],"datatype":"BYTES","data":["left"]}]}'
-    head = b"POST /v2/models/gate/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    head = b"POST /v2/models/gate/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(
+        body
+    )
     full = request("last", timeout=200_000)
-    for _ in range(3):  # each takes the place that the one before has left; the bound is 3, two of them here
+    for _ in range(
+        3
+    ):  # each takes the place that the one before has left; the bound is 3, two of them here
         with socket.create_connection((http.base_url.host, http.base_url.port), 10) as connection:
             connection.sendall(head + body)
         assert "timeout expired" in http.post("/v2/models/gate/infer", json=full).text
@@ -114,9 +131,14 @@ def test_a_client_that_leaves_is_not_served(http):
 
 def test_a_body_comes_in_time(http):
     with socket.create_connection((http.base_url.host, http.base_url.port), 10) as connection:
-        connection.sendall(b"POST /v2/models/gate/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        connection.sendall(
+            b"POST /v2/models/gate/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+        )
         answer = connection.recv(65536)
-    assert answer.startswith(b"HTTP/1.1 400") and b"the body did not arrive within 0.3 s (body_timeout)" in answer
+    assert (
+        answer.startswith(b"HTTP/1.1 400")
+        and b"the body did not arrive within 0.3 s (body_timeout)" in answer
+    )
     assert b"connection: close" in answer
 
 
@@ -133,7 +155,12 @@ def test_what_a_backend_raises_is_not_told(http):
 
 async def upload_slowly(document):
     """Statuses and bodies of the answers to a client that takes a tenth of a second for its body, and leaves once it is being served."""
-    config = load({"pipeline": {"name": "gate", "inputs": {"data": {"kind": "text"}}}, "node": {"backend": "InferGate"}})
+    config = load(
+        {
+            "pipeline": {"name": "gate", "inputs": {"data": {"kind": "text"}}},
+            "node": {"backend": "InferGate"},
+        }
+    )
     app = create_app(config, settings=Settings(body_timeout=0.3))
     body = json.dumps(document).encode()
     messages = [{"body": body[:10], "more_body": True}, {"body": body[10:], "more_body": False}]
@@ -150,7 +177,13 @@ async def upload_slowly(document):
         answers.append(message)
 
     async with lifespan(app):
-        scope = {"type": "http", "method": "POST", "path": "/v2/models/gate/infer", "headers": [], "http_version": "1.1"}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v2/models/gate/infer",
+            "headers": [],
+            "http_version": "1.1",
+        }
         await app(scope, receive, send)
         assert app.state.penstock.pipelines["gate"].inside == 0
         GATE.open.set()
@@ -163,16 +196,31 @@ async def test_once_a_slow_body_is_there_its_clock_stops_and_the_departure_count
 
 async def test_a_timeout_counts_from_the_first_byte():
     status, body = await upload_slowly(request("late", timeout=90_000))
-    assert (status, json.loads(body)) == (503, {"error": "Request timeout expired: the timeout passed before the body had arrived"})
+    assert (status, json.loads(body)) == (
+        503,
+        {"error": "Request timeout expired: the timeout passed before the body had arrived"},
+    )
     assert GATE.seen == []
 
 
 async def test_many_strings_are_read_beside_the_loop():
     """It goes round while a helper thread is at it; with the strings on the loop itself it would stand still."""
-    config = load({"pipeline": {"name": "same", "inputs": {"X": {"kind": "tensor"}}}, "node": {"backend": "Identity"}})
+    config = load(
+        {
+            "pipeline": {"name": "same", "inputs": {"X": {"kind": "tensor"}}},
+            "node": {"backend": "Identity"},
+        }
+    )
     app = create_app(config)
-    given = {"name": "X", "shape": [400_001], "datatype": "BYTES", "parameters": {"binary_data_size": 1_600_000}}
-    text = json.dumps({"inputs": [given | {"shape": [400_000]}, given]}).encode()  # refused once the first has been read
+    given = {
+        "name": "X",
+        "shape": [400_001],
+        "datatype": "BYTES",
+        "parameters": {"binary_data_size": 1_600_000},
+    }
+    text = json.dumps(
+        {"inputs": [given | {"shape": [400_000]}, given]}
+    ).encode()  # refused once the first has been read
     answers = []
 
     async def receive():
@@ -183,7 +231,13 @@ async def test_many_strings_are_read_beside_the_loop():
 
     async with lifespan(app):
         headers = [(b"inference-header-content-length", b"%d" % len(text))]
-        scope = {"type": "http", "method": "POST", "path": "/v2/models/same/infer", "headers": headers, "http_version": "1.1"}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v2/models/same/infer",
+            "headers": headers,
+            "http_version": "1.1",
+        }
         answering = asyncio.create_task(app(scope, receive, send))
         rounds = 0
         while not answering.done():
@@ -195,7 +249,14 @@ async def test_many_strings_are_read_beside_the_loop():
 
 @pytest.mark.parametrize(("size", "beside"), [(1 << 18, True), (9, False)])
 async def test_a_large_raw_body_is_read_beside_the_loop(size, beside):
-    app = create_app(load({"pipeline": {"name": "read", "inputs": {"data": {"kind": "json"}}}, "node": {"backend": "Identity"}}))
+    app = create_app(
+        load(
+            {
+                "pipeline": {"name": "read", "inputs": {"data": {"kind": "json"}}},
+                "node": {"backend": "Identity"},
+            }
+        )
+    )
     answers = []
 
     async def receive():
@@ -205,10 +266,20 @@ async def test_a_large_raw_body_is_read_beside_the_loop(size, beside):
         answers.append(message)
 
     async with lifespan(app):
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(thread_name_prefix="raw-helper"))
+        asyncio.get_running_loop().set_default_executor(
+            ThreadPoolExecutor(thread_name_prefix="raw-helper")
+        )
         headers = [(b"inference-header-content-length", b"0")]
         await app(
-            {"type": "http", "method": "POST", "path": "/v2/models/read/infer", "headers": headers, "http_version": "1.1"}, receive, send
+            {
+                "type": "http",
+                "method": "POST",
+                "path": "/v2/models/read/infer",
+                "headers": headers,
+                "http_version": "1.1",
+            },
+            receive,
+            send,
         )
     assert answers[0]["status"] == 400 and b"is no JSON" in answers[1]["body"]
     assert any(each.name.startswith("raw-helper") for each in threading.enumerate()) == beside
@@ -216,11 +287,16 @@ async def test_a_large_raw_body_is_read_beside_the_loop(size, beside):
 
 async def test_a_model_that_is_replaced_during_an_upload_is_read_as_the_new_one():
     def numbers(datatype, name):
-        ports = {"inputs": {"X": {"kind": "tensor", "dtype": datatype}}, "outputs": {name: {"kind": "tensor"}}}
+        ports = {
+            "inputs": {"X": {"kind": "tensor", "dtype": datatype}},
+            "outputs": {name: {"kind": "tensor"}},
+        }
         return load({"pipeline": {"name": "numbers", **ports}, "node": {"backend": "Identity"}})
 
     app = create_app(numbers("FP32", "old"))
-    body = json.dumps({"inputs": [{"name": "X", "shape": [2], "datatype": "INT32", "data": [1, 2]}]}).encode()
+    body = json.dumps(
+        {"inputs": [{"name": "X", "shape": [2], "datatype": "INT32", "data": [1, 2]}]}
+    ).encode()
     messages = [{"body": body[:10], "more_body": True}, {"body": body[10:], "more_body": False}]
     answers = []
 
@@ -238,9 +314,17 @@ async def test_a_model_that_is_replaced_during_an_upload_is_read_as_the_new_one(
         answers.append(message)
 
     async with lifespan(app):
-        scope = {"type": "http", "method": "POST", "path": "/v2/models/numbers/infer", "headers": [], "http_version": "1.1"}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v2/models/numbers/infer",
+            "headers": [],
+            "http_version": "1.1",
+        }
         await app(scope, receive, send)
-    assert json.loads(answers[1]["body"])["outputs"] == [{"name": "new", "datatype": "INT32", "shape": [2], "data": [1, 2]}]
+    assert json.loads(answers[1]["body"])["outputs"] == [
+        {"name": "new", "datatype": "INT32", "shape": [2], "data": [1, 2]}
+    ]
 
 
 class Lazy:
@@ -266,8 +350,13 @@ class InferLazy(Backend):
     [(1 << 18, {}, True), (1 << 18, {"binary_data": True}, False), (9, {}, False)],
 )
 async def test_many_numbers_are_written_beside_the_loop(size, asked, beside):
-    ports = {"inputs": {"data": {"kind": "integer"}}, "outputs": {"Y": {"kind": "tensor", "dtype": "FP32"}}}
-    app = create_app(load({"pipeline": {"name": "lazy", **ports}, "node": {"backend": "InferLazy"}}))
+    ports = {
+        "inputs": {"data": {"kind": "integer"}},
+        "outputs": {"Y": {"kind": "tensor", "dtype": "FP32"}},
+    }
+    app = create_app(
+        load({"pipeline": {"name": "lazy", **ports}, "node": {"backend": "InferLazy"}})
+    )
     document = {
         "inputs": [{"name": "data", "shape": [1], "datatype": "INT64", "data": [size]}],
         "outputs": [{"name": "Y", "parameters": asked}],
@@ -282,7 +371,13 @@ async def test_many_numbers_are_written_beside_the_loop(size, asked, beside):
         answers.append(message)
 
     async with lifespan(app):
-        scope = {"type": "http", "method": "POST", "path": "/v2/models/lazy/infer", "headers": [], "http_version": "1.1"}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v2/models/lazy/infer",
+            "headers": [],
+            "http_version": "1.1",
+        }
         await app(scope, receive, send)
     assert answers[0]["status"] == 200, answers
     assert [each is not threading.current_thread() for each in GATE.seen] == [beside]
@@ -300,9 +395,16 @@ class InferKeeper(Backend):
 
 
 async def test_a_slow_request_is_no_cycle_that_keeps_its_tensors():
-    config = load({"pipeline": {"name": "kept", "inputs": {"x": {"kind": "tensor"}}}, "node": {"backend": "InferKeeper"}})
+    config = load(
+        {
+            "pipeline": {"name": "kept", "inputs": {"x": {"kind": "tensor"}}},
+            "node": {"backend": "InferKeeper"},
+        }
+    )
     app = create_app(config)
-    body = json.dumps({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]}).encode()
+    body = json.dumps(
+        {"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]}
+    ).encode()
     messages = [{"type": "http.request", "body": body, "more_body": False}]
     listening = asyncio.Event()
 
@@ -319,13 +421,21 @@ async def test_a_slow_request_is_no_cycle_that_keeps_its_tensors():
         gc.collect()
         gc.disable()
         try:
-            scope = {"type": "http", "method": "POST", "path": "/v2/models/kept/infer", "headers": [], "http_version": "1.1"}
+            scope = {
+                "type": "http",
+                "method": "POST",
+                "path": "/v2/models/kept/infer",
+                "headers": [],
+                "http_version": "1.1",
+            }
             answering = asyncio.create_task(app(scope, receive, send))
             await asyncio.wait_for(listening.wait(), 10)  # it is known to be slow
             GATE.open.set()
             await answering
             del answering
-            await asyncio.to_thread(lambda: None)  # the listening task has ended, and the executor let go of the batch
+            await asyncio.to_thread(
+                lambda: None
+            )  # the listening task has ended, and the executor let go of the batch
             assert [each() for each in GATE.seen] == [None]
         finally:
             gc.enable()

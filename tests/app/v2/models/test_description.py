@@ -29,18 +29,32 @@ def port(name, datatype, shape):
             [port("INPUT0", "INT32", [-1, 16]), port("INPUT1", "INT32", [-1, 16])],
             [port("OUTPUT0", "INT32", [-1, 16]), port("OUTPUT1", "INT32", [-1, 16])],
         ),
-        ("matmul", [port("x", "FP32", [-1, 2])], [port("y", "FP32", [-1, 1]), port("z", "FP32", [-1, 2])]),  # the engine's own
+        (
+            "matmul",
+            [port("x", "FP32", [-1, 2])],
+            [port("y", "FP32", [-1, 1]), port("z", "FP32", [-1, 2])],
+        ),  # the engine's own
         ("text", [port("data", "BYTES", [1])], [port("result", "BYTES", [1])]),
         (
             "sum",
             [port("data", "FP32", [-1, -1])],
-            [port("result", "FP32", [-1, -1]), port("total", "FP32", [-1]), port("rows", "INT64", [1])],
+            [
+                port("result", "FP32", [-1, -1]),
+                port("total", "FP32", [-1]),
+                port("rows", "INT64", [1]),
+            ],
         ),
         ("any", [port("X", "BYTES", [-1])], [port("Y", "BYTES", [-1])]),  # nothing is known of them
     ],
 )
 def test_metadata(client, name, inputs, outputs):
-    expected = {"name": name, "versions": ["1"], "platform": "penstock", "inputs": inputs, "outputs": outputs}
+    expected = {
+        "name": name,
+        "versions": ["1"],
+        "platform": "penstock",
+        "inputs": inputs,
+        "outputs": outputs,
+    }
     assert client.get_model_metadata(name) == client.get_model_metadata(name, "1") == expected
 
 
@@ -53,19 +67,38 @@ def test_an_image_pipeline_takes_one_image(client):
 def test_configuration(client):
     found = client.get_model_config("ranked", "1")
     assert found["max_batch_size"] == 2
-    assert [(each["name"], each["data_type"], each["dims"]) for each in found["input"]] == [("X", "TYPE_FP32", [-1])]
-    assert [(each["name"], each["data_type"], each["dims"]) for each in found["output"]] == [("Y", "TYPE_FP32", [-1])]
+    assert [(each["name"], each["data_type"], each["dims"]) for each in found["input"]] == [
+        ("X", "TYPE_FP32", [-1])
+    ]
+    assert [(each["name"], each["data_type"], each["dims"]) for each in found["output"]] == [
+        ("Y", "TYPE_FP32", [-1])
+    ]
     assert found["dynamic_batching"]["priority_levels"] == 3
-    assert [(each["name"], each["kind"], each["count"]) for each in found["instance_group"]] == [("node", "KIND_CPU", 1)]
+    assert [(each["name"], each["kind"], each["count"]) for each in found["instance_group"]] == [
+        ("node", "KIND_CPU", 1)
+    ]
     assert client.get_model_config("text")["input"][0]["data_type"] == "TYPE_STRING"
-    assert client.get_model_config("scaled")["max_batch_size"] == 0  # its first size is fixed: no batch
+    assert (
+        client.get_model_config("scaled")["max_batch_size"] == 0
+    )  # its first size is fixed: no batch
 
 
-@pytest.mark.parametrize(("timeout", "requests", "told"), [(2.5, 7, (2_500_000, 7)), ("inf", 2**40, (0, 0))])
+@pytest.mark.parametrize(
+    ("timeout", "requests", "told"), [(2.5, 7, (2_500_000, 7)), ("inf", 2**40, (0, 0))]
+)
 async def test_policy_of_the_queue(timeout, requests, told):
     """Priorities are told without a batch, too."""
     pipeline = {"name": "policy", "timeout": timeout, "max_requests": requests}
-    repository = Repository([load({"pipeline": pipeline, "node": {"backend": "Identity", "priority_levels": 4, "max": 1}})])
+    repository = Repository(
+        [
+            load(
+                {
+                    "pipeline": pipeline,
+                    "node": {"backend": "Identity", "priority_levels": 4, "max": 1},
+                }
+            )
+        ]
+    )
     await repository.start()
     try:
         found = config_of(Models(repository).get("policy"))
@@ -74,15 +107,28 @@ async def test_policy_of_the_queue(timeout, requests, told):
     policy = found["dynamic_batching"]["default_queue_policy"]
     assert (policy["default_timeout_microseconds"], policy["max_queue_size"]) == told
     assert policy["timeout_action"] == "REJECT" and policy["allow_timeout_override"]
-    assert found["dynamic_batching"]["priority_levels"] == 4 and found["dynamic_batching"]["preferred_batch_size"] == []
+    assert (
+        found["dynamic_batching"]["priority_levels"] == 4
+        and found["dynamic_batching"]["preferred_batch_size"] == []
+    )
 
 
 def test_what_is_not_known_of_a_batch_has_its_dimension(described):
     """The shape of a row is what stands behind -1, in metadata and configuration."""
-    assert described.metadata("unknown")["outputs"] == [port("Y", "FP32", [-1, -1]), port("row", "FP32", [-1]), port("all", "FP32", [2, 3])]
+    assert described.metadata("unknown")["outputs"] == [
+        port("Y", "FP32", [-1, -1]),
+        port("row", "FP32", [-1]),
+        port("all", "FP32", [2, 3]),
+    ]
     found = described.config("unknown")
-    assert found["max_batch_size"] == 6 and [each["dims"] for each in found["output"]] == [[-1], [], [2, 3]]
-    assert [each["dims"] for each in described.config("open")["output"]] == [[-1]]  # without a batch
+    assert found["max_batch_size"] == 6 and [each["dims"] for each in found["output"]] == [
+        [-1],
+        [],
+        [2, 3],
+    ]
+    assert [each["dims"] for each in described.config("open")["output"]] == [
+        [-1]
+    ]  # without a batch
 
 
 def test_labels_are_told_by_the_name_of_their_file(described):
@@ -99,8 +145,20 @@ def test_where_instances_run(described):
 
 def test_fields_that_nobody_set_are_there(described):
     found = described.config("open")
-    assert found["optimization"] == {"priority": "PRIORITY_DEFAULT", "gather_kernel_buffer_threshold": 0, "eager_batching": False}
-    assert found.keys() >= {"platform", "runtime", "version_policy", "batch_input", "metric_tags", "parameters", "model_warmup"}
+    assert found["optimization"] == {
+        "priority": "PRIORITY_DEFAULT",
+        "gather_kernel_buffer_threshold": 0,
+        "eager_batching": False,
+    }
+    assert found.keys() >= {
+        "platform",
+        "runtime",
+        "version_policy",
+        "batch_input",
+        "metric_tags",
+        "parameters",
+        "model_warmup",
+    }
     assert "dynamic_batching" not in found
 
 
@@ -136,12 +194,30 @@ def described(running, tmp_path_factory):
     unknown = {
         "name": "unknown",
         "inputs": {"X": tensor | {"shape": [-1, 4]}},
-        "outputs": {"Y": tensor, "row": tensor | {"shape": [-1]}, "all": tensor | {"shape": [2, 3]}},
+        "outputs": {
+            "Y": tensor,
+            "row": tensor | {"shape": [-1]},
+            "all": tensor | {"shape": [2, 3]},
+        },
     }
-    open_ = {"name": "open", "inputs": {"X": tensor}, "outputs": {"Y": tensor | {"labels": str(labels)}}}
-    nodes = {"a": {"backend": "Identity", "max": 8, "next": "b"}, "b": {"backend": "Identity", "max": 6}}
-    placed = {"gpu": {"backend": "OnGpus", "instance_num": 2, "next": "cpu"}, "cpu": {"backend": "Identity"}}
-    sources = [{"pipeline": unknown, **nodes}, {"pipeline": open_, **nodes}, {"pipeline": {"name": "placed"}, **placed}]
+    open_ = {
+        "name": "open",
+        "inputs": {"X": tensor},
+        "outputs": {"Y": tensor | {"labels": str(labels)}},
+    }
+    nodes = {
+        "a": {"backend": "Identity", "max": 8, "next": "b"},
+        "b": {"backend": "Identity", "max": 6},
+    }
+    placed = {
+        "gpu": {"backend": "OnGpus", "instance_num": 2, "next": "cpu"},
+        "cpu": {"backend": "Identity"},
+    }
+    sources = [
+        {"pipeline": unknown, **nodes},
+        {"pipeline": open_, **nodes},
+        {"pipeline": {"name": "placed"}, **placed},
+    ]
     with running(create_app(sources)) as http:
         yield Described(http)
 
@@ -153,7 +229,9 @@ async def test_a_model_that_loads_is_not_ready():
         answer = await client.get("/v2/models/late/ready")
         assert (answer.status_code, answer.json()) == (400, {"error": "Model version not ready"})
         assert (await client.get("/v2/models/late")).status_code == 503
-        assert (await client.get("/v2/models/none/ready")).json() == {"error": "Request for unknown model: 'none' is not found"}
+        assert (await client.get("/v2/models/none/ready")).json() == {
+            "error": "Request for unknown model: 'none' is not found"
+        }
 
 
 def test_readiness(client):
@@ -163,9 +241,14 @@ def test_readiness(client):
 
 @pytest.mark.parametrize("call", ["get_model_metadata", "get_model_config"])
 def test_unknown_models(client, call):
-    with pytest.raises(InferenceServerException, match=r"\[400\] Request for unknown model: 'nope' is not found"):
+    with pytest.raises(
+        InferenceServerException, match=r"\[400\] Request for unknown model: 'nope' is not found"
+    ):
         getattr(client, call)("nope")
-    with pytest.raises(InferenceServerException, match=r"\[400\] Request for unknown model: 'simple' version 7 is not found"):
+    with pytest.raises(
+        InferenceServerException,
+        match=r"\[400\] Request for unknown model: 'simple' version 7 is not found",
+    ):
         getattr(client, call)("simple", "7")
 
 
@@ -173,7 +256,13 @@ def test_the_server(client):
     assert client.is_server_live() and client.is_server_ready()
     found = client.get_server_metadata()
     assert found["name"] == "penstock" and found["version"] == penstock.__version__
-    assert {"binary_tensor_data", "classification", "schedule_policy", "model_configuration", "parameters"} <= set(found["extensions"])
+    assert {
+        "binary_tensor_data",
+        "classification",
+        "schedule_policy",
+        "model_configuration",
+        "parameters",
+    } <= set(found["extensions"])
     assert not {"sequence", "trace", "logging", "cuda_shared_memory"} & set(found["extensions"])
 
 

@@ -31,14 +31,30 @@ def server(tmp_path_factory, running):
     matmul(folder / "matmul.onnx")
     tensor = {"kind": "tensor", "dtype": "FP32", "shape": [-1, 2]}
     chain = {
-        "pipeline": {"name": "chain", "version": "3", "inputs": {"X": tensor}, "expose": {"net": {}}},
+        "pipeline": {
+            "name": "chain",
+            "version": "3",
+            "inputs": {"X": tensor},
+            "expose": {"net": {}},
+        },
         "twice": {"backend": f"Python[{folder / 'ops.py'}:twice]", "next": "net", "max": 4},
-        "net": {"backend": "OnnxTensor", "model": str(folder / "matmul.onnx"), "max": 4, "next": "end"},
+        "net": {
+            "backend": "OnnxTensor",
+            "model": str(folder / "matmul.onnx"),
+            "max": 4,
+            "next": "end",
+        },
         "end": {"backend": "Identity"},
     }
     text = {"kind": "text"}
     words = {
-        "pipeline": {"name": "words", "expose": {"shout": {"inputs": {"data": text}, "outputs": {"result": text}}, "again": {}}},
+        "pipeline": {
+            "name": "words",
+            "expose": {
+                "shout": {"inputs": {"data": text}, "outputs": {"result": text}},
+                "again": {},
+            },
+        },
         "shout": {"backend": f"Python[{folder / 'ops.py'}:shout]", "next": "again"},
         "again": {"backend": "Identity"},
     }
@@ -48,7 +64,9 @@ def server(tmp_path_factory, running):
 
 @pytest.fixture
 def client(server):
-    with tritonclient.http.InferenceServerClient(str(server.base_url).removeprefix("http://").rstrip("/")) as found:
+    with tritonclient.http.InferenceServerClient(
+        str(server.base_url).removeprefix("http://").rstrip("/")
+    ) as found:
         yield found
 
 
@@ -60,10 +78,17 @@ def test_a_node_says_what_its_engine_takes_and_gives(client):
         "versions": ["3"],
         "platform": "penstock",
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
-        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 1]}, {"name": "z", "datatype": "FP32", "shape": [-1, 2]}],
+        "outputs": [
+            {"name": "y", "datatype": "FP32", "shape": [-1, 1]},
+            {"name": "z", "datatype": "FP32", "shape": [-1, 2]},
+        ],
     }
     config = client.get_model_config("chain.net")
-    assert (config["name"], config["max_batch_size"], [each["name"] for each in config["instance_group"]]) == ("chain.net", 4, ["net"])
+    assert (
+        config["name"],
+        config["max_batch_size"],
+        [each["name"] for each in config["instance_group"]],
+    ) == ("chain.net", 4, ["net"])
 
 
 def test_a_call_runs_that_node_and_no_other(client):
@@ -89,9 +114,12 @@ def test_declared_inputs_and_outputs_and_none(client, server):
     each.set_data_from_numpy(np.array(["loud"], object))
     assert client.infer("words.shout", [each]).as_numpy("result").tolist() == [b"LOUD"]
     answer = server.post(
-        "/v2/models/words.again/infer", json={"inputs": [{"name": "data", "shape": [3], "datatype": "INT16", "data": [1, 2, 3]}]}
+        "/v2/models/words.again/infer",
+        json={"inputs": [{"name": "data", "shape": [3], "datatype": "INT16", "data": [1, 2, 3]}]},
     )
-    assert answer.json()["outputs"] == [{"name": "result", "datatype": "INT16", "shape": [3], "data": [1, 2, 3]}]
+    assert answer.json()["outputs"] == [
+        {"name": "result", "datatype": "INT16", "shape": [3], "data": [1, 2, 3]}
+    ]
 
 
 def test_they_are_no_pipelines_of_the_predict_route(server: httpx.Client):

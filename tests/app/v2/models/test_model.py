@@ -12,9 +12,17 @@ from penstock.backends.expressions.registry import register_backend
 from penstock.pipelines.config.load import load
 from penstock.pipelines.repository import Repository
 
-TWO = Signature((TensorPort("a", "float32", (-1, 2)), TensorPort("b", "string", (-1, 3))), (TensorPort("c", "bfloat16", (-1, 4)),), True)
-RANK_ONE = Signature((TensorPort("a", "float32", (-1,)),), (TensorPort("c", "float32", (-1,)),), True)
-WHOLE = Signature((TensorPort("a", "float32", (-1, 2)),), (TensorPort("c", "float32", (2,)),), False)
+TWO = Signature(
+    (TensorPort("a", "float32", (-1, 2)), TensorPort("b", "string", (-1, 3))),
+    (TensorPort("c", "bfloat16", (-1, 4)),),
+    True,
+)
+RANK_ONE = Signature(
+    (TensorPort("a", "float32", (-1,)),), (TensorPort("c", "float32", (-1,)),), True
+)
+WHOLE = Signature(
+    (TensorPort("a", "float32", (-1, 2)),), (TensorPort("c", "float32", (2,)),), False
+)
 
 
 class Knows(Backend):
@@ -47,8 +55,14 @@ async def described(table, **nodes):
     try:
         model = Models(repository).get("p")
         return (
-            [(each.name, each.datatype and each.datatype.name, each.shape, each.part) for each in model.inputs],
-            [(each.name, each.datatype and each.datatype.name, each.shape, each.part) for each in model.outputs],
+            [
+                (each.name, each.datatype and each.datatype.name, each.shape, each.part)
+                for each in model.inputs
+            ],
+            [
+                (each.name, each.datatype and each.datatype.name, each.shape, each.part)
+                for each in model.outputs
+            ],
             model.max_batch_size,
         )
     finally:
@@ -71,11 +85,19 @@ async def test_an_engine_says(nodes):
 
 async def test_what_follows_an_engine_may_be_made_for_one_row():
     inputs, outputs, bound = await described({}, n={"backend": "S[KnowsTwo,Identity]"})
-    assert [name for name, *_ in inputs] == ["a", "b"] and outputs == [("result", None, None, 0)] and bound == 1
+    assert (
+        [name for name, *_ in inputs] == ["a", "b"]
+        and outputs == [("result", None, None, 0)]
+        and bound == 1
+    )
 
 
 async def test_an_engine_in_a_branch_says_nothing():
-    nodes = {"root": {"backend": "KnowsTwo", "next": "left,right"}, "left": {"backend": "KnowsTwo"}, "right": {"backend": "KnowsTwo"}}
+    nodes = {
+        "root": {"backend": "KnowsTwo", "next": "left,right"},
+        "left": {"backend": "KnowsTwo"},
+        "right": {"backend": "KnowsTwo"},
+    }
     inputs, outputs, _ = await described({}, **nodes)
     assert inputs == [("data", "BYTES", (1,), None)] and outputs == [("result", None, None, 0)]
 
@@ -86,16 +108,27 @@ async def test_an_engine_says_whether_the_first_size_is_the_batchs():
 
 
 async def test_the_file_names_what_the_engine_takes():
-    table = {"inputs": {"x": {"kind": "tensor"}, "y": {"kind": "tensor"}}, "outputs": {"z": {"kind": "tensor", "dtype": "FP32"}}}
+    table = {
+        "inputs": {"x": {"kind": "tensor"}, "y": {"kind": "tensor"}},
+        "outputs": {"z": {"kind": "tensor", "dtype": "FP32"}},
+    }
     inputs, outputs, bound = await described(table, n={"backend": "KnowsTwo"})
     assert inputs == [("x", "FP32", (-1, 2), 0), ("y", "BYTES", (-1, 3), 1)]
     assert outputs == [("z", "FP32", (-1, 4), 0)] and bound == 6
 
 
 async def test_declared_data_makes_all_inputs_keys():
-    table = {"inputs": {"data": {"kind": "tensor", "dtype": "uint8", "shape": [-1, 3]}, "threshold": {"kind": "number"}}}
+    table = {
+        "inputs": {
+            "data": {"kind": "tensor", "dtype": "uint8", "shape": [-1, 3]},
+            "threshold": {"kind": "number"},
+        }
+    }
     inputs, outputs, bound = await described(table, n={"backend": "Identity"})
-    assert inputs == [("data", "UINT8", (-1, 3), None), ("threshold", "FP64", (1,), None)] and bound == 0
+    assert (
+        inputs == [("data", "UINT8", (-1, 3), None), ("threshold", "FP64", (1,), None)]
+        and bound == 0
+    )
     assert outputs == [("result", None, None, 0)]
 
 
@@ -107,34 +140,52 @@ async def test_an_engine_of_several_inputs_does_not_say_what_keys_are():
     assert inputs == [("data", "FP32", (-1,), None), ("other", None, None, None)] and bound == 0
 
 
-@pytest.mark.parametrize(("count", "backend"), [(1, "KnowsTwo"), (3, "KnowsTwo"), (2, "KnowsRankOne")])
+@pytest.mark.parametrize(
+    ("count", "backend"), [(1, "KnowsTwo"), (3, "KnowsTwo"), (2, "KnowsRankOne")]
+)
 async def test_an_engine_does_not_say_what_others_than_its_own_are(count, backend):
     names = "xyz"[:count]
-    table = {"inputs": {name: {"kind": "tensor"} for name in names}, "outputs": {name: {"kind": "tensor"} for name in (*names, "more")}}
+    table = {
+        "inputs": {name: {"kind": "tensor"} for name in names},
+        "outputs": {name: {"kind": "tensor"} for name in (*names, "more")},
+    }
     inputs, outputs, bound = await described(table, n={"backend": backend})
     assert inputs == [(name, None, None, part) for part, name in enumerate(names)] and bound == 0
     assert outputs == [(name, None, None, part) for part, name in enumerate((*names, "more"))]
 
 
 async def test_no_inputs_make_no_batch():
-    assert await described({"inputs": {}}, n={"backend": "Identity", "max": 4}) == ([], [("result", None, None, 0)], 0)
+    assert await described({"inputs": {}}, n={"backend": "Identity", "max": 4}) == (
+        [],
+        [("result", None, None, 0)],
+        0,
+    )
 
 
 async def test_declared_outputs_beside_the_result():
     table = {"outputs": {"label": {"kind": "text"}, "class": {"kind": "integer", "dtype": "INT32"}}}
     _, outputs, _ = await described(table, n={"backend": "Identity"})
-    assert outputs == [("result", None, None, 0), ("label", "BYTES", (1,), None), ("class", "INT32", (1,), None)]
+    assert outputs == [
+        ("result", None, None, 0),
+        ("label", "BYTES", (1,), None),
+        ("class", "INT32", (1,), None),
+    ]
 
 
 @pytest.mark.parametrize(("shape", "bound"), [([-1, 3], 4), ([-1], 0), ([1, -1], 0), (None, 0)])
 async def test_a_batch_has_an_open_first_size_and_a_second_one(shape, bound):
     port = {"kind": "tensor", "dtype": "FP32"} | ({"shape": shape} if shape else {})
-    assert (await described({"inputs": {"x": port}}, n={"backend": "Identity", "max": 4}))[2] == bound
+    assert (await described({"inputs": {"x": port}}, n={"backend": "Identity", "max": 4}))[
+        2
+    ] == bound
 
 
 async def test_the_least_max_of_the_nodes_bounds_a_batch():
     port = {"kind": "tensor", "shape": [-1, 3]}
-    nodes = {"n": {"backend": "Identity", "max": 9, "next": "m"}, "m": {"backend": "Identity", "max": 5}}
+    nodes = {
+        "n": {"backend": "Identity", "max": 9, "next": "m"},
+        "m": {"backend": "Identity", "max": 5},
+    }
     assert (await described({"inputs": {"x": port}}, **nodes))[2] == 5
 
 
@@ -146,7 +197,9 @@ async def test_what_only_waits_for_others_has_no_batch():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("penstock.backends.expressions.registry._registered", {})
         register_backend("think", think)
-        assert (await described({"inputs": {"x": {"kind": "tensor", "shape": [-1, 3]}}}, **nodes))[2] == 0
+        assert (await described({"inputs": {"x": {"kind": "tensor", "shape": [-1, 3]}}}, **nodes))[
+            2
+        ] == 0
 
 
 @pytest.mark.parametrize(
@@ -170,7 +223,10 @@ async def test_which_strings_are_text(port, text):
     await repository.start()
     try:
         assert [each.text for each in Models(repository).get("p").inputs] == [text]
-        assert [each.text for each in Models(repository).get("two").inputs] == [False, True]  # the engine says
+        assert [each.text for each in Models(repository).get("two").inputs] == [
+            False,
+            True,
+        ]  # the engine says
     finally:
         await repository.close(0)
 
@@ -186,7 +242,9 @@ async def test_models_follow_the_repository():
         first = models.get("p")
         assert models.get("p", "1") is first
         await repository.load(config)
-        assert models.get("p") is not first and models.get("p").pipeline is repository.pipelines["p"]
+        assert (
+            models.get("p") is not first and models.get("p").pipeline is repository.pipelines["p"]
+        )
         await repository.unload("p", 0)
         with pytest.raises(InvalidRequest, match="Request for unknown model: 'p' is not found"):
             models.get("p")
@@ -197,7 +255,14 @@ async def test_models_follow_the_repository():
 async def test_outputs_are_found_in_the_item():
     tensors = {"a": {"kind": "tensor"}, "b": {"kind": "tensor"}}
     repository = Repository(
-        [load({"pipeline": {"name": "p", "outputs": {**tensors, "n": {"kind": "integer"}}}, "n": {"backend": "Identity"}})]
+        [
+            load(
+                {
+                    "pipeline": {"name": "p", "outputs": {**tensors, "n": {"kind": "integer"}}},
+                    "n": {"backend": "Identity"},
+                }
+            )
+        ]
     )
     await repository.start()
     try:

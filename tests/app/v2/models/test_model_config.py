@@ -18,7 +18,9 @@ TENSOR = {"kind": "tensor", "dtype": "FP32", "shape": [-1, 2]}
 def grouped():
     """One instance for batches of up to 4 rows, two for up to 8."""
     pipeline = {"name": "grouped", "inputs": {"x": TENSOR}, "outputs": {"y": TENSOR}}
-    return load({"pipeline": pipeline, "node": {"backend": "Identity", "max": "4&8", "instance_num": "1&2"}})
+    return load(
+        {"pipeline": pipeline, "node": {"backend": "Identity", "max": "4&8", "instance_num": "1&2"}}
+    )
 
 
 def groups_of(config):
@@ -36,9 +38,13 @@ async def test_what_is_told_of_groups_changes_none(grouped):
     assert groups_of(configure(grouped, told)) == [(4, 1), (8, 2)]
 
 
-@pytest.mark.parametrize(("bound", "expected"), [(16, [4, 16]), (8, [4, 8]), (6, [4, 6]), (2, [2, 2])])
+@pytest.mark.parametrize(
+    ("bound", "expected"), [(16, [4, 16]), (8, [4, 8]), (6, [4, 6]), (2, [2, 2])]
+)
 def test_the_largest_group_has_the_bound(grouped, bound, expected):
-    assert [most for most, _ in groups_of(configure(grouped, {"max_batch_size": bound}))] == expected
+    assert [
+        most for most, _ in groups_of(configure(grouped, {"max_batch_size": bound}))
+    ] == expected
 
 
 def policy(**entries):
@@ -66,11 +72,31 @@ def test_a_group_says_where_its_instances_run(group, devices):
         (lambda number: {"max_batch_size": number}, "max_batch_size", 2**31 - 1),
         (lambda number: {"instance_group": [{"count": number}]}, "count", 1024),
         (lambda number: {"instance_group": [{"kind": "KIND_GPU", "gpus": [number]}]}, "gpus", 1023),
-        (lambda number: {"dynamic_batching": {"max_queue_delay_microseconds": number}}, "max_queue_delay_microseconds", 2**53),
-        (lambda number: {"dynamic_batching": {"priority_levels": number, "default_priority_level": 1}}, "priority_levels", 1024),
-        (lambda number: {"dynamic_batching": {"priority_levels": 1024, "default_priority_level": number}}, "default_priority_level", 1024),
+        (
+            lambda number: {"dynamic_batching": {"max_queue_delay_microseconds": number}},
+            "max_queue_delay_microseconds",
+            2**53,
+        ),
+        (
+            lambda number: {
+                "dynamic_batching": {"priority_levels": number, "default_priority_level": 1}
+            },
+            "priority_levels",
+            1024,
+        ),
+        (
+            lambda number: {
+                "dynamic_batching": {"priority_levels": 1024, "default_priority_level": number}
+            },
+            "default_priority_level",
+            1024,
+        ),
         (lambda number: policy(max_queue_size=number), "max_queue_size", 2**31 - 1),
-        (lambda number: policy(default_timeout_microseconds=number), "default_timeout_microseconds", 2**53),
+        (
+            lambda number: policy(default_timeout_microseconds=number),
+            "default_timeout_microseconds",
+            2**53,
+        ),
     ],
 )
 def test_numbers_have_bounds(wanted, key, most):
@@ -83,7 +109,13 @@ def test_numbers_have_bounds(wanted, key, most):
 
 
 def test_a_group_of_several_nodes_names_one():
-    config = load({"pipeline": {"name": "p"}, "a": {"backend": "Identity", "next": "b"}, "b": {"backend": "Identity"}})
+    config = load(
+        {
+            "pipeline": {"name": "p"},
+            "a": {"backend": "Identity", "next": "b"},
+            "b": {"backend": "Identity"},
+        }
+    )
     found = configure(config, {"instance_group": [{"name": "b", "count": 3}]}).nodes
     assert [found[name].groups[0].instances for name in "ab"] == [1, 3]
     for group in ({"count": 3}, {"name": "c", "count": 3}):
@@ -92,5 +124,8 @@ def test_a_group_of_several_nodes_names_one():
 
 
 def test_groups_stay_as_many_as_they_are(grouped):
-    with pytest.raises(InvalidRequest, match="node 'node' has several groups of instances, which an 'instance_group' can't change"):
+    with pytest.raises(
+        InvalidRequest,
+        match="node 'node' has several groups of instances, which an 'instance_group' can't change",
+    ):
         configure(grouped, {"instance_group": [{"count": 4}]})

@@ -59,7 +59,9 @@ def onnx_model(factor, external=None, bytes_only=True):
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "echo.toml").write_text(ECHO.format(version=1))
-    (tmp_path / "chain.toml").write_text('[a]\nbackend = "Identity"\nnext = "b"\n[b]\nbackend = "Identity"\nmax = 16\n')
+    (tmp_path / "chain.toml").write_text(
+        '[a]\nbackend = "Identity"\nnext = "b"\n[b]\nbackend = "Identity"\nmax = 16\n'
+    )
     return tmp_path
 
 
@@ -92,11 +94,16 @@ def temporary(tmp_path_factory, monkeypatch):
 
 
 def states(client):
-    return {entry["name"]: (entry.get("state"), entry.get("reason")) for entry in client.get_model_repository_index()}
+    return {
+        entry["name"]: (entry.get("state"), entry.get("reason"))
+        for entry in client.get_model_repository_index()
+    }
 
 
 def infer(client, model, name="X", value=1.0, rows=1):
-    given = tritonclient.http.InferInput(name, [rows, 2], "FP32").set_data_from_numpy(np.full((rows, 2), value, np.float32))
+    given = tritonclient.http.InferInput(name, [rows, 2], "FP32").set_data_from_numpy(
+        np.full((rows, 2), value, np.float32)
+    )
     return client.infer(model, [given])
 
 
@@ -108,13 +115,21 @@ def test_index_load_unload(served, folder):
     ]
     client.unload_model("echo", headers=HEADERS)
     assert states(client)["echo"] == ("UNAVAILABLE", "unloaded")
-    assert not client.is_model_ready("echo") and client.is_model_ready("chain") and client.is_server_ready()
-    with pytest.raises(InferenceServerException, match=r"\[400\] Request for unknown model: 'echo' is not found"):
+    assert (
+        not client.is_model_ready("echo")
+        and client.is_model_ready("chain")
+        and client.is_server_ready()
+    )
+    with pytest.raises(
+        InferenceServerException, match=r"\[400\] Request for unknown model: 'echo' is not found"
+    ):
         infer(client, "echo")
     ready = server.post("/v2/repository/index", json={"ready": True}).json()
     assert [entry["name"] for entry in ready] == ["chain"]
     (folder / "echo.toml").write_text(ECHO.format(version=2))
-    (folder / "later.toml").write_text(ECHO.format(version=1).replace("[pipeline]", '[pipeline]\nname = "other"'))
+    (folder / "later.toml").write_text(
+        ECHO.format(version=1).replace("[pipeline]", '[pipeline]\nname = "other"')
+    )
     assert client.get_model_repository_index()[-1] == {"name": "other"}
     client.load_model("echo", headers=HEADERS)
     client.load_model("other", headers=HEADERS)
@@ -122,19 +137,29 @@ def test_index_load_unload(served, folder):
     assert infer(client, "echo").as_numpy("Y").tolist() == [[1.0, 1.0]]
     client.unload_model("echo", unload_dependents=True, headers=HEADERS)
     client.unload_model("none", headers=HEADERS)  # nothing to do
-    assert {"model_repository", "model_repository(unload_dependents)"} <= set(client.get_server_metadata()["extensions"])
+    assert {"model_repository", "model_repository(unload_dependents)"} <= set(
+        client.get_server_metadata()["extensions"]
+    )
 
 
 def test_what_can_not_be_loaded(served, folder):
     client, _ = served
-    with pytest.raises(InferenceServerException, match=r"\[404\] failed to load 'none', failed to poll from model repository"):
+    with pytest.raises(
+        InferenceServerException,
+        match=r"\[404\] failed to load 'none', failed to poll from model repository",
+    ):
         client.load_model("none", headers=HEADERS)
     (folder / "echo.toml").write_text('[node]\nbackend = "Identit"\n')
-    with pytest.raises(InferenceServerException, match=r"\[400\] failed to load 'echo', .*there is no backend 'Identit'"):
+    with pytest.raises(
+        InferenceServerException,
+        match=r"\[400\] failed to load 'echo', .*there is no backend 'Identit'",
+    ):
         client.load_model("echo", headers=HEADERS)
     assert client.is_model_ready("echo")  # as it was
     (folder / "absent.toml").write_text('[node]\nbackend = "OnnxTensor"\nmodel = "none.onnx"\n')
-    with pytest.raises(InferenceServerException, match=r"\[500\] failed to load 'absent', .*none\.onnx"):
+    with pytest.raises(
+        InferenceServerException, match=r"\[500\] failed to load 'absent', .*none\.onnx"
+    ):
         client.load_model("absent", headers=HEADERS)
     state, reason = states(client)["absent"]
     assert state == "UNAVAILABLE" and "log" in reason and "onnx" not in reason
@@ -164,17 +189,28 @@ def until(condition, seconds=15):
 def test_an_unload_lets_what_is_inside_end(served, folder):
     client, server = served
     (folder / "gate.py").write_text(GATED)
-    (folder / "gated.toml").write_text(ECHO.format(version=3).replace('"Identity"', '"Python[gate.py:gate]"'))
+    (folder / "gated.toml").write_text(
+        ECHO.format(version=3).replace('"Identity"', '"Python[gate.py:gate]"')
+    )
     client.load_model("gated", headers=HEADERS)
     with ThreadPoolExecutor() as pool:
-        document = {"inputs": [{"name": "X", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0]}]}
-        inside = [pool.submit(server.post, "/v2/models/gated/infer", json=document) for _ in range(3)]
+        document = {
+            "inputs": [{"name": "X", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0]}]
+        }
+        inside = [
+            pool.submit(server.post, "/v2/models/gated/infer", json=document) for _ in range(3)
+        ]
         until((folder / "inside").exists)
-        until(lambda: 'penstock_requests_inside{pipeline="gated"} 3.0' in server.get("/metrics").text)
+        until(
+            lambda: 'penstock_requests_inside{pipeline="gated"} 3.0' in server.get("/metrics").text
+        )
         unloading = pool.submit(server.post, "/v2/repository/models/gated/unload", headers=HEADERS)
         until(lambda: states(client)["gated"] == ("UNLOADING", "requests are inside"))
         assert not client.is_model_ready("gated") and client.is_server_ready()
-        with pytest.raises(InferenceServerException, match=r"\[400\] Request for unknown model: 'gated' is not found"):
+        with pytest.raises(
+            InferenceServerException,
+            match=r"\[400\] Request for unknown model: 'gated' is not found",
+        ):
             infer(client, "gated")
         assert not unloading.done() and not any(each.done() for each in inside)
         (folder / "open").touch()
@@ -198,7 +234,10 @@ def test_loads_under_traffic_lose_no_request(served):
     with ThreadPoolExecutor() as pool:
         asking = [pool.submit(ask) for _ in range(3)]
         bodies = [None, {"parameters": {"config": '{"max_batch_size": 2}'}}] * 5
-        loads = [pool.submit(server.post, "/v2/repository/models/echo/load", headers=HEADERS, json=body) for body in bodies]
+        loads = [
+            pool.submit(server.post, "/v2/repository/models/echo/load", headers=HEADERS, json=body)
+            for body in bodies
+        ]
         assert {each.result().status_code for each in loads} == {200}
         stop.set()
         assert len(set().union(*(each.result() for each in asking))) == 1
@@ -212,10 +251,16 @@ def test_exposed_nodes_are_models_of_their_pipeline(served, folder):
     client, server = served
     port = '{ kind = "tensor", dtype = "FP32", shape = [-1, 2] }'
     exposed = f"[pipeline.expose.b.inputs]\nX = {port}\n[pipeline.expose.b.outputs]\nY = {port}\n"
-    (folder / "chain.toml").write_text(f'[pipeline]\nversion = "2"\n{exposed}{(folder / "chain.toml").read_text()}')
+    (folder / "chain.toml").write_text(
+        f'[pipeline]\nversion = "2"\n{exposed}{(folder / "chain.toml").read_text()}'
+    )
     client.load_model("chain", headers=HEADERS)
     index = client.get_model_repository_index()
-    assert [(entry["name"], entry["version"]) for entry in index] == [("chain", "2"), ("chain.b", "2"), ("echo", "1")]
+    assert [(entry["name"], entry["version"]) for entry in index] == [
+        ("chain", "2"),
+        ("chain.b", "2"),
+        ("echo", "1"),
+    ]
     assert {entry["state"] for entry in index} == {"READY"}
     assert all(client.is_model_ready(entry["name"], entry["version"]) for entry in index)
     for verb in ("load", "unload"):
@@ -230,22 +275,34 @@ def test_exposed_nodes_are_models_of_their_pipeline(served, folder):
 @pytest.mark.parametrize("verb", ["load", "unload"])
 def test_names_that_lead_elsewhere(served, name, verb):
     _, server = served
-    url = httpx.URL(server.base_url).copy_with(raw_path=f"/v2/repository/models/{name}/{verb}".encode())
+    url = httpx.URL(server.base_url).copy_with(
+        raw_path=f"/v2/repository/models/{name}/{verb}".encode()
+    )
     answer = server.post(url, headers=HEADERS)
-    assert (answer.status_code, answer.json()) == (400, {"error": "model name must not contain path traversal characters"})
+    assert (answer.status_code, answer.json()) == (
+        400,
+        {"error": "model name must not contain path traversal characters"},
+    )
 
 
 @pytest.mark.parametrize("name", ["", "..%2fecho", "%2fetc%2fpasswd", "a%2fb"])
 def test_names_that_are_none(served, name):
     _, server = served
-    url = httpx.URL(server.base_url).copy_with(raw_path=f"/v2/repository/models/{name}/load".encode())
+    url = httpx.URL(server.base_url).copy_with(
+        raw_path=f"/v2/repository/models/{name}/load".encode()
+    )
     assert server.post(url, headers=HEADERS).status_code == 404
 
 
 def test_a_name_that_no_pipeline_has_is_not_found(served):
     document = {"parameters": {"config": "{}"}}
     for name in ("none", "not%20one"):
-        assert served[1].post(f"/v2/repository/models/{name}/load", headers=HEADERS, json=document).status_code == 404
+        assert (
+            served[1]
+            .post(f"/v2/repository/models/{name}/load", headers=HEADERS, json=document)
+            .status_code
+            == 404
+        )
 
 
 def test_other_repositories_are_not_there(served):
@@ -261,7 +318,11 @@ def test_other_repositories_are_not_there(served):
         ("index", {"ready": "yes"}, "'ready' is a JSON string"),
         ("index", [], "expected an object"),
         ("models/echo/load", {"parameters": []}, "'parameters' is a JSON array"),
-        ("models/echo/unload", {"parameters": {"unload_dependents": 1}}, "'unload_dependents' is a JSON number"),
+        (
+            "models/echo/unload",
+            {"parameters": {"unload_dependents": 1}},
+            "'unload_dependents' is a JSON number",
+        ),
     ],
 )
 def test_bodies_that_are_none(served, path, body, told):
@@ -288,7 +349,9 @@ def test_who_may_load(running, folder, settings, token, statuses):
         found = [
             server.post("/v2/repository/models/echo/unload", headers=headers).status_code,
             server.post("/v2/repository/models/echo/load", headers=headers).status_code,
-            server.post("/v2/repository/models/echo/load", headers=headers, json=override).status_code,
+            server.post(
+                "/v2/repository/models/echo/load", headers=headers, json=override
+            ).status_code,
         ]
         assert tuple(found) == statuses
         assert server.post("/v2/repository/index", headers=headers).status_code == 200
@@ -303,13 +366,21 @@ def test_a_configuration_instead_of_the_files(served):
     wanted = {
         "max_batch_size": "2",
         "instance_group": [{"count": 3, "kind": "KIND_CPU"}],
-        "dynamic_batching": {"max_queue_delay_microseconds": 1500, "priority_levels": 5, "default_priority_level": 2},
+        "dynamic_batching": {
+            "max_queue_delay_microseconds": 1500,
+            "priority_levels": 5,
+            "default_priority_level": 2,
+        },
     }
     client.load_model("echo", config=json.dumps(wanted), headers=HEADERS)
     found = client.get_model_config("echo")
     assert (found["max_batch_size"], found["instance_group"][0]["count"]) == (2, 3)
     batching = found["dynamic_batching"]
-    assert (batching["max_queue_delay_microseconds"], batching["priority_levels"], batching["default_priority_level"]) == (1500, 5, 2)
+    assert (
+        batching["max_queue_delay_microseconds"],
+        batching["priority_levels"],
+        batching["default_priority_level"],
+    ) == (1500, 5, 2)
     with pytest.raises(InferenceServerException, match="batch-size must be <= 2 for 'echo'"):
         infer(client, "echo", rows=3)
     client.load_model("echo", config="{}", headers=HEADERS)  # of the files', not of what was there
@@ -323,9 +394,18 @@ def test_a_configuration_instead_of_the_files(served):
     ("nodes", "told", "most"),
     [
         # what follows an engine may be made for one row: requests have one, and share batches nevertheless
-        ('[a]\nbackend = "S[OnnxTensor,SoftmaxArgMaxTensor]"\nmodel = "scale.onnx"\nmax = 32\n', 1, [32]),
+        (
+            '[a]\nbackend = "S[OnnxTensor,SoftmaxArgMaxTensor]"\nmodel = "scale.onnx"\nmax = 32\n',
+            1,
+            [32],
+        ),
         # those that set none have their own
-        (ECHO.format(version=1).replace("[node]", "[a]") + 'next = "b"\n[b]\nbackend = "Identity"\n', 4, [4, 8]),
+        (
+            ECHO.format(version=1).replace("[node]", "[a]")
+            + 'next = "b"\n[b]\nbackend = "Identity"\n',
+            4,
+            [4, 8],
+        ),
     ],
 )
 def test_rows_that_come_back_change_no_node(served, app, folder, nodes, told, most):
@@ -346,7 +426,14 @@ def test_an_override_is_told_and_can_be_loaded_again(served):
     """What was given before stays where only another key is changed."""
     client, _ = served
     policy = {"max_queue_size": 7, "default_timeout_microseconds": 2500000}
-    wanted = {"max_batch_size": 1, "dynamic_batching": {"priority_levels": 3, "default_priority_level": 1, "default_queue_policy": policy}}
+    wanted = {
+        "max_batch_size": 1,
+        "dynamic_batching": {
+            "priority_levels": 3,
+            "default_priority_level": 1,
+            "default_queue_policy": policy,
+        },
+    }
     client.load_model("echo", config=json.dumps(wanted), headers=HEADERS)
     told = client.get_model_config("echo")
     assert told["dynamic_batching"]["default_queue_policy"].items() >= policy.items()
@@ -358,7 +445,9 @@ def test_more_rows_than_the_file_says(served, folder):
     """A node's `max` is its engine's, too."""
     client, _ = served
     (folder / "scale.onnx").write_bytes(onnx_model(2.0))
-    (folder / "scale.toml").write_text('[node]\nbackend = "S[OnnxTensor]"\nmodel = "scale.onnx"\nmax = 2\n')
+    (folder / "scale.toml").write_text(
+        '[node]\nbackend = "S[OnnxTensor]"\nmodel = "scale.onnx"\nmax = 2\n'
+    )
     client.load_model("scale", headers=HEADERS)
     with pytest.raises(InferenceServerException, match="batch-size must be <= 2 for 'scale'"):
         infer(client, "scale", "x", rows=5)
@@ -369,9 +458,13 @@ def test_more_rows_than_the_file_says(served, folder):
 
 def test_more_rows_than_the_backend_takes(served, folder):
     client, _ = served
-    (folder / "few.toml").write_text(ECHO.format(version=1).replace('"Identity"\nmax = 4', '"Identity"\nforce_range = "1,8"'))
+    (folder / "few.toml").write_text(
+        ECHO.format(version=1).replace('"Identity"\nmax = 4', '"Identity"\nforce_range = "1,8"')
+    )
     client.load_model("few", headers=HEADERS)
-    with pytest.raises(InferenceServerException, match="'max_batch_size' is 9, and Identity takes 8 rows at most"):
+    with pytest.raises(
+        InferenceServerException, match="'max_batch_size' is 9, and Identity takes 8 rows at most"
+    ):
         client.load_model("few", config=json.dumps({"max_batch_size": 9}), headers=HEADERS)
     assert client.get_model_config("few")["max_batch_size"] == 8
 
@@ -383,8 +476,13 @@ def test_what_the_server_tells_can_be_loaded(served):
         before = client.get_model_config(name)
         client.load_model(name, config=json.dumps(before), headers=HEADERS)
         assert client.get_model_config(name) == before
-    client.load_model("chain", config=json.dumps({"instance_group": [{"name": "b", "count": 2}]}), headers=HEADERS)
-    assert [group["count"] for group in client.get_model_config("chain")["instance_group"]] == [1, 2]
+    client.load_model(
+        "chain", config=json.dumps({"instance_group": [{"name": "b", "count": 2}]}), headers=HEADERS
+    )
+    assert [group["count"] for group in client.get_model_config("chain")["instance_group"]] == [
+        1,
+        2,
+    ]
 
 
 def test_a_configuration_is_of_what_the_repository_has_now(served, folder):
@@ -404,7 +502,9 @@ def test_a_load_that_fails_leaves_what_serves(served, folder):
     (folder / "echo.toml").write_text("")
     with pytest.raises(InferenceServerException, match=r"\[400\] failed to load 'echo'"):
         client.load_model("echo", headers=HEADERS)
-    client.load_model("scale", config="{}", files={"file:1/model.onnx": onnx_model(2.0)}, headers=HEADERS)
+    client.load_model(
+        "scale", config="{}", files={"file:1/model.onnx": onnx_model(2.0)}, headers=HEADERS
+    )
     with pytest.raises(InferenceServerException, match=r"\[404\] failed to load 'scale'"):
         client.load_model("scale", headers=HEADERS)
     assert client.get_model_config("echo")["max_batch_size"] == 2
@@ -419,12 +519,19 @@ def test_the_least_of_the_nodes_is_the_bound(served, app):
     client, _ = served
     for bound, a, b in ((16, 16, 16), (8, 8, 16), (2, 2, 2), (0, 8, 16)):
         client.load_model("chain", config=json.dumps({"max_batch_size": bound}), headers=HEADERS)
-        assert [node.scheduler.max for node in app.state.penstock.pipelines["chain"].nodes] == [a, b]
+        assert [node.scheduler.max for node in app.state.penstock.pipelines["chain"].nodes] == [
+            a,
+            b,
+        ]
 
 
 def test_policies_of_the_queue(served, app):
     policy = {"max_queue_size": 7, "default_timeout_microseconds": "2500000"}
-    served[0].load_model("chain", config=json.dumps({"dynamic_batching": {"default_queue_policy": policy}}), headers=HEADERS)
+    served[0].load_model(
+        "chain",
+        config=json.dumps({"dynamic_batching": {"default_queue_policy": policy}}),
+        headers=HEADERS,
+    )
     config = app.state.penstock.pipelines["chain"].config
     assert (config.max_requests, config.timeout) == (7, 2.5)
 
@@ -455,12 +562,17 @@ def test_policies_of_the_queue(served, app):
         ({"instance_group": [{"kind": "KIND_CPU", "gpus": [0]}]}, "KIND_CPU has no 'gpus'"),
         ({"instance_group": [{"gpus": 1}]}, "'gpus' of an instance group"),
         ({"dynamic_batching": []}, "'dynamic_batching': expected an object"),
-        ({"dynamic_batching": {"priority_levels": 2, "default_priority_level": 3}}, "'default_priority_level' is from 1 to the 2"),
+        (
+            {"dynamic_batching": {"priority_levels": 2, "default_priority_level": 3}},
+            "'default_priority_level' is from 1 to the 2",
+        ),
     ],
 )
 def test_configurations_that_are_none(served, config, told):
     text = json.dumps(config) if isinstance(config, dict) else config
-    answer = served[1].post("/v2/repository/models/echo/load", headers=HEADERS, json={"parameters": {"config": text}})
+    answer = served[1].post(
+        "/v2/repository/models/echo/load", headers=HEADERS, json={"parameters": {"config": text}}
+    )
     assert answer.status_code == 400
     assert told in answer.json()["error"]
     assert served[0].get_model_config("echo")["max_batch_size"] == 4  # nothing has changed
@@ -470,7 +582,12 @@ def test_files_of_a_load_that_fails_are_removed(served, temporary):
     client, _ = served
     for config in ('{"max_batch_size": -1}', '{"instance_group": 7}'):
         with pytest.raises(InferenceServerException, match=r"\[400\] .*Invalid config override"):
-            client.load_model("scale", config=config, files={"file:1/model.onnx": onnx_model(2.0)}, headers=HEADERS)
+            client.load_model(
+                "scale",
+                config=config,
+                files={"file:1/model.onnx": onnx_model(2.0)},
+                headers=HEADERS,
+            )
     assert list(temporary.iterdir()) == []
 
 
@@ -487,17 +604,27 @@ def test_a_file_that_can_not_be_read_is_not_in_the_index(served, folder):
 def test_files_make_a_model_of_their_own(served, temporary):
     client, _ = served
     config = json.dumps({"backend": "onnxruntime", "max_batch_size": 8})
-    client.load_model("scale", config=config, files={"file:1/model.onnx": onnx_model(2.0)}, headers=HEADERS)
+    client.load_model(
+        "scale", config=config, files={"file:1/model.onnx": onnx_model(2.0)}, headers=HEADERS
+    )
     assert infer(client, "scale", "x", 3.0).as_numpy("y").tolist() == [[6.0, 6.0]]
     assert client.get_model_config("scale")["max_batch_size"] == 8
     assert len(list(temporary.iterdir())) == 1
-    client.load_model("scale", config=config, files={"file:3/model.onnx": onnx_model(5.0), "file:2/other": b"x"}, headers=HEADERS)
+    client.load_model(
+        "scale",
+        config=config,
+        files={"file:3/model.onnx": onnx_model(5.0), "file:2/other": b"x"},
+        headers=HEADERS,
+    )
     assert client.is_model_ready("scale", "3")
     assert infer(client, "scale", "x", 3.0).as_numpy("y").tolist() == [[15.0, 15.0]]
     client.unload_model("scale", headers=HEADERS)
     with pytest.raises(InferenceServerException, match="Request for unknown model"):
         infer(client, "scale", "x")
-    with pytest.raises(InferenceServerException, match=r"\[404\] failed to load 'scale', failed to poll from model repository"):
+    with pytest.raises(
+        InferenceServerException,
+        match=r"\[404\] failed to load 'scale', failed to poll from model repository",
+    ):
         client.load_model("scale", headers=HEADERS)
     gc.collect()
     assert not list(temporary.iterdir())
@@ -506,7 +633,9 @@ def test_files_make_a_model_of_their_own(served, temporary):
 def test_what_is_unloaded_is_let_go(served, temporary):
     """Whichever model is asked for next."""
     client, _ = served
-    client.load_model("scale", config="{}", files={"file:1/model.onnx": onnx_model(2.0)}, headers=HEADERS)
+    client.load_model(
+        "scale", config="{}", files={"file:1/model.onnx": onnx_model(2.0)}, headers=HEADERS
+    )
     infer(client, "scale", "x")
     client.unload_model("scale", headers=HEADERS)
     client.get_model_metadata("echo")
@@ -518,7 +647,9 @@ def test_files_instead_of_a_pipeline(served):
     """A plain load brings back what the repository has."""
     client, _ = served
     config = json.dumps({"default_model_filename": "net.onnx"})
-    client.load_model("echo", config=config, files={"file:1/net.onnx": onnx_model(2.0)}, headers=HEADERS)
+    client.load_model(
+        "echo", config=config, files={"file:1/net.onnx": onnx_model(2.0)}, headers=HEADERS
+    )
     assert infer(client, "echo", "x", 3.0).as_numpy("y").tolist() == [[6.0, 6.0]]
     client.load_model("echo", headers=HEADERS)
     assert infer(client, "echo", "X", 3.0).as_numpy("Y").tolist() == [[3.0, 3.0]]
@@ -526,7 +657,10 @@ def test_files_instead_of_a_pipeline(served):
 
 def test_weights_beside_the_model(served):
     client, _ = served
-    files = {"file:1/model.onnx": onnx_model(0.0, external="factor.bin"), "file:1/factor.bin": np.float32(4.0).tobytes()}
+    files = {
+        "file:1/model.onnx": onnx_model(0.0, external="factor.bin"),
+        "file:1/factor.bin": np.float32(4.0).tobytes(),
+    }
     client.load_model("scale", config="{}", files=files, headers=HEADERS)
     assert infer(client, "scale", "x", 3.0).as_numpy("y").tolist() == [[12.0, 12.0]]
 
@@ -534,8 +668,15 @@ def test_weights_beside_the_model(served):
 @pytest.mark.parametrize("where", ["../echo.toml", "/etc/passwd", "factor.bin", "./model.onnx"])
 def test_weights_elsewhere(served, temporary, where):
     client, _ = served
-    with pytest.raises(InferenceServerException, match=r"\[400\] .*keeps weights in a file that was not given"):
-        client.load_model("scale", config="{}", files={"file:1/model.onnx": onnx_model(0.0, external=where)}, headers=HEADERS)
+    with pytest.raises(
+        InferenceServerException, match=r"\[400\] .*keeps weights in a file that was not given"
+    ):
+        client.load_model(
+            "scale",
+            config="{}",
+            files={"file:1/model.onnx": onnx_model(0.0, external=where)},
+            headers=HEADERS,
+        )
     assert not list(temporary.iterdir())
 
 
@@ -544,28 +685,44 @@ def test_weights_elsewhere_in_a_branch(served):
     inner = onnx_model(0.0, external="/etc/passwd", bytes_only=False).graph
     del inner.input[:]
     outer = onnx_model(1.0, bytes_only=False)
-    outer.graph.node.append(helper.make_node("If", ["c"], ["z"], then_branch=inner, else_branch=inner))
+    outer.graph.node.append(
+        helper.make_node("If", ["c"], ["z"], then_branch=inner, else_branch=inner)
+    )
     answer = load_files(served, **{"file:1/model.onnx": outer.SerializeToString()})
     assert answer.status_code == 400 and "keeps weights" in answer.json()["error"]
 
 
 def load_files(served, config="{}", name="scale", **files):
     parameters = {
-        key: value if isinstance(value, int | str) or key == "config" else base64.b64encode(value).decode() for key, value in files.items()
+        key: value
+        if isinstance(value, int | str) or key == "config"
+        else base64.b64encode(value).decode()
+        for key, value in files.items()
     }
     if config is not None:
         parameters.setdefault("config", config)
-    return served[1].post(f"/v2/repository/models/{name}/load", headers=HEADERS, json={"parameters": parameters})
+    return served[1].post(
+        f"/v2/repository/models/{name}/load", headers=HEADERS, json={"parameters": parameters}
+    )
 
 
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        ({"file:1/model.pt": b"x"}, "overrides bring ONNX models, and no Python, TorchScript, .pt2"),
+        (
+            {"file:1/model.pt": b"x"},
+            "overrides bring ONNX models, and no Python, TorchScript, .pt2",
+        ),
         ({"file:1/model.py": b"x"}, "overrides bring ONNX models"),
-        ({"config": '{"default_model_filename": "model.py"}', "file:1/model.py": b"x"}, "overrides bring ONNX models"),
+        (
+            {"config": '{"default_model_filename": "model.py"}', "file:1/model.py": b"x"},
+            "overrides bring ONNX models",
+        ),
         ({"file:1/model.pt2": b"x"}, "overrides bring ONNX models"),
-        ({"file:2/model.py": b"x", "file:1/model.onnx": b"x"}, "expected its model as 'file:2/model.onnx'"),
+        (
+            {"file:2/model.py": b"x", "file:1/model.onnx": b"x"},
+            "expected its model as 'file:2/model.onnx'",
+        ),
         ({"file:../model.onnx": b"x"}, "unexpected parameter 'file:../model.onnx'"),
         ({"file:1/../model.onnx": b"x"}, "unexpected parameter"),
         ({"file:1//etc/x": b"x"}, "unexpected parameter"),
@@ -590,7 +747,10 @@ def test_files_that_are_not_taken(served, temporary, files, told):
 def test_files_need_a_configuration_and_a_name(served):
     files = {"file:1/model.onnx": onnx_model(1.0)}
     answer = load_files(served, None, **files)
-    assert answer.status_code == 400 and "'config' must be specified for model with override files" in answer.json()["error"]
+    assert (
+        answer.status_code == 400
+        and "'config' must be specified for model with override files" in answer.json()["error"]
+    )
     answer = load_files(served, name="a b", **files)
     assert answer.status_code == 400 and "a name has letters" in answer.json()["error"]
     for filename in ("../../x.onnx", 7, "model.py"):

@@ -55,30 +55,47 @@ def served(running, monkeypatch):
     GATE.set()
     inputs = {"inputs": {"X": INT}, "outputs": {"Y": INT}}
     sources = [
-        {"pipeline": {"name": "one", "max_requests": 9, **inputs}, "node": {"backend": "Gated", "max": 8}},
-        {"pipeline": {"name": "two", "version": "7", **inputs}, "a": {"backend": "Identity", "next": "b"}, "b": {"backend": "Gated"}},
+        {
+            "pipeline": {"name": "one", "max_requests": 9, **inputs},
+            "node": {"backend": "Gated", "max": 8},
+        },
+        {
+            "pipeline": {"name": "two", "version": "7", **inputs},
+            "a": {"backend": "Identity", "next": "b"},
+            "b": {"backend": "Gated"},
+        },
         {"pipeline": {"name": "logic", **inputs}, "node": {"backend": "logic"}},
         {"pipeline": {"name": "opaque"}, "node": {"backend": "opaque"}},
         {"pipeline": {"name": "unwritten", **inputs}, "node": {"backend": "halve"}},
     ]
-    with running(create_app(Repository.read(sources)), http="penstock.app.server.uvicorn_protocol:HttpProtocol") as client:
+    with running(
+        create_app(Repository.read(sources)),
+        http="penstock.app.server.uvicorn_protocol:HttpProtocol",
+    ) as client:
         yield client
 
 
 @pytest.fixture
 def client(served):
-    with tritonclient.http.InferenceServerClient(served.base_url.netloc.decode(), concurrency=16) as found:
+    with tritonclient.http.InferenceServerClient(
+        served.base_url.netloc.decode(), concurrency=16
+    ) as found:
         yield found
 
 
 def infer(client, model, rows=1, value=1, **more):
-    given = tritonclient.http.InferInput("X", [rows, 2], "INT32").set_data_from_numpy(np.full((rows, 2), value, np.int32))
+    given = tritonclient.http.InferInput("X", [rows, 2], "INT32").set_data_from_numpy(
+        np.full((rows, 2), value, np.int32)
+    )
     return client.infer(model, [given], **more)
 
 
 def post(served, model="one", **more):
     """The same from any thread, which tritonclient's sync client can't."""
-    document = {"inputs": [{"name": "X", "shape": [1, 2], "datatype": "INT32", "data": [1, 1]}], **more.pop("document", {})}
+    document = {
+        "inputs": [{"name": "X", "shape": [1, 2], "datatype": "INT32", "data": [1, 1]}],
+        **more.pop("document", {}),
+    }
     return served.post(f"/v2/models/{model}/infer", json=document, **more)
 
 
@@ -88,12 +105,21 @@ def statistics(client, model):
 
 
 def counts(found):
-    return {name: duration["count"] for name, duration in found["inference_stats"].items() if duration["count"]}
+    return {
+        name: duration["count"]
+        for name, duration in found["inference_stats"].items()
+        if duration["count"]
+    }
 
 
 def metrics(served, name):
     families = text_string_to_metric_families(served.get("/metrics").text)
-    return {tuple(sample.labels.values()): sample.value for family in families for sample in family.samples if sample.name == name}
+    return {
+        tuple(sample.labels.values()): sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == name
+    }
 
 
 def test_before_the_first_request(client):
@@ -105,7 +131,17 @@ def test_before_the_first_request(client):
         "inference_count": 0,
         "execution_count": 0,
         "inference_stats": dict.fromkeys(
-            ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss"), nothing
+            (
+                "success",
+                "fail",
+                "queue",
+                "compute_input",
+                "compute_infer",
+                "compute_output",
+                "cache_hit",
+                "cache_miss",
+            ),
+            nothing,
         ),
         "response_stats": {},
         "batch_stats": [],
@@ -121,13 +157,33 @@ def test_counts_of_requests_rows_and_batches(client, served):
         infer(client, "one", 2, value=-1)
     found = statistics(client, "one")
     assert (found["inference_count"], found["execution_count"]) == (15, 5)
-    assert counts(found) == {"success": 4, "fail": 1, "queue": 4, "compute_input": 4, "compute_infer": 4, "compute_output": 4}
+    assert counts(found) == {
+        "success": 4,
+        "fail": 1,
+        "queue": 4,
+        "compute_input": 4,
+        "compute_infer": 4,
+        "compute_output": 4,
+    }
     spent = {name: duration["ns"] for name, duration in found["inference_stats"].items()}
-    parts = [spent["queue"], spent["compute_input"], spent["compute_infer"], spent["compute_output"]]
+    parts = [
+        spent["queue"],
+        spent["compute_input"],
+        spent["compute_infer"],
+        spent["compute_output"],
+    ]
     assert min(parts) > 0 and sum(parts) <= spent["success"] and spent["fail"] > 0
     batches = {each["batch_size"]: each for each in found["batch_stats"]}
-    assert {size: each["compute_infer"]["count"] for size, each in batches.items()} == {1: 1, 2: 1, 3: 2, 8: 1}
-    assert all(each["compute_input"]["count"] == each["compute_infer"]["count"] for each in batches.values())
+    assert {size: each["compute_infer"]["count"] for size, each in batches.items()} == {
+        1: 1,
+        2: 1,
+        3: 2,
+        8: 1,
+    }
+    assert all(
+        each["compute_input"]["count"] == each["compute_infer"]["count"]
+        for each in batches.values()
+    )
     assert sum(each["compute_infer"]["ns"] for each in batches.values()) >= spent["compute_infer"]
     assert before <= found["last_inference"] <= time.time_ns() // 1_000_000 + 1
 
@@ -141,7 +197,12 @@ def test_requests_that_share_a_batch(client, served):
         requests = [pool.submit(post, served)]
         assert ENTERED.acquire(timeout=20)
         requests += [pool.submit(post, served) for _ in range(8)]
-        while served.get("/metrics").text.count('nv_inference_pending_request_count{model="one",version="1"} 8.0') == 0:
+        while (
+            served.get("/metrics").text.count(
+                'nv_inference_pending_request_count{model="one",version="1"} 8.0'
+            )
+            == 0
+        ):
             assert not any(request.done() for request in requests)
         with pytest.raises(InferenceServerException, match=r"\[503\] Exceeds maximum queue size"):
             infer(client, "one")
@@ -150,7 +211,9 @@ def test_requests_that_share_a_batch(client, served):
             request.result().raise_for_status()
     found = statistics(client, "one")
     assert (found["inference_count"], found["execution_count"]) == (9, 2)
-    assert {each["batch_size"]: each["compute_infer"]["count"] for each in found["batch_stats"]} == {1: 1, 8: 1}
+    assert {
+        each["batch_size"]: each["compute_infer"]["count"] for each in found["batch_stats"]
+    } == {1: 1, 8: 1}
     assert counts(found)["success"] == 9 and counts(found)["fail"] == 1
     assert metrics(served, "nv_inference_request_failure")["one", "REJECTED", "1"] == 1
     assert found["inference_stats"]["queue"]["ns"] > 0
@@ -163,7 +226,12 @@ def test_a_pipeline_of_several_nodes_runs_once_a_request(client):
     assert (found["inference_count"], found["execution_count"], found["batch_stats"]) == (5, 2, [])
     assert counts(found)["success"] == counts(found)["compute_infer"] == 2
     spent = {name: duration["ns"] for name, duration in found["inference_stats"].items()}
-    parts = [spent["queue"], spent["compute_input"], spent["compute_infer"], spent["compute_output"]]
+    parts = [
+        spent["queue"],
+        spent["compute_input"],
+        spent["compute_infer"],
+        spent["compute_output"],
+    ]
     assert min(parts) > 0 and sum(parts) <= spent["success"]
 
 
@@ -172,7 +240,9 @@ def test_an_answer_that_cannot_be_written_is_no_success(client, served):
     assert post(served, "unwritten").status_code == 500
     found = statistics(client, "unwritten")
     assert counts(found) == {"fail": 1} and found["inference_count"] == 0
-    assert [found["inference_stats"][part]["ns"] for part in ("compute_input", "compute_output")] == [0, 0]
+    assert [
+        found["inference_stats"][part]["ns"] for part in ("compute_input", "compute_output")
+    ] == [0, 0]
     assert metrics(served, "nv_inference_request_failure")["unwritten", "OTHER", "1"] == 1
     assert metrics(served, "nv_inference_request_success")["unwritten", "1"] == 0
 
@@ -191,16 +261,32 @@ def test_predict_requests_count_too(running, digits, digit):
         served.post("/predict/digits", content=digit).raise_for_status()
         assert served.post("/predict/digits", content=b"no image").status_code == 422
         (found,) = served.get("/v2/models/digits/stats").json()["model_stats"]
-        assert counts(found) == {"success": 1, "fail": 1, "queue": 1, "compute_input": 1, "compute_infer": 1, "compute_output": 1}
+        assert counts(found) == {
+            "success": 1,
+            "fail": 1,
+            "queue": 1,
+            "compute_input": 1,
+            "compute_infer": 1,
+            "compute_output": 1,
+        }
         files = [("images", digit), ("images", digit), ("images", b"no image")]
         served.post("/predict/digits/batch", files=files).raise_for_status()
         (found,) = served.get("/v2/models/digits/stats").json()["model_stats"]
-        assert (counts(found)["success"], counts(found)["fail"], found["inference_count"]) == (3, 2, 3)
+        assert (counts(found)["success"], counts(found)["fail"], found["inference_count"]) == (
+            3,
+            2,
+            3,
+        )
 
 
 def test_a_predict_answer_that_cannot_be_written_is_no_success(served):
     assert served.post("/predict/opaque", content=b"x").status_code == 500
-    assert served.post("/predict/opaque/batch", files=[("images", b"x")] * 2).json()["results"][1]["code"] == "backend_error"
+    assert (
+        served.post("/predict/opaque/batch", files=[("images", b"x")] * 2).json()["results"][1][
+            "code"
+        ]
+        == "backend_error"
+    )
     (found,) = served.get("/v2/models/opaque/stats").json()["model_stats"]
     assert counts(found) == {"fail": 3} and found["execution_count"] >= 2
 
@@ -211,12 +297,25 @@ def test_what_is_no_request_of_a_model_is_not_counted(client, served):
 
 
 def test_all_models_and_one(client, served):
-    everything = [(each["name"], each["version"]) for each in client.get_inference_statistics()["model_stats"]]
-    assert everything == [("logic", "1"), ("one", "1"), ("opaque", "1"), ("two", "7"), ("unwritten", "1")]
+    everything = [
+        (each["name"], each["version"]) for each in client.get_inference_statistics()["model_stats"]
+    ]
+    assert everything == [
+        ("logic", "1"),
+        ("one", "1"),
+        ("opaque", "1"),
+        ("two", "7"),
+        ("unwritten", "1"),
+    ]
     assert client.get_inference_statistics("two", "7") == client.get_inference_statistics("two")
-    with pytest.raises(InferenceServerException, match=r"\[400\] Request for unknown model: 'none' is not found"):
+    with pytest.raises(
+        InferenceServerException, match=r"\[400\] Request for unknown model: 'none' is not found"
+    ):
         client.get_inference_statistics("none")
-    with pytest.raises(InferenceServerException, match=r"\[400\] Request for unknown model: 'two' version 8 is not found"):
+    with pytest.raises(
+        InferenceServerException,
+        match=r"\[400\] Request for unknown model: 'two' version 8 is not found",
+    ):
         client.get_inference_statistics("two", "8")
     assert "statistics" in client.get_server_metadata()["extensions"]
 
@@ -237,12 +336,20 @@ def test_metrics_under_tritons_names(client, served):
     assert above_zero("nv_inference_request_failure") == {("one", "BACKEND", "1"): 1}
     assert above_zero("nv_inference_pending_request_count") == {}
     spent = statistics(client, "one")["inference_stats"]
-    for name, key in (("request", "success"), ("queue", "queue"), *[(f"compute_{part}",) * 2 for part in ("input", "infer", "output")]):
-        assert metrics(served, f"nv_inference_{name}_duration_us")["one", "1"] == round(spent[key]["ns"] / 1000), name
+    for name, key in (
+        ("request", "success"),
+        ("queue", "queue"),
+        *[(f"compute_{part}",) * 2 for part in ("input", "infer", "output")],
+    ):
+        assert metrics(served, f"nv_inference_{name}_duration_us")["one", "1"] == round(
+            spent[key]["ns"] / 1000
+        ), name
     text = served.get("/metrics").text
     assert 'nv_inference_request_failure{model="one",reason="BACKEND",version="1"} 1.0' in text
     assert "penstock_items_total" in text
-    openmetrics = served.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"}).text
+    openmetrics = served.get(
+        "/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"}
+    ).text
     assert 'nv_inference_request_success{model="one",version="1"} 2.0' in openmetrics
 
 
@@ -264,7 +371,11 @@ def test_reasons_of_failures(client, served, timeout, reason):
             assert not running.done()
         GATE.set()
         running.result().raise_for_status()
-    failures = {labels[1]: value for labels, value in metrics(served, "nv_inference_request_failure").items() if value}
+    failures = {
+        labels[1]: value
+        for labels, value in metrics(served, "nv_inference_request_failure").items()
+        if value
+    }
     assert failures == {reason: 1}
 
 
@@ -275,7 +386,11 @@ async def test_a_counter_that_was_shown_never_goes_down():
     collector = TritonCollector(repository)
 
     def successes():
-        (found,) = [family for family in collector.collect() if family.name == "nv_inference_request_success"]
+        (found,) = [
+            family
+            for family in collector.collect()
+            if family.name == "nv_inference_request_success"
+        ]
         return [sample.value for sample in found.samples]
 
     try:

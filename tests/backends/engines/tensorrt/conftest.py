@@ -66,7 +66,10 @@ def two(write, tmp_path):
     shape = ["n", 3]
     return write(
         tmp_path / "two.onnx",
-        [("Add", ["a", "b"], ["sum"], {"name": "add"}), ("Sub", ["a", "b"], ["dif"], {"name": "sub"})],
+        [
+            ("Add", ["a", "b"], ["sum"], {"name": "add"}),
+            ("Sub", ["a", "b"], ["dif"], {"name": "sub"}),
+        ],
         [("a", FLOAT, shape), ("b", FLOAT, shape)],
         [("sum", FLOAT, shape), ("dif", FLOAT, shape)],
     )
@@ -78,7 +81,10 @@ def image(write, tmp_path):
     kernel = np.full((4, 3, 1, 1), 0.5, np.float32)
     return write(
         tmp_path / "image.onnx",
-        [("Conv", ["image", "kernel"], ["mixed"], {"name": "conv"}), ("Relu", ["mixed"], ["features"], {"name": "relu"})],
+        [
+            ("Conv", ["image", "kernel"], ["mixed"], {"name": "conv"}),
+            ("Relu", ["mixed"], ["features"], {"name": "relu"}),
+        ],
         [("image", FLOAT, ["n", 3, "h", "w"])],
         [("features", FLOAT, ["n", 4, "h", "w"])],
         [("kernel", kernel)],

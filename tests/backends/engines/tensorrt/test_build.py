@@ -27,7 +27,9 @@ def test_an_engine_of_resnet18_with_all_of_it(built, resnet18, prepared):
         "postprocessor": "SoftmaxArgMax",
         "max": "4",
     }
-    assert [tuple(profile["image"].opt) for profile in prepared(resnet18, **keys).profiles] == [(size, 64, 64, 3) for size in (1, 2, 4)]
+    assert [tuple(profile["image"].opt) for profile in prepared(resnet18, **keys).profiles] == [
+        (size, 64, 64, 3) for size in (1, 2, 4)
+    ]
     assert prepared(resnet18, **keys).config.num_optimization_profiles == 3
     whole = built(resnet18, **keys)
     half = built(resnet18, precision="fp16", **keys)
@@ -41,7 +43,9 @@ def test_engines_of_two_inputs_and_of_open_shapes(built, two, image):
 
 
 def test_the_same_recipe_gives_the_same_network_every_time(prepared, image, layers):
-    first, again = (list(layers(prepared(image, max="2x3x8x8", mean="1").network.definition)) for _ in range(2))
+    first, again = (
+        list(layers(prepared(image, max="2x3x8x8", mean="1").network.definition)) for _ in range(2)
+    )
     assert first == again
 
 
@@ -56,10 +60,15 @@ def test_memory_and_flags_are_the_builders(prepared, two, library):
 def test_hardware_of_tensorrt_rtx(prepared, two, library):
     trt = library.trt
     config = prepared(two, hardware_compatibility="sm86, SM89").config
-    found = [config.get_compute_capability(index) for index in range(config.num_compute_capabilities)]
+    found = [
+        config.get_compute_capability(index) for index in range(config.num_compute_capabilities)
+    ]
     assert found == [trt.ComputeCapability.SM86, trt.ComputeCapability.SM89]
     assert prepared(two, hardware_compatibility="ampere+").config.num_compute_capabilities == 0
-    with pytest.raises(ConfigError, match=r"hardware_compatibility: 'sm99' is none of tensorrt_rtx's: expected none, .*sm86"):
+    with pytest.raises(
+        ConfigError,
+        match=r"hardware_compatibility: 'sm99' is none of tensorrt_rtx's: expected none, .*sm86",
+    ):
         prepared(two, hardware_compatibility="sm99")
     with pytest.raises(ConfigError):
         prepared(two, hardware_compatibility="current,sm86")
@@ -84,7 +93,9 @@ def test_a_build_can_be_cancelled_from_another_thread(built, resnet18, caplog):
 
     thread = threading.Thread(target=cancel)
     thread.start()
-    with pytest.raises(BuildCancelledError, match=rf"node 'net': .*the build of {resnet18} was cancelled"):
+    with pytest.raises(
+        BuildCancelledError, match=rf"node 'net': .*the build of {resnet18} was cancelled"
+    ):
         built(resnet18, progress=progress)
     thread.join()
     assert progress.fraction < 1
@@ -125,7 +136,10 @@ def test_timings_of_an_earlier_build_are_used(tmp_path, caplog):
     assert config.taken == b"measured" and not caplog.text
     path.write_bytes(b"of another kind")
     read_timings(config, path)
-    assert config.taken == b"" and f"the timing cache {path} is not of this TensorRT and GPU" in caplog.text
+    assert (
+        config.taken == b""
+        and f"the timing cache {path} is not of this TensorRT and GPU" in caplog.text
+    )
 
 
 def test_tensorrt_rtx_measures_nothing(built, two, tmp_path, caplog):
@@ -139,5 +153,7 @@ def test_what_tensorrt_says_is_in_the_error(built, two):
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(BackendError, match=rf"tensorrt_rtx .* can't build an engine of {two}: .*CUDA"):
+    with pytest.raises(
+        BackendError, match=rf"tensorrt_rtx .* can't build an engine of {two}: .*CUDA"
+    ):
         built(two, hardware_compatibility="current")

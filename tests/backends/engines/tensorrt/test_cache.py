@@ -12,7 +12,13 @@ import pytest
 
 from penstock.backends.engines.encryption import KEY, WrongKeyError
 from penstock.backends.engines.tensorrt import cache
-from penstock.backends.engines.tensorrt.cache import MAGIC, load_or_build, place_of, write, write_atomically
+from penstock.backends.engines.tensorrt.cache import (
+    MAGIC,
+    load_or_build,
+    place_of,
+    write,
+    write_atomically,
+)
 from penstock.backends.engines.tensorrt.progress import BuildCancelledError, Progress
 from penstock.backends.errors import BackendError
 
@@ -48,7 +54,10 @@ def test_a_miss_is_built_and_a_hit_is_not(path, caplog):
 def test_only_the_owner_may_read_it(path):
     load_or_build(path, MADE_OF, Builder(), "net")
     assert path.stat().st_mode & 0o777 == 0o600
-    assert [folder.stat().st_mode & 0o777 for folder in (path.parent, path.parent.parent)] == [0o700, 0o700]
+    assert [folder.stat().st_mode & 0o777 for folder in (path.parent, path.parent.parent)] == [
+        0o700,
+        0o700,
+    ]
 
 
 def damage(data, kind):
@@ -56,7 +65,10 @@ def damage(data, kind):
         "no file of ours": (b"\x7fELF" + data, "it is not a file of Penstock's"),
         "empty": (b"", "it is not a file of Penstock's"),
         "cut off in the plan": (data[:-2], "it is damaged: it holds 4 bytes of an engine of 6"),
-        "cut off in the header": (data[: len(MAGIC) + 10], "it is damaged: it ends within its header"),
+        "cut off in the header": (
+            data[: len(MAGIC) + 10],
+            "it is damaged: it ends within its header",
+        ),
         "cut off behind the magic": (data[: len(MAGIC) + 2], "it is damaged"),
         "another plan": (data[:-1] + b"x", "it is damaged: its content is not what was written"),
         "no JSON": (data.replace(b'{"key"', b"{?key?"), "it is damaged: its header can't be read"),
@@ -78,7 +90,9 @@ def test_damaged_and_foreign_files_are_built_anew_with_a_line_that_says_why(path
     path.write_bytes(data)
     build = Builder(b"another")
     assert load_or_build(path, MADE_OF, build, "node 'net'") == (b"another", True)
-    (line,) = [message for message in caplog.messages if "is built anew" in message]  # others say more where they have raised the level
+    (line,) = [
+        message for message in caplog.messages if "is built anew" in message
+    ]  # others say more where they have raised the level
     assert line.startswith(f"node 'net': the engine kept at {path} is built anew: {reason}")
     assert load_or_build(path, MADE_OF, build, "net") == (b"another", False)
 
@@ -87,7 +101,10 @@ def test_damaged_and_foreign_files_are_built_anew_with_a_line_that_says_why(path
     ("change", "reason"),
     [
         ({"version": "10.4"}, 'it was built for version = "10.3", and "10.4" is wanted'),
-        ({"batch sizes": [1, 2, 4]}, "it was built for batch sizes = [1, 2], and [1, 2, 4] is wanted"),
+        (
+            {"batch sizes": [1, 2, 4]},
+            "it was built for batch sizes = [1, 2], and [1, 2, 4] is wanted",
+        ),
         ({"model": "d" * 64, "version": "11"}, 'it was built for model = "abc", and "ddd'),
         ({"new": "key"}, 'it was built for new = null, and "key" is wanted'),
     ],
@@ -112,8 +129,14 @@ def test_a_failed_build_leaves_what_was_there_and_lets_the_next_one_try(path):
 
 def test_nothing_is_lost_where_nothing_can_be_kept(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    assert load_or_build(tmp_path / "file" / "m.engine", MADE_OF, Builder(), "net") == (b"a plan", True)
-    assert f"net: engines can't be kept in {tmp_path}/file (File exists): this one is built now and at every start" in caplog.text
+    assert load_or_build(tmp_path / "file" / "m.engine", MADE_OF, Builder(), "net") == (
+        b"a plan",
+        True,
+    )
+    assert (
+        f"net: engines can't be kept in {tmp_path}/file (File exists): this one is built now and at every start"
+        in caplog.text
+    )
 
 
 def test_writing_is_all_or_nothing(path, monkeypatch):
@@ -132,7 +155,9 @@ def test_writing_is_all_or_nothing(path, monkeypatch):
 def test_what_is_built_ahead_must_be_kept(path, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     build = Builder()
-    with pytest.raises(BackendError, match=rf"^net: engines can't be kept in {tmp_path}/file: File exists$"):
+    with pytest.raises(
+        BackendError, match=rf"^net: engines can't be kept in {tmp_path}/file: File exists$"
+    ):
         load_or_build(tmp_path / "file" / "m.engine", MADE_OF, build, "net", ahead=True)
     assert not build.builds  # which would take minutes, for nothing
 
@@ -140,7 +165,10 @@ def test_what_is_built_ahead_must_be_kept(path, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache.os, "fsync", full)
-    with pytest.raises(BackendError, match=rf"^net: the engine was built and can't be kept at {path}: No space left on device$"):
+    with pytest.raises(
+        BackendError,
+        match=rf"^net: the engine was built and can't be kept at {path}: No space left on device$",
+    ):
         load_or_build(path, MADE_OF, build, "net", ahead=True)
 
 
@@ -198,7 +226,10 @@ def test_a_wait_names_whom_it_waits_for_and_ends_when_it_is_cancelled(tmp_path):
             found.append(error)
 
     with subprocess.Popen(
-        [sys.executable, "-c", PROCESS, str(path), str(tmp_path / "log")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PROCESS, str(path), str(tmp_path / "log")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as other:
         assert other.stdout.readline() == "building\n"
         thread = threading.Thread(target=wait)
@@ -209,7 +240,9 @@ def test_a_wait_names_whom_it_waits_for_and_ends_when_it_is_cancelled(tmp_path):
         progress.cancel()
         thread.join(60)
         assert not thread.is_alive() and other.poll() is None
-        assert str(found[0]).startswith(f"node 'net': cancelled, while it waited for process {other.pid}, which has the lock of {path}")
+        assert str(found[0]).startswith(
+            f"node 'net': cancelled, while it waited for process {other.pid}, which has the lock of {path}"
+        )
         other.communicate(timeout=60)
     build = Builder()  # the lock is free again: what was left behind gives it back
     assert load_or_build(path, MADE_OF, build, "net").built and build.builds == 1
@@ -218,14 +251,20 @@ def test_a_wait_names_whom_it_waits_for_and_ends_when_it_is_cancelled(tmp_path):
 def wait_until_it_waits(process):
     """Until the kernel lists it among those that wait for a lock."""
     for _ in range(100_000):
-        if any("->" in line and f" {process} " in line for line in Path("/proc/locks").read_text().splitlines()):
+        if any(
+            "->" in line and f" {process} " in line
+            for line in Path("/proc/locks").read_text().splitlines()
+        ):
             return
     raise AssertionError("it does not wait")
 
 
 def test_of_many_threads_one_builds(path):
     build, found = Builder(), []
-    threads = [threading.Thread(target=lambda: found.append(load_or_build(path, MADE_OF, build, "net"))) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: found.append(load_or_build(path, MADE_OF, build, "net")))
+        for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -265,7 +304,11 @@ def test_the_place_is_a_file_or_a_folder(tmp_path, monkeypatch):
     model = tmp_path / "net.v2.onnx"
     assert place_of(tmp_path / "x.trt", model, MADE_OF) == tmp_path / "x.trt"
     in_folder = place_of(tmp_path, model, MADE_OF)
-    assert in_folder.parent == tmp_path and in_folder.name.startswith("net-") and in_folder.suffix == ".engine"
+    assert (
+        in_folder.parent == tmp_path
+        and in_folder.name.startswith("net-")
+        and in_folder.suffix == ".engine"
+    )
     assert place_of(tmp_path / "new", model, MADE_OF).parent == tmp_path / "new"
     assert place_of(tmp_path, model, {**MADE_OF, "version": "11"}) != in_folder
     monkeypatch.setenv("XDG_CACHE_HOME", "/there")

@@ -18,13 +18,25 @@ import torch
 from penstock.backends.base import Context, Loading
 from penstock.backends.engines.tensorrt import engine as engine_module
 from penstock.backends.engines.tensorrt.backend import TensorrtTensor
-from penstock.backends.engines.tensorrt.execution import DTYPES, Execution, LoadedEngine, failure, make_allocator
+from penstock.backends.engines.tensorrt.execution import (
+    DTYPES,
+    Execution,
+    LoadedEngine,
+    failure,
+    make_allocator,
+)
 from penstock.backends.engines.tensorrt.library import Library
 from penstock.backends.engines.tensorrt.progress import BuildCancelledError
 from penstock.backends.engines.torch import sharing
 from penstock.backends.errors import BackendError, ConfigError, DeviceError, InvalidInput
 
-NUMPY = {"FLOAT": np.float32, "UINT8": np.uint8, "INT64": np.int64, "INT32": np.int32, "BF16": np.uint16}
+NUMPY = {
+    "FLOAT": np.float32,
+    "UINT8": np.uint8,
+    "INT64": np.int64,
+    "INT32": np.int32,
+    "BF16": np.uint16,
+}
 
 
 class FakeContext:
@@ -42,7 +54,9 @@ class FakeContext:
     def set_input_shape(self, name, shape):
         low, _, high = self.engine.get_tensor_profile_shape(name, self.profile)
         self.shapes[name] = shape
-        return len(shape) == len(low) and all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
+        return len(shape) == len(low) and all(
+            a <= b <= c for a, b, c in zip(low, shape, high, strict=True)
+        )
 
     def set_tensor_address(self, name, memory):
         self.addresses[name] = memory
@@ -62,12 +76,19 @@ class FakeContext:
         if self.engine.failing:
             self.engine.logger.log(self.engine.trt.ILogger.Severity.ERROR, self.engine.failing)
             return False
-        arrays = [self.memory(self.addresses[name], self.shapes[name], dtype) for name, (dtype, _) in self.engine.ins.items()]
+        arrays = [
+            self.memory(self.addresses[name], self.shapes[name], dtype)
+            for name, (dtype, _) in self.engine.ins.items()
+        ]
         self.runs.append(tuple(self.shapes.values()))
-        for (name, (dtype, _)), value in zip(self.engine.outs.items(), self.engine.compute(*arrays), strict=True):
+        for (name, (dtype, _)), value in zip(
+            self.engine.outs.items(), self.engine.compute(*arrays), strict=True
+        ):
             address = self.addresses.get(name)
             if name in self.allocators:
-                address = self.allocators[name].reallocate_output_async(name, 0, value.nbytes, 256, stream_handle)
+                address = self.allocators[name].reallocate_output_async(
+                    name, 0, value.nbytes, 256, stream_handle
+                )
                 self.allocators[name].notify_shape(name, value.shape)
             self.memory(address, value.shape, dtype)[...] = value
         return True
@@ -75,7 +96,9 @@ class FakeContext:
     @staticmethod
     def memory(address, shape, dtype):
         count = int(np.prod(shape)) * np.dtype(NUMPY[dtype]).itemsize
-        return np.frombuffer((ctypes.c_byte * count).from_address(address), NUMPY[dtype]).reshape(shape)
+        return np.frombuffer((ctypes.c_byte * count).from_address(address), NUMPY[dtype]).reshape(
+            shape
+        )
 
 
 class FakeEngine:
@@ -120,7 +143,10 @@ class FakeEngine:
 
     def create_execution_context(self):
         if self.no_contexts:
-            self.logger.log(self.trt.ILogger.Severity.ERROR, "Error Code 2: OutOfMemory (Requested size was 99 bytes.)")
+            self.logger.log(
+                self.trt.ILogger.Severity.ERROR,
+                "Error Code 2: OutOfMemory (Requested size was 99 bytes.)",
+            )
             return None
         self.contexts.append(FakeContext(self))
         return self.contexts[-1]
@@ -170,7 +196,9 @@ def fake(library, monkeypatch):
 
     def fake(ins, outs, profiles, compute, shapes=None):
         found = FakeLibrary(library.name, library.version, library.trt, library.logger)
-        runtime = FakeRuntime(FakeEngine(library.trt, library.logger, ins, outs, profiles, compute, shapes))
+        runtime = FakeRuntime(
+            FakeEngine(library.trt, library.logger, ins, outs, profiles, compute, shapes)
+        )
         monkeypatch.setattr(FakeLibrary, "fakes", [runtime])
         monkeypatch.setattr(engine_module, "find_library", lambda name: found)
         return runtime
@@ -181,7 +209,12 @@ def fake(library, monkeypatch):
 @pytest.fixture
 def fake_two(fake):
     tensor = ("FLOAT", (-1, 3))
-    return fake({"a": tensor, "b": tensor}, {"sum": tensor, "dif": tensor}, ranges(1, 2, 4), lambda a, b: (a + b, a - b))
+    return fake(
+        {"a": tensor, "b": tensor},
+        {"sum": tensor, "dif": tensor},
+        ranges(1, 2, 4),
+        lambda a, b: (a + b, a - b),
+    )
 
 
 @pytest.fixture
@@ -192,7 +225,10 @@ def make(tmp_path):
         backend = TensorrtTensor()
         made.append(backend)
         params = {"model::cache": str(tmp_path / "kept"), **params}
-        backend.init(TensorrtTensor.parameters(model=str(path), **params), Context(node="net", device="cpu", **(context or {})))
+        backend.init(
+            TensorrtTensor.parameters(model=str(path), **params),
+            Context(node="net", device="cpu", **(context or {})),
+        )
         return backend
 
     yield make
@@ -220,21 +256,33 @@ class Heard(Loading):
 
 def test_the_build_says_how_far_it_is(make, resnet18, fake):
     tensor = ("FLOAT", (-1, 3, 64, 64))
-    fake({"image": tensor}, {"logits": tensor}, ranges(1, rest=(3, 64, 64), names=("image",)), lambda x: (x,))
+    fake(
+        {"image": tensor},
+        {"logits": tensor},
+        ranges(1, rest=(3, 64, 64), names=("image",)),
+        lambda x: (x,),
+    )
     heard = Heard()
     make(resnet18, {"loading": heard}, max="1")
     assert heard.texts[0] == heard.text == ""
     shares = [int(re.fullmatch(r"building (\d+) %", text)[1]) for text in heard.texts[1:-1]]
     assert shares == sorted(shares) and shares[-1] == 100 and len(set(shares)) > 2
     again = Heard()
-    make(resnet18, {"loading": again}, max="1", weight_budget_percentage=50)  # not shared, and built anew
+    make(
+        resnet18, {"loading": again}, max="1", weight_budget_percentage=50
+    )  # not shared, and built anew
     heard.stop()  # too late for anything
     assert again.texts[1:-1]
 
 
 def test_a_build_for_which_nobody_waits_is_cancelled(make, resnet18, fake, tmp_path):
     tensor = ("FLOAT", (-1, 3, 64, 64))
-    fake({"image": tensor}, {"logits": tensor}, ranges(1, rest=(3, 64, 64), names=("image",)), lambda x: (x,))
+    fake(
+        {"image": tensor},
+        {"logits": tensor},
+        ranges(1, rest=(3, 64, 64), names=("image",)),
+        lambda x: (x,),
+    )
     for heard in (Heard(stops=True), Heard()):
         if not heard.stops:
             heard.stop()  # before it begins
@@ -274,7 +322,10 @@ def test_every_profile_has_a_context_of_its_own_made_once(make, two, fake_two):
     backend = make(two, max="4")
     for rows in (1, 2, 3, 4, 2, 1):
         backend.forward([{"data": pair(rows, rows), "request_size": rows}])
-    found = {context.profile: [shapes[0][0] for shapes in context.runs] for context in fake_two.engine.contexts}
+    found = {
+        context.profile: [shapes[0][0] for shapes in context.runs]
+        for context in fake_two.engine.contexts
+    }
     assert found == {0: [1, 1], 1: [2, 2], 2: [3, 4]}
 
 
@@ -290,7 +341,9 @@ def test_copies_of_inputs_last_until_the_run_is_asked_for(make, two, fake_two):
 
 def test_warm_up_runs_every_bucket(make, two, fake_two):
     make(two, max="4").warm_up()
-    assert sorted(shapes[0][0] for context in fake_two.engine.contexts for shapes in context.runs) == [1, 2, 4]
+    assert sorted(
+        shapes[0][0] for context in fake_two.engine.contexts for shapes in context.runs
+    ) == [1, 2, 4]
 
 
 def test_a_fixed_batch_is_padded(make, two, fake):
@@ -301,7 +354,9 @@ def test_a_fixed_batch_is_padded(make, two, fake):
     a, b = pair(1, 2)
     batch = [{"data": [a, b], "request_size": 2}]
     backend.forward(batch)
-    assert torch.equal(batch[0]["result"], a + b) and runtime.engine.contexts[0].runs == [((4, 3), (4, 3))]
+    assert torch.equal(batch[0]["result"], a + b) and runtime.engine.contexts[0].runs == [
+        ((4, 3), (4, 3))
+    ]
 
 
 def test_batches_between_profiles_are_padded_up_to_the_next(make, two, fake):
@@ -317,14 +372,24 @@ def test_batches_between_profiles_are_padded_up_to_the_next(make, two, fake):
 
 
 def test_shapes_that_allow_fewer_run_in_more_runs(make, image, fake):
-    profiles = [{"image": [(1, 3, 8, 8), (4, 3, 16, 16), (4, 3, 16, 16)]}, {"image": [(1, 3, 17, 17), (2, 3, 64, 64), (2, 3, 64, 64)]}]
-    runtime = fake({"image": ("FLOAT", (-1, 3, -1, -1))}, {"y": ("FLOAT", (-1, 3, -1, -1))}, profiles, lambda x: (x * 2,))
+    profiles = [
+        {"image": [(1, 3, 8, 8), (4, 3, 16, 16), (4, 3, 16, 16)]},
+        {"image": [(1, 3, 17, 17), (2, 3, 64, 64), (2, 3, 64, 64)]},
+    ]
+    runtime = fake(
+        {"image": ("FLOAT", (-1, 3, -1, -1))},
+        {"y": ("FLOAT", (-1, 3, -1, -1))},
+        profiles,
+        lambda x: (x * 2,),
+    )
     backend = make(image, min="1x3x8x8;1x3x17x17", max="4x3x16x16;2x3x64x64")
     assert backend.max == 4
     images = [torch.rand(1, 3, size, size) for size in (32, 16, 32, 32)]
     batch = [{"data": each} for each in images]
     backend.forward(batch)
-    assert all(torch.equal(item["result"], each * 2) for item, each in zip(batch, images, strict=True))
+    assert all(
+        torch.equal(item["result"], each * 2) for item, each in zip(batch, images, strict=True)
+    )
     runs = sorted(shapes for context in runtime.engine.contexts for shapes in context.runs)
     assert runs == [((1, 3, 16, 16),), ((1, 3, 32, 32),), ((2, 3, 32, 32),)]
 
@@ -332,9 +397,17 @@ def test_shapes_that_allow_fewer_run_in_more_runs(make, image, fake):
 def test_what_does_not_fit_is_a_soft_failure_of_its_own(make, two, fake_two):
     backend = make(two, max="4")
     good, wrong = pair(1), torch.zeros(1, 4)
-    batch = [{"data": good}, {"data": [good[0], wrong]}, {"data": [good[0]]}, {"data": [good[0], good[1].to(torch.complex64)]}]
+    batch = [
+        {"data": good},
+        {"data": [good[0], wrong]},
+        {"data": [good[0]]},
+        {"data": [good[0], good[1].to(torch.complex64)]},
+    ]
     backend.forward(batch)
-    assert "result" in batch[0] and [type(item.get("error")) for item in batch[1:]] == [InvalidInput] * 3
+    assert (
+        "result" in batch[0]
+        and [type(item.get("error")) for item in batch[1:]] == [InvalidInput] * 3
+    )
     assert str(batch[1]["error"]) == (
         "TensorrtTensor: input b: expected float32 of shape Nx3 (1x3 or 1x3 to 2x3 or 1x3 to 4x3), got float32 of shape 1x4"
     )
@@ -347,7 +420,10 @@ def test_dtypes_widen_on_their_way(make, two, fake_two):
     data = [np.array([[1, 2, 3]], np.uint8), np.array([[1, 1, 1]], np.float64)]
     batch = [{"data": data}]
     backend.forward(batch)
-    assert batch[0]["result"][0].tolist() == [[2, 3, 4]] and batch[0]["result"][0].dtype == torch.float32
+    assert (
+        batch[0]["result"][0].tolist() == [[2, 3, 4]]
+        and batch[0]["result"][0].dtype == torch.float32
+    )
 
 
 def test_whole_numbers_and_bfloat16_travel(make, two, fake):
@@ -358,7 +434,9 @@ def test_whole_numbers_and_bfloat16_travel(make, two, fake):
     batch = [{"data": [a, b]}]
     backend.forward(batch)
     assert torch.equal(batch[0]["result"][0], a + 1) and torch.equal(batch[0]["result"][1], b)
-    with pytest.raises(InvalidInput, match=r"input b: expected bfloat16 of shape Nx3 .* got float32"):
+    with pytest.raises(
+        InvalidInput, match=r"input b: expected bfloat16 of shape Nx3 .* got float32"
+    ):
         backend.forward([{"data": [a, b.float()]}])
 
 
@@ -380,9 +458,19 @@ def test_outputs_whose_shape_depends_on_the_data(make, scores, fake):
         batch = [{"data": torch.tensor([row], dtype=torch.float32)}]
         backend.forward(batch)
         places, same = batch[0]["result"]
-        assert places.tolist() == [[0, index] for index in range(5) if row[index]] and same.tolist() == [row]
-    with pytest.raises(BackendError, match=r"output 0 has 3 rows for a batch of 2: the model does not keep items apart; set max = 1"):
-        backend.forward([{"data": torch.tensor([row], dtype=torch.float32)} for row in ([1, 0, 0, 0, 0], [1, 0, 0, 0, 1])])
+        assert places.tolist() == [
+            [0, index] for index in range(5) if row[index]
+        ] and same.tolist() == [row]
+    with pytest.raises(
+        BackendError,
+        match=r"output 0 has 3 rows for a batch of 2: the model does not keep items apart; set max = 1",
+    ):
+        backend.forward(
+            [
+                {"data": torch.tensor([row], dtype=torch.float32)}
+                for row in ([1, 0, 0, 0, 0], [1, 0, 0, 0, 1])
+            ]
+        )
 
 
 def test_an_allocator_grows_and_says_where_there_is_no_memory(library, monkeypatch, caplog):
@@ -412,7 +500,10 @@ def test_inputs_and_outputs_in_another_order(make, two, fake_two):
         make(two, max="4", input_reorder="0,2")
 
 
-@pytest.mark.parametrize(("postprocessor", "best"), [("SoftmaxArgMax", "class"), ("ArgMax", "class"), ("SoftmaxMax", "score")])
+@pytest.mark.parametrize(
+    ("postprocessor", "best"),
+    [("SoftmaxArgMax", "class"), ("ArgMax", "class"), ("SoftmaxMax", "score")],
+)
 def test_classes_come_as_plain_values(make, scores, fake, postprocessor, best):
     def top(x):
         order = np.argsort(-x)[:, :2]
@@ -427,9 +518,15 @@ def test_classes_come_as_plain_values(make, scores, fake, postprocessor, best):
         {"data": torch.tensor([[1.0, 0, 0, 0, 0], [0, 0, 0, 2, 0]]), "request_size": 2},
     ]
     backend.forward(batch)
-    assert batch[0]["class"] == 2 and batch[0]["score"] == 0.5 and batch[0]["result"] == batch[0][best]
+    assert (
+        batch[0]["class"] == 2 and batch[0]["score"] == 0.5 and batch[0]["result"] == batch[0][best]
+    )
     assert batch[0]["top"] == [{"class": 2, "score": 0.5}, {"class": 4, "score": 0.25}]
-    assert batch[1]["class"] == [0, 3] and batch[1]["score"] == [1.0, 2.0] and len(batch[1]["top"]) == 2
+    assert (
+        batch[1]["class"] == [0, 3]
+        and batch[1]["score"] == [1.0, 2.0]
+        and len(batch[1]["top"]) == 2
+    )
 
 
 def test_instances_share_the_engine_and_each_has_its_contexts(make, two, fake_two):
@@ -449,7 +546,10 @@ def test_instances_share_the_engine_and_each_has_its_contexts(make, two, fake_tw
 @pytest.mark.parametrize(
     ("said", "error"),
     [
-        ("Error Code 1: Cuda Runtime (cudaError 700: an illegal memory access was encountered)", DeviceError),
+        (
+            "Error Code 1: Cuda Runtime (cudaError 700: an illegal memory access was encountered)",
+            DeviceError,
+        ),
         ("Error Code 2: OutOfMemory (Requested size was 12 bytes.)", MemoryError),
         ("Error Code 3: API Usage Error (shape)", BackendError),
     ],
@@ -459,21 +559,32 @@ def test_a_run_that_fails_says_what_tensorrt_says(make, two, fake_two, said, err
     fake_two.engine.failing = said
     with pytest.raises(error, match=re.escape(said)) as caught:
         backend.forward([{"data": pair(1)}])
-    assert "net" in str(caught.value) and (error is not BackendError or not isinstance(caught.value, DeviceError))
+    assert "net" in str(caught.value) and (
+        error is not BackendError or not isinstance(caught.value, DeviceError)
+    )
 
 
 def test_an_engine_that_does_not_load_says_why(make, two, fake_two):
     fake_two.engine.no_contexts = True
     backend = make(two, max="4")
-    with pytest.raises(MemoryError, match=r"can't make an execution context.*Requested size was 99 bytes"):
+    with pytest.raises(
+        MemoryError, match=r"can't make an execution context.*Requested size was 99 bytes"
+    ):
         backend.forward([{"data": pair(1)}])
     fake_two.validity = ("INVALID", 2 | 4)
-    with pytest.raises(BackendError, match=r"can't run this engine on this machine: UNSUPPORTED_CC; OLD_CUDA_DRIVER"):
+    with pytest.raises(
+        BackendError,
+        match=r"can't run this engine on this machine: UNSUPPORTED_CC; OLD_CUDA_DRIVER",
+    ):
         make(two, max="4", weight_budget_percentage=1)
-    fake_two.validity, fake_two.engine = ("VALID", 0), types.SimpleNamespace(trt=fake_two.engine.trt)
+    fake_two.validity, fake_two.engine = (
+        ("VALID", 0),
+        types.SimpleNamespace(trt=fake_two.engine.trt),
+    )
     fake_two.deserialize_cuda_engine = lambda serialized_engine: None
     with pytest.raises(
-        BackendError, match=r"node 'net': TensorrtTensor: .*two\.onnx: tensorrt_rtx .* can't load the engine: it gives no reason"
+        BackendError,
+        match=r"node 'net': TensorrtTensor: .*two\.onnx: tensorrt_rtx .* can't load the engine: it gives no reason",
     ):
         make(two, max="4", weight_budget_percentage=2)
 
@@ -484,13 +595,23 @@ def test_the_weight_budget_is_a_share_of_what_can_be_streamed(make, two, fake_tw
 
 
 def test_inputs_without_a_batch_are_refused(make, two, fake):
-    fake({"a": ("FLOAT", (-1, 3)), "b": ("FLOAT", (7,))}, {"y": ("FLOAT", (-1, 3))}, ranges(4), lambda a, b: (a,))
-    with pytest.raises(BackendError, match=r"the batch as their first axis.*a \(float32 of shape Nx3\), b \(float32 of shape 7\)"):
+    fake(
+        {"a": ("FLOAT", (-1, 3)), "b": ("FLOAT", (7,))},
+        {"y": ("FLOAT", (-1, 3))},
+        ranges(4),
+        lambda a, b: (a,),
+    )
+    with pytest.raises(
+        BackendError,
+        match=r"the batch as their first axis.*a \(float32 of shape Nx3\), b \(float32 of shape 7\)",
+    ):
         make(two, max="4")
 
 
 def test_a_context_of_a_captured_graph_runs_nothing_else(library, fake_two, monkeypatch):
-    execution = Execution(library, LoadedEngine(fake_two.engine, None), "net", torch.device("cpu"), 7)
+    execution = Execution(
+        library, LoadedEngine(fake_two.engine, None), "net", torch.device("cpu"), 7
+    )
     capturing = False
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     execution(*pair(1))
@@ -506,7 +627,8 @@ def test_without_a_gpu_nothing_is_built(make, two, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(
-        BackendError, match=r"node 'net': TensorrtTensor: .*two\.onnx: TensorRT runs on an NVIDIA GPU, and torch sees none here"
+        BackendError,
+        match=r"node 'net': TensorrtTensor: .*two\.onnx: TensorRT runs on an NVIDIA GPU, and torch sees none here",
     ):
         make(two, max="4")
     assert not (tmp_path / "kept").exists()
@@ -518,16 +640,26 @@ def test_what_tensorrt_does_not_explain(library):
 
 def test_the_fake_has_the_signatures_of_the_bindings(library):
     """Every method and attribute that runs here is TensorRT's, with as many parameters."""
-    for fake, name in ((FakeRuntime, "Runtime"), (FakeEngine, "ICudaEngine"), (FakeContext, "IExecutionContext")):
+    for fake, name in (
+        (FakeRuntime, "Runtime"),
+        (FakeEngine, "ICudaEngine"),
+        (FakeContext, "IExecutionContext"),
+    ):
         real = getattr(library.trt, name)
-        methods = [each for each in vars(fake) if not each.startswith("_") and each not in ("shape_of", "memory")]
+        methods = [
+            each
+            for each in vars(fake)
+            if not each.startswith("_") and each not in ("shape_of", "memory")
+        ]
         assert methods
         for method in methods:
             found = getattr(real, method)
             if isinstance(vars(fake)[method], property):
                 continue
             parameters = vars(fake)[method].__code__.co_argcount - 1
-            assert parameters in arities(method, found.__doc__), f"{name}.{method} takes {arities(method, found.__doc__)}, not {parameters}"
+            assert parameters in arities(method, found.__doc__), (
+                f"{name}.{method} takes {arities(method, found.__doc__)}, not {parameters}"
+            )
     for attribute in ("streamable_weights_size", "weight_streaming_budget_v2"):
         assert hasattr(library.trt.ICudaEngine, attribute)
 
@@ -546,5 +678,8 @@ def arities(method, doc):
 
 
 def test_arities_are_read():
-    assert arities("run", "run(self: a.B, name: str, shape: tuple[int, int] = None) -> bool") == {1, 2}
+    assert arities("run", "run(self: a.B, name: str, shape: tuple[int, int] = None) -> bool") == {
+        1,
+        2,
+    }
     assert arities("run", "run(self: a.B) -> bool") == {0}

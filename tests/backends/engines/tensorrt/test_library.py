@@ -37,7 +37,9 @@ def modules(monkeypatch):
 def test_tensorrt_comes_before_tensorrt_rtx(modules):
     modules.update({"tensorrt": "10.13.3.9", "tensorrt_rtx_bindings": "1.7.1"})
     assert (find_library().name, find_library().version) == ("tensorrt", "10.13.3.9")
-    assert find_library("tensorrt_rtx").name == "tensorrt_rtx" and find_library("tensorrt_rtx").is_rtx
+    assert (
+        find_library("tensorrt_rtx").name == "tensorrt_rtx" and find_library("tensorrt_rtx").is_rtx
+    )
     assert not find_library().is_rtx
 
 
@@ -48,7 +50,9 @@ def test_the_next_one_is_taken_where_the_first_can_not_be_used(modules):
         find_library("tensorrt")
 
 
-@pytest.mark.parametrize("error", [OSError("libnvinfer.so.10: cannot open"), ImportError("undefined symbol")])
+@pytest.mark.parametrize(
+    "error", [OSError("libnvinfer.so.10: cannot open"), ImportError("undefined symbol")]
+)
 def test_a_library_that_can_not_be_imported_is_no_crash(modules, error):
     modules["tensorrt"] = error
     with pytest.raises(BackendError, match=f"tensorrt can't be imported: {error}"):
@@ -56,9 +60,14 @@ def test_a_library_that_can_not_be_imported_is_no_crash(modules, error):
 
 
 def test_without_any_it_says_what_to_install(modules):
-    with pytest.raises(BackendError, match=r"tensorrt is not installed; tensorrt_rtx is not installed.*pip install 'penstock\[tensorrt\]'"):
+    with pytest.raises(
+        BackendError,
+        match=r"tensorrt is not installed; tensorrt_rtx is not installed.*pip install 'penstock\[tensorrt\]'",
+    ):
         find_library()
-    with pytest.raises(BackendError, match="no TensorRT library 'trt': expected tensorrt or tensorrt_rtx"):
+    with pytest.raises(
+        BackendError, match="no TensorRT library 'trt': expected tensorrt or tensorrt_rtx"
+    ):
         find_library("trt")
 
 

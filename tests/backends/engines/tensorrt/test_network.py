@@ -17,7 +17,9 @@ MEAN, STD = "123.675,116.28,103.53", "58.395,57.12,57.375"
 def ports(definition):
     ins = [definition.get_input(index) for index in range(definition.num_inputs)]
     outs = [definition.get_output(index) for index in range(definition.num_outputs)]
-    return [[(port.name, port.dtype.name, tuple(port.shape)) for port in side] for side in (ins, outs)]
+    return [
+        [(port.name, port.dtype.name, tuple(port.shape)) for port in side] for side in (ins, outs)
+    ]
 
 
 def test_a_model_is_as_it_was(prepared, two):
@@ -36,7 +38,9 @@ def test_networks_are_strongly_typed(recipe, two, library):
             return library.trt.Builder(library.logger).create_network(flags)
 
     network = parse(recipe(two), library, Asked(), [])
-    assert asked == [1 << int(library.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)] and network.inputs == [
+    assert asked == [
+        1 << int(library.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    ] and network.inputs == [
         ("a", (-1, 3)),
         ("b", (-1, 3)),
     ]
@@ -46,9 +50,15 @@ def test_mean_and_std_are_layers_in_front_and_images_come_as_uint8(prepared, res
     definition = prepared(resnet18, mean=MEAN, std=STD).network.definition
     assert ports(definition)[0] == [("image", "UINT8", (-1, 3, 64, 64))]
     found = layers(definition)
-    first = [name for name in found if not name.startswith(("ONNXTRT", "penstock_mean", "penstock_std"))][:4]
+    first = [
+        name for name in found if not name.startswith(("ONNXTRT", "penstock_mean", "penstock_std"))
+    ][:4]
     assert first == ["penstock_cast", "penstock_Sub", "penstock_Mul", "penstock_cast_1"]
-    assert found["penstock_Sub"].get_output(0).dtype.name == found["penstock_Mul"].get_output(0).dtype.name == "FLOAT"
+    assert (
+        found["penstock_Sub"].get_output(0).dtype.name
+        == found["penstock_Mul"].get_output(0).dtype.name
+        == "FLOAT"
+    )
 
 
 def test_nhwc_is_turned_inside(prepared, resnet18, layers, library):
@@ -56,7 +66,9 @@ def test_nhwc_is_turned_inside(prepared, resnet18, layers, library):
     assert ports(definition)[0] == [("image", "UINT8", (-1, 64, 64, 3))]
     turned = layers(definition)["image_nchw_transpose"]
     turned.__class__ = library.trt.IShuffleLayer
-    assert tuple(turned.first_transpose)[:4] == (0, 3, 1, 2) and tuple(turned.get_output(0).shape) == (-1, 3, 64, 64)
+    assert tuple(turned.first_transpose)[:4] == (0, 3, 1, 2) and tuple(
+        turned.get_output(0).shape
+    ) == (-1, 3, 64, 64)
 
 
 def test_nhwc_keeps_open_sizes(prepared, image):
@@ -72,10 +84,15 @@ def test_softmax_behind_the_model(prepared, scores, layers, library):
     assert softmax.axes == 1 << 1  # over the classes, not over the batch
 
 
-@pytest.mark.parametrize(("postprocessor", "softmax"), [("ArgMax", False), ("SoftmaxArgMax", True), ("SoftmaxMax", True)])
+@pytest.mark.parametrize(
+    ("postprocessor", "softmax"), [("ArgMax", False), ("SoftmaxArgMax", True), ("SoftmaxMax", True)]
+)
 def test_classes_are_told_by_the_network(prepared, scores, layers, library, postprocessor, softmax):
     definition = prepared(scores, postprocessor=postprocessor, top_k=3).network.definition
-    assert ports(definition)[1] == [("penstock_scores", "FLOAT", (-1, 3)), ("penstock_classes", "INT32", (-1, 3))]
+    assert ports(definition)[1] == [
+        ("penstock_scores", "FLOAT", (-1, 3)),
+        ("penstock_classes", "INT32", (-1, 3)),
+    ]
     found = layers(definition)
     assert ("penstock_softmax" in found) is softmax
     best = found["penstock_topk"]
@@ -85,9 +102,17 @@ def test_classes_are_told_by_the_network(prepared, scores, layers, library, post
 
 def test_softmax_is_computed_in_float32(prepared, write, tmp_path):
     half = TensorProto.FLOAT16
-    path = write(tmp_path / "half.onnx", [("Relu", ["x"], ["y"])], [("x", half, ["n", 5])], [("y", half, ["n", 5])])
+    path = write(
+        tmp_path / "half.onnx",
+        [("Relu", ["x"], ["y"])],
+        [("x", half, ["n", 5])],
+        [("y", half, ["n", 5])],
+    )
     definition = prepared(path, postprocessor="SoftmaxArgMax").network.definition
-    assert ports(definition) == [[("x", "HALF", (-1, 5))], [("penstock_scores", "FLOAT", (-1, 1)), ("penstock_classes", "INT32", (-1, 1))]]
+    assert ports(definition) == [
+        [("x", "HALF", (-1, 5))],
+        [("penstock_scores", "FLOAT", (-1, 1)), ("penstock_classes", "INT32", (-1, 1))],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -99,10 +124,30 @@ def test_softmax_is_computed_in_float32(prepared, write, tmp_path):
             "postprocessor",
             "one output, N x K scores; .* has sum of 2 axes, dif of 2",
         ),
-        ("image", {"postprocessor": "ArgMax", "max": "1x3x8x8"}, "postprocessor", "features of 4 axes"),
-        ("scores", {"postprocessor": "ArgMax", "top_k": 6}, "top_k", "top_k is 6, and output scores of .* has 5 scores"),
-        ("scores", {"data_format": "nhwc"}, "data_format", "needs a first input of 4 axes, N x C x H x W, found 2"),
-        ("image", {"mean": "1,2"}, "mean", "mean has 2 values, which fit no channel axis of the first input, Nx3xNxN"),
+        (
+            "image",
+            {"postprocessor": "ArgMax", "max": "1x3x8x8"},
+            "postprocessor",
+            "features of 4 axes",
+        ),
+        (
+            "scores",
+            {"postprocessor": "ArgMax", "top_k": 6},
+            "top_k",
+            "top_k is 6, and output scores of .* has 5 scores",
+        ),
+        (
+            "scores",
+            {"data_format": "nhwc"},
+            "data_format",
+            "needs a first input of 4 axes, N x C x H x W, found 2",
+        ),
+        (
+            "image",
+            {"mean": "1,2"},
+            "mean",
+            "mean has 2 values, which fit no channel axis of the first input, Nx3xNxN",
+        ),
         ("image", {"std": "1,0,1"}, "std", "must not contain 0"),
         ("image", {"max": "4"}, "max", r"axis 2, 3 of input image \(Nx3xNxN\) is open too"),
     ],
@@ -116,17 +161,29 @@ def test_keys_that_do_not_fit_the_model(prepared, request, model, keys, key, mes
 
 
 def test_an_operator_that_tensorrt_lacks_is_named(prepared, write, tmp_path):
-    nodes = [("Relu", ["x"], ["y"]), ("Nope", ["y"], ["z"], {"name": "strange", "domain": "nowhere"})]
+    nodes = [
+        ("Relu", ["x"], ["y"]),
+        ("Nope", ["y"], ["z"], {"name": "strange", "domain": "nowhere"}),
+    ]
     path = write(tmp_path / "nope.onnx", nodes, [("x", FLOAT, ["n", 5])], [("z", FLOAT, ["n", 5])])
     with pytest.raises(
-        BackendError, match=rf"node 'net': .* can't use the model {path}: node 1 \(Nope strange\): the operator Nope is not"
+        BackendError,
+        match=rf"node 'net': .* can't use the model {path}: node 1 \(Nope strange\): the operator Nope is not",
     ):
         prepared(path)
 
 
 def test_an_operator_that_only_tensorrt_s_source_gives_a_reason_for(prepared, write, tmp_path):
-    path = write(tmp_path / "unique.onnx", [("Unique", ["x"], ["y"], {"name": "few"})], [("x", FLOAT, ["n", 5])], [("y", FLOAT, ["m"])])
-    with pytest.raises(BackendError, match=rf"can't use the model {path}: node 0 \(Unique few\): the operator Unique is not supported$"):
+    path = write(
+        tmp_path / "unique.onnx",
+        [("Unique", ["x"], ["y"], {"name": "few"})],
+        [("x", FLOAT, ["n", 5])],
+        [("y", FLOAT, ["m"])],
+    )
+    with pytest.raises(
+        BackendError,
+        match=rf"can't use the model {path}: node 0 \(Unique few\): the operator Unique is not supported$",
+    ):
         prepared(path)
 
 
@@ -141,7 +198,10 @@ def test_a_model_that_is_cut_off_is_named(prepared, resnet18, tmp_path):
 
 
 def test_a_model_that_is_not_there_is_named(prepared, tmp_path):
-    with pytest.raises(BackendError, match=f"node 'net': TensorrtTensor: the model {tmp_path}/no.onnx does not exist"):
+    with pytest.raises(
+        BackendError,
+        match=f"node 'net': TensorrtTensor: the model {tmp_path}/no.onnx does not exist",
+    ):
         prepared(tmp_path / "no.onnx")
 
 
@@ -159,7 +219,9 @@ def test_weights_beside_the_model_are_found(prepared, write, tmp_path, layers):
         [("MatMul", ["x", "w"], ["y"], {"name": "multiply"})], [("x", FLOAT, ["n", 64])], [("y", FLOAT, ["n", 64])],
         [("w", np.eye(64, dtype=np.float32))],
     )  # fmt: skip
-    onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    onnx.save(
+        onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0
+    )
     for precision in ("fp32", "fp16"):
         assert "multiply" in layers(prepared(path, precision=precision).network.definition)
     (tmp_path / "weights.bin").unlink()

@@ -19,7 +19,9 @@ from penstock.backends.errors import BackendError
 def found(library, recipe, tmp_path):
     def found(path, **params):
         params.setdefault("model::cache", str(tmp_path / "kept"))
-        return find_plan(recipe(path, **params), library, Context(node="net", directory=tmp_path), Progress())
+        return find_plan(
+            recipe(path, **params), library, Context(node="net", directory=tmp_path), Progress()
+        )
 
     return found
 
@@ -63,7 +65,9 @@ def test_changed_weights_beside_the_model_make_another(found, write, tmp_path):
         tmp_path / "apart.onnx", [("MatMul", ["x", "w"], ["y"])], [("x", 1, ["n", 4])], [("y", 1, ["n", 4])],
         [("w", np.eye(4, dtype=np.float32))],
     )  # fmt: skip
-    onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    onnx.save(
+        onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0
+    )
     found(path)
     assert not found(path).built
     (tmp_path / "weights.bin").write_bytes(np.ones((4, 4), np.float32).tobytes())
@@ -74,14 +78,22 @@ def test_weights_outside_of_the_models_folder_are_refused(found, write, tmp_path
     folder = tmp_path / "inside"
     folder.mkdir()
     path = write(
-        folder / "m.onnx", [("MatMul", ["x", "w"], ["y"])], [("x", 1, ["n", 4])], [("y", 1, ["n", 4])], [("w", np.eye(4, dtype=np.float32))]
+        folder / "m.onnx",
+        [("MatMul", ["x", "w"], ["y"])],
+        [("x", 1, ["n", 4])],
+        [("y", 1, ["n", 4])],
+        [("w", np.eye(4, dtype=np.float32))],
     )
-    onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    onnx.save(
+        onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0
+    )
     model = onnx.load(path, load_external_data=False)
     model.graph.initializer[0].external_data[0].value = "../weights.bin"
     path.write_bytes(model.SerializeToString())
     (folder / "weights.bin").rename(tmp_path / "weights.bin")
-    with pytest.raises(BackendError, match=r"keeps weights in \.\./weights\.bin, outside of its folder"):
+    with pytest.raises(
+        BackendError, match=r"keeps weights in \.\./weights\.bin, outside of its folder"
+    ):
         found(path)
 
 
@@ -97,7 +109,10 @@ def test_engine_files_of_ours_must_fit_this_library(found, two, library, recipe,
     assert found(path).plan == found(two, **{"model::cache": str(path)}).plan
     key = recipe(two).key(library)
     write(path, {**key, "version": "0.9"}, b"plan")
-    with pytest.raises(BackendError, match=f"node 'net': .*the engine {path} was built for version 0.9, and here is {library.version}"):
+    with pytest.raises(
+        BackendError,
+        match=f"node 'net': .*the engine {path} was built for version 0.9, and here is {library.version}",
+    ):
         found(path)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(BackendError, match=f"the engine {path} can't be used: it is damaged"):
@@ -124,4 +139,9 @@ def test_other_files_are_refused(found, tmp_path):
 def test_what_tensorrt_rtx_builds_is_for_no_gpu(recipe, two, library):
     params = recipe(two).params
     assert gpu_of(params, library, "NVIDIA X 8.6") == "none"
-    assert gpu_of(params.model_copy(update={"hardware_compatibility": "current"}), library, "NVIDIA X 8.6") == "NVIDIA X 8.6"
+    assert (
+        gpu_of(
+            params.model_copy(update={"hardware_compatibility": "current"}), library, "NVIDIA X 8.6"
+        )
+        == "NVIDIA X 8.6"
+    )

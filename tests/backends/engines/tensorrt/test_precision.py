@@ -20,12 +20,18 @@ FLOAT = TensorProto.FLOAT
 
 
 def types_of(layers, definition, kinds=("CONVOLUTION", "MATRIX_MULTIPLY")):
-    return {name: layer.get_output(0).dtype.name for name, layer in layers(definition).items() if layer.type.name in kinds}
+    return {
+        name: layer.get_output(0).dtype.name
+        for name, layer in layers(definition).items()
+        if layer.type.name in kinds
+    }
 
 
 def test_the_models_own_types_are_kept(prepared, resnet18, layers):
     for precision in (None, "fp32"):
-        assert set(types_of(layers, prepared(resnet18, precision=precision).network.definition).values()) == {"FLOAT"}
+        assert set(
+            types_of(layers, prepared(resnet18, precision=precision).network.definition).values()
+        ) == {"FLOAT"}
 
 
 @pytest.mark.parametrize("precision", ["fp16", "best"])
@@ -33,12 +39,22 @@ def test_fp16_converts_layers_and_leaves_the_borders(prepared, resnet18, layers,
     definition = prepared(resnet18, precision=precision, mean="1", std="2").network.definition
     found = types_of(layers, definition)
     assert len(found) >= 20 and set(found.values()) == {"HALF"}
-    assert definition.get_input(0).dtype.name == "UINT8" and definition.get_output(0).dtype.name == "FLOAT"
-    assert layers(definition)["penstock_Mul"].get_output(0).dtype.name == "FLOAT"  # 16 bits would lose digits of mean and std
+    assert (
+        definition.get_input(0).dtype.name == "UINT8"
+        and definition.get_output(0).dtype.name == "FLOAT"
+    )
+    assert (
+        layers(definition)["penstock_Mul"].get_output(0).dtype.name == "FLOAT"
+    )  # 16 bits would lose digits of mean and std
 
 
 def test_layers_by_name_stay_in_fp32(prepared, resnet18, layers):
-    found = types_of(layers, prepared(resnet18, precision="fp16", **{"precision::fp32": "/fc/,layer4"}).network.definition)
+    found = types_of(
+        layers,
+        prepared(
+            resnet18, precision="fp16", **{"precision::fp32": "/fc/,layer4"}
+        ).network.definition,
+    )
     kept = {name for name, dtype in found.items() if dtype == "FLOAT"}
     assert kept == {name for name in found if "/fc/" in name or "layer4" in name} and len(kept) > 2
 
@@ -49,7 +65,9 @@ def run(model, **inputs):
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"]).run(None, inputs)
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, ["CPUExecutionProvider"]
+    ).run(None, inputs)
 
 
 @pytest.mark.parametrize("kept", ["conv1", "fc", "conv1,/fc/", "layer1/layer1.0", "/"])
@@ -62,7 +80,9 @@ def test_models_whose_layers_stay_in_part_run_and_answer_as_before(resnet18, lib
     ((exact,), (found,)) = run(model, image=image), run(converted, image=image)
     assert found.dtype == np.float32 and np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
     assert (kept == "/") == np.array_equal(found, exact)
-    assert build(recipe(resnet18, (1,), precision="fp16", **{"precision::fp32": kept}), library, Progress())
+    assert build(
+        recipe(resnet18, (1,), precision="fp16", **{"precision::fp32": kept}), library, Progress()
+    )
 
 
 def test_outputs_of_layers_that_stay_are_not_rounded(prepared, resnet18, layers):
@@ -89,14 +109,24 @@ def test_an_output_that_other_layers_read_is_exact_and_they_read_it_rounded(writ
     ]
     shape = ["n", 4]
     ports = [(name, FLOAT, shape) for name in ("then", "kept", "also")]
-    path = write(tmp_path / "chain.onnx", nodes, [("x", FLOAT, shape)], ports, [("w", np.full((4, 4), 1 / 3, np.float32))])
+    path = write(
+        tmp_path / "chain.onnx",
+        nodes,
+        [("x", FLOAT, shape)],
+        ports,
+        [("w", np.full((4, 4), 1 / 3, np.float32))],
+    )
     converted = convert(onnx.load(path), "fp16", ["first"])
     onnx.checker.check_model(converted)
     assert [each.name for each in converted.graph.output] == ["then", "kept", "also"]
     x = np.random.default_rng(0).random((1, 4), np.float32)
     exact, found = run(onnx.load(path), x=x), run(converted, x=x)
     assert np.array_equal(found[1], exact[1]) and np.array_equal(found[2], exact[2])
-    assert found[0].dtype == np.float32 and not np.array_equal(found[0], exact[0]) and np.allclose(found[0], exact[0], rtol=2e-3)
+    assert (
+        found[0].dtype == np.float32
+        and not np.array_equal(found[0], exact[0])
+        and np.allclose(found[0], exact[0], rtol=2e-3)
+    )
 
 
 def test_an_output_of_what_the_converter_leaves_is_as_before(write, tmp_path):
@@ -109,7 +139,10 @@ def test_an_output_of_what_the_converter_leaves_is_as_before(write, tmp_path):
 
 
 def test_a_name_that_no_layer_has_is_an_error(prepared, resnet18):
-    with pytest.raises(ConfigError, match=r"precision::fp32: .*has '/fc/Gem9', and no node's name contains it, did you mean '/fc/Gemm'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"precision::fp32: .*has '/fc/Gem9', and no node's name contains it, did you mean '/fc/Gemm'",
+    ):
         prepared(resnet18, precision="fp16", **{"precision::fp32": "layer4,/fc/Gem9"})
 
 
@@ -123,16 +156,30 @@ def test_fp16_of_fp16_is_the_same(prepared, write, tmp_path, layers):
         [("y", half, ["n", 4])],
         weights,
     )
-    assert types_of(layers, prepared(path, precision="fp16").network.definition) == {"multiply": "HALF"}
+    assert types_of(layers, prepared(path, precision="fp16").network.definition) == {
+        "multiply": "HALF"
+    }
 
 
-def test_weights_beyond_float16_are_cut_off_and_nodes_need_no_name(prepared, write, tmp_path, layers):
+def test_weights_beyond_float16_are_cut_off_and_nodes_need_no_name(
+    prepared, write, tmp_path, layers
+):
     weights = [("w", np.full((4, 4), 3e5, np.float32)), ("v", np.full((4, 4), 5e4, np.float32))]
     nodes = [("MatMul", ["x", "w"], ["y"]), ("MatMul", ["x", "v"], ["z"])]
-    path = write(tmp_path / "large.onnx", nodes, [("x", FLOAT, ["n", 4])], [("y", FLOAT, ["n", 4]), ("z", FLOAT, ["n", 4])], weights)
-    assert set(types_of(layers, prepared(path, precision="fp16").network.definition).values()) == {"HALF"}
+    path = write(
+        tmp_path / "large.onnx",
+        nodes,
+        [("x", FLOAT, ["n", 4])],
+        [("y", FLOAT, ["n", 4]), ("z", FLOAT, ["n", 4])],
+        weights,
+    )
+    assert set(types_of(layers, prepared(path, precision="fp16").network.definition).values()) == {
+        "HALF"
+    }
     converted = convert(onnx.load(path), "fp16")
-    found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in converted.graph.initializer}
+    found = {
+        tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in converted.graph.initializer
+    }
     assert found["w"].dtype == np.float16 and found["w"].max() == 65504
     assert found["v"].max() == np.float16(5e4)
 
@@ -145,28 +192,47 @@ def quantized(write, path, kind, scale=0.1):
         ("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
         ("Relu", ["d"], ["y"]),
     ]
-    write(path, nodes, [("x", FLOAT, ["n", 16])], [("y", FLOAT, ["n", 16])], [("scale", np.float32(scale))], opset=19)
+    write(
+        path,
+        nodes,
+        [("x", FLOAT, ["n", 16])],
+        [("y", FLOAT, ["n", 16])],
+        [("scale", np.float32(scale))],
+        opset=19,
+    )
     model = onnx.load(path)
     model.graph.initializer.append(zero)
     onnx.save(model, path)
     return path
 
 
-@pytest.mark.parametrize(("precision", "kind"), [("int8", TensorProto.INT8), ("fp8", TensorProto.FLOAT8E4M3FN), ("best", TensorProto.INT8)])
-def test_models_that_round_by_themselves_pass_through(prepared, write, tmp_path, layers, precision, kind):
-    definition = prepared(quantized(write, tmp_path / "q.onnx", kind), precision=precision).network.definition
+@pytest.mark.parametrize(
+    ("precision", "kind"),
+    [("int8", TensorProto.INT8), ("fp8", TensorProto.FLOAT8E4M3FN), ("best", TensorProto.INT8)],
+)
+def test_models_that_round_by_themselves_pass_through(
+    prepared, write, tmp_path, layers, precision, kind
+):
+    definition = prepared(
+        quantized(write, tmp_path / "q.onnx", kind), precision=precision
+    ).network.definition
     found = types_of(layers, definition, ("QUANTIZE", "DEQUANTIZE", "ACTIVATION"))
     assert list(found.values()) == [{TensorProto.INT8: "INT8"}.get(kind, "FP8"), "FLOAT", "FLOAT"]
 
 
 @pytest.mark.parametrize(("precision", "found"), [("int8", "none"), ("fp8", "none")])
 def test_a_model_that_does_not_is_refused(prepared, resnet18, precision, found):
-    with pytest.raises(ConfigError, match=rf"precision: .*{precision} needs QuantizeLinear .*found {found}: quantize it first"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"precision: .*{precision} needs QuantizeLinear .*found {found}: quantize it first",
+    ):
         prepared(resnet18, precision=precision)
 
 
 def test_the_wrong_rounding_is_refused(prepared, write, tmp_path):
-    with pytest.raises(ConfigError, match=r"fp8 needs .* FLOAT8E4M3FN .*found QuantizeLinear nodes to INT8"):
+    with pytest.raises(
+        ConfigError, match=r"fp8 needs .* FLOAT8E4M3FN .*found QuantizeLinear nodes to INT8"
+    ):
         prepared(quantized(write, tmp_path / "q.onnx", TensorProto.INT8), precision="fp8")
 
 
@@ -179,7 +245,9 @@ def test_modelopt_converts_where_it_is_installed(monkeypatch, resnet18):
     """Called as its documentation says; itself it is not installed here."""
     calls = []
 
-    def convert_to_mixed_precision(onnx_path, low_precision_type="fp16", nodes_to_exclude=None, keep_io_types=False):
+    def convert_to_mixed_precision(
+        onnx_path, low_precision_type="fp16", nodes_to_exclude=None, keep_io_types=False
+    ):
         calls.append((onnx_path, low_precision_type, nodes_to_exclude, keep_io_types))
         return "converted"
 

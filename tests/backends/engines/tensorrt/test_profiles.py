@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.backends.engines.tensorrt.profiles import Input, ProfileError, Range, choose, describe, make_profiles
+from penstock.backends.engines.tensorrt.profiles import (
+    Input,
+    ProfileError,
+    Range,
+    choose,
+    describe,
+    make_profiles,
+)
 
 IMAGE = Input("image", (-1, 3, 224, 224))
 OPEN = Input("image", (-1, 3, -1, -1))
@@ -13,7 +20,10 @@ FIXED = Input("image", (4, 3, 8, 8))
 
 
 def profiles(inputs, low=None, high=None, sizes=(1, 2, 4)):
-    return [{name: tuple(each) for name, each in profile.items()} for profile in make_profiles(inputs, low, high, sizes)]
+    return [
+        {name: tuple(each) for name, each in profile.items()}
+        for profile in make_profiles(inputs, low, high, sizes)
+    ]
 
 
 def test_a_batch_size_becomes_a_profile_a_bucket():
@@ -23,18 +33,31 @@ def test_a_batch_size_becomes_a_profile_a_bucket():
         {"image": ((1, *rest), (2, *rest), (2, *rest))},
         {"image": ((1, *rest), (4, *rest), (4, *rest))},
     ]
-    assert profiles([IMAGE]) == profiles([IMAGE], high="4") == profiles([IMAGE], "1x3x224x224", "4x3x224x224")
+    assert (
+        profiles([IMAGE])
+        == profiles([IMAGE], high="4")
+        == profiles([IMAGE], "1x3x224x224", "4x3x224x224")
+    )
 
 
 def test_buckets_lie_between_min_and_max():
-    assert [profile["image"][2][0] for profile in profiles([IMAGE], "2", "6", (1, 2, 4, 6))] == [2, 4, 6]
+    assert [profile["image"][2][0] for profile in profiles([IMAGE], "2", "6", (1, 2, 4, 6))] == [
+        2,
+        4,
+        6,
+    ]
     assert all(profile["image"][0][0] == 2 for profile in profiles([IMAGE], "2", "6", (1, 2, 4, 6)))
 
 
 def test_several_inputs_share_the_batch():
     (*_, last) = profiles([IMAGE, IDS], high="4")
-    assert last == {"image": ((1, 3, 224, 224), (4, 3, 224, 224), (4, 3, 224, 224)), "ids": ((1, 10), (4, 10), (4, 10))}
-    assert profiles([IMAGE, IDS], "1x3x224x224,1x10", "4x3x224x224,4x10") == profiles([IMAGE, IDS], high="4")
+    assert last == {
+        "image": ((1, 3, 224, 224), (4, 3, 224, 224), (4, 3, 224, 224)),
+        "ids": ((1, 10), (4, 10), (4, 10)),
+    }
+    assert profiles([IMAGE, IDS], "1x3x224x224,1x10", "4x3x224x224,4x10") == profiles(
+        [IMAGE, IDS], high="4"
+    )
 
 
 def test_several_profiles_stay_as_they_are():
@@ -63,15 +86,51 @@ def test_fixed_shapes_need_none():
 @pytest.mark.parametrize(
     ("inputs", "low", "high", "key", "message"),
     [
-        ([IMAGE], "8", "4", "min", r"input image \(Nx3x224x224\): min is 8x3x224x224 and max 4x3x224x224: expected min <= max"),
-        ([OPEN], None, "4", "max", r"axis 2, 3 of input image \(Nx3xNxN\) is open too: give a shape"),
+        (
+            [IMAGE],
+            "8",
+            "4",
+            "min",
+            r"input image \(Nx3x224x224\): min is 8x3x224x224 and max 4x3x224x224: expected min <= max",
+        ),
+        (
+            [OPEN],
+            None,
+            "4",
+            "max",
+            r"axis 2, 3 of input image \(Nx3xNxN\) is open too: give a shape",
+        ),
         ([OPEN], "1x3x64x64", "2x3x32x64", "min", "expected min <= max in every axis"),
-        ([IMAGE], None, "4x3x224", "max", r"max has the shape 4x3x224 for input image \(Nx3x224x224\)"),
+        (
+            [IMAGE],
+            None,
+            "4x3x224",
+            "max",
+            r"max has the shape 4x3x224 for input image \(Nx3x224x224\)",
+        ),
         ([IMAGE], None, "4x1x224x224", "max", "max has the shape 4x1x224x224"),
         ([IMAGE], "1x3x8x8", "4", "min", "min has the shape 1x3x8x8"),
-        ([IMAGE, IDS], None, "4x3x224x224", "max", r"max has 1 shapes in a profile, and the model 2 inputs: image .*, ids \(Nx10\)"),
-        ([IMAGE, IDS], None, "4x3x224x224,8x10", "max", "different batch sizes in one profile: 4 for image, 8 for ids"),
-        ([IMAGE, IDS], "2x3x224x224,1x10", "4", "min", "different batch sizes in one profile: 2 for image, 1 for ids"),
+        (
+            [IMAGE, IDS],
+            None,
+            "4x3x224x224",
+            "max",
+            r"max has 1 shapes in a profile, and the model 2 inputs: image .*, ids \(Nx10\)",
+        ),
+        (
+            [IMAGE, IDS],
+            None,
+            "4x3x224x224,8x10",
+            "max",
+            "different batch sizes in one profile: 4 for image, 8 for ids",
+        ),
+        (
+            [IMAGE, IDS],
+            "2x3x224x224,1x10",
+            "4",
+            "min",
+            "different batch sizes in one profile: 2 for image, 1 for ids",
+        ),
         ([IMAGE], "1;2;3", "4;5", "min", "min has 3 profiles and max 2"),
         ([IMAGE], "0", "0", "max", "expected no 0"),
         ([FIXED], None, "8x3x8x8", "max", r"for input image \(4x3x8x8\): expected its fixed sizes"),
@@ -85,7 +144,13 @@ def test_what_does_not_fit_names_key_input_found_and_expected(inputs, low, high,
 
 def test_the_profile_of_a_batch_is_the_smallest_that_holds_it():
     made = make_profiles([IMAGE], None, "4", (1, 2, 4))
-    assert [choose(made, {"image": (rows, 3, 224, 224)}) for rows in (1, 2, 3, 4, 5)] == [0, 1, 2, 2, None]
+    assert [choose(made, {"image": (rows, 3, 224, 224)}) for rows in (1, 2, 3, 4, 5)] == [
+        0,
+        1,
+        2,
+        2,
+        None,
+    ]
     assert choose(made, {"image": (1, 3, 224)}) is None
 
 

@@ -65,10 +65,18 @@ def scripted(tmp_path: Path) -> Callable[..., Path]:
 def exported(tmp_path: Path) -> Callable[..., Path]:
     """Saves a module by torch.export, with any batch; `fixed`: with that of the examples."""
 
-    def exported(module: Any, *examples: Any, fixed: bool = False, shapes: Any = None, name: str = "model.pt2") -> Path:
+    def exported(
+        module: Any,
+        *examples: Any,
+        fixed: bool = False,
+        shapes: Any = None,
+        name: str = "model.pt2",
+    ) -> Path:
         batch = torch.export.Dim("batch")
         dynamic = None if fixed else shapes or tuple({0: batch} for _ in examples)
-        torch.export.save(torch.export.export(module.eval(), examples, dynamic_shapes=dynamic), tmp_path / name)
+        torch.export.save(
+            torch.export.export(module.eval(), examples, dynamic_shapes=dynamic), tmp_path / name
+        )
         return tmp_path / name
 
     return exported
@@ -84,7 +92,10 @@ def make() -> Any:
         assert cls.parameters is not None
         backend = cls()
         made.append(backend)
-        backend.init(cls.parameters.model_validate({"model": str(model), **keys}), context or Context(node="node", pipeline="pipe"))
+        backend.init(
+            cls.parameters.model_validate({"model": str(model), **keys}),
+            context or Context(node="node", pipeline="pipe"),
+        )
         return backend
 
     yield make

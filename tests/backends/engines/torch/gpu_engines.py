@@ -66,8 +66,12 @@ def test_what_can_not_be_captured_runs_without_graphs_and_memory_stays(tmp_path,
     run(backend, *(torch.ones(1, 1024, 1024) for _ in range(3)))
     before = torch.cuda.memory_reserved()
     for value in range(100):
-        results = run(backend, *(torch.full((1, 1024, 1024), float(value + item)) for item in range(3)))
-        assert [float(each[0, 0, 0]) for each in results] == [2.0 * (value + item) for item in range(3)]
+        results = run(
+            backend, *(torch.full((1, 1024, 1024), float(value + item)) for item in range(3))
+        )
+        assert [float(each[0, 0, 0]) for each in results] == [
+            2.0 * (value + item) for item in range(3)
+        ]
     assert torch.cuda.memory_reserved() <= before + 2**22
 
 

@@ -17,7 +17,9 @@ ENGINES = ("TorchScriptTensor", "TorchExportTensor", "PythonTensor")
 def test_they_say_what_they_need(name: str) -> None:
     found = describe(name)
     assert found.available and found.extra == "torch"
-    assert {"model", "max", "cuda_graphs", "INFERENCE_MODE"} <= {each.name for each in found.parameters or ()}
+    assert {"model", "max", "cuda_graphs", "INFERENCE_MODE"} <= {
+        each.name for each in found.parameters or ()
+    }
 
 
 def test_without_torch_a_file_is_checked_and_says_what_to_install() -> None:
@@ -36,9 +38,17 @@ for engine in ("TorchScriptTensor", "TorchExportTensor", "PythonTensor"):
     except BackendError as error:
         print(error)
 """
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     needs = "needs extra torch, which is not installed here: pip install 'penstock[torch]'"
-    assert done.stdout.splitlines() == [line for engine in ENGINES for line in ("[1, 4]", f"{engine} {needs}")], done.stderr
+    assert done.stdout.splitlines() == [
+        line for engine in ENGINES for line in ("[1, 4]", f"{engine} {needs}")
+    ], done.stderr
 
 
 def test_what_one_run_may_not_mix() -> None:
@@ -47,4 +57,9 @@ def test_what_one_run_may_not_mix() -> None:
 
     assert shape_key({"data": Array()}) == ((3, 4), "uint8")
     assert shape_key({"data": [Array(), "text"]}) == (((3, 4), "uint8"), None)
-    assert shape_key({"data": {"image": Array()}}) is shape_key({"data": "text"}) is shape_key({}) is None
+    assert (
+        shape_key({"data": {"image": Array()}})
+        is shape_key({"data": "text"})
+        is shape_key({})
+        is None
+    )

@@ -24,7 +24,9 @@ Dim = torch.export.Dim
 
 
 def close(found: Any, expected: Any) -> bool:
-    return found.shape == expected.shape and bool(torch.allclose(found, expected.detach(), atol=1e-4, rtol=1e-4))
+    return found.shape == expected.shape and bool(
+        torch.allclose(found, expected.detach(), atol=1e-4, rtol=1e-4)
+    )
 
 
 def test_resnet_as_eager(resnet, exported, images):
@@ -45,18 +47,25 @@ def test_inputs_in_order_and_by_name(exported, make, run):
     backend = make(NAME, exported(pair, torch.zeros(2, 3), torch.zeros(2, 2)), max=8)
     backend.warm_up()
     x, mask = torch.randn(1, 3), torch.randn(1, 2)
-    for first, second in run(backend, [x, mask], {"mask": mask, "image": x}, {"a__1": mask, "a__0": x}):
+    for first, second in run(
+        backend, [x, mask], {"mask": mask, "image": x}, {"a__1": mask, "a__0": x}
+    ):
         assert close(first, pair.linear(x)) and close(second, mask + 1)
 
 
 def test_inputs_of_any_structure(exported, make, run):
     class Nested(torch.nn.Module):
-        def forward(self, tensors: dict[str, torch.Tensor], pair: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
+        def forward(
+            self, tensors: dict[str, torch.Tensor], pair: tuple[torch.Tensor, torch.Tensor]
+        ) -> dict[str, torch.Tensor]:
             return {"difference": tensors["a"] - pair[0], "product": tensors["a"] * pair[1]}
 
     batch = Dim("batch")
     path = exported(
-        Nested(), {"a": torch.ones(2, 2)}, (torch.ones(2, 2), torch.ones(2, 2)), shapes=({"a": {0: batch}}, ({0: batch}, {0: batch}))
+        Nested(),
+        {"a": torch.ones(2, 2)},
+        (torch.ones(2, 2), torch.ones(2, 2)),
+        shapes=({"a": {0: batch}}, ({0: batch}, {0: batch})),
     )
     a, b, c = (torch.randn(1, 2) for _ in range(3))
     ((difference, product),) = run(make(NAME, path), {"tensors_a": a, "pair_0": b, "pair_1": c})
@@ -72,7 +81,8 @@ def test_dynamic_sizes(exported, make, run, images):
         (result,) = run(backend, images(1, size))
         assert close(result, Pool()(torch.from_numpy(images(1, size))))
     with pytest.raises(
-        InvalidInput, match=r"input 0 \(image\): expected float32 of shape Nx3x\(4..32\)x\(4..32\), got float32 of shape 1x3x33x33"
+        InvalidInput,
+        match=r"input 0 \(image\): expected float32 of shape Nx3x\(4..32\)x\(4..32\), got float32 of shape 1x3x33x33",
     ):
         run(backend, images(1, 33))
 
@@ -111,7 +121,10 @@ def test_a_fixed_batch_runs_padded(exported, make, run):
     backend = make(NAME, exported(Sign(), torch.zeros(4, 1), fixed=True), max=32)
     assert (backend.min, backend.max) == (4, 4)
     backend.warm_up()
-    assert [each.tolist() for each in run(backend, *(torch.full((1, 1), value) for value in (1.0, 2.0, 3.0)))] == [
+    assert [
+        each.tolist()
+        for each in run(backend, *(torch.full((1, 1), value) for value in (1.0, 2.0, 3.0)))
+    ] == [
         [[1, 3]],
         [[2, 3]],
         [[3, 3]],
@@ -139,7 +152,11 @@ def test_shapes_known_by_the_file_are_warmed_up(exported, make, monkeypatch):
     engine = backend.children[0]
     ran = []
     model = engine.model
-    monkeypatch.setattr(engine, "model", lambda *inputs: ran.append([tuple(each.shape) for each in inputs]) or model(*inputs))
+    monkeypatch.setattr(
+        engine,
+        "model",
+        lambda *inputs: ran.append([tuple(each.shape) for each in inputs]) or model(*inputs),
+    )
     backend.warm_up()
     assert ran == [[(size, 3, 4, 4)] for size in (5, 4, 2, 1)]
 
@@ -147,7 +164,10 @@ def test_shapes_known_by_the_file_are_warmed_up(exported, make, monkeypatch):
 def test_mean_and_std(exported, make, run):
     data = np.random.default_rng(0).integers(0, 256, (1, 3, 4, 4), np.uint8)
     backend = make(NAME, exported(Pool(), torch.zeros(2, 3, 4, 4)), mean="1,2,3", std="2,4,8")
-    expected = Pool()((torch.from_numpy(data) - torch.tensor([1.0, 2, 3]).view(3, 1, 1)) / torch.tensor([2.0, 4, 8]).view(3, 1, 1))
+    expected = Pool()(
+        (torch.from_numpy(data) - torch.tensor([1.0, 2, 3]).view(3, 1, 1))
+        / torch.tensor([2.0, 4, 8]).view(3, 1, 1)
+    )
     assert close(run(backend, data)[0], expected)
 
 
@@ -155,7 +175,9 @@ def test_instances_share_a_program_unless_told_otherwise(exported, make):
     path = exported(torch.nn.Linear(3, 2), torch.zeros(2, 3))
 
     def weight(**keys: Any) -> int:
-        return make(NAME, path, **keys).children[0].model._function.get_parameter("weight").data_ptr()
+        return (
+            make(NAME, path, **keys).children[0].model._function.get_parameter("weight").data_ptr()
+        )
 
     assert weight() == weight() != weight(ENABLE_WEIGHT_SHARING=False)
 
@@ -166,9 +188,19 @@ def test_instances_share_a_program_unless_told_otherwise(exported, make):
 def test_files_that_can_not_be_read(exported, make, tmp_path):
     path = exported(torch.nn.Linear(3, 2), torch.zeros(2, 3))
     whole = path.read_bytes()
-    for keep in (0, 100, len(whole) // 2, *range(len(whole) * 9 // 10, len(whole), 97), len(whole) - 23, len(whole) - 1):
+    for keep in (
+        0,
+        100,
+        len(whole) // 2,
+        *range(len(whole) * 9 // 10, len(whole), 97),
+        len(whole) - 23,
+        len(whole) - 1,
+    ):
         path.write_bytes(whole[:keep])
-        with pytest.raises(BackendError, match=rf"node 'node': TorchExportTensor: the model {path} can't be read.* it is truncated or"):
+        with pytest.raises(
+            BackendError,
+            match=rf"node 'node': TorchExportTensor: the model {path} can't be read.* it is truncated or",
+        ):
             make(NAME, path)
     torch.save({"weight": torch.zeros(2)}, tmp_path / "weights.pt2")
     with pytest.raises(BackendError, match="is TorchScript or a state_dict, no exported program"):
@@ -185,14 +217,19 @@ def test_files_that_can_not_be_read(exported, make, tmp_path):
 
 
 def test_programs_that_can_not_be_batched(exported, make):
-    with pytest.raises(BackendError, match="its inputs differ in their first dimension, which must be the batch: image 1, mask 2"):
+    with pytest.raises(
+        BackendError,
+        match="its inputs differ in their first dimension, which must be the batch: image 1, mask 2",
+    ):
         make(NAME, exported(Pair(), torch.zeros(1, 3), torch.zeros(2, 2), fixed=True))
 
     class Scaled(torch.nn.Module):
         def forward(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
             return x * factor
 
-    with pytest.raises(BackendError, match="input 'factor': expected a tensor with a batch dimension"):
+    with pytest.raises(
+        BackendError, match="input 'factor': expected a tensor with a batch dimension"
+    ):
         make(NAME, exported(Scaled(), torch.zeros(2, 3), torch.ones(()), fixed=True))
 
 
@@ -212,7 +249,9 @@ def package(tmp_path_factory):
     torch.manual_seed(0)
     pair = Pair().eval()
     batch = Dim("batch", max=16)
-    program = torch.export.export(pair, (torch.zeros(2, 3), torch.zeros(2, 2)), dynamic_shapes=({0: batch}, {0: batch}))
+    program = torch.export.export(
+        pair, (torch.zeros(2, 3), torch.zeros(2, 2)), dynamic_shapes=({0: batch}, {0: batch})
+    )
     path = tmp_path_factory.mktemp("package") / "pair.pt2"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's compiler uses what torch has deprecated
@@ -229,7 +268,10 @@ def test_a_package_as_eager(package, make, run):
         for (x, mask), (first, second) in zip(items, run(backend, *items[:count]), strict=False):
             assert close(first, pair.linear(x)) and close(second, mask + 1)
     for data, message in (
-        ([torch.zeros(1, 4), torch.zeros(1, 2)], r"input_handles\[0\]: unmatched dim value at 1, expected: 3, but got: 4"),
+        (
+            [torch.zeros(1, 4), torch.zeros(1, 2)],
+            r"input_handles\[0\]: unmatched dim value at 1, expected: 3, but got: 4",
+        ),
         ([torch.zeros(1, 3, dtype=torch.int32), torch.zeros(1, 2)], "unmatched dtype"),
         ([torch.zeros(1, 3)], "the model has 2 inputs, and data holds 1"),
     ):
@@ -242,7 +284,9 @@ def test_a_package_with_several_instances(package):
     items = [[torch.randn(1, 3), torch.randn(1, 2)] for _ in range(32)]
 
     async def ask() -> list[Any]:
-        async with Pipeline.load({"pair": {"backend": NAME, "model": str(path), "max": 4, "instance_num": 3}}) as pipeline:
+        async with Pipeline.load(
+            {"pair": {"backend": NAME, "model": str(path), "max": 4, "instance_num": 3}}
+        ) as pipeline:
             return await pipeline([{"data": each} for each in items])
 
     for (x, mask), answer in zip(items, asyncio.run(ask()), strict=True):
@@ -258,16 +302,24 @@ def test_a_package_for_another_device(package, make, tmp_path):
             content = source.read(name)
             target.writestr(
                 name,
-                content.replace(b'"AOTI_DEVICE_KEY": "cpu"', b'"AOTI_DEVICE_KEY": "cuda"') if name.endswith("metadata.json") else content,
+                content.replace(b'"AOTI_DEVICE_KEY": "cpu"', b'"AOTI_DEVICE_KEY": "cuda"')
+                if name.endswith("metadata.json")
+                else content,
             )
-    with pytest.raises(BackendError, match=r"cuda\.pt2 was compiled for cuda, and the node runs on cpu: set device = 'cuda'"):
+    with pytest.raises(
+        BackendError,
+        match=r"cuda\.pt2 was compiled for cuda, and the node runs on cpu: set device = 'cuda'",
+    ):
         make(NAME, other, Context(node="node", device="cpu"))
 
 
 def test_a_package_without_its_metadata(package, make, tmp_path):
     _, path = package
     damaged = tmp_path / "damaged.pt2"
-    with zipfile.ZipFile(path) as source, zipfile.ZipFile(damaged, "w", zipfile.ZIP_STORED) as target:
+    with (
+        zipfile.ZipFile(path) as source,
+        zipfile.ZipFile(damaged, "w", zipfile.ZIP_STORED) as target,
+    ):
         for name in source.namelist():
             if not name.endswith((".so", "metadata.json")):
                 target.writestr(name, source.read(name))

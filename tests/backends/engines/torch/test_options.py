@@ -20,7 +20,8 @@ def test_the_first_to_ask_sets_an_option_and_others_must_agree() -> None:
         assert not torch.backends.cudnn.enabled
         set_process_wide("DISABLE_CUDNN", True, "node 'b' of pipeline 'p'", "b")
         with pytest.raises(
-            ConfigError, match=r"\[b\] DISABLE_CUDNN: False wanted, but node 'a' of pipeline 'p' has set it to True: .* whole process"
+            ConfigError,
+            match=r"\[b\] DISABLE_CUDNN: False wanted, but node 'a' of pipeline 'p' has set it to True: .* whole process",
         ):
             set_process_wide("DISABLE_CUDNN", False, "node 'b' of pipeline 'p'", "b")
         assert not torch.backends.cudnn.enabled
@@ -28,7 +29,10 @@ def test_the_first_to_ask_sets_an_option_and_others_must_agree() -> None:
         torch.backends.cudnn.enabled = before
 
 
-@pytest.mark.parametrize("option", ["DISABLE_CUDNN", "ENABLE_JIT_EXECUTOR", "ENABLE_JIT_PROFILING", "ENABLE_TENSOR_FUSER"])
+@pytest.mark.parametrize(
+    "option",
+    ["DISABLE_CUDNN", "ENABLE_JIT_EXECUTOR", "ENABLE_JIT_PROFILING", "ENABLE_TENSOR_FUSER"],
+)
 def test_what_is_taken_back_is_as_it_was_once_nobody_wants_it(option: str) -> None:
     def now() -> bool:
         set_process_wide(option, True, "asks", "asks")
@@ -62,5 +66,11 @@ for _ in range(2):
     except ConfigError as error:
         print(error)
 """
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     assert done.stdout.count("[b] INTER_OP_THREAD_COUNT: torch does not take 5 any more: ") == 2

@@ -47,7 +47,9 @@ def no_module():
 
 
 def close(found: Any, expected: Any) -> bool:
-    return found.shape == expected.shape and bool(torch.allclose(found, expected.detach(), atol=1e-4, rtol=1e-4))
+    return found.shape == expected.shape and bool(
+        torch.allclose(found, expected.detach(), atol=1e-4, rtol=1e-4)
+    )
 
 
 @pytest.fixture
@@ -58,9 +60,9 @@ def net(tmp_path):
     weights = torch.nn.Linear(3, 4).state_dict()
     state = {f"linear.{name}": value for name, value in weights.items()}
     torch.save(state, tmp_path / "net.pth")
-    return Context(node="node", pipeline="pipe", directory=tmp_path), lambda x: torch.nn.functional.linear(
-        x, weights["weight"], weights["bias"]
-    )
+    return Context(
+        node="node", pipeline="pipe", directory=tmp_path
+    ), lambda x: torch.nn.functional.linear(x, weights["weight"], weights["bias"])
 
 
 def test_resnet_as_eager(resnet, make, run, images, tmp_path):
@@ -72,7 +74,13 @@ def test_resnet_as_eager(resnet, make, run, images, tmp_path):
     for name in ("resnet.pth", "resnet.safetensors"):
         context = Context(node="node", directory=tmp_path)
         backend = make(
-            NAME, f"{RESNET}:build", context, state_dict=name, kwargs="name=resnet18,seed=7", channels_last=True, max="2x3x64x64"
+            NAME,
+            f"{RESNET}:build",
+            context,
+            state_dict=name,
+            kwargs="name=resnet18,seed=7",
+            channels_last=True,
+            max="2x3x64x64",
         )
         backend.warm_up()
         assert close(torch.cat(run(backend, data[:1], data[1:])), expected)
@@ -85,10 +93,16 @@ def test_arguments_weights_and_optional_inputs(net, make, run):
     scaled = make(NAME, "net.py:Net", context, state_dict="net.pth", kwargs={"scale": 0.5})
     assert close(run(scaled, [x, torch.ones(1, 4)])[0], linear(x) / 2 + 1)
     assert close(run(scaled, {"x": x, "shift": torch.ones(1, 4)})[0], linear(x) / 2 + 1)
-    with pytest.raises(InvalidInput, match=r"the model has 2 inputs \(x, shift, 1 of them optional\), and data holds 3"):
+    with pytest.raises(
+        InvalidInput,
+        match=r"the model has 2 inputs \(x, shift, 1 of them optional\), and data holds 3",
+    ):
         run(scaled, [x, x, x])
     assert run(make(NAME, "net.py:Net", context, kwargs="wide=7,scale=2"), x)[0].shape == (1, 7)
-    assert run(make(NAME, "net.py:Net", context, kwargs='{"wide": 7, "scale": 2}'), x)[0].shape == (1, 7)
+    assert run(make(NAME, "net.py:Net", context, kwargs='{"wide": 7, "scale": 2}'), x)[0].shape == (
+        1,
+        7,
+    )
     with pytest.raises(ValidationError, match="kwargs"):
         make(NAME, "net.py:Net", context, kwargs='{"wide": ')
     assert run(make(NAME, "torch.nn:Identity", context), x)[0].tolist() == x.tolist()
@@ -163,16 +177,25 @@ def test_models_that_are_not_there(net, make, keys, message):
     [
         ({"model": "net.py:no_module"}, "made a int: expected a torch.nn.Module"),
         ({"kwargs": "width=3"}, "net.py:Net failed with {'width': 3}: TypeError: .*width"),
-        ({"kwargs": "wide=5"}, "can't be loaded into net.py:Net: .*size mismatch for linear.weight"),
+        (
+            {"kwargs": "wide=5"},
+            "can't be loaded into net.py:Net: .*size mismatch for linear.weight",
+        ),
         (
             {"model": "net.py:Small"},
             r"does not fit net.py:Small: 2 keys missing \(conv.weight, conv.bias\); 2 keys unexpected \(linear.weight",
         ),
         ({"state_dict": "gone.pth"}, r"gone\.pth does not exist"),
         ({"state_dict": "object.pth"}, "holds more than tensors, or is no state_dict"),
-        ({"state_dict": "nested.pth"}, "it holds a dict with epoch, state: expected tensors by name"),
+        (
+            {"state_dict": "nested.pth"},
+            "it holds a dict with epoch, state: expected tensors by name",
+        ),
         ({"state_dict": "broken.pth"}, "node 'node': PythonTensor: the state_dict .*broken.pth"),
-        ({"state_dict": "broken.safetensors"}, "the state_dict .*broken.safetensors can't be loaded into net.py:Net"),
+        (
+            {"state_dict": "broken.safetensors"},
+            "the state_dict .*broken.safetensors can't be loaded into net.py:Net",
+        ),
     ],
 )
 def test_weights_that_do_not_fit(net, make, keys, message, tmp_path):

@@ -23,7 +23,9 @@ def test_arrays_are_not_copied_but_where_torch_can_not_share_them() -> None:
     assert as_tensor(tensor, "x") is tensor
 
 
-LONG = pytest.mark.skipif(np.dtype(np.longdouble) == np.float64, reason="long doubles are doubles here")
+LONG = pytest.mark.skipif(
+    np.dtype(np.longdouble) == np.float64, reason="long doubles are doubles here"
+)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +38,9 @@ LONG = pytest.mark.skipif(np.dtype(np.longdouble) == np.float64, reason="long do
     ],
 )
 def test_what_is_no_tensor(value: Any, found: str) -> None:
-    with pytest.raises(InvalidInput, match=f"input 0: expected a tensor or an array of numbers, got {found}"):
+    with pytest.raises(
+        InvalidInput, match=f"input 0: expected a tensor or an array of numbers, got {found}"
+    ):
         as_tensor(value, "input 0")
 
 
@@ -60,5 +64,15 @@ def test_what_widens(found: str, expected: str, fits: bool) -> None:
 
 
 def test_orders_and_shapes() -> None:
-    assert (indices("1,0"), indices("0, 1"), indices(None), indices("1,2"), indices("a")) == ([1, 0], [0, 1], None, None, None)
-    assert shapes_in("1x3,1x10;4x3,4x10") == [(4, 3), (4, 10)] and shapes_in("8") == [(8,)] and shapes_in(None) == []
+    assert (indices("1,0"), indices("0, 1"), indices(None), indices("1,2"), indices("a")) == (
+        [1, 0],
+        [0, 1],
+        None,
+        None,
+        None,
+    )
+    assert (
+        shapes_in("1x3,1x10;4x3,4x10") == [(4, 3), (4, 10)]
+        and shapes_in("8") == [(8,)]
+        and shapes_in(None) == []
+    )

@@ -22,7 +22,9 @@ NAME = "TorchScriptTensor"
 
 
 def close(found: Any, expected: Any) -> bool:
-    return found.shape == expected.shape and bool(torch.allclose(found, expected.detach(), atol=1e-4, rtol=1e-4))
+    return found.shape == expected.shape and bool(
+        torch.allclose(found, expected.detach(), atol=1e-4, rtol=1e-4)
+    )
 
 
 def test_encrypted_models(scripted, make, run, monkeypatch, tmp_path):
@@ -44,7 +46,10 @@ def test_resnet_as_eager(resnet, scripted, make, run, images):
     assert backend.max == 4
     results = run(backend, *(data[index : index + 1] for index in range(3)))
     assert close(torch.cat(results), expected)
-    assert all(type(each) is torch.Tensor and each.is_contiguous() and not each.is_inference() for each in results)
+    assert all(
+        type(each) is torch.Tensor and each.is_contiguous() and not each.is_inference()
+        for each in results
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,19 +66,30 @@ def test_inputs_in_order_by_name_or_by_index(scripted, make, run, named):
     pair = Pair()
     backend = make(NAME, scripted(pair), max=8)
     items = [(torch.randn(1, 3), torch.randn(1, 2)) for _ in range(3)]
-    for (x, mask), (first, second) in zip(items, run(backend, *(named(*each) for each in items)), strict=True):
+    for (x, mask), (first, second) in zip(
+        items, run(backend, *(named(*each) for each in items)), strict=True
+    ):
         assert close(first, pair.linear(x)) and close(second, mask + 1)
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([np.zeros((1, 3), np.float32)], r"the model has 2 inputs \(image, mask\), and data holds 1"),
+        (
+            [np.zeros((1, 3), np.float32)],
+            r"the model has 2 inputs \(image, mask\), and data holds 1",
+        ),
         ({"image": np.zeros((1, 3))}, r"input 1 \(mask\) is missing"),
-        ({"imgae": np.zeros((1, 3)), "mask": np.zeros((1, 2))}, "input 'imgae' is unknown: the model has 2 inputs"),
+        (
+            {"imgae": np.zeros((1, 3)), "mask": np.zeros((1, 2))},
+            "input 'imgae' is unknown: the model has 2 inputs",
+        ),
         ({"image": np.zeros((1, 3)), "x__0": np.zeros((1, 3))}, "input 'x__0' is given twice"),
         ({"x__0": np.zeros((1, 3)), "x__7": np.zeros((1, 3))}, "input 'x__7' is unknown"),
-        ([np.zeros((1, 3)), "text"], r"input 1 \(mask\): expected a tensor or an array of numbers, got str"),
+        (
+            [np.zeros((1, 3)), "text"],
+            r"input 1 \(mask\): expected a tensor or an array of numbers, got str",
+        ),
         (
             [np.zeros((2, 3)), np.zeros((1, 2))],
             r"input 0 \(image\): expected 1 \(the item's request_size\) as batch dimension, got shape 2x3",
@@ -102,15 +118,24 @@ def test_any_size_and_several_in_one_item(scripted, make, run, images):
     backend = make(NAME, scripted(Pool()), max=8)
     small, large = images(1, 8), images(1, 16)
     results = run(backend, small, large, small * 2)
-    assert [each.tolist() for each in results] == [Pool()(torch.from_numpy(each)).tolist() for each in (small, large, small * 2)]
+    assert [each.tolist() for each in results] == [
+        Pool()(torch.from_numpy(each)).tolist() for each in (small, large, small * 2)
+    ]
     (two,) = run(backend, images(2, 8), request_size=2)
     assert two.shape == (2, 3)
 
 
 def test_texts(scripted, make, run):
     backend = make(NAME, scripted(Shout()), max=8)
-    results = run(backend, ["ab"], "cde", np.array(["é"]), [b"\xc3\xa9x"])  # TorchScript's texts are UTF-8
-    assert [(texts, lengths.tolist()) for texts, lengths in results] == [(["AB"], [2]), (["CDE"], [3]), (["é"], [2]), (["éX"], [3])]
+    results = run(
+        backend, ["ab"], "cde", np.array(["é"]), [b"\xc3\xa9x"]
+    )  # TorchScript's texts are UTF-8
+    assert [(texts, lengths.tolist()) for texts, lengths in results] == [
+        (["AB"], [2]),
+        (["CDE"], [3]),
+        (["é"], [2]),
+        (["éX"], [3]),
+    ]
     assert run(backend, ["a", "bb"], request_size=2)[0][0] == ["A", "BB"]
     with pytest.raises(InvalidInput, match=r"input 0 \(texts\): expected a list of texts, got int"):
         run(backend, 3)
@@ -136,7 +161,10 @@ def test_a_dict_of_tensors(scripted, make, run):
 def test_a_model_that_does_not_keep_items_apart(scripted, make, run):
     backend = make(NAME, scripted(Total()), max=8)
     assert run(backend, torch.ones(1, 2))[0].tolist() == [[1, 1]]
-    with pytest.raises(BackendError, match="output 0 has 1 rows for a batch of 2: the model does not keep items apart; set max = 1"):
+    with pytest.raises(
+        BackendError,
+        match="output 0 has 1 rows for a batch of 2: the model does not keep items apart; set max = 1",
+    ):
         run(backend, torch.ones(1, 2), torch.ones(1, 2))
 
 
@@ -162,12 +190,21 @@ def test_results_are_not_the_batchs_memory(scripted, make, run):
 def test_mean_std_and_precision(scripted, make, run):
     data = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4), np.uint8)
     path = scripted(Pool())
-    expected = Pool()((torch.from_numpy(data) - torch.tensor([1.0, 2, 3]).view(3, 1, 1)) / torch.tensor([2.0, 4, 8]).view(3, 1, 1))
+    expected = Pool()(
+        (torch.from_numpy(data) - torch.tensor([1.0, 2, 3]).view(3, 1, 1))
+        / torch.tensor([2.0, 4, 8]).view(3, 1, 1)
+    )
     backend = make(NAME, path, max="4x3x4x4", mean="1,2,3", std="2,4,8")
     backend.warm_up()
     assert close(torch.cat(run(backend, data[:1], data[1:])), expected)
-    (half,) = run(make(NAME, path, mean="1,2,3", std="2,4,8", precision="bf16"), data, request_size=2)
-    assert half.dtype == torch.float32 and torch.allclose(half, expected, rtol=0.02) and not torch.equal(half, expected)
+    (half,) = run(
+        make(NAME, path, mean="1,2,3", std="2,4,8", precision="bf16"), data, request_size=2
+    )
+    assert (
+        half.dtype == torch.float32
+        and torch.allclose(half, expected, rtol=0.02)
+        and not torch.equal(half, expected)
+    )
     with pytest.raises(ConfigError, match="std: must not contain 0"):
         make(NAME, path, std="1,0,1")
     with pytest.raises(InvalidInput, match="no axis of the image 1x4x5x6 has as many channels"):
@@ -204,7 +241,13 @@ class Switches(torch.nn.Module):
     seen: list[Any]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.seen.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch._C._get_graph_executor_optimize()))
+        self.seen.append(
+            (
+                torch.is_inference_mode_enabled(),
+                torch.is_grad_enabled(),
+                torch._C._get_graph_executor_optimize(),
+            )
+        )
         return x
 
 
@@ -231,7 +274,8 @@ def test_options_of_the_process_that_two_models_want_differently(scripted, make)
     make(NAME, path, ENABLE_JIT_PROFILING=True)
     make(NAME, path, ENABLE_JIT_PROFILING=True)
     with pytest.raises(
-        ConfigError, match=r"\[node\] ENABLE_JIT_PROFILING: False wanted, but node 'node' of pipeline 'pipe' has set it to True"
+        ConfigError,
+        match=r"\[node\] ENABLE_JIT_PROFILING: False wanted, but node 'node' of pipeline 'pipe' has set it to True",
     ):
         make(NAME, path, ENABLE_JIT_PROFILING=False)
 
@@ -291,7 +335,10 @@ def test_many_requests_and_instances(scripted, images, resnet):
 def test_damaged_files(scripted, make, keep):
     path = scripted(Pair())
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(BackendError, match=rf"node 'node': TorchScriptTensor: the model {path} can't be loaded as TorchScript: \w+"):
+    with pytest.raises(
+        BackendError,
+        match=rf"node 'node': TorchScriptTensor: the model {path} can't be loaded as TorchScript: \w+",
+    ):
         make(NAME, path)
 
 
@@ -309,10 +356,14 @@ def test_arguments_that_it_can_not_fill(scripted, make, run):
             return x * count
 
     class Optional(torch.nn.Module):
-        def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None, count: int = 2) -> torch.Tensor:
+        def forward(
+            self, x: torch.Tensor, mask: torch.Tensor | None = None, count: int = 2
+        ) -> torch.Tensor:
             return x * count if mask is None else x * mask
 
-    with pytest.raises(BackendError, match=r"argument 'count' is int: expected Tensor, List\[str\], or"):
+    with pytest.raises(
+        BackendError, match=r"argument 'count' is int: expected Tensor, List\[str\], or"
+    ):
         make(NAME, scripted(Counted()))
     backend = make(NAME, scripted(Optional()))
     assert run(backend, torch.ones(1, 1))[0].item() == 2
@@ -332,7 +383,9 @@ def test_keys_that_do_not_fit(scripted, make, keys, message):
         make(NAME, scripted(Pair()), **keys)
 
 
-def test_a_model_that_does_not_load_leaves_the_options_of_the_process_to_others(scripted, make, tmp_path):
+def test_a_model_that_does_not_load_leaves_the_options_of_the_process_to_others(
+    scripted, make, tmp_path
+):
     before = torch.backends.cudnn.enabled
     try:
         with pytest.raises(BackendError, match="does not exist"):
