@@ -10,6 +10,7 @@ import sys
 import threading
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -20,7 +21,7 @@ DIGITS = EXAMPLES / "digits" / "digits.toml"
 
 
 @contextlib.contextmanager
-def serving(app, loop="uvloop", http="httptools", **options):
+def serving(app: Any, loop: Any = "uvloop", http: Any = "httptools", **options: Any) -> Any:
     """An httpx client of the app, served by uvicorn on a free port."""
     config = uvicorn.Config(
         app, port=0, loop=loop, http=http, ws="none", lifespan="on", log_config=None, **options
@@ -29,7 +30,7 @@ def serving(app, loop="uvloop", http="httptools", **options):
     started = threading.Event()
     startup = server.startup
 
-    async def announce(sockets=None):
+    async def announce(sockets: Any = None) -> None:
         try:
             await startup(sockets)
         finally:
@@ -52,7 +53,7 @@ def serving(app, loop="uvloop", http="httptools", **options):
 class Process:
     """`penstock …` as a process, with the lines of its standard error."""
 
-    def __init__(self, *arguments, **environment):
+    def __init__(self, *arguments: Any, **environment: Any) -> None:
         command = [sys.executable, "-W", "error", "-m", "penstock", *map(str, arguments)]
         settings = {
             name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")
@@ -62,23 +63,23 @@ class Process:
         )
         self.lines = []
 
-    def wait_for(self, pattern):
+    def wait_for(self, pattern: Any) -> Any:
         """The first line of the log that matches, now or later: two that come at about the same time may come in either order."""
         for line in chain(tuple(self.lines), self._more()):
             if found := re.search(pattern, line):
                 return found
         raise AssertionError(f"it ended without {pattern!r}: {''.join(self.lines)}")
 
-    def _more(self):
+    def _more(self) -> Any:
         for line in self.process.stderr:
             self.lines.append(line)
             yield line
 
-    def listening(self):
+    def listening(self) -> Any:
         """An httpx client, once it listens."""
         return httpx.Client(base_url=self.wait_for(r"listening on (http://\S+),")[1], timeout=30)
 
-    def end(self, timeout=30):
+    def end(self, timeout: Any = 30) -> Any:
         """Its exit code; the rest of the log is in `lines`."""
         _, rest = self.process.communicate(timeout=timeout)
         self.lines += rest.splitlines(keepends=True)
@@ -86,15 +87,15 @@ class Process:
 
 
 @pytest.fixture(scope="session")
-def running():
+def running() -> Any:
     return serving
 
 
 @pytest.fixture
-def spawn():
+def spawn() -> Any:
     found = []
 
-    def start(*arguments, **environment):
+    def start(*arguments: Any, **environment: Any) -> Any:
         found.append(Process(*arguments, **environment))
         return found[-1]
 
@@ -106,18 +107,18 @@ def spawn():
 
 
 @pytest.fixture(scope="session")
-def digits():
+def digits() -> Any:
     return DIGITS
 
 
 @pytest.fixture(scope="session")
-def digit():
+def digit() -> Any:
     """A PNG of a three."""
     return (EXAMPLES / "digits" / "digit.png").read_bytes()
 
 
 @pytest.fixture(autouse=True)
-def no_settings_from_outside(monkeypatch):
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("PENSTOCK_"):
             monkeypatch.delenv(name)

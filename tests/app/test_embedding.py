@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import pytest
 from fastapi import Depends, FastAPI, HTTPException, Request
@@ -21,7 +22,7 @@ SEEN = []
 
 @register_backend("EmbeddingRecord")
 class EmbeddingRecord(Backend):
-    def forward(self, batch):
+    def forward(self, batch: Any) -> None:
         for item in batch:
             SEEN.append(item["data"])
             item["result"] = len(item["data"])
@@ -30,32 +31,32 @@ class EmbeddingRecord(Backend):
 class Guard:
     """Plain ASGI authentication, as a user might have it."""
 
-    def __init__(self, app):
+    def __init__(self, app: Any) -> None:
         self.app = app
 
-    async def __call__(self, scope, receive, send):
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and (b"x-ticket", b"good") not in scope["headers"]:
             await PlainTextResponse("no ticket", 401)(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
 
-async def ticket(request: Request):
+async def ticket(request: Request) -> None:
     if request.headers.get("x-ticket") != "good":
         raise HTTPException(401, "no ticket")
 
 
 @pytest.fixture(autouse=True)
-def nothing_seen():
+def nothing_seen() -> None:
     SEEN.clear()
 
 
 @pytest.fixture
-def config():
+def config() -> Any:
     return load("EmbeddingRecord", name="record")
 
 
-def refuses(client, prefix=""):
+def refuses(client: Any, prefix: Any = "") -> None:
     """Without a ticket nothing reaches the backend, with one all does."""
     paths = [f"{prefix}/predict/record", f"{prefix}/predict/record/batch"]
     for path in paths:
@@ -72,23 +73,23 @@ def refuses(client, prefix=""):
     assert SEEN == [b"four"] * 3
 
 
-def test_middleware_of_the_app_refuses(running, config):
+def test_middleware_of_the_app_refuses(running: Any, config: Any) -> None:
     with running(create_app(config, middleware=[Middleware(Guard)])) as client:
         refuses(client)
 
 
-def test_middleware_added_to_the_app_refuses(running, config):
+def test_middleware_added_to_the_app_refuses(running: Any, config: Any) -> None:
     app = create_app(config)
     app.add_middleware(Guard)
     with running(app) as client:
         refuses(client)
 
 
-def test_an_http_middleware_function_refuses(running, config):
+def test_an_http_middleware_function_refuses(running: Any, config: Any) -> None:
     app = create_app(config)
 
     @app.middleware("http")
-    async def guard(request, call_next):
+    async def guard(request: Any, call_next: Any) -> Any:
         if request.headers.get("x-ticket") != "good":
             return PlainTextResponse("no ticket", 401)
         return await call_next(request)
@@ -99,7 +100,9 @@ def test_an_http_middleware_function_refuses(running, config):
 
 @pytest.mark.parametrize("where", ["host", "mount"])
 @pytest.mark.parametrize("kind", [Starlette, FastAPI])
-def test_middleware_of_a_host_around_a_mount_refuses(running, config, kind, where):
+def test_middleware_of_a_host_around_a_mount_refuses(
+    running: Any, config: Any, kind: Any, where: Any
+) -> None:
     models = create_app(config)
     host = kind(lifespan=lambda host: lifespan(models))
     if where == "host":
@@ -117,33 +120,33 @@ def test_middleware_of_a_host_around_a_mount_refuses(running, config, kind, wher
         assert client.get("/models/docs").status_code == 200
 
 
-def test_a_routers_dependency_refuses(running, config):
+def test_a_routers_dependency_refuses(running: Any, config: Any) -> None:
     host = FastAPI()
     host.include_router(create_router(config, prefix="/models", dependencies=[Depends(ticket)]))
     with running(host) as client:
         refuses(client, "/models")
 
 
-def test_a_dependency_given_where_the_router_is_included_refuses(running, config):
+def test_a_dependency_given_where_the_router_is_included_refuses(running: Any, config: Any) -> None:
     host = FastAPI()
     host.include_router(create_router(config), prefix="/models", dependencies=[Depends(ticket)])
     with running(host) as client:
         refuses(client, "/models")
 
 
-def test_a_hosts_own_dependencies_refuse_a_router(running, config):
+def test_a_hosts_own_dependencies_refuse_a_router(running: Any, config: Any) -> None:
     host = FastAPI(dependencies=[Depends(ticket)])
     host.include_router(create_router(config))
     with running(host) as client:
         refuses(client)
 
 
-def test_a_nested_mount(running, config):
+def test_a_nested_mount(running: Any, config: Any) -> None:
     models = create_app(config)
     inner = Starlette(routes=[Mount("/inner", models)])
 
     @contextlib.asynccontextmanager
-    async def together(host):
+    async def together(host: Any) -> Any:
         async with lifespan(models):
             yield
 
@@ -160,7 +163,7 @@ def test_a_nested_mount(running, config):
     assert models.state.penstock.state == "closed"
 
 
-def test_the_key_of_a_mounted_app(running, config):
+def test_the_key_of_a_mounted_app(running: Any, config: Any) -> None:
     from penstock.app.settings import Settings
 
     models = create_app(config, settings=Settings(api_key="k3y"))
@@ -172,7 +175,7 @@ def test_the_key_of_a_mounted_app(running, config):
     assert SEEN == []
 
 
-def test_a_router_and_its_host_share_a_document(running, digits, digit):
+def test_a_router_and_its_host_share_a_document(running: Any, digits: Any, digit: Any) -> None:
     host = FastAPI()
 
     @host.get("/own")
@@ -191,7 +194,7 @@ def test_a_router_and_its_host_share_a_document(running, digits, digit):
         assert client.get("/own").json() == {"one": 1}
 
 
-def test_an_apps_own_routes_stay(running, config):
+def test_an_apps_own_routes_stay(running: Any, config: Any) -> None:
     app = create_app(config)
 
     @app.get("/own")
@@ -219,14 +222,14 @@ def test_an_apps_own_routes_stay(running, config):
         )
 
 
-def test_a_lifespan_that_fails_says_so(config):
+def test_a_lifespan_that_fails_says_so(config: Any) -> None:
     import asyncio
 
     from penstock.backends.errors import BackendError
 
     app = create_app({"backend": "OnnxTensor", "model": "absent.onnx"})
 
-    async def start():
+    async def start() -> None:
         async with lifespan(app):
             raise AssertionError
 
@@ -235,7 +238,9 @@ def test_a_lifespan_that_fails_says_so(config):
 
 
 @pytest.mark.parametrize("guarded", [False, True])
-def test_the_short_cut_is_open_only_where_nothing_stands_in_front(running, config, guarded):
+def test_the_short_cut_is_open_only_where_nothing_stands_in_front(
+    running: Any, config: Any, guarded: Any
+) -> None:
     app = create_app(config)
     if guarded:
         app.add_middleware(Guard)
@@ -245,7 +250,7 @@ def test_the_short_cut_is_open_only_where_nothing_stands_in_front(running, confi
         assert stack is not None
         catcher = type(stack).__call__
 
-        async def watched(self, scope, receive, send):
+        async def watched(self, scope: Any, receive: Any, send: Any) -> None:
             routed.append(scope["path"])
             await catcher(self, scope, receive, send)
 

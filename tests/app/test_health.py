@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -24,7 +25,7 @@ from penstock.pipelines.repository import Repository
 class Gates:
     """Events between a test and the backends below."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.open = threading.Event()
         self.inside = threading.Event()
         self.may_load = threading.Event()
@@ -35,10 +36,10 @@ GATES = Gates()
 
 @register_backend("HealthGate")
 class HealthGate(Backend):
-    def init(self, params, context):
+    def init(self, params: Any, context: Any) -> None:
         GATES.may_load.wait(10)
 
-    def forward(self, batch):
+    def forward(self, batch: Any) -> None:
         for item in batch:
             if item["data"] == b"die":
                 GATES.may_load.clear()
@@ -55,7 +56,7 @@ class HealthGate(Backend):
 
 
 @pytest.fixture(autouse=True)
-def gates():
+def gates() -> Any:
     GATES.__init__()
     GATES.may_load.set()
     yield
@@ -63,7 +64,7 @@ def gates():
     GATES.may_load.set()
 
 
-def until(condition, seconds=10):
+def until(condition: Any, seconds: Any = 10) -> None:
     """Poll another thread's server; there is no event to wait for over HTTP."""
     end = time.monotonic() + seconds
     while not condition():
@@ -71,7 +72,7 @@ def until(condition, seconds=10):
         time.sleep(0.01)
 
 
-def values(client):
+def values(client: Any) -> Any:
     """Every sample by its name and labels; fails for a series that comes twice."""
     samples = {}
     for family in parse(client.get("/metrics").text):
@@ -82,7 +83,7 @@ def values(client):
     return samples
 
 
-def test_live_and_ready(running):
+def test_live_and_ready(running: Any) -> None:
     with running(create_app({"backend": "HealthGate"})) as client:
         assert client.get("/health/live").json() == {"live": True}
         assert (
@@ -94,7 +95,7 @@ def test_live_and_ready(running):
         assert (answer.status_code, answer.json()) == (200, {"ready": True})
 
 
-def test_not_ready_without_a_lifespan(running):
+def test_not_ready_without_a_lifespan(running: Any) -> None:
     from starlette.applications import Starlette
     from starlette.routing import Mount
 
@@ -111,7 +112,7 @@ def test_not_ready_without_a_lifespan(running):
         )
 
 
-def test_not_ready_while_an_executor_is_replaced(running):
+def test_not_ready_while_an_executor_is_replaced(running: Any) -> None:
     with running(create_app({"backend": "HealthGate"})) as client:
         answer = client.post("/predict/pipeline", content=b"die")
         assert answer.status_code == 500
@@ -134,14 +135,14 @@ def test_not_ready_while_an_executor_is_replaced(running):
 class HealthSlow(Backend):
     """Its `init` says how far it is, and waits; it can be cancelled."""
 
-    def init(self, params, context):
+    def init(self, params: Any, context: Any) -> None:
         context.loading.on_stop(GATES.may_load.set)
         context.loading.text = "building 42 %"
         GATES.inside.set()
         GATES.may_load.wait(10)
         context.loading.text = ""
 
-    def forward(self, batch):
+    def forward(self, batch: Any) -> None:
         if not GATES.open.is_set():
             GATES.inside.clear()
             GATES.may_load.clear()
@@ -150,7 +151,7 @@ class HealthSlow(Backend):
             item["result"] = 1
 
 
-def test_ready_says_how_far_a_build_is(running):
+def test_ready_says_how_far_a_build_is(running: Any) -> None:
     GATES.may_load.clear()
     repository = Repository(
         [load({"net": {"backend": "HealthSlow", "instance_num": 2}}, name="slow")]
@@ -176,7 +177,7 @@ def test_ready_says_how_far_a_build_is(running):
         assert client.post("/models/predict/slow", content=b"x").json() == {"result": 1}
 
 
-def test_what_is_loading_is_told_that_nobody_waits_any_more(running):
+def test_what_is_loading_is_told_that_nobody_waits_any_more(running: Any) -> None:
     GATES.may_load.clear()
     repository = Repository([load("HealthSlow", name="slow")])
     with running(FastAPI(lifespan=lambda host: starting(repository))):
@@ -185,7 +186,7 @@ def test_what_is_loading_is_told_that_nobody_waits_any_more(running):
 
 
 @contextlib.asynccontextmanager
-async def starting(repository):
+async def starting(repository: Any) -> Any:
     """Load while the server listens, as `penstock serve` does."""
     task = asyncio.create_task(repository.start())
     yield
@@ -194,7 +195,7 @@ async def starting(repository):
     await repository.close(1)
 
 
-def test_metrics_count_what_happened(running):
+def test_metrics_count_what_happened(running: Any) -> None:
     node = (("node", "main"), ("pipeline", "gate"))
     pipeline = (("pipeline", "gate"),)
     config = load(
@@ -248,7 +249,7 @@ def test_metrics_count_what_happened(running):
         assert "process_resident_memory_bytes" in dict(found.keys())
 
 
-def test_metrics_of_nodes_that_wait_for_others(running):
+def test_metrics_of_nodes_that_wait_for_others(running: Any) -> None:
     config = load({"each": {"backend": "Jump", "jump": "gate"}, "gate": {"backend": "HealthGate"}})
     with running(create_app(config)) as client:
         for content in (b"x", b"x", b"unreadable", b"broken"):
@@ -279,7 +280,7 @@ def test_metrics_of_nodes_that_wait_for_others(running):
     ) not in found
 
 
-def test_metrics_of_two_apps_and_of_openmetrics_clients(running):
+def test_metrics_of_two_apps_and_of_openmetrics_clients(running: Any) -> None:
     one, two = create_app(load("Identity", name="one")), create_app(load("Identity", name="two"))
     with running(one) as first, running(two) as second:
         assert ("penstock_requests_inside", (("pipeline", "two"),)) not in values(first)
@@ -292,7 +293,7 @@ def test_metrics_of_two_apps_and_of_openmetrics_clients(running):
         ) and answer.text.endswith("# EOF\n")
 
 
-def test_a_repository_of_somebody_elses_is_not_started_twice(running):
+def test_a_repository_of_somebody_elses_is_not_started_twice(running: Any) -> None:
     repository = Repository([load("Identity", name="one")])
     app = create_app(repository)
     assert app.state.penstock is repository

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import httpx
@@ -24,7 +26,7 @@ from penstock.pipelines.config.load import load
 class Gate:
     """Between a test and the backend below."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.inside = threading.Event()
         self.open = threading.Event()
         self.ran = []
@@ -37,7 +39,7 @@ GATE = Gate()
 class HostsGate(Backend):
     """Answers the length of `data`; for b"wait" once the gate is open."""
 
-    def forward(self, batch):
+    def forward(self, batch: Any) -> None:
         for item in batch:
             GATE.ran.append(item["data"])
             if item["data"] == b"wait":
@@ -47,18 +49,18 @@ class HostsGate(Backend):
 
 
 @pytest.fixture(autouse=True)
-def gate():
+def gate() -> Any:
     GATE.__init__()
     yield
     GATE.open.set()
 
 
 @pytest.fixture
-def config():
+def config() -> Any:
     return load({"pipeline": {"name": "gate"}, "node": {"backend": "HostsGate", "max": 1}})
 
 
-def until(condition):
+def until(condition: Any) -> None:
     """Poll another thread's server; there is no event to wait for over HTTP."""
     end = time.monotonic() + 10
     while not condition():
@@ -66,12 +68,12 @@ def until(condition):
         time.sleep(0.005)
 
 
-def inside(app):
+def inside(app: Any) -> Any:
     return app.state.penstock.pipelines["gate"].inside
 
 
 @contextlib.contextmanager
-def waiting(client, path):
+def waiting(client: Any, path: Any) -> Any:
     """While a request runs that ends when the gate is opened, which must have been done at the end."""
     answers = []
     thread = threading.Thread(
@@ -93,7 +95,7 @@ def waiting(client, path):
 # Litestar
 
 
-def litestar_host(models, *middleware):
+def litestar_host(models: Any, *middleware: Any) -> Any:
     from litestar import Litestar, asgi, get
     from litestar.types import Receive, Scope, Send
 
@@ -116,10 +118,10 @@ def litestar_host(models, *middleware):
 class Guard:
     """A host's authentication."""
 
-    def __init__(self, app):
+    def __init__(self, app: Any) -> None:
         self.app = app
 
-    async def __call__(self, scope, receive, send):
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         from litestar.exceptions import NotAuthorizedException
 
         if scope["type"] == "http" and (b"x-ticket", b"good") not in scope["headers"]:
@@ -130,10 +132,10 @@ class Guard:
 class Impatient:
     """A host's bound of time: it cancels the request."""
 
-    def __init__(self, app):
+    def __init__(self, app: Any) -> None:
         self.app = app
 
-    async def __call__(self, scope, receive, send):
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if (b"x-hurry", b"yes") not in scope["headers"]:
             await self.app(scope, receive, send)
             return
@@ -151,7 +153,7 @@ class Impatient:
             await send({"type": "http.response.body", "body": b""})
 
 
-def test_litestar(running, digits, digit):
+def test_litestar(running: Any, digits: Any, digit: Any) -> None:
     models = create_app(digits)
     with running(litestar_host(models)) as client:
         answer = client.post("/models/predict/digits", content=digit)
@@ -170,7 +172,7 @@ def test_litestar(running, digits, digit):
     assert models.state.penstock.state == "closed"
 
 
-def test_middleware_of_litestar_refuses(running, config):
+def test_middleware_of_litestar_refuses(running: Any, config: Any) -> None:
     with running(litestar_host(create_app(config), Guard)) as client:
         for path in ("/models/predict/gate", "/models/predict/gate/batch"):
             for method in ("POST", "PUT"):
@@ -183,7 +185,9 @@ def test_middleware_of_litestar_refuses(running, config):
     assert GATE.ran == [b"four"]
 
 
-def test_a_request_that_the_host_cancels_never_reaches_the_backend(running, config):
+def test_a_request_that_the_host_cancels_never_reaches_the_backend(
+    running: Any, config: Any
+) -> None:
     models = create_app(config)
     with (
         running(litestar_host(models, Impatient)) as client,
@@ -237,7 +241,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("first", ["ours", "theirs"])
-def test_beside_packages_named_as_ours(digits, tmp_path, first):
+def test_beside_packages_named_as_ours(digits: Any, tmp_path: Path, first: Any) -> None:
     """`uvicorn app.main:app` is how most hosts are started."""
     for name in ("app", "backends", "pipelines"):
         (tmp_path / name).mkdir()
@@ -311,7 +315,7 @@ print(json.dumps(changed | {"threads": threads}))
 """
 
 
-def test_nothing_of_the_process_changes(digits):
+def test_nothing_of_the_process_changes(digits: Any) -> None:
     """Threads, signals, logging, the collector, OpenCV's threads and the like are the host's."""
     command = [sys.executable, "-c", SIDE_EFFECTS, str(digits), str(digits.parent / "digit.png")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -319,7 +323,9 @@ def test_nothing_of_the_process_changes(digits):
     assert json.loads(done.stdout) == {"threads": []}
 
 
-def test_several_pipelines_in_one_app_and_a_file_twice(running, config, digits, digit):
+def test_several_pipelines_in_one_app_and_a_file_twice(
+    running: Any, config: Any, digits: Any, digit: Any
+) -> None:
     with running(
         create_app([load(digits, name="one"), load(digits, name="two"), digits, config])
     ) as client:
@@ -347,7 +353,7 @@ def test_several_pipelines_in_one_app_and_a_file_twice(running, config, digits, 
         ]
 
 
-def test_several_apps_in_several_loops(running, digits, digit):
+def test_several_apps_in_several_loops(running: Any, digits: Any, digit: Any) -> None:
     """Each its own loop and thread; nothing is shared, and one may end while the other serves."""
     first, second = create_app(digits), create_app(digits)
     with running(first, loop="asyncio") as one:
@@ -361,10 +367,10 @@ def test_several_apps_in_several_loops(running, digits, digit):
         assert one.post("/predict/digits", content=digit).json()["label"] == "three"
 
 
-def test_one_app_in_one_loop_after_another(running, config):
+def test_one_app_in_one_loop_after_another(running: Any, config: Any) -> None:
     app = create_app(config)
 
-    async def briefly():
+    async def briefly() -> None:
         """The loop ends before the watch has looked at the request."""
         async with (
             lifespan(app),
@@ -383,7 +389,7 @@ def test_one_app_in_one_loop_after_another(running, config):
 
 
 @contextlib.contextmanager
-def hypercorn(app):
+def hypercorn(app: Any) -> Any:
     from hypercorn.asyncio import serve
     from hypercorn.config import Config
 
@@ -394,8 +400,8 @@ def hypercorn(app):
     configuration.graceful_timeout = 5
     stop = threading.Event()
 
-    async def run():
-        async def stopped():
+    async def run() -> None:
+        async def stopped() -> None:
             while not stop.is_set():
                 await asyncio.sleep(0.02)
 
@@ -415,14 +421,14 @@ def hypercorn(app):
 @pytest.fixture(
     params=["uvicorn, uvloop", "uvicorn, asyncio", "uvicorn, asyncio, h11", "hypercorn"]
 )
-def server(request, running):
+def server(request: Any, running: Any) -> Any:
     if request.param == "hypercorn":
         return hypercorn
     loop, http = (*request.param.split(", ")[1:], "httptools")[:2]
     return lambda app: running(app, loop=loop, http=http)
 
 
-def test_a_server(server, digits, digit):
+def test_a_server(server: Any, digits: Any, digit: Any) -> None:
     app = create_app(digits)
     with server(app) as client:
         assert client.get("/health/ready").json() == {"ready": True}
@@ -446,7 +452,7 @@ def test_a_server(server, digits, digit):
     assert app.state.penstock.state == "closed"
 
 
-def leave(app, client):
+def leave(app: Any, client: Any) -> None:
     """One client leaves while its request runs, one while it queues, one in its upload; then one is answered."""
     head = "POST /predict/gate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
     address = client.base_url.host, client.base_url.port
@@ -466,7 +472,7 @@ def leave(app, client):
     assert client.post("/predict/gate", content=b"next!").json() == {"result": 5}
 
 
-def test_a_client_that_leaves(server, config, caplog):
+def test_a_client_that_leaves(server: Any, config: Any, caplog: pytest.LogCaptureFixture) -> None:
     """What queues never runs, what runs has nobody to tell, and the server goes on."""
     app = create_app(config)
     with caplog.at_level(logging.WARNING), server(app) as client:

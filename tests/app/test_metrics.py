@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -15,12 +17,12 @@ FAILURE = "nv_inference_request_failure"
 
 
 @pytest.fixture
-def served(running, digits):
+def served(running: Any, digits: Any) -> Any:
     with running(create_app(digits)) as client:
         yield client
 
 
-def scrape(served, form):
+def scrape(served: Any, form: Any) -> Any:
     """Every sample: name, labels in their order, value; and the families."""
     if form == "text":
         families = list(parse_text(served.get("/metrics").text))
@@ -41,7 +43,7 @@ def scrape(served, form):
 
 
 @pytest.mark.parametrize("form", ["text", "openmetrics"])
-def test_triton_s_names_are_as_triton_has_them(served, digit, form):
+def test_triton_s_names_are_as_triton_has_them(served: Any, digit: Any, form: Any) -> None:
     """No `_total` behind them, labels in alphabetical order, microseconds, in either format."""
     served.post("/predict/digits", content=digit).raise_for_status()
     assert served.post("/predict/digits", content=b"no image").status_code == 422
@@ -70,10 +72,10 @@ def test_triton_s_names_are_as_triton_has_them(served, digit, form):
 
 
 @pytest.mark.parametrize("form", ["text", "openmetrics"])
-def test_counters_only_grow_until_a_load(running, digits, digit, form):
+def test_counters_only_grow_until_a_load(running: Any, digits: Any, digit: Any, form: Any) -> None:
     """What is loaded again begins at 0, in all its counters, which Prometheus takes for a restart."""
 
-    def counters(served):
+    def counters(served: Any) -> Any:
         samples, families = scrape(served, form)
         counted = COUNTERS.keys() | {
             f"{name.removesuffix('_total')}_total"
@@ -104,7 +106,7 @@ def test_counters_only_grow_until_a_load(running, digits, digit, form):
         assert counters(served).keys() == before.keys() and not any(counters(served).values())
 
 
-def test_a_scrape_grows_with_pipelines_and_not_with_requests(served, digit):
+def test_a_scrape_grows_with_pipelines_and_not_with_requests(served: Any, digit: Any) -> None:
     served.post("/predict/digits", content=digit).raise_for_status()
     first, _ = scrape(served, "text")
     for _ in range(50):

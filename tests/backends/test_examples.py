@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -22,14 +23,14 @@ CLASSES = {
 }
 
 
-def load(path):
+def load(path: Any) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def chain(file, node, **changes):
+def chain(file: Any, node: Any, **changes: Any) -> Any:
     """The members of a node's S[...], each with the keys it declares."""
     table = tomllib.loads(file.read_text())[node] | changes
     members = []
@@ -44,7 +45,7 @@ def chain(file, node, **changes):
     return members
 
 
-def answer(members, files):
+def answer(members: Any, files: Any) -> Any:
     items = [{"data": data} for data in files]
     for index, member in enumerate(members):
         if index:
@@ -56,17 +57,19 @@ def answer(members, files):
 
 
 @pytest.fixture(scope="module")
-def digits():
+def digits() -> Any:
     return chain(EXAMPLES / "digits" / "digits.toml", "digits")
 
 
 @pytest.fixture(scope="module")
-def heldout():
+def heldout() -> Any:
     return list(load(EXAMPLES / "digits" / "data.py").heldout())
 
 
 @pytest.mark.parametrize(("kind", "column"), [("PNG", 0), ("JPEG", 1)])
-def test_digits_reads_the_held_out_images(digits, heldout, kind, column):
+def test_digits_reads_the_held_out_images(
+    digits: Any, heldout: Any, kind: Any, column: Any
+) -> None:
     files = [row[column] for row in heldout]
     items = answer(digits, files)
     right = np.mean([item["class"] == row[2] for item, row in zip(items, heldout, strict=True)])
@@ -80,16 +83,16 @@ def test_digits_reads_the_held_out_images(digits, heldout, kind, column):
         )
 
 
-def test_the_sample_digit(digits):
+def test_the_sample_digit(digits: Any) -> None:
     (item,) = answer(digits, [(EXAMPLES / "digits" / "digit.png").read_bytes()])
     assert item["label"] == "three"
 
 
-def test_digits_is_small():
+def test_digits_is_small() -> None:
     assert (EXAMPLES / "digits" / "digits.onnx").stat().st_size < 1_000_000
 
 
-def test_digits_held_out_split_is_apart():
+def test_digits_held_out_split_is_apart() -> None:
     data = load(EXAMPLES / "digits" / "data.py")
     train, held_out, _, _ = data.split()
     assert (len(train), len(held_out)) == (1347, 450)
@@ -97,7 +100,7 @@ def test_digits_held_out_split_is_apart():
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_resnet_export(name, tmp_path):
+def test_resnet_export(name: Any, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     export = load(EXAMPLES / "resnet" / "export.py")
     network = export.build(name)

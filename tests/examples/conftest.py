@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import threading
+from typing import Any
 
 import httpx
 import pytest
@@ -16,7 +17,7 @@ from penstock.app.cli.main import command_line
 
 
 @pytest.fixture(scope="module")
-def client(request):
+def client(request: Any) -> Any:
     """An httpx client of the module's PIPELINE."""
     server = uvicorn.Server(
         uvicorn.Config(
@@ -44,10 +45,10 @@ def client(request):
 
 
 @pytest.fixture
-def call():
+def call() -> Any:
     """What `penstock call FILE IMAGE` answers."""
 
-    def run(*arguments):
+    def run(*arguments: Any) -> Any:
         outcome = CliRunner().invoke(command_line, ["call", *map(str, arguments)])
         assert outcome.exit_code == 0, outcome.output
         return json.loads(outcome.stdout)
@@ -56,10 +57,10 @@ def call():
 
 
 @pytest.fixture(scope="session")
-def load():
+def load() -> Any:
     """A script of an example, imported."""
 
-    def run(path):
+    def run(path: Any) -> Any:
         spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

@@ -6,6 +6,7 @@ import importlib.util
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,7 +19,7 @@ WORDS = (DIGITS / "labels.txt").read_text().split()
 
 
 @pytest.fixture(scope="module")
-def address():
+def address() -> Any:
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(DIGITS / "digits.toml"),
@@ -41,7 +42,7 @@ def address():
 
 
 @pytest.fixture(scope="module")
-def heldout():
+def heldout() -> Any:
     spec = importlib.util.spec_from_file_location("digits_data", DIGITS / "data.py")
     data = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(data)
@@ -49,11 +50,13 @@ def heldout():
 
 
 @pytest.mark.parametrize(("kind", "column"), [("png", 0), ("jpeg", 1)])
-def test_the_held_out_images_from_32_clients(address, heldout, kind, column):
+def test_the_held_out_images_from_32_clients(
+    address: Any, heldout: Any, kind: Any, column: Any
+) -> None:
     files = [row[column] for row in heldout]
     with httpx.Client(timeout=60) as client:
 
-        def ask(file):
+        def ask(file: Any) -> Any:
             answer = client.post(address, content=file, headers={"Content-Type": f"image/{kind}"})
             assert answer.status_code == 200, answer.text
             return answer.json(), answer.headers["server-timing"]
@@ -81,7 +84,7 @@ def test_the_held_out_images_from_32_clients(address, heldout, kind, column):
     assert right >= 0.97 * len(heldout)
 
 
-def test_a_batch_request_gives_the_same(address, heldout):
+def test_a_batch_request_gives_the_same(address: Any, heldout: Any) -> None:
     files = [row[0] for row in heldout[:64]]
     with httpx.Client(timeout=60) as client:
         results = client.post(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ PIPELINE = Path(__file__).parents[2] / "examples" / "early_exit" / "early_exit.t
 TEXT = "https://example.org/seat/42"
 
 
-def picture(text, angle=0, spoilt=False):
+def picture(text: Any, angle: Any = 0, spoilt: Any = False) -> Any:
     """A PNG file of 480×640 pixels with a code at (204, 124), turned about the picture's middle; and the code's corners."""
     code = cv2.QRCodeEncoder.create().encode(text)[2:-2, 2:-2]
     if spoilt:  # the patterns in three corners stay, what is between them goes
@@ -37,13 +38,13 @@ def picture(text, angle=0, spoilt=False):
     ].tobytes(), corners
 
 
-def nodes(answer):
+def nodes(answer: Any) -> Any:
     """Those that ran."""
     return re.findall(r"run\.(\w+);", answer.headers["server-timing"])
 
 
 @pytest.mark.parametrize("angle", [0, 20, 90])
-def test_a_code_is_found_and_read(client, angle):
+def test_a_code_is_found_and_read(client: Any, angle: Any) -> None:
     file, corners = picture(TEXT, angle)
     answer = client.put("early_exit", content=file)
     assert answer.status_code == 200
@@ -53,14 +54,14 @@ def test_a_code_is_found_and_read(client, angle):
 
 
 @pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
-def test_without_a_code_nothing_is_read(client, name):
+def test_without_a_code_nothing_is_read(client: Any, name: Any) -> None:
     photograph = cv2.imencode(".jpg", load_sample_image(name)[:, :, ::-1])[1].tobytes()
     answer = client.put("early_exit", content=photograph)
     assert (answer.status_code, answer.json()) == (200, {"result": None})
     assert nodes(answer) == ["find"]
 
 
-def test_a_code_that_cannot_be_read_has_corners_still(client):
+def test_a_code_that_cannot_be_read_has_corners_still(client: Any) -> None:
     file, corners = picture(TEXT, spoilt=True)
     answer = client.put("early_exit", content=file)
     assert answer.status_code == 200
@@ -68,5 +69,5 @@ def test_a_code_that_cannot_be_read_has_corners_still(client):
     assert np.abs(answer.json()["corners"] - corners).max() < 4
 
 
-def test_the_sample_is_called_from_the_command_line(call):
+def test_the_sample_is_called_from_the_command_line(call: Any) -> None:
     assert call(PIPELINE, PIPELINE.with_name("code.png"))["result"] == TEXT

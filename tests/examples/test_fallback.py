@@ -6,6 +6,7 @@ import io
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,17 +19,17 @@ BOTH = ["fast", "full", "colour"]
 
 
 @pytest.fixture(scope="module")
-def photograph():
+def photograph() -> Any:
     return load_sample_image("china.jpg")
 
 
-def encode(pixels, kind, **options):
+def encode(pixels: Any, kind: Any, **options: Any) -> Any:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def ask(client, file):
+def ask(client: Any, file: Any) -> Any:
     """The status, the answer and the nodes that ran."""
     answer = client.put("fallback", content=file)
     return (
@@ -38,7 +39,7 @@ def ask(client, file):
     )
 
 
-def colour(written):
+def colour(written: Any) -> Any:
     assert re.fullmatch(r"#[0-9a-f]{6}", written)
     return np.array(list(bytes.fromhex(written[1:])))
 
@@ -53,20 +54,22 @@ def colour(written):
         ("GIF", BOTH, 3),
     ],
 )
-def test_the_colour_of_a_photograph_in_any_format(client, photograph, kind, nodes, tolerance):
+def test_the_colour_of_a_photograph_in_any_format(
+    client: Any, photograph: Any, kind: Any, nodes: Any, tolerance: Any
+) -> None:
     status, answer, ran = ask(client, encode(photograph, kind))
     assert (status, set(answer), ran) == (200, {"result"}, nodes)
     assert np.abs(colour(answer["result"]) - photograph.mean((0, 1))).max() <= tolerance
 
 
-def test_a_small_jpeg_is_decoded_whole(client):
+def test_a_small_jpeg_is_decoded_whole(client: Any) -> None:
     pixels = np.full((40, 500, 3), (200, 100, 50), np.uint8)
     status, answer, ran = ask(client, encode(pixels, "JPEG"))
     assert (status, ran) == (200, BOTH)
     assert np.abs(colour(answer["result"]) - pixels[0, 0]).max() <= 2
 
 
-def test_a_jpeg_with_something_behind_it_is_decoded_whole(client, photograph):
+def test_a_jpeg_with_something_behind_it_is_decoded_whole(client: Any, photograph: Any) -> None:
     file = encode(photograph, "JPEG")
     fast = ask(client, file)[1]
     status, answer, ran = ask(client, file + b"from a telephone")
@@ -74,7 +77,7 @@ def test_a_jpeg_with_something_behind_it_is_decoded_whole(client, photograph):
     assert np.abs(colour(answer["result"]) - colour(fast["result"])).max() <= 2
 
 
-def test_what_both_refuse_is_answered_by_the_second(client, photograph):
+def test_what_both_refuse_is_answered_by_the_second(client: Any, photograph: Any) -> None:
     file = encode(photograph, "JPEG")
     for broken, reason in [
         (b"no picture at all", "not an image file"),
@@ -85,7 +88,7 @@ def test_what_both_refuse_is_answered_by_the_second(client, photograph):
         assert reason in answer["detail"]
 
 
-def test_a_jpeg_that_promises_too_much(client, photograph):
+def test_a_jpeg_that_promises_too_much(client: Any, photograph: Any) -> None:
     """Its header says 65000×65000, more than either decoder takes."""
     file = bytearray(encode(photograph, "JPEG"))
     frame = file.index(b"\xff\xc0")
@@ -94,7 +97,7 @@ def test_a_jpeg_that_promises_too_much(client, photograph):
     assert (status, answer["code"]) == (413, "too_large")
 
 
-def test_called_from_the_command_line(call):
+def test_called_from_the_command_line(call: Any) -> None:
     digit = Path(__file__).parents[2] / "examples" / "digits" / "digit.png"
     mean = np.asarray(Image.open(digit)).mean()
     assert np.abs(colour(call(PIPELINE, digit)["result"]) - mean).max() <= 0.51

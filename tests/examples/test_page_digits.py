@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,11 @@ PAGES = 200
 
 
 @pytest.fixture(scope="module")
-def pages(load):
+def pages(load: Any) -> Any:
     return load(FOLDER / "pages.py")
 
 
-def right(found, expected):
+def right(found: Any, expected: Any) -> Any:
     """How many characters are where they should be; of a line of another length none."""
     lines = found.split("\n"), expected.split("\n")
     if len(lines[0]) != len(lines[1]):
@@ -30,10 +31,10 @@ def right(found, expected):
     )
 
 
-def test_200_pages_from_16_clients(client, pages):
+def test_200_pages_from_16_clients(client: Any, pages: Any) -> None:
     written = [pages.page(number) for number in range(PAGES)]
 
-    def ask(page):
+    def ask(page: Any) -> Any:
         answer = client.put("page_digits", content=page[0])
         assert answer.status_code == 200, answer.text
         return answer.json()
@@ -55,14 +56,16 @@ def test_200_pages_from_16_clients(client, pages):
     assert share >= 0.95
 
 
-def overlap(one, other):
+def overlap(one: Any, other: Any) -> Any:
     """Intersection over union of two boxes."""
     (left, top), (right, bottom) = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
     common = max(right - left, 0) * max(bottom - top, 0)
     return common / (sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (one, other)) - common)
 
 
-def test_the_boxes_are_where_the_digits_are_in_the_order_of_the_text(client, pages):
+def test_the_boxes_are_where_the_digits_are_in_the_order_of_the_text(
+    client: Any, pages: Any
+) -> None:
     for number in range(10):
         file, text, boxes = pages.page(number)
         answer = client.put("page_digits", content=file).json()
@@ -71,17 +74,17 @@ def test_the_boxes_are_where_the_digits_are_in_the_order_of_the_text(client, pag
             assert overlap(found, expected) > 0.5
 
 
-def test_a_blank_page_has_an_empty_text(client, pages):
+def test_a_blank_page_has_an_empty_text(client: Any, pages: Any) -> None:
     answer = client.put("page_digits", content=pages.blank(0))
     assert (answer.status_code, answer.json()) == (200, {"result": "", "boxes": []})
 
 
-def test_what_is_no_image(client):
+def test_what_is_no_image(client: Any) -> None:
     answer = client.put("page_digits", content=b"no image")
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_input")
 
 
-def test_a_batch_request_gives_the_same(client, pages):
+def test_a_batch_request_gives_the_same(client: Any, pages: Any) -> None:
     files = [pages.page(number)[0] for number in range(4)] + [pages.blank(1)]
     results = client.post("page_digits/batch", files=[("images", file) for file in files]).json()[
         "results"
@@ -89,7 +92,9 @@ def test_a_batch_request_gives_the_same(client, pages):
     assert results == [client.put("page_digits", content=file).json() for file in files]
 
 
-def test_the_sample_page_is_called_from_the_command_line(call, client, pages):
+def test_the_sample_page_is_called_from_the_command_line(
+    call: Any, client: Any, pages: Any
+) -> None:
     sample = FOLDER / "page.png"
     answer = call(PIPELINE, sample)
     assert answer == client.put("page_digits", content=sample.read_bytes()).json()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -28,7 +29,7 @@ MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
 
 @pytest.fixture(scope="module")
-def export():
+def export() -> Any:
     spec = importlib.util.spec_from_file_location("resnet_export", RESNET / "export.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -36,7 +37,7 @@ def export():
 
 
 @pytest.fixture(scope="module")
-def photographs():
+def photographs() -> Any:
     found = []
     for name in ("china.jpg", "flower.jpg"):
         buffer = io.BytesIO()
@@ -46,7 +47,7 @@ def photographs():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The example with its model, as `python export.py resnet18 --weights …` makes it."""
     folder = tmp_path_factory.mktemp("resnet")
     for name in ("export.py", "resnet18.toml", "resnet18_one.toml"):
@@ -65,7 +66,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def prepared(image):
+def prepared(image: Any) -> Any:
     """What reaches the network in Penstock: 3×224×224, 0 to 255."""
     nodes = {
         "decode": {
@@ -76,7 +77,7 @@ def prepared(image):
         }
     }
 
-    async def run():
+    async def run() -> Any:
         async with Pipeline.load({"pipeline": {"name": "prepare"}, **nodes}) as pipeline:
             return (await pipeline({"data": image}))["result"]
 
@@ -84,7 +85,7 @@ def prepared(image):
 
 
 @pytest.fixture
-def served(folder, request):
+def served(folder: Any, request: Any) -> Any:
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(folder / request.param),
@@ -110,7 +111,9 @@ def served(folder, request):
 
 
 @pytest.mark.parametrize("served", ["resnet18.toml", "resnet18_one.toml"], indirect=True)
-def test_the_class_and_score_are_those_of_torch(served, folder, export, photographs):
+def test_the_class_and_score_are_those_of_torch(
+    served: Any, folder: Any, export: Any, photographs: Any
+) -> None:
     network = export.build("resnet18", folder / "seven.pth")
     for photograph in photographs:
         with torch.no_grad():
@@ -129,7 +132,7 @@ def test_the_class_and_score_are_those_of_torch(served, folder, export, photogra
     )
 
 
-def test_weights_come_from_the_file(export, folder):
+def test_weights_come_from_the_file(export: Any, folder: Any) -> None:
     """Not from the seed; and only weights are unpickled."""
     seven, again = (
         export.build("resnet18", seed=7).state_dict(),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,7 @@ INSIDE = threading.Event()
 
 @register_backend("RepositoryGate")
 class Gate(Backend):
-    def forward(self, batch):
+    def forward(self, batch: Any) -> None:
         INSIDE.set()
         GATE.wait(5)
         for item in batch:
@@ -28,37 +30,37 @@ class Gate(Backend):
 
 @register_backend("RepositoryBroken")
 class Broken(Backend):
-    def init(self, params, context):
+    def init(self, params: Any, context: Any) -> None:
         raise ValueError("no weights")
 
 
 @register_backend("RepositorySlow")
 class Slow(Backend):
-    def init(self, params, context):
+    def init(self, params: Any, context: Any) -> None:
         INSIDE.set()
         GATE.wait(5)
 
-    def forward(self, batch):
+    def forward(self, batch: Any) -> None:
         raise AssertionError
 
 
 @pytest.fixture(autouse=True)
-def gates():
+def gates() -> Any:
     GATE.clear()
     INSIDE.clear()
     yield
     GATE.set()
 
 
-async def until_inside():
+async def until_inside() -> None:
     await asyncio.to_thread(INSIDE.wait, 5)
 
 
-def config(name, backend="Identity"):
+def config(name: Any, backend: Any = "Identity") -> Any:
     return load(backend, name=name)
 
 
-async def test_start_publishes_and_close_ends():
+async def test_start_publishes_and_close_ends() -> None:
     repository = Repository([config("one"), config("two")])
     assert "not been started" in repository.not_ready
     with pytest.raises(NotReady, match="not been started"):
@@ -70,7 +72,7 @@ async def test_start_publishes_and_close_ends():
     assert repository.not_ready == "the server is closed" and not repository.pipelines
 
 
-async def test_unknown_names_get_the_nearest():
+async def test_unknown_names_get_the_nearest() -> None:
     repository = Repository([config("digits")])
     await repository.start()
     with pytest.raises(NotFound, match=r"there is no pipeline 'digit', did you mean 'digits'\?"):
@@ -80,7 +82,7 @@ async def test_unknown_names_get_the_nearest():
     await repository.close(1)
 
 
-async def test_loading_is_visible_and_a_close_ends_it():
+async def test_loading_is_visible_and_a_close_ends_it() -> None:
     repository = Repository([config("slow", "RepositorySlow")])
     starting = asyncio.create_task(repository.start())
     await until_inside()
@@ -95,7 +97,7 @@ async def test_loading_is_visible_and_a_close_ends_it():
     await repository.close(1)
 
 
-async def test_one_that_fails_stops_all():
+async def test_one_that_fails_stops_all() -> None:
     repository = Repository([config("good"), config("bad", "RepositoryBroken")])
     with pytest.raises(BackendError, match="no weights"):
         await repository.start()
@@ -105,7 +107,7 @@ async def test_one_that_fails_stops_all():
     ]
 
 
-async def test_a_failed_load_leaves_the_others_and_says_why_to_the_operator():
+async def test_a_failed_load_leaves_the_others_and_says_why_to_the_operator() -> None:
     repository = Repository([config("good")])
     await repository.start()
     generation = repository.generation
@@ -125,7 +127,7 @@ async def test_a_failed_load_leaves_the_others_and_says_why_to_the_operator():
     await repository.close(1)
 
 
-async def test_replacing_swaps_at_once_and_the_old_one_finishes():
+async def test_replacing_swaps_at_once_and_the_old_one_finishes() -> None:
     repository = Repository([config("one", "RepositoryGate")])
     await repository.start()
     old = repository.get("one")
@@ -142,7 +144,7 @@ async def test_replacing_swaps_at_once_and_the_old_one_finishes():
     assert old.state == "closed"
 
 
-async def test_unload_lets_what_is_inside_end():
+async def test_unload_lets_what_is_inside_end() -> None:
     repository = Repository([config("one", "RepositoryGate")])
     await repository.start()
     request = asyncio.create_task(repository.get("one")({"data": 5}))
@@ -162,7 +164,7 @@ async def test_unload_lets_what_is_inside_end():
     await repository.close(1)
 
 
-async def test_close_waits_for_what_is_inside_and_refuses_the_rest():
+async def test_close_waits_for_what_is_inside_and_refuses_the_rest() -> None:
     repository = Repository([config("one", "RepositoryGate")])
     await repository.start()
     pipeline = repository.get("one")
@@ -185,10 +187,10 @@ async def test_close_waits_for_what_is_inside_and_refuses_the_rest():
     assert (await request)["result"] == 6
 
 
-def test_may_be_started_again_on_another_loop():
+def test_may_be_started_again_on_another_loop() -> None:
     repository = Repository([config("one")])
 
-    async def once():
+    async def once() -> Any:
         await repository.start()
         answer = await repository.get("one")({"data": 8})
         await repository.close(1)
@@ -197,7 +199,7 @@ def test_may_be_started_again_on_another_loop():
     assert [asyncio.run(once()), asyncio.run(once())] == [8, 8]
 
 
-async def test_reload_reads_the_file_again_and_a_directory_has_more(tmp_path):
+async def test_reload_reads_the_file_again_and_a_directory_has_more(tmp_path: Path) -> None:
     file = tmp_path / "one.toml"
     file.write_text('[pipeline]\ndescription = "first"\n[a]\nbackend = "Identity"\n')
     repository = Repository.read(tmp_path)
@@ -216,7 +218,7 @@ async def test_reload_reads_the_file_again_and_a_directory_has_more(tmp_path):
     await repository.close(1)
 
 
-def test_read_takes_what_describes_pipelines(tmp_path):
+def test_read_takes_what_describes_pipelines(tmp_path: Path) -> None:
     file = tmp_path / "one.toml"
     file.write_text('[a]\nbackend = "Identity"\n')
     one = load(file)
@@ -239,9 +241,9 @@ def test_read_takes_what_describes_pipelines(tmp_path):
         Repository.read(3)
 
 
-async def test_logic_calls_other_pipelines():
+async def test_logic_calls_other_pipelines() -> None:
     @register_backend("RepositoryAsks")
-    async def asks(item, call):
+    async def asks(item: Any, call: Any) -> Any:
         return (await call(item["data"], {"data": 1}))["result"]
 
     repository = Repository([config("asks", "RepositoryAsks"), config("one")])

@@ -59,7 +59,7 @@ class Workshop:
         """One more batch of the node has begun."""
         assert await asyncio.to_thread(self._entered[node].acquire, timeout=BOUND)
 
-    def _backend(workshop) -> type[Backend]:  # noqa: N805  # pyright: ignore[reportSelfClsParameterName]
+    def _backend(workshop: Any) -> type[Backend]:  # noqa: N805  # pyright: ignore[reportSelfClsParameterName]
         class Work(Backend):
             def init(self, params: Any, context: Context) -> None:
                 self.node = context.node

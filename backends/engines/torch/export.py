@@ -300,9 +300,8 @@ def _is_compiled(path: Path) -> bool:
 def _compiled_for(path: Path) -> str:
     """`cpu` or `cuda`. Raises BackendError where the package does not tell."""
     try:
-        metadata = torch._C._aoti.AOTIModelPackageLoader.load_metadata_from_package(
-            str(path), "model"
-        )  # type: ignore[attr-defined]
+        loader: Any = torch._C._aoti.AOTIModelPackageLoader  # its stub lacks this method
+        metadata = loader.load_metadata_from_package(str(path), "model")
         return str(metadata["AOTI_DEVICE_KEY"])
     except (RuntimeError, AttributeError, KeyError) as error:
         raise BackendError(

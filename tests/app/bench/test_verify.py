@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -69,7 +71,7 @@ class Failing(Even):
 
 
 @pytest.fixture
-def files(tmp_path):
+def files(tmp_path: Path) -> Any:
     (tmp_path / "ops.py").write_text(OPS)
     for name in ("Even", "BySize", "ByNeighbour", "Rare", "Failing"):
         (tmp_path / f"{name}.toml").write_text(
@@ -83,7 +85,7 @@ def files(tmp_path):
     return tmp_path
 
 
-def verify(target, files, *more, requests=400):
+def verify(target: Any, files: Any, *more: Any, requests: Any = 400) -> Any:
     arguments = [
         "bench",
         target,
@@ -100,7 +102,7 @@ def verify(target, files, *more, requests=400):
     return answer.exit_code, answer.stdout + answer.stderr
 
 
-def test_the_digits_server(running, digits, files):
+def test_the_digits_server(running: Any, digits: Any, files: Any) -> None:
     store = files / "results.json"
     with running(create_app(digits)) as client:
         url = f"{client.base_url}/predict/digits"
@@ -125,7 +127,9 @@ def test_the_digits_server(running, digits, files):
 
 
 @pytest.mark.parametrize("over_http", [False, True])
-def test_a_backend_whose_results_depend_on_its_neighbours_is_found(running, files, over_http):
+def test_a_backend_whose_results_depend_on_its_neighbours_is_found(
+    running: Any, files: Any, over_http: Any
+) -> None:
     if over_http:
         with running(create_app(files / "ByNeighbour.toml")) as client:
             code, text = verify(f"{client.base_url}/predict/ByNeighbour", files)
@@ -140,7 +144,7 @@ def test_a_backend_whose_results_depend_on_its_neighbours_is_found(running, file
     assert "node in a batch of 1: " not in text  # alone it has no neighbour
 
 
-def test_one_wrong_answer_is_found(files):
+def test_one_wrong_answer_is_found(files: Any) -> None:
     code, text = verify(files / "Rare.toml", files)
     assert (
         code == 1
@@ -150,7 +154,7 @@ def test_one_wrong_answer_is_found(files):
     )
 
 
-def test_different_results_of_different_batch_sizes_are_said_and_allowed(files):
+def test_different_results_of_different_batch_sizes_are_said_and_allowed(files: Any) -> None:
     code, text = verify(files / "BySize.toml", files)
     assert (
         code == 0
@@ -160,7 +164,7 @@ def test_different_results_of_different_batch_sizes_are_said_and_allowed(files):
     assert "numbers differ by at most" in text and "e-07 (result.score)" in text
 
 
-def test_runs_are_compared(files):
+def test_runs_are_compared(files: Any) -> None:
     store = files / "results.json"
     assert verify(files / "Even.toml", files, "--store", store)[0] == 0
     assert verify(files / "Even.toml", files, "--compare", store)[0] == 0
@@ -173,7 +177,7 @@ def test_runs_are_compared(files):
     )
 
 
-def test_requests_that_fail_verify_nothing(files):
+def test_requests_that_fail_verify_nothing(files: Any) -> None:
     code, text = verify(files / "Failing.toml", files, requests=20)
     assert code == 1 and "failures     500: 20; they gave nothing to verify" in text
 
@@ -187,14 +191,14 @@ def test_requests_that_fail_verify_nothing(files):
         (("--verify", "--json"), "not --seconds"),
     ],
 )
-def test_options_that_do_not_fit(files, arguments, reason):
+def test_options_that_do_not_fit(files: Any, arguments: Any, reason: str) -> None:
     answer = CliRunner().invoke(
         command_line, ["bench", str(files / "Even.toml"), *arguments], env={"COLUMNS": "200"}
     )
     assert answer.exit_code == 2 and reason in answer.stderr
 
 
-def test_files_that_are_no_results(files):
+def test_files_that_are_no_results(files: Any) -> None:
     for content in ("", "[]", "{}", '{"format": 7}', '{"format": 1, "results": {"a": 1}}'):
         (files / "other.json").write_text(content)
         code, text = verify(files / "Even.toml", files, "--compare", files / "other.json")
@@ -204,18 +208,18 @@ def test_files_that_are_no_results(files):
 # what is counted
 
 
-def test_buckets():
+def test_buckets() -> None:
     assert bucket_of('queue.a;dur=0.1, run.a;dur=1.0;desc="batch 3"') == "a in a batch of 3"
     two = 'queue.a;dur=0.1, run.a;dur=1.0;desc="batch 3", queue.b-c.d;dur=0.1, run.b-c.d;dur=1;desc="batch 12"'
     assert bucket_of(two) == "a in a batch of 3, b-c.d in a batch of 12"
     assert bucket_of("") == "no batch size known"
 
 
-def answer(text, size=1):
+def answer(text: Any, size: Any = 1) -> Any:
     return Answer(200, text.encode(), f'queue.n;dur=0, run.n;dur=0;desc="batch {size}"')
 
 
-def test_one_result_a_bucket():
+def test_one_result_a_bucket() -> None:
     found = Verification()
     for text, size in [("1", 1), ("1", 1), ("2", 2), ("2", 2)]:
         found.note("x", answer(text, size))
@@ -231,7 +235,7 @@ def test_one_result_a_bucket():
     assert found.results["x"]["n in a batch of 2"] == Counter({"2": 2, "3": 1})
 
 
-def test_bytes_are_compared_not_numbers():
+def test_bytes_are_compared_not_numbers() -> None:
     """`1.0` and `1` are equal for Python, and would not be for whoever compares answers."""
     found = Verification()
     found.note("x", answer("1.0"))
@@ -239,7 +243,7 @@ def test_bytes_are_compared_not_numbers():
     assert len(list(found.inconsistent())) == 1
 
 
-def test_nothing_is_not_verified():
+def test_nothing_is_not_verified() -> None:
     assert not lines(Verification(), None)[1]
     found = Verification()
     found.note("x", answer("1"))
@@ -250,7 +254,7 @@ def test_nothing_is_not_verified():
     assert not lines(found, None)[1]
 
 
-def test_a_long_list_is_cut():
+def test_a_long_list_is_cut() -> None:
     found = Verification()
     for image in range(30):
         found.note(str(image), answer("1"))
@@ -280,5 +284,5 @@ def test_a_long_list_is_cut():
         (["no", "json"], "they are no JSON"),
     ],
 )
-def test_differences_in_words(answers, words):
+def test_differences_in_words(answers: Any, words: Any) -> None:
     assert difference(answers) == words

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,17 +22,17 @@ SECRET = bytes(range(32))
 
 
 @pytest.fixture
-def run(monkeypatch):
+def run(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setenv(KEY, SECRET.hex())
 
-    def invoke(*arguments):
+    def invoke(*arguments: Any) -> Any:
         return CliRunner().invoke(command_line, [str(each) for each in arguments])
 
     return invoke
 
 
-def write_model(path, layers=1):
+def write_model(path: Any, layers: Any = 1) -> None:
     """N x 4, multiplied by the unit matrix `layers` times."""
     names = [f"x{index}" for index in range(layers + 1)]
     nodes = [
@@ -53,7 +55,7 @@ def write_model(path, layers=1):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Any:
     write_model(tmp_path / "net.onnx")
     (tmp_path / "net.toml").write_text(
         '[first]\nbackend = "S[TensorrtTensor]"\nmodel = "net.onnx"\nmax = "1&4"\n"model::cache" = "kept"\nlibrary = "tensorrt_rtx"\n'
@@ -62,7 +64,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_every_group_of_every_node_is_built_once(run, folder):
+def test_every_group_of_every_node_is_built_once(run: Any, folder: Any) -> None:
     answer = run("build", folder / "net.toml")
     assert answer.exit_code == 0, answer.stderr
     built = [line.split(", ")[0].rsplit(" in ", 1)[0] for line in answer.stdout.splitlines()]
@@ -73,7 +75,7 @@ def test_every_group_of_every_node_is_built_once(run, folder):
     assert str(folder / "kept" / "net-") in again.stdout and "MiB)" in again.stdout
 
 
-def test_what_can_not_be_built_exits_with_1_and_the_rest_is_built(run, folder):
+def test_what_can_not_be_built_exits_with_1_and_the_rest_is_built(run: Any, folder: Any) -> None:
     (folder / "net.toml").write_text(
         '[bad]\nbackend = "TensorrtTensor"\nmodel = "net.onnx"\nmax = "4x5"\n"model::cache" = "kept/"\nnext = "missing"\n'
         '[missing]\nbackend = "TensorrtTensor"\nmodel = "gone.onnx"\nnext = "good"\n'
@@ -102,7 +104,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("keys", BAD)
-def test_what_is_wrong_names_its_node(run, folder, keys, monkeypatch):
+def test_what_is_wrong_names_its_node(
+    run: Any, folder: Any, keys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = (folder / "net.onnx").read_bytes()
     (folder / "cut.onnx").write_bytes(whole[:-20])
     model = onnx.load_model_from_string(whole)
@@ -116,7 +120,7 @@ def test_what_is_wrong_names_its_node(run, folder, keys, monkeypatch):
     assert answer.exit_code == 1 and BAD[keys].format(folder) in answer.stderr
 
 
-def test_what_can_not_be_kept_exits_with_1_and_is_not_built(run, folder):
+def test_what_can_not_be_kept_exits_with_1_and_is_not_built(run: Any, folder: Any) -> None:
     (folder / "file").write_text("")
     (folder / "net.toml").write_text(
         '[a]\nbackend = "TensorrtTensor"\nmodel = "net.onnx"\n"model::cache" = "file/kept/"\n'
@@ -129,7 +133,7 @@ def test_what_can_not_be_kept_exits_with_1_and_is_not_built(run, folder):
     )
 
 
-def test_a_file_without_engines_says_so(run, tmp_path):
+def test_a_file_without_engines_says_so(run: Any, tmp_path: Path) -> None:
     (tmp_path / "none.toml").write_text('[a]\nbackend = "Identity"\n')
     answer = run("build", tmp_path / "none.toml")
     assert answer.exit_code == 0 and "no node has an engine that is built ahead" in answer.stdout
@@ -158,13 +162,13 @@ main()
 
 
 @pytest.fixture
-def start(folder):
+def start(folder: Any) -> Any:
     """`penstock build` as a process that stops in the middle of the build, and goes on when its standard input is closed."""
     write_model(folder / "net.onnx", layers=50)
     pipe = subprocess.PIPE
     found = []
 
-    def start():
+    def start() -> Any:
         command = [sys.executable, "-c", SLOW, str(folder / "net.toml")]
         found.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True))
         return found[-1]
@@ -175,7 +179,7 @@ def start(folder):
         process.communicate()
 
 
-def test_ctrl_c_cancels(start, folder):
+def test_ctrl_c_cancels(start: Any, folder: Any) -> None:
     process = start()
     assert process.stdout.readline() == "building\n", process.stderr.read()
     process.send_signal(signal.SIGINT)
@@ -186,7 +190,7 @@ def test_ctrl_c_cancels(start, folder):
     assert not list((folder / "kept").glob("*.engine"))
 
 
-def test_who_waits_for_another_build_says_so_and_ctrl_c_ends_it_at_once(start):
+def test_who_waits_for_another_build_says_so_and_ctrl_c_ends_it_at_once(start: Any) -> None:
     first = start()
     assert first.stdout.readline() == "building\n", first.stderr.read()
     second = start()
@@ -200,7 +204,7 @@ def test_who_waits_for_another_build_says_so_and_ctrl_c_ends_it_at_once(start):
     assert first.poll() is None  # it still builds
 
 
-def test_files_are_encrypted_beside_themselves(run, folder):
+def test_files_are_encrypted_beside_themselves(run: Any, folder: Any) -> None:
     answer = run("encrypt", folder / "net.onnx")
     target = folder / "net.onnx.encrypted"
     assert answer.exit_code == 0 and f"wrote {target}" in answer.stdout
@@ -214,7 +218,7 @@ def test_files_are_encrypted_beside_themselves(run, folder):
     decrypt((folder / "net.trt.encrypted").read_bytes(), SECRET, "")
 
 
-def test_the_key_of_a_file_comes_first(run, folder):
+def test_the_key_of_a_file_comes_first(run: Any, folder: Any) -> None:
     (folder / "key").write_text("22" * 32)
     answer = run(
         "encrypt",
@@ -231,7 +235,7 @@ def test_the_key_of_a_file_comes_first(run, folder):
     )
 
 
-def test_what_stops_encryption(run, folder, monkeypatch):
+def test_what_stops_encryption(run: Any, folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         "does not end with .encrypted"
         in run("encrypt", folder / "net.onnx", "--output", folder / "x").stderr

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -73,7 +75,7 @@ max = 4
 
 
 @pytest.fixture
-def files(tmp_path):
+def files(tmp_path: Path) -> Any:
     (tmp_path / "ops.py").write_text(OPS)
     (tmp_path / "text.toml").write_text(
         '[first]\nbackend = "S[Python[ops.py:Warm],Python[ops.py:shout]]"\nnext = "second"\n[second]\nbackend = "Python[ops.py:count]"\n'
@@ -85,17 +87,17 @@ def files(tmp_path):
     return tmp_path
 
 
-def call(*arguments, **options):
+def call(*arguments: Any, **options: Any) -> Any:
     return CliRunner().invoke(command_line, ["call", *map(str, arguments)], **options)
 
 
-def test_an_image(digits):
+def test_an_image(digits: Any) -> None:
     answer = call(digits, digits.parent / "digit.png")
     assert answer.exit_code == 0 and not answer.stderr
     assert json.loads(answer.stdout)["label"] == "three"
 
 
-def test_a_bare_model(digits):
+def test_a_bare_model(digits: Any) -> None:
     answer = call(
         digits.parent / "digits.onnx",
         digits.parent / "digit.png",
@@ -106,12 +108,12 @@ def test_a_bare_model(digits):
     assert "result" in json.loads(answer.stdout)
 
 
-def test_text_and_standard_input(files):
+def test_text_and_standard_input(files: Any) -> None:
     assert json.loads(call(files / "text.toml", "three", "--text").stdout) == {"result": 5}
     assert json.loads(call(files / "text.toml", "-", input=b"four").stdout) == {"result": 4}
 
 
-def test_the_trace(files):
+def test_the_trace(files: Any) -> None:
     answer = call(files / "text.toml", "three", "--text", "--trace")
     assert answer.exit_code == 0
     assert json.loads(answer.stdout) == {
@@ -130,7 +132,7 @@ def test_the_trace(files):
     ]
 
 
-def test_the_trace_of_images_has_shapes_and_dtypes(digits):
+def test_the_trace_of_images_has_shapes_and_dtypes(digits: Any) -> None:
     answer = call(digits, digits.parent / "digit.png", "--trace")
     lines = answer.stderr.splitlines()
     assert "in: data: 125 bytes" in lines[1]
@@ -142,7 +144,7 @@ def test_the_trace_of_images_has_shapes_and_dtypes(digits):
     )
 
 
-def test_the_trace_of_a_node_that_runs_in_a_process(files):
+def test_the_trace_of_a_node_that_runs_in_a_process(files: Any) -> None:
     text = (files / "text.toml").read_text().replace("[first]", '[first]\nexecutor = "process"')
     (files / "process.toml").write_text(text)
     answer = call(files / "process.toml", "three", "--text", "--trace")
@@ -154,7 +156,7 @@ def test_the_trace_of_a_node_that_runs_in_a_process(files):
     assert lines[5].startswith("second: queue") and lines[5].endswith("batch 1")
 
 
-def test_the_trace_of_a_graph(files):
+def test_the_trace_of_a_graph(files: Any) -> None:
     answer = call(files / "graph.toml", "one two", "--text", "--trace")
     assert answer.exit_code == 0 and json.loads(answer.stdout) == {"result": ["ONE", "TWO"]}
     assert re.sub(r" +[\d.]+ ms", " T", answer.stderr).splitlines() == [
@@ -181,7 +183,7 @@ def test_the_trace_of_a_graph(files):
     ]
 
 
-def test_the_trace_ends_where_the_request_ended(files):
+def test_the_trace_ends_where_the_request_ended(files: Any) -> None:
     text = (files / "graph.toml").read_text().replace("shout", "fail")
     (files / "graph.toml").write_text(text)
     answer = call(files / "graph.toml", "one", "--text", "--trace")
@@ -196,7 +198,7 @@ def test_the_trace_ends_where_the_request_ended(files):
     ]
 
 
-def test_a_soft_failure(files, digits):
+def test_a_soft_failure(files: Any, digits: Any) -> None:
     answer = call(digits, digits.parent / "labels.txt", "--trace")
     assert answer.exit_code == 1 and not answer.stdout
     assert answer.stderr.splitlines()[-1].startswith("not an image file")
@@ -207,7 +209,7 @@ def test_a_soft_failure(files, digits):
     assert answer.exit_code == 1 and answer.stderr == "an empty text\n"
 
 
-def test_a_backend_that_raises(files):
+def test_a_backend_that_raises(files: Any) -> None:
     answer = call(files / "fails.toml", "x", "--text", "--trace")
     assert answer.exit_code == 1 and not answer.stdout
     assert (
@@ -225,13 +227,13 @@ def test_a_backend_that_raises(files):
         ("absent.toml", "absent.onnx"),
     ],
 )
-def test_what_can_not_be_run(files, file, expected):
+def test_what_can_not_be_run(files: Any, file: Any, expected: Any) -> None:
     answer = call(files / file, "x", "--text")
     assert answer.exit_code == 1 and not answer.stdout
     assert expected in answer.stderr and "Traceback" not in answer.stderr
 
 
-def test_no_image(files, digits):
+def test_no_image(files: Any, digits: Any) -> None:
     answer = call(digits, files / "gone.png")
     assert (
         answer.exit_code == 1
@@ -239,7 +241,7 @@ def test_no_image(files, digits):
     )
 
 
-def test_a_running_server(running, digits):
+def test_a_running_server(running: Any, digits: Any) -> None:
     with running(create_app(digits, settings=Settings())) as client:
         url = f"{client.base_url}/predict/digits"
         answer = call(url, digits.parent / "digit.png", "--trace")
@@ -259,7 +261,7 @@ def test_a_running_server(running, digits):
     assert answer.exit_code == 1 and "no address to post to" in answer.stderr
 
 
-def test_a_running_server_with_a_token(running, files):
+def test_a_running_server_with_a_token(running: Any, files: Any) -> None:
     settings = Settings(api_key="key", admin_token="token", allow_trace=True)
     with running(create_app(files / "text.toml", settings=settings)) as client:
         url = f"{client.base_url}/predict/text"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -15,16 +17,16 @@ from penstock.backends.expressions import registry
 
 
 @pytest.fixture
-def run(monkeypatch):
+def run(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("COLUMNS", "160")
 
-    def invoke(*arguments):
+    def invoke(*arguments: Any) -> Any:
         return CliRunner().invoke(command_line, [str(each) for each in arguments])
 
     return invoke
 
 
-def test_check_says_what_a_file_says(run, digits):
+def test_check_says_what_a_file_says(run: Any, digits: Any) -> None:
     answer = run("check", digits)
     assert answer.exit_code == 0
     assert "digits: fine, 1 node" in answer.stdout
@@ -35,7 +37,7 @@ def test_check_says_what_a_file_says(run, digits):
     )
 
 
-def test_check_warns_of_what_may_not_be_meant(run, tmp_path):
+def test_check_warns_of_what_may_not_be_meant(run: Any, tmp_path: Path) -> None:
     (tmp_path / "one.toml").write_text('[a]\nnext = "b,a.2"\n[b]\n[a.2]\n')
     answer = run("check", tmp_path)
     assert (
@@ -49,7 +51,7 @@ def test_check_warns_of_what_may_not_be_meant(run, tmp_path):
     )
 
 
-def test_check_prints_every_problem_and_exits_with_1(run, tmp_path):
+def test_check_prints_every_problem_and_exits_with_1(run: Any, tmp_path: Path) -> None:
     (tmp_path / "one.toml").write_text(
         '[a]\nbackend = "DecodeMap"\nmaxx = 3\n[b]\nbackend = "Identity"\n'
     )
@@ -60,7 +62,7 @@ def test_check_prints_every_problem_and_exits_with_1(run, tmp_path):
     assert len(answer.stderr.splitlines()) >= 3
 
 
-def test_check_says_which_nodes_are_models(run, tmp_path):
+def test_check_says_which_nodes_are_models(run: Any, tmp_path: Path) -> None:
     (tmp_path / "one.toml").write_text(
         '[pipeline.expose.b]\n[a]\nbackend = "Identity"\nnext = "b"\n[b]\nbackend = "Identity"\n'
     )
@@ -68,23 +70,23 @@ def test_check_says_which_nodes_are_models(run, tmp_path):
     assert answer.exit_code == 0 and "at /v2 also: one.b" in answer.stdout
 
 
-def test_check_of_nothing(run, tmp_path):
+def test_check_of_nothing(run: Any, tmp_path: Path) -> None:
     answer = run("check", tmp_path / "absent.toml")
     assert answer.exit_code == 1 and "there is no such file" in answer.stderr
 
 
-def test_serve_checks_first(run, tmp_path):
+def test_serve_checks_first(run: Any, tmp_path: Path) -> None:
     (tmp_path / "one.toml").write_text('[a]\nbackend = "DecodeMap"\n')
     answer = run("serve", tmp_path / "one.toml")
     assert answer.exit_code == 1 and "DecodeMat" in answer.stderr
 
 
-def test_version(run):
+def test_version(run: Any) -> None:
     answer = run("--version")
     assert (answer.exit_code, answer.stdout.strip()) == (0, f"penstock {penstock.__version__}")
 
 
-def test_serve_help_lists_every_setting(run, monkeypatch):
+def test_serve_help_lists_every_setting(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     answer = run("serve", "--help")
     assert answer.exit_code == 0
@@ -97,15 +99,15 @@ def test_serve_help_lists_every_setting(run, monkeypatch):
 
 
 @pytest.fixture
-def settings_of(run, monkeypatch, digits):
+def settings_of(run: Any, monkeypatch: pytest.MonkeyPatch, digits: Any) -> Any:
     """The settings that `serve` would run with."""
     found = []
 
-    def record(repository, settings):
+    def record(repository: Any, settings: Any) -> Any:
         found.append(settings)
         return 0
 
-    def invoke(*arguments):
+    def invoke(*arguments: Any) -> Any:
         monkeypatch.setattr("penstock.app.server.serve.serve", record)
         answer = run("serve", digits, *arguments)
         assert answer.exit_code == 0, answer.stderr
@@ -114,7 +116,9 @@ def settings_of(run, monkeypatch, digits):
     return invoke
 
 
-def test_options_come_before_the_environment(settings_of, monkeypatch):
+def test_options_come_before_the_environment(
+    settings_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert settings_of() == Settings()
     monkeypatch.setenv("PENSTOCK_PORT", "1234")
     monkeypatch.setenv("PENSTOCK_ACCESS_LOG", "true")
@@ -154,14 +158,14 @@ def test_options_come_before_the_environment(settings_of, monkeypatch):
         ("--max-images", 0),
     ],
 )
-def test_wrong_options(run, digits, arguments):
+def test_wrong_options(run: Any, digits: Any, arguments: Any) -> None:
     answer = run("serve", digits, *arguments)
     assert (
         answer.exit_code == 2 and arguments[0] in answer.stderr and "two words" not in answer.stderr
     )
 
 
-def test_backends(run):
+def test_backends(run: Any) -> None:
     answer = run("backends")
     assert answer.exit_code == 0
     rows = {
@@ -186,7 +190,7 @@ def test_backends(run):
     assert answer.exit_code == 1 and "did you mean 'ResizeMat'" in answer.stderr
 
 
-def test_backends_say_what_is_missing(run, monkeypatch):
+def test_backends_say_what_is_missing(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "penstock.backends.expressions.registry.extra_installed", lambda extra: extra != "tensorrt"
     )
@@ -201,7 +205,7 @@ def test_backends_say_what_is_missing(run, monkeypatch):
     assert "TensorrtTensor no needs penstock[tensorrt]" in listed
 
 
-def test_a_broken_package_hides_no_other_backend(run, monkeypatch):
+def test_a_broken_package_hides_no_other_backend(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = EntryPoint("Broken", "penstock.backends.nothing:There", registry.GROUP)
     monkeypatch.setattr(registry, "_installed", lambda: {"Broken": broken})
     answer = run("backends")
@@ -213,7 +217,9 @@ def test_a_broken_package_hides_no_other_backend(run, monkeypatch):
     )
 
 
-def test_check_says_what_can_not_run_here(run, digits, monkeypatch):
+def test_check_says_what_can_not_run_here(
+    run: Any, digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         "penstock.app.cli.tables.extra_installed", lambda extra: extra != "tensorrt"
     )
@@ -225,7 +231,7 @@ def test_check_says_what_can_not_run_here(run, digits, monkeypatch):
     assert answer.stdout.count("can't run here") == 1
 
 
-def test_a_loop_is_no_backend(run):
+def test_a_loop_is_no_backend(run: Any) -> None:
     answer = run("backends", "Ring")
     assert (
         answer.exit_code == 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -22,16 +24,16 @@ EDGE = re.compile(rf'(n\d+) (==>|-->|-\.->|-\.-|--o)(?:\|"({LABEL})"\|)? (n\d+)'
 
 
 @register_backend("MermaidStream")
-async def stream(item, call):
+async def stream(item: Any, call: Any) -> Any:
     yield 1
 
 
-def text_of(label):
+def text_of(label: Any) -> Any:
     """As Mermaid shows it: `#34;` is its `&#34;`."""
     return html.unescape(re.sub(r"#(\d+);", r"&#\1;", label))
 
 
-def read(chart):
+def read(chart: Any) -> Any:
     """(nodes by first line of the label: (kind, other lines)), [(from, arrow, label, to)], for one pipeline."""
     first, *lines = chart.splitlines()
     assert first == "flowchart TD"
@@ -53,11 +55,11 @@ def read(chart):
     return nodes, edges
 
 
-def drawn(nodes):
+def drawn(nodes: Any) -> Any:
     return read(flowchart([load(nodes)]))
 
 
-def test_a_chain():
+def test_a_chain() -> None:
     nodes, edges = drawn(
         {
             "a": {"backend": "S[Identity,Identity]", "instance_num": 2, "max": 4, "next": "b"},
@@ -72,7 +74,7 @@ def test_a_chain():
     assert edges == [("request", "==>", "", "a"), ("a", "-->", "", "b")]
 
 
-def test_branches_maps_and_filters():
+def test_branches_maps_and_filters() -> None:
     nodes, edges = drawn({
         "a": {"next": "b,c"}, "b": {"next": "d"}, "c": {"filter": "Skip", "next": "d"},
         "d": {"map": "b[result:data],c[data:other,result:more]", "next": "e"}, "e": {"map": "d[result:data],a[data:first]"},
@@ -88,7 +90,7 @@ def test_branches_maps_and_filters():
     ]
 
 
-def test_jumps():
+def test_jumps() -> None:
     nodes, edges = drawn({
         "jump": {"backend": "Jump", "jump": "each", "next": "end"}, "end": {},
         "each": {"backend": "MapReduce(jump=cut,split=boxes)", "merge": "result,score"},
@@ -106,12 +108,12 @@ def test_jumps():
     assert [edge for edge in edges if edge[0] == "request"] == [("request", "==>", "", "jump")]
 
 
-def test_logic_and_streams():
+def test_logic_and_streams() -> None:
     nodes, _ = drawn({"a": {"backend": "MermaidStream"}})
     assert nodes["a"] == ("logic", "MermaidStream", "streams")
 
 
-def test_logical_nodes_and_borrowed_ones():
+def test_logical_nodes_and_borrowed_ones() -> None:
     nodes, edges = drawn({"a": {"next": "a.2"}, "a.2": {"next": "b"}, "b": {"borrow_from": "a"}})
     assert nodes["a.2"] == nodes["b"] == ("shared",)
     assert [edge for edge in edges if edge[1] == "-.-"] == [
@@ -120,7 +122,7 @@ def test_logical_nodes_and_borrowed_ones():
     ]
 
 
-def test_entries():
+def test_entries() -> None:
     graph = {"a": {"next": "b"}, "b": {}, "x": {}}
     _, edges = drawn(graph)
     assert edges[:2] == [
@@ -133,12 +135,12 @@ def test_entries():
     assert ("request", "==>", "", "b") in edges
 
 
-def test_a_loop():
+def test_a_loop() -> None:
     _, edges = drawn({"pipeline": {"loop": True, "max_rounds": 7}, "a": {"next": "b"}, "b": {}})
     assert edges[-1] == ("b", "-.->", "restart, at most 7 rounds", "a")
 
 
-def test_groups():
+def test_groups() -> None:
     nodes, _ = drawn({"a": {"backend": "Identity", "max": "1&4", "instance_num": "2&1"}})
     assert nodes["a"] == ("executor", "Identity", "max 1 & 4, 2 & 1 instances")
 
@@ -147,7 +149,7 @@ def test_groups():
     "text",
     ['"', '"]) end', "#quot;", "<b>; lt;", "`x`", "%%{init: {}}%%", "a|b", "\x1b[31m", "a\nb", "…"],
 )
-def test_what_means_something_to_mermaid(text):
+def test_what_means_something_to_mermaid(text: Any) -> None:
     split = load({"each": {"backend": "MapReduce", "jump": "x", "split": text.strip()}, "x": {}})
     _, edges = read(flowchart([split]))
     (edge,) = [edge for edge in edges if edge[1] == "-.->"]
@@ -156,7 +158,7 @@ def test_what_means_something_to_mermaid(text):
     assert text_of(escaped(text)) == shown
 
 
-def test_names_that_are_words_of_mermaid():
+def test_names_that_are_words_of_mermaid() -> None:
     nodes, edges = drawn(
         {
             "end": {"next": "subgraph"},
@@ -171,11 +173,11 @@ def test_names_that_are_words_of_mermaid():
 # the command
 
 
-def graph(*arguments, **options):
+def graph(*arguments: Any, **options: Any) -> Any:
     return CliRunner().invoke(command_line, ["graph", *map(str, arguments)], **options)
 
 
-def test_a_file_a_model_and_standard_input(digits):
+def test_a_file_a_model_and_standard_input(digits: Any) -> None:
     answer = graph(digits)
     assert answer.exit_code == 0 and not answer.stderr
     nodes, _ = read(answer.stdout)
@@ -188,7 +190,7 @@ def test_a_file_a_model_and_standard_input(digits):
     assert read(answer.stdout)[1] == [("request", "==>", "", "a")]
 
 
-def test_a_directory_is_one_chart(tmp_path):
+def test_a_directory_is_one_chart(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / f"{name}.toml").write_text('[a]\nnext = "b"\n[b]\n')
     first, *lines = graph(tmp_path).stdout.splitlines()
@@ -212,6 +214,6 @@ def test_a_directory_is_one_chart(tmp_path):
         ('[a]\nbackend = "Identitx"\n', "did you mean 'Identity'?"),
     ],
 )
-def test_what_can_not_be_drawn(text, expected):
+def test_what_can_not_be_drawn(text: Any, expected: Any) -> None:
     answer = graph("-", input=text)
     assert answer.exit_code == 1 and not answer.stdout and expected in answer.stderr

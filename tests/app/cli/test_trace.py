@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -22,10 +23,10 @@ TRACED = ADMIN | {"Penstock-Trace": "1"}
 class Shout(Backend):
     max = 4
 
-    def warm_up(self):
+    def warm_up(self) -> None:
         self.forward([{"data": b"warm-up"}])
 
-    def forward(self, batch):
+    def forward(self, batch: Any) -> None:
         for item in batch:
             if item["data"] == "fail":
                 raise KeyError("secret")
@@ -43,7 +44,7 @@ class OnCopies(Backend):
     child_count = (1, 1)
     max = 4
 
-    def forward(self, batch):
+    def forward(self, batch: Any) -> None:
         for item in batch:
             copy = {"data": item["data"]}
             self.children[0].forward([copy])
@@ -51,13 +52,13 @@ class OnCopies(Backend):
 
 
 class Decoded(Shout):
-    def forward(self, batch):
+    def forward(self, batch: Any) -> None:
         for item in batch:
             item["data"] = item["data"].decode()
         super().forward(batch)
 
 
-async def stream(item, call):
+async def stream(item: Any, call: Any) -> Any:
     for word in item["data"].decode().split():
         yield word
 
@@ -69,7 +70,7 @@ register_backend("TraceDecoded", Decoded)
 register_backend("TraceStream", stream)
 
 
-async def trace(nodes, data, times=1):
+async def trace(nodes: Any, data: Any, times: Any = 1) -> Any:
     """The steps of a request to a watched pipeline."""
     watched = Watched(load(nodes))
     async with Pipeline(watched.config) as pipeline:
@@ -83,7 +84,7 @@ async def trace(nodes, data, times=1):
     return found.steps
 
 
-async def test_watching_leaves_the_configuration_as_it_was():
+async def test_watching_leaves_the_configuration_as_it_was() -> None:
     config = load(
         {"a": {"backend": "S[TraceShout,Identity]", "next": "b"}, "b": {"backend": "TraceShout"}}
     )
@@ -102,7 +103,7 @@ async def test_watching_leaves_the_configuration_as_it_was():
     assert json.loads(json.dumps(found.steps)) == found.steps
 
 
-async def test_members_of_an_expression():
+async def test_members_of_an_expression() -> None:
     (step,) = await trace(
         {"a": {"backend": "S[TraceShout,S[Identity,TraceOneByOne]]", "max": 4}}, "x", times=2
     )
@@ -118,7 +119,7 @@ async def test_members_of_an_expression():
     assert step["out"] == {"data": "'X'", "result": "'X'"}
 
 
-async def test_each_item_of_a_batch_has_its_own():
+async def test_each_item_of_a_batch_has_its_own() -> None:
     nodes = {
         "each": {"backend": "MapReduce", "jump": "a"},
         "a": {"backend": "S[TraceShout,TraceOneByOne]", "max": 4},
@@ -134,14 +135,14 @@ async def test_each_item_of_a_batch_has_its_own():
     ]
 
 
-async def test_a_member_that_gets_copies():
+async def test_a_member_that_gets_copies() -> None:
     (step,) = await trace({"a": {"backend": "TraceOnCopies[TraceShout]"}}, "x")
     assert [(member["backend"], member["out"]) for member in step["members"]] == [
         ("TraceShout", {"data": "'x'", "result": "'X'"})
     ]
 
 
-async def test_what_raised():
+async def test_what_raised() -> None:
     nodes = {
         "each": {"backend": "MapReduce", "jump": "a"},
         "a": {"backend": "S[Identity,TraceShout]", "max": 4},
@@ -154,7 +155,7 @@ async def test_what_raised():
     assert step["error"].startswith("BackendError: node 'a'")
 
 
-async def test_a_logical_node_is_watched_where_it_runs():
+async def test_a_logical_node_is_watched_where_it_runs() -> None:
     steps = await trace({"a": {"backend": "TraceShout", "next": "a.2"}, "a.2": {}}, "x")
     assert [step["out"] for step in steps] == [
         {"data": "'x'", "result": "'X'"},
@@ -162,7 +163,7 @@ async def test_a_logical_node_is_watched_where_it_runs():
     ]
 
 
-def test_describe():
+def test_describe() -> None:
     assert describe([1, 2]) == "[1, 2]" and describe(list(range(9))) == "list of 9"
     assert len(describe("x" * 100)) == 64
 
@@ -170,7 +171,7 @@ def test_describe():
 # over HTTP
 
 
-def app(**settings):
+def app(**settings: Any) -> Any:
     configs = [
         load(
             {
@@ -198,12 +199,12 @@ def app(**settings):
 
 
 @pytest.fixture(scope="module")
-def client(running):
+def client(running: Any) -> Any:
     with running(app(api_key="key", admin_token="token", allow_trace=True)) as client:
         yield client
 
 
-def test_the_trace_comes_with_the_answer(client):
+def test_the_trace_comes_with_the_answer(client: Any) -> None:
     answer = client.post("/predict/text", content=b"abc", headers=TRACED)
     assert answer.status_code == 200
     shout, end = answer.json()["trace"]
@@ -221,14 +222,14 @@ def test_the_trace_comes_with_the_answer(client):
 @pytest.mark.parametrize(
     "headers", [ADMIN, ADMIN | {"Penstock-Trace": "0"}, {"Authorization": "Bearer key"}]
 )
-def test_nobody_else_sees_it(client, headers):
+def test_nobody_else_sees_it(client: Any, headers: Any) -> None:
     assert client.post("/predict/text", content=b"abc", headers=headers).json() == {
         "result": "B'ABC'"
     }
     assert "trace" not in client.post("/predict/text", content=b"", headers=headers).json()
 
 
-def test_who_may_not_see_it(client, running):
+def test_who_may_not_see_it(client: Any, running: Any) -> None:
     answer = client.post(
         "/predict/text",
         content=b"abc",
@@ -260,14 +261,14 @@ def test_who_may_not_see_it(client, running):
         {"allow_trace": True},
     ],
 )
-def test_it_is_off_unless_the_operator_allows_it(running, settings):
+def test_it_is_off_unless_the_operator_allows_it(running: Any, settings: Any) -> None:
     with running(app(**settings)) as client:
         answer = client.post("/predict/text", content=b"abc", headers=TRACED)
         assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
         assert "PENSTOCK_ALLOW_TRACE" in answer.json()["detail"]
 
 
-def test_what_else_the_header_may_say(client):
+def test_what_else_the_header_may_say(client: Any) -> None:
     for path, value in (("text", "yes"), ("text/batch", "1")):
         files = {"images": b"abc"} if value == "1" else None
         answer = client.post(
@@ -282,7 +283,7 @@ def test_what_else_the_header_may_say(client):
         )
 
 
-def test_a_failure_has_its_trace_and_an_errors_text_is_data_in_it(client):
+def test_a_failure_has_its_trace_and_an_errors_text_is_data_in_it(client: Any) -> None:
     answer = client.post("/predict/decoded", content=b"unreadable", headers=TRACED)
     assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
     assert int(answer.headers["content-length"]) == len(answer.content)
@@ -297,7 +298,7 @@ def test_a_failure_has_its_trace_and_an_errors_text_is_data_in_it(client):
     assert step["error"].endswith("raised KeyError: 'secret'")  # an administrator is told all of it
 
 
-def test_the_trace_of_a_stream_comes_with_its_last_event(client):
+def test_the_trace_of_a_stream_comes_with_its_last_event(client: Any) -> None:
     answer = client.post(
         "/predict/words", content=b"a b", headers=TRACED | {"Accept": "text/event-stream"}
     )

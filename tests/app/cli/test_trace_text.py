@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from penstock.app.cli.trace_text import lines
 
 RAN = {"queue_ms": 0.25, "run_ms": 12.5, "batch": 3}
 
 
-def text(*steps):
+def text(*steps: Any) -> Any:
     return list(lines(steps))
 
 
-def test_what_default_filters_nearly_always_say_is_not_said():
+def test_what_default_filters_nearly_always_say_is_not_said() -> None:
     for filter_name in ("swap", "Run"):
         step = {
             "node": "a",
@@ -28,7 +30,7 @@ def test_what_default_filters_nearly_always_say_is_not_said():
         ]
 
 
-def test_what_filters_say():
+def test_what_filters_say() -> None:
     assert text(
         {
             "node": "a",
@@ -47,7 +49,7 @@ def test_what_filters_say():
     )
 
 
-def test_what_did_not_come_through():
+def test_what_did_not_come_through() -> None:
     assert text({"node": "a", "keys": ["data"]}) == [
         "a: dropped before it was through",
         "    in: data",
@@ -62,7 +64,7 @@ def test_what_did_not_come_through():
     )
 
 
-def test_members_and_values_where_they_are_known():
+def test_members_and_values_where_they_are_known() -> None:
     step = {
         "node": "a", "keys": ["data"], **RAN, "note": "on a thread for the trace", "in": {"data": "1"}, "out": {"data": "1"},
         "left": ["data"],
@@ -80,7 +82,7 @@ def test_members_and_values_where_they_are_known():
     ]
 
 
-def test_parts_and_yields():
+def test_parts_and_yields() -> None:
     part = [{"node": "b", "status": "skipped with a"}]
     assert text(
         {
@@ -105,7 +107,7 @@ def test_parts_and_yields():
     ]
 
 
-def test_nothing_steers_a_terminal():
+def test_nothing_steers_a_terminal() -> None:
     found = text(
         {"node": "a", "keys": ["\x1b[2J", "a\nb: run"], **RAN, "error": "gone\r\x9b31m…\udcff"}
     )

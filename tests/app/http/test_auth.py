@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from penstock import create_app
@@ -12,19 +15,19 @@ KEY, ADMIN = "k3y", "adm1n"
 ALL = {"api_key": KEY, "admin_token": ADMIN, "allow_model_control": True}
 
 
-def bearer(token):
+def bearer(token: Any) -> Any:
     return {} if token is None else {"Authorization": f"Bearer {token}"}
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def files(tmp_path_factory: pytest.TempPathFactory) -> Any:
     directory = tmp_path_factory.mktemp("pipelines")
     (directory / "echo.toml").write_text('[a]\nbackend = "Identity"\n')
     return directory
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
-def test_health_needs_no_key(running, files, path):
+def test_health_needs_no_key(running: Any, files: Any, path: Any) -> None:
     with running(create_app(files, settings=Settings(**ALL))) as client:
         assert client.get(path).status_code == 200
 
@@ -46,7 +49,7 @@ PROTECTED = [
 ]
 
 
-def test_all_else_needs_the_key(running, files):
+def test_all_else_needs_the_key(running: Any, files: Any) -> None:
     with running(create_app(files, settings=Settings(**ALL))) as client:
         for method, path in PROTECTED:
             for headers in (
@@ -73,7 +76,7 @@ def test_all_else_needs_the_key(running, files):
 
 
 @pytest.mark.parametrize("token", [KEY, ADMIN])
-def test_the_key_and_the_admin_token_open(running, files, token):
+def test_the_key_and_the_admin_token_open(running: Any, files: Any, token: Any) -> None:
     with running(create_app(files, settings=Settings(**ALL))) as client:
         client.headers.update(bearer(token))
         assert client.post("/predict/echo", content=b"x").status_code == 200
@@ -84,7 +87,7 @@ def test_the_key_and_the_admin_token_open(running, files, token):
         )
 
 
-def test_without_a_key_nothing_is_asked_for(running, files):
+def test_without_a_key_nothing_is_asked_for(running: Any, files: Any) -> None:
     with running(create_app(files, settings=Settings())) as client:
         assert client.post("/predict/echo", content=b"x").status_code == 200
 
@@ -106,7 +109,9 @@ def test_without_a_key_nothing_is_asked_for(running, files):
         (ALL, ADMIN, 200),
     ],
 )
-def test_who_may_load_and_unload(running, files, settings, token, status):
+def test_who_may_load_and_unload(
+    running: Any, files: Any, settings: Any, token: Any, status: Any
+) -> None:
     with running(create_app(files, settings=Settings(**settings))) as client:
         for verb in ("unload", "load"):
             answer = client.post(f"/pipelines/echo/{verb}", headers=bearer(token))
@@ -121,7 +126,7 @@ def test_who_may_load_and_unload(running, files, settings, token, status):
         )
 
 
-def test_load_and_unload_change_what_is_served(running, tmp_path):
+def test_load_and_unload_change_what_is_served(running: Any, tmp_path: Path) -> None:
     file = tmp_path / "echo.toml"
     file.write_text('[a]\nbackend = "Identity"\n')
     with running(
@@ -158,7 +163,7 @@ def test_load_and_unload_change_what_is_served(running, tmp_path):
         )
 
 
-def test_the_key_protects_a_router_too(running, files):
+def test_the_key_protects_a_router_too(running: Any, files: Any) -> None:
     from fastapi import FastAPI
 
     host = FastAPI()
@@ -180,7 +185,7 @@ def test_the_key_protects_a_router_too(running, files):
         assert client.post("/models/pipelines/echo/unload", headers=bearer(KEY)).status_code == 403
 
 
-def test_a_key_that_could_not_be_sent_is_refused():
+def test_a_key_that_could_not_be_sent_is_refused() -> None:
     for key in ("", "two words", "né", "line\nend"):
         with pytest.raises(ValueError, match="visible ASCII"):
             Settings(api_key=key)

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import logging
+from typing import Any
 
 import httpx
 import pytest
@@ -34,11 +35,17 @@ PIECES = st.lists(st.sampled_from(SEPARATORS) | st.binary(max_size=8), max_size=
 """Bytes that look like multipart with the boundary `x`."""
 
 
-def images_of(content, form, kind=b"multipart/form-data; boundary=x", many=False, limit=8):
+def images_of(
+    content: Any,
+    form: Any,
+    kind: Any = b"multipart/form-data; boundary=x",
+    many: Any = False,
+    limit: Any = 8,
+) -> Any:
     return asyncio.run(body.images_of(content, form, kind, many=many, limit=limit))
 
 
-def encoded(images, field, boundary=b"x"):
+def encoded(images: Any, field: Any, boundary: Any = b"x") -> Any:
     """A form as httpx writes it, whole."""
     request = httpx.Request(
         "POST",
@@ -55,7 +62,7 @@ def encoded(images, field, boundary=b"x"):
 @ample
 @given(st.lists(st.binary(max_size=50) | PIECES, min_size=1, max_size=8))
 @example([b"\r\n--y", b"", b"\r\n"])
-def test_multipart_comes_back(images):
+def test_multipart_comes_back(images: Any) -> None:
     boundary = b"y" * 20  # which PIECES do not hold
     kind = b"multipart/form-data; boundary=" + boundary
     assert images_of(encoded(images, "images", boundary), "multipart", kind, many=True) == images
@@ -65,7 +72,7 @@ def test_multipart_comes_back(images):
 
 @ample
 @given(st.lists(st.binary(), min_size=1, max_size=8))
-def test_json_comes_back(images):
+def test_json_comes_back(images: Any) -> None:
     texts = [base64.b64encode(image).decode() for image in images]
     assert images_of(json.dumps({"images": texts}).encode(), "json", many=True) == images
     assert (
@@ -74,7 +81,7 @@ def test_json_comes_back(images):
     )
 
 
-def test_a_large_body_is_parsed_whole():
+def test_a_large_body_is_parsed_whole() -> None:
     """In one piece, on a helper thread."""
     image = bytes(range(256)) * 20_000
     assert images_of(encoded([image, image], "images"), "multipart", many=True) == [image, image]
@@ -83,7 +90,7 @@ def test_a_large_body_is_parsed_whole():
     ]
 
 
-def only_ours(call, *arguments, **options):
+def only_ours(call: Any, *arguments: Any, **options: Any) -> None:
     """Images, or an error of ours."""
     try:
         found = call(*arguments, **options)
@@ -105,7 +112,7 @@ def only_ours(call, *arguments, **options):
 @example(b"--x\r\nContent-Disposition: \xff\x80\r\n\r\nx\r\n--x--\r\n", False)
 @example(b"--x\r\nA: " + b"b" * 9000 + b"\r\n\r\nx\r\n--x--\r\n", True)
 @example(b"--x\r\n" + b"a: b\r\n" * 1000 + b"\r\nx\r\n--x--\r\n", True)
-def test_any_multipart_body_is_read_or_refused(content, many):
+def test_any_multipart_body_is_read_or_refused(content: Any, many: Any) -> None:
     only_ours(images_of, content, "multipart", many=many)
 
 
@@ -118,7 +125,7 @@ def test_any_multipart_body_is_read_or_refused(content, many):
 @example("; boundary*" + "9" * 5000 + "=x", "")
 @example("; boundary=" + "x" * 5000, "")
 @example('; boundary="', "")
-def test_any_content_type_is_read_or_refused(text, end):
+def test_any_content_type_is_read_or_refused(text: Any, end: Any) -> None:
     kind = f"multipart/form-data{end}{text}".encode("latin-1")
     try:
         form = body.form_of(kind)
@@ -148,7 +155,7 @@ VALUES = st.recursive(
 @example(b'{"\\ud800": 1}', False)
 @example(b"{" * 5000, True)
 @example(b'{"a":' * 5000 + b"1" + b"}" * 5000, True)
-def test_any_json_body_is_read_or_refused(content, many):
+def test_any_json_body_is_read_or_refused(content: Any, many: Any) -> None:
     only_ours(images_of, content, "json", many=many)
 
 
@@ -158,7 +165,7 @@ def test_any_json_body_is_read_or_refused(content, many):
     st.none()
     | st.sampled_from([b"", b"application/octet-stream", b"application/x-www-form-urlencoded"]),
 )
-def test_any_body_can_be_sniffed(content, kind):
+def test_any_body_can_be_sniffed(content: Any, kind: Any) -> None:
     try:
         assert body.sniff(content, kind) in {"raw", "json"}
     except UnsupportedMedia:
@@ -176,12 +183,12 @@ def test_any_body_can_be_sniffed(content, kind):
         (b"", None, "raw"),
     ],
 )
-def test_what_bytes_are_taken_for(content, kind, form):
+def test_what_bytes_are_taken_for(content: Any, kind: Any, form: Any) -> None:
     assert body.form_of(kind) == "sniff" and body.sniff(content, kind) == form
 
 
 @pytest.mark.parametrize("name", [b"IMAGE", b'im"age', "bild-ü".encode(), b""])
-def test_the_field_that_is_there_is_named(name):
+def test_the_field_that_is_there_is_named(name: Any) -> None:
     content = (
         b'--x\r\nContent-Disposition: form-data; name="'
         + name.replace(b'"', b'\\"')
@@ -192,7 +199,7 @@ def test_the_field_that_is_there_is_named(name):
     assert repr(name.decode()) in str(caught.value)
 
 
-def test_bounds():
+def test_bounds() -> None:
     form = encoded([b"x"] * 9, "images")
     assert len(images_of(form, "multipart", many=True, limit=9)) == 9
     with pytest.raises(TooLarge, match="9 images, at most 8"):
@@ -207,7 +214,7 @@ def test_bounds():
     body.check_length(b"100", 100)
 
 
-def test_malformed_bodies_leave_no_lines_in_the_log(caplog):
+def test_malformed_bodies_leave_no_lines_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "penstock"):
         for content in (
             b"--x\r\nA\r\n\r\n--x",
@@ -230,6 +237,6 @@ def test_malformed_bodies_leave_no_lines_in_the_log(caplog):
         ([(b"transfer-encoding", b"chunked")], True),
     ],
 )
-def test_connections_that_end_with_an_unread_body(headers, closes):
+def test_connections_that_end_with_an_unread_body(headers: Any, closes: Any) -> None:
     assert body.must_close({"headers": headers, "http_version": "1.1"}) == closes
     assert not body.must_close({"headers": headers, "http_version": "2"})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import orjson
 import pytest
 
@@ -17,7 +19,7 @@ HTTP = {
 """The table of the design, by exception."""
 
 
-def exceptions():
+def exceptions() -> Any:
     return [
         found
         for found in vars(errors).values()
@@ -26,7 +28,7 @@ def exceptions():
 
 
 @pytest.mark.parametrize("kind", exceptions(), ids=lambda kind: kind.__name__)
-def test_every_exception_has_its_status(kind):
+def test_every_exception_has_its_status(kind: Any) -> None:
     error = kind([errors.Problem("what")]) if kind is errors.ConfigError else kind("what")
     status, headers, body = problem(error, "r1")
     found = orjson.loads(body)
@@ -43,7 +45,7 @@ def test_every_exception_has_its_status(kind):
     assert (b"retry-after" in fields) == (status in (429, 503))
 
 
-def test_statuses_of_the_inference_protocol():
+def test_statuses_of_the_inference_protocol() -> None:
     found = {
         code: STATUSES[code].protocol
         for code in ("too_large", "invalid_input", "queue_full", "overloaded", "deadline_exceeded")
@@ -57,7 +59,7 @@ def test_statuses_of_the_inference_protocol():
     }
 
 
-def test_nothing_internal_is_told():
+def test_nothing_internal_is_told() -> None:
     for error in (KeyError("/secret"), errors.PenstockError("/secret")):
         assert b"secret" not in problem(error)[2] and problem(error)[0] == 500
     cause = ValueError("/secret\nmore")
@@ -69,23 +71,23 @@ def test_nothing_internal_is_told():
     assert problem_object(error)["detail"] == "a backend failed"
 
 
-def test_text_that_is_no_unicode():
+def test_text_that_is_no_unicode() -> None:
     assert orjson.loads(problem(errors.InvalidInput("name \ud800"))[2])["detail"] == "name \\ud800"
 
 
 @pytest.mark.parametrize("sent", [b"a", b"x" * 128, b"~!{}\"'", b"7f3-99"])
-def test_request_ids_that_are_kept(sent):
+def test_request_ids_that_are_kept(sent: Any) -> None:
     assert choose_request_id(sent) == sent.decode()
 
 
 @pytest.mark.parametrize(
     "sent", [None, b"", b"x" * 129, b"a b", b"a\n", b"\xe9", b"a\x7f", b"\x1b[0m"]
 )
-def test_request_ids_that_are_replaced(sent):
+def test_request_ids_that_are_replaced(sent: Any) -> None:
     first, second = choose_request_id(sent), choose_request_id(sent)
     assert first != second and first.isascii() and 8 < len(first) < 40
 
 
-def test_a_requests_id_stays():
+def test_a_requests_id_stays() -> None:
     scope = {"headers": [(b"x-request-id", b"a b")]}
     assert request_id_of(scope) == request_id_of(scope)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 import time
+from typing import Any
 
 import httpx
 import pytest
@@ -27,7 +28,7 @@ MEGABYTE = "x" * 1_000_000
 
 
 class Source:
-    def __init__(self):
+    def __init__(self) -> None:
         self.advanced = 0
         self.ended = threading.Event()
 
@@ -36,7 +37,7 @@ SOURCE = Source()
 
 
 @register_backend("StreamSource")
-async def source(item, call):
+async def source(item: Any, call: Any) -> Any:
     """As the words of `data` say: a number yields itself, the others do something."""
     try:
         for word in item["data"].decode().split():
@@ -58,7 +59,7 @@ async def source(item, call):
 
 @register_backend("StreamTwice")
 class Twice:
-    def forward(self, batch):
+    def forward(self, batch: Any) -> None:
         for item in batch:
             item["result"] = (
                 item["data"] if isinstance(item["data"], str) else {"twice": 2 * item["data"]}
@@ -67,11 +68,11 @@ class Twice:
 
 
 @pytest.fixture(autouse=True)
-def begin():
+def begin() -> None:
     SOURCE.__init__()
 
 
-def configs():
+def configs() -> Any:
     table = {"name": "parts", "outputs": {"note": {"kind": "text"}}}
     return [
         load(
@@ -86,27 +87,27 @@ def configs():
     ]
 
 
-def plain():
+def plain() -> Any:
     return create_app(configs(), settings=Settings())
 
 
-def behind_an_http_middleware():
+def behind_an_http_middleware() -> Any:
     app = plain()
 
     @app.middleware("http")
-    async def passes(request, call_next):
+    async def passes(request: Any, call_next: Any) -> Any:
         return await call_next(request)
 
     return app
 
 
-def as_a_router():
+def as_a_router() -> Any:
     host = FastAPI()
     host.include_router(create_router(configs(), settings=Settings()))
     return host
 
 
-def mounted():
+def mounted() -> Any:
     models = plain()
     host = FastAPI(lifespan=lambda host: lifespan(models))
     host.mount("/", models)
@@ -117,12 +118,12 @@ HOSTS = pytest.mark.parametrize("host", [plain, behind_an_http_middleware, as_a_
 
 
 @pytest.fixture(scope="module")
-def client(running):
+def client(running: Any) -> Any:
     with running(plain(), http=HttpProtocol) as client:
         yield client
 
 
-def events_in(lines):
+def events_in(lines: Any) -> Any:
     """Event by event, as a browser reads them (HTML, 9.2.6): one without data does not count."""
     name, data = "", []
     for line in lines:
@@ -140,14 +141,14 @@ def events_in(lines):
     assert not name and not data  # the last one was complete
 
 
-def events(client, data, path="/predict/parts", **headers):
+def events(client: Any, data: Any, path: Any = "/predict/parts", **headers: Any) -> Any:
     with client.stream("POST", path, content=data, headers=EVENTS | headers) as answer:
         assert answer.status_code == 200, answer.read()
         assert answer.headers["content-type"] == "text/event-stream"
         return list(events_in(answer.iter_lines()))
 
 
-def until(condition, seconds=10):
+def until(condition: Any, seconds: Any = 10) -> None:
     """Poll another thread's server; there is no event to wait for over HTTP."""
     end = time.monotonic() + seconds
     while not condition():
@@ -155,17 +156,17 @@ def until(condition, seconds=10):
         time.sleep(0.005)
 
 
-def metric(client, name):
+def metric(client: Any, name: Any) -> Any:
     lines = client.get("/metrics").text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
-def inside(client):
+def inside(client: Any) -> Any:
     return metric(client, "penstock_requests_inside{")
 
 
 @HOSTS
-def test_an_event_a_part_and_the_end(running, host):
+def test_an_event_a_part_and_the_end(running: Any, host: Any) -> None:
     with running(host()) as client:
         assert events(client, b"1 2 3") == [
             ("message", {"result": {"twice": 2}, "note": "two\nlines"}),
@@ -176,7 +177,7 @@ def test_an_event_a_part_and_the_end(running, host):
         assert inside(client) == 0
 
 
-def test_each_part_comes_as_soon_as_it_is_there(client):
+def test_each_part_comes_as_soon_as_it_is_there(client: Any) -> None:
     with client.stream("PUT", "/predict/parts", content=b"1 wait", headers=EVENTS) as answer:
         lines = answer.iter_lines()
         assert json.loads(next(lines).removeprefix("data: "))["result"] == {
@@ -186,7 +187,7 @@ def test_each_part_comes_as_soon_as_it_is_there(client):
     assert SOURCE.ended.wait(10)
 
 
-def test_headers(client):
+def test_headers(client: Any) -> None:
     with client.stream(
         "POST", "/predict/parts", content=b"1", headers=EVENTS | {"X-Request-Id": "story-1"}
     ) as answer:
@@ -201,7 +202,7 @@ def test_headers(client):
         answer.read()
 
 
-def test_curl(client):
+def test_curl(client: Any) -> None:
     command = [
         "curl",
         "-sN",
@@ -218,7 +219,7 @@ def test_curl(client):
     )
 
 
-def test_without_the_accept_header_the_parts_results_are_one_answer(client):
+def test_without_the_accept_header_the_parts_results_are_one_answer(client: Any) -> None:
     answer = client.post("/predict/parts", content=b"1 2")
     assert answer.headers["content-type"] == "application/json"
     assert answer.json() == {"result": [{"twice": 2}, {"twice": 4}]}
@@ -232,14 +233,14 @@ def test_without_the_accept_header_the_parts_results_are_one_answer(client):
     )
 
 
-def test_a_pipeline_that_does_not_stream_gives_one_event(client):
+def test_a_pipeline_that_does_not_stream_gives_one_event(client: Any) -> None:
     assert events(client, b"abc", "/predict/echo") == [
         ("message", {"result": "YWJj"}),
         ("end", {"parts": 1}),
     ]
 
 
-def test_no_part_at_all(client):
+def test_no_part_at_all(client: Any) -> None:
     assert events(client, b" ", "/predict/raw") == [("end", {"parts": 0})]
 
 
@@ -251,7 +252,9 @@ def test_no_part_at_all(client):
         (b"odd", 500, "backend_error"),
     ],
 )
-def test_what_fails_before_the_first_part_is_an_ordinary_problem(client, data, status, code):
+def test_what_fails_before_the_first_part_is_an_ordinary_problem(
+    client: Any, data: Any, status: Any, code: Any
+) -> None:
     answer = client.post("/predict/raw", content=data, headers=EVENTS)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert answer.headers["content-type"] == "application/problem+json"
@@ -267,7 +270,7 @@ def test_what_fails_before_the_first_part_is_an_ordinary_problem(client, data, s
         ("wait", 504, "deadline_exceeded"),
     ],
 )
-def test_what_fails_later_is_the_last_event(client, word, status, code):
+def test_what_fails_later_is_the_last_event(client: Any, word: Any, status: Any, code: Any) -> None:
     headers = {
         "X-Request-Id": "story-2",
         "Penstock-Deadline-Ms": "200" if word == "wait" else "20000",
@@ -280,7 +283,7 @@ def test_what_fails_later_is_the_last_event(client, word, status, code):
     assert inside(client) == 0
 
 
-def test_the_connection_serves_on(client):
+def test_the_connection_serves_on(client: Any) -> None:
     with httpx.Client(base_url=client.base_url, limits=httpx.Limits(max_connections=1)) as one:
         for _ in range(3):
             assert events(one, b"1", "/predict/raw")[-1] == ("end", {"parts": 1})
@@ -291,7 +294,7 @@ def test_the_connection_serves_on(client):
 @pytest.mark.parametrize(
     "data", [b"1 wait", b"some " * 200_000], ids=["while it waits", "while it sends"]
 )
-def test_a_client_that_leaves_ends_the_node(running, host, data):
+def test_a_client_that_leaves_ends_the_node(running: Any, host: Any, data: Any) -> None:
     with running(host()) as client:
         with client.stream("POST", "/predict/raw", content=data, headers=EVENTS) as answer:
             assert next(answer.iter_raw()).startswith(b'data: {"result":')
@@ -301,14 +304,14 @@ def test_a_client_that_leaves_ends_the_node(running, host, data):
         assert metric(client, 'penstock_items_total{node="source",outcome="cancelled"') == 1
 
 
-def test_a_client_that_leaves_before_the_first_part(client):
+def test_a_client_that_leaves_before_the_first_part(client: Any) -> None:
     with pytest.raises(httpx.ReadTimeout):
         client.post("/predict/raw", content=b"wait", headers=EVENTS, timeout=0.2)
     assert SOURCE.ended.wait(10)
     until(lambda: inside(client) == 0)
 
 
-def test_a_slow_reader_slows_the_node(client):
+def test_a_slow_reader_slows_the_node(client: Any) -> None:
     parts = 64
     body = b"large " * parts
     with socket.socket() as reader:
@@ -321,7 +324,7 @@ def test_a_slow_reader_slows_the_node(client):
         )
         reader.sendall(head + body)
 
-        def stands_still():
+        def stands_still() -> Any:
             """Not one step while the server does the work of a hundred other requests."""
             before = SOURCE.advanced
             for _ in range(100):
@@ -337,7 +340,7 @@ def test_a_slow_reader_slows_the_node(client):
     assert SOURCE.advanced == parts
 
 
-def request(data):
+def request(data: Any) -> Any:
     """A request as ASGI has it, of a client that stays."""
     headers = [(b"accept", b"text/event-stream")]
     scope = {
@@ -350,21 +353,21 @@ def request(data):
     }
     messages = [{"type": "http.request", "body": data, "more_body": False}]
 
-    async def receive():
+    async def receive() -> Any:
         return messages.pop() if messages else await asyncio.get_running_loop().create_future()
 
     return scope, receive
 
 
-async def test_the_next_part_is_asked_for_when_the_former_one_has_been_taken():
+async def test_the_next_part_is_asked_for_when_the_former_one_has_been_taken() -> None:
     app = plain()
     sent, taken = [], asyncio.Semaphore(0)
 
-    async def send(message):
+    async def send(message: str) -> None:
         sent.append(message)
         await taken.acquire()
 
-    async def idle():
+    async def idle() -> None:
         for _ in range(50):  # nothing here runs in a thread
             await asyncio.sleep(0)
 
@@ -385,11 +388,11 @@ async def test_the_next_part_is_asked_for_when_the_former_one_has_been_taken():
 
 
 @pytest.mark.parametrize("data", [b"1 wait", b"1 2 3"])
-async def test_a_server_that_says_by_an_error_that_the_client_left(data):
+async def test_a_server_that_says_by_an_error_that_the_client_left(data: Any) -> None:
     """Some raise OSError from `send` (ASGI 2.4)."""
     app = plain()
 
-    async def send(message):
+    async def send(message: str) -> None:
         if message["type"] == "http.response.body":
             raise OSError
 
@@ -399,11 +402,11 @@ async def test_a_server_that_says_by_an_error_that_the_client_left(data):
         assert await asyncio.to_thread(SOURCE.ended.wait, 10)
 
 
-async def test_a_server_that_cancels_the_request():
+async def test_a_server_that_cancels_the_request() -> None:
     app = plain()
     begun = asyncio.Event()
 
-    async def send(message):
+    async def send(message: str) -> None:
         begun.set()
 
     async with lifespan(app):
@@ -435,5 +438,5 @@ async def test_a_server_that_cancels_the_request():
         (b"", False),
     ],
 )
-def test_who_wants_events(accept, wanted):
+def test_who_wants_events(accept: Any, wanted: Any) -> None:
     assert wants_events(accept) is wanted

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ from penstock.pipelines.config.load import load
 
 
 class Gate:
-    def __init__(self):
+    def __init__(self) -> None:
         self.seen = []
         self.inside = threading.Event()
         self.open = threading.Event()
@@ -37,7 +38,7 @@ GATE = Gate()
 class WatchGate(Backend):
     """Waits at the gate with a batch of `wait`; answers lengths."""
 
-    def forward(self, batch):
+    def forward(self, batch: Any) -> None:
         GATE.seen += [item["data"] for item in batch]
         if batch[0]["data"] == b"wait":
             GATE.inside.set()
@@ -47,41 +48,41 @@ class WatchGate(Backend):
 
 
 @pytest.fixture(autouse=True)
-def gate():
+def gate() -> Any:
     GATE.__init__()
     yield
     GATE.open.set()
 
 
-def config():
+def config() -> Any:
     return load({"pipeline": {"name": "gate"}, "gate": {"backend": "WatchGate", "max": 4}})
 
 
-def watched(app):
+def watched(app: Any) -> Any:
     """The app with a route that counts the loop's tasks."""
 
     @app.get("/tasks")
-    async def tasks():
+    async def tasks() -> Any:
         return len(asyncio.all_tasks())
 
     return app
 
 
-def plain(body_timeout=20):
+def plain(body_timeout: Any = 20) -> Any:
     return watched(create_app(config(), settings=Settings(body_timeout=body_timeout)))
 
 
-def behind_an_http_middleware(body_timeout=20):
+def behind_an_http_middleware(body_timeout: Any = 20) -> Any:
     app = plain(body_timeout)
 
     @app.middleware("http")
-    async def passes(request, call_next):
+    async def passes(request: Any, call_next: Any) -> Any:
         return await call_next(request)
 
     return app
 
 
-def as_a_router(body_timeout=20):
+def as_a_router(body_timeout: Any = 20) -> Any:
     from fastapi import FastAPI
 
     host = FastAPI()
@@ -89,7 +90,7 @@ def as_a_router(body_timeout=20):
     return watched(host)
 
 
-def mounted(body_timeout=20):
+def mounted(body_timeout: Any = 20) -> Any:
     from fastapi import FastAPI
 
     models = create_app(config(), settings=Settings(body_timeout=body_timeout))
@@ -101,7 +102,7 @@ def mounted(body_timeout=20):
 HOSTS = pytest.mark.parametrize("host", [plain, behind_an_http_middleware, as_a_router, mounted])
 
 
-def until(condition, seconds=10):
+def until(condition: Any, seconds: Any = 10) -> None:
     """Poll another thread's server; there is no event to wait for over HTTP."""
     end = time.monotonic() + seconds
     while not condition():
@@ -109,7 +110,7 @@ def until(condition, seconds=10):
         time.sleep(0.005)
 
 
-def inside(client):
+def inside(client: Any) -> Any:
     lines = client.get("/metrics").text.splitlines()
     return next(
         float(line.rpartition(" ")[2])
@@ -118,26 +119,31 @@ def inside(client):
     )
 
 
-def connect(client, data):
+def connect(client: Any, data: Any) -> Any:
     """A connection on which `data` has been sent."""
     found = socket.create_connection((client.base_url.host, client.base_url.port), 10)
     found.sendall(data)
     return found
 
 
-def request(body, path="/predict/gate", kind="application/octet-stream", length=None):
+def request(
+    body: Any,
+    path: Any = "/predict/gate",
+    kind: Any = "application/octet-stream",
+    length: Any = None,
+) -> Any:
     return (
         f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {length or len(body)}\r\n\r\n".encode()
         + body
     )
 
 
-def batch_request(*images):
+def batch_request(*images: Any) -> Any:
     body = json.dumps({"images": [base64.b64encode(image).decode() for image in images]}).encode()
     return request(body, "/predict/gate/batch", "application/json")
 
 
-def answers(file, count):
+def answers(file: Any, count: Any) -> Any:
     """The bodies of so many answers of status 200 from one connection."""
     found = []
     for _ in range(count):
@@ -151,7 +157,9 @@ def answers(file, count):
 
 
 @HOSTS
-def test_who_leaves_the_queue_never_reaches_the_backend(running, host, caplog):
+def test_who_leaves_the_queue_never_reaches_the_backend(
+    running: Any, host: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     with running(host()) as client, ThreadPoolExecutor(2) as pool:
         tasks = client.get("/tasks").json()
         blocker = pool.submit(client.post, "/predict/gate", content=b"wait")
@@ -173,7 +181,9 @@ def test_who_leaves_the_queue_never_reaches_the_backend(running, host, caplog):
 
 
 @HOSTS
-def test_who_leaves_while_it_runs(running, host, caplog):
+def test_who_leaves_while_it_runs(
+    running: Any, host: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """Its batch goes on; the answer goes nowhere."""
     with running(host()) as client:
         tasks = client.get("/tasks").json()
@@ -193,7 +203,9 @@ def test_who_leaves_while_it_runs(running, host, caplog):
 
 @HOSTS
 @pytest.mark.parametrize("patient", [False, True])
-def test_who_leaves_during_the_upload(running, host, patient, caplog):
+def test_who_leaves_during_the_upload(
+    running: Any, host: Any, patient: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     with running(host()) as client:
         tasks = client.get("/tasks").json()
         leaving = [connect(client, request(b"half", length=8)) for _ in range(5)]
@@ -209,7 +221,7 @@ def test_who_leaves_during_the_upload(running, host, patient, caplog):
 
 
 @HOSTS
-def test_slow_requests_keep_their_connection(running, host):
+def test_slow_requests_keep_their_connection(running: Any, host: Any) -> None:
     """Whoever listens for a departure must not take the next request."""
     with (
         running(host()) as client,
@@ -236,7 +248,7 @@ def test_slow_requests_keep_their_connection(running, host):
                 wire.sendall(request(b"wait"))
 
 
-def test_pipelined_requests_are_answered_in_order(running):
+def test_pipelined_requests_are_answered_in_order(running: Any) -> None:
     with running(plain()) as client:
         sent = b"".join(request(b"x" * size) for size in range(1, 30))
         with connect(client, sent) as wire, wire.makefile("rb") as file:
@@ -245,7 +257,9 @@ def test_pipelined_requests_are_answered_in_order(running):
 
 @HOSTS
 @pytest.mark.parametrize("kind", ["application/octet-stream", "application/json"])
-def test_an_upload_that_takes_too_long_is_answered_and_ended(running, host, kind, caplog):
+def test_an_upload_that_takes_too_long_is_answered_and_ended(
+    running: Any, host: Any, kind: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     with running(host(0.3)) as client:
         tasks = client.get("/tasks").json()
         slow = [connect(client, request(b"half", length=8, kind=kind)) for _ in range(3)]
@@ -270,12 +284,12 @@ def test_an_upload_that_takes_too_long_is_answered_and_ended(running, host, kind
     assert not [each for each in caplog.records if each.levelno > logging.INFO], caplog.text
 
 
-def readable(connection):
+def readable(connection: Any) -> Any:
     return bool(select.select([connection], [], [], 0)[0])
 
 
 @HOSTS
-def test_the_bound_is_of_the_upload_not_of_the_answer(running, host):
+def test_the_bound_is_of_the_upload_not_of_the_answer(running: Any, host: Any) -> None:
     """A body that came slowly, but in time, is waited for as long as it takes."""
     with running(host(0.2)) as client:
         for wanted, half in (
@@ -292,7 +306,7 @@ def test_the_bound_is_of_the_upload_not_of_the_answer(running, host):
                 assert answers(file, 1) == [wanted]
 
 
-def test_uploads_that_drip_cost_others_nothing(running):
+def test_uploads_that_drip_cost_others_nothing(running: Any) -> None:
     with running(plain()) as client, ThreadPoolExecutor(4) as pool:
         dripping = [connect(client, request(b"", length=1000)) for _ in range(50)]
         for _ in range(5):
@@ -315,7 +329,7 @@ def test_uploads_that_drip_cost_others_nothing(running):
 class Asgi:
     """One request to the app in this loop. `messages` are what it receives; then nothing more."""
 
-    def __init__(self, app, *messages, path="/predict/gate"):
+    def __init__(self, app: Any, *messages: Any, path: Any = "/predict/gate") -> None:
         self.scope = {
             "type": "http",
             "method": "POST",
@@ -327,20 +341,20 @@ class Asgi:
         self.sent = []
         self.task = asyncio.create_task(app(self.scope, self.receive, self.send))
 
-    async def receive(self):
+    async def receive(self) -> Any:
         if not self.messages:
             await asyncio.Event().wait()
         return self.messages.pop(0)
 
-    async def send(self, message):
+    async def send(self, message: str) -> None:
         self.sent.append(message)
 
 
-def body(data):
+def body(data: Any) -> Any:
     return {"type": "http.request", "body": data}
 
 
-async def turn_until(condition):
+async def turn_until(condition: Any) -> None:
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0)
@@ -348,7 +362,7 @@ async def turn_until(condition):
 
 @pytest.mark.parametrize("slow", [False, True])
 @pytest.mark.parametrize("many", [False, True])
-async def test_a_host_that_cancels_the_request(many, slow):
+async def test_a_host_that_cancels_the_request(many: Any, slow: Any) -> None:
     app = create_app(config(), settings=Settings(body_timeout=20))
     async with lifespan(app):
         pipeline = app.state.penstock.pipelines["gate"]
@@ -372,7 +386,7 @@ async def test_a_host_that_cancels_the_request(many, slow):
         assert first.sent[0]["status"] == 200 and GATE.seen == [b"wait"]
 
 
-async def test_a_host_that_cancels_an_upload():
+async def test_a_host_that_cancels_an_upload() -> None:
     app = create_app(config(), settings=Settings(body_timeout=20))
     async with lifespan(app):
         for wait in (0, 3 * PATIENCE):
@@ -385,7 +399,7 @@ async def test_a_host_that_cancels_an_upload():
         assert uploads_timed() == []
 
 
-async def test_a_cancellation_at_the_moment_of_the_bound_is_obeyed():
+async def test_a_cancellation_at_the_moment_of_the_bound_is_obeyed() -> None:
     app = create_app(config(), settings=Settings(body_timeout=0.1))
     async with lifespan(app):
         request = Asgi(app, {"type": "http.request", "body": b"half", "more_body": True})
@@ -397,7 +411,7 @@ async def test_a_cancellation_at_the_moment_of_the_bound_is_obeyed():
         assert request.sent == []
 
 
-def uploads_timed():
+def uploads_timed() -> Any:
     """The timers of uploads that this loop (asyncio's own) still holds."""
     return [
         handle
@@ -406,7 +420,7 @@ def uploads_timed():
     ]
 
 
-async def test_no_timer_stays_when_an_upload_ends():
+async def test_no_timer_stays_when_an_upload_ends() -> None:
     app = create_app(config(), settings=Settings(body_timeout=20))
     async with lifespan(app):
         for last, status in ((body(b"ful"), 200), ({"type": "http.disconnect"}, 499)):
@@ -421,7 +435,7 @@ async def test_no_timer_stays_when_an_upload_ends():
             assert request.sent[0]["status"] == status and uploads_timed() == []
 
 
-async def test_messages_without_what_is_optional():
+async def test_messages_without_what_is_optional() -> None:
     app = create_app(config(), settings=Settings())
     async with lifespan(app):
         request = Asgi(

@@ -14,6 +14,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import httpx
 import pytest
@@ -64,7 +65,7 @@ class Site:
             self.gone.set()
             writer.close()
 
-    async def send(self, parts, reader, writer):
+    async def send(self, parts: Any, reader: Any, writer: Any) -> None:
         for part in parts:
             if part is None:
                 await reader.read()
@@ -77,7 +78,7 @@ class Site:
 
 
 @asynccontextmanager
-async def online(site: Site, host: str = "127.0.0.1", **options) -> AsyncIterator[Site]:
+async def online(site: Site, host: str = "127.0.0.1", **options: Any) -> AsyncIterator[Site]:
     server = await asyncio.start_server(site.serve, host, 0, **options)
     site.port = server.sockets[0].getsockname()[1]
     async with server:
@@ -100,7 +101,11 @@ class Names:
 
 
 def fetcher(
-    *sites: Site, names: Names | None = None, exempt=("127.0.0.1",), ports=(), **options
+    *sites: Site,
+    names: Names | None = None,
+    exempt: Any = ("127.0.0.1",),
+    ports: Any = (),
+    **options: Any,
 ) -> Fetcher:
     names = names or Names(site_test=[["127.0.0.1"]])
     bounds = {"max_bytes": 1000, "timeout": 5.0, **options}
@@ -112,7 +117,7 @@ def fetcher(
     )
 
 
-async def test_an_image():
+async def test_an_image() -> None:
     async with online(Site(OK)) as site:
         names = Names(site_test=[["127.0.0.1"]])
         assert (
@@ -128,7 +133,7 @@ async def test_an_image():
     ]  # fmt: skip
 
 
-async def test_no_length_and_chunks():
+async def test_no_length_and_chunks() -> None:
     async with online(Site(b"HTTP/1.1 200 OK\r\n\r\n", b"ima", b"ge")) as site:
         assert await fetcher(site)(f"http://site.test:{site.port}/") == b"image"
     async with online(
@@ -176,7 +181,7 @@ async def test_no_length_and_chunks():
         ("http://site.test/" + "a" * 2048, "more than 2048"),
     ],
 )
-async def test_urls_that_are_not_taken(url, reason):
+async def test_urls_that_are_not_taken(url: Any, reason: str) -> None:
     names = Names(site_test=[["127.0.0.1"]])
     with pytest.raises(InvalidRequest, match=reason) as raised:
         await fetcher(names=names)(url)
@@ -197,7 +202,7 @@ async def test_urls_that_are_not_taken(url, reason):
         "0",
     ],
 )
-async def test_odd_forms_of_an_address(host):
+async def test_odd_forms_of_an_address(host: Any) -> None:
     """The system's resolver takes them for 127.0.0.1; they are refused before it is asked."""
     async with online(Site(OK)) as site:
         for resolve in (resolve_by_system, Names(**{host.replace(".", "_"): [["127.0.0.1"]]})):
@@ -207,7 +212,9 @@ async def test_odd_forms_of_an_address(host):
     assert not site.connections
 
 
-async def test_odd_forms_that_get_to_the_resolver_are_refused_by_their_address(monkeypatch):
+async def test_odd_forms_that_get_to_the_resolver_are_refused_by_their_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(fetch_module, "_check_host", lambda host, what: None)
     for host in ("2130706433", "0x7f.1", "127.1", "localhost"):
         with pytest.raises(InvalidRequest, match=NOT_PUBLIC):
@@ -239,7 +246,7 @@ PUBLIC = [
 PUBLIC_6 = ["2606:4700:4700::1111", "2a00:1450:4001:829::200e", "2001:4860:4860::8888", "3ffe::1"]
 
 
-def test_public_addresses():
+def test_public_addresses() -> None:
     assert [address for address in PRIVATE if is_public(address)] == []
     assert [address for address in (*PUBLIC, *PUBLIC_6) if not is_public(address)] == []
     assert (
@@ -251,7 +258,7 @@ def test_public_addresses():
 
 
 @pytest.mark.parametrize("address", PRIVATE)
-async def test_private_addresses_are_refused(address):
+async def test_private_addresses_are_refused(address: Any) -> None:
     """In the URL itself, and as what a name resolves to: alone, before and behind a public one."""
     host = f"[{address.replace('%', '%25')}]" if ":" in address else address
     with pytest.raises(InvalidRequest, match=NOT_PUBLIC) as raised:
@@ -263,7 +270,7 @@ async def test_private_addresses_are_refused(address):
         assert address not in str(raised.value)
 
 
-async def test_unknown_names_are_answered_as_private_ones_are():
+async def test_unknown_names_are_answered_as_private_ones_are() -> None:
     answers = []
     for name in ("private.test", "unknown.test", "empty.test"):
         with pytest.raises(InvalidRequest) as raised:
@@ -274,7 +281,7 @@ async def test_unknown_names_are_answered_as_private_ones_are():
     assert len(set(answers)) == 1
 
 
-async def test_a_resolver_that_rebinds():
+async def test_a_resolver_that_rebinds() -> None:
     """A second question would be answered with 127.0.0.1, where something listens: it is never asked, and nothing connects there."""
     async with online(Site(OK)) as site, online(Site(OK), "127.0.0.2") as checked:
         names = Names(
@@ -288,7 +295,7 @@ async def test_a_resolver_that_rebinds():
     assert not site.connections
 
 
-async def test_a_resolver_that_rebinds_during_a_redirect():
+async def test_a_resolver_that_rebinds_during_a_redirect() -> None:
     """The redirect leads to the same name, which is resolved and checked anew."""
     async with online(Site(OK)) as inner:
         redirect = Site(
@@ -303,7 +310,7 @@ async def test_a_resolver_that_rebinds_during_a_redirect():
     assert outer.connections == 1 and not inner.connections and names.asked == ["site.test"] * 2
 
 
-async def test_the_next_address_is_tried():
+async def test_the_next_address_is_tried() -> None:
     async with online(Site(OK)) as site:
         names = Names(site_test=[["127.0.0.3", "127.0.0.1"]])
         assert (
@@ -319,7 +326,7 @@ async def test_the_next_address_is_tried():
             )
 
 
-async def test_no_proxy_from_the_environment(monkeypatch):
+async def test_no_proxy_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     async with online(Site(OK)) as site, online(Site(OK)) as proxy:
         for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
@@ -337,7 +344,7 @@ def redirect_to(location: str, status: str = "302 Found", more: str = "") -> byt
 @pytest.mark.parametrize(
     "status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"]
 )
-async def test_a_redirect(status):
+async def test_a_redirect(status: Any) -> None:
     async with online(Site(OK)) as target:
         more = "Set-Cookie: a=b; Path=/\r\n"
         async with online(
@@ -369,7 +376,7 @@ async def test_a_redirect(status):
         ("", "redirected to nowhere"),
     ],
 )
-async def test_redirects_that_are_not_followed(location, reason):
+async def test_redirects_that_are_not_followed(location: Any, reason: str) -> None:
     async with (
         online(Site(OK), "127.0.0.2") as inner,
         online(Site(redirect_to(location.format(port=inner.port)))) as site,
@@ -387,7 +394,7 @@ async def test_redirects_that_are_not_followed(location, reason):
     assert site.connections == 1 and not inner.connections
 
 
-async def test_a_circle_of_redirects():
+async def test_a_circle_of_redirects() -> None:
     async with online(Site(redirect_to("/again"))) as site:
         with pytest.raises(InvalidInput, match="redirected more than 3 times"):
             await fetcher(site)(f"http://site.test:{site.port}/")
@@ -397,7 +404,7 @@ async def test_a_circle_of_redirects():
 # bounds
 
 
-async def test_a_slow_body():
+async def test_a_slow_body() -> None:
     async with online(
         Site(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n", b"x", 0.01, endless=True)
     ) as site:
@@ -408,14 +415,14 @@ async def test_a_slow_body():
         await asyncio.wait_for(site.gone.wait(), 5)
 
 
-async def test_a_host_that_says_nothing():
+async def test_a_host_that_says_nothing() -> None:
     async with online(Site(30.0)) as site:
         with pytest.raises(InvalidInput, match="url_timeout"):
             await fetcher(site, timeout=0.2)(f"http://site.test:{site.port}/")
 
 
-async def test_a_slow_resolver():
-    async def resolve(host, port):
+async def test_a_slow_resolver() -> None:
+    async def resolve(host: Any, port: Any) -> None:
         await asyncio.sleep(30)
 
     with pytest.raises(InvalidInput, match="url_timeout"):
@@ -423,7 +430,7 @@ async def test_a_slow_resolver():
 
 
 @pytest.mark.parametrize("head", [b"", b"Transfer-Encoding: chunked\r\n"])
-async def test_an_endless_body(head):
+async def test_an_endless_body(head: Any) -> None:
     data = b"400\r\n" + b"x" * 1024 + b"\r\n" if head else b"x" * 1024
     async with online(
         Site(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n", data, 0.0, endless=True)
@@ -433,7 +440,7 @@ async def test_an_endless_body(head):
         await asyncio.wait_for(site.gone.wait(), 5)
 
 
-async def test_endless_headers():
+async def test_endless_headers() -> None:
     async with online(
         Site(b"HTTP/1.1 200 OK\r\n", b"X-A: " + b"x" * 1024 + b"\r\n", 0.0, endless=True)
     ) as site:
@@ -442,7 +449,7 @@ async def test_endless_headers():
 
 
 @pytest.mark.parametrize("length", [b"1001", b"99999999999999999999999", b"9" * 5000])
-async def test_a_length_above_the_bound(length):
+async def test_a_length_above_the_bound(length: Any) -> None:
     async with online(
         Site(b"HTTP/1.1 200 OK\r\nContent-Length: " + length + b"\r\n\r\n", 30.0)
     ) as site:
@@ -450,13 +457,13 @@ async def test_a_length_above_the_bound(length):
             await fetcher(site)(f"http://site.test:{site.port}/")
 
 
-async def test_exactly_the_bound():
+async def test_exactly_the_bound() -> None:
     async with online(Site(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 1000)) as site:
         assert len(await fetcher(site)(f"http://site.test:{site.port}/")) == 1000
 
 
 @pytest.mark.parametrize("encoding", [b"gzip", b"deflate", b"br", b"identity, gzip"])
-async def test_what_is_packed_is_not_unpacked(encoding):
+async def test_what_is_packed_is_not_unpacked(encoding: Any) -> None:
     bomb = gzip.compress(bytes(500_000))
     assert len(bomb) < 1000
     answer = b"HTTP/1.1 200 OK\r\nContent-Encoding: %s\r\nContent-Length: %d\r\n\r\n%s" % (
@@ -480,14 +487,14 @@ async def test_what_is_packed_is_not_unpacked(encoding):
         (b"", "did not answer with HTTP"),
     ],
 )
-async def test_answers_without_an_image(answer, reason):
+async def test_answers_without_an_image(answer: Any, reason: str) -> None:
     async with online(Site(answer)) as site:
         with pytest.raises(InvalidInput, match=reason) as raised:
             await fetcher(site)(f"http://site.test:{site.port}/")
     assert "SSH" not in str(raised.value)
 
 
-async def test_so_many_at_once():
+async def test_so_many_at_once() -> None:
     async with online(Site(30.0)) as site:
         guard = fetcher(site)
         url = f"http://site.test:{site.port}/"
@@ -505,7 +512,7 @@ async def test_so_many_at_once():
 
 
 @pytest.fixture(scope="module")
-def authority():
+def authority() -> Any:
     return trustme.CA()
 
 
@@ -518,7 +525,9 @@ def authority():
         ("site.test", False, False),
     ],
 )
-async def test_certificates_are_verified_by_name(authority, name, trusted, good):
+async def test_certificates_are_verified_by_name(
+    authority: Any, name: Any, trusted: Any, good: Any
+) -> None:
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(name).configure_cert(server_context)
     asked = []
@@ -537,7 +546,7 @@ async def test_certificates_are_verified_by_name(authority, name, trusted, good)
     assert asked == ["site.test"]
 
 
-async def test_a_certificate_that_nobody_vouches_for_by_default(authority):
+async def test_a_certificate_that_nobody_vouches_for_by_default(authority: Any) -> None:
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("site.test").configure_cert(server_context)
     async with online(Site(OK), ssl=server_context) as site:
@@ -545,8 +554,8 @@ async def test_a_certificate_that_nobody_vouches_for_by_default(authority):
             await fetcher(site)(f"https://site.test:{site.port}/")
 
 
-async def test_a_host_that_speaks_no_tls():
-    async def answer(reader, writer):
+async def test_a_host_that_speaks_no_tls() -> None:
+    async def answer(reader: Any, writer: Any) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         writer.close()
 
@@ -560,10 +569,10 @@ async def test_a_host_that_speaks_no_tls():
 
 
 @pytest.fixture
-def allow(monkeypatch):
+def allow(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Settings under which a server takes the test's own site for a public one."""
 
-    def settings(*ports, **others):
+    def settings(*ports: Any, **others: Any) -> Any:
         names = Names(site_test=[["127.0.0.1"]])
         monkeypatch.setattr(
             fetch_module, "Fetcher", partial(Fetcher, resolve=names, exempt=("127.0.0.1",))
@@ -573,19 +582,19 @@ def allow(monkeypatch):
     return settings
 
 
-def test_off_by_default(running, digits):
+def test_off_by_default(running: Any, digits: Any) -> None:
     with running(create_app(digits, settings=Settings())) as client:
         answer = client.post("/predict/digits", json={"url": "http://127.0.0.1/"})
         assert answer.status_code == 400 and answer.json()["code"] == "invalid_request"
         assert "the operator has not allowed them (allow_url)" in answer.json()["detail"]
 
 
-async def test_the_server_fetches(running, digits, digit, allow):
+async def test_the_server_fetches(running: Any, digits: Any, digit: Any, allow: Any) -> None:
     image = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(digit), digit)
     async with online(Site(image)) as site:
         url = f"http://site.test:{site.port}/three.png"
 
-        def ask():
+        def ask() -> Any:
             with running(
                 create_app(digits, settings=allow(site.port, max_body=len(digit) + 100))
             ) as client:
@@ -626,10 +635,12 @@ async def test_the_server_fetches(running, digits, digit, allow):
     ]
 
 
-async def test_the_deadline_of_a_request_holds_for_fetching(running, digits, allow):
+async def test_the_deadline_of_a_request_holds_for_fetching(
+    running: Any, digits: Any, allow: Any
+) -> None:
     async with online(Site(30.0)) as site:
 
-        def ask():
+        def ask() -> Any:
             with running(create_app(digits, settings=allow(site.port, url_timeout=0.5))) as client:
                 answers = [client.post("/predict/digits", json={"url": f"http://site.test:{site.port}/"}, headers=headers) for headers in (
                     {"Penstock-Deadline-Ms": "100"}, {},
@@ -639,13 +650,15 @@ async def test_the_deadline_of_a_request_holds_for_fetching(running, digits, all
         assert await asyncio.to_thread(ask) == [(504, "deadline_exceeded"), (422, "invalid_input")]
 
 
-async def test_a_client_that_leaves_ends_the_fetching(running, digits, allow):
+async def test_a_client_that_leaves_ends_the_fetching(
+    running: Any, digits: Any, allow: Any
+) -> None:
     """The server lets go of the site at once, and not when its time is over."""
     loop = asyncio.get_running_loop()
     ended = []
     async with online(Site(None)) as site:
 
-        def ask():
+        def ask() -> None:
             with running(create_app(digits, settings=allow(site.port))) as client:
                 with pytest.raises(httpx.ReadTimeout):
                     client.post(
@@ -665,7 +678,7 @@ async def test_a_client_that_leaves_ends_the_fetching(running, digits, allow):
 
 
 @pytest.mark.parametrize("allowed", ["false", "true"])
-def test_httpx_is_imported_only_where_urls_are_allowed(digits, allowed):
+def test_httpx_is_imported_only_where_urls_are_allowed(digits: Any, allowed: Any) -> None:
     code = "import sys; from penstock.app import create_app; create_app(sys.argv[1]); print('httpx' in sys.modules)"
     environment = os.environ | {"PENSTOCK_ALLOW_URL": allowed}
     done = subprocess.run(

@@ -11,6 +11,8 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import httpx
 import jsonschema
@@ -30,7 +32,7 @@ from penstock.pipelines.config.load import load
 class Probe:
     """What the backend below has seen, and the gate it waits at."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seen = []
         self.inside = threading.Event()
         self.gate = threading.Event()
@@ -43,7 +45,7 @@ PROBE = Probe()
 class PredictProbe(Backend):
     """Answers the data's length; some data are orders."""
 
-    def forward(self, batch):
+    def forward(self, batch: Any) -> None:
         for item in batch:
             data = item["data"]
             PROBE.seen.append(data)
@@ -64,26 +66,26 @@ class PredictProbe(Backend):
 
 
 @pytest.fixture(autouse=True)
-def probe():
+def probe() -> Any:
     PROBE.__init__()
     yield
     PROBE.gate.set()
 
 
-def config(**pipeline):
+def config(**pipeline: Any) -> Any:
     table = {"name": "probe", "outputs": {"note": {"kind": "text"}}, **pipeline}
     return load({"pipeline": table, "probe": {"backend": "PredictProbe", "max": 8}})
 
 
 @pytest.fixture(scope="module")
-def client(running):
+def client(running: Any) -> Any:
     settings = Settings(max_body=100_000, max_images=3, body_timeout=5)
     with running(create_app(config(), settings=settings)) as client:
         yield client
 
 
 @pytest.fixture
-def fresh(running):
+def fresh(running: Any) -> Any:
     """A server without a past: what it has learnt of its speed decides what it takes in."""
     with running(create_app(config())) as client:
         yield client
@@ -92,21 +94,21 @@ def fresh(running):
 class Wire:
     """A connection, written and read by the byte."""
 
-    def __init__(self, client):
+    def __init__(self, client: Any) -> None:
         self.socket = socket.create_connection((client.base_url.host, client.base_url.port), 10)
         self.file = self.socket.makefile("rb")
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self.file.close()
         self.socket.close()
 
-    def send(self, data):
+    def send(self, data: Any) -> None:
         self.socket.sendall(data)
 
-    def read(self):
+    def read(self) -> Any:
         """Status, headers, body of the next answer; None where the server has closed."""
         line = self.file.readline()
         if not line:
@@ -115,7 +117,9 @@ class Wire:
         return int(line.split()[1]), headers, self.file.read(int(headers.get("content-length", 0)))
 
 
-def head(path="/predict/probe", length=None, method="POST", **headers):
+def head(
+    path: Any = "/predict/probe", length: Any = None, method: Any = "POST", **headers: Any
+) -> Any:
     lines = [
         f"{method} {path} HTTP/1.1",
         "Host: test",
@@ -126,7 +130,7 @@ def head(path="/predict/probe", length=None, method="POST", **headers):
     ).encode()
 
 
-def problem(answer, status, code, detail=""):
+def problem(answer: Any, status: Any, code: Any, detail: Any = "") -> Any:
     """Whether an answer is this problem, whole and in its form."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
@@ -155,7 +159,7 @@ def problem(answer, status, code, detail=""):
         "application/x-www-form-urlencoded",
     ],
 )
-def test_the_raw_body(client, digit, method, kind):
+def test_the_raw_body(client: Any, digit: Any, method: Any, kind: Any) -> None:
     headers = {} if kind is None else {"Content-Type": kind}
     answer = client.request(method, "/predict/probe", content=digit, headers=headers)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
@@ -164,7 +168,7 @@ def test_the_raw_body(client, digit, method, kind):
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT"])
-def test_multipart_and_json(client, digit, method):
+def test_multipart_and_json(client: Any, digit: Any, method: Any) -> None:
     encoded = base64.b64encode(digit).decode()
     ways = [
         {"files": {"image": ("digit.png", digit, "image/png")}},
@@ -182,14 +186,14 @@ def test_multipart_and_json(client, digit, method):
     assert PROBE.seen == [digit] * len(ways)
 
 
-def test_a_chunked_body_in_pieces(client, digit):
+def test_a_chunked_body_in_pieces(client: Any, digit: Any) -> None:
     assert client.post("/predict/probe", content=iter([digit[:5], digit[5:9], digit[9:]])).json()[
         "result"
     ] == len(digit)
     assert PROBE.seen == [digit]
 
 
-def test_large_bodies_are_parsed_beside_the_loop(running, digit):
+def test_large_bodies_are_parsed_beside_the_loop(running: Any, digit: Any) -> None:
     large = digit + bytes(3_000_000)
     with running(create_app(config())) as client:
         assert client.post("/predict/probe", files={"image": large}).json()["result"] == len(large)
@@ -213,7 +217,7 @@ def test_large_bodies_are_parsed_beside_the_loop(running, digit):
     ],
     ids=" ".join,
 )
-def test_curl(running, digits, digit, tmp_path, arguments):
+def test_curl(running: Any, digits: Any, digit: Any, tmp_path: Path, arguments: Any) -> None:
     file = tmp_path / "digit.png"
     file.write_bytes(digit)
     with running(create_app(digits)) as client:
@@ -236,7 +240,7 @@ def test_curl(running, digits, digit, tmp_path, arguments):
 # what comes back
 
 
-def test_a_given_request_id_comes_back(client):
+def test_a_given_request_id_comes_back(client: Any) -> None:
     answer = client.post("/predict/probe", content=b"x", headers={"X-Request-Id": "photo-1"})
     assert answer.headers["x-request-id"] == "photo-1"
     problem(
@@ -247,7 +251,7 @@ def test_a_given_request_id_comes_back(client):
 
 
 @pytest.mark.parametrize("sent", ["", "a b", "x" * 129, "naïve".encode(), "tab\there"])
-def test_an_unfit_request_id_is_replaced(client, sent):
+def test_an_unfit_request_id_is_replaced(client: Any, sent: Any) -> None:
     found = {
         client.post("/predict/probe", content=b"x", headers={"X-Request-Id": sent}).headers[
             "x-request-id"
@@ -258,7 +262,7 @@ def test_an_unfit_request_id_is_replaced(client, sent):
     assert all(re.fullmatch(r"[0-9a-f]+-[0-9a-f]+", each) for each in found)
 
 
-def timings(answer):
+def timings(answer: Any) -> Any:
     """Server-Timing as {name: (milliseconds, description)}."""
     found = {}
     for metric in answer.headers["server-timing"].split(", "):
@@ -268,7 +272,7 @@ def timings(answer):
     return found
 
 
-def test_server_timing(running):
+def test_server_timing(running: Any) -> None:
     with running(create_app(config())) as client, ThreadPoolExecutor(4) as pool:
         blocker = pool.submit(client.post, "/predict/probe", content=b"wait")
         assert PROBE.inside.wait(10)
@@ -287,7 +291,7 @@ def test_server_timing(running):
         assert "server-timing" not in client.post("/predict/probe", content=b"unreadable").headers
 
 
-def wait_inside(client, count, name="probe"):
+def wait_inside(client: Any, count: Any, name: Any = "probe") -> None:
     """Until so many requests are inside."""
     end = time.monotonic() + 10
     while inside(client, name) != count:
@@ -295,21 +299,21 @@ def wait_inside(client, count, name="probe"):
         time.sleep(0.005)
 
 
-def inside(client, name):
+def inside(client: Any, name: Any) -> Any:
     found = re.search(
         rf'^penstock_requests_inside{{pipeline="{name}"}} (\S+)', client.get("/metrics").text, re.M
     )
     return float(found[1])
 
 
-def test_timings_of_every_node(running):
+def test_timings_of_every_node(running: Any) -> None:
     nodes = {"one": {"backend": "Identity", "next": "two"}, "two": {"backend": "Identity"}}
     with running(create_app(load({"pipeline": {"name": "chain"}, **nodes}))) as client:
         found = timings(client.post("/predict/chain", content=b"x"))
     assert list(found) == ["queue.one", "run.one", "queue.two", "run.two"]
 
 
-def test_no_result_is_an_answer_and_only_declared_outputs_are_told(client):
+def test_no_result_is_an_answer_and_only_declared_outputs_are_told(client: Any) -> None:
     assert client.post("/predict/probe", content=b"break").json() == {
         "result": None,
         "note": "declared",
@@ -320,7 +324,7 @@ def test_no_result_is_an_answer_and_only_declared_outputs_are_told(client):
     }
 
 
-def test_a_soft_failure(client):
+def test_a_soft_failure(client: Any) -> None:
     problem(
         client.post("/predict/probe", content=b"unreadable"),
         422,
@@ -329,7 +333,7 @@ def test_a_soft_failure(client):
     )
 
 
-def test_a_batch_mixes_results_and_problems(client):
+def test_a_batch_mixes_results_and_problems(client: Any) -> None:
     files = [("images", each) for each in (b"four", b"unreadable", b"fail")]
     for answer in (
         client.post("/predict/probe/batch", files=files),
@@ -353,7 +357,7 @@ def test_a_batch_mixes_results_and_problems(client):
         assert soft["request_id"] == failed["request_id"] == answer.headers["x-request-id"]
 
 
-def test_what_has_no_json_form_is_a_problem_of_that_image_alone(client):
+def test_what_has_no_json_form_is_a_problem_of_that_image_alone(client: Any) -> None:
     answer = client.post(
         "/predict/probe/batch", files=[("images", b"four"), ("images", b"odd"), ("images", b"four")]
     )
@@ -363,7 +367,7 @@ def test_what_has_no_json_form_is_a_problem_of_that_image_alone(client):
     problem(client.post("/predict/probe", content=b"odd"), 500, "backend_error", "JSON")
 
 
-def test_a_batch_queues_its_items_together(running):
+def test_a_batch_queues_its_items_together(running: Any) -> None:
     with running(create_app(config())) as client:
         answer = client.post(
             "/predict/probe/batch", files=[("images", b"%d" % index) for index in range(8)]
@@ -376,7 +380,7 @@ def test_a_batch_queues_its_items_together(running):
     assert PROBE.seen == [b"%d" % index for index in range(8)]
 
 
-def test_a_batch_of_which_some_find_no_room(running):
+def test_a_batch_of_which_some_find_no_room(running: Any) -> None:
     with running(create_app(config(max_requests=2))) as client:
         good, other, refused = client.post(
             "/predict/probe/batch", files=[("images", b"four")] * 3
@@ -432,7 +436,7 @@ def test_a_batch_of_which_some_find_no_room(running):
         ({"data": {"image": "cat.jpg"}}, 415, "a form without files"),
     ],
 )
-def test_bad_bodies(client, path, sent, status, detail):
+def test_bad_bodies(client: Any, path: Any, sent: Any, status: Any, detail: Any) -> None:
     found = problem(
         client.post(path, **sent),
         status,
@@ -458,7 +462,7 @@ def test_bad_bodies(client, path, sent, status, detail):
         ({"files": [("image", b"x")] * 50}, 400, "more than 8 parts"),
     ],
 )
-def test_bad_bodies_of_one_image(client, sent, status, detail):
+def test_bad_bodies_of_one_image(client: Any, sent: Any, status: Any, detail: Any) -> None:
     problem(client.post("/predict/probe", **sent), status, "invalid_request", detail)
     assert PROBE.seen == []
 
@@ -476,13 +480,13 @@ def test_bad_bodies_of_one_image(client, sent, status, detail):
         ({"files": [("images", b"x")] * 100}, 413, "more than 3 parts"),
     ],
 )
-def test_bad_batches(client, sent, status, detail):
+def test_bad_batches(client: Any, sent: Any, status: Any, detail: Any) -> None:
     code = {400: "invalid_request", 413: "too_large", 415: "unsupported_media"}[status]
     problem(client.post("/predict/probe/batch", **sent), status, code, detail)
     assert PROBE.seen == []
 
 
-def test_unknown_pipelines_and_paths(client):
+def test_unknown_pipelines_and_paths(client: Any) -> None:
     for path in ("/predict/prob", "/predict/prob/batch"):
         problem(
             client.post(path, content=b"x"),
@@ -513,13 +517,13 @@ def test_unknown_pipelines_and_paths(client):
 
 @pytest.mark.parametrize("path", ["/predict/probe", "/predict/probe/batch"])
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PATCH", "OPTIONS"])
-def test_wrong_methods(client, running, path, method):
+def test_wrong_methods(client: Any, running: Any, path: Any, method: Any) -> None:
     answer = client.request(method, path)
     problem(answer, 405, "method_not_allowed")
     assert set(answer.headers["allow"].split(", ")) == {"POST", "PUT"}
 
 
-def test_a_pipeline_named_batch(running):
+def test_a_pipeline_named_batch(running: Any) -> None:
     pipeline = load("PredictProbe", name="batch")
     with running(create_app(pipeline)) as client:
         assert client.post("/predict/batch", content=b"four").json() == {"result": 4}
@@ -529,7 +533,7 @@ def test_a_pipeline_named_batch(running):
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "0", "nan", "inf", "", "1e999", "0x10"])
-def test_deadlines_that_are_none(client, value):
+def test_deadlines_that_are_none(client: Any, value: Any) -> None:
     problem(
         client.post("/predict/probe", content=b"x", headers={"Penstock-Deadline-Ms": value}),
         400,
@@ -539,7 +543,7 @@ def test_deadlines_that_are_none(client, value):
     assert PROBE.seen == []
 
 
-def test_deadlines(fresh):
+def test_deadlines(fresh: Any) -> None:
     client = fresh
     for value in ("1000", "2500.5", "99999999999"):
         assert (
@@ -567,7 +571,7 @@ def test_deadlines(fresh):
     assert b"late" not in PROBE.seen
 
 
-def test_the_upload_counts_for_the_deadline(client):
+def test_the_upload_counts_for_the_deadline(client: Any) -> None:
     for path in ("/predict/probe", "/predict/probe/batch"):
         problem(
             passed_while_uploading(client, path),
@@ -579,7 +583,7 @@ def test_the_upload_counts_for_the_deadline(client):
 
 
 @pytest.mark.parametrize("value", ["high", "-1", "1.5", "0", "", "99", "9" * 50])
-def test_priorities_that_are_none(running, value):
+def test_priorities_that_are_none(running: Any, value: Any) -> None:
     node = {"backend": "PredictProbe", "priority_levels": 3}
     with running(create_app(load({"pipeline": {"name": "probe"}, "node": node}))) as client:
         headers = {"Penstock-Priority": value}
@@ -601,12 +605,12 @@ def test_priorities_that_are_none(running, value):
     assert PROBE.seen == [b"four"]
 
 
-def test_priorities_where_there_are_none(client):
+def test_priorities_where_there_are_none(client: Any) -> None:
     answer = client.post("/predict/probe", content=b"x", headers={"Penstock-Priority": "1"})
     problem(answer, 400, "invalid_request", "has no priorities")
 
 
-def test_priority_decides_who_goes_first(running):
+def test_priority_decides_who_goes_first(running: Any) -> None:
     node = {"backend": "PredictProbe", "priority_levels": 3, "max": 1}
     with (
         running(create_app(load({"pipeline": {"name": "probe"}, "node": node}))) as client,
@@ -626,7 +630,7 @@ def test_priority_decides_who_goes_first(running):
     assert PROBE.seen == [b"wait", b"high", b"low"]
 
 
-def test_too_many_inside(running):
+def test_too_many_inside(running: Any) -> None:
     with running(create_app(config(max_requests=1))) as client, ThreadPoolExecutor(1) as pool:
         blocker = pool.submit(client.post, "/predict/probe", content=b"wait")
         assert PROBE.inside.wait(10)
@@ -639,7 +643,7 @@ def test_too_many_inside(running):
         assert client.post("/predict/probe", content=b"four").status_code == 200
 
 
-def test_who_is_refused_need_not_send_the_body(running):
+def test_who_is_refused_need_not_send_the_body(running: Any) -> None:
     with running(create_app(config(max_requests=1))) as client, ThreadPoolExecutor(1) as pool:
         blocker = pool.submit(client.post, "/predict/probe", content=b"wait")
         assert PROBE.inside.wait(10)
@@ -654,7 +658,7 @@ def test_who_is_refused_need_not_send_the_body(running):
     assert PROBE.seen == [b"wait", b"four"]
 
 
-def test_a_wait_that_would_be_too_long(fresh):
+def test_a_wait_that_would_be_too_long(fresh: Any) -> None:
     client = fresh
     for _ in range(3):
         client.post("/predict/probe", content=b"slow")
@@ -668,7 +672,7 @@ def test_a_wait_that_would_be_too_long(fresh):
     assert b"x" not in PROBE.seen
 
 
-def test_not_ready(running):
+def test_not_ready(running: Any) -> None:
     with running(
         Starlette(routes=[Mount("/models", create_app(config()))])
     ) as client:  # nobody runs its lifespan
@@ -676,20 +680,22 @@ def test_not_ready(running):
             problem(client.post(f"/models/predict/probe{path}", **sent), 503, "not_ready", "probe")
 
 
-def test_a_backend_that_raises(client):
+def test_a_backend_that_raises(client: Any) -> None:
     found = problem(
         client.post("/predict/probe", content=b"fail"), 500, "backend_error", "node 'probe'"
     )
     assert "PredictProbe" in found["detail"] and "ValueError" in found["detail"]
 
 
-def test_a_failure_is_logged_with_its_request_pipeline_and_node(client, caplog):
+def test_a_failure_is_logged_with_its_request_pipeline_and_node(
+    client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     client.post("/predict/probe", content=b"fail", headers={"X-Request-Id": "photo-1"})
     (record,) = (record for record in caplog.records if record.name == "penstock.executor")
     assert (record.request_id, record.pipeline, record.node) == ("photo-1", "probe", "probe")
 
 
-def test_a_pipeline_that_is_replaced_while_the_body_comes(running, tmp_path):
+def test_a_pipeline_that_is_replaced_while_the_body_comes(running: Any, tmp_path: Path) -> None:
     (tmp_path / "probe.toml").write_text('[probe]\nbackend = "PredictProbe"\n')
     settings = Settings(admin_token="token", allow_model_control=True)
     with (
@@ -709,7 +715,9 @@ def test_a_pipeline_that_is_replaced_while_the_body_comes(running, tmp_path):
         assert (status, json.loads(body)) == (200, {"result": 4})
 
 
-def test_our_own_mistakes_are_named_by_their_request_id_only(running, caplog):
+def test_our_own_mistakes_are_named_by_their_request_id_only(
+    running: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     app = create_app(config())
     with running(app) as client:
         app.state.penstock.pipelines[
@@ -729,7 +737,7 @@ def test_our_own_mistakes_are_named_by_their_request_id_only(running, caplog):
 # sizes and half messages
 
 
-def test_a_body_above_the_limit_is_refused_before_it_is_read(client):
+def test_a_body_above_the_limit_is_refused_before_it_is_read(client: Any) -> None:
     with Wire(client) as wire:
         wire.send(head(length=100_001))  # not one byte of it
         status, _, body = wire.read()
@@ -745,7 +753,7 @@ def test_a_body_above_the_limit_is_refused_before_it_is_read(client):
 
 
 @pytest.mark.parametrize("length", [300_000, 10**15, 10**18])
-def test_a_huge_body_ends_the_connection(client, length):
+def test_a_huge_body_ends_the_connection(client: Any, length: Any) -> None:
     with Wire(client) as wire:
         wire.send(head(length=length))
         status, headers, _ = wire.read()
@@ -753,7 +761,7 @@ def test_a_huge_body_ends_the_connection(client, length):
         assert wire.read() is None
 
 
-def test_clients_that_send_a_huge_body_get_their_answer(client):
+def test_clients_that_send_a_huge_body_get_their_answer(client: Any) -> None:
     for _ in range(10):
         problem(
             client.post("/predict/probe", content=bytes(5_000_000)), 413, "too_large", "max_body"
@@ -761,7 +769,7 @@ def test_clients_that_send_a_huge_body_get_their_answer(client):
     assert client.post("/predict/probe", content=b"x" * 100_000).json()["result"] == 100_000
 
 
-def test_a_huge_body_in_chunks(client):
+def test_a_huge_body_in_chunks(client: Any) -> None:
     with Wire(client) as wire:
         wire.send(head(Transfer_Encoding="chunked"))
         for _ in range(11):
@@ -776,7 +784,7 @@ def test_a_huge_body_in_chunks(client):
 
 
 @pytest.mark.parametrize("path", ["/predict/other", "/predict/probe"])
-def test_refusals_leave_the_connection_usable(client, path):
+def test_refusals_leave_the_connection_usable(client: Any, path: Any) -> None:
     """The body of a refused request is not taken for the next request."""
     kind = {} if "other" in path else {"Content_Type": "text/html"}
     with Wire(client) as wire:
@@ -792,14 +800,14 @@ def test_refusals_leave_the_connection_usable(client, path):
     assert PROBE.seen == [b"four"]
 
 
-def test_lengths_with_many_digits(client):
+def test_lengths_with_many_digits(client: Any) -> None:
     with Wire(client) as wire:
         wire.send(head(length="0" * 5000 + "4") + b"four")
         status, _, body = wire.read()
         assert status in (400, 413), body
 
 
-def test_expect_100_continue(client):
+def test_expect_100_continue(client: Any) -> None:
     with Wire(client) as wire:
         wire.send(head(length=4, Expect="100-continue"))
         assert (
@@ -816,7 +824,7 @@ def test_expect_100_continue(client):
             assert wire.read() is None
 
 
-def test_a_truncated_multipart_body(client):
+def test_a_truncated_multipart_body(client: Any) -> None:
     form = b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\nabc'
     answer = client.post(
         "/predict/probe", content=form, headers={"Content-Type": "multipart/form-data; boundary=x"}
@@ -827,7 +835,7 @@ def test_a_truncated_multipart_body(client):
 GOOD = b"good"
 
 
-def bad_requests(client):
+def bad_requests(client: Any) -> Any:
     """Bad requests of every kind, with the statuses they may have."""
     post = client.post
     yield post("/predict/probe", content=b""), 400
@@ -858,10 +866,10 @@ def bad_requests(client):
             wire.send(data)
 
 
-def test_bad_requests_cost_others_nothing(client):
+def test_bad_requests_cost_others_nothing(client: Any) -> None:
     stop = threading.Event()
 
-    def good():
+    def good() -> Any:
         count = 0
         with httpx.Client(base_url=client.base_url, timeout=30) as own:
             while not stop.is_set() or not count:
@@ -888,7 +896,7 @@ def test_bad_requests_cost_others_nothing(client):
 
 
 @pytest.mark.parametrize("root", ["", "/api", "/predict", "/predict/probe"])
-def test_behind_a_proxy_that_cuts_a_prefix(running, root):
+def test_behind_a_proxy_that_cuts_a_prefix(running: Any, root: Any) -> None:
     with running(create_app(config()), root_path=root) as client:
         assert client.post("/predict/probe", content=b"four").json()["result"] == 4
         assert (
@@ -899,7 +907,7 @@ def test_behind_a_proxy_that_cuts_a_prefix(running, root):
         )
 
 
-def test_a_mount_takes_its_own_prefix_only(running):
+def test_a_mount_takes_its_own_prefix_only(running: Any) -> None:
     models = create_app(config())
     host = Starlette(routes=[Mount("/api", models)], lifespan=lambda host: lifespan(models))
     with running(host) as client:
@@ -915,7 +923,7 @@ def test_a_mount_takes_its_own_prefix_only(running):
     assert PROBE.seen == [b"four"]
 
 
-def test_a_router_answers_the_same(running):
+def test_a_router_answers_the_same(running: Any) -> None:
     from fastapi import FastAPI
 
     host = FastAPI()
@@ -945,7 +953,7 @@ def test_a_router_answers_the_same(running):
 # the document
 
 
-def passed_while_uploading(client, path):
+def passed_while_uploading(client: Any, path: Any) -> Any:
     """The answer to a request whose deadline is over when the body has come."""
     body = b'{"images": ["Zm9v"]}' if path.endswith("/batch") else b"foo"
     with Wire(client) as wire:
@@ -964,12 +972,12 @@ def passed_while_uploading(client, path):
     return httpx.Response(status, headers=dict(headers), content=body)
 
 
-def test_every_documented_status_is_answered_as_documented(running):
+def test_every_documented_status_is_answered_as_documented(running: Any) -> None:
     """Each status of the predict operations by a real request, and no other; each body is what the document says."""
     paths = ("/predict/probe", "/predict/probe/batch")
     found = {path: [] for path in paths}
 
-    def ask(client, data, kind=None, prefix="", **headers):
+    def ask(client: Any, data: Any, kind: Any = None, prefix: Any = "", **headers: Any) -> None:
         headers = {name.replace("_", "-"): value for name, value in headers.items()} | (
             {"Content-Type": kind} if kind else {}
         )

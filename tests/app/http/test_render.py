@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from penstock.app.http.render import fields_of, to_json
 from penstock.backends.errors import BackendError
 
 
-def rendered(value):
+def rendered(value: Any) -> Any:
     text = to_json({"result": value})
     return json.loads(text, parse_constant=pytest.fail)["result"]  # NaN and Infinity are no JSON
 
@@ -34,7 +35,7 @@ def rendered(value):
         "float64",
     ],
 )
-def test_numpy_of_every_kind(kind):
+def test_numpy_of_every_kind(kind: Any) -> None:
     array = np.array([[0, 1, 2], [3, 4, 5]]).astype(kind)
     wanted = array.tolist()
     assert rendered(array) == wanted
@@ -47,7 +48,7 @@ def test_numpy_of_every_kind(kind):
     assert rendered([{"a": array}, (array[0],)]) == [{"a": wanted}, [wanted[0]]]
 
 
-def test_arrays_of_text_and_objects():
+def test_arrays_of_text_and_objects() -> None:
     assert rendered(np.array(["one", "zwölf"])) == ["one", "zwölf"]
     assert rendered(np.array([b"ab"])) == ["YWI="]
     assert rendered(np.array([1, "a", None, [2]], dtype=object)) == [1, "a", None, [2]]
@@ -55,7 +56,7 @@ def test_arrays_of_text_and_objects():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_numbers_that_json_has_not_are_null(value):
+def test_numbers_that_json_has_not_are_null(value: Any) -> None:
     assert rendered(value) is None
     assert rendered(np.float32(value)) is None
     for kind in ("float16", "float32", "float64"):
@@ -63,7 +64,7 @@ def test_numbers_that_json_has_not_are_null(value):
         assert rendered(array) == rendered(array.T) == [[1, None], [None, 2]]
 
 
-def test_bytes_are_base64():
+def test_bytes_are_base64() -> None:
     assert (
         rendered(b"\x00\xff")
         == rendered(bytearray(b"\x00\xff"))
@@ -74,7 +75,7 @@ def test_bytes_are_base64():
     assert rendered(memoryview(b"0a0b0c")[::2]) == "MDAw"  # of other strides
 
 
-def test_keys_that_are_no_text():
+def test_keys_that_are_no_text() -> None:
     assert rendered({7: "a", 2.5: "b", None: "c", True: "d"}) == {
         "7": "a",
         "2.5": "b",
@@ -83,7 +84,7 @@ def test_keys_that_are_no_text():
     }
 
 
-def test_nested():
+def test_nested() -> None:
     value = {"boxes": [{"box": (1, 2.5), "label": "cat", "mask": None}], "ok": True}
     assert rendered(value) == {
         "boxes": [{"box": [1, 2.5], "label": "cat", "mask": None}],
@@ -91,14 +92,14 @@ def test_nested():
     }
 
 
-def test_floats_are_not_rounded():
+def test_floats_are_not_rounded() -> None:
     assert rendered(0.1 + 0.2) == 0.1 + 0.2
     assert np.float32(rendered(np.float32(0.1))) == np.float32(0.1)
     values = np.random.default_rng(0).random(100)
     assert rendered(values) == values.tolist()
 
 
-def test_torch_tensors():
+def test_torch_tensors() -> None:
     torch = pytest.importorskip("torch")
     tensor = torch.arange(6, dtype=torch.float32).reshape(2, 3)
     for each in (
@@ -118,7 +119,7 @@ def test_torch_tensors():
         to_json({"result": torch.empty(2, device="meta")})
 
 
-def endless():
+def endless() -> Any:
     value = []
     value.append(value)
     return value
@@ -142,13 +143,13 @@ def endless():
     ],
     ids=repr,
 )
-def test_what_has_no_form_is_the_backends_error(value):
+def test_what_has_no_form_is_the_backends_error(value: Any) -> None:
     with pytest.raises(BackendError, match="can't be written as JSON") as caught:
         to_json({"result": value})
     assert caught.value.__cause__ is None
 
 
-def test_what_is_answered_of_an_item():
+def test_what_is_answered_of_an_item() -> None:
     item = {"data": b"image", "result": 3, "label": "three", "hidden": 1}
     assert fields_of(item, ("result", "label", "absent")) == {"result": 3, "label": "three"}
     assert list(fields_of({"data": b"", "label": "a"}, ("result", "label"))) == ["result", "label"]

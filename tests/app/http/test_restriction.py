@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import tritonclient.http
 from fastapi import FastAPI
@@ -37,11 +40,11 @@ APP_ONLY = {"metadata": [("GET", "/openapi.json"), ("GET", "/docs")]}
 
 
 @pytest.fixture(params=["app", "router", "mounted"])
-def served(request, running, tmp_path):
+def served(request: Any, running: Any, tmp_path: Path) -> Any:
     """Starts a server with settings, as an app, as a router below a prefix, or mounted; the client, and the routes of each group."""
     (tmp_path / "echo.toml").write_text('[a]\nbackend = "Identity"\n')
 
-    def start(**more):
+    def start(**more: Any) -> Any:
         settings = Settings(
             admin_token=ADMIN,
             allow_model_control=True,
@@ -68,7 +71,7 @@ def served(request, running, tmp_path):
     return start
 
 
-def ask(client, served, method, path, **headers):
+def ask(client: Any, served: Any, method: Any, path: Any, **headers: Any) -> Any:
     return client.request(
         method,
         served.prefix + path,
@@ -78,7 +81,7 @@ def ask(client, served, method, path, **headers):
 
 
 @pytest.mark.parametrize("group", RULED)
-def test_a_group_wants_its_header(served, group):
+def test_a_group_wants_its_header(served: Any, group: Any) -> None:
     with served(restricted_api=f"{group}:X-Secret=s3cret") as client:
         for method, path in served.routes[group]:
             for headers in (
@@ -108,7 +111,7 @@ def test_a_group_wants_its_header(served, group):
 
 
 @pytest.mark.parametrize("group", RULED)
-def test_a_group_is_off(served, group):
+def test_a_group_is_off(served: Any, group: Any) -> None:
     with served(restricted_api=f"{group}:off") as client:
         for method, path in served.routes[group]:
             assert (
@@ -119,13 +122,13 @@ def test_a_group_is_off(served, group):
             ), (method, path)
 
 
-def test_a_header_that_comes_twice_is_none(served):
+def test_a_header_that_comes_twice_is_none(served: Any) -> None:
     with served(restricted_api="statistics:x-secret=s3cret") as client:
         twice = [("x-secret", "s3cret"), ("x-secret", "s3cret")]
         assert client.get(served.prefix + "/metrics", headers=twice).status_code == 403
 
 
-def test_a_trace_is_of_the_group_trace(served):
+def test_a_trace_is_of_the_group_trace(served: Any) -> None:
     with served(restricted_api="trace:x-secret=s3cret") as client:
         admin = {"authorization": f"Bearer {ADMIN}"}
         assert ask(client, served, "POST", "/predict/echo").status_code == 200
@@ -146,7 +149,7 @@ def test_a_trace_is_of_the_group_trace(served):
         assert traced.status_code == 200 and "trace" in traced.json()
 
 
-def test_several_rules(served):
+def test_several_rules(served: Any) -> None:
     with served(
         restricted_api="health, statistics : x-a = 1 ; shared-memory:off; inference:x-b=a=b"
     ) as client:
@@ -159,7 +162,7 @@ def test_several_rules(served):
         assert ask(client, served, "POST", "/predict/echo", **{"x-b": "a=b"}).status_code == 200
 
 
-def test_triton_clients_send_it(running):
+def test_triton_clients_send_it(running: Any) -> None:
     app = create_app(
         {"backend": "Identity"},
         settings=Settings(restricted_api="health,metadata:triton-secret=s3cret"),
@@ -199,7 +202,7 @@ def test_triton_clients_send_it(running):
         ("health:x=s3crét", "rule 1: expected visible ASCII"),
     ],
 )
-def test_rules_that_are_none(rules, told):
+def test_rules_that_are_none(rules: Any, told: Any) -> None:
     with pytest.raises(ValueError, match=told) as caught:
         Restriction(rules)
     assert "s3cr" not in str(caught.value)
@@ -208,7 +211,7 @@ def test_rules_that_are_none(rules, told):
     assert "s3cr" not in str(caught.value) and "s3cr" not in repr(caught.value)
 
 
-def test_no_rules():
+def test_no_rules() -> None:
     assert not Restriction("") and not Restriction(" ; ")
     assert repr(Restriction()) == "<Restriction none>"
     assert (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -29,7 +31,7 @@ EVERY_KIND = {
 }
 
 
-def kinds(name="kinds"):
+def kinds(name: Any = "kinds") -> Any:
     return load(
         {
             "pipeline": {"name": name, "outputs": EVERY_KIND},
@@ -38,20 +40,20 @@ def kinds(name="kinds"):
     )
 
 
-def document_of(client):
+def document_of(client: Any) -> Any:
     document = client.get("/openapi.json").json()
     validate(document)
     return document
 
 
-def check(document, schema, value):
+def check(document: Any, schema: Any, value: Any) -> None:
     """Whether a value is what a schema of the document says."""
     jsonschema.Draft202012Validator({**schema, "components": document["components"]}).validate(
         value
     )
 
 
-def test_operations_and_names(running, digits):
+def test_operations_and_names(running: Any, digits: Any) -> None:
     with running(create_app([digits, kinds()])) as client:
         document = document_of(client)
     assert document["openapi"].startswith("3.1")
@@ -70,7 +72,7 @@ def test_operations_and_names(running, digits):
     assert list(document["paths"])[:2] == ["/predict/digits", "/predict/digits/batch"]
 
 
-def test_what_may_be_sent(running, digits):
+def test_what_may_be_sent(running: Any, digits: Any) -> None:
     with running(create_app([digits, kinds()])) as client:
         document = document_of(client)
     paths = document["paths"]
@@ -86,14 +88,14 @@ def test_what_may_be_sent(running, digits):
         "application/json",
     ]
 
-    def headers(name):
+    def headers(name: Any) -> Any:
         return [each["name"] for each in paths[f"/predict/{name}"]["post"]["parameters"]]
 
     assert headers("digits") == ["X-Request-Id", "Penstock-Deadline-Ms"]
     assert headers("kinds") == ["X-Request-Id", "Penstock-Deadline-Ms", "Penstock-Priority"]
 
 
-def test_urls_are_in_the_document_where_they_are_allowed(running, digits):
+def test_urls_are_in_the_document_where_they_are_allowed(running: Any, digits: Any) -> None:
     with running(create_app(digits, settings=Settings(allow_url=True))) as client:
         document = document_of(client)
     content = document["paths"]["/predict/digits"]["post"]["requestBody"]["content"]
@@ -105,7 +107,7 @@ def test_urls_are_in_the_document_where_they_are_allowed(running, digits):
         assert "ImageURL" not in json.dumps(document_of(client))
 
 
-def test_answers_are_what_the_document_says(running, digits, digit):
+def test_answers_are_what_the_document_says(running: Any, digits: Any, digit: Any) -> None:
     with running(create_app(digits)) as client:
         document = document_of(client)
         single, batch = (
@@ -155,7 +157,7 @@ def test_answers_are_what_the_document_says(running, digits, digit):
             )
 
 
-def test_every_kind_has_a_type(running):
+def test_every_kind_has_a_type(running: Any) -> None:
     with running(create_app(kinds())) as client:
         found = document_of(client)["components"]["schemas"]["Prediction_kinds"]
     types = {name: schema.get("type") for name, schema in found["properties"].items()}
@@ -172,7 +174,7 @@ def test_every_kind_has_a_type(running):
     assert found["properties"]["result"]["anyOf"][0]["items"] == {"type": "integer"}
 
 
-def test_errors_have_examples_of_their_own_status(running, digits):
+def test_errors_have_examples_of_their_own_status(running: Any, digits: Any) -> None:
     with running(create_app(digits)) as client:
         document = document_of(client)
     responses = document["paths"]["/predict/digits"]["post"]["responses"]
@@ -189,7 +191,7 @@ def test_errors_have_examples_of_their_own_status(running, digits):
             assert example["value"]["code"] == code and str(example["value"]["status"]) == status
 
 
-def test_keys_and_tokens(running, digits):
+def test_keys_and_tokens(running: Any, digits: Any) -> None:
     settings = Settings(api_key="k3y", admin_token="t0k3n", allow_model_control=True)
     with running(create_app(digits, settings=settings)) as client:
         client.headers["Authorization"] = "Bearer k3y"
@@ -210,7 +212,9 @@ def test_keys_and_tokens(running, digits):
     ).replace("t0k3n", "")
 
 
-def test_loading_and_unloading_change_it_and_nothing_else_does(running, tmp_path):
+def test_loading_and_unloading_change_it_and_nothing_else_does(
+    running: Any, tmp_path: Path
+) -> None:
     for name in ("b", "a.x-y"):
         (tmp_path / f"{name}.toml").write_text('[n]\nbackend = "Identity"\n')
     app = create_app(tmp_path, settings=Settings(admin_token="t", allow_model_control=True))
@@ -234,7 +238,7 @@ def test_loading_and_unloading_change_it_and_nothing_else_does(running, tmp_path
         assert json.dumps(document_of(client)) == json.dumps(first)
 
 
-def test_names_can_not_collide(running):
+def test_names_can_not_collide(running: Any) -> None:
     names = ["x", "batch_x", "x_batch", "put_x", "x_put", "predict_x", "Prediction_x"]
     with running(create_app([kinds(name) for name in names])) as client:
         document = document_of(client)
@@ -251,11 +255,11 @@ def test_names_can_not_collide(running):
     ) == 2 * len(names)
 
 
-async def words(item, call):
+async def words(item: Any, call: Any) -> Any:
     yield 1
 
 
-def test_a_pipeline_that_streams(running, digits):
+def test_a_pipeline_that_streams(running: Any, digits: Any) -> None:
     register_backend("OpenApiStream", words)
     table = {"name": "words", "outputs": {"result": {"kind": "integer"}, "note": {"kind": "text"}}}
     config = load({"pipeline": table, "words": {"backend": "OpenApiStream"}})
@@ -287,7 +291,9 @@ def test_a_pipeline_that_streams(running, digits):
 
 
 @pytest.mark.parametrize("key", [None, "k3y"])
-def test_traces_are_in_the_document_where_they_are_allowed(running, digits, key):
+def test_traces_are_in_the_document_where_they_are_allowed(
+    running: Any, digits: Any, key: Any
+) -> None:
     with running(
         create_app(digits, settings=Settings(api_key=key, admin_token="t0k3n", allow_trace=True))
     ) as client:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from multiprocessing import shared_memory
+from typing import Any
 
 import jsonschema
 import pytest
@@ -28,19 +29,19 @@ ADMINISTRATIVE = {
 
 
 @pytest.fixture
-def region():
+def region() -> Any:
     found = shared_memory.SharedMemory(f"penstock_openapi_{os.getpid()}", create=True, size=64)
     yield found.name
     found.close()
     found.unlink()
 
 
-def test_answers_are_as_described(running, digits, digit, region):
+def test_answers_are_as_described(running: Any, digits: Any, digit: Any, region: Any) -> None:
     with running(create_app(digits, settings=Settings(**ON))) as client:
         document = client.get("/openapi.json").json()
         validate(document)
 
-        def check(method, path, status, json=None, **names):
+        def check(method: Any, path: Any, status: Any, json: Any = None, **names: Any) -> None:
             operation = document["paths"][path][method]
             answer = client.request(method, path.format(**names), headers=HEADERS, json=json)
             assert answer.status_code == status, answer.text
@@ -96,7 +97,7 @@ def test_answers_are_as_described(running, digits, digit, region):
         ("allow_model_control", "allow_shared_memory"),
     ],
 )
-def test_what_is_allowed_is_described(allowed):
+def test_what_is_allowed_is_described(allowed: Any) -> None:
     app = create_app(settings=Settings(admin_token="adm1n", **dict.fromkeys(allowed, True)))
     found = app.openapi()
     assert found["paths"].keys() >= PATHS
@@ -109,7 +110,7 @@ def test_what_is_allowed_is_described(allowed):
     assert ("admin" in found["components"].get("securitySchemes", {})) == bool(allowed)
 
 
-def test_without_the_admins_token_nothing_of_his_is_described():
+def test_without_the_admins_token_nothing_of_his_is_described() -> None:
     found = (
         create_app(settings=Settings(allow_model_control=True, allow_shared_memory=True))
         .openapi()["paths"]
@@ -118,7 +119,7 @@ def test_without_the_admins_token_nothing_of_his_is_described():
     assert found >= PATHS and not found & set().union(*ADMINISTRATIVE.values())
 
 
-def test_the_key_is_asked_for():
+def test_the_key_is_asked_for() -> None:
     paths = create_app(settings=Settings(api_key="k3y")).openapi()["paths"]
     for path in PATHS:
         assert all(operation["security"] == [{"key": []}] for operation in paths[path].values()), (

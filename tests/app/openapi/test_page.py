@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
@@ -14,12 +15,12 @@ from penstock.app.openapi import page as docs_page
 from penstock.app.settings import Settings
 
 
-def links(page):
+def links(page: Any) -> Any:
     return re.findall(r"(?:href|src)=\"([^\"]+)\"|url: '([^']+)'", page)
 
 
 @pytest.mark.parametrize("prefix", ["", "/models"])
-def test_without_internet(running, digits, prefix):
+def test_without_internet(running: Any, digits: Any, prefix: Any) -> None:
     models = create_app(digits)
     app = (
         Starlette(routes=[Mount(prefix, models)], lifespan=lambda host: lifespan(models))
@@ -41,14 +42,16 @@ def test_without_internet(running, digits, prefix):
         assert client.get(f"{prefix}/docs/assets/../core.py").status_code == 404
 
 
-def test_the_files_stand_behind_the_key(running, digits):
+def test_the_files_stand_behind_the_key(running: Any, digits: Any) -> None:
     with running(create_app(digits, settings=Settings(api_key="k3y"))) as client:
         for path in ("/docs", "/docs/assets/swagger-ui.css"):
             assert client.get(path).status_code == 401
             assert client.get(path, headers={"Authorization": "Bearer k3y"}).status_code == 200
 
 
-def test_without_the_package_they_come_from_a_cdn(running, digits, monkeypatch):
+def test_without_the_package_they_come_from_a_cdn(
+    running: Any, digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(docs_page, "find_spec", lambda name: None)
     assert (
         docs_page.installed_assets() is None

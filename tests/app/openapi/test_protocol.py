@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jsonschema
 import pytest
 from openapi_spec_validator import validate
@@ -11,13 +13,13 @@ from penstock.app.settings import Settings
 
 
 @pytest.fixture(scope="module")
-def document(served):
+def document(served: Any) -> Any:
     found = served.http.get("/openapi.json").json()
     validate(found)
     return found
 
 
-def check(document, operation, answer):
+def check(document: Any, operation: Any, answer: Any) -> None:
     content = operation["responses"][str(answer.status_code)]["content"]
     schema = {
         **content[answer.headers["content-type"]]["schema"],
@@ -27,13 +29,13 @@ def check(document, operation, answer):
 
 
 @pytest.mark.parametrize("model", ["simple", "digits", "text", "nope"])
-def test_answers_are_as_described(served, document, model):
+def test_answers_are_as_described(served: Any, document: Any, model: Any) -> None:
     for path, methods in document["paths"].items():
         if path.startswith("/v2") and "get" in methods and "{region}" not in path:
             check(document, methods["get"], served.http.get(path.format(model=model, version="1")))
 
 
-def test_infer_is_as_described(served, document):
+def test_infer_is_as_described(served: Any, document: Any) -> None:
     infer = document["paths"]["/v2/models/{model}/infer"]["post"]
     request = {
         **infer["requestBody"]["content"]["application/json"]["schema"],
@@ -48,7 +50,7 @@ def test_infer_is_as_described(served, document):
     check(document, infer, served.infer("simple", {"inputs": []}))
 
 
-def test_an_encoding_that_is_none_is_as_described(served, document):
+def test_an_encoding_that_is_none_is_as_described(served: Any, document: Any) -> None:
     infer = document["paths"]["/v2/models/{model}/infer"]["post"]
     answer = served.infer("simple", served.simple(), headers={"Content-Encoding": "br"})
     assert answer.status_code == 501
@@ -72,7 +74,7 @@ def test_an_encoding_that_is_none_is_as_described(served, document):
         ("shared-memory", "/v2/systemsharedmemory/region/{region}/status"),
     ],
 )
-def test_a_restriction_is_described_where_there_is_one(group, path):
+def test_a_restriction_is_described_where_there_is_one(group: Any, path: Any) -> None:
     for rule, described in ((f"{group}:x=s3cret", True), ("logging:x=s3cret", False)):
         found = create_app(settings=Settings(restricted_api=rule)).openapi()
         validate(found)
@@ -81,7 +83,7 @@ def test_a_restriction_is_described_where_there_is_one(group, path):
         assert "s3cret" not in str(found)
 
 
-def test_a_key_is_described_where_there_is_one(running):
+def test_a_key_is_described_where_there_is_one(running: Any) -> None:
     with running(create_app(settings=Settings(api_key="secret"))) as client:
         paths = client.get("/openapi.json", headers={"Authorization": "Bearer secret"}).json()[
             "paths"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from typing import Any
 
 import orjson
 import pytest
@@ -14,7 +15,7 @@ EVIL = "a\nINFO forged\r\x1b[31m\u2028b\u202ec\x00d\x85e\ud800"
 
 
 @pytest.fixture
-def log():
+def log() -> Any:
     """Configure with a style; gives the stream."""
     names = ("penstock", "uvicorn.error", "uvicorn.access", "asyncio")
     before = {
@@ -23,7 +24,7 @@ def log():
         if (logger := logging.getLogger(name))
     }
 
-    def configure(style, level="info"):
+    def configure(style: Any, level: Any = "info") -> Any:
         stream = io.StringIO()
         configure_logging(level, style, stream)
         return stream
@@ -36,7 +37,7 @@ def log():
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
-def test_nobody_forges_a_line(log, style):
+def test_nobody_forges_a_line(log: Any, style: Any) -> None:
     stream = log(style)
     logging.getLogger("penstock.test").info(
         "said %s", EVIL, extra={"request_id": EVIL, "node": "n"}
@@ -46,7 +47,7 @@ def test_nobody_forges_a_line(log, style):
     assert "\x1b" not in line and "\x00" not in line and "\r" not in line
 
 
-def test_text_lines(log):
+def test_text_lines(log: Any) -> None:
     stream = log("text")
     logging.getLogger("penstock.test").warning(
         "x=%d", 3, extra={"request_id": "r1", "pipeline": "p", "node": "n"}
@@ -57,7 +58,7 @@ def test_text_lines(log):
     )
 
 
-def test_a_traceback_is_marked_and_can_not_look_like_a_line(log):
+def test_a_traceback_is_marked_and_can_not_look_like_a_line(log: Any) -> None:
     stream = log("text")
     try:
         raise ValueError("x\n2026-11-20T12:00:00.000Z INFO penstock all is well\x1b[0m")
@@ -72,7 +73,7 @@ def test_a_traceback_is_marked_and_can_not_look_like_a_line(log):
     )
 
 
-def test_json_lines(log):
+def test_json_lines(log: Any) -> None:
     stream = log("json")
     try:
         raise ValueError("why")
@@ -94,7 +95,7 @@ def test_json_lines(log):
     )
 
 
-def test_levels(log):
+def test_levels(log: Any) -> None:
     stream = log("text", "error")
     logging.getLogger("penstock.test").warning("not this")
     logging.getLogger("uvicorn.error").info("nor this")

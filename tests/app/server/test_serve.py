@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -46,10 +48,10 @@ class Broken(Backend):
 
 
 @pytest.fixture
-def pipeline(tmp_path):
+def pipeline(tmp_path: Path) -> Any:
     """Writes a pipeline of one of these operators."""
 
-    def write(name):
+    def write(name: Any) -> Any:
         (tmp_path / "operators.py").write_text(OPERATORS)
         file = tmp_path / "gate.toml"
         file.write_text(
@@ -60,14 +62,14 @@ def pipeline(tmp_path):
     return write
 
 
-def until(condition, seconds=15):
+def until(condition: Any, seconds: Any = 15) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
 
 
-def test_serves_and_ends(spawn, digits, digit):
+def test_serves_and_ends(spawn: Any, digits: Any, digit: Any) -> None:
     server = spawn("serve", digits, "--port", 0)
     with server.listening() as client:
         server.wait_for("ready after .* s: digits")
@@ -78,7 +80,9 @@ def test_serves_and_ends(spawn, digits, digit):
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
-def test_in_flight_work_finishes_and_new_work_is_refused(spawn, pipeline, tmp_path, sign):
+def test_in_flight_work_finishes_and_new_work_is_refused(
+    spawn: Any, pipeline: Any, tmp_path: Path, sign: Any
+) -> None:
     server = spawn("serve", pipeline("Gate"), "--port", 0)
     with server.listening() as client, ThreadPoolExecutor() as threads:
         server.wait_for("ready")
@@ -109,7 +113,7 @@ def test_in_flight_work_finishes_and_new_work_is_refused(spawn, pipeline, tmp_pa
         assert server.end() == 0
 
 
-def test_what_does_not_end_in_time_is_refused(spawn, pipeline, tmp_path):
+def test_what_does_not_end_in_time_is_refused(spawn: Any, pipeline: Any, tmp_path: Path) -> None:
     server = spawn("serve", pipeline("Gate"), "--port", 0, PENSTOCK_DRAIN_TIMEOUT="0.2")
     with server.listening() as client, ThreadPoolExecutor() as threads:
         server.wait_for("ready")
@@ -122,7 +126,9 @@ def test_what_does_not_end_in_time_is_refused(spawn, pipeline, tmp_path):
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_it_now(spawn, pipeline, tmp_path, second):
+def test_a_second_signal_ends_it_now(
+    spawn: Any, pipeline: Any, tmp_path: Path, second: Any
+) -> None:
     server = spawn("serve", pipeline("Gate"), "--port", 0)
     with server.listening() as client, ThreadPoolExecutor() as threads:
         server.wait_for("ready")
@@ -135,7 +141,7 @@ def test_a_second_signal_ends_it_now(spawn, pipeline, tmp_path, second):
         assert running.exception() is not None
 
 
-def test_listens_while_it_loads(spawn, pipeline, tmp_path):
+def test_listens_while_it_loads(spawn: Any, pipeline: Any, tmp_path: Path) -> None:
     server = spawn("serve", pipeline("Slow"), "--port", 0)
     with server.listening() as client:
         until((tmp_path / "loading").exists)
@@ -151,7 +157,7 @@ def test_listens_while_it_loads(spawn, pipeline, tmp_path):
         assert client.post("/predict/gate", content=b"x").json() == {"result": 1}
 
 
-def test_a_signal_while_it_loads(spawn, pipeline, tmp_path):
+def test_a_signal_while_it_loads(spawn: Any, pipeline: Any, tmp_path: Path) -> None:
     server = spawn("serve", pipeline("Slow"), "--port", 0)
     with server.listening():
         until((tmp_path / "loading").exists)
@@ -159,14 +165,14 @@ def test_a_signal_while_it_loads(spawn, pipeline, tmp_path):
         assert server.end(10) == 0
 
 
-def test_what_can_not_be_loaded_ends_it(spawn, pipeline):
+def test_what_can_not_be_loaded_ends_it(spawn: Any, pipeline: Any) -> None:
     server = spawn("serve", pipeline("Broken"), "--port", 0)
     server.wait_for("a pipeline can't be loaded: .*no weights here")
     assert server.end() == 1
     assert "Traceback" not in "".join(server.lines)
 
 
-def test_a_port_that_is_taken(spawn, digits):
+def test_a_port_that_is_taken(spawn: Any, digits: Any) -> None:
     first = spawn("serve", digits, "--port", 0)
     with first.listening() as client:
         second = spawn("serve", digits, "--port", client.base_url.port)
@@ -178,7 +184,7 @@ def test_a_port_that_is_taken(spawn, digits):
 
 @pytest.mark.parametrize("offer", ["Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n",
                                    "Connection: keep-alive, upgrade\r\nUpgrade: websocket\r\n"])  # fmt: skip
-def test_an_offer_to_upgrade_is_ignored(spawn, digits, digit, offer):
+def test_an_offer_to_upgrade_is_ignored(spawn: Any, digits: Any, digit: Any, offer: Any) -> None:
     server = spawn("serve", digits, "--port", 0)
     with server.listening() as client:
         server.wait_for("ready")
@@ -221,7 +227,7 @@ def test_an_offer_to_upgrade_is_ignored(spawn, digits, digit, offer):
         assert server.end() == 0
 
 
-def test_json_logs_and_the_access_log(spawn, digits):
+def test_json_logs_and_the_access_log(spawn: Any, digits: Any) -> None:
     server = spawn(
         "serve",
         digits,
@@ -244,7 +250,7 @@ def test_json_logs_and_the_access_log(spawn, digits):
     )
 
 
-def test_a_bare_model(spawn, digits):
+def test_a_bare_model(spawn: Any, digits: Any) -> None:
     directory = digits.parent
     server = spawn(
         "serve", directory / "digits.onnx", "--labels", directory / "labels.txt", "--port", 0
@@ -255,7 +261,7 @@ def test_a_bare_model(spawn, digits):
         assert answer.status_code == 200 and isinstance(answer.json()["label"], str)
 
 
-def test_the_server_imports_no_command_line():
+def test_the_server_imports_no_command_line() -> None:
     code = "import sys, penstock.app.server.serve; print([name for name in ('typer', 'rich', 'torch') if name in sys.modules])"
     assert (
         subprocess.run(
@@ -265,7 +271,7 @@ def test_the_server_imports_no_command_line():
     )
 
 
-def test_embedding_changes_nothing_of_the_process():
+def test_embedding_changes_nothing_of_the_process() -> None:
     code = """
 import asyncio, gc, logging, signal, sys
 before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), sys.getswitchinterval(), list(logging.getLogger().handlers)

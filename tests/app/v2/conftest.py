@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -91,7 +92,7 @@ DATATYPES = [
 ]
 
 
-def tensor(dtype=None, shape=(-1, -1), **more):
+def tensor(dtype: Any = None, shape: Any = (-1, -1), **more: Any) -> Any:
     return (
         {"kind": "tensor", "dtype": dtype, "shape": shape, **more}
         if dtype
@@ -99,14 +100,14 @@ def tensor(dtype=None, shape=(-1, -1), **more):
     )
 
 
-def model(name, inputs, outputs, backend="Identity", **node):
+def model(name: Any, inputs: Any, outputs: Any, backend: Any = "Identity", **node: Any) -> Any:
     return {
         "pipeline": {"name": name, "inputs": inputs, "outputs": outputs},
         "node": {"backend": backend, **node},
     }
 
 
-def matmul(path):
+def matmul(path: Any) -> None:
     """y = x @ [[1], [2]], z = x: two outputs, a batch of any size."""
     weights = helper.make_tensor("w", TensorProto.FLOAT, [2, 1], [1.0, 2.0])
     graph = helper.make_graph(
@@ -125,7 +126,7 @@ def matmul(path):
 
 
 @pytest.fixture(scope="session")
-def sources(tmp_path_factory, digits):
+def sources(tmp_path_factory: pytest.TempPathFactory, digits: Any) -> Any:
     folder = tmp_path_factory.mktemp("models")
     ops = folder / "ops.py"
     ops.write_text(OPS)
@@ -210,11 +211,13 @@ def sources(tmp_path_factory, digits):
 class Served:
     """A running server: `http` is an httpx client of it."""
 
-    def __init__(self, http):
+    def __init__(self, http: Any) -> None:
         self.http = http
         self.address = str(http.base_url).removeprefix("http://").rstrip("/")
 
-    def infer(self, name, document, *blobs, length=None, headers=None):
+    def infer(
+        self, name: Any, document: Any, *blobs: Any, length: Any = None, headers: Any = None
+    ) -> Any:
         """POST a document and what follows it; `length`: what the header says of it, if not the truth."""
         text = document if isinstance(document, bytes) else json.dumps(document).encode()
         sent = dict(headers or {})
@@ -228,7 +231,7 @@ class Served:
             f"/v2/models/{name}/infer", content=text + b"".join(blobs), headers=sent
         )
 
-    def refused(self, *args, **more):
+    def refused(self, *args: Any, **more: Any) -> Any:
         """The text of the error of a request that is the client's fault."""
         answer = self.infer(*args, **more)
         assert answer.status_code == 400, (answer.status_code, answer.text[:500])
@@ -238,7 +241,7 @@ class Served:
         )
         return answer.json()["error"]
 
-    def raw(self, *pieces, leave=False):
+    def raw(self, *pieces: Any, leave: Any = False) -> Any:
         """All that the server answers to bytes as they are, until it closes; it may do so before it has them all."""
         with socket.create_connection(
             (self.http.base_url.host, self.http.base_url.port), 30
@@ -252,7 +255,7 @@ class Served:
             return found
 
     @staticmethod
-    def simple(**more):
+    def simple(**more: Any) -> Any:
         """A request to `simple`, as JSON."""
         data = list(range(16))
         return {
@@ -264,14 +267,21 @@ class Served:
         }
 
     @staticmethod
-    def one(datatype, shape, data=None, size=None, name="INPUT0", **more):
+    def one(
+        datatype: Any,
+        shape: Any,
+        data: Any = None,
+        size: Any = None,
+        name: Any = "INPUT0",
+        **more: Any,
+    ) -> Any:
         """A request with one input: JSON, or so many bytes that follow."""
         given = {"parameters": {"binary_data_size": size}} if size is not None else {"data": data}
         return {"inputs": [{"name": name, "shape": shape, "datatype": datatype, **given}], **more}
 
 
 @pytest.fixture(scope="session")
-def served(sources, running):
+def served(sources: Any, running: Any) -> Any:
     """A server that has them all."""
     app = create_app(
         sources, settings=Settings(max_body=8 << 20, max_inflated=1 << 20, max_chunks=1000)
@@ -281,16 +291,16 @@ def served(sources, running):
 
 
 @pytest.fixture
-def client(served):
+def client(served: Any) -> Any:
     with tritonclient.http.InferenceServerClient(served.address) as found:
         yield found
 
 
 @pytest.fixture(scope="session")
-def client_run(tmp_path_factory):
+def client_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """`client_run(package, *arguments)`: run Python in the environment of the clients, for a script or a module that needs the package."""
 
-    def run(package, *arguments, timeout=120, **environment):
+    def run(package: Any, *arguments: Any, timeout: Any = 120, **environment: Any) -> Any:
         known = (
             f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"
         )

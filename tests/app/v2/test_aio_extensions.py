@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 import numpy as np
 import tritonclient.http.aio
@@ -29,7 +30,7 @@ MODEL = {
 }
 
 
-async def test_every_method(running):
+async def test_every_method(running: Any) -> None:
     key = f"/penstock_aio_{os.getpid()}"
     array = np.array([[1.0, 2.0]], np.float32)
     region = shared_memory.create_shared_memory_region("region", key, 64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -11,11 +12,11 @@ from penstock.app.v2.call import Call
 from penstock.backends.errors import InvalidRequest, TooLarge
 
 
-def call(*bodies, then=None, **settings):
+def call(*bodies: Any, then: Any = None, **settings: Any) -> Any:
     messages = [{"type": "http.request", "body": body, "more_body": True} for body in bodies]
     messages[-1]["more_body"] = then is not None
 
-    async def receive():
+    async def receive() -> Any:
         if messages:
             return messages.pop(0)
         return await then()
@@ -23,12 +24,12 @@ def call(*bodies, then=None, **settings):
     return Call({"type": "http"}, receive, {}, Settings(**settings))
 
 
-async def test_pieces_are_one_body():
+async def test_pieces_are_one_body() -> None:
     assert await call(b"{", b"", b'"ready"', b":true}").json() == {"ready": True}
     assert await call(b"").json() == {}
 
 
-async def test_it_is_an_object():
+async def test_it_is_an_object() -> None:
     with pytest.raises(InvalidRequest, match="the body is a JSON array, expected an object"):
         await call(b"[1]").json()
     with pytest.raises(InvalidRequest, match="failed to parse the request JSON buffer"):
@@ -46,19 +47,19 @@ async def test_it_is_an_object():
         (b"[]", "array"),
     ],
 )
-async def test_what_it_is_instead_is_told(body, kind):
+async def test_what_it_is_instead_is_told(body: Any, kind: Any) -> None:
     with pytest.raises(InvalidRequest, match=f"the body is a JSON {kind}, expected an object"):
         await call(body).json()
 
 
-async def test_it_comes_in_time():
+async def test_it_comes_in_time() -> None:
     slow = call(b"{", then=asyncio.Event().wait, body_timeout=0.01)
     with pytest.raises(InvalidRequest, match=r"did not arrive within 0.01 s \(body_timeout\)"):
         await slow.body()
     assert slow.late and not slow.read
 
 
-async def test_it_is_bounded():
+async def test_it_is_bounded() -> None:
     with pytest.raises(TooLarge, match="max_body"):
         await call(bytes(6), bytes(6), max_body=10).body()
     with pytest.raises(InvalidRequest, match="max_chunks"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -18,12 +19,12 @@ from penstock.backends.errors import BackendError, InvalidRequest
 PLAIN = [name for name, each in DATATYPES.items() if name not in {"BF16", "BYTES"}]
 
 
-def text_of(datatype, array):
+def text_of(datatype: Any, array: Any) -> Any:
     return json.loads(orjson.dumps(to_flat_json(DATATYPES[datatype], array, "x")))
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_arrays_are_written_from_their_own_memory(name):
+def test_arrays_are_written_from_their_own_memory(name: Any) -> None:
     array = np.ones((2, 3), DATATYPES[name].dtype)
     assert np.shares_memory(to_bytes(DATATYPES[name], array), array)
     assert bytes(to_bytes(DATATYPES[name], array.T)) == array.T.tobytes()
@@ -37,7 +38,7 @@ def test_arrays_are_written_from_their_own_memory(name):
 @example(
     [0x3F807FFF, 0x3F808000, 0x3F808001, 0x3F817FFF, 0x3F818000, 0x3F818001]
 )  # ties go to the even one
-def test_bf16_is_rounded_as_ml_dtypes_does(bits):
+def test_bf16_is_rounded_as_ml_dtypes_does(bits: Any) -> None:
     array = np.array(bits, np.uint32).view(np.float32)
     found = np.frombuffer(bytes(to_bytes(DATATYPES["BF16"], array)), np.uint16)
     with np.errstate(invalid="ignore"):
@@ -72,7 +73,7 @@ def test_bf16_is_rounded_as_ml_dtypes_does(bits):
         (np.ones((2, 1), ml_dtypes.bfloat16), "BF16", (2, 1), [1.0, 1.0]),
     ],
 )
-def test_values_that_pipelines_answer(value, datatype, shape, elements):
+def test_values_that_pipelines_answer(value: Any, datatype: Any, shape: Any, elements: Any) -> None:
     found, array = as_tensor(value, None, "x")
     assert (found.name, array.shape) == (datatype, shape)
     assert array.dtype.newbyteorder("=") == found.dtype.newbyteorder("=")
@@ -83,7 +84,7 @@ def test_values_that_pipelines_answer(value, datatype, shape, elements):
     ("dtype", "datatype"),
     [("float32", "FP32"), ("bfloat16", "BF16"), ("int8", "INT8"), ("bool", "BOOL")],
 )
-def test_torch_tensors(dtype, datatype):
+def test_torch_tensors(dtype: Any, datatype: Any) -> None:
     torch = pytest.importorskip("torch")
     found, array = as_tensor(
         torch.ones(2, 3, dtype=getattr(torch, dtype), requires_grad=dtype == "float32"), None, "x"
@@ -91,7 +92,7 @@ def test_torch_tensors(dtype, datatype):
     assert found.name == datatype and text_of(datatype, array) == [1] * 6
 
 
-def test_answers_are_of_the_declared_datatype():
+def test_answers_are_of_the_declared_datatype() -> None:
     assert as_tensor(3, DATATYPES["INT32"], "x")[1].dtype == np.int32
     assert as_tensor(np.ones(2), DATATYPES["FP16"], "x")[1].dtype == np.float16
     assert as_tensor(3, DATATYPES["BYTES"], "x")[1].tolist() == ["3"]
@@ -103,7 +104,7 @@ def test_answers_are_of_the_declared_datatype():
 
 
 @pytest.mark.parametrize("odd", [[np.nan], [np.inf], [np.nan, np.inf, -np.inf]])
-def test_many_numbers_some_of_which_have_names(odd):
+def test_many_numbers_some_of_which_have_names(odd: Any) -> None:
     array = np.tile(np.array([0.1, *odd], np.float32), 40_000)
     text = bytes(orjson.dumps(to_flat_json(DATATYPES["FP32"], array, "x")))
     assert text.startswith(
@@ -115,7 +116,7 @@ def test_many_numbers_some_of_which_have_names(odd):
 
 
 @pytest.mark.parametrize("datatype", ["BOOL", "UINT8", "INT64", "FP32", "BYTES"])
-def test_many_elements_come_as_json(datatype):
+def test_many_elements_come_as_json(datatype: Any) -> None:
     several = {"BOOL": [True, False, False], "BYTES": ["a", "", "é"]}.get(datatype, [7, 0, 1])
     found = from_json([several] * 50_000, DATATYPES[datatype], [50_000, 3], "x")
     np.testing.assert_array_equal(
@@ -126,7 +127,7 @@ def test_many_elements_come_as_json(datatype):
         from_json([*several * 50_000, None], DATATYPES[datatype], [150_001], "x")
 
 
-def test_many_strings_are_written():
+def test_many_strings_are_written() -> None:
     texts = np.array([b"a", b"", "é".encode()] * 50_000, np.object_)
     written = to_bytes(DATATYPES["BYTES"], texts)
     np.testing.assert_array_equal(
@@ -134,12 +135,12 @@ def test_many_strings_are_written():
     )
 
 
-def test_an_overflow_is_an_infinity():
+def test_an_overflow_is_an_infinity() -> None:
     assert as_tensor(np.array([1e300]), DATATYPES["FP32"], "x")[1].tolist() == [np.inf]
 
 
 @given(st.lists(st.floats(width=32), max_size=9))
-def test_floats_go_through_json(values):
+def test_floats_go_through_json(values: Any) -> None:
     datatype = DATATYPES["FP32"]
     written = text_of("FP32", np.array(values, np.float32))
     assert written == pytest.approx(values, nan_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from penstock.app.v2.json_text import MANY, parse_json
 from penstock.backends.errors import InvalidRequest
 
 
-def test_it_has_not_too_many_lists():
+def test_it_has_not_too_many_lists() -> None:
     for text in (b"[" + b"[]," * MANY + b"1]", b'{"a":' + b'[{"x":[]}],' * MANY):
         with pytest.raises(InvalidRequest, match=f"more than {MANY} lists and objects"):
             parse_json(text, 100)
@@ -26,7 +27,7 @@ def test_it_has_not_too_many_lists():
     st.lists(st.sampled_from(["[", "]", "{", "}", '"', "\\", "a", "]}", '\\"']), max_size=9),
     st.integers(0, 9),
 )
-def test_brackets_in_strings_do_not_count(parts, levels):
+def test_brackets_in_strings_do_not_count(parts: Any, levels: Any) -> None:
     text = f"{'[' * levels}{json.dumps(''.join(parts))}{']' * levels}".encode()
     parse_json(text, levels)
     if levels:

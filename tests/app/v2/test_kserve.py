@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,12 +14,12 @@ USES = re.findall(r"^async def (use_\w+)", SCRIPT.read_text(), re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
-def outcomes(served, client_run, digits):
+def outcomes(served: Any, client_run: Any, digits: Any) -> Any:
     done = client_run("kserve", SCRIPT, served.address, digits.parent / "digit.png")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("use", USES)
-def test_kserves_client(outcomes, use):
+def test_kserves_client(outcomes: Any, use: Any) -> None:
     assert outcomes[use] is None, outcomes[use]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from fastapi import Depends, FastAPI, HTTPException
 from starlette.applications import Starlette
@@ -34,19 +36,21 @@ REQUEST = {"inputs": [{"name": "data", "shape": [1], "datatype": "BYTES", "data"
         ("OPTIONS", "/v2/health/live", 405, "Method Not Allowed"),
     ],
 )
-def test_paths_that_there_are_not(served, method, path, status, said):
+def test_paths_that_there_are_not(
+    served: Any, method: Any, path: Any, status: Any, said: Any
+) -> None:
     answer = served.http.request(method, path)
     assert (answer.status_code, answer.json()) == (status, {"error": said})
     assert answer.headers["content-type"] == "application/json"
     assert status != 405 or answer.headers["allow"] in {"GET, HEAD", "POST"}
 
 
-def test_who_is_known_is_not_asked_again(served):
+def test_who_is_known_is_not_asked_again(served: Any) -> None:
     answer = served.http.get("/v2/models/nope")
     assert answer.status_code == 400 and "www-authenticate" not in answer.headers
 
 
-def test_head_is_get_without_its_body(served):
+def test_head_is_get_without_its_body(served: Any) -> None:
     answer = served.http.head("/v2/health/live")
     assert (
         answer.status_code == 200
@@ -55,7 +59,7 @@ def test_head_is_get_without_its_body(served):
     )
 
 
-def test_not_ready(running):
+def test_not_ready(running: Any) -> None:
     """Clients read `ready`, or `error` as of every other answer that is no 200."""
     with running(
         Starlette(routes=[Mount("/models", create_app([TEXT]))])
@@ -65,7 +69,7 @@ def test_not_ready(running):
         assert answer.json()["ready"] is False and "lifespan" in answer.json()["error"]
 
 
-def test_request_ids_are_those_of_the_client(served):
+def test_request_ids_are_those_of_the_client(served: Any) -> None:
     for path in ("/v2", "/v2/nope"):
         assert (
             served.http.get(path, headers={"X-Request-Id": "mine"}).headers["x-request-id"]
@@ -77,7 +81,7 @@ def test_request_ids_are_those_of_the_client(served):
     )
 
 
-def test_a_connection_outlives_what_was_read(served):
+def test_a_connection_outlives_what_was_read(served: Any) -> None:
     answers = [
         served.infer("text", REQUEST),
         served.infer("simple", served.simple(id="x" * 300_000)),
@@ -90,11 +94,11 @@ def test_a_connection_outlives_what_was_read(served):
     assert served.http.post("/v2/nope", content=bytes(300_000)).headers["connection"] == "close"
 
 
-def test_paths_that_only_begin_like_it_are_not_the_protocols(served):
+def test_paths_that_only_begin_like_it_are_not_the_protocols(served: Any) -> None:
     assert served.http.get("/v2x").json()["code"] == "not_found"
 
 
-def test_keys(running):
+def test_keys(running: Any) -> None:
     with running(create_app([TEXT], settings=Settings(api_key="secret"))) as client:
         assert (
             client.get("/v2/health/live").status_code
@@ -114,7 +118,7 @@ def test_keys(running):
         ] == ["hello"]
 
 
-def test_mounted(running):
+def test_mounted(running: Any) -> None:
     models = create_app([TEXT])
     host = Starlette(routes=[Mount("/models", models)], lifespan=lambda host: lifespan(models))
     with running(host) as client:
@@ -124,7 +128,7 @@ def test_mounted(running):
         assert client.get("/models/v2/nope").json() == {"error": "Not Found"}
 
 
-def test_as_a_router_behind_its_dependencies(running):
+def test_as_a_router_behind_its_dependencies(running: Any) -> None:
     async def members(q: str = "") -> None:
         if q != "member":
             raise HTTPException(418)
@@ -152,20 +156,22 @@ def test_as_a_router_behind_its_dependencies(running):
         ("GET", "/v2/models/a%0Ab/ready", 400, "Request for unknown model: 'a\nb' is not found"),
     ],
 )
-def test_as_a_router_its_errors_are_the_protocols_too(router, method, path, status, said):
+def test_as_a_router_its_errors_are_the_protocols_too(
+    router: Any, method: Any, path: Any, status: Any, said: Any
+) -> None:
     answer = router.request(method, path)
     assert (answer.status_code, answer.json()) == (status, {"error": said})
 
 
 @pytest.fixture(scope="module")
-def router(running):
+def router(running: Any) -> Any:
     host = FastAPI()
     host.include_router(create_router([TEXT]))
     with running(host) as client:
         yield client
 
 
-def test_as_a_router_with_a_key(running):
+def test_as_a_router_with_a_key(running: Any) -> None:
     host = FastAPI()
     host.include_router(create_router([TEXT], settings=Settings(api_key="secret")))
     with running(host) as client:
@@ -176,14 +182,14 @@ def test_as_a_router_with_a_key(running):
         assert client.get("/v2", headers={"Authorization": "Bearer secret"}).status_code == 200
 
 
-def test_middleware_of_the_host_sees_it(running):
+def test_middleware_of_the_host_sees_it(running: Any) -> None:
     seen = []
 
     class Note:
-        def __init__(self, app):
+        def __init__(self, app: Any) -> None:
             self.app = app
 
-        async def __call__(self, scope, receive, send):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
             seen.append(scope.get("path"))
             await self.app(scope, receive, send)
 
@@ -192,7 +198,7 @@ def test_middleware_of_the_host_sees_it(running):
     assert "/v2/models/text/infer" in seen
 
 
-def test_more_paths_than_are_remembered(served):
+def test_more_paths_than_are_remembered(served: Any) -> None:
     """Each finds its own model, whatever was forgotten meanwhile."""
     for number in range(MOST + 10):
         answer = served.http.get(f"/v2/models/absent_{number}/config")

@@ -16,6 +16,7 @@ import os
 from math import prod
 from multiprocessing import shared_memory
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ ELEMENTS = {
 
 
 @pytest.fixture
-def region():
+def region() -> Any:
     found = shared_memory.SharedMemory(f"penstock_schemathesis_{os.getpid()}", create=True, size=64)
     yield found.name
     found.close()
@@ -79,7 +80,7 @@ def region():
 
 
 @pytest.fixture
-def server(running, sources):
+def server(running: Any, sources: Any) -> Any:
     spare = {
         "pipeline": {"name": "spare", "inputs": {"data": {"kind": "text"}}},
         "node": {"backend": "Identity"},
@@ -97,7 +98,7 @@ def server(running, sources):
         yield client
 
 
-def as_it_is(server):
+def as_it_is(server: Any) -> Any:
     """With names of models that there are, and any other."""
     found = server.get("/openapi.json").json()
     paths = {path: methods for path, methods in found["paths"].items() if path.startswith("/v2")}
@@ -111,7 +112,7 @@ def as_it_is(server):
     return {**found, "paths": paths}
 
 
-def of_this_server(server, region):
+def of_this_server(server: Any, region: Any) -> Any:
     """Where names and bodies are this server's own, one operation for each model."""
     document = as_it_is(server)
     found = {}
@@ -138,7 +139,7 @@ def of_this_server(server, region):
     return {**document, "paths": found}
 
 
-def names_in(path):
+def names_in(path: Any) -> Any:
     """Of models that stand for `{model}`; with a version, one is enough."""
     if "{model}" not in path:
         return [""]
@@ -149,10 +150,10 @@ def names_in(path):
     return MODELS if path.endswith("/infer") else [*MODELS, *OTHERS]
 
 
-def infer_request(metadata):
+def infer_request(metadata: Any) -> Any:
     """What one model takes as JSON. null is nothing: what need not be said is null in what many clients send."""
 
-    def exactly(tensor):
+    def exactly(tensor: Any) -> Any:
         shape = [
             1 if size == -1 and place == 0 else 2 if size == -1 else size
             for place, size in enumerate(tensor["shape"])
@@ -211,7 +212,7 @@ def infer_request(metadata):
     }
 
 
-def run(client_run, tmp_path, server, document, *more):
+def run(client_run: Any, tmp_path: Path, server: Any, document: Any, *more: Any) -> None:
     file = tmp_path / "openapi.json"
     file.write_text(json.dumps(document))
     command = [
@@ -231,7 +232,7 @@ def run(client_run, tmp_path, server, document, *more):
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr
 
 
-def test_the_document_as_it_is(server, client_run, tmp_path):
+def test_the_document_as_it_is(server: Any, client_run: Any, tmp_path: Path) -> None:
     """What a model takes it does not say: nothing has to be accepted."""
     run(
         client_run,
@@ -243,5 +244,7 @@ def test_the_document_as_it_is(server, client_run, tmp_path):
     )
 
 
-def test_the_document_of_this_server(server, client_run, tmp_path, region):
+def test_the_document_of_this_server(
+    server: Any, client_run: Any, tmp_path: Path, region: Any
+) -> None:
     run(client_run, tmp_path, server, of_this_server(server, region))

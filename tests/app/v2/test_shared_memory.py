@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import shared_memory
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -38,7 +39,7 @@ ON = {"admin_token": ADMIN, "allow_shared_memory": True}
 
 
 @pytest.fixture
-def region(request):
+def region(request: Any) -> Any:
     """A POSIX object of three pages, by tritonclient's own utility; its key."""
     key = f"/penstock_{os.getpid()}_{id(request)}"
     handle = triton.create_shared_memory_region("region", key, 3 * 4096)
@@ -57,7 +58,7 @@ ENTERED = threading.Semaphore(0)
 class Gated:
     """Looks at its input when the gate is open; fails for negative numbers."""
 
-    def forward(self, batch):
+    def forward(self, batch: Any) -> None:
         ENTERED.release()
         assert GATE.wait(20)
         for item in batch:
@@ -66,12 +67,12 @@ class Gated:
             item["result"] = item["data"] * 2
 
 
-def pair(data):
+def pair(data: Any) -> Any:
     first, second = data
     return [first + second, first - second]
 
 
-def model(name, port, backend):
+def model(name: Any, port: Any, backend: Any) -> Any:
     return {
         "pipeline": {"name": name, "inputs": {"X": port}, "outputs": {"Y": port}},
         "node": {"backend": backend, "max": 8},
@@ -79,7 +80,7 @@ def model(name, port, backend):
 
 
 @pytest.fixture(scope="module")
-def server(running):
+def server(running: Any) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("penstock.backends.expressions.registry._registered", {})
         register_backend("Gated", Gated)
@@ -105,13 +106,13 @@ def server(running):
 
 
 @pytest.fixture
-def client(server):
+def client(server: Any) -> Any:
     with tritonclient.http.InferenceServerClient(server.base_url.netloc.decode()) as found:
         yield found
         found.unregister_system_shared_memory(headers=HEADERS)
 
 
-def open_files():
+def open_files() -> Any:
     """Descriptors of POSIX objects that this process has."""
     found = 0
     for each in Path("/proc/self/fd").iterdir():
@@ -120,14 +121,14 @@ def open_files():
     return found
 
 
-def until(condition, seconds=15):
+def until(condition: Any, seconds: Any = 15) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
 
 
-def test_register_status_unregister(client, region):
+def test_register_status_unregister(client: Any, region: Any) -> None:
     key, _ = region
     assert client.get_system_shared_memory_status() == []
     client.register_system_shared_memory("one", key, 4096, offset=100, headers=HEADERS)
@@ -149,7 +150,7 @@ def test_register_status_unregister(client, region):
     assert client.get_system_shared_memory_status() == []
 
 
-def test_a_name_is_taken_once(client, region):
+def test_a_name_is_taken_once(client: Any, region: Any) -> None:
     client.register_system_shared_memory("one", region[0], 64, headers=HEADERS)
     with pytest.raises(
         InferenceServerException, match=r"\[400\] shared memory region 'one' already in manager"
@@ -162,7 +163,9 @@ def test_a_name_is_taken_once(client, region):
     ("offset", "byte_size"),
     [(0, 3 * 4096 + 1), (1, 3 * 4096), (2**64 - 1, 1), (3 * 4096, 1), (0, 0), (3 * 4096, 0)],
 )
-def test_a_region_lies_inside_its_object(client, region, offset, byte_size):
+def test_a_region_lies_inside_its_object(
+    client: Any, region: Any, offset: Any, byte_size: Any
+) -> None:
     before = open_files()
     with pytest.raises(
         InferenceServerException,
@@ -178,7 +181,7 @@ def test_a_region_lies_inside_its_object(client, region, offset, byte_size):
 @pytest.mark.parametrize(
     "key", ["", "/", "//", "/a/b", "..", "/..", ".", "a\0b", "x" * 300, "/none-of-this-name"]
 )
-def test_a_key_is_the_name_of_an_object(server, key):
+def test_a_key_is_the_name_of_an_object(server: Any, key: Any) -> None:
     before = open_files()
     document = {"key": key, "offset": 0, "byte_size": 1}
     answer = server.post("/v2/systemsharedmemory/region/r/register", headers=HEADERS, json=document)
@@ -195,7 +198,7 @@ def test_a_key_is_the_name_of_an_object(server, key):
     "key",
     ["triton_python_backend_shm_region_1", "///triton_python_backend_shm_region_1", "/sem.lock"],
 )
-def test_reserved_names(server, key):
+def test_reserved_names(server: Any, key: Any) -> None:
     """Even where there is such an object: a place that tritonclient can't even make some of."""
     found = shared_memory.SharedMemory(key.lstrip("/"), create=True, size=64)
     try:
@@ -211,7 +214,7 @@ def test_reserved_names(server, key):
         found.unlink()
 
 
-def test_what_is_no_memory_is_not_mapped(server):
+def test_what_is_no_memory_is_not_mapped(server: Any) -> None:
     pipe = Path("/dev/shm") / f"penstock_pipe_{os.getpid()}"
     os.mkfifo(pipe)
     before = open_files()
@@ -235,7 +238,7 @@ def test_what_is_no_memory_is_not_mapped(server):
         *[{"key": "/k", "byte_size": 1, "offset": offset} for offset in (-1, None, 2**64)],
     ],
 )  # fmt: skip
-def test_a_registration_that_is_none(server, wanted):
+def test_a_registration_that_is_none(server: Any, wanted: Any) -> None:
     answer = server.post("/v2/systemsharedmemory/region/r/register", headers=HEADERS, json=wanted)
     assert answer.status_code == 400
     assert (
@@ -257,7 +260,9 @@ def test_a_registration_that_is_none(server, wanted):
         (ON | {"api_key": "k3y"}, ADMIN, 200),
     ],
 )
-def test_who_may_register(running, region, settings, token, status):
+def test_who_may_register(
+    running: Any, region: Any, settings: Any, token: Any, status: Any
+) -> None:
     with running(create_app({"backend": "Identity"}, settings=Settings(**settings))) as server:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         wanted = {"key": region[0], "byte_size": 64}
@@ -275,7 +280,7 @@ def test_who_may_register(running, region, settings, token, status):
             assert "--allow-shared-memory" in answer.json()["error"]
 
 
-def test_parts_are_inside_their_region(region):
+def test_parts_are_inside_their_region(region: Any) -> None:
     key, handle = region
     memory = SharedMemory()
     memory.register("r", key, 100, 5000)
@@ -302,7 +307,7 @@ def test_parts_are_inside_their_region(region):
         memory.borrow("r", 1, 2**64 - 1)
 
 
-def test_an_object_that_its_client_has_truncated(region):
+def test_an_object_that_its_client_has_truncated(region: Any) -> None:
     """Reading beyond its end would be the end of the server; writing would make it grow."""
     key, _ = region
     memory = SharedMemory()
@@ -322,7 +327,7 @@ def test_an_object_that_its_client_has_truncated(region):
     os.truncate(f"/dev/shm{key}", 3 * 4096)
 
 
-def test_a_sparse_object_larger_than_all_memory(region):
+def test_a_sparse_object_larger_than_all_memory(region: Any) -> None:
     key, _ = region
     size = 1 << 50
     os.truncate(f"/dev/shm{key}", size)
@@ -337,7 +342,7 @@ def test_a_sparse_object_larger_than_all_memory(region):
     os.truncate(f"/dev/shm{key}", 3 * 4096)
 
 
-def test_an_object_is_closed_when_the_last_who_uses_it_lets_go(region):
+def test_an_object_is_closed_when_the_last_who_uses_it_lets_go(region: Any) -> None:
     key, _ = region
     before = open_files()
     memory = SharedMemory()
@@ -361,14 +366,14 @@ def test_an_object_is_closed_when_the_last_who_uses_it_lets_go(region):
     assert open_files() == before
 
 
-def mapped():
+def mapped() -> Any:
     """Mappings of POSIX objects that this process has, but for those of the handles that tests hold."""
     return sum(
         "/dev/shm/penstock_" in line for line in Path("/proc/self/maps").read_text().splitlines()
     )
 
 
-def test_mapped_regions_are_used_in_place(region):
+def test_mapped_regions_are_used_in_place(region: Any) -> None:
     key, handle = region
     memory = SharedMemory(mapped=True)
     memory.register("r", key, 4096, 8192)
@@ -388,7 +393,7 @@ def test_mapped_regions_are_used_in_place(region):
     os.truncate(f"/dev/shm{key}", 3 * 4096)
 
 
-def test_a_region_is_unmapped_when_the_last_view_of_it_goes(region):
+def test_a_region_is_unmapped_when_the_last_view_of_it_goes(region: Any) -> None:
     key, _ = region
     memory = SharedMemory(mapped=True)
     files, mappings = open_files(), mapped()
@@ -407,7 +412,7 @@ def test_a_region_is_unmapped_when_the_last_view_of_it_goes(region):
     assert (open_files(), mapped()) == (files, mappings)
 
 
-def test_a_server_that_uses_regions_in_place(running, region):
+def test_a_server_that_uses_regions_in_place(running: Any, region: Any) -> None:
     key, handle = region
     sources = [model("identity", INT32, "Identity")]
     app = create_app(sources, settings=Settings(**ON, map_shared_memory=True))
@@ -427,7 +432,7 @@ def test_a_server_that_uses_regions_in_place(running, region):
         until(lambda: mapped() == before)
 
 
-def test_thousands_of_registrations_leave_nothing_open(region):
+def test_thousands_of_registrations_leave_nothing_open(region: Any) -> None:
     key, _ = region
     memory = SharedMemory()
     before = open_files()
@@ -445,7 +450,7 @@ def test_thousands_of_registrations_leave_nothing_open(region):
     assert open_files() == before
 
 
-def test_cuda_shared_memory_is_not_here(server):
+def test_cuda_shared_memory_is_not_here(server: Any) -> None:
     for method, path in (
         ("GET", "/status"),
         ("POST", "/region/r/register"),
@@ -459,19 +464,21 @@ def test_cuda_shared_memory_is_not_here(server):
 # inference
 
 
-def given(array, region="in", offset=0, byte_size=None, datatype="INT32"):
+def given(
+    array: Any, region: Any = "in", offset: Any = 0, byte_size: Any = None, datatype: Any = "INT32"
+) -> Any:
     found = tritonclient.http.InferInput("X", list(array.shape), datatype)
     found.set_shared_memory(region, array.nbytes if byte_size is None else byte_size, offset=offset)
     return found
 
 
-def wanted(byte_size, region="out", offset=0):
+def wanted(byte_size: Any, region: Any = "out", offset: Any = 0) -> Any:
     found = tritonclient.http.InferRequestedOutput("Y", binary_data=False)
     found.set_shared_memory(region, byte_size, offset=offset)
     return found
 
 
-def test_inputs_and_outputs_in_place(client, region):
+def test_inputs_and_outputs_in_place(client: Any, region: Any) -> None:
     key, handle = region
     client.register_system_shared_memory("in", key, 4096, headers=HEADERS)
     client.register_system_shared_memory("out", key, 4096, offset=4096 + 100, headers=HEADERS)
@@ -496,7 +503,7 @@ def test_inputs_and_outputs_in_place(client, region):
     ).all()
 
 
-def test_text_in_memory(client, region):
+def test_text_in_memory(client: Any, region: Any) -> None:
     key, handle = region
     client.register_system_shared_memory("in", key, 4096, headers=HEADERS)
     client.register_system_shared_memory("out", key, 4096, offset=4096, headers=HEADERS)
@@ -512,7 +519,7 @@ def test_text_in_memory(client, region):
     assert (found == np.char.encode(words.astype(str), "utf-8")).all()
 
 
-def test_a_request_that_asks_for_memory_that_is_not_there(client, region):
+def test_a_request_that_asks_for_memory_that_is_not_there(client: Any, region: Any) -> None:
     key, _ = region
     before = open_files()
     client.register_system_shared_memory("in", key, 64, headers=HEADERS)
@@ -555,7 +562,7 @@ def test_a_request_that_asks_for_memory_that_is_not_there(client, region):
     assert open_files() == before  # nothing of a refused request holds it
 
 
-def test_a_request_that_repeats_may_have_one_output_in_memory(client, region):
+def test_a_request_that_repeats_may_have_one_output_in_memory(client: Any, region: Any) -> None:
     key, handle = region
     client.register_system_shared_memory("out", key, 64, headers=HEADERS)
     for number in range(3):
@@ -571,7 +578,7 @@ def test_a_request_that_repeats_may_have_one_output_in_memory(client, region):
         assert (answer.as_numpy("W") == 0).all()
 
 
-def test_a_request_that_repeats_finds_the_region_of_today(client, region):
+def test_a_request_that_repeats_finds_the_region_of_today(client: Any, region: Any) -> None:
     key, handle = region
     before = open_files()
     array = np.array([[1, 2, 3, 4]], np.int32)
@@ -604,8 +611,8 @@ def test_a_request_that_repeats_finds_the_region_of_today(client, region):
 
 @pytest.mark.parametrize("value", [3, -1])
 def test_a_region_that_is_unregistered_while_a_request_uses_it(
-    client, server, region, caplog, value
-):
+    client: Any, server: Any, region: Any, caplog: pytest.LogCaptureFixture, value: Any
+) -> None:
     """It goes when the last of them has ended, well or not; no other request may use it."""
     caplog.set_level(
         logging.CRITICAL, "penstock"
@@ -647,7 +654,9 @@ def test_a_region_that_is_unregistered_while_a_request_uses_it(
     assert open_files() == before
 
 
-def test_a_client_that_leaves_while_its_region_is_used(client, server, region):
+def test_a_client_that_leaves_while_its_region_is_used(
+    client: Any, server: Any, region: Any
+) -> None:
     """Its regions are let go at once, and nothing is written to them, though the executor is not done."""
     key, handle = region
     before = open_files()
@@ -672,7 +681,7 @@ def test_a_client_that_leaves_while_its_region_is_used(client, server, region):
     assert bytes(handle._mpsm_handle.buf[4096 : 4096 + 16]) == bytes(16)
 
 
-def test_parts_that_overlap(client, region):
+def test_parts_that_overlap(client: Any, region: Any) -> None:
     """Several inputs may be the same bytes, and outputs may go where the inputs were: those have been read by then."""
     key, handle = region
     client.register_system_shared_memory("in", key, 3 * 4096, headers=HEADERS)
@@ -689,7 +698,7 @@ def test_parts_that_overlap(client, region):
     del found
 
 
-def test_text_that_does_not_fit_is_not_written(client, region):
+def test_text_that_does_not_fit_is_not_written(client: Any, region: Any) -> None:
     key, handle = region
     client.register_system_shared_memory("out", key, 4096, headers=HEADERS)
     x = tritonclient.http.InferInput("X", [1, 2], "BYTES").set_data_from_numpy(
@@ -711,21 +720,23 @@ def test_text_that_does_not_fit_is_not_written(client, region):
 @pytest.mark.parametrize(
     ("port", "size", "elements"), [(TEXT, 1_600_000, 400_000), (INT32, 1 << 26, 1 << 24)]
 )
-async def test_much_in_memory_leaves_the_loop_to_others(region, port, size, elements):
+async def test_much_in_memory_leaves_the_loop_to_others(
+    region: Any, port: Any, size: Any, elements: Any
+) -> None:
     """The loop goes round while a helper thread is at it; on the loop itself it would stand still."""
     key = f"{region[0]}_much"
     handle = triton.create_shared_memory_region("much", key, size)
     answers = []
 
-    async def ask(path, document):
+    async def ask(path: Any, document: Any) -> None:
         messages = [
             {"type": "http.request", "body": json.dumps(document).encode(), "more_body": False}
         ]
 
-        async def receive():
+        async def receive() -> Any:
             return messages.pop() if messages else await asyncio.Event().wait()
 
-        async def send(message):
+        async def send(message: str) -> None:
             answers.append(message)
 
         headers = [(b"authorization", f"Bearer {ADMIN}".encode())]
@@ -774,13 +785,13 @@ async def test_much_in_memory_leaves_the_loop_to_others(region, port, size, elem
 
 
 @pytest.mark.parametrize(("size", "long"), [(HUGE, False), (HUGE + 4, True)])
-def test_much_goes_to_memory_beside_the_loop(size, long):
+def test_much_goes_to_memory_beside_the_loop(size: Any, long: Any) -> None:
     tensor = Tensor("Y", DATATYPES["INT32"], (-1,))
     assert takes_long([(tensor, np.empty(size // 4, np.int32), Wanted("Y", region="r"))]) == long
     assert not takes_long([(tensor, np.empty(size // 4, np.int32), Wanted("Y", binary=True))])
 
 
-def test_a_name_is_not_repeated_without_end(server):
+def test_a_name_is_not_repeated_without_end(server: Any) -> None:
     parameters = {"shared_memory_region": "x" * 10**6, "shared_memory_byte_size": 16}
     document = {
         "inputs": [{"name": "X", "shape": [1, 4], "datatype": "INT32", "parameters": parameters}]
@@ -810,7 +821,9 @@ backend = "{backend}"
 """
 
 
-def test_a_client_that_truncates_its_object_harms_nobody_else(spawn, tmp_path, region):
+def test_a_client_that_truncates_its_object_harms_nobody_else(
+    spawn: Any, tmp_path: Path, region: Any
+) -> None:
     """A server of its own, which another design would not survive: before a request, and while one is inside."""
     size = 4 * 3 * 224 * 224
     (tmp_path / "operators.py").write_text(OPERATORS)
@@ -838,7 +851,7 @@ def test_a_client_that_truncates_its_object_harms_nobody_else(spawn, tmp_path, r
                 == 200
             )
 
-            def infer(model, *, reads=True, writes=True):
+            def infer(model: Any, *, reads: Any = True, writes: Any = True) -> Any:
                 array = np.zeros((1, 3, 224, 224), np.float32)
                 x = tritonclient.http.InferInput("X", list(array.shape), "FP32")
                 y = tritonclient.http.InferRequestedOutput("Y")
@@ -891,7 +904,7 @@ def test_a_client_that_truncates_its_object_harms_nobody_else(spawn, tmp_path, r
 
             stop = threading.Event()
 
-            def truncate():
+            def truncate() -> None:
                 while not stop.is_set():
                     os.truncate(path, 0)
                     os.truncate(path, 2 * size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,7 +17,7 @@ PLAIN = [name for name, each in DATATYPES.items() if name not in {"BF16", "BYTES
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_aligned_bytes_are_read_where_they_lie(name):
+def test_aligned_bytes_are_read_where_they_lie(name: Any) -> None:
     datatype = DATATYPES[name]
     buffer = np.zeros(64, np.uint8)
     found = from_bytes(memoryview(buffer), datatype, [64 // datatype.size], "x", "m")
@@ -25,7 +27,7 @@ def test_aligned_bytes_are_read_where_they_lie(name):
 
 
 @given(st.lists(st.binary(max_size=9), max_size=9))
-def test_strings_come_back(values):
+def test_strings_come_back(values: Any) -> None:
     array = np.empty(len(values), np.object_)
     array[:] = values
     blob = to_bytes(DATATYPES["BYTES"], array)
@@ -35,7 +37,7 @@ def test_strings_come_back(values):
 
 
 @given(st.binary(max_size=40), st.integers(0, 6))
-def test_whatever_claims_to_be_strings_is_read_or_refused(blob, count):
+def test_whatever_claims_to_be_strings_is_read_or_refused(blob: Any, count: Any) -> None:
     try:
         found = from_bytes(memoryview(blob), DATATYPES["BYTES"], [count], "x", "m")
     except InvalidRequest:
@@ -43,7 +45,7 @@ def test_whatever_claims_to_be_strings_is_read_or_refused(blob, count):
     assert to_bytes(DATATYPES["BYTES"], found) == blob
 
 
-def test_names_of_both_worlds():
+def test_names_of_both_worlds() -> None:
     assert datatype_of("FP32") is datatype_of("float32") is DATATYPES["FP32"]
     assert (
         datatype_of("bfloat16") is DATATYPES["BF16"] and datatype_of("string") is DATATYPES["BYTES"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,18 +52,18 @@ SEND_NOTHING = {
 ARRAY = np.arange(16, dtype=np.int32).reshape(1, 16)
 
 
-def given(name, array=ARRAY, datatype="INT32", binary=True):
+def given(name: Any, array: Any = ARRAY, datatype: Any = "INT32", binary: Any = True) -> Any:
     found = InferInput(name, list(array.shape), datatype)
     found.set_data_from_numpy(array, binary_data=binary)
     return found
 
 
-def both():
+def both() -> Any:
     return [given("INPUT0"), given("INPUT1", np.ones_like(ARRAY))]
 
 
 @pytest.fixture(params=["", "/some/models"], ids=["root", "mounted"])
-def address(request, running, sources):
+def address(request: Any, running: Any, sources: Any) -> Any:
     """Where a server of `simple` is, the operator's own."""
     simple = [
         each for each in sources if isinstance(each, dict) and each["pipeline"]["name"] == "simple"
@@ -78,7 +79,7 @@ def address(request, running, sources):
 
 
 @pytest.fixture
-def region():
+def region() -> Any:
     key = f"/penstock_tritonclient_{os.getpid()}"
     found = shared_memory.create_shared_memory_region("region", key, 128)
     shared_memory.set_shared_memory_region(found, [ARRAY])
@@ -89,18 +90,18 @@ def region():
 class Driver:
     """Calls methods of either client, and knows which."""
 
-    def __init__(self, client):
+    def __init__(self, client: Any) -> None:
         self.client = client
         self.driven = set()
 
-    async def __call__(self, method, *arguments, **more):
+    async def __call__(self, method: Any, *arguments: Any, **more: Any) -> Any:
         self.driven.add(method)
         found = getattr(self.client, method)(
             *arguments, headers=dict(ADMIN), query_params=QUERY, **more
         )
         return await found if inspect.isawaitable(found) else found
 
-    def left(self):
+    def left(self) -> Any:
         """Public methods of the client that nothing here has called."""
         methods = {
             name
@@ -110,7 +111,7 @@ class Driver:
         return methods - self.driven - NOT_SERVED - SEND_NOTHING
 
 
-async def drive(call, region):
+async def drive(call: Any, region: Any) -> None:
     memory, key = region
     assert (
         await call("is_server_live")
@@ -176,7 +177,7 @@ async def drive(call, region):
     ]
 
 
-async def test_every_method(address, region):
+async def test_every_method(address: Any, region: Any) -> None:
     with InferenceServerClient(address) as client:
         call = Driver(client)
         await drive(call, region)
@@ -185,14 +186,14 @@ async def test_every_method(address, region):
         assert call.left() == set()
 
 
-async def test_every_method_of_the_asyncio_client(address, region):
+async def test_every_method_of_the_asyncio_client(address: Any, region: Any) -> None:
     async with tritonclient.http.aio.InferenceServerClient(address) as client:
         call = Driver(client)
         await drive(call, region)
         assert call.left() == set()
 
 
-def test_greenlets(served):
+def test_greenlets(served: Any) -> None:
     arrays = [np.full((1 + index % 2, 3), index, np.float32) for index in range(24)]
     with InferenceServerClient(served.address, concurrency=12) as client:
         asked = [
@@ -212,7 +213,9 @@ def test_greenlets(served):
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
-async def test_compression_of_greenlets_and_of_the_asyncio_client(served, algorithm):
+async def test_compression_of_greenlets_and_of_the_asyncio_client(
+    served: Any, algorithm: Any
+) -> None:
     options = {
         "request_compression_algorithm": algorithm,
         "response_compression_algorithm": algorithm,
@@ -237,7 +240,9 @@ async def test_compression_of_greenlets_and_of_the_asyncio_client(served, algori
     ids=["sync", "aio"],
 )
 @pytest.mark.parametrize("algorithm", [None, "gzip", "deflate"])
-def test_bodies_that_the_client_makes_and_reads_for_others(served, client, algorithm):
+def test_bodies_that_the_client_makes_and_reads_for_others(
+    served: Any, client: Any, algorithm: Any
+) -> None:
     """As for a benchmark, or another HTTP library."""
     array = np.arange(2048, dtype=np.int32).reshape(1, -1)
     outputs = [InferRequestedOutput("OUTPUT0", binary_data=False)]
@@ -263,7 +268,7 @@ def test_bodies_that_the_client_makes_and_reads_for_others(served, client, algor
         np.testing.assert_array_equal(found.as_numpy("OUTPUT0"), array)
 
 
-def test_a_request_without_any_binary_data_has_no_length(served):
+def test_a_request_without_any_binary_data_has_no_length(served: Any) -> None:
     body, size = InferenceServerClient.generate_request_body(
         [given("data", np.array([b"hello"], np.object_), "BYTES", binary=False)],
         [InferRequestedOutput("result", binary_data=False)],
@@ -274,7 +279,7 @@ def test_a_request_without_any_binary_data_has_no_length(served):
     assert found.as_numpy("result").tolist() == ["HELLO"]
 
 
-def test_what_a_result_does_not_have_is_none(client):
+def test_what_a_result_does_not_have_is_none(client: Any) -> None:
     answer = client.infer("simple", both(), outputs=[InferRequestedOutput("OUTPUT1")])
     assert answer.get_output("OUTPUT0") is None and answer.as_numpy("OUTPUT0") is None
     assert answer.get_output("OUTPUT1") == {
@@ -290,7 +295,7 @@ def test_what_a_result_does_not_have_is_none(client):
     }
 
 
-def test_an_input_is_used_again_with_another_shape(client):
+def test_an_input_is_used_again_with_another_shape(client: Any) -> None:
     found = InferInput("INPUT0", [1, 2], "FP32")
     for rows in (1, 3):
         array = np.full((rows, 2), rows, np.float32)
@@ -300,7 +305,7 @@ def test_an_input_is_used_again_with_another_shape(client):
         )
 
 
-async def test_errors_have_the_status_and_the_servers_words(served):
+async def test_errors_have_the_status_and_the_servers_words(served: Any) -> None:
     said = "inference input 'INPUT1' data-type is 'FP32', but model 'simple' expects 'INT32'"
     wrong = [given("INPUT0"), given("INPUT1", ARRAY.astype(np.float32), "FP32")]
     with (
@@ -316,19 +321,19 @@ async def test_errors_have_the_status_and_the_servers_words(served):
 
 
 class Bearer(tritonclient.http.InferenceServerClientPlugin):
-    def __call__(self, request):
+    def __call__(self, request: Any) -> None:
         request.headers["authorization"] = "Bearer k3y"
 
 
-def test_plugins(running, sources):
+def test_plugins(running: Any, sources: Any) -> None:
     """Basic authentication is somebody else's, in front; a key of ours comes by a plugin like any header."""
     seen = []
 
     class Note:
-        def __init__(self, app):
+        def __init__(self, app: Any) -> None:
             self.app = app
 
-        async def __call__(self, scope, receive, send):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
             seen.append(dict(scope.get("headers", ())).get(b"authorization"))
             await self.app(scope, receive, send)
 
@@ -354,7 +359,7 @@ def test_plugins(running, sources):
             client.get_server_metadata()
 
 
-def test_names_are_quoted(client):
+def test_names_are_quoted(client: Any) -> None:
     assert not client.is_model_ready("a b/c?d#e%2F")
     with pytest.raises(InferenceServerException, match="Request for unknown model: 'a b'"):
         client.get_model_metadata("a b")

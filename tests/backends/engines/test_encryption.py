@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import secrets
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,18 +27,18 @@ SECRET = bytes(range(32))
 
 
 @pytest.fixture(autouse=True)
-def _no_key(monkeypatch):
+def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(KEY, raising=False)
     monkeypatch.delenv(KEY_FILE, raising=False)
 
 
 @pytest.fixture
-def small_chunks(monkeypatch):
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encryption, "CHUNK", 10)
 
 
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 20, 25])
-def test_what_is_encrypted_comes_back(small_chunks, size):
+def test_what_is_encrypted_comes_back(small_chunks: Any, size: Any) -> None:
     plain = secrets.token_bytes(size)
     data = encrypt(plain, SECRET)
     assert decrypt(data, SECRET, "file") == plain
@@ -44,11 +46,11 @@ def test_what_is_encrypted_comes_back(small_chunks, size):
     assert size < 9 or plain not in data
 
 
-def test_a_file_is_another_every_time():
+def test_a_file_is_another_every_time() -> None:
     assert encrypt(b"same", SECRET) != encrypt(b"same", SECRET)
 
 
-def test_another_key_is_said_to_be_one():
+def test_another_key_is_said_to_be_one() -> None:
     with pytest.raises(
         WrongKeyError,
         match=r"m\.encrypted can't be decrypted: it was encrypted with another key, or changed since",
@@ -56,7 +58,7 @@ def test_another_key_is_said_to_be_one():
         decrypt(encrypt(b"plain", SECRET), secrets.token_bytes(32), "m.encrypted")
 
 
-def test_every_change_is_found(small_chunks):
+def test_every_change_is_found(small_chunks: Any) -> None:
     data = encrypt(b"0123456789" * 3, SECRET)
     start, chunk = len(MAGIC) + 32, 26
     first, second = data[start : start + chunk], data[start + chunk : start + 2 * chunk]
@@ -78,7 +80,7 @@ def test_every_change_is_found(small_chunks):
             decrypt(each, SECRET, "file")
 
 
-def test_what_is_not_encrypted_is_not_decrypted():
+def test_what_is_not_encrypted_is_not_decrypted() -> None:
     with pytest.raises(
         BackendError, match="file is not encrypted, or not by penstock encrypt"
     ) as caught:
@@ -90,14 +92,14 @@ def test_what_is_not_encrypted_is_not_decrypted():
     "text",
     [SECRET.hex(), SECRET.hex().upper(), base64.b64encode(SECRET).decode(), f" {SECRET.hex()}\n"],
 )
-def test_keys_as_text(text):
+def test_keys_as_text(text: Any) -> None:
     assert parse_key(text, "here") == SECRET
 
 
 @pytest.mark.parametrize(
     "text", ["", "secret", SECRET.hex()[:-2], base64.b64encode(b"short").decode(), "ä" * 64]
 )
-def test_what_is_no_key_is_not_shown(text):
+def test_what_is_no_key_is_not_shown(text: Any) -> None:
     with pytest.raises(
         BackendError, match="here holds no key: expected 32 bytes as 64 hexadecimal digits"
     ) as caught:
@@ -105,7 +107,9 @@ def test_what_is_no_key_is_not_shown(text):
     assert not text or text not in str(caught.value)
 
 
-def test_the_key_is_in_a_file_or_the_environment(monkeypatch, tmp_path):
+def test_the_key_is_in_a_file_or_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with pytest.raises(BackendError, match=f"set {KEY} to 32 bytes .*, or {KEY_FILE} to a file"):
         find_key()
     raw, text = tmp_path / "raw", tmp_path / "text"
@@ -121,7 +125,9 @@ def test_the_key_is_in_a_file_or_the_environment(monkeypatch, tmp_path):
         find_key(tmp_path / "none")
 
 
-def test_models_are_read_through_their_encryption(monkeypatch, tmp_path):
+def test_models_are_read_through_their_encryption(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv(KEY, SECRET.hex())
     plain, hidden = tmp_path / "m.onnx", tmp_path / "m.onnx.encrypted"
     plain.write_bytes(b"model")

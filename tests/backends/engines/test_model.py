@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,7 +27,7 @@ GUIDE = Path(__file__).parents[3] / "examples" / "resnet" / "guide.toml"
 NO_TORCH = importlib.util.find_spec("torch") is None
 
 
-def write(path, outputs=1, kind=TensorProto.FLOAT):
+def write(path: Any, outputs: Any = 1, kind: Any = TensorProto.FLOAT) -> Any:
     names = [f"y{index}" for index in range(outputs)]
     graph = helper.make_graph(
         [helper.make_node("Identity", ["x"], [name]) for name in names],
@@ -40,7 +41,7 @@ def write(path, outputs=1, kind=TensorProto.FLOAT):
     return path
 
 
-def make(path, context=None, **params):
+def make(path: Any, context: Any = None, **params: Any) -> Any:
     backend = ModelTensor()
     backend.init(
         ModelTensor.parameters(model=str(path), **params), Context(node="node", **(context or {}))
@@ -49,17 +50,17 @@ def make(path, context=None, **params):
 
 
 @pytest.fixture
-def without_torch(monkeypatch):
+def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "find_spec", lambda name: None)
 
 
-def test_it_is_there():
+def test_it_is_there() -> None:
     assert find_backend("ModelTensor") is ModelTensor
     assert describe("ModelTensor").available
 
 
 @pytest.mark.usefixtures("without_torch")
-def test_an_onnx_file_runs_by_onnx_runtime(tmp_path):
+def test_an_onnx_file_runs_by_onnx_runtime(tmp_path: Path) -> None:
     backend = make(write(tmp_path / "Same.ONNX"), max="4")
     assert backend.max == 4
     backend.warm_up()
@@ -72,7 +73,7 @@ def test_an_onnx_file_runs_by_onnx_runtime(tmp_path):
 
 @pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
 @pytest.mark.parametrize("outputs", [1, 2])
-def test_where_torch_is_installed_tensors_come_out(tmp_path, outputs):
+def test_where_torch_is_installed_tensors_come_out(tmp_path: Path, outputs: Any) -> None:
     import torch
 
     backend = make(write(tmp_path / "same.onnx", outputs))
@@ -89,7 +90,7 @@ def test_where_torch_is_installed_tensors_come_out(tmp_path, outputs):
 
 
 @pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
-def test_text_stays_numpy(tmp_path):
+def test_text_stays_numpy(tmp_path: Path) -> None:
     backend = make(write(tmp_path / "text.onnx", kind=TensorProto.STRING))
     item = {"data": np.array([["a", "b", "c"]])}
     backend.forward([item])
@@ -97,7 +98,9 @@ def test_text_stays_numpy(tmp_path):
 
 
 @pytest.mark.usefixtures("without_torch")
-def test_an_encrypted_onnx_file_runs_by_onnx_runtime(tmp_path, monkeypatch):
+def test_an_encrypted_onnx_file_runs_by_onnx_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(KEY, "11" * 32)
     path = write(tmp_path / "same.onnx")
     (tmp_path / "same.onnx.encrypted").write_bytes(encrypt(path.read_bytes(), bytes([0x11] * 32)))
@@ -117,7 +120,9 @@ def test_an_encrypted_onnx_file_runs_by_onnx_runtime(tmp_path, monkeypatch):
         ("absent.onnx", "absent.onnx does not exist"),
     ],
 )
-def test_what_does_not_run_here_says_what_is_missing(tmp_path, monkeypatch, name, message):
+def test_what_does_not_run_here_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any, message: str
+) -> None:
     monkeypatch.setenv(KEY, "11" * 32)
     (tmp_path / "m.onnx.encrypted").write_bytes(b"")
     with pytest.raises(BackendError, match=message):
@@ -136,19 +141,19 @@ def test_what_does_not_run_here_says_what_is_missing(tmp_path, monkeypatch, name
     ],
 )
 def test_the_file_says_which_engine_and_a_machine_without_a_gpu_runs_onnx_by_onnx_runtime(
-    name, expected
-):
+    name: Any, expected: Any
+) -> None:
     params = ModelTensor.parameters(model=name)
     assert choose_engine(params, Context(device="cpu")).engine.__name__ == expected
 
 
 @pytest.fixture
-def machine(monkeypatch):
+def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What this machine seems to have: GPUs by their compute capability, and a TensorRT library."""
     import torch
 
-    def machine(*capabilities, library=""):
-        def find(wanted):
+    def machine(*capabilities: Any, library: Any = "") -> None:
+        def find(wanted: Any) -> Any:
             if not library:
                 raise BackendError("TensorRT is not here")
             return Library(library, "10.0", None, None)
@@ -196,8 +201,8 @@ def machine(monkeypatch):
 )
 @pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
 def test_onnx_runs_by_tensorrt_on_a_gpu_that_its_library_runs_on(
-    machine, capabilities, library, device, expected, missed, why
-):
+    machine: Any, capabilities: Any, library: Any, device: Any, expected: Any, missed: Any, why: Any
+) -> None:
     machine(*capabilities, library=library)
     choice = choose_engine(ModelTensor.parameters(model="m.onnx"), Context(device=device))
     assert (choice.engine.__name__, choice.missed) == (expected, missed)
@@ -207,7 +212,9 @@ def test_onnx_runs_by_tensorrt_on_a_gpu_that_its_library_runs_on(
 @pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
 @pytest.mark.parametrize("backend", ["ModelTensor", "OnnxTensor"])
 @pytest.mark.parametrize("device", ["cuda:0", "cuda", "1"])
-def test_a_gpu_that_is_not_there_is_an_error(tmp_path, machine, backend, device):
+def test_a_gpu_that_is_not_there_is_an_error(
+    tmp_path: Path, machine: Any, backend: Any, device: Any
+) -> None:
     machine()
     cls = find_backend(backend)
     params = cls.parameters(model=str(write(tmp_path / "same.onnx")))
@@ -219,7 +226,9 @@ def test_a_gpu_that_is_not_there_is_an_error(tmp_path, machine, backend, device)
 
 
 @pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
-def test_the_log_says_which_engine_it_is_and_why(tmp_path, caplog, machine):
+def test_the_log_says_which_engine_it_is_and_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, machine: Any
+) -> None:
     caplog.set_level("INFO", "penstock")
     path = write(tmp_path / "same.onnx")
     machine()
@@ -239,7 +248,9 @@ def test_the_log_says_which_engine_it_is_and_why(tmp_path, caplog, machine):
 
 
 @pytest.mark.parametrize("precision", [None, "fp32", "fp16", "int8"])
-def test_precision_is_not_for_the_cpu_and_the_log_says_so(tmp_path, caplog, precision):
+def test_precision_is_not_for_the_cpu_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, precision: Any
+) -> None:
     make(write(tmp_path / "same.onnx"), {"device": "cpu"}, precision=precision).close()
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(said) == (precision not in {None, "fp32"}) and all(
@@ -249,7 +260,7 @@ def test_precision_is_not_for_the_cpu_and_the_log_says_so(tmp_path, caplog, prec
 
 @pytest.mark.usefixtures("without_torch")
 @pytest.mark.parametrize("statistics", [{}, {"mean": (1, 2, 3), "std": 1}])
-def test_images_in_nhwc(tmp_path, statistics):
+def test_images_in_nhwc(tmp_path: Path, statistics: Any) -> None:
     path = tmp_path / "image.onnx"
     ports = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, "h", "w"])
@@ -277,13 +288,13 @@ def test_images_in_nhwc(tmp_path, statistics):
         ("m.onnx", "data_format: nhwc needs a first input of 4 axes"),
     ],
 )
-def test_nhwc_where_there_is_no_image(tmp_path, name, message):
+def test_nhwc_where_there_is_no_image(tmp_path: Path, name: Any, message: str) -> None:
     write(tmp_path / "m.onnx")
     with pytest.raises(ConfigError, match=message):
         make(tmp_path / name, {"device": "cpu"}, data_format="nhwc")
 
 
-def test_what_a_post_processor_says_is_plain_python(tmp_path):
+def test_what_a_post_processor_says_is_plain_python(tmp_path: Path) -> None:
     backend = make(
         write(tmp_path / "same.onnx"), {"device": "cpu"}, postprocessor="SoftmaxArgMax", top_k=2
     )
@@ -296,14 +307,14 @@ def test_what_a_post_processor_says_is_plain_python(tmp_path):
     assert [item["class"] for item in items] == [1, [1, 0]]
 
 
-def test_a_directory_is_no_model(tmp_path):
+def test_a_directory_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").mkdir()
     with pytest.raises(BackendError, match=r"m\.onnx is a directory"):
         make(tmp_path / "m.onnx", {"device": "cpu"})
 
 
 @pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
-def test_an_exported_program_runs(tmp_path):
+def test_an_exported_program_runs(tmp_path: Path) -> None:
     import torch
 
     linear = torch.nn.Linear(3, 2)
@@ -321,7 +332,7 @@ def test_an_exported_program_runs(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["SoftmaxCpu", "SoftmaxArgMax", "SoftmaxMax", "ArgMax"])
-def test_the_guides_file_classifies_on_a_machine_without_a_gpu(tmp_path, name):
+def test_the_guides_file_classifies_on_a_machine_without_a_gpu(tmp_path: Path, name: Any) -> None:
     """Verbatim but for the engine's name, and for the post-processor."""
     weights = np.eye(3, 10, dtype=np.float32)  # the class is the brightest channel
     graph = helper.make_graph(
@@ -373,6 +384,6 @@ def test_the_guides_file_classifies_on_a_machine_without_a_gpu(tmp_path, name):
         ({"model::cache": "a", "cache": "b"}, "model::cache and cache are one parameter"),
     ],
 )
-def test_one_key_by_both_of_its_names(tmp_path, keys, message):
+def test_one_key_by_both_of_its_names(tmp_path: Path, keys: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load({"net": {"backend": "ModelTensor", "model": "m.onnx", **keys}})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +20,9 @@ from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
 
 
-def write(path, nodes, inputs, outputs, initializers=(), **save):
+def write(
+    path: Any, nodes: Any, inputs: Any, outputs: Any, initializers: Any = (), **save: Any
+) -> Any:
     """A model of `nodes`; ports are (name, element type, shape)."""
     graph = helper.make_graph(
         [helper.make_node(*node[:3], **(node[3] if len(node) > 3 else {})) for node in nodes],
@@ -33,7 +37,7 @@ def write(path, nodes, inputs, outputs, initializers=(), **save):
     return path
 
 
-def make(path, context=None, **params):
+def make(path: Any, context: Any = None, **params: Any) -> Any:
     backend = OnnxTensor()
     backend.init(
         OnnxTensor.parameters(model=str(path), **params), Context(node="node", **(context or {}))
@@ -41,17 +45,17 @@ def make(path, context=None, **params):
     return backend
 
 
-def run(backend, *data, **keys):
+def run(backend: Any, *data: Any, **keys: Any) -> Any:
     batch = [{"data": value, **keys} for value in data]
     backend.forward(batch)
     return [item.get("result", item.get("error")) for item in batch]
 
 
 @pytest.fixture
-def encrypted(monkeypatch):
+def encrypted(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Puts `penstock encrypt`'s file beside another."""
 
-    def encrypted(path):
+    def encrypted(path: Any) -> Any:
         hidden = path.with_name(f"{path.name}.encrypted")
         hidden.write_bytes(encrypt(path.read_bytes(), bytes(range(32))))
         path.unlink()
@@ -62,7 +66,7 @@ def encrypted(monkeypatch):
 
 
 @pytest.fixture
-def double(tmp_path):
+def double(tmp_path: Path) -> Any:
     """y = 2x, Nx3."""
     return write(
         tmp_path / "double.onnx",
@@ -73,7 +77,7 @@ def double(tmp_path):
 
 
 @pytest.fixture
-def image(tmp_path):
+def image(tmp_path: Path) -> Any:
     """The image as it arrives, Nx3xHxW."""
     shape = ["n", 3, "h", "w"]
     return write(
@@ -85,7 +89,7 @@ def image(tmp_path):
 
 
 @pytest.fixture
-def fixed(tmp_path):
+def fixed(tmp_path: Path) -> Any:
     """Batches of 4 only; `count` tells every row how many rows are not zero in all."""
     nodes = [
         ("Abs", ["x"], ["a"]),
@@ -105,11 +109,13 @@ def fixed(tmp_path):
 # Batches
 
 
-def row(*values):
+def row(*values: Any) -> Any:
     return np.array([values], np.float32)
 
 
-def test_encrypted_models(double, image, encrypted, tmp_path, monkeypatch):
+def test_encrypted_models(
+    double: Any, image: Any, encrypted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run(make(encrypted(double)), row(1, 2, 3))[0].tolist() == [[2, 4, 6]]
     pixels = np.full((1, 3, 2, 2), 5, np.uint8)
     assert run(make(encrypted(image), mean="1", std="2"), pixels)[0].ravel().tolist() == [2] * 12
@@ -137,13 +143,13 @@ def test_encrypted_models(double, image, encrypted, tmp_path, monkeypatch):
         make(tmp_path / "double.onnx.encrypted")
 
 
-def test_a_batch(double):
+def test_a_batch(double: Any) -> None:
     results = run(make(double, max=8), row(1, 2, 3), row(4, 5, 6), row(7, 8, 9))
     assert [result.tolist() for result in results] == [[[2, 4, 6]], [[8, 10, 12]], [[14, 16, 18]]]
     assert all(result.dtype == np.float32 and result.flags.c_contiguous for result in results)
 
 
-def test_results_do_not_keep_the_batch_and_the_buffer_is_not_shared(double):
+def test_results_do_not_keep_the_batch_and_the_buffer_is_not_shared(double: Any) -> None:
     backend = make(double, max=8)
     first = run(backend, row(1, 1, 1), row(2, 2, 2))
     again = run(backend, row(3, 3, 3), row(4, 4, 4))
@@ -151,13 +157,13 @@ def test_results_do_not_keep_the_batch_and_the_buffer_is_not_shared(double):
     assert [result[0, 0] for result in first + again] == [2, 4, 6, 8]
 
 
-def test_one_item_goes_in_and_out_without_a_copy(image):
+def test_one_item_goes_in_and_out_without_a_copy(image: Any) -> None:
     fed = []
     backend = make(image, max=4)
     session = backend.session
 
     class Spy:
-        def run(self, names, feed):
+        def run(self, names: Any, feed: Any) -> Any:
             fed.append(feed["image"])
             return session.run(names, feed)
 
@@ -171,7 +177,7 @@ def test_one_item_goes_in_and_out_without_a_copy(image):
     assert np.shares_memory(fed[1], fed[2])
 
 
-def test_request_size(double):
+def test_request_size(double: Any) -> None:
     batch = [
         {"data": row(1, 1, 1)},
         {"data": np.full((3, 3), 5, np.float32), "request_size": 3},
@@ -183,14 +189,14 @@ def test_request_size(double):
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_data_that_is_not_as_large_as_its_request_size(double, size):
+def test_data_that_is_not_as_large_as_its_request_size(double: Any, size: Any) -> None:
     with pytest.raises(
         InvalidInput, match=rf"input x: expected {size} \(the item's request_size\).*got shape 2x3"
     ):
         run(make(double, max=8), np.zeros((2, 3), np.float32), request_size=size)
 
 
-def test_shapes_are_grouped_within_a_forward(image):
+def test_shapes_are_grouped_within_a_forward(image: Any) -> None:
     arrays = [
         np.full((1, 3, size, 2 * size), size, np.float32) for size in (2, 5, 2, 7, 5, 9, 11, 2)
     ]
@@ -203,7 +209,7 @@ def test_shapes_are_grouped_within_a_forward(image):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
-def test_a_fixed_batch_is_padded(fixed, size):
+def test_a_fixed_batch_is_padded(fixed: Any, size: Any) -> None:
     backend = make(fixed)
     run(backend, *[row(9)] * 4)  # leaves its rows in the buffer
     results = run(backend, *[row(1 + index) for index in range(size)])
@@ -212,7 +218,7 @@ def test_a_fixed_batch_is_padded(fixed, size):
     assert result.tolist() == [[size]] * size
 
 
-def test_several_inputs_and_outputs(tmp_path):
+def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     path = write(
         tmp_path / "two.onnx",
         [("Add", ["a", "b"], ["sum"]), ("Sub", ["a", "b"], ["difference"])],
@@ -233,7 +239,7 @@ def test_several_inputs_and_outputs(tmp_path):
             make(path, input_reorder=wrong)
 
 
-def test_a_model_that_mixes_items_runs_them_one_by_one(tmp_path):
+def test_a_model_that_mixes_items_runs_them_one_by_one(tmp_path: Path) -> None:
     path = write(
         tmp_path / "mix.onnx",
         [("ReduceSum", ["x"], ["total"], {"keepdims": 0})],
@@ -248,7 +254,7 @@ def test_a_model_that_mixes_items_runs_them_one_by_one(tmp_path):
     ]
 
 
-def test_a_model_that_hides_that_it_mixes_items(tmp_path):
+def test_a_model_that_hides_that_it_mixes_items(tmp_path: Path) -> None:
     nodes = [("Compress", ["x", "which"], ["y"], {"axis": 0})]
     path = write(
         tmp_path / "m.onnx",
@@ -261,7 +267,7 @@ def test_a_model_that_hides_that_it_mixes_items(tmp_path):
         run(make(path, max=8), row(1, 2), row(3, 4))
 
 
-def test_text(tmp_path):
+def test_text(tmp_path: Path) -> None:
     path = write(
         tmp_path / "t.onnx",
         [("Identity", ["x"], ["y"])],
@@ -287,7 +293,7 @@ def test_text(tmp_path):
         ({"min": "1x3;5x3", "max": "4x3;8x3"}, {}, (1, 8)),
     ],
 )
-def test_range_of_a_dynamic_model(double, params, context, expected):
+def test_range_of_a_dynamic_model(double: Any, params: Any, context: Any, expected: Any) -> None:
     backend = make(double, context, **params)
     assert (backend.min, backend.max) == expected
 
@@ -295,12 +301,12 @@ def test_range_of_a_dynamic_model(double, params, context, expected):
 @pytest.mark.parametrize(
     ("params", "expected"), [({}, (4, 4)), ({"max": 2}, (2, 2)), ({"max": 9}, (4, 4))]
 )
-def test_range_of_a_fixed_model(fixed, params, expected):
+def test_range_of_a_fixed_model(fixed: Any, params: Any, expected: Any) -> None:
     backend = make(fixed, **params)
     assert (backend.min, backend.max) == expected
 
 
-def test_declared_range():
+def test_declared_range() -> None:
     assert OnnxTensor.declared_range(
         OnnxTensor.parameters(model="m", min=2, max="8x3x4x4"), ()
     ) == (2, 8)
@@ -322,12 +328,12 @@ def test_declared_range():
     ],
     ids=str,
 )
-def test_what_does_not_fit(double, data, found):
+def test_what_does_not_fit(double: Any, data: Any, found: Any) -> None:
     with pytest.raises(InvalidInput, match=f"input x: expected float32 of shape Nx3, got {found}"):
         run(make(double, max=8), data)
 
 
-def test_only_the_guilty_fail(double):
+def test_only_the_guilty_fail(double: Any) -> None:
     batch = [{"data": row(1, 2, 3)}, {"data": row(1, 2)}, {"data": row(4, 5, 6)}]
     make(double, max=8).forward(batch)
     assert isinstance(batch[1]["error"], InvalidInput) and "result" not in batch[1]
@@ -336,7 +342,7 @@ def test_only_the_guilty_fail(double):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float16, np.bool_, ">f4"])
-def test_dtypes_that_widen_without_loss(double, dtype):
+def test_dtypes_that_widen_without_loss(double: Any, dtype: Any) -> None:
     backend = make(double, max=8)
     data = np.array([[0, 1, 1]], dtype)
     assert [result.tolist() for result in (*run(backend, data), *run(backend, data, row(1, 2, 3)))][
@@ -344,7 +350,7 @@ def test_dtypes_that_widen_without_loss(double, dtype):
     ] == [[[0, 2, 2]]] * 2
 
 
-def test_strides(double):
+def test_strides(double: Any) -> None:
     data = np.arange(12, dtype=np.float32).reshape(2, 6)[:1, ::-2]
     assert run(make(double, max=8), data)[0].tolist() == [[10, 6, 2]]
 
@@ -354,7 +360,7 @@ def test_strides(double):
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 @pytest.mark.parametrize("element", [FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16])
-def test_fused_normalisation(tmp_path, channels, element):
+def test_fused_normalisation(tmp_path: Path, channels: Any, element: Any) -> None:
     shape = ["n", channels, "h", "w"]
     path = write(
         tmp_path / "m.onnx",
@@ -383,7 +389,7 @@ def test_fused_normalisation(tmp_path, channels, element):
     ("keys", "expected"),
     [({"mean": 1}, [9, 19]), ({"std": 2}, [5, 10]), ({"mean": "10", "std": "10,5"}, [0, 2])],
 )
-def test_one_value_or_only_one_key(tmp_path, keys, expected):
+def test_one_value_or_only_one_key(tmp_path: Path, keys: Any, expected: Any) -> None:
     path = write(
         tmp_path / "m.onnx",
         [("Identity", ["x"], ["y"])],
@@ -393,7 +399,7 @@ def test_one_value_or_only_one_key(tmp_path, keys, expected):
     assert run(make(path, **keys), np.array([[10, 20]], np.uint8))[0].tolist() == [expected]
 
 
-def test_normalisation_of_the_last_axis(tmp_path):
+def test_normalisation_of_the_last_axis(tmp_path: Path) -> None:
     shape = ["n", 4, 4, 3]
     path = write(
         tmp_path / "m.onnx",
@@ -405,8 +411,8 @@ def test_normalisation_of_the_last_axis(tmp_path):
     assert result[0, 0, 0].tolist() == [8, 7, 6]
 
 
-def test_normalisation_reaches_subgraphs_and_only_the_first_input(tmp_path):
-    def branch(name, operation):
+def test_normalisation_reaches_subgraphs_and_only_the_first_input(tmp_path: Path) -> None:
+    def branch(name: Any, operation: Any) -> Any:
         output = helper.make_tensor_value_info(f"{name}_y", FLOAT, None)
         return helper.make_graph(
             [helper.make_node(operation, ["x", "other"], [f"{name}_y"])], name, [], [output]
@@ -440,13 +446,13 @@ def test_normalisation_reaches_subgraphs_and_only_the_first_input(tmp_path):
         ({"std": "1,0,2"}, "std must not contain 0"),
     ],
 )
-def test_normalisation_that_does_not_fit(double, keys, message):
+def test_normalisation_that_does_not_fit(double: Any, keys: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         make(double, **keys)
     assert caught.value.problems[0].node == "node"
 
 
-def test_normalisation_of_integers(tmp_path):
+def test_normalisation_of_integers(tmp_path: Path) -> None:
     path = write(
         tmp_path / "m.onnx",
         [("Identity", ["x"], ["y"])],
@@ -458,7 +464,9 @@ def test_normalisation_of_integers(tmp_path):
 
 
 @pytest.mark.parametrize("keys", [{}, {"mean": 1, "std": 2}])
-def test_weights_in_a_file_beside_the_model(tmp_path, monkeypatch, keys):
+def test_weights_in_a_file_beside_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: Any
+) -> None:
     weights = np.random.default_rng(0).random((64, 64), np.float32)
     (tmp_path / "models").mkdir()
     path = write(
@@ -483,7 +491,9 @@ def test_weights_in_a_file_beside_the_model(tmp_path, monkeypatch, keys):
 
 @pytest.mark.parametrize("keys", [{}, {"mean": 1}])
 @pytest.mark.parametrize("content", [None, b"", b"this is not a model", "half"])
-def test_a_model_that_can_not_be_loaded(tmp_path, double, content, keys):
+def test_a_model_that_can_not_be_loaded(
+    tmp_path: Path, double: Any, content: Any, keys: Any
+) -> None:
     path = tmp_path / "bad.onnx"
     if content is not None:
         path.write_bytes(double.read_bytes()[:60] if content == "half" else content)
@@ -491,14 +501,14 @@ def test_a_model_that_can_not_be_loaded(tmp_path, double, content, keys):
         make(path, **keys)
 
 
-def test_close_after_a_failed_init(tmp_path):
+def test_close_after_a_failed_init(tmp_path: Path) -> None:
     backend = OnnxTensor()
     with pytest.raises(BackendError):
         backend.init(OnnxTensor.parameters(model="missing.onnx"), Context(directory=tmp_path))
     backend.close()
 
 
-def test_the_model_lies_beside_the_pipelines_file(double):
+def test_the_model_lies_beside_the_pipelines_file(double: Any) -> None:
     assert run(make(double.name, {"directory": double.parent}), row(1, 2, 3))[0].tolist() == [
         [2, 4, 6]
     ]
@@ -508,7 +518,9 @@ def test_the_model_lies_beside_the_pipelines_file(double):
     ("instances", "threads", "expected"),
     [(1, None, 6), (2, None, 3), (4, None, 1), (100, None, 1), (4, 5, 5)],
 )
-def test_instances_share_the_processors(double, monkeypatch, instances, threads, expected):
+def test_instances_share_the_processors(
+    double: Any, monkeypatch: pytest.MonkeyPatch, instances: Any, threads: Any, expected: Any
+) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
     options = make(double, {"instances": instances}, threads=threads).session.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (expected, 1)
@@ -519,12 +531,12 @@ def test_instances_share_the_processors(double, monkeypatch, instances, threads,
 # Warm-up
 
 
-def warmed(backend):
+def warmed(backend: Any) -> Any:
     sizes = []
     session = backend.session
 
     class Spy:
-        def run(self, names, feed):
+        def run(self, names: Any, feed: Any) -> Any:
             sizes.append(next(iter(feed.values())).shape)
             return session.run(names, feed)
 
@@ -536,15 +548,15 @@ def warmed(backend):
 @pytest.mark.parametrize(
     ("most", "sizes"), [(1, [1]), (8, [1, 2, 4, 8]), (6, [1, 2, 4, 6]), (None, [1, 2, 4, 8])]
 )
-def test_warm_up_runs_every_bucket(double, most, sizes):
+def test_warm_up_runs_every_bucket(double: Any, most: Any, sizes: Any) -> None:
     assert warmed(make(double, max=most)) == [(size, 3) for size in sizes]
 
 
-def test_warm_up_of_a_fixed_batch(fixed):
+def test_warm_up_of_a_fixed_batch(fixed: Any) -> None:
     assert set(warmed(make(fixed))) == {(4, 1)}
 
 
-def test_warm_up_takes_open_shapes_from_max(image):
+def test_warm_up_takes_open_shapes_from_max(image: Any) -> None:
     assert warmed(make(image, max=2)) == []
     assert warmed(make(image, max="2x3x8x9", mean="1,2,3")) == [(1, 3, 8, 9), (2, 3, 8, 9)]
 
@@ -552,8 +564,8 @@ def test_warm_up_takes_open_shapes_from_max(image):
 # Shape keys
 
 
-def test_shape_keys():
-    def key(data, **keys):
+def test_shape_keys() -> None:
+    def key(data: Any, **keys: Any) -> Any:
         return OnnxTensor.shape_key({"data": data, **keys})
 
     small, large = np.zeros((1, 3, 4, 4), np.uint8), np.zeros((1, 3, 8, 4), np.uint8)
@@ -575,13 +587,13 @@ def test_shape_keys():
     assert OnnxTensor.shape_key({}) is None
 
 
-def test_a_shape_key_costs_less_than_a_microsecond():
+def test_a_shape_key_costs_less_than_a_microsecond() -> None:
     item = {"data": np.zeros((1, 3, 224, 224), np.uint8)}
     best = min(_timed(lambda: [OnnxTensor.shape_key(item) for _ in range(1000)]) for _ in range(20))
     assert best / 1000 < 1e-6
 
 
-def _timed(function):
+def _timed(function: Any) -> Any:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start

@@ -40,7 +40,7 @@ class Model(BaseModel):
         ("pair", "tuple[int, str]"),
     ],
 )
-def test_types_in_words(field, expected):
+def test_types_in_words(field: Any, expected: Any) -> None:
     found = Model.model_fields[field]
     assert type_name(found.annotation, found.metadata) == expected
 
@@ -58,5 +58,5 @@ def test_types_in_words(field, expected):
         (32, "32"),
     ],
 )
-def test_defaults_as_in_a_file(value, expected):
+def test_defaults_as_in_a_file(value: Any, expected: Any) -> None:
     assert value_name(value) == expected

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_sample_image
@@ -10,7 +12,7 @@ from penstock.backends.base import Context
 
 
 @pytest.fixture(scope="session", params=["china.jpg", "flower.jpg"])
-def photo(request):
+def photo(request: Any) -> Any:
     """427×640×3, uint8. Read-only: a backend that writes to its input raises."""
     image = load_sample_image(request.param).copy()
     image.flags.writeable = False
@@ -18,8 +20,8 @@ def photo(request):
 
 
 @pytest.fixture(scope="session")
-def make():
-    def make(cls, context=None, **params):
+def make() -> Any:
+    def make(cls, context: Any = None, **params: Any) -> Any:
         backend = cls()
         backend.init(cls.parameters(**params), context or Context(node="test", device="cpu"))
         return backend
@@ -28,10 +30,10 @@ def make():
 
 
 @pytest.fixture(scope="session")
-def run(make):
+def run(make: Any) -> Any:
     """The item after one backend, once what holds for all of them has been checked."""
 
-    def run(cls, data, keys=None, **params):
+    def run(cls, data: Any, keys: Any = None, **params: Any) -> Any:
         before = np.array(data)
         item = {"data": data, **(keys or {})}
         backend = make(cls, **params)
@@ -48,23 +50,23 @@ def run(make):
 
 
 @pytest.fixture(scope="session")
-def tensor(photo):
+def tensor(photo: Any) -> Any:
     """The photograph as 1×3×427×640, uint8, memory of its own."""
     torch = pytest.importorskip("torch")
     return torch.from_numpy(photo.transpose(2, 0, 1)[None].copy())
 
 
 @pytest.fixture(scope="session")
-def run_tensor(make):
+def run_tensor(make: Any) -> Any:
     """The item after one torch backend, once what holds for all of them has been checked."""
     torch = pytest.importorskip("torch")
 
-    def copy(data):
+    def copy(data: Any) -> Any:
         if isinstance(data, list):
             return [copy(each) for each in data]
         return data.detach().clone() if isinstance(data, torch.Tensor) else np.array(data)
 
-    def same(data, before):
+    def same(data: Any, before: Any) -> Any:
         if isinstance(data, list):
             return len(data) == len(before) and all(map(same, data, before))
         return (
@@ -73,7 +75,7 @@ def run_tensor(make):
             else np.array_equal(data, before)
         )
 
-    def run_tensor(cls, data, keys=None, **params):
+    def run_tensor(cls, data: Any, keys: Any = None, **params: Any) -> Any:
         before = copy(data)
         item = {"data": data, **(keys or {})}
         backend = make(cls, **params)

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import io
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +57,9 @@ CASES = {
 @pytest.mark.parametrize("data_format", ["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])
 @pytest.mark.parametrize("case", CASES)
-def test_the_same_as_on_the_cpu(make, tensor, case, dtype, data_format, there):
+def test_the_same_as_on_the_cpu(
+    make: Any, tensor: Any, case: Any, dtype: Any, data_format: Any, there: Any
+) -> None:
     cls, params, keys = CASES[case]
     data = (
         tensor.to(dtype)
@@ -89,7 +93,7 @@ def test_the_same_as_on_the_cpu(make, tensor, case, dtype, data_format, there):
     )
 
 
-def test_back_again(make, tensor):
+def test_back_again(make: Any, tensor: Any) -> None:
     item = {"data": [tensor.cuda(), tensor]}
     make(CpuTensor, ON_GPU).forward([item])
     assert [each.device.type for each in item["result"]] == ["cpu", "cpu"] and torch.equal(
@@ -97,7 +101,7 @@ def test_back_again(make, tensor):
     )
 
 
-def test_files_are_of_no_device(make, tensor, tmp_path):
+def test_files_are_of_no_device(make: Any, tensor: Any, tmp_path: Path) -> None:
     make(SaveTensor, ON_GPU, save_dir=str(tmp_path)).forward([{"data": tensor.cuda()}])
     (path,) = tmp_path.iterdir()
     assert torch.load(path).device.type == "cpu"
@@ -106,7 +110,7 @@ def test_files_are_of_no_device(make, tensor, tmp_path):
     assert item["result"].is_cuda and torch.equal(item["result"].cpu(), tensor)
 
 
-def encode(photo, kind="JPEG", **options):
+def encode(photo: Any, kind: Any = "JPEG", **options: Any) -> Any:
     buffer = io.BytesIO()
     Image.fromarray(photo).save(buffer, kind, **options)
     return buffer.getvalue()
@@ -117,7 +121,7 @@ def encode(photo, kind="JPEG", **options):
 @pytest.mark.parametrize(
     "options", [{}, {"subsampling": 0}, {"progressive": True}, {"kind": "PNG"}], ids=str
 )
-def test_decoded_there(make, photo, options, color, data_format):
+def test_decoded_there(make: Any, photo: Any, options: Any, color: Any, data_format: Any) -> None:
     items = [{"data": encode(photo, **options)} for _ in range(2)]
     for item, context in zip(items, (ON_GPU, ON_CPU), strict=True):
         make(DecodeTensor, context, color=color, data_format=data_format).forward([item])
@@ -126,7 +130,7 @@ def test_decoded_there(make, photo, options, color, data_format):
     assert (found.cpu().float() - expected.float()).abs().mean() < 1.5
 
 
-def test_a_batch_at_once(photo):
+def test_a_batch_at_once(photo: Any) -> None:
     """As one by one: JPEGs of two sizes, a PNG, one that is turned, and one that is none."""
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -164,7 +168,7 @@ def test_a_batch_at_once(photo):
             assert difference.max() <= 1, item["result"].shape
 
 
-def test_threads_with_streams_of_their_own(photo):
+def test_threads_with_streams_of_their_own(photo: Any) -> None:
     config = {
         "backend": "S[DecodeTensor,ResizePadTensor,cvtColorTensor,FloatTensor]",
         "max_h": 224,
@@ -177,7 +181,7 @@ def test_threads_with_streams_of_their_own(photo):
         run(first)
         found = []
 
-        def work():
+        def work() -> None:
             for _ in range(50):
                 item = {"data": encoded}
                 run(item)

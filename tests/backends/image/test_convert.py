@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,7 +22,9 @@ from penstock.backends.image.mat import Mat2Tensor
 
 @pytest.mark.parametrize("data_format", ["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_the_way_back_from_mat2tensor(run, make, photo, dtype, data_format):
+def test_the_way_back_from_mat2tensor(
+    run: Any, make: Any, photo: Any, dtype: Any, data_format: Any
+) -> None:
     image = photo.astype(dtype)
     for each in (image, image[:, :, :1]):
         item = {"data": each}
@@ -29,7 +33,7 @@ def test_the_way_back_from_mat2tensor(run, make, photo, dtype, data_format):
         assert result.dtype == dtype and np.array_equal(result, each)
 
 
-def test_three_and_two_dimensions_are_an_image(run, photo):
+def test_three_and_two_dimensions_are_an_image(run: Any, photo: Any) -> None:
     assert np.array_equal(run(Tensor2Mat, photo)["result"], photo)
     assert np.array_equal(run(Tensor2Mat, photo[:, :, 0])["result"], photo[:, :, :1])
     assert np.array_equal(run(Tensor2Mat, photo[::-1, ::2])["result"], photo[::-1, ::2])
@@ -38,15 +42,15 @@ def test_three_and_two_dimensions_are_an_image(run, photo):
 class FakeTensor:
     """What of torch.Tensor is used, for machines without torch."""
 
-    def __init__(self, array, error=None):
+    def __init__(self, array: Any, error: Any = None) -> None:
         self.array, self.error = array, error
 
-    def detach(self):
+    def detach(self) -> Any:
         return self
 
     cpu = detach
 
-    def numpy(self):
+    def numpy(self) -> Any:
         if self.error:
             raise self.error
         return self.array
@@ -55,7 +59,7 @@ class FakeTensor:
 FakeTensor.__module__ = "torch"
 
 
-def test_a_tensor_of_torchs(make, photo):
+def test_a_tensor_of_torchs(make: Any, photo: Any) -> None:
     item = {"data": FakeTensor(photo.transpose(2, 0, 1)[np.newaxis])}
     make(Tensor2Mat).forward([item])
     assert np.array_equal(item["result"], photo) and item["result"].base is None
@@ -67,7 +71,7 @@ def test_a_tensor_of_torchs(make, photo):
         )
 
 
-def test_a_tensor_of_torch(make, photo):
+def test_a_tensor_of_torch(make: Any, photo: Any) -> None:
     torch = pytest.importorskip("torch")
     tensor = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None].float().requires_grad_()
     item = {"data": tensor}
@@ -78,7 +82,7 @@ def test_a_tensor_of_torch(make, photo):
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 4), (0, 3, 4, 4), (1, 1, 3, 4, 4), (4,), (1, 3, 0, 4)])
-def test_no_tensor_of_one_image(run, shape):
+def test_no_tensor_of_one_image(run: Any, shape: Any) -> None:
     with pytest.raises(InvalidInput, match=r"Tensor2Mat: expected .*got shape "):
         run(Tensor2Mat, np.zeros(shape, np.uint8))
 
@@ -86,7 +90,7 @@ def test_no_tensor_of_one_image(run, shape):
 @pytest.mark.parametrize(
     "data", [b"jpeg", None, np.zeros((1, 3, 4, 4), np.float64), np.zeros((1, 3, 4, 4), np.int32)]
 )
-def test_no_image(run, data):
+def test_no_image(run: Any, data: Any) -> None:
     with pytest.raises(InvalidInput, match=r"Tensor2Mat: .*image"):
         run(Tensor2Mat, data)
 
@@ -96,7 +100,7 @@ def test_no_image(run, data):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_floats_keep_the_values(run, dtype, channels):
+def test_floats_keep_the_values(run: Any, dtype: Any, channels: Any) -> None:
     image = np.random.default_rng(0).integers(0, 256, (20, 30, channels)).astype(dtype)
     for data in (image, image[:, ::-1]):
         result = run(FloatMat, data)["result"]
@@ -108,7 +112,7 @@ def test_floats_keep_the_values(run, dtype, channels):
     assert run(FloatMat, image[:, :, 0])["result"].shape == (20, 30, 1)
 
 
-def test_the_other_byte_order(run, photo):
+def test_the_other_byte_order(run: Any, photo: Any) -> None:
     assert np.array_equal(run(FloatMat, photo.astype(">u2"))["result"], photo)
     assert np.array_equal(run(Tensor2Mat, photo.astype(">f4"))["result"], photo)
 
@@ -116,7 +120,7 @@ def test_the_other_byte_order(run, photo):
 # SaveMat
 
 
-def save(make, directory, images, instance=0, **keys):
+def save(make: Any, directory: Any, images: Any, instance: Any = 0, **keys: Any) -> Any:
     backend = make(SaveMat, Context(node="look", instance=instance), save_dir=str(directory))
     for image in images:
         item = {"data": image, **keys}
@@ -125,18 +129,18 @@ def save(make, directory, images, instance=0, **keys):
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_saved_as_it_is_seen(run, photo, tmp_path):
+def test_saved_as_it_is_seen(run: Any, photo: Any, tmp_path: Path) -> None:
     item = run(SaveMat, photo, {"color": "rgb"}, save_dir=str(tmp_path))
     assert item["result"] is photo
     assert np.array_equal(Image.open(tmp_path / "test_0_000000.png"), photo)
 
 
-def test_bgr_is_opencvs_order(make, photo, tmp_path):
+def test_bgr_is_opencvs_order(make: Any, photo: Any, tmp_path: Path) -> None:
     save(make, tmp_path, [photo])
     assert np.array_equal(cv2.imread(str(tmp_path / "look_0_000000.png")), photo)
 
 
-def test_nothing_is_overwritten(make, photo, tmp_path):
+def test_nothing_is_overwritten(make: Any, photo: Any, tmp_path: Path) -> None:
     assert save(make, tmp_path, [photo[:9], photo[:8]]) == [
         "look_0_000000.png",
         "look_0_000001.png",
@@ -153,7 +157,7 @@ def test_nothing_is_overwritten(make, photo, tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_dtypes_are_kept(make, tmp_path, dtype, channels):
+def test_dtypes_are_kept(make: Any, tmp_path: Path, dtype: Any, channels: Any) -> None:
     image = (np.random.default_rng(0).random((5, 7, channels)) * 255).astype(dtype)
     (name,) = save(make, tmp_path, [image])
     assert name.endswith(".tiff" if dtype == np.float32 else ".png")
@@ -161,11 +165,13 @@ def test_dtypes_are_kept(make, tmp_path, dtype, channels):
     assert found.dtype == dtype and np.array_equal(found.reshape(image.shape), image)
 
 
-def test_a_view_keeps_nothing_alive(run, photo, tmp_path):
+def test_a_view_keeps_nothing_alive(run: Any, photo: Any, tmp_path: Path) -> None:
     assert run(SaveMat, photo[:100], save_dir=str(tmp_path))["result"].base is None
 
 
-def test_the_directory_is_beside_the_pipelines_file(make, photo, tmp_path, caplog):
+def test_the_directory_is_beside_the_pipelines_file(
+    make: Any, photo: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "seen").mkdir()
     with caplog.at_level(logging.WARNING, "penstock"):
         backend = make(SaveMat, Context(node="n", directory=tmp_path), save_dir="seen")
@@ -174,7 +180,7 @@ def test_the_directory_is_beside_the_pipelines_file(make, photo, tmp_path, caplo
     assert (tmp_path / "seen" / "n_0_000000.png").exists()
 
 
-def test_a_directory_that_is_none(make, tmp_path, photo):
+def test_a_directory_that_is_none(make: Any, tmp_path: Path, photo: Any) -> None:
     (tmp_path / "file").touch()
     for name in ("nothing", "file"):
         with pytest.raises(BackendError, match="no directory that exists: create it first"):
@@ -186,7 +192,7 @@ def test_a_directory_that_is_none(make, tmp_path, photo):
         backend.forward([{"data": photo}])
 
 
-def test_what_no_file_holds(run, tmp_path):
+def test_what_no_file_holds(run: Any, tmp_path: Path) -> None:
     with pytest.raises(
         InvalidInput, match=r"expected an image of 1, 3 or 4 channels, got shape \(4, 4, 2\)"
     ):
@@ -198,7 +204,7 @@ def test_what_no_file_holds(run, tmp_path):
     ("cls", "params"),
     [(Tensor2Mat, {"data_format": "chw"}), (SaveMat, {}), (FloatMat, {"scale": 1})],
 )
-def test_wrong_parameters_are_a_load_error(cls, params):
+def test_wrong_parameters_are_a_load_error(cls, params: Any) -> None:
     with pytest.raises(ValidationError):
         cls.parameters(**params)
 
@@ -206,7 +212,7 @@ def test_wrong_parameters_are_a_load_error(cls, params):
 @pytest.mark.parametrize(
     "data", [b"jpeg", np.zeros((2, 2, 3), np.int64), np.zeros((0, 2, 3), np.uint8)]
 )
-def test_what_is_no_image(run, data, tmp_path):
+def test_what_is_no_image(run: Any, data: Any, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"FloatMat.*image"):
         run(FloatMat, data)
     with pytest.raises(InvalidInput, match=r"SaveMat.*image"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,7 +29,7 @@ BOXES = [(CropMat, {}), (CropResizeMat, SIZE)]
         (-0.9, 0, 640.5, 427.9),
     ],
 )
-def test_crop(run, photo, box):
+def test_crop(run: Any, photo: Any, box: Any) -> None:
     x1, y1, x2, y2 = map(int, box)
     for form in (list(box), tuple(box), np.array(box), np.array(box, np.float32), np.array([box])):
         assert np.array_equal(run(CropMat, photo, {"_box": form})["result"], photo[y1:y2, x1:x2])
@@ -51,7 +52,7 @@ def test_crop(run, photo, box):
     ],
 )
 @pytest.mark.parametrize(("cls", "params"), BOXES)
-def test_out_of_range(run, photo, cls, params, box):
+def test_out_of_range(run: Any, photo: Any, cls, params: Any, box: Any) -> None:
     with pytest.raises(
         InvalidInput,
         match=cls.__name__
@@ -75,7 +76,7 @@ def test_out_of_range(run, photo, cls, params, box):
     ],
 )
 @pytest.mark.parametrize(("cls", "params"), [*BOXES, (PerspectiveTransformMat, {})])
-def test_no_box(run, photo, cls, params, box):
+def test_no_box(run: Any, photo: Any, cls, params: Any, box: Any) -> None:
     with pytest.raises(
         InvalidInput, match=cls.__name__ + ": _box is .*: expected .*, finite numbers"
     ):
@@ -83,12 +84,12 @@ def test_no_box(run, photo, cls, params, box):
 
 
 @pytest.mark.parametrize(("cls", "params"), [*BOXES, (PerspectiveTransformMat, {})])
-def test_an_absent_box(run, photo, cls, params):
+def test_an_absent_box(run: Any, photo: Any, cls, params: Any) -> None:
     with pytest.raises(InvalidInput, match=cls.__name__ + ": the item has no _box: expected "):
         run(cls, photo, **params)
 
 
-def test_a_part_of_the_whole_keeps_no_more_alive(run, photo):
+def test_a_part_of_the_whole_keeps_no_more_alive(run: Any, photo: Any) -> None:
     assert run(CropMat, photo, {"_box": (0, 0, 640, 100)})["result"].base is None
 
 
@@ -100,13 +101,13 @@ def test_a_part_of_the_whole_keeps_no_more_alive(run, photo):
         (1, (1, 1, 639, 400), (0, 0, 640, 427)),
     ],
 )
-def test_a_box_that_grows(run, photo, ratio, box, grown):
+def test_a_box_that_grows(run: Any, photo: Any, ratio: Any, box: Any, grown: Any) -> None:
     x1, y1, x2, y2 = grown
     item = run(CropResizeMat, photo, {"_box": box}, enlarge_ratio=ratio, **SIZE)
     assert np.array_equal(item["result"], cv2.resize(photo[y1:y2, x1:x2], (30, 20)))
 
 
-def test_a_relative_box(run, photo):
+def test_a_relative_box(run: Any, photo: Any) -> None:
     item = run(CropResizeMat, photo, {"_box": (0.25, 0, 0.75, 1)}, relative=True, **SIZE)
     assert np.array_equal(item["result"], cv2.resize(photo[:, 160:480], (30, 20)))
 
@@ -120,7 +121,9 @@ def test_a_relative_box(run, photo):
     width=st.integers(1, 40),
     height=st.integers(1, 27),
 )
-def test_an_upright_quadrilateral_is_a_crop(run, photo, x, y, width, height):
+def test_an_upright_quadrilateral_is_a_crop(
+    run: Any, photo: Any, x: Any, y: Any, width: Any, height: Any
+) -> None:
     box = [[x, y], [x + width, y], [x + width, y + height], [x, y + height]]
     result = run(PerspectiveTransformMat, photo, {"_box": box})["result"]
     assert np.abs(result.astype(int) - photo[y : y + height, x : x + width]).max() <= 1
@@ -135,7 +138,7 @@ def test_an_upright_quadrilateral_is_a_crop(run, photo, x, y, width, height):
         ([(-30, -20), (100, -20), (100, 60), (-30, 60)], (80, 130)),  # beyond the image
     ],
 )
-def test_as_opencv(run, photo, box, size):
+def test_as_opencv(run: Any, photo: Any, box: Any, size: Any) -> None:
     height, width = size
     matrix = cv2.getPerspectiveTransform(
         np.float32(box), np.float32([(0, 0), (width, 0), (width, height), (0, height)])
@@ -149,7 +152,7 @@ def test_as_opencv(run, photo, box, size):
         assert np.abs(result.astype(int) - expected).max() <= 1
 
 
-def test_a_quarter_turn(run, photo):
+def test_a_quarter_turn(run: Any, photo: Any) -> None:
     result = run(
         PerspectiveTransformMat, photo, {"_box": [(300, 100), (300, 300), (200, 300), (200, 100)]}
     )["result"]
@@ -171,7 +174,7 @@ def test_a_quarter_turn(run, photo):
         [(0, 0), (50, 0), (50, 0.9), (0, 0.9)],
     ],
 )
-def test_no_quadrilateral(run, photo, box):
+def test_no_quadrilateral(run: Any, photo: Any, box: Any) -> None:
     with pytest.raises(
         InvalidInput,
         match=r"_box is \[\[.*\]\]: expected the corners of a convex quadrilateral, clockwise",
@@ -179,7 +182,7 @@ def test_no_quadrilateral(run, photo, box):
         run(PerspectiveTransformMat, photo, {"_box": box})
 
 
-def test_a_box_may_not_ask_for_any_amount_of_memory(run, photo):
+def test_a_box_may_not_ask_for_any_amount_of_memory(run: Any, photo: Any) -> None:
     for side in (20000, 1e7, 1e30):
         with pytest.raises(TooLarge, match="more than 100000000"):
             run(
@@ -198,8 +201,10 @@ def test_a_box_may_not_ask_for_any_amount_of_memory(run, photo):
         )
 
 
-def test_what_opencv_refuses_is_the_items_fault(run, photo, monkeypatch):
-    def refuse(*_, **__):
+def test_what_opencv_refuses_is_the_items_fault(
+    run: Any, photo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         error = cv2.error("assertion")
         error.err = "assertion"
         raise error
@@ -226,7 +231,9 @@ QUADRILATERAL = [(2, 2), (30, 2), (30, 20), (2, 20)]
 )
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_channels_and_dtypes(run, cls, params, box, dtype, channels):
+def test_channels_and_dtypes(
+    run: Any, cls, params: Any, box: Any, dtype: Any, channels: Any
+) -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 50, channels)).astype(dtype)
     result = run(cls, image, {"_box": box}, **params)["result"]
     assert result.dtype == dtype and result.shape[2] == channels
@@ -238,12 +245,12 @@ def test_channels_and_dtypes(run, cls, params, box, dtype, channels):
 @pytest.mark.parametrize(
     "data", [b"jpeg", np.zeros((2, 2, 3), np.int64), np.zeros((0, 2, 3), np.uint8)]
 )
-def test_what_is_no_image(run, cls, params, data):
+def test_what_is_no_image(run: Any, cls, params: Any, data: Any) -> None:
     with pytest.raises(InvalidInput, match=cls.__name__ + ".*image"):
         run(cls, data, {"_box": (0, 0, 1, 1)}, **params)
 
 
-def test_one_pixel(run):
+def test_one_pixel(run: Any) -> None:
     pixel = np.full((1, 1, 3), 9, np.uint8)
     assert run(CropMat, pixel, {"_box": (0, 0, 1, 1)})["result"].tolist() == [[[9, 9, 9]]]
     assert (run(CropResizeMat, pixel, {"_box": (0, 0, 1, 1)}, **SIZE)["result"] == 9).all()
@@ -262,6 +269,6 @@ def test_one_pixel(run):
         {"relative": "maybe"},
     ],
 )
-def test_impossible_parameters_are_a_load_error(params):
+def test_impossible_parameters_are_a_load_error(params: Any) -> None:
     with pytest.raises(ValidationError):
         CropResizeMat.parameters(**SIZE | params)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,9 @@ sides = st.integers(1, 32767)
 
 
 @given(sides, sides, sides, sides, st.booleans())
-def test_fit_is_the_largest_that_fits(width, height, max_width, max_height, up):
+def test_fit_is_the_largest_that_fits(
+    width: Any, height: Any, max_width: Any, max_height: Any, up: Any
+) -> None:
     new_width, new_height = fit(width, height, max_width, max_height, up=up)
     assert 1 <= new_width <= max_width and 1 <= new_height <= max_height
     scale = min(Fraction(max_width, width), Fraction(max_height, height))
@@ -39,12 +42,14 @@ def test_fit_is_the_largest_that_fits(width, height, max_width, max_height, up):
         ((1, 1), (7, 9), False, (7, 7)),
     ],
 )
-def test_fit_in_figures(size, bounds, up, expected):
+def test_fit_in_figures(size: Any, bounds: Any, up: Any, expected: Any) -> None:
     assert fit(*size, *bounds, up=up) == expected
 
 
 @given(sides, sides, sides, sides, st.integers(1, 64))
-def test_aligned_width(width, height, new_height, max_width, align):
+def test_aligned_width(
+    width: Any, height: Any, new_height: Any, max_width: Any, align: Any
+) -> None:
     found = width_at(width, height, new_height, max_width, align)
     exact = Fraction(new_height * width, height)
     assert 1 <= found <= max_width
@@ -52,7 +57,7 @@ def test_aligned_width(width, height, new_height, max_width, align):
     assert found < max_width or exact > max_width - align
 
 
-def test_inverse_transform():
+def test_inverse_transform() -> None:
     there = InverseTransform(2.0, 4.0, 3, 5)
     assert there(13, 6) == (20.0, 4.0)
     assert there(0, 0) == (-6.0, -20.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,34 +18,34 @@ from penstock.backends.errors import InvalidInput, TooLarge
 from penstock.backends.image.mat import CvtColorMat, DecodeMat, Mat2Tensor, ResizeMat
 
 
-def make(cls, **params):
+def make(cls, **params: Any) -> Any:
     backend = cls()
     backend.init(cls.parameters(**params), Context(node="test"))
     return backend
 
 
-def run(backend, data, **keys):
+def run(backend: Any, data: Any, **keys: Any) -> Any:
     item = {"data": data, **keys}
     backend.forward([item])
     return item
 
 
-def decode(data, **params):
+def decode(data: Any, **params: Any) -> Any:
     return run(make(DecodeMat, **params), data)
 
 
-def encode(image, kind, **options):
+def encode(image: Any, kind: Any, **options: Any) -> Any:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
-def photo():
+def photo() -> Any:
     return Image.fromarray(load_sample_image("china.jpg"))
 
 
-def quarters(width=32, height=16):
+def quarters(width: Any = 32, height: Any = 16) -> Any:
     """Red, green over blue, white: every orientation looks different."""
     image = Image.new("RGB", (width, height))
     w, h = width // 2, height // 2
@@ -58,7 +59,7 @@ def quarters(width=32, height=16):
     return image
 
 
-def rgb(item):
+def rgb(item: Any) -> Any:
     assert "error" not in item, item.get("error")
     result = item["result"]
     assert result.dtype == np.uint8 and result.ndim == 3 and result.shape[2] == 3
@@ -67,7 +68,7 @@ def rgb(item):
     return result[:, :, ::-1].astype(int)
 
 
-def difference(item, expected):
+def difference(item: Any, expected: Any) -> Any:
     return np.abs(rgb(item) - np.asarray(expected.convert("RGB"), int)).mean()
 
 
@@ -75,7 +76,7 @@ def difference(item, expected):
 
 
 @pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
-def test_photographs(name):
+def test_photographs(name: Any) -> None:
     image = Image.fromarray(load_sample_image(name))
     assert difference(decode(encode(image, "JPEG", quality=95)), image) < 3
 
@@ -90,12 +91,12 @@ def test_photographs(name):
         lambda b: memoryview(b + b)[: len(b)],
     ],
 )
-def test_every_type_of_bytes(photo, wrap):
+def test_every_type_of_bytes(photo: Any, wrap: Any) -> None:
     encoded = encode(photo, "PNG")
     assert difference(decode(wrap(encoded)), photo) == 0
 
 
-def test_an_array_with_strides(photo):
+def test_an_array_with_strides(photo: Any) -> None:
     encoded = np.frombuffer(encode(photo, "PNG"), np.uint8)
     assert difference(decode(np.repeat(encoded, 2)[::2]), photo) == 0
 
@@ -105,14 +106,14 @@ def test_an_array_with_strides(photo):
     ["text", 7, None, [1, 2], np.zeros((4, 4), np.uint8), np.zeros(4, np.float32)],
     ids=lambda d: type(d).__name__,
 )
-def test_other_types_are_a_type_error(data):
+def test_other_types_are_a_type_error(data: Any) -> None:
     with pytest.raises(TypeError, match="DecodeMat: data must be bytes"):
         decode(data)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_exif_orientation(kind, orientation):
+def test_exif_orientation(kind: Any, orientation: Any) -> None:
     upright = quarters()
     # How a camera stores it, so that the viewer's turn makes it upright again.
     turns = {
@@ -134,7 +135,7 @@ def test_exif_orientation(kind, orientation):
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_cmyk(photo, progressive):
+def test_cmyk(photo: Any, progressive: Any) -> None:
     cmyk = photo.convert("CMYK")
     encoded = encode(cmyk, "JPEG", quality=95, progressive=progressive)
     assert Image.open(io.BytesIO(encoded)).mode == "CMYK"
@@ -143,7 +144,7 @@ def test_cmyk(photo, progressive):
 
 
 @pytest.mark.parametrize("extension", [".png", ".tiff"])
-def test_sixteen_bits_are_scaled(extension):
+def test_sixteen_bits_are_scaled(extension: Any) -> None:
     wide = np.random.default_rng(0).integers(0, 65536, (20, 30, 3), np.uint16)
     _, encoded = cv2.imencode(extension, wide)
     result = decode(encoded.tobytes())["result"]
@@ -151,7 +152,7 @@ def test_sixteen_bits_are_scaled(extension):
     assert np.abs(result.astype(float) - wide / 257).max() <= 1
 
 
-def test_sixteen_bit_grey():
+def test_sixteen_bit_grey() -> None:
     grey = Image.fromarray((np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64))
     pixels = rgb(decode(encode(grey, "PNG")))
     assert np.abs(pixels[:, :, 0] - np.asarray(grey) / 257).max() <= 1
@@ -159,22 +160,22 @@ def test_sixteen_bit_grey():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"])
-def test_grey(photo, kind):
+def test_grey(photo: Any, kind: Any) -> None:
     grey = photo.convert("L")
     assert difference(decode(encode(grey, kind)), grey) < 5
 
 
-def test_bilevel(photo):
+def test_bilevel(photo: Any) -> None:
     assert difference(decode(encode(photo.convert("1"), "PNG")), photo.convert("1")) == 0
 
 
-def test_palette(photo):
+def test_palette(photo: Any) -> None:
     palette = photo.quantize(64)
     assert difference(decode(encode(palette, "PNG")), palette) == 0
     assert difference(decode(encode(palette, "GIF")), palette) == 0
 
 
-def test_palette_with_transparency(photo):
+def test_palette_with_transparency(photo: Any) -> None:
     palette = photo.quantize(64)
     encoded = encode(palette, "PNG", transparency=palette.getpixel((0, 0)))
     assert difference(decode(encoded), palette) == 0
@@ -184,13 +185,13 @@ def test_palette_with_transparency(photo):
     ("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True, "exact": True})]
 )
 @pytest.mark.parametrize("alpha", [0, 100, 255])
-def test_alpha_is_dropped(photo, kind, options, alpha):
+def test_alpha_is_dropped(photo: Any, kind: Any, options: Any, alpha: Any) -> None:
     transparent = photo.convert("RGBA")
     transparent.putalpha(alpha)
     assert difference(decode(encode(transparent, kind, **options)), photo) == 0
 
 
-def test_grey_with_alpha(photo):
+def test_grey_with_alpha(photo: Any) -> None:
     grey = photo.convert("LA")
     grey.putalpha(9)
     assert difference(decode(encode(grey, "PNG")), photo.convert("L")) == 0
@@ -198,7 +199,7 @@ def test_grey_with_alpha(photo):
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_animations_give_the_first_frame(kind, mode):
+def test_animations_give_the_first_frame(kind: Any, mode: Any) -> None:
     frames = [Image.new(mode, (32, 24), color) for color in ("red", "lime", "blue")]
     options = {"lossless": True} if kind == "WEBP" else {}
     encoded = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
@@ -208,26 +209,26 @@ def test_animations_give_the_first_frame(kind, mode):
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1"])
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "WEBP"])
-def test_one_pixel(kind, mode):
+def test_one_pixel(kind: Any, mode: Any) -> None:
     pixel = Image.new("RGB", (1, 1), "white").convert(mode)
     assert rgb(decode(encode(pixel, kind))).tolist() == [[[255, 255, 255]]]
 
 
-def test_one_pixel_jpeg():
+def test_one_pixel_jpeg() -> None:
     assert rgb(decode(encode(Image.new("RGB", (1, 1), "white"), "JPEG"))).tolist() == [
         [[255, 255, 255]]
     ]
 
 
 @pytest.mark.parametrize("kind", ["TGA", "PCX", "SGI", "QOI", "DDS", "ICO"])
-def test_formats_that_only_pillow_reads(photo, kind):
+def test_formats_that_only_pillow_reads(photo: Any, kind: Any) -> None:
     small = photo.resize((64, 48))
     encoded = encode(small, kind, **({"sizes": [(64, 48)]} if kind == "ICO" else {}))
     assert cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) is None
     assert difference(decode(encoded), small) == 0
 
 
-def test_postscript_is_not_read(photo):
+def test_postscript_is_not_read(photo: Any) -> None:
     assert isinstance(decode(encode(photo, "EPS"))["error"], InvalidInput)
 
 
@@ -238,7 +239,7 @@ def test_postscript_is_not_read(photo):
 @pytest.mark.parametrize(
     "kind", ["JPEG", "progressive", "thumbnail", "PNG", "WEBP", "GIF", "BMP", "TIFF", "TGA", "QOI"]
 )
-def test_truncated(photo, kind, share):
+def test_truncated(photo: Any, kind: Any, share: Any) -> None:
     options = {}
     if kind == "progressive":
         kind, options = "JPEG", {"progressive": True}
@@ -252,7 +253,7 @@ def test_truncated(photo, kind, share):
     assert "result" not in item and "color" not in item
 
 
-def test_older_opencv_that_hides_truncation(photo, monkeypatch):
+def test_older_opencv_that_hides_truncation(photo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenCV before 5 fills what is missing with grey; the end mark is looked for before it is asked."""
     grey = np.full((427, 640, 3), 128, np.uint8)
     monkeypatch.setattr(cv2, "imdecode", lambda *_: grey)
@@ -267,12 +268,12 @@ def test_older_opencv_that_hides_truncation(photo, monkeypatch):
         assert "truncated" in str(item["error"]) and "result" not in item
 
 
-def test_bytes_after_the_end_are_ignored(photo):
+def test_bytes_after_the_end_are_ignored(photo: Any) -> None:
     for kind in ("JPEG", "PNG"):
         assert difference(decode(encode(photo, kind, quality=95) + b"trailing" * 100), photo) < 3
 
 
-def test_damaged_in_the_middle(photo):
+def test_damaged_in_the_middle(photo: Any) -> None:
     encoded = bytearray(encode(photo, "PNG"))
     encoded[len(encoded) // 2] ^= 0xFF
     assert isinstance(decode(encoded)["error"], InvalidInput)
@@ -292,26 +293,26 @@ def test_damaged_in_the_middle(photo):
         b"\0" * 1000,
     ],
 )
-def test_no_image(data):
+def test_no_image(data: Any) -> None:
     item = decode(data)
     assert type(item["error"]) is InvalidInput and "result" not in item
     assert "image" in str(item["error"])
 
 
 @pytest.mark.parametrize("data", [b"no", b"hello, world"])
-def test_what_is_no_image_is_named_so(data):
+def test_what_is_no_image_is_named_so(data: Any) -> None:
     assert (
         str(decode(data)["error"])
         == f"not an image file that can be read ({len(data)} bytes, beginning with {data!r})"
     )
 
 
-def test_float_pixels_have_no_defined_range(photo):
+def test_float_pixels_have_no_defined_range(photo: Any) -> None:
     assert "mode F" in str(decode(encode(photo.convert("F"), "TIFF"))["error"])
 
 
-def png_header(width, height):
-    def chunk(kind, body):
+def png_header(width: Any, height: Any) -> Any:
+    def chunk(kind: Any, body: Any) -> Any:
         return (
             struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         )
@@ -325,7 +326,7 @@ def png_header(width, height):
     )
 
 
-def bombs():
+def bombs() -> Any:
     photo = Image.fromarray(load_sample_image("china.jpg")).resize((64, 48))
     jpeg = bytearray(encode(photo, "JPEG"))
     frame = jpeg.index(b"\xff\xc0")
@@ -344,24 +345,26 @@ def bombs():
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP"])
 @pytest.mark.parametrize("bound", [100_000_000, 3_599_999_999])
-def test_a_header_that_promises_too_much(kind, bound, monkeypatch):
+def test_a_header_that_promises_too_much(
+    kind: Any, bound: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
     item = decode(bombs()[kind], max_pixels=bound)
     assert type(item["error"]) is TooLarge
     assert "60000x60000" in str(item["error"]) and str(bound) in str(item["error"])
 
 
-def test_above_opencvs_own_bound():
+def test_above_opencvs_own_bound() -> None:
     assert isinstance(decode(png_header(60000, 60000), max_pixels=2**40)["error"], InvalidInput)
 
 
-def test_the_bound_is_ours_and_not_pillows(photo, monkeypatch):
+def test_the_bound_is_ours_and_not_pillows(photo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # would warn, and warnings are errors here
     assert difference(decode(encode(photo, "PNG"), max_pixels=640 * 427), photo) == 0
     assert type(decode(encode(photo, "PNG"), max_pixels=640 * 427 - 1)["error"]) is TooLarge
 
 
-def test_neighbours_of_a_soft_failure(photo):
+def test_neighbours_of_a_soft_failure(photo: Any) -> None:
     batch = [{"data": encode(photo, "PNG")}, {"data": b"no"}, {"data": encode(photo, "BMP")}]
     make(DecodeMat).forward(batch)
     assert [sorted(item) for item in batch] == [
@@ -374,7 +377,7 @@ def test_neighbours_of_a_soft_failure(photo):
 # Colours
 
 
-def test_colours_follow_the_item():
+def test_colours_follow_the_item() -> None:
     bgr = np.array([[[1, 2, 3]]], np.uint8)
     item = run(make(CvtColorMat, color="rgb"), bgr, color="bgr")
     assert item["result"].tolist() == [[[3, 2, 1]]] and item["color"] == "rgb"
@@ -385,7 +388,7 @@ def test_colours_follow_the_item():
     assert bgr.tolist() == [[[1, 2, 3]]]
 
 
-def test_without_a_colour_three_channels_are_bgr():
+def test_without_a_colour_three_channels_are_bgr() -> None:
     assert run(make(CvtColorMat, color="rgb"), np.array([[[1, 2, 3]]], np.uint8))[
         "result"
     ].tolist() == [[[3, 2, 1]]]
@@ -394,7 +397,7 @@ def test_without_a_colour_three_channels_are_bgr():
 @pytest.mark.parametrize(
     ("source", "weights"), [("bgr", (0.114, 0.587, 0.299)), ("rgb", (0.299, 0.587, 0.114))]
 )
-def test_grey_keeps_the_channel_axis(source, weights):
+def test_grey_keeps_the_channel_axis(source: Any, weights: Any) -> None:
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     item = run(make(CvtColorMat, color="gray"), image, color=source)
     assert item["result"].shape == (5, 7, 1) and item["color"] == "gray"
@@ -403,7 +406,7 @@ def test_grey_keeps_the_channel_axis(source, weights):
     assert wide["result"].shape == (5, 7, 3) and wide["color"] == "rgb"
 
 
-def test_grey_without_channel_axis():
+def test_grey_without_channel_axis() -> None:
     assert run(make(CvtColorMat, color="bgr"), np.zeros((5, 7), np.uint8))["result"].shape == (
         5,
         7,
@@ -412,7 +415,7 @@ def test_grey_without_channel_axis():
 
 
 @pytest.mark.parametrize("keys", [{"color": "gray"}, {"color": "hsv"}])
-def test_a_colour_that_does_not_fit(keys):
+def test_a_colour_that_does_not_fit(keys: Any) -> None:
     with pytest.raises(InvalidInput, match=r"does not fit.*\(2, 2, 3\)"):
         run(make(CvtColorMat, color="rgb"), np.zeros((2, 2, 3), np.uint8), **keys)
 
@@ -422,7 +425,7 @@ def test_a_colour_that_does_not_fit(keys):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_resize(channels, dtype):
+def test_resize(channels: Any, dtype: Any) -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 30, channels), np.uint8).astype(dtype)
     before = image.copy()
     result = run(make(ResizeMat, resize_h=11, resize_w=13), image)["result"]
@@ -431,7 +434,7 @@ def test_resize(channels, dtype):
     assert np.array_equal(image, before)
 
 
-def test_resize_by_half_pixel_centres():
+def test_resize_by_half_pixel_centres() -> None:
     ramp = np.arange(4, dtype=np.float32).reshape(1, 4, 1) * 10
     assert run(make(ResizeMat, resize_h=1, resize_w=2), ramp)["result"].ravel().tolist() == [5, 25]
 
@@ -453,7 +456,7 @@ def test_resize_by_half_pixel_centres():
         np.zeros((0, 2, 3), np.uint8),
     ],
 )
-def test_what_is_no_image(backend, data):
+def test_what_is_no_image(backend: Any, data: Any) -> None:
     with pytest.raises(InvalidInput, match="image"):
         run(backend(), data)
 
@@ -461,14 +464,14 @@ def test_what_is_no_image(backend, data):
 # Tensors
 
 
-def read_only(array):
+def read_only(array: Any) -> Any:
     array.flags.writeable = False
     return array
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_tensor(channels, dtype):
+def test_tensor(channels: Any, dtype: Any) -> None:
     image = read_only(np.random.default_rng(0).integers(0, 200, (5, 7, channels)).astype(dtype))
     for data in (image, image[:, ::-1], image[::2]):
         tensor = run(make(Mat2Tensor), data)["result"]
@@ -484,11 +487,11 @@ def test_tensor(channels, dtype):
             )
 
 
-def test_tensor_of_grey():
+def test_tensor_of_grey() -> None:
     assert run(make(Mat2Tensor), np.zeros((5, 7), np.uint8))["result"].shape == (1, 1, 5, 7)
 
 
-def test_no_backend_writes_to_its_input(photo):
+def test_no_backend_writes_to_its_input(photo: Any) -> None:
     image = read_only(np.array(photo))
     before = image.copy()
     for backend in (
@@ -506,7 +509,7 @@ def test_no_backend_writes_to_its_input(photo):
     [np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), np.uint8), np.zeros((20, 9, 1), np.uint8)[:9]],
     ids=["color", "grey", "view"],
 )
-def test_results_own_their_memory(image):
+def test_results_own_their_memory(image: Any) -> None:
     backends = [make(CvtColorMat, color=color) for color in ("rgb", "gray", "bgr")] + [
         make(ResizeMat, resize_h=4, resize_w=5)
     ]
@@ -514,5 +517,5 @@ def test_results_own_their_memory(image):
         assert run(backend, image)["result"].base is None
 
 
-def test_ranges():
+def test_ranges() -> None:
     assert {cls.max for cls in (DecodeMat, CvtColorMat, ResizeMat, Mat2Tensor)} == {1}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -28,11 +30,11 @@ SIZES = {
 }
 
 
-def size_of(cls, height, width):
+def size_of(cls, height: Any, width: Any) -> Any:
     return dict(zip(SIZES[cls], (height, width), strict=True))
 
 
-def by_opencv(image, canvas, size, corner, value=(0, 0, 0)):
+def by_opencv(image: Any, canvas: Any, size: Any, corner: Any, value: Any = (0, 0, 0)) -> Any:
     """(height, width) of the canvas and of the image in it."""
     (top, left), (height, width) = corner, size
     small = cv2.resize(image, (width, height))
@@ -61,7 +63,7 @@ CASES = [
 
 @pytest.mark.parametrize(("canvas", "size"), CASES)
 @pytest.mark.parametrize("cls", [ResizePadMat, ResizeCenterPadMat, LetterBoxMat, TopLeftResizeMat])
-def test_as_opencv(run, photo, cls, canvas, size):
+def test_as_opencv(run: Any, photo: Any, cls, canvas: Any, size: Any) -> None:
     item = run(cls, photo, pad_value=[1, 2, 3], **size_of(cls, *canvas))
     centered = cls in (ResizeCenterPadMat, LetterBoxMat)
     corner = ((canvas[0] - size[0]) // 2, (canvas[1] - size[1]) // 2) if centered else (0, 0)
@@ -82,7 +84,7 @@ def test_as_opencv(run, photo, cls, canvas, size):
         ((427, 640), 640),
     ],
 )
-def test_fixed_height_as_opencv(run, photo, canvas, width):
+def test_fixed_height_as_opencv(run: Any, photo: Any, canvas: Any, width: Any) -> None:
     item = run(FixHResizePadMat, photo, resize_h=canvas[0], max_w=canvas[1], pad_value=127)
     assert np.array_equal(
         item["result"], by_opencv(photo, canvas, (canvas[0], width), (0, 0), (127, 127, 127))
@@ -92,7 +94,7 @@ def test_fixed_height_as_opencv(run, photo, canvas, width):
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("cls", ALL)
-def test_channels_and_dtypes(run, cls, channels, dtype):
+def test_channels_and_dtypes(run: Any, cls, channels: Any, dtype: Any) -> None:
     image = np.random.default_rng(0).integers(0, 256, (30, 40, channels)).astype(dtype)
     result = run(cls, image, pad_value=7.6, **size_of(cls, 50, 90))["result"]
     assert result.dtype == dtype and result.shape == (50, 90, channels)
@@ -104,12 +106,12 @@ def test_channels_and_dtypes(run, cls, channels, dtype):
     )
 
 
-def _left(cls):
+def _left(cls) -> Any:
     return 11 if cls in (ResizeCenterPadMat, LetterBoxMat) else 0
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_grey_without_a_channel_axis(run, photo, cls):
+def test_grey_without_a_channel_axis(run: Any, photo: Any, cls) -> None:
     grey = photo[:, :, 1]
     item = run(cls, grey, **size_of(cls, 50, 90))
     assert np.array_equal(
@@ -119,14 +121,14 @@ def test_grey_without_a_channel_axis(run, photo, cls):
 
 @pytest.mark.parametrize("cls", ALL)
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 5000, 3), (5000, 1, 3)])
-def test_degenerate_images(run, cls, shape):
+def test_degenerate_images(run: Any, cls, shape: Any) -> None:
     image = np.full(shape, 200, np.uint8)
     result = run(cls, image, **size_of(cls, 20, 30))["result"]
     assert result.shape == (20, 30, 3) and result.max() == 200
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_views_are_read_as_they_are(run, photo, cls):
+def test_views_are_read_as_they_are(run: Any, photo: Any, cls) -> None:
     for view in (photo[::-1], photo[:, ::2], photo[50:100, 50:200, ::-1]):
         expected = run(cls, np.array(view), **size_of(cls, 64, 64))["result"]
         assert np.array_equal(run(cls, view, **size_of(cls, 64, 64))["result"], expected)
@@ -146,21 +148,21 @@ def test_views_are_read_as_they_are(run, photo, cls):
     ],
 )
 @pytest.mark.parametrize("cls", ALL)
-def test_padding(run, photo, cls, written, expected):
+def test_padding(run: Any, photo: Any, cls, written: Any, expected: Any) -> None:
     assert (
         run(cls, photo, pad_value=written, **size_of(cls, 100, 700))["result"][-1, -1].tolist()
         == expected
     )
 
 
-def test_the_letterbox_takes_torchpipes_name_too(run, photo):
+def test_the_letterbox_takes_torchpipes_name_too(run: Any, photo: Any) -> None:
     for name in ("pad_val", "pad_value"):
         assert run(LetterBoxMat, photo, resize_h=9, resize_w=90, **{name: "9,9,9"})["result"][
             0, 0
         ].tolist() == [9, 9, 9]
 
 
-def test_padding_for_other_channels(run):
+def test_padding_for_other_channels(run: Any) -> None:
     with pytest.raises(
         InvalidInput, match=r"LetterBoxMat: pad_value has 3 numbers, and the image 1 channel"
     ):
@@ -169,14 +171,14 @@ def test_padding_for_other_channels(run):
 
 @pytest.mark.parametrize("cls", ALL)
 @pytest.mark.parametrize(("height", "width"), [(0, 10), (10, 0), (-1, 10), (10, 32768)])
-def test_impossible_sizes_are_a_load_error(cls, height, width):
+def test_impossible_sizes_are_a_load_error(cls, height: Any, width: Any) -> None:
     with pytest.raises(ValidationError):
         cls.parameters(**size_of(cls, height, width))
 
 
 @pytest.mark.parametrize("value", ["", "red", [], "nan", [1, 2, 3, 4, 5]])
 @pytest.mark.parametrize("cls", ALL)
-def test_impossible_padding_is_a_load_error(cls, value):
+def test_impossible_padding_is_a_load_error(cls, value: Any) -> None:
     with pytest.raises(ValidationError):
         cls.parameters(**size_of(cls, 10, 10), pad_value=value)
 
@@ -191,7 +193,7 @@ def test_impossible_padding_is_a_load_error(cls, value):
         np.zeros((2, 2, 129), np.uint8),
     ],
 )
-def test_what_is_no_image(run, cls, data):
+def test_what_is_no_image(run: Any, cls, data: Any) -> None:
     with pytest.raises(InvalidInput, match=cls.__name__ + ".*image"):
         run(cls, data, **size_of(cls, 10, 10))
 
@@ -202,7 +204,7 @@ sides = st.integers(1, 300)
 
 
 @st.composite
-def boxes(draw):
+def boxes(draw: Any) -> Any:
     width, height = draw(sides), draw(sides)
     xs = sorted((draw(st.floats(0, width)), draw(st.floats(0, width))))
     ys = sorted((draw(st.floats(0, height)), draw(st.floats(0, height))))
@@ -211,7 +213,9 @@ def boxes(draw):
 
 @pytest.mark.parametrize("cls", [ResizePadMat, ResizeCenterPadMat, FixHResizePadMat])
 @given(found=boxes(), canvas_h=sides, canvas_w=sides)
-def test_inverse_trans_there_and_back(run, cls, found, canvas_h, canvas_w):
+def test_inverse_trans_there_and_back(
+    run: Any, cls, found: Any, canvas_h: Any, canvas_w: Any
+) -> None:
     image, box = found
     image = image + np.uint8(255)
     item = run(cls, image, **size_of(cls, canvas_h, canvas_w))
@@ -232,7 +236,9 @@ def test_inverse_trans_there_and_back(run, cls, found, canvas_h, canvas_w):
 
 @pytest.mark.parametrize("cls", [LetterBoxMat, TopLeftResizeMat])
 @given(found=boxes(), canvas_h=sides, canvas_w=sides)
-def test_scale_and_offset_there_and_back(run, cls, found, canvas_h, canvas_w):
+def test_scale_and_offset_there_and_back(
+    run: Any, cls, found: Any, canvas_h: Any, canvas_w: Any
+) -> None:
     image, box = found
     image = image + np.uint8(255)
     item = run(cls, image, **size_of(cls, canvas_h, canvas_w))

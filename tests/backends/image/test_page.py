@@ -12,7 +12,7 @@ from penstock.backends.image.tensor import TensorParams
 PAGE = Path(__file__).parents[3] / "docs" / "image-backends.md"
 
 
-def test_the_table_is_whole():
+def test_the_table_is_whole() -> None:
     rows = [
         line.split("|")[1:4] for line in PAGE.read_text().splitlines() if line.startswith("| `")
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from penstock.backends.image.resize import (
 FILTERS = ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 
-def by_opencv(image, height, width):
+def by_opencv(image: Any, height: Any, width: Any) -> Any:
     return cv2.resize(image, (width, height)).reshape(height, width, -1)
 
 
@@ -31,13 +33,13 @@ def by_opencv(image, height, width):
 @pytest.mark.parametrize(
     ("height", "width"), [(224, 224), (1, 224), (224, 1), (1, 1), (43, 99), (427, 640), (1000, 700)]
 )
-def test_the_requests_size(run, photo, height, width):
+def test_the_requests_size(run: Any, photo: Any, height: Any, width: Any) -> None:
     item = run(DynamicResizeMat, photo, {"resize_h": np.int64(height), "resize_w": width})
     assert np.array_equal(item["result"], by_opencv(photo, height, width))
 
 
 @pytest.mark.parametrize("keys", [{}, {"resize_h": 4}, {"resize_w": 4}])
-def test_a_size_that_is_absent(run, photo, keys):
+def test_a_size_that_is_absent(run: Any, photo: Any, keys: Any) -> None:
     with pytest.raises(
         InvalidInput,
         match=r"DynamicResizeMat: the item has no resize_[hw]: expected a whole number from 1 to 32767",
@@ -47,12 +49,12 @@ def test_a_size_that_is_absent(run, photo, keys):
 
 @pytest.mark.parametrize("size", [0, -1, 32768, 2**70, 3.5, "4", None, [4], float("nan")])
 @pytest.mark.parametrize("key", ["resize_h", "resize_w"])
-def test_a_size_that_is_none(run, photo, key, size):
+def test_a_size_that_is_none(run: Any, photo: Any, key: Any, size: Any) -> None:
     with pytest.raises(InvalidInput, match=f"{key} is .*: expected a whole number from 1 to 32767"):
         run(DynamicResizeMat, photo, {"resize_h": 4, "resize_w": 4, key: size})
 
 
-def test_a_request_may_not_ask_for_any_amount_of_memory(run, photo):
+def test_a_request_may_not_ask_for_any_amount_of_memory(run: Any, photo: Any) -> None:
     with pytest.raises(
         TooLarge, match="32767x32767 pixels are asked for, more than the 100000000 allowed"
     ):
@@ -77,7 +79,7 @@ def test_a_request_may_not_ask_for_any_amount_of_memory(run, photo):
         ((32, 9), (7, 9)),
     ],
 )
-def test_within_bounds(run, photo, bounds, size):
+def test_within_bounds(run: Any, photo: Any, bounds: Any, size: Any) -> None:
     item = run(FixRatioResizeMat, photo, max_h=bounds[0], max_w=bounds[1])
     assert np.array_equal(item["result"], by_opencv(photo, *size))
     assert item["inverse_trans"](size[1], size[0]) == pytest.approx((640, 427))
@@ -95,7 +97,7 @@ def test_within_bounds(run, photo, bounds, size):
         ({"max_w": 1}, 1),
     ],
 )
-def test_aligned(run, photo, params, width):
+def test_aligned(run: Any, photo: Any, params: Any, width: Any) -> None:
     item = run(AlignMat, photo, resize_h=48, **params)
     assert np.array_equal(item["result"], by_opencv(photo, 48, width))
     assert (item["resize_h"], item["resize_w"]) == (48, width)
@@ -112,7 +114,9 @@ sides = st.integers(1, 200)
 @given(
     width=sides, height=sides, bound_h=sides, bound_w=sides, x=st.floats(0, 1), y=st.floats(0, 1)
 )
-def test_inverse_trans_there_and_back(run, width, height, bound_h, bound_w, x, y):
+def test_inverse_trans_there_and_back(
+    run: Any, width: Any, height: Any, bound_h: Any, bound_w: Any, x: Any, y: Any
+) -> None:
     image = np.zeros((height, width, 1), np.uint8)
     for item in (
         run(FixRatioResizeMat, image, max_h=bound_h, max_w=bound_w),
@@ -133,7 +137,7 @@ def test_inverse_trans_there_and_back(run, width, height, bound_h, bound_w, x, y
     ("height", "width"),
     [(224, 224), (1, 224), (224, 1), (1, 1), (43, 99), (2, 2), (427, 640), (500, 900)],
 )
-def test_bit_equal_to_pillow(run, photo, resample, height, width):
+def test_bit_equal_to_pillow(run: Any, photo: Any, resample: Any, height: Any, width: Any) -> None:
     result = run(PillowResizeMat, photo, resize_h=height, resize_w=width, resample=resample)[
         "result"
     ]
@@ -147,7 +151,7 @@ def test_bit_equal_to_pillow(run, photo, resample, height, width):
 
 @pytest.mark.parametrize("resample", FILTERS)
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
-def test_bit_equal_in_every_mode(run, photo, mode, resample):
+def test_bit_equal_in_every_mode(run: Any, photo: Any, mode: Any, resample: Any) -> None:
     image = Image.fromarray(photo)
     if mode.endswith("A"):
         image.putalpha(Image.fromarray(photo[:, ::-1, 0].copy()))
@@ -162,7 +166,7 @@ def test_bit_equal_in_every_mode(run, photo, mode, resample):
 
 @pytest.mark.parametrize("resample", FILTERS)
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_floats_bit_equal_by_channel(run, channels, resample):
+def test_floats_bit_equal_by_channel(run: Any, channels: Any, resample: Any) -> None:
     image = np.random.default_rng(0).normal(size=(60, 70, channels)).astype(np.float32)
     result = run(PillowResizeMat, image, resize_h=33, resize_w=90, resample=resample)["result"]
     for channel in range(channels):
@@ -174,7 +178,7 @@ def test_floats_bit_equal_by_channel(run, channels, resample):
         )
 
 
-def test_pillows_default_is_bilinear_and_antialiased(run, photo):
+def test_pillows_default_is_bilinear_and_antialiased(run: Any, photo: Any) -> None:
     item = run(PillowResizeMat, photo, resize_h=20, resize_w=30)
     assert np.array_equal(
         item["result"],
@@ -184,7 +188,7 @@ def test_pillows_default_is_bilinear_and_antialiased(run, photo):
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4, 3), np.uint16), np.zeros((4, 4, 5), np.uint8)])
-def test_what_pillow_does_not_have(run, image):
+def test_what_pillow_does_not_have(run: Any, image: Any) -> None:
     with pytest.raises(
         InvalidInput,
         match=r"PillowResizeMat: expected uint8 with 1 to 4 channels, or float32, got shape \(4, 4, [35]\)",
@@ -205,7 +209,7 @@ KEYS = {"resize_h": 20, "resize_w": 30}
 
 @pytest.mark.parametrize("cls", WITH_SIZES)
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_grey_and_dtypes(run, photo, cls, dtype):
+def test_grey_and_dtypes(run: Any, photo: Any, cls, dtype: Any) -> None:
     if cls is PillowResizeMat and dtype == np.uint16:
         return
     image = photo.astype(dtype)
@@ -217,7 +221,7 @@ def test_grey_and_dtypes(run, photo, cls, dtype):
     assert np.abs(difference).max() < 1e-3
 
 
-def test_the_other_byte_order(run, photo):
+def test_the_other_byte_order(run: Any, photo: Any) -> None:
     expected = run(FixRatioResizeMat, photo.astype(np.uint16), max_h=20, max_w=30)["result"]
     assert np.array_equal(
         run(FixRatioResizeMat, photo.astype(">u2"), max_h=20, max_w=30)["result"], expected
@@ -226,7 +230,7 @@ def test_the_other_byte_order(run, photo):
 
 @pytest.mark.parametrize("cls", WITH_SIZES)
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 5000, 3), (5000, 1, 3)])
-def test_degenerate_images(run, cls, shape):
+def test_degenerate_images(run: Any, cls, shape: Any) -> None:
     assert (run(cls, np.full(shape, 200, np.uint8), KEYS, **WITH_SIZES[cls])["result"] == 200).all()
 
 
@@ -240,7 +244,7 @@ def test_degenerate_images(run, cls, shape):
         np.zeros((2, 2, 129), np.uint8),
     ],
 )
-def test_what_is_no_image(run, cls, data):
+def test_what_is_no_image(run: Any, cls, data: Any) -> None:
     with pytest.raises(InvalidInput, match=cls.__name__ + ".*image"):
         run(cls, data, KEYS, **WITH_SIZES[cls])
 
@@ -250,6 +254,6 @@ def test_what_is_no_image(run, cls, data):
     [(cls, key) for cls, sizes in WITH_SIZES.items() for key in sizes] + [(AlignMat, "align")],
 )
 @pytest.mark.parametrize("value", [0, -1, 32768, "wide"])
-def test_impossible_sizes_are_a_load_error(cls, key, value):
+def test_impossible_sizes_are_a_load_error(cls, key: Any, value: Any) -> None:
     with pytest.raises(ValidationError):
         cls.parameters(**WITH_SIZES[cls] | {key: value})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ for name in sys.argv[1:]:
 """
 
 
-def test_they_are_all_there():
+def test_they_are_all_there() -> None:
     assert len(NAMES) == 19
     for name in NAMES:
         found = describe(name)
@@ -45,7 +46,7 @@ def test_they_are_all_there():
         assert "device_id" in {parameter.name for parameter in found.parameters}
 
 
-def test_without_torch_files_can_be_checked_and_init_says_what_is_missing():
+def test_without_torch_files_can_be_checked_and_init_says_what_is_missing() -> None:
     answer = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, *NAMES], capture_output=True, text=True, check=True
     )
@@ -66,12 +67,12 @@ def test_without_torch_files_can_be_checked_and_init_says_what_is_missing():
         "S[ResizeTensor(device_id=0,resize_h=8,resize_w=9),cvtColorTensor(rgb)]",
     ],
 )
-def test_positional_arguments_are_the_backends_own(bound, expression):
+def test_positional_arguments_are_the_backends_own(bound: Any, expression: Any) -> None:
     resize, color = bound(expression).children
     assert (resize.params.resize_h, resize.params.resize_w, color.params.color) == (8, 9, "rgb")
 
 
-def test_describing_them_imports_no_torch():
+def test_describing_them_imports_no_torch() -> None:
     code = f"import sys, penstock.backends.expressions.registry as r; [r.describe(n) for n in {NAMES}]; print('torch' in sys.modules)"
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -83,12 +84,12 @@ def test_describing_them_imports_no_torch():
 
 
 @pytest.fixture
-def torch():
+def torch() -> Any:
     return pytest.importorskip("torch")
 
 
 @pytest.fixture
-def no_gpu(torch, monkeypatch):
+def no_gpu(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine without one, wherever this runs."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
@@ -107,7 +108,7 @@ QUICK_START = {
 }
 
 
-def test_torchpipes_first_pipeline_without_a_gpu(torch, no_gpu):
+def test_torchpipes_first_pipeline_without_a_gpu(torch: Any, no_gpu: Any) -> None:
     with pipe(QUICK_START) as model:
         items = [{"data": (DIGITS / "digit.png").read_bytes()} for _ in range(5)]
         model(items)
@@ -119,7 +120,7 @@ def test_torchpipes_first_pipeline_without_a_gpu(torch, no_gpu):
         assert model.max() == 4
 
 
-def test_the_same_as_by_opencv(no_gpu):
+def test_the_same_as_by_opencv(no_gpu: Any) -> None:
     item = {"data": (DIGITS / "digit.png").read_bytes()}
     with pipe(QUICK_START) as model:
         model(item)
@@ -134,7 +135,7 @@ def test_the_same_as_by_opencv(no_gpu):
     assert found.tolist() == item["result"].tolist()
 
 
-def test_a_gpu_that_is_not_there(no_gpu):
+def test_a_gpu_that_is_not_there(no_gpu: Any) -> None:
     with pytest.raises((BackendError, ConfigError), match="torch sees 0 GPUs here"):
         pipe({"backend": "GpuTensor", "device_id": 0})
 
@@ -143,10 +144,10 @@ def test_a_gpu_that_is_not_there(no_gpu):
 
 
 @pytest.fixture
-def together(make, monkeypatch):
+def together(make: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A backend on the CPU that does as on a GPU; and how many images each transformation was given."""
 
-    def together(cls, **params):
+    def together(cls, **params: Any) -> Any:
         backend = make(cls, **params)
         backend.together = True
         calls = []
@@ -161,7 +162,7 @@ def together(make, monkeypatch):
     return together
 
 
-def images_of(torch, *sizes, dtype="uint8", channels=3):
+def images_of(torch: Any, *sizes: Any, dtype: Any = "uint8", channels: Any = 3) -> Any:
     draw = np.random.default_rng(0)
     return [
         torch.from_numpy(draw.integers(0, 256, (1, channels, *size), np.uint8)).to(
@@ -180,7 +181,9 @@ def images_of(torch, *sizes, dtype="uint8", channels=3):
         ("CvtColorTensor", {"color": "gray"}, {"color": "bgr"}),
     ],
 )
-def test_images_of_one_shape_go_together(torch, make, together, name, params, keys):
+def test_images_of_one_shape_go_together(
+    torch: Any, make: Any, together: Any, name: Any, params: Any, keys: Any
+) -> None:
     cls = find_backend(name)
     data = images_of(torch, (8, 6), (8, 6), (5, 5), (8, 6))
     data.append(torch.cat(data[:2]))  # two rows, and an image that stands alone
@@ -204,7 +207,7 @@ def test_images_of_one_shape_go_together(torch, make, together, name, params, ke
         }
 
 
-def test_only_what_is_alike_goes_together(torch, together):
+def test_only_what_is_alike_goes_together(torch: Any, together: Any) -> None:
     data = images_of(torch, (8, 6), (8, 6), (8, 6), (8, 6))
     batch = [
         {"data": each, "resize_h": 4, "resize_w": width}
@@ -225,7 +228,7 @@ def test_only_what_is_alike_goes_together(torch, together):
     ]  # fmt: skip
 
 
-def test_a_group_that_fails_is_transformed_one_by_one(torch, together):
+def test_a_group_that_fails_is_transformed_one_by_one(torch: Any, together: Any) -> None:
     backend, calls = together(find_backend("CvtColorTensor"), color="rgb")
     batch = [{"data": each} for each in images_of(torch, (8, 6), (8, 6))]  # no color
     backend.forward(batch)
@@ -233,7 +236,7 @@ def test_a_group_that_fails_is_transformed_one_by_one(torch, together):
     assert all(isinstance(item["error"], InvalidInput) and "result" not in item for item in batch)
 
 
-def test_colours_that_are_right_stay(torch, together):
+def test_colours_that_are_right_stay(torch: Any, together: Any) -> None:
     backend, calls = together(find_backend("CvtColorTensor"), color="rgb")
     data = images_of(torch, (8, 6), (8, 6), (8, 6))
     batch = [{"data": each, "color": "rgb"} for each in data]
@@ -250,6 +253,6 @@ def test_colours_that_are_right_stay(torch, together):
     assert all("does not fit an image of 1 channels" in str(item["error"]) for item in wrong)
 
 
-def test_on_the_cpu_each_is_transformed_alone(torch, make):
+def test_on_the_cpu_each_is_transformed_alone(torch: Any, make: Any) -> None:
     assert make(find_backend("ResizeTensor"), resize_h=4, resize_w=4).max == 1
     assert make(find_backend("DecodeTensor")).max == 1

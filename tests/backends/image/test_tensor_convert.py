@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -32,7 +34,9 @@ CODES = {
 
 @pytest.mark.parametrize(("source", "target"), CODES)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_converted_as_opencv_does(run_tensor, photo, source, target, dtype):
+def test_converted_as_opencv_does(
+    run_tensor: Any, photo: Any, source: Any, target: Any, dtype: Any
+) -> None:
     image = photo[:, :, :1] if source == "gray" else photo
     image = image.astype(np.float32) if dtype == torch.float32 else image
     expected = cv2.cvtColor(image, CODES[source, target]).reshape(*photo.shape[:2], -1)
@@ -54,13 +58,13 @@ def test_converted_as_opencv_does(run_tensor, photo, source, target, dtype):
 
 
 @pytest.mark.parametrize("color", ["rgb", "bgr", "gray"])
-def test_the_same_colour_changes_nothing(run_tensor, tensor, color):
+def test_the_same_colour_changes_nothing(run_tensor: Any, tensor: Any, color: Any) -> None:
     image = tensor[:, :1].clone() if color == "gray" else tensor
     item = run_tensor(CvtColorTensor, image, {"color": color}, color=color)
     assert torch.equal(item["result"], image) and item["color"] == color
 
 
-def test_rows_keep_their_layout(run_tensor, photo):
+def test_rows_keep_their_layout(run_tensor: Any, photo: Any) -> None:
     item = run_tensor(
         CvtColorTensor,
         torch.from_numpy(photo[None].copy()),
@@ -70,7 +74,7 @@ def test_rows_keep_their_layout(run_tensor, photo):
     assert np.array_equal(item["result"][0].numpy(), photo[:, :, ::-1])
 
 
-def test_one_channel_is_gray(run_tensor, tensor):
+def test_one_channel_is_gray(run_tensor: Any, tensor: Any) -> None:
     assert (
         run_tensor(CvtColorTensor, tensor[:, :1].clone(), color="rgb")["result"].shape
         == tensor.shape
@@ -88,12 +92,12 @@ def test_one_channel_is_gray(run_tensor, tensor):
         ({"color": "hsv"}, "color 'hsv' does not fit"),
     ],
 )
-def test_a_colour_that_does_not_fit(run_tensor, tensor, keys, said):
+def test_a_colour_that_does_not_fit(run_tensor: Any, tensor: Any, keys: Any, said: Any) -> None:
     with pytest.raises(InvalidInput, match=f"CvtColorTensor: {said}"):
         run_tensor(CvtColorTensor, tensor, keys, color="rgb")
 
 
-def test_wrong_parameters_are_a_load_error():
+def test_wrong_parameters_are_a_load_error() -> None:
     with pytest.raises(ValidationError):
         CvtColorTensor.parameters(color="hsv")
     with pytest.raises(ValidationError):
@@ -115,18 +119,18 @@ def test_wrong_parameters_are_a_load_error():
         torch.bool,
     ],
 )
-def test_floats_keep_the_values(run_tensor, dtype):
+def test_floats_keep_the_values(run_tensor: Any, dtype: Any) -> None:
     data = torch.tensor([[0, 1, 1], [0, 0, 1]]).to(dtype)
     result = run_tensor(FloatTensor, data)["result"]
     assert result.dtype == torch.float32 and result.tolist() == data.tolist()
 
 
-def test_a_view_keeps_nothing_alive(run_tensor, tensor):
+def test_a_view_keeps_nothing_alive(run_tensor: Any, tensor: Any) -> None:
     result = run_tensor(FloatTensor, tensor.float()[:, :1])["result"]
     assert torch.equal(result, tensor[:, :1].float())
 
 
-def test_arrays_are_tensors(run_tensor, photo):
+def test_arrays_are_tensors(run_tensor: Any, photo: Any) -> None:
     assert np.array_equal(run_tensor(FloatTensor, photo)["result"].numpy(), photo)
     assert np.array_equal(
         run_tensor(FloatTensor, photo.astype(">f4")[::-1])["result"].numpy(), photo[::-1]
@@ -144,7 +148,7 @@ def test_arrays_are_tensors(run_tensor, photo):
     ],
     ids=str,
 )
-def test_no_numbers(run_tensor, data):
+def test_no_numbers(run_tensor: Any, data: Any) -> None:
     with pytest.raises(InvalidInput, match="FloatTensor: expected"):
         run_tensor(FloatTensor, data)
 
@@ -162,7 +166,7 @@ def test_no_numbers(run_tensor, data):
         ((2, 3, 4, 5), {}, (0, 1, 2, 3)),
     ],
 )
-def test_nchw(run_tensor, shape, keys, order):
+def test_nchw(run_tensor: Any, shape: Any, keys: Any, order: Any) -> None:
     data = torch.arange(int(np.prod(shape)), dtype=torch.float32).reshape(shape)
     item = run_tensor(NCHWTensor, data, keys)
     assert item["data_format"] == "nchw" and item["result"].ndim == 4
@@ -173,7 +177,7 @@ def test_nchw(run_tensor, shape, keys, order):
 
 
 @pytest.mark.parametrize("cls", [CpuTensor, GpuTensor])
-def test_tensors_and_lists_of_them(run_tensor, tensor, cls):
+def test_tensors_and_lists_of_them(run_tensor: Any, tensor: Any, cls) -> None:
     found = run_tensor(cls, tensor[:, :, 5:])["result"]
     assert torch.equal(found, tensor[:, :, 5:])
     first, second = run_tensor(cls, [np.arange(3), torch.arange(4)])["result"]
@@ -182,6 +186,6 @@ def test_tensors_and_lists_of_them(run_tensor, tensor, cls):
 
 @pytest.mark.parametrize("cls", [CpuTensor, GpuTensor])
 @pytest.mark.parametrize("data", [[], ["a"], b""])
-def test_what_is_no_tensor(run_tensor, cls, data):
+def test_what_is_no_tensor(run_tensor: Any, cls, data: Any) -> None:
     with pytest.raises(InvalidInput, match=f"{cls.__name__}: expected a "):
         run_tensor(cls, data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ torch = pytest.importorskip("torch")
 DTYPES = [torch.uint8, torch.float16, torch.bfloat16, torch.float32]
 
 
-def pixels(result):
+def pixels(result: Any) -> Any:
     return result[0].permute(1, 2, 0).numpy()
 
 
@@ -32,7 +34,7 @@ def pixels(result):
         [[10, 20], [30, 40]],
     ],
 )
-def test_the_part_within_the_box(run_tensor, tensor, box, dtype):
+def test_the_part_within_the_box(run_tensor: Any, tensor: Any, box: Any, dtype: Any) -> None:
     x1, y1, x2, y2 = (int(value) for value in np.ravel(box))
     image = tensor.to(dtype)
     result = run_tensor(CropTensor, image, {"_box": box})["result"]
@@ -43,7 +45,7 @@ def test_the_part_within_the_box(run_tensor, tensor, box, dtype):
     )
 
 
-def test_the_part_of_several_and_of_rows(run_tensor, photo):
+def test_the_part_of_several_and_of_rows(run_tensor: Any, photo: Any) -> None:
     both = torch.from_numpy(np.stack([photo, photo[::-1]]))
     result = run_tensor(CropTensor, both, {"_box": [1, 2, 30, 40], "data_format": "nhwc"})["result"]
     assert torch.equal(result, both[:, 2:40, 1:30])
@@ -62,12 +64,12 @@ def test_the_part_of_several_and_of_rows(run_tensor, photo):
         None,
     ],
 )
-def test_boxes_out_of_range(run_tensor, tensor, box):
+def test_boxes_out_of_range(run_tensor: Any, tensor: Any, box: Any) -> None:
     with pytest.raises(InvalidInput, match="CropTensor: _box is"):
         run_tensor(CropTensor, tensor, {"_box": box})
 
 
-def test_no_box(run_tensor, tensor):
+def test_no_box(run_tensor: Any, tensor: Any) -> None:
     with pytest.raises(
         InvalidInput, match=r"CropTensor: the item has no _box: expected \[x1, y1, x2, y2\]"
     ):
@@ -80,7 +82,7 @@ BORDER = {"top": 5, "bottom": 15, "left": 25, "right": 35}
 
 
 @pytest.mark.parametrize("pad_value", [0, "7", "1,2,300"])
-def test_bordered_as_opencv_does(run_tensor, tensor, photo, pad_value):
+def test_bordered_as_opencv_does(run_tensor: Any, tensor: Any, photo: Any, pad_value: Any) -> None:
     value = [min(float(part), 255) for part in str(pad_value).split(",")]
     expected = cv2.copyMakeBorder(
         photo, *BORDER.values(), cv2.BORDER_CONSTANT, value=value * 3 if len(value) == 1 else value
@@ -95,12 +97,12 @@ def test_bordered_as_opencv_does(run_tensor, tensor, photo, pad_value):
     assert np.array_equal(pixels(by_item), expected)
 
 
-def test_no_border_is_a_copy(run_tensor, tensor):
+def test_no_border_is_a_copy(run_tensor: Any, tensor: Any) -> None:
     assert torch.equal(run_tensor(CopyMakeBorderTensor, tensor.float())["result"], tensor.float())
 
 
 @pytest.mark.parametrize("value", [-1, 32768, "5", 1.5, None])
-def test_borders_that_are_none(run_tensor, tensor, value):
+def test_borders_that_are_none(run_tensor: Any, tensor: Any, value: Any) -> None:
     with pytest.raises(
         InvalidInput,
         match=r"CopyMakeBorderTensor: left is .*: expected a whole number from 0 to 32767",
@@ -108,7 +110,7 @@ def test_borders_that_are_none(run_tensor, tensor, value):
         run_tensor(CopyMakeBorderTensor, tensor, {"left": value})
 
 
-def test_a_border_that_is_too_large(run_tensor, tensor):
+def test_a_border_that_is_too_large(run_tensor: Any, tensor: Any) -> None:
     with pytest.raises(
         TooLarge, match="the result would have 33407x33194 pixels, more than the 100000000 allowed"
     ):
@@ -129,7 +131,7 @@ MATRIX = cv2.getRotationMatrix2D((300.0, 200.0), 30, 0.8)
         lambda m: m.astype(np.float32),
     ],
 )
-def test_warped_as_opencv_does(run_tensor, tensor, photo, form):
+def test_warped_as_opencv_does(run_tensor: Any, tensor: Any, photo: Any, form: Any) -> None:
     result = run_tensor(
         WarpAffineTensor, tensor, {"affine_matrix": form(MATRIX)}, target_h=300, target_w=500
     )["result"]
@@ -138,7 +140,7 @@ def test_warped_as_opencv_does(run_tensor, tensor, photo, form):
     assert difference.max() <= 2 and difference.mean() < 0.05  # torch's planes, OpenCV's inverse
 
 
-def test_a_move_by_whole_pixels_moves(run_tensor, tensor):
+def test_a_move_by_whole_pixels_moves(run_tensor: Any, tensor: Any) -> None:
     keys = {"affine_matrix": [1, 0, 20, 0, 1, -10]}
     result = run_tensor(
         WarpAffineTensor, tensor, keys, target_h=427, target_w=640, pad_value="1,2,3"
@@ -147,7 +149,7 @@ def test_a_move_by_whole_pixels_moves(run_tensor, tensor):
     assert result[0, :, 0, 0].tolist() == result[0, :, 426, 639].tolist() == [1, 2, 3]
 
 
-def test_the_way_back(run_tensor, tensor):
+def test_the_way_back(run_tensor: Any, tensor: Any) -> None:
     inverse = cv2.invertAffineTransform(MATRIX)
     there = run_tensor(
         WarpAffineTensor, tensor, {"affine_matrix": MATRIX}, target_h=300, target_w=500
@@ -163,7 +165,7 @@ def test_the_way_back(run_tensor, tensor):
     assert (there.int() - back.int()).abs().max() <= 1
 
 
-def test_the_items_size(run_tensor, tensor):
+def test_the_items_size(run_tensor: Any, tensor: Any) -> None:
     keys = {"affine_matrix": [1, 0, 0, 0, 1, 0], "target_h": 10, "target_w": 20}
     assert torch.equal(
         run_tensor(WarpAffineTensor, tensor, keys, target_h=300, target_w=500)["result"],
@@ -182,12 +184,12 @@ def test_the_items_size(run_tensor, tensor):
         ([1, 2, 0, 2, 4, 0], "it can't be inverted"),
     ],
 )
-def test_matrices_that_are_none(run_tensor, tensor, matrix, said):
+def test_matrices_that_are_none(run_tensor: Any, tensor: Any, matrix: Any, said: Any) -> None:
     with pytest.raises(InvalidInput, match=f"WarpAffineTensor: affine_matrix is .*{said}"):
         run_tensor(WarpAffineTensor, tensor, {"affine_matrix": matrix}, target_h=3, target_w=5)
 
 
-def test_no_matrix_and_too_long_an_image(run_tensor, tensor):
+def test_no_matrix_and_too_long_an_image(run_tensor: Any, tensor: Any) -> None:
     with pytest.raises(InvalidInput, match="the item has no affine_matrix"):
         run_tensor(WarpAffineTensor, tensor, target_h=3, target_w=5)
     long = torch.zeros((1, 1, 1, 32768), dtype=torch.uint8)
@@ -205,6 +207,6 @@ def test_no_matrix_and_too_long_an_image(run_tensor, tensor):
         (WarpAffineTensor, {"target_h": 5}),
     ],
 )
-def test_wrong_parameters_are_a_load_error(cls, params):
+def test_wrong_parameters_are_a_load_error(cls, params: Any) -> None:
     with pytest.raises(ValidationError):
         cls.parameters(**params)

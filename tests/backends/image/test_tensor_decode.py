@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,7 +25,7 @@ from penstock.backends.image.tensor_decode import (
 torch = pytest.importorskip("torch")
 
 
-def encode(image, kind, **options):
+def encode(image: Any, kind: Any, **options: Any) -> Any:
     buffer = io.BytesIO()
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(
         buffer, kind, **options
@@ -32,13 +33,13 @@ def encode(image, kind, **options):
     return buffer.getvalue()
 
 
-def turned(photo, orientation):
+def turned(photo: Any, orientation: Any) -> Any:
     exif = Image.Exif()
     exif[0x112] = orientation
     return encode(photo, "JPEG", exif=exif)
 
 
-def decode_mat(encoded):
+def decode_mat(encoded: Any) -> Any:
     item = {"data": encoded}
     backend = DecodeMat()
     backend.init(DecodeMat.parameters(), Context())
@@ -47,10 +48,10 @@ def decode_mat(encoded):
 
 
 @pytest.fixture
-def decode(make):
+def decode(make: Any) -> Any:
     """The item after DecodeTensor on the CPU."""
 
-    def decode(data, **params):
+    def decode(data: Any, **params: Any) -> Any:
         item = {"data": data}
         make(DecodeTensor, **params).forward([item])
         if "result" in item:
@@ -63,7 +64,7 @@ def decode(make):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
-def test_the_pixels_are_decodemats(decode, photo, kind):
+def test_the_pixels_are_decodemats(decode: Any, photo: Any, kind: Any) -> None:
     encoded = encode(photo, kind)
     bgr = decode_mat(encoded)
     colors = {
@@ -81,7 +82,7 @@ def test_the_pixels_are_decodemats(decode, photo, kind):
             assert (rows["color"], rows["data_format"]) == (color, "nhwc")
 
 
-def test_rgb_is_the_default(decode):
+def test_rgb_is_the_default(decode: Any) -> None:
     item = decode(encode(Image.new("RGB", (4, 3), "red"), "PNG"))
     assert item["result"][0, :, 0, 0].tolist() == [255, 0, 0] and item["result"].shape == (
         1,
@@ -92,7 +93,7 @@ def test_rgb_is_the_default(decode):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turned_as_the_camera_says(decode, photo, orientation):
+def test_turned_as_the_camera_says(decode: Any, photo: Any, orientation: Any) -> None:
     encoded = turned(photo, orientation)
     assert np.array_equal(
         decode(encoded, color="bgr")["result"][0].permute(1, 2, 0).numpy(), decode_mat(encoded)
@@ -102,17 +103,17 @@ def test_turned_as_the_camera_says(decode, photo, orientation):
 @pytest.mark.parametrize(
     "wrap", [bytes, bytearray, memoryview, lambda b: np.frombuffer(b, np.uint8)]
 )
-def test_every_type_of_bytes(decode, photo, wrap):
+def test_every_type_of_bytes(decode: Any, photo: Any, wrap: Any) -> None:
     assert decode(wrap(encode(photo, "PNG")))["result"].shape == (1, 3, 427, 640)
 
 
 @pytest.mark.parametrize("data", ["text", None, np.zeros((4, 4), np.uint8)])
-def test_other_types_are_a_type_error(decode, data):
+def test_other_types_are_a_type_error(decode: Any, data: Any) -> None:
     with pytest.raises(TypeError, match="DecodeTensor: data must be bytes"):
         decode(data)
 
 
-def test_soft_failures_and_their_neighbours(make, photo):
+def test_soft_failures_and_their_neighbours(make: Any, photo: Any) -> None:
     jpeg = encode(photo, "JPEG")
     batch = [{"data": jpeg}, {"data": b"no"}, {"data": jpeg[:-5000]}, {"data": jpeg}]
     make(DecodeTensor).forward(batch)
@@ -120,12 +121,12 @@ def test_soft_failures_and_their_neighbours(make, photo):
     assert all(type(item["error"]) is InvalidInput and "color" not in item for item in batch[1:3])
 
 
-def test_too_large(decode, photo):
+def test_too_large(decode: Any, photo: Any) -> None:
     assert type(decode(encode(photo, "PNG"), max_pixels=640 * 427 - 1)["error"]) is TooLarge
 
 
 @pytest.mark.parametrize("params", [{"color": "hsv"}, {"data_format": "chw"}, {"device_id": -1}])
-def test_wrong_parameters_are_a_load_error(params):
+def test_wrong_parameters_are_a_load_error(params: Any) -> None:
     with pytest.raises(ValidationError):
         DecodeTensor.parameters(**params)
 
@@ -133,14 +134,14 @@ def test_wrong_parameters_are_a_load_error(params):
 # nvJPEG
 
 
-def adobe_rgb(photo):
+def adobe_rgb(photo: Any) -> Any:
     """A JPEG whose three channels are red, green and blue: Adobe's marker says that nothing was transformed."""
     encoded = encode(photo, "JPEG", keep_rgb=True)
     assert checked_header(encoded, 10**9).info["adobe_transform"] == 0
     return encoded
 
 
-def ycck(photo):
+def ycck(photo: Any) -> Any:
     """A JPEG in CMYK of which Adobe's marker says that the first three channels are transformed."""
     encoded = bytearray(encode(Image.fromarray(photo).convert("CMYK"), "JPEG"))
     encoded[encoded.index(b"Adobe") + 11] = 2
@@ -170,16 +171,16 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_nvjpeg_is_given(photo, case):
+def test_what_nvjpeg_is_given(photo: Any, case: Any) -> None:
     make_file, expected = CASES[case]
     assert suits_nvjpeg(checked_header(make_file(photo), 10**9)) is expected
 
 
 @pytest.fixture
-def with_nvjpeg(make):
+def with_nvjpeg(make: Any) -> Any:
     """DecodeTensor with a decoder in nvJPEG's place."""
 
-    def with_nvjpeg(nvjpeg, **params):
+    def with_nvjpeg(nvjpeg: Any, **params: Any) -> Any:
         backend = make(DecodeTensor, **params)
         backend.nvjpeg = nvjpeg
         return backend
@@ -189,7 +190,9 @@ def with_nvjpeg(make):
 
 @pytest.mark.parametrize("data_format", ["nchw", "nhwc"])
 @pytest.mark.parametrize("color", ["rgb", "bgr", "gray"])
-def test_its_answer_is_brought_into_order(with_nvjpeg, photo, color, data_format):
+def test_its_answer_is_brought_into_order(
+    with_nvjpeg: Any, photo: Any, color: Any, data_format: Any
+) -> None:
     backend = with_nvjpeg(
         lambda files: [torch.from_numpy(photo.transpose(2, 0, 1).copy()) for _ in files],
         color=color,
@@ -207,7 +210,9 @@ def test_its_answer_is_brought_into_order(with_nvjpeg, photo, color, data_format
     assert (item["color"], item["data_format"]) == (color, data_format)
 
 
-def test_a_batch_is_decoded_at_once_and_what_it_refuses_by_the_cpu(with_nvjpeg, photo):
+def test_a_batch_is_decoded_at_once_and_what_it_refuses_by_the_cpu(
+    with_nvjpeg: Any, photo: Any
+) -> None:
     asked = []
     jpeg, other, refused, png = (
         encode(photo, "JPEG"),
@@ -217,7 +222,7 @@ def test_a_batch_is_decoded_at_once_and_what_it_refuses_by_the_cpu(with_nvjpeg, 
     )
     planes = {jpeg: photo, other: photo[::-1]}
 
-    def decode(files):
+    def decode(files: Any) -> Any:
         asked.append(files)
         if refused in files:
             raise RuntimeError("nvjpegDecode failed: 5")
@@ -243,8 +248,8 @@ def test_a_batch_is_decoded_at_once_and_what_it_refuses_by_the_cpu(with_nvjpeg, 
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("full"), RuntimeError("CUDA error: an illegal memory access")]
 )
-def test_what_the_device_reports_is_no_refusal(error):
-    def fail(files):
+def test_what_the_device_reports_is_no_refusal(error: Any) -> None:
+    def fail(files: Any) -> None:
         raise error
 
     with pytest.raises(RuntimeError) as caught:
@@ -252,5 +257,5 @@ def test_what_the_device_reports_is_no_refusal(error):
     assert caught.value is error
 
 
-def test_no_nvjpeg_where_it_can_not_be():
+def test_no_nvjpeg_where_it_can_not_be() -> None:
     assert find_nvjpeg(torch.device("cuda", 99)) is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from penstock.backends.image.tensor_files import LoadTensor, SaveTensor
 torch = pytest.importorskip("torch")
 
 
-def save(make, directory, *values):
+def save(make: Any, directory: Any, *values: Any) -> None:
     backend = make(SaveTensor, Context(node="look", directory=directory), save_dir="seen")
     for value in values:
         item = {"data": value}
@@ -24,12 +26,12 @@ def save(make, directory, *values):
 
 
 @pytest.fixture
-def seen(tmp_path):
+def seen(tmp_path: Path) -> Any:
     (tmp_path / "seen").mkdir()
     return tmp_path / "seen"
 
 
-def test_there_and_back(make, run_tensor, seen, tmp_path):
+def test_there_and_back(make: Any, run_tensor: Any, seen: Any, tmp_path: Path) -> None:
     values = [
         torch.rand(1, 3, 4, 5),
         np.arange(3),
@@ -49,18 +51,18 @@ def test_there_and_back(make, run_tensor, seen, tmp_path):
             assert torch.equal(found, torch.as_tensor(value))
 
 
-def test_nothing_is_overwritten(make, seen, tmp_path):
+def test_nothing_is_overwritten(make: Any, seen: Any, tmp_path: Path) -> None:
     save(make, tmp_path, torch.ones(1))
     save(make, tmp_path, torch.ones(2))
     assert [len(torch.load(path)) for path in sorted(seen.iterdir())] == [1, 2]
 
 
-def test_a_part_is_saved_without_the_whole(make, seen, tmp_path):
+def test_a_part_is_saved_without_the_whole(make: Any, seen: Any, tmp_path: Path) -> None:
     save(make, tmp_path, torch.zeros(1000, 1000)[:1])
     assert next(seen.iterdir()).stat().st_size < 10_000
 
 
-def test_a_directory_that_is_none(make, seen, tmp_path):
+def test_a_directory_that_is_none(make: Any, seen: Any, tmp_path: Path) -> None:
     with pytest.raises(
         BackendError, match=r"SaveTensor: save_dir .* is no directory that exists: create it first"
     ):
@@ -71,13 +73,13 @@ def test_a_directory_that_is_none(make, seen, tmp_path):
         backend.forward([{"data": torch.ones(1)}])
 
 
-def test_what_is_no_tensor(make, seen, tmp_path):
+def test_what_is_no_tensor(make: Any, seen: Any, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="SaveTensor: expected a tensor or an array of numbers"):
         save(make, tmp_path, "text")
     assert not list(seen.iterdir())
 
 
-def test_each_item_has_a_copy(make, tmp_path):
+def test_each_item_has_a_copy(make: Any, tmp_path: Path) -> None:
     torch.save(torch.ones(6)[::2].requires_grad_(), tmp_path / "three.pt")
     backend = make(LoadTensor, Context(directory=tmp_path), tensor_name="three.pt")
     batch = [{"data": None}, {"data": None}]
@@ -87,11 +89,13 @@ def test_each_item_has_a_copy(make, tmp_path):
 
 
 class Evil:
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return print, ("code that ran",)
 
 
-def test_files_that_hold_no_tensor(make, tmp_path, capsys):
+def test_files_that_hold_no_tensor(
+    make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.save({"a": torch.ones(1)}, tmp_path / "dict.pt")
     torch.save([], tmp_path / "empty.pt")
     (tmp_path / "text.pt").write_text("text")
@@ -109,6 +113,6 @@ def test_files_that_hold_no_tensor(make, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("cls", [SaveTensor, LoadTensor])
-def test_wrong_parameters_are_a_load_error(cls):
+def test_wrong_parameters_are_a_load_error(cls) -> None:
     with pytest.raises(ValidationError):
         cls.parameters()

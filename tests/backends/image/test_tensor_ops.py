@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -17,7 +19,9 @@ TURN = cv2.getRotationMatrix2D((300.0, 200.0), 30, 0.8)
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (100, 900), (1, 1), (854, 1280)])
-def test_resizing_by_torch_is_opencvs(tensor, photo, height, width, device):
+def test_resizing_by_torch_is_opencvs(
+    tensor: Any, photo: Any, height: Any, width: Any, device: Any
+) -> None:
     result = tensor_ops.interpolated(tensor.to(device), height, width)
     assert result.dtype == torch.uint8 and result.device.type == device
     difference = np.abs(
@@ -33,7 +37,7 @@ def test_resizing_by_torch_is_opencvs(tensor, photo, height, width, device):
     assert np.allclose(floats, cv2.resize(photo.astype(np.float32), (width, height)), atol=0.01)
 
 
-def exact(photo, inverse, height, width, fill):
+def exact(photo: Any, inverse: Any, height: Any, width: Any, fill: Any) -> Any:
     """The definition, in double precision: bilinear between pixel centres at whole numbers, `fill` beyond the image."""
     y, x = np.mgrid[:height, :width].astype(float)
     at_x = inverse[0][0] * x + inverse[0][1] * y + inverse[0][2]
@@ -67,7 +71,9 @@ def exact(photo, inverse, height, width, fill):
         np.array([[-2.0, 0, 700], [0, 3, 5]]),
     ],
 )
-def test_warping_is_bilinear_between_centres(tensor, photo, inverse, how, device):
+def test_warping_is_bilinear_between_centres(
+    tensor: Any, photo: Any, inverse: Any, how: Any, device: Any
+) -> None:
     fill = [10.0, 200.0, 30.0]
     expected = exact(photo, inverse.tolist(), 300, 500, fill)
     result = (
@@ -83,7 +89,7 @@ def test_warping_is_bilinear_between_centres(tensor, photo, inverse, how, device
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_several_images_are_warped_alike(tensor, device):
+def test_several_images_are_warped_alike(tensor: Any, device: Any) -> None:
     both = torch.cat([tensor, tensor.flip(3)]).to(device)
     for how in (tensor_ops.warped, tensor_ops.sampled):
         result = how(both, TURN, 40, 50, [0.0] * 3)
@@ -97,20 +103,20 @@ def test_several_images_are_warped_alike(tensor, device):
 @pytest.mark.parametrize(
     "data", [np.arange(6, dtype=">i4"), np.arange(6)[::-1], np.arange(12)[::2], np.arange(12)[:6]]
 )
-def test_arrays_that_torch_can_not_share_are_copied(data):
+def test_arrays_that_torch_can_not_share_are_copied(data: Any) -> None:
     tensor = tensor_ops.tensor_of(data, "Test")
     assert tensor.tolist() == data.tolist()
     assert not np.shares_memory(tensor.numpy(), data)  # nor does it keep the whole of a view alive
 
 
-def test_an_array_is_shared_and_a_read_only_one_copied():
+def test_an_array_is_shared_and_a_read_only_one_copied() -> None:
     data = np.arange(6)
     assert tensor_ops.tensor_of(data, "Test").data_ptr() == data.ctypes.data
     data.flags.writeable = False
     assert tensor_ops.tensor_of(data, "Test").data_ptr() != data.ctypes.data
 
 
-def test_an_array_of_a_dtype_that_torch_lacks_is_an_input_that_does_not_fit():
+def test_an_array_of_a_dtype_that_torch_lacks_is_an_input_that_does_not_fit() -> None:
     with pytest.raises(
         InvalidInput,
         match="Any: expected a tensor or an array of numbers, got an array of float128",

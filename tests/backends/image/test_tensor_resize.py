@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -16,14 +18,16 @@ torch = pytest.importorskip("torch")
 SIZES = [(224, 224), (100, 900), (1, 1), (427, 640), (854, 1280)]
 
 
-def pixels(result):
+def pixels(result: Any) -> Any:
     """1×C×H×W as H×W×C."""
     return result[0].permute(1, 2, 0).numpy()
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_resized_as_opencv_does(run_tensor, tensor, photo, height, width, dtype):
+def test_resized_as_opencv_does(
+    run_tensor: Any, tensor: Any, photo: Any, height: Any, width: Any, dtype: Any
+) -> None:
     result = run_tensor(ResizeTensor, tensor.to(dtype), resize_h=height, resize_w=width)["result"]
     assert result.dtype == dtype and result.shape == (1, 3, height, width)
     expected = cv2.resize(
@@ -37,7 +41,7 @@ def test_resized_as_opencv_does(run_tensor, tensor, photo, height, width, dtype)
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_resized_as_torch_does(run_tensor, tensor, height, width):
+def test_resized_as_torch_does(run_tensor: Any, tensor: Any, height: Any, width: Any) -> None:
     result = run_tensor(ResizeTensor, tensor.float(), resize_h=height, resize_w=width)["result"]
     expected = torch.nn.functional.interpolate(
         tensor.float(), (height, width), mode="bilinear", align_corners=False, antialias=False
@@ -46,13 +50,13 @@ def test_resized_as_torch_does(run_tensor, tensor, height, width):
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float16, 0.1), (torch.bfloat16, 0.6)])
-def test_half_precision_is_kept(run_tensor, tensor, dtype, error):
+def test_half_precision_is_kept(run_tensor: Any, tensor: Any, dtype: Any, error: Any) -> None:
     result = run_tensor(ResizeTensor, tensor.to(dtype), resize_h=50, resize_w=60)["result"]
     expected = run_tensor(ResizeTensor, tensor.float(), resize_h=50, resize_w=60)["result"]
     assert result.dtype == dtype and (result.float() - expected).abs().max() <= error
 
 
-def test_half_pixel_centres(run_tensor):
+def test_half_pixel_centres(run_tensor: Any) -> None:
     ramp = torch.tensor([[[[0.0, 10, 20, 30]]]])
     assert run_tensor(ResizeTensor, ramp, resize_h=1, resize_w=2)["result"].ravel().tolist() == [
         5,
@@ -61,7 +65,7 @@ def test_half_pixel_centres(run_tensor):
 
 
 @pytest.mark.parametrize("channels", [1, 4, 128])
-def test_any_number_of_images_and_channels(run_tensor, channels):
+def test_any_number_of_images_and_channels(run_tensor: Any, channels: Any) -> None:
     images = torch.randint(0, 256, (3, channels, 20, 30), dtype=torch.uint8)
     result = run_tensor(ResizeTensor, images, resize_h=7, resize_w=9)["result"]
     assert result.shape == (3, channels, 7, 9)
@@ -70,7 +74,7 @@ def test_any_number_of_images_and_channels(run_tensor, channels):
             assert np.array_equal(found.numpy(), cv2.resize(plane.numpy(), (9, 7)))
 
 
-def test_the_layout_stays(run_tensor, photo):
+def test_the_layout_stays(run_tensor: Any, photo: Any) -> None:
     expected = cv2.resize(photo, (60, 50))
     keys = {"data_format": "nhwc"}
     item = run_tensor(
@@ -79,7 +83,7 @@ def test_the_layout_stays(run_tensor, photo):
     assert np.array_equal(item["result"][0].numpy(), expected) and item["data_format"] == "nhwc"
 
 
-def test_three_and_two_dimensions_are_an_image(run_tensor, photo):
+def test_three_and_two_dimensions_are_an_image(run_tensor: Any, photo: Any) -> None:
     expected = cv2.resize(photo, (60, 50))
     for data in (photo, torch.from_numpy(photo.copy())):
         result = run_tensor(ResizeTensor, data, resize_h=50, resize_w=60)["result"]
@@ -90,7 +94,7 @@ def test_three_and_two_dimensions_are_an_image(run_tensor, photo):
     assert grey.shape == (1, 1, 50, 60) and np.array_equal(grey[0, 0].numpy(), expected[:, :, 0])
 
 
-def test_a_tensor_that_wants_a_gradient(run_tensor, tensor):
+def test_a_tensor_that_wants_a_gradient(run_tensor: Any, tensor: Any) -> None:
     run_tensor(ResizeTensor, tensor.float().requires_grad_(), resize_h=5, resize_w=6)
 
 
@@ -119,19 +123,19 @@ def test_a_tensor_that_wants_a_gradient(run_tensor, tensor):
     ],
     ids=str,
 )
-def test_what_is_no_image(run_tensor, data, found):
+def test_what_is_no_image(run_tensor: Any, data: Any, found: Any) -> None:
     with pytest.raises(InvalidInput, match=f"ResizeTensor: .*{found}"):
         run_tensor(ResizeTensor, data, resize_h=2, resize_w=2)
 
 
-def test_a_layout_that_is_none(run_tensor, tensor):
+def test_a_layout_that_is_none(run_tensor: Any, tensor: Any) -> None:
     with pytest.raises(
         InvalidInput, match="the item's data_format is 'chw': expected nchw or nhwc"
     ):
         run_tensor(ResizeTensor, tensor, {"data_format": "chw"}, resize_h=2, resize_w=2)
 
 
-def test_neighbours_of_a_bad_item(make, tensor):
+def test_neighbours_of_a_bad_item(make: Any, tensor: Any) -> None:
     batch = [{"data": tensor}, {"data": b""}, {"data": tensor}]
     make(ResizeTensor, resize_h=2, resize_w=2).forward(batch)
     assert [sorted(item) for item in batch] == [
@@ -144,7 +148,7 @@ def test_neighbours_of_a_bad_item(make, tensor):
 @pytest.mark.parametrize(
     "params", [{}, {"resize_h": 0, "resize_w": 1}, {"resize_h": 1, "resize_w": 32768}]
 )
-def test_wrong_parameters_are_a_load_error(params):
+def test_wrong_parameters_are_a_load_error(params: Any) -> None:
     with pytest.raises(ValidationError):
         ResizeTensor.parameters(**params)
 
@@ -152,7 +156,7 @@ def test_wrong_parameters_are_a_load_error(params):
 # sizes of the item
 
 
-def test_the_items_size(run_tensor, tensor, photo):
+def test_the_items_size(run_tensor: Any, tensor: Any, photo: Any) -> None:
     result = run_tensor(DynamicResizeTensor, tensor, {"resize_h": 50, "resize_w": np.int64(60)})[
         "result"
     ]
@@ -160,7 +164,7 @@ def test_the_items_size(run_tensor, tensor, photo):
 
 
 @pytest.mark.parametrize("size", [0, -1, 32768, "5", 2.5, None])
-def test_sizes_that_are_none(run_tensor, tensor, size):
+def test_sizes_that_are_none(run_tensor: Any, tensor: Any, size: Any) -> None:
     with pytest.raises(
         InvalidInput,
         match=r"DynamicResizeTensor: resize_w is .*: expected a whole number from 1 to 32767",
@@ -168,7 +172,7 @@ def test_sizes_that_are_none(run_tensor, tensor, size):
         run_tensor(DynamicResizeTensor, tensor, {"resize_h": 5, "resize_w": size})
 
 
-def test_a_size_that_is_absent_or_too_large(run_tensor, tensor):
+def test_a_size_that_is_absent_or_too_large(run_tensor: Any, tensor: Any) -> None:
     with pytest.raises(InvalidInput, match="the item has no resize_h"):
         run_tensor(DynamicResizeTensor, tensor, {"resize_w": 5})
     with pytest.raises(TooLarge, match="6x5 pixels are asked for, more than the 29 allowed"):
@@ -180,7 +184,9 @@ def test_a_size_that_is_absent_or_too_large(run_tensor, tensor):
 
 @pytest.mark.parametrize("bounds", [(224, 224), (300, 100), (10, 500)])
 @pytest.mark.parametrize("pad_value", [0, "114.5", "1,2,300"])
-def test_fitted_and_padded_as_resizepadmat(run, run_tensor, tensor, photo, bounds, pad_value):
+def test_fitted_and_padded_as_resizepadmat(
+    run: Any, run_tensor: Any, tensor: Any, photo: Any, bounds: Any, pad_value: Any
+) -> None:
     params = {"max_h": bounds[0], "max_w": bounds[1], "pad_value": pad_value}
     expected, item = (
         run(ResizePadMat, photo, **params),
@@ -190,13 +196,13 @@ def test_fitted_and_padded_as_resizepadmat(run, run_tensor, tensor, photo, bound
     assert item["inverse_trans"] == expected["inverse_trans"]
 
 
-def test_floats_are_padded_with_floats(run_tensor, tensor):
+def test_floats_are_padded_with_floats(run_tensor: Any, tensor: Any) -> None:
     result = run_tensor(ResizePadTensor, tensor.float(), max_h=10, max_w=100, pad_value=-1.5)[
         "result"
     ]
     assert result[0, :, :, -1].unique().tolist() == [-1.5]
 
 
-def test_a_padding_that_does_not_fit(run_tensor, tensor):
+def test_a_padding_that_does_not_fit(run_tensor: Any, tensor: Any) -> None:
     with pytest.raises(InvalidInput, match=r"pad_value has 2 numbers, and the image 3 channel"):
         run_tensor(ResizePadTensor, tensor, max_h=10, max_w=100, pad_value="1,2")

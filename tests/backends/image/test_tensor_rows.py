@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,13 +29,13 @@ MODEL = Path(__file__).parents[3] / "examples" / "digits" / "digits.onnx"
     [torch.zeros(5, 2), np.zeros((5, 2)), [torch.zeros(5, 2), torch.zeros(1)]],
     ids=["tensor", "array", "list"],
 )
-def test_the_rows_are_the_request_size(make, data):
+def test_the_rows_are_the_request_size(make: Any, data: Any) -> None:
     item = {"data": data}
     make(SetTensorRequestSize).forward([item])
     assert item["request_size"] == 5 and item["result"] is data
 
 
-def test_an_engine_behind_it_takes_the_rows():
+def test_an_engine_behind_it_takes_the_rows() -> None:
     images = torch.arange(3 * 64, dtype=torch.float32).reshape(3, 1, 8, 8)
     with pipe(
         {"backend": "S[SetTensorRequestSize,OnnxTensor]", "model": str(MODEL), "max": 4}
@@ -45,7 +46,7 @@ def test_an_engine_behind_it_takes_the_rows():
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
-def test_together_and_apart(run_tensor, dtype):
+def test_together_and_apart(run_tensor: Any, dtype: Any) -> None:
     parts = [torch.arange(rows * 6).reshape(rows, 2, 3).to(dtype) for rows in (1, 3, 2)]
     item = run_tensor(CatTensor, parts)
     assert torch.equal(item["result"], torch.cat(parts)) and item["request_size"] == 6
@@ -58,7 +59,7 @@ def test_together_and_apart(run_tensor, dtype):
     ] == [4, 2]
 
 
-def test_one_tensor_stays(run_tensor):
+def test_one_tensor_stays(run_tensor: Any) -> None:
     item = run_tensor(CatTensor, torch.ones(4, 2)[1:])
     assert item["result"].shape == (3, 2) and item["request_size"] == 3
 
@@ -75,20 +76,20 @@ def test_one_tensor_stays(run_tensor):
     ],
     ids=str,
 )
-def test_what_does_not_fit_together(run_tensor, data):
+def test_what_does_not_fit_together(run_tensor: Any, data: Any) -> None:
     with pytest.raises(InvalidInput, match="CatTensor: expected"):
         run_tensor(CatTensor, data)
 
 
 @pytest.mark.parametrize("cls", [SetTensorRequestSize, SplitTensor])
 @pytest.mark.parametrize("data", [torch.tensor(1.0), torch.zeros(0, 3), b""])
-def test_no_rows(run_tensor, cls, data):
+def test_no_rows(run_tensor: Any, cls, data: Any) -> None:
     with pytest.raises(InvalidInput, match=f"{cls.__name__}: expected"):
         run_tensor(cls, data)
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 7), (2, 3, 7)])
-def test_the_best_of_each_row(run_tensor, shape):
+def test_the_best_of_each_row(run_tensor: Any, shape: Any) -> None:
     scores = torch.rand(shape)
     for data in (scores, scores.half(), scores.numpy()):
         result = run_tensor(ArgMaxTensor, data)["result"]
@@ -100,12 +101,12 @@ def test_the_best_of_each_row(run_tensor, shape):
 @pytest.mark.parametrize(
     "data", [torch.tensor(1.0), torch.zeros(3, 0), torch.zeros(2, dtype=torch.complex64), [1, 2]]
 )
-def test_no_scores(run_tensor, data):
+def test_no_scores(run_tensor: Any, data: Any) -> None:
     with pytest.raises(InvalidInput, match="ArgMaxTensor: expected"):
         run_tensor(ArgMaxTensor, data)
 
 
-def test_any_number_of_items(make):
+def test_any_number_of_items(make: Any) -> None:
     for cls in (SetTensorRequestSize, CatTensor, SplitTensor, ArgMaxTensor):
         backend = make(cls)
         assert backend.max == UNBOUNDED
@@ -116,6 +117,6 @@ def test_any_number_of_items(make):
         )
 
 
-def test_wrong_parameters_are_a_load_error():
+def test_wrong_parameters_are_a_load_error() -> None:
     with pytest.raises(ValidationError):
         SplitTensor.parameters(split_size=0)

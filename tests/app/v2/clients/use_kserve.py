@@ -11,6 +11,7 @@ import json
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -37,7 +38,7 @@ def given(name: str, datatype: str, array: np.ndarray, binary: bool = True) -> I
     return found
 
 
-def same(output, datatype: str, array: np.ndarray) -> bool:
+def same(output: Any, datatype: str, array: np.ndarray) -> bool:
     """The client makes `str` of BYTES that came in binary, as of those that came in JSON."""
     wanted = (
         [[str(each, "utf-8") for each in row] for row in array]

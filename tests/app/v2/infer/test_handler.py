@@ -7,6 +7,7 @@ import gzip
 import json
 import struct
 import zlib
+from typing import Any
 
 import httpx
 import ml_dtypes
@@ -38,7 +39,7 @@ DATATYPES = [
 ]
 
 
-def random_array(datatype, shape):
+def random_array(datatype: Any, shape: Any) -> Any:
     draw = np.random.default_rng(0)
     count = int(np.prod(shape))
     if datatype == "BOOL":
@@ -56,13 +57,13 @@ def random_array(datatype, shape):
     return draw.integers(bounds.min, bounds.max, shape, dtype=datatype.lower(), endpoint=True)
 
 
-def given(array, datatype, name="INPUT0", binary=True):
+def given(array: Any, datatype: Any, name: Any = "INPUT0", binary: Any = True) -> Any:
     found = InferInput(name, array.shape, datatype)
     found.set_data_from_numpy(array, binary_data=binary)
     return found
 
 
-def add_sub(client, rows=1, **more):
+def add_sub(client: Any, rows: Any = 1, **more: Any) -> Any:
     first = np.arange(16 * rows, dtype=np.int32).reshape(rows, 16)
     second = np.ones((rows, 16), np.int32)
     answer = client.infer(
@@ -73,7 +74,7 @@ def add_sub(client, rows=1, **more):
 
 @pytest.mark.parametrize("datatype", DATATYPES)
 @pytest.mark.parametrize("shape", [(1, 5), (3, 7), (1, 0)])
-def test_every_datatype_comes_back_as_it_went(client, datatype, shape):
+def test_every_datatype_comes_back_as_it_went(client: Any, datatype: Any, shape: Any) -> None:
     array = random_array(datatype, shape)
     for asked in (True, False):
         answer = client.infer(
@@ -91,7 +92,7 @@ def test_every_datatype_comes_back_as_it_went(client, datatype, shape):
 
 
 @pytest.mark.parametrize("datatype", [each for each in DATATYPES if each not in {"FP16", "BF16"}])
-def test_every_datatype_but_halves_comes_as_json(client, datatype):
+def test_every_datatype_but_halves_comes_as_json(client: Any, datatype: Any) -> None:
     array = random_array(datatype, (2, 3))
     sent = (
         given(
@@ -107,13 +108,13 @@ def test_every_datatype_but_halves_comes_as_json(client, datatype):
 
 
 @pytest.mark.parametrize("datatype", ["FP16", "BF16"])
-def test_halves_as_json_are_refused(served, datatype):
+def test_halves_as_json_are_refused(served: Any, datatype: Any) -> None:
     assert f"receiving {datatype} data via JSON is not supported" in served.refused(
         f"identity_{datatype}", served.one(datatype, [1, 1], [1.0])
     )
 
 
-def test_bf16_is_rounded_to_the_nearest(served, client):
+def test_bf16_is_rounded_to_the_nearest(served: Any, client: Any) -> None:
     halves = struct.pack("<4H", 0x3F80, 0x7FC0, 0xFF80, 0x0001)  # 1, NaN, -inf, the least subnormal
     answer = served.infer(
         "identity_BF16",
@@ -127,19 +128,19 @@ def test_bf16_is_rounded_to_the_nearest(served, client):
     np.testing.assert_array_equal(answer.as_numpy("Y"), numbers.astype(ml_dtypes.bfloat16))
 
 
-def test_nan_and_infinity_in_json_both_ways(served):
+def test_nan_and_infinity_in_json_both_ways(served: Any) -> None:
     text = b'{"inputs":[{"name":"INPUT0","shape":[1,4],"datatype":"FP32","data":[NaN,Infinity,-Infinity,1.5]}]}'
     answer = served.infer("identity_FP32", text)
     assert answer.status_code == 200 and '"data":[NaN,Infinity,-Infinity,1.5]' in answer.text
 
 
-def test_nested_lists_are_flat_ones(served):
+def test_nested_lists_are_flat_ones(served: Any) -> None:
     for data in ([[[1, 2, 3, 4]] * 3] * 2, [1, 2, 3, 4] * 6, [[1, 2], [3, 4]] * 6):
         answer = served.infer("volume", served.one("FP32", [2, 3, 1, 4], data, name="X"))
         assert answer.json()["outputs"][0]["data"] == [1.0, 2.0, 3.0, 4.0] * 6
 
 
-def test_mixed_inputs_and_outputs(client):
+def test_mixed_inputs_and_outputs(client: Any) -> None:
     first, second = np.arange(16, dtype=np.int32).reshape(1, 16), np.ones((1, 16), np.int32)
     for binary in (True, False):
         inputs = [
@@ -159,7 +160,7 @@ def test_mixed_inputs_and_outputs(client):
         np.testing.assert_array_equal(answer.as_numpy("OUTPUT1"), first - second)
 
 
-def test_outputs_that_nobody_names_all_come(client, served):
+def test_outputs_that_nobody_names_all_come(client: Any, served: Any) -> None:
     answer, total, difference = add_sub(client)
     np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), total)
     np.testing.assert_array_equal(answer.as_numpy("OUTPUT1"), difference)
@@ -179,7 +180,7 @@ def test_outputs_that_nobody_names_all_come(client, served):
     }
 
 
-def test_a_request_of_many_rows_is_one_item_and_requests_share_batches(client):
+def test_a_request_of_many_rows_is_one_item_and_requests_share_batches(client: Any) -> None:
     answer, total, _ = add_sub(client, rows=8)
     np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), total)
     with pytest.raises(
@@ -188,7 +189,7 @@ def test_a_request_of_many_rows_is_one_item_and_requests_share_batches(client):
         add_sub(client, rows=9)
 
 
-async def test_aio_clients_share_batches(served):
+async def test_aio_clients_share_batches(served: Any) -> None:
     async with tritonclient.http.aio.InferenceServerClient(served.address) as client:
         assert (
             await client.is_server_live()
@@ -205,21 +206,21 @@ async def test_aio_clients_share_batches(served):
         assert max(int(answer.as_numpy("rows")[0]) for answer in answers) > 1
 
 
-def test_an_engine_names_its_inputs_and_outputs(client):
+def test_an_engine_names_its_inputs_and_outputs(client: Any) -> None:
     array = np.array([[1, 2], [3, 4]], np.float32)
     answer = client.infer("matmul", [given(array, "FP32", "x")])
     np.testing.assert_array_equal(answer.as_numpy("y"), [[5], [11]])
     np.testing.assert_array_equal(answer.as_numpy("z"), array)
 
 
-def test_an_image_pipeline_takes_bytes(client, digit):
+def test_an_image_pipeline_takes_bytes(client: Any, digit: Any) -> None:
     answer = client.infer("digits", [given(np.array([digit], np.object_), "BYTES", "data")])
     assert answer.as_numpy("result").tolist() == [3]
     with pytest.raises(InferenceServerException, match=r"\[400\]"):
         client.infer("digits", [given(np.array([b"no image"], np.object_), "BYTES", "data")])
 
 
-def test_text_and_other_values(served):
+def test_text_and_other_values(served: Any) -> None:
     assert served.infer("text", served.one("BYTES", [1], ["grüße"], name="data")).json()[
         "outputs"
     ] == [{"name": "result", "datatype": "BYTES", "shape": [1], "data": ["GRÜSSE"]}]
@@ -236,7 +237,7 @@ def test_text_and_other_values(served):
     )
 
 
-def test_strings_of_a_tensor_are_text(served):
+def test_strings_of_a_tensor_are_text(served: Any) -> None:
     answer = served.infer("loud", served.one("BYTES", [2], ["grüße", ""], name="X"))
     assert answer.json()["outputs"] == [
         {"name": "Y", "datatype": "BYTES", "shape": [2], "data": ["grüße!", "!"]}
@@ -246,8 +247,8 @@ def test_strings_of_a_tensor_are_text(served):
     )
 
 
-def test_arrays_that_nobody_has_named_have_numbers(served):
-    def outputs(*names):
+def test_arrays_that_nobody_has_named_have_numbers(served: Any) -> None:
+    def outputs(*names: Any) -> Any:
         more = {"outputs": [{"name": name} for name in names]} if names else {}
         return [
             (each["name"], each["data"])
@@ -264,7 +265,7 @@ def test_arrays_that_nobody_has_named_have_numbers(served):
         )
 
 
-async def test_a_body_may_come_in_any_pieces():
+async def test_a_body_may_come_in_any_pieces() -> None:
     port = {"kind": "tensor", "dtype": "UINT8", "shape": [-1]}
     source = {
         "pipeline": {"name": "m", "inputs": {"X": port}, "outputs": {"Y": port}},
@@ -285,8 +286,8 @@ async def test_a_body_may_come_in_any_pieces():
     ).encode()
     body = text + bytes(range(9))
 
-    async def ask(*cuts):
-        async def pieces():
+    async def ask(*cuts: Any) -> None:
+        async def pieces() -> Any:
             for start, end in zip((0, *cuts), (*cuts, len(body)), strict=True):
                 yield body[start:end]
 
@@ -308,7 +309,9 @@ async def test_a_body_may_come_in_any_pieces():
 
 
 @pytest.mark.parametrize("padding", range(8))
-def test_tensors_reach_a_backend_in_the_memory_that_the_body_was_put_into(served, padding):
+def test_tensors_reach_a_backend_in_the_memory_that_the_body_was_put_into(
+    served: Any, padding: Any
+) -> None:
     sizes = {"A": ("FP64", 40), "B": ("FP32", 20)}
     document = {
         "inputs": [
@@ -335,7 +338,7 @@ def test_tensors_reach_a_backend_in_the_memory_that_the_body_was_put_into(served
 
 
 @pytest.mark.parametrize("datatype", ["FP16", "BF16", "FP32", "FP64"])
-def test_floats_that_are_no_numbers_come_as_json(client, datatype):
+def test_floats_that_are_no_numbers_come_as_json(client: Any, datatype: Any) -> None:
     dtype = ml_dtypes.bfloat16 if datatype == "BF16" else f"float{datatype[2:]}"
     array = np.array([[np.nan, 0.5, np.inf, -np.inf]], dtype)
     answer = client.infer(
@@ -346,7 +349,7 @@ def test_floats_that_are_no_numbers_come_as_json(client, datatype):
     np.testing.assert_array_equal(answer.as_numpy("OUTPUT0").astype(float), array.astype(float))
 
 
-def test_raw_requests_are_one_tensor(served):
+def test_raw_requests_are_one_tensor(served: Any) -> None:
     array = np.arange(24, dtype=np.float32).reshape(1, 3, 2, 4)
     answer = served.infer("volume", b"", array.tobytes(), length=0)
     size = int(answer.headers["inference-header-content-length"])
@@ -365,7 +368,7 @@ def test_raw_requests_are_one_tensor(served):
     )
 
 
-def test_parameters_reach_the_item(client, served):
+def test_parameters_reach_the_item(client: Any, served: Any) -> None:
     array = np.array([[1.0, 2.0]])
     answer = client.infer("scaled", [given(array, "FP64", "data")], parameters={"factor": 3})
     assert answer.as_numpy("result").tolist() == [[3.0, 6.0]]
@@ -387,7 +390,7 @@ def test_parameters_reach_the_item(client, served):
     )
 
 
-def test_parameters_are_no_multitude(served):
+def test_parameters_are_no_multitude(served: Any) -> None:
     assert (
         served.infer(
             "simple", served.simple(parameters={f"p{index}": 1 for index in range(1024)})
@@ -400,12 +403,12 @@ def test_parameters_are_no_multitude(served):
     assert said == "the request has 1025 parameters, at most 1024 are taken"
 
 
-def test_parameters_are_no_outputs(served):
+def test_parameters_are_no_outputs(served: Any) -> None:
     said = served.refused("simple", served.simple(parameters={"OUTPUT0": 5}))
     assert said == "parameter 'OUTPUT0' is reserved: it can't be set by a request"
 
 
-def test_priorities_of_pipelines_that_have_none_are_taken(client):
+def test_priorities_of_pipelines_that_have_none_are_taken(client: Any) -> None:
     array = np.ones((1, 2), np.float32)
     for name, priority in (("ranked", 1), ("ranked", 3), ("ranked", 9), ("identity_FP32", 5)):
         port = "X" if name == "ranked" else "INPUT0"
@@ -419,7 +422,7 @@ def test_priorities_of_pipelines_that_have_none_are_taken(client):
         )
 
 
-def test_classification(client, served):
+def test_classification(client: Any, served: Any) -> None:
     array = np.array([[0.5, np.nan, 0.25], [-1.0, 3.0, 3.0]], np.float32)
     answer = client.infer(
         "scores", [given(array, "FP32", "X")], outputs=[InferRequestedOutput("Y", class_count=2)]
@@ -445,7 +448,7 @@ def test_classification(client, served):
         )
 
 
-def test_what_is_ranked_is_bounded(served):
+def test_what_is_ranked_is_bounded(served: Any) -> None:
     wanted = {"outputs": [{"name": "Y", "parameters": {"classification": 1}}]}
     best = served.infer(
         "any",
@@ -462,14 +465,14 @@ def test_what_is_ranked_is_bounded(served):
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
-def test_compression_both_ways(client, algorithm):
+def test_compression_both_ways(client: Any, algorithm: Any) -> None:
     answer, total, _ = add_sub(
         client, request_compression_algorithm=algorithm, response_compression_algorithm=algorithm
     )
     np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), total)
 
 
-def test_answers_are_compressed_where_that_pays(served):
+def test_answers_are_compressed_where_that_pays(served: Any) -> None:
     numbers = served.one("INT32", [1, 5000], [7] * 5000)
     both = {"Accept-Encoding": "gzip, deflate, br"}
     assert (
@@ -510,7 +513,7 @@ def test_answers_are_compressed_where_that_pays(served):
     assert "content-encoding" not in answer.headers and answer.content.endswith(noise)
 
 
-def test_compressed_requests_are_bounded_and_whole(served):
+def test_compressed_requests_are_bounded_and_whole(served: Any) -> None:
     text = json.dumps(served.simple()).encode()
     for body, encoding, said in (
         (gzip.compress(bytes(2 << 20)), "gzip", "more than 1048576 bytes once it is decompressed"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ TENSOR = {"kind": "tensor", "dtype": "FP32", "shape": [-1, 2]}
 
 
 @pytest.fixture
-async def models():
+async def models() -> Any:
     repository = Repository([
         load({"pipeline": {"name": "one", "inputs": {"x": TENSOR}}, "n": {"backend": "Identity", "max": 8}}),
         load({"pipeline": {"name": "two", "inputs": {"x": TENSOR, "y": TENSOR}}, "n": {"backend": "Identity", "max": 8}}),
@@ -30,7 +31,7 @@ async def models():
     await repository.close(0)
 
 
-def document(*names, rows=1, datatype="FP32", size=8, **more):
+def document(*names: Any, rows: Any = 1, datatype: Any = "FP32", size: Any = 8, **more: Any) -> Any:
     port = {
         "shape": [rows, 2],
         "datatype": datatype,
@@ -39,7 +40,7 @@ def document(*names, rows=1, datatype="FP32", size=8, **more):
     return {"inputs": [{"name": name, **port} for name in names], **more}
 
 
-def parsed(model, found, blobs):
+def parsed(model: Any, found: Any, blobs: Any) -> Any:
     """The request as `parse` fills it; then remembered."""
     request = InferRequest()
     parse(request, found, blobs, model, SharedMemory())
@@ -47,7 +48,7 @@ def parsed(model, found, blobs):
     return request
 
 
-def recalled(model, found, blobs):
+def recalled(model: Any, found: Any, blobs: Any) -> Any:
     request = InferRequest()
     return (
         request
@@ -56,7 +57,7 @@ def recalled(model, found, blobs):
     )
 
 
-def same(one, other):
+def same(one: Any, other: Any) -> None:
     assert list(one.item) == list(other.item) or set(one.item) == set(other.item)
     for key, value in one.item.items():
         np.testing.assert_equal(other.item[key], value)
@@ -75,7 +76,9 @@ def same(one, other):
     ],
 )
 @pytest.mark.parametrize("rows", [1, 3])
-async def test_what_is_recalled_is_what_would_be_parsed(models, name, inputs, rows):
+async def test_what_is_recalled_is_what_would_be_parsed(
+    models: Any, name: Any, inputs: Any, rows: Any
+) -> None:
     model = models.get(name)
     found = document(
         *inputs,
@@ -91,7 +94,7 @@ async def test_what_is_recalled_is_what_would_be_parsed(models, name, inputs, ro
     same(parsed(model, found, blobs), again)
 
 
-async def test_one_request_does_not_see_another(models):
+async def test_one_request_does_not_see_another(models: Any) -> None:
     model, found = models.get("one"), document("x", parameters={"factor": 2})
     parsed(model, found, memoryview(bytearray(8)))
     one, other = (recalled(model, found, memoryview(bytearray(8))) for _ in range(2))
@@ -100,7 +103,7 @@ async def test_one_request_does_not_see_another(models):
     assert other.item["factor"] == 2 and (other.item["data"] == 0).all()
 
 
-async def test_what_is_not_all_in_the_json_is_not_kept(models):
+async def test_what_is_not_all_in_the_json_is_not_kept(models: Any) -> None:
     blobs = memoryview(bytearray(8))
     cases = [
         ("one", document("x", id="7"), blobs),
@@ -119,20 +122,20 @@ async def test_what_is_not_all_in_the_json_is_not_kept(models):
         assert recalled(models.get(name), found, sent) is None
 
 
-async def test_other_sizes_are_looked_at_anew(models):
+async def test_other_sizes_are_looked_at_anew(models: Any) -> None:
     model, found = models.get("one"), document("x")
     parsed(model, found, memoryview(bytearray(8)))
     assert recalled(model, found, memoryview(bytearray(9))) is None
 
 
-async def test_not_more_is_kept_than_is_of_use(models):
+async def test_not_more_is_kept_than_is_of_use(models: Any) -> None:
     model, blobs = models.get("one"), memoryview(bytearray(8))
     for number in range(3 * MOST):
         parsed(model, document("x", parameters={"number": number}), blobs)
     assert 0 < len(model.layouts) <= MOST
 
 
-def test_the_server_answers_from_each_requests_own_bytes(served):
+def test_the_server_answers_from_each_requests_own_bytes(served: Any) -> None:
     found = served.one("FP32", [2, 2], size=16) | {"parameters": {"binary_data_output": True}}
     for number in range(3):
         blob = np.full(4, number, np.float32).tobytes()

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import struct
+from typing import Any
 
 import pytest
 
 
 @pytest.fixture(autouse=True)
-def still_serves(served):
+def still_serves(served: Any) -> Any:
     yield
     assert served.infer("simple", served.simple()).status_code == 200
 
 
-def strings(*values):
+def strings(*values: Any) -> Any:
     return b"".join(struct.pack("<I", len(value)) + value for value in values)
 
 
-def chunked(path, *chunks):
+def chunked(path: Any, *chunks: Any) -> Any:
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n".encode()
     return head, *[b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks], b"0\r\n\r\n"
 
@@ -39,7 +40,7 @@ def chunked(path, *chunks):
         b'{"inputs":null}',
     ],
 )
-def test_what_is_no_request(served, document):
+def test_what_is_no_request(served: Any, document: Any) -> None:
     served.refused("simple", document)
 
 
@@ -80,7 +81,7 @@ def test_what_is_no_request(served, document):
         ({"parameters": 7}, "Unable to parse 'parameters'"),
     ],
 )  # fmt: skip
-def test_an_input_that_is_wrong(served, change, said):
+def test_an_input_that_is_wrong(served: Any, change: Any, said: Any) -> None:
     document = served.simple()
     first, second = document["inputs"]
     order = [second, first | change] if change.get("name") == "INPUT1" else [first | change, second]
@@ -111,11 +112,11 @@ def test_an_input_that_is_wrong(served, change, said):
         ({"outputs": [{"name": "OUTPUT0", "parameters": {"binary_data": True, "shared_memory_region": "r"}}]}, "with 'binary_data'"),
     ],
 )  # fmt: skip
-def test_what_is_asked_is_wrong(served, more, said):
+def test_what_is_asked_is_wrong(served: Any, more: Any, said: Any) -> None:
     assert said in served.refused("simple", served.simple(**more))
 
 
-def test_unknown_regions_of_shared_memory(served):
+def test_unknown_regions_of_shared_memory(served: Any) -> None:
     part = {"shared_memory_region": "r", "shared_memory_byte_size": 64}
     document = served.simple()
     document["inputs"][0] = {
@@ -131,7 +132,7 @@ def test_unknown_regions_of_shared_memory(served):
         }
 
 
-def test_missing_inputs_are_named(served):
+def test_missing_inputs_are_named(served: Any) -> None:
     document = served.simple()
     assert served.refused("simple", {"inputs": document["inputs"][:1]}) == (
         "expected 2 inputs but got 1 inputs for model 'simple'. Got input(s) ['INPUT0'], but missing required input(s) ['INPUT1']. "
@@ -139,8 +140,8 @@ def test_missing_inputs_are_named(served):
     )
 
 
-def test_shapes_of_models_without_a_batch(served):
-    def said(shape):
+def test_shapes_of_models_without_a_batch(served: Any) -> None:
+    def said(shape: Any) -> Any:
         return served.refused("scaled", served.one("FP64", shape, [1.0] * 4, name="data"))
 
     assert (
@@ -160,7 +161,7 @@ def test_shapes_of_models_without_a_batch(served):
         ][0]["data"] == ["X"]
 
 
-def test_raw_requests_to_models_that_can_not_take_them(served):
+def test_raw_requests_to_models_that_can_not_take_them(served: Any) -> None:
     assert served.refused("any", b"", bytes(4), length=0) == (
         "raw input needs datatype and shape of input 'X', which model 'any' does not declare"
     )
@@ -168,7 +169,7 @@ def test_raw_requests_to_models_that_can_not_take_them(served):
     assert "has [-1, -1]" in served.refused("planes", b"", bytes(4), length=0)
 
 
-def test_a_model_without_inputs_has_nothing_to_run(served):
+def test_a_model_without_inputs_has_nothing_to_run(served: Any) -> None:
     for _ in range(2):
         assert (
             served.refused("none", {"inputs": []})
@@ -180,7 +181,7 @@ def test_a_model_without_inputs_has_nothing_to_run(served):
     assert "model 'none' has 0" in served.refused("none", b"", b"1234", length=0)
 
 
-def test_unknown_models_and_versions(served):
+def test_unknown_models_and_versions(served: Any) -> None:
     for name, said in (
         ("nope", "Request for unknown model: 'nope' is not found"),
         ("simple/versions/99", "Request for unknown model: 'simple' version 99 is not found"),
@@ -209,7 +210,7 @@ def test_unknown_models_and_versions(served):
         ("64", bytes(64), "must be a non-negative integer"),
     ],
 )
-def test_binary_sizes_that_lie(served, size, sent, said):
+def test_binary_sizes_that_lie(served: Any, size: Any, sent: Any, said: Any) -> None:
     assert said in served.refused("identity_FP32", served.one("FP32", [1, 16], size=size), sent)
 
 
@@ -229,13 +230,13 @@ def test_binary_sizes_that_lie(served, size, sent, said):
         "²",
     ],
 )
-def test_header_lengths_that_lie(served, length):
+def test_header_lengths_that_lie(served: Any, length: Any) -> None:
     assert "inference header size should be in range (0, " in served.refused(
         "simple", served.simple(), b"", length=length.encode()
     )
 
 
-def test_a_header_length_that_cuts_the_json(served):
+def test_a_header_length_that_cuts_the_json(served: Any) -> None:
     served.refused("simple", served.simple(), length=10)
 
 
@@ -243,7 +244,7 @@ def test_a_header_length_that_cuts_the_json(served):
     "shape", [[2**32, 2**32], [1, 2**62], [2**64 - 1, 2], [1, 2**63, 2, 0], [1] * 100]
 )
 @pytest.mark.parametrize("datatype", ["FP32", "BYTES", "BOOL"])
-def test_shapes_that_overflow(served, shape, datatype):
+def test_shapes_that_overflow(served: Any, shape: Any, datatype: Any) -> None:
     for document, blobs in (
         (served.one(datatype, shape, size=4, name="X"), [bytes(4)]),
         (served.one(datatype, shape, [0], name="X"), []),
@@ -251,7 +252,7 @@ def test_shapes_that_overflow(served, shape, datatype):
         served.refused("any", document, *blobs)
 
 
-def test_texts_of_overflows(served):
+def test_texts_of_overflows(served: Any) -> None:
     assert (
         "causes total element count to exceed maximum size of 18446744073709551615"
         in served.refused("any", served.one("UINT8", [2**32, 2**32], [], name="X"))
@@ -262,7 +263,7 @@ def test_texts_of_overflows(served):
 
 
 @pytest.mark.parametrize("name", ["text", "any", "volume"])
-def test_shapes_of_many_dimensions(served, name):
+def test_shapes_of_many_dimensions(served: Any, name: Any) -> None:
     said = served.refused(
         name,
         served.one("BYTES", [2**64 - 1] * 100_000, ["x"], name="data" if name == "text" else "X"),
@@ -271,7 +272,7 @@ def test_shapes_of_many_dimensions(served, name):
     assert len(said) < 1000
 
 
-def test_no_elements_in_a_shape_that_no_array_has(served):
+def test_no_elements_in_a_shape_that_no_array_has(served: Any) -> None:
     served.refused("any", served.one("FP32", [0, 2**62, 2**62], [], name="X"))
     assert served.infer("any", served.one("FP32", [0, 7], [], name="X")).json()["outputs"][0][
         "shape"
@@ -290,12 +291,12 @@ def test_no_elements_in_a_shape_that_no_array_has(served):
         strings(b"aaaa") + b"\x01\x00",
     ],
 )
-def test_strings_whose_lengths_lie(served, blob):
+def test_strings_whose_lengths_lie(served: Any, blob: Any) -> None:
     said = served.refused("identity_BYTES", served.one("BYTES", [1, 2], size=len(blob)), blob)
     assert said == "unexpected number of string elements for inference input 'INPUT0', expecting 2"
 
 
-def test_numbers_beyond_their_datatype(served):
+def test_numbers_beyond_their_datatype(served: Any) -> None:
     for datatype, low, high in (
         ("UINT8", 0, 255),
         ("INT8", -128, 127),
@@ -317,13 +318,15 @@ def test_numbers_beyond_their_datatype(served):
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "1" + "0" * 400, "1" + "0" * 5000])
 @pytest.mark.parametrize("beside", ["0", "NaN"])
-def test_numbers_that_no_double_holds_are_no_infinities(served, number, beside):
+def test_numbers_that_no_double_holds_are_no_infinities(
+    served: Any, number: Any, beside: Any
+) -> None:
     text = json.dumps(served.one("FP32", [1, 2], [])).replace("[]", f"[{beside}, {number}]")
     said = served.refused("identity_FP32", text.encode())
     assert "failed to parse the request JSON buffer" in said or "beyond the range of FP32" in said
 
 
-def test_bytes_that_are_no_text_do_not_go_into_json(served):
+def test_bytes_that_are_no_text_do_not_go_into_json(served: Any) -> None:
     blob = strings(b"\xff")
     assert "ask for binary data" in served.refused(
         "identity_BYTES", served.one("BYTES", [1, 1], size=len(blob)), blob
@@ -331,7 +334,7 @@ def test_bytes_that_are_no_text_do_not_go_into_json(served):
 
 
 @pytest.mark.parametrize("more", [{}, {"other": float("nan")}])
-def test_lone_surrogates_are_no_text(served, more):
+def test_lone_surrogates_are_no_text(served: Any, more: Any) -> None:
     for document in (
         served.simple(id="\ud800", **more),
         served.simple(parameters={"\udfff": "x"}, **more),
@@ -344,13 +347,13 @@ def test_lone_surrogates_are_no_text(served, more):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig", "latin-1"])
-def test_json_is_utf8(served, encoding):
+def test_json_is_utf8(served: Any, encoding: Any) -> None:
     for more in ({}, {"other": float("nan")}):
         text = json.dumps(served.simple(id="é", **more), ensure_ascii=False).encode(encoding)
         assert "failed to parse the request JSON buffer" in served.refused("simple", text)
 
 
-def test_what_an_error_quotes_is_cut(served):
+def test_what_an_error_quotes_is_cut(served: Any) -> None:
     for document in (
         served.one("FP32", [1], [1], name="n" * 100_000),
         {"inputs": [{"name": "n"}] * 10_000},
@@ -359,8 +362,8 @@ def test_what_an_error_quotes_is_cut(served):
 
 
 @pytest.mark.parametrize("brackets", ["[]", "{}"])
-def test_depth_of_json(served, brackets):
-    def nested(levels):  # with those of the request around it
+def test_depth_of_json(served: Any, brackets: Any) -> None:
+    def nested(levels: Any) -> Any:  # with those of the request around it
         inside = (
             "[" * levels + "]" * levels
             if brackets == "[]"
@@ -383,7 +386,7 @@ def test_depth_of_json(served, brackets):
     assert served.infer("simple", with_brackets).json()["id"] == with_brackets["id"]
 
 
-def test_depth_of_an_input_that_is_json(served):
+def test_depth_of_an_input_that_is_json(served: Any) -> None:
     assert (
         served.infer(
             "json", served.one("BYTES", [1], ["[" * 100 + "]" * 100], name="data")
@@ -396,7 +399,7 @@ def test_depth_of_an_input_that_is_json(served):
         )
 
 
-def test_depth_counts_beside_nan(served):
+def test_depth_counts_beside_nan(served: Any) -> None:
     text = b'{"more": NaN, "deep": ' + b"[" * 250_000 + b"]" * 250_000 + b"}"
     assert (
         served.refused("simple", text) == "JSON nesting depth exceeds maximum allowed limit (100)"
@@ -408,11 +411,11 @@ def test_depth_counts_beside_nan(served):
     "text",
     [b'"' + rb"\"" * 200_000, b'"' + rb"\"" * 200_000 + b"\\", b'"\\' * 200_000, b'"' * 399_999],
 )
-def test_strings_that_do_not_end_are_read_once(served, text):
+def test_strings_that_do_not_end_are_read_once(served: Any, text: Any) -> None:
     served.refused("simple", b"[" * 101 + text)
 
 
-def test_chunks_are_counted(served):
+def test_chunks_are_counted(served: Any) -> None:
     text = json.dumps(served.simple()).encode()
     pieces = [text[index : index + 1] for index in range(len(text))]
     assert len(pieces) < 1000
@@ -425,7 +428,7 @@ def test_chunks_are_counted(served):
     assert found == b"" or found.startswith(b"HTTP/1.1 400")
 
 
-def test_trailers_are_no_headers(served):
+def test_trailers_are_no_headers(served: Any) -> None:
     text = json.dumps(served.simple()).encode()
     head, chunk, _ = chunked("/v2/models/simple/infer", text)
     found = served.raw(
@@ -434,7 +437,7 @@ def test_trailers_are_no_headers(served):
     assert found.startswith(b"HTTP/1.1 200") and b"trailer" not in found
 
 
-def test_bodies_are_bounded(served):
+def test_bodies_are_bounded(served: Any) -> None:
     found = served.raw(
         b"POST /v2/models/simple/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n"
     )
@@ -447,7 +450,7 @@ def test_bodies_are_bounded(served):
     assert found == b"" or (found.startswith(b"HTTP/1.1 400") and b"(max_body)" in found)
 
 
-def test_a_client_that_leaves_midway(served):
+def test_a_client_that_leaves_midway(served: Any) -> None:
     served.raw(
         b"POST /v2/models/simple/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{",
         leave=True,

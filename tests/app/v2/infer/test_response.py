@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -34,12 +36,14 @@ RANKED = Wanted("Y", binary=True, classes=1)
         (None, 1.5, JSON, False),
     ],
 )
-def test_what_is_converted_takes_long_and_what_is_copied_does_not(datatype, value, wanted, long):
+def test_what_is_converted_takes_long_and_what_is_copied_does_not(
+    datatype: Any, value: Any, wanted: Any, long: Any
+) -> None:
     tensor = Tensor("Y", None if datatype is None else DATATYPES[datatype], None)
     assert takes_long([(tensor, value, wanted)]) == long
 
 
-def test_outputs_take_long_together():
+def test_outputs_take_long_together() -> None:
     tensor = Tensor("Y", DATATYPES["FP32"], None)
     half = (tensor, np.empty(MANY // 2 + 1, np.float32), JSON)
     assert takes_long([half, half]) and not takes_long([half, (*half[:2], BINARY)])

@@ -9,6 +9,7 @@ import socket
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from penstock.pipelines.config.load import load
 
 
 class Gate:
-    def __init__(self):
+    def __init__(self) -> None:
         self.seen = []
         self.inside = threading.Event()
         self.open = threading.Event()
@@ -40,7 +41,7 @@ class InferGate(Backend):
 
     max = 1
 
-    def forward(self, batch):
+    def forward(self, batch: Any) -> None:
         for item in batch:
             GATE.seen.append(item["data"])
             if item["data"] == "wait":
@@ -55,14 +56,14 @@ class InferGate(Backend):
 
 
 @pytest.fixture(autouse=True)
-def gate():
+def gate() -> Any:
     GATE.__init__()
     yield GATE
     GATE.open.set()
 
 
 @pytest.fixture
-def http(running):
+def http(running: Any) -> Any:
     """A server without a past, one request of which is inside and waits."""
     config = load({
         "pipeline": {"name": "gate", "inputs": {"data": {"kind": "text"}}, "max_requests": 3},
@@ -79,14 +80,14 @@ def http(running):
         assert waiting.result().status_code == 200
 
 
-def request(text, **parameters):
+def request(text: Any, **parameters: Any) -> Any:
     return {
         "inputs": [{"name": "data", "shape": [1], "datatype": "BYTES", "data": [text]}],
         "parameters": parameters,
     }
 
 
-def test_a_timeout_is_in_microseconds(http):
+def test_a_timeout_is_in_microseconds(http: Any) -> None:
     with tritonclient.http.InferenceServerClient(str(http.base_url)[7:].rstrip("/")) as client:
         port = InferInput("data", [1], "BYTES")
         port.set_data_from_numpy(np.array([b"late"], np.object_))
@@ -95,7 +96,7 @@ def test_a_timeout_is_in_microseconds(http):
     assert GATE.seen == ["wait"]
 
 
-def test_too_many_requests(http):
+def test_too_many_requests(http: Any) -> None:
     with ThreadPoolExecutor() as pool:
         others = [
             pool.submit(http.post, "/v2/models/gate/infer", json=request("late", timeout=500_000))
@@ -112,7 +113,7 @@ def test_too_many_requests(http):
     )
 
 
-def test_a_client_that_leaves_is_not_served(http):
+def test_a_client_that_leaves_is_not_served(http: Any) -> None:
     body = b'{"inputs":[{"name":"data","shape":[1],"datatype":"BYTES","data":["left"]}]}'
     head = b"POST /v2/models/gate/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(
         body
@@ -129,7 +130,7 @@ def test_a_client_that_leaves_is_not_served(http):
     assert GATE.seen == ["wait", "after"]
 
 
-def test_a_body_comes_in_time(http):
+def test_a_body_comes_in_time(http: Any) -> None:
     with socket.create_connection((http.base_url.host, http.base_url.port), 10) as connection:
         connection.sendall(
             b"POST /v2/models/gate/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
@@ -142,7 +143,7 @@ def test_a_body_comes_in_time(http):
     assert b"connection: close" in answer
 
 
-def test_what_a_backend_raises_is_not_told(http):
+def test_what_a_backend_raises_is_not_told(http: Any) -> None:
     GATE.open.set()
     for text, said in (
         ("fail", "node 'node': backend InferGate raised ValueError"),
@@ -153,7 +154,7 @@ def test_what_a_backend_raises_is_not_told(http):
         assert answer.json()["error"].partition(";")[0] == said
 
 
-async def upload_slowly(document):
+async def upload_slowly(document: Any) -> Any:
     """Statuses and bodies of the answers to a client that takes a tenth of a second for its body, and leaves once it is being served."""
     config = load(
         {
@@ -166,14 +167,14 @@ async def upload_slowly(document):
     messages = [{"body": body[:10], "more_body": True}, {"body": body[10:], "more_body": False}]
     answers = []
 
-    async def receive():
+    async def receive() -> Any:
         if not messages:
             await asyncio.to_thread(GATE.inside.wait, 10)
             return {"type": "http.disconnect"}
         await asyncio.sleep(0.05)  # it is slow: nothing is waited for
         return {"type": "http.request", **messages.pop(0)}
 
-    async def send(message):
+    async def send(message: str) -> None:
         answers.append(message)
 
     async with lifespan(app):
@@ -190,11 +191,11 @@ async def upload_slowly(document):
     return answers[0]["status"], answers[1]["body"]
 
 
-async def test_once_a_slow_body_is_there_its_clock_stops_and_the_departure_counts():
+async def test_once_a_slow_body_is_there_its_clock_stops_and_the_departure_counts() -> None:
     assert await upload_slowly(request("wait")) == (499, b"")
 
 
-async def test_a_timeout_counts_from_the_first_byte():
+async def test_a_timeout_counts_from_the_first_byte() -> None:
     status, body = await upload_slowly(request("late", timeout=90_000))
     assert (status, json.loads(body)) == (
         503,
@@ -203,7 +204,7 @@ async def test_a_timeout_counts_from_the_first_byte():
     assert GATE.seen == []
 
 
-async def test_many_strings_are_read_beside_the_loop():
+async def test_many_strings_are_read_beside_the_loop() -> None:
     """It goes round while a helper thread is at it; with the strings on the loop itself it would stand still."""
     config = load(
         {
@@ -223,10 +224,10 @@ async def test_many_strings_are_read_beside_the_loop():
     ).encode()  # refused once the first has been read
     answers = []
 
-    async def receive():
+    async def receive() -> Any:
         return {"type": "http.request", "body": text + bytes(1_600_000), "more_body": False}
 
-    async def send(message):
+    async def send(message: str) -> None:
         answers.append(message)
 
     async with lifespan(app):
@@ -248,7 +249,7 @@ async def test_many_strings_are_read_beside_the_loop():
 
 
 @pytest.mark.parametrize(("size", "beside"), [(1 << 18, True), (9, False)])
-async def test_a_large_raw_body_is_read_beside_the_loop(size, beside):
+async def test_a_large_raw_body_is_read_beside_the_loop(size: Any, beside: Any) -> None:
     app = create_app(
         load(
             {
@@ -259,10 +260,10 @@ async def test_a_large_raw_body_is_read_beside_the_loop(size, beside):
     )
     answers = []
 
-    async def receive():
+    async def receive() -> Any:
         return {"type": "http.request", "body": bytes(size), "more_body": False}
 
-    async def send(message):
+    async def send(message: str) -> None:
         answers.append(message)
 
     async with lifespan(app):
@@ -285,8 +286,8 @@ async def test_a_large_raw_body_is_read_beside_the_loop(size, beside):
     assert any(each.name.startswith("raw-helper") for each in threading.enumerate()) == beside
 
 
-async def test_a_model_that_is_replaced_during_an_upload_is_read_as_the_new_one():
-    def numbers(datatype, name):
+async def test_a_model_that_is_replaced_during_an_upload_is_read_as_the_new_one() -> None:
+    def numbers(datatype: Any, name: Any) -> Any:
         ports = {
             "inputs": {"X": {"kind": "tensor", "dtype": datatype}},
             "outputs": {name: {"kind": "tensor"}},
@@ -300,7 +301,7 @@ async def test_a_model_that_is_replaced_during_an_upload_is_read_as_the_new_one(
     messages = [{"body": body[:10], "more_body": True}, {"body": body[10:], "more_body": False}]
     answers = []
 
-    async def receive():
+    async def receive() -> Any:
         if not messages:
             return await asyncio.Event().wait()
         if len(messages) == 1:
@@ -310,7 +311,7 @@ async def test_a_model_that_is_replaced_during_an_upload_is_read_as_the_new_one(
                 await asyncio.sleep(0)
         return {"type": "http.request", **messages.pop(0)}
 
-    async def send(message):
+    async def send(message: str) -> None:
         answers.append(message)
 
     async with lifespan(app):
@@ -330,17 +331,17 @@ async def test_a_model_that_is_replaced_during_an_upload_is_read_as_the_new_one(
 class Lazy:
     """An answer that notes which thread makes an array of it."""
 
-    def __init__(self, size):
+    def __init__(self, size: Any) -> None:
         self.shape = (size,)
 
-    def __array__(self, dtype=None, copy=None):
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
         GATE.seen.append(threading.current_thread())
         return np.zeros(self.shape, np.float32)
 
 
 @register_backend("InferLazy")
 class InferLazy(Backend):
-    def forward(self, batch):
+    def forward(self, batch: Any) -> None:
         for item in batch:
             item["result"] = Lazy(item["data"])
 
@@ -349,7 +350,7 @@ class InferLazy(Backend):
     ("size", "asked", "beside"),
     [(1 << 18, {}, True), (1 << 18, {"binary_data": True}, False), (9, {}, False)],
 )
-async def test_many_numbers_are_written_beside_the_loop(size, asked, beside):
+async def test_many_numbers_are_written_beside_the_loop(size: Any, asked: Any, beside: Any) -> None:
     ports = {
         "inputs": {"data": {"kind": "integer"}},
         "outputs": {"Y": {"kind": "tensor", "dtype": "FP32"}},
@@ -364,10 +365,10 @@ async def test_many_numbers_are_written_beside_the_loop(size, asked, beside):
     messages = [{"type": "http.request", "body": json.dumps(document).encode(), "more_body": False}]
     answers = []
 
-    async def receive():
+    async def receive() -> Any:
         return messages.pop() if messages else await asyncio.Event().wait()
 
-    async def send(message):
+    async def send(message: str) -> None:
         answers.append(message)
 
     async with lifespan(app):
@@ -387,14 +388,14 @@ async def test_many_numbers_are_written_beside_the_loop(size, asked, beside):
 class InferKeeper(Backend):
     """Notes its array, weakly, and waits for the gate."""
 
-    def forward(self, batch):
+    def forward(self, batch: Any) -> None:
         for item in batch:
             GATE.seen.append(weakref.ref(item["data"]))
             assert GATE.open.wait(30)
             item["result"] = 1
 
 
-async def test_a_slow_request_is_no_cycle_that_keeps_its_tensors():
+async def test_a_slow_request_is_no_cycle_that_keeps_its_tensors() -> None:
     config = load(
         {
             "pipeline": {"name": "kept", "inputs": {"x": {"kind": "tensor"}}},
@@ -408,13 +409,13 @@ async def test_a_slow_request_is_no_cycle_that_keeps_its_tensors():
     messages = [{"type": "http.request", "body": body, "more_body": False}]
     listening = asyncio.Event()
 
-    async def receive():
+    async def receive() -> Any:
         if messages:
             return messages.pop()
         listening.set()
         return await asyncio.Event().wait()
 
-    async def send(message):
+    async def send(message: str) -> None:
         pass
 
     async with lifespan(app):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import pytest
 import tritonclient.http.aio
@@ -17,7 +19,7 @@ from penstock.pipelines.config.load import load
 from penstock.pipelines.repository import Repository
 
 
-def port(name, datatype, shape):
+def port(name: Any, datatype: Any, shape: Any) -> Any:
     return {"name": name, "datatype": datatype, "shape": shape}
 
 
@@ -47,7 +49,7 @@ def port(name, datatype, shape):
         ("any", [port("X", "BYTES", [-1])], [port("Y", "BYTES", [-1])]),  # nothing is known of them
     ],
 )
-def test_metadata(client, name, inputs, outputs):
+def test_metadata(client: Any, name: Any, inputs: Any, outputs: Any) -> None:
     expected = {
         "name": name,
         "versions": ["1"],
@@ -58,13 +60,13 @@ def test_metadata(client, name, inputs, outputs):
     assert client.get_model_metadata(name) == client.get_model_metadata(name, "1") == expected
 
 
-def test_an_image_pipeline_takes_one_image(client):
+def test_an_image_pipeline_takes_one_image(client: Any) -> None:
     found = client.get_model_metadata("digits")
     assert found["inputs"] == [port("data", "BYTES", [1])]
     assert client.get_model_config("digits")["max_batch_size"] == 0
 
 
-def test_configuration(client):
+def test_configuration(client: Any) -> None:
     found = client.get_model_config("ranked", "1")
     assert found["max_batch_size"] == 2
     assert [(each["name"], each["data_type"], each["dims"]) for each in found["input"]] == [
@@ -86,7 +88,7 @@ def test_configuration(client):
 @pytest.mark.parametrize(
     ("timeout", "requests", "told"), [(2.5, 7, (2_500_000, 7)), ("inf", 2**40, (0, 0))]
 )
-async def test_policy_of_the_queue(timeout, requests, told):
+async def test_policy_of_the_queue(timeout: Any, requests: Any, told: Any) -> None:
     """Priorities are told without a batch, too."""
     pipeline = {"name": "policy", "timeout": timeout, "max_requests": requests}
     repository = Repository(
@@ -113,7 +115,7 @@ async def test_policy_of_the_queue(timeout, requests, told):
     )
 
 
-def test_what_is_not_known_of_a_batch_has_its_dimension(described):
+def test_what_is_not_known_of_a_batch_has_its_dimension(described: Any) -> None:
     """The shape of a row is what stands behind -1, in metadata and configuration."""
     assert described.metadata("unknown")["outputs"] == [
         port("Y", "FP32", [-1, -1]),
@@ -131,11 +133,11 @@ def test_what_is_not_known_of_a_batch_has_its_dimension(described):
     ]  # without a batch
 
 
-def test_labels_are_told_by_the_name_of_their_file(described):
+def test_labels_are_told_by_the_name_of_their_file(described: Any) -> None:
     assert [each["label_filename"] for each in described.config("open")["output"]] == ["labels.txt"]
 
 
-def test_where_instances_run(described):
+def test_where_instances_run(described: Any) -> None:
     """What the backends took, not what the file asks for: it may ask for nothing."""
     found = described.config("placed")["instance_group"]
     assert [(each["name"], each["kind"], each["gpus"], each["count"]) for each in found] == [
@@ -143,7 +145,7 @@ def test_where_instances_run(described):
     ]  # fmt: skip
 
 
-def test_fields_that_nobody_set_are_there(described):
+def test_fields_that_nobody_set_are_there(described: Any) -> None:
     found = described.config("open")
     assert found["optimization"] == {
         "priority": "PRIORITY_DEFAULT",
@@ -166,28 +168,28 @@ def test_fields_that_nobody_set_are_there(described):
 class OnGpus(Backend):
     """Says that its instances are on two GPUs, in turn."""
 
-    def init(self, params, context):
+    def init(self, params: Any, context: Any) -> None:
         self.device = f"cuda:{context.instance % 2}"
 
-    def forward(self, batch):
+    def forward(self, batch: Any) -> None:
         raise AssertionError
 
 
 class Described:
     """What a server says of its models."""
 
-    def __init__(self, http):
+    def __init__(self, http: Any) -> None:
         self.http = http
 
-    def metadata(self, name):
+    def metadata(self, name: Any) -> Any:
         return self.http.get(f"/v2/models/{name}").raise_for_status().json()
 
-    def config(self, name):
+    def config(self, name: Any) -> Any:
         return self.http.get(f"/v2/models/{name}/config").raise_for_status().json()
 
 
 @pytest.fixture(scope="module")
-def described(running, tmp_path_factory):
+def described(running: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     labels = tmp_path_factory.mktemp("labels") / "labels.txt"
     labels.write_text("zero\none\n")
     tensor = {"kind": "tensor", "dtype": "FP32"}
@@ -222,7 +224,7 @@ def described(running, tmp_path_factory):
         yield Described(http)
 
 
-async def test_a_model_that_loads_is_not_ready():
+async def test_a_model_that_loads_is_not_ready() -> None:
     app = create_app({"pipeline": {"name": "late"}, "node": {"backend": "Identity"}})
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://host") as client:
@@ -234,13 +236,13 @@ async def test_a_model_that_loads_is_not_ready():
         }
 
 
-def test_readiness(client):
+def test_readiness(client: Any) -> None:
     assert client.is_model_ready("simple") and client.is_model_ready("simple", "1")
     assert not client.is_model_ready("simple", "2") and not client.is_model_ready("nope")
 
 
 @pytest.mark.parametrize("call", ["get_model_metadata", "get_model_config"])
-def test_unknown_models(client, call):
+def test_unknown_models(client: Any, call: Any) -> None:
     with pytest.raises(
         InferenceServerException, match=r"\[400\] Request for unknown model: 'nope' is not found"
     ):
@@ -252,7 +254,7 @@ def test_unknown_models(client, call):
         getattr(client, call)("simple", "7")
 
 
-def test_the_server(client):
+def test_the_server(client: Any) -> None:
     assert client.is_server_live() and client.is_server_ready()
     found = client.get_server_metadata()
     assert found["name"] == "penstock" and found["version"] == penstock.__version__
@@ -266,7 +268,7 @@ def test_the_server(client):
     assert not {"sequence", "trace", "logging", "cuda_shared_memory"} & set(found["extensions"])
 
 
-async def test_aio(served):
+async def test_aio(served: Any) -> None:
     async with tritonclient.http.aio.InferenceServerClient(served.address) as client:
         assert (await client.get_server_metadata())["name"] == "penstock"
         assert (await client.get_model_metadata("simple"))["name"] == "simple"

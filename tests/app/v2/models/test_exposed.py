@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ def shout(text):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, running):
+def server(tmp_path_factory: pytest.TempPathFactory, running: Any) -> Any:
     folder = tmp_path_factory.mktemp("exposed")
     (folder / "ops.py").write_text(OPS)
     matmul(folder / "matmul.onnx")
@@ -63,14 +65,14 @@ def server(tmp_path_factory, running):
 
 
 @pytest.fixture
-def client(server):
+def client(server: Any) -> Any:
     with tritonclient.http.InferenceServerClient(
         str(server.base_url).removeprefix("http://").rstrip("/")
     ) as found:
         yield found
 
 
-def test_a_node_says_what_its_engine_takes_and_gives(client):
+def test_a_node_says_what_its_engine_takes_and_gives(client: Any) -> None:
     assert client.is_model_ready("chain.net") and client.is_model_ready("chain.net", "3")
     assert not client.is_model_ready("chain.end") and not client.is_model_ready("chain.net", "1")
     assert client.get_model_metadata("chain.net") == {
@@ -91,7 +93,7 @@ def test_a_node_says_what_its_engine_takes_and_gives(client):
     ) == ("chain.net", 4, ["net"])
 
 
-def test_a_call_runs_that_node_and_no_other(client):
+def test_a_call_runs_that_node_and_no_other(client: Any) -> None:
     rows = np.array([[1, 2], [3, 4]], np.float32)
     each = InferInput("x", [2, 2], "FP32")
     each.set_data_from_numpy(rows)
@@ -103,13 +105,13 @@ def test_a_call_runs_that_node_and_no_other(client):
         client.infer("chain.net", [_of(np.zeros((5, 2), np.float32))])
 
 
-def _of(rows):
+def _of(rows: Any) -> Any:
     each = InferInput("x", list(rows.shape), "FP32")
     each.set_data_from_numpy(rows)
     return each
 
 
-def test_declared_inputs_and_outputs_and_none(client, server):
+def test_declared_inputs_and_outputs_and_none(client: Any, server: Any) -> None:
     each = InferInput("data", [1], "BYTES")
     each.set_data_from_numpy(np.array(["loud"], object))
     assert client.infer("words.shout", [each]).as_numpy("result").tolist() == [b"LOUD"]
@@ -122,6 +124,6 @@ def test_declared_inputs_and_outputs_and_none(client, server):
     ]
 
 
-def test_they_are_no_pipelines_of_the_predict_route(server: httpx.Client):
+def test_they_are_no_pipelines_of_the_predict_route(server: httpx.Client) -> None:
     assert server.post("/predict/chain.net", content=b"x").status_code == 404
     assert "chain.net" not in server.get("/openapi.json").text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -28,7 +30,7 @@ WHOLE = Signature(
 class Knows(Backend):
     max = 6
 
-    def forward(self, batch):
+    def forward(self, batch: Any) -> None:
         for item in batch:
             item["result"] = item["data"]
 
@@ -48,7 +50,7 @@ class KnowsWhole(Knows):
     signature = WHOLE
 
 
-async def described(table, **nodes):
+async def described(table: Any, **nodes: Any) -> Any:
     """Inputs, outputs and batch bound of a pipeline."""
     repository = Repository([load({"pipeline": {"name": "p", **table}, **nodes})])
     await repository.start()
@@ -77,13 +79,13 @@ async def described(table, **nodes):
         {"n": {"backend": "KnowsTwo", "next": "m"}, "m": {"backend": "KnowsTwo"}},
     ],
 )
-async def test_an_engine_says(nodes):
+async def test_an_engine_says(nodes: Any) -> None:
     inputs, outputs, bound = await described({}, **nodes)
     assert inputs == [("a", "FP32", (-1, 2), 0), ("b", "BYTES", (-1, 3), 1)]
     assert outputs == [("c", "BF16", (-1, 4), 0)] and bound == 6
 
 
-async def test_what_follows_an_engine_may_be_made_for_one_row():
+async def test_what_follows_an_engine_may_be_made_for_one_row() -> None:
     inputs, outputs, bound = await described({}, n={"backend": "S[KnowsTwo,Identity]"})
     assert (
         [name for name, *_ in inputs] == ["a", "b"]
@@ -92,7 +94,7 @@ async def test_what_follows_an_engine_may_be_made_for_one_row():
     )
 
 
-async def test_an_engine_in_a_branch_says_nothing():
+async def test_an_engine_in_a_branch_says_nothing() -> None:
     nodes = {
         "root": {"backend": "KnowsTwo", "next": "left,right"},
         "left": {"backend": "KnowsTwo"},
@@ -102,12 +104,12 @@ async def test_an_engine_in_a_branch_says_nothing():
     assert inputs == [("data", "BYTES", (1,), None)] and outputs == [("result", None, None, 0)]
 
 
-async def test_an_engine_says_whether_the_first_size_is_the_batchs():
+async def test_an_engine_says_whether_the_first_size_is_the_batchs() -> None:
     assert (await described({}, n={"backend": "KnowsRankOne"}))[2] == 6
     assert (await described({}, n={"backend": "KnowsWhole"}))[2] == 0
 
 
-async def test_the_file_names_what_the_engine_takes():
+async def test_the_file_names_what_the_engine_takes() -> None:
     table = {
         "inputs": {"x": {"kind": "tensor"}, "y": {"kind": "tensor"}},
         "outputs": {"z": {"kind": "tensor", "dtype": "FP32"}},
@@ -117,7 +119,7 @@ async def test_the_file_names_what_the_engine_takes():
     assert outputs == [("z", "FP32", (-1, 4), 0)] and bound == 6
 
 
-async def test_declared_data_makes_all_inputs_keys():
+async def test_declared_data_makes_all_inputs_keys() -> None:
     table = {
         "inputs": {
             "data": {"kind": "tensor", "dtype": "uint8", "shape": [-1, 3]},
@@ -132,7 +134,7 @@ async def test_declared_data_makes_all_inputs_keys():
     assert outputs == [("result", None, None, 0)]
 
 
-async def test_an_engine_of_several_inputs_does_not_say_what_keys_are():
+async def test_an_engine_of_several_inputs_does_not_say_what_keys_are() -> None:
     table = {"inputs": {"data": {"kind": "tensor"}, "other": {"kind": "tensor"}}}
     inputs, _, bound = await described(table, n={"backend": "KnowsTwo"})
     assert inputs == [("data", None, None, None), ("other", None, None, None)] and bound == 0
@@ -143,7 +145,9 @@ async def test_an_engine_of_several_inputs_does_not_say_what_keys_are():
 @pytest.mark.parametrize(
     ("count", "backend"), [(1, "KnowsTwo"), (3, "KnowsTwo"), (2, "KnowsRankOne")]
 )
-async def test_an_engine_does_not_say_what_others_than_its_own_are(count, backend):
+async def test_an_engine_does_not_say_what_others_than_its_own_are(
+    count: Any, backend: Any
+) -> None:
     names = "xyz"[:count]
     table = {
         "inputs": {name: {"kind": "tensor"} for name in names},
@@ -154,7 +158,7 @@ async def test_an_engine_does_not_say_what_others_than_its_own_are(count, backen
     assert outputs == [(name, None, None, part) for part, name in enumerate((*names, "more"))]
 
 
-async def test_no_inputs_make_no_batch():
+async def test_no_inputs_make_no_batch() -> None:
     assert await described({"inputs": {}}, n={"backend": "Identity", "max": 4}) == (
         [],
         [("result", None, None, 0)],
@@ -162,7 +166,7 @@ async def test_no_inputs_make_no_batch():
     )
 
 
-async def test_declared_outputs_beside_the_result():
+async def test_declared_outputs_beside_the_result() -> None:
     table = {"outputs": {"label": {"kind": "text"}, "class": {"kind": "integer", "dtype": "INT32"}}}
     _, outputs, _ = await described(table, n={"backend": "Identity"})
     assert outputs == [
@@ -173,14 +177,14 @@ async def test_declared_outputs_beside_the_result():
 
 
 @pytest.mark.parametrize(("shape", "bound"), [([-1, 3], 4), ([-1], 0), ([1, -1], 0), (None, 0)])
-async def test_a_batch_has_an_open_first_size_and_a_second_one(shape, bound):
+async def test_a_batch_has_an_open_first_size_and_a_second_one(shape: Any, bound: Any) -> None:
     port = {"kind": "tensor", "dtype": "FP32"} | ({"shape": shape} if shape else {})
     assert (await described({"inputs": {"x": port}}, n={"backend": "Identity", "max": 4}))[
         2
     ] == bound
 
 
-async def test_the_least_max_of_the_nodes_bounds_a_batch():
+async def test_the_least_max_of_the_nodes_bounds_a_batch() -> None:
     port = {"kind": "tensor", "shape": [-1, 3]}
     nodes = {
         "n": {"backend": "Identity", "max": 9, "next": "m"},
@@ -189,8 +193,8 @@ async def test_the_least_max_of_the_nodes_bounds_a_batch():
     assert (await described({"inputs": {"x": port}}, **nodes))[2] == 5
 
 
-async def test_what_only_waits_for_others_has_no_batch():
-    async def think(item, call):
+async def test_what_only_waits_for_others_has_no_batch() -> None:
+    async def think(item: Any, call: Any) -> Any:
         return item["data"]
 
     nodes = {"n": {"backend": "think"}}
@@ -213,7 +217,7 @@ async def test_what_only_waits_for_others_has_no_batch():
         ({"kind": "bytes"}, False),
     ],
 )
-async def test_which_strings_are_text(port, text):
+async def test_which_strings_are_text(port: Any, text: Any) -> None:
     two = {"x": {"kind": "tensor"}, "y": {"kind": "tensor"}}
     sources = [
         {"pipeline": {"name": "p", "inputs": {"x": port}}, "n": {"backend": "Identity"}},
@@ -231,7 +235,7 @@ async def test_which_strings_are_text(port, text):
         await repository.close(0)
 
 
-async def test_models_follow_the_repository():
+async def test_models_follow_the_repository() -> None:
     config = load({"pipeline": {"name": "p"}, "n": {"backend": "Identity"}})
     repository = Repository([config])
     models = Models(repository)
@@ -252,7 +256,7 @@ async def test_models_follow_the_repository():
         await repository.close(0)
 
 
-async def test_outputs_are_found_in_the_item():
+async def test_outputs_are_found_in_the_item() -> None:
     tensors = {"a": {"kind": "tensor"}, "b": {"kind": "tensor"}}
     repository = Repository(
         [
@@ -268,7 +272,7 @@ async def test_outputs_are_found_in_the_item():
     try:
         model = Models(repository).get("p")
 
-        def values(item):
+        def values(item: Any) -> Any:
             return {tensor.name: value for tensor, value in model.values_of(item)}
 
         assert values({"data": 0, "result": [1, 2], "n": 3}) == {"a": 1, "b": 2, "n": 3}

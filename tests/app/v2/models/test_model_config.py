@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from penstock.app.v2.models.description import config_of
@@ -15,7 +17,7 @@ TENSOR = {"kind": "tensor", "dtype": "FP32", "shape": [-1, 2]}
 
 
 @pytest.fixture
-def grouped():
+def grouped() -> Any:
     """One instance for batches of up to 4 rows, two for up to 8."""
     pipeline = {"name": "grouped", "inputs": {"x": TENSOR}, "outputs": {"y": TENSOR}}
     return load(
@@ -23,11 +25,11 @@ def grouped():
     )
 
 
-def groups_of(config):
+def groups_of(config: Any) -> Any:
     return [(group.max, group.instances) for group in config.nodes["node"].groups]
 
 
-async def test_what_is_told_of_groups_changes_none(grouped):
+async def test_what_is_told_of_groups_changes_none(grouped: Any) -> None:
     repository = Repository([grouped])
     await repository.start()
     try:
@@ -41,13 +43,13 @@ async def test_what_is_told_of_groups_changes_none(grouped):
 @pytest.mark.parametrize(
     ("bound", "expected"), [(16, [4, 16]), (8, [4, 8]), (6, [4, 6]), (2, [2, 2])]
 )
-def test_the_largest_group_has_the_bound(grouped, bound, expected):
+def test_the_largest_group_has_the_bound(grouped: Any, bound: Any, expected: Any) -> None:
     assert [
         most for most, _ in groups_of(configure(grouped, {"max_batch_size": bound}))
     ] == expected
 
 
-def policy(**entries):
+def policy(**entries: Any) -> Any:
     return {"dynamic_batching": {"default_queue_policy": entries}}
 
 
@@ -61,7 +63,7 @@ def policy(**entries):
         ({"kind": "KIND_GPU", "gpus": [3]}, ("cuda:3",)),
     ],
 )
-def test_a_group_says_where_its_instances_run(group, devices):
+def test_a_group_says_where_its_instances_run(group: Any, devices: Any) -> None:
     config = load({"pipeline": {"name": "p"}, "node": {"backend": "Identity", "device": "cuda:0"}})
     assert configure(config, {"instance_group": [group]}).nodes["node"].devices == devices
 
@@ -99,7 +101,7 @@ def test_a_group_says_where_its_instances_run(group, devices):
         ),
     ],
 )
-def test_numbers_have_bounds(wanted, key, most):
+def test_numbers_have_bounds(wanted: Any, key: Any, most: Any) -> None:
     config = load({"pipeline": {"name": "p"}, "node": {"backend": "Identity", "max": 4}})
     for number in (most, str(most)):
         assert configure(config, wanted(number)) != config
@@ -108,7 +110,7 @@ def test_numbers_have_bounds(wanted, key, most):
             configure(config, wanted(number))
 
 
-def test_a_group_of_several_nodes_names_one():
+def test_a_group_of_several_nodes_names_one() -> None:
     config = load(
         {
             "pipeline": {"name": "p"},
@@ -123,7 +125,7 @@ def test_a_group_of_several_nodes_names_one():
             configure(config, {"instance_group": [group]})
 
 
-def test_groups_stay_as_many_as_they_are(grouped):
+def test_groups_stay_as_many_as_they_are(grouped: Any) -> None:
     with pytest.raises(
         InvalidRequest,
         match="node 'node' has several groups of instances, which an 'instance_group' can't change",

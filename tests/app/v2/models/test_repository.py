@@ -10,6 +10,8 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -36,7 +38,7 @@ max = 4
 """
 
 
-def onnx_model(factor, external=None, bytes_only=True):
+def onnx_model(factor: Any, external: Any = None, bytes_only: Any = True) -> Any:
     """y = x * factor; `external`: where it says that the factor is."""
     weights = helper.make_tensor("factor", TensorProto.FLOAT, [1], [factor])
     if external is not None:
@@ -57,7 +59,7 @@ def onnx_model(factor, external=None, bytes_only=True):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Any:
     (tmp_path / "echo.toml").write_text(ECHO.format(version=1))
     (tmp_path / "chain.toml").write_text(
         '[a]\nbackend = "Identity"\nnext = "b"\n[b]\nbackend = "Identity"\nmax = 16\n'
@@ -66,7 +68,7 @@ def folder(tmp_path):
 
 
 @contextlib.contextmanager
-def serve(running, app):
+def serve(running: Any, app: Any) -> Any:
     with (
         running(app, http="penstock.app.server.uvicorn_protocol:HttpProtocol") as server,
         tritonclient.http.InferenceServerClient(server.base_url.netloc.decode()) as client,
@@ -75,39 +77,39 @@ def serve(running, app):
 
 
 @pytest.fixture
-def app(folder):
+def app(folder: Any) -> Any:
     return create_app(folder, settings=Settings(**ON))
 
 
 @pytest.fixture
-def served(running, app):
+def served(running: Any, app: Any) -> Any:
     with serve(running, app) as found:
         yield found
 
 
 @pytest.fixture
-def temporary(tmp_path_factory, monkeypatch):
+def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Where temporary directories are made."""
     found = tmp_path_factory.mktemp("temporary")
     monkeypatch.setattr(tempfile, "tempdir", str(found))
     return found
 
 
-def states(client):
+def states(client: Any) -> Any:
     return {
         entry["name"]: (entry.get("state"), entry.get("reason"))
         for entry in client.get_model_repository_index()
     }
 
 
-def infer(client, model, name="X", value=1.0, rows=1):
+def infer(client: Any, model: Any, name: Any = "X", value: Any = 1.0, rows: Any = 1) -> Any:
     given = tritonclient.http.InferInput(name, [rows, 2], "FP32").set_data_from_numpy(
         np.full((rows, 2), value, np.float32)
     )
     return client.infer(model, [given])
 
 
-def test_index_load_unload(served, folder):
+def test_index_load_unload(served: Any, folder: Any) -> None:
     client, server = served
     assert client.get_model_repository_index() == [
         {"name": "chain", "version": "1", "state": "READY", "reason": ""},
@@ -142,7 +144,7 @@ def test_index_load_unload(served, folder):
     )
 
 
-def test_what_can_not_be_loaded(served, folder):
+def test_what_can_not_be_loaded(served: Any, folder: Any) -> None:
     client, _ = served
     with pytest.raises(
         InferenceServerException,
@@ -179,14 +181,14 @@ def gate(data):
 """
 
 
-def until(condition, seconds=15):
+def until(condition: Any, seconds: Any = 15) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
 
 
-def test_an_unload_lets_what_is_inside_end(served, folder):
+def test_an_unload_lets_what_is_inside_end(served: Any, folder: Any) -> None:
     client, server = served
     (folder / "gate.py").write_text(GATED)
     (folder / "gated.toml").write_text(
@@ -219,13 +221,13 @@ def test_an_unload_lets_what_is_inside_end(served, folder):
     assert states(client)["gated"] == ("UNAVAILABLE", "unloaded")
 
 
-def test_loads_under_traffic_lose_no_request(served):
+def test_loads_under_traffic_lose_no_request(served: Any) -> None:
     """Several at a time, of one model, plain and with a configuration."""
     client, server = served
     document = {"inputs": [{"name": "X", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0]}]}
     stop = threading.Event()
 
-    def ask():
+    def ask() -> Any:
         found = set()
         while not stop.is_set():
             found.add(server.post("/v2/models/echo/infer", json=document).text)
@@ -246,7 +248,7 @@ def test_loads_under_traffic_lose_no_request(served):
     assert client.get_model_config("echo")["max_batch_size"] == 4
 
 
-def test_exposed_nodes_are_models_of_their_pipeline(served, folder):
+def test_exposed_nodes_are_models_of_their_pipeline(served: Any, folder: Any) -> None:
     """They are listed; what loads and unloads them is their pipeline."""
     client, server = served
     port = '{ kind = "tensor", dtype = "FP32", shape = [-1, 2] }'
@@ -273,7 +275,7 @@ def test_exposed_nodes_are_models_of_their_pipeline(served, folder):
 
 @pytest.mark.parametrize("name", ["%2e%2e", "%2e", "a%5cb", "a%00", "a..b"])
 @pytest.mark.parametrize("verb", ["load", "unload"])
-def test_names_that_lead_elsewhere(served, name, verb):
+def test_names_that_lead_elsewhere(served: Any, name: Any, verb: Any) -> None:
     _, server = served
     url = httpx.URL(server.base_url).copy_with(
         raw_path=f"/v2/repository/models/{name}/{verb}".encode()
@@ -286,7 +288,7 @@ def test_names_that_lead_elsewhere(served, name, verb):
 
 
 @pytest.mark.parametrize("name", ["", "..%2fecho", "%2fetc%2fpasswd", "a%2fb"])
-def test_names_that_are_none(served, name):
+def test_names_that_are_none(served: Any, name: Any) -> None:
     _, server = served
     url = httpx.URL(server.base_url).copy_with(
         raw_path=f"/v2/repository/models/{name}/load".encode()
@@ -294,7 +296,7 @@ def test_names_that_are_none(served, name):
     assert server.post(url, headers=HEADERS).status_code == 404
 
 
-def test_a_name_that_no_pipeline_has_is_not_found(served):
+def test_a_name_that_no_pipeline_has_is_not_found(served: Any) -> None:
     document = {"parameters": {"config": "{}"}}
     for name in ("none", "not%20one"):
         assert (
@@ -305,7 +307,7 @@ def test_a_name_that_no_pipeline_has_is_not_found(served):
         )
 
 
-def test_other_repositories_are_not_there(served):
+def test_other_repositories_are_not_there(served: Any) -> None:
     _, server = served
     for path in ("r/index", "r/models/echo/load", "r/models/echo/unload"):
         answer = server.post(f"/v2/repository/{path}", headers=HEADERS)
@@ -325,7 +327,7 @@ def test_other_repositories_are_not_there(served):
         ),
     ],
 )
-def test_bodies_that_are_none(served, path, body, told):
+def test_bodies_that_are_none(served: Any, path: Any, body: Any, told: Any) -> None:
     answer = served[1].post(f"/v2/repository/{path}", headers=HEADERS, json=body)
     assert answer.status_code == 400 and told in answer.json()["error"]
 
@@ -342,7 +344,7 @@ def test_bodies_that_are_none(served, path, body, told):
         (ON, ADMIN, (200, 200, 200)),
     ],
 )
-def test_who_may_load(running, folder, settings, token, statuses):
+def test_who_may_load(running: Any, folder: Any, settings: Any, token: Any, statuses: Any) -> None:
     with serve(running, create_app(folder, settings=Settings(**settings))) as (_, server):
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         override = {"parameters": {"config": "{}"}}
@@ -360,7 +362,7 @@ def test_who_may_load(running, folder, settings, token, statuses):
 # overrides
 
 
-def test_a_configuration_instead_of_the_files(served):
+def test_a_configuration_instead_of_the_files(served: Any) -> None:
     client, _ = served
     assert client.get_model_config("echo")["max_batch_size"] == 4
     wanted = {
@@ -408,7 +410,9 @@ def test_a_configuration_instead_of_the_files(served):
         ),
     ],
 )
-def test_rows_that_come_back_change_no_node(served, app, folder, nodes, told, most):
+def test_rows_that_come_back_change_no_node(
+    served: Any, app: Any, folder: Any, nodes: Any, told: Any, most: Any
+) -> None:
     client, _ = served
     (folder / "scale.onnx").write_bytes(onnx_model(2.0))
     (folder / "again.toml").write_text(nodes)
@@ -422,7 +426,7 @@ def test_rows_that_come_back_change_no_node(served, app, folder, nodes, told, mo
         assert client.get_model_config("again")["instance_group"][0]["count"] == count
 
 
-def test_an_override_is_told_and_can_be_loaded_again(served):
+def test_an_override_is_told_and_can_be_loaded_again(served: Any) -> None:
     """What was given before stays where only another key is changed."""
     client, _ = served
     policy = {"max_queue_size": 7, "default_timeout_microseconds": 2500000}
@@ -441,7 +445,7 @@ def test_an_override_is_told_and_can_be_loaded_again(served):
     assert client.get_model_config("echo") == told
 
 
-def test_more_rows_than_the_file_says(served, folder):
+def test_more_rows_than_the_file_says(served: Any, folder: Any) -> None:
     """A node's `max` is its engine's, too."""
     client, _ = served
     (folder / "scale.onnx").write_bytes(onnx_model(2.0))
@@ -456,7 +460,7 @@ def test_more_rows_than_the_file_says(served, folder):
     assert infer(client, "scale", "x", rows=5).as_numpy("y").shape == (5, 2)
 
 
-def test_more_rows_than_the_backend_takes(served, folder):
+def test_more_rows_than_the_backend_takes(served: Any, folder: Any) -> None:
     client, _ = served
     (folder / "few.toml").write_text(
         ECHO.format(version=1).replace('"Identity"\nmax = 4', '"Identity"\nforce_range = "1,8"')
@@ -469,7 +473,7 @@ def test_more_rows_than_the_backend_takes(served, folder):
     assert client.get_model_config("few")["max_batch_size"] == 8
 
 
-def test_what_the_server_tells_can_be_loaded(served):
+def test_what_the_server_tells_can_be_loaded(served: Any) -> None:
     """A configuration may be read, changed and sent back."""
     client, _ = served
     for name in ("echo", "chain"):
@@ -485,7 +489,7 @@ def test_what_the_server_tells_can_be_loaded(served):
     ]
 
 
-def test_a_configuration_is_of_what_the_repository_has_now(served, folder):
+def test_a_configuration_is_of_what_the_repository_has_now(served: Any, folder: Any) -> None:
     """Our own route may have read the file again since the last one."""
     client, server = served
     client.load_model("echo", config=json.dumps({"max_batch_size": 2}), headers=HEADERS)
@@ -496,7 +500,7 @@ def test_a_configuration_is_of_what_the_repository_has_now(served, folder):
     assert client.get_model_config("echo")["max_batch_size"] == 16
 
 
-def test_a_load_that_fails_leaves_what_serves(served, folder):
+def test_a_load_that_fails_leaves_what_serves(served: Any, folder: Any) -> None:
     client, _ = served
     client.load_model("echo", config=json.dumps({"max_batch_size": 2}), headers=HEADERS)
     (folder / "echo.toml").write_text("")
@@ -515,7 +519,7 @@ def test_a_load_that_fails_leaves_what_serves(served, folder):
     assert client.get_model_config("echo")["max_batch_size"] == 4
 
 
-def test_the_least_of_the_nodes_is_the_bound(served, app):
+def test_the_least_of_the_nodes_is_the_bound(served: Any, app: Any) -> None:
     client, _ = served
     for bound, a, b in ((16, 16, 16), (8, 8, 16), (2, 2, 2), (0, 8, 16)):
         client.load_model("chain", config=json.dumps({"max_batch_size": bound}), headers=HEADERS)
@@ -525,7 +529,7 @@ def test_the_least_of_the_nodes_is_the_bound(served, app):
         ]
 
 
-def test_policies_of_the_queue(served, app):
+def test_policies_of_the_queue(served: Any, app: Any) -> None:
     policy = {"max_queue_size": 7, "default_timeout_microseconds": "2500000"}
     served[0].load_model(
         "chain",
@@ -568,7 +572,7 @@ def test_policies_of_the_queue(served, app):
         ),
     ],
 )
-def test_configurations_that_are_none(served, config, told):
+def test_configurations_that_are_none(served: Any, config: Any, told: Any) -> None:
     text = json.dumps(config) if isinstance(config, dict) else config
     answer = served[1].post(
         "/v2/repository/models/echo/load", headers=HEADERS, json={"parameters": {"config": text}}
@@ -578,7 +582,7 @@ def test_configurations_that_are_none(served, config, told):
     assert served[0].get_model_config("echo")["max_batch_size"] == 4  # nothing has changed
 
 
-def test_files_of_a_load_that_fails_are_removed(served, temporary):
+def test_files_of_a_load_that_fails_are_removed(served: Any, temporary: Any) -> None:
     client, _ = served
     for config in ('{"max_batch_size": -1}', '{"instance_group": 7}'):
         with pytest.raises(InferenceServerException, match=r"\[400\] .*Invalid config override"):
@@ -591,7 +595,7 @@ def test_files_of_a_load_that_fails_are_removed(served, temporary):
     assert list(temporary.iterdir()) == []
 
 
-def test_a_file_that_can_not_be_read_is_not_in_the_index(served, folder):
+def test_a_file_that_can_not_be_read_is_not_in_the_index(served: Any, folder: Any) -> None:
     client, _ = served
     (folder / "broken.toml").write_text("[")
     (folder / "deep.toml").write_text("a = " + "[" * 100_000)
@@ -601,7 +605,7 @@ def test_a_file_that_can_not_be_read_is_not_in_the_index(served, folder):
     assert states(client).keys() == {"chain", "echo", "odd", "other"}
 
 
-def test_files_make_a_model_of_their_own(served, temporary):
+def test_files_make_a_model_of_their_own(served: Any, temporary: Any) -> None:
     client, _ = served
     config = json.dumps({"backend": "onnxruntime", "max_batch_size": 8})
     client.load_model(
@@ -630,7 +634,7 @@ def test_files_make_a_model_of_their_own(served, temporary):
     assert not list(temporary.iterdir())
 
 
-def test_what_is_unloaded_is_let_go(served, temporary):
+def test_what_is_unloaded_is_let_go(served: Any, temporary: Any) -> None:
     """Whichever model is asked for next."""
     client, _ = served
     client.load_model(
@@ -643,7 +647,7 @@ def test_what_is_unloaded_is_let_go(served, temporary):
     assert not list(temporary.iterdir())
 
 
-def test_files_instead_of_a_pipeline(served):
+def test_files_instead_of_a_pipeline(served: Any) -> None:
     """A plain load brings back what the repository has."""
     client, _ = served
     config = json.dumps({"default_model_filename": "net.onnx"})
@@ -655,7 +659,7 @@ def test_files_instead_of_a_pipeline(served):
     assert infer(client, "echo", "X", 3.0).as_numpy("Y").tolist() == [[3.0, 3.0]]
 
 
-def test_weights_beside_the_model(served):
+def test_weights_beside_the_model(served: Any) -> None:
     client, _ = served
     files = {
         "file:1/model.onnx": onnx_model(0.0, external="factor.bin"),
@@ -666,7 +670,7 @@ def test_weights_beside_the_model(served):
 
 
 @pytest.mark.parametrize("where", ["../echo.toml", "/etc/passwd", "factor.bin", "./model.onnx"])
-def test_weights_elsewhere(served, temporary, where):
+def test_weights_elsewhere(served: Any, temporary: Any, where: Any) -> None:
     client, _ = served
     with pytest.raises(
         InferenceServerException, match=r"\[400\] .*keeps weights in a file that was not given"
@@ -680,7 +684,7 @@ def test_weights_elsewhere(served, temporary, where):
     assert not list(temporary.iterdir())
 
 
-def test_weights_elsewhere_in_a_branch(served):
+def test_weights_elsewhere_in_a_branch(served: Any) -> None:
     """Of a graph inside an attribute of a node."""
     inner = onnx_model(0.0, external="/etc/passwd", bytes_only=False).graph
     del inner.input[:]
@@ -692,7 +696,7 @@ def test_weights_elsewhere_in_a_branch(served):
     assert answer.status_code == 400 and "keeps weights" in answer.json()["error"]
 
 
-def load_files(served, config="{}", name="scale", **files):
+def load_files(served: Any, config: Any = "{}", name: Any = "scale", **files: Any) -> Any:
     parameters = {
         key: value
         if isinstance(value, int | str) or key == "config"
@@ -736,7 +740,7 @@ def load_files(served, config="{}", name="scale", **files):
         ({"file:1/model.onnx": b""}, "failed to load 'scale'"),
     ],
 )
-def test_files_that_are_not_taken(served, temporary, files, told):
+def test_files_that_are_not_taken(served: Any, temporary: Any, files: Any, told: Any) -> None:
     answer = load_files(served, **files)
     assert answer.status_code == 400
     assert told in answer.json()["error"]
@@ -744,7 +748,7 @@ def test_files_that_are_not_taken(served, temporary, files, told):
     assert "scale" not in states(served[0]) or states(served[0])["scale"][0] == "UNAVAILABLE"
 
 
-def test_files_need_a_configuration_and_a_name(served):
+def test_files_need_a_configuration_and_a_name(served: Any) -> None:
     files = {"file:1/model.onnx": onnx_model(1.0)}
     answer = load_files(served, None, **files)
     assert (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import numpy as np
@@ -26,7 +27,7 @@ ENTERED = threading.Semaphore(0)
 class Gated:
     """Runs when the gate is open; fails for negative numbers."""
 
-    def forward(self, batch):
+    def forward(self, batch: Any) -> None:
         ENTERED.release()
         assert GATE.wait(20)
         for item in batch:
@@ -35,20 +36,20 @@ class Gated:
             item["result"] = item["data"]
 
 
-def halve(data):
+def halve(data: Any) -> Any:
     return data / 2
 
 
-def opaque(data):
+def opaque(data: Any) -> Any:
     return object()
 
 
-async def logic(item, call):
+async def logic(item: Any, call: Any) -> Any:
     return item["data"]
 
 
 @pytest.fixture
-def served(running, monkeypatch):
+def served(running: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("penstock.backends.expressions.registry._registered", {})
     for backend in (Gated, halve, opaque, logic):
         register_backend(backend.__name__, backend)
@@ -76,21 +77,21 @@ def served(running, monkeypatch):
 
 
 @pytest.fixture
-def client(served):
+def client(served: Any) -> Any:
     with tritonclient.http.InferenceServerClient(
         served.base_url.netloc.decode(), concurrency=16
     ) as found:
         yield found
 
 
-def infer(client, model, rows=1, value=1, **more):
+def infer(client: Any, model: Any, rows: Any = 1, value: Any = 1, **more: Any) -> Any:
     given = tritonclient.http.InferInput("X", [rows, 2], "INT32").set_data_from_numpy(
         np.full((rows, 2), value, np.int32)
     )
     return client.infer(model, [given], **more)
 
 
-def post(served, model="one", **more):
+def post(served: Any, model: Any = "one", **more: Any) -> Any:
     """The same from any thread, which tritonclient's sync client can't."""
     document = {
         "inputs": [{"name": "X", "shape": [1, 2], "datatype": "INT32", "data": [1, 1]}],
@@ -99,12 +100,12 @@ def post(served, model="one", **more):
     return served.post(f"/v2/models/{model}/infer", json=document, **more)
 
 
-def statistics(client, model):
+def statistics(client: Any, model: Any) -> Any:
     (found,) = client.get_inference_statistics(model)["model_stats"]
     return found
 
 
-def counts(found):
+def counts(found: Any) -> Any:
     return {
         name: duration["count"]
         for name, duration in found["inference_stats"].items()
@@ -112,7 +113,7 @@ def counts(found):
     }
 
 
-def metrics(served, name):
+def metrics(served: Any, name: Any) -> Any:
     families = text_string_to_metric_families(served.get("/metrics").text)
     return {
         tuple(sample.labels.values()): sample.value
@@ -122,7 +123,7 @@ def metrics(served, name):
     }
 
 
-def test_before_the_first_request(client):
+def test_before_the_first_request(client: Any) -> None:
     nothing = {"count": 0, "ns": 0}
     assert statistics(client, "two") == {
         "name": "two",
@@ -149,7 +150,7 @@ def test_before_the_first_request(client):
     }
 
 
-def test_counts_of_requests_rows_and_batches(client, served):
+def test_counts_of_requests_rows_and_batches(client: Any, served: Any) -> None:
     before = time.time_ns() // 1_000_000
     for rows in (1, 3, 3, 8):
         infer(client, "one", rows)
@@ -188,7 +189,7 @@ def test_counts_of_requests_rows_and_batches(client, served):
     assert before <= found["last_inference"] <= time.time_ns() // 1_000_000 + 1
 
 
-def test_requests_that_share_a_batch(client, served):
+def test_requests_that_share_a_batch(client: Any, served: Any) -> None:
     """One runs; eight wait for it, and run together."""
     GATE.clear()
     while ENTERED.acquire(blocking=False):
@@ -219,7 +220,7 @@ def test_requests_that_share_a_batch(client, served):
     assert found["inference_stats"]["queue"]["ns"] > 0
 
 
-def test_a_pipeline_of_several_nodes_runs_once_a_request(client):
+def test_a_pipeline_of_several_nodes_runs_once_a_request(client: Any) -> None:
     for rows in (1, 4):
         infer(client, "two", rows)
     found = statistics(client, "two")
@@ -235,7 +236,7 @@ def test_a_pipeline_of_several_nodes_runs_once_a_request(client):
     assert min(parts) > 0 and sum(parts) <= spent["success"]
 
 
-def test_an_answer_that_cannot_be_written_is_no_success(client, served):
+def test_an_answer_that_cannot_be_written_is_no_success(client: Any, served: Any) -> None:
     """The pipeline has answered; the client gets an error."""
     assert post(served, "unwritten").status_code == 500
     found = statistics(client, "unwritten")
@@ -247,7 +248,7 @@ def test_an_answer_that_cannot_be_written_is_no_success(client, served):
     assert metrics(served, "nv_inference_request_success")["unwritten", "1"] == 0
 
 
-def test_python_logic_has_a_last_inference(client, served):
+def test_python_logic_has_a_last_inference(client: Any, served: Any) -> None:
     before = time.time_ns() // 1_000_000
     infer(client, "logic")
     found = statistics(client, "logic")
@@ -256,7 +257,7 @@ def test_python_logic_has_a_last_inference(client, served):
     assert found["inference_stats"]["compute_infer"]["ns"] > 0
 
 
-def test_predict_requests_count_too(running, digits, digit):
+def test_predict_requests_count_too(running: Any, digits: Any, digit: Any) -> None:
     with running(create_app(digits)) as served:
         served.post("/predict/digits", content=digit).raise_for_status()
         assert served.post("/predict/digits", content=b"no image").status_code == 422
@@ -279,7 +280,7 @@ def test_predict_requests_count_too(running, digits, digit):
         )
 
 
-def test_a_predict_answer_that_cannot_be_written_is_no_success(served):
+def test_a_predict_answer_that_cannot_be_written_is_no_success(served: Any) -> None:
     assert served.post("/predict/opaque", content=b"x").status_code == 500
     assert (
         served.post("/predict/opaque/batch", files=[("images", b"x")] * 2).json()["results"][1][
@@ -291,12 +292,12 @@ def test_a_predict_answer_that_cannot_be_written_is_no_success(served):
     assert counts(found) == {"fail": 3} and found["execution_count"] >= 2
 
 
-def test_what_is_no_request_of_a_model_is_not_counted(client, served):
+def test_what_is_no_request_of_a_model_is_not_counted(client: Any, served: Any) -> None:
     assert served.post("/v2/models/one/infer", content=b"{}").status_code == 400
     assert counts(statistics(client, "one")) == {}
 
 
-def test_all_models_and_one(client, served):
+def test_all_models_and_one(client: Any, served: Any) -> None:
     everything = [
         (each["name"], each["version"]) for each in client.get_inference_statistics()["model_stats"]
     ]
@@ -320,14 +321,14 @@ def test_all_models_and_one(client, served):
     assert "statistics" in client.get_server_metadata()["extensions"]
 
 
-def test_metrics_under_tritons_names(client, served):
+def test_metrics_under_tritons_names(client: Any, served: Any) -> None:
     for rows in (1, 3):
         infer(client, "one", rows)
     with pytest.raises(InferenceServerException):
         infer(client, "one", value=-1)
     infer(client, "two")
 
-    def above_zero(name):
+    def above_zero(name: Any) -> Any:
         return {labels: value for labels, value in metrics(served, name).items() if value}
 
     assert above_zero("nv_inference_request_success") == {("one", "1"): 2, ("two", "7"): 1}
@@ -354,7 +355,7 @@ def test_metrics_under_tritons_names(client, served):
 
 
 @pytest.mark.parametrize(("timeout", "reason"), [(50_000, "REJECTED"), (None, "CANCELED")])
-def test_reasons_of_failures(client, served, timeout, reason):
+def test_reasons_of_failures(client: Any, served: Any, timeout: Any, reason: str) -> None:
     GATE.clear()
     while ENTERED.acquire(blocking=False):
         pass
@@ -379,13 +380,13 @@ def test_reasons_of_failures(client, served, timeout, reason):
     assert failures == {reason: 1}
 
 
-async def test_a_counter_that_was_shown_never_goes_down():
+async def test_a_counter_that_was_shown_never_goes_down() -> None:
     """A scrape came between a success and its taking back."""
     repository = Repository.read({"pipeline": {"name": "one"}, "node": {"backend": "Identity"}})
     await repository.start()
     collector = TritonCollector(repository)
 
-    def successes():
+    def successes() -> Any:
         (found,) = [
             family
             for family in collector.collect()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,13 +23,13 @@ EXPORT = Path(__file__).parents[4] / "examples" / "resnet" / "export.py"
 
 
 @pytest.fixture(scope="session")
-def library():
+def library() -> Any:
     """Not skipped where it is missing: building is tested for real, or not at all."""
     return find_library("tensorrt_rtx")
 
 
 @pytest.fixture(scope="session")
-def resnet18(tmp_path_factory):
+def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """N x 3 x 64 x 64 -> N x 1000, exported as the example does."""
     import warnings
 
@@ -43,8 +44,10 @@ def resnet18(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def write():
-    def write(path, nodes, inputs, outputs, initializers=(), opset=17):
+def write() -> Any:
+    def write(
+        path: Any, nodes: Any, inputs: Any, outputs: Any, initializers: Any = (), opset: Any = 17
+    ) -> Any:
         """A model of `nodes`; ports are (name, element type, shape)."""
         graph = helper.make_graph(
             [helper.make_node(*node[:3], **(node[3] if len(node) > 3 else {})) for node in nodes],
@@ -61,7 +64,7 @@ def write():
 
 
 @pytest.fixture
-def two(write, tmp_path):
+def two(write: Any, tmp_path: Path) -> Any:
     """sum = a + b and dif = a - b, N x 3."""
     shape = ["n", 3]
     return write(
@@ -76,7 +79,7 @@ def two(write, tmp_path):
 
 
 @pytest.fixture
-def image(write, tmp_path):
+def image(write: Any, tmp_path: Path) -> Any:
     """A convolution that leaves height and width open, N x 3 x H x W."""
     kernel = np.full((4, 3, 1, 1), 0.5, np.float32)
     return write(
@@ -92,7 +95,7 @@ def image(write, tmp_path):
 
 
 @pytest.fixture
-def scores(write, tmp_path):
+def scores(write: Any, tmp_path: Path) -> Any:
     """scores = x, N x 5: enough for what comes behind."""
     return write(
         tmp_path / "scores.onnx",
@@ -103,8 +106,8 @@ def scores(write, tmp_path):
 
 
 @pytest.fixture
-def recipe(library):
-    def recipe(path, sizes=(1, 2, 4), **params):
+def recipe(library: Any) -> Any:
+    def recipe(path: Any, sizes: Any = (1, 2, 4), **params: Any) -> Any:
         context = Context(node="net", directory=path.parent)
         return Recipe.of(TensorrtParams(model=str(path), **params), context, sizes, library, None)
 
@@ -112,10 +115,10 @@ def recipe(library):
 
 
 @pytest.fixture
-def prepared(library, recipe):
+def prepared(library: Any, recipe: Any) -> Any:
     """Network and configuration, before any build."""
 
-    def prepared(path, sizes=(1, 2, 4), **params):
+    def prepared(path: Any, sizes: Any = (1, 2, 4), **params: Any) -> Any:
         with library.listening() as said:
             return prepare(recipe(path, sizes, **params), library, Progress(), said)
 
@@ -123,10 +126,10 @@ def prepared(library, recipe):
 
 
 @pytest.fixture
-def layers():
+def layers() -> Any:
     """The names and types of a network's layers, in order."""
 
-    def layers(definition):
+    def layers(definition: Any) -> Any:
         found = [definition.get_layer(index) for index in range(definition.num_layers)]
         return {layer.name: layer for layer in found}
 

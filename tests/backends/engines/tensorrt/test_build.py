@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,14 +14,20 @@ from penstock.backends.errors import BackendError, ConfigError
 
 
 @pytest.fixture
-def built(library, recipe):
-    def built(path, sizes=(1, 2, 4), progress=None, timing_cache=None, **params):
+def built(library: Any, recipe: Any) -> Any:
+    def built(
+        path: Any,
+        sizes: Any = (1, 2, 4),
+        progress: Any = None,
+        timing_cache: Any = None,
+        **params: Any,
+    ) -> Any:
         return build(recipe(path, sizes, **params), library, progress or Progress(), timing_cache)
 
     return built
 
 
-def test_an_engine_of_resnet18_with_all_of_it(built, resnet18, prepared):
+def test_an_engine_of_resnet18_with_all_of_it(built: Any, resnet18: Any, prepared: Any) -> None:
     keys = {
         "mean": "123.675,116.28,103.53",
         "std": "58.395,57.12,57.375",
@@ -36,20 +44,22 @@ def test_an_engine_of_resnet18_with_all_of_it(built, resnet18, prepared):
     assert len(whole) > 40_000_000 > 30_000_000 > len(half)  # 11.7 million weights
 
 
-def test_engines_of_two_inputs_and_of_open_shapes(built, two, image):
+def test_engines_of_two_inputs_and_of_open_shapes(built: Any, two: Any, image: Any) -> None:
     assert len(built(two)) > 1000
     assert len(built(image, min="1x3x16x16;1x3x65x65", max="4x3x64x64;1x3x256x256")) > 1000
     assert len(built(image, min="1x3x16x16", max="4x3x64x64", mean="1,2,3")) > 1000
 
 
-def test_the_same_recipe_gives_the_same_network_every_time(prepared, image, layers):
+def test_the_same_recipe_gives_the_same_network_every_time(
+    prepared: Any, image: Any, layers: Any
+) -> None:
     first, again = (
         list(layers(prepared(image, max="2x3x8x8", mean="1").network.definition)) for _ in range(2)
     )
     assert first == again
 
 
-def test_memory_and_flags_are_the_builders(prepared, two, library):
+def test_memory_and_flags_are_the_builders(prepared: Any, two: Any, library: Any) -> None:
     trt = library.trt
     config = prepared(two, max_workspace_size=256, weight_budget_percentage=50).config
     assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 256 << 20
@@ -57,7 +67,7 @@ def test_memory_and_flags_are_the_builders(prepared, two, library):
     assert not prepared(two).config.get_flag(trt.BuilderFlag.WEIGHT_STREAMING)
 
 
-def test_hardware_of_tensorrt_rtx(prepared, two, library):
+def test_hardware_of_tensorrt_rtx(prepared: Any, two: Any, library: Any) -> None:
     trt = library.trt
     config = prepared(two, hardware_compatibility="sm86, SM89").config
     found = [
@@ -74,7 +84,7 @@ def test_hardware_of_tensorrt_rtx(prepared, two, library):
         prepared(two, hardware_compatibility="current,sm86")
 
 
-def test_progress_only_grows_and_ends_at_1(built, two):
+def test_progress_only_grows_and_ends_at_1(built: Any, two: Any) -> None:
     seen = []
     progress = Progress(lambda fraction, phase: seen.append((fraction, phase)))
     built(two, progress=progress)
@@ -83,11 +93,13 @@ def test_progress_only_grows_and_ends_at_1(built, two):
     assert len(set(fractions)) > 5 and len({phase for _, phase in seen}) > 3
 
 
-def test_a_build_can_be_cancelled_from_another_thread(built, resnet18, caplog):
+def test_a_build_can_be_cancelled_from_another_thread(
+    built: Any, resnet18: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     started = threading.Event()
     progress = Progress(lambda fraction, phase: started.set())
 
-    def cancel():
+    def cancel() -> None:
         started.wait(60)
         progress.cancel()
 
@@ -101,7 +113,7 @@ def test_a_build_can_be_cancelled_from_another_thread(built, resnet18, caplog):
     assert progress.fraction < 1
 
 
-def test_phases_nest():
+def test_phases_nest() -> None:
     progress = Progress()
     progress.start("all", None, 2)
     progress.start("part", "all", 4)
@@ -119,15 +131,17 @@ def test_phases_nest():
 class FakeConfig:
     """TensorRT's timing caches as the bindings describe them; TensorRT-RTX has none, and another is not installed."""
 
-    def create_timing_cache(self, serialized_timing_cache):
+    def create_timing_cache(self, serialized_timing_cache: Any) -> Any:
         return serialized_timing_cache if serialized_timing_cache in (b"", b"measured") else None
 
-    def set_timing_cache(self, cache, ignore_mismatch):
+    def set_timing_cache(self, cache: Any, ignore_mismatch: Any) -> Any:
         self.taken = cache
         return not ignore_mismatch
 
 
-def test_timings_of_an_earlier_build_are_used(tmp_path, caplog):
+def test_timings_of_an_earlier_build_are_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path, config = tmp_path / "timings", FakeConfig()
     read_timings(config, path)
     assert config.taken == b""
@@ -142,13 +156,15 @@ def test_timings_of_an_earlier_build_are_used(tmp_path, caplog):
     )
 
 
-def test_tensorrt_rtx_measures_nothing(built, two, tmp_path, caplog):
+def test_tensorrt_rtx_measures_nothing(
+    built: Any, two: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level("INFO", "penstock.tensorrt"):
         assert built(two, timing_cache=tmp_path / "timings")
     assert "model::timingcache is left aside" in caplog.text and not (tmp_path / "timings").exists()
 
 
-def test_what_tensorrt_says_is_in_the_error(built, two):
+def test_what_tensorrt_says_is_in_the_error(built: Any, two: Any) -> None:
     """It builds for this machine's GPU, and there is none (or another than it knows)."""
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,21 +29,21 @@ MADE_OF = {"model": "abc", "version": "10.3", "batch sizes": [1, 2]}
 class Builder:
     """Counts its builds."""
 
-    def __init__(self, plan=b"a plan"):
+    def __init__(self, plan: Any = b"a plan") -> None:
         self.plan = plan
         self.builds = 0
 
-    def __call__(self):
+    def __call__(self) -> Any:
         self.builds += 1
         return self.plan
 
 
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path: Path) -> Any:
     return tmp_path / "kept" / "here" / "m.engine"
 
 
-def test_a_miss_is_built_and_a_hit_is_not(path, caplog):
+def test_a_miss_is_built_and_a_hit_is_not(path: Any, caplog: pytest.LogCaptureFixture) -> None:
     build = Builder()
     with caplog.at_level("INFO", "penstock.tensorrt"):
         assert load_or_build(path, MADE_OF, build, "node 'net'") == (b"a plan", True)
@@ -51,7 +52,7 @@ def test_a_miss_is_built_and_a_hit_is_not(path, caplog):
     assert build.builds == 1
 
 
-def test_only_the_owner_may_read_it(path):
+def test_only_the_owner_may_read_it(path: Any) -> None:
     load_or_build(path, MADE_OF, Builder(), "net")
     assert path.stat().st_mode & 0o777 == 0o600
     assert [folder.stat().st_mode & 0o777 for folder in (path.parent, path.parent.parent)] == [
@@ -60,7 +61,7 @@ def test_only_the_owner_may_read_it(path):
     ]
 
 
-def damage(data, kind):
+def damage(data: Any, kind: Any) -> Any:
     return {
         "no file of ours": (b"\x7fELF" + data, "it is not a file of Penstock's"),
         "empty": (b"", "it is not a file of Penstock's"),
@@ -84,7 +85,9 @@ def damage(data, kind):
         "no key", "a huge header",
     ],
 )  # fmt: skip
-def test_damaged_and_foreign_files_are_built_anew_with_a_line_that_says_why(path, caplog, kind):
+def test_damaged_and_foreign_files_are_built_anew_with_a_line_that_says_why(
+    path: Any, caplog: pytest.LogCaptureFixture, kind: Any
+) -> None:
     load_or_build(path, MADE_OF, Builder(), "net")
     data, reason = damage(path.read_bytes(), kind)
     path.write_bytes(data)
@@ -109,16 +112,18 @@ def test_damaged_and_foreign_files_are_built_anew_with_a_line_that_says_why(path
         ({"new": "key"}, 'it was built for new = null, and "key" is wanted'),
     ],
 )
-def test_stale_ones_are_built_anew(path, caplog, change, reason):
+def test_stale_ones_are_built_anew(
+    path: Any, caplog: pytest.LogCaptureFixture, change: Any, reason: str
+) -> None:
     load_or_build(path, MADE_OF, Builder(), "net")
     assert load_or_build(path, {**MADE_OF, **change}, Builder(b"new"), "net") == (b"new", True)
     assert reason in caplog.text
 
 
-def test_a_failed_build_leaves_what_was_there_and_lets_the_next_one_try(path):
+def test_a_failed_build_leaves_what_was_there_and_lets_the_next_one_try(path: Any) -> None:
     load_or_build(path, MADE_OF, Builder(), "net")
 
-    def fail():
+    def fail() -> None:
         raise BackendError("no")
 
     with pytest.raises(BackendError):
@@ -127,7 +132,9 @@ def test_a_failed_build_leaves_what_was_there_and_lets_the_next_one_try(path):
     assert sorted(each.name for each in path.parent.iterdir()) == [".m.engine.lock", "m.engine"]
 
 
-def test_nothing_is_lost_where_nothing_can_be_kept(tmp_path, caplog):
+def test_nothing_is_lost_where_nothing_can_be_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("")
     assert load_or_build(tmp_path / "file" / "m.engine", MADE_OF, Builder(), "net") == (
         b"a plan",
@@ -139,10 +146,10 @@ def test_nothing_is_lost_where_nothing_can_be_kept(tmp_path, caplog):
     )
 
 
-def test_writing_is_all_or_nothing(path, monkeypatch):
+def test_writing_is_all_or_nothing(path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     load_or_build(path, MADE_OF, Builder(), "net")
 
-    def full(handle):
+    def full(handle: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache.os, "fsync", full)
@@ -152,7 +159,9 @@ def test_writing_is_all_or_nothing(path, monkeypatch):
     assert sorted(each.name for each in path.parent.iterdir()) == [".m.engine.lock", "m.engine"]
 
 
-def test_what_is_built_ahead_must_be_kept(path, tmp_path, monkeypatch):
+def test_what_is_built_ahead_must_be_kept(
+    path: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     build = Builder()
     with pytest.raises(
@@ -161,7 +170,7 @@ def test_what_is_built_ahead_must_be_kept(path, tmp_path, monkeypatch):
         load_or_build(tmp_path / "file" / "m.engine", MADE_OF, build, "net", ahead=True)
     assert not build.builds  # which would take minutes, for nothing
 
-    def full(handle):
+    def full(handle: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache.os, "fsync", full)
@@ -172,8 +181,10 @@ def test_what_is_built_ahead_must_be_kept(path, tmp_path, monkeypatch):
         load_or_build(path, MADE_OF, build, "net", ahead=True)
 
 
-def test_a_full_disk_costs_the_next_start_a_build(path, monkeypatch, caplog):
-    def full(handle):
+def test_a_full_disk_costs_the_next_start_a_build(
+    path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(handle: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache.os, "fsync", full)
@@ -199,7 +210,7 @@ print(load_or_build(path, {"a": 1}, build, "net"), flush=True)
 """
 
 
-def test_of_two_processes_one_builds(tmp_path):
+def test_of_two_processes_one_builds(tmp_path: Path) -> None:
     path, log = tmp_path / "m.engine", tmp_path / "log"
     command = [sys.executable, "-c", PROCESS, str(path), str(log)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -215,11 +226,11 @@ def test_of_two_processes_one_builds(tmp_path):
     assert log.read_text() == "built "
 
 
-def test_a_wait_names_whom_it_waits_for_and_ends_when_it_is_cancelled(tmp_path):
+def test_a_wait_names_whom_it_waits_for_and_ends_when_it_is_cancelled(tmp_path: Path) -> None:
     path, found, told = tmp_path / "m.engine", [], []
     progress = Progress(lambda fraction, phase: told.append(phase))
 
-    def wait():
+    def wait() -> None:
         try:
             found.append(load_or_build(path, MADE_OF, Builder(), "node 'net'", progress))
         except BuildCancelledError as error:
@@ -248,7 +259,7 @@ def test_a_wait_names_whom_it_waits_for_and_ends_when_it_is_cancelled(tmp_path):
     assert load_or_build(path, MADE_OF, build, "net").built and build.builds == 1
 
 
-def wait_until_it_waits(process):
+def wait_until_it_waits(process: Any) -> None:
     """Until the kernel lists it among those that wait for a lock."""
     for _ in range(100_000):
         if any(
@@ -259,7 +270,7 @@ def wait_until_it_waits(process):
     raise AssertionError("it does not wait")
 
 
-def test_of_many_threads_one_builds(path):
+def test_of_many_threads_one_builds(path: Any) -> None:
     build, found = Builder(), []
     threads = [
         threading.Thread(target=lambda: found.append(load_or_build(path, MADE_OF, build, "net")))
@@ -272,7 +283,7 @@ def test_of_many_threads_one_builds(path):
     assert build.builds == 1 and sorted(kept.built for kept in found) == [False] * 7 + [True]
 
 
-def test_encrypted_ones_need_their_key(tmp_path, monkeypatch):
+def test_encrypted_ones_need_their_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, build = tmp_path / "m.trt.encrypted", Builder()
     monkeypatch.delenv(KEY, raising=False)
     with pytest.raises(BackendError, match="encrypted files need a key"):
@@ -292,7 +303,9 @@ def test_encrypted_ones_need_their_key(tmp_path, monkeypatch):
     assert build.builds == 1
 
 
-def test_a_plain_file_in_place_of_an_encrypted_one_is_built_anew(tmp_path, monkeypatch, caplog):
+def test_a_plain_file_in_place_of_an_encrypted_one_is_built_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv(KEY, "11" * 32)
     write(tmp_path / "plain.trt", MADE_OF, b"a plan")
     path = (tmp_path / "plain.trt").rename(tmp_path / "m.trt.encrypted")
@@ -300,7 +313,7 @@ def test_a_plain_file_in_place_of_an_encrypted_one_is_built_anew(tmp_path, monke
     assert "is not encrypted" in caplog.text
 
 
-def test_the_place_is_a_file_or_a_folder(tmp_path, monkeypatch):
+def test_the_place_is_a_file_or_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tmp_path / "net.v2.onnx"
     assert place_of(tmp_path / "x.trt", model, MADE_OF) == tmp_path / "x.trt"
     in_folder = place_of(tmp_path, model, MADE_OF)

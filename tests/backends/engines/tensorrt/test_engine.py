@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import re
 import types
+from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary, ref
 
 import numpy as np
@@ -40,39 +42,39 @@ NUMPY = {
 
 
 class FakeContext:
-    def __init__(self, engine):
+    def __init__(self, engine: Any) -> None:
         self.engine = engine
         self.profile = None
         self.shapes, self.addresses, self.allocators = {}, {}, {}
         self.runs = []
 
-    def set_optimization_profile_async(self, profile_index, stream_handle):
+    def set_optimization_profile_async(self, profile_index: Any, stream_handle: Any) -> Any:
         assert self.profile is None, "a context keeps its profile"
         self.profile = profile_index
         return True
 
-    def set_input_shape(self, name, shape):
+    def set_input_shape(self, name: Any, shape: Any) -> Any:
         low, _, high = self.engine.get_tensor_profile_shape(name, self.profile)
         self.shapes[name] = shape
         return len(shape) == len(low) and all(
             a <= b <= c for a, b, c in zip(low, shape, high, strict=True)
         )
 
-    def set_tensor_address(self, name, memory):
+    def set_tensor_address(self, name: Any, memory: Any) -> Any:
         self.addresses[name] = memory
         return memory != 0
 
-    def infer_shapes(self):
+    def infer_shapes(self) -> Any:
         return [name for name in self.engine.ins if name not in self.shapes]
 
-    def get_tensor_shape(self, name):
+    def get_tensor_shape(self, name: Any) -> Any:
         return self.engine.shape_of(name, self.shapes)
 
-    def set_output_allocator(self, name, output_allocator):
+    def set_output_allocator(self, name: Any, output_allocator: Any) -> Any:
         self.allocators[name] = output_allocator
         return True
 
-    def execute_async_v3(self, stream_handle):
+    def execute_async_v3(self, stream_handle: Any) -> Any:
         if self.engine.failing:
             self.engine.logger.log(self.engine.trt.ILogger.Severity.ERROR, self.engine.failing)
             return False
@@ -94,7 +96,7 @@ class FakeContext:
         return True
 
     @staticmethod
-    def memory(address, shape, dtype):
+    def memory(address: Any, shape: Any, dtype: Any) -> Any:
         count = int(np.prod(shape)) * np.dtype(NUMPY[dtype]).itemsize
         return np.frombuffer((ctypes.c_byte * count).from_address(address), NUMPY[dtype]).reshape(
             shape
@@ -104,7 +106,16 @@ class FakeContext:
 class FakeEngine:
     """`ins` and `outs`: name -> (type, shape); an output's shape is a function of the inputs' shapes where it is not that of the first."""
 
-    def __init__(self, trt, logger, ins, outs, profiles, compute, shapes=None):
+    def __init__(
+        self,
+        trt: Any,
+        logger: Any,
+        ins: Any,
+        outs: Any,
+        profiles: Any,
+        compute: Any,
+        shapes: Any = None,
+    ) -> None:
         self.trt, self.logger, self.compute, self.profiles = trt, logger, compute, profiles
         self.ins, self.outs, self.shapes = ins, outs, shapes or {}
         self.contexts = []
@@ -114,34 +125,34 @@ class FakeEngine:
         self.weight_streaming_budget_v2 = None
 
     @property
-    def num_io_tensors(self):
+    def num_io_tensors(self) -> Any:
         return len(self.ins) + len(self.outs)
 
     @property
-    def num_optimization_profiles(self):
+    def num_optimization_profiles(self) -> Any:
         return len(self.profiles)
 
-    def get_tensor_name(self, index):
+    def get_tensor_name(self, index: Any) -> Any:
         return [*self.ins, *self.outs][index]
 
-    def get_tensor_mode(self, name):
+    def get_tensor_mode(self, name: Any) -> Any:
         return self.trt.TensorIOMode.INPUT if name in self.ins else self.trt.TensorIOMode.OUTPUT
 
-    def get_tensor_dtype(self, name):
+    def get_tensor_dtype(self, name: Any) -> Any:
         return getattr(self.trt.DataType, {**self.ins, **self.outs}[name][0])
 
-    def get_tensor_shape(self, name):
+    def get_tensor_shape(self, name: Any) -> Any:
         return {**self.ins, **self.outs}[name][1]
 
-    def get_tensor_location(self, name):
+    def get_tensor_location(self, name: Any) -> Any:
         return self.trt.TensorLocation.DEVICE
 
-    def get_tensor_profile_shape(self, name, profile_index):
+    def get_tensor_profile_shape(self, name: Any, profile_index: Any) -> Any:
         if -1 not in self.ins[name][1]:
             return [self.ins[name][1]] * 3
         return self.profiles[profile_index][name]
 
-    def create_execution_context(self):
+    def create_execution_context(self) -> Any:
         if self.no_contexts:
             self.logger.log(
                 self.trt.ILogger.Severity.ERROR,
@@ -151,21 +162,21 @@ class FakeEngine:
         self.contexts.append(FakeContext(self))
         return self.contexts[-1]
 
-    def shape_of(self, name, shapes):
+    def shape_of(self, name: Any, shapes: Any) -> Any:
         return self.shapes[name](shapes) if name in self.shapes else next(iter(shapes.values()))
 
 
 class FakeRuntime:
-    def __init__(self, engine):
+    def __init__(self, engine: Any) -> None:
         self.engine = engine
         self.plans = []
         self.validity = ("VALID", 0)
 
-    def get_engine_validity(self, buffer):
+    def get_engine_validity(self, buffer: Any) -> Any:
         name, diagnostics = self.validity
         return getattr(self.engine.trt.EngineValidity, name), diagnostics
 
-    def deserialize_cuda_engine(self, serialized_engine):
+    def deserialize_cuda_engine(self, serialized_engine: Any) -> Any:
         self.plans.append(serialized_engine)
         return self.engine
 
@@ -175,26 +186,26 @@ class FakeLibrary(Library):
 
     fakes: list[FakeRuntime] = []  # noqa: RUF012
 
-    def runtime(self, where, *, on_gpu):
+    def runtime(self, where: Any, *, on_gpu: Any) -> Any:
         return self.fakes[0]
 
 
-def ranges(*sizes, rest=(3,), names=("a", "b")):
+def ranges(*sizes: Any, rest: Any = (3,), names: Any = ("a", "b")) -> Any:
     """A profile a batch size, from 1."""
     return [{name: [(1, *rest), (size, *rest), (size, *rest)] for name in names} for size in sizes]
 
 
 @pytest.fixture(autouse=True)
-def _nothing_shared(monkeypatch):
+def _nothing_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """With earlier tests, whose failures may keep their engines alive."""
     monkeypatch.setattr(sharing, "_models", WeakValueDictionary())
 
 
 @pytest.fixture
-def fake(library, monkeypatch):
+def fake(library: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Put a FakeRuntime with this engine in TensorRT's place."""
 
-    def fake(ins, outs, profiles, compute, shapes=None):
+    def fake(ins: Any, outs: Any, profiles: Any, compute: Any, shapes: Any = None) -> Any:
         found = FakeLibrary(library.name, library.version, library.trt, library.logger)
         runtime = FakeRuntime(
             FakeEngine(library.trt, library.logger, ins, outs, profiles, compute, shapes)
@@ -207,7 +218,7 @@ def fake(library, monkeypatch):
 
 
 @pytest.fixture
-def fake_two(fake):
+def fake_two(fake: Any) -> Any:
     tensor = ("FLOAT", (-1, 3))
     return fake(
         {"a": tensor, "b": tensor},
@@ -218,10 +229,10 @@ def fake_two(fake):
 
 
 @pytest.fixture
-def make(tmp_path):
+def make(tmp_path: Path) -> Any:
     made = []
 
-    def make(path, context=None, **params):
+    def make(path: Any, context: Any = None, **params: Any) -> Any:
         backend = TensorrtTensor()
         made.append(backend)
         params = {"model::cache": str(tmp_path / "kept"), **params}
@@ -239,22 +250,22 @@ def make(tmp_path):
 class Heard(Loading):
     """Keeps what it is told; stops the loading at the first word, if it is to."""
 
-    def __init__(self, stops=False):
+    def __init__(self, stops: Any = False) -> None:
         self.stops, self.texts = stops, []
         super().__init__()
 
     @property
-    def text(self):
+    def text(self) -> Any:
         return self.texts[-1]
 
     @text.setter
-    def text(self, text):
+    def text(self, text: Any) -> None:
         self.texts.append(text)
         if self.stops and text:
             self.stop()
 
 
-def test_the_build_says_how_far_it_is(make, resnet18, fake):
+def test_the_build_says_how_far_it_is(make: Any, resnet18: Any, fake: Any) -> None:
     tensor = ("FLOAT", (-1, 3, 64, 64))
     fake(
         {"image": tensor},
@@ -275,7 +286,9 @@ def test_the_build_says_how_far_it_is(make, resnet18, fake):
     assert again.texts[1:-1]
 
 
-def test_a_build_for_which_nobody_waits_is_cancelled(make, resnet18, fake, tmp_path):
+def test_a_build_for_which_nobody_waits_is_cancelled(
+    make: Any, resnet18: Any, fake: Any, tmp_path: Path
+) -> None:
     tensor = ("FLOAT", (-1, 3, 64, 64))
     fake(
         {"image": tensor},
@@ -292,12 +305,12 @@ def test_a_build_for_which_nobody_waits_is_cancelled(make, resnet18, fake, tmp_p
     assert not list((tmp_path / "kept").glob("*.engine"))
 
 
-def pair(seed, rows=1):
+def pair(seed: Any, rows: Any = 1) -> Any:
     generator = torch.Generator().manual_seed(seed)
     return [torch.rand((rows, 3), generator=generator) for _ in range(2)]
 
 
-def test_items_share_a_run_and_get_their_own_rows_back(make, two, fake_two):
+def test_items_share_a_run_and_get_their_own_rows_back(make: Any, two: Any, fake_two: Any) -> None:
     backend = make(two, max="4")
     pairs = [pair(1), pair(2, 2), pair(3)]
     batch = [{"data": data, "request_size": len(data[0])} for data in pairs]
@@ -308,7 +321,7 @@ def test_items_share_a_run_and_get_their_own_rows_back(make, two, fake_two):
     assert (backend.min, backend.max, backend.device) == (1, 4, "")
 
 
-def test_results_own_their_memory(make, two, fake_two):
+def test_results_own_their_memory(make: Any, two: Any, fake_two: Any) -> None:
     backend = make(two, max="4")
     batch = [{"data": pair(1)}, {"data": pair(2)}]
     backend.forward(batch)
@@ -318,7 +331,9 @@ def test_results_own_their_memory(make, two, fake_two):
     assert batch[0]["result"][0].untyped_storage().nbytes() == 12
 
 
-def test_every_profile_has_a_context_of_its_own_made_once(make, two, fake_two):
+def test_every_profile_has_a_context_of_its_own_made_once(
+    make: Any, two: Any, fake_two: Any
+) -> None:
     backend = make(two, max="4")
     for rows in (1, 2, 3, 4, 2, 1):
         backend.forward([{"data": pair(rows, rows), "request_size": rows}])
@@ -329,7 +344,9 @@ def test_every_profile_has_a_context_of_its_own_made_once(make, two, fake_two):
     assert found == {0: [1, 1], 1: [2, 2], 2: [3, 4]}
 
 
-def test_copies_of_inputs_last_until_the_run_is_asked_for(make, two, fake_two):
+def test_copies_of_inputs_last_until_the_run_is_asked_for(
+    make: Any, two: Any, fake_two: Any
+) -> None:
     """Else an output would get a copy's memory, and TensorRT write where it still reads."""
     execution = make(two, max="4").children[0].model
     a, b = torch.rand(3, 4).t(), torch.rand(3, 4).t()
@@ -339,14 +356,14 @@ def test_copies_of_inputs_last_until_the_run_is_asked_for(make, two, fake_two):
     assert len(set(context.addresses.values())) == 4
 
 
-def test_warm_up_runs_every_bucket(make, two, fake_two):
+def test_warm_up_runs_every_bucket(make: Any, two: Any, fake_two: Any) -> None:
     make(two, max="4").warm_up()
     assert sorted(
         shapes[0][0] for context in fake_two.engine.contexts for shapes in context.runs
     ) == [1, 2, 4]
 
 
-def test_a_fixed_batch_is_padded(make, two, fake):
+def test_a_fixed_batch_is_padded(make: Any, two: Any, fake: Any) -> None:
     tensor = ("FLOAT", (4, 3))
     runtime = fake({"a": tensor, "b": tensor}, {"sum": tensor}, [{}], lambda a, b: (a + b,))
     backend = make(two, max="8")
@@ -359,7 +376,7 @@ def test_a_fixed_batch_is_padded(make, two, fake):
     ]
 
 
-def test_batches_between_profiles_are_padded_up_to_the_next(make, two, fake):
+def test_batches_between_profiles_are_padded_up_to_the_next(make: Any, two: Any, fake: Any) -> None:
     tensor = ("FLOAT", (-1, 3))
     gap = [{name: [(size, 3)] * 3 for name in "ab"} for size in (1, 4)]
     runtime = fake({"a": tensor, "b": tensor}, {"sum": tensor}, gap, lambda a, b: (a + b,))
@@ -371,7 +388,7 @@ def test_batches_between_profiles_are_padded_up_to_the_next(make, two, fake):
     assert [context.runs for context in runtime.engine.contexts] == [[((4, 3), (4, 3))]]
 
 
-def test_shapes_that_allow_fewer_run_in_more_runs(make, image, fake):
+def test_shapes_that_allow_fewer_run_in_more_runs(make: Any, image: Any, fake: Any) -> None:
     profiles = [
         {"image": [(1, 3, 8, 8), (4, 3, 16, 16), (4, 3, 16, 16)]},
         {"image": [(1, 3, 17, 17), (2, 3, 64, 64), (2, 3, 64, 64)]},
@@ -394,7 +411,7 @@ def test_shapes_that_allow_fewer_run_in_more_runs(make, image, fake):
     assert runs == [((1, 3, 16, 16),), ((1, 3, 32, 32),), ((2, 3, 32, 32),)]
 
 
-def test_what_does_not_fit_is_a_soft_failure_of_its_own(make, two, fake_two):
+def test_what_does_not_fit_is_a_soft_failure_of_its_own(make: Any, two: Any, fake_two: Any) -> None:
     backend = make(two, max="4")
     good, wrong = pair(1), torch.zeros(1, 4)
     batch = [
@@ -415,7 +432,7 @@ def test_what_does_not_fit_is_a_soft_failure_of_its_own(make, two, fake_two):
     assert "got complex64 of shape 1x3" in str(batch[3]["error"])
 
 
-def test_dtypes_widen_on_their_way(make, two, fake_two):
+def test_dtypes_widen_on_their_way(make: Any, two: Any, fake_two: Any) -> None:
     backend = make(two, max="4")
     data = [np.array([[1, 2, 3]], np.uint8), np.array([[1, 1, 1]], np.float64)]
     batch = [{"data": data}]
@@ -426,7 +443,7 @@ def test_dtypes_widen_on_their_way(make, two, fake_two):
     )
 
 
-def test_whole_numbers_and_bfloat16_travel(make, two, fake):
+def test_whole_numbers_and_bfloat16_travel(make: Any, two: Any, fake: Any) -> None:
     ins = {"a": ("INT64", (-1, 3)), "b": ("BF16", (-1, 3))}
     fake(ins, {"x": ins["a"], "y": ins["b"]}, ranges(4), lambda a, b: (a + 1, b))
     backend = make(two, max="4")
@@ -440,14 +457,14 @@ def test_whole_numbers_and_bfloat16_travel(make, two, fake):
         backend.forward([{"data": [a, b.float()]}])
 
 
-def test_every_type_is_torchs_or_refused(library):
+def test_every_type_is_torchs_or_refused(library: Any) -> None:
     there = {name for name, value in library.trt.DataType.__members__.items()}
     assert there - set(DTYPES) == {"INT4", "FP4", "E8M0"}
     for name, dtype in DTYPES.items():
         assert getattr(library.trt.DataType, name).itemsize == dtype.itemsize
 
 
-def test_outputs_whose_shape_depends_on_the_data(make, scores, fake):
+def test_outputs_whose_shape_depends_on_the_data(make: Any, scores: Any, fake: Any) -> None:
     """The positions of a row that are not 0: as many as there are, all of them the one item's."""
     fake(
         {"x": ("FLOAT", (-1, 5))}, {"places": ("INT64", (-1, 2)), "same": ("FLOAT", (-1, 5))}, ranges(1, 4, rest=(5,), names=("x",)),
@@ -473,7 +490,9 @@ def test_outputs_whose_shape_depends_on_the_data(make, scores, fake):
         )
 
 
-def test_an_allocator_grows_and_says_where_there_is_no_memory(library, monkeypatch, caplog):
+def test_an_allocator_grows_and_says_where_there_is_no_memory(
+    library: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     allocator = make_allocator(library.trt, torch.device("cpu"))
     first = allocator.reallocate_output("y", 0, 0, 256)
     assert first  # never null, also for nothing
@@ -482,7 +501,7 @@ def test_an_allocator_grows_and_says_where_there_is_no_memory(library, monkeypat
     allocator.notify_shape("y", (2, 4))
     assert allocator.tensor(torch.float32).shape == (2, 4)
 
-    def full(*shape, **options):
+    def full(*shape: Any, **options: Any) -> None:
         raise torch.OutOfMemoryError("none left")
 
     monkeypatch.setattr(torch, "empty", full)
@@ -490,7 +509,7 @@ def test_an_allocator_grows_and_says_where_there_is_no_memory(library, monkeypat
     assert "output y: no memory for 128 bytes: none left" in caplog.text
 
 
-def test_inputs_and_outputs_in_another_order(make, two, fake_two):
+def test_inputs_and_outputs_in_another_order(make: Any, two: Any, fake_two: Any) -> None:
     backend = make(two, max="4", input_reorder="1,0", output_reorder="1,0")
     (a, b) = pair(1)
     batch = [{"data": [b, a]}]
@@ -504,8 +523,10 @@ def test_inputs_and_outputs_in_another_order(make, two, fake_two):
     ("postprocessor", "best"),
     [("SoftmaxArgMax", "class"), ("ArgMax", "class"), ("SoftmaxMax", "score")],
 )
-def test_classes_come_as_plain_values(make, scores, fake, postprocessor, best):
-    def top(x):
+def test_classes_come_as_plain_values(
+    make: Any, scores: Any, fake: Any, postprocessor: Any, best: Any
+) -> None:
+    def top(x: Any) -> Any:
         order = np.argsort(-x)[:, :2]
         return np.take_along_axis(x, order, 1), order.astype(np.int32)
 
@@ -529,7 +550,9 @@ def test_classes_come_as_plain_values(make, scores, fake, postprocessor, best):
     )
 
 
-def test_instances_share_the_engine_and_each_has_its_contexts(make, two, fake_two):
+def test_instances_share_the_engine_and_each_has_its_contexts(
+    make: Any, two: Any, fake_two: Any
+) -> None:
     first, second = make(two, max="4"), make(two, max="4")
     assert len(fake_two.plans) == 1
     for backend in (first, second):
@@ -554,7 +577,9 @@ def test_instances_share_the_engine_and_each_has_its_contexts(make, two, fake_tw
         ("Error Code 3: API Usage Error (shape)", BackendError),
     ],
 )
-def test_a_run_that_fails_says_what_tensorrt_says(make, two, fake_two, said, error):
+def test_a_run_that_fails_says_what_tensorrt_says(
+    make: Any, two: Any, fake_two: Any, said: Any, error: Any
+) -> None:
     backend = make(two, max="4")
     fake_two.engine.failing = said
     with pytest.raises(error, match=re.escape(said)) as caught:
@@ -564,7 +589,7 @@ def test_a_run_that_fails_says_what_tensorrt_says(make, two, fake_two, said, err
     )
 
 
-def test_an_engine_that_does_not_load_says_why(make, two, fake_two):
+def test_an_engine_that_does_not_load_says_why(make: Any, two: Any, fake_two: Any) -> None:
     fake_two.engine.no_contexts = True
     backend = make(two, max="4")
     with pytest.raises(
@@ -589,12 +614,14 @@ def test_an_engine_that_does_not_load_says_why(make, two, fake_two):
         make(two, max="4", weight_budget_percentage=2)
 
 
-def test_the_weight_budget_is_a_share_of_what_can_be_streamed(make, two, fake_two):
+def test_the_weight_budget_is_a_share_of_what_can_be_streamed(
+    make: Any, two: Any, fake_two: Any
+) -> None:
     make(two, max="4", weight_budget_percentage=25)
     assert fake_two.engine.weight_streaming_budget_v2 == 250
 
 
-def test_inputs_without_a_batch_are_refused(make, two, fake):
+def test_inputs_without_a_batch_are_refused(make: Any, two: Any, fake: Any) -> None:
     fake(
         {"a": ("FLOAT", (-1, 3)), "b": ("FLOAT", (7,))},
         {"y": ("FLOAT", (-1, 3))},
@@ -608,7 +635,9 @@ def test_inputs_without_a_batch_are_refused(make, two, fake):
         make(two, max="4")
 
 
-def test_a_context_of_a_captured_graph_runs_nothing_else(library, fake_two, monkeypatch):
+def test_a_context_of_a_captured_graph_runs_nothing_else(
+    library: Any, fake_two: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     execution = Execution(
         library, LoadedEngine(fake_two.engine, None), "net", torch.device("cpu"), 7
     )
@@ -623,7 +652,7 @@ def test_a_context_of_a_captured_graph_runs_nothing_else(library, fake_two, monk
     assert [len(context.runs) for context in fake_two.engine.contexts] == [2, 2]
 
 
-def test_without_a_gpu_nothing_is_built(make, two, tmp_path):
+def test_without_a_gpu_nothing_is_built(make: Any, two: Any, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(
@@ -634,11 +663,11 @@ def test_without_a_gpu_nothing_is_built(make, two, tmp_path):
     assert not (tmp_path / "kept").exists()
 
 
-def test_what_tensorrt_does_not_explain(library):
+def test_what_tensorrt_does_not_explain(library: Any) -> None:
     assert str(failure("net: no", [])) == "net: no: it gives no reason"
 
 
-def test_the_fake_has_the_signatures_of_the_bindings(library):
+def test_the_fake_has_the_signatures_of_the_bindings(library: Any) -> None:
     """Every method and attribute that runs here is TensorRT's, with as many parameters."""
     for fake, name in (
         (FakeRuntime, "Runtime"),
@@ -664,7 +693,7 @@ def test_the_fake_has_the_signatures_of_the_bindings(library):
         assert hasattr(library.trt.ICudaEngine, attribute)
 
 
-def arities(method, doc):
+def arities(method: Any, doc: Any) -> Any:
     """How many parameters a method may be given, by the signatures in its docstring."""
     found = set()
     for signature in re.findall(rf"{method}\(self: [\w.]+(.*)\) ->", doc):
@@ -677,7 +706,7 @@ def arities(method, doc):
     return found
 
 
-def test_arities_are_read():
+def test_arities_are_read() -> None:
     assert arities("run", "run(self: a.B, name: str, shape: tuple[int, int] = None) -> bool") == {
         1,
         2,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import types
+from typing import Any
 
 import pytest
 
@@ -13,14 +14,14 @@ from penstock.backends.errors import BackendError
 
 
 @pytest.fixture
-def modules(monkeypatch):
+def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Only these can be imported: by name, a version or what importing raises."""
     there = {}
 
     class Logger:
         pass
 
-    def import_module(name):
+    def import_module(name: Any) -> Any:
         found = there.get(name)
         if found is None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
@@ -34,7 +35,7 @@ def modules(monkeypatch):
     module._load.cache_clear()
 
 
-def test_tensorrt_comes_before_tensorrt_rtx(modules):
+def test_tensorrt_comes_before_tensorrt_rtx(modules: Any) -> None:
     modules.update({"tensorrt": "10.13.3.9", "tensorrt_rtx_bindings": "1.7.1"})
     assert (find_library().name, find_library().version) == ("tensorrt", "10.13.3.9")
     assert (
@@ -43,7 +44,7 @@ def test_tensorrt_comes_before_tensorrt_rtx(modules):
     assert not find_library().is_rtx
 
 
-def test_the_next_one_is_taken_where_the_first_can_not_be_used(modules):
+def test_the_next_one_is_taken_where_the_first_can_not_be_used(modules: Any) -> None:
     modules.update({"tensorrt": "8.6.1", "tensorrt_rtx": "1.7.1"})
     assert find_library().name == "tensorrt_rtx"
     with pytest.raises(BackendError, match=r"tensorrt is 8\.6\.1, expected 10 or later"):
@@ -53,13 +54,13 @@ def test_the_next_one_is_taken_where_the_first_can_not_be_used(modules):
 @pytest.mark.parametrize(
     "error", [OSError("libnvinfer.so.10: cannot open"), ImportError("undefined symbol")]
 )
-def test_a_library_that_can_not_be_imported_is_no_crash(modules, error):
+def test_a_library_that_can_not_be_imported_is_no_crash(modules: Any, error: Any) -> None:
     modules["tensorrt"] = error
     with pytest.raises(BackendError, match=f"tensorrt can't be imported: {error}"):
         find_library()
 
 
-def test_without_any_it_says_what_to_install(modules):
+def test_without_any_it_says_what_to_install(modules: Any) -> None:
     with pytest.raises(
         BackendError,
         match=r"tensorrt is not installed; tensorrt_rtx is not installed.*pip install 'penstock\[tensorrt\]'",
@@ -71,7 +72,9 @@ def test_without_any_it_says_what_to_install(modules):
         find_library("trt")
 
 
-def test_messages_are_logged_and_errors_kept(library, caplog):
+def test_messages_are_logged_and_errors_kept(
+    library: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     severity = library.trt.ILogger.Severity
     with caplog.at_level(logging.DEBUG, "penstock.tensorrt"):
         with library.listening() as said:

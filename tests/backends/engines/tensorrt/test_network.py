@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -14,7 +17,7 @@ FLOAT = TensorProto.FLOAT
 MEAN, STD = "123.675,116.28,103.53", "58.395,57.12,57.375"
 
 
-def ports(definition):
+def ports(definition: Any) -> Any:
     ins = [definition.get_input(index) for index in range(definition.num_inputs)]
     outs = [definition.get_output(index) for index in range(definition.num_outputs)]
     return [
@@ -22,18 +25,18 @@ def ports(definition):
     ]
 
 
-def test_a_model_is_as_it_was(prepared, two):
+def test_a_model_is_as_it_was(prepared: Any, two: Any) -> None:
     inputs, outputs = ports(prepared(two).network.definition)
     assert inputs == [("a", "FLOAT", (-1, 3)), ("b", "FLOAT", (-1, 3))]
     assert outputs == [("sum", "FLOAT", (-1, 3)), ("dif", "FLOAT", (-1, 3))]
 
 
-def test_networks_are_strongly_typed(recipe, two, library):
+def test_networks_are_strongly_typed(recipe: Any, two: Any, library: Any) -> None:
     """TensorRT 10 has others too, so it must be asked for."""
     asked = []
 
     class Asked:
-        def create_network(self, flags):
+        def create_network(self, flags: Any) -> Any:
             asked.append(flags)
             return library.trt.Builder(library.logger).create_network(flags)
 
@@ -46,7 +49,9 @@ def test_networks_are_strongly_typed(recipe, two, library):
     ]
 
 
-def test_mean_and_std_are_layers_in_front_and_images_come_as_uint8(prepared, resnet18, layers):
+def test_mean_and_std_are_layers_in_front_and_images_come_as_uint8(
+    prepared: Any, resnet18: Any, layers: Any
+) -> None:
     definition = prepared(resnet18, mean=MEAN, std=STD).network.definition
     assert ports(definition)[0] == [("image", "UINT8", (-1, 3, 64, 64))]
     found = layers(definition)
@@ -61,7 +66,7 @@ def test_mean_and_std_are_layers_in_front_and_images_come_as_uint8(prepared, res
     )
 
 
-def test_nhwc_is_turned_inside(prepared, resnet18, layers, library):
+def test_nhwc_is_turned_inside(prepared: Any, resnet18: Any, layers: Any, library: Any) -> None:
     definition = prepared(resnet18, mean=MEAN, std=STD, data_format="nhwc").network.definition
     assert ports(definition)[0] == [("image", "UINT8", (-1, 64, 64, 3))]
     turned = layers(definition)["image_nchw_transpose"]
@@ -71,12 +76,12 @@ def test_nhwc_is_turned_inside(prepared, resnet18, layers, library):
     ) == (-1, 3, 64, 64)
 
 
-def test_nhwc_keeps_open_sizes(prepared, image):
+def test_nhwc_keeps_open_sizes(prepared: Any, image: Any) -> None:
     definition = prepared(image, data_format="nhwc", max="2x64x64x3").network.definition
     assert ports(definition)[0] == [("image", "FLOAT", (-1, -1, -1, 3))]
 
 
-def test_softmax_behind_the_model(prepared, scores, layers, library):
+def test_softmax_behind_the_model(prepared: Any, scores: Any, layers: Any, library: Any) -> None:
     definition = prepared(scores, postprocessor="Softmax").network.definition
     assert ports(definition)[1] == [("scores", "FLOAT", (-1, 5))]
     softmax = layers(definition)["penstock_softmax"]
@@ -87,7 +92,9 @@ def test_softmax_behind_the_model(prepared, scores, layers, library):
 @pytest.mark.parametrize(
     ("postprocessor", "softmax"), [("ArgMax", False), ("SoftmaxArgMax", True), ("SoftmaxMax", True)]
 )
-def test_classes_are_told_by_the_network(prepared, scores, layers, library, postprocessor, softmax):
+def test_classes_are_told_by_the_network(
+    prepared: Any, scores: Any, layers: Any, library: Any, postprocessor: Any, softmax: Any
+) -> None:
     definition = prepared(scores, postprocessor=postprocessor, top_k=3).network.definition
     assert ports(definition)[1] == [
         ("penstock_scores", "FLOAT", (-1, 3)),
@@ -100,7 +107,7 @@ def test_classes_are_told_by_the_network(prepared, scores, layers, library, post
     assert best.k == 3 and best.op == library.trt.TopKOperation.MAX
 
 
-def test_softmax_is_computed_in_float32(prepared, write, tmp_path):
+def test_softmax_is_computed_in_float32(prepared: Any, write: Any, tmp_path: Path) -> None:
     half = TensorProto.FLOAT16
     path = write(
         tmp_path / "half.onnx",
@@ -152,7 +159,9 @@ def test_softmax_is_computed_in_float32(prepared, write, tmp_path):
         ("image", {"max": "4"}, "max", r"axis 2, 3 of input image \(Nx3xNxN\) is open too"),
     ],
 )
-def test_keys_that_do_not_fit_the_model(prepared, request, model, keys, key, message):
+def test_keys_that_do_not_fit_the_model(
+    prepared: Any, request: Any, model: Any, keys: Any, key: Any, message: str
+) -> None:
     path = request.getfixturevalue(model)
     with pytest.raises(ConfigError, match=message) as caught:
         prepared(path, **keys)
@@ -160,7 +169,9 @@ def test_keys_that_do_not_fit_the_model(prepared, request, model, keys, key, mes
     assert (problem.node, problem.key) == ("net", key) and str(path) in problem.message
 
 
-def test_an_operator_that_tensorrt_lacks_is_named(prepared, write, tmp_path):
+def test_an_operator_that_tensorrt_lacks_is_named(
+    prepared: Any, write: Any, tmp_path: Path
+) -> None:
     nodes = [
         ("Relu", ["x"], ["y"]),
         ("Nope", ["y"], ["z"], {"name": "strange", "domain": "nowhere"}),
@@ -173,7 +184,9 @@ def test_an_operator_that_tensorrt_lacks_is_named(prepared, write, tmp_path):
         prepared(path)
 
 
-def test_an_operator_that_only_tensorrt_s_source_gives_a_reason_for(prepared, write, tmp_path):
+def test_an_operator_that_only_tensorrt_s_source_gives_a_reason_for(
+    prepared: Any, write: Any, tmp_path: Path
+) -> None:
     path = write(
         tmp_path / "unique.onnx",
         [("Unique", ["x"], ["y"], {"name": "few"})],
@@ -187,7 +200,7 @@ def test_an_operator_that_only_tensorrt_s_source_gives_a_reason_for(prepared, wr
         prepared(path)
 
 
-def test_a_model_that_is_cut_off_is_named(prepared, resnet18, tmp_path):
+def test_a_model_that_is_cut_off_is_named(prepared: Any, resnet18: Any, tmp_path: Path) -> None:
     path = tmp_path / "half.onnx"
     path.write_bytes(resnet18.read_bytes()[:100_000])
     with pytest.raises(BackendError, match=rf"node 'net': .*{path} is no ONNX file, or is cut off"):
@@ -197,7 +210,7 @@ def test_a_model_that_is_cut_off_is_named(prepared, resnet18, tmp_path):
         prepared(path)
 
 
-def test_a_model_that_is_not_there_is_named(prepared, tmp_path):
+def test_a_model_that_is_not_there_is_named(prepared: Any, tmp_path: Path) -> None:
     with pytest.raises(
         BackendError,
         match=f"node 'net': TensorrtTensor: the model {tmp_path}/no.onnx does not exist",
@@ -205,7 +218,7 @@ def test_a_model_that_is_not_there_is_named(prepared, tmp_path):
         prepared(tmp_path / "no.onnx")
 
 
-def test_an_input_that_is_a_shape_is_refused(prepared, write, tmp_path):
+def test_an_input_that_is_a_shape_is_refused(prepared: Any, write: Any, tmp_path: Path) -> None:
     nodes = [("Reshape", ["x", "shape"], ["y"])]
     inputs = [("x", FLOAT, ["n", 4]), ("shape", TensorProto.INT64, [2])]
     path = write(tmp_path / "shape.onnx", nodes, inputs, [("y", FLOAT, ["a", "b"])])
@@ -213,7 +226,9 @@ def test_an_input_that_is_a_shape_is_refused(prepared, write, tmp_path):
         prepared(path)
 
 
-def test_weights_beside_the_model_are_found(prepared, write, tmp_path, layers):
+def test_weights_beside_the_model_are_found(
+    prepared: Any, write: Any, tmp_path: Path, layers: Any
+) -> None:
     path = write(
         tmp_path / "apart.onnx",
         [("MatMul", ["x", "w"], ["y"], {"name": "multiply"})], [("x", FLOAT, ["n", 64])], [("y", FLOAT, ["n", 64])],

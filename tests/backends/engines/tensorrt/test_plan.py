@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -16,8 +19,8 @@ from penstock.backends.errors import BackendError
 
 
 @pytest.fixture
-def found(library, recipe, tmp_path):
-    def found(path, **params):
+def found(library: Any, recipe: Any, tmp_path: Path) -> Any:
+    def found(path: Any, **params: Any) -> Any:
         params.setdefault("model::cache", str(tmp_path / "kept"))
         return find_plan(
             recipe(path, **params), library, Context(node="net", directory=tmp_path), Progress()
@@ -26,7 +29,7 @@ def found(library, recipe, tmp_path):
     return found
 
 
-def test_an_engine_is_built_once(found, two, tmp_path):
+def test_an_engine_is_built_once(found: Any, two: Any, tmp_path: Path) -> None:
     first, again = found(two), found(two)
     assert (first.built, again.built) == (True, False) and first.plan == again.plan
     assert len(list((tmp_path / "kept").glob("two-*.engine"))) == 1
@@ -43,16 +46,16 @@ def test_an_engine_is_built_once(found, two, tmp_path):
         {"hardware_compatibility": "sm86"},
     ],
 )
-def test_every_key_makes_another(found, two, change):
+def test_every_key_makes_another(found: Any, two: Any, change: Any) -> None:
     found(two)
     assert found(two, **change).built
 
 
-def test_precisions_by_one_converter_are_not_one(recipe, two, library):
+def test_precisions_by_one_converter_are_not_one(recipe: Any, two: Any, library: Any) -> None:
     assert recipe(two, precision="fp16").key(library) != recipe(two, precision="bf16").key(library)
 
 
-def test_a_changed_model_makes_another(found, two):
+def test_a_changed_model_makes_another(found: Any, two: Any) -> None:
     found(two)
     model = onnx.load(two)
     model.graph.node[0].op_type = "Mul"
@@ -60,7 +63,9 @@ def test_a_changed_model_makes_another(found, two):
     assert found(two).built
 
 
-def test_changed_weights_beside_the_model_make_another(found, write, tmp_path):
+def test_changed_weights_beside_the_model_make_another(
+    found: Any, write: Any, tmp_path: Path
+) -> None:
     path = write(
         tmp_path / "apart.onnx", [("MatMul", ["x", "w"], ["y"])], [("x", 1, ["n", 4])], [("y", 1, ["n", 4])],
         [("w", np.eye(4, dtype=np.float32))],
@@ -74,7 +79,9 @@ def test_changed_weights_beside_the_model_make_another(found, write, tmp_path):
     assert found(path).built
 
 
-def test_weights_outside_of_the_models_folder_are_refused(found, write, tmp_path):
+def test_weights_outside_of_the_models_folder_are_refused(
+    found: Any, write: Any, tmp_path: Path
+) -> None:
     folder = tmp_path / "inside"
     folder.mkdir()
     path = write(
@@ -97,13 +104,15 @@ def test_weights_outside_of_the_models_folder_are_refused(found, write, tmp_path
         found(path)
 
 
-def test_engine_files_are_used_as_they_are(found, two, tmp_path):
+def test_engine_files_are_used_as_they_are(found: Any, two: Any, tmp_path: Path) -> None:
     foreign = tmp_path / "m.plan"
     foreign.write_bytes(b"by trtexec")
     assert found(foreign) == (b"by trtexec", False)
 
 
-def test_engine_files_of_ours_must_fit_this_library(found, two, library, recipe, tmp_path):
+def test_engine_files_of_ours_must_fit_this_library(
+    found: Any, two: Any, library: Any, recipe: Any, tmp_path: Path
+) -> None:
     path = tmp_path / "m.trt"
     found(two, **{"model::cache": str(path)})
     assert found(path).plan == found(two, **{"model::cache": str(path)}).plan
@@ -119,7 +128,9 @@ def test_engine_files_of_ours_must_fit_this_library(found, two, library, recipe,
         found(path)
 
 
-def test_encrypted_models_are_built_from(found, two, tmp_path, monkeypatch):
+def test_encrypted_models_are_built_from(
+    found: Any, two: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(KEY, "11" * 32)
     path = tmp_path / "two.onnx.encrypted"
     path.write_bytes(encrypt(two.read_bytes(), bytes([0x11] * 32)))
@@ -129,14 +140,14 @@ def test_encrypted_models_are_built_from(found, two, tmp_path, monkeypatch):
         found(path)
 
 
-def test_other_files_are_refused(found, tmp_path):
+def test_other_files_are_refused(found: Any, tmp_path: Path) -> None:
     path = tmp_path / "m.pt"
     path.write_bytes(b"")
     with pytest.raises(BackendError, match=f"node 'net': .*{path} is neither .onnx nor an engine"):
         found(path)
 
 
-def test_what_tensorrt_rtx_builds_is_for_no_gpu(recipe, two, library):
+def test_what_tensorrt_rtx_builds_is_for_no_gpu(recipe: Any, two: Any, library: Any) -> None:
     params = recipe(two).params
     assert gpu_of(params, library, "NVIDIA X 8.6") == "none"
     assert (

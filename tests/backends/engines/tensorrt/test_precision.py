@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.machinery
 import sys
 import types
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +21,7 @@ from penstock.backends.errors import ConfigError
 FLOAT = TensorProto.FLOAT
 
 
-def types_of(layers, definition, kinds=("CONVOLUTION", "MATRIX_MULTIPLY")):
+def types_of(layers: Any, definition: Any, kinds: Any = ("CONVOLUTION", "MATRIX_MULTIPLY")) -> Any:
     return {
         name: layer.get_output(0).dtype.name
         for name, layer in layers(definition).items()
@@ -27,7 +29,7 @@ def types_of(layers, definition, kinds=("CONVOLUTION", "MATRIX_MULTIPLY")):
     }
 
 
-def test_the_models_own_types_are_kept(prepared, resnet18, layers):
+def test_the_models_own_types_are_kept(prepared: Any, resnet18: Any, layers: Any) -> None:
     for precision in (None, "fp32"):
         assert set(
             types_of(layers, prepared(resnet18, precision=precision).network.definition).values()
@@ -35,7 +37,9 @@ def test_the_models_own_types_are_kept(prepared, resnet18, layers):
 
 
 @pytest.mark.parametrize("precision", ["fp16", "best"])
-def test_fp16_converts_layers_and_leaves_the_borders(prepared, resnet18, layers, precision):
+def test_fp16_converts_layers_and_leaves_the_borders(
+    prepared: Any, resnet18: Any, layers: Any, precision: Any
+) -> None:
     definition = prepared(resnet18, precision=precision, mean="1", std="2").network.definition
     found = types_of(layers, definition)
     assert len(found) >= 20 and set(found.values()) == {"HALF"}
@@ -48,7 +52,7 @@ def test_fp16_converts_layers_and_leaves_the_borders(prepared, resnet18, layers,
     )  # 16 bits would lose digits of mean and std
 
 
-def test_layers_by_name_stay_in_fp32(prepared, resnet18, layers):
+def test_layers_by_name_stay_in_fp32(prepared: Any, resnet18: Any, layers: Any) -> None:
     found = types_of(
         layers,
         prepared(
@@ -59,7 +63,7 @@ def test_layers_by_name_stay_in_fp32(prepared, resnet18, layers):
     assert kept == {name for name in found if "/fc/" in name or "layer4" in name} and len(kept) > 2
 
 
-def run(model, **inputs):
+def run(model: Any, **inputs: Any) -> Any:
     """On the CPU, by ONNX Runtime."""
     import onnxruntime
 
@@ -71,7 +75,9 @@ def run(model, **inputs):
 
 
 @pytest.mark.parametrize("kept", ["conv1", "fc", "conv1,/fc/", "layer1/layer1.0", "/"])
-def test_models_whose_layers_stay_in_part_run_and_answer_as_before(resnet18, library, recipe, kept):
+def test_models_whose_layers_stay_in_part_run_and_answer_as_before(
+    resnet18: Any, library: Any, recipe: Any, kept: Any
+) -> None:
     image = np.random.default_rng(0).random((2, 3, 64, 64), np.float32)
     model = onnx.load(resnet18)
     converted = convert(onnx.load(resnet18), "fp16", kept.split(","))
@@ -85,7 +91,9 @@ def test_models_whose_layers_stay_in_part_run_and_answer_as_before(resnet18, lib
     )
 
 
-def test_outputs_of_layers_that_stay_are_not_rounded(prepared, resnet18, layers):
+def test_outputs_of_layers_that_stay_are_not_rounded(
+    prepared: Any, resnet18: Any, layers: Any
+) -> None:
     """Neither as answers, nor where softmax reads them."""
     for postprocessor in (None, "SoftmaxArgMax"):
         params = {"precision": "fp16", "precision::fp32": "fc", "postprocessor": postprocessor}
@@ -101,7 +109,9 @@ def test_outputs_of_layers_that_stay_are_not_rounded(prepared, resnet18, layers)
         assert not [layer.name for layer in behind if layer.get_output(0).dtype.name == "HALF"]
 
 
-def test_an_output_that_other_layers_read_is_exact_and_they_read_it_rounded(write, tmp_path):
+def test_an_output_that_other_layers_read_is_exact_and_they_read_it_rounded(
+    write: Any, tmp_path: Path
+) -> None:
     nodes = [
         ("MatMul", ["x", "w"], ["kept"], {"name": "first"}),
         ("MatMul", ["kept", "w"], ["then"], {"name": "second"}),
@@ -129,7 +139,7 @@ def test_an_output_that_other_layers_read_is_exact_and_they_read_it_rounded(writ
     )
 
 
-def test_an_output_of_what_the_converter_leaves_is_as_before(write, tmp_path):
+def test_an_output_of_what_the_converter_leaves_is_as_before(write: Any, tmp_path: Path) -> None:
     nodes = [("MatMul", ["x", "w"], ["scores"]), ("TopK", ["scores", "k"], ["best", "places"])]
     outputs = [("best", FLOAT, ["n", 2]), ("places", TensorProto.INT64, ["n", 2])]
     weights = [("w", np.eye(4, dtype=np.float32)), ("k", np.array([2]))]
@@ -138,7 +148,7 @@ def test_an_output_of_what_the_converter_leaves_is_as_before(write, tmp_path):
     assert best.dtype == np.float32 and best.tolist() == [[4, 3]] and places.tolist() == [[1, 2]]
 
 
-def test_a_name_that_no_layer_has_is_an_error(prepared, resnet18):
+def test_a_name_that_no_layer_has_is_an_error(prepared: Any, resnet18: Any) -> None:
     with pytest.raises(
         ConfigError,
         match=r"precision::fp32: .*has '/fc/Gem9', and no node's name contains it, did you mean '/fc/Gemm'",
@@ -146,7 +156,7 @@ def test_a_name_that_no_layer_has_is_an_error(prepared, resnet18):
         prepared(resnet18, precision="fp16", **{"precision::fp32": "layer4,/fc/Gem9"})
 
 
-def test_fp16_of_fp16_is_the_same(prepared, write, tmp_path, layers):
+def test_fp16_of_fp16_is_the_same(prepared: Any, write: Any, tmp_path: Path, layers: Any) -> None:
     half = TensorProto.FLOAT16
     weights = [("w", np.eye(4, dtype=np.float16))]
     path = write(
@@ -162,8 +172,8 @@ def test_fp16_of_fp16_is_the_same(prepared, write, tmp_path, layers):
 
 
 def test_weights_beyond_float16_are_cut_off_and_nodes_need_no_name(
-    prepared, write, tmp_path, layers
-):
+    prepared: Any, write: Any, tmp_path: Path, layers: Any
+) -> None:
     weights = [("w", np.full((4, 4), 3e5, np.float32)), ("v", np.full((4, 4), 5e4, np.float32))]
     nodes = [("MatMul", ["x", "w"], ["y"]), ("MatMul", ["x", "v"], ["z"])]
     path = write(
@@ -184,7 +194,7 @@ def test_weights_beyond_float16_are_cut_off_and_nodes_need_no_name(
     assert found["v"].max() == np.float16(5e4)
 
 
-def quantized(write, path, kind, scale=0.1):
+def quantized(write: Any, path: Any, kind: Any, scale: Any = 0.1) -> Any:
     """Relu of x, rounded to `kind` and back."""
     zero = onnx.helper.make_tensor("zero", kind, [], [0])
     nodes = [
@@ -211,8 +221,8 @@ def quantized(write, path, kind, scale=0.1):
     [("int8", TensorProto.INT8), ("fp8", TensorProto.FLOAT8E4M3FN), ("best", TensorProto.INT8)],
 )
 def test_models_that_round_by_themselves_pass_through(
-    prepared, write, tmp_path, layers, precision, kind
-):
+    prepared: Any, write: Any, tmp_path: Path, layers: Any, precision: Any, kind: Any
+) -> None:
     definition = prepared(
         quantized(write, tmp_path / "q.onnx", kind), precision=precision
     ).network.definition
@@ -221,7 +231,9 @@ def test_models_that_round_by_themselves_pass_through(
 
 
 @pytest.mark.parametrize(("precision", "found"), [("int8", "none"), ("fp8", "none")])
-def test_a_model_that_does_not_is_refused(prepared, resnet18, precision, found):
+def test_a_model_that_does_not_is_refused(
+    prepared: Any, resnet18: Any, precision: Any, found: Any
+) -> None:
     with pytest.raises(
         ConfigError,
         match=rf"precision: .*{precision} needs QuantizeLinear .*found {found}: quantize it first",
@@ -229,25 +241,30 @@ def test_a_model_that_does_not_is_refused(prepared, resnet18, precision, found):
         prepared(resnet18, precision=precision)
 
 
-def test_the_wrong_rounding_is_refused(prepared, write, tmp_path):
+def test_the_wrong_rounding_is_refused(prepared: Any, write: Any, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"fp8 needs .* FLOAT8E4M3FN .*found QuantizeLinear nodes to INT8"
     ):
         prepared(quantized(write, tmp_path / "q.onnx", TensorProto.INT8), precision="fp8")
 
 
-def test_bf16_needs_modelopt(prepared, resnet18):
+def test_bf16_needs_modelopt(prepared: Any, resnet18: Any) -> None:
     with pytest.raises(ConfigError, match="precision bf16 needs NVIDIA ModelOpt: pip install"):
         prepared(resnet18, precision="bf16")
 
 
-def test_modelopt_converts_where_it_is_installed(monkeypatch, resnet18):
+def test_modelopt_converts_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch, resnet18: Any
+) -> None:
     """Called as its documentation says; itself it is not installed here."""
     calls = []
 
     def convert_to_mixed_precision(
-        onnx_path, low_precision_type="fp16", nodes_to_exclude=None, keep_io_types=False
-    ):
+        onnx_path: Any,
+        low_precision_type: Any = "fp16",
+        nodes_to_exclude: Any = None,
+        keep_io_types: Any = False,
+    ) -> Any:
         calls.append((onnx_path, low_precision_type, nodes_to_exclude, keep_io_types))
         return "converted"
 

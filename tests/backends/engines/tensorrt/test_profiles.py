@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from penstock.backends.engines.tensorrt.profiles import (
@@ -19,14 +21,14 @@ IDS = Input("ids", (-1, 10))
 FIXED = Input("image", (4, 3, 8, 8))
 
 
-def profiles(inputs, low=None, high=None, sizes=(1, 2, 4)):
+def profiles(inputs: Any, low: Any = None, high: Any = None, sizes: Any = (1, 2, 4)) -> Any:
     return [
         {name: tuple(each) for name, each in profile.items()}
         for profile in make_profiles(inputs, low, high, sizes)
     ]
 
 
-def test_a_batch_size_becomes_a_profile_a_bucket():
+def test_a_batch_size_becomes_a_profile_a_bucket() -> None:
     rest = (3, 224, 224)
     assert profiles([IMAGE], high="4") == [
         {"image": ((1, *rest), (1, *rest), (1, *rest))},
@@ -40,7 +42,7 @@ def test_a_batch_size_becomes_a_profile_a_bucket():
     )
 
 
-def test_buckets_lie_between_min_and_max():
+def test_buckets_lie_between_min_and_max() -> None:
     assert [profile["image"][2][0] for profile in profiles([IMAGE], "2", "6", (1, 2, 4, 6))] == [
         2,
         4,
@@ -49,7 +51,7 @@ def test_buckets_lie_between_min_and_max():
     assert all(profile["image"][0][0] == 2 for profile in profiles([IMAGE], "2", "6", (1, 2, 4, 6)))
 
 
-def test_several_inputs_share_the_batch():
+def test_several_inputs_share_the_batch() -> None:
     (*_, last) = profiles([IMAGE, IDS], high="4")
     assert last == {
         "image": ((1, 3, 224, 224), (4, 3, 224, 224), (4, 3, 224, 224)),
@@ -60,7 +62,7 @@ def test_several_inputs_share_the_batch():
     )
 
 
-def test_several_profiles_stay_as_they_are():
+def test_several_profiles_stay_as_they_are() -> None:
     found = profiles([OPEN], "1x3x32x32;1x3x65x65", "8x3x64x64;2x3x512x512")
     assert found == [
         {"image": ((1, 3, 32, 32), (8, 3, 64, 64), (8, 3, 64, 64))},
@@ -69,7 +71,7 @@ def test_several_profiles_stay_as_they_are():
     assert [profile["image"][0][0] for profile in profiles([IMAGE], "1", "1;8")] == [1, 1]
 
 
-def test_open_sizes_keep_their_range_in_every_bucket():
+def test_open_sizes_keep_their_range_in_every_bucket() -> None:
     found = profiles([OPEN], "1x3x32x32", "2x3x64x64", (1, 2))
     assert found == [
         {"image": ((1, 3, 32, 32), (1, 3, 64, 64), (1, 3, 64, 64))},
@@ -78,7 +80,7 @@ def test_open_sizes_keep_their_range_in_every_bucket():
     assert profiles([OPEN], "1", "1x3x64x64", (1,))[0]["image"][0] == (1, 3, 64, 64)
 
 
-def test_fixed_shapes_need_none():
+def test_fixed_shapes_need_none() -> None:
     assert profiles([FIXED], high="8", sizes=(1, 2, 4, 8)) == []
     assert describe([]) == "fixed shapes"
 
@@ -136,13 +138,15 @@ def test_fixed_shapes_need_none():
         ([FIXED], None, "8x3x8x8", "max", r"for input image \(4x3x8x8\): expected its fixed sizes"),
     ],
 )
-def test_what_does_not_fit_names_key_input_found_and_expected(inputs, low, high, key, message):
+def test_what_does_not_fit_names_key_input_found_and_expected(
+    inputs: Any, low: Any, high: Any, key: Any, message: str
+) -> None:
     with pytest.raises(ProfileError, match=message) as caught:
         make_profiles(inputs, low, high, (1, 2, 4))
     assert caught.value.key == key
 
 
-def test_the_profile_of_a_batch_is_the_smallest_that_holds_it():
+def test_the_profile_of_a_batch_is_the_smallest_that_holds_it() -> None:
     made = make_profiles([IMAGE], None, "4", (1, 2, 4))
     assert [choose(made, {"image": (rows, 3, 224, 224)}) for rows in (1, 2, 3, 4, 5)] == [
         0,
@@ -154,6 +158,6 @@ def test_the_profile_of_a_batch_is_the_smallest_that_holds_it():
     assert choose(made, {"image": (1, 3, 224)}) is None
 
 
-def test_profiles_are_described_in_words():
+def test_profiles_are_described_in_words() -> None:
     assert describe(make_profiles([IDS], None, "2", (1, 2))) == "ids 1x10; ids 1x10 to 2x10"
     assert str(Range((1, 2), (1, 2), (1, 2))) == "1x2"

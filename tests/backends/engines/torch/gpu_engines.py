@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from penstock.backends.gpu.device import POOL, own_stream
@@ -47,7 +49,9 @@ def test_no_two_threads_have_one_stream_and_those_that_end_give_theirs_back() ->
         assert len(set(in_threads(12, take))) == 12
 
 
-def test_a_batch_above_those_that_graphs_were_captured_for(exported, make, run):
+def test_a_batch_above_those_that_graphs_were_captured_for(
+    exported: Any, make: Any, run: Any
+) -> None:
     backend = make("TorchExportTensor", exported(Pool(), torch.zeros(2, 3, 4, 4)))
     backend.warm_up()
     assert len(backend.children[0]._half._graphs) == 4
@@ -57,7 +61,9 @@ def test_a_batch_above_those_that_graphs_were_captured_for(exported, make, run):
         assert torch.allclose(found, Pool()(torch.cat(data)), atol=1e-5)
 
 
-def test_what_can_not_be_captured_runs_without_graphs_and_memory_stays(tmp_path, make, run, caplog):
+def test_what_can_not_be_captured_runs_without_graphs_and_memory_stays(
+    tmp_path: Path, make: Any, run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "nets.py").write_text(NETS)
     backend = make("PythonTensor", f"{tmp_path / 'nets.py'}:Positive", max="4x1024x1024")
     backend.warm_up()
@@ -75,14 +81,18 @@ def test_what_can_not_be_captured_runs_without_graphs_and_memory_stays(tmp_path,
     assert torch.cuda.memory_reserved() <= before + 2**22
 
 
-def test_outputs_without_a_row_for_each_item_are_not_padded(scripted, make, run):
+def test_outputs_without_a_row_for_each_item_are_not_padded(
+    scripted: Any, make: Any, run: Any
+) -> None:
     backend = make("TorchScriptTensor", scripted(Total()), max="4x2")
     backend.warm_up()
     assert len(backend.children[0]._half._graphs) == 1  # of one row
     assert run(backend, torch.ones(3, 2), request_size=3)[0].tolist() == [[3, 3]]
 
 
-def test_tensors_of_the_device_and_of_the_host_in_one_batch(exported, make, run):
+def test_tensors_of_the_device_and_of_the_host_in_one_batch(
+    exported: Any, make: Any, run: Any
+) -> None:
     backend = make("TorchExportTensor", exported(Pool(), torch.zeros(2, 3, 4, 4)), max=4)
     backend.warm_up()
     data = [torch.randn(1, 3, 4, 4) for _ in range(3)]
@@ -91,7 +101,7 @@ def test_tensors_of_the_device_and_of_the_host_in_one_batch(exported, make, run)
     assert torch.allclose(torch.cat(run(backend, *mixed)), Pool()(torch.cat(data)), atol=1e-5)
 
 
-def test_instances_load_and_capture_while_others_run(exported, make, run):
+def test_instances_load_and_capture_while_others_run(exported: Any, make: Any, run: Any) -> None:
     """Captures are one at a time; what runs meanwhile is neither captured nor disturbed."""
     path = exported(torch.nn.Conv2d(3, 8, 3), torch.zeros(2, 3, 16, 16))
     ending = threading.Event()

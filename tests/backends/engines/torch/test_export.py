@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import warnings
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def close(found: Any, expected: Any) -> bool:
     )
 
 
-def test_resnet_as_eager(resnet, exported, images):
+def test_resnet_as_eager(resnet: Any, exported: Any, images: Any) -> None:
     data = images(6)
     path = exported(resnet, torch.zeros(2, 3, 64, 64))
 
@@ -42,7 +43,7 @@ def test_resnet_as_eager(resnet, exported, images):
     assert close(torch.cat([each["result"] for each in answers]), resnet(torch.from_numpy(data)))
 
 
-def test_inputs_in_order_and_by_name(exported, make, run):
+def test_inputs_in_order_and_by_name(exported: Any, make: Any, run: Any) -> None:
     pair = Pair()
     backend = make(NAME, exported(pair, torch.zeros(2, 3), torch.zeros(2, 2)), max=8)
     backend.warm_up()
@@ -53,7 +54,7 @@ def test_inputs_in_order_and_by_name(exported, make, run):
         assert close(first, pair.linear(x)) and close(second, mask + 1)
 
 
-def test_inputs_of_any_structure(exported, make, run):
+def test_inputs_of_any_structure(exported: Any, make: Any, run: Any) -> None:
     class Nested(torch.nn.Module):
         def forward(
             self, tensors: dict[str, torch.Tensor], pair: tuple[torch.Tensor, torch.Tensor]
@@ -72,7 +73,7 @@ def test_inputs_of_any_structure(exported, make, run):
     assert close(difference, a - b) and close(product, a * c)
 
 
-def test_dynamic_sizes(exported, make, run, images):
+def test_dynamic_sizes(exported: Any, make: Any, run: Any, images: Any) -> None:
     shapes = ({0: Dim("n", max=6), 2: Dim("h", min=4, max=32), 3: Dim("w", min=4, max=32)},)
     backend = make(NAME, exported(Pool(), torch.zeros(2, 3, 8, 9), shapes=shapes))
     assert backend.max == 6
@@ -95,7 +96,9 @@ def test_dynamic_sizes(exported, make, run, images):
         (np.zeros((1, 3), np.int64), "got int64 of shape 1x3"),
     ],
 )
-def test_what_does_not_fit_names_input_found_and_expected(exported, make, run, array, message):
+def test_what_does_not_fit_names_input_found_and_expected(
+    exported: Any, make: Any, run: Any, array: Any, message: str
+) -> None:
     backend = make(NAME, exported(torch.nn.Linear(3, 2), torch.zeros(2, 3)))
     with pytest.raises(InvalidInput, match=r"TorchExportTensor: input 0 \(input\): .*" + message):
         run(backend, array)
@@ -103,7 +106,7 @@ def test_what_does_not_fit_names_input_found_and_expected(exported, make, run, a
     assert good.shape == (1, 2) and isinstance(bad, InvalidInput)
 
 
-def test_what_widens_is_converted(exported, make, run):
+def test_what_widens_is_converted(exported: Any, make: Any, run: Any) -> None:
     linear = torch.nn.Linear(3, 2)
     backend = make(NAME, exported(linear, torch.zeros(2, 3)))
     for dtype in (np.uint8, np.float16, np.float64, np.bool_):
@@ -111,7 +114,7 @@ def test_what_widens_is_converted(exported, make, run):
         assert close(result, linear(torch.ones(1, 3)))
 
 
-def test_a_fixed_batch_runs_padded(exported, make, run):
+def test_a_fixed_batch_runs_padded(exported: Any, make: Any, run: Any) -> None:
     class Sign(torch.nn.Module):
         """Each row, and how many rows are not zero in all."""
 
@@ -133,21 +136,25 @@ def test_a_fixed_batch_runs_padded(exported, make, run):
     assert run(backend, torch.ones(1, 1))[0].tolist() == [[1, 1]]
 
 
-def test_a_smallest_batch_is_padded_up_to(exported, make, run):
+def test_a_smallest_batch_is_padded_up_to(exported: Any, make: Any, run: Any) -> None:
     path = exported(Pool(), torch.zeros(6, 3, 2, 2), shapes=({0: Dim("n", min=4, max=8)},))
     backend = make(NAME, path)
     assert (backend.min, backend.max) == (4, 8)
     assert run(backend, torch.ones(1, 3, 2, 2))[0].tolist() == [[1, 1, 1]]
 
 
-def test_what_export_says_of_batches_by_default_is_no_bound(exported, make, run):
+def test_what_export_says_of_batches_by_default_is_no_bound(
+    exported: Any, make: Any, run: Any
+) -> None:
     """torch.export looks at 2 and more, whatever that means for 1."""
     backend = make(NAME, exported(Pool(), torch.zeros(2, 3, 2, 2), shapes=({0: Dim.DYNAMIC},)))
     assert (backend.min, backend.max) == (1, UNBOUNDED)
     assert run(backend, torch.ones(1, 3, 2, 2))[0].tolist() == [[1, 1, 1]]
 
 
-def test_shapes_known_by_the_file_are_warmed_up(exported, make, monkeypatch):
+def test_shapes_known_by_the_file_are_warmed_up(
+    exported: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backend = make(NAME, exported(Pool(), torch.zeros(2, 3, 4, 4)), max=5, mean="1")
     engine = backend.children[0]
     ran = []
@@ -161,7 +168,7 @@ def test_shapes_known_by_the_file_are_warmed_up(exported, make, monkeypatch):
     assert ran == [[(size, 3, 4, 4)] for size in (5, 4, 2, 1)]
 
 
-def test_mean_and_std(exported, make, run):
+def test_mean_and_std(exported: Any, make: Any, run: Any) -> None:
     data = np.random.default_rng(0).integers(0, 256, (1, 3, 4, 4), np.uint8)
     backend = make(NAME, exported(Pool(), torch.zeros(2, 3, 4, 4)), mean="1,2,3", std="2,4,8")
     expected = Pool()(
@@ -171,7 +178,7 @@ def test_mean_and_std(exported, make, run):
     assert close(run(backend, data)[0], expected)
 
 
-def test_instances_share_a_program_unless_told_otherwise(exported, make):
+def test_instances_share_a_program_unless_told_otherwise(exported: Any, make: Any) -> None:
     path = exported(torch.nn.Linear(3, 2), torch.zeros(2, 3))
 
     def weight(**keys: Any) -> int:
@@ -185,7 +192,7 @@ def test_instances_share_a_program_unless_told_otherwise(exported, make):
 # files
 
 
-def test_files_that_can_not_be_read(exported, make, tmp_path):
+def test_files_that_can_not_be_read(exported: Any, make: Any, tmp_path: Path) -> None:
     path = exported(torch.nn.Linear(3, 2), torch.zeros(2, 3))
     whole = path.read_bytes()
     for keep in (
@@ -216,7 +223,7 @@ def test_files_that_can_not_be_read(exported, make, tmp_path):
         make(NAME, tmp_path / "absent.pt2")
 
 
-def test_programs_that_can_not_be_batched(exported, make):
+def test_programs_that_can_not_be_batched(exported: Any, make: Any) -> None:
     with pytest.raises(
         BackendError,
         match="its inputs differ in their first dimension, which must be the batch: image 1, mask 2",
@@ -233,7 +240,7 @@ def test_programs_that_can_not_be_batched(exported, make):
         make(NAME, exported(Scaled(), torch.zeros(2, 3), torch.ones(()), fixed=True))
 
 
-def test_its_precision_is_its_own(exported, make):
+def test_its_precision_is_its_own(exported: Any, make: Any) -> None:
     with pytest.raises(ConfigError, match="has the precision that it was exported with"):
         make(NAME, exported(torch.nn.Linear(3, 2), torch.zeros(2, 3)), precision="fp16")
 
@@ -242,7 +249,7 @@ def test_its_precision_is_its_own(exported, make):
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory):
+def package(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Compiled for this machine's CPU, by its C++ compiler."""
     if not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("AOTInductor compiles with g++ or clang++, and there is none here")
@@ -259,7 +266,7 @@ def package(tmp_path_factory):
     return pair, path
 
 
-def test_a_package_as_eager(package, make, run):
+def test_a_package_as_eager(package: Any, make: Any, run: Any) -> None:
     pair, path = package
     backend = make(NAME, path, max="8x3,8x2")
     backend.warm_up()
@@ -279,7 +286,7 @@ def test_a_package_as_eager(package, make, run):
             run(backend, data)
 
 
-def test_a_package_with_several_instances(package):
+def test_a_package_with_several_instances(package: Any) -> None:
     pair, path = package
     items = [[torch.randn(1, 3), torch.randn(1, 2)] for _ in range(32)]
 
@@ -293,7 +300,7 @@ def test_a_package_with_several_instances(package):
         assert close(answer["result"][0], pair.linear(x)) and close(answer["result"][1], mask + 1)
 
 
-def test_a_package_for_another_device(package, make, tmp_path):
+def test_a_package_for_another_device(package: Any, make: Any, tmp_path: Path) -> None:
     """The package's own word for its device, changed as a package for a GPU has it."""
     _, path = package
     other = tmp_path / "cuda.pt2"
@@ -313,7 +320,7 @@ def test_a_package_for_another_device(package, make, tmp_path):
         make(NAME, other, Context(node="node", device="cpu"))
 
 
-def test_a_package_without_its_metadata(package, make, tmp_path):
+def test_a_package_without_its_metadata(package: Any, make: Any, tmp_path: Path) -> None:
     _, path = package
     damaged = tmp_path / "damaged.pt2"
     with (

@@ -53,7 +53,7 @@ def close(found: Any, expected: Any) -> bool:
 
 
 @pytest.fixture
-def net(tmp_path):
+def net(tmp_path: Path) -> Any:
     """The file, and weights for its Net."""
     (tmp_path / "net.py").write_text(NET)
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def net(tmp_path):
     ), lambda x: torch.nn.functional.linear(x, weights["weight"], weights["bias"])
 
 
-def test_resnet_as_eager(resnet, make, run, images, tmp_path):
+def test_resnet_as_eager(resnet: Any, make: Any, run: Any, images: Any, tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
     torch.save(resnet.state_dict(), tmp_path / "resnet.pth")
     safetensors.save_file(resnet.state_dict(), tmp_path / "resnet.safetensors")
@@ -86,7 +86,7 @@ def test_resnet_as_eager(resnet, make, run, images, tmp_path):
         assert close(torch.cat(run(backend, data[:1], data[1:])), expected)
 
 
-def test_arguments_weights_and_optional_inputs(net, make, run):
+def test_arguments_weights_and_optional_inputs(net: Any, make: Any, run: Any) -> None:
     context, linear = net
     x = torch.randn(1, 3)
     assert close(run(make(NAME, "net.py:Net", context, state_dict="net.pth"), x)[0], linear(x))
@@ -108,20 +108,20 @@ def test_arguments_weights_and_optional_inputs(net, make, run):
     assert run(make(NAME, "torch.nn:Identity", context), x)[0].tolist() == x.tolist()
 
 
-def test_answers_are_contiguous_whatever_the_layout(net, make, run):
+def test_answers_are_contiguous_whatever_the_layout(net: Any, make: Any, run: Any) -> None:
     backend = make(NAME, "net.py:Small", net[0], channels_last=True, max=4)
     one, two = run(backend, torch.zeros(1, 3, 4, 5), torch.zeros(1, 3, 4, 5))
     assert one.is_contiguous() and two.is_contiguous() and one.shape == (1, 4, 4, 5)
 
 
-def test_precision(net, make, run):
+def test_precision(net: Any, make: Any, run: Any) -> None:
     context, linear = net
     x = torch.randn(1, 3)
     (result,) = run(make(NAME, "net.py:Net", context, state_dict="net.pth", precision="bf16"), x)
     assert result.dtype == torch.float32 and torch.allclose(result, linear(x), atol=0.05)
 
 
-def test_compiled(net, make, run):
+def test_compiled(net: Any, make: Any, run: Any) -> None:
     if not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("torch.compile needs g++ or clang++ on the CPU, and there is none here")
     context, linear = net
@@ -131,7 +131,7 @@ def test_compiled(net, make, run):
     assert close(torch.cat(run(backend, x[:1], x[1:])), linear(x))
 
 
-def test_instances_share_weights_unless_told_otherwise(net, make):
+def test_instances_share_weights_unless_told_otherwise(net: Any, make: Any) -> None:
     context, _ = net
 
     def weights(**keys: Any) -> int:
@@ -141,7 +141,7 @@ def test_instances_share_weights_unless_told_otherwise(net, make):
     assert weights(ENABLE_WEIGHT_SHARING=False) != weights(ENABLE_WEIGHT_SHARING=False)
 
 
-def test_several_instances(net):
+def test_several_instances(net: Any) -> None:
     context, linear = net
     data = torch.randn(40, 3)
 
@@ -166,7 +166,7 @@ def test_several_instances(net):
         ({"model": "net.py"}, r"expected module:Class or file.py:Class, found 'net.py'"),
     ],
 )
-def test_models_that_are_not_there(net, make, keys, message):
+def test_models_that_are_not_there(net: Any, make: Any, keys: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         make(NAME, keys["model"], net[0])
     assert (caught.value.problems[0].node, caught.value.problems[0].key) == ("node", "model")
@@ -198,7 +198,9 @@ def test_models_that_are_not_there(net, make, keys, message):
         ),
     ],
 )
-def test_weights_that_do_not_fit(net, make, keys, message, tmp_path):
+def test_weights_that_do_not_fit(
+    net: Any, make: Any, keys: Any, message: str, tmp_path: Path
+) -> None:
     torch.save(Path("x"), tmp_path / "object.pth")
     torch.save({"epoch": 3, "state": {}}, tmp_path / "nested.pth")
     for name in ("broken.pth", "broken.safetensors"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,9 @@ def close(found: Any, expected: Any) -> bool:
     )
 
 
-def test_encrypted_models(scripted, make, run, monkeypatch, tmp_path):
+def test_encrypted_models(
+    scripted: Any, make: Any, run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     hidden = tmp_path / "model.pt.encrypted"
     linear, data = torch.nn.Linear(3, 2), torch.rand(1, 3)
     hidden.write_bytes(encrypt(scripted(linear).read_bytes(), bytes([0x11] * 32)))
@@ -38,7 +41,7 @@ def test_encrypted_models(scripted, make, run, monkeypatch, tmp_path):
     assert close(run(make(NAME, hidden), data)[0], linear(data))
 
 
-def test_resnet_as_eager(resnet, scripted, make, run, images):
+def test_resnet_as_eager(resnet: Any, scripted: Any, make: Any, run: Any, images: Any) -> None:
     data = images(3)
     expected = resnet(torch.from_numpy(data))
     backend = make(NAME, scripted(resnet, torch.zeros(1, 3, 64, 64)), max="4x3x64x64")
@@ -62,7 +65,9 @@ def test_resnet_as_eager(resnet, scripted, make, run, images):
         lambda x, m: {"mask": m, "anything__0": x},
     ],
 )
-def test_inputs_in_order_by_name_or_by_index(scripted, make, run, named):
+def test_inputs_in_order_by_name_or_by_index(
+    scripted: Any, make: Any, run: Any, named: Any
+) -> None:
     pair = Pair()
     backend = make(NAME, scripted(pair), max=8)
     items = [(torch.randn(1, 3), torch.randn(1, 2)) for _ in range(3)]
@@ -96,7 +101,9 @@ def test_inputs_in_order_by_name_or_by_index(scripted, make, run, named):
         ),
     ],
 )
-def test_inputs_that_do_not_fit_are_the_items_own_fault(scripted, make, run, data, message):
+def test_inputs_that_do_not_fit_are_the_items_own_fault(
+    scripted: Any, make: Any, run: Any, data: Any, message: str
+) -> None:
     backend = make(NAME, scripted(Pair()), max=8)
     with pytest.raises(InvalidInput, match=message):
         run(backend, data)
@@ -104,7 +111,7 @@ def test_inputs_that_do_not_fit_are_the_items_own_fault(scripted, make, run, dat
     assert len(good) == 2 and isinstance(bad, InvalidInput)
 
 
-def test_orders_that_the_node_says(scripted, make, run):
+def test_orders_that_the_node_says(scripted: Any, make: Any, run: Any) -> None:
     pair = Pair()
     backend = make(NAME, scripted(pair), input_reorder="1,0", output_reorder="1,0")
     x, mask = torch.randn(1, 3), torch.randn(1, 2)
@@ -114,7 +121,7 @@ def test_orders_that_the_node_says(scripted, make, run):
         make(NAME, scripted(pair), input_reorder="0")
 
 
-def test_any_size_and_several_in_one_item(scripted, make, run, images):
+def test_any_size_and_several_in_one_item(scripted: Any, make: Any, run: Any, images: Any) -> None:
     backend = make(NAME, scripted(Pool()), max=8)
     small, large = images(1, 8), images(1, 16)
     results = run(backend, small, large, small * 2)
@@ -125,7 +132,7 @@ def test_any_size_and_several_in_one_item(scripted, make, run, images):
     assert two.shape == (2, 3)
 
 
-def test_texts(scripted, make, run):
+def test_texts(scripted: Any, make: Any, run: Any) -> None:
     backend = make(NAME, scripted(Shout()), max=8)
     results = run(
         backend, ["ab"], "cde", np.array(["é"]), [b"\xc3\xa9x"]
@@ -143,7 +150,7 @@ def test_texts(scripted, make, run):
         run(backend, [b"\xff"])
 
 
-def test_a_dict_of_tensors(scripted, make, run):
+def test_a_dict_of_tensors(scripted: Any, make: Any, run: Any) -> None:
     backend = make(NAME, scripted(Named()), max=8)
     items = [{"a": torch.randn(1, 2), "b": torch.randn(1, 2)} for _ in range(2)]
     items[1] = dict(reversed(items[1].items()))
@@ -158,7 +165,7 @@ def test_a_dict_of_tensors(scripted, make, run):
         run(backend, [torch.zeros(1, 2)])
 
 
-def test_a_model_that_does_not_keep_items_apart(scripted, make, run):
+def test_a_model_that_does_not_keep_items_apart(scripted: Any, make: Any, run: Any) -> None:
     backend = make(NAME, scripted(Total()), max=8)
     assert run(backend, torch.ones(1, 2))[0].tolist() == [[1, 1]]
     with pytest.raises(
@@ -168,14 +175,14 @@ def test_a_model_that_does_not_keep_items_apart(scripted, make, run):
         run(backend, torch.ones(1, 2), torch.ones(1, 2))
 
 
-def test_a_model_with_other_rows_than_the_batch(scripted, make, run):
+def test_a_model_with_other_rows_than_the_batch(scripted: Any, make: Any, run: Any) -> None:
     backend = make(NAME, scripted(Twice()), max=8)
     assert run(backend, torch.ones(1, 2))[0].shape == (2, 2)
     with pytest.raises(BackendError, match="output 0 has 4 rows for a batch of 2"):
         run(backend, torch.ones(1, 2), torch.ones(1, 2))
 
 
-def test_results_are_not_the_batchs_memory(scripted, make, run):
+def test_results_are_not_the_batchs_memory(scripted: Any, make: Any, run: Any) -> None:
     class Same(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x
@@ -187,7 +194,7 @@ def test_results_are_not_the_batchs_memory(scripted, make, run):
     assert first.untyped_storage().nbytes() == 8
 
 
-def test_mean_std_and_precision(scripted, make, run):
+def test_mean_std_and_precision(scripted: Any, make: Any, run: Any) -> None:
     data = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4), np.uint8)
     path = scripted(Pool())
     expected = Pool()(
@@ -212,7 +219,9 @@ def test_mean_std_and_precision(scripted, make, run):
 
 
 @pytest.mark.parametrize("doubles", [False, True])
-def test_doubles_are_floats_but_where_the_model_computes_in_them(scripted, make, run, doubles):
+def test_doubles_are_floats_but_where_the_model_computes_in_them(
+    scripted: Any, make: Any, run: Any, doubles: Any
+) -> None:
     module = torch.nn.Linear(3, 1).double() if doubles else torch.nn.Linear(3, 1)
     (result,) = run(make(NAME, scripted(module)), np.ones((1, 3)))
     assert result.dtype == (torch.float64 if doubles else torch.float32)
@@ -221,7 +230,9 @@ def test_doubles_are_floats_but_where_the_model_computes_in_them(scripted, make,
 # options
 
 
-def test_every_option_of_triton_by_both_names(scripted, make, run, caplog):
+def test_every_option_of_triton_by_both_names(
+    scripted: Any, make: Any, run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     path = scripted(Pair())
     names = {
         "DISABLE_OPTIMIZED_EXECUTION": True, "INFERENCE_MODE": False, "ENABLE_WEIGHT_SHARING": False, "ENABLE_CACHE_CLEANING": True,
@@ -259,7 +270,9 @@ class Switches(torch.nn.Module):
         ({"DISABLE_OPTIMIZED_EXECUTION": True}, (True, False, False)),
     ],
 )
-def test_switches_hold_for_this_models_runs_alone(scripted, make, run, keys, expected):
+def test_switches_hold_for_this_models_runs_alone(
+    scripted: Any, make: Any, run: Any, keys: Any, expected: Any
+) -> None:
     backend = make(NAME, scripted(Pool()), **keys)
     probe = Switches()
     probe.seen = []
@@ -269,7 +282,7 @@ def test_switches_hold_for_this_models_runs_alone(scripted, make, run, keys, exp
     assert torch._C._get_graph_executor_optimize() and torch.is_grad_enabled()
 
 
-def test_options_of_the_process_that_two_models_want_differently(scripted, make):
+def test_options_of_the_process_that_two_models_want_differently(scripted: Any, make: Any) -> None:
     path = scripted(Pair())
     make(NAME, path, ENABLE_JIT_PROFILING=True)
     make(NAME, path, ENABLE_JIT_PROFILING=True)
@@ -280,7 +293,9 @@ def test_options_of_the_process_that_two_models_want_differently(scripted, make)
         make(NAME, path, ENABLE_JIT_PROFILING=False)
 
 
-def test_threads_are_shared_among_the_instances_and_each_has_its_own(scripted, make):
+def test_threads_are_shared_among_the_instances_and_each_has_its_own(
+    scripted: Any, make: Any
+) -> None:
     path = scripted(Pair())
     seen: dict[str, int] = {}
 
@@ -304,7 +319,7 @@ def test_threads_are_shared_among_the_instances_and_each_has_its_own(scripted, m
     assert torch.get_num_threads() == before
 
 
-def test_instances_share_weights_unless_told_otherwise(scripted, make):
+def test_instances_share_weights_unless_told_otherwise(scripted: Any, make: Any) -> None:
     path = scripted(Pair())
     models = [make(NAME, path).children[0].model for _ in range(2)]
     own = [make(NAME, path, ENABLE_WEIGHT_SHARING=False).children[0].model for _ in range(2)]
@@ -313,7 +328,7 @@ def test_instances_share_weights_unless_told_otherwise(scripted, make):
     assert len({id(each) for each in (*models, *own, half)}) == 4
 
 
-def test_many_requests_and_instances(scripted, images, resnet):
+def test_many_requests_and_instances(scripted: Any, images: Any, resnet: Any) -> None:
     path = scripted(Pool())
     data = images(64, 8)
 
@@ -332,7 +347,7 @@ def test_many_requests_and_instances(scripted, images, resnet):
 
 
 @pytest.mark.parametrize("keep", [0, 100, -1])
-def test_damaged_files(scripted, make, keep):
+def test_damaged_files(scripted: Any, make: Any, keep: Any) -> None:
     path = scripted(Pair())
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(
@@ -342,7 +357,7 @@ def test_damaged_files(scripted, make, keep):
         make(NAME, path)
 
 
-def test_files_of_another_kind(tmp_path, make):
+def test_files_of_another_kind(tmp_path: Path, make: Any) -> None:
     torch.save({"weight": torch.zeros(2)}, tmp_path / "weights.pt")
     with pytest.raises(BackendError, match=r"weights\.pt can't be loaded as TorchScript"):
         make(NAME, tmp_path / "weights.pt")
@@ -350,7 +365,7 @@ def test_files_of_another_kind(tmp_path, make):
         make(NAME, tmp_path / "absent.pt")
 
 
-def test_arguments_that_it_can_not_fill(scripted, make, run):
+def test_arguments_that_it_can_not_fill(scripted: Any, make: Any, run: Any) -> None:
     class Counted(torch.nn.Module):
         def forward(self, x: torch.Tensor, count: int) -> torch.Tensor:
             return x * count
@@ -378,14 +393,14 @@ def test_arguments_that_it_can_not_fill(scripted, make, run):
         ({"output_reorder": "0,2"}, "must hold each index once"),
     ],
 )
-def test_keys_that_do_not_fit(scripted, make, keys, message):
+def test_keys_that_do_not_fit(scripted: Any, make: Any, keys: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make(NAME, scripted(Pair()), **keys)
 
 
 def test_a_model_that_does_not_load_leaves_the_options_of_the_process_to_others(
-    scripted, make, tmp_path
-):
+    scripted: Any, make: Any, tmp_path: Path
+) -> None:
     before = torch.backends.cudnn.enabled
     try:
         with pytest.raises(BackendError, match="does not exist"):
@@ -402,7 +417,7 @@ def test_a_model_that_does_not_load_leaves_the_options_of_the_process_to_others(
         torch.backends.cudnn.enabled = before
 
 
-def test_memory_that_is_not_there(scripted, make, run):
+def test_memory_that_is_not_there(scripted: Any, make: Any, run: Any) -> None:
     class Huge(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.zeros(x.shape[0], 1 << 46)
