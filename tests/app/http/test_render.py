@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -141,7 +142,7 @@ def endless() -> Any:
         lambda: 0,
         Exception("x"),
     ],
-    ids=repr,
+    ids=lambda value: re.sub(r" at 0x\w+", "", repr(value)),
 )
 def test_what_has_no_form_is_the_backends_error(value: Any) -> None:
     with pytest.raises(BackendError, match="can't be written as JSON") as caught:
