@@ -143,7 +143,7 @@ class Backend:
     """Declared parameters; None: the backend takes every key of its node that no other member declares, as a dict."""
 
     extra: ClassVar[str] = ""
-    """The extra of the distribution that `init` needs (`penstock[torch]`: "torch"); it says so where that is not installed. "": none."""
+    """The extra of the distribution that `init` needs (`penstock-serve[torch]`: "torch"); it says so where that is not installed. "": none."""
 
     shape_key: ClassVar[Callable[[Item], Hashable] | None] = None
     """Items with different keys never share a batch. Called on the event loop at every arrival: keep it under a microsecond.

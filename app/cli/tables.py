@@ -53,7 +53,7 @@ def _absent(spec: Spec) -> Iterator[str]:
     if issubclass(spec.cls, Absent):
         yield spec.cls.reason
     elif spec.cls.extra and not extra_installed(spec.cls.extra):
-        yield f"{spec.name} needs penstock[{spec.cls.extra}]"
+        yield f"{spec.name} needs penstock-serve[{spec.cls.extra}]"
     for child in spec.children:
         yield from _absent(child)
 
@@ -120,7 +120,7 @@ def _why_not(found: BackendDescription) -> str:
     """Why it can't be used here; "" where it can."""
     if found.problem:
         return found.problem
-    missing = "" if found.extra_installed else f"needs penstock[{found.extra}]"
+    missing = "" if found.extra_installed else f"needs penstock-serve[{found.extra}]"
     return ", ".join(filter(None, ("" if found.available else "not in this version", missing)))
 
 

@@ -183,7 +183,7 @@ def backend_names() -> list[str]:
 
 
 def extra_installed(extra: str) -> bool:
-    """Whether what `penstock[extra]` brings is there. Imports nothing."""
+    """Whether what `penstock-serve[extra]` brings is there. Imports nothing."""
     return all(
         any(find_spec(module) is not None for module in either.split("|"))
         for either in EXTRAS[extra]

@@ -51,7 +51,7 @@ class TensorBackend(Backend):
             if error.name != "torch":
                 raise
             raise BackendError(
-                f"{name} needs extra torch, which is not installed here: pip install 'penstock[torch]'"
+                f"{name} needs extra torch, which is not installed here: pip install 'penstock-serve[torch]'"
             ) from error
         wanted = context.device if params.device_id is None else str(params.device_id)
         self._half = DeviceHalf(choose_device(wanted), f"node {context.node!r}: {name}")

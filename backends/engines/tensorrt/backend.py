@@ -38,6 +38,6 @@ class TensorrtTensor(TorchBackend):
             if error.name != "torch":
                 raise
             raise BackendError(
-                f"node {context.node!r}: TensorrtTensor needs extra tensorrt, which brings torch: pip install 'penstock[tensorrt]'"
+                f"node {context.node!r}: TensorrtTensor needs extra tensorrt, which brings torch: pip install 'penstock-serve[tensorrt]'"
             ) from error
         return build_ahead(params, context, progress)

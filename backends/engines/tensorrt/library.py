@@ -23,7 +23,7 @@ OLDEST = 10
 """Of `tensorrt`: the first without bindings by index."""
 
 INSTALL = (
-    "install one: pip install 'penstock[tensorrt]' (tensorrt, for the machine's GPU), or pip install --no-deps "
+    "install one: pip install 'penstock-serve[tensorrt]' (tensorrt, for the machine's GPU), or pip install --no-deps "
     "tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs (tensorrt_rtx, which also builds where there is no GPU)"
 )
 

@@ -37,7 +37,7 @@ class TorchBackend(Backend):
             if error.name != "torch":
                 raise
             raise BackendError(
-                f"{name} needs extra torch, which is not installed here: pip install 'penstock[torch]'"
+                f"{name} needs extra torch, which is not installed here: pip install 'penstock-serve[torch]'"
             ) from error
         self.children = (engine,)
         engine.init(params, context)

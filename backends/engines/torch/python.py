@@ -79,7 +79,7 @@ class PythonTensor(TorchModule):
             missing, unexpected = module.load_state_dict(_read_weights(path), strict=False)
         except ModuleNotFoundError as error:
             raise BackendError(
-                f"{where}: .safetensors files need safetensors: pip install 'penstock[torch]'"
+                f"{where}: .safetensors files need safetensors: pip install 'penstock-serve[torch]'"
             ) from error
         except pickle.UnpicklingError as error:
             raise BackendError(

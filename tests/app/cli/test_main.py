@@ -195,14 +195,14 @@ def test_backends_say_what_is_missing(run: Any, monkeypatch: pytest.MonkeyPatch)
         "penstock.backends.expressions.registry.extra_installed", lambda extra: extra != "tensorrt"
     )
     assert (
-        "TensorrtTensor (not here: needs penstock[tensorrt])"
+        "TensorrtTensor (not here: needs penstock-serve[tensorrt])"
         in run("backends", "TensorrtTensor").stdout
     )
     assert (
         "OpenvinoTensor (not here: not in this version)" in run("backends", "OpenvinoTensor").stdout
     )
     listed = " ".join(run("backends").stdout.split())
-    assert "TensorrtTensor no needs penstock[tensorrt]" in listed
+    assert "TensorrtTensor no needs penstock-serve[tensorrt]" in listed
 
 
 def test_a_broken_package_hides_no_other_backend(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +226,8 @@ def test_check_says_what_can_not_run_here(
     answer = run("check", digits.parents[1] / "resnet" / "guide.toml")
     assert (
         answer.exit_code == 0
-        and "resnet50 can't run here: TensorrtTensor needs penstock[tensorrt]" in answer.stdout
+        and "resnet50 can't run here: TensorrtTensor needs penstock-serve[tensorrt]"
+        in answer.stdout
     )
     assert answer.stdout.count("can't run here") == 1
 

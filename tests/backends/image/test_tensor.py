@@ -56,7 +56,7 @@ def test_without_torch_files_can_be_checked_and_init_says_what_is_missing() -> N
         real = "CvtColorTensor" if name == "cvtColorTensor" else name
         assert (
             line
-            == f"BackendError {real} needs extra torch, which is not installed here: pip install 'penstock[torch]'"
+            == f"BackendError {real} needs extra torch, which is not installed here: pip install 'penstock-serve[torch]'"
         )
 
 

@@ -45,7 +45,7 @@ for engine in ("TorchScriptTensor", "TorchExportTensor", "PythonTensor"):
         timeout=120,
         check=False,
     )
-    needs = "needs extra torch, which is not installed here: pip install 'penstock[torch]'"
+    needs = "needs extra torch, which is not installed here: pip install 'penstock-serve[torch]'"
     assert done.stdout.splitlines() == [
         line for engine in ENGINES for line in ("[1, 4]", f"{engine} {needs}")
     ], done.stderr
