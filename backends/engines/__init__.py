@@ -1,0 +1,1 @@
+"""Engines: backends that run a compiled model, by ONNX Runtime, torch or TensorRT."""

@@ -1,0 +1,1 @@
+"""Image backends: decode, resize, crop, pad and convert, on NumPy arrays or torch tensors."""

@@ -1,0 +1,1 @@
+"""Engines on PyTorch: TorchScript, exported programs and nn.Modules."""
