@@ -136,25 +136,38 @@ def test_demo_refuses_what_it_does_not_know(house: Path) -> None:
     assert done.returncode == 2 and "usage" in done.stderr
 
 
-def test_test_gives_its_arguments_to_pytest(house: Path) -> None:
-    linux = "sys_platform == 'linux' and platform_machine == 'x86_64'"
-    tensorrt = [f"tensorrt-rtx-cu13-{half}==1.7.1.116; {linux}" for half in ("libs", "bindings")]
-    install(house, ".venv-test", "dev", "torch==2.13.0", *tensorrt)
-    install(
-        house,
-        ".venv-clients",
-        "-",
-        "kserve==0.21.0; python_version < '3.14'",
-        "schemathesis==4.32.5",
-    )
-    write_script(
-        house / ".venv-test" / "bin" / "python",
-        'case "$1" in -c) ;; *) echo "ran: $*"; exit 3 ;; esac',
-    )
-    done = run(house / "scripts" / "test", "-k", "a or b")
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (3, "ran: -m pytest -k a or b")
-    done = run(house / ".ci" / "run")
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (3, "ran: -m pytest")
+CLIENTS = ("kserve==0.21.0; python_version < '3.14'", "schemathesis==4.32.5")
+PYTEST = "ran: -m pytest -n auto --maxprocesses 4 --dist loadfile"
+
+
+@pytest.fixture
+def checked_house(house: Path) -> Path:
+    """A checkout whose tools say that they ran. Its pytest exits with 3."""
+    install(house, ".venv-test", "dev")
+    install(house, ".venv-clients", "-", *CLIENTS)
+    python = 'case "$1 $2" in "-c "*) exit 0 ;; esac; echo "ran: $*"; test "$2" != pytest || exit 3'
+    write_script(house / ".venv-test" / "bin" / "python", python)
+    for tool in ("ruff", "mypy", "pyright"):
+        write_script(house / ".venv-test" / "bin" / tool, f'echo "ran: {tool} $*"')
+    return house
+
+
+def test_test_gives_its_arguments_to_pytest(checked_house: Path) -> None:
+    done = run(checked_house / "scripts" / "test", "-k", "a or b")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (3, f"{PYTEST} -k a or b")
+
+
+def test_ci_runs_every_step_and_fails_if_one_fails(checked_house: Path) -> None:
+    done = run(checked_house / ".ci" / "run")
+    assert done.returncode == 1
+    ran = [line for line in done.stdout.splitlines() if line.startswith("ran: ")]
+    assert [line.split()[1] for line in ran[:-2]] == ["ruff", "ruff", "mypy", "mypy", "pyright"]
+    assert ran[-2].startswith("ran: -m build") and ran[-1].startswith(f"{PYTEST} --cov")
+    for tool in ("python", "mypy"):
+        write_script(checked_house / ".venv-test" / "bin" / tool, "exit 0")
+    assert run(checked_house / ".ci" / "run").returncode == 0
+    write_script(checked_house / ".venv-test" / "bin" / "mypy", "exit 1")
+    assert run(checked_house / ".ci" / "run").returncode == 1
 
 
 def test_setup_installs_again_when_requirements_change(house: Path) -> None:
