@@ -14,6 +14,7 @@ import venv
 import zipfile
 from email import message_from_string
 from graphlib import TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
