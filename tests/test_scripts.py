@@ -170,6 +170,21 @@ def test_ci_runs_every_step_and_fails_if_one_fails(checked_house: Path) -> None:
     assert run(checked_house / ".ci" / "run").returncode == 1
 
 
+def test_tests_that_run_in_the_background_can_interrupt_their_children() -> None:
+    """`nohup` and background jobs start with SIGINT ignored, which children inherit."""
+    code = (
+        "import runpy, signal, subprocess, sys\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "runpy.run_path('tests/conftest.py')\n"
+        "look = 'import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)'\n"
+        "subprocess.run([sys.executable, '-c', look], check=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
 def test_setup_installs_again_when_requirements_change(house: Path) -> None:
     write_script(
         house / ".venv" / "bin" / "python", 'case "$1" in -c) ;; *) echo "ran: $*" ;; esac'
