@@ -20,7 +20,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from penstock.pipelines.composites.composite import Composite
+from penstock.pipelines.composites.composite import CompositeNode
 from penstock.pipelines.node.node import Node
 from penstock.pipelines.node.statistics import Histogram
 from penstock.pipelines.pipeline import Pipeline
@@ -103,7 +103,7 @@ def _node_metrics(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
     busy = GaugeMetricFamily("penstock_executors_busy", "Executors that run a batch.", labels=NODE)
     executors = GaugeMetricFamily("penstock_executors", "Executors that are there.", labels=NODE)
     for name, pipeline in pipelines:
-        counted: tuple[Node | Composite, ...] = (*pipeline.nodes, *pipeline.composites)
+        counted: tuple[Node | CompositeNode, ...] = (*pipeline.nodes, *pipeline.composites)
         for each in counted:
             for outcome, count in each.statistics.outcomes.items():
                 items.add_metric([name, each.name, outcome], count)

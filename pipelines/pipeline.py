@@ -14,15 +14,15 @@ from typing import Any, Self, overload
 from penstock.backends.errors import MissingData, NotReady
 from penstock.backends.item import Item, as_item
 
-from .composites.composite import Composite
-from .composites.logic import Called
+from .composites.composite import CompositeNode
+from .composites.logic import CallFuture
 from .config.load import PipelineConfig, load
-from .config.plan import Plan
 from .node.node import Node
 from .node.queue import Entry
 from .node.statistics import RequestStatistics
 from .running_graph import RunningGraph
 from .runs.admission import Admission, NodeAdmission
+from .runs.plan import Plan
 from .runs.run import PARTS, Run, Work
 from .runs.stream import StreamRun
 from .runs.trace import Trace
@@ -50,7 +50,7 @@ class Pipeline:
         )  # what a network client gets
         self.plan = Plan(config.nodes, config.entry)
         self.nodes: tuple[Node, ...] = ()  # those with executors
-        self.composites: tuple[Composite, ...] = ()  # those that wait for other nodes
+        self.composites: tuple[CompositeNode, ...] = ()  # those that wait for other nodes
         self.others: Callable[[str], Pipeline] | None = (
             None  # where Python logic finds other pipelines
         )
@@ -112,8 +112,8 @@ class Pipeline:
 
     def _work_in(self, whole: Pipeline) -> Admission:
         """Be one node of a pipeline that starts: what comes in here queues there."""
-        root = next(iter(self.plan.places.values()))
-        worker = root.node = whole.plan.places[root.name].node
+        root = next(iter(self.plan.nodes.values()))
+        worker = root.node = whole.plan.nodes[root.name].node
         self._loop, self._create_future, self._graph = (
             whole._loop,
             whole._create_future,
@@ -121,7 +121,7 @@ class Pipeline:
         )
         self._thread, self._is_running = whole._thread, whole._is_running
         self.nodes = (worker,) if isinstance(worker, Node) else ()
-        self.composites = (worker,) if isinstance(worker, Composite) else ()
+        self.composites = (worker,) if isinstance(worker, CompositeNode) else ()
         self._admission = NodeAdmission(whole._admission, self.nodes or whole.nodes)
         return self._admission
 
@@ -298,7 +298,7 @@ class Pipeline:
         changed; it holds neither `result` nor `error`.
 
         Await `work.future` for the final item (a soft failure is in its `error`), and call `work.leave` if that wait is cancelled.
-        `future`: takes the answer in place of one of the loop's own. `trace`: gets what happens. `request_id`: for the log.
+        `future`: takes the answer in plan_node of one of the loop's own. `trace`: gets what happens. `request_id`: for the log.
         Raises what `__call__` raises at once: `MissingData`, `InvalidRequest`, `NotFound`, `QueueFull`, `Overloaded`, `NotReady`.
         """
         if self.state != "ready":
@@ -310,14 +310,14 @@ class Pipeline:
         limit = self._limit
         if timeout is None or not timeout <= limit:  # not a number is no limit either
             timeout = limit
-        entrance = self.plan.default
+        entry_point = self.plan.default
         if "node_name" in item:
-            entrance = self.plan.entrance(item["node_name"], self.name)
-        elif entrance is None:
+            entry_point = self.plan.entry_point(item["node_name"], self.name)
+        elif entry_point is None:
             raise self.plan.no_default(self.name)
-        size = entrance.size_of(item, self.name) if "request_size" in item else 1
+        size = entry_point.size_of(item, self.name) if "request_size" in item else 1
         if priority is not None:
-            entrance.check_priority(priority, self.name)
+            entry_point.check_priority(priority, self.name)
         # Admission's books are kept here and in `finish`, not by calls: this is the hot path.
         admission = self._admission
         rows = admission.rows + size
@@ -333,23 +333,40 @@ class Pipeline:
             future = self._create_future()
         if self._loops:
             return self._graph.enter_rounds(
-                entrance, item, future, now + timeout, priority, size, admission, request_id, trace
+                entry_point,
+                item,
+                future,
+                now + timeout,
+                priority,
+                size,
+                admission,
+                request_id,
+                trace,
             )
-        if entrance.linear and trace is None:
+        if entry_point.linear and trace is None:
             run = Run(
-                item, future, now + timeout, priority, size, admission, entrance.root, request_id
+                item, future, now + timeout, priority, size, admission, entry_point.root, request_id
             )
-            entrance.root.node.enqueue(run, now)
+            entry_point.root.node.enqueue(run, now)
             return run
         return self._graph.enter(
-            entrance, item, future, now + timeout, priority, size, admission, now, request_id, trace
+            entry_point,
+            item,
+            future,
+            now + timeout,
+            priority,
+            size,
+            admission,
+            now,
+            request_id,
+            trace,
         )
 
     def call(
         self,
         name: str,
         item: Any,
-        future: Called,
+        future: CallFuture,
         entry: Entry,
         *,
         timeout: float | None,
@@ -360,11 +377,11 @@ class Pipeline:
         """
         now = self._clock()
         deadline = entry.deadline if timeout is None else min(entry.deadline, now + timeout)
-        entrance = self.plan.entrances.get(name)
-        if entrance is None:
+        entry_point = self.plan.entry_points.get(name)
+        if entry_point is None:
             pipeline, _, node = name.partition("/")
-            if name in self.plan.places or self.others is None:
-                entrance = self.plan.entrance(name, self.name)
+            if name in self.plan.nodes or self.others is None:
+                entry_point = self.plan.entry_point(name, self.name)
             else:
                 other = {
                     key: value for key, value in as_item(item).items() if key != "node_name"
@@ -378,11 +395,11 @@ class Pipeline:
             raise MissingData(
                 f"pipeline {self.name!r}: the item for node {name!r} has no 'data'; its keys are {sorted(map(str, item))}"
             )
-        size = entrance.size_of(item, self.name) if "request_size" in item else 1
+        size = entry_point.size_of(item, self.name) if "request_size" in item else 1
         if priority is not None:
-            entrance.check_priority(priority, self.name)
+            entry_point.check_priority(priority, self.name)
         return self._graph.enter_for(
-            entrance,
+            entry_point,
             item,
             future,
             entry,

@@ -11,15 +11,15 @@ from penstock.backends.errors import NotReady
 from penstock.backends.expressions.composite import CopySplit, Jump, Logic, MapReduce
 from penstock.backends.item import Item
 
-from .composites.composite import Composite
+from .composites.composite import CompositeNode
 from .composites.fan_out import CopySplitNode, FanOut, JumpNode, MapReduceNode
-from .composites.logic import Caller, LogicNode
+from .composites.logic import CalledPipeline, LogicNode
 from .config.definition import NodeConfig, PipelineConfig
-from .config.plan import Entrance, Plan, Runs
 from .node.node import Node
 from .node.queue import Entry
 from .runs.admission import Admission
 from .runs.graph_run import GraphRun, Visit
+from .runs.plan import EntryPoint, Plan, RunningNode
 from .runs.rounds import Rounds
 from .runs.run import Run, Work
 from .runs.stream import StreamRun
@@ -42,16 +42,16 @@ class RunningGraph:
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
         on_batch: Callable[[], None],
-        caller: Caller,
+        caller: CalledPipeline,
     ) -> None:
         self._name = config.name
         self._loop = loop
         self._clock = clock
-        self._entrances = plan.entrances
+        self._entry_points = plan.entry_points
         self._max_rounds = config.max_rounds
         self._closed = False
-        workers: dict[str, Runs] = {}
-        self.composites: list[Composite] = []
+        workers: dict[str, RunningNode] = {}
+        self.composites: list[CompositeNode] = []
         nodes: list[Node] = []
         for name, node in config.nodes.items():
             if node.shares is not None:
@@ -68,16 +68,16 @@ class RunningGraph:
                 workers[name] = executing = Node(node, config, loop, clock, on_batch)
                 nodes.append(executing)
         self.nodes = tuple(nodes)
-        for place in plan.places.values():
-            place.node = workers[place.config.shares or place.name]
+        for plan_node in plan.nodes.values():
+            plan_node.node = workers[plan_node.config.shares or plan_node.name]
 
     def _fan_out(self, cls: type, config: NodeConfig, plan: Plan) -> FanOut:
-        entrance = plan.entrances[config.groups[0].spec.params.jump]
-        return FAN_OUTS[cls](config, self._loop, self._clock, entrance, self.enter_for)
+        entry_point = plan.entry_points[config.groups[0].spec.params.jump]
+        return FAN_OUTS[cls](config, self._loop, self._clock, entry_point, self.enter_for)
 
     async def start(self) -> None:
         """Raises `BackendError` for the first backend that can't be loaded."""
-        workers: tuple[Node | Composite, ...] = (*self.nodes, *self.composites)
+        workers: tuple[Node | CompositeNode, ...] = (*self.nodes, *self.composites)
         starting = [asyncio.ensure_future(worker.start()) for worker in workers]
         try:
             await asyncio.gather(*starting)
@@ -102,14 +102,14 @@ class RunningGraph:
 
     async def close(self, timeout: float) -> None:
         self._closed = True
-        workers: tuple[Node | Composite, ...] = (*self.composites, *self.nodes)
+        workers: tuple[Node | CompositeNode, ...] = (*self.composites, *self.nodes)
         # All at once: had one closed before another is told, something could go from this to that, where nobody would answer it.
         self.abandon(f"pipeline {self._name!r} is closed")
         await asyncio.gather(*[worker.close(timeout) for worker in workers])
 
     def enter(  # noqa: PLR0917
         self,
-        entrance: Entrance,
+        entry_point: EntryPoint,
         item: Item,
         future: Any,
         deadline: float,
@@ -121,16 +121,18 @@ class RunningGraph:
         trace: Trace | None = None,
     ) -> Work:
         """Start a run. `future`: an `Answered` (run.py)."""
-        if entrance.linear and trace is None:
-            run = Run(item, future, deadline, priority, size, admission, entrance.root)
+        if entry_point.linear and trace is None:
+            run = Run(item, future, deadline, priority, size, admission, entry_point.root)
             run.request_id = request_id
-            entrance.root.node.enqueue(run, now)
+            entry_point.root.node.enqueue(run, now)
             return run
-        if entrance.stream is None:
-            graph_run = GraphRun(item, future, deadline, priority, size, admission, entrance, trace)
+        if entry_point.stream is None:
+            graph_run = GraphRun(
+                item, future, deadline, priority, size, admission, entry_point, trace
+            )
         else:
             graph_run = StreamRun(
-                item, future, deadline, priority, size, admission, entrance, trace, self._loop
+                item, future, deadline, priority, size, admission, entry_point, trace, self._loop
             )
         graph_run.request_id = request_id
         graph_run.start(now)
@@ -138,7 +140,7 @@ class RunningGraph:
 
     def enter_rounds(  # noqa: PLR0917
         self,
-        entrance: Entrance,
+        entry_point: EntryPoint,
         item: Item,
         future: asyncio.Future[Item],
         deadline: float,
@@ -150,9 +152,9 @@ class RunningGraph:
     ) -> Rounds:
         """Start a request that may pass the graph again and again (`loop`)."""
 
-        def enter(entrance: Entrance, item: Item, answered: Any, request_id: str) -> Work:
+        def enter(entry_point: EntryPoint, item: Item, answered: Any, request_id: str) -> Work:
             return self.enter(
-                entrance,
+                entry_point,
                 item,
                 answered,
                 deadline,
@@ -169,8 +171,8 @@ class RunningGraph:
             future,
             size,
             admission,
-            entrance,
-            self._entrances,
+            entry_point,
+            self._entry_points,
             self._max_rounds,
             enter,
             request_id,
@@ -178,7 +180,7 @@ class RunningGraph:
 
     def enter_for(  # noqa: PLR0917
         self,
-        entrance: Entrance,
+        entry_point: EntryPoint,
         item: Item,
         future: Any,
         entry: Entry,
@@ -194,7 +196,7 @@ class RunningGraph:
         ends = entry.deadline if deadline is None else deadline
         wanted = entry.wanted if priority is None else priority
         return self.enter(
-            entrance, item, future, ends, wanted, size, None, now, entry.request_id, part
+            entry_point, item, future, ends, wanted, size, None, now, entry.request_id, part
         )
 
     @staticmethod
@@ -202,4 +204,4 @@ class RunningGraph:
         """The trace of a part of what waits; None where it is not traced, or has enough of them."""
         if not isinstance(entry, Visit) or entry.run.trace is None:
             return None
-        return entry.run.trace.part(entry.place.name)
+        return entry.run.trace.part(entry.plan_node.name)

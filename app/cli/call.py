@@ -83,9 +83,13 @@ async def _call_file(path: Path, value: bytes | str, labels: Path | None, traced
         finally:
             if trace is not None:
                 _print_trace(trace.steps)
-                places = pipeline.plan.default.places if pipeline.plan.default is not None else ()
+                plan_nodes = (
+                    pipeline.plan.default.plan_nodes if pipeline.plan.default is not None else ()
+                )
                 seen = {step["node"] for step in trace.steps}
-                if missed := ", ".join(place.name for place in places if place.name not in seen):
+                if missed := ", ".join(
+                    plan_node.name for plan_node in plan_nodes if plan_node.name not in seen
+                ):
                     typer.echo(f"never reached: {missed}", err=True)
         if "error" in item:
             raise item["error"]

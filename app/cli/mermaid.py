@@ -11,7 +11,7 @@ from typing import Any
 
 from penstock.backends.expressions.composite import Composite, CopySplit, Jump, Logic, MapReduce
 from penstock.pipelines.config.definition import NodeConfig, PipelineConfig
-from penstock.pipelines.config.plan import Place, Plan
+from penstock.pipelines.runs.plan import Plan, PlanNode
 
 from .tables import expression
 from .trace_text import printable
@@ -51,30 +51,30 @@ def flowchart(configs: Iterable[PipelineConfig]) -> str:
 
 def _pipeline(config: PipelineConfig, ids: Iterator[int]) -> Iterator[str]:
     plan = Plan(config.nodes, config.entry)
-    names = {name: f"n{next(ids)}" for name in plan.places}
+    names = {name: f"n{next(ids)}" for name in plan.nodes}
     request = f"n{next(ids)}"
     yield f"    {_shape(request, 'request', ['request'])}"
-    for place in plan.places.values():
-        yield f"    {_node(names[place.name], place)}"
+    for plan_node in plan.nodes.values():
+        yield f"    {_node(names[plan_node.name], plan_node)}"
     for name, label in _entries(config, plan):
         yield f"    {request} ==>{_on_edge(label)} {names[name]}"
-    for place in plan.places.values():
-        here = names[place.name]
-        for following in place.next:
-            yield f"    {here} -->{_on_edge(_taken(place, following))} {names[following.name]}"
-        for source, _ in place.sources or ():
-            if source not in place.before:
-                yield f"    {names[source.name]} --o{_on_edge(_taken(source, place))} {here}"
-        if place.config.shares is not None:
-            yield f"    {here} -.-{_on_edge('shares')} {names[place.config.shares]}"
-        for group in place.config.groups:
+    for plan_node in plan.nodes.values():
+        here = names[plan_node.name]
+        for following in plan_node.next:
+            yield f"    {here} -->{_on_edge(_taken(plan_node, following))} {names[following.name]}"
+        for source, _ in plan_node.sources or ():
+            if source not in plan_node.before:
+                yield f"    {names[source.name]} --o{_on_edge(_taken(source, plan_node))} {here}"
+        if plan_node.config.shares is not None:
+            yield f"    {here} -.-{_on_edge('shares')} {names[plan_node.config.shares]}"
+        for group in plan_node.config.groups:
             if issubclass(group.spec.cls, (Jump, MapReduce, CopySplit)):
                 yield f"    {here} -.->{_on_edge(_sent(group.spec.cls, group.spec.params))} {names[group.spec.params.jump]}"
     if config.loop and plan.default is not None:
-        for place in plan.default.places:
-            if not place.next:
+        for plan_node in plan.default.plan_nodes:
+            if not plan_node.next:
                 restart = f"restart, at most {config.max_rounds} rounds"
-                yield f"    {names[place.name]} -.->{_on_edge(restart)} {names[plan.default.root.name]}"
+                yield f"    {names[plan_node.name]} -.->{_on_edge(restart)} {names[plan.default.root.name]}"
 
 
 def _entries(config: PipelineConfig, plan: Plan) -> Iterator[tuple[str, str]]:
@@ -93,12 +93,12 @@ def _entries(config: PipelineConfig, plan: Plan) -> Iterator[tuple[str, str]]:
         yield plan.default.root.name, ""
 
 
-def _node(identifier: str, place: Place) -> str:
-    config = place.config
-    label = [place.name, *_described(config)]
+def _node(identifier: str, plan_node: PlanNode) -> str:
+    config = plan_node.config
+    label = [plan_node.name, *_described(config)]
     if config.filter is not None:
         label.append(f"filter: {config.filter}")
-    if place.streams:
+    if plan_node.streams:
         label.append("streams")
     return _shape(identifier, _kind(config), label)
 
@@ -129,11 +129,11 @@ def _described(config: NodeConfig) -> Iterator[str]:
     yield f"max {most}, {instances} instance{'s' * (instances != '1')}{process}"
 
 
-def _taken(source: Place, place: Place) -> str:
+def _taken(source: PlanNode, plan_node: PlanNode) -> str:
     """What a `map` takes of a source."""
     return ", ".join(
         f"{key} → {name}"
-        for origin, pairs in place.sources or ()
+        for origin, pairs in plan_node.sources or ()
         if origin is source
         for key, name in pairs
     )

@@ -14,8 +14,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from penstock.pipelines.config.load import PipelineConfig, Port
-from penstock.pipelines.config.plan import Plan
 from penstock.pipelines.repository import Repository
+from penstock.pipelines.runs.plan import Plan
 
 from ..http.errors import MEDIA_TYPE, STATUSES
 from ..http.events import MEDIA_TYPE as EVENTS

@@ -27,15 +27,15 @@ class Runner(Protocol):
     loop: asyncio.AbstractEventLoop
 
     def check_may_wait(self) -> None: ...
-    def wait_for(self, call: Call) -> None: ...
+    def wait_for(self, call: PipeCall) -> None: ...
 
 
-class Part:
+class PipePart:
     """One item of a call; the future that its run knows. What it is told goes to a thread, without a turn of the loop."""
 
     __slots__ = ("answer", "call", "caller_item", "ended", "item", "run")
 
-    def __init__(self, call: Call, caller_item: MutableMapping[str, Any]) -> None:
+    def __init__(self, call: PipeCall, caller_item: MutableMapping[str, Any]) -> None:
         self.caller_item = caller_item
         self.item: Item = dict(
             caller_item
@@ -44,7 +44,7 @@ class Part:
         self.answer: Item | None = None
         self.ended = False
         # Both go when the part has ended: they are cycles, and images should not wait for the collector.
-        self.call: Call | None = call
+        self.call: PipeCall | None = call
         self.run: Work | None = None
 
     def done(self) -> bool:
@@ -70,7 +70,7 @@ class Part:
         self.call = self.run = None
 
 
-class Call:
+class PipeCall:
     """One call with one item or several: all are answered, or the first failure is everybody's."""
 
     __slots__ = (
@@ -100,7 +100,7 @@ class Call:
         self.error: BaseException | None = None
         self.ended = False
         self.missing = len(items)
-        self.parts = [Part(self, item) for item in items]
+        self.parts = [PipePart(self, item) for item in items]
         self.lock = threading.Lock()
         self.lock.acquire()
 
@@ -113,7 +113,7 @@ class Call:
         submit_nowait = self.runner.pipeline.submit_nowait
         try:
             for part in self.parts:
-                # A Part is all of a future that a run uses.
+                # A PipePart is all of a future that a run uses.
                 part.run = submit_nowait(part.item, self.timeout, self.priority, part)  # type: ignore[arg-type]
         except Exception as error:
             self.end(error)
@@ -162,7 +162,7 @@ class Call:
                 part.caller_item.update(answer)
 
 
-def leave(parts: Sequence[Part]) -> None:
+def leave(parts: Sequence[PipePart]) -> None:
     """On the loop: drop the items that have not ended; a sibling failed, or the caller has gone."""
     for part in parts:
         run = part.run
@@ -186,7 +186,7 @@ class Event:
 
     def __init__(self) -> None:
         self._claim = threading.Lock()
-        self._call: Call | None = None
+        self._call: PipeCall | None = None
 
     def __repr__(self) -> str:
         state = "unused" if self._call is None else "done" if self._call.ended else "waiting"
@@ -217,7 +217,7 @@ class Event:
         if not self._claim.acquire(blocking=False):
             raise ValueError("this Event was used before: each call needs one of its own")
 
-    def attach(self, call: Call) -> None:
+    def attach(self, call: PipeCall) -> None:
         self._call = call
 
 

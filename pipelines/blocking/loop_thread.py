@@ -24,7 +24,7 @@ from penstock.backends.errors import NotReady
 from ..node.executor import current
 from ..node.node import Node
 from ..pipeline import Pipeline
-from .calls import Call
+from .calls import PipeCall
 
 logger = logging.getLogger("penstock.pipe")
 
@@ -39,7 +39,7 @@ class LoopThread:
         self.pipeline = pipeline
         self.pid = os.getpid()
         self.loop = _new_loop()
-        self.inbox: deque[Call] = deque()
+        self.inbox: deque[PipeCall] = deque()
         self.stopping = False
         self.closed = False  # nothing reads the inbox any more
         self.exiting = False
@@ -65,7 +65,7 @@ class LoopThread:
             self.stop(0)
             raise
 
-    def post(self, call: Call) -> None:
+    def post(self, call: PipeCall) -> None:
         self.inbox.append(call)
         # Appended before the flag is read, and the flag lowered before the inbox is: whoever finds it up is seen by the drain to come.
         if not self._drain_due:
@@ -74,7 +74,7 @@ class LoopThread:
         if self.closed:
             self._refuse_all()
 
-    def wait_for(self, call: Call) -> None:
+    def wait_for(self, call: PipeCall) -> None:
         """Returns with the call's lock when the call has ended."""
         executor = getattr(current, "executor", None)
         if executor is None:
@@ -94,7 +94,7 @@ class LoopThread:
                 EXIT_SECONDS
             )  # a daemon thread: it ends with the process now, and need not print a traceback before
 
-    def abandon(self, call: Call) -> None:
+    def abandon(self, call: PipeCall) -> None:
         self._ask(call.abandon)
 
     def check_process(self) -> None:

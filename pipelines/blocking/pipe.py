@@ -16,7 +16,7 @@ from ..config.load import PipelineConfig
 from ..node.executor import current
 from ..node.node import Node
 from ..pipeline import Pipeline
-from .calls import Call, event_of, items_of
+from .calls import PipeCall, event_of, items_of
 from .loop_thread import LoopThread
 
 
@@ -74,7 +74,7 @@ class Pipe:
         for each in items:
             each.pop("result", None)
             each.pop("error", None)
-        call = Call(runner, items, timeout, priority, None if event is None else self)
+        call = PipeCall(runner, items, timeout, priority, None if event is None else self)
         try:
             if event is not None:
                 event.attach(call)

@@ -8,13 +8,13 @@ import asyncio
 import contextvars
 import math
 from collections.abc import Callable
-from typing import ClassVar
 
 from penstock.backends.errors import BackendError, DeadlineExceeded, NotReady
 
 from ..config.definition import NodeConfig
 from ..node.queue import NEVER, Batch, Entry, Outcome
 from ..node.statistics import NodeStatistics
+from ..runs.inside import Inside
 
 MAX_DEPTH = 64
 """How deep nodes may enter graphs from within graphs (jumps can't run in a ring; Python logic that calls itself can)."""
@@ -24,31 +24,8 @@ MAX_RETURNS = 4_000
 """How often a request may enter composites that it is inside of already: a ring that also branches grows faster than it gets deep."""
 
 
-class Inside:
-    """Where a run is: inside these composites, which wait for it. `returns` counts for all runs of a request together."""
-
-    __slots__ = ("composites", "depth", "returns")
-
-    def __init__(self, composites: frozenset[Composite], depth: int, returns: list[int]) -> None:
-        self.composites = composites
-        self.depth = depth
-        self.returns = returns
-
-    @classmethod
-    def of(cls, entry: Entry) -> Inside:
-        """What the entry's run is inside of; its future says so, where it is a part of another one."""
-        found: Inside | None = getattr(entry.future, "inside", None)
-        return cls(frozenset(), 0, [0]) if found is None else found
-
-    def deeper(self, composite: Composite) -> Inside:
-        """Where the runs are that the composite starts."""
-        return Inside(self.composites | {composite}, self.depth + 1, self.returns)
-
-
-class Composite:
+class CompositeNode:
     """Who waits here, and until when. `waiting`: what stops the work on an entry's behalf."""
-
-    executes: ClassVar[bool] = False
 
     def __init__(
         self, config: NodeConfig, loop: asyncio.AbstractEventLoop, clock: Callable[[], float]

@@ -19,20 +19,21 @@ from penstock.backends.expressions.composite import CopySplitParams, MapReducePa
 from penstock.backends.item import Item
 
 from ..config.definition import DEFAULT_MAX, NodeConfig
-from ..config.plan import Entrance
 from ..node.node import Node
 from ..node.queue import Batch, Entry, Outcome
 from ..node.statistics import NodeStatistics
+from ..runs.inside import Inside
+from ..runs.plan import EntryPoint
 from ..runs.run import PARTS, Work
-from .composite import Composite, Inside
+from .composite import CompositeNode
 
 logger = logging.getLogger("penstock.node")
 
-Start = Callable[[Entrance, Item, Any, Entry, int, float], Work]
+Start = Callable[[EntryPoint, Item, Any, Entry, int, float], Work]
 """Starts a run on behalf of a waiting entry: where, with what, whom it tells, for whom, its rows, and when (seconds)."""
 
 
-class Part:
+class FanOutPart:
     """One part of an item, and the future that its run knows: what it is told goes to the parent without a turn of the loop."""
 
     __slots__ = ("ended", "index", "inside", "parent", "queued", "run")
@@ -95,7 +96,7 @@ class Parent:
         self.sent = 0
         self.left = len(pieces)
         self.answers: list[Item | None] = [None] * len(pieces)
-        self.running: dict[Part, None] = {}
+        self.running: dict[FanOutPart, None] = {}
 
 
 class Lane:
@@ -111,31 +112,31 @@ class Lane:
         self.queued = 0
 
 
-class FanOut(Composite):
-    """A composite that sends parts through the graph at `entrance`; what the subclasses say is how to split and how to merge."""
+class FanOut(CompositeNode):
+    """A composite that sends parts through the graph at `entry_point`; what the subclasses say is how to split and how to merge."""
 
     def __init__(
         self,
         config: NodeConfig,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
-        entrance: Entrance,
+        entry_point: EntryPoint,
         start: Start,
     ) -> None:
         super().__init__(config, loop, clock)
         self.params: Any = config.groups[0].spec.params
-        self._entrance = entrance
+        self._entry_point = entry_point
         self._start = start
         self._lanes: defaultdict[int, Lane] = defaultdict(Lane)
         self._parts_per_item = 1.0
 
     @property
     def queued(self) -> int:
-        """Parts that queue at the entrance."""
+        """Parts that queue at the entry point."""
         return sum(lane.queued for lane in self._lanes.values())
 
     async def start(self) -> None:
-        target = self._entrance.root.node
+        target = self._entry_point.root.node
         if isinstance(target, Node):
             target.watch_starts(self._batch_started)
 
@@ -167,7 +168,7 @@ class FanOut(Composite):
             self.end_soon(entry, batch, self._merged(item, []))
             return
         self._parts_per_item += (len(pieces) - self._parts_per_item) / NodeStatistics.RECENT
-        for node in self._entrance.nodes:  # admission counts what a request will cost there
+        for node in self._entry_point.nodes:  # admission counts what a request will cost there
             node.parts_per_item = self._parts_per_item
         parent = Parent(self, entry, item, key, pieces, inside, self._lanes[inside.depth])
         self.waiting[entry] = batch, lambda: self._stop(parent)
@@ -175,21 +176,21 @@ class FanOut(Composite):
         self._feed(entry.enqueued)
 
     def _check(self, item: Item, entry: Entry, pieces: Sequence[Any]) -> None:
-        """Raises where the graph at the entrance could not take the parts."""
+        """Raises where the graph at the entry point could not take the parts."""
         if "data" not in item:
             raise BackendError(
                 f"node {self.name!r}: the item has no 'data'; its keys are {', '.join(sorted(map(str, item)))}"
             )
         if len(pieces):
             rows = self.largest(item, entry, pieces)
-            for node in self._entrance.nodes:
+            for node in self._entry_point.nodes:
                 if rows > node.scheduler.max:
                     reason = f"a part has {rows} rows (request_size), and node {node.name!r} takes at most {node.scheduler.max}"
                     raise InvalidRequest(f"node {self.name!r}: {reason}")
 
     def _feed(self, now: float) -> None:
         """Send parts while there is room, of each parent one in turn."""
-        target = self._entrance.root.node
+        target = self._entry_point.root.node
         room = 2 * (target.scheduler.max if isinstance(target, Node) else DEFAULT_MAX)
         for lane in self._lanes.values():
             while lane.turns and lane.queued < room:
@@ -200,25 +201,30 @@ class FanOut(Composite):
         parent.sent += 1
         if parent.sent < len(parent.pieces):
             parent.lane.turns.append(parent)
-        part = Part(parent, index)
+        part = FanOutPart(parent, index)
         parent.running[part] = None
         parent.lane.queued += 1
         piece = parent.pieces[index]
         item = parent.item.copy()
         item[parent.key] = piece
         part.run = self._start(
-            self._entrance, item, part, parent.entry, self.set_size(item, parent.entry, piece), now
+            self._entry_point,
+            item,
+            part,
+            parent.entry,
+            self.set_size(item, parent.entry, piece),
+            now,
         )
 
     def _batch_started(self, batch: Batch) -> None:
         for entry in batch.entries:
             part: object = entry.future
-            if type(part) is Part and part.queued:
+            if type(part) is FanOutPart and part.queued:
                 part.queued = False
                 part.parent.lane.queued -= 1
         self._feed(batch.started)
 
-    def part_ended(self, part: Part, outcome: Item | BaseException) -> None:
+    def part_ended(self, part: FanOutPart, outcome: Item | BaseException) -> None:
         """By an answer, a failure, or its deadline."""
         if part.done():
             return
@@ -276,7 +282,7 @@ class FanOut(Composite):
     def _feed_later(self) -> None:
         self._feed(self._clock())
 
-    def _forget(self, part: Part) -> None:
+    def _forget(self, part: FanOutPart) -> None:
         part.ended = True
         part.run = None
         part.parent.running.pop(part, None)

@@ -28,9 +28,10 @@ from penstock.backends.item import Item
 from ..config.definition import NodeConfig
 from ..node.queue import Batch, Entry, Outcome
 from ..runs.graph_run import Visit
+from ..runs.inside import Inside
 from ..runs.run import PARTS, Work
 from ..runs.stream import StreamRun
-from .composite import Composite, Inside
+from .composite import CompositeNode
 
 logger = logging.getLogger("penstock.node")
 
@@ -38,20 +39,20 @@ PASSED_ON = (BackendError, DeadlineExceeded, NotReady, Overloaded, QueueFull)
 """Failures of what was called that are the caller's too. Others are the logic's own mistakes (a call of a node that is not there)."""
 
 
-class Called(asyncio.Future[Item]):
+class CallFuture(asyncio.Future[Item]):
     """The future of a run that some logic called."""
 
     inside: Inside
 
 
-class Caller(Protocol):
-    """What a `Call` needs of its pipeline."""
+class CalledPipeline(Protocol):
+    """What a `NodeCaller` needs of its pipeline."""
 
     def call(
         self,
         name: str,
         item: Any,
-        future: Called,
+        future: CallFuture,
         entry: Entry,
         *,
         timeout: float | None,
@@ -61,7 +62,7 @@ class Caller(Protocol):
         ...
 
 
-class Call:
+class NodeCaller:
     """Calls other nodes, and pipelines, on behalf of one item.
 
     ```python
@@ -75,7 +76,11 @@ class Call:
     __slots__ = ("_ended", "_entry", "_inside", "_loop", "_pipeline", "_works")
 
     def __init__(
-        self, pipeline: Caller, entry: Entry, inside: Inside, loop: asyncio.AbstractEventLoop
+        self,
+        pipeline: CalledPipeline,
+        entry: Entry,
+        inside: Inside,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._inside = inside
         self._ended = False
@@ -172,14 +177,14 @@ class Call:
                 f"the request has ended: its `call` can't be used any more (call({name!r}, ...))"
             )
         entry = self._entry
-        future = Called(loop=self._loop)
+        future = CallFuture(loop=self._loop)
         future.inside = self._inside
         work = self._pipeline.call(name, item, future, entry, timeout=timeout, priority=priority)
         self._works[work] = None
         return work
 
 
-class LogicNode(Composite):
+class LogicNode(CompositeNode):
     """Runs the logic, a task an item. `streams`: each value that it yields goes its own way through what follows."""
 
     def __init__(
@@ -187,7 +192,7 @@ class LogicNode(Composite):
         config: NodeConfig,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
-        pipeline: Caller,
+        pipeline: CalledPipeline,
         context: Context,
     ) -> None:
         super().__init__(config, loop, clock)
@@ -240,7 +245,7 @@ class LogicNode(Composite):
             pool.shutdown(wait=running.done() and not running.cancelled())
 
     def begin(self, entry: Entry, batch: Batch, inside: Inside) -> None:
-        call = Call(self._pipeline, entry, inside, self._loop)
+        call = NodeCaller(self._pipeline, entry, inside, self._loop)
         work = (
             self._yield_all(entry, batch.outcomes[0], call)
             if self._logic.streams
@@ -253,7 +258,7 @@ class LogicNode(Composite):
         task.add_done_callback(self._tasks.discard, context=self._context)
         self.waiting[entry] = batch, task.cancel
 
-    async def _run(self, entry: Entry, item: Item, call: Call) -> None:
+    async def _run(self, entry: Entry, item: Item, call: NodeCaller) -> None:
         try:
             running: Awaitable[Any] = self._logic.run(item, call)
             result = await running
@@ -266,7 +271,7 @@ class LogicNode(Composite):
             item["result"] = result
         self.end(entry, item)
 
-    async def _yield_all(self, entry: Entry, item: Item, call: Call) -> None:
+    async def _yield_all(self, entry: Entry, item: Item, call: NodeCaller) -> None:
         assert isinstance(entry, Visit)
         run = entry.run
         assert isinstance(run, StreamRun)

@@ -1,1 +1,1 @@
-"""Turn a file into a checked configuration. Nothing here knows about running one."""
+"""Turn a pipeline file into a checked configuration. Nothing here knows about running one."""

@@ -1,4 +1,6 @@
-"""What a checked pipeline file says: the dataclasses from which a pipeline is run. `config.py` makes them."""
+"""The checked configuration of a pipeline, as dataclasses. `load.py` makes them; the rest of
+Penstock runs pipelines from them.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +8,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from penstock.backends.base import UNBOUNDED
+from penstock.backends.expressions.composite import Logic
 from penstock.backends.expressions.spec import Spec
 
 DEFAULT_MAX = 8
-"""Batch bound of a node that sets no `max` and whose backend has no bound of its own."""
+"""Batch bound, in rows, of a node that sets no `max` and whose backend has no bound of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupConfig:
-    """One of the instance groups of a node (`&`; normally there is one)."""
+    """One instance group of a node. A node has several if a value contains `&`, otherwise one."""
 
     spec: Spec
     instances: int = 1
     min: int | None = None
     max: int | None = None
-    """The node's own `max`; None: the backend's, or `DEFAULT_MAX` where the backend has no bound."""
+    """The `max` that the node sets. None: the backend's bound, or `DEFAULT_MAX` if it has none."""
 
     def bound(self, backend_max: int) -> int:
-        """The batch bound of an instance whose backend says `backend_max`."""
+        """Return the batch bound, in rows, of an instance whose backend reports `backend_max`."""
         if self.max is not None:
             return min(self.max, backend_max)
         return DEFAULT_MAX if backend_max == UNBOUNDED else backend_max
@@ -31,6 +34,8 @@ class GroupConfig:
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
+    """One node of a pipeline."""
+
     name: str
     groups: tuple[GroupConfig, ...]
     next: tuple[str, ...] = ()
@@ -38,26 +43,36 @@ class NodeConfig:
     """Milliseconds, as in the file."""
     priority_levels: int = 0
     default_priority: int = 0
-    """0 where `priority_levels` is 0; else 1 (highest) to `priority_levels`, the middle one unless the file says."""
+    """From 1 (highest) to `priority_levels`; 0 if `priority_levels` is 0. A file that does not set
+    it gets the middle level."""
     retry: bool = True
     """Run the items of a failed batch one by one."""
     stuck_after: float = 60.0
     """Seconds after which a running forward makes the node not ready."""
     executor: str = "thread"
-    """Where its backends run: `thread`, or `process` (a child process for each instance)."""
+    """Where the backends run: `thread`, or `process` (one child process for each instance)."""
     devices: tuple[str, ...] = ()
-    """Where its instances run, in turn (`cuda:0`, `cpu`); empty: the engines choose."""
+    """Devices that the instances take in turn (`cuda:0`, `cpu`). Empty: the engines choose."""
     filter: str | None = None
-    """The name of the filter in front of it; None: `Run` where there is a `map`, else `swap`."""
+    """The filter before the node. None: `Run` if the node has a `map`, otherwise `swap`."""
     map: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
-    """For each source node, the keys to take of it and the names they get here: (("det", (("result", "boxes"),)),)."""
+    """For each source node, the keys to take and what they are called here:
+    (("det", (("result", "boxes"),)),)."""
     shares: str | None = None
-    """The node whose executors and queue it uses (logical nodes, `borrow_from`); None: it has its own. With it, `groups` is empty."""
+    """The node whose executors and queue this one uses (logical nodes, `borrow_from`); `groups` is
+    empty then. None: the node has its own."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether it yields several results for one item: Python logic that is a generator."""
+        return any(
+            issubclass(group.spec.cls, Logic) and group.spec.cls.streams for group in self.groups
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A declared input or output: an item's key and how it travels."""
+    """A declared input or output: the item's key, and how its value travels."""
 
     name: str
     kind: str = "json"
@@ -69,13 +84,14 @@ class Port:
 
 
 DEFAULT_INPUTS = (Port("data", "image"),)
+"""The inputs of a pipeline that declares none."""
 NODE_INPUTS = (Port("data", "tensor"),)
-"""Of an exposed node that declares none."""
+"""The inputs of an exposed node that declares none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exposed:
-    """A node that may be called alone."""
+    """A node that may be called by itself."""
 
     node: str
     inputs: tuple[Port, ...] = NODE_INPUTS
@@ -85,9 +101,11 @@ class Exposed:
 
 @dataclass(frozen=True, slots=True)
 class PipelineConfig:
+    """A pipeline whose configuration has been checked."""
+
     name: str
     nodes: dict[str, NodeConfig]
-    """In topological order: each after all of its predecessors."""
+    """In topological order: each node comes after all its predecessors."""
     directory: Path = field(default_factory=Path)
     source: str = ""
     """The file, for messages."""
@@ -96,31 +114,32 @@ class PipelineConfig:
     inputs: tuple[Port, ...] = DEFAULT_INPUTS
     outputs: tuple[Port, ...] = ()
     max_requests: int = 1024
-    """Bound on requests inside."""
+    """The largest number of requests that may be in flight."""
     timeout: float = 30.0
-    """Deadline of a request that asks for none, and the longest one may ask for; seconds."""
+    """Seconds until the deadline of a request that sets none; a request may not set more."""
     entry: str | None = None
-    """The node where requests come in that name none; None: the one root that no `jump` leads to (several: requests must name one)."""
+    """The node where requests come in that name none. None: the one root that no `jump` leads to;
+    if there are several, each request must name a node."""
     loop: bool = False
-    """An item that leaves with `restart` enters again at the node that it names."""
+    """An item that leaves with `restart` enters again, at the node that `restart` names."""
     max_rounds: int = 10_000
-    """How often an item may pass the graph in a `loop`."""
+    """How often an item may pass the graph if `loop` is set."""
     exposed: tuple[Exposed, ...] = ()
     warnings: tuple[str, ...] = ()
-    """What is allowed and may not be what was meant; `penstock check` prints it."""
+    """What is allowed but may be a mistake. `penstock check` prints it."""
 
     @property
     def declares_inputs(self) -> bool:
-        """Whether the file does."""
+        """Whether the file declares the inputs."""
         return self.inputs is not DEFAULT_INPUTS and self.inputs is not NODE_INPUTS
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Its own, and those of its exposed nodes."""
+        """The name of the pipeline, and those of its exposed nodes (`pipeline.node`)."""
         return (self.name, *(f"{self.name}.{exposed.node}" for exposed in self.exposed))
 
     def alone(self, exposed: Exposed) -> PipelineConfig:
-        """What callers see of an exposed node: a pipeline of that one node."""
+        """Return what callers see of an exposed node: a pipeline that has only this node."""
         node = self.nodes[self.nodes[exposed.node].shares or exposed.node]
         return replace(
             self,

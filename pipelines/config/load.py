@@ -26,9 +26,8 @@ from .definition import (
     PipelineConfig,
     Port,
 )
-from .graph_checks import check_entry
+from .graph import check_entry, check_streams
 from .node_table import build_node, check_name
-from .plan import Plan
 from .sharing import check_shared, share
 from .source import Tables, read
 from .structure import Structure
@@ -112,10 +111,8 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
         for node in structure.graph.order
         if node in nodes
     }
-    if (
-        not wrong and not structure.problems and len(nodes) == len(tables.nodes)
-    ):  # else there is no plan to be made
-        problems += Plan(nodes).problems()
+    if not wrong and not structure.problems and len(nodes) == len(tables.nodes):
+        problems += check_streams(structure.graph, nodes)
     if problems:
         places = {node: place for place, node in enumerate(("pipeline", "global", *tables.nodes))}
         problems.sort(key=lambda problem: places.get(problem.node, len(places)))

@@ -10,8 +10,7 @@ from penstock.backends.errors import ConfigError, Problem
 from penstock.backends.expressions.filters import find_filter
 
 from .definition import NodeConfig
-from .graph import Graph, successors
-from .graph_checks import check_graph, check_jumps, leaf_warnings
+from .graph import Graph, check_graph, check_jumps, leaf_warnings, successors
 from .mapping import Map, parse, resolve
 from .sharing import owners
 from .source import Tables

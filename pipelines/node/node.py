@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from penstock.backends.base import Signature
 from penstock.backends.errors import BackendError, DeadlineExceeded, NotReady
@@ -42,8 +42,6 @@ KILL_TIMEOUT = 5.0  # seconds
 
 class Node:
     """Queue, scheduler and executors of one node. `on_batch` is called after every batch, before its results are delivered."""
-
-    executes: ClassVar[bool] = True
 
     def __init__(
         self,

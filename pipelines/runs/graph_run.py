@@ -1,6 +1,6 @@
 """One request's way through a graph: filters, joins, several successors. All of it on the loop; chains use `Run`.
 
-A request is at several places at once; each is a `Visit`, the entry of that place's node. All share the request's future: once it
+A request is at several nodes at once; each of these is a `Visit`, the entry at that node. All share the request's future: once it
 is done (an answer, a failure, Break, a caller that left), what still queues is dropped, and what runs ends unheard.
 """
 
@@ -13,50 +13,52 @@ from penstock.backends.errors import BackendError, DeadlineExceeded, InvalidInpu
 from penstock.backends.expressions.filters import Status
 from penstock.backends.item import Item
 
-from ..config.plan import Entrance, Place
 from ..node.queue import Batch, Entry, Outcome
 from ..node.statistics import covered, kind_of_failure
 from .admission import Admission
+from .plan import EntryPoint, PlanNode
 from .run import Stage, as_soft_failure
 from .trace import Trace
 
 
 class Visit(Entry):
-    """A request at one place."""
+    """A request at one node of the plan."""
 
-    __slots__ = ("place", "run")
+    __slots__ = ("plan_node", "run")
 
-    def __init__(self, run: GraphRun, place: Place, item: Item) -> None:
+    def __init__(self, run: GraphRun, plan_node: PlanNode, item: Item) -> None:
         super().__init__(item, run.future, run.deadline, run.priority, run.size)
         self.request_id = run.request_id
         self.run = run
-        self.place = place
+        self.plan_node = plan_node
 
     def finish(self, outcome: Outcome, batch: Batch, now: float) -> None:
-        run, place = self.run, self.place
-        count = place.node.statistics.count
+        run, plan_node = self.run, self.plan_node
+        count = plan_node.node.statistics.count
         if self not in run.visits:  # it was dropped while it ran
             count("cancelled")
             return
         del run.visits[self]
-        run.stages.append((place.name, self.enqueued, batch))
+        run.stages.append((plan_node.name, self.enqueued, batch))
         if run.trace is not None:
-            run.trace.ran(place.name, self.enqueued, batch, outcome)
+            run.trace.ran(plan_node.name, self.enqueued, batch, outcome)
         if run.future.done():
             count("cancelled")
         elif now > self.deadline:
             count("expired")
-            run.fail(DeadlineExceeded(f"node {place.name!r}: the answer came after the deadline"))
+            run.fail(
+                DeadlineExceeded(f"node {plan_node.name!r}: the answer came after the deadline")
+            )
         elif type(outcome) is dict:
             if "error" in outcome:
                 count("soft")
                 as_soft_failure(outcome)
-            run.advance(place, outcome, now)
+            run.advance(plan_node, outcome, now)
         elif outcome is None:
             count("expired")
             run.fail(
                 DeadlineExceeded(
-                    f"node {place.name!r}: the deadline passed after the batch had failed"
+                    f"node {plan_node.name!r}: the deadline passed after the batch had failed"
                 )
             )
         else:
@@ -74,7 +76,7 @@ class GraphRun:
     """A request in a graph. A `Work` (run.py)."""
 
     __slots__ = (
-        "admission", "came", "data", "deadline", "entrance", "future", "item", "leaves", "outputs", "priority", "request_id", "size",
+        "admission", "came", "data", "deadline", "entry_point", "future", "item", "leaves", "outputs", "priority", "request_id", "size",
         "stages", "trace", "visits", "waiting",
     )  # fmt: skip
 
@@ -86,7 +88,7 @@ class GraphRun:
         priority: int | None,
         size: int,
         admission: Admission | None,
-        entrance: Entrance,
+        entry_point: EntryPoint,
         trace: Trace | None = None,
     ) -> None:
         self.item = item
@@ -97,13 +99,13 @@ class GraphRun:
         self.size = size
         self.request_id = ""
         self.admission = admission  # None: the request has ended, or is part of another one
-        self.entrance = entrance
+        self.entry_point = entry_point
         self.trace = trace
         self.waiting = (
-            entrance.waiting.copy()
+            entry_point.waiting.copy()
         )  # how many of its predecessors have not passed it anything yet
-        self.leaves = entrance.leaves  # that have not been passed yet
-        self.outputs: dict[Place, Item] = {}  # what left the places that some `map` reads
+        self.leaves = entry_point.leaves  # that have not been passed yet
+        self.outputs: dict[PlanNode, Item] = {}  # what left the nodes that some `map` reads
         self.visits: dict[Visit, None] = {}
         self.stages: list[tuple[str, float, Batch]] = []
         self.came = 0.0
@@ -116,66 +118,66 @@ class GraphRun:
     def start(self, now: float) -> None:
         self.came = now
         if self.trace is not None:
-            self.trace.came(self.entrance.root.name, self.item)
-        self._run(self.entrance.root, self.item, now)
+            self.trace.came(self.entry_point.root.name, self.item)
+        self._run(self.entry_point.root, self.item, now)
 
-    def _run(self, place: Place, item: Item, now: float) -> None:
-        visit = Visit(self, place, item)
+    def _run(self, plan_node: PlanNode, item: Item, now: float) -> None:
+        visit = Visit(self, plan_node, item)
         self.visits[visit] = None
-        place.node.enqueue(visit, now)
+        plan_node.node.enqueue(visit, now)
 
-    def advance(self, place: Place, item: Item, now: float) -> None:
-        """`item` has left `place`: give it to what follows, through filters and skips, until all of it queues, waits or has ended."""
-        edges: deque[tuple[Place, Item]] = deque()  # not recursion: a chain of skips may be long
-        self._leave((place,), item, edges)
+    def advance(self, plan_node: PlanNode, item: Item, now: float) -> None:
+        """`item` has left `plan_node`: give it to what follows, through filters and skips, until all of it queues, waits or has ended."""
+        edges: deque[tuple[PlanNode, Item]] = deque()  # not recursion: a chain of skips may be long
+        self._leave((plan_node,), item, edges)
         waiting = self.waiting
         while edges and not self.ended:
-            place, item = edges.popleft()
-            waiting[place] -= 1
-            if not waiting[place]:
+            plan_node, item = edges.popleft()
+            waiting[plan_node] -= 1
+            if not waiting[plan_node]:
                 try:
-                    self._arrive(place, item, edges, now)
+                    self._arrive(plan_node, item, edges, now)
                 except InvalidInput as error:  # a soft failure, wherever it is found
                     self.succeed({**self.item, "error": error})
                 except PenstockError as error:
                     self.fail(error)
                 except BaseException as error:  # a filter's; also CancelledError: it is no cancellation of this callback
                     failure = BackendError(
-                        f"node {place.name!r}: its filter {place.filter_name} raised {type(error).__name__}: {error}"
+                        f"node {plan_node.name!r}: its filter {plan_node.filter_name} raised {type(error).__name__}: {error}"
                     )
                     failure.__cause__ = error
                     self.fail(failure)
 
     def _leave(
-        self, places: tuple[Place, ...], item: Item, edges: deque[tuple[Place, Item]]
+        self, plan_nodes: tuple[PlanNode, ...], item: Item, edges: deque[tuple[PlanNode, Item]]
     ) -> None:
-        """The item has left these places together. What leads from one of them to another carries nothing."""
-        for place in places:
-            if self.trace is not None and place is not places[0]:
-                self.trace.skipped(place.name, places[0].name)
-            if place.kept:
-                self.outputs[place] = item
-            if not place.next:
+        """The item has left these nodes together. What leads from one of them to another carries nothing."""
+        for plan_node in plan_nodes:
+            if self.trace is not None and plan_node is not plan_nodes[0]:
+                self.trace.skipped(plan_node.name, plan_nodes[0].name)
+            if plan_node.kept:
+                self.outputs[plan_node] = item
+            if not plan_node.next:
                 self._pass_leaf(item)
-            for following in place.next:
-                if following not in places:
+            for following in plan_node.next:
+                if following not in plan_nodes:
                     edges.append((following, item))
 
     def _arrive(
-        self, place: Place, item: Item, edges: deque[tuple[Place, Item]], now: float
+        self, plan_node: PlanNode, item: Item, edges: deque[tuple[PlanNode, Item]], now: float
     ) -> None:
         """All that comes before has passed its item: ask the filter."""
         # A copy each: successors must not see each other's changes, and `map` none at all.
-        item = item.copy() if place.sources is None else self._mapped(place)
+        item = item.copy() if plan_node.sources is None else self._mapped(plan_node)
         try:
-            status = place.filter(item)
+            status = plan_node.filter(item)
         except BackendError as error:
-            raise BackendError(f"node {place.name!r}: {error}") from error
+            raise BackendError(f"node {plan_node.name!r}: {error}") from error
         if self.trace is not None:
             self.trace.came(
-                place.name,
+                plan_node.name,
                 item,
-                place.filter_name,
+                plan_node.filter_name,
                 status.value if isinstance(status, Status) else repr(status),
             )
         if status is Status.RUN:
@@ -183,26 +185,28 @@ class GraphRun:
                 "result", None
             )  # what an earlier node has answered, or failed with, is not this one's answer
             item.pop("error", None)
-            self._run(place, item, now)
+            self._run(plan_node, item, now)
         elif status is Status.SKIP:
-            self._leave((place,), item, edges)
+            self._leave((plan_node,), item, edges)
         elif status is Status.SERIAL_SKIP:
-            self._leave(place.serial, item, edges)
+            self._leave(plan_node.serial, item, edges)
         elif status is Status.SUBGRAPH_SKIP:
-            self._leave(place.owned, item, edges)
+            self._leave(plan_node.owned, item, edges)
         elif status is Status.BREAK:
             self.succeed(item)
         elif status is Status.ERROR:
-            raise BackendError(f"node {place.name!r}: its filter {place.filter_name} says Error")
+            raise BackendError(
+                f"node {plan_node.name!r}: its filter {plan_node.filter_name} says Error"
+            )
         else:
             raise BackendError(
-                f"node {place.name!r}: its filter {place.filter_name} answered {status!r}, expected a penstock.Status"
+                f"node {plan_node.name!r}: its filter {plan_node.filter_name} answered {status!r}, expected a penstock.Status"
             )
 
-    def _mapped(self, place: Place) -> Item:
+    def _mapped(self, plan_node: PlanNode) -> Item:
         """The dict that `map` makes: what it names, and `context`."""
         item: Item = {}
-        for source, pairs in place.sources or ():
+        for source, pairs in plan_node.sources or ():
             output = self.outputs[source]
             if "context" in output:
                 item["context"] = output["context"]
@@ -212,7 +216,7 @@ class GraphRun:
                         raise output["error"]  # why there is none
                     found = ", ".join(sorted(map(str, output)))
                     raise BackendError(
-                        f"node {place.name!r}: its map takes {key!r} of node {source.name!r}, which left only {found}"
+                        f"node {plan_node.name!r}: its map takes {key!r} of node {source.name!r}, which left only {found}"
                     )
                 item[name] = output[key]
         return item
@@ -220,7 +224,7 @@ class GraphRun:
     def _pass_leaf(self, item: Item) -> None:
         self.leaves -= 1
         if self.leaves == 0:
-            if self.entrance.leaves > 1:  # no leaf's result is more the answer than another's
+            if self.entry_point.leaves > 1:  # no leaf's result is more the answer than another's
                 item = {
                     key: value for key, value in self.item.items() if key not in ("result", "error")
                 }
@@ -249,7 +253,7 @@ class GraphRun:
     def drop(self) -> None:
         """Drop what still queues."""
         for visit in list(self.visits):
-            visit.place.node.discard(visit)
+            visit.plan_node.node.discard(visit)
         self.visits.clear()
         self.outputs.clear()
 
@@ -264,7 +268,7 @@ class GraphRun:
             admission.end(self.size, self.came, failure)
 
     def spent(self) -> tuple[float, float]:
-        """Where several places are at work at the same time, it counts once."""
+        """Count the time in which several nodes are at work once."""
         ran = covered((batch.started, batch.ended) for _, _, batch in self.stages)
         return covered((queued, batch.ended) for _, queued, batch in self.stages) - ran, ran
 

@@ -10,13 +10,13 @@ from penstock.backends.errors import BackendError, UnknownRestart
 from penstock.backends.item import Item
 from penstock.backends.suggestions import did_you_mean
 
-from ..composites.composite import Inside
-from ..config.plan import Entrance
 from ..node.statistics import kind_of_failure
 from .admission import Admission
+from .inside import Inside
+from .plan import EntryPoint
 from .run import PARTS, Stage, Work
 
-Enter = Callable[[Entrance, Item, Any, str], Work]
+Enter = Callable[[EntryPoint, Item, Any, str], Work]
 """Starts one round: where, with what, whom it tells, and the request's id."""
 
 
@@ -24,7 +24,7 @@ class Rounds:
     """A request that may pass the graph several times: a `Work`, and what each round tells how it ended."""
 
     __slots__ = (
-        "_admission", "_came", "_computed", "_data", "_enter", "_entrances", "_max_rounds", "_queued", "_round", "_size", "_work", "future",
+        "_admission", "_came", "_computed", "_data", "_enter", "_entry_points", "_max_rounds", "_queued", "_round", "_size", "_work", "future",
         "request_id",
     )  # fmt: skip
 
@@ -34,8 +34,8 @@ class Rounds:
         future: asyncio.Future[Item],
         size: int,
         admission: Admission,
-        entrance: Entrance,
-        entrances: Mapping[str, Entrance],
+        entry_point: EntryPoint,
+        entry_points: Mapping[str, EntryPoint],
         max_rounds: int,
         enter: Enter,
         request_id: str,
@@ -45,19 +45,19 @@ class Rounds:
         self._data = item["data"]
         self._size = size
         self._admission: Admission | None = admission  # None: the request has ended
-        self._entrances = entrances
+        self._entry_points = entry_points
         self._max_rounds = max_rounds
         self._enter = enter
         self._round = 1
         self._queued = self._computed = 0.0  # seconds of the rounds before this one
         self._came = admission.requests.clock()
-        self._work = enter(entrance, item, self, request_id)
+        self._work = enter(entry_point, item, self, request_id)
 
     # what a round's run uses of a future
 
     @property
     def inside(self) -> Inside | None:
-        """What the request is inside of (composite.py)."""
+        """What the request is inside of (inside.py)."""
         return getattr(self.future, "inside", None)
 
     def done(self) -> bool:
@@ -71,9 +71,9 @@ class Rounds:
             if not self.future.done():
                 self.future.set_result(item)
             return
-        entrance = self._entrances.get(name) if isinstance(name, str) else None
-        if entrance is None:
-            hint = did_you_mean(name, self._entrances) if isinstance(name, str) else ""
+        entry_point = self._entry_points.get(name) if isinstance(name, str) else None
+        if entry_point is None:
+            hint = did_you_mean(name, self._entry_points) if isinstance(name, str) else ""
             self.set_exception(
                 UnknownRestart(
                     f"'restart' names {name!r}, which is no node that can be entered{hint}"
@@ -90,7 +90,7 @@ class Rounds:
             self._queued, self._computed = self.spent()
             item.pop(PARTS, None)
             item["data"] = item.pop("result")
-            self._work = self._enter(entrance, item, self, self.request_id)
+            self._work = self._enter(entry_point, item, self, self.request_id)
 
     def set_exception(self, error: BaseException) -> None:
         self._end(kind_of_failure(error))

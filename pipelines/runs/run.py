@@ -9,10 +9,10 @@ from typing import NamedTuple, Protocol
 from penstock.backends.errors import DeadlineExceeded, InvalidInput
 from penstock.backends.item import Item
 
-from ..config.plan import Place
 from ..node.queue import Batch, Entry, Outcome
 from ..node.statistics import kind_of_failure
 from .admission import Admission
+from .plan import PlanNode
 
 PARTS = "_parts"
 """Key of the final item of a stream that was not read part by part: the final dicts of all its parts."""
@@ -66,7 +66,7 @@ class Work(Protocol):
 class Run(Entry):
     """One request in a chain: the entry of whichever node it is at. A `Work`."""
 
-    __slots__ = ("admission", "batch", "data", "place", "stages")
+    __slots__ = ("admission", "batch", "data", "plan_node", "stages")
 
     def __init__(  # noqa: PLR0917
         self,
@@ -76,7 +76,7 @@ class Run(Entry):
         priority: int | None,
         size: int,
         admission: Admission | None,
-        place: Place,
+        plan_node: PlanNode,
         request_id: str = "",
     ) -> None:
         # Entry's fields are set here, not by a call: this is the hot path.
@@ -88,7 +88,7 @@ class Run(Entry):
         self.size = size
         self.request_id = request_id
         self.data = item["data"]
-        self.place = place
+        self.plan_node = plan_node
         self.admission = admission  # None: the request has ended, or is part of another one
         self.batch: Batch | None = None  # the last one it ran in
         self.stages: list[tuple[Batch, float]] | None = (
@@ -97,7 +97,7 @@ class Run(Entry):
 
     def finish(self, outcome: Outcome, batch: Batch, now: float) -> None:
         future = self.future
-        place = self.place
+        plan_node = self.plan_node
         self.batch = batch
         failure = ""
         if future.done():  # the caller left while the item ran
@@ -105,19 +105,19 @@ class Run(Entry):
         elif now > self.deadline:
             failure = "expired"
             future.set_exception(
-                DeadlineExceeded(f"node {place.name!r}: the answer came after the deadline")
+                DeadlineExceeded(f"node {plan_node.name!r}: the answer came after the deadline")
             )
         elif type(outcome) is dict:
             if "error" in outcome:
                 failure = "soft"
                 as_soft_failure(outcome)
-            elif place.follows is not None and "result" in outcome:
+            elif plan_node.follows is not None and "result" in outcome:
                 # filter `swap`: the result is the next node's data. An item without a result has its answer (Break).
                 outcome["data"] = outcome.pop("result")
                 self.stages = [*(self.stages or ()), (batch, self.enqueued)]
                 self.item = outcome
-                self.place = place = place.follows
-                place.node.enqueue(self, now)
+                self.plan_node = plan_node = plan_node.follows
+                plan_node.node.enqueue(self, now)
                 return
             outcome["data"] = self.data  # the caller's own
             future.set_result(outcome)
@@ -125,7 +125,7 @@ class Run(Entry):
             failure = "expired"
             future.set_exception(
                 DeadlineExceeded(
-                    f"node {place.name!r}: the deadline passed after the batch had failed"
+                    f"node {plan_node.name!r}: the deadline passed after the batch had failed"
                 )
             )
         else:
@@ -133,7 +133,7 @@ class Run(Entry):
             failure = "failed"
             future.set_exception(outcome)
         if failure:
-            place.node.statistics.count(failure)
+            plan_node.node.statistics.count(failure)
         admission = self.admission
         if admission is not None:
             self.admission = None
@@ -194,7 +194,7 @@ class Run(Entry):
             admission.leave(self.size)
 
     def drop(self) -> None:
-        self.place.node.discard(self)
+        self.plan_node.node.discard(self)
 
 
 def _sums(stages: Iterable[tuple[Batch, float]]) -> tuple[float, float]:

@@ -10,18 +10,18 @@ import asyncio
 from penstock.backends.errors import InvalidInput
 from penstock.backends.item import Item
 
-from ..config.plan import Entrance, Place
 from ..node.queue import Batch
 from .admission import Admission
 from .graph_run import GraphRun, Visit
+from .plan import EntryPoint, PlanNode
 from .run import PARTS
 from .trace import Trace
 
 
 class StreamRun(GraphRun):
-    """A `GraphRun` with a place that yields. `future` ends with the stream; its item has all parts, where nobody reads them one by one."""
+    """A `GraphRun` with a node that yields. `future` ends with the stream; its item has all parts, where nobody reads them one by one."""
 
-    __slots__ = ("_before", "_loop", "_part", "_parts", "_place", "_reader", "_reads", "_ready")
+    __slots__ = ("_before", "_loop", "_part", "_parts", "_reader", "_reads", "_ready", "_source")
 
     def __init__(  # noqa: PLR0917
         self,
@@ -31,15 +31,15 @@ class StreamRun(GraphRun):
         priority: int | None,
         size: int,
         admission: Admission | None,
-        entrance: Entrance,
+        entry_point: EntryPoint,
         trace: Trace | None,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        super().__init__(item, future, deadline, priority, size, admission, entrance, trace)
-        assert entrance.stream is not None
+        super().__init__(item, future, deadline, priority, size, admission, entry_point, trace)
+        assert entry_point.stream is not None
         self._loop = loop
-        self._place: Place = entrance.stream
-        self._before: tuple[dict[Place, int], int] | None = (
+        self._source: PlanNode = entry_point.stream
+        self._before: tuple[dict[PlanNode, int], int] | None = (
             None  # `waiting` and `leaves` as the first part found them
         )
         self._part: asyncio.Future[Item] | None = (
@@ -62,8 +62,8 @@ class StreamRun(GraphRun):
         self.leaves = self._before[1]
         self._part = self._loop.create_future()
         if self.trace is not None:
-            self.trace.yielded(self._place.name)
-        self.advance(self._place, item, now)
+            self.trace.yielded(self._source.name)
+        self.advance(self._source, item, now)
         part = await self._part
         if "error" in part:
             raise part["error"]
@@ -76,9 +76,9 @@ class StreamRun(GraphRun):
     def end_stream(self, visit: Visit, batch: Batch, error: InvalidInput | None) -> None:
         """The node has yielded all that it has; `error`: or can't read its item any further."""
         self.visits.pop(visit, None)
-        self.stages.append((self._place.name, visit.enqueued, batch))
+        self.stages.append((self._source.name, visit.enqueued, batch))
         if self.trace is not None:
-            self.trace.ran(self._place.name, visit.enqueued, batch, error)
+            self.trace.ran(self._source.name, visit.enqueued, batch, error)
         if error is not None:
             super().succeed({**self.item, "error": error})
         else:
@@ -105,9 +105,9 @@ class StreamRun(GraphRun):
     def _drop_part(self) -> None:
         """Break: what the part has left in parallel branches is not the next one's."""
         for visit in list(self.visits):
-            if visit.place is not self._place:
+            if visit.plan_node is not self._source:
                 del self.visits[visit]
-                visit.place.node.discard(visit)
+                visit.plan_node.node.discard(visit)
 
     def _end_well(self) -> None:
         if self._reads:

@@ -113,12 +113,12 @@ def waiting(pipeline: Pipeline, node: str) -> int:
 
 def outcomes(pipeline: Pipeline, node: str) -> dict[str, int]:
     """How items have left the node, but for what never happened."""
-    found = next(
-        place.node.statistics.outcomes
-        for place in pipeline.plan.places.values()
-        if place.name == node
+    counts = next(
+        plan_node.node.statistics.outcomes
+        for plan_node in pipeline.plan.nodes.values()
+        if plan_node.name == node
     )
-    return {outcome: count for outcome, count in found.items() if count}
+    return {outcome: count for outcome, count in counts.items() if count}
 
 
 def assert_empty(pipeline: Pipeline) -> None:

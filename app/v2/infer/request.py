@@ -142,8 +142,8 @@ def _read_parameters(request: InferRequest, parameters: Any, model: Model) -> No
             request.timeout = microseconds / 1e6 if microseconds else None
         elif key == "priority":
             level = unsigned(value, "parameter 'priority'")
-            entrance = model.pipeline.plan.default
-            levels = entrance.root.config.priority_levels if entrance is not None else 0
+            entry_point = model.pipeline.plan.default
+            levels = entry_point.root.config.priority_levels if entry_point is not None else 0
             request.priority = (
                 level if 0 < level <= levels else None
             )  # as Triton does: any other is the model's default

@@ -136,9 +136,11 @@ def config_of(model: Model) -> dict[str, Any]:
         "parameters": {},
         "model_warmup": [],
     }
-    entrance = model.pipeline.plan.default
-    if entrance is not None and (model.max_batch_size > 1 or entrance.root.config.priority_levels):
-        entry, whole = entrance.root.config, model.pipeline.config
+    entry_point = model.pipeline.plan.default
+    if entry_point is not None and (
+        model.max_batch_size > 1 or entry_point.root.config.priority_levels
+    ):
+        entry, whole = entry_point.root.config, model.pipeline.config
         found["dynamic_batching"] = {
             "preferred_batch_size": [model.max_batch_size] if model.max_batch_size > 1 else [],
             "max_queue_delay_microseconds": round(entry.batching_timeout * 1000),

@@ -50,7 +50,7 @@ class Tensor(NamedTuple):
     """An input or output. `datatype` and `shape` (with the batch dimension, -1: any size) are None where they are not known.
 
     `kind`: `tensor`, or the kind of one value. `text`: its strings are `str` in the item, not `bytes`. `part`: it is in `data` or `result`
-    (at that place, where those are lists), else the item's key.
+    (at that plan_node, where those are lists), else the item's key.
     """
 
     name: str
@@ -80,12 +80,12 @@ class Model:
 
     def __init__(self, pipeline: Pipeline) -> None:
         config = pipeline.config
-        entrance = pipeline.plan.default
+        entry_point = pipeline.plan.default
         first: Signature | None = None
         last: Signature | None = None
-        if entrance is not None and entrance.linear:
-            first = getattr(entrance.root.node, "signature", None)
-            last = getattr(entrance.places[-1].node, "signature", None)
+        if entry_point is not None and entry_point.linear:
+            first = getattr(entry_point.root.node, "signature", None)
+            last = getattr(entry_point.plan_nodes[-1].node, "signature", None)
         self.layouts: dict[bytes, Any] = {}  # requests that repeat (layout.py)
         self.pipeline = pipeline
         self.name = pipeline.name
@@ -94,11 +94,11 @@ class Model:
         self.inputs_by_name = {each.name: each for each in self.inputs}
         bound = 0
         if (
-            entrance is not None
+            entry_point is not None
             and self.inputs
             and all(_is_batched(each, first) for each in self.inputs)
         ):
-            bound = min((node.scheduler.max for node in entrance.nodes), default=0)
+            bound = min((node.scheduler.max for node in entry_point.nodes), default=0)
             if not config.declares_inputs and (last is None or last.outputs is None):
                 bound = min(
                     bound, 1
@@ -195,12 +195,12 @@ def _inputs(config: PipelineConfig, known: Sequence[TensorPort] | None) -> Itera
         return
     keyed = any(port.name == "data" for port in ports)
     for index, port in enumerate(ports):
-        place = known is not None and (
+        plan_node = known is not None and (
             (len(known) == len(ports) and not keyed) or (port.name == "data" and len(known) == 1)
         )
         yield _of_port(
             port,
-            known[index if not keyed else 0] if known is not None and place else None,
+            known[index if not keyed else 0] if known is not None and plan_node else None,
             None if keyed else index,
         )
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from penstock.pipelines.composites.composite import Composite
+from penstock.pipelines.composites.composite import CompositeNode
 from penstock.pipelines.node.node import Node
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.repository import Repository
@@ -106,7 +106,7 @@ def _batches(node: Node | None) -> Iterator[dict[str, Any]]:
 
 def _last(pipeline: Pipeline) -> int:
     """Milliseconds since the epoch at which a batch ended last; 0 before the first."""
-    nodes: tuple[Node | Composite, ...] = (*pipeline.nodes, *pipeline.composites)
+    nodes: tuple[Node | CompositeNode, ...] = (*pipeline.nodes, *pipeline.composites)
     ended = max(
         (node.statistics.last for node in nodes if node.statistics.last is not None), default=None
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from penstock.pipelines.blocking.calls import Call
+from penstock.pipelines.blocking.calls import PipeCall
 
 
 class Run:
@@ -26,18 +26,18 @@ def later() -> list[tuple[Callable[..., None], tuple[Any, ...]]]:
 
 
 @pytest.fixture
-def call(later: list[Any]) -> Call:
+def call(later: list[Any]) -> PipeCall:
     runner = SimpleNamespace(
         loop=SimpleNamespace(call_soon=lambda function, *given: later.append((function, given))),
         pipeline=SimpleNamespace(submit_nowait=lambda item, timeout, priority, part: Run()),
     )
-    made = Call(runner, [{"data": 1}, {"data": 2}, {"data": 3}], None, None, "kept alive")  # type: ignore[arg-type]
+    made = PipeCall(runner, [{"data": 1}, {"data": 2}, {"data": 3}], None, None, "kept alive")  # type: ignore[arg-type]
     made.submit()
     return made
 
 
 def test_a_failure_is_told_at_once_and_its_siblings_leave_a_little_later(
-    call: Call, later: list[Any]
+    call: PipeCall, later: list[Any]
 ) -> None:
     first, second, third = call.parts
     runs: list[Any] = [part.run for part in call.parts]
@@ -55,7 +55,7 @@ def test_a_failure_is_told_at_once_and_its_siblings_leave_a_little_later(
     assert call.keeps is None
 
 
-def test_only_the_first_end_counts(call: Call) -> None:
+def test_only_the_first_end_counts(call: PipeCall) -> None:
     parts = list(call.parts)
     parts[0].set_exception(ValueError("first"))
     parts[1].set_exception(ValueError("second"))
@@ -63,7 +63,7 @@ def test_only_the_first_end_counts(call: Call) -> None:
     assert str(call.error) == "first"
 
 
-def test_the_last_answer_ends_the_call(call: Call, later: list[Any]) -> None:
+def test_the_last_answer_ends_the_call(call: PipeCall, later: list[Any]) -> None:
     for number, part in enumerate(call.parts):
         assert call.lock.locked()
         part.set_result({"data": "another", "result": number})
@@ -78,7 +78,7 @@ def test_a_call_that_was_abandoned_before_the_loop_saw_it_is_not_submitted() -> 
     def submit_nowait(*given: Any) -> None:
         raise AssertionError(given)
 
-    call = Call(
+    call = PipeCall(
         SimpleNamespace(pipeline=SimpleNamespace(submit_nowait=submit_nowait)),
         [{"data": 1}],
         None,

@@ -148,7 +148,7 @@ def test_a_node_that_two_roots_reach() -> None:
     )
     assert (
         found
-        == "[d]: two roots lead here ('a' and 'c'): a request enters at one, and this node would wait for ever"
+        == "[d]: two roots lead here ('a' and 'c'): a request enters at one of them, so this node would wait for the other for ever"
     )
 
 
@@ -195,7 +195,7 @@ def test_all_problems_of_a_graph_come_at_once() -> None:
         "[e] map: nothing comes before this node, so it can't have a map",
         "[f] map: nothing is mapped to 'data', which every node needs; found x",
         "[f] max: found 0",
-        "[f2] jump: it enters the graph of 'e', which it is in, again and again: expected another root",
+        "[f2] jump: it jumps to 'e', the root of its own graph, and would never end: expected another root",
         "[g] next: the nodes run in a circle: g -> g",
     ):
         assert any(each.startswith(expected) for each in found), expected
@@ -532,7 +532,7 @@ def test_where_a_jump_can_not_go() -> None:
     )
     assert (
         problem(jumping("a"))
-        == "[j] jump: it enters the graph of 'a', which it is in, again and again: expected another root"
+        == "[j] jump: it jumps to 'a', the root of its own graph, and would never end: expected another root"
     )
     assert "[j] merge: found '': expected at least one key, as in result,score" in problem(
         graph(a=None, j={"backend": "MapReduce(a)", "merge": ""})
@@ -565,7 +565,7 @@ def test_a_logical_node_of_a_jump_jumps_too() -> None:
     nodes = graph(a={"backend": "Jump(b)"}, b="a.2") | {"a.2": {}}
     assert (
         problem(nodes)
-        == "[a.2] jump: it enters the graph of 'b', which it is in, again and again: expected another root"
+        == "[a.2] jump: it jumps to 'b', the root of its own graph, and would never end: expected another root"
     )
 
 
@@ -637,10 +637,10 @@ def test_the_entry_may_be_any_node_that_can_do_without_the_others() -> None:
     assert load(entering("y", graph(a=None, x="y", y=None))).entry == "y"
     assert (
         problem(entering("b"))
-        == "[pipeline] entry: 'b' can't be the entry: it leads to 'd', which needs 'c' too, and does not lead there"
+        == "[pipeline] entry: 'b' can't be the entry: it leads to 'd', which also needs 'c', and 'b' does not lead there"
     )
     chain = graph(a="b", b="c", c={"map": "a[data:image],b[result:data]"})
-    assert "it leads to 'c', which needs 'a' too" in problem(entering("b", chain))
+    assert "it leads to 'c', which also needs 'a'" in problem(entering("b", chain))
     assert load(entering("c", chain)).entry == "c"
     chain["c"]["map"] = "aa[result:data]"
     assert problem(entering("b", chain)) == "[c] map: there is no node 'aa', did you mean 'a'?"
@@ -658,7 +658,7 @@ def test_loops() -> None:
 
 def test_several_leaves_are_a_warning(tmp_path: Path) -> None:
     assert load(graph(a="b,c", b=None, c=None, x=None)).warnings == (
-        "[a]: it leads to several last nodes (b, c): all run, and a request has no result",
+        "[a]: it leads to several last nodes (b, c): all of them run, and a request gets no result",
     )
     (warning,) = toml(tmp_path, '[a]\nnext = "b,c"\n[b]\n[c]').warnings
     assert warning.startswith(f"{tmp_path}/p.toml [a]: it leads to")

@@ -606,7 +606,7 @@ def test_a_wrong_value_elsewhere_does_not_hide_what_streams() -> None:
         "c": {"backend": "Scale", "instance_num": 0},
     }
     assert problems(tables) == [
-        "[b]: node 'a' yields several results too: only one node on the way may",
+        "[b]: node 'a' yields several results too: only one node of a graph may",
         "[c] instance_num: found 0: input should be greater than or equal to 1",
     ]
 

@@ -538,7 +538,7 @@ def problems(nodes: dict[str, Any]) -> list[str]:
 def test_two_streams_on_one_way(log: list[Any]) -> None:
     nodes = tables(second={"backend": "Pages"})
     assert problems(nodes) == [
-        "[second]: node 'pages' yields several results too: only one node on the way may"
+        "[second]: node 'pages' yields several results too: only one node of a graph may"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Where items come in, and what each place knows of its neighbours."""
+"""Entry points, and what each plan node knows of its neighbours."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from penstock.backends.errors import ConfigError, NotFound
-from penstock.pipelines.config.plan import Plan
 from penstock.pipelines.pipeline import Pipeline
+from penstock.pipelines.runs.plan import Plan
 
 from ..workshop import Workshop, serve
 
@@ -46,50 +46,52 @@ def plan(**nodes: Any) -> Plan:
     return Pipeline.load(graph(**nodes)).plan
 
 
-def named(places: Any) -> str:
-    return " ".join(place.name for place in places)
+def named(plan_nodes: Any) -> str:
+    return " ".join(plan_node.name for plan_node in plan_nodes)
 
 
-# what is known of places
+# plan nodes
 
 
 def test_neighbours() -> None:
-    places = plan(**DIAMOND).places
-    assert {name: named(place.before) for name, place in places.items()} == {
+    plan_nodes = plan(**DIAMOND).nodes
+    assert {name: named(plan_node.before) for name, plan_node in plan_nodes.items()} == {
         "a": "",
         "b": "a",
         "c": "a",
         "d": "b c",
         "e": "d",
     }
-    assert {name: named(place.next) for name, place in places.items()} == {
+    assert {name: named(plan_node.next) for name, plan_node in plan_nodes.items()} == {
         "a": "b c",
         "b": "d",
         "c": "d",
         "d": "e",
         "e": "",
     }
-    assert {name: place.follows and place.follows.name for name, place in places.items()} == {
+    assert {
+        name: plan_node.follows and plan_node.follows.name for name, plan_node in plan_nodes.items()
+    } == {
         "a": None,
         "b": "d",
         "c": "d",
         "d": "e",
         "e": None,
     }
-    assert [name for name, place in places.items() if place.kept] == ["b", "c"]
-    assert repr(places["a"]) == "<Place a>"
+    assert [name for name, plan_node in plan_nodes.items() if plan_node.kept] == ["b", "c"]
+    assert repr(plan_nodes["a"]) == "<PlanNode a>"
 
 
 def test_what_skips_take_with_them() -> None:
-    places = plan(**DIAMOND).places
-    assert {name: named(place.serial) for name, place in places.items()} == {
+    plan_nodes = plan(**DIAMOND).nodes
+    assert {name: named(plan_node.serial) for name, plan_node in plan_nodes.items()} == {
         "a": "a",
         "b": "b",
         "c": "c",
         "d": "d e",
         "e": "e",
     }
-    assert {name: named(place.owned) for name, place in places.items()} == {
+    assert {name: named(plan_node.owned) for name, plan_node in plan_nodes.items()} == {
         "a": "a b c d e",
         "b": "b",
         "c": "c",
@@ -99,10 +101,10 @@ def test_what_skips_take_with_them() -> None:
 
 
 def test_filters() -> None:
-    places = plan(
+    plan_nodes = plan(
         a="b", b={"next": "c", "map": "a[result:data]"}, c={"next": "d", "filter": "or"}, d=None
-    ).places
-    assert {name: place.filter_name for name, place in places.items()} == {
+    ).nodes
+    assert {name: plan_node.filter_name for name, plan_node in plan_nodes.items()} == {
         "a": "swap",
         "b": "Run",
         "c": "or",
@@ -111,20 +113,20 @@ def test_filters() -> None:
 
 
 def test_chains_are_linear() -> None:
-    found = plan(a="b", b="c", c=None).entrances
-    assert {name: entrance.linear for name, entrance in found.items()} == {
+    found = plan(a="b", b="c", c=None).entry_points
+    assert {name: entry_point.linear for name, entry_point in found.items()} == {
         "a": True,
         "b": True,
         "c": True,
     }
-    found = plan(a="b", b={"next": "c", "filter": "or"}, c=None).entrances
-    assert {name: entrance.linear for name, entrance in found.items()} == {
+    found = plan(a="b", b={"next": "c", "filter": "or"}, c=None).entry_points
+    assert {name: entry_point.linear for name, entry_point in found.items()} == {
         "a": False,
         "b": True,
         "c": True,
     }
-    found = plan(**DIAMOND).entrances
-    assert {name: entrance.linear for name, entrance in found.items()} == {
+    found = plan(**DIAMOND).entry_points
+    assert {name: entry_point.linear for name, entry_point in found.items()} == {
         "a": False,
         "d": True,
         "e": True,
@@ -134,12 +136,12 @@ def test_chains_are_linear() -> None:
 # where items come in
 
 
-def test_entrances_are_the_places_that_need_nothing_from_elsewhere() -> None:
-    assert sorted(plan(**DIAMOND).entrances) == ["a", "d", "e"]
+def test_entry_points_need_nothing_from_elsewhere() -> None:
+    assert sorted(plan(**DIAMOND).entry_points) == ["a", "d", "e"]
 
 
-def test_a_map_from_further_up_closes_an_entrance() -> None:
-    found = plan(a="b", b="c", c={"map": "b[result:data],a[result:x]"}).entrances
+def test_a_map_from_further_up_closes_an_entry_point() -> None:
+    found = plan(a="b", b="c", c={"map": "b[result:data],a[result:x]"}).entry_points
     assert sorted(found) == ["a", "c"]  # entered itself, c takes the item as it comes
 
 
@@ -209,6 +211,6 @@ async def test_the_targets_of_jumps_are_not_where_items_come_in_by_themselves(
     workshop.acts["far"] = lambda item: "far"
     tables = graph(near={"backend": "Jump", "jump": "far"}, far=None)
     async with serve(tables, workshop=workshop) as pipeline:
-        assert pipeline.plan.default is pipeline.plan.entrances["near"]
+        assert pipeline.plan.default is pipeline.plan.entry_points["near"]
         assert (await pipeline({"data": "x"}))["result"] == "far"
         assert (await pipeline({"data": "x", "node_name": "far"}))["result"] == "far"

@@ -1,0 +1,32 @@
+"""Where a run is: inside which composites, and how deep."""
+
+from __future__ import annotations
+
+from ..node.queue import Entry
+from .plan import RunningNode
+
+
+class Inside:
+    """The composites that wait for a run. They limit how far graphs enter one another.
+
+    `depth` is the number of composites on the way; one that is entered twice counts twice.
+    `returns` counts, for all runs of a request together, how often they entered a composite that
+    they were inside already; a list of one number, because the runs share it.
+    """
+
+    __slots__ = ("composites", "depth", "returns")
+
+    def __init__(self, composites: frozenset[RunningNode], depth: int, returns: list[int]) -> None:
+        self.composites = composites
+        self.depth = depth
+        self.returns = returns
+
+    @classmethod
+    def of(cls, entry: Entry) -> Inside:
+        """Return what the entry's run is inside of. The future of a part of another run says so."""
+        inside: Inside | None = getattr(entry.future, "inside", None)
+        return cls(frozenset(), 0, [0]) if inside is None else inside
+
+    def deeper(self, composite: RunningNode) -> Inside:
+        """Return where the runs are that `composite` starts."""
+        return Inside(self.composites | {composite}, self.depth + 1, self.returns)
