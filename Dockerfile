@@ -1,5 +1,5 @@
 # Penstock on the CPU: docker build -t penstock . && docker run -p 8000:8000 penstock
-# Serves the digits example; mount pipelines of your own over /pipelines. docs/docker.md says what of this file has been run.
+# Serves the digits example; mount pipelines of your own over /pipelines. docs/how-to/docker.md says what of this file has been run.
 FROM python:3.12-slim AS build
 WORKDIR /source
 COPY . .

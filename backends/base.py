@@ -168,7 +168,7 @@ class Backend:
     """Set by the `init` of engines that know it, for clients that ask what a pipeline takes."""
 
     device: str = ""
-    """The accelerator that `init` took (`cuda:0`); "": the CPU. Executors of one device share a group (docs/scheduling.md)."""
+    """The accelerator that `init` took (`cuda:0`); "": the CPU. Executors of one device share a group (docs/explanation/scheduling.md)."""
 
     @classmethod
     def declared_range(cls, params: Any, children: tuple[BatchRange, ...]) -> BatchRange:

@@ -1,6 +1,6 @@
 """Slow requests: the time bound of an upload, and noticing that a client has left while its request waits.
 
-A timer or a task for every request would cost a third of the rate (docs/performance.md). So a request only leaves its name here, and
+A timer or a task for every request would cost a third of the rate (docs/explanation/performance.md). So a request only leaves its name here, and
 one timer looks at those that are still there `PATIENCE` later: only these get a timer of their own (while uploading) or a task that
 listens for the client's departure (while waiting for an answer).
 """

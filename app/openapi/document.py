@@ -2,7 +2,7 @@
 
 Names in it are stable: a pipeline's operations are `predict_<name>`, `put_<name>` and `batch_<name>`, its schemas `Prediction_<name>` and
 `Batch_<name>`. No other pipeline's name can change or collide with them, so that loading one breaks no client. Every schema of a request
-or an answer has a name, and every content type is one that the usual generators take (docs/clients.md).
+or an answer has a name, and every content type is one that the usual generators take (docs/how-to/clients.md).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 to upgrade costs no request its body.
 
 uvicorn writes them one after the other, and so does the loop: two system calls and two packets for an answer of a few hundred bytes.
-Each costs 4 to 5 µs, a tenth of what a small request costs in all (docs/performance.md).
+Each costs 4 to 5 µs, a tenth of what a small request costs in all (docs/explanation/performance.md).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.JpegImagePlugin import JpegImageFile
 
-from penstock.backends.errors import InvalidInput
+from penstock import InvalidInput
 
 SHORTEST_SIDE = 64
 """In pixels: an eighth of it still shows what is on the picture."""

@@ -33,7 +33,7 @@ logger = logging.getLogger("penstock.node")
 SHORT = 0.001
 """Seconds. A batch that ran for less is followed by a decision at the end of the loop's iteration, not at once. The executor
 could not start earlier: it needs the GIL, which the loop keeps until then. Woken at once it would only go for it again and
-again, five times a batch (a fifth of a small request's time, docs/performance.md). Behind a longer batch the executor is
+again, five times a batch (a fifth of a small request's time, docs/explanation/performance.md). Behind a longer batch the executor is
 what must not wait."""
 
 LONGEST_RESTART_DELAY = 30.0  # seconds

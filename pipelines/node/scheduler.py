@@ -2,7 +2,7 @@
 
 `Scheduler.decide` is synchronous and reads three things: the queue, the executors, the clock it is handed. It starts batches and
 returns when it wants to be called next. All waiting is in `node.py`, which calls it after every change: an executor became free, a timer
-fired, a caller left, items arrived. The rules are those of docs/scheduling.md; their numbers stand beside the lines that keep them.
+fired, a caller left, items arrived. The rules are those of docs/explanation/scheduling.md; their numbers stand beside the lines that keep them.
 """
 
 from __future__ import annotations

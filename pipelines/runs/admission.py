@@ -1,4 +1,4 @@
-"""Admission: the one place where a request may be refused for load, at the pipeline's entry (docs/scheduling.md, rule 6)."""
+"""Admission: the one place where a request may be refused for load, at the pipeline's entry (docs/explanation/scheduling.md, rule 6)."""
 
 from __future__ import annotations
 

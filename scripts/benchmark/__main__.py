@@ -19,7 +19,7 @@ PARTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="scripts/bench", description="Measure what docs/performance.md states."
+        prog="scripts/bench", description="Measure what docs/explanation/performance.md states."
     )
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all if none is given"
@@ -29,7 +29,7 @@ def main() -> None:
         "--json", type=Path, metavar="FILE", help="write the JSON there; else it is printed"
     )
     parser.add_argument(
-        "--write", action="store_true", help="put the table into docs/performance.md"
+        "--write", action="store_true", help="put the table into docs/explanation/performance.md"
     )
     arguments = parser.parse_args()
     unknown = set(arguments.parts) - set(PARTS)

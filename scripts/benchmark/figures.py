@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "performance.md"
+PAGE = ROOT / "docs" / "explanation" / "performance.md"
 BEGIN, END = "<!-- scripts/bench: begin -->", "<!-- scripts/bench: end -->"
 
 
@@ -136,7 +136,7 @@ def table(figures: Sequence[Figure], where: dict[str, Any], quick: bool) -> str:
 
 
 def write_page(text: str) -> None:
-    """Replace the generated section of docs/performance.md."""
+    """Replace the generated section of docs/explanation/performance.md."""
     page = PAGE.read_text()
     if BEGIN not in page or END not in page:
         raise SystemExit(f"{PAGE} has no lines {BEGIN} and {END}")

@@ -1,6 +1,6 @@
 """Running an engine, on torch's tensors: contexts, addresses, and outputs whose shape only the run tells.
 
-Built against the bindings' signatures and docstrings; nothing here has ever run on a GPU (see docs/tensorrt.md).
+Built against the bindings' signatures and docstrings; nothing here has ever run on a GPU (see docs/reference/tensorrt.md).
 """
 
 from __future__ import annotations

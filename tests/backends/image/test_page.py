@@ -1,4 +1,4 @@
-"""docs/image-backends.md knows every image backend and its parameters."""
+"""docs/reference/image-backends.md knows every image backend and its parameters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from penstock.backends.base import Params
 from penstock.backends.expressions.registry import BUILTINS, describe
 from penstock.backends.image.tensor import TensorParams
 
-PAGE = Path(__file__).parents[3] / "docs" / "image-backends.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "image-backends.md"
 
 
 def test_the_table_is_whole() -> None:

@@ -1,4 +1,4 @@
-"""The in-process call contract for threads, line by line (docs/torchpipe.md). Gates decide when things happen."""
+"""The in-process call contract for threads, line by line (docs/how-to/torchpipe.md). Gates decide when things happen."""
 
 from __future__ import annotations
 
