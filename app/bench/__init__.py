@@ -1,1 +1,1 @@
-"""Generate load, measure a server or a pipeline, and verify its answers."""
+"""Generate load, measure a server or a pipeline under it, and verify its answers."""

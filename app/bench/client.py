@@ -1,4 +1,7 @@
-"""A light HTTP/1.1 client for load: POSTs bodies to one address over keep-alive connections. No redirects, no proxies."""
+"""A light HTTP/1.1 client that generates load.
+
+It POSTs bodies to one URL over keep-alive connections, follows no redirects and uses no proxies.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ import httptools
 
 from .load import NO_ANSWER, Answer
 
-ANSWER_TIMEOUT = 60.0
-"""Seconds after which a request counts as not answered."""
+ANSWER_TIMEOUT_SECONDS = 60.0
+"""Time after which a request counts as not answered."""
 
 
 class Connection(asyncio.Protocol):
-    """One connection, one request at a time."""
+    """A connection to the server, which carries one request at a time."""
 
     def __init__(self) -> None:
         self.open = False
@@ -30,6 +33,7 @@ class Connection(asyncio.Protocol):
         self._timing = ""
 
     def request(self, head: bytes, body: bytes) -> asyncio.Future[Answer]:
+        """Send a request and return the future of its answer."""
         answer = self._answer = asyncio.get_running_loop().create_future()
         self._transport.writelines((head, body))
         return answer
@@ -44,7 +48,7 @@ class Connection(asyncio.Protocol):
         if future is not None and not future.done():
             future.set_result(answer)
 
-    # asyncio.Protocol
+    # called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -61,7 +65,7 @@ class Connection(asyncio.Protocol):
         self.open = False
         self._end(Answer(NO_ANSWER, b""))
 
-    # httptools
+    # called by httptools
 
     def on_body(self, body: bytes) -> None:
         self._body.append(body)
@@ -69,7 +73,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
         if 100 <= status < 200:
-            return
+            return  # informational: the answer follows
         answer = Answer(status, b"".join(self._body), self._timing)
         if not self._parser.should_keep_alive():
             self.close()
@@ -78,7 +82,11 @@ class Connection(asyncio.Protocol):
 
 
 class TimedConnection(Connection):
-    """One that reads the header Server-Timing too. httptools calls `on_header` only where there is one: load need not pay for it."""
+    """A connection that also reads the header Server-Timing.
+
+    A class of its own, because httptools calls `on_header` wherever a class defines it, and load
+    need not pay for that.
+    """
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"server-timing":
@@ -86,44 +94,57 @@ class TimedConnection(Connection):
 
 
 class HttpClient:
-    """Its `send` is a `load.Send`. As many connections as requests wait for answers; the one used last is used next."""
+    """A client of one URL, whose `send` is a `load.Send`.
+
+    It opens as many connections as requests wait at a time, and uses the latest free one first.
+    """
 
     def __init__(
         self, url: str, headers: Mapping[str, str] | None = None, *, timing: bool = False
     ) -> None:
-        """`timing`: answers have their Server-Timing. Raises ValueError for what is no http or https address with a path."""
+        """Prepare the head of the requests; connections are made on demand.
+
+        `timing`: answers carry their Server-Timing. Raises ValueError for a URL that is not http or
+        https or has no path, and for control characters in the URL or a header.
+        """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.path in ("", "/"):
             raise ValueError(
-                f"{url!r} is no address to post to: expected something like http://127.0.0.1:8000/predict/digits"
+                f"{url!r} is not the URL of a pipeline: "
+                "expected one like http://127.0.0.1:8000/predict/digits"
             )
         self._host = parts.hostname
         self._tls = parts.scheme == "https"
         self._port = parts.port or (443 if self._tls else 80)
         path = f"{parts.path}?{parts.query}" if parts.query else parts.path
-        sent = {
+        fields = {
             "Host": parts.netloc.rpartition("@")[2],
             "Content-Type": "application/octet-stream",
             **(headers or {}),
         }
-        if any(not text.isprintable() for text in (path, *sent, *sent.values())):
-            raise ValueError(
-                "a header or the address holds a line break or another control character"
-            )
+        if any(not text.isprintable() for text in (path, *fields, *fields.values())):
+            raise ValueError("the URL or a header holds a line break or another control character")
         self._head = "".join(
-            [f"POST {path} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in sent.items())]
+            [
+                f"POST {path} HTTP/1.1\r\n",
+                *(f"{name}: {value}\r\n" for name, value in fields.items()),
+            ]
         ).encode()
-        self._kind = TimedConnection if timing else Connection
+        self._connection_class = TimedConnection if timing else Connection
         self._free: list[Connection] = []
 
     async def send(self, body: bytes) -> Answer:
-        """One POST. `NO_ANSWER` as status: no connection, a broken answer, or none within `ANSWER_TIMEOUT`."""
+        """POST a body and return the answer.
+
+        Its status is `NO_ANSWER` if no connection could be made, if the answer was broken, or if
+        none came within `ANSWER_TIMEOUT_SECONDS`.
+        """
         try:
             connection = await self._connection()
         except OSError:
             return Answer(NO_ANSWER, b"")
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT):
+            async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
                 answer = await connection.request(
                     b"%sContent-Length: %d\r\n\r\n" % (self._head, len(body)), body
                 )
@@ -140,15 +161,15 @@ class HttpClient:
     async def close(self) -> None:
         while self._free:
             self._free.pop().close()
-        await asyncio.sleep(0)  # transports close in the loop's next turn
+        await asyncio.sleep(0)  # transports close in the next iteration of the loop
 
     async def _connection(self) -> Connection:
         while self._free:
             connection = self._free.pop()
-            if connection.open:  # else the server closed it while it was idle
+            if connection.open:  # otherwise the server closed it while it was idle
                 return connection
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(
-            self._kind, self._host, self._port, ssl=self._tls or None
+            self._connection_class, self._host, self._port, ssl=self._tls or None
         )
         return connection

@@ -1,4 +1,4 @@
-"""Images to send where the bytes matter and the motif does not: those of a folder, or JPEGs made here."""
+"""Images to send: those of a folder, or generated JPEGs for when only the size matters."""
 
 from __future__ import annotations
 
@@ -11,21 +11,27 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 
 
 def read_folder(folder: Path) -> list[bytes]:
-    """The image files of a folder (not of those inside it), by name; or the one file given. Raises ValueError where there are none."""
+    """Read the image files of a folder by name, without its subfolders; or the one file given.
+
+    Raises ValueError if there are none.
+    """
     files = (
         [folder]
         if folder.is_file()
         else sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
     )
     if not files:
-        raise ValueError(f"there is no image in {folder}; looked for {', '.join(sorted(SUFFIXES))}")
+        raise ValueError(f"no image in {folder}: looked for {', '.join(sorted(SUFFIXES))}")
     return [file.read_bytes() for file in files]
 
 
 def synthetic_jpegs(
     count: int = 8, *, width: int = 640, height: int = 427, size: int = 100_000, seed: int = 0
 ) -> list[bytes]:
-    """JPEGs whose spectrum is roughly a photograph's, so that they cost what photographs cost to decode; about `size` bytes each."""
+    """Generate JPEGs of about `size` bytes each; the same arguments give the same bytes.
+
+    Their spectrum is roughly that of a photograph, so that they take as long to decode.
+    """
     generator = np.random.default_rng(seed)
     return [_encode(_picture(generator, width, height), size) for _ in range(count)]
 
@@ -35,7 +41,7 @@ def _picture(
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     picture = np.zeros((height, width, 3), np.float32)
     cells = 3
-    while cells < width:  # octaves of noise, each twice as fine and half as strong
+    while cells < width:  # add octaves of noise, each twice as fine and weaker
         coarse = generator.normal(
             0, 150 / cells**0.7, (max(2, cells * height // width), cells, 3)
         ).astype(np.float32)
@@ -45,7 +51,7 @@ def _picture(
 
 
 def _encode(picture: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], size: int) -> bytes:
-    """At the quality that comes nearest to `size` bytes."""
+    """Encode as JPEG, with the quality that comes nearest to `size` bytes."""
     low, high = 10, 98
     best = b""
     while low <= high:

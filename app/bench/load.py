@@ -1,6 +1,7 @@
-"""Load for a server or a pipeline, and the record of it: a closed loop (clients that wait) or an open one (arrivals that do not).
+"""Load for a server or a pipeline: a closed loop of clients that wait, or an open loop of arrivals.
 
-What sends is any `Send`; `http_client.py` has the one for HTTP. What the record means is for `report.py` to say.
+Both send through any `Send` (`client.py` has the one for HTTP) and return a `Record`, from which
+`report.py` computes rates and latencies.
 """
 
 from __future__ import annotations
@@ -16,22 +17,24 @@ from typing import NamedTuple
 
 class Answer(NamedTuple):
     status: int
-    """As HTTP has it; `NO_ANSWER` where none came."""
+    """The HTTP status; `NO_ANSWER` if there was no answer."""
     body: bytes
     timing: str = ""
-    """The header Server-Timing, where the sender was asked to read it."""
+    """The header Server-Timing, if the sender was asked to read it."""
 
 
 NO_ANSWER = 0
+NO_ANSWER_HINT = "no answer: is the server running, and is this its URL?"
 
 Send = Callable[[bytes], Awaitable[Answer]]
-"""Sends one body and waits for its answer; never raises for what the other side does."""
+"""Send one body and wait for its answer. Never raises for what the other side does."""
 
 
 class Sample(NamedTuple):
-    """One request. `started` is when it was due: in an open loop the schedule's time, however late the generator was. Seconds."""
+    """One request. Times are those of `time.perf_counter()`, in seconds."""
 
     started: float
+    """When it was due: in an open loop by the schedule, however late the generator sent it."""
     ended: float
     status: int
 
@@ -44,9 +47,12 @@ class Sample(NamedTuple):
 class Record:
     samples: Sequence[Sample]
     seconds: float
-    """From the first request's start to the last answer."""
+    """From the start of the first request to the last answer."""
     late: float = 0.0
-    """The most that the generator was behind its schedule, seconds. Where it is large, the generator was the bottleneck."""
+    """Seconds by which the generator was behind its schedule at worst.
+
+    If this is large, the generator was the bottleneck.
+    """
 
 
 async def closed_loop(
@@ -57,12 +63,15 @@ async def closed_loop(
     requests: int | None = None,
     seconds: float | None = None,
 ) -> Record:
-    """`clients` that each send the next of `bodies` as soon as their last answer is there: `requests` in all, or for `seconds`."""
+    """Run `clients` that each send the next of `bodies` as soon as their last answer has come.
+
+    They send `requests` in all, or for `seconds`. Raises ValueError unless exactly one is given.
+    """
     if (requests is None) == (seconds is None):
         raise ValueError("expected either requests or seconds")
     samples: list[Sample] = []
     source = itertools.cycle(bodies)
-    numbers = itertools.count() if requests is None else range(requests).__iter__()
+    numbers = itertools.count() if requests is None else iter(range(requests))
     begun = time.perf_counter()
     end = float("inf") if seconds is None else begun + seconds
 
@@ -83,7 +92,10 @@ async def closed_loop(
 async def open_loop(
     send: Send, bodies: Sequence[bytes], rate: float, *, seconds: float, seed: int = 0
 ) -> Record:
-    """Poisson arrivals, `rate` a second for `seconds`, whether or not earlier ones were answered. Waits for all answers."""
+    """Send `rate` requests per second (Poisson arrivals) for `seconds`.
+
+    Does not wait for answers in between; returns when all have come.
+    """
     draw = random.Random(seed).expovariate
     samples: list[Sample] = []
     source = itertools.cycle(bodies)
@@ -98,7 +110,7 @@ async def open_loop(
     async with asyncio.TaskGroup() as group:
         while (due := due + draw(rate)) < end:
             wait = due - time.perf_counter()
-            if wait > 0.001:  # a shorter sleep is longer than it says
+            if wait > 0.001:  # shorter sleeps overshoot
                 await asyncio.sleep(wait)
             late = max(late, -wait)
             group.create_task(one(next(source), due))

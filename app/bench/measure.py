@@ -1,4 +1,4 @@
-"""Measures a running server or a pipeline in this process: warms up, loads it, watches its process, reports."""
+"""Measure a running server, or a pipeline in this process: warm up, load, and report."""
 
 from __future__ import annotations
 
@@ -13,39 +13,49 @@ from penstock.backends.errors import PenstockError
 from penstock.pipelines.pipeline import Pipeline
 
 from ..http.errors import STATUSES, code_of
+from ..http.predict import server_timing
+from ..http.render import fields_of, to_json
 from .client import HttpClient
-from .load import NO_ANSWER, Answer, Send, closed_loop, open_loop
+from .load import NO_ANSWER, NO_ANSWER_HINT, Answer, Send, closed_loop, open_loop
 from .report import OK, Report
 from .usage import Monitor
 
 DEADLINE_HEADER = "Penstock-Deadline-Ms"
+DEFAULT_SECONDS = 10.0
+"""How long a load lasts that names neither `requests` nor `seconds`."""
+LONGEST_QUOTE = 500
+"""Bytes of an answer that an error quotes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What to send. Closed: `clients` that wait for their answers; open where `rate` is given: that many arrivals a second, Poisson.
-
-    `requests` or `seconds` (an open loop takes `seconds`; of `requests` it makes requests ÷ rate). `deadline`: seconds, told to the
-    server with each request. `warm_up`: requests before, not counted.
-    """
+    """What to send, and how: a closed loop of `clients`, or an open loop if `rate` is given."""
 
     bodies: Sequence[bytes]
     clients: int = 16
+    """Clients of the closed loop, each waiting for its answer. They also send the warm-up."""
     requests: int | None = None
+    """Requests in all. An open loop sends for `requests` ÷ `rate` seconds instead."""
     seconds: float | None = None
     rate: float | None = None
+    """Arrivals per second (Poisson)."""
     deadline: float | None = None
+    """Seconds; each request carries it."""
     warm_up: int = 16
+    """Requests that are sent first and not counted."""
     seed: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-class NotAnswering(Exception):  # noqa: N818  named as all of ours are
-    """Not one request of the warm-up was answered with success."""
+class NotAnswering(Exception):  # noqa: N818  named for what happened, as in backends/errors.py
+    """Raised when no request of the warm-up was answered with 200."""
 
 
 async def bench_url(url: str, load: Load, pid: int | None = None) -> Report:
-    """Load a running server; `pid` is its process, for CPU and memory. Raises `NotAnswering`, ValueError for a bad address."""
+    """Load a running server; `pid` is its process, for CPU and memory.
+
+    Raises `NotAnswering`, and ValueError for what is not the URL of a pipeline.
+    """
     headers = dict(load.headers)
     if load.deadline is not None:
         headers[DEADLINE_HEADER] = f"{load.deadline * 1000:g}"
@@ -61,23 +71,37 @@ async def bench_file(
     load: Load,
     recording: timeline.Recording | None = None,
 ) -> Report:
-    """Load a pipeline in this process: what is left when there is no HTTP. Raises what `Pipeline.load` and `start` raise.
+    """Load a pipeline in this process, without HTTP.
 
-    `recording`: gets a timeline of it, without the warm-up.
+    `recording` receives a timeline of the load, without the warm-up. Raises `NotAnswering` and what
+    `Pipeline.load` and `Pipeline.start` raise.
     """
     async with Pipeline.load(source) as pipeline:
         return await bench(in_process(pipeline, load.deadline), load, os.getpid(), recording)
 
 
-def in_process(pipeline: Pipeline, deadline: float | None = None) -> Send:
-    """Send to a pipeline directly; its errors become the statuses that HTTP would have."""
+def in_process(
+    pipeline: Pipeline, deadline: float | None = None, *, rendered: bool = False
+) -> Send:
+    """Send to a pipeline without HTTP; its errors become the statuses that HTTP has for them.
+
+    `rendered`: answers have the body and the timing that a server sends. Otherwise both are empty,
+    so that a measurement is of the pipeline alone.
+    """
 
     async def send(body: bytes) -> Answer:
         try:
-            await pipeline({"data": body}, timeout=deadline)
+            if not rendered:
+                await pipeline({"data": body}, timeout=deadline)
+                return Answer(OK, b"")
+            run = pipeline.submit_nowait({"data": body}, timeout=deadline)
+            item = await run.future
+            if "error" in item:
+                raise item["error"]
+            answer = to_json(fields_of(item, pipeline.answer_keys))
+            return Answer(OK, answer, server_timing(run).decode("latin-1"))
         except PenstockError as error:
             return Answer(STATUSES[code_of(error)].http, str(error).encode())
-        return Answer(OK, b"")
 
     return send
 
@@ -85,22 +109,22 @@ def in_process(pipeline: Pipeline, deadline: float | None = None) -> Send:
 async def bench(
     send: Send, load: Load, pid: int | None = None, recording: timeline.Recording | None = None
 ) -> Report:
-    """Warm up, then load. Raises `NotAnswering`."""
+    """Warm up, then load, and report. Raises `NotAnswering`."""
     if load.warm_up:
         await _warm_up(send, load)
     async with Monitor(pid) as usage:
         with nullcontext() if recording is None else timeline.record(recording):
             if load.rate is None:
-                seconds = (
-                    load.seconds if load.seconds is not None or load.requests is not None else 10.0
-                )
+                seconds = load.seconds
+                if seconds is None and load.requests is None:
+                    seconds = DEFAULT_SECONDS
                 record = await closed_loop(
                     send, load.bodies, load.clients, requests=load.requests, seconds=seconds
                 )
             else:
-                seconds = (
-                    load.requests / load.rate if load.requests is not None else load.seconds or 10.0
-                )
+                seconds = load.seconds or DEFAULT_SECONDS
+                if load.requests is not None:
+                    seconds = load.requests / load.rate
                 record = await open_loop(
                     send, load.bodies, load.rate, seconds=seconds, seed=load.seed
                 )
@@ -110,20 +134,20 @@ async def bench(
 
 
 async def _warm_up(send: Send, load: Load) -> None:
-    last = Answer(NO_ANSWER, b"")
+    best = Answer(NO_ANSWER, b"")  # a success if there was one, else the last answer
 
     async def noting(body: bytes) -> Answer:
-        nonlocal last
+        nonlocal best
         answer = await send(body)
-        if last.status != OK:
-            last = answer
+        if best.status != OK:
+            best = answer
         return answer
 
     await closed_loop(noting, load.bodies, load.clients, requests=load.warm_up)
-    if last.status == NO_ANSWER:
-        raise NotAnswering("there is no answer: is the server running, and is this its address?")
-    if last.status != OK:
-        text = last.body[:500].decode("utf-8", "replace")
+    if best.status == NO_ANSWER:
+        raise NotAnswering(NO_ANSWER_HINT)
+    if best.status != OK:
+        text = best.body[:LONGEST_QUOTE].decode("utf-8", "replace")
         raise NotAnswering(
-            f"not one request of the warm-up succeeded; the last answer has status {last.status}: {text}"
+            f"no request of the warm-up succeeded; the last answer has status {best.status}: {text}"
         )

@@ -1,4 +1,4 @@
-"""What a record of load means: rates, percentiles, outcomes; as a dict for JSON and as text for people."""
+"""The report on a load: rates, percentiles and outcomes, as a dict for JSON and as text."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from .load import NO_ANSWER, Record
 from .usage import Usage
 
 OK = 200
+NOTABLE_LATENESS_MS = 20
+"""From here on a report warns that the generator was late."""
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` percent of the values do not exceed (nearest rank); 0 of none."""
+    """Return the smallest value that at least `share` percent of the values do not exceed.
+
+    This is the nearest rank, so always one of the values; 0 if there are none.
+    """
     if not ordered:
         return 0.0
     rank = -(-len(ordered) * share // 100)  # rounded up
@@ -22,7 +27,7 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Milliseconds."""
+    """The distribution of a number of latencies, in milliseconds."""
 
     count: int
     mean: float
@@ -43,19 +48,19 @@ class Report:
     requests: int
     seconds: float
     qps: float
-    """Answers with status 200 a second."""
+    """Answers with status 200 per second."""
     latency: Latency
-    """Of answers with status 200."""
+    """Of the answers with status 200."""
     outcomes: dict[str, int]
-    """How many requests by status; `none`: no answer."""
+    """Status -> number of requests. `none`: no answer."""
     latency_by_status: dict[str, Latency]
     offered: float | None = None
-    """Open loop: arrivals a second."""
+    """Arrivals per second, of an open loop."""
     deadline_ms: float | None = None
     in_time: int | None = None
-    """Answers with status 200 within the deadline of their arrival."""
+    """Answers with status 200 within the deadline, counted from when they were due."""
     goodput: float | None = None
-    """These, a second."""
+    """Those answers per second."""
     generator_late_ms: float = 0.0
     usage: Usage = field(default_factory=Usage)
 
@@ -69,7 +74,11 @@ class Report:
         deadline: float | None = None,
         usage: Usage | None = None,
     ) -> Report:
-        """`seconds`: over which rates are taken (an open loop's arrivals; else until the last answer). `deadline`: seconds."""
+        """Compute the report on a record.
+
+        Rates are taken over `seconds`: how long an open loop sent. Otherwise they are taken until
+        the last answer. `deadline` is in seconds.
+        """
         seconds = seconds or record.seconds
         by_status: dict[int, list[float]] = {}
         for sample in record.samples:
@@ -112,24 +121,20 @@ class Report:
             ("max", f"{latency.max:.2f} ms"),
         ]
         if self.offered is not None:
-            lines.append(("offered", f"{self.offered:.1f} a second"))
+            lines.append(("offered", f"{self.offered:.1f}/s"))
         if self.in_time is not None:
-            lines.append(
-                (
-                    "in time",
-                    f"{self.in_time} within {self.deadline_ms:g} ms, goodput {self.goodput:.1f} a second",
-                )
-            )
+            goodput = f"goodput {self.goodput:.1f}/s"
+            lines.append(("in time", f"{self.in_time} within {self.deadline_ms:g} ms, {goodput}"))
         for name, other in self.latency_by_status.items():
             if name != str(OK):
                 lines.append(
                     (f"status {name}", f"TP50 {other.p50:.2f} ms, TP99 {other.p99:.2f} ms")
                 )
-        if self.generator_late_ms > 20:
+        if self.generator_late_ms > NOTABLE_LATENESS_MS:
             lines.append(
                 (
                     "warning",
-                    f"the generator was up to {self.generator_late_ms:.0f} ms behind its schedule",
+                    f"the generator was up to {self.generator_late_ms:.0f} ms behind schedule",
                 )
             )
         lines.append(("CPU", _known(usage.cpu_percent, "{:.0f} % of one processor")))
@@ -150,5 +155,5 @@ class Report:
         return "\n".join(f"{name:<11} {value}" for name, value in lines)
 
 
-def _known(value: float | None, text: str, otherwise: str = "not known here (give --pid)") -> str:
+def _known(value: float | None, text: str, otherwise: str = "unknown (give --pid)") -> str:
     return otherwise if value is None else text.format(value)

@@ -1,4 +1,7 @@
-"""Processor time and memory of a process and its children, read from /proc; GPU use from nvidia-smi, where there is one."""
+"""Processor time and memory of a process and its children, from /proc; GPU use, from nvidia-smi.
+
+What can't be read on this machine is None.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,18 @@ from pathlib import Path
 from types import TracebackType
 
 MEGABYTE = 1e6
+LISTENING = "0A"
+"""The state TCP_LISTEN, as /proc/net/tcp writes it."""
 
 
 def rss(pid: int) -> float | None:
-    """Resident memory of the process and its children, MB; None where it can't be read (no /proc, no such process)."""
+    """Return the resident memory of a process and its children, in MB.
+
+    None if it can't be read: there is no /proc, or no such process.
+    """
     try:
         pages = sum(
-            int(Path(f"/proc/{each}/statm").read_bytes().split()[1]) for each in _family(pid)
+            int(Path(f"/proc/{member}/statm").read_bytes().split()[1]) for member in _family(pid)
         )
     except OSError:
         return None
@@ -26,69 +34,75 @@ def rss(pid: int) -> float | None:
 
 
 def processor_seconds(pid: int) -> float | None:
-    """Processor time that the process and its living children have used; None where it can't be read."""
+    """Return the processor time of a process and its living children; None if it can't be read."""
     ticks = 0
     try:
-        for each in _family(pid):
-            fields = Path(f"/proc/{each}/stat").read_bytes().rpartition(b")")[2].split()
-            ticks += int(fields[11]) + int(
-                fields[12]
-            )  # utime and stime: proc(5) counts from the fields before the name
+        for member in _family(pid):
+            # From the third field on, since the second, the name, may hold spaces. utime and stime
+            # are fields 14 and 15 of proc(5).
+            fields = Path(f"/proc/{member}/stat").read_bytes().rpartition(b")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
     except OSError:
         return None
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _family(pid: int) -> list[int]:
-    found = [pid]
-    for each in found:  # grows while it is walked
+    """Return a process and all its descendants."""
+    family = [pid]
+    for member in family:  # grows while it is walked
         with contextlib.suppress(OSError):
-            for children in Path(f"/proc/{each}/task").glob("*/children"):
-                found += map(int, children.read_bytes().split())
-    return found
+            for children in Path(f"/proc/{member}/task").glob("*/children"):
+                family += map(int, children.read_bytes().split())
+    return family
 
 
 def listener(port: int) -> int | None:
-    """The process of this machine that listens on a TCP port; None where that can't be seen (no /proc, another user's)."""
+    """Return the process on this machine that listens on a TCP port.
+
+    None if it can't be seen: there is no /proc, or the process is another user's.
+    """
     sockets = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError):
             for line in Path(table).read_text().splitlines()[1:]:
                 fields = line.split()
-                if (
-                    fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port
-                ):  # 0A: listening
+                local_port = int(fields[1].rpartition(":")[2], 16)
+                if fields[3] == LISTENING and local_port == port:
                     sockets.add(f"socket:[{fields[9]}]")
-    found = []
+    listeners = []
     for process in Path("/proc").glob("[0-9]*"):
-        for each in _open_files(process):
+        for file in _open_files(process):
             with contextlib.suppress(OSError):  # closed meanwhile
-                if str(each.readlink()) in sockets:
-                    found.append(int(process.name))
-    return min(found, default=None)  # children that inherited the socket came later
+                if str(file.readlink()) in sockets:
+                    listeners.append(int(process.name))
+    return min(listeners, default=None)  # children that inherited the socket started later
 
 
 def _open_files(process: Path) -> list[Path]:
-    with contextlib.suppress(OSError):  # ended meanwhile, or another user's
+    with contextlib.suppress(OSError):  # the process ended meanwhile, or is another user's
         return list((process / "fd").iterdir())
     return []
 
 
 @dataclass(slots=True)
 class Usage:
-    """What was used while a `Monitor` ran. None: can't be told here."""
+    """What was used while a `Monitor` ran. None: unknown on this machine."""
 
     cpu_percent: float | None = None
-    """100 is one processor."""
+    """Mean use of processors; 100 is one processor."""
     rss_mb: float | None = None
     rss_max_mb: float | None = None
     gpu_percent: float | None = None
-    """Mean utilisation of the first GPU, whoever uses it."""
+    """Mean utilisation of the first GPU, by all processes."""
     gpu_memory_mb: float | None = None
 
 
 class Monitor:
-    """`async with Monitor(pid) as usage`: fills `usage` until the end. Without a pid only the GPU is watched."""
+    """Measures a process and the GPU while `async with Monitor(pid) as usage` runs.
+
+    `usage` is complete after the block. Without a pid only the GPU is measured.
+    """
 
     def __init__(self, pid: int | None, interval: float = 0.2) -> None:
         self.usage = Usage()
@@ -151,12 +165,10 @@ class Monitor:
             try:
                 output, _ = await process.communicate()
             finally:
-                if (
-                    process.returncode is None
-                ):  # the load has ended before it; the loop must not end before its child
-                    process.kill()
+                if process.returncode is None:  # cancelled: the load ended first
+                    process.kill()  # the loop must not end before its child
                     await process.wait()
-            with contextlib.suppress(ValueError):  # "[N/A]", or no device
+            with contextlib.suppress(ValueError):  # "[N/A]", or no GPU
                 percent, memory = output.decode().split(",")
                 self._gpu.append((float(percent), float(memory) * 2**20 / MEGABYTE))
             await asyncio.sleep(1.0)

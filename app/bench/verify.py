@@ -1,8 +1,10 @@
-"""`penstock bench --verify`: whether concurrency changes results.
+"""Verification that concurrency changes no results: `penstock bench --verify`.
 
-Few images are sent by many clients. An image has a *bucket* for each batch size that it ran with (one size for each node it passed, from
-the header Server-Timing). Within one bucket all its results must be the same, byte for byte. Between buckets they may differ: engines
-choose other kernels for other batch sizes. That is reported, with the largest difference, and is no failure.
+Many clients send few images. The results of an image fall into *buckets* by the batch sizes that it
+ran with: one size for each node on its way, from the header Server-Timing. Within a bucket all
+results of an image must be the same, byte for byte. Between buckets they may differ, because
+engines choose other kernels for other batch sizes: that is reported, with the largest difference,
+and is not a failure.
 """
 
 from __future__ import annotations
@@ -20,89 +22,100 @@ from typing import Any
 
 import orjson
 
-from penstock.backends.errors import PenstockError
 from penstock.pipelines.pipeline import Pipeline
 
-from ..http.errors import STATUSES, code_of
-from ..http.predict import server_timing
-from ..http.render import fields_of, to_json
 from .client import HttpClient
 from .load import NO_ANSWER, Answer, Send, closed_loop
-from .measure import Load
+from .measure import Load, in_process
 from .report import OK
 
-REQUESTS = 10_000
-"""So many unless the load says."""
-PAUSE = 0.005
-"""Seconds for which a client waits at most before every second request or so. In lockstep all would meet in batches of one size."""
+DEFAULT_REQUESTS = 10_000
+"""Requests to send if the load does not say."""
+LONGEST_PAUSE_SECONDS = 0.005
+"""A client pauses for up to this long before every second request or so.
+
+Without pauses clients run in lockstep, and all batches have one size.
+"""
 FORMAT = 1
+"""The format of stored results."""
+LONGEST_LIST = 20
+"""Lines up to which a list is printed in full."""
+LONGEST_VALUE = 40
+"""Characters of a JSON value that a difference shows."""
 _BATCH = re.compile(r'run\.([^;]*);dur=[^;]*;desc="batch (\d+)"')
 
 Results = dict[str, dict[str, Counter[str]]]
-"""Image (its SHA-256) -> bucket -> answer, as it came -> how often."""
+"""Image (its SHA-256) -> bucket -> answer as it came -> how often it came."""
 
 
 @dataclass(slots=True)
 class Verification:
-    """All results of a run. `failures`: requests by status that gave none (0: no answer)."""
+    """All results of a run."""
 
     results: Results = field(default_factory=dict)
     failures: Counter[int] = field(default_factory=Counter)
-    names: dict[str, int] = field(default_factory=dict)
-    """Image -> its number in the order in which they were given."""
+    """Status -> number of requests without a result. `NO_ANSWER`: there was no answer."""
+    numbers: dict[str, int] = field(default_factory=dict)
+    """Image -> its number, in the order of the load."""
 
     @property
     def requests(self) -> int:
+        """The number of requests with a result."""
         return sum(
             counter.total() for buckets in self.results.values() for counter in buckets.values()
         )
 
     def note(self, image: str, answer: Answer) -> None:
-        """Take an answer into account, as soon as it is there."""
+        """Count the answer to a request with this image."""
         if answer.status != OK:
             self.failures[answer.status] += 1
             return
         buckets = self.results.setdefault(image, {})
-        buckets.setdefault(bucket_of(answer.timing), Counter())[
-            answer.body.decode("utf-8", "backslashreplace")
-        ] += 1
+        counts = buckets.setdefault(bucket_of(answer.timing), Counter())
+        counts[answer.body.decode("utf-8", "backslashreplace")] += 1
 
     def inconsistent(self) -> Iterator[str]:
-        """What must not be: an image with several results in one bucket."""
+        """Describe each image that has several results in one bucket, which must not be."""
         for image, buckets in self.results.items():
-            for bucket, found in sorted(buckets.items()):
-                if len(found) > 1:
-                    counts = ", ".join(
-                        f"{count}×" for count in sorted(found.values(), reverse=True)
+            for bucket, counts in sorted(buckets.items()):
+                if len(counts) > 1:
+                    times = ", ".join(
+                        f"{count}×" for count in sorted(counts.values(), reverse=True)
                     )
-                    yield f"{self._name(image)}, {bucket}: {len(found)} distinct results ({counts}); {difference(found)}"
+                    yield (
+                        f"{self._name(image)}, {bucket}: {len(counts)} distinct results ({times}); "
+                        f"{difference(counts)}"
+                    )
 
     def between_buckets(self) -> Iterator[str]:
-        """What may be: an image whose results differ from one bucket to another."""
+        """Describe each image whose results differ from one bucket to another, which may be."""
         for image, buckets in self.results.items():
-            distinct = dict.fromkeys(answer for found in buckets.values() for answer in found)
+            distinct = dict.fromkeys(answer for counts in buckets.values() for answer in counts)
             if len(distinct) > 1 and len(buckets) > 1:
-                yield f"{self._name(image)}: {len(distinct)} distinct results over {len(buckets)} batch sizes; {difference(distinct)}"
+                yield (
+                    f"{self._name(image)}: {len(distinct)} distinct results over {len(buckets)} "
+                    f"batch sizes; {difference(distinct)}"
+                )
 
-    def compared(self, before: Results) -> Comparison:
-        """This run's results beside an earlier one's."""
+    def compared(self, stored: Results) -> Comparison:
+        """Compare the results with those of an earlier run."""
         comparison = Comparison()
         for image, buckets in self.results.items():
-            for bucket, found in sorted(buckets.items()):
-                earlier = before.get(image, {}).get(bucket)
+            for bucket, counts in sorted(buckets.items()):
+                earlier = stored.get(image, {}).get(bucket)
                 if earlier is None:
-                    comparison.alone += 1
-                elif set(earlier) == set(found):
+                    comparison.new += 1
+                elif set(earlier) == set(counts):
                     comparison.equal += 1
                 else:
-                    what = difference([*earlier, *found])
                     comparison.different.append(
-                        f"{self._name(image)}, {bucket}: other results than in the stored run; {what}"
+                        f"{self._name(image)}, {bucket}: not the results of the stored run; "
+                        f"{difference([*earlier, *counts])}"
                     )
         return comparison
 
     def store(self, file: Path) -> None:
-        """All results, as JSON."""
+        """Write all results to a file, as JSON."""
         file.write_bytes(
             orjson.dumps(
                 {"format": FORMAT, "requests": self.requests, "results": self.results},
@@ -111,55 +124,60 @@ class Verification:
         )
 
     def _name(self, image: str) -> str:
-        return f"image {self.names.get(image, -1) + 1} ({image[:12]})"
+        return f"image {self.numbers.get(image, 0)} ({image[:12]})"
 
 
 @dataclass(slots=True)
 class Comparison:
-    """Of two runs, by image and bucket. `alone`: this run has them and the stored one has not, so there is nothing to compare."""
+    """The pairs of image and bucket of this run, compared with those of a stored run."""
 
     equal: int = 0
-    alone: int = 0
+    new: int = 0
+    """Pairs that the stored run does not have."""
     different: list[str] = field(default_factory=list)
+    """A description of each pair whose results differ."""
 
 
 def read_results(file: Path) -> Results:
-    """What `store` wrote. Raises ValueError for another file."""
+    """Read what `Verification.store` wrote. Raises ValueError for any other file."""
     try:
         document = orjson.loads(file.read_bytes())
         if document["format"] != FORMAT:
             raise ValueError(f"{file} has format {document['format']!r}, expected {FORMAT}")
         results: dict[str, Any] = document["results"]
         return {
-            image: {bucket: Counter(found) for bucket, found in buckets.items()}
+            image: {bucket: Counter(counts) for bucket, counts in buckets.items()}
             for image, buckets in results.items()
         }
     except (KeyError, TypeError, AttributeError, orjson.JSONDecodeError):
-        raise ValueError(f"{file} holds no results of penstock bench --verify --store") from None
+        raise ValueError(f"{file} was not written by penstock bench --verify --store") from None
 
 
 async def verify(send: Send, load: Load) -> Verification:
-    """Send the load's requests in a random order, so that batches mix the images anew; `send` answers with its timing."""
-    found = Verification()
+    """Send the load's images in a random order, so that every batch mixes them differently.
+
+    The answers of `send` must have their timing.
+    """
+    verification = Verification()
     draw = random.Random(load.seed)
     images = {body: sha256(body).hexdigest() for body in load.bodies}
     for image in images.values():
-        found.names.setdefault(image, len(found.names))
+        verification.numbers.setdefault(image, len(verification.numbers) + 1)
 
     async def noting(body: bytes) -> Answer:
-        await asyncio.sleep(draw.choice((0.0, draw.uniform(0, PAUSE))))
+        await asyncio.sleep(draw.choice((0.0, draw.uniform(0, LONGEST_PAUSE_SECONDS))))
         answer = await send(body)
-        found.note(images[body], answer)
+        verification.note(images[body], answer)
         return answer
 
-    requests = load.requests or REQUESTS
+    requests = load.requests or DEFAULT_REQUESTS
     order = draw.choices(list(images), k=requests)
     await closed_loop(noting, order, load.clients, requests=requests)
-    return found
+    return verification
 
 
 async def verify_url(url: str, load: Load) -> Verification:
-    """Verify a running server. Raises ValueError for a bad address."""
+    """Verify a running server. Raises ValueError for what is not the URL of a pipeline."""
     client = HttpClient(url, load.headers, timing=True)
     try:
         return await verify(client.send, load)
@@ -168,47 +186,25 @@ async def verify_url(url: str, load: Load) -> Verification:
 
 
 async def verify_file(source: str | Path | Mapping[str, object], load: Load) -> Verification:
-    """Verify a pipeline in this process. Raises what `Pipeline.load` and `start` raise."""
+    """Verify a pipeline in this process. Raises what `Pipeline.load` and `Pipeline.start` raise."""
     async with Pipeline.load(source) as pipeline:
-        return await verify(in_process(pipeline), load)
-
-
-def in_process(pipeline: Pipeline) -> Send:
-    """Send to a pipeline directly, and answer what its server would."""
-
-    async def send(body: bytes) -> Answer:
-        try:
-            run = pipeline.submit_nowait({"data": body})
-            item = await run.future
-            if "error" in item:
-                raise item["error"]
-            return Answer(
-                OK,
-                to_json(fields_of(item, pipeline.answer_keys)),
-                server_timing(run).decode("latin-1"),
-            )
-        except PenstockError as error:
-            return Answer(STATUSES[code_of(error)].http, str(error).encode())
-
-    return send
+        return await verify(in_process(pipeline, rendered=True), load)
 
 
 def bucket_of(timing: str) -> str:
-    """From a Server-Timing header: 'digits in a batch of 4', for each node the item passed."""
+    """Name the bucket by a Server-Timing header: 'digits in a batch of 4', for each node."""
     sizes = _BATCH.findall(timing)
-    return (
-        ", ".join(f"{node} in a batch of {size}" for node, size in sizes) or "no batch size known"
-    )
+    return ", ".join(f"{node} in a batch of {size}" for node, size in sizes) or "batch size unknown"
 
 
 def difference(answers: Iterable[str]) -> str:
-    """How far answers lie apart, in words: where numbers differ most, and whether anything else differs."""
+    """Say how answers differ: where numbers differ most, and where anything else differs."""
     documents = []
     for answer in answers:
         try:
             documents.append(orjson.loads(answer))
         except orjson.JSONDecodeError:
-            return "they are no JSON"
+            return "they are not JSON"
     largest, place, other = 0.0, "", ""
     for document in documents[1:]:
         for path, one, two in _leaves(documents[0], document, ""):
@@ -229,7 +225,7 @@ def difference(answers: Iterable[str]) -> str:
     )
     return (
         "; ".join(part for part in (other, numbers) if part)
-        or "they are the same but for how they are written"
+        or "they differ only in how they are written"
     )
 
 
@@ -246,55 +242,56 @@ def _leaves(one: Any, two: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
 
 def _short(value: Any) -> str:
     text = orjson.dumps(value).decode()
-    return text if len(text) <= 40 else f"{text[:39]}…"
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
 
 
-def lines(
-    found: Verification, comparison: Comparison | None, limit: int = 20
+def verification_lines(
+    verification: Verification, comparison: Comparison | None, limit: int = LONGEST_LIST
 ) -> tuple[list[str], bool]:
-    """What is printed, and whether all is as it must be: no failures, no inconsistency, no difference to the stored run."""
-    buckets = [counter for each in found.results.values() for counter in each.values()]
-    sizes: Mapping[str, int] = Counter(
-        {
-            bucket: sum(each[bucket].total() for each in found.results.values() if bucket in each)
-            for bucket in _buckets(found)
-        }
-    )
-    wrong = list(found.inconsistent())
-    apart = list(found.between_buckets())
+    """Return the lines to print, and whether the run is verified.
+
+    It is if no request failed, no image is inconsistent, and no result differs from the stored run.
+    """
+    results = verification.results.values()
+    pairs = [counts for buckets in results for counts in buckets.values()]
+    sizes: Counter[str] = Counter()
+    for buckets in results:
+        for bucket, counts in buckets.items():
+            sizes[bucket] += counts.total()
+    inconsistent = list(verification.inconsistent())
+    between = list(verification.between_buckets())
+    images = len(verification.numbers)
+    repeated = sum(counts.total() > 1 for counts in pairs)
     text = [
-        f"results      {found.requests} of {len(found.names)} images",
-        *(f"  {count:>6}     {bucket}" for bucket, count in sizes.items()),
-        f"repeated     {sum(counter.total() > 1 for counter in buckets)} of {len(buckets)} pairs of image and bucket came more than once",
-        f"inconsistent {len(wrong)}",
-        *_clipped(wrong, limit),
-        f"between batch sizes {len(apart)} of {len(found.names)} images differ (allowed)",
-        *_clipped(apart, limit),
+        f"results      {verification.requests} of {images} images",
+        *(f"  {sizes[bucket]:>6}     {bucket}" for bucket in sorted(sizes, key=_batch_sizes)),
+        f"repeated     {repeated} of {len(pairs)} pairs of image and bucket came more than once",
+        f"inconsistent {len(inconsistent)}",
+        *_clipped(inconsistent, limit),
+        f"between batch sizes {len(between)} of {images} images differ (allowed)",
+        *_clipped(between, limit),
     ]
-    good = bool(found.requests) and not wrong and not found.failures
-    if found.failures:
-        kinds = ", ".join(
-            f"{'no answer' if status == NO_ANSWER else status}: {n}"
-            for status, n in sorted(found.failures.items())
+    verified = bool(verification.requests) and not inconsistent and not verification.failures
+    if verification.failures:
+        failures = ", ".join(
+            f"{'no answer' if status == NO_ANSWER else status}: {count}"
+            for status, count in sorted(verification.failures.items())
         )
-        text.append(f"failures     {kinds}; they gave nothing to verify")
+        text.append(f"failures     {failures}; they gave nothing to verify")
     if comparison is not None:
         text.append(
-            f"stored run   {comparison.equal} pairs equal, {len(comparison.different)} different, {comparison.alone} not in it"
+            f"stored run   {comparison.equal} pairs equal, {len(comparison.different)} different, "
+            f"{comparison.new} not in it"
         )
         text += _clipped(comparison.different, limit)
-        good = good and not comparison.different and comparison.equal > 0
-    return [*text, "verified" if good else "NOT VERIFIED"], good
+        verified = verified and not comparison.different and comparison.equal > 0
+    return [*text, "verified" if verified else "NOT VERIFIED"], verified
 
 
-def _buckets(found: Verification) -> list[str]:
-    """In the order of their sizes."""
-    every = {bucket for each in found.results.values() for bucket in each}
-    return sorted(
-        every, key=lambda bucket: [int(number) for number in re.findall(r"batch of (\d+)", bucket)]
-    )
+def _batch_sizes(bucket: str) -> list[int]:
+    return [int(size) for size in re.findall(r"batch of (\d+)", bucket)]
 
 
-def _clipped(found: Sequence[str], limit: int) -> list[str]:
-    more = [f"  … and {len(found) - limit} more"] if len(found) > limit else []
-    return [f"  {each}" for each in found[:limit]] + more
+def _clipped(lines: Sequence[str], limit: int) -> list[str]:
+    more = [f"  … and {len(lines) - limit} more"] if len(lines) > limit else []
+    return [f"  {line}" for line in lines[:limit]] + more

@@ -1,1 +1,1 @@
-"""The commands of `penstock`."""
+"""The `penstock` command and its subcommands."""

@@ -1,4 +1,4 @@
-"""`penstock build`: engines ahead of the first start, with a bar for each. `penstock encrypt`: files that need a key."""
+"""`penstock build`: build engines before the first start. `penstock encrypt`: encrypt files."""
 
 from __future__ import annotations
 
@@ -7,26 +7,34 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-if TYPE_CHECKING:  # at run time only when it is called: the other commands need none of it
+from .output import fail
+
+if TYPE_CHECKING:  # imported when they run: other commands need none of it
     from penstock.backends.base import Context
     from penstock.backends.engines.tensorrt.progress import Progress
     from penstock.backends.expressions.spec import Spec
     from penstock.pipelines.config.definition import PipelineConfig
 
-CANCELLED = 130
-"""The exit code of what Ctrl-C ended, as shells have it."""
+T = TypeVar("T")
+
+EXIT_CANCELLED = 130
+"""The exit status after Ctrl-C, by the convention of shells: 128 + SIGINT."""
 
 
 def build_command(
-    path: Annotated[Path, typer.Argument(help="A pipeline file (.toml), or a directory of such.")],
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="A pipeline file (.toml), or a directory of them."),
+    ],
 ) -> None:
-    """Build the engines that a pipeline file needs, and keep them where `penstock serve` looks. Ctrl-C stops it.
+    """Build TensorRT engines before `penstock serve` needs them.
 
-    An engine that is there already stays. Exits with 1, and the reasons, if one can't be built.
+    An engine that exists already is kept. Exits with 1, and the reasons, if one can't be built.
+    Ctrl-C cancels.
     """
     from penstock.backends.errors import ConfigError, PenstockError
     from penstock.pipelines.repository import Repository
@@ -34,42 +42,51 @@ def build_command(
     try:
         configs = Repository.read(path).configs.values()
     except ConfigError as error:
-        _fail(*map(str, error.problems))
-    found = [each for config in configs for each in _buildable(config)]
-    if not found:
-        typer.echo(f"{path}: no node has an engine that is built ahead (TensorrtTensor)")
+        fail(*map(str, error.problems))
+    builds = [build for config in configs for build in _builds(config)]
+    if not builds:
+        typer.echo(f"{path}: no node has an engine to build (only TensorrtTensor has one)")
         return
     reasons = []
-    for name, spec, context in found:
+    for name, spec, context in builds:
         try:
             _build_one(name, spec, context)
         except PenstockError as error:
             reasons.append(str(error))
     if reasons:
-        _fail(*reasons)
+        fail(*reasons)
 
 
 def encrypt_command(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A model or an engine: .onnx, .trt, .plan, .engine or .pt, and no other.",
+            metavar="FILE",
+            help="A model or an engine: .onnx, .trt, .plan, .engine or .pt.",
             exists=True,
             dir_okay=False,
         ),
     ],
     *,
     output: Annotated[
-        Path | None, typer.Option(help="Default: FILE.encrypted.", dir_okay=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="File to write. Default: FILE.encrypted.", dir_okay=False
+        ),
     ] = None,
     key_file: Annotated[
         Path | None,
         typer.Option(
-            help="File with the key. Else PENSTOCK_MODEL_KEY, or the file that PENSTOCK_MODEL_KEY_FILE names."
+            metavar="FILE",
+            help="File with the key. Default: the key in PENSTOCK_MODEL_KEY, or in the file that "
+            "PENSTOCK_MODEL_KEY_FILE names.",
         ),
     ] = None,
 ) -> None:
-    """Encrypt a file with AES-256-GCM. Engines read it as FILE.encrypted with the same key (openssl rand -hex 32 makes one)."""
+    """Encrypt a model or an engine with AES-256-GCM.
+
+    Engines read FILE.encrypted with the same key. `openssl rand -hex 32` makes a key.
+    """
     from penstock.backends.engines.encryption import SUFFIX, encrypt, find_key
     from penstock.backends.engines.tensorrt.cache import write_atomically
     from penstock.backends.errors import BackendError
@@ -77,19 +94,19 @@ def encrypt_command(
     target = output or file.with_name(file.name + SUFFIX)
     if target.suffix != SUFFIX:
         raise typer.BadParameter(
-            f"{target} does not end with {SUFFIX}, by which engines know such files"
+            f"--output: {target} does not end with {SUFFIX}: engines know encrypted files by it"
         )
     try:
         write_atomically(target, encrypt(file.read_bytes(), find_key(key_file)))
     except BackendError as error:
-        _fail(str(error))
+        fail(str(error))
     except OSError as error:
-        _fail(f"{error.filename or target}: {error.strerror}")
+        fail(f"{error.filename or target}: {error.strerror}")
     typer.echo(f"wrote {target}")
 
 
-def _buildable(config: PipelineConfig) -> Iterator[tuple[str, Spec, Context]]:
-    """Every backend of a pipeline that can be built ahead, once for each `&` group and device."""
+def _builds(config: PipelineConfig) -> Iterator[tuple[str, Spec, Context]]:
+    """Yield the backends that can be built ahead, once for each `&` group and device."""
     from penstock.pipelines.node.placement import context_of
 
     for node in config.nodes.values():
@@ -98,15 +115,15 @@ def _buildable(config: PipelineConfig) -> Iterator[tuple[str, Spec, Context]]:
                 context_of(node, config, index, instance) for instance in range(group.instances)
             ]
             for context in {context.device: context for context in contexts}.values():
-                for spec in _with_builds(group.spec):
+                for spec in _buildable(group.spec):
                     yield f"{config.name}/{node.name}", spec, context
 
 
-def _with_builds(spec: Spec) -> Iterator[Spec]:
+def _buildable(spec: Spec) -> Iterator[Spec]:
     if hasattr(spec.cls, "build_ahead"):
         yield spec
     for child in spec.children:
-        yield from _with_builds(child)
+        yield from _buildable(child)
 
 
 def _build_one(name: str, spec: Spec, context: Context) -> None:
@@ -116,7 +133,7 @@ def _build_one(name: str, spec: Spec, context: Context) -> None:
 
     from penstock.backends.engines.tensorrt.progress import Progress
 
-    build: Callable[[Any, Context, Progress], Any] = spec.cls.build_ahead  # type: ignore[attr-defined]
+    build: Callable[[Any, Context, Progress], Any] = spec.cls.build_ahead  # type: ignore[attr-defined]  # _buildable looked
     started = time.monotonic()
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -129,13 +146,13 @@ def _build_one(name: str, spec: Spec, context: Context) -> None:
 
         def show(fraction: float, phase: str) -> None:
             bars.update(task, completed=fraction, description=f"{name}: {phase}")
-            if progress.waits_for:  # a line, too: where there is no terminal there are no bars
+            if progress.waits_for:  # also as a line: bars are not drawn without a terminal
                 bars.console.print(
                     f"{name}: {phase}, which builds the same engine", markup=False, soft_wrap=True
                 )
 
         progress = Progress(show)
-        engine = _in_thread(lambda: build(spec.params, context, progress), progress)
+        engine = _run_in_thread(lambda: build(spec.params, context, progress), progress)
     size = f"{engine.path} ({engine.size / 2**20:.1f} MiB)"
     typer.echo(
         f"{name}: built in {time.monotonic() - started:.1f} s, {size}"
@@ -144,15 +161,17 @@ def _build_one(name: str, spec: Spec, context: Context) -> None:
     )
 
 
-def _in_thread(work: Callable[[], Any], progress: Progress) -> Any:
-    """Run it beside the main thread, which Ctrl-C reaches: an exception may not pass TensorRT's own frames.
+def _run_in_thread(work: Callable[[], T], progress: Progress) -> T:
+    """Run `work` on another thread, and cancel it when Ctrl-C interrupts the main thread.
 
-    The main thread waits in an event loop, which a signal always wakes: one that comes just before a plain wait is not seen until its end.
+    Not on the main thread itself: KeyboardInterrupt must not pass through TensorRT's frames. The
+    main thread waits in an event loop, which a signal always wakes; a signal just before a plain
+    `thread.join` would be seen only after it.
     """
     import asyncio
     from concurrent.futures import Future
 
-    future: Future[Any] = Future()
+    future: Future[T] = Future()
 
     def run() -> None:
         try:
@@ -165,11 +184,11 @@ def _in_thread(work: Callable[[], Any], progress: Progress) -> Any:
     async def wait() -> None:
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
-        def tell(_: Future[Any]) -> None:
-            with suppress(RuntimeError):  # the loop is closed, since Ctrl-C came first
+        def wake(_: Future[T]) -> None:
+            with suppress(RuntimeError):  # the loop is closed: Ctrl-C came first
                 loop.call_soon_threadsafe(done.set)
 
-        future.add_done_callback(tell)
+        future.add_done_callback(wake)
         thread.start()
         await done.wait()
 
@@ -181,13 +200,7 @@ def _in_thread(work: Callable[[], Any], progress: Progress) -> Any:
             "cancelled; TensorRT stops at its next step" if progress.phase else "cancelled",
             err=True,
         )
-        with suppress(KeyboardInterrupt):  # a second one: not even that
+        with suppress(KeyboardInterrupt):  # a second Ctrl-C does not wait for that step
             thread.join()
-        raise typer.Exit(CANCELLED) from None
+        raise typer.Exit(EXIT_CANCELLED) from None
     return future.result()
-
-
-def _fail(*reasons: str) -> NoReturn:
-    for reason in reasons:
-        typer.echo(reason, err=True)
-    raise typer.Exit(1)

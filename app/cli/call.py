@@ -1,4 +1,4 @@
-"""`penstock call`: one image through a pipeline file in this process, or to a running server; the answer as JSON."""
+"""`penstock call`: send one image to a pipeline file in this process, or to a running server."""
 
 from __future__ import annotations
 
@@ -6,44 +6,57 @@ import asyncio
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
+
+from .options import Labels
+from .output import fail
 
 
 def call_command(
     target: Annotated[
         str,
         typer.Argument(
-            help="A pipeline FILE (.toml, or an image classifier .onnx), or the address of one of a running server."
+            metavar="TARGET",
+            help="A pipeline file (.toml), an image classifier (.onnx), or the URL of a pipeline "
+            "on a running server, such as http://127.0.0.1:8000/predict/digits.",
         ),
     ],
     data: Annotated[
         str,
-        typer.Argument(help="The image, or whatever file the pipeline takes; - is standard input."),
+        typer.Argument(
+            metavar="DATA",
+            help="The file to send: an image, or what else the pipeline takes. - is standard "
+            "input.",
+        ),
     ],
     *,
-    labels: Annotated[
-        Path | None, typer.Option(help="For a bare .onnx model: its classes' names, one per line.")
-    ] = None,
+    labels: Labels = None,
     text: Annotated[
-        bool, typer.Option("--text", help="The second argument is the data itself, a text.")
+        bool, typer.Option("--text", help="DATA is not a file but the text to send.")
     ] = False,
     trace: Annotated[
         bool,
         typer.Option(
-            "--trace", help="Print what each node did, to standard error. Not in processes then."
+            "--trace",
+            help="Print what each node did, to standard error. Backends that would run in a "
+            "process of their own run on a thread for it.",
         ),
     ] = False,
     token: Annotated[
         str | None,
         typer.Option(
-            help="API key of a running server, or its admin token, which may see its trace.",
+            metavar="TEXT",
+            help="API key of the server; or its admin token, which may ask for a trace.",
             envvar="PENSTOCK_ADMIN_TOKEN",
         ),
     ] = None,
 ) -> None:
-    """Run one image through a pipeline, print the answer as JSON. Exits with 1, and the reason, if there is none."""
+    """Send one image through a pipeline and print the answer as JSON.
+
+    Exits with 1 and the reason if the pipeline gives no answer.
+    """
     from penstock.backends.errors import PenstockError
 
     try:
@@ -51,16 +64,15 @@ def call_command(
             data if text else sys.stdin.buffer.read() if data == "-" else Path(data).read_bytes()
         )
     except OSError as error:
-        _fail(f"{data}: {error.strerror}")
+        fail(f"{data}: {error.strerror}")
     try:
         if target.startswith(("http://", "https://")):
-            asyncio.run(
-                _call_url(target, value.encode() if isinstance(value, str) else value, token, trace)
-            )
+            body = value.encode() if isinstance(value, str) else value
+            asyncio.run(_call_url(target, body, token, trace))
         else:
             asyncio.run(_call_file(Path(target), value, labels, trace))
     except (PenstockError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 async def _call_file(path: Path, value: bytes | str, labels: Path | None, traced: bool) -> None:
@@ -68,48 +80,43 @@ async def _call_file(path: Path, value: bytes | str, labels: Path | None, traced
     from penstock.pipelines.pipeline import Pipeline
 
     from ..http.render import fields_of, to_json
-    from .trace import Watched
+    from .trace import ForwardRecorder, trace_lines
 
     config = from_model(path, labels) if path.suffix == ".onnx" else load(path)
-    watched = Watched(config) if traced else None
-    async with Pipeline(config if watched is None else watched.config) as pipeline:
+    recorder = ForwardRecorder(config) if traced else None
+    async with Pipeline(config if recorder is None else recorder.config) as pipeline:
         trace = None
-        if watched is not None:
-            trace = watched.trace()
-            watched.active = True
+        if recorder is not None:
+            trace = recorder.trace()
+            recorder.active = True
         run = pipeline.submit_nowait({"data": value}, trace=trace)
         try:
             item = await run.future
         finally:
             if trace is not None:
-                _print_trace(trace.steps)
-                plan_nodes = (
-                    pipeline.plan.default.plan_nodes if pipeline.plan.default is not None else ()
-                )
-                seen = {step["node"] for step in trace.steps}
-                if missed := ", ".join(
-                    plan_node.name for plan_node in plan_nodes if plan_node.name not in seen
-                ):
+                for line in trace_lines(trace.steps):
+                    typer.echo(line, err=True)
+                entry = pipeline.plan.default
+                nodes = entry.plan_nodes if entry is not None else ()
+                reached = {step["node"] for step in trace.steps}
+                if missed := ", ".join(node.name for node in nodes if node.name not in reached):
                     typer.echo(f"never reached: {missed}", err=True)
         if "error" in item:
             raise item["error"]
         typer.echo(to_json(fields_of(item, pipeline.answer_keys)).decode())
 
 
-def _print_trace(steps: list[dict[str, Any]]) -> None:
-    from .trace_text import lines
-
-    for line in lines(steps):
-        typer.echo(line, err=True)
-
-
 async def _call_url(url: str, body: bytes, token: str | None, traced: bool) -> None:
-    """With a token the server is asked for the trace; without one its `Server-Timing` is printed."""
+    """Send the body to a server and print its answer.
+
+    The trace is the server's own where a token is given, else the Server-Timing header.
+    """
     import orjson
 
     from ..bench.client import HttpClient
-    from ..bench.load import NO_ANSWER
+    from ..bench.load import NO_ANSWER, NO_ANSWER_HINT
     from ..bench.report import OK
+    from .trace import trace_lines
 
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     if traced and token is not None:
@@ -121,20 +128,16 @@ async def _call_url(url: str, body: bytes, token: str | None, traced: bool) -> N
         await client.close()
     text = answer.body.decode("utf-8", "replace")
     if "Penstock-Trace" in headers:
-        with suppress(orjson.JSONDecodeError):  # no answer, or a proxy's
-            found = orjson.loads(answer.body)
-            if isinstance(found, dict) and "trace" in found:
-                _print_trace(found.pop("trace"))
-                text = orjson.dumps(found).decode()
+        with suppress(orjson.JSONDecodeError):  # there is no answer, or it is a proxy's
+            document = orjson.loads(answer.body)
+            if isinstance(document, dict) and "trace" in document:
+                for line in trace_lines(document.pop("trace")):
+                    typer.echo(line, err=True)
+                text = orjson.dumps(document).decode()
     elif traced and answer.timing:
         typer.echo(answer.timing, err=True)
     if answer.status == NO_ANSWER:
-        _fail("there is no answer: is the server running, and is this its address?")
+        fail(NO_ANSWER_HINT)
     typer.echo(text, err=answer.status != OK)
     if answer.status != OK:
         raise typer.Exit(1)
-
-
-def _fail(reason: str) -> NoReturn:
-    typer.echo(reason, err=True)
-    raise typer.Exit(1)

@@ -1,11 +1,16 @@
-"""The command line: `penstock serve`, `check`, `graph`, `call`, `backends`, `bench`. Typer and rich are imported here only."""
+"""The command line: `serve`, `check`, `graph` and `backends`; the longer commands are beside it.
+
+Only `penstock.app.cli` imports Typer and rich. A command imports what it runs when it runs, so that
+`penstock --help` stays quick.
+"""
 
 from __future__ import annotations
 
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +21,8 @@ from ..settings import Settings
 from .bench import bench_command
 from .build import build_command, encrypt_command
 from .call import call_command
-from .options import with_settings
+from .options import Labels, Source, with_settings
+from .output import fail
 
 command_line = typer.Typer(
     name="penstock",
@@ -26,21 +32,10 @@ command_line = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-command_line.command("bench")(bench_command)
-command_line.command("build")(build_command)
-command_line.command("call")(call_command)
-command_line.command("encrypt")(encrypt_command)
-
-Source = Annotated[
-    Path,
-    typer.Argument(
-        help="A pipeline file (.toml), a directory of such, or an image classifier (.onnx)."
-    ),
-]
 
 
 def main() -> None:
-    """The entry point of the package."""
+    """Run the command line: the entry point of the installed `penstock`."""
     command_line()
 
 
@@ -60,18 +55,14 @@ def _every_command(
         ),
     ] = False,
 ) -> None:
-    """What comes before the command's name."""
+    """Take the options that come before a command's name."""
 
 
-def serve(
-    path: Source,
-    *,
-    labels: Annotated[
-        Path | None, typer.Option(help="For a bare .onnx model: its classes' names, one per line.")
-    ] = None,
-    settings: Settings,
-) -> None:
-    """Serve pipelines over HTTP until SIGTERM or Ctrl-C; what is inside then ends first."""
+def serve(path: Source, *, labels: Labels = None, settings: Settings) -> None:
+    """Serve pipelines over HTTP until SIGTERM or Ctrl-C.
+
+    Requests in flight at that time are still answered, for --drain-timeout at most.
+    """
     from penstock.pipelines.repository import Repository
 
     from ..server.serve import serve as run
@@ -79,22 +70,15 @@ def serve(
     try:
         repository = Repository.read(path, labels=labels)
     except ConfigError as error:
-        _fail(error)
+        fail(*map(str, error.problems))
     raise typer.Exit(run(repository, settings))
 
 
-command_line.command("serve")(with_settings(serve))
+def check(path: Source, *, labels: Labels = None) -> None:
+    """Check pipeline files and list their nodes. Nothing is run.
 
-
-@command_line.command()
-def check(
-    path: Source,
-    *,
-    labels: Annotated[
-        Path | None, typer.Option(help="For a bare .onnx model: its classes' names, one per line.")
-    ] = None,
-) -> None:
-    """Check pipeline files without running anything, and print what they say. Prints every problem and exits with 1 if there is one."""
+    Prints all problems and exits with 1 if there are any.
+    """
     from penstock.pipelines.repository import Repository
 
     from .tables import print_pipelines
@@ -102,27 +86,29 @@ def check(
     try:
         repository = Repository.read(path, labels=labels)
     except ConfigError as error:
-        _fail(error)
+        fail(*map(str, error.problems))
     for config in repository.configs.values():
         for warning in config.warnings:
             typer.echo(f"warning: {warning}", err=True)
     print_pipelines(repository.configs.values())
 
 
-@command_line.command()
 def graph(
     path: Annotated[
         Path,
         typer.Argument(
-            help="A pipeline file (.toml), a directory of such, an image classifier (.onnx), or -: a file on standard input."
+            metavar="PATH",
+            help="A pipeline file (.toml), a directory of them, an image classifier (.onnx), "
+            "or - for a pipeline file on standard input.",
         ),
     ],
     *,
-    labels: Annotated[
-        Path | None, typer.Option(help="For a bare .onnx model: its classes' names, one per line.")
-    ] = None,
+    labels: Labels = None,
 ) -> None:
-    """Draw pipelines as a Mermaid flowchart, which GitHub and many editors show. Nothing is run."""
+    """Draw pipelines as a Mermaid flowchart. Nothing is run.
+
+    GitHub, GitLab and many editors show Mermaid.
+    """
     from penstock.pipelines.repository import Repository
 
     from .mermaid import flowchart
@@ -130,13 +116,15 @@ def graph(
     try:
         repository = Repository.read(_standard_input() if str(path) == "-" else path, labels=labels)
     except ConfigError as error:
-        _fail(error)
+        fail(*map(str, error.problems))
     typer.echo(flowchart(repository.configs.values()))
 
 
-@command_line.command()
 def backends(
-    name: Annotated[str | None, typer.Argument(help="One backend, to see its parameters.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="A backend, to describe it and its parameters."),
+    ] = None,
 ) -> None:
     """List the backends that expressions may name, or describe one."""
     from penstock.backends.expressions.registry import describe, describe_all
@@ -149,19 +137,28 @@ def backends(
         else:
             print_backend(describe(name))
     except ConfigError as error:
-        _fail(error)
+        fail(*map(str, error.problems))
 
 
 def _standard_input() -> dict[str, Any]:
-    """A pipeline file that comes on it; paths in it are relative to the working directory."""
+    """Read a pipeline file from standard input; its paths are relative to the working directory."""
     try:
         return tomllib.loads(sys.stdin.buffer.read().decode())
-    except ValueError as error:  # no UTF-8, or no TOML
-        raise ConfigError([Problem(f"no TOML: {error}", "standard input")]) from None
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise ConfigError([Problem(f"not valid TOML: {error}", "standard input")]) from None
 
 
-def _fail(error: ConfigError) -> NoReturn:
-    """Every problem on a line of its own, and exit code 1."""
-    for problem in error.problems:
-        typer.echo(str(problem), err=True)
-    sys.exit(1)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "serve": with_settings(serve),
+    "check": check,
+    "graph": graph,
+    "call": call_command,
+    "backends": backends,
+    "bench": bench_command,
+    "build": build_command,
+    "encrypt": encrypt_command,
+}
+"""Every command, in the order of `penstock --help`."""
+
+for _name, _command in COMMANDS.items():
+    command_line.command(_name)(_command)

@@ -1,6 +1,7 @@
-"""A pipeline as a Mermaid flowchart: for `penstock graph`, and whatever shows Mermaid (GitHub, editors, mermaid.live).
+"""Pipelines as a Mermaid flowchart, for `penstock graph` and all that shows Mermaid.
 
-Nodes have ids of their own (`n1`, `n2`, …), so that no name of a file can be taken for a word of Mermaid; names are in the labels.
+Nodes have ids of the chart's own (`n1`, `n2`, …), so that no name from a file is read as a word of
+Mermaid's language. The names are in the labels.
 """
 
 from __future__ import annotations
@@ -13,32 +14,33 @@ from penstock.backends.expressions.composite import Composite, CopySplit, Jump, 
 from penstock.pipelines.config.definition import NodeConfig, PipelineConfig
 from penstock.pipelines.runs.plan import Plan, PlanNode
 
+from .output import printable
 from .tables import expression
-from .trace_text import printable
 
 SHAPES = {
-    "executor": ('["', '"]'),
-    "shared": ('[["', '"]]'),
-    "composite": ('{{"', '"}}'),
-    "logic": ('(["', '"])'),
-    "request": ('(("', '"))'),
+    "executor": ('["', '"]'),  # a box
+    "shared": ('[["', '"]]'),  # a box with double sides
+    "composite": ('{{"', '"}}'),  # a hexagon
+    "logic": ('(["', '"])'),  # a stadium
+    "request": ('(("', '"))'),  # a circle
 }
-"""What stands around a label: a box, a box with double sides, a hexagon, a stadium, a circle."""
+"""Kind of node -> what stands before and after its label."""
 
 
 def flowchart(configs: Iterable[PipelineConfig]) -> str:
-    """The pipelines as one chart; of several each is a subgraph with its name.
+    """Draw pipelines as one chart; if there are several, each is a subgraph with its name.
 
-    A request enters by a thick arrow. A dotted arrow leads where a node sends parts of an item, or where a loop enters again; a dotted line
-    without a head, from a logical node to the one whose executors it uses. An arrow that ends in a circle is a `map` that reads a
-    node further up.
+    A thick arrow leads from the request to where it enters. A dotted arrow shows where a node
+    sends parts of an item, or where a loop starts its next round. A dotted line without a head
+    joins a logical node to the node whose executors it uses. An arrow that ends in a circle is a
+    `map` that reads from a node other than a direct predecessor.
     """
-    found = list(configs)
+    pipelines = list(configs)
     ids = count(1)
     lines = ["flowchart TD"]
-    for number, config in enumerate(found, 1):
+    for number, config in enumerate(pipelines, 1):
         chart = _pipeline(config, ids)
-        if len(found) > 1:
+        if len(pipelines) > 1:
             lines += [
                 f'    subgraph p{number}["{escaped(config.name)}"]',
                 *(f"    {line}" for line in chart),
@@ -54,31 +56,32 @@ def _pipeline(config: PipelineConfig, ids: Iterator[int]) -> Iterator[str]:
     names = {name: f"n{next(ids)}" for name in plan.nodes}
     request = f"n{next(ids)}"
     yield f"    {_shape(request, 'request', ['request'])}"
-    for plan_node in plan.nodes.values():
-        yield f"    {_node(names[plan_node.name], plan_node)}"
+    for node in plan.nodes.values():
+        yield f"    {_node(names[node.name], node)}"
     for name, label in _entries(config, plan):
         yield f"    {request} ==>{_on_edge(label)} {names[name]}"
-    for plan_node in plan.nodes.values():
-        here = names[plan_node.name]
-        for following in plan_node.next:
-            yield f"    {here} -->{_on_edge(_taken(plan_node, following))} {names[following.name]}"
-        for source, _ in plan_node.sources or ():
-            if source not in plan_node.before:
-                yield f"    {names[source.name]} --o{_on_edge(_taken(source, plan_node))} {here}"
-        if plan_node.config.shares is not None:
-            yield f"    {here} -.-{_on_edge('shares')} {names[plan_node.config.shares]}"
-        for group in plan_node.config.groups:
-            if issubclass(group.spec.cls, (Jump, MapReduce, CopySplit)):
-                yield f"    {here} -.->{_on_edge(_sent(group.spec.cls, group.spec.params))} {names[group.spec.params.jump]}"
+    for node in plan.nodes.values():
+        here = names[node.name]
+        for following in node.next:
+            yield f"    {here} -->{_on_edge(_mapped(node, following))} {names[following.name]}"
+        for source, _ in node.sources or ():
+            if source not in node.before:
+                yield f"    {names[source.name]} --o{_on_edge(_mapped(source, node))} {here}"
+        if node.config.shares is not None:
+            yield f"    {here} -.-{_on_edge('shares')} {names[node.config.shares]}"
+        for group in node.config.groups:
+            cls, params = group.spec.cls, group.spec.params
+            if issubclass(cls, (Jump, MapReduce, CopySplit)):
+                yield f"    {here} -.->{_on_edge(_sent(cls, params))} {names[params.jump]}"
     if config.loop and plan.default is not None:
-        for plan_node in plan.default.plan_nodes:
-            if not plan_node.next:
-                restart = f"restart, at most {config.max_rounds} rounds"
-                yield f"    {names[plan_node.name]} -.->{_on_edge(restart)} {names[plan.default.root.name]}"
+        restart = _on_edge(f"restart, at most {config.max_rounds} rounds")
+        for node in plan.default.plan_nodes:
+            if not node.next:
+                yield f"    {names[node.name]} -.->{restart} {names[plan.default.root.name]}"
 
 
 def _entries(config: PipelineConfig, plan: Plan) -> Iterator[tuple[str, str]]:
-    """Where requests come in, and what they must say for it."""
+    """Yield each node at which requests enter, and what a request must say to enter there."""
     targets = {
         getattr(group.spec.params, "jump", None)
         for node in config.nodes.values()
@@ -93,34 +96,29 @@ def _entries(config: PipelineConfig, plan: Plan) -> Iterator[tuple[str, str]]:
         yield plan.default.root.name, ""
 
 
-def _node(identifier: str, plan_node: PlanNode) -> str:
-    config = plan_node.config
-    label = [plan_node.name, *_described(config)]
-    if config.filter is not None:
-        label.append(f"filter: {config.filter}")
-    if plan_node.streams:
+def _node(identifier: str, node: PlanNode) -> str:
+    label = [node.name, *_described(node.config)]
+    if node.config.filter is not None:
+        label.append(f"filter: {node.config.filter}")
+    if node.streams:
         label.append("streams")
-    return _shape(identifier, _kind(config), label)
+    return _shape(identifier, _kind(node.config), label)
 
 
 def _kind(config: NodeConfig) -> str:
     if config.shares is not None:
         return "shared"
     cls = config.groups[0].spec.cls
-    return (
-        "logic"
-        if issubclass(cls, Logic)
-        else "composite"
-        if issubclass(cls, Composite)
-        else "executor"
-    )
+    if issubclass(cls, Logic):
+        return "logic"
+    return "composite" if issubclass(cls, Composite) else "executor"
 
 
 def _described(config: NodeConfig) -> Iterator[str]:
-    """Its expression, and how it runs where it has executors."""
+    """Yield the lines of a label: the node's expression and, if it has executors, their numbers."""
     groups = config.groups
     for text in dict.fromkeys(expression(group.spec) for group in groups):
-        yield text.replace(",", ", ")  # that long ones can be broken
+        yield text.replace(",", ", ")  # so that Mermaid can break long ones
     if _kind(config) != "executor":
         return
     most = " & ".join(str(group.bound(group.spec.declared_range.max)) for group in groups)
@@ -129,17 +127,18 @@ def _described(config: NodeConfig) -> Iterator[str]:
     yield f"max {most}, {instances} instance{'s' * (instances != '1')}{process}"
 
 
-def _taken(source: PlanNode, plan_node: PlanNode) -> str:
-    """What a `map` takes of a source."""
+def _mapped(source: PlanNode, node: PlanNode) -> str:
+    """List the keys that the `map` of a node takes from a source."""
     return ", ".join(
         f"{key} → {name}"
-        for origin, pairs in plan_node.sources or ()
+        for origin, pairs in node.sources or ()
         if origin is source
         for key, name in pairs
     )
 
 
 def _sent(cls: type[Any], params: Any) -> str:
+    """Say what a composite node sends to its target."""
     if issubclass(cls, MapReduce):
         return f"each of {params.split}, merges {', '.join(params.merge)}"
     return f"pieces of {params.split_size}" if issubclass(cls, CopySplit) else "jump"
@@ -155,5 +154,9 @@ def _on_edge(label: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """For a quoted label: what would end it, or be taken for HTML, Markdown, a directive or an entity, by its number."""
-    return "".join(f"#{ord(each)};" if each in '"#<>&`%' else each for each in printable(text))
+    """Escape a text for a quoted label.
+
+    A character that would end the label, or could be read as HTML, Markdown, a directive or an
+    entity, is written by its number.
+    """
+    return "".join(f"#{ord(char)};" if char in '"#<>&`%' else char for char in printable(text))

@@ -1,10 +1,14 @@
-"""Command line options from `Settings`: each field is one, with its environment variable, default and description, written down once."""
+"""Command line options: one for each field of `Settings`, and those that several commands take.
+
+A setting's default and description are written down once, in `Settings`.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -13,11 +17,25 @@ from pydantic.fields import FieldInfo
 
 from ..settings import Settings
 
-PREFIX = Settings.model_config.get("env_prefix", "")
+ENVIRONMENT_PREFIX = Settings.model_config.get("env_prefix", "")
+
+Source = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PATH",
+        help="A pipeline file (.toml), a directory of them, or an image classifier (.onnx).",
+    ),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="For a bare .onnx model: file with its classes' names, one per line."
+    ),
+]
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with an option for each setting instead of its parameter `settings`."""
+    """Replace a command's parameter `settings` with an option for each setting."""
 
     @wraps(command)
     def run(**arguments: Any) -> None:
@@ -30,38 +48,38 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
             settings = Settings(**given)
         except ValidationError as error:
             problems = [
-                f"{_option(str(found['loc'][0]))}: {found['msg']}"
-                for found in error.errors(include_input=False)
+                f"{_flag(str(detail['loc'][0]))}: {detail['msg']}"
+                for detail in error.errors(include_input=False)
             ]
             raise typer.BadParameter("; ".join(problems)) from None
         command(**arguments, settings=settings)
 
     hints = get_type_hints(command, include_extras=True)
-    own = [
-        each.replace(annotation=hints[name])
-        for name, each in inspect.signature(command).parameters.items()
+    parameters = [
+        parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(command).parameters.items()
         if name != "settings"
     ]
-    options = [_parameter(name, field) for name, field in Settings.model_fields.items()]
-    run.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
-    run.__annotations__ = {each.name: each.annotation for each in (*own, *options)}
+    parameters += [_option(name, field) for name, field in Settings.model_fields.items()]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # Typer reads it
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 
-def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
-    """The default is None, so that what was not given is left to `Settings`."""
-    secret = field.annotation == SecretStr | None
-    kind: Any = str if secret else field.annotation
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    """Make the option of a setting.
+
+    Its default is None, so that what the command line leaves out is left to `Settings`, which reads
+    the environment. The real default is written into the help text instead.
+    """
+    kind: Any = str if field.annotation == SecretStr | None else field.annotation
+    default = str(field.default).lower() if kind is bool else field.default
     option = typer.Option(
-        f"{_option(name)}/--no-{name.replace('_', '-')}" if kind is bool else _option(name),
-        envvar=f"{PREFIX}{name.upper()}",
-        help=field.description,
-        show_default=False
-        if field.default is None
-        else str(field.default).lower()
-        if kind is bool
-        else str(field.default),
-        metavar="TEXT" if secret else None,
+        f"{_flag(name)}/--no-{name.replace('_', '-')}" if kind is bool else _flag(name),
+        envvar=f"{ENVIRONMENT_PREFIX}{name.upper()}",
+        help=f"{field.description}{'' if default is None else f' Default: {default}.'}",
+        show_default=False,
+        metavar=_METAVARS.get(kind),
     )
     return inspect.Parameter(
         name,
@@ -71,5 +89,8 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     )
 
 
-def _option(name: str) -> str:
+_METAVARS: dict[Any, str] = {str: "TEXT", int: "N", float: "NUMBER"}
+
+
+def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"

@@ -1,4 +1,4 @@
-"""What `penstock check` and `penstock backends` print, as tables."""
+"""The tables that `penstock check` and `penstock backends` print."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from penstock.pipelines.config.load import NodeConfig, PipelineConfig
 
 
 def print_pipelines(configs: Iterable[PipelineConfig]) -> None:
-    """A table for each pipeline: its nodes in the order in which items pass them."""
+    """Print a table for each pipeline: its nodes in the order in which items pass them."""
     console = Console()
     for config in configs:
         table = Table(
@@ -33,29 +33,26 @@ def print_pipelines(configs: Iterable[PipelineConfig]) -> None:
         )
         for node in config.nodes.values():
             table.add_row(*map(Text, _row(node)))
-        console.print(
-            Text(
-                f"{config.name}: fine, {len(config.nodes)} node{'s' * (len(config.nodes) != 1)} ({config.source or 'no file'})"
-            )
-        )
+        number = f"{len(config.nodes)} node{'s' * (len(config.nodes) != 1)}"
+        console.print(Text(f"{config.name}: fine, {number} ({config.source or 'not from a file'})"))
         console.print(table)
         if config.exposed:
-            console.print(Text(f"at /v2 also: {', '.join(config.names[1:])}\n"), soft_wrap=True)
+            console.print(Text(f"also at /v2: {', '.join(config.names[1:])}\n"), soft_wrap=True)
         for node in config.nodes.values():
             for reason in dict.fromkeys(
-                reason for group in node.groups for reason in _absent(group.spec)
+                reason for group in node.groups for reason in _obstacles(group.spec)
             ):
                 console.print(Text(f"{node.name} can't run here: {reason}\n"), soft_wrap=True)
 
 
-def _absent(spec: Spec) -> Iterator[str]:
-    """Why members of an expression can be checked and not run."""
+def _obstacles(spec: Spec) -> Iterator[str]:
+    """Yield why backends of an expression can be checked here but not run."""
     if issubclass(spec.cls, Absent):
         yield spec.cls.reason
     elif spec.cls.extra and not extra_installed(spec.cls.extra):
         yield f"{spec.name} needs penstock-serve[{spec.cls.extra}]"
     for child in spec.children:
-        yield from _absent(child)
+        yield from _obstacles(child)
 
 
 def _row(node: NodeConfig) -> tuple[str, ...]:
@@ -72,66 +69,66 @@ def _row(node: NodeConfig) -> tuple[str, ...]:
 
 
 def expression(spec: Spec) -> str:
-    """A backend as it would be written."""
+    """Write a backend expression as a file would."""
     children = ",".join(expression(child) for child in spec.children)
-    return f"{f'({spec.filter})' if spec.filter else ''}{spec.name}{f'[{children}]' if children else ''}"
+    prefix = f"({spec.filter})" if spec.filter else ""
+    return f"{prefix}{spec.name}{f'[{children}]' if children else ''}"
 
 
-def print_backends(found: Iterable[BackendDescription]) -> None:
-    """A line for each backend."""
+def print_backends(descriptions: Iterable[BackendDescription]) -> None:
+    """Print a line for each backend."""
     table = Table(
         Column("backend", no_wrap=True),
         Column("here", no_wrap=True),
         "what it does",
         box=box.SIMPLE,
     )
-    for each in found:
-        table.add_row(
-            Text(each.name), Text("no" if _why_not(each) else "yes"), Text(_summary(each))
-        )
+    for backend in descriptions:
+        available = "no" if _obstacle(backend) else "yes"
+        table.add_row(Text(backend.name), Text(available), Text(_summary(backend)))
     console = Console()
     console.print(table)
-    console.print(Text("penstock backends NAME lists a backend's parameters."))
+    console.print(Text("penstock backends NAME describes a backend and lists its parameters."))
 
 
-def print_backend(found: BackendDescription) -> None:
+def print_backend(backend: BackendDescription) -> None:
+    """Print a backend's description, and a table of its parameters."""
     console = Console()
-    why_not = _why_not(found)
-    console.print(
-        Text(
-            f"{found.name} ({f'not here: {why_not}' if why_not else 'available here'})\n\n{_paragraphs(found.doc)}\n"
-        )
-    )
-    if found.parameters is None:
+    obstacle = _obstacle(backend)
+    here = f"not here: {obstacle}" if obstacle else "available here"
+    console.print(Text(f"{backend.name} ({here})\n\n{_paragraphs(backend.doc)}\n"))
+    if backend.parameters is None:
         console.print(Text("It takes any parameters."))
-    elif not found.parameters:
+    elif not backend.parameters:
         console.print(Text("It has no parameters."))
     else:
         table = Table(
             Column("parameter", no_wrap=True), "type", "default", "meaning", box=box.SIMPLE
         )
-        for each in found.parameters:
-            default = "required" if each.required else value_name(each.default)
-            table.add_row(*map(Text, (each.name, each.type, default, each.description)))
+        for parameter in backend.parameters:
+            default = "required" if parameter.required else value_name(parameter.default)
+            table.add_row(
+                *map(Text, (parameter.name, parameter.type, default, parameter.description))
+            )
         console.print(table)
 
 
-def _why_not(found: BackendDescription) -> str:
-    """Why it can't be used here; "" where it can."""
-    if found.problem:
-        return found.problem
-    missing = "" if found.extra_installed else f"needs penstock-serve[{found.extra}]"
-    return ", ".join(filter(None, ("" if found.available else "not in this version", missing)))
+def _obstacle(backend: BackendDescription) -> str:
+    """Return why a backend can't be used here; "" if it can."""
+    if backend.problem:
+        return backend.problem
+    missing = "" if backend.extra_installed else f"needs penstock-serve[{backend.extra}]"
+    return ", ".join(filter(None, ("" if backend.available else "not in this version", missing)))
 
 
-def _summary(found: BackendDescription) -> str:
-    """The first sentence of what it does, or why it doesn't."""
-    if found.alias_of:
-        return f"another name of {found.alias_of}"
-    first = _paragraphs(found.doc).partition("\n")[0]
-    return _why_not(found) or re.split(r"(?<=\.) (?=[A-Z`])", first, maxsplit=1)[0]
+def _summary(backend: BackendDescription) -> str:
+    """Return the first sentence of a backend's description, or why it can't be used."""
+    if backend.alias_of:
+        return f"another name for {backend.alias_of}"
+    first = _paragraphs(backend.doc).partition("\n")[0]
+    return _obstacle(backend) or re.split(r"(?<=\.) (?=[A-Z`])", first, maxsplit=1)[0]
 
 
 def _paragraphs(doc: str) -> str:
-    """A docstring without the line breaks of its source, which fit no terminal."""
-    return "\n\n".join(" ".join(each.split()) for each in cleandoc(doc).split("\n\n"))
+    """Join the lines of each paragraph of a docstring: their width is the source's."""
+    return "\n\n".join(" ".join(text.split()) for text in cleandoc(doc).split("\n\n"))

@@ -1,15 +1,18 @@
-"""What the backends of a pipeline make of an item, member by member: for `penstock call --trace`.
+"""The trace of `penstock call --trace`: what each backend made of an item, as indented text.
 
-The backends of a watched pipeline are subclasses made for it, whose `forward` notes what it did. Nothing else knows of it, so
-pipelines that are not watched pay nothing. Nodes of `executor = "process"` run on a thread for it: what happens in a child is out of
-sight. Which way an item took through the graph is `pipelines/runs/trace.py`'s to say; what is noted here goes into its steps.
+`ForwardRecorder` subclasses the backends of one pipeline so that every `forward` is recorded.
+Nothing else knows of it, so other pipelines pay nothing. Nodes with `executor = "process"` run on
+a thread for it, because what happens in a child process can't be seen from here. The item's way
+through the graph comes from `pipelines/runs/trace.py`; the records are added to its steps.
+
+`trace_lines` turns steps into text, those of a pipeline here and those that a server sends.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,38 +24,54 @@ from penstock.pipelines.config.definition import PipelineConfig
 from penstock.pipelines.node.queue import Batch
 from penstock.pipelines.runs.trace import Step, Trace
 
+from .output import printable
+
+LONGEST_VALUE = 64
+"""Characters of a value's repr that a trace shows."""
+LONGEST_COLLECTION = 4
+"""Entries up to which a list, tuple, dict or set is shown itself, else only its length."""
+USUAL_STATUSES = {("swap", "Run"), ("Run", "Run")}
+"""(filter, status) of the default filters in nearly every step: not worth a word."""
+
 
 @dataclass(slots=True)
-class Call:
-    """One `forward`: of a node's whole expression, or of a member. `before` and `after` are of each item, key -> what is there."""
+class ForwardRecord:
+    """One call of `forward`, of a node's whole expression or of one backend in it."""
 
     backend: str
     items: list[Item]
     before: list[dict[str, str]]
+    """For each item: key -> its value, described."""
     after: list[dict[str, str]] = field(default_factory=list)
+    """The same after the call."""
     seconds: float = 0.0
     error: str = ""
-    members: list[Call] = field(default_factory=list)
+    members: list[ForwardRecord] = field(default_factory=list)
+    """The calls made during this one, by a backend such as Sequential."""
 
     def index(self, item: Any) -> int | None:
-        """Where the item is in the batch: that very dict."""
-        return next((index for index, each in enumerate(self.items) if each is item), None)
+        """Return the position of an item in the batch: of this very dict, not of an equal one."""
+        return next((index for index, member in enumerate(self.items) if member is item), None)
 
 
-class Watched:
-    """`config` is the pipeline to run; calls are noted while `active` (the warm-up of backends is nobody's request)."""
+class ForwardRecorder:
+    """A copy of a pipeline's configuration whose backends record their calls of `forward`.
+
+    Run `config` in place of the original. Calls are recorded while `active` is true: set it once
+    the pipeline is ready, because the warm-up of backends belongs to no request.
+    """
 
     def __init__(self, config: PipelineConfig) -> None:
         self.active = False
-        self._calls: dict[str, list[Call]] = {name: [] for name in config.nodes}
-        self._inside = threading.local()  # `.call`: the one that this thread is in
+        self._records: dict[str, list[ForwardRecord]] = {name: [] for name in config.nodes}
+        self._local = threading.local()  # `.record`: of the `forward` that this thread is in
         self._moved = {name for name, node in config.nodes.items() if node.executor != "thread"}
         nodes = {
             name: replace(
                 node,
                 executor="thread",
                 groups=tuple(
-                    replace(group, spec=self._watched(group.spec, name)) for group in node.groups
+                    replace(group, spec=self._recording(group.spec, name)) for group in node.groups
                 ),
             )
             for name, node in config.nodes.items()
@@ -60,87 +79,180 @@ class Watched:
         self.config = replace(config, nodes=nodes)
 
     def trace(self) -> Trace:
-        """For one request. Its steps have `in` and `out`, key -> what is there, and `members`: these, `backend`, `depth` and `ms`."""
-        return Trace(self._note)
+        """Return the trace for one request.
 
-    def _watched(self, spec: Spec, node: str) -> Spec:
+        The steps of nodes that ran also have `in` and `out` (key -> value, described), and
+        `members`: a list of dicts with `backend`, `depth`, `ms`, `out` and perhaps `error`.
+        """
+        return Trace(self._add_to_step)
+
+    def _recording(self, spec: Spec, node: str) -> Spec:
+        """Return the expression with a recording subclass in the place of each backend class."""
         if issubclass(spec.cls, Composite):
-            return spec  # has no `forward`: other nodes do the work
+            return spec  # has no `forward`: other nodes do its work
         cls = spec.cls
 
         def forward(backend: Backend, batch: list[Item]) -> None:
             if not self.active or not batch:
                 cls.forward(backend, batch)
                 return
-            items = batch.copy()  # the backend may do with the list what it likes
-            call = Call(spec.name, items, [described(item) for item in items])
-            outer: Call | None = getattr(self._inside, "call", None)
-            (self._calls[node] if outer is None else outer.members).append(call)
-            self._inside.call = call
-            begun = time.perf_counter()
+            items = batch.copy()  # the backend may change the list
+            record = ForwardRecord(spec.name, items, [describe_item(item) for item in items])
+            outer: ForwardRecord | None = getattr(self._local, "record", None)
+            (self._records[node] if outer is None else outer.members).append(record)
+            self._local.record = record
+            started = time.perf_counter()
             try:
                 cls.forward(backend, batch)
             except Exception as error:
-                call.error = f"{type(error).__name__}: {error}"
+                record.error = f"{type(error).__name__}: {error}"
                 raise
             finally:
-                call.seconds = time.perf_counter() - begun
-                call.after = [described(item) for item in items]
-                self._inside.call = outer
+                record.seconds = time.perf_counter() - started
+                record.after = [describe_item(item) for item in items]
+                self._local.record = outer
 
-        watched = type(
+        recording = type(
             cls.__name__,
             (cls,),
             {"forward": forward, "__module__": cls.__module__, "__doc__": cls.__doc__},
         )
-        return replace(
-            spec, cls=watched, children=tuple(self._watched(child, node) for child in spec.children)
-        )
+        children = tuple(self._recording(child, node) for child in spec.children)
+        return replace(spec, cls=recording, children=children)
 
-    def _note(self, step: Step, batch: Batch, outcome: Any) -> None:
-        """Add to the step of an item that has run what was done with this very item; of one that failed, what raised."""
+    def _add_to_step(self, step: Step, batch: Batch, outcome: Any) -> None:
+        """Add the latest record of this very item to its step; after a failure, the failed call."""
         if batch.node in self._moved:
             step["note"] = "on a thread for the trace"
         failed = isinstance(outcome, BaseException)
-        for call in reversed(self._calls.get(batch.node, ())):
-            index = (0 if call.error else None) if failed else call.index(outcome)
+        for record in reversed(self._records.get(batch.node, ())):
+            index = (0 if record.error else None) if failed else record.index(outcome)
             if index is not None:
-                step |= {"in": call.before[index], "out": call.after[index]}
-                if call.error:
-                    step["error"] = call.error
-                if members := list(_members(call, call.items[index], 1)):
+                step |= {"in": record.before[index], "out": record.after[index]}
+                if record.error:
+                    step["error"] = record.error
+                if members := list(_members(record, record.items[index], 1)):
                     step["members"] = members
                 return
 
 
-def _members(call: Call, item: Item, depth: int) -> Iterator[Step]:
-    """What the members of an expression did with one item of the batch, outer before inner."""
-    for member in call.members:
+def _members(record: ForwardRecord, item: Item, depth: int) -> Iterator[Step]:
+    """Yield what the backends of an expression did with one item of a batch, outer before inner."""
+    for member in record.members:
         index = member.index(item)
-        if index is None and any(call.index(each) is not None for each in member.items):
-            continue  # others of the batch
+        if index is None and any(record.index(other) is not None for other in member.items):
+            continue  # this call was for other items of the batch
+        # Where the outer backend passed copies on, the item itself is in no inner call.
         yield {
             "backend": member.backend,
             "depth": depth,
             "ms": round(member.seconds * 1000, 3),
-            "out": member.after[index or 0],  # of a copy, where the outer backend made some
+            "out": member.after[index or 0],
             **({"error": member.error} if member.error else {}),
         }
         yield from _members(member, member.items[index or 0], depth + 1)
 
 
-def described(item: Item) -> dict[str, str]:
-    """Each key's value in a few words: arrays by dtype and shape, bytes by their number, the rest by itself where it is short."""
+def describe_item(item: Item) -> dict[str, str]:
+    """Describe the value of each key in a few words."""
     return {str(key): describe(value) for key, value in item.items()}
 
 
 def describe(value: Any) -> str:
+    """Describe an array by dtype and shape, bytes by their number, and other values by their repr.
+
+    Long collections are described by their length, and long texts are cut.
+    """
     shape = getattr(value, "shape", None)
     if shape is not None and hasattr(value, "dtype"):
         return f"{value.dtype} {'×'.join(map(str, shape)) or 'scalar'}"
     if isinstance(value, (bytes, bytearray, memoryview)):
         return f"{len(value)} bytes"
-    if isinstance(value, (list, tuple, dict, set)) and len(value) > 4:
+    if isinstance(value, (list, tuple, dict, set)) and len(value) > LONGEST_COLLECTION:
         return f"{type(value).__name__} of {len(value)}"
     text = repr(value)
-    return text if len(text) <= 64 else f"{text[:63]}…"
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
+
+
+# as text
+
+
+def trace_lines(steps: Iterable[Step]) -> Iterator[str]:
+    """Yield a line for each node; indented below it its input, members, parts and output."""
+    for line in _lines(steps):
+        yield printable(line)
+
+
+def _lines(steps: Iterable[Step]) -> Iterator[str]:
+    for step in steps:
+        facts = _facts(step)
+        yield f"{step['node']}{': ' if facts else ''}{facts}"
+        below = [_values("in", step.get("in", step.get("keys")))] if _should_run(step) else []
+        members = step.get("members", ())
+        width = max((2 * member["depth"] + len(member["backend"]) for member in members), default=0)
+        below += [_member_line(member, width) for member in members]
+        below += _nested("part", step.get("parts", ()), step.get("more_parts", 0))
+        below += _nested("yield", step.get("yields", ()), step.get("more_yields", 0))
+        if "out" in step or "left" in step or "error" in step:
+            below.append(f"{_values('out', step.get('out', step.get('left')))}{_failure(step)}")
+        for line in below:
+            yield f"    {line}"
+
+
+def _facts(step: Step) -> str:
+    """Say what the filter decided, how long the item was queued and ran, and in which batch."""
+    facts = []
+    if "filter" in step and (step["filter"], step["status"]) not in USUAL_STATUSES:
+        facts.append(
+            f"{step['filter']} says {step['status']}"
+            + (f" ({step['reason']})" if "reason" in step else "")
+        )
+    elif "filter" not in step and "status" in step:
+        facts.append(step["status"])
+    if "run_ms" in step:
+        facts.append(
+            f"queue {step['queue_ms']:.3f} ms, run {step['run_ms']:.3f} ms, batch {step['batch']}"
+        )
+    elif _should_run(step):
+        facts.append("dropped before it finished")
+    if "note" in step:
+        facts.append(step["note"])
+    return ", ".join(facts)
+
+
+def _should_run(step: Step) -> bool:
+    return "status" not in step or step["status"] == "Run"
+
+
+def _member_line(member: Step, width: int) -> str:
+    name = f"{'  ' * (member['depth'] - 1)}{member['backend']}".ljust(width)
+    milliseconds = f"{member['ms']:.3f} ms"
+    return f"{name}{milliseconds:>10}  {_listed(member['out'])}{_failure(member)}"
+
+
+def _failure(step: Step) -> str:
+    if "error" not in step:
+        return ""
+    if "out" in step and "left" in step:
+        return ""  # a soft failure: `out` shows the item's `error` already
+    return f" ({step['error']})" if "left" in step else f" raised {step['error']}"
+
+
+def _nested(kind: str, runs: Sequence[Iterable[Step]], more: int) -> Iterator[str]:
+    for number, steps in enumerate(runs, 1):
+        yield f"{kind} {number} of {len(runs) + more}"
+        for line in _lines(steps):
+            yield f"    {line}"
+    if more:
+        yield f"… and {more} more"
+
+
+def _values(name: str, values: Mapping[str, str] | Iterable[str] | None) -> str:
+    return f"{name}: {_listed(values or ())}".rstrip()
+
+
+def _listed(values: Mapping[str, str] | Iterable[str]) -> str:
+    """List keys with their values, or keys alone where only these are known."""
+    if isinstance(values, Mapping):
+        return ", ".join(f"{key}: {value}" for key, value in values.items())
+    return ", ".join(values)

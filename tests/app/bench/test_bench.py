@@ -1,4 +1,7 @@
-"""`penstock bench`: what it sends, what it counts, how it says so. Against real servers on a socket; no speeds."""
+"""`penstock bench`: what it sends, what it counts and what it prints.
+
+Servers are real and on a socket; no test is about speed.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +40,8 @@ from ...backends.trace_events import Shown
 DIGITS = Path(__file__).parents[3] / "examples" / "digits"
 
 
-class Teller:
-    """An ASGI app that notes what it gets, and answers `statuses` in turn (the last one for ever)."""
+class Recorder:
+    """An ASGI app that records requests and answers `statuses` in turn, the last one for ever."""
 
     def __init__(self, *statuses: int, connection: bytes = b"keep-alive") -> None:
         self.statuses = list(statuses) or [200]
@@ -71,7 +74,7 @@ class Teller:
 
 @asynccontextmanager
 async def served(app: Any) -> AsyncIterator[str]:
-    """The app on a free port, and its address."""
+    """Serve an app on a free port, and yield its URL."""
     server = uvicorn.Server(
         uvicorn.Config(app, port=0, log_level="error", lifespan="auto", ws="none")
     )
@@ -92,7 +95,7 @@ def no_signals() -> Iterator[None]:
 
 @contextmanager
 def served_in_thread(app: Any) -> Iterator[str]:
-    """For the command, which runs a loop of its own."""
+    """Serve an app in a thread, for the command, which runs a loop of its own."""
     loop = asyncio.new_event_loop()
     thread = Thread(target=loop.run_forever)
     thread.start()
@@ -116,7 +119,7 @@ def command(*arguments: str) -> Result:
 
 
 async def test_closed_loop_sends_each_request_once_over_one_connection_a_client() -> None:
-    app = Teller()
+    app = Recorder()
     async with served(app) as url:
         report = await bench_url(
             f"{url}/predict/x", Load([b"a", b"bb"], clients=3, requests=30, warm_up=0)
@@ -127,14 +130,14 @@ async def test_closed_loop_sends_each_request_once_over_one_connection_a_client(
 
 
 async def test_warm_up_is_sent_and_not_counted() -> None:
-    app = Teller()
+    app = Recorder()
     async with served(app) as url:
         report = await bench_url(f"{url}/predict/x", Load([b"a"], clients=2, requests=5, warm_up=7))
     assert (len(app.bodies), report.requests) == (12, 5)
 
 
 async def test_closed_loop_ends_by_time() -> None:
-    app = Teller()
+    app = Recorder()
     async with served(app) as url:
         report = await bench_url(
             f"{url}/predict/x", Load([b"a"], clients=2, seconds=0.1, warm_up=0)
@@ -144,7 +147,7 @@ async def test_closed_loop_ends_by_time() -> None:
 
 
 async def test_open_loop_sends_the_schedule_without_waiting_for_answers() -> None:
-    app = Teller()
+    app = Recorder()
     app.gate = asyncio.Event()
     draw = random.Random(5).expovariate
     due, expected = draw(400.0), 0
@@ -164,7 +167,7 @@ async def test_open_loop_sends_the_schedule_without_waiting_for_answers() -> Non
 
 
 async def test_open_loop_measures_from_the_scheduled_arrival() -> None:
-    """A generator that can't keep up says so in the latencies, instead of sending less."""
+    """A generator that can't keep up shows in the latencies: it does not send less."""
     loop = asyncio.get_running_loop()
     sent: list[float] = []
 
@@ -184,7 +187,7 @@ async def test_open_loop_measures_from_the_scheduled_arrival() -> None:
 
 
 async def test_deadline_and_headers_travel_with_each_request() -> None:
-    app = Teller()
+    app = Recorder()
     async with served(app) as url:
         load = Load(
             [b"a"], requests=1, deadline=0.25, warm_up=0, headers={"Authorization": "Bearer k"}
@@ -199,7 +202,7 @@ async def test_deadline_and_headers_travel_with_each_request() -> None:
 
 
 async def test_outcomes_are_counted_by_status_and_only_200_counts_as_answered() -> None:
-    async with served(Teller(200, 429, 429, 503, 200)) as url:
+    async with served(Recorder(200, 429, 429, 503, 200)) as url:
         report = await bench_url(f"{url}/predict/x", Load([b"a"], clients=1, requests=6, warm_up=0))
     assert report.outcomes == {"200": 3, "429": 2, "503": 1}
     assert report.latency.count == 3
@@ -208,7 +211,7 @@ async def test_outcomes_are_counted_by_status_and_only_200_counts_as_answered() 
 
 
 async def test_connections_that_the_server_closes_are_replaced() -> None:
-    app = Teller(connection=b"close")
+    app = Recorder(connection=b"close")
     async with served(app) as url:
         report = await bench_url(f"{url}/predict/x", Load([b"a"], clients=2, requests=6, warm_up=0))
     assert (report.outcomes, len(app.clients)) == ({"200": 6}, 6)
@@ -221,7 +224,7 @@ async def test_a_broken_answer_is_no_answer(wire: bytes) -> None:
     assert await answer_to_pieces(wire) == Answer(NO_ANSWER, b"")
 
 
-async def test_an_answer_in_pieces_behind_an_informational_one_is_read() -> None:
+async def test_an_answer_in_pieces_after_an_informational_one_is_read() -> None:
     head = (
         b"HTTP/1.1 100 Continue\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Enc",
@@ -233,7 +236,7 @@ async def test_an_answer_in_pieces_behind_an_informational_one_is_read() -> None
 
 
 async def answer_to_pieces(*pieces: bytes) -> Answer:
-    """What the client makes of an answer that comes in these pieces, before the connection is closed."""
+    """Return what the client makes of an answer that comes in pieces before the connection ends."""
     closed = asyncio.Event()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -248,23 +251,23 @@ async def answer_to_pieces(*pieces: bytes) -> Answer:
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         client = HttpClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/predict/x")
-        found = await client.send(b"")
+        received = await client.send(b"")
         await client.close()
         await closed.wait()
-    return found
+    return received
 
 
-async def test_nobody_there_is_said() -> None:
+async def test_a_server_that_does_not_listen_is_an_error() -> None:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))  # and does not listen
+        probe.bind(("127.0.0.1", 0))  # bound, but not listening
         with pytest.raises(NotAnswering, match="is the server running"):
             await bench_url(
                 f"http://127.0.0.1:{probe.getsockname()[1]}/predict/x", Load([b"a"], requests=1)
             )
 
 
-async def test_a_warm_up_without_success_ends_it_with_the_answer() -> None:
-    async with served(Teller(404)) as url:
+async def test_a_warm_up_without_success_is_an_error_with_the_answer() -> None:
+    async with served(Recorder(404)) as url:
         with pytest.raises(NotAnswering, match="status 404: no"):
             await bench_url(f"{url}/predict/x", Load([b"a"], requests=1))
 
@@ -272,12 +275,12 @@ async def test_a_warm_up_without_success_ends_it_with_the_answer() -> None:
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:1", "http://127.0.0.1:1/", "ftp://x/y", "predict/x"]
 )
-def test_an_address_without_scheme_or_path_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="is no address to post to"):
+def test_a_url_without_scheme_or_path_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="is not the URL of a pipeline"):
         HttpClient(url)
 
 
-async def test_closed_loop_needs_one_end() -> None:
+async def test_closed_loop_takes_either_requests_or_seconds() -> None:
     async def send(body: bytes) -> Answer:
         return Answer(200, b"")
 
@@ -299,7 +302,7 @@ def test_goodput_counts_successes_within_the_deadline() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
-def test_own_process_is_measured_and_one_that_is_not_there_is_unknown() -> None:
+def test_this_process_is_measured_and_one_that_does_not_exist_is_unknown() -> None:
     used, seconds = rss(os.getpid()), processor_seconds(os.getpid())
     assert used is not None
     assert 10 < used < 100_000
@@ -321,7 +324,7 @@ async def test_the_process_that_listens_is_found() -> None:
 # images
 
 
-def test_synthetic_images_have_the_size_that_is_said() -> None:
+def test_synthetic_images_have_the_default_size() -> None:
     jpegs = synthetic_jpegs(2)
     assert jpegs == synthetic_jpegs(2)
     assert jpegs[0] != jpegs[1]
@@ -333,7 +336,7 @@ def test_synthetic_images_have_the_size_that_is_said() -> None:
 
 
 def test_a_folder_is_read_by_name_and_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there is no image in"):
+    with pytest.raises(ValueError, match="no image in"):
         read_folder(tmp_path)
     for name in ("b.PNG", "a.jpg", "c.txt"):
         (tmp_path / name).write_bytes(name.encode())
@@ -388,9 +391,8 @@ async def test_a_timeline_has_every_batch_and_wait_of_the_load_and_none_of_the_w
     waits = shown.waits["digits/digits queue"]
     assert len(waits) == 20
     assert len(shown.rows["digits/digits queue"]) <= 4
-    assert {end for _, end in waits} == {
-        start for start, *_ in batches
-    }  # an item waits until its batch begins
+    # An item waits until its batch begins.
+    assert {end for _, end in waits} == {start for start, *_ in batches}
 
 
 def test_command_writes_a_timeline(tmp_path: Path) -> None:
@@ -413,7 +415,7 @@ def test_command_writes_a_timeline(tmp_path: Path) -> None:
     assert shown.about["spans that it had no room for"] == 0
 
 
-def test_command_says_what_a_timeline_lacks(
+def test_command_says_how_much_a_timeline_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timeline, "Recording", partial(timeline.Recording, limit=5))
@@ -428,16 +430,14 @@ def test_command_says_what_a_timeline_lacks(
         str(file),
     )
     assert result.exit_code == 0, result.output
-    found = Shown(json.loads(file.read_bytes())).about
-    assert found["spans"] == 5
-    assert (
-        f"only the first 5 spans; {found['spans that it had no room for']} later ones did not fit"
-        in result.stderr
-    )
+    about = Shown(json.loads(file.read_bytes())).about
+    assert about["spans"] == 5
+    missing = about["spans that it had no room for"]
+    assert f"only the first 5 spans are in it, {missing} later ones are not" in result.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_command_reports_though_its_timeline_can_not_be_written() -> None:
+def test_command_reports_even_if_its_timeline_can_not_be_written() -> None:
     result = command(
         str(DIGITS / "digits.toml"),
         "--images",
@@ -460,8 +460,8 @@ async def test_a_penstock_server_is_measured() -> None:
     assert report.usage.cpu_percent is not None
 
 
-def test_command_prints_the_figures_of_the_guide() -> None:
-    with served_in_thread(Teller(200, 200, 200, 429, 200)) as url:
+def test_command_prints_every_figure() -> None:
+    with served_in_thread(Recorder(200, 200, 200, 429, 200)) as url:
         result = command(f"{url}/predict/x", "--clients", "1", "--requests", "9", "--warm-up", "2")
     assert result.exit_code == 0, result.output
     lines = dict(line.split(maxsplit=1) for line in result.output.splitlines())
@@ -483,7 +483,7 @@ def test_command_prints_the_figures_of_the_guide() -> None:
 
 
 def test_command_prints_json_of_an_open_loop() -> None:
-    app = Teller()
+    app = Recorder()
     with served_in_thread(app) as url:
         result = command(
             f"{url}/predict/x",
@@ -498,10 +498,11 @@ def test_command_prints_json_of_an_open_loop() -> None:
             "--json",
         )
     assert result.exit_code == 0, result.output
-    found = json.loads(result.output)
-    assert found["requests"] == found["in_time"] == found["outcomes"]["200"] == len(app.bodies) - 16
-    assert found["latency"].keys() == {"count", "mean", "p50", "p90", "p99", "max"}
-    assert found["usage"].keys() == {
+    report = json.loads(result.output)
+    sent = len(app.bodies) - 16  # without the warm-up
+    assert report["requests"] == report["in_time"] == report["outcomes"]["200"] == sent
+    assert report["latency"].keys() == {"count", "mean", "p50", "p90", "p99", "max"}
+    assert report["usage"].keys() == {
         "cpu_percent",
         "rss_mb",
         "rss_max_mb",
@@ -515,14 +516,14 @@ def test_command_prints_json_of_an_open_loop() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["http://127.0.0.1:1"], 1, "is no address to post to"),
+        (["http://127.0.0.1:1"], 1, "is not the URL of a pipeline"),
         (["missing.toml"], 1, "there is no such file"),
         (["missing.toml", "--pid", "1"], 2, "running server"),
         (["http://127.0.0.1:1/x", "--requests", "1", "--seconds", "1"], 2, "either --requests or"),
-        (["http://127.0.0.1:1/x", "--header", "nothing"], 2, "is no header"),
+        (["http://127.0.0.1:1/x", "--header", "nothing"], 2, "is not a header"),
         (["http://127.0.0.1:1/x", "--profile", "t.json"], 2, "in this process"),
-        (["missing.toml", "--profile", "t.json", "--verify"], 2, "don't go together"),
-        (["missing.toml", "--profile", "nowhere/t.json"], 2, "there is no directory"),
+        (["missing.toml", "--profile", "t.json", "--verify"], 2, "exclude each other"),
+        (["missing.toml", "--profile", "nowhere/t.json"], 2, "does not exist"),
     ],
 )
 def test_command_says_what_is_wrong(arguments: list[str], code: int, message: str) -> None:

@@ -1,11 +1,11 @@
-"""What is watched while a load runs."""
+"""The monitor of GPU use while a load runs."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,21 +21,21 @@ echo 40, 1000
 """
 
 
-def install(folder: Any, text: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program in nvidia-smi's place."""
+def install(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a program in the place of nvidia-smi."""
     program = folder / "nvidia-smi"
     program.write_text(text.format(folder=folder))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
-async def until(condition: Any) -> None:
+async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.005)
 
 
-async def test_the_gpus_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_gpu_use_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, QUICK, monkeypatch)
     monitor = Monitor(None)
     async with monitor as usage:
@@ -43,7 +43,7 @@ async def test_the_gpus_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert usage.gpu_percent == 40 and usage.gpu_memory_mb == pytest.approx(1000 * 2**20 / 1e6)
 
 
-async def test_a_question_that_takes_long_ends_with_the_load(
+async def test_a_slow_nvidia_smi_is_killed_when_the_load_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(tmp_path, SLOW, monkeypatch)

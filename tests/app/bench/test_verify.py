@@ -1,4 +1,7 @@
-"""`penstock bench --verify`: finds results that depend on more than the image and the batch size, in a run and between runs."""
+"""`penstock bench --verify` finds results that depend on more than image and batch size.
+
+It does so within a run and between runs.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ from penstock.app.bench.verify import (
     Verification,
     bucket_of,
     difference,
-    lines,
     read_results,
+    verification_lines,
 )
 from penstock.app.cli.main import command_line
 from penstock.app.factory import create_app
@@ -32,14 +35,14 @@ count = 0
 
 
 class Even(Backend):
-    "Depends on nothing but the image."
+    "Depends on the image alone."
     def forward(self, batch):
         for item in batch:
             item["result"] = {"label": "a", "score": len(item["data"]) / 3}
 
 
 class BySize(Even):
-    "Depends on the batch size, too, as engines may."
+    "Depends on the batch size too, as engines may."
     def forward(self, batch):
         super().forward(batch)
         for item in batch:
@@ -71,11 +74,12 @@ class Failing(Even):
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Any:
+def files(tmp_path: Path) -> Path:
     (tmp_path / "ops.py").write_text(OPS)
     for name in ("Even", "BySize", "ByNeighbour", "Rare", "Failing"):
         (tmp_path / f"{name}.toml").write_text(
-            f'[node]\nbackend = "Python[ops.py:{name}]"\nmax = {1 if name == "Rare" else 4}\nbatching_timeout = 1\n'
+            f'[node]\nbackend = "Python[ops.py:{name}]"\nbatching_timeout = 1\n'
+            f"max = {1 if name == 'Rare' else 4}\n"
         )
     images = tmp_path / "images"
     images.mkdir()
@@ -85,7 +89,8 @@ def files(tmp_path: Path) -> Any:
     return tmp_path
 
 
-def verify(target: Any, files: Any, *more: Any, requests: Any = 400) -> Any:
+def verify(target: str | Path, files: Path, *more: Any, requests: int = 400) -> tuple[int, str]:
+    """Return the exit status and all output."""
     arguments = [
         "bench",
         target,
@@ -98,11 +103,11 @@ def verify(target: Any, files: Any, *more: Any, requests: Any = 400) -> Any:
         8,
         *more,
     ]
-    answer = CliRunner().invoke(command_line, [str(each) for each in arguments])
+    answer = CliRunner().invoke(command_line, [str(argument) for argument in arguments])
     return answer.exit_code, answer.stdout + answer.stderr
 
 
-def test_the_digits_server(running: Any, digits: Any, files: Any) -> None:
+def test_the_digits_server(running: Any, digits: Path, files: Path) -> None:
     store = files / "results.json"
     with running(create_app(digits)) as client:
         url = f"{client.base_url}/predict/digits"
@@ -115,10 +120,9 @@ def test_the_digits_server(running: Any, digits: Any, files: Any) -> None:
     assert stored["requests"] == 400 and len(stored["results"]) == 4
     assert (
         sum(
-            count
-            for each in read_results(store).values()
-            for bucket in each.values()
-            for count in bucket.values()
+            counts.total()
+            for buckets in read_results(store).values()
+            for counts in buckets.values()
         )
         == 400
     )
@@ -128,7 +132,7 @@ def test_the_digits_server(running: Any, digits: Any, files: Any) -> None:
 
 @pytest.mark.parametrize("over_http", [False, True])
 def test_a_backend_whose_results_depend_on_its_neighbours_is_found(
-    running: Any, files: Any, over_http: Any
+    running: Any, files: Path, over_http: bool
 ) -> None:
     if over_http:
         with running(create_app(files / "ByNeighbour.toml")) as client:
@@ -141,10 +145,10 @@ def test_a_backend_whose_results_depend_on_its_neighbours_is_found(
         and "numbers differ by at most" in text
         and "(result.score)" in text
     )
-    assert "node in a batch of 1: " not in text  # alone it has no neighbour
+    assert "node in a batch of 1: " not in text  # an image alone has no neighbour
 
 
-def test_one_wrong_answer_is_found(files: Any) -> None:
+def test_one_wrong_answer_is_found(files: Path) -> None:
     code, text = verify(files / "Rare.toml", files)
     assert (
         code == 1
@@ -154,7 +158,7 @@ def test_one_wrong_answer_is_found(files: Any) -> None:
     )
 
 
-def test_different_results_of_different_batch_sizes_are_said_and_allowed(files: Any) -> None:
+def test_different_results_of_different_batch_sizes_are_reported_and_allowed(files: Path) -> None:
     code, text = verify(files / "BySize.toml", files)
     assert (
         code == 0
@@ -164,7 +168,7 @@ def test_different_results_of_different_batch_sizes_are_said_and_allowed(files: 
     assert "numbers differ by at most" in text and "e-07 (result.score)" in text
 
 
-def test_runs_are_compared(files: Any) -> None:
+def test_runs_are_compared(files: Path) -> None:
     store = files / "results.json"
     assert verify(files / "Even.toml", files, "--store", store)[0] == 0
     assert verify(files / "Even.toml", files, "--compare", store)[0] == 0
@@ -172,12 +176,12 @@ def test_runs_are_compared(files: Any) -> None:
     code, text = verify(files / "Even.toml", files, "--compare", store)
     assert (
         code == 1
-        and "other results than in the stored run; " in text
+        and "not the results of the stored run; " in text
         and 'result.label is "a" or "c"' in text
     )
 
 
-def test_requests_that_fail_verify_nothing(files: Any) -> None:
+def test_requests_that_fail_verify_nothing(files: Path) -> None:
     code, text = verify(files / "Failing.toml", files, requests=20)
     assert code == 1 and "failures     500: 20; they gave nothing to verify" in text
 
@@ -185,20 +189,20 @@ def test_requests_that_fail_verify_nothing(files: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--store", "x.json"), "belong to --verify"),
+        (("--store", "x.json"), "need --verify"),
         (("--verify", "--seconds", "1"), "not --seconds"),
         (("--verify", "--rate", "1"), "not --seconds"),
         (("--verify", "--json"), "not --seconds"),
     ],
 )
-def test_options_that_do_not_fit(files: Any, arguments: Any, reason: str) -> None:
+def test_options_that_do_not_fit(files: Path, arguments: Any, reason: str) -> None:
     answer = CliRunner().invoke(
         command_line, ["bench", str(files / "Even.toml"), *arguments], env={"COLUMNS": "200"}
     )
     assert answer.exit_code == 2 and reason in answer.stderr
 
 
-def test_files_that_are_no_results(files: Any) -> None:
+def test_files_that_hold_no_results(files: Path) -> None:
     for content in ("", "[]", "{}", '{"format": 7}', '{"format": 1, "results": {"a": 1}}'):
         (files / "other.json").write_text(content)
         code, text = verify(files / "Even.toml", files, "--compare", files / "other.json")
@@ -210,56 +214,58 @@ def test_files_that_are_no_results(files: Any) -> None:
 
 def test_buckets() -> None:
     assert bucket_of('queue.a;dur=0.1, run.a;dur=1.0;desc="batch 3"') == "a in a batch of 3"
-    two = 'queue.a;dur=0.1, run.a;dur=1.0;desc="batch 3", queue.b-c.d;dur=0.1, run.b-c.d;dur=1;desc="batch 12"'
-    assert bucket_of(two) == "a in a batch of 3, b-c.d in a batch of 12"
-    assert bucket_of("") == "no batch size known"
+    one, two = 'run.a;dur=1.0;desc="batch 3"', 'run.b-c.d;dur=1;desc="batch 12"'
+    timing = f"queue.a;dur=0.1, {one}, queue.b-c.d;dur=0.1, {two}"
+    assert bucket_of(timing) == "a in a batch of 3, b-c.d in a batch of 12"
+    assert bucket_of("") == "batch size unknown"
 
 
-def answer(text: Any, size: Any = 1) -> Any:
+def answer(text: str, size: int = 1) -> Answer:
     return Answer(200, text.encode(), f'queue.n;dur=0, run.n;dur=0;desc="batch {size}"')
 
 
 def test_one_result_a_bucket() -> None:
-    found = Verification()
+    run = Verification()
     for text, size in [("1", 1), ("1", 1), ("2", 2), ("2", 2)]:
-        found.note("x", answer(text, size))
+        run.note("x", answer(text, size))
     assert (
-        list(found.inconsistent()) == []
-        and len(list(found.between_buckets())) == 1
-        and lines(found, None)[1]
+        list(run.inconsistent()) == []
+        and len(list(run.between_buckets())) == 1
+        and verification_lines(run, None)[1]
     )
-    found.note("y", answer("7", 1))  # another image may have another result
-    assert lines(found, None)[1]
-    found.note("x", answer("3", 2))
-    assert len(list(found.inconsistent())) == 1 and not lines(found, None)[1]
-    assert found.results["x"]["n in a batch of 2"] == Counter({"2": 2, "3": 1})
+    run.note("y", answer("7", 1))  # another image may have another result
+    assert verification_lines(run, None)[1]
+    run.note("x", answer("3", 2))
+    assert len(list(run.inconsistent())) == 1 and not verification_lines(run, None)[1]
+    assert run.results["x"]["n in a batch of 2"] == Counter({"2": 2, "3": 1})
 
 
 def test_bytes_are_compared_not_numbers() -> None:
-    """`1.0` and `1` are equal for Python, and would not be for whoever compares answers."""
-    found = Verification()
-    found.note("x", answer("1.0"))
-    found.note("x", answer("1"))
-    assert len(list(found.inconsistent())) == 1
+    """`1.0` and `1` are equal to Python, but not to a client that compares answers."""
+    run = Verification()
+    run.note("x", answer("1.0"))
+    run.note("x", answer("1"))
+    assert len(list(run.inconsistent())) == 1
 
 
-def test_nothing_is_not_verified() -> None:
-    assert not lines(Verification(), None)[1]
-    found = Verification()
-    found.note("x", answer("1"))
+def test_a_run_without_results_is_not_verified() -> None:
+    assert not verification_lines(Verification(), None)[1]
+    run = Verification()
+    run.note("x", answer("1"))
     assert (
-        not lines(found, Comparison(equal=0, alone=1))[1] and lines(found, Comparison(equal=1))[1]
+        not verification_lines(run, Comparison(equal=0, new=1))[1]
+        and verification_lines(run, Comparison(equal=1))[1]
     )
-    found.note("x", Answer(429, b""))
-    assert not lines(found, None)[1]
+    run.note("x", Answer(429, b""))
+    assert not verification_lines(run, None)[1]
 
 
 def test_a_long_list_is_cut() -> None:
-    found = Verification()
+    run = Verification()
     for image in range(30):
-        found.note(str(image), answer("1"))
-        found.note(str(image), answer("2"))
-    text, _ = lines(found, None, limit=5)
+        run.note(str(image), answer("1"))
+        run.note(str(image), answer("2"))
+    text, _ = verification_lines(run, None, limit=5)
     assert (
         "inconsistent 30" in text
         and "  … and 25 more" in text
@@ -280,9 +286,9 @@ def test_a_long_list_is_cut() -> None:
         ),
         (['{"a": 1}', '{"b": 1}'], "a is 1 or null"),
         (['{"a": [1]}', '{"a": [1, 2]}'], "a is [1] or [1,2]"),
-        (["1", "1.0"], "they are the same but for how they are written"),
-        (["no", "json"], "they are no JSON"),
+        (["1", "1.0"], "they differ only in how they are written"),
+        (["no", "json"], "they are not JSON"),
     ],
 )
-def test_differences_in_words(answers: Any, words: Any) -> None:
+def test_differences_in_words(answers: list[str], words: str) -> None:
     assert difference(answers) == words

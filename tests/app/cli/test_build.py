@@ -1,10 +1,14 @@
-"""`penstock build` and `penstock encrypt`, run as a user runs them. Engines are built for real, by TensorRT-RTX."""
+"""`penstock build` and `penstock encrypt`, as a user runs them.
+
+TensorRT-RTX builds real engines.
+"""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,27 +17,30 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from typer.testing import CliRunner
+from onnx.external_data_helper import set_external_data
+from typer.testing import CliRunner, Result
 
 from penstock.app.cli.main import command_line
 from penstock.backends.engines.encryption import KEY, decrypt
 
 SECRET = bytes(range(32))
+Run = Callable[..., Result]
+Start = Callable[[], Any]  # a Popen whose three pipes are there
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Any:
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setenv(KEY, SECRET.hex())
 
-    def invoke(*arguments: Any) -> Any:
-        return CliRunner().invoke(command_line, [str(each) for each in arguments])
+    def invoke(*arguments: Any) -> Result:
+        return CliRunner().invoke(command_line, [str(argument) for argument in arguments])
 
     return invoke
 
 
-def write_model(path: Any, layers: Any = 1) -> None:
-    """N x 4, multiplied by the unit matrix `layers` times."""
+def write_model(path: Path, layers: int = 1) -> None:
+    """Write a model that multiplies N×4 by the unit matrix, `layers` times."""
     names = [f"x{index}" for index in range(layers + 1)]
     nodes = [
         helper.make_node("MatMul", [before, "w"], [after]) for before, after in pairwise(names)
@@ -55,16 +62,17 @@ def write_model(path: Any, layers: Any = 1) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Any:
+def folder(tmp_path: Path) -> Path:
     write_model(tmp_path / "net.onnx")
     (tmp_path / "net.toml").write_text(
-        '[first]\nbackend = "S[TensorrtTensor]"\nmodel = "net.onnx"\nmax = "1&4"\n"model::cache" = "kept"\nlibrary = "tensorrt_rtx"\n'
+        '[first]\nbackend = "S[TensorrtTensor]"\nmodel = "net.onnx"\nmax = "1&4"\n'
+        '"model::cache" = "kept"\nlibrary = "tensorrt_rtx"\n'
         '[second]\nbackend = "Identity"\n'
     )
     return tmp_path
 
 
-def test_every_group_of_every_node_is_built_once(run: Any, folder: Any) -> None:
+def test_every_group_of_every_node_is_built_once(run: Run, folder: Path) -> None:
     answer = run("build", folder / "net.toml")
     assert answer.exit_code == 0, answer.stderr
     built = [line.split(", ")[0].rsplit(" in ", 1)[0] for line in answer.stdout.splitlines()]
@@ -75,9 +83,12 @@ def test_every_group_of_every_node_is_built_once(run: Any, folder: Any) -> None:
     assert str(folder / "kept" / "net-") in again.stdout and "MiB)" in again.stdout
 
 
-def test_what_can_not_be_built_exits_with_1_and_the_rest_is_built(run: Any, folder: Any) -> None:
+def test_an_engine_that_can_not_be_built_exits_with_1_and_the_rest_is_built(
+    run: Run, folder: Path
+) -> None:
     (folder / "net.toml").write_text(
-        '[bad]\nbackend = "TensorrtTensor"\nmodel = "net.onnx"\nmax = "4x5"\n"model::cache" = "kept/"\nnext = "missing"\n'
+        '[bad]\nbackend = "TensorrtTensor"\nmodel = "net.onnx"\nmax = "4x5"\n'
+        '"model::cache" = "kept/"\nnext = "missing"\n'
         '[missing]\nbackend = "TensorrtTensor"\nmodel = "gone.onnx"\nnext = "good"\n'
         '[good]\nbackend = "TensorrtTensor"\nmodel = "net.onnx"\n"model::cache" = "kept/"\n'
     )
@@ -93,34 +104,49 @@ def test_what_can_not_be_built_exits_with_1_and_the_rest_is_built(run: Any, fold
     )
 
 
-BAD = {
-    'model = "cut.onnx"': "node 'a': TensorrtTensor: the model {}/cut.onnx is no ONNX file, or is cut off",
-    'model = "beside.onnx"': "node 'a': TensorrtTensor: the model {}/beside.onnx keeps weights in gone.bin, which is not beside it",
-    'model = "net.onnx"\nlibrary = "tensorrt"': "node 'a': TensorrtTensor: TensorRT is not here (tensorrt is not installed): install one",
-    'model = "net.onnx"\ninput_reorder = "1,0"': "[a] input_reorder: '1,0' must hold each of 0 to 0 once",
-    'model = "net.onnx"\noutput_reorder = "1"': "[a] output_reorder: '1' must hold each of 0 to 0 once",
-    'model = "net.onnx"\nlog_level = "loud"': "[a] log_level: ",
-}
+NODE = "node 'a': TensorrtTensor: "
+BAD = [
+    ('model = "cut.onnx"', NODE + "the model {}/cut.onnx is no ONNX file, or is cut off"),
+    (
+        'model = "beside.onnx"',
+        NODE + "the model {}/beside.onnx keeps weights in gone.bin, which is not beside it",
+    ),
+    (
+        'model = "net.onnx"\nlibrary = "tensorrt"',
+        NODE + "TensorRT is not here (tensorrt is not installed): install one",
+    ),
+    (
+        'model = "net.onnx"\ninput_reorder = "1,0"',
+        "[a] input_reorder: '1,0' must hold each of 0 to 0 once",
+    ),
+    (
+        'model = "net.onnx"\noutput_reorder = "1"',
+        "[a] output_reorder: '1' must hold each of 0 to 0 once",
+    ),
+    ('model = "net.onnx"\nlog_level = "loud"', "[a] log_level: "),
+]
 
 
-@pytest.mark.parametrize("keys", BAD)
-def test_what_is_wrong_names_its_node(
-    run: Any, folder: Any, keys: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("keys", "reason"), BAD)
+def test_a_reason_names_its_node(
+    run: Run, folder: Path, keys: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = (folder / "net.onnx").read_bytes()
     (folder / "cut.onnx").write_bytes(whole[:-20])
     model = onnx.load_model_from_string(whole)
-    onnx.external_data_helper.set_external_data(model.graph.initializer[0], "gone.bin")
+    set_external_data(model.graph.initializer[0], "gone.bin")
     (folder / "beside.onnx").write_bytes(model.SerializeToString())
-    monkeypatch.setitem(sys.modules, "tensorrt", None)  # as where it is not installed
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # as if it were not installed
     (folder / "net.toml").write_text(
         f'[a]\nbackend = "TensorrtTensor"\n"model::cache" = "kept/"\n{keys}\n'
     )
     answer = run("build", folder / "net.toml")
-    assert answer.exit_code == 1 and BAD[keys].format(folder) in answer.stderr
+    assert answer.exit_code == 1 and reason.format(folder) in answer.stderr
 
 
-def test_what_can_not_be_kept_exits_with_1_and_is_not_built(run: Any, folder: Any) -> None:
+def test_an_engine_that_can_not_be_kept_exits_with_1_and_is_not_built(
+    run: Run, folder: Path
+) -> None:
     (folder / "file").write_text("")
     (folder / "net.toml").write_text(
         '[a]\nbackend = "TensorrtTensor"\nmodel = "net.onnx"\n"model::cache" = "file/kept/"\n'
@@ -133,10 +159,10 @@ def test_what_can_not_be_kept_exits_with_1_and_is_not_built(run: Any, folder: An
     )
 
 
-def test_a_file_without_engines_says_so(run: Any, tmp_path: Path) -> None:
+def test_a_file_without_engines_says_so(run: Run, tmp_path: Path) -> None:
     (tmp_path / "none.toml").write_text('[a]\nbackend = "Identity"\n')
     answer = run("build", tmp_path / "none.toml")
-    assert answer.exit_code == 0 and "no node has an engine that is built ahead" in answer.stdout
+    assert answer.exit_code == 0 and "no node has an engine to build" in answer.stdout
     (tmp_path / "none.toml").write_text('[a]\nbackend = "Identty"\n')
     assert run("build", tmp_path / "none.toml").exit_code == 1
 
@@ -162,35 +188,39 @@ main()
 
 
 @pytest.fixture
-def start(folder: Any) -> Any:
-    """`penstock build` as a process that stops in the middle of the build, and goes on when its standard input is closed."""
+def start(folder: Path) -> Iterator[Start]:
+    """Start `penstock build` as a process that stops amid the build.
+
+    It goes on when its standard input is closed.
+    """
     write_model(folder / "net.onnx", layers=50)
     pipe = subprocess.PIPE
-    found = []
+    processes = []
 
     def start() -> Any:
         command = [sys.executable, "-c", SLOW, str(folder / "net.toml")]
-        found.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True))
-        return found[-1]
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        processes.append(process)
+        return process
 
     yield start
-    for process in found:
+    for process in processes:
         process.kill()
         process.communicate()
 
 
-def test_ctrl_c_cancels(start: Any, folder: Any) -> None:
+def test_ctrl_c_cancels(start: Start, folder: Path) -> None:
     process = start()
     assert process.stdout.readline() == "building\n", process.stderr.read()
     process.send_signal(signal.SIGINT)
     while "cancelled" not in (line := process.stderr.readline()):
-        assert line, "it ended without a word"
+        assert line, "it ended and said nothing"
     process.communicate(timeout=60)
     assert process.returncode == 130
     assert not list((folder / "kept").glob("*.engine"))
 
 
-def test_who_waits_for_another_build_says_so_and_ctrl_c_ends_it_at_once(start: Any) -> None:
+def test_a_build_that_waits_for_another_says_so_and_ctrl_c_ends_it_at_once(start: Start) -> None:
     first = start()
     assert first.stdout.readline() == "building\n", first.stderr.read()
     second = start()
@@ -201,24 +231,25 @@ def test_who_waits_for_another_build_says_so_and_ctrl_c_ends_it_at_once(start: A
     second.send_signal(signal.SIGINT)
     answer, said = second.communicate(timeout=60)
     assert (second.returncode, answer, said.strip()) == (130, "", "cancelled")
-    assert first.poll() is None  # it still builds
+    assert first.poll() is None  # it is still building
 
 
-def test_files_are_encrypted_beside_themselves(run: Any, folder: Any) -> None:
+def test_files_are_encrypted_beside_themselves(run: Run, folder: Path) -> None:
     answer = run("encrypt", folder / "net.onnx")
     target = folder / "net.onnx.encrypted"
     assert answer.exit_code == 0 and f"wrote {target}" in answer.stdout
     assert decrypt(target.read_bytes(), SECRET, "") == (folder / "net.onnx").read_bytes()
     assert target.stat().st_mode & 0o777 == 0o600
     (folder / "net.toml").write_text(
-        '[a]\nbackend = "TensorrtTensor"\nmodel = "net.onnx.encrypted"\nmax = 2\n"model::cache" = "net.trt.encrypted"\n'
+        '[a]\nbackend = "TensorrtTensor"\nmodel = "net.onnx.encrypted"\nmax = 2\n'
+        '"model::cache" = "net.trt.encrypted"\n'
     )
     answer = run("build", folder / "net.toml")
     assert answer.exit_code == 0 and "net/a: built" in answer.stdout
     decrypt((folder / "net.trt.encrypted").read_bytes(), SECRET, "")
 
 
-def test_the_key_of_a_file_comes_first(run: Any, folder: Any) -> None:
+def test_the_key_in_a_file_comes_before_the_environment(run: Run, folder: Path) -> None:
     (folder / "key").write_text("22" * 32)
     answer = run(
         "encrypt",
@@ -235,7 +266,7 @@ def test_the_key_of_a_file_comes_first(run: Any, folder: Any) -> None:
     )
 
 
-def test_what_stops_encryption(run: Any, folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stops_encryption(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         "does not end with .encrypted"
         in run("encrypt", folder / "net.onnx", "--output", folder / "x").stderr

@@ -1,4 +1,4 @@
-"""`penstock call`, run as a user runs it."""
+"""`penstock call`, as a user runs it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from pydantic import SecretStr
+from typer.testing import CliRunner, Result
 
 from penstock.app.cli.main import command_line
 from penstock.app.factory import create_app
@@ -75,10 +76,11 @@ max = 4
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Any:
+def files(tmp_path: Path) -> Path:
     (tmp_path / "ops.py").write_text(OPS)
     (tmp_path / "text.toml").write_text(
-        '[first]\nbackend = "S[Python[ops.py:Warm],Python[ops.py:shout]]"\nnext = "second"\n[second]\nbackend = "Python[ops.py:count]"\n'
+        '[first]\nbackend = "S[Python[ops.py:Warm],Python[ops.py:shout]]"\nnext = "second"\n'
+        '[second]\nbackend = "Python[ops.py:count]"\n'
     )
     (tmp_path / "fails.toml").write_text('[only]\nbackend = "S[Identity,Python[ops.py:fail]]"\n')
     (tmp_path / "graph.toml").write_text(GRAPH)
@@ -87,17 +89,17 @@ def files(tmp_path: Path) -> Any:
     return tmp_path
 
 
-def call(*arguments: Any, **options: Any) -> Any:
+def call(*arguments: Any, **options: Any) -> Result:
     return CliRunner().invoke(command_line, ["call", *map(str, arguments)], **options)
 
 
-def test_an_image(digits: Any) -> None:
+def test_an_image(digits: Path) -> None:
     answer = call(digits, digits.parent / "digit.png")
     assert answer.exit_code == 0 and not answer.stderr
     assert json.loads(answer.stdout)["label"] == "three"
 
 
-def test_a_bare_model(digits: Any) -> None:
+def test_a_bare_model(digits: Path) -> None:
     answer = call(
         digits.parent / "digits.onnx",
         digits.parent / "digit.png",
@@ -108,17 +110,15 @@ def test_a_bare_model(digits: Any) -> None:
     assert "result" in json.loads(answer.stdout)
 
 
-def test_text_and_standard_input(files: Any) -> None:
+def test_text_and_standard_input(files: Path) -> None:
     assert json.loads(call(files / "text.toml", "three", "--text").stdout) == {"result": 5}
     assert json.loads(call(files / "text.toml", "-", input=b"four").stdout) == {"result": 4}
 
 
-def test_the_trace(files: Any) -> None:
+def test_the_trace(files: Path) -> None:
     answer = call(files / "text.toml", "three", "--text", "--trace")
     assert answer.exit_code == 0
-    assert json.loads(answer.stdout) == {
-        "result": 5
-    }  # the trace is not in the way of whoever reads the answer
+    assert json.loads(answer.stdout) == {"result": 5}  # without the trace, for other programs
     timeless = re.sub(r" +[\d.]+ ms", " T", answer.stderr)
     assert timeless.splitlines() == [
         "first: queue T, run T, batch 1",
@@ -132,7 +132,7 @@ def test_the_trace(files: Any) -> None:
     ]
 
 
-def test_the_trace_of_images_has_shapes_and_dtypes(digits: Any) -> None:
+def test_the_trace_of_images_has_shapes_and_dtypes(digits: Path) -> None:
     answer = call(digits, digits.parent / "digit.png", "--trace")
     lines = answer.stderr.splitlines()
     assert "in: data: 125 bytes" in lines[1]
@@ -144,7 +144,7 @@ def test_the_trace_of_images_has_shapes_and_dtypes(digits: Any) -> None:
     )
 
 
-def test_the_trace_of_a_node_that_runs_in_a_process(files: Any) -> None:
+def test_the_trace_of_a_node_that_runs_in_a_process(files: Path) -> None:
     text = (files / "text.toml").read_text().replace("[first]", '[first]\nexecutor = "process"')
     (files / "process.toml").write_text(text)
     answer = call(files / "process.toml", "three", "--text", "--trace")
@@ -156,7 +156,7 @@ def test_the_trace_of_a_node_that_runs_in_a_process(files: Any) -> None:
     assert lines[5].startswith("second: queue") and lines[5].endswith("batch 1")
 
 
-def test_the_trace_of_a_graph(files: Any) -> None:
+def test_the_trace_of_a_graph(files: Path) -> None:
     answer = call(files / "graph.toml", "one two", "--text", "--trace")
     assert answer.exit_code == 0 and json.loads(answer.stdout) == {"result": ["ONE", "TWO"]}
     assert re.sub(r" +[\d.]+ ms", " T", answer.stderr).splitlines() == [
@@ -183,7 +183,7 @@ def test_the_trace_of_a_graph(files: Any) -> None:
     ]
 
 
-def test_the_trace_ends_where_the_request_ended(files: Any) -> None:
+def test_the_trace_ends_where_the_request_ended(files: Path) -> None:
     text = (files / "graph.toml").read_text().replace("shout", "fail")
     (files / "graph.toml").write_text(text)
     answer = call(files / "graph.toml", "one", "--text", "--trace")
@@ -198,18 +198,17 @@ def test_the_trace_ends_where_the_request_ended(files: Any) -> None:
     ]
 
 
-def test_a_soft_failure(files: Any, digits: Any) -> None:
+def test_a_soft_failure(files: Path, digits: Path) -> None:
     answer = call(digits, digits.parent / "labels.txt", "--trace")
     assert answer.exit_code == 1 and not answer.stdout
     assert answer.stderr.splitlines()[-1].startswith("not an image file")
-    assert (
-        "DecodeMat" in answer.stderr and "ResizeMat" not in answer.stderr
-    )  # the trace shows how far it came
+    # The trace shows how far the item came.
+    assert "DecodeMat" in answer.stderr and "ResizeMat" not in answer.stderr
     answer = call(files / "text.toml", "", "--text")
     assert answer.exit_code == 1 and answer.stderr == "an empty text\n"
 
 
-def test_a_backend_that_raises(files: Any) -> None:
+def test_a_backend_that_raises(files: Path) -> None:
     answer = call(files / "fails.toml", "x", "--text", "--trace")
     assert answer.exit_code == 1 and not answer.stdout
     assert (
@@ -227,13 +226,13 @@ def test_a_backend_that_raises(files: Any) -> None:
         ("absent.toml", "absent.onnx"),
     ],
 )
-def test_what_can_not_be_run(files: Any, file: Any, expected: Any) -> None:
+def test_files_that_can_not_be_run(files: Path, file: str, expected: str) -> None:
     answer = call(files / file, "x", "--text")
     assert answer.exit_code == 1 and not answer.stdout
     assert expected in answer.stderr and "Traceback" not in answer.stderr
 
 
-def test_no_image(files: Any, digits: Any) -> None:
+def test_an_image_that_does_not_exist(files: Path, digits: Path) -> None:
     answer = call(digits, files / "gone.png")
     assert (
         answer.exit_code == 1
@@ -241,7 +240,7 @@ def test_no_image(files: Any, digits: Any) -> None:
     )
 
 
-def test_a_running_server(running: Any, digits: Any) -> None:
+def test_a_running_server(running: Any, digits: Path) -> None:
     with running(create_app(digits, settings=Settings())) as client:
         url = f"{client.base_url}/predict/digits"
         answer = call(url, digits.parent / "digit.png", "--trace")
@@ -258,11 +257,11 @@ def test_a_running_server(running: Any, digits: Any) -> None:
     answer = call(url, digits.parent / "digit.png")
     assert answer.exit_code == 1 and "is the server running" in answer.stderr
     answer = call("http://127.0.0.1", digits.parent / "digit.png")
-    assert answer.exit_code == 1 and "no address to post to" in answer.stderr
+    assert answer.exit_code == 1 and "is not the URL of a pipeline" in answer.stderr
 
 
-def test_a_running_server_with_a_token(running: Any, files: Any) -> None:
-    settings = Settings(api_key="key", admin_token="token", allow_trace=True)
+def test_a_running_server_with_a_token(running: Any, files: Path) -> None:
+    settings = Settings(api_key=SecretStr("key"), admin_token=SecretStr("token"), allow_trace=True)
     with running(create_app(files / "text.toml", settings=settings)) as client:
         url = f"{client.base_url}/predict/text"
         answer = call(url, "three", "--text", "--token", "key")

@@ -1,32 +1,36 @@
-"""The command line, run as a user runs it."""
+"""The command line, as a user runs it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import penstock
 from penstock.app.cli.main import command_line
 from penstock.app.settings import Settings
 from penstock.backends.expressions import registry
+from penstock.pipelines.repository import Repository
+
+Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Any:
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("COLUMNS", "160")
 
-    def invoke(*arguments: Any) -> Any:
-        return CliRunner().invoke(command_line, [str(each) for each in arguments])
+    def invoke(*arguments: Any) -> Result:
+        return CliRunner().invoke(command_line, [str(argument) for argument in arguments])
 
     return invoke
 
 
-def test_check_says_what_a_file_says(run: Any, digits: Any) -> None:
+def test_check_lists_the_nodes_of_a_file(run: Run, digits: Path) -> None:
     answer = run("check", digits)
     assert answer.exit_code == 0
     assert "digits: fine, 1 node" in answer.stdout
@@ -37,7 +41,7 @@ def test_check_says_what_a_file_says(run: Any, digits: Any) -> None:
     )
 
 
-def test_check_warns_of_what_may_not_be_meant(run: Any, tmp_path: Path) -> None:
+def test_check_prints_warnings(run: Run, tmp_path: Path) -> None:
     (tmp_path / "one.toml").write_text('[a]\nnext = "b,a.2"\n[b]\n[a.2]\n')
     answer = run("check", tmp_path)
     assert (
@@ -51,7 +55,7 @@ def test_check_warns_of_what_may_not_be_meant(run: Any, tmp_path: Path) -> None:
     )
 
 
-def test_check_prints_every_problem_and_exits_with_1(run: Any, tmp_path: Path) -> None:
+def test_check_prints_every_problem_and_exits_with_1(run: Run, tmp_path: Path) -> None:
     (tmp_path / "one.toml").write_text(
         '[a]\nbackend = "DecodeMap"\nmaxx = 3\n[b]\nbackend = "Identity"\n'
     )
@@ -62,31 +66,31 @@ def test_check_prints_every_problem_and_exits_with_1(run: Any, tmp_path: Path) -
     assert len(answer.stderr.splitlines()) >= 3
 
 
-def test_check_says_which_nodes_are_models(run: Any, tmp_path: Path) -> None:
+def test_check_lists_nodes_that_are_models(run: Run, tmp_path: Path) -> None:
     (tmp_path / "one.toml").write_text(
         '[pipeline.expose.b]\n[a]\nbackend = "Identity"\nnext = "b"\n[b]\nbackend = "Identity"\n'
     )
     answer = run("check", tmp_path / "one.toml")
-    assert answer.exit_code == 0 and "at /v2 also: one.b" in answer.stdout
+    assert answer.exit_code == 0 and "also at /v2: one.b" in answer.stdout
 
 
-def test_check_of_nothing(run: Any, tmp_path: Path) -> None:
+def test_check_of_a_file_that_does_not_exist(run: Run, tmp_path: Path) -> None:
     answer = run("check", tmp_path / "absent.toml")
     assert answer.exit_code == 1 and "there is no such file" in answer.stderr
 
 
-def test_serve_checks_first(run: Any, tmp_path: Path) -> None:
+def test_serve_checks_first(run: Run, tmp_path: Path) -> None:
     (tmp_path / "one.toml").write_text('[a]\nbackend = "DecodeMap"\n')
     answer = run("serve", tmp_path / "one.toml")
     assert answer.exit_code == 1 and "DecodeMat" in answer.stderr
 
 
-def test_version(run: Any) -> None:
+def test_version(run: Run) -> None:
     answer = run("--version")
     assert (answer.exit_code, answer.stdout.strip()) == (0, f"penstock {penstock.__version__}")
 
 
-def test_serve_help_lists_every_setting(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_help_lists_every_setting(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     answer = run("serve", "--help")
     assert answer.exit_code == 0
@@ -99,33 +103,34 @@ def test_serve_help_lists_every_setting(run: Any, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def settings_of(run: Any, monkeypatch: pytest.MonkeyPatch, digits: Any) -> Any:
-    """The settings that `serve` would run with."""
-    found = []
+def settings_of(run: Run, monkeypatch: pytest.MonkeyPatch, digits: Path) -> Callable[..., Settings]:
+    """Return the settings with which `serve` would run."""
+    served: list[Settings] = []
 
-    def record(repository: Any, settings: Any) -> Any:
-        found.append(settings)
+    def record(repository: Repository, settings: Settings) -> int:
+        served.append(settings)
         return 0
 
-    def invoke(*arguments: Any) -> Any:
+    def invoke(*arguments: Any) -> Settings:
         monkeypatch.setattr("penstock.app.server.serve.serve", record)
         answer = run("serve", digits, *arguments)
         assert answer.exit_code == 0, answer.stderr
-        return found.pop()
+        return served.pop()
 
     return invoke
 
 
 def test_options_come_before_the_environment(
-    settings_of: Any, monkeypatch: pytest.MonkeyPatch
+    settings_of: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert settings_of() == Settings()
     monkeypatch.setenv("PENSTOCK_PORT", "1234")
     monkeypatch.setenv("PENSTOCK_ACCESS_LOG", "true")
     monkeypatch.setenv("PENSTOCK_API_KEY", "k3y")
-    found = settings_of()
-    assert (found.port, found.access_log, found.api_key.get_secret_value()) == (1234, True, "k3y")
-    found = settings_of(
+    settings = settings_of()
+    assert (settings.port, settings.access_log) == (1234, True)
+    assert settings.api_key is not None and settings.api_key.get_secret_value() == "k3y"
+    settings = settings_of(
         "--port",
         0,
         "--no-access-log",
@@ -137,13 +142,13 @@ def test_options_come_before_the_environment(
         1.5,
     )
     assert (
-        found.port,
-        found.access_log,
-        found.log_format,
-        found.max_body,
-        found.drain_timeout,
+        settings.port,
+        settings.access_log,
+        settings.log_format,
+        settings.max_body,
+        settings.drain_timeout,
     ) == (0, False, "json", 100, 1.5)
-    assert found == Settings(
+    assert settings == Settings(
         port=0, access_log=False, log_format="json", max_body=100, drain_timeout=1.5
     )
 
@@ -158,14 +163,14 @@ def test_options_come_before_the_environment(
         ("--max-images", 0),
     ],
 )
-def test_wrong_options(run: Any, digits: Any, arguments: Any) -> None:
+def test_wrong_options(run: Run, digits: Path, arguments: tuple[Any, ...]) -> None:
     answer = run("serve", digits, *arguments)
     assert (
         answer.exit_code == 2 and arguments[0] in answer.stderr and "two words" not in answer.stderr
     )
 
 
-def test_backends(run: Any) -> None:
+def test_backends(run: Run) -> None:
     answer = run("backends")
     assert answer.exit_code == 0
     rows = {
@@ -176,8 +181,8 @@ def test_backends(run: Any) -> None:
     assert rows["DecodeMat"] == "yes An image file to pixels."
     assert rows["LetterBoxMat"].startswith("yes YOLO's letterbox")
     assert (
-        rows["cvtColorMat"] == "yes another name of CvtColorMat"
-        and rows["S"] == "yes another name of Sequential"
+        rows["cvtColorMat"] == "yes another name for CvtColorMat"
+        and rows["S"] == "yes another name for Sequential"
     )
     assert rows["OpenvinoTensor"].startswith("no not in this version")
     answer = run("backends", "ResizeMat")
@@ -190,7 +195,7 @@ def test_backends(run: Any) -> None:
     assert answer.exit_code == 1 and "did you mean 'ResizeMat'" in answer.stderr
 
 
-def test_backends_say_what_is_missing(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backends_name_the_missing_extra(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "penstock.backends.expressions.registry.extra_installed", lambda extra: extra != "tensorrt"
     )
@@ -205,7 +210,7 @@ def test_backends_say_what_is_missing(run: Any, monkeypatch: pytest.MonkeyPatch)
     assert "TensorrtTensor no needs penstock-serve[tensorrt]" in listed
 
 
-def test_a_broken_package_hides_no_other_backend(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_package_hides_no_other_backend(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = EntryPoint("Broken", "penstock.backends.nothing:There", registry.GROUP)
     monkeypatch.setattr(registry, "_installed", lambda: {"Broken": broken})
     answer = run("backends")
@@ -217,8 +222,8 @@ def test_a_broken_package_hides_no_other_backend(run: Any, monkeypatch: pytest.M
     )
 
 
-def test_check_says_what_can_not_run_here(
-    run: Any, digits: Any, monkeypatch: pytest.MonkeyPatch
+def test_check_names_nodes_that_can_not_run_here(
+    run: Run, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "penstock.app.cli.tables.extra_installed", lambda extra: extra != "tensorrt"
@@ -232,7 +237,7 @@ def test_check_says_what_can_not_run_here(
     assert answer.stdout.count("can't run here") == 1
 
 
-def test_a_loop_is_no_backend(run: Any) -> None:
+def test_a_loop_is_not_a_backend(run: Run) -> None:
     answer = run("backends", "Ring")
     assert (
         answer.exit_code == 1

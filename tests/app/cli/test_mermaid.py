@@ -1,18 +1,23 @@
-"""Pipelines as Mermaid flowcharts: read back by a grammar that takes less than Mermaid does (which has taken the same charts)."""
+"""Pipelines as Mermaid flowcharts, read back by a grammar that is stricter than Mermaid's.
+
+Mermaid itself has drawn the same charts.
+"""
 
 from __future__ import annotations
 
 import html
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from penstock.app.cli.main import command_line
 from penstock.app.cli.mermaid import SHAPES, escaped, flowchart
 from penstock.backends.expressions.registry import register_backend
+from penstock.backends.item import Item
 from penstock.pipelines.config.load import load
 
 LABEL = r'(?:[^"#<>&`%\n]|#\d+;|<br>)+'
@@ -24,38 +29,45 @@ EDGE = re.compile(rf'(n\d+) (==>|-->|-\.->|-\.-|--o)(?:\|"({LABEL})"\|)? (n\d+)'
 
 
 @register_backend("MermaidStream")
-async def stream(item: Any, call: Any) -> Any:
+async def stream(item: Item, call: Any) -> AsyncIterator[int]:
     yield 1
 
 
-def text_of(label: Any) -> Any:
-    """As Mermaid shows it: `#34;` is its `&#34;`."""
+def text_of(label: str) -> str:
+    """Return a label as Mermaid shows it: it writes `#34;` for `&#34;`."""
     return html.unescape(re.sub(r"#(\d+);", r"&#\1;", label))
 
 
-def read(chart: Any) -> Any:
-    """(nodes by first line of the label: (kind, other lines)), [(from, arrow, label, to)], for one pipeline."""
+def read(chart: str) -> tuple[dict[str, tuple[str, ...]], list[tuple[str, str, str, str]]]:
+    """Read the chart of one pipeline.
+
+    Returns its nodes (first line of the label -> kind and other lines), and its edges: (from,
+    arrow, label, to).
+    """
     first, *lines = chart.splitlines()
     assert first == "flowchart TD"
-    names, nodes, edges = {}, {}, []
+    names: dict[str, str] = {}
+    nodes: dict[str, tuple[str, ...]] = {}
+    edges: list[tuple[str, str, str, str]] = []
     for line in lines:
         assert line.startswith("    ")
-        if found := NODE.fullmatch(line.strip()):
-            identifier, opening, label, closing = found.groups()
+        if node := NODE.fullmatch(line.strip()):
+            identifier, opening, label, closing = node.groups()
             assert identifier not in names and closing == SHAPES[KINDS[opening]][1]
             names[identifier], *rest = map(text_of, label.split("<br>"))
             nodes[names[identifier]] = (KINDS[opening], *rest)
         else:
-            found = EDGE.fullmatch(line.strip())
-            assert found, line
-            origin, arrow, label, target = found.groups()
-            edges.append(
-                (names[origin], arrow, text_of(label or ""), names[target])
-            )  # nodes come before edges
+            edge = EDGE.fullmatch(line.strip())
+            assert edge, line
+            origin, arrow, label, target = edge.groups()
+            # Nodes come before edges, so both names are known.
+            edges.append((names[origin], arrow, text_of(label or ""), names[target]))
     return nodes, edges
 
 
-def drawn(nodes: Any) -> Any:
+def drawn(
+    nodes: dict[str, Any],
+) -> tuple[dict[str, tuple[str, ...]], list[tuple[str, str, str, str]]]:
     return read(flowchart([load(nodes)]))
 
 
@@ -77,7 +89,8 @@ def test_a_chain() -> None:
 def test_branches_maps_and_filters() -> None:
     nodes, edges = drawn({
         "a": {"next": "b,c"}, "b": {"next": "d"}, "c": {"filter": "Skip", "next": "d"},
-        "d": {"map": "b[result:data],c[data:other,result:more]", "next": "e"}, "e": {"map": "d[result:data],a[data:first]"},
+        "d": {"map": "b[result:data],c[data:other,result:more]", "next": "e"},
+        "e": {"map": "d[result:data],a[data:first]"},
     })  # fmt: skip
     assert nodes["c"][-1] == "filter: Skip" and not any("filter" in line for line in nodes["d"])
     assert edges[1:] == [
@@ -96,9 +109,8 @@ def test_jumps() -> None:
         "each": {"backend": "MapReduce(jump=cut,split=boxes)", "merge": "result,score"},
         "cut": {"backend": "CopySplit", "jump": "work", "split_size": 3}, "work": {},
     })  # fmt: skip
-    assert {
-        name: each[0] for name, each in nodes.items() if each[0] == "composite"
-    } == dict.fromkeys(("jump", "each", "cut"), "composite")
+    composites = {name for name, (kind, *_) in nodes.items() if kind == "composite"}
+    assert composites == {"jump", "each", "cut"}
     assert nodes["jump"] == ("composite", "Jump")
     assert [edge for edge in edges if edge[1] == "-.->"] == [
         ("jump", "-.->", "jump", "each"),
@@ -149,9 +161,9 @@ def test_groups() -> None:
     "text",
     ['"', '"]) end', "#quot;", "<b>; lt;", "`x`", "%%{init: {}}%%", "a|b", "\x1b[31m", "a\nb", "…"],
 )
-def test_what_means_something_to_mermaid(text: Any) -> None:
-    split = load({"each": {"backend": "MapReduce", "jump": "x", "split": text.strip()}, "x": {}})
-    _, edges = read(flowchart([split]))
+def test_texts_that_mean_something_to_mermaid_are_escaped(text: str) -> None:
+    config = load({"each": {"backend": "MapReduce", "jump": "x", "split": text.strip()}, "x": {}})
+    _, edges = read(flowchart([config]))
     (edge,) = [edge for edge in edges if edge[1] == "-.->"]
     shown = text.replace("\x1b", "\\x1b").replace("\n", "\\n")
     assert edge[2] == f"each of {shown}, merges result"
@@ -173,11 +185,11 @@ def test_names_that_are_words_of_mermaid() -> None:
 # the command
 
 
-def graph(*arguments: Any, **options: Any) -> Any:
+def graph(*arguments: Any, **options: Any) -> Result:
     return CliRunner().invoke(command_line, ["graph", *map(str, arguments)], **options)
 
 
-def test_a_file_a_model_and_standard_input(digits: Any) -> None:
+def test_a_file_a_model_and_standard_input(digits: Path) -> None:
     answer = graph(digits)
     assert answer.exit_code == 0 and not answer.stderr
     nodes, _ = read(answer.stdout)
@@ -201,7 +213,7 @@ def test_a_directory_is_one_chart(tmp_path: Path) -> None:
         'subgraph p2["two"]',
     ]
     nodes = [line.strip().partition("[")[0] for line in lines if '["a' in line or '["b' in line]
-    assert nodes == ["n1", "n2", "n4", "n5"]  # in each its own
+    assert nodes == ["n1", "n2", "n4", "n5"]  # each subgraph has its own
     for block in blocks[:2]:
         assert len(read("\n".join(["flowchart TD", *block.strip().splitlines()[1:]]))[1]) == 2
 
@@ -209,11 +221,11 @@ def test_a_directory_is_one_chart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("[a", "standard input: no TOML"),
-        (b"\xff", "standard input: no TOML"),
+        ("[a", "standard input: not valid TOML"),
+        (b"\xff", "standard input: not valid TOML"),
         ('[a]\nbackend = "Identitx"\n', "did you mean 'Identity'?"),
     ],
 )
-def test_what_can_not_be_drawn(text: Any, expected: Any) -> None:
+def test_files_that_can_not_be_drawn(text: str | bytes, expected: str) -> None:
     answer = graph("-", input=text)
     assert answer.exit_code == 1 and not answer.stdout and expected in answer.stderr

@@ -1,0 +1,21 @@
+"""What all commands share in a terminal: how they fail, and text that is safe to print."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import typer
+
+
+def fail(*reasons: str) -> NoReturn:
+    """Print each reason to standard error, on a line of its own, and exit with 1."""
+    for reason in reasons:
+        typer.echo(reason, err=True)
+    raise typer.Exit(1)
+
+
+def printable(text: str) -> str:
+    """Escape what could steer a terminal, since a key or an error may hold a client's text."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
