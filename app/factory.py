@@ -25,6 +25,7 @@ from .openapi.document import OpenAPI
 from .openapi.page import add_docs_page, installed_assets
 from .routes import routes, typed_routes
 from .settings import Settings
+from .v2.call import error_answer
 from .v2.router import protocol_router
 from .v2.routes import protocol
 
@@ -56,7 +57,9 @@ def create_app(
     repository = _repository(source, labels)
     predict = Predict(repository, settings, _fetch(settings))
     metrics = Metrics(repository)
-    checks = [Middleware(Authenticate, settings=settings)] if settings.api_key is not None else []
+    checks = []
+    if settings.api_key is not None:
+        checks.append(Middleware(Authenticate, settings=settings, protocol_error=error_answer))
     if restriction := restriction_of(settings.restricted_api):
         checks.append(Middleware(Restrict, restriction=restriction))
     assets = installed_assets()

@@ -28,7 +28,7 @@ from penstock.pipelines.repository import Repository
 
 from .v2.models.metrics import TritonCollector
 
-NODE = ("pipeline", "node")
+NODE_LABELS = ("pipeline", "node")
 
 
 class PipelineCollector(Collector):
@@ -73,10 +73,12 @@ def _pipeline_metrics(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]
 
 def _node_histograms(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
     queue = HistogramMetricFamily(
-        "penstock_queue_seconds", "Time that an item waited in a node's queue.", labels=NODE
+        "penstock_queue_seconds", "Time that an item waited in a node's queue.", labels=NODE_LABELS
     )
-    run = HistogramMetricFamily("penstock_run_seconds", "Time that a batch ran.", labels=NODE)
-    size = HistogramMetricFamily("penstock_batch_size", "Rows of a batch.", labels=NODE)
+    run = HistogramMetricFamily(
+        "penstock_run_seconds", "Time that a batch ran.", labels=NODE_LABELS
+    )
+    size = HistogramMetricFamily("penstock_batch_size", "Rows of a batch.", labels=NODE_LABELS)
     for name, pipeline in pipelines:
         for node in pipeline.nodes:
             found = node.statistics
@@ -94,14 +96,20 @@ def _node_histograms(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
 
 def _node_metrics(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
     items = CounterMetricFamily(
-        "penstock_items", "Items by how they left a node.", labels=[*NODE, "outcome"]
+        "penstock_items", "Items by how they left a node.", labels=[*NODE_LABELS, "outcome"]
     )
     restarts = CounterMetricFamily(
-        "penstock_executor_restarts", "Executor threads that died and were replaced.", labels=NODE
+        "penstock_executor_restarts",
+        "Executor threads that died and were replaced.",
+        labels=NODE_LABELS,
     )
-    depth = GaugeMetricFamily("penstock_queue_depth", "Rows in a node's queue.", labels=NODE)
-    busy = GaugeMetricFamily("penstock_executors_busy", "Executors that run a batch.", labels=NODE)
-    executors = GaugeMetricFamily("penstock_executors", "Executors that are there.", labels=NODE)
+    depth = GaugeMetricFamily("penstock_queue_depth", "Rows in a node's queue.", labels=NODE_LABELS)
+    busy = GaugeMetricFamily(
+        "penstock_executors_busy", "Executors that run a batch.", labels=NODE_LABELS
+    )
+    executors = GaugeMetricFamily(
+        "penstock_executors", "Executors that are there.", labels=NODE_LABELS
+    )
     for name, pipeline in pipelines:
         counted: tuple[Node | CompositeNode, ...] = (*pipeline.nodes, *pipeline.composites)
         for each in counted:

@@ -1,17 +1,36 @@
-"""What an operator may set. Every field is a command line option of `penstock serve` and an environment variable PENSTOCK_…"""
+"""Settings: what an operator may set.
+
+Each field is an option of `penstock serve` and an environment variable PENSTOCK_….
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Literal, NamedTuple
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from .http.restriction import Restriction
+from penstock.backends.suggestions import did_you_mean
+
+GROUPS = (
+    "health",
+    "metadata",
+    "inference",
+    "shared-memory",
+    "model-config",
+    "model-repository",
+    "statistics",
+    "trace",
+    "logging",
+)
+"""Triton's names for groups of APIs, which `restricted_api` uses."""
+
+OFF = "off"
 
 
 class Settings(BaseSettings):
-    """Settings of a server. Arguments come before the environment; what neither names has the default below."""
+    """The settings of a server: arguments first, then the environment, then the defaults below."""
 
     model_config = SettingsConfigDict(
         env_prefix="PENSTOCK_",
@@ -23,18 +42,18 @@ class Settings(BaseSettings):
 
     host: str = Field(
         default="127.0.0.1",
-        description="Address to listen on; 0.0.0.0 is every one of this machine.",
+        description="Address to listen on; 0.0.0.0 listens on every address of the machine.",
     )
     port: int = Field(
-        default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one."
+        default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one."
     )
     api_key: SecretStr | None = Field(
         default=None,
-        description="Bearer key that every request must carry, but for health. Unset: none needed.",
+        description="Bearer key that every request except health must carry. Unset: none needed.",
     )
     admin_token: SecretStr | None = Field(
         default=None,
-        description="Bearer token of whoever may change the server. Unset: nobody may.",
+        description="Bearer token that lets its holder change the server. Unset: changes are off.",
     )
     allow_model_control: bool = Field(
         default=False,
@@ -42,11 +61,11 @@ class Settings(BaseSettings):
     )
     allow_model_overrides: bool = Field(
         default=False,
-        description="Let such a load at /v2 bring its configuration and ONNX files along.",
+        description="Let such a load at /v2 bring its own configuration and ONNX files.",
     )
     allow_trace: bool = Field(
         default=False,
-        description="Give the admin token, where a request asks, the trace of what it did.",
+        description="Return a trace of the request to the admin token, where a request asks.",
     )
     allow_shared_memory: bool = Field(
         default=False,
@@ -54,11 +73,13 @@ class Settings(BaseSettings):
     )
     map_shared_memory: bool = Field(
         default=False,
-        description="Use tensors in shared memory in place. Fast; a client that truncates its memory meanwhile ends the server.",
+        description="Use tensors in shared memory in place. Fast, but a client that truncates "
+        "its memory meanwhile crashes the server.",
     )
     restricted_api: SecretStr | None = Field(
         default=None,
-        description="Rules for groups of APIs, with ; between: 'statistics,metadata:header=secret', 'shared-memory:off'. Unset: none.",
+        description="Rules for groups of APIs, separated by ; as in "
+        "'statistics,metadata:header=secret' or 'shared-memory:off'. Unset: none.",
     )
     max_body: int = Field(default=64 * 2**20, ge=1, description="Largest request body, bytes.")
     max_chunks: int = Field(
@@ -67,44 +88,44 @@ class Settings(BaseSettings):
     max_inflated: int = Field(
         default=64 * 2**20,
         ge=1,
-        description="Largest request body at /v2 once it is decompressed, bytes.",
+        description="Largest request body at /v2 after decompression, bytes.",
     )
     max_json_depth: int = Field(
-        default=100, ge=1, le=1000, description="Most levels of a JSON request at /v2."
+        default=100, ge=1, le=1000, description="Most levels of nesting in a JSON request at /v2."
     )
     body_timeout: float = Field(
-        default=30.0, gt=0, description="A request's body must have come within this time, seconds."
+        default=30.0, gt=0, description="Longest time for a request's body to arrive, seconds."
     )
     max_images: int = Field(default=256, ge=1, description="Most images in one batch request.")
     allow_url: bool = Field(
         default=False,
-        description='Take {"url": …} for an image, and fetch it: from public addresses only.',
+        description='Accept {"url": …} for an image and fetch it, from public addresses only.',
     )
     url_timeout: float = Field(
-        default=10.0, gt=0, description="An image by URL must have come within this time, seconds."
+        default=10.0, gt=0, description="Longest time to fetch an image by URL, seconds."
     )
     url_ports: str = Field(
         default="80,443",
         pattern=r"^\d{1,5}(,\d{1,5})*$",
-        description="Ports that a URL may name, commas between.",
+        description="Ports that a URL may name, separated by commas.",
     )
     drain_timeout: float = Field(
         default=30.0,
         ge=0,
-        description="At shutdown, what is inside may take this long to end, seconds.",
+        description="Longest time for requests in flight to finish at shutdown, seconds.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least level that is logged."
+        default="info", description="Lowest level that is logged."
     )
     log_format: Literal["text", "json"] = Field(
-        default="text", description="Log lines as text or as JSON objects."
+        default="text", description="Write log lines as text or as JSON objects."
     )
     access_log: bool = Field(default=False, description="Log a line for every request.")
 
     @field_validator("api_key", "admin_token")
     @classmethod
     def _check_token(cls, value: SecretStr | None) -> SecretStr | None:
-        """An empty key would let anybody in; one with spaces or beyond ASCII can't travel in the header."""
+        """Refuse an empty token, which every request would match, and one that no header can carry."""
         if value is None:
             return None
         text = value.get_secret_value()
@@ -116,5 +137,45 @@ class Settings(BaseSettings):
     @classmethod
     def _check_rules(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
-            Restriction(value.get_secret_value())
+            parse_restrictions(value.get_secret_value())
         return value
+
+
+class AccessRule(NamedTuple):
+    """What a group of APIs asks for. An empty `header`: the group is off."""
+
+    header: str = ""
+    secret: bytes = b""
+
+
+def parse_restrictions(rules: str) -> dict[str, AccessRule]:
+    """Parse `restricted_api`: `api,api:header=secret` or `api:off`, separated by `;`.
+
+    Returns the rules by group; an empty text has none. Raises ValueError for a malformed rule, with
+    a text that quotes neither secrets nor names of groups: either may stand in the other's place.
+    """
+    parsed: dict[str, AccessRule] = {}
+    for place, text in enumerate(filter(None, map(str.strip, rules.split(";"))), 1):
+        names, colon, wanted = text.partition(":")
+        header, equals, secret = (piece.strip() for piece in wanted.partition("="))
+        off = bool(colon) and header == OFF and not equals
+        if not off and not (
+            equals and re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", header) and secret
+        ):
+            raise ValueError(f"rule {place}: expected APIs:header=secret or APIs:off")
+        if not (secret.isascii() and secret.isprintable()):
+            raise ValueError(
+                f"rule {place}: expected only visible ASCII characters in the secret of {header}"
+            )
+        rule = AccessRule() if off else AccessRule(header.lower(), secret.encode())
+        for number, name in enumerate(map(str.strip, names.split(",")), 1):
+            if name not in GROUPS:
+                # The name is not quoted. It may be a secret that holds a ; or is in the wrong place.
+                raise ValueError(
+                    f"rule {place}: API {number}: expected one of {', '.join(GROUPS)}"
+                    f"{did_you_mean(name, GROUPS)}"
+                )
+            if name in parsed:
+                raise ValueError(f"rule {place}: an earlier rule covers {name} already")
+            parsed[name] = rule
+    return parsed

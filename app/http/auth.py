@@ -1,48 +1,77 @@
-"""Who may do what: a bearer API key for everything but health, and an admin token for what changes the server.
+"""Authentication: a bearer API key for everything except health, an admin token for what changes
+the server.
 
-`Authenticate` is plain ASGI, so that the hot routes stand behind it like all others. It is installed only where a key is set. The same
-`check_key` is a dependency of `create_router`'s routes, which no middleware of ours protects.
+`Authenticate` is plain ASGI middleware, so it guards the hot routes too. It is installed only where
+an API key is set. No middleware of ours guards the routes of `create_router`: they call `check_key`
+as a dependency.
 """
 
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import SecretStr
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..settings import Settings
-from ..v2.call import error_answer
 from .errors import Forbidden, Unauthorized, problem
 from .paths import is_protocol, path_of
 from .request_id import request_id_of
 
-OPEN = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
-"""Paths that need no key: load balancers have none. Written out, for a prefix could be climbed out of."""
+OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
+"""Paths that need no key, because load balancers have none. They are whole paths: a client could
+climb out of a prefix with `..`.
+"""
+
+WriteError = Callable[[Exception], tuple[int, Sequence[tuple[bytes, bytes]], bytes]]
+"""Writes an error as status, headers and body, without Content-Length and X-Request-Id."""
 
 
 class Authenticate:
-    """ASGI middleware: 401 for requests without the API key or the admin token."""
+    """ASGI middleware that answers 401 to requests without the API key or the admin token."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, protocol_error: WriteError) -> None:
+        """`protocol_error` writes the 401 below /v2, where clients expect the protocol's form."""
         self.app = app
         self._settings = settings
+        self._protocol_error = protocol_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or path_of(scope) in OPEN:
+        if scope["type"] == "lifespan" or path_of(scope) in OPEN_PATHS:
             await self.app(scope, receive, send)
             return
         try:
             check_key(scope, self._settings)
         except Unauthorized as error:
-            await _refuse(scope, send, error)
+            await self._refuse(scope, send, error)
             return
         await self.app(scope, receive, send)
 
+    async def _refuse(self, scope: Scope, send: Send, error: Unauthorized) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": str(error)})
+            return
+        request_id = request_id_of(scope)
+        if is_protocol(scope):
+            status, more, body = self._protocol_error(error)
+            headers = [*more, (b"content-length", b"%d" % len(body))]
+        else:
+            status, headers, body = problem(error, request_id)
+        headers.append((b"x-request-id", request_id.encode()))
+        # The body was not read. `close` keeps the server, and any proxy, from taking the rest of an
+        # upload for the beginning of the next request.
+        headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
 
 def check_key(scope: Any, settings: Settings) -> None:
-    """Raises `Unauthorized` unless the request carries the API key, or the admin token, or neither is asked for."""
+    """Raise `Unauthorized` unless the request carries the API key or the admin token.
+
+    Where no API key is set, every request passes.
+    """
     if settings.api_key is None:
         return
     token = _bearer(scope)
@@ -53,16 +82,24 @@ def check_key(scope: Any, settings: Settings) -> None:
 
 
 def check_admin(scope: Any, settings: Settings) -> None:
-    """Raises `Forbidden` where the operator has not allowed changes, or for the API key; `Unauthorized` without the admin token."""
+    """Raise `Forbidden` or `Unauthorized` unless the request may load and unload pipelines.
+
+    `Forbidden`: the operator has not allowed it, or the request carries the API key.
+    `Unauthorized`: it carries neither that nor the admin token.
+    """
     if settings.admin_token is None or not settings.allow_model_control:
         raise Forbidden(
-            "loading and unloading are off; PENSTOCK_ADMIN_TOKEN and PENSTOCK_ALLOW_MODEL_CONTROL=true turn them on"
+            "loading and unloading are off; PENSTOCK_ADMIN_TOKEN and "
+            "PENSTOCK_ALLOW_MODEL_CONTROL=true turn them on"
         )
     check_admin_token(scope, settings)
 
 
 def check_trace(scope: Any, settings: Settings) -> None:
-    """Raises what `check_admin` raises, for a request that wants its trace: it names nodes and keys, and tells why a backend raised."""
+    """Raise `Forbidden` or `Unauthorized`, as `check_admin` does, unless the request may be traced.
+
+    A trace names nodes and keys, and says why a backend raised.
+    """
     if settings.admin_token is None or not settings.allow_trace:
         raise Forbidden(
             "traces are off; PENSTOCK_ADMIN_TOKEN and PENSTOCK_ALLOW_TRACE=true turn them on"
@@ -71,7 +108,7 @@ def check_trace(scope: Any, settings: Settings) -> None:
 
 
 def check_admin_token(scope: Any, settings: Settings) -> None:
-    """Raises `Forbidden` for the API key, `Unauthorized` for anything else that is not the admin token."""
+    """Raise `Forbidden` for the API key, `Unauthorized` for anything except the admin token."""
     token = _bearer(scope)
     if token is not None and _equal(token, settings.admin_token):
         return
@@ -81,31 +118,18 @@ def check_admin_token(scope: Any, settings: Settings) -> None:
 
 
 def _bearer(scope: Any) -> bytes | None:
-    """The token of the Authorization header; None if there is none, or several (which one would a proxy have checked?)."""
-    found = [value for name, value in scope["headers"] if name == b"authorization"]
-    if len(found) != 1:
+    """Return the token of the Authorization header.
+
+    None if the header is missing, or comes more than once: a proxy may have checked another one
+    than we would.
+    """
+    values = [value for name, value in scope["headers"] if name == b"authorization"]
+    if len(values) != 1:
         return None
-    scheme, _, token = found[0].partition(b" ")
+    scheme, _, token = values[0].partition(b" ")
     return token.strip() if scheme.lower() == b"bearer" else None
 
 
 def _equal(token: bytes, secret: SecretStr | None) -> bool:
-    """In a time that tells nothing about where they differ."""
+    """Compare in constant time: how long it takes must not say where the two differ."""
     return secret is not None and hmac.compare_digest(token, secret.get_secret_value().encode())
-
-
-async def _refuse(scope: Scope, send: Send, error: Unauthorized) -> None:
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008, "reason": str(error)})
-        return
-    request_id = request_id_of(scope)
-    if is_protocol(scope):
-        status, found, body = error_answer(error)
-        headers = [*found, (b"content-length", b"%d" % len(body))]
-    else:
-        status, headers, body = problem(error, request_id)
-    headers.append((b"x-request-id", request_id.encode()))
-    # The body was not read. Saying so keeps an upload's rest from being taken for the next request's beginning, by proxies too.
-    headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

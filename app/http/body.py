@@ -23,11 +23,11 @@ logging.getLogger("python_multipart").setLevel(
 
 Form = Literal["raw", "sniff", "json", "multipart"]
 
-LARGE = 1 << 20
+PARSE_OFF_LOOP_BYTES = 1 << 20
 """Bytes from which a body is parsed on a helper thread: parsing this much on the loop would be felt by other requests."""
 
 
-SKIPPED = 1 << 18
+MAX_DISCARDED_BYTES = 1 << 18
 """Bytes of a refused body that are read and thrown away to keep the connection; as much as Go's server does."""
 
 
@@ -53,7 +53,7 @@ def must_close(scope: Scope) -> bool:
         return False  # there a request is a stream of its own
     headers = dict(scope["headers"])
     if b"content-length" in headers:
-        return b"expect" in headers or _number(headers[b"content-length"]) > SKIPPED
+        return b"expect" in headers or _number(headers[b"content-length"]) > MAX_DISCARDED_BYTES
     return b"transfer-encoding" in headers
 
 
@@ -136,7 +136,7 @@ async def images_of(
     """The images in a JSON or multipart body: one (or its URL), or 1 to `limit` where `many`."""
     parse: Callable[..., list[bytes] | Link] = _from_json if form == "json" else _from_multipart
     arguments = (body, many, limit) if form == "json" else (body, content_type, many, limit)
-    if len(body) >= LARGE:
+    if len(body) >= PARSE_OFF_LOOP_BYTES:
         return await asyncio.to_thread(parse, *arguments)
     return parse(*arguments)
 

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from penstock.backends.errors import BackendError, InvalidRequest, PenstockError
+from penstock.backends.text import encodable
 
 from .request_id import request_id_of
 
@@ -102,7 +103,7 @@ STATUSES: dict[str, Status] = {
 }
 """Code -> statuses. Every exception of Penstock is answered by it, in every protocol."""
 
-CODES = {
+CODE_BY_STATUS = {
     401: "unauthorized",
     403: "forbidden",
     404: "not_found",
@@ -182,7 +183,7 @@ async def _handle_validation(request: Request, error: Exception) -> Response:
 async def _handle_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     request_id = request_id_of(request.scope)
-    code = CODES.get(
+    code = CODE_BY_STATUS.get(
         error.status_code, "invalid_request" if error.status_code < 500 else "internal"
     )
     headers = [
@@ -205,18 +206,13 @@ def _object(status: int, detail: str, code: str, request_id: str) -> dict[str, A
 
 
 def _answer(status: int, body: dict[str, Any], headers: list[tuple[bytes, bytes]]) -> Problem:
-    content = orjson.dumps({**body, "detail": _encodable(body["detail"])})
+    content = orjson.dumps({**body, "detail": encodable(body["detail"])})
     headers = [
         (b"content-type", MEDIA_TYPE.encode()),
         (b"content-length", b"%d" % len(content)),
         *headers,
     ]
     return status, headers, content
-
-
-def _encodable(text: str) -> str:
-    """Without lone surrogates (a file name may hold some), which no JSON can carry."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _response(

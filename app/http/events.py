@@ -29,7 +29,7 @@ from .render import fields_of, to_json
 logger = logging.getLogger("penstock.http")
 
 MEDIA_TYPE = "text/event-stream"
-HEADERS = [
+EVENT_HEADERS = [
     (b"content-type", MEDIA_TYPE.encode()),
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),  # nginx would collect the events first
@@ -82,7 +82,11 @@ class EventStream:
         event = self._end() if part is None else self._event(part)
         try:
             await send(
-                {"type": "http.response.start", "status": 200, "headers": [*HEADERS, *headers]}
+                {
+                    "type": "http.response.start",
+                    "status": 200,
+                    "headers": [*EVENT_HEADERS, *headers],
+                }
             )
             while not self._ended:
                 await send({"type": "http.response.body", "body": event, "more_body": True})

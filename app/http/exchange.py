@@ -1,7 +1,7 @@
 """Slow requests: the time bound of an upload, and noticing that a client has left while its request waits.
 
 A timer or a task for every request would cost a third of the rate (docs/explanation/performance.md). So a request only leaves its name here, and
-one timer looks at those that are still there `PATIENCE` later: only these get a timer of their own (while uploading) or a task that
+one timer looks at those that are still there `SLOW_AFTER_SECONDS` later: only these get a timer of their own (while uploading) or a task that
 listens for the client's departure (while waiting for an answer).
 """
 
@@ -15,11 +15,11 @@ from typing import Protocol
 
 from starlette.types import Receive
 
-PATIENCE = 0.02
+SLOW_AFTER_SECONDS = 0.02
 """Seconds before a request counts as slow."""
 
 
-class Work(Protocol):
+class PendingWork(Protocol):
     """What is done for a request (a `Run`): dropped when the client leaves."""
 
     def leave(self) -> None: ...
@@ -34,7 +34,7 @@ class Exchange:
         self.receive = receive
         self.task = task
         self.started = started
-        self.runs: Sequence[Work] = ()  # empty while the body is being read
+        self.runs: Sequence[PendingWork] = ()  # empty while the body is being read
         self.timed_out = False
         self.helper: asyncio.Task[None] | asyncio.TimerHandle | None = None
 
@@ -45,7 +45,7 @@ class Exchange:
         self.helper = asyncio.create_task(self._listen(), context=contextvars.Context())
 
     def grow_slow(self, loop: asyncio.AbstractEventLoop, body_timeout: float) -> None:
-        """Called once, `PATIENCE` after the start, if it has not ended."""
+        """Called once, `SLOW_AFTER_SECONDS` after the start, if it has not ended."""
         if self.runs:
             self.listen()
         else:
@@ -81,7 +81,7 @@ class Watch:
         self._recent[exchange] = None
         if not self._ticking:
             self._ticking = True
-            loop.call_later(PATIENCE, self._look, loop, context=self._context)
+            loop.call_later(SLOW_AFTER_SECONDS, self._look, loop, context=self._context)
 
     def end(self, exchange: Exchange) -> None:
         if exchange.helper is None:
@@ -93,12 +93,12 @@ class Watch:
             exchange.helper = None
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        # One look covers all requests of a PATIENCE, so a request is known to be slow after one to two of them.
-        slow_since = loop.time() - PATIENCE
+        # One look covers all requests of a SLOW_AFTER_SECONDS, so a request is known to be slow after one to two of them.
+        slow_since = loop.time() - SLOW_AFTER_SECONDS
         slow = list(takewhile(lambda exchange: exchange.started <= slow_since, self._recent))
         for exchange in slow:
             del self._recent[exchange]
             exchange.grow_slow(loop, self._body_timeout)
         self._ticking = bool(self._recent)
         if self._ticking:
-            loop.call_later(PATIENCE, self._look, loop, context=self._context)
+            loop.call_later(SLOW_AFTER_SECONDS, self._look, loop, context=self._context)

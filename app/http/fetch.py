@@ -37,22 +37,22 @@ logger = logging.getLogger("penstock.fetch")
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 """All addresses of a host, in the order in which to try them. Raises OSError."""
 
-REDIRECTS = 3
-ADDRESSES = 3
+MAX_REDIRECTS = 3
+MAX_ADDRESSES = 3
 """So many addresses of one host are tried."""
-CONNECT_TIMEOUT = 3.0
+CONNECT_TIMEOUT_SECONDS = 3.0
 """Seconds, for each address."""
-MOST_AT_ONCE = 64
-LONGEST_URL = 2048
-PORTS = (80, 443)
+MAX_CONCURRENT_FETCHES = 64
+MAX_URL_CHARACTERS = 2048
+DEFAULT_PORTS = (80, 443)
 
-HEADERS = {
+REQUEST_HEADERS = {
     "accept": "image/*",
     "accept-encoding": "identity",
     "user-agent": "penstock",
     "connection": "close",
 }
-REDIRECTED = (301, 302, 303, 307, 308)
+REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 
 
 async def resolve_by_system(host: str, port: int) -> list[str]:
@@ -72,7 +72,7 @@ class Fetcher:
         *,
         max_bytes: int,
         timeout: float,
-        ports: Collection[int] = PORTS,
+        ports: Collection[int] = DEFAULT_PORTS,
         resolve: Resolve = resolve_by_system,
         ssl_context: ssl.SSLContext | None = None,
         exempt: Collection[str] = (),
@@ -93,9 +93,9 @@ class Fetcher:
         Raises `InvalidRequest` for a URL that is not taken, `InvalidInput` for one that gives no bytes, `TooLarge`, `DeadlineExceeded`,
         `QueueFull` when too many are being fetched.
         """
-        if self.inside >= MOST_AT_ONCE:
+        if self.inside >= MAX_CONCURRENT_FETCHES:
             raise QueueFull(
-                f"{self.inside} images are being fetched, no more than {MOST_AT_ONCE} may be"
+                f"{self.inside} images are being fetched, no more than {MAX_CONCURRENT_FETCHES} may be"
             )
         self.inside += 1
         first = deadline is not None and deadline < self.timeout
@@ -113,9 +113,9 @@ class Fetcher:
 
     async def _follow(self, text: str) -> bytes:
         url = parse(text, self.ports)
-        for _ in range(REDIRECTS + 1):
+        for _ in range(MAX_REDIRECTS + 1):
             async with self._get(url) as answer:
-                if answer.status_code not in REDIRECTED:
+                if answer.status_code not in REDIRECT_STATUSES:
                     return await self._read(answer)
                 location = answer.headers.get("location", "")
                 if not location:
@@ -125,7 +125,7 @@ class Fetcher:
                 except (httpx.InvalidURL, ValueError):
                     raise InvalidInput("the URL is redirected to what is no URL") from None
             url = parse(target, self.ports, "the URL is redirected, and the new one")
-        raise InvalidInput(f"the URL is redirected more than {REDIRECTS} times")
+        raise InvalidInput(f"the URL is redirected more than {MAX_REDIRECTS} times")
 
     @asynccontextmanager
     async def _get(self, url: httpx.URL) -> AsyncIterator[httpx.Response]:
@@ -143,15 +143,20 @@ class Fetcher:
     async def _connect(
         self, transport: httpx.AsyncHTTPTransport, url: httpx.URL, addresses: list[str]
     ) -> httpx.Response:
-        headers = {"host": url.netloc.decode("ascii"), **HEADERS}
+        headers = {"host": url.netloc.decode("ascii"), **REQUEST_HEADERS}
         extensions: dict[str, Any] = {
-            "timeout": {"connect": CONNECT_TIMEOUT, "read": None, "write": None, "pool": None}
+            "timeout": {
+                "connect": CONNECT_TIMEOUT_SECONDS,
+                "read": None,
+                "write": None,
+                "pool": None,
+            }
         }
         if url.scheme == "https":
             extensions["sni_hostname"] = url.raw_host.decode(
                 "ascii"
             )  # the certificate is verified for it, too
-        for address in addresses[:ADDRESSES]:
+        for address in addresses[:MAX_ADDRESSES]:
             request = httpx.Request(
                 "GET", url.copy_with(host=address), headers=headers, extensions=extensions
             )
@@ -225,8 +230,8 @@ def parse(text: str, ports: Collection[int], what: str = "the URL") -> httpx.URL
 
     What comes out is used for everything that follows, so it does not matter whether others would have read the text differently.
     """
-    if len(text) > LONGEST_URL:
-        raise InvalidRequest(f"{what} has more than {LONGEST_URL} characters")
+    if len(text) > MAX_URL_CHARACTERS:
+        raise InvalidRequest(f"{what} has more than {MAX_URL_CHARACTERS} characters")
     if not text.isascii() or not text.isprintable() or " " in text or "\\" in text:
         raise InvalidRequest(
             f"{what} holds characters that belong into none: percent-encode them, and write the host in ASCII (punycode)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.types import Scope
 
-PROTOCOL = "/v2"
+PROTOCOL_PREFIX = "/v2"
 """Below it is the Open Inference Protocol (v2/), whose clients expect errors in its own form."""
 
 
@@ -20,4 +20,4 @@ def is_protocol(scope: Scope) -> bool:
     if scope["type"] != "http":
         return False
     path: str = path_of(scope) if scope.get("root_path") else scope["path"]
-    return path.startswith(PROTOCOL) and path[len(PROTOCOL) :][:1] in {"", "/"}
+    return path.startswith(PROTOCOL_PREFIX) and path[len(PROTOCOL_PREFIX) :][:1] in {"", "/"}

@@ -2,7 +2,7 @@
 
 `HotRoutes` stands innermost among the app's middleware, in front of FastAPI's exception middleware and router only: whatever middleware
 the app or its host has sees these requests like all others, and the router's reflection does not touch them. `Predict` is also what the
-ordinary routes of `create_router` call.
+ordinary routes of `create_router` exchange.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from .request_id import choose_request_id
 
 logger = logging.getLogger("penstock.http")
 
-PREFIX = "/predict/"
+PREDICT_PREFIX = "/predict/"
 _JSON = (b"content-type", b"application/json")
-_CLIENT_LEFT = 499
+_CLIENT_LEFT_STATUS = 499
 """nginx's status for it. Nobody reads the answer; but a host's middleware that waits for one would take none for a failure."""
 
 
@@ -82,16 +82,16 @@ def predict_route(scope: Scope) -> tuple[str, bool] | None:
     path: str = scope["path"]
     if scope.get("root_path"):
         path = path_of(scope)
-    if not path.startswith(PREFIX):
+    if not path.startswith(PREDICT_PREFIX):
         return None
-    name = path[len(PREFIX) :]
+    name = path[len(PREDICT_PREFIX) :]
     many = name.endswith("/batch")
     if many:
         name = name[:-6]
     return None if "/" in name else (name, many)
 
 
-class _Call(Exchange):
+class _PredictExchange(Exchange):
     """A predict request: what the watch knows of it, and what its headers say."""
 
     __slots__ = ("accept", "content_type", "deadline", "length", "priority", "request_id", "traced")
@@ -142,21 +142,21 @@ class Predict:
         ):  # an app is served by one loop at a time; what an earlier one left has ended with it
             self._loop = loop
             self._watch = Watch(self._settings.body_timeout)
-        call = _Call(scope, receive, loop)
-        self._watch.begin(call, loop)
+        exchange = _PredictExchange(scope, receive, loop)
+        self._watch.begin(exchange, loop)
         status = 200
         unread = True
         trace: Trace | None = None
         try:
             pipeline = self._pipelines.pipelines.get(name) or self._pipelines.get(name)
-            form = form_of(call.content_type)
+            form = form_of(exchange.content_type)
             limit = self._settings.max_body
-            if call.length is not None:
-                check_length(call.length, limit)
-            timeout = None if call.deadline is None else _seconds_left(call.deadline, 0.0)
-            priority = None if call.priority is None else _priority(call.priority)
-            if call.traced is not None:
-                trace = self._trace(scope, call.traced, many)
+            if exchange.length is not None:
+                check_length(exchange.length, limit)
+            timeout = None if exchange.deadline is None else _seconds_left(exchange.deadline, 0.0)
+            priority = None if exchange.priority is None else _priority(exchange.priority)
+            if exchange.traced is not None:
+                trace = self._trace(scope, exchange.traced, many)
             pipeline.check_admission(timeout, priority)
             message = await receive()
             body: bytes = message.get("body", b"")
@@ -164,35 +164,45 @@ class Predict:
                 body = await read_rest(message, receive, limit)
             unread = False
             if form == "sniff":
-                form = sniff(body, call.content_type)
+                form = sniff(body, exchange.content_type)
             if form == "raw":
                 images: Sequence[bytes] = (_whole(body, many),)
             else:
                 found = await images_of(
-                    body, form, call.content_type or b"", many=many, limit=self._settings.max_images
+                    body,
+                    form,
+                    exchange.content_type or b"",
+                    many=many,
+                    limit=self._settings.max_images,
                 )
                 images = (
-                    (await self._fetched(found, pipeline, call, loop),)
+                    (await self._fetched(found, pipeline, exchange, loop),)
                     if isinstance(found, Link)
                     else found
                 )
-            if call.deadline is not None:
-                timeout = _seconds_left(call.deadline, loop.time() - call.started)
+            if exchange.deadline is not None:
+                timeout = _seconds_left(exchange.deadline, loop.time() - exchange.started)
             if pipeline.state != "ready":  # replaced while the body came: the new one answers
                 pipeline = self._pipelines.get(name)
             if many:
-                answer = await self._answer_many(pipeline, images, timeout, priority, call)
+                answer = await self._answer_many(pipeline, images, timeout, priority, exchange)
                 headers = [_JSON, (b"content-length", b"%d" % len(answer))]
             else:
                 run = pipeline.submit_nowait(
-                    {"data": images[0]}, timeout, priority, None, trace, call.request_id
+                    {"data": images[0]}, timeout, priority, None, trace, exchange.request_id
                 )
-                call.runs = (run,)
-                if call.helper is not None:
-                    call.listen()
-                if call.accept is not None and call.accept != b"*/*" and wants_events(call.accept):
-                    events = EventStream(run, pipeline.answer_keys, call.request_id, trace)
-                    await events.answer(send, [(b"x-request-id", call.request_id.encode("ascii"))])
+                exchange.runs = (run,)
+                if exchange.helper is not None:
+                    exchange.listen()
+                if (
+                    exchange.accept is not None
+                    and exchange.accept != b"*/*"
+                    and wants_events(exchange.accept)
+                ):
+                    events = EventStream(run, pipeline.answer_keys, exchange.request_id, trace)
+                    await events.answer(
+                        send, [(b"x-request-id", exchange.request_id.encode("ascii"))]
+                    )
                     return
                 item = await run.future
                 if "error" in item:
@@ -207,32 +217,32 @@ class Predict:
                     (b"server-timing", server_timing(run)),
                 ]
         except asyncio.CancelledError:
-            if call.timed_out and not call.task.uncancel():
+            if exchange.timed_out and not exchange.task.uncancel():
                 late = InvalidRequest(
                     f"the body did not arrive within {self._settings.body_timeout:g} s (body_timeout)"
                 )
-                status, headers, answer = problem(late, call.request_id)
-            elif call.task.cancelling():
+                status, headers, answer = problem(late, exchange.request_id)
+            elif exchange.task.cancelling():
                 raise  # the server, or a host, cancels the request itself
             else:  # the watch dropped the items
-                status, headers, answer = _CLIENT_LEFT, [(b"content-length", b"0")], b""
+                status, headers, answer = _CLIENT_LEFT_STATUS, [(b"content-length", b"0")], b""
         except ClientLeft:
-            status, headers, answer = _CLIENT_LEFT, [(b"content-length", b"0")], b""
+            status, headers, answer = _CLIENT_LEFT_STATUS, [(b"content-length", b"0")], b""
         except Exception as error:
             if not isinstance(error, PenstockError):
                 logger.exception(
                     "request %s failed",
-                    call.request_id,
-                    extra={"request_id": call.request_id, "pipeline": name},
+                    exchange.request_id,
+                    extra={"request_id": exchange.request_id, "pipeline": name},
                 )
             more = {} if trace is None else {"trace": trace.steps}
-            status, headers, answer = problem(error, call.request_id, **more)
+            status, headers, answer = problem(error, exchange.request_id, **more)
         finally:  # before anything but events is sent: a client that reads slowly is not one that uploads slowly
-            self._watch.end(call)
-            for work in call.runs:
+            self._watch.end(exchange)
+            for work in exchange.runs:
                 work.leave()
-        headers.append((b"x-request-id", call.request_id.encode("ascii")))
-        if unread and (call.timed_out or must_close(scope)):
+        headers.append((b"x-request-id", exchange.request_id.encode("ascii")))
+        if unread and (exchange.timed_out or must_close(scope)):
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
@@ -247,7 +257,11 @@ class Predict:
         return Trace()
 
     async def _fetched(
-        self, url: Link, pipeline: Pipeline, call: _Call, loop: asyncio.AbstractEventLoop
+        self,
+        url: Link,
+        pipeline: Pipeline,
+        exchange: _PredictExchange,
+        loop: asyncio.AbstractEventLoop,
     ) -> bytes:
         """What a URL leads to. It takes of the deadline that the client asked for, as an upload does, and ends when the client leaves."""
         if self._fetch is None:
@@ -255,12 +269,12 @@ class Predict:
                 "images by URL are not taken here: the operator has not allowed them (allow_url)"
             )
         left = pipeline.config.timeout
-        if call.deadline is not None:
-            left = min(left, _seconds_left(call.deadline, loop.time() - call.started))
+        if exchange.deadline is not None:
+            left = min(left, _seconds_left(exchange.deadline, loop.time() - exchange.started))
         fetching = _Fetching(self._fetch(url, left))
-        call.runs = (fetching,)
-        if call.helper is not None:  # the body came slowly; its timer is not for this
-            call.listen()
+        exchange.runs = (fetching,)
+        if exchange.helper is not None:  # the body came slowly; its timer is not for this
+            exchange.listen()
         return await fetching.task
 
     async def _answer_many(
@@ -269,7 +283,7 @@ class Predict:
         images: Sequence[bytes],
         timeout: float | None,
         priority: int | None,
-        call: _Call,
+        exchange: _PredictExchange,
     ) -> bytes:
         """Each image is an item of its own: what is refused or fails is a problem in its place.
 
@@ -277,11 +291,11 @@ class Predict:
         """
         outcomes: list[Work | Exception] = []
         runs: list[Work] = []
-        call.runs = runs  # whatever happens from here on, they are left
+        exchange.runs = runs  # whatever happens from here on, they are left
         for index, image in enumerate(images):
             try:
                 run = pipeline.submit_nowait(
-                    {"data": image}, timeout, priority, request_id=f"{call.request_id}/{index}"
+                    {"data": image}, timeout, priority, request_id=f"{exchange.request_id}/{index}"
                 )
             except PenstockError as error:
                 outcomes.append(error)
@@ -290,8 +304,8 @@ class Predict:
                 outcomes.append(run)
         if not runs and isinstance(outcomes[0], Exception):
             raise outcomes[0]
-        if call.helper is not None:
-            call.listen()
+        if exchange.helper is not None:
+            exchange.listen()
         results: list[orjson.Fragment] = []
         for outcome in outcomes:
             try:
@@ -304,7 +318,7 @@ class Predict:
                     orjson.Fragment(_rendered(fields_of(item, pipeline.answer_keys), pipeline))
                 )
             except PenstockError as error:
-                results.append(orjson.Fragment(problem(error, call.request_id)[2]))
+                results.append(orjson.Fragment(problem(error, exchange.request_id)[2]))
         return to_json({"results": results})
 
 

@@ -10,7 +10,7 @@ import orjson
 from penstock.backends.errors import BackendError
 from penstock.backends.item import Item
 
-OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
 
 def fields_of(item: Item, keys: tuple[str, ...]) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def fields_of(item: Item, keys: tuple[str, ...]) -> dict[str, Any]:
 def to_json(fields: Any) -> bytes:
     """Arrays become nested lists, bytes base64, NaN null. Raises `BackendError` for what JSON has no form for."""
     try:
-        return orjson.dumps(fields, default=_default, option=OPTIONS)
+        return orjson.dumps(fields, default=_default, option=JSON_OPTIONS)
     except TypeError as error:
         reason = f"the answer can't be written as JSON: {error}; let the backend answer numbers, strings, lists or arrays"
         raise BackendError(reason) from None

@@ -1,83 +1,38 @@
-"""Restricted APIs: each group of routes may want a header with a secret, or be off. One rule holds on every route that reaches the same
-thing: what the protocol offers below /v2, and our own routes beside it.
+"""Restricted APIs: the operator may ask for a secret header on a group of routes, or turn it off.
+
+A rule holds on every route that reaches the same thing: the protocol's below /v2, and our own.
 """
 
 from __future__ import annotations
 
 import hmac
 import re
-from typing import TYPE_CHECKING, NamedTuple
 
+from pydantic import SecretStr
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from penstock.backends.suggestions import did_you_mean
-
+from ..settings import OFF, parse_restrictions
 from .errors import Forbidden, problem
 from .paths import is_protocol, path_of
 from .request_id import request_id_of
 
-if TYPE_CHECKING:
-    from pydantic import SecretStr
-
-GROUPS = (
-    "health",
-    "metadata",
-    "inference",
-    "shared-memory",
-    "model-config",
-    "model-repository",
-    "statistics",
-    "trace",
-    "logging",
-)
-
-OFF = "off"
-
-_OWN = (
+_OWN_ROUTES = (
     (re.compile(r"/predict/.*", re.DOTALL), "inference"),
     (re.compile(r"/openapi\.json|/docs(/.*)?"), "metadata"),
 )
-"""Routes of an app's own that are in front of the router, or FastAPI's: the others ask by themselves (routes.py)."""
-
-
-class Rule(NamedTuple):
-    """What a group wants; `header` is empty where it is off."""
-
-    header: str = ""
-    secret: bytes = b""
+"""Routes that have no dependency to check their group: those in front of the router, and those that
+FastAPI adds itself. The others check it in routes.py.
+"""
 
 
 class Restriction:
-    """The rules by group. `rules`: `api,api:header=secret` or `api:off`, with `;` between; empty: everything is open.
+    """The rules of `restricted_api` by group. False if there are none.
 
-    Raises ValueError for what is no rule; its text has no secret.
+    `rules`: as `parse_restrictions` reads them. Raises ValueError for rules that are malformed.
     """
 
     def __init__(self, rules: str = "") -> None:
-        self._rules: dict[str, Rule] = {}
-        for place, text in enumerate(filter(None, map(str.strip, rules.split(";"))), 1):
-            names, colon, wanted = text.partition(":")
-            header, equals, secret = (piece.strip() for piece in wanted.partition("="))
-            off = bool(colon) and header == OFF and not equals
-            if not off and not (
-                equals and re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", header) and secret
-            ):
-                raise ValueError(f"rule {place}: expected APIs:header=secret or APIs:off")
-            if not (secret.isascii() and secret.isprintable()):
-                raise ValueError(
-                    f"rule {place}: expected visible ASCII characters only in the secret of {header}"
-                )
-            rule = Rule() if off else Rule(header.lower(), secret.encode())
-            for number, name in enumerate(map(str.strip, names.split(",")), 1):
-                if (
-                    name not in GROUPS
-                ):  # it is not told: it may be a secret, behind a ; of its own or in the wrong place
-                    raise ValueError(
-                        f"rule {place}: API {number} is none of {', '.join(GROUPS)}{did_you_mean(name, GROUPS)}"
-                    )
-                if name in self._rules:
-                    raise ValueError(f"rule {place}: there is another one for {name}")
-                self._rules[name] = rule
+        self._rules = parse_restrictions(rules)
 
     def __bool__(self) -> bool:
         return bool(self._rules)
@@ -86,10 +41,14 @@ class Restriction:
         return group in self._rules
 
     def __repr__(self) -> str:
-        return f"<Restriction {', '.join([f'{group}: {rule.header or OFF}' for group, rule in self._rules.items()]) or 'none'}>"
+        rules = [f"{group}: {rule.header or OFF}" for group, rule in self._rules.items()]
+        return f"<Restriction {', '.join(rules) or 'none'}>"
 
     def check(self, group: str, scope: Scope) -> None:
-        """Raises `Forbidden` for a request that may not have what the group is for."""
+        """Raise `Forbidden` for a request that may not use the group's routes.
+
+        A request for inference that asks for its trace needs what the group `trace` asks for too.
+        """
         if group == "inference" and any(name == b"penstock-trace" for name, _ in scope["headers"]):
             self.check("trace", scope)
         rule = self._rules.get(group)
@@ -98,25 +57,28 @@ class Restriction:
         if not rule.header:
             raise Forbidden("This API is restricted: the operator has turned it off")
         name = rule.header.encode()
-        found = [value for header, value in scope["headers"] if header == name]
-        if len(found) != 1 or not hmac.compare_digest(found[0], rule.secret):
+        values = [value for header, value in scope["headers"] if header == name]
+        if len(values) != 1 or not hmac.compare_digest(values[0], rule.secret):
             raise Forbidden(f"This API is restricted, expecting header '{rule.header}'")
 
     def check_own(self, scope: Scope) -> None:
-        """The same for a request to those of an app's own routes that do not ask. Raises `Forbidden`."""
+        """Raise `Forbidden` as `check` does, for the routes that don't check their group."""
         path = path_of(scope)
-        for pattern, group in _OWN:
+        for pattern, group in _OWN_ROUTES:
             if pattern.fullmatch(path):
                 self.check(group, scope)
 
 
 def restriction_of(rules: SecretStr | None) -> Restriction:
-    """That of the setting `restricted_api`."""
+    """Make the `Restriction` of the setting `restricted_api`."""
     return Restriction() if rules is None else Restriction(rules.get_secret_value())
 
 
 class Restrict:
-    """ASGI middleware for `check_own`. The protocol's table and the ordinary routes ask `Restriction.check` themselves."""
+    """ASGI middleware for `Restriction.check_own`.
+
+    The protocol's table and the ordinary routes call `Restriction.check` themselves.
+    """
 
     def __init__(self, app: ASGIApp, restriction: Restriction) -> None:
         self.app = app
@@ -129,10 +91,8 @@ class Restrict:
             except Forbidden as error:
                 request_id = request_id_of(scope)
                 status, headers, body = problem(error, request_id)
-                headers += [
-                    (b"x-request-id", request_id.encode()),
-                    (b"connection", b"close"),
-                ]  # the body was not read
+                headers.append((b"x-request-id", request_id.encode()))
+                headers.append((b"connection", b"close"))  # the body was not read
                 await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": body})
                 return

@@ -10,9 +10,11 @@ import logging
 import re
 import sys
 from datetime import UTC, datetime
-from typing import Any, Literal, TextIO
+from typing import Literal, TextIO
 
 import orjson
+
+from penstock.backends.text import encodable
 
 FIELDS = ("request_id", "pipeline", "node")
 """What a record may carry besides its message, in this order."""
@@ -59,7 +61,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, logger, message, request_id, pipeline, node, exception."""
 
     def format(self, record: logging.LogRecord) -> str:
-        entry: dict[str, Any] = {
+        entry: dict[str, str] = {
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -68,9 +70,7 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         # as text without half characters, which no JSON can carry
-        entry = {
-            key: value.encode("utf-8", "backslashreplace").decode() for key, value in entry.items()
-        }
+        entry = {key: encodable(value) for key, value in entry.items()}
         return orjson.dumps(entry).decode()
 
 

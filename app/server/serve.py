@@ -30,7 +30,7 @@ from .uvicorn_protocol import HttpProtocol
 
 logger = logging.getLogger("penstock.serve")
 
-KEEP_ALIVE = 75
+KEEP_ALIVE_SECONDS = 75
 """Seconds that an idle connection stays open: longer than the 60 s for which most proxies and clients keep theirs."""
 
 
@@ -48,7 +48,7 @@ def serve(repository: Repository, settings: Settings) -> int:
         log_config=None,
         access_log=settings.access_log,
         server_header=False,
-        timeout_keep_alive=KEEP_ALIVE,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     server = Server(config, repository, settings)
     server.run()

@@ -13,17 +13,17 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-LARGE = 1 << 16
+JOIN_BELOW_BYTES = 1 << 16
 """Bytes from which a body is not copied to stand behind its head: both are handed over, and the loop gathers them."""
 
 
-LARGEST_HEAD = 1 << 19
+MAX_HEAD_BYTES = 1 << 19
 """Bytes that may come with none of a body among them: of a head, of trailers, of extensions of chunks. More than the loop reads at once."""
 
-HEAD_TIMEOUT = 30.0
+HEAD_TIMEOUT_SECONDS = 30.0
 """Seconds that a client has for a request's head, from its first byte; for the first of a connection from the beginning."""
 
-_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -36,7 +36,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(HeadHolder(transport, self.loop))  # type: ignore[arg-type]
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self.timeout_keep_alive_handler)
+        self._head_timer = self.loop.call_later(
+            HEAD_TIMEOUT_SECONDS, self.timeout_keep_alive_handler
+        )
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
@@ -78,15 +80,17 @@ class HttpProtocol(HttpToolsProtocol):
     def _check_progress(self, size: int) -> None:
         """A request has not come to its end with these bytes."""
         self._since_body += size
-        if self._since_body > LARGEST_HEAD:
+        if self._since_body > MAX_HEAD_BYTES:
             self.logger.warning(
-                "a request's head, or its trailers, are larger than %d bytes", LARGEST_HEAD
+                "a request's head, or its trailers, are larger than %d bytes", MAX_HEAD_BYTES
             )
             if self._in_head and (self.cycle is None or self.cycle.response_complete):
-                self.transport.write(_TOO_LARGE)
+                self.transport.write(_HEAD_TOO_LARGE)
             self.transport.close()
         elif self._in_head and self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self.timeout_keep_alive_handler)
+            self._head_timer = self.loop.call_later(
+                HEAD_TIMEOUT_SECONDS, self.timeout_keep_alive_handler
+            )
 
     def on_chunk_header(self) -> None:
         # Called for chunked bodies only. Chunks that come together are one message to the app, which can't count them.
@@ -148,7 +152,7 @@ class HeadHolder:
         head = self._head
         if head is not None:
             self._head = None
-            if len(data) < LARGE:
+            if len(data) < JOIN_BELOW_BYTES:
                 self._transport.write(head + data)
             else:
                 self._transport.writelines((head, data))

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope
 
 from penstock.backends.errors import InvalidRequest, PenstockError, TooLarge
 
-from ..http.body import LARGE, ClientLeft
+from ..http.body import PARSE_OFF_LOOP_BYTES, ClientLeft
 from ..http.errors import STATUSES, code_of, detail_of
 from ..settings import Settings
 from .json_text import kind_of, parse_json
@@ -85,7 +85,7 @@ class Call:
         depth = self.settings.max_json_depth
         document = (
             parse_json(body, depth)
-            if len(body) < LARGE
+            if len(body) < PARSE_OFF_LOOP_BYTES
             else await asyncio.to_thread(parse_json, body, depth)
         )
         if not isinstance(document, dict):

@@ -7,7 +7,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..http.auth import OPEN, check_key
+from ..http.auth import OPEN_PATHS, check_key
 from ..http.errors import Unauthorized
 from ..settings import Settings
 from .call import error_answer
@@ -40,7 +40,7 @@ class _Passed(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            if self._path not in OPEN:
+            if self._path not in OPEN_PATHS:
                 check_key(scope, self._settings)
         except Unauthorized as error:
             await respond(scope, send, error_answer(error), close=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from penstock.backends.item import Item
+from penstock.backends.text import encodable
 
 from ..node.queue import Batch
 
@@ -109,8 +110,3 @@ class Trace:
 
 def _keys(item: Item) -> list[str]:
     return sorted(encodable(str(key)) for key in item)
-
-
-def encodable(text: str) -> str:
-    """Without lone surrogates (a file's name may hold some), which no JSON can carry."""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -17,7 +17,7 @@ import pytest
 
 from penstock import create_app
 from penstock.app import create_router, lifespan
-from penstock.app.http.exchange import PATIENCE
+from penstock.app.http.exchange import SLOW_AFTER_SECONDS
 from penstock.app.settings import Settings
 from penstock.backends.base import Backend
 from penstock.backends.expressions.registry import register_backend
@@ -211,7 +211,7 @@ def test_who_leaves_during_the_upload(
         leaving = [connect(client, request(b"half", length=8)) for _ in range(5)]
         until(lambda: client.get("/tasks").json() >= tasks + 5)
         if patient:
-            time.sleep(3 * PATIENCE)  # they have timers now
+            time.sleep(3 * SLOW_AFTER_SECONDS)  # they have timers now
         for each in leaving:
             each.close()
         until(lambda: client.get("/tasks").json() <= tasks)
@@ -230,7 +230,7 @@ def test_slow_requests_keep_their_connection(running: Any, host: Any) -> None:
     ):
         for opened in range(3):
             assert GATE.inside.wait(10)
-            time.sleep(3 * PATIENCE)  # somebody listens now
+            time.sleep(3 * SLOW_AFTER_SECONDS)  # somebody listens now
             if opened == 1:
                 wire.sendall(
                     request(b"ahead") + batch_request(b"a", b"bc")
@@ -298,7 +298,7 @@ def test_the_bound_is_of_the_upload_not_of_the_answer(running: Any, host: Any) -
         ):
             GATE.__init__()
             with connect(client, half[:-2]) as wire, wire.makefile("rb") as file:
-                time.sleep(3 * PATIENCE)  # it has a timer now
+                time.sleep(3 * SLOW_AFTER_SECONDS)  # it has a timer now
                 wire.sendall(half[-2:])
                 assert GATE.inside.wait(10)
                 assert not GATE.open.wait(0.3)  # past the bound
@@ -376,7 +376,7 @@ async def test_a_host_that_cancels_the_request(many: Any, slow: Any) -> None:
         second = Asgi(app, body(sent), path=path)
         await turn_until(lambda: pipeline.inside == 2 + many)
         if slow:
-            await asyncio.sleep(3 * PATIENCE)
+            await asyncio.sleep(3 * SLOW_AFTER_SECONDS)
         second.task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await second.task
@@ -389,7 +389,7 @@ async def test_a_host_that_cancels_the_request(many: Any, slow: Any) -> None:
 async def test_a_host_that_cancels_an_upload() -> None:
     app = create_app(config(), settings=Settings(body_timeout=20))
     async with lifespan(app):
-        for wait in (0, 3 * PATIENCE):
+        for wait in (0, 3 * SLOW_AFTER_SECONDS):
             request = Asgi(app, {"type": "http.request", "body": b"half", "more_body": True})
             await asyncio.sleep(wait)
             request.task.cancel()

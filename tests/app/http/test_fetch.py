@@ -22,7 +22,7 @@ import trustme
 
 from penstock.app.factory import create_app
 from penstock.app.http import fetch as fetch_module
-from penstock.app.http.fetch import MOST_AT_ONCE, Fetcher, resolve_by_system
+from penstock.app.http.fetch import MAX_CONCURRENT_FETCHES, Fetcher, resolve_by_system
 from penstock.app.http.public_address import is_public
 from penstock.app.settings import Settings
 from penstock.backends.errors import (
@@ -498,7 +498,7 @@ async def test_so_many_at_once() -> None:
     async with online(Site(30.0)) as site:
         guard = fetcher(site)
         url = f"http://site.test:{site.port}/"
-        tasks = [asyncio.create_task(guard(url)) for _ in range(MOST_AT_ONCE)]
+        tasks = [asyncio.create_task(guard(url)) for _ in range(MAX_CONCURRENT_FETCHES)]
         await asyncio.sleep(0)
         with pytest.raises(QueueFull):
             await guard(url)

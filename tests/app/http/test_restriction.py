@@ -13,8 +13,8 @@ from tritonclient.utils import InferenceServerException
 
 from penstock import create_app
 from penstock.app.factory import create_router
-from penstock.app.http.restriction import GROUPS, Restriction
-from penstock.app.settings import Settings
+from penstock.app.http.restriction import Restriction
+from penstock.app.settings import GROUPS, Settings
 
 ADMIN = "adm1n"
 RULED = {
@@ -192,14 +192,14 @@ def test_triton_clients_send_it(running: Any) -> None:
         ("statistics:x y=s3cret", "rule 1: expected"),
         (
             "health:off;statistic:x=s3cret",
-            "rule 2: API 1 is none of health, metadata, .*, logging, did you mean 'statistics'",
+            "rule 2: API 1: expected one of health, metadata, .*, logging, did you mean 'statistics'",
         ),
-        (":x=s3cret", "rule 1: API 1 is none of health"),
+        (":x=s3cret", "rule 1: API 1: expected one of health"),
         ("x=s3cret:health", "rule 1: expected"),
-        ("health,x=s3cret:off", "rule 1: API 2 is none of health"),
-        ("health:x=s3;s3cret:off", "rule 2: API 1 is none of health"),
-        ("health:off;health:x=s3cret", "rule 2: there is another one for health"),
-        ("health:x=s3crét", "rule 1: expected visible ASCII"),
+        ("health,x=s3cret:off", "rule 1: API 2: expected one of health"),
+        ("health:x=s3;s3cret:off", "rule 2: API 1: expected one of health"),
+        ("health:off;health:x=s3cret", "rule 2: an earlier rule covers health already"),
+        ("health:x=s3crét", "rule 1: expected only visible ASCII"),
     ],
 )
 def test_rules_that_are_none(rules: Any, told: Any) -> None:

@@ -14,9 +14,9 @@ from uvicorn.server import ServerState
 
 from penstock import create_app
 from penstock.app.server.uvicorn_protocol import (
-    HEAD_TIMEOUT,
-    LARGE,
-    LARGEST_HEAD,
+    HEAD_TIMEOUT_SECONDS,
+    JOIN_BELOW_BYTES,
+    MAX_HEAD_BYTES,
     HeadHolder,
     HttpProtocol,
 )
@@ -72,7 +72,7 @@ async def test_a_head_whose_body_comes_later_does_not_wait_for_it() -> None:
 
 async def test_a_large_body_is_not_copied() -> None:
     held, transport = holder()
-    body = bytes(LARGE)
+    body = bytes(JOIN_BELOW_BYTES)
     held.write(HEAD)
     held.write(body)
     assert transport.writes == [[HEAD, body]]
@@ -183,7 +183,9 @@ def test_a_body_may_be_larger_than_any_head(served: httpx.Client) -> None:
     with connected(served) as connection:
         for _ in range(2):
             connection.sendall(
-                BEGIN + b"Content-Length: %d\r\n\r\n" % (4 * LARGEST_HEAD) + bytes(4 * LARGEST_HEAD)
+                BEGIN
+                + b"Content-Length: %d\r\n\r\n" % (4 * MAX_HEAD_BYTES)
+                + bytes(4 * MAX_HEAD_BYTES)
             )
             assert answer(connection).startswith(b"HTTP/1.1 200")
 
@@ -192,7 +194,7 @@ def test_a_body_may_be_larger_than_any_head(served: httpx.Client) -> None:
 def test_a_connection_without_a_whole_head_is_closed(
     served: httpx.Client, monkeypatch: pytest.MonkeyPatch, begun: bytes
 ) -> None:
-    monkeypatch.setattr("penstock.app.server.uvicorn_protocol.HEAD_TIMEOUT", 0.05)
+    monkeypatch.setattr("penstock.app.server.uvicorn_protocol.HEAD_TIMEOUT_SECONDS", 0.05)
     with connected(served) as connection:
         for number in range(len(begun)):
             connection.sendall(begun[number : number + 1])  # it drips
@@ -222,7 +224,7 @@ async def test_the_timer_is_the_heads_alone(monkeypatch: pytest.MonkeyPatch) -> 
     real = loop.call_later
 
     def call_later(delay: float, callback: Any, *args: Any, **more: Any) -> Any:
-        if delay != HEAD_TIMEOUT:
+        if delay != HEAD_TIMEOUT_SECONDS:
             return real(delay, callback, *args, **more)
         timers.append(Timer(callback))
         return timers[-1]
