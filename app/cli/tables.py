@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from penstock.backends.engines.absent import Absent
 from penstock.backends.expressions.registry import BackendDescription, extra_installed
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.expressions.type_names import value_name
@@ -39,20 +38,18 @@ def print_pipelines(configs: Iterable[PipelineConfig]) -> None:
         if config.exposed:
             console.print(Text(f"also at /v2: {', '.join(config.names[1:])}\n"), soft_wrap=True)
         for node in config.nodes.values():
-            for reason in dict.fromkeys(
-                reason for group in node.groups for reason in _obstacles(group.spec)
+            for obstacle in dict.fromkeys(
+                obstacle for group in node.groups for obstacle in _missing_extras(group.spec)
             ):
-                console.print(Text(f"{node.name} can't run here: {reason}\n"), soft_wrap=True)
+                console.print(Text(f"{node.name} can't run here: {obstacle}\n"), soft_wrap=True)
 
 
-def _obstacles(spec: Spec) -> Iterator[str]:
-    """Yield why backends of an expression can be checked here but not run."""
-    if issubclass(spec.cls, Absent):
-        yield spec.cls.reason
-    elif spec.cls.extra and not extra_installed(spec.cls.extra):
+def _missing_extras(spec: Spec) -> Iterator[str]:
+    """Yield a text for each backend of an expression whose extra is not installed here."""
+    if spec.cls.extra and not extra_installed(spec.cls.extra):
         yield f"{spec.name} needs penstock-serve[{spec.cls.extra}]"
     for child in spec.children:
-        yield from _obstacles(child)
+        yield from _missing_extras(child)
 
 
 def _row(node: NodeConfig) -> tuple[str, ...]:
@@ -117,8 +114,7 @@ def _obstacle(backend: BackendDescription) -> str:
     """Return why a backend can't be used here; "" if it can."""
     if backend.problem:
         return backend.problem
-    missing = "" if backend.extra_installed else f"needs penstock-serve[{backend.extra}]"
-    return ", ".join(filter(None, ("" if backend.available else "not in this version", missing)))
+    return "" if backend.extra_installed else f"needs penstock-serve[{backend.extra}]"
 
 
 def _summary(backend: BackendDescription) -> str:

@@ -17,7 +17,6 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from ..base import Backend
-from ..engines.absent import absent
 from ..errors import ConfigError, Problem
 from ..suggestions import did_you_mean
 from .expression import NAME
@@ -104,18 +103,12 @@ BUILTINS: dict[str, str] = {
 }
 """Name -> where its class is. A module is imported when one of its backends is first used."""
 
-ABSENT: dict[str, tuple[str, str]] = {
-    "OpenvinoTensor": ("EngineParams", "openvino"),
-}
-"""Known by name and parameters (of engines/params.py), with the extra each needs; a file that uses them can be checked, not run."""
-
 LOOPS = frozenset({"EventLoop", "Ring"})
 """Names of torchpipe that are Penstock's, and no backends: a pipeline loops as a whole."""
 
 EXTRAS = {
     "torch": ("torch",),
     "tensorrt": ("tensorrt|tensorrt_rtx|tensorrt_rtx_bindings", "torch"),
-    "openvino": ("openvino",),
 }
 """Extra -> the modules that it brings; of those with | between them any one will do."""
 
@@ -140,7 +133,7 @@ def register_backend(
         raise ValueError(
             f"{name!r} is no name for a backend: expected letters, digits, _ . or -, with a letter first"
         )
-    if name in BUILTINS or name in ABSENT or name in LOOPS or name == "Python":
+    if name in BUILTINS or name in LOOPS or name == "Python":
         raise ValueError(f"{name} is a backend of Penstock's own: register yours by another name")
     if backend is None:
         return lambda found: register_backend(name, found)
@@ -152,8 +145,6 @@ def find_backend(name: str) -> type[Backend]:
     """The class of a name. Raises ConfigError where there is none, with the nearest name that there is."""
     if name in BUILTINS:
         return _imported(name)
-    if name in ABSENT:
-        return _absent(name)
     if name in _registered:
         return _registered[name]
     installed = _installed()
@@ -179,7 +170,7 @@ def registered_here(name: str) -> bool:
 
 def backend_names() -> list[str]:
     """All names that an expression may use, sorted."""
-    return sorted({*BUILTINS, *ABSENT, *_registered, *_installed()})
+    return sorted({*BUILTINS, *_registered, *_installed()})
 
 
 def extra_installed(extra: str) -> bool:
@@ -211,8 +202,6 @@ class BackendDescription:
     extra: str
     """The extra that it needs; "" where it needs none."""
     extra_installed: bool
-    available: bool
-    """False: known by name and parameters only in this version."""
     alias_of: str = ""
     """The backend that this is another name of; "" where it is none."""
     problem: str = ""
@@ -222,7 +211,6 @@ class BackendDescription:
 def describe(name: str) -> BackendDescription:
     """What there is to know about a backend. Raises ConfigError as `find_backend` does."""
     cls = find_backend(name)
-    extra = ABSENT[name][1] if name in ABSENT else cls.extra
     parameters = None
     if cls.parameters is not None:
         parameters = tuple(
@@ -238,9 +226,8 @@ def describe(name: str) -> BackendDescription:
         name,
         doc,
         parameters,
-        extra,
-        not extra or extra_installed(extra),
-        name not in ABSENT,
+        cls.extra,
+        not cls.extra or extra_installed(cls.extra),
         alias_of,
     )
 
@@ -252,7 +239,7 @@ def describe_all() -> list[BackendDescription]:
         try:
             found.append(describe(name))
         except ConfigError as error:
-            found.append(BackendDescription(name, "", None, "", True, False, problem=str(error)))
+            found.append(BackendDescription(name, "", None, "", True, problem=str(error)))
     return found
 
 
@@ -273,13 +260,6 @@ def _imported(name: str) -> type[Backend]:
     module, _, attribute = BUILTINS[name].partition(":")
     found: type[Backend] = getattr(import_module(module), attribute)
     return found
-
-
-@cache
-def _absent(name: str) -> type[Backend]:
-    parameters, extra = ABSENT[name]
-    declared = getattr(import_module("penstock.backends.params"), parameters)
-    return absent(name, declared, extra, installed=not extra or extra_installed(extra))
 
 
 @cache

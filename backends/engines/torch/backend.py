@@ -37,7 +37,8 @@ class TorchBackend(Backend):
             if error.name != "torch":
                 raise
             raise BackendError(
-                f"{name} needs extra torch, which is not installed here: pip install 'penstock-serve[torch]'"
+                f"{name} needs extra {self.extra}, which is not installed here: "
+                f"pip install 'penstock-serve[{self.extra}]'"
             ) from error
         self.children = (engine,)
         engine.init(params, context)

@@ -56,7 +56,7 @@ def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_is_there() -> None:
     assert find_backend("ModelTensor") is ModelTensor
-    assert describe("ModelTensor").available
+    assert not describe("ModelTensor").extra
 
 
 @pytest.mark.usefixtures("without_torch")

@@ -42,7 +42,7 @@ def test_they_are_all_there() -> None:
     assert len(NAMES) == 19
     for name in NAMES:
         found = describe(name)
-        assert found.extra == "torch" and found.available and found.parameters
+        assert found.extra == "torch" and found.parameters
         assert "device_id" in {parameter.name for parameter in found.parameters}
 
 

@@ -16,7 +16,7 @@ ENGINES = ("TorchScriptTensor", "TorchExportTensor", "PythonTensor")
 @pytest.mark.parametrize("name", ENGINES)
 def test_they_say_what_they_need(name: str) -> None:
     found = describe(name)
-    assert found.available and found.extra == "torch"
+    assert found.extra == "torch"
     assert {"model", "max", "cuda_graphs", "INFERENCE_MODE"} <= {
         each.name for each in found.parameters or ()
     }
