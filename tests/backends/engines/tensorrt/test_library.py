@@ -63,7 +63,7 @@ def test_a_library_that_can_not_be_imported_is_no_crash(modules: Any, error: Any
 def test_without_any_it_says_what_to_install(modules: Any) -> None:
     with pytest.raises(
         BackendError,
-        match=r"tensorrt is not installed; tensorrt_rtx is not installed.*pip install 'penstock\[tensorrt\]'",
+        match=r"tensorrt is not installed; tensorrt_rtx is not installed.*pip install 'penstock-serve\[tensorrt\]'",
     ):
         find_library()
     with pytest.raises(
