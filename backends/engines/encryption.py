@@ -1,8 +1,11 @@
-"""Model and engine files that only the holder of a key can read: AES-256-GCM, by `cryptography`.
+"""Encrypted model and engine files, which only the holder of a key can read: AES-256-GCM, by
+`cryptography`.
 
-A file is `MAGIC`, a salt of 32 bytes, and chunks of 64 MiB, each with its 16 bytes of tag. The key of a file is derived from the
-user's and the salt (HKDF-SHA256), so a nonce may count: 11 bytes of the chunk's number, and one that is 1 in the last chunk. Chunks
-that are changed, missing, moved or of another file are found (STREAM: Hoang, Reyhanitabar, Rogaway and Vizár, CRYPTO 2015).
+A file holds `MAGIC`, a salt of 32 bytes, and chunks of 64 MiB, each followed by its tag of 16
+bytes. The key of a file is derived from the user's key and the salt (HKDF-SHA256), so the nonces of
+a file can simply count: 11 bytes are the chunk's number, and the last byte is 1 in the last chunk,
+else 0. Decryption fails for chunks that were changed, removed, moved, or taken from another file
+(STREAM: Hoang, Reyhanitabar, Rogaway and Vizár, CRYPTO 2015).
 """
 
 from __future__ import annotations
@@ -18,26 +21,32 @@ from ..errors import BackendError
 
 MAGIC = b"PENSTOCK-AES-256-GCM-1\n"
 SUFFIX = ".encrypted"
-CHUNK = 64 << 20
-"""Plain bytes a chunk; also bounds what is in memory twice."""
+CHUNK_BYTES = 64 << 20
+"""Plain bytes in a chunk. It also bounds how much of a file is in memory twice."""
 
 KEY = "PENSTOCK_MODEL_KEY"
 KEY_FILE = "PENSTOCK_MODEL_KEY_FILE"
 KEY_FORMS = "32 bytes as 64 hexadecimal digits or as base64 (openssl rand -hex 32 makes one)"
 
-_SALT, _TAG, _KEY = 32, 16, 32
+_SALT_BYTES, _TAG_BYTES, _KEY_BYTES = 32, 16, 32
 
 
 class WrongKeyError(BackendError):
-    """The file is not what this key encrypted: another key, or a changed file. Nobody can tell which."""
+    """Raised when a file can't be decrypted: the key is another one, or the file was changed. The
+    cipher can't tell which.
+    """
 
 
 def is_encrypted(path: Path) -> bool:
+    """Return whether the file's name ends with `.encrypted`, which marks encrypted files."""
     return path.suffix == SUFFIX
 
 
 def find_key(file: Path | None = None) -> bytes:
-    """The key in `file`, else in the environment, else in the file that the environment names. Raises BackendError without one."""
+    """Return the 32 bytes of the key: from `file`, else from the environment variable
+    PENSTOCK_MODEL_KEY, else from the file that PENSTOCK_MODEL_KEY_FILE names. Raises BackendError
+    where there is none.
+    """
     if file is not None:
         return _read_key(file)
     if text := os.environ.get(KEY):
@@ -45,47 +54,56 @@ def find_key(file: Path | None = None) -> bytes:
     if name := os.environ.get(KEY_FILE):
         return _read_key(Path(name))
     raise BackendError(
-        f"encrypted files need a key: set {KEY} to {KEY_FORMS}, or {KEY_FILE} to a file with that"
+        f"encrypted files need a key: set {KEY} to {KEY_FORMS}, or {KEY_FILE} to the path of a "
+        "file with a key"
     )
 
 
 def parse_key(text: str, where: str) -> bytes:
-    """The 32 bytes that a text stands for. The message never shows them."""
+    """Decode a key of 32 bytes from hexadecimal digits or base64. Raises BackendError, whose
+    message never shows the text.
+    """
     text = text.strip()
     for decode in (bytes.fromhex, lambda text: base64.b64decode(text, validate=True)):
         try:
             key = decode(text)
         except (ValueError, binascii.Error):
             continue
-        if len(key) == _KEY:
+        if len(key) == _KEY_BYTES:
             return key
-    raise BackendError(f"{where} holds no key: expected {KEY_FORMS}")
+    raise BackendError(f"{where} does not hold a key: expected {KEY_FORMS}")
 
 
 def encrypt(plain: bytes | memoryview, key: bytes) -> bytes:
+    """Return the content of an encrypted file. Raises BackendError where `cryptography` is not
+    installed.
+    """
     view = memoryview(plain)
-    salt = secrets.token_bytes(_SALT)
+    salt = secrets.token_bytes(_SALT_BYTES)
     cipher = _cipher(key, salt)
     parts = [MAGIC, salt]
-    count = max(1, -(-len(view) // CHUNK))
+    count = max(1, -(-len(view) // CHUNK_BYTES))
     for index in range(count):
-        chunk = view[index * CHUNK : (index + 1) * CHUNK]
+        chunk = view[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
         parts.append(cipher.encrypt(_nonce(index, index == count - 1), chunk, MAGIC))
     return b"".join(parts)
 
 
 def decrypt(data: bytes | memoryview, key: bytes, where: str) -> bytes:
-    """What `encrypt` was given. Raises BackendError where data are of another kind, WrongKeyError where key or content are not right."""
+    """Return what `encrypt` was given. Raises BackendError for data that `encrypt` did not write,
+    WrongKeyError for another key or changed data.
+    """
     from cryptography.exceptions import InvalidTag
 
     view = memoryview(data)
     if bytes(view[: len(MAGIC)]) != MAGIC:
         raise BackendError(
-            f"{where} is not encrypted, or not by penstock encrypt: it does not begin as such files do"
+            f"{where} is not encrypted, or not by penstock encrypt: its first bytes are not those "
+            "of such a file"
         )
-    salt, body = bytes(view[len(MAGIC) :][:_SALT]), view[len(MAGIC) + _SALT :]
+    salt, body = bytes(view[len(MAGIC) :][:_SALT_BYTES]), view[len(MAGIC) + _SALT_BYTES :]
     cipher = _cipher(key, salt)
-    size = CHUNK + _TAG
+    size = CHUNK_BYTES + _TAG_BYTES
     count = max(1, -(-len(body) // size))
     try:
         chunks = [body[index * size : (index + 1) * size] for index in range(count)]
@@ -102,7 +120,9 @@ def decrypt(data: bytes | memoryview, key: bytes, where: str) -> bytes:
 
 
 def read_model(path: Path) -> bytes:
-    """The file as it was before `penstock encrypt`, where it is `.encrypted`; else as it is. Raises OSError and BackendError."""
+    """Read a file, decrypted if it is `.encrypted`. Raises OSError for a file that can't be read,
+    BackendError for a key or content that isn't right.
+    """
     data = path.read_bytes()
     return decrypt(data, find_key(), str(path)) if is_encrypted(path) else data
 
@@ -112,7 +132,7 @@ def _read_key(path: Path) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise BackendError(f"the key file {path} can't be read: {error.strerror}") from error
-    if len(data) == _KEY:
+    if len(data) == _KEY_BYTES:
         return data
     return parse_key(data.decode("ascii", "replace"), f"the key file {path}")
 
@@ -126,7 +146,7 @@ def _cipher(key: bytes, salt: bytes) -> Any:
         raise BackendError(
             "encrypted files need cryptography: pip install cryptography (extra tensorrt brings it)"
         ) from error
-    return AESGCM(HKDF(SHA256(), _KEY, salt, MAGIC).derive(key))
+    return AESGCM(HKDF(SHA256(), _KEY_BYTES, salt, MAGIC).derive(key))
 
 
 def _nonce(index: int, last: bool) -> bytes:

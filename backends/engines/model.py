@@ -13,10 +13,11 @@ from ..base import Backend, BatchRange, Context, Params
 from ..errors import BackendError, ConfigError, Problem
 from ..item import Item
 from .onnx import OnnxParams, OnnxTensor
+from .shapes import shape_key
 from .tensorrt.backend import TensorrtTensor
 from .tensorrt.library import find_library
 from .tensorrt.params import TensorrtParams
-from .torch.backend import TorchExportTensor, TorchScriptTensor, shape_key
+from .torch.backend import TorchExportTensor, TorchScriptTensor
 from .torch.params import TorchScriptParams
 
 logger = logging.getLogger("penstock.model")
@@ -28,25 +29,30 @@ ENGINES: dict[str, type[Backend]] = {
     ".pt": TorchScriptTensor,
     ".pt2": TorchExportTensor,
 }
-"""Files that one engine alone reads."""
+"""Suffixes that only one engine reads."""
 
 
-class ModelParams(TensorrtParams, TorchScriptParams, OnnxParams):  # pyright: ignore[reportIncompatibleVariableOverride]
-    """What any of the engines takes; each reads what it knows."""
+class ModelParams(TensorrtParams, TorchScriptParams, OnnxParams):
+    """The parameters of all engines; each engine reads those that it knows."""
 
 
 class ModelTensor(Backend):
-    """Runs a model by the engine that fits: .onnx by TensorRT on a GPU, where its library is installed, else by ONNX Runtime on the CPU;
-    .trt, .plan and .engine by TensorRT, .pt by TorchScript, .pt2 by torch.export.
+    """Runs a model with the engine that fits the file and the machine.
 
-    `data`: an array or a torch tensor with the batch dimension, or a list of them; `result` likewise: torch tensors where torch is
-    installed, else arrays.
+    TensorRT runs .onnx where a GPU and its library are there; elsewhere ONNX Runtime runs it on the
+    CPU. TensorRT also runs .trt, .plan and .engine, TorchScriptTensor .pt, and TorchExportTensor
+    .pt2.
+
+    `data`: an array or a torch tensor with the batch dimension first, N×..., where N is the item's
+    `request_size`, 1 by default; or a list of them in the order of the model's inputs. `result`:
+    the output, N×..., or a list of outputs: torch tensors where torch is installed, otherwise
+    arrays.
     """
 
     parameters: ClassVar[type[Params] | None] = ModelParams
 
     _torch: Any = None
-    """Where the engine's own answers are arrays, and torch is there."""
+    """The module torch, where it is installed and the engine's results are arrays."""
 
     @classmethod
     def declared_range(cls, params: ModelParams, children: tuple[BatchRange, ...]) -> BatchRange:
@@ -57,17 +63,22 @@ class ModelTensor(Backend):
         return shape_key(item)
 
     def init(self, params: ModelParams, context: Context) -> None:
-        """Raises BackendError for a file that no engine reads, and what the engine's `init` raises."""
+        """Choose the engine and let it load the model. Raises BackendError for a file that no
+        engine reads, and what the engine's `init` raises.
+        """
         choice = choose_engine(params, context)
         if params.data_format != "nchw" and choice.engine in (TorchScriptTensor, TorchExportTensor):
-            message = f"{params.data_format} is for .onnx files: {params.model} takes images as it was exported"
+            message = (
+                f"{params.data_format} is for .onnx files: "
+                f"{params.model} takes images in the layout that it was exported with"
+            )
             raise ConfigError([Problem(message, node=context.node, key="data_format")])
         if context.instance == 0:
-            where = f"{context.node}: ModelTensor runs {params.model} by {choice.engine.__name__}"
+            where = f"{context.node}: ModelTensor runs {params.model} with {choice.engine.__name__}"
             extra = {"pipeline": context.pipeline, "node": context.node}
             if choice.missed:
                 logger.warning(
-                    "%s on the CPU, and not on the GPU that is here: %s",
+                    "%s on the CPU, although there is a GPU: %s",
                     where,
                     choice.why,
                     extra=extra,
@@ -90,44 +101,49 @@ class ModelTensor(Backend):
                 if "result" in item:
                     result = item["result"]
                     item["result"] = (
-                        [self._tensor(each) for each in result]
+                        [self._tensor(output) for output in result]
                         if isinstance(result, list)
                         else self._tensor(result)
                     )
 
-    def _tensor(self, found: Any) -> Any:
-        """Text stays NumPy: torch has none. What a post-processor says is plain Python."""
+    def _tensor(self, output: Any) -> Any:
+        """Turn an array into a tensor. Text stays an array, since torch has no text, and what a
+        post-processor made stays plain Python.
+        """
         return (
-            self._torch.from_numpy(found)
-            if isinstance(found, np.ndarray) and found.dtype.kind != "O"
-            else found
+            self._torch.from_numpy(output)
+            if isinstance(output, np.ndarray) and output.dtype.kind != "O"
+            else output
         )
 
 
 class Choice(NamedTuple):
-    """`missed`: there is a GPU, and the engine does not use it."""
+    """The engine that ModelTensor chose, and why."""
 
     engine: type[Backend]
     device: str
     why: str
     missed: bool = False
+    """There is a GPU, and the engine does not use it."""
 
 
 def choose_engine(params: ModelParams, context: Context) -> Choice:
-    """The engine of a file here. Raises BackendError where the file's name does not say what it is, or the device is not there."""
+    """Choose the engine for a file on this machine. Raises BackendError where the file's name does
+    not say what the file is, or the node's device does not exist.
+    """
     name = params.model.lower().removesuffix(".encrypted")
     if name.endswith(".onnx"):
         return _choose_for_onnx(params, context)
     suffix = next((suffix for suffix in ENGINES if name.endswith(suffix)), None)
     if suffix is None:
         raise BackendError(
-            f"node {context.node!r}: ModelTensor: the model {params.model} has no suffix that says what it is: "
-            f"expected .onnx, {', '.join(ENGINES)}"
+            f"node {context.node!r}: ModelTensor: the model {params.model} has no suffix that says "
+            f"what it is: expected .onnx, {', '.join(ENGINES)}"
         )
     return Choice(
         ENGINES[suffix],
         context.device or "the device that it chooses",
-        f"it is the one for {suffix}",
+        f"it is the engine for {suffix} files",
     )
 
 
@@ -152,11 +168,12 @@ def _choose_for_onnx(params: ModelParams, context: Context) -> Choice:
         return Choice(OnnxTensor, "cpu", str(error), missed=True)
     capability = torch.cuda.get_device_capability(device)
     if library.is_rtx and not runs_rtx(capability):
-        why = f"tensorrt_rtx needs compute capability 7.5, 8.x or 12.x, and {device} has {'.'.join(map(str, capability))}"
+        version = ".".join(map(str, capability))
+        why = f"tensorrt_rtx needs compute capability 7.5, 8.x or 12.x, and {device} has {version}"
         return Choice(OnnxTensor, "cpu", why, missed=True)
-    return Choice(TensorrtTensor, str(device), f"{library.name} {library.version} is here")
+    return Choice(TensorrtTensor, str(device), f"{library.name} {library.version} is installed")
 
 
 def runs_rtx(capability: tuple[int, int]) -> bool:
-    """Whether `tensorrt_rtx` runs on GPUs of this compute capability."""
+    """Return whether `tensorrt_rtx` runs on GPUs of this compute capability, (major, minor)."""
     return capability == (7, 5) or capability[0] in (8, 12)

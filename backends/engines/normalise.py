@@ -1,6 +1,7 @@
-"""`mean` and `std` as nodes in front of an ONNX model's first input, so that images travel and are copied as uint8.
+"""Edits to an ONNX model's graph: `mean`, `std` and the image layout become nodes before its first
+input.
 
-Pure editing of the graph; running it is `onnx.py`'s (and TensorRT's) business.
+Images then go to the device as uint8. Nothing here runs a model: OnnxTensor and TensorRT do.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from .shapes import shape_text
+
 
 def fuse_normalisation(
     model: Any, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> None:
-    """Edit `model` (an `onnx.ModelProto`) in place: its first input becomes uint8, and (x - mean) / std is computed inside.
+    """Edit `model` (an `onnx.ModelProto`) in place: its first input becomes uint8, and (x - mean) /
+    std is computed inside.
 
-    The input keeps its name and shape. `mean` and `std` have one value a channel, or one for all. The channel axis is the
-    second, or the last where only that one has as many channels (NHWC). Raises ValueError where neither fits, where a std is
-    0, or where the input is not of a floating type.
+    The input keeps its name and shape. `mean` and `std` have one value for each channel, or one for
+    all. The channel axis is the second, or the last where only that one has as many channels
+    (NHWC). Raises ValueError where neither axis fits, where a std is 0, or where the input is not
+    of a floating type.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -32,9 +37,9 @@ def fuse_normalisation(
         TensorProto.DOUBLE,
         TensorProto.BFLOAT16,
     ):
-        found = TensorProto.DataType.Name(tensor.elem_type)
+        type_name = TensorProto.DataType.Name(tensor.elem_type)
         raise ValueError(
-            f"mean and std need a first input of a floating type, and {first.name!r} is {found}"
+            f"mean and std need a first input of a floating type, and {first.name!r} is {type_name}"
         )
 
     shape = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
@@ -64,7 +69,8 @@ def fuse_normalisation(
             )
         )
         current = output
-    # Whatever the model computes in, the normalisation is float32: mean/std lose digits in 16 bits.
+    # The normalisation is in float32 even for a model in 16 bits, in which mean and std would lose
+    # digits.
     nodes.append(
         helper.make_node(
             "Cast", [current], [normalised], names.new("penstock_cast"), to=tensor.elem_type
@@ -78,7 +84,9 @@ def fuse_normalisation(
 
 
 def channels_last(model: Any) -> None:
-    """Edit `model` (an `onnx.ModelProto`) in place: its first input, N x C x H x W, becomes N x H x W x C. Raises ValueError."""
+    """Edit `model` (an `onnx.ModelProto`) in place: its first input, N×C×H×W, becomes N×H×W×C.
+    Raises ValueError for an input without 4 axes.
+    """
     from onnx import helper
 
     graph = model.graph
@@ -86,7 +94,7 @@ def channels_last(model: Any) -> None:
     first = next((value for value in graph.input if value.name not in weights), None)
     dims = first.type.tensor_type.shape.dim if first is not None else []
     if first is None or len(dims) != 4:
-        raise ValueError(f"nhwc needs a first input of 4 axes, N x C x H x W, found {len(dims)}")
+        raise ValueError(f"nhwc needs a first input of 4 axes, N×C×H×W, found {len(dims)}")
     turned = Names(graph).new(f"{first.name}_nchw")
     replace_uses(graph, first.name, turned)
     graph.node.insert(
@@ -102,7 +110,9 @@ def channels_last(model: Any) -> None:
 
 
 def _broadcast(shape: list[int | None], count: int, key: str) -> tuple[int, ...]:
-    """The shape in which `count` values lie along the channel axis of an input of this shape."""
+    """Return the shape in which `count` values lie along the channel axis of an input of this
+    shape. Raises ValueError.
+    """
     if count == 1:
         return ()
     rank = len(shape)
@@ -112,15 +122,17 @@ def _broadcast(shape: list[int | None], count: int, key: str) -> tuple[int, ...]
     else:
         axis = 1
         if rank < 2 or shape[axis] is not None:
-            found = "x".join("N" if size is None else str(size) for size in shape)
             raise ValueError(
-                f"{key} has {count} values, which fit no channel axis of the first input, {found}"
+                f"{key} has {count} values, and neither the second nor the last axis of the first "
+                f"input {shape_text(shape)} has as many channels"
             )
     return tuple(count if index == axis else 1 for index in range(rank))
 
 
 def replace_uses(graph: Any, old: str, new: str) -> None:
-    """Every node that reads `old` reads `new`, in subgraphs too (unless one there has the name for itself)."""
+    """Let every node that reads `old` read `new`. This includes subgraphs, except those with an
+    input of their own that is named `old`.
+    """
     for node in graph.node:
         for index, name in enumerate(node.input):
             if name == old:
@@ -130,13 +142,13 @@ def replace_uses(graph: Any, old: str, new: str) -> None:
                 if all(value.name != old for value in subgraph.input):
                     replace_uses(subgraph, old, new)
     for value in graph.output:
-        # Only in a subgraph, or a model that answers its own input.
+        # `old` is an output of a subgraph, or of a model that returns its own input.
         if value.name == old:
             value.name = new
 
 
 class Names:
-    """Names that the graph does not have yet."""
+    """Hands out names that the graph does not have yet."""
 
     def __init__(self, graph: Any) -> None:
         self._taken = {
@@ -147,6 +159,7 @@ class Names:
         )
 
     def new(self, wanted: str) -> str:
+        """Return `wanted`, or where that is taken `wanted_1`, `wanted_2` ..."""
         name, count = wanted, 0
         while name in self._taken:
             count += 1

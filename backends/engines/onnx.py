@@ -1,12 +1,11 @@
-"""ONNX Runtime on the CPU: the engine where there is no GPU."""
+"""OnnxTensor: ONNX Runtime on the CPU, the engine for machines without a GPU."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,38 +19,41 @@ from ..params import EngineParams, why_no_file
 from .encryption import is_encrypted, read_model
 from .normalise import channels_last, fuse_normalisation
 from .postprocess import PostProcessing
+from .processors import threads_per_instance
+from .shapes import UNBOUNDED_WARM_UP_BATCH, reorder, shape_key, shape_text, shapes_of_last_profile
 
 logger = logging.getLogger("penstock.onnx")
 
-SEVERITIES = {"verbose": 0, "info": 1, "warning": 2, "error": 3}
+LOG_SEVERITIES = {"verbose": 0, "info": 1, "warning": 2, "error": 3}
+"""`log_level` -> ONNX Runtime's number for it."""
 
-DTYPES: dict[str, Any] = {
+NUMPY_DTYPES: dict[str, Any] = {
     "float": np.float32,
     "double": np.float64,
     "string": np.object_,
     "bool": np.bool_,
 }
-"""ONNX Runtime's names where they are not NumPy's."""
-
-UNBOUNDED_LARGEST = 8
-"""The batch to warm up for where neither the model nor the node says how large batches get."""
-
-T = TypeVar("T")
+"""ONNX Runtime's names of types -> NumPy's dtypes, where NumPy does not know the name."""
 
 MAX_BUFFERED_SHAPES = 4
-"""Batch buffers kept for an input whose height and width vary; each may be megabytes."""
+"""How many batch buffers are kept for an input whose height and width vary; each may be
+megabytes.
+"""
 
 
 class OnnxParams(EngineParams):
     threads: int | None = Field(
         None,
         ge=1,
-        description="Threads of each instance; not given: the machine's processors, shared among the instances.",
+        description="threads of each instance; default: the processors that the process may use, "
+        "divided among the instances",
     )
 
 
 class Port(NamedTuple):
-    """An input or output of the model. None in `shape`: any size; None as `dtype`: one that NumPy lacks."""
+    """An input or output of the model. None in `shape` stands for any size; `dtype` is None for a
+    type that NumPy lacks.
+    """
 
     name: str
     dtype: np.dtype[Any] | None
@@ -62,14 +64,18 @@ class Port(NamedTuple):
 
 
 class OnnxTensor(Backend):
-    """Runs an ONNX model by ONNX Runtime.
+    """Runs an ONNX model with ONNX Runtime, on the CPU.
 
-    `data`: an array with the batch dimension, N×..., N = `request_size` (1 where the item has none), or a list of them in the
-    order of the model's inputs. `result`: the output, N×..., or a list of them. With `mean` or `std` the first input is uint8
-    (see normalise.py). A dtype that widens without loss is converted. Another shape or dtype is an `InvalidInput`: raised where
-    the item is alone, else in its `error`.
+    `data`: an array with the batch dimension first, N×..., or a list of them in the order of the
+    model's inputs. N is the item's `request_size`, 1 by default. `result`: the output, N×..., or a
+    list of them. With `mean` or `std` the first input is uint8, and (x - mean) / std is computed
+    inside the model.
 
-    Items of different shapes may share a forward: each shape is one run. A model with a fixed batch size runs padded with zeros.
+    A dtype that widens without loss is converted. Any other dtype or shape is an `InvalidInput`:
+    raised for an item that is alone in its batch, and otherwise set as the item's `error`.
+
+    One batch may hold items of several shapes; each shape is a run of its own. A model with a fixed
+    batch size runs padded with zeros.
     """
 
     parameters: ClassVar[type[Params] | None] = OnnxParams
@@ -84,31 +90,24 @@ class OnnxTensor(Backend):
 
     @staticmethod
     def shape_key(item: Item) -> Hashable:  # type: ignore[override]
-        """What one run may not mix: shapes behind the batch dimension, and dtypes."""
-        data = item.get("data")
-        if isinstance(data, np.ndarray):
-            return data.shape[1:], data.dtype
-        if isinstance(data, list | tuple):
-            return tuple(
-                [
-                    (array.shape[1:], array.dtype) if isinstance(array, np.ndarray) else None
-                    for array in data
-                ]
-            )
-        return None
+        return shape_key(item)
 
     def init(self, params: OnnxParams, context: Context) -> None:
-        """Raises BackendError, naming the path, for a missing or unreadable model; ConfigError for a key that does not fit it."""
+        """Open the model. Raises BackendError, which names the path, for a missing or unreadable
+        file; ConfigError for a key that does not fit the model.
+        """
         if context.device not in ("", "cpu"):
             raise _config_error(
                 context,
                 "device",
-                f"{context.device!r} is wanted, and OnnxTensor runs on the CPU alone",
+                f"device is {context.device!r}, and OnnxTensor runs only on the CPU: "
+                'set device = "cpu", or use ModelTensor',
             )
         if params.precision not in (None, "fp32") and context.instance == 0:
             extra = {"pipeline": context.pipeline, "node": context.node}
             logger.warning(
-                "%s: OnnxTensor runs %s as it is: precision is for GPUs",
+                "%s: OnnxTensor runs %s in the model's own precision: the key precision is for "
+                "GPUs",
                 context.node,
                 params.model,
                 extra=extra,
@@ -131,7 +130,8 @@ class OnnxTensor(Backend):
         self._output_names = [port.name for port in self.outputs]
         self._buffers: dict[tuple[str, tuple[int, ...]], NDArray[Any]] = {}
 
-        # Items can share a run if all inputs and outputs have the batch first, all of any size or all of one.
+        # Items can share a run if the batch is the first axis of all inputs and outputs, and is
+        # either open in all of them or of the same fixed size in all.
         sizes = {port.shape[0] if port.shape else 0 for port in self.inputs}
         answers = {port.shape[0] if port.shape else 0 for port in self.outputs}
         self._batched = len(sizes) == 1 and 0 not in sizes and answers <= sizes | {None}
@@ -149,13 +149,15 @@ class OnnxTensor(Backend):
             if bound is not None and bound != UNBOUNDED
         ]
         self.max = min(bounds, default=UNBOUNDED) if self._batched else 1
-        self._largest = self.max if self.max != UNBOUNDED else UNBOUNDED_LARGEST
+        self._largest = self.max if self.max != UNBOUNDED else UNBOUNDED_WARM_UP_BATCH
         self.min = self._fixed or min(max(declared.min, context.min or 1), self.max)
         self.min = min(self.min, self.max)
-        self._known_shapes = _shapes(params.max)
+        self._known_shapes = shapes_of_last_profile(params.max)
 
     def _signed(self, ports: Sequence[Port]) -> tuple[TensorPort, ...]:
-        """For clients: a fixed batch is one of any size to them."""
+        """Describe inputs or outputs to clients, for whom the batch axis is always open: a model
+        with a fixed batch is padded.
+        """
         return tuple(
             TensorPort(
                 port.name,
@@ -169,7 +171,10 @@ class OnnxTensor(Backend):
         )
 
     def warm_up(self) -> None:
-        """Run zeros at 1, 2, 4 ... `max`, so that memory is there; not where the model leaves a shape open that `max` does not tell."""
+        """Run zeros at batch sizes 1, 2, 4 ... `max`, so that ONNX Runtime has its memory before
+        the first request. Nothing is run where the model leaves a size open and `max` does not give
+        it.
+        """
         arrays = []
         for index, port in enumerate(self.inputs):
             given = self._known_shapes[index] if index < len(self._known_shapes) else ()
@@ -204,13 +209,14 @@ class OnnxTensor(Backend):
         super().close()
 
     def _read(self, item: Item) -> list[NDArray[Any]]:
-        """The item's arrays, checked against the model's inputs."""
+        """Return the item's arrays, checked against the model's inputs. Raises InvalidInput."""
         data = item["data"]
         values = data if isinstance(data, list | tuple) else [data]
         if len(values) != len(self.inputs):
             names = ", ".join(port.name for port in self.inputs)
             raise InvalidInput(
-                f"OnnxTensor: the model has {len(self.inputs)} inputs ({names}), and data holds {len(values)}"
+                f"OnnxTensor: the model has {len(self.inputs)} inputs ({names}), "
+                f"and data holds {len(values)}"
             )
         size = item.get("request_size", 1)
         arrays = []
@@ -224,28 +230,31 @@ class OnnxTensor(Backend):
                 array.shape, port.shape
             ):
                 raise InvalidInput(
-                    f"OnnxTensor: input {port.name}: expected {port}, got {array.dtype} of shape {shape_text(array.shape)}"
+                    f"OnnxTensor: input {port.name}: expected {port}, "
+                    f"got {array.dtype} of shape {shape_text(array.shape)}"
                 )
             if self._batched and array.shape[0] != size:
                 raise InvalidInput(
-                    f"OnnxTensor: input {port.name}: expected {size} (the item's request_size) as batch dimension, "
-                    f"got shape {shape_text(array.shape)}"
+                    f"OnnxTensor: input {port.name}: expected {size} (the item's request_size) as "
+                    f"batch dimension, got shape {shape_text(array.shape)}"
                 )
             arrays.append(array)
         return arrays
 
-    def _shape_fits(self, found: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    def _shape_fits(self, shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
         start = 1 if self._batched else 0
-        return len(found) == len(expected) and all(
-            want is None or want == got
-            for want, got in zip(expected[start:], found[start:], strict=True)
+        return len(shape) == len(expected) and all(
+            fixed is None or fixed == size
+            for fixed, size in zip(expected[start:], shape[start:], strict=True)
         )
 
     def _run(self, members: list[tuple[Item, list[NDArray[Any]]]]) -> None:
-        """One run of the session over items of one shape.
+        """Run the session once, over items of one shape, and set their results.
 
-        Plain `run`, not I/O binding: on the CPU it wraps contiguous arrays without a copy, and the answers are NumPy's own.
-        Measured: ResNet-18 the same within noise (17 ms, 8 images 126 ms), a tiny model 4 µs instead of 6 µs.
+        It calls plain `run` and no I/O binding: on the CPU, `run` wraps contiguous arrays without a
+        copy, and its outputs are arrays that own their memory. Measured against I/O binding:
+        ResNet-18 is the same within noise (1 image 17 ms, 8 images 126 ms), a tiny model takes 4 µs
+        instead of 6 µs.
         """
         counts = [arrays[0].shape[0] if self._batched else 1 for _, arrays in members]
         total = sum(counts)
@@ -274,12 +283,13 @@ class OnnxTensor(Backend):
             if output.ndim == 0 or output.shape[0] != rows:
                 name = self.outputs[0 if self._post.active else index].name
                 raise BackendError(
-                    f"OnnxTensor: output {name} has shape {shape_text(output.shape)} for a batch of {rows}: "
-                    "the model does not keep items apart; set max = 1"
+                    f"OnnxTensor: output {name} has shape {shape_text(output.shape)} for a batch "
+                    f"of {rows}: the model does not keep items apart; set max = 1"
                 )
         start = 0
         for (item, _), count in zip(members, counts, strict=True):
-            # Copies: a view would keep the whole batch alive as long as the slowest reader of one item.
+            # Copies, because a view would keep the whole batch in memory until the last item is
+            # read.
             parts = [output[start : start + count].copy() for output in outputs]
             item["result"] = parts[0] if len(parts) == 1 else parts
             self._post.answer(item)
@@ -288,7 +298,9 @@ class OnnxTensor(Backend):
     def _assemble(
         self, index: int, members: list[tuple[Item, list[NDArray[Any]]]], rows: int
     ) -> NDArray[Any]:
-        """The batch of one input, written into a buffer that is kept (fresh megabytes cost page faults at every run)."""
+        """Write the batch of one input into a kept buffer. A fresh buffer of megabytes would cost
+        page faults at every run.
+        """
         port, shape = self.inputs[index], members[0][1][index].shape[1:]
         buffer = self._buffers.get((port.name, shape))
         if buffer is None or len(buffer) < rows:
@@ -307,21 +319,22 @@ class OnnxTensor(Backend):
 
 
 def _open(path: Path, params: OnnxParams, context: Context) -> Any:
-    """The session, with `mean` and `std` fused into the model."""
+    """Open a session of the model, with `mean`, `std` and `data_format` built into it."""
     import onnxruntime
 
     if not path.is_file():
         raise BackendError(f"OnnxTensor: the model {path} {why_no_file(path)}")
     plain = _decrypted(path)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = params.threads or max(1, _processors() // context.instances)
+    options.intra_op_num_threads = params.threads or threads_per_instance(context.instances)
     options.inter_op_num_threads = 1
-    # A pool that spins between operators takes the processors that the other instances and the event loop need.
+    # Threads that spin between operators would take processors from other instances and the event
+    # loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = SEVERITIES[params.log_level or "error"]
+    options.log_severity_level = LOG_SEVERITIES[params.log_level or "error"]
     source: str | bytes = str(path) if plain is None else plain
     try:
-        nhwc = getattr(params, "data_format", "nchw") == "nhwc"  # ModelTensor's key
+        nhwc = getattr(params, "data_format", "nchw") == "nhwc"  # a key of ModelTensor alone
         if nhwc or params.mean is not None or params.std is not None:
             import onnx
 
@@ -341,19 +354,22 @@ def _open(path: Path, params: OnnxParams, context: Context) -> Any:
                 raise _config_error(context, key, str(error)) from error
             source = model.SerializeToString()
         if isinstance(source, bytes):
-            # Weights in a file beside the model stay there, however large.
+            # Weights in a file beside the model are read from there, and never copied into the
+            # model.
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", str(path.parent)
             )
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except ConfigError:
         raise
-    except Exception as error:  # ONNX Runtime's and protobuf's have no base of their own
+    except Exception as error:  # exceptions of ONNX Runtime and protobuf share no other base class
         raise BackendError(f"OnnxTensor: the model {path} can't be loaded: {error}") from error
 
 
 def _decrypted(path: Path) -> bytes | None:
-    """The content of an `.encrypted` file; None for a plain one, which ONNX Runtime reads by itself."""
+    """Return the content of an `.encrypted` file, or None for a plain one, which ONNX Runtime reads
+    itself.
+    """
     if not is_encrypted(path):
         return None
     try:
@@ -366,14 +382,10 @@ def _decrypted(path: Path) -> bytes | None:
         raise type(error)(f"OnnxTensor: {error}") from error
 
 
-def shape_text(shape: Sequence[int | None]) -> str:
-    return "x".join("N" if size is None else str(size) for size in shape) or "()"
-
-
 def _port(node: Any) -> Port:
     name = node.type.removeprefix("tensor(").removesuffix(")")
     try:
-        dtype = np.dtype(DTYPES.get(name, name))
+        dtype = np.dtype(NUMPY_DTYPES.get(name, name))
     except TypeError:
         dtype = None
     return Port(
@@ -381,39 +393,13 @@ def _port(node: Any) -> Port:
     )
 
 
-def _dtype_fits(found: np.dtype[Any], expected: np.dtype[Any] | None) -> bool:
-    if expected is None or found == expected:
+def _dtype_fits(dtype: np.dtype[Any], expected: np.dtype[Any] | None) -> bool:
+    if expected is None or dtype == expected:
         return True
     if expected == np.object_:
-        return found.kind == "U"
-    return found.kind != "O" and np.can_cast(found, expected, "safe")
-
-
-def reorder(ports: list[T], order: str | None, key: str, context: Context) -> tuple[T, ...]:
-    """`"1,0"`: the model's second first."""
-    if not order:
-        return tuple(ports)
-    indices = [int(part) if part.strip().isdigit() else -1 for part in order.split(",")]
-    if sorted(indices) != list(range(len(ports))):
-        raise _config_error(
-            context, key, f"{order!r} must hold each of 0 to {len(ports) - 1} once, as in '1,0'"
-        )
-    return tuple(ports[index] for index in indices)
-
-
-def _shapes(text: str | None) -> list[tuple[int, ...]]:
-    """The shapes in `max` (last profile), by input; a bare batch size is a shape of one number."""
-    if text is None:
-        return []
-    return [
-        tuple(int(size) for size in shape.split("x")) for shape in text.split(";")[-1].split(",")
-    ]
+        return dtype.kind == "U"
+    return dtype.kind != "O" and np.can_cast(dtype, expected, "safe")
 
 
 def _config_error(context: Context, key: str, message: str) -> ConfigError:
     return ConfigError([Problem(message, node=context.node, key=key)])
-
-
-def _processors() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,5 +1,7 @@
-"""`postprocessor`: what becomes of a model's scores, N×K. TensorRT computes it inside the network; the other engines do it here, behind
-theirs, with the same results.
+"""The key `postprocessor`: probabilities or classes from a model's scores, N×K.
+
+TensorRT computes them inside the network. The other engines do it here after each run, with the
+same results.
 """
 
 from __future__ import annotations
@@ -16,16 +18,19 @@ from ..operators.classify import best, softmax
 from ..params import EngineParams
 
 CLASSIFIERS = {"ArgMax": False, "SoftmaxArgMax": True, "SoftmaxMax": True}
-"""Post-processors that tell classes, and whether scores pass a softmax before."""
+"""Post-processors that return the best classes -> whether the scores go through a softmax first."""
 
 SOFTMAX = ("Softmax", "SoftmaxCpu")
-"""Those that make probabilities of scores. `split` and `cpu` do nothing: results are split, and on the CPU, anyway."""
+"""Post-processors that turn scores into probabilities. `split` and `cpu` do nothing: results are
+split and on the CPU anyway.
+"""
 
 
 class PostProcessing:
-    """Of one engine. `who` is for messages: the engine."""
+    """The post-processing of one engine."""
 
     def __init__(self, params: EngineParams, node: str, who: str) -> None:
+        """`node` and `who`, the backend's name, are for messages."""
         self.name = params.postprocessor or ""
         self.top_k = params.top_k
         self.classifies = self.name in CLASSIFIERS
@@ -34,15 +39,18 @@ class PostProcessing:
         self._node, self._who = node, who
 
     def check(self, shapes: Sequence[Sequence[int | None]]) -> None:
-        """Raises ConfigError where the shapes of a model's outputs, as it declares them, have no scores."""
+        """Check the shapes of a model's outputs, as it declares them. Raises ConfigError where they
+        are not N×K scores with K of at least `top_k`.
+        """
         if self.active and (len(shapes) != 1 or len(shapes[0]) != 2):
             raise self._wrong("postprocessor", self._needs([len(shape) for shape in shapes]))
         if self.classifies and (count := shapes[0][1]) is not None and count < self.top_k:
-            raise self._wrong("top_k", f"is {self.top_k}, and the model gives {count} scores")
+            raise self._wrong("top_k", f"is {self.top_k}, and the model has only {count} scores")
 
     def apply(self, outputs: list[Any]) -> list[Any]:
-        """A run's outputs, arrays or tensors, afterwards: the probabilities in float32; of a classifier the scores and the classes of
-        the `top_k` best, N×K both. Raises BackendError where there are no scores.
+        """Post-process a run's outputs, arrays or tensors. Return [probabilities], N×K in float32,
+        or for a classifier [scores, classes], both N×`top_k` and the best first. Raises
+        BackendError where the outputs are not N×K scores.
         """
         if not self.active:
             return outputs
@@ -53,7 +61,8 @@ class PostProcessing:
         scores = outputs[0]
         if self.classifies and scores.shape[1] < self.top_k:
             raise BackendError(
-                f"{self._who}: top_k is {self.top_k}, and the model gives {scores.shape[1]} scores"
+                f"{self._who}: top_k is {self.top_k}, and the model has only {scores.shape[1]} "
+                "scores"
             )
         if not isinstance(scores, np.ndarray):  # a tensor of torch, which stays on its device
             chances = scores.float().softmax(1) if self._softmax else scores
@@ -67,35 +76,43 @@ class PostProcessing:
         return [values.astype(np.float32), classes]
 
     def answer(self, item: Item) -> None:
-        """Of a classifier: plain Python values in place of an item's scores and classes."""
+        """For a classifier, replace an item's scores and classes by plain Python values. Sets
+        `error` where a score is not finite.
+        """
         if self.classifies:
-            scores, classes = (each.tolist() for each in item.pop("result"))
+            scores, classes = (output.tolist() for output in item.pop("result"))
             if all(isfinite(score) for row in scores for score in row):
                 item.update(
                     classified(scores, classes, "score" if self.name == "SoftmaxMax" else "class")
                 )
             else:
                 item["error"] = InvalidInput(
-                    f"{self._who}: the scores are not finite (NaN or infinite): no class is the best"
+                    f"{self._who}: the scores are not finite (NaN or infinite), so there is no "
+                    "best class"
                 )
 
     def _needs(self, axes: list[int]) -> str:
-        found = ", ".join(f"one of {count} axes" for count in axes) or "none"
-        return f"{self.name} needs a model with one output, N×K scores; found {found}"
+        outputs = ", ".join(f"one of {count} axes" for count in axes) or "none"
+        return f"{self.name} needs a model with one output, N×K scores; found {outputs}"
 
     def _wrong(self, key: str, message: str) -> ConfigError:
         return ConfigError([Problem(message, node=self._node, key=key)])
 
 
 def classified(scores: list[list[float]], classes: list[list[int]], result: str) -> dict[str, Any]:
-    """Plain Python values of N×K scores and classes, the best first; `result` says which of the two is `result`."""
+    """Return N×K scores and classes, the best first, as an item's plain Python values: `class`,
+    `score`, and `top` where K > 1.
+
+    They are lists of N where N > 1. `result` names the key, class or score, whose value is also the
+    item's `result`.
+    """
     tops = [
         [{"class": index, "score": score} for index, score in zip(*rows, strict=True)]
         for rows in zip(classes, scores, strict=True)
     ]
-    found: dict[str, Any] = {key: [top[0][key] for top in tops] for key in ("class", "score")}
+    values: dict[str, Any] = {key: [top[0][key] for top in tops] for key in ("class", "score")}
     if scores and len(scores[0]) > 1:
-        found["top"] = tops
+        values["top"] = tops
     if len(tops) == 1:
-        found = {key: values[0] for key, values in found.items()}
-    return {"result": found[result], **found}
+        values = {key: rows[0] for key, rows in values.items()}
+    return {"result": values[result], **values}

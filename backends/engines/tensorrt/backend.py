@@ -25,7 +25,7 @@ class TensorrtTensor(TorchBackend):
 
     parameters: ClassVar[type[Params] | None] = TensorrtParams
     extra: ClassVar[str] = "tensorrt"
-    engine: ClassVar[str] = ".tensorrt.engine"
+    engine: ClassVar[str] = "penstock.backends.engines.tensorrt.engine:TensorrtEngine"
 
     @classmethod
     def build_ahead(

@@ -12,9 +12,9 @@ from ...base import UNBOUNDED, Context, Params, Signature, TensorPort
 from ...errors import BackendError, InvalidInput
 from ...gpu.device import buckets, choose_device
 from ...item import Item
-from ..onnx import reorder, shape_text
 from ..postprocess import CLASSIFIERS, classified
-from ..torch.engine import UNBOUNDED_LARGEST, Member, TorchEngine
+from ..shapes import UNBOUNDED_WARM_UP_BATCH, reorder, shape_text
+from ..torch.engine import Member, TorchEngine
 from ..torch.reading import dtype_text, widens
 from ..torch.sharing import shared
 from .execution import Execution, LoadedEngine, Port, deserialise
@@ -25,8 +25,10 @@ from .progress import BuiltEngine, Progress
 from .recipe import Recipe, read_onnx, who
 
 
-class TensorrtTensor(TorchEngine):
-    """What `backend.TensorrtTensor` is once it runs."""
+class TensorrtEngine(TorchEngine):
+    """Runs an engine of TensorRT: the engine of TensorrtTensor."""
+
+    backend_name: ClassVar[str] = "TensorrtTensor"
 
     parameters: ClassVar[type[Params] | None] = TensorrtParams
 
@@ -173,7 +175,7 @@ def recipe_of(
     except BackendError as error:
         raise BackendError(f"{who(context.node)}: {error}") from error
     largest = min(params.declared_range().max, context.max or UNBOUNDED)
-    sizes = buckets(UNBOUNDED_LARGEST if largest == UNBOUNDED else largest)
+    sizes = buckets(UNBOUNDED_WARM_UP_BATCH if largest == UNBOUNDED else largest)
     recipe = Recipe.of(params, context, sizes, library, gpu_name(device))
     if not recipe.is_engine and (params.input_reorder or params.output_reorder):
         graph = read_onnx(recipe.model, str(recipe)).graph

@@ -13,7 +13,7 @@ import torch
 
 from ...base import BatchRange
 from ...errors import BackendError, DeviceError, InvalidInput
-from ..onnx import shape_text
+from ..shapes import shape_text
 from ..torch.reading import dtype_text
 from .library import Library, log
 from .profiles import Profile, Range, choose, describe

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ..onnx import shape_text
+from ..shapes import shape_text
 
 Shape = tuple[int, ...]
 

@@ -1,4 +1,8 @@
-"""The torch engines as files know them. What runs them imports torch, and is imported by `init` alone."""
+"""TorchScriptTensor, TorchExportTensor and PythonTensor, the backends that files name.
+
+They are declared without torch, so that a file can be checked on a machine that lacks it. `init`
+imports the engine that does the work.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,16 @@ from ...base import Backend, BatchRange, Context, Params
 from ...errors import BackendError
 from ...item import Item
 from ...params import EngineParams
+from ..shapes import shape_key
 from .params import PythonTensorParams, TorchParams, TorchScriptParams
 
 
 class TorchBackend(Backend):
-    """One that needs torch to run, and not to be checked."""
+    """A backend that needs torch to run, though not to be checked. Its one child is the engine."""
 
     extra: ClassVar[str] = "torch"
     engine: ClassVar[str]
-    """The module of the class that runs, which has the same name."""
+    """The engine's class, as `module:Class`; `init` imports it."""
 
     @classmethod
     def declared_range(cls, params: EngineParams, children: tuple[BatchRange, ...]) -> BatchRange:
@@ -29,10 +34,13 @@ class TorchBackend(Backend):
         return shape_key(item)
 
     def init(self, params: Any, context: Context) -> None:
-        """Raises BackendError and ConfigError that name node and file, and what is missing here."""
+        """Import the engine and let it load the model. Raises BackendError where torch is missing,
+        and what the engine raises: BackendError and ConfigError that name the node and the file.
+        """
         name = type(self).__name__
+        module, _, engine_class = self.engine.partition(":")
         try:
-            engine: Backend = getattr(import_module(f".{self.engine}", __package__), name)()
+            engine: Backend = getattr(import_module(module), engine_class)()
         except ModuleNotFoundError as error:
             if error.name != "torch":
                 raise
@@ -49,52 +57,46 @@ class TorchBackend(Backend):
 
 
 class TorchScriptTensor(TorchBackend):
-    """Runs TorchScript: a module that torch.jit.save wrote (.pt), on a GPU where there is one.
+    """Runs a TorchScript module that torch.jit.save wrote (.pt), on a GPU or on the CPU.
 
-    `data`: a tensor or array with the batch dimension, N×..., N = `request_size` (1 where the item has none); a list of them in the order
-    of the model's arguments; or a dict of them by the arguments' names, or by any that end with their index (`INPUT__0`). A model that
-    takes a dict of tensors gets the dict; an argument that is a List[str] gets a list of N texts. `result`: the output on the CPU, N×...
-    (texts: a list of N), or a list of them. The options are those of Triton's PyTorch backend.
+    `data`: a tensor or array with the batch dimension first, N×..., where N is the item's
+    `request_size`, 1 by default. A model with several arguments takes a list in the order of its
+    arguments, or a dict by their names or by names that end with their index (`INPUT__0`). A model
+    whose one argument is a dict of tensors gets the dict. An argument of type List[str] takes a
+    list of N texts.
+
+    `result`: the output as a tensor on the CPU, N×... (texts: a list of N), or a list of outputs.
+    The options are those of Triton's PyTorch backend.
     """
 
     parameters: ClassVar[type[Params] | None] = TorchScriptParams
-    engine: ClassVar[str] = "script"
+    engine: ClassVar[str] = "penstock.backends.engines.torch.script:TorchScriptEngine"
 
 
 class TorchExportTensor(TorchBackend):
-    """Runs a .pt2 file: a program that torch.export.save wrote, or a package of AOTInductor, which runs on what it was compiled for.
+    """Runs a .pt2 file: a program that torch.export.save wrote, or a package that AOTInductor
+    compiled, which runs on the kind of device that it was compiled for.
 
-    `data`: a tensor or array with the batch dimension, N×..., N = `request_size` (1 where the item has none), or a list of them in the
-    order of the model's inputs, or a dict of them by name. `result`: the output as a tensor on the CPU, N×..., or a list of them. A dtype
-    that widens without loss is converted; another dtype or shape is an `InvalidInput`. A program with a fixed batch runs padded with
-    zeros.
+    `data`: a tensor or array with the batch dimension first, N×..., where N is the item's
+    `request_size`, 1 by default; a list of them in the order of the model's inputs, or a dict of
+    them by name. `result`: the output as a tensor on the CPU, N×..., or a list of outputs.
+
+    A dtype that widens without loss is converted. Any other dtype or shape is an `InvalidInput`. A
+    program with a fixed batch size runs padded with zeros.
     """
 
     parameters: ClassVar[type[Params] | None] = TorchParams
-    engine: ClassVar[str] = "export"
+    engine: ClassVar[str] = "penstock.backends.engines.torch.export:TorchExportEngine"
 
 
 class PythonTensor(TorchBackend):
-    """Runs an nn.Module as Python writes it: `model` names what makes it, `state_dict` has its weights.
+    """Runs an nn.Module from Python code: `model` names the class or function that makes it,
+    `state_dict` the file of its weights.
 
-    `data`: a tensor or array with the batch dimension, N×..., N = `request_size` (1 where the item has none), or a list of them in the
-    order of forward's arguments, or a dict of them by name. `result`: the output as a tensor on the CPU, N×..., or a list of them.
+    `data`: a tensor or array with the batch dimension first, N×..., where N is the item's
+    `request_size`, 1 by default; a list of them in the order of forward's arguments, or a dict of
+    them by name. `result`: the output as a tensor on the CPU, N×..., or a list of outputs.
     """
 
     parameters: ClassVar[type[Params] | None] = PythonTensorParams
-    engine: ClassVar[str] = "python"
-
-
-def shape_key(item: Item) -> Hashable:
-    """What one run may not mix: shapes behind the batch dimension, and dtypes."""
-    data = item.get("data")
-    if isinstance(data, list | tuple):
-        return tuple(
-            [
-                (tuple(array.shape[1:]), array.dtype) if hasattr(array, "shape") else None
-                for array in data
-            ]
-        )
-    return (
-        (tuple(data.shape[1:]), data.dtype) if data is not None and hasattr(data, "shape") else None
-    )
+    engine: ClassVar[str] = "penstock.backends.engines.torch.python:PythonEngine"

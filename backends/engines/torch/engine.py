@@ -1,4 +1,8 @@
-"""What engines on the GPU half have in common: reading items, batches in buckets, graphs, and answers that own their memory."""
+"""TorchEngine: the base of all engines that run on torch's tensors, TensorRT's included.
+
+It reads items, pads batches to sizes that CUDA graphs were captured for, and gives each item
+results that own their memory.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ from contextlib import AbstractContextManager
 from itertools import accumulate
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 
 from ...base import UNBOUNDED, Backend, BatchRange, Context, Params
@@ -16,49 +19,68 @@ from ...errors import BackendError, ConfigError, InvalidInput, Problem
 from ...gpu.device import DeviceHalf, buckets, choose_device
 from ...item import Item
 from ...params import EngineParams
+from ..shapes import (
+    UNBOUNDED_WARM_UP_BATCH,
+    parse_order,
+    shape_key,
+    shape_text,
+    shapes_of_last_profile,
+)
 from .params import TorchParams
-from .reading import as_tensor, as_texts, indices, shapes_in
+from .reading import as_tensor, as_texts
 
 logger = logging.getLogger("penstock.torch")
-
-UNBOUNDED_LARGEST = 8
-"""The batch to prepare for where the node does not say how large batches get."""
 
 Input: TypeAlias = torch.Tensor | list[str]
 
 
 class Member(NamedTuple):
-    """One item of a batch, read. Items of one `kind` may share a run."""
+    """An item of a batch, with its inputs read and checked."""
 
     item: Item
     inputs: list[Input]
+    """In the model's order."""
     rows: int
+    """Its share of the batch dimension: the item's `request_size`."""
     names: tuple[str, ...]
+    """The names of the inputs, for a model that takes a dict; else empty."""
     kind: Hashable
+    """Members of one kind may share a run: their names, dtypes and shapes after the batch dimension
+    are the same.
+    """
 
 
 class TorchEngine(Backend):
-    """Runs a model on a GPU, or on the CPU where there is none.
+    """Runs a model on a GPU, or on the CPU of a machine without one.
 
-    `data`: a tensor or array with the batch dimension, N x ..., N = `request_size` (1 where the item has none), or a list of them in
-    the order of the model's inputs. `result`: the output as a tensor on the CPU, N x ..., or a list of them.
+    `data`: a tensor or array with the batch dimension first, N×..., where N is the item's
+    `request_size`, 1 by default; or a list of them in the order of the model's inputs. `result`:
+    the output as a tensor on the CPU, N×..., or a list of outputs.
 
-    On a GPU, batches are padded up to a bucket (1, 2, 4 ... `max`) where a CUDA graph was captured for it, at warm-up: where `max`
-    tells the shapes (`8x3x224x224`) or `example_shapes` knows them. What the device reports is of the batch that just ran: every
-    batch ends with a wait for its stream.
+    On a GPU, warm-up captures a CUDA graph for each bucket (batch sizes 1, 2, 4 ... `max`), and
+    batches are padded up to the next bucket. That takes shapes known in advance: from `max`
+    (`8x3x224x224`) or from `example_shapes`. Every batch ends with a wait for its stream, so an
+    error that the device reports belongs to the batch that just ran.
     """
 
     parameters: ClassVar[type[Params] | None] = TorchParams
 
+    backend_name: ClassVar[str] = "TorchEngine"
+    """The backend that files name (`TorchScriptTensor`); messages begin with it."""
+
     warm_up_runs: ClassVar[int] = 1
+    """How often warm-up runs each bucket before it captures a graph."""
 
     model: Any
+    """What `load` returned."""
     texts: frozenset[int] = frozenset()
-    """The inputs that are lists of texts; set by `load`."""
+    """The positions of inputs that are lists of texts; set by `load`."""
     model_range = BatchRange(1, UNBOUNDED)
-    """The batches that the model itself can run: smaller ones are padded with zeros; set by `load`."""
+    """The batch sizes that the model itself can run; smaller batches are padded with zeros. Set by
+    `load`.
+    """
     can_capture = True
-    """False where the model would not stand it; set by `load`."""
+    """Whether CUDA graphs may be captured of the model; set by `load`."""
 
     @classmethod
     def declared_range(cls, params: EngineParams, children: tuple[BatchRange, ...]) -> BatchRange:
@@ -66,30 +88,19 @@ class TorchEngine(Backend):
 
     @staticmethod
     def shape_key(item: Item) -> Hashable:  # type: ignore[override]
-        """What one run may not mix: shapes behind the batch dimension, and dtypes."""
-        data = item.get("data")
-        if isinstance(data, list | tuple):
-            return tuple(
-                [
-                    (tuple(array.shape[1:]), array.dtype) if hasattr(array, "shape") else None
-                    for array in data
-                ]
-            )
-        return (
-            (tuple(data.shape[1:]), data.dtype)
-            if isinstance(data, np.ndarray | torch.Tensor)
-            else None
-        )
+        return shape_key(item)
 
     def init(self, params: Any, context: Context) -> None:
-        """Raises BackendError, naming the path, for a missing or unreadable model; ConfigError for a key that does not fit it."""
+        """Load the model. Raises BackendError, which names the path, for a missing or unreadable
+        file; ConfigError for a key that does not fit the model.
+        """
         self.params = params
         self.context = context
         self._half = DeviceHalf(
-            self.choose_device(params, context), f"node {context.node!r}: {type(self).__name__}"
+            self.choose_device(params, context), f"node {context.node!r}: {self.backend_name}"
         )
         self.device = str(self._half.device) if self._half.on_gpu else ""
-        self._order = indices(params.output_reorder)
+        self._order = parse_order(params.output_reorder)
         if params.output_reorder and self._order is None:
             raise self._wrong(
                 "output_reorder",
@@ -106,9 +117,9 @@ class TorchEngine(Backend):
         self.max = min(bounds, default=UNBOUNDED)
         self.min = min(max(declared.min, context.min or 1, self.model_range.min), self.max)
         self._capacity = max(
-            self.max if self.max != UNBOUNDED else UNBOUNDED_LARGEST, self.model_range.min
+            self.max if self.max != UNBOUNDED else UNBOUNDED_WARM_UP_BATCH, self.model_range.min
         )
-        self._ran = 0  # rows of the batch that ran last, padding included
+        self._ran = 0  # rows of the last batch, padding included
         self._buckets = sorted(
             {max(size, self.model_range.min) for size in buckets(self._capacity)}
         )
@@ -117,19 +128,23 @@ class TorchEngine(Backend):
         return choose_device(context.device)
 
     def load(self, params: Any, context: Context, device: torch.device) -> Any:
-        """The model on the device."""
+        """Load the model onto the device. Raises BackendError and ConfigError."""
         raise NotImplementedError
 
     def example_shapes(self) -> Sequence[tuple[Sequence[int], torch.dtype]]:
-        """Shape behind the batch dimension and dtype of each input, as far as they are known before an item comes; else empty."""
+        """Return each input's shape after the batch dimension, and its dtype. Empty where they are
+        not known before the first item comes.
+        """
         return [
             (shape[1:], self._input_dtype(index))
-            for index, shape in enumerate(shapes_in(self.params.max))
+            for index, shape in enumerate(shapes_of_last_profile(self.params.max))
             if len(shape) > 1
         ]
 
     def warm_up(self) -> None:
-        """Run zeros at every bucket, largest first, and capture graphs of it; not where the shapes are not known."""
+        """Run zeros at every bucket, largest first, and capture a CUDA graph of each. Nothing is
+        run where the shapes are not known.
+        """
         shapes = self.example_shapes()
         if not shapes:
             return
@@ -152,9 +167,10 @@ class TorchEngine(Backend):
             for output in outputs
         ):
             self._half.capture(_key(inputs), lambda: self._run(inputs))
-        else:  # a batch that is padded up to the graph's size could not be cut back
+        else:  # such outputs could not be cut back after a batch was padded up to the graph's size
             logger.info(
-                "%s: no graph for batches of %d: its outputs do not have a row for each of theirs",
+                "%s: no CUDA graph for batches of %d: the outputs do not have one row for each row "
+                "of the inputs",
                 self._half.who,
                 rows,
             )
@@ -181,45 +197,38 @@ class TorchEngine(Backend):
         super().close()
 
     def _read(self, item: Item) -> Member:
-        """The item's inputs, in the model's order."""
+        """Read the item's inputs into the model's order. Raises InvalidInput."""
         names, values = self.in_order(item["data"])
         size = item.get("request_size", 1)
         inputs: list[Input] = []
         for position, value in enumerate(values):
             label = self.label(position)
-            found = as_texts(value, label) if position in self.texts else as_tensor(value, label)
-            rows = (
-                found.shape[0]
-                if isinstance(found, torch.Tensor) and found.ndim
-                else len(found)
-                if isinstance(found, list)
-                else None
-            )
-            if rows != size:
-                shape = (
-                    "x".join(map(str, found.shape)) or "()"
-                    if isinstance(found, torch.Tensor)
-                    else str(rows)
-                )
+            read = as_texts if position in self.texts else as_tensor
+            given: Input = read(value, label)
+            shape = given.shape if isinstance(given, torch.Tensor) else (len(given),)
+            if not shape or shape[0] != size:
                 raise InvalidInput(
-                    f"{label}: expected {size} (the item's request_size) as batch dimension, got shape {shape}"
+                    f"{label}: expected {size} (the item's request_size) as batch dimension, got "
+                    f"shape {shape_text(shape)}"
                 )
-            inputs.append(found)
+            inputs.append(given)
         kind = tuple(
             [
-                (tuple(each.shape[1:]), each.dtype) if isinstance(each, torch.Tensor) else None
-                for each in inputs
+                (tuple(value.shape[1:]), value.dtype) if isinstance(value, torch.Tensor) else None
+                for value in inputs
             ]
         )
         return Member(item, inputs, size, names, (names, kind))
 
     def in_order(self, data: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
-        """What `data` holds, in the model's order; names only where the model wants them. Raises InvalidInput."""
+        """Return the values in `data`, in the model's order, and before them their names, which are
+        empty unless the model takes a dict. Raises InvalidInput.
+        """
         return (), data if isinstance(data, list | tuple) else [data]
 
     def label(self, position: int) -> str:
-        """An input, in messages."""
-        return f"{type(self).__name__}: input {position}"
+        """Return how messages call an input."""
+        return f"{self.backend_name}: input {position}"
 
     def _run_group(self, members: list[Member]) -> None:
         total = sum(member.rows for member in members)
@@ -240,8 +249,8 @@ class TorchEngine(Backend):
                     )
                     if outputs is not None:
                         ran = rows
-                    else:  # no graph: no padding either, but what the model needs
-                        outputs = self._run([each[:ran] for each in inputs], members[0].names)
+                    else:  # without a graph, pad only up to the smallest batch that the model takes
+                        outputs = self._run([values[:ran] for values in inputs], members[0].names)
             fetched = iter(
                 self._half.fetch([output for output in outputs if isinstance(output, torch.Tensor)])
             )
@@ -271,52 +280,58 @@ class TorchEngine(Backend):
         return inputs
 
     def travels_as(self, index: int, tensor: torch.Tensor) -> torch.dtype:
-        """The dtype in which an input goes to the device. Doubles, which NumPy makes wherever nobody says otherwise, are what models
-        take as float32.
+        """Return the dtype in which an input goes to the device. Doubles go as float32: they are
+        NumPy's default dtype, and models rarely take them.
         """
         return torch.float32 if tensor.dtype == torch.float64 else tensor.dtype
 
     def _run(self, inputs: Sequence[Any], names: tuple[str, ...] = ()) -> list[Any]:
-        """The model's outputs in order, of inputs on the device."""
+        """Run the model on inputs that are on the device. Return its outputs in the order of
+        `result`.
+        """
         raise NotImplementedError
 
-    def order(self, found: Any) -> list[Any]:
-        """The outputs in the order in which `result` holds them: tensors, and lists of texts."""
-        if isinstance(found, dict):
-            outputs = list(found.values())
-        elif isinstance(found, list | tuple) and not all(isinstance(each, str) for each in found):
-            outputs = list(found)
+    def order(self, answer: Any) -> list[Any]:
+        """Return what the model returned as a list of outputs (tensors, and lists of texts) in the
+        order that `result` wants. Raises BackendError for anything else.
+        """
+        if isinstance(answer, dict):
+            outputs = list(answer.values())
+        elif isinstance(answer, list | tuple) and not all(isinstance(text, str) for text in answer):
+            outputs = list(answer)
         else:
-            outputs = [found]
+            outputs = [answer]
         for output in outputs:
             if not isinstance(output, torch.Tensor) and not (
-                isinstance(output, list) and all(isinstance(each, str) for each in output)
+                isinstance(output, list) and all(isinstance(text, str) for text in output)
             ):
                 raise BackendError(
-                    f"{type(self).__name__}: the model answers a {type(output).__name__}; expected a tensor, or several"
+                    f"{self.backend_name}: the model answers a {type(output).__name__}: expected a "
+                    "tensor, or several"
                 )
         if self._order is None:
             return outputs
         if len(self._order) != len(outputs):
             raise self._wrong(
                 "output_reorder",
-                f"{self.params.output_reorder!r} names {len(self._order)} outputs, the model has {len(outputs)}",
+                f"{self.params.output_reorder!r} names {len(self._order)} outputs, and the model "
+                f"has {len(outputs)}",
             )
         return [outputs[index] for index in self._order]
 
     def _check_apart(self, outputs: list[Any], ran: int) -> None:
         for index, output in enumerate(outputs):
             if not self.keeps_apart(output, ran):
-                found = (
+                rows = (
                     f"{len(output)} rows" if isinstance(output, list) or output.ndim else "no rows"
                 )
                 raise BackendError(
-                    f"{type(self).__name__}: output {index} has {found} for a batch of {ran}: the model does not keep items apart; "
-                    "set max = 1"
+                    f"{self.backend_name}: output {index} has {rows} for a batch of {ran}: the "
+                    "model does not keep items apart; set max = 1"
                 )
 
     def keeps_apart(self, output: Any, rows: int) -> bool:
-        """Whether an output has a row for each row of the batch."""
+        """Return whether an output has a row for each row of the batch."""
         return (isinstance(output, list) or output.ndim > 0) and len(output) >= rows
 
     def _share_out(self, members: list[Member], outputs: list[Any]) -> None:
@@ -327,7 +342,9 @@ class TorchEngine(Backend):
             member.item["result"] = parts[0] if len(parts) == 1 else parts
 
     def _shares(self, output: Any, counts: list[int]) -> Sequence[Any]:
-        """What each member has of an output. Copies: a view would keep the whole batch alive as long as the slowest reader of one item."""
+        """Return each member's share of an output, as copies: a view would keep the whole batch in
+        memory until the last item is read.
+        """
         if isinstance(output, list):
             ends = list(accumulate(counts))
             return [
@@ -337,7 +354,7 @@ class TorchEngine(Backend):
         output = output.detach()
         if not self.keeps_apart(output, self._ran):
             return [output.clone(memory_format=torch.contiguous_format) for _ in counts]
-        # One call for all: beside other threads, each is a wait for the GIL.
+        # One call for all members, because each call may have to wait for the GIL.
         copies: Sequence[Any] = torch.ops.aten.split_with_sizes_copy(output[: sum(counts)], counts)
         return copies
 
@@ -353,5 +370,7 @@ class TorchEngine(Backend):
 
 
 def _key(inputs: Sequence[torch.Tensor]) -> Hashable:
-    """Of a batch where it lies: a graph reads the addresses that it was captured with."""
+    """Return the key of a CUDA graph: shapes, dtypes and addresses. A graph reads the addresses
+    that it was captured with.
+    """
     return tuple([(tuple(tensor.shape), tensor.dtype, tensor.data_ptr()) for tensor in inputs])

@@ -1,4 +1,6 @@
-"""TorchExportTensor: `.pt2` files, which are programs of torch.export or packages that AOTInductor has compiled."""
+"""TorchExportEngine: `.pt2` files, which are programs of torch.export or packages that AOTInductor
+has compiled.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import threading
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
@@ -18,34 +20,43 @@ from ...base import UNBOUNDED, BatchRange, Context
 from ...errors import BackendError, InvalidInput
 from ...gpu.device import choose_device
 from ...item import Item
+from ..shapes import shape_text
 from .engine import Member
 from .module import TorchModule, identity_of, reason_of
 from .params import TorchParams
 from .reading import dtype_text, widens
 
-COMPILED = "data/aotinductor"
-"""In the names of what only AOTInductor's packages hold."""
+PACKAGE_FOLDER = "data/aotinductor"
+"""A folder inside a .pt2 file that only AOTInductor's packages have."""
 
 CHECK_INPUTS = "AOTI_RUNTIME_CHECK_INPUTS"
-"""Compiled code takes shapes and dtypes on trust, and reads past the end of what is smaller, unless the environment says this."""
+"""The environment variable that makes compiled code check shapes and dtypes. Without it, the code
+reads past the end of smaller inputs.
+"""
 
-GUARD = re.compile(r"Guard failed: |input_handles\[\d+\]: ")
-"""What exported programs and packages say of inputs that are not as they were promised."""
+WRONG_INPUT = re.compile(r"Guard failed: |input_handles\[\d+\]: ")
+"""How the errors of exported programs and packages begin for inputs that do not fit."""
 
-TOO_SMALL = re.compile(
+BATCH_TOO_SMALL = re.compile(
     r"input_handles\[\d+\]: dim value is too small at 0, expected it to be >= (\d+)"
 )
-"""What a package says of a batch below its smallest, which it does not tell otherwise. Two, where the export did not say min = 1."""
+"""A package's error for a batch below its smallest. Only this error tells what the smallest is: 2,
+unless the export said min = 1.
+"""
 
 
 class SmallBatchError(Exception):
+    """Raised when a batch is smaller than a compiled package takes; `smallest` is what it takes."""
+
     def __init__(self, smallest: int) -> None:
         super().__init__(smallest)
         self.smallest = smallest
 
 
 class Port(NamedTuple):
-    """An input of a program. `shape`: the range of each dimension, the batch first."""
+    """An input of a program. `shape` has the smallest and largest size of each dimension, the batch
+    first.
+    """
 
     name: str
     dtype: torch.dtype
@@ -57,6 +68,7 @@ class Port(NamedTuple):
         )
 
     def takes(self, tensor: torch.Tensor) -> bool:
+        """Return whether the shape fits, the batch size aside."""
         return len(tensor.shape) == len(self.shape) and all(
             low <= size <= high
             for size, (low, high) in zip(tensor.shape[1:], self.shape[1:], strict=True)
@@ -64,19 +76,25 @@ class Port(NamedTuple):
 
 
 _loading = threading.Lock()
-"""torch reads one program at a time: a second one meanwhile is an error (`_CURRENT_DESERIALIZER is already set`)."""
+"""Held while torch reads a program. It reads one at a time: a second thread would get the error
+`_CURRENT_DESERIALIZER is already set`.
+"""
 
 
-class TorchExportTensor(TorchModule):
-    """What `backend.TorchExportTensor` is once it runs."""
+class TorchExportEngine(TorchModule):
+    """Runs torch.export's programs and AOTInductor's packages: the engine of TorchExportTensor."""
+
+    backend_name: ClassVar[str] = "TorchExportTensor"
 
     ports: tuple[Port, ...] = ()
-    """Of a program; a package does not tell."""
+    """The inputs of a program; empty for a package, which does not describe its inputs."""
     _shared: Any = None
-    """Keeps what the instances share."""
+    """Keeps alive the model that instances share, which `sharing` only refers to weakly."""
 
     def choose_device(self, params: TorchParams, context: Context) -> torch.device:
-        """A package runs where it was compiled for, so that is its device where the node names none."""
+        """Return the node's device. A package whose node names none runs on the kind of device that
+        it was compiled for.
+        """
         path = context.resolve(params.model)
         if context.device or not path.is_file() or not _is_compiled(path):
             return choose_device(context.device)
@@ -86,24 +104,28 @@ class TorchExportTensor(TorchModule):
         if params.precision is not None:
             raise self._wrong(
                 "precision",
-                "a .pt2 file has the precision that it was exported with: export it anew, or leave this out",
+                "a .pt2 file has the precision that it was exported with: export it again in "
+                "another, or leave this key out",
             )
         path = self.file(params.model)
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
-                begin = min((each.header_offset for each in archive.infolist()), default=0)
+                begin = min((entry.header_offset for entry in archive.infolist()), default=0)
         except (OSError, zipfile.BadZipFile) as error:
             raise BackendError(
-                f"{self.who}: the model {path} can't be read, it is truncated or no .pt2 file: {error}"
+                f"{self.who}: the model {path} can't be read: it is truncated or not a .pt2 file: "
+                f"{error}"
             ) from error
-        if begin:  # without its own directory, that of an archive inside is found
+        if begin:  # zipfile found the directory of an archive inside, since the file's own is gone
             raise BackendError(
-                f"{self.who}: the model {path} can't be read: its end is missing, it is truncated or damaged"
+                f"{self.who}: the model {path} can't be read: its end is missing, so it is "
+                "truncated or damaged"
             )
         if any(name.count("/") == 1 and name.endswith("/data.pkl") for name in names):
             raise BackendError(
-                f"{self.who}: the model {path} is TorchScript or a state_dict, no exported program: see TorchScriptTensor"
+                f"{self.who}: the model {path} is TorchScript or a state_dict: expected an "
+                "exported program; TorchScriptTensor runs TorchScript"
             )
         try:
             return (
@@ -113,9 +135,7 @@ class TorchExportTensor(TorchModule):
             )
         except BackendError:
             raise
-        except (
-            Exception
-        ) as error:  # zipfile's, json's, torch's: each step of reading the file has its own
+        except Exception as error:  # of zipfile, json, torch: each step of reading has its own
             raise BackendError(
                 f"{self.who}: the model {path} can't be loaded: {reason_of(error)}"
             ) from error
@@ -138,7 +158,8 @@ class TorchExportTensor(TorchModule):
             value = values.get(name)
             if not isinstance(value, torch.Tensor) or value.ndim == 0:
                 raise BackendError(
-                    f"{self.who}: the model {path}: input {name!r}: expected a tensor with a batch dimension"
+                    f"{self.who}: the model {path}: input {name!r}: expected a tensor with a batch "
+                    "dimension"
                 )
             ports.append(
                 Port(
@@ -153,7 +174,8 @@ class TorchExportTensor(TorchModule):
         if low > high:
             sizes = ", ".join(f"{port.name} {_size_text(port.shape[0])}" for port in ports)
             raise BackendError(
-                f"{self.who}: the model {path}: its inputs differ in their first dimension, which must be the batch: {sizes}"
+                f"{self.who}: the model {path}: its inputs differ in their first dimension "
+                f"({sizes}): expected the batch dimension, the same for all"
             )
         self.model_range = BatchRange(low, high)
         return _Unflattened(module, program.call_spec.in_spec)
@@ -161,15 +183,14 @@ class TorchExportTensor(TorchModule):
     def _load_program(self, path: Path, device: torch.device) -> tuple[Any, Any]:
         with _loading:
             program = torch.export.load(path)
-        there = {
+        devices = {
             value.device
             for value in (*program.state_dict.values(), *program.constants.values())
             if isinstance(value, torch.Tensor)
         }
-        if there - {device} or device.type != "cpu":
-            from torch.export.passes import (
-                move_to_device_pass,
-            )  # the program names devices in its code, too
+        if devices - {device} or device.type != "cpu":
+            # Moving the weights alone won't do: the program names devices in its code, too.
+            from torch.export.passes import move_to_device_pass
 
             program = move_to_device_pass(program, device)
         return program, program.module()
@@ -177,12 +198,13 @@ class TorchExportTensor(TorchModule):
     # packages
 
     def _open_package(self, path: Path, device: torch.device) -> Any:
-        wanted = _compiled_for(path)
-        if wanted != device.type:
+        compiled_for = _compiled_for(path)
+        if compiled_for != device.type:
             raise BackendError(
-                f"{self.who}: the model {path} was compiled for {wanted}, and the node runs on {device}: set device = {wanted!r}"
+                f"{self.who}: the model {path} was compiled for {compiled_for}, and the node runs "
+                f"on {device}: set device = {compiled_for!r}"
             )
-        os.environ.setdefault(CHECK_INPUTS, "1")  # read once, by the first run of each package
+        os.environ.setdefault(CHECK_INPUTS, "1")  # each package reads it once, at its first run
         captured = self._half.on_gpu and self.params.cuda_graphs and bool(self.example_shapes())
 
         def load() -> Any:
@@ -196,7 +218,7 @@ class TorchExportTensor(TorchModule):
                 device_index=index,
             )
 
-        # one that a graph is captured of must not be locked by its runners, and so can't be shared
+        # The runners of a shared package take a lock, and no CUDA graph can be captured of that.
         package = self._shared = (
             load() if captured else self.shared(identity_of(path, self.context.instances), load)
         )
@@ -225,8 +247,8 @@ class TorchExportTensor(TorchModule):
             if not port.takes(tensor) or not (
                 widens(tensor.dtype, port.dtype) or self._becomes_float(index)
             ):
-                found = f"{dtype_text(tensor.dtype)} of shape {'x'.join(map(str, tensor.shape))}"
-                raise InvalidInput(f"{self.label(index)}: expected {port}, got {found}")
+                given = f"{dtype_text(tensor.dtype)} of shape {shape_text(tensor.shape)}"
+                raise InvalidInput(f"{self.label(index)}: expected {port}, got {given}")
         return member
 
     def warm_up(self) -> None:
@@ -259,22 +281,24 @@ class TorchExportTensor(TorchModule):
         try:
             return self.model(*inputs)
         except (AssertionError, RuntimeError) as error:
-            if small := TOO_SMALL.match(str(error)):
+            if small := BATCH_TOO_SMALL.match(str(error)):
                 raise SmallBatchError(int(small[1])) from error
-            if GUARD.match(str(error)):
+            if WRONG_INPUT.match(str(error)):
                 raise InvalidInput(f"TorchExportTensor: {reason_of(error)}") from error
             raise
 
 
 class _Program:
-    """What instances share of a program."""
+    """A program and the module made of it, in one object that instances share: weak references need
+    a class of our own.
+    """
 
     def __init__(self, program: Any, module: Any) -> None:
         self.parts = program, module
 
 
 class _Unflattened:
-    """A callable with arguments of any structure, as one of tensors in a row."""
+    """A callable with arguments of any structure, made to take its tensors in a row."""
 
     def __init__(self, function: Any, spec: Any) -> None:
         self._function = function
@@ -283,7 +307,8 @@ class _Unflattened:
     def __call__(self, *inputs: torch.Tensor) -> Any:
         if len(inputs) != self._spec.num_leaves:
             raise InvalidInput(
-                f"TorchExportTensor: the model has {self._spec.num_leaves} inputs, and data holds {len(inputs)}"
+                f"TorchExportTensor: the model has {self._spec.num_leaves} inputs, and data holds "
+                f"{len(inputs)}"
             )
         args, kwargs = pytree.tree_unflatten(inputs, self._spec)
         return self._function(*args, **kwargs)
@@ -292,34 +317,40 @@ class _Unflattened:
 def _is_compiled(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(COMPILED in name for name in archive.namelist())
+            return any(PACKAGE_FOLDER in name for name in archive.namelist())
     except (OSError, zipfile.BadZipFile):
-        return False  # what is wrong with it is said where it is loaded
+        return False  # `open` reports what is wrong with the file
 
 
 def _compiled_for(path: Path) -> str:
-    """`cpu` or `cuda`. Raises BackendError where the package does not tell."""
+    """Return the kind of device that a package was compiled for: `cpu` or `cuda`. Raises
+    BackendError where the package does not say.
+    """
     try:
         loader: Any = torch._C._aoti.AOTIModelPackageLoader  # its stub lacks this method
         metadata = loader.load_metadata_from_package(str(path), "model")
         return str(metadata["AOTI_DEVICE_KEY"])
     except (RuntimeError, AttributeError, KeyError) as error:
         raise BackendError(
-            f"TorchExportTensor: the model {path} can't be loaded as a package of AOTInductor: {reason_of(error)}"
+            f"TorchExportTensor: the model {path} can't be loaded as a package of AOTInductor: "
+            f"{reason_of(error)}"
         ) from error
 
 
 def _range_of(size: Any, constraints: Any) -> tuple[int, int]:
-    """The sizes that a dimension may have; one that is computed from others, any: the program checks it."""
+    """Return the smallest and the largest size of a dimension. A size computed from others has no
+    bounds here: the program checks it.
+    """
     if isinstance(size, int):
         return size, size
-    found = constraints.get(size.node.expr)
-    if found is None:
+    bounds = constraints.get(size.node.expr)
+    if bounds is None:
         return 0, UNBOUNDED
     low, high = (
-        int(bound) if math.isfinite(bound) else UNBOUNDED for bound in (found.lower, found.upper)
+        int(bound) if math.isfinite(bound) else UNBOUNDED for bound in (bounds.lower, bounds.upper)
     )
-    return (1 if low <= 2 else low), high  # 2 is how torch.export says that 1 was not looked at
+    # torch.export gives 2 as the lower bound where it did not look at size 1.
+    return (1 if low <= 2 else low), high
 
 
 def _size_text(size: tuple[int, int]) -> str:

@@ -1,4 +1,8 @@
-"""What TorchScript, exported programs and nn.Modules have in common: options, named inputs, precision, mean and std, shared weights."""
+"""TorchModule: the base of the engines for TorchScript, exported programs and nn.Modules.
+
+It sets torch's options, finds inputs by name, applies `precision`, `mean` and `std`, and shares
+weights among instances.
+"""
 
 from __future__ import annotations
 
@@ -18,52 +22,56 @@ from ...errors import BackendError, InvalidInput
 from ...item import Item
 from ...params import why_no_file
 from ..postprocess import PostProcessing
+from ..processors import threads_per_instance
+from ..shapes import parse_order, shape_text
 from .engine import Member, TorchEngine
-from .options import processors, release, set_process_wide, use_threads
+from .options import release, set_process_wide, use_threads
 from .params import TorchParams
-from .reading import indices
 from .sharing import shared
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-INDEXED = re.compile(r".*__(\d+)")
-"""Triton's names for inputs by their order: `INPUT__0`."""
+INDEXED_NAME = re.compile(r".*__(\d+)")
+"""An input named by its position, as Triton's PyTorch backend does: `INPUT__0`."""
 
 Model = TypeVar("Model")
 
 
 class TorchModule(TorchEngine):
-    """Runs what is a callable of tensors in Python.
+    """Runs a model that is a Python callable of tensors.
 
-    `data` may also be a dict: by the names of the model's arguments, or any names that end with the argument's index, as `INPUT__0`.
-    With `mean` or `std` the first input may be uint8: it travels so, and becomes (x - mean) / std on the device.
+    `data` may also be a dict, by the names of the model's arguments or by names that end with the
+    argument's index, such as `INPUT__0`. With `mean` or `std` the first input may be uint8: it is
+    copied to the device as uint8, and becomes (x - mean) / std there.
     """
 
     params: Any
 
     reads_encrypted = False
-    """Whether its files may be `.encrypted`."""
+    """Whether model files may be `.encrypted`."""
 
     inputs: tuple[str, ...] | None = None
-    """The names of the model's inputs, in its order; None: the model does not tell. Set by `open`."""
+    """The names of the model's inputs, in its order; None where the model does not name them. Set
+    by `open`.
+    """
     required = 1
-    """How many of them an item must have, from the first on."""
+    """How many inputs an item must have; the others, which come last, are optional."""
     has_doubles = False
     """Whether the model computes in float64; set by `open`."""
 
     def load(self, params: TorchParams, context: Context, device: torch.device) -> Any:
-        self._post = PostProcessing(params, context.node, type(self).__name__)
+        self._post = PostProcessing(params, context.node, self.backend_name)
         if params.precision is not None and params.precision not in PRECISIONS:
             raise self._wrong(
                 "precision",
-                f"{params.precision} is TensorRT's: expected one of {', '.join(PRECISIONS)}",
+                f"{params.precision} is for TensorRT: expected one of {', '.join(PRECISIONS)}",
             )
         if params.precision_fp32:
             raise self._wrong(
-                "precision::fp32", f"{type(self).__name__} has one precision for all layers"
+                "precision::fp32", f"{self.backend_name} has one precision for all layers"
             )
         self._precision = PRECISIONS.get(params.precision or "")
-        self._reorder = indices(params.input_reorder)
+        self._reorder = parse_order(params.input_reorder)
         if params.input_reorder and self._reorder is None:
             raise self._wrong(
                 "input_reorder", f"{params.input_reorder!r} must hold each index once, as in '1,0'"
@@ -90,15 +98,20 @@ class TorchModule(TorchEngine):
             names = ", ".join(self.inputs)
             raise self._wrong(
                 "input_reorder",
-                f"{params.input_reorder!r} names {len(self._reorder)} inputs, the model has {names}",
+                f"{params.input_reorder!r} names {len(self._reorder)} inputs, and the model has "
+                f"{names}",
             )
 
     def open(self, params: Any, context: Context, device: torch.device) -> Any:
-        """The model on the device; sets `inputs` and whatever else it tells."""
+        """Load the model onto the device, and set `inputs` and the other attributes that it gives.
+        Raises BackendError and ConfigError.
+        """
         raise NotImplementedError
 
     def set_process_wide(self, *options: str) -> None:
-        """Those of the options that the node gives; they are taken back where the model then fails to load."""
+        """Set those of the options that the node gives, for the whole process. `load` takes them
+        back if the model then fails to load.
+        """
         who = f"node {self.context.node!r} of pipeline {self.context.pipeline!r}"
         for option in options:
             value = getattr(self.params, option.lower())
@@ -108,28 +121,34 @@ class TorchModule(TorchEngine):
 
     def _set_options(self, context: Context) -> None:
         self.set_process_wide("DISABLE_CUDNN", "INTER_OP_THREAD_COUNT")
-        # On a GPU all that is left for the host is to copy. Threads for that spin while they wait for more, and what decodes images
-        # needs the processors (8 of 16 were lost to it).
-        threads = 1 if self._half.on_gpu else max(1, processors() // context.instances)
+        # On a GPU the host only copies. More threads would spin while they wait for work, and take
+        # processors from the decoding of images (measured: 8 of 16 were lost).
+        threads = 1 if self._half.on_gpu else threads_per_instance(context.instances)
         use_threads(self.params.intra_op_thread_count or threads)
 
     def file(self, name: str) -> Path:
-        """The file that a parameter names. Raises BackendError where there is none, or one that only others read."""
+        """Return the path of the file that a parameter names. Raises BackendError where it does not
+        exist, or is encrypted and this engine reads plain files.
+        """
         path = self.context.resolve(name)
         if not path.is_file():
             raise BackendError(f"{self.who}: the model {path} {why_no_file(path)}")
         if path.suffix == ".encrypted" and not self.reads_encrypted:
             raise BackendError(
-                f"{self.who}: the model {path} is encrypted, and {type(self).__name__} reads plain files"
+                f"{self.who}: the model {path} is encrypted, and {self.backend_name} reads plain "
+                "files"
             )
         return path
 
     @property
     def who(self) -> str:
-        return f"node {self.context.node!r}: {type(self).__name__}"
+        """How messages begin: the node and the backend."""
+        return f"node {self.context.node!r}: {self.backend_name}"
 
     def shared(self, key: Hashable, load: Callable[[], Model]) -> Model:
-        """The model of that key on this device: the instances' one, or this instance's own."""
+        """Return the model of a key, loaded once for all instances on this device; or for this
+        instance alone, where weights aren't shared.
+        """
 
         def load_and_wait() -> Model:
             model = load()
@@ -138,10 +157,9 @@ class TorchModule(TorchEngine):
 
         if not self.params.enable_weight_sharing:
             return load_and_wait()
-        found: Model = shared(
-            (type(self).__name__, str(self._half.device), self.params.precision, key), load_and_wait
-        )
-        return found
+        whole_key = (self.backend_name, str(self._half.device), self.params.precision, key)
+        model: Model = shared(whole_key, load_and_wait)
+        return model
 
     # items
 
@@ -151,34 +169,35 @@ class TorchModule(TorchEngine):
         values = list(data) if isinstance(data, list | tuple) else [data]
         if self.inputs is not None and not self.required <= len(values) <= len(self.inputs):
             raise InvalidInput(
-                f"{type(self).__name__}: the model has {self._listed()}, and data holds {len(values)}"
+                f"{self.backend_name}: the model has {self._listed()}, and data holds {len(values)}"
             )
         if self._reorder is not None and len(values) == len(self._reorder):
             values = [values[self._reorder.index(position)] for position in range(len(values))]
         return (), values
 
     def _by_name(self, data: dict[Any, Any]) -> list[Any]:
-        found: dict[int, Any] = {}
+        values: dict[int, Any] = {}
         for name, value in data.items():
             position = self._position(name)
-            if position is None or position in found:
+            if position is None or position in values:
                 what = "unknown" if position is None else "given twice"
                 raise InvalidInput(
-                    f"{type(self).__name__}: input {name!r} is {what}: the model has {self._listed()}"
+                    f"{self.backend_name}: input {name!r} is {what}: the model has {self._listed()}"
                 )
-            found[position] = value
-        count = len(found)
-        if sorted(found) != list(range(count)) or count < self.required:
-            missing = next(position for position in range(count + 1) if position not in found)
+            values[position] = value
+        count = len(values)
+        if sorted(values) != list(range(count)) or count < self.required:
+            missing = next(position for position in range(count + 1) if position not in values)
             raise InvalidInput(
-                f"{type(self).__name__}: {self._name(missing)} is missing: the model has {self._listed()}"
+                f"{self.backend_name}: {self._name(missing)} is missing: the model has "
+                f"{self._listed()}"
             )
-        return [found[position] for position in range(count)]
+        return [values[position] for position in range(count)]
 
     def _position(self, name: Any) -> int | None:
         if self.inputs is not None and name in self.inputs:
             return self.inputs.index(name)
-        indexed = INDEXED.fullmatch(name) if isinstance(name, str) else None
+        indexed = INDEXED_NAME.fullmatch(name) if isinstance(name, str) else None
         position = int(indexed[1]) if indexed is not None else None
         return (
             None
@@ -193,7 +212,7 @@ class TorchModule(TorchEngine):
 
     def _listed(self) -> str:
         if self.inputs is None:
-            return "inputs known by their order alone, as in name__0"
+            return "inputs without names, known by their order, as in name__0"
         optional = (
             f", {len(self.inputs) - self.required} of them optional"
             if self.required < len(self.inputs)
@@ -202,7 +221,7 @@ class TorchModule(TorchEngine):
         return f"{len(self.inputs)} inputs ({', '.join(self.inputs)}{optional})"
 
     def label(self, position: int) -> str:
-        return f"{type(self).__name__}: {self._name(position)}"
+        return f"{self.backend_name}: {self._name(position)}"
 
     def keeps_apart(self, output: Any, rows: int) -> bool:
         return (isinstance(output, list) or output.ndim > 0) and len(output) == rows
@@ -222,12 +241,12 @@ class TorchModule(TorchEngine):
 
     def _run(self, inputs: Sequence[Any], names: tuple[str, ...] = ()) -> list[Any]:
         ready = [
-            each
-            if not isinstance(each, torch.Tensor)
-            else self._normalised(each)
+            value
+            if not isinstance(value, torch.Tensor)
+            else self._normalised(value)
             if index == 0
-            else self._cast(each)
-            for index, each in enumerate(inputs)
+            else self._cast(value)
+            for index, value in enumerate(inputs)
         ]
         outputs = self.order(self.call(ready, names))
         if self._precision is not None:
@@ -245,10 +264,11 @@ class TorchModule(TorchEngine):
             self._post.answer(member.item)
 
     def call(self, inputs: list[Any], names: tuple[str, ...]) -> Any:
+        """Call the model. `names` are those of the inputs, for a model that takes a dict."""
         return self.model(*inputs)
 
     def _normalised(self, tensor: torch.Tensor) -> torch.Tensor:
-        """(x - mean) / std on the device, computed in float32 (16 bits lose digits)."""
+        """Compute (x - mean) / std on the device, in float32, since 16 bits would lose digits."""
         if self._mean is None and self._std is None:
             return self._cast(tensor)
         value = tensor.to(torch.float32)
@@ -274,7 +294,9 @@ class TorchModule(TorchEngine):
 
 
 def _along_channels(values: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """The values shaped so that they lie along the channels: the second axis, or the last where only that one has as many."""
+    """Shape the values so that they lie along the channel axis: the second, or the last where only
+    that one has as many channels. Raises InvalidInput where neither has.
+    """
     count = len(values)
     if count == 1:
         return values
@@ -283,12 +305,15 @@ def _along_channels(values: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     if tensor.ndim > 1 and tensor.shape[-1] == count:
         return values
     raise InvalidInput(
-        f"mean and std have {count} values, and no axis of the image {'x'.join(map(str, tensor.shape))} has as many channels"
+        f"mean and std have {count} values, and neither the second nor the last axis of the image "
+        f"{shape_text(tensor.shape)} has as many channels"
     )
 
 
 def identity_of(path: Path, *options: Any) -> Hashable:
-    """What makes two loads of a file one: the file as it is now, and how it is loaded."""
+    """Return a key that two loads share if they read the same file, unchanged, with the same
+    options.
+    """
     stat = path.stat()
     return (
         str(path.resolve()),
@@ -299,19 +324,22 @@ def identity_of(path: Path, *options: Any) -> Hashable:
 
 
 def reason_of(error: BaseException) -> str:
-    """The part of torch's message that says why: its first lines, without the stack of C++ behind them."""
+    """Return why an operation of torch failed: its message as one line, without the C++ stack that
+    follows, and at most 500 characters.
+    """
     text = str(error).partition("\nException raised from ")[0].strip()
     return " ".join(text.split())[:500] or type(error).__name__
 
 
-_filtering = threading.Lock()
+_warning_filters_lock = threading.Lock()
 
 
 def silence(name: str) -> None:
-    """Ignore the DeprecationWarning of a function of torch.jit: it is news for who writes models, not for who runs them.
+    """Ignore the DeprecationWarning of a function of torch.jit: it concerns those who write models,
+    not those who run them.
 
-    A filter of the process, for this one message. `warnings.catch_warnings` would put back the filters that there were, on whatever
-    thread, and undo what other threads have set meanwhile.
+    It adds a filter to the process, for this one message. `warnings.catch_warnings` won't do: on
+    leaving, it would undo the filters that other threads have set meanwhile.
     """
-    with _filtering:
+    with _warning_filters_lock:
         warnings.filterwarnings("ignore", f"`{re.escape(name)}` is deprecated", DeprecationWarning)

@@ -1,13 +1,13 @@
-"""Options of torch that are not a model's own: those of the whole process, and those of a thread.
+"""Options of torch that hold for the whole process, or for a thread.
 
-Of the process: two models that want them differently can't be loaded side by side. How many threads an operator uses belongs to the thread
-that runs it (measured with torch 2.13 and OpenMP: `torch.set_num_threads` on one thread leaves the others that have run torch as they
-are, and tells those that come later), so each executor has its own.
+Two models that want different values of a process-wide option can't be loaded side by side. The
+number of threads of an operator belongs to the thread that runs it, so each executor sets its own.
+(Measured with torch 2.13 and OpenMP: `torch.set_num_threads` changes the thread that calls it and
+threads that have not used torch yet, and leaves the others as they are.)
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,14 +24,15 @@ _lock = threading.Lock()
 class Setting:
     value: Any
     before: Any
-    """What the option was."""
+    """The option's value before; None where it can't be restored."""
     users: list[str]
-    """Who asked for it, the first in front."""
+    """The nodes that asked for it, in the order in which they did."""
 
 
 _set: dict[str, Setting] = {}
+"""The options that models have set, by name."""
 
-JIT: dict[str, Callable[[bool], Any]] = {
+JIT_SETTERS: dict[str, Callable[[bool], Any]] = {
     "ENABLE_JIT_EXECUTOR": torch._C._jit_set_profiling_executor,
     "ENABLE_JIT_PROFILING": torch._C._jit_set_profiling_mode,
     "ENABLE_TENSOR_FUSER": torch._C._jit_set_texpr_fuser_enabled,
@@ -39,13 +40,15 @@ JIT: dict[str, Callable[[bool], Any]] = {
 
 
 def set_process_wide(option: str, value: Any, who: str, node: str) -> None:
-    """Set an option once. Raises ConfigError where another model has set it to something else, or torch takes it no more."""
+    """Set an option for the whole process. Raises ConfigError where another model has set another
+    value, or where it is too late for torch to change it.
+    """
     with _lock:
         if (known := _set.get(option)) is not None:
             if known.value != value:
                 message = (
-                    f"{value} wanted, but {known.users[0]} has set it to {known.value}: the option holds for the whole process, until it "
-                    "ends, so all models must agree"
+                    f"{value} wanted, but {known.users[0]} has set it to {known.value}: "
+                    "the option holds for the whole process until it ends, so all models must agree"
                 )
                 raise ConfigError([Problem(message, node=node, key=option)])
             known.users.append(who)
@@ -61,7 +64,9 @@ def set_process_wide(option: str, value: Any, who: str, node: str) -> None:
 
 
 def release(option: str, who: str) -> None:
-    """Take back what a model that then failed to load has asked for. What nobody else wants is as it was before."""
+    """Withdraw an option of a model that then failed to load. If no other model wants it, the
+    option gets its former value.
+    """
     with _lock:
         setting = _set[option]
         setting.users.remove(who)
@@ -72,39 +77,37 @@ def release(option: str, who: str) -> None:
 
 
 def _apply(option: str, value: Any) -> Any:
-    """What the option was before; None where it can't be set again."""
+    """Set an option of torch. Return its value before, or None where it can't be set twice."""
     if option == "INTER_OP_THREAD_COUNT":
         if torch.get_num_interop_threads() != value:
-            torch.set_num_interop_threads(
-                value
-            )  # torch allows it once, and before its first parallel work
+            # torch allows this once, and only before its first parallel work.
+            torch.set_num_interop_threads(value)
         return None
     if option == "DISABLE_CUDNN":
         disabled = not torch.backends.cudnn.enabled
         torch.backends.cudnn.enabled = not value
         return disabled
     before = torch._C._jit_texpr_fuser_enabled() if option == "ENABLE_TENSOR_FUSER" else None
-    found = JIT[option](value)
-    return found if before is None else before
+    returned = JIT_SETTERS[option](value)  # the former value; the fuser's setter returns None
+    return returned if before is None else before
 
 
 def use_threads(count: int) -> None:
-    """This thread's operators use so many threads. What threads of the application's own will use stays as it is."""
+    """Let operators that this thread runs use `count` threads each. Threads of the application keep
+    their own number.
+    """
     with _lock:
-        torch.get_num_threads()  # a thread's first question or operator takes over what others have set last: not after this
+        # The first call on a thread adopts what other threads set last. It must come before those
+        # below.
+        torch.get_num_threads()
         usual: list[int] = []
-        _elsewhere(lambda: usual.append(torch.get_num_threads()))
+        _run_on_new_thread(lambda: usual.append(torch.get_num_threads()))
         torch.set_num_threads(count)
-        _elsewhere(lambda: torch.set_num_threads(usual[0]))
+        _run_on_new_thread(lambda: torch.set_num_threads(usual[0]))
 
 
-def _elsewhere(work: Callable[[], Any]) -> None:
-    """On a thread that has never run torch, and ends: what it sees and sets is what threads to come get."""
+def _run_on_new_thread(work: Callable[[], Any]) -> None:
+    """Run `work` on a new thread: it reads and sets what later threads will adopt."""
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-
-
-def processors() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

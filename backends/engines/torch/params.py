@@ -1,4 +1,6 @@
-"""Parameters of the torch engines, declared without importing torch: a file that uses them can be checked anywhere."""
+"""Parameters of the torch engines, declared without torch so that a file can be checked on a
+machine that lacks it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from ...params import EngineParams
 
 
 def _table(value: Any) -> Any:
-    """`"depth=18,width=0.5"`, or an object of JSON, as a table."""
+    """Parse `"depth=18,width=0.5"` or a JSON object into a dict."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("{"):
@@ -21,6 +23,7 @@ def _table(value: Any) -> Any:
 
 
 def _number(text: str) -> Any:
+    """Parse an int, a float, or true or false; other text stays text."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -30,44 +33,51 @@ def _number(text: str) -> Any:
 
 
 class TorchParams(EngineParams):
-    """Options with Triton's names may be written in lower case too."""
+    """What all torch engines take. Options with Triton's names may be written in lower case too."""
 
     cuda_graphs: bool = Field(
         True,
-        description="capture the work of each batch size at warm-up, on a GPU, where shapes are known",
+        description="on a GPU, capture a CUDA graph for each batch size (1, 2, 4 ... max) at "
+        "warm-up, where the shapes are known, as from max = 8x3x224x224",
     )
     inference_mode: bool = Field(
         True,
         alias="INFERENCE_MODE",
-        description="run in torch's inference mode, else with gradients off",
+        description="run in torch.inference_mode; false: in torch.no_grad",
     )
     disable_cudnn: bool | None = Field(
-        None, alias="DISABLE_CUDNN", description="run without cuDNN; for the whole process"
+        None,
+        alias="DISABLE_CUDNN",
+        description="run without cuDNN; holds for the whole process; default: torch's setting",
     )
     enable_weight_sharing: bool = Field(
-        True, alias="ENABLE_WEIGHT_SHARING", description="instances on one device share the weights"
+        True,
+        alias="ENABLE_WEIGHT_SHARING",
+        description="let the instances on one device share the weights",
     )
     enable_cache_cleaning: bool = Field(
         False,
         alias="ENABLE_CACHE_CLEANING",
-        description="give unused GPU memory back after every batch: slow",
+        description="give unused GPU memory back to the driver after every batch; slow",
     )
     inter_op_thread_count: int | None = Field(
         None,
         alias="INTER_OP_THREAD_COUNT",
         ge=1,
-        description="threads between operators, on the CPU; for the whole process",
+        description="threads that run independent operators in parallel on the CPU; holds for the "
+        "whole process; default: torch's setting",
     )
     intra_op_thread_count: int | None = Field(
         None,
         alias="INTRA_OP_THREAD_COUNT",
         ge=1,
-        description="threads of the host within an operator; not given: the processors, shared among the instances (on a GPU: 1)",
+        description="CPU threads within an operator; default: the processors that the process may "
+        "use, divided among the instances; 1 on a GPU",
     )
 
 
 class TorchScriptParams(TorchParams):
-    """Those of Triton's PyTorch backend, by its names; each in snake case too."""
+    """The parameters of Triton's PyTorch backend, by its names; lower case works too."""
 
     disable_optimized_execution: bool = Field(
         False,
@@ -77,36 +87,47 @@ class TorchScriptParams(TorchParams):
     enable_jit_executor: bool | None = Field(
         None,
         alias="ENABLE_JIT_EXECUTOR",
-        description="TorchScript's profiling executor; for the whole process",
+        description="use TorchScript's profiling executor; holds for the whole process; default: "
+        "torch's setting",
     )
     enable_jit_profiling: bool | None = Field(
         None,
         alias="ENABLE_JIT_PROFILING",
-        description="TorchScript's profiling; for the whole process",
+        description="let TorchScript profile the first runs; holds for the whole process; default: "
+        "torch's setting",
     )
     enable_tensor_fuser: bool | None = Field(
         None,
         alias="ENABLE_TENSOR_FUSER",
-        description="TorchScript's tensor expression fuser; for the whole process",
+        description="use TorchScript's tensor expression fuser; holds for the whole process; "
+        "default: torch's setting",
     )
     enable_nvfuser: bool | None = Field(
-        None, alias="ENABLE_NVFUSER", description="gone from torch: accepted, with a warning"
+        None,
+        alias="ENABLE_NVFUSER",
+        description="no effect, a warning in the log: torch dropped nvFuser",
     )
 
 
 class PythonTensorParams(TorchParams):
-    model: str = Field(description="what makes the module: package.module:Class or file.py:Class")
+    model: str = Field(
+        description="the class or function that makes the module: package.module:Class or "
+        "file.py:Class"
+    )
     state_dict: str | None = Field(
         None,
-        description="its weights: a .safetensors file, or one that torch loads with weights_only",
+        description="file of the weights: .safetensors, or one that torch.load reads with "
+        "weights_only; default: the weights that the module is made with",
     )
     kwargs: Annotated[dict[str, Any], BeforeValidator(_table)] = Field(
-        {}, description="arguments of the class: depth=18,width=0.5, or a JSON object"
+        {},
+        description="arguments for the class or function: depth=18,width=0.5, or a JSON object",
     )
     compile: Literal[
         "", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
-    ] = Field("", description="torch.compile in this mode; not given: as it is")
+    ] = Field("", description="the mode of torch.compile; default: the module is not compiled")
     channels_last: bool = Field(
         False,
-        description="keep images and weights in the channels_last memory format, which GPUs prefer",
+        description="keep images and weights in the channels_last memory format, which is faster "
+        "on GPUs",
     )

@@ -1,11 +1,11 @@
-"""PythonTensor: an nn.Module as Python writes it, with weights from a file."""
+"""PythonEngine: an nn.Module from Python code, with weights from a file."""
 
 from __future__ import annotations
 
 import inspect
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -15,31 +15,33 @@ from ...expressions.user import load
 from .module import TorchModule, identity_of, reason_of, silence
 from .params import PythonTensorParams
 
-OWN_GRAPHS = ("reduce-overhead", "max-autotune")
+MODES_WITH_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 """The modes in which torch.compile captures CUDA graphs itself."""
 
 
-class PythonTensor(TorchModule):
-    """What `backend.PythonTensor` is once it runs."""
+class PythonEngine(TorchModule):
+    """Runs an nn.Module: the engine of PythonTensor."""
+
+    backend_name: ClassVar[str] = "PythonTensor"
 
     def open(self, params: PythonTensorParams, context: Context, device: torch.device) -> Any:
-        made_by = self._find(params.model)
+        factory = self._find(params.model)
         weights = self.file(params.state_dict) if params.state_dict is not None else None
         key = (
-            made_by,
+            factory,
             identity_of(weights) if weights is not None else None,
             repr(sorted(params.kwargs.items())),
             params.channels_last,
         )
-        module: torch.nn.Module = self.shared(key, lambda: self._make(made_by, weights, device))
+        module: torch.nn.Module = self.shared(key, lambda: self._make(factory, weights, device))
         self._read_signature(module)
         self.has_doubles = any(
             parameter.dtype == torch.float64 for parameter in module.parameters()
         )
-        self.can_capture = params.compile not in OWN_GRAPHS
+        self.can_capture = params.compile not in MODES_WITH_CUDA_GRAPHS
         if not params.compile:
             return module
-        silence("torch.jit.script_method")  # torch's own compiler uses it
+        silence("torch.jit.script_method")  # torch.compile itself calls it
         return torch.compile(module, mode=params.compile)
 
     def _find(self, target: str) -> Any:
@@ -57,16 +59,18 @@ class PythonTensor(TorchModule):
             ]
             raise ConfigError(problems) from error
 
-    def _make(self, made_by: Any, weights: Path | None, device: torch.device) -> torch.nn.Module:
+    def _make(self, factory: Any, weights: Path | None, device: torch.device) -> torch.nn.Module:
         try:
-            module = made_by(**self.params.kwargs)
+            module = factory(**self.params.kwargs)
         except Exception as error:
             raise BackendError(
-                f"{self.who}: {self.params.model} failed with {self.params.kwargs}: {type(error).__name__}: {error}"
+                f"{self.who}: {self.params.model} failed with {self.params.kwargs}: "
+                f"{type(error).__name__}: {error}"
             ) from error
         if not isinstance(module, torch.nn.Module):
             raise BackendError(
-                f"{self.who}: {self.params.model} made a {type(module).__name__}: expected a torch.nn.Module"
+                f"{self.who}: {self.params.model} made a {type(module).__name__}: expected a "
+                "torch.nn.Module"
             )
         if weights is not None:
             self._fill(module, weights)
@@ -83,11 +87,9 @@ class PythonTensor(TorchModule):
             ) from error
         except pickle.UnpicklingError as error:
             raise BackendError(
-                f"{where} holds more than tensors, or is no state_dict: {reason_of(error)}"
+                f"{where} holds more than tensors, or is not a state_dict: {reason_of(error)}"
             ) from error
-        except (
-            Exception
-        ) as error:  # safetensors' has no base of its own; RuntimeError for shapes that differ
+        except Exception as error:  # safetensors raises its own, torch RuntimeError for shapes
             raise BackendError(
                 f"{where} can't be loaded into {self.params.model}: {reason_of(error)}"
             ) from error
@@ -100,17 +102,17 @@ class PythonTensor(TorchModule):
             raise BackendError(f"{where} does not fit {self.params.model}: {'; '.join(wrong)}")
 
     def _read_signature(self, module: torch.nn.Module) -> None:
-        """The names of `forward`'s arguments; not those of one that takes any number."""
+        """Take the inputs' names from `forward`'s arguments, unless it takes any number of them."""
         arguments = inspect.signature(module.forward).parameters.values()
-        if all(each.kind is each.POSITIONAL_OR_KEYWORD for each in arguments):
-            self.inputs = tuple([each.name for each in arguments])
-            self.required = sum(each.default is each.empty for each in arguments)
+        if all(argument.kind is argument.POSITIONAL_OR_KEYWORD for argument in arguments):
+            self.inputs = tuple([argument.name for argument in arguments])
+            self.required = sum(argument.default is argument.empty for argument in arguments)
 
     def call(self, inputs: list[Any], names: tuple[str, ...]) -> Any:
         if self.params.channels_last:
             inputs = [
-                each.contiguous(memory_format=torch.channels_last) if each.ndim == 4 else each
-                for each in inputs
+                value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+                for value in inputs
             ]
         return self.model(*inputs)
 
@@ -120,21 +122,19 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         from safetensors.torch import load_file
 
         return load_file(path)
-    found = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(found, dict) or not all(
-        isinstance(each, torch.Tensor) for each in found.values()
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(weights, dict) or not all(
+        isinstance(value, torch.Tensor) for value in weights.values()
     ):
-        raise ValueError(f"it holds {_kinds(found)}: expected tensors by name")
-    return found
-
-
-def _kinds(found: Any) -> str:
-    return (
-        f"a dict with {_some(list(found))}"
-        if isinstance(found, dict)
-        else f"a {type(found).__name__}"
-    )
+        content = (
+            f"a dict with {_some(list(weights))}"
+            if isinstance(weights, dict)
+            else f"a {type(weights).__name__}"
+        )
+        raise ValueError(f"it holds {content}: expected tensors by name")
+    return weights
 
 
 def _some(names: list[Any]) -> str:
+    """List the first five names."""
     return ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")

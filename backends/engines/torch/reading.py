@@ -1,4 +1,6 @@
-"""Inputs as users give them, as what torch engines run: tensors and texts, without a copy where there need be none."""
+"""Turn inputs as users give them into what torch engines run: tensors and texts, copied only where
+they must be.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,14 @@ import torch
 
 from ...errors import InvalidInput
 
-WHOLE = (torch.int32, torch.int64, torch.uint32, torch.uint64)
-"""Whole numbers that floating point loses digits of."""
+WIDE_INTEGERS = (torch.int32, torch.int64, torch.uint32, torch.uint64)
+"""Integer dtypes whose large values lose digits in floating point."""
 
 
 def as_texts(value: Any, label: str) -> list[str]:
-    """An input of text: a list of str, or an array of such. Raises InvalidInput."""
+    """Return an input of text as a list of str. It may be a str, bytes in UTF-8, a list of those,
+    or an array of them. Raises InvalidInput.
+    """
     texts = (
         value.reshape(-1).tolist()
         if isinstance(value, np.ndarray)
@@ -34,52 +38,44 @@ def as_texts(value: Any, label: str) -> list[str]:
 
 
 def as_tensor(value: Any, label: str) -> torch.Tensor:
-    """The value as a tensor, without a copy. Raises InvalidInput for what is none."""
+    """Return a tensor, or an array of numbers as a tensor on its memory. Raises InvalidInput for
+    anything else.
+    """
     if isinstance(value, torch.Tensor):
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "buif":
-        # Arrays that can't be shared with torch are copied: other byte order, negative strides, not writable (torch would warn).
+        # torch can't share arrays of foreign byte order or with negative strides, and warns of
+        # those that are not writable. These are copied.
         if (
             not value.dtype.isnative
             or any(stride < 0 for stride in value.strides)
             or not value.flags.writeable
         ):
             value = np.array(value, value.dtype.newbyteorder("="))
-        with suppress(TypeError):  # torch has no such dtype, as for long doubles
+        with suppress(TypeError):  # torch lacks the dtype, such as long double
             return torch.from_numpy(value)
     raise InvalidInput(f"{label}: expected a tensor or an array of numbers, got {kind_of(value)}")
 
 
 def kind_of(value: Any) -> str:
+    """Say in a message what a value is."""
     return f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
-def widens(found: torch.dtype, expected: torch.dtype) -> bool:
-    """Whether a dtype can stand for another without loss. Doubles may become float32: NumPy makes them wherever nobody says otherwise."""
-    if found == expected or (found, expected) == (torch.float64, torch.float32):
+def widens(dtype: torch.dtype, expected: torch.dtype) -> bool:
+    """Return whether a dtype converts to another without loss. Doubles may become float32 all the
+    same, because float64 is NumPy's default.
+    """
+    if dtype == expected or (dtype, expected) == (torch.float64, torch.float32):
         return True
-    if found in WHOLE and expected.is_floating_point:
+    if dtype in WIDE_INTEGERS and expected.is_floating_point:
         return False
     try:
-        return torch.promote_types(found, expected) == expected
+        return torch.promote_types(dtype, expected) == expected
     except RuntimeError:  # torch has no rule for some of the unsigned
         return False
 
 
 def dtype_text(dtype: torch.dtype) -> str:
+    """Write a dtype as NumPy does: `float32`."""
     return str(dtype).removeprefix("torch.")
-
-
-def indices(text: str | None) -> list[int] | None:
-    """`"1,0"` as [1, 0]; None where it is not given, or no order."""
-    found = [int(part) if part.strip().isdecimal() else -1 for part in (text or "").split(",")]
-    return found if sorted(found) == list(range(len(found))) else None
-
-
-def shapes_in(text: str | None) -> list[tuple[int, ...]]:
-    """The shapes in `max` (last profile), by input; a bare batch size is a shape of one number."""
-    if text is None:
-        return []
-    return [
-        tuple(int(size) for size in shape.split("x")) for shape in text.split(";")[-1].split(",")
-    ]

@@ -1,4 +1,4 @@
-"""TorchScript: modules saved by torch.jit, and the options that Triton's PyTorch backend has for them."""
+"""TorchScriptEngine: modules saved by torch.jit, with the options of Triton's PyTorch backend."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -20,21 +20,23 @@ from .params import TorchScriptParams
 logger = logging.getLogger("penstock.torch")
 
 
-class TorchScriptTensor(TorchModule):
-    """What `backend.TorchScriptTensor` is once it runs."""
+class TorchScriptEngine(TorchModule):
+    """Runs a TorchScript module: the engine of TorchScriptTensor."""
 
-    warm_up_runs = 3
-    """The JIT looks at the first runs, and compiles in those behind them."""
+    backend_name: ClassVar[str] = "TorchScriptTensor"
+
+    warm_up_runs: ClassVar[int] = 3
+    """The JIT profiles the first runs, and compiles in the runs after those."""
 
     reads_encrypted = True
 
     takes_dict = False
-    """The model's one argument is a dict of tensors."""
+    """Whether the model's one argument is a dict of tensors; set by `open`."""
 
     def open(self, params: TorchScriptParams, context: Context, device: torch.device) -> Any:
         self.set_process_wide("ENABLE_JIT_EXECUTOR", "ENABLE_JIT_PROFILING", "ENABLE_TENSOR_FUSER")
         if params.enable_nvfuser is not None:
-            logger.warning("%s: ENABLE_NVFUSER has no effect: torch has dropped nvFuser", self.who)
+            logger.warning("%s: ENABLE_NVFUSER has no effect: torch dropped nvFuser", self.who)
         path = self.file(params.model)
         model = self.shared(identity_of(path), lambda: self._load(path, device))
         self._read_schema(model, path)
@@ -51,12 +53,14 @@ class TorchScriptTensor(TorchModule):
             raise BackendError(
                 f"{self.who}: the model {path} can't be loaded as TorchScript: {reason_of(error)}"
             ) from error
-        if hasattr(model, "training"):  # one that was frozen has no such thing
+        if hasattr(model, "training"):  # a frozen module has no such attribute
             model.eval()
         return model if self._precision is None else model.to(self._precision)
 
     def _read_schema(self, model: Any, path: Path) -> None:
-        """What `forward` takes: the names of its arguments, which are texts, how many must be there."""
+        """Read from `forward`'s schema the names of its arguments, which of them are texts, and how
+        many are required. Raises BackendError for arguments that are neither tensors nor texts.
+        """
         arguments = model.forward.schema.arguments[1:]
         types = [
             str(argument.type)
@@ -73,11 +77,11 @@ class TorchScriptTensor(TorchModule):
             and types[len(arguments) - 1] not in ("Tensor", "List[str]")
         ):
             arguments = arguments[:-1]
-        for argument, found in zip(arguments, types, strict=False):
-            if found not in ("Tensor", "List[str]"):
+        for argument, type_name in zip(arguments, types, strict=False):
+            if type_name not in ("Tensor", "List[str]"):
                 raise BackendError(
-                    f"{self.who}: the model {path}: argument {argument.name!r} is {argument.type}: expected Tensor, List[str], or "
-                    "Dict[str, Tensor] alone"
+                    f"{self.who}: the model {path}: argument {argument.name!r} is {argument.type}: "
+                    "expected Tensor, List[str], or a single Dict[str, Tensor]"
                 )
         self.inputs = tuple([argument.name for argument in arguments])
         self.required = sum(not argument.has_default_value() for argument in arguments)
@@ -93,12 +97,13 @@ class TorchScriptTensor(TorchModule):
                 or not all(isinstance(name, str) for name in data)
             ):
                 raise InvalidInput(
-                    f"TorchScriptTensor: the model takes a dict of tensors by name, got {type(data).__name__}"
+                    f"TorchScriptTensor: expected a dict of tensors by name, got "
+                    f"{type(data).__name__}"
                 )
             names = tuple(sorted(data))
             return names, [data[name] for name in names]
         if self.inputs is not None and len(self.inputs) == 1 and self.texts and _is_texts(data):
-            data = [data]  # the texts of one input, not one text for each input
+            data = [data]  # a list of texts is one input here, not several inputs of one text
         return super().in_order(data)
 
     def example_shapes(self) -> Sequence[tuple[Sequence[int], torch.dtype]]:
@@ -114,7 +119,9 @@ class TorchScriptTensor(TorchModule):
 
 
 class _Unoptimised:
-    """TorchScript's optimiser off, on this thread: torch keeps the switch by thread."""
+    """Turns TorchScript's optimiser off inside a `with` block, on this thread alone: torch has the
+    switch per thread.
+    """
 
     def __enter__(self) -> None:
         self._before = torch._C._get_graph_executor_optimize()
@@ -125,4 +132,4 @@ class _Unoptimised:
 
 
 def _is_texts(data: Any) -> bool:
-    return not isinstance(data, list | tuple) or all(isinstance(each, str | bytes) for each in data)
+    return not isinstance(data, list | tuple) or all(isinstance(text, str | bytes) for text in data)

@@ -1,4 +1,6 @@
-"""Models that the instances of a process share: loaded once, for as long as somebody uses them."""
+"""Models that instances of this process share. Each is loaded once, and kept while any instance
+holds it.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,15 @@ from weakref import WeakValueDictionary
 
 _lock = threading.Lock()
 _loading: WeakValueDictionary[Hashable, threading.Lock] = WeakValueDictionary()
+"""A lock for each key that is being loaded, so that models of different keys load side by side."""
 _models: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
+"""The models; weak, so that a model is freed with the last instance that holds it."""
 
 
 def shared(key: Hashable, load: Callable[[], Any]) -> Any:
-    """The model of `key` (file, its date and size, device, options), loaded by whoever asks first; the others wait."""
+    """Return the model of `key` (file, its date and size, device, options). The first caller loads
+    it, and callers meanwhile wait.
+    """
     with _lock:
         lock = _loading.get(key)
         if lock is None:

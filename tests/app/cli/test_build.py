@@ -277,7 +277,7 @@ def test_what_stops_encryption(run: Run, folder: Path, monkeypatch: pytest.Monke
     answer = run("encrypt", folder / "net.onnx")
     assert (
         answer.exit_code == 1
-        and f"{KEY} holds no key" in answer.stderr
+        and f"{KEY} does not hold a key" in answer.stderr
         and "short" not in answer.stderr
     )
     assert not (folder / "net.onnx.encrypted").exists()

@@ -34,7 +34,7 @@ def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encryption, "CHUNK", 10)
+    monkeypatch.setattr(encryption, "CHUNK_BYTES", 10)
 
 
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 20, 25])
@@ -101,7 +101,7 @@ def test_keys_as_text(text: Any) -> None:
 )
 def test_what_is_no_key_is_not_shown(text: Any) -> None:
     with pytest.raises(
-        BackendError, match="here holds no key: expected 32 bytes as 64 hexadecimal digits"
+        BackendError, match="here does not hold a key: expected 32 bytes as 64 hexadecimal digits"
     ) as caught:
         parse_key(text, "here")
     assert not text or text not in str(caught.value)

@@ -171,11 +171,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     ("capabilities", "library", "device", "expected", "missed", "why"),
     [
-        ([(9, 0)], "tensorrt", "", "TensorrtTensor", False, "tensorrt 10.0 is here"),
-        ([(9, 0)], "tensorrt", "cuda:0", "TensorrtTensor", False, "tensorrt 10.0 is here"),
+        ([(9, 0)], "tensorrt", "", "TensorrtTensor", False, "tensorrt 10.0 is installed"),
+        ([(9, 0)], "tensorrt", "cuda:0", "TensorrtTensor", False, "tensorrt 10.0 is installed"),
         ([(9, 0)], "tensorrt", "cpu", "OnnxTensor", False, "the node's device is cpu"),
-        ([(12, 0)], "tensorrt_rtx", "", "TensorrtTensor", False, "tensorrt_rtx 10.0 is here"),
-        ([(7, 5)], "tensorrt_rtx", "", "TensorrtTensor", False, "tensorrt_rtx 10.0 is here"),
+        ([(12, 0)], "tensorrt_rtx", "", "TensorrtTensor", False, "tensorrt_rtx 10.0 is installed"),
+        ([(7, 5)], "tensorrt_rtx", "", "TensorrtTensor", False, "tensorrt_rtx 10.0 is installed"),
         (
             [(7, 0)],
             "tensorrt_rtx",
@@ -192,7 +192,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
             "cuda:1",
             "TensorrtTensor",
             False,
-            "tensorrt_rtx 10.0 is here",
+            "tensorrt_rtx 10.0 is installed",
         ),
         ([(8, 6), (9, 0)], "tensorrt_rtx", "1", "OnnxTensor", True, "cuda:1 has 9.0"),
         ([(9, 0)], "", "", "OnnxTensor", True, "TensorRT is not here"),
@@ -220,7 +220,7 @@ def test_a_gpu_that_is_not_there_is_an_error(
     params = cls.parameters(model=str(write(tmp_path / "same.onnx")))
     with pytest.raises(
         (BackendError, ConfigError),
-        match=rf"node.*{device!r}.*(torch sees 0 GPUs here|OnnxTensor runs on the CPU alone)",
+        match=rf"node.*{device!r}.*(torch sees 0 GPUs here|OnnxTensor runs only on the CPU)",
     ):
         cls().init(params, Context(node="node", device=device))
 
@@ -235,7 +235,7 @@ def test_the_log_says_which_engine_it_is_and_why(
     make(path).close()
     make(path, {"instance": 1, "instances": 2}).close()
     assert [(record.levelname, record.getMessage(), record.node) for record in caplog.records] == [
-        ("INFO", f"node: ModelTensor runs {path} by OnnxTensor on cpu: torch sees no GPU", "node")
+        ("INFO", f"node: ModelTensor runs {path} with OnnxTensor on cpu: torch sees no GPU", "node")
     ]
     caplog.clear()
     machine((9, 0))
@@ -243,7 +243,7 @@ def test_the_log_says_which_engine_it_is_and_why(
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage().endswith(
-        "by OnnxTensor on the CPU, and not on the GPU that is here: TensorRT is not here"
+        "with OnnxTensor on the CPU, although there is a GPU: TensorRT is not here"
     )
 
 

@@ -442,7 +442,10 @@ def test_normalisation_reaches_subgraphs_and_only_the_first_input(tmp_path: Path
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"mean": "1,2"}, "mean has 2 values, which fit no channel axis of the first input, Nx3"),
+        (
+            {"mean": "1,2"},
+            "mean has 2 values, and neither the second nor the last axis of the first input Nx3 has",
+        ),
         ({"std": "1,0,2"}, "std must not contain 0"),
     ],
 )

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from penstock.backends.engines.torch.backend import shape_key
+from penstock.backends.engines.shapes import shape_key
 from penstock.backends.expressions.registry import describe
 
 ENGINES = ("TorchScriptTensor", "TorchExportTensor", "PythonTensor")

@@ -210,7 +210,9 @@ def test_files_that_can_not_be_read(exported: Any, make: Any, tmp_path: Path) ->
         ):
             make(NAME, path)
     torch.save({"weight": torch.zeros(2)}, tmp_path / "weights.pt2")
-    with pytest.raises(BackendError, match="is TorchScript or a state_dict, no exported program"):
+    with pytest.raises(
+        BackendError, match="is TorchScript or a state_dict: expected an exported program"
+    ):
         make(NAME, tmp_path / "weights.pt2")
     with zipfile.ZipFile(tmp_path / "other.pt2", "w") as archive:
         archive.writestr("readme", "no program")
@@ -226,7 +228,7 @@ def test_files_that_can_not_be_read(exported: Any, make: Any, tmp_path: Path) ->
 def test_programs_that_can_not_be_batched(exported: Any, make: Any) -> None:
     with pytest.raises(
         BackendError,
-        match="its inputs differ in their first dimension, which must be the batch: image 1, mask 2",
+        match=r"its inputs differ in their first dimension \(image 1, mask 2\): expected the batch",
     ):
         make(NAME, exported(Pair(), torch.zeros(1, 3), torch.zeros(2, 2), fixed=True))
 

@@ -186,7 +186,7 @@ def test_models_that_are_not_there(net: Any, make: Any, keys: Any, message: str)
             r"does not fit net.py:Small: 2 keys missing \(conv.weight, conv.bias\); 2 keys unexpected \(linear.weight",
         ),
         ({"state_dict": "gone.pth"}, r"gone\.pth does not exist"),
-        ({"state_dict": "object.pth"}, "holds more than tensors, or is no state_dict"),
+        ({"state_dict": "object.pth"}, "holds more than tensors, or is not a state_dict"),
         (
             {"state_dict": "nested.pth"},
             "it holds a dict with epoch, state: expected tensors by name",

@@ -9,7 +9,8 @@ from penstock.backends.errors import InvalidInput
 
 torch = pytest.importorskip("torch")
 
-from penstock.backends.engines.torch.reading import as_tensor, as_texts, indices, shapes_in, widens  # noqa: E402
+from penstock.backends.engines.shapes import parse_order, shapes_of_last_profile
+from penstock.backends.engines.torch.reading import as_tensor, as_texts, widens  # noqa: E402
 
 
 def test_arrays_are_not_copied_but_where_torch_can_not_share_them() -> None:
@@ -64,7 +65,13 @@ def test_what_widens(found: str, expected: str, fits: bool) -> None:
 
 
 def test_orders_and_shapes() -> None:
-    assert (indices("1,0"), indices("0, 1"), indices(None), indices("1,2"), indices("a")) == (
+    assert (
+        parse_order("1,0"),
+        parse_order("0, 1"),
+        parse_order(None),
+        parse_order("1,2"),
+        parse_order("a"),
+    ) == (
         [1, 0],
         [0, 1],
         None,
@@ -72,7 +79,7 @@ def test_orders_and_shapes() -> None:
         None,
     )
     assert (
-        shapes_in("1x3,1x10;4x3,4x10") == [(4, 3), (4, 10)]
-        and shapes_in("8") == [(8,)]
-        and shapes_in(None) == []
+        shapes_of_last_profile("1x3,1x10;4x3,4x10") == [(4, 3), (4, 10)]
+        and shapes_of_last_profile("8") == [(8,)]
+        and shapes_of_last_profile(None) == []
     )

@@ -1,0 +1,66 @@
+"""Shapes, batch sizes, and the order of inputs and outputs: what all engines share."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, TypeVar
+
+from ..base import Context
+from ..errors import ConfigError, Problem
+from ..item import Item
+
+UNBOUNDED_WARM_UP_BATCH = 8
+"""The largest batch to warm up for, where neither the model nor the node has an upper bound."""
+
+Port = TypeVar("Port")
+
+
+def shape_key(item: Item) -> Hashable:
+    """Return what all items of one run must share: each input's dtype and its shape after the batch
+    dimension. Inputs without a shape (texts, a dict) give None.
+    """
+    data = item.get("data")
+    if isinstance(data, list | tuple):
+        return tuple([_inner_shape_and_dtype(array) for array in data])
+    return _inner_shape_and_dtype(data)
+
+
+def _inner_shape_and_dtype(array: Any) -> Hashable:
+    return (tuple(array.shape[1:]), array.dtype) if hasattr(array, "shape") else None
+
+
+def shape_text(shape: Sequence[int | None]) -> str:
+    """Write a shape as messages show it: `Nx3x224x224`. N stands for None, which is any size."""
+    return "x".join("N" if size is None else str(size) for size in shape) or "()"
+
+
+def shapes_of_last_profile(text: str | None) -> list[tuple[int, ...]]:
+    """Parse `max` into one shape for each input, those of its last profile. A bare batch size is a
+    shape of one number.
+    """
+    if text is None:
+        return []
+    return [
+        tuple(int(size) for size in shape.split("x")) for shape in text.split(";")[-1].split(",")
+    ]
+
+
+def parse_order(text: str | None) -> list[int] | None:
+    """Parse `"1,0"` into [1, 0]. Return None for text that does not hold each index once."""
+    order = [int(part) if part.strip().isdecimal() else -1 for part in (text or "").split(",")]
+    return order if sorted(order) == list(range(len(order))) else None
+
+
+def reorder(
+    ports: Sequence[Port], order: str | None, key: str, context: Context
+) -> tuple[Port, ...]:
+    """Return a model's inputs or outputs in the order that a file wants: `"1,0"` puts the second
+    first. `key` is the file's key, for the ConfigError of an order that does not fit.
+    """
+    if not order:
+        return tuple(ports)
+    indices = parse_order(order)
+    if indices is None or len(indices) != len(ports):
+        message = f"{order!r} must hold each of 0 to {len(ports) - 1} once, as in '1,0'"
+        raise ConfigError([Problem(message, node=context.node, key=key)])
+    return tuple(ports[index] for index in indices)
