@@ -1,9 +1,9 @@
 """The site of the documentation: `scripts/docs` builds it into site/.
 
-Sphinx, because it is maintained, checks every link and anchor by itself, and its theme and its search need no
-network: nothing in site/ is loaded from elsewhere. (MkDocs has had no release since 2024, and its theme Material
-is in maintenance; Zensical, their successor, is young.) The pages are plain Markdown that also reads well in a
-repository's browser, so what Sphinx needs besides is here:
+Sphinx, because it is maintained, checks every link and anchor by itself, and its theme and its
+search need no network: nothing in site/ is loaded from elsewhere. (MkDocs has had no release since
+2024, its theme Material is in maintenance, and Zensical, their successor, is young.) The pages are
+plain Markdown that also reads well in a repository's browser. What Sphinx needs besides is here:
 
 * An index page's list of links is its table of contents. A page that no index lists is an error.
 * The comment `<!-- file: NAME -->` above an example becomes a caption.

@@ -21,17 +21,17 @@ Arrows = set[tuple[str, str]]
 
 
 def rooms() -> set[str]:
-    """The folders and modules at the first level of each package."""
+    """Return the folders and modules at the first level of each package."""
     return {
         f"{package}/{path.stem}"
         for package in PACKAGES
         for path in (ROOT / package).iterdir()
-        if (path.suffix == ".py" and path.stem != "__init__") or (path / "__init__.py").exists()
+        if (path / "__init__.py").exists() or (path.suffix == ".py" and path.stem != "__init__")
     }
 
 
 def imports_between(known: set[str]) -> Arrows:
-    """Imports between rooms of one package, those inside functions and for types included."""
+    """Return the imports between rooms of one package, those inside functions and for types included."""
     arrows: Arrows = set()
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
@@ -47,7 +47,7 @@ def imports_between(known: set[str]) -> Arrows:
 
 
 def imported_names(tree: ast.AST, package: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """What a module imports, as paths: ("app", "http", "errors", "STATUSES")."""
+    """Return what a module imports, as paths: ("app", "http", "errors", "STATUSES")."""
     names: list[tuple[str, ...]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -60,7 +60,7 @@ def imported_names(tree: ast.AST, package: tuple[str, ...]) -> list[tuple[str, .
 
 
 def reachable(arrows: Arrows, start: str) -> set[str]:
-    """The rooms at the end of a path of arrows from `start`."""
+    """Return the rooms at the end of a path of arrows from `start`."""
     reached: set[str] = set()
     waiting = [start]
     while waiting:
@@ -72,7 +72,7 @@ def reachable(arrows: Arrows, start: str) -> set[str]:
 
 
 def fewest(arrows: Arrows) -> Arrows:
-    """The arrows without those that follow from others; arrows within a cycle all stay."""
+    """Return the arrows without those that follow from others; arrows within a cycle all stay."""
     within = {here: reachable(arrows, here) for here, _ in arrows}
 
     def follows(here: str, there: str) -> bool:
@@ -86,7 +86,7 @@ def fewest(arrows: Arrows) -> Arrows:
 
 
 def drawn() -> tuple[set[str], Arrows]:
-    """The rooms and arrows of the page's drawing. A node's name is its room: app_http is app/http."""
+    """Return the rooms and arrows of the drawing. The node app_http is the room app/http."""
     (drawing,) = re.findall(r"^```mermaid\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
     def room(name: str) -> str:
@@ -112,7 +112,7 @@ def test_the_drawing_has_every_arrow() -> None:
 
 
 def lines(arrows: Arrows) -> str:
-    """The arrows as lines of the drawing."""
+    """Write the arrows as lines of the drawing."""
     targets: dict[str, list[str]] = {}
     for here, there in sorted(arrows):
         targets.setdefault(here.replace("/", "_"), []).append(there.replace("/", "_"))

@@ -1,16 +1,19 @@
-"""Every example of README.md and docs/ is run as it stands, page by page, in a directory of the page's own.
+"""Run every example of README.md and docs/, page by page, in a directory of the page's own.
 
-A comment above a fenced block says what becomes of it; a block without one fails:
+A comment above a fenced block says what to do with it. A block without one fails:
 
-    <!-- file: NAME -->        written to NAME; a .toml is loaded too
-    <!-- load -->              toml: loaded as a pipeline
-    <!-- run -->               python or sh: run; must end with 0, warnings are errors
-    <!-- serve -->             sh: `penstock serve ...` or `uvicorn ...`, started, waited for, stopped at the next one or at the page's end
-    <!-- shows -->             what the block before printed; … stands for anything, whitespace does not count
-    <!-- not run: REASON -->   nothing; the reason is for the reader of the source
+    <!-- file: NAME -->        write it to NAME; a .toml is loaded too
+    <!-- load -->              toml: load it as a pipeline
+    <!-- run -->               python or sh: run it. It must exit with 0, and warnings are errors
+    <!-- serve -->             sh: start `penstock serve ...` or `uvicorn ...` and wait until it is
+                               ready. The next one, or the end of the page, stops it
+    <!-- shows -->             compare it with what the block before printed; … stands for anything,
+                               and whitespace does not count
+    <!-- not run: REASON -->   do nothing; the reason is for the reader of the source
 
-The directory holds a copy of examples/digits. 127.0.0.1:8000 in sh and python blocks becomes the port that the server got. A sh block
-with curl must be followed by `shows`, since curl takes an error for an answer.
+The directory holds a copy of examples/. 127.0.0.1:8000 in sh and python blocks becomes the port
+that the server got. A sh block with curl must be followed by `shows`, because curl exits with 0
+for an error's answer too.
 """
 
 from __future__ import annotations
@@ -62,13 +65,13 @@ class Block(NamedTuple):
 
 def blocks_of(page: Path) -> Iterator[Block]:
     text = page.read_text()
-    for found in FENCE.finditer(text):
-        marker = MARKER.search(text[: found.start()])
-        indent = len(found["indent"])
-        code = "".join(line[indent:] for line in found["text"].splitlines(keepends=True))
+    for fence in FENCE.finditer(text):
+        marker = MARKER.search(text[: fence.start()])
+        indent = len(fence["indent"])
+        code = "".join(line[indent:] for line in fence["text"].splitlines(keepends=True))
         yield Block(
-            text.count("\n", 0, found.start()) + 1,
-            found["language"],
+            text.count("\n", 0, fence.start()) + 1,
+            fence["language"],
             marker[1] if marker else "",
             code,
         )
@@ -81,9 +84,7 @@ def page_id(page: Path) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_examples_run(page: Path, tmp_path: Path) -> None:
     shutil.copytree(
-        ROOT / "examples" / "digits",
-        tmp_path / "examples" / "digits",
-        ignore=shutil.ignore_patterns("__pycache__"),
+        ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__")
     )
     walk = Walk(tmp_path)
     blocks = list(blocks_of(page))
@@ -92,7 +93,7 @@ def test_examples_run(page: Path, tmp_path: Path) -> None:
             assert block is not None
             if block.marker == "run" and "curl" in block.text:
                 assert following is not None and following.marker == "shows", (
-                    f"line {block.line}: no `shows` behind curl"
+                    f"line {block.line}: curl without `shows` after it"
                 )
             try:
                 walk.step(block)
@@ -103,7 +104,7 @@ def test_examples_run(page: Path, tmp_path: Path) -> None:
 
 
 class Walk:
-    """One page's examples, in order."""
+    """Runs the examples of one page in order."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -163,10 +164,10 @@ class Walk:
     def serve(self, text: str) -> None:
         self.stop()
         self.port = free_port()
-        command, found = re.subn(
+        command, replaced = re.subn(
             r"\b(penstock serve|uvicorn) ", rf"\1 --port {self.port} ", "exec env " + text.strip()
         )
-        assert found == 1
+        assert replaced == 1, "expected one `penstock serve` or `uvicorn`"
         self.server = subprocess.Popen(
             ["sh", "-e", "-c", command],
             cwd=self.directory,
@@ -176,11 +177,11 @@ class Walk:
         end = time.monotonic() + 60
         while not is_ready(self.port):
             assert self.server.poll() is None, "the server ended"
-            assert time.monotonic() < end, "the server is not ready after a minute"
+            assert time.monotonic() < end, "the server is not ready after 60 s"
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """SIGTERM, and `penstock serve` ends with 0 (uvicorn by the signal)."""
+        """Stop the server by SIGTERM. `penstock serve` exits with 0, uvicorn by the signal."""
         if self.server is None:
             return
         server, self.server = self.server, None
@@ -214,7 +215,7 @@ def free_port() -> int:
 
 
 def is_ready(port: int) -> bool:
-    """A mounted app's health is elsewhere (404), and its server loads before it listens."""
+    """Return whether the server is ready. 404 is ready: a mounted app has its health elsewhere."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5):
             return True
@@ -228,7 +229,7 @@ def is_ready(port: int) -> bool:
 def assert_shows(expected: str, output: str) -> None:
     pattern = ".*?".join(re.escape("".join(piece.split())) for piece in expected.split("…"))
     if not re.fullmatch(pattern, "".join(output.split()), re.DOTALL):
-        raise AssertionError(f"it printed\n{output}\nand not\n{expected}")
+        raise AssertionError(f"printed\n{output}\nexpected\n{expected}")
 
 
 @contextmanager
@@ -239,7 +240,7 @@ def fails(message: str) -> Iterator[None]:
 
 def test_what_is_shown_is_compared() -> None:
     assert_shows('{"a": …,\n  "b": 2}', '{"a": 17, "b": 2}\n')
-    with fails("and not"):
+    with fails("expected"):
         assert_shows('{"a": …, "b": 2}', '{"a": 17, "b": 3}')
 
 
@@ -262,7 +263,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def anchors_of(page: Path) -> set[str]:
-    """The anchors of the headings, as GitHub makes them."""
+    """Return the anchors of the headings, as GitHub makes them."""
     text = FENCE.sub("", page.read_text())
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -280,7 +281,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
-    """A dead link, a missing anchor and a page that no index lists are warnings of Sphinx, and errors here."""
+    """Dead links, missing anchors and pages that no index lists are errors."""
     build_site(ROOT / "docs", tmp_path / "site")
     pages = sorted((tmp_path / "site").rglob("*.html"))
     assert {page.relative_to(ROOT / "docs").with_suffix(".html") for page in PAGES[1:]} <= {
@@ -381,7 +382,7 @@ def test_the_metrics_named_as_tritons_are_whole() -> None:
         "nv_energy_consumption",
         "nv_model_load_duration_secs",
     ):
-        assert f"`{group}" in text, group  # Triton's, which are not there
+        assert f"`{group}" in text, group  # Triton has these; Penstock does not
 
 
 def test_tables_of_the_configuration_page_are_whole() -> None:
