@@ -31,7 +31,7 @@ def rooms() -> set[str]:
 
 
 def imports_between(known: set[str]) -> Arrows:
-    """Return the imports between rooms of one package, also those inside functions and for types."""
+    """Return the imports between rooms of a package, also those in functions and for types."""
     arrows: Arrows = set()
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
