@@ -97,8 +97,7 @@ class RunningGraph:
         for composite in self.composites:
             composite.abandon(reason)
         for node in self.nodes:
-            for entry in node.scheduler.drain():
-                entry.fail(NotReady(reason))
+            node.refuse_queued(reason)
 
     async def close(self, timeout: float) -> None:
         self._closed = True

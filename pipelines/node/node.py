@@ -1,7 +1,7 @@
-"""A node at work: joins its scheduler's decision with its executors and the event loop. All of it runs on the loop.
+"""A node at work: its scheduler's coroutine, its queue and its executors. All of it runs on the event loop, without a lock.
 
-The loop calls in at arrivals, timers and executors' reports; each ends in one decision. There is no task and no lock: an arrival asks
-for one decision at the end of the iteration, so that the eight images of one request make one batch.
+The coroutine waits until something changes (an arrival, a departure, a timer, an executor's report), then decides once
+for all that changed in this iteration of the loop: the eight images of one request make one batch.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ again, five times a batch (a fifth of a small request's time, docs/explanation/p
 what must not wait."""
 
 LONGEST_RESTART_DELAY = 30.0  # seconds
+DELAY_AFTER_FAILED_DECISION = 1.0  # seconds
 KILL_TIMEOUT = 5.0  # seconds
 
 
@@ -77,7 +78,8 @@ class Node:
         self._context = (
             contextvars.Context()
         )  # empty: neither timers nor decisions inherit a request's variables
-        self._decision_due = False
+        self._change = asyncio.Event()  # since the last decision; `_schedule` waits for it
+        self._scheduling: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
         self._executors: dict[
@@ -104,9 +106,15 @@ class Node:
 
     async def start(self) -> None:
         """Launch the executors and wait until all are loaded and warm. Raises `BackendError` for the first that can't be."""
-        for group, config in enumerate(self.config.groups):
-            for instance in range(config.instances):
-                self._launch(group, instance)
+        if not self.closed:
+            self._scheduling = self._loop.create_task(
+                self._schedule(),
+                name=f"{self._pipeline.name}/{self.name} scheduler",
+                context=self._context,
+            )
+            for group, config in enumerate(self.config.groups):
+                for instance in range(config.instances):
+                    self._launch(group, instance)
         await self._loading
 
     @property
@@ -156,24 +164,32 @@ class Node:
         for watcher in self._watchers:
             watcher(batch)
 
-    def abandon(self, reason: str) -> None:
-        """Fail everything that queues or runs here with `NotReady`; running batches end unheard."""
-        entries = self.scheduler.drain()
-        for batch in self.scheduler.running.values():
-            entries += batch.entries
-        for entry in entries:
+    def refuse_queued(self, reason: str) -> None:
+        """Fail everything that queues here with `NotReady`; running batches go on."""
+        for entry in self.scheduler.drain():
             entry.fail(NotReady(reason))
+
+    def abandon(self, reason: str) -> None:
+        """Fail everything that queues or runs here with `NotReady`. Results of running batches are ignored."""
+        self.refuse_queued(reason)
+        for batch in list(self.scheduler.running.values()):
+            for entry in batch.entries:
+                entry.fail(NotReady(reason))
 
     async def close(self, timeout: float) -> None:
         """Stop the threads; those that don't end within `timeout` seconds are reported and left behind. May be called again."""
-        self.closed = True
         reason = f"pipeline {self._pipeline.name!r} is closed"
-        self.abandon(reason)
+        if not self.closed:
+            self.closed = True
+            self.abandon(reason)
         if self._timer is not None:
             self._timer.cancel()
         if not self._loading.done():
             self._loading.set_exception(NotReady(reason))
             self._loading.exception()  # nobody need be waiting for it
+        self._change.set()
+        if self._scheduling is not None and not self._scheduling.done():
+            await asyncio.wait([self._scheduling])
         if not self._executors:
             return
         if self._stopped is None:
@@ -216,33 +232,40 @@ class Node:
                 )  # not what the backend expects: it runs alone, and the backend says what is wrong
         scheduler = self.scheduler
         scheduler.enqueue(entry, key, now)
-        if not self._decision_due and (scheduler.idle or entry.deadline < self._timer_at):
-            self._decision_due = True
-            self._loop.call_soon(self._decide_due, context=self._context)
+        if scheduler.idle or entry.deadline < self._timer_at:
+            self._change.set()
+        if self.closed:  # nothing decides any more
+            reason = f"node {self.name!r} is closed"
+            self._loop.call_soon(self.refuse_queued, reason, context=self._context)
 
     def discard(self, entry: Entry) -> None:
         """The caller left: drop the entry if it still queues here."""
-        scheduler = self.scheduler
-        if scheduler.discard(entry):
+        if self.scheduler.discard(entry):
             self.statistics.outcomes["cancelled"] += 1
-            if (
-                scheduler.idle and scheduler.buckets
-            ):  # what stood behind it may fit where it did not
-                self._ask_for_decision()
+            self._change.set()  # what stood after it may fit where it did not
 
-    def _ask_for_decision(self) -> None:
-        if not self._decision_due:
-            self._decision_due = True
-            self._loop.call_soon(self._decide_due, context=self._context)
+    # the decision
 
-    def _decide_due(self) -> None:
-        self._decision_due = False
-        self._decide(self._clock())
+    async def _schedule(self) -> None:
+        """Wait until something changes, then decide once for all of it."""
+        try:
+            while not self.closed:
+                await self._change.wait()
+                self._change.clear()  # before the decision: it may bring about changes itself
+                self._decide(self._clock())
+        finally:
+            if not self.closed:  # cancelled, as asyncio.run cancels every task when it ends
+                self.closed = True
+                self.abandon(f"node {self.name!r}: its scheduler was cancelled")
 
     def _decide(self, now: float) -> None:
         if self.closed:
             return
-        wake = self.scheduler.decide(now)
+        try:
+            wake = self.scheduler.decide(now)
+        except Exception:  # all that queues would wait for ever if nothing decided again
+            logger.exception("node %s: the decision failed", self.name, extra=self._place)
+            wake = now + DELAY_AFTER_FAILED_DECISION
         # A timer that fires too early costs one decision; moving it at every batch would cost more.
         if wake < self._timer_at:
             if self._timer is not None:
@@ -255,7 +278,7 @@ class Node:
     def _timer_fired(self) -> None:
         self._timer = None
         self._timer_at = NEVER
-        self._decide(self._clock())
+        self._change.set()
 
     def _expired(self, entry: Entry) -> None:
         self.statistics.outcomes["expired"] += 1
@@ -299,7 +322,7 @@ class Node:
         for entry, outcome in zip(batch.entries, batch.outcomes, strict=True):
             entry.finish(outcome, batch, now)
         if short and scheduler.buckets:
-            self._ask_for_decision()
+            self._change.set()
         # Entries refer to their batch, for its times. Without the way back there is no cycle, and images don't wait for the collector.
         batch.entries.clear()
         batch.outcomes.clear()
@@ -320,7 +343,7 @@ class Node:
             self._up = True
             if not self._loading.done():  # else: nobody waits any more, and close is under way
                 self._loading.set_result(None)
-        self._decide(self._clock())
+        self._change.set()
 
     def executor_died(self, executor: Executor, error: BaseException) -> None:
         """The thread is gone: fail what it ran, and start another one in its place."""
@@ -349,10 +372,9 @@ class Node:
         self._loop.call_later(
             delay, self._launch, group, instance, failures + 1, context=self._context
         )
-        now = self._clock()
-        self._decide(now)
+        self._change.set()
         if batch is not None:
-            batch.ended = now
+            batch.ended = now = self._clock()
             self.statistics.observe_batch(batch)
             for entry, outcome in zip(batch.entries, batch.outcomes, strict=True):
                 if outcome is None and now < entry.deadline:

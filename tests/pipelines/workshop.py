@@ -152,11 +152,12 @@ async def serve(
     heard: list[Any] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda loop, context: heard.append(context))
-    mine = asyncio.all_tasks()
+    before = asyncio.all_tasks()
     config = Pipeline.load(tables, name=name).config
     pipeline = Pipeline(config) if clock is None else Pipeline(config, clock=clock)
     async with asyncio.timeout(BOUND):
         async with pipeline:
+            schedulers = {node._scheduling for node in pipeline.nodes}
             try:
                 yield pipeline
             finally:
@@ -165,7 +166,7 @@ async def serve(
             await until(lambda: not any(node.scheduler.running for node in pipeline.nodes))
             await turns()
             assert_empty(pipeline)
-            assert asyncio.all_tasks() <= mine
-    assert asyncio.all_tasks() <= mine
+            assert asyncio.all_tasks() <= before | schedulers
+    assert asyncio.all_tasks() <= before
     gc.collect()  # futures whose failure nobody has heard of complain when they go
     assert heard == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import threading
 from typing import Any, ClassVar
@@ -219,3 +220,97 @@ async def test_a_node_that_is_closed_before_it_starts_leaves_no_lost_exception()
     del node
     gc.collect()
     assert heard == []
+
+
+async def test_one_task_decides_from_start_to_close() -> None:
+    before = asyncio.all_tasks()
+    node, _ = make()
+    await node.start()
+    (task,) = asyncio.all_tasks() - before
+    assert task.get_name() == "p/node scheduler"
+    await node.close(20)
+    assert asyncio.all_tasks() == before
+
+
+async def test_what_comes_in_one_iteration_makes_one_batch() -> None:
+    node, cls = make(8)
+    await node.start()
+    entries = [Watched(number, node) for number in range(8)]
+    for entry in entries:
+        node.enqueue(entry, 0.0)
+    async with asyncio.timeout(20):
+        await asyncio.gather(*[entry.future for entry in entries])
+    assert cls.seen == [[0, 1, 2, 3, 4, 5, 6, 7]]
+    await node.close(20)
+
+
+async def test_a_decision_that_raises_is_logged_and_made_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("penstock.pipelines.node.node.DELAY_AFTER_FAILED_DECISION", 0.001)
+    node, _ = make()
+    await node.start()
+    decide = node.scheduler.decide
+    failures = [ValueError("a mistake")]
+
+    def fail_once(scheduler: Any, now: float) -> float:
+        if failures:
+            raise failures.pop()
+        return decide(now)
+
+    monkeypatch.setattr(type(node.scheduler), "decide", fail_once)
+    entry = Watched("data", node)
+    node.enqueue(entry, 0.0)
+    async with asyncio.timeout(20):
+        assert await entry.future == "data"
+    assert "node node: the decision failed" in caplog.text
+    assert "ValueError: a mistake" in caplog.text
+    await node.close(20)
+
+
+async def test_a_node_that_is_closed_while_a_decision_is_due_starts_nothing() -> None:
+    node, cls = make()
+    await node.start()
+    entry = Watched("data", node)
+    node.enqueue(entry, 0.0)
+    async with asyncio.timeout(20):
+        await node.close(20)
+    assert (entry.ended, cls.seen) == ("NotReady", [])
+
+
+async def test_decisions_inherit_no_context_of_a_request() -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
+    seen: list[str] = []
+    node, _ = make()
+    node.watch_starts(lambda batch: seen.append(variable.get()))
+    variable.set("of the start")
+    await node.start()
+    variable.set("of the request")
+    entry = Watched("data", node)
+    node.enqueue(entry, 0.0)
+    async with asyncio.timeout(20):
+        await entry.future
+    assert seen == ["none"]
+    await node.close(20)
+
+
+async def test_a_scheduler_that_is_cancelled_leaves_nothing_waiting() -> None:
+    """As by `asyncio.run`, which cancels all tasks of the loop when it ends."""
+    before = asyncio.all_tasks()
+    node, cls = make()
+    await node.start()
+    cls.gate.clear()
+    running, queued, late = [Watched(name, node) for name in ("running", "queued", "late")]
+    node.enqueue(running, 0.0)
+    await asyncio.sleep(0)
+    node.enqueue(queued, 0.0)
+    for task in asyncio.all_tasks() - before:
+        task.cancel()
+    await asyncio.sleep(0)
+    assert (running.ended, queued.ended) == ("NotReady", "NotReady")
+    node.enqueue(late, 0.0)
+    async with asyncio.timeout(20):
+        await asyncio.wait([late.future])
+    assert late.ended == "NotReady"
+    cls.gate.set()
+    await node.close(20)

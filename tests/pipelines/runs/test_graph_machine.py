@@ -223,7 +223,8 @@ async def quiet(pipeline: Pipeline) -> None:
         else:
             assert not node.waiting  # type: ignore[attr-defined]
             assert getattr(node, "_queued", 0) == 0
-    assert asyncio.all_tasks() == {asyncio.current_task()}
+    schedulers = {node._scheduling for node in pipeline.nodes}
+    assert asyncio.all_tasks() == {asyncio.current_task(), *schedulers}
 
 
 async def accidents(tables: Tables, made: list[Call], clock: Clock, move: int | None) -> None:
