@@ -1,4 +1,4 @@
-"""What a backend is: the contract between an operator or engine and the executor thread that runs it."""
+"""The contract of a backend: what it offers to the executor thread that runs it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from .item import Item
 
 UNBOUNDED = 2**31 - 1
-"""`max` of a backend that has no bound of its own."""
+"""`max` of a backend without a bound of its own."""
 
 
 class BatchRange(NamedTuple):
-    """How much one `forward` may be given, as the sum of the items' `request_size`."""
+    """The batch sizes that one `forward` takes, counted as the sum of the items' `request_size`."""
 
     min: int
     max: int
@@ -39,32 +39,37 @@ def _in_order(value: tuple[int, int]) -> tuple[int, int]:
 
 
 RangeText = Annotated[tuple[int, int], BeforeValidator(_as_range), AfterValidator(_in_order)]
-"""A batch range as a file writes it: `"1,4"`, or `[1, 4]`."""
+"""A batch range as written in a file: `"1,4"`, or `[1, 4]`."""
 
 
 class Params(BaseModel):
-    """Base of every backend's declared parameters: a pydantic model, validated at load.
+    """Base class of a backend's declared parameters: a pydantic model, validated when a file is
+    loaded.
 
-    A key that is no Python name (`model::cache`) is a field with that alias.
+    A key that isn't a valid Python name (`model::cache`) is a field with that alias.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     variadic: ClassVar[bool] = False
-    """All positional arguments are one list, the first parameter's own: `Remove[k1,k2]`."""
+    """Take all positional arguments as one list, the value of the first parameter: `Remove[k1,k2]`.
+    """
 
     keyword_only: ClassVar[frozenset[str]] = frozenset({"force_range"})
-    """Parameters that a positional argument never means."""
+    """Parameters that can't be given as a positional argument."""
 
     force_range: RangeText | None = Field(
         None,
-        description="min,max: the batch range instead of its own; as a node's key the engines' (without one: the whole expression's)",
+        description="min,max: replaces the backend's batch range; as a key of the node, that of "
+        "its engines (without an engine, that of the whole expression)",
     )
 
 
 class Loading:
-    """How far an `init` is that takes long, for whoever waits for the node: `text`, as in "building 42 %", is set by `init`, and read by
-    other threads. `stop` says that nobody waits any more.
+    """The progress of an `init` that takes long, reported to the code that waits for the node.
+
+    `init` sets `text` ("building 42 %"); other threads read it. `stop` tells `init` that no caller
+    waits any more.
     """
 
     __slots__ = ("_on_stop", "_stopped", "text")
@@ -75,13 +80,16 @@ class Loading:
         self._on_stop: Callable[[], None] | None = None
 
     def stop(self) -> None:
-        """From any thread; more than once does no harm."""
+        """Ask `init` to stop. Safe from any thread, and more than once."""
         self._stopped = True
         if self._on_stop is not None:
             self._on_stop()
 
     def on_stop(self, cancel: Callable[[], None] | None) -> None:
-        """Have `cancel` called by `stop`, at once where that came before; None: there is nothing to be cancelled any more."""
+        """Register `cancel` to be called by `stop`, or call it now if `stop` came earlier.
+
+        None removes it: there is nothing left to cancel.
+        """
         self._on_stop = cancel
         if self._stopped and cancel is not None:
             cancel()
@@ -89,11 +97,11 @@ class Loading:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Where a backend object lives. Given to `init`.
+    """The surroundings of a backend object, given to `init`.
 
-    `instance` counts from 0 to `instances` - 1 over the node; `max` is the node's batch bound for this instance
-    (None: not given), `min` likewise; `device` is `cpu` or `cuda:0`, where the node says so ("": the engine chooses). An `init` that
-    takes minutes says in `loading` how far it is.
+    `instance` counts from 0 to `instances` - 1 within the node. `min` and `max` are the node's
+    batch bounds for this instance (None: not given). `device` is the node's `cpu` or `cuda:0` ("":
+    the engine chooses). An `init` that takes minutes reports its progress in `loading`.
     """
 
     pipeline: str = ""
@@ -107,13 +115,18 @@ class Context:
     loading: Loading = field(default_factory=Loading, compare=False, repr=False)
 
     def resolve(self, path: str) -> Path:
-        """The file a parameter names: relative to the pipeline's file, then to the working directory."""
-        beside = self.directory / path
-        return beside if beside.exists() or not Path(path).exists() else Path(path)
+        """Return the file that a parameter names: relative to the pipeline's file, else to the
+        working directory.
+        """
+        by_pipeline = self.directory / path
+        return by_pipeline if by_pipeline.exists() or not Path(path).exists() else Path(path)
 
 
 class TensorPort(NamedTuple):
-    """An input or output of an engine's model. `dtype`: NumPy's name, `bfloat16` or `string`; -1 in `shape`: any size."""
+    """An input or output of an engine's model.
+
+    `dtype` is NumPy's name, `bfloat16` or `string`. A -1 in `shape` stands for any size.
+    """
 
     name: str
     dtype: str
@@ -121,9 +134,9 @@ class TensorPort(NamedTuple):
 
 
 class Signature(NamedTuple):
-    """What goes into `data` and comes out as `result`, where an engine has learned it from its model: arrays, in this order.
+    """The arrays that an engine's model takes in `data` and gives in `result`, in their order.
 
-    None: not known. `batched`: the first axis of all is the batch, of any size.
+    None: not known. `batched`: the first axis of every array is the batch, of any size.
     """
 
     inputs: tuple[TensorPort, ...] | None
@@ -132,63 +145,86 @@ class Signature(NamedTuple):
 
 
 class Backend:
-    """An operator or engine. Everything but `__init__` runs on one executor thread, so nothing here needs a lock.
+    """An operator or engine.
 
-    `min` and `max` are class attributes where they are known before `init`, and may be set by `init`
-    (an engine learns them from its model). Children, where the expression has any, are initialised
+    Everything except `__init__` runs on one executor thread, so nothing here needs a lock.
+
+    `min` and `max` are class attributes if they are known before `init`. `init` may set them
+    instead: an engine learns them from its model. The children of an expression are initialised
     before their parent, last to first.
     """
 
     parameters: ClassVar[type[Params] | None] = Params
-    """Declared parameters; None: the backend takes every key of its node that no other member declares, as a dict."""
+    """Declared parameters. None: the backend takes every key of its node that no other member
+    declares, as a dict.
+    """
 
     extra: ClassVar[str] = ""
-    """The extra of the distribution that `init` needs (`penstock-serve[torch]`: "torch"); it says so where that is not installed. "": none."""
+    """The extra of the distribution that `init` needs (`penstock-serve[torch]`: "torch"); "": none.
+
+    `init` raises BackendError if it isn't installed.
+    """
 
     shape_key: ClassVar[Callable[[Item], Hashable] | None] = None
-    """Items with different keys never share a batch. Called on the event loop at every arrival: keep it under a microsecond.
-    None: any items may share one."""
+    """Compute the key that all items of a batch must share. None: any items may share a batch.
+
+    Called on the event loop for every arrival: keep it under a microsecond.
+    """
 
     child_count: ClassVar[tuple[int, int | None]] = (0, 0)
-    """How many children it takes in an expression: fewest and most (None: any number)."""
+    """The least and the greatest number of children in an expression (None: any number)."""
 
     shape_of_first_child: ClassVar[bool] = False
-    """Its items are grouped by the first child's `shape_key`: of a backend whose first child sees the items as they came."""
+    """Group items by the `shape_key` of the first child. Set it if that child sees the items as
+    they arrive.
+    """
 
     sets_range: ClassVar[bool] = False
-    """Its parameters say its range: a node's own `min` and `max` are then those of the engines inside."""
+    """The parameters give the batch range. The `min` and `max` of the node are then for the engines
+    inside it.
+    """
 
     min: int = 1
     max: int = UNBOUNDED
     children: tuple[Backend, ...] = ()
     child_filters: tuple[str | None, ...] = ()
-    """One a child, as the expression has them; only a Sequential's children may have any."""
+    """The filter of each child, as written in the expression. Only the children of a Sequential
+    have any.
+    """
 
     signature: Signature | None = None
     """Set by the `init` of engines that know it, for clients that ask what a pipeline takes."""
 
     device: str = ""
-    """The accelerator that `init` took (`cuda:0`); "": the CPU. Executors of one device share a group (docs/explanation/scheduling.md)."""
+    """The accelerator that `init` took (`cuda:0`); "": the CPU. The executors of one device share a
+    group (docs/explanation/scheduling.md).
+    """
 
     @classmethod
     def declared_range(cls, params: Any, children: tuple[BatchRange, ...]) -> BatchRange:
-        """The range as far as it is known at load, before `init`."""
+        """Return the batch range as far as it is known when the file is loaded, before `init`."""
         return BatchRange(cls.min, cls.max)
 
     def init(self, params: Any, context: Context) -> None:
-        """Load what is needed. `params` is an instance of `parameters` (a dict where that is None)."""
+        """Load what is needed. `params` is an instance of `parameters` (a dict if that is None)."""
 
     def warm_up(self) -> None:
-        """Run once at every batch size that differs in speed (engines); called after `init`, before the node is ready."""
+        """Run once at every batch size that differs in speed (engines).
+
+        Called after `init`, before the node is ready.
+        """
         for child in self.children:
             child.warm_up()
 
     def forward(self, batch: list[Item]) -> None:
         """Read `item["data"]` and set `item["result"]`, for each item.
 
-        Set `item["error"]` to an `InvalidInput` instead where this one item can't be read (a soft failure).
-        Raising fails the batch; the node then runs its items one by one, so that only the guilty fail. The batch may be smaller than
-        `min` (padding is the backend's business) and never above `max`.
+        Set `item["error"]` to an `InvalidInput` instead if this one item can't be read (a soft
+        failure). Raising fails the batch: the node then runs its items one by one, so that only the
+        faulty ones fail.
+
+        The batch may be smaller than `min` (padding is up to the backend) but never larger than
+        `max`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 

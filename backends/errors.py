@@ -1,4 +1,4 @@
-"""Every exception of Penstock, each with the stable `code` that travels on the wire.
+"""Every exception of Penstock, each with the stable `code` that clients receive.
 
 PenstockError
 ├── ConfigError (ValueError)            a pipeline file is wrong; carries every problem found
@@ -6,15 +6,16 @@ PenstockError
 │   └── MissingData (IndexError)        the item has no `data`
 ├── NotFound (IndexError)               no such pipeline, node or version
 ├── UnsupportedMedia                    the media type is not understood
-├── InvalidInput (ValueError)           an input does not decode or fit: a soft failure, of this item alone
+├── InvalidInput (ValueError)           an input does not decode or fit: a soft failure of one item
 │   └── TooLarge                        body or decoded image above the bound
-├── QueueFull                           too many requests inside
-├── Overloaded                          would have to wait past its deadline
+├── QueueFull                           too many requests in flight
+├── Overloaded                          the request would wait past its deadline
 ├── NotReady                            loading, draining, closed, or without executors
 ├── DeadlineExceeded (TimeoutError)     the request's deadline passed
-└── BackendError (RuntimeError)         a backend raised; names node and backend, the cause is `__cause__`
+└── BackendError (RuntimeError)         a backend raised; names node and backend, has a `__cause__`
     ├── DeviceError                     the device itself failed: never retried item by item
-    └── UnknownRestart (IndexError)     `restart` names no node that can be entered: the pipeline's fault, not the client's
+    └── UnknownRestart (IndexError)     `restart` names no node that can be entered: the pipeline's
+                                        fault, not the client's
 
 `app/http/errors.py` holds the one table from code to HTTP status.
 """
@@ -27,14 +28,14 @@ from typing import ClassVar
 
 
 class PenstockError(Exception):
-    """Base of all. `str(error)` is written for the person who must act."""
+    """Base class of all errors. `str(error)` is written for the person who has to act."""
 
     code: ClassVar[str] = "internal"
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong in a pipeline file: where it is, and what to do about it."""
+    """One mistake in a pipeline file: where it is, and what to do about it."""
 
     message: str
     file: str = ""
@@ -51,7 +52,7 @@ class Problem:
 
 
 class ConfigError(PenstockError, ValueError):
-    """A pipeline can't be loaded. `problems` holds all that was found, not only the first."""
+    """Raised when a pipeline can't be loaded. `problems` holds every problem found."""
 
     code = "config"
 
@@ -61,54 +62,79 @@ class ConfigError(PenstockError, ValueError):
 
 
 class InvalidRequest(PenstockError, ValueError):
+    """Raised when the request itself is malformed."""
+
     code = "invalid_request"
 
 
 class MissingData(InvalidRequest, IndexError):
-    """The item has no `data` (an IndexError too, as torchpipe's callers expect)."""
+    """Raised when an item has no `data`. An IndexError too, as torchpipe's callers expect."""
 
 
 class NotFound(PenstockError, IndexError):
+    """Raised when there is no such pipeline, node or version."""
+
     code = "not_found"
 
 
 class UnsupportedMedia(PenstockError):
+    """Raised when the media type of a request is not understood."""
+
     code = "unsupported_media"
 
 
 class InvalidInput(PenstockError, ValueError):
+    """Raised when an input does not decode or fit: a soft failure of one item."""
+
     code = "invalid_input"
 
 
 class TooLarge(InvalidInput):
+    """Raised when a body or a decoded image is above its bound."""
+
     code = "too_large"
 
 
 class QueueFull(PenstockError):
+    """Raised when too many requests are in flight."""
+
     code = "queue_full"
 
 
 class Overloaded(PenstockError):
+    """Raised when a request would wait past its deadline."""
+
     code = "overloaded"
 
 
 class NotReady(PenstockError):
+    """Raised while a pipeline loads, drains, is closed, or has no executors."""
+
     code = "not_ready"
 
 
 class DeadlineExceeded(PenstockError, TimeoutError):
+    """Raised when the deadline of a request has passed."""
+
     code = "deadline_exceeded"
 
 
 class BackendError(PenstockError, RuntimeError):
+    """Raised when a backend fails. Names the node and the backend; the cause is `__cause__`."""
+
     code = "backend_error"
 
 
 class DeviceError(BackendError):
+    """Raised when the device itself failed. The batch is never retried item by item."""
+
     code = "backend_error"
 
 
 class UnknownRestart(BackendError, IndexError):
-    """Of a pipeline that loops (an IndexError too, as torchpipe's callers expect)."""
+    """Raised when `restart` in a looping pipeline names no node that can be entered.
+
+    An IndexError too, as torchpipe's callers expect.
+    """
 
     code = "backend_error"

@@ -1,4 +1,6 @@
-"""The item: one request's dict at one node, and the names in it that mean something to Penstock."""
+"""The item: the dict of one request at one node, and the keys in it that Penstock gives a
+meaning.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 Item: TypeAlias = dict[str, Any]
-"""`data` is what a backend reads, `result` what it answers, `error` an `InvalidInput` that says why it could not."""
+"""A backend reads `data` and sets `result`, or sets `error` to an `InvalidInput` that says why
+it can't.
+"""
 
 CONTROL_KEYS = frozenset({"filter", "node_name", "restart", "request_size", "event"})
 """Keys that steer Penstock. They never come from the network."""
@@ -20,18 +24,19 @@ RESERVED_KEYS = CONTROL_KEYS | {
     "default",
     "pipeline",
 }
-"""Names that neither a node nor a parameter of a node may have."""
+"""Names that neither a node nor a parameter of a node can have."""
 
 
 def may_come_from_network(key: str) -> bool:
-    """Whether a client may set this key of an item (it must be declared besides)."""
+    """Return whether a client may set this key of an item. It must be declared as well."""
     return key not in CONTROL_KEYS and not key.startswith("_")
 
 
 def as_item(item: Any) -> Item:
-    """The caller's item, without what an earlier call may have left in it. Raises `TypeError`.
+    """Return the caller's item without the results of an earlier call. Raises TypeError for a
+    non-mapping.
 
-    It is copied only where that is needed: each node works on a copy anyway, made when its batch starts.
+    It is copied only if needed: each node works on a copy anyway, made when its batch starts.
     """
     if type(item) is not dict:
         if not isinstance(item, Mapping):

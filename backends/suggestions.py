@@ -7,13 +7,13 @@ from difflib import get_close_matches
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` was probably meant to be; case counts for nothing here."""
+    """Return the known name closest to `name`, ignoring case, or None if none is near."""
     by_folded = {candidate.casefold(): candidate for candidate in sorted(known, reverse=True)}
-    found = get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.5)
-    return by_folded[found[0]] if found else None
+    matches = get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.5)
+    return by_folded[matches[0]] if matches else None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`, did you mean 'x'?`, or nothing where no known name is near."""
-    found = nearest(name, known)
-    return f", did you mean {found!r}?" if found else ""
+    """Return `, did you mean 'x'?`, or "" if no known name is near."""
+    suggestion = nearest(name, known)
+    return f", did you mean {suggestion!r}?" if suggestion else ""

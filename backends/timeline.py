@@ -1,8 +1,9 @@
-"""A timeline of batches, for `penstock bench --profile`: when items queued, were put together, copied and run.
+"""A timeline of batches for `penstock bench --profile`: queueing, assembly, copies and runs.
 
-Off, unless a `record` is entered. Until then all it costs is to ask whether `recording` is None, once a batch and once for each piece
-of one, nothing for a request. Executors add batches and what queued for them, engines the pieces (`span`), device.py those of a GPU
-(stream_spans.py). Times are seconds of `time.monotonic()`.
+It is off unless a `record` is entered. Until then it costs one test of `recording` per batch and
+per piece of a batch, and nothing per request. Executors add batches and their queued items, engines
+add the pieces (`span`), gpu/device.py adds those of a GPU (gpu/stream_spans.py). Times are seconds
+of `time.monotonic()`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from heapq import heappop, heappush
 from threading import Lock, current_thread
 from typing import Any, NamedTuple
 
-LIMIT = 100_000
-"""Spans of a recording: up to 27 MB of JSON, which viewers still open."""
+MAX_SPANS = 100_000
+"""The most spans in a recording. They are up to 27 MB of JSON, which viewers still open."""
 
 
 class Span(NamedTuple):
+    """A named stretch of time on a track, in seconds."""
+
     track: str
     name: str
     start: float
@@ -28,17 +31,17 @@ class Span(NamedTuple):
 
 
 class Recording:
-    """What happened: at most `limit` spans, the first. Any thread may add.
+    """Recorded spans: the first `limit` of them. Any thread may add.
 
-    Spans of one track lie beside or inside one another: it is what one thread, or one stream of a device, did. The items of a queue
-    wait side by side, so `waits` are apart.
+    Spans of one track lie next to or inside one another: they are what one thread, or one stream of
+    a device, did. The items of a queue wait side by side, so `waits` are kept apart.
     """
 
-    def __init__(self, limit: int = LIMIT) -> None:
+    def __init__(self, limit: int = MAX_SPANS) -> None:
         self.limit = limit
         self.spans: list[Span] = []
         self.waits: list[Span] = []
-        self.missing = 0  # spans that came when it was full
+        self.missing = 0  # spans that came after the recording was full
         self._lock = Lock()
 
     def add(self, track: str, name: str, start: float, end: float, **arguments: int) -> None:
@@ -55,11 +58,13 @@ class Recording:
                 self.missing += 1
 
     def trace(self) -> dict[str, Any]:
-        """The recording in Chrome's trace event format, which Perfetto and chrome://tracing read: ready for JSON.
+        """Return the recording in Chrome's trace event format, ready for JSON. Perfetto and
+        chrome://tracing read it.
 
-        The format: https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMh4h6I0nSsKchNAySU. Times are whole microseconds from
-        the first span on, all rounded down, which keeps what is inside another span inside. Each track is a thread ("X", "M"); each
-        queue a track of asynchronous events ("b", "e"), of which viewers show those of one name together.
+        The format: https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMh4h6I0nSsKchNAySU.
+        Times are whole microseconds since the first span. All are rounded down, so that a span
+        inside another stays inside. Each track is a thread ("X", "M"). Each queue is a track of
+        asynchronous events ("b", "e"), which viewers show together if they share a name.
         """
         everything = [*self.spans, *self.waits]
         first = min((span.start for span in everything), default=0.0)
@@ -72,24 +77,24 @@ class Recording:
         events += [_name(process, thread, "thread_name", track) for track, thread in tracks.items()]
 
         def event(phase: str, span: Span, at: float, **more: Any) -> dict[str, Any]:
-            place = {
+            fields = {
                 "ph": phase,
                 "cat": "penstock",
                 "name": span.name,
                 "pid": process,
                 "tid": tracks[span.track],
             }
-            return {**place, "ts": int((at - first) * 1e6), **more}
+            return {**fields, "ts": int((at - first) * 1e6), **more}
 
-        for span in sorted(
-            self.spans, key=lambda span: (span.start, -span.end)
-        ):  # parents first: viewers rely on it
-            found = event("X", span, span.start, args=span.arguments)
-            events.append({**found, "dur": int((span.end - first) * 1e6) - found["ts"]})
+        # Parents first: viewers rely on it.
+        for span in sorted(self.spans, key=lambda span: (span.start, -span.end)):
+            complete = event("X", span, span.start, args=span.arguments)
+            duration = int((span.end - first) * 1e6) - complete["ts"]
+            events.append({**complete, "dur": duration})
         for wait, lane in _lanes(self.waits):
             events.append(event("b", wait, wait.start, id2={"local": lane}))
             events.append(event("e", wait, wait.end, id2={"local": lane}))
-        about = {"spans": len(everything), "spans that it had no room for": self.missing}
+        about = {"spans": len(everything), "spans that did not fit": self.missing}
         return {"traceEvents": events, "otherData": about}
 
 
@@ -98,7 +103,10 @@ def _name(process: int, thread: int, kind: str, name: str) -> dict[str, Any]:
 
 
 def _lanes(waits: Iterable[Span]) -> Iterator[tuple[Span, str]]:
-    """Each with the first lane of its track that is free: viewers draw a row for each, and waits without end would be rows without end."""
+    """Assign each wait to the first free lane of its track.
+
+    Viewers draw one row per name: without lanes they would draw a row for every wait.
+    """
     free: dict[str, list[int]] = {}
     taken: dict[str, list[tuple[float, int]]] = {}
     for wait in sorted(waits, key=lambda wait: wait.start):
@@ -111,15 +119,18 @@ def _lanes(waits: Iterable[Span]) -> Iterator[tuple[Span, str]]:
 
 
 recording: Recording | None = None
-"""What is being recorded into, in this process; None: nothing is."""
+"""The recording of this process, or None while nothing is recorded."""
 
 
 @contextmanager
 def record(into: Recording) -> Iterator[None]:
-    """Record all batches of this process meanwhile. RuntimeError if another recording is under way."""
+    """Record all batches of this process until the block ends.
+
+    Raises RuntimeError if another recording is running.
+    """
     global recording
     if recording is not None:
-        raise RuntimeError("a timeline is being recorded already")
+        raise RuntimeError("a timeline is already being recorded")
     recording = into
     try:
         yield
@@ -131,7 +142,7 @@ NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 def span(name: str, **arguments: int) -> AbstractContextManager[None]:
-    """Record what this thread does meanwhile, on the thread's track."""
+    """Record what this thread does until the block ends, on the thread's track."""
     return NOTHING if (now := recording) is None else _running(now, name, arguments)
 
 

@@ -10,7 +10,13 @@ from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import Any
 
-from penstock.backends.expressions.composite import Composite, CopySplit, Jump, Logic, MapReduce
+from penstock.backends.expressions.composite import (
+    CompositeBackend,
+    CopySplit,
+    Jump,
+    Logic,
+    MapReduce,
+)
 from penstock.pipelines.config.definition import NodeConfig, PipelineConfig
 from penstock.pipelines.runs.plan import Plan, PlanNode
 
@@ -111,7 +117,7 @@ def _kind(config: NodeConfig) -> str:
     cls = config.groups[0].spec.cls
     if issubclass(cls, Logic):
         return "logic"
-    return "composite" if issubclass(cls, Composite) else "executor"
+    return "composite" if issubclass(cls, CompositeBackend) else "executor"
 
 
 def _described(config: NodeConfig) -> Iterator[str]:

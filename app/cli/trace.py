@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from penstock.backends.base import Backend
-from penstock.backends.expressions.composite import Composite
+from penstock.backends.expressions.composite import CompositeBackend
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.item import Item
 from penstock.pipelines.config.definition import PipelineConfig
@@ -88,7 +88,7 @@ class ForwardRecorder:
 
     def _recording(self, spec: Spec, node: str) -> Spec:
         """Return the expression with a recording subclass in the place of each backend class."""
-        if issubclass(spec.cls, Composite):
+        if issubclass(spec.cls, CompositeBackend):
             return spec  # has no `forward`: other nodes do its work
         cls = spec.cls
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from ..errors import BackendError, ConfigError, InvalidInput, Problem
 from ..item import Item
-from ..operators.classify import best, softmax
 from ..params import EngineParams
+from ..scores import best_classes, softmax
 
 CLASSIFIERS = {"ArgMax": False, "SoftmaxArgMax": True, "SoftmaxMax": True}
 """Post-processors that return the best classes -> whether the scores go through a softmax first."""
@@ -72,7 +72,7 @@ class PostProcessing:
             chances = softmax(chances)
         if not self.classifies:
             return [chances.astype(np.float32)]
-        classes, values = best(chances, self.top_k)
+        classes, values = best_classes(chances, self.top_k)
         return [values.astype(np.float32), classes]
 
     def answer(self, item: Item) -> None:

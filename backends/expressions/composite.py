@@ -1,6 +1,7 @@
-"""Backends that wait for other nodes: they run on the event loop and hold no executor. What they do is in pipelines/composites/composite.py.
+"""Backends that wait for other nodes. They run on the event loop and hold no executor.
 
-Each is a node's whole expression; inside another backend it would hold an executor while it waits, which is a load error.
+What they do is in pipelines/composites. Each is a node's whole expression: inside another backend
+it would hold an executor while it waits, so that is an error at load.
 """
 
 from __future__ import annotations
@@ -15,21 +16,25 @@ from ..item import Item
 from ..params import Names
 
 
-class Composite(Backend):
-    """A node of this kind has no executor, so `max`, `instance_num` and `batching_timeout` mean nothing there."""
+class CompositeBackend(Backend):
+    """Base class. Its node has no executor: `max`, `instance_num` and `batching_timeout` have no
+    effect.
+    """
 
 
 class JumpParams(Params):
     jump: str = Field(description="the node that the item enters: another root of this pipeline")
 
 
-class Jump(Composite):
-    """The item goes through the graph that starts at `jump`; what comes out is what this node answers."""
+class Jump(CompositeBackend):
+    """Run the item through the graph that starts at `jump`; its result is the result of this
+    node.
+    """
 
     parameters = JumpParams
 
 
-def _some(names: tuple[str, ...]) -> tuple[str, ...]:
+def _at_least_one(names: tuple[str, ...]) -> tuple[str, ...]:
     if not names:
         raise ValueError("expected at least one key, as in result,score")
     return names
@@ -38,39 +43,46 @@ def _some(names: tuple[str, ...]) -> tuple[str, ...]:
 class MapReduceParams(JumpParams):
     split: str = Field(
         "data",
-        description="the key that is taken apart: a list, a tuple, or an array by its first axis",
+        description="the key that is split: a list, a tuple, or an array (along its first axis)",
     )
-    merge: Annotated[Names, AfterValidator(_some)] = Field(
-        ("result",), description="the keys that are collected into lists, in order: result,score"
+    merge: Annotated[Names, AfterValidator(_at_least_one)] = Field(
+        ("result",),
+        description="the keys of the results that are collected into lists: result,score",
     )
 
 
-class MapReduce(Composite):
-    """For each element of `split`, a copy of the item with that element goes through the graph that starts at `jump`; of what comes
-    out, the keys of `merge` become lists in order.
+class MapReduce(CompositeBackend):
+    """Run a copy of the item for each element of `split` through the graph that starts at `jump`.
+
+    The keys of `merge` are collected from the results into lists, in the order of the elements.
     """
 
     parameters = MapReduceParams
 
 
 class CopySplitParams(JumpParams):
-    split_size: int = Field(ge=1, description="elements a piece, at most")
+    split_size: int = Field(ge=1, description="the most elements of a piece")
 
 
-class CopySplit(Composite):
-    """`data` (a list, a tuple, or an array by its first axis) is cut into pieces of at most `split_size`; a copy of the item with each
-    goes through the graph that starts at `jump`, and the results are put together in order (lists and arrays concatenated).
+class CopySplit(CompositeBackend):
+    """Cut `data` into pieces of at most `split_size` and run each through the graph at `jump`.
+
+    `data` is a list, a tuple, or an array (cut along its first axis). Each piece travels in a copy
+    of the item. The results are put together in order: lists and arrays are concatenated.
     """
 
     parameters = CopySplitParams
 
 
-class Logic(Composite):
-    """A user's `async def forward(item, call)`; `user.adapt` makes them. It runs on the loop and calls other nodes for the work."""
+class Logic(CompositeBackend):
+    """A user's `async def forward(item, call)`, made by `user.adapt`.
+
+    It runs on the event loop and calls other nodes for the work.
+    """
 
     parameters = None
     streams: ClassVar[bool] = False
-    """It is an async generator: each value that it yields is one result."""
+    """Whether it is an async generator: each value that it yields is one result."""
 
     run: Callable[[Item, Any], Any]
-    """What `init` finds: of the item and `call`, an awaitable or an async iterator."""
+    """Set by `init`: takes the item and `call`, returns an awaitable or an async iterator."""

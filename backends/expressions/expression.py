@@ -1,12 +1,16 @@
-"""Backend expressions: `S[DecodeMat, ResizeMat(resize_h=224), (or)B['x']]` as text and as a tree.
+"""The grammar of backend expressions: `S[DecodeMat, ResizeMat(resize_h=224), (or)B['x']]` as a
+tree.
 
-    expression = [ "(" arguments ")" ] name [ "(" arguments ")" ] [ "[" expression { "," expression } "]" ]
+    expression = [ "(" arguments ")" ] name [ "(" arguments ")" ]
+                 [ "[" expression { "," expression } "]" ]
     arguments  = argument { "," argument }            positional before keyword
     argument   = value | key "=" value
-    value      = 'anything but this quote' | "anything but this quote" | bare text without , ( ) [ ]
+    value      = 'anything but this quote' | "anything but this quote"
+               | bare text without , ( ) [ ]
 
-A prefix is arguments (`(x,k=v)A` is `A(x,k=v)`), except on a direct member of a Sequential, where it is a filter. Whitespace
-outside quotes means nothing. This module knows the grammar; which names exist is the registry's business.
+A prefix gives arguments (`(x,k=v)A` is `A(x,k=v)`), except on a direct member of a Sequential,
+where it names a filter. Whitespace outside quotes has no meaning. This module knows the grammar
+only; the registry knows which names exist.
 """
 
 from __future__ import annotations
@@ -18,16 +22,19 @@ from typing import NoReturn
 
 from ..errors import ConfigError, Problem
 
-MAX_LENGTH = 16_384
+MAX_CHARACTERS = 16_384
 MAX_DEPTH = 64
-"""Bounds on what is parsed. Both far above what a person writes; the parser recurses once a level."""
+"""Bounds on what is parsed, in characters and levels. Both are far above what a person writes.
+
+The parser recurses once per level.
+"""
 
 SEQUENTIAL = frozenset({"Sequential", "S"})
 WRAPPERS = frozenset({"SyncTensor", "Torch"})
 TEXT_ARGUMENTS = frozenset(
     {"Copy", "cp", "Move", "mv", "Add", "AddInt", "Remove", "del", "Keep", "Python"}
 )
-"""Backends whose brackets hold text, not backends: `Copy[a:b]` is `Copy(a:b)`."""
+"""Backends with text in their brackets instead of backends: `Copy[a:b]` is `Copy(a:b)`."""
 
 NAME = re.compile(r"[A-Za-z_][\w.\-]*", re.ASCII)
 _KEY = re.compile(r"[A-Za-z_][\w.\-:]*", re.ASCII)
@@ -46,7 +53,7 @@ class Expression:
     filter: str | None = None
 
     def __str__(self) -> str:
-        """Text that parses to the same tree."""
+        """Return text that parses to the same tree."""
         arguments = ",".join(
             [*map(_quote, self.args), *(f"{key}={_quote(value)}" for key, value in self.kwargs)]
         )
@@ -61,19 +68,21 @@ class Expression:
 
 
 def parse(text: str) -> Expression:
-    """The tree of `text`. Raises `ConfigError` with the position, what was found and what was expected."""
-    if len(text) > MAX_LENGTH:
-        raise ConfigError(
-            [Problem(f"the expression has {len(text)} characters, at most {MAX_LENGTH} are read")]
-        )
-    if not text.strip():
+    """Parse `text` into a tree.
+
+    Raises ConfigError with the position, what was found and what was expected.
+    """
+    if len(text) > MAX_CHARACTERS:
         raise ConfigError(
             [
                 Problem(
-                    "the expression is empty: expected a backend's name, as in 'Identity' or 'S[A,B]'"
+                    f"the expression has {len(text)} characters: at most {MAX_CHARACTERS} are read"
                 )
             ]
         )
+    if not text.strip():
+        message = "the expression is empty: expected a backend's name, as in 'Identity' or 'S[A,B]'"
+        raise ConfigError([Problem(message)])
     return _Parser(text).whole()
 
 
@@ -83,13 +92,13 @@ def _quote(value: str) -> str:
     quote = '"' if "'" in value else "'"
     if quote in value:
         raise ValueError(
-            f"a value that holds both kinds of quotes can't be written in an expression: {value!r}"
+            f"a value with both kinds of quotes can't be written in an expression: {value!r}"
         )
     return f"{quote}{value}{quote}"
 
 
 class _Parser:
-    """Recursive descent over `text`; `at` is the index of the next character."""
+    """A recursive-descent parser of `text`; `at` is the index of the next character."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -106,9 +115,11 @@ class _Parser:
         return tree
 
     def expression(self, *, depth: int, chained: bool, first: bool) -> Expression:
-        """`chained`: this is a direct member of a Sequential, and `first` its first one."""
+        """Parse one backend. `chained`: it is a direct member of a Sequential; `first`: its first
+        member.
+        """
         if depth > MAX_DEPTH:
-            self.fail(f"backends are nested more than {MAX_DEPTH} deep")
+            self.fail(f"backends are nested more than {MAX_DEPTH} levels deep")
         args: list[str] = []
         kwargs: dict[str, str] = {}
         filter_name = None
@@ -118,12 +129,14 @@ class _Parser:
             if chained:
                 if len(args) != 1 or kwargs:
                     self.fail(
-                        "a prefix inside a Sequential is a filter: expected one name, as in (or)B (arguments: B(k=v))",
+                        "a prefix inside a Sequential is a filter: expected one name, as in "
+                        "(or)B (arguments: B(k=v))",
                         start,
                     )
                 if first:
                     self.fail(
-                        "the first member of a Sequential can't have a filter: put it on a later member or on the node",
+                        "the first member of a Sequential can't have a filter: put it on a later "
+                        "member or on the node",
                         start,
                     )
                 filter_name = args.pop()
@@ -145,14 +158,14 @@ class _Parser:
 
     def members(self, name: str, depth: int) -> list[Expression]:
         self.take("[")
-        found: list[Expression] = []
+        members: list[Expression] = []
         while True:
-            found.append(
-                self.expression(depth=depth + 1, chained=name in SEQUENTIAL, first=not found)
+            members.append(
+                self.expression(depth=depth + 1, chained=name in SEQUENTIAL, first=not members)
             )
             if self.peek() == "]":
                 self.at += 1
-                return found
+                return members
             if self.peek() != ",":
                 self.expected("',' or ']'")
             self.at += 1
@@ -161,10 +174,10 @@ class _Parser:
         if tree.name in SEQUENTIAL or tree.name in WRAPPERS:
             return
         if any(child.name == tree.name for child in tree.children):
-            self.fail(f"{tree.name} directly inside {tree.name}", start)
+            self.fail(f"{tree.name} is directly inside {tree.name}", start)
 
     def arguments(self, end: str, args: list[str], kwargs: dict[str, str]) -> None:
-        """Adds what stands between the bracket at hand and `end`."""
+        """Add the arguments between the current bracket and `end`."""
         self.at += 1
         if self.peek() == end and end == ")":
             self.at += 1
@@ -218,7 +231,7 @@ class _Parser:
             and self.text[self.at] != end
         ):
             self.expected(
-                f"',' or '{end}' (a value that holds one of ,()[] or a quote must be quoted)"
+                f"',' or '{end}' (a value with one of ,()[] or a quote in it must be quoted)"
             )
         return value
 
@@ -235,19 +248,20 @@ class _Parser:
         self.at += 1
 
     def skip(self) -> int:
-        """The index of the next character that is no whitespace."""
+        """Skip whitespace and return the index of the next character."""
         match = _SPACE.match(self.text, self.at)
         self.at = match.end() if match else self.at
         return self.at
 
     def peek(self) -> str:
-        """The next character that is no whitespace; "" at the end."""
+        """Return the next character that isn't whitespace, or "" at the end."""
         return self.text[self.skip() : self.at + 1]
 
     def expected(self, what: str) -> NoReturn:
         character = self.peek()
         self.fail(
-            f"expected {what}, found {repr(character) if character else 'the end of the expression'}"
+            f"expected {what}, found "
+            f"{repr(character) if character else 'the end of the expression'}"
         )
 
     def fail(self, message: str, at: int | None = None) -> NoReturn:
@@ -256,18 +270,14 @@ class _Parser:
         excerpt = "".join(
             " " if character.isspace() else character for character in self.text[left : at + 40]
         )
-        raise ConfigError(
-            [
-                Problem(
-                    f"at character {at + 1} of the expression: {message}\n    {excerpt}\n    {' ' * (at - left)}^"
-                )
-            ]
-        )
+        marker = " " * (at - left) + "^"
+        place = f"at character {at + 1} of the expression"
+        raise ConfigError([Problem(f"{place}: {message}\n    {excerpt}\n    {marker}")])
 
 
 def walk(tree: Expression) -> Sequence[Expression]:
-    """`tree` and everything inside it, outermost first."""
-    found = [tree]
+    """Return `tree` and everything inside it, outermost first."""
+    trees = [tree]
     for child in tree.children:
-        found.extend(walk(child))
-    return found
+        trees.extend(walk(child))
+    return trees

@@ -1,7 +1,8 @@
-"""Filters: what happens to an item in front of a node. Each is a function from the item's own dict to a `Status`.
+"""Filters: functions that decide what happens to an item before its node runs.
 
-Names come from, in this order: Penstock, `register_filter`, installed packages (entry point group `penstock.filters`). What the
-statuses do is the business of `pipelines/runs/graph_run.py`, and of `compose.py` inside a Sequential.
+Each takes the item's own dict and returns a `Status`. Names come from, in this order: Penstock,
+`register_filter`, installed packages (entry point group `penstock.filters`). The effect of a status
+is in `pipelines/runs/graph_run.py`, and in `operators/compose.py` inside a Sequential.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from ..item import Item
 from ..suggestions import did_you_mean
 from .expression import NAME
 
-GROUP = "penstock.filters"
+ENTRY_POINT_GROUP = "penstock.filters"
 
 
 class Status(Enum):
-    """What a filter says. torchpipe's spellings (`Status.Run`, and in files `run`, `serial_skip` …) mean the same."""
+    """The answer of a filter.
+
+    torchpipe's spellings (`Status.Run`; in files `run`, `serial_skip` …) mean the same.
+    """
 
     RUN = "Run"
     SKIP = "Skip"
@@ -39,11 +43,13 @@ class Status(Enum):
 
 
 Filter: TypeAlias = Callable[[Item], Status]
-"""May change its dict; it is the node's own. What it raises fails the request."""
+"""A filter may change its dict, which belongs to the node. Its exceptions fail the request."""
 
 
 def swap(item: Item) -> Status:
-    """The default behind one node, without `map`: its result is the data here; without one there is nothing more to do."""
+    """The default after one node, without `map`: the result becomes `data`; Break if there is
+    none.
+    """
     if "result" not in item:
         return Status.BREAK
     item["data"] = item.pop("result")
@@ -51,14 +57,14 @@ def swap(item: Item) -> Status:
 
 
 def run(item: Item) -> Status:
-    """The default with `map`: `data` stays; what an earlier node answered, or failed with, is erased."""
+    """The default with `map`: keep `data`, and erase the result or error of an earlier node."""
     item.pop("result", None)
     item.pop("error", None)
     return Status.RUN
 
 
 def run_without_result(item: Item) -> Status:
-    """`or`: a fallback, for what has no result yet."""
+    """`or`: a fallback. Run if there is no result yet, else Skip."""
     if "result" in item:
         return Status.SKIP
     item.pop("error", None)
@@ -66,21 +72,24 @@ def run_without_result(item: Item) -> Status:
 
 
 def from_item(item: Item) -> Status:
-    """`filter`, `if`: the request says it, in its key `filter`."""
-    said = item.get("filter")
-    status = (
-        said if isinstance(said, Status) else _STATUSES.get(said) if isinstance(said, str) else None
-    )
+    """`filter`, `if`: read the status from the item's key `filter`, set by the request."""
+    value = item.get("filter")
+    status: Status | None = None
+    if isinstance(value, Status):
+        status = value
+    elif isinstance(value, str):
+        status = _STATUSES.get(value)
     if status is None:
-        found = "is not there" if said is None else f"is {said!r}"
+        problem = "is missing" if value is None else f"is {value!r}"
         raise BackendError(
-            f"the filter reads the item's key 'filter', which {found}; expected one of {', '.join(s.value for s in Status)}"
+            f"the filter reads the item's key 'filter', which {problem}: expected one of "
+            f"{', '.join(status.value for status in Status)}"
         )
     return run(item) if status is Status.RUN else status
 
 
 def result_to_other(item: Item) -> Status:
-    """`result2other`, of torchpipe's files: `swap` that keeps the result as `other` too."""
+    """`result2other`, from torchpipe's files: like `swap`, and keep the result as `other` too."""
     if "result" in item:
         item["other"] = item["result"]
     return swap(item)
@@ -94,10 +103,17 @@ def _always(status: Status) -> Filter:
 
 
 _STATUSES: dict[str, Status] = {status.value: status for status in Status} | {
-    "Continue": Status.RUN, "continue": Status.RUN, "run": Status.RUN, "skip": Status.SKIP, "break": Status.BREAK, "error": Status.ERROR,
-    "serial_skip": Status.SERIAL_SKIP, "serialskip": Status.SERIAL_SKIP, "subgraph_skip": Status.SUBGRAPH_SKIP,
+    "Continue": Status.RUN,
+    "continue": Status.RUN,
+    "run": Status.RUN,
+    "skip": Status.SKIP,
+    "serial_skip": Status.SERIAL_SKIP,
+    "serialskip": Status.SERIAL_SKIP,
+    "subgraph_skip": Status.SUBGRAPH_SKIP,
     "subgraphskip": Status.SUBGRAPH_SKIP,
-}  # fmt: skip
+    "break": Status.BREAK,
+    "error": Status.ERROR,
+}
 
 BUILTIN: dict[str, Filter] = {
     "swap": swap,
@@ -122,28 +138,35 @@ def register_filter(name: str) -> Callable[[UserFilter], UserFilter]: ...
 def register_filter(
     name: str, function: UserFilter | None = None
 ) -> UserFilter | Callable[[UserFilter], UserFilter]:
-    """Make a function from an item's dict to a `Status` known as a filter; also as a decorator.
+    """Register a function from an item's dict to a `Status` as a filter. Works as a decorator, too.
 
-    Registering one's own name again replaces it for pipelines loaded from then on. Raises ValueError for a built-in's name and for
-    what is no name, TypeError for what can't be called, or only awaited: a filter runs between two nodes and may not wait.
+    Registering the same name again replaces the filter for pipelines loaded from then on. Raises
+    ValueError for the name of a built-in and for an invalid name. Raises TypeError for an object
+    that can't be called, and for an async function: a filter runs between two nodes and must not
+    wait.
     """
     if not NAME.fullmatch(name):
         raise ValueError(
-            f"{name!r} is no name for a filter: expected letters, digits, _ . or -, with a letter first"
+            f"{name!r} is not a valid name for a filter: expected letters, digits, _ . or -, "
+            "starting with a letter"
         )
     if name in BUILTIN:
-        raise ValueError(f"{name} is a filter of Penstock's own: register yours by another name")
+        raise ValueError(
+            f"{name} is one of Penstock's own filters: register yours under another name"
+        )
     if function is None:
-        return lambda found: register_filter(name, found)
+        return lambda decorated: register_filter(name, decorated)
     _registered[name] = _checked(name, function)
     return function
 
 
 def find_filter(name: str) -> Filter:
-    """The filter of a name. Raises ConfigError where there is none, with the nearest name that there is."""
-    found = BUILTIN.get(name) or _registered.get(name)
-    if found is not None:
-        return found
+    """Return the filter of that name. Raises ConfigError, with the nearest known name, if there is
+    none.
+    """
+    function = BUILTIN.get(name) or _registered.get(name)
+    if function is not None:
+        return function
     installed = _installed()
     if name in installed:
         return _from_entry_point(installed[name])
@@ -152,32 +175,37 @@ def find_filter(name: str) -> Filter:
 
 
 def registered_here(name: str) -> bool:
-    """Whether a name is known by `register_filter` alone, which no other process has called."""
+    """Return whether only `register_filter` in this process knows the name: no other process
+    does.
+    """
     return name in _registered
 
 
 def _checked(name: str, function: UserFilter) -> UserFilter:
     if not callable(function) or iscoroutinefunction(function) or isinstance(function, type):
         raise TypeError(
-            f"filter {name!r}: expected a plain function from an item to a Status, found {function!r}"
+            f"filter {name!r}: expected a plain function from an item to a Status, found "
+            f"{function!r}"
         )
     return function
 
 
 @cache
 def _installed() -> dict[str, EntryPoint]:
-    """Entry points of installed packages; a name of Penstock's own can't be taken."""
-    return {found.name: found for found in entry_points(group=GROUP)}
+    """Return the entry points of installed packages. They can't replace a name of Penstock's
+    own.
+    """
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
 
 
 @cache
 def _from_entry_point(entry: EntryPoint) -> Filter:
     package = entry.dist.name if entry.dist is not None else entry.value
     try:
-        found: Filter = _checked(entry.name, entry.load())
+        function: Filter = _checked(entry.name, entry.load())
     except Exception as error:
         reason = (
             f"the filter {entry.name} of {package} can't be loaded: {type(error).__name__}: {error}"
         )
         raise ConfigError([Problem(reason, key="filter")]) from error
-    return found
+    return function

@@ -1,6 +1,7 @@
-"""Which backends there are, by name. Built-ins are imported when first used: the registry itself imports no cv2, onnxruntime or torch.
+"""The backends that expressions can name. The registry itself imports no cv2, onnxruntime or torch.
 
-Names come from, in this order: Penstock, `register_backend`, installed packages (entry point group `penstock.backends`).
+Names come from, in this order: Penstock, `register_backend`, installed packages (entry point group
+`penstock.backends`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .expression import NAME
 from .type_names import type_name
 from .user import adapt
 
-GROUP = "penstock.backends"
+ENTRY_POINT_GROUP = "penstock.backends"
 
 BUILTINS: dict[str, str] = {
     "Identity": "penstock.backends.operators.compose:Identity",
@@ -54,11 +55,11 @@ BUILTINS: dict[str, str] = {
     "Jump": "penstock.backends.expressions.composite:Jump",
     "MapReduce": "penstock.backends.expressions.composite:MapReduce",
     "CopySplit": "penstock.backends.expressions.composite:CopySplit",
-    "DecodeMat": "penstock.backends.image.mat:DecodeMat",
-    "CvtColorMat": "penstock.backends.image.mat:CvtColorMat",
-    "cvtColorMat": "penstock.backends.image.mat:CvtColorMat",
-    "ResizeMat": "penstock.backends.image.mat:ResizeMat",
-    "Mat2Tensor": "penstock.backends.image.mat:Mat2Tensor",
+    "DecodeMat": "penstock.backends.image.decode:DecodeMat",
+    "CvtColorMat": "penstock.backends.image.convert:CvtColorMat",
+    "cvtColorMat": "penstock.backends.image.convert:CvtColorMat",
+    "ResizeMat": "penstock.backends.image.resize:ResizeMat",
+    "Mat2Tensor": "penstock.backends.image.convert:Mat2Tensor",
     "DynamicResizeMat": "penstock.backends.image.resize:DynamicResizeMat",
     "FixRatioResizeMat": "penstock.backends.image.resize:FixRatioResizeMat",
     "AlignMat": "penstock.backends.image.resize:AlignMat",
@@ -74,25 +75,25 @@ BUILTINS: dict[str, str] = {
     "Tensor2Mat": "penstock.backends.image.convert:Tensor2Mat",
     "FloatMat": "penstock.backends.image.convert:FloatMat",
     "SaveMat": "penstock.backends.image.convert:SaveMat",
-    "DecodeTensor": "penstock.backends.image.tensor_decode:DecodeTensor",
-    "CvtColorTensor": "penstock.backends.image.tensor_convert:CvtColorTensor",
-    "cvtColorTensor": "penstock.backends.image.tensor_convert:CvtColorTensor",
-    "FloatTensor": "penstock.backends.image.tensor_convert:FloatTensor",
-    "NCHWTensor": "penstock.backends.image.tensor_convert:NCHWTensor",
-    "GpuTensor": "penstock.backends.image.tensor_convert:GpuTensor",
-    "CpuTensor": "penstock.backends.image.tensor_convert:CpuTensor",
-    "ResizeTensor": "penstock.backends.image.tensor_resize:ResizeTensor",
-    "DynamicResizeTensor": "penstock.backends.image.tensor_resize:DynamicResizeTensor",
-    "ResizePadTensor": "penstock.backends.image.tensor_resize:ResizePadTensor",
-    "CropTensor": "penstock.backends.image.tensor_crop:CropTensor",
-    "CopyMakeBorderTensor": "penstock.backends.image.tensor_crop:CopyMakeBorderTensor",
-    "WarpAffineTensor": "penstock.backends.image.tensor_crop:WarpAffineTensor",
-    "SetTensorRequestSize": "penstock.backends.image.tensor_rows:SetTensorRequestSize",
-    "CatTensor": "penstock.backends.image.tensor_rows:CatTensor",
-    "SplitTensor": "penstock.backends.image.tensor_rows:SplitTensor",
-    "ArgMaxTensor": "penstock.backends.image.tensor_rows:ArgMaxTensor",
-    "SaveTensor": "penstock.backends.image.tensor_files:SaveTensor",
-    "LoadTensor": "penstock.backends.image.tensor_files:LoadTensor",
+    "DecodeTensor": "penstock.backends.image.tensor.decode:DecodeTensor",
+    "CvtColorTensor": "penstock.backends.image.tensor.convert:CvtColorTensor",
+    "cvtColorTensor": "penstock.backends.image.tensor.convert:CvtColorTensor",
+    "FloatTensor": "penstock.backends.image.tensor.convert:FloatTensor",
+    "NCHWTensor": "penstock.backends.image.tensor.convert:NCHWTensor",
+    "GpuTensor": "penstock.backends.image.tensor.convert:GpuTensor",
+    "CpuTensor": "penstock.backends.image.tensor.convert:CpuTensor",
+    "ResizeTensor": "penstock.backends.image.tensor.resize:ResizeTensor",
+    "DynamicResizeTensor": "penstock.backends.image.tensor.resize:DynamicResizeTensor",
+    "ResizePadTensor": "penstock.backends.image.tensor.resize:ResizePadTensor",
+    "CropTensor": "penstock.backends.image.tensor.crop:CropTensor",
+    "CopyMakeBorderTensor": "penstock.backends.image.tensor.crop:CopyMakeBorderTensor",
+    "WarpAffineTensor": "penstock.backends.image.tensor.crop:WarpAffineTensor",
+    "SetTensorRequestSize": "penstock.backends.image.tensor.rows:SetTensorRequestSize",
+    "CatTensor": "penstock.backends.image.tensor.rows:CatTensor",
+    "SplitTensor": "penstock.backends.image.tensor.rows:SplitTensor",
+    "ArgMaxTensor": "penstock.backends.image.tensor.rows:ArgMaxTensor",
+    "SaveTensor": "penstock.backends.image.tensor.files:SaveTensor",
+    "LoadTensor": "penstock.backends.image.tensor.files:LoadTensor",
     "SoftmaxArgMaxTensor": "penstock.backends.operators.classify:SoftmaxArgMaxTensor",
     "OnnxTensor": "penstock.backends.engines.onnx:OnnxTensor",
     "ModelTensor": "penstock.backends.engines.model:ModelTensor",
@@ -101,16 +102,16 @@ BUILTINS: dict[str, str] = {
     "PythonTensor": "penstock.backends.engines.torch.backend:PythonTensor",
     "TensorrtTensor": "penstock.backends.engines.tensorrt.backend:TensorrtTensor",
 }
-"""Name -> where its class is. A module is imported when one of its backends is first used."""
+"""Name -> where its class is. The module is imported when one of its backends is first used."""
 
 LOOPS = frozenset({"EventLoop", "Ring"})
-"""Names of torchpipe that are Penstock's, and no backends: a pipeline loops as a whole."""
+"""torchpipe's backends for loops. Penstock has none: a pipeline loops as a whole."""
 
 EXTRAS = {
     "torch": ("torch",),
     "tensorrt": ("tensorrt|tensorrt_rtx|tensorrt_rtx_bindings", "torch"),
 }
-"""Extra -> the modules that it brings; of those with | between them any one will do."""
+"""Extra -> the modules that it installs. Of modules separated by | one is enough."""
 
 _registered: dict[str, type[Backend]] = {}
 UserBackend = TypeVar("UserBackend", bound=Callable[..., Any])
@@ -123,26 +124,32 @@ def register_backend(name: str) -> Callable[[UserBackend], UserBackend]: ...
 def register_backend(
     name: str, backend: UserBackend | None = None
 ) -> UserBackend | Callable[[UserBackend], UserBackend]:
-    """Make a class or a function known to expressions, as `name` or `Python[name]`; also as a decorator.
+    """Register a class or a function as `name` or `Python[name]`. Works as a decorator, too.
 
-    A function gets `data` and returns `result`; a class is a `Backend`, or has `forward(batch)`. Registering one's own name again
-    replaces it for pipelines loaded from then on. Raises ValueError for a built-in's name and for what is no name, TypeError for
-    what is neither class nor function.
+    A function gets `data` and returns `result`. A class is a `Backend`, or has `forward(batch)`.
+    Registering the same name again replaces the backend for pipelines loaded from then on. Raises
+    ValueError for the name of a built-in and for an invalid name, TypeError for an object that is
+    neither a class nor a function.
     """
     if not NAME.fullmatch(name):
         raise ValueError(
-            f"{name!r} is no name for a backend: expected letters, digits, _ . or -, with a letter first"
+            f"{name!r} is not a valid name for a backend: expected letters, digits, _ . or -, "
+            "starting with a letter"
         )
     if name in BUILTINS or name in LOOPS or name == "Python":
-        raise ValueError(f"{name} is a backend of Penstock's own: register yours by another name")
+        raise ValueError(
+            f"{name} is one of Penstock's own backends: register yours under another name"
+        )
     if backend is None:
-        return lambda found: register_backend(name, found)
+        return lambda decorated: register_backend(name, decorated)
     _registered[name] = adapt(name, backend)
     return backend
 
 
 def find_backend(name: str) -> type[Backend]:
-    """The class of a name. Raises ConfigError where there is none, with the nearest name that there is."""
+    """Return the class of that name. Raises ConfigError, with the nearest known name, if there is
+    none.
+    """
     if name in BUILTINS:
         return _imported(name)
     if name in _registered:
@@ -151,30 +158,30 @@ def find_backend(name: str) -> type[Backend]:
     if name in installed:
         return _from_entry_point(installed[name])
     if name in LOOPS:
-        raise ConfigError(
-            [
-                Problem(
-                    f"{name} is no backend here: write [pipeline] loop = true, and items with `restart` enter again"
-                )
-            ]
+        message = (
+            f"{name} is not a backend of Penstock: write [pipeline] loop = true, and items with "
+            "`restart` enter again"
         )
+        raise ConfigError([Problem(message)])
     raise ConfigError(
         [Problem(f"there is no backend {name!r}{did_you_mean(name, backend_names())}")]
     )
 
 
 def registered_here(name: str) -> bool:
-    """Whether a name is known by `register_backend` alone, which no other process has called."""
+    """Return whether only `register_backend` in this process knows the name: no other process
+    does.
+    """
     return name in _registered
 
 
 def backend_names() -> list[str]:
-    """All names that an expression may use, sorted."""
+    """Return all names that an expression can use, sorted."""
     return sorted({*BUILTINS, *_registered, *_installed()})
 
 
 def extra_installed(extra: str) -> bool:
-    """Whether what `penstock-serve[extra]` brings is there. Imports nothing."""
+    """Return whether the modules of `penstock-serve[extra]` are installed. Imports nothing."""
     return all(
         any(find_spec(module) is not None for module in either.split("|"))
         for either in EXTRAS[extra]
@@ -183,8 +190,10 @@ def extra_installed(extra: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ParameterDescription:
+    """One parameter of a backend."""
+
     name: str
-    """As written in a file."""
+    """The key as written in a file."""
     type: str
     required: bool
     default: Any
@@ -193,28 +202,28 @@ class ParameterDescription:
 
 @dataclass(frozen=True, slots=True)
 class BackendDescription:
-    """What `penstock backends NAME` prints."""
+    """The answer of `penstock backends NAME`."""
 
     name: str
     doc: str
     parameters: tuple[ParameterDescription, ...] | None
     """None: the backend takes any key."""
     extra: str
-    """The extra that it needs; "" where it needs none."""
+    """The extra that it needs; "": none."""
     extra_installed: bool
     alias_of: str = ""
-    """The backend that this is another name of; "" where it is none."""
+    """The backend that this is another name of; "": it is not an alias."""
     problem: str = ""
-    """Why an installed package's can't be loaded."""
+    """Why the backend of an installed package can't be loaded; "": it can."""
 
 
 def describe(name: str) -> BackendDescription:
-    """What there is to know about a backend. Raises ConfigError as `find_backend` does."""
+    """Describe a backend. Raises ConfigError as `find_backend` does."""
     cls = find_backend(name)
     parameters = None
     if cls.parameters is not None:
         parameters = tuple(
-            _describe_field(key, found) for key, found in cls.parameters.model_fields.items()
+            _describe_field(key, field) for key, field in cls.parameters.model_fields.items()
         )
     doc = (cls.__doc__ or "").strip()
     alias_of = (
@@ -233,39 +242,43 @@ def describe(name: str) -> BackendDescription:
 
 
 def describe_all() -> list[BackendDescription]:
-    """Every name that an expression may use. One that can't be loaded hides none of the others."""
-    found = []
+    """Describe every name that an expression can use. One that can't be loaded doesn't hide the
+    others.
+    """
+    descriptions = []
     for name in backend_names():
         try:
-            found.append(describe(name))
+            descriptions.append(describe(name))
         except ConfigError as error:
-            found.append(BackendDescription(name, "", None, "", True, problem=str(error)))
-    return found
+            descriptions.append(BackendDescription(name, "", None, "", True, problem=str(error)))
+    return descriptions
 
 
-def _describe_field(key: str, found: FieldInfo) -> ParameterDescription:
-    required = found.is_required()
-    default = None if required or found.default is PydanticUndefined else found.default
+def _describe_field(key: str, field: FieldInfo) -> ParameterDescription:
+    required = field.is_required()
+    default = None if required or field.default is PydanticUndefined else field.default
     return ParameterDescription(
-        found.alias or key,
-        type_name(found.annotation, found.metadata),
+        field.alias or key,
+        type_name(field.annotation, field.metadata),
         required,
         default,
-        found.description or "",
+        field.description or "",
     )
 
 
 @cache
 def _imported(name: str) -> type[Backend]:
     module, _, attribute = BUILTINS[name].partition(":")
-    found: type[Backend] = getattr(import_module(module), attribute)
-    return found
+    cls: type[Backend] = getattr(import_module(module), attribute)
+    return cls
 
 
 @cache
 def _installed() -> dict[str, EntryPoint]:
-    """Entry points of installed packages; a name of Penstock's own can't be taken."""
-    return {found.name: found for found in entry_points(group=GROUP)}
+    """Return the entry points of installed packages. They can't replace a name of Penstock's
+    own.
+    """
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
 
 
 @cache
@@ -274,10 +287,6 @@ def _from_entry_point(entry: EntryPoint) -> type[Backend]:
     try:
         return adapt(entry.name, entry.load())
     except Exception as error:
-        raise ConfigError(
-            [
-                Problem(
-                    f"the backend {entry.name} of {package} can't be loaded: {type(error).__name__}: {error}"
-                )
-            ]
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        message = f"the backend {entry.name} of {package} can't be loaded: {reason}"
+        raise ConfigError([Problem(message)]) from error

@@ -1,4 +1,4 @@
-"""A parameter's type in words, as `penstock backends NAME` and the documentation print it."""
+"""Types of parameters in words, as `penstock backends NAME` and the documentation print them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ _WORDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 def type_name(annotation: Any, metadata: Iterable[Any] = ()) -> str:
-    """`int, 1 to 32767`, `nchw | nhwc`, `numbers`, `str | None`. `metadata` is what pydantic took out of an `Annotated`."""
+    """Return a type in words: `int, 1 to 32767`, `nchw | nhwc`, `numbers`, `str | None`.
+
+    `metadata` is what pydantic took out of an `Annotated`.
+    """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return type_name(arguments[0], (*arguments[1:], *metadata))
     if origin is Literal:
         name = " | ".join(map(str, arguments))
     elif origin in (Union, UnionType):
-        name = " | ".join(type_name(each) for each in arguments)
+        name = " | ".join(type_name(member) for member in arguments)
     elif origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
         inner = type_name(arguments[0])
         name = {"float": "numbers", "int": "whole numbers", "str": "names"}.get(
@@ -35,7 +38,9 @@ def type_name(annotation: Any, metadata: Iterable[Any] = ()) -> str:
 
 
 def value_name(value: Any) -> str:
-    """A default as a file would have it: `0`, `1, 2`, `true`; nothing for None and for an empty list."""
+    """Return a default as written in a file: `0`, `1, 2`, `true`; "" for None and for an empty
+    tuple.
+    """
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -46,13 +51,18 @@ def value_name(value: Any) -> str:
 
 
 def _bounds(metadata: Iterable[Any]) -> str:
-    """pydantic leaves bounds as annotated_types' objects, or as a Field in an Annotated of its own."""
-    found = [inner for each in metadata for inner in (each, *getattr(each, "metadata", ()))]
+    """Return bounds in words: `, 1 to 8`.
+
+    pydantic leaves them as objects of annotated_types, or as a Field in a nested Annotated.
+    """
+    constraints = [
+        constraint for entry in metadata for constraint in (entry, *getattr(entry, "metadata", ()))
+    ]
     bounds = {
         key: f"{value:g}"
         for key in _WORDS
-        for each in found
-        if (value := getattr(each, key, None)) is not None
+        for constraint in constraints
+        if (value := getattr(constraint, key, None)) is not None
     }
     if bounds.keys() >= {"ge", "le"}:
         return f", {bounds['ge']} to {bounds['le']}"

@@ -1,35 +1,25 @@
-"""A user's own operators: functions and classes made into backends, and `Python[module:Class]` found and imported.
+"""A user's functions and classes made into backends.
 
-A user's class need not know Penstock: any class with `forward(batch)` will do; `init`, `min`, `max`, `close` are optional.
+A user's class need not know Penstock: any class with `forward(batch)` will do. `init`, `min`, `max`
+and `close` are optional.
 """
 
 from __future__ import annotations
 
 import inspect
-import sys
-import threading
 from collections.abc import Callable
-from hashlib import sha256
-from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
 from ..base import UNBOUNDED, Backend, Context, Params
-from ..errors import ConfigError, InvalidInput, Problem
+from ..errors import InvalidInput
 from ..item import Item
-from ..suggestions import did_you_mean
 from .composite import Logic
-
-_loading = threading.RLock()
-"""Held while a file of a user's is run."""
 
 
 class FunctionBackend(Backend):
-    """`result = function(data)`, item by item; an `InvalidInput` is that item's soft failure."""
+    """`result = function(data)`, item by item. An `InvalidInput` is a soft failure of that item."""
 
     function: ClassVar[Callable[[Any], Any]]
 
@@ -42,8 +32,10 @@ class FunctionBackend(Backend):
                 item["error"] = error
 
 
-class Wrapping(Backend):
-    """A backend around an object of the user's class; `init` and `close` are the object's, where it has them."""
+class WrappingBackend(Backend):
+    """Base class of a backend around an object of the user's class, whose `init` and `close` it
+    calls.
+    """
 
     wrapped: ClassVar[type[Any]]
 
@@ -63,8 +55,8 @@ class Wrapping(Backend):
             close()
 
 
-class AdaptedBackend(Wrapping):
-    """A class that is no `Backend` but has a `forward(batch)`."""
+class AdaptedBackend(WrappingBackend):
+    """A class that isn't a `Backend` but has a `forward(batch)`."""
 
     def init(self, params: Any, context: Context) -> None:
         super().init(params, context)
@@ -84,7 +76,7 @@ class AsyncFunction(Logic):
         self.run = type(self).function
 
 
-class AsyncObject(Wrapping, Logic):
+class AsyncObject(WrappingBackend, Logic):
     """A user's class with an `async def forward(self, item, call)`, or async generator."""
 
     def init(self, params: Any, context: Context) -> None:
@@ -92,99 +84,38 @@ class AsyncObject(Wrapping, Logic):
         self.run = self.object.forward
 
 
-def adapt(name: str, found: Any) -> type[Backend]:
-    """The backend that a user's class or function is. Raises TypeError where it is neither.
+def adapt(name: str, target: Any) -> type[Backend]:
+    """Make a backend of a user's class or function. Raises TypeError if it is neither.
 
-    A class without declared `parameters` gets every key of its node that no other member declares, as a dict.
+    A class without declared `parameters` gets every key of its node that no other member declares,
+    as a dict.
     """
-    if not callable(found):
-        raise TypeError(f"backend {name!r}: expected a class or a function, found {found!r}")
-    if isinstance(found, type) and _is_async(getattr(found, "forward", None)):
-        return _logic(name, AsyncObject, found, found.forward, {"wrapped": found})  # type: ignore[attr-defined]
-    if isinstance(found, type) and issubclass(found, Backend):
-        declared = next(cls for cls in found.__mro__ if "parameters" in cls.__dict__)
-        return _derive(found, found, {"parameters": None}) if declared is Backend else found
-    if isinstance(found, type):
-        forward = getattr(found, "forward", None)
+    if not callable(target):
+        raise TypeError(f"backend {name!r}: expected a class or a function, found {target!r}")
+    if isinstance(target, type) and _is_async(getattr(target, "forward", None)):
+        return _logic(name, AsyncObject, target, target.forward, {"wrapped": target})  # type: ignore[attr-defined]
+    if isinstance(target, type) and issubclass(target, Backend):
+        declared = next(cls for cls in target.__mro__ if "parameters" in cls.__dict__)
+        return _derive(target, target, {"parameters": None}) if declared is Backend else target
+    if isinstance(target, type):
+        forward = getattr(target, "forward", None)
         if not callable(forward):
             raise TypeError(
-                f"backend {name!r}: the class {found.__name__} has no method forward(batch)"
+                f"backend {name!r}: the class {target.__name__} has no method forward(batch)"
             )
         _refuse_generator(name, forward)
         known = {
             key: int(value)
             for key in ("min", "max")
-            if isinstance(value := getattr(found, key, None), int)
+            if isinstance(value := getattr(target, key, None), int)
         }
         return _derive(
-            AdaptedBackend, found, {"wrapped": found, "parameters": _declared_by(found), **known}
+            AdaptedBackend, target, {"wrapped": target, "parameters": _declared_by(target), **known}
         )
-    if _is_async(found):
-        return _logic(name, AsyncFunction, found, found, {"function": staticmethod(found)})
-    _refuse_generator(name, found)
-    return _derive(FunctionBackend, found, {"function": staticmethod(found)})
-
-
-def load(target: str, directory: Path) -> Any:
-    """What `module:Class` or `file.py:Class` names; a file is looked for in `directory`, then in the working directory.
-
-    Raises ConfigError. A file is imported under a private name, and `sys.path` stays as it is, so that two pipelines may each
-    have their own `ops.py`.
-    """
-    place, _, attribute = target.rpartition(":")
-    if not place or not attribute:
-        raise ConfigError([Problem(f"expected module:Class or file.py:Class, found {target!r}")])
-    try:
-        module = (
-            _load_file(Context(directory=directory).resolve(place))
-            if place.endswith(".py")
-            else import_module(place)
-        )
-    except FileNotFoundError as error:
-        raise ConfigError(
-            [Problem(f"there is no file {error.filename or place!r} for Python[{target}]")]
-        ) from error
-    except Exception as error:
-        raise ConfigError(
-            [
-                Problem(
-                    f"importing {place!r} for Python[{target}] failed: {type(error).__name__}: {error}"
-                )
-            ]
-        ) from error
-    try:
-        return getattr(module, attribute)
-    except AttributeError:
-        raise ConfigError(
-            [Problem(f"{place!r} has no {attribute!r}{did_you_mean(attribute, vars(module))}")]
-        ) from None
-
-
-def _load_file(path: Path) -> ModuleType:
-    path = path.resolve()
-    stat = path.stat()
-    version = f"{path}|{stat.st_mtime_ns}|{stat.st_size}"
-    name = f"_penstock_{path.stem}_{sha256(version.encode()).hexdigest()[:12]}"
-    with (
-        _loading
-    ):  # instances load at the same time: none may find a module that is still being run
-        return sys.modules[name] if name in sys.modules else _run_file(name, path)
-
-
-def _run_file(name: str, path: Path) -> ModuleType:
-    spec = spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = module_from_spec(spec)
-    sys.modules[name] = (
-        module  # before it runs: dataclasses and pydantic look their module up there
-    )
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+    if _is_async(target):
+        return _logic(name, AsyncFunction, target, target, {"function": staticmethod(target)})
+    _refuse_generator(name, target)
+    return _derive(FunctionBackend, target, {"function": staticmethod(target)})
 
 
 def _derive(base: type[Backend], named_after: Any, attributes: dict[str, Any]) -> type[Backend]:
@@ -201,7 +132,8 @@ def _logic(
     names = list(inspect.signature(function).parameters)
     if len(names) - (named_after is not function) != 2:
         raise TypeError(
-            f"backend {name!r}: expected (item, call), as in `async def forward(self, item, call)`; found {names}"
+            f"backend {name!r}: expected the arguments (item, call), as in "
+            f"`async def forward(self, item, call)`; found {names}"
         )
     streams = inspect.isasyncgenfunction(function)
     return _derive(
@@ -211,10 +143,10 @@ def _logic(
     )
 
 
-def _declared_by(found: Any) -> type[BaseModel] | None:
-    parameters = getattr(found, "parameters", None)
-    if parameters is Params and isinstance(found, type) and issubclass(found, Backend):
-        return None  # Backend's own, which declares nothing
+def _declared_by(target: Any) -> type[BaseModel] | None:
+    parameters = getattr(target, "parameters", None)
+    if parameters is Params and isinstance(target, type) and issubclass(target, Backend):
+        return None  # inherited from Backend, which declares nothing
     return (
         parameters if isinstance(parameters, type) and issubclass(parameters, BaseModel) else None
     )
@@ -227,23 +159,28 @@ def _is_async(function: Any) -> bool:
 def _refuse_generator(name: str, function: Any) -> None:
     if inspect.isgeneratorfunction(function):
         raise TypeError(
-            f"backend {name!r}: a generator would hold its executor while it waits for who reads it. Yield from "
-            "`async def forward(self, item, call)`, which calls other nodes for the work"
+            f"backend {name!r}: a generator would hold its executor while it waits for its reader. "
+            "Yield from `async def forward(self, item, call)`, which calls other nodes for the work"
         )
 
 
 def _positional(function: Callable[..., Any]) -> int:
-    """How many of (params, context) it takes."""
+    """Count how many of (params, context) `function` takes."""
     parameters = inspect.signature(function).parameters.values()
-    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
         return 2
     return min(
         2,
-        sum(each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) for each in parameters),
+        sum(
+            parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+            for parameter in parameters
+        ),
     )
 
 
-def _value(found: Any, key: str, otherwise: int) -> Any:
-    """An attribute, or a method without arguments as torchpipe's Python backends have it."""
-    value = getattr(found, key, otherwise)
+def _value(target: Any, key: str, default: int) -> Any:
+    """Read an attribute, or call a method without arguments, as torchpipe's Python backends have
+    it.
+    """
+    value = getattr(target, key, default)
     return value() if callable(value) else value

@@ -10,14 +10,17 @@ import io
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
+from pydantic import Field
 
+from ..base import Backend, Context, Params
 from ..errors import InvalidInput, TooLarge
+from ..item import Item
 
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"),
@@ -36,6 +39,37 @@ END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 
 WIDE_GREY = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 UNDEFINED_RANGE = frozenset({"I", "F"})
+
+
+class DecodeMatParams(Params):
+    max_pixels: int = Field(
+        100_000_000,
+        ge=1,
+        description="Most pixels that an image's header may promise; above it the item is refused, undecoded.",
+    )
+
+
+class DecodeMat(Backend):
+    """An image file to pixels.
+
+    `data`: bytes, bytearray, memoryview, or a one-dimensional uint8 array. `result`: BGR, uint8, H×W×3; `color` becomes "bgr".
+    What does not decode is a soft failure: `error` says why (`TooLarge` above `max_pixels`). Another type of data is a TypeError.
+    """
+
+    parameters: ClassVar[type[Params] | None] = DecodeMatParams
+    max = 1
+    max_pixels: int
+
+    def init(self, params: DecodeMatParams, context: Context) -> None:
+        self.max_pixels = params.max_pixels
+
+    def forward(self, batch: list[Item]) -> None:
+        for item in batch:
+            try:
+                item["result"] = decode(file_bytes(item["data"], "DecodeMat"), self.max_pixels)
+                item["color"] = "bgr"
+            except InvalidInput as error:
+                item["error"] = error
 
 
 def decode(encoded: bytes, max_pixels: int) -> NDArray[np.uint8]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -21,6 +21,13 @@ MAX_CHANNELS = 128
 
 MAX_SIDE = 32767
 """Longest side of an image that a parameter or a request may ask for, in pixels."""
+
+
+Color = Literal["rgb", "bgr", "gray"]
+"""Orders of an image's channels. OpenCV's own is bgr."""
+
+CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
+"""How many channels an image of each color has."""
 
 
 class ImageBackend(Backend):

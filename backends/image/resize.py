@@ -16,6 +16,28 @@ from .geometry import InverseTransform, fit, width_at
 from .pixels import MAX_SIDE, ImageBackend, resized, side
 
 
+class ResizeMatParams(Params):
+    resize_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
+    resize_w: int = Field(ge=1, le=MAX_SIDE, description="Width of the result in pixels.")
+
+
+class ResizeMat(ImageBackend):
+    """Pixels at another size, by OpenCV's bilinear convention (half-pixel centres, no antialiasing).
+
+    `data`: H×W×C, uint8, uint16 or float32. `result`: resize_h×resize_w×C of the same dtype.
+    Raises InvalidInput for another shape or dtype.
+    """
+
+    parameters: ClassVar[type[Params] | None] = ResizeMatParams
+    size: tuple[int, int]
+
+    def init(self, params: ResizeMatParams, context: Context) -> None:
+        self.size = params.resize_w, params.resize_h
+
+    def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
+        return resized(image, *self.size)
+
+
 class DynamicResizeMatParams(Params):
     max_pixels: int = Field(
         100_000_000,

@@ -12,6 +12,7 @@ from pydantic import Field
 from ..base import Backend, Context, Params
 from ..errors import BackendError, InvalidInput
 from ..item import Item
+from ..scores import best_classes, softmax
 
 
 class SoftmaxArgMaxParams(Params):
@@ -94,7 +95,7 @@ class SoftmaxArgMaxTensor(Backend):
             scores = scores[finite]
         if self.softmax:
             scores = softmax(scores)
-        classes, values = best(scores, self.top_k)
+        classes, values = best_classes(scores, self.top_k)
         for (item, _), indices, chances in zip(
             found, classes.tolist(), values.tolist(), strict=True
         ):
@@ -133,25 +134,6 @@ class SoftmaxArgMaxTensor(Backend):
                 f"SoftmaxArgMaxTensor: {self.labels_path} has {len(self.labels)} labels, and the model gives {array.size} scores"
             )
         return array.reshape(-1)
-
-
-def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Along the rows of N×K."""
-    # Less the largest: exp of a logit above 709 is infinite.
-    chances: NDArray[np.float64] = np.exp(scores - scores.max(1, keepdims=True))
-    chances /= chances.sum(1, keepdims=True)
-    return chances
-
-
-def best(scores: NDArray[Any], count: int) -> tuple[NDArray[np.intp], NDArray[Any]]:
-    """The `count` best classes of each row of N×K, the best first, and their scores."""
-    # Stable: equal scores keep the order of the classes, as argmax does.
-    ranks = (
-        scores.argmax(1)[:, np.newaxis]
-        if count == 1
-        else np.argsort(-scores, axis=1, kind="stable")[:, :count]
-    )
-    return ranks, np.take_along_axis(scores, ranks, 1)
 
 
 def on_host(data: Any) -> Any:

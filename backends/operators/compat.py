@@ -36,7 +36,10 @@ class Range(Around):
         found, (child,) = BatchRange(*params.range), children
         impossible = first_impossible(found, child)
         if impossible is not None:
-            reason = f"Range: {impossible} of {found} is no sum of batch sizes that the child takes: it has the range {child}"
+            reason = (
+                f"Range: {impossible} of {found} is not a sum of batch sizes that the child takes: "
+                f"its range is {child}"
+            )
             raise ConfigError([Problem(reason, key="range")])
         return found
 

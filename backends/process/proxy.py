@@ -22,7 +22,7 @@ from ..expressions.spec import Spec
 from ..item import Item
 from .channel import Channel, PeerGoneError
 from .failure import Failure
-from .wire import Change, Loaded, Order, Part
+from .wire import Change, Loaded, Order, SpecMessage
 
 logger = logging.getLogger("penstock.process")
 
@@ -153,7 +153,11 @@ class ProcessBackend(Backend):
             child.kill()
         level = logging.getLogger("penstock").getEffectiveLevel()
         order = Order(
-            Part.of(self.spec), context, name, level, {"PYTHONPATH": os.environ.get("PYTHONPATH")}
+            SpecMessage.of(self.spec),
+            context,
+            name,
+            level,
+            {"PYTHONPATH": os.environ.get("PYTHONPATH")},
         )
         try:
             child.channel.send(order)

@@ -19,28 +19,29 @@ from pydantic import BaseModel
 from ..base import Backend, Context
 from ..expressions.registry import find_backend
 from ..expressions.spec import Spec
-from ..expressions.user import adapt, load
+from ..expressions.user import adapt
 from ..item import Item
+from ..user_code import load
 from .failure import Failure
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SpecMessage:
     """One backend of an expression, by name: `Spec` without its class. `params` as a file would write them."""
 
     name: str
     params: dict[str, Any]
-    children: tuple[Part, ...]
+    children: tuple[SpecMessage, ...]
     filter: str | None = None
 
     @classmethod
-    def of(cls, spec: Spec) -> Part:
+    def of(cls, spec: Spec) -> SpecMessage:
         params = spec.params
         if isinstance(params, BaseModel):
             params = params.model_dump(by_alias=True, exclude_unset=True, round_trip=True)
         return cls(spec.name, params, tuple(cls.of(child) for child in spec.children), spec.filter)
 
-    def spec(self, context: Context) -> Spec:
+    def bind(self, context: Context) -> Spec:
         """Finds and imports the classes. Raises ConfigError, and pydantic's error where parameters don't survive the way."""
         name = self.name
         cls: type[Backend] = (
@@ -50,7 +51,7 @@ class Part:
             self.params if cls.parameters is None else cls.parameters.model_validate(self.params)
         )
         return Spec(
-            name, cls, params, tuple(child.spec(context) for child in self.children), self.filter
+            name, cls, params, tuple(child.bind(context) for child in self.children), self.filter
         )
 
 
@@ -58,7 +59,7 @@ class Part:
 class Order:
     """The first message: what to run, and in which surroundings."""
 
-    part: Part
+    spec: SpecMessage
     context: Context
     log_name: str
     log_level: int

@@ -42,8 +42,9 @@ def main(arguments: list[str]) -> None:
         signal.SIGTTOU, signal.SIG_IGN
     )  # a group in the background of a terminal that is set `tostop` may write, too
     for number in (signal.SIGINT, signal.SIGTERM):
-        # Sent to a terminal's or a service's whole group: the parent drains first, then closes us. A handler that does nothing,
-        # since SIG_IGN would be inherited by whatever the backend starts.
+        # Sent to a terminal's or a service's whole group: the parent drains first, then closes us.
+        # A handler that does nothing, since SIG_IGN would be inherited by whatever the backend
+        # starts.
         signal.signal(number, lambda *_: None)
     faulthandler.enable()  # a crash in native code says where
     for descriptor in descriptors:
@@ -62,7 +63,7 @@ def serve(channel: Channel) -> None:
         try:
             order: Order = channel.receive()
             _prepare(order)
-            backend = order.part.spec(order.context).create(order.context)
+            backend = order.spec.bind(order.context).create(order.context)
             backend.warm_up()
             _tune()
         except Exception as error:

@@ -15,14 +15,15 @@ from pydantic import BaseModel, ValidationError
 
 from penstock.backends.base import Backend
 from penstock.backends.errors import ConfigError, Problem
-from penstock.backends.expressions.composite import Composite
+from penstock.backends.expressions.composite import CompositeBackend
 from penstock.backends.expressions.expression import Expression
 from penstock.backends.expressions.filters import find_filter
 from penstock.backends.expressions.registry import BUILTINS, backend_names, find_backend
 from penstock.backends.expressions.spec import Spec
-from penstock.backends.expressions.user import adapt, load
+from penstock.backends.expressions.user import adapt
 from penstock.backends.params import EngineParams
 from penstock.backends.suggestions import did_you_mean
+from penstock.backends.user_code import load
 
 from .tables import GROUP_KEYS, NODE_KEYS, SHARED_KEYS, STRUCTURE_KEYS, problems_of
 
@@ -152,7 +153,7 @@ def _find(tree: Expression, directory: Path, problems: list[Problem]) -> Member 
         )
     found = [child for child in children if child is not None]
     for child in found:
-        if issubclass(child.cls, Composite):
+        if issubclass(child.cls, CompositeBackend):
             reason = "it waits for other nodes, and a thread that runs backends must never be held by waiting"
             problems.append(
                 Problem(
@@ -342,7 +343,7 @@ def _spec(
                     problems.append(
                         Problem(problem.message, key=places.get(first, first) + dot + rest)
                     )
-            if not issubclass(member.cls, Composite):
+            if not issubclass(member.cls, CompositeBackend):
                 return None
             wrong = {str(found["loc"][0]) for found in error.errors(include_url=False)}
             right = {key: value for key, value in values.items() if key not in wrong}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.backends.errors import ConfigError, Problem
-from penstock.backends.expressions.composite import Composite
+from penstock.backends.expressions.composite import CompositeBackend
 from penstock.backends.expressions.expression import parse
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.item import RESERVED_KEYS
@@ -76,7 +76,8 @@ def build_node(
     table, wrong = validated(NodeTable, plain)
     problems += wrong
     composite = next(
-        (group.spec for group in groups if group and issubclass(group.spec.cls, Composite)), None
+        (group.spec for group in groups if group and issubclass(group.spec.cls, CompositeBackend)),
+        None,
     )
     if composite is not None:
         _check_composite(composite, len(groups), keys, problems)

@@ -251,7 +251,7 @@ def test_beside_packages_named_as_ours(digits: Any, tmp_path: Path, first: Any) 
         HOST.format(imports="from penstock.app import create_app, lifespan")
     )
     before = (
-        "import penstock.app.factory, penstock.backends.image.mat"
+        "import penstock.app.factory, penstock.backends.image.convert"
         if first == "ours"
         else "import app, backends, pipelines"
     )

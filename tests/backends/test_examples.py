@@ -13,7 +13,9 @@ import pytest
 
 from penstock.backends.base import Context
 from penstock.backends.engines.onnx import OnnxTensor
-from penstock.backends.image.mat import CvtColorMat, DecodeMat, Mat2Tensor, ResizeMat
+from penstock.backends.image.convert import CvtColorMat, Mat2Tensor
+from penstock.backends.image.decode import DecodeMat
+from penstock.backends.image.resize import ResizeMat
 from penstock.backends.operators.classify import SoftmaxArgMaxTensor
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -32,7 +32,7 @@ def test_spans_are_on_their_track_in_microseconds_from_the_first() -> None:
         "p/a#0": [(0, "batch", 0, 1_000_000, {"items": 2, "rows": 4})],
         "p/b#0": [(0, "run", 250_000, 500_000, {"rows": 3})],
     }
-    assert shown.about == {"spans": 2, "spans that it had no room for": 0}
+    assert shown.about == {"spans": 2, "spans that did not fit": 0}
 
 
 def test_what_ends_first_is_inside_what_it_began_in() -> None:
@@ -82,7 +82,7 @@ def test_a_full_recording_keeps_the_first_and_counts_the_others() -> None:
         recording.add("t", "batch", second, second + 1)
         recording.add_wait("t queue", second, second)
     assert (len(recording.spans), len(recording.waits), recording.missing) == (2, 1, 5)
-    assert Shown(recording.trace()).about == {"spans": 3, "spans that it had no room for": 5}
+    assert Shown(recording.trace()).about == {"spans": 3, "spans that did not fit": 5}
 
 
 def test_a_span_is_of_the_thread_that_it_is_in_and_of_failures_too() -> None:

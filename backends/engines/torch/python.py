@@ -11,7 +11,7 @@ import torch
 
 from ...base import Context
 from ...errors import BackendError, ConfigError, Problem
-from ...expressions.user import load
+from ...user_code import load
 from .module import TorchModule, identity_of, reason_of, silence
 from .params import PythonTensorParams
 

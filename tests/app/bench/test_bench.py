@@ -412,7 +412,7 @@ def test_command_writes_a_timeline(tmp_path: Path) -> None:
     assert str(file) in result.stderr
     shown = Shown(json.loads(file.read_bytes()))
     assert len(shown.waits["digits/digits queue"]) == 10
-    assert shown.about["spans that it had no room for"] == 0
+    assert shown.about["spans that did not fit"] == 0
 
 
 def test_command_says_how_much_a_timeline_lacks(
@@ -432,7 +432,7 @@ def test_command_says_how_much_a_timeline_lacks(
     assert result.exit_code == 0, result.output
     about = Shown(json.loads(file.read_bytes())).about
     assert about["spans"] == 5
-    missing = about["spans that it had no room for"]
+    missing = about["spans that did not fit"]
     assert f"only the first 5 spans are in it, {missing} later ones are not" in result.stderr
 
 

@@ -210,7 +210,7 @@ def test_backends_name_the_missing_extra(run: Run, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_broken_package_hides_no_other_backend(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = EntryPoint("Broken", "penstock.backends.nothing:There", registry.GROUP)
+    broken = EntryPoint("Broken", "penstock.backends.nothing:There", registry.ENTRY_POINT_GROUP)
     monkeypatch.setattr(registry, "_installed", lambda: {"Broken": broken})
     answer = run("backends")
     listed = " ".join(answer.stdout.split())
@@ -240,5 +240,5 @@ def test_a_loop_is_not_a_backend(run: Run) -> None:
     answer = run("backends", "Ring")
     assert (
         answer.exit_code == 1
-        and "Ring is no backend here: write [pipeline] loop = true" in answer.stderr
+        and "Ring is not a backend of Penstock: write [pipeline] loop = true" in answer.stderr
     )

@@ -110,7 +110,9 @@ def test_what_is_no_key_is_not_shown(text: Any) -> None:
 def test_the_key_is_in_a_file_or_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(BackendError, match=f"set {KEY} to 32 bytes .*, or {KEY_FILE} to the path of a file"):
+    with pytest.raises(
+        BackendError, match=f"set {KEY} to 32 bytes .*, or {KEY_FILE} to the path of a file"
+    ):
         find_key()
     raw, text = tmp_path / "raw", tmp_path / "text"
     raw.write_bytes(SECRET)

@@ -1,3 +1,5 @@
+"""Parsing and printing backend expressions."""
+
 from __future__ import annotations
 
 import pytest
@@ -5,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.backends.errors import ConfigError
-from penstock.backends.expressions.expression import MAX_DEPTH, MAX_LENGTH, Expression, parse, walk
+from penstock.backends.expressions.expression import (
+    MAX_CHARACTERS,
+    MAX_DEPTH,
+    Expression,
+    parse,
+    walk,
+)
 
 
 def test_a_name() -> None:
@@ -32,11 +40,11 @@ def test_a_prefix_deeper_inside_a_sequential_is_arguments() -> None:
     assert parse("S[A,W[(x)B]]").children[1].children[0] == Expression("B", ("x",))
 
 
-def test_empty_parentheses_mean_nothing() -> None:
+def test_empty_parentheses_have_no_effect() -> None:
     assert parse("A()") == parse("A")
 
 
-def test_whitespace_means_nothing() -> None:
+def test_whitespace_has_no_effect() -> None:
     assert parse(" S [ A ( x , k = v ) ,\n\t( or ) B ] ") == parse("S[A(x,k=v),(or)B]")
 
 
@@ -48,7 +56,7 @@ def test_inside_quotes_everything_is_literal() -> None:
     assert parse("A('k=v')").args == ("k=v",)
 
 
-def test_an_equals_sign_in_a_value_stays() -> None:
+def test_a_value_can_hold_an_equals_sign() -> None:
     assert parse("A(k=a=b)").kwargs == (("k", "a=b"),)
 
 
@@ -94,7 +102,7 @@ def test_brackets_of_python_hold_text() -> None:
         ("S[(or)A,B]", 3, "first member"),
         ("S[A,(x,y)B]", 5, "is a filter"),
         ("S[A,(k=v)B]", 5, "is a filter"),
-        ("S[B,A[A]]", 5, "A directly inside A"),
+        ("S[B,A[A]]", 5, "A is directly inside A"),
         ("1A", 1, "expected a backend's name, found '1'"),
         ("A B", 3, "expected the end"),
     ],
@@ -129,18 +137,18 @@ def test_depth_is_bounded() -> None:
         return "S[" * (depth - 1) + "A" + "]" * (depth - 1)
 
     parse(nested(MAX_DEPTH))
-    with pytest.raises(ConfigError, match=f"nested more than {MAX_DEPTH} deep"):
+    with pytest.raises(ConfigError, match=f"nested more than {MAX_DEPTH} levels deep"):
         parse(nested(MAX_DEPTH + 1))
 
 
 def test_length_is_bounded() -> None:
-    parse("A" * MAX_LENGTH)
-    with pytest.raises(ConfigError, match=f"at most {MAX_LENGTH}"):
-        parse("A" * (MAX_LENGTH + 1))
+    parse("A" * MAX_CHARACTERS)
+    with pytest.raises(ConfigError, match=f"at most {MAX_CHARACTERS}"):
+        parse("A" * (MAX_CHARACTERS + 1))
 
 
 def test_walk_is_outermost_first() -> None:
-    assert [part.name for part in walk(parse("S[A[B],C]"))] == ["S", "A", "B", "C"]
+    assert [tree.name for tree in walk(parse("S[A[B],C]"))] == ["S", "A", "B", "C"]
 
 
 def test_a_value_with_both_quotes_cannot_be_printed() -> None:
@@ -155,13 +163,14 @@ LEAVES = st.builds(
     Expression,
     NAMES.map(lambda name: f"X{name}"),
     st.lists(VALUES, max_size=3).map(tuple),
-    st.dictionaries(KEYS, VALUES, max_size=3).map(lambda found: tuple(found.items())),
+    st.dictionaries(KEYS, VALUES, max_size=3).map(lambda kwargs: tuple(kwargs.items())),
 )
 
 
 def _chain(members: list[Expression]) -> Expression:
     rest = (
-        Expression(each.name, each.args, each.kwargs, each.children, "or") for each in members[1:]
+        Expression(member.name, member.args, member.kwargs, member.children, "or")
+        for member in members[1:]
     )
     return Expression("Sequential", children=(members[0], *rest))
 

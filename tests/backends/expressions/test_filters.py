@@ -1,3 +1,5 @@
+"""Built-in filters, and registering and finding a user's own."""
+
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint
@@ -39,14 +41,14 @@ def test_swap_breaks_without_a_result() -> None:
 
 
 @pytest.mark.parametrize("name", ["Run", "run", "Continue", "continue"])
-def test_run_erases_what_was_answered_before(name: str) -> None:
+def test_run_erases_the_result_and_the_error(name: str) -> None:
     item: Item = {"data": 1, "result": 2, "error": InvalidInput("x")}
     assert ask(name, item) is Status.RUN
     assert item == {"data": 1}
 
 
 @pytest.mark.parametrize("name", ["or", "else"])
-def test_or_is_for_what_has_no_result(name: str) -> None:
+def test_or_runs_if_there_is_no_result(name: str) -> None:
     answered: Item = {"data": 1, "result": 2}
     assert ask(name, answered) is Status.SKIP
     assert answered == {"data": 1, "result": 2}
@@ -65,7 +67,7 @@ def test_or_is_for_what_has_no_result(name: str) -> None:
         (("Error", "error"), Status.ERROR),
     ],
 )
-def test_the_others_say_what_they_are_called_and_change_nothing(
+def test_filters_named_after_a_status_return_it_and_change_nothing(
     names: tuple[str, ...], status: Status
 ) -> None:
     for name in names:
@@ -75,30 +77,30 @@ def test_the_others_say_what_they_are_called_and_change_nothing(
 
 
 @pytest.mark.parametrize("name", ["filter", "if"])
-@pytest.mark.parametrize("said", [Status.SKIP, "Skip", "skip"])
-def test_the_item_may_say_it(name: str, said: Any) -> None:
-    assert ask(name, {"data": 1, "filter": said}) is Status.SKIP
+@pytest.mark.parametrize("status", [Status.SKIP, "Skip", "skip"])
+def test_the_item_can_name_the_status(name: str, status: Any) -> None:
+    assert ask(name, {"data": 1, "filter": status}) is Status.SKIP
 
 
-@pytest.mark.parametrize("said", [Status.RUN, "Run", "Continue"])
-def test_an_item_that_says_run_is_run_as_by_run(said: Any) -> None:
-    item: Item = {"data": 1, "result": 2, "filter": said}
+@pytest.mark.parametrize("status", [Status.RUN, "Run", "Continue"])
+def test_run_named_by_the_item_erases_the_result(status: Any) -> None:
+    item: Item = {"data": 1, "result": 2, "filter": status}
     assert ask("filter", item) is Status.RUN
-    assert item == {"data": 1, "filter": said}
+    assert item == {"data": 1, "filter": status}
 
 
 @pytest.mark.parametrize(
-    ("item", "found"),
+    ("item", "problem"),
     [
-        ({}, "which is not there"),
+        ({}, "which is missing"),
         ({"filter": "swap"}, "which is 'swap'"),
         ({"filter": 3}, "which is 3"),
     ],
 )
-def test_an_item_that_says_nothing_known_is_an_error(item: Item, found: str) -> None:
+def test_an_item_without_a_known_status_is_an_error(item: Item, problem: str) -> None:
     with pytest.raises(
         BackendError,
-        match=f"the item's key 'filter', {found}; expected one of Run, Skip, SerialSkip",
+        match=f"the item's key 'filter', {problem}: expected one of Run, Skip, SerialSkip",
     ):
         ask("filter", item)
 
@@ -136,16 +138,16 @@ def test_registering_ones_own_name_again_replaces_it() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(BUILTIN))
-def test_registering_a_name_of_penstock_is_an_error(name: str) -> None:
+def test_a_name_of_penstocks_own_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="Penstock's own"):
         register_filter(name, lambda item: Status.RUN)
 
 
-def test_registering_what_is_no_name_or_no_filter_is_an_error() -> None:
+def test_an_invalid_name_or_filter_is_refused() -> None:
     async def later(item: Item) -> Status:
         return Status.RUN
 
-    with pytest.raises(ValueError, match="no name"):
+    with pytest.raises(ValueError, match="not a valid name"):
         register_filter("a,b", lambda item: Status.RUN)
     for wrong in (Status.RUN, later, dict):
         with pytest.raises(TypeError, match="expected a plain function from an item to a Status"):
@@ -156,37 +158,37 @@ def test_registering_what_is_no_name_or_no_filter_is_an_error() -> None:
 
 def test_entry_points_are_filters(monkeypatch: pytest.MonkeyPatch) -> None:
     def point(name: str, value: str) -> EntryPoint:
-        return EntryPoint(name, value, filters.GROUP)
+        return EntryPoint(name, value, filters.ENTRY_POINT_GROUP)
 
-    asked: list[str] = []
-    found = [
+    groups: list[str] = []
+    installed = [
         point("theirs", "penstock.backends.expressions.filters:swap"),
         point("swap", "penstock.backends.expressions.filters:run"),
         point("broken", "penstock.backends.nothing:there"),
-        point("value", "penstock.backends.expressions.filters:GROUP"),
+        point("value", "penstock.backends.expressions.filters:ENTRY_POINT_GROUP"),
     ]
 
     def entry_points(*, group: str) -> list[EntryPoint]:
-        asked.append(group)
-        return found
+        groups.append(group)
+        return installed
 
     monkeypatch.setattr(filters, "entry_points", entry_points)
     filters._installed.cache_clear()
     try:
         assert find_filter("theirs") is filters.swap
-        assert find_filter("swap") is filters.swap, "a name of Penstock's own can't be taken"
-        assert not registered_here("theirs"), "another process finds it, too"
+        assert find_filter("swap") is filters.swap, "a package can't replace Penstock's own filter"
+        assert not registered_here("theirs"), "another process finds it as well"
         with pytest.raises(
             ConfigError, match=r"the filter broken of .* can't be loaded: ModuleNotFoundError"
         ):
             find_filter("broken")
         with pytest.raises(
             ConfigError,
-            match=r"the filter value of .* can't be loaded: TypeError: filter 'value': expected a plain",
+            match=r"the filter value of .* can't be loaded: TypeError: filter 'value': expected a ",
         ):
             find_filter("value")
         with pytest.raises(ConfigError, match="did you mean 'theirs'"):
             find_filter("their")
-        assert asked == ["penstock.filters"]
+        assert groups == ["penstock.filters"]
     finally:
         filters._installed.cache_clear()

@@ -1,9 +1,10 @@
+"""Registering, finding and describing backends."""
+
 from __future__ import annotations
 
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from penstock.backends.expressions.registry import (
     find_backend,
     register_backend,
 )
-from penstock.backends.expressions.user import adapt, load
+from penstock.backends.expressions.user import adapt
 from penstock.backends.item import Item
 from penstock.backends.operators.compose import Identity, Sequential
 
@@ -34,7 +35,8 @@ def test_built_ins_by_name_and_alias() -> None:
 
 def test_importing_the_registry_imports_no_engine() -> None:
     code = (
-        "import sys, penstock.pipelines.config.load, penstock.backends.expressions.registry as r; r.describe('TensorrtTensor');"
+        "import sys, penstock.pipelines.config.load, penstock.backends.expressions.registry as r;"
+        "r.describe('TensorrtTensor');"
         "print([m for m in ('cv2', 'onnx', 'onnxruntime', 'torch', 'numpy') if m in sys.modules])"
     )
     answer = subprocess.run(
@@ -56,12 +58,12 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("name", ["EventLoop", "Ring"])
-def test_names_of_loops_say_what_to_write(name: str) -> None:
+def test_names_of_torchpipes_loops_are_explained(name: str) -> None:
     with pytest.raises(
-        ConfigError, match=rf"{name} is no backend here: write \[pipeline\] loop = true"
+        ConfigError, match=rf"{name} is not a backend of Penstock: write \[pipeline\] loop = true"
     ):
         find_backend(name)
-    with pytest.raises(ValueError, match="is a backend of Penstock's own"):
+    with pytest.raises(ValueError, match="is one of Penstock's own backends"):
         register_backend(name, lambda data: data)
 
 
@@ -88,7 +90,7 @@ def test_invalid_input_of_a_function_is_that_items_soft_failure() -> None:
     assert items[1]["result"] == 1
 
 
-def test_register_as_a_decorator_gives_the_thing_back() -> None:
+def test_register_as_a_decorator_returns_the_class() -> None:
     class MyParams(Params):
         factor: int = 2
 
@@ -109,13 +111,13 @@ def test_registering_ones_own_name_again_replaces_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["Identity", "S", "TensorrtTensor", "Python", "MapReduce", "Ring"])
-def test_registering_a_name_of_penstock_is_an_error(name: str) -> None:
+def test_a_name_of_penstocks_own_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="Penstock's own"):
         register_backend(name, lambda data: data)
 
 
-def test_registering_what_is_no_name_or_no_backend_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no name"):
+def test_an_invalid_name_or_backend_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a valid name"):
         register_backend("a[b]", lambda data: data)
     with pytest.raises(TypeError, match="expected a class or a function"):
         register_backend("x", 3)  # type: ignore[call-overload]
@@ -172,7 +174,7 @@ def test_any_class_with_forward_is_a_backend() -> None:
     assert (item["result"], backend.min, backend.max, calls) == (6, 1, 4, ["closed"])
 
 
-def test_a_plain_class_may_say_its_range_and_take_the_context() -> None:
+def test_a_plain_class_can_set_its_range_and_take_the_context() -> None:
     class Plain:
         max = 3
 
@@ -192,19 +194,21 @@ def test_a_plain_class_may_say_its_range_and_take_the_context() -> None:
 
 
 def test_entry_points_are_backends(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {
+    installed = {
         "theirs": EntryPoint(
-            "theirs", "penstock.backends.operators.compose:Identity", registry.GROUP
+            "theirs", "penstock.backends.operators.compose:Identity", registry.ENTRY_POINT_GROUP
         ),
-        "broken": EntryPoint("broken", "penstock.backends.nothing:There", registry.GROUP),
+        "broken": EntryPoint(
+            "broken", "penstock.backends.nothing:There", registry.ENTRY_POINT_GROUP
+        ),
     }
-    monkeypatch.setattr(registry, "_installed", lambda: found)
+    monkeypatch.setattr(registry, "_installed", lambda: installed)
     assert find_backend("theirs") is Identity
     with pytest.raises(ConfigError, match=r"broken of .* can't be loaded: ModuleNotFoundError"):
         find_backend("broken")
 
 
-def test_an_engine_whose_extra_is_missing_is_known_and_says_what_it_needs(
+def test_an_engine_whose_extra_is_missing_is_known_and_names_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -234,7 +238,7 @@ def test_an_engine_whose_extra_is_missing_is_known_and_says_what_it_needs(
         ("1x3,1x10;2x3,2x10", "2x3,2x10;8x3,8x10", (1, 8)),
     ],
 )
-def test_engine_shapes_say_the_batch_range(low: str, high: str, expected: tuple[int, int]) -> None:
+def test_engine_shapes_give_the_batch_range(low: str, high: str, expected: tuple[int, int]) -> None:
     cls = find_backend("ModelTensor")
     assert cls.parameters is not None
     assert (
@@ -248,56 +252,14 @@ def test_engine_shapes_say_the_batch_range(low: str, high: str, expected: tuple[
 @pytest.mark.parametrize("name", registry.BUILTINS)
 def test_every_backend_can_be_described(name: str) -> None:
     pytest.importorskip(registry.BUILTINS[name].partition(":")[0], exc_type=ImportError)
-    found = describe(name)
-    assert found.doc
-    assert found.parameters is not None
+    description = describe(name)
+    assert description.doc
+    assert description.parameters is not None
 
 
 def test_descriptions_name_parameters_as_files_write_them() -> None:
-    found = describe("TensorrtTensor")
-    parameters = {each.name: each for each in found.parameters or ()}
+    description = describe("TensorrtTensor")
+    parameters = {parameter.name: parameter for parameter in description.parameters or ()}
     assert parameters["model"].required
     assert parameters["model::cache"].type == "str | None"
-    assert found.extra == "tensorrt"
-
-
-OPS = """
-from dataclasses import dataclass
-
-@dataclass
-class State:
-    factor: int = 3
-
-def triple(data):
-    return data * State().factor
-"""
-
-
-def test_a_file_is_loaded_without_touching_the_path(tmp_path: Path) -> None:
-    (tmp_path / "ops.py").write_text(OPS)
-    before = list(sys.path)
-    assert load("ops.py:triple", tmp_path)(2) == 6
-    assert sys.path == before
-    assert "ops" not in sys.modules
-    assert load("ops.py:triple", tmp_path) is load("ops.py:triple", tmp_path)
-
-
-def test_a_module_is_imported() -> None:
-    assert load("penstock.backends.operators.compose:Identity", Path()) is Identity
-
-
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
-        ("nothing.py:f", "there is no file .*nothing.py"),
-        ("ops.py:tripel", "has no 'tripel', did you mean 'triple'"),
-        ("penstock.nowhere:f", "importing 'penstock.nowhere' .* failed: ModuleNotFoundError"),
-        ("broken.py:f", "failed: ZeroDivisionError"),
-        (":f", "expected module:Class or file.py:Class"),
-    ],
-)
-def test_what_can_not_be_loaded(tmp_path: Path, target: str, message: str) -> None:
-    (tmp_path / "ops.py").write_text(OPS)
-    (tmp_path / "broken.py").write_text("1 / 0")
-    with pytest.raises(ConfigError, match=message):
-        load(target, tmp_path)
+    assert description.extra == "tensorrt"

@@ -1,4 +1,4 @@
-"""`force_range`: what a file says of a range in place of the backend."""
+"""`force_range`: a file replaces the batch range of a backend."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def own_names(monkeypatch: pytest.MonkeyPatch) -> None:
         ("Max[OnnxTensor]", {"force_range": "2,4", "model": "x.onnx"}, (2, UNBOUNDED)),
     ],
 )
-def test_declared(
+def test_the_declared_range(
     bound: Callable[..., Any], expression: str, keys: dict[str, Any], expected: tuple[int, int]
 ) -> None:
     assert bound(expression, **keys).declared_range == expected
 
 
-def test_it_holds_after_init(make: Callable[..., Backend]) -> None:
+def test_a_forced_range_holds_after_init(make: Callable[..., Backend]) -> None:
     for expression, expected in (
         ("S[One(force_range='1,3'),Identity]", (1, 3)),
         ("AnyKey(force_range='2,4')", (2, 4)),
@@ -74,7 +74,7 @@ def test_it_holds_after_init(make: Callable[..., Backend]) -> None:
         assert (backend.min, backend.max) == expected
 
 
-def test_a_chain_runs_batches_where_the_member_is_said_to_take_them(
+def test_a_chain_runs_a_member_with_a_forced_range_in_batches(
     make: Callable[..., Backend],
 ) -> None:
     items: list[Item] = [{"data": 0}, {"data": 0}]
@@ -84,14 +84,14 @@ def test_a_chain_runs_batches_where_the_member_is_said_to_take_them(
 
 @pytest.mark.parametrize("text", ["4", "4,2", "0,2", "a,b", "1,2,3", ""])
 @pytest.mark.parametrize("expression", ["Identity", "AnyKey"])
-def test_what_is_no_range_is_found_at_load(
+def test_an_invalid_range_is_an_error_at_load(
     bound: Callable[..., Any], expression: str, text: str
 ) -> None:
     with pytest.raises(ConfigError, match="force_range"):
         bound(expression, force_range=text)
 
 
-def test_min_and_max_of_the_node_are_then_the_engines() -> None:
+def test_min_and_max_of_the_node_are_for_the_engines() -> None:
     keys = {
         "backend": "S[OnnxTensor,SyncTensor]",
         "model": str(MODEL),
@@ -107,15 +107,16 @@ def test_min_and_max_of_the_node_are_then_the_engines() -> None:
         "max": 9,
         "min": 2,
     }
-    with pipe(summed) as found:
-        assert (found.min(), found.max()) == (8, 19)
+    with pipe(summed) as opened:
+        assert (opened.min(), opened.max()) == (8, 19)
     with pytest.raises(
         ConfigError,
-        match=r"9 of \[8, 9\] is no sum of batch sizes that the child takes: it has the range \[8, 8\]",
+        match=r"9 of \[8, 9\] is not a sum of batch sizes that the child takes: "
+        r"its range is \[8, 8\]",
     ):
         pipe(summed | {"range": "8,9", "max": 8, "min": 8})
 
 
-def test_instance_groups_have_ranges_of_their_own() -> None:
+def test_each_instance_group_has_its_own_range() -> None:
     with pipe({"backend": "Identity", "force_range": "1,2&1,6"}) as forced:
         assert (forced.min(), forced.max()) == (1, 6)

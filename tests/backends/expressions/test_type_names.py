@@ -1,3 +1,5 @@
+"""Types and defaults of parameters in words."""
+
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
@@ -40,9 +42,9 @@ class Model(BaseModel):
         ("pair", "tuple[int, str]"),
     ],
 )
-def test_types_in_words(field: Any, expected: Any) -> None:
-    found = Model.model_fields[field]
-    assert type_name(found.annotation, found.metadata) == expected
+def test_types_in_words(field: str, expected: str) -> None:
+    info = Model.model_fields[field]
+    assert type_name(info.annotation, info.metadata) == expected
 
 
 @pytest.mark.parametrize(
@@ -58,5 +60,5 @@ def test_types_in_words(field: Any, expected: Any) -> None:
         (32, "32"),
     ],
 )
-def test_defaults_as_in_a_file(value: Any, expected: Any) -> None:
+def test_defaults_as_in_a_file(value: Any, expected: str) -> None:
     assert value_name(value) == expected

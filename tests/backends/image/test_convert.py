@@ -14,8 +14,83 @@ from pydantic import ValidationError
 
 from penstock.backends.base import Context
 from penstock.backends.errors import BackendError, InvalidInput
-from penstock.backends.image.convert import FloatMat, SaveMat, Tensor2Mat
-from penstock.backends.image.mat import Mat2Tensor
+from penstock.backends.image.convert import (
+    CvtColorMat,
+    FloatMat,
+    Mat2Tensor,
+    SaveMat,
+    Tensor2Mat,
+)
+
+# CvtColorMat
+
+
+def test_a_conversion_reads_and_sets_the_items_color(run: Any) -> None:
+    bgr = np.array([[[1, 2, 3]]], np.uint8)
+    item = run(CvtColorMat, bgr, {"color": "bgr"}, color="rgb")
+    assert item["result"].tolist() == [[[3, 2, 1]]] and item["color"] == "rgb"
+    again = run(CvtColorMat, item["result"], {"color": "rgb"}, color="rgb")
+    assert again["result"].tolist() == [[[3, 2, 1]]]
+    back = run(CvtColorMat, item["result"], {"color": "rgb"}, color="bgr")
+    assert back["result"].tolist() == bgr.tolist()
+    assert bgr.tolist() == [[[1, 2, 3]]]
+
+
+def test_three_channels_without_a_color_are_bgr(run: Any) -> None:
+    bgr = np.array([[[1, 2, 3]]], np.uint8)
+    assert run(CvtColorMat, bgr, color="rgb")["result"].tolist() == [[[3, 2, 1]]]
+
+
+@pytest.mark.parametrize(
+    ("source", "weights"), [("bgr", (0.114, 0.587, 0.299)), ("rgb", (0.299, 0.587, 0.114))]
+)
+def test_grey_keeps_the_channel_axis(run: Any, source: str, weights: tuple[float, ...]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    item = run(CvtColorMat, image, {"color": source}, color="gray")
+    assert item["result"].shape == (5, 7, 1) and item["color"] == "gray"
+    assert np.abs(item["result"][:, :, 0] - image @ np.array(weights)).max() <= 1
+    wide = run(CvtColorMat, item["result"], {"color": "gray"}, color="rgb")
+    assert wide["result"].shape == (5, 7, 3) and wide["color"] == "rgb"
+
+
+def test_two_dimensions_are_grey(run: Any) -> None:
+    item = run(CvtColorMat, np.zeros((5, 7), np.uint8), color="bgr")
+    assert item["result"].shape == (5, 7, 3)
+
+
+@pytest.mark.parametrize("color", ["gray", "hsv"])
+def test_a_color_that_does_not_fit(run: Any, color: str) -> None:
+    with pytest.raises(InvalidInput, match=r"does not fit.*\(2, 2, 3\)"):
+        run(CvtColorMat, np.zeros((2, 2, 3), np.uint8), {"color": color}, color="rgb")
+
+
+# Mat2Tensor
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_an_image_becomes_a_tensor(make: Any, channels: int, dtype: Any) -> None:
+    image = np.random.default_rng(0).integers(0, 200, (5, 7, channels)).astype(dtype)
+    image.flags.writeable = False
+    for data in (image, image[:, ::-1], image[::2]):
+        results = {}
+        for data_format in ("nchw", "nhwc"):
+            item = {"data": data}
+            make(Mat2Tensor, data_format=data_format).forward([item])
+            result = results[data_format] = item["result"]
+            assert result.dtype == dtype
+            assert result.flags.c_contiguous and result.flags.owndata
+            assert not np.shares_memory(result, data)
+        assert results["nchw"].shape == (1, channels, *data.shape[:2])
+        assert np.array_equal(results["nchw"][0], data.transpose(2, 0, 1))
+        assert np.array_equal(results["nhwc"][0], data)
+
+
+def test_a_grey_image_becomes_a_tensor(make: Any) -> None:
+    item = {"data": np.zeros((5, 7), np.uint8)}
+    make(Mat2Tensor).forward([item])
+    assert item["result"].shape == (1, 1, 5, 7)
+
 
 # Tensor2Mat
 

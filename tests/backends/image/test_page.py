@@ -7,7 +7,7 @@ from pathlib import Path
 
 from penstock.backends.base import Params
 from penstock.backends.expressions.registry import BUILTINS, describe
-from penstock.backends.image.tensor import TensorParams
+from penstock.backends.image.tensor.backend import TensorParams
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "image-backends.md"
 

@@ -18,6 +18,7 @@ from penstock.backends.image.resize import (
     DynamicResizeMat,
     FixRatioResizeMat,
     PillowResizeMat,
+    ResizeMat,
 )
 
 FILTERS = ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -25,6 +26,24 @@ FILTERS = ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 def by_opencv(image: Any, height: Any, width: Any) -> Any:
     return cv2.resize(image, (width, height)).reshape(height, width, -1)
+
+
+# ResizeMat
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_fixed_size(run: Any, channels: int, dtype: Any) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 30, channels), np.uint8).astype(dtype)
+    result = run(ResizeMat, image, resize_h=11, resize_w=13)["result"]
+    assert result.shape == (11, 13, channels) and result.dtype == dtype
+    assert np.array_equal(result, by_opencv(image, 11, 13))
+
+
+def test_resizing_by_half_pixel_centres(run: Any) -> None:
+    ramp = np.arange(4, dtype=np.float32).reshape(1, 4, 1) * 10
+    result = run(ResizeMat, ramp, resize_h=1, resize_w=2)["result"]
+    assert result.ravel().tolist() == [5, 25]
 
 
 # DynamicResizeMat

@@ -90,7 +90,8 @@ def test_range_may_get_fewer_than_it_says(make: Make) -> None:
 def test_a_size_that_is_no_sum_is_found_at_load(make: Make, expression: str) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"Range: 9 of \[8, 9\] is no sum of batch sizes that the child takes: it has the range \[8, 8\]",
+        match=r"Range: 9 of \[8, 9\] is not a sum of batch sizes that the child takes: "
+        r"its range is \[8, 8\]",
     ):
         make(expression)
 

@@ -24,7 +24,7 @@ from penstock.backends.item import Item
 from penstock.backends.process import worker
 from penstock.backends.process.channel import Channel, PeerGoneError
 from penstock.backends.process.failure import Failure
-from penstock.backends.process.wire import Change, Loaded, Order, Part
+from penstock.backends.process.wire import Change, Loaded, Order, SpecMessage
 
 
 @pytest.fixture
@@ -315,7 +315,7 @@ def test_an_error_in_an_item_survives() -> None:
 # orders
 
 
-def test_a_part_makes_its_spec_again(tmp_path: Path) -> None:
+def test_a_message_binds_to_the_same_spec(tmp_path: Path) -> None:
     (tmp_path / "ops.py").write_text(
         "def plus(x):\n    return x + 1\nclass Any:\n    def forward(self, batch): ...\n"
     )
@@ -326,8 +326,8 @@ def test_a_part_makes_its_spec_again(tmp_path: Path) -> None:
         Spec("ops.py:Any", Backend, {"path": Path("x"), "list": [1]}),
         Spec("ops.py:plus", Backend, {}),
     ))  # fmt: skip
-    part = pickle.loads(pickle.dumps(Part.of(given)))
-    found = part.spec(Context(directory=tmp_path))
+    message = pickle.loads(pickle.dumps(SpecMessage.of(given)))
+    found = message.bind(Context(directory=tmp_path))
     assert found.cls is find_backend("Sequential")
     first, second, third = found.children
     assert first == given.children[0]
@@ -337,16 +337,17 @@ def test_a_part_makes_its_spec_again(tmp_path: Path) -> None:
     assert item["result"] == 2
 
 
-def test_a_part_keeps_filters_keys_and_ranges(bound: Callable[..., Spec]) -> None:
+def test_a_message_keeps_filters_keys_and_ranges(bound: Callable[..., Spec]) -> None:
     given = bound(
-        "S[Copy[a:b],(or)Add['k:x, y',l:],(skip)AddInt[n:1],Keep[a,b],Range('1,4',force_range='1,2')[Identity]]"
+        "S[Copy[a:b],(or)Add['k:x, "
+        "y',l:],(skip)AddInt[n:1],Keep[a,b],Range('1,4',force_range='1,2')[Identity]]"
     )
     assert given.children[1].filter == "or"
-    assert pickle.loads(pickle.dumps(Part.of(given))).spec(Context()) == given
+    assert pickle.loads(pickle.dumps(SpecMessage.of(given))).bind(Context()) == given
 
 
 def order(name: str, directory: Path) -> Order:
-    return Order(Part(name, {}, ()), Context(directory=directory), "pipeline/node#0", 20)
+    return Order(SpecMessage(name, {}, ()), Context(directory=directory), "pipeline/node#0", 20)
 
 
 OPS = """

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from penstock.backends.base import Backend, Params
 from penstock.backends.errors import ConfigError
 from penstock.backends.expressions import filters, registry
-from penstock.backends.expressions.composite import Composite, CopySplit, Jump
+from penstock.backends.expressions.composite import CompositeBackend, CopySplit, Jump
 from penstock.backends.expressions.filters import Status, register_filter
 from penstock.backends.expressions.registry import register_backend
 from penstock.pipelines.config.load import PipelineConfig, load
@@ -26,7 +26,7 @@ class Small(Backend):
     max = 4
 
 
-class Asks(Composite):
+class Asks(CompositeBackend):
     """As a user's async backend: it takes any key, and jumps nowhere by itself."""
 
     parameters = None
@@ -612,7 +612,7 @@ def test_logic_takes_any_key_and_jumps_nowhere() -> None:
 
 
 def test_a_declared_parameter_of_logic_may_be_called_jump() -> None:
-    class Own(Composite):
+    class Own(CompositeBackend):
         class parameters(Params):
             jump: str = ""
 

@@ -329,7 +329,7 @@ async def test_break_while_a_branch_runs_absorbs_it(workshop: Workshop) -> None:
         ("Error", "node 'b': its filter Error says Error"),
         ("raises", "node 'b': its filter raises raised ZeroDivisionError: division by zero"),
         ("nonsense", "node 'b': its filter nonsense answered None, expected a penstock.Status"),
-        ("filter", "node 'b': .*'filter', which is not there; expected one of Run"),
+        ("filter", "node 'b': .*'filter', which is missing: expected one of Run"),
     ],
 )
 async def test_a_filter_that_fails_names_its_node(

@@ -12,8 +12,8 @@ import pytest
 
 from penstock.backends.base import Backend, Context
 from penstock.backends.expressions.registry import find_backend
-from penstock.backends.expressions.user import load
 from penstock.backends.item import Item
+from penstock.backends.user_code import load
 
 try:
     import torch

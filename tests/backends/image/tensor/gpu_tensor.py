@@ -15,18 +15,18 @@ from PIL import Image
 
 from penstock import pipe
 from penstock.backends.base import Context
-from penstock.backends.image.tensor_convert import (
+from penstock.backends.image.tensor.convert import (
     CpuTensor,
     CvtColorTensor,
     FloatTensor,
     GpuTensor,
     NCHWTensor,
 )
-from penstock.backends.image.tensor_crop import CopyMakeBorderTensor, CropTensor, WarpAffineTensor
-from penstock.backends.image.tensor_decode import DecodeTensor
-from penstock.backends.image.tensor_files import LoadTensor, SaveTensor
-from penstock.backends.image.tensor_resize import DynamicResizeTensor, ResizePadTensor, ResizeTensor
-from penstock.backends.image.tensor_rows import ArgMaxTensor, CatTensor, SplitTensor
+from penstock.backends.image.tensor.crop import CopyMakeBorderTensor, CropTensor, WarpAffineTensor
+from penstock.backends.image.tensor.decode import DecodeTensor
+from penstock.backends.image.tensor.files import LoadTensor, SaveTensor
+from penstock.backends.image.tensor.resize import DynamicResizeTensor, ResizePadTensor, ResizeTensor
+from penstock.backends.image.tensor.rows import ArgMaxTensor, CatTensor, SplitTensor
 
 ON_CPU, ON_GPU = Context(node="test", device="cpu"), Context(node="test", device="cuda:0")
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from penstock.backends.errors import InvalidInput, TooLarge
 from penstock.backends.image.pad import ResizePadMat
-from penstock.backends.image.tensor_resize import DynamicResizeTensor, ResizePadTensor, ResizeTensor
+from penstock.backends.image.tensor.resize import DynamicResizeTensor, ResizePadTensor, ResizeTensor
 
 torch = pytest.importorskip("torch")
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from penstock.backends.base import Context
 from penstock.backends.errors import BackendError, InvalidInput
-from penstock.backends.image.tensor_files import LoadTensor, SaveTensor
+from penstock.backends.image.tensor.files import LoadTensor, SaveTensor
 
 torch = pytest.importorskip("torch")
 

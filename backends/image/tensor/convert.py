@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from ..base import UNBOUNDED, Context, Params
-from ..errors import InvalidInput
-from ..item import Item
-from .tensor import ImageTensorBackend, TensorBackend, TensorParams, is_nhwc
+from ...base import UNBOUNDED, Context, Params
+from ...errors import InvalidInput
+from ...item import Item
+from ..pixels import CHANNELS, Color
+from .backend import ImageTensorBackend, TensorBackend, TensorParams, is_nhwc
 
 if TYPE_CHECKING:
     import torch
 
-CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
-
 
 class CvtColorTensorParams(TensorParams):
-    color: Literal["rgb", "bgr", "gray"] = Field(description="The channel order to convert to.")
+    color: Color = Field(description="The channel order to convert to.")
 
 
 class CvtColorTensor(ImageTensorBackend):
@@ -38,7 +37,7 @@ class CvtColorTensor(ImageTensorBackend):
         self.color = params.color
 
     def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
-        from .tensor_ops import converted
+        from .operations import converted
 
         channels = image.shape[1]
         source = item.get("color") or ("gray" if channels == 1 else None)
@@ -69,7 +68,7 @@ class FloatTensor(TensorBackend):
     """
 
     def answer(self, item: Item) -> torch.Tensor:
-        from .tensor_ops import owned
+        from .operations import owned
 
         (tensor,) = self.tensors([item["data"]])
         if tensor.is_complex():
@@ -85,7 +84,7 @@ class NCHWTensor(TensorBackend):
     """
 
     def answer(self, item: Item) -> torch.Tensor:
-        from .tensor_ops import image_of, owned
+        from .operations import image_of, owned
 
         image = image_of(item["data"], is_nhwc(item, "NCHWTensor"), self._half.device, "NCHWTensor")
         item["data_format"] = "nchw"
@@ -116,7 +115,7 @@ class CpuTensor(TensorBackend):
 
 def moved(tensors: list[torch.Tensor], data: Any, device: torch.device | str) -> Any:
     """The tensors there, as a list where `data` is one."""
-    from .tensor_ops import owned
+    from .operations import owned
 
     results = [owned(tensor.to(device)) for tensor in tensors]
     return results if isinstance(data, list | tuple) else results[0]

@@ -1,4 +1,4 @@
-"""The OpenCV image backends, on real files of each kind."""
+"""DecodeMat, on real files of each kind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_image
 
 from penstock.backends.base import Context
 from penstock.backends.errors import InvalidInput, TooLarge
-from penstock.backends.image.mat import CvtColorMat, DecodeMat, Mat2Tensor, ResizeMat
+from penstock.backends.image.decode import DecodeMat
 
 
 def make(cls, **params: Any) -> Any:
@@ -372,150 +372,3 @@ def test_neighbours_of_a_soft_failure(photo: Any) -> None:
         ["data", "error"],
         ["color", "data", "result"],
     ]
-
-
-# Colours
-
-
-def test_colours_follow_the_item() -> None:
-    bgr = np.array([[[1, 2, 3]]], np.uint8)
-    item = run(make(CvtColorMat, color="rgb"), bgr, color="bgr")
-    assert item["result"].tolist() == [[[3, 2, 1]]] and item["color"] == "rgb"
-    again = run(make(CvtColorMat, color="rgb"), item["result"], color="rgb")
-    assert again["result"].tolist() == [[[3, 2, 1]]]
-    back = run(make(CvtColorMat, color="bgr"), item["result"], color="rgb")
-    assert back["result"].tolist() == bgr.tolist()
-    assert bgr.tolist() == [[[1, 2, 3]]]
-
-
-def test_without_a_colour_three_channels_are_bgr() -> None:
-    assert run(make(CvtColorMat, color="rgb"), np.array([[[1, 2, 3]]], np.uint8))[
-        "result"
-    ].tolist() == [[[3, 2, 1]]]
-
-
-@pytest.mark.parametrize(
-    ("source", "weights"), [("bgr", (0.114, 0.587, 0.299)), ("rgb", (0.299, 0.587, 0.114))]
-)
-def test_grey_keeps_the_channel_axis(source: Any, weights: Any) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-    item = run(make(CvtColorMat, color="gray"), image, color=source)
-    assert item["result"].shape == (5, 7, 1) and item["color"] == "gray"
-    assert np.abs(item["result"][:, :, 0] - image @ np.array(weights)).max() <= 1
-    wide = run(make(CvtColorMat, color="rgb"), item["result"], color="gray")
-    assert wide["result"].shape == (5, 7, 3) and wide["color"] == "rgb"
-
-
-def test_grey_without_channel_axis() -> None:
-    assert run(make(CvtColorMat, color="bgr"), np.zeros((5, 7), np.uint8))["result"].shape == (
-        5,
-        7,
-        3,
-    )
-
-
-@pytest.mark.parametrize("keys", [{"color": "gray"}, {"color": "hsv"}])
-def test_a_colour_that_does_not_fit(keys: Any) -> None:
-    with pytest.raises(InvalidInput, match=r"does not fit.*\(2, 2, 3\)"):
-        run(make(CvtColorMat, color="rgb"), np.zeros((2, 2, 3), np.uint8), **keys)
-
-
-# Sizes
-
-
-@pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_resize(channels: Any, dtype: Any) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (40, 30, channels), np.uint8).astype(dtype)
-    before = image.copy()
-    result = run(make(ResizeMat, resize_h=11, resize_w=13), image)["result"]
-    assert result.shape == (11, 13, channels) and result.dtype == dtype
-    assert np.array_equal(result, cv2.resize(before, (13, 11)).reshape(11, 13, channels))
-    assert np.array_equal(image, before)
-
-
-def test_resize_by_half_pixel_centres() -> None:
-    ramp = np.arange(4, dtype=np.float32).reshape(1, 4, 1) * 10
-    assert run(make(ResizeMat, resize_h=1, resize_w=2), ramp)["result"].ravel().tolist() == [5, 25]
-
-
-@pytest.mark.parametrize(
-    "backend",
-    [
-        lambda: make(ResizeMat, resize_h=2, resize_w=2),
-        lambda: make(Mat2Tensor),
-        lambda: make(CvtColorMat, color="rgb"),
-    ],
-)
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"jpeg",
-        np.zeros((2, 2, 3), np.int64),
-        np.zeros((1, 2, 2, 3), np.uint8),
-        np.zeros((0, 2, 3), np.uint8),
-    ],
-)
-def test_what_is_no_image(backend: Any, data: Any) -> None:
-    with pytest.raises(InvalidInput, match="image"):
-        run(backend(), data)
-
-
-# Tensors
-
-
-def read_only(array: Any) -> Any:
-    array.flags.writeable = False
-    return array
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_tensor(channels: Any, dtype: Any) -> None:
-    image = read_only(np.random.default_rng(0).integers(0, 200, (5, 7, channels)).astype(dtype))
-    for data in (image, image[:, ::-1], image[::2]):
-        tensor = run(make(Mat2Tensor), data)["result"]
-        assert tensor.dtype == dtype and tensor.shape == (1, channels, *data.shape[:2])
-        assert np.array_equal(tensor[0], data.transpose(2, 0, 1))
-        rows = run(make(Mat2Tensor, data_format="nhwc"), data)["result"]
-        assert np.array_equal(rows[0], data) and rows.dtype == dtype
-        for result in (tensor, rows):
-            assert (
-                result.flags.c_contiguous
-                and result.flags.owndata
-                and not np.shares_memory(result, data)
-            )
-
-
-def test_tensor_of_grey() -> None:
-    assert run(make(Mat2Tensor), np.zeros((5, 7), np.uint8))["result"].shape == (1, 1, 5, 7)
-
-
-def test_no_backend_writes_to_its_input(photo: Any) -> None:
-    image = read_only(np.array(photo))
-    before = image.copy()
-    for backend in (
-        make(CvtColorMat, color="rgb"),
-        make(CvtColorMat, color="gray"),
-        make(ResizeMat, resize_h=427, resize_w=640),
-        make(Mat2Tensor),
-    ):
-        assert run(backend, image, color="bgr")["data"] is image
-        assert np.array_equal(image, before)
-
-
-@pytest.mark.parametrize(
-    "image",
-    [np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), np.uint8), np.zeros((20, 9, 1), np.uint8)[:9]],
-    ids=["color", "grey", "view"],
-)
-def test_results_own_their_memory(image: Any) -> None:
-    backends = [make(CvtColorMat, color=color) for color in ("rgb", "gray", "bgr")] + [
-        make(ResizeMat, resize_h=4, resize_w=5)
-    ]
-    for backend in [*backends, make(Mat2Tensor), make(Mat2Tensor, data_format="nhwc")]:
-        assert run(backend, image)["result"].base is None
-
-
-def test_ranges() -> None:
-    assert {cls.max for cls in (DecodeMat, CvtColorMat, ResizeMat, Mat2Tensor)} == {1}

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from ..base import Context, Params
-from ..errors import BackendError
-from ..item import Item
-from .files import NumberedFiles
-from .tensor import TensorBackend, TensorParams
+from ...base import Context, Params
+from ...errors import BackendError
+from ...item import Item
+from ..files import NumberedFiles
+from .backend import TensorBackend, TensorParams
 
 
 class SaveTensorParams(TensorParams):

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from ..base import UNBOUNDED, Context, Params
-from ..errors import TooLarge
-from ..item import Item
-from .geometry import InverseTransform, fit
-from .pad import PAD_VALUE, PadValue
-from .pixels import MAX_SIDE, side
-from .tensor import ImageTensorBackend, TensorParams
+from ...base import UNBOUNDED, Context, Params
+from ...errors import TooLarge
+from ...item import Item
+from ..geometry import InverseTransform, fit
+from ..pad import PAD_VALUE, PadValue
+from ..pixels import MAX_SIDE, side
+from .backend import ImageTensorBackend, TensorParams
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ class ResizeTensor(ImageTensorBackend):
         self.size = params.resize_h, params.resize_w
 
     def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
-        from .tensor_ops import resized
+        from .operations import resized
 
         return resized(image, *self.size)
 
@@ -69,7 +69,7 @@ class DynamicResizeTensor(ImageTensorBackend):
         self.max_pixels = params.max_pixels
 
     def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
-        from .tensor_ops import resized
+        from .operations import resized
 
         height, width = (
             side(item, "resize_h", "DynamicResizeTensor"),
@@ -107,7 +107,7 @@ class ResizePadTensor(ImageTensorBackend):
         self.pad_value = params.pad_value
 
     def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
-        from .tensor_ops import fill_of, placed, resized
+        from .operations import fill_of, placed, resized
 
         height, width = image.shape[2:]
         fill = fill_of(self.pad_value, image, "ResizePadTensor")

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from penstock.backends.errors import InvalidInput
-from penstock.backends.image.tensor_convert import (
+from penstock.backends.image.tensor.convert import (
     CpuTensor,
     CvtColorTensor,
     FloatTensor,

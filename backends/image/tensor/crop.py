@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import Field
 
-from ..base import Context, Params
-from ..errors import InvalidInput, TooLarge
-from ..item import Item
-from .crop import numbers, whole_box
-from .pad import PAD_VALUE, PadValue
-from .pixels import MAX_SIDE, side
-from .tensor import ImageTensorBackend, TensorParams
+from ...base import Context, Params
+from ...errors import InvalidInput, TooLarge
+from ...item import Item
+from ..crop import numbers, whole_box
+from ..pad import PAD_VALUE, PadValue
+from ..pixels import MAX_SIDE, side
+from .backend import ImageTensorBackend, TensorParams
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,7 @@ class CopyMakeBorderTensor(ImageTensorBackend):
         self.params = params
 
     def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
-        from .tensor_ops import fill_of, placed
+        from .operations import fill_of, placed
 
         top, bottom, left, right = (
             side(item, key, "CopyMakeBorderTensor", 0) if key in item else getattr(self.params, key)
@@ -122,7 +122,7 @@ class WarpAffineTensor(ImageTensorBackend):
         self.params = params
 
     def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
-        from .tensor_ops import fill_of, warped
+        from .operations import fill_of, warped
 
         name = "WarpAffineTensor"
         height = side(item, "target_h", name) if "target_h" in item else self.params.target_h

@@ -1,7 +1,7 @@
 """What every torch image backend agrees on: where it runs, which tensors are images, and the base classes that read and answer them.
 
 torch is imported when a backend is initialised, not before: a file that uses them can be checked without it. What they do with pixels is
-in tensor_ops.py, which imports it.
+in operations.py, which imports it.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from ..base import Backend, Context, Params
-from ..errors import BackendError, InvalidInput
-from ..item import Item
+from ...base import Backend, Context, Params
+from ...errors import BackendError, InvalidInput
+from ...item import Item
 
 if TYPE_CHECKING:
     import torch
 
-    from ..gpu.device import DeviceHalf
+    from ...gpu.device import DeviceHalf
 
 
 class TensorParams(Params):
@@ -46,7 +46,7 @@ class TensorBackend(Backend):
         """Raises BackendError where torch or the GPU that is asked for is not there."""
         name = type(self).__name__
         try:
-            from ..gpu.device import DeviceHalf, choose_device
+            from ...gpu.device import DeviceHalf, choose_device
         except ModuleNotFoundError as error:
             if error.name != "torch":
                 raise
@@ -79,7 +79,7 @@ class TensorBackend(Backend):
 
     def tensors(self, data: Any) -> list[torch.Tensor]:
         """`data`, a tensor or a list of them, as tensors where they are. Raises InvalidInput for anything else, and for an empty list."""
-        from .tensor_ops import tensor_of
+        from .operations import tensor_of
 
         values = data if isinstance(data, list | tuple) else [data]
         if not values:
@@ -125,14 +125,14 @@ class ImageTensorBackend(TensorBackend):
         raise NotImplementedError
 
     def _image_of(self, item: Item) -> torch.Tensor:
-        from .tensor_ops import image_of
+        from .operations import image_of
 
         return image_of(
             item["data"], is_nhwc(item, type(self).__name__), self._half.device, type(self).__name__
         )
 
     def ordered(self, image: torch.Tensor, item: Item) -> torch.Tensor:
-        from .tensor_ops import owned
+        from .operations import owned
 
         return owned(image.permute(0, 2, 3, 1) if is_nhwc(item, type(self).__name__) else image)
 
@@ -164,7 +164,7 @@ class ImageTensorBackend(TensorBackend):
         """
         import torch
 
-        from .tensor_ops import separate
+        from .operations import separate
 
         first = members[0][0]
         before = first.copy()

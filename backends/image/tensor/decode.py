@@ -12,11 +12,12 @@ import numpy as np
 from PIL import ImageFile
 from pydantic import BeforeValidator, Field
 
-from ..base import Context, Params
-from ..errors import InvalidInput
-from ..item import Item
-from .decode import checked_header, decode_pixels, file_bytes
-from .tensor import TensorBackend, TensorParams
+from ...base import Context, Params
+from ...errors import InvalidInput
+from ...item import Item
+from ..decode import checked_header, decode_pixels, file_bytes
+from ..pixels import Color
+from .backend import TensorBackend, TensorParams
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,7 @@ DataFormat = Annotated[
 
 
 class DecodeTensorParams(TensorParams):
-    color: Literal["rgb", "bgr", "gray"] = Field("rgb", description="Order of the channels.")
+    color: Color = Field("rgb", description="Order of the channels.")
     data_format: DataFormat = Field(
         "nchw", description="Order of the tensor's axes; torchpipe's hwc is nhwc."
     )
@@ -112,7 +113,7 @@ class DecodeTensor(TensorBackend):
 
     def _decode_here(self, item: Item, encoded: bytes, header: ImageFile.ImageFile) -> None:
         """By the CPU."""
-        from .tensor_ops import from_pixels
+        from .operations import from_pixels
 
         pixels = decode_pixels(encoded, header)
         item["result"] = from_pixels(pixels, self.color, self.data_format == "nhwc").to(
@@ -124,7 +125,7 @@ class DecodeTensor(TensorBackend):
         """What nvJPEG has decoded, images of one size."""
         import torch
 
-        from .tensor_ops import converted, separate
+        from .operations import converted, separate
 
         images = converted(torch.stack([image for _, image in members]), "rgb", self.color)
         results = separate(

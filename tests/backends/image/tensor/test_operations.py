@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from penstock.backends.errors import InvalidInput  # noqa: E402
-from penstock.backends.image import tensor_ops  # noqa: E402
+from penstock.backends.image.tensor import operations  # noqa: E402
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 TURN = cv2.getRotationMatrix2D((300.0, 200.0), 30, 0.8)
@@ -22,14 +22,14 @@ TURN = cv2.getRotationMatrix2D((300.0, 200.0), 30, 0.8)
 def test_resizing_by_torch_is_opencvs(
     tensor: Any, photo: Any, height: Any, width: Any, device: Any
 ) -> None:
-    result = tensor_ops.interpolated(tensor.to(device), height, width)
+    result = operations.interpolated(tensor.to(device), height, width)
     assert result.dtype == torch.uint8 and result.device.type == device
     difference = np.abs(
         result[0].permute(1, 2, 0).cpu().numpy().astype(int) - cv2.resize(photo, (width, height))
     )
     assert difference.max() <= 1 and difference.mean() < 0.3
     floats = (
-        tensor_ops.interpolated(tensor.to(device).float(), height, width)[0]
+        operations.interpolated(tensor.to(device).float(), height, width)[0]
         .permute(1, 2, 0)
         .cpu()
         .numpy()
@@ -61,7 +61,7 @@ def exact(photo: Any, inverse: Any, height: Any, width: Any, fill: Any) -> Any:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("how", [tensor_ops.warped, tensor_ops.sampled])
+@pytest.mark.parametrize("how", [operations.warped, operations.sampled])
 @pytest.mark.parametrize(
     "inverse",
     [
@@ -82,7 +82,7 @@ def test_warping_is_bilinear_between_centres(
     # OpenCV 4 rounds places to 1/32 of a pixel
     difference = np.abs(result - expected)
     assert difference.mean() < 0.5 and np.quantile(difference, 0.999) < 8
-    if how is tensor_ops.sampled:
+    if how is operations.sampled:
         assert difference.max() < 0.1
     whole = how(tensor.to(device), inverse, 300, 500, fill)[0].permute(1, 2, 0).cpu().numpy()
     assert whole.dtype == np.uint8 and np.abs(whole - result).max() <= 1.01
@@ -91,7 +91,7 @@ def test_warping_is_bilinear_between_centres(
 @pytest.mark.parametrize("device", DEVICES)
 def test_several_images_are_warped_alike(tensor: Any, device: Any) -> None:
     both = torch.cat([tensor, tensor.flip(3)]).to(device)
-    for how in (tensor_ops.warped, tensor_ops.sampled):
+    for how in (operations.warped, operations.sampled):
         result = how(both, TURN, 40, 50, [0.0] * 3)
         for index in range(2):
             assert torch.equal(
@@ -104,16 +104,16 @@ def test_several_images_are_warped_alike(tensor: Any, device: Any) -> None:
     "data", [np.arange(6, dtype=">i4"), np.arange(6)[::-1], np.arange(12)[::2], np.arange(12)[:6]]
 )
 def test_arrays_that_torch_can_not_share_are_copied(data: Any) -> None:
-    tensor = tensor_ops.tensor_of(data, "Test")
+    tensor = operations.tensor_of(data, "Test")
     assert tensor.tolist() == data.tolist()
     assert not np.shares_memory(tensor.numpy(), data)  # nor does it keep the whole of a view alive
 
 
 def test_an_array_is_shared_and_a_read_only_one_copied() -> None:
     data = np.arange(6)
-    assert tensor_ops.tensor_of(data, "Test").data_ptr() == data.ctypes.data
+    assert operations.tensor_of(data, "Test").data_ptr() == data.ctypes.data
     data.flags.writeable = False
-    assert tensor_ops.tensor_of(data, "Test").data_ptr() != data.ctypes.data
+    assert operations.tensor_of(data, "Test").data_ptr() != data.ctypes.data
 
 
 def test_an_array_of_a_dtype_that_torch_lacks_is_an_input_that_does_not_fit() -> None:
@@ -121,4 +121,4 @@ def test_an_array_of_a_dtype_that_torch_lacks_is_an_input_that_does_not_fit() ->
         InvalidInput,
         match="Any: expected a tensor or an array of numbers, got an array of float128",
     ):
-        tensor_ops.tensor_of(np.zeros(3, np.longdouble), "Any")
+        operations.tensor_of(np.zeros(3, np.longdouble), "Any")

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from ..engines.torch.reading import as_tensor
-from ..errors import InvalidInput
-from .pixels import MAX_CHANNELS
+from ...engines.torch.reading import as_tensor
+from ...errors import InvalidInput
+from ..pixels import MAX_CHANNELS
 
 PIXEL_TYPES = frozenset({torch.uint8, torch.float16, torch.bfloat16, torch.float32})
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from penstock import pipe
 from penstock.backends.base import UNBOUNDED
 from penstock.backends.errors import InvalidInput
-from penstock.backends.image.tensor_rows import (
+from penstock.backends.image.tensor.rows import (
     ArgMaxTensor,
     CatTensor,
     SetTensorRequestSize,
@@ -21,7 +21,7 @@ from penstock.backends.image.tensor_rows import (
 
 torch = pytest.importorskip("torch")
 
-MODEL = Path(__file__).parents[3] / "examples" / "digits" / "digits.onnx"
+MODEL = Path(__file__).parents[4] / "examples" / "digits" / "digits.onnx"
 
 
 @pytest.mark.parametrize(

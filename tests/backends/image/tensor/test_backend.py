@@ -14,9 +14,11 @@ from penstock import pipe
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 from penstock.backends.expressions.registry import BUILTINS, describe, find_backend
 
-DIGITS = Path(__file__).parents[3] / "examples" / "digits"
+DIGITS = Path(__file__).parents[4] / "examples" / "digits"
 NAMES = sorted(
-    name for name, target in BUILTINS.items() if target.startswith("penstock.backends.image.tensor")
+    name
+    for name, target in BUILTINS.items()
+    if target.startswith("penstock.backends.image.tensor.")
 )
 
 WITHOUT_TORCH = """

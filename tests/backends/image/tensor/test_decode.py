@@ -13,9 +13,8 @@ from pydantic import ValidationError
 
 from penstock.backends.base import Context
 from penstock.backends.errors import InvalidInput, TooLarge
-from penstock.backends.image.decode import checked_header
-from penstock.backends.image.mat import DecodeMat
-from penstock.backends.image.tensor_decode import (
+from penstock.backends.image.decode import DecodeMat, checked_header
+from penstock.backends.image.tensor.decode import (
     DecodeTensor,
     find_nvjpeg,
     refused_as_none,

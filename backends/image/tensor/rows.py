@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from ..base import Context, Params
-from ..errors import InvalidInput
-from ..item import Item
-from .tensor import TensorBackend, TensorParams
+from ...base import Context, Params
+from ...errors import InvalidInput
+from ...item import Item
+from .backend import TensorBackend, TensorParams
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ class CatTensor(TensorBackend):
     def answer(self, item: Item) -> torch.Tensor:
         import torch
 
-        from .tensor_ops import owned
+        from .operations import owned
 
         parts = [tensor.to(self._half.device) for tensor in self.tensors(item["data"])]
         kinds = {(tuple(part.shape[1:]), part.dtype) for part in parts}
@@ -76,7 +76,7 @@ class SplitTensor(TensorBackend):
     def answer(self, item: Item) -> list[torch.Tensor]:
         import torch
 
-        from .tensor_ops import owned
+        from .operations import owned
 
         (tensor,) = self.tensors([item["data"]])
         rows_of(tensor, "SplitTensor")

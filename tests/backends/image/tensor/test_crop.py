@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from penstock.backends.errors import InvalidInput, TooLarge
-from penstock.backends.image.tensor_crop import CopyMakeBorderTensor, CropTensor, WarpAffineTensor
+from penstock.backends.image.tensor.crop import CopyMakeBorderTensor, CropTensor, WarpAffineTensor
 
 torch = pytest.importorskip("torch")
 

@@ -1,0 +1,1 @@
+"""Image backends on torch tensors, on the CPU or a GPU."""

@@ -1,0 +1,53 @@
+"""Importing what `module:name` and `file.py:name` name."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from penstock.backends.errors import ConfigError
+from penstock.backends.operators.compose import Identity
+from penstock.backends.user_code import load
+
+OPS = """
+from dataclasses import dataclass
+
+@dataclass
+class State:
+    factor: int = 3
+
+def triple(data):
+    return data * State().factor
+"""
+
+
+def test_a_file_is_loaded_without_changing_sys_path(tmp_path: Path) -> None:
+    (tmp_path / "ops.py").write_text(OPS)
+    before = list(sys.path)
+    assert load("ops.py:triple", tmp_path)(2) == 6
+    assert sys.path == before
+    assert "ops" not in sys.modules
+    assert load("ops.py:triple", tmp_path) is load("ops.py:triple", tmp_path)
+
+
+def test_a_module_is_imported() -> None:
+    assert load("penstock.backends.operators.compose:Identity", Path()) is Identity
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("nothing.py:f", "there is no file .*nothing.py"),
+        ("ops.py:tripel", "has no 'tripel', did you mean 'triple'"),
+        ("penstock.nowhere:f", "importing 'penstock.nowhere' .* failed: ModuleNotFoundError"),
+        ("broken.py:f", "failed: ZeroDivisionError"),
+        (":f", "expected module:Class or file.py:Class"),
+    ],
+)
+def test_loading_fails(tmp_path: Path, target: str, message: str) -> None:
+    (tmp_path / "ops.py").write_text(OPS)
+    (tmp_path / "broken.py").write_text("1 / 0")
+    with pytest.raises(ConfigError, match=message):
+        load(target, tmp_path)
