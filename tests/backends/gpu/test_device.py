@@ -13,7 +13,7 @@ from penstock.backends.errors import BackendError, DeviceError, InvalidInput
 torch = pytest.importorskip("torch")
 
 from penstock.backends.gpu import device  # noqa: E402
-from penstock.backends.gpu.device import (
+from penstock.backends.gpu.device import (  # noqa: E402
     MAX_SHAPES,
     DeviceHalf,
     buckets,
@@ -114,7 +114,8 @@ def test_buffers_of_sizes_that_pass_are_bounded_and_those_of_graphs_stay() -> No
         ),
         (
             RuntimeError(
-                "The following failed in TorchScript:\nRuntimeError: CUDA out of memory. Tried 2 GiB"
+                "The following failed in TorchScript:\nRuntimeError: CUDA out of memory. Tried 2 "
+                "GiB"
             ),
             MemoryError,
             "torch says: .*2 GiB",

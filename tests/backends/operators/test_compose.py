@@ -382,7 +382,7 @@ def test_a_members_batch_is_of_those_that_it_runs_for(make: Callable[..., Backen
             "the filter says in front of Identity answered 'Run', expected a penstock.Status",
         ),
         ("says", None, "the filter says in front of Identity answered None, expected"),
-        ("filter", None, "the item's key 'filter', which is not there"),
+        ("filter", None, "the item's key 'filter', which is missing"),
     ],
 )
 def test_error_and_what_is_no_status_fail_the_item(
