@@ -13,7 +13,7 @@ import tarfile
 import venv
 import zipfile
 from email import message_from_string
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
 
@@ -93,6 +93,39 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     names = {name_of(path) for path in MODULES}
     graph = {name_of(path): imports_of(path) & names - {name_of(path)} for path in MODULES}
     list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+PACKAGES = sorted({path.parent for path in MODULES} | {ROOT / room for room in ROOMS})
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_between_rooms_run_one_way(package: Path) -> None:
+    """Each folder of a package is a room, and so is each of its modules: their imports make no
+    circle.
+    """
+    prefix = name_of(package / "__init__.py")
+
+    def room_of(module: str) -> str | None:
+        if not module.startswith(f"{prefix}."):
+            return None
+        room = module.removeprefix(f"{prefix}.").split(".")[0]
+        return room if is_module(f"{prefix}.{room}") else None
+
+    graph: dict[str, set[str]] = {}
+    reasons: dict[tuple[str, str], set[str]] = {}
+    for path in package.rglob("*.py"):
+        room = room_of(name_of(path))
+        for imported in imports_of(path) if room is not None else ():
+            other = room_of(imported)
+            if room is not None and other is not None and other != room:
+                graph.setdefault(room, set()).add(other)
+                reasons.setdefault((room, other), set()).add(f"{name_of(path)} -> {imported}")
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        circle = error.args[1]  # each room is imported by the next
+        steps = [sorted(reasons[user, used]) for used, user in pairwise(circle)]
+        pytest.fail(f"imports run in a circle: {steps}")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
