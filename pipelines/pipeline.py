@@ -1,4 +1,4 @@
-"""The asyncio face: a loaded pipeline, its life, and how requests come in."""
+"""The interface for asyncio code: a pipeline, its life, and how requests come in."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ logger = logging.getLogger("penstock.pipeline")
 
 
 class Pipeline:
-    """A pipeline, loaded and checked. Serves between `start` and `close`, or inside `async with`.
+    """A checked pipeline. It serves between `start` and `close`, or inside `async with`.
 
     ```python
     async with Pipeline.load("digits.toml") as pipeline:
@@ -44,20 +44,21 @@ class Pipeline:
     ) -> None:
         self.config = config
         self.name = config.name
+        # The keys of the final item that a network client gets.
         self.answer_keys = (
             "result",
             *(port.name for port in config.outputs if port.name != "result"),
-        )  # what a network client gets
+        )
         self.plan = Plan(config.nodes, config.entry)
         self.nodes: tuple[Node, ...] = ()  # those with executors
         self.composites: tuple[CompositeNode, ...] = ()  # those that wait for other nodes
-        self.others: Callable[[str], Pipeline] | None = (
-            None  # where Python logic finds other pipelines
-        )
+        # Finds the other pipelines that Python logic calls.
+        self.others: Callable[[str], Pipeline] | None = None
         self.state = "created"  # then loading, ready, draining, closed
+        # The exposed nodes, each a pipeline of one node. They live as long as this one.
         self.exposed = tuple(
-            Pipeline(config.alone(each), clock=clock) for each in config.exposed
-        )  # they live as long as this one
+            Pipeline(config.alone(exposed), clock=clock) for exposed in config.exposed
+        )
         self._clock = clock
         self._graph: RunningGraph
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -70,9 +71,10 @@ class Pipeline:
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any], *, name: str | None = None) -> Self:
-        """Read and check a pipeline: a TOML file, a dict of node dicts, a flat dict (one node), or an expression string.
+        """Read and check a pipeline. Nothing is started.
 
-        Raises `ConfigError` with every problem found; `TypeError` for another type of source. Nothing is started.
+        `source`: a TOML file, a dict of node dicts, a flat dict (one node), or an expression
+        string. Raises `ConfigError` with every problem found, TypeError for another type.
         """
         return cls(load(source, name=name))
 
@@ -84,9 +86,14 @@ class Pipeline:
     # life
 
     async def start(self) -> None:
-        """Load every backend on its executor thread and warm it up. Raises `BackendError` if one can't be; nothing is left running then."""
+        """Load every backend on its executor thread and warm it up.
+
+        Raises `BackendError` if one can't be loaded. Nothing is left running then.
+        """
         if self.state != "created":
-            raise RuntimeError(f"pipeline {self.name!r} was started before; load it again")
+            raise RuntimeError(
+                f"pipeline {self.name!r} was started before: a pipeline starts once, load it again"
+            )
         self._turn("loading")
         loop = self._loop = asyncio.get_running_loop()
         self._thread, self._is_running = get_ident(), loop.is_running
@@ -96,7 +103,7 @@ class Pipeline:
         )
         self.nodes = self._admission.nodes = graph.nodes
         self.composites = tuple(graph.composites)
-        self._admission.beside = [each._work_in(self) for each in self.exposed]
+        self._admission.beside = [exposed._work_in(self) for exposed in self.exposed]
         try:
             await graph.start()
         except BaseException:
@@ -107,48 +114,60 @@ class Pipeline:
         self._turn("ready")
 
     def _turn(self, state: str) -> None:
-        for each in (self, *self.exposed):
-            each.state = state
+        for pipeline in (self, *self.exposed):
+            pipeline.state = state
 
     def _work_in(self, whole: Pipeline) -> Admission:
-        """Be one node of a pipeline that starts: what comes in here queues there."""
+        """Become one node of `whole`, which starts: requests that come in here queue there."""
         root = next(iter(self.plan.nodes.values()))
-        worker = root.node = whole.plan.nodes[root.name].node
+        node = root.node = whole.plan.nodes[root.name].node
         self._loop, self._create_future, self._graph = (
             whole._loop,
             whole._create_future,
             whole._graph,
         )
         self._thread, self._is_running = whole._thread, whole._is_running
-        self.nodes = (worker,) if isinstance(worker, Node) else ()
-        self.composites = (worker,) if isinstance(worker, CompositeNode) else ()
+        self.nodes = (node,) if isinstance(node, Node) else ()
+        self.composites = (node,) if isinstance(node, CompositeNode) else ()
         self._admission = NodeAdmission(whole._admission, self.nodes or whole.nodes)
         return self._admission
 
     async def close(self, timeout: float = 10.0) -> None:
-        """Take nothing more in, let what is inside end within `timeout` seconds, fail the rest with `NotReady`, end the threads.
+        """Refuse new requests, give those in flight `timeout` seconds to end, fail the rest with
+        `NotReady`, and end the threads.
 
-        Idempotent; while one call drains, another one with a shorter timeout ends it sooner. A thread that runs native code can't be
-        killed: after its bound it is reported and left behind.
+        Idempotent. While one call drains, another one with a shorter timeout ends it sooner. A
+        thread that runs native code can't be killed: if it does not end in time, it is reported
+        and left behind.
         """
         loop = asyncio.get_running_loop()
         ends = loop.time() + timeout
         if self.state != "closed":
             self._turn("draining")
             if self._admission.inside and timeout > 0:
-                await asyncio.wait([self._admission.wait_empty()], timeout=timeout)
+                await asyncio.wait([self.wait_empty()], timeout=timeout)
             self._turn("closed")
-        left = max(ends - loop.time(), 1.0)  # for the threads to end; a second at least
+        left = max(ends - loop.time(), 1.0)  # the threads get a second at least
         if self._loop is not None:
             await self._graph.close(left)
 
+    def wait_empty(self) -> asyncio.Future[None]:
+        """Return a future that ends when no request is in flight any more. At least one must be.
+
+        Several waiters share it: wait with `asyncio.wait`, which does not cancel it.
+        """
+        return self._admission.wait_empty()
+
     def abandon(self, reason: str) -> None:
-        """Fail everything that queues, runs or waits with `NotReady`; what runs ends unheard."""
+        """Fail everything that queues, runs or waits with `NotReady`.
+
+        Results of what runs already are dropped.
+        """
         if self._loop is not None:
             self._graph.abandon(reason)
 
     def refuse_queued(self, reason: str) -> None:
-        """Fail everything that queues or waits with `NotReady`, but let what runs end."""
+        """Fail everything that queues or waits with `NotReady`. What runs already ends as usual."""
         if self._loop is not None:
             self._graph.refuse_queued(reason)
 
@@ -168,17 +187,15 @@ class Pipeline:
     def not_ready(self) -> str:
         """Why the pipeline is not ready; empty if it is."""
         if self.state != "ready":
-            loading = "; ".join(
-                dict.fromkeys(
-                    text for node in self.nodes for each in node.executors if (text := each.loading)
-                )
-            )
-            return f"pipeline {self.name!r} is {self.state}{loading and f' ({loading})'}"
+            executors = [executor for node in self.nodes for executor in node.executors]
+            loading = dict.fromkeys(text for executor in executors if (text := executor.loading))
+            progress = f" ({'; '.join(loading)})" if loading else ""
+            return f"pipeline {self.name!r} is {self.state}{progress}"
         return "; ".join(reason for node in self.nodes if (reason := node.not_ready))
 
     @property
     def inside(self) -> int:
-        """Requests that were admitted and have not ended."""
+        """The number of requests that were admitted and have not ended."""
         return self._admission.inside
 
     @property
@@ -212,18 +229,22 @@ class Pipeline:
         timeout: float | None = None,
         priority: int | None = None,
     ) -> Item | list[Item]:
-        """Run one item, or a list of items as one call, and return new dicts: the final items, `data` as the caller gave it.
+        """Run one item, or a list of items as one call. Return new dicts: the final items, with
+        `data` as the caller gave it.
 
-        The caller's dict is not changed, and must not be changed by others, until the call returns. A pipeline that streams answers the
-        list of its parts, each the final dict of one yielded value.
+        The call does not change the caller's dict, and nothing else may change it until the call
+        returns. A pipeline that streams returns the list of its parts: for each value that it
+        yields, the final dict.
 
-        `timeout`: seconds until the deadline, at most the pipeline's own. `priority`: 1 (highest) to the entry node's `priority_levels`.
+        `timeout`: seconds until the deadline, at most the pipeline's own. `priority`: from 1
+        (highest) to the `priority_levels` of the entry node.
 
-        Raises `InvalidInput` for a soft failure (in a list it stays with its item, as `error`), `MissingData`, `NotFound` (`node_name`),
-        `QueueFull`, `Overloaded`, `NotReady`, `DeadlineExceeded`, `BackendError`. An exception in one item of a list cancels the others.
-        RuntimeError in another event loop than that of `start`.
+        Raises `InvalidInput` for a soft failure (in a list it stays with its item, as `error`),
+        `MissingData`, `NotFound` (`node_name`), `QueueFull`, `Overloaded`, `NotReady`,
+        `DeadlineExceeded`, `BackendError`. An exception in one item of a list cancels the others.
+        RuntimeError in an event loop other than that of `start`.
         """
-        # Its loop runs, and in this thread. To ask for the running loop would be a system call each time (getpid).
+        # This check costs no system call. Asking for the running loop costs one each time (getpid).
         if get_ident() != self._thread or not self._is_running():
             self._check_loop()
         if type(item) is not dict and isinstance(item, (list, tuple)):
@@ -244,7 +265,8 @@ class Pipeline:
         works: list[Work] = []
         try:
             for item in items:
-                works.append(self.submit_nowait(as_item(item), timeout, priority))  # noqa: PERF401  those inside are left if one is refused
+                # Not a comprehension: if one is refused, those before it are left.
+                works.append(self.submit_nowait(as_item(item), timeout, priority))  # noqa: PERF401
             answers: list[Item] = await asyncio.gather(*[work.future for work in works])
             return [answer.get(PARTS, answer) for answer in answers]
         finally:
@@ -254,16 +276,18 @@ class Pipeline:
     async def stream(
         self, item: Mapping[str, Any], *, timeout: float | None = None, priority: int | None = None
     ) -> AsyncGenerator[Item]:
-        """Run one item, and yield each part as it comes: the final dict of one value that a node of the pipeline yields. A pipeline that
-        does not stream yields its one final dict. Raises what a call raises.
+        """Run one item and yield each part as it comes: for each value that a node of the pipeline
+        yields, the final dict. A pipeline that does not stream yields its one final dict.
 
-        The node goes on when the next part is asked for, and is cancelled when the iteration is left; the deadline is that of the whole.
+        The node goes on when the next part is asked for. Leaving the iteration cancels it. The
+        deadline holds for the whole stream. Raises what a call raises.
         """
         self._check_loop()
         given: object = item
         if isinstance(given, (list, tuple)):
             raise TypeError(
-                f"stream takes one item, a dict with 'data', and got a {type(given).__name__}: call it once for each item"
+                f"stream takes one item, a dict with 'data', and got a {type(given).__name__}: "
+                "call it once for each item"
             )
         work = self.submit_nowait(as_item(item), timeout, priority)
         try:
@@ -282,7 +306,7 @@ class Pipeline:
 
     @property
     def streams(self) -> bool:
-        """Whether items that name no node get their answer in parts."""
+        """Whether the answer to an item that names no node comes in parts."""
         return self.plan.default is not None and self.plan.default.stream is not None
 
     def submit_nowait(  # noqa: PLR0917
@@ -294,21 +318,25 @@ class Pipeline:
         trace: Trace | None = None,
         request_id: str = "",
     ) -> Work:
-        """Admit a request and queue it at the entry, or at the item's `node_name`. The item is read until the request ends, never
-        changed; it holds neither `result` nor `error`.
+        """Admit a request and queue it at the entry, or at the node that its `node_name` names.
 
-        Await `work.future` for the final item (a soft failure is in its `error`), and call `work.leave` if that wait is cancelled.
-        `future`: takes the answer in plan_node of one of the loop's own. `trace`: gets what happens. `request_id`: for the log.
-        Raises what `__call__` raises at once: `MissingData`, `InvalidRequest`, `NotFound`, `QueueFull`, `Overloaded`, `NotReady`.
+        The item is read until the request ends and is never changed. It must hold neither `result`
+        nor `error`. `future` takes the answer; without it the loop makes one. `trace` records what
+        happens. `request_id` is for the log.
+
+        Await `work.future` for the final item (a soft failure is in its `error`), and call
+        `work.leave` if that wait is cancelled. Raises what `__call__` raises at once:
+        `MissingData`, `InvalidRequest`, `NotFound`, `QueueFull`, `Overloaded`, `NotReady`.
         """
         if self.state != "ready":
             raise NotReady(f"pipeline {self.name!r} is {self.state}")
         if "data" not in item:
             raise MissingData(
-                f"pipeline {self.name!r}: the item has no 'data'; its keys are {sorted(map(str, item))}"
+                f"pipeline {self.name!r}: the item has no 'data'; its keys are "
+                f"{sorted(map(str, item))}"
             )
         limit = self._limit
-        if timeout is None or not timeout <= limit:  # not a number is no limit either
+        if timeout is None or not timeout <= limit:  # written so that NaN gets the limit too
             timeout = limit
         entry_point = self.plan.default
         if "node_name" in item:
@@ -318,7 +346,7 @@ class Pipeline:
         size = entry_point.size_of(item, self.name) if "request_size" in item else 1
         if priority is not None:
             entry_point.check_priority(priority, self.name)
-        # Admission's books are kept here and in `finish`, not by calls: this is the hot path.
+        # Admission's counters are kept here and in `finish`, without calls: this is the hot path.
         admission = self._admission
         rows = admission.rows + size
         if (
@@ -372,8 +400,10 @@ class Pipeline:
         timeout: float | None,
         priority: int | None,
     ) -> Work:
-        """Start what Python logic called, on behalf of `entry`: a node of this pipeline, or (`pipeline`, `pipeline/node`) of another one,
-        which has its own admission.
+        """Start the run that Python logic calls on behalf of `entry`.
+
+        `name`: a node of this pipeline, another pipeline, or a node of another one
+        (`pipeline/node`). Another pipeline applies its own admission.
         """
         now = self._clock()
         deadline = entry.deadline if timeout is None else min(entry.deadline, now + timeout)
@@ -393,7 +423,8 @@ class Pipeline:
         item = as_item(item)
         if "data" not in item:
             raise MissingData(
-                f"pipeline {self.name!r}: the item for node {name!r} has no 'data'; its keys are {sorted(map(str, item))}"
+                f"pipeline {self.name!r}: the item for node {name!r} has no 'data'; its keys are "
+                f"{sorted(map(str, item))}"
             )
         size = entry_point.size_of(item, self.name) if "request_size" in item else 1
         if priority is not None:
@@ -410,8 +441,10 @@ class Pipeline:
         )
 
     def check_admission(self, timeout: float | None = None, priority: int | None = None) -> None:
-        """Raise `NotReady`, `QueueFull` or `Overloaded` if `submit_nowait` would now. For callers to whom the item's data has yet to come:
-        under overload, what is refused should not cost its transport too.
+        """Raise `NotReady`, `QueueFull` or `Overloaded` if `submit_nowait` would raise it now.
+
+        For callers that have not received the item's data yet: under overload, a request that is
+        refused should not cost the transport of its data.
         """
         if self.state != "ready":
             raise NotReady(f"pipeline {self.name!r} is {self.state}")
@@ -427,6 +460,7 @@ class Pipeline:
     def _check_loop(self) -> None:
         if asyncio._get_running_loop() is not self._loop and self._loop is not None:
             raise RuntimeError(
-                f"pipeline {self.name!r} was started in another event loop than this one, and can be called in that one only: load it "
-                "once for each loop, or use `penstock.pipe`, which takes calls from any thread"
+                f"pipeline {self.name!r} was started in another event loop and can only be called "
+                "there: load it once for each loop, or use `penstock.pipe`, which takes calls from "
+                "any thread"
             )

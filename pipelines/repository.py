@@ -1,4 +1,7 @@
-"""Which pipelines there are, by name: loading, unloading and replacing them while the others serve. Knows no HTTP."""
+"""The pipelines of a server, by name: they load, unload and replace while the others serve.
+
+Nothing here knows about HTTP.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +23,24 @@ from .pipeline import Pipeline
 logger = logging.getLogger("penstock.repository")
 
 DRAIN_TIMEOUT = 30.0
-"""Seconds that requests inside a pipeline get when it is replaced or taken away."""
+"""Seconds that the requests in a pipeline get to end when it is replaced or unloaded."""
 
 
 class Repository:
-    """Named pipelines. Serves between `start` and `close`, on one event loop at a time; may be started again after `close`.
+    """Named pipelines. It serves between `start` and `close`, on one event loop at a time, and may
+    be started again after `close`.
 
-    `pipelines` holds those that are loaded, `models` their exposed nodes too; both may be read directly on that loop. `generation` changes
-    whenever what they hold does.
+    `pipelines` holds the loaded pipelines, `models` these and their exposed nodes; both may be
+    read directly on the loop. `generation` changes whenever their contents do.
     """
 
     def __init__(
         self, configs: Iterable[PipelineConfig] = (), *, directory: Path | None = None
     ) -> None:
-        """`directory`: where pipelines lie that may be loaded later by name alone. Raises ConfigError if two have one name."""
+        """Raises `ConfigError` if two pipelines have the same name.
+
+        `directory`: where the files of pipelines lie that may be loaded later, by name alone.
+        """
         self.configs: dict[str, PipelineConfig] = {}
         self.pipelines: dict[str, Pipeline] = {}
         self.models: dict[str, Pipeline] = {}
@@ -43,11 +50,10 @@ class Repository:
         self.on_change: Callable[[], None] = lambda: None
         """Called after every change of `generation`."""
         self._loading: dict[str, Pipeline] = {}
-        self._failed: dict[
-            str, str
-        ] = {}  # why the last attempt failed, of those that are not loaded
+        # For pipelines that are not loaded: why the last attempt failed.
+        self._failed: dict[str, str] = {}
         self._draining: set[asyncio.Task[None]] = set()
-        self._unloading: set[Pipeline] = set()  # those taken away in which something is inside
+        self._unloading: set[Pipeline] = set()  # unloaded, with requests still in flight
         self._locks: dict[str, asyncio.Lock] = {}
         self._closing: asyncio.Future[None] | None = None
         for config in configs:
@@ -58,15 +64,16 @@ class Repository:
 
     @classmethod
     def read(cls, source: Any = None, *, labels: str | os.PathLike[str] | None = None) -> Self:
-        """The pipelines of whatever describes some: a TOML file, a directory of such, an `.onnx` classifier (with `labels`), a dict,
-        an expression, a `PipelineConfig`, several of these in a list, or None.
+        """Read the pipelines that `source` describes. Nothing is loaded.
 
-        Nothing is loaded. Raises ConfigError with all problems, TypeError for another type.
+        `source`: a TOML file, a directory of them, an `.onnx` classifier (with `labels`), a dict,
+        an expression, a `PipelineConfig`, a list of several of these, or None. Raises
+        `ConfigError` with all problems, and TypeError for another type.
         """
         if source is None:
             return cls()
         if isinstance(source, (list, tuple)):
-            return cls([config for each in source for config in _configs(each, labels)])
+            return cls([config for part in source for config in _configs(part, labels)])
         directory = (
             Path(source)
             if isinstance(source, (str, os.PathLike)) and Path(source).is_dir()
@@ -75,21 +82,24 @@ class Repository:
         return cls(_configs(source, labels), directory=directory)
 
     def __repr__(self) -> str:
-        return f"<Repository {self.state}: {', '.join(f'{name} {state}' for name, state in self.states().items()) or 'empty'}>"
+        states = ", ".join(f"{name} {state}" for name, state in self.states().items())
+        return f"<Repository {self.state}: {states or 'empty'}>"
 
     # reading
 
     def get(self, name: str) -> Pipeline:
-        """A loaded pipeline. Raises `NotReady` for one that is not loaded yet or failed to, `NotFound` for others."""
-        found = self.pipelines.get(name)
-        if found is not None:
-            return found
+        """Return a loaded pipeline.
+
+        Raises `NotReady` for one that is still loading or could not be loaded, `NotFound` for a
+        name that is not known.
+        """
+        pipeline = self.pipelines.get(name)
+        if pipeline is not None:
+            return pipeline
         if name in self._loading:
             raise NotReady(self._loading[name].not_ready)
-        if name in self._failed:
-            raise NotReady(
-                f"pipeline {name!r} could not be loaded"
-            )  # why is for the log and the administrator
+        if name in self._failed:  # the reason is for the log and the administrator
+            raise NotReady(f"pipeline {name!r} could not be loaded")
         if name in self.configs and self.state != "ready":
             raise NotReady(f"pipeline {name!r} is not loaded: {self.not_ready}")
         raise NotFound(f"there is no pipeline {name!r}{did_you_mean(name, self.pipelines)}")
@@ -98,15 +108,14 @@ class Repository:
     def not_ready(self) -> str:
         """Why requests should not come here now; empty if they should.
 
-        Waits for the pipelines of `start`. One that is loaded or replaced later says so in `states`, and costs the others nothing.
+        The pipelines of `start` count. One that is loaded or replaced later has its state in
+        `states` and does not make the others unready.
         """
         if self.state == "created":
             return "the pipelines have not been started (did the app's lifespan run?)"
         if self.state == "loading":
-            return (
-                "; ".join(pipeline.not_ready for _, pipeline in sorted(self._loading.items()))
-                or "loading"
-            )
+            reasons = [pipeline.not_ready for _, pipeline in sorted(self._loading.items())]
+            return "; ".join(reasons) or "loading"
         if self.state != "ready":
             return f"the server is {self.state}"
         return "; ".join(
@@ -114,8 +123,10 @@ class Repository:
         )
 
     def states(self) -> dict[str, str]:
-        """Every known pipeline by name: `ready`, `loading`, `reloading`, `unloading`, `unloaded`, or `failed: …`, `not ready: …` with the
-        reason.
+        """Return the state of every known pipeline.
+
+        One of `ready`, `loading`, `reloading`, `unloading`, `unloaded`, and with a reason
+        `failed: …` and `not ready: …`.
         """
         return {
             name: self._state_of(name)
@@ -128,17 +139,20 @@ class Repository:
             return "loading" if pipeline is None else "reloading"
         if pipeline is not None:
             return f"not ready: {reason}" if (reason := pipeline.not_ready) else "ready"
-        if any(each.name == name for each in self._unloading):
+        if any(unloading.name == name for unloading in self._unloading):
             return "unloading"
         return f"failed: {self._failed[name]}" if name in self._failed else "unloaded"
 
     # life
 
     async def start(self) -> None:
-        """Load all pipelines, at the same time. If one can't be, none stays, and its `BackendError` is raised."""
+        """Load all pipelines at the same time.
+
+        If one can't be loaded, all are closed and its `BackendError` is raised.
+        """
         if self.state not in ("created", "closed"):
             raise RuntimeError(
-                f"the repository is {self.state}; it starts once, until it is closed"
+                f"the repository is {self.state}: it can be started again once it is closed"
             )
         self.state = "loading"
         self._closing = None
@@ -157,52 +171,68 @@ class Repository:
             self.state = "ready"
 
     async def load(self, config: PipelineConfig) -> Pipeline:
-        """Start a pipeline, then publish it; the one that has its name serves until then, and is drained in the background.
+        """Start a pipeline, then publish it.
 
-        Raises `BackendError`, `ConfigError` for a name that is taken (nothing has changed then), `NotReady` while closing.
+        A pipeline that has the name already serves until then. After that it is drained in the
+        background. Raises `BackendError`, `ConfigError` for a name that is taken (nothing has
+        changed then), `NotReady` while the server closes.
         """
-        name = config.name
-        async with self._lock(name):
-            self._check_open()
-            self._check_names(config)
-            pipeline = Pipeline(config)
-            pipeline.others = self.get
-            self._loading[name] = pipeline
-            self._failed.pop(name, None)
-            try:
-                await pipeline.start()
-            except Exception as error:
-                if name not in self.pipelines:
-                    self._failed[name] = str(error)
-                raise
-            finally:
-                del self._loading[name]
-            if self.state in ("draining", "closed"):
-                await pipeline.close(0)
-                raise NotReady(f"pipeline {name!r} was loaded while the server was closing")
-            old = self.pipelines.get(name)
-            self.configs[name] = config
-            self.pipelines[name] = pipeline
-            self._changed()
-            logger.info(
-                "pipeline %s is %s",
-                name,
-                "loaded" if old is None else "replaced",
-                extra={"pipeline": name},
-            )
-            if old is not None:
-                self._drain(old, DRAIN_TIMEOUT)
-        return pipeline
+        async with self._lock(config.name):
+            return await self._load(config)
 
     async def reload(self, name: str) -> Pipeline:
-        """Read a pipeline's file again, and load what it says now. Also loads one that is not loaded, if its file is known.
+        """Read the file of a pipeline again and load the pipeline.
 
-        Raises `NotFound`, `ConfigError`, and what `load` raises.
+        A pipeline that is not loaded yet is loaded if its file is known. Raises `NotFound`,
+        `ConfigError`, and what `load` raises.
         """
-        return await self.load(self._read_again(name))
+        # Reading imports the modules that the file names: code of the user, which may take
+        # seconds. The loop serves meanwhile. The lock keeps reloads of one name in order.
+        async with self._lock(name):
+            config = await asyncio.to_thread(
+                _read_again, name, self.configs.get(name), set(self.configs), self.directory
+            )
+            return await self._load(config)
+
+    async def _load(self, config: PipelineConfig) -> Pipeline:
+        """Start and publish a pipeline. The caller holds the lock of its name."""
+        name = config.name
+        self._check_open()
+        self._check_names(config)
+        pipeline = Pipeline(config)
+        pipeline.others = self.get
+        self._loading[name] = pipeline
+        self._failed.pop(name, None)
+        try:
+            await pipeline.start()
+        except Exception as error:
+            if name not in self.pipelines:
+                self._failed[name] = str(error)
+            raise
+        finally:
+            del self._loading[name]
+        if self.state in ("draining", "closed"):
+            await pipeline.close(0)
+            raise NotReady(f"pipeline {name!r} was loaded while the server was closing")
+        old = self.pipelines.get(name)
+        self.configs[name] = config
+        self.pipelines[name] = pipeline
+        self._changed()
+        logger.info(
+            "pipeline %s is %s",
+            name,
+            "loaded" if old is None else "replaced",
+            extra={"pipeline": name},
+        )
+        if old is not None:
+            self._drain(old, DRAIN_TIMEOUT)
+        return pipeline
 
     async def unload(self, name: str, timeout: float = DRAIN_TIMEOUT) -> None:
-        """Take a pipeline away: new requests get `NotFound`, those inside may end within `timeout` seconds. Raises `NotFound`."""
+        """Take a pipeline away. New requests get `NotFound`, those in flight get `timeout` seconds.
+
+        Returns when they have ended. Raises `NotFound`.
+        """
         async with self._lock(name):
             self._check_open()
             if self._failed.pop(name, None) is not None:
@@ -217,8 +247,21 @@ class Repository:
         draining.add_done_callback(lambda _: self._unloading.discard(pipeline))
         await asyncio.shield(draining)
 
+    async def wait_idle(self) -> None:
+        """Wait for a moment in which no request is in flight and no pipeline is drained."""
+        while True:
+            if self._draining:
+                await asyncio.wait(self._draining)
+            elif busy := [pipeline for pipeline in self.pipelines.values() if pipeline.inside]:
+                await asyncio.wait([busy[0].wait_empty()])
+            else:
+                return
+
     async def close(self, timeout: float = DRAIN_TIMEOUT) -> None:
-        """Take nothing more in, let what is inside end within `timeout` seconds, fail the rest. Idempotent: a second call waits too."""
+        """Refuse new requests, give those in flight `timeout` seconds to end, fail the rest.
+
+        Idempotent: a second call waits for the first.
+        """
         if self._closing is not None:
             await asyncio.shield(self._closing)
             return
@@ -229,7 +272,8 @@ class Repository:
 
     async def _close(self, timeout: float) -> None:
         self.state = "draining"
-        # still published: whoever comes now is told that it is draining, not that it never was
+        # The pipelines stay published, so that a new request learns that the server is draining,
+        # and not that there is no such pipeline.
         for pipeline in self.pipelines.values():
             self._drain(pipeline, timeout)
         try:
@@ -240,7 +284,7 @@ class Repository:
             self._changed()
 
     def _check_names(self, config: PipelineConfig) -> None:
-        """Raise `ConfigError` if another pipeline, or a node that it exposes, has a name of this one or of its exposed nodes."""
+        """Raise `ConfigError` if a name of this pipeline or of a node that it exposes is taken."""
         others = {
             name
             for other in self.configs.values()
@@ -253,15 +297,15 @@ class Repository:
 
     def _changed(self) -> None:
         self.models = {
-            each.name: each
+            model.name: model
             for pipeline in self.pipelines.values()
-            for each in (pipeline, *pipeline.exposed)
+            for model in (pipeline, *pipeline.exposed)
         }
         self.generation += 1
         self.on_change()
 
     def _drain(self, pipeline: Pipeline, timeout: float) -> asyncio.Task[None]:
-        """A task of its own: whoever asked for it may leave, and what is inside still gets its time."""
+        """Close a pipeline in a task of its own: it goes on if the caller is cancelled."""
         task = asyncio.create_task(pipeline.close(timeout), context=contextvars.Context())
         self._draining.add(task)
         task.add_done_callback(self._draining.discard)
@@ -274,35 +318,33 @@ class Repository:
         if self.state not in ("loading", "ready"):
             raise NotReady(f"the server is {self.state}")
 
-    def _read_again(self, name: str) -> PipelineConfig:
-        config = self.configs.get(name)
-        if config is not None:
-            return load(config.source, name=name) if config.source.endswith(".toml") else config
-        known = set(self.configs)
-        for file in sorted(self.directory.glob("*.toml")) if self.directory is not None else ():
-            try:
-                found = load(file)
-            except ConfigError:
-                if name_of(file) == name:
-                    raise
-                continue  # another one's mistake
-            if found.name == name:
-                return found
-            known.add(found.name)
-        raise NotFound(f"there is no pipeline {name!r}{did_you_mean(name, known)}")
+
+def _read_again(
+    name: str, config: PipelineConfig | None, known: set[str], directory: Path | None
+) -> PipelineConfig:
+    """Read the configuration of a pipeline from its file. Blocks, and runs on a helper thread.
+
+    `config` is the one that it has now; without one its file is looked for in `directory`. `known`
+    are the names for suggestions.
+    """
+    if config is not None:
+        return load(config.source, name=name) if config.source.endswith(".toml") else config
+    for file in sorted(directory.glob("*.toml")) if directory is not None else ():
+        try:
+            other = load(file)
+        except ConfigError:
+            if name_of(file) == name:
+                raise
+            continue  # a mistake in another pipeline's file
+        if other.name == name:
+            return other
+        known.add(other.name)
+    raise NotFound(f"there is no pipeline {name!r}{did_you_mean(name, known)}")
 
 
 def _taken(config: PipelineConfig, name: str) -> ConfigError:
-    return ConfigError(
-        [
-            Problem(
-                f"the name {name!r} is that of another pipeline too",
-                config.source,
-                "pipeline",
-                "name",
-            )
-        ]
-    )
+    message = f"another pipeline has the name {name!r}: expected a name of its own"
+    return ConfigError([Problem(message, config.source, "pipeline", "name")])
 
 
 def _configs(source: Any, labels: str | os.PathLike[str] | None) -> list[PipelineConfig]:
@@ -319,18 +361,12 @@ def _configs(source: Any, labels: str | os.PathLike[str] | None) -> list[Pipelin
         if path.suffix == ".onnx":
             return [from_model(path, labels)]
         if path.is_dir():
-            found = load_directory(path)
-            if not found:
-                raise ConfigError(
-                    [Problem("the directory has no pipeline: expected *.toml", str(path))]
-                )
-            return list(found.values())
+            configs = load_directory(path)
+            if not configs:
+                message = "there is no pipeline in this directory: expected *.toml files"
+                raise ConfigError([Problem(message, str(path))])
+            return list(configs.values())
     if labels is not None:
-        raise ConfigError(
-            [
-                Problem(
-                    "labels are for a bare .onnx model; a pipeline file names its own", str(labels)
-                )
-            ]
-        )
+        message = "labels go with a bare .onnx model only: a pipeline file names its own"
+        raise ConfigError([Problem(message, str(labels))])
     return [load(source)]

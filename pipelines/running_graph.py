@@ -72,8 +72,13 @@ class RunningGraph:
             plan_node.node = workers[plan_node.config.shares or plan_node.name]
 
     def _fan_out(self, cls: type, config: NodeConfig, plan: Plan) -> FanOut:
+        root = plan.nodes[config.name]
+        while root.before:
+            root = root.before[0]
         entry_point = plan.entry_points[config.groups[0].spec.params.jump]
-        return FAN_OUTS[cls](config, self._loop, self._clock, entry_point, self.enter_for)
+        return FAN_OUTS[cls](
+            config, self._loop, self._clock, root.name, entry_point, self.enter_for
+        )
 
     async def start(self) -> None:
         """Raises `BackendError` for the first backend that can't be loaded."""

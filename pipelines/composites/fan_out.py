@@ -21,7 +21,6 @@ from penstock.backends.item import Item
 from ..config.definition import DEFAULT_MAX, NodeConfig
 from ..node.node import Node
 from ..node.queue import Batch, Entry, Outcome
-from ..node.statistics import NodeStatistics
 from ..runs.inside import Inside
 from ..runs.plan import EntryPoint
 from ..runs.run import PARTS, Work
@@ -120,15 +119,17 @@ class FanOut(CompositeNode):
         config: NodeConfig,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
+        root: str,
         entry_point: EntryPoint,
         start: Start,
     ) -> None:
+        """`root` names the root of the graph that the composite itself is in."""
         super().__init__(config, loop, clock)
         self.params: Any = config.groups[0].spec.params
+        self._root = root
         self._entry_point = entry_point
         self._start = start
         self._lanes: defaultdict[int, Lane] = defaultdict(Lane)
-        self._parts_per_item = 1.0
 
     @property
     def queued(self) -> int:
@@ -167,9 +168,8 @@ class FanOut(CompositeNode):
         if not len(pieces):
             self.end_soon(entry, batch, self._merged(item, []))
             return
-        self._parts_per_item += (len(pieces) - self._parts_per_item) / NodeStatistics.RECENT
         for node in self._entry_point.nodes:  # admission counts what a request will cost there
-            node.parts_per_item = self._parts_per_item
+            node.parts_per_item = node.inflow.observe(self, self._root, len(pieces))
         parent = Parent(self, entry, item, key, pieces, inside, self._lanes[inside.depth])
         self.waiting[entry] = batch, lambda: self._stop(parent)
         parent.lane.turns.append(parent)

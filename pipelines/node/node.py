@@ -20,6 +20,7 @@ from penstock.backends.expressions.spec import Spec
 
 from ..config.definition import NodeConfig, PipelineConfig
 from .executor import Executor
+from .inflow import Inflow
 from .placement import context_of
 from .queue import NEVER, Batch, Entry
 from .scheduler import Group, Scheduler
@@ -54,7 +55,8 @@ class Node:
     ) -> None:
         self.config = config
         self.name = config.name
-        self.parts_per_item = 1.0  # how many parts of a request come here, on average
+        self.inflow = Inflow()
+        self.parts_per_item = 1.0  # the parts of a request that come here, on average (inflow.py)
         self.signature: Signature | None = (
             None  # what its engine takes and gives, once it is loaded, if that knows it
         )

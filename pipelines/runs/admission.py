@@ -87,6 +87,7 @@ class Admission:
         """Tell who waits for it that nobody is inside any more."""
         if self.draining is not None and not self.inside and not self.draining.done():
             self.draining.set_result(None)
+            self.draining = None
 
     def wait_empty(self) -> asyncio.Future[None]:
         """A future that ends when nobody is inside any more. Somebody must be."""

@@ -95,7 +95,7 @@ async def test_another_loop_is_told_whose_the_pipeline_is() -> None:
         for given in ({"data": 1}, [{"data": 1}]):
             with pytest.raises(
                 RuntimeError,
-                match=r"'pipeline' was started in another event loop than this one.*once for each loop",
+                match=r"'pipeline' was started in another event loop.*once for each loop",
             ):
                 await asyncio.to_thread(
                     run_on, asyncio.new_event_loop, lambda given=given: pipeline(given)

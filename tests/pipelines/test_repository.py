@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
 import threading
+import types
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import pytest
 from penstock.backends.base import Backend
 from penstock.backends.errors import BackendError, ConfigError, NotFound, NotReady
 from penstock.backends.expressions.registry import register_backend
+from penstock.backends.item import Item
 from penstock.pipelines.config.load import load
 from penstock.pipelines.repository import Repository
 
@@ -218,6 +223,92 @@ async def test_reload_reads_the_file_again_and_a_directory_has_more(tmp_path: Pa
     await repository.close(1)
 
 
+SLOW_MODULE = """
+import repository_gates
+
+repository_gates.IMPORTING.set()
+assert repository_gates.GATE.wait(5)
+
+
+def double(data):
+    return 2 * data
+"""
+
+
+async def test_the_loop_serves_while_a_reload_imports_user_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gates = types.ModuleType("repository_gates")
+    importing, gate = threading.Event(), threading.Event()
+    vars(gates).update(IMPORTING=importing, GATE=gate)
+    monkeypatch.setitem(sys.modules, "repository_gates", gates)
+    file = tmp_path / "one.toml"
+    file.write_text('[a]\nbackend = "Identity"\n')
+    (tmp_path / "slow.py").write_text(SLOW_MODULE)
+    repository = Repository.read(tmp_path)
+    await repository.start()
+    file.write_text('[a]\nbackend = "Python[slow.py:double]"\n')
+    first = asyncio.create_task(repository.reload("one"))
+    assert await asyncio.to_thread(importing.wait, 5)
+    assert (await repository.get("one")({"data": 1}))["result"] == 1  # while the import blocks
+    file.write_text('[pipeline]\ndescription = "last"\n[a]\nbackend = "Identity"\n')
+    second = asyncio.create_task(repository.reload("one"))
+    await asyncio.sleep(0.01)
+    assert not first.done() and not second.done()
+    gate.set()
+    assert (await (await first)({"data": 1}))["result"] == 2
+    await second
+    assert repository.get("one").config.description == "last"  # reloads keep their order
+    await repository.close(1)
+
+
+async def test_a_pipeline_that_is_replaced_frees_its_backends_without_the_collector() -> None:
+    backends: list[weakref.ref[Backend]] = []
+
+    @register_backend("RepositorySeen")
+    class Seen(Backend):
+        def init(self, params: Any, context: Any) -> None:
+            backends.append(weakref.ref(self))
+
+        def forward(self, batch: list[Item]) -> None:
+            for item in batch:
+                item["result"] = item["data"]
+
+    repository = Repository([config("one", "RepositorySeen")])
+    await repository.start()
+    gc.collect()
+    gc.disable()
+    try:
+        await repository.get("one")({"data": 1})
+        await repository.load(config("one", "RepositorySeen"))
+        await repository.wait_idle()
+        assert [backend() is None for backend in backends] == [True, False]
+        await repository.unload("one")
+        assert [backend() is None for backend in backends] == [True, True]
+    finally:
+        gc.enable()
+    await repository.close(1)
+
+
+async def test_wait_idle_waits_for_requests_and_for_what_drains() -> None:
+    repository = Repository([config("one", "RepositoryGate"), config("two")])
+    await repository.start()
+    await repository.wait_idle()
+    request = asyncio.create_task(repository.get("one")({"data": 1}))
+    await until_inside()
+    idle = asyncio.create_task(repository.wait_idle())
+    await asyncio.sleep(0)
+    idle.cancel()  # it shares what it waits for with others, and must not take it along
+    idle = asyncio.create_task(repository.wait_idle())
+    await repository.load(config("one"))
+    await repository.get("one")({"data": 1})
+    assert not idle.done()
+    GATE.set()
+    assert (await request)["result"] == 1
+    await idle
+    await repository.close(1)
+
+
 def test_read_takes_what_describes_pipelines(tmp_path: Path) -> None:
     file = tmp_path / "one.toml"
     file.write_text('[a]\nbackend = "Identity"\n')
@@ -230,7 +321,7 @@ def test_read_takes_what_describes_pipelines(tmp_path: Path) -> None:
         == ["pipeline"]
     )
     assert not Repository.read().configs
-    with pytest.raises(ConfigError, match="the name 'one' is that of another"):
+    with pytest.raises(ConfigError, match="another pipeline has the name 'one'"):
         Repository.read([one, file])
     with pytest.raises(ConfigError, match="labels"):
         Repository.read(file, labels="labels.txt")

@@ -689,3 +689,39 @@ async def test_a_node_that_is_shared_counts_the_parts_of_each_composite_alone(
         workshop.release("each")
         answers = await asyncio.gather(*calls)
         assert [len(answer["result"]) for answer in answers] == [10, 10, 5]
+
+
+async def test_the_parts_of_two_composites_in_one_graph_add_up(workshop: Workshop) -> None:
+    tables = map_reduce(next="also") | {"also": {"backend": "MapReduce", "jump": "each"}}
+    workshop.acts["each"] = lambda item: [item["data"]] * 2
+    async with serve(tables, workshop=workshop) as pipeline:
+        (node,) = pipeline.nodes
+        for _ in range(2):
+            await pipeline({"data": [1, 2, 3]})
+            assert node.parts_per_item == 3 + 3
+
+
+async def test_parts_of_composites_in_different_graphs_are_averaged(workshop: Workshop) -> None:
+    """A request enters at one of the two roots, so it never sends the parts of both."""
+    tables = map_reduce() | {"also": {"backend": "MapReduce", "jump": "each"}}
+    async with serve(tables, workshop=workshop) as pipeline:
+        (node,) = pipeline.nodes
+        await pipeline({"data": [1] * 6, "node_name": "all"})
+        assert node.parts_per_item == 6
+        await pipeline({"data": [1] * 2, "node_name": "also"})
+        assert node.parts_per_item == 4
+
+
+async def test_a_composite_that_a_filter_skips_counts_as_often_as_it_runs(
+    workshop: Workshop,
+) -> None:
+    register_filter("rare", lambda item: Status.RUN if "rare" in item else Status.SKIP)
+    tables = map_reduce(next="also") | {
+        "also": {"backend": "MapReduce", "jump": "each", "filter": "rare"}
+    }
+    async with serve(tables, workshop=workshop) as pipeline:
+        (node,) = pipeline.nodes
+        await pipeline({"data": [1, 2]})
+        assert node.parts_per_item == 2
+        await pipeline({"data": [1, 2], "rare": True})
+        assert node.parts_per_item == 2 + 2 / 2

@@ -247,7 +247,7 @@ async def test_models_of_a_repository_are_its_pipelines_and_what_they_expose() -
         assert list(repository.models) == ["p"]
         await repository.load(load(table))
         assert repository.models["p.node"] is not old
-        with pytest.raises(ConfigError, match=r"the name 'p.node' is that of another pipeline too"):
+        with pytest.raises(ConfigError, match=r"another pipeline has the name 'p.node'"):
             await repository.load(
                 load({"pipeline": {"name": "p.node"}, "node": {"backend": "Identity"}})
             )
@@ -261,5 +261,5 @@ def test_names_of_exposed_nodes_are_names_of_pipelines() -> None:
     second = load(
         {"pipeline": {"name": "p", "expose": {"node": {}}}, "node": {"backend": "Identity"}}
     )
-    with pytest.raises(ConfigError, match=r"the name 'p.node' is that of another pipeline too"):
+    with pytest.raises(ConfigError, match=r"another pipeline has the name 'p.node'"):
         Repository([first, second])
