@@ -27,7 +27,7 @@ from .routes import routes, typed_routes
 from .settings import Settings
 from .v2.call import error_answer
 from .v2.router import protocol_router
-from .v2.routes import protocol
+from .v2.routes import protocol_app
 
 
 def create_app(
@@ -70,7 +70,7 @@ def create_app(
         middleware=[
             *middleware,
             *checks,
-            Middleware(HotRoutes, predict=predict, protocol=protocol(repository, settings)),
+            Middleware(HotRoutes, predict=predict, protocol=protocol_app(repository, settings)),
         ],
         docs_url="/docs" if assets is None else None,
         redoc_url=None,
@@ -138,7 +138,7 @@ def create_router(
     predict = Predict(repository, settings, _fetch(settings))
     found.include_router(typed_routes(repository, settings, predict))
     found.include_router(routes(repository, settings, predict, Metrics(repository)))
-    found.include_router(protocol_router(protocol(repository, settings), settings))
+    found.include_router(protocol_router(protocol_app(repository, settings), settings))
     return found
 
 

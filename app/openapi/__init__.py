@@ -1,1 +1,1 @@
-"""Write the OpenAPI document and serve its page."""
+"""The OpenAPI document and its page."""

@@ -1,8 +1,10 @@
-"""The OpenAPI document: every loaded pipeline has typed operations of its own, so that clients can be generated from it.
+"""The OpenAPI document: typed operations for every loaded pipeline, to generate clients from.
 
-Names in it are stable: a pipeline's operations are `predict_<name>`, `put_<name>` and `batch_<name>`, its schemas `Prediction_<name>` and
-`Batch_<name>`. No other pipeline's name can change or collide with them, so that loading one breaks no client. Every schema of a request
-or an answer has a name, and every content type is one that the usual generators take (docs/how-to/clients.md).
+Names in it are stable. A pipeline's operations are `predict_<name>`, `put_<name>` and
+`batch_<name>`; its schemas are `Prediction_<name>` and `Batch_<name>`. No other pipeline's name can
+change them or collide with them, so loading a pipeline breaks no client. Every schema of a request
+or an answer has a name, and every content type is one that the usual generators understand
+(docs/how-to/clients.md).
 """
 
 from __future__ import annotations
@@ -13,19 +15,15 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from penstock.pipelines.config.load import PipelineConfig, Port
+from penstock.pipelines.config.definition import PipelineConfig, Port
 from penstock.pipelines.repository import Repository
 from penstock.pipelines.runs.plan import Plan
 
 from ..http.errors import MEDIA_TYPE, STATUSES
 from ..http.events import MEDIA_TYPE as EVENTS
 from ..settings import Settings
-from .extensions import EXTENSION_SCHEMAS, extension_paths
-from .protocol import SCHEMAS as PROTOCOL_SCHEMAS
-from .protocol import protocol_paths
-from .server import SERVER_SCHEMAS, server_paths
-
-Schema = dict[str, Any]
+from .protocol import NOT_READY, PROTOCOL_SCHEMAS, protocol_paths
+from .schema import FLAG, TEXT, Schema, array_of, json_response, path_parameter, reference
 
 IMAGE_BYTES: Schema = {"type": "string", "format": "binary"}
 BASE64: Schema = {"type": "string", "contentEncoding": "base64"}
@@ -36,14 +34,17 @@ PROBLEM: Schema = {
     "required": ["type", "title", "status", "detail", "code"],
     "properties": {
         "type": {"type": "string", "description": "Always about:blank."},
-        "title": {"type": "string", "description": "The status in words."},
-        "status": {"type": "integer"},
+        "title": {"type": "string", "description": "The phrase of the HTTP status."},
+        "status": {"type": "integer", "description": "The HTTP status."},
         "detail": {
             "type": "string",
-            "description": "For people: what was found, where, and what was expected.",
+            "description": "A message for people: what was found, where, and what was expected.",
         },
         "code": {"type": "string", "description": f"One of {', '.join(STATUSES)}."},
-        "request_id": {"type": "string", "description": "The request's id, as in X-Request-Id."},
+        "request_id": {
+            "type": "string",
+            "description": "The id of the request, as in the header X-Request-Id.",
+        },
     },
 }
 
@@ -61,7 +62,10 @@ BODIES: Mapping[str, Schema] = {
         "properties": {"images": {"type": "array", "items": BASE64, "minItems": 1}},
     },
 }
-"""What may be sent, the same for every pipeline. With names: generators make up one for each operation else."""
+"""Request bodies, the same for every pipeline.
+
+They are named because generators invent a name per operation for a schema that has none.
+"""
 
 BY_URL: Mapping[str, Schema] = {
     "ImageURL": {
@@ -70,7 +74,7 @@ BY_URL: Mapping[str, Schema] = {
         "properties": {"url": {"type": "string", "format": "uri", "maxLength": 2048}},
     },
 }
-"""And this, where the operator allows it."""
+"""The request body that names an image by URL, for servers whose operator allows it."""
 
 KINDS: Mapping[str, Schema] = {
     "image": {**BASE64, "contentMediaType": "image/*"},
@@ -81,7 +85,7 @@ KINDS: Mapping[str, Schema] = {
     "boolean": {"type": "boolean"},
     "json": {},
 }
-"""Kind of a declared output -> its schema. A tensor's follows from its dtype and shape."""
+"""Schemas by the kind of a declared output. A tensor's follows from its dtype and shape."""
 
 REQUEST_CODES = ("invalid_request", "not_found", "too_large", "unsupported_media")
 ANSWER_CODES = (
@@ -96,23 +100,26 @@ ANSWER_CODES = (
 REQUEST_ID_HEADER: Schema = {
     "name": "X-Request-Id",
     "in": "header",
-    "description": "Names the request in logs and in the answer: 1 to 128 visible ASCII characters, else it is replaced.",
+    "description": "An id for the request, which logs and the answer repeat: 1 to 128 visible "
+    "ASCII characters. The server replaces any other value.",
     "schema": {"type": "string", "maxLength": 128},
 }
 DEADLINE_HEADER: Schema = {
     "name": "Penstock-Deadline-Ms",
     "in": "header",
-    "description": "The answer is of use for this long, in milliseconds. No more than the pipeline's own timeout counts.",
+    "description": "How long the answer is of use, in milliseconds from the first byte of the "
+    "request. The pipeline's own timeout holds if it is shorter.",
     "schema": {"type": "integer", "minimum": 1},
 }
 TRACE_HEADER: Schema = {
     "name": "Penstock-Trace",
     "in": "header",
-    "description": "1, with the admin token: the answer, or the problem, has a member `trace`, the steps of the request.",
+    "description": "1 adds a member `trace` to the answer or the problem: the steps of the "
+    "request. Requires the admin token.",
     "schema": {"type": "string", "enum": ["0", "1"]},
 }
 ANSWER_HEADERS: Schema = {
-    "X-Request-Id": {"description": "The request's id.", "schema": {"type": "string"}},
+    "X-Request-Id": {"description": "The id of the request.", "schema": {"type": "string"}},
     "Server-Timing": {
         "description": "Milliseconds that the item queued and ran at each node.",
         "schema": {"type": "string"},
@@ -121,7 +128,11 @@ ANSWER_HEADERS: Schema = {
 
 
 class OpenAPI:
-    """`app.openapi`: the document, built when first asked for and again when the repository's generation has changed."""
+    """The callable that becomes `app.openapi`.
+
+    It builds the document on the first call, and again after the repository's generation or the
+    app's routes have changed.
+    """
 
     def __init__(self, app: FastAPI, repository: Repository, settings: Settings) -> None:
         self._app = app
@@ -138,8 +149,8 @@ class OpenAPI:
         return self._document
 
     def _build(self) -> dict[str, Any]:
-        """What FastAPI knows (routes that the user added), and ours."""
-        app = self._app
+        """Add our operations to those that FastAPI knows: the routes that the user added."""
+        app, settings = self._app, self._settings
         document = get_openapi(
             title=app.title,
             version=app.version,
@@ -147,36 +158,30 @@ class OpenAPI:
             routes=app.routes,
         )
         configs = [pipeline.config for _, pipeline in sorted(self._repository.pipelines.items())]
-        protected = self._settings.api_key is not None
-        administrable = (
-            self._settings.admin_token is not None and self._settings.allow_model_control
-        )
-        traced = self._settings.admin_token is not None and self._settings.allow_trace
-        by_url = self._settings.allow_url
+        protected = settings.api_key is not None
+        with_admin = settings.admin_token is not None
+        administrable = with_admin and settings.allow_model_control
+        traced = with_admin and settings.allow_trace
+        by_url = settings.allow_url
         schemas = {
             "Problem": PROBLEM,
             **BODIES,
             **(BY_URL if by_url else {}),
             **SERVER_SCHEMAS,
             **PROTOCOL_SCHEMAS,
-            **EXTENSION_SCHEMAS,
         }
         paths: dict[str, Any] = {}
         for config in configs:
             schemas |= schemas_of(config)
             paths |= paths_of(config, protected, by_url, traced)
-        paths |= server_paths(protected, administrable, problems)
-        paths |= protocol_paths(self._settings) | extension_paths(self._settings)
+        paths |= server_paths(protected, administrable)
+        paths |= protocol_paths(settings)
         components = document.setdefault("components", {})
         components["schemas"] = {**components.get("schemas", {}), **dict(sorted(schemas.items()))}
         schemes: dict[str, Any] = {}
         if protected:
             schemes["key"] = {"type": "http", "scheme": "bearer", "description": "The API key."}
-        if (
-            administrable
-            or traced
-            or (self._settings.admin_token is not None and self._settings.allow_shared_memory)
-        ):
+        if administrable or traced or (with_admin and settings.allow_shared_memory):
             schemes["admin"] = {
                 "type": "http",
                 "scheme": "bearer",
@@ -188,23 +193,30 @@ class OpenAPI:
         return document
 
 
+# pipelines
+
+
 def schemas_of(config: PipelineConfig) -> dict[str, Schema]:
-    """What a pipeline answers: to one image, and to many; of one that streams, in each event and in all."""
+    """Return the schemas of a pipeline's answers to one image and to many.
+
+    For a pipeline that streams, also the schema of each event.
+    """
     declared = {port.name: port for port in config.outputs}
     result = declared.pop("result", None)
-    nothing = "null where the pipeline ends without a result."
-    properties: dict[str, Schema] = {"result": {"description": nothing}}
+    without_result = "null if the pipeline ends without a result."
+    properties: dict[str, Schema] = {"result": {"description": without_result}}
     if result is not None:
         properties["result"] = {
             "anyOf": [schema_of(result), {"type": "null"}],
-            "description": _sentence(result.description, nothing),
+            "description": _sentence(result.description, without_result),
         }
     properties |= {name: {**schema_of(port), **_described(port)} for name, port in declared.items()}
     prediction = {"type": "object", "required": ["result"], "properties": properties}
     results = {
         "type": "array",
-        "description": "One for each image, in their order: what the pipeline answers, or why it could not.",
-        "items": {"oneOf": [_reference(f"Prediction_{config.name}"), _reference("Problem")]},
+        "description": "One entry for each image, in the order of the request: the pipeline's "
+        "answer, or the problem of that image.",
+        "items": {"oneOf": [reference(f"Prediction_{config.name}"), reference("Problem")]},
     }
     batch = {"type": "object", "required": ["results"], "properties": {"results": results}}
     if streams(config):
@@ -223,7 +235,7 @@ def schemas_of(config: PipelineConfig) -> dict[str, Schema]:
 
 
 def streams(config: PipelineConfig) -> bool:
-    """Whether a pipeline answers in parts."""
+    """Return whether a pipeline answers in parts."""
     default = Plan(config.nodes, config.entry).default
     return default is not None and default.stream is not None
 
@@ -231,7 +243,7 @@ def streams(config: PipelineConfig) -> bool:
 def paths_of(
     config: PipelineConfig, protected: bool, by_url: bool = False, traced: bool = False
 ) -> dict[str, Any]:
-    """A pipeline's operations by path and method."""
+    """Return a pipeline's operations by path and method."""
     name = config.name
     security: list[Schema] = [{"key": []}] if protected else []
     common: dict[str, Any] = {"tags": [name], **({"security": security} if protected else {})}
@@ -239,9 +251,12 @@ def paths_of(
         common["description"] = config.description
     parameters = [REQUEST_ID_HEADER, DEADLINE_HEADER, *_priority_header(config)]
     codes = [*(["unauthorized"] if protected else []), *REQUEST_CODES, *ANSWER_CODES]
-    answer = _answer(f"Prediction_{name}", "The pipeline's answer.")
+    answer = _answer("The pipeline's answer.", f"Prediction_{name}")
     if streams(config):
-        events = f"Server-Sent Events: Part_{name} as each one's data, at last `event: end`, or `event: error` with a Problem."
+        events = (
+            f"Server-Sent Events. The data of each is a Part_{name}; the last is `event: end`, "
+            "or `event: error` with a Problem."
+        )
         answer["content"][EVENTS] = {"schema": {"type": "string", "description": events}}
     single = {
         **common,
@@ -261,7 +276,7 @@ def paths_of(
         "parameters": parameters,
         "requestBody": _many_images(),
         "responses": {
-            "200": _answer(f"Batch_{name}", "An answer or a problem for each image."),
+            "200": _answer("An answer or a problem for each image.", f"Batch_{name}"),
             **problems(codes),
         },
     }
@@ -289,7 +304,7 @@ def paths_of(
 
 
 def schema_of(port: Port) -> Schema:
-    """How a declared output is written in JSON."""
+    """Return the schema of a declared output's JSON."""
     if port.kind != "tensor":
         return dict(KINDS[port.kind])
     dtype = (port.dtype or "").lower()
@@ -303,30 +318,29 @@ def schema_of(port: Port) -> Schema:
     elif dtype:
         schema = {"type": "string"}
     if port.shape is None:
-        return {"type": "array", "items": {}}
+        return array_of({})
     for size in reversed(port.shape):
         schema = {
-            "type": "array",
-            "items": schema,
+            **array_of(schema),
             **({"minItems": size, "maxItems": size} if size >= 0 else {}),
         }
     return schema
 
 
 def problems(codes: Iterable[str]) -> dict[str, Any]:
-    """Responses by status for errors of these codes, with an example of each."""
-    found: dict[str, Any] = {}
-    for code in sorted(codes, key=lambda each: (STATUSES[each].http, each)):
+    """Return the responses for errors of these codes by status, with an example of each code."""
+    responses: dict[str, Any] = {}
+    for code in sorted(codes, key=lambda code: (STATUSES[code].http, code)):
         status = STATUSES[code]
-        response = found.setdefault(
+        response = responses.setdefault(
             str(status.http),
-            {"description": "", "content": {MEDIA_TYPE: {"schema": _reference("Problem")}}},
+            {"description": "", "content": {MEDIA_TYPE: {"schema": reference("Problem")}}},
         )
         response["description"] = f"{response['description']}, {code}".removeprefix(", ")
         response["headers"] = {"X-Request-Id": ANSWER_HEADERS["X-Request-Id"]}
         if status.retry_after:
             response["headers"]["Retry-After"] = {
-                "description": "Seconds after which to try again.",
+                "description": "Seconds to wait before the next attempt.",
                 "schema": {"type": "integer"},
             }
         example = {
@@ -339,73 +353,75 @@ def problems(codes: Iterable[str]) -> dict[str, Any]:
         response["content"][MEDIA_TYPE].setdefault("examples", {})[code] = {
             "value": {**example, "request_id": "4be09a1c-7"}
         }
-    return found
+    return responses
 
 
-def inlined(found: Any, schemas: Mapping[str, Schema]) -> Any:
-    """The same without references, as new objects."""
-    if isinstance(found, dict):
-        if "$ref" in found:
-            return inlined(schemas[found["$ref"].rpartition("/")[2]], schemas)
-        return {key: inlined(value, schemas) for key, value in found.items()}
-    return [inlined(each, schemas) for each in found] if isinstance(found, list) else found
+def inlined(value: Any, schemas: Mapping[str, Schema]) -> Any:
+    """Return a copy of a part of the document, every reference replaced by its schema."""
+    if isinstance(value, dict):
+        if "$ref" in value:
+            return inlined(schemas[value["$ref"].rpartition("/")[2]], schemas)
+        return {key: inlined(member, schemas) for key, member in value.items()}
+    return [inlined(member, schemas) for member in value] if isinstance(value, list) else value
 
 
 def operations_of(config: PipelineConfig, protected: bool, by_url: bool = False) -> dict[str, Any]:
-    """`paths_of` without references, for operations that are merged into a host's document, which has not our schemas."""
-    found: dict[str, Any] = inlined(
+    """Return `paths_of` without references, to be merged into the document of a host app.
+
+    The host's document does not have our schemas.
+    """
+    operations: dict[str, Any] = inlined(
         paths_of(config, protected, by_url),
         {"Problem": PROBLEM, **BODIES, **BY_URL, **schemas_of(config)},
     )
-    return found
+    return operations
 
 
 def _single_image(config: PipelineConfig, by_url: bool) -> dict[str, Any]:
-    """The media type of a raw image is written as octet-stream only: image/* is taken as well, but generators know no such type."""
+    """Return the request body of one image.
+
+    A raw image is listed as octet-stream alone: the server takes image/* as well, but generators do
+    not know that type.
+    """
     expected = next((port.description for port in config.inputs if port.name == "data"), "")
     image = {**IMAGE_BYTES, **({"description": expected} if expected else {})}
-    base64 = _reference("ImageBase64")
+    base64 = reference("ImageBase64")
     content = {
         "application/octet-stream": {"schema": image},
-        "multipart/form-data": {"schema": _reference("ImageForm")},
+        "multipart/form-data": {"schema": reference("ImageForm")},
         "application/json": {
-            "schema": {"oneOf": [base64, _reference("ImageURL")]} if by_url else base64
+            "schema": {"oneOf": [base64, reference("ImageURL")]} if by_url else base64
         },
     }
-    ways = f"As it is (of any image type, too), as the form field image, or as base64 {'or URL ' if by_url else ''}in JSON."
+    ways = (
+        "The image itself (any image/* type is taken too), the form field `image`, or JSON with "
+        f"base64{' or a URL' if by_url else ''}."
+    )
     return {"required": True, "description": _sentence(expected, ways), "content": content}
 
 
 def _many_images() -> dict[str, Any]:
     content = {
-        "multipart/form-data": {"schema": _reference("ImagesForm")},
-        "application/json": {"schema": _reference("ImagesBase64")},
+        "multipart/form-data": {"schema": reference("ImagesForm")},
+        "application/json": {"schema": reference("ImagesBase64")},
     }
     return {
         "required": True,
-        "description": "As form fields images, or as base64 in JSON.",
+        "description": "Form fields `images`, or JSON with base64.",
         "content": content,
     }
 
 
-def _answer(schema: str, description: str) -> dict[str, Any]:
-    return {
-        "description": description,
-        "headers": ANSWER_HEADERS,
-        "content": {"application/json": {"schema": _reference(schema)}},
-    }
-
-
-def _reference(schema: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{schema}"}
+def _answer(description: str, schema: str) -> dict[str, Any]:
+    return {**json_response(description, schema), "headers": ANSWER_HEADERS}
 
 
 def _priority_header(config: PipelineConfig) -> list[Schema]:
-    """Only where it means something: a pipeline without priorities refuses it."""
+    """Return the header for pipelines that have priorities; the others refuse it."""
     entry = next(iter(config.nodes.values()))
     if not entry.priority_levels:
         return []
-    description = f"1 is the highest; {entry.default_priority} unless given."
+    description = f"1 is the highest. Default: {entry.default_priority}."
     schema = {"type": "integer", "minimum": 1, "maximum": entry.priority_levels}
     return [
         {"name": "Penstock-Priority", "in": "header", "description": description, "schema": schema}
@@ -418,3 +434,111 @@ def _described(port: Port) -> Schema:
 
 def _sentence(*parts: str) -> str:
     return " ".join(part for part in parts if part)
+
+
+# the server: health, metrics, loading
+
+SERVER_SCHEMAS: dict[str, Schema] = {
+    "Live": {"type": "object", "required": ["live"], "properties": {"live": FLAG}},
+    "Ready": {
+        "type": "object",
+        "required": ["ready"],
+        "properties": {
+            "ready": FLAG,
+            "reason": {"type": "string", "description": "Why the server is not ready."},
+        },
+    },
+    "PipelineState": {
+        "type": "object",
+        "required": ["name", "state"],
+        "properties": {
+            "name": TEXT,
+            "state": {
+                "type": "string",
+                "description": (
+                    "ready, not ready, loading, reloading, unloading, unloaded or failed"
+                ),
+            },
+            "version": TEXT,
+            "description": TEXT,
+            "reason": {"type": "string", "description": "Why the pipeline is not ready."},
+        },
+    },
+    "PipelineList": {
+        "type": "object",
+        "required": ["pipelines"],
+        "properties": {"pipelines": array_of(reference("PipelineState"))},
+    },
+}
+
+
+def server_paths(protected: bool, administrable: bool) -> dict[str, Any]:
+    """Return the operations of the server itself by path and method.
+
+    Loading and unloading are among them if `administrable`.
+    """
+    key: dict[str, Any] = {"security": [{"key": []}]} if protected else {}
+    refused = problems(["unauthorized"]) if protected else {}
+    metrics = {
+        "200": {"description": "Prometheus text.", "content": {"text/plain": {"schema": TEXT}}}
+    }
+    paths: dict[str, Any] = {
+        "/health/live": {
+            "get": _operation(
+                "health_live",
+                "Check that the process answers",
+                "health",
+                {"200": json_response("The process answers.", "Live")},
+            )
+        },
+        "/health/ready": {
+            "get": _operation(
+                "health_ready",
+                "Check that the server is ready for requests",
+                "health",
+                {
+                    "200": json_response("The server is ready.", "Ready"),
+                    "503": json_response(NOT_READY, "Ready"),
+                },
+            )
+        },
+        "/metrics": {
+            "get": _operation("metrics", "Prometheus metrics", "health", {**metrics, **refused})
+            | key
+        },
+        "/pipelines": {
+            "get": _operation(
+                "list_pipelines",
+                "List the pipelines and their states",
+                "pipelines",
+                {"200": json_response("All known pipelines.", "PipelineList"), **refused},
+            )
+            | key
+        },
+    }
+    if administrable:
+        errors = ["unauthorized", "forbidden", "not_found", "not_ready"]
+        name = path_parameter("name", "The pipeline's name.")
+        for verb, summary, more in (
+            (
+                "load",
+                "Load a pipeline, or read its file again and replace it",
+                ["config", "load_failed"],
+            ),
+            ("unload", "Unload a pipeline after its requests have ended", []),
+        ):
+            responses = {
+                "200": json_response("The pipeline's new state.", "PipelineState"),
+                **problems([*errors, *more]),
+            }
+            operation = _operation(f"{verb}_pipeline", summary, "pipelines", responses)
+            paths[f"/pipelines/{{name}}/{verb}"] = {
+                "post": {**operation, "parameters": [name], "security": [{"admin": []}]}
+            }
+    return paths
+
+
+def _operation(
+    identifier: str, summary: str, tag: str, responses: dict[str, Any]
+) -> dict[str, Any]:
+    return {"operationId": identifier, "summary": summary, "tags": [tag], "responses": responses}

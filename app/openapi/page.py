@@ -1,5 +1,8 @@
-"""`/docs`: Swagger UI. Its 1.7 MB of script come from the package fastapi-offline where that is installed (the extra `docs`), so that the
-page works without internet and tells nobody; else from a CDN, as FastAPI has it.
+"""`/docs`: Swagger UI.
+
+Its 1.7 MB of script come from the package fastapi-offline if that is installed (the extra `docs`):
+the page then works without internet and contacts no other server. Otherwise the browser fetches
+them from a CDN, as FastAPI's own page does.
 """
 
 from __future__ import annotations
@@ -12,21 +15,24 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 from starlette.responses import HTMLResponse
 
-ASSETS = "/docs/assets"
+ASSETS_PATH = "/docs/assets"
 
 
 def installed_assets() -> Path | None:
-    """The directory of the files, where they are installed. The package itself is not imported."""
-    found = find_spec("fastapi_offline")
-    if found is None or found.origin is None:
+    """Return the directory of Swagger UI's files, or None if they are not installed.
+
+    The package is not imported.
+    """
+    spec = find_spec("fastapi_offline")
+    if spec is None or spec.origin is None:
         return None
-    directory = Path(found.origin).parent / "static"
+    directory = Path(spec.origin).parent / "static"
     return directory if (directory / "swagger-ui-bundle.js").is_file() else None
 
 
 def add_docs_page(app: FastAPI, assets: Path) -> None:
-    """`/docs` with the files of this directory; for an app that was made with `docs_url=None`."""
-    app.mount(ASSETS, StaticFiles(directory=assets))
+    """Serve `/docs` with the files of `assets`, in an app that was made with `docs_url=None`."""
+    app.mount(ASSETS_PATH, StaticFiles(directory=assets))
 
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
@@ -34,7 +40,7 @@ def add_docs_page(app: FastAPI, assets: Path) -> None:
         return get_swagger_ui_html(
             openapi_url=f"{root}{app.openapi_url}",
             title=f"{app.title} - Swagger UI",
-            swagger_js_url=f"{root}{ASSETS}/swagger-ui-bundle.js",
-            swagger_css_url=f"{root}{ASSETS}/swagger-ui.css",
-            swagger_favicon_url=f"{root}{ASSETS}/favicon.png",
+            swagger_js_url=f"{root}{ASSETS_PATH}/swagger-ui-bundle.js",
+            swagger_css_url=f"{root}{ASSETS_PATH}/swagger-ui.css",
+            swagger_favicon_url=f"{root}{ASSETS_PATH}/favicon.png",
         )

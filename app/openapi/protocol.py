@@ -1,4 +1,8 @@
-"""The protocol's operations in the OpenAPI document: the same ones for every model, which says itself what it takes."""
+"""The operations of the Open Inference Protocol in the OpenAPI document.
+
+They are the same for every model: `GET /v2/models/{model}` says what a model takes. Operations that
+require the admin token are listed if the settings allow them at all.
+"""
 
 from __future__ import annotations
 
@@ -9,40 +13,39 @@ from ..http.errors import STATUSES
 from ..http.restriction import restriction_of
 from ..settings import Settings
 from ..v2.tensors import DATATYPES
+from .schema import (
+    FLAG,
+    TEXT,
+    UNSIGNED,
+    Schema,
+    array_of,
+    json_response,
+    object_of,
+    path_parameter,
+    reference,
+)
 
-Schema = dict[str, Any]
-
-
-def object_of(
-    required: Iterable[str] = (), description: str = "", /, **properties: Schema
-) -> Schema:
-    found: Schema = {"type": "object", "properties": properties}
-    if required := list(required):
-        found["required"] = required
-    return {**found, "description": description} if description else found
-
-
-def array_of(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
-
-
-def reference(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-TEXT: Schema = {"type": "string"}
-FLAG: Schema = {"type": "boolean"}
-UNSIGNED: Schema = {"type": "integer", "minimum": 0}
 _DATATYPE: Schema = {"type": "string", "enum": list(DATATYPES)}
 _SHAPE = array_of(UNSIGNED)
 _DATA: Schema = {
-    "type": "array",
-    "items": {},
-    "description": "Elements in row-major order, flat or nested.",
+    **array_of({}),
+    "description": "The elements in row-major order, flat or nested.",
 }
+_DURATION = reference("StatisticDuration")
+_DURATIONS = (
+    "success",
+    "fail",
+    "queue",
+    "compute_input",
+    "compute_infer",
+    "compute_output",
+    "cache_hit",
+    "cache_miss",
+)
+_BATCH = dict.fromkeys(("compute_input", "compute_infer", "compute_output"), _DURATION)
 
-SCHEMAS: dict[str, Schema] = {
-    "ProtocolError": object_of(["error"], "What went wrong, for people.", error=TEXT),
+PROTOCOL_SCHEMAS: dict[str, Schema] = {
+    "ProtocolError": object_of(["error"], "What went wrong, in words for people.", error=TEXT),
     "ServerMetadata": object_of(
         ["name", "version", "extensions"], name=TEXT, version=TEXT, extensions=array_of(TEXT)
     ),
@@ -51,7 +54,7 @@ SCHEMAS: dict[str, Schema] = {
     "ModelReady": object_of(["name", "ready"], name=TEXT, ready=FLAG),
     "TensorMetadata": object_of(
         ["name", "datatype", "shape"],
-        "-1 in the shape: any size.",
+        "-1 in the shape stands for any size.",
         name=TEXT,
         datatype=_DATATYPE,
         shape=array_of({"type": "integer"}),
@@ -67,28 +70,58 @@ SCHEMAS: dict[str, Schema] = {
     "ModelConfig": {
         "type": "object",
         "additionalProperties": True,
-        "description": "In the shape of Triton's ModelConfig.",
+        "description": "The configuration in the shape of Triton's ModelConfig.",
     },
     "TensorParameters": {
         **object_of(
             (),
-            "Where the tensor's bytes are, or are to go, if not in `data`.",
-            binary_data_size=UNSIGNED,
-            binary_data=FLAG,
-            classification={"type": "integer", "minimum": 1},
-            shared_memory_region=TEXT,
-            shared_memory_byte_size=UNSIGNED,
-            shared_memory_offset=UNSIGNED,
+            "Where the tensor's bytes are, or where to write them, if they are not in `data`.",
+            binary_data_size={
+                **UNSIGNED,
+                "description": "Of an input or an answered output: its bytes after the JSON.",
+            },
+            binary_data={
+                **FLAG,
+                "description": "Of a requested output: true for bytes after the JSON, false for "
+                "`data`.",
+            },
+            classification={
+                "type": "integer",
+                "minimum": 1,
+                "description": "Of a requested output: the number of best classes to return "
+                "instead of the tensor.",
+            },
+            shared_memory_region={**TEXT, "description": "The name of a registered region."},
+            shared_memory_byte_size={
+                **UNSIGNED,
+                "description": "Bytes of the region that belong to the tensor.",
+            },
+            shared_memory_offset={
+                **UNSIGNED,
+                "description": "Bytes from the beginning of the region to the tensor.",
+            },
         ),
         "additionalProperties": True,
     },
     "InferParameters": {
         **object_of(
             (),
-            "Others become keys of the item.",
-            priority=UNSIGNED,
-            timeout={**UNSIGNED, "description": "Microseconds."},
-            binary_data_output=FLAG,
+            "Parameters that are not listed here become keys of the item.",
+            priority={
+                **UNSIGNED,
+                "description": "1 is the highest. 0, or a level that the model does not have, "
+                "stands for the model's default.",
+            },
+            timeout={
+                **UNSIGNED,
+                "description": "How long the answer is of use, in microseconds. 0, the default, stands for "
+                "the model's own timeout, which holds if it is shorter.",
+            },
+            binary_data_output={
+                **FLAG,
+                "description": "true: outputs that do not set `binary_data` come as bytes after "
+                "the JSON.",
+            },
         ),
         "additionalProperties": {"type": ["string", "number", "boolean"]},
     },
@@ -103,10 +136,13 @@ SCHEMAS: dict[str, Schema] = {
     "RequestedOutput": object_of(["name"], name=TEXT, parameters=reference("TensorParameters")),
     "InferRequest": object_of(
         ["inputs"],
-        id=TEXT,
+        id={**TEXT, "description": "An id for the request, which the answer repeats."},
         parameters=reference("InferParameters"),
         inputs=array_of(reference("InferInput")),
-        outputs=array_of(reference("RequestedOutput")),
+        outputs={
+            **array_of(reference("RequestedOutput")),
+            "description": "The outputs to return; all of them if this is missing or empty.",
+        },
     ),
     "InferOutput": object_of(
         ["name", "datatype", "shape"],
@@ -123,109 +159,210 @@ SCHEMAS: dict[str, Schema] = {
         model_version=TEXT,
         outputs=array_of(reference("InferOutput")),
     ),
+    "StatisticDuration": object_of(
+        ["count", "ns"],
+        count=UNSIGNED,
+        ns={**UNSIGNED, "description": "The sum in nanoseconds."},
+    ),
+    "ModelStatistics": object_of(
+        [
+            "name",
+            "version",
+            "last_inference",
+            "inference_count",
+            "execution_count",
+            "inference_stats",
+            "batch_stats",
+        ],
+        name=TEXT,
+        version=TEXT,
+        last_inference={
+            **UNSIGNED,
+            "description": "When a batch last ended, in milliseconds since the epoch; 0 before "
+            "the first.",
+        },
+        inference_count={**UNSIGNED, "description": "Rows that have been answered."},
+        execution_count={
+            **UNSIGNED,
+            "description": "Batches that have run; for a pipeline of several nodes, requests.",
+        },
+        inference_stats=object_of(_DURATIONS, **dict.fromkeys(_DURATIONS, _DURATION)),
+        response_stats={"type": "object"},
+        batch_stats=array_of(object_of(["batch_size", *_BATCH], batch_size=UNSIGNED, **_BATCH)),
+        memory_usage=array_of({"type": "object"}),
+    ),
+    "StatisticsResponse": object_of(
+        ["model_stats"], model_stats=array_of(reference("ModelStatistics"))
+    ),
+    "RepositoryIndexRequest": object_of(
+        ready={**FLAG, "description": "true lists only the models that are ready."}
+    ),
+    "RepositoryIndex": array_of(
+        object_of(
+            ["name"],
+            name=TEXT,
+            version=TEXT,
+            state={**TEXT, "description": "READY, LOADING, UNLOADING or UNAVAILABLE."},
+            reason={**TEXT, "description": "Why the model is in that state, if it is not READY."},
+        )
+    ),
+    "RepositoryLoadRequest": object_of(
+        parameters={
+            **object_of(
+                config={
+                    **TEXT,
+                    "description": "A JSON text in the shape of ModelConfig, which overrides the "
+                    "model's configuration until the next load.",
+                }
+            ),
+            "additionalProperties": {
+                "type": "string",
+                "description": "file:<version>/<name>: a file of an ONNX model, in base64.",
+                "format": "byte",
+            },
+            "type": ["object", "null"],
+        }
+    ),
+    "RepositoryUnloadRequest": object_of(
+        parameters={**object_of(unload_dependents=FLAG), "type": ["object", "null"]}
+    ),
+    "SharedMemoryRegion": object_of(
+        ["name", "key", "offset", "byte_size"],
+        name=TEXT,
+        key=TEXT,
+        offset=UNSIGNED,
+        byte_size=UNSIGNED,
+    ),
+    "SharedMemoryStatus": array_of(reference("SharedMemoryRegion")),
+    "SharedMemoryRegisterRequest": object_of(
+        ["key", "byte_size"],
+        key={**TEXT, "description": "The name of the POSIX shared memory object."},
+        offset={
+            **UNSIGNED,
+            "description": "Bytes from the beginning of the object to the region.",
+        },
+        byte_size={**UNSIGNED, "minimum": 1, "description": "Bytes of the region."},
+    ),
 }
 
 _BINARY: Schema = {
     "type": "string",
     "format": "binary",
-    "description": "JSON, and behind it the tensors' bytes.",
+    "description": "JSON, followed by the bytes of the tensors.",
 }
 _LENGTH: Schema = {
     "name": "Inference-Header-Content-Length",
     "in": "header",
-    "description": "Bytes of JSON in front of the tensors' bytes; 0: all of the body is the one input.",
-    "schema": {"type": "integer", "minimum": 0},
+    "description": "Bytes of JSON at the beginning of the body; the bytes of the tensors follow. "
+    "0: the body has no JSON and is the model's only input.",
+    "schema": UNSIGNED,
 }
 _INFER_CODES = (
-    "invalid_request", "not_found", "unsupported_media", "queue_full", "overloaded", "backend_error", "internal", "not_ready",
+    "invalid_request",
+    "not_found",
+    "unsupported_media",
+    "queue_full",
+    "overloaded",
+    "backend_error",
+    "internal",
+    "not_ready",
     "deadline_exceeded",
-)  # fmt: skip
+)
+NOT_READY = "The server is loading or draining, or a node has no executor that works."
 
-
-def refusals_of(settings: Settings, group: str) -> list[str]:
-    """Codes of the errors that whoever may not use an API's operations gets."""
-    unauthorized = ["unauthorized"] if settings.api_key is not None else []
-    return (
-        [*unauthorized, "forbidden"]
-        if group in restriction_of(settings.restricted_api)
-        else unauthorized
-    )
+_MODEL = path_parameter("model", "The pipeline's name.")
+_VERSION = path_parameter("version", "The pipeline's version.")
+_REGION = path_parameter("region", "The region's name.")
+_VERSIONS: tuple[tuple[str, str, list[Schema]], ...] = (
+    ("", "", [_MODEL]),
+    ("/versions/{version}", "_version", [_MODEL, _VERSION]),
+)
+"""The two forms of a model's path: its end, the end of its operations' ids, and its parameters."""
 
 
 def protocol_paths(settings: Settings) -> dict[str, Any]:
-    """Operations by path and method."""
-    key: Schema = {"security": [{"key": []}]} if settings.api_key is not None else {}
-    metadata, config, health, inference = (
-        refusals_of(settings, each) for each in ("metadata", "model-config", "health", "inference")
+    """Return the operations of the protocol and its extensions by path and method."""
+    return {
+        **_server_paths(settings),
+        **_model_paths(settings),
+        **_statistics_paths(settings),
+        **_repository_paths(settings),
+        **_shared_memory_paths(settings),
+    }
+
+
+def _server_paths(settings: Settings) -> dict[str, Any]:
+    metadata, health = _refusals(settings, "metadata"), _refusals(settings, "health")
+    open_to_all = [code for code in health if code != "unauthorized"]
+    ready = _operation(
+        "server_ready", "Check that the server is ready for requests", "ServerReady", open_to_all
     )
-    anybody = [code for code in health if code != "unauthorized"]
-    described = ("invalid_request", "not_ready")
-    paths: dict[str, Any] = {
+    ready["responses"]["503"] = json_response(NOT_READY, "ServerReady")
+    return {
         "/v2": {
             "get": {
-                **operation_of(
+                **_operation(
                     "server_metadata",
-                    "Name, version and extensions of the server",
+                    "Get the name, version and extensions of the server",
                     "ServerMetadata",
                     metadata,
                 ),
-                **key,
+                **_key(settings),
             }
         },
         "/v2/health/live": {
-            "get": operation_of(
-                "server_live", "Whether the server answers at all", "ServerLive", anybody
+            "get": _operation(
+                "server_live", "Check that the server answers", "ServerLive", open_to_all
             )
         },
-        "/v2/health/ready": {"get": _ready(anybody)},
+        "/v2/health/ready": {"get": ready},
     }
-    for version, suffix in (("", ""), ("/versions/{version}", "_version")):
-        parameters = [
-            path_parameter("model", "The pipeline's name."),
-            *([path_parameter("version", "Its version.")] if version else []),
-        ]
-        common: Schema = {"parameters": parameters, **key}
+
+
+def _model_paths(settings: Settings) -> dict[str, Any]:
+    key = _key(settings)
+    metadata, config, health, inference = (
+        _refusals(settings, group) for group in ("metadata", "model-config", "health", "inference")
+    )
+    described = ("invalid_request", "not_ready")
+    paths: dict[str, Any] = {}
+    for version, suffix, parameters in _VERSIONS:
         of = " of a version" if version else ""
         root = f"/v2/models/{{model}}{version}"
-        paths[root] = {
-            "get": {
-                **operation_of(
-                    f"model_metadata{suffix}",
-                    f"What a model{of} takes and gives",
-                    "ModelMetadata",
-                    [*described, *metadata],
-                ),
-                **common,
-            }
-        }
-        paths[f"{root}/config"] = {
-            "get": {
-                **operation_of(
-                    f"model_config{suffix}",
-                    f"A model's configuration{of}",
-                    "ModelConfig",
-                    [*described, *config],
-                ),
-                **common,
-            }
-        }
-        paths[f"{root}/ready"] = {
-            "get": {
-                **operation_of(
-                    f"model_ready{suffix}",
-                    f"Whether a model{of} is ready",
-                    "ModelReady",
-                    ["invalid_request", *health],
-                ),
-                **common,
-            }
-        }
-        infer = operation_of(
-            f"infer{suffix}", f"Run a model{of}", "InferResponse", [*_INFER_CODES, *inference]
+        for end, identifier, summary, schema, codes in (
+            (
+                "",
+                "model_metadata",
+                f"Get the inputs and outputs{of} of a model",
+                "ModelMetadata",
+                [*described, *metadata],
+            ),
+            (
+                "/config",
+                "model_config",
+                f"Get the configuration{of} of a model",
+                "ModelConfig",
+                [*described, *config],
+            ),
+            (
+                "/ready",
+                "model_ready",
+                f"Check that {'a version of ' if version else ''}a model is ready",
+                "ModelReady",
+                ["invalid_request", *health],
+            ),
+        ):
+            operation = _operation(f"{identifier}{suffix}", summary, schema, codes)
+            paths[f"{root}{end}"] = {"get": {**operation, "parameters": parameters, **key}}
+        infer = _operation(
+            f"infer{suffix}",
+            f"Run {'a version of ' if version else ''}a model",
+            "InferResponse",
+            [*_INFER_CODES, *inference],
         )
         infer["responses"]["200"]["content"]["application/octet-stream"] = {"schema": _BINARY}
-        infer["responses"]["501"] = answer_of(
-            "The body's Content-Encoding is neither gzip nor deflate.", "ProtocolError"
+        infer["responses"]["501"] = json_response(
+            "The body has a Content-Encoding other than gzip and deflate.", "ProtocolError"
         )
         infer["requestBody"] = {
             "required": True,
@@ -234,26 +371,113 @@ def protocol_paths(settings: Settings) -> dict[str, Any]:
                 "application/octet-stream": {"schema": _BINARY},
             },
         }
-        paths[f"{root}/infer"] = {"post": {**infer, **common, "parameters": [*parameters, _LENGTH]}}
+        paths[f"{root}/infer"] = {"post": {**infer, "parameters": [*parameters, _LENGTH], **key}}
     return paths
 
 
-def _ready(codes: Iterable[str]) -> Schema:
-    operation = operation_of(
-        "server_ready", "Whether requests should come here now", "ServerReady", codes
+def _statistics_paths(settings: Settings) -> dict[str, Any]:
+    key = _key(settings)
+    codes = _refusals(settings, "statistics")
+    every = _operation(
+        "all_statistics", "Get the statistics of all models", "StatisticsResponse", codes
     )
-    operation["responses"]["503"] = answer_of(
-        "Loading, draining, or a node is without executors.", "ServerReady"
-    )
-    return operation
+    paths: dict[str, Any] = {"/v2/models/stats": {"get": {**every, **key}}}
+    for version, suffix, parameters in _VERSIONS:
+        operation = _operation(
+            f"statistics{suffix}",
+            f"Get the statistics of {'a version of ' if version else ''}a model",
+            "StatisticsResponse",
+            ["invalid_request", "not_ready", *codes],
+        )
+        paths[f"/v2/models/{{model}}{version}/stats"] = {
+            "get": {**operation, "parameters": parameters, **key}
+        }
+    return paths
 
 
-def operation_of(identifier: str, summary: str, schema: str, codes: Iterable[str]) -> Schema:
-    responses = {"200": answer_of("The answer.", schema)}
-    for code in sorted(codes, key=lambda each: (STATUSES[each].protocol, each)):
+def _repository_paths(settings: Settings) -> dict[str, Any]:
+    index = _with_body(
+        _operation(
+            "repository_index",
+            "List the models and their states",
+            "RepositoryIndex",
+            ["invalid_request", *_refusals(settings, "model-repository")],
+        ),
+        "RepositoryIndexRequest",
+    )
+    paths: dict[str, Any] = {"/v2/repository/index": {"post": {**index, **_key(settings)}}}
+    if settings.admin_token is not None and settings.allow_model_control:
+        load = _with_body(
+            _silent(
+                "load",
+                "Load a model, or read its file again and replace it",
+                ["not_found", "load_failed", "not_ready"],
+            ),
+            "RepositoryLoadRequest",
+        )
+        unload = _with_body(
+            _silent("unload", "Unload a model after its requests have ended", ["not_ready"]),
+            "RepositoryUnloadRequest",
+        )
+        for verb, operation in (("load", load), ("unload", unload)):
+            paths[f"/v2/repository/models/{{model}}/{verb}"] = {
+                "post": {**operation, "parameters": [_MODEL]}
+            }
+    return paths
+
+
+def _shared_memory_paths(settings: Settings) -> dict[str, Any]:
+    root = "/v2/systemsharedmemory"
+    key = _key(settings)
+    codes = _refusals(settings, "shared-memory")
+    every = _operation("shared_memory", "List the registered regions", "SharedMemoryStatus", codes)
+    one = _operation(
+        "shared_memory_region",
+        "Get a registered region",
+        "SharedMemoryStatus",
+        ["not_found", *codes],
+    )
+    paths: dict[str, Any] = {
+        f"{root}/status": {"get": {**every, **key}},
+        f"{root}/region/{{region}}/status": {"get": {**one, "parameters": [_REGION], **key}},
+    }
+    if settings.admin_token is not None and settings.allow_shared_memory:
+        register = _with_body(
+            _silent("register_shared_memory", "Register a region", []),
+            "SharedMemoryRegisterRequest",
+            required=True,
+        )
+        unregister = _silent("unregister_shared_memory", "Unregister a region", [])
+        unregister_all = _silent("unregister_all_shared_memory", "Unregister all regions", [])
+        paths |= {
+            f"{root}/region/{{region}}/register": {"post": {**register, "parameters": [_REGION]}},
+            f"{root}/region/{{region}}/unregister": {
+                "post": {**unregister, "parameters": [_REGION]}
+            },
+            f"{root}/unregister": {"post": unregister_all},
+        }
+    return paths
+
+
+def _key(settings: Settings) -> Schema:
+    """Return the requirement of the API key, empty if the server has none."""
+    return {"security": [{"key": []}]} if settings.api_key is not None else {}
+
+
+def _refusals(settings: Settings, group: str) -> list[str]:
+    """Return the codes of the errors for clients that may not use the operations of `group`."""
+    unauthorized = ["unauthorized"] if settings.api_key is not None else []
+    restricted = group in restriction_of(settings.restricted_api)
+    return [*unauthorized, "forbidden"] if restricted else unauthorized
+
+
+def _operation(identifier: str, summary: str, schema: str, codes: Iterable[str]) -> Schema:
+    """Return an operation that answers 200 with `schema`, and the statuses of these codes."""
+    responses = {"200": json_response("The answer.", schema)}
+    for code in sorted(codes, key=lambda code: (STATUSES[code].protocol, code)):
         status = str(STATUSES[code].protocol)
         before = responses[status]["description"] if status in responses else ""
-        responses[status] = answer_of(f"{before}, {code}".removeprefix(", "), "ProtocolError")
+        responses[status] = json_response(f"{before}, {code}".removeprefix(", "), "ProtocolError")
     return {
         "operationId": f"v2_{identifier}",
         "summary": summary,
@@ -262,18 +486,16 @@ def operation_of(identifier: str, summary: str, schema: str, codes: Iterable[str
     }
 
 
-def answer_of(description: str, schema: str) -> Schema:
-    return {
-        "description": description,
-        "content": {"application/json": {"schema": reference(schema)}},
-    }
+def _silent(identifier: str, summary: str, codes: Iterable[str]) -> Schema:
+    """Return an operation that requires the admin token and answers 200 without a body."""
+    operation = _operation(
+        identifier, summary, "", ["invalid_request", "unauthorized", "forbidden", *codes]
+    )
+    operation["responses"]["200"] = {"description": "Done. The body is empty."}
+    return {**operation, "security": [{"admin": []}]}
 
 
-def path_parameter(name: str, description: str) -> Schema:
-    return {
-        "name": name,
-        "in": "path",
-        "required": True,
-        "description": description,
-        "schema": {"type": "string"},
-    }
+def _with_body(operation: Schema, schema: str, required: bool = False) -> Schema:
+    """Return the operation with a JSON request body."""
+    content = {"application/json": {"schema": reference(schema)}}
+    return {**operation, "requestBody": {"required": required, "content": content}}

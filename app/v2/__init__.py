@@ -1,1 +1,4 @@
-"""The Open Inference Protocol with Triton's extensions, over HTTP: every loaded pipeline is a model too (docs/how-to/triton.md)."""
+"""The Open Inference Protocol with Triton's extensions, over HTTP (docs/how-to/triton.md).
+
+Every loaded pipeline is also a model of the protocol.
+"""

@@ -1,4 +1,7 @@
-"""One call of the protocol and its answer, on whatever route; and how errors are told: `{"error": …}`, whatever went wrong."""
+"""A call of the protocol, on whatever route, and its answer.
+
+Every error is answered as `{"error": …}`, the one form that clients of the protocol read.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,24 @@ from ..http.errors import STATUSES, code_of, detail_of
 from ..settings import Settings
 from .json_text import kind_of, parse_json
 
-JSON = (b"content-type", b"application/json")
+JSON_HEADER = (b"content-type", b"application/json")
 
-PREFIXES = {
+MESSAGE_PREFIXES = {
     "queue_full": "Exceeds maximum queue size",
     "overloaded": "Exceeds maximum queue size",
     "deadline_exceeded": "Request timeout expired",
 }
-"""What clients of Triton look for in messages of these codes."""
+"""The texts that Triton's clients look for in error messages, by our codes."""
+
+ERROR_MESSAGE_CHARACTERS = 4096
+"""The longest error message that is sent: a message may quote what the client sent."""
+
+NAME_CHARACTERS_IN_ERRORS = 200
+"""How much of an unknown model's or region's name an error repeats."""
 
 
 class ProtocolError(PenstockError):
-    """An error with a status that clients of the protocol expect, and no other of ours has."""
+    """An error with a status of its own, for statuses of the protocol that no code of ours has."""
 
     def __init__(
         self, status: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()
@@ -38,17 +47,23 @@ class ProtocolError(PenstockError):
 
 
 class Answer(NamedTuple):
-    """Status, headers and body, without Content-Length."""
+    """The status, headers and body of an answer. The headers have no Content-Length."""
 
     status: int = 200
     headers: Sequence[tuple[bytes, bytes]] = ()
     body: bytes = b""
 
 
-class Call:
-    """A request to one of the protocol's routes. `names`: what its path says (`model`, `version`, `region`); "" where it says nothing."""
+class ProtocolCall:
+    """A request to one of the protocol's routes.
 
-    __slots__ = ("late", "names", "read", "receive", "scope", "settings")
+    `names` holds the parts of the path that the route names (`model`, `version`, `region`); "" for
+    a part that the path leaves out. `body_was_read` is true once the whole body has been received.
+    `body_was_late` is true after the body took longer than `body_timeout`: the rest of it is not
+    waited for, and the connection has to close.
+    """
+
+    __slots__ = ("body_was_late", "body_was_read", "names", "receive", "scope", "settings")
 
     def __init__(
         self, scope: Scope, receive: Receive, names: Mapping[str, str], settings: Settings
@@ -56,29 +71,36 @@ class Call:
         self.scope = scope
         self.names = names
         self.settings = settings
-        self.read = False  # whether the body has been
-        self.late = False  # the body took too long, and the rest of it is not waited for
+        self.body_was_read = False
+        self.body_was_late = False
         self.receive = receive
 
     async def body(self) -> bytes:
-        """The whole body. Raises `TooLarge`, `InvalidRequest` for too many chunks and for a late one, `ClientLeft`."""
+        """Read the whole body.
+
+        Raises `TooLarge`, `InvalidRequest` for too many chunks and for a body that is late, and
+        `ClientLeft`.
+        """
         try:
             async with asyncio.timeout(self.settings.body_timeout):
                 pieces = await read_pieces(self.scope, self.receive, self.settings)
         except TimeoutError:
             raise self.too_late() from None
-        self.read = True
+        self.body_was_read = True
         return b"".join(pieces)
 
     def too_late(self) -> InvalidRequest:
-        """The error of a body that took more than `body_timeout`."""
-        self.late = True
+        """Note that the body took longer than `body_timeout`, and return the error for that."""
+        self.body_was_late = True
         return InvalidRequest(
             f"the body did not arrive within {self.settings.body_timeout:g} s (body_timeout)"
         )
 
     async def json(self) -> dict[str, Any]:
-        """The object that the body is; an empty one for no body. Raises `InvalidRequest` for what is none."""
+        """Read the body as a JSON object; an empty body stands for an empty object.
+
+        Raises `InvalidRequest` if the body is not a JSON object, and what `body` raises.
+        """
         body = await self.body()
         if not body:
             return {}
@@ -94,9 +116,9 @@ class Call:
 
 
 async def read_pieces(scope: Scope, receive: Receive, settings: Settings) -> list[bytes]:
-    """All of a body as it came, within `max_body` bytes and `max_chunks` chunks; no piece is empty.
+    """Read a body of at most `max_body` bytes and `max_chunks` chunks, as the pieces that came.
 
-    Raises `TooLarge`, `InvalidRequest`, `ClientLeft`.
+    No piece is empty. Raises `TooLarge`, `InvalidRequest` for too many chunks, and `ClientLeft`.
     """
     pieces: list[bytes] = []
     size = 0
@@ -110,7 +132,8 @@ async def read_pieces(scope: Scope, receive: Receive, settings: Settings) -> lis
             raise TooLarge(f"the body has more than {settings.max_body} bytes (max_body)")
         if piece:
             pieces.append(piece)
-        # The server joins chunks that come together. Ours counts them (app/server/uvicorn_protocol.py); others' messages stand for them.
+        # A server joins chunks that arrive together. Ours counts them
+        # (app/server/uvicorn_protocol.py); on another server the messages stand for the chunks.
         if max(len(pieces), scope.get("penstock.chunks", 0)) > settings.max_chunks:
             raise InvalidRequest(
                 f"the body has more than {settings.max_chunks} chunks (max_chunks)"
@@ -120,42 +143,48 @@ async def read_pieces(scope: Scope, receive: Receive, settings: Settings) -> lis
 
 
 def json_answer(document: Any, status: int = 200) -> Answer:
-    return Answer(status, (JSON,), orjson.dumps(document))
+    """Return an answer with `document` as JSON."""
+    return Answer(status, (JSON_HEADER,), orjson.dumps(document))
 
 
 def error_answer(error: BaseException) -> Answer:
-    """The answer to a call that ended with `error`."""
+    """Return the answer to a call that ended with `error`."""
     if isinstance(error, ProtocolError):
         return error_with(error.status, str(error), error.headers)
-    status = STATUSES[code_of(error)]
+    code = code_of(error)
+    status = STATUSES[code]
     headers: tuple[tuple[bytes, bytes], ...] = ()
     if status.retry_after:
         headers = ((b"retry-after", b"%d" % status.retry_after),)
     if status.protocol == 401:
         headers = ((b"www-authenticate", b'Bearer realm="penstock"'),)
     detail = detail_of(error)
-    prefix = PREFIXES.get(code_of(error))
+    prefix = MESSAGE_PREFIXES.get(code)
     return error_with(status.protocol, detail if prefix is None else f"{prefix}: {detail}", headers)
 
 
-LONGEST = 4096
-"""Characters of an error's message: it may quote what the client sent."""
-
-
 def error_with(status: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
-    if len(message) > LONGEST:
-        message = message[: LONGEST - 1] + "…"
-    text = message.encode("utf-8", "backslashreplace").decode()  # lone surrogates have no UTF-8
-    return Answer(status, (JSON, *headers), orjson.dumps({"error": text}))
+    """Return an error answer with this status and message, shortened if it is very long."""
+    if len(message) > ERROR_MESSAGE_CHARACTERS:
+        message = message[: ERROR_MESSAGE_CHARACTERS - 1] + "…"
+    text = message.encode("utf-8", "backslashreplace").decode()  # UTF-8 has no lone surrogates
+    return Answer(status, (JSON_HEADER, *headers), orjson.dumps({"error": text}))
 
 
-Handler = Callable[[Call], Awaitable[Any]]
-"""Gives an `Answer`, or what its JSON says; None: an empty body. Every exception becomes `{"error": …}`."""
+Handler = Callable[[ProtocolCall], Awaitable[Any]]
+"""Answers the calls of a route.
+
+It returns an `Answer`, a value to be sent as JSON, or None for an empty body. Every exception
+becomes `{"error": …}`.
+"""
 
 
 class Route(NamedTuple):
-    """`pattern`: {model} and the like stand for one segment, a part in [brackets] may be missing. `group`: the API that it belongs to,
-    by Triton's names: health, metadata, inference, shared-memory, model-config, model-repository, statistics, trace, logging.
+    """A method and a pattern of paths, and the handler of the calls that match them.
+
+    In `pattern`, `{model}` and the like stand for one segment, and a part in `[brackets]` may be
+    missing. `group` is the API that the route belongs to, by Triton's names: health, metadata,
+    inference, shared-memory, model-config, model-repository, statistics, trace, logging.
     """
 
     method: str

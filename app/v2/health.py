@@ -1,4 +1,4 @@
-"""Whether the server is alive and ready, and what it is."""
+"""Liveness, readiness and metadata of the server."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from typing import Any
 import penstock
 from penstock.pipelines.repository import Repository
 
-from .call import Answer, Call, Route, json_answer
+from .call import Answer, ProtocolCall, Route, json_answer
 
 
 def health_routes(repository: Repository, extensions: Sequence[str]) -> tuple[Route, ...]:
-    """`extensions`: those that this server has, by the names that the protocol gives them."""
+    """Return the routes of the server itself.
 
-    async def live(call: Call) -> Answer:
+    `extensions` are those that this server has, by the protocol's names.
+    """
+
+    async def live(call: ProtocolCall) -> Answer:
         return json_answer({"live": True})
 
-    async def ready(call: Call) -> Answer:
+    async def ready(call: ProtocolCall) -> Answer:
         reason = repository.not_ready
         return (
             json_answer({"ready": False, "error": reason}, 503)
@@ -25,7 +28,7 @@ def health_routes(repository: Repository, extensions: Sequence[str]) -> tuple[Ro
             else json_answer({"ready": True})
         )
 
-    async def server(call: Call) -> Any:
+    async def server(call: ProtocolCall) -> dict[str, Any]:
         return {"name": "penstock", "version": penstock.__version__, "extensions": list(extensions)}
 
     return (

@@ -1,4 +1,4 @@
-"""JSON texts of requests: parsed within bounds, with bare NaN and Infinity, and what their values are called."""
+"""JSON of requests: parsed within bounds, with bare NaN and Infinity."""
 
 from __future__ import annotations
 
@@ -11,18 +11,27 @@ import orjson
 
 from penstock.backends.errors import InvalidRequest
 
-MANY = 1 << 20
-"""Lists and objects of a text, at most. Each takes two bytes of it and thirty times as many when it is parsed."""
+UINT64_MAX = 2**64 - 1
 
-_NO_MARK = bytes(set(range(256)) - set(b'[]{}"'))
-_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
+MAX_JSON_CONTAINERS = 1 << 20
+"""The most lists and objects that a text may have.
+
+Each takes two bytes of the text, and thirty times as many once it is parsed.
+"""
+
+_NOT_A_MARK = bytes(set(range(256)) - set(b'[]{}"'))
+_NOT_A_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 _STEP = np.zeros(256, np.int8)
 _STEP[list(b"[{")] = 1
 _STEP[list(b"]}")] = -1
 
 
 def parse_json(text: bytes, depth: int) -> Any:
-    """What a JSON text says, bare NaN and Infinity too. Raises `InvalidRequest`, also for more than `depth` levels."""
+    """Parse a JSON text, which may hold bare NaN and Infinity.
+
+    Raises `InvalidRequest` for a text that is not JSON, that nests more than `depth` levels, or
+    that has more than `MAX_JSON_CONTAINERS` lists and objects.
+    """
     _check_brackets(text, depth)
     try:
         return orjson.loads(text)
@@ -30,19 +39,19 @@ def parse_json(text: bytes, depth: int) -> Any:
         reason = str(error)
     try:
         if b"NaN" in text or b"Infinity" in text:
-            found = json.loads(text.decode(), parse_float=_finite)  # slower, and knows them
+            # slower than orjson, but it reads NaN and Infinity
+            value = json.loads(text.decode(), parse_float=_finite)
             if b"\\u" in text:
-                json.dumps(
-                    found, ensure_ascii=False
-                ).encode()  # it takes lone surrogates, which no answer can carry
-            return found
+                # It also reads lone surrogates, which no answer can carry: encoding them raises.
+                json.dumps(value, ensure_ascii=False).encode()
+            return value
     except (ValueError, RecursionError):
         pass
     raise InvalidRequest(f"failed to parse the request JSON buffer: {reason}")
 
 
 def _finite(text: str) -> float:
-    """A number as it is written. Raises `ValueError` for one that no double holds: it is no infinity."""
+    """Parse a number. Raises `ValueError` for one that a double would round to infinity."""
     number = float(text)
     if number in {inf, -inf}:
         raise ValueError(text)
@@ -50,27 +59,34 @@ def _finite(text: str) -> float:
 
 
 def _check_brackets(text: bytes, depth: int) -> None:
-    """Before the text is parsed; in linear time, and in none to speak of for what has few brackets."""
-    brackets = text.translate(None, _NO_BRACKET)
+    """Check the nesting of a text before it is parsed.
+
+    Takes linear time, and hardly any for a text with few brackets.
+    """
+    if text.count(b"[") + text.count(b"{") <= depth:
+        return
+    brackets = text.translate(None, _NOT_A_BRACKET)
     if _are_fine(brackets, depth):
         return
-    if b'"' in text:  # those in strings do not count
+    if b'"' in text:  # brackets within strings do not count
         brackets = _brackets_outside_strings(text)
-    if len(brackets) > 2 * MANY and _depth(brackets[: 2 * MANY]) <= depth:
-        raise InvalidRequest(f"the JSON has more than {MANY} lists and objects")
+    most = 2 * MAX_JSON_CONTAINERS
+    if len(brackets) > most and _depth(brackets[:most]) <= depth:
+        raise InvalidRequest(f"the JSON has more than {MAX_JSON_CONTAINERS} lists and objects")
     if not _are_fine(brackets, depth):
         raise InvalidRequest(f"JSON nesting depth exceeds maximum allowed limit ({depth})")
 
 
 def _brackets_outside_strings(text: bytes) -> bytes:
-    """Those behind an even number of quotes. No regular expression: it would hold the interpreter for seconds, or, where a string does
-    not end, for the square of that.
+    """Return the brackets that follow an even number of quotes.
+
+    A regular expression would hold the interpreter for seconds; on a string that does not end, for
+    a time that grows with the square of its length.
     """
     if b"\\" in text:
-        text = text.replace(rb"\\", b"").replace(
-            rb"\"", b""
-        )  # what is left of a run of backslashes is before another character
-    marks = np.frombuffer(text.translate(None, _NO_MARK), np.uint8)
+        # What remains of a run of backslashes stands before a character other than a quote.
+        text = text.replace(rb"\\", b"").replace(rb"\"", b"")
+    marks = np.frombuffer(text.translate(None, _NOT_A_MARK), np.uint8)
     quotes = marks == ord('"')
     inside = np.cumsum(quotes, dtype=np.uint8) & 1  # counted modulo 256
     outside: bytes = marks[~(inside.astype(np.bool_) | quotes)].tobytes()
@@ -78,7 +94,9 @@ def _brackets_outside_strings(text: bytes) -> bytes:
 
 
 def _are_fine(brackets: bytes, depth: int) -> bool:
-    return len(brackets) <= depth or (len(brackets) <= 2 * MANY and _depth(brackets) <= depth)
+    return len(brackets) <= depth or (
+        len(brackets) <= 2 * MAX_JSON_CONTAINERS and _depth(brackets) <= depth
+    )
 
 
 def _depth(brackets: bytes) -> int:
@@ -86,7 +104,7 @@ def _depth(brackets: bytes) -> int:
 
 
 def kind_of(value: Any) -> str:
-    """JSON's own name of a value's type."""
+    """Return JSON's name of a value's type."""
     match value:
         case None:
             return "null"
@@ -100,3 +118,21 @@ def kind_of(value: Any) -> str:
             return "array"
         case _:
             return "object"
+
+
+def check_boolean(value: Any, what: str) -> bool:
+    """Return a boolean. Raises `InvalidRequest` for any other value; `what` names it."""
+    if type(value) is not bool:
+        raise InvalidRequest(f"{what} is a JSON {kind_of(value)}, expected a boolean")
+    return value
+
+
+def check_unsigned(value: Any, what: str) -> int:
+    """Return an unsigned 64-bit integer.
+
+    Raises `InvalidRequest` for any other value; `what` names it.
+    """
+    if type(value) is not int or not 0 <= value <= UINT64_MAX:
+        text = orjson.dumps(str(value)[:40]).decode()
+        raise InvalidRequest(f"{what} must be an unsigned 64-bit integer, got {text}")
+    return value

@@ -1,4 +1,7 @@
-"""The protocol for hosts that take a router instead of an app: one route for all of /v2, behind whatever dependencies hold there."""
+"""The protocol for hosts that include a router instead of mounting an app.
+
+One route takes all of /v2, so that the dependencies of the host's router hold for it.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,14 @@ from ..http.auth import OPEN_PATHS, check_key
 from ..http.errors import Unauthorized
 from ..settings import Settings
 from .call import error_answer
-from .routes import V2, respond
+from .routes import ProtocolApp, respond
 
 
-class _Below(Convertor[str]):
-    """All of a path, line breaks too, which Starlette's `path` leaves to the host's 404."""
+class _Rest(Convertor[str]):
+    """The rest of a path, line breaks included.
+
+    Starlette's `path` does not match line breaks, so the host would answer its own 404.
+    """
 
     regex = r"[\s\S]*"
 
@@ -26,15 +32,15 @@ class _Below(Convertor[str]):
         return value
 
 
-register_url_convertor("penstock_below", _Below())
+register_url_convertor("penstock_rest", _Rest())
 
 
-class _Passed(Response):
+class _ProtocolResponse(Response):
     """A response that the protocol's app writes itself."""
 
-    def __init__(self, protocol: V2, path: str, settings: Settings) -> None:
+    def __init__(self, app: ProtocolApp, path: str, settings: Settings) -> None:
         super().__init__()
-        self._protocol = protocol
+        self._app = app
         self._path = path
         self._settings = settings
 
@@ -45,18 +51,19 @@ class _Passed(Response):
         except Unauthorized as error:
             await respond(scope, send, error_answer(error), close=True)
         else:
-            await self._protocol(scope, receive, send, self._path)
+            await self._app(scope, receive, send, self._path)
 
 
-def protocol_router(protocol: V2, settings: Settings) -> APIRouter:
-    """Its errors are the protocol's, not the host's."""
+def protocol_router(app: ProtocolApp, settings: Settings) -> APIRouter:
+    """Return a router for /v2. Its errors have the protocol's form, not the host's."""
     router = APIRouter(include_in_schema=False)
 
     async def answer(request: Request) -> Response:
-        below = request.path_params.get("path")
-        return _Passed(protocol, "/v2" if below is None else f"/v2/{below}", settings)
+        rest = request.path_params.get("path")
+        return _ProtocolResponse(app, "/v2" if rest is None else f"/v2/{rest}", settings)
 
-    for number, path in enumerate(("/v2", "/v2/{path:penstock_below}")):
-        # Any method: the protocol answers 405 in its own form. FastAPI makes an operation's id of a method, so it gets one.
+    for number, path in enumerate(("/v2", "/v2/{path:penstock_rest}")):
+        # No methods are listed, so the route takes any: the protocol answers 405 in its own form.
+        # FastAPI would derive an operation's id from a method, so the route gets an id.
         router.add_api_route(path, answer, methods=[], operation_id=f"v2_router_{number}")
     return router

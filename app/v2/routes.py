@@ -1,7 +1,8 @@
-"""The routes below /v2: one table of method, pattern and handler, and the ASGI app that goes by it.
+"""The routes below /v2: a table of method, pattern and handler, and the ASGI app that uses it.
 
-Whatever happens on a path below /v2, the answer to an error is `{"error": …}`: clients of the protocol read nothing else. So FastAPI's
-router, which has its own ideas of 404, 405 and 422, never sees these requests.
+Every error on a path below /v2 is answered as `{"error": …}`, because clients of the protocol read
+nothing else. FastAPI's router would answer 404, 405 and 422 in its own form, so it never sees these
+requests.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..http.paths import path_of
 from ..http.request_id import request_id_of
 from ..http.restriction import restriction_of
 from ..settings import Settings
-from .call import Answer, Call, Route, error_answer, error_with, json_answer
+from .call import Answer, ProtocolCall, Route, error_answer, error_with, json_answer
 from .health import health_routes
 from .infer.handler import Infer
 from .models.description import description_routes
@@ -32,19 +33,29 @@ from .shared_memory import SharedMemory, shared_memory_routes
 logger = logging.getLogger("penstock.http")
 
 EXTENSIONS = (
-    "classification", "model_repository", "model_repository(unload_dependents)", "schedule_policy", "model_configuration",
-    "system_shared_memory", "binary_tensor_data", "parameters", "statistics",
-)  # fmt: skip
-"""What `GET /v2` says that this server has, by the names of Triton's."""
+    "classification",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
+    "model_configuration",
+    "system_shared_memory",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+)
+"""The extensions that `GET /v2` lists, by Triton's names."""
 
-MOST, LONGEST = 1024, 256
-"""Paths whose routes are remembered (then it begins anew), and characters of one."""
+REMEMBERED_PATHS = 1024
+"""The most paths whose routes are remembered. When there are more, all are forgotten."""
+
+REMEMBERED_PATH_CHARACTERS = 256
+"""The longest path that is remembered."""
 
 Guard = Callable[[str, Scope], None]
-"""Raises what a request for a route of that group is answered, where it may not have it."""
+"""Checks a request for a route of a group, and raises the error if the client may not use it."""
 
 
-class V2:
+class ProtocolApp:
     """The protocol as an ASGI app."""
 
     def __init__(
@@ -52,9 +63,8 @@ class V2:
     ) -> None:
         self._settings = settings
         self._guard = guard
-        self._known: dict[
-            tuple[str, str], tuple[Route, dict[str, str]]
-        ] = {}  # paths that were asked for: few, again and again
+        # Clients ask for few paths, again and again.
+        self._remembered: dict[tuple[str, str], tuple[Route, dict[str, str]]] = {}
         self._table: list[tuple[re.Pattern[str], dict[str, Route]]] = []
         by_pattern: dict[str, dict[str, Route]] = {}
         for route in routes:
@@ -67,20 +77,17 @@ class V2:
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, path: str | None = None
     ) -> None:
-        """`path`: what is below the router's prefix; None: the request's own."""
-        call: Call | None = None
+        """Answer a request. `path` is the path below a router's prefix; None: the request's own."""
+        call: ProtocolCall | None = None
         try:
             route, names = self._find(scope["method"], path_of(scope) if path is None else path)
             self._guard(route.group, scope)
-            call = Call(scope, receive, names, self._settings)
-            found = await route.handler(call)
-            answer = (
-                found
-                if isinstance(found, Answer)
-                else Answer()
-                if found is None
-                else json_answer(found)
-            )
+            call = ProtocolCall(scope, receive, names, self._settings)
+            result = await route.handler(call)
+            if isinstance(result, Answer):
+                answer = result
+            else:
+                answer = Answer() if result is None else json_answer(result)
         except ClientLeft:
             answer = Answer(499)
         except _NoRoute as error:
@@ -93,23 +100,19 @@ class V2:
                     extra={"request_id": request_id_of(scope)},
                 )
             answer = error_answer(error)
-        unread = call is None or not call.read
-        await respond(
-            scope,
-            send,
-            answer,
-            close=unread and (must_close(scope) or (call is not None and call.late)),
-        )
+        unread = call is None or not call.body_was_read
+        late = call is not None and call.body_was_late
+        await respond(scope, send, answer, close=unread and (must_close(scope) or late))
 
     def _find(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
-        found = self._known.get((method, path))
-        if found is None:
-            found = self._look_up(method, path)
-            if len(path) <= LONGEST:
-                if len(self._known) >= MOST:
-                    self._known.clear()
-                self._known[method, path] = found
-        return found
+        match = self._remembered.get((method, path))
+        if match is None:
+            match = self._look_up(method, path)
+            if len(path) <= REMEMBERED_PATH_CHARACTERS:
+                if len(self._remembered) >= REMEMBERED_PATHS:
+                    self._remembered.clear()
+                self._remembered[method, path] = match
+        return match
 
     def _look_up(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
         for pattern, methods in self._table:
@@ -126,6 +129,8 @@ class V2:
 
 
 class _NoRoute(Exception):  # noqa: N818  it is answered, and never leaves this module
+    """Raised for a path or a method that no route has."""
+
     def __init__(
         self, status: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()
     ) -> None:
@@ -135,13 +140,16 @@ class _NoRoute(Exception):  # noqa: N818  it is answered, and never leaves this 
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
-    """`/v2/models/{model}[/versions/{version}]/config`, as a regular expression."""
+    """Compile a pattern such as `/v2/models/{model}[/versions/{version}]/config`."""
     text = re.escape(pattern).replace(r"\[", "(?:").replace(r"\]", ")?")
     return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", text))
 
 
 async def respond(scope: Scope, send: Send, answer: Answer, close: bool = False) -> None:
-    """Send an answer. `close`: the body was not read, and the connection must not outlive that."""
+    """Send an answer.
+
+    `close`: tell the client that the connection ends, because the body was not read to its end.
+    """
     headers = [
         *answer.headers,
         (b"content-length", b"%d" % len(answer.body)),
@@ -155,12 +163,14 @@ async def respond(scope: Scope, send: Send, answer: Answer, close: bool = False)
     )
 
 
-def protocol(repository: Repository, settings: Settings) -> V2:
-    """All of it, over the pipelines of a repository."""
+def protocol_app(repository: Repository, settings: Settings) -> ProtocolApp:
+    """Return the protocol's app for the pipelines of a repository."""
     models = Models(repository)
     memory = SharedMemory(settings.map_shared_memory)
+    # The table is searched in this order: infer is by far the most frequent, and the statistics'
+    # /v2/models/stats has to come before the description's /v2/models/{model}.
     routes: Sequence[Route] = (
-        *Infer(models, settings, memory).routes,  # first: the table is gone through in order
+        *Infer(models, settings, memory).routes,
         *health_routes(repository, EXTENSIONS),
         *statistics_routes(repository, models),
         *RepositoryRoutes(repository, settings).routes,
@@ -168,4 +178,5 @@ def protocol(repository: Repository, settings: Settings) -> V2:
         *shared_memory_routes(memory, settings),
     )
     restriction = restriction_of(settings.restricted_api)
-    return V2(routes, settings, restriction.check) if restriction else V2(routes, settings)
+    guard = [restriction.check] if restriction else []
+    return ProtocolApp(routes, settings, *guard)

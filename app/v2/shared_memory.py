@@ -1,25 +1,33 @@
-"""System shared memory: regions that clients register by the name of a POSIX object, whose tensors are read from there and written there.
+"""System shared memory: regions that clients register, for tensors that do not travel in the body.
 
-A region is an open file. Read and written as one, by `preadv` and `pwrite`, an object that has become too small is an ordinary error, and
-what a request takes is what it was when it was read, whatever the client does to its memory meanwhile. That costs a copy of each tensor.
+A client registers a region by the name of a POSIX shared memory object. The server then reads
+tensors from the region and writes tensors to it.
 
-An operator who trusts the clients that register can have regions mapped (`map_shared_memory`): inputs are used where they lie, and outputs
-are copied there at the speed of memory. A client that truncates its object under a mapping has whoever touches it killed (SIGBUS), all of
-the server; each use asks for the object's size, which catches all but a truncation in the midst of a run. Objects of `shm_open` can't be
-sealed against that.
+By default a region is an open file, read by `preadv` and written by `pwrite`. If the client has
+truncated the object, that is an ordinary error, and a request's tensors are what they were when
+they were read, whatever the client writes to its memory meanwhile. The cost is a copy of each
+tensor.
 
-Nobody counts references: a file is closed, and unmapped, when the last who has it lets go, and every view of a mapping has it.
-Unregistering drops ours; requests in flight have theirs until they are answered.
+An operator who trusts the clients that register can have regions mapped (`map_shared_memory`):
+inputs are used where they lie, and outputs are copied there at the speed of memory. But if a client
+truncates a mapped object, a process that touches it is killed (SIGBUS): the whole server. Each use
+checks the object's size first, which catches every truncation except one in the middle of a run.
+Objects of `shm_open` can't be sealed against that.
 
-Whoever registers a region has the server open any object that its user may open, so it takes the admin token, and the setting
-`allow_shared_memory`. Errors name the region, never the key.
+Python's own reference counts close a file, and unmap it: the region has it, each slice that a
+request borrowed has it, and so does every view of a mapping. Unregistering drops the region;
+requests in flight keep their slices until they are answered.
+
+To register a region has the server open any object that the server's user may open. So registering
+requires the admin token and the setting `allow_shared_memory`. Errors name the region, never the
+key.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -29,21 +37,21 @@ from penstock.backends.errors import InvalidRequest, NotFound
 
 from ..http.auth import check_admin_token
 from ..settings import Settings
-from .call import Call, ProtocolError, Route
-from .models.model import QUOTED
-from .tensors import LARGEST
+from .call import NAME_CHARACTERS_IN_ERRORS, ProtocolCall, ProtocolError, Route
+from .json_text import UINT64_MAX, check_unsigned
 
-RESERVED = ("triton_python_backend_shm_region_", "sem.")
-"""Beginnings of names that are others' business: Triton's Python backend, and the C library's semaphores."""
+RESERVED_KEY_PREFIXES = ("triton_python_backend_shm_region_", "sem.")
+"""Beginnings of keys that belong to others: Triton's Python backend, the C library's semaphores."""
 
-ALIGNED = 16
-"""Bytes: where every datatype may begin."""
+ALIGNMENT_BYTES = 16
+"""A tensor of any datatype may begin at a multiple of this."""
 
 
-class Object:
-    """An open POSIX object, closed when nobody has it any more. Not before: its number may then be another file's.
+class SharedObject:
+    """An open POSIX shared memory object, closed when nothing refers to it any more.
 
-    `mapping`: all of it to the end of a region; None where it is not mapped.
+    It can't be closed earlier: its descriptor's number may then stand for another file. `mapping`
+    maps the object from its beginning to the end of a region; None if the region is not mapped.
     """
 
     __slots__ = ("descriptor", "mapping")
@@ -57,16 +65,16 @@ class Object:
 
 
 class Region(NamedTuple):
-    """A registered part of an object."""
+    """`byte_size` bytes of an object, from `offset` on."""
 
     key: str
     offset: int
     byte_size: int
-    object: Object
+    object: SharedObject
 
 
-class Part:
-    """Some bytes of a region, which stays open until `release`."""
+class RegionSlice:
+    """Some bytes of a region for one request. Its object stays open until `release`."""
 
     __slots__ = ("_name", "_object", "_start", "size")
 
@@ -77,21 +85,24 @@ class Part:
         self._start = region.offset + offset
 
     def read(self) -> memoryview:
-        """Its bytes, aligned for every datatype: where they are mapped those themselves, else a copy. Raises `InvalidRequest` where the
-        object has become smaller.
+        """Return the bytes, aligned for every datatype.
+
+        They are the memory itself if the region is mapped and the slice is aligned, else a copy.
+        Raises `InvalidRequest` if the object has become smaller.
         """
         opened = self._object
-        if opened.mapping is not None and not self._start % ALIGNED:
+        if opened.mapping is not None and not self._start % ALIGNMENT_BYTES:
             self._check_size(opened, self.size)
             return memoryview(opened.mapping)[self._start : self._start + self.size]
         try:
-            view = memoryview(np.empty(self.size, np.uint8))  # type: ignore[arg-type]
+            view = np.empty(self.size, np.uint8).data
         except MemoryError:  # an object may be sparse, and larger than all memory
             raise InvalidRequest(
-                f"shared memory region '{self._name}': there is no memory for {self.size} bytes of it"
+                f"shared memory region '{self._name}': there is no memory for {self.size} bytes "
+                "of it"
             ) from None
         done = 0
-        while done < self.size:  # once, but for what is larger than a call may be
+        while done < self.size:  # one call, except for sizes that exceed the kernel's limit
             count = os.preadv(opened.descriptor, [view[done:]], self._start + done)
             if not count:
                 raise self._truncated()
@@ -99,11 +110,15 @@ class Part:
         return view
 
     def write(self, content: memoryview) -> None:
-        """Put no more than `size` unsigned bytes at its beginning. Raises `InvalidRequest` where the object can't hold them any more."""
-        opened = (
-            self._object
-        )  # ours to the end: a client that leaves has it released while a helper thread writes
-        # What is written beyond its end would make it grow. A client that truncates it right now has it grow; it is the client's.
+        """Write unsigned bytes, no more than `size`, to the beginning of the slice.
+
+        Raises `InvalidRequest` if the object has become too small for them.
+        """
+        # The local name keeps the object open until the end: if the client leaves while a helper
+        # thread writes, the slice is released meanwhile.
+        opened = self._object
+        # A write beyond the end would make the object grow. A client that truncates the object
+        # after this check makes it grow again: that harms only the client.
         self._check_size(opened, len(content))
         if opened.mapping is not None:
             target = np.frombuffer(opened.mapping, np.uint8, len(content), self._start)
@@ -119,10 +134,10 @@ class Part:
             ) from error
 
     def release(self) -> None:
-        """Whoever borrowed it is done with it."""
+        """Let go of the object. The slice can't be read or written any more."""
         del self._object
 
-    def _check_size(self, opened: Object, size: int) -> None:
+    def _check_size(self, opened: SharedObject, size: int) -> None:
         if os.fstat(opened.descriptor).st_size < self._start + size:
             raise self._truncated()
 
@@ -133,31 +148,35 @@ class Part:
 
 
 class SharedMemory:
-    """The registered regions, by name. `mapped`: their tensors are used in place."""
+    """The registered regions, by name.
+
+    With `mapped`, tensors are used in place. `largest` is the bytes of the largest region.
+    """
 
     def __init__(self, mapped: bool = False) -> None:
         self._mapped = mapped
         self._regions: dict[str, Region] = {}
         self.largest = 0
-        """Bytes of the largest."""
 
     def __repr__(self) -> str:
         return f"<SharedMemory {', '.join(self._regions) or 'empty'}>"
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
-        """Open the object `key`, for `byte_size` of its bytes from `offset` on. Raises `InvalidRequest`; nothing stays open then."""
+        """Register `byte_size` bytes of the object `key`, from `offset` on.
+
+        Raises `InvalidRequest` if that is not possible; then nothing stays open.
+        """
         if name in self._regions:
             raise InvalidRequest(f"shared memory region '{name}' already in manager")
-        opened = Object(_open(name, key))
-        if (
-            not 0 < byte_size <= os.fstat(opened.descriptor).st_size - offset
-        ):  # what is no memory (a pipe) has no size
+        opened = SharedObject(_open(name, key))
+        # A file that is not memory, such as a pipe, has size 0.
+        if not 0 < byte_size <= os.fstat(opened.descriptor).st_size - offset:
             raise InvalidRequest(f"failed to register shared memory region '{name}': invalid args")
         if self._mapped:
             try:
-                if hasattr(
-                    os, "posix_fallocate"
-                ):  # where a sparse object's page can't be had when it is touched, that is a SIGBUS too
+                # Allocate the pages of a sparse object now: if there is no memory for a page when
+                # it is touched, that is a SIGBUS as well.
+                if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(opened.descriptor, offset, byte_size)
                 opened.mapping = mmap.mmap(opened.descriptor, offset + byte_size)
             except (OSError, ValueError) as error:
@@ -168,7 +187,10 @@ class SharedMemory:
         self.largest = max(self.largest, byte_size)
 
     def unregister(self, name: str = "") -> None:
-        """Forget a region, or all; it is closed once no request has a part of it. An unknown one is nothing to complain about."""
+        """Forget a region, or all regions. An unknown name is not an error.
+
+        A region is closed once no request has a slice of it.
+        """
         if name:
             self._regions.pop(name, None)
         else:
@@ -176,90 +198,113 @@ class SharedMemory:
         self.largest = max((region.byte_size for region in self._regions.values()), default=0)
 
     def status(self, name: str = "") -> list[dict[str, Any]]:
-        """The regions, or one, as the protocol lists them. Raises `NotFound`."""
+        """Describe a region, or all, in the protocol's form. Raises `NotFound`."""
         if name and name not in self._regions:
             raise NotFound(f"Unable to find system shared memory region: '{name}'")
-        found = [(name, self._regions[name])] if name else self._regions.items()
+        names = [name] if name else list(self._regions)
         return [
             {
-                "name": each,
-                "key": region.key,
-                "offset": region.offset,
-                "byte_size": region.byte_size,
+                "name": name,
+                "key": self._regions[name].key,
+                "offset": self._regions[name].offset,
+                "byte_size": self._regions[name].byte_size,
             }
-            for each, region in found
+            for name in names
         ]
 
-    def borrow(self, name: str, offset: int, byte_size: int) -> Part:
-        """Some bytes of a region, from `offset` of the region on.
+    def borrow(self, name: str, offset: int, byte_size: int) -> RegionSlice:
+        """Return `byte_size` bytes of a region, from its byte `offset` on.
 
-        Raises `NotFound` for an unknown region, `InvalidRequest` for what is outside of it.
+        Raises `NotFound` for an unknown region, and `InvalidRequest` for bytes outside of it.
         """
         region = self._regions.get(name)
         if region is None:
-            raise NotFound(f"Unable to find shared memory region: '{name[:QUOTED]}'")
+            shown = name[:NAME_CHARACTERS_IN_ERRORS]
+            raise NotFound(f"Unable to find shared memory region: '{shown}'")
         if not 0 <= offset < region.byte_size:
             raise InvalidRequest(f"Invalid offset for shared memory region: '{name}'")
-        if offset + byte_size > LARGEST:
+        if offset + byte_size > UINT64_MAX:
             raise InvalidRequest(
-                f"Integer overflow detected: byte_size ({byte_size}) + offset ({offset}) exceeds maximum value ({LARGEST}) "
-                f"for region '{name}'"
+                f"Integer overflow detected: byte_size ({byte_size}) + offset ({offset}) exceeds "
+                f"maximum value ({UINT64_MAX}) for region '{name}'"
             )
         if not 0 <= byte_size <= region.byte_size - offset:
             raise InvalidRequest(f"Invalid offset + byte size for shared memory region: '{name}'")
-        return Part(name, region, offset, byte_size)
+        return RegionSlice(name, region, offset, byte_size)
 
 
 def _open(name: str, key: str) -> int:
-    """The descriptor of a POSIX object. Raises `InvalidRequest` for what is no key, is reserved, or can't be opened."""
+    """Open a POSIX shared memory object and return its descriptor.
+
+    Raises `InvalidRequest` for a key that is not valid, is reserved, or can't be opened.
+    """
     plain = key.lstrip("/")
     if not plain or "/" in plain or "\0" in plain or plain in {".", ".."}:
         raise InvalidRequest(
-            f"failed to register shared memory region '{name}': its key is not the name of a shared memory object"
+            f"failed to register shared memory region '{name}': its key is not the name of a "
+            "shared memory object"
         )
-    if plain.startswith(RESERVED):
+    if plain.startswith(RESERVED_KEY_PREFIXES):
         raise InvalidRequest(
-            f"failed to register shared memory region '{name}': the beginning of its key is reserved"
+            f"failed to register shared memory region '{name}': the beginning of its key is "
+            "reserved"
         )
     try:
-        # The standard library's own way to the C function; its class SharedMemory would unlink the client's object at exit.
+        # The standard library's own way to the C function. Its class SharedMemory would unlink the
+        # client's object at exit.
         shm_open: Callable[[str, int, int], int] = import_module("_posixshmem").shm_open
         return shm_open(f"/{plain}", os.O_RDWR, 0)
     except ImportError:
         raise ProtocolError(501, "system shared memory is not supported on this platform") from None
     except (OSError, ValueError):  # ValueError: lone surrogates
-        # `from None`: the cause says the key
+        # `from None`: the cause contains the key
         raise InvalidRequest(f"Unable to open shared memory region '{name}'") from None
 
 
-def shared_memory_routes(memory: SharedMemory, settings: Settings) -> tuple[Route, ...]:
-    """Status, for every client; register and unregister, for the administrator's."""
+def region_of(parameters: Mapping[str, Any]) -> tuple[str, int, int]:
+    """Read the parameters of a tensor in shared memory: the region's name, the offset, the bytes.
 
-    def check(call: Call) -> None:
+    Raises `InvalidRequest`.
+    """
+    name = parameters["shared_memory_region"]
+    if type(name) is not str or not name:
+        raise InvalidRequest("'shared_memory_region' must be a string, the name of a region")
+    offset = check_unsigned(parameters.get("shared_memory_offset", 0), "'shared_memory_offset'")
+    size = check_unsigned(parameters.get("shared_memory_byte_size"), "'shared_memory_byte_size'")
+    return name, offset, size
+
+
+def shared_memory_routes(memory: SharedMemory, settings: Settings) -> tuple[Route, ...]:
+    """Return the routes of shared memory.
+
+    Every client may ask for the status; registering and unregistering require the admin token.
+    """
+
+    def check(call: ProtocolCall) -> None:
         if not settings.allow_shared_memory or settings.admin_token is None:
             raise ProtocolError(
                 501,
-                "Client shared memory is disabled. Start the server with '--allow-shared-memory' and an admin token "
-                "(PENSTOCK_ADMIN_TOKEN) to enable.",
+                "Client shared memory is disabled. Start the server with '--allow-shared-memory' "
+                "and an admin token (PENSTOCK_ADMIN_TOKEN) to enable.",
             )
         check_admin_token(call.scope, settings)
 
-    async def status(call: Call) -> Any:
+    async def status(call: ProtocolCall) -> list[dict[str, Any]]:
         return memory.status(call.names.get("region", ""))
 
-    async def register(call: Call) -> None:
+    async def register(call: ProtocolCall) -> None:
         check(call)
-        wanted = await call.json()
+        arguments = await call.json()
         name = call.names["region"]
-        key = wanted.get("key")
+        failed = f"failed to register shared memory region '{name}'"
+        key = arguments.get("key")
         if not isinstance(key, str):
-            raise InvalidRequest(
-                f"failed to register shared memory region '{name}': 'key' should be a string, the object's name"
-            )
-        offset = _unsigned(wanted.get("offset", 0), "offset", name)
-        memory.register(name, key, offset, _unsigned(wanted.get("byte_size"), "byte_size", name))
+            raise InvalidRequest(f"{failed}: 'key' should be a string, the object's name")
+        offset = check_unsigned(arguments.get("offset", 0), f"{failed}: 'offset'")
+        size = check_unsigned(arguments.get("byte_size"), f"{failed}: 'byte_size'")
+        memory.register(name, key, offset, size)
 
-    async def unregister(call: Call) -> None:
+    async def unregister(call: ProtocolCall) -> None:
         check(call)
         memory.unregister(call.names.get("region", ""))
 
@@ -270,11 +315,3 @@ def shared_memory_routes(memory: SharedMemory, settings: Settings) -> tuple[Rout
         Route("POST", "/v2/systemsharedmemory/region/{region}/register", group, register),
         Route("POST", f"{where}/unregister", group, unregister),
     )
-
-
-def _unsigned(value: Any, what: str, name: str) -> int:
-    if type(value) is not int or not 0 <= value <= LARGEST:
-        raise InvalidRequest(
-            f"failed to register shared memory region '{name}': '{what}' should be an unsigned integer of 64 bits"
-        )
-    return value

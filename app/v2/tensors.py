@@ -1,6 +1,7 @@
-"""The protocol's datatypes, and tensors from its two encodings: little-endian bytes, and JSON. `encoding.py` has the way back.
+"""The protocol's datatypes, and tensors from its two encodings: little-endian bytes, and JSON.
 
-BF16 is NumPy's float32 in here, which holds each of its values; on the wire it is a float32's upper half.
+`encoding.py` writes them. BF16 tensors are NumPy's float32 in here, which can hold each of their
+values; on the wire an element is the upper half of a float32.
 """
 
 from __future__ import annotations
@@ -15,23 +16,27 @@ from numpy.typing import NDArray
 
 from penstock.backends.errors import InvalidRequest
 
+from .json_text import UINT64_MAX
+
 Array = NDArray[Any]
 
-LARGEST = 2**64 - 1
-"""Elements, bytes: what a uint64 counts."""
+CONVERTED_AT_ONCE_ELEMENTS = 1 << 16
+"""Tensors are converted in pieces of this size; other threads may run between two pieces."""
 
-PART = 1 << 16
-"""Elements that are converted at once; in between the interpreter is free for others."""
+COPY_OFF_LOOP_BYTES = 1 << 24
+"""Allocating and copying this much takes milliseconds, so it does not happen on the event loop."""
 
-HUGE = 1 << 24
-"""Bytes that take milliseconds to be copied, and to be given memory: not on the event loop."""
-
-SHOWN = 32
-"""Dimensions of a shape that an error tells; arrays have 64 at most."""
+SHOWN_DIMENSIONS = 32
+"""How many dimensions of a shape an error shows; an array has 64 at most."""
 
 
 class Datatype(NamedTuple):
-    """`size`: bytes of an element on the wire; 0 for BYTES, which are as long as they are. `kind`: NumPy's letter, `s` for BYTES."""
+    """A datatype of the protocol.
+
+    `size` is the bytes of an element on the wire; 0 for BYTES, whose elements carry their lengths.
+    `kind` is NumPy's letter for the dtype's kind, or `s` for BYTES. `low` and `high` bound an
+    integer. `in_place` says that an array holds the elements just as they are on the wire.
+    """
 
     name: str
     dtype: np.dtype[Any]
@@ -39,67 +44,95 @@ class Datatype(NamedTuple):
     kind: str
     low: int = 0
     high: int = 0
-    """Least and largest, of integers."""
     in_place: bool = True
-    """Arrays hold its elements as they are on the wire, whatever these are."""
 
 
 def _datatypes() -> dict[str, Datatype]:
     plain = {
-        "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8", "INT16": "int16",
-        "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
-    }  # fmt: skip
-    found = {}
+        "BOOL": "bool",
+        "UINT8": "uint8",
+        "UINT16": "uint16",
+        "UINT32": "uint32",
+        "UINT64": "uint64",
+        "INT8": "int8",
+        "INT16": "int16",
+        "INT32": "int32",
+        "INT64": "int64",
+        "FP16": "float16",
+        "FP32": "float32",
+        "FP64": "float64",
+    }
+    datatypes = {}
     for name, numpy_name in plain.items():
         dtype = np.dtype(numpy_name).newbyteorder("<")
         bounds = (
             (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)) if dtype.kind in "iu" else (0, 0)
         )
-        found[name] = Datatype(
+        datatypes[name] = Datatype(
             name, dtype, dtype.itemsize, dtype.kind, *bounds, in_place=name != "BOOL"
         )
-    found["BF16"] = Datatype("BF16", np.dtype("<f4"), 2, "f", in_place=False)
-    found["BYTES"] = Datatype("BYTES", np.dtype(np.object_), 0, "s", in_place=False)
-    return found
+    datatypes["BF16"] = Datatype("BF16", np.dtype("<f4"), 2, "f", in_place=False)
+    datatypes["BYTES"] = Datatype("BYTES", np.dtype(np.object_), 0, "s", in_place=False)
+    return datatypes
 
 
 DATATYPES = _datatypes()
 
-_BY_DTYPE = {each.dtype.name: each for each in DATATYPES.values() if each.size and each.name != "BF16"} | {
-    "bfloat16": DATATYPES["BF16"], "object": DATATYPES["BYTES"], "string": DATATYPES["BYTES"], "str": DATATYPES["BYTES"],
-}  # fmt: skip
+_BY_DTYPE = {
+    **{
+        datatype.dtype.name: datatype
+        for datatype in DATATYPES.values()
+        if datatype.name not in {"BF16", "BYTES"}
+    },
+    "bfloat16": DATATYPES["BF16"],
+    "object": DATATYPES["BYTES"],
+    "string": DATATYPES["BYTES"],
+    "str": DATATYPES["BYTES"],
+}
 
 
 def datatype_of(name: str) -> Datatype | None:
-    """By its name in the protocol or NumPy's (as a pipeline's file may write it); None for one that the protocol has not."""
+    """Look up a datatype by its name in the protocol, or in NumPy as a pipeline's file may write it.
+
+    Returns None for a dtype that the protocol does not have.
+    """
     return DATATYPES.get(name) or _BY_DTYPE.get(name)
 
 
 def element_count(name: str, shape: Sequence[int], size: int) -> int:
-    """Of a shape. Raises `InvalidRequest` for one whose elements or bytes no uint64 counts."""
+    """Count the elements of input `name` with this shape, of `size` bytes each.
+
+    Raises `InvalidRequest` if a uint64 can't count the elements or their bytes.
+    """
     count = 1
-    for each in shape:
-        count *= each
-        if count > LARGEST:
+    for dimension in shape:
+        count *= dimension
+        if count > UINT64_MAX:
             raise InvalidRequest(
-                f"shape {shape_text(shape)} of input '{name}' causes total element count to exceed maximum size of {LARGEST}"
+                f"shape {shape_text(shape)} of input '{name}' causes total element count to exceed "
+                f"maximum size of {UINT64_MAX}"
             )
-    if count * size > LARGEST:
+    if count * size > UINT64_MAX:
         raise InvalidRequest(f"byte size overflow for input '{name}'")
     return count
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """As errors tell it; of many dimensions the first."""
-    return f"[{','.join(map(str, shape[:SHOWN]))}{',…' if len(shape) > SHOWN else ''}]"
+    """Format a shape for an error; of a shape with many dimensions, the first of them."""
+    shown = ",".join(map(str, shape[:SHOWN_DIMENSIONS]))
+    return f"[{shown}{',…' if len(shape) > SHOWN_DIMENSIONS else ''}]"
 
 
 def check_size(size: int, datatype: Datatype, shape: Sequence[int], name: str, model: str) -> int:
-    """The elements of a shape, which must be `size` bytes (BYTES: any). Raises `InvalidRequest`."""
+    """Count the elements of an input that takes `size` bytes.
+
+    Raises `InvalidRequest` if the shape takes another number of bytes; BYTES may take any number.
+    """
     count = element_count(name, shape, datatype.size)
     if datatype.size and count * datatype.size != size:
         raise InvalidRequest(
-            f"input byte size mismatch for input '{name}' for model '{model}'. Expected {count * datatype.size}, got {size}"
+            f"input byte size mismatch for input '{name}' for model '{model}'. "
+            f"Expected {count * datatype.size}, got {size}"
         )
     return count
 
@@ -107,21 +140,27 @@ def check_size(size: int, datatype: Datatype, shape: Sequence[int], name: str, m
 def from_bytes(
     view: memoryview, datatype: Datatype, shape: Sequence[int], name: str, model: str
 ) -> Array:
-    """A tensor of all the bytes of `view`, in that memory itself where it is aligned. Raises `InvalidRequest`."""
+    """Make a tensor of all the bytes of `view`.
+
+    The tensor uses the memory of `view` itself if that is aligned and the datatype allows it.
+    Raises `InvalidRequest` for a wrong size and for a shape that no array can have.
+    """
     count = check_size(len(view), datatype, shape, name, model)
     if datatype.size == 0:
         return _strings(view, count, shape, name)
     if datatype.kind == "b":
-        return _shaped(
-            np.frombuffer(view, np.uint8) != 0, shape, name
-        )  # a bool of another byte than 0 and 1 breaks NumPy
+        # A bool stored as a byte other than 0 and 1 breaks NumPy.
+        return _shaped(np.frombuffer(view, np.uint8) != 0, shape, name)
     if datatype.name == "BF16":
         halves = np.frombuffer(view, np.dtype("<u2")).astype(np.uint32)
         return _shaped((halves << 16).view(np.float32), shape, name)
-    array = np.frombuffer(view, datatype.dtype)
-    if not array.flags.aligned:
-        array = array.copy()
-    return _shaped(array, shape, name)
+    try:
+        array: Array = np.ndarray(shape, datatype.dtype, view)
+    except (ValueError, OverflowError):
+        raise _impossible(shape, name) from None
+    if array.flags.aligned:
+        return array
+    return _shaped(np.frombuffer(view, datatype.dtype).copy(), shape, name)
 
 
 _LENGTH = struct.Struct("<I").unpack_from
@@ -152,54 +191,61 @@ def _wrong_strings(name: str, count: int) -> InvalidRequest:
 
 
 def from_json(data: Any, datatype: Datatype, shape: Sequence[int], name: str) -> Array:
-    """A tensor from JSON's nested or flat lists. Raises `InvalidRequest`."""
+    """Make a tensor of JSON's nested or flat lists.
+
+    Raises `InvalidRequest` for data that does not have this datatype and shape.
+    """
     if datatype.kind == "f" and datatype.size == 2:
         raise InvalidRequest(
-            f"receiving {datatype.name} data via JSON is not supported. Please use the binary data format for input '{name}'"
+            f"receiving {datatype.name} data via JSON is not supported. "
+            f"Please use the binary data format for input '{name}'"
         )
     if type(data) is not list:
         raise InvalidRequest(f"Unable to parse 'data': expected an array for input '{name}'")
     count = element_count(name, shape, datatype.size)
     flat: list[Any] = data
     while flat and type(flat[0]) is list:
-        if not all(type(each) is list for each in flat):
-            raise InvalidRequest(
-                "Unable to parse 'data': Shape does not match true shape of 'data' field"
-            )
+        if not all(type(member) is list for member in flat):
+            raise _wrong_data_shape()
         flat = list(chain.from_iterable(flat))
     if len(flat) != count:
-        raise InvalidRequest(
-            "Unable to parse 'data': Shape does not match true shape of 'data' field"
-        )
+        raise _wrong_data_shape()
     read = _READERS[datatype.kind]
-    if count <= PART:
+    step = CONVERTED_AT_ONCE_ELEMENTS
+    if count <= step:
         return _shaped(read(flat, datatype, name), shape, name)
-    return _shaped(
-        np.concatenate(
-            [read(flat[start : start + PART], datatype, name) for start in range(0, count, PART)]
-        ),
-        shape,
-        name,
-    )
+    pieces = [read(flat[start : start + step], datatype, name) for start in range(0, count, step)]
+    return _shaped(np.concatenate(pieces), shape, name)
+
+
+def _wrong_data_shape() -> InvalidRequest:
+    return InvalidRequest("Unable to parse 'data': Shape does not match true shape of 'data' field")
 
 
 def _shaped(array: Array, shape: Sequence[int], name: str) -> Array:
     try:
         return array.reshape(shape)
-    except (
-        ValueError,
-        OverflowError,
-    ):  # more dimensions than NumPy has; or no elements, and sizes that no memory holds
-        raise InvalidRequest(
-            f"shape {shape_text(shape)} of input '{name}' is beyond what an array can have"
-        ) from None
+    except (ValueError, OverflowError):
+        raise _impossible(shape, name) from None
+
+
+def _impossible(shape: Sequence[int], name: str) -> InvalidRequest:
+    """Return the error for a shape that passed the check of its size and yet fits no array.
+
+    It has more dimensions than NumPy allows, or it has no elements and other sizes that no memory
+    could hold.
+    """
+    return InvalidRequest(
+        f"shape {shape_text(shape)} of input '{name}' is beyond what an array can have"
+    )
 
 
 def _check_types(flat: list[Any], allowed: set[type], datatype: Datatype, name: str) -> None:
     wrong = set(map(type, flat)) - allowed
     if wrong:
         raise InvalidRequest(
-            f"Unable to parse 'data': input '{name}' has datatype {datatype.name}, and its data holds a {wrong.pop().__name__}"
+            f"Unable to parse 'data': input '{name}' has datatype {datatype.name}, "
+            f"and its data holds a {wrong.pop().__name__}"
         )
 
 
@@ -213,8 +259,8 @@ def _read_integers(flat: list[Any], datatype: Datatype, name: str) -> Array:
     if flat and not (datatype.low <= min(flat) and max(flat) <= datatype.high):
         wrong = min(flat) if min(flat) < datatype.low else max(flat)
         raise InvalidRequest(
-            f"Unable to parse 'data': input '{name}' has datatype {datatype.name}, whose values are {datatype.low} to {datatype.high}, "
-            f"and its data holds {str(wrong)[:40]}"
+            f"Unable to parse 'data': input '{name}' has datatype {datatype.name}, whose values "
+            f"are {datatype.low} to {datatype.high}, and its data holds {str(wrong)[:40]}"
         )
     return np.array(flat, datatype.dtype)
 
@@ -224,18 +270,20 @@ def _read_floats(flat: list[Any], datatype: Datatype, name: str) -> Array:
     try:
         array = np.array(flat, np.float64)
     except OverflowError:
-        array = None
+        raise _out_of_range(datatype, name) from None
+    if datatype.size == 8:
+        return array
     with np.errstate(over="ignore"):
-        narrow = array if array is None or datatype.size == 8 else array.astype(datatype.dtype)
-    if (
-        array is None
-        or narrow is None
-        or (narrow is not array and np.isinf(narrow).sum() != np.isinf(array).sum())
-    ):
-        raise InvalidRequest(
-            f"Unable to parse 'data': input '{name}' has a number beyond the range of {datatype.name}"
-        )
+        narrow = array.astype(datatype.dtype)
+    if np.isinf(narrow).sum() != np.isinf(array).sum():
+        raise _out_of_range(datatype, name)
     return narrow
+
+
+def _out_of_range(datatype: Datatype, name: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"Unable to parse 'data': input '{name}' has a number beyond the range of {datatype.name}"
+    )
 
 
 def _read_strings(flat: list[Any], datatype: Datatype, name: str) -> Array:
@@ -245,11 +293,15 @@ def _read_strings(flat: list[Any], datatype: Datatype, name: str) -> Array:
         array[:] = [text.encode() for text in flat]
     except UnicodeEncodeError:
         raise InvalidRequest(
-            f"Unable to parse 'data': a string of input '{name}' is no Unicode"
+            f"Unable to parse 'data': a string of input '{name}' is not valid Unicode"
         ) from None
     return array
 
 
 _READERS: dict[str, Callable[[list[Any], Datatype, str], Array]] = {
-    "b": _read_bools, "i": _read_integers, "u": _read_integers, "f": _read_floats, "s": _read_strings,
-}  # fmt: skip
+    "b": _read_bools,
+    "i": _read_integers,
+    "u": _read_integers,
+    "f": _read_floats,
+    "s": _read_strings,
+}

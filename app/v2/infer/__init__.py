@@ -1,1 +1,1 @@
-"""Read an infer request, run it, and write its answer."""
+"""The infer route: read a request, run it, write its answer."""

@@ -1,4 +1,4 @@
-"""gzip and deflate, both ways. Inflating is bounded, whatever the body says of itself."""
+"""gzip and deflate, in both directions. Decompression is bounded, whatever the body claims."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ from penstock.backends.errors import InvalidRequest, TooLarge
 
 from ..call import ProtocolError
 
-WINDOWS = {b"gzip": 31, b"deflate": 15}
-"""zlib's `wbits`."""
+WINDOW_BITS = {b"gzip": 31, b"deflate": 15}
+"""zlib's `wbits` for each encoding."""
 
-LARGE = 1 << 16
-"""Bytes from which it is done on a helper thread (zlib releases the GIL)."""
+COMPRESS_OFF_LOOP_BYTES = 1 << 16
+"""From this size on, a body is compressed on a helper thread. zlib releases the GIL."""
 
-PAYS = 1 << 11
-"""Bytes of JSON from which compressing them saves more than it costs."""
+WORTH_COMPRESSING_BYTES = 1 << 11
+"""From this size on, compressing JSON saves more than it costs."""
 
-LEVEL = 1
-"""Fastest: on what servers answer, the others take several times as long for a tenth less."""
+COMPRESSION_LEVEL = 1
+"""The fastest. On answers like ours, the other levels take several times as long for 10 % less."""
 
 
 async def inflate(body: bytes, encoding: bytes, limit: int) -> bytes:
-    """What was compressed. Raises `ProtocolError` (501) for another encoding, `TooLarge` above `limit` bytes, `InvalidRequest` for what is
-    cut off or no such stream.
+    """Decompress a body with the Content-Encoding `encoding`.
+
+    Raises `ProtocolError` (501) for an unknown encoding, `TooLarge` for more than `limit` bytes,
+    and `InvalidRequest` for a body that is cut off or is not such a stream.
     """
     encoding = encoding.strip().lower()
     if encoding in {b"", b"identity"}:
         return body
-    window = WINDOWS.get(encoding)
+    window = WINDOW_BITS.get(encoding)
     if window is None:
         name = encoding[:40].decode("latin-1")
         raise ProtocolError(
@@ -41,44 +43,43 @@ async def inflate(body: bytes, encoding: bytes, limit: int) -> bytes:
 def _inflate(body: bytes, window: int, limit: int) -> bytes:
     stream = zlib.decompressobj(window)
     try:
-        found = stream.decompress(body, limit + 1)
+        content = stream.decompress(body, limit + 1)
     except zlib.error as error:
         raise InvalidRequest(f"the body can't be decompressed: {error}") from None
-    if len(found) > limit:
-        raise TooLarge(
-            f"the body has more than {limit} bytes once it is decompressed (max_inflated)"
-        )
+    if len(content) > limit:
+        raise TooLarge(f"the decompressed body has more than {limit} bytes (max_inflated)")
     if not stream.eof or stream.unused_data:
         raise InvalidRequest(
             "the body can't be decompressed: it is cut off, or something follows its end"
         )
-    return found
+    return content
 
 
-def chosen_encoding(accepted: bytes | None, size: int, binary: bool) -> bytes | None:
-    """How to compress an answer of `size` bytes; None: not at all.
+def choose_encoding(accepted: bytes | None, size: int, binary: bool) -> bytes | None:
+    """Choose how to compress an answer of `size` bytes, given the request's Accept-Encoding.
 
-    Clients say that they take gzip whether they want it or not (aiohttp always does). So JSON is compressed where that pays, tensors'
-    bytes only for a client that names one encoding and no other: it asks for it.
+    Returns None to leave the answer as it is. Some clients accept gzip without asking for it
+    (aiohttp always does). So JSON is compressed if it is large enough, and an answer with the bytes
+    of tensors (`binary`) only for a client that names a single encoding, which asks for it.
     """
-    if accepted is None or (size < PAYS and b"," in accepted):
+    if accepted is None or (size < WORTH_COMPRESSING_BYTES and b"," in accepted):
         return None
-    weights = [each.lower().partition(b";") for each in accepted.split(b",")]
+    weights = [entry.lower().partition(b";") for entry in accepted.split(b",")]
     names = [name.strip() for name, _, weight in weights if weight.strip().rstrip(b".0") != b"q="]
     if binary and len(names) > 1:
         return None
-    return next((name for name in names if name in WINDOWS), None)
+    return next((name for name in names if name in WINDOW_BITS), None)
 
 
 async def deflate(body: bytes, encoding: bytes) -> bytes:
-    """`body` by that encoding."""
+    """Compress a body with `encoding`, one of `WINDOW_BITS`."""
     return (
         _deflate(body, encoding)
-        if len(body) < LARGE
+        if len(body) < COMPRESS_OFF_LOOP_BYTES
         else await asyncio.to_thread(_deflate, body, encoding)
     )
 
 
 def _deflate(body: bytes, encoding: bytes) -> bytes:
-    stream = zlib.compressobj(LEVEL, zlib.DEFLATED, WINDOWS[encoding])
+    stream = zlib.compressobj(COMPRESSION_LEVEL, zlib.DEFLATED, WINDOW_BITS[encoding])
     return stream.compress(body) + stream.flush()

@@ -1,6 +1,7 @@
-"""The infer route: reads a request, submits it as one item, waits, writes the answer.
+"""The infer route: read a request, submit it as one item, wait, write the answer.
 
-Slow uploads and clients that leave are watched as those of predict requests are (`watch.py`).
+Slow uploads and clients that leave are noticed as they are for predict requests
+(`app/http/exchange.py`).
 """
 
 from __future__ import annotations
@@ -18,28 +19,30 @@ from ...http.body import ClientLeft, check_length
 from ...http.exchange import Exchange, Watch
 from ...http.request_id import choose_request_id
 from ...settings import Settings
-from ..call import Answer, Call, Route, read_pieces
+from ..call import Answer, ProtocolCall, Route, read_pieces
 from ..json_text import parse_json
 from ..models.model import Model, Models
 from ..shared_memory import SharedMemory
-from ..tensors import HUGE
-from .compression import chosen_encoding, deflate, inflate
+from ..tensors import COPY_OFF_LOOP_BYTES
+from .compression import choose_encoding, deflate, inflate
 from .layout import recall, remember
 from .request import InferRequest, parse, parse_raw
 from .response import Headers, choose, takes_long, write
 
 _NOTHING = memoryview(b"")
 
-LARGE = 1 << 17
-"""Bytes of JSON, or of tensors that are not read in place, that are parsed in a few milliseconds: more of them on a helper thread, as are
-`HUGE` ones that may be copied out of shared memory.
+READ_OFF_LOOP_BYTES = 1 << 17
+"""JSON, or tensors that are not read in place, of this size take milliseconds to read.
+
+More is read on a helper thread. So is a request that may copy `COPY_OFF_LOOP_BYTES` out of shared
+memory.
 """
 
-HEADER = b"inference-header-content-length"
+JSON_LENGTH_HEADER = b"inference-header-content-length"
 
 
 class Infer:
-    """Answers infer requests."""
+    """The handler of infer requests."""
 
     def __init__(self, models: Models, settings: Settings, regions: SharedMemory) -> None:
         self._models = models
@@ -50,12 +53,11 @@ class Infer:
 
     @property
     def routes(self) -> tuple[Route, ...]:
-        return (
-            Route("POST", "/v2/models/{model}[/versions/{version}]/infer", "inference", self.infer),
-        )
+        pattern = "/v2/models/{model}[/versions/{version}]/infer"
+        return (Route("POST", pattern, "inference", self.infer),)
 
-    async def infer(self, call: Call) -> Answer:
-        """One request. Raises what is answered instead."""
+    async def infer(self, call: ProtocolCall) -> Answer:
+        """Answer one request. Every failure is raised, for the route to answer."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # an app is served by one loop at a time
             self._loop = loop
@@ -66,9 +68,8 @@ class Infer:
         self._watch.begin(exchange, loop)
         request = InferRequest()
         try:
-            headers: dict[bytes, bytes] = dict(
-                call.scope["headers"]
-            )  # one pass; of a repeated one the last counts
+            # One pass over the headers; of a repeated header the last one counts.
+            headers: dict[bytes, bytes] = dict(call.scope["headers"])
             if "penstock.request_id" not in call.scope:
                 call.scope["penstock.request_id"] = choose_request_id(headers.get(b"x-request-id"))
             model = self._models.get(call.names["model"], call.names["version"])
@@ -83,10 +84,9 @@ class Infer:
             statistics = model.pipeline.statistics
             try:
                 chosen = choose(request, model, item)
-                long = takes_long(chosen)
                 fields, body = (
                     await asyncio.to_thread(write, request, model, chosen)
-                    if long
+                    if takes_long(chosen)
                     else write(request, model, chosen)
                 )
             except Exception:
@@ -101,36 +101,45 @@ class Infer:
             if exchange.timed_out and not exchange.task.uncancel():
                 raise call.too_late() from None
             if exchange.task.cancelling():
-                raise  # the server, or a host, cancels the request itself
-            raise ClientLeft from None  # the watch dropped the item
+                raise  # the server, or a host app, cancels the request itself
+            raise ClientLeft from None  # the watch has dropped the item
         finally:
             self._watch.end(exchange)
-            for each in exchange.runs:
-                each.leave()
+            for run in exchange.runs:
+                run.leave()
             request.release()
 
     async def _submit(
-        self, call: Call, request: InferRequest, model: Model, headers: dict[bytes, bytes]
+        self,
+        call: ProtocolCall,
+        request: InferRequest,
+        model: Model,
+        headers: dict[bytes, bytes],
     ) -> tuple[Work, Model, float]:
-        """The request inside its pipeline, the model that answers it, and the seconds that reading its tensors took."""
+        """Read the request and submit it to its pipeline.
+
+        Returns the submission, the model that answers it, and the seconds that reading the tensors
+        took.
+        """
         settings = self._settings
         length = headers.get(b"content-length")
         if length is not None:
             check_length(length, settings.max_body)
         model.pipeline.check_admission()
         encoding = headers.get(b"content-encoding")
-        size = _header_length(headers)
+        size = _json_length(headers)
         began = time.monotonic()
         pieces = await read_pieces(call.scope, call.receive, settings)
-        call.read = True
+        call.body_was_read = True
         if encoding is not None:
             pieces = [await inflate(b"".join(pieces), encoding, settings.max_inflated)]
         arrived = time.monotonic()
         text, blobs = (b"".join(pieces), _NOTHING) if size is None else _split(pieces, size)
-        if model.pipeline.state != "ready":  # replaced while the body came: the new one reads it
+        # If the pipeline was replaced while the body arrived, the new one reads the request.
+        if model.pipeline.state != "ready":
             model = self._models.get(model.name, call.names["version"])
         if not recall(request, text, blobs, model, self._regions):
-            if self._takes_long(text, blobs, model):
+            if self._reading_takes_long(text, blobs, model):
                 await asyncio.to_thread(self._read, request, text, blobs, model, size == 0)
             else:
                 self._read(request, text, blobs, model, size == 0)
@@ -139,9 +148,8 @@ class Infer:
             timeout -= time.monotonic() - began
             if timeout <= 0:
                 raise DeadlineExceeded("the timeout passed before the body had arrived")
-        if (
-            model.pipeline.state != "ready"
-        ):  # replaced while a helper thread read it: the new one answers
+        # If it was replaced while a helper thread read the request, the new one answers.
+        if model.pipeline.state != "ready":
             model = self._models.get(model.name, call.names["version"])
         reading = time.monotonic() - arrived
         work = model.pipeline.submit_nowait(
@@ -149,13 +157,13 @@ class Infer:
         )
         return work, model, reading
 
-    def _takes_long(self, text: bytes, blobs: memoryview, model: Model) -> bool:
-        """Whether other requests would feel it if this one were read on the event loop."""
+    def _reading_takes_long(self, text: bytes, blobs: memoryview, model: Model) -> bool:
+        """Return whether reading this on the event loop would delay other requests notably."""
         shared = self._regions.largest
-        if len(text) >= LARGE or shared > HUGE:
+        if len(text) >= READ_OFF_LOOP_BYTES or shared > COPY_OFF_LOOP_BYTES:
             return True
-        return max(len(blobs), shared) >= LARGE and not all(
-            each.datatype is not None and each.datatype.in_place for each in model.inputs
+        return max(len(blobs), shared) >= READ_OFF_LOOP_BYTES and not all(
+            tensor.datatype is not None and tensor.datatype.in_place for tensor in model.inputs
         )
 
     def _read(
@@ -170,8 +178,8 @@ class Infer:
 
 
 async def _compressed(body: bytes, fields: Headers, accepted: bytes) -> bytes:
-    """The body as the client would have it, where that makes it smaller; `fields` get what says so."""
-    encoding = chosen_encoding(accepted, len(body), len(fields) > 1)
+    """Compress the body if the client accepts it and it gets smaller; `fields` then say so."""
+    encoding = choose_encoding(accepted, len(body), len(fields) > 1)
     smaller = body if encoding is None else await deflate(body, encoding)
     if encoding is None or len(smaller) >= len(body):
         return body
@@ -179,28 +187,32 @@ async def _compressed(body: bytes, fields: Headers, accepted: bytes) -> bytes:
     return smaller
 
 
-def _header_length(headers: dict[bytes, bytes]) -> int | None:
-    """Bytes of JSON in front of the tensors; None: all of the body is."""
-    value = headers.get(HEADER)
+def _json_length(headers: dict[bytes, bytes]) -> int | None:
+    """Return the bytes of JSON before the tensors; None if the whole body is JSON."""
+    value = headers.get(JSON_LENGTH_HEADER)
     if value is None:
         return None
     if not value.isdigit() or len(value) > 19:
         raise InvalidRequest(
-            f"inference header size should be in range (0, size of the body), got: {value[:40].decode('latin-1')}"
+            "inference header size should be in range (0, size of the body), got: "
+            f"{value[:40].decode('latin-1')}"
         )
     return int(value)
 
 
 def _split(pieces: list[bytes], size: int) -> tuple[bytes, memoryview]:
-    """The first `size` bytes, and all that follows, in one piece that is aligned for every datatype and may be written to."""
+    """Split a body after its first `size` bytes.
+
+    The rest is one piece of memory that may be written to and is aligned for every datatype.
+    """
     total = sum(map(len, pieces))
     if size > total:
         raise InvalidRequest(f"inference header size should be in range (0, {total}), got: {size}")
     if len(pieces) == 1:
         return pieces[0][:size], memoryview(bytearray(memoryview(pieces[0])[size:]))
-    blobs = memoryview(np.empty(total - size, np.uint8))  # type: ignore[arg-type]
+    blobs = np.empty(total - size, np.uint8).data
     text: list[bytes] = []
-    position = -size  # in `blobs`
+    position = -size  # of the next piece, in `blobs`
     for piece in pieces:
         end = position + len(piece)
         if position >= 0:

@@ -1,4 +1,7 @@
-"""From the JSON and the bytes of an infer request to the item that a pipeline takes. Everything is checked in one pass."""
+"""The item that a pipeline takes, from the JSON and the bytes of an infer request.
+
+Everything is checked in one pass.
+"""
 
 from __future__ import annotations
 
@@ -9,38 +12,34 @@ from typing import Any
 from penstock.backends.errors import InvalidRequest
 from penstock.backends.item import Item, may_come_from_network
 
-from ..json_text import kind_of, parse_json
+from ..json_text import UINT64_MAX, check_boolean, check_unsigned, kind_of, parse_json
 from ..models.model import Model, Tensor
-from ..shared_memory import Part, SharedMemory
-from ..tensors import (
-    DATATYPES,
-    LARGEST,
-    Array,
-    Datatype,
-    check_size,
-    from_bytes,
-    from_json,
-    shape_text,
-)
-from .fields import boolean, region_of, unsigned
+from ..shared_memory import RegionSlice, SharedMemory, region_of
+from ..tensors import DATATYPES, Array, Datatype, check_size, from_bytes, from_json, shape_text
 from .wanted import Wanted, read_outputs
 
-SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
-"""Parameters of a request that are taken, and mean nothing: pipelines have no sequences."""
+SEQUENCE_PARAMETERS = frozenset({"sequence_id", "sequence_start", "sequence_end"})
+"""Parameters that are accepted and ignored, because pipelines have no sequences."""
 
-KEPT = frozenset({"data", "result", "error", "context", "headers"})
-"""Names that no parameter may have: keys of an item, and one that Triton's clients keep."""
+RESERVED_PARAMETERS = frozenset({"data", "result", "error", "context", "headers"})
+"""Names that no parameter may have: keys of an item, and those that Triton's clients reserve."""
 
-MOST_PARAMETERS = 1024
-"""Of a request: each is a key of the item, and the item is copied at every node."""
+PARAMETER_TYPES = frozenset({str, int, float, bool})
 
-DEPTH = 100
-"""Levels of an input that is JSON itself."""
+MAX_PARAMETERS = 1024
+"""The most parameters of a request. Each is a key of the item, which is copied at every node."""
+
+MAX_INPUT_JSON_DEPTH = 100
+"""The most levels of an input that is a JSON text itself."""
 
 
 class InferRequest:
-    """What a request says. `leases` are the parts of shared memory that its outputs go to; release them when it has been
-    answered."""
+    """An infer request as it was read.
+
+    `timeout` is in seconds; None for the pipeline's own. `outputs` is None for all outputs.
+    `binary` asks for the bytes of those outputs that do not say. `leases` are the parts of shared
+    memory that outputs go to: release them when the request has been answered.
+    """
 
     __slots__ = ("binary", "id", "item", "leases", "outputs", "priority", "rows", "timeout")
 
@@ -48,13 +47,14 @@ class InferRequest:
         self.id: str | None = None
         self.item: Item = {}
         self.rows = 1
-        self.timeout: float | None = None  # seconds
+        self.timeout: float | None = None
         self.priority: int | None = None
-        self.outputs: Sequence[Wanted] | None = None  # None: all
-        self.binary = False  # outputs that do not say come in binary
-        self.leases: list[Part] = []
+        self.outputs: Sequence[Wanted] | None = None
+        self.binary = False
+        self.leases: list[RegionSlice] = []
 
     def release(self) -> None:
+        """Let go of the shared memory."""
         for lease in self.leases:
             lease.release()
         self.leases.clear()
@@ -63,7 +63,10 @@ class InferRequest:
 def parse(
     request: InferRequest, document: Any, blobs: memoryview, model: Model, regions: SharedMemory
 ) -> None:
-    """Fill `request` with what `document` says; `blobs` is what follows the JSON. Raises `InvalidRequest` and what regions raise."""
+    """Fill `request` from its JSON, `document`, and from `blobs`, the bytes after the JSON.
+
+    Raises `InvalidRequest`, and `NotFound` for an unknown region of shared memory.
+    """
     if type(document) is not dict:
         raise InvalidRequest(f"the request is a JSON {kind_of(document)}, expected an object")
     identity = document.get("id")
@@ -85,35 +88,42 @@ def parse(
 
 
 def parse_raw(request: InferRequest, body: memoryview, model: Model) -> None:
-    """A request whose body is its one input, without any JSON. Raises `InvalidRequest`."""
+    """Fill `request` from a body that has no JSON and is the model's only input.
+
+    Raises `InvalidRequest`.
+    """
     if len(model.inputs) != 1:
         raise InvalidRequest(
-            f"raw input is only supported for models with one input, model '{model.name}' has {len(model.inputs)}: send a JSON header"
+            f"raw input is only supported for models with one input, model '{model.name}' has "
+            f"{len(model.inputs)}: send a JSON header"
         )
     expected = model.inputs[0]
     datatype, shape = expected.datatype, expected.shape
     if datatype is None or shape is None:
         raise InvalidRequest(
-            f"raw input needs datatype and shape of input '{expected.name}', which model '{model.name}' does not declare"
+            f"raw input needs the datatype and shape of input '{expected.name}', which model "
+            f"'{model.name}' does not declare"
         )
     inner = shape[1:] if model.max_batch_size else shape
     if not datatype.size:
         if prod(inner) not in {1, -1}:
             raise InvalidRequest(
-                f"raw input of datatype BYTES must have shape [1], input '{expected.name}' has {list(inner)}"
+                f"raw input of datatype BYTES must have shape [1], input '{expected.name}' has "
+                f"{list(inner)}"
             )
-        found = [1] * len(inner)
+        sizes = [1] * len(inner)
         view = memoryview(len(body).to_bytes(4, "little") + bytes(body))
     else:
         if inner.count(-1) > 1:
             raise InvalidRequest(
-                f"raw input can have one dimension of variable size at most, input '{expected.name}' has {list(inner)}"
+                "raw input can have one dimension of variable size at most, input "
+                f"'{expected.name}' has {list(inner)}"
             )
         row = prod(size for size in inner if size != -1) * datatype.size
-        found = [(len(body) // row if row else 0) if size == -1 else size for size in inner]
+        sizes = [(len(body) // row if row else 0) if size == -1 else size for size in inner]
         view = body
-    dimensions = [1, *found] if model.max_batch_size else found
-    array = from_bytes(view, datatype, dimensions, expected.name, model.name)
+    whole = [1, *sizes] if model.max_batch_size else sizes
+    array = from_bytes(view, datatype, whole, expected.name, model.name)
     request.binary = True
     _set_value(request.item, [], expected, _value(expected, array), model)
 
@@ -126,32 +136,32 @@ def _read_parameters(request: InferRequest, parameters: Any, model: Model) -> No
         raise InvalidRequest(
             f"Unable to parse 'parameters': expected an object, got a JSON {kind_of(parameters)}"
         )
-    if len(parameters) > MOST_PARAMETERS:
+    if len(parameters) > MAX_PARAMETERS:
         raise InvalidRequest(
-            f"the request has {len(parameters)} parameters, at most {MOST_PARAMETERS} are taken"
+            f"the request has {len(parameters)} parameters, at most {MAX_PARAMETERS} are accepted"
         )
     for key, value in parameters.items():
-        if type(value) not in {str, int, float, bool}:
+        if type(value) not in PARAMETER_TYPES:
             raise InvalidRequest(
-                f"parameter '{key}' is a JSON {kind_of(value)}, expected a string, a number or a boolean"
+                f"parameter '{key}' is a JSON {kind_of(value)}, expected a string, a number or a "
+                "boolean"
             )
         if key == "binary_data_output":
-            request.binary = boolean(value, "parameter 'binary_data_output'")
+            request.binary = check_boolean(value, "parameter 'binary_data_output'")
         elif key == "timeout":
-            microseconds = unsigned(value, "parameter 'timeout'")
+            microseconds = check_unsigned(value, "parameter 'timeout'")
             request.timeout = microseconds / 1e6 if microseconds else None
         elif key == "priority":
-            level = unsigned(value, "parameter 'priority'")
+            level = check_unsigned(value, "parameter 'priority'")
             entry_point = model.pipeline.plan.default
             levels = entry_point.root.config.priority_levels if entry_point is not None else 0
-            request.priority = (
-                level if 0 < level <= levels else None
-            )  # as Triton does: any other is the model's default
-        elif key in SEQUENCE:
+            # As in Triton, any other level stands for the model's default.
+            request.priority = level if 0 < level <= levels else None
+        elif key in SEQUENCE_PARAMETERS:
             continue
         elif (
-            key in KEPT
-            or _is_a_tensor(key, model)
+            key in RESERVED_PARAMETERS
+            or _is_tensor(key, model)
             or key.startswith("triton_")
             or not may_come_from_network(key)
         ):
@@ -160,7 +170,7 @@ def _read_parameters(request: InferRequest, parameters: Any, model: Model) -> No
             request.item[key] = value
 
 
-def _is_a_tensor(key: str, model: Model) -> bool:
+def _is_tensor(key: str, model: Model) -> bool:
     return key in model.inputs_by_name or key in model.outputs_by_name
 
 
@@ -208,27 +218,27 @@ def _read_inputs(
             raise InvalidRequest(
                 f"Unable to parse 'parameters' of input '{name}': expected an object"
             )
-        data = entry.get(
-            "data"
-        )  # null: nothing. KServe's client says so of tensors without elements, beside their size of 0
+        # KServe's client sends null with a size of 0 for a tensor without elements.
+        data = entry.get("data")
         size = parameters.get("binary_data_size")
         if size is not None:
             if data is not None or "shared_memory_region" in parameters:
                 raise _several_sources()
-            end = position + unsigned(size, f"'binary_data_size' of input '{name}'")
+            end = position + check_unsigned(size, f"'binary_data_size' of input '{name}'")
             if end > len(blobs):
                 missing = end - len(blobs)
                 raise InvalidRequest(
-                    f"unexpected size for input '{name}', expecting {missing} additional bytes for model '{model.name}'"
+                    f"unexpected size for input '{name}', expecting {missing} additional bytes for "
+                    f"model '{model.name}'"
                 )
             array = from_bytes(blobs[position:end], datatype, shape, name, model.name)
             position = end
         elif "shared_memory_region" in parameters:
             if data is not None:
                 raise _several_sources()
-            lease = regions.borrow(*region_of(parameters))
-            check_size(lease.size, datatype, shape, name, model.name)  # before so much is copied
-            array = from_bytes(lease.read(), datatype, shape, name, model.name)
+            borrowed = regions.borrow(*region_of(parameters))
+            check_size(borrowed.size, datatype, shape, name, model.name)  # before the copy
+            array = from_bytes(borrowed.read(), datatype, shape, name, model.name)
         elif data is not None:
             array = from_json(data, datatype, shape, name)
         else:
@@ -264,21 +274,24 @@ def _datatype(name: Any, expected: Tensor, model: Model) -> Datatype:
         )
     if expected.datatype is not None:
         raise InvalidRequest(
-            f"inference input '{expected.name}' data-type is '{name}', but model '{model.name}' expects '{expected.datatype.name}'"
+            f"inference input '{expected.name}' data-type is '{name}', but model '{model.name}' "
+            f"expects '{expected.datatype.name}'"
         )
     return datatype
 
 
 def _check_shape(shape: Any, expected: Tensor, model: Model) -> int:
-    """The first size of a shape that fits."""
+    """Check the shape of an input, and return its rows: 1 if the model has no batch dimension."""
     if type(shape) is not list:
         raise InvalidRequest(
-            f"Unable to parse 'shape': input '{expected.name}' must have one, an array of non-negative integers"
+            f"Unable to parse 'shape': input '{expected.name}' must have one, an array of "
+            "non-negative integers"
         )
     for size in shape:
-        if type(size) is not int or not 0 <= size <= LARGEST:
+        if type(size) is not int or not 0 <= size <= UINT64_MAX:
             raise InvalidRequest(
-                "Unable to parse 'shape': attempt to access JSON non-unsigned-integer as unsigned-integer"
+                "Unable to parse 'shape': attempt to access JSON non-unsigned-integer as "
+                "unsigned-integer"
             )
     wanted = expected.shape
     if (
@@ -286,7 +299,7 @@ def _check_shape(shape: Any, expected: Tensor, model: Model) -> int:
         and not _fits(shape, wanted)
         and (expected.kind == "tensor" or shape.count(1) != len(shape))
     ):
-        batch = ". The first size is the batch's" if model.max_batch_size else ""
+        batch = ". The first size is that of the batch" if model.max_batch_size else ""
         raise InvalidRequest(
             f"unexpected shape for input '{expected.name}' for model '{model.name}'. "
             f"Expected {shape_text(wanted)}, got {shape_text(shape)}{batch}"
@@ -306,23 +319,30 @@ def _check_shape(shape: Any, expected: Tensor, model: Model) -> int:
 def _fits(shape: list[int], wanted: tuple[int, ...]) -> bool:
     if len(shape) != len(wanted):
         return False
-    for size, want in zip(shape, wanted, strict=True):  # noqa: SIM110  a generator costs more than it saves here
-        if size != want != -1:
+    # a loop, because a generator costs more than it saves on such short sequences
+    for size, wanted_size in zip(shape, wanted):  # noqa: B905, SIM110
+        if size != wanted_size != -1:
             return False
     return True
 
 
 def _wrong_count(inputs: list[Any], model: Model) -> InvalidRequest:
     got = [
-        each["name"]
-        for each in inputs
-        if isinstance(each, dict) and isinstance(each.get("name"), str)
+        entry["name"]
+        for entry in inputs
+        if isinstance(entry, dict) and isinstance(entry.get("name"), str)
     ]
-    missing = [each.name for each in model.inputs if each.name not in got]
-    found = f"expected {len(model.inputs)} inputs but got {len(inputs)} inputs for model '{model.name}'. Got input(s) {_names(got)}"
+    missing = [tensor.name for tensor in model.inputs if tensor.name not in got]
+    message = (
+        f"expected {len(model.inputs)} inputs but got {len(inputs)} inputs for model "
+        f"'{model.name}'. Got input(s) {_names(got)}"
+    )
     if missing:
-        found += f", but missing required input(s) {_names(missing)}. Please provide all required input(s)."
-    return InvalidRequest(found)
+        message += (
+            f", but missing required input(s) {_names(missing)}. "
+            "Please provide all required input(s)."
+        )
+    return InvalidRequest(message)
 
 
 def _names(names: Sequence[str]) -> str:
@@ -331,16 +351,17 @@ def _names(names: Sequence[str]) -> str:
 
 def _several_sources() -> InvalidRequest:
     return InvalidRequest(
-        "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters', 'shared_memory_region' in "
-        "'parameters'. But no field is set, or more than one."
+        "Input must set only one of the following fields: 'data', 'binary_data_size' in "
+        "'parameters', 'shared_memory_region' in 'parameters'. But no field is set, or more than "
+        "one."
     )
 
 
 def _value(expected: Tensor, array: Array) -> Any:
-    """What the item holds: arrays; of one value, that value."""
+    """Return what the item holds for an input: an array, or the one value of other kinds."""
     if expected.kind == "tensor":
         if expected.text:
-            array.reshape(-1)[:] = [_decoded(each, expected) for each in array.reshape(-1)]
+            array.reshape(-1)[:] = [_decoded(text, expected) for text in array.reshape(-1)]
         return array
     value = array.item() if array.size == 1 else None
     match expected.kind:
@@ -348,15 +369,17 @@ def _value(expected: Tensor, array: Array) -> Any:
             return _decoded(value, expected)
         case "json":
             try:
-                return parse_json(array.item(), DEPTH)
+                return parse_json(array.item(), MAX_INPUT_JSON_DEPTH)
             except InvalidRequest as error:
-                raise InvalidRequest(f"input '{expected.name}' is no JSON: {error}") from None
+                raise InvalidRequest(
+                    f"input '{expected.name}' is not valid JSON: {error}"
+                ) from None
         case _:
             return value
 
 
-def _decoded(value: Any, expected: Tensor) -> str:
+def _decoded(text: Any, expected: Tensor) -> str:
     try:
-        return str(value, "utf-8")
+        return str(text, "utf-8")
     except UnicodeDecodeError:
-        raise InvalidRequest(f"input '{expected.name}' is no UTF-8") from None
+        raise InvalidRequest(f"input '{expected.name}' is not valid UTF-8") from None

@@ -1,4 +1,4 @@
-"""From a final item to the answer of an infer request: JSON, the bytes of tensors behind it, and tensors in shared memory."""
+"""The answer to an infer request: JSON, tensors as bytes after it or in shared memory."""
 
 from __future__ import annotations
 
@@ -13,29 +13,32 @@ import orjson
 from penstock.backends.errors import InvalidRequest
 from penstock.backends.item import Item
 
+from ..call import JSON_HEADER
 from ..encoding import as_tensor, to_bytes, to_flat_json
 from ..models.model import Model, Tensor
-from ..shared_memory import Part
-from ..tensors import HUGE
+from ..shared_memory import RegionSlice
+from ..tensors import COPY_OFF_LOOP_BYTES
 from .classification import classify
 from .request import InferRequest
 from .wanted import Wanted
 
-_JSON = (b"content-type", b"application/json")
-_BINARY = (b"content-type", b"application/octet-stream")
+_BINARY_HEADER = (b"content-type", b"application/octet-stream")
 
 Headers = list[tuple[bytes, bytes]]
 
-MANY = 1 << 16
-"""Elements that are converted in a few milliseconds."""
+CONVERT_OFF_LOOP_ELEMENTS = 1 << 16
+"""Converting this many elements takes milliseconds; more are converted on a helper thread."""
 
 Chosen = list[tuple[Tensor, Any, Wanted]]
-"""Outputs, their values, and how they are to come."""
+"""Outputs, their values, and how the request wants them."""
 
 
 def takes_long(chosen: Chosen) -> bool:
-    """Whether other requests would feel it if these were written on the event loop. Of what is only copied that is true for very much that
-    goes to shared memory; of a body, joined on a helper thread, they would feel more (measured with 64 MiB).
+    """Return whether writing these outputs on the event loop would delay other requests notably.
+
+    Conversions do if they are many. Plain copies do only if very much goes to shared memory: to
+    join a large body on a helper thread delays the others more than to join it on the loop
+    (measured with 64 MiB).
     """
     elements = copied = 0
     for tensor, value, wanted in chosen:
@@ -53,17 +56,22 @@ def takes_long(chosen: Chosen) -> bool:
             elements += (
                 prod(shape) if shape is not None else len(value) if isinstance(value, Sized) else 1
             )
-    return elements > MANY or copied > HUGE
+    return elements > CONVERT_OFF_LOOP_ELEMENTS or copied > COPY_OFF_LOOP_BYTES
 
 
 def _is_copied(tensor: Tensor, value: Any) -> bool:
+    """Return whether the value's bytes are written as they are, without a conversion."""
     if tensor.datatype is not None:
         return tensor.datatype.in_place
     return getattr(getattr(value, "dtype", None), "kind", None) in {"i", "u", "f"}
 
 
 def write(request: InferRequest, model: Model, chosen: Chosen) -> tuple[Headers, bytes]:
-    """Headers and body. Raises `InvalidRequest` for what the client can't have as it asked, `BackendError` for no tensor at all."""
+    """Return the headers and the body of the answer, and write to shared memory.
+
+    Raises `InvalidRequest` for an output that can't be written as the request asks, and
+    `BackendError` for a value that is not a tensor of the declared datatype.
+    """
     outputs: list[dict[str, Any]] = []
     blobs: list[Any] = []
     for tensor, value, wanted in chosen:
@@ -78,13 +86,16 @@ def write(request: InferRequest, model: Model, chosen: Chosen) -> tuple[Headers,
             "shape": array.shape,
         }
         if wanted.lease is not None:
-            size = _into_region(to_bytes(datatype, array), wanted, wanted.lease)
             entry["parameters"] = {
-                "shared_memory_region": wanted.region, "shared_memory_byte_size": size, "shared_memory_offset": wanted.offset
-            }  # fmt: skip
+                "shared_memory_region": wanted.region,
+                "shared_memory_byte_size": _write_to(
+                    wanted.lease, to_bytes(datatype, array), wanted.name
+                ),
+                "shared_memory_offset": wanted.offset,
+            }
         elif wanted.binary:
             blob = to_bytes(datatype, array)
-            size = len(blob) if type(blob) is bytes else blob.nbytes
+            size = len(blob) if isinstance(blob, bytes) else blob.nbytes
             entry["parameters"] = {"binary_data_size": size}
             if size:
                 blobs.append(blob)
@@ -100,36 +111,35 @@ def write(request: InferRequest, model: Model, chosen: Chosen) -> tuple[Headers,
         document["id"] = request.id
     text = orjson.dumps(document)
     if not blobs:
-        return [_JSON], text
-    return [_BINARY, (b"inference-header-content-length", b"%d" % len(text))], b"".join(
-        (text, *blobs)
-    )
+        return [JSON_HEADER], text
+    headers = [_BINARY_HEADER, (b"inference-header-content-length", b"%d" % len(text))]
+    return headers, b"".join((text, *blobs))
 
 
 @lru_cache(1024)
 def _plain(name: str, binary: bool) -> Wanted:
-    """An output of which the request says nothing."""
+    """Return an output that the request does not mention."""
     return Wanted(name, binary)
 
 
 def choose(request: InferRequest, model: Model, item: Item) -> Chosen:
-    """The outputs that the item has, of those that the request asks for, in its order."""
+    """Choose the outputs to write: those of the item that the request asks for, in its order."""
     if request.outputs is None:
         binary = request.binary
         return [
             (tensor, value, _plain(tensor.name, binary)) for tensor, value in model.values_of(item)
         ]
-    found = {tensor.name: (tensor, value) for tensor, value in model.values_of(item)}
-    return [(*found[wanted.name], wanted) for wanted in request.outputs if wanted.name in found]
+    values = {tensor.name: (tensor, value) for tensor, value in model.values_of(item)}
+    return [(*values[wanted.name], wanted) for wanted in request.outputs if wanted.name in values]
 
 
-def _into_region(blob: Any, wanted: Wanted, lease: Part) -> int:
-    """Write a tensor's bytes to where its request wants them; how many."""
-    content = memoryview(blob if type(blob) is bytes else blob.reshape(-1).view(np.uint8))
+def _write_to(lease: RegionSlice, blob: Any, name: str) -> int:
+    """Write the bytes of output `name` to shared memory, and return how many they are."""
+    content = memoryview(blob if isinstance(blob, bytes) else blob.reshape(-1).view(np.uint8))
     if len(content) > lease.size:
         raise InvalidRequest(
-            f"shared memory size specified with the request for output '{wanted.name}' ({lease.size} bytes) should be at least "
-            f"{len(content)} bytes to hold the results"
+            f"shared memory size specified with the request for output '{name}' ({lease.size} "
+            f"bytes) should be at least {len(content)} bytes to hold the results"
         )
     lease.write(content)
     return len(content)

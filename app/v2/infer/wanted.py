@@ -1,4 +1,4 @@
-"""Which outputs a request asks for, and how they are to come."""
+"""The outputs that a request asks for."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from typing import Any, NamedTuple
 
 from penstock.backends.errors import InvalidRequest
 
+from ..json_text import check_boolean, check_unsigned
 from ..models.model import Model
-from ..shared_memory import Part, SharedMemory
-from .fields import boolean, region_of, unsigned
+from ..shared_memory import RegionSlice, SharedMemory, region_of
 
 
 class Wanted(NamedTuple):
-    """An output as the request asks for it. `classes`: 0 for the tensor itself. `region`: shared memory, "" for none; `lease`: `size`
-    bytes of it, from `offset` on, until the request has been answered.
+    """An output as a request asks for it.
+
+    `binary` asks for bytes after the JSON. `classes` is the number of best classes, 0 for the
+    tensor itself. `region` names the shared memory region to write the tensor to, `size` bytes
+    from `offset` on; "" for none. `lease` is that part of the region, borrowed until the request has been answered.
     """
 
     name: str
@@ -22,42 +25,50 @@ class Wanted(NamedTuple):
     region: str = ""
     offset: int = 0
     size: int = 0
-    lease: Part | None = None
+    lease: RegionSlice | None = None
 
     def borrowed(self, regions: SharedMemory) -> Wanted:
-        """With a lease of its region. Raises `InvalidRequest`, and what regions raise."""
+        """Return a copy with a lease of its region. Raises `InvalidRequest` and `NotFound`."""
         return self._replace(lease=regions.borrow(self.region, self.offset, self.size))
 
 
 def read_outputs(
-    outputs: Any, binary: bool, model: Model, regions: SharedMemory, leases: list[Part]
+    outputs: Any, binary: bool, model: Model, regions: SharedMemory, leases: list[RegionSlice]
 ) -> list[Wanted] | None:
-    """None: all of them. The memory that they go to is borrowed now, and added to `leases`: a region may be unregistered meanwhile."""
+    """Read the outputs of a request; None stands for all outputs.
+
+    Shared memory is borrowed now, since its region may be unregistered while the request runs, and
+    added to `leases`. Raises `InvalidRequest`, and `NotFound` for an unknown region.
+    """
     if type(outputs) is not list:
         raise InvalidRequest("Unable to parse 'outputs': expected an array")
-    found: dict[str, Wanted] = {}
+    wanted: dict[str, Wanted] = {}
     for entry in outputs:
         if type(entry) is not dict or type(entry.get("name")) is not str:
             raise InvalidRequest(
                 "Unable to parse 'outputs': every output is an object with a 'name'"
             )
         name = entry["name"]
-        if name in found:
+        if name in wanted:
             raise InvalidRequest(f"output '{name}' already exists in request")
-        if name not in model.outputs_by_name and not _is_part(name, model):
+        if name not in model.outputs_by_name and not _may_be_unnamed_array(name, model):
             raise InvalidRequest(f"unexpected inference output '{name}' for model '{model.name}'")
         parameters = entry.get("parameters")
         if not parameters and (parameters is None or type(parameters) is dict):
-            found[name] = Wanted(name, binary)
+            wanted[name] = Wanted(name, binary)
         else:
-            found[name] = _read_output(name, parameters, binary, regions)
-            if (lease := found[name].lease) is not None:
-                leases.append(lease)
-    return list(found.values()) or None
+            wanted[name] = output = _read_output(name, parameters, binary, regions)
+            if output.lease is not None:
+                leases.append(output.lease)
+    return list(wanted.values()) or None
 
 
-def _is_part(name: str, model: Model) -> bool:
-    """Whether it may be one of several arrays that nobody has named: those are only known once they are there."""
+def _may_be_unnamed_array(name: str, model: Model) -> bool:
+    """Return whether the model may answer an array of this name.
+
+    If a pipeline answers a list of arrays as one undeclared output, they are named `result_0`,
+    `result_1` and so on; how many there are is known only once they have been computed.
+    """
     whole, _, index = name.rpartition("_")
     output = model.outputs_by_name.get(whole)
     return output is not None and output.datatype is None and index.isdecimal()
@@ -68,12 +79,14 @@ def _read_output(name: str, parameters: Any, binary: bool, regions: SharedMemory
         raise InvalidRequest(f"Unable to parse 'parameters' of output '{name}': expected an object")
     classes = 0
     if "classification" in parameters:
-        classes = unsigned(parameters["classification"], f"'classification' of output '{name}'")
+        classes = check_unsigned(
+            parameters["classification"], f"'classification' of output '{name}'"
+        )
         if not classes:
             raise InvalidRequest(f"'classification' of output '{name}' must be at least 1")
     explicit = parameters.get("binary_data")
     if explicit is not None:
-        binary = boolean(explicit, f"'binary_data' of output '{name}'")
+        binary = check_boolean(explicit, f"'binary_data' of output '{name}'")
     if "shared_memory_region" not in parameters:
         return Wanted(name, binary, classes)
     if classes:

@@ -8,7 +8,7 @@ from typing import Any
 from penstock.backends.errors import NotReady
 from penstock.pipelines.node.node import Node
 
-from ..call import Answer, Call, ProtocolError, Route, json_answer
+from ..call import Answer, ProtocolCall, ProtocolError, Route, json_answer
 from ..tensors import DATATYPES, Datatype
 from .model import ANY, Model, Models, Tensor
 
@@ -20,16 +20,16 @@ _MODEL = "/v2/models/{model}[/versions/{version}]"
 
 
 def description_routes(models: Models) -> tuple[Route, ...]:
-    def model_of(call: Call) -> Model:
+    def model_of(call: ProtocolCall) -> Model:
         return models.get(call.names["model"], call.names["version"])
 
-    async def metadata(call: Call) -> Any:
+    async def metadata(call: ProtocolCall) -> Any:
         return metadata_of(model_of(call))
 
-    async def config(call: Call) -> Any:
+    async def config(call: ProtocolCall) -> Any:
         return config_of(model_of(call))
 
-    async def ready(call: Call) -> Answer:
+    async def ready(call: ProtocolCall) -> Answer:
         try:
             model = model_of(call)
         except NotReady:

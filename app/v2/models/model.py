@@ -26,6 +26,7 @@ from penstock.backends.operators.classify import read_labels
 from penstock.pipelines.config.definition import PipelineConfig, Port
 from penstock.pipelines.pipeline import Pipeline
 
+from ..call import NAME_CHARACTERS_IN_ERRORS
 from ..tensors import DATATYPES, Datatype, datatype_of
 
 SCALARS = {
@@ -38,9 +39,6 @@ SCALARS = {
     "boolean": "BOOL",
 }
 """Kinds of one value, which is a tensor of one element."""
-
-QUOTED = 200
-"""Characters of an unknown model's name that its error repeats."""
 
 ANY: tuple[int, ...] = (-1,)
 """The shape that clients are told where none is known."""
@@ -86,7 +84,7 @@ class Model:
         if entry_point is not None and entry_point.linear:
             first = getattr(entry_point.root.node, "signature", None)
             last = getattr(entry_point.plan_nodes[-1].node, "signature", None)
-        self.layouts: dict[bytes, Any] = {}  # requests that repeat (layout.py)
+        self.layouts: dict[bytes, Any] = {}  # kept by infer/layout.py
         self.pipeline = pipeline
         self.name = pipeline.name
         self.version = config.version
@@ -177,7 +175,7 @@ class Models:
                     pipeline = self._repository.get(name)
                 except NotFound:
                     raise InvalidRequest(
-                        f"Request for unknown model: '{name[:QUOTED]}' is not found"
+                        f"Request for unknown model: '{name[:NAME_CHARACTERS_IN_ERRORS]}' is not found"
                     ) from None
             model = self._models[name] = Model(pipeline)
         if version and version != model.version:

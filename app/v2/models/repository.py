@@ -19,7 +19,7 @@ from penstock.pipelines.repository import Repository
 from ...http.auth import check_admin
 from ...http.errors import Forbidden
 from ...settings import Settings
-from ..call import Call, ProtocolError, Route
+from ..call import ProtocolCall, ProtocolError, Route
 from ..json_text import kind_of
 from .model import Model
 from .model_config import maxima_of
@@ -63,7 +63,7 @@ class RepositoryRoutes:
             Route("POST", "/v2/repository/{repository}/models/{model}/unload", group, _no_other),
         )
 
-    async def index(self, call: Call) -> Any:
+    async def index(self, call: ProtocolCall) -> Any:
         """Every known model, a pipeline's exposed nodes after it; those whose files were never loaded by name only."""
         ready = (await call.json()).get("ready", False)
         if type(ready) is not bool:
@@ -120,7 +120,7 @@ class RepositoryRoutes:
             found.append(name if isinstance(name, str) else name_of(file))
         return found
 
-    async def load(self, call: Call) -> None:
+    async def load(self, call: ProtocolCall) -> None:
         name = self._check(call)
         parameters = _parameters(await call.json())
         try:
@@ -181,7 +181,7 @@ class RepositoryRoutes:
             return 0
         return Model(pipeline).max_batch_size
 
-    async def unload(self, call: Call) -> None:
+    async def unload(self, call: ProtocolCall) -> None:
         """Answers when what was inside has ended. The nodes of a pipeline are part of it: `unload_dependents` has nothing left to do."""
         name = self._check(call)
         dependents = _parameters(await call.json()).get("unload_dependents", False)
@@ -194,7 +194,7 @@ class RepositoryRoutes:
         except NotFound:
             return  # nothing of that name is loaded, which is what was asked for
 
-    def _check(self, call: Call) -> str:
+    def _check(self, call: ProtocolCall) -> str:
         check_admin(call.scope, self._settings)
         name = call.names["model"]
         if name == "." or ".." in name or "\\" in name or "\0" in name:
@@ -206,7 +206,7 @@ class RepositoryRoutes:
         return name
 
 
-async def _no_other(call: Call) -> None:
+async def _no_other(call: ProtocolCall) -> None:
     raise ProtocolError(501, "'repository_name' specification is not supported")
 
 

@@ -20,20 +20,20 @@ from penstock.pipelines.node.node import Node
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.repository import Repository
 
-from ..call import Call, Route
+from ..call import ProtocolCall, Route
 from .model import Models
 
 
 def statistics_routes(repository: Repository, models: Models) -> tuple[Route, ...]:
     """They come in front of those that describe models: `/v2/models/stats` is none of them."""
 
-    async def every(call: Call) -> Any:
+    async def every(call: ProtocolCall) -> Any:
         pipelines = [
             pipeline for _, pipeline in sorted(repository.models.items()) if not pipeline.not_ready
         ]
         return {"model_stats": [statistics_of(pipeline) for pipeline in pipelines]}
 
-    async def one(call: Call) -> Any:
+    async def one(call: ProtocolCall) -> Any:
         model = models.get(call.names["model"], call.names["version"])
         return {"model_stats": [statistics_of(model.pipeline)]}
 

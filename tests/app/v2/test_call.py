@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from penstock.app.settings import Settings
-from penstock.app.v2.call import Call
+from penstock.app.v2.call import ProtocolCall
 from penstock.backends.errors import InvalidRequest, TooLarge
 
 
@@ -21,7 +21,7 @@ def call(*bodies: Any, then: Any = None, **settings: Any) -> Any:
             return messages.pop(0)
         return await then()
 
-    return Call({"type": "http"}, receive, {}, Settings(**settings))
+    return ProtocolCall({"type": "http"}, receive, {}, Settings(**settings))
 
 
 async def test_pieces_are_one_body() -> None:
@@ -56,7 +56,7 @@ async def test_it_comes_in_time() -> None:
     slow = call(b"{", then=asyncio.Event().wait, body_timeout=0.01)
     with pytest.raises(InvalidRequest, match=r"did not arrive within 0.01 s \(body_timeout\)"):
         await slow.body()
-    assert slow.late and not slow.read
+    assert slow.body_was_late and not slow.body_was_read
 
 
 async def test_it_is_bounded() -> None:

@@ -97,9 +97,9 @@ def test_answers_are_of_the_declared_datatype() -> None:
     assert as_tensor(np.ones(2), DATATYPES["FP16"], "x")[1].dtype == np.float16
     assert as_tensor(3, DATATYPES["BYTES"], "x")[1].tolist() == ["3"]
     for value, wanted in ((300, "UINT8"), (1.5, "INT32"), ("text", "FP32"), (-1, "UINT32")):
-        with pytest.raises(BackendError, match=f"declared to be {wanted}"):
+        with pytest.raises(BackendError, match=f"declared as {wanted}"):
             as_tensor(value, DATATYPES[wanted], "x")
-    with pytest.raises(BackendError, match="which the protocol has not"):
+    with pytest.raises(BackendError, match="which the protocol does not have"):
         as_tensor(np.ones(1, np.complex64), None, "x")
 
 

@@ -9,18 +9,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.app.v2.json_text import MANY, parse_json
+from penstock.app.v2.json_text import MAX_JSON_CONTAINERS, parse_json
 from penstock.backends.errors import InvalidRequest
 
 
 def test_it_has_not_too_many_lists() -> None:
-    for text in (b"[" + b"[]," * MANY + b"1]", b'{"a":' + b'[{"x":[]}],' * MANY):
-        with pytest.raises(InvalidRequest, match=f"more than {MANY} lists and objects"):
+    for text in (
+        b"[" + b"[]," * MAX_JSON_CONTAINERS + b"1]",
+        b'{"a":' + b'[{"x":[]}],' * MAX_JSON_CONTAINERS,
+    ):
+        with pytest.raises(
+            InvalidRequest, match=f"more than {MAX_JSON_CONTAINERS} lists and objects"
+        ):
             parse_json(text, 100)
     with pytest.raises(InvalidRequest, match="nesting depth"):
-        parse_json(b"[" * 3 * MANY, 100)
-    assert len(parse_json(b"[" + b"[]," * (MANY - 2) + b"[]]", 100)) == MANY - 1
-    assert parse_json(b'["' + b"[" * 3 * MANY + b'"]', 100) == ["[" * 3 * MANY]
+        parse_json(b"[" * 3 * MAX_JSON_CONTAINERS, 100)
+    assert (
+        len(parse_json(b"[" + b"[]," * (MAX_JSON_CONTAINERS - 2) + b"[]]", 100))
+        == MAX_JSON_CONTAINERS - 1
+    )
+    assert parse_json(b'["' + b"[" * 3 * MAX_JSON_CONTAINERS + b'"]', 100) == [
+        "[" * 3 * MAX_JSON_CONTAINERS
+    ]
 
 
 @given(

@@ -13,7 +13,7 @@ from starlette.routing import Mount
 from penstock import create_app
 from penstock.app import create_router, lifespan
 from penstock.app.settings import Settings
-from penstock.app.v2.routes import MOST
+from penstock.app.v2.routes import REMEMBERED_PATHS
 
 TEXT = {
     "pipeline": {"name": "text", "inputs": {"data": {"kind": "text"}}},
@@ -200,7 +200,7 @@ def test_middleware_of_the_host_sees_it(running: Any) -> None:
 
 def test_more_paths_than_are_remembered(served: Any) -> None:
     """Each finds its own model, whatever was forgotten meanwhile."""
-    for number in range(MOST + 10):
+    for number in range(REMEMBERED_PATHS + 10):
         answer = served.http.get(f"/v2/models/absent_{number}/config")
         assert answer.json() == {
             "error": f"Request for unknown model: 'absent_{number}' is not found"

@@ -28,7 +28,7 @@ from penstock.app.v2.infer.response import takes_long
 from penstock.app.v2.infer.wanted import Wanted
 from penstock.app.v2.models.model import Tensor
 from penstock.app.v2.shared_memory import SharedMemory
-from penstock.app.v2.tensors import DATATYPES, HUGE
+from penstock.app.v2.tensors import COPY_OFF_LOOP_BYTES, DATATYPES
 from penstock.backends.errors import InvalidRequest, NotFound
 from penstock.backends.expressions.registry import register_backend
 from penstock.pipelines.repository import Repository
@@ -784,7 +784,9 @@ async def test_much_in_memory_leaves_the_loop_to_others(
         triton.destroy_shared_memory_region(handle)
 
 
-@pytest.mark.parametrize(("size", "long"), [(HUGE, False), (HUGE + 4, True)])
+@pytest.mark.parametrize(
+    ("size", "long"), [(COPY_OFF_LOOP_BYTES, False), (COPY_OFF_LOOP_BYTES + 4, True)]
+)
 def test_much_goes_to_memory_beside_the_loop(size: Any, long: Any) -> None:
     tensor = Tensor("Y", DATATYPES["INT32"], (-1,))
     assert takes_long([(tensor, np.empty(size // 4, np.int32), Wanted("Y", region="r"))]) == long

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from penstock.app.v2.infer.layout import MOST, recall, remember
+from penstock.app.v2.infer.layout import LAYOUTS_PER_MODEL, recall, remember
 from penstock.app.v2.infer.request import InferRequest, parse
 from penstock.app.v2.models.model import Models
 from penstock.app.v2.shared_memory import SharedMemory
@@ -130,9 +130,9 @@ async def test_other_sizes_are_looked_at_anew(models: Any) -> None:
 
 async def test_not_more_is_kept_than_is_of_use(models: Any) -> None:
     model, blobs = models.get("one"), memoryview(bytearray(8))
-    for number in range(3 * MOST):
+    for number in range(3 * LAYOUTS_PER_MODEL):
         parsed(model, document("x", parameters={"number": number}), blobs)
-    assert 0 < len(model.layouts) <= MOST
+    assert 0 < len(model.layouts) <= LAYOUTS_PER_MODEL
 
 
 def test_the_server_answers_from_each_requests_own_bytes(served: Any) -> None:

@@ -76,7 +76,7 @@ def test_what_is_no_request(served: Any, document: Any) -> None:
         ({"data": [10**400] + [0] * 15}, "failed to parse the request JSON buffer"),
         ({"parameters": {"binary_data_size": 64}}, "Input must set only one of the following fields"),
         ({"parameters": {"shared_memory_region": "r"}}, "Input must set only one of the following fields"),
-        ({"parameters": {"shared_memory_region": "", "shared_memory_byte_size": 64}, "data": None}, "is the name of a region, a string"),
+        ({"parameters": {"shared_memory_region": "", "shared_memory_byte_size": 64}, "data": None}, "must be a string, the name of a region"),
         ({"shape": [1, 1], "data": [0]}, "Expected [-1,16], got [1,1]"),
         ({"parameters": 7}, "Unable to parse 'parameters'"),
     ],
@@ -94,10 +94,10 @@ def test_an_input_that_is_wrong(served: Any, change: Any, said: Any) -> None:
         ({"id": 7}, "Unable to parse 'id'"),
         ({"parameters": []}, "Unable to parse 'parameters'"),
         ({"parameters": [1]}, "Unable to parse 'parameters': expected an object, got a JSON array"),
-        ({"parameters": {"timeout": -1}}, "'timeout' must be a non-negative integer"),
-        ({"parameters": {"timeout": 1.5}}, "'timeout' must be a non-negative integer"),
-        ({"parameters": {"timeout": "soon"}}, "'timeout' must be a non-negative integer"),
-        ({"parameters": {"priority": 2**64}}, "'priority' must be a non-negative integer"),
+        ({"parameters": {"timeout": -1}}, "'timeout' must be an unsigned 64-bit integer"),
+        ({"parameters": {"timeout": 1.5}}, "'timeout' must be an unsigned 64-bit integer"),
+        ({"parameters": {"timeout": "soon"}}, "'timeout' must be an unsigned 64-bit integer"),
+        ({"parameters": {"priority": 2**64}}, "'priority' must be an unsigned 64-bit integer"),
         ({"parameters": {"binary_data_output": 1}}, "expected a boolean"),
         ({"outputs": {}}, "Unable to parse 'outputs'"),
         ({"outputs": ["OUTPUT0"]}, "Unable to parse 'outputs'"),
@@ -107,7 +107,7 @@ def test_an_input_that_is_wrong(served: Any, change: Any, said: Any) -> None:
         ({"outputs": [{"name": "OUTPUT0", "parameters": 7}]}, "Unable to parse 'parameters' of output 'OUTPUT0'"),
         ({"outputs": [{"name": "OUTPUT0", "parameters": {"binary_data": "yes"}}]}, "expected a boolean"),
         ({"outputs": [{"name": "OUTPUT0", "parameters": {"classification": 0}}]}, "must be at least 1"),
-        ({"outputs": [{"name": "OUTPUT0", "parameters": {"classification": -1}}]}, "must be a non-negative integer"),
+        ({"outputs": [{"name": "OUTPUT0", "parameters": {"classification": -1}}]}, "must be an unsigned 64-bit integer"),
         ({"outputs": [{"name": "OUTPUT0", "parameters": {"classification": 1, "shared_memory_region": "r"}}]}, "with classification"),
         ({"outputs": [{"name": "OUTPUT0", "parameters": {"binary_data": True, "shared_memory_region": "r"}}]}, "with 'binary_data'"),
     ],
@@ -163,7 +163,7 @@ def test_shapes_of_models_without_a_batch(served: Any) -> None:
 
 def test_raw_requests_to_models_that_can_not_take_them(served: Any) -> None:
     assert served.refused("any", b"", bytes(4), length=0) == (
-        "raw input needs datatype and shape of input 'X', which model 'any' does not declare"
+        "raw input needs the datatype and shape of input 'X', which model 'any' does not declare"
     )
     assert "has [2]" in served.refused("pairs", b"", b"x", length=0)
     assert "has [-1, -1]" in served.refused("planes", b"", bytes(4), length=0)
@@ -205,9 +205,9 @@ def test_unknown_models_and_versions(served: Any) -> None:
             "input byte size mismatch for input 'INPUT0' for model 'identity_FP32'. Expected 64, got 60",
         ),
         (2**63, b"", "unexpected size for input 'INPUT0'"),
-        (-1, b"", "must be a non-negative integer"),
-        (2**64, b"", "must be a non-negative integer"),
-        ("64", bytes(64), "must be a non-negative integer"),
+        (-1, b"", "must be an unsigned 64-bit integer"),
+        (2**64, b"", "must be an unsigned 64-bit integer"),
+        ("64", bytes(64), "must be an unsigned 64-bit integer"),
     ],
 )
 def test_binary_sizes_that_lie(served: Any, size: Any, sent: Any, said: Any) -> None:
@@ -395,7 +395,7 @@ def test_depth_of_an_input_that_is_json(served: Any) -> None:
     )
     for text in ("[" * 101 + "]" * 101, "[" * 100_000, "[[],"):
         assert served.refused("json", served.one("BYTES", [1], [text], name="data")).startswith(
-            "input 'data' is no JSON: "
+            "input 'data' is not valid JSON: "
         )
 
 

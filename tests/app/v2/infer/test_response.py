@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from penstock.app.v2.infer.response import MANY, takes_long
+from penstock.app.v2.infer.response import CONVERT_OFF_LOOP_ELEMENTS, takes_long
 from penstock.app.v2.infer.wanted import Wanted
 from penstock.app.v2.models.model import Tensor
 from penstock.app.v2.tensors import DATATYPES
@@ -20,19 +20,19 @@ RANKED = Wanted("Y", binary=True, classes=1)
 @pytest.mark.parametrize(
     ("datatype", "value", "wanted", "long"),
     [
-        ("FP32", np.empty(MANY, np.float32), JSON, False),
-        ("FP32", np.empty((1, MANY + 1), np.float32), JSON, True),
-        ("FP32", np.empty(MANY + 1, np.float32), BINARY, False),
-        ("FP32", np.empty(MANY + 1, np.float32), RANKED, True),
-        ("FP32", [0.5] * (MANY + 1), JSON, True),
-        ("BOOL", np.empty(MANY + 1, np.bool_), BINARY, True),
-        ("BYTES", np.empty(MANY + 1, np.object_), BINARY, True),
-        (None, np.empty(MANY + 1, np.float32), BINARY, False),
-        (None, np.empty(MANY + 1, np.uint8), BINARY, False),
-        (None, np.empty(MANY + 1, np.float32), JSON, True),
-        (None, np.empty(MANY + 1, np.float32), RANKED, True),
-        (None, np.empty(MANY + 1, np.object_), BINARY, True),
-        (None, "x" * (MANY + 1), BINARY, True),
+        ("FP32", np.empty(CONVERT_OFF_LOOP_ELEMENTS, np.float32), JSON, False),
+        ("FP32", np.empty((1, CONVERT_OFF_LOOP_ELEMENTS + 1), np.float32), JSON, True),
+        ("FP32", np.empty(CONVERT_OFF_LOOP_ELEMENTS + 1, np.float32), BINARY, False),
+        ("FP32", np.empty(CONVERT_OFF_LOOP_ELEMENTS + 1, np.float32), RANKED, True),
+        ("FP32", [0.5] * (CONVERT_OFF_LOOP_ELEMENTS + 1), JSON, True),
+        ("BOOL", np.empty(CONVERT_OFF_LOOP_ELEMENTS + 1, np.bool_), BINARY, True),
+        ("BYTES", np.empty(CONVERT_OFF_LOOP_ELEMENTS + 1, np.object_), BINARY, True),
+        (None, np.empty(CONVERT_OFF_LOOP_ELEMENTS + 1, np.float32), BINARY, False),
+        (None, np.empty(CONVERT_OFF_LOOP_ELEMENTS + 1, np.uint8), BINARY, False),
+        (None, np.empty(CONVERT_OFF_LOOP_ELEMENTS + 1, np.float32), JSON, True),
+        (None, np.empty(CONVERT_OFF_LOOP_ELEMENTS + 1, np.float32), RANKED, True),
+        (None, np.empty(CONVERT_OFF_LOOP_ELEMENTS + 1, np.object_), BINARY, True),
+        (None, "x" * (CONVERT_OFF_LOOP_ELEMENTS + 1), BINARY, True),
         (None, 1.5, JSON, False),
     ],
 )
@@ -45,5 +45,5 @@ def test_what_is_converted_takes_long_and_what_is_copied_does_not(
 
 def test_outputs_take_long_together() -> None:
     tensor = Tensor("Y", DATATYPES["FP32"], None)
-    half = (tensor, np.empty(MANY // 2 + 1, np.float32), JSON)
+    half = (tensor, np.empty(CONVERT_OFF_LOOP_ELEMENTS // 2 + 1, np.float32), JSON)
     assert takes_long([half, half]) and not takes_long([half, (*half[:2], BINARY)])

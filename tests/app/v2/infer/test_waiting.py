@@ -282,7 +282,7 @@ async def test_a_large_raw_body_is_read_beside_the_loop(size: Any, beside: Any) 
             receive,
             send,
         )
-    assert answers[0]["status"] == 400 and b"is no JSON" in answers[1]["body"]
+    assert answers[0]["status"] == 400 and b"is not valid JSON" in answers[1]["body"]
     assert any(each.name.startswith("raw-helper") for each in threading.enumerate()) == beside
 
 
