@@ -1,4 +1,4 @@
-"""Runs the parts and prints what they found. `scripts/bench` starts it."""
+"""Run the parts of the benchmark and print their figures. `scripts/bench` starts it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ from pathlib import Path
 from figures import Figure, machine, say, table, write_page
 
 PARTS = {
-    "in_process": "", "graphs": "", "threads": "", "http": "http_noop", "protocol": "", "resnet": "", "memory": "", "overload": "",
+    "in_process": "in_process",
+    "graphs": "graphs",
+    "threads": "threads",
+    "http": "http_noop",
+    "protocol": "protocol",
+    "resnet": "resnet",
+    "memory": "memory",
+    "overload": "overload",
     "process": "processes",
-}  # fmt: skip
-"""Part -> module, where that has another name."""
+}
+"""Part -> the module that measures it."""
 
 
 def main() -> None:
@@ -22,39 +29,43 @@ def main() -> None:
         prog="scripts/bench", description="Measure what docs/explanation/performance.md states."
     )
     parser.add_argument(
-        "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all if none is given"
+        "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default: all"
     )
-    parser.add_argument("--quick", action="store_true", help="short runs: minutes, and noisy")
+    parser.add_argument("--quick", action="store_true", help="run for minutes only: noisy figures")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the JSON there; else it is printed"
+        "--json", type=Path, metavar="FILE", help="write the JSON to FILE instead of printing it"
     )
     parser.add_argument(
-        "--write", action="store_true", help="put the table into docs/explanation/performance.md"
+        "--write", action="store_true", help="write the table into docs/explanation/performance.md"
     )
     arguments = parser.parse_args()
     unknown = set(arguments.parts) - set(PARTS)
     if unknown:
-        parser.error(f"there is no part {sorted(unknown)[0]!r}: expected {', '.join(PARTS)}")
-    where = machine()
+        parser.error(f"unknown part {sorted(unknown)[0]!r}: expected {', '.join(PARTS)}")
+    environment = machine()
     figures: list[Figure] = []
     skipped: dict[str, str] = {}
     for part in arguments.parts or PARTS:
         started = time.perf_counter()
         say(f"== {part}")
         try:
-            figures += importlib.import_module(PARTS[part] or part).measure(arguments.quick)
+            figures += importlib.import_module(PARTS[part]).measure(arguments.quick)
         except (RuntimeError, ImportError, OSError) as error:
             skipped[part] = f"{type(error).__name__}: {error}"
             say(f"   not measured: {skipped[part]}")
         say(f"   {time.perf_counter() - started:.0f} s")
-    text = table(figures, where, arguments.quick)
+    text = table(figures, environment, arguments.quick)
     if skipped:
         text += "\n\n" + "\n".join(
             f"Not measured: {part}: {reason.splitlines()[0]}" for part, reason in skipped.items()
         )
     print(text)
     result = json.dumps(
-        {"machine": where, "figures": [figure.to_dict() for figure in figures], "skipped": skipped},
+        {
+            "machine": environment,
+            "figures": [figure.to_dict() for figure in figures],
+            "skipped": skipped,
+        },
         indent=1,
     )
     if arguments.json:

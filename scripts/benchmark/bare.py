@@ -1,6 +1,6 @@
-"""The yardstick of what goes over HTTP: a bare ASGI app that reads the body and answers as many bytes as Penstock's no-op does.
+"""The baseline for HTTP: a bare ASGI app that answers as many bytes as Penstock's no-op pipeline.
 
-At /echo it answers the body itself.
+At /echo it answers with the body of the request.
 """
 
 from __future__ import annotations
@@ -43,9 +43,20 @@ async def echo(receive: Any, send: Any) -> None:
 
 
 if __name__ == "__main__":
-    keep_memory()  # as `penstock serve` does: a body of 600 kB would else be given back to the kernel, and cleared by it, each time
+    # As `penstock serve` does. Otherwise the memory of a 600 kB body goes back to the kernel, which
+    # clears it, after each request.
+    keep_memory()
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=int(sys.argv[2]), loop="uvloop", http="httptools", ws="none", lifespan="off", access_log=False,
-        log_level="warning", server_header=False, timeout_keep_alive=75,
-    )  # fmt: skip
+        app,
+        host="127.0.0.1",
+        port=int(sys.argv[2]),
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_keep_alive=75,
+    )
     uvicorn.Server(config).run()

@@ -1,4 +1,4 @@
-"""A backend of pure Python that keeps a processor, and the GIL where there is one to keep, for about five milliseconds."""
+"""A backend in pure Python that holds a processor, and the GIL, for about five milliseconds."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import time
 from penstock.backends.base import Backend, Params
 from penstock.backends.item import Item
 
-ROUNDS = 150_000
+ADDITIONS = 150_000
 
 
 class Busy(Backend):
-    """`result`: the process that did it, and the processor seconds of this thread until then."""
+    """Sets `result` to its process id and the processor seconds that its thread has used so far."""
 
     parameters = Params
 
     def forward(self, batch: list[Item]) -> None:
         for item in batch:
             total = 0
-            for number in range(ROUNDS):
+            for number in range(ADDITIONS):
                 total += number * number
             item["result"] = os.getpid(), time.thread_time()

@@ -1,4 +1,4 @@
-"""One measured figure beside what was asked of it, and the table of all."""
+"""Measured figures, each with its target, and the table of all of them."""
 
 from __future__ import annotations
 
@@ -21,20 +21,25 @@ BEGIN, END = "<!-- scripts/bench: begin -->", "<!-- scripts/bench: end -->"
 
 @dataclass(frozen=True, slots=True)
 class Figure:
+    """One measured value, and the target that it should meet."""
+
     part: str
     what: str
     value: float
     unit: str = ""
     least: float | None = None
-    """The target: at least this; or `most`, at most this. Neither: for orientation."""
+    """The target, if the value should be at least this."""
     most: float | None = None
+    """The target, if the value should be at most this. Without a target it is for orientation."""
     aim: float | None = None
+    """What would be good, beyond the target."""
     runs: tuple[float, ...] = ()
-    """What `value` is the median of: how noisy it was."""
+    """The runs of which `value` is the median. They show how noisy it is."""
     note: str = ""
 
     @property
     def holds(self) -> bool | None:
+        """Whether the target is met; None without a target."""
         if self.least is not None:
             return self.value >= self.least
         return None if self.most is None else self.value <= self.most
@@ -48,19 +53,17 @@ class Figure:
 
     @property
     def row(self) -> str:
-        target = (
-            f"≥ {self.least:g}"
-            if self.least is not None
-            else ""
-            if self.most is None
-            else f"≤ {self.most:g}"
-        )
+        """The figure as a row of `table`."""
+        target = "" if self.least is None else f"≥ {self.least:g}"
+        if self.most is not None:
+            target = f"≤ {self.most:g}"
         aim = "" if self.aim is None else f"{self.aim:g}"
-        spread = (
-            f" ({_short(min(self.runs))} – {_short(max(self.runs))})" if len(self.runs) > 1 else ""
-        )
+        value = _short(self.value)
+        if len(self.runs) > 1:
+            value += f" ({_short(min(self.runs))} – {_short(max(self.runs))})"
         holds = {True: "yes", False: "**no**", None: ""}[self.holds]
-        return f"| {self.part} | {self.what} | {_short(self.value)}{spread} {self.unit} | {target} | {aim} | {holds} | {self.note} |"
+        cells = (self.part, self.what, f"{value} {self.unit}", target, aim, holds, self.note)
+        return f"| {' | '.join(cells)} |"
 
 
 def _short(value: float) -> str:
@@ -68,17 +71,17 @@ def _short(value: float) -> str:
 
 
 def of_runs(part: str, what: str, runs: Sequence[float], unit: str = "", **more: Any) -> Figure:
-    """The median of several runs."""
+    """Return the figure of several runs: their median."""
     return Figure(part, what, median(runs), unit, runs=tuple(runs), **more)
 
 
 def say(text: str) -> None:
-    """Progress."""
+    """Report progress, on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def machine() -> dict[str, Any]:
-    """What was measured where."""
+    """Describe this machine, its software and the time."""
     processor = next(
         (
             line.partition(":")[2].strip()
@@ -119,14 +122,16 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def table(figures: Sequence[Figure], where: dict[str, Any], quick: bool) -> str:
-    packages = ", ".join(f"{name} {number}" for name, number in where["packages"].items())
+def table(figures: Sequence[Figure], environment: dict[str, Any], quick: bool) -> str:
+    """Write figures as a Markdown table, below a line on how and where they were measured."""
+    packages = ", ".join(f"{name} {number}" for name, number in environment["packages"].items())
     kind = (
         "`scripts/bench --quick`: short runs, for orientation only" if quick else "`scripts/bench`"
     )
     lines = [
-        f"{kind}, {where['when']}, commit {where['commit']}; {where['processors']} processors ({where['processor']}), load before "
-        f"{where['load'][0]}; Python {where['python']}, {packages}.",
+        f"{kind}, {environment['when']}, commit {environment['commit']}; "
+        f"{environment['processors']} processors ({environment['processor']}), "
+        f"load before {environment['load'][0]}; Python {environment['python']}, {packages}.",
         "",
         "| part | what | figure: median (lowest – highest run) | target | aim | holds | |",
         "|---|---|---|---|---|---|---|",
@@ -136,10 +141,13 @@ def table(figures: Sequence[Figure], where: dict[str, Any], quick: bool) -> str:
 
 
 def write_page(text: str) -> None:
-    """Replace the generated section of docs/explanation/performance.md."""
+    """Replace the generated section of docs/explanation/performance.md.
+
+    Raises SystemExit if the page has no such section.
+    """
     page = PAGE.read_text()
     if BEGIN not in page or END not in page:
-        raise SystemExit(f"{PAGE} has no lines {BEGIN} and {END}")
+        raise SystemExit(f"{PAGE} lacks the line {BEGIN} or {END}")
     head, _, rest = page.partition(BEGIN)
     _, _, tail = rest.partition(END)
     PAGE.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")

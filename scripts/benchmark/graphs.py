@@ -1,4 +1,4 @@
-"""Graphs, in process: a long chain, filters that skip, MapReduce against posting its parts directly, small items beside large ones."""
+"""Graphs, in process: a chain, filters that skip, MapReduce, and small items beside large ones."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ DIGITS = ROOT / "examples" / "digits"
 CROPS = 100
 PAGES = 60
 SKIPS = 200
-SMALL, LARGE = 3, 300
-LARGEST = 16
-Call = Callable[[dict[str, Any]], Awaitable[Any]]
+FEW_BOXES, MANY_BOXES = 3, 300
+BOXES_PER_BATCH = 16
+Submit = Callable[[dict[str, Any]], Awaitable[Any]]
 
 
 def measure(quick: bool) -> list[Figure]:
@@ -37,7 +37,7 @@ def measure(quick: bool) -> list[Figure]:
 
 
 async def chain(runs: int) -> Figure:
-    """8 Identity nodes, 256 callers."""
+    """Measure the node-runs per second of 8 Identity nodes in a chain, with 256 callers."""
     names = [f"n{number}" for number in range(8)]
     nodes = {
         name: {"backend": "Identity", "max": 32, "next": following}
@@ -46,7 +46,7 @@ async def chain(runs: int) -> Figure:
     nodes[names[-1]] = {"backend": "Identity", "max": 32}
     rates = []
     async with Pipeline.load(nodes) as pipeline:
-        for run in range(runs + 1):
+        for run in range(runs + 1):  # the first is to warm up
             rate = 8 * await drive(pipeline, [{"data": 0}] * 20_000, 256)
             if run:
                 rates.append(rate)
@@ -57,10 +57,13 @@ async def chain(runs: int) -> Figure:
 
 
 async def skips(runs: int) -> Figure:
-    """What one node that a filter skips adds to a request, in µs: a chain with 200 of them against the same chain without."""
+    """Measure the µs that a node adds to a request if a filter skips it.
+
+    A chain with 200 such nodes is compared with the same chain without them.
+    """
     costs = []
     async with Pipeline.load(skipping(0)) as without, Pipeline.load(skipping(SKIPS)) as with_skips:
-        for run in range(runs + 1):
+        for run in range(runs + 1):  # the first is to warm up
             seconds = [
                 1 / await drive(pipeline, [{"data": 0}] * 4_000, 16)
                 for pipeline in (without, with_skips)
@@ -82,16 +85,20 @@ def skipping(count: int) -> dict[str, Any]:
 
 
 async def map_reduce(pairs: int) -> Figure:
-    """Digits in hundreds through MapReduce, against as many posted to the classifier's node one by one, as many in flight."""
+    """Compare MapReduce over 100 digits with as many digits sent to the classifier's node alone.
+
+    Both have the same number of digits in flight.
+    """
     digits = tomllib.loads((DIGITS / "digits.toml").read_text())["digits"]
     digits |= {"model": str(DIGITS / "digits.onnx"), "labels": str(DIGITS / "labels.txt")}
     config = {"page": {"backend": "MapReduce", "jump": "digits"}, "digits": digits}
     crop = (DIGITS / "digit.png").read_bytes()
     ratios = []
+    note = ""
     async with Pipeline.load(config) as pipeline:
         pages = [{"data": [crop] * CROPS}] * PAGES
         crops = [{"data": crop, "node_name": "digits"}] * (PAGES * CROPS)
-        for pair in range(pairs + 1):
+        for pair in range(pairs + 1):  # the first is to warm up
             whole = CROPS * await drive(pipeline, pages, 4)
             single = await drive(pipeline, crops, 4 * CROPS)
             if pair:
@@ -104,25 +111,28 @@ async def map_reduce(pairs: int) -> Figure:
 
 
 async def small_beside_large(runs: int, seconds: float) -> Figure:
-    """The p99 of items with 3 boxes where 1 of 10 has 300, against their p99 alone with as many boxes a second."""
+    """Compare the p99 of items with 3 boxes, when 1 item in 10 has 300, with their p99 alone.
+
+    Both loads have the same number of boxes per second.
+    """
     config = {
         "page": {"backend": "MapReduce", "jump": "box"},
-        "box": {"backend": "Boxes", "max": LARGEST},
+        "box": {"backend": "Boxes", "max": BOXES_PER_BATCH},
     }
-    boxes = 0.5 * LARGEST / Boxes.SECONDS  # a second: half of what the node can do
+    boxes = 0.5 * BOXES_PER_BATCH / Boxes.SECONDS  # per second: half of what the node can do
     ratios = []
+    note = ""
     async with Pipeline.load(config) as pipeline:
         for _ in range(runs):
-            alone = await offered(pipeline, boxes / SMALL, seconds, large_share=0.0)
-            mixed = await offered(
-                pipeline, boxes / (0.9 * SMALL + 0.1 * LARGE), seconds, large_share=0.1
-            )
+            alone = await small_p99(pipeline, boxes / FEW_BOXES, seconds, large_share=0.0)
+            mean_boxes = 0.9 * FEW_BOXES + 0.1 * MANY_BOXES
+            mixed = await small_p99(pipeline, boxes / mean_boxes, seconds, large_share=0.1)
             ratios.append(mixed / alone)
             note = f"p99 {mixed * 1000:.1f} to {alone * 1000:.1f} ms"
             say(f"{PART}, small beside large: {note}")
     return of_runs(
         PART,
-        f"p99 of items with {SMALL} boxes beside some with {LARGE} ÷ alone",
+        f"p99 of items with {FEW_BOXES} boxes beside some with {MANY_BOXES} ÷ alone",
         ratios,
         most=3.0,
         note=note,
@@ -130,7 +140,7 @@ async def small_beside_large(runs: int, seconds: float) -> Figure:
 
 
 class Boxes:
-    """As a model on a device that takes as long for a full batch as for one item."""
+    """A stand-in for a model on a GPU, which takes as long for a full batch as for one item."""
 
     SECONDS = 0.002
 
@@ -143,15 +153,15 @@ class Boxes:
 register_backend("Boxes", Boxes)
 
 
-async def offered(pipeline: Pipeline, rate: float, seconds: float, large_share: float) -> float:
-    """The p99 of small items, seconds, where items come at random with this rate."""
+async def small_p99(pipeline: Pipeline, rate: float, seconds: float, large_share: float) -> float:
+    """Send items at random, `rate` per second, and return the p99 of the small ones in seconds."""
     choice = random.Random(1)
     latencies: list[float] = []
     loop = asyncio.get_running_loop()
 
     async def one(boxes: int, due: float) -> None:
         await pipeline({"data": [0] * boxes})
-        if boxes == SMALL:
+        if boxes == FEW_BOXES:
             latencies.append(loop.time() - due)
 
     running: set[asyncio.Task[None]] = set()
@@ -159,20 +169,21 @@ async def offered(pipeline: Pipeline, rate: float, seconds: float, large_share: 
     while due < begun + seconds:
         due += choice.expovariate(rate)
         await asyncio.sleep(due - loop.time())
-        task = loop.create_task(one(LARGE if choice.random() < large_share else SMALL, due))
+        boxes = MANY_BOXES if choice.random() < large_share else FEW_BOXES
+        task = loop.create_task(one(boxes, due))
         running.add(task)
         task.add_done_callback(running.discard)
     await asyncio.gather(*running)
     return quantiles(latencies, n=100)[98]
 
 
-async def drive(call: Call, items: list[dict[str, Any]], concurrency: int) -> float:
-    """Items a second, with as many callers."""
+async def drive(submit: Submit, items: list[dict[str, Any]], concurrency: int) -> float:
+    """Send all items from `concurrency` callers, and return the items per second."""
     waiting = iter(items)
 
     async def client() -> None:
         for item in waiting:
-            await call(item)
+            await submit(item)
 
     started = time.perf_counter()
     await asyncio.gather(*[client() for _ in range(concurrency)])

@@ -1,4 +1,7 @@
-"""A no-op pipeline over HTTP against a bare ASGI app: wrk, 1 kB bodies, in alternation. Both servers stand by all the time."""
+"""A no-op pipeline over HTTP, compared with a bare ASGI app: wrk sends 1 kB bodies to them in turn.
+
+Both servers run all the time.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ from servers import Server, penstock, process
 from penstock.app.bench.usage import processor_seconds
 
 PART = "HTTP no-op"
-LEAST = {1: (0.5, 0.6), 16: (0.5, 0.65), 64: (0.65, 0.75), 256: (0.65, 0.85)}
-"""Connections -> target and aim, share of the bare app's rate."""
+TARGETS = {1: (0.5, 0.6), 16: (0.5, 0.65), 64: (0.65, 0.75), 256: (0.65, 0.85)}
+"""Connections -> target and aim, as shares of the bare app's rate."""
 
 NOOP = """
 def size(data):
@@ -45,7 +48,8 @@ wrk.headers["Content-Type"] = "application/octet-stream"
 def measure(quick: bool) -> list[Figure]:
     if shutil.which("wrk") is None:
         raise RuntimeError(
-            "wrk is not installed (apt install wrk); the generator in Python is slower than these servers"
+            "wrk is not installed (apt install wrk); "
+            "a generator in Python is slower than these servers"
         )
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as name:
@@ -55,9 +59,9 @@ def measure(quick: bool) -> list[Figure]:
         (folder / "post.lua").write_text(WRK)
         bare_command = [sys.executable, str(Path(__file__).with_name("bare.py"))]
         with process(bare_command, "/") as bare, penstock(folder / "noop.toml") as ours:
-            for connections, asked in LEAST.items():
+            for connections, targets in TARGETS.items():
                 figures += _compare(
-                    bare, ours, connections=connections, asked=asked, quick=quick, folder=folder
+                    bare, ours, connections=connections, targets=targets, quick=quick, folder=folder
                 )
     return figures
 
@@ -67,7 +71,7 @@ def _compare(
     ours: Server,
     *,
     connections: int,
-    asked: tuple[float, float],
+    targets: tuple[float, float],
     quick: bool,
     folder: Path,
 ) -> list[Figure]:
@@ -87,9 +91,12 @@ def _compare(
         for server in (ours, bare)
     )
     costs = f"server's CPU {our.processor:.0f} to {other.processor:.0f} µs a request"
-    note = f"{our.rate:,.0f} to {other.rate:,.0f} requests/s; {costs}; p50 {our.p50:.3g} to {other.p50:.3g} ms"
+    note = (
+        f"{our.rate:,.0f} to {other.rate:,.0f} requests/s; {costs}; "
+        f"p50 {our.p50:.3g} to {other.p50:.3g} ms"
+    )
     what = f"rate ÷ bare ASGI app's, {connections} connection{'s' if connections > 1 else ''}"
-    figures = [of_runs(PART, what, ratios, least=asked[0], aim=asked[1], note=note)]
+    figures = [of_runs(PART, what, ratios, least=targets[0], aim=targets[1], note=note)]
     if connections == 1:
         figures.append(
             of_runs(PART, "p50 at one connection", [run.p50 for run in runs[ours]], "ms", most=0.2)
@@ -99,15 +106,15 @@ def _compare(
 
 class Run(NamedTuple):
     rate: float
-    """Requests a second."""
+    """Requests per second."""
     p50: float
     """Milliseconds."""
     processor: float
-    """The server's processor time per request, µs."""
+    """The server's processor time per request, in µs."""
 
 
 def wrk(server: Server, path: str, connections: int, seconds: int, folder: Path) -> Run:
-    """Raises RuntimeError if a request failed."""
+    """Load a server with wrk and return its figures. Raises RuntimeError if a request fails."""
     command = [
         "wrk",
         "-t1",
@@ -127,6 +134,6 @@ def wrk(server: Server, path: str, connections: int, seconds: int, folder: Path)
     total = re.search(r"(\d+) requests in", output)
     middle = re.search(r"50%\s+([\d.]+)(us|ms|s)", output)
     if rate is None or middle is None or total is None:
-        raise RuntimeError(f"wrk's output is not understood:\n{output}")
+        raise RuntimeError(f"the output of wrk lacks a figure:\n{output}")
     p50 = float(middle[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[middle[2]]
     return Run(float(rate[1]), p50, used / int(total[1]) * 1e6)

@@ -1,4 +1,4 @@
-"""In process, no-op items: a Pipeline against the plain loop, on one event loop, in alternation."""
+"""No-op items in process: a Pipeline and the plain loop, in turn on one event loop."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from plain_loop import PlainLoop
 
 from penstock.pipelines.pipeline import Pipeline
 
-LARGEST = 32
-Call = Callable[[dict[str, Any]], Awaitable[Any]]
+MAX_BATCH = 32
+Submit = Callable[[dict[str, Any]], Awaitable[Any]]
 PART = "in process"
 
 
 class Run(NamedTuple):
     rate: float
-    """Items a second."""
+    """Items per second."""
     processor: float
-    """Processor time of the whole process per item, µs."""
+    """Processor time of the whole process per item, in µs."""
 
 
 def measure(quick: bool) -> list[Figure]:
     pairs = 7 if quick else 15
     many, alone = (50_000, 2_000) if quick else (100_000, 5_000)
     figures = []
-    for name, run, asked in (("uvloop", uvloop.run, True), ("asyncio", asyncio.run, False)):
+    for name, run, has_target in (("uvloop", uvloop.run, True), ("asyncio", asyncio.run, False)):
         for concurrency, items in ((512, many), (1, alone)):
             plain, ours = run(compare(concurrency, items, pairs))
             ratios = [our.rate / other.rate for our, other in zip(ours, plain, strict=True)]
@@ -39,10 +39,13 @@ def measure(quick: bool) -> list[Figure]:
                 Run(*(median(values) for values in zip(*runs, strict=True)))
                 for runs in (ours, plain)
             )
-            note = f"{our.rate:,.0f} to {other.rate:,.0f} items/s; CPU {our.processor:.2f} to {other.processor:.2f} µs an item"
+            note = (
+                f"{our.rate:,.0f} to {other.rate:,.0f} items/s; "
+                f"CPU {our.processor:.2f} to {other.processor:.2f} µs an item"
+            )
             if concurrency == 1:
                 note += "; 0.8 is a quarter slower"
-            least = (0.5 if concurrency > 1 else 0.8) if asked else None
+            least = (0.5 if concurrency > 1 else 0.8) if has_target else None
             figures.append(
                 of_runs(
                     PART,
@@ -56,15 +59,15 @@ def measure(quick: bool) -> list[Figure]:
 
 
 async def compare(concurrency: int, items: int, pairs: int) -> tuple[list[Run], list[Run]]:
-    """The plain loop's runs and the pipeline's, pair by pair."""
+    """Return the runs of the plain loop and those of the pipeline, pair by pair."""
     plain: list[Run] = []
     ours: list[Run] = []
-    async with Pipeline.load({"noop": {"backend": "Identity", "max": LARGEST}}) as pipeline:
-        loop = PlainLoop(LARGEST)
-        sides: list[tuple[Call, list[Run]]] = [(loop.submit, plain), (pipeline, ours)]
+    async with Pipeline.load({"noop": {"backend": "Identity", "max": MAX_BATCH}}) as pipeline:
+        loop = PlainLoop(MAX_BATCH)
+        sides: list[tuple[Submit, list[Run]]] = [(loop.submit, plain), (pipeline, ours)]
         for pair in range(-1, pairs):  # the first is to warm up
-            for call, runs in sides:
-                run = await drive(call, concurrency, items)
+            for submit, runs in sides:
+                run = await drive(submit, concurrency, items)
                 if pair >= 0:
                     runs.append(run)
             sides.reverse()  # so that a drift of the machine favours neither
@@ -72,14 +75,16 @@ async def compare(concurrency: int, items: int, pairs: int) -> tuple[list[Run], 
     return plain, ours
 
 
-async def drive(call: Call, concurrency: int, items: int) -> Run:
-    each = items // concurrency
+async def drive(submit: Submit, concurrency: int, items: int) -> Run:
+    """Send `items`, spread over `concurrency` callers."""
+    items_per_caller = items // concurrency
+    items = items_per_caller * concurrency
 
     async def client() -> None:
-        for number in range(each):
-            await call({"data": number})
+        for number in range(items_per_caller):
+            await submit({"data": number})
 
     started, used = time.perf_counter(), time.process_time()
     await asyncio.gather(*[client() for _ in range(concurrency)])
     seconds, used = time.perf_counter() - started, time.process_time() - used
-    return Run(each * concurrency / seconds, used / (each * concurrency) * 1e6)
+    return Run(items / seconds, used / items * 1e6)

@@ -1,4 +1,4 @@
-"""The digits server: memory idle and over many requests, and the time from its start to its first answer."""
+"""The digits server: memory when idle and over many requests, and the time to its first answer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ PART = "digits server"
 EXAMPLE = ROOT / "examples" / "digits"
 PATH = "/predict/digits"
 CLIENTS = 64
-SETTLED = 10_000
-"""Requests after which the allocator's pools and every buffer are there: growth counts from here."""
-GRAIN = 3.0
-"""MB: what the allocator gives and takes back at any time. A leak of 16 bytes a request would be as much over 200,000."""
+SETTLING_REQUESTS = 10_000
+"""Requests after which the allocator's pools and all buffers exist. Growth counts from here."""
+MOST_GROWTH_MB = 3.0
+"""What the allocator takes and gives back at any time.
+
+A leak of 16 bytes per request would grow as much over 200,000 requests.
+"""
 
 
 def measure(quick: bool) -> list[Figure]:
@@ -35,17 +38,23 @@ def measure(quick: bool) -> list[Figure]:
         sizes = asyncio.run(_grow(server.url(PATH), image, requests, server.pid))
         say(f"{PART}: RSS {idle:.1f}, then {[round(size, 1) for size in sizes]} MB")
         grown = sizes[-1] - sizes[0]
-        note = f"{sizes[0]:.1f} MB after {SETTLED:,}, then {', '.join(f'{size:.1f}' for size in sizes[1:])} at each quarter"
+        quarters = ", ".join(f"{size:.1f}" for size in sizes[1:])
+        note = f"{sizes[0]:.1f} MB after {SETTLING_REQUESTS:,}, then {quarters} at each quarter"
         figures.append(
             Figure(
-                PART, f"RSS growth over {requests:,} requests", grown, "MB", most=GRAIN, note=note
+                PART,
+                f"RSS growth over {requests:,} requests",
+                grown,
+                "MB",
+                most=MOST_GROWTH_MB,
+                note=note,
             )
         )
     return figures
 
 
 def _first_answer(image: bytes, runs: int) -> Figure:
-    """From the process's start until the first 200, asked for all the time."""
+    """Measure the time from the start of the process to the first 200, asking all the time."""
     command = [
         str(Path(sys.executable).with_name("penstock")),
         "serve",
@@ -58,18 +67,18 @@ def _first_answer(image: bytes, runs: int) -> Figure:
         with process(command, None) as server:
             while ask(server.port, "POST", PATH, image) != 200:
                 if time.perf_counter() > server.started + 60:
-                    raise RuntimeError("the digits server gave no answer within a minute")
+                    raise RuntimeError("the digits server did not answer within a minute")
                 time.sleep(0.01)
             times.append(time.perf_counter() - server.started)
-    say(f"{PART}: first answers after {[round(each, 2) for each in times]} s")
+    say(f"{PART}: first answers after {[round(seconds, 2) for seconds in times]} s")
     return of_runs(PART, "start to first answer", times, "s", most=1.5)
 
 
 async def _grow(url: str, image: bytes, requests: int, pid: int) -> list[float]:
-    """RSS after the first requests, and after each quarter of the rest."""
+    """Return the RSS after the settling requests, and after each quarter of the rest, in MB."""
     client = HttpClient(url)
     sizes = []
-    for count in (SETTLED, *[requests // 4] * 4):
+    for count in (SETTLING_REQUESTS, *[requests // 4] * 4):
         record = await closed_loop(client.send, [image], CLIENTS, requests=count)
         failed = sum(sample.status != 200 for sample in record.samples)
         if failed:
@@ -80,7 +89,7 @@ async def _grow(url: str, image: bytes, requests: int, pid: int) -> list[float]:
 
 
 def _rss(pid: int) -> float:
-    found = rss(pid)
-    if found is None:
-        raise RuntimeError("memory is read from /proc, which is not here")
-    return found
+    size = rss(pid)
+    if size is None:
+        raise RuntimeError("the server's memory can't be read from /proc")
+    return size

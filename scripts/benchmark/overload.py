@@ -1,4 +1,7 @@
-"""Twice the capacity of the ResNet-18 server, arrivals that do not wait, a 500 ms deadline: what is still answered in time."""
+"""The ResNet-18 server under an open loop of twice its capacity: what it still answers in time.
+
+Each request has a deadline of 500 ms.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,10 @@ from penstock.app.bench.report import Report
 from penstock.app.bench.usage import Monitor
 
 PART = "overload"
-DEADLINE = 0.5
+DEADLINE_SECONDS = 0.5
 CLIENTS = 64
-MEMORY = 200.0
-"""MB of growth: 1024 requests inside (max_requests) of 100 kB each, twice (as received, and as body)."""
+MOST_GROWTH_MB = 200.0
+"""1024 requests in flight (max_requests) of 100 kB each, twice: as received, and as a body."""
 
 
 def measure(quick: bool) -> list[Figure]:
@@ -48,7 +51,7 @@ def measure(quick: bool) -> list[Figure]:
         "RSS growth at most",
         grown,
         "MB",
-        most=MEMORY,
+        most=MOST_GROWTH_MB,
         note=f"{report.usage.rss_max_mb or 0:.0f} MB at most",
     )
     return [*_answers(report, mean((before, again))), memory, recovered]
@@ -57,8 +60,11 @@ def measure(quick: bool) -> list[Figure]:
 async def _overload(
     server: Server, jpegs: Sequence[bytes], rate: float, seconds: float
 ) -> tuple[Report, float, float]:
-    """The report, memory before it, and the median latency alone one second after, in ms."""
-    client = HttpClient(server.url(PATH), {DEADLINE_HEADER: f"{DEADLINE * 1000:.0f}"})
+    """Return the report, the RSS before in MB, and one client's median latency after, in ms.
+
+    That client's requests count from one second after the overload.
+    """
+    client = HttpClient(server.url(PATH), {DEADLINE_HEADER: f"{DEADLINE_SECONDS * 1000:.0f}"})
     async with Monitor(server.pid, 0.1) as usage:
         await asyncio.sleep(0.2)
         start_rss = usage.rss_mb or 0.0
@@ -73,7 +79,7 @@ async def _overload(
         Record(record.samples, seconds, record.late),
         seconds=seconds,
         open_loop=True,
-        deadline=DEADLINE,
+        deadline=DEADLINE_SECONDS,
         usage=usage,
     )
     return report, start_rss, median(late) * 1000
@@ -87,7 +93,10 @@ def _answers(report: Report, capacity: float) -> list[Figure]:
     figures = [Figure(PART, "goodput ÷ capacity", goodput / capacity, least=0.95, note=note)]
     for status, latency in report.latency_by_status.items():
         if status == "429":
-            note = f"{latency.count} refusals, p50 {latency.p50:.1f} ms; generator at most {report.generator_late_ms:.0f} ms late"
+            note = (
+                f"{latency.count} refusals, p50 {latency.p50:.1f} ms; "
+                f"generator at most {report.generator_late_ms:.0f} ms late"
+            )
             figures.append(
                 Figure(PART, "refusals (429), p99", latency.p99, "ms", most=10, note=note)
             )

@@ -1,4 +1,4 @@
-"""The yardstick of the in-process part: what remains of a batching queue when all that can be left out is left out."""
+"""The baseline in process: a batching queue without all that can be left out."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ Batch = list[tuple[Any, "asyncio.Future[Any]"]]
 
 
 class PlainLoop:
-    """A deque, one future per item, one thread, one wake-up of the loop per batch. No deadline, no failure, no bound, no order."""
+    """A deque, a future per item, one thread, and one wake-up of the loop per batch.
 
-    def __init__(self, largest: int) -> None:
-        self.largest = largest
+    It knows no deadlines, failures, bounds or order.
+    """
+
+    def __init__(self, max_batch: int) -> None:
+        self.max_batch = max_batch
         self.loop = asyncio.get_running_loop()
         self.queue: deque[tuple[Any, asyncio.Future[Any]]] = deque()
         self.inbox: SimpleQueue[Batch | None] = SimpleQueue()
@@ -39,7 +42,7 @@ class PlainLoop:
         if self.queue and not self.busy:
             self.busy = True
             self.inbox.put(
-                [self.queue.popleft() for _ in range(min(len(self.queue), self.largest))]
+                [self.queue.popleft() for _ in range(min(len(self.queue), self.max_batch))]
             )
 
     def done(self, batch: Batch, results: list[Any]) -> None:

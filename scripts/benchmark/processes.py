@@ -1,4 +1,7 @@
-"""Python that holds the GIL: two processes against one thread, and what a no-op pipeline beside them notices."""
+"""Python that holds the GIL: two processes compared with one thread.
+
+A no-op pipeline runs beside them, to see how much they delay it.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,19 @@ from penstock.pipelines.pipeline import Pipeline
 PART = "process"
 BUSY = f"Python[{Path(__file__).with_name('busy.py')}:Busy]"
 CLIENTS = 8
-INTERVAL = 0.002
-"""Seconds between two items of the no-op pipeline: it hardly works itself."""
+NOOP_INTERVAL_SECONDS = 0.002
+"""Time between two items of the no-op pipeline, so that it does hardly any work itself."""
 
 
 class Side(NamedTuple):
+    """One of the executors that are compared."""
+
     executor: str
     instances: int
 
     def __str__(self) -> str:
-        return f"{self.instances} {self.executor}{'es' * (self.executor == 'process' and self.instances > 1)}"
+        plural = "es" * (self.executor == "process" and self.instances > 1)
+        return f"{self.instances} {self.executor}{plural}"
 
     def load(self) -> Pipeline:
         table = {
@@ -43,13 +49,13 @@ THREAD, PROCESS, PROCESSES = Side("thread", 1), Side("process", 1), Side("proces
 
 class Run(NamedTuple):
     rate: float
-    """Items a second."""
+    """Items per second."""
     worker: float
-    """Processor time per item of the threads that computed, ms."""
+    """Processor time per item of the threads that computed, in ms."""
     server: float
-    """Processor time per item of this process, ms. A thread's computing is in it."""
+    """Processor time per item of this process, in ms. It includes the computing of a thread."""
     p99: float
-    """Of the no-op pipeline meanwhile, ms."""
+    """The no-op pipeline's p99 meanwhile, in ms."""
 
 
 def measure(quick: bool) -> list[Figure]:
@@ -66,20 +72,19 @@ async def compare(rounds: int, seconds: float) -> list[Figure]:
         order = list(runs)
         for number in range(-1, rounds):  # the first is to warm up
             for side in order:
-                found = await run(pipelines.get(side) if side is not None else None, noop, seconds)
+                busy = pipelines.get(side) if side is not None else None
+                measured = await run(busy, noop, seconds)
                 if number >= 0:
-                    runs[side].append(found)
+                    runs[side].append(measured)
             order.reverse()  # so that a drift of the machine favours none
     thread, processes = runs[THREAD], runs[PROCESSES]
     figures = [_throughput(thread, processes)]
-    alone = median(each.p99 for each in runs[None])
-    figures.append(
-        of_runs(PART, "no-op pipeline's p99, alone", [each.p99 for each in runs[None]], "ms")
-    )
+    p99_alone = [one.p99 for one in runs[None]]
+    figures.append(of_runs(PART, "no-op pipeline's p99, alone", p99_alone, "ms"))
     for side in (THREAD, PROCESS, PROCESSES):
-        p99 = [each.p99 for each in runs[side]]
-        say(f"{PART}: p99 beside {side}: {[round(each, 2) for each in p99]} ms")
-        note = f"{median(p99) / alone:.1f} times that alone"
+        p99 = [one.p99 for one in runs[side]]
+        say(f"{PART}: p99 beside {side}: {[round(value, 2) for value in p99]} ms")
+        note = f"{median(p99) / median(p99_alone):.1f} times that alone"
         figures.append(of_runs(PART, f"no-op pipeline's p99, beside {side}", p99, "ms", note=note))
     spared = [other.p99 / one.p99 for one, other in zip(runs[PROCESS], thread, strict=True)]
     figures.append(of_runs(PART, "p99 beside 1 thread ÷ beside 1 process", spared, least=2))
@@ -89,20 +94,25 @@ async def compare(rounds: int, seconds: float) -> list[Figure]:
 def _throughput(thread: list[Run], processes: list[Run]) -> Figure:
     ratios = [two.rate / one.rate for one, two in zip(thread, processes, strict=True)]
     one, two = (
-        Run(*(median(values) for values in zip(*each, strict=True))) for each in (thread, processes)
+        Run(*(median(values) for values in zip(*runs, strict=True))) for runs in (thread, processes)
     )
-    # What the machine would give if nothing else ran on its two processors: each child computes for `worker`, the server's share is on top.
+    # The ratio that two processors could give if nothing else ran on them: an item costs `worker`
+    # in a child, and `server` here on top.
     possible = 2 * one.server / (two.worker + two.server)
     note = (
-        f"{two.rate:,.0f} to {one.rate:,.0f} items/s; CPU an item: thread and loop {one.server:.2f} ms, child {two.worker:.2f} ms and "
-        f"server {two.server:.2f} ms: by CPU alone {possible:.2f}"
+        f"{two.rate:,.0f} to {one.rate:,.0f} items/s; CPU an item: thread and loop "
+        f"{one.server:.2f} ms, child {two.worker:.2f} ms and server {two.server:.2f} ms: "
+        f"by CPU alone {possible:.2f}"
     )
-    say(f"{PART}: {[round(each, 2) for each in ratios]}; {note}")
+    say(f"{PART}: {[round(ratio, 2) for ratio in ratios]}; {note}")
     return of_runs(PART, "2 processes' rate ÷ 1 thread's", ratios, least=1.8, note=note)
 
 
 async def run(busy: Pipeline | None, noop: Pipeline, seconds: float) -> Run:
-    """One side's work for so long, and the no-op pipeline's latencies meanwhile."""
+    """Load one side for `seconds`, and measure the no-op pipeline meanwhile.
+
+    Without a side only the no-op pipeline runs.
+    """
     until = time.perf_counter() + seconds
     spent: dict[int, list[float]] = {}
     done = 0
@@ -121,7 +131,7 @@ async def run(busy: Pipeline | None, noop: Pipeline, seconds: float) -> Run:
         while (started := time.perf_counter()) < until:
             await noop(item)
             latencies.append(time.perf_counter() - started)
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(NOOP_INTERVAL_SECONDS)
 
     started, used = time.perf_counter(), time.process_time()
     await asyncio.gather(

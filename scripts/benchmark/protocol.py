@@ -1,5 +1,7 @@
-"""Infer requests of the Open Inference Protocol: binary ones against a bare ASGI app that echoes the same bytes, and those whose tensors
-lie in shared memory against binary ones. wrk, in alternation.
+"""Infer requests of the Open Inference Protocol, sent by wrk to two sides in turn.
+
+Binary requests are compared with a bare ASGI app that echoes the same bytes, and requests whose
+tensors lie in shared memory are compared with binary ones.
 """
 
 from __future__ import annotations
@@ -52,18 +54,21 @@ backend = "Python[ops.py:add_sub]"
 max = 32
 """,
 }
-LEAST = {"identity": 0.6, "add_sub": 0.5}
-WHAT = {"identity": "FP32 3×224×224, identity", "add_sub": "INT32[16], add_sub"}
-LEAST_SHARED = 2.0
-TENSOR = 4 * 3 * 224 * 224
-"""Bytes of the identity's tensor."""
-ADMIN = ("--admin-token", "bench", "--allow-shared-memory", "--map-shared-memory")
+LEAST_RATIOS = {"identity": 0.6, "add_sub": 0.5}
+"""Targets, as shares of the bare app's rate."""
+LEAST_SHARED_RATIO = 2.0
+"""Target of shared memory, as a multiple of the rate of binary requests."""
+DESCRIPTIONS = {"identity": "FP32 3×224×224, identity", "add_sub": "INT32[16], add_sub"}
+TENSOR_BYTES = 4 * 3 * 224 * 224
+"""The size of the identity's tensor."""
+OPTIONS = ("--admin-token", "bench", "--allow-shared-memory", "--map-shared-memory")
 
 
 def measure(quick: bool) -> list[Figure]:
     if shutil.which("wrk") is None:
         raise RuntimeError(
-            "wrk is not installed (apt install wrk); the generator in Python is slower than these servers"
+            "wrk is not installed (apt install wrk); "
+            "a generator in Python is slower than these servers"
         )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -74,7 +79,7 @@ def measure(quick: bool) -> list[Figure]:
             (models / f"{model}.toml").write_text(text)
             _write_request(folder / model, model)
         bare_command = [sys.executable, str(Path(__file__).with_name("bare.py"))]
-        with process(bare_command, "/") as bare, penstock(models, *ADMIN) as ours, _regions(ours):
+        with process(bare_command, "/") as bare, penstock(models, *OPTIONS) as ours, _regions(ours):
             figures = [
                 _compare(
                     (bare, "/echo", folder / model),
@@ -99,27 +104,29 @@ def measure(quick: bool) -> list[Figure]:
 
 @contextmanager
 def _regions(server: Server) -> Iterator[None]:
-    """Shared memory for an input and an output of the identity, registered as `input` and `output`."""
-    made = [SharedMemory(create=True, size=TENSOR) for _ in range(2)]
+    """Register shared memory for the identity's tensors, as the regions `input` and `output`."""
+    memories = [SharedMemory(create=True, size=TENSOR_BYTES) for _ in range(2)]
     try:
-        for name, memory in zip(("input", "output"), made, strict=True):
-            memory.buf[:] = bytes(TENSOR)  # so that the kernel has given it
-            wanted = json.dumps({"key": f"/{memory.name}", "byte_size": TENSOR}).encode()
+        for name, memory in zip(("input", "output"), memories, strict=True):
+            assert memory.buf is not None  # None only once it is closed
+            memory.buf[:] = bytes(TENSOR_BYTES)  # so that the kernel has allocated its pages
+            body = json.dumps({"key": f"/{memory.name}", "byte_size": TENSOR_BYTES}).encode()
             path = f"/v2/systemsharedmemory/region/{name}/register"
-            if ask(server.port, "POST", path, wanted, {"Authorization": "Bearer bench"}) != 200:
-                raise RuntimeError(f"the server registers no shared memory: {path}")
+            status = ask(server.port, "POST", path, body, {"Authorization": "Bearer bench"})
+            if status != 200:
+                raise RuntimeError(f"the server refused shared memory: POST {path}: {status}")
         yield
     finally:
-        for memory in made:
+        for memory in memories:
             memory.close()
             memory.unlink()
 
 
 def _write_shared(folder: Path) -> None:
-    """The script that has wrk send a request whose tensors lie in shared memory."""
+    """Write the script with which wrk sends a request whose tensors lie in shared memory."""
     folder.mkdir()
     shared = [
-        {"shared_memory_region": name, "shared_memory_byte_size": TENSOR}
+        {"shared_memory_region": name, "shared_memory_byte_size": TENSOR_BYTES}
         for name in ("input", "output")
     ]
     document = {
@@ -140,10 +147,10 @@ wrk.body = {json.dumps(json.dumps(document))}
 
 
 def _write_request(folder: Path, model: str) -> None:
-    """The request's bytes, and the script that has wrk send them."""
+    """Write the bytes of a request, and the script with which wrk sends them."""
     folder.mkdir()
     if model == "identity":
-        ports = [("INPUT0", "FP32", [1, 3, 224, 224], TENSOR)]
+        ports = [("INPUT0", "FP32", [1, 3, 224, 224], TENSOR_BYTES)]
     else:
         ports = [(port, "INT32", [1, 16], 64) for port in ("INPUT0", "INPUT1")]
     inputs = [
@@ -155,9 +162,8 @@ def _write_request(folder: Path, model: str) -> None:
         }
         for port, datatype, shape, size in ports
     ]
-    text = json.dumps(
-        {"inputs": inputs, "parameters": {"binary_data_output": True}}
-    ).encode()  # as tritonclient sends it
+    # As tritonclient sends it.
+    text = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
     body = folder / "body"
     body.write_bytes(text + bytes(sum(size for *_, size in ports)))
     (folder / "post.lua").write_text(f"""
@@ -170,32 +176,37 @@ wrk.headers["Inference-Header-Content-Length"] = "{len(text)}"
 
 
 Side = tuple[Server, str, Path]
-"""A server, the path that is asked for, and where the script for wrk lies."""
+"""A server, the path of its requests, and the folder of the script for wrk."""
 
 
 def _compare(
-    yardstick: Side, ours: Server, model: str, connections: int, *, quick: bool, folder: Path
+    baseline: Side, ours: Server, model: str, connections: int, *, quick: bool, folder: Path
 ) -> Figure:
     seconds, pairs = (1, 5) if quick else (2, 9)
     side = (ours, f"/v2/models/{model}/infer", folder)
-    sides = [yardstick, side]
-    runs: dict[Side, list[Run]] = {yardstick: [], side: []}
+    sides = [baseline, side]
+    runs: dict[Side, list[Run]] = {baseline: [], side: []}
     for pair in range(-1, pairs):  # the first is to warm up
-        for each in sides:
-            server, path, script = each
+        for target in sides:
+            server, path, script = target
             run = wrk(server, path, connections, seconds, script)
             if pair >= 0:
-                runs[each].append(run)
+                runs[target].append(run)
         sides.reverse()  # so that a drift of the machine favours neither
-    ratios = [our.rate / other.rate for our, other in zip(runs[side], runs[yardstick], strict=True)]
-    shared = yardstick[0] is ours
+    ratios = [our.rate / other.rate for our, other in zip(runs[side], runs[baseline], strict=True)]
+    shared = baseline[0] is ours
     say(f"{PART}, {folder.name}, {connections}: {[round(ratio, 3) for ratio in ratios]}")
     our, other = (
-        Run(*(median(values) for values in zip(*runs[each], strict=True)))
-        for each in (side, yardstick)
+        Run(*(median(values) for values in zip(*runs[target], strict=True)))
+        for target in (side, baseline)
     )
     costs = f"server's CPU {our.processor:.0f} to {other.processor:.0f} µs a request"
-    note = f"{our.rate:,.0f} to {other.rate:,.0f} requests/s; {costs}; p50 {our.p50:.3g} to {other.p50:.3g} ms"
+    note = (
+        f"{our.rate:,.0f} to {other.rate:,.0f} requests/s; {costs}; "
+        f"p50 {our.p50:.3g} to {other.p50:.3g} ms"
+    )
     against = "in shared memory: rate ÷ in the body" if shared else "rate ÷ bare ASGI app's"
-    what = f"{WHAT[model]}, {against}, {connections} connection{'s' if connections > 1 else ''}"
-    return of_runs(PART, what, ratios, least=LEAST_SHARED if shared else LEAST[model], note=note)
+    plural = "s" if connections > 1 else ""
+    what = f"{DESCRIPTIONS[model]}, {against}, {connections} connection{plural}"
+    least = LEAST_SHARED_RATIO if shared else LEAST_RATIOS[model]
+    return of_runs(PART, what, ratios, least=least, note=note)

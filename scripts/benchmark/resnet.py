@@ -1,4 +1,7 @@
-"""JPEG -> ResNet-18 over HTTP against the best loop without HTTP, in alternation; the server runs 2 instances, batches up to 8."""
+"""JPEG -> ResNet-18 over HTTP, and the best loop without HTTP, in turn.
+
+The server runs 2 instances with batches of up to 8.
+"""
 
 from __future__ import annotations
 
@@ -38,18 +41,20 @@ def measure(quick: bool) -> list[Figure]:
             shares: dict[int, list[float]] = {16: [], 64: []}
             reports: dict[int, list[Report]] = {16: [], 64: []}
             for _ in range(pairs):
-                for clients, found in shares.items():
+                for clients, ratios in shares.items():
                     plain = best.rate(seconds)
                     report = load(server, jpegs, clients, seconds)
                     reports[clients].append(report)
-                    found.append(report.qps / plain)
+                    ratios.append(report.qps / plain)
                     say(
-                        f"{PART}, {clients}: loop {plain:.1f}, server {report.qps:.1f} images/s, {found[-1]:.3f}"
+                        f"{PART}, {clients}: loop {plain:.1f}, server {report.qps:.1f} images/s, "
+                        f"{ratios[-1]:.3f}"
                     )
-            for clients, found in shares.items():
-                note = f"{median(report.qps for report in reports[clients]):.1f} images/s, {_usage(reports[clients][-1])}"
+            for clients, ratios in shares.items():
+                rate = median(report.qps for report in reports[clients])
+                note = f"{rate:.1f} images/s, {_usage(reports[clients][-1])}"
                 what = f"rate ÷ the best loop's, {clients} connections"
-                figures.append(of_runs(PART, what, found, least=0.95, aim=0.98, note=note))
+                figures.append(of_runs(PART, what, ratios, least=0.95, aim=0.98, note=note))
             figures += _single(server, jpegs, loop, pairs, 40 if quick else 100)
     return figures
 
@@ -61,7 +66,8 @@ def _single(
         (loop.single(count), load(server, jpegs, 1, count / 40).latency.p50) for _ in range(pairs)
     ]
     ratios = [ours / plain for plain, ours in alone]
-    note = f"{median(ours for _, ours in alone):.1f} to {median(plain for plain, _ in alone):.1f} ms, one thread a run"
+    our_time, plain_time = median(ours for _, ours in alone), median(plain for plain, _ in alone)
+    note = f"{our_time:.1f} to {plain_time:.1f} ms, one thread a run"
     return [
         of_runs(
             PART,
@@ -74,16 +80,16 @@ def _single(
 
 
 def _best_layout(
-    model: bytes, found: list[Layout], jpegs: Sequence[bytes], seconds: float
+    model: bytes, candidates: list[Layout], jpegs: Sequence[bytes], seconds: float
 ) -> tuple[Loop, list[Figure]]:
-    loops = [Loop(model, layout, jpegs) for layout in found]
-    rates: dict[Layout, list[float]] = {layout: [] for layout in found}
+    loops = [Loop(model, layout, jpegs) for layout in candidates]
+    rates: dict[Layout, list[float]] = {layout: [] for layout in candidates}
     for _ in range(3):
         for loop in loops:
             rates[loop.layout].append(loop.rate(seconds / 3))
     best = max(loops, key=lambda loop: median(rates[loop.layout]))
     others = "; ".join(
-        f"{layout}: {median(each):.1f}" for layout, each in rates.items() if layout != best.layout
+        f"{layout}: {median(runs):.1f}" for layout, runs in rates.items() if layout != best.layout
     )
     return best, [
         of_runs(PART, f"best loop: {best.layout}", rates[best.layout], "images/s", note=others)
@@ -100,7 +106,7 @@ def _usage(report: Report) -> str:
 
 
 def load(server: Server, jpegs: Sequence[bytes], clients: int, seconds: float) -> Report:
-    """A closed loop from this process. Raises RuntimeError unless all is answered."""
+    """Run a closed loop from this process. Raises RuntimeError unless every answer is a 200."""
     report = asyncio.run(
         bench_url(
             server.url(PATH), Load(jpegs, clients, seconds=seconds, warm_up=clients), server.pid
@@ -113,7 +119,7 @@ def load(server: Server, jpegs: Sequence[bytes], clients: int, seconds: float) -
 
 @contextmanager
 def exported() -> Iterator[Path]:
-    """A folder with the ResNet example and its model."""
+    """Yield a folder with the ResNet example and its exported model."""
     example = ROOT / "examples" / "resnet"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -129,6 +135,7 @@ def exported() -> Iterator[Path]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(
-                f"ResNet-18 can't be exported (it takes PyTorch): {done.stderr.strip().splitlines()[-1]}"
+                "ResNet-18 can't be exported, which needs PyTorch: "
+                f"{done.stderr.strip().splitlines()[-1]}"
             )
         yield folder

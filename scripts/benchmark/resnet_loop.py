@@ -1,4 +1,7 @@
-"""The yardstick of the ResNet part: JPEG -> class in plain loops over OpenCV and ONNX Runtime, no server and no queue."""
+"""The baseline of ResNet-18: JPEG -> class in plain loops over OpenCV and ONNX Runtime.
+
+There is no server and no queue.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ SIZE = 224
 
 
 class Layout(NamedTuple):
+    """How a loop divides its work."""
+
     threads: int
     threads_per_run: int
     batch: int
@@ -30,15 +35,18 @@ class Layout(NamedTuple):
 
 
 def layouts(processors: int) -> list[Layout]:
-    """One thread a processor, or all processors in one run; images one by one, or in batches."""
-    found = [Layout(processors, 1, batch) for batch in (1, 4, 8)]
+    """Return the layouts to try.
+
+    One thread per processor or all processors in one run, and images one by one or in batches.
+    """
+    candidates = [Layout(processors, 1, batch) for batch in (1, 4, 8)]
     if processors > 1:
-        found += [Layout(1, processors, batch) for batch in (1, 8)]
-    return found
+        candidates += [Layout(1, processors, batch) for batch in (1, 8)]
+    return candidates
 
 
 def read_model(path: Path) -> bytes:
-    """With mean and std fused, as Penstock does: the loop shall be the best one."""
+    """Read a model and fuse mean and std into it, as Penstock does: the loop should be the best."""
     model = onnx.load(path)
     fuse_normalisation(model, MEAN, STD)
     return bytes(model.SerializeToString())
@@ -54,7 +62,7 @@ def open_session(model: bytes, threads: int) -> Any:
 def run(
     session: Any, buffer: np.ndarray[Any, Any], jpegs: Sequence[bytes]
 ) -> list[tuple[int, float]]:
-    """Class and score of each."""
+    """Return the class and score of each image."""
     for row, jpeg in enumerate(jpegs):
         image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
         assert image is not None
@@ -70,7 +78,7 @@ def run(
 
 
 class Loop:
-    """One layout, ready to run."""
+    """A loop with one layout, warmed up."""
 
     def __init__(self, model: bytes, layout: Layout, jpegs: Sequence[bytes]) -> None:
         cv2.setNumThreads(1)
@@ -82,7 +90,7 @@ class Loop:
             run(session, buffer, list(itertools.islice(itertools.cycle(jpegs), layout.batch)))
 
     def rate(self, seconds: float) -> float:
-        """Images a second, over whole batches."""
+        """Run for `seconds`, to the end of a batch, and return the images per second."""
         rates = [0.0] * len(self.sessions)
         begun = time.perf_counter()
 
@@ -109,7 +117,7 @@ class Loop:
         return sum(rates)
 
     def single(self, count: int) -> float:
-        """The median time of one image alone, ms."""
+        """Return the median time of an image alone, in ms."""
         times = []
         for jpeg in itertools.islice(itertools.cycle(self.jpegs), count):
             started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Server processes to measure: started on a free port of 127.0.0.1, always ended."""
+"""Server processes to measure, on a free port of 127.0.0.1. They are always ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-START_BOUND = 120.0
+START_SECONDS = 120.0
+"""How long a server may take to become ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Server:
     port: int
     pid: int
     started: float
-    """When its process was started, `time.perf_counter()`."""
+    """When its process was started, by `time.perf_counter()`."""
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}{path}"
@@ -30,7 +31,7 @@ class Server:
 
 @contextmanager
 def penstock(target: Path, *options: str) -> Iterator[Server]:
-    """`penstock serve`, ready."""
+    """Run `penstock serve`; it is ready when this yields."""
     command = [
         sys.executable,
         "-c",
@@ -47,7 +48,10 @@ def penstock(target: Path, *options: str) -> Iterator[Server]:
 
 @contextmanager
 def process(command: Sequence[str], ready: str | None) -> Iterator[Server]:
-    """`command --port PORT`, once GET `ready` answers 200 (None: at once). Its output is shown if it fails."""
+    """Run `command --port PORT`, and yield once GET `ready` answers 200 (None: at once).
+
+    Raises RuntimeError with its output if it does not get ready.
+    """
     port = free_port()
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")
@@ -64,7 +68,8 @@ def process(command: Sequence[str], ready: str | None) -> Iterator[Server]:
             if ready is not None and not _wait(child, port, ready, started):
                 output.seek(0)
                 raise RuntimeError(
-                    f"{' '.join(command)} does not serve:\n{output.read().decode(errors='replace')}"
+                    f"{' '.join(command)} did not start to serve:\n"
+                    f"{output.read().decode(errors='replace')}"
                 )
             yield Server(port, child.pid, started)
         finally:
@@ -77,7 +82,7 @@ def process(command: Sequence[str], ready: str | None) -> Iterator[Server]:
 
 
 def _wait(child: subprocess.Popen[bytes], port: int, path: str, started: float) -> bool:
-    while child.poll() is None and time.perf_counter() < started + START_BOUND:
+    while child.poll() is None and time.perf_counter() < started + START_SECONDS:
         if ask(port, "GET", path) == 200:
             return True
         time.sleep(0.02)
@@ -91,7 +96,7 @@ def ask(
     body: bytes | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> int:
-    """The status of one request on a connection of its own; 0 where nobody listens yet."""
+    """Send a request on a connection of its own, and return the status; 0 if there is no answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         connection.request(method, path, body, dict(headers or {}))

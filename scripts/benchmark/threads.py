@@ -1,4 +1,7 @@
-"""`pipe`, called from 1, 8 and 32 threads, against the least that could be done: a queue, one thread, a lock a call. In alternation."""
+"""`pipe` called from 1, 8 and 32 threads, compared with the least possible.
+
+That is a queue, one thread, and a lock per call. Both run in turn.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,16 @@ from figures import Figure, of_runs, say
 
 import penstock
 
-LARGEST = 32
+MAX_BATCH = 32
 PART = "threads"
-Call = Callable[[dict[str, Any]], None]
+Submit = Callable[[dict[str, Any]], None]
 
 
 class PlainThread:
-    """Takes what is there, up to `LARGEST`, and answers it. It knows no deadline, failure, cancellation, bound or statistics."""
+    """A thread that takes up to `MAX_BATCH` waiting items and answers them.
+
+    It knows no deadlines, failures, cancellation, bounds or statistics.
+    """
 
     def __init__(self) -> None:
         self.inbox: SimpleQueue[tuple[dict[str, Any], threading.Lock] | None] = SimpleQueue()
@@ -35,7 +41,7 @@ class PlainThread:
         while (first := self.inbox.get()) is not None:
             batch = [first]
             try:
-                while len(batch) < LARGEST and (more := self.inbox.get_nowait()) is not None:
+                while len(batch) < MAX_BATCH and (more := self.inbox.get_nowait()) is not None:
                     batch.append(more)
             except Empty:
                 pass
@@ -47,16 +53,16 @@ class PlainThread:
 def measure(quick: bool) -> list[Figure]:
     pairs, items = (5, 8_000) if quick else (11, 32_000)
     figures = []
-    with penstock.pipe({"noop": {"backend": "Identity", "max": LARGEST}}) as pipe:
+    with penstock.pipe({"noop": {"backend": "Identity", "max": MAX_BATCH}}) as pipe:
         plain = PlainThread()
         for threads in 1, 8, 32:
-            rates: dict[Call, list[float]] = {plain: [], pipe: []}
-            order: list[Call] = [plain, pipe]
+            rates: dict[Submit, list[float]] = {plain: [], pipe: []}
+            order: list[Submit] = [plain, pipe]
             for pair in range(-1, pairs):  # the first is to warm up
-                for call in order:
-                    rate = drive(call, threads, items)
+                for submit in order:
+                    rate = drive(submit, threads, items)
                     if pair >= 0:
-                        rates[call].append(rate)
+                        rates[submit].append(rate)
                 order.reverse()  # so that a drift of the machine favours neither
             ratios = [ours / other for ours, other in zip(rates[pipe], rates[plain], strict=True)]
             say(f"{PART}, {threads}: {[round(ratio, 3) for ratio in ratios]}")
@@ -69,19 +75,19 @@ def measure(quick: bool) -> list[Figure]:
         plain.inbox.put(None)
         lists = [drive_lists(pipe, items) for _ in range(pairs)]
         figures.append(
-            of_runs(PART, f"pipe called from 1 with lists of {LARGEST}", lists, "items/s")
+            of_runs(PART, f"pipe called from 1 with lists of {MAX_BATCH}", lists, "items/s")
         )
     return figures
 
 
-def drive(call: Call, threads: int, items: int) -> float:
-    """Calls a second."""
-    each = items // threads
+def drive(submit: Submit, threads: int, items: int) -> float:
+    """Send `items`, spread over `threads`, and return the calls per second."""
+    items_per_thread = items // threads
 
     def work() -> None:
-        for number in range(each):
+        for number in range(items_per_thread):
             item = {"data": number}
-            call(item)
+            submit(item)
             assert item["result"] == number
 
     workers = [threading.Thread(target=work) for _ in range(threads)]
@@ -90,14 +96,14 @@ def drive(call: Call, threads: int, items: int) -> float:
         worker.start()
     for worker in workers:
         worker.join()
-    return each * threads / (time.perf_counter() - started)
+    return items_per_thread * threads / (time.perf_counter() - started)
 
 
-def drive_lists(call: Callable[[list[dict[str, Any]]], None], items: int) -> float:
-    """Items a second."""
+def drive_lists(submit: Callable[[list[dict[str, Any]]], None], items: int) -> float:
+    """Send `items` in lists of `MAX_BATCH`, and return the items per second."""
     started = time.perf_counter()
-    for _ in range(items // LARGEST):
-        batch = [{"data": number} for number in range(LARGEST)]
-        call(batch)
-        assert batch[-1]["result"] == LARGEST - 1
-    return items // LARGEST * LARGEST / (time.perf_counter() - started)
+    for _ in range(items // MAX_BATCH):
+        batch = [{"data": number} for number in range(MAX_BATCH)]
+        submit(batch)
+        assert batch[-1]["result"] == MAX_BATCH - 1
+    return items // MAX_BATCH * MAX_BATCH / (time.perf_counter() - started)

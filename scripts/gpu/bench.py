@@ -1,4 +1,7 @@
-"""JPEG -> ResNet-50 over HTTP, against (a) one engine behind a lock at batch 1, (b) the engine alone, (c) decoding alone."""
+"""JPEG -> ResNet-50 over HTTP, compared with its parts.
+
+These are one engine behind a lock at batch 1, the engine alone, and decoding alone.
+"""
 
 from __future__ import annotations
 
@@ -73,12 +76,13 @@ next = "net"
 
 
 def pipeline(decode: str, *, batch: int, instances: int, decoders: int) -> str:
+    """Return the text of a pipeline file."""
     text = DECODE[decode] + NET
     return text.format(here=HERE, batch=batch, instances=instances, decoders=decoders)
 
 
-def made(text: str, node: str) -> Backend:
-    """The backend of one node, on this thread."""
+def create_backend(text: str, node: str) -> Backend:
+    """Create the backend of one node and warm it up, on this thread."""
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
         file.write(text.replace('executor = "process"\n', ""))
         file.flush()
@@ -90,7 +94,10 @@ def made(text: str, node: str) -> Backend:
 
 
 def rate(work: Callable[[], int], seconds: float, threads: int = 1) -> float:
-    """What `threads` of `work` do in a second; each call says how many items it did."""
+    """Call `work` from `threads` for `seconds`, and return the items per second.
+
+    Each call returns how many items it did.
+    """
     done = [0] * threads
     end = time.perf_counter() + seconds
 
@@ -99,22 +106,25 @@ def rate(work: Callable[[], int], seconds: float, threads: int = 1) -> float:
             done[index] += work()
 
     running = [threading.Thread(target=run, args=(index,)) for index in range(threads)]
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for thread in running:
         thread.start()
     for thread in running:
         thread.join()
-    return sum(done) / (time.perf_counter() - begun)
+    return sum(done) / (time.perf_counter() - started)
 
 
 def engine_alone(seconds: float) -> tuple[float, int]:
-    """Images a second of one instance, at its best batch, from arrays in memory; and that batch."""
-    engine = made(pipeline("cpu", batch=max(BATCHES), instances=1, decoders=1), "net")
+    """Return the images per second of one instance at its best batch, and that batch.
+
+    The images are arrays in memory.
+    """
+    engine = create_backend(pipeline("cpu", batch=max(BATCHES), instances=1, decoders=1), "net")
     images = [
         np.random.default_rng(number).integers(0, 256, (1, 3, 224, 224), np.uint8)
         for number in range(max(BATCHES))
     ]
-    found = {}
+    rates = {}
     for batch in BATCHES:
 
         def work(batch: int = batch) -> int:
@@ -122,22 +132,22 @@ def engine_alone(seconds: float) -> tuple[float, int]:
             return batch
 
         work()
-        found[batch] = rate(work, seconds / len(BATCHES))
-        say(f"{PART}, engine alone at batch {batch}: {found[batch]:,.0f} images/s")
+        rates[batch] = rate(work, seconds / len(BATCHES))
+        say(f"{PART}, engine alone at batch {batch}: {rates[batch]:,.0f} images/s")
     engine.close()
-    best = max(found, key=lambda batch: found[batch])
-    return found[best], best
+    best = max(rates, key=lambda batch: rates[batch])
+    return rates[best], best
 
 
 def decode_alone(decode: str, jpegs: Sequence[bytes], seconds: float, threads: int) -> float:
-    """Images a second, decoded and resized by so many threads and nothing else."""
+    """Return the images per second that `threads` decode and resize, with nothing else at work."""
     text = pipeline(decode, batch=1, instances=1, decoders=1)
     local = threading.local()
     batch = 8 if decode == "cpu" else 32
 
     def work() -> int:
         if not hasattr(local, "backend"):
-            local.backend = made(text, "decode")
+            local.backend = create_backend(text, "decode")
         local.backend.forward([{"data": jpegs[index % len(jpegs)]} for index in range(batch)])
         return batch
 
@@ -146,15 +156,18 @@ def decode_alone(decode: str, jpegs: Sequence[bytes], seconds: float, threads: i
 
 
 def behind_a_lock(jpegs: Sequence[bytes], seconds: float, threads: int) -> float:
-    """Images a second without a server: each thread decodes, then takes its turn at the one engine."""
+    """Return the images per second without a server.
+
+    Each thread decodes an image and then takes its turn at the one engine, at batch 1.
+    """
     text = pipeline("cpu", batch=1, instances=1, decoders=1)
-    engine = made(text, "net")
+    engine = create_backend(text, "net")
     lock = threading.Lock()
     local = threading.local()
 
     def work() -> int:
         if not hasattr(local, "decoder"):
-            local.decoder = made(text, "decode")
+            local.decoder = create_backend(text, "decode")
         item: dict[str, Any] = {"data": jpegs[0]}
         local.decoder.forward([item])
         item["data"] = item.pop("result")
@@ -163,9 +176,9 @@ def behind_a_lock(jpegs: Sequence[bytes], seconds: float, threads: int) -> float
         return 1
 
     rate(work, 1.0, threads)
-    found = rate(work, seconds, threads)
+    images_per_second = rate(work, seconds, threads)
     engine.close()
-    return found
+    return images_per_second
 
 
 def _load(
@@ -175,29 +188,30 @@ def _load(
         bench_url(url, Load(jpegs, clients, seconds=seconds, warm_up=clients), None)
     )
     if set(report.outcomes) != {"200"}:
-        raise RuntimeError(f"not all was answered: {report.outcomes}")
+        raise RuntimeError(f"not all requests were answered: {report.outcomes}")
     return report.qps, report.latency.p50, report.latency.p99
 
 
 def served(
     url: str, jpegs: Sequence[bytes], clients: int, processes: int, seconds: float
 ) -> tuple[float, float, float]:
-    """Requests a second, p50 and p99 in ms, of closed-loop clients in processes of their own."""
+    """Load a server from `processes`, and return the requests per second, p50 and p99 in ms.
+
+    The percentiles are those of the slowest process.
+    """
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         futures = [
             pool.submit(_load, url, jpegs, clients // processes, seconds) for _ in range(processes)
         ]
-        found = [future.result() for future in futures]
-    return (
-        sum(each[0] for each in found),
-        max(each[1] for each in found),
-        max(each[2] for each in found),
-    )
+        rates, p50s, p99s = zip(*(future.result() for future in futures), strict=True)
+    return sum(rates), max(p50s), max(p99s)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/gpu_bench", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument(
+        "--seconds", type=float, default=8.0, help="length of each measurement; default: 8"
+    )
     parser.add_argument(
         "--decode", choices=["cpu", "gpu"], default="cpu", help="where JPEGs are decoded"
     )
@@ -205,30 +219,30 @@ def main() -> None:
         "--decoders",
         type=int,
         default=0,
-        help="decoding instances; not given: 4 of 5 processors, or 3 on a GPU",
+        help="decoding instances; default: 4 of 5 processors, or 3 where a GPU decodes",
     )
     parser.add_argument(
         "--clients",
         type=int,
         default=0,
-        help="connections; not given: 510, or 1020 where a GPU decodes",
+        help="connections; default: 510, or 1020 where a GPU decodes",
     )
     parser.add_argument(
         "--processes",
         type=int,
         default=0,
-        help="processes of the clients; not given: 3, or 6 where a GPU decodes",
+        help="processes of the clients; default: 3, or 6 where a GPU decodes",
     )
     parser.add_argument(
         "--instances",
         type=int,
         default=0,
-        help="engine instances; not given: 3, or 2 where a GPU decodes",
+        help="engine instances; default: 3, or 2 where a GPU decodes",
     )
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("torch sees no GPU here")
+        raise SystemExit("torch finds no GPU on this machine")
     cv2.setNumThreads(1)
     keep_memory()
     jpegs = synthetic_jpegs()
@@ -246,9 +260,9 @@ def main() -> None:
     alone, best = engine_alone(2 * seconds)
     decoded = 0.0
     for threads in sorted({decoders, processors // 2, processors} if on_cpu else {decoders}):
-        found = decode_alone(arguments.decode, jpegs, seconds / 2, threads)
-        say(f"{PART}, decoding alone, {threads} threads: {found:,.0f} images/s")
-        decoded = max(decoded, found)
+        decoding = decode_alone(arguments.decode, jpegs, seconds / 2, threads)
+        say(f"{PART}, decoding alone, {threads} threads: {decoding:,.0f} images/s")
+        decoded = max(decoded, decoding)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "resnet50.toml")
         file.write_text(
@@ -260,15 +274,31 @@ def main() -> None:
             over_http, p50, p99 = served(url, jpegs, clients, processes, seconds)
     lesser = min(alone, decoded)
     name = torch.cuda.get_device_name()
-    note = f"{name}; {clients} connections, p50 {p50:.0f} ms, p99 {p99:.0f} ms; {decoders} decoders, {instances} instances"
+    note = (
+        f"{name}; {clients} connections, p50 {p50:.0f} ms, p99 {p99:.0f} ms; "
+        f"{decoders} decoders, {instances} instances"
+    )
+    parts_note = (
+        f"engine {alone:,.0f} (batch {best}), "
+        f"decoding on the {arguments.decode} {decoded:,.0f} images/s"
+    )
     figures = [
         Figure(PART, "ResNet-50 over HTTP", over_http, "images/s", note=note),
-        Figure(PART, "÷ one engine behind a lock at batch 1", over_http / locked, least=3.5, note=f"{locked:,.0f} images/s"),
         Figure(
-            PART, "÷ the lesser of engine alone and decoding alone", over_http / lesser, least=0.9,
-            note=f"engine {alone:,.0f} (batch {best}), decoding on the {arguments.decode} {decoded:,.0f} images/s",
+            PART,
+            "÷ one engine behind a lock at batch 1",
+            over_http / locked,
+            least=3.5,
+            note=f"{locked:,.0f} images/s",
         ),
-    ]  # fmt: skip
+        Figure(
+            PART,
+            "÷ the lesser of engine alone and decoding alone",
+            over_http / lesser,
+            least=0.9,
+            note=parts_note,
+        ),
+    ]
     print(table(figures, machine(), False))
     if arguments.json:
         arguments.json.write_text(
@@ -276,7 +306,7 @@ def main() -> None:
                 {
                     "machine": machine(),
                     "device": name,
-                    "figures": [each.to_dict() for each in figures],
+                    "figures": [figure.to_dict() for figure in figures],
                 },
                 indent=1,
             )

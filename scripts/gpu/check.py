@@ -1,4 +1,7 @@
-"""What only a GPU can show: each check is a function that returns what it saw, and raises AssertionError for what is wrong."""
+"""Checks that need a GPU.
+
+Each is a function that returns what it saw, and raises AssertionError if something is wrong.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import tempfile
 import textwrap
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,45 +37,52 @@ import torch
 from torch import nn
 
 class Conv(nn.Module):
-    """Small, and its answer depends on every pixel."""
+    """A small net whose answer depends on every pixel."""
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.body = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2), nn.AdaptiveAvgPool2d(1))
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2),
+            nn.AdaptiveAvgPool2d(1),
+        )
         self.head = nn.Linear(16, 10)
     def forward(self, x):
         return self.head(self.body(x).flatten(1))
 
 class Tag(nn.Module):
-    """Answers what it was sent, times three and one: who gets another's answer notices."""
+    """Answers three times its input, plus one, so that a swapped answer shows."""
     def forward(self, x):
         return x * 3 + 1
 
 class Huge(nn.Module):
+    """Allocates as many GiB as its input says."""
     def forward(self, x):
-        return torch.empty(int(x.max()) * 2**30, dtype=torch.uint8, device=x.device).sum()[None].expand(len(x))
+        size = int(x.max()) * 2**30
+        return torch.empty(size, dtype=torch.uint8, device=x.device).sum()[None].expand(len(x))
 
 class Asserts(nn.Module):
-    """Fails on the device, later than the call that asks for it, for an index out of range."""
+    """Fails on the device for an index out of range, later than the call that started it."""
     def forward(self, x):
         return torch.arange(4, device=x.device)[x.long()]
 '''
 
-CHECKS: list[Callable[[Path], str]] = []
+Check = Callable[[Path], str]
+CHECKS: list[Check] = []
 
 
-def check(function: Callable[[Path], str]) -> Callable[[Path], str]:
+def check(function: Check) -> Check:
+    """Register a check. It gets a folder with `nets.py`."""
     CHECKS.append(function)
     return function
 
 
 def backend(folder: Path, node: dict[str, Any]) -> Any:
-    """The one backend of a node, made and warmed up on this thread."""
+    """Create the backend of a node and warm it up, on this thread."""
     config = load({"net": node})
     group = config.nodes["net"].groups[0]
-    made = group.spec.create(Context(node="net", directory=folder, max=group.max))
-    made.warm_up()
-    return made
+    created = group.spec.create(Context(node="net", directory=folder, max=group.max))
+    created.warm_up()
+    return created
 
 
 def images(count: int, size: int = 32) -> list[Any]:
@@ -79,10 +90,20 @@ def images(count: int, size: int = 32) -> list[Any]:
     return [draw.integers(0, 256, (1, 3, size, size), np.uint8) for _ in range(count)]
 
 
-def eager(folder: Path, name: str) -> Any:
+def eager(name: str) -> Any:
+    """Return a net of NETS, on the CPU."""
     scope: dict[str, Any] = {}
     exec(NETS, scope)
     return scope[name]().eval()
+
+
+def largest_difference(one: Any, other: Any, inputs: list[Any]) -> float:
+    """Run the same batch on two backends and compare their results."""
+    batches = [[{"data": image} for image in inputs] for _ in range(2)]
+    one.forward(batches[0])
+    other.forward(batches[1])
+    first, second = (torch.cat([item["result"] for item in batch]) for batch in batches)
+    return float((first - second).abs().max())
 
 
 def node(name: str, **keys: Any) -> dict[str, Any]:
@@ -91,6 +112,7 @@ def node(name: str, **keys: Any) -> dict[str, Any]:
 
 @check
 def machine(folder: Path) -> str:
+    """The GPU, its memory, and the libraries that are installed."""
     free, total = torch.cuda.mem_get_info()
     libraries = [
         name
@@ -98,23 +120,28 @@ def machine(folder: Path) -> str:
         if find_spec(name)
     ]
     name = torch.cuda.get_device_name()
-    return f"{name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free; torch {torch.__version__}; {', '.join(libraries) or 'no libraries'}"
+    memory = f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+    return f"{name}, {memory}; torch {torch.__version__}; {', '.join(libraries) or 'no libraries'}"
 
 
 @check
 def engines_against_eager(folder: Path) -> str:
-    """TorchScript, torch.export and Python, on the GPU, in float32, against eager on the CPU."""
-    net = eager(folder, "Conv")
+    """TorchScript, torch.export and Python on the GPU give what eager gives on the CPU."""
+    net = eager("Conv")
     sample = torch.zeros(2, 3, 32, 32)
     batch = torch.export.Dim("batch", min=1, max=64)
-    torch.jit.save(torch.jit.trace(net, sample), str(folder / "conv.pt"))
+    jit: Any = torch.jit  # untyped
+    jit.save(jit.trace(net, sample), str(folder / "conv.pt"))
     torch.export.save(
         torch.export.export(net, (sample,), dynamic_shapes=({0: batch},)), folder / "conv.pt2"
     )
-    given = images(8)
+    inputs = images(8)
     statistics = {"mean": "100,110,120", "std": "50,60,70", "max": "8x3x32x32"}
-    wanted = net((torch.from_numpy(np.concatenate(given)).float() - torch.tensor([100.0, 110, 120]).view(1, 3, 1, 1))
-                 / torch.tensor([50.0, 60, 70]).view(1, 3, 1, 1)).detach()  # fmt: skip
+    mean, std = (
+        torch.tensor(values).view(1, 3, 1, 1)
+        for values in ([100.0, 110.0, 120.0], [50.0, 60.0, 70.0])
+    )
+    expected = net((torch.from_numpy(np.concatenate(inputs)).float() - mean) / std).detach()
     seen = []
     for name, keys in (
         ("TorchScriptTensor", {"backend": "TorchScriptTensor", "model": "conv.pt"}),
@@ -124,19 +151,18 @@ def engines_against_eager(folder: Path) -> str:
         ("PythonTensor fp16", node("Conv", precision="fp16")),
         ("PythonTensor bf16", node("Conv", precision="bf16")),
     ):
-        made = backend(folder, keys | statistics)
-        assert made.device.startswith("cuda"), made.device
+        engine = backend(folder, keys | statistics)
+        assert engine.device.startswith("cuda"), engine.device
         worst = 0.0
         for size in (1, 2, 3, 5, 8):
-            items = [{"data": image} for image in given[:size]]
-            made.forward(items)
-            found = torch.cat([item["result"] for item in items])
-            assert found.device.type == "cpu"
-            worst = max(worst, float((found - wanted[:size]).abs().max()))
-        made.close()
-        limit = (
-            1e-1 if "bf16" in name else 2e-2 if "fp16" in name else 2e-3
-        )  # TF32 in cuDNN's convolutions
+            items = [{"data": image} for image in inputs[:size]]
+            engine.forward(items)
+            results = torch.cat([item["result"] for item in items])
+            assert results.device.type == "cpu"
+            worst = max(worst, float((results - expected[:size]).abs().max()))
+        engine.close()
+        # In float32 too the convolutions of cuDNN round: they use TF32.
+        limit = 1e-1 if "bf16" in name else 2e-2 if "fp16" in name else 2e-3
         assert worst < limit, f"{name}: {worst}"
         seen.append(f"{name} {worst:.1e}")
     return "largest difference: " + ", ".join(seen)
@@ -144,42 +170,31 @@ def engines_against_eager(folder: Path) -> str:
 
 @check
 def graphs_and_buckets(folder: Path) -> str:
-    """A graph a bucket; every batch size gives what eager gives; replay is faster than launching."""
-    made = backend(folder, node("Conv", max="16x3x32x32", mean="0", std="255"))
-    graphs = len(made.children[0]._half._graphs)
+    """There is a CUDA graph per bucket, and every batch size gives the same without graphs."""
+    graphed = backend(folder, node("Conv", max="16x3x32x32", mean="0", std="255"))
+    graphs = len(graphed.children[0]._half._graphs)
     assert graphs == 5, f"{graphs} graphs, expected one for each of 1, 2, 4, 8, 16"
     plain = backend(folder, node("Conv", max="16x3x32x32", mean="0", std="255", cuda_graphs=False))
-    given = images(16)
-    times = {}
+    inputs = images(16)
     for size in range(1, 17):
-        ours, theirs = (
-            [{"data": image} for image in given[:size]],
-            [{"data": image} for image in given[:size]],
-        )
-        made.forward(ours)
-        plain.forward(theirs)
-        difference = (
-            (
-                torch.cat([item["result"] for item in ours])
-                - torch.cat([item["result"] for item in theirs])
-            )
-            .abs()
-            .max()
-        )
+        difference = largest_difference(graphed, plain, inputs[:size])
         assert difference < 2e-3, f"batch {size}: {difference}"
-    for name, each in (("graph", made), ("launched", plain)):
-        begun = time.perf_counter()
+    times = []
+    for engine in (graphed, plain):
+        started = time.perf_counter()
         for _ in range(300):
-            each.forward([{"data": image} for image in given[:4]])
-        times[name] = (time.perf_counter() - begun) / 300 * 1e6
-    made.close()
-    plain.close()
-    return f"5 graphs; batch of 4: {times['graph']:.0f} µs with graphs, {times['launched']:.0f} µs without"
+            engine.forward([{"data": image} for image in inputs[:4]])
+        times.append((time.perf_counter() - started) / 300 * 1e6)
+        engine.close()
+    return f"5 graphs; batch of 4: {times[0]:.0f} µs with graphs, {times[1]:.0f} µs without"
 
 
 @check
 def many_instances_without_cross_talk(folder: Path) -> str:
-    """20,000 requests at once through 4 instances on one device: each gets its own answer, and memory stays."""
+    """20,000 requests at once through 4 instances on one GPU get their own answers.
+
+    The memory that torch reserves does not grow.
+    """
 
     async def main() -> str:
         node_keys = (
@@ -200,21 +215,24 @@ def many_instances_without_cross_talk(folder: Path) -> str:
             await asyncio.gather(*[one(number) for number in range(1000)])
             torch.cuda.synchronize()
             before = torch.cuda.memory_reserved()
-            begun = time.perf_counter()
+            started = time.perf_counter()
             await asyncio.gather(*[one(number) for number in range(20_000)])
-            seconds = time.perf_counter() - begun
+            seconds = time.perf_counter() - started
             after = torch.cuda.memory_reserved()
             assert after <= before + 2**20, f"{before} bytes before, {after} after"
-            batches = pipeline.nodes[0].statistics
-            size = batches.batch_size.sum / batches.batches
-            return f"20,000 right answers in {seconds:.2f} s, batches of {size:.1f}; {after / 2**20:.0f} MiB reserved before and after"
+            statistics = pipeline.nodes[0].statistics
+            size = statistics.batch_size.sum / statistics.batches
+            return (
+                f"20,000 right answers in {seconds:.2f} s, batches of {size:.1f}; "
+                f"{after / 2**20:.0f} MiB reserved before and after"
+            )
 
     return asyncio.run(main())
 
 
 @check
 def sharing_weights(folder: Path) -> str:
-    """A second instance takes no second copy of the weights."""
+    """A second instance needs no second copy of the weights."""
     (folder / "wide.py").write_text(
         "from torch import nn\n\ndef net():\n    return nn.Linear(8192, 8192)\n"
     )
@@ -225,15 +243,18 @@ def sharing_weights(folder: Path) -> str:
     shared = torch.cuda.memory_allocated() - one
     third = backend(folder, keys | {"ENABLE_WEIGHT_SHARING": False})
     own = torch.cuda.memory_allocated() - one
-    for made in (first, second, third):
-        made.close()
+    for engine in (first, second, third):
+        engine.close()
     assert shared < 2**20 < own, (shared, own)
-    return f"of 256 MiB of weights a second instance takes {shared / 2**20:.1f} MiB, without sharing {own / 2**20:.0f} MiB"
+    return (
+        f"of 256 MiB of weights a second instance takes {shared / 2**20:.1f} MiB, "
+        f"without sharing {own / 2**20:.0f} MiB"
+    )
 
 
 @check
 def out_of_memory(folder: Path) -> str:
-    """A batch that asks for too much fails with what is free; the next one runs."""
+    """A batch that asks for too much memory fails and says what is free; the next one runs."""
 
     async def main() -> str:
         file = _file(
@@ -247,7 +268,7 @@ def out_of_memory(folder: Path) -> str:
             except Exception as error:
                 text = str(error)
             else:
-                raise AssertionError("100,000 GiB were there")
+                raise AssertionError("100,000 GiB were allocated")
             assert "out of memory" in text and "free" in text, text
             assert not pipeline.not_ready, pipeline.not_ready
             answer = await pipeline({"data": torch.full((1,), 1.0)})
@@ -259,8 +280,9 @@ def out_of_memory(folder: Path) -> str:
 
 @check
 def device_error(folder: Path) -> str:
-    """An error that the device reports late fails its own batch, and the node says that it is not ready. In a process of its own:
-    CUDA does not recover from it.
+    """An error that the device reports late fails its own batch and makes the node not ready.
+
+    It runs in a process of its own, because CUDA does not recover from it.
     """
     file = _file(
         folder,
@@ -297,7 +319,7 @@ def device_error(folder: Path) -> str:
 
 @check
 def images_on_the_gpu(folder: Path) -> str:
-    """The torch image backends, from JPEG to a tensor on the GPU, against the CPU's."""
+    """The torch image backends give nearly the same tensors on the GPU as on the CPU."""
     from penstock.app.bench.images import synthetic_jpegs
 
     jpegs = synthetic_jpegs(4)
@@ -308,76 +330,65 @@ def images_on_the_gpu(folder: Path) -> str:
         "color": "rgb",
     }
     on_gpu = backend(folder, chain)
-    items = [{"data": jpeg} for jpeg in jpegs]
+    items: list[dict[str, Any]] = [{"data": jpeg} for jpeg in jpegs]
     on_gpu.forward(items)
     config = load({"net": chain})
     on_cpu = config.nodes["net"].groups[0].spec.create(Context(node="net", device="cpu"))
-    others = [{"data": jpeg} for jpeg in jpegs]
+    others: list[dict[str, Any]] = [{"data": jpeg} for jpeg in jpegs]
     on_cpu.forward(others)
     worst = 0.0
     for ours, theirs in zip(items, others, strict=True):
-        found, wanted = ours["result"], theirs["result"]
-        assert found.is_cuda and not wanted.is_cuda
-        assert found.shape == wanted.shape, (found.shape, wanted.shape)
-        worst = max(worst, float((found.cpu().float() - wanted.float()).abs().mean()))
+        result, expected = ours["result"], theirs["result"]
+        assert result.is_cuda and not expected.is_cuda
+        assert result.shape == expected.shape, (result.shape, expected.shape)
+        worst = max(worst, float((result.cpu().float() - expected.float()).abs().mean()))
     assert worst < 3.0, worst
     return f"mean difference of a pixel to the CPU's decoder: {worst:.2f} of 255"
 
 
 @check
 def two_devices(folder: Path) -> str:
-    """One node on two GPUs: a group each, both at work, every answer right, wherever its input lies; and twice the rate of one."""
+    """One node on two GPUs has a group on each, both work, and every answer is right.
+
+    Inputs lie on either GPU or on the CPU. The rate is compared with that of one GPU.
+    """
     if torch.cuda.device_count() < 2:
-        return "NOT RUN: one GPU here"
+        return "NOT RUN: this machine has one GPU"
     second = backend(folder, node("Conv", device="cuda:1", max="8x3x32x32", mean="0", std="255"))
     graphs = len(second.children[0]._half._graphs)
     first = backend(folder, node("Conv", device="cuda:0", max="8x3x32x32", mean="0", std="255"))
-    given = images(8)
+    inputs = images(8)
     for size in (1, 3, 8):
-        ours, theirs = (
-            [{"data": image} for image in given[:size]],
-            [{"data": image} for image in given[:size]],
-        )
-        second.forward(ours)
-        first.forward(theirs)
-        difference = (
-            (
-                torch.cat([item["result"] for item in ours])
-                - torch.cat([item["result"] for item in theirs])
-            )
-            .abs()
-            .max()
-        )
+        difference = largest_difference(first, second, inputs[:size])
         assert difference < 1e-5, f"batch {size}: {difference}"
     assert graphs == 4, f"{graphs} graphs on cuda:1, expected one for each of 1, 2, 4, 8"
     first.close()
     second.close()
 
     async def right() -> str:
-        keys = 'backend = "PythonTensor"\nmodel = "nets.py:Tag"\nmax = "32x4"\ninstance_num = 4\ndevice = "cuda:0,cuda:1"\n'
+        keys = (
+            'backend = "PythonTensor"\nmodel = "nets.py:Tag"\nmax = "32x4"\n'
+            'instance_num = 4\ndevice = "cuda:0,cuda:1"\n'
+        )
         async with Pipeline(
             load(_file(folder, "both.toml", keys + "[pipeline]\nmax_requests = 30000\n"))
         ) as pipeline:
-            found = pipeline.nodes[0]
-            assert sorted(found.devices) == ["cuda:0", "cuda:1"], sorted(found.devices)
-            names = {id(group): name for name, group in found.devices.items()}
-            ran: dict[str, int] = {}
-            found.watch_starts(
-                lambda batch: ran.update(
-                    {(name := names[id(batch.executor.group)]): ran.get(name, 0) + 1}
-                )
-            )
-            places = [torch.device("cpu"), torch.device("cuda:0"), torch.device("cuda:1")]
+            node = pipeline.nodes[0]
+            assert sorted(node.devices) == ["cuda:0", "cuda:1"], sorted(node.devices)
+            names = {id(group): name for name, group in node.devices.items()}
+            ran: Counter[str] = Counter()
+            node.watch_starts(lambda batch: ran.update([names[id(batch.executor.group)]]))
+            devices = [torch.device("cpu"), torch.device("cuda:0"), torch.device("cuda:1")]
 
             async def one(number: int) -> None:
-                value = torch.full((1, 4), float(number), device=places[number % 3])
+                value = torch.full((1, 4), float(number), device=devices[number % 3])
                 answer = await pipeline({"data": value})
                 assert torch.equal(answer["result"], torch.full((1, 4), number * 3.0 + 1)), (
                     f"request {number} got {answer['result']}"
                 )
 
             await asyncio.gather(*[one(number) for number in range(20_000)])
-            assert min(ran.get(name, 0) for name in names.values()) > 50, ran
+            assert min(ran[name] for name in names.values()) > 50, ran
             return ", ".join(f"{name} {count}" for name, count in sorted(ran.items()))
 
     async def rate(device: str, instances: int) -> float:
@@ -385,7 +396,10 @@ def two_devices(folder: Path) -> str:
             "import torch\nfrom torch import nn\n\ndef net():\n    torch.manual_seed(0)\n"
             "    return nn.Sequential(*[nn.Linear(4096, 4096) for _ in range(64)])\n"
         )
-        keys = f'backend = "PythonTensor"\nmodel = "deep.py:net"\nmax = "64x4096"\ninstance_num = {instances}\ndevice = "{device}"\n'
+        keys = (
+            'backend = "PythonTensor"\nmodel = "deep.py:net"\nmax = "64x4096"\n'
+            f'instance_num = {instances}\ndevice = "{device}"\n'
+        )
         async with Pipeline(
             load(_file(folder, "deep.toml", keys + "[pipeline]\nmax_requests = 5000\n"))
         ) as pipeline:
@@ -396,20 +410,24 @@ def two_devices(folder: Path) -> str:
                     await pipeline({"data": value})
 
             await asyncio.gather(*[some(2) for _ in range(512)])
-            begun = time.perf_counter()
+            started = time.perf_counter()
             await asyncio.gather(*[some(20) for _ in range(512)])
-            return 512 * 20 / (time.perf_counter() - begun)
+            return 512 * 20 / (time.perf_counter() - started)
 
     batches = asyncio.run(right())
     one, both = asyncio.run(rate("cuda:0", 2)), asyncio.run(rate("cuda:0,cuda:1", 4))
-    return f"20,000 right answers, batches: {batches}; a deep net: {one:,.0f} requests/s on one, {both:,.0f} on both ({both / one:.2f})"
+    return (
+        f"20,000 right answers, batches: {batches}; a deep net: {one:,.0f} requests/s on one, "
+        f"{both:,.0f} on both ({both / one:.2f})"
+    )
 
 
 @check
 def tensorrt(folder: Path) -> str:
+    """A TensorRT engine gives what eager gives."""
     if not find_spec("tensorrt") and not find_spec("tensorrt_rtx"):
-        return "NOT RUN: no TensorRT library here"
-    net = eager(folder, "Conv")
+        return "NOT RUN: no TensorRT library is installed"
+    net = eager("Conv")
     torch.onnx.export(
         net,
         (torch.zeros(1, 3, 32, 32),),
@@ -418,20 +436,23 @@ def tensorrt(folder: Path) -> str:
         output_names=["y"],
         dynamic_axes={"x": {0: "n"}},
     )
-    made = backend(folder, {"backend": "TensorrtTensor", "model": "conv.onnx", "max": 8})
-    given = images(8)
-    items = [{"data": image.astype(np.float32)} for image in given]
-    made.forward(items)
-    wanted = net(torch.from_numpy(np.concatenate(given)).float()).detach()
-    worst = float((torch.cat([item["result"].cpu() for item in items]) - wanted).abs().max())
-    made.close()
+    engine = backend(folder, {"backend": "TensorrtTensor", "model": "conv.onnx", "max": 8})
+    inputs = images(8)
+    items = [{"data": image.astype(np.float32)} for image in inputs]
+    engine.forward(items)
+    expected = net(torch.from_numpy(np.concatenate(inputs)).float()).detach()
+    worst = float((torch.cat([item["result"].cpu() for item in items]) - expected).abs().max())
+    engine.close()
     assert worst < 5e-2, worst
-    return f"largest difference to eager {worst:.1e}"
+    return f"largest difference from eager {worst:.1e}"
 
 
 @check
 def tests_that_need_a_gpu(folder: Path) -> str:
-    """`gpu_*.py` among the tests, by pytest alone: the project's settings of it name plugins that need not be here."""
+    """The tests named `gpu_*.py` pass.
+
+    Pytest runs them without the project's settings, which name plugins that may be missing here.
+    """
     missing = [name for name in ("pytest", "sklearn") if not find_spec(name)]
     if missing:
         return f"NOT RUN: needs {' and '.join(missing)}"
@@ -462,6 +483,7 @@ def tests_that_need_a_gpu(folder: Path) -> str:
 
 
 def _file(folder: Path, name: str, text: str) -> Path:
+    """Write a pipeline file with the one node `net`; `text` may end with a table [pipeline]."""
     path = folder / name
     head, separator, tail = text.partition("[pipeline]")
     path.write_text(f"[net]\n{head}{separator}{tail}")
@@ -470,16 +492,16 @@ def _file(folder: Path, name: str, text: str) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/gpu_check", description=__doc__)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("torch sees no GPU here")
-    rows = []
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+        raise SystemExit("torch finds no GPU on this machine")
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         (folder / "nets.py").write_text(NETS)
         for function in CHECKS:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             try:
                 seen, right = function(folder), True
             except Exception as error:
@@ -491,14 +513,13 @@ def main() -> None:
                     "check": function.__name__.replace("_", " "),
                     "status": status,
                     "seen": seen,
-                    "seconds": round(time.perf_counter() - begun, 1),
+                    "seconds": round(time.perf_counter() - started, 1),
                 }
             )
     print("| check | | seen | s |\n|---|---|---|---|")
     for row in rows:
-        print(
-            f"| {row['check']} | {row['status']} | {row['seen'].splitlines()[0]} | {row['seconds']} |"
-        )
+        first_line = row["seen"].splitlines()[0]
+        print(f"| {row['check']} | {row['status']} | {first_line} | {row['seconds']} |")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1))
     if any(row["status"] == "**wrong**" for row in rows):

@@ -1,4 +1,4 @@
-"""ResNet-50 for the measurements: random weights of a fixed seed, since only the speed counts."""
+"""ResNet-50 with random weights of a fixed seed, for measurements, where only the speed counts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def net() -> Any:
-    import torchvision
+    import torchvision  # pyright: ignore[reportMissingImports]  # only GPU machines have it
 
     torch.manual_seed(0)
     return torchvision.models.resnet50(weights=None)
