@@ -18,30 +18,34 @@ from ..scores import best_classes, softmax
 class SoftmaxArgMaxParams(Params):
     labels: str | None = Field(
         None,
-        description="File with a label a line, in the order of the classes; beside the pipeline's file.",
+        description="File with one label per line, in the order of the classes. Relative to the "
+        "pipeline's file, else to the working directory.",
     )
     top_k: int = Field(
         1, ge=1, description="How many of the best classes `top` lists; 1: no `top`."
     )
     softmax: bool = Field(
-        True, description="Whether data are logits; false: they are probabilities already."
+        True, description="Whether `data` are logits; false: they are probabilities already."
     )
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """A label a line. Raises OSError and UnicodeDecodeError."""
+    """Read a file with one label per line. Raises OSError and UnicodeDecodeError."""
     return tuple(
         line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     )
 
 
 class SoftmaxArgMaxTensor(Backend):
-    """The best class of a row of scores, as plain Python values that need no tensor to be written as JSON.
+    """The best class of a row of scores, as plain Python values that can be written as JSON.
 
-    `data`: 1×K or K scores of any number type, NumPy's or torch's from any device. Sets `result` and `class` (int), `score` (float, the
-    class's probability), `label` (str, with `labels`), and `top` (with `top_k` > 1: the best first, each with class, score and label).
-    Raises InvalidInput for another shape or dtype and for scores that are not finite; BackendError where there are not as many
-    labels as scores, since no input can mend that.
+    `data`: 1×K or K scores of any number type, from NumPy or from torch on any device. Sets
+    `result` and `class` (int), `score` (float, the probability of the class), `label` (str, with
+    `labels`), and `top` (with `top_k` > 1: the best classes, best first, each with class, score and
+    label).
+
+    Raises InvalidInput for another shape or dtype and for scores that are not finite. Raises
+    BackendError if the numbers of labels and scores differ: no other input can mend that.
     """
 
     parameters: ClassVar[type[Params] | None] = SoftmaxArgMaxParams
@@ -49,7 +53,7 @@ class SoftmaxArgMaxTensor(Backend):
     labels: tuple[str, ...] | None = None
 
     def init(self, params: SoftmaxArgMaxParams, context: Context) -> None:
-        """Raises BackendError where the file of labels can't be read."""
+        """Raises BackendError if the file of labels can't be read."""
         self.top_k = params.top_k
         self.softmax = params.softmax
         if params.labels is not None:
@@ -63,7 +67,10 @@ class SoftmaxArgMaxTensor(Backend):
             self.labels_path = path
 
     def forward(self, batch: list[Item]) -> None:
-        """All rows of one length at once: beside other threads, each call into NumPy is a wait for the GIL."""
+        """Classify all rows of one length at once.
+
+        Next to other threads, each call into NumPy is a wait for the GIL.
+        """
         rows: dict[int, list[tuple[Item, NDArray[Any]]]] = {}
         for item in batch:
             try:
@@ -74,34 +81,38 @@ class SoftmaxArgMaxTensor(Backend):
                 item["error"] = error
             else:
                 rows.setdefault(scores.size, []).append((item, scores))
-        for found in rows.values():
-            self._classify(found, alone=len(batch) == 1)
+        for members in rows.values():
+            self._classify(members, alone=len(batch) == 1)
 
-    def _classify(self, found: list[tuple[Item, NDArray[Any]]], *, alone: bool) -> None:
-        scores = np.array([row for _, row in found], np.float64)
+    def _classify(self, members: list[tuple[Item, NDArray[Any]]], *, alone: bool) -> None:
+        scores = np.array([row for _, row in members], np.float64)
         finite: list[bool] = np.isfinite(scores).all(axis=1).tolist()  # type: ignore[assignment]
         if not all(finite):
             error = InvalidInput(
-                "SoftmaxArgMaxTensor: the scores are not finite (NaN or infinite): no class is the best"
+                "SoftmaxArgMaxTensor: the scores are not finite (NaN or infinite), so no class "
+                "is the "
+                "best"
             )
             if alone:
                 raise error
-            for (item, _), right in zip(found, finite, strict=True):
-                if not right:
+            for (item, _), is_finite in zip(members, finite, strict=True):
+                if not is_finite:
                     item["error"] = InvalidInput(str(error))
-            found = [each for each, right in zip(found, finite, strict=True) if right]
-            if not found:
+            members = [
+                member for member, is_finite in zip(members, finite, strict=True) if is_finite
+            ]
+            if not members:
                 return
             scores = scores[finite]
         if self.softmax:
             scores = softmax(scores)
         classes, values = best_classes(scores, self.top_k)
-        for (item, _), indices, chances in zip(
-            found, classes.tolist(), values.tolist(), strict=True
+        for (item, _), indices, probabilities in zip(
+            members, classes.tolist(), values.tolist(), strict=True
         ):
             ranked = [
-                self._describe(index, chance)
-                for index, chance in zip(indices, chances, strict=True)
+                self._describe(index, probability)
+                for index, probability in zip(indices, probabilities, strict=True)
             ]
             item["result"] = indices[0]
             item.update(ranked[0])
@@ -109,16 +120,17 @@ class SoftmaxArgMaxTensor(Backend):
                 item["top"] = ranked
 
     def _describe(self, index: int, score: float) -> dict[str, Any]:
-        found: dict[str, Any] = {"class": index, "score": score}
+        description: dict[str, Any] = {"class": index, "score": score}
         if self.labels is not None:
-            found["label"] = self.labels[index]
-        return found
+            description["label"] = self.labels[index]
+        return description
 
     def _scores(self, data: Any) -> NDArray[Any]:
-        """One row of scores."""
+        """Return the row of scores in `data`."""
         if not hasattr(data, "__array__"):
             raise InvalidInput(
-                f"SoftmaxArgMaxTensor: expected an array of shape 1xK or K, got {type(data).__name__}"
+                "SoftmaxArgMaxTensor: expected an array of shape 1xK or K, got "
+                f"{type(data).__name__}"
             )
         array = np.asarray(on_host(data))
         if (
@@ -127,17 +139,22 @@ class SoftmaxArgMaxTensor(Backend):
             or array.shape not in ((1, array.size), (array.size,))
         ):
             raise InvalidInput(
-                f"SoftmaxArgMaxTensor: expected numbers of shape 1xK or K, got {array.dtype} of shape {array.shape}"
+                f"SoftmaxArgMaxTensor: expected numbers of shape 1xK or K, got {array.dtype} of "
+                f"shape {array.shape}"
             )
         if self.labels is not None and len(self.labels) != array.size:
             raise BackendError(
-                f"SoftmaxArgMaxTensor: {self.labels_path} has {len(self.labels)} labels, and the model gives {array.size} scores"
+                f"SoftmaxArgMaxTensor: {self.labels_path} has {len(self.labels)} labels, but the "
+                f"model gives {array.size} scores"
             )
         return array.reshape(-1)
 
 
 def on_host(data: Any) -> Any:
-    """A torch tensor as NumPy can read it, from any device and also bfloat16; anything else as it is. Imports no torch."""
+    """Return a torch tensor from any device, bfloat16 too, in a form that NumPy reads.
+
+    Anything else is returned unchanged. Imports no torch.
+    """
     if type(data).__module__.partition(".")[0] != "torch" or not hasattr(data, "detach"):
         return data
     if data.device.type == "cpu" and not data.requires_grad and str(data.dtype) != "torch.bfloat16":

@@ -22,10 +22,10 @@ class RangeParams(Params):
 
 
 class Range(Around):
-    """`Range[A]` takes every batch size of `range`, and runs A on parts whose sizes A takes and that sum up to it: A with the range
-    [2, 9] makes [8, 19] of it, where 10 is 5 + 5.
+    """`Range[A]` takes every batch size of `range`, and runs A in pieces whose sizes A takes.
 
-    A size of `range` that is no sum of sizes that A takes is an error at load.
+    An A with the range [2, 9] makes [8, 19] possible: it runs 10 as 5 + 5. A size of `range` that
+    is not a sum of sizes that A takes is an error at load.
     """
 
     parameters = RangeParams
@@ -33,25 +33,27 @@ class Range(Around):
 
     @classmethod
     def declared_range(cls, params: RangeParams, children: tuple[BatchRange, ...]) -> BatchRange:
-        found, (child,) = BatchRange(*params.range), children
-        impossible = first_impossible(found, child)
+        wanted, (child,) = BatchRange(*params.range), children
+        impossible = first_impossible(wanted, child)
         if impossible is not None:
             reason = (
-                f"Range: {impossible} of {found} is not a sum of batch sizes that the child takes: "
+                f"Range: {impossible} of {wanted} is not a sum of batch sizes that the child "
+                "takes: "
                 f"its range is {child}"
             )
             raise ConfigError([Problem(reason, key="range")])
-        return found
+        return wanted
 
     def forward(self, batch: list[Item]) -> None:
         run_child(self.children[0], batch, evenly=True)
 
 
 def first_impossible(wanted: BatchRange, child: BatchRange) -> int | None:
-    """The first size of `wanted` that is no sum of sizes of `child`; None: each is one.
+    """Return the first size of `wanted` that is not a sum of sizes of `child`, or None.
 
-    k parts sum up to anything from k * min to k * max; the fewest parts that reach n are ceil(n / max), and more of them are only
-    further above. Once what k and k + 1 parts make leaves no gap, none is left above either.
+    k pieces sum up to anything from k * min to k * max. The fewest pieces that reach n are ceil(n /
+    max); with more pieces the least sum only grows. Once the sums of k and of k + 1 pieces leave no
+    gap between them, no later sums do.
     """
     size = wanted.min
     while size <= wanted.max:
@@ -69,7 +71,7 @@ class RandomParams(Params):
 
 
 class Random(Branch):
-    """`Random(p)[A,B]`: each item goes into A with the probability `p`, else into B."""
+    """`Random(p)[A,B]`: run A on each item with the probability `p`, else B."""
 
     parameters = RandomParams
     child_count = (2, 2)
@@ -83,11 +85,11 @@ class Random(Branch):
 
 
 class Result2OtherParams(Params):
-    other: TargetKey = Field("other", description="where the child's result goes")
+    other: TargetKey = Field("other", description="the key that gets the child's result")
 
 
 class Result2Other(Result2Key):
-    """`Result2Other[A]`: as Result2Key, to the key `other`."""
+    """`Result2Other[A]`: like Result2Key, with the key `other`."""
 
     parameters: ClassVar[type[Params] | None] = Result2OtherParams
 
@@ -97,12 +99,15 @@ class Result2Other(Result2Key):
 
 
 class KeyA2KeyBParams(Params):
-    key_a: Key = Field(description="whose value the child gets as data")
-    key_b: TargetKey = Field(description="where the child's result goes")
+    key_a: Key = Field(description="the key whose value the child gets as data")
+    key_b: TargetKey = Field(description="the key that gets the child's result")
 
 
 class KeyA2KeyB(Result2Key):
-    """`KeyA2KeyB(key_a,key_b)[A]`: what A makes of `key_a` goes to `key_b`; without a child, `key_a` itself. `result` is `data`."""
+    """`KeyA2KeyB(key_a,key_b)[A]`: run A on the value of `key_a` and put its result in `key_b`.
+
+    Without a child, `key_b` becomes `key_a`. `result` is `data`.
+    """
 
     parameters = KeyA2KeyBParams
 

@@ -1,4 +1,4 @@
-"""Sequential, with the filters in front of its members, the wrappers that torchpipe's files have, Identity and Empty."""
+"""Sequential with the filters between its members, torchpipe's wrappers, Identity and Empty."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Identity(Backend):
 
 
 class Empty(Backend):
-    """Does nothing: the item stays as it is, without `result`, which ends a Sequential for it."""
+    """Do nothing. The item stays without `result`, which ends a Sequential for it."""
 
     parameters = Params
 
@@ -33,47 +33,50 @@ class Empty(Backend):
 
 
 def chain_range(members: Iterable[BatchRange]) -> BatchRange:
-    """The range of a chain: [1, 1] if every member has max 1, else the intersection of those that have more.
+    """Return the range of a chain: [1, 1] if every member has max 1, else the others' intersection.
 
-    A member with max 1 is looped per item, so it bounds nothing. Raises ConfigError where nothing is left.
+    A member with max 1 is looped per item, so it sets no bound. Raises ConfigError if the
+    intersection is empty.
     """
     batching = [member for member in members if member.max != 1]
     if not batching:
         return BatchRange(1, 1)
-    found = BatchRange(
+    common = BatchRange(
         max(member.min for member in batching), min(member.max for member in batching)
     )
-    if found.min > found.max:
+    if common.min > common.max:
         ranges = ", ".join(map(str, batching))
-        raise ConfigError(
-            [
-                Problem(
-                    f"the members of the Sequential share no batch size: their ranges are {ranges}"
-                )
-            ]
-        )
-    return found
+        message = f"the members of the Sequential share no batch size: their ranges are {ranges}"
+        raise ConfigError([Problem(message)])
+    return common
 
 
 def blame(error: Exception, member: str) -> None:
-    """Note on the error which member raised it, for the message that the caller gets; the innermost one stays."""
+    """Note on the error which member raised it, for the message that the caller gets.
+
+    The innermost member is kept.
+    """
     if not hasattr(error, "penstock_backend"):
         with suppress(Exception):  # an exception class may refuse attributes
             error.penstock_backend = member  # type: ignore[attr-defined]
 
 
 def soften(item: Item, error: InvalidInput) -> None:
-    """Make an `InvalidInput` that was raised for this item alone its soft failure: its neighbours need not run again."""
+    """Turn an `InvalidInput` raised for this item alone into its soft failure.
+
+    The other items of the batch need not run again.
+    """
     item.pop("result", None)
     item["error"] = error
 
 
 class Sequential(Backend):
-    """Runs its members first to last; between two, `result` becomes `data`. `S[A,B]` is short for `Sequential[A,B]`.
+    """Runs its members first to last; `result` becomes `data` in between. `S[A,B]` is short for it.
 
-    An item that a member leaves without `result`, or with `error`, skips the rest of the chain, unless a member has a filter of its
-    own, as in `S[A,(or)B]`: that one is asked about every item that has not left the chain until then. Run runs the member, Skip
-    passes it over; Break, SerialSkip and SubGraphSkip end the chain for this item, which stays as it is; Error fails the item.
+    An item that a member leaves without `result`, or with `error`, skips the rest of the chain. A
+    member with a filter of its own, as in `S[A,(or)B]`, is different: its filter decides for every
+    item that is still in the chain. Run runs the member. Skip passes it over. Break, SerialSkip and
+    SubGraphSkip end the chain for this item, which stays as it is. Error fails the item.
     """
 
     parameters = Params
@@ -91,7 +94,7 @@ class Sequential(Backend):
         filters = self.child_filters or (None,) * len(self.children)
         first, last = self.children[0].signature, self.children[-1].signature
         if first is not None or last is not None:
-            batched = all(each.batched for each in (first, last) if each is not None)
+            batched = all(signature.batched for signature in (first, last) if signature is not None)
             self.signature = Signature(first and first.inputs, last and last.outputs, batched)
         self._members = [
             (
@@ -104,7 +107,7 @@ class Sequential(Backend):
         ]
 
     def forward(self, batch: list[Item]) -> None:
-        chain = batch  # who has not left; `batch` is who runs next
+        chain = batch  # the items still in the chain; `batch`: those that the next member runs on
         first = True
         for child, run, one_by_one, gate in self._members:
             if first:
@@ -121,36 +124,37 @@ class Sequential(Backend):
                     continue
             try:
                 if not one_by_one:
-                    run(batch.copy())  # a member may do with its list what it likes
+                    run(batch.copy())  # a member is free to change its list
                     continue
                 for item in batch:
                     try:
                         run([item])
                     except InvalidInput as error:
-                        soften(item, error)  # looped here, so its guilty item is known here
+                        soften(item, error)  # looped here, so the faulty item is known
             except InvalidInput as error:
                 if len(batch) > 1:
                     blame(error, type(child).__name__)
                     raise
-                soften(batch[0], error)  # it goes on: a fallback behind may take it
+                soften(batch[0], error)  # it stays in the chain: a fallback may follow
             except Exception as error:
                 blame(error, type(child).__name__)
                 raise
 
 
 class Gate:
-    """The filter in front of a Sequential's member."""
+    """The filter before a member of a Sequential."""
 
     def __init__(self, name: str, member: str) -> None:
-        self.label = f"({name}){member}"  # as the expression has it
+        self.label = f"({name}){member}"  # as written in the expression
         self._name = name
         self._member = member
         self._filter = find_filter(name)
 
     def split(self, chain: list[Item]) -> tuple[list[Item], list[Item]]:
-        """Who stays in the chain, and who of them runs the member.
+        """Return the items that stay in the chain, and those of them that the member runs on.
 
-        Raises what the filter raises, and BackendError for Error and for what is no `Status`.
+        Raises what the filter raises, and BackendError for Error and for an answer that isn't a
+        `Status`.
         """
         staying: list[Item] = []
         running: list[Item] = []
@@ -164,9 +168,8 @@ class Gate:
                 blame(error, self.label)
                 raise
             if status is Status.RUN:
-                item.pop(
-                    "result", None
-                )  # an earlier answer, or failure, must not pass for this member's
+                # The result or error of an earlier member must not pass for this one's.
+                item.pop("result", None)
                 item.pop("error", None)
                 running.append(item)
             if status is Status.RUN or status is Status.SKIP:
@@ -176,10 +179,11 @@ class Gate:
     def _ask(self, item: Item) -> Status:
         status = self._filter(item)
         if status is Status.ERROR:
-            raise BackendError(f"the filter {self._name} in front of {self._member} answered Error")
+            raise BackendError(f"the filter {self._name} before {self._member} answered Error")
         if not isinstance(status, Status):
             raise BackendError(
-                f"the filter {self._name} in front of {self._member} answered {status!r}, expected a penstock.Status"
+                f"the filter {self._name} before {self._member} answered {status!r}: expected a "
+                "penstock.Status"
             )
         return status
 
@@ -188,14 +192,17 @@ class WrapperParams(Params):
     device_id: int | None = Field(
         None,
         ge=0,
-        description="accepted from torchpipe's files; the executor has its device already",
+        description="accepted from torchpipe's files, without effect: the executor has its device",
     )
 
 
 class SyncTensor(Backend):
-    """Runs its one child; `result` is `data` without one, as the last of a Sequential.
+    """Runs its one child.
 
-    torchpipe needs it to make and synchronise a stream; here the executor does that for every backend.
+    Without one, `result` is `data`, as the last member of a Sequential needs.
+
+    torchpipe needs it to create and synchronise a stream. Here the executor does that for every
+    backend.
     """
 
     parameters = WrapperParams

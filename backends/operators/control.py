@@ -1,6 +1,7 @@
-"""Backends that run others differently: in pieces, or depending on the item. Sleep is here, too.
+"""Backends that run others in pieces or depending on the item, and Sleep.
 
-What they ask of a child is what an executor asks: a batch of at most its `max`. A child may be given fewer items than its `min`.
+They ask of a child what an executor asks: a batch of at most its `max`. A child may be given fewer
+items than its `min`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from ..params import Shapes, batch_sizes
 from .compose import Identity, blame, soften
 
 
-def pieces(batch: list[Item], most: int, *, evenly: bool = False) -> Iterator[list[Item]]:
-    """The batch in order, cut into as few pieces as there can be of `most` rows each (the sum of `request_size`).
+def pieces(batch: list[Item], max_rows: int, *, evenly: bool = False) -> Iterator[list[Item]]:
+    """Cut the batch, in order, into as few pieces as possible of at most `max_rows` rows each.
 
-    All but the last are full, or, `evenly`, all are as large as one another (10 by 4: 4, 3, 3). An item of more rows than `most` is
-    a piece of its own.
+    Rows are the sum of `request_size`. All pieces except the last are full, or, with `evenly`, all
+    are of about the same size (10 by 4: 4, 3, 3). An item with more rows than `max_rows` is a piece
+    of its own.
     """
     left = sum([item.get("request_size", 1) for item in batch])
     piece: list[Item] = []
@@ -34,7 +36,7 @@ def pieces(batch: list[Item], most: int, *, evenly: bool = False) -> Iterator[li
             left -= size
             piece, size = [], 0
         if not piece:
-            goal = -(-left // -(-left // most)) if evenly else most
+            goal = -(-left // -(-left // max_rows)) if evenly else max_rows
         piece.append(item)
         size += rows
     if piece:
@@ -42,13 +44,15 @@ def pieces(batch: list[Item], most: int, *, evenly: bool = False) -> Iterator[li
 
 
 def run_child(
-    child: Backend, batch: list[Item], most: int = UNBOUNDED, *, evenly: bool = False
+    child: Backend, batch: list[Item], max_rows: int = UNBOUNDED, *, evenly: bool = False
 ) -> None:
-    """Run a child in pieces that it takes, of at most `most` rows. What it raises names it; an `InvalidInput` that it raises for one
-    item alone is that item's soft failure.
+    """Run a child in pieces that it takes, of at most `max_rows` rows.
+
+    An exception carries the name of the child. An `InvalidInput` raised for one item alone becomes
+    that item's soft failure.
     """
-    for piece in pieces(batch, min(child.max, most), evenly=evenly):
-        alone = piece[0] if len(piece) == 1 else None  # a child may do with its list what it likes
+    for piece in pieces(batch, min(child.max, max_rows), evenly=evenly):
+        alone = piece[0] if len(piece) == 1 else None  # a child is free to change its list
         try:
             child.forward(piece)
         except Exception as error:
@@ -59,23 +63,27 @@ def run_child(
 
 
 class Around(Backend):
-    """Base of those with one child, whose range depends on it."""
+    """Base class of backends with one child that determines their range."""
 
     parameters: ClassVar[type[Params] | None] = Params
     child_count = (1, 1)
     shape_of_first_child = True
 
     def init(self, params: Any, context: Context) -> None:
-        """The child's range is known for certain now: an engine learns its own from its model."""
+        """Take the range from the child's, which is final now: an engine learns its own from
+        its model.
+        """
         self.min, self.max = self.declared_range(
             params, tuple(BatchRange(child.min, child.max) for child in self.children)
         )
 
 
 class Parallel(Around):
-    """Takes a batch of any size and runs its child in pieces as large as it takes, one after the other.
+    """Takes a batch of any size and runs its child in the largest pieces it takes, one after the
+    other.
 
-    torchpipe runs the pieces in threads at the same time. Here a backend has one thread; `instance_num` is what runs in parallel.
+    torchpipe runs the pieces in threads at the same time. Here a backend has one thread, and
+    `instance_num` sets what runs in parallel.
     """
 
     @classmethod
@@ -88,51 +96,56 @@ class Parallel(Around):
 
 class MaxParams(Params):
     max: Shapes | None = Field(
-        None, description="the most that the child gets at once; not given: what it takes itself"
+        None, description="the most rows that the child gets at once; not given: its own max"
     )
 
     @property
-    def most(self) -> int:
+    def max_rows(self) -> int:
+        """The value of `max` as a number."""
         return max(batch_sizes(self.max)) if self.max is not None else UNBOUNDED
 
 
 class Max(Around):
-    """Takes a batch of any size and runs its child in pieces of at most `max`, one after the other."""
+    """Takes a batch of any size and runs its child in pieces of at most `max`, one after the
+    other.
+    """
 
     parameters = MaxParams
 
     @classmethod
     def declared_range(cls, params: MaxParams, children: tuple[BatchRange, ...]) -> BatchRange:
         (child,) = children
-        if params.most < child.min:
-            raise ConfigError(
-                [
-                    Problem(
-                        f"Max: pieces of at most {params.most} are less than the child takes: it has the range {child}"
-                    )
-                ]
+        if params.max_rows < child.min:
+            message = (
+                f"Max: pieces of at most {params.max_rows} rows are smaller than the child takes: "
+                f"its range is {child}"
             )
+            raise ConfigError([Problem(message)])
         return BatchRange(child.min, UNBOUNDED)
 
     def init(self, params: MaxParams, context: Context) -> None:
         super().init(params, context)
-        self._most = params.most
+        self._max_rows = params.max_rows
 
     def forward(self, batch: list[Item]) -> None:
-        run_child(self.children[0], batch, self._most)
+        run_child(self.children[0], batch, self._max_rows)
 
 
 class Branch(Backend):
-    """Base of those that send each item into the first child or the second; with one child, the second is Identity."""
+    """Base class of backends that send each item to the first child or the second.
+
+    With one child, the second is Identity.
+    """
 
     parameters: ClassVar[type[Params] | None] = Params
     child_count = (1, 2)
 
     @classmethod
     def declared_range(cls, params: Any, children: tuple[BatchRange, ...]) -> BatchRange:
-        """[1, 1] if every child has max 1; else up to what the smaller of the others takes. One with max 1 is looped per item.
+        """[1, 1] if every child has max 1, else up to the smallest max of the others.
 
-        Nobody knows how many items of a batch go where, so no `min` of one child can bind the other.
+        A child with max 1 is looped per item. How many items of a batch go to which child is not
+        known beforehand, so the `min` of one child can't bind the other.
         """
         batching = [child for child in children if child.max != 1]
         if not batching:
@@ -148,7 +161,7 @@ class Branch(Backend):
         self._branches = (*self.children, Identity())[:2]
 
     def goes_first(self, item: Item) -> bool:
-        """Whether this item goes into the first child."""
+        """Return whether this item goes to the first child."""
         raise NotImplementedError
 
     def forward(self, batch: list[Item]) -> None:
@@ -163,13 +176,14 @@ class KeyParams(Params):
     key: str = Field(
         "key",
         min_length=1,
-        description="the item's key that is looked for; its value does not matter",
+        description="the key to look for in the item; its value does not matter",
     )
 
 
 class HasKey(Branch):
-    """`HasKey(key)[A,B]`: items that have the key go into A, the others into B. With one child the others go on as they are
-    (`result` is `data`).
+    """`HasKey(key)[A,B]`: items with the key go to A, the others to B.
+
+    With one child the others go on unchanged (`result` is `data`).
     """
 
     parameters = KeyParams
@@ -183,8 +197,9 @@ class HasKey(Branch):
 
 
 class NotHasKey(HasKey):
-    """`NotHasKey(key)[A,B]`: items that do not have the key go into A, the others into B. With one child the others go on as they are
-    (`result` is `data`).
+    """`NotHasKey(key)[A,B]`: items without the key go to A, the others to B.
+
+    With one child the others go on unchanged (`result` is `data`).
     """
 
     def goes_first(self, item: Item) -> bool:
@@ -193,12 +208,12 @@ class NotHasKey(HasKey):
 
 class SleepParams(Params):
     time: float = Field(
-        10.0, ge=0, allow_inf_nan=False, description="how long, milliseconds an item"
+        10.0, ge=0, allow_inf_nan=False, description="how long to sleep, in milliseconds per item"
     )
 
 
 class Sleep(Backend):
-    """Sleeps for each item; then `result` is `data`. It takes one item at a time, as in torchpipe."""
+    """Sleeps for each item; then `result` is `data`. Takes one item at a time, as in torchpipe."""
 
     parameters = SleepParams
     max = 1

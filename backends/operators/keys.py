@@ -1,7 +1,7 @@
-"""Backends that change which keys an item has: Keep, Remove, Add, AddInt, Copy, Move, Result2Key.
+"""Backends that change the keys of an item: Keep, Remove, Add, AddInt, Copy, Move, Result2Key.
 
-All but Result2Key answer with `result` = `data`, so that a chain goes on behind them. Values are passed on, never copied: two keys may
-hold the same array, which no backend changes in place.
+All except Result2Key set `result` to `data`, so that the next member of a chain runs. Values are
+passed on and never copied: two keys may hold the same array, which no backend changes in place.
 """
 
 from __future__ import annotations
@@ -20,27 +20,31 @@ from .control import run_child
 
 
 def needed(item: Item, key: str, backend: Backend) -> Any:
-    """What the item has by this key. Raises BackendError that names key and backend."""
+    """Return the value of a key.
+
+    Raises BackendError, with the key and the backend, if it is missing.
+    """
     try:
         return item[key]
     except KeyError:
-        has = ", ".join(sorted(map(str, item))) or "nothing"
+        keys = ", ".join(sorted(map(str, item))) or "nothing"
         raise BackendError(
-            f"{type(backend).__name__} needs the key {key!r}, which the item does not have; it has {has}"
+            f"{type(backend).__name__} needs the key {key!r}, but the item only has {keys}"
         ) from None
 
 
 def pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
-    """`a:b` in two, each; the first colon counts. Raises ValueError where there is none, or nothing before it."""
-    found = []
+    """Split each `a:b` at its first colon.
+
+    Raises ValueError without a colon, or with nothing before it.
+    """
+    split = []
     for text in texts:
         left, colon, right = text.partition(":")
         if not colon or not left.strip():
-            raise ValueError(
-                f"expected a key, a colon and what belongs to it, as in a:b, found {text!r}"
-            )
-        found.append((left.strip(), right))
-    return found
+            raise ValueError(f"expected a key, a colon and its value, as in a:b, found {text!r}")
+        split.append((left.strip(), right))
+    return split
 
 
 def _set_once(keys: list[str]) -> None:
@@ -50,7 +54,7 @@ def _set_once(keys: list[str]) -> None:
 
 
 def routes(texts: Sequence[str]) -> list[tuple[str, str]]:
-    """(from, to) of each."""
+    """Split each `from:to` into (from, to)."""
     return [(source, target.strip()) for source, target in pairs(texts)]
 
 
@@ -61,7 +65,7 @@ def _routes(texts: tuple[str, ...]) -> tuple[str, ...]:
                 f"expected two keys with a colon between them, as in a:b, found {source + ':'!r}"
             )
         if source == target:
-            raise ValueError(f"{source!r} would go to itself")
+            raise ValueError(f"{source!r} is routed to itself")
     _set_once([target for _, target in routes(texts)])
     return texts
 
@@ -80,7 +84,7 @@ def _numbers(texts: tuple[str, ...]) -> tuple[str, ...]:
 Key = Annotated[str, Field(min_length=1)]
 Keys = Annotated[Names, Field(min_length=1)]
 Routes = Annotated[Keys, AfterValidator(_routes)]
-"""`from:to,from:to`, or a list of such."""
+"""`from:to,from:to`, or a list of them."""
 
 
 class _ListParams(Params):
@@ -92,8 +96,10 @@ class KeepParams(_ListParams):
 
 
 class Keep(Backend):
-    """`Keep[a,b]`: of the item's keys only these stay, besides `data`, `error`, `context` and those that steer Penstock (`node_name`,
-    `event` and so on). `result` is `data`.
+    """`Keep[a,b]`: remove all keys except these. `result` is `data`.
+
+    `data`, `error`, `context` and the keys that steer Penstock (`node_name`, `event` and so on)
+    always stay.
     """
 
     parameters = KeepParams
@@ -109,11 +115,16 @@ class Keep(Backend):
 
 
 class RemoveParams(_ListParams):
-    remove: Keys = Field(description="the keys that go; one that is not there is no error")
+    remove: Keys = Field(
+        description="the keys to remove; a key that the item doesn't have is not an error"
+    )
 
 
 class Remove(Backend):
-    """`Remove[a,b]`: these keys go. `result` is `data` (what it was, if `data` goes), unless `result` is one of them."""
+    """`Remove[a,b]`: remove these keys. `result` is `data`, unless `result` is one of them.
+
+    If `data` is removed, `result` is what it was.
+    """
 
     parameters = RemoveParams
 
@@ -129,12 +140,12 @@ class Remove(Backend):
 
 class AddParams(_ListParams):
     add: Annotated[Keys, AfterValidator(_values)] = Field(
-        description="key:text; everything behind the first colon is the text"
+        description="key:text; everything after the first colon is the text"
     )
 
 
 class Add(Backend):
-    """`Add(a:x,b:y)`: sets keys to texts. `result` is `data`, unless `result` is one of the keys."""
+    """`Add(a:x,b:y)`: set keys to texts. `result` is `data`, unless `result` is one of the keys."""
 
     parameters: ClassVar[type[Params] | None] = AddParams
 
@@ -153,7 +164,10 @@ class AddIntParams(_ListParams):
 
 
 class AddInt(Add):
-    """`AddInt(a:1,b:-2)`: sets keys to whole numbers. `result` is `data`, unless `result` is one of the keys."""
+    """`AddInt(a:1,b:-2)`: set keys to whole numbers.
+
+    `result` is `data`, unless it is one of the keys.
+    """
 
     parameters = AddIntParams
 
@@ -162,15 +176,14 @@ class AddInt(Add):
 
 
 class CopyParams(_ListParams):
-    routes: Routes = Field(
-        alias="copy", description="from:to"
-    )  # `copy` is a method of every pydantic model
+    # An alias: `copy` is a method of every pydantic model.
+    routes: Routes = Field(alias="copy", description="from:to")
 
 
 class Copy(Backend):
-    """`Copy[a:b,c:d]`: b is what a is, d what c is, in this order. `result` is `data`, unless `result` is a target.
+    """`Copy[a:b,c:d]`: copy a to b, then c to d. `result` is `data`, unless `result` is a target.
 
-    A source that the item does not have fails it.
+    An item without a source key fails.
     """
 
     parameters: ClassVar[type[Params] | None] = CopyParams
@@ -181,9 +194,9 @@ class Copy(Backend):
 
     @staticmethod
     def texts(params: Any) -> tuple[str, ...]:
-        """The `from:to` of the parameters."""
-        found: tuple[str, ...] = params.routes
-        return found
+        """Return the `from:to` texts of the parameters."""
+        texts: tuple[str, ...] = params.routes
+        return texts
 
     def forward(self, batch: list[Item]) -> None:
         for item in batch:
@@ -198,18 +211,17 @@ class MoveParams(_ListParams):
 
 
 class Move(Copy):
-    """`Move[a:b,c:d]`: b is what a was, d what c was, in this order, and a and c are gone. `result` is `data` (what it was, if `data`
-    is gone), unless `result` is a target.
+    """`Move[a:b,c:d]`: move a to b, then c to d. `result` is `data`, unless `result` is a target.
 
-    A source that the item does not have fails it.
+    If `data` is moved away, `result` is what it was. An item without a source key fails.
     """
 
     parameters = MoveParams
 
     @staticmethod
     def texts(params: Any) -> tuple[str, ...]:
-        found: tuple[str, ...] = params.move
-        return found
+        texts: tuple[str, ...] = params.move
+        return texts
 
     def forward(self, batch: list[Item]) -> None:
         for item in batch:
@@ -222,24 +234,26 @@ class Move(Copy):
                 item["result"] = item.get("data", data)
 
 
-def _for_values(key: str) -> str:
+def _not_data_or_result(key: str) -> str:
     if key in ("data", "result"):
-        raise ValueError(f"{key!r} is what the item goes on with: expected another key")
+        raise ValueError(
+            f"{key!r} holds the value that the item goes on with: expected another key"
+        )
     return key
 
 
-TargetKey = Annotated[Key, AfterValidator(_for_values)]
+TargetKey = Annotated[Key, AfterValidator(_not_data_or_result)]
 
 
 class Result2KeyParams(Params):
-    key: TargetKey = Field("key", description="where the child's result goes")
+    key: TargetKey = Field("key", description="the key that gets the child's result")
 
 
 class Result2Key(Backend):
-    """`Result2Key(key)[A]`: what A makes of `data` goes to the key, and the item goes on with the `data` that it came with: `data` and
-    `result` are that. Without a child, `data` itself goes to the key.
+    """`Result2Key(key)[A]`: put A's result in the key and go on with the `data` that came in.
 
-    An item that the child leaves without `result`, or with `error`, has no `result` behind it either.
+    `data` and `result` are then that. Without a child, `data` itself goes to the key. An item that
+    the child leaves without `result`, or with `error`, leaves without `result` too.
     """
 
     parameters: ClassVar[type[Params] | None] = Result2KeyParams
@@ -257,7 +271,7 @@ class Result2Key(Backend):
 
     @staticmethod
     def ends(params: Any) -> tuple[str, str]:
-        """The key whose value the child gets as `data`, and the key that its result goes to."""
+        """Return the key that the child gets as `data`, and the key that gets its result."""
         return "data", params.key
 
     def forward(self, batch: list[Item]) -> None:

@@ -14,7 +14,7 @@ from penstock.backends.errors import BackendError, InvalidInput
 from penstock.backends.operators.classify import SoftmaxArgMaxTensor
 
 
-def make(directory: Any = None, **params: Any) -> Any:
+def make(directory: Path | None = None, **params: Any) -> Any:
     backend = SoftmaxArgMaxTensor()
     backend.init(
         SoftmaxArgMaxTensor.parameters(**params),
@@ -31,14 +31,14 @@ def classify(data: Any, backend: Any = None) -> Any:
 
 
 @pytest.fixture
-def animals(tmp_path: Path) -> Any:
+def animals(tmp_path: Path) -> Path:
     (tmp_path / "labels.txt").write_text("cat\ndog \nÄffin\n", encoding="utf-8")
     return tmp_path
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (3,)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.int64])
-def test_softmax_and_argmax(shape: Any, dtype: Any) -> None:
+def test_softmax_and_argmax(shape: tuple[int, ...], dtype: Any) -> None:
     answer = classify(np.array([1, 3, 2], dtype).reshape(shape))
     assert answer == {
         "result": 1,
@@ -50,7 +50,7 @@ def test_softmax_and_argmax(shape: Any, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int32"])
-def test_tensors_of_torch(dtype: Any) -> None:
+def test_tensors_of_torch(dtype: str) -> None:
     torch = pytest.importorskip("torch")
     for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
         scores = torch.tensor([[1, 3, 2]], dtype=getattr(torch, dtype), device=device)
@@ -67,17 +67,17 @@ def test_large_logits_do_not_overflow() -> None:
     assert classify(np.array([[1e4, 0]], np.float32))["score"] == 1.0
 
 
-def test_probabilities_as_they_are() -> None:
+def test_probabilities_stay_as_they_are() -> None:
     assert classify(np.array([[0.25, 0.5, 0.25]]), make(softmax=False))["score"] == 0.5
 
 
-def test_labels_beside_the_pipelines_file(animals: Any) -> None:
+def test_labels_beside_the_pipelines_file(animals: Path) -> None:
     answer = classify(np.array([[0, 0, 9.0]]), make(animals, labels="labels.txt"))
     assert answer["label"] == "Äffin" and "top" not in answer
     assert classify(np.array([[0, 9.0, 0]]), make(animals, labels="labels.txt"))["label"] == "dog"
 
 
-def test_top(animals: Any) -> None:
+def test_top_k_lists_the_best_classes(animals: Path) -> None:
     answer = classify(np.array([[1.0, 3, 2]]), make(animals, labels="labels.txt", top_k=2))
     assert [(entry["class"], entry["label"]) for entry in answer["top"]] == [
         (1, "dog"),
@@ -108,13 +108,13 @@ def test_equal_scores_keep_the_order_of_classes() -> None:
     ],
     ids=str,
 )
-def test_what_is_no_row_of_scores(data: Any) -> None:
+def test_other_data_than_a_row_of_scores(data: Any) -> None:
     with pytest.raises(InvalidInput, match="SoftmaxArgMaxTensor"):
         classify(data)
 
 
-def test_labels_that_do_not_match(animals: Any) -> None:
-    with pytest.raises(BackendError, match=r"labels\.txt has 3 labels, and the model gives 4"):
+def test_labels_that_do_not_match(animals: Path) -> None:
+    with pytest.raises(BackendError, match=r"labels\.txt has 3 labels, but the model gives 4"):
         classify(np.ones((1, 4)), make(animals, labels="labels.txt"))
 
 
@@ -123,12 +123,12 @@ def test_labels_that_are_missing(tmp_path: Path) -> None:
         make(tmp_path, labels="nothing.txt")
 
 
-def test_neighbours_of_a_bad_item() -> None:
+def test_a_bad_item_fails_alone() -> None:
     batch = [{"data": np.array([0.0, 1])}, {"data": np.ones((2, 2))}, {"data": np.array([1.0, 0])}]
     make().forward(batch)
     assert [item.get("result") for item in batch] == [1, None, 0]
     assert isinstance(batch[1]["error"], InvalidInput) and "error" not in batch[0]
 
 
-def test_no_bound() -> None:
+def test_it_takes_any_batch() -> None:
     assert make().max == UNBOUNDED

@@ -1,3 +1,5 @@
+"""torchpipe's Range, Random, Result2Other and KeyA2KeyB."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -49,14 +51,14 @@ def own_names(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "child", [BatchRange(low, high) for low in range(1, 7) for high in range(low, 10)]
 )
-def test_which_sizes_are_sums_is_what_counting_says(child: BatchRange) -> None:
+def test_the_first_impossible_size_is_the_one_that_counting_finds(child: BatchRange) -> None:
     reachable = {0}
     for _ in range(40):
         reachable |= {
-            size + part
+            size + piece
             for size in reachable
-            for part in range(child.min, child.max + 1)
-            if size + part <= 40
+            for piece in range(child.min, child.max + 1)
+            if size + piece <= 40
         }
     for low in range(1, 12):
         missing = [size for size in range(low, 41) if size not in reachable]
@@ -77,17 +79,17 @@ def test_range_sums_its_childs_range(bound: Callable[..., Any]) -> None:
         batches.clear()
         items: list[Item] = [{"data": number} for number in range(size)]
         backend.forward(items)
-        assert sum(batches) == size and all(2 <= part <= 9 for part in batches)
+        assert sum(batches) == size and all(2 <= piece <= 9 for piece in batches)
         assert [item["result"] for item in items] == [number * 10 for number in range(size)]
 
 
-def test_range_may_get_fewer_than_it_says(make: Make) -> None:
+def test_range_runs_fewer_items_than_its_min(make: Make) -> None:
     make("Range('8,16')[TwoToNine]").forward([{"data": 1}])
     assert batches == [1]
 
 
 @pytest.mark.parametrize("expression", ["Range('8,9')[Eight]", "Range('8,9')[LearnsEight]"])
-def test_a_size_that_is_no_sum_is_found_at_load(make: Make, expression: str) -> None:
+def test_a_size_that_is_not_a_sum_is_an_error_at_load(make: Make, expression: str) -> None:
     with pytest.raises(
         ConfigError,
         match=r"Range: 9 of \[8, 9\] is not a sum of batch sizes that the child takes: "
@@ -97,7 +99,7 @@ def test_a_size_that_is_no_sum_is_found_at_load(make: Make, expression: str) -> 
 
 
 @pytest.mark.parametrize("text", ["8", "9,8", "0,8", "1,x", "1,2,3"])
-def test_what_is_no_range_is_found_at_load(make: Make, text: str) -> None:
+def test_an_invalid_range_is_an_error_at_load(make: Make, text: str) -> None:
     with pytest.raises(ConfigError, match="range"):
         make("Range[Counts]", range=text)
 
@@ -113,14 +115,14 @@ def test_random_decides_for_each_item(make: Make) -> None:
     items: list[Item] = [{"data": 1} for _ in range(1000)]
     make("Random(0.5)[Counts,S[Counts,Counts]]").forward(items)
     assert 300 < sum(item["result"] == 10 for item in items) < 700
-    assert len(batches) == 3, "in two parts, each at once"
+    assert len(batches) == 3, "one batch for A, and one for each member of the other Sequential"
 
 
 @pytest.mark.parametrize(
     "expression",
     ["Random(1.5)[Counts,Counts]", "Random(0.5)[Counts]", "Random[Counts,Counts]", "KeyA2KeyB(a)"],
 )
-def test_what_can_not_be_is_found_at_load(make: Make, expression: str) -> None:
+def test_invalid_arguments_are_an_error_at_load(make: Make, expression: str) -> None:
     with pytest.raises(ConfigError):
         make(expression)
 
@@ -135,7 +137,7 @@ def test_what_can_not_be_is_found_at_load(make: Make, expression: str) -> None:
         ("S[KeyA2KeyB(a,b),Counts]", {}, {"data": 1, "a": 2, "b": 2, "result": 10}),
     ],
 )
-def test_results_that_go_to_a_key(
+def test_a_result_goes_to_a_key(
     make: Make, expression: str, keys: dict[str, str], after: Item
 ) -> None:
     item: Item = {"data": 1, "a": 2}
@@ -143,8 +145,8 @@ def test_results_that_go_to_a_key(
     assert item == after
 
 
-def test_a_key_that_is_not_there_is_named(make: Make) -> None:
+def test_a_missing_key_is_named(make: Make) -> None:
     with pytest.raises(
-        BackendError, match="KeyA2KeyB needs the key 'a', which the item does not have; it has data"
+        BackendError, match="KeyA2KeyB needs the key 'a', but the item only has data"
     ):
         make("KeyA2KeyB(a,b)").forward([{"data": 1}])

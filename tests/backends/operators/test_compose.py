@@ -1,3 +1,5 @@
+"""Sequential and its filters, the wrappers, and Identity."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -72,9 +74,9 @@ def spec(cls: type[Backend], *children: Spec) -> Spec:
 
 
 def chain(*members: type[Backend]) -> Sequential:
-    found = spec(Sequential, *map(spec, members)).create(Context())
-    assert isinstance(found, Sequential)
-    return found
+    backend = spec(Sequential, *map(spec, members)).create(Context())
+    assert isinstance(backend, Sequential)
+    return backend
 
 
 def test_identity() -> None:
@@ -107,13 +109,13 @@ def test_an_item_with_error_leaves_the_chain() -> None:
     assert items[1]["result"] == "aa"
 
 
-def test_the_result_of_an_earlier_member_is_no_answer() -> None:
+def test_the_result_of_an_earlier_member_is_not_the_answer() -> None:
     item: Item = {"data": "silent"}
     chain(Identity, Silent).forward([item])
     assert item == {"data": "silent"}
 
 
-def test_later_members_do_not_run_when_nobody_is_left() -> None:
+def test_later_members_do_not_run_without_items() -> None:
     sequence = chain(Silent, Double)
     sequence.forward([{"data": "silent"}])
     assert sequence.children[1].batches == []  # type: ignore[attr-defined]
@@ -149,7 +151,7 @@ def test_another_exception_fails_the_batch() -> None:
         ([(1, UNBOUNDED)], (1, UNBOUNDED)),
     ],
 )
-def test_range_rule(members: list[tuple[int, int]], expected: tuple[int, int]) -> None:
+def test_the_range_of_a_chain(members: list[tuple[int, int]], expected: tuple[int, int]) -> None:
     assert chain_range(BatchRange(*member) for member in members) == expected
 
 
@@ -174,7 +176,7 @@ def test_wrappers_run_their_child(wrapper: type[Backend]) -> None:
     assert backend.max == 1
 
 
-def test_sync_tensor_alone_passes_on() -> None:
+def test_sync_tensor_alone_passes_the_item_on() -> None:
     assert spec(SyncTensor).declared_range == (1, UNBOUNDED)
     assert spec(SyncTensor).shape_key is None
     backend = spec(Sequential, spec(Double), spec(SyncTensor)).create(Context())
@@ -184,7 +186,7 @@ def test_sync_tensor_alone_passes_on() -> None:
     assert backend.max == spec(Sequential, spec(Double)).create(Context()).max
 
 
-def test_shape_key_is_the_first_members() -> None:
+def test_a_sequential_has_the_shape_key_of_its_first_member() -> None:
     class Shaped(Backend):
         @staticmethod
         def shape_key(item: Item) -> int:  # type: ignore[override]
@@ -197,7 +199,7 @@ def test_shape_key_is_the_first_members() -> None:
     assert spec(Sequential, spec(Double), spec(Shaped)).shape_key is None
 
 
-def test_a_member_that_empties_its_list_ends_no_chain() -> None:
+def test_a_member_can_empty_its_list() -> None:
     class Consumer(Backend):
         def forward(self, batch: list[Item]) -> None:
             while batch:
@@ -215,7 +217,7 @@ def test_a_member_that_empties_its_list_ends_no_chain() -> None:
     assert [item["result"] for item in items] == [3, 7]
 
 
-def test_invalid_input_that_a_member_raises_for_a_batch_of_one_is_that_items_soft_failure() -> None:
+def test_invalid_input_raised_for_a_batch_of_one_is_a_soft_failure() -> None:
     class Batches(Raises):
         max = 8
 
@@ -229,11 +231,11 @@ def test_invalid_input_that_a_member_raises_for_a_batch_of_one_is_that_items_sof
     assert caught.value.penstock_backend == "Strict"  # type: ignore[attr-defined]
 
 
-# filters in front of members
+# filters before members
 
 
 class Strict(Backend):
-    """Raises for a whole batch, as an engine may."""
+    """Raises for a whole batch, as an engine can."""
 
     def init(self, params: Any, context: Context) -> None: ...
 
@@ -258,7 +260,7 @@ def appending(text: str) -> Callable[[str], str]:
 
 @pytest.fixture
 def own_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Members of the test's own, and torchpipe's fault injection: RuntimeError and InvalidArgumentError."""
+    """Register the test's own members, and torchpipe's fault injection under its names."""
     monkeypatch.setattr(registry, "_registered", {})
     monkeypatch.setattr(filters, "_registered", {})
     for backend in (Silent, Soft, Strict, Raises):
@@ -270,14 +272,14 @@ def own_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def answers(backend: Backend, *data: Any) -> list[Any]:
-    items: list[Item] = [{"data": each} for each in data]
+    items: list[Item] = [{"data": value} for value in data]
     backend.forward(items)
     return [item.get("result") for item in items]
 
 
 @pytest.mark.usefixtures("own_names")
 @pytest.mark.parametrize(("fast", "lost"), [("Silent", "silent"), ("Raises", "bad")])
-def test_a_fallback_runs_for_what_has_no_result(
+def test_a_fallback_runs_for_items_without_a_result(
     make: Callable[..., Backend], fast: str, lost: str
 ) -> None:
     items: list[Item] = [{"data": "a"}, {"data": lost}]
@@ -286,7 +288,7 @@ def test_a_fallback_runs_for_what_has_no_result(
 
 
 @pytest.mark.usefixtures("own_names")
-def test_a_fallback_runs_for_what_a_member_raised_of_an_item() -> None:
+def test_a_fallback_runs_for_an_item_that_a_member_raised_for() -> None:
     with pipe("S[Strict,(or)X,Y]") as chained:
         items = [{"data": "a"}, {"data": "bad"}, {"data": "b"}]
         chained(items)
@@ -322,7 +324,7 @@ def test_an_item_that_left_at_a_member_without_filter_does_not_come_back(
         ("S[Silent,(Run)Y]", "silent", "silenty"),
     ],
 )
-def test_what_the_statuses_do(
+def test_the_effect_of_each_status(
     make: Callable[..., Backend], expression: str, data: str, result: str
 ) -> None:
     item: Item = {"data": ""} if data != "silent" else {"data": data}
@@ -333,23 +335,23 @@ def test_what_the_statuses_do(
 
 @pytest.mark.usefixtures("own_names")
 def test_each_item_has_its_own_status(make: Callable[..., Backend]) -> None:
-    said: dict[str, Status] = {"run": Status.RUN, "skip": Status.SKIP, "break": Status.BREAK}
-    asked: list[str] = []
+    statuses: dict[str, Status] = {"run": Status.RUN, "skip": Status.SKIP, "break": Status.BREAK}
+    seen: list[str] = []
 
-    @register_filter("says")
-    def says(item: Item) -> Status:
-        asked.append(item["said"])
+    @register_filter("decides")
+    def decides(item: Item) -> Status:
+        seen.append(item["status"])
         item["data"] = item["result"]
-        return said[item["said"]]
+        return statuses[item["status"]]
 
-    items: list[Item] = [{"data": "", "said": each} for each in ("break", "run", "skip")]
-    make("S[X,(says)Y,Z]").forward(items)
+    items: list[Item] = [{"data": "", "status": status} for status in ("break", "run", "skip")]
+    make("S[X,(decides)Y,Z]").forward(items)
     assert [item["result"] for item in items] == ["x", "xyz", "xz"]
-    assert asked == ["break", "run", "skip"]
+    assert seen == ["break", "run", "skip"]
 
 
 @pytest.mark.usefixtures("own_names")
-def test_an_earlier_answer_does_not_pass_for_that_of_a_member_that_ran(
+def test_an_earlier_result_does_not_pass_for_that_of_a_member_that_ran(
     make: Callable[..., Backend],
 ) -> None:
     register_filter("just_run", lambda item: Status.RUN)
@@ -359,7 +361,7 @@ def test_an_earlier_answer_does_not_pass_for_that_of_a_member_that_ran(
 
 
 @pytest.mark.usefixtures("own_names")
-def test_a_members_batch_is_of_those_that_it_runs_for(make: Callable[..., Backend]) -> None:
+def test_a_member_gets_only_the_items_that_its_filter_lets_in(make: Callable[..., Backend]) -> None:
     backend = make("S[Silent,(or)X,(filter)HasKey(none)[X]]")
     items: list[Item] = [
         {"data": "a", "filter": "Skip"},
@@ -372,23 +374,23 @@ def test_a_members_batch_is_of_those_that_it_runs_for(make: Callable[..., Backen
 
 @pytest.mark.usefixtures("own_names")
 @pytest.mark.parametrize(
-    ("name", "said", "message"),
+    ("name", "status", "message"),
     [
-        ("Error", None, "the filter Error in front of Identity answered Error"),
-        ("says", Status.ERROR, "the filter says in front of Identity answered Error"),
+        ("Error", None, "the filter Error before Identity answered Error"),
+        ("decides", Status.ERROR, "the filter decides before Identity answered Error"),
         (
-            "says",
+            "decides",
             "Run",
-            "the filter says in front of Identity answered 'Run', expected a penstock.Status",
+            "the filter decides before Identity answered 'Run': expected a penstock.Status",
         ),
-        ("says", None, "the filter says in front of Identity answered None, expected"),
+        ("decides", None, "the filter decides before Identity answered None: expected"),
         ("filter", None, "the item's key 'filter', which is missing"),
     ],
 )
-def test_error_and_what_is_no_status_fail_the_item(
-    make: Callable[..., Backend], name: str, said: Any, message: str
+def test_error_and_an_answer_that_is_not_a_status_fail_the_item(
+    make: Callable[..., Backend], name: str, status: Any, message: str
 ) -> None:
-    register_filter("says", lambda item: said)
+    register_filter("decides", lambda item: status)
     with pytest.raises(BackendError, match=message) as caught:
         answers(make(f"S[X,({name})Identity]"), "a")
     assert caught.value.penstock_backend == f"({name})Identity"  # type: ignore[attr-defined]
@@ -400,7 +402,8 @@ def test_error_fails_only_its_item() -> None:
     with pipe("S[X,(check)Y]") as chained:
         with pytest.raises(
             BackendError,
-            match=r"node 'main': backend \(check\)\S+ raised BackendError: the filter check in front of \S+ answered",
+            match=r"node 'main': backend \(check\)\S+ raised BackendError: "
+            r"the filter check before \S+ answered",
         ):
             chained({"data": "a"})
         item = {"data": "b"}
@@ -409,7 +412,7 @@ def test_error_fails_only_its_item() -> None:
 
 
 @pytest.mark.usefixtures("own_names")
-def test_what_a_filter_raises_fails_the_item_and_invalid_input_is_its_soft_failure(
+def test_an_exception_in_a_filter_fails_the_item_and_invalid_input_softly(
     make: Callable[..., Backend],
 ) -> None:
     @register_filter("raises")
@@ -426,13 +429,13 @@ def test_what_a_filter_raises_fails_the_item_and_invalid_input_is_its_soft_failu
 
 @pytest.mark.usefixtures("own_names")
 @pytest.mark.parametrize("name", ["RuntimeError", "InvalidArgumentError"])
-def test_an_exception_is_nothing_to_fall_back_from(name: str) -> None:
+def test_no_fallback_runs_after_another_exception(name: str) -> None:
     with pipe(f"S[{name},(or)X]") as chained, pytest.raises(RuntimeError, match="Used in tests"):
         chained({"data": "a"})
 
 
 @pytest.mark.usefixtures("own_names")
-def test_an_unknown_filter_is_found_at_load(make: Callable[..., Backend]) -> None:
+def test_an_unknown_filter_is_an_error_at_load(make: Callable[..., Backend]) -> None:
     with pytest.raises(
         ConfigError, match=r"backend: \(orr\)X: there is no filter 'orr', did you mean 'or'\?"
     ):

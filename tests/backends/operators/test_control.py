@@ -1,3 +1,5 @@
+"""Backends that run others in pieces or depending on the item, and Sleep."""
+
 from __future__ import annotations
 
 import time
@@ -18,7 +20,7 @@ batches: list[list[Any]] = []
 
 
 class Records(Backend):
-    """`result` is ten times `data`; "bad" does not fit, "broken" breaks."""
+    """`result` is ten times `data`. "bad" raises InvalidInput, "broken" a RuntimeError."""
 
     def init(self, params: Any, context: Context) -> None: ...
 
@@ -57,7 +59,7 @@ def own_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def items_of(*data: Any) -> list[Item]:
-    return [{"data": each} for each in data]
+    return [{"data": value} for value in data]
 
 
 def sizes() -> list[int]:
@@ -65,7 +67,7 @@ def sizes() -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("rows", "most", "full", "even"),
+    ("rows", "max_rows", "full", "even"),
     [
         ([1] * 10, 4, [4, 4, 2], [4, 3, 3]),
         ([1] * 8, 4, [4, 4], [4, 4]),
@@ -77,15 +79,15 @@ def sizes() -> list[int]:
         ([], 4, [], []),
     ],
 )
-def test_pieces(rows: list[int], most: int, full: list[int], even: list[int]) -> None:
+def test_pieces(rows: list[int], max_rows: int, full: list[int], even: list[int]) -> None:
     batch = [
         {"data": number, "request_size": size} if size != 1 else {"data": number}
         for number, size in enumerate(rows)
     ]
     for evenly, expected in ((False, full), (True, even)):
-        found = list(pieces(batch, most, evenly=evenly))
-        assert [len(piece) for piece in found] == expected
-        assert [item for piece in found for item in piece] == batch
+        cut = list(pieces(batch, max_rows, evenly=evenly))
+        assert [len(piece) for piece in cut] == expected
+        assert [item for piece in cut for item in piece] == batch
 
 
 def test_parallel_takes_any_number(make: Make) -> None:
@@ -112,27 +114,28 @@ def test_max_runs_its_child_in_pieces(make: Make) -> None:
         ("Max(9)[One]", [1] * 5),
     ],
 )
-def test_max_asks_no_more_of_its_child_than_that_takes(
+def test_max_gives_its_child_no_more_than_it_takes(
     make: Make, expression: str, expected: list[int]
 ) -> None:
     make(expression).forward(items_of(*range(5)))
     assert sizes() == expected
 
 
-def test_max_may_stand_in_the_table_as_an_engine_has_it(make: Make) -> None:
+def test_max_can_be_a_key_of_the_node_as_for_an_engine(make: Make) -> None:
     make("Max[Records]", max="2x3x224x224").forward(items_of(*range(5)))
     assert sizes() == [2, 2, 1]
 
 
-def test_pieces_that_the_child_can_not_take_are_found_at_load(
+def test_pieces_too_small_for_the_child_are_an_error_at_load(
     bound: Callable[..., Any], make: Make
 ) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"Max: pieces of at most 1 are less than the child takes: it has the range \[2, 4\]",
+        match=r"Max: pieces of at most 1 rows are smaller than the child takes: "
+        r"its range is \[2, 4\]",
     ):
         _ = bound("Max(1)[Some]").declared_range
-    with pytest.raises(ConfigError, match=r"less than the child takes: it has the range \[3, 5\]"):
+    with pytest.raises(ConfigError, match=r"smaller than the child takes: its range is \[3, 5\]"):
         make("Max(2)[Learns]")
 
 
@@ -161,14 +164,14 @@ def test_ranges(
     assert (spec.declared_range, (backend.min, backend.max)) == (declared, known)
 
 
-def test_has_key_sends_each_item_where_it_belongs(make: Make) -> None:
+def test_has_key_sends_each_item_to_its_branch(make: Make) -> None:
     items: list[Item] = [{"data": 1, "k": None}, {"data": 2}, {"data": 3, "k": 0}]
     make("HasKey(k)[Records,S[Records,Records]]").forward(items)
     assert batches == [[1, 3], [2], [20]]
     assert [item["result"] for item in items] == [10, 200, 30]
 
 
-def test_not_has_key_is_the_other_way_round(make: Make) -> None:
+def test_not_has_key_swaps_the_branches(make: Make) -> None:
     items: list[Item] = [{"data": 1, "k": None}, {"data": 2}]
     make("NotHasKey(k)[Records,S[Records,Records]]").forward(items)
     assert [item["result"] for item in items] == [100, 20]
@@ -178,7 +181,7 @@ def test_not_has_key_is_the_other_way_round(make: Make) -> None:
     ("expression", "expected"),
     [("HasKey(k)[Records]", [10, 2]), ("NotHasKey(key=k)[Records]", [1, 20])],
 )
-def test_with_one_branch_the_others_go_on_as_they_are(
+def test_with_one_branch_the_other_items_stay_unchanged(
     make: Make, expression: str, expected: list[int]
 ) -> None:
     items: list[Item] = [{"data": 1, "k": None}, {"data": 2}]
@@ -186,13 +189,13 @@ def test_with_one_branch_the_others_go_on_as_they_are(
     assert [item["result"] for item in items] == expected
 
 
-def test_the_key_is_called_key_unless_it_is_given(make: Make) -> None:
+def test_the_default_key_is_key(make: Make) -> None:
     items: list[Item] = [{"data": 1, "key": None}, {"data": 2}]
     make("HasKey[Records]").forward(items)
     assert [item["result"] for item in items] == [10, 2]
 
 
-def test_a_branch_gets_no_more_than_it_takes_and_nothing_of_nothing(make: Make) -> None:
+def test_a_branch_gets_no_more_than_it_takes_and_never_an_empty_batch(make: Make) -> None:
     make("HasKey(data)[One,Records]").forward(items_of(1, 2, 3))
     assert batches == [[1], [2], [3]]
 
@@ -209,7 +212,7 @@ def test_a_branch_gets_no_more_than_it_takes_and_nothing_of_nothing(make: Make) 
         "Max(0)[One]",
     ],
 )
-def test_what_can_not_be_is_found_at_load(make: Make, expression: str) -> None:
+def test_invalid_arguments_are_an_error_at_load(make: Make, expression: str) -> None:
     with pytest.raises(ConfigError):
         make(expression)
 
@@ -242,7 +245,7 @@ def test_invalid_input_of_a_larger_piece_fails_the_batch(make: Make) -> None:
     assert caught.value.penstock_backend == "Records"  # type: ignore[attr-defined]
 
 
-def test_empty_leaves_the_item_as_it_is(make: Make) -> None:
+def test_empty_leaves_the_item_unchanged(make: Make) -> None:
     item: Item = {"data": 1, "k": 2}
     make("S[Empty,Records]").forward([item])
     assert (item, batches) == ({"data": 1, "k": 2}, [])
@@ -251,7 +254,7 @@ def test_empty_leaves_the_item_as_it_is(make: Make) -> None:
 @pytest.mark.parametrize(
     ("keys", "seconds"), [({}, 0.01), ({"Sleep::time": 30}, 0.03), ({"time": "2.5"}, 0.0025)]
 )
-def test_sleep_sleeps_as_long_as_it_says(
+def test_sleep_sleeps_for_its_time(
     monkeypatch: pytest.MonkeyPatch, make: Make, keys: dict[str, Any], seconds: float
 ) -> None:
     slept: list[float] = []
