@@ -47,7 +47,8 @@ from penstock.pipelines.config.tables import NODE_KEYS, STRUCTURE_KEYS, Pipeline
 from penstock.pipelines.repository import Repository
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SITE = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [*sorted(ROOT.glob("*.md")), *SITE]
 FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```\s*$",
     re.MULTILINE | re.DOTALL,
@@ -284,7 +285,7 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     """Dead links, missing anchors and pages that no index lists are errors."""
     build_site(ROOT / "docs", tmp_path / "site")
     pages = sorted((tmp_path / "site").rglob("*.html"))
-    assert {page.relative_to(ROOT / "docs").with_suffix(".html") for page in PAGES[1:]} <= {
+    assert {page.relative_to(ROOT / "docs").with_suffix(".html") for page in SITE} <= {
         page.relative_to(tmp_path / "site") for page in pages
     }
     for page in pages:
@@ -327,6 +328,13 @@ def build_site(docs: Path, site: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_contributing_names_every_script() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for script in (ROOT / "scripts").iterdir():
+        if script.is_file() and script.name not in ("setup", "gpu_bench"):
+            assert f"| `scripts/{script.name}` |" in text, script.name
 
 
 def test_pages_that_the_code_names_exist() -> None:
