@@ -1,7 +1,8 @@
 """An executor: one daemon thread that owns one backend instance and runs one batch at a time.
 
-Everything that runs on that thread is here; what the loop does with the outcome is in `node.py`. The two meet in two places only: a
-`SimpleQueue` in, one `call_soon_threadsafe` a batch out.
+Everything that runs on that thread is here; what the loop does with the outcome is in `node.py`.
+Batches come in by a `SimpleQueue`, and one `call_soon_threadsafe` per batch goes out. Nothing else
+is shared.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("penstock.executor")
 
 current = threading.local()
-"""`current.executor`: on an executor's thread, that executor."""
+"""On an executor's thread, `current.executor` is that executor."""
 
 NEVER_RETRIED = (MemoryError, DeviceError)
-"""What fails a whole batch at once: running its items one by one would only fail again, and harder."""
+"""Errors that fail a whole batch at once. To run its items one by one would make matters worse."""
 
 
 class _Signal(Enum):
@@ -46,7 +47,7 @@ class _Signal(Enum):
 
 
 class Owner(Protocol):
-    """What an executor reports to, always on the owner's loop (`node.py`)."""
+    """The node that an executor reports to. Reports are called on the owner's loop."""
 
     retry: bool
     retry_suspended: bool
@@ -59,18 +60,38 @@ class Owner(Protocol):
 
 
 class Executor:
-    """`start` hands it a batch; the owner hears of it when the batch has run. The scheduler never starts a second one before that."""
+    """One thread with one backend instance.
+
+    `start` gives it a batch, and it reports to its owner when the batch has run. The scheduler does
+    not start another batch on it before that.
+    """
 
     __slots__ = (
-        "_callbacks", "_context", "_inbox", "_loop", "_owner", "_process", "_spec", "_thread", "clock", "failures", "group", "loaded",
-        "max", "min", "name", "signature", "waits_for",
-    )  # fmt: skip
+        "_callbacks",
+        "_context",
+        "_inbox",
+        "_loop",
+        "_owner",
+        "_process",
+        "_spec",
+        "_thread",
+        "clock",
+        "failures",
+        "group",
+        "loaded",
+        "max",
+        "min",
+        "name",
+        "signature",
+        "waits_for",
+    )
 
-    def __init__(  # noqa: PLR0917
+    def __init__(
         self,
         name: str,
         spec: Spec | ProcessBackend,
         context: Context,
+        *,
         group: Group,
         owner: Owner,
         loop: asyncio.AbstractEventLoop,
@@ -79,18 +100,13 @@ class Executor:
         self.name = name
         self.group = group
         self.min = self.max = 1  # set by the owner once the backend is loaded
-        self.waits_for: object = (
-            None  # a `pipe` that its backend has called and that has not answered (loop_thread.py)
-        )
+        # A `pipe` that its backend has called and that has not answered (loop_thread.py).
+        self.waits_for: object = None
         self.loaded = False
-        self.signature: Signature | None = (
-            None  # what its backend takes and gives, if that knows it
-        )
-        self.failures = 0  # deaths at this place, one after the other, since a batch ran here
+        self.signature: Signature | None = None  # of its backend, where that knows it
+        self.failures = 0  # deaths of this instance in a row, since it last ran a batch
         self.clock = clock
-        self._callbacks = (
-            contextvars.Context()
-        )  # empty: what runs on the loop for us inherits nothing
+        self._callbacks = contextvars.Context()  # empty: reports inherit no request's variables
         self._spec = spec
         self._process = None if isinstance(spec, Spec) else spec
         self._context = context
@@ -100,7 +116,7 @@ class Executor:
         if self._process is not None:
             self._process.on_exit = lambda: self._inbox.put(_Signal.REVIVE)
             self._process.on_restart = lambda: self._report(self._owner.executor_restarted)
-        # A daemon: native code that never returns can't be killed, and must not keep the process alive.
+        # A daemon, because native code that never returns must not keep the process alive.
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
     def __repr__(self) -> str:
@@ -116,25 +132,32 @@ class Executor:
         return self._owner
 
     def launch(self) -> None:
-        """Start the thread: it loads the backend, warms it up and reports."""
+        """Start the thread, which loads the backend, warms it up and reports."""
         self._thread.start()
 
     def start(self, batch: Batch) -> None:
+        """Give the thread a batch to run."""
         self._inbox.put(batch)
 
     def stop(self) -> None:
-        """Let the thread end after the batch it runs, or give up loading, where it can. It closes its backend and reports."""
+        """Ask the thread to end after its present batch. It closes its backend and reports.
+
+        A thread that is loading gives up, if its backend supports that.
+        """
         self._inbox.put(None)
         self._context.loading.stop()
 
     @property
     def loading(self) -> str:
-        """How far its backend is, as in "node 'net': building 42 %"; empty if that is loaded, or says nothing."""
+        """The progress of its backend's load, as in "node 'net': building 42 %".
+
+        Empty if the backend is loaded, or reports no progress.
+        """
         text = "" if self.loaded else self._context.loading.text
         return text and f"node {self._context.node!r}: {text}"
 
     def kill(self) -> bool:
-        """End the child process, if there is one: the thread can end then. Whether there is one."""
+        """Kill the child process, so that the thread can end. Return whether there is one."""
         if self._process is not None:
             self._process.kill()
         return self._process is not None
@@ -145,30 +168,30 @@ class Executor:
         return self._process is None or self._process.ready
 
     def join(self, timeout: float) -> bool:
-        """Whether the thread has ended. Only after it reported its stop, so this does not block the loop for long."""
+        """Wait for the thread to end, and return whether it has.
+
+        Call it after the thread has reported its stop: then this does not block the loop for long.
+        """
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def stack(self) -> str:
-        """Where the thread is right now, as a traceback."""
+        """Return the present stack of the thread, as a traceback."""
         frame = sys._current_frames().get(self._thread.ident or 0)
-        stack = (
-            "".join(traceback.format_stack(frame))
-            if frame is not None
-            else "(the thread has ended)"
-        )
-        return (
-            stack
-            if self._process is None
-            else f"{stack}  which waits for process {self._process.pid}"
-        )
+        if frame is None:
+            stack = "(the thread has ended)"
+        else:
+            stack = "".join(traceback.format_stack(frame))
+        if self._process is not None:
+            stack += f"  which waits for process {self._process.pid}"
+        return stack
 
     # on the thread
 
     def _report(self, report: Callable[..., None], *args: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(report, self, *args, context=self._callbacks)
-        except RuntimeError:  # the loop is closed, nobody is there to hear
+        except RuntimeError:
             logger.debug("%s: the loop is closed", self.name)
 
     def _main(self) -> None:
@@ -196,12 +219,13 @@ class Executor:
                 if (recording := timeline.recording) is not None:
                     self._record(recording, batch)
                 if device_error is not None:
-                    raise device_error  # what the backend holds on the device may be gone: it is made anew
+                    # The memory that the backend has on the device may be lost: end this thread, so
+                    # that another one with a new backend is started.
+                    raise device_error
                 self._report(owner.executor_finished, batch)
                 del batch  # an idle executor keeps no items alive
-        except (
-            BaseException
-        ) as error:  # reported, not swallowed: the owner fails the batch and restarts the executor
+        except BaseException as error:
+            # Not swallowed: the owner fails the batch and restarts the executor.
             self._report(owner.executor_died, error)
         finally:
             if backend is not None:
@@ -235,16 +259,15 @@ class Executor:
 def run_batch(
     backend: Backend, batch: Batch, owner: Owner, clock: Callable[[], float]
 ) -> DeviceError | None:
-    """Run the batch; where it fails, run its items one by one on fresh copies, so that only the guilty fail.
+    """Run the batch, and leave each entry's outcome in `batch.outcomes`.
 
-    Leaves each entry's outcome in `batch.outcomes`. An exception that is no `Exception` ends the thread. Returns the device's error, if
-    that is what failed.
+    If the batch fails, its items run one by one on new copies, so that only those fail that can't
+    be run. Returns the device's error, if the device failed. Raises only what is not an
+    `Exception`, which ends the thread.
     """
     entries = batch.entries
     try:
-        backend.forward(
-            list(batch.outcomes)
-        )  # a list of its own: a backend may do with it what it likes
+        backend.forward(list(batch.outcomes))  # a new list, because a backend may change it
     except Exception as error:
         if len(entries) == 1:
             batch.outcomes = [_outcome_of(error, entries[0], batch, backend)]
@@ -260,9 +283,8 @@ def run_batch(
         if isinstance(error, DeviceError):
             return error
     except BaseException:
-        batch.outcomes = [None] * len(
-            entries
-        )  # the thread ends: half-made copies are nobody's answer
+        # The thread ends, and half-made copies must not become answers.
+        batch.outcomes = [None] * len(entries)
         raise
     else:
         owner.retry_suspended = False
@@ -273,12 +295,12 @@ def _run_singly(
     backend: Backend, batch: Batch, owner: Owner, clock: Callable[[], float]
 ) -> DeviceError | None:
     entries = batch.entries
-    # in place: if the thread dies on the way, what has run until then counts
+    # Filled in place: if the thread dies on the way, what has run until then counts.
     outcomes = batch.outcomes = [None] * len(entries)
     failed = 0
     for position, entry in enumerate(entries):
         if entry.future.done() or entry.deadline <= clock():
-            continue  # the caller left, or is told that it is too late
+            continue  # the caller left, or the answer would be late
         item = entry.item.copy()
         try:
             backend.forward([item])
@@ -294,7 +316,8 @@ def _run_singly(
             outcomes[position] = item
             owner.retry_suspended = False
     if failed == len(entries):
-        # A backend that fails whatever it is given would cost 1 + n runs a batch: not again until some run succeeds.
+        # A backend that fails for every item would cost 1 + n runs per batch. Items run one by one
+        # again when some run has succeeded.
         owner.retry_suspended = True
     return None
 
@@ -302,7 +325,10 @@ def _run_singly(
 def _outcome_of(
     error: Exception, entry: Entry, batch: Batch, backend: Backend
 ) -> Item | BackendError:
-    """What becomes of an item that failed alone: a soft failure for `InvalidInput`, else a failure."""
+    """Return the outcome of an item that failed alone.
+
+    A soft failure for `InvalidInput`, else a `BackendError`.
+    """
     if isinstance(error, InvalidInput):
         item = entry.item.copy()
         item["error"] = error
@@ -312,7 +338,10 @@ def _outcome_of(
 
 
 def _wrap(error: Exception, batch: Batch, backend: Backend) -> BackendError:
-    """A new exception for each caller: raising one object in many tasks would grow its traceback without end."""
+    """Make the exception for one caller.
+
+    Each caller gets its own: an exception that many tasks raise collects all of their tracebacks.
+    """
     name = getattr(error, "penstock_backend", type(backend).__name__)
     kind = DeviceError if isinstance(error, DeviceError) else BackendError
     wrapped = kind(f"node {batch.node!r}: backend {name} raised {type(error).__name__}: {error}")
@@ -323,7 +352,12 @@ def _wrap(error: Exception, batch: Batch, backend: Backend) -> BackendError:
 def _log(batch: Batch, failed: list[Entry], error: Exception) -> None:
     requests = ", ".join(entry.request_id for entry in failed if entry.request_id)
     what = "an item" if len(failed) == 1 else f"a batch of {len(failed)} items"
+    pipeline = getattr(batch.executor, "pipeline", None)
     logger.error(
-        "node %s: %s failed%s", batch.node, what, f" (requests {requests})" if requests else "", exc_info=error,
-        extra={"request_id": requests, "pipeline": getattr(batch.executor, "pipeline", None), "node": batch.node},
-    )  # fmt: skip
+        "node %s: %s failed%s",
+        batch.node,
+        what,
+        f" (requests {requests})" if requests else "",
+        exc_info=error,
+        extra={"request_id": requests, "pipeline": pipeline, "node": batch.node},
+    )

@@ -1,7 +1,8 @@
-"""A node at work: its scheduler's coroutine, its queue and its executors. All of it runs on the event loop, without a lock.
+"""A node at work: its queue, its executors, and the coroutine that schedules them.
 
-The coroutine waits until something changes (an arrival, a departure, a timer, an executor's report), then decides once
-for all that changed in this iteration of the loop: the eight images of one request make one batch.
+The coroutine waits until something changes (an arrival, a departure, a timer, an executor's
+report), then decides once for all that changed in this iteration of the event loop: the eight
+images of one request make one batch. All of this runs on the loop, so there is no lock.
 """
 
 from __future__ import annotations
@@ -31,19 +32,30 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("penstock.node")
 
-SHORT = 0.001
-"""Seconds. A batch that ran for less is followed by a decision at the end of the loop's iteration, not at once. The executor
-could not start earlier: it needs the GIL, which the loop keeps until then. Woken at once it would only go for it again and
-again, five times a batch (a fifth of a small request's time, docs/explanation/performance.md). Behind a longer batch the executor is
-what must not wait."""
+SHORT_BATCH_SECONDS = 0.001
+"""After a batch that ran for less, the node decides at the end of the loop's iteration.
 
-LONGEST_RESTART_DELAY = 30.0  # seconds
-DELAY_AFTER_FAILED_DECISION = 1.0  # seconds
-KILL_TIMEOUT = 5.0  # seconds
+After a longer batch it decides at once, because the executor must not wait. The executor of a short
+batch could not start earlier anyhow: it needs the GIL, which the loop holds until its iteration
+ends. An executor that is woken at once tries to take the GIL about five times per batch, which cost
+a fifth of a small request's time (docs/explanation/performance.md).
+"""
+
+FAILED_DECISION_DELAY_SECONDS = 1.0
+"""How long after a decision that raised the next one is made, if nothing changes before."""
+
+LONGEST_RESTART_DELAY_SECONDS = 30.0
+"""The delay before an executor is restarted doubles with each death in a row, up to this."""
+
+KILL_TIMEOUT_SECONDS = 5.0
+"""How long `close` waits for threads to end after it killed their child processes."""
 
 
 class Node:
-    """Queue, scheduler and executors of one node. `on_batch` is called after every batch, before its results are delivered."""
+    """The queue, the scheduler and the executors of one node.
+
+    `on_batch` is called after every batch, before the results of that batch are delivered.
+    """
 
     def __init__(
         self,
@@ -56,10 +68,8 @@ class Node:
         self.config = config
         self.name = config.name
         self.inflow = Inflow()
-        self.parts_per_item = 1.0  # the parts of a request that come here, on average (inflow.py)
-        self.signature: Signature | None = (
-            None  # what its engine takes and gives, once it is loaded, if that knows it
-        )
+        self.parts_per_item = 1.0  # how many parts of a request come here, on average (inflow.py)
+        self.signature: Signature | None = None  # of its engine, once that is loaded
         self.retry = config.retry
         self.retry_suspended = False
         self.statistics = NodeStatistics()
@@ -73,41 +83,41 @@ class Node:
         )
         self.closed = False
         self._pipeline = pipeline
-        self._place = {"pipeline": pipeline.name, "node": config.name}  # for the log
+        self._log_extra = {"pipeline": pipeline.name, "node": config.name}
         self._loop = loop
         self._clock = clock
         self._on_batch = on_batch
-        self._context = (
-            contextvars.Context()
-        )  # empty: neither timers nor decisions inherit a request's variables
-        self._change = asyncio.Event()  # since the last decision; `_schedule` waits for it
+        # Empty, so that neither timers nor decisions inherit a request's variables.
+        self._context = contextvars.Context()
+        self._change = asyncio.Event()  # something has changed since the last decision
         self._scheduling: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
-        self._executors: dict[
-            Executor, tuple[int, int]
-        ] = {}  # every thread that has not stopped: its group and its instance
-        self._missing = sum(
-            group.instances for group in config.groups
-        )  # executors that are not ready
-        self._up = False  # all executors have been ready once
+        # Every thread that has not stopped: its group and its instance.
+        self._executors: dict[Executor, tuple[int, int]] = {}
+        # How many executors are not loaded.
+        self._missing = sum(group.instances for group in config.groups)
+        self._up = False  # all executors have been loaded once
         self._loading: asyncio.Future[None] = loop.create_future()
         self._stopped: asyncio.Future[None] | None = None
-        self.devices: dict[
-            str, Group
-        ] = {}  # accelerators that its executors took; empty: all run on the CPU
+        # The accelerators that its executors took; empty if all run on the CPU.
+        self.devices: dict[str, Group] = {}
         self._watchers: list[Callable[[Batch], None]] = []
         self._shape_key = config.groups[0].spec.shape_key
         self._levels = config.priority_levels
 
     def __repr__(self) -> str:
-        scheduler = self.scheduler
-        return f"<Node {self.name}: {len(scheduler.running)} active, {len(scheduler.idle)} idle, {scheduler.queued} queued>"
+        active, idle = len(self.scheduler.running), len(self.scheduler.idle)
+        queued = self.scheduler.queued
+        return f"<Node {self.name}: {active} active, {idle} idle, {queued} queued>"
 
     # life
 
     async def start(self) -> None:
-        """Launch the executors and wait until all are loaded and warm. Raises `BackendError` for the first that can't be."""
+        """Launch the executors, and wait until all of them are loaded and warm.
+
+        Raises `BackendError` for the first one that fails to load.
+        """
         if not self.closed:
             self._scheduling = self._loop.create_task(
                 self._schedule(),
@@ -121,7 +131,7 @@ class Node:
 
     @property
     def not_ready(self) -> str:
-        """Why; empty if it is."""
+        """Why the node is not ready; empty if it is ready."""
         missing = self._missing + sum(
             executor.loaded and not executor.ready for executor in self._executors
         )
@@ -140,17 +150,17 @@ class Node:
 
     @property
     def executors(self) -> list[Executor]:
-        """Those whose threads have not stopped."""
+        """The executors whose threads have not stopped."""
         return list(self._executors)
 
     @property
     def seconds_per_item(self) -> float:
-        """How long the node takes per row of a request, with all its executors at work; 0 before the first batch."""
+        """Seconds per row of a request, with all executors at work; 0 before the first batch."""
         executors = len(self.scheduler.idle) + len(self.scheduler.running)
         return self.statistics.seconds_per_item * self.parts_per_item / max(1, executors)
 
     def ahead_of(self, priority: int | None) -> int:
-        """Rows that will run here before a request of this priority that arrives now."""
+        """Count the rows that would run before a request of this priority that arrives now."""
         running = sum(batch.size for batch in self.scheduler.running.values())
         if not self._levels:
             return running + self.scheduler.queued
@@ -158,7 +168,7 @@ class Node:
         return running + sum(entry.size for entry in self.scheduler if entry.priority <= level)
 
     def watch_starts(self, watcher: Callable[[Batch], None]) -> None:
-        """Have every batch told to `watcher` as it starts; it may queue more at once."""
+        """Call `watcher` with every batch as it starts. It may queue more entries at once."""
         self._watchers.append(watcher)
         self.scheduler.on_start = self._started
 
@@ -172,14 +182,20 @@ class Node:
             entry.fail(NotReady(reason))
 
     def abandon(self, reason: str) -> None:
-        """Fail everything that queues or runs here with `NotReady`. Results of running batches are ignored."""
+        """Fail everything that queues or runs here with `NotReady`.
+
+        Running batches go on; their results are ignored.
+        """
         self.refuse_queued(reason)
         for batch in list(self.scheduler.running.values()):
             for entry in batch.entries:
                 entry.fail(NotReady(reason))
 
     async def close(self, timeout: float) -> None:
-        """Stop the threads; those that don't end within `timeout` seconds are reported and left behind. May be called again."""
+        """End the scheduler and the threads. May be called again.
+
+        A thread that does not end within `timeout` seconds is logged and left running.
+        """
         reason = f"pipeline {self._pipeline.name!r} is closed"
         if not self.closed:
             self.closed = True
@@ -188,7 +204,7 @@ class Node:
             self._timer.cancel()
         if not self._loading.done():
             self._loading.set_exception(NotReady(reason))
-            self._loading.exception()  # nobody need be waiting for it
+            self._loading.exception()  # retrieved: there may be no `start` that waits for it
         self._change.set()
         if self._scheduling is not None and not self._scheduling.done():
             await asyncio.wait([self._scheduling])
@@ -201,24 +217,25 @@ class Node:
         await asyncio.wait([self._stopped], timeout=timeout)
         killed = [executor.kill() for executor in self._executors]
         if any(killed):
-            await asyncio.wait([self._stopped], timeout=KILL_TIMEOUT)
+            await asyncio.wait([self._stopped], timeout=KILL_TIMEOUT_SECONDS)
         for executor in self._executors:
             logger.warning(
-                "%s did not stop within %g s and is left behind; it is at\n%s",
+                "%s did not stop within %g s and is left running; its stack:\n%s",
                 executor.name,
                 timeout,
                 executor.stack(),
-                extra=self._place,
+                extra=self._log_extra,
             )
         self._executors.clear()
 
     # arrivals and departures
 
     def enqueue(self, entry: Entry, now: float) -> None:
-        """Queue the entry; a decision follows at the end of this iteration of the loop, if it could change anything.
+        """Queue the entry, and wake the scheduler if a decision could change anything.
 
-        While no executor is idle it could not (the next report decides), but for a deadline before the timer's next ring: an iteration of
-        the loop less for each batch.
+        While no executor is idle it could not: the next report of an executor leads to a decision.
+        This saves one iteration of the loop per batch. The exception is a deadline that comes
+        before the timer rings.
         """
         levels = self._levels
         if levels:
@@ -229,9 +246,8 @@ class Node:
                 key = self._shape_key(entry.item)
                 hash(key)
             except Exception:
-                key = (
-                    object()
-                )  # not what the backend expects: it runs alone, and the backend says what is wrong
+                # Not an item that the backend expects. It runs alone, and the backend reports why.
+                key = object()
         scheduler = self.scheduler
         scheduler.enqueue(entry, key, now)
         if scheduler.idle or entry.deadline < self._timer_at:
@@ -244,7 +260,7 @@ class Node:
         """The caller left: drop the entry if it still queues here."""
         if self.scheduler.discard(entry):
             self.statistics.outcomes["cancelled"] += 1
-            self._change.set()  # what stood after it may fit where it did not
+            self._change.set()  # an entry that queued after it may fit now
 
     # the decision
 
@@ -253,10 +269,12 @@ class Node:
         try:
             while not self.closed:
                 await self._change.wait()
-                self._change.clear()  # before the decision: it may bring about changes itself
+                self._change.clear()  # before the decision, which may lead to changes itself
                 self._decide(self._clock())
         finally:
-            if not self.closed:  # cancelled, as asyncio.run cancels every task when it ends
+            if not self.closed:
+                # It was cancelled from outside: asyncio.run cancels every task when it ends.
+                # Without a scheduler, what queues here would wait for ever.
                 self.closed = True
                 self.abandon(f"node {self.name!r}: its scheduler was cancelled")
 
@@ -265,15 +283,16 @@ class Node:
             return
         try:
             wake = self.scheduler.decide(now)
-        except Exception:  # all that queues would wait for ever if nothing decided again
-            logger.exception("node %s: the decision failed", self.name, extra=self._place)
-            wake = now + DELAY_AFTER_FAILED_DECISION
-        # A timer that fires too early costs one decision; moving it at every batch would cost more.
+        except Exception:  # without another decision, what queues would wait for ever
+            logger.exception("node %s: the decision failed", self.name, extra=self._log_extra)
+            wake = now + FAILED_DECISION_DELAY_SECONDS
+        # A timer that fires too early costs one decision. To move it at every batch costs more.
         if wake < self._timer_at:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_at = wake
-            # up to the next full millisecond: uvloop cuts the rest off, and an early timer would decide nothing and come again
+            # Rounded up to a full millisecond: uvloop rounds down, and the decision of a timer that
+            # fires too early would start nothing and set the timer again.
             delay = math.ceil((wake - now) * 1000) / 1000
             self._timer = self._loop.call_later(delay, self._timer_fired, context=self._context)
 
@@ -292,30 +311,39 @@ class Node:
 
     def _stuck(self, batch: Batch) -> None:
         executor: Executor = batch.executor
+        requests = ", ".join(entry.request_id for entry in batch.entries if entry.request_id)
+        stuck_after = self.config.stuck_after
         logger.error(
-            "node %s: %s has run one batch for more than %g s; the node is not ready until it ends. It is at\n%s",
-            self.name, executor.name, self.config.stuck_after, executor.stack(),
-            extra={"request_id": ", ".join(entry.request_id for entry in batch.entries if entry.request_id), **self._place},
-        )  # fmt: skip
-        # The thread can't be interrupted, and may never come back. Its callers are not kept waiting for that.
+            "node %s: %s has run one batch for more than %g s. The node is not ready until that "
+            "batch ends. The thread's stack:\n%s",
+            self.name,
+            executor.name,
+            stuck_after,
+            executor.stack(),
+            extra={"request_id": requests, **self._log_extra},
+        )
+        # The thread can't be interrupted and may never end, so its callers are answered now.
         for entry in batch.entries:
             entry.fail(
                 DeadlineExceeded(
-                    f"node {self.name!r}: the batch ran longer than {self.config.stuck_after:g} s (stuck_after)"
+                    f"node {self.name!r}: the batch ran longer than {stuck_after:g} s (stuck_after)"
                 )
             )
 
     # what executors report
 
     def executor_finished(self, executor: Executor, batch: Batch) -> None:
-        """Rule 7: free the executor, decide again, only then deliver; behind a short batch the decision ends this iteration of the loop."""
+        """Free the executor, decide again, and only then deliver the results (rule 7).
+
+        After a short batch the results come first, and the decision at the end of this iteration.
+        """
         if self.closed:
             return
         now = self._clock()
         scheduler = self.scheduler
         scheduler.release(executor)
         executor.failures = 0
-        short = batch.ended - batch.started < SHORT
+        short = batch.ended - batch.started < SHORT_BATCH_SECONDS
         if not short:
             self._decide(now)
         statistics = self.statistics
@@ -325,14 +353,22 @@ class Node:
             entry.finish(outcome, batch, now)
         if short and scheduler.buckets:
             self._change.set()
-        # Entries refer to their batch, for its times. Without the way back there is no cycle, and images don't wait for the collector.
+        # Entries refer to their batch for its times. If the batch kept its entries, that would be a
+        # cycle, and images would stay in memory until the garbage collector runs.
         batch.entries.clear()
         batch.outcomes.clear()
 
     def executor_loaded(self, executor: Executor, low: int, high: int, device: str) -> None:
+        """Take a new executor into use.
+
+        `low` and `high`: the smallest and largest batch of its backend, in rows. `device`: the
+        accelerator that the backend took, or "".
+        """
         if self.closed:
             return
-        if device:  # executors of one device are one group: a second batch there only starts full, or late (rule 2)
+        if device:
+            # The executors of one device are one group: while one of them runs, another one starts
+            # only for a bucket that is full or overdue (rule 2).
             executor.group = self.devices.setdefault(device, executor.group)
         group = self.config.groups[self._executors[executor][0]]
         executor.min = max(low, group.min or 1)
@@ -343,15 +379,15 @@ class Node:
         self.scheduler.add(executor)
         if not self._missing and not self._up:
             self._up = True
-            if not self._loading.done():  # else: nobody waits any more, and close is under way
+            if not self._loading.done():
                 self._loading.set_result(None)
         self._change.set()
 
     def executor_died(self, executor: Executor, error: BaseException) -> None:
-        """The thread is gone: fail what it ran, and start another one in its place."""
+        """Fail what a dead thread ran, and start another one in its place."""
         if self.closed:
             return
-        if not self._up:  # it never came up: the pipeline does not start
+        if not self._up:  # an executor that can't load fails the start
             if not self._loading.done():
                 failure = BackendError(f"node {self.name!r}: {type(error).__name__}: {error}")
                 failure.__cause__ = error
@@ -362,14 +398,16 @@ class Node:
             self.name,
             executor.name,
             exc_info=error,
-            extra=self._place,
+            extra=self._log_extra,
         )
         if executor.loaded:
             self._missing += 1
         batch = self.scheduler.remove(executor)
         group, instance = self._executors[executor]
         failures = executor.failures
-        delay = min(LONGEST_RESTART_DELAY, 0.1 * 2 ** min(failures, 10)) if failures else 0.0
+        delay = 0.0
+        if failures:
+            delay = min(LONGEST_RESTART_DELAY_SECONDS, 0.1 * 2 ** min(failures, 10))
         self.statistics.restarts += 1
         self._loop.call_later(
             delay, self._launch, group, instance, failures + 1, context=self._context
@@ -378,20 +416,23 @@ class Node:
         if batch is not None:
             batch.ended = now = self._clock()
             self.statistics.observe_batch(batch)
+            died = f"node {self.name!r}: {executor.name} died of {type(error).__name__}: {error}"
             for entry, outcome in zip(batch.entries, batch.outcomes, strict=True):
                 if outcome is None and now < entry.deadline:
-                    outcome = BackendError(
-                        f"node {self.name!r}: {executor.name} died of {type(error).__name__}: {error}"
-                    )
-                    outcome.__cause__ = error
-                entry.finish(outcome, batch, now)
+                    failure = BackendError(died)
+                    failure.__cause__ = error
+                    entry.finish(failure, batch, now)
+                else:
+                    entry.finish(outcome, batch, now)
             batch.entries.clear()
             batch.outcomes.clear()
 
     def executor_restarted(self, executor: Executor) -> None:
+        """Count the restart of an executor's child process."""
         self.statistics.restarts += 1
 
     def executor_stopped(self, executor: Executor) -> None:
+        """Forget an executor whose thread is about to end."""
         self._executors.pop(executor, None)
         executor.join(1.0)
         if self._stopped is not None and not self._executors and not self._stopped.done():
@@ -404,10 +445,18 @@ class Node:
         name = f"{self._pipeline.name}/{self.name}#{context.instance}"
         spec: Spec | ProcessBackend = self.config.groups[group].spec
         if self.config.executor == "process":
-            from penstock.backends.process import proxy as process  # it imports numpy
+            from penstock.backends.process.proxy import ProcessBackend  # imports numpy
 
-            spec = process.ProcessBackend(self.config.groups[group].spec)
-        executor = Executor(name, spec, context, Group(name), self, self._loop, self._clock)
+            spec = ProcessBackend(self.config.groups[group].spec)
+        executor = Executor(
+            name,
+            spec,
+            context,
+            group=Group(name),
+            owner=self,
+            loop=self._loop,
+            clock=self._clock,
+        )
         executor.failures = failures
         self._executors[executor] = group, instance
         executor.launch()

@@ -1,4 +1,4 @@
-"""Where a node's instances run: what each is told of its place, and which device it took."""
+"""Assign devices and bounds to the instances of a node."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from ..config.definition import NodeConfig, PipelineConfig
 
 
 def context_of(config: NodeConfig, pipeline: PipelineConfig, group: int, instance: int) -> Context:
-    """The place of one instance of an `&` group. The instances take the node's devices in turn."""
+    """Return the `Context` of one instance of an `&` group.
+
+    The instances take the node's devices in turn.
+    """
     number = sum(other.instances for other in config.groups[:group]) + instance
     return Context(
         pipeline=pipeline.name,
@@ -23,7 +26,7 @@ def context_of(config: NodeConfig, pipeline: PipelineConfig, group: int, instanc
 
 
 def device_of(backend: Backend) -> str:
-    """The accelerator that a backend or a member of it took; "": all run on the CPU."""
+    """Return the accelerator that a backend or one of its members took; "" if all use the CPU."""
     return backend.device or next(
-        (found for child in backend.children if (found := device_of(child))), ""
+        (device for child in backend.children if (device := device_of(child))), ""
     )

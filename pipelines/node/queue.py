@@ -1,4 +1,4 @@
-"""What waits at a node: entries, in buckets of one shape key, in the order (priority, arrival)."""
+"""The queue of a node: entries in buckets of one shape key, in the order (priority, arrival)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from penstock.backends.item import Item
 NEVER = float("inf")
 
 Outcome: TypeAlias = Item | BaseException | None
-"""What became of an item at a node: the new item, the exception that it fails with, or None: it was not run (expired, caller left)."""
+"""How an item left a node: a new item, or the exception that it fails with, or None.
+
+None means that the item was not run, because its deadline came or its caller left.
+"""
 
 
 class Entry:
-    """One item on its way through one node. The same object serves a linear request at every node it passes.
+    """One item at one node. A request in a chain uses one entry for all of its nodes.
 
-    `enqueued` (seconds), `arrival` (a count) and `bucket` are the scheduler's, set whenever the entry is queued.
+    The scheduler sets `enqueued` (seconds), `arrival` (a count) and `bucket` whenever it queues
+    the entry.
     """
 
     __slots__ = (
@@ -45,28 +49,32 @@ class Entry:
         self.item = item
         self.future = future
         self.deadline = deadline  # seconds on the node's clock
-        self.wanted = priority  # as the caller gave it: 1 is the highest; None: the node's default
-        self.priority = 0  # index of its level at the node it is at; 0 is the most urgent
-        self.size = size  # request_size: rows of a batch
+        self.wanted = priority  # as the caller gave it: 1 is the highest, None the node's default
+        self.priority = 0  # index of its level at the node where it queues; 0 is the most urgent
+        self.size = size  # `request_size`: its rows in a batch
         self.bucket: Bucket  # where it queued last
         self.enqueued: float
         self.arrival: int
         self.request_id = ""
 
     def finish(self, outcome: Outcome, batch: Batch, now: float) -> None:
-        """On the loop, once the batch has run: go on to the next node, or end the request. Never raises."""
+        """Go on to the next node, or end the request. Called on the loop after the batch has run.
+
+        Never raises.
+        """
         raise NotImplementedError
 
     def fail(self, error: BaseException) -> None:
-        """On the loop: the item will not run (expired, node closed)."""
+        """End an entry that will not run: it expired, or the node was closed."""
         raise NotImplementedError
 
 
 class Batch:
-    """The entries that run together on one executor, and when they did. Times are seconds on the node's clock.
+    """The entries that run together on one executor. Times are seconds of the node's clock.
 
-    `outcomes`, one an entry: at first the shallow copies that the backend works on, made on the loop (the executor's thread then
-    holds the GIL for 2 instead of 15 µs in a no-op batch of 32, measured); where the run fails, what the thread puts in their place.
+    `outcomes` has one element per entry: at first the shallow copy that the backend works on. If
+    the run fails, the thread replaces them. The copies are made on the loop, so that the executor's
+    thread holds the GIL for 2 instead of 15 µs in a no-op batch of 32 (measured).
     """
 
     __slots__ = ("ended", "entries", "executor", "node", "outcomes", "size", "started", "stuck")
@@ -85,7 +93,10 @@ class Batch:
 
 
 class Bucket:
-    """The queued entries of one shape key. `levels` is one deque a priority level (one in all without priorities)."""
+    """The queued entries of one shape key.
+
+    `levels` has one deque per priority level; without priorities there is one level.
+    """
 
     __slots__ = ("key", "levels", "size")
 
@@ -111,7 +122,7 @@ class Bucket:
 
     @property
     def oldest(self) -> float:
-        """When the entry that has waited longest came."""
+        """The time at which the entry that has waited longest was queued."""
         return min(level[0].enqueued for level in self.levels if level)
 
     def clear(self) -> None:
@@ -120,9 +131,10 @@ class Bucket:
         self.size = 0
 
     def remove(self, entry: Entry) -> bool:
-        """Take out an entry whose caller left; False if it is not here (any more).
+        """Remove an entry whose caller left. Return False if it is not in this bucket.
 
-        O(queue), which `max_requests` bounds, and departures are rare: arrivals and batches pay nothing for them.
+        O(n) in the length of the queue, which `max_requests` bounds. Departures are rare, and this
+        way arrivals and batches pay nothing for them.
         """
         try:
             self.levels[entry.priority].remove(entry)
@@ -132,9 +144,10 @@ class Bucket:
         return True
 
     def take(self, limit: int) -> tuple[list[Entry], int]:
-        """Remove the entries that fit into `limit`, in order, up to the first that does not. Returns them and their size.
+        """Remove entries in order, up to the first that does not fit into `limit` rows.
 
-        Entries whose future is done (the caller left in this very iteration of the loop) are dropped.
+        Returns the entries and the sum of their sizes. Entries whose future is done are dropped:
+        their callers left in this iteration of the loop.
         """
         taken: list[Entry] = []
         room = limit

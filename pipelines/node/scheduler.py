@@ -1,8 +1,9 @@
 """The decision: which batch starts now, and on which executor.
 
-`Scheduler.decide` is synchronous and reads three things: the queue, the executors, the clock it is handed. It starts batches and
-returns when it wants to be called next. All waiting is in `node.py`, which calls it after every change: an executor became free, a timer
-fired, a caller left, items arrived. The rules are those of docs/explanation/scheduling.md; their numbers stand beside the lines that keep them.
+`Scheduler.decide` is synchronous. It reads the queue, the executors and the time that it is given,
+starts batches, and returns when it wants to be called next. All waiting is in `node.py`, which
+calls it after every change: items arrived, a caller left, a timer fired, an executor reported.
+docs/explanation/scheduling.md has the rules; comments here give their numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from .queue import NEVER, Batch, Bucket, Entry
 
 
 class Group:
-    """The executors of one node that share a device. On the CPU each instance is a group of its own."""
+    """The executors of one node that share a device. On the CPU each executor is its own group."""
 
     __slots__ = ("busy", "name")
 
@@ -27,7 +28,7 @@ class Group:
 
 
 class Startable(Protocol):
-    """What the decision needs of an executor."""
+    """The part of an executor that the decision needs."""
 
     group: Group
     max: int
@@ -36,16 +37,30 @@ class Startable(Protocol):
 
 
 class Scheduler:
-    """Queue, executors and decision of one node.
+    """The queue, the executors and the decision of one node.
 
-    `batching_timeout` and `stuck_after` are seconds. `on_expired` gets each entry whose deadline came while it queued, `on_stuck` each
-    batch that has run for `stuck_after`, `on_start` each batch as it starts (it may queue more).
+    `batching_timeout` and `stuck_after` are seconds. Three functions are called during a decision:
+    `on_expired` with each entry whose deadline came while it queued, `on_stuck` with each batch
+    that has run for `stuck_after`, and `on_start` with each batch as it starts. They may queue more
+    entries.
     """
 
     __slots__ = (
-        "_arrivals", "_earliest", "batching_timeout", "buckets", "idle", "levels", "max", "name", "on_expired", "on_start", "on_stuck",
-        "queued", "running", "stuck_after",
-    )  # fmt: skip
+        "_arrivals",
+        "_earliest",
+        "batching_timeout",
+        "buckets",
+        "idle",
+        "levels",
+        "max",
+        "name",
+        "on_expired",
+        "on_start",
+        "on_stuck",
+        "queued",
+        "running",
+        "stuck_after",
+    )
 
     def __init__(
         self,
@@ -66,19 +81,19 @@ class Scheduler:
         self.on_stuck = on_stuck
         self.on_start = on_start
         self.buckets: dict[Hashable, Bucket] = {}  # none of them empty
-        self.idle: list[Startable] = []  # the one that ran last is last
+        self.idle: list[Startable] = []  # the executor that ran last is last
         self.running: dict[Startable, Batch] = {}
         self.queued = 0  # sum of the queued entries' sizes
-        self.max = 1  # the largest bound that any executor has had: what may queue here
+        self.max = 1  # the largest batch that any executor has taken: no larger entry may queue
         self._arrivals = 0
-        self._earliest = (
-            NEVER  # no queued entry expires before this; may be too early, never too late
-        )
+        # No queued entry expires before this. It may be too early, but never too late.
+        self._earliest = NEVER
 
     def __repr__(self) -> str:
-        return f"<Scheduler {self.name}: {len(self.running)} active, {len(self.idle)} idle, {self.queued} queued>"
+        active, idle = len(self.running), len(self.idle)
+        return f"<Scheduler {self.name}: {active} active, {idle} idle, {self.queued} queued>"
 
-    # changes; each is followed by a decision
+    # changes, each followed by a decision
 
     def enqueue(self, entry: Entry, key: Hashable, now: float) -> None:
         """Add an entry to the end of its bucket."""
@@ -97,7 +112,7 @@ class Scheduler:
             self._earliest = entry.deadline
 
     def discard(self, entry: Entry) -> bool:
-        """Drop a queued entry whose caller left. Whether it was queued."""
+        """Drop a queued entry whose caller left. Return whether the entry was queued."""
         bucket = entry.bucket
         if not bucket.remove(entry):
             return False
@@ -105,18 +120,18 @@ class Scheduler:
         return True
 
     def add(self, executor: Startable) -> None:
-        """A new executor is ready for work."""
+        """Take a new executor into use."""
         self.idle.append(executor)
         self.max = max(self.max, executor.max)
 
     def release(self, executor: Startable) -> None:
-        """The executor's batch has ended."""
+        """Make the executor idle: its batch has ended."""
         del self.running[executor]
         executor.group.busy -= 1
         self.idle.append(executor)
 
     def remove(self, executor: Startable) -> Batch | None:
-        """The executor is no more. Returns the batch that it was running, if any."""
+        """Remove an executor. Return the batch that it was running, if any."""
         batch = self.running.pop(executor, None)
         if batch is not None:
             executor.group.busy -= 1
@@ -137,7 +152,10 @@ class Scheduler:
     # the decision
 
     def decide(self, now: float) -> float:
-        """Start every batch that may start at `now` (rule 1: late binding). Returns when to decide next; infinity: after a change."""
+        """Start every batch that may start at `now` (rule 1).
+
+        Returns when to decide next if nothing changes before; infinity if there is no need.
+        """
         if now >= self._earliest:
             self._expire(now)
         while self.idle and self.buckets:
@@ -148,7 +166,7 @@ class Scheduler:
             queued = bucket.size
             entries, size = bucket.take(executor.max)
             self._settle(bucket, queued - bucket.size)
-            if entries:  # else: all their callers had left
+            if entries:  # empty if all their callers have left
                 self.idle.remove(executor)
                 executor.group.busy += 1
                 batch = self.running[executor] = Batch(self.name, executor, entries, size, now)
@@ -159,7 +177,10 @@ class Scheduler:
 
     @property
     def would_queue(self) -> bool:
-        """Whether one more item would have to wait: no group is idle, or what queues already fills what is idle (rule 6)."""
+        """Whether one more item would have to wait (rule 6).
+
+        That is so if no group is idle, or if the queued items fill the idle executors.
+        """
         room = 0
         for executor in self.idle:
             if not executor.group.busy:
@@ -167,7 +188,7 @@ class Scheduler:
         return room <= self.queued
 
     def _choose(self, now: float) -> tuple[Bucket, Startable] | None:
-        """Rule 3: among the buckets that may start, the smallest head (priority, arrival)."""
+        """Choose the bucket with the smallest head (priority, arrival) that may start (rule 3)."""
         choice: tuple[Bucket, Startable] | None = None
         order = (0, 0)
         for bucket in self.buckets.values():
@@ -181,9 +202,11 @@ class Scheduler:
         return choice
 
     def _executor_for(self, bucket: Bucket, head: Entry, now: float) -> Startable | None:
-        """Rule 2: an executor of an idle group at once; one of a partly busy group only for a full or timed-out bucket.
+        """Choose the executor that may start this bucket now, if there is one.
 
-        Rule 3: of several, the smallest `max` that holds the bucket, else the largest; never one that the head does not fit.
+        Rule 2: an executor of an idle group always may; one of a partly busy group only if the
+        bucket is full or overdue. Rule 3: of several, take the smallest `max` that holds the whole
+        bucket, else the largest; never one that is too small for the head.
         """
         overdue = now >= bucket.oldest + self.batching_timeout
         best: Startable | None = None
@@ -201,7 +224,7 @@ class Scheduler:
         return best
 
     def _expire(self, now: float) -> None:
-        """Rule 5: answer what has reached its deadline, wherever it queues."""
+        """Answer every entry that has reached its deadline, wherever it queues (rule 5)."""
         self._earliest = NEVER
         expired: list[Entry] = []
         for bucket in list(self.buckets.values()):
@@ -210,9 +233,8 @@ class Scheduler:
             self._settle(bucket, queued - bucket.size)
             for entry in bucket:
                 self._earliest = min(self._earliest, entry.deadline)
-        for entry in (
-            expired
-        ):  # only now: their ends may take others out of these buckets, and put new ones in
+        # Only now, because this may remove other entries from the buckets, or queue new ones.
+        for entry in expired:
             self.on_expired(entry)
 
     def _next_wake(self, now: float) -> float:
@@ -234,12 +256,12 @@ class Scheduler:
         return wake
 
     def _settle(self, bucket: Bucket, gone: int) -> None:
-        """Keep the books after `gone` rows left the bucket."""
+        """Correct the totals after `gone` rows left the bucket."""
         self.queued -= gone
         if not bucket.size:
             del self.buckets[bucket.key]
 
     def __iter__(self) -> Iterator[Entry]:
-        """Everything that queues, bucket by bucket."""
+        """Iterate over everything that queues, bucket by bucket."""
         for bucket in self.buckets.values():
             yield from bucket

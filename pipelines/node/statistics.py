@@ -1,4 +1,4 @@
-"""Plain counters: what a node and a pipeline did. Exposition formats are made from them at scrape, elsewhere."""
+"""Plain counters of nodes and pipelines. The metrics endpoint formats them when it is scraped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from penstock.backends.errors import DeadlineExceeded, InvalidInput, NotReady
 
 from .queue import Batch
 
-SECONDS = (
+SECONDS_BOUNDS = (
     0.0005,
     0.001,
     0.0025,
@@ -28,11 +28,11 @@ SECONDS = (
     10.0,
     30.0,
 )
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+BATCH_SIZE_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Histogram:
-    """Counts by bucket, `bounds` inclusive above, one more for what is larger than the last."""
+    """Counts by bucket. Upper bounds are inclusive; one more bucket counts all larger values."""
 
     __slots__ = ("bounds", "counts", "sum")
 
@@ -46,7 +46,7 @@ class Histogram:
         self.sum += value
 
     def observe_all(self, values: Sequence[float]) -> None:
-        """Observe several; cheap where they fall into one bucket, as the queue times of a batch mostly do."""
+        """Observe several values. Cheap if all are in one bucket, as a batch's queue times are."""
         self.sum += sum(values)
         low = bisect_left(self.bounds, min(values))
         if bisect_left(self.bounds, max(values)) == low:
@@ -61,13 +61,15 @@ class Histogram:
 
 
 class RequestStatistics:
-    """How the requests of a pipeline ended, from wherever they came. What was refused at the entry is in `Admission.refused`.
+    """How the requests of a pipeline ended. `Admission.refused` counts those that were refused.
 
-    `succeeded`, `rows` (their `request_size`) and seconds are of the good ones; `run.py` keeps them by itself, for speed. `seconds`: from
-    their first queue to their answer, of which `queued` until something of them ran, and `computed` from then on. `reading` and
-    `writing`: what a network's face spent on their tensors before and after.
-    `failures`: soft (an input that can't be read), failed, expired, cancelled, unready (the pipeline was closed under it), unwritten (it
-    had an answer, which the network's face could not write).
+    `succeeded` counts good requests, and `rows` their `request_size`. Their times are seconds:
+    `seconds` from the first queue to the answer, `queued` while nothing of a request ran,
+    `computed` while something did, `reading` and `writing` what a network protocol spent on their
+    tensors before and after. `run.py` updates the first five without a call, for speed.
+
+    `failures`: soft (the input can't be read), failed, expired, cancelled, unready (the pipeline
+    was closed meanwhile), unwritten (a network protocol could not write the answer).
     """
 
     __slots__ = (
@@ -88,9 +90,8 @@ class RequestStatistics:
         self.succeeded = 0
         self.rows = 0
         self.seconds = self.queued = self.reading = self.writing = 0.0
-        self._between = (
-            0.0  # seconds of graphs in which nothing of a request queued and nothing ran
-        )
+        # Seconds in which nothing of a request queued and nothing ran (graphs only).
+        self._between = 0.0
         self.failures: dict[str, int] = dict.fromkeys(
             ("soft", "failed", "expired", "cancelled", "unready", "unwritten"), 0
         )
@@ -101,12 +102,15 @@ class RequestStatistics:
         return self.seconds - self.queued - self._between
 
     def spend(self, queued: float, computed: float) -> None:
-        """Where the time of a good request went."""
+        """Add the time that a good request queued and ran."""
         self.queued += queued
         self._between -= queued + computed
 
     def succeed(self, size: int, since: float) -> None:
-        """A request of `size` rows that came at `since` has its answer; `spend` has been told the rest."""
+        """Count a request of `size` rows that came at `since` and has its answer.
+
+        `spend` adds where its time went.
+        """
         self.succeeded += 1
         self.rows += size
         seconds = self.clock() - since
@@ -114,18 +118,19 @@ class RequestStatistics:
         self._between += seconds
 
     def fail(self, how: str, since: float) -> None:
+        """Count a request that came at `since` and failed; `how` is a key of `failures`."""
         self.failures[how] += 1
         self.failed_seconds += self.clock() - since
 
     def take_back(self, size: int) -> None:
-        """A request of `size` rows that has succeeded a moment ago has failed: its answer could not be written."""
+        """Count a request as unwritten that was counted as good a moment ago."""
         self.succeeded -= 1
         self.rows -= size
         self.failures["unwritten"] += 1
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
-    """How long at least one of them lasted, of spans from a start to an end."""
+    """Return how long at least one of the spans (start, end) lasted."""
     total = 0.0
     until = -math.inf
     for start, end in sorted(spans):
@@ -136,7 +141,7 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def kind_of_failure(error: BaseException) -> str:
-    """The name that `RequestStatistics.failures` has for it."""
+    """Return the key of `RequestStatistics.failures` for this error."""
     if isinstance(error, InvalidInput):
         return "soft"
     if isinstance(error, DeadlineExceeded):
@@ -145,16 +150,28 @@ def kind_of_failure(error: BaseException) -> str:
 
 
 class NodeStatistics:
-    """Counters of one node, and the rate of its last 32 batches (warm-up never counts: it is no batch).
+    """Counters of one node, and the rate of its last 32 batches. Warm-up is not counted.
 
-    `outcomes`: items by how they left the node: ok, soft (unreadable), failed, expired (queued or late), cancelled.
-    `sizes`: by rows, how many batches there were and the seconds that they ran. `last`: when the last batch ended, on the node's clock.
+    `outcomes`: items by how they left the node: ok, soft (unreadable), failed, expired (while they
+    queued, or late), cancelled. `sizes`: by number of rows, how many batches ran, and for how many
+    seconds. `last`: when the last batch ended, on the node's clock.
     """
 
     __slots__ = (
-        "_recent", "_recent_seconds", "_recent_size", "batch_seconds", "batch_size", "batches", "last", "outcomes", "queue_seconds",
-        "restarts", "seconds_per_batch", "seconds_per_item", "sizes",
-    )  # fmt: skip
+        "_recent",
+        "_recent_seconds",
+        "_recent_size",
+        "batch_seconds",
+        "batch_size",
+        "batches",
+        "last",
+        "outcomes",
+        "queue_seconds",
+        "restarts",
+        "seconds_per_batch",
+        "seconds_per_item",
+        "sizes",
+    )
 
     RECENT = 32
 
@@ -162,9 +179,9 @@ class NodeStatistics:
         self.outcomes: dict[str, int] = dict.fromkeys(
             ("ok", "soft", "failed", "expired", "cancelled"), 0
         )
-        self.queue_seconds = Histogram(SECONDS)
-        self.batch_seconds = Histogram(SECONDS)
-        self.batch_size = Histogram(SIZES)
+        self.queue_seconds = Histogram(SECONDS_BOUNDS)
+        self.batch_seconds = Histogram(SECONDS_BOUNDS)
+        self.batch_size = Histogram(BATCH_SIZE_BOUNDS)
         self.sizes: dict[int, list[float]] = {}
         self.last: float | None = None
         self.restarts = 0
@@ -172,11 +189,11 @@ class NodeStatistics:
         self._recent_size = 0
         self._recent_seconds = 0.0
         self.batches = 0
-        self.seconds_per_item = 0.0  # executor time that a row costs, lately
-        self.seconds_per_batch = 0.0  # how long a batch takes, lately
+        self.seconds_per_item = 0.0  # executor time per row, over the recent batches
+        self.seconds_per_batch = 0.0  # over the recent batches
 
     def observe_batch(self, batch: Batch) -> None:
-        """Count a batch that has run, and its items as ok; `count` moves those that are not."""
+        """Count a batch that has run. Its items count as ok; `count` corrects that."""
         started = batch.started
         size = batch.size
         seconds = batch.ended - started
@@ -185,12 +202,12 @@ class NodeStatistics:
         self.batch_size.observe(size)
         self.batch_seconds.observe(seconds)
         self.last = batch.ended
-        found = self.sizes.get(size)
-        if found is None:
+        total = self.sizes.get(size)
+        if total is None:
             self.sizes[size] = [1, seconds]
         else:
-            found[0] += 1
-            found[1] += seconds
+            total[0] += 1
+            total[1] += seconds
         self._recent_size += size
         self._recent_seconds += seconds
         if len(self._recent) < self.RECENT:
@@ -206,6 +223,6 @@ class NodeStatistics:
         self.seconds_per_batch = self._recent_seconds / len(self._recent)
 
     def count(self, outcome: str) -> None:
-        """An item of an observed batch was not ok."""
+        """Count an item of an observed batch as something else than ok."""
         self.outcomes["ok"] -= 1
         self.outcomes[outcome] += 1

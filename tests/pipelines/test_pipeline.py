@@ -785,7 +785,7 @@ async def test_a_thread_that_never_ends_is_reported_and_left(
         await pipeline.close(1000.0)  # nothing is waited for twice
     with pytest.raises(NotReady):
         await call
-    assert "did not stop within 1 s and is left behind" in caplog.text
+    assert "did not stop within 1 s and is left running" in caplog.text
     assert "cls.gate.wait(BOUND)" in caplog.text
     cls.gate.open()
     assert await asyncio.to_thread(executor.join, BOUND)

@@ -136,7 +136,7 @@ def test_close_does_not_wait_for_longer_than_it_is_told(caplog: pytest.LogCaptur
     executor = next(thread for thread in threading.enumerate() if thread.name == "stuck/main#0")
     with caplog.at_level(logging.WARNING, "penstock.node"):
         made.close(timeout=0.01)
-    assert "stuck/main#0 did not stop within 1 s and is left behind" in caplog.text
+    assert "stuck/main#0 did not stop within 1 s and is left running" in caplog.text
     assert isinstance(running.outcome(), NotReady)
     held.opened.set()
     executor.join(BOUND)

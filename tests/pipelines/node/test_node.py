@@ -90,7 +90,7 @@ async def test_when_the_executor_is_started_again(
     monkeypatch: pytest.MonkeyPatch, short: float, then: list[str]
 ) -> None:
     """Behind a long batch before its results are delivered; behind a short one at the end of that iteration of the loop."""
-    monkeypatch.setattr("penstock.pipelines.node.node.SHORT", short)
+    monkeypatch.setattr("penstock.pipelines.node.node.SHORT_BATCH_SECONDS", short)
     node, _ = make()
     await node.start()
     entries = [Watched(number, node) for number in range(3)]
@@ -247,7 +247,7 @@ async def test_what_comes_in_one_iteration_makes_one_batch() -> None:
 async def test_a_decision_that_raises_is_logged_and_made_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("penstock.pipelines.node.node.DELAY_AFTER_FAILED_DECISION", 0.001)
+    monkeypatch.setattr("penstock.pipelines.node.node.FAILED_DECISION_DELAY_SECONDS", 0.001)
     node, _ = make()
     await node.start()
     decide = node.scheduler.decide
