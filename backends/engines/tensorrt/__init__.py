@@ -1,1 +1,3 @@
-"""TensorRT: engines built from ONNX, kept, and run. `engine.py` has the backend; all else works without a GPU."""
+"""TensorRT: engines are built from ONNX models, kept in files, and run. Only engine.py and
+execution.py need a GPU.
+"""

@@ -1,4 +1,6 @@
-"""TensorrtTensor as files know it. What runs it imports torch and TensorRT, and is imported by `init` alone."""
+"""TensorrtTensor, the backend that files name. It is declared without torch and TensorRT; `init`
+imports the engine, which needs both.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,19 @@ from .progress import BuiltEngine, Progress
 
 
 class TensorrtTensor(TorchBackend):
-    """Runs a model by TensorRT on an NVIDIA GPU: an .onnx file, built at the first load and kept, or an engine (.trt, .plan).
+    """Runs a model with TensorRT on an NVIDIA GPU: an .onnx file, of which an engine is built at
+    the first load and kept, or a file that is an engine already (.trt, .plan, .engine).
 
-    `data`: a tensor or array with the batch dimension, N×..., N = `request_size` (1 where the item has none), or a list of them in
-    the order of the model's inputs. `result`: the output as a tensor on the CPU, N×..., or a list of them. With `mean` or `std` the
-    first input is uint8, and (x - mean) / std is computed inside the network. A dtype that widens without loss is converted; another
-    dtype or shape is an `InvalidInput`.
+    `data`: a tensor or array with the batch dimension first, N×..., where N is the item's
+    `request_size`, 1 by default; or a list of them in the order of the model's inputs. `result`:
+    the output as a tensor on the CPU, N×..., or a list of outputs. With `mean` or `std` the first
+    input is uint8, and (x - mean) / std is computed inside the network. A dtype that widens without
+    loss is converted. Any other dtype or shape is an `InvalidInput`.
 
-    With the post-processor SoftmaxArgMax, ArgMax or SoftmaxMax the network tells the class: `class` (int), `score` (float) and `result`,
-    which is the class (SoftmaxMax: the score); `top` with `top_k` > 1. Lists of them where `request_size` is above 1.
+    With the post-processor SoftmaxArgMax, ArgMax or SoftmaxMax the network finds the best class,
+    and the item gets `class` (int) and `score` (float); `result` is the class, with SoftmaxMax the
+    score. With `top_k` > 1 it also gets `top`, the best classes. With `request_size` > 1 these are
+    lists.
     """
 
     parameters: ClassVar[type[Params] | None] = TensorrtParams
@@ -31,13 +37,16 @@ class TensorrtTensor(TorchBackend):
     def build_ahead(
         cls, params: TensorrtParams, context: Context, progress: Progress
     ) -> BuiltEngine:
-        """What `init` would build, without a GPU where the library can do that. Raises BackendError and ConfigError."""
+        """Build and keep the engine that `init` would load, without a GPU where the library can do
+        that. Raises BackendError, ConfigError, and BuildCancelledError after `progress.cancel`.
+        """
         try:
             from .engine import build_ahead
         except ModuleNotFoundError as error:
             if error.name != "torch":
                 raise
             raise BackendError(
-                f"node {context.node!r}: TensorrtTensor needs extra tensorrt, which brings torch: pip install 'penstock-serve[tensorrt]'"
+                f"node {context.node!r}: TensorrtTensor needs extra tensorrt, which brings torch: "
+                "pip install 'penstock-serve[tensorrt]'"
             ) from error
         return build_ahead(params, context, progress)

@@ -1,4 +1,6 @@
-"""From a recipe to a plan: the network, the builder's configuration, and the build itself, which takes seconds to minutes."""
+"""Build a plan from a recipe: the network, the builder's configuration, and the build itself, which
+takes seconds to minutes.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from .recipe import Recipe
 
 
 class Prepared(NamedTuple):
-    """What TensorRT builds from: all of it, so that nothing that it holds by address goes away before."""
+    """All that TensorRT builds from. It keeps only the addresses of these objects, so they must
+    outlive the build.
+    """
 
     builder: Any
     network: Network
@@ -28,22 +32,29 @@ class Prepared(NamedTuple):
 def build(
     recipe: Recipe, library: Library, progress: Progress, timing_cache: Path | None = None
 ) -> bytes:
-    """The plan. Raises BackendError and ConfigError that name node, file and tensor; BuildCancelledError."""
+    """Build and return the plan, an engine in TensorRT's own format. Raises BackendError and
+    ConfigError, which name the node, the file and the tensor, and BuildCancelledError.
+    """
     cancelled = BuildCancelledError(f"{recipe}: the build of {recipe.model} was cancelled")
     with library.listening(recipe.params.log_level) as said:
         prepared = prepare(recipe, library, progress, said)
         timings = None
         if timing_cache is not None and library.is_rtx:
             log.info(
-                "%s: model::timingcache is left aside: tensorrt_rtx measures nothing when it builds",
+                "%s: model::timingcache is ignored: tensorrt_rtx measures nothing when it builds",
                 recipe,
             )
         elif timing_cache is not None:
             timings = read_timings(prepared.config, timing_cache)
         log.info(
-            "%s: building an engine of %s with %s %s, precision %s, profiles %s", recipe, recipe.model, library.name, library.version,
-            recipe.params.precision or "of the model", describe(prepared.profiles),
-        )  # fmt: skip
+            "%s: building an engine of %s with %s %s, precision %s, profiles %s",
+            recipe,
+            recipe.model,
+            library.name,
+            library.version,
+            recipe.params.precision or "of the model",
+            describe(prepared.profiles),
+        )
         if progress.cancelled:
             raise cancelled
         plan = prepared.builder.build_serialized_network(
@@ -54,7 +65,8 @@ def build(
         if plan is None:
             reasons = "; ".join(dict.fromkeys(said)) or "it gives no reason"
             raise BackendError(
-                f"{recipe}: {library.name} {library.version} can't build an engine of {recipe.model}: {reasons}"
+                f"{recipe}: {library.name} {library.version} can't build an engine of "
+                f"{recipe.model}: {reasons}"
             )
         if timing_cache is not None and timings is not None:
             write_atomically(timing_cache, bytes(prepared.config.get_timing_cache().serialize()))
@@ -62,7 +74,9 @@ def build(
 
 
 def prepare(recipe: Recipe, library: Library, progress: Progress, said: list[str]) -> Prepared:
-    """Network and configuration, up to the build."""
+    """Make the network and the configuration. `said` collects TensorRT's errors. Raises
+    BackendError and ConfigError.
+    """
     trt, params = library.trt, recipe.params
     builder = trt.Builder(library.logger)
     network = parse(recipe, library, builder, said)
@@ -84,7 +98,8 @@ def prepare(recipe: Recipe, library: Library, progress: Progress, said: list[str
             made.set_shape(name, shapes.min, shapes.opt, shapes.max)
         if config.add_optimization_profile(made) < 0:
             raise BackendError(
-                f"{recipe}: {library.name} refuses the profile {describe([profile])}: {'; '.join(said)}"
+                f"{recipe}: {library.name} refuses the profile {describe([profile])}: "
+                f"{'; '.join(said)}"
             )
     monitor = make_monitor(trt, progress)
     config.progress_monitor = monitor
@@ -92,7 +107,9 @@ def prepare(recipe: Recipe, library: Library, progress: Progress, said: list[str
 
 
 def _set_hardware(recipe: Recipe, library: Library, config: Any) -> None:
-    """`hardware_compatibility`: a level of TensorRT's, or the compute capabilities that TensorRT-RTX is to build for."""
+    """Apply `hardware_compatibility`: one of TensorRT's levels, or the compute capabilities that
+    TensorRT-RTX builds for. Raises ConfigError.
+    """
     trt = library.trt
     wanted = (
         (recipe.params.hardware_compatibility or "none")
@@ -103,7 +120,7 @@ def _set_hardware(recipe: Recipe, library: Library, config: Any) -> None:
     )
     if library.is_rtx:
         if wanted in ("none", "ampere_plus"):
-            return  # what it builds by itself
+            return  # TensorRT-RTX builds for these anyway
         members = {
             name.lower(): value
             for name, value in trt.ComputeCapability.__members__.items()
@@ -126,14 +143,16 @@ def _set_hardware(recipe: Recipe, library: Library, config: Any) -> None:
             return
         expected = " or ".join(members)
     message = (
-        f"{recipe.params.hardware_compatibility!r} is none of {library.name}'s: expected {expected}"
+        f"{recipe.params.hardware_compatibility!r} is not known to {library.name}: expected "
+        f"{expected}"
     )
     raise ConfigError([Problem(message, node=recipe.node, key="hardware_compatibility")])
 
 
 def read_timings(config: Any, path: Path) -> Any:
-    """Give the builder what an earlier build measured: an `ITimingCache`, which must outlive the build. A file that does not fit is
-    left aside, and written anew.
+    """Give the builder the timings of earlier builds. Return the `ITimingCache`, which must outlive
+    the build, or None where TensorRT takes none. A file that can't be used is ignored, and
+    overwritten after the build.
     """
     known = b""
     try:
@@ -146,5 +165,7 @@ def read_timings(config: Any, path: Path) -> Any:
         cache = config.create_timing_cache(data)
         if cache is not None and config.set_timing_cache(cache, False):
             return cache
-        log.warning("the timing cache %s is not of this TensorRT and GPU: it is written anew", path)
+        log.warning(
+            "the timing cache %s is not of this TensorRT and GPU: it will be overwritten", path
+        )
     return None

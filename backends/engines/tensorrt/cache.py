@@ -1,7 +1,9 @@
-"""Kept engines: a file each, with a header that says what it was made from, so that it is never used for anything else.
+"""Kept engines: one file each, whose header says what the engine was made from, so that it is never
+used for anything else.
 
-A file is `MAGIC`, the header's length (4 bytes, big-endian), the header (JSON: `key`, and `size` and `sha256` of the plan) and the plan.
-It is JSON and bytes only: reading one runs nothing.
+A file holds `MAGIC`, the header's length (4 bytes, big-endian), the header (JSON with `key`, and
+the `size` in bytes and `sha256` of the plan), and the plan. Reading a file parses JSON and bytes,
+and never runs code from it.
 """
 
 from __future__ import annotations
@@ -21,28 +23,35 @@ from .library import log
 from .progress import BuildCancelledError, Progress
 
 MAGIC = b"PENSTOCK-ENGINE-1\n"
-LONGEST_HEADER = 1 << 20
-_LENGTH = 4
+MAX_HEADER_BYTES = 1 << 20
+_LENGTH_BYTES = 4
 
 
 class UnusableError(Exception):
-    """A kept engine that is not used; the message says why."""
+    """Raised when a kept engine can't be used; the message says why."""
 
 
 class Kept(NamedTuple):
+    """A plan, and whether it was built just now."""
+
     plan: bytes
     built: bool
-    """False: it was there."""
+    """False: it was read from a file."""
 
 
 def default_directory() -> Path:
-    """Where engines are kept when the file names no place: `$XDG_CACHE_HOME/penstock/engines`, or below `~/.cache`."""
+    """Return where engines are kept by default: `$XDG_CACHE_HOME/penstock/engines`, or
+    `~/.cache/penstock/engines`.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "penstock" / "engines"
 
 
 def place_of(given: Path | None, model: Path, key: Mapping[str, Any]) -> Path:
-    """The file for an engine: `model::cache` itself, or a file in that folder, named after the model and all that it is made from."""
+    """Return the path of an engine's file. `given` is `model::cache`: a file, or a folder, in which
+    the file is named after the model and a hash of `key`; None stands for the default folder.
+    Raises BackendError where it is the model itself.
+    """
     if given is not None and not given.is_dir() and given.suffix:
         if given.resolve() == model.resolve():
             raise BackendError(
@@ -62,18 +71,21 @@ def load_or_build(
     *,
     ahead: bool = False,
 ) -> Kept:
-    """The engine of `key`: what is kept at `path`, or what `build` makes, which is then kept there.
+    """Return the engine of `key`: the one kept at `path`, or one that `build` makes and that is
+    then kept there.
 
-    Of several processes (or threads) one builds; the others wait for it, until `progress` is cancelled. What can't be used is built anew,
-    and a line says why; so it is where nothing can be kept there, unless it is built `ahead`, only to be kept: BackendError then. A wrong
-    key for an `.encrypted` one raises: the next build would hide the mistake.
+    When several processes or threads want one engine, one builds it, and the others wait for it or
+    until `progress` is cancelled. A kept engine that can't be used is rebuilt and the reason
+    logged. Where the folder can't be written, the engine is built and not kept, and the reason
+    logged; with `ahead`, whose only purpose is to keep it, BackendError is raised instead. A wrong
+    key for an `.encrypted` file raises WrongKeyError, because a rebuild would hide the mistake.
     """
     if is_encrypted(path):
         find_key()
     try:
         return Kept(read(path, key), built=False)
     except (FileNotFoundError, UnusableError):
-        pass  # whoever builds says so
+        pass  # the reason is logged below, by the process that builds
     with ExitStack() as stack:
         try:
             _make_directory(path.parent)
@@ -84,7 +96,8 @@ def load_or_build(
                     f"{who}: engines can't be kept in {path.parent}: {error.strerror}"
                 ) from error
             log.warning(
-                "%s: engines can't be kept in %s (%s): this one is built now and at every start",
+                "%s: engines can't be kept in %s (%s): the engine is built now, and again at every "
+                "start",
                 who,
                 path.parent,
                 error.strerror,
@@ -95,41 +108,49 @@ def load_or_build(
         except FileNotFoundError:
             log.info("%s: no engine is kept at %s yet", who, path)
         except UnusableError as reason:
-            log.warning("%s: the engine kept at %s is built anew: %s", who, path, reason)
+            log.warning("%s: the engine kept at %s is rebuilt: %s", who, path, reason)
         plan = build()
         try:
             write(path, key, plan)
         except OSError as error:
             if ahead:
                 raise BackendError(
-                    f"{who}: the engine was built and can't be kept at {path}: {error.strerror}"
+                    f"{who}: the engine was built, and can't be kept at {path}: {error.strerror}"
                 ) from error
             log.warning("%s: the engine can't be kept at %s: %s", who, path, error.strerror)
         return Kept(plan, built=True)
 
 
 def write(path: Path, key: Mapping[str, Any], plan: bytes) -> None:
+    """Keep a plan, encrypted if the path is `.encrypted`. Raises OSError, and BackendError without
+    an encryption key.
+    """
     header = json.dumps(
         {"key": key, "size": len(plan), "sha256": hashlib.sha256(plan).hexdigest()}
     ).encode()
-    data = b"".join((MAGIC, len(header).to_bytes(_LENGTH, "big"), header, plan))
+    data = b"".join((MAGIC, len(header).to_bytes(_LENGTH_BYTES, "big"), header, plan))
     write_atomically(path, encrypt(data, find_key()) if is_encrypted(path) else data)
 
 
 def read(path: Path, key: Mapping[str, Any]) -> bytes:
-    """The plan. Raises FileNotFoundError, UnusableError with the reason, and WrongKeyError."""
+    """Return the plan kept at `path`. Raises FileNotFoundError, UnusableError with the reason where
+    it is damaged or has another key, and WrongKeyError.
+    """
     header, plan = open_engine(path)
-    found = header["key"]
+    kept_key = header["key"]
     for name, wanted in key.items():
-        if found.get(name) != wanted:
+        if kept_key.get(name) != wanted:
             raise UnusableError(
-                f"it was built for {name} = {_shown(found.get(name))}, and {_shown(wanted)} is wanted"
+                f"it was built for {name} = {_shown(kept_key.get(name))}, and {_shown(wanted)} is "
+                "wanted"
             )
     return plan
 
 
 def open_engine(path: Path) -> tuple[dict[str, Any], bytes]:
-    """Header and plan of a file of ours. Raises FileNotFoundError, UnusableError with the reason, and WrongKeyError."""
+    """Read a kept engine. Return its header and its plan. Raises FileNotFoundError, UnusableError
+    with the reason, and WrongKeyError.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -147,12 +168,14 @@ def open_engine(path: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def split(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """Header and plan. Raises UnusableError."""
+    """Split a file's content into header and plan. Raises UnusableError where it is not a kept
+    engine, or damaged.
+    """
     if not data.startswith(MAGIC):
-        raise UnusableError("it is not a file of Penstock's: its header is another")
-    start = len(MAGIC) + _LENGTH
+        raise UnusableError("it is not an engine that Penstock wrote: its first bytes are others")
+    start = len(MAGIC) + _LENGTH_BYTES
     length = int.from_bytes(data[len(MAGIC) : start], "big")
-    if length > LONGEST_HEADER or len(data) < start + length:
+    if length > MAX_HEADER_BYTES or len(data) < start + length:
         raise UnusableError("it is damaged: it ends within its header")
     try:
         header = json.loads(data[start : start + length])
@@ -163,12 +186,12 @@ def split(data: bytes) -> tuple[dict[str, Any], bytes]:
     if not isinstance(key, dict) or len(plan) != size:
         raise UnusableError(f"it is damaged: it holds {len(plan)} bytes of an engine of {size}")
     if hashlib.sha256(plan).hexdigest() != digest:
-        raise UnusableError("it is damaged: its content is not what was written")
+        raise UnusableError("it is damaged: its content has changed since it was written")
     return header, plan
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """All of it or nothing, readable by its owner only."""
+    """Write a file whole or not at all, readable by its owner only. Raises OSError."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
     try:
         with os.fdopen(handle, "wb") as file:
@@ -183,7 +206,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _make_directory(path: Path) -> None:
-    """Missing folders are made for their owner only (`mkdir`'s mode is for the last one alone)."""
+    """Make a folder and its missing parents, for their owner only. `mkdir(parents=True)` would give
+    its mode to the last folder alone.
+    """
     if path.is_dir():
         return
     _make_directory(path.parent)
@@ -192,12 +217,15 @@ def _make_directory(path: Path) -> None:
 
 @contextmanager
 def _locked(path: Path, who: str, progress: Progress) -> Iterator[None]:
-    """Only one holds it at a time, among processes and threads; the file says which process that is, for whoever waits. It stays:
-    removing it would let two hold it. Raises BuildCancelledError.
+    """Hold the lock of an engine's file, which one thread of one process can hold at a time. Raises
+    BuildCancelledError where `progress` is cancelled during the wait.
+
+    The lock's own file names the process that holds it, for the messages of those that wait. It is
+    never removed, since otherwise two could hold the lock at once.
     """
     try:
         import fcntl
-    except ModuleNotFoundError:  # Windows: two may build the same, and the last one's file stays
+    except ModuleNotFoundError:  # Windows: two may build the same engine, and the later file stays
         yield
         return
     with (path.parent / f".{path.name}.lock").open("a+b") as file:
@@ -207,9 +235,9 @@ def _locked(path: Path, who: str, progress: Progress) -> Iterator[None]:
             file.seek(0)
             whom = f"process {file.read(20).decode('ascii', 'replace') or 'unknown'}"
             log.info("%s: waits for %s, which has the lock of %s", who, whom, path)
-            handle = os.dup(
-                file.fileno()
-            )  # for the thread that waits: the lock is held until both are closed
+            # The thread that waits gets a handle of its own: the lock is held until both are
+            # closed.
+            handle = os.dup(file.fileno())
 
             def wait() -> None:
                 try:
@@ -219,7 +247,7 @@ def _locked(path: Path, who: str, progress: Progress) -> Iterator[None]:
 
             if not progress.wait(whom, wait):
                 raise BuildCancelledError(
-                    f"{who}: cancelled, while it waited for {whom}, which has the lock of {path}"
+                    f"{who}: cancelled while it waited for {whom}, which has the lock of {path}"
                 ) from None
         file.truncate(0)
         file.write(str(os.getpid()).encode())

@@ -1,4 +1,4 @@
-"""TensorrtTensor: an engine of TensorRT on the GPU half that torch's engines have too."""
+"""TensorrtEngine: runs TensorRT on the base that the torch engines have too."""
 
 from __future__ import annotations
 
@@ -35,13 +35,15 @@ class TensorrtEngine(TorchEngine):
     model: Execution
 
     def load(self, params: TensorrtParams, context: Context, device: torch.device) -> Execution:
-        """The engine, shared among the instances of this recipe on this device, with contexts of this instance's own."""
+        """Load the engine, building it if need be. Instances of one recipe on one device share it,
+        and each has execution contexts of its own. Raises BackendError and ConfigError.
+        """
         library, recipe = recipe_of(params, context, device)
 
         def load_engine() -> LoadedEngine:
-            runtime = library.runtime(
-                where, on_gpu=self._half.on_gpu
-            )  # first: a build is long, and for nothing where nothing runs
+            # The runtime comes first: a build takes minutes, in vain on a machine that can't run
+            # it.
+            runtime = library.runtime(where, on_gpu=self._half.on_gpu)
             plan = find_plan(recipe, library, context, progress).plan
             return deserialise(library, runtime, plan, where, params.weight_budget_percentage)
 
@@ -74,7 +76,7 @@ class TensorrtEngine(TorchEngine):
 
     def example_shapes(self) -> Sequence[tuple[Sequence[int], torch.dtype]]:
         largest = max(
-            self.model.profiles, key=lambda profile: [each.opt for each in profile.values()]
+            self.model.profiles, key=lambda profile: [shapes.opt for shapes in profile.values()]
         )
         return [(largest[port.name].opt[1:], port.dtype) for port in self._inputs]
 
@@ -85,12 +87,13 @@ class TensorrtEngine(TorchEngine):
         super().close()
 
     def _read(self, item: Item) -> Member:
-        """The item's tensors, checked against the engine's inputs."""
+        """Read the item's tensors and check them against the engine. Raises InvalidInput."""
         member = super()._read(item)
         if len(member.inputs) != len(self._inputs):
             names = ", ".join(port.name for port in self._inputs)
             raise InvalidInput(
-                f"TensorrtTensor: the model has {len(self._inputs)} inputs ({names}), and data holds {len(member.inputs)}"
+                f"TensorrtTensor: the model has {len(self._inputs)} inputs ({names}), and data "
+                f"holds {len(member.inputs)}"
             )
         for position, tensor in enumerate(member.inputs):
             self._check(position, tensor)
@@ -100,23 +103,26 @@ class TensorrtEngine(TorchEngine):
         port = self._inputs[position]
         ranges = [profile[port.name] for profile in self.model.profiles]
         if not widens(tensor.dtype, port.dtype) or not any(
-            each.holds_inner(tensor.shape[1:]) for each in ranges
+            shapes.holds_inner(tensor.shape[1:]) for shapes in ranges
         ):
             allowed = " or ".join(dict.fromkeys(map(str, ranges)))
-            found = f"{dtype_text(tensor.dtype)} of shape {shape_text(tensor.shape)}"
-            raise InvalidInput(f"{self.label(position)}: expected {port} ({allowed}), got {found}")
+            given = f"{dtype_text(tensor.dtype)} of shape {shape_text(tensor.shape)}"
+            raise InvalidInput(f"{self.label(position)}: expected {port} ({allowed}), got {given}")
 
     def label(self, position: int) -> str:
-        return f"TensorrtTensor: input {self._inputs[position].name if position < len(self._inputs) else position}"
+        name = self._inputs[position].name if position < len(self._inputs) else position
+        return f"{self.backend_name}: input {name}"
 
     def travels_as(self, index: int, tensor: torch.Tensor) -> torch.dtype:
         return self._inputs[index].dtype
 
     def _run_group(self, members: list[Member]) -> None:
-        """In as many runs as the profiles of these shapes take: those of larger images may take fewer."""
+        """Run the members in as many runs as needed: profiles for larger images may take fewer
+        items at once.
+        """
         inputs: list[Any] = members[0].inputs
         largest = self.model.largest(
-            {port.name: each.shape[1:] for port, each in zip(self._inputs, inputs, strict=True)}
+            {port.name: tensor.shape[1:] for port, tensor in zip(self._inputs, inputs, strict=True)}
         )
         start = 0
         while start < len(members):
@@ -141,14 +147,16 @@ class TensorrtEngine(TorchEngine):
         )
 
     def keeps_apart(self, output: Any, rows: int) -> bool:
-        """Not where it has more rows: their number depends on the data, and all are the one item's."""
+        """Return whether an output has exactly one row for each row of the batch. With more rows,
+        their number depends on the data, and they all belong to the one item.
+        """
         return bool(output.ndim > 0 and len(output) == rows)
 
     def _share_out(self, members: list[Member], outputs: list[Any]) -> None:
         super()._share_out(members, outputs)
         if self.params.postprocessor in CLASSIFIERS:
             for member in members:
-                scores, classes = (each.tolist() for each in member.item["result"])
+                scores, classes = (output.tolist() for output in member.item["result"])
                 member.item.update(
                     classified(
                         scores,
@@ -159,7 +167,9 @@ class TensorrtEngine(TorchEngine):
 
 
 def build_ahead(params: TensorrtParams, context: Context, progress: Progress) -> BuiltEngine:
-    """What `TensorrtTensor.load` would build."""
+    """Build and keep the engine that `TensorrtEngine.load` would load. Raises BackendError,
+    ConfigError and BuildCancelledError.
+    """
     library, recipe = recipe_of(params, context, choose_device(context.device))
     kept = find_plan(recipe, library, context, progress, ahead=True)
     path = recipe.model if recipe.is_engine else where_kept(recipe, context, recipe.key(library))
@@ -169,7 +179,9 @@ def build_ahead(params: TensorrtParams, context: Context, progress: Progress) ->
 def recipe_of(
     params: TensorrtParams, context: Context, device: torch.device
 ) -> tuple[Library, Recipe]:
-    """What is asked for here. Raises BackendError and ConfigError that name the node."""
+    """Return the library to use and the recipe of a node's engine. Raises BackendError and
+    ConfigError, which name the node.
+    """
     try:
         library = find_library(params.library)
     except BackendError as error:
@@ -191,7 +203,9 @@ def recipe_of(
 
 
 def gpu_name(device: torch.device) -> str | None:
-    """What an engine is built for: `NVIDIA A10 8.6`; None on the CPU."""
+    """Return the GPU that an engine is built for, with its compute capability: `NVIDIA A10 8.6`.
+    None on the CPU.
+    """
     if device.type != "cuda":
         return None
     major, minor = torch.cuda.get_device_capability(device)
@@ -205,6 +219,7 @@ def _signed(ports: Sequence[Port]) -> tuple[TensorPort, ...]:
 
 
 def _padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    """Return the tensor with zeros appended up to `rows` rows."""
     if len(tensor) == rows:
         return tensor
     padded = tensor.new_zeros((rows, *tensor.shape[1:]))

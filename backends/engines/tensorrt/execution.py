@@ -1,6 +1,8 @@
-"""Running an engine, on torch's tensors: contexts, addresses, and outputs whose shape only the run tells.
+"""Run an engine on torch's tensors: execution contexts, addresses, and outputs whose shape depends
+on the data.
 
-Built against the bindings' signatures and docstrings; nothing here has ever run on a GPU (see docs/reference/tensorrt.md).
+This was written against the signatures and docstrings of TensorRT's bindings, and has never run on
+a GPU (see docs/reference/tensorrt.md).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from ..torch.reading import dtype_text
 from .library import Library, log
 from .profiles import Profile, Range, choose, describe
 
-DTYPES = {
+TORCH_DTYPES = {
     "FLOAT": torch.float32,
     "HALF": torch.float16,
     "BF16": torch.bfloat16,
@@ -29,22 +31,25 @@ DTYPES = {
     "INT64": torch.int64,
     "BOOL": torch.bool,
 }
-"""TensorRT's types of tensors at the border of a network, as torch's."""
+"""TensorRT's types of inputs and outputs -> torch's dtypes."""
 
 
 class Port(NamedTuple):
-    """An input or output of the engine. -1 in `shape`: any size."""
+    """An input or output of the engine. -1 in `shape` stands for any size."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
 
     def __str__(self) -> str:
-        return f"{dtype_text(self.dtype)} of shape {shape_text([None if size == -1 else size for size in self.shape])}"
+        shape = shape_text([None if size == -1 else size for size in self.shape])
+        return f"{dtype_text(self.dtype)} of shape {shape}"
 
 
 class LoadedEngine:
-    """A deserialised engine: one for all instances of a recipe on a device, which share its weights."""
+    """A deserialised engine. All instances of a recipe on a device share it, and with it the
+    weights.
+    """
 
     __slots__ = ("__weakref__", "cuda_engine", "runtime")
 
@@ -56,7 +61,9 @@ class LoadedEngine:
 def deserialise(
     library: Library, runtime: Any, plan: bytes, where: str, weight_budget: float | None
 ) -> LoadedEngine:
-    """The plan as an engine. Raises BackendError with TensorRT's reasons."""
+    """Make an engine of a plan. `weight_budget` is the share of the weights to keep on the device,
+    in percent. Raises BackendError, DeviceError or torch.OutOfMemoryError with TensorRT's reasons.
+    """
     with library.listening() as said:
         if library.is_rtx:
             validity, bits = runtime.get_engine_validity(plan)
@@ -67,7 +74,8 @@ def deserialise(
                     if bits & int(value)
                 ]
                 raise failure(
-                    f"{where}: {library.name} {library.version} can't run this engine on this machine",
+                    f"{where}: {library.name} {library.version} can't run this engine on this "
+                    "machine",
                     reasons or said,
                 )
         engine = runtime.deserialize_cuda_engine(plan)
@@ -81,7 +89,9 @@ def deserialise(
 
 
 def failure(what: str, said: Sequence[str]) -> Exception:
-    """The exception for what TensorRT reported in its log, where its calls only say None or False."""
+    """Return the exception for what TensorRT reported in its log: its calls themselves only return
+    None or False.
+    """
     text = f"{what}: {'; '.join(dict.fromkeys(said)) or 'it gives no reason'}"
     plain = text.lower()
     if "out of memory" in plain or "outofmemory" in plain:
@@ -94,10 +104,12 @@ def failure(what: str, said: Sequence[str]) -> Exception:
 
 
 class Execution:
-    """One instance's contexts of an engine. Called with the inputs in the engine's order, on the device; gives the outputs.
+    """The execution contexts of one instance. Call it with the inputs on the device, in the
+    engine's order; it returns the outputs.
 
-    A context of its own for each profile, made when first used, because changing a context's profile waits for the device. A context
-    whose run was captured in a CUDA graph runs nothing else: the graph uses its memory and must find it unchanged.
+    Each profile has its own context, made when first used, because changing a context's profile
+    waits for the device. A context whose run was captured in a CUDA graph runs nothing else, since
+    the graph uses the context's memory and must find it unchanged.
     """
 
     def __init__(
@@ -128,21 +140,26 @@ class Execution:
         ]
         batches = {port.shape[0] if port.shape else None for port in self.inputs}
         if len(batches) != 1 or None in batches:
-            found = ", ".join(f"{port.name} ({port})" for port in self.inputs)
+            ports = ", ".join(f"{port.name} ({port})" for port in self.inputs)
             raise BackendError(
-                f"{where}: the inputs must have the batch as their first axis, all of any size or all of one, found {found}"
+                f"{where}: expected inputs with the batch as their first axis, open in all of them "
+                f"or of one size in all; found {ports}"
             )
         self._contexts: dict[int, _Context] = {}
         self._captured: list[_Context] = []
 
     @property
     def range(self) -> BatchRange:
-        """The batches that some profile takes."""
-        found = [profile[self.inputs[0].name] for profile in self.profiles]
-        return BatchRange(min(each.min[0] for each in found), max(each.max[0] for each in found))
+        """The batch sizes that the profiles take."""
+        ranges = [profile[self.inputs[0].name] for profile in self.profiles]
+        return BatchRange(
+            min(shapes.min[0] for shapes in ranges), max(shapes.max[0] for shapes in ranges)
+        )
 
     def largest(self, inner: Mapping[str, Sequence[int]]) -> int:
-        """The largest batch of items of these shapes, behind the batch axis; 0 where no profile takes any."""
+        """Return the largest batch of items whose shapes, without the batch axis, are `inner`; 0
+        where no profile takes them.
+        """
         fitting = [
             profile
             for profile in self.profiles
@@ -155,8 +172,9 @@ class Execution:
         self._captured.clear()
 
     def rows(self, count: int, inner: Sequence[Sequence[int]]) -> int:
-        """How many rows a batch of `count` must have to fit: itself, or more where the profiles begin later. `inner`: the shapes behind
-        the batch axis, by input. Raises InvalidInput where no profile takes it.
+        """Return how many rows a batch of `count` must be padded to, so that some profile takes it:
+        `count`, or the least batch of a profile that begins later. `inner` has the shapes of the
+        inputs, without the batch axis. Raises InvalidInput where no profile takes the batch.
         """
         fitting = [count] if self._choose(count, inner) is not None else []
         later = (profile[self.inputs[0].name].min[0] for profile in self.profiles)
@@ -164,12 +182,13 @@ class Execution:
             size for size in sorted(later) if size > count and self._choose(size, inner) is not None
         ]
         if not fitting:
-            found = ", ".join(
+            shapes = ", ".join(
                 f"{port.name} {shape_text((count, *shape))}"
                 for port, shape in zip(self.inputs, inner, strict=True)
             )
             raise InvalidInput(
-                f"{self.where}: {found} fits no profile of the engine: {describe(self.profiles)}"
+                f"{self.where}: {shapes} fits no profile of the engine: expected "
+                f"{describe(self.profiles)}"
             )
         return fitting[0]
 
@@ -177,7 +196,8 @@ class Execution:
         index = self._choose(len(inputs[0]), [tensor.shape[1:] for tensor in inputs])
         if index is None:
             raise BackendError(
-                f"{self.where}: no profile holds {[tuple(tensor.shape) for tensor in inputs]}: {describe(self.profiles)}"
+                f"{self.where}: {[tuple(tensor.shape) for tensor in inputs]} fits no profile of "
+                f"the engine: expected {describe(self.profiles)}"
             )
         with self._library.listening() as said:
             if index not in self._contexts:
@@ -195,30 +215,32 @@ class Execution:
 
     def _port(self, name: str) -> Port:
         dtype, trt = self._engine.get_tensor_dtype(name), self._library.trt
-        if dtype.name not in DTYPES:
+        if dtype.name not in TORCH_DTYPES:
             raise BackendError(
-                f"{self.where}: tensor {name} is {dtype.name}: expected one of {', '.join(DTYPES)}"
+                f"{self.where}: tensor {name} is {dtype.name}: expected one of "
+                f"{', '.join(TORCH_DTYPES)}"
             )
         if self._engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
             raise BackendError(
-                f"{self.where}: tensor {name} is the shape of something: expected tensors of data alone"
+                f"{self.where}: tensor {name} is a shape tensor: expected inputs and outputs that "
+                "are data"
             )
-        return Port(name, DTYPES[dtype.name], tuple(self._engine.get_tensor_shape(name)))
+        return Port(name, TORCH_DTYPES[dtype.name], tuple(self._engine.get_tensor_shape(name)))
 
     def _profile(self, index: int) -> Profile:
-        found = {}
+        profile = {}
         for port in self.inputs:
             shapes = (
                 [port.shape] * 3
                 if -1 not in port.shape
                 else self._engine.get_tensor_profile_shape(port.name, index)
             )
-            found[port.name] = Range(*[tuple(shape) for shape in shapes])
-        return found
+            profile[port.name] = Range(*[tuple(shape) for shape in shapes])
+        return profile
 
 
 class _Context:
-    """An `IExecutionContext` in one profile."""
+    """An `IExecutionContext` that stays in one profile."""
 
     def __init__(self, owner: Execution, profile: int, said: list[str]) -> None:
         self._owner = owner
@@ -230,22 +252,24 @@ class _Context:
         self._allocators: dict[str, Any] = {}
 
     def run(self, inputs: Sequence[torch.Tensor], said: list[str]) -> list[torch.Tensor]:
-        """Asks the stream for the run. The inputs must stay where they are until the stream is through."""
+        """Enqueue a run on the stream and return its outputs. The inputs must not move or change
+        until the stream has finished.
+        """
         owner, context = self._owner, self._context
-        inputs = [
-            tensor.contiguous() for tensor in inputs
-        ]  # kept until all is asked for: an output must not get a copy's memory
+        # Copies live until the run is enqueued: an output must not get the memory of one.
+        inputs = [tensor.contiguous() for tensor in inputs]
         for port, tensor in zip(owner.inputs, inputs, strict=True):
             if not context.set_input_shape(
                 port.name, tuple(tensor.shape)
             ) or not context.set_tensor_address(port.name, tensor.data_ptr()):
                 raise failure(
-                    f"{owner.where}: TensorRT refuses input {port.name} of shape {shape_text(tensor.shape)}",
+                    f"{owner.where}: TensorRT refuses input {port.name} of shape "
+                    f"{shape_text(tensor.shape)}",
                     said,
                 )
         if missing := context.infer_shapes():
             raise BackendError(
-                f"{owner.where}: TensorRT wants to know more of {', '.join(missing)}"
+                f"{owner.where}: TensorRT lacks the shapes or values of {', '.join(missing)}"
             )
         outputs = [self._prepare(port) for port in owner.outputs]
         if not context.execute_async_v3(owner._stream):
@@ -256,7 +280,9 @@ class _Context:
         ]
 
     def _prepare(self, port: Port) -> torch.Tensor | None:
-        """Where an output goes; None where its shape depends on the data: the allocator has it after the run."""
+        """Allocate an output and give TensorRT its address. Return None for an output whose shape
+        depends on the data: its allocator has it after the run.
+        """
         shape = tuple(self._context.get_tensor_shape(port.name))
         if -1 in shape:
             if port.name not in self._allocators:
@@ -277,7 +303,7 @@ class _Context:
 
 
 def make_allocator(trt: Any, device: torch.device) -> Any:
-    """An `IOutputAllocator` on torch's memory, which grows as outputs do."""
+    """Make an `IOutputAllocator` on memory of torch, which grows with the largest output."""
 
     class OutputAllocator(trt.IOutputAllocator):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -288,7 +314,9 @@ def make_allocator(trt: Any, device: torch.device) -> Any:
         def reallocate_output(
             self, tensor_name: str, memory: int, size: int, alignment: int
         ) -> int:
-            """Called within the run. An exception can't pass TensorRT: 0 says that there is no memory."""
+            """Return the address for an output of `size` bytes. TensorRT calls this during a run.
+            No exception may pass through TensorRT, so 0 says that there is no memory.
+            """
             if size > len(self._memory) or not len(self._memory):
                 try:
                     self._memory = torch.empty(max(size, 1), dtype=torch.uint8, device=device)
@@ -306,7 +334,7 @@ def make_allocator(trt: Any, device: torch.device) -> Any:
             self._shape = tuple(shape)
 
         def tensor(self, dtype: torch.dtype) -> torch.Tensor:
-            """What the last run wrote; holds until the next."""
+            """Return what the last run wrote. The next run overwrites it."""
             count = 1
             for size in self._shape:
                 count *= size

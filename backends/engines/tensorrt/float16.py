@@ -1,4 +1,7 @@
-"""An ONNX model's layers in float16, by onnxconverter-common. What it gets wrong about layers that stay in float32 is put right here."""
+"""Convert an ONNX model's layers to float16 with onnxconverter-common.
+
+The converter makes mistakes around layers that stay in float32; this module corrects them.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +17,31 @@ from ..normalise import Names, replace_uses
 
 log = logging.getLogger("penstock.tensorrt")
 
-SMALLEST, LARGEST = 2.0**-24, 65504.0
-"""What float16 can hold; by itself, the converter would cut weights off at 1e-7 and 10,000."""
+SMALLEST_FLOAT16, LARGEST_FLOAT16 = 2.0**-24, 65504.0
+"""The least positive and the greatest value in float16. The converter's own limits are tighter: it
+would clip weights to 1e-7 and 10,000.
+"""
 
 _converting = threading.Lock()
-"""What the converter warns of is caught for the whole process."""
+"""Held during a conversion, whose warnings are caught for the whole process."""
 
 
 def to_float16(model: Any, kept: Sequence[str]) -> Any:
-    """The model (an `onnx.ModelProto`, which is changed) with inputs and outputs as they were, and layers in float16 but for the nodes
-    named in `kept` and those that the converter leaves. Raises ValueError without the converter.
+    """Return the model (an `onnx.ModelProto`, which is changed in place) with layers in float16,
+    and inputs and outputs of the same types as before. Nodes named in `kept` stay in float32, and
+    so do operators that the converter blocks. Raises ValueError where the converter is not
+    installed.
     """
     if find_spec("onnxconverter_common") is None:
         raise ValueError(
-            "precision fp16 needs a converter: pip install onnxconverter-common (extra tensorrt brings it)"
+            "precision fp16 needs a converter: pip install onnxconverter-common (extra tensorrt "
+            "brings it)"
         )
     from onnxconverter_common import float16
 
     for index, node in enumerate(model.graph.node):
-        node.name = (
-            node.name or f"{node.op_type}_{index}"
-        )  # the converter names its casts after the nodes
+        # The converter names its casts after the nodes, so each node needs a name.
+        node.name = node.name or f"{node.op_type}_{index}"
     if float16.check_if_fp16_ready(model.graph):
         return model
     left = [
@@ -48,14 +55,14 @@ def to_float16(model: Any, kept: Sequence[str]) -> Any:
         warnings.simplefilter("always")
         converted = float16.convert_float_to_float16(
             model,
-            min_positive_val=SMALLEST,
-            max_finite_val=LARGEST,
+            min_positive_val=SMALLEST_FLOAT16,
+            max_finite_val=LARGEST_FLOAT16,
             keep_io_types=True,
             node_block_list=list(kept),
         )
     if caught:
         log.info(
-            "fp16: %d times, weights beyond what float16 can hold were cut off: %s",
+            "fp16: weights outside float16's range were clipped, %d times: %s",
             len(caught),
             caught[0].message,
         )
@@ -65,7 +72,9 @@ def to_float16(model: Any, kept: Sequence[str]) -> Any:
 
 
 def _give_own_weights(graph: Any, left: Sequence[Any]) -> None:
-    """Weights that nodes in float32 share with others (exporters write equal ones once): the converter has one type for each."""
+    """Copy the weights that nodes in float32 share with other nodes (exporters write equal weights
+    once). The converter has one type for each weight.
+    """
     from onnx import TensorProto
 
     weights = {
@@ -87,7 +96,7 @@ def _give_own_weights(graph: Any, left: Sequence[Any]) -> None:
 
 
 def _reads(graph: Any) -> Iterator[str]:
-    """Every name that a node reads, or that the graph answers, in subgraphs too."""
+    """Yield every name that a node reads or that is an output of the graph, in subgraphs too."""
     for node in graph.node:
         yield from node.input
         for attribute in node.attribute:
@@ -98,18 +107,23 @@ def _reads(graph: Any) -> Iterator[str]:
 
 
 class _Output(NamedTuple):
-    """An output of the graph as it was, and where it is made in float32 the node's name and which of its outputs it is."""
+    """An output of the graph before conversion."""
 
     value: Any
     maker: tuple[str, int] | None
+    """If the output is made in float32: the name of its node, and its index among the node's
+    outputs.
+    """
 
 
 def _detach_outputs(graph: Any, left: Sequence[Any]) -> list[_Output]:
-    """Make outputs of nodes in float32 plain values, since the converter would cast them to float16 and leave them so."""
+    """Turn outputs that nodes in float32 make into inner values, and return all outputs. Otherwise
+    the converter would cast these to float16 and leave them so.
+    """
     from onnx import TensorProto
 
     makers = {name: (node.name, index) for node in left for index, name in enumerate(node.output)}
-    found = [
+    outputs = [
         _Output(
             value,
             makers.get(value.name)
@@ -119,16 +133,18 @@ def _detach_outputs(graph: Any, left: Sequence[Any]) -> list[_Output]:
         for value in map(_copy, graph.output)
     ]
     del graph.output[:]
-    for value, maker in found:
+    for value, maker in outputs:
         (graph.output if maker is None else graph.value_info).append(value)
-    return found
+    return outputs
 
 
 def _attach_outputs(graph: Any, outputs: Sequence[_Output]) -> None:
-    """Answer what the nodes in float32 made, before the cast to float16 that others read."""
+    """Make the values of nodes in float32 outputs again, without the cast to float16 that other
+    nodes read.
+    """
     nodes, names = {node.name: node for node in graph.node}, Names(graph)
     others = {value.name: _copy(value) for value in graph.output}
-    del graph.output[:]  # so that what is renamed below are values inside alone
+    del graph.output[:]  # so that the renames below touch inner values alone
     stale = set()
     for value, maker in outputs:
         if maker is None:
@@ -138,7 +154,7 @@ def _attach_outputs(graph: Any, outputs: Sequence[_Output]) -> None:
         stale |= {name, exact}
         if exact == name:
             continue
-        cast = next((each for each in graph.node if name in each.output), None)
+        cast = next((other for other in graph.node if name in other.output), None)
         if cast is not None:
             cast.output[0] = names.new(f"{name}_fp16")
             replace_uses(graph, name, cast.output[0])
@@ -153,7 +169,9 @@ def _attach_outputs(graph: Any, outputs: Sequence[_Output]) -> None:
 
 
 def _drop_detours(graph: Any) -> None:
-    """What passes from float32 to float32 by way of float16 goes straight. The converter sees to that only where one node reads it."""
+    """Remove casts from float32 to float16 and back. The converter removes them only where a single
+    node reads the value.
+    """
     from onnx import TensorProto
 
     casts = {
@@ -165,12 +183,10 @@ def _drop_detours(graph: Any) -> None:
         for index, name in enumerate(node.input):
             rounded, kind = casts.get(name, ("", 0))
             exact, through = casts.get(rounded, ("", 0))
-            if (kind, through) == (
-                TensorProto.FLOAT,
-                TensorProto.FLOAT16,
-            ):  # only the converter casts to float16, and only float32
+            # Only the converter casts to float16, and it casts only float32, so `exact` is float32.
+            if (kind, through) == (TensorProto.FLOAT, TensorProto.FLOAT16):
                 node.input[index] = exact
-    for _ in range(2):  # the second of a pair, then the first
+    for _ in range(2):  # the second cast of a pair goes first, and then no node reads the other
         read = set(_reads(graph))
         live = [
             _copy(node) for node in graph.node if node.op_type != "Cast" or node.output[0] in read

@@ -1,4 +1,6 @@
-"""Which TensorRT there is: `tensorrt` 10 or 11, or `tensorrt_rtx`. They have one Python API, and all else here is written against that."""
+"""The TensorRT that is installed: `tensorrt` 10 or 11, or `tensorrt_rtx`. Both have one Python API,
+against which the rest of this package is written.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,20 @@ from ...errors import BackendError
 log = logging.getLogger("penstock.tensorrt")
 
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
-"""The libraries in the order in which they are looked for, each with the modules that may hold it."""
+"""The libraries in order of preference, each with the Python modules that may provide it."""
 
-OLDEST = 10
-"""Of `tensorrt`: the first without bindings by index."""
+OLDEST_MAJOR_VERSION = 10
+"""The oldest `tensorrt` that works. Earlier ones address inputs and outputs by index, not by name.
+"""
 
 INSTALL = (
-    "install one: pip install 'penstock-serve[tensorrt]' (tensorrt, for the machine's GPU), or pip install --no-deps "
-    "tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs (tensorrt_rtx, which also builds where there is no GPU)"
+    "install one: pip install 'penstock-serve[tensorrt]' (tensorrt, for the machine's GPU), or "
+    "pip install --no-deps tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs "
+    "(tensorrt_rtx, which also builds on machines without a GPU)"
 )
 
 LEVELS = {"verbose": 4, "info": 3, "warning": 2, "error": 1}
-"""`log_level` -> the least of TensorRT's severities that is passed on."""
+"""`log_level` -> the least severe of TensorRT's severities that is logged."""
 
 SEVERITIES = (logging.CRITICAL, logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
 """TensorRT's severities, 0 to 4, as Python's."""
@@ -36,29 +40,34 @@ SEVERITIES = (logging.CRITICAL, logging.ERROR, logging.WARNING, logging.INFO, lo
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Library:
+    """An installed TensorRT."""
+
     name: str
     """`tensorrt` or `tensorrt_rtx`."""
     version: str
     trt: Any
-    """The module."""
+    """The Python module."""
     logger: Any
-    """Its one logger of this process: TensorRT keeps the first it is given, for good."""
+    """The process's only `ILogger` for it: TensorRT keeps the first one that it is given."""
 
     @property
     def is_rtx(self) -> bool:
         return self.name == "tensorrt_rtx"
 
     def runtime(self, where: str, *, on_gpu: bool) -> Any:
-        """An `IRuntime`. Raises BackendError where there is no GPU, which TensorRT itself would say less clearly."""
+        """Make an `IRuntime`. Raises BackendError without a GPU: TensorRT would be less clear."""
         if not on_gpu:
             raise BackendError(
-                f"{where}: TensorRT runs on an NVIDIA GPU, and torch sees none here; OnnxTensor and ModelTensor run .onnx files on the CPU"
+                f"{where}: TensorRT runs on an NVIDIA GPU, and torch sees none here; OnnxTensor "
+                "and ModelTensor run .onnx files on the CPU"
             )
         return self.trt.Runtime(self.logger)
 
     @contextmanager
     def listening(self, level: str | None = None) -> Iterator[list[str]]:
-        """What TensorRT reports as errors meanwhile, in this process; `level` as `log_level`."""
+        """Collect the errors that TensorRT reports in this process until the block ends. `level` is
+        a `log_level`; "warning" by default.
+        """
         said: list[str] = []
         self.logger.listen(said, LEVELS[level or "warning"])
         try:
@@ -68,23 +77,25 @@ class Library:
 
 
 def find_library(wanted: str = "") -> Library:
-    """The library of that name, or the first that is installed. Raises BackendError that says what to install."""
+    """Return the library named `wanted`, or the first that is installed. Raises BackendError, which
+    says what to install.
+    """
     reasons = []
     for name in (wanted,) if wanted else MODULES:
         if name not in MODULES:
             raise BackendError(
                 f"there is no TensorRT library {name!r}: expected {' or '.join(MODULES)}"
             )
-        found = _load(name)
-        if isinstance(found, Library):
-            return found
-        reasons.append(found)
+        library = _load(name)
+        if isinstance(library, Library):
+            return library
+        reasons.append(library)
     raise BackendError(f"TensorRT is not here ({'; '.join(reasons)}): {INSTALL}")
 
 
 @cache
 def _load(name: str) -> Library | str:
-    """The library, or why it can't be used."""
+    """Import a library. Return it, or a text that says why it can't be used."""
     reason = f"{name} is not installed"
     for module in MODULES[name]:
         try:
@@ -93,18 +104,18 @@ def _load(name: str) -> Library | str:
             if error.name != module:
                 reason = f"{module} can't be imported: {error}"
             continue
-        except (ImportError, OSError) as error:  # a shared library that it needs is not there
+        except (ImportError, OSError) as error:  # a shared library that it needs is missing
             reason = f"{module} can't be imported: {error}"
             continue
         version = str(trt.__version__)
-        if name == "tensorrt" and int(re.match(r"\d*", version)[0] or 0) < OLDEST:  # type: ignore[index]
-            return f"tensorrt is {version}, expected {OLDEST} or later"
+        if name == "tensorrt" and int(re.match(r"\d*", version)[0] or 0) < OLDEST_MAJOR_VERSION:  # type: ignore[index]
+            return f"tensorrt is {version}, expected {OLDEST_MAJOR_VERSION} or later"
         return Library(name, version, trt, _make_logger(trt))
     return reason
 
 
 def _make_logger(trt: Any) -> Any:
-    """TensorRT's messages as those of the logger `penstock.tensorrt`."""
+    """Make an `ILogger` that passes TensorRT's messages to the logger `penstock.tensorrt`."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -113,7 +124,9 @@ def _make_logger(trt: Any) -> Any:
             self._listeners: list[tuple[list[str], int]] = []
 
         def log(self, severity: Any, msg: str) -> None:
-            """Called on whatever thread TensorRT is at work. An exception here would end the process."""
+            """Log a message. TensorRT calls this on any of its threads, and an exception from here
+            would end the process.
+            """
             rank = int(severity)
             with self._lock:
                 listeners = list(self._listeners)
@@ -124,11 +137,14 @@ def _make_logger(trt: Any) -> Any:
                     said.append(msg)
 
         def listen(self, said: list[str], level: int) -> None:
+            """Append errors to `said`, and log messages up to `level`, until `forget`."""
             with self._lock:
                 self._listeners.append((said, level))
 
         def forget(self, said: list[str]) -> None:
             with self._lock:
-                self._listeners = [each for each in self._listeners if each[0] is not said]
+                self._listeners = [
+                    listener for listener in self._listeners if listener[0] is not said
+                ]
 
     return Logger()

@@ -1,4 +1,6 @@
-"""An ONNX model as a TensorRT network: converted, with its inputs as images come and its outputs as answers go."""
+"""Make a TensorRT network of an ONNX model: converted to a precision, with preprocessing of its
+first input and post-processing of its output.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,16 @@ from .profiles import Input
 from .recipe import Recipe, read_onnx
 
 SCORES, CLASSES = "penstock_scores", "penstock_classes"
-"""The outputs of a network whose post-processing tells classes: N x `top_k`, the best first."""
+"""The outputs of a network whose post-processing finds classes: N×`top_k`, the best first."""
 
 
 class Network(NamedTuple):
+    """A network, and what must outlive its build."""
+
     definition: Any
     """The `INetworkDefinition`."""
     parser: Any
-    """Holds the weights until the engine is built."""
+    """The `OnnxParser`, which holds the weights until the engine is built."""
 
     @property
     def inputs(self) -> list[Input]:
@@ -31,15 +35,17 @@ class Network(NamedTuple):
 
 
 def edited(recipe: Recipe) -> Any:
-    """The model as an `onnx.ModelProto`: in `precision`, behind the transpose and the normalisation of its first input.
+    """Return the model as an `onnx.ModelProto` in `precision`, with the transpose and the
+    normalisation of its first input.
 
-    Raises BackendError for what is no model, ConfigError for a key that does not fit it.
+    Raises BackendError for a file that is not a model, ConfigError for a key that does not fit the
+    model.
     """
     params = recipe.params
     model = read_onnx(recipe.model, str(recipe))
     key = "precision::fp32" if params.precision_fp32 else "precision"
     try:
-        # AutoCast reads the file itself; what is encrypted stays in memory.
+        # AutoCast reads the file itself. An encrypted model has no such file: it stays in memory.
         model = convert(
             _with_weights(model, recipe, params.precision),
             params.precision,
@@ -60,22 +66,27 @@ def edited(recipe: Recipe) -> Any:
 
 
 def parse(recipe: Recipe, library: Library, builder: Any, said: list[str]) -> Network:
-    """The network of the edited model, with post-processing. Raises BackendError that names node, file and what is not supported."""
+    """Parse the edited model into a network, and add the post-processing. `said` has TensorRT's
+    errors so far. Raises BackendError, which names the node, the file and what is not supported,
+    and ConfigError.
+    """
     trt = library.trt
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, library.logger)
     model = edited(recipe)
     try:
         data = model.SerializeToString()
-    except Exception as error:  # protobuf's own, above 2 GiB
+    except Exception as error:  # protobuf's limit of 2 GiB, an exception without a public class
         raise BackendError(
-            f"{recipe}: the model {recipe.model} is too large to be converted here ({error}): convert it before"
+            f"{recipe}: the model {recipe.model} is too large to be converted here ({error}): "
+            "convert the file itself first"
         ) from error
     if not parser.parse(data, str(recipe.model)):
         errors = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
         reasons = "; ".join(dict.fromkeys(errors or said)) or "it gives no reason"
         raise BackendError(
-            f"{recipe}: {library.name} {library.version} can't use the model {recipe.model}: {reasons}"
+            f"{recipe}: {library.name} {library.version} can't use the model {recipe.model}: "
+            f"{reasons}"
         )
     _check_inputs(recipe, network, trt)
     classifier = CLASSIFIERS.get(recipe.params.postprocessor or "")
@@ -91,7 +102,9 @@ def parse(recipe: Recipe, library: Library, builder: Any, said: list[str]) -> Ne
 
 
 def _with_weights(model: Any, recipe: Recipe, precision: str | None) -> Any:
-    """With weights from files beside it, where they are to be converted; else they stay there, however large."""
+    """Load weights from files beside the model, if they must be converted. Otherwise they stay in
+    their files, however large.
+    """
     if precision in (None, "fp32"):
         return model
     from onnx.external_data_helper import load_external_data_for_model
@@ -101,6 +114,7 @@ def _with_weights(model: Any, recipe: Recipe, precision: str | None) -> Any:
 
 
 def _plain(path: Path) -> Path | None:
+    """Return the path of a plain .onnx file, None for an encrypted one."""
     return path if path.suffix.lower() == ".onnx" else None
 
 
@@ -110,9 +124,9 @@ def _parser_error(error: Any) -> str:
         f"node {error.node()} ({' '.join(filter(None, (operator, name)))}): " if operator else ""
     )
     reason = error.desc().strip()
-    if "Plugin not found" in reason:  # it took what it does not know for a plugin
+    if "Plugin not found" in reason:  # the parser takes an unknown operator for a plugin
         reason = f"the operator {operator} is not supported, and there is no plugin of that name"
-    elif reason in ("", "false"):  # the condition that failed, in C++
+    elif reason in ("", "false"):  # all that the parser says is the condition that failed
         reason = f"the operator {operator} is not supported"
     return f"{place}{reason}"
 
@@ -122,22 +136,26 @@ def _check_inputs(recipe: Recipe, network: Any, trt: Any) -> None:
         tensor = network.get_input(index)
         if tensor.is_shape_tensor:
             raise BackendError(
-                f"{recipe}: input {tensor.name} of {recipe.model} is the shape of something: expected tensors of data alone"
+                f"{recipe}: input {tensor.name} of {recipe.model} is a shape tensor: expected "
+                "inputs that are data"
             )
 
 
 def _the_scores(recipe: Recipe, network: Any) -> Any:
-    """The one output, N x K."""
+    """Return the network's one output, N×K scores. Raises ConfigError."""
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     if len(outputs) != 1 or len(outputs[0].shape) != 2:
-        found = ", ".join(f"{output.name} of {len(output.shape)} axes" for output in outputs)
-        message = f"{recipe.params.postprocessor} needs a model with one output, N x K scores; {recipe.model} has {found}"
+        names = ", ".join(f"{output.name} of {len(output.shape)} axes" for output in outputs)
+        message = (
+            f"{recipe.params.postprocessor} needs a model with one output, N×K scores; "
+            f"{recipe.model} has {names}"
+        )
         raise ConfigError([Problem(message, node=recipe.node, key="postprocessor")])
     return outputs[0]
 
 
 def _softmax(network: Any, trt: Any, scores: Any) -> Any:
-    """In float32, whatever the network computes in."""
+    """Add a softmax, in float32 whatever the network computes in."""
     if scores.dtype != trt.DataType.FLOAT:
         scores = network.add_cast(scores, trt.DataType.FLOAT).get_output(0)
     layer = network.add_softmax(scores)
@@ -147,6 +165,7 @@ def _softmax(network: Any, trt: Any, scores: Any) -> Any:
 
 
 def _add_classes(recipe: Recipe, network: Any, trt: Any, *, softmax: bool) -> None:
+    """Replace the scores by the `top_k` best scores and their classes. Raises ConfigError."""
     scores = _the_scores(recipe, network)
     count, wanted = scores.shape[1], recipe.params.top_k
     if wanted > count >= 0:

@@ -1,4 +1,6 @@
-"""Parameters of TensorrtTensor, declared without importing TensorRT or torch: a file that uses them can be checked anywhere."""
+"""Parameters of TensorrtTensor, declared without TensorRT and torch so that a file can be checked
+on a machine that lacks them.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,22 @@ from ...params import EngineParams
 
 class TensorrtParams(EngineParams):
     cuda_graphs: bool = Field(
-        True, description="capture the work of each batch size at warm-up, where shapes are known"
+        True,
+        description="capture a CUDA graph for each batch size (1, 2, 4 ... max) at warm-up",
     )
     library: Literal["", "tensorrt", "tensorrt_rtx"] = Field(
-        "", description="which TensorRT; not given: the first that is installed"
+        "",
+        description="which TensorRT to use; default: the first that is installed, tensorrt or "
+        "tensorrt_rtx",
     )
     data_format: Literal["nchw", "nhwc"] = Field(
-        "nchw", description="layout in which images come; nhwc: turned inside the network"
+        "nchw",
+        description="layout of the images in data; nhwc images are transposed inside the network",
     )
     top_k: int = Field(
         1,
         ge=1,
         le=3840,
-        description="with ArgMax, SoftmaxArgMax or SoftmaxMax: how many of the best classes `top` lists",
+        description="with ArgMax, SoftmaxArgMax or SoftmaxMax: how many of the best classes top "
+        "lists",
     )

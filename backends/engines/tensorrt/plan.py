@@ -1,4 +1,6 @@
-"""The plan of a recipe: kept, built, or the file itself where the model is an engine already."""
+"""Find the plan of a recipe: kept, built now, or in the model's file where that is an engine
+already.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,16 @@ from .recipe import Recipe, plain_suffix
 def find_plan(
     recipe: Recipe, library: Library, context: Context, progress: Progress, *, ahead: bool = False
 ) -> Kept:
-    """`ahead`: only to be kept. Raises BackendError and ConfigError that name node and file."""
+    """Return the plan, built and kept if need be. `ahead` says that keeping it is the only purpose,
+    so a failure to keep it is an error. Raises BackendError and ConfigError, which name the node
+    and the file.
+    """
     if recipe.is_engine:
         return Kept(_read_engine(recipe, library), built=False)
     if plain_suffix(recipe.model) != ".onnx":
         raise BackendError(
-            f"{recipe}: the model {recipe.model} is neither .onnx nor an engine (.trt, .plan, .engine)"
+            f"{recipe}: the model {recipe.model} is neither .onnx nor an engine (.trt, .plan, "
+            ".engine)"
         )
     key = recipe.key(library)
     timings = recipe.params.timing_cache
@@ -40,12 +46,15 @@ def find_plan(
 
 
 def where_kept(recipe: Recipe, context: Context, key: dict[str, Any]) -> Path:
+    """Return the path at which the engine is kept. Raises BackendError."""
     given = recipe.params.cache
     return place_of(context.resolve(given) if given else None, recipe.model, key)
 
 
 def _read_engine(recipe: Recipe, library: Library) -> bytes:
-    """The plan in an engine file: one of ours, which must be of this library and GPU, or one that another tool wrote."""
+    """Read the plan from an engine file: one that Penstock wrote, which must be for this library
+    and GPU, or one of another tool. Raises BackendError.
+    """
     try:
         data = read_model(recipe.model)
     except OSError as error:
@@ -61,8 +70,9 @@ def _read_engine(recipe: Recipe, library: Library) -> bytes:
     here = {"library": library.name, "version": library.version, "gpu": recipe.gpu}
     for name, wanted in here.items():
         if header["key"].get(name) != wanted:
-            found = header["key"].get(name)
+            kept = header["key"].get(name)
             raise BackendError(
-                f"{recipe}: the engine {recipe.model} was built for {name} {found}, and here is {wanted}: build it again"
+                f"{recipe}: the engine {recipe.model} was built for {name} {kept}, and here is "
+                f"{wanted}: build it again"
             )
     return plan

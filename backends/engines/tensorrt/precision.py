@@ -1,5 +1,8 @@
-"""An ONNX model in another precision. Networks are strongly typed: a layer computes in the types that the model says, so the model is
-converted, by ModelOpt's AutoCast where that is installed (it looks at values to see which layers must stay), else by onnxconverter-common.
+"""Convert an ONNX model to another precision.
+
+TensorRT's networks are strongly typed: each layer computes in the types that the model gives, so it
+is the model that is converted. ModelOpt's AutoCast does it where it is installed (it looks at
+values to see which layers must stay in fp32), and otherwise onnxconverter-common.
 """
 
 from __future__ import annotations
@@ -14,69 +17,81 @@ from typing import Any
 from ...suggestions import did_you_mean
 from .float16 import to_float16
 
-QUANTIZERS = {"int8": ("INT8", "UINT8"), "fp8": ("FLOAT8E4M3FN", "FLOAT8E5M2")}
-"""Precision -> the types to which a model's own QuantizeLinear nodes may round."""
+QUANTIZED_TYPES = {"int8": ("INT8", "UINT8"), "fp8": ("FLOAT8E4M3FN", "FLOAT8E5M2")}
+"""`precision` -> the types to which the model's own QuantizeLinear nodes must round."""
 
-CONVERTED = {"fp16": "fp16", "bf16": "bf16", "best": "fp16"}
+CONVERTED_TO = {"fp16": "fp16", "bf16": "bf16", "best": "fp16"}
+"""`precision` -> the type of layers after conversion."""
 
 
 def convert(
     model: Any, precision: str | None, keep: Iterable[str] = (), path: Path | None = None
 ) -> Any:
-    """The model (an `onnx.ModelProto`; it may be changed) with inputs and outputs as they were, and layers in `precision`.
+    """Return the model (an `onnx.ModelProto`, which may be changed in place) with layers in
+    `precision`, and inputs and outputs of the same types as before.
 
-    None and fp32 leave it as it is; so do int8, fp8 and best where it has Q/DQ nodes, which then say what is rounded. `keep` has parts
-    of names of nodes that stay in fp32; `path` is the file that the model was read from, which AutoCast needs. Raises ValueError.
+    None and fp32 leave the model as it is. So do int8, fp8 and best if the model has QuantizeLinear
+    and DequantizeLinear nodes, which then decide what is rounded. Nodes whose names contain one of
+    `keep` stay in fp32. `path` is the file that the model was read from, which AutoCast needs.
+    Raises ValueError for what the model or this machine can't do.
     """
     kept = _kept(model, tuple(keep))
     quantized = _quantized(model)
-    if precision in QUANTIZERS:
-        if not quantized & set(QUANTIZERS[precision]):
-            found = (
+    if precision in QUANTIZED_TYPES:
+        if not quantized & set(QUANTIZED_TYPES[precision]):
+            nodes = (
                 f"QuantizeLinear nodes to {', '.join(sorted(quantized))}" if quantized else "none"
             )
             raise ValueError(
-                f"precision {precision} needs QuantizeLinear and DequantizeLinear nodes in the model that round to "
-                f"{' or '.join(QUANTIZERS[precision])}, found {found}: quantize it first, with calibration data (python -m "
-                "modelopt.onnx.quantization)"
+                f"precision {precision} needs QuantizeLinear and DequantizeLinear nodes in the "
+                f"model that round to {' or '.join(QUANTIZED_TYPES[precision])}, found {nodes}: "
+                "quantize it first, with calibration data (python -m modelopt.onnx.quantization)"
             )
         return model
-    if precision not in CONVERTED or (precision == "best" and quantized):
+    if precision not in CONVERTED_TO or (precision == "best" and quantized):
         return model
-    wanted = CONVERTED[precision]
+    wanted = CONVERTED_TO[precision]
     if path is not None and find_spec("modelopt") is not None:
         return _autocast(path, wanted, kept)
     if wanted == "bf16":
         raise ValueError(
-            "precision bf16 needs NVIDIA ModelOpt: pip install 'nvidia-modelopt[onnx]'; it reads plain .onnx files"
+            "precision bf16 needs NVIDIA ModelOpt: pip install 'nvidia-modelopt[onnx]'; it reads "
+            "only plain .onnx files"
         )
     return to_float16(model, kept)
 
 
 def converter_name(precision: str | None) -> str:
-    """What would convert to this precision: engines made by another differ."""
-    if precision not in CONVERTED:
+    """Return the name of the converter for this precision, "" where none is needed. It is part of
+    an engine's key, because converters differ.
+    """
+    if precision not in CONVERTED_TO:
         return ""
     return "modelopt" if find_spec("modelopt") is not None else "onnxconverter-common"
 
 
 def _kept(model: Any, parts: tuple[str, ...]) -> list[str]:
-    """The names of the nodes that have one of `parts` in them; each part must be in some."""
+    """Return the names of nodes that contain one of `parts`. Raises ValueError for a part that no
+    name contains.
+    """
     names = [node.name for node in model.graph.node]
     for part in parts:
         if not any(part in name for name in names):
             raise ValueError(
-                f"precision::fp32 has {part!r}, and no node's name contains it{did_you_mean(part, names)}"
+                f"precision::fp32 has {part!r}, and no node's name contains "
+                f"it{did_you_mean(part, names)}"
             )
     return [name for name in names if any(part in name for part in parts)]
 
 
 def _quantized(model: Any) -> set[str]:
-    """The types that the model's QuantizeLinear nodes round to; and of DequantizeLinear's weights, where only weights are rounded."""
+    """Return the types that the model's QuantizeLinear nodes round to, and those of the weights
+    that DequantizeLinear nodes read, since a model may have only its weights rounded.
+    """
     from onnx import TensorProto
 
     weights = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    found = set()
+    types = set()
     for node in model.graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
@@ -85,10 +100,10 @@ def _quantized(model: Any) -> set[str]:
         )
         zero = weights.get(node.input[2]) if len(node.input) > 2 else None
         if node.op_type == "QuantizeLinear":
-            found.add(zero or declared or TensorProto.UINT8)
+            types.add(zero or declared or TensorProto.UINT8)
         elif node.input[0] in weights:
-            found.add(weights[node.input[0]])
-    return {TensorProto.DataType.Name(each) for each in found}
+            types.add(weights[node.input[0]])
+    return {TensorProto.DataType.Name(number) for number in types}
 
 
 def _autocast(path: Path, wanted: str, kept: list[str]) -> Any:

@@ -1,7 +1,9 @@
-"""Optimisation profiles: which shapes an engine takes, and for which it is tuned, from `min`, `max` and the batch sizes that are prepared.
+"""Optimisation profiles: which shapes an engine takes, and for which of them it is tuned.
 
-One profile in the file becomes one a batch size (1, 2, 4 ... `max`), each from `min` to its size and tuned for it; several (`;`)
-stay as they are, each tuned for its `max`. Pure functions; `build.py` gives the result to TensorRT.
+They follow from `min`, `max` and the batch sizes to prepare for. One profile in the file becomes a
+profile for each batch size (1, 2, 4 ... `max`), from `min` to that size and tuned for it. Several
+profiles in the file (`;`) stay as they are, each tuned for its `max`. All functions here are pure;
+build.py gives the result to TensorRT.
 """
 
 from __future__ import annotations
@@ -15,18 +17,19 @@ Shape = tuple[int, ...]
 
 
 class Input(NamedTuple):
-    """A network's input. -1 in `shape`: any size."""
+    """An input of a network. -1 in `shape` stands for any size."""
 
     name: str
     shape: Shape
 
     @property
     def dynamic(self) -> bool:
+        """Whether some axis may have any size."""
         return -1 in self.shape
 
     @property
     def batched(self) -> bool:
-        """Whether its batch is of any size."""
+        """Whether the batch, which is the first axis, may have any size."""
         return bool(self.shape) and self.shape[0] == -1
 
     def __str__(self) -> str:
@@ -34,19 +37,20 @@ class Input(NamedTuple):
 
 
 class Range(NamedTuple):
-    """The shapes of one input in one profile."""
+    """The shapes of one input in one profile: smallest, the one tuned for, and largest."""
 
     min: Shape
     opt: Shape
     max: Shape
 
     def holds(self, shape: Sequence[int]) -> bool:
+        """Return whether the profile takes an input of this shape."""
         return len(shape) == len(self.max) and all(
             low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
         )
 
     def holds_inner(self, shape: Sequence[int]) -> bool:
-        """Whether it holds what lies behind the batch axis."""
+        """Return whether the profile takes this shape, which lacks the batch axis."""
         return Range(self.min[1:], self.opt[1:], self.max[1:]).holds(shape)
 
     def __str__(self) -> str:
@@ -58,11 +62,11 @@ class Range(NamedTuple):
 
 
 Profile = Mapping[str, Range]
-"""By input."""
+"""The ranges of a profile, by the input's name."""
 
 
 class ProfileError(ValueError):
-    """`min` or `max` (the `key`) does not fit the model."""
+    """Raised when `min` or `max` does not fit the model; `key` says which of them."""
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
@@ -72,32 +76,35 @@ class ProfileError(ValueError):
 def make_profiles(
     inputs: Sequence[Input], low: str | None, high: str | None, sizes: Sequence[int]
 ) -> list[Profile]:
-    """The profiles of a network, smallest first as the file has them; none where all shapes are fixed.
+    """Return the profiles of a network: by rising batch size, or in the file's order. Empty where
+    all shapes are fixed.
 
-    `low` and `high` are `min` and `max` as the file has them, `sizes` the batch sizes that are prepared. Raises ProfileError.
+    `low` and `high` are `min` and `max` as the file has them, `sizes` the batch sizes to prepare
+    for. Raises ProfileError.
     """
     lows, highs = _split(low), _split(high)
     if len(lows) > 1 and len(lows) != len(highs):
         raise ProfileError(
             "min",
-            f"min has {len(lows)} profiles and max {len(highs)}: expected as many, or one min for all",
+            f"min has {len(lows)} profiles and max {len(highs)}: expected as many, or one min for "
+            "all",
         )
     largest = max(sizes)
-    found = []
+    ranges = []
     for index, texts in enumerate(highs):
         highest = _complete(inputs, texts or [(largest,)], "max")
         given = lows[index if len(lows) > 1 else 0]
         lowest = _complete(inputs, given or [(1,)], "min", like=highest)
         _check(inputs, lowest, highest)
-        found.append((lowest, highest))
-    if not any(each.dynamic for each in inputs):
+        ranges.append((lowest, highest))
+    if not any(port.dynamic for port in inputs):
         return []
-    if len(found) > 1:
+    if len(ranges) > 1:
         return [
-            {each.name: Range(a, b, b) for each, a, b in zip(inputs, lowest, highest, strict=True)}
-            for lowest, highest in found
+            {port.name: Range(a, b, b) for port, a, b in zip(inputs, lowest, highest, strict=True)}
+            for lowest, highest in ranges
         ]
-    ((lowest, highest),) = found
+    ((lowest, highest),) = ranges
     return [
         _at(inputs, lowest, highest, size)
         for size in _sizes_between(inputs, lowest, highest, sizes)
@@ -105,7 +112,9 @@ def make_profiles(
 
 
 def choose(profiles: Sequence[Profile], shapes: Mapping[str, Sequence[int]]) -> int | None:
-    """The profile that is tuned for what is nearest these shapes, of those that hold them; None where none does."""
+    """Return the index of the profile that takes these shapes and is tuned for the smallest; None
+    where no profile takes them.
+    """
     fitting = [
         index
         for index, profile in enumerate(profiles)
@@ -113,7 +122,7 @@ def choose(profiles: Sequence[Profile], shapes: Mapping[str, Sequence[int]]) -> 
     ]
     return min(
         fitting,
-        key=lambda index: sum(_volume(each.opt) for each in profiles[index].values()),
+        key=lambda index: sum(_volume(shapes.opt) for shapes in profiles[index].values()),
         default=None,
     )
 
@@ -121,7 +130,8 @@ def choose(profiles: Sequence[Profile], shapes: Mapping[str, Sequence[int]]) -> 
 def describe(profiles: Sequence[Profile]) -> str:
     return (
         "; ".join(
-            ", ".join(f"{name} {each}" for name, each in profile.items()) for profile in profiles
+            ", ".join(f"{name} {shapes}" for name, shapes in profile.items())
+            for profile in profiles
         )
         or "fixed shapes"
     )
@@ -140,24 +150,28 @@ def _split(text: str | None) -> list[list[Shape]]:
 def _complete(
     inputs: Sequence[Input], given: Sequence[Shape], key: str, like: Sequence[Shape] | None = None
 ) -> list[Shape]:
-    """The whole shape of each input. A lone number is the batch size of all; what it leaves open is taken from `like`."""
-    if len(given) == 1 and len(given[0]) == 1 and any(len(each.shape) != 1 for each in inputs):
+    """Return the whole shape of each input. A single number is the batch size of all inputs, and
+    their open sizes are then taken from `like`. Raises ProfileError.
+    """
+    if len(given) == 1 and len(given[0]) == 1 and any(len(port.shape) != 1 for port in inputs):
         given = [given[0]] * len(inputs)
     if len(given) != len(inputs):
         names = ", ".join(map(str, inputs))
         raise ProfileError(
             key,
-            f"{key} has {len(given)} shapes in a profile, and the model {len(inputs)} inputs: {names}",
+            f"{key} has {len(given)} shapes in a profile, and the model {len(inputs)} inputs: "
+            f"{names}",
         )
     return [
-        _complete_one(each, shape, key, like[index] if like else None)
-        for index, (each, shape) in enumerate(zip(inputs, given, strict=True))
+        _complete_one(port, shape, key, like[index] if like else None)
+        for index, (port, shape) in enumerate(zip(inputs, given, strict=True))
     ]
 
 
 def _complete_one(port: Input, given: Shape, key: str, like: Shape | None) -> Shape:
     if len(given) == 1 and len(port.shape) != 1:
-        # A batch size. Where the model's own is fixed that one holds: the engine pads.
+        # A batch size. If the model's own is fixed, that one stays, and the engine pads batches to
+        # it.
         whole = (given[0] if port.batched else port.shape[0], *port.shape[1:]) if port.shape else ()
         if like is not None:
             whole = tuple(
@@ -165,16 +179,20 @@ def _complete_one(port: Input, given: Shape, key: str, like: Shape | None) -> Sh
             )
         if -1 in whole:
             axes = ", ".join(str(axis) for axis, size in enumerate(whole) if size == -1)
-            message = f"{key} is the batch size {given[0]}, and axis {axes} of input {port} is open too: give a shape, as in 8x3x640x640"
-            raise ProfileError(key, message)
+            raise ProfileError(
+                key,
+                f"{key} is the batch size {given[0]}, and axis {axes} of input {port} is open too: "
+                "give a shape, as in 8x3x640x640",
+            )
         return whole
     fits = len(given) == len(port.shape) and all(
-        size in (-1, got) for size, got in zip(port.shape, given, strict=True)
+        fixed in (-1, size) for fixed, size in zip(port.shape, given, strict=True)
     )
     if not fits:
         raise ProfileError(
             key,
-            f"{key} has the shape {shape_text(given)} for input {port}: expected its fixed sizes as they are",
+            f"{key} has the shape {shape_text(given)} for input {port}: expected the input's own "
+            "sizes wherever they are fixed",
         )
     return given
 
@@ -184,26 +202,32 @@ def _check(inputs: Sequence[Input], lowest: Sequence[Shape], highest: Sequence[S
         if any(a > b for a, b in zip(low, high, strict=True)):
             raise ProfileError(
                 "min",
-                f"input {port}: min is {shape_text(low)} and max {shape_text(high)}: expected min <= max in every axis",
+                f"input {port}: min is {shape_text(low)} and max {shape_text(high)}: expected min "
+                "<= max in every axis",
             )
         if 0 in high:
-            raise ProfileError("max", f"input {port}: max is {shape_text(high)}: expected no 0")
+            raise ProfileError(
+                "max", f"input {port}: max is {shape_text(high)}: expected sizes of at least 1"
+            )
     for key, shapes in (("min", lowest), ("max", highest)):
         batches = {
             port.name: shape[0] for port, shape in zip(inputs, shapes, strict=True) if port.batched
         }
         if len(set(batches.values())) > 1:
-            found = ", ".join(f"{size} for {name}" for name, size in batches.items())
+            sizes = ", ".join(f"{size} for {name}" for name, size in batches.items())
             raise ProfileError(
                 key,
-                f"{key} has different batch sizes in one profile: {found}; expected one for all inputs",
+                f"{key} has different batch sizes in one profile: {sizes}; expected one for all "
+                "inputs",
             )
 
 
 def _sizes_between(
     inputs: Sequence[Input], lowest: Sequence[Shape], highest: Sequence[Shape], sizes: Sequence[int]
 ) -> list[int]:
-    """The batch sizes that one range of shapes is cut into; the largest shape where the batch is fixed."""
+    """Return the batch sizes into which one range of shapes is divided: a single one where the
+    batch is fixed.
+    """
     bounds = next(
         (
             (low[0], high[0])
@@ -218,7 +242,7 @@ def _sizes_between(
 def _at(
     inputs: Sequence[Input], lowest: Sequence[Shape], highest: Sequence[Shape], size: int
 ) -> Profile:
-    """The profile up to a batch size, tuned for it."""
+    """Return the profile that ends at a batch size and is tuned for it."""
     profile = {}
     for port, low, high in zip(inputs, lowest, highest, strict=True):
         top = (size, *high[1:]) if port.batched else high

@@ -1,4 +1,6 @@
-"""How far a build is: TensorRT's phases as one growing share, what it waits for before, and the way to stop it."""
+"""The progress of a build: TensorRT's phases as one fraction that grows, what the build waits for,
+and a way to cancel it.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +15,32 @@ from ...errors import BackendError
 
 
 class BuildCancelledError(BackendError):
-    """`Progress.cancel` was called."""
+    """Raised after `Progress.cancel` was called."""
 
 
 class BuiltEngine(NamedTuple):
-    """What a build ahead of the first start leaves."""
+    """The result of a build ahead of the first start."""
 
     path: Path
     size: int
     """Bytes of the plan."""
     built: bool
-    """False: it was there."""
+    """False: the engine was there already."""
 
 
 class Progress:
-    """Of one build. May be read from any thread; `cancel` ends a wait at once, and makes TensorRT give up at its next step."""
+    """The progress of one build, which any thread may read. `cancel` ends a wait at once, and makes
+    TensorRT give up at its next step.
+    """
 
     def __init__(self, report: Callable[[float, str], None] | None = None) -> None:
-        """`report` is called with the fraction and the phase as both change, on whatever thread is at work."""
+        """`report` is called with the fraction (0 to 1) and the phase whenever they change, on the
+        thread that builds.
+        """
         self.fraction = 0.0
         self.phase = ""
         self.waits_for = ""
-        """Another process, which builds the same; "": for nobody."""
+        """The other process, which builds the same engine; "" outside a wait."""
         self.cancelled = False
         self._woken = threading.Event()
         self._report = report
@@ -42,13 +48,16 @@ class Progress:
         self._phases: dict[str, _Phase] = {}
 
     def cancel(self) -> None:
+        """Stop the build or the wait for another one. May be called from any thread."""
         self.cancelled = True
         self._woken.set()
 
     def wait(self, whom: str, wait: Callable[[], None]) -> bool:
-        """Whether `wait`, which blocks until `whom` is through, has returned; False where `cancel` came first. Raises what it raises.
+        """Call `wait`, which blocks until `whom` has finished. Return True when it returned, False
+        if `cancel` came first. Raises what `wait` raises.
 
-        A call that blocks in the kernel can't be ended from another thread, so it gets a thread of its own, and is left behind there.
+        A call that blocks in the kernel can't be ended from another thread, so it gets a thread of
+        its own, and after `cancel` it is abandoned there.
         """
         future: Future[None] = Future()
 
@@ -73,18 +82,21 @@ class Progress:
 
     @property
     def text(self) -> str:
-        """`building 42 %`."""
+        """The state for people: `building 42 %`, or what the build waits for; "" before the first
+        phase.
+        """
         if self.waits_for:
             return f"waits for {self.waits_for}, which builds the engine"
         return f"building {self.fraction * 100:.0f} %" if self.phase else ""
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
+        """Begin a phase of `steps` steps, inside the phase `parent`."""
         with self._lock:
             self._phases[name] = _Phase(parent, max(1, steps))
             self._update(name)
 
     def step(self, name: str, index: int) -> bool:
-        """Whether to go on."""
+        """Count step `index` of a phase as done. Return whether the build should go on."""
         with self._lock:
             phase = self._phases.get(name)
             if phase is not None:
@@ -93,6 +105,7 @@ class Progress:
         return not self.cancelled
 
     def finish(self, name: str) -> None:
+        """End a phase."""
         with self._lock:
             phase = self._phases.pop(name, None)
             if phase is not None and phase.parent is None and not self.cancelled:
@@ -101,7 +114,9 @@ class Progress:
                     self._report(1.0, name)
 
     def _update(self, name: str) -> None:
-        """Never back: a phase inside a step may come several times."""
+        """Compute the fraction again. It never falls, although a phase inside a step may run
+        several times.
+        """
         fraction = max(
             (
                 self._share(root)
@@ -117,7 +132,7 @@ class Progress:
     def _share(self, name: str) -> float:
         phase = self._phases[name]
         inside = max(
-            (self._share(child) for child, each in self._phases.items() if each.parent == name),
+            (self._share(child) for child, inner in self._phases.items() if inner.parent == name),
             default=0.0,
         )
         return (phase.done + inside * (phase.done < phase.steps)) / phase.steps
@@ -131,7 +146,7 @@ class _Phase:
 
 
 def make_monitor(trt: Any, progress: Progress) -> Any:
-    """TensorRT's `IProgressMonitor` for it; must outlive the build."""
+    """Make the `IProgressMonitor` that reports to `progress`. It must outlive the build."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:

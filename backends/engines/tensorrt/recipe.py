@@ -1,4 +1,6 @@
-"""All that an engine is made from. Two engines of one recipe are the same, so it is also what a kept engine is known by."""
+"""The recipe of an engine: all that it is made from. Kept engines are identified by it, since
+engines of one recipe are the same.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +17,22 @@ from .library import Library
 from .params import TensorrtParams
 from .precision import converter_name
 
-ENGINES = (".trt", ".plan", ".engine")
-"""Files that are engines already."""
+ENGINE_SUFFIXES = (".trt", ".plan", ".engine")
+"""Suffixes of files that are engines already."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
+    """What an engine is made from: the model, the parameters, the batch sizes and the GPU."""
+
     model: Path
     params: TensorrtParams
     sizes: tuple[int, ...]
-    """The batch sizes that are prepared; rising."""
+    """The batch sizes to prepare for, in rising order."""
     gpu: str = "none"
-    """The GPU that the engine is built on and for; "none" where it is for no particular one."""
+    """The GPU that the engine is built on and for; "none" where it is not for a particular one."""
     node: str = ""
-    """For messages."""
+    """The node's name, for messages."""
 
     @classmethod
     def of(
@@ -39,7 +43,9 @@ class Recipe:
         library: Library,
         gpu: str | None,
     ) -> Recipe:
-        """`gpu`: what torch sees. Raises BackendError where the model is not there."""
+        """Make the recipe of a node. `gpu` is the GPU that torch sees, None without one. Raises
+        BackendError where the model does not exist.
+        """
         recipe = cls(context.resolve(params.model), params, tuple(sizes), node=context.node)
         if not recipe.model.is_file():
             raise BackendError(f"{recipe}: the model {recipe.model} does not exist")
@@ -47,10 +53,14 @@ class Recipe:
 
     @property
     def is_engine(self) -> bool:
-        return plain_suffix(self.model) in ENGINES
+        """Whether the model's file is an engine already."""
+        return plain_suffix(self.model) in ENGINE_SUFFIXES
 
     def key(self, library: Library) -> dict[str, Any]:
-        """What decides how the engine turns out, as JSON has it, the likeliest to change first."""
+        """Return what decides the engine's content, as JSON values. What changes most often comes
+        first, since messages name the first difference. Raises BackendError for weights outside the
+        model's folder.
+        """
         params = self.params
         return {
             "model": model_hash(self.model, str(self)),
@@ -78,33 +88,40 @@ class Recipe:
 
 
 def who(node: str) -> str:
-    """How messages begin."""
+    """Return how messages begin: the node and the backend."""
     return f"node {node!r}: TensorrtTensor" if node else "TensorrtTensor"
 
 
 def plain_suffix(path: Path) -> str:
-    """The suffix before `.encrypted`."""
+    """Return the suffix in lower case, without a final `.encrypted`."""
     return (path.with_suffix("") if is_encrypted(path) else path).suffix.lower()
 
 
 def gpu_of(params: TensorrtParams, library: Library, gpu: str | None) -> str:
-    """TensorRT-RTX compiles for the GPU when an engine is loaded: what it builds is for none, unless it was asked to build for this one."""
+    """Return the GPU that an engine is for, or "none". TensorRT-RTX compiles for the GPU when it
+    loads an engine, so its engines are for none, unless hardware_compatibility = "current" asks for
+    this one.
+    """
     if library.is_rtx and (params.hardware_compatibility or "").lower() != "current":
         return "none"
     return gpu or "none"
 
 
 def model_hash(path: Path, where: str) -> str:
-    """SHA-256 of the file and of the files beside it that hold its weights. `where` begins what it raises."""
+    """Return the SHA-256 of the file and of the files beside it that hold its weights. `where`
+    begins the message of a BackendError.
+    """
     digest = hashlib.sha256()
-    for each in (path, *_external_files(path, where)):
-        with each.open("rb") as file:
+    for part in (path, *_external_files(path, where)):
+        with part.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
 def read_onnx(path: Path, where: str) -> Any:
-    """The model without the weights that lie in other files. Raises BackendError for what is none."""
+    """Read an ONNX model, without weights that lie in other files. Raises BackendError for a file
+    that can't be read or is not an ONNX model.
+    """
     import onnx
 
     try:
@@ -113,19 +130,21 @@ def read_onnx(path: Path, where: str) -> Any:
         raise BackendError(f"{where}: the model {path} can't be read: {error.strerror}") from error
     except BackendError:
         raise
-    except Exception as error:  # protobuf's own, which have no base of their own
+    except Exception as error:  # protobuf's exceptions share no other base class
         raise BackendError(
-            f"{where}: the model {path} is no ONNX file, or is cut off: {error}"
+            f"{where}: the model {path} is not an ONNX file, or is truncated: {error}"
         ) from error
     if not model.graph.output:
         raise BackendError(
-            f"{where}: the model {path} is no ONNX file: it holds no graph with an output"
+            f"{where}: the model {path} is not an ONNX file: its graph has no output"
         )
     return model
 
 
 def _external_files(path: Path, where: str) -> list[Path]:
-    """Where an ONNX model keeps weights outside of itself. Raises BackendError for files outside the model's folder."""
+    """Return the files in which an ONNX model keeps weights. Raises BackendError where one is
+    outside the model's folder, or missing.
+    """
     if plain_suffix(path) != ".onnx":
         return []
     from onnx import TensorProto
@@ -153,7 +172,8 @@ def _external_files(path: Path, where: str) -> list[Path]:
         file = (folder / name).resolve()
         if not file.is_relative_to(folder):
             raise BackendError(
-                f"{where}: the model {path} keeps weights in {name}, outside of its folder: put them beside it"
+                f"{where}: the model {path} keeps weights in {name}, outside of its folder: move "
+                "them beside it"
             )
         if not file.is_file():
             raise BackendError(

@@ -106,7 +106,7 @@ def test_an_engine_that_can_not_be_built_exits_with_1_and_the_rest_is_built(
 
 NODE = "node 'a': TensorrtTensor: "
 BAD = [
-    ('model = "cut.onnx"', NODE + "the model {}/cut.onnx is no ONNX file, or is cut off"),
+    ('model = "cut.onnx"', NODE + "the model {}/cut.onnx is not an ONNX file, or is truncated"),
     (
         'model = "beside.onnx"',
         NODE + "the model {}/beside.onnx keeps weights in gone.bin, which is not beside it",

@@ -77,7 +77,7 @@ def test_hardware_of_tensorrt_rtx(prepared: Any, two: Any, library: Any) -> None
     assert prepared(two, hardware_compatibility="ampere+").config.num_compute_capabilities == 0
     with pytest.raises(
         ConfigError,
-        match=r"hardware_compatibility: 'sm99' is none of tensorrt_rtx's: expected none, .*sm86",
+        match=r"hardware_compatibility: 'sm99' is not known to tensorrt_rtx: expected none, .*sm86",
     ):
         prepared(two, hardware_compatibility="sm99")
     with pytest.raises(ConfigError):
@@ -161,7 +161,7 @@ def test_tensorrt_rtx_measures_nothing(
 ) -> None:
     with caplog.at_level("INFO", "penstock.tensorrt"):
         assert built(two, timing_cache=tmp_path / "timings")
-    assert "model::timingcache is left aside" in caplog.text and not (tmp_path / "timings").exists()
+    assert "model::timingcache is ignored" in caplog.text and not (tmp_path / "timings").exists()
 
 
 def test_what_tensorrt_says_is_in_the_error(built: Any, two: Any) -> None:

@@ -63,15 +63,18 @@ def test_only_the_owner_may_read_it(path: Any) -> None:
 
 def damage(data: Any, kind: Any) -> Any:
     return {
-        "no file of ours": (b"\x7fELF" + data, "it is not a file of Penstock's"),
-        "empty": (b"", "it is not a file of Penstock's"),
+        "no file of ours": (b"\x7fELF" + data, "it is not an engine that Penstock wrote"),
+        "empty": (b"", "it is not an engine that Penstock wrote"),
         "cut off in the plan": (data[:-2], "it is damaged: it holds 4 bytes of an engine of 6"),
         "cut off in the header": (
             data[: len(MAGIC) + 10],
             "it is damaged: it ends within its header",
         ),
         "cut off behind the magic": (data[: len(MAGIC) + 2], "it is damaged"),
-        "another plan": (data[:-1] + b"x", "it is damaged: its content is not what was written"),
+        "another plan": (
+            data[:-1] + b"x",
+            "it is damaged: its content has changed since it was written",
+        ),
         "no JSON": (data.replace(b'{"key"', b"{?key?"), "it is damaged: its header can't be read"),
         "no key": (data.replace(b'"key"', b'"kex"'), "it is damaged: its header can't be read"),
         "a huge header": (MAGIC + b"\xff" * 8, "it is damaged: it ends within its header"),
@@ -94,9 +97,9 @@ def test_damaged_and_foreign_files_are_built_anew_with_a_line_that_says_why(
     build = Builder(b"another")
     assert load_or_build(path, MADE_OF, build, "node 'net'") == (b"another", True)
     (line,) = [
-        message for message in caplog.messages if "is built anew" in message
+        message for message in caplog.messages if "is rebuilt" in message
     ]  # others say more where they have raised the level
-    assert line.startswith(f"node 'net': the engine kept at {path} is built anew: {reason}")
+    assert line.startswith(f"node 'net': the engine kept at {path} is rebuilt: {reason}")
     assert load_or_build(path, MADE_OF, build, "net") == (b"another", False)
 
 
@@ -141,7 +144,7 @@ def test_nothing_is_lost_where_nothing_can_be_kept(
         True,
     )
     assert (
-        f"net: engines can't be kept in {tmp_path}/file (File exists): this one is built now and at every start"
+        f"net: engines can't be kept in {tmp_path}/file (File exists): the engine is built now, and again at every start"
         in caplog.text
     )
 
@@ -176,7 +179,7 @@ def test_what_is_built_ahead_must_be_kept(
     monkeypatch.setattr(cache.os, "fsync", full)
     with pytest.raises(
         BackendError,
-        match=rf"^net: the engine was built and can't be kept at {path}: No space left on device$",
+        match=rf"^net: the engine was built, and can't be kept at {path}: No space left on device$",
     ):
         load_or_build(path, MADE_OF, build, "net", ahead=True)
 
@@ -252,7 +255,7 @@ def test_a_wait_names_whom_it_waits_for_and_ends_when_it_is_cancelled(tmp_path: 
         thread.join(60)
         assert not thread.is_alive() and other.poll() is None
         assert str(found[0]).startswith(
-            f"node 'net': cancelled, while it waited for process {other.pid}, which has the lock of {path}"
+            f"node 'net': cancelled while it waited for process {other.pid}, which has the lock of {path}"
         )
         other.communicate(timeout=60)
     build = Builder()  # the lock is free again: what was left behind gives it back

@@ -21,7 +21,7 @@ from penstock.backends.base import Context, Loading
 from penstock.backends.engines.tensorrt import engine as engine_module
 from penstock.backends.engines.tensorrt.backend import TensorrtTensor
 from penstock.backends.engines.tensorrt.execution import (
-    DTYPES,
+    TORCH_DTYPES,
     Execution,
     LoadedEngine,
     failure,
@@ -459,8 +459,8 @@ def test_whole_numbers_and_bfloat16_travel(make: Any, two: Any, fake: Any) -> No
 
 def test_every_type_is_torchs_or_refused(library: Any) -> None:
     there = {name for name, value in library.trt.DataType.__members__.items()}
-    assert there - set(DTYPES) == {"INT4", "FP4", "E8M0"}
-    for name, dtype in DTYPES.items():
+    assert there - set(TORCH_DTYPES) == {"INT4", "FP4", "E8M0"}
+    for name, dtype in TORCH_DTYPES.items():
         assert getattr(library.trt.DataType, name).itemsize == dtype.itemsize
 
 

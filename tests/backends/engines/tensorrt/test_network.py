@@ -129,7 +129,7 @@ def test_softmax_is_computed_in_float32(prepared: Any, write: Any, tmp_path: Pat
             "two",
             {"postprocessor": "Softmax"},
             "postprocessor",
-            "one output, N x K scores; .* has sum of 2 axes, dif of 2",
+            "one output, N×K scores; .* has sum of 2 axes, dif of 2",
         ),
         (
             "image",
@@ -203,10 +203,12 @@ def test_an_operator_that_only_tensorrt_s_source_gives_a_reason_for(
 def test_a_model_that_is_cut_off_is_named(prepared: Any, resnet18: Any, tmp_path: Path) -> None:
     path = tmp_path / "half.onnx"
     path.write_bytes(resnet18.read_bytes()[:100_000])
-    with pytest.raises(BackendError, match=rf"node 'net': .*{path} is no ONNX file, or is cut off"):
+    with pytest.raises(
+        BackendError, match=rf"node 'net': .*{path} is not an ONNX file, or is truncated"
+    ):
         prepared(path)
     path.write_bytes(b"")
-    with pytest.raises(BackendError, match=f"{path} is no ONNX file: it holds no graph"):
+    with pytest.raises(BackendError, match=f"{path} is not an ONNX file: its graph has no output"):
         prepared(path)
 
 
@@ -222,7 +224,9 @@ def test_an_input_that_is_a_shape_is_refused(prepared: Any, write: Any, tmp_path
     nodes = [("Reshape", ["x", "shape"], ["y"])]
     inputs = [("x", FLOAT, ["n", 4]), ("shape", TensorProto.INT64, [2])]
     path = write(tmp_path / "shape.onnx", nodes, inputs, [("y", FLOAT, ["a", "b"])])
-    with pytest.raises(BackendError, match=r"input shape of .* is the shape of something"):
+    with pytest.raises(
+        BackendError, match=r"input shape of .* is a shape tensor: expected inputs that are data"
+    ):
         prepared(path)
 
 

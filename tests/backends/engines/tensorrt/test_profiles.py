@@ -134,8 +134,8 @@ def test_fixed_shapes_need_none() -> None:
             "different batch sizes in one profile: 2 for image, 1 for ids",
         ),
         ([IMAGE], "1;2;3", "4;5", "min", "min has 3 profiles and max 2"),
-        ([IMAGE], "0", "0", "max", "expected no 0"),
-        ([FIXED], None, "8x3x8x8", "max", r"for input image \(4x3x8x8\): expected its fixed sizes"),
+        ([IMAGE], "0", "0", "max", "expected sizes of at least 1"),
+        ([FIXED], None, "8x3x8x8", "max", r"for input image \(4x3x8x8\): expected the input's own sizes"),
     ],
 )
 def test_what_does_not_fit_names_key_input_found_and_expected(
