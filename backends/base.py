@@ -59,7 +59,7 @@ class Params(BaseModel):
     """Parameters that can't be given as a positional argument."""
 
     force_range: RangeText | None = Field(
-        None,
+        default=None,
         description="min,max: replaces the backend's batch range; as a key of the node, that of "
         "its engines (without an engine, that of the whole expression)",
     )

@@ -1,15 +1,19 @@
-"""Messages between a process executor and its child: pickled, through files in memory (memfd), with a socket for a doorbell.
+"""Messages between a process executor and its child, pickled into memfd files, announced by a
+socket.
 
-Both sides write a message into their own memfd from its start, then ring with its place and size; neither writes again before the other
-has answered. So nothing is ever half read, the socket never carries more than the bell, and the memory is used again and grows to
+Each side writes a message at the start of its own memfd, then sends its position and size through
+the socket: the bell. Neither writes again before the other has answered. So no message is ever read
+half-written, the socket never carries more than the bell, and the memory is used again and grows to
 the largest message.
 
-Arrays and large bytes pass with one copy in and one copy out, and belong to the receiver. They are copied by `pwritev` and `preadv`,
-which are as fast as a copy into a mapping (30 MB: 4 ms in, 6 ms out, measured) and release the GIL all the while, as a slice of an
-`mmap` does not; by one call for all of a message, because each is a wait for the GIL where other threads compute. A mapping would
-also die of SIGBUS where the other side has truncated the file; a read of it is an error.
+Arrays and large bytes take one copy in and one copy out, and belong to the receiver. `pwritev` and
+`preadv` copy them: they are as fast as a copy into a mapping (30 MB: 4 ms in, 6 ms out, measured)
+and release the GIL meanwhile, which a slice of an `mmap` does not. One call copies all of a
+message, because each call is a wait for the GIL while other threads compute. A mapping would also
+die of SIGBUS if the other side truncated the file; a read of it is an error.
 
-Pickle is no format for strangers. The two ends are one program: the parent has started its child with a socket that has no name.
+Pickle is unsafe between strangers. Here both ends are one program: the parent starts its child with
+a socket that has no name.
 """
 
 from __future__ import annotations
@@ -23,21 +27,23 @@ from typing import Any
 
 import numpy as np
 
-_BELL = struct.Struct(
-    "<QQ"
-)  # where the pickle begins in the sender's file (arrays stand before it), and its size
-
+_BELL = struct.Struct("<QQ")
+"""Where the pickle begins in the sender's file, and its size. Arrays come before it."""
 
 _MOST_VIEWS = 1024
-"""The kernel takes no more with one call (IOV_MAX)."""
+"""The most views that the kernel takes in one call (IOV_MAX)."""
 
 
 class PeerGoneError(Exception):
-    """The other side has closed the socket, or ended."""
+    """Raised when the other side has closed the socket or ended."""
 
 
 class Channel:
-    """One side's end: `bell`, a connected stream socket; `outbox`, the file that this side writes; `inbox`, the one that it reads."""
+    """One end of the channel.
+
+    `bell` is a connected stream socket, `outbox` the file that this side writes, `inbox` the file
+    that it reads.
+    """
 
     def __init__(self, bell: socket.socket, outbox: int, inbox: int) -> None:
         self.bell = bell
@@ -45,11 +51,14 @@ class Channel:
         self._inbox = inbox
 
     def send(self, message: Any) -> None:
-        """Raises PeerGoneError, and whatever pickling raises; then nothing has been sent."""
+        """Send a message.
+
+        Raises PeerGoneError, and whatever pickling raises; then nothing was sent.
+        """
         parcel = _Parcel()
         _Pickler(parcel, protocol=5).dump(message)
         head = pickle.dumps([(array.dtype, array.shape) for array in parcel.arrays], protocol=5)
-        # without content there is nothing to copy, and dtypes without size have no view as bytes
+        # Empty arrays have nothing to copy, and dtypes of size 0 can't be viewed as bytes.
         content = [array.reshape(-1).view(np.uint8).data for array in parcel.arrays if array.nbytes]
         start = sum(map(len, content))
         size = len(head) + sum(map(len, parcel.chunks))
@@ -64,7 +73,10 @@ class Channel:
             raise PeerGoneError from error
 
     def receive(self) -> Any:
-        """Waits for the next message. Raises PeerGoneError, and whatever unpickling raises; the message counts as received then."""
+        """Wait for the next message and return it.
+
+        Raises PeerGoneError, and whatever unpickling raises; the message then counts as received.
+        """
         start, size = _BELL.unpack(self._ring())
         reader = _Reader(self._inbox, start, start + size)
         arrays = [np.empty(shape, dtype) for dtype, shape in pickle.Unpickler(reader).load()]
@@ -76,20 +88,23 @@ class Channel:
         return _Unpickler(reader, arrays).load()
 
     def _ring(self) -> bytes:
-        found = b""
-        while len(found) < _BELL.size:
+        bell = b""
+        while len(bell) < _BELL.size:
             try:
-                more = self.bell.recv(_BELL.size - len(found))
+                received = self.bell.recv(_BELL.size - len(bell))
             except OSError as error:
                 raise PeerGoneError from error
-            if not more:
+            if not received:
                 raise PeerGoneError
-            found += more
-        return found
+            bell += received
+        return bell
 
 
 class _Parcel:
-    """The file that a pickler writes: keeps what it gets, of which large bytes are the caller's own and not copied."""
+    """The file that a pickler writes to.
+
+    It keeps the chunks that it gets. Large bytes are still the caller's own: they are not copied.
+    """
 
     def __init__(self) -> None:
         self.chunks: list[bytes] = []
@@ -100,7 +115,7 @@ class _Parcel:
         return len(chunk)
 
     def add(self, array: np.ndarray) -> int:
-        """Its number among the arrays of the message."""
+        """Add an array and return its number in the message."""
         self.arrays.append(array)
         return len(self.arrays) - 1
 
@@ -111,7 +126,8 @@ class _Pickler(pickle.Pickler):
         self._parcel = parcel
 
     def reducer_override(self, obj: Any) -> Any:
-        # NumPy's own way would make views of a buffer of arrays that own their memory, and copy what is not contiguous twice.
+        # NumPy's own pickling would turn arrays that own their memory into views of a buffer, and
+        # copy non-contiguous ones twice.
         if type(obj) is np.ndarray and not obj.dtype.hasobject:
             return _array, (
                 self._parcel.add(obj if obj.flags.c_contiguous else np.array(obj, order="C")),
@@ -122,7 +138,8 @@ class _Pickler(pickle.Pickler):
             and obj.is_cpu
             and not obj.is_sparse
         ):
-            # Torch's own way would send the whole storage of which the tensor may be a small view.
+            # torch's own pickling would send the whole storage, of which the tensor may be a small
+            # view.
             return _tensor, (_bytes_of(obj), obj.dtype, tuple(obj.shape))
         return NotImplemented
 
@@ -136,22 +153,23 @@ class _Unpickler(pickle.Unpickler):
         if module == __name__ and name == _array.__name__:
             return self._arrays.__getitem__
         if module == "__main__":
-            # Each side has a __main__ of its own: at best the name is missing there.
+            # Each process has its own __main__: at best the name is missing in the other one.
             raise pickle.UnpicklingError(
-                f"{name} is defined in __main__, which no other process can import: put it into a module"
+                f"{name} is defined in __main__, which no other process can import: move it to a "
+                "module"
             )
         return super().find_class(module, name)
 
 
 def _array(number: int) -> np.ndarray:
-    """Stands for an array in a pickle: `_Unpickler` has read it."""
+    """Stand for an array in a pickle. `_Unpickler` replaces it by the array that it has read."""
     raise NotImplementedError
 
 
 def _bytes_of(tensor: Any) -> np.ndarray:
     import torch
 
-    found: np.ndarray = (
+    content: np.ndarray = (
         tensor.detach()
         .resolve_conj()
         .resolve_neg()
@@ -160,7 +178,7 @@ def _bytes_of(tensor: Any) -> np.ndarray:
         .view(torch.uint8)
         .numpy()
     )
-    return found
+    return content
 
 
 def _tensor(content: np.ndarray, dtype: Any, shape: tuple[int, ...]) -> Any:
@@ -174,25 +192,29 @@ def _tensor(content: np.ndarray, dtype: Any, shape: tuple[int, ...]) -> Any:
 
 
 class _Reader:
-    """The file that an unpickler reads: `readinto` lets large bytes come without a second copy."""
+    """The file that an unpickler reads from. `readinto` brings large bytes without a second
+    copy.
+    """
 
-    def __init__(self, file: int, place: int, end: int) -> None:
+    def __init__(self, file: int, position: int, end: int) -> None:
         self._file = file
-        self._place = place
+        self._position = position
         self._end = end
 
     def read(self, size: int = -1, /) -> bytes:
-        found = bytearray(size if 0 <= size <= self._end - self._place else self._end - self._place)
-        self.readinto(found)
-        return bytes(found)
+        buffer = bytearray(
+            size if 0 <= size <= self._end - self._position else self._end - self._position
+        )
+        self.readinto(buffer)
+        return bytes(buffer)
 
     def readline(self) -> bytes:
-        raise NotImplementedError("only protocols before 1 have lines")
+        raise NotImplementedError("only pickle protocol 0 reads lines")
 
     def readinto(self, buffer: Any, /) -> int:
-        view = memoryview(buffer)[: self._end - self._place]
-        _copy(os.preadv, self._file, [view], self._place)
-        self._place += len(view)
+        view = memoryview(buffer)[: self._end - self._position]
+        _copy(os.preadv, self._file, [view], self._position)
+        self._position += len(view)
         return len(view)
 
 
@@ -200,15 +222,18 @@ def _copy(
     call: Callable[[int, list[memoryview], int], int],
     file: int,
     views: list[memoryview],
-    place: int = 0,
+    position: int = 0,
 ) -> None:
-    """`pwritev` from, or `preadv` into, all views in order. Raises EOFError where the file ends before."""
+    """Copy from (`pwritev`) or into (`preadv`) all views in order.
+
+    Raises EOFError if the file is too short.
+    """
     views = [view for view in views if view]
     while views:
-        count = call(file, views[:_MOST_VIEWS], place)  # 2 GiB at most
+        count = call(file, views[:_MOST_VIEWS], position)  # at most 2 GiB per call
         if not count:
             raise EOFError("the other side's file is shorter than its message")
-        place += count
+        position += count
         while views and count >= len(views[0]):
             count -= len(views.pop(0))
         if count:

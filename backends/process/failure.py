@@ -1,4 +1,8 @@
-"""An exception on its way from one process to another. It can't be sent itself: its class may be unknown there, or refuse to be pickled."""
+"""An exception on its way from one process to another.
+
+The exception itself can't be sent: the other process may not know its class, and pickle may refuse
+it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,11 @@ from ..errors import InvalidInput
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """`known`: the nearest base that Python or `errors.py` has, so that it is caught there as it would be here."""
+    """The parts of an exception that can be sent.
+
+    `known` is the nearest base class that Python or `errors.py` has, so that the same `except`
+    catches it in both processes.
+    """
 
     known: str
     name: str
@@ -33,7 +41,7 @@ class Failure:
             text = str(error)
         except Exception:
             text = "(its message can't be shown)"
-        # A soft failure is the client's: nobody reads where it was raised.
+        # A soft failure is the client's mistake: its traceback helps no one.
         lines = (
             "" if isinstance(error, InvalidInput) else "".join(traceback.format_exception(error))
         )
@@ -46,7 +54,10 @@ class Failure:
         )
 
     def rebuild(self, where: str) -> Exception:
-        """An exception of the same name, text and kind. The remote traceback is a note, which logs show and messages don't."""
+        """Return an exception of the same name, text and kind.
+
+        The remote traceback is added as a note, which logs show and messages don't.
+        """
         error = self._plain() or self._copy()
         if self.backend:
             error.penstock_backend = self.backend  # type: ignore[attr-defined]
@@ -55,7 +66,7 @@ class Failure:
         return error
 
     def _plain(self) -> Exception | None:
-        """The known class itself, where it takes a text and shows it."""
+        """Return the known class itself, if it takes a text and shows it; else None."""
         if self.name != self.known:
             return None
         try:
@@ -77,13 +88,16 @@ def _known(name: str) -> Any:
 
 @lru_cache(256)
 def _copy_of(known: str, name: str) -> type[Exception]:
-    """A class by that name whose text is what it is given, whatever the base's own `__init__` and `__str__` expect."""
+    """Make a class of that name which shows the text it is given.
+
+    The `__init__` and `__str__` of the base may expect anything else.
+    """
     base: type[Exception] = _known(known)
     return type(name, (base,), {"__init__": _init, "__str__": _text, "__module__": base.__module__})
 
 
 def _init(self: BaseException, *args: object) -> None:
-    """Nothing: the text is set as `args`."""
+    """Do nothing: the text is set as `args`."""
 
 
 def _text(self: BaseException) -> str:

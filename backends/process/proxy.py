@@ -1,6 +1,8 @@
-"""A backend that runs in a process of its own, `worker.py`: for Python that would hold the GIL (`executor = "process"`).
+"""A backend that runs in a process of its own (`executor = "process"`), for Python that holds the
+GIL.
 
-An executor's thread runs this proxy as it runs any backend. The thread waits in `recv` while the child works, without the GIL.
+An executor's thread runs this proxy like any backend. It waits in `recv`, without the GIL, while
+the child works (worker.py).
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from .wire import Change, Loaded, Order, SpecMessage
 
 logger = logging.getLogger("penstock.process")
 
-CLOSE_TIMEOUT = 5.0
-"""Seconds that a child has to close its backend in; then it is killed."""
+CLOSE_TIMEOUT_SECONDS = 5.0
+"""The time that a child has to close its backend before it is killed."""
 
 _THREADS = (
     "OMP_NUM_THREADS",
@@ -36,32 +38,44 @@ _THREADS = (
     "NUMEXPR_NUM_THREADS",
     "OPENCV_FOR_THREADS_NUM",
 )
-"""One each, unless the environment says otherwise: `instance_num` says how many processors the node is worth."""
+"""Set to 1 each, unless the environment sets them: `instance_num` decides how many processors a
+node uses.
+"""
 
 
 class ProcessDiedError(RuntimeError):
-    """The child ended while it worked on a batch."""
+    """Raised when the child ended while it worked on a batch."""
 
 
 class RestartError(BaseException):
-    """A new child can't be loaded. No `Exception`: the executor's thread ends of it, and its node tries again, ever more slowly."""
+    """Raised when a new child can't be loaded.
+
+    It is not an `Exception`, so it ends the executor's thread. The node then tries again, at
+    growing intervals.
+    """
 
 
 def obstacles(spec: Spec) -> Iterator[str]:
-    """Why the backends of an expression can't run in a process; nothing if they can."""
+    """Yield the reasons why the backends of an expression can't run in a process."""
     if not hasattr(os, "memfd_create"):
         yield 'executor = "process" needs Linux'
     for name in _filters(spec):
         if filter_registered_here(name):
-            yield f"the filter {name} was registered in this process, and a child process can't find it: put it in front of a node instead"
+            yield (
+                f"the filter {name} was registered in this process, so a child process can't find "
+                "it: make it the filter of a node instead"
+            )
     for name in _names(spec):
         if registered_here(name):
             yield (
-                f"{name} was registered in this process, and a child process can't find it: "
-                "name where it is, as in Python[module:Class] or Python[file.py:Class]"
+                f"{name} was registered in this process, so a child process can't find it: "
+                "give its place, as in Python[module:Class] or Python[file.py:Class]"
             )
         elif name.startswith("__main__:"):
-            yield f"{name}: a child process can't import this one's __main__; put the class into a module or a file of its own"
+            yield (
+                f"{name}: a child process can't import the __main__ of this one: move the class to "
+                "a module or a file of its own"
+            )
 
 
 def _names(spec: Spec) -> Iterator[str]:
@@ -78,9 +92,12 @@ def _filters(spec: Spec) -> Iterator[str]:
 
 
 class ProcessBackend(Backend):
-    """Stands for the backend of `spec`, which lives in a child. `create` takes the place of the spec's own.
+    """The stand-in for the backend of `spec`, which lives in a child.
 
-    `on_exit` is called, on a thread of its own, when a child has ended; `on_restart` on the executor's, when one is replaced.
+    `create` replaces that of the spec.
+
+    `on_exit` is called on a thread of its own when a child has ended, `on_restart` on the
+    executor's thread when one is replaced.
     """
 
     def __init__(self, spec: Spec) -> None:
@@ -94,11 +111,14 @@ class ProcessBackend(Backend):
 
     @property
     def pid(self) -> int | None:
-        """The child's process id."""
+        """The process id of the child, or None."""
         return self._child.pid if self._child is not None else None
 
     def create(self, context: Context) -> Backend:
-        """Start the child and wait until its backend is loaded and warm. Raises what its `init` raised."""
+        """Start the child and wait until its backend is loaded and warm.
+
+        Raises what its `init` raised.
+        """
         self._context = context
         try:
             self._start()
@@ -108,7 +128,11 @@ class ProcessBackend(Backend):
         return self
 
     def forward(self, batch: list[Item]) -> None:
-        """Raises what the backend raised, and `ProcessDiedError`, with a new child in place for what comes next."""
+        """Run a batch in the child.
+
+        Raises what the backend raised. Raises `ProcessDiedError` if the child died; a new child is
+        then ready for the next batch.
+        """
         self.revive()
         child = self._child
         assert child is not None
@@ -117,9 +141,8 @@ class ProcessBackend(Backend):
             answer: list[Change] | Failure = child.channel.receive()
         except PeerGoneError:
             raise self._died(self._replace(child)) from None
-        except (
-            Exception
-        ) as error:  # what can't be pickled, there or back: named by the backend, not by its proxy
+        except Exception as error:
+            # Something that can't be pickled, there or back. It is the backend's, not the proxy's.
             self._name(error)
             raise
         if isinstance(answer, Failure):
@@ -128,14 +151,17 @@ class ProcessBackend(Backend):
             change.apply(item, child.name)
 
     def revive(self) -> None:
-        """Replace a child that has died between two batches."""
+        """Replace a child that died between two batches."""
         if self._child is not None and self._child.exited:
             self._replace(self._child)
         if self._child is None:
             raise self._died("its process was ended")
 
     def kill(self) -> None:
-        """From any thread: end the child now, and start no other. Whoever waits for it goes on with `ProcessDiedError`."""
+        """End the child now and start no other. Safe from any thread.
+
+        A thread that waits for the child continues with `ProcessDiedError`.
+        """
         self._killed = True
         if self._child is not None:
             self._child.kill()
@@ -143,13 +169,13 @@ class ProcessBackend(Backend):
     def close(self) -> None:
         child, self._child = self._child, None
         if child is not None:
-            child.close(0.0 if self._killed else CLOSE_TIMEOUT)
+            child.close(0.0 if self._killed else CLOSE_TIMEOUT_SECONDS)
 
     def _start(self) -> None:
         context = self._context
         name = f"{context.pipeline}/{context.node}#{context.instance}"
         child = self._child = Child(name, self.on_exit)
-        if self._killed:  # while it was being made
+        if self._killed:  # meanwhile
             child.kill()
         level = logging.getLogger("penstock").getEffectiveLevel()
         order = Order(
@@ -169,14 +195,14 @@ class ProcessBackend(Backend):
         self.min, self.max = answer
 
     def _replace(self, child: Child) -> str:
-        """Start a new child instead of one that has died. Returns how that one did."""
+        """Start a new child in place of one that died. Return how that one ended."""
         self.ready = False
         why = child.end()
         self._child = None
         if not self._killed:
             place = {"pipeline": self._context.pipeline, "node": self._context.node}
             logger.error(
-                "node %s: %s %s; it is started again",
+                "node %s: %s %s; starting it again",
                 self._context.node,
                 child.name,
                 why,
@@ -187,7 +213,8 @@ class ProcessBackend(Backend):
                 self._start()
             except Exception as error:
                 raise RestartError(
-                    f"{child.name} {why}, and can't be started again: {type(error).__name__}: {error}"
+                    f"{child.name} {why}, and can't be started again: {type(error).__name__}: "
+                    f"{error}"
                 ) from error
             self.ready = True
         return f"{child.name} {why}"
@@ -202,7 +229,7 @@ class ProcessBackend(Backend):
 
 
 class Child:
-    """One child process, the channel to it, and a thread that waits for its end."""
+    """A child process, the channel to it, and a thread that waits for its end."""
 
     def __init__(self, name: str, on_exit: Callable[[], None]) -> None:
         self.exited = False
@@ -214,15 +241,20 @@ class Child:
             inbox, outbox = self._files
             self._process = subprocess.Popen(
                 [
-                    sys.executable, "-P", *(f"-W{option}" for option in sys.warnoptions), "-m", f"{__package__}.worker",
+                    sys.executable,
+                    "-P",
+                    *(f"-W{option}" for option in sys.warnoptions),
+                    *("-m", f"{__package__}.worker"),
                     *map(str, (os.getpid(), theirs.fileno(), outbox, inbox)),
                 ],
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # ours may be a program's answer, or closed
+                stdout=2,  # our stdout may be a program's answer, or closed
                 pass_fds=(theirs.fileno(), inbox, outbox),
-                process_group=0,  # Ctrl-C is for us: we drain first. Not a session: nice values count within one (autogroup)
+                # Ctrl-C is for us: we drain first. Not a session of its own: with autogroups the
+                # kernel compares nice values only within a session.
+                process_group=0,
                 env=_environment(),
-            )  # fmt: skip
+            )
         except BaseException:
             ours.close()
             self._close_files()
@@ -241,7 +273,7 @@ class Child:
         self._process.kill()
 
     def end(self) -> str:
-        """How it ended, or has to now that it has hung up."""
+        """Close the child, which has hung up, and return how it ended."""
         self.close(1.0)
         code = self._process.returncode
         if code is None:
@@ -254,15 +286,18 @@ class Child:
             return f"was killed by signal {-code}"
 
     def close(self, timeout: float) -> None:
-        """Hang up: the child closes its backend and ends; after `timeout` seconds it is killed. May be called again."""
+        """Hang up: the child closes its backend and ends. After `timeout` seconds it is killed.
+
+        May be called again.
+        """
         with suppress(OSError):
             self.channel.bell.shutdown(socket.SHUT_WR)
         self._watch.join(timeout)
         if self._watch.is_alive():
             self._process.kill()
-            self._watch.join(CLOSE_TIMEOUT)  # the kernel may take its time to free the memory
+            self._watch.join(CLOSE_TIMEOUT_SECONDS)  # the kernel can take long to free the memory
         if self._watch.is_alive():
-            logger.error("%s can't be killed and is left behind", self.name)
+            logger.error("%s can't be killed and keeps running", self.name)
         self.channel.bell.close()
         self._close_files()
 
@@ -270,7 +305,8 @@ class Child:
         self._process.wait()
         self.exited = True
         with suppress(OSError):
-            # What the backend has started may hold the other end open: nobody must wait for an answer then.
+            # A process that the backend started may hold the other end open: wake the thread that
+            # waits for an answer.
             self.channel.bell.shutdown(socket.SHUT_RDWR)
         self._on_exit()
 
@@ -280,6 +316,9 @@ class Child:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with the whole of `sys.path` (a script's directory, say) and one thread for each library that would take all."""
+    """Return our environment, with all of `sys.path`, such as a script's directory.
+
+    Libraries that would start a thread per processor get one thread each.
+    """
     path = os.pathsep.join(entry or str(os.getcwd()) for entry in sys.path)  # noqa: PTH109
     return {**dict.fromkeys(_THREADS, "1"), **os.environ, "PYTHONPATH": path}

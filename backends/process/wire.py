@@ -1,10 +1,11 @@
-"""What a process executor and its child say to each other: an order to load, then batch and answer in turn.
+"""The messages between a process executor and its child: an order to load, then batches and
+answers.
 
 parent                      child
 Order                   →   imports, init, warm_up
                         ←   Loaded | Failure (and ends)
 list[Item]              →   forward
-                        ←   list[Change], one an item | Failure
+                        ←   list[Change], one per item | Failure
 (the socket is closed)  →   close, ends
 """
 
@@ -27,7 +28,10 @@ from .failure import Failure
 
 @dataclass(frozen=True, slots=True)
 class SpecMessage:
-    """One backend of an expression, by name: `Spec` without its class. `params` as a file would write them."""
+    """A `Spec` without its class: one backend of an expression, by name.
+
+    `params` are as a file would have them.
+    """
 
     name: str
     params: dict[str, Any]
@@ -42,7 +46,10 @@ class SpecMessage:
         return cls(spec.name, params, tuple(cls.of(child) for child in spec.children), spec.filter)
 
     def bind(self, context: Context) -> Spec:
-        """Finds and imports the classes. Raises ConfigError, and pydantic's error where parameters don't survive the way."""
+        """Find and import the classes and return the `Spec`.
+
+        Raises ConfigError, and pydantic's error if the parameters don't survive the way.
+        """
         name = self.name
         cls: type[Backend] = (
             adapt(name, load(name, context.directory)) if ":" in name else find_backend(name)
@@ -64,31 +71,39 @@ class Order:
     log_name: str
     log_level: int
     environment: dict[str, str | None] = field(default_factory=dict)
-    """Variables that only the child's start needed other values of; None: not set."""
+    """Variables that had another value only for the child's start; None: not set."""
 
 
 class Loaded(NamedTuple):
+    """The batch range of the loaded backend."""
+
     min: int
     max: int
 
 
 class Change(NamedTuple):
-    """What a `forward` has done to one item."""
+    """The changes that a `forward` made to one item."""
 
     removed: list[str]
     set: dict[str, Any]
 
     @classmethod
     def between(cls, before: Item, after: Item) -> Change:
-        """Arrays and simple values that are still the same objects stay where they are; a list or dict may have changed inside."""
-        found = {
+        """Compare an item before and after.
+
+        Arrays and simple values that are still the same objects are not sent back. A list or dict
+        is: it may have changed inside.
+        """
+        changed = {
             key: value
             for key, value in after.items()
-            if not (key in before and value is before[key] and isinstance(value, _KEPT))
+            if not (
+                key in before and value is before[key] and isinstance(value, _UNCHANGED_IF_SAME)
+            )
         }
-        if isinstance(error := found.get("error"), BaseException):
-            found["error"] = Failure.of(error)
-        return cls([key for key in before if key not in after], found)
+        if isinstance(error := changed.get("error"), BaseException):
+            changed["error"] = Failure.of(error)
+        return cls([key for key in before if key not in after], changed)
 
     def apply(self, item: Item, where: str) -> None:
         for key in self.removed:
@@ -98,4 +113,4 @@ class Change(NamedTuple):
             item["error"] = error.rebuild(where)
 
 
-_KEPT = (np.ndarray, bytes, str, int, float, bool, type(None))
+_UNCHANGED_IF_SAME = (np.ndarray, bytes, str, int, float, bool, type(None))

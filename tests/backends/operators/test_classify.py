@@ -11,14 +11,14 @@ import pytest
 
 from penstock.backends.base import UNBOUNDED, Context
 from penstock.backends.errors import BackendError, InvalidInput
-from penstock.backends.operators.classify import SoftmaxArgMaxTensor
+from penstock.backends.item import Item
+from penstock.backends.operators.classify import SoftmaxArgMaxParams, SoftmaxArgMaxTensor
 
 
-def make(directory: Path | None = None, **params: Any) -> Any:
+def make(directory: Path | None = None, **params: Any) -> SoftmaxArgMaxTensor:
     backend = SoftmaxArgMaxTensor()
     backend.init(
-        SoftmaxArgMaxTensor.parameters(**params),
-        Context(directory=directory) if directory else Context(),
+        SoftmaxArgMaxParams(**params), Context(directory=directory) if directory else Context()
     )
     return backend
 
@@ -124,7 +124,11 @@ def test_labels_that_are_missing(tmp_path: Path) -> None:
 
 
 def test_a_bad_item_fails_alone() -> None:
-    batch = [{"data": np.array([0.0, 1])}, {"data": np.ones((2, 2))}, {"data": np.array([1.0, 0])}]
+    batch: list[Item] = [
+        {"data": np.array([0.0, 1])},
+        {"data": np.ones((2, 2))},
+        {"data": np.array([1.0, 0])},
+    ]
     make().forward(batch)
     assert [item.get("result") for item in batch] == [1, None, 0]
     assert isinstance(batch[1]["error"], InvalidInput) and "error" not in batch[0]

@@ -1,4 +1,6 @@
-"""The proxy on an executor's thread and its child: start, work, death, end. Nothing is left behind."""
+"""The proxy on an executor's thread and its child: start, work, death, end, and nothing left
+over.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,7 @@ class Echo(Backend):
                 case "memory": raise MemoryError
                 case "soft": item["error"] = InvalidInput("soft")
                 case "unknown": item["result"] = type("Local", (), {})()
-                case "fork":  # a grandchild that outlives it
+                case "fork":  # a grandchild that outlives the child
                     subprocess.Popen(["sleep", "1.5"], close_fds=False)
                     os._exit(0)
                 case "log":
@@ -76,9 +78,11 @@ class Echo(Backend):
                     print("a print")
                 case "facts":
                     item["result"] = {
-                        "pid": os.getpid(), "params": self.params, "context": self.context, "threads": os.environ["OMP_NUM_THREADS"],
+                        "pid": os.getpid(), "params": self.params, "context": self.context,
+                        "threads": os.environ["OMP_NUM_THREADS"],
                         "path": sys.path, "PYTHONPATH": os.environ.get("PYTHONPATH"),
-                        "group": os.getpgid(0), "session": os.getsid(0), "nice": os.nice(0), "fds": len(os.listdir("/proc/self/fd")),
+                        "group": os.getpgid(0), "session": os.getsid(0), "nice": os.nice(0),
+                        "fds": len(os.listdir("/proc/self/fd")),
                     }
                 case _: item["result"] = data
 
@@ -94,7 +98,7 @@ def descriptors() -> int:
 
 
 def gone(pid: int) -> bool:
-    """Whether there is no such process, nor a zombie of it."""
+    """Return whether the process is gone, also as a zombie."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -119,12 +123,12 @@ def nothing_left() -> Iterator[None]:
 
 
 def children() -> set[str]:
-    """Our child processes, dead or alive."""
-    found: set[str] = set()
+    """Return the ids of our child processes, dead or alive."""
+    pids: set[str] = set()
     for task in Path("/proc/self/task").iterdir():
         with suppress(FileNotFoundError):  # a thread that has just ended
-            found.update((task / "children").read_text().split())
-    return found
+            pids.update((task / "children").read_text().split())
+    return pids
 
 
 @pytest.fixture
@@ -150,7 +154,7 @@ def echo(ops: Path) -> Iterator[ProcessBackend]:
 
 
 def run(backend: Backend, *data: Any) -> list[Any]:
-    batch: list[Item] = [{"data": each} for each in data]
+    batch: list[Item] = [{"data": value} for value in data]
     backend.forward(batch)
     return [item.get("result", item.get("error")) for item in batch]
 
@@ -158,29 +162,31 @@ def run(backend: Backend, *data: Any) -> list[Any]:
 def test_a_batch_there_and_back(echo: ProcessBackend) -> None:
     assert (echo.min, echo.max) == (1, 5)
     image = np.random.default_rng(0).integers(0, 255, (3000, 3000, 3), np.uint8)
-    found, text, nothing = run(echo, image, "text", None)
+    received, text, nothing = run(echo, image, "text", None)
     assert (text, nothing) == ("text", None)
-    assert found.flags.owndata and np.array_equal(found, image)
+    assert received.flags.owndata and np.array_equal(received, image)
     item: Item = {"data": image, "kept": 1}
     echo.forward([item])
     assert item["data"] is image and item["kept"] == 1
     run(echo, image[:10])
-    assert np.array_equal(found, image)  # it is nobody's buffer
+    assert np.array_equal(received, image)  # memory of its own, not a buffer
 
 
-def test_where_it_runs(echo: ProcessBackend, ops: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_surroundings_of_the_child(
+    echo: ProcessBackend, ops: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (facts,) = run(echo, "facts")
     assert facts["pid"] == echo.pid != os.getpid()
     assert facts["group"] == echo.pid  # Ctrl-C in a terminal does not reach it
-    # The event loop runs first where both want a processor. Linux may compare nice values within a session only (autogroup).
+    # The event loop goes first if both want a processor. Linux may compare nice values within a
+    # session only (autogroup), so the child has to be in ours.
     assert (facts["nice"], facts["session"]) == (min(19, os.nice(0) + 10), os.getsid(0))
     assert facts["params"] == {"key": [1, "x"]}
     assert facts["context"] == context(ops)
     assert facts["threads"] == os.environ.get("OMP_NUM_THREADS", "1")
     assert facts["PYTHONPATH"] == os.environ.get("PYTHONPATH")
-    assert facts["path"] == list(
-        dict.fromkeys(entry or str(Path.cwd()) for entry in sys.path)
-    )  # nothing more, nothing else first
+    # Nothing more, and nothing else first.
+    assert facts["path"] == list(dict.fromkeys(entry or str(Path.cwd()) for entry in sys.path))
 
 
 def test_failures_keep_their_class(echo: ProcessBackend) -> None:
@@ -239,7 +245,7 @@ def test_a_child_that_died_between_two_batches_costs_none(echo: ProcessBackend) 
     assert run(echo, "again") == ["again"]
 
 
-def test_on_exit_is_told(ops: Path) -> None:
+def test_on_exit_is_called(ops: Path) -> None:
     exits = threading.Event()
     backend = proxy(ops)
     backend.on_exit = exits.set
@@ -260,7 +266,7 @@ def test_a_child_that_can_not_be_replaced_ends_the_thread(echo: ProcessBackend, 
     assert not issubclass(RestartError, Exception)
 
 
-def test_what_the_child_leaves_behind_holds_nobody_up(echo: ProcessBackend) -> None:
+def test_a_grandchild_that_lives_on_does_not_delay_the_answer(echo: ProcessBackend) -> None:
     started = time.monotonic()
     with pytest.raises(ProcessDiedError, match="exited with code 0"):
         run(echo, "fork")
@@ -281,7 +287,7 @@ def test_a_child_that_does_not_load(ops: Path, file: str, kind: type[Exception],
     assert file == "leave" or (ops / "closed").exists()
 
 
-def test_what_can_not_be_sent_fails_alone(echo: ProcessBackend) -> None:
+def test_a_batch_that_can_not_be_sent_fails_alone(echo: ProcessBackend) -> None:
     pid = echo.pid
     with pytest.raises(TypeError, match="cannot pickle"):
         run(echo, "fine", threading.Lock())
@@ -301,8 +307,8 @@ def test_close_closes_the_backend_and_waits_for_it(ops: Path) -> None:
         run(backend, 1)
 
 
-def test_close_has_a_bound(ops: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "CLOSE_TIMEOUT", 0.2)
+def test_close_has_a_time_limit(ops: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "CLOSE_TIMEOUT_SECONDS", 0.2)
     backend = proxy(ops)
     backend.create(context(ops))
     (ops / "hang").touch()
@@ -314,7 +320,7 @@ def test_close_has_a_bound(ops: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("data", ["sleep", "hog"])
-def test_kill_ends_what_runs_and_starts_no_other(echo: ProcessBackend, data: str) -> None:
+def test_kill_ends_the_running_child_and_starts_no_other(echo: ProcessBackend, data: str) -> None:
     errors: list[BaseException] = []
 
     def work() -> None:
@@ -377,9 +383,8 @@ def test_descriptors_of_the_child(echo: ProcessBackend) -> None:
     run_again = run(echo, "facts")[0]
     os.close(read)
     os.close(write)
-    assert (
-        before["fds"] == run_again["fds"] <= 3 + 3 + 1
-    )  # standard ones, the channel's, the listing's own
+    # At most the standard ones, the channel's, and that of the listing itself.
+    assert before["fds"] == run_again["fds"] <= 3 + 3 + 1
 
 
 PROGRAM = """
@@ -419,11 +424,15 @@ def test_the_child_ends_with_its_parent(ops: Path, data: str, number: signal.Sig
         )
 
 
-def test_what_the_child_says_goes_to_stderr(ops: Path) -> None:
+def test_output_of_the_child_goes_to_stderr(ops: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PROGRAM, str(ops), "log"], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=60, check=True,
-    )  # fmt: skip
+        [sys.executable, "-W", "error", "-c", PROGRAM, str(ops), "log"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     pid = done.stdout.strip()
     assert pid.isdigit()  # and nothing else
     assert f"pipeline/node#0 (process {pid}): INFO penstock.ops: a log line\n" in done.stderr
@@ -451,7 +460,9 @@ def test_a_filter_that_no_other_process_knows_is_an_obstacle(
 ) -> None:
     monkeypatch.setattr(filters, "_registered", {})
     register_filter("mine", lambda item: filters.Status.RUN)
-    (found,) = obstacles(bound("S[Identity,(or)Identity,SyncTensor[S[Identity,(mine)Identity]]]"))
-    assert found.startswith(
-        "the filter mine was registered in this process, and a child process can't find it"
+    (obstacle,) = obstacles(
+        bound("S[Identity,(or)Identity,SyncTensor[S[Identity,(mine)Identity]]]")
+    )
+    assert obstacle.startswith(
+        "the filter mine was registered in this process, so a child process can't find it"
     )

@@ -1,4 +1,4 @@
-"""What passes between a process executor and its child: messages, exceptions, orders; and the child, run on a thread."""
+"""The messages between a process executor and its child, and the child, run on a thread."""
 
 from __future__ import annotations
 
@@ -46,21 +46,22 @@ def passed(ends: tuple[Channel, Channel], message: Any) -> Any:
 # arrays
 
 DTYPES = [
-    "?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", "c8", "c16", ">i4", ">f8", "S5", "U3", "M8[ns]", "m8[s]", "V7",
+    "?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", "c8", "c16",
+    ">i4", ">f8", "S5", "U3", "M8[ns]", "m8[s]", "V7",
     [("x", "<f4"), ("y", "u1", (2,))], ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn,
 ]  # fmt: skip
 
 
-def same(found: Any, expected: np.ndarray) -> None:
-    assert type(found) is np.ndarray
-    assert found.dtype == expected.dtype and found.dtype.byteorder == expected.dtype.byteorder
-    assert found.shape == expected.shape
-    assert found.tobytes() == expected.tobytes()
+def same(array: Any, expected: np.ndarray) -> None:
+    assert type(array) is np.ndarray
+    assert array.dtype == expected.dtype and array.dtype.byteorder == expected.dtype.byteorder
+    assert array.shape == expected.shape
+    assert array.tobytes() == expected.tobytes()
     assert (
-        found.flags.owndata
-        and found.flags.c_contiguous
-        and found.flags.writeable
-        and found.flags.aligned
+        array.flags.owndata
+        and array.flags.c_contiguous
+        and array.flags.writeable
+        and array.flags.aligned
     )
 
 
@@ -88,17 +89,17 @@ def test_strides_of_every_kind(ends: tuple[Channel, Channel]) -> None:
         base[::-1, ::-3],
     ]
     views.append(np.broadcast_to(base[0], (4, 40, 3)))
-    for found, view in zip(passed(ends, views), views, strict=True):
-        same(found, np.ascontiguousarray(view))
+    for received, view in zip(passed(ends, views), views, strict=True):
+        same(received, np.ascontiguousarray(view))
 
 
-def test_dtypes_without_size_and_with_objects(ends: tuple[Channel, Channel]) -> None:
+def test_dtypes_of_size_0_and_of_objects(ends: tuple[Channel, Channel]) -> None:
     for array in (np.zeros(3, "U0"), np.zeros((2, 2), "V0")):
         assert passed(ends, array).shape == array.shape
     assert passed(ends, np.array([{"a": 1}, None], object)).tolist() == [{"a": 1}, None]
 
 
-def test_read_only_arrays_become_the_receivers(ends: tuple[Channel, Channel]) -> None:
+def test_the_receiver_owns_a_read_only_array(ends: tuple[Channel, Channel]) -> None:
     array = np.frombuffer(b"abcdefgh", np.uint8)
     same(passed(ends, array), array)
 
@@ -106,20 +107,20 @@ def test_read_only_arrays_become_the_receivers(ends: tuple[Channel, Channel]) ->
 @pytest.mark.parametrize(
     "name", ["float32", "bfloat16", "bool", "complex64", "int64", "float8_e4m3fn"]
 )
-def test_torch_tensors_without_the_storage_they_are_views_of(
+def test_torch_tensors_travel_without_the_rest_of_their_storage(
     ends: tuple[Channel, Channel], name: str
 ) -> None:
     torch = pytest.importorskip("torch")
     whole = torch.arange(60).reshape(3, 4, 5).to(getattr(torch, name))
     for tensor in (whole, whole[1], whole[:, 2].T, whole[0, 0, 0], whole[:0]):
-        found = passed(ends, tensor)
+        received = passed(ends, tensor)
         assert (
-            type(found) is torch.Tensor
-            and found.dtype == tensor.dtype
-            and found.shape == tensor.shape
+            type(received) is torch.Tensor
+            and received.dtype == tensor.dtype
+            and received.shape == tensor.shape
         )
-        assert found.tolist() == tensor.tolist()
-        assert found.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        assert received.tolist() == tensor.tolist()
+        assert received.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
 def test_nested_items(ends: tuple[Channel, Channel]) -> None:
@@ -134,24 +135,26 @@ def test_nested_items(ends: tuple[Channel, Channel]) -> None:
         "bytes": bytes(range(256)) * 4000,
         "array of bytes": bytearray(b"x" * 200_000),
     }
-    found = passed(ends, [item, item])
-    assert found[0] is found[1]
-    assert found[0]["same"] is found[0]["data"][0]
-    same(found[0]["data"][0], small)
-    same(found[0]["data"][1]["deep"][0], large)
-    assert found[0]["data"][1]["deep"][1:] == (None, 1.5, "tëxt", b"bytes")
+    received = passed(ends, [item, item])
+    assert received[0] is received[1]
+    assert received[0]["same"] is received[0]["data"][0]
+    same(received[0]["data"][0], small)
+    same(received[0]["data"][1]["deep"][0], large)
+    assert received[0]["data"][1]["deep"][1:] == (None, 1.5, "tëxt", b"bytes")
     for key in ("set", "scalar", 7, "big", "bytes", "array of bytes"):
-        assert found[0][key] == item[key] and type(found[0][key]) is type(item[key])
+        assert received[0][key] == item[key] and type(received[0][key]) is type(item[key])
 
 
-def test_messages_large_and_small_in_turn_by_the_same_files(ends: tuple[Channel, Channel]) -> None:
+def test_large_and_small_messages_in_turn_through_the_same_files(
+    ends: tuple[Channel, Channel],
+) -> None:
     image = np.random.default_rng(1).integers(0, 255, (4000, 4000, 3), np.uint8)  # 48 MB
     raw = image[:2000].tobytes()
     for _ in range(2):
-        found = passed(ends, {"image": image, "bytes": raw, "list": list(range(50_000))})
-        same(found["image"], image)
-        assert found["bytes"] == raw
-        assert len(found["list"]) == 50_000
+        received = passed(ends, {"image": image, "bytes": raw, "list": list(range(50_000))})
+        same(received["image"], image)
+        assert received["bytes"] == raw
+        assert len(received["list"]) == 50_000
         assert passed(ends, "small") == "small"
         same(passed(ends, np.arange(3)), np.arange(3))
 
@@ -165,14 +168,14 @@ def test_large_values_are_not_copied_on_the_way(ends: tuple[Channel, Channel]) -
         ends[0].send(message)
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
         tracemalloc.reset_peak()
-        found = ends[1].receive()
+        received = ends[1].receive()
         assert tracemalloc.get_traced_memory()[1] < 41_000_000
     finally:
         tracemalloc.stop()
-    assert found[0] == message[0]
+    assert received[0] == message[0]
 
 
-def test_what_can_not_be_pickled_is_not_sent(ends: tuple[Channel, Channel]) -> None:
+def test_a_message_that_can_not_be_pickled_is_not_sent(ends: tuple[Channel, Channel]) -> None:
     with pytest.raises(TypeError, match="cannot pickle"):
         ends[0].send([np.zeros(100_000), threading.Lock()])
     assert passed(ends, "next") == "next"
@@ -192,21 +195,21 @@ def test_a_class_of_main_is_refused_by_name(
     assert passed(ends, "next") == "next"
 
 
-def test_a_file_that_was_cut_is_an_error_and_no_crash(ends: tuple[Channel, Channel]) -> None:
+def test_a_truncated_file_is_an_error_and_not_a_crash(ends: tuple[Channel, Channel]) -> None:
     ends[0].send(np.zeros(1_000_000, np.uint8))
     os.ftruncate(ends[0]._outbox, 100)
     with pytest.raises(EOFError, match="shorter than its message"):
         ends[1].receive()
 
 
-def test_a_peer_that_has_gone(ends: tuple[Channel, Channel]) -> None:
+def test_the_peer_has_gone(ends: tuple[Channel, Channel]) -> None:
     ends[0].send("last")
     ends[0].bell.close()
     assert ends[1].receive() == "last"
     with pytest.raises(PeerGoneError):
         ends[1].receive()
     with pytest.raises(PeerGoneError):
-        ends[1].send("nobody reads this")
+        ends[1].send("this is never read")
 
 
 # exceptions
@@ -260,36 +263,36 @@ class UnprintableError(Exception):
             "not Python's",
         ),
     ],
-    ids=lambda each: type(each).__name__ if isinstance(each, Exception) else "",
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_exceptions_keep_kind_name_and_text(
     error: Exception, kind: type[Exception], name: str, text: str
 ) -> None:
-    found = pickle.loads(pickle.dumps(Failure.of(error, "Backend"))).rebuild("process 7")
-    assert isinstance(found, kind)
-    assert type(found).__name__ == name
-    assert str(found).startswith(text) and (text or not str(found))
-    assert found.penstock_backend == "Backend"
-    assert isinstance(found, ValueError) == isinstance(error, ValueError)
+    rebuilt = pickle.loads(pickle.dumps(Failure.of(error, "Backend"))).rebuild("process 7")
+    assert isinstance(rebuilt, kind)
+    assert type(rebuilt).__name__ == name
+    assert str(rebuilt).startswith(text) and (text or not str(rebuilt))
+    assert rebuilt.penstock_backend == "Backend"
+    assert isinstance(rebuilt, ValueError) == isinstance(error, ValueError)
     if type(error) in {ValueError, InvalidInput, TooLarge, DeviceError, MemoryError}:
-        assert type(found) is type(error)
+        assert type(rebuilt) is type(error)
 
 
-def test_the_traceback_is_a_note_but_not_of_a_soft_failure() -> None:
+def test_the_traceback_becomes_a_note_except_for_a_soft_failure() -> None:
     try:
         raise ValueError("here")
     except ValueError as error:
-        found = Failure.of(error).rebuild("process 7")
-    (note,) = found.__notes__
+        rebuilt = Failure.of(error).rebuild("process 7")
+    (note,) = rebuilt.__notes__
     assert note.startswith("in process 7:\nTraceback") and "test_the_traceback" in note
-    assert "Traceback" not in str(found)
+    assert "Traceback" not in str(rebuilt)
     assert not hasattr(Failure.of(InvalidInput("x")).rebuild("process 7"), "__notes__")
 
 
 # changes
 
 
-def test_what_changed_comes_back_and_nothing_else() -> None:
+def test_only_changes_come_back() -> None:
     image, nested = np.zeros(3), {"a": 1}
     before: Item = {"data": image, "text": "x", "nested": nested, "gone": 1, "equal": [1]}
     after: Item = {"data": image, "text": "y", "nested": nested, "equal": [1], "result": image}
@@ -321,15 +324,16 @@ def test_a_message_binds_to_the_same_spec(tmp_path: Path) -> None:
     )
     resize = find_backend("ResizeMat")
     assert resize.parameters is not None
+    size = {"resize_h": "4", "resize_w": 5}
     given = Spec("S", find_backend("S"), find_backend("S").parameters(), (  # type: ignore[misc]
-        Spec("ResizeMat", resize, resize.parameters.model_validate({"resize_h": "4", "resize_w": 5})),
+        Spec("ResizeMat", resize, resize.parameters.model_validate(size)),
         Spec("ops.py:Any", Backend, {"path": Path("x"), "list": [1]}),
         Spec("ops.py:plus", Backend, {}),
     ))  # fmt: skip
     message = pickle.loads(pickle.dumps(SpecMessage.of(given)))
-    found = message.bind(Context(directory=tmp_path))
-    assert found.cls is find_backend("Sequential")
-    first, second, third = found.children
+    bound = message.bind(Context(directory=tmp_path))
+    assert bound.cls is find_backend("Sequential")
+    first, second, third = bound.children
     assert first == given.children[0]
     assert second.params == {"path": Path("x"), "list": [1]}
     item = {"data": 1}
@@ -339,8 +343,8 @@ def test_a_message_binds_to_the_same_spec(tmp_path: Path) -> None:
 
 def test_a_message_keeps_filters_keys_and_ranges(bound: Callable[..., Spec]) -> None:
     given = bound(
-        "S[Copy[a:b],(or)Add['k:x, "
-        "y',l:],(skip)AddInt[n:1],Keep[a,b],Range('1,4',force_range='1,2')[Identity]]"
+        "S[Copy[a:b],(or)Add['k:x, y',l:],(skip)AddInt[n:1],Keep[a,b],"
+        "Range('1,4',force_range='1,2')[Identity]]"
     )
     assert given.children[1].filter == "or"
     assert pickle.loads(pickle.dumps(SpecMessage.of(given))).bind(Context()) == given
@@ -406,7 +410,9 @@ def test_a_childs_life(ends: tuple[Channel, Channel], tmp_path: Path) -> None:
     assert module.Log.events == ["init", "warm", "close"]
 
 
-def test_a_child_that_can_not_load_says_why(ends: tuple[Channel, Channel], tmp_path: Path) -> None:
+def test_a_child_that_can_not_load_reports_the_reason(
+    ends: tuple[Channel, Channel], tmp_path: Path
+) -> None:
     parent, child = ends
     parent.send(order("nowhere.py:X", tmp_path))
     worker.serve(child)
@@ -414,12 +420,12 @@ def test_a_child_that_can_not_load_says_why(ends: tuple[Channel, Channel], tmp_p
     assert failure.known == "ConfigError" and "there is no file" in failure.text
 
 
-def test_a_child_without_its_parent_leaves() -> None:
-    code = "from penstock.backends import worker; worker.die_with(1); print('lives')"
+def test_a_child_whose_parent_has_ended_exits() -> None:
+    code = "from penstock.backends.process import worker; worker.die_with(1); print('lives')"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
 
 
 def test_a_child_imports_only_what_it_needs() -> None:
@@ -434,7 +440,10 @@ def test_a_child_imports_only_what_it_needs() -> None:
         "penstock.app",
         "multiprocessing",
     )
-    code = f"import sys, penstock.backends.process.worker; print([name for name in {unwanted} if name in sys.modules])"
+    code = (
+        "import sys, penstock.backends.process.worker;"
+        f"print([name for name in {unwanted} if name in sys.modules])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )

@@ -1,4 +1,6 @@
-"""`executor = "process"` in a whole pipeline: who fails, who is answered, what is ready meanwhile, and what is left."""
+"""`executor = "process"` in a whole pipeline: who fails, who is answered, what is ready
+meanwhile, and what is left.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ def nothing_left() -> Iterator[None]:
 
 
 def children() -> set[str]:
-    """Our child processes, dead or alive; other tests have some too (the resource tracker of shared memory)."""
+    """Our child processes, dead or alive; other tests have some too (the resource tracker of
+    shared memory).
+    """
     found: set[str] = set()
     for task in Path("/proc/self/task").iterdir():
         with suppress(FileNotFoundError):  # a thread that has just ended
@@ -167,7 +171,7 @@ async def test_only_the_item_that_kills_fails(ops: Path, caplog: pytest.LogCaptu
         assert await outcomes(pipeline, "next") == ["next"]
         assert not pipeline.not_ready
     assert 'ValueError("a secret")' in caplog.text  # the line in the child, of the remote traceback
-    assert "was killed by SIGKILL; it is started again" in caplog.text
+    assert "was killed by SIGKILL; starting it again" in caplog.text
 
 
 async def test_what_can_not_be_sent_names_the_backend_and_not_its_proxy(ops: Path) -> None:
@@ -294,8 +298,8 @@ def test_a_registered_name_is_a_load_error() -> None:
     register_backend("Double", double)
     load({"work": {"backend": "S[Double,Identity]"}})
     assert problem({"work": {"backend": "S[Double,Identity]", "executor": "process"}}) == (
-        "[work] executor: Double was registered in this process, and a child process can't find it: "
-        "name where it is, as in Python[module:Class] or Python[file.py:Class]"
+        "[work] executor: Double was registered in this process, so a child process can't find it: "
+        "give its place, as in Python[module:Class] or Python[file.py:Class]"
     )
     assert "Double was registered" in problem(
         {"work": {"backend": "Python[Double]", "executor": "process"}}
@@ -308,8 +312,8 @@ def test_main_is_a_load_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(__main__, "double", double, raising=False)
     load({"work": {"backend": "Python[__main__:double]"}})
     assert problem({"work": {"backend": "Python[__main__:double]", "executor": "process"}}) == (
-        "[work] executor: __main__:double: a child process can't import this one's __main__; "
-        "put the class into a module or a file of its own"
+        "[work] executor: __main__:double: a child process can't import the __main__ of this one: "
+        "move the class to a module or a file of its own"
     )
 
 
