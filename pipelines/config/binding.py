@@ -1,7 +1,8 @@
-"""Binds a node's expression to backend classes and its keys to their parameters.
+"""Bind the expression of a node to backend classes, and its keys to their parameters.
 
-Nearest wins: argument in the expression, `A::key`, plain key of the node, default of the file. A plain key reaches every member
-that declares it. `&` in a value makes instance groups: one `Spec` each.
+The nearest value wins: an argument in the expression, then `A::key`, then a plain key of the node,
+then a default of the file. A plain key reaches every member that declares it. `&` in a value makes
+instance groups, one `Spec` for each.
 """
 
 from __future__ import annotations
@@ -32,24 +33,27 @@ RESERVED_BY_NODE = NODE_KEYS | STRUCTURE_KEYS
 
 @dataclass(slots=True)
 class Member:
-    """One backend of an expression, found."""
+    """One backend of an expression, with its class."""
 
     name: str
     cls: type[Backend]
     tree: Expression
     args: tuple[str, ...]
     addresses: frozenset[str]
-    """Names by which `A::key` means this one."""
+    """The names that stand for this member in `A::key`."""
     children: list[Member] = field(default_factory=list)
 
     @property
     def parameters(self) -> dict[str, str] | None:
-        """Every way to write a declared parameter -> the way pydantic reads it; None: takes anything."""
+        """Every way to write a declared parameter -> the way pydantic reads it.
+
+        None: the backend declares none and takes any key.
+        """
         if self.cls.parameters is None:
             return None
         fields = self.cls.parameters.model_fields
-        return {key: found.alias or key for key, found in fields.items()} | {
-            found.alias: found.alias for found in fields.values() if found.alias
+        return {key: parameter.alias or key for key, parameter in fields.items()} | {
+            parameter.alias: parameter.alias for parameter in fields.values() if parameter.alias
         }
 
     def walk(self) -> Iterator[Member]:
@@ -60,13 +64,15 @@ class Member:
 
 @dataclass(slots=True)
 class Binding:
-    """What became of one node's keys."""
+    """What became of the keys of one node."""
 
     specs: list[Spec | None] = field(default_factory=list)
-    """One per `&` group, None where its parameters are wrong; empty where it is not known how many there are."""
+    """One for each `&` group, None if its parameters are wrong. Empty if the number of groups is
+    not known."""
     own: list[dict[str, Any]] = field(default_factory=list)
-    """The node's own keys, one dict per group."""
+    """For each group, the node's own keys."""
     defaults: list[dict[str, Any]] = field(default_factory=list)
+    """For each group, the defaults of the file that hold for it."""
     used_defaults: set[str] = field(default_factory=set)
     known_keys: set[str] = field(default_factory=set)
     """What any member declares, as a file writes it."""
@@ -76,7 +82,7 @@ class Binding:
 def bind(
     tree: Expression, own: Mapping[str, Any], defaults: Mapping[str, Any], directory: Path
 ) -> Binding:
-    """The specs of a node. Problems have keys and no node yet."""
+    """Make the specs of a node. The problems have keys, and no node yet."""
     binding = Binding()
     root = _find(tree, directory, binding.problems)
     _check_filters(tree, binding.problems)
@@ -98,9 +104,8 @@ def bind(
     }
     groups = _groups(own, defaults, splittable, binding.problems)
     binding.own = [_pick(own, splittable, group, groups) for group in range(groups)]
-    remaining = {
-        key: value for key, value in defaults.items() if key not in own
-    }  # the others may make other numbers of groups
+    # A default that the node overrides may make another number of groups: it is left out.
+    remaining = {key: value for key, value in defaults.items() if key not in own}
     binding.defaults = [_pick(remaining, splittable, group, groups) for group in range(groups)]
     for own_keys, default_keys in zip(binding.own, binding.defaults, strict=True):
         spec = _spec(root, members, own_keys, default_keys, binding.problems)
@@ -109,19 +114,17 @@ def bind(
 
 
 def _find(tree: Expression, directory: Path, problems: list[Problem]) -> Member | None:
-    """The classes of an expression; None where one of them is unknown."""
-    children = [_find(child, directory, problems) for child in tree.children]
+    """Find the classes of an expression. None if one of them is not known."""
+    found = [_find(child, directory, problems) for child in tree.children]
     name, args, addresses = tree.name, tree.args, {tree.name}
     try:
         if tree.name == "Python":
             if not args:
-                raise ConfigError(
-                    [
-                        Problem(
-                            "Python needs a name, as in Python[name], Python[module:Class] or Python[file.py:Class]"
-                        )
-                    ]
+                message = (
+                    "Python needs a name, as in Python[name], Python[module:Class] or "
+                    "Python[file.py:Class]"
                 )
+                raise ConfigError([Problem(message)])
             name, *rest = args
             args = tuple(rest)
             addresses |= {name, name.rpartition(":")[2]}
@@ -138,34 +141,33 @@ def _find(tree: Expression, directory: Path, problems: list[Problem]) -> Member 
         problems.append(Problem(str(error), key="backend"))
         return None
     fewest, most = cls.child_count
-    if len(children) < fewest or (most is not None and len(children) > most):
-        expected = (
-            "none"
-            if most == 0
-            else str(fewest)
-            if most == fewest
-            else f"{fewest} to {most}"
-            if most
-            else f"at least {fewest}"
-        )
-        problems.append(
-            Problem(f"{name} takes {expected} in brackets, found {len(children)}", key="backend")
-        )
-    found = [child for child in children if child is not None]
-    for child in found:
+    if len(found) < fewest or (most is not None and len(found) > most):
+        message = f"{name} takes {_how_many(fewest, most)} in brackets, found {len(found)}"
+        problems.append(Problem(message, key="backend"))
+    children = [child for child in found if child is not None]
+    for child in children:
         if issubclass(child.cls, CompositeBackend):
-            reason = "it waits for other nodes, and a thread that runs backends must never be held by waiting"
-            problems.append(
-                Problem(
-                    f"{child.name} inside {name}: it must be a node's whole expression, since {reason}",
-                    key="backend",
-                )
+            message = (
+                f"{child.name} inside {name}: it must be the whole expression of a node, since it "
+                "waits for other nodes and a thread that runs backends must not wait"
             )
-    return Member(name, cls, tree, args, frozenset(addresses), found)
+            problems.append(Problem(message, key="backend"))
+    return Member(name, cls, tree, args, frozenset(addresses), children)
+
+
+def _how_many(fewest: int, most: int | None) -> str:
+    """Say how many backends an expression takes in brackets."""
+    if most == 0:
+        return "none"
+    if most is None:
+        return f"at least {fewest}"
+    return str(fewest) if most == fewest else f"{fewest} to {most}"
 
 
 def _check_filters(tree: Expression, problems: list[Problem]) -> None:
-    """The filters in front of members are known; after their classes are found, since a user's module may register some."""
+    """Check the filters before members. The classes must have been found: the module of a user's
+    class may register filters.
+    """
     if tree.filter is not None:
         try:
             find_filter(tree.filter)
@@ -179,7 +181,7 @@ def _check_filters(tree: Expression, problems: list[Problem]) -> None:
 
 
 def _check_keys(members: list[Member], own: Mapping[str, Any], binding: Binding) -> None:
-    """Every key of the node must be known to the node or to some member."""
+    """Report every key of the node that neither the node nor a member knows."""
     takes_any = any(member.parameters is None for member in members)
     for key in own:
         if key in RESERVED_BY_NODE or _receivers(key, members):
@@ -194,7 +196,8 @@ def _check_keys(members: list[Member], own: Mapping[str, Any], binding: Binding)
             }
             message = f"{prefix} has no parameter {last!r}{did_you_mean(last, known)}"
         elif takes_any:
-            message = f"the expression has no backend {prefix!r}{did_you_mean(prefix, {name for member in members for name in member.addresses})}"
+            addresses = {name for member in members for name in member.addresses}
+            message = f"the expression has no backend {prefix!r}{did_you_mean(prefix, addresses)}"
         else:
             known = binding.known_keys | RESERVED_BY_NODE
             if separator:
@@ -204,42 +207,46 @@ def _check_keys(members: list[Member], own: Mapping[str, Any], binding: Binding)
                     for written in (member.parameters or {}).values()
                 }
             names = ", ".join(dict.fromkeys(member.name for member in members))
-            message = f"no key of a node, nor a parameter of {names}{did_you_mean(key, known)}"
+            message = (
+                f"this is neither a key of a node nor a parameter of {names}"
+                f"{did_you_mean(key, known)}"
+            )
         binding.problems.append(Problem(message, key=key))
 
 
 def check_roughly(own: Mapping[str, Any], defaults: Mapping[str, Any], binding: Binding) -> None:
-    """Finds keys that no backend at all declares, where the expression is broken and says nothing about which are right."""
+    """Report keys that no backend at all declares.
+
+    For an expression that is wrong: which backends it has, and so which keys are right, is not
+    known.
+    """
     known = set(RESERVED_BY_NODE)
     for name in backend_names():
         try:
             cls = find_backend(name)
         except (ConfigError, ImportError):
             continue
-        known |= (
-            {found.alias or key for key, found in cls.parameters.model_fields.items()}
-            if cls.parameters
-            else set()
-        )
+        if cls.parameters:
+            fields = cls.parameters.model_fields
+            known |= {parameter.alias or key for key, parameter in fields.items()}
     binding.known_keys = known
     binding.used_defaults = {key for key in defaults if key in known or "::" in key}
     for key in own:
         if key not in known and "::" not in key:
-            binding.problems.append(
-                Problem(
-                    f"no key of a node, nor a parameter of any backend{did_you_mean(key, known)}",
-                    key=key,
-                )
+            message = (
+                "this is neither a key of a node nor a parameter of any backend"
+                f"{did_you_mean(key, known)}"
             )
+            binding.problems.append(Problem(message, key=key))
 
 
 def _receivers(key: str, members: list[Member]) -> list[Member]:
-    """The members that a key of the node reaches."""
+    """Return the members that a key of the node reaches."""
     declaring = [
         member for member in members if member.parameters is not None and key in member.parameters
     ]
     if declaring:
-        return _of_range(declaring) if key == "force_range" else declaring
+        return _with_range(declaring) if key == "force_range" else declaring
     prefix, separator, last = key.rpartition("::")
     if separator:
         addressed = [member for member in members if prefix in member.addresses]
@@ -249,8 +256,10 @@ def _receivers(key: str, members: list[Member]) -> list[Member]:
     return [member for member in members if member.parameters is None]
 
 
-def _of_range(members: list[Member]) -> list[Member]:
-    """Whose range a node's `force_range` is: the engines', as in torchpipe; without one, the whole expression's."""
+def _with_range(members: list[Member]) -> list[Member]:
+    """Return the members whose range a node's `force_range` sets: the engines, as in torchpipe.
+    Without an engine it is the range of the whole expression.
+    """
     return [
         member
         for member in members
@@ -264,29 +273,33 @@ def _groups(
     splittable: set[str],
     problems: list[Problem],
 ) -> int:
-    """How many instance groups the values with `&` make; a default that the node overrides counts for nothing. 0: they don't agree."""
+    """Return how many instance groups the values with `&` make; 0 if they don't agree.
+
+    A default that the node overrides does not count.
+    """
     counts: dict[str, int] = {}
     for key, value in {**defaults, **own}.items():
         if key in splittable and isinstance(value, str) and "&" in value:
             pieces = value.split("&")
             counts[key] = len(pieces)
             if not all(piece.strip() for piece in pieces):
-                problems.append(Problem(f"an empty piece beside & in {value!r}", key=key))
+                problems.append(
+                    Problem(
+                        f"an empty piece beside & in {value!r}: expected a value for each group",
+                        key=key,
+                    )
+                )
                 return 0
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{key} has {count}" for key, count in counts.items())
-        problems.append(
-            Problem(
-                f"the values with & make different numbers of instance groups: {found}",
-                key=next(iter(counts)),
-            )
-        )
+        message = f"the values with & make different numbers of instance groups: {found}"
+        problems.append(Problem(message, key=next(iter(counts))))
         return 0
     return next(iter(counts.values()), 1)
 
 
 def _pick(keys: Mapping[str, Any], splittable: set[str], group: int, groups: int) -> dict[str, Any]:
-    """The keys of one group; a value without `&` holds for each."""
+    """Return the keys of one group. A value without `&` holds for every group."""
 
     def pick(key: str, value: Any) -> Any:
         if groups == 1 or key not in splittable or not isinstance(value, str) or "&" not in value:
@@ -303,53 +316,36 @@ def _spec(
     defaults: dict[str, Any],
     problems: list[Problem],
 ) -> Spec | None:
+    """Make the spec of a member for one group. None if its parameters are wrong."""
     children = [_spec(child, members, own, defaults, problems) for child in member.children]
     values: dict[str, Any] = {}
-    places: dict[str, str] = {}
+    written: dict[str, str] = {}  # for each parameter, the key that sets it
     for keys in (defaults, own):
         targets = {
             key: target for key in keys if (target := _target(key, member, members)) is not None
         }
         given: dict[tuple[str, bool], str] = {}
-        for key in sorted(
-            targets, key=lambda key: targets[key][1]
-        ):  # addressed ones last: they win
+        for key in sorted(targets, key=lambda key: targets[key][1]):  # `A::key` comes last and wins
             parameter, _ = targets[key]
             if (other := given.setdefault(targets[key], key)) != key:
-                problems.append(
-                    Problem(
-                        f"{other} and {key} are one parameter, and both are given: keep one",
-                        key=key,
-                    )
-                )
+                message = f"{other} and {key} are one parameter, and both are given: keep one"
+                problems.append(Problem(message, key=key))
             values[parameter] = keys[key]
-            places[parameter] = key
-    values |= _arguments(member, problems, places)
+            written[parameter] = key
+    values |= _arguments(member, problems, written)
     if member.cls.parameters is None:
         params: BaseModel | dict[str, Any] = values
     else:
         try:
             params = member.cls.parameters.model_validate(values)
         except ValidationError as error:
-            for problem in problems_of(error, subject=member.name):
-                first, dot, rest = problem.key.partition(".")
-                if (
-                    places.get(first) == "backend"
-                ):  # an argument: the key says no more than that it is in the expression
-                    problems.append(
-                        Problem(f"{member.name}'s {problem.key}: {problem.message}", key="backend")
-                    )
-                else:
-                    problems.append(
-                        Problem(problem.message, key=places.get(first, first) + dot + rest)
-                    )
+            problems += _parameter_problems(error, member, written)
             if not issubclass(member.cls, CompositeBackend):
                 return None
-            wrong = {str(found["loc"][0]) for found in error.errors(include_url=False)}
+            # Without validation, so that where it jumps to is checked all the same.
+            wrong = {str(details["loc"][0]) for details in error.errors(include_url=False)}
             right = {key: value for key, value in values.items() if key not in wrong}
-            params = member.cls.parameters.model_construct(
-                **right
-            )  # where it jumps to is checked all the same
+            params = member.cls.parameters.model_construct(**right)
     if None in children:
         return None
     return Spec(
@@ -361,8 +357,24 @@ def _spec(
     )
 
 
+def _parameter_problems(
+    error: ValidationError, member: Member, written: Mapping[str, str]
+) -> Iterator[Problem]:
+    """Yield what is wrong with the parameters of a member, by the keys that the file has."""
+    for problem in problems_of(error, subject=member.name):
+        first, dot, rest = problem.key.partition(".")
+        if written.get(first) == "backend":  # an argument of the expression, which has no own key
+            message = f"{member.name}'s {problem.key}: {problem.message}"
+            yield Problem(message, key="backend")
+        else:
+            yield Problem(problem.message, key=written.get(first, first) + dot + rest)
+
+
 def _target(key: str, member: Member, members: list[Member]) -> tuple[str, bool] | None:
-    """The parameter of `member` that a key sets, and whether it is addressed (`A::key`); None: it sets none."""
+    """Return the parameter of `member` that a key sets, and whether it is addressed (`A::key`).
+
+    None if the key sets no parameter of this member.
+    """
     if member not in _receivers(key, members):
         return None
     declared = member.parameters
@@ -371,24 +383,21 @@ def _target(key: str, member: Member, members: list[Member]) -> tuple[str, bool]
         if key in RESERVED_BY_NODE:
             return None
         return (last, True) if prefix in member.addresses else (key, False)
-    if (
-        key in RESERVED_BY_NODE - SHARED_KEYS
-    ):  # `min` and `max` are a node's and an engine's; most others are the node's alone
-        return None
+    if key in RESERVED_BY_NODE - SHARED_KEYS:
+        return None  # `min` and `max` are the node's and an engine's, most others the node's alone
     return (declared[key], False) if key in declared else (declared[last], True)
 
 
-def _arguments(member: Member, problems: list[Problem], places: dict[str, str]) -> dict[str, Any]:
-    """The arguments in the expression by parameter; positional ones in the order of declaration."""
+def _arguments(member: Member, problems: list[Problem], written: dict[str, str]) -> dict[str, Any]:
+    """Return the arguments in the expression, by parameter.
+
+    Positional arguments are in the order of declaration. `written` gets the key `backend` for each.
+    """
     declared = member.parameters
     if declared is None:
         if member.args:
-            problems.append(
-                Problem(
-                    f"{member.name} declares no parameters, so it takes no positional argument",
-                    key="backend",
-                )
-            )
+            message = f"{member.name} declares no parameters, so it takes no positional argument"
+            problems.append(Problem(message, key="backend"))
         return dict(member.tree.kwargs)
     keyword_only: frozenset[str] = getattr(member.cls.parameters, "keyword_only", frozenset())
     order = [key for key in dict.fromkeys(declared.values()) if key not in keyword_only]
@@ -398,24 +407,19 @@ def _arguments(member: Member, problems: list[Problem], places: dict[str, str]) 
         else member.args
     )
     if len(args) > len(order):
-        problems.append(
-            Problem(
-                f"{member.name} takes at most {len(order)} argument{'s' * (len(order) != 1)}, found {len(args)}",
-                key="backend",
-            )
-        )
+        plural = "s" * (len(order) != 1)
+        message = f"{member.name} takes at most {len(order)} argument{plural}, found {len(args)}"
+        problems.append(Problem(message, key="backend"))
     values: dict[str, Any] = dict(zip(order, args, strict=False))
     for key, value in member.tree.kwargs:
         if key not in declared:
-            message = (
-                f"{member.name} has no parameter {key!r}{did_you_mean(key, declared.values())}"
-            )
+            hint = did_you_mean(key, declared.values())
+            message = f"{member.name} has no parameter {key!r}{hint}"
             problems.append(Problem(message, key="backend"))
         elif declared[key] in values:
-            problems.append(
-                Problem(f"the argument {key} of {member.name} is given twice", key="backend")
-            )
+            message = f"the argument {key} of {member.name} is given twice"
+            problems.append(Problem(message, key="backend"))
         else:
             values[declared[key]] = value
-    places.update(dict.fromkeys(values, "backend"))
+    written.update(dict.fromkeys(values, "backend"))
     return values

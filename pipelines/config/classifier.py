@@ -1,4 +1,6 @@
-"""The pipeline that a bare ONNX image classifier needs: what `penstock serve model.onnx` serves without any TOML."""
+"""The pipeline of a bare ONNX image classifier: `penstock serve model.onnx` serves it without a
+pipeline file.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,15 @@ from penstock.backends.operators.classify import read_labels
 from .source import Tables, name_of
 
 COLORS = {1: "gray", 3: "rgb"}
-"""Channels of the model's input -> the colour that images are converted to."""
+"""For each number of channels of the model's input, the colour that images are converted to."""
 FLOATS = frozenset({"FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16"})
 
 
 def classifier(path: Path, labels: Path | None) -> Tables:
-    """Tables of one node that decodes and prepares, and one that runs the model. Raises ConfigError."""
+    """Make the tables of two nodes: one decodes and prepares images, the other runs the model.
+
+    Raises `ConfigError`.
+    """
     graph = _read(path)
     channels, height, width = _image_input(graph, path)
     scores = _gives_scores(graph)
@@ -38,18 +43,14 @@ def classifier(path: Path, labels: Path | None) -> Tables:
         }
     if labels is not None:
         if not scores:
-            raise ConfigError(
-                [
-                    Problem(
-                        "labels are given, and the model is no classifier: its answer is not one row of scores",
-                        str(path),
-                    )
-                ]
+            message = (
+                "labels are given, but the model is not a classifier: expected one output, a row "
+                "of scores for each image"
             )
+            raise ConfigError([Problem(message, str(path))])
         if not labels.is_file():
-            raise ConfigError(
-                [Problem("there is no such file: expected the labels, one per line", str(labels))]
-            )
+            message = "there is no such file: expected the labels, one per line"
+            raise ConfigError([Problem(message, str(labels))])
         _check_count(labels, _shape(graph.output[0])[0][1], path)
         model["SoftmaxArgMaxTensor::labels"] = str(labels.resolve())
         label = {
@@ -69,7 +70,7 @@ def classifier(path: Path, labels: Path | None) -> Tables:
 
 
 def _read(path: Path) -> Any:
-    """The model's graph, without weights that lie beside it."""
+    """Read the graph of the model, without weights that are in files beside it."""
     if not path.is_file():
         raise ConfigError([Problem("there is no such file: expected an ONNX model", str(path))])
     import onnx
@@ -77,19 +78,23 @@ def _read(path: Path) -> Any:
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
     except Exception as error:
-        raise ConfigError([Problem(f"this is no ONNX model: {error}", str(path))]) from error
-    if not graph.node or not graph.output:
         raise ConfigError(
-            [Problem("this is no ONNX model: it has no operators or no outputs", str(path))]
-        )
+            [Problem(f"this is not a valid ONNX model: {error}", str(path))]
+        ) from error
+    if not graph.node or not graph.output:
+        message = "this is not a valid ONNX model: it has no operators or no outputs"
+        raise ConfigError([Problem(message, str(path))])
     return graph
 
 
 def _image_input(graph: Any, path: Path) -> tuple[int, int, int]:
-    """Channels, height and width of the model's one input."""
-    advice = "expected one image, float N×C×H×W with fixed C (1 or 3), H and W; write a pipeline file (.toml) for other models"
+    """Return the channels, height and width of the model's one input."""
+    advice = (
+        "expected one image, float N×C×H×W with fixed C (1 or 3), H and W; write a pipeline file "
+        "(.toml) for other models"
+    )
     weights = {tensor.name for tensor in graph.initializer}
-    inputs = [each for each in graph.input if each.name not in weights]
+    inputs = [value for value in graph.input if value.name not in weights]
     if len(inputs) != 1:
         raise ConfigError([Problem(f"the model has {len(inputs)} inputs: {advice}", str(path))])
     shape, kind = _shape(inputs[0])
@@ -107,33 +112,31 @@ def _image_input(graph: Any, path: Path) -> tuple[int, int, int]:
 
 
 def _gives_scores(graph: Any) -> bool:
-    """Whether the model's one output is a row of scores per image."""
+    """Return whether the model has one output, a row of scores for each image."""
     return len(graph.output) == 1 and len(_shape(graph.output[0])[0]) == 2
 
 
 def _check_count(labels: Path, classes: Any, path: Path) -> None:
-    """A label for each class, where the model says how many it has. Else every request would fail."""
+    """Check that there is a label for each class, if the model says how many classes it has.
+
+    Otherwise every request would fail.
+    """
     try:
         count = len(read_labels(labels))
     except (OSError, ValueError) as error:
         raise ConfigError([Problem(f"the labels can't be read: {error}", str(labels))]) from error
     if isinstance(classes, int) and classes > 0 and count != classes:
-        raise ConfigError(
-            [
-                Problem(
-                    f"found {count} labels, expected {classes}: the classes of {path}", str(labels)
-                )
-            ]
-        )
+        message = f"found {count} labels, expected {classes}: the classes of {path}"
+        raise ConfigError([Problem(message, str(labels))])
 
 
 def _shape(value: Any) -> tuple[list[Any], str]:
-    """Sizes (a name or ? where one is not fixed) and ONNX's name of the type."""
+    """Return the sizes (a name or ? for one that is not fixed) and ONNX's name of the type."""
     from onnx import TensorProto
 
     tensor = value.type.tensor_type
     sizes = [
-        each.dim_value if each.HasField("dim_value") else each.dim_param or "?"
-        for each in tensor.shape.dim
+        size.dim_value if size.HasField("dim_value") else size.dim_param or "?"
+        for size in tensor.shape.dim
     ]
     return sizes, str(TensorProto.DataType.Name(tensor.elem_type))

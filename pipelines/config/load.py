@@ -1,7 +1,7 @@
-"""A pipeline's configuration: read, merged, checked; every problem reported at once. Knows TOML and nothing of running.
+"""A pipeline's configuration: read, merged and checked, with every problem reported at once.
 
-`source.py` reads, `node_table.py` and `binding.py` understand nodes, `structure.py` what they say of one another, `definition.py` has
-what comes out.
+`source.py` reads the file, `node_table.py` and `binding.py` understand its nodes, `structure.py`
+what they say about one another. `definition.py` has the result.
 """
 
 from __future__ import annotations
@@ -49,20 +49,25 @@ __all__ = [
 def load(
     source: str | os.PathLike[str] | Mapping[str, Any], *, name: str | None = None
 ) -> PipelineConfig:
-    """A pipeline from a path to TOML, a dict of dicts, a flat dict (one nameless node) or an expression.
+    """Load a pipeline from a TOML file, a dict of dicts, a flat dict (one nameless node) or an
+    expression.
 
-    A string is a path if it ends in `.toml`. The pipeline's name is `name`, else what `[pipeline]` says, else the file's.
-    Raises ConfigError with all problems, TypeError for another type of source.
+    A string that ends in `.toml` is a path. The pipeline's name is `name`, otherwise what
+    `[pipeline]` says, otherwise that of the file. Raises `ConfigError` with all problems,
+    TypeError for another type of source.
     """
     return build(read(source), name)
 
 
 def load_directory(path: str | os.PathLike[str]) -> dict[str, PipelineConfig]:
-    """Every `*.toml` of a directory, by the pipelines' names. Raises one ConfigError with the problems of all files."""
+    """Load every `*.toml` of a directory, by the pipelines' names.
+
+    Raises one `ConfigError` with the problems of all files.
+    """
     directory = Path(path)
     if not directory.is_dir():
         raise ConfigError([Problem("there is no such directory", str(directory))])
-    found: dict[str, PipelineConfig] = {}
+    configs: dict[str, PipelineConfig] = {}
     problems: list[Problem] = []
     for file in sorted(directory.glob("*.toml")):
         try:
@@ -70,40 +75,38 @@ def load_directory(path: str | os.PathLike[str]) -> dict[str, PipelineConfig]:
         except ConfigError as error:
             problems.extend(error.problems)
             continue
-        if config.name in found:
-            problems.append(
-                Problem(
-                    f"the name {config.name!r} is that of {found[config.name].source} too",
-                    str(file),
-                    "pipeline",
-                    "name",
-                )
+        if config.name in configs:
+            message = (
+                f"the pipeline of {configs[config.name].source} has the name {config.name!r} too: "
+                "expected a name of its own"
             )
-        found[config.name] = config
+            problems.append(Problem(message, str(file), "pipeline", "name"))
+        configs[config.name] = config
     if problems:
         raise ConfigError(problems)
-    return found
+    return configs
 
 
 def build(tables: Tables, name: str | None = None) -> PipelineConfig:
-    """The configuration that tables make. Raises ConfigError with every problem they have."""
+    """Make the configuration that `tables` describe.
+
+    Raises `ConfigError` with every problem that they have.
+    """
     problems = list(tables.problems)
     settings = _read_settings(tables.pipeline, problems)
     structure = Structure(tables)
-    wrong_nodes: list[Problem] = []
-    nodes = _build_nodes(tables, structure, wrong_nodes)
+    node_problems: list[Problem] = []
+    nodes = _build_nodes(tables, structure, node_problems)
     structure.read_filters()
-    problems += [*structure.problems, *wrong_nodes]
-    wrong = list(structure.check(nodes))
-    problems += wrong
+    problems += [*structure.problems, *node_problems]
+    graph_problems = list(structure.check(nodes))
+    problems += graph_problems
     if settings.entry is not None:
         problems += check_entry(structure.graph, settings.entry, structure.sources)
     for node in settings.expose:
         if node not in tables.nodes:
-            hint = did_you_mean(node, tables.nodes)
-            problems.append(
-                Problem(f"there is no node {node!r}{hint}", node="pipeline", key=f"expose.{node}")
-            )
+            message = f"there is no node {node!r}{did_you_mean(node, tables.nodes)}"
+            problems.append(Problem(message, node="pipeline", key=f"expose.{node}"))
     nodes = {
         node: replace(
             nodes[node], filter=structure.filters.get(node), map=structure.maps.get(node, ())
@@ -111,18 +114,10 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
         for node in structure.graph.order
         if node in nodes
     }
-    if not wrong and not structure.problems and len(nodes) == len(tables.nodes):
+    if not graph_problems and not structure.problems and len(nodes) == len(tables.nodes):
         problems += check_streams(structure.graph, nodes)
     if problems:
-        places = {node: place for place, node in enumerate(("pipeline", "global", *tables.nodes))}
-        problems.sort(key=lambda problem: places.get(problem.node, len(places)))
-        raise ConfigError(
-            list(
-                dict.fromkeys(
-                    replace(problem, file=problem.file or tables.file) for problem in problems
-                )
-            )
-        )
+        raise _all_in_order(problems, tables)
     return PipelineConfig(
         name=name or settings.name or tables.name,
         nodes=nodes,
@@ -142,6 +137,14 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
     )
 
 
+def _all_in_order(problems: list[Problem], tables: Tables) -> ConfigError:
+    """Make one error of the problems: each once, in the order of the file."""
+    position = {node: index for index, node in enumerate(("pipeline", "global", *tables.nodes))}
+    ordered = sorted(problems, key=lambda problem: position.get(problem.node, len(position)))
+    in_file = [replace(problem, file=problem.file or tables.file) for problem in ordered]
+    return ConfigError(list(dict.fromkeys(in_file)))
+
+
 def _exposed(node: str, table: ExposedTable) -> Exposed:
     return Exposed(
         node,
@@ -154,24 +157,27 @@ def _exposed(node: str, table: ExposedTable) -> Exposed:
 def _build_nodes(
     tables: Tables, structure: Structure, problems: list[Problem]
 ) -> dict[str, NodeConfig]:
-    """Every node whose expression is understood, whatever else is wrong with it, in the order of the file."""
+    """Build every node whose expression is understood, whatever else is wrong with it.
+
+    The nodes are in the order of the file.
+    """
     nodes: dict[str, NodeConfig] = {}
     used: set[str] = set()
     known: set[str] = set(NODE_KEYS)
     for node, keys in tables.nodes.items():
-        found = check_name(node, tables.nodes)
+        own_problems = check_name(node, tables.nodes)
         if node in structure.owners:
-            found += check_shared(node, structure.owners[node], keys, tables.file)
+            own_problems += check_shared(node, structure.owners[node], keys, tables.file)
         else:
             config, binding, wrong = build_node(
                 node, keys, tables.defaults, structure.graph.following[node], tables.directory
             )
-            found += wrong
+            own_problems += wrong
             used |= binding.used_defaults
             known |= binding.known_keys
             if config is not None:
                 nodes[node] = config
-        problems += [replace(problem, node=problem.node or node) for problem in found]
+        problems += [replace(problem, node=problem.node or node) for problem in own_problems]
     for key in sorted(set(tables.defaults) - used - STRUCTURE_KEYS):
         problems.append(Problem(f"no node knows this key{did_you_mean(key, known)}", key=key))
     for node, owner in structure.owners.items():
@@ -188,26 +194,25 @@ def _ports(tables: Mapping[str, PortTable]) -> tuple[Port, ...]:
 
 
 def _read_settings(table: Any, problems: list[Problem]) -> PipelineTable:
-    """`[pipeline]`; without what is wrong in it."""
+    """Read `[pipeline]`. What is wrong in it has its default, so that it hides nothing else."""
     if not isinstance(table, dict):
         problems.append(Problem(f"expected a table, found {table!r}", node="pipeline"))
         return PipelineTable.model_validate({})
     settings, wrong = validated(PipelineTable, table)
     exposed = table.get("expose")
     nodes = exposed.items() if isinstance(exposed, dict) else ()
-    places = {"inputs": table} | {f"expose.{node}.inputs": each for node, each in nodes}
-    for place, each in places.items():
-        inputs = each.get("inputs") if isinstance(each, dict) else None
+    tables = {"inputs": table} | {f"expose.{node}.inputs": keys for node, keys in nodes}
+    for path, keys in tables.items():
+        inputs = keys.get("inputs") if isinstance(keys, dict) else None
         for key in inputs if isinstance(inputs, dict) else ():
             if isinstance(key, str) and (
                 not may_come_from_network(key) or key in {"result", "error", "context"}
             ):
-                wrong.append(
-                    Problem(
-                        f"{key!r} can't be an input: it is Penstock's own, or starts with _",
-                        key=f"{place}.{key}",
-                    )
+                message = (
+                    f"{key!r} can't be an input: Penstock uses this name itself, or it starts "
+                    "with _; expected another name"
                 )
+                wrong.append(Problem(message, key=f"{path}.{key}"))
     problems += [replace(problem, node="pipeline") for problem in wrong]
     return settings
 
@@ -215,9 +220,10 @@ def _read_settings(table: Any, problems: list[Problem]) -> PipelineTable:
 def from_model(
     path: str | os.PathLike[str], labels: str | os.PathLike[str] | None = None
 ) -> PipelineConfig:
-    """The pipeline of a bare image classifier: `penstock serve model.onnx --labels labels.txt`.
+    """Make the pipeline of a bare image classifier, as `penstock serve model.onnx` serves it.
 
-    Images are decoded and resized to the model's input, which must be N×C×H×W floats with fixed C, H and W. Raises ConfigError.
+    Images are decoded and resized to the model's input, which must be N×C×H×W floats with fixed
+    C, H and W. Raises `ConfigError`.
     """
     from .classifier import classifier
 

@@ -22,29 +22,22 @@ _NODE_NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
 
 def check_name(name: str, nodes: Collection[str]) -> list[Problem]:
-    """What is wrong with a node's name."""
+    """Return what is wrong with the name of a node."""
     if name in RESERVED_KEYS or name.startswith("_"):
-        return [Problem(f"{name!r} is a reserved name: a node can't have it", node=name)]
+        return [Problem(f"{name!r} is a reserved name: expected another name", node=name)]
     base, *numbers = name.split(".")
     if not all(_NODE_NAME.fullmatch(piece) for piece in (base, *numbers)):
-        return [
-            Problem(
-                "a node's name has letters, digits, _ and - only, and one . if it is a logical node",
-                node=name,
-            )
-        ]
+        message = (
+            "a node's name has only letters, digits, _ and -, and one . if it is a logical node"
+        )
+        return [Problem(message, node=name)]
     if len(numbers) > 1:
-        return [
-            Problem(f"a logical node has one . in its name, as in {base}.{numbers[0]}", node=name)
-        ]
+        message = f"a logical node has one . in its name, as in {base}.{numbers[0]}"
+        return [Problem(message, node=name)]
     if numbers and base not in nodes:
-        bases = (each for each in nodes if "." not in each)
-        return [
-            Problem(
-                f"there is no node {base!r} whose logical node it could be{did_you_mean(base, bases)}",
-                node=name,
-            )
-        ]
+        hint = did_you_mean(base, (node for node in nodes if "." not in node))
+        message = f"it is a logical node of {base!r}, but there is no node {base!r}{hint}"
+        return [Problem(message, node=name)]
     return []
 
 
@@ -55,9 +48,10 @@ def build_node(
     following: tuple[str, ...],
     directory: Path,
 ) -> tuple[NodeConfig | None, Binding, list[Problem]]:
-    """The node, what became of its keys, and what is wrong with it.
+    """Return the node, what became of its keys, and what is wrong with it.
 
-    The node is there, as far as it is understood, so that others can be checked against it; None: its expression is not understood.
+    A node that is wrong is made as far as it is understood, so that others can be checked against
+    it. It is None if its expression is not understood.
     """
     problems: list[Problem] = []
     binding = _bind(keys, defaults, directory, problems)
@@ -69,7 +63,7 @@ def build_node(
     plain = {
         key: value for key, value in {**defaults, **keys}.items() if key in NODE_KEYS - GROUP_KEYS
     }
-    if not groups:  # a broken expression hides nothing else
+    if not groups:  # an expression that is wrong hides no other problem
         plain |= {
             key: value for key, value in keys.items() if key in GROUP_KEYS and "&" not in str(value)
         }
@@ -80,7 +74,7 @@ def build_node(
         None,
     )
     if composite is not None:
-        _check_composite(composite, len(groups), keys, problems)
+        problems += _check_composite(composite, len(groups), keys)
     levels = table.priority_levels
     priority = table.default_priority
     if priority is None:
@@ -92,56 +86,56 @@ def build_node(
             f"1 to {levels}" if levels else "priority_levels, without which there are no priorities"
         )
         problems.append(Problem(f"found {priority}, expected {expected}", key="default_priority"))
-    executor = (
-        table.executor if composite is None else "thread"
-    )  # it has none; a default of the file is for the others
+    # A composite has no executor. An `executor` among the file's defaults is for the other nodes.
+    executor = table.executor if composite is None else "thread"
     if executor == "process":
         from penstock.backends.process.proxy import obstacles  # it imports numpy
 
         problems += dict.fromkeys(
-            Problem(found, key="executor")
+            Problem(obstacle, key="executor")
             for group in groups
             if group
-            for found in obstacles(group.spec)
+            for obstacle in obstacles(group.spec)
         )
     understood = tuple(group for group in groups if group)
     if not understood:
         return None, binding, problems
     node = NodeConfig(
-        name, understood, following, table.batching_timeout, levels, priority, table.retry,
-        table.stuck_after, executor, table.device,
-    )  # fmt: skip
+        name=name,
+        groups=understood,
+        next=following,
+        batching_timeout=table.batching_timeout,
+        priority_levels=levels,
+        default_priority=priority,
+        retry=table.retry,
+        stuck_after=table.stuck_after,
+        executor=executor,
+        devices=table.device,
+    )
     return node, binding, problems
 
 
-def _check_composite(
-    spec: Spec, groups: int, keys: Mapping[str, Any], problems: list[Problem]
-) -> None:
+def _check_composite(spec: Spec, groups: int, keys: Mapping[str, Any]) -> list[Problem]:
+    problems: list[Problem] = []
     if groups > 1:
-        problems.append(
-            Problem(
-                f"{spec.name} has no instances, so a value with & means nothing here", key="backend"
-            )
-        )
+        message = f"{spec.name} has no instances, so a value with & means nothing here"
+        problems.append(Problem(message, key="backend"))
     if keys.get("executor") == "process":
-        problems.append(
-            Problem(
-                f"{spec.name} waits for other nodes on the event loop: it can't run in a process",
-                key="executor",
-            )
-        )
+        message = f"{spec.name} waits for other nodes on the event loop: it can't run in a process"
+        problems.append(Problem(message, key="executor"))
+    return problems
 
 
 def _bind(
     keys: Mapping[str, Any], defaults: Mapping[str, Any], directory: Path, problems: list[Problem]
 ) -> Binding:
     text = keys.get("backend", defaults.get("backend"))
-    if text is None and STRUCTURE_KEYS.issuperset(keys):  # torchpipe's files end in such: [final]
-        text = "Identity"
+    if text is None and STRUCTURE_KEYS.issuperset(keys):
+        text = "Identity"  # torchpipe's files end with such a node: [final]
     if not isinstance(text, str):
         misspelt = nearest("backend", keys)
         hint = f" (is {misspelt!r} meant to be it?)" if misspelt and misspelt != "backend" else ""
-        found = f"there is none{hint}" if text is None else f"found {text!r}"
+        found = f"there is no key backend{hint}" if text is None else f"found {text!r}"
         problems.append(Problem(f"expected an expression such as 'S[A,B]', {found}", key="backend"))
         keys = {key: value for key, value in keys.items() if key != misspelt}
     else:
@@ -159,7 +153,7 @@ def _bind(
 def _build_group(
     spec: Spec | None, own: dict[str, Any], defaults: dict[str, Any], problems: list[Problem]
 ) -> GroupConfig | None:
-    """One instance group; None where it is not known what it runs."""
+    """Build one instance group. None if it is not known what it runs."""
     table, wrong = validated(
         NodeTable, {key: value for key, value in {**defaults, **own}.items() if key in GROUP_KEYS}
     )
@@ -172,37 +166,18 @@ def _build_group(
         problems += [Problem(problem.message, key="backend") for problem in error.problems]
         return None
     if spec.sets_range:
-        return GroupConfig(spec, table.instance_num)  # `min` and `max` are its engines'
-    if (
-        table.min is not None and table.max is not None and table.min > table.max
-    ):  # an engine's own range may come from these two
-        problems.append(
-            Problem(
-                f"min is {table.min} and max is {table.max}: min can't be the greater",
-                key="min" if "min" in own else "max",
-            )
-        )
+        return GroupConfig(spec, table.instance_num)  # `min` and `max` are those of its engines
+    if table.min is not None and table.max is not None and table.min > table.max:
+        message = f"min is {table.min} and max is {table.max}: min can't be the greater"
+        problems.append(Problem(message, key="min" if "min" in own else "max"))
+        # The range of an engine may come from these two: it is not compared with them.
         return GroupConfig(spec, table.instance_num)
+    takes = f"than the backend takes: {spec.name} has the range {declared}"
     if table.max is not None and "max" in own:
         if table.max > declared.max:
-            problems.append(
-                Problem(
-                    f"{table.max} is more than the backend takes: {spec.name} has the range {declared}",
-                    key="max",
-                )
-            )
+            problems.append(Problem(f"{table.max} is more {takes}", key="max"))
         elif table.max < declared.min:
-            problems.append(
-                Problem(
-                    f"{table.max} is less than the backend takes: {spec.name} has the range {declared}",
-                    key="max",
-                )
-            )
+            problems.append(Problem(f"{table.max} is less {takes}", key="max"))
     if table.min is not None and "min" in own and table.min > declared.max:
-        problems.append(
-            Problem(
-                f"{table.min} is more than the backend takes: {spec.name} has the range {declared}",
-                key="min",
-            )
-        )
+        problems.append(Problem(f"{table.min} is more {takes}", key="min"))
     return GroupConfig(spec, table.instance_num, table.min, table.max)

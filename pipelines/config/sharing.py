@@ -1,4 +1,6 @@
-"""Nodes that have no instances of their own: logical nodes (`rec.2` shares those of `rec`) and `borrow_from`."""
+"""Nodes without instances of their own: logical nodes (`rec.2` uses those of `rec`) and nodes with
+`borrow_from`.
+"""
 
 from __future__ import annotations
 
@@ -19,73 +21,63 @@ logger = logging.getLogger("penstock.config")
 
 
 def owners(nodes: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, str], list[Problem]]:
-    """For each node that shares, the node that has the instances, and what is wrong. Who borrows from a borrower has them of the first.
+    """Return, for each node that shares, the node that has the instances; and what is wrong.
 
-    A logical node whose base is missing is `check_name`'s to report.
+    A node that borrows from a borrower uses the instances that the borrower uses. `check_name`
+    reports a logical node whose base is missing.
     """
     lenders: dict[str, str] = {}
     problems: list[Problem] = []
+
+    def report(node: str, message: str) -> None:
+        problems.append(Problem(message, node=node, key="borrow_from"))
+
     for node, keys in nodes.items():
         base, dot, _ = node.partition(".")
         lender = keys.get("borrow_from")
         if dot:
             lenders[node] = base
             if lender is not None:
-                problems.append(
-                    Problem(
-                        f"a logical node shares the instances of {base!r} already",
-                        node=node,
-                        key="borrow_from",
-                    )
-                )
+                report(node, f"a logical node already shares the instances of {base!r}")
         elif isinstance(lender, str) and lender in nodes:
             lenders[node] = lender
         elif lender is not None:
-            hint = (
-                did_you_mean(lender, (name for name in nodes if name != node))
-                if isinstance(lender, str)
-                else ""
-            )
-            problems.append(
-                Problem(f"there is no node {lender!r}{hint}", node=node, key="borrow_from")
-            )
+            others = (name for name in nodes if name != node)
+            hint = did_you_mean(lender, others) if isinstance(lender, str) else ""
+            report(node, f"there is no node {lender!r}{hint}")
             lenders[node] = ""
     rings = find_cycles(
         {node: (lenders[node],) if lenders.get(node) in nodes else () for node in nodes}
     )
-    problems += [
-        Problem(
-            f"the nodes borrow in a ring: {' -> '.join(ring)}: one must have a backend",
-            node=ring[0],
-            key="borrow_from",
-        )
-        for ring in rings
-    ]
+    for ring in rings:
+        path = " -> ".join(ring)
+        report(ring[0], f"the nodes borrow in a ring: {path}: one must have a backend")
     in_rings = {node for ring in rings for node in ring}
-    found: dict[str, str] = {}
+    owner_of: dict[str, str] = {}
     for start in lenders:
-        path = []
+        borrowers = []
         node = start
-        while node in lenders and node not in found and node not in in_rings:
-            path.append(node)
+        while node in lenders and node not in owner_of and node not in in_rings:
+            borrowers.append(node)
             node = lenders[node]
-        found |= dict.fromkeys(path, found.get(node, node))
-    return found | dict.fromkeys(in_rings, ""), problems
+        owner_of |= dict.fromkeys(borrowers, owner_of.get(node, node))
+    return owner_of | dict.fromkeys(in_rings, ""), problems
 
 
 def check_shared(node: str, owner: str, keys: Mapping[str, Any], file: str) -> list[Problem]:
-    """What is wrong with the keys of a node that shares. Those for which it would need instances mean nothing: that is logged."""
+    """Return what is wrong with the keys of a node that shares.
+
+    Keys that only instances of its own could use have no effect, which is logged.
+    """
     idle = [key for key in keys if key not in STRUCTURE_KEYS or key == "backend"]
     binding = Binding()
-    if "backend" not in keys and not NODE_KEYS.issuperset(
-        idle
-    ):  # a backend of a user's own may have any key
+    if "backend" not in keys and not NODE_KEYS.issuperset(idle):
+        # With a backend nothing is checked: one of a user's own may have any key.
         check_roughly({key: keys[key] for key in idle}, {}, binding)
     if idle and not binding.problems:
-        place = " ".join(filter(None, (file, f"[{node}]")))
         logger.warning(
             "%s: no effect of %s here: the node shares the instances of %r",
-            place,
+            " ".join(filter(None, (file, f"[{node}]"))),
             ", ".join(idle),
             owner,
         )
@@ -93,5 +85,5 @@ def check_shared(node: str, owner: str, keys: Mapping[str, Any], file: str) -> l
 
 
 def share(node: str, owner: NodeConfig, following: tuple[str, ...]) -> NodeConfig:
-    """The node as it is run: in its owner's queue, under its owner's rules."""
+    """Return the node as it runs: in the queue of its owner, under the rules of its owner."""
     return replace(owner, name=node, groups=(), next=following, shares=owner.name)

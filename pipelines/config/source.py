@@ -1,4 +1,7 @@
-"""Reads what a pipeline is written in (TOML file, dict, expression) into tables. What they mean is not looked at here."""
+"""Read what a pipeline is written in (a TOML file, a dict, an expression) into tables.
+
+What the tables mean is not looked at here.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from .tables import STRUCTURE_KEYS
 logger = logging.getLogger("penstock.config")
 
 NAMELESS = "main"
-"""The one node of a flat dict or an expression."""
+"""The name of the one node of a flat dict or an expression."""
 
 _MACRO = re.compile(r"TASK_([A-Z0-9_]+?)_KEY")
 _MACRO_NAMES = {"BOX": "_box"}
@@ -27,7 +30,7 @@ _MACRO_NAMES = {"BOX": "_box"}
 
 @dataclass(slots=True)
 class Tables:
-    """A pipeline as written: the nodes' own keys, the defaults for all of them, and the `[pipeline]` table."""
+    """A pipeline as written: the nodes' own keys, the defaults for all nodes, and `[pipeline]`."""
 
     name: str
     nodes: dict[str, dict[str, Any]]
@@ -37,27 +40,25 @@ class Tables:
     directory: Path = field(default_factory=Path)
     problems: list[Problem] = field(default_factory=list)
     loop: bool = False
-    """What torchpipe's `"Interpreter::backend" = "Ring"` says."""
+    """Set by torchpipe's `"Interpreter::backend" = "Ring"`."""
 
 
 def read(source: object) -> Tables:
-    """Raises TypeError for another type, ConfigError for what can't be read at all."""
+    """Read a source. Raises TypeError for another type, `ConfigError` for what can't be read."""
     try:
         return _read(source)
     except RecursionError:
         file = str(source) if isinstance(source, (str, os.PathLike)) else ""
-        raise ConfigError(
-            [Problem("tables or arrays are nested too deep to be read", file)]
-        ) from None
+        message = "tables or arrays are nested too deep to be read"
+        raise ConfigError([Problem(message, file)]) from None
 
 
 def _read(source: object) -> Tables:
     if isinstance(source, Mapping):
         return _split(dict(source), Tables("pipeline", {}))
     if isinstance(source, str) and not source.strip():
-        raise ConfigError(
-            [Problem("the configuration is empty: expected a TOML file, a dict or an expression")]
-        )
+        message = "the configuration is empty: expected a TOML file, a dict or an expression"
+        raise ConfigError([Problem(message)])
     if isinstance(source, os.PathLike) or (
         isinstance(source, str) and source.strip().endswith(".toml")
     ):
@@ -65,7 +66,8 @@ def _read(source: object) -> Tables:
     if isinstance(source, str):
         return Tables("pipeline", {NAMELESS: {"backend": source}})
     raise TypeError(
-        f"a pipeline is a path to a TOML file, a dict or an expression, found {type(source).__name__}"
+        "a pipeline is a path to a TOML file, a dict or an expression, found "
+        f"{type(source).__name__}"
     )
 
 
@@ -74,36 +76,34 @@ def _read_file(path: Path) -> Tables:
     try:
         content = tomllib.loads(path.read_bytes().decode())
     except FileNotFoundError:
-        beside = [each.name for each in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-        raise ConfigError(
-            [Problem(f"there is no such file{did_you_mean(path.name, beside)}", file)]
-        ) from None
+        beside = [other.name for other in path.parent.glob("*.toml")]
+        message = f"there is no such file{did_you_mean(path.name, beside)}"
+        raise ConfigError([Problem(message, file)]) from None
     except IsADirectoryError:
         raise ConfigError([Problem("this is a directory, expected a TOML file", file)]) from None
     except OSError as error:
         raise ConfigError([Problem(f"the file can't be read: {error.strerror}", file)]) from error
     except UnicodeDecodeError as error:
-        raise ConfigError([Problem(f"no UTF-8 text at byte {error.start}", file)]) from error
+        message = f"the file is not valid UTF-8 (byte {error.start}): expected a TOML file"
+        raise ConfigError([Problem(message, file)]) from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError([Problem(f"no TOML: {error}", file)]) from error
+        raise ConfigError([Problem(f"the file is not valid TOML: {error}", file)]) from error
     return _split(content, Tables(name_of(path), {}, file=file, directory=path.resolve().parent))
 
 
 def name_of(path: Path) -> str:
-    """A pipeline's name from its file's: what a `[pipeline] name` may not have (`?`, spaces) would break URLs and generated clients."""
+    """Return the name of a pipeline whose file does not name it.
+
+    Characters that `[pipeline] name` may not have (`?`, spaces) become `_`: they would break URLs
+    and generated clients.
+    """
     return re.sub(r"[^A-Za-z0-9_.\-]|^[.\-]", "_", path.stem)
 
 
 def _split(content: dict[Any, Any], tables: Tables) -> Tables:
     if not content:
-        raise ConfigError(
-            [
-                Problem(
-                    "the configuration is empty: expected at least one node with a backend",
-                    tables.file,
-                )
-            ]
-        )
+        message = "the configuration is empty: expected at least one node with a backend"
+        raise ConfigError([Problem(message, tables.file)])
     wrong = [key for key in content if not isinstance(key, str)]
     if wrong:
         raise ConfigError(
@@ -114,31 +114,25 @@ def _split(content: dict[Any, Any], tables: Tables) -> Tables:
     _check_interpreter(content, tables)
     common = content.pop("global", {})
     if not isinstance(common, dict):
-        tables.problems.append(
-            Problem(f"expected a table, found {common!r}", tables.file, "global")
-        )
+        message = f"expected a table, found {common!r}"
+        tables.problems.append(Problem(message, tables.file, "global"))
         common = {}
     for key, value in content.items():
         if isinstance(value, dict):
             _add_node(key, value, tables)
-        elif isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
-            tables.problems.append(
-                Problem(f"expected one table, [{key}], found an array of tables", tables.file, key)
-            )
+        elif isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+            message = f"expected one table, [{key}], found an array of tables"
+            tables.problems.append(Problem(message, tables.file, key))
         else:
             tables.defaults[key] = value
     if not tables.nodes and not tables.problems:
         if "backend" not in tables.defaults:
             misspelt = nearest("backend", tables.defaults)
             hint = f" (is {misspelt!r} meant to be it?)" if misspelt else ""
-            raise ConfigError(
-                [
-                    Problem(
-                        f"there is no node: expected a table with a key backend, or that key alone{hint}",
-                        tables.file,
-                    )
-                ]
+            message = (
+                "there is no node: expected a table with a key backend, or that key alone" + hint
             )
+            raise ConfigError([Problem(message, tables.file)])
         tables.nodes = {NAMELESS: tables.defaults}
         tables.defaults = {}
     tables.defaults |= common
@@ -146,28 +140,36 @@ def _split(content: dict[Any, Any], tables: Tables) -> Tables:
 
 
 def _add_node(name: str, table: dict[Any, Any], tables: Tables) -> None:
-    """A node, and the logical nodes in it: TOML reads `[rec.2]` as a table `2` inside the table `rec`."""
+    """Add a node and the logical nodes in it.
+
+    TOML reads `[rec.2]` as a table `2` inside the table `rec`.
+    """
     stack = [(name, table)]
     while stack:
         name, table = stack.pop()
         inner = {
             key: value
             for key, value in table.items()
-            if isinstance(value, dict) and _names_a_node(key)
+            if isinstance(value, dict) and _may_name_a_node(key)
         }
         own = {key: value for key, value in table.items() if key not in inner}
         for key in [key for key in own if not isinstance(key, str)]:
             tables.problems.append(Problem(f"a key must be text, found {key!r}", tables.file, name))
             del own[key]
         if name in tables.nodes:
-            tables.problems.append(Problem("there are two tables for this node", tables.file, name))
+            tables.problems.append(
+                Problem("two tables define this node: keep one", tables.file, name)
+            )
         if own or not inner:
             tables.nodes[name] = own
         stack += [(f"{name}.{key}", value) for key, value in reversed(inner.items())]
 
 
-def _names_a_node(key: Any) -> bool:
-    """Whether a table with this key, inside a node's, may be a logical node; `map = { ... }` is a mistake in a key of the node itself."""
+def _may_name_a_node(key: Any) -> bool:
+    """Return whether a table with this key, inside that of a node, may be a logical node.
+
+    `map = { ... }` may not: it is a mistake in a key of the node itself.
+    """
     return isinstance(key, str) and "::" not in key and key not in STRUCTURE_KEYS
 
 
@@ -181,16 +183,14 @@ def _check_interpreter(content: dict[str, Any], tables: Tables) -> None:
     elif value in ("Ring", "EventLoop"):
         tables.loop = True
     elif value is not None:
-        reason = "is unknown: expected 'PipelineV3', 'Ring' or 'EventLoop', or leave it out"
-        tables.problems.append(
-            Problem(f"{value!r} {reason}", tables.file, key="Interpreter::backend")
-        )
+        message = f"found {value!r}: expected 'PipelineV3', 'Ring' or 'EventLoop', or no such key"
+        tables.problems.append(Problem(message, tables.file, key="Interpreter::backend"))
 
 
 def _replace_macros(value: Any) -> Any:
-    """torchpipe's `TASK_DATA_KEY` is `data`, in keys and values."""
+    """Replace torchpipe's macros in keys and values: `TASK_DATA_KEY` is `data`."""
     if isinstance(value, str):
-        return _MACRO.sub(lambda found: _MACRO_NAMES.get(found[1], found[1].lower()), value)
+        return _MACRO.sub(lambda macro: _MACRO_NAMES.get(macro[1], macro[1].lower()), value)
     if isinstance(value, dict):
-        return {_replace_macros(key): _replace_macros(each) for key, each in value.items()}
+        return {_replace_macros(key): _replace_macros(part) for key, part in value.items()}
     return value

@@ -1,4 +1,6 @@
-"""What the nodes of a file say of one another: `next`, `map`, `filter`, logical nodes and `borrow_from`, read and checked."""
+"""What the nodes of a file say about one another, read and checked: `next`, `map`, `filter`,
+logical nodes and `borrow_from`.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,11 @@ from .source import Tables
 
 
 class Structure:
-    """The graph of a file, and for each node its `filters`, `maps` and, where it shares another one's instances, `owners`.
+    """The graph of a file, with the `filters`, `maps` and `owners` of its nodes.
 
-    `sources` are the nodes that each map names; `filters` are there after `read_filters`. A `filter` among the file's defaults is for all
-    nodes but the roots.
+    `owners` has the nodes that share the instances of another one, and that one. `sources` has the
+    nodes that each map names. `filters` is filled by `read_filters`; a `filter` among the defaults
+    of the file holds for all nodes except the roots.
     """
 
     def __init__(self, tables: Tables) -> None:
@@ -34,35 +37,39 @@ class Structure:
             node: successors(node, keys.get("next", default), tables.nodes)
             for node, keys in tables.nodes.items()
         }
-        self.problems += [problem for found in following.values() for problem in found.problems]
-        self.graph = Graph({node: found.names for node, found in following.items()})
+        self.problems += [problem for read in following.values() for problem in read.problems]
+        self.graph = Graph({node: read.names for node, read in following.items()})
         self._doubtful = self.graph.reached(
-            each for found in following.values() for each in found.meant
+            name for read in following.values() for name in read.meant
         )
         self._read_maps()
-        self.sources = {node: [source for source, _ in found] for node, found in self.maps.items()}
+        self.sources = {node: [source for source, _ in taken] for node, taken in self.maps.items()}
         self.warnings += leaf_warnings(self.graph)
 
     def check(self, nodes: Mapping[str, NodeConfig]) -> Iterator[Problem]:
-        """What is wrong with the graph as a whole. `nodes` are those that are right in themselves."""
+        """Yield what is wrong with the graph as a whole.
+
+        `nodes` are those whose expressions are understood.
+        """
         yield from check_graph(self.graph, self.tables.nodes, self._doubtful)
         yield from check_jumps(self.graph, nodes)
 
     def read_filters(self) -> None:
-        """To be called when the nodes are bound: their own Python modules may register some."""
+        """Read the filters. Call it once the nodes are bound: the Python modules that they name may
+        register filters.
+        """
         default = self._filter(self.tables.defaults.get("filter"), "")
         for node, keys in self.tables.nodes.items():
-            found = self._filter(keys["filter"], node) if "filter" in keys else default
-            if found is not None and self.graph.before[node]:
-                self.filters[node] = found
+            name = self._filter(keys["filter"], node) if "filter" in keys else default
+            if name is not None and self.graph.before[node]:
+                self.filters[node] = name
 
     def _filter(self, value: Any, node: str) -> str | None:
         if value is None:
             return None
         if not isinstance(value, str):
-            self.problems.append(
-                Problem(f"expected the name of a filter, found {value!r}", node=node, key="filter")
-            )
+            message = f"expected the name of a filter, found {value!r}"
+            self.problems.append(Problem(message, node=node, key="filter"))
             return None
         try:
             find_filter(value.strip())
@@ -76,35 +83,25 @@ class Structure:
     def _read_maps(self) -> None:
         for key in ("map", "borrow_from"):
             if key in self.tables.defaults:
-                self.problems.append(
-                    Problem(
-                        "this is a key of a node, it can't be a default for all of them", key=key
-                    )
-                )
+                message = "this is a key of one node: it can't be a default for all nodes"
+                self.problems.append(Problem(message, key=key))
         for node, keys in self.tables.nodes.items():
+            if "map" not in keys or not self.graph.before[node]:
+                continue  # the map of a root is refused whatever it says
             text = keys.get("map")
-            if (
-                "map" not in keys or not self.graph.before[node]
-            ):  # a root's is refused whatever it says
-                continue
             if not isinstance(text, str):
-                self.problems.append(
-                    Problem(
-                        f'expected text, as in map = "A[result:data]", found {text!r}',
-                        node=node,
-                        key="map",
-                    )
-                )
+                message = f'expected text, as in map = "A[result:data]", found {text!r}'
+                self.problems.append(Problem(message, node=node, key="map"))
                 continue
             try:
                 taken = parse(text)
             except ConfigError as error:
                 self.problems += [replace(problem, node=node) for problem in error.problems]
                 continue
-            found, problems, warnings = resolve(
+            resolved, problems, warnings = resolve(
                 node, taken, self.graph, doubtful=node in self._doubtful
             )
             self.problems += problems
             self.warnings += warnings
             if not problems:
-                self.maps[node] = found
+                self.maps[node] = resolved

@@ -1,4 +1,7 @@
-"""What the tables of a pipeline file may hold, as pydantic models, and how their errors become problems with a place."""
+"""The tables that a pipeline file may hold, as pydantic models.
+
+Also turns pydantic's errors into problems that name the key.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,37 @@ from penstock.backends.suggestions import did_you_mean
 
 Kind = Literal["image", "bytes", "text", "integer", "number", "boolean", "tensor", "json"]
 NumpyType = Literal[
-    "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "bfloat16", "string"
-]  # fmt: skip
+    "bool",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "float16",
+    "float32",
+    "float64",
+    "bfloat16",
+    "string",
+]
 ProtocolType = Literal[
-    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BF16", "BYTES"
-]  # fmt: skip
+    "BOOL",
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "FP16",
+    "FP32",
+    "FP64",
+    "BF16",
+    "BYTES",
+]
 
 
 class _Table(BaseModel):
@@ -26,7 +55,7 @@ class _Table(BaseModel):
 
 
 class PortTable(_Table):
-    """`[pipeline.inputs]` and `[pipeline.outputs]`: one entry an item's key."""
+    """One entry of `[pipeline.inputs]` or `[pipeline.outputs]`, by the item's key."""
 
     kind: Kind = "json"
     dtype: NumpyType | ProtocolType | None = None
@@ -36,7 +65,7 @@ class PortTable(_Table):
 
 
 class ExposedTable(_Table):
-    """`[pipeline.expose.NODE]`: a node that may be called alone, as a model of its own."""
+    """`[pipeline.expose.NODE]`: a node that may be called by itself, as a model of its own."""
 
     inputs: dict[str, PortTable] | None = None
     outputs: dict[str, PortTable] = {}
@@ -66,8 +95,10 @@ class PipelineTable(_Table):
 _shapes: TypeAdapter[str] = TypeAdapter(Shapes)
 
 
-def _leading(choose: Callable[[list[int]], int]) -> BeforeValidator:
-    """A node's own bound where the value is written for an engine: the batch size in `4x3x224x224`."""
+def _batch_size(choose: Callable[[list[int]], int]) -> BeforeValidator:
+    """Make a validator that takes the batch size of a value written for an engine: 4 of
+    `4x3x224x224`. `choose` chooses one of several.
+    """
 
     def read(value: Any) -> Any:
         if not isinstance(value, str):
@@ -80,32 +111,35 @@ def _leading(choose: Callable[[list[int]], int]) -> BeforeValidator:
     return BeforeValidator(read)
 
 
-Lowest = Annotated[int, _leading(min), Field(ge=1)]
-Highest = Annotated[int, _leading(max), Field(ge=1)]
+Lowest = Annotated[int, _batch_size(min), Field(ge=1)]
+Highest = Annotated[int, _batch_size(max), Field(ge=1)]
 
 
 def _devices(value: Any) -> Any:
-    """`"cuda:0,cuda:1"`, `"0,1"`, `1`, `"gpu"`: a GPU by its number, or the first; or `cpu`."""
+    """Read `"cuda:0,cuda:1"`, `"0,1"`, `1`, `"gpu"` (the first GPU) or `"cpu"`."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
         return value
     pieces = [piece.strip() for piece in value.split(",")]
-    found = tuple(
+    devices = tuple(
         f"cuda:{piece}" if piece.isdecimal() else "cuda:0" if piece in {"gpu", "cuda"} else piece
         for piece in pieces
     )
-    wrong = next((piece for piece in found if not re.fullmatch(r"cpu|cuda:\d+", piece)), None)
+    wrong = next((device for device in devices if not re.fullmatch(r"cpu|cuda:\d+", device)), None)
     if wrong is not None:
         raise ValueError(f"expected cpu, cuda:0 or the number of a GPU, found {wrong!r}")
-    return found
+    return devices
 
 
 Devices = Annotated[tuple[str, ...], BeforeValidator(_devices)]
 
 
 class NodeTable(_Table):
-    """The keys that a node itself understands; `min`, `max` and `instance_num` may differ between its `&` groups."""
+    """The keys that a node itself understands.
+
+    `min`, `max` and `instance_num` may differ between its `&` groups.
+    """
 
     min: Lowest | None = None
     max: Highest | None = None
@@ -120,55 +154,59 @@ class NodeTable(_Table):
 
 
 GROUP_KEYS = frozenset({"min", "max", "instance_num"})
-"""Keys of the node itself that `&` may split."""
+"""Keys of the node itself whose values `&` may split."""
 SHARED_KEYS = GROUP_KEYS | {"device"}
-"""Keys of the node itself that reach a backend too, if it declares them."""
+"""Keys of the node itself that also reach a backend that declares them."""
 NODE_KEYS = frozenset(NodeTable.model_fields)
 STRUCTURE_KEYS = frozenset({"backend", "next", "map", "filter", "borrow_from"})
-"""Keys that say what a node is and where in the graph; no backend ever gets them."""
+"""Keys that say what a node is and where it is in the graph. No backend ever gets them."""
 
 
 AnyTable = TypeVar("AnyTable", bound=_Table)
 
 
 def validated(table: type[AnyTable], keys: Mapping[Any, Any]) -> tuple[AnyTable, list[Problem]]:
-    """The table that keys make, with the default in place of each key that is wrong, so that it hides nothing else; and what is wrong."""
+    """Return the table that the keys make, and what is wrong with them.
+
+    A key that is wrong has its default in the table, so that it hides no other problem.
+    """
     try:
         return table.model_validate(keys), []
     except ValidationError as error:
-        wrong = {str(found["loc"][0]) for found in error.errors(include_url=False)}
+        wrong = {str(details["loc"][0]) for details in error.errors(include_url=False)}
         problems = list(problems_of(error, table.model_fields))
-        return table.model_validate(
-            {key: value for key, value in keys.items() if str(key) not in wrong}
-        ), problems
+        right = {key: value for key, value in keys.items() if str(key) not in wrong}
+        return table.model_validate(right), problems
 
 
 def problems_of(
     error: ValidationError, known: Mapping[str, Any] | None = None, subject: str = ""
 ) -> Iterator[Problem]:
-    """What pydantic found, each with its key. `known` are the keys for suggestions, `subject` who needs what is missing."""
-    for found in error.errors(include_url=False):
+    """Yield the errors of pydantic as problems, each with its key.
+
+    `known`: the keys for suggestions. `subject`: what needs a key that is missing.
+    """
+    for details in error.errors(include_url=False):
+        loc = details["loc"]
         key = ".".join(
             str(part)
-            for part in found["loc"]
+            for part in loc
             if not str(part).startswith(("literal[", "function-", "constrained-"))
         )
-        last = str(found["loc"][-1]) if found["loc"] else ""
-        match found["type"]:
+        last = str(loc[-1]) if loc else ""
+        match details["type"]:
             case "missing":
                 yield Problem(f"{subject or 'the table'} needs {last}, which is not given", key=key)
             case "extra_forbidden":
+                # The keys by depth: of the table itself, of a port or exposed node, of a port.
                 tables = {
                     1: known or {},
-                    3: ExposedTable.model_fields
-                    if found["loc"][0] == "expose"
-                    else PortTable.model_fields,
+                    3: ExposedTable.model_fields if loc[0] == "expose" else PortTable.model_fields,
                 }
-                names = tables.get(len(found["loc"]), PortTable.model_fields)
+                names = tables.get(len(loc), PortTable.model_fields)
                 yield Problem(f"there is no key {last!r} here{did_you_mean(last, names)}", key=key)
             case _:
-                message = found["msg"].removeprefix(
-                    "Value error, "
-                )  # what a validator of ours raised
+                # Our own validators raise ValueError; pydantic says so before the message.
+                message = details["msg"].removeprefix("Value error, ")
                 message = message[0].lower() + message[1:]
-                yield Problem(f"found {found['input']!r}: {message}", key=key)
+                yield Problem(f"found {details['input']!r}: {message}", key=key)

@@ -1,3 +1,5 @@
+"""The pipeline of a bare ONNX classifier, and the models and labels that are refused."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -63,7 +65,7 @@ def test_a_classifier_with_labels_answers() -> None:
     assert item["label"] in (DIGITS / "labels.txt").read_text().split("\n")
 
 
-def test_softmax_is_left_out_where_the_model_has_one(tmp_path: Path) -> None:
+def test_softmax_is_left_out_if_the_model_has_one(tmp_path: Path) -> None:
     for operator, softmax in (("Softmax", False), ("Relu", True)):
         config = from_model(save_model(tmp_path / "m.onnx", ["N", 3, 4, 5], operator=operator))
         assert config.nodes["model"].groups[0].spec.children[1].params.softmax is softmax
@@ -75,10 +77,10 @@ def test_softmax_is_left_out_where_the_model_has_one(tmp_path: Path) -> None:
     ) == (4, 5, "rgb")
 
 
-def test_a_model_that_is_no_classifier_gives_its_tensor(tmp_path: Path) -> None:
+def test_a_model_that_is_not_a_classifier_answers_its_tensor(tmp_path: Path) -> None:
     path = save_model(tmp_path / "m.onnx", ["N", 1, 4, 5], output=["N", "K", 1])
     assert from_model(path).nodes["model"].groups[0].spec.name == "OnnxTensor"
-    assert "the model is no classifier" in refusal(path, DIGITS / "labels.txt")
+    assert "the model is not a classifier" in refusal(path, DIGITS / "labels.txt")
 
 
 @pytest.mark.parametrize(
@@ -90,13 +92,13 @@ def test_a_model_that_is_no_classifier_gives_its_tensor(tmp_path: Path) -> None:
         ([1, 4, 4, 3], "float 1×4×4×3"),
     ],
 )
-def test_inputs_that_are_no_image(tmp_path: Path, shape: list[Any], found: str) -> None:
+def test_inputs_that_are_not_an_image(tmp_path: Path, shape: list[Any], found: str) -> None:
     assert f"the model's input 'x0' is {found}: expected one image" in refusal(
         save_model(tmp_path / "m.onnx", shape)
     )
 
 
-def test_files_that_will_not_do(tmp_path: Path) -> None:
+def test_models_and_files_that_are_refused(tmp_path: Path) -> None:
     assert "the model has 2 inputs" in refusal(
         save_model(tmp_path / "m.onnx", ["N", 3, 4, 4], inputs=2)
     )
@@ -106,16 +108,15 @@ def test_files_that_will_not_do(tmp_path: Path) -> None:
     )
 
 
-def test_labels_that_can_not_be_the_models(tmp_path: Path) -> None:
+def test_labels_that_do_not_fit_the_model(tmp_path: Path) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("zero\none\ntwo\n")
     assert "labels.txt: found 3 labels, expected 10: the classes of" in refusal(
         DIGITS / "digits.onnx", labels
     )
-    from_model(
-        save_model(tmp_path / "open.onnx", ["N", 3, 8, 8]), labels
-    )  # as many classes as it likes
+    # The model does not say how many classes it has: any number of labels fits.
+    from_model(save_model(tmp_path / "open.onnx", ["N", 3, 8, 8]), labels)
     labels.write_bytes(b"\xff")
     assert "the labels can't be read" in refusal(DIGITS / "digits.onnx", labels)
     (tmp_path / "text.onnx").write_text("hello")
-    assert "this is no ONNX model" in refusal(tmp_path / "text.onnx")
+    assert "this is not a valid ONNX model" in refusal(tmp_path / "text.onnx")

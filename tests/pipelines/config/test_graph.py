@@ -27,7 +27,7 @@ class Small(Backend):
 
 
 class Asks(CompositeBackend):
-    """As a user's async backend: it takes any key, and jumps nowhere by itself."""
+    """Like a user's async backend: it takes any key and jumps nowhere by itself."""
 
     parameters = None
 
@@ -47,13 +47,13 @@ def problems(source: Any) -> list[str]:
 
 
 def problem(source: Any) -> str:
-    found = problems(source)
-    assert len(found) == 1, found
-    return found[0]
+    """Return the one problem that `source` has."""
+    (text,) = problems(source)
+    return text
 
 
 def graph(**following: Any) -> dict[str, Any]:
-    """Nodes by what follows each; a dict adds other keys."""
+    """Make nodes from what follows each; a dict adds other keys."""
     return {
         name: {"backend": "Identity"}
         | (value if isinstance(value, dict) else {"next": value} if value is not None else {})
@@ -96,17 +96,19 @@ def test_several_roots_are_several_graphs() -> None:
     st.permutations(range(7)),
     st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12),
 )
-def test_the_order_is_topological_and_the_files_where_that_is_free(
+def test_the_order_is_topological_and_keeps_the_files_where_it_can(
     names: list[int], pairs: list[tuple[int, int]]
 ) -> None:
-    edges = {(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]}  # by number: no circle
+    # From the smaller number to the larger: there is no cycle.
+    edges = {(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]}
     nodes: dict[str, Any] = {}
     for name in names:
         before = sorted(str(first) for first, second in edges if second == name)
         mapped = (
             {
                 "map": ",".join(
-                    f"{each}[result:{'data' if each == before[0] else each}]" for each in before
+                    f"{source}[result:{'data' if source == before[0] else source}]"
+                    for source in before
                 )
             }
             if before
@@ -120,7 +122,7 @@ def test_the_order_is_topological_and_the_files_where_that_is_free(
     try:
         ordered = [int(name) for name in load(nodes).nodes]
     except ConfigError as error:
-        assert all("two roots lead here" in each.message for each in error.problems)
+        assert all("two roots lead here" in problem.message for problem in error.problems)
         return
     expected: list[int] = []
     while len(expected) < len(names):
@@ -143,24 +145,26 @@ def test_circles_are_all_reported() -> None:
 
 
 def test_a_node_that_two_roots_reach() -> None:
-    found = problem(
+    text = problem(
         graph(a="b", b="d", c="d", d={"next": "e", "map": "b[result:data],c[result:x]"}, e=None)
     )
-    assert (
-        found
-        == "[d]: two roots lead here ('a' and 'c'): a request enters at one of them, so this node would wait for the other for ever"
+    assert text == (
+        "[d]: two roots lead here ('a' and 'c'): a request enters at one of them, so this node "
+        "would wait for the other for ever"
     )
 
 
 def test_a_join_needs_a_map() -> None:
-    found = problem(graph(a="b,c", b="d", c="d", d=None))
-    assert found == (
-        "[d] map: several nodes lead here (b, c): expected a map that says what to take of each, as in b[result:data],c[result:c]"
+    assert problem(graph(a="b,c", b="d", c="d", d=None)) == (
+        "[d] map: several nodes lead here (b, c): expected a map that says what to take of each, "
+        "as in b[result:data],c[result:c]"
     )
 
 
 def test_a_misspelt_next_is_the_only_problem_that_it_makes() -> None:
-    """Without that edge, `resize` would be a root with a map and a filter, and `end` behind two roots."""
+    """Without that edge, `resize` would be a root with a map and a filter, and `end` would follow
+    two roots.
+    """
     nodes = graph(
         decode="resise,other",
         resize={"next": "end,aside", "map": "decode[data:data]", "filter": "or"},
@@ -182,7 +186,7 @@ def test_all_problems_of_a_graph_come_at_once() -> None:
         f2={"backend": "Jump", "jump": "e"},
         g="g",
     )
-    found = problems({"pipeline": {"entry": "aa"}} | nodes)
+    texts = problems({"pipeline": {"entry": "aa"}} | nodes)
     for expected in (
         "[pipeline] entry: there is no node 'aa', did you mean 'a'?",
         "[a] next: there is no node 'nowhere_near'",
@@ -195,17 +199,17 @@ def test_all_problems_of_a_graph_come_at_once() -> None:
         "[e] map: nothing comes before this node, so it can't have a map",
         "[f] map: nothing is mapped to 'data', which every node needs; found x",
         "[f] max: found 0",
-        "[f2] jump: it jumps to 'e', the root of its own graph, and would never end: expected another root",
+        "[f2] jump: it jumps to 'e', the root of its own graph, and would never end: expected",
         "[g] next: the nodes run in a circle: g -> g",
     ):
-        assert any(each.startswith(expected) for each in found), expected
-    assert len(found) == 13, found
+        assert any(text.startswith(expected) for text in texts), expected
+    assert len(texts) == 13, texts
 
 
 # map
 
 
-def test_a_map_may_take_what_steers_inside_the_graph() -> None:
+def test_a_map_may_take_control_keys_that_act_inside_the_graph() -> None:
     taken = "a[result:data,x:filter,request_size:request_size,restart:restart,box:_box]"
     assert load(DIAMOND | graph(b={"next": "d", "map": taken})).nodes["b"].map[0][1][-1] == (
         "box",
@@ -224,10 +228,9 @@ def test_a_map_may_take_what_steers_inside_the_graph() -> None:
 def test_a_map_that_is_a_table(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         toml(tmp_path, f'[a]\nbackend = "Identity"\nnext = "j"\n{text}')
-    (found,) = caught.value.problems
-    assert (found.node, found.key) == ("j", "map") and found.message.startswith(
-        'expected text, as in map = "A[result:data]", found {'
-    )
+    (error,) = caught.value.problems
+    assert (error.node, error.key) == ("j", "map")
+    assert error.message.startswith('expected text, as in map = "A[result:data]", found {')
 
 
 def test_sources_may_be_any_ancestor() -> None:
@@ -235,7 +238,7 @@ def test_sources_may_be_any_ancestor() -> None:
     assert config.nodes["c"].map == (("a", (("data", "image"),)), ("b", (("result", "data"),)))
 
 
-def test_without_a_name_the_only_predecessor_is_meant() -> None:
+def test_a_map_without_a_name_means_the_only_predecessor() -> None:
     config = load(graph(a="b", b="c", c={"map": "[result:data],a[data:image],b[score:score]"}))
     assert config.nodes["c"].map == (
         ("b", (("result", "data"), ("score", "score"))),
@@ -244,11 +247,12 @@ def test_without_a_name_the_only_predecessor_is_meant() -> None:
     assert config.warnings == ()
 
 
-def test_without_a_name_at_a_join_the_first_by_name_is_taken_with_a_warning() -> None:
+def test_a_map_without_a_name_at_a_join_takes_the_first_by_name_and_warns() -> None:
     config = load(graph(r="z,c", z="d", c="d", d={"map": "[result:data],z[result:other]"}))
     assert config.nodes["d"].map == (("c", (("result", "data"),)), ("z", (("result", "other"),)))
     assert config.warnings == (
-        "[d] map: [result:data] names none of its predecessors (c, z): 'c', the first by name, is taken",
+        "[d] map: [result:data] names none of its predecessors (c, z): "
+        "'c', the first by name, is taken",
     )
 
 
@@ -270,10 +274,10 @@ def test_problems_of_maps() -> None:
     )
     assert mapped("aa[result:data]") == "[b] map: there is no node 'aa', did you mean 'a'?"
     assert mapped("a[result:data,x:y,z:y]") == "[b] map: the key 'y' is mapped twice, from 'a'"
-    own = "which is Penstock's own and means nothing inside the graph"
     for key in ("event", "node_name"):
-        assert (
-            mapped(f"a[result:data,x:{key}]") == f"[b] map: nothing can be mapped to {key!r}, {own}"
+        assert mapped(f"a[result:data,x:{key}]") == (
+            f"[b] map: nothing can be mapped to {key!r}: Penstock reads this key where a request "
+            "comes in, and it means nothing inside the graph"
         )
     assert (
         mapped("a[result:x]")
@@ -318,7 +322,8 @@ def same(data):
 @pytest.mark.parametrize(
     "nodes",
     [
-        '[a]\nbackend = "Identity"\nnext = "b"\n[b]\nfilter = "of_the_module"\nbackend = "Python[ops.py:same]"',
+        '[a]\nbackend = "Identity"\nnext = "b"\n'
+        '[b]\nfilter = "of_the_module"\nbackend = "Python[ops.py:same]"',
         '[a]\nbackend = "S[Identity,(of_the_module)Python[ops.py:same]]"',
     ],
 )
@@ -338,7 +343,7 @@ def test_a_filter_or_a_map_on_a_root_is_an_error() -> None:
     assert "it can't have a map" in problem(graph(a={"next": "b", "map": "b[x:data]"}, b=None))
 
 
-def test_a_filter_among_the_defaults_is_for_all_but_the_roots() -> None:
+def test_a_filter_among_the_defaults_holds_for_all_except_the_roots() -> None:
     config = load({"filter": "or"} | graph(a="b,c", b=None, c={"filter": "swap"}))
     assert [node.filter for node in config.nodes.values()] == [None, "or", "swap"]
     assert (
@@ -348,10 +353,10 @@ def test_a_filter_among_the_defaults_is_for_all_but_the_roots() -> None:
 
 
 @pytest.mark.parametrize("key", ["map", "borrow_from"])
-def test_keys_that_can_not_be_defaults(key: str) -> None:
+def test_keys_that_can_not_be_a_default(key: str) -> None:
     assert (
         problem({key: "a"} | graph(a=None))
-        == f"{key}: this is a key of a node, it can't be a default for all of them"
+        == f"{key}: this is a key of one node: it can't be a default for all nodes"
     )
 
 
@@ -419,7 +424,7 @@ def test_logical_nodes_from_toml_and_from_dicts(tmp_path: Path) -> None:
     assert load(flat).nodes == config.nodes
 
 
-def test_what_a_logical_node_ignores_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_keys_that_a_logical_node_ignores_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     nodes = graph(rec={"backend": "Small", "next": "rec.2"}) | {
         "rec.2": {"backend": "S[", "max": 99, "x": 1, "next": []}
     }
@@ -430,9 +435,9 @@ def test_what_a_logical_node_ignores_is_logged(caplog: pytest.LogCaptureFixture)
     ]
     caplog.clear()
     nodes["rec.2"] = {"maps": "rec[result:data]"}
-    assert (
-        problem(nodes)
-        == "[rec.2] maps: no key of a node, nor a parameter of any backend, did you mean 'map'?"
+    assert problem(nodes) == (
+        "[rec.2] maps: this is neither a key of a node nor a parameter of any backend, "
+        "did you mean 'map'?"
     )
     assert caplog.records == []
 
@@ -440,25 +445,31 @@ def test_what_a_logical_node_ignores_is_logged(caplog: pytest.LogCaptureFixture)
 def test_names_of_logical_nodes(tmp_path: Path) -> None:
     assert (
         problem(graph(rce="rec.2") | {"rec.2": {}})
-        == "[rec.2]: there is no node 'rec' whose logical node it could be, did you mean 'rce'?"
+        == "[rec.2]: it is a logical node of 'rec', but there is no node 'rec', did you mean 'rce'?"
     )
-    with pytest.raises(ConfigError, match=r"\[rec.2\]: there is no node 'rec'"):
+    with pytest.raises(ConfigError, match=r"\[rec.2\]: .* there is no node 'rec'"):
         toml(tmp_path, "[rec.2]")
-    found = problems(graph(rec="rec.2") | {"rec.2": {"next": "rec.2.3"}, "rec.2.3": {}})
-    assert found == ["[rec.2.3]: a logical node has one . in its name, as in rec.2"]
+    assert problems(graph(rec="rec.2") | {"rec.2": {"next": "rec.2.3"}, "rec.2.3": {}}) == [
+        "[rec.2.3]: a logical node has one . in its name, as in rec.2"
+    ]
     with pytest.raises(ConfigError, match=r"\[rec.2.3\]: a logical node has one \. in its name"):
         toml(tmp_path, '[rec]\nbackend="Identity"\nnext="rec.2"\n[rec.2]\n[rec.2.3]\nmax=3')
     assert "letters, digits" in problems({"rec.": {"backend": "Identity"}})[0]
     assert problem({"rec": {"backend": "Identity", "2": {}}, "rec.2": {}}).endswith(
-        "[rec.2]: there are two tables for this node"
+        "[rec.2]: two tables define this node: keep one"
     )
     assert "a key must be text, found 3" in problem({"rec": {"backend": "Identity", 3: "x"}})
 
 
-def test_borrowed_instances_are_the_final_owners() -> None:
-    config = load(graph(a={"backend": "Small", "factor": 2, "next": "b"}) | {"b": {"borrow_from": "c.2", "next": "c"}} | {
-        "c": {"borrow_from": "a", "next": "c.2"}, "c.2": {}
-    })  # fmt: skip
+def test_a_node_that_borrows_from_a_borrower_uses_the_instances_of_the_owner() -> None:
+    config = load(
+        {
+            "a": {"backend": "Small", "factor": 2, "next": "b"},
+            "b": {"borrow_from": "c.2", "next": "c"},
+            "c": {"borrow_from": "a", "next": "c.2"},
+            "c.2": {},
+        }
+    )
     assert [(node.shares, len(node.groups)) for node in config.nodes.values()] == [
         (None, 1),
         ("a", 0),
@@ -485,14 +496,14 @@ def test_problems_of_borrowing() -> None:
     nodes = {"one": {"backend": "Identity", "next": "one.2"}, "one.2": {"borrow_from": "one"}}
     assert (
         problem(nodes)
-        == "[one.2] borrow_from: a logical node shares the instances of 'one' already"
+        == "[one.2] borrow_from: a logical node already shares the instances of 'one'"
     )
 
 
 # nodes without a backend
 
 
-def test_a_node_with_nothing_but_its_place_is_identity(tmp_path: Path) -> None:
+def test_a_node_with_structure_keys_only_is_identity(tmp_path: Path) -> None:
     config = toml(
         tmp_path,
         '[a]\nnext = "b"\n[b]\nfilter = "or"\nmap = "a[result:data]"\nnext = "final"\n[final]',
@@ -504,7 +515,7 @@ def test_a_node_with_nothing_but_its_place_is_identity(tmp_path: Path) -> None:
     )
     assert (
         problem({"a": {"max": 3}})
-        == "[a] backend: expected an expression such as 'S[A,B]', there is none"
+        == "[a] backend: expected an expression such as 'S[A,B]', there is no key backend"
     )
 
 
@@ -525,21 +536,21 @@ def test_jump_enters_another_root() -> None:
     )
 
 
-def test_where_a_jump_can_not_go() -> None:
+def test_targets_that_a_jump_can_not_have() -> None:
     assert problem(jumping("sbu")) == "[j] jump: there is no node 'sbu', did you mean 'sub'?"
     assert (
         problem(jumping("end")) == "[j] jump: expected a root, found 'end', which comes after 'sub'"
     )
-    assert (
-        problem(jumping("a"))
-        == "[j] jump: it jumps to 'a', the root of its own graph, and would never end: expected another root"
+    assert problem(jumping("a")) == (
+        "[j] jump: it jumps to 'a', the root of its own graph, and would never end: expected "
+        "another root"
     )
     assert "[j] merge: found '': expected at least one key, as in result,score" in problem(
         graph(a=None, j={"backend": "MapReduce(a)", "merge": ""})
     )
     assert "[j] jump: Jump needs jump" in problem(graph(j={"backend": "Jump"}))
     assert problem(graph(j={"jump": "x"})).startswith(
-        "[j] jump: no key of a node, nor a parameter of Identity"
+        "[j] jump: this is neither a key of a node nor a parameter of Identity"
     )
 
 
@@ -563,9 +574,9 @@ def test_a_logical_node_of_a_jump_jumps_too() -> None:
         == "[a] jump: there is no node 'b'"
     )
     nodes = graph(a={"backend": "Jump(b)"}, b="a.2") | {"a.2": {}}
-    assert (
-        problem(nodes)
-        == "[a.2] jump: it jumps to 'b', the root of its own graph, and would never end: expected another root"
+    assert problem(nodes) == (
+        "[a.2] jump: it jumps to 'b', the root of its own graph, and would never end: expected "
+        "another root"
     )
 
 
@@ -579,9 +590,9 @@ def test_a_logical_node_of_a_jump_jumps_too() -> None:
     ],
 )
 def test_a_composite_is_a_whole_expression(backend: str) -> None:
-    found = problem(graph(a={"backend": backend}, sub=None))
-    assert "must be a node's whole expression, since it waits for other nodes" in found
-    assert found.startswith(
+    text = problem(graph(a={"backend": backend}, sub=None))
+    assert "must be the whole expression of a node, since it waits for other nodes" in text
+    assert text.startswith(
         "[a] backend: Jump inside S" if "Jump" in backend else "[a] backend: Asks inside SyncTensor"
     )
 
@@ -621,8 +632,8 @@ def test_a_declared_parameter_of_logic_may_be_called_jump() -> None:
 
 
 def test_a_max_above_the_backends_in_a_graph() -> None:
-    found = problem(DIAMOND | graph(b={"backend": "Small", "max": 8, "next": "d"}))
-    assert found == "[b] max: 8 is more than the backend takes: Small has the range [1, 4]"
+    text = problem(DIAMOND | graph(b={"backend": "Small", "max": 8, "next": "d"}))
+    assert text == "[b] max: 8 is more than the backend takes: Small has the range [1, 4]"
 
 
 # [pipeline]
@@ -632,12 +643,12 @@ def entering(entry: str, nodes: dict[str, Any] = DIAMOND) -> dict[str, Any]:
     return {"pipeline": {"entry": entry}, **nodes}
 
 
-def test_the_entry_may_be_any_node_that_can_do_without_the_others() -> None:
+def test_the_entry_may_be_any_node_that_does_not_need_the_others() -> None:
     assert [load(entering(name)).entry for name in "ad"] == ["a", "d"]
     assert load(entering("y", graph(a=None, x="y", y=None))).entry == "y"
-    assert (
-        problem(entering("b"))
-        == "[pipeline] entry: 'b' can't be the entry: it leads to 'd', which also needs 'c', and 'b' does not lead there"
+    assert problem(entering("b")) == (
+        "[pipeline] entry: 'b' can't be the entry: it leads to 'd', which also needs 'c', "
+        "and 'b' does not lead there"
     )
     chain = graph(a="b", b="c", c={"map": "a[data:image],b[result:data]"})
     assert "it leads to 'c', which also needs 'a'" in problem(entering("b", chain))
@@ -682,7 +693,7 @@ def test_a_long_file_loads() -> None:
     assert list(load(wide).nodes)[-1] == "z"
 
 
-def test_what_is_nested_too_deep_is_a_config_error(tmp_path: Path) -> None:
+def test_tables_nested_too_deep_are_a_config_error(tmp_path: Path) -> None:
     nested: dict[str, Any] = {}
     nested["a"] = nested
     assert "nested too deep" in problem(nested)
@@ -733,10 +744,10 @@ def test_any_graph_loads_whole_or_is_a_config_error(
     names = list(config.nodes)
     assert sorted(names) == sorted(nodes)
     for name, node in config.nodes.items():
-        assert all(names.index(each) > names.index(name) for each in node.next)
+        assert all(names.index(following) > names.index(name) for following in node.next)
         assert bool(node.groups) is (node.shares is None)
         assert node.shares is None or config.nodes[node.shares].shares is None
-        before = [each for each, other in config.nodes.items() if name in other.next]
+        before = [other.name for other in config.nodes.values() if name in other.next]
         assert before or (node.filter is None and not node.map)
         assert len(before) < 2 or node.map
         assert not node.map or "data" in [target for _, pairs in node.map for _, target in pairs]

@@ -1,3 +1,5 @@
+"""Sources, keys, groups and the `[pipeline]` table: what they become, and every error."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -16,6 +18,7 @@ from penstock.backends.item import Item
 from penstock.pipelines.config.load import PipelineConfig, Port, load, load_directory
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
+NO_INTEGER = "input should be a valid integer, unable to parse string as an integer"
 
 
 class ScaleParams(Params):
@@ -70,9 +73,9 @@ def problems(source: Any) -> list[str]:
 
 
 def problem(source: Any) -> str:
-    found = problems(source)
-    assert len(found) == 1, found
-    return found[0]
+    """Return the one problem that `source` has."""
+    (text,) = problems(source)
+    return text
 
 
 def write(directory: Path, text: str, name: str = "p.toml") -> Path:
@@ -122,7 +125,7 @@ def test_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", [None, 3, ["Scale"], b"Scale"])
-def test_another_type_is_a_type_error(source: Any) -> None:
+def test_a_source_of_another_type_is_a_type_error(source: Any) -> None:
     with pytest.raises(TypeError, match="found"):
         load(source)
 
@@ -144,7 +147,7 @@ def test_files_that_can_not_be_read(tmp_path: Path) -> None:
     assert "no such file, did you mean 'resnet.toml'?" in problem(tmp_path / "resnett.toml")
     assert "this is a directory" in problem(tmp_path)
     (tmp_path / "latin.toml").write_bytes(b'a = "\xe9"')
-    assert "no UTF-8 text at byte 5" in problem(tmp_path / "latin.toml")
+    assert "not valid UTF-8 (byte 5)" in problem(tmp_path / "latin.toml")
     assert "(at line 2, column 3)" in problem(write(tmp_path, "\na b = 3"))
 
 
@@ -158,7 +161,7 @@ def test_a_directory(tmp_path: Path) -> None:
     write(tmp_path, 'backend = "Scale"\n[pipeline]\nname = "a"', "e.toml")
     with pytest.raises(ConfigError) as caught:
         load_directory(tmp_path)
-    assert [Path(each.file).name for each in caught.value.problems] == [
+    assert [Path(problem.file).name for problem in caught.value.problems] == [
         "c.toml",
         "d.toml",
         "e.toml",
@@ -201,7 +204,7 @@ def test_a_key_reaches_every_member_that_declares_it_and_an_address_only_one() -
 
 
 def test_positional_arguments_follow_the_declaration() -> None:
-    assert params(load("Scale(3,x)")) == ScaleParams(factor=3, label="x")
+    assert params(load("Scale(3,x)")) == ScaleParams.model_validate({"factor": 3, "label": "x"})
     assert "takes at most 2 arguments, found 3" in problem("Scale(1,2,3)")
     assert "factor of Scale is given twice" in problem("Scale(1,factor=2)")
     assert "Scale has no parameter 'facter', did you mean 'factor'" in problem("Scale(facter=2)")
@@ -222,7 +225,7 @@ def test_strings_of_engines_stay_strings() -> None:
     assert (group.min, group.max) == (1, 8)
 
 
-def test_a_backend_without_declared_parameters_gets_what_no_other_declares() -> None:
+def test_a_backend_that_declares_no_parameters_gets_the_keys_that_no_other_declares() -> None:
     spec = (
         load(
             {
@@ -242,9 +245,9 @@ def test_a_backend_without_declared_parameters_gets_what_no_other_declares() -> 
 
 
 def test_unknown_keys_name_node_key_and_the_nearest() -> None:
-    assert (
-        problem({"n": {"backend": "Scale", "facter": 3}})
-        == "[n] facter: no key of a node, nor a parameter of Scale, did you mean 'factor'?"
+    assert problem({"n": {"backend": "Scale", "facter": 3}}) == (
+        "[n] facter: this is neither a key of a node nor a parameter of Scale, "
+        "did you mean 'factor'?"
     )
     assert "did you mean 'instance_num'" in problem({"backend": "Scale", "instance_nums": 3})
     assert "Scale has no parameter 'facter', did you mean 'factor'" in problem(
@@ -257,7 +260,7 @@ def test_unknown_keys_name_node_key_and_the_nearest() -> None:
     )
 
 
-def test_a_default_need_only_be_known_to_one_node() -> None:
+def test_a_default_must_be_known_to_one_node_only() -> None:
     assert (
         params(
             load({"offset": 3, "a": {"backend": "Scale", "next": "b"}, "b": {"backend": "Shift"}}),
@@ -358,7 +361,7 @@ def test_groups_that_do_not_agree() -> None:
     assert "an empty piece beside &" in problem({"backend": "Scale", "factor": "1&"})
 
 
-def test_groups_of_a_default_that_the_node_overrides_count_for_nothing() -> None:
+def test_groups_of_a_default_that_the_node_overrides_do_not_count() -> None:
     groups = load({"factor": "1&2", "n": {"backend": "Scale", "factor": "1&2&3"}}).nodes["n"].groups
     assert [group.spec.params.factor for group in groups] == [1, 2, 3]
 
@@ -416,7 +419,7 @@ def test_problems_of_expressions() -> None:
 def test_problems_of_arguments_name_backend_and_parameter() -> None:
     assert problems({"a": {"backend": "S[DecodeMat,ResizeMat(0,wide),Sleep(time=-1)]"}}) == [
         "[a] backend: ResizeMat's resize_h: found '0': input should be greater than or equal to 1",
-        "[a] backend: ResizeMat's resize_w: found 'wide': input should be a valid integer, unable to parse string as an integer",
+        f"[a] backend: ResizeMat's resize_w: found 'wide': {NO_INTEGER}",
         "[a] backend: Sleep's time: found '-1': input should be greater than or equal to 0",
     ]
 
@@ -498,7 +501,7 @@ def test_problems_of_the_graph() -> None:
 
 
 def test_one_mistake_hides_no_other() -> None:
-    found = problems(
+    texts = problems(
         {
             "a": {"backend": "Scale", "next": "x"},
             "b": {"backend": "Scale", "next": "c"},
@@ -517,30 +520,34 @@ def test_one_mistake_hides_no_other() -> None:
             "h": {"backend": "Scale", "map": "c[result:data]"},
         }
     )
-    assert [each for each in found if not each.startswith("[d] backend")] == [
+    assert [text for text in texts if not text.startswith("[d] backend")] == [
         "[a] next: there is no node 'x'",
         "[b] next: the nodes run in a circle: b -> c -> b",
-        "[d] max: found 'many': input should be a valid integer, unable to parse string as an integer",
+        f"[d] max: found 'many': {NO_INTEGER}",
         "[d] instance_num: found 0: input should be greater than or equal to 1",
-        "[e] map: at character 9 of the map: expected ':', as in result:data, found ']'\n    d[result]\n            ^",
+        "[e] map: at character 9 of the map: expected ':', as in result:data, found ']'\n"
+        "    d[result]\n            ^",
         "[e] min: min is 5 and max is 2: min can't be the greater",
         "[f] filter: there is no filter 'orr', did you mean 'or'?",
-        "[g] map: several nodes lead here (e, f): expected a map that says what to take of each, as in e[result:data],f[result:f]",
+        "[g] map: several nodes lead here (e, f): expected a map that says what to take of each, "
+        "as in e[result:data],f[result:f]",
         "[h] map: nothing comes before this node, so it can't have a map",
     ]
-    assert len(found) == 10
+    assert len(texts) == 10
 
 
-def test_a_wrong_value_hides_nothing_of_what_it_is_not_needed_for() -> None:
+def test_a_wrong_value_hides_no_problem_that_does_not_depend_on_it() -> None:
     assert problems(
         {
             "pipeline": {"timeout": -1, "entry": "bb", "inputs": {"a": {"kind": "x"}, "_b": {}}},
             "b": {"backend": "Scale"},
         }
     ) == [
-        "[pipeline] inputs.a.kind: found 'x': input should be 'image', 'bytes', 'text', 'integer', 'number', 'boolean', 'tensor' or 'json'",
+        "[pipeline] inputs.a.kind: found 'x': input should be 'image', 'bytes', 'text', "
+        "'integer', 'number', 'boolean', 'tensor' or 'json'",
         "[pipeline] timeout: found -1: input should be greater than 0",
-        "[pipeline] inputs._b: '_b' can't be an input: it is Penstock's own, or starts with _",
+        "[pipeline] inputs._b: '_b' can't be an input: Penstock uses this name itself, or it "
+        "starts with _; expected another name",
         "[pipeline] entry: there is no node 'bb', did you mean 'b'?",
     ]
     assert problems(
@@ -559,7 +566,8 @@ def test_a_wrong_value_hides_nothing_of_what_it_is_not_needed_for() -> None:
         "[b] instance_num: found 0: input should be greater than or equal to 1",
         "[b] max: 8 is more than the backend takes: Four has the range [2, 4]",
         "[b] retry: found 'no?': input should be a valid boolean, unable to interpret input",
-        "[b] default_priority: found 2, expected priority_levels, without which there are no priorities",
+        "[b] default_priority: found 2, expected priority_levels, without which there are no "
+        "priorities",
     ]
     assert problems({"backend": "Scale", "priority_levels": -1, "default_priority": 2}) == [
         "[main] priority_levels: found -1: input should be greater than or equal to 0"
@@ -572,15 +580,15 @@ def test_a_wrong_value_hides_nothing_of_what_it_is_not_needed_for() -> None:
         "max": "4&2",
     }
     assert problems(groups) == [
-        "[main] factor: found 'x': input should be a valid integer, unable to parse string as an integer",
+        f"[main] factor: found 'x': {NO_INTEGER}",
         "[main] instance_num: found '0': input should be greater than or equal to 1",
         "[main] min: min is 5 and max is 2: min can't be the greater",
     ]
 
 
 @pytest.mark.parametrize("jumper", ["Jump", "MapReduce"])
-def test_a_wrong_value_does_not_hide_where_a_node_jumps(jumper: str) -> None:
-    tables = {
+def test_a_wrong_value_does_not_hide_the_target_of_a_jump(jumper: str) -> None:
+    tables: dict[str, dict[str, Any]] = {
         "a": {"backend": "Scale", "next": "b"},
         "b": {"backend": "Scale"},
         "j": {"backend": jumper, "jump": "b"},
@@ -595,7 +603,7 @@ def test_a_wrong_value_does_not_hide_where_a_node_jumps(jumper: str) -> None:
     assert second == "[j] jump: expected a root, found 'b', which comes after 'a'"
 
 
-def test_a_wrong_value_elsewhere_does_not_hide_what_streams() -> None:
+def test_a_wrong_value_elsewhere_does_not_hide_problems_of_streams() -> None:
     async def pages(item: Item, call: Any) -> Any:
         yield 1
 
@@ -615,7 +623,7 @@ def test_a_wrong_value_elsewhere_does_not_hide_what_streams() -> None:
     ("file", "name"),
     [("my file", "my_file"), ("a?#%b", "a___b"), ("-x", "_x"), (".x.v2-a", "_x.v2-a"), ("ä", "_")],
 )
-def test_a_file_names_its_pipeline_as_a_url_can(tmp_path: Path, file: str, name: str) -> None:
+def test_a_pipelines_name_from_its_file_fits_in_a_url(tmp_path: Path, file: str, name: str) -> None:
     path = tmp_path / f"{file}.toml"
     path.write_text('[a]\nbackend = "Scale"\n')
     assert load(path).name == name
@@ -625,7 +633,7 @@ def test_names_of_nodes(tmp_path: Path) -> None:
     assert "reserved" in problem({"data": {"backend": "Scale"}})
     assert "reserved" in problem({"_a": {"backend": "Scale"}})
     assert "letters, digits" in problem({"a b": {"backend": "Scale"}})
-    assert "[rec.2]: there is no node 'rec' whose logical node" in problem(
+    assert "[rec.2]: it is a logical node of 'rec', but there is no node 'rec'" in problem(
         write(tmp_path, '[rec.2]\nbackend = "Scale"')
     )
 
@@ -688,7 +696,7 @@ def test_problems_of_the_pipeline_table() -> None:
     )
 
 
-# All together
+# Everything
 
 
 def test_all_problems_of_a_file_come_at_once(tmp_path: Path) -> None:
@@ -706,8 +714,8 @@ def test_all_problems_of_a_file_come_at_once(tmp_path: Path) -> None:
     [pipeline]
     timeout = -1
     """
-    found = problems(write(tmp_path, text))
-    assert all(each.startswith(str(tmp_path / "p.toml")) for each in found)
+    texts = problems(write(tmp_path, text))
+    assert all(text.startswith(str(tmp_path / "p.toml")) for text in texts)
     for expected in (
         "colour: no node knows",
         "[a] backend",
@@ -717,8 +725,8 @@ def test_all_problems_of_a_file_come_at_once(tmp_path: Path) -> None:
         "[c] backend",
         "[pipeline] timeout",
     ):
-        assert any(expected in each for each in found), (expected, found)
-    assert len(found) == 7
+        assert any(expected in text for text in texts), (expected, texts)
+    assert len(texts) == 7
 
 
 KEYS = st.sampled_from(
@@ -787,7 +795,7 @@ def test_any_dict_loads_or_is_a_config_error(source: dict[str, Any]) -> None:
         assert error.problems
 
 
-def test_a_global_that_is_no_table() -> None:
+def test_a_global_that_is_not_a_table() -> None:
     assert problem({"global": "a"}) == "[global]: expected a table, found 'a'"
 
 
@@ -796,7 +804,7 @@ def test_every_example_loads(path: Path) -> None:
     assert load(path).nodes
 
 
-def test_the_guides_file() -> None:
+def test_the_file_of_the_guide() -> None:
     config = load(EXAMPLES / "resnet" / "guide.toml")
     assert list(config.nodes) == ["cpu_decoder", "cpu_posdecoder", "resnet50"]
     assert [node.groups[0].instances for node in config.nodes.values()] == [8, 8, 2]
@@ -810,7 +818,7 @@ def test_the_guides_file() -> None:
     )
 
 
-def test_the_guides_slip(tmp_path: Path) -> None:
+def test_a_misspelt_next_in_the_file_of_the_guide(tmp_path: Path) -> None:
     text = (
         (EXAMPLES / "resnet" / "guide.toml")
         .read_text()

@@ -1,3 +1,5 @@
+"""The text of a `map`: what it means, and where an error in it is."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -18,7 +20,7 @@ def written(taken: Map) -> str:
     )
 
 
-def test_what_a_map_says() -> None:
+def test_maps_are_parsed() -> None:
     assert parse("A[src:dst]") == (("A", (("src", "dst"),)),)
     assert parse("rec.2[result:data,score:score],det-1[data:image]") == (
         ("rec.2", (("result", "data"), ("score", "score"))),
@@ -78,7 +80,7 @@ def test_any_text_is_a_map_or_a_config_error(text: str) -> None:
         ("A:b", 2, "expected '[', as in A[result:data], found ':'"),
     ],
 )
-def test_errors_show_the_place(text: str, at: int, message: str) -> None:
+def test_errors_show_the_position(text: str, at: int, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(text)
     (problem,) = caught.value.problems
@@ -87,7 +89,7 @@ def test_errors_show_the_place(text: str, at: int, message: str) -> None:
     assert shown == [f"    {text}", " " * (at + 3) + "^"]
 
 
-def test_a_long_text_is_shown_around_the_place() -> None:
+def test_a_long_text_is_shown_around_the_position() -> None:
     with pytest.raises(ConfigError) as caught:
         parse("A[" + "a:b," * 100_000 + "]" + "x" * 1000)
     _, line, caret = str(caught.value).split("\n")

@@ -1,4 +1,4 @@
-"""Exposed nodes: one node of a pipeline, called alone, in the queue that the pipeline has for it."""
+"""Exposed nodes: a node of a pipeline that is called by itself, in the queue that it has there."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from penstock.backends.errors import ConfigError, DeadlineExceeded, NotReady, QueueFull
+from penstock.backends.item import Item
 from penstock.pipelines.config.load import load
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.repository import Repository
 
-from ..workshop import Clock, Workshop, outcomes, queued, serve, until
+from .workshop import Clock, Workshop, outcomes, queued, serve, until
 
 pytestmark = pytest.mark.usefixtures("own_registry", "no_threads_left")
 
@@ -40,7 +41,7 @@ async def test_only_that_node_runs() -> None:
         assert (await pipeline({"data": 5}))["result"] == -60
 
 
-async def test_what_comes_in_either_way_shares_batches() -> None:
+async def test_requests_to_the_node_and_to_the_pipeline_share_batches() -> None:
     work = Workshop()
     async with serve(CHAIN, workshop=work) as pipeline:
         (middle,) = pipeline.exposed
@@ -57,10 +58,10 @@ async def test_what_comes_in_either_way_shares_batches() -> None:
         assert work.batches("middle") == [[0], [1, 2]]
 
 
-async def test_requests_are_counted_where_they_came_in_and_nodes_where_they_ran() -> None:
+async def test_a_request_counts_where_it_came_in_and_an_item_where_it_ran() -> None:
     work = Workshop()
 
-    def fail(item: Any) -> Any:
+    def fail(item: Item) -> Any:
         if item["data"] == "bad":
             raise ValueError("bad")
         return item["data"]
@@ -78,24 +79,24 @@ async def test_requests_are_counted_where_they_came_in_and_nodes_where_they_ran(
         assert outcomes(pipeline, "middle") == {"ok": 3, "failed": 1}
 
 
-async def test_the_bound_on_requests_inside_holds_for_both() -> None:
+async def test_the_bound_on_requests_in_flight_holds_for_both_together() -> None:
     work = Workshop()
     async with serve(
         {**CHAIN, "pipeline": {"expose": {"middle": {}}, "max_requests": 2}}, workshop=work
     ) as pipeline:
         (middle,) = pipeline.exposed
         work.hold("middle")
-        calls = [asyncio.ensure_future(each({"data": 0})) for each in (pipeline, middle)]
+        calls = [asyncio.ensure_future(model({"data": 0})) for model in (pipeline, middle)]
         await until(lambda: pipeline.inside == 2)
-        for each in (pipeline, middle):
-            with pytest.raises(QueueFull, match="no more than 2"):
-                await each({"data": 1})
+        for model in (pipeline, middle):
+            with pytest.raises(QueueFull, match="max_requests"):
+                await model({"data": 1})
         assert (pipeline.refused["queue_full"], middle.refused["queue_full"]) == (1, 1)
         work.release("middle")
         await asyncio.gather(*calls)
 
 
-async def test_the_estimate_knows_what_came_in_by_the_pipeline() -> None:
+async def test_the_estimate_counts_requests_to_the_pipeline_too() -> None:
     work, clock = Workshop(), Clock()
     tables = {**CHAIN, "middle": {"backend": "Work", "next": "last", "max": 1}}
     async with serve(tables, workshop=work, clock=clock) as pipeline:
@@ -103,7 +104,7 @@ async def test_the_estimate_knows_what_came_in_by_the_pipeline() -> None:
         work.hold("middle")
         first = asyncio.ensure_future(middle({"data": 0}))
         await work.begun("middle")
-        clock.now += 1.0  # so long takes a batch
+        clock.now += 1.0  # the seconds that the batch ran
         work.release("middle")
         await first
         work.hold("middle")
@@ -117,7 +118,7 @@ async def test_the_estimate_knows_what_came_in_by_the_pipeline() -> None:
         await asyncio.gather(last, *calls)
 
 
-async def test_it_has_its_deadline_and_may_be_left() -> None:
+async def test_deadlines_hold_and_callers_may_leave() -> None:
     work, clock = Workshop(), Clock()
     async with serve(CHAIN, workshop=work, clock=clock) as pipeline:
         (middle,) = pipeline.exposed
@@ -138,7 +139,7 @@ async def test_it_has_its_deadline_and_may_be_left() -> None:
         assert work.inputs("middle") == [0]
 
 
-async def test_closing_waits_for_what_is_inside_and_takes_nothing_more() -> None:
+async def test_closing_waits_for_requests_in_flight_and_refuses_new_ones() -> None:
     work = Workshop()
     async with serve(CHAIN, workshop=work) as pipeline:
         (middle,) = pipeline.exposed
@@ -155,7 +156,7 @@ async def test_closing_waits_for_what_is_inside_and_takes_nothing_more() -> None
         assert middle.state == "closed"
 
 
-async def test_what_is_inside_when_it_closes_is_failed() -> None:
+async def test_requests_in_flight_fail_if_the_pipeline_closes_at_once() -> None:
     work = Workshop()
     pipeline = Pipeline.load(CHAIN, name="p")
     await pipeline.start()
@@ -173,7 +174,7 @@ async def test_what_is_inside_when_it_closes_is_failed() -> None:
     assert pipeline.inside == 0
 
 
-async def test_nodes_that_wait_for_others_and_nodes_that_share() -> None:
+async def test_composites_and_nodes_that_share_may_be_exposed() -> None:
     work = Workshop()
     work.acts = {"far": lambda item: item["data"] * 2}
     tables = {
@@ -184,25 +185,25 @@ async def test_nodes_that_wait_for_others_and_nodes_that_share() -> None:
         "far.1": {},
     }
     async with serve(tables, workshop=work) as pipeline:
-        exposed = {each.name: each for each in pipeline.exposed}
+        exposed = {model.name: model for model in pipeline.exposed}
         assert (await exposed["p.go"]({"data": 3}))["result"] == 6
         assert (await exposed["p.far.1"]({"data": 4}))["result"] == 8
         assert work.inputs("end") == []
         assert exposed["p.go"].statistics.succeeded == 1
-        assert ([each.name for each in exposed["p.go"].composites], exposed["p.go"].nodes) == (
+        assert ([node.name for node in exposed["p.go"].composites], exposed["p.go"].nodes) == (
             ["go"],
             (),
         )
         assert (
-            [each.name for each in exposed["p.far.1"].nodes],
+            [node.name for node in exposed["p.far.1"].nodes],
             exposed["p.far.1"].composites,
         ) == (["far"], ())
 
 
-async def test_it_does_not_loop() -> None:
+async def test_an_exposed_node_does_not_loop() -> None:
     work = Workshop()
 
-    def again(item: Any) -> Any:
+    def again(item: Item) -> Any:
         item["restart"] = "middle"
         return item["data"] + 1
 
@@ -222,20 +223,17 @@ def broken(table: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-def test_what_is_wrong_in_the_file() -> None:
+def test_problems_of_expose() -> None:
     assert "there is no node 'noode', did you mean 'node'?" in broken({"noode": {}})
-    assert (
-        "pipeline.expose.node.input" in (found := broken({"node": {"input": {}}}))
-        or "expose.node.input" in found
-    )
-    assert "'inputs'" in found
+    text = broken({"node": {"input": {}}})
+    assert "[pipeline] expose.node.input" in text and "'inputs'" in text
     assert "'result' can't be an input" in broken({"node": {"inputs": {"result": {}}}})
     assert "expose.node.inputs.data.kind" in broken(
         {"node": {"inputs": {"data": {"kind": "picture"}}}}
     )
 
 
-async def test_models_of_a_repository_are_its_pipelines_and_what_they_expose() -> None:
+async def test_the_models_of_a_repository_are_its_pipelines_and_their_exposed_nodes() -> None:
     table = {"pipeline": {"name": "p", "expose": {"node": {}}}, "node": {"backend": "Identity"}}
     repository = Repository([load(table)])
     await repository.start()
@@ -256,7 +254,7 @@ async def test_models_of_a_repository_are_its_pipelines_and_what_they_expose() -
     assert repository.models == {}
 
 
-def test_names_of_exposed_nodes_are_names_of_pipelines() -> None:
+def test_the_name_of_an_exposed_node_may_not_be_that_of_a_pipeline() -> None:
     first = load({"pipeline": {"name": "p.node"}, "node": {"backend": "Identity"}})
     second = load(
         {"pipeline": {"name": "p", "expose": {"node": {}}}, "node": {"backend": "Identity"}}
