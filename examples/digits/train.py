@@ -1,9 +1,13 @@
-"""Train a small convolutional net on scikit-learn's digits and write digits.onnx, labels.txt and digit.png beside this file.
+"""Train a small convolutional net on scikit-learn's digits.
 
-Half a minute on two processors: python train.py (needs torch, scikit-learn, onnx; serving the result needs none of them but onnx).
+    python train.py   # half a minute on two processors; needs torch, scikit-learn and onnx
 
-The training images are shifted, made weaker or stronger, and passed through JPEG, because clients post such images.
-Normalisation is not part of the file: digits.toml has Penstock fuse MEAN and STD into it.
+Writes digits.onnx, labels.txt and digit.png beside this file. Serving them needs neither torch nor
+scikit-learn.
+
+The training images are shifted, made weaker or stronger, and passed through JPEG, because clients
+send such images. The model does not normalise its input: by digits.toml, Penstock fuses MEAN and
+STD into it.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data import SEED, encode, split
+from data import SEED, encode, split  # type: ignore[import-not-found]  # beside this file
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
@@ -26,7 +30,7 @@ BATCH = 64
 
 
 class Net(nn.Sequential):
-    """N×1×8×8 normalised pixels to N×10 logits; 0.1 million weights."""
+    """A net from N×1×8×8 normalised pixels to N×10 logits, with 0.1 million weights."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -51,7 +55,7 @@ def normalise(images: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def augment(images: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
-    """Each image shifted by up to one pixel, at another strength, and half of them through JPEG."""
+    """Shift images by up to one pixel, change their strength, and pass half through JPEG."""
     changed = np.empty_like(images)
     for index, image in enumerate(images):
         down, right = random.integers(-1, 2, 2)
@@ -73,15 +77,16 @@ def train() -> Net:
     steps = EPOCHS * (len(images) // BATCH + 1)
     optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
+    loss = torch.zeros(())
     for epoch in range(EPOCHS):
         network.train()
         inputs, targets = normalise(augment(images, random)), torch.from_numpy(labels)
-        for chosen in torch.randperm(len(inputs)).split(BATCH):
+        for chosen in torch.split(torch.randperm(len(inputs)), BATCH):
             loss = nn.functional.cross_entropy(
                 network(inputs[chosen]), targets[chosen], label_smoothing=0.05
             )
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
             optimiser.step()
             schedule.step()
         if epoch % 10 == 9:
@@ -112,9 +117,8 @@ def main() -> None:
     )
     _, held_out, _, labels = split()
     (HERE / "digit.png").write_bytes(encode(held_out[list(labels).index(3)], "PNG"))
-    print(
-        f"wrote digits.onnx ({(HERE / 'digits.onnx').stat().st_size / 1000:.0f} kB), labels.txt, digit.png"
-    )
+    size = (HERE / "digits.onnx").stat().st_size
+    print(f"wrote digits.onnx ({size / 1000:.0f} kB), labels.txt and digit.png")
 
 
 if __name__ == "__main__":

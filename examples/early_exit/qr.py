@@ -1,4 +1,4 @@
-"""QR codes by OpenCV: where one is, and what it says."""
+"""Find and read QR codes with OpenCV."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import numpy as np
 
 
 class Find:
-    """`data`: H×W×3, BGR, uint8. `result`: the same, and `corners`, where there is a code; neither where there is none."""
+    """Finds the QR code on a picture.
+
+    `data`: H×W×3, BGR, uint8. With a code it sets `result`, the same picture, and `corners`;
+    without one it sets neither.
+    """
 
     def init(self) -> None:
         self.detector = cv2.QRCodeDetector()
@@ -23,7 +27,10 @@ class Find:
 
 
 class Read:
-    """`data`: the picture with the code at `corners`. `result`: its text, none where it can't be read."""
+    """Reads the QR code on a picture.
+
+    `data`: the picture, with the code at `corners`. `result`: its text; not set if unreadable.
+    """
 
     def init(self) -> None:
         self.detector = cv2.QRCodeDetector()

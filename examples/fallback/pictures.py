@@ -1,4 +1,4 @@
-"""A fast decoder that refuses what it is not for, and the mean colour of pixels."""
+"""A fast decoder for large JPEGs, which refuses all else, and the mean colour of pixels."""
 
 from __future__ import annotations
 
@@ -12,30 +12,35 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from penstock import InvalidInput
 
-SHORTEST_SIDE = 64
-"""In pixels: an eighth of it still shows what is on the picture."""
+MIN_SIDE_PIXELS = 64
+"""An eighth of it still shows what is on the picture."""
 MAX_PIXELS = 50_000_000
 
 
 def eighth(encoded: bytes) -> NDArray[np.uint8]:
-    """A JPEG file at an eighth of its size: H×W×3, BGR. InvalidInput for what is no JPEG, too small or large, or not surely whole."""
+    """Decode a JPEG file at an eighth of its size: H×W×3, BGR.
+
+    Raises InvalidInput if it is not a JPEG, too small or too large, or perhaps not complete.
+    """
     try:
         width, height = JpegImageFile(io.BytesIO(encoded)).size  # the header alone
     except (SyntaxError, OSError) as error:
-        raise InvalidInput(f"no JPEG file: {error}") from error
-    if min(width, height) < SHORTEST_SIDE or width * height > MAX_PIXELS:
-        raise InvalidInput(f"a JPEG file of {width}x{height} pixels")
-    pixels: Any = (
-        cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_REDUCED_COLOR_8)
-        if encoded.endswith(b"\xff\xd9")
-        else None
-    )
-    if pixels is None:
-        raise InvalidInput("the JPEG file is damaged, or there is something behind it")
+        raise InvalidInput(f"not a JPEG file: {error}") from error
+    if min(width, height) < MIN_SIDE_PIXELS or width * height > MAX_PIXELS:
+        raise InvalidInput(
+            f"the JPEG file has {width}x{height} pixels: expected sides of at least "
+            f"{MIN_SIDE_PIXELS}, and at most {MAX_PIXELS:,} pixels in all"
+        )
+    decoded: Any = None
+    if encoded.endswith(b"\xff\xd9"):
+        decoded = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_REDUCED_COLOR_8)
+    if decoded is None:
+        raise InvalidInput("the JPEG file is damaged, or has data after its end")
+    pixels: NDArray[np.uint8] = decoded
     return pixels
 
 
 def mean_colour(pixels: NDArray[np.uint8]) -> str:
-    """`#rrggbb` of H×W×3, BGR."""
+    """Return the mean of H×W×3, BGR, as `#rrggbb`."""
     blue, green, red = (round(value) for value in cv2.mean(pixels)[:3])
     return f"#{red:02x}{green:02x}{blue:02x}"

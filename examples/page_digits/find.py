@@ -1,4 +1,4 @@
-"""Where digits are on a page."""
+"""Find the digits on a page."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ from typing import Any
 import cv2
 import numpy as np
 
-FAINTEST = 50
-"""How much darker than the paper ink is, of 255."""
-SMALLEST = 8
-"""Height in pixels of the smallest digit; what is lower is dust."""
+MIN_CONTRAST = 50
+"""How much darker than the paper ink is at least, of 255."""
+MIN_HEIGHT_PIXELS = 8
+"""Height of the smallest digit. What is lower is dust."""
 
 
 class Boxes:
-    """Dark digits on light paper.
+    """Finds dark digits on light paper.
 
-    `data`: H×W×3, BGR, uint8. `result`: the ink, H×W×1, uint8, bright on dark ground as the classifier wants it. Sets `color` and `_box`:
-    [[x1, y1, x2, y2], ...] in pixels of the page, in no order.
+    `data`: H×W×3, BGR, uint8. `result`: the ink, H×W×1, uint8, bright on dark, as the classifier
+    needs it. Also sets `color`, and `_box`: [[x1, y1, x2, y2], ...] in pixels of the page, in no
+    particular order.
     """
 
     def forward(self, batch: list[dict[str, Any]]) -> None:
         for item in batch:
-            grey = cv2.GaussianBlur(
-                cv2.cvtColor(item["data"], cv2.COLOR_BGR2GRAY), (0, 0), 1.5
-            )  # or the noise would have contours
+            grey = cv2.cvtColor(item["data"], cv2.COLOR_BGR2GRAY)
+            grey = cv2.GaussianBlur(grey, (0, 0), 1.5)  # otherwise noise has contours too
             ink = cv2.subtract(np.full_like(grey, np.median(grey)), grey)
             digits = cv2.morphologyEx(
-                (ink > FAINTEST).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 1), np.uint8)
+                (ink > MIN_CONTRAST).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 1), np.uint8)
             )
             contours, _ = cv2.findContours(digits, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-            found = [cv2.boundingRect(contour) for contour in contours]
             item["_box"] = [
-                [x, y, x + width, y + height] for x, y, width, height in found if height >= SMALLEST
+                [x, y, x + width, y + height]
+                for x, y, width, height in map(cv2.boundingRect, contours)
+                if height >= MIN_HEIGHT_PIXELS
             ]
             item["color"] = "gray"
             item["result"] = ink[:, :, np.newaxis]

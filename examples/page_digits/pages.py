@@ -1,7 +1,10 @@
-"""Pages of handwritten digits with their truth: `python pages.py 7 page.png` writes page 7 and prints its text.
+"""Draw pages of handwritten digits, with their text and boxes.
 
-Made of scikit-learn's digits, those held out from training: each at a size and an angle of its own, on lines that are not quite
-straight, in dark ink on light paper with noise. The same number gives the same page.
+    python pages.py 7 page.png   # writes page 7 and prints its text
+
+A page has scikit-learn's digits that are held out from training. Each has a size and an angle of
+its own; the lines are not quite straight, and dark ink is on light, noisy paper. The same number
+gives the same page.
 """
 
 from __future__ import annotations
@@ -17,17 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 NOISE = 8
-"""Standard deviation of each pixel of the paper, of 255."""
-ANGLE = 12
-"""Degrees that a digit may lean to either side."""
+"""Standard deviation of a pixel of the paper, of 255."""
+MAX_ANGLE_DEGREES = 12
+"""How far a digit may lean to either side."""
 
 Digits = tuple[NDArray[np.uint8], NDArray[np.int64]]
-"""n×8×8 pixels, bright on dark, and what they show."""
+"""Images (n×8×8 pixels, bright on dark) and the digits that they show."""
 
 
 @cache
 def digits() -> tuple[Digits, Digits]:
-    """Those to train on and those held out."""
+    """Return the digits to train on and those held out."""
     train, held_out, train_labels, labels = runpy.run_path(
         str(Path(__file__).parents[1] / "digits" / "data.py")
     )["split"]()
@@ -35,7 +38,10 @@ def digits() -> tuple[Digits, Digits]:
 
 
 def page(number: int, *, held_out: bool = True) -> tuple[bytes, str, list[list[int]]]:
-    """A page as a PNG file, its text (2 to 5 lines of 4 to 10 digits, joined by newlines) and each digit's box, [x1, y1, x2, y2]."""
+    """Draw a page of 2 to 5 lines with 4 to 10 digits each.
+
+    Returns a PNG file, the text with newlines between lines, and the boxes, [x1, y1, x2, y2].
+    """
     random = np.random.default_rng(number)
     images, labels = digits()[held_out]
     lines = [
@@ -58,12 +64,12 @@ def page(number: int, *, held_out: bool = True) -> tuple[bytes, str, list[list[i
 
 
 def blank(number: int) -> bytes:
-    """A page without digits."""
+    """Draw a page without digits, as a PNG file."""
     return _file(np.zeros((136, 400), np.float32), np.random.default_rng(number))
 
 
 def _written(digit: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.float32]:
-    """The digit 20 to 28 pixels high, leaning, without its empty columns; ink from 0 to 1."""
+    """Draw a digit 20 to 28 pixels high, leaning, without its empty margins; ink from 0 to 1."""
     size = int(random.integers(20, 29))
     large: Any = cv2.resize(
         np.pad(digit, 2).astype(np.float32) / 255,
@@ -72,7 +78,9 @@ def _written(digit: NDArray[np.uint8], random: np.random.Generator) -> NDArray[n
     )
     middle = (large.shape[1] / 2 - 0.5, large.shape[0] / 2 - 0.5)
     turned = cv2.warpAffine(
-        large, cv2.getRotationMatrix2D(middle, random.uniform(-ANGLE, ANGLE), 1), large.shape[::-1]
+        large,
+        cv2.getRotationMatrix2D(middle, random.uniform(-MAX_ANGLE_DEGREES, MAX_ANGLE_DEGREES), 1),
+        large.shape[::-1],
     )
     inked = np.clip(turned, 0, 1)
     columns, rows = (np.flatnonzero(inked.max(axis=axis) > 0.05) for axis in (0, 1))

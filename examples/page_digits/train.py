@@ -1,9 +1,13 @@
-"""Train a small convolutional net on the digits that find.py finds on pages, and write page_digits.onnx and page.png beside this file.
+"""Train a small convolutional net on the digits that find.py finds on pages.
 
-Under a minute on two idle processors: python train.py (needs torch and scikit-learn; serving the result needs neither).
+    python train.py   # under a minute on two idle processors; needs torch and scikit-learn
 
-../digits/digits.onnx reads upright digits of 8×8 pixels, and nine in ten of these; this net sees 16×16 pixels, and has learned from
-digits that lean, cut out as the pipeline cuts them out. Its pages are of the training digits alone.
+Writes page_digits.onnx and page.png beside this file. Serving them needs neither torch nor
+scikit-learn.
+
+../digits/digits.onnx was trained on upright digits of 8×8 pixels, and reads nine in ten of those on
+pages. This net sees 16×16 pixels, and learns from digits that lean, cut out as the pipeline cuts
+them out. Its pages have training digits only.
 """
 
 from __future__ import annotations
@@ -15,10 +19,10 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from find import Boxes
+from find import Boxes  # type: ignore[import-not-found]  # beside this file, as pages and text
 from numpy.typing import NDArray
-from pages import page
-from text import lines
+from pages import page  # type: ignore[import-not-found]
+from text import lines  # type: ignore[import-not-found]
 from torch import nn
 
 import penstock
@@ -32,7 +36,7 @@ BATCH = 64
 
 
 class Net(nn.Sequential):
-    """N×1×16×16 normalised pixels to N×10 logits; 45 thousand weights."""
+    """A net from N×1×16×16 normalised pixels to N×10 logits, with 45 thousand weights."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -54,7 +58,7 @@ class Net(nn.Sequential):
 
 
 def cut_out(pages: range, *, held_out: bool) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """What the pipeline's classifier gets of these pages: n×1×16×16, and the digits."""
+    """Return what the pipeline's classifier gets from these pages (n×1×16×16), and the digits."""
     crops: list[NDArray[np.uint8]] = []
     labels: list[int] = []
     with penstock.pipe(
@@ -66,12 +70,12 @@ def cut_out(pages: range, *, held_out: bool) -> tuple[NDArray[np.uint8], NDArray
                 "data": cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)
             }
             Boxes().forward([item])
-            found = lines(item["_box"])
-            if [len(line) for line in found] != [len(line) for line in text.split("\n")]:
-                continue  # a digit in two pieces, or two that touch: which is which is not known
+            order = lines(item["_box"])
+            if [len(line) for line in order] != [len(line) for line in text.split("\n")]:
+                continue  # a digit is in two pieces, or two touch: boxes and digits don't match
             parts = [
                 {"data": item["result"], "_box": item["_box"][index]}
-                for line in found
+                for line in order
                 for index in line
             ]
             crop(parts)
@@ -86,20 +90,21 @@ def normalise(images: NDArray[np.uint8]) -> torch.Tensor:
 
 def train() -> Net:
     torch.manual_seed(0)
-    inputs, targets = (torch.as_tensor(each) for each in cut_out(range(PAGES), held_out=False))
+    inputs, targets = map(torch.as_tensor, cut_out(range(PAGES), held_out=False))
     inputs = normalise(inputs.numpy())
     network = Net()
     optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, 3e-3, total_steps=EPOCHS * (len(inputs) // BATCH + 1)
     )
+    loss = torch.zeros(())
     for epoch in range(EPOCHS):
-        for chosen in torch.randperm(len(inputs)).split(BATCH):
+        for chosen in torch.split(torch.randperm(len(inputs)), BATCH):
             loss = nn.functional.cross_entropy(
                 network(inputs[chosen]), targets[chosen], label_smoothing=0.05
             )
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
             optimiser.step()
             schedule.step()
         print(f"epoch {epoch + 1}: loss {loss.item():.3f}")
@@ -126,9 +131,8 @@ def main() -> None:
             dynamo=False,
         )
     (HERE / "page.png").write_bytes(page(1)[0])
-    print(
-        f"wrote page_digits.onnx ({(HERE / 'page_digits.onnx').stat().st_size / 1000:.0f} kB), page.png"
-    )
+    size = (HERE / "page_digits.onnx").stat().st_size
+    print(f"wrote page_digits.onnx ({size / 1000:.0f} kB) and page.png")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Write ResNet-18 or ResNet-50 to ONNX from plain torch, with a dynamic batch.
 
-    python export.py resnet18                          # fixed-seed weights: for trying and measuring
-    python export.py resnet50 --weights resnet50.pth   # a state_dict with torchvision's names (.pth, .safetensors)
+    python export.py resnet18                          # random weights, to try and to measure
+    python export.py resnet50 --weights resnet50.pth   # trained weights: .pth or .safetensors
 
-The network is He et al., "Deep Residual Learning for Image Recognition" (arXiv:1512.03385), with the stride in the 3×3
-convolution of a bottleneck, as in torchvision. Input: `image`, N×3×224×224 float32, already normalised
-(resnet18.toml has Penstock do that inside the network). Output: `logits`, N×1000.
+Weights are a state_dict with torchvision's names. The network is that of He et al., "Deep Residual
+Learning for Image Recognition" (arXiv:1512.03385), with the stride in the 3×3 convolution of a
+bottleneck, as in torchvision.
+
+Input: `image`, N×3×224×224 float32, normalised (by resnet18.toml, Penstock adds this to the
+network). Output: `logits`, N×1000.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn1(self.conv1(x)).relu()
         y = self.bn2(self.conv2(y))
-        return (y + (x if self.downsample is None else self.downsample(x))).relu()
+        z: Tensor = y + (x if self.downsample is None else self.downsample(x))
+        return z.relu()
 
 
 class Bottleneck(nn.Module):
@@ -53,18 +57,19 @@ class Bottleneck(nn.Module):
         y = self.bn1(self.conv1(x)).relu()
         y = self.bn2(self.conv2(y)).relu()
         y = self.bn3(self.conv3(y))
-        return (y + (x if self.downsample is None else self.downsample(x))).relu()
+        z: Tensor = y + (x if self.downsample is None else self.downsample(x))
+        return z.relu()
 
 
 def shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
-    """The projection beside a block that changes size; None where the identity will do."""
+    """Return the projection beside a block that changes the size; None if it does not."""
     if stride == 1 and inputs == outputs:
         return None
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 class ResNet(nn.Module):
-    """Names follow torchvision's state_dict, so that its weights load."""
+    """A ResNet whose parameters have torchvision's names, so that its weights load."""
 
     def __init__(
         self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, int, int, int]
@@ -90,11 +95,12 @@ class ResNet(nn.Module):
         x = self.maxpool(self.bn1(self.conv1(x)).relu())
         for index in range(4):
             x = self.get_submodule(f"layer{index + 1}")(x)
-        return self.fc(x.mean((2, 3)))
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
 
 
 def build(name: str, weights: Path | None = None, seed: int = 0) -> ResNet:
-    """The network in evaluation mode, with `weights` from a file or drawn with `seed`."""
+    """Build the network in evaluation mode, with weights from a file or drawn with `seed`."""
     torch.manual_seed(seed)
     network = {
         "resnet18": lambda: ResNet(BasicBlock, (2, 2, 2, 2)),
@@ -110,11 +116,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return weights
 
 
 def export(network: nn.Module, path: Path, size: int = 224) -> None:
-    """Write `network` to `path` as ONNX, batch dimension dynamic."""
+    """Write `network` to `path` as ONNX, with a dynamic batch dimension."""
     torch.onnx.export(
         network,
         (torch.zeros(1, 3, size, size),),
@@ -123,7 +130,7 @@ def export(network: nn.Module, path: Path, size: int = 224) -> None:
         output_names=["logits"],
         dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
         opset_version=17,
-        dynamo=False,  # the other exporter needs onnxscript
+        dynamo=False,  # the newer exporter needs onnxscript
     )
 
 
@@ -131,11 +138,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write ResNet-18 or ResNet-50 to ONNX.")
     parser.add_argument("name", nargs="?", default="resnet18", choices=["resnet18", "resnet50"])
     parser.add_argument(
-        "--weights", type=Path, help="state_dict with torchvision's names: .pth or .safetensors"
+        "--weights", type=Path, help="state_dict with torchvision's names, .pth or .safetensors"
     )
     parser.add_argument("--output", type=Path, help="default: NAME.onnx beside this script")
     parser.add_argument(
-        "--seed", type=int, default=0, help="for the weights where --weights is not given"
+        "--seed", type=int, default=0, help="seed of random weights, without --weights"
     )
     arguments = parser.parse_args()
     output = arguments.output or Path(__file__).with_name(f"{arguments.name}.onnx")

@@ -1,10 +1,14 @@
-"""An example as its users meet it: served over HTTP on a free port, or asked by `penstock call`."""
+"""An example as its users run it: served over HTTP on a free port, or by `penstock call`."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -15,38 +19,47 @@ from typer.testing import CliRunner
 from penstock import create_app
 from penstock.app.cli.main import command_line
 
+Serve = Callable[[Path], AbstractContextManager[httpx.Client]]
+Call = Callable[..., Any]
+Load = Callable[[Path], ModuleType]
 
-@pytest.fixture(scope="module")
-def client(request: Any) -> Any:
-    """An httpx client of the module's PIPELINE."""
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(request.module.PIPELINE),
-            port=0,
-            loop="uvloop",
-            lifespan="on",
-            log_config=None,
-        )
+
+@pytest.fixture(scope="session")
+def serve() -> Serve:
+    """Return a context manager that serves a pipeline file and yields a client of /predict/."""
+    return serving
+
+
+@contextmanager
+def serving(pipeline: Path) -> Iterator[httpx.Client]:
+    config = uvicorn.Config(
+        create_app(pipeline), port=0, loop="uvloop", lifespan="on", log_config=None
     )
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         while not server.started:
             assert thread.is_alive()
             thread.join(0.01)
-        with httpx.Client(
-            base_url=f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/predict/",
-            timeout=60,
-        ) as client:
+        port = server.servers[0].sockets[0].getsockname()[1]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}/predict/", timeout=60) as client:
             yield client
     finally:
         server.should_exit = True
         thread.join(30)
 
 
+@pytest.fixture(scope="module")
+def client(request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
+    """Serve the module's PIPELINE."""
+    with serving(request.module.PIPELINE) as client:
+        yield client
+
+
 @pytest.fixture
-def call() -> Any:
-    """What `penstock call FILE IMAGE` answers."""
+def call() -> Call:
+    """Return a function that runs `penstock call FILE IMAGE` and returns the answer."""
 
     def run(*arguments: Any) -> Any:
         outcome = CliRunner().invoke(command_line, ["call", *map(str, arguments)])
@@ -57,11 +70,12 @@ def call() -> Any:
 
 
 @pytest.fixture(scope="session")
-def load() -> Any:
-    """A script of an example, imported."""
+def load() -> Load:
+    """Return a function that imports a script of an example."""
 
-    def run(path: Any) -> Any:
+    def run(path: Path) -> ModuleType:
         spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
+        assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module

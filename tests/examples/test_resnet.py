@@ -1,26 +1,27 @@
-"""examples/resnet: exported, served, and compared with torch itself on a photograph."""
+"""examples/resnet: exported, served, and compared with torch on photographs."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import io
 import os
 import shutil
 import subprocess
 import sys
-import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from penstock import Pipeline, create_app
+from penstock import Pipeline
+
+from .conftest import Load, Serve
 
 torch = pytest.importorskip("torch")
 
@@ -29,30 +30,30 @@ MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
 
 @pytest.fixture(scope="module")
-def export() -> Any:
-    spec = importlib.util.spec_from_file_location("resnet_export", RESNET / "export.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def export(load: Load) -> ModuleType:
+    return load(RESNET / "export.py")
 
 
 @pytest.fixture(scope="module")
-def photographs() -> Any:
-    found = []
+def photographs() -> list[bytes]:
+    files = []
     for name in ("china.jpg", "flower.jpg"):
         buffer = io.BytesIO()
         Image.fromarray(load_sample_image(name)).save(buffer, "JPEG", quality=92)
-        found.append(buffer.getvalue())
-    return found
+        files.append(buffer.getvalue())
+    return files
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The example with its model, as `python export.py resnet18 --weights …` makes it."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy the example and write its model, as `python export.py resnet18 --weights …` does."""
     folder = tmp_path_factory.mktemp("resnet")
     for name in ("export.py", "resnet18.toml", "resnet18_one.toml"):
         shutil.copy(RESNET / name, folder)
-    code = "import sys, torch; sys.path.insert(0, '.'); import export; torch.save(export.build('resnet18', seed=7).state_dict(), 'seven.pth')"
+    code = (
+        "import sys, torch; sys.path.insert(0, '.'); import export; "
+        "torch.save(export.build('resnet18', seed=7).state_dict(), 'seven.pth')"
+    )
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     for command in (["-c", code], ["export.py", "resnet18", "--weights", "seven.pth"]):
         subprocess.run(
@@ -66,8 +67,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return folder
 
 
-def prepared(image: Any) -> Any:
-    """What reaches the network in Penstock: 3×224×224, 0 to 255."""
+def prepared(image: bytes) -> Any:
+    """Return what reaches the network in Penstock: 1×3×224×224, from 0 to 255."""
     nodes = {
         "decode": {
             "backend": "S[DecodeMat,ResizeMat,CvtColorMat,Mat2Tensor]",
@@ -85,55 +86,32 @@ def prepared(image: Any) -> Any:
 
 
 @pytest.fixture
-def served(folder: Any, request: Any) -> Any:
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(folder / request.param),
-            port=0,
-            loop="uvloop",
-            lifespan="on",
-            log_config=None,
-        )
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            thread.join(0.01)
-        with httpx.Client(
-            base_url=f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", timeout=60
-        ) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join(30)
+def served(serve: Serve, folder: Path, request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
+    with serve(folder / request.param) as client:
+        yield client
 
 
 @pytest.mark.parametrize("served", ["resnet18.toml", "resnet18_one.toml"], indirect=True)
 def test_the_class_and_score_are_those_of_torch(
-    served: Any, folder: Any, export: Any, photographs: Any
+    served: httpx.Client, folder: Path, export: ModuleType, photographs: list[bytes]
 ) -> None:
     network = export.build("resnet18", folder / "seven.pth")
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    answers = []
     for photograph in photographs:
         with torch.no_grad():
-            image = (prepared(photograph) - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(
-                STD
-            ).view(3, 1, 1)
-            scores = network(image).softmax(1)[0]
-        answer = served.put("/predict/resnet18", content=photograph).json()
-        assert answer["class"] == answer["result"] == int(scores.argmax())
-        assert answer["score"] == pytest.approx(float(scores.max()), abs=1e-4)
-    both = served.post(
-        "/predict/resnet18/batch", files=[("images", each) for each in photographs]
-    ).json()["results"]
-    assert both[1]["class"] == answer["class"] and both[1]["score"] == pytest.approx(
-        answer["score"], abs=1e-4
-    )
+            scores = network((prepared(photograph) - mean) / std).softmax(1)[0]
+        answers.append(served.put("resnet18", content=photograph).json())
+        assert answers[-1]["class"] == answers[-1]["result"] == int(scores.argmax())
+        assert answers[-1]["score"] == pytest.approx(float(scores.max()), abs=1e-4)
+    files = [("images", photograph) for photograph in photographs]
+    results = served.post("resnet18/batch", files=files).json()["results"]
+    assert results[1]["class"] == answers[1]["class"]
+    assert results[1]["score"] == pytest.approx(answers[1]["score"], abs=1e-4)
 
 
-def test_weights_come_from_the_file(export: Any, folder: Any) -> None:
-    """Not from the seed; and only weights are unpickled."""
+def test_weights_come_from_the_file(export: ModuleType, folder: Path) -> None:
+    """They do not come from the seed, and nothing but weights is unpickled."""
     seven, again = (
         export.build("resnet18", seed=7).state_dict(),
         export.build("resnet18", folder / "seven.pth", seed=8).state_dict(),
