@@ -190,7 +190,7 @@ class Repository:
         # seconds. The loop serves meanwhile. The lock keeps reloads of one name in order.
         async with self._lock(name):
             config = await asyncio.to_thread(
-                _read_again, name, self.configs.get(name), set(self.configs), self.directory
+                read_again, name, self.configs.get(name), set(self.configs), self.directory
             )
             return await self._load(config)
 
@@ -319,7 +319,7 @@ class Repository:
             raise NotReady(f"the server is {self.state}")
 
 
-def _read_again(
+def read_again(
     name: str, config: PipelineConfig | None, known: set[str], directory: Path | None
 ) -> PipelineConfig:
     """Read the configuration of a pipeline from its file. Blocks, and runs on a helper thread.

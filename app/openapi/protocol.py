@@ -114,8 +114,8 @@ PROTOCOL_SCHEMAS: dict[str, Schema] = {
             },
             timeout={
                 **UNSIGNED,
-                "description": "How long the answer is of use, in microseconds. 0, the default, stands for "
-                "the model's own timeout, which holds if it is shorter.",
+                "description": "How long the answer is of use, in microseconds. 0, the default, "
+                "stands for the model's own timeout, which holds if it is shorter.",
             },
             binary_data_output={
                 **FLAG,

@@ -92,7 +92,7 @@ _BY_DTYPE = {
 
 
 def datatype_of(name: str) -> Datatype | None:
-    """Look up a datatype by its name in the protocol, or in NumPy as a pipeline's file may write it.
+    """Look up a datatype by its name in the protocol, or by NumPy's as in a pipeline's file.
 
     Returns None for a dtype that the protocol does not have.
     """

@@ -3,8 +3,8 @@
 A client that calls a model again and again sends the same JSON before other bytes, or with other
 bytes in shared memory. What `parse` found in that JSON is kept, and the next request's bytes are
 only cut into tensors. On a small request that saves 7 µs, 10 to 15 % of the processor time
-(docs/explanation/performance.md). Regions of shared memory are looked up again, since a name may stand for
-another region by now.
+(docs/explanation/performance.md). Regions of shared memory are looked up again, since a name may
+stand for another region by now.
 """
 
 from __future__ import annotations

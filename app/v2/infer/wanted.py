@@ -16,7 +16,8 @@ class Wanted(NamedTuple):
 
     `binary` asks for bytes after the JSON. `classes` is the number of best classes, 0 for the
     tensor itself. `region` names the shared memory region to write the tensor to, `size` bytes
-    from `offset` on; "" for none. `lease` is that part of the region, borrowed until the request has been answered.
+    from `offset` on; "" for none. `lease` is that part of the region, borrowed until the request
+    has been answered.
     """
 
     name: str

@@ -1,1 +1,1 @@
-"""Describe pipelines as models of the protocol: metadata, configuration, repository, statistics."""
+"""Pipelines as models of the protocol: metadata, configuration, repository, statistics."""

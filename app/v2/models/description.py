@@ -1,4 +1,7 @@
-"""What models say of themselves: metadata, readiness, and the configuration in Triton's shape."""
+"""Metadata, readiness and configuration of models.
+
+The configuration has the shape of Triton's ModelConfig.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,25 @@ from penstock.pipelines.node.node import Node
 
 from ..call import Answer, ProtocolCall, ProtocolError, Route, json_answer
 from ..tensors import DATATYPES, Datatype
-from .model import ANY, Model, Models, Tensor
+from .model import ANY_SIZE, Model, Models, Tensor
 
 PLATFORM = "penstock"
 NOT_READY = "Model version not ready"
-"""Triton's words; the repository's index has the reason."""
+"""Triton's words. The repository's index has the reason."""
 
 _MODEL = "/v2/models/{model}[/versions/{version}]"
 
 
 def description_routes(models: Models) -> tuple[Route, ...]:
+    """Return the routes that describe a model."""
+
     def model_of(call: ProtocolCall) -> Model:
         return models.get(call.names["model"], call.names["version"])
 
-    async def metadata(call: ProtocolCall) -> Any:
+    async def metadata(call: ProtocolCall) -> dict[str, Any]:
         return metadata_of(model_of(call))
 
-    async def config(call: ProtocolCall) -> Any:
+    async def config(call: ProtocolCall) -> dict[str, Any]:
         return config_of(model_of(call))
 
     async def ready(call: ProtocolCall) -> Answer:
@@ -46,17 +51,17 @@ def description_routes(models: Models) -> tuple[Route, ...]:
 
 
 def metadata_of(model: Model) -> dict[str, Any]:
-    """As `GET /v2/models/{model}` answers it."""
+    """Return what `GET /v2/models/{model}` answers."""
     return {
         "name": model.name,
         "versions": [model.version],
         "platform": PLATFORM,
-        "inputs": [_described(each, model) for each in model.inputs],
-        "outputs": [_described(each, model) for each in model.outputs],
+        "inputs": [_metadata(tensor, model) for tensor in model.inputs],
+        "outputs": [_metadata(tensor, model) for tensor in model.outputs],
     }
 
 
-def _described(tensor: Tensor, model: Model) -> dict[str, Any]:
+def _metadata(tensor: Tensor, model: Model) -> dict[str, Any]:
     return {
         "name": tensor.name,
         "datatype": _datatype(tensor).name,
@@ -65,23 +70,32 @@ def _described(tensor: Tensor, model: Model) -> dict[str, Any]:
 
 
 def _shape(tensor: Tensor, model: Model) -> tuple[int, ...]:
-    """With the batch dimension where there is one, of what is not known, too."""
-    return tensor.shape if tensor.shape is not None else ANY * (2 if model.max_batch_size else 1)
+    """Return the shape, with the batch dimension if there is one; -1 for each unknown size."""
+    if tensor.shape is not None:
+        return tensor.shape
+    return ANY_SIZE * (2 if model.max_batch_size else 1)
 
 
 def _datatype(tensor: Tensor) -> Datatype:
-    """Clients want one. Where a pipeline's file does not say, it is the one that can hold anything: an answer names its own."""
+    """Return the datatype to report.
+
+    Clients expect one. If the pipeline's file does not say, it is BYTES, which can hold anything:
+    each answer names its own.
+    """
     return tensor.datatype or DATATYPES["BYTES"]
 
 
 def config_of(model: Model) -> dict[str, Any]:
-    """As `GET /v2/models/{model}/config` answers it: the names of Triton's ModelConfig, for what pipelines have."""
+    """Return what `GET /v2/models/{model}/config` answers.
+
+    The fields are those of Triton's ModelConfig, with the values that pipelines have.
+    """
     labels = {
         port.name: Path(port.labels).name
         for port in model.pipeline.config.outputs
         if port.labels is not None
     }
-    found: dict[str, Any] = {
+    config: dict[str, Any] = {
         "name": model.name,
         "platform": "",
         "backend": PLATFORM,
@@ -90,23 +104,23 @@ def config_of(model: Model) -> dict[str, Any]:
         "max_batch_size": model.max_batch_size,
         "input": [
             {
-                **_configured(each, model),
+                **_tensor_config(tensor, model),
                 "format": "FORMAT_NONE",
                 "is_shape_tensor": False,
                 "allow_ragged_batch": False,
                 "optional": False,
                 "is_non_linear_format_io": False,
             }
-            for each in model.inputs
+            for tensor in model.inputs
         ],
         "output": [
             {
-                **_configured(each, model),
-                "label_filename": labels.get(each.name, ""),
+                **_tensor_config(tensor, model),
+                "label_filename": labels.get(tensor.name, ""),
                 "is_shape_tensor": False,
                 "is_non_linear_format_io": False,
             }
-            for each in model.outputs
+            for tensor in model.outputs
         ],
         "batch_input": [],
         "batch_output": [],
@@ -115,21 +129,7 @@ def config_of(model: Model) -> dict[str, Any]:
             "gather_kernel_buffer_threshold": 0,
             "eager_batching": False,
         },
-        "instance_group": [
-            {
-                "name": node.name,
-                "kind": "KIND_GPU" if node.devices else "KIND_CPU",
-                "count": _count(node),
-                "gpus": sorted(
-                    int(device[5:]) for device in node.devices if device.startswith("cuda:")
-                ),
-                "secondary_devices": [],
-                "profile": [],
-                "passive": False,
-                "host_policy": "",
-            }
-            for node in model.pipeline.nodes
-        ],
+        "instance_group": [_instance_group(node) for node in model.pipeline.nodes],
         "default_model_filename": "",
         "cc_model_filenames": {},
         "metric_tags": {},
@@ -137,46 +137,55 @@ def config_of(model: Model) -> dict[str, Any]:
         "model_warmup": [],
     }
     entry_point = model.pipeline.plan.default
-    if entry_point is not None and (
-        model.max_batch_size > 1 or entry_point.root.config.priority_levels
-    ):
-        entry, whole = entry_point.root.config, model.pipeline.config
-        found["dynamic_batching"] = {
-            "preferred_batch_size": [model.max_batch_size] if model.max_batch_size > 1 else [],
-            "max_queue_delay_microseconds": round(entry.batching_timeout * 1000),
-            "preserve_ordering": False,
-            "priority_levels": entry.priority_levels,
-            "default_priority_level": entry.default_priority,
-            "default_queue_policy": {  # 0: no bound
-                "timeout_action": "REJECT",
-                "default_timeout_microseconds": _at_most(whole.timeout * 1e6, 2**53),
-                "allow_timeout_override": True,
-                "max_queue_size": _at_most(whole.max_requests, 2**31 - 1),
-            },
-            "priority_queue_policy": {},
-        }
-    return found
+    if entry_point is not None:
+        entry_node, pipeline = entry_point.root.config, model.pipeline.config
+        if model.max_batch_size > 1 or entry_node.priority_levels:
+            config["dynamic_batching"] = {
+                "preferred_batch_size": [model.max_batch_size] if model.max_batch_size > 1 else [],
+                "max_queue_delay_microseconds": round(entry_node.batching_timeout * 1000),
+                "preserve_ordering": False,
+                "priority_levels": entry_node.priority_levels,
+                "default_priority_level": entry_node.default_priority,
+                "default_queue_policy": {  # 0: no bound
+                    "timeout_action": "REJECT",
+                    "default_timeout_microseconds": _at_most(pipeline.timeout * 1e6, 2**53),
+                    "allow_timeout_override": True,
+                    "max_queue_size": _at_most(pipeline.max_requests, 2**31 - 1),
+                },
+                "priority_queue_policy": {},
+            }
+    return config
 
 
 def _at_most(value: float, most: int) -> int:
-    """What its field can hold; else 0."""
+    """Round a value; 0 if its field can't hold it."""
     return round(value) if value <= most else 0
 
 
-def _count(node: Node) -> int:
-    """Instances on each device, as ModelConfig counts them."""
-    return max(
-        1,
-        sum(group.instances for group in node.config.groups)
-        // max(1, len(node.config.devices), len(node.devices)),
-    )
+def _instance_group(node: Node) -> dict[str, Any]:
+    devices = max(1, len(node.config.devices), len(node.devices))
+    return {
+        "name": node.name,
+        "kind": "KIND_GPU" if node.devices else "KIND_CPU",
+        # ModelConfig counts the instances on each device.
+        "count": max(1, sum(group.instances for group in node.config.groups) // devices),
+        "gpus": sorted(int(device[5:]) for device in node.devices if device.startswith("cuda:")),
+        "secondary_devices": [],
+        "profile": [],
+        "passive": False,
+        "host_policy": "",
+    }
 
 
-def _configured(tensor: Tensor, model: Model) -> dict[str, Any]:
-    """Its shape is that of a row, where there is a batch: what stands behind the -1 that metadata begin with."""
+def _tensor_config(tensor: Tensor, model: Model) -> dict[str, Any]:
+    """Describe an input or output as ModelConfig does.
+
+    If there is a batch dimension, the shape is that of a row: without the -1 that the shape in the
+    metadata begins with.
+    """
     name = _datatype(tensor).name
     shape = _shape(tensor, model)
-    if model.max_batch_size and shape[:1] == ANY:
+    if model.max_batch_size and shape[:1] == ANY_SIZE:
         shape = shape[1:]
     return {
         "name": tensor.name,

@@ -1,4 +1,7 @@
-"""Metrics under Triton's names, beside our own, so that dashboards go on working. Made at scrape, of what pipelines count."""
+"""Metrics under Triton's names, beside our own, so that existing dashboards keep working.
+
+They are made at each scrape from what pipelines count.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,16 @@ COUNTERS = {
     "nv_inference_request_success": "Requests that have been answered.",
     "nv_inference_request_failure": "Requests that have failed, by reason.",
     "nv_inference_count": "Rows of requests that have been answered.",
-    "nv_inference_exec_count": "Batches that have run; of a pipeline of several nodes, requests.",
-    "nv_inference_request_duration_us": "Time that requests took from the reading of their tensors to their answer, microseconds.",
-    "nv_inference_queue_duration_us": "Time of it in which they waited for executors, microseconds.",
-    "nv_inference_compute_input_duration_us": "Time of it that was spent on reading their tensors, microseconds.",
-    "nv_inference_compute_infer_duration_us": "Time of it that they spent on executors, microseconds.",
-    "nv_inference_compute_output_duration_us": "Time of it that was spent on writing their tensors, microseconds.",
+    "nv_inference_exec_count": (
+        "Batches that have run; for a pipeline of several nodes, requests."
+    ),
+    "nv_inference_request_duration_us": (
+        "Microseconds from reading the tensors of requests to their answers."
+    ),
+    "nv_inference_queue_duration_us": "Microseconds that requests waited for executors.",
+    "nv_inference_compute_input_duration_us": "Microseconds spent on reading tensors.",
+    "nv_inference_compute_infer_duration_us": "Microseconds that requests spent on executors.",
+    "nv_inference_compute_output_duration_us": "Microseconds spent on writing tensors.",
 }
 PENDING = "nv_inference_pending_request_count"
 
@@ -34,23 +41,27 @@ REASONS = {
     "unready": "OTHER",
     "unwritten": "OTHER",
 }
-"""How requests fail, in Triton's words; what is refused at the entry is REJECTED too."""
+"""Triton's words for how requests fail. Requests that admission refuses are REJECTED too."""
 
 
 class TritonCollector(Collector):
-    """Reads a repository. Must be collected on its event loop's thread, where nothing changes meanwhile."""
+    """Collects from a repository.
+
+    Must run on the thread of its event loop, where nothing changes meanwhile.
+    """
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
-        # A success is taken back where its answer turns out to be none that can be written; a scrape may have come in between.
+        # A success is taken back if its answer can't be written, and a scrape may come in between.
+        # So the last shown values are kept: a counter must never go down.
         self._shown: WeakKeyDictionary[Pipeline, dict[str, int]] = WeakKeyDictionary()
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: registering must not collect."""
+        """Return nothing, so that registering does not collect."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        # Prometheus's client ends a counter's name with _total, which Triton's have not; the values are what counters have.
+        # As counters they would get names that end with _total, which Triton's do not.
         families = {name: Metric(name, text, "unknown") for name, text in COUNTERS.items()}
         pending = Metric(PENDING, "Requests that wait in queues.", "gauge")
         for name, pipeline in sorted(self._repository.models.items()):
@@ -69,19 +80,15 @@ class TritonCollector(Collector):
             )
             shown = self._shown.setdefault(pipeline, {})
             for family, value in values:
-                shown[family] = max(round(value), shown.get(family, 0))  # counters never go down
+                shown[family] = max(round(value), shown.get(family, 0))
                 families[family].add_sample(family, labels, shown[family])
-            failures: dict[str, int] = dict.fromkeys(
-                ("REJECTED", "CANCELED", "BACKEND", "OTHER"), 0
-            )
-            failures["REJECTED"] = totals.refused
+            failures = {"REJECTED": totals.refused, "CANCELED": 0, "BACKEND": 0, "OTHER": 0}
             for how, count in requests.failures.items():
                 failures[REASONS[how]] += count
+            family = "nv_inference_request_failure"
             for reason, count in failures.items():
-                name_of = "nv_inference_request_failure"
-                families[name_of].add_sample(
-                    name_of, {"model": name, "reason": reason, "version": labels["version"]}, count
-                )
+                sample = {"model": name, "reason": reason, "version": labels["version"]}
+                families[family].add_sample(family, sample, count)
             waiting = sum(
                 len(bucket) for node in pipeline.nodes for bucket in node.scheduler.buckets.values()
             )

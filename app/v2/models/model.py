@@ -1,16 +1,20 @@
-"""A pipeline as a model of the protocol: what its inputs and outputs are called, of what datatype and shape, and which item they make.
+"""A pipeline as a model of the protocol: the names, datatypes and shapes of its inputs and outputs.
 
 An exposed node (`[pipeline.expose.NODE]`) is a pipeline of that one node.
 
-Inputs. Where the file declares `data` among its inputs, each of them is the item's key of its name. Where it declares others only,
-they make `data` together: one is `data`, several are a list in the declared order, as engines take them. Where the file declares none,
-an engine at the entry says what it takes (its own names, in its own order); any other pipeline takes one image, as `data`.
+Inputs. If the file declares `data` among its inputs, each input is the key of that name in the
+item. If it declares only other inputs, they make up `data` together: one input is `data`, several
+are a list in the declared order, as engines take them. If it declares none, an engine at the entry
+point says what it takes, with its own names in its own order; any other pipeline takes one image,
+as `data`.
 
-Outputs are found the same way: an item's key of that name; else, for tensors, the item's `result`, or its parts where there are several.
-Where no tensors are declared, `result` is an output too, by the names of the engine that ends the pipeline where there is one.
+Outputs. An output is the key of its name in the item. If the item has no such key, a tensor is the
+item's `result`, or one part of it if there are several. If no tensors are declared, `result` is an
+output too, under the names of the engine that ends the pipeline, if one does.
 
-A model has a batch dimension where all of its inputs are tensors whose first size is open (-1), and there is a second one or the engine
-says so. A request of N rows is then one item of `request_size` N. Other models take one item a request.
+A model has a batch dimension if all of its inputs are tensors whose first size is open (-1), and
+there is a second size or the engine says so. A request of N rows is then one item with
+`request_size` N. Other models take one item a request.
 """
 
 from __future__ import annotations
@@ -38,17 +42,19 @@ SCALARS = {
     "number": "FP64",
     "boolean": "BOOL",
 }
-"""Kinds of one value, which is a tensor of one element."""
+"""Datatypes of the kinds that are one value: such a value is a tensor of one element."""
 
-ANY: tuple[int, ...] = (-1,)
-"""The shape that clients are told where none is known."""
+ANY_SIZE: tuple[int, ...] = (-1,)
+"""The shape to report if none is known."""
 
 
 class Tensor(NamedTuple):
-    """An input or output. `datatype` and `shape` (with the batch dimension, -1: any size) are None where they are not known.
+    """An input or output.
 
-    `kind`: `tensor`, or the kind of one value. `text`: its strings are `str` in the item, not `bytes`. `part`: it is in `data` or `result`
-    (at that plan_node, where those are lists), else the item's key.
+    `shape` includes the batch dimension, and -1 in it stands for any size. `datatype` and `shape`
+    are None if they are not known. `kind` is `tensor` or the kind of one value. `text` says that
+    strings are `str` in the item, not `bytes`. `part` is the tensor's index in the item's `data` or
+    `result`, which is a list if there are several; None if the tensor is a key of the item.
     """
 
     name: str
@@ -61,7 +67,11 @@ class Tensor(NamedTuple):
 
 
 class Model:
-    """Made of a pipeline that runs. `max_batch_size` is 0 where there is no batch dimension."""
+    """A running pipeline as a model.
+
+    `max_batch_size` is 0 if the model has no batch dimension. `layouts` is kept by
+    infer/layout.py.
+    """
 
     __slots__ = (
         "inputs",
@@ -84,30 +94,32 @@ class Model:
         if entry_point is not None and entry_point.linear:
             first = getattr(entry_point.root.node, "signature", None)
             last = getattr(entry_point.plan_nodes[-1].node, "signature", None)
-        self.layouts: dict[bytes, Any] = {}  # kept by infer/layout.py
+        self.layouts: dict[bytes, Any] = {}
         self.pipeline = pipeline
         self.name = pipeline.name
         self.version = config.version
         self.inputs = tuple(_inputs(config, first.inputs if first is not None else None))
-        self.inputs_by_name = {each.name: each for each in self.inputs}
+        self.inputs_by_name = {tensor.name: tensor for tensor in self.inputs}
         bound = 0
         if (
             entry_point is not None
             and self.inputs
-            and all(_is_batched(each, first) for each in self.inputs)
+            and all(_is_batched(tensor, first) for tensor in self.inputs)
         ):
             bound = min((node.scheduler.max for node in entry_point.nodes), default=0)
             if not config.declares_inputs and (last is None or last.outputs is None):
-                bound = min(
-                    bound, 1
-                )  # what follows the engine may be made for one row, as a classifier's last step is
+                # What follows the engine may work on one row only, as a classifier's last step.
+                bound = min(bound, 1)
         self.max_batch_size = bound
         self.outputs = tuple(_outputs(config, last.outputs if last is not None else None))
-        self.outputs_by_name = {each.name: each for each in self.outputs}
-        self.parts = sum(each.part is not None for each in self.outputs)
+        self.outputs_by_name = {tensor.name: tensor for tensor in self.outputs}
+        self.parts = sum(tensor.part is not None for tensor in self.outputs)
 
     def values_of(self, item: Item) -> Iterator[tuple[Tensor, Any]]:
-        """The outputs that an item has, in order."""
+        """Yield the outputs that an item has, in order, with their values.
+
+        Raises `BackendError` if the result is not the list of outputs that the pipeline declares.
+        """
         result = item.get("result")
         for output in self.outputs:
             if output.name in item and output.name != "data":
@@ -122,7 +134,8 @@ class Model:
                 value = result[output.part]
             else:
                 raise BackendError(
-                    f"the result of pipeline '{self.name}' is not the list of {self.parts} outputs that it declares"
+                    f"the result of pipeline '{self.name}' is not the list of {self.parts} outputs "
+                    "that it declares"
                 )
             if value is None:
                 continue
@@ -130,16 +143,16 @@ class Model:
                 output.datatype is None
                 and isinstance(value, (list, tuple))
                 and value
-                and all(hasattr(each, "dtype") for each in value)
+                and all(hasattr(array, "dtype") for array in value)
             ):
-                for index, each in enumerate(value):  # arrays that nobody has named
-                    yield output._replace(name=f"{output.name}_{index}"), each
+                for index, array in enumerate(value):  # a list of arrays that have no names
+                    yield output._replace(name=f"{output.name}_{index}"), array
             else:
                 yield output, value
 
 
 class Loaded(Protocol):
-    """Where pipelines are found by name (`repository.py`)."""
+    """A repository of loaded pipelines (`pipelines/repository.py`)."""
 
     @property
     def models(self) -> dict[str, Pipeline]: ...
@@ -157,15 +170,17 @@ class Models:
         self._generation = repository.generation
 
     def get(self, name: str, version: str = "") -> Model:
-        """A loaded one; "" is its only version. Raises `InvalidRequest` in Triton's words for an unknown one, `NotReady`."""
-        if (
-            self._generation != self._repository.generation
-        ):  # pipelines that are gone are not held on to
+        """Return a loaded model; "" stands for its only version.
+
+        Raises `NotReady`, and `InvalidRequest` with Triton's message for an unknown model.
+        """
+        if self._generation != self._repository.generation:
+            # Let go of pipelines that are not loaded any more.
             loaded, self._generation = self._repository.models, self._repository.generation
             self._models = {
-                each: model
-                for each, model in self._models.items()
-                if loaded.get(each) is model.pipeline
+                kept: model
+                for kept, model in self._models.items()
+                if loaded.get(kept) is model.pipeline
             }
         model = self._models.get(name)
         if model is None:
@@ -174,8 +189,9 @@ class Models:
                 try:
                     pipeline = self._repository.get(name)
                 except NotFound:
+                    shown = name[:NAME_CHARACTERS_IN_ERRORS]
                     raise InvalidRequest(
-                        f"Request for unknown model: '{name[:NAME_CHARACTERS_IN_ERRORS]}' is not found"
+                        f"Request for unknown model: '{shown}' is not found"
                     ) from None
             model = self._models[name] = Model(pipeline)
         if version and version != model.version:
@@ -186,41 +202,42 @@ class Models:
 
 
 def _inputs(config: PipelineConfig, known: Sequence[TensorPort] | None) -> Iterator[Tensor]:
+    """Yield the inputs; `known` are those of the engine at the entry point."""
     ports: Sequence[Port] = config.inputs
     if known is not None and not config.declares_inputs:
-        for index, each in enumerate(known):
-            yield _of_engine(each, index)
+        for index, tensor_port in enumerate(known):
+            yield _of_engine(tensor_port, index)
         return
     keyed = any(port.name == "data" for port in ports)
     for index, port in enumerate(ports):
-        plan_node = known is not None and (
-            (len(known) == len(ports) and not keyed) or (port.name == "data" and len(known) == 1)
-        )
-        yield _of_port(
-            port,
-            known[index if not keyed else 0] if known is not None and plan_node else None,
-            None if keyed else index,
-        )
+        engine = None
+        if known is not None:
+            if keyed and port.name == "data" and len(known) == 1:
+                engine = known[0]
+            elif not keyed and len(known) == len(ports):
+                engine = known[index]
+        yield _of_port(port, engine, None if keyed else index)
 
 
 def _outputs(config: PipelineConfig, known: Sequence[TensorPort] | None) -> Iterator[Tensor]:
+    """Yield the outputs; `known` are those of the engine that ends the pipeline."""
     ports = config.outputs
     keyed = any(port.name == "result" for port in ports)
     tensors = [] if keyed else [port for port in ports if _is_tensor(port)]
     if not keyed and not tensors:
         if known is not None:
-            for index, each in enumerate(known):
-                yield _of_engine(each, index)
+            for index, tensor_port in enumerate(known):
+                yield _of_engine(tensor_port, index)
         else:
             yield Tensor("result", None, None, part=0)
     for port in ports:
         part = tensors.index(port) if port in tensors else None
-        engine = (
-            known[part]
-            if known is not None and part is not None and len(known) == len(tensors)
-            else None
-        )
-        yield _of_port(port, engine, part, config)
+        engine = None
+        if known is not None and part is not None and len(known) == len(tensors):
+            engine = known[part]
+        tensor = _of_port(port, engine, part)
+        labels = _labels(port, config) if tensor.kind == "tensor" else ()
+        yield tensor._replace(labels=labels)
 
 
 def _of_engine(port: TensorPort, part: int) -> Tensor:
@@ -229,36 +246,33 @@ def _of_engine(port: TensorPort, part: int) -> Tensor:
     )
 
 
-def _of_port(
-    port: Port, engine: TensorPort | None, part: int | None, config: PipelineConfig | None = None
-) -> Tensor:
-    """`engine`: what the engine says of it, for what the file leaves out. `config`: of an output, whose labels are read."""
-    scalar = None if _is_tensor(port) or port.shape not in {None, (1,)} else SCALARS[port.kind]
+def _of_port(port: Port, engine: TensorPort | None, part: int | None) -> Tensor:
+    """Describe a declared input or output; `engine` fills in what the file leaves out."""
     declared = None if port.dtype is None else datatype_of(port.dtype)
-    if scalar is not None:
-        return Tensor(
-            port.name, declared or DATATYPES[scalar], (1,), port.kind, port.kind == "text", part
-        )
-    found = _of_engine(engine, 0) if engine is not None else Tensor(port.name, None, None)
-    shape_found = port.shape if port.shape is not None else found.shape
-    datatype_found = (
-        declared or found.datatype or (None if _is_tensor(port) else DATATYPES[SCALARS[port.kind]])
-    )
-    text = found.text or port.dtype == "string" or port.kind == "text"
+    if not _is_tensor(port) and port.shape in {None, (1,)}:
+        datatype = declared or DATATYPES[SCALARS[port.kind]]
+        return Tensor(port.name, datatype, (1,), port.kind, port.kind == "text", part)
+    known = _of_engine(engine, 0) if engine is not None else Tensor(port.name, None, None)
     return Tensor(
-        port.name, datatype_found, shape_found, "tensor", text, part, _labels(port, config)
+        port.name,
+        declared or known.datatype or (None if _is_tensor(port) else DATATYPES[SCALARS[port.kind]]),
+        port.shape if port.shape is not None else known.shape,
+        "tensor",
+        known.text or port.dtype == "string" or port.kind == "text",
+        part,
     )
 
 
 def _is_tensor(port: Port) -> bool:
-    """It says so, or it has no kind and says what only tensors have."""
+    """Return whether a port is a tensor: by its kind, or by a dtype or shape if it has no kind."""
     return port.kind == "tensor" or (
         port.kind == "json" and (port.dtype is not None or port.shape is not None)
     )
 
 
-def _labels(port: Port, config: PipelineConfig | None) -> tuple[str, ...]:
-    if port.labels is None or config is None:
+def _labels(port: Port, config: PipelineConfig) -> tuple[str, ...]:
+    """Read an output's labels, relative to the pipeline's file or else to the working directory."""
+    if port.labels is None:
         return ()
     beside = config.directory / port.labels
     return tuple(read_labels(beside if beside.exists() else Path(port.labels)))

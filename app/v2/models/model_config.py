@@ -1,13 +1,14 @@
-"""Triton's ModelConfig, read: what of it means something to a pipeline, and a pipeline's configuration with that. `description.py` writes
-it.
+"""Triton's ModelConfig as a change to a pipeline. `description.py` writes a ModelConfig.
 
-| ModelConfig | pipeline |
-|---|---|
-| `max_batch_size` | the least `max` of its nodes (and their engines'); 0 changes none: it is what models without a batch dimension have |
-| `instance_group` | `instance_num`, and `device` by `kind` and `gpus`, of the node of that name; without one of the only node |
-| `dynamic_batching.max_queue_delay_microseconds` | `batching_timeout` of the node at the entry |
-| `dynamic_batching.priority_levels`, `.default_priority_level` | `priority_levels`, `default_priority` there |
-| `dynamic_batching.default_queue_policy` | `.max_queue_size`: `max_requests`; `.default_timeout_microseconds`: `timeout` |
+* `max_batch_size`: the smallest `max` of the nodes (and of their engines). 0 changes nothing: it is
+  what models without a batch dimension have.
+* `instance_group`: `instance_num`, and `device` by `kind` and `gpus`, of the node with the group's
+  name. A group without a name belongs to the only node.
+* `dynamic_batching.max_queue_delay_microseconds`: `batching_timeout` of the entry node.
+* `dynamic_batching.priority_levels`, `.default_priority_level`: `priority_levels` and
+  `default_priority` of the entry node.
+* `dynamic_batching.default_queue_policy.max_queue_size`: `max_requests` of the pipeline.
+* `dynamic_batching.default_queue_policy.default_timeout_microseconds`: its `timeout`.
 """
 
 from __future__ import annotations
@@ -28,13 +29,28 @@ from penstock.pipelines.config.definition import (
 
 from ..json_text import kind_of
 
-KEYS = frozenset({
-    "name", "backend", "platform", "max_batch_size", "instance_group", "dynamic_batching", "default_model_filename",
-    "input", "output", "version_policy", "optimization",
-})  # fmt: skip
-"""What may be given. Inputs and outputs are the pipeline's own, or its model's; there is one version; ONNX Runtime optimises."""
+KEYS = frozenset(
+    {
+        "name",
+        "backend",
+        "platform",
+        "max_batch_size",
+        "instance_group",
+        "dynamic_batching",
+        "default_model_filename",
+        "input",
+        "output",
+        "version_policy",
+        "optimization",
+    }
+)
+"""The fields that may be given.
 
-IGNORED = frozenset(
+The last four change nothing: inputs and outputs are those of the pipeline or its model, there is
+one version, and ONNX Runtime optimises models itself.
+"""
+
+EMPTY_KEYS = frozenset(
     {
         "runtime",
         "batch_input",
@@ -45,58 +61,68 @@ IGNORED = frozenset(
         "model_warmup",
     }
 )
-"""What may be there, empty, as in what the server itself tells."""
+"""The fields that may be there if they are empty, as in what the server itself reports."""
 
 KINDS = frozenset({"KIND_AUTO", "KIND_CPU", "KIND_GPU"})
 
+MAX_BATCH_SIZE = 2**31 - 1
+MAX_QUEUE_SIZE = 2**31 - 1
+MAX_MICROSECONDS = 2**53
+MAX_INSTANCES = 1024
+MAX_GPU = 1023
+MAX_PRIORITY_LEVELS = 1024
 
-def configure(config: PipelineConfig, wanted: Mapping[str, Any], told: int = 0) -> PipelineConfig:
-    """The pipeline as `wanted` has it. `told`: the `max_batch_size` that clients are told of it as it is, if that is known. It may be less
-    than some nodes take: where it comes back, none changes. Raises `InvalidRequest`.
+
+def configure(
+    config: PipelineConfig, override: Mapping[str, Any], reported: int = 0
+) -> PipelineConfig:
+    """Return the pipeline with the changes that `override` makes.
+
+    `reported` is the `max_batch_size` that clients see for the pipeline as it is, 0 if that is not
+    known. Some nodes may take more rows than that, so an `override` that sends it back changes no
+    node. Raises `InvalidRequest`.
     """
     nodes = dict(config.nodes)
     working = [name for name, node in nodes.items() if node.shares is None and node.groups]
-    bound = wanted.get("max_batch_size")
-    if bound is not None and (bound := _number(bound, "max_batch_size", 2**31 - 1)) not in (
-        0,
-        told,
-    ):
-        nodes |= _bounded(bound, [nodes[name] for name in working])
-    for entry in _list(wanted.get("instance_group"), "instance_group"):
-        said = entry.get("name")
-        if said not in working and len(working) != 1:
-            raise _invalid(f"'instance_group' must name a node each, of {', '.join(working)}")
-        name = said if said in working else working[0]
-        nodes[name] = _placed(nodes[name], entry)
-    batching = wanted.get("dynamic_batching")
+    bound = override.get("max_batch_size")
+    if bound is not None:
+        bound = _number(bound, "max_batch_size", MAX_BATCH_SIZE)
+        if bound not in {0, reported}:
+            nodes |= _bounded(bound, [nodes[name] for name in working])
+    for group in _list(override.get("instance_group"), "instance_group"):
+        name = group.get("name")
+        if name not in working:
+            if len(working) != 1:
+                raise _invalid(
+                    "each 'instance_group' must have the 'name' of a node, one of "
+                    f"{', '.join(working)}"
+                )
+            name = working[0]
+        nodes[name] = _placed(nodes[name], group)
+    batching = override.get("dynamic_batching")
     changes: dict[str, Any] = {}
     if batching is not None:
         batching = _table(batching, "dynamic_batching")
         entry_name = config.entry or next(iter(nodes))
         nodes[entry_name] = _batching(nodes[entry_name], batching)
         policy = _table(batching.get("default_queue_policy") or {}, "default_queue_policy")
-        if policy.get("max_queue_size"):
-            changes["max_requests"] = _number(policy["max_queue_size"], "max_queue_size", 2**31 - 1)
-        if policy.get("default_timeout_microseconds"):
-            changes["timeout"] = (
-                _number(
-                    policy["default_timeout_microseconds"], "default_timeout_microseconds", 2**53
-                )
-                / 1e6
-            )
+        if size := policy.get("max_queue_size"):
+            changes["max_requests"] = _number(size, "max_queue_size", MAX_QUEUE_SIZE)
+        if timeout := policy.get("default_timeout_microseconds"):
+            microseconds = _number(timeout, "default_timeout_microseconds", MAX_MICROSECONDS)
+            changes["timeout"] = microseconds / 1e6
     return replace(config, nodes=nodes, **changes)
 
 
 def maxima_of(config: PipelineConfig) -> dict[str, list[int | None]]:
-    """What of nodes a `max_batch_size` changes."""
+    """Return the values of the nodes that a `max_batch_size` may change."""
     return {name: [group.max for group in node.groups] for name, node in config.nodes.items()}
 
 
 def _bounded(bound: int, nodes: list[NodeConfig]) -> dict[str, NodeConfig]:
-    """The nodes whose `max` must change for the least of all to be `bound`."""
-    most = {
-        node.name: max(group.max or DEFAULT_MAX for group in node.groups) for node in nodes
-    }  # a node's is that of its largest group
+    """Change the `max` of the nodes so that the smallest of all is `bound`."""
+    # A node takes as many rows as its largest group.
+    most = {node.name: max(group.max or DEFAULT_MAX for group in node.groups) for node in nodes}
     least = min(most.values(), default=bound)
 
     def changes(maximum: int | None, node: NodeConfig) -> bool:
@@ -117,14 +143,16 @@ def _bounded(bound: int, nodes: list[NodeConfig]) -> dict[str, NodeConfig]:
 
 
 def _with_max(group: GroupConfig, bound: int) -> GroupConfig:
-    """A node's `max` may be its engines' too. Raises `InvalidRequest` where its backends take fewer: nobody would learn of it."""
+    """Set the `max` of a group, and of its engines if they have the same.
+
+    Raises `InvalidRequest` if its backends take fewer rows: nothing would report that otherwise.
+    """
     spec = group.spec
-    if (
-        spec.declared_range.max < bound
-    ):  # else it stays, and an engine that was built for more need not be built again
+    # An engine that takes enough stays as it is, so that it need not be built again.
+    if spec.declared_range.max < bound:
         spec = _with_engine_max(spec, str(group.max), str(bound))
     if (most := spec.declared_range.max) < bound:
-        raise _invalid(f"'max_batch_size' is {bound}, and {spec.name} takes {most} rows at most")
+        raise _invalid(f"'max_batch_size' is {bound}, but {spec.name} takes at most {most} rows")
     return replace(group, spec=spec, max=bound)
 
 
@@ -140,44 +168,46 @@ def _with_engine_max(spec: Spec, old: str, new: str) -> Spec:
 
 
 def _placed(node: NodeConfig, entry: Mapping[str, Any]) -> NodeConfig:
+    """Set the number of a node's instances, and their devices."""
     kind = entry.get("kind") or "KIND_AUTO"
     if kind not in KINDS:
-        raise _invalid(f"'kind' of an instance group is one of {', '.join(sorted(KINDS))}")
+        raise _invalid(f"'kind' of an instance group must be one of {', '.join(sorted(KINDS))}")
     gpus = entry.get("gpus") or []
     if not isinstance(gpus, list):
-        raise _invalid("'gpus' of an instance group is an array of numbers")
-    devices = tuple(f"cuda:{_number(gpu, 'gpus', 1023)}" for gpu in gpus)
+        raise _invalid("'gpus' of an instance group must be an array of numbers")
+    devices = tuple(f"cuda:{_number(gpu, 'gpus', MAX_GPU)}" for gpu in gpus)
     if kind == "KIND_CPU" and devices:
-        raise _invalid("an instance group of KIND_CPU has no 'gpus'")
+        raise _invalid("an instance group of KIND_CPU must have no 'gpus'")
     if kind == "KIND_CPU" and node.devices:
         devices = ("cpu",)
-    count = _number(entry.get("count") or 1, "count", 1024) * max(
-        1, len(devices) if kind != "KIND_CPU" else 1
-    )
+    count = _number(entry.get("count") or 1, "count", MAX_INSTANCES)
+    if kind != "KIND_CPU":
+        count *= max(1, len(devices))  # ModelConfig counts the instances on each device
     groups = node.groups
     if len(groups) == 1:
         groups = (replace(groups[0], instances=count),)
     elif count != sum(group.instances for group in groups):
         raise _invalid(
-            f"node '{node.name}' has several groups of instances, which an 'instance_group' can't change"
+            f"node '{node.name}' has several groups of instances, which an 'instance_group' can't "
+            "change"
         )
     return replace(node, groups=groups, devices=devices or node.devices)
 
 
 def _batching(node: NodeConfig, batching: Mapping[str, Any]) -> NodeConfig:
-    delay = (
-        _number(
-            batching.get("max_queue_delay_microseconds") or 0, "max_queue_delay_microseconds", 2**53
-        )
-        / 1000
-    )
-    levels = _number(batching.get("priority_levels") or 0, "priority_levels", 1024)
-    level = _number(batching.get("default_priority_level") or 0, "default_priority_level", 1024)
+    """Set how long a node gathers batches, and its priorities."""
+
+    def number(key: str, most: int) -> int:
+        return _number(batching.get(key) or 0, key, most)
+
+    delay = number("max_queue_delay_microseconds", MAX_MICROSECONDS) / 1000
+    levels = number("priority_levels", MAX_PRIORITY_LEVELS)
+    level = number("default_priority_level", MAX_PRIORITY_LEVELS)
     if level > levels or (levels and not level):
         raise _invalid(
-            f"'default_priority_level' is from 1 to the {levels} 'priority_levels'"
+            f"'default_priority_level' must be from 1 to {levels}, the 'priority_levels'"
             if levels
-            else "there are no 'priority_levels'"
+            else "'default_priority_level' is set, but there are no 'priority_levels'"
         )
     return replace(node, batching_timeout=delay, priority_levels=levels, default_priority=level)
 
@@ -186,7 +216,7 @@ def _number(value: Any, key: str, most: int) -> int:
     if isinstance(value, str) and value.isdigit() and len(value) < 20:
         value = int(value)  # protobuf's JSON has int64 as strings
     if type(value) is not int or not 0 <= value <= most:
-        raise _invalid(f"'{key}' is a whole number from 0 to {most}")
+        raise _invalid(f"'{key}' must be a whole number from 0 to {most}")
     return value
 
 
@@ -195,12 +225,12 @@ def _list(value: Any, key: str) -> list[Mapping[str, Any]]:
         return []
     if not isinstance(value, list):
         raise _invalid(f"'{key}' is a JSON {kind_of(value)}, expected an array")
-    return [_table(each, key) for each in value]
+    return [_table(member, key) for member in value]
 
 
 def _table(value: Any, key: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise _invalid(f"'{key}': expected an object, got a JSON {kind_of(value)}")
+        raise _invalid(f"'{key}' is a JSON {kind_of(value)}, expected an object")
     return value
 
 

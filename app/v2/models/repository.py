@@ -1,7 +1,8 @@
-"""The model repository: its index, loading and unloading. The pipelines' own repository does the work (pipelines/repository.py).
+"""The model repository: its index, and loading and unloading.
 
-Names are looked up, never made into paths. Loading and unloading take what our own routes for it take; what a load brings along
-(overrides.py) must be allowed besides.
+The pipelines' own repository does the work (`pipelines/repository.py`). Names are looked up and
+never become part of a path. Loading and unloading require what our own routes for it require; what
+a load brings along (`overrides.py`) has to be allowed in addition.
 """
 
 from __future__ import annotations
@@ -10,46 +11,53 @@ import asyncio
 import tomllib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from penstock.backends.errors import BackendError, ConfigError, InvalidRequest, NotFound
 from penstock.pipelines.config.definition import PipelineConfig
 from penstock.pipelines.config.source import name_of
-from penstock.pipelines.repository import Repository
+from penstock.pipelines.repository import Repository, read_again
 
 from ...http.auth import check_admin
 from ...http.errors import Forbidden
 from ...settings import Settings
 from ..call import ProtocolCall, ProtocolError, Route
-from ..json_text import kind_of
+from ..json_text import check_boolean, kind_of
 from .model import Model
 from .model_config import maxima_of
-from .overrides import Override
+from .overrides import FilesConfig, Override
 
 STATES = {"ready": "READY", "reloading": "READY", "loading": "LOADING", "unloading": "UNLOADING"}
-"""Of ours that are not UNAVAILABLE. One that is loaded anew serves until then."""
+"""The protocol's names of our states; the others are UNAVAILABLE. A reloading pipeline serves."""
 
 REASONS = {
-    "unloading": "requests are inside",
+    "unloading": "requests are in flight",
     "unloaded": "unloaded",
     "failed": "it could not be loaded; the server's log says why",
 }
 
 
 class Replaced(NamedTuple):
-    """What an override stands in for. It is over when the repository has another configuration of that name than `override`."""
+    """An override that serves, and the repository's own configuration of that name.
+
+    `own` is None if the repository has none. The override has ended once the repository has another
+    configuration of that name than `override`.
+    """
 
     override: PipelineConfig
     own: PipelineConfig | None
-    """The repository's; None: there was nothing of that name."""
 
 
 class RepositoryRoutes:
-    """`/v2/repository`."""
+    """The routes of `/v2/repository`."""
 
     def __init__(self, repository: Repository, settings: Settings) -> None:
         self._repository = repository
         self._settings = settings
         self._replaced: dict[str, Replaced] = {}
+        # Loads of one name run one after another. A lock lives while a load holds it or waits for
+        # it: it belongs to the event loop of these loads.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -63,138 +71,156 @@ class RepositoryRoutes:
             Route("POST", "/v2/repository/{repository}/models/{model}/unload", group, _no_other),
         )
 
-    async def index(self, call: ProtocolCall) -> Any:
-        """Every known model, a pipeline's exposed nodes after it; those whose files were never loaded by name only."""
-        ready = (await call.json()).get("ready", False)
-        if type(ready) is not bool:
-            raise InvalidRequest(f"'ready' is a JSON {kind_of(ready)}, expected a boolean")
-        found = [
+    async def index(self, call: ProtocolCall) -> list[dict[str, Any]]:
+        """List every known model, each pipeline's exposed nodes after it.
+
+        Models whose files were never loaded are listed by name only.
+        """
+        only_ready = check_boolean((await call.json()).get("ready", False), "'ready'")
+        entries = [
             entry
             for name, state in self._repository.states().items()
             for entry in self._entries(name, state)
         ]
-        if ready:
-            return [entry for entry in found if entry["state"] == "READY"]
-        known = {entry["name"] for entry in found}
-        return [
-            *found,
-            *(
-                {"name": name}
-                for name in await asyncio.to_thread(self._never_loaded)
-                if name not in known
-            ),
-        ]
+        if only_ready:
+            return [entry for entry in entries if entry["state"] == "READY"]
+        known = {entry["name"] for entry in entries}
+        in_files = await asyncio.to_thread(self._names_in_files)
+        return [*entries, *({"name": name} for name in in_files if name not in known)]
 
     def _entries(self, name: str, state: str) -> list[dict[str, Any]]:
         kind, _, reason = state.partition(": ")
         pipeline = self._repository.pipelines.get(name)
         config = pipeline.config if pipeline is not None else self._repository.configs.get(name)
-        told = REASONS.get(
-            kind, reason if kind == "not ready" else ""
-        )  # why a load failed names files and code
-        version = "1" if config is None else config.version
+        if kind != "not ready":
+            # The reason for a failed load names files and code, so it is for the log alone.
+            reason = REASONS.get(kind, "")
         names = (name,) if config is None else config.names
         return [
             {
-                "name": each,
-                "version": version,
+                "name": name,
+                "version": "1" if config is None else config.version,
                 "state": STATES.get(kind, "UNAVAILABLE"),
-                "reason": told,
+                "reason": reason,
             }
-            for each in names
+            for name in names
         ]
 
-    def _never_loaded(self) -> list[str]:
-        """What the files of the directory are called, as far as they can be read."""
-        found = []
-        for file in (
-            sorted(self._repository.directory.glob("*.toml"))
-            if self._repository.directory is not None
-            else ()
-        ):
+    def _names_in_files(self) -> list[str]:
+        """Return the names of the pipelines in the directory, for the files that can be read."""
+        directory = self._repository.directory
+        names = []
+        for file in sorted(directory.glob("*.toml")) if directory is not None else ():
             try:
                 table = tomllib.loads(file.read_text()).get("pipeline")
             except (OSError, ValueError, RecursionError):
                 continue
             name = table.get("name") if isinstance(table, dict) else None
-            found.append(name if isinstance(name, str) else name_of(file))
-        return found
+            names.append(name if isinstance(name, str) else name_of(file))
+        return names
 
     async def load(self, call: ProtocolCall) -> None:
+        """Load a model, with an override if the call has parameters.
+
+        If that fails, whatever served before goes on serving.
+        """
         name = self._check(call)
         parameters = _parameters(await call.json())
+        if parameters and not self._settings.allow_model_overrides:
+            raise Forbidden("overrides are off; PENSTOCK_ALLOW_MODEL_OVERRIDES=true turns them on")
+        lock = self._locks.setdefault(name, asyncio.Lock())
         try:
-            if parameters:
-                await self._load_with(name, parameters)
-            else:
-                await self._load(name)
+            async with lock:
+                if parameters:
+                    await self._load_override(name, parameters)
+                else:
+                    await self._load_own(name)
         except NotFound:
             raise ProtocolError(
                 404, f"failed to load '{name}', failed to poll from model repository"
             ) from None
         except ConfigError as error:
             raise ProtocolError(400, f"failed to load '{name}', {error}") from error
-        except BackendError as error:  # told in full: it is the administrator who asks
+        except BackendError as error:  # in full, because the client is the administrator
             raise ProtocolError(
                 400 if parameters else 500, f"failed to load '{name}', {error}"
             ) from error
 
-    async def _load(self, name: str) -> None:
-        """As the repository has it, whatever an earlier load brought along."""
-        own = self._own(name)
+    async def _load_own(self, name: str) -> None:
+        """Load the repository's own model, whatever an earlier load brought along."""
+        # Reading imports the modules that the file names, so it happens on a helper thread. An
+        # override is forgotten only once its successor serves: until then it may fail to load.
+        repository = self._repository
+        config = await asyncio.to_thread(
+            read_again, name, self._own(name), set(repository.configs), repository.directory
+        )
+        await repository.load(config)
         self._replaced.pop(name, None)
-        if own is not None:
-            self._repository.configs[name] = own
+
+    async def _load_override(self, name: str, parameters: Mapping[str, Any]) -> None:
+        override = await asyncio.to_thread(
+            Override.read, name, parameters, self._settings.max_json_depth
+        )
+        own = self._own(name)
+        config: PipelineConfig
+        if override.files:
+            config = await asyncio.to_thread(override.materialise)
+        elif own is None:
+            raise NotFound(name)
         else:
-            self._repository.configs.pop(name, None)
-        await self._repository.reload(name)
+            config = override.applied_to(own, self._reported_batch(name, own))
+        try:
+            await self._repository.load(config)
+        except BaseException:
+            if isinstance(config, FilesConfig):
+                config.remove_files()
+            raise
+        self._replaced[name] = Replaced(config, own)
 
     def _own(self, name: str) -> PipelineConfig | None:
-        """The repository's configuration of that name, without what a load brought along."""
+        """Return the repository's own configuration of a name, not that of an override."""
         config = self._repository.configs.get(name)
         replaced = self._replaced.get(name)
         return replaced.own if replaced is not None and replaced.override is config else config
 
-    async def _load_with(self, name: str, parameters: Mapping[str, Any]) -> None:
-        if not self._settings.allow_model_overrides:
-            raise Forbidden("overrides are off; PENSTOCK_ALLOW_MODEL_OVERRIDES=true turns them on")
-        override = Override.read(name, parameters, self._settings.max_json_depth)
-        own = self._own(name)
-        if override.files:
-            made = await asyncio.to_thread(override.materialise)
-            try:
-                pipeline = await self._repository.load(made.config)
-            except BaseException:
-                made.remove()
-                raise
-            made.remove_after(pipeline)
-        elif own is None:
-            raise NotFound(name)
-        else:
-            pipeline = await self._repository.load(override.applied_to(own, self._told(name, own)))
-        self._replaced[name] = Replaced(pipeline.config, own)
-
-    def _told(self, name: str, own: PipelineConfig) -> int:
-        """The `max_batch_size` that the model tells, where it follows from the repository's own configuration; else 0."""
+    def _reported_batch(self, name: str, own: PipelineConfig) -> int:
+        """Return the `max_batch_size` that the model reports; 0 unless it follows from `own`."""
         pipeline = self._repository.pipelines.get(name)
         if pipeline is None or maxima_of(pipeline.config) != maxima_of(own):
             return 0
         return Model(pipeline).max_batch_size
 
     async def unload(self, call: ProtocolCall) -> None:
-        """Answers when what was inside has ended. The nodes of a pipeline are part of it: `unload_dependents` has nothing left to do."""
+        """Unload a model, and answer when its requests have ended.
+
+        An override ends with it. A pipeline's nodes are part of it, so `unload_dependents` has
+        nothing left to do.
+        """
         name = self._check(call)
-        dependents = _parameters(await call.json()).get("unload_dependents", False)
-        if type(dependents) is not bool:
-            raise InvalidRequest(
-                f"'unload_dependents' is a JSON {kind_of(dependents)}, expected a boolean"
-            )
+        parameters = _parameters(await call.json())
+        check_boolean(parameters.get("unload_dependents", False), "'unload_dependents'")
         try:
             await self._repository.unload(name, self._settings.drain_timeout)
         except NotFound:
-            return  # nothing of that name is loaded, which is what was asked for
+            return  # no model of that name is loaded, which is what the call asks for
+        finally:
+            if name not in self._repository.pipelines:
+                self._forget_override(name)
+
+    def _forget_override(self, name: str) -> None:
+        own = self._own(name)
+        self._replaced.pop(name, None)
+        if own is None:
+            self._repository.configs.pop(name, None)
+        else:
+            self._repository.configs[name] = own
 
     def _check(self, call: ProtocolCall) -> str:
+        """Return the name of the model to load or unload.
+
+        Raises `Forbidden` and `Unauthorized` for clients that may not do so, and `InvalidRequest`
+        for a name that can't be loaded or unloaded.
+        """
         check_admin(call.scope, self._settings)
         name = call.names["model"]
         if name == "." or ".." in name or "\\" in name or "\0" in name:
@@ -211,9 +237,9 @@ async def _no_other(call: ProtocolCall) -> None:
 
 
 def _parameters(document: Mapping[str, Any]) -> dict[str, Any]:
-    found = document.get("parameters")
-    if found is None:
+    parameters = document.get("parameters")
+    if parameters is None:
         return {}
-    if not isinstance(found, dict):
-        raise InvalidRequest(f"'parameters' is a JSON {kind_of(found)}, expected an object")
-    return found
+    if not isinstance(parameters, dict):
+        raise InvalidRequest(f"'parameters' is a JSON {kind_of(parameters)}, expected an object")
+    return parameters

@@ -1,12 +1,16 @@
-"""What models have done, in Triton's shape. Counted by the pipelines themselves (pipelines/node/statistics.py), for every request: whether it
-came here, as a predict request or from Python.
+"""Statistics of models, in Triton's shape.
 
-Durations. `success` and `fail` are of whole requests. Of a good one's time, `compute_infer` is what it spent on executors, `queue` what it
-waited for them, over all nodes; where several nodes are at work for it at the same time, that counts once. Each item of a batch counts the
-batch's time, until its own answer. `compute_input` and `compute_output` are the reading and writing of the protocol's tensors.
+The pipelines count (`pipelines/node/statistics.py`), for every request: those of the protocol,
+predict requests and calls from Python.
 
-Executions. A pipeline of one node has its batches. One of several nodes is what Triton calls an ensemble: each request is an execution
-of it, and what its nodes batch is in our own metrics.
+Durations. `success` and `fail` are of whole requests. For a successful request, `compute_infer` is
+the time that it spent on executors and `queue` the time that it waited for them, over all nodes; if
+several nodes work for it at the same time, that time counts once. Each item of a batch counts the
+batch's time, until its own answer. `compute_input` and `compute_output` are the reading and writing
+of the protocol's tensors.
+
+Executions. A pipeline of one node counts its batches. One of several nodes is what Triton calls an
+ensemble: each request is an execution of it, and the batches of its nodes are in our own metrics.
 """
 
 from __future__ import annotations
@@ -25,26 +29,29 @@ from .model import Models
 
 
 def statistics_routes(repository: Repository, models: Models) -> tuple[Route, ...]:
-    """They come in front of those that describe models: `/v2/models/stats` is none of them."""
+    """Return the routes of statistics.
 
-    async def every(call: ProtocolCall) -> Any:
+    They must come before the routes that describe models: `/v2/models/stats` is not a model.
+    """
+
+    async def all_models(call: ProtocolCall) -> Any:
         pipelines = [
             pipeline for _, pipeline in sorted(repository.models.items()) if not pipeline.not_ready
         ]
         return {"model_stats": [statistics_of(pipeline) for pipeline in pipelines]}
 
-    async def one(call: ProtocolCall) -> Any:
+    async def one_model(call: ProtocolCall) -> Any:
         model = models.get(call.names["model"], call.names["version"])
         return {"model_stats": [statistics_of(model.pipeline)]}
 
     return (
-        Route("GET", "/v2/models/stats", "statistics", every),
-        Route("GET", "/v2/models/{model}[/versions/{version}]/stats", "statistics", one),
+        Route("GET", "/v2/models/stats", "statistics", all_models),
+        Route("GET", "/v2/models/{model}[/versions/{version}]/stats", "statistics", one_model),
     )
 
 
 class Totals:
-    """The sums of a pipeline that Triton's names are for; times in seconds."""
+    """The sums of a pipeline that Triton has names for. Times are in seconds."""
 
     __slots__ = ("failed", "pipeline", "refused", "requests", "seconds")
 
@@ -57,9 +64,9 @@ class Totals:
 
     @property
     def node(self) -> Node | None:
-        """The one node, where there is only one."""
-        found = self.pipeline.nodes
-        return found[0] if len(found) == 1 and not self.pipeline.composites else None
+        """The only node; None if there are several."""
+        nodes = self.pipeline.nodes
+        return nodes[0] if len(nodes) == 1 and not self.pipeline.composites else None
 
     @property
     def executions(self) -> int:
@@ -68,7 +75,7 @@ class Totals:
 
 
 def statistics_of(pipeline: Pipeline) -> dict[str, Any]:
-    """As the protocol's statistics extension lists a model."""
+    """Return the entry of a pipeline in the form of the statistics extension."""
     totals = Totals(pipeline)
     requests = totals.requests
     count = requests.succeeded
@@ -105,7 +112,7 @@ def _batches(node: Node | None) -> Iterator[dict[str, Any]]:
 
 
 def _last(pipeline: Pipeline) -> int:
-    """Milliseconds since the epoch at which a batch ended last; 0 before the first."""
+    """Return when a batch last ended, in milliseconds since the epoch; 0 before the first."""
     nodes: tuple[Node | CompositeNode, ...] = (*pipeline.nodes, *pipeline.composites)
     ended = max(
         (node.statistics.last for node in nodes if node.statistics.last is not None), default=None

@@ -106,7 +106,7 @@ def test_numbers_have_bounds(wanted: Any, key: Any, most: Any) -> None:
     for number in (most, str(most)):
         assert configure(config, wanted(number)) != config
     for number in (most + 1, str(most + 1), -1, "-1", 1.0, True, "1" * 20, "x"):
-        with pytest.raises(InvalidRequest, match=f"'{key}' is a whole number from 0 to {most}"):
+        with pytest.raises(InvalidRequest, match=f"'{key}' must be a whole number from 0 to {most}"):
             configure(config, wanted(number))
 
 
@@ -121,7 +121,7 @@ def test_a_group_of_several_nodes_names_one() -> None:
     found = configure(config, {"instance_group": [{"name": "b", "count": 3}]}).nodes
     assert [found[name].groups[0].instances for name in "ab"] == [1, 3]
     for group in ({"count": 3}, {"name": "c", "count": 3}):
-        with pytest.raises(InvalidRequest, match="'instance_group' must name a node each, of a, b"):
+        with pytest.raises(InvalidRequest, match="must have the 'name' of a node, one of a, b"):
             configure(config, {"instance_group": [group]})
 
 

@@ -207,7 +207,7 @@ def test_an_unload_lets_what_is_inside_end(served: Any, folder: Any) -> None:
             lambda: 'penstock_requests_inside{pipeline="gated"} 3.0' in server.get("/metrics").text
         )
         unloading = pool.submit(server.post, "/v2/repository/models/gated/unload", headers=HEADERS)
-        until(lambda: states(client)["gated"] == ("UNLOADING", "requests are inside"))
+        until(lambda: states(client)["gated"] == ("UNLOADING", "requests are in flight"))
         assert not client.is_model_ready("gated") and client.is_server_ready()
         with pytest.raises(
             InferenceServerException,
@@ -467,7 +467,7 @@ def test_more_rows_than_the_backend_takes(served: Any, folder: Any) -> None:
     )
     client.load_model("few", headers=HEADERS)
     with pytest.raises(
-        InferenceServerException, match="'max_batch_size' is 9, and Identity takes 8 rows at most"
+        InferenceServerException, match="'max_batch_size' is 9, but Identity takes at most 8 rows"
     ):
         client.load_model("few", config=json.dumps({"max_batch_size": 9}), headers=HEADERS)
     assert client.get_model_config("few")["max_batch_size"] == 8
@@ -519,6 +519,38 @@ def test_a_load_that_fails_leaves_what_serves(served: Any, folder: Any) -> None:
     assert client.get_model_config("echo")["max_batch_size"] == 4
 
 
+def test_a_load_that_fails_keeps_the_override_that_serves(
+    served: Any, app: Any, folder: Any, temporary: Path
+) -> None:
+    client, server = served
+    repository = app.state.penstock
+    files = {"file:1/model.onnx": onnx_model(2.0)}
+    client.load_model("scale", config="{}", files=files, headers=HEADERS)
+    client.load_model("echo", config=json.dumps({"max_batch_size": 2}), headers=HEADERS)
+    (folder / "echo.toml").write_text("")
+    for name in ("scale", "echo"):
+        assert server.post(f"/v2/repository/models/{name}/load", headers=HEADERS).is_client_error
+        assert repository.configs[name] is repository.pipelines[name].config
+    assert server.post("/pipelines/scale/load", headers=HEADERS).status_code == 200
+    assert infer(client, "scale", "x", 3.0).as_numpy("y").tolist() == [[6.0, 6.0]]
+
+
+def test_files_stay_while_a_pipeline_may_read_them(served: Any, temporary: Path) -> None:
+    """A second pipeline of the same files replaces the first one."""
+    client, server = served
+    files = {"file:1/model.onnx": onnx_model(2.0)}
+    client.load_model("scale", config="{}", files=files, headers=HEADERS)
+    assert server.post("/pipelines/scale/load", headers=HEADERS).status_code == 200
+    client.get_model_metadata("scale")  # the model of the first pipeline is forgotten
+    gc.collect()
+    assert len(list(temporary.iterdir())) == 1
+    assert server.post("/pipelines/scale/load", headers=HEADERS).status_code == 200
+    client.unload_model("scale", headers=HEADERS)
+    assert server.post("/pipelines/scale/load", headers=HEADERS).status_code == 404
+    client.get_model_metadata("echo")
+    until(lambda: not gc.collect() and not list(temporary.iterdir()))
+
+
 def test_the_least_of_the_nodes_is_the_bound(served: Any, app: Any) -> None:
     client, _ = served
     for bound, a, b in ((16, 16, 16), (8, 8, 16), (2, 2, 2), (0, 8, 16)):
@@ -556,19 +588,19 @@ def test_policies_of_the_queue(served: Any, app: Any) -> None:
         ({"parameters": {"model": "/etc/passwd"}}, "'parameters' can't be set here"),
         ({"model": "model.pt2"}, "'model' can't be set here"),
         ({"ensemble_scheduling": {"step": [1]}}, "'ensemble_scheduling' can't be set here"),
-        ({"max_batch_size": -1}, "'max_batch_size' is a whole number"),
-        ({"max_batch_size": 1.5}, "'max_batch_size' is a whole number"),
-        ({"max_batch_size": True}, "'max_batch_size' is a whole number"),
+        ({"max_batch_size": -1}, "'max_batch_size' must be a whole number"),
+        ({"max_batch_size": 1.5}, "'max_batch_size' must be a whole number"),
+        ({"max_batch_size": True}, "'max_batch_size' must be a whole number"),
         ({"instance_group": {}}, "'instance_group' is a JSON object, expected an array"),
-        ({"instance_group": [1]}, "'instance_group': expected an object"),
-        ({"instance_group": [{"count": 10**6}]}, "'count' is a whole number"),
+        ({"instance_group": [1]}, "'instance_group' is a JSON number, expected an object"),
+        ({"instance_group": [{"count": 10**6}]}, "'count' must be a whole number"),
         ({"instance_group": [{"kind": "KIND_TPU"}]}, "'kind' of an instance group"),
-        ({"instance_group": [{"kind": "KIND_CPU", "gpus": [0]}]}, "KIND_CPU has no 'gpus'"),
+        ({"instance_group": [{"kind": "KIND_CPU", "gpus": [0]}]}, "KIND_CPU must have no 'gpus'"),
         ({"instance_group": [{"gpus": 1}]}, "'gpus' of an instance group"),
-        ({"dynamic_batching": []}, "'dynamic_batching': expected an object"),
+        ({"dynamic_batching": []}, "'dynamic_batching' is a JSON array, expected an object"),
         (
             {"dynamic_batching": {"priority_levels": 2, "default_priority_level": 3}},
-            "'default_priority_level' is from 1 to the 2",
+            "'default_priority_level' must be from 1 to 2",
         ),
     ],
 )
@@ -735,8 +767,8 @@ def load_files(served: Any, config: Any = "{}", name: Any = "scale", **files: An
         ({"file:model.onnx": b"x"}, "unexpected parameter"),
         ({"other": b"x"}, "unexpected parameter 'other'"),
         ({"file:1/model.onnx": 5}, "is a JSON number, expected base64"),
-        ({"file:1/model.onnx": "no base64!"}, "is no base64"),
-        ({"file:1/model.onnx": b"\xff\xff"}, "its model is no ONNX"),
+        ({"file:1/model.onnx": "no base64!"}, "is not valid base64"),
+        ({"file:1/model.onnx": b"\xff\xff"}, "its model is not a valid ONNX file"),
         ({"file:1/model.onnx": b""}, "failed to load 'scale'"),
     ],
 )
@@ -756,7 +788,7 @@ def test_files_need_a_configuration_and_a_name(served: Any) -> None:
         and "'config' must be specified for model with override files" in answer.json()["error"]
     )
     answer = load_files(served, name="a b", **files)
-    assert answer.status_code == 400 and "a name has letters" in answer.json()["error"]
+    assert answer.status_code == 400 and "expected a name of letters" in answer.json()["error"]
     for filename in ("../../x.onnx", 7, "model.py"):
         answer = load_files(served, json.dumps({"default_model_filename": filename}), **files)
         assert answer.status_code == 400
