@@ -106,7 +106,9 @@ def test_numbers_have_bounds(wanted: Any, key: Any, most: Any) -> None:
     for number in (most, str(most)):
         assert configure(config, wanted(number)) != config
     for number in (most + 1, str(most + 1), -1, "-1", 1.0, True, "1" * 20, "x"):
-        with pytest.raises(InvalidRequest, match=f"'{key}' must be a whole number from 0 to {most}"):
+        with pytest.raises(
+            InvalidRequest, match=f"'{key}' must be a whole number from 0 to {most}"
+        ):
             configure(config, wanted(number))
 
 
