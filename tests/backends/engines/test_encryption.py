@@ -1,4 +1,4 @@
-"""Files that need a key."""
+"""Encrypted files, and the key that they need."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 20, 25])
-def test_what_is_encrypted_comes_back(small_chunks: Any, size: Any) -> None:
+def test_decryption_returns_what_was_encrypted(small_chunks: Any, size: Any) -> None:
     plain = secrets.token_bytes(size)
     data = encrypt(plain, SECRET)
     assert decrypt(data, SECRET, "file") == plain
@@ -46,14 +46,15 @@ def test_what_is_encrypted_comes_back(small_chunks: Any, size: Any) -> None:
     assert size < 9 or plain not in data
 
 
-def test_a_file_is_another_every_time() -> None:
+def test_the_same_content_is_encrypted_differently_each_time() -> None:
     assert encrypt(b"same", SECRET) != encrypt(b"same", SECRET)
 
 
 def test_another_key_is_said_to_be_one() -> None:
     with pytest.raises(
         WrongKeyError,
-        match=r"m\.encrypted can't be decrypted: it was encrypted with another key, or changed since",
+        match=r"m\.encrypted can't be decrypted: it was encrypted with another key, or changed "
+        r"since",
     ):
         decrypt(encrypt(b"plain", SECRET), secrets.token_bytes(32), "m.encrypted")
 
@@ -75,12 +76,12 @@ def test_every_change_is_found(small_chunks: Any) -> None:
         data[: len(MAGIC) + 3],
         data + b"more",
     ]
-    for each in (*changed, moved, *cut_off):
+    for damaged in (*changed, moved, *cut_off):
         with pytest.raises(WrongKeyError):
-            decrypt(each, SECRET, "file")
+            decrypt(damaged, SECRET, "file")
 
 
-def test_what_is_not_encrypted_is_not_decrypted() -> None:
+def test_plain_data_is_refused() -> None:
     with pytest.raises(
         BackendError, match="file is not encrypted, or not by penstock encrypt"
     ) as caught:
@@ -99,7 +100,7 @@ def test_keys_as_text(text: Any) -> None:
 @pytest.mark.parametrize(
     "text", ["", "secret", SECRET.hex()[:-2], base64.b64encode(b"short").decode(), "ä" * 64]
 )
-def test_what_is_no_key_is_not_shown(text: Any) -> None:
+def test_a_text_that_is_not_a_key_is_refused_and_not_shown(text: Any) -> None:
     with pytest.raises(
         BackendError, match="here does not hold a key: expected 32 bytes as 64 hexadecimal digits"
     ) as caught:
@@ -127,9 +128,7 @@ def test_the_key_is_in_a_file_or_the_environment(
         find_key(tmp_path / "none")
 
 
-def test_models_are_read_through_their_encryption(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_reading_a_model_decrypts_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(KEY, SECRET.hex())
     plain, hidden = tmp_path / "m.onnx", tmp_path / "m.onnx.encrypted"
     plain.write_bytes(b"model")

@@ -1,4 +1,4 @@
-"""ModelTensor: which engine a file gets, and what it answers in."""
+"""ModelTensor: the engine that it chooses for a file and a machine, and the type of its results."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "find_spec", lambda name: None)
 
 
-def test_it_is_there() -> None:
+def test_it_is_registered_and_needs_no_extra() -> None:
     assert find_backend("ModelTensor") is ModelTensor
     assert not describe("ModelTensor").extra
 
 
 @pytest.mark.usefixtures("without_torch")
-def test_an_onnx_file_runs_by_onnx_runtime(tmp_path: Path) -> None:
+def test_an_onnx_file_runs_with_onnx_runtime(tmp_path: Path) -> None:
     backend = make(write(tmp_path / "Same.ONNX"), max="4")
     assert backend.max == 4
     backend.warm_up()
@@ -73,7 +73,7 @@ def test_an_onnx_file_runs_by_onnx_runtime(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
 @pytest.mark.parametrize("outputs", [1, 2])
-def test_where_torch_is_installed_tensors_come_out(tmp_path: Path, outputs: Any) -> None:
+def test_results_are_tensors_where_torch_is_installed(tmp_path: Path, outputs: Any) -> None:
     import torch
 
     backend = make(write(tmp_path / "same.onnx", outputs))
@@ -83,14 +83,15 @@ def test_where_torch_is_installed_tensors_come_out(tmp_path: Path, outputs: Any)
     for value, tensors in zip((1.0, 2.0), results, strict=True):
         assert len(tensors) == outputs
         assert all(
-            isinstance(each, torch.Tensor) and each.tolist() == [[value] * 3] for each in tensors
+            isinstance(tensor, torch.Tensor) and tensor.tolist() == [[value] * 3]
+            for tensor in tensors
         )
     assert "result" not in batch[2] and "expected" in str(batch[2]["error"])
     backend.close()
 
 
 @pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
-def test_text_stays_numpy(tmp_path: Path) -> None:
+def test_text_stays_an_array(tmp_path: Path) -> None:
     backend = make(write(tmp_path / "text.onnx", kind=TensorProto.STRING))
     item = {"data": np.array([["a", "b", "c"]])}
     backend.forward([item])
@@ -98,7 +99,7 @@ def test_text_stays_numpy(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_torch")
-def test_an_encrypted_onnx_file_runs_by_onnx_runtime(
+def test_an_encrypted_onnx_file_runs_with_onnx_runtime(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(KEY, "11" * 32)
@@ -115,12 +116,13 @@ def test_an_encrypted_onnx_file_runs_by_onnx_runtime(
         ("m.onnx.encrypted", "m.onnx.encrypted is not encrypted, or not by penstock encrypt"),
         (
             "model",
-            r"node 'node': ModelTensor: .* model has no suffix that says what it is: expected .onnx, .trt, .plan, .engine, .pt, .pt2",
+            r"node 'node': ModelTensor: .* model has no suffix that says what it is: expected "
+            r".onnx, .trt, .plan, .engine, .pt, .pt2",
         ),
         ("absent.onnx", "absent.onnx does not exist"),
     ],
 )
-def test_what_does_not_run_here_says_what_is_missing(
+def test_a_file_that_can_not_run_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any, message: str
 ) -> None:
     monkeypatch.setenv(KEY, "11" * 32)
@@ -140,7 +142,7 @@ def test_what_does_not_run_here_says_what_is_missing(
         ("m.onnx", "OnnxTensor"),
     ],
 )
-def test_the_file_says_which_engine_and_a_machine_without_a_gpu_runs_onnx_by_onnx_runtime(
+def test_the_suffix_decides_and_onnx_runtime_runs_onnx_without_a_gpu(
     name: Any, expected: Any
 ) -> None:
     params = ModelTensor.parameters(model=name)
@@ -149,7 +151,7 @@ def test_the_file_says_which_engine_and_a_machine_without_a_gpu_runs_onnx_by_onn
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What this machine seems to have: GPUs by their compute capability, and a TensorRT library."""
+    """Pretend that this machine has GPUs of these compute capabilities, and a TensorRT library."""
     import torch
 
     def machine(*capabilities: Any, library: Any = "") -> None:
@@ -200,7 +202,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     ],
 )
 @pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
-def test_onnx_runs_by_tensorrt_on_a_gpu_that_its_library_runs_on(
+def test_tensorrt_runs_onnx_on_a_gpu_that_its_library_supports(
     machine: Any, capabilities: Any, library: Any, device: Any, expected: Any, missed: Any, why: Any
 ) -> None:
     machine(*capabilities, library=library)
@@ -226,7 +228,7 @@ def test_a_gpu_that_is_not_there_is_an_error(
 
 
 @pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
-def test_the_log_says_which_engine_it_is_and_why(
+def test_the_log_says_which_engine_was_chosen_and_why(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, machine: Any
 ) -> None:
     caplog.set_level("INFO", "penstock")
@@ -288,13 +290,13 @@ def test_images_in_nhwc(tmp_path: Path, statistics: Any) -> None:
         ("m.onnx", "data_format: nhwc needs a first input of 4 axes"),
     ],
 )
-def test_nhwc_where_there_is_no_image(tmp_path: Path, name: Any, message: str) -> None:
+def test_nhwc_needs_an_onnx_model_of_images(tmp_path: Path, name: Any, message: str) -> None:
     write(tmp_path / "m.onnx")
     with pytest.raises(ConfigError, match=message):
         make(tmp_path / name, {"device": "cpu"}, data_format="nhwc")
 
 
-def test_what_a_post_processor_says_is_plain_python(tmp_path: Path) -> None:
+def test_post_processed_results_are_plain_python_values(tmp_path: Path) -> None:
     backend = make(
         write(tmp_path / "same.onnx"), {"device": "cpu"}, postprocessor="SoftmaxArgMax", top_k=2
     )
@@ -307,7 +309,7 @@ def test_what_a_post_processor_says_is_plain_python(tmp_path: Path) -> None:
     assert [item["class"] for item in items] == [1, [1, 0]]
 
 
-def test_a_directory_is_no_model(tmp_path: Path) -> None:
+def test_a_directory_is_not_a_model(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").mkdir()
     with pytest.raises(BackendError, match=r"m\.onnx is a directory"):
         make(tmp_path / "m.onnx", {"device": "cpu"})
@@ -333,8 +335,8 @@ def test_an_exported_program_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["SoftmaxCpu", "SoftmaxArgMax", "SoftmaxMax", "ArgMax"])
 def test_the_guides_file_classifies_on_a_machine_without_a_gpu(tmp_path: Path, name: Any) -> None:
-    """Verbatim but for the engine's name, and for the post-processor."""
-    weights = np.eye(3, 10, dtype=np.float32)  # the class is the brightest channel
+    """Run the file of the example as it is, except for the engine's name and the post-processor."""
+    weights = np.eye(3, 10, dtype=np.float32)  # makes the brightest channel the class
     graph = helper.make_graph(
         [
             helper.make_node("GlobalAveragePool", ["x"], ["mean"]),

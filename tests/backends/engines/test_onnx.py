@@ -1,4 +1,4 @@
-"""OnnxTensor on real models, built here."""
+"""OnnxTensor, on models that the tests build."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
 def write(
     path: Any, nodes: Any, inputs: Any, outputs: Any, initializers: Any = (), **save: Any
 ) -> Any:
-    """A model of `nodes`; ports are (name, element type, shape)."""
+    """Save a model of `nodes`. Inputs and outputs are (name, element type, shape)."""
     graph = helper.make_graph(
         [helper.make_node(*node[:3], **(node[3] if len(node) > 3 else {})) for node in nodes],
         "graph",
@@ -53,7 +53,7 @@ def run(backend: Any, *data: Any, **keys: Any) -> Any:
 
 @pytest.fixture
 def encrypted(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Puts `penstock encrypt`'s file beside another."""
+    """Replace a file by the one that `penstock encrypt` would write."""
 
     def encrypted(path: Any) -> Any:
         hidden = path.with_name(f"{path.name}.encrypted")
@@ -78,7 +78,7 @@ def double(tmp_path: Path) -> Any:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Any:
-    """The image as it arrives, Nx3xHxW."""
+    """A model that returns its image unchanged, Nx3xHxW."""
     shape = ["n", 3, "h", "w"]
     return write(
         tmp_path / "image.onnx",
@@ -90,7 +90,9 @@ def image(tmp_path: Path) -> Any:
 
 @pytest.fixture
 def fixed(tmp_path: Path) -> Any:
-    """Batches of 4 only; `count` tells every row how many rows are not zero in all."""
+    """A model that takes only batches of 4. `count` has, in each row that is not zero, the number
+    of such rows in the batch.
+    """
     nodes = [
         ("Abs", ["x"], ["a"]),
         ("Sign", ["a"], ["s"]),
@@ -189,7 +191,7 @@ def test_request_size(double: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_data_that_is_not_as_large_as_its_request_size(double: Any, size: Any) -> None:
+def test_data_must_have_as_many_rows_as_its_request_size(double: Any, size: Any) -> None:
     with pytest.raises(
         InvalidInput, match=rf"input x: expected {size} \(the item's request_size\).*got shape 2x3"
     ):
@@ -201,7 +203,7 @@ def test_shapes_are_grouped_within_a_forward(image: Any) -> None:
         np.full((1, 3, size, 2 * size), size, np.float32) for size in (2, 5, 2, 7, 5, 9, 11, 2)
     ]
     backend = make(image, max=8)
-    for _ in range(3):  # more shapes than buffers are kept for
+    for _ in range(3):  # there are more shapes than buffers that are kept
         results = run(backend, *arrays)
         assert all(
             np.array_equal(result, array) for result, array in zip(results, arrays, strict=True)
@@ -211,7 +213,7 @@ def test_shapes_are_grouped_within_a_forward(image: Any) -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_a_fixed_batch_is_padded(fixed: Any, size: Any) -> None:
     backend = make(fixed)
-    run(backend, *[row(9)] * 4)  # leaves its rows in the buffer
+    run(backend, *[row(9)] * 4)  # its rows stay in the buffer, and must not be counted below
     results = run(backend, *[row(1 + index) for index in range(size)])
     assert [result.tolist() for result in results] == [[[size]]] * size
     (result,) = run(backend, np.ones((size, 1), np.float32), request_size=size)
@@ -254,7 +256,7 @@ def test_a_model_that_mixes_items_runs_them_one_by_one(tmp_path: Path) -> None:
     ]
 
 
-def test_a_model_that_hides_that_it_mixes_items(tmp_path: Path) -> None:
+def test_an_output_without_a_row_for_each_item_is_an_error(tmp_path: Path) -> None:
     nodes = [("Compress", ["x", "which"], ["y"], {"axis": 0})]
     path = write(
         tmp_path / "m.onnx",
@@ -316,7 +318,7 @@ def test_declared_range() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "found"),
+    ("data", "given"),
     [
         (np.zeros((1, 4), np.float32), "float32 of shape 1x4"),
         (np.zeros(3, np.float32), "float32 of shape 3"),
@@ -328,12 +330,14 @@ def test_declared_range() -> None:
     ],
     ids=str,
 )
-def test_what_does_not_fit(double: Any, data: Any, found: Any) -> None:
-    with pytest.raises(InvalidInput, match=f"input x: expected float32 of shape Nx3, got {found}"):
+def test_data_that_does_not_fit_names_input_expected_and_given(
+    double: Any, data: Any, given: Any
+) -> None:
+    with pytest.raises(InvalidInput, match=f"input x: expected float32 of shape Nx3, got {given}"):
         run(make(double, max=8), data)
 
 
-def test_only_the_guilty_fail(double: Any) -> None:
+def test_only_the_item_that_does_not_fit_fails(double: Any) -> None:
     batch = [{"data": row(1, 2, 3)}, {"data": row(1, 2)}, {"data": row(4, 5, 6)}]
     make(double, max=8).forward(batch)
     assert isinstance(batch[1]["error"], InvalidInput) and "result" not in batch[1]
@@ -444,7 +448,8 @@ def test_normalisation_reaches_subgraphs_and_only_the_first_input(tmp_path: Path
     [
         (
             {"mean": "1,2"},
-            "mean has 2 values, and neither the second nor the last axis of the first input Nx3 has",
+            "mean has 2 values, and neither the second nor the last axis of the first input Nx3 "
+            "has",
         ),
         ({"std": "1,0,2"}, "std must not contain 0"),
     ],

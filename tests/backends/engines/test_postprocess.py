@@ -1,4 +1,6 @@
-"""`postprocessor` outside of a network: results and keys, of arrays and of torch's tensors, by ONNX Runtime and by torch."""
+"""The key `postprocessor` outside of a network: the keys that it sets, for arrays of ONNX Runtime
+and for torch's tensors.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,11 @@ except ModuleNotFoundError:
     torch = None  # type: ignore[assignment]
 
 SCORES = np.array([[1, 3, 2], [5, 4, 0]], np.float32)
-CHANCES = np.exp(SCORES) / np.exp(SCORES).sum(1, keepdims=True)
+PROBABILITIES = np.exp(SCORES) / np.exp(SCORES).sum(1, keepdims=True)
 
 
 def write(path: Path, shape: tuple[Any, ...] = ("n", 3), outputs: int = 1) -> Path:
-    """Answers what it is given."""
+    """Save a model that returns its input."""
     names = [f"y{index}" for index in range(outputs)]
     graph = helper.make_graph(
         [helper.make_node("Identity", ["x"], [name]) for name in names],
@@ -49,7 +51,7 @@ def write(path: Path, shape: tuple[Any, ...] = ("n", 3), outputs: int = 1) -> Pa
     ]
 )
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    """An engine whose model answers what it is given."""
+    """Make a backend whose model returns its input."""
     made: list[Backend] = []
 
     def make(**keys: Any) -> Backend:
@@ -74,7 +76,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 
 
 def run(backend: Backend, *data: Any, **keys: Any) -> list[Item]:
-    batch: list[Item] = [{"data": each, **keys} for each in data]
+    batch: list[Item] = [{"data": value, **keys} for value in data]
     backend.forward(batch)
     return batch
 
@@ -82,19 +84,20 @@ def run(backend: Backend, *data: Any, **keys: Any) -> list[Item]:
 @pytest.mark.parametrize("name", ["Softmax", "SoftmaxCpu"])
 def test_probabilities(make: Any, name: str) -> None:
     backend = make(postprocessor=name)
-    for found in (
+    for rows in (
         run(backend, SCORES, request_size=2)[0]["result"],
-        [each["result"][0] for each in run(backend, SCORES[:1], SCORES[1:])],
+        [item["result"][0] for item in run(backend, SCORES[:1], SCORES[1:])],
     ):
-        assert np.allclose(np.stack([np.asarray(row) for row in found]), CHANCES, atol=1e-6)
+        assert np.allclose(np.stack([np.asarray(row) for row in rows]), PROBABILITIES, atol=1e-6)
     result = run(backend, SCORES[:1] + 1000)[0]["result"]
     assert str(result.dtype).endswith("float32") and np.allclose(
-        np.asarray(result), CHANCES[:1], atol=1e-6
+        np.asarray(result), PROBABILITIES[:1], atol=1e-6
     )
 
 
 @pytest.mark.parametrize(
-    ("name", "values"), [("ArgMax", SCORES), ("SoftmaxArgMax", CHANCES), ("SoftmaxMax", CHANCES)]
+    ("name", "values"),
+    [("ArgMax", SCORES), ("SoftmaxArgMax", PROBABILITIES), ("SoftmaxMax", PROBABILITIES)],
 )
 def test_classes_are_plain_values(make: Any, name: str, values: Any) -> None:
     backend = make(postprocessor=name)
@@ -116,17 +119,17 @@ def test_classes_are_plain_values(make: Any, name: str, values: Any) -> None:
 
 def test_the_best_classes_in_order(make: Any) -> None:
     (item,) = run(make(postprocessor="SoftmaxArgMax", top_k=2), SCORES[:1])
-    assert [each["class"] for each in item["top"]] == [1, 2]
+    assert [entry["class"] for entry in item["top"]] == [1, 2]
     assert item["top"][0] == {"class": item["class"], "score": item["score"]}
 
 
 @pytest.mark.parametrize("name", [None, "", "split", "cpu"])
-def test_nothing(make: Any, name: str | None) -> None:
+def test_post_processors_that_do_nothing(make: Any, name: str | None) -> None:
     result = run(make(postprocessor=name), SCORES[:1])[0]["result"]
     assert np.array_equal(np.asarray(result), SCORES[:1])
 
 
-def test_scores_that_are_no_numbers_are_their_items_own(make: Any) -> None:
+def test_scores_that_are_not_finite_fail_their_item_alone(make: Any) -> None:
     bad, good = run(
         make(postprocessor="ArgMax"), np.array([[1, np.nan, 2]], np.float32), SCORES[:1]
     )
@@ -166,7 +169,8 @@ def test_a_model_without_scores_is_an_error(make: Any, tmp_path: Path) -> None:
     else:
         with pytest.raises(
             BackendError,
-            match=r"PythonTensor: ArgMax needs a model with one output, N×K scores; found one of 3 axes",
+            match=r"PythonTensor: ArgMax needs a model with one output, N×K scores; found one of 3 "
+            r"axes",
         ):
             run(backend, SCORES[np.newaxis])
         with pytest.raises(BackendError, match=r"top_k is 3, and the model has only 2 scores"):

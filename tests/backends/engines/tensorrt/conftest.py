@@ -1,4 +1,4 @@
-"""TensorRT-RTX, which builds engines without a GPU, and models to build them from."""
+"""Fixtures: TensorRT-RTX, which builds engines without a GPU, and models to build them from."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ EXPORT = Path(__file__).parents[4] / "examples" / "resnet" / "export.py"
 
 @pytest.fixture(scope="session")
 def library() -> Any:
-    """Not skipped where it is missing: building is tested for real, or not at all."""
+    """Find TensorRT-RTX. Tests fail without it and are not skipped: builds are tested for real."""
     return find_library("tensorrt_rtx")
 
 
 @pytest.fixture(scope="session")
 def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """N x 3 x 64 x 64 -> N x 1000, exported as the example does."""
+    """Export ResNet-18 as the example does: N×3×64×64 in, N×1000 out."""
     import warnings
 
     spec = importlib.util.spec_from_file_location("resnet_export", EXPORT)
@@ -38,7 +38,7 @@ def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Any:
     spec.loader.exec_module(module)
     path = tmp_path_factory.mktemp("resnet18") / "resnet18.onnx"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's exporter, about itself
+        warnings.simplefilter("ignore")  # torch's exporter warns about itself
         module.export(module.build("resnet18"), path, size=64)
     return path
 
@@ -48,7 +48,7 @@ def write() -> Any:
     def write(
         path: Any, nodes: Any, inputs: Any, outputs: Any, initializers: Any = (), opset: Any = 17
     ) -> Any:
-        """A model of `nodes`; ports are (name, element type, shape)."""
+        """Save a model of `nodes`. Inputs and outputs are (name, element type, shape)."""
         graph = helper.make_graph(
             [helper.make_node(*node[:3], **(node[3] if len(node) > 3 else {})) for node in nodes],
             "graph",
@@ -65,7 +65,7 @@ def write() -> Any:
 
 @pytest.fixture
 def two(write: Any, tmp_path: Path) -> Any:
-    """sum = a + b and dif = a - b, N x 3."""
+    """A model of sum = a + b and dif = a - b, N×3."""
     shape = ["n", 3]
     return write(
         tmp_path / "two.onnx",
@@ -80,7 +80,7 @@ def two(write: Any, tmp_path: Path) -> Any:
 
 @pytest.fixture
 def image(write: Any, tmp_path: Path) -> Any:
-    """A convolution that leaves height and width open, N x 3 x H x W."""
+    """A convolution that leaves height and width open, N×3×H×W."""
     kernel = np.full((4, 3, 1, 1), 0.5, np.float32)
     return write(
         tmp_path / "image.onnx",
@@ -96,7 +96,7 @@ def image(write: Any, tmp_path: Path) -> Any:
 
 @pytest.fixture
 def scores(write: Any, tmp_path: Path) -> Any:
-    """scores = x, N x 5: enough for what comes behind."""
+    """A model of scores = relu(x), N×5, for post-processing."""
     return write(
         tmp_path / "scores.onnx",
         [("Relu", ["x"], ["scores"], {"name": "relu"})],
@@ -116,7 +116,7 @@ def recipe(library: Any) -> Any:
 
 @pytest.fixture
 def prepared(library: Any, recipe: Any) -> Any:
-    """Network and configuration, before any build."""
+    """Make a network and its configuration, without building."""
 
     def prepared(path: Any, sizes: Any = (1, 2, 4), **params: Any) -> Any:
         with library.listening() as said:
@@ -127,10 +127,10 @@ def prepared(library: Any, recipe: Any) -> Any:
 
 @pytest.fixture
 def layers() -> Any:
-    """The names and types of a network's layers, in order."""
+    """Return a network's layers by name, in order."""
 
     def layers(definition: Any) -> Any:
-        found = [definition.get_layer(index) for index in range(definition.num_layers)]
-        return {layer.name: layer for layer in found}
+        in_order = [definition.get_layer(index) for index in range(definition.num_layers)]
+        return {layer.name: layer for layer in in_order}
 
     return layers

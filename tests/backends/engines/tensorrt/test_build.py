@@ -1,4 +1,6 @@
-"""Builds, for real, by TensorRT-RTX: the builder's configuration before them, and the plans that come out."""
+"""Builds by the real TensorRT-RTX: the builder's configuration, the plans, progress and
+cancellation.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ def built(library: Any, recipe: Any) -> Any:
     return built
 
 
-def test_an_engine_of_resnet18_with_all_of_it(built: Any, resnet18: Any, prepared: Any) -> None:
+def test_an_engine_of_resnet18_with_every_key(built: Any, resnet18: Any, prepared: Any) -> None:
     keys = {
         "mean": "123.675,116.28,103.53",
         "std": "58.395,57.12,57.375",
@@ -59,7 +61,9 @@ def test_the_same_recipe_gives_the_same_network_every_time(
     assert first == again
 
 
-def test_memory_and_flags_are_the_builders(prepared: Any, two: Any, library: Any) -> None:
+def test_memory_and_weight_streaming_are_set_on_the_builder(
+    prepared: Any, two: Any, library: Any
+) -> None:
     trt = library.trt
     config = prepared(two, max_workspace_size=256, weight_budget_percentage=50).config
     assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 256 << 20
@@ -70,10 +74,10 @@ def test_memory_and_flags_are_the_builders(prepared: Any, two: Any, library: Any
 def test_hardware_of_tensorrt_rtx(prepared: Any, two: Any, library: Any) -> None:
     trt = library.trt
     config = prepared(two, hardware_compatibility="sm86, SM89").config
-    found = [
+    capabilities = [
         config.get_compute_capability(index) for index in range(config.num_compute_capabilities)
     ]
-    assert found == [trt.ComputeCapability.SM86, trt.ComputeCapability.SM89]
+    assert capabilities == [trt.ComputeCapability.SM86, trt.ComputeCapability.SM89]
     assert prepared(two, hardware_compatibility="ampere+").config.num_compute_capabilities == 0
     with pytest.raises(
         ConfigError,
@@ -121,7 +125,7 @@ def test_phases_nest() -> None:
     progress.finish("part")
     progress.step("all", 0)
     assert progress.fraction == 0.5 and progress.phase == "all"
-    progress.start("part", "all", 1)  # its name may come again
+    progress.start("part", "all", 1)  # a phase of the same name may come again
     progress.step("part", 0)
     assert progress.fraction == 1.0
     progress.cancel()
@@ -129,7 +133,9 @@ def test_phases_nest() -> None:
 
 
 class FakeConfig:
-    """TensorRT's timing caches as the bindings describe them; TensorRT-RTX has none, and another is not installed."""
+    """Timing caches as the docstrings of TensorRT's bindings describe them. TensorRT-RTX, the only
+    library here, has none.
+    """
 
     def create_timing_cache(self, serialized_timing_cache: Any) -> Any:
         return serialized_timing_cache if serialized_timing_cache in (b"", b"measured") else None
@@ -156,7 +162,7 @@ def test_timings_of_an_earlier_build_are_used(
     )
 
 
-def test_tensorrt_rtx_measures_nothing(
+def test_tensorrt_rtx_ignores_the_timing_cache(
     built: Any, two: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", "penstock.tensorrt"):
@@ -164,8 +170,8 @@ def test_tensorrt_rtx_measures_nothing(
     assert "model::timingcache is ignored" in caplog.text and not (tmp_path / "timings").exists()
 
 
-def test_what_tensorrt_says_is_in_the_error(built: Any, two: Any) -> None:
-    """It builds for this machine's GPU, and there is none (or another than it knows)."""
+def test_the_error_has_tensorrts_own_message(built: Any, two: Any) -> None:
+    """Build for this machine's GPU, which it does not have."""
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

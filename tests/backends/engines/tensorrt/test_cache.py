@@ -1,4 +1,4 @@
-"""Kept engines: hit, miss, damage, and one build for many."""
+"""Kept engines: hits, misses, damaged files, and one build for several processes."""
 
 from __future__ import annotations
 
@@ -63,19 +63,19 @@ def test_only_the_owner_may_read_it(path: Any) -> None:
 
 def damage(data: Any, kind: Any) -> Any:
     return {
-        "no file of ours": (b"\x7fELF" + data, "it is not an engine that Penstock wrote"),
+        "another file": (b"\x7fELF" + data, "it is not an engine that Penstock wrote"),
         "empty": (b"", "it is not an engine that Penstock wrote"),
-        "cut off in the plan": (data[:-2], "it is damaged: it holds 4 bytes of an engine of 6"),
-        "cut off in the header": (
+        "truncated in the plan": (data[:-2], "it is damaged: it holds 4 bytes of an engine of 6"),
+        "truncated in the header": (
             data[: len(MAGIC) + 10],
             "it is damaged: it ends within its header",
         ),
-        "cut off behind the magic": (data[: len(MAGIC) + 2], "it is damaged"),
+        "truncated after the magic": (data[: len(MAGIC) + 2], "it is damaged"),
         "another plan": (
             data[:-1] + b"x",
             "it is damaged: its content has changed since it was written",
         ),
-        "no JSON": (data.replace(b'{"key"', b"{?key?"), "it is damaged: its header can't be read"),
+        "not JSON": (data.replace(b'{"key"', b"{?key?"), "it is damaged: its header can't be read"),
         "no key": (data.replace(b'"key"', b'"kex"'), "it is damaged: its header can't be read"),
         "a huge header": (MAGIC + b"\xff" * 8, "it is damaged: it ends within its header"),
     }[kind]
@@ -84,11 +84,18 @@ def damage(data: Any, kind: Any) -> Any:
 @pytest.mark.parametrize(
     "kind",
     [
-        "no file of ours", "empty", "cut off in the plan", "cut off in the header", "cut off behind the magic", "another plan", "no JSON",
-        "no key", "a huge header",
+        "another file",
+        "empty",
+        "truncated in the plan",
+        "truncated in the header",
+        "truncated after the magic",
+        "another plan",
+        "not JSON",
+        "no key",
+        "a huge header",
     ],
-)  # fmt: skip
-def test_damaged_and_foreign_files_are_built_anew_with_a_line_that_says_why(
+)
+def test_damaged_and_foreign_files_are_rebuilt_and_the_reason_logged(
     path: Any, caplog: pytest.LogCaptureFixture, kind: Any
 ) -> None:
     load_or_build(path, MADE_OF, Builder(), "net")
@@ -96,9 +103,8 @@ def test_damaged_and_foreign_files_are_built_anew_with_a_line_that_says_why(
     path.write_bytes(data)
     build = Builder(b"another")
     assert load_or_build(path, MADE_OF, build, "node 'net'") == (b"another", True)
-    (line,) = [
-        message for message in caplog.messages if "is rebuilt" in message
-    ]  # others say more where they have raised the level
+    # Other tests may have lowered the logger's level, so there may be more lines.
+    (line,) = [message for message in caplog.messages if "is rebuilt" in message]
     assert line.startswith(f"node 'net': the engine kept at {path} is rebuilt: {reason}")
     assert load_or_build(path, MADE_OF, build, "net") == (b"another", False)
 
@@ -115,7 +121,7 @@ def test_damaged_and_foreign_files_are_built_anew_with_a_line_that_says_why(
         ({"new": "key"}, 'it was built for new = null, and "key" is wanted'),
     ],
 )
-def test_stale_ones_are_built_anew(
+def test_stale_engines_are_rebuilt(
     path: Any, caplog: pytest.LogCaptureFixture, change: Any, reason: str
 ) -> None:
     load_or_build(path, MADE_OF, Builder(), "net")
@@ -123,7 +129,7 @@ def test_stale_ones_are_built_anew(
     assert reason in caplog.text
 
 
-def test_a_failed_build_leaves_what_was_there_and_lets_the_next_one_try(path: Any) -> None:
+def test_a_failed_build_leaves_the_kept_engine_and_releases_the_lock(path: Any) -> None:
     load_or_build(path, MADE_OF, Builder(), "net")
 
     def fail() -> None:
@@ -132,10 +138,10 @@ def test_a_failed_build_leaves_what_was_there_and_lets_the_next_one_try(path: An
     with pytest.raises(BackendError):
         load_or_build(path, {**MADE_OF, "version": "11"}, fail, "net")
     assert load_or_build(path, MADE_OF, fail, "net") == (b"a plan", False)
-    assert sorted(each.name for each in path.parent.iterdir()) == [".m.engine.lock", "m.engine"]
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [".m.engine.lock", "m.engine"]
 
 
-def test_nothing_is_lost_where_nothing_can_be_kept(
+def test_the_engine_is_built_where_it_can_not_be_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -144,8 +150,8 @@ def test_nothing_is_lost_where_nothing_can_be_kept(
         True,
     )
     assert (
-        f"net: engines can't be kept in {tmp_path}/file (File exists): the engine is built now, and again at every start"
-        in caplog.text
+        f"net: engines can't be kept in {tmp_path}/file (File exists): the engine is built now, "
+        "and again at every start" in caplog.text
     )
 
 
@@ -159,10 +165,10 @@ def test_writing_is_all_or_nothing(path: Any, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(OSError):
         write_atomically(path, b"half")
     assert load_or_build(path, MADE_OF, Builder(), "net") == (b"a plan", False)
-    assert sorted(each.name for each in path.parent.iterdir()) == [".m.engine.lock", "m.engine"]
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [".m.engine.lock", "m.engine"]
 
 
-def test_what_is_built_ahead_must_be_kept(
+def test_a_build_ahead_fails_where_the_engine_can_not_be_kept(
     path: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -171,7 +177,7 @@ def test_what_is_built_ahead_must_be_kept(
         BackendError, match=rf"^net: engines can't be kept in {tmp_path}/file: File exists$"
     ):
         load_or_build(tmp_path / "file" / "m.engine", MADE_OF, build, "net", ahead=True)
-    assert not build.builds  # which would take minutes, for nothing
+    assert not build.builds  # a build would take minutes, in vain
 
     def full(handle: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -184,7 +190,7 @@ def test_what_is_built_ahead_must_be_kept(
         load_or_build(path, MADE_OF, build, "net", ahead=True)
 
 
-def test_a_full_disk_costs_the_next_start_a_build(
+def test_on_a_full_disk_the_engine_is_built_and_not_kept(
     path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(handle: Any) -> None:
@@ -206,14 +212,14 @@ def build():
     with log.open("a") as file:
         file.write("built ")
     print("building", flush=True)
-    sys.stdin.read()  # until the other one has been started, too
+    sys.stdin.read()  # until the other process has been started, too
     return b"plan"
 
 print(load_or_build(path, {"a": 1}, build, "net"), flush=True)
 """
 
 
-def test_of_two_processes_one_builds(tmp_path: Path) -> None:
+def test_one_of_two_processes_builds(tmp_path: Path) -> None:
     path, log = tmp_path / "m.engine", tmp_path / "log"
     command = [sys.executable, "-c", PROCESS, str(path), str(log)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -229,15 +235,15 @@ def test_of_two_processes_one_builds(tmp_path: Path) -> None:
     assert log.read_text() == "built "
 
 
-def test_a_wait_names_whom_it_waits_for_and_ends_when_it_is_cancelled(tmp_path: Path) -> None:
-    path, found, told = tmp_path / "m.engine", [], []
-    progress = Progress(lambda fraction, phase: told.append(phase))
+def test_a_wait_names_the_other_process_and_can_be_cancelled(tmp_path: Path) -> None:
+    path, outcomes, phases = tmp_path / "m.engine", [], []
+    progress = Progress(lambda fraction, phase: phases.append(phase))
 
     def wait() -> None:
         try:
-            found.append(load_or_build(path, MADE_OF, Builder(), "node 'net'", progress))
+            outcomes.append(load_or_build(path, MADE_OF, Builder(), "node 'net'", progress))
         except BuildCancelledError as error:
-            found.append(error)
+            outcomes.append(error)
 
     with subprocess.Popen(
         [sys.executable, "-c", PROCESS, str(path), str(tmp_path / "log")],
@@ -249,21 +255,22 @@ def test_a_wait_names_whom_it_waits_for_and_ends_when_it_is_cancelled(tmp_path: 
         thread = threading.Thread(target=wait)
         thread.start()
         wait_until_it_waits(os.getpid())
-        assert told == [f"waits for process {other.pid}"]
+        assert phases == [f"waits for process {other.pid}"]
         assert progress.text == f"waits for process {other.pid}, which builds the engine"
         progress.cancel()
         thread.join(60)
         assert not thread.is_alive() and other.poll() is None
-        assert str(found[0]).startswith(
-            f"node 'net': cancelled while it waited for process {other.pid}, which has the lock of {path}"
+        assert str(outcomes[0]).startswith(
+            f"node 'net': cancelled while it waited for process {other.pid}, which has the lock of "
+            f"{path}"
         )
         other.communicate(timeout=60)
-    build = Builder()  # the lock is free again: what was left behind gives it back
+    build = Builder()  # the lock is free again: the abandoned thread released it
     assert load_or_build(path, MADE_OF, build, "net").built and build.builds == 1
 
 
 def wait_until_it_waits(process: Any) -> None:
-    """Until the kernel lists it among those that wait for a lock."""
+    """Wait until the kernel lists the process among those that wait for a lock."""
     for _ in range(100_000):
         if any(
             "->" in line and f" {process} " in line
@@ -273,20 +280,22 @@ def wait_until_it_waits(process: Any) -> None:
     raise AssertionError("it does not wait")
 
 
-def test_of_many_threads_one_builds(path: Any) -> None:
-    build, found = Builder(), []
+def test_one_of_many_threads_builds(path: Any) -> None:
+    build, kept_engines = Builder(), []
     threads = [
-        threading.Thread(target=lambda: found.append(load_or_build(path, MADE_OF, build, "net")))
+        threading.Thread(
+            target=lambda: kept_engines.append(load_or_build(path, MADE_OF, build, "net"))
+        )
         for _ in range(8)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert build.builds == 1 and sorted(kept.built for kept in found) == [False] * 7 + [True]
+    assert build.builds == 1 and sorted(kept.built for kept in kept_engines) == [False] * 7 + [True]
 
 
-def test_encrypted_ones_need_their_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encrypted_engines_need_their_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, build = tmp_path / "m.trt.encrypted", Builder()
     monkeypatch.delenv(KEY, raising=False)
     with pytest.raises(BackendError, match="encrypted files need a key"):
@@ -306,7 +315,7 @@ def test_encrypted_ones_need_their_key(tmp_path: Path, monkeypatch: pytest.Monke
     assert build.builds == 1
 
 
-def test_a_plain_file_in_place_of_an_encrypted_one_is_built_anew(
+def test_a_plain_file_in_place_of_an_encrypted_one_is_rebuilt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(KEY, "11" * 32)

@@ -1,7 +1,8 @@
-"""TensorrtTensor's half that runs: buffers, buckets, contexts and failures, on a stand-in for TensorRT's runtime.
+"""TensorrtEngine on a fake of TensorRT's runtime: buffers, buckets, contexts and failures.
 
-Engines are built for real. `FakeRuntime` computes on the CPU in their place, and keeps to the rules that the bindings' docstrings state; a
-test below holds its signatures against theirs. It shows nothing about TensorRT itself.
+Engines are built for real. `FakeRuntime` computes on the CPU in their place, and follows the rules
+in the docstrings of TensorRT's bindings; a test below compares its signatures with theirs. These
+tests show nothing about TensorRT's own runtime.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class FakeContext:
         self.runs = []
 
     def set_optimization_profile_async(self, profile_index: Any, stream_handle: Any) -> Any:
-        assert self.profile is None, "a context keeps its profile"
+        assert self.profile is None, "a context must keep its first profile"
         self.profile = profile_index
         return True
 
@@ -104,7 +105,9 @@ class FakeContext:
 
 
 class FakeEngine:
-    """`ins` and `outs`: name -> (type, shape); an output's shape is a function of the inputs' shapes where it is not that of the first."""
+    """An `ICudaEngine`. `ins` and `outs` are name -> (type, shape). `shapes` has functions from the
+    inputs' shapes to an output's shape, for outputs whose shape differs from the first input's.
+    """
 
     def __init__(
         self,
@@ -182,7 +185,7 @@ class FakeRuntime:
 
 
 class FakeLibrary(Library):
-    """The real one, on the fake runtime."""
+    """The real library, with the fake runtime."""
 
     fakes: list[FakeRuntime] = []  # noqa: RUF012
 
@@ -191,27 +194,27 @@ class FakeLibrary(Library):
 
 
 def ranges(*sizes: Any, rest: Any = (3,), names: Any = ("a", "b")) -> Any:
-    """A profile a batch size, from 1."""
+    """Return a profile for each batch size, each beginning at 1."""
     return [{name: [(1, *rest), (size, *rest), (size, *rest)] for name in names} for size in sizes]
 
 
 @pytest.fixture(autouse=True)
 def _nothing_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With earlier tests, whose failures may keep their engines alive."""
+    """Share no engines with earlier tests, whose failures may keep engines alive."""
     monkeypatch.setattr(sharing, "_models", WeakValueDictionary())
 
 
 @pytest.fixture
 def fake(library: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Put a FakeRuntime with this engine in TensorRT's place."""
+    """Put a FakeRuntime with such an engine in the place of TensorRT's."""
 
     def fake(ins: Any, outs: Any, profiles: Any, compute: Any, shapes: Any = None) -> Any:
-        found = FakeLibrary(library.name, library.version, library.trt, library.logger)
+        fake_library = FakeLibrary(library.name, library.version, library.trt, library.logger)
         runtime = FakeRuntime(
             FakeEngine(library.trt, library.logger, ins, outs, profiles, compute, shapes)
         )
         monkeypatch.setattr(FakeLibrary, "fakes", [runtime])
-        monkeypatch.setattr(engine_module, "find_library", lambda name: found)
+        monkeypatch.setattr(engine_module, "find_library", lambda name: fake_library)
         return runtime
 
     return fake
@@ -247,8 +250,8 @@ def make(tmp_path: Path) -> Any:
         backend.close()
 
 
-class Heard(Loading):
-    """Keeps what it is told; stops the loading at the first word, if it is to."""
+class RecordedLoading(Loading):
+    """Records the texts that a load reports. With `stops`, it stops the load at the first text."""
 
     def __init__(self, stops: Any = False) -> None:
         self.stops, self.texts = stops, []
@@ -265,7 +268,7 @@ class Heard(Loading):
             self.stop()
 
 
-def test_the_build_says_how_far_it_is(make: Any, resnet18: Any, fake: Any) -> None:
+def test_the_build_reports_its_progress(make: Any, resnet18: Any, fake: Any) -> None:
     tensor = ("FLOAT", (-1, 3, 64, 64))
     fake(
         {"image": tensor},
@@ -273,20 +276,19 @@ def test_the_build_says_how_far_it_is(make: Any, resnet18: Any, fake: Any) -> No
         ranges(1, rest=(3, 64, 64), names=("image",)),
         lambda x: (x,),
     )
-    heard = Heard()
+    heard = RecordedLoading()
     make(resnet18, {"loading": heard}, max="1")
     assert heard.texts[0] == heard.text == ""
     shares = [int(re.fullmatch(r"building (\d+) %", text)[1]) for text in heard.texts[1:-1]]
     assert shares == sorted(shares) and shares[-1] == 100 and len(set(shares)) > 2
-    again = Heard()
-    make(
-        resnet18, {"loading": again}, max="1", weight_budget_percentage=50
-    )  # not shared, and built anew
-    heard.stop()  # too late for anything
+    again = RecordedLoading()
+    # Another weight budget makes another engine, so it is not shared but built again.
+    make(resnet18, {"loading": again}, max="1", weight_budget_percentage=50)
+    heard.stop()  # comes too late to have an effect
     assert again.texts[1:-1]
 
 
-def test_a_build_for_which_nobody_waits_is_cancelled(
+def test_a_build_ends_when_the_load_is_stopped(
     make: Any, resnet18: Any, fake: Any, tmp_path: Path
 ) -> None:
     tensor = ("FLOAT", (-1, 3, 64, 64))
@@ -296,9 +298,9 @@ def test_a_build_for_which_nobody_waits_is_cancelled(
         ranges(1, rest=(3, 64, 64), names=("image",)),
         lambda x: (x,),
     )
-    for heard in (Heard(stops=True), Heard()):
+    for heard in (RecordedLoading(stops=True), RecordedLoading()):
         if not heard.stops:
-            heard.stop()  # before it begins
+            heard.stop()  # before the build begins
         with pytest.raises(BuildCancelledError, match=r"node 'net': .* was cancelled"):
             make(resnet18, {"loading": heard}, max="1")
         assert heard.text == "" and "building 100 %" not in heard.texts
@@ -337,21 +339,21 @@ def test_every_profile_has_a_context_of_its_own_made_once(
     backend = make(two, max="4")
     for rows in (1, 2, 3, 4, 2, 1):
         backend.forward([{"data": pair(rows, rows), "request_size": rows}])
-    found = {
+    runs = {
         context.profile: [shapes[0][0] for shapes in context.runs]
         for context in fake_two.engine.contexts
     }
-    assert found == {0: [1, 1], 1: [2, 2], 2: [3, 4]}
+    assert runs == {0: [1, 1], 1: [2, 2], 2: [3, 4]}
 
 
-def test_copies_of_inputs_last_until_the_run_is_asked_for(
+def test_copies_of_inputs_live_until_the_run_is_enqueued(
     make: Any, two: Any, fake_two: Any
 ) -> None:
-    """Else an output would get a copy's memory, and TensorRT write where it still reads."""
+    """Otherwise an output could get a copy's memory, which TensorRT still reads."""
     execution = make(two, max="4").children[0].model
     a, b = torch.rand(3, 4).t(), torch.rand(3, 4).t()
-    found = execution(a, b)
-    assert torch.equal(found[0], a + b) and torch.equal(found[1], a - b)
+    outputs = execution(a, b)
+    assert torch.equal(outputs[0], a + b) and torch.equal(outputs[1], a - b)
     (context,) = fake_two.engine.contexts
     assert len(set(context.addresses.values())) == 4
 
@@ -388,7 +390,9 @@ def test_batches_between_profiles_are_padded_up_to_the_next(make: Any, two: Any,
     assert [context.runs for context in runtime.engine.contexts] == [[((4, 3), (4, 3))]]
 
 
-def test_shapes_that_allow_fewer_run_in_more_runs(make: Any, image: Any, fake: Any) -> None:
+def test_large_images_whose_profile_takes_fewer_items_run_in_several_runs(
+    make: Any, image: Any, fake: Any
+) -> None:
     profiles = [
         {"image": [(1, 3, 8, 8), (4, 3, 16, 16), (4, 3, 16, 16)]},
         {"image": [(1, 3, 17, 17), (2, 3, 64, 64), (2, 3, 64, 64)]},
@@ -402,16 +406,17 @@ def test_shapes_that_allow_fewer_run_in_more_runs(make: Any, image: Any, fake: A
     backend = make(image, min="1x3x8x8;1x3x17x17", max="4x3x16x16;2x3x64x64")
     assert backend.max == 4
     images = [torch.rand(1, 3, size, size) for size in (32, 16, 32, 32)]
-    batch = [{"data": each} for each in images]
+    batch = [{"data": picture} for picture in images]
     backend.forward(batch)
     assert all(
-        torch.equal(item["result"], each * 2) for item, each in zip(batch, images, strict=True)
+        torch.equal(item["result"], picture * 2)
+        for item, picture in zip(batch, images, strict=True)
     )
     runs = sorted(shapes for context in runtime.engine.contexts for shapes in context.runs)
     assert runs == [((1, 3, 16, 16),), ((1, 3, 32, 32),), ((2, 3, 32, 32),)]
 
 
-def test_what_does_not_fit_is_a_soft_failure_of_its_own(make: Any, two: Any, fake_two: Any) -> None:
+def test_an_item_that_does_not_fit_fails_alone(make: Any, two: Any, fake_two: Any) -> None:
     backend = make(two, max="4")
     good, wrong = pair(1), torch.zeros(1, 4)
     batch = [
@@ -426,13 +431,14 @@ def test_what_does_not_fit_is_a_soft_failure_of_its_own(make: Any, two: Any, fak
         and [type(item.get("error")) for item in batch[1:]] == [InvalidInput] * 3
     )
     assert str(batch[1]["error"]) == (
-        "TensorrtTensor: input b: expected float32 of shape Nx3 (1x3 or 1x3 to 2x3 or 1x3 to 4x3), got float32 of shape 1x4"
+        "TensorrtTensor: input b: expected float32 of shape Nx3 (1x3 or 1x3 to 2x3 or 1x3 to 4x3), "
+        "got float32 of shape 1x4"
     )
     assert "the model has 2 inputs (a, b), and data holds 1" in str(batch[2]["error"])
     assert "got complex64 of shape 1x3" in str(batch[3]["error"])
 
 
-def test_dtypes_widen_on_their_way(make: Any, two: Any, fake_two: Any) -> None:
+def test_dtypes_that_widen_are_converted(make: Any, two: Any, fake_two: Any) -> None:
     backend = make(two, max="4")
     data = [np.array([[1, 2, 3]], np.uint8), np.array([[1, 1, 1]], np.float64)]
     batch = [{"data": data}]
@@ -443,7 +449,7 @@ def test_dtypes_widen_on_their_way(make: Any, two: Any, fake_two: Any) -> None:
     )
 
 
-def test_whole_numbers_and_bfloat16_travel(make: Any, two: Any, fake: Any) -> None:
+def test_integers_and_bfloat16_are_not_converted(make: Any, two: Any, fake: Any) -> None:
     ins = {"a": ("INT64", (-1, 3)), "b": ("BF16", (-1, 3))}
     fake(ins, {"x": ins["a"], "y": ins["b"]}, ranges(4), lambda a, b: (a + 1, b))
     backend = make(two, max="4")
@@ -457,7 +463,7 @@ def test_whole_numbers_and_bfloat16_travel(make: Any, two: Any, fake: Any) -> No
         backend.forward([{"data": [a, b.float()]}])
 
 
-def test_every_type_is_torchs_or_refused(library: Any) -> None:
+def test_every_type_of_tensorrt_has_a_torch_dtype_or_is_refused(library: Any) -> None:
     there = {name for name, value in library.trt.DataType.__members__.items()}
     assert there - set(TORCH_DTYPES) == {"INT4", "FP4", "E8M0"}
     for name, dtype in TORCH_DTYPES.items():
@@ -465,11 +471,16 @@ def test_every_type_is_torchs_or_refused(library: Any) -> None:
 
 
 def test_outputs_whose_shape_depends_on_the_data(make: Any, scores: Any, fake: Any) -> None:
-    """The positions of a row that are not 0: as many as there are, all of them the one item's."""
+    """Use a model that returns the positions in a row that are not 0. All of them belong to the one
+    item.
+    """
     fake(
-        {"x": ("FLOAT", (-1, 5))}, {"places": ("INT64", (-1, 2)), "same": ("FLOAT", (-1, 5))}, ranges(1, 4, rest=(5,), names=("x",)),
-        lambda x: (np.argwhere(x).astype(np.int64), x), {"places": lambda shapes: (-1, 2)},
-    )  # fmt: skip
+        {"x": ("FLOAT", (-1, 5))},
+        {"places": ("INT64", (-1, 2)), "same": ("FLOAT", (-1, 5))},
+        ranges(1, 4, rest=(5,), names=("x",)),
+        lambda x: (np.argwhere(x).astype(np.int64), x),
+        {"places": lambda shapes: (-1, 2)},
+    )
     backend = make(scores, max="4")
     for row in ([0, 1, 0, 1, 1], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]):
         batch = [{"data": torch.tensor([row], dtype=torch.float32)}]
@@ -480,7 +491,8 @@ def test_outputs_whose_shape_depends_on_the_data(make: Any, scores: Any, fake: A
         ] and same.tolist() == [row]
     with pytest.raises(
         BackendError,
-        match=r"output 0 has 3 rows for a batch of 2: the model does not keep items apart; set max = 1",
+        match=r"output 0 has 3 rows for a batch of 2: the model does not keep items apart; set max "
+        r"= 1",
     ):
         backend.forward(
             [
@@ -495,7 +507,7 @@ def test_an_allocator_grows_and_says_where_there_is_no_memory(
 ) -> None:
     allocator = make_allocator(library.trt, torch.device("cpu"))
     first = allocator.reallocate_output("y", 0, 0, 256)
-    assert first  # never null, also for nothing
+    assert first  # the address is not null, even for 0 bytes
     grown = allocator.reallocate_output("y", first, 64, 256)
     assert allocator.reallocate_output("y", grown, 32, 256) == grown
     allocator.notify_shape("y", (2, 4))
@@ -577,7 +589,7 @@ def test_instances_share_the_engine_and_each_has_its_contexts(
         ("Error Code 3: API Usage Error (shape)", BackendError),
     ],
 )
-def test_a_run_that_fails_says_what_tensorrt_says(
+def test_a_run_that_fails_raises_with_tensorrts_message(
     make: Any, two: Any, fake_two: Any, said: Any, error: Any
 ) -> None:
     backend = make(two, max="4")
@@ -609,12 +621,13 @@ def test_an_engine_that_does_not_load_says_why(make: Any, two: Any, fake_two: An
     fake_two.deserialize_cuda_engine = lambda serialized_engine: None
     with pytest.raises(
         BackendError,
-        match=r"node 'net': TensorrtTensor: .*two\.onnx: tensorrt_rtx .* can't load the engine: it gives no reason",
+        match=r"node 'net': TensorrtTensor: .*two\.onnx: tensorrt_rtx .* can't load the engine: it "
+        r"gives no reason",
     ):
         make(two, max="4", weight_budget_percentage=2)
 
 
-def test_the_weight_budget_is_a_share_of_what_can_be_streamed(
+def test_the_weight_budget_is_a_share_of_the_streamable_weights(
     make: Any, two: Any, fake_two: Any
 ) -> None:
     make(two, max="4", weight_budget_percentage=25)
@@ -630,7 +643,8 @@ def test_inputs_without_a_batch_are_refused(make: Any, two: Any, fake: Any) -> N
     )
     with pytest.raises(
         BackendError,
-        match=r"the batch as their first axis.*a \(float32 of shape Nx3\), b \(float32 of shape 7\)",
+        match=r"the batch as their first axis.*a \(float32 of shape Nx3\), b \(float32 of shape "
+        r"7\)",
     ):
         make(two, max="4")
 
@@ -657,18 +671,21 @@ def test_without_a_gpu_nothing_is_built(make: Any, two: Any, tmp_path: Path) -> 
         pytest.skip("there is a GPU")
     with pytest.raises(
         BackendError,
-        match=r"node 'net': TensorrtTensor: .*two\.onnx: TensorRT runs on an NVIDIA GPU, and torch sees none here",
+        match=r"node 'net': TensorrtTensor: .*two\.onnx: TensorRT runs on an NVIDIA GPU, and torch "
+        r"sees none here",
     ):
         make(two, max="4")
     assert not (tmp_path / "kept").exists()
 
 
-def test_what_tensorrt_does_not_explain(library: Any) -> None:
+def test_a_failure_without_a_message_says_so(library: Any) -> None:
     assert str(failure("net: no", [])) == "net: no: it gives no reason"
 
 
 def test_the_fake_has_the_signatures_of_the_bindings(library: Any) -> None:
-    """Every method and attribute that runs here is TensorRT's, with as many parameters."""
+    """Check that every method and attribute of the fakes exists in TensorRT, with as many
+    parameters.
+    """
     for fake, name in (
         (FakeRuntime, "Runtime"),
         (FakeEngine, "ICudaEngine"),
@@ -676,34 +693,34 @@ def test_the_fake_has_the_signatures_of_the_bindings(library: Any) -> None:
     ):
         real = getattr(library.trt, name)
         methods = [
-            each
-            for each in vars(fake)
-            if not each.startswith("_") and each not in ("shape_of", "memory")
+            attribute
+            for attribute in vars(fake)
+            if not attribute.startswith("_") and attribute not in ("shape_of", "memory")
         ]
         assert methods
         for method in methods:
-            found = getattr(real, method)
+            bound = getattr(real, method)
             if isinstance(vars(fake)[method], property):
                 continue
             parameters = vars(fake)[method].__code__.co_argcount - 1
-            assert parameters in arities(method, found.__doc__), (
-                f"{name}.{method} takes {arities(method, found.__doc__)}, not {parameters}"
+            assert parameters in arities(method, bound.__doc__), (
+                f"{name}.{method} takes {arities(method, bound.__doc__)}, not {parameters}"
             )
     for attribute in ("streamable_weights_size", "weight_streaming_budget_v2"):
         assert hasattr(library.trt.ICudaEngine, attribute)
 
 
 def arities(method: Any, doc: Any) -> Any:
-    """How many parameters a method may be given, by the signatures in its docstring."""
-    found = set()
+    """Return how many arguments a method takes, according to the signatures in its docstring."""
+    counts = set()
     for signature in re.findall(rf"{method}\(self: [\w.]+(.*)\) ->", doc):
         depth, parameters, optional = 0, 0, 0
         for character in re.sub(r"<[^>]*>", "", signature):
             depth += (character in "[(") - (character in "])")
             parameters += character == "," and not depth
             optional += character == "=" and not depth
-        found |= set(range(parameters - optional, parameters + 1))
-    return found
+        counts |= set(range(parameters - optional, parameters + 1))
+    return counts
 
 
 def test_arities_are_read() -> None:

@@ -1,4 +1,4 @@
-"""Which TensorRT is used, and what is said where there is none."""
+"""The choice of the TensorRT library, and the error where none is installed."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from penstock.backends.errors import BackendError
 
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Only these can be imported: by name, a version or what importing raises."""
+    """Let only these modules be imported: name -> version, or the exception to raise."""
     there = {}
 
     class Logger:
         pass
 
     def import_module(name: Any) -> Any:
-        found = there.get(name)
-        if found is None:
+        outcome = there.get(name)
+        if outcome is None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        if isinstance(found, Exception):
-            raise found
-        return types.SimpleNamespace(__version__=found, ILogger=Logger)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return types.SimpleNamespace(__version__=outcome, ILogger=Logger)
 
     monkeypatch.setattr(module, "import_module", import_module)
     module._load.cache_clear()
@@ -44,7 +44,7 @@ def test_tensorrt_comes_before_tensorrt_rtx(modules: Any) -> None:
     assert not find_library().is_rtx
 
 
-def test_the_next_one_is_taken_where_the_first_can_not_be_used(modules: Any) -> None:
+def test_tensorrt_rtx_is_used_where_tensorrt_can_not_be(modules: Any) -> None:
     modules.update({"tensorrt": "8.6.1", "tensorrt_rtx": "1.7.1"})
     assert find_library().name == "tensorrt_rtx"
     with pytest.raises(BackendError, match=r"tensorrt is 8\.6\.1, expected 10 or later"):
@@ -54,16 +54,17 @@ def test_the_next_one_is_taken_where_the_first_can_not_be_used(modules: Any) -> 
 @pytest.mark.parametrize(
     "error", [OSError("libnvinfer.so.10: cannot open"), ImportError("undefined symbol")]
 )
-def test_a_library_that_can_not_be_imported_is_no_crash(modules: Any, error: Any) -> None:
+def test_a_library_that_can_not_be_imported_is_an_error(modules: Any, error: Any) -> None:
     modules["tensorrt"] = error
     with pytest.raises(BackendError, match=f"tensorrt can't be imported: {error}"):
         find_library()
 
 
-def test_without_any_it_says_what_to_install(modules: Any) -> None:
+def test_without_a_library_the_error_says_what_to_install(modules: Any) -> None:
     with pytest.raises(
         BackendError,
-        match=r"tensorrt is not installed; tensorrt_rtx is not installed.*pip install 'penstock-serve\[tensorrt\]'",
+        match=r"tensorrt is not installed; tensorrt_rtx is not installed.*pip install "
+        r"'penstock-serve\[tensorrt\]'",
     ):
         find_library()
     with pytest.raises(

@@ -1,4 +1,6 @@
-"""The network that TensorRT is given: inputs as images come, outputs as answers go, layers in the types that were asked for."""
+"""Networks of ONNX models: preprocessing of the inputs, post-processing of the outputs, and the
+types of layers.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,14 @@ def ports(definition: Any) -> Any:
     ]
 
 
-def test_a_model_is_as_it_was(prepared: Any, two: Any) -> None:
+def test_a_model_keeps_its_inputs_and_outputs(prepared: Any, two: Any) -> None:
     inputs, outputs = ports(prepared(two).network.definition)
     assert inputs == [("a", "FLOAT", (-1, 3)), ("b", "FLOAT", (-1, 3))]
     assert outputs == [("sum", "FLOAT", (-1, 3)), ("dif", "FLOAT", (-1, 3))]
 
 
 def test_networks_are_strongly_typed(recipe: Any, two: Any, library: Any) -> None:
-    """TensorRT 10 has others too, so it must be asked for."""
+    """Check the flag, since TensorRT 10 makes weakly typed networks too."""
     asked = []
 
     class Asked:
@@ -49,24 +51,28 @@ def test_networks_are_strongly_typed(recipe: Any, two: Any, library: Any) -> Non
     ]
 
 
-def test_mean_and_std_are_layers_in_front_and_images_come_as_uint8(
+def test_mean_and_std_are_the_first_layers_and_images_are_uint8(
     prepared: Any, resnet18: Any, layers: Any
 ) -> None:
     definition = prepared(resnet18, mean=MEAN, std=STD).network.definition
     assert ports(definition)[0] == [("image", "UINT8", (-1, 3, 64, 64))]
-    found = layers(definition)
+    by_name = layers(definition)
     first = [
-        name for name in found if not name.startswith(("ONNXTRT", "penstock_mean", "penstock_std"))
+        name
+        for name in by_name
+        if not name.startswith(("ONNXTRT", "penstock_mean", "penstock_std"))
     ][:4]
     assert first == ["penstock_cast", "penstock_Sub", "penstock_Mul", "penstock_cast_1"]
     assert (
-        found["penstock_Sub"].get_output(0).dtype.name
-        == found["penstock_Mul"].get_output(0).dtype.name
+        by_name["penstock_Sub"].get_output(0).dtype.name
+        == by_name["penstock_Mul"].get_output(0).dtype.name
         == "FLOAT"
     )
 
 
-def test_nhwc_is_turned_inside(prepared: Any, resnet18: Any, layers: Any, library: Any) -> None:
+def test_nhwc_is_transposed_inside_the_network(
+    prepared: Any, resnet18: Any, layers: Any, library: Any
+) -> None:
     definition = prepared(resnet18, mean=MEAN, std=STD, data_format="nhwc").network.definition
     assert ports(definition)[0] == [("image", "UINT8", (-1, 64, 64, 3))]
     turned = layers(definition)["image_nchw_transpose"]
@@ -81,7 +87,7 @@ def test_nhwc_keeps_open_sizes(prepared: Any, image: Any) -> None:
     assert ports(definition)[0] == [("image", "FLOAT", (-1, -1, -1, 3))]
 
 
-def test_softmax_behind_the_model(prepared: Any, scores: Any, layers: Any, library: Any) -> None:
+def test_softmax_after_the_model(prepared: Any, scores: Any, layers: Any, library: Any) -> None:
     definition = prepared(scores, postprocessor="Softmax").network.definition
     assert ports(definition)[1] == [("scores", "FLOAT", (-1, 5))]
     softmax = layers(definition)["penstock_softmax"]
@@ -92,7 +98,7 @@ def test_softmax_behind_the_model(prepared: Any, scores: Any, layers: Any, libra
 @pytest.mark.parametrize(
     ("postprocessor", "softmax"), [("ArgMax", False), ("SoftmaxArgMax", True), ("SoftmaxMax", True)]
 )
-def test_classes_are_told_by_the_network(
+def test_the_network_finds_the_best_classes(
     prepared: Any, scores: Any, layers: Any, library: Any, postprocessor: Any, softmax: Any
 ) -> None:
     definition = prepared(scores, postprocessor=postprocessor, top_k=3).network.definition
@@ -100,9 +106,9 @@ def test_classes_are_told_by_the_network(
         ("penstock_scores", "FLOAT", (-1, 3)),
         ("penstock_classes", "INT32", (-1, 3)),
     ]
-    found = layers(definition)
-    assert ("penstock_softmax" in found) is softmax
-    best = found["penstock_topk"]
+    by_name = layers(definition)
+    assert ("penstock_softmax" in by_name) is softmax
+    best = by_name["penstock_topk"]
     best.__class__ = library.trt.ITopKLayer
     assert best.k == 3 and best.op == library.trt.TopKOperation.MAX
 
@@ -153,7 +159,8 @@ def test_softmax_is_computed_in_float32(prepared: Any, write: Any, tmp_path: Pat
             "image",
             {"mean": "1,2"},
             "mean",
-            "mean has 2 values, and neither the second nor the last axis of the first input Nx3xNxN has",
+            "mean has 2 values, and neither the second nor the last axis of the first input "
+            "Nx3xNxN has",
         ),
         ("image", {"std": "1,0,1"}, "std", "must not contain 0"),
         ("image", {"max": "4"}, "max", r"axis 2, 3 of input image \(Nx3xNxN\) is open too"),
@@ -179,12 +186,13 @@ def test_an_operator_that_tensorrt_lacks_is_named(
     path = write(tmp_path / "nope.onnx", nodes, [("x", FLOAT, ["n", 5])], [("z", FLOAT, ["n", 5])])
     with pytest.raises(
         BackendError,
-        match=rf"node 'net': .* can't use the model {path}: node 1 \(Nope strange\): the operator Nope is not",
+        match=rf"node 'net': .* can't use the model {path}: node 1 \(Nope strange\): the operator "
+        r"Nope is not",
     ):
         prepared(path)
 
 
-def test_an_operator_that_only_tensorrt_s_source_gives_a_reason_for(
+def test_an_operator_that_tensorrt_refuses_without_a_reason_is_named(
     prepared: Any, write: Any, tmp_path: Path
 ) -> None:
     path = write(
@@ -195,12 +203,13 @@ def test_an_operator_that_only_tensorrt_s_source_gives_a_reason_for(
     )
     with pytest.raises(
         BackendError,
-        match=rf"can't use the model {path}: node 0 \(Unique few\): the operator Unique is not supported$",
+        match=rf"can't use the model {path}: node 0 \(Unique few\): the operator Unique is not "
+        r"supported$",
     ):
         prepared(path)
 
 
-def test_a_model_that_is_cut_off_is_named(prepared: Any, resnet18: Any, tmp_path: Path) -> None:
+def test_a_truncated_model_is_named(prepared: Any, resnet18: Any, tmp_path: Path) -> None:
     path = tmp_path / "half.onnx"
     path.write_bytes(resnet18.read_bytes()[:100_000])
     with pytest.raises(
@@ -212,7 +221,7 @@ def test_a_model_that_is_cut_off_is_named(prepared: Any, resnet18: Any, tmp_path
         prepared(path)
 
 
-def test_a_model_that_is_not_there_is_named(prepared: Any, tmp_path: Path) -> None:
+def test_a_model_that_does_not_exist_is_named(prepared: Any, tmp_path: Path) -> None:
     with pytest.raises(
         BackendError,
         match=f"node 'net': TensorrtTensor: the model {tmp_path}/no.onnx does not exist",
@@ -220,7 +229,9 @@ def test_a_model_that_is_not_there_is_named(prepared: Any, tmp_path: Path) -> No
         prepared(tmp_path / "no.onnx")
 
 
-def test_an_input_that_is_a_shape_is_refused(prepared: Any, write: Any, tmp_path: Path) -> None:
+def test_an_input_that_is_a_shape_tensor_is_refused(
+    prepared: Any, write: Any, tmp_path: Path
+) -> None:
     nodes = [("Reshape", ["x", "shape"], ["y"])]
     inputs = [("x", FLOAT, ["n", 4]), ("shape", TensorProto.INT64, [2])]
     path = write(tmp_path / "shape.onnx", nodes, inputs, [("y", FLOAT, ["a", "b"])])
@@ -235,9 +246,11 @@ def test_weights_beside_the_model_are_found(
 ) -> None:
     path = write(
         tmp_path / "apart.onnx",
-        [("MatMul", ["x", "w"], ["y"], {"name": "multiply"})], [("x", FLOAT, ["n", 64])], [("y", FLOAT, ["n", 64])],
+        [("MatMul", ["x", "w"], ["y"], {"name": "multiply"})],
+        [("x", FLOAT, ["n", 64])],
+        [("y", FLOAT, ["n", 64])],
         [("w", np.eye(64, dtype=np.float32))],
-    )  # fmt: skip
+    )
     onnx.save(
         onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0
     )

@@ -1,4 +1,4 @@
-"""From a recipe to a plan: what is built, kept and found again."""
+"""Finding the plan of a recipe: when it is built, and when a kept one is used."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from penstock.backends.errors import BackendError
 
 
 @pytest.fixture
-def found(library: Any, recipe: Any, tmp_path: Path) -> Any:
-    def found(path: Any, **params: Any) -> Any:
+def plan_of(library: Any, recipe: Any, tmp_path: Path) -> Any:
+    def plan_of(path: Any, **params: Any) -> Any:
         params.setdefault("model::cache", str(tmp_path / "kept"))
         return find_plan(
             recipe(path, **params), library, Context(node="net", directory=tmp_path), Progress()
         )
 
-    return found
+    return plan_of
 
 
-def test_an_engine_is_built_once(found: Any, two: Any, tmp_path: Path) -> None:
-    first, again = found(two), found(two)
+def test_an_engine_is_built_once(plan_of: Any, two: Any, tmp_path: Path) -> None:
+    first, again = plan_of(two), plan_of(two)
     assert (first.built, again.built) == (True, False) and first.plan == again.plan
     assert len(list((tmp_path / "kept").glob("two-*.engine"))) == 1
 
@@ -46,41 +46,46 @@ def test_an_engine_is_built_once(found: Any, two: Any, tmp_path: Path) -> None:
         {"hardware_compatibility": "sm86"},
     ],
 )
-def test_every_key_makes_another(found: Any, two: Any, change: Any) -> None:
-    found(two)
-    assert found(two, **change).built
+def test_every_key_makes_another_engine(plan_of: Any, two: Any, change: Any) -> None:
+    plan_of(two)
+    assert plan_of(two, **change).built
 
 
-def test_precisions_by_one_converter_are_not_one(recipe: Any, two: Any, library: Any) -> None:
+def test_precisions_of_one_converter_make_different_engines(
+    recipe: Any, two: Any, library: Any
+) -> None:
     assert recipe(two, precision="fp16").key(library) != recipe(two, precision="bf16").key(library)
 
 
-def test_a_changed_model_makes_another(found: Any, two: Any) -> None:
-    found(two)
+def test_a_changed_model_makes_another_engine(plan_of: Any, two: Any) -> None:
+    plan_of(two)
     model = onnx.load(two)
     model.graph.node[0].op_type = "Mul"
     onnx.save(model, two)
-    assert found(two).built
+    assert plan_of(two).built
 
 
-def test_changed_weights_beside_the_model_make_another(
-    found: Any, write: Any, tmp_path: Path
+def test_changed_weights_beside_the_model_make_another_engine(
+    plan_of: Any, write: Any, tmp_path: Path
 ) -> None:
     path = write(
-        tmp_path / "apart.onnx", [("MatMul", ["x", "w"], ["y"])], [("x", 1, ["n", 4])], [("y", 1, ["n", 4])],
+        tmp_path / "apart.onnx",
+        [("MatMul", ["x", "w"], ["y"])],
+        [("x", 1, ["n", 4])],
+        [("y", 1, ["n", 4])],
         [("w", np.eye(4, dtype=np.float32))],
-    )  # fmt: skip
+    )
     onnx.save(
         onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0
     )
-    found(path)
-    assert not found(path).built
+    plan_of(path)
+    assert not plan_of(path).built
     (tmp_path / "weights.bin").write_bytes(np.ones((4, 4), np.float32).tobytes())
-    assert found(path).built
+    assert plan_of(path).built
 
 
 def test_weights_outside_of_the_models_folder_are_refused(
-    found: Any, write: Any, tmp_path: Path
+    plan_of: Any, write: Any, tmp_path: Path
 ) -> None:
     folder = tmp_path / "inside"
     folder.mkdir()
@@ -101,53 +106,56 @@ def test_weights_outside_of_the_models_folder_are_refused(
     with pytest.raises(
         BackendError, match=r"keeps weights in \.\./weights\.bin, outside of its folder"
     ):
-        found(path)
+        plan_of(path)
 
 
-def test_engine_files_are_used_as_they_are(found: Any, two: Any, tmp_path: Path) -> None:
+def test_engine_files_are_used_as_they_are(plan_of: Any, two: Any, tmp_path: Path) -> None:
     foreign = tmp_path / "m.plan"
     foreign.write_bytes(b"by trtexec")
-    assert found(foreign) == (b"by trtexec", False)
+    assert plan_of(foreign) == (b"by trtexec", False)
 
 
-def test_engine_files_of_ours_must_fit_this_library(
-    found: Any, two: Any, library: Any, recipe: Any, tmp_path: Path
+def test_engine_files_that_penstock_wrote_must_fit_this_library(
+    plan_of: Any, two: Any, library: Any, recipe: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "m.trt"
-    found(two, **{"model::cache": str(path)})
-    assert found(path).plan == found(two, **{"model::cache": str(path)}).plan
+    plan_of(two, **{"model::cache": str(path)})
+    assert plan_of(path).plan == plan_of(two, **{"model::cache": str(path)}).plan
     key = recipe(two).key(library)
     write(path, {**key, "version": "0.9"}, b"plan")
     with pytest.raises(
         BackendError,
-        match=f"node 'net': .*the engine {path} was built for version 0.9, and here is {library.version}",
+        match=f"node 'net': .*the engine {path} was built for version 0.9, and here is "
+        f"{library.version}",
     ):
-        found(path)
+        plan_of(path)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(BackendError, match=f"the engine {path} can't be used: it is damaged"):
-        found(path)
+        plan_of(path)
 
 
-def test_encrypted_models_are_built_from(
-    found: Any, two: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_engines_are_built_from_encrypted_models(
+    plan_of: Any, two: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(KEY, "11" * 32)
     path = tmp_path / "two.onnx.encrypted"
     path.write_bytes(encrypt(two.read_bytes(), bytes([0x11] * 32)))
-    assert found(path, precision="fp16").plan
+    assert plan_of(path, precision="fp16").plan
     monkeypatch.setenv(KEY, "22" * 32)
     with pytest.raises(BackendError, match=f"{path} can't be decrypted"):
-        found(path)
+        plan_of(path)
 
 
-def test_other_files_are_refused(found: Any, tmp_path: Path) -> None:
+def test_other_files_are_refused(plan_of: Any, tmp_path: Path) -> None:
     path = tmp_path / "m.pt"
     path.write_bytes(b"")
     with pytest.raises(BackendError, match=f"node 'net': .*{path} is neither .onnx nor an engine"):
-        found(path)
+        plan_of(path)
 
 
-def test_what_tensorrt_rtx_builds_is_for_no_gpu(recipe: Any, two: Any, library: Any) -> None:
+def test_engines_of_tensorrt_rtx_are_for_no_particular_gpu(
+    recipe: Any, two: Any, library: Any
+) -> None:
     params = recipe(two).params
     assert gpu_of(params, library, "NVIDIA X 8.6") == "none"
     assert (

@@ -1,4 +1,4 @@
-"""Precision: what the layers of the network compute in."""
+"""The types in which the layers of a network compute."""
 
 from __future__ import annotations
 
@@ -37,34 +37,33 @@ def test_the_models_own_types_are_kept(prepared: Any, resnet18: Any, layers: Any
 
 
 @pytest.mark.parametrize("precision", ["fp16", "best"])
-def test_fp16_converts_layers_and_leaves_the_borders(
+def test_fp16_converts_layers_and_leaves_inputs_and_outputs(
     prepared: Any, resnet18: Any, layers: Any, precision: Any
 ) -> None:
     definition = prepared(resnet18, precision=precision, mean="1", std="2").network.definition
-    found = types_of(layers, definition)
-    assert len(found) >= 20 and set(found.values()) == {"HALF"}
+    types = types_of(layers, definition)
+    assert len(types) >= 20 and set(types.values()) == {"HALF"}
     assert (
         definition.get_input(0).dtype.name == "UINT8"
         and definition.get_output(0).dtype.name == "FLOAT"
     )
-    assert (
-        layers(definition)["penstock_Mul"].get_output(0).dtype.name == "FLOAT"
-    )  # 16 bits would lose digits of mean and std
+    # 16 bits would lose digits of mean and std.
+    assert layers(definition)["penstock_Mul"].get_output(0).dtype.name == "FLOAT"
 
 
 def test_layers_by_name_stay_in_fp32(prepared: Any, resnet18: Any, layers: Any) -> None:
-    found = types_of(
+    dtypes = types_of(
         layers,
         prepared(
             resnet18, precision="fp16", **{"precision::fp32": "/fc/,layer4"}
         ).network.definition,
     )
-    kept = {name for name, dtype in found.items() if dtype == "FLOAT"}
-    assert kept == {name for name in found if "/fc/" in name or "layer4" in name} and len(kept) > 2
+    kept = {name for name, dtype in dtypes.items() if dtype == "FLOAT"}
+    assert kept == {name for name in dtypes if "/fc/" in name or "layer4" in name} and len(kept) > 2
 
 
 def run(model: Any, **inputs: Any) -> Any:
-    """On the CPU, by ONNX Runtime."""
+    """Run the model on the CPU, with ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -75,38 +74,41 @@ def run(model: Any, **inputs: Any) -> Any:
 
 
 @pytest.mark.parametrize("kept", ["conv1", "fc", "conv1,/fc/", "layer1/layer1.0", "/"])
-def test_models_whose_layers_stay_in_part_run_and_answer_as_before(
+def test_models_with_some_layers_in_fp32_run_and_give_the_same_scores(
     resnet18: Any, library: Any, recipe: Any, kept: Any
 ) -> None:
     image = np.random.default_rng(0).random((2, 3, 64, 64), np.float32)
     model = onnx.load(resnet18)
     converted = convert(onnx.load(resnet18), "fp16", kept.split(","))
-    assert [each.type.tensor_type.elem_type for each in converted.graph.output] == [FLOAT]
+    assert [output.type.tensor_type.elem_type for output in converted.graph.output] == [FLOAT]
     onnx.checker.check_model(converted)
-    ((exact,), (found,)) = run(model, image=image), run(converted, image=image)
-    assert found.dtype == np.float32 and np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
-    assert (kept == "/") == np.array_equal(found, exact)
+    ((exact,), (converted_scores,)) = run(model, image=image), run(converted, image=image)
+    assert (
+        converted_scores.dtype == np.float32
+        and np.abs(converted_scores - exact).max() < 0.02 * np.abs(exact).max()
+    )
+    assert (kept == "/") == np.array_equal(converted_scores, exact)
     assert build(
         recipe(resnet18, (1,), precision="fp16", **{"precision::fp32": kept}), library, Progress()
     )
 
 
-def test_outputs_of_layers_that_stay_are_not_rounded(
+def test_outputs_of_layers_in_fp32_are_not_rounded(
     prepared: Any, resnet18: Any, layers: Any
 ) -> None:
-    """Neither as answers, nor where softmax reads them."""
+    """Check outputs of the network, and scores that the softmax reads."""
     for postprocessor in (None, "SoftmaxArgMax"):
         params = {"precision": "fp16", "precision::fp32": "fc", "postprocessor": postprocessor}
         definition = prepared(resnet18, **params).network.definition
         assert definition.get_output(0).dtype.name == "FLOAT"
-        found = layers(definition)
-        (last,) = [layer for name, layer in found.items() if layer.type.name == "MATRIX_MULTIPLY"]
+        by_name = layers(definition)
+        (last,) = [layer for name, layer in by_name.items() if layer.type.name == "MATRIX_MULTIPLY"]
         assert last.get_output(0).dtype.name == "FLOAT"
         if postprocessor is not None:
-            assert found["penstock_softmax"].get_input(0).dtype.name == "FLOAT"
-        names = list(found)
-        behind = [found[name] for name in names[names.index(last.name) :]]
-        assert not [layer.name for layer in behind if layer.get_output(0).dtype.name == "HALF"]
+            assert by_name["penstock_softmax"].get_input(0).dtype.name == "FLOAT"
+        names = list(by_name)
+        rest = [by_name[name] for name in names[names.index(last.name) :]]
+        assert not [layer.name for layer in rest if layer.get_output(0).dtype.name == "HALF"]
 
 
 def test_an_output_that_other_layers_read_is_exact_and_they_read_it_rounded(
@@ -128,18 +130,20 @@ def test_an_output_that_other_layers_read_is_exact_and_they_read_it_rounded(
     )
     converted = convert(onnx.load(path), "fp16", ["first"])
     onnx.checker.check_model(converted)
-    assert [each.name for each in converted.graph.output] == ["then", "kept", "also"]
+    assert [output.name for output in converted.graph.output] == ["then", "kept", "also"]
     x = np.random.default_rng(0).random((1, 4), np.float32)
-    exact, found = run(onnx.load(path), x=x), run(converted, x=x)
-    assert np.array_equal(found[1], exact[1]) and np.array_equal(found[2], exact[2])
+    exact, rounded = run(onnx.load(path), x=x), run(converted, x=x)
+    assert np.array_equal(rounded[1], exact[1]) and np.array_equal(rounded[2], exact[2])
     assert (
-        found[0].dtype == np.float32
-        and not np.array_equal(found[0], exact[0])
-        and np.allclose(found[0], exact[0], rtol=2e-3)
+        rounded[0].dtype == np.float32
+        and not np.array_equal(rounded[0], exact[0])
+        and np.allclose(rounded[0], exact[0], rtol=2e-3)
     )
 
 
-def test_an_output_of_what_the_converter_leaves_is_as_before(write: Any, tmp_path: Path) -> None:
+def test_outputs_of_operators_that_the_converter_blocks_stay_float32(
+    write: Any, tmp_path: Path
+) -> None:
     nodes = [("MatMul", ["x", "w"], ["scores"]), ("TopK", ["scores", "k"], ["best", "places"])]
     outputs = [("best", FLOAT, ["n", 2]), ("places", TensorProto.INT64, ["n", 2])]
     weights = [("w", np.eye(4, dtype=np.float32)), ("k", np.array([2]))]
@@ -148,10 +152,11 @@ def test_an_output_of_what_the_converter_leaves_is_as_before(write: Any, tmp_pat
     assert best.dtype == np.float32 and best.tolist() == [[4, 3]] and places.tolist() == [[1, 2]]
 
 
-def test_a_name_that_no_layer_has_is_an_error(prepared: Any, resnet18: Any) -> None:
+def test_a_name_that_fits_no_layer_is_an_error(prepared: Any, resnet18: Any) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"precision::fp32: .*has '/fc/Gem9', and no node's name contains it, did you mean '/fc/Gemm'",
+        match=r"precision::fp32: .*has '/fc/Gem9', and no node's name contains it, did you mean "
+        r"'/fc/Gemm'",
     ):
         prepared(resnet18, precision="fp16", **{"precision::fp32": "layer4,/fc/Gem9"})
 
@@ -171,7 +176,7 @@ def test_fp16_of_fp16_is_the_same(prepared: Any, write: Any, tmp_path: Path, lay
     }
 
 
-def test_weights_beyond_float16_are_cut_off_and_nodes_need_no_name(
+def test_weights_beyond_float16_are_clipped_and_nodes_need_no_name(
     prepared: Any, write: Any, tmp_path: Path, layers: Any
 ) -> None:
     weights = [("w", np.full((4, 4), 3e5, np.float32)), ("v", np.full((4, 4), 5e4, np.float32))]
@@ -187,15 +192,15 @@ def test_weights_beyond_float16_are_cut_off_and_nodes_need_no_name(
         "HALF"
     }
     converted = convert(onnx.load(path), "fp16")
-    found = {
+    weights_after = {
         tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in converted.graph.initializer
     }
-    assert found["w"].dtype == np.float16 and found["w"].max() == 65504
-    assert found["v"].max() == np.float16(5e4)
+    assert weights_after["w"].dtype == np.float16 and weights_after["w"].max() == 65504
+    assert weights_after["v"].max() == np.float16(5e4)
 
 
 def quantized(write: Any, path: Any, kind: Any, scale: Any = 0.1) -> Any:
-    """Relu of x, rounded to `kind` and back."""
+    """Save a model of relu(x), with x rounded to `kind` and back."""
     zero = onnx.helper.make_tensor("zero", kind, [], [0])
     nodes = [
         ("QuantizeLinear", ["x", "scale", "zero"], ["q"], {"name": "quantize"}),
@@ -220,28 +225,30 @@ def quantized(write: Any, path: Any, kind: Any, scale: Any = 0.1) -> Any:
     ("precision", "kind"),
     [("int8", TensorProto.INT8), ("fp8", TensorProto.FLOAT8E4M3FN), ("best", TensorProto.INT8)],
 )
-def test_models_that_round_by_themselves_pass_through(
+def test_quantized_models_are_left_as_they_are(
     prepared: Any, write: Any, tmp_path: Path, layers: Any, precision: Any, kind: Any
 ) -> None:
     definition = prepared(
         quantized(write, tmp_path / "q.onnx", kind), precision=precision
     ).network.definition
-    found = types_of(layers, definition, ("QUANTIZE", "DEQUANTIZE", "ACTIVATION"))
-    assert list(found.values()) == [{TensorProto.INT8: "INT8"}.get(kind, "FP8"), "FLOAT", "FLOAT"]
+    dtypes = types_of(layers, definition, ("QUANTIZE", "DEQUANTIZE", "ACTIVATION"))
+    assert list(dtypes.values()) == [{TensorProto.INT8: "INT8"}.get(kind, "FP8"), "FLOAT", "FLOAT"]
 
 
-@pytest.mark.parametrize(("precision", "found"), [("int8", "none"), ("fp8", "none")])
-def test_a_model_that_does_not_is_refused(
-    prepared: Any, resnet18: Any, precision: Any, found: Any
+@pytest.mark.parametrize(("precision", "nodes"), [("int8", "none"), ("fp8", "none")])
+def test_int8_and_fp8_need_a_quantized_model(
+    prepared: Any, resnet18: Any, precision: Any, nodes: Any
 ) -> None:
     with pytest.raises(
         ConfigError,
-        match=rf"precision: .*{precision} needs QuantizeLinear .*found {found}: quantize it first",
+        match=rf"precision: .*{precision} needs QuantizeLinear .*found {nodes}: quantize it first",
     ):
         prepared(resnet18, precision=precision)
 
 
-def test_the_wrong_rounding_is_refused(prepared: Any, write: Any, tmp_path: Path) -> None:
+def test_a_model_quantized_to_another_type_is_refused(
+    prepared: Any, write: Any, tmp_path: Path
+) -> None:
     with pytest.raises(
         ConfigError, match=r"fp8 needs .* FLOAT8E4M3FN .*found QuantizeLinear nodes to INT8"
     ):
@@ -256,7 +263,7 @@ def test_bf16_needs_modelopt(prepared: Any, resnet18: Any) -> None:
 def test_modelopt_converts_where_it_is_installed(
     monkeypatch: pytest.MonkeyPatch, resnet18: Any
 ) -> None:
-    """Called as its documentation says; itself it is not installed here."""
+    """Replace ModelOpt, which is not installed, by a function of its documented signature."""
     calls = []
 
     def convert_to_mixed_precision(

@@ -23,12 +23,12 @@ FIXED = Input("image", (4, 3, 8, 8))
 
 def profiles(inputs: Any, low: Any = None, high: Any = None, sizes: Any = (1, 2, 4)) -> Any:
     return [
-        {name: tuple(each) for name, each in profile.items()}
+        {name: tuple(shapes) for name, shapes in profile.items()}
         for profile in make_profiles(inputs, low, high, sizes)
     ]
 
 
-def test_a_batch_size_becomes_a_profile_a_bucket() -> None:
+def test_a_batch_size_becomes_a_profile_for_each_bucket() -> None:
     rest = (3, 224, 224)
     assert profiles([IMAGE], high="4") == [
         {"image": ((1, *rest), (1, *rest), (1, *rest))},
@@ -63,8 +63,8 @@ def test_several_inputs_share_the_batch() -> None:
 
 
 def test_several_profiles_stay_as_they_are() -> None:
-    found = profiles([OPEN], "1x3x32x32;1x3x65x65", "8x3x64x64;2x3x512x512")
-    assert found == [
+    made = profiles([OPEN], "1x3x32x32;1x3x65x65", "8x3x64x64;2x3x512x512")
+    assert made == [
         {"image": ((1, 3, 32, 32), (8, 3, 64, 64), (8, 3, 64, 64))},
         {"image": ((1, 3, 65, 65), (2, 3, 512, 512), (2, 3, 512, 512))},
     ]
@@ -72,15 +72,15 @@ def test_several_profiles_stay_as_they_are() -> None:
 
 
 def test_open_sizes_keep_their_range_in_every_bucket() -> None:
-    found = profiles([OPEN], "1x3x32x32", "2x3x64x64", (1, 2))
-    assert found == [
+    made = profiles([OPEN], "1x3x32x32", "2x3x64x64", (1, 2))
+    assert made == [
         {"image": ((1, 3, 32, 32), (1, 3, 64, 64), (1, 3, 64, 64))},
         {"image": ((1, 3, 32, 32), (2, 3, 64, 64), (2, 3, 64, 64))},
     ]
     assert profiles([OPEN], "1", "1x3x64x64", (1,))[0]["image"][0] == (1, 3, 64, 64)
 
 
-def test_fixed_shapes_need_none() -> None:
+def test_fixed_shapes_need_no_profiles() -> None:
     assert profiles([FIXED], high="8", sizes=(1, 2, 4, 8)) == []
     assert describe([]) == "fixed shapes"
 
@@ -93,7 +93,8 @@ def test_fixed_shapes_need_none() -> None:
             "8",
             "4",
             "min",
-            r"input image \(Nx3x224x224\): min is 8x3x224x224 and max 4x3x224x224: expected min <= max",
+            r"input image \(Nx3x224x224\): min is 8x3x224x224 and max 4x3x224x224: expected min <= "
+            r"max",
         ),
         (
             [OPEN],
@@ -135,10 +136,16 @@ def test_fixed_shapes_need_none() -> None:
         ),
         ([IMAGE], "1;2;3", "4;5", "min", "min has 3 profiles and max 2"),
         ([IMAGE], "0", "0", "max", "expected sizes of at least 1"),
-        ([FIXED], None, "8x3x8x8", "max", r"for input image \(4x3x8x8\): expected the input's own sizes"),
+        (
+            [FIXED],
+            None,
+            "8x3x8x8",
+            "max",
+            r"for input image \(4x3x8x8\): expected the input's own sizes",
+        ),
     ],
 )
-def test_what_does_not_fit_names_key_input_found_and_expected(
+def test_errors_name_key_input_and_what_was_expected(
     inputs: Any, low: Any, high: Any, key: Any, message: str
 ) -> None:
     with pytest.raises(ProfileError, match=message) as caught:
@@ -146,7 +153,7 @@ def test_what_does_not_fit_names_key_input_found_and_expected(
     assert caught.value.key == key
 
 
-def test_the_profile_of_a_batch_is_the_smallest_that_holds_it() -> None:
+def test_a_batch_runs_in_the_smallest_profile_that_takes_it() -> None:
     made = make_profiles([IMAGE], None, "4", (1, 2, 4))
     assert [choose(made, {"image": (rows, 3, 224, 224)}) for rows in (1, 2, 3, 4, 5)] == [
         0,

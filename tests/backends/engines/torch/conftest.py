@@ -1,4 +1,4 @@
-"""Modules of plain torch, saved in every way that the engines read."""
+"""Fixtures that save modules of torch in every format that the engines read, and run them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ try:
     import torch
 
     from penstock.backends.engines.torch import options
-except ModuleNotFoundError:  # then the modules here skip what needs it
+except ModuleNotFoundError:  # the tests that need it are then skipped
     torch = None  # type: ignore[assignment]
 
 RESNET = Path(__file__).parents[4] / "examples" / "resnet" / "export.py"
@@ -27,14 +27,14 @@ RESNET = Path(__file__).parents[4] / "examples" / "resnet" / "export.py"
 
 @pytest.fixture(autouse=True)
 def _own_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What other tests have set for the whole process does not count here."""
+    """Forget the process-wide options that earlier tests have set."""
     if torch is not None:
         monkeypatch.setattr(options, "_set", {})
 
 
 @pytest.fixture(autouse=True)
 def _own_threads() -> Any:
-    """Engines that run on the test's own thread leave it as it was."""
+    """Restore torch's number of threads, which engines set on the test's own thread."""
     before = torch.get_num_threads() if torch is not None else 0
     yield
     if torch is not None:
@@ -43,13 +43,13 @@ def _own_threads() -> Any:
 
 @pytest.fixture(scope="session")
 def resnet() -> Any:
-    """ResNet-18 with weights of a fixed seed."""
+    """Make ResNet-18 with weights of a fixed seed."""
     return load(f"{RESNET}:build", Path())("resnet18")
 
 
 @pytest.fixture
 def scripted(tmp_path: Path) -> Callable[..., Path]:
-    """Saves a module as TorchScript: by `script`, or by `trace` where there are examples."""
+    """Save a module as TorchScript: with `trace` if examples are given, else with `script`."""
 
     def scripted(module: Any, *examples: Any, name: str = "model.pt") -> Path:
         with warnings.catch_warnings():
@@ -63,7 +63,7 @@ def scripted(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def exported(tmp_path: Path) -> Callable[..., Path]:
-    """Saves a module by torch.export, with any batch; `fixed`: with that of the examples."""
+    """Save a module with torch.export, for any batch size or (`fixed`) that of the examples."""
 
     def exported(
         module: Any,
@@ -84,7 +84,7 @@ def exported(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def make() -> Any:
-    """Makes a backend by its name in files, and closes it at the end."""
+    """Make a backend by its name, and close it after the test."""
     made: list[Backend] = []
 
     def make(name: str, model: Any, context: Context | None = None, **keys: Any) -> Backend:
@@ -105,7 +105,7 @@ def make() -> Any:
 
 @pytest.fixture
 def run() -> Callable[..., list[Any]]:
-    """What a batch of these data answers: results, or errors."""
+    """Run a batch of these data. Return each item's result, or its error."""
 
     def run(backend: Backend, *data: Any, **keys: Any) -> list[Any]:
         batch: list[Item] = [{"data": value, **keys} for value in data]

@@ -1,4 +1,6 @@
-"""What the GPU half does on a GPU. scripts/gpu_check runs it; pytest by itself does not find it by its name."""
+"""Tests of the torch engines that need a GPU. scripts/gpu_check runs them; pytest does not collect
+a file of this name.
+"""
 
 from __future__ import annotations
 
@@ -20,24 +22,24 @@ import torch
 from torch import nn
 
 class Positive(nn.Module):
-    '''Waits for the device, which no graph may.'''
+    '''Waits for the device, which is not allowed in a CUDA graph.'''
     def forward(self, x):
         return x * 2 if int((x > 0).sum()) >= 0 else x
 """
 
 
 def in_threads(count: int, work: Any) -> list[Any]:
-    found: list[Any] = []
-    threads = [threading.Thread(target=lambda: found.append(work())) for _ in range(count)]
+    answers: list[Any] = []
+    threads = [threading.Thread(target=lambda: answers.append(work())) for _ in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    return found
+    return answers
 
 
-def test_no_two_threads_have_one_stream_and_those_that_end_give_theirs_back() -> None:
-    there = threading.Barrier(12)  # and those of the round before may still be on their way out
+def test_each_thread_has_its_own_stream_and_returns_it_when_it_ends() -> None:
+    there = threading.Barrier(12)  # threads of the round before may still be ending
 
     def take() -> int:
         stream = own_stream(DEVICE)
@@ -49,19 +51,17 @@ def test_no_two_threads_have_one_stream_and_those_that_end_give_theirs_back() ->
         assert len(set(in_threads(12, take))) == 12
 
 
-def test_a_batch_above_those_that_graphs_were_captured_for(
-    exported: Any, make: Any, run: Any
-) -> None:
+def test_batches_larger_than_any_captured_graph(exported: Any, make: Any, run: Any) -> None:
     backend = make("TorchExportTensor", exported(Pool(), torch.zeros(2, 3, 4, 4)))
     backend.warm_up()
     assert len(backend.children[0]._half._graphs) == 4
     for count in (3, 20, 3, 8, 33, 1):
         data = [torch.randn(1, 3, 4, 4) for _ in range(count)]
-        found = torch.cat(run(backend, *data))
-        assert torch.allclose(found, Pool()(torch.cat(data)), atol=1e-5)
+        answers = torch.cat(run(backend, *data))
+        assert torch.allclose(answers, Pool()(torch.cat(data)), atol=1e-5)
 
 
-def test_what_can_not_be_captured_runs_without_graphs_and_memory_stays(
+def test_a_model_that_can_not_be_captured_runs_without_graphs_and_leaks_no_memory(
     tmp_path: Path, make: Any, run: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "nets.py").write_text(NETS)
@@ -75,7 +75,7 @@ def test_what_can_not_be_captured_runs_without_graphs_and_memory_stays(
         results = run(
             backend, *(torch.full((1, 1024, 1024), float(value + item)) for item in range(3))
         )
-        assert [float(each[0, 0, 0]) for each in results] == [
+        assert [float(result[0, 0, 0]) for result in results] == [
             2.0 * (value + item) for item in range(3)
         ]
     assert torch.cuda.memory_reserved() <= before + 2**22
@@ -86,7 +86,7 @@ def test_outputs_without_a_row_for_each_item_are_not_padded(
 ) -> None:
     backend = make("TorchScriptTensor", scripted(Total()), max="4x2")
     backend.warm_up()
-    assert len(backend.children[0]._half._graphs) == 1  # of one row
+    assert len(backend.children[0]._half._graphs) == 1  # the one for a single row
     assert run(backend, torch.ones(3, 2), request_size=3)[0].tolist() == [[3, 3]]
 
 
@@ -102,7 +102,7 @@ def test_tensors_of_the_device_and_of_the_host_in_one_batch(
 
 
 def test_instances_load_and_capture_while_others_run(exported: Any, make: Any, run: Any) -> None:
-    """Captures are one at a time; what runs meanwhile is neither captured nor disturbed."""
+    """Captures happen one at a time, and batches that run meanwhile are not disturbed."""
     path = exported(torch.nn.Conv2d(3, 8, 3), torch.zeros(2, 3, 16, 16))
     ending = threading.Event()
     data = [torch.randn(1, 3, 16, 16) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Modules whose answers are easy to tell."""
+"""Modules whose outputs are easy to predict."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Pair(nn.Module):
 
 
 class Pool(nn.Module):
-    """Images of any size: the mean of each channel."""
+    """The mean of each channel, of images of any size."""
 
     def forward(self, image: Tensor) -> Tensor:
         return image.mean((2, 3))
 
 
 class Shout(nn.Module):
-    """Texts to texts, and their lengths."""
+    """Upper-case texts, and the length of each text."""
 
     def forward(self, texts: list[str]) -> tuple[list[str], Tensor]:
         lengths: list[int] = []
@@ -37,21 +37,21 @@ class Shout(nn.Module):
 
 
 class Named(nn.Module):
-    """A dict of tensors to another."""
+    """A dict of tensors in, a dict of tensors out."""
 
     def forward(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"sum": tensors["a"] + tensors["b"], "a": tensors["a"]}
 
 
 class Total(nn.Module):
-    """One row whatever the batch."""
+    """One row, however large the batch."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.sum(0, keepdim=True)
 
 
 class Twice(nn.Module):
-    """Two rows for each."""
+    """Two rows for each row of the batch."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x, x])

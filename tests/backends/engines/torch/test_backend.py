@@ -1,4 +1,6 @@
-"""The torch engines as files know them: what a machine without torch can do with them."""
+"""The backends that files name, on a machine without torch: files are checked, and `init` says what
+is missing.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +9,17 @@ import sys
 
 import pytest
 
-from penstock.backends.engines.shapes import shape_key
 from penstock.backends.expressions.registry import describe
 
 ENGINES = ("TorchScriptTensor", "TorchExportTensor", "PythonTensor")
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_they_say_what_they_need(name: str) -> None:
-    found = describe(name)
-    assert found.extra == "torch"
+def test_descriptions_name_the_extra_and_the_parameters(name: str) -> None:
+    description = describe(name)
+    assert description.extra == "torch"
     assert {"model", "max", "cuda_graphs", "INFERENCE_MODE"} <= {
-        each.name for each in found.parameters or ()
+        parameter.name for parameter in description.parameters or ()
     }
 
 
@@ -30,7 +31,8 @@ from penstock.backends.base import Context
 from penstock.backends.errors import BackendError
 from penstock.pipelines.config.load import load
 for engine in ("TorchScriptTensor", "TorchExportTensor", "PythonTensor"):
-    config = load({"net": {"backend": engine, "model": "net.py:Net", "max": "4x3", "inference_mode": False}})
+    keys = {"backend": engine, "model": "net.py:Net", "max": "4x3", "inference_mode": False}
+    config = load({"net": keys})
     spec = config.nodes["net"].groups[0].spec
     print(spec.declared_range)
     try:
@@ -49,17 +51,3 @@ for engine in ("TorchScriptTensor", "TorchExportTensor", "PythonTensor"):
     assert done.stdout.splitlines() == [
         line for engine in ENGINES for line in ("[1, 4]", f"{engine} {needs}")
     ], done.stderr
-
-
-def test_what_one_run_may_not_mix() -> None:
-    class Array:
-        shape, dtype = (2, 3, 4), "uint8"
-
-    assert shape_key({"data": Array()}) == ((3, 4), "uint8")
-    assert shape_key({"data": [Array(), "text"]}) == (((3, 4), "uint8"), None)
-    assert (
-        shape_key({"data": {"image": Array()}})
-        is shape_key({"data": "text"})
-        is shape_key({})
-        is None
-    )

@@ -1,4 +1,6 @@
-"""TorchExportTensor: programs of torch.export and a package of AOTInductor against the modules that they were made of."""
+"""TorchExportTensor: programs of torch.export and a package of AOTInductor, compared with the
+modules that they were made of.
+"""
 
 from __future__ import annotations
 
@@ -24,23 +26,25 @@ NAME = "TorchExportTensor"
 Dim = torch.export.Dim
 
 
-def close(found: Any, expected: Any) -> bool:
-    return found.shape == expected.shape and bool(
-        torch.allclose(found, expected.detach(), atol=1e-4, rtol=1e-4)
+def close(result: Any, expected: Any) -> bool:
+    return result.shape == expected.shape and bool(
+        torch.allclose(result, expected.detach(), atol=1e-4, rtol=1e-4)
     )
 
 
-def test_resnet_as_eager(resnet: Any, exported: Any, images: Any) -> None:
+def test_resnet_gives_what_eager_torch_gives(resnet: Any, exported: Any, images: Any) -> None:
     data = images(6)
     path = exported(resnet, torch.zeros(2, 3, 64, 64))
 
     async def ask() -> list[Any]:
         keys = {"backend": NAME, "model": str(path), "max": 4, "instance_num": 2}
         async with Pipeline.load({"resnet": keys}) as pipeline:
-            return await pipeline([{"data": each[None]} for each in data])
+            return await pipeline([{"data": image[None]} for image in data])
 
     answers = asyncio.run(ask())
-    assert close(torch.cat([each["result"] for each in answers]), resnet(torch.from_numpy(data)))
+    assert close(
+        torch.cat([answer["result"] for answer in answers]), resnet(torch.from_numpy(data))
+    )
 
 
 def test_inputs_in_order_and_by_name(exported: Any, make: Any, run: Any) -> None:
@@ -77,13 +81,14 @@ def test_dynamic_sizes(exported: Any, make: Any, run: Any, images: Any) -> None:
     shapes = ({0: Dim("n", max=6), 2: Dim("h", min=4, max=32), 3: Dim("w", min=4, max=32)},)
     backend = make(NAME, exported(Pool(), torch.zeros(2, 3, 8, 9), shapes=shapes))
     assert backend.max == 6
-    backend.warm_up()  # nothing to warm up: sizes are not known
+    backend.warm_up()  # runs nothing, because the sizes are not known
     for size in (4, 16):
         (result,) = run(backend, images(1, size))
         assert close(result, Pool()(torch.from_numpy(images(1, size))))
     with pytest.raises(
         InvalidInput,
-        match=r"input 0 \(image\): expected float32 of shape Nx3x\(4..32\)x\(4..32\), got float32 of shape 1x3x33x33",
+        match=r"input 0 \(image\): expected float32 of shape Nx3x\(4..32\)x\(4..32\), got float32 "
+        r"of shape 1x3x33x33",
     ):
         run(backend, images(1, 33))
 
@@ -96,7 +101,7 @@ def test_dynamic_sizes(exported: Any, make: Any, run: Any, images: Any) -> None:
         (np.zeros((1, 3), np.int64), "got int64 of shape 1x3"),
     ],
 )
-def test_what_does_not_fit_names_input_found_and_expected(
+def test_data_that_does_not_fit_names_input_expected_and_given(
     exported: Any, make: Any, run: Any, array: Any, message: str
 ) -> None:
     backend = make(NAME, exported(torch.nn.Linear(3, 2), torch.zeros(2, 3)))
@@ -106,7 +111,7 @@ def test_what_does_not_fit_names_input_found_and_expected(
     assert good.shape == (1, 2) and isinstance(bad, InvalidInput)
 
 
-def test_what_widens_is_converted(exported: Any, make: Any, run: Any) -> None:
+def test_dtypes_that_widen_are_converted(exported: Any, make: Any, run: Any) -> None:
     linear = torch.nn.Linear(3, 2)
     backend = make(NAME, exported(linear, torch.zeros(2, 3)))
     for dtype in (np.uint8, np.float16, np.float64, np.bool_):
@@ -116,7 +121,7 @@ def test_what_widens_is_converted(exported: Any, make: Any, run: Any) -> None:
 
 def test_a_fixed_batch_runs_padded(exported: Any, make: Any, run: Any) -> None:
     class Sign(torch.nn.Module):
-        """Each row, and how many rows are not zero in all."""
+        """Each row, and the number of rows in the batch that are not zero."""
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.cat([x, x.abs().sign().sum().expand(x.shape[0], 1)], 1)
@@ -125,8 +130,8 @@ def test_a_fixed_batch_runs_padded(exported: Any, make: Any, run: Any) -> None:
     assert (backend.min, backend.max) == (4, 4)
     backend.warm_up()
     assert [
-        each.tolist()
-        for each in run(backend, *(torch.full((1, 1), value) for value in (1.0, 2.0, 3.0)))
+        result.tolist()
+        for result in run(backend, *(torch.full((1, 1), value) for value in (1.0, 2.0, 3.0)))
     ] == [
         [[1, 3]],
         [[2, 3]],
@@ -136,23 +141,21 @@ def test_a_fixed_batch_runs_padded(exported: Any, make: Any, run: Any) -> None:
     assert run(backend, torch.ones(1, 1))[0].tolist() == [[1, 1]]
 
 
-def test_a_smallest_batch_is_padded_up_to(exported: Any, make: Any, run: Any) -> None:
+def test_batches_below_the_smallest_are_padded(exported: Any, make: Any, run: Any) -> None:
     path = exported(Pool(), torch.zeros(6, 3, 2, 2), shapes=({0: Dim("n", min=4, max=8)},))
     backend = make(NAME, path)
     assert (backend.min, backend.max) == (4, 8)
     assert run(backend, torch.ones(1, 3, 2, 2))[0].tolist() == [[1, 1, 1]]
 
 
-def test_what_export_says_of_batches_by_default_is_no_bound(
-    exported: Any, make: Any, run: Any
-) -> None:
-    """torch.export looks at 2 and more, whatever that means for 1."""
+def test_the_default_bounds_of_torch_export_are_ignored(exported: Any, make: Any, run: Any) -> None:
+    """torch.export looks only at batches of 2 and more, and says nothing of 1."""
     backend = make(NAME, exported(Pool(), torch.zeros(2, 3, 2, 2), shapes=({0: Dim.DYNAMIC},)))
     assert (backend.min, backend.max) == (1, UNBOUNDED)
     assert run(backend, torch.ones(1, 3, 2, 2))[0].tolist() == [[1, 1, 1]]
 
 
-def test_shapes_known_by_the_file_are_warmed_up(
+def test_warm_up_takes_shapes_from_the_program(
     exported: Any, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = make(NAME, exported(Pool(), torch.zeros(2, 3, 4, 4)), max=5, mean="1")
@@ -162,7 +165,7 @@ def test_shapes_known_by_the_file_are_warmed_up(
     monkeypatch.setattr(
         engine,
         "model",
-        lambda *inputs: ran.append([tuple(each.shape) for each in inputs]) or model(*inputs),
+        lambda *inputs: ran.append([tuple(tensor.shape) for tensor in inputs]) or model(*inputs),
     )
     backend.warm_up()
     assert ran == [[(size, 3, 4, 4)] for size in (5, 4, 2, 1)]
@@ -178,7 +181,7 @@ def test_mean_and_std(exported: Any, make: Any, run: Any) -> None:
     assert close(run(backend, data)[0], expected)
 
 
-def test_instances_share_a_program_unless_told_otherwise(exported: Any, make: Any) -> None:
+def test_instances_share_a_program_unless_sharing_is_off(exported: Any, make: Any) -> None:
     path = exported(torch.nn.Linear(3, 2), torch.zeros(2, 3))
 
     def weight(**keys: Any) -> int:
@@ -206,7 +209,8 @@ def test_files_that_can_not_be_read(exported: Any, make: Any, tmp_path: Path) ->
         path.write_bytes(whole[:keep])
         with pytest.raises(
             BackendError,
-            match=rf"node 'node': TorchExportTensor: the model {path} can't be read.* it is truncated or",
+            match=rf"node 'node': TorchExportTensor: the model {path} can't be read.* it is "
+            r"truncated or",
         ):
             make(NAME, path)
     torch.save({"weight": torch.zeros(2)}, tmp_path / "weights.pt2")
@@ -242,7 +246,7 @@ def test_programs_that_can_not_be_batched(exported: Any, make: Any) -> None:
         make(NAME, exported(Scaled(), torch.zeros(2, 3), torch.ones(()), fixed=True))
 
 
-def test_its_precision_is_its_own(exported: Any, make: Any) -> None:
+def test_a_program_keeps_the_precision_of_its_export(exported: Any, make: Any) -> None:
     with pytest.raises(ConfigError, match="has the precision that it was exported with"):
         make(NAME, exported(torch.nn.Linear(3, 2), torch.zeros(2, 3)), precision="fp16")
 
@@ -252,9 +256,9 @@ def test_its_precision_is_its_own(exported: Any, make: Any) -> None:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Compiled for this machine's CPU, by its C++ compiler."""
+    """Compile a package for this machine's CPU, with its C++ compiler."""
     if not (shutil.which("g++") or shutil.which("clang++")):
-        pytest.skip("AOTInductor compiles with g++ or clang++, and there is none here")
+        pytest.skip("AOTInductor compiles with g++ or clang++")
     torch.manual_seed(0)
     pair = Pair().eval()
     batch = Dim("batch", max=16)
@@ -263,17 +267,17 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Any:
     )
     path = tmp_path_factory.mktemp("package") / "pair.pt2"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's compiler uses what torch has deprecated
+        warnings.simplefilter("ignore")  # torch's compiler calls deprecated functions of torch
         torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     return pair, path
 
 
-def test_a_package_as_eager(package: Any, make: Any, run: Any) -> None:
+def test_a_package_gives_what_eager_torch_gives(package: Any, make: Any, run: Any) -> None:
     pair, path = package
     backend = make(NAME, path, max="8x3,8x2")
     backend.warm_up()
     items = [(torch.randn(1, 3), torch.randn(1, 2)) for _ in range(5)]
-    for count in (5, 1):  # the package itself runs no batch of one
+    for count in (5, 1):  # the package itself does not run batches of one: they are padded
         for (x, mask), (first, second) in zip(items, run(backend, *items[:count]), strict=False):
             assert close(first, pair.linear(x)) and close(second, mask + 1)
     for data, message in (
@@ -296,14 +300,14 @@ def test_a_package_with_several_instances(package: Any) -> None:
         async with Pipeline.load(
             {"pair": {"backend": NAME, "model": str(path), "max": 4, "instance_num": 3}}
         ) as pipeline:
-            return await pipeline([{"data": each} for each in items])
+            return await pipeline([{"data": inputs} for inputs in items])
 
     for (x, mask), answer in zip(items, asyncio.run(ask()), strict=True):
         assert close(answer["result"][0], pair.linear(x)) and close(answer["result"][1], mask + 1)
 
 
 def test_a_package_for_another_device(package: Any, make: Any, tmp_path: Path) -> None:
-    """The package's own word for its device, changed as a package for a GPU has it."""
+    """Change the device that the package's metadata names to a GPU."""
     _, path = package
     other = tmp_path / "cuda.pt2"
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(other, "w", zipfile.ZIP_STORED) as target:

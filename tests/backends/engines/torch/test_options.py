@@ -21,7 +21,8 @@ def test_the_first_to_ask_sets_an_option_and_others_must_agree() -> None:
         set_process_wide("DISABLE_CUDNN", True, "node 'b' of pipeline 'p'", "b")
         with pytest.raises(
             ConfigError,
-            match=r"\[b\] DISABLE_CUDNN: False wanted, but node 'a' of pipeline 'p' has set it to True: .* whole process",
+            match=r"\[b\] DISABLE_CUDNN: False wanted, but node 'a' of pipeline 'p' has set it to "
+            r"True: .* whole process",
         ):
             set_process_wide("DISABLE_CUDNN", False, "node 'b' of pipeline 'p'", "b")
         assert not torch.backends.cudnn.enabled
@@ -33,12 +34,12 @@ def test_the_first_to_ask_sets_an_option_and_others_must_agree() -> None:
     "option",
     ["DISABLE_CUDNN", "ENABLE_JIT_EXECUTOR", "ENABLE_JIT_PROFILING", "ENABLE_TENSOR_FUSER"],
 )
-def test_what_is_taken_back_is_as_it_was_once_nobody_wants_it(option: str) -> None:
+def test_an_option_is_restored_when_the_last_model_releases_it(option: str) -> None:
     def now() -> bool:
         set_process_wide(option, True, "asks", "asks")
-        found: bool = options._set[option].before
+        before: bool = options._set[option].before
         release(option, "asks")
-        return found
+        return before
 
     before = now()
     set_process_wide(option, not before, "a", "a")
@@ -50,8 +51,8 @@ def test_what_is_taken_back_is_as_it_was_once_nobody_wants_it(option: str) -> No
     assert now() == before
 
 
-def test_what_torch_takes_no_more_is_an_error_and_not_remembered() -> None:
-    """In a process of its own: torch lets go of this number once."""
+def test_an_option_that_torch_no_longer_changes_is_an_error_each_time() -> None:
+    """Run in a process of its own, because torch lets this number be set only once."""
     code = """
 import torch
 from penstock.backends.engines.torch.options import set_process_wide

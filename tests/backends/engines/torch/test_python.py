@@ -1,4 +1,4 @@
-"""PythonTensor: modules as Python writes them, with weights from files."""
+"""PythonTensor: modules from Python code, with weights from files."""
 
 from __future__ import annotations
 
@@ -46,15 +46,17 @@ def no_module():
 """
 
 
-def close(found: Any, expected: Any) -> bool:
-    return found.shape == expected.shape and bool(
-        torch.allclose(found, expected.detach(), atol=1e-4, rtol=1e-4)
+def close(result: Any, expected: Any) -> bool:
+    return result.shape == expected.shape and bool(
+        torch.allclose(result, expected.detach(), atol=1e-4, rtol=1e-4)
     )
 
 
 @pytest.fixture
 def net(tmp_path: Path) -> Any:
-    """The file, and weights for its Net."""
+    """Write net.py and weights for its Net. Return the context, and a function that computes what
+    Net does.
+    """
     (tmp_path / "net.py").write_text(NET)
     torch.manual_seed(0)
     weights = torch.nn.Linear(3, 4).state_dict()
@@ -65,7 +67,9 @@ def net(tmp_path: Path) -> Any:
     ), lambda x: torch.nn.functional.linear(x, weights["weight"], weights["bias"])
 
 
-def test_resnet_as_eager(resnet: Any, make: Any, run: Any, images: Any, tmp_path: Path) -> None:
+def test_resnet_gives_what_eager_torch_gives(
+    resnet: Any, make: Any, run: Any, images: Any, tmp_path: Path
+) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
     torch.save(resnet.state_dict(), tmp_path / "resnet.pth")
     safetensors.save_file(resnet.state_dict(), tmp_path / "resnet.safetensors")
@@ -108,7 +112,7 @@ def test_arguments_weights_and_optional_inputs(net: Any, make: Any, run: Any) ->
     assert run(make(NAME, "torch.nn:Identity", context), x)[0].tolist() == x.tolist()
 
 
-def test_answers_are_contiguous_whatever_the_layout(net: Any, make: Any, run: Any) -> None:
+def test_results_are_contiguous_in_any_memory_format(net: Any, make: Any, run: Any) -> None:
     backend = make(NAME, "net.py:Small", net[0], channels_last=True, max=4)
     one, two = run(backend, torch.zeros(1, 3, 4, 5), torch.zeros(1, 3, 4, 5))
     assert one.is_contiguous() and two.is_contiguous() and one.shape == (1, 4, 4, 5)
@@ -123,7 +127,7 @@ def test_precision(net: Any, make: Any, run: Any) -> None:
 
 def test_compiled(net: Any, make: Any, run: Any) -> None:
     if not (shutil.which("g++") or shutil.which("clang++")):
-        pytest.skip("torch.compile needs g++ or clang++ on the CPU, and there is none here")
+        pytest.skip("torch.compile needs g++ or clang++ on the CPU")
     context, linear = net
     backend = make(NAME, "net.py:Net", context, state_dict="net.pth", compile="default", max="2x3")
     backend.warm_up()
@@ -131,7 +135,7 @@ def test_compiled(net: Any, make: Any, run: Any) -> None:
     assert close(torch.cat(run(backend, x[:1], x[1:])), linear(x))
 
 
-def test_instances_share_weights_unless_told_otherwise(net: Any, make: Any) -> None:
+def test_instances_share_weights_unless_sharing_is_off(net: Any, make: Any) -> None:
     context, _ = net
 
     def weights(**keys: Any) -> int:
@@ -153,9 +157,9 @@ def test_several_instances(net: Any) -> None:
             "max": 4,
         }
         async with Pipeline.load({"net": {**keys, "instance_num": 3}}) as pipeline:
-            return await pipeline([{"data": each[None]} for each in data])
+            return await pipeline([{"data": row[None]} for row in data])
 
-    assert close(torch.cat([each["result"] for each in asyncio.run(ask())]), linear(data))
+    assert close(torch.cat([answer["result"] for answer in asyncio.run(ask())]), linear(data))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +170,7 @@ def test_several_instances(net: Any) -> None:
         ({"model": "net.py"}, r"expected module:Class or file.py:Class, found 'net.py'"),
     ],
 )
-def test_models_that_are_not_there(net: Any, make: Any, keys: Any, message: str) -> None:
+def test_models_that_do_not_exist(net: Any, make: Any, keys: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         make(NAME, keys["model"], net[0])
     assert (caught.value.problems[0].node, caught.value.problems[0].key) == ("node", "model")
@@ -183,7 +187,8 @@ def test_models_that_are_not_there(net: Any, make: Any, keys: Any, message: str)
         ),
         (
             {"model": "net.py:Small"},
-            r"does not fit net.py:Small: 2 keys missing \(conv.weight, conv.bias\); 2 keys unexpected \(linear.weight",
+            r"does not fit net.py:Small: 2 keys missing \(conv.weight, conv.bias\); 2 keys "
+            r"unexpected \(linear.weight",
         ),
         ({"state_dict": "gone.pth"}, r"gone\.pth does not exist"),
         ({"state_dict": "object.pth"}, "holds more than tensors, or is not a state_dict"),

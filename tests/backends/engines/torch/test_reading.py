@@ -9,11 +9,10 @@ from penstock.backends.errors import InvalidInput
 
 torch = pytest.importorskip("torch")
 
-from penstock.backends.engines.shapes import parse_order, shapes_of_last_profile
 from penstock.backends.engines.torch.reading import as_tensor, as_texts, widens  # noqa: E402
 
 
-def test_arrays_are_not_copied_but_where_torch_can_not_share_them() -> None:
+def test_arrays_are_copied_only_where_torch_can_not_share_them() -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     assert as_tensor(array, "x").data_ptr() == array.ctypes.data
     frozen = array.copy()
@@ -30,7 +29,7 @@ LONG = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    ("value", "found"),
+    ("value", "kind"),
     [
         (np.array(["a"]), "an array of <U1"),
         ([1.0], "list"),
@@ -38,9 +37,9 @@ LONG = pytest.mark.skipif(
         (None, "NoneType"),
     ],
 )
-def test_what_is_no_tensor(value: Any, found: str) -> None:
+def test_values_that_are_not_tensors_are_refused(value: Any, kind: str) -> None:
     with pytest.raises(
-        InvalidInput, match=f"input 0: expected a tensor or an array of numbers, got {found}"
+        InvalidInput, match=f"input 0: expected a tensor or an array of numbers, got {kind}"
     ):
         as_tensor(value, "input 0")
 
@@ -53,33 +52,21 @@ def test_texts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "expected", "fits"),
+    ("given", "expected", "fits"),
     [
-        ("uint8", "float32", True), ("float64", "float32", True), ("float16", "float32", True), ("int32", "int64", True),
-        ("bool", "uint8", True), ("float32", "float64", True), ("float32", "float16", False), ("int64", "float32", False),
-        ("int64", "int32", False), ("float32", "int64", False), ("bfloat16", "float16", False), ("uint32", "int64", False),
+        ("uint8", "float32", True),
+        ("float64", "float32", True),
+        ("float16", "float32", True),
+        ("int32", "int64", True),
+        ("bool", "uint8", True),
+        ("float32", "float64", True),
+        ("float32", "float16", False),
+        ("int64", "float32", False),
+        ("int64", "int32", False),
+        ("float32", "int64", False),
+        ("bfloat16", "float16", False),
+        ("uint32", "int64", False),
     ],
-)  # fmt: skip
-def test_what_widens(found: str, expected: str, fits: bool) -> None:
-    assert widens(getattr(torch, found), getattr(torch, expected)) is fits
-
-
-def test_orders_and_shapes() -> None:
-    assert (
-        parse_order("1,0"),
-        parse_order("0, 1"),
-        parse_order(None),
-        parse_order("1,2"),
-        parse_order("a"),
-    ) == (
-        [1, 0],
-        [0, 1],
-        None,
-        None,
-        None,
-    )
-    assert (
-        shapes_of_last_profile("1x3,1x10;4x3,4x10") == [(4, 3), (4, 10)]
-        and shapes_of_last_profile("8") == [(8,)]
-        and shapes_of_last_profile(None) == []
-    )
+)
+def test_dtypes_that_widen_without_loss(given: str, expected: str, fits: bool) -> None:
+    assert widens(getattr(torch, given), getattr(torch, expected)) is fits

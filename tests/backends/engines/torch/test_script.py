@@ -1,4 +1,4 @@
-"""TorchScriptTensor: real TorchScript files against the modules that they were made of."""
+"""TorchScriptTensor: TorchScript files, compared with the modules that they were made of."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .modules import Named, Pair, Pool, Shout, Total, Twice  # noqa: E402
 NAME = "TorchScriptTensor"
 
 
-def close(found: Any, expected: Any) -> bool:
-    return found.shape == expected.shape and bool(
-        torch.allclose(found, expected.detach(), atol=1e-4, rtol=1e-4)
+def close(result: Any, expected: Any) -> bool:
+    return result.shape == expected.shape and bool(
+        torch.allclose(result, expected.detach(), atol=1e-4, rtol=1e-4)
     )
 
 
@@ -41,7 +41,9 @@ def test_encrypted_models(
     assert close(run(make(NAME, hidden), data)[0], linear(data))
 
 
-def test_resnet_as_eager(resnet: Any, scripted: Any, make: Any, run: Any, images: Any) -> None:
+def test_resnet_gives_what_eager_torch_gives(
+    resnet: Any, scripted: Any, make: Any, run: Any, images: Any
+) -> None:
     data = images(3)
     expected = resnet(torch.from_numpy(data))
     backend = make(NAME, scripted(resnet, torch.zeros(1, 3, 64, 64)), max="4x3x64x64")
@@ -50,8 +52,8 @@ def test_resnet_as_eager(resnet: Any, scripted: Any, make: Any, run: Any, images
     results = run(backend, *(data[index : index + 1] for index in range(3)))
     assert close(torch.cat(results), expected)
     assert all(
-        type(each) is torch.Tensor and each.is_contiguous() and not each.is_inference()
-        for each in results
+        type(result) is torch.Tensor and result.is_contiguous() and not result.is_inference()
+        for result in results
     )
 
 
@@ -72,7 +74,7 @@ def test_inputs_in_order_by_name_or_by_index(
     backend = make(NAME, scripted(pair), max=8)
     items = [(torch.randn(1, 3), torch.randn(1, 2)) for _ in range(3)]
     for (x, mask), (first, second) in zip(
-        items, run(backend, *(named(*each) for each in items)), strict=True
+        items, run(backend, *(named(*tensors) for tensors in items)), strict=True
     ):
         assert close(first, pair.linear(x)) and close(second, mask + 1)
 
@@ -97,11 +99,12 @@ def test_inputs_in_order_by_name_or_by_index(
         ),
         (
             [np.zeros((2, 3)), np.zeros((1, 2))],
-            r"input 0 \(image\): expected 1 \(the item's request_size\) as batch dimension, got shape 2x3",
+            r"input 0 \(image\): expected 1 \(the item's request_size\) as batch dimension, got "
+            r"shape 2x3",
         ),
     ],
 )
-def test_inputs_that_do_not_fit_are_the_items_own_fault(
+def test_inputs_that_do_not_fit_fail_their_item_alone(
     scripted: Any, make: Any, run: Any, data: Any, message: str
 ) -> None:
     backend = make(NAME, scripted(Pair()), max=8)
@@ -111,7 +114,7 @@ def test_inputs_that_do_not_fit_are_the_items_own_fault(
     assert len(good) == 2 and isinstance(bad, InvalidInput)
 
 
-def test_orders_that_the_node_says(scripted: Any, make: Any, run: Any) -> None:
+def test_inputs_and_outputs_in_the_nodes_order(scripted: Any, make: Any, run: Any) -> None:
     pair = Pair()
     backend = make(NAME, scripted(pair), input_reorder="1,0", output_reorder="1,0")
     x, mask = torch.randn(1, 3), torch.randn(1, 2)
@@ -125,8 +128,8 @@ def test_any_size_and_several_in_one_item(scripted: Any, make: Any, run: Any, im
     backend = make(NAME, scripted(Pool()), max=8)
     small, large = images(1, 8), images(1, 16)
     results = run(backend, small, large, small * 2)
-    assert [each.tolist() for each in results] == [
-        Pool()(torch.from_numpy(each)).tolist() for each in (small, large, small * 2)
+    assert [result.tolist() for result in results] == [
+        Pool()(torch.from_numpy(image)).tolist() for image in (small, large, small * 2)
     ]
     (two,) = run(backend, images(2, 8), request_size=2)
     assert two.shape == (2, 3)
@@ -160,7 +163,7 @@ def test_a_dict_of_tensors(scripted: Any, make: Any, run: Any) -> None:
     model = backend.children[0].model
     backend.children[0].model = lambda tensors: sizes.append(len(tensors["a"])) or model(tensors)
     run(backend, *items)
-    assert sizes == [2]  # whatever order their names are in
+    assert sizes == [2]  # items share a run although their names are in different order
     with pytest.raises(InvalidInput, match="expected a dict of tensors by name, got list"):
         run(backend, [torch.zeros(1, 2)])
 
@@ -170,7 +173,8 @@ def test_a_model_that_does_not_keep_items_apart(scripted: Any, make: Any, run: A
     assert run(backend, torch.ones(1, 2))[0].tolist() == [[1, 1]]
     with pytest.raises(
         BackendError,
-        match="output 0 has 1 rows for a batch of 2: the model does not keep items apart; set max = 1",
+        match="output 0 has 1 rows for a batch of 2: the model does not keep items apart; set max "
+        "= 1",
     ):
         run(backend, torch.ones(1, 2), torch.ones(1, 2))
 
@@ -182,7 +186,7 @@ def test_a_model_with_other_rows_than_the_batch(scripted: Any, make: Any, run: A
         run(backend, torch.ones(1, 2), torch.ones(1, 2))
 
 
-def test_results_are_not_the_batchs_memory(scripted: Any, make: Any, run: Any) -> None:
+def test_results_own_their_memory(scripted: Any, make: Any, run: Any) -> None:
     class Same(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x
@@ -219,7 +223,7 @@ def test_mean_std_and_precision(scripted: Any, make: Any, run: Any) -> None:
 
 
 @pytest.mark.parametrize("doubles", [False, True])
-def test_doubles_are_floats_but_where_the_model_computes_in_them(
+def test_doubles_become_float32_unless_the_model_computes_in_float64(
     scripted: Any, make: Any, run: Any, doubles: Any
 ) -> None:
     module = torch.nn.Linear(3, 1).double() if doubles else torch.nn.Linear(3, 1)
@@ -235,10 +239,17 @@ def test_every_option_of_triton_by_both_names(
 ) -> None:
     path = scripted(Pair())
     names = {
-        "DISABLE_OPTIMIZED_EXECUTION": True, "INFERENCE_MODE": False, "ENABLE_WEIGHT_SHARING": False, "ENABLE_CACHE_CLEANING": True,
-        "DISABLE_CUDNN": False, "ENABLE_JIT_EXECUTOR": True, "ENABLE_JIT_PROFILING": True, "ENABLE_TENSOR_FUSER": True,
-        "INTRA_OP_THREAD_COUNT": 1, "INTER_OP_THREAD_COUNT": torch.get_num_interop_threads(),
-    }  # fmt: skip
+        "DISABLE_OPTIMIZED_EXECUTION": True,
+        "INFERENCE_MODE": False,
+        "ENABLE_WEIGHT_SHARING": False,
+        "ENABLE_CACHE_CLEANING": True,
+        "DISABLE_CUDNN": False,
+        "ENABLE_JIT_EXECUTOR": True,
+        "ENABLE_JIT_PROFILING": True,
+        "ENABLE_TENSOR_FUSER": True,
+        "INTRA_OP_THREAD_COUNT": 1,
+        "INTER_OP_THREAD_COUNT": torch.get_num_interop_threads(),
+    }
     for keys in (names, {name.lower(): value for name, value in names.items()}):
         assert len(run(make(NAME, path, **keys), [torch.zeros(1, 3), torch.zeros(1, 2)])[0]) == 2
     with caplog.at_level(logging.WARNING, "penstock.torch"):
@@ -247,7 +258,7 @@ def test_every_option_of_triton_by_both_names(
 
 
 class Switches(torch.nn.Module):
-    """Tells what holds while it runs."""
+    """Records torch's switches while it runs."""
 
     seen: list[Any]
 
@@ -270,7 +281,7 @@ class Switches(torch.nn.Module):
         ({"DISABLE_OPTIMIZED_EXECUTION": True}, (True, False, False)),
     ],
 )
-def test_switches_hold_for_this_models_runs_alone(
+def test_switches_are_set_only_while_this_model_runs(
     scripted: Any, make: Any, run: Any, keys: Any, expected: Any
 ) -> None:
     backend = make(NAME, scripted(Pool()), **keys)
@@ -282,18 +293,19 @@ def test_switches_hold_for_this_models_runs_alone(
     assert torch._C._get_graph_executor_optimize() and torch.is_grad_enabled()
 
 
-def test_options_of_the_process_that_two_models_want_differently(scripted: Any, make: Any) -> None:
+def test_two_models_must_agree_on_process_wide_options(scripted: Any, make: Any) -> None:
     path = scripted(Pair())
     make(NAME, path, ENABLE_JIT_PROFILING=True)
     make(NAME, path, ENABLE_JIT_PROFILING=True)
     with pytest.raises(
         ConfigError,
-        match=r"\[node\] ENABLE_JIT_PROFILING: False wanted, but node 'node' of pipeline 'pipe' has set it to True",
+        match=r"\[node\] ENABLE_JIT_PROFILING: False wanted, but node 'node' of pipeline 'pipe' "
+        r"has set it to True",
     ):
         make(NAME, path, ENABLE_JIT_PROFILING=False)
 
 
-def test_threads_are_shared_among_the_instances_and_each_has_its_own(
+def test_instances_share_the_processors_and_set_the_threads_of_their_own_thread(
     scripted: Any, make: Any
 ) -> None:
     path = scripted(Pair())
@@ -319,13 +331,13 @@ def test_threads_are_shared_among_the_instances_and_each_has_its_own(
     assert torch.get_num_threads() == before
 
 
-def test_instances_share_weights_unless_told_otherwise(scripted: Any, make: Any) -> None:
+def test_instances_share_weights_unless_sharing_is_off(scripted: Any, make: Any) -> None:
     path = scripted(Pair())
     models = [make(NAME, path).children[0].model for _ in range(2)]
     own = [make(NAME, path, ENABLE_WEIGHT_SHARING=False).children[0].model for _ in range(2)]
     half = make(NAME, path, precision="fp16").children[0].model
     assert models[0] is models[1]
-    assert len({id(each) for each in (*models, *own, half)}) == 4
+    assert len({id(model) for model in (*models, *own, half)}) == 4
 
 
 def test_many_requests_and_instances(scripted: Any, images: Any, resnet: Any) -> None:
@@ -335,12 +347,14 @@ def test_many_requests_and_instances(scripted: Any, images: Any, resnet: Any) ->
     async def ask() -> list[Any]:
         keys = {"backend": NAME, "model": str(path), "max": 4, "instance_num": 3}
         async with Pipeline.load({"pool": keys}) as pipeline:
-            return await pipeline([{"data": each[None]} for each in data])
+            return await pipeline([{"data": image[None]} for image in data])
 
     import asyncio
 
     answers = asyncio.run(ask())
-    assert close(torch.cat([each["result"] for each in answers]), Pool()(torch.from_numpy(data)))
+    assert close(
+        torch.cat([answer["result"] for answer in answers]), Pool()(torch.from_numpy(data))
+    )
 
 
 # files
@@ -352,7 +366,8 @@ def test_damaged_files(scripted: Any, make: Any, keep: Any) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(
         BackendError,
-        match=rf"node 'node': TorchScriptTensor: the model {path} can't be loaded as TorchScript: \w+",
+        match=rf"node 'node': TorchScriptTensor: the model {path} can't be loaded as TorchScript: "
+        r"\w+",
     ):
         make(NAME, path)
 
@@ -365,7 +380,7 @@ def test_files_of_another_kind(tmp_path: Path, make: Any) -> None:
         make(NAME, tmp_path / "absent.pt")
 
 
-def test_arguments_that_it_can_not_fill(scripted: Any, make: Any, run: Any) -> None:
+def test_arguments_must_be_tensors_or_texts(scripted: Any, make: Any, run: Any) -> None:
     class Counted(torch.nn.Module):
         def forward(self, x: torch.Tensor, count: int) -> torch.Tensor:
             return x * count
@@ -401,7 +416,7 @@ def test_keys_that_do_not_fit(scripted: Any, make: Any, keys: Any, message: str)
         make(NAME, scripted(Pair()), **keys)
 
 
-def test_a_model_that_does_not_load_leaves_the_options_of_the_process_to_others(
+def test_a_model_that_does_not_load_releases_its_process_wide_options(
     scripted: Any, make: Any, tmp_path: Path
 ) -> None:
     before = torch.backends.cudnn.enabled
@@ -420,7 +435,7 @@ def test_a_model_that_does_not_load_leaves_the_options_of_the_process_to_others(
         torch.backends.cudnn.enabled = before
 
 
-def test_memory_that_is_not_there(scripted: Any, make: Any, run: Any) -> None:
+def test_out_of_memory_says_how_much_is_free(scripted: Any, make: Any, run: Any) -> None:
     class Huge(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.zeros(x.shape[0], 1 << 46)
@@ -428,6 +443,7 @@ def test_memory_that_is_not_there(scripted: Any, make: Any, run: Any) -> None:
     backend = make(NAME, scripted(Huge()))
     with pytest.raises(
         MemoryError,
-        match=r"TorchScriptTensor: out of memory on cpu while running a batch: .* MiB of .* are free; torch says: .*281474976710656",
+        match=r"TorchScriptTensor: out of memory on cpu while running a batch: .* MiB of .* are "
+        r"free; torch says: .*281474976710656",
     ):
         run(backend, torch.zeros(1, 1))

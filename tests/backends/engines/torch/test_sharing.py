@@ -13,7 +13,7 @@ class Model:
     pass
 
 
-def test_it_is_loaded_once_however_many_ask_at_once() -> None:
+def test_a_model_is_loaded_once_for_several_threads() -> None:
     loads: list[Model] = []
     asking = threading.Barrier(4)
 
@@ -26,11 +26,11 @@ def test_it_is_loaded_once_however_many_ask_at_once() -> None:
         return shared("once", load)  # type: ignore[no-any-return]
 
     with ThreadPoolExecutor(4) as pool:
-        found = [each.result(20) for each in [pool.submit(ask) for _ in range(4)]]
-    assert len(loads) == 1 and all(each is loads[0] for each in found)
+        models = [future.result(20) for future in [pool.submit(ask) for _ in range(4)]]
+    assert len(loads) == 1 and all(model is loads[0] for model in models)
 
 
-def test_another_key_is_another_model_and_nobody_waits_for_it() -> None:
+def test_models_of_other_keys_load_meanwhile() -> None:
     def load() -> Model:
         assert shared("inner", Model) is not None  # while "outer" is being loaded
         return Model()
@@ -38,7 +38,7 @@ def test_another_key_is_another_model_and_nobody_waits_for_it() -> None:
     assert shared("outer", load) is not shared("other", Model)
 
 
-def test_it_goes_with_its_last_user() -> None:
+def test_a_model_is_freed_with_its_last_user() -> None:
     first = shared("gone", Model)
     assert shared("gone", Model) is first
     first.mark = True
