@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 
 class Answer(NamedTuple):
+    """The answer to one request."""
+
     status: int
     """The HTTP status; `NO_ANSWER` if there was no answer."""
     body: bytes
@@ -45,11 +47,13 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Record:
+    """A load that was sent, and its answers."""
+
     samples: Sequence[Sample]
     seconds: float
     """From the start of the first request to the last answer."""
     late: float = 0.0
-    """Seconds by which the generator was behind its schedule at worst.
+    """Seconds by which the generator was late at worst.
 
     If this is large, the generator was the bottleneck.
     """

@@ -22,14 +22,14 @@ from .usage import Monitor
 
 DEADLINE_HEADER = "Penstock-Deadline-Ms"
 DEFAULT_SECONDS = 10.0
-"""How long a load lasts that names neither `requests` nor `seconds`."""
+"""Duration of a load that gives neither `requests` nor `seconds`."""
 LONGEST_QUOTE = 500
 """Bytes of an answer that an error quotes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What to send, and how: a closed loop of `clients`, or an open loop if `rate` is given."""
+    """A load to send: a closed loop of `clients`, or an open loop if `rate` is given."""
 
     bodies: Sequence[bytes]
     clients: int = 16

@@ -11,7 +11,7 @@ from .usage import Usage
 
 OK = 200
 NOTABLE_LATENESS_MS = 20
-"""From here on a report warns that the generator was late."""
+"""Lateness of the generator above which a report warns."""
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
@@ -27,7 +27,7 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """The distribution of a number of latencies, in milliseconds."""
+    """Percentiles and mean of latencies, in milliseconds."""
 
     count: int
     mean: float
@@ -45,12 +45,14 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Report:
+    """The figures of a load."""
+
     requests: int
     seconds: float
     qps: float
     """Answers with status 200 per second."""
     latency: Latency
-    """Of the answers with status 200."""
+    """Latency of the answers with status 200."""
     outcomes: dict[str, int]
     """Status -> number of requests. `none`: no answer."""
     latency_by_status: dict[str, Latency]
@@ -134,7 +136,7 @@ class Report:
             lines.append(
                 (
                     "warning",
-                    f"the generator was up to {self.generator_late_ms:.0f} ms behind schedule",
+                    f"the generator was up to {self.generator_late_ms:.0f} ms late",
                 )
             )
         lines.append(("CPU", _known(usage.cpu_percent, "{:.0f} % of one processor")))

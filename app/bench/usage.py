@@ -87,7 +87,7 @@ def _open_files(process: Path) -> list[Path]:
 
 @dataclass(slots=True)
 class Usage:
-    """What was used while a `Monitor` ran. None: unknown on this machine."""
+    """The use of processors, memory and GPU while a `Monitor` ran. None: unknown here."""
 
     cpu_percent: float | None = None
     """Mean use of processors; 100 is one processor."""

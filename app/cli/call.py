@@ -128,7 +128,7 @@ async def _call_url(url: str, body: bytes, token: str | None, traced: bool) -> N
         await client.close()
     text = answer.body.decode("utf-8", "replace")
     if "Penstock-Trace" in headers:
-        with suppress(orjson.JSONDecodeError):  # there is no answer, or it is a proxy's
+        with suppress(orjson.JSONDecodeError):  # no answer, or a proxy's
             document = orjson.loads(answer.body)
             if isinstance(document, dict) and "trace" in document:
                 for line in trace_lines(document.pop("trace")):

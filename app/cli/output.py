@@ -1,4 +1,4 @@
-"""What all commands share in a terminal: how they fail, and text that is safe to print."""
+"""Output of all commands: failing with a reason, and text that is safe to print."""
 
 from __future__ import annotations
 

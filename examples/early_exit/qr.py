@@ -20,8 +20,8 @@ class Find:
 
     def forward(self, batch: list[dict[str, Any]]) -> None:
         for item in batch:
-            found, corners = self.detector.detect(item["data"])
-            if found:
+            detected, corners = self.detector.detect(item["data"])
+            if detected:
                 item["corners"] = corners[0].tolist()
                 item["result"] = item["data"]
 

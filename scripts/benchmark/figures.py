@@ -32,14 +32,14 @@ class Figure:
     most: float | None = None
     """The target, if the value should be at most this. Without a target it is for orientation."""
     aim: float | None = None
-    """What would be good, beyond the target."""
+    """A value beyond the target that would be good."""
     runs: tuple[float, ...] = ()
     """The runs of which `value` is the median. They show how noisy it is."""
     note: str = ""
 
     @property
     def holds(self) -> bool | None:
-        """Whether the target is met; None without a target."""
+        """True if the target is met; None without a target."""
         if self.least is not None:
             return self.value >= self.least
         return None if self.most is None else self.value <= self.most

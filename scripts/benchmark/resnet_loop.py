@@ -24,7 +24,7 @@ SIZE = 224
 
 
 class Layout(NamedTuple):
-    """How a loop divides its work."""
+    """The division of a loop's work."""
 
     threads: int
     threads_per_run: int

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 START_SECONDS = 120.0
-"""How long a server may take to become ready."""
+"""Time in which a server must become ready."""
 
 
 @dataclass(frozen=True, slots=True)
