@@ -23,18 +23,19 @@ import cv2
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmark"))
+
+from figures import Figure, machine, say, table
+from servers import penstock
+
+from penstock.app.bench.images import synthetic_jpegs
+from penstock.app.bench.measure import Load, bench_url
+from penstock.backends.base import Backend, Context
+from penstock.backends.process.allocator import keep_memory
+from penstock.pipelines.config.load import load
+
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "benchmark"), str(HERE.parent.parent)]
-
-from figures import Figure, machine, say, table  # noqa: E402
-from servers import penstock  # noqa: E402
-
-from penstock.app.bench.images import synthetic_jpegs  # noqa: E402
-from penstock.app.bench.measure import Load, bench_url  # noqa: E402
-from penstock.backends.base import Backend, Context  # noqa: E402
-from penstock.backends.process.allocator import keep_memory  # noqa: E402
-from penstock.pipelines.config.load import load  # noqa: E402
-
 PART = "GPU"
 BATCHES = (1, 8, 16, 32, 64, 128)
 

@@ -49,7 +49,7 @@ class Recorder:
         self.bodies: list[bytes] = []
         self.headers: list[dict[bytes, bytes]] = []
         self.clients: set[Any] = set()
-        self.inside = self.most = 0
+        self.in_flight = self.most_in_flight = 0
         self.gate: asyncio.Event | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -62,10 +62,10 @@ class Recorder:
         self.bodies.append(body)
         self.headers.append(dict(scope["headers"]))
         self.clients.add(scope["client"])
-        self.inside += 1
-        self.most = max(self.most, self.inside)
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
         await (self.gate.wait() if self.gate is not None else asyncio.sleep(0.002))
-        self.inside -= 1
+        self.in_flight -= 1
         status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
         headers = [(b"content-length", b"2"), (b"connection", self.connection)]
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -78,7 +78,7 @@ async def served(app: Any) -> AsyncIterator[str]:
     server = uvicorn.Server(
         uvicorn.Config(app, port=0, log_level="error", lifespan="auto", ws="none")
     )
-    server.capture_signals = no_signals  # type: ignore[method-assign]
+    server.capture_signals = no_signals  # type: ignore[method-assign]  # pytest keeps its signals
     task = asyncio.create_task(server.serve())
     while not server.started:
         assert not task.done()
@@ -125,7 +125,7 @@ async def test_closed_loop_sends_each_request_once_over_one_connection_a_client(
             f"{url}/predict/x", Load([b"a", b"bb"], clients=3, requests=30, warm_up=0)
         )
     assert sorted(app.bodies) == [b"a"] * 15 + [b"bb"] * 15
-    assert len(app.clients) == app.most == 3
+    assert len(app.clients) == app.most_in_flight == 3
     assert (report.requests, report.outcomes) == (30, {"200": 30})
 
 
@@ -157,12 +157,12 @@ async def test_open_loop_sends_the_schedule_without_waiting_for_answers() -> Non
         running = asyncio.create_task(
             bench_url(f"{url}/predict/x", Load([b"a"], rate=400.0, seconds=0.2, seed=5, warm_up=0))
         )
-        while app.inside < expected:
+        while app.in_flight < expected:
             await asyncio.sleep(0.001)
         assert not running.done()
         app.gate.set()
         report = await running
-    assert report.requests == len(app.bodies) == app.most == expected
+    assert report.requests == len(app.bodies) == app.most_in_flight == expected
     assert report.offered == pytest.approx(expected / 0.2)
 
 
