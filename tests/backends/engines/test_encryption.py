@@ -38,7 +38,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 20, 25])
-def test_decryption_returns_what_was_encrypted(small_chunks: Any, size: Any) -> None:
+def test_decryption_returns_what_was_encrypted(small_chunks: Any, size: int) -> None:
     plain = secrets.token_bytes(size)
     data = encrypt(plain, SECRET)
     assert decrypt(data, SECRET, "file") == plain

@@ -16,10 +16,11 @@ from penstock import pipe
 from penstock.backends.base import Context
 from penstock.backends.engines import model
 from penstock.backends.engines.encryption import KEY, encrypt
-from penstock.backends.engines.model import ModelTensor, choose_engine
+from penstock.backends.engines.model import ModelParams, ModelTensor, choose_engine
 from penstock.backends.engines.tensorrt.library import Library
 from penstock.backends.errors import BackendError, ConfigError
 from penstock.backends.expressions.registry import describe, find_backend
+from penstock.backends.item import Item
 from penstock.pipelines.config.load import load
 
 GUIDE = Path(__file__).parents[3] / "examples" / "resnet" / "guide.toml"
@@ -27,7 +28,7 @@ GUIDE = Path(__file__).parents[3] / "examples" / "resnet" / "guide.toml"
 NO_TORCH = importlib.util.find_spec("torch") is None
 
 
-def write(path: Any, outputs: Any = 1, kind: Any = TensorProto.FLOAT) -> Any:
+def write(path: Path, outputs: Any = 1, kind: Any = TensorProto.FLOAT) -> Path:
     names = [f"y{index}" for index in range(outputs)]
     graph = helper.make_graph(
         [helper.make_node("Identity", ["x"], [name]) for name in names],
@@ -41,10 +42,11 @@ def write(path: Any, outputs: Any = 1, kind: Any = TensorProto.FLOAT) -> Any:
     return path
 
 
-def make(path: Any, context: Any = None, **params: Any) -> Any:
+def make(path: Path | str, context: Any = None, **params: Any) -> Any:
     backend = ModelTensor()
     backend.init(
-        ModelTensor.parameters(model=str(path), **params), Context(node="node", **(context or {}))
+        ModelParams.model_validate({"model": str(path), **params}),
+        Context(node="node", **(context or {})),
     )
     return backend
 
@@ -93,7 +95,7 @@ def test_results_are_tensors_where_torch_is_installed(tmp_path: Path, outputs: A
 @pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
 def test_text_stays_an_array(tmp_path: Path) -> None:
     backend = make(write(tmp_path / "text.onnx", kind=TensorProto.STRING))
-    item = {"data": np.array([["a", "b", "c"]])}
+    item: Item = {"data": np.array([["a", "b", "c"]])}
     backend.forward([item])
     assert item["result"].tolist() == [["a", "b", "c"]]
 
@@ -105,7 +107,7 @@ def test_an_encrypted_onnx_file_runs_with_onnx_runtime(
     monkeypatch.setenv(KEY, "11" * 32)
     path = write(tmp_path / "same.onnx")
     (tmp_path / "same.onnx.encrypted").write_bytes(encrypt(path.read_bytes(), bytes([0x11] * 32)))
-    item = {"data": np.ones((1, 3), np.float32)}
+    item: Item = {"data": np.ones((1, 3), np.float32)}
     make(tmp_path / "same.onnx.encrypted").forward([item])
     assert item["result"].tolist() == [[1, 1, 1]]
 
@@ -145,7 +147,7 @@ def test_a_file_that_can_not_run_says_why(
 def test_the_suffix_decides_and_onnx_runtime_runs_onnx_without_a_gpu(
     name: Any, expected: Any
 ) -> None:
-    params = ModelTensor.parameters(model=name)
+    params = ModelParams.model_validate({"model": name})
     assert choose_engine(params, Context(device="cpu")).engine.__name__ == expected
 
 
@@ -206,7 +208,7 @@ def test_tensorrt_runs_onnx_on_a_gpu_that_its_library_supports(
     machine: Any, capabilities: Any, library: Any, device: Any, expected: Any, missed: Any, why: Any
 ) -> None:
     machine(*capabilities, library=library)
-    choice = choose_engine(ModelTensor.parameters(model="m.onnx"), Context(device=device))
+    choice = choose_engine(ModelParams.model_validate({"model": "m.onnx"}), Context(device=device))
     assert (choice.engine.__name__, choice.missed) == (expected, missed)
     assert why in choice.why
 
@@ -218,7 +220,7 @@ def test_a_gpu_that_is_not_there_is_an_error(
     tmp_path: Path, machine: Any, backend: Any, device: Any
 ) -> None:
     machine()
-    cls = find_backend(backend)
+    cls: Any = find_backend(backend)
     params = cls.parameters(model=str(write(tmp_path / "same.onnx")))
     with pytest.raises(
         (BackendError, ConfigError),
@@ -236,7 +238,9 @@ def test_the_log_says_which_engine_was_chosen_and_why(
     machine()
     make(path).close()
     make(path, {"instance": 1, "instances": 2}).close()
-    assert [(record.levelname, record.getMessage(), record.node) for record in caplog.records] == [
+    assert [
+        (record.levelname, record.getMessage(), vars(record)["node"]) for record in caplog.records
+    ] == [
         ("INFO", f"node: ModelTensor runs {path} with OnnxTensor on cpu: torch sees no GPU", "node")
     ]
     caplog.clear()
@@ -277,7 +281,7 @@ def test_images_in_nhwc(tmp_path: Path, statistics: Any) -> None:
     backend = make(path, data_format="nhwc", max="4x5x6x3", **statistics)
     backend.warm_up()
     image = np.arange(90, dtype=np.uint8 if statistics else np.float32).reshape(1, 5, 6, 3)
-    item = {"data": image}
+    item: Item = {"data": image}
     backend.forward([item])
     expected = image.astype(np.float32) - np.array(statistics.get("mean", 0), np.float32)
     assert np.array_equal(item["result"], expected.transpose(0, 3, 1, 2))
@@ -300,7 +304,7 @@ def test_post_processed_results_are_plain_python_values(tmp_path: Path) -> None:
     backend = make(
         write(tmp_path / "same.onnx"), {"device": "cpu"}, postprocessor="SoftmaxArgMax", top_k=2
     )
-    items = [
+    items: list[Item] = [
         {"data": np.array([[1, 3, 2]], np.float32)},
         {"data": np.array([[1, 3, 2], [4, 3, 2]], np.float32), "request_size": 2},
     ]
@@ -327,7 +331,7 @@ def test_an_exported_program_runs(tmp_path: Path) -> None:
     backend = make(tmp_path / "linear.pt2", max="4", INFERENCE_MODE=False)
     backend.warm_up()
     assert (backend.min, backend.max, backend.device) == (1, 4, "")
-    item = {"data": torch.ones(1, 3)}
+    item: Item = {"data": torch.ones(1, 3)}
     backend.forward([item])
     assert torch.allclose(item["result"], linear(torch.ones(1, 3)))
     backend.close()
@@ -359,7 +363,7 @@ def test_the_guides_file_classifies_on_a_machine_without_a_gpu(tmp_path: Path, n
     image = np.zeros((50, 60, 3), np.uint8)
     image[:, :, 1] = 200  # green, the second of RGB and of BGR
     image[:, :, 2] = 100
-    item = {"data": cv2.imencode(".png", image)[1].tobytes()}
+    item: Item = {"data": cv2.imencode(".png", image)[1].tobytes()}
     with pipe(str(file)) as run:
         run(item)
     scores = np.array(

@@ -14,15 +14,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from penstock.backends.base import UNBOUNDED, Context
 from penstock.backends.engines.encryption import KEY, WrongKeyError, encrypt
-from penstock.backends.engines.onnx import OnnxTensor
+from penstock.backends.engines.onnx import OnnxParams, OnnxTensor
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 
 FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
 
 
 def write(
-    path: Any, nodes: Any, inputs: Any, outputs: Any, initializers: Any = (), **save: Any
-) -> Any:
+    path: Path, nodes: Any, inputs: Any, outputs: Any, initializers: Any = (), **save: Any
+) -> Path:
     """Save a model of `nodes`. Inputs and outputs are (name, element type, shape)."""
     graph = helper.make_graph(
         [helper.make_node(*node[:3], **(node[3] if len(node) > 3 else {})) for node in nodes],
@@ -37,10 +37,11 @@ def write(
     return path
 
 
-def make(path: Any, context: Any = None, **params: Any) -> Any:
+def make(path: Path | str, context: Any = None, **params: Any) -> Any:
     backend = OnnxTensor()
     backend.init(
-        OnnxTensor.parameters(model=str(path), **params), Context(node="node", **(context or {}))
+        OnnxParams.model_validate({"model": str(path), **params}),
+        Context(node="node", **(context or {})),
     )
     return backend
 
@@ -55,7 +56,7 @@ def run(backend: Any, *data: Any, **keys: Any) -> Any:
 def encrypted(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Replace a file by the one that `penstock encrypt` would write."""
 
-    def encrypted(path: Any) -> Any:
+    def encrypted(path: Path) -> Path:
         hidden = path.with_name(f"{path.name}.encrypted")
         hidden.write_bytes(encrypt(path.read_bytes(), bytes(range(32))))
         path.unlink()
@@ -66,7 +67,7 @@ def encrypted(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def double(tmp_path: Path) -> Any:
+def double(tmp_path: Path) -> Path:
     """y = 2x, Nx3."""
     return write(
         tmp_path / "double.onnx",
@@ -77,7 +78,7 @@ def double(tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def image(tmp_path: Path) -> Any:
+def image(tmp_path: Path) -> Path:
     """A model that returns its image unchanged, Nx3xHxW."""
     shape = ["n", 3, "h", "w"]
     return write(
@@ -89,7 +90,7 @@ def image(tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def fixed(tmp_path: Path) -> Any:
+def fixed(tmp_path: Path) -> Path:
     """A model that takes only batches of 4. `count` has, in each row that is not zero, the number
     of such rows in the batch.
     """
@@ -116,7 +117,7 @@ def row(*values: Any) -> Any:
 
 
 def test_encrypted_models(
-    double: Any, image: Any, encrypted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    double: Path, image: Path, encrypted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(make(encrypted(double)), row(1, 2, 3))[0].tolist() == [[2, 4, 6]]
     pixels = np.full((1, 3, 2, 2), 5, np.uint8)
@@ -145,13 +146,13 @@ def test_encrypted_models(
         make(tmp_path / "double.onnx.encrypted")
 
 
-def test_a_batch(double: Any) -> None:
+def test_a_batch(double: Path) -> None:
     results = run(make(double, max=8), row(1, 2, 3), row(4, 5, 6), row(7, 8, 9))
     assert [result.tolist() for result in results] == [[[2, 4, 6]], [[8, 10, 12]], [[14, 16, 18]]]
     assert all(result.dtype == np.float32 and result.flags.c_contiguous for result in results)
 
 
-def test_results_do_not_keep_the_batch_and_the_buffer_is_not_shared(double: Any) -> None:
+def test_results_do_not_keep_the_batch_and_the_buffer_is_not_shared(double: Path) -> None:
     backend = make(double, max=8)
     first = run(backend, row(1, 1, 1), row(2, 2, 2))
     again = run(backend, row(3, 3, 3), row(4, 4, 4))
@@ -159,7 +160,7 @@ def test_results_do_not_keep_the_batch_and_the_buffer_is_not_shared(double: Any)
     assert [result[0, 0] for result in first + again] == [2, 4, 6, 8]
 
 
-def test_one_item_goes_in_and_out_without_a_copy(image: Any) -> None:
+def test_one_item_goes_in_and_out_without_a_copy(image: Path) -> None:
     fed = []
     backend = make(image, max=4)
     session = backend.session
@@ -179,7 +180,7 @@ def test_one_item_goes_in_and_out_without_a_copy(image: Any) -> None:
     assert np.shares_memory(fed[1], fed[2])
 
 
-def test_request_size(double: Any) -> None:
+def test_request_size(double: Path) -> None:
     batch = [
         {"data": row(1, 1, 1)},
         {"data": np.full((3, 3), 5, np.float32), "request_size": 3},
@@ -191,14 +192,14 @@ def test_request_size(double: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_data_must_have_as_many_rows_as_its_request_size(double: Any, size: Any) -> None:
+def test_data_must_have_as_many_rows_as_its_request_size(double: Path, size: int) -> None:
     with pytest.raises(
         InvalidInput, match=rf"input x: expected {size} \(the item's request_size\).*got shape 2x3"
     ):
         run(make(double, max=8), np.zeros((2, 3), np.float32), request_size=size)
 
 
-def test_shapes_are_grouped_within_a_forward(image: Any) -> None:
+def test_shapes_are_grouped_within_a_forward(image: Path) -> None:
     arrays = [
         np.full((1, 3, size, 2 * size), size, np.float32) for size in (2, 5, 2, 7, 5, 9, 11, 2)
     ]
@@ -211,7 +212,7 @@ def test_shapes_are_grouped_within_a_forward(image: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
-def test_a_fixed_batch_is_padded(fixed: Any, size: Any) -> None:
+def test_a_fixed_batch_is_padded(fixed: Path, size: int) -> None:
     backend = make(fixed)
     run(backend, *[row(9)] * 4)  # its rows stay in the buffer, and must not be counted below
     results = run(backend, *[row(1 + index) for index in range(size)])
@@ -295,7 +296,7 @@ def test_text(tmp_path: Path) -> None:
         ({"min": "1x3;5x3", "max": "4x3;8x3"}, {}, (1, 8)),
     ],
 )
-def test_range_of_a_dynamic_model(double: Any, params: Any, context: Any, expected: Any) -> None:
+def test_range_of_a_dynamic_model(double: Path, params: Any, context: Any, expected: Any) -> None:
     backend = make(double, context, **params)
     assert (backend.min, backend.max) == expected
 
@@ -303,15 +304,14 @@ def test_range_of_a_dynamic_model(double: Any, params: Any, context: Any, expect
 @pytest.mark.parametrize(
     ("params", "expected"), [({}, (4, 4)), ({"max": 2}, (2, 2)), ({"max": 9}, (4, 4))]
 )
-def test_range_of_a_fixed_model(fixed: Any, params: Any, expected: Any) -> None:
+def test_range_of_a_fixed_model(fixed: Path, params: Any, expected: Any) -> None:
     backend = make(fixed, **params)
     assert (backend.min, backend.max) == expected
 
 
 def test_declared_range() -> None:
-    assert OnnxTensor.declared_range(
-        OnnxTensor.parameters(model="m", min=2, max="8x3x4x4"), ()
-    ) == (2, 8)
+    params = OnnxParams.model_validate({"model": "m", "min": 2, "max": "8x3x4x4"})
+    assert OnnxTensor.declared_range(params, ()) == (2, 8)
 
 
 # Inputs that do not fit
@@ -331,13 +331,13 @@ def test_declared_range() -> None:
     ids=str,
 )
 def test_data_that_does_not_fit_names_input_expected_and_given(
-    double: Any, data: Any, given: Any
+    double: Path, data: Any, given: Any
 ) -> None:
     with pytest.raises(InvalidInput, match=f"input x: expected float32 of shape Nx3, got {given}"):
         run(make(double, max=8), data)
 
 
-def test_only_the_item_that_does_not_fit_fails(double: Any) -> None:
+def test_only_the_item_that_does_not_fit_fails(double: Path) -> None:
     batch = [{"data": row(1, 2, 3)}, {"data": row(1, 2)}, {"data": row(4, 5, 6)}]
     make(double, max=8).forward(batch)
     assert isinstance(batch[1]["error"], InvalidInput) and "result" not in batch[1]
@@ -346,7 +346,7 @@ def test_only_the_item_that_does_not_fit_fails(double: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float16, np.bool_, ">f4"])
-def test_dtypes_that_widen_without_loss(double: Any, dtype: Any) -> None:
+def test_dtypes_that_widen_without_loss(double: Path, dtype: Any) -> None:
     backend = make(double, max=8)
     data = np.array([[0, 1, 1]], dtype)
     assert [result.tolist() for result in (*run(backend, data), *run(backend, data, row(1, 2, 3)))][
@@ -354,7 +354,7 @@ def test_dtypes_that_widen_without_loss(double: Any, dtype: Any) -> None:
     ] == [[[0, 2, 2]]] * 2
 
 
-def test_strides(double: Any) -> None:
+def test_strides(double: Path) -> None:
     data = np.arange(12, dtype=np.float32).reshape(2, 6)[:1, ::-2]
     assert run(make(double, max=8), data)[0].tolist() == [[10, 6, 2]]
 
@@ -454,7 +454,7 @@ def test_normalisation_reaches_subgraphs_and_only_the_first_input(tmp_path: Path
         ({"std": "1,0,2"}, "std must not contain 0"),
     ],
 )
-def test_normalisation_that_does_not_fit(double: Any, keys: Any, message: str) -> None:
+def test_normalisation_that_does_not_fit(double: Path, keys: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         make(double, **keys)
     assert caught.value.problems[0].node == "node"
@@ -500,7 +500,7 @@ def test_weights_in_a_file_beside_the_model(
 @pytest.mark.parametrize("keys", [{}, {"mean": 1}])
 @pytest.mark.parametrize("content", [None, b"", b"this is not a model", "half"])
 def test_a_model_that_can_not_be_loaded(
-    tmp_path: Path, double: Any, content: Any, keys: Any
+    tmp_path: Path, double: Path, content: Any, keys: Any
 ) -> None:
     path = tmp_path / "bad.onnx"
     if content is not None:
@@ -512,11 +512,13 @@ def test_a_model_that_can_not_be_loaded(
 def test_close_after_a_failed_init(tmp_path: Path) -> None:
     backend = OnnxTensor()
     with pytest.raises(BackendError):
-        backend.init(OnnxTensor.parameters(model="missing.onnx"), Context(directory=tmp_path))
+        backend.init(
+            OnnxParams.model_validate({"model": "missing.onnx"}), Context(directory=tmp_path)
+        )
     backend.close()
 
 
-def test_the_model_lies_beside_the_pipelines_file(double: Any) -> None:
+def test_the_model_lies_beside_the_pipelines_file(double: Path) -> None:
     assert run(make(double.name, {"directory": double.parent}), row(1, 2, 3))[0].tolist() == [
         [2, 4, 6]
     ]
@@ -527,7 +529,7 @@ def test_the_model_lies_beside_the_pipelines_file(double: Any) -> None:
     [(1, None, 6), (2, None, 3), (4, None, 1), (100, None, 1), (4, 5, 5)],
 )
 def test_instances_share_the_processors(
-    double: Any, monkeypatch: pytest.MonkeyPatch, instances: Any, threads: Any, expected: Any
+    double: Path, monkeypatch: pytest.MonkeyPatch, instances: Any, threads: Any, expected: Any
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
     options = make(double, {"instances": instances}, threads=threads).session.get_session_options()
@@ -556,15 +558,15 @@ def warmed(backend: Any) -> Any:
 @pytest.mark.parametrize(
     ("most", "sizes"), [(1, [1]), (8, [1, 2, 4, 8]), (6, [1, 2, 4, 6]), (None, [1, 2, 4, 8])]
 )
-def test_warm_up_runs_every_bucket(double: Any, most: Any, sizes: Any) -> None:
+def test_warm_up_runs_every_bucket(double: Path, most: Any, sizes: Any) -> None:
     assert warmed(make(double, max=most)) == [(size, 3) for size in sizes]
 
 
-def test_warm_up_of_a_fixed_batch(fixed: Any) -> None:
+def test_warm_up_of_a_fixed_batch(fixed: Path) -> None:
     assert set(warmed(make(fixed))) == {(4, 1)}
 
 
-def test_warm_up_takes_open_shapes_from_max(image: Any) -> None:
+def test_warm_up_takes_open_shapes_from_max(image: Path) -> None:
     assert warmed(make(image, max=2)) == []
     assert warmed(make(image, max="2x3x8x9", mean="1,2,3")) == [(1, 3, 8, 9), (2, 3, 8, 9)]
 

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from penstock.backends.base import Backend, Context
-from penstock.backends.engines.onnx import OnnxTensor
+from penstock.backends.engines.onnx import OnnxParams, OnnxTensor
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 from penstock.backends.expressions.registry import find_backend
 from penstock.backends.item import Item
@@ -161,16 +161,15 @@ def test_a_model_without_scores_is_an_error(make: Any, tmp_path: Path) -> None:
                 r"top_k: is 4, and the model has only 3 scores",
             ),
         ):
-            params = OnnxTensor.parameters.model_validate(
+            params = OnnxParams.model_validate(
                 {"model": str(path), "postprocessor": "ArgMax", **keys}
-            )  # type: ignore[union-attr]
+            )
             with pytest.raises(ConfigError, match=message):
-                OnnxTensor().init(params, Context(node="node"))  # type: ignore[arg-type]
+                OnnxTensor().init(params, Context(node="node"))
     else:
         with pytest.raises(
             BackendError,
-            match=r"PythonTensor: ArgMax needs a model with one output, N×K scores; found one of 3 "
-            r"axes",
+            match=r"PythonTensor: ArgMax needs a model with one output, N×K scores; found one of 3",
         ):
             run(backend, SCORES[np.newaxis])
         with pytest.raises(BackendError, match=r"top_k is 3, and the model has only 2 scores"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from penstock.backends.base import Context
 from penstock.backends.engines.tensorrt.build import prepare
-from penstock.backends.engines.tensorrt.library import find_library
+from penstock.backends.engines.tensorrt.library import Library, find_library
 from penstock.backends.engines.tensorrt.params import TensorrtParams
 from penstock.backends.engines.tensorrt.progress import Progress
 from penstock.backends.engines.tensorrt.recipe import Recipe
@@ -23,17 +24,18 @@ EXPORT = Path(__file__).parents[4] / "examples" / "resnet" / "export.py"
 
 
 @pytest.fixture(scope="session")
-def library() -> Any:
+def library() -> Library:
     """Find TensorRT-RTX. Tests fail without it and are not skipped: builds are tested for real."""
     return find_library("tensorrt_rtx")
 
 
 @pytest.fixture(scope="session")
-def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Export ResNet-18 as the example does: N×3×64×64 in, N×1000 out."""
     import warnings
 
     spec = importlib.util.spec_from_file_location("resnet_export", EXPORT)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     path = tmp_path_factory.mktemp("resnet18") / "resnet18.onnx"
@@ -44,10 +46,10 @@ def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="session")
-def write() -> Any:
+def write() -> Callable[..., Path]:
     def write(
-        path: Any, nodes: Any, inputs: Any, outputs: Any, initializers: Any = (), opset: Any = 17
-    ) -> Any:
+        path: Path, nodes: Any, inputs: Any, outputs: Any, initializers: Any = (), opset: int = 17
+    ) -> Path:
         """Save a model of `nodes`. Inputs and outputs are (name, element type, shape)."""
         graph = helper.make_graph(
             [helper.make_node(*node[:3], **(node[3] if len(node) > 3 else {})) for node in nodes],
@@ -64,7 +66,7 @@ def write() -> Any:
 
 
 @pytest.fixture
-def two(write: Any, tmp_path: Path) -> Any:
+def two(write: Callable[..., Path], tmp_path: Path) -> Path:
     """A model of sum = a + b and dif = a - b, N×3."""
     shape = ["n", 3]
     return write(
@@ -79,7 +81,7 @@ def two(write: Any, tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def image(write: Any, tmp_path: Path) -> Any:
+def image(write: Callable[..., Path], tmp_path: Path) -> Path:
     """A convolution that leaves height and width open, N×3×H×W."""
     kernel = np.full((4, 3, 1, 1), 0.5, np.float32)
     return write(
@@ -95,7 +97,7 @@ def image(write: Any, tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def scores(write: Any, tmp_path: Path) -> Any:
+def scores(write: Callable[..., Path], tmp_path: Path) -> Path:
     """A model of scores = relu(x), N×5, for post-processing."""
     return write(
         tmp_path / "scores.onnx",
@@ -106,8 +108,8 @@ def scores(write: Any, tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def recipe(library: Any) -> Any:
-    def recipe(path: Any, sizes: Any = (1, 2, 4), **params: Any) -> Any:
+def recipe(library: Library) -> Any:
+    def recipe(path: Path, sizes: Any = (1, 2, 4), **params: Any) -> Any:
         context = Context(node="net", directory=path.parent)
         return Recipe.of(TensorrtParams(model=str(path), **params), context, sizes, library, None)
 
@@ -115,10 +117,10 @@ def recipe(library: Any) -> Any:
 
 
 @pytest.fixture
-def prepared(library: Any, recipe: Any) -> Any:
+def prepared(library: Library, recipe: Any) -> Any:
     """Make a network and its configuration, without building."""
 
-    def prepared(path: Any, sizes: Any = (1, 2, 4), **params: Any) -> Any:
+    def prepared(path: Path, sizes: Any = (1, 2, 4), **params: Any) -> Any:
         with library.listening() as said:
             return prepare(recipe(path, sizes, **params), library, Progress(), said)
 

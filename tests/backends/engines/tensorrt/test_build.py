@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from penstock.backends.engines.tensorrt.build import BuildCancelledError, build, read_timings
-from penstock.backends.engines.tensorrt.progress import Progress
+from penstock.backends.engines.tensorrt.build import build, read_timings
+from penstock.backends.engines.tensorrt.library import Library
+from penstock.backends.engines.tensorrt.progress import BuildCancelledError, Progress
 from penstock.backends.errors import BackendError, ConfigError
 
 
 @pytest.fixture
-def built(library: Any, recipe: Any) -> Any:
+def built(library: Library, recipe: Any) -> Any:
     def built(
-        path: Any,
+        path: Path,
         sizes: Any = (1, 2, 4),
         progress: Any = None,
         timing_cache: Any = None,
@@ -29,7 +30,7 @@ def built(library: Any, recipe: Any) -> Any:
     return built
 
 
-def test_an_engine_of_resnet18_with_every_key(built: Any, resnet18: Any, prepared: Any) -> None:
+def test_an_engine_of_resnet18_with_every_key(built: Any, resnet18: Path, prepared: Any) -> None:
     keys = {
         "mean": "123.675,116.28,103.53",
         "std": "58.395,57.12,57.375",
@@ -46,14 +47,14 @@ def test_an_engine_of_resnet18_with_every_key(built: Any, resnet18: Any, prepare
     assert len(whole) > 40_000_000 > 30_000_000 > len(half)  # 11.7 million weights
 
 
-def test_engines_of_two_inputs_and_of_open_shapes(built: Any, two: Any, image: Any) -> None:
+def test_engines_of_two_inputs_and_of_open_shapes(built: Any, two: Path, image: Path) -> None:
     assert len(built(two)) > 1000
     assert len(built(image, min="1x3x16x16;1x3x65x65", max="4x3x64x64;1x3x256x256")) > 1000
     assert len(built(image, min="1x3x16x16", max="4x3x64x64", mean="1,2,3")) > 1000
 
 
 def test_the_same_recipe_gives_the_same_network_every_time(
-    prepared: Any, image: Any, layers: Any
+    prepared: Any, image: Path, layers: Any
 ) -> None:
     first, again = (
         list(layers(prepared(image, max="2x3x8x8", mean="1").network.definition)) for _ in range(2)
@@ -62,7 +63,7 @@ def test_the_same_recipe_gives_the_same_network_every_time(
 
 
 def test_memory_and_weight_streaming_are_set_on_the_builder(
-    prepared: Any, two: Any, library: Any
+    prepared: Any, two: Path, library: Any
 ) -> None:
     trt = library.trt
     config = prepared(two, max_workspace_size=256, weight_budget_percentage=50).config
@@ -71,7 +72,7 @@ def test_memory_and_weight_streaming_are_set_on_the_builder(
     assert not prepared(two).config.get_flag(trt.BuilderFlag.WEIGHT_STREAMING)
 
 
-def test_hardware_of_tensorrt_rtx(prepared: Any, two: Any, library: Any) -> None:
+def test_hardware_of_tensorrt_rtx(prepared: Any, two: Path, library: Library) -> None:
     trt = library.trt
     config = prepared(two, hardware_compatibility="sm86, SM89").config
     capabilities = [
@@ -88,7 +89,7 @@ def test_hardware_of_tensorrt_rtx(prepared: Any, two: Any, library: Any) -> None
         prepared(two, hardware_compatibility="current,sm86")
 
 
-def test_progress_only_grows_and_ends_at_1(built: Any, two: Any) -> None:
+def test_progress_only_grows_and_ends_at_1(built: Any, two: Path) -> None:
     seen = []
     progress = Progress(lambda fraction, phase: seen.append((fraction, phase)))
     built(two, progress=progress)
@@ -98,7 +99,7 @@ def test_progress_only_grows_and_ends_at_1(built: Any, two: Any) -> None:
 
 
 def test_a_build_can_be_cancelled_from_another_thread(
-    built: Any, resnet18: Any, caplog: pytest.LogCaptureFixture
+    built: Any, resnet18: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     started = threading.Event()
     progress = Progress(lambda fraction, phase: started.set())
@@ -163,14 +164,14 @@ def test_timings_of_an_earlier_build_are_used(
 
 
 def test_tensorrt_rtx_ignores_the_timing_cache(
-    built: Any, two: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    built: Any, two: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", "penstock.tensorrt"):
         assert built(two, timing_cache=tmp_path / "timings")
     assert "model::timingcache is ignored" in caplog.text and not (tmp_path / "timings").exists()
 
 
-def test_the_error_has_tensorrts_own_message(built: Any, two: Any) -> None:
+def test_the_error_has_tensorrts_own_message(built: Any, two: Path) -> None:
     """Build for this machine's GPU, which it does not have."""
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from penstock.backends.engines.encryption import KEY, WrongKeyError
-from penstock.backends.engines.tensorrt import cache
 from penstock.backends.engines.tensorrt.cache import (
     MAGIC,
     load_or_build,
@@ -29,21 +28,23 @@ MADE_OF = {"model": "abc", "version": "10.3", "batch sizes": [1, 2]}
 class Builder:
     """Counts its builds."""
 
-    def __init__(self, plan: Any = b"a plan") -> None:
+    builds: int
+
+    def __init__(self, plan: bytes = b"a plan") -> None:
         self.plan = plan
         self.builds = 0
 
-    def __call__(self) -> Any:
+    def __call__(self) -> bytes:
         self.builds += 1
         return self.plan
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Any:
+def path(tmp_path: Path) -> Path:
     return tmp_path / "kept" / "here" / "m.engine"
 
 
-def test_a_miss_is_built_and_a_hit_is_not(path: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_miss_is_built_and_a_hit_is_not(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     build = Builder()
     with caplog.at_level("INFO", "penstock.tensorrt"):
         assert load_or_build(path, MADE_OF, build, "node 'net'") == (b"a plan", True)
@@ -52,7 +53,7 @@ def test_a_miss_is_built_and_a_hit_is_not(path: Any, caplog: pytest.LogCaptureFi
     assert build.builds == 1
 
 
-def test_only_the_owner_may_read_it(path: Any) -> None:
+def test_only_the_owner_may_read_it(path: Path) -> None:
     load_or_build(path, MADE_OF, Builder(), "net")
     assert path.stat().st_mode & 0o777 == 0o600
     assert [folder.stat().st_mode & 0o777 for folder in (path.parent, path.parent.parent)] == [
@@ -96,7 +97,7 @@ def damage(data: Any, kind: Any) -> Any:
     ],
 )
 def test_damaged_and_foreign_files_are_rebuilt_and_the_reason_logged(
-    path: Any, caplog: pytest.LogCaptureFixture, kind: Any
+    path: Path, caplog: pytest.LogCaptureFixture, kind: Any
 ) -> None:
     load_or_build(path, MADE_OF, Builder(), "net")
     data, reason = damage(path.read_bytes(), kind)
@@ -122,17 +123,17 @@ def test_damaged_and_foreign_files_are_rebuilt_and_the_reason_logged(
     ],
 )
 def test_stale_engines_are_rebuilt(
-    path: Any, caplog: pytest.LogCaptureFixture, change: Any, reason: str
+    path: Path, caplog: pytest.LogCaptureFixture, change: Any, reason: str
 ) -> None:
     load_or_build(path, MADE_OF, Builder(), "net")
     assert load_or_build(path, {**MADE_OF, **change}, Builder(b"new"), "net") == (b"new", True)
     assert reason in caplog.text
 
 
-def test_a_failed_build_leaves_the_kept_engine_and_releases_the_lock(path: Any) -> None:
+def test_a_failed_build_leaves_the_kept_engine_and_releases_the_lock(path: Path) -> None:
     load_or_build(path, MADE_OF, Builder(), "net")
 
-    def fail() -> None:
+    def fail() -> bytes:
         raise BackendError("no")
 
     with pytest.raises(BackendError):
@@ -155,13 +156,13 @@ def test_the_engine_is_built_where_it_can_not_be_kept(
     )
 
 
-def test_writing_is_all_or_nothing(path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_is_all_or_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_or_build(path, MADE_OF, Builder(), "net")
 
     def full(handle: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError):
         write_atomically(path, b"half")
     assert load_or_build(path, MADE_OF, Builder(), "net") == (b"a plan", False)
@@ -169,7 +170,7 @@ def test_writing_is_all_or_nothing(path: Any, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_build_ahead_fails_where_the_engine_can_not_be_kept(
-    path: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     build = Builder()
@@ -182,7 +183,7 @@ def test_a_build_ahead_fails_where_the_engine_can_not_be_kept(
     def full(handle: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(
         BackendError,
         match=rf"^net: the engine was built, and can't be kept at {path}: No space left on device$",
@@ -191,12 +192,12 @@ def test_a_build_ahead_fails_where_the_engine_can_not_be_kept(
 
 
 def test_on_a_full_disk_the_engine_is_built_and_not_kept(
-    path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(handle: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     assert load_or_build(path, MADE_OF, Builder(), "net") == (b"a plan", True)
     assert f"net: the engine can't be kept at {path}: No space left on device" in caplog.text
 
@@ -222,9 +223,9 @@ print(load_or_build(path, {"a": 1}, build, "net"), flush=True)
 def test_one_of_two_processes_builds(tmp_path: Path) -> None:
     path, log = tmp_path / "m.engine", tmp_path / "log"
     command = [sys.executable, "-c", PROCESS, str(path), str(log)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as first:
-        assert first.stdout.readline() == "building\n"
+        assert first.stdout is not None and first.stdout.readline() == "building\n"
         with subprocess.Popen(command, **pipes) as second:
             wait_until_it_waits(second.pid)
             assert log.read_text() == "built "
@@ -236,7 +237,9 @@ def test_one_of_two_processes_builds(tmp_path: Path) -> None:
 
 
 def test_a_wait_names_the_other_process_and_can_be_cancelled(tmp_path: Path) -> None:
-    path, outcomes, phases = tmp_path / "m.engine", [], []
+    path = tmp_path / "m.engine"
+    outcomes: list[Any] = []
+    phases: list[str] = []
     progress = Progress(lambda fraction, phase: phases.append(phase))
 
     def wait() -> None:
@@ -251,7 +254,7 @@ def test_a_wait_names_the_other_process_and_can_be_cancelled(tmp_path: Path) -> 
         stdout=subprocess.PIPE,
         text=True,
     ) as other:
-        assert other.stdout.readline() == "building\n"
+        assert other.stdout is not None and other.stdout.readline() == "building\n"
         thread = threading.Thread(target=wait)
         thread.start()
         wait_until_it_waits(os.getpid())
@@ -280,7 +283,7 @@ def wait_until_it_waits(process: Any) -> None:
     raise AssertionError("it does not wait")
 
 
-def test_one_of_many_threads_builds(path: Any) -> None:
+def test_one_of_many_threads_builds(path: Path) -> None:
     build, kept_engines = Builder(), []
     threads = [
         threading.Thread(
@@ -299,8 +302,8 @@ def test_encrypted_engines_need_their_key(tmp_path: Path, monkeypatch: pytest.Mo
     path, build = tmp_path / "m.trt.encrypted", Builder()
     monkeypatch.delenv(KEY, raising=False)
     with pytest.raises(BackendError, match="encrypted files need a key"):
-        load_or_build(path, MADE_OF, build, "net")
-    assert not build.builds
+        load_or_build(path, MADE_OF, Builder(), "net")
+    assert not path.exists()
     monkeypatch.setenv(KEY, "11" * 32)
     load_or_build(path, MADE_OF, build, "net")
     assert load_or_build(path, MADE_OF, build, "net") == (b"a plan", False)

@@ -11,7 +11,7 @@ import ctypes
 import re
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakValueDictionary, ref
 
 import numpy as np
@@ -29,11 +29,13 @@ from penstock.backends.engines.tensorrt.execution import (
     make_allocator,
 )
 from penstock.backends.engines.tensorrt.library import Library
+from penstock.backends.engines.tensorrt.params import TensorrtParams
 from penstock.backends.engines.tensorrt.progress import BuildCancelledError
 from penstock.backends.engines.torch import sharing
 from penstock.backends.errors import BackendError, ConfigError, DeviceError, InvalidInput
+from penstock.backends.item import Item
 
-NUMPY = {
+NUMPY: dict[str, Any] = {
     "FLOAT": np.float32,
     "UINT8": np.uint8,
     "INT64": np.int64,
@@ -46,8 +48,10 @@ class FakeContext:
     def __init__(self, engine: Any) -> None:
         self.engine = engine
         self.profile = None
-        self.shapes, self.addresses, self.allocators = {}, {}, {}
-        self.runs = []
+        self.shapes: dict[str, Any] = {}
+        self.addresses: dict[str, int] = {}
+        self.allocators: dict[str, Any] = {}
+        self.runs: list[tuple[Any, ...]] = []
 
     def set_optimization_profile_async(self, profile_index: Any, stream_handle: Any) -> Any:
         assert self.profile is None, "a context must keep its first profile"
@@ -99,9 +103,8 @@ class FakeContext:
     @staticmethod
     def memory(address: Any, shape: Any, dtype: Any) -> Any:
         count = int(np.prod(shape)) * np.dtype(NUMPY[dtype]).itemsize
-        return np.frombuffer((ctypes.c_byte * count).from_address(address), NUMPY[dtype]).reshape(
-            shape
-        )
+        content = memoryview((ctypes.c_byte * count).from_address(address))
+        return np.frombuffer(content, NUMPY[dtype]).reshape(shape)
 
 
 class FakeEngine:
@@ -121,7 +124,7 @@ class FakeEngine:
     ) -> None:
         self.trt, self.logger, self.compute, self.profiles = trt, logger, compute, profiles
         self.ins, self.outs, self.shapes = ins, outs, shapes or {}
-        self.contexts = []
+        self.contexts: list[FakeContext] = []
         self.failing = ""
         self.no_contexts = False
         self.streamable_weights_size = 1000
@@ -172,7 +175,7 @@ class FakeEngine:
 class FakeRuntime:
     def __init__(self, engine: Any) -> None:
         self.engine = engine
-        self.plans = []
+        self.plans: list[bytes] = []
         self.validity = ("VALID", 0)
 
     def get_engine_validity(self, buffer: Any) -> Any:
@@ -187,7 +190,7 @@ class FakeRuntime:
 class FakeLibrary(Library):
     """The real library, with the fake runtime."""
 
-    fakes: list[FakeRuntime] = []  # noqa: RUF012
+    fakes: ClassVar[list[FakeRuntime]] = []
 
     def runtime(self, where: Any, *, on_gpu: Any) -> Any:
         return self.fakes[0]
@@ -205,7 +208,7 @@ def _nothing_shared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def fake(library: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def fake(library: Library, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Put a FakeRuntime with such an engine in the place of TensorRT's."""
 
     def fake(ins: Any, outs: Any, profiles: Any, compute: Any, shapes: Any = None) -> Any:
@@ -235,12 +238,12 @@ def fake_two(fake: Any) -> Any:
 def make(tmp_path: Path) -> Any:
     made = []
 
-    def make(path: Any, context: Any = None, **params: Any) -> Any:
+    def make(path: Path, context: Any = None, **params: Any) -> Any:
         backend = TensorrtTensor()
         made.append(backend)
         params = {"model::cache": str(tmp_path / "kept"), **params}
         backend.init(
-            TensorrtTensor.parameters(model=str(path), **params),
+            TensorrtParams.model_validate({"model": str(path), **params}),
             Context(node="net", device="cpu", **(context or {})),
         )
         return backend
@@ -254,7 +257,8 @@ class RecordedLoading(Loading):
     """Records the texts that a load reports. With `stops`, it stops the load at the first text."""
 
     def __init__(self, stops: Any = False) -> None:
-        self.stops, self.texts = stops, []
+        self.stops = stops
+        self.texts: list[str] = []
         super().__init__()
 
     @property
@@ -268,7 +272,7 @@ class RecordedLoading(Loading):
             self.stop()
 
 
-def test_the_build_reports_its_progress(make: Any, resnet18: Any, fake: Any) -> None:
+def test_the_build_reports_its_progress(make: Any, resnet18: Path, fake: Any) -> None:
     tensor = ("FLOAT", (-1, 3, 64, 64))
     fake(
         {"image": tensor},
@@ -279,7 +283,7 @@ def test_the_build_reports_its_progress(make: Any, resnet18: Any, fake: Any) -> 
     heard = RecordedLoading()
     make(resnet18, {"loading": heard}, max="1")
     assert heard.texts[0] == heard.text == ""
-    shares = [int(re.fullmatch(r"building (\d+) %", text)[1]) for text in heard.texts[1:-1]]
+    shares = [int(text.removeprefix("building ").removesuffix(" %")) for text in heard.texts[1:-1]]
     assert shares == sorted(shares) and shares[-1] == 100 and len(set(shares)) > 2
     again = RecordedLoading()
     # Another weight budget makes another engine, so it is not shared but built again.
@@ -289,7 +293,7 @@ def test_the_build_reports_its_progress(make: Any, resnet18: Any, fake: Any) -> 
 
 
 def test_a_build_ends_when_the_load_is_stopped(
-    make: Any, resnet18: Any, fake: Any, tmp_path: Path
+    make: Any, resnet18: Path, fake: Any, tmp_path: Path
 ) -> None:
     tensor = ("FLOAT", (-1, 3, 64, 64))
     fake(
@@ -312,10 +316,10 @@ def pair(seed: Any, rows: Any = 1) -> Any:
     return [torch.rand((rows, 3), generator=generator) for _ in range(2)]
 
 
-def test_items_share_a_run_and_get_their_own_rows_back(make: Any, two: Any, fake_two: Any) -> None:
+def test_items_share_a_run_and_get_their_own_rows_back(make: Any, two: Path, fake_two: Any) -> None:
     backend = make(two, max="4")
     pairs = [pair(1), pair(2, 2), pair(3)]
-    batch = [{"data": data, "request_size": len(data[0])} for data in pairs]
+    batch: list[Item] = [{"data": data, "request_size": len(data[0])} for data in pairs]
     backend.forward(batch)
     for item, (a, b) in zip(batch, pairs, strict=True):
         assert torch.equal(item["result"][0], a + b) and torch.equal(item["result"][1], a - b)
@@ -323,9 +327,9 @@ def test_items_share_a_run_and_get_their_own_rows_back(make: Any, two: Any, fake
     assert (backend.min, backend.max, backend.device) == (1, 4, "")
 
 
-def test_results_own_their_memory(make: Any, two: Any, fake_two: Any) -> None:
+def test_results_own_their_memory(make: Any, two: Path, fake_two: Any) -> None:
     backend = make(two, max="4")
-    batch = [{"data": pair(1)}, {"data": pair(2)}]
+    batch: list[Item] = [{"data": pair(1)}, {"data": pair(2)}]
     backend.forward(batch)
     kept = [output.clone() for output in batch[0]["result"]]
     backend.forward([{"data": pair(3)}, {"data": pair(4)}])
@@ -334,7 +338,7 @@ def test_results_own_their_memory(make: Any, two: Any, fake_two: Any) -> None:
 
 
 def test_every_profile_has_a_context_of_its_own_made_once(
-    make: Any, two: Any, fake_two: Any
+    make: Any, two: Path, fake_two: Any
 ) -> None:
     backend = make(two, max="4")
     for rows in (1, 2, 3, 4, 2, 1):
@@ -347,7 +351,7 @@ def test_every_profile_has_a_context_of_its_own_made_once(
 
 
 def test_copies_of_inputs_live_until_the_run_is_enqueued(
-    make: Any, two: Any, fake_two: Any
+    make: Any, two: Path, fake_two: Any
 ) -> None:
     """Otherwise an output could get a copy's memory, which TensorRT still reads."""
     execution = make(two, max="4").children[0].model
@@ -358,40 +362,42 @@ def test_copies_of_inputs_live_until_the_run_is_enqueued(
     assert len(set(context.addresses.values())) == 4
 
 
-def test_warm_up_runs_every_bucket(make: Any, two: Any, fake_two: Any) -> None:
+def test_warm_up_runs_every_bucket(make: Any, two: Path, fake_two: Any) -> None:
     make(two, max="4").warm_up()
     assert sorted(
         shapes[0][0] for context in fake_two.engine.contexts for shapes in context.runs
     ) == [1, 2, 4]
 
 
-def test_a_fixed_batch_is_padded(make: Any, two: Any, fake: Any) -> None:
+def test_a_fixed_batch_is_padded(make: Any, two: Path, fake: Any) -> None:
     tensor = ("FLOAT", (4, 3))
     runtime = fake({"a": tensor, "b": tensor}, {"sum": tensor}, [{}], lambda a, b: (a + b,))
     backend = make(two, max="8")
     assert (backend.min, backend.max) == (4, 4)
     a, b = pair(1, 2)
-    batch = [{"data": [a, b], "request_size": 2}]
+    batch: list[Item] = [{"data": [a, b], "request_size": 2}]
     backend.forward(batch)
     assert torch.equal(batch[0]["result"], a + b) and runtime.engine.contexts[0].runs == [
         ((4, 3), (4, 3))
     ]
 
 
-def test_batches_between_profiles_are_padded_up_to_the_next(make: Any, two: Any, fake: Any) -> None:
+def test_batches_between_profiles_are_padded_up_to_the_next(
+    make: Any, two: Path, fake: Any
+) -> None:
     tensor = ("FLOAT", (-1, 3))
     gap = [{name: [(size, 3)] * 3 for name in "ab"} for size in (1, 4)]
     runtime = fake({"a": tensor, "b": tensor}, {"sum": tensor}, gap, lambda a, b: (a + b,))
     backend = make(two, max="4")
     (a, b) = pair(1, 2)
-    batch = [{"data": [a, b], "request_size": 2}]
+    batch: list[Item] = [{"data": [a, b], "request_size": 2}]
     backend.forward(batch)
     assert torch.equal(batch[0]["result"], a + b)
     assert [context.runs for context in runtime.engine.contexts] == [[((4, 3), (4, 3))]]
 
 
 def test_large_images_whose_profile_takes_fewer_items_run_in_several_runs(
-    make: Any, image: Any, fake: Any
+    make: Any, image: Path, fake: Any
 ) -> None:
     profiles = [
         {"image": [(1, 3, 8, 8), (4, 3, 16, 16), (4, 3, 16, 16)]},
@@ -406,7 +412,7 @@ def test_large_images_whose_profile_takes_fewer_items_run_in_several_runs(
     backend = make(image, min="1x3x8x8;1x3x17x17", max="4x3x16x16;2x3x64x64")
     assert backend.max == 4
     images = [torch.rand(1, 3, size, size) for size in (32, 16, 32, 32)]
-    batch = [{"data": picture} for picture in images]
+    batch: list[Item] = [{"data": picture} for picture in images]
     backend.forward(batch)
     assert all(
         torch.equal(item["result"], picture * 2)
@@ -416,10 +422,10 @@ def test_large_images_whose_profile_takes_fewer_items_run_in_several_runs(
     assert runs == [((1, 3, 16, 16),), ((1, 3, 32, 32),), ((2, 3, 32, 32),)]
 
 
-def test_an_item_that_does_not_fit_fails_alone(make: Any, two: Any, fake_two: Any) -> None:
+def test_an_item_that_does_not_fit_fails_alone(make: Any, two: Path, fake_two: Any) -> None:
     backend = make(two, max="4")
     good, wrong = pair(1), torch.zeros(1, 4)
-    batch = [
+    batch: list[Item] = [
         {"data": good},
         {"data": [good[0], wrong]},
         {"data": [good[0]]},
@@ -438,10 +444,10 @@ def test_an_item_that_does_not_fit_fails_alone(make: Any, two: Any, fake_two: An
     assert "got complex64 of shape 1x3" in str(batch[3]["error"])
 
 
-def test_dtypes_that_widen_are_converted(make: Any, two: Any, fake_two: Any) -> None:
+def test_dtypes_that_widen_are_converted(make: Any, two: Path, fake_two: Any) -> None:
     backend = make(two, max="4")
     data = [np.array([[1, 2, 3]], np.uint8), np.array([[1, 1, 1]], np.float64)]
-    batch = [{"data": data}]
+    batch: list[Item] = [{"data": data}]
     backend.forward(batch)
     assert (
         batch[0]["result"][0].tolist() == [[2, 3, 4]]
@@ -449,12 +455,12 @@ def test_dtypes_that_widen_are_converted(make: Any, two: Any, fake_two: Any) -> 
     )
 
 
-def test_integers_and_bfloat16_are_not_converted(make: Any, two: Any, fake: Any) -> None:
+def test_integers_and_bfloat16_are_not_converted(make: Any, two: Path, fake: Any) -> None:
     ins = {"a": ("INT64", (-1, 3)), "b": ("BF16", (-1, 3))}
     fake(ins, {"x": ins["a"], "y": ins["b"]}, ranges(4), lambda a, b: (a + 1, b))
     backend = make(two, max="4")
     a, b = torch.tensor([[2**40, 1, 2]]), torch.tensor([[1.5, 2.5, -1.0]], dtype=torch.bfloat16)
-    batch = [{"data": [a, b]}]
+    batch: list[Item] = [{"data": [a, b]}]
     backend.forward(batch)
     assert torch.equal(batch[0]["result"][0], a + 1) and torch.equal(batch[0]["result"][1], b)
     with pytest.raises(
@@ -463,14 +469,14 @@ def test_integers_and_bfloat16_are_not_converted(make: Any, two: Any, fake: Any)
         backend.forward([{"data": [a, b.float()]}])
 
 
-def test_every_type_of_tensorrt_has_a_torch_dtype_or_is_refused(library: Any) -> None:
+def test_every_type_of_tensorrt_has_a_torch_dtype_or_is_refused(library: Library) -> None:
     there = {name for name, value in library.trt.DataType.__members__.items()}
     assert there - set(TORCH_DTYPES) == {"INT4", "FP4", "E8M0"}
     for name, dtype in TORCH_DTYPES.items():
         assert getattr(library.trt.DataType, name).itemsize == dtype.itemsize
 
 
-def test_outputs_whose_shape_depends_on_the_data(make: Any, scores: Any, fake: Any) -> None:
+def test_outputs_whose_shape_depends_on_the_data(make: Any, scores: Path, fake: Any) -> None:
     """Use a model that returns the positions in a row that are not 0. All of them belong to the one
     item.
     """
@@ -483,7 +489,7 @@ def test_outputs_whose_shape_depends_on_the_data(make: Any, scores: Any, fake: A
     )
     backend = make(scores, max="4")
     for row in ([0, 1, 0, 1, 1], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]):
-        batch = [{"data": torch.tensor([row], dtype=torch.float32)}]
+        batch: list[Item] = [{"data": torch.tensor([row], dtype=torch.float32)}]
         backend.forward(batch)
         places, same = batch[0]["result"]
         assert places.tolist() == [
@@ -503,7 +509,7 @@ def test_outputs_whose_shape_depends_on_the_data(make: Any, scores: Any, fake: A
 
 
 def test_an_allocator_grows_and_says_where_there_is_no_memory(
-    library: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    library: Library, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     allocator = make_allocator(library.trt, torch.device("cpu"))
     first = allocator.reallocate_output("y", 0, 0, 256)
@@ -521,10 +527,10 @@ def test_an_allocator_grows_and_says_where_there_is_no_memory(
     assert "output y: no memory for 128 bytes: none left" in caplog.text
 
 
-def test_inputs_and_outputs_in_another_order(make: Any, two: Any, fake_two: Any) -> None:
+def test_inputs_and_outputs_in_another_order(make: Any, two: Path, fake_two: Any) -> None:
     backend = make(two, max="4", input_reorder="1,0", output_reorder="1,0")
     (a, b) = pair(1)
-    batch = [{"data": [b, a]}]
+    batch: list[Item] = [{"data": [b, a]}]
     backend.forward(batch)
     assert torch.equal(batch[0]["result"][0], a - b) and torch.equal(batch[0]["result"][1], a + b)
     with pytest.raises(ConfigError, match="input_reorder: '0,2' must hold each of 0 to 1 once"):
@@ -536,7 +542,7 @@ def test_inputs_and_outputs_in_another_order(make: Any, two: Any, fake_two: Any)
     [("SoftmaxArgMax", "class"), ("ArgMax", "class"), ("SoftmaxMax", "score")],
 )
 def test_classes_come_as_plain_values(
-    make: Any, scores: Any, fake: Any, postprocessor: Any, best: Any
+    make: Any, scores: Path, fake: Any, postprocessor: str, best: Any
 ) -> None:
     def top(x: Any) -> Any:
         order = np.argsort(-x)[:, :2]
@@ -546,7 +552,7 @@ def test_classes_come_as_plain_values(
     shape = {name: lambda shapes: (shapes["x"][0], 2) for name in outs}
     fake({"x": ("FLOAT", (-1, 5))}, outs, ranges(4, rest=(5,), names=("x",)), top, shape)
     backend = make(scores, max="4", postprocessor=postprocessor, top_k=2)
-    batch = [
+    batch: list[Item] = [
         {"data": torch.tensor([[0, 0, 0.5, 0, 0.25]])},
         {"data": torch.tensor([[1.0, 0, 0, 0, 0], [0, 0, 0, 2, 0]]), "request_size": 2},
     ]
@@ -563,7 +569,7 @@ def test_classes_come_as_plain_values(
 
 
 def test_instances_share_the_engine_and_each_has_its_contexts(
-    make: Any, two: Any, fake_two: Any
+    make: Any, two: Path, fake_two: Any
 ) -> None:
     first, second = make(two, max="4"), make(two, max="4")
     assert len(fake_two.plans) == 1
@@ -590,7 +596,7 @@ def test_instances_share_the_engine_and_each_has_its_contexts(
     ],
 )
 def test_a_run_that_fails_raises_with_tensorrts_message(
-    make: Any, two: Any, fake_two: Any, said: Any, error: Any
+    make: Any, two: Path, fake_two: Any, said: Any, error: Any
 ) -> None:
     backend = make(two, max="4")
     fake_two.engine.failing = said
@@ -601,7 +607,7 @@ def test_a_run_that_fails_raises_with_tensorrts_message(
     )
 
 
-def test_an_engine_that_does_not_load_says_why(make: Any, two: Any, fake_two: Any) -> None:
+def test_an_engine_that_does_not_load_says_why(make: Any, two: Path, fake_two: Any) -> None:
     fake_two.engine.no_contexts = True
     backend = make(two, max="4")
     with pytest.raises(
@@ -628,13 +634,13 @@ def test_an_engine_that_does_not_load_says_why(make: Any, two: Any, fake_two: An
 
 
 def test_the_weight_budget_is_a_share_of_the_streamable_weights(
-    make: Any, two: Any, fake_two: Any
+    make: Any, two: Path, fake_two: Any
 ) -> None:
     make(two, max="4", weight_budget_percentage=25)
     assert fake_two.engine.weight_streaming_budget_v2 == 250
 
 
-def test_inputs_without_a_batch_are_refused(make: Any, two: Any, fake: Any) -> None:
+def test_inputs_without_a_batch_are_refused(make: Any, two: Path, fake: Any) -> None:
     fake(
         {"a": ("FLOAT", (-1, 3)), "b": ("FLOAT", (7,))},
         {"y": ("FLOAT", (-1, 3))},
@@ -650,7 +656,7 @@ def test_inputs_without_a_batch_are_refused(make: Any, two: Any, fake: Any) -> N
 
 
 def test_a_context_of_a_captured_graph_runs_nothing_else(
-    library: Any, fake_two: Any, monkeypatch: pytest.MonkeyPatch
+    library: Library, fake_two: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     execution = Execution(
         library, LoadedEngine(fake_two.engine, None), "net", torch.device("cpu"), 7
@@ -666,7 +672,7 @@ def test_a_context_of_a_captured_graph_runs_nothing_else(
     assert [len(context.runs) for context in fake_two.engine.contexts] == [2, 2]
 
 
-def test_without_a_gpu_nothing_is_built(make: Any, two: Any, tmp_path: Path) -> None:
+def test_without_a_gpu_nothing_is_built(make: Any, two: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(
@@ -678,11 +684,11 @@ def test_without_a_gpu_nothing_is_built(make: Any, two: Any, tmp_path: Path) -> 
     assert not (tmp_path / "kept").exists()
 
 
-def test_a_failure_without_a_message_says_so(library: Any) -> None:
+def test_a_failure_without_a_message_says_so(library: Library) -> None:
     assert str(failure("net: no", [])) == "net: no: it gives no reason"
 
 
-def test_the_fake_has_the_signatures_of_the_bindings(library: Any) -> None:
+def test_the_fake_has_the_signatures_of_the_bindings(library: Library) -> None:
     """Check that every method and attribute of the fakes exists in TensorRT, with as many
     parameters.
     """

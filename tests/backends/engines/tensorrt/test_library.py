@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from penstock.backends.engines.tensorrt import library as module
-from penstock.backends.engines.tensorrt.library import find_library
+from penstock.backends.engines.tensorrt.library import Library, find_library
 from penstock.backends.errors import BackendError
 
 
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let only these modules be imported: name -> version, or the exception to raise."""
-    there = {}
+    there: dict[str, Any] = {}
 
     class Logger:
         pass
@@ -74,7 +74,7 @@ def test_without_a_library_the_error_says_what_to_install(modules: Any) -> None:
 
 
 def test_messages_are_logged_and_errors_kept(
-    library: Any, caplog: pytest.LogCaptureFixture
+    library: Library, caplog: pytest.LogCaptureFixture
 ) -> None:
     severity = library.trt.ILogger.Severity
     with caplog.at_level(logging.DEBUG, "penstock.tensorrt"):

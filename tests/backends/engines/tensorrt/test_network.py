@@ -4,6 +4,7 @@ types of layers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from penstock.backends.engines.tensorrt.library import Library
 from penstock.backends.engines.tensorrt.network import parse
 from penstock.backends.errors import BackendError, ConfigError
 
@@ -27,13 +29,13 @@ def ports(definition: Any) -> Any:
     ]
 
 
-def test_a_model_keeps_its_inputs_and_outputs(prepared: Any, two: Any) -> None:
+def test_a_model_keeps_its_inputs_and_outputs(prepared: Any, two: Path) -> None:
     inputs, outputs = ports(prepared(two).network.definition)
     assert inputs == [("a", "FLOAT", (-1, 3)), ("b", "FLOAT", (-1, 3))]
     assert outputs == [("sum", "FLOAT", (-1, 3)), ("dif", "FLOAT", (-1, 3))]
 
 
-def test_networks_are_strongly_typed(recipe: Any, two: Any, library: Any) -> None:
+def test_networks_are_strongly_typed(recipe: Any, two: Path, library: Library) -> None:
     """Check the flag, since TensorRT 10 makes weakly typed networks too."""
     asked = []
 
@@ -52,7 +54,7 @@ def test_networks_are_strongly_typed(recipe: Any, two: Any, library: Any) -> Non
 
 
 def test_mean_and_std_are_the_first_layers_and_images_are_uint8(
-    prepared: Any, resnet18: Any, layers: Any
+    prepared: Any, resnet18: Path, layers: Any
 ) -> None:
     definition = prepared(resnet18, mean=MEAN, std=STD).network.definition
     assert ports(definition)[0] == [("image", "UINT8", (-1, 3, 64, 64))]
@@ -71,7 +73,7 @@ def test_mean_and_std_are_the_first_layers_and_images_are_uint8(
 
 
 def test_nhwc_is_transposed_inside_the_network(
-    prepared: Any, resnet18: Any, layers: Any, library: Any
+    prepared: Any, resnet18: Path, layers: Any, library: Any
 ) -> None:
     definition = prepared(resnet18, mean=MEAN, std=STD, data_format="nhwc").network.definition
     assert ports(definition)[0] == [("image", "UINT8", (-1, 64, 64, 3))]
@@ -82,12 +84,14 @@ def test_nhwc_is_transposed_inside_the_network(
     ) == (-1, 3, 64, 64)
 
 
-def test_nhwc_keeps_open_sizes(prepared: Any, image: Any) -> None:
+def test_nhwc_keeps_open_sizes(prepared: Any, image: Path) -> None:
     definition = prepared(image, data_format="nhwc", max="2x64x64x3").network.definition
     assert ports(definition)[0] == [("image", "FLOAT", (-1, -1, -1, 3))]
 
 
-def test_softmax_after_the_model(prepared: Any, scores: Any, layers: Any, library: Any) -> None:
+def test_softmax_after_the_model(
+    prepared: Any, scores: Path, layers: Any, library: Library
+) -> None:
     definition = prepared(scores, postprocessor="Softmax").network.definition
     assert ports(definition)[1] == [("scores", "FLOAT", (-1, 5))]
     softmax = layers(definition)["penstock_softmax"]
@@ -99,7 +103,7 @@ def test_softmax_after_the_model(prepared: Any, scores: Any, layers: Any, librar
     ("postprocessor", "softmax"), [("ArgMax", False), ("SoftmaxArgMax", True), ("SoftmaxMax", True)]
 )
 def test_the_network_finds_the_best_classes(
-    prepared: Any, scores: Any, layers: Any, library: Any, postprocessor: Any, softmax: Any
+    prepared: Any, scores: Path, layers: Any, library: Library, postprocessor: str, softmax: Any
 ) -> None:
     definition = prepared(scores, postprocessor=postprocessor, top_k=3).network.definition
     assert ports(definition)[1] == [
@@ -113,7 +117,9 @@ def test_the_network_finds_the_best_classes(
     assert best.k == 3 and best.op == library.trt.TopKOperation.MAX
 
 
-def test_softmax_is_computed_in_float32(prepared: Any, write: Any, tmp_path: Path) -> None:
+def test_softmax_is_computed_in_float32(
+    prepared: Any, write: Callable[..., Path], tmp_path: Path
+) -> None:
     half = TensorProto.FLOAT16
     path = write(
         tmp_path / "half.onnx",
@@ -177,7 +183,7 @@ def test_keys_that_do_not_fit_the_model(
 
 
 def test_an_operator_that_tensorrt_lacks_is_named(
-    prepared: Any, write: Any, tmp_path: Path
+    prepared: Any, write: Callable[..., Path], tmp_path: Path
 ) -> None:
     nodes = [
         ("Relu", ["x"], ["y"]),
@@ -193,7 +199,7 @@ def test_an_operator_that_tensorrt_lacks_is_named(
 
 
 def test_an_operator_that_tensorrt_refuses_without_a_reason_is_named(
-    prepared: Any, write: Any, tmp_path: Path
+    prepared: Any, write: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = write(
         tmp_path / "unique.onnx",
@@ -209,7 +215,7 @@ def test_an_operator_that_tensorrt_refuses_without_a_reason_is_named(
         prepared(path)
 
 
-def test_a_truncated_model_is_named(prepared: Any, resnet18: Any, tmp_path: Path) -> None:
+def test_a_truncated_model_is_named(prepared: Any, resnet18: Path, tmp_path: Path) -> None:
     path = tmp_path / "half.onnx"
     path.write_bytes(resnet18.read_bytes()[:100_000])
     with pytest.raises(
@@ -230,7 +236,7 @@ def test_a_model_that_does_not_exist_is_named(prepared: Any, tmp_path: Path) -> 
 
 
 def test_an_input_that_is_a_shape_tensor_is_refused(
-    prepared: Any, write: Any, tmp_path: Path
+    prepared: Any, write: Callable[..., Path], tmp_path: Path
 ) -> None:
     nodes = [("Reshape", ["x", "shape"], ["y"])]
     inputs = [("x", FLOAT, ["n", 4]), ("shape", TensorProto.INT64, [2])]
@@ -242,7 +248,7 @@ def test_an_input_that_is_a_shape_tensor_is_refused(
 
 
 def test_weights_beside_the_model_are_found(
-    prepared: Any, write: Any, tmp_path: Path, layers: Any
+    prepared: Any, write: Callable[..., Path], tmp_path: Path, layers: Any
 ) -> None:
     path = write(
         tmp_path / "apart.onnx",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from penstock.backends.base import Context
 from penstock.backends.engines.encryption import KEY, encrypt
 from penstock.backends.engines.tensorrt.cache import write
+from penstock.backends.engines.tensorrt.library import Library
 from penstock.backends.engines.tensorrt.plan import find_plan
 from penstock.backends.engines.tensorrt.progress import Progress
 from penstock.backends.engines.tensorrt.recipe import gpu_of
@@ -19,8 +21,8 @@ from penstock.backends.errors import BackendError
 
 
 @pytest.fixture
-def plan_of(library: Any, recipe: Any, tmp_path: Path) -> Any:
-    def plan_of(path: Any, **params: Any) -> Any:
+def plan_of(library: Library, recipe: Any, tmp_path: Path) -> Any:
+    def plan_of(path: Path, **params: Any) -> Any:
         params.setdefault("model::cache", str(tmp_path / "kept"))
         return find_plan(
             recipe(path, **params), library, Context(node="net", directory=tmp_path), Progress()
@@ -29,7 +31,7 @@ def plan_of(library: Any, recipe: Any, tmp_path: Path) -> Any:
     return plan_of
 
 
-def test_an_engine_is_built_once(plan_of: Any, two: Any, tmp_path: Path) -> None:
+def test_an_engine_is_built_once(plan_of: Any, two: Path, tmp_path: Path) -> None:
     first, again = plan_of(two), plan_of(two)
     assert (first.built, again.built) == (True, False) and first.plan == again.plan
     assert len(list((tmp_path / "kept").glob("two-*.engine"))) == 1
@@ -46,18 +48,18 @@ def test_an_engine_is_built_once(plan_of: Any, two: Any, tmp_path: Path) -> None
         {"hardware_compatibility": "sm86"},
     ],
 )
-def test_every_key_makes_another_engine(plan_of: Any, two: Any, change: Any) -> None:
+def test_every_key_makes_another_engine(plan_of: Any, two: Path, change: Any) -> None:
     plan_of(two)
     assert plan_of(two, **change).built
 
 
 def test_precisions_of_one_converter_make_different_engines(
-    recipe: Any, two: Any, library: Any
+    recipe: Any, two: Path, library: Any
 ) -> None:
     assert recipe(two, precision="fp16").key(library) != recipe(two, precision="bf16").key(library)
 
 
-def test_a_changed_model_makes_another_engine(plan_of: Any, two: Any) -> None:
+def test_a_changed_model_makes_another_engine(plan_of: Any, two: Path) -> None:
     plan_of(two)
     model = onnx.load(two)
     model.graph.node[0].op_type = "Mul"
@@ -66,7 +68,7 @@ def test_a_changed_model_makes_another_engine(plan_of: Any, two: Any) -> None:
 
 
 def test_changed_weights_beside_the_model_make_another_engine(
-    plan_of: Any, write: Any, tmp_path: Path
+    plan_of: Any, write: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = write(
         tmp_path / "apart.onnx",
@@ -85,7 +87,7 @@ def test_changed_weights_beside_the_model_make_another_engine(
 
 
 def test_weights_outside_of_the_models_folder_are_refused(
-    plan_of: Any, write: Any, tmp_path: Path
+    plan_of: Any, write: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = tmp_path / "inside"
     folder.mkdir()
@@ -109,14 +111,14 @@ def test_weights_outside_of_the_models_folder_are_refused(
         plan_of(path)
 
 
-def test_engine_files_are_used_as_they_are(plan_of: Any, two: Any, tmp_path: Path) -> None:
+def test_engine_files_are_used_as_they_are(plan_of: Any, two: Path, tmp_path: Path) -> None:
     foreign = tmp_path / "m.plan"
     foreign.write_bytes(b"by trtexec")
     assert plan_of(foreign) == (b"by trtexec", False)
 
 
 def test_engine_files_that_penstock_wrote_must_fit_this_library(
-    plan_of: Any, two: Any, library: Any, recipe: Any, tmp_path: Path
+    plan_of: Any, two: Path, library: Library, recipe: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "m.trt"
     plan_of(two, **{"model::cache": str(path)})
@@ -135,7 +137,7 @@ def test_engine_files_that_penstock_wrote_must_fit_this_library(
 
 
 def test_engines_are_built_from_encrypted_models(
-    plan_of: Any, two: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan_of: Any, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(KEY, "11" * 32)
     path = tmp_path / "two.onnx.encrypted"
@@ -154,7 +156,7 @@ def test_other_files_are_refused(plan_of: Any, tmp_path: Path) -> None:
 
 
 def test_engines_of_tensorrt_rtx_are_for_no_particular_gpu(
-    recipe: Any, two: Any, library: Any
+    recipe: Any, two: Path, library: Any
 ) -> None:
     params = recipe(two).params
     assert gpu_of(params, library, "NVIDIA X 8.6") == "none"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from onnx import TensorProto
 
 from penstock.backends.engines.tensorrt.build import build
+from penstock.backends.engines.tensorrt.library import Library
 from penstock.backends.engines.tensorrt.precision import convert, converter_name
 from penstock.backends.engines.tensorrt.progress import Progress
 from penstock.backends.errors import ConfigError
@@ -29,7 +31,7 @@ def types_of(layers: Any, definition: Any, kinds: Any = ("CONVOLUTION", "MATRIX_
     }
 
 
-def test_the_models_own_types_are_kept(prepared: Any, resnet18: Any, layers: Any) -> None:
+def test_the_models_own_types_are_kept(prepared: Any, resnet18: Path, layers: Any) -> None:
     for precision in (None, "fp32"):
         assert set(
             types_of(layers, prepared(resnet18, precision=precision).network.definition).values()
@@ -38,7 +40,7 @@ def test_the_models_own_types_are_kept(prepared: Any, resnet18: Any, layers: Any
 
 @pytest.mark.parametrize("precision", ["fp16", "best"])
 def test_fp16_converts_layers_and_leaves_inputs_and_outputs(
-    prepared: Any, resnet18: Any, layers: Any, precision: Any
+    prepared: Any, resnet18: Path, layers: Any, precision: Any
 ) -> None:
     definition = prepared(resnet18, precision=precision, mean="1", std="2").network.definition
     types = types_of(layers, definition)
@@ -51,7 +53,7 @@ def test_fp16_converts_layers_and_leaves_inputs_and_outputs(
     assert layers(definition)["penstock_Mul"].get_output(0).dtype.name == "FLOAT"
 
 
-def test_layers_by_name_stay_in_fp32(prepared: Any, resnet18: Any, layers: Any) -> None:
+def test_layers_by_name_stay_in_fp32(prepared: Any, resnet18: Path, layers: Any) -> None:
     dtypes = types_of(
         layers,
         prepared(
@@ -75,7 +77,7 @@ def run(model: Any, **inputs: Any) -> Any:
 
 @pytest.mark.parametrize("kept", ["conv1", "fc", "conv1,/fc/", "layer1/layer1.0", "/"])
 def test_models_with_some_layers_in_fp32_run_and_give_the_same_scores(
-    resnet18: Any, library: Any, recipe: Any, kept: Any
+    resnet18: Path, library: Library, recipe: Any, kept: Any
 ) -> None:
     image = np.random.default_rng(0).random((2, 3, 64, 64), np.float32)
     model = onnx.load(resnet18)
@@ -94,7 +96,7 @@ def test_models_with_some_layers_in_fp32_run_and_give_the_same_scores(
 
 
 def test_outputs_of_layers_in_fp32_are_not_rounded(
-    prepared: Any, resnet18: Any, layers: Any
+    prepared: Any, resnet18: Path, layers: Any
 ) -> None:
     """Check outputs of the network, and scores that the softmax reads."""
     for postprocessor in (None, "SoftmaxArgMax"):
@@ -112,7 +114,7 @@ def test_outputs_of_layers_in_fp32_are_not_rounded(
 
 
 def test_an_output_that_other_layers_read_is_exact_and_they_read_it_rounded(
-    write: Any, tmp_path: Path
+    write: Callable[..., Path], tmp_path: Path
 ) -> None:
     nodes = [
         ("MatMul", ["x", "w"], ["kept"], {"name": "first"}),
@@ -142,7 +144,7 @@ def test_an_output_that_other_layers_read_is_exact_and_they_read_it_rounded(
 
 
 def test_outputs_of_operators_that_the_converter_blocks_stay_float32(
-    write: Any, tmp_path: Path
+    write: Callable[..., Path], tmp_path: Path
 ) -> None:
     nodes = [("MatMul", ["x", "w"], ["scores"]), ("TopK", ["scores", "k"], ["best", "places"])]
     outputs = [("best", FLOAT, ["n", 2]), ("places", TensorProto.INT64, ["n", 2])]
@@ -152,7 +154,7 @@ def test_outputs_of_operators_that_the_converter_blocks_stay_float32(
     assert best.dtype == np.float32 and best.tolist() == [[4, 3]] and places.tolist() == [[1, 2]]
 
 
-def test_a_name_that_fits_no_layer_is_an_error(prepared: Any, resnet18: Any) -> None:
+def test_a_name_that_fits_no_layer_is_an_error(prepared: Any, resnet18: Path) -> None:
     with pytest.raises(
         ConfigError,
         match=r"precision::fp32: .*has '/fc/Gem9', and no node's name contains it, did you mean "
@@ -161,7 +163,9 @@ def test_a_name_that_fits_no_layer_is_an_error(prepared: Any, resnet18: Any) -> 
         prepared(resnet18, precision="fp16", **{"precision::fp32": "layer4,/fc/Gem9"})
 
 
-def test_fp16_of_fp16_is_the_same(prepared: Any, write: Any, tmp_path: Path, layers: Any) -> None:
+def test_fp16_of_fp16_is_the_same(
+    prepared: Any, write: Callable[..., Path], tmp_path: Path, layers: Any
+) -> None:
     half = TensorProto.FLOAT16
     weights = [("w", np.eye(4, dtype=np.float16))]
     path = write(
@@ -177,7 +181,7 @@ def test_fp16_of_fp16_is_the_same(prepared: Any, write: Any, tmp_path: Path, lay
 
 
 def test_weights_beyond_float16_are_clipped_and_nodes_need_no_name(
-    prepared: Any, write: Any, tmp_path: Path, layers: Any
+    prepared: Any, write: Callable[..., Path], tmp_path: Path, layers: Any
 ) -> None:
     weights = [("w", np.full((4, 4), 3e5, np.float32)), ("v", np.full((4, 4), 5e4, np.float32))]
     nodes = [("MatMul", ["x", "w"], ["y"]), ("MatMul", ["x", "v"], ["z"])]
@@ -199,7 +203,7 @@ def test_weights_beyond_float16_are_clipped_and_nodes_need_no_name(
     assert weights_after["v"].max() == np.float16(5e4)
 
 
-def quantized(write: Any, path: Any, kind: Any, scale: Any = 0.1) -> Any:
+def quantized(write: Callable[..., Path], path: Path, kind: Any, scale: Any = 0.1) -> Any:
     """Save a model of relu(x), with x rounded to `kind` and back."""
     zero = onnx.helper.make_tensor("zero", kind, [], [0])
     nodes = [
@@ -226,7 +230,12 @@ def quantized(write: Any, path: Any, kind: Any, scale: Any = 0.1) -> Any:
     [("int8", TensorProto.INT8), ("fp8", TensorProto.FLOAT8E4M3FN), ("best", TensorProto.INT8)],
 )
 def test_quantized_models_are_left_as_they_are(
-    prepared: Any, write: Any, tmp_path: Path, layers: Any, precision: Any, kind: Any
+    prepared: Any,
+    write: Callable[..., Path],
+    tmp_path: Path,
+    layers: Any,
+    precision: str,
+    kind: Any,
 ) -> None:
     definition = prepared(
         quantized(write, tmp_path / "q.onnx", kind), precision=precision
@@ -237,7 +246,7 @@ def test_quantized_models_are_left_as_they_are(
 
 @pytest.mark.parametrize(("precision", "nodes"), [("int8", "none"), ("fp8", "none")])
 def test_int8_and_fp8_need_a_quantized_model(
-    prepared: Any, resnet18: Any, precision: Any, nodes: Any
+    prepared: Any, resnet18: Path, precision: str, nodes: Any
 ) -> None:
     with pytest.raises(
         ConfigError,
@@ -247,7 +256,7 @@ def test_int8_and_fp8_need_a_quantized_model(
 
 
 def test_a_model_quantized_to_another_type_is_refused(
-    prepared: Any, write: Any, tmp_path: Path
+    prepared: Any, write: Callable[..., Path], tmp_path: Path
 ) -> None:
     with pytest.raises(
         ConfigError, match=r"fp8 needs .* FLOAT8E4M3FN .*found QuantizeLinear nodes to INT8"
@@ -255,7 +264,7 @@ def test_a_model_quantized_to_another_type_is_refused(
         prepared(quantized(write, tmp_path / "q.onnx", TensorProto.INT8), precision="fp8")
 
 
-def test_bf16_needs_modelopt(prepared: Any, resnet18: Any) -> None:
+def test_bf16_needs_modelopt(prepared: Any, resnet18: Path) -> None:
     with pytest.raises(ConfigError, match="precision bf16 needs NVIDIA ModelOpt: pip install"):
         prepared(resnet18, precision="bf16")
 
@@ -279,7 +288,7 @@ def test_modelopt_converts_where_it_is_installed(
         module = types.ModuleType(name)
         module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
         monkeypatch.setitem(sys.modules, name, module)
-    sys.modules["modelopt.onnx.autocast"].convert_to_mixed_precision = convert_to_mixed_precision
+    module.__dict__["convert_to_mixed_precision"] = convert_to_mixed_precision
     assert converter_name("bf16") == "modelopt" and converter_name("fp32") == ""
     assert convert(onnx.load(resnet18), "bf16", ["/fc/"], resnet18) == "converted"
     assert calls == [(str(resnet18), "bf16", ["^/fc/Gemm$"], True)]

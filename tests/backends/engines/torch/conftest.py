@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,12 +16,13 @@ from penstock.backends.expressions.registry import find_backend
 from penstock.backends.item import Item
 from penstock.backends.user_code import load
 
-try:
+HAS_TORCH = find_spec("torch") is not None
+"""Without torch, the tests that need it are skipped."""
+
+if TYPE_CHECKING or HAS_TORCH:
     import torch
 
     from penstock.backends.engines.torch import options
-except ModuleNotFoundError:  # the tests that need it are then skipped
-    torch = None  # type: ignore[assignment]
 
 RESNET = Path(__file__).parents[4] / "examples" / "resnet" / "export.py"
 
@@ -28,16 +30,16 @@ RESNET = Path(__file__).parents[4] / "examples" / "resnet" / "export.py"
 @pytest.fixture(autouse=True)
 def _own_options(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget the process-wide options that earlier tests have set."""
-    if torch is not None:
+    if HAS_TORCH:
         monkeypatch.setattr(options, "_set", {})
 
 
 @pytest.fixture(autouse=True)
 def _own_threads() -> Any:
     """Restore torch's number of threads, which engines set on the test's own thread."""
-    before = torch.get_num_threads() if torch is not None else 0
+    before = torch.get_num_threads() if HAS_TORCH else 0
     yield
-    if torch is not None:
+    if HAS_TORCH:
         torch.set_num_threads(before)
 
 
@@ -54,7 +56,8 @@ def scripted(tmp_path: Path) -> Callable[..., Path]:
     def scripted(module: Any, *examples: Any, name: str = "model.pt") -> Path:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            made = torch.jit.trace(module, examples) if examples else torch.jit.script(module)
+            jit: Any = torch.jit  # its functions are untyped
+            made = jit.trace(module, examples) if examples else jit.script(module)
             torch.jit.save(made, tmp_path / name)
         return tmp_path / name
 

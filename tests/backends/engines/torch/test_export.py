@@ -9,7 +9,7 @@ import shutil
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,9 +18,12 @@ from penstock.backends.base import UNBOUNDED, Context
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 from penstock.pipelines.pipeline import Pipeline
 
-torch = pytest.importorskip("torch")
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = pytest.importorskip("torch")
 
-from .modules import Pair, Pool  # noqa: E402
+from .modules import Pair, Pool
 
 NAME = "TorchExportTensor"
 Dim = torch.export.Dim
@@ -162,11 +165,12 @@ def test_warm_up_takes_shapes_from_the_program(
     engine = backend.children[0]
     ran = []
     model = engine.model
-    monkeypatch.setattr(
-        engine,
-        "model",
-        lambda *inputs: ran.append([tuple(tensor.shape) for tensor in inputs]) or model(*inputs),
-    )
+
+    def recorded(*inputs: torch.Tensor) -> Any:
+        ran.append([tuple(tensor.shape) for tensor in inputs])
+        return model(*inputs)
+
+    monkeypatch.setattr(engine, "model", recorded)
     backend.warm_up()
     assert ran == [[(size, 3, 4, 4)] for size in (5, 4, 2, 1)]
 
@@ -185,9 +189,8 @@ def test_instances_share_a_program_unless_sharing_is_off(exported: Any, make: An
     path = exported(torch.nn.Linear(3, 2), torch.zeros(2, 3))
 
     def weight(**keys: Any) -> int:
-        return (
-            make(NAME, path, **keys).children[0].model._function.get_parameter("weight").data_ptr()
-        )
+        module = make(NAME, path, **keys).children[0].model._function
+        return int(module.get_parameter("weight").data_ptr())
 
     assert weight() == weight() != weight(ENABLE_WEIGHT_SHARING=False)
 

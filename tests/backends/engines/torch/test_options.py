@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
 from penstock.backends.errors import ConfigError
 
-torch = pytest.importorskip("torch")
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = pytest.importorskip("torch")
 
-from penstock.backends.engines.torch import options  # noqa: E402
-from penstock.backends.engines.torch.options import release, set_process_wide  # noqa: E402
+from penstock.backends.engines.torch import options
+from penstock.backends.engines.torch.options import release, set_process_wide
 
 
 def test_the_first_to_ask_sets_an_option_and_others_must_agree() -> None:

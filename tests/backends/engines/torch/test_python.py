@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import ValidationError
@@ -14,7 +14,10 @@ from penstock.backends.base import Context
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 from penstock.pipelines.pipeline import Pipeline
 
-torch = pytest.importorskip("torch")
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = pytest.importorskip("torch")
 
 RESNET = Path(__file__).parents[4] / "examples" / "resnet" / "export.py"
 NAME = "PythonTensor"
@@ -139,7 +142,8 @@ def test_instances_share_weights_unless_sharing_is_off(net: Any, make: Any) -> N
     context, _ = net
 
     def weights(**keys: Any) -> int:
-        return make(NAME, "net.py:Net", context, **keys).children[0].model.linear.weight.data_ptr()
+        module = make(NAME, "net.py:Net", context, **keys).children[0].model
+        return int(module.linear.weight.data_ptr())
 
     assert weights() == weights() == weights(kwargs={}) != weights(kwargs={"wide": 4})
     assert weights(ENABLE_WEIGHT_SHARING=False) != weights(ENABLE_WEIGHT_SHARING=False)

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from penstock.backends.errors import InvalidInput
 
-torch = pytest.importorskip("torch")
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = pytest.importorskip("torch")
 
-from penstock.backends.engines.torch.reading import as_tensor, as_texts, widens  # noqa: E402
+from penstock.backends.engines.torch.reading import as_tensor, as_texts, widens
 
 
 def test_arrays_are_copied_only_where_torch_can_not_share_them() -> None:

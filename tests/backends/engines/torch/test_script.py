@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,9 +15,12 @@ from penstock.backends.engines.encryption import KEY, WrongKeyError, encrypt
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 from penstock.pipelines.pipeline import Pipeline
 
-torch = pytest.importorskip("torch")
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = pytest.importorskip("torch")
 
-from .modules import Named, Pair, Pool, Shout, Total, Twice  # noqa: E402
+from .modules import Named, Pair, Pool, Shout, Total, Twice
 
 NAME = "TorchScriptTensor"
 
@@ -161,7 +164,12 @@ def test_a_dict_of_tensors(scripted: Any, make: Any, run: Any) -> None:
         assert close(total, item["a"] + item["b"]) and close(a, item["a"])
     sizes: list[int] = []
     model = backend.children[0].model
-    backend.children[0].model = lambda tensors: sizes.append(len(tensors["a"])) or model(tensors)
+
+    def measured(tensors: dict[str, torch.Tensor]) -> Any:
+        sizes.append(len(tensors["a"]))
+        return model(tensors)
+
+    backend.children[0].model = measured
     run(backend, *items)
     assert sizes == [2]  # items share a run although their names are in different order
     with pytest.raises(InvalidInput, match="expected a dict of tensors by name, got list"):
