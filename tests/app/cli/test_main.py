@@ -62,7 +62,10 @@ def test_check_prints_every_problem_and_exits_with_1(run: Run, tmp_path: Path) -
     (tmp_path / "two.toml").write_text("[a\n")
     answer = run("check", tmp_path)
     assert answer.exit_code == 1 and not answer.stdout
-    assert "did you mean 'DecodeMat'?" in answer.stderr and "two.toml: the file is not valid TOML" in answer.stderr
+    assert (
+        "did you mean 'DecodeMat'?" in answer.stderr
+        and "two.toml: the file is not valid TOML" in answer.stderr
+    )
     assert len(answer.stderr.splitlines()) >= 3
 
 
