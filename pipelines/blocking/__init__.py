@@ -1,1 +1,1 @@
-"""The face for threads: `pipe`, its calls, and the thread that runs their loop."""
+"""The interface for threads: `pipe`, its calls, and the thread that runs their event loop."""

@@ -1,7 +1,8 @@
-"""One call of a `pipe`: what its thread waits for, and what becomes of the caller's dicts.
+"""One call of a `pipe`: what its thread waits for, and how the answers get into the caller's dicts.
 
-A call is made, waited for and merged on the caller's threads; in between it belongs to the pipe's loop, which alone ends it. The two
-meet in one lock a call: taken when the call is made, released when it has ended.
+A call is made, waited for and merged on the caller's threads. In between it belongs to the loop of
+the pipe, and only the loop ends it. The two sides share one lock for each call. It is taken when
+the call is made and released when the call has ended.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from ..pipeline import Pipeline
 from ..runs.run import PARTS, Work
 
 CALLERS_OWN = ("data", "event", "node_name", PARTS)
-"""Keys that no answer replaces in the caller's dict (the parts of a stream are its `result`, a list)."""
+"""Keys that an answer never sets in the caller's dict. `result` has the parts of a stream already,
+as a list."""
 
 
 class Runner(Protocol):
-    """The running pipeline behind a `pipe`, as a call needs it (loop_thread.py)."""
+    """The running pipeline of a `pipe`, as a call needs it. `LoopThread` is one."""
 
     pipeline: Pipeline
     loop: asyncio.AbstractEventLoop
@@ -31,19 +33,21 @@ class Runner(Protocol):
 
 
 class PipePart:
-    """One item of a call; the future that its run knows. What it is told goes to a thread, without a turn of the loop."""
+    """One item of a call. Its run uses it as the future of the request.
+
+    A future of asyncio would call back one turn of the loop later.
+    """
 
     __slots__ = ("answer", "call", "caller_item", "ended", "item", "run")
 
     def __init__(self, call: PipeCall, caller_item: MutableMapping[str, Any]) -> None:
         self.caller_item = caller_item
-        self.item: Item = dict(
-            caller_item
-        )  # the caller may do with its own what it likes from here on
+        self.item: Item = dict(caller_item)  # the caller may change its own from here on
         self.item.pop("event", None)
         self.answer: Item | None = None
         self.ended = False
-        # Both go when the part has ended: they are cycles, and images should not wait for the collector.
+        # Both are reset when the part has ended. Otherwise they would be cycles, which keep images
+        # until the garbage collector runs.
         self.call: PipeCall | None = call
         self.run: Work | None = None
 
@@ -71,7 +75,7 @@ class PipePart:
 
 
 class PipeCall:
-    """One call with one item or several: all are answered, or the first failure is everybody's."""
+    """A call with one item or several. Either all are answered, or the first failure ends it."""
 
     __slots__ = (
         "ended",
@@ -107,13 +111,13 @@ class PipeCall:
     # on the loop
 
     def submit(self) -> None:
-        """Queue the items. What is refused ends the call."""
+        """Queue the items. A refusal ends the call."""
         if self.ended:
             return
         submit_nowait = self.runner.pipeline.submit_nowait
         try:
             for part in self.parts:
-                # A PipePart is all of a future that a run uses.
+                # A PipePart has every method of a future that a run uses.
                 part.run = submit_nowait(part.item, self.timeout, self.priority, part)  # type: ignore[arg-type]
         except Exception as error:
             self.end(error)
@@ -122,38 +126,39 @@ class PipeCall:
             self.end(None)
 
     def end(self, error: BaseException | None) -> None:
-        """Wake who waits. Only the first end counts."""
+        """End the call and wake the thread that waits for it. Only the first end counts."""
         if self.ended:
             return
         self.ended = True
         self.error = error
         self.keeps = None
         if self.missing > 1:
-            parts = self.parts  # which the caller's thread takes away as soon as it wakes
+            parts = self.parts  # the caller's thread takes them away as soon as it wakes
             for part in parts:
                 part.ended = True  # from here on no batch takes it
-            # Not at once: this may be inside the scheduler's walk through the very queue that the others leave.
+            # Not at once: the scheduler may be iterating over the queue that the others leave.
             self.runner.loop.call_soon(leave, parts)
         self.lock.release()
 
     def abandon(self) -> None:
-        """The caller's thread waits no more (KeyboardInterrupt)."""
+        """End the call: its thread stopped waiting (KeyboardInterrupt)."""
         leave(self.parts)
         self.end(None)
 
     # on the caller's threads, once the call has ended
 
     def merge(self) -> None:
-        """Bring the answers into the caller's dicts, once; or raise what failed, and bring none."""
+        """Put the answers into the caller's dicts, once. Raises the failure, if there was one; then
+        no dict changes.
+        """
         parts, self.parts = self.parts, []
         if self.error is not None:
             try:
                 raise self.error
             finally:
-                del (
-                    self,
-                    parts,
-                )  # else the error's traceback and the call hold one another, and the image
+                # Otherwise the call holds the error, the error this frame, and the frame the call:
+                # a cycle that keeps the image.
+                del self, parts
         for part in parts:
             answer = part.answer
             if answer is not None:
@@ -163,7 +168,7 @@ class PipeCall:
 
 
 def leave(parts: Sequence[PipePart]) -> None:
-    """On the loop: drop the items that have not ended; a sibling failed, or the caller has gone."""
+    """Drop the items that have not ended, on the loop: another one failed, or the caller left."""
     for part in parts:
         run = part.run
         part.cancel()
@@ -172,7 +177,9 @@ def leave(parts: Sequence[PipePart]) -> None:
 
 
 class Event:
-    """In an item, under the key `event`: the call returns at once, and `Wait` waits for its end. For one call.
+    """Makes a call return at once; `Wait` waits for its end. Each call needs an Event of its own.
+
+    It goes into an item, under the key `event`:
 
     ```python
     item = {"data": jpeg, "event": penstock.Event()}
@@ -193,15 +200,17 @@ class Event:
         return f"<Event: {state}>"
 
     def Wait(self) -> None:  # noqa: N802  torchpipe's name
-        """Wait until the call has ended, then bring the answer into the caller's dict, or raise what failed; again at each call.
+        """Wait until the call has ended, then put the answer into the caller's dict.
 
-        Until then the caller's dict has no `result`. Raises RuntimeError where no call was made with this Event, in the thread of a
+        Raises the failure of the call, each time it is called. Until then the caller's dict has no
+        `result`. Raises RuntimeError if no call was made with this Event, in the thread of a
         running event loop, and in a forked child.
         """
         call = self._call
         if call is None:
             raise RuntimeError(
-                "no call was made with this Event: put it into an item as item['event'] and call the pipe first"
+                "no call was made with this Event: put it into an item as item['event'] and call "
+                "the pipe first"
             )
         if not call.ended:
             call.runner.check_may_wait()
@@ -209,11 +218,11 @@ class Event:
         try:
             call.merge()
         finally:
-            call.lock.release()  # for the next who waits
-            del call, self  # else the error that the call keeps holds both by its traceback
+            call.lock.release()  # the next `Wait` takes it
+            del call, self  # otherwise the error, which the call keeps, holds both by its traceback
 
     def claim(self) -> None:
-        """Take it for one call. Raises ValueError if it had one before."""
+        """Reserve it for one call. Raises ValueError if it had one before."""
         if not self._claim.acquire(blocking=False):
             raise ValueError("this Event was used before: each call needs one of its own")
 
@@ -222,17 +231,18 @@ class Event:
 
 
 def items_of(given: Any) -> Sequence[MutableMapping[str, Any]]:
-    """The items of a call. Raises TypeError and ValueError; nothing is changed then."""
+    """Return the items of a call. Raises TypeError and ValueError, and changes nothing."""
     if type(given) is dict or isinstance(given, MutableMapping):
         return (given,)
     if not isinstance(given, (list, tuple)):
         raise TypeError(
-            f"a call takes a dict with 'data', or a list of such; got {type(given).__name__}"
+            f"a call takes a dict with 'data', or a list of them; got {type(given).__name__}"
         )
     for item in given:
         if not isinstance(item, MutableMapping):
             raise TypeError(
-                f"a call takes a dict with 'data', or a list of such; the list holds a {type(item).__name__}"
+                "a call takes a dict with 'data', or a list of them; the list holds a "
+                f"{type(item).__name__}"
             )
     if len({id(item) for item in given}) != len(given):
         raise ValueError("the same dict is in the list twice: each answer needs a dict of its own")
@@ -240,16 +250,19 @@ def items_of(given: Any) -> Sequence[MutableMapping[str, Any]]:
 
 
 def event_of(items: Sequence[MutableMapping[str, Any]]) -> Event | None:
-    """The Event of a call, if it has one. Raises TypeError for what is none, ValueError for several."""
-    found = None
+    """Return the Event of a call, if it has one.
+
+    Raises TypeError if `event` holds something else, ValueError for several Events.
+    """
+    claimed = None
     for item in items:
         if "event" in item:
             event = item["event"]
             if not isinstance(event, Event):
                 raise TypeError(f"'event' holds a penstock.Event, got {type(event).__name__}")
-            if found is not None:
+            if claimed is not None:
                 raise ValueError(
                     "a list is one call and takes one Event, in one of its items; there are several"
                 )
-            found = event
-    return found
+            claimed = event
+    return claimed

@@ -1,9 +1,12 @@
-"""The thread behind a `pipe`: an event loop with one pipeline on it, and how calls get there from other threads.
+"""The thread of a `pipe`: an event loop that runs one pipeline, and the way calls get to it from
+other threads.
 
-A loop and a daemon thread for each pipe. One for all pipes of a process would save threads; but then closing, forking and dying would be
-matters of all pipes together, and a pipe that is called on another one's loop would wait for itself. A loop that idles costs nothing.
+Each pipe has a loop and a daemon thread of its own. One thread for all pipes of a process would be
+cheaper, but then the pipes would close, fork and die together, and a pipe that is called on the
+loop of another one would wait for itself. An idle loop costs nothing.
 
-The thread holds the `LoopThread`, never the `Pipe`: a pipe that nobody holds any more is collected, and ends its thread.
+The thread refers to the `LoopThread`, never to the `Pipe`: a pipe without references is collected
+and ends its thread.
 """
 
 from __future__ import annotations
@@ -29,11 +32,14 @@ from .calls import PipeCall
 logger = logging.getLogger("penstock.pipe")
 
 EXIT_SECONDS = 5.0
-"""How long the end of the interpreter waits for batches that run."""
+"""Seconds that batches which run at the end of the interpreter get to end."""
 
 
 class LoopThread:
-    """A pipeline on a loop in a thread of its own. Calls come in through `inbox`, any number with one wake-up of the loop."""
+    """A pipeline on an event loop in a thread of its own.
+
+    Calls come in through `inbox`: one wake-up of the loop takes any number of them.
+    """
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
@@ -46,9 +52,8 @@ class LoopThread:
         self._drain_due = False
         self._closing: asyncio.Future[float] = self.loop.create_future()
         self._started: Future[None] = Future()
-        self._context = (
-            contextvars.Context()
-        )  # empty: nothing on the loop inherits a caller's variables
+        # Empty: nothing on the loop inherits the variables of a caller.
+        self._context = contextvars.Context()
         self._thread = threading.Thread(
             target=self._main, name=f"penstock:{pipeline.name}", daemon=True
         )
@@ -56,7 +61,7 @@ class LoopThread:
     # from any thread
 
     def start(self) -> None:
-        """Returns when the pipeline is ready, or raises why it can't be."""
+        """Return once the pipeline is ready. Raises what kept it from starting."""
         try:
             self._thread.start()
             atexit.register(self._exit)
@@ -67,7 +72,8 @@ class LoopThread:
 
     def post(self, call: PipeCall) -> None:
         self.inbox.append(call)
-        # Appended before the flag is read, and the flag lowered before the inbox is: whoever finds it up is seen by the drain to come.
+        # The call is appended before the flag is read, and `_drain` clears the flag before it reads
+        # the inbox. So a call that finds the flag set is taken by the drain that is due.
         if not self._drain_due:
             self._drain_due = True
             self._ask(self._drain)
@@ -75,7 +81,7 @@ class LoopThread:
             self._refuse_all()
 
     def wait_for(self, call: PipeCall) -> None:
-        """Returns with the call's lock when the call has ended."""
+        """Return once the call has ended, with the call's lock held."""
         executor = getattr(current, "executor", None)
         if executor is None:
             call.lock.acquire()
@@ -90,9 +96,9 @@ class LoopThread:
             and call.error is not None
             and threading.current_thread() is not threading.main_thread()
         ):
-            time.sleep(
-                EXIT_SECONDS
-            )  # a daemon thread: it ends with the process now, and need not print a traceback before
+            # This daemon thread ends with the process in a moment. Without the sleep it would print
+            # a traceback first.
+            time.sleep(EXIT_SECONDS)
 
     def abandon(self, call: PipeCall) -> None:
         self._ask(call.abandon)
@@ -100,35 +106,38 @@ class LoopThread:
     def check_process(self) -> None:
         if os.getpid() != self.pid:
             raise RuntimeError(
-                f"pipe {self.pipeline.name!r} was made in process {self.pid}, and this one ({os.getpid()}) is a fork of it: threads don't "
-                "survive a fork. Make the pipe in the child, or start processes by 'spawn'"
+                f"pipe {self.pipeline.name!r} was made in process {self.pid}, and this one "
+                f"({os.getpid()}) is a fork of it: threads don't survive a fork. Make the pipe in "
+                "the child, or start processes by 'spawn'"
             )
 
     def check_may_wait(self) -> None:
-        """Raises RuntimeError where waiting would hold up an event loop, or wait for itself."""
+        """Raise RuntimeError if waiting would stop an event loop or could never end."""
         self.check_process()
         if asyncio._get_running_loop() is not None:
             raise RuntimeError(
-                f"pipe {self.pipeline.name!r} was called in the thread of a running event loop, which would stand still meanwhile: use "
-                "`await pipeline(item)` of penstock.Pipeline there, or `await asyncio.to_thread(pipe, item)`"
+                f"pipe {self.pipeline.name!r} was called in the thread of a running event loop, "
+                "which would stand still meanwhile: use `await pipeline(item)` of "
+                "penstock.Pipeline there, or `await asyncio.to_thread(pipe, item)`"
             )
         executor = getattr(current, "executor", None)
         if executor is not None and self._depends_on(executor.owner):
             raise RuntimeError(
-                f"a backend of {executor.name} calls the pipe {self.pipeline.name!r}, which waits for that very backend: a ring that could "
-                "wait for itself for ever"
+                f"a backend of {executor.name} calls the pipe {self.pipeline.name!r}, which waits "
+                "for that very backend: both could wait for ever. Call a pipeline that does not "
+                "need this node"
             )
 
     def _depends_on(self, node: Node) -> bool:
-        """Whether `node` is one of ours, or one of those that our backends wait for right now."""
+        """Return whether `node` belongs to this pipeline, or to one that its backends wait for."""
         seen: list[LoopThread] = []
         waiting = [self]
         while waiting:
-            found = waiting.pop()
-            seen.append(found)
-            if node in found.pipeline.nodes:
+            runner = waiting.pop()
+            seen.append(runner)
+            if node in runner.pipeline.nodes:
                 return True
-            executors = [executor for each in found.pipeline.nodes for executor in each.executors]
+            executors = [executor for own in runner.pipeline.nodes for executor in own.executors]
             waiting += [
                 other
                 for executor in executors
@@ -137,7 +146,7 @@ class LoopThread:
         return False
 
     def stop(self, timeout: float) -> None:
-        """Ask for the end; returns at once. Also from finalizers, on whichever thread these run."""
+        """Ask the thread to end; returns at once. Finalizers call it too, on any thread."""
         self.stopping = True
         self._ask(self._stop, timeout)
 
@@ -151,13 +160,14 @@ class LoopThread:
     def _ask(self, function: Any, *args: Any) -> None:
         try:
             self.loop.call_soon_threadsafe(function, *args, context=self._context)
-        except (
-            RuntimeError
-        ):  # the loop is closed; what it would have answered is answered by `_refuse_all`
+        except RuntimeError:  # the loop is closed, and `_refuse_all` ends the calls
             logger.debug("pipe %s: the loop is closed", self.pipeline.name)
 
     def _exit(self) -> None:
-        """The interpreter ends. Its other threads but the daemons have ended already, so nobody's answer is cut off."""
+        """End with the interpreter.
+
+        All threads except daemons have ended already, so none of them loses an answer.
+        """
         if os.getpid() == self.pid:
             self.exiting = True
             self.stop(EXIT_SECONDS)
@@ -208,7 +218,7 @@ class LoopThread:
                 NotReady(f"pipeline {pipeline.name!r} was closed while it loaded")
             )
             return
-        except BaseException as error:  # handed on to who made the pipe
+        except BaseException as error:  # raised by `start`, in the thread that makes the pipe
             self._started.set_exception(error)
             return
         self._started.set_result(None)

@@ -1,6 +1,7 @@
-"""The thread-safe face: `pipe(config)`, called from any thread, blocking, in place, as torchpipe's users know it.
+"""The thread-safe interface: `pipe(config)` is called from any thread, blocks, and puts the answer
+into the caller's dict, as torchpipe's users know it.
 
-`calls.py` has what one call is, `loop_thread.py` the thread on which the pipeline runs.
+`calls.py` has one call, `loop_thread.py` the thread on which the pipeline runs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .loop_thread import LoopThread
 
 
 class Pipe:
-    """A pipeline for plain threads; `penstock.pipe(config)` makes one.
+    """A pipeline for plain threads. `penstock.pipe(config)` makes one.
 
     ```python
     with penstock.pipe("digits.toml") as p:
@@ -30,7 +31,8 @@ class Pipe:
         item["result"]
     ```
 
-    Close it, or use it in a `with`. One that is not closed ends with its last reference (ResourceWarning) or with the interpreter.
+    Close it, or use it in a `with`. Otherwise it ends with its last reference (and a
+    ResourceWarning) or with the interpreter.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -48,20 +50,27 @@ class Pipe:
         timeout: float | None = None,
         priority: int | None = None,
     ) -> None:
-        """Run one item, or a list of items as one call, and bring the answers into the callers' dicts. Blocks; the GIL is free meanwhile.
+        """Run one item, or a list of items as one call. Put the answers into the caller's dicts.
 
-        A `result` and `error` of before are erased. Then a success sets `result` and whatever else the backends set, but `data`; a soft
-        failure (an input that can't be read) sets `error` and no `result`, and raises nothing; a failure sets no `result` and is raised:
-        `MissingData` (an IndexError), `NotFound` (an IndexError, for an unknown `node_name`), `QueueFull`, `Overloaded`, `NotReady`,
-        `DeadlineExceeded`, `BackendError`. In a list, a failure of one item cancels the others, and none has a `result`.
+        Blocks until the call has ended, without holding the GIL. First it removes `result` and
+        `error` of an earlier call. Then
 
-        `timeout`: seconds until the deadline, at most the pipeline's own. `priority`: 1 (highest) to the entry node's `priority_levels`.
+        * a success sets `result` and whatever else the backends set, except `data`;
+        * a soft failure (an input that can't be read) sets `error`, and raises nothing;
+        * a failure sets neither and is raised: `MissingData` (an IndexError), `NotFound` (an
+          IndexError, for an unknown `node_name`), `QueueFull`, `Overloaded`, `NotReady`,
+          `DeadlineExceeded`, `BackendError`. In a list, the failure of one item cancels the
+          others, and none has a `result`.
+
+        `timeout`: seconds until the deadline, at most the pipeline's own. `priority`: from 1
+        (highest) to the `priority_levels` of the entry node.
 
         With an `Event` in the item the call returns at once, and `event.Wait()` does the rest.
 
-        Raises TypeError for what is neither a mutable mapping nor a list or tuple of such; ValueError for the same dict twice in a list,
-        and for an Event that was used before; RuntimeError in the thread of a running event loop, in a forked child, and in a backend
-        that would wait for itself. Nothing is changed by these.
+        Raises TypeError for anything else than a mutable mapping or a list or tuple of them;
+        ValueError if a dict is in a list twice, and for an Event that was used before;
+        RuntimeError in the thread of a running event loop, in a forked child, and in a backend
+        that would wait for itself. These change nothing.
         """
         runner = self._runner
         items = items_of(item)
@@ -71,9 +80,9 @@ class Pipe:
         else:
             runner.check_process()
             event.claim()
-        for each in items:
-            each.pop("result", None)
-            each.pop("error", None)
+        for caller_item in items:
+            caller_item.pop("result", None)
+            caller_item.pop("error", None)
         call = PipeCall(runner, items, timeout, priority, None if event is None else self)
         try:
             if event is not None:
@@ -83,26 +92,30 @@ class Pipe:
             try:
                 runner.post(call)
                 runner.wait_for(call)
-            except BaseException:  # KeyboardInterrupt: nobody waits any more
+            except BaseException:  # KeyboardInterrupt: this thread stops waiting
                 runner.abandon(call)
                 raise
             call.merge()
         finally:
-            del call  # else the error's traceback and the call hold one another, and the image
+            # Otherwise the call holds the error, the error this frame, and the frame the call: a
+            # cycle that keeps the image.
+            del call
 
     def close(self, timeout: float = 10.0) -> None:
-        """Take nothing more in, fail what queues with `NotReady`, let what runs end within `timeout` seconds, end the threads.
+        """Refuse new calls, fail what queues with `NotReady`, give what runs `timeout` seconds to
+        end, and end the threads.
 
-        Idempotent; from several threads, each returns when all has ended.
+        Idempotent. If several threads call it, each returns once everything has ended.
         """
         runner = self._runner
-        if os.getpid() != runner.pid:  # a fork: the threads are the parent's
+        if os.getpid() != runner.pid:  # in a fork: the threads belong to the parent
             runner.stopping = True
             return
         executor = getattr(current, "executor", None)
         if executor is not None and executor.owner in runner.pipeline.nodes:
             raise RuntimeError(
-                f"a backend of {executor.name} closes the pipe it runs in: it would wait for itself"
+                f"a backend of {executor.name} closes the pipe that it runs in, and would wait for "
+                "itself: close it from another thread"
             )
         runner.stop(timeout)
         if not runner.is_current:
@@ -120,9 +133,7 @@ class Pipe:
         self.close()
 
     def __del__(self) -> None:
-        runner: LoopThread | None = getattr(
-            self, "_runner", None
-        )  # there is none where loading failed
+        runner: LoopThread | None = getattr(self, "_runner", None)  # None: loading failed
         if runner is not None and not runner.stopping and os.getpid() == runner.pid:
             runner.stop(10.0)
             warnings.warn(
@@ -133,29 +144,30 @@ class Pipe:
             )
 
     def max(self) -> int:
-        """The largest batch that the node of a one-node pipe runs."""
+        """Return the largest batch, in rows, that the node of a one-node pipe runs."""
         return max(executor.max for executor in self._only_node().executors)
 
     def min(self) -> int:
-        """The smallest batch that the node of a one-node pipe runs without padding."""
+        """Return the smallest batch, in rows, that the node of a one-node pipe runs unpadded."""
         return min(executor.min for executor in self._only_node().executors)
 
     def _only_node(self) -> Node:
         nodes = self._runner.pipeline.nodes
         if len(nodes) != 1:
-            raise ValueError(
-                f"min() and max() are of a pipe with one node; this one has {', '.join(node.name for node in nodes) or 'none'}"
-            )
+            names = ", ".join(node.name for node in nodes) or "none"
+            raise ValueError(f"min() and max() need a pipe with one node, found {names}")
         return nodes[0]
 
 
 def pipe(
     config: str | Path | Mapping[str, Any] | PipelineConfig, *, name: str | None = None
 ) -> Pipe:
-    """Load a pipeline for use from plain threads: a TOML file, a dict of node dicts, a flat dict (one node), or an expression.
+    """Load a pipeline for use from plain threads.
 
-    Returns when it is loaded and warm. Raises `ConfigError` with every problem found, `BackendError` for a backend that can't be loaded,
-    `TypeError` for another type of configuration. Makes one thread for the pipeline's event loop, besides the executors'.
+    `config`: a TOML file, a dict of node dicts, a flat dict (one node), or an expression. Returns
+    once the pipeline is loaded and warm. Raises `ConfigError` with every problem found,
+    `BackendError` if a backend can't be loaded, TypeError for another type of configuration.
+    Besides the threads of the executors it starts one for the pipeline's event loop.
     """
     return Pipe(
         Pipeline(config) if isinstance(config, PipelineConfig) else Pipeline.load(config, name=name)

@@ -1,4 +1,6 @@
-"""Several loops, several pipelines, several faces of the same file in one process, and hosts that find their process as they left it."""
+"""Pipelines in the process of a host: several loops, pipelines and interfaces for one file; and a
+process that stays as the host set it up.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 class Hold(Backend):
-    """Waits where `data` is an event, and adds 1 to a number."""
+    """Waits if `data` is an event, and adds 1 to a number."""
 
     def forward(self, batch: list[Item]) -> None:
         for item in batch:
@@ -59,7 +62,10 @@ def run_on(factory: Callable[[], asyncio.AbstractEventLoop], main: Callable[[], 
 @pytest.mark.parametrize("second", LOOPS)
 @pytest.mark.parametrize("first", LOOPS)
 def test_two_loops_in_one_process(first: str, second: str) -> None:
-    """Two threads, each with a loop and a pipeline of the same file, and a pipe of it besides. Each has its own answers."""
+    """Two threads, each with a loop and a pipeline of the same tables, and a pipe of these.
+
+    Each gets its own answers.
+    """
     meet = threading.Barrier(3)
 
     async def use() -> list[int]:
@@ -81,31 +87,33 @@ def test_two_loops_in_one_process(first: str, second: str) -> None:
             return [item["result"] for item in items]
 
     with ThreadPoolExecutor(3) as pool:
-        uses = [
+        answers = [
             pool.submit(run_on, LOOPS[first], use),
             pool.submit(run_on, LOOPS[second], use),
             pool.submit(block),
         ]
-        assert [each.result(BOUND) for each in uses] == [list(range(1, 201))] * 3
+        assert [answer.result(BOUND) for answer in answers] == [list(range(1, 201))] * 3
 
 
-async def test_another_loop_is_told_whose_the_pipeline_is() -> None:
-    """And nothing is queued from a thread that the scheduler knows nothing of."""
+async def test_a_call_on_another_loop_fails() -> None:
+    """Nothing is queued from a thread that the scheduler does not know."""
     async with Pipeline.load("Hold") as pipeline:
-        for given in ({"data": 1}, [{"data": 1}]):
+
+        async def call(item: Any) -> None:
+            await pipeline(item)
+
+        for item in ({"data": 1}, [{"data": 1}]):
             with pytest.raises(
                 RuntimeError,
                 match=r"'pipeline' was started in another event loop.*once for each loop",
             ):
-                await asyncio.to_thread(
-                    run_on, asyncio.new_event_loop, lambda given=given: pipeline(given)
-                )
+                await asyncio.to_thread(run_on, asyncio.new_event_loop, partial(call, item))
         assert pipeline.inside == 0
         assert (await pipeline({"data": 1}))["result"] == 2
 
 
-async def test_a_pipeline_closed_while_requests_are_inside_ends_every_future() -> None:
-    """At the first node and the second, running and queued, single and in a list; those that run may end within the bound."""
+async def test_closing_a_pipeline_with_requests_in_flight_ends_every_future() -> None:
+    """Requests run and queue at both nodes, alone and in a list. None is answered in time."""
     pipeline = Pipeline.load(
         {"a": {"backend": "Hold", "max": 1, "next": "b"}, "b": {"backend": "Hold", "max": 1}}
     )
@@ -121,13 +129,13 @@ async def test_a_pipeline_closed_while_requests_are_inside_ends_every_future() -
     gate.set()
     await closing
     assert not pending
-    assert all(isinstance(each.exception(), NotReady) for each in done)
+    assert all(isinstance(call.exception(), NotReady) for call in done)
     assert pipeline.inside == 0
     with pytest.raises(NotReady):
         await pipeline({"data": 1})
 
 
-async def test_a_pipeline_closed_with_time_answers_what_is_inside() -> None:
+async def test_closing_a_pipeline_with_enough_time_answers_requests_in_flight() -> None:
     pipeline = Pipeline.load(
         {"a": {"backend": "Hold", "max": 1, "next": "b"}, "b": {"backend": "Hold", "max": 1}}
     )
@@ -138,8 +146,8 @@ async def test_a_pipeline_closed_with_time_answers_what_is_inside() -> None:
     assert [(await call)["result"] for call in calls] == list(range(2, 52))
 
 
-async def test_the_loop_that_is_cancelled_leaves_nothing_behind() -> None:
-    """A host's task is cancelled in the middle of everything: the pipeline's block ends, and its threads."""
+async def test_a_cancelled_host_task_leaves_no_threads() -> None:
+    """A host's task is cancelled while a batch runs: the pipeline's block and its threads end."""
     gate, entered = threading.Event(), threading.Semaphore(0)
 
     async def host() -> None:
@@ -164,16 +172,18 @@ from penstock.app import create_app, lifespan
 FILE, IMAGE = sys.argv[1:]
 
 def process():
-    root = logging.getLogger()
+    root, our = logging.getLogger(), logging.getLogger("penstock")
     return {
-        "signals": {each: signal.getsignal(each) for each in signal.valid_signals()},
+        "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
         "wakeup": signal.set_wakeup_fd(signal.set_wakeup_fd(-1)),
         "gc": (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count(), list(gc.callbacks)),
         "cv2 threads": cv2.getNumThreads(),
         "switch interval": sys.getswitchinterval(),
-        "root logger": (root.level, list(root.handlers), list(root.filters), logging.root.manager.disable, logging.lastResort),
-        "our logger": (logging.getLogger("penstock").level, list(logging.getLogger("penstock").handlers)),
-        "hooks": (sys.excepthook, threading.excepthook, sys.unraisablehook, sys.gettrace(), sys.getprofile()),
+        "root logger": (root.level, list(root.handlers), list(root.filters)),
+        "logging": (logging.root.manager.disable, logging.lastResort),
+        "our logger": (our.level, list(our.handlers)),
+        "hooks": (sys.excepthook, threading.excepthook, sys.unraisablehook),
+        "tracing": (sys.gettrace(), sys.getprofile()),
         "policy": type(asyncio.get_event_loop_policy()),
         "recursion": sys.getrecursionlimit(),
         "stack": threading.stack_size(),
@@ -183,40 +193,40 @@ def process():
 
 image = Path(IMAGE).read_bytes()
 before = process()
-inside = []
+during = []
 
 async def use():
     async with tp.Pipeline.load(FILE) as pipeline:
         assert (await pipeline({"data": image}))["label"] == "three"
-        inside.append(process())
+        during.append(process())
     app = create_app(FILE)
     async with lifespan(app):
         assert (await app.state.penstock.pipelines["digits"]({"data": image}))["label"] == "three"
-        inside.append(process())
+        during.append(process())
 
 asyncio.run(use())
 with tp.pipe(FILE) as p:
     item = {"data": image}
     p(item)
     assert item["label"] == "three"
-    inside.append(process())
+    during.append(process())
 after = process()
 for key, value in before.items():
     assert after[key] == value, (key, value, after[key])
-    for found in inside:
-        # asyncio.run itself handles SIGINT and wakes up by a descriptor while it runs
-        if key not in ("threads", "signals", "wakeup") or found is inside[-1] and key != "threads":
-            assert found[key] == value, (key, value, found[key])
+    for state in during:
+        # While asyncio.run runs it handles SIGINT itself and sets a wake-up descriptor. The last
+        # state is that with the pipe, whose loop is not on the main thread.
+        if key not in ("threads", "signals", "wakeup") or state is during[-1] and key != "threads":
+            assert state[key] == value, (key, value, state[key])
         if key == "signals":
-            assert {each: handler for each, handler in found[key].items() if each != signal.SIGINT} == {
-                each: handler for each, handler in value.items() if each != signal.SIGINT
-            }
+            others = signal.valid_signals() - {signal.SIGINT}
+            assert all(state[key][number] == value[number] for number in others)
 print("unchanged")
 """
 
 
-def test_a_hosts_process_stays_as_it_is() -> None:
-    """No signal handler, no setting of the collector, of OpenCV, of the interpreter or of logging is touched, during or after."""
+def test_the_process_of_a_host_stays_as_it_is() -> None:
+    """Signal handlers and settings of the collector, OpenCV, the interpreter and logging stay."""
     command = [
         sys.executable,
         "-W",
@@ -235,7 +245,9 @@ def test_a_hosts_process_stays_as_it_is() -> None:
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A stand-in for resnet18: three channels of any size to 3 scores, their means. In the working directory, as in the quick start."""
+    """Write a stand-in for resnet18 into the working directory, as in the quick start: its 3 scores
+    are the means of the 3 channels.
+    """
     graph = helper.make_graph(
         [
             helper.make_node("GlobalAveragePool", ["x"], ["pooled"]),
@@ -254,7 +266,10 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_torchpipes_quick_start(model: str) -> None:
-    """Verbatim but for the import and the backends of this machine: strings for numbers, one nameless node, SyncTensor at the end."""
+    """The text of the quick start, except the import and the backends of this machine.
+
+    It has strings for numbers, one nameless node, and SyncTensor at the end.
+    """
     import cv2
     import numpy as np
 
@@ -328,7 +343,8 @@ def test_a_toml_file_beside_its_model(
     shutil.move(model, elsewhere / model)
     file = elsewhere / "resnet18.toml"
     file.write_text(
-        'batching_timeout = "5"\n[resnet18]\nbackend = "ModelTensor"\nmodel = "resnet18.onnx"\nmax = "4"\n'
+        'batching_timeout = "5"\n'
+        '[resnet18]\nbackend = "ModelTensor"\nmodel = "resnet18.onnx"\nmax = "4"\n'
     )
     with penstock.pipe(file) as first, penstock.pipe(str(file)) as second:
         for p in first, second:

@@ -1,4 +1,7 @@
-"""Pipelines with real threads. Gates in the backends decide when things happen; no test waits for time to pass."""
+"""Pipelines with real threads.
+
+Gates in the backends decide when things happen, so no test waits for time to pass.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from typing import Any, ClassVar
 import pytest
 
 from penstock.backends.base import Backend, Context, Params
-from penstock.backends.errors import (  # fmt: skip
+from penstock.backends.errors import (
     BackendError,
     DeadlineExceeded,
     DeviceError,
@@ -29,6 +32,7 @@ from penstock.backends.errors import (  # fmt: skip
 from penstock.backends.expressions.registry import register_backend
 from penstock.backends.item import Item, as_item
 from penstock.pipelines.pipeline import Pipeline
+from penstock.pipelines.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("own_registry", "no_threads_left")
 
@@ -36,7 +40,7 @@ BOUND = 20.0  # seconds after which a test that hangs fails
 
 
 class Gate(threading.Event):
-    """Closed: whoever passes waits on its thread until it opens."""
+    """While it is closed, a backend that passes it waits on its thread."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +54,7 @@ class Gate(threading.Event):
 
 
 class Probe(Backend):
-    """Writes down what it is given; `act(item)` says what becomes of an item."""
+    """Records the items that it gets. `act(item)` returns the result of an item, or raises."""
 
     parameters = Params
     gate: ClassVar[Gate]
@@ -86,9 +90,15 @@ class Probe(Backend):
 
 def probe(act: Callable[[Item], Any] = lambda item: item["data"], **attributes: Any) -> type[Probe]:
     own = {
-        "gate": Gate(), "init_gate": Gate(), "seen": [], "calls": [], "entered": threading.Semaphore(0), "failing_inits": 0,
-        "act": staticmethod(act), **attributes,
-    }  # fmt: skip
+        "gate": Gate(),
+        "init_gate": Gate(),
+        "seen": [],
+        "calls": [],
+        "entered": threading.Semaphore(0),
+        "failing_inits": 0,
+        "act": staticmethod(act),
+        **attributes,
+    }
     return type("Probe", (Probe,), own)
 
 
@@ -104,14 +114,14 @@ def poison(
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    """Let the loop run until it is so. Only for what a thread's report brings about."""
+    """Let the loop run until a thread's report has brought something about."""
     async with asyncio.timeout(BOUND):
         while not condition():
             await asyncio.sleep(0.001)
 
 
 async def entered(cls: type[Probe]) -> None:
-    """A forward has begun."""
+    """Wait until a forward has begun."""
     assert await asyncio.to_thread(cls.entered.acquire, timeout=BOUND)
 
 
@@ -139,13 +149,15 @@ async def serve(cls: type[Probe], **keys: Any) -> AsyncIterator[Pipeline]:
                 cls.init_gate.open()
 
 
-async def gathered(pipeline: Pipeline, *data: Any) -> list[Any]:
+async def gathered(pipeline: Pipeline, *values: Any) -> list[Any]:
+    """Call the pipeline with each value as `data`. Return the answers and exceptions."""
     return await asyncio.gather(
-        *[pipeline({"data": each}) for each in data], return_exceptions=True
+        *[pipeline({"data": data}) for data in values], return_exceptions=True
     )
 
 
-def books_are_empty(pipeline: Pipeline) -> bool:
+def nothing_is_left(pipeline: Pipeline) -> bool:
+    """Assert that the pipeline holds nothing of any request."""
     assert pipeline.inside == 0
     assert pipeline._admission.rows == 0
     for node in pipeline.nodes:
@@ -173,7 +185,7 @@ async def test_a_call_returns_a_new_dict_and_leaves_the_callers_alone() -> None:
         assert answer == {"data": "in", "result": "answer", "extra": 1, "other": [1]}
         assert answer["other"] is item["other"]
         assert item == before
-        assert books_are_empty(pipeline)
+        assert nothing_is_left(pipeline)
         assert pipeline.nodes[0].statistics.outcomes["ok"] == 1
 
 
@@ -199,7 +211,7 @@ def test_as_item() -> None:
             as_item(wrong)
 
 
-async def test_what_is_refused_at_once() -> None:
+async def test_requests_that_are_refused_at_once() -> None:
     cls = probe()
     async with serve(cls, max=4, priority_levels=3) as pipeline:
         with pytest.raises(MissingData, match="no 'data'"):
@@ -217,7 +229,7 @@ async def test_what_is_refused_at_once() -> None:
         with pytest.raises(InvalidRequest, match="<= 4 for 'p'; got 5"):
             await pipeline({"data": 1, "request_size": 5})
         assert (await pipeline({"data": 1, "request_size": 4}, priority=3))["result"] == 1
-        assert books_are_empty(pipeline)
+        assert nothing_is_left(pipeline)
     async with serve(cls) as pipeline:
         with pytest.raises(InvalidRequest, match="has no priorities"):
             await pipeline({"data": 1}, priority=1)
@@ -237,16 +249,16 @@ async def test_a_list_is_one_call_and_one_batch() -> None:
         assert await pipeline(({"data": 1},)) == [{"data": 1, "result": 1}]
 
 
-async def test_what_is_enqueued_in_one_iteration_of_the_loop_runs_as_one_batch() -> None:
+async def test_items_queued_in_one_iteration_of_the_loop_run_as_one_batch() -> None:
     cls = probe()
     async with serve(cls, max=8) as pipeline:
         await gathered(pipeline, *range(8))
         assert cls.seen == [list(range(8))]
 
 
-async def test_an_exception_in_a_list_cancels_its_siblings() -> None:
+async def test_an_exception_in_a_list_cancels_the_other_items() -> None:
     def act(item: Item) -> Any:
-        cls.gate.close()  # whoever runs next stays there
+        cls.gate.close()  # the next batch stays there
         raise ValueError("poison")
 
     cls = probe(act)
@@ -261,13 +273,12 @@ async def test_an_exception_in_a_list_cancels_its_siblings() -> None:
         assert [run.future.cancelled() for run in runs] == [True, True]
         cls.gate.open()
         await until(lambda: not pipeline.nodes[0].scheduler.running)
-        assert (
-            [2] not in cls.seen
-        )  # when 0 had failed, 1 had been started (decide before deliver); 2 had not
-        assert books_are_empty(pipeline)
+        # When 0 failed, 1 had been started already (decide before deliver), and 2 had not.
+        assert [2] not in cls.seen
+        assert nothing_is_left(pipeline)
 
 
-async def test_an_item_of_a_list_that_is_refused_takes_the_others_back() -> None:
+async def test_a_refused_item_of_a_list_cancels_the_others() -> None:
     cls = probe()
     async with serve(cls) as pipeline:
         with pytest.raises(MissingData):
@@ -323,7 +334,7 @@ async def test_a_backend_may_change_the_list_that_it_gets() -> None:
 # failure
 
 
-async def test_neighbours_of_a_poison_item_run_again_once_alone(
+async def test_the_other_items_of_a_failed_batch_run_again_one_by_one(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     cls = probe(poison("bad"))
@@ -342,10 +353,10 @@ async def test_neighbours_of_a_poison_item_run_again_once_alone(
             "expired": 0,
             "cancelled": 0,
         }
-        assert books_are_empty(pipeline)
+        assert nothing_is_left(pipeline)
 
 
-async def test_a_failed_run_leaves_no_trace_in_the_copies_of_the_next() -> None:
+async def test_a_failed_run_does_not_change_the_copies_of_the_next() -> None:
     def act(item: Item) -> Any:
         assert "mark" not in item
         item["mark"] = 1
@@ -379,9 +390,8 @@ async def test_memory_and_device_errors_are_not_retried(error: type[Exception]) 
     async with serve(cls) as pipeline:
         answers = await gathered(pipeline, "good", "bad")
         assert cls.seen == [["good", "bad"]]
-        assert [type(each) for each in answers] == [
-            DeviceError if error is DeviceError else BackendError
-        ] * 2
+        kind = DeviceError if error is DeviceError else BackendError
+        assert [type(answer) for answer in answers] == [kind] * 2
         assert answers[0] is not answers[1]
 
 
@@ -406,11 +416,11 @@ async def test_without_retry_the_whole_batch_fails() -> None:
     cls = probe(poison("bad"))
     async with serve(cls, retry=False) as pipeline:
         answers = await gathered(pipeline, "good", "bad")
-        assert all(isinstance(each, BackendError) for each in answers)
+        assert all(isinstance(answer, BackendError) for answer in answers)
         assert cls.seen == [["good", "bad"]]
 
 
-async def test_after_a_batch_that_failed_wholly_none_is_retried_until_a_run_succeeds() -> None:
+async def test_after_a_batch_failed_item_by_item_none_is_retried_until_a_run_succeeds() -> None:
     cls = probe(poison("bad"))
     async with serve(cls) as pipeline:
         await gathered(pipeline, "bad", "bad")
@@ -424,7 +434,7 @@ async def test_after_a_batch_that_failed_wholly_none_is_retried_until_a_run_succ
         assert len(cls.seen) == 5 + 3
 
 
-async def test_invalid_input_is_found_though_retries_are_suspended() -> None:
+async def test_invalid_input_fails_its_item_only_while_retries_are_suspended() -> None:
     cls = probe(
         lambda item: (
             poison("odd", error=lambda: InvalidInput("odd"))(item)
@@ -439,12 +449,12 @@ async def test_invalid_input_is_found_though_retries_are_suspended() -> None:
         assert isinstance(odd, InvalidInput)
 
 
-async def test_who_left_is_not_run_again() -> None:
+async def test_an_item_whose_caller_left_is_not_run_again() -> None:
     cls = probe(poison("bad"))
     async with serve(cls) as pipeline:
         cls.gate.close()
         calls = [
-            asyncio.ensure_future(pipeline({"data": each})) for each in ("bad", "left", "good")
+            asyncio.ensure_future(pipeline({"data": data})) for data in ("bad", "left", "good")
         ]
         await entered(cls)
         calls[1].cancel()
@@ -453,6 +463,7 @@ async def test_who_left_is_not_run_again() -> None:
         bad, _, good = await asyncio.gather(*calls, return_exceptions=True)
         assert cls.seen == [["bad", "left", "good"], ["bad"], ["good"]]
         assert isinstance(bad, BackendError)
+        assert isinstance(good, dict)
         assert good["result"] == "good"
         assert pipeline.nodes[0].statistics.outcomes == {
             "ok": 1,
@@ -461,10 +472,10 @@ async def test_who_left_is_not_run_again() -> None:
             "expired": 0,
             "cancelled": 1,
         }
-        assert books_are_empty(pipeline)
+        assert nothing_is_left(pipeline)
 
 
-async def test_whose_deadline_came_is_not_run_again() -> None:
+async def test_an_item_past_its_deadline_is_not_run_again() -> None:
     time = [0.0]
     cls = probe(poison("bad"))
     register_backend("Probe", cls)
@@ -472,8 +483,8 @@ async def test_whose_deadline_came_is_not_run_again() -> None:
     async with asyncio.timeout(BOUND), Pipeline(loaded.config, clock=lambda: time[0]) as pipeline:
         cls.gate.close()
         calls = [
-            asyncio.ensure_future(pipeline({"data": each}, timeout=t))
-            for each, t in (("bad", 9), ("late", 5), ("good", 9))
+            asyncio.ensure_future(pipeline({"data": data}, timeout=timeout))
+            for data, timeout in (("bad", 9), ("late", 5), ("good", 9))
         ]
         await entered(cls)
         time[0] = 5.0  # exactly
@@ -482,8 +493,9 @@ async def test_whose_deadline_came_is_not_run_again() -> None:
         assert cls.seen == [["bad", "late", "good"], ["bad"], ["good"]]
         assert isinstance(bad, BackendError)
         assert isinstance(late, DeadlineExceeded)
-        assert good["result"] == "good"  # type: ignore[call-overload, index]
-        assert books_are_empty(pipeline)
+        assert isinstance(good, dict)
+        assert good["result"] == "good"
+        assert nothing_is_left(pipeline)
 
 
 async def test_the_member_of_a_sequential_that_raised_is_named() -> None:
@@ -501,8 +513,8 @@ async def test_the_member_of_a_sequential_that_raised_is_named() -> None:
     class One(Second):
         max = 1
 
-    for each in First, Second, One:
-        register_backend(each.__name__, each)
+    for cls in First, Second, One:
+        register_backend(cls.__name__, cls)
     for expression, guilty in (
         ("S[First,Second]", "Second"),
         ("SyncTensor[S[First,S[First,Second]]]", "Second"),
@@ -525,7 +537,7 @@ async def test_a_thread_that_dies_fails_its_futures_and_is_restarted(
     async with serve(cls, max=2) as pipeline:
         cls.gate.close()
         calls = [
-            asyncio.ensure_future(pipeline({"data": each})) for each in ("a", "kill", "queued")
+            asyncio.ensure_future(pipeline({"data": data})) for data in ("a", "kill", "queued")
         ]
         await entered(cls)
         cls.init_gate.close()
@@ -552,18 +564,18 @@ async def test_a_thread_that_dies_fails_its_futures_and_is_restarted(
             "cancelled": 0,
         }
         assert "died and is restarted" in caplog.text
-        assert books_are_empty(pipeline)
+        assert nothing_is_left(pipeline)
     assert sorted(cls.calls) == ["close", "close", "init p/node#0", "init p/node#0"]
 
 
-async def test_a_device_that_failed_fails_its_batch_and_the_instance_is_made_anew() -> None:
+async def test_a_device_error_fails_the_batch_and_replaces_the_instance() -> None:
     cls = probe(
         poison("assert", error=lambda: DeviceError("CUDA error: device-side assert triggered"))
     )
     async with serve(cls, max=2) as pipeline:
         cls.gate.close()
         calls = [
-            asyncio.ensure_future(pipeline({"data": each})) for each in ("a", "assert", "queued")
+            asyncio.ensure_future(pipeline({"data": data})) for data in ("a", "assert", "queued")
         ]
         await entered(cls)
         cls.init_gate.close()
@@ -571,7 +583,7 @@ async def test_a_device_that_failed_fails_its_batch_and_the_instance_is_made_ane
         for call in calls[:2]:
             with pytest.raises(
                 DeviceError,
-                match="node 'node': backend Probe raised DeviceError: CUDA error: device-side assert triggered",
+                match="node 'node': backend Probe raised DeviceError: CUDA error: device-side",
             ):
                 await call
         assert pipeline.not_ready == "node 'node': 1 of 1 executors are not running"
@@ -579,15 +591,13 @@ async def test_a_device_that_failed_fails_its_batch_and_the_instance_is_made_ane
         cls.init_gate.open()
         assert (await calls[2])["result"] == "queued"
         assert pipeline.not_ready == ""
-        assert cls.seen == [
-            ["a", "assert"],
-            ["queued"],
-        ]  # nothing was run again, and nothing on the instance that failed
-        assert books_are_empty(pipeline)
+        # Nothing was run again, and nothing ran on the instance that failed.
+        assert cls.seen == [["a", "assert"], ["queued"]]
+        assert nothing_is_left(pipeline)
     assert sorted(cls.calls) == ["close", "close", "init p/node#0", "init p/node#0"]
 
 
-async def test_what_ran_alone_before_the_thread_died_counts() -> None:
+async def test_items_that_ran_alone_before_the_thread_died_are_answered() -> None:
     def act(item: Item) -> Any:
         if item["data"] == "kill":
             raise ValueError("first") if len(cls.seen) == 1 else SystemExit("then")
@@ -602,7 +612,7 @@ async def test_what_ran_alone_before_the_thread_died_counts() -> None:
         assert (await pipeline({"data": "c"}))["result"] == "c"
 
 
-async def test_a_restart_that_fails_is_tried_again_later() -> None:
+async def test_a_restart_that_fails_is_tried_again() -> None:
     cls = probe(poison("kill", error=lambda: SystemExit("gone")))
     async with serve(cls) as pipeline:
         cls.failing_inits = 1
@@ -612,7 +622,7 @@ async def test_a_restart_that_fails_is_tried_again_later() -> None:
         assert pipeline.not_ready == ""
 
 
-async def test_restarts_back_off_each_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_restarts_of_one_instance_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
     cls = probe()
     async with serve(cls) as pipeline:
         node = pipeline.nodes[0]
@@ -697,7 +707,7 @@ async def test_a_stuck_forward_is_not_ready_until_it_returns(
         cls.gate.open()
         assert (await pipeline({"data": 2}))["result"] == 2
         assert pipeline.not_ready == ""
-        assert books_are_empty(pipeline)
+        assert nothing_is_left(pipeline)
 
 
 # close
@@ -707,7 +717,7 @@ async def test_close_drains_then_ends_the_threads() -> None:
     cls = probe()
     async with serve(cls, max=1) as pipeline:
         cls.gate.close()
-        calls = [asyncio.ensure_future(pipeline({"data": each})) for each in range(3)]
+        calls = [asyncio.ensure_future(pipeline({"data": data})) for data in range(3)]
         await entered(cls)
         close = asyncio.ensure_future(pipeline.close())
         await asyncio.sleep(0)
@@ -722,23 +732,23 @@ async def test_close_drains_then_ends_the_threads() -> None:
     assert cls.calls == ["init p/node#0", "close"]
 
 
-async def test_what_does_not_end_in_time_is_answered_not_ready() -> None:
+async def test_requests_that_do_not_end_in_time_fail_with_not_ready() -> None:
     cls = probe()
     async with serve(cls, max=1) as pipeline:
         cls.gate.close()
-        calls = [asyncio.ensure_future(pipeline({"data": each})) for each in range(3)]
+        calls = [asyncio.ensure_future(pipeline({"data": data})) for data in range(3)]
         await entered(cls)
         close = asyncio.ensure_future(pipeline.close(0.01))
         answers = await asyncio.gather(*calls, return_exceptions=True)
-        assert [type(each) for each in answers] == [NotReady] * 3
-        assert len(set(map(id, answers))) == 3  # an exception of its own for each
+        assert [type(answer) for answer in answers] == [NotReady] * 3
+        assert len(set(map(id, answers))) == 3  # each has an exception of its own
         cls.gate.open()
         await close
         assert cls.seen == [[0]]
         assert pipeline.inside == 0
 
 
-async def test_a_second_close_ends_the_first_ones_patience() -> None:
+async def test_a_second_close_may_end_the_first_sooner() -> None:
     cls = probe()
     async with serve(cls) as pipeline:
         cls.gate.close()
@@ -753,7 +763,7 @@ async def test_a_second_close_ends_the_first_ones_patience() -> None:
         await asyncio.gather(patient, hasty)
 
 
-async def test_a_close_that_was_cancelled_can_be_done_again() -> None:
+async def test_close_may_be_called_again_after_a_cancelled_close() -> None:
     cls = probe()
     async with serve(cls) as pipeline:
         cls.gate.close()
@@ -782,7 +792,7 @@ async def test_a_thread_that_never_ends_is_reported_and_left(
     await entered(cls)
     async with asyncio.timeout(BOUND):
         await pipeline.close(0)
-        await pipeline.close(1000.0)  # nothing is waited for twice
+        await pipeline.close(1000.0)  # the second close waits for nothing
     with pytest.raises(NotReady):
         await call
     assert "did not stop within 1 s and is left running" in caplog.text
@@ -792,7 +802,7 @@ async def test_a_thread_that_never_ends_is_reported_and_left(
     await asyncio.sleep(0)
 
 
-async def test_close_of_what_never_started() -> None:
+async def test_close_of_a_pipeline_that_never_started() -> None:
     pipeline = build(probe())
     await pipeline.close()
     assert pipeline.state == "closed"
@@ -801,13 +811,13 @@ async def test_close_of_what_never_started() -> None:
 # callers that leave, deadlines, admission
 
 
-async def test_who_leaves_while_queued_never_reaches_the_backend() -> None:
+async def test_an_item_whose_caller_leaves_the_queue_never_reaches_the_backend() -> None:
     cls = probe()
     async with serve(cls) as pipeline:
         cls.gate.close()
         running = asyncio.ensure_future(pipeline({"data": "running"}))
         await entered(cls)
-        waiting = [asyncio.ensure_future(pipeline({"data": each})) for each in ("a", "b")]
+        waiting = [asyncio.ensure_future(pipeline({"data": data})) for data in ("a", "b")]
         await asyncio.sleep(0)
         waiting[0].cancel()
         await asyncio.wait([waiting[0]])
@@ -825,10 +835,10 @@ async def test_who_leaves_while_queued_never_reaches_the_backend() -> None:
             "expired": 0,
             "cancelled": 2,
         }
-        assert books_are_empty(pipeline)
+        assert nothing_is_left(pipeline)
 
 
-async def test_a_deadline_is_answered_while_queued() -> None:
+async def test_a_queued_request_is_answered_at_its_deadline() -> None:
     cls = probe()
     async with serve(cls) as pipeline:
         cls.gate.close()
@@ -846,7 +856,7 @@ async def test_a_deadline_is_answered_while_queued() -> None:
         assert cls.seen == [["running"]]
 
 
-async def test_a_result_after_the_deadline_is_late_and_one_at_the_deadline_is_not() -> None:
+async def test_a_result_after_the_deadline_is_late_and_one_at_the_deadline_is_in_time() -> None:
     time = [0.0]
     cls = probe()
     loaded = build(cls)
@@ -859,23 +869,25 @@ async def test_a_result_after_the_deadline_is_late_and_one_at_the_deadline_is_no
         late, good = await asyncio.gather(*calls, return_exceptions=True)
         assert isinstance(late, DeadlineExceeded)
         assert "after the deadline" in str(late)
-        assert good["result"] == 5.0  # type: ignore[call-overload, index]
+        assert isinstance(good, dict)
+        assert good["result"] == 5.0
 
 
 @pytest.mark.parametrize("timeout", [None, 1000.0, float("nan"), float("inf")])
-async def test_the_pipelines_own_timeout_caps_what_is_asked_for(timeout: float | None) -> None:
+async def test_a_callers_timeout_is_at_most_the_pipelines(timeout: float | None) -> None:
     cls = probe()
     async with serve(cls, pipeline={"timeout": 7.0}) as pipeline:
         run = pipeline.submit_nowait({"data": 1}, timeout)
+        assert isinstance(run, Run)
         assert 0 < run.deadline - pipeline._clock() <= 7.0
         assert (await run.future)["result"] == 1
 
 
-async def test_no_more_than_max_requests_inside() -> None:
+async def test_no_more_than_max_requests_in_flight() -> None:
     cls = probe()
     async with serve(cls, pipeline={"max_requests": 2}) as pipeline:
         cls.gate.close()
-        calls = [asyncio.ensure_future(pipeline({"data": each})) for each in range(2)]
+        calls = [asyncio.ensure_future(pipeline({"data": data})) for data in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(QueueFull, match="max_requests"):
             await pipeline({"data": 2})
@@ -885,7 +897,7 @@ async def test_no_more_than_max_requests_inside() -> None:
         assert pipeline.refused["queue_full"] == 1
 
 
-async def test_priorities_decide_who_goes_first() -> None:
+async def test_priorities_decide_the_order() -> None:
     cls = probe()
     async with serve(cls, max=1, priority_levels=3) as pipeline:
         cls.gate.close()
@@ -933,7 +945,7 @@ async def test_a_chain_moves_result_to_data_and_breaks_without_one() -> None:
         with pytest.raises(InvalidInput, match="no 60"):
             await pipeline({"data": 6})
         assert second.seen == [[40]]
-        with pytest.raises(InvalidRequest, match="<= 2"):  # the smallest of all nodes
+        with pytest.raises(InvalidRequest, match="<= 2"):  # the smallest max of all nodes
             await pipeline({"data": 1, "request_size": 3})
         run = pipeline.submit_nowait({"data": 7})
         await run.future
@@ -947,17 +959,17 @@ async def test_a_chain_moves_result_to_data_and_breaks_without_one() -> None:
         broken = pipeline.submit_nowait({"data": 5})
         await broken.future
         assert [stage.node for stage in broken.timings()] == ["a", "b"]
-        assert books_are_empty(pipeline)
+        assert nothing_is_left(pipeline)
 
 
-async def test_timings_while_it_queues_are_empty() -> None:
+async def test_timings_are_empty_while_a_request_queues() -> None:
     async with serve(probe()) as pipeline:
         run = pipeline.submit_nowait({"data": 1})
         assert run.timings() == []
         await run.future
 
 
-async def test_who_leaves_in_the_middle_of_a_chain_is_dropped_there() -> None:
+async def test_a_request_whose_caller_leaves_is_dropped_in_the_middle_of_a_chain() -> None:
     first, second = probe(), probe()
     register_backend("First", first)
     register_backend("Second", second)
@@ -976,18 +988,18 @@ async def test_who_leaves_in_the_middle_of_a_chain_is_dropped_there() -> None:
             second.gate.open()
             await running
             assert second.seen == [[1]]
-            assert books_are_empty(pipeline)
+            assert nothing_is_left(pipeline)
 
 
-# what must not leak
+# leaks
 
 
 async def test_the_callers_context_reaches_neither_executors_nor_timers() -> None:
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="empty")
-    found = []
+    values: list[str] = []
 
     def act(item: Item) -> Any:
-        found.append(variable.get())
+        values.append(variable.get())
         if item["data"] == "kill":
             raise SystemExit
 
@@ -997,22 +1009,22 @@ async def test_the_callers_context_reaches_neither_executors_nor_timers() -> Non
         decide = node.scheduler.decide
 
         def spy(now: float) -> float:
-            found.append(variable.get())
+            values.append(variable.get())
             return decide(now)
 
-        node.scheduler = MagicScheduler(node.scheduler, spy)  # type: ignore[assignment]
+        node.scheduler = WatchedScheduler(node.scheduler, spy)  # type: ignore[assignment]
         variable.set("a caller's")
         await pipeline({"data": 1})
         await gathered(pipeline, "kill")
         with pytest.raises(DeadlineExceeded):
             await pipeline({"data": 2}, timeout=0)
         await pipeline({"data": 3})
-        assert len(found) > 6
-        assert set(found) == {"empty"}
+        assert len(values) > 6
+        assert set(values) == {"empty"}
 
 
-class MagicScheduler:
-    """A scheduler whose decisions are watched (its slots can't be)."""
+class WatchedScheduler:
+    """A scheduler with another `decide`. Its slots allow no new attribute."""
 
     def __init__(self, scheduler: Any, decide: Any) -> None:
         self.scheduler = scheduler
@@ -1022,11 +1034,12 @@ class MagicScheduler:
         return getattr(self.scheduler, name)
 
 
-async def test_a_request_is_gone_without_the_garbage_collector() -> None:
+async def test_a_request_is_freed_without_the_garbage_collector() -> None:
     class Data:
         pass
 
-    async with serve(probe()) as pipeline:
+    cls = probe()
+    async with serve(cls) as pipeline:
         await pipeline({"data": 0})
         gc.collect()
         gc.disable()
@@ -1037,18 +1050,17 @@ async def test_a_request_is_gone_without_the_garbage_collector() -> None:
             await run.future
             assert run.timings()[0].batch_size == 1
             del run, data
-            type_seen = pipeline.nodes[0].config.groups[0].spec.cls.seen  # type: ignore[attr-defined]
-            type_seen.clear()
+            cls.seen.clear()
             await asyncio.sleep(0)
             await until(lambda: gone() is None)
         finally:
             gc.enable()
 
 
-async def test_the_loop_hears_of_no_lost_exception() -> None:
+async def test_no_exception_is_reported_to_the_loop_as_lost() -> None:
     cls = probe(poison("bad"))
-    heard: list[Any] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: heard.append(context))
+    lost: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: lost.append(context))
     async with serve(cls, max=2) as pipeline:
         with pytest.raises(BackendError):
             await pipeline([{"data": "bad"}, {"data": "bad"}, {"data": "bad"}, {"data": "good"}])
@@ -1060,10 +1072,10 @@ async def test_the_loop_hears_of_no_lost_exception() -> None:
         del calls
     gc.collect()
     await asyncio.sleep(0)
-    assert heard == []
+    assert lost == []
 
 
-async def test_init_and_forward_run_on_one_named_daemon_thread_an_instance(
+async def test_init_and_forward_of_an_instance_run_on_one_named_daemon_thread(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     cls = probe()

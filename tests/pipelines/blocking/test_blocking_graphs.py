@@ -1,11 +1,11 @@
-"""Graphs through `pipe`: from plain threads, in place, as lists and with Events."""
+"""Graphs through `pipe`: from plain threads, with single items, lists and Events."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -30,16 +30,18 @@ from ..workshop import BOUND, Workshop, assert_empty
 pytestmark = pytest.mark.usefixtures("own_registry", "own_filters", "no_threads_left")
 
 
-def bad(item: Item) -> None:
+def fail_if_asked(item: Item) -> None:
     if item["data"] == "soft":
         raise InvalidInput("no image")
     if item["data"] == "hard":
         raise ValueError("as told")
 
 
-def around(name: str) -> Any:
+def around(name: str) -> Callable[[Item], str]:
+    """Make what a node does: it puts its name around the data."""
+
     def act(item: Item) -> str:
-        bad(item)
+        fail_if_asked(item)
         return f"{name}({item['data']})"
 
     return act
@@ -81,23 +83,23 @@ TABLES: dict[str, Any] = {
 
 
 @pytest.fixture
-def p(workshop: Workshop) -> Any:
+def p(workshop: Workshop) -> Iterator[Pipe]:
     with penstock.pipe(TABLES, name="graphs") as made:
         yield made
         workshop.release_all()
         until(lambda: not any(node.scheduler.running for node in made._runner.pipeline.nodes))
-        assert on_loop(made, lambda: assert_empty(made._runner.pipeline)) is None
+        on_loop(made, lambda: assert_empty(made._runner.pipeline))
 
 
-def on_loop(made: Pipe, function: Any) -> Any:
-    async def run() -> Any:
-        return function()
+def on_loop(made: Pipe, function: Callable[[], None]) -> None:
+    async def run() -> None:
+        function()
 
-    return asyncio.run_coroutine_threadsafe(run(), made._runner.loop).result(BOUND)
+    asyncio.run_coroutine_threadsafe(run(), made._runner.loop).result(BOUND)
 
 
-def until(condition: Any) -> None:
-    """Only for what another thread brings about."""
+def until(condition: Callable[[], object]) -> None:
+    """Wait until another thread has brought something about."""
     pause = threading.Event()
     for _ in range(int(BOUND / 0.002)):
         if condition():
@@ -106,12 +108,12 @@ def until(condition: Any) -> None:
     raise AssertionError("it did not happen")
 
 
-ANSWERS = {
+ANSWERS: dict[str, Callable[[Any], Any]] = {
     "diamond": lambda data: f"b(a({data}))+c(a({data}))",
     "a": lambda data: f"b(a({data}))+c(a({data}))",
     "think": lambda data: f"b(a({data}))+c(a({data}))",
-    "all": lambda data: [f"each({each})" for each in data],
-    "pages": lambda data: [f"read({each})" for each in data],
+    "all": lambda data: [f"each({part})" for part in data],
+    "pages": lambda data: [f"read({page})" for page in data],
 }
 
 
@@ -133,7 +135,7 @@ def test_the_answer_is_merged_into_the_callers_dict(p: Pipe, node: str) -> None:
 
 
 @pytest.mark.parametrize("node", list(ANSWERS))
-def test_failures_in_place(p: Pipe, node: str) -> None:
+def test_failures(p: Pipe, node: str) -> None:
     many = node in ("all", "pages")
     soft: Item = {"data": ["x", "soft"] if many else "soft", "node_name": node, "result": "stale"}
     p(soft)
@@ -147,7 +149,7 @@ def test_failures_in_place(p: Pipe, node: str) -> None:
         p({"data": 1, "node_name": "b"})
 
 
-def test_a_list_goes_several_ways(p: Pipe) -> None:
+def test_the_items_of_a_list_may_enter_at_different_nodes(p: Pipe) -> None:
     items: list[Item] = [
         {"data": "xy" if node in ("diamond", "a", "think") else ["x", "y"], "node_name": node}
         for node in ANSWERS
@@ -254,7 +256,7 @@ def test_close_while_calls_wait(workshop: Workshop, node: str, held: str) -> Non
 
 
 def test_logic_can_not_wait_for_a_pipe_on_the_loop(workshop: Workshop) -> None:
-    """It would hold up every request; and this one waits for the very loop."""
+    """It would hold up every request, and this call would wait for the loop that it is on."""
 
     async def asks(item: Item, call: Any) -> Any:
         item["data"]({"data": 1})
@@ -278,5 +280,5 @@ def test_a_pipe_of_logic_alone(workshop: Workshop) -> None:
         assert item["result"] == 2
         with pytest.raises(DeadlineExceeded):
             made({"data": 1}, timeout=-1)
-        with pytest.raises(ValueError, match="one node; this one has none"):
+        with pytest.raises(ValueError, match="one node, found none"):
             made.max()

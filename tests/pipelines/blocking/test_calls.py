@@ -1,4 +1,7 @@
-"""A call between its caller's thread and the loop, with a loop that runs when it is told. What is rare in real threads is certain here."""
+"""A call between its caller's thread and the loop, with a loop that the test runs.
+
+Orders that are rare between real threads are certain here.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from penstock.pipelines.blocking.calls import PipeCall
 
 
 class Run:
+    """Counts how often it is left."""
+
     def __init__(self) -> None:
         self.left = 0
 
@@ -19,25 +24,28 @@ class Run:
         self.left += 1
 
 
+Callback = tuple[Callable[..., None], tuple[Any, ...]]
+
+
 @pytest.fixture
-def later() -> list[tuple[Callable[..., None], tuple[Any, ...]]]:
-    """What was asked of the loop."""
+def later() -> list[Callback]:
+    """The callbacks that the loop has been given."""
     return []
 
 
 @pytest.fixture
-def call(later: list[Any]) -> PipeCall:
-    runner = SimpleNamespace(
-        loop=SimpleNamespace(call_soon=lambda function, *given: later.append((function, given))),
+def call(later: list[Callback]) -> PipeCall:
+    runner: Any = SimpleNamespace(
+        loop=SimpleNamespace(call_soon=lambda function, *args: later.append((function, args))),
         pipeline=SimpleNamespace(submit_nowait=lambda item, timeout, priority, part: Run()),
     )
-    made = PipeCall(runner, [{"data": 1}, {"data": 2}, {"data": 3}], None, None, "kept alive")  # type: ignore[arg-type]
-    made.submit()
-    return made
+    call = PipeCall(runner, [{"data": 1}, {"data": 2}, {"data": 3}], None, None, "kept alive")
+    call.submit()
+    return call
 
 
-def test_a_failure_is_told_at_once_and_its_siblings_leave_a_little_later(
-    call: PipeCall, later: list[Any]
+def test_a_failure_wakes_the_caller_at_once_and_the_other_items_leave_later(
+    call: PipeCall, later: list[Callback]
 ) -> None:
     first, second, third = call.parts
     runs: list[Any] = [part.run for part in call.parts]
@@ -46,11 +54,12 @@ def test_a_failure_is_told_at_once_and_its_siblings_leave_a_little_later(
     second.set_exception(ValueError("as told"))
     assert not call.lock.locked()
     assert third.done()  # no batch takes it from here on
-    assert [run.left for run in runs] == [0, 0, 0]  # this may be inside the scheduler's walk
+    # Not yet: the scheduler may be iterating over the queue that they leave.
+    assert [run.left for run in runs] == [0, 0, 0]
     with pytest.raises(ValueError, match="as told"):
         call.merge()  # the caller is faster than the loop
-    ((function, given),) = later
-    function(*given)
+    ((function, args),) = later
+    function(*args)
     assert [run.left for run in runs] == [0, 0, 1]
     assert call.keeps is None
 
@@ -63,7 +72,7 @@ def test_only_the_first_end_counts(call: PipeCall) -> None:
     assert str(call.error) == "first"
 
 
-def test_the_last_answer_ends_the_call(call: PipeCall, later: list[Any]) -> None:
+def test_the_last_answer_ends_the_call(call: PipeCall, later: list[Callback]) -> None:
     for number, part in enumerate(call.parts):
         assert call.lock.locked()
         part.set_result({"data": "another", "result": number})
@@ -75,16 +84,11 @@ def test_the_last_answer_ends_the_call(call: PipeCall, later: list[Any]) -> None
 
 
 def test_a_call_that_was_abandoned_before_the_loop_saw_it_is_not_submitted() -> None:
-    def submit_nowait(*given: Any) -> None:
-        raise AssertionError(given)
+    def submit_nowait(*args: Any) -> None:
+        raise AssertionError(args)
 
-    call = PipeCall(
-        SimpleNamespace(pipeline=SimpleNamespace(submit_nowait=submit_nowait)),
-        [{"data": 1}],
-        None,
-        None,
-        None,
-    )  # type: ignore[arg-type]
+    runner: Any = SimpleNamespace(pipeline=SimpleNamespace(submit_nowait=submit_nowait))
+    call = PipeCall(runner, [{"data": 1}], None, None, None)
     call.abandon()
     call.submit()
     assert call.parts[0].done()

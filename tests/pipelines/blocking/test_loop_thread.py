@@ -1,4 +1,6 @@
-"""The life of a pipe: closing, being forgotten, forks, interrupts, the end of the interpreter."""
+"""The life of a pipe: closing, losing its last reference, forks, interrupts, the end of the
+interpreter.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -47,22 +50,22 @@ def hold(own_registry: None) -> None:
 
 
 class Caller(threading.Thread):
-    """Calls, and keeps what was raised, or the item's result."""
+    """Calls a pipe on a thread of its own, and keeps the item's result or the exception."""
 
-    def __init__(self, made: Pipe, item: dict[str, Any]) -> None:
+    def __init__(self, p: Pipe, item: dict[str, Any]) -> None:
         super().__init__(daemon=True)
-        self.made = made
+        self.pipe = p
         self.item = item
         self.answer: Any = None
         self.start()
 
     def run(self) -> None:
         try:
-            self.made(self.item)
+            self.pipe(self.item)
             self.answer = self.item["result"]
         except BaseException as error:
             self.answer = error
-        del self.made
+        del self.pipe
 
     def outcome(self) -> Any:
         self.join(BOUND)
@@ -70,7 +73,8 @@ class Caller(threading.Thread):
         return self.answer
 
 
-def until(condition: Any) -> None:
+def until(condition: Callable[[], object]) -> None:
+    """Wait until another thread has brought something about."""
     pause = threading.Event()
     for _ in range(int(BOUND / 0.002)):
         if condition():
@@ -79,7 +83,8 @@ def until(condition: Any) -> None:
     raise AssertionError("it did not happen")
 
 
-def of_pipes() -> list[str]:
+def threads_left() -> list[str]:
+    """Return the names of the threads of the pipe `forgotten`."""
     return sorted(thread.name for thread in threading.enumerate() if "forgotten" in thread.name)
 
 
@@ -88,39 +93,39 @@ def of_pipes() -> list[str]:
 
 def test_close_ends_the_threads_and_may_be_called_again() -> None:
     before = set(threading.enumerate())
-    made = pipe({"backend": "Hold", "instance_num": 2}, name="closing")
+    p = pipe({"backend": "Hold", "instance_num": 2}, name="closing")
     assert {thread.name for thread in set(threading.enumerate()) - before} == {
         "penstock:closing",
         "closing/main#0",
         "closing/main#1",
     }
     assert all(thread.daemon for thread in set(threading.enumerate()) - before)
-    made.close()
+    p.close()
     assert set(threading.enumerate()) == before
-    made.close()
-    with made:
+    p.close()
+    with p:
         pass
     item = {"data": 1, "result": "stale"}
     with pytest.raises(NotReady, match="pipeline 'closing' is closed"):
-        made(item)
+        p(item)
     assert item == {"data": 1}
-    assert repr(made) == "<pipe closing: closed, 0 active, 0 queued>"
+    assert repr(p) == "<pipe closing: closed, 0 active, 0 queued>"
 
 
 def test_close_lets_work_end_and_fails_what_waits() -> None:
-    made = pipe({"a": {"backend": "Hold", "max": 1, "next": "b"}, "b": {"backend": "Hold"}})
+    p = pipe({"a": {"backend": "Hold", "max": 1, "next": "b"}, "b": {"backend": "Hold"}})
     held = Held()
-    running = Caller(made, {"data": held})
+    running = Caller(p, {"data": held})
     assert held.entered.wait(BOUND)
-    queued = Caller(made, {"data": 1, "result": "stale"})
-    until(lambda: made._runner.pipeline.nodes[0].scheduler.queued == 1)
-    closers = [threading.Thread(target=made.close) for _ in range(3)]
+    queued = Caller(p, {"data": 1, "result": "stale"})
+    until(lambda: p._runner.pipeline.nodes[0].scheduler.queued == 1)
+    closers = [threading.Thread(target=p.close) for _ in range(3)]
     for closer in closers:
         closer.start()
     assert isinstance(queued.outcome(), NotReady)
     assert queued.item == {"data": 1}
     with pytest.raises(NotReady):
-        made({"data": 1})
+        p({"data": 1})
     assert all(closer.is_alive() for closer in closers)
     held.opened.set()
     assert running.outcome() == "done"  # through the second node, too
@@ -128,21 +133,21 @@ def test_close_lets_work_end_and_fails_what_waits() -> None:
         closer.join(BOUND)
 
 
-def test_close_does_not_wait_for_longer_than_it_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_close_does_not_wait_longer_than_its_timeout(caplog: pytest.LogCaptureFixture) -> None:
     held = Held()
-    made = pipe("Hold", name="stuck")
-    running = Caller(made, {"data": held})
+    p = pipe("Hold", name="stuck")
+    running = Caller(p, {"data": held})
     assert held.entered.wait(BOUND)
     executor = next(thread for thread in threading.enumerate() if thread.name == "stuck/main#0")
     with caplog.at_level(logging.WARNING, "penstock.node"):
-        made.close(timeout=0.01)
+        p.close(timeout=0.01)
     assert "stuck/main#0 did not stop within 1 s and is left running" in caplog.text
     assert isinstance(running.outcome(), NotReady)
     held.opened.set()
     executor.join(BOUND)
 
 
-def test_a_pipe_that_can_not_be_loaded_leaves_nothing() -> None:
+def test_a_pipe_that_can_not_be_loaded_leaves_no_threads() -> None:
     class Broken(Backend):
         def init(self, params: Any, context: Any) -> None:
             raise FileNotFoundError("no such model")
@@ -155,59 +160,59 @@ def test_a_pipe_that_can_not_be_loaded_leaves_nothing() -> None:
 
 
 def test_a_loop_that_dies_fails_its_calls(caplog: pytest.LogCaptureFixture) -> None:
-    made = pipe("Hold", name="dying")
+    p = pipe("Hold", name="dying")
     held = Held()
-    running = Caller(made, {"data": held})
+    running = Caller(p, {"data": held})
     assert held.entered.wait(BOUND)
 
     def die() -> None:
         raise SystemExit("for the test")
 
-    made._runner.loop.call_soon_threadsafe(die)
+    p._runner.loop.call_soon_threadsafe(die)
     assert isinstance(running.outcome(), NotReady)
     assert "pipe dying: its loop died" in caplog.text
     with pytest.raises(NotReady):
-        made({"data": 1})
+        p({"data": 1})
     executor = next(thread for thread in threading.enumerate() if thread.name == "dying/main#0")
-    made._runner.pipeline.nodes[0].executors[0].stop()
+    p._runner.pipeline.nodes[0].executors[0].stop()
     held.opened.set()
     executor.join(BOUND)
-    made.close()
+    p.close()
 
 
-# forgotten
+# without references
 
 
 def test_an_unclosed_pipe_ends_with_its_last_reference() -> None:
-    made = pipe("Hold", name="forgotten")
+    p = pipe("Hold", name="forgotten")
     item = {"data": 1}
-    made(item)
-    assert of_pipes() == ["forgotten/main#0", "penstock:forgotten"]
+    p(item)
+    assert threads_left() == ["forgotten/main#0", "penstock:forgotten"]
     with pytest.warns(
         ResourceWarning,
         match=r"unclosed <pipe forgotten: ready, 0 active, 0 queued>: call close\(\)",
     ):
-        del made
-    until(lambda: not of_pipes())
+        del p
+    until(lambda: not threads_left())
 
 
 def test_a_pipe_in_a_cycle_ends_with_the_collector() -> None:
-    made = pipe("Hold", name="forgotten")
-    cycle: list[Any] = [made]
+    p = pipe("Hold", name="forgotten")
+    cycle: list[Any] = [p]
     cycle.append(cycle)
-    del made
+    del p
     with pytest.warns(ResourceWarning, match="unclosed"):
         del cycle
         gc.collect()
-    until(lambda: not of_pipes())
+    until(lambda: not threads_left())
 
 
-def test_a_closed_pipe_is_forgotten_in_silence() -> None:
-    made = pipe("Hold", name="forgotten")
-    made.close()
-    del made
+def test_a_closed_pipe_gives_no_warning() -> None:
+    p = pipe("Hold", name="forgotten")
+    p.close()
+    del p
     gc.collect()
-    assert not of_pipes()
+    assert not threads_left()
 
 
 # processes of their own
@@ -237,7 +242,7 @@ def call(p, data=1):
 
 
 def script(text: str, timeout: float = 30.0) -> tuple[int, str, str]:
-    """Run it with warnings as errors: its exit status, what it printed, and its complaints."""
+    """Run a script with warnings as errors. Return its exit status, its stdout and its stderr."""
     command = [
         sys.executable,
         "-W",
@@ -262,15 +267,21 @@ def test_after_a_fork_the_child_gets_a_clear_error_and_the_parent_goes_on() -> N
         busy.start()
         child = os.fork()
         if child == 0:
-            for use in (lambda: call(p), lambda: p({"data": 1, "event": tp.Event()}), lambda: p([{"data": 1}])):
+            for use in (
+                lambda: call(p),
+                lambda: p({"data": 1, "event": tp.Event()}),
+                lambda: p([{"data": 1}]),
+            ):
                 try:
                     use()
                 except RuntimeError as error:
-                    assert "forked" in str(error) and "fork of it" in str(error) and "in the child" in str(error), error
+                    text = str(error)
+                    parts = ("forked", "fork of it", "in the child")
+                    assert all(part in text for part in parts), text
                 else:
                     os._exit(1)
             p.close()
-            with tp.pipe("Work") as own:  # one of its own works
+            with tp.pipe("Work") as own:  # the child may make one
                 assert call(own) == "done"
             del p
             print("child", flush=True)
@@ -312,7 +323,9 @@ def test_a_forked_child_that_never_touches_the_pipe_ends_in_silence() -> None:
     ],
 )
 def test_the_interpreter_ends(ending: str) -> None:
-    """Closed or not. A pipe that is forgotten before the end warns, and nothing else is said."""
+    """The pipe may be closed or not. One that loses its last reference before the end warns, and
+    nothing else is printed.
+    """
     status, out, err = script(f"""
         p = tp.pipe("Work")
         print(call(p))
@@ -356,8 +369,8 @@ def test_the_interpreter_ends_while_daemons_call() -> None:
     assert time.monotonic() - started < 20
 
 
-def test_a_batch_that_runs_may_end_and_its_backend_is_closed() -> None:
-    """Native code that runs on a daemon thread while the interpreter is taken down may crash."""
+def test_a_running_batch_ends_and_its_backend_is_closed_at_the_end() -> None:
+    """Native code on a daemon thread may crash while the interpreter is finalized."""
     status, out, err = script("""
         @tp.register_backend("Slow")
         class Slow(tp.Backend):
@@ -374,7 +387,7 @@ def test_a_batch_that_runs_may_end_and_its_backend_is_closed() -> None:
     assert (status, out, err) == (0, "ran\nclosed\n", "")
 
 
-def test_threads_that_are_no_daemons_get_their_answers_first() -> None:
+def test_threads_that_are_not_daemons_get_their_answers_first() -> None:
     status, out, err = script("""
         p = tp.pipe("Work")
         def late():

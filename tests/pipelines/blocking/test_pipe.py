@@ -1,4 +1,7 @@
-"""The in-process call contract for threads, line by line (docs/how-to/torchpipe.md). Gates decide when things happen."""
+"""The contract of in-process calls from threads, line by line (docs/how-to/torchpipe.md).
+
+Gates decide when things happen.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import weakref
 from collections import UserDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -42,7 +46,10 @@ BOUND = 20.0  # seconds after which a test that hangs fails
 
 
 class Act(Backend):
-    """Adds 1. `data` may say otherwise: "unreadable", "raise", "none" (no result), or be a function of the item."""
+    """Adds 1 to `data`.
+
+    `data` may also be "unreadable", "raise", "none" (no result), or a function of the item.
+    """
 
     def forward(self, batch: list[Item]) -> None:
         for item in batch:
@@ -64,8 +71,8 @@ def act(own_registry: None) -> None:
 
 @pytest.fixture
 def p() -> Iterator[Pipe]:
-    with pipe({"backend": "Act", "max": 8}, name="acts") as made:
-        yield made
+    with pipe({"backend": "Act", "max": 8}, name="acts") as p:
+        yield p
 
 
 class Held:
@@ -83,7 +90,7 @@ class Held:
 
 
 class Caller(threading.Thread):
-    """Runs a function and keeps what it returned or raised."""
+    """Runs a function on a thread of its own, and keeps what it returned or raised."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         super().__init__(daemon=True)
@@ -104,7 +111,7 @@ class Caller(threading.Thread):
 
 
 def until(condition: Callable[[], Any]) -> None:
-    """Only for what another thread brings about."""
+    """Wait until another thread has brought something about."""
     pause = threading.Event()
     for _ in range(int(BOUND / 0.002)):
         if condition():
@@ -118,7 +125,7 @@ def queued(made: Pipe) -> int:
 
 
 def hold(made: Pipe, answer: Any = 1) -> tuple[Held, Caller, dict[str, Any]]:
-    """A call whose item runs, and stays until it is opened."""
+    """Make a call whose item runs until it is opened."""
     held = Held(answer)
     item: dict[str, Any] = {"data": held}
     caller = Caller(lambda: made(item))
@@ -127,7 +134,7 @@ def hold(made: Pipe, answer: Any = 1) -> tuple[Held, Caller, dict[str, Any]]:
 
 
 def waiting(made: Pipe, item: Any, count: int = 1, **keys: Any) -> Caller:
-    """A call whose items queue."""
+    """Make a call whose items queue."""
     before = queued(made)
     caller = Caller(lambda: made(item, **keys))
     until(lambda: queued(made) == before + count)
@@ -143,20 +150,20 @@ def test_the_answer_is_merged_into_the_callers_dict(p: Pipe) -> None:
         item["data"] = "changed"
         return 4
 
-    item = {"data": extra, "own": "mine"}
-    assert p(item) is None
+    item: dict[str, Any] = {"data": extra, "own": "mine"}
+    p(item)
     assert item == {"data": extra, "own": "mine", "extra": "set by the backend", "result": 5}
 
 
-def test_stale_keys_are_erased_before_the_work(p: Pipe) -> None:
+def test_stale_keys_are_removed_before_the_item_runs(p: Pipe) -> None:
     item: dict[str, Any] = {"data": lambda item: sorted(item), "result": "stale", "error": "stale"}
     p(item)
     assert item["result"] == ["data"]
     assert "error" not in item
 
 
-def test_a_soft_failure_is_no_exception(p: Pipe) -> None:
-    item = {"data": "unreadable", "result": "stale"}
+def test_a_soft_failure_is_not_raised(p: Pipe) -> None:
+    item: dict[str, Any] = {"data": "unreadable", "result": "stale"}
     p(item)
     assert "result" not in item
     assert isinstance(item["error"], InvalidInput)
@@ -210,14 +217,14 @@ def test_a_missing_data_is_an_index_error(p: Pipe) -> None:
         ({"data": 1}, "x"),
     ],
 )
-def test_what_is_no_item_is_a_type_error(p: Pipe, given: Any) -> None:
+def test_anything_else_than_an_item_is_a_type_error(p: Pipe, given: Any) -> None:
     with pytest.raises(TypeError, match="a dict with 'data'"):
         p(given)
     if isinstance(given, list | tuple):
         assert given[0] == {"data": 1}
 
 
-def test_another_mutable_mapping_will_do(p: Pipe) -> None:
+def test_any_mutable_mapping_is_an_item(p: Pipe) -> None:
     item: UserDict[str, Any] = UserDict({"data": 1, "result": "stale"})
     p(item)
     assert item.data == {"data": 1, "result": 2}
@@ -264,7 +271,7 @@ def test_in_a_list_soft_failures_stay_with_their_item(p: Pipe) -> None:
     assert [str(item.get("error", "")) for item in items] == ["", "no image", ""]
 
 
-def test_in_a_list_an_exception_is_everybodys() -> None:
+def test_in_a_list_an_exception_fails_every_item() -> None:
     with pipe({"backend": "Act", "max": 1}) as made:
         items: list[dict[str, Any]] = [
             {"data": 1, "result": "stale"},
@@ -276,7 +283,7 @@ def test_in_a_list_an_exception_is_everybodys() -> None:
         assert [set(item) for item in items] == [{"data"}] * 3
 
 
-def test_in_a_list_an_exception_cancels_what_queues() -> None:
+def test_in_a_list_an_exception_cancels_the_items_that_queue() -> None:
     ran: list[str] = []
 
     def note(item: Item) -> int:
@@ -293,7 +300,7 @@ def test_in_a_list_an_exception_cancels_what_queues() -> None:
         made({"data": 1})
         until(lambda: made._runner.pipeline.inside == 0)
         assert queued(made) == 0
-    assert len(ran) <= 1  # the one that the executor took while the failure was told
+    assert len(ran) <= 1  # the one that the executor took while the failure was reported
 
 
 def test_a_list_with_a_missing_data_runs_nothing(p: Pipe) -> None:
@@ -306,10 +313,10 @@ def test_a_list_with_a_missing_data_runs_nothing(p: Pipe) -> None:
 
 
 def test_the_same_dict_twice_is_a_value_error(p: Pipe) -> None:
-    item = {"data": 1, "result": "kept: nothing is changed"}
+    item = {"data": 1, "result": "kept"}
     with pytest.raises(ValueError, match="twice"):
         p([item, {"data": 2}, item])
-    assert item["result"] == "kept: nothing is changed"
+    assert item["result"] == "kept"
 
 
 # node_name
@@ -328,7 +335,7 @@ def chain() -> Iterator[Pipe]:
 
 
 @pytest.mark.parametrize(("entry", "result"), [("a", 3), ("b", 2), ("c", 1)])
-def test_node_name_picks_the_entry_and_stays(chain: Pipe, entry: str, result: int) -> None:
+def test_node_name_chooses_the_entry_and_stays(chain: Pipe, entry: str, result: int) -> None:
     item = {"data": 0, "node_name": entry}
     chain(item)
     assert item == {"data": 0, "node_name": entry, "result": result}
@@ -360,7 +367,7 @@ def test_an_unknown_node_name_is_an_index_error(chain: Pipe, p: Pipe, name: Any)
         until(lambda: made._runner.pipeline.inside == 0)
 
 
-def test_an_unknown_node_name_is_told_the_nearest() -> None:
+def test_the_error_for_an_unknown_node_name_suggests_the_nearest() -> None:
     with (
         pipe({"decode": {"backend": "Act"}}) as made,
         pytest.raises(IndexError, match="did you mean 'decode'"),
@@ -398,26 +405,25 @@ def test_priorities() -> None:
         low = waiting(made, {"data": note("low")}, priority=2)
         high = waiting(made, {"data": note("high")}, priority=1)
         held.opened.set()
-        assert [each.outcome() for each in (caller, low, high)] == [None] * 3
+        assert [thread.outcome() for thread in (caller, low, high)] == [None] * 3
         assert order == ["high", "low"]
         with pytest.raises(InvalidRequest, match="2 priority levels"):
             made({"data": 1}, priority=3)
 
 
-def test_too_many_inside() -> None:
+def test_too_many_requests_in_flight() -> None:
     with pipe({"pipeline": {"max_requests": 2}, "node": {"backend": "Act", "max": 1}}) as made:
         held, caller, _ = hold(made)
         items = [{"data": 1}, {"data": 2}]
         with pytest.raises(QueueFull):
             made(items)
-        until(
-            lambda: made._runner.pipeline.inside == 1
-        )  # those of the list that were in are out again
+        # The items of the list that were admitted have left again.
+        until(lambda: made._runner.pipeline.inside == 1)
         held.opened.set()
         assert caller.outcome() is None
 
 
-def test_arguments_that_make_no_sense_fail_their_call_alone(p: Pipe) -> None:
+def test_invalid_arguments_fail_their_own_call_only(p: Pipe) -> None:
     with pytest.raises(TypeError):
         p({"data": 1}, timeout="soon")  # type: ignore[arg-type]
     item = {"data": 1}
@@ -432,7 +438,7 @@ def test_an_event_makes_the_call_return_at_once(p: Pipe) -> None:
     held, event = Held(), Event()
     item: dict[str, Any] = {"data": held, "event": event, "result": "stale", "error": "stale"}
     assert repr(event) == "<Event: unused>"
-    assert p(item) is None
+    p(item)
     assert held.entered.wait(BOUND)
     assert set(item) == {"data", "event"}
     assert repr(event) == "<Event: waiting>"
@@ -460,7 +466,9 @@ def test_backends_do_not_see_the_event(p: Pipe) -> None:
         ({"data": 1, "node_name": "x"}, IndexError),
     ],
 )
-def test_wait_raises_whatever_failed(p: Pipe, item: dict[str, Any], error: type[Exception]) -> None:
+def test_wait_raises_the_failure_of_the_call(
+    p: Pipe, item: dict[str, Any], error: type[Exception]
+) -> None:
     event = item["event"] = Event()
     item["result"] = "stale"
     p(item)
@@ -495,7 +503,7 @@ def test_an_event_used_twice_is_a_value_error(p: Pipe) -> None:
     for again in item, {"data": 2, "event": event}:
         with pytest.raises(ValueError, match="used before"):
             p(again)
-    assert item["result"] == 2  # nothing is changed by a call that was not made
+    assert item["result"] == 2  # a call that was not made changes nothing
 
 
 def test_many_threads_that_use_one_event_make_one_call(p: Pipe) -> None:
@@ -514,12 +522,12 @@ def test_many_threads_that_use_one_event_make_one_call(p: Pipe) -> None:
         event.Wait()
 
 
-def test_an_event_that_no_call_had() -> None:
+def test_waiting_for_an_event_without_a_call() -> None:
     with pytest.raises(RuntimeError, match="no call was made with this Event"):
         Event().Wait()
 
 
-def test_what_is_no_event(p: Pipe) -> None:
+def test_event_must_be_an_event(p: Pipe) -> None:
     item = {"data": 1, "event": threading.Event(), "result": "kept"}
     with pytest.raises(TypeError, match=r"a penstock\.Event, got Event"):
         p(item)
@@ -552,9 +560,14 @@ def test_several_threads_wait_for_one_event(p: Pipe) -> None:
     held, event = Held(), Event()
     item: dict[str, Any] = {"data": held, "event": event}
     p(item)
-    waiters = [Caller(lambda: (event.Wait(), item["result"])) for _ in range(4)]
+
+    def wait() -> Any:
+        event.Wait()
+        return item["result"]
+
+    waiters = [Caller(wait) for _ in range(4)]
     held.opened.set()
-    assert [waiter.outcome() for waiter in waiters] == [(None, 2)] * 4
+    assert [waiter.outcome() for waiter in waiters] == [2] * 4
 
 
 def test_an_event_keeps_its_pipe_until_it_has_ended() -> None:
@@ -579,7 +592,7 @@ def test_an_event_keeps_its_pipe_until_it_has_ended() -> None:
 
 
 def test_32_threads_with_everything_mixed() -> None:
-    """Every call gets its own answer, whatever its neighbours in the batch do."""
+    """Every call gets its own answer, whatever the other items of its batch do."""
 
     class Mixed(Backend):
         def forward(self, batch: list[Item]) -> None:
@@ -594,7 +607,8 @@ def test_32_threads_with_everything_mixed() -> None:
 
     register_backend("Mixed", Mixed)
     kinds = ["good"] * 7 + ["soft", "none"]
-    # One at a time: when all of a batch fail alone too, the node re-runs no batch until one succeeds, and a neighbour may fail with it.
+    # One at a time: if all items of a batch also fail one by one, the node runs no batch item by
+    # item until one succeeds, and another item may fail with it.
     raising = threading.Lock()
 
     def make(kind: str, number: int) -> dict[str, Any]:
@@ -616,9 +630,9 @@ def test_32_threads_with_everything_mixed() -> None:
         for number in range(seed * 1000, seed * 1000 + 100):
             chosen = random_of.choices(kinds, k=random_of.choice([1, 1, 1, 4]))
             guilty = random_of.choice(["", "", "", "raise", "missing", "astray"])
-            place = random_of.randrange(len(chosen))
+            position = random_of.randrange(len(chosen))
             if guilty:
-                chosen[place] = guilty
+                chosen[position] = guilty
             items = [make(kind, number + index) for index, kind in enumerate(chosen)]
             event = Event() if random_of.random() < 0.2 else None
             if event is not None:
@@ -630,9 +644,9 @@ def test_32_threads_with_everything_mixed() -> None:
                         event.Wait()
                 except (BackendError, IndexError) as error:
                     reason = {
-                        "raise": f"ValueError: number {number + place}",
+                        "raise": f"ValueError: number {number + position}",
                         "missing": "no 'data'",
-                        "astray": f"'number {number + place}'",
+                        "astray": f"'number {number + position}'",
                     }
                     assert reason[guilty] in str(error)
                     assert not any("result" in item or "error" in item for item in items)
@@ -663,23 +677,28 @@ def test_callers_on_many_threads_share_batches() -> None:
         callers = [Caller(lambda: made({"data": lambda item: 1})) for _ in range(16)]
         until(lambda: queued(made) == 16)
         held.opened.set()
-        assert [each.outcome() for each in (caller, *callers)] == [None] * 17
+        assert [thread.outcome() for thread in (caller, *callers)] == [None] * 17
     assert sizes == [1, 16]
 
 
-def test_submissions_share_a_wake_up_of_the_loop(p: Pipe) -> None:
+def test_calls_share_a_wake_up_of_the_loop(p: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = p._runner
     asked: list[Any] = []
-    standing, go_on = threading.Event(), threading.Event()
+    blocked, go_on = threading.Event(), threading.Event()
 
-    def stand_still() -> None:
-        standing.set()
+    def block() -> None:
+        blocked.set()
         assert go_on.wait(BOUND)
 
-    runner.loop.call_soon_threadsafe(stand_still)
-    assert standing.wait(BOUND)
+    runner.loop.call_soon_threadsafe(block)
+    assert blocked.wait(BOUND)
     ask = runner._ask
-    runner._ask = lambda *given: (asked.append(given), ask(*given))[1]  # type: ignore[method-assign]
+
+    def count(*args: Any) -> None:
+        asked.append(args)
+        ask(*args)
+
+    monkeypatch.setattr(runner, "_ask", count)
     callers = [Caller(lambda: p({"data": 1})) for _ in range(8)]
     until(lambda: len(runner.inbox) == 8)
     go_on.set()
@@ -687,12 +706,11 @@ def test_submissions_share_a_wake_up_of_the_loop(p: Pipe) -> None:
     assert len(asked) == 1
 
 
-def test_nothing_holds_the_callers_data_afterwards(
+def test_nothing_holds_the_callers_data_after_the_call(
     p: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        logging.getLogger("penstock.executor"), "disabled", True
-    )  # pytest keeps records, and these their tracebacks
+    # pytest keeps log records, and these keep tracebacks.
+    monkeypatch.setattr(logging.getLogger("penstock.executor"), "disabled", True)
 
     class Data:
         def __call__(self, item: Item) -> str:
@@ -724,7 +742,7 @@ def test_nothing_holds_the_callers_data_afterwards(
 # from inside asyncio, and from backends
 
 
-async def test_in_the_thread_of_a_running_loop_it_says_what_to_do(p: Pipe) -> None:
+async def test_the_error_in_the_thread_of_a_running_loop_says_what_to_do(p: Pipe) -> None:
     item: dict[str, Any] = {"data": 1, "result": "kept"}
     with pytest.raises(
         RuntimeError, match=r"`await pipeline\(item\)`.* or `await asyncio.to_thread\(pipe, item\)`"
@@ -735,7 +753,7 @@ async def test_in_the_thread_of_a_running_loop_it_says_what_to_do(p: Pipe) -> No
     assert item["result"] == 2
 
 
-async def test_an_event_does_not_wait_so_a_loop_may_use_it(p: Pipe) -> None:
+async def test_a_call_with_an_event_may_be_made_on_a_loop(p: Pipe) -> None:
     event, held = Event(), Held()
     item: dict[str, Any] = {"data": held, "event": event}
     p(item)
@@ -746,7 +764,7 @@ async def test_an_event_does_not_wait_so_a_loop_may_use_it(p: Pipe) -> None:
     assert item["result"] == 2
 
 
-async def test_it_may_be_made_and_closed_in_a_loop() -> None:
+async def test_a_pipe_may_be_made_and_closed_on_a_loop() -> None:
     with pipe("Act") as made:
         item = {"data": 1}
         await asyncio.to_thread(made, item)
@@ -760,12 +778,12 @@ def test_a_backend_may_call_another_pipe(p: Pipe) -> None:
         return own["result"]
 
     with pipe("Act") as outer:
-        item = {"data": inner}
+        item: dict[str, Any] = {"data": inner}
         outer(item)
         assert item["result"] == 3
 
 
-def test_a_backend_that_calls_its_own_pipe_is_told(p: Pipe) -> None:
+def test_a_backend_that_calls_its_own_pipe_fails(p: Pipe) -> None:
     def ring(item: Item) -> int:
         p({"data": 1})
         return 1
@@ -776,25 +794,25 @@ def test_a_backend_that_calls_its_own_pipe_is_told(p: Pipe) -> None:
     ):
         p({"data": ring})
     with pytest.raises(
-        BackendError, match="RuntimeError: a backend of acts/main#0 closes the pipe it runs in"
+        BackendError, match="RuntimeError: a backend of acts/main#0 closes the pipe that it runs in"
     ):
         p({"data": lambda item: p.close()})
 
 
-def test_pipes_that_call_one_another_in_a_ring_are_told(p: Pipe) -> None:
+def test_pipes_that_call_one_another_in_a_ring_fail(p: Pipe) -> None:
     with pipe("Act", name="second") as second, pipe("Act", name="third") as third:
 
         def call(made: Pipe, data: Any) -> Callable[[Item], int]:
             def act(item: Item) -> int:
-                own = {"data": data}
+                own: dict[str, Any] = {"data": data}
                 made(own)
-                return own["result"]  # type: ignore[return-value]
+                return int(own["result"])
 
             return act
 
         with pytest.raises(
             BackendError,
-            match="a backend of third/main#0 calls the pipe 'acts', which waits for that very backend",
+            match="a backend of third/main#0 calls the pipe 'acts', which waits for that very",
         ):
             p({"data": call(second, call(third, call(p, 1)))})
         item: dict[str, Any] = {"data": call(second, call(third, 1))}
@@ -808,7 +826,7 @@ def test_pipes_that_call_one_another_in_a_ring_are_told(p: Pipe) -> None:
 def test_ranges_of_a_pipe_with_one_node() -> None:
     class Ranged(Act):
         def init(self, params: Any, context: Any) -> None:
-            self.min, self.max = 2, 6  # as an engine learns it from its model
+            self.min, self.max = 2, 6  # as an engine learns them from its model
 
     register_backend("Ranged", Ranged)
     for config, expected in (
@@ -822,11 +840,11 @@ def test_ranges_of_a_pipe_with_one_node() -> None:
             assert (made.min(), made.max()) == expected
     with pipe({"a": {"backend": "Act", "next": "b"}, "b": {"backend": "Act"}}) as made:
         for read in made.min, made.max:
-            with pytest.raises(ValueError, match="one node; this one has a, b"):
+            with pytest.raises(ValueError, match="one node, found a, b"):
                 read()
 
 
-def test_what_a_pipe_is_made_of(tmp_path: Any) -> None:
+def test_sources_of_a_pipe(tmp_path: Path) -> None:
     file = tmp_path / "f.toml"
     file.write_text('[node]\nbackend = "Act"\n')
     for source in (
@@ -847,14 +865,14 @@ def test_what_a_pipe_is_made_of(tmp_path: Any) -> None:
         pipe(5)  # type: ignore[arg-type]
 
 
-def test_the_same_file_twice_in_one_process(tmp_path: Any) -> None:
+def test_the_same_file_twice_in_one_process(tmp_path: Path) -> None:
     file = tmp_path / "f.toml"
     file.write_text('[node]\nbackend = "Act"\n')
     with pipe(file) as first:
         with pipe(file) as second:
             held, caller, item = hold(first)
             other = {"data": 1}
-            second(other)  # has executors of its own
+            second(other)  # it has executors of its own
             assert other["result"] == 2
         held.opened.set()
         assert caller.outcome() is None and item["result"] == 2
