@@ -23,7 +23,7 @@ from .node.statistics import RequestStatistics
 from .running_graph import RunningGraph
 from .runs.admission import Admission, NodeAdmission
 from .runs.plan import Plan
-from .runs.run import PARTS, Run, Work
+from .runs.run import PARTS, Run, Submission
 from .runs.stream import StreamRun
 from .runs.trace import Trace
 
@@ -99,7 +99,12 @@ class Pipeline:
         self._thread, self._is_running = get_ident(), loop.is_running
         self._create_future = loop.create_future
         graph = self._graph = RunningGraph(
-            self.config, self.plan, loop, self._clock, self._admission.update, self
+            self.config,
+            self.plan,
+            loop,
+            clock=self._clock,
+            on_batch=self._admission.update,
+            caller=self,
         )
         self.nodes = self._admission.nodes = graph.nodes
         self.composites = tuple(graph.composites)
@@ -249,11 +254,11 @@ class Pipeline:
             self._check_loop()
         if type(item) is not dict and isinstance(item, (list, tuple)):
             return await self._call_many(item, timeout, priority)
-        work = self.submit_nowait(as_item(item), timeout, priority)
+        submission = self.submit_nowait(as_item(item), timeout, priority)
         try:
-            answer: Item = await work.future
+            answer: Item = await submission.future
         except BaseException:
-            work.leave()
+            submission.leave()
             raise
         if "error" in answer:
             raise answer["error"]
@@ -262,16 +267,18 @@ class Pipeline:
     async def _call_many(
         self, items: Sequence[Mapping[str, Any]], timeout: float | None, priority: int | None
     ) -> list[Item]:
-        works: list[Work] = []
+        submissions: list[Submission] = []
         try:
             for item in items:
                 # Not a comprehension: if one is refused, those before it are left.
-                works.append(self.submit_nowait(as_item(item), timeout, priority))  # noqa: PERF401
-            answers: list[Item] = await asyncio.gather(*[work.future for work in works])
+                submissions.append(self.submit_nowait(as_item(item), timeout, priority))  # noqa: PERF401
+            answers: list[Item] = await asyncio.gather(
+                *[submission.future for submission in submissions]
+            )
             return [answer.get(PARTS, answer) for answer in answers]
         finally:
-            for work in works:
-                work.leave()
+            for submission in submissions:
+                submission.leave()
 
     async def stream(
         self, item: Mapping[str, Any], *, timeout: float | None = None, priority: int | None = None
@@ -289,43 +296,44 @@ class Pipeline:
                 f"stream takes one item, a dict with 'data', and got a {type(given).__name__}: "
                 "call it once for each item"
             )
-        work = self.submit_nowait(as_item(item), timeout, priority)
+        submission = self.submit_nowait(as_item(item), timeout, priority)
         try:
-            if not isinstance(work, StreamRun):
-                answer: Item = await work.future
+            if not isinstance(submission, StreamRun):
+                answer: Item = await submission.future
                 if "error" in answer:
                     raise answer["error"]
                 for part in answer.get(PARTS, (answer,)):
                     yield part
                 return
-            work.read()
-            while (part := await work.next_part()) is not None:
+            submission.read()
+            while (part := await submission.next_part()) is not None:
                 yield part
         finally:
-            work.leave()
+            submission.leave()
 
     @property
     def streams(self) -> bool:
         """Whether the answer to an item that names no node comes in parts."""
         return self.plan.default is not None and self.plan.default.stream is not None
 
-    def submit_nowait(  # noqa: PLR0917
+    def submit_nowait(
         self,
         item: Item,
         timeout: float | None = None,
         priority: int | None = None,
         future: asyncio.Future[Item] | None = None,
+        *,
         trace: Trace | None = None,
         request_id: str = "",
-    ) -> Work:
+    ) -> Submission:
         """Admit a request and queue it at the entry, or at the node that its `node_name` names.
 
         The item is read until the request ends and is never changed. It must hold neither `result`
         nor `error`. `future` takes the answer; without it the loop makes one. `trace` records what
         happens. `request_id` is for the log.
 
-        Await `work.future` for the final item (a soft failure is in its `error`), and call
-        `work.leave` if that wait is cancelled. Raises what `__call__` raises at once:
+        Await `submission.future` for the final item (a soft failure is in its `error`), and call
+        `submission.leave` if that wait is cancelled. Raises what `__call__` raises at once:
         `MissingData`, `InvalidRequest`, `NotFound`, `QueueFull`, `Overloaded`, `NotReady`.
         """
         if self.state != "ready":
@@ -359,36 +367,13 @@ class Pipeline:
         now = self._clock()
         if future is None:
             future = self._create_future()
+        request = Run(item, future, now + timeout, priority, size)
+        request.request_id = request_id
+        request.trace = trace
         if self._loops:
-            return self._graph.enter_rounds(
-                entry_point,
-                item,
-                future,
-                now + timeout,
-                priority,
-                size,
-                admission,
-                request_id,
-                trace,
-            )
-        if entry_point.linear and trace is None:
-            run = Run(
-                item, future, now + timeout, priority, size, admission, entry_point.root, request_id
-            )
-            entry_point.root.node.enqueue(run, now)
-            return run
-        return self._graph.enter(
-            entry_point,
-            item,
-            future,
-            now + timeout,
-            priority,
-            size,
-            admission,
-            now,
-            request_id,
-            trace,
-        )
+            return self._graph.enter_rounds(entry_point, request, admission, now)
+        request.admission = admission
+        return self._graph.enter(entry_point, request, now)
 
     def call(
         self,
@@ -399,7 +384,7 @@ class Pipeline:
         *,
         timeout: float | None,
         priority: int | None,
-    ) -> Work:
+    ) -> Submission:
         """Start the run that Python logic calls on behalf of `entry`.
 
         `name`: a node of this pipeline, another pipeline, or a node of another one
@@ -416,9 +401,13 @@ class Pipeline:
                 other = {
                     key: value for key, value in as_item(item).items() if key != "node_name"
                 } | ({"node_name": node} if node else {})
-                trace, request_id = self._graph.trace_of(entry), entry.request_id
                 return self.others(pipeline).submit_nowait(
-                    other, deadline - now, priority, future, trace, request_id
+                    other,
+                    deadline - now,
+                    priority,
+                    future,
+                    trace=self._graph.trace_of(entry),
+                    request_id=entry.request_id,
                 )
         item = as_item(item)
         if "data" not in item:
@@ -429,16 +418,8 @@ class Pipeline:
         size = entry_point.size_of(item, self.name) if "request_size" in item else 1
         if priority is not None:
             entry_point.check_priority(priority, self.name)
-        return self._graph.enter_for(
-            entry_point,
-            item,
-            future,
-            entry,
-            size,
-            now,
-            deadline,
-            entry.wanted if priority is None else priority,
-        )
+        request = Run(item, future, deadline, entry.wanted if priority is None else priority, size)
+        return self._graph.enter_for(entry_point, request, entry, now)
 
     def check_admission(self, timeout: float | None = None, priority: int | None = None) -> None:
         """Raise `NotReady`, `QueueFull` or `Overloaded` if `submit_nowait` would raise it now.

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 from penstock.backends.base import Context
 from penstock.backends.errors import NotReady
 from penstock.backends.expressions.composite import CopySplit, Jump, Logic, MapReduce
-from penstock.backends.item import Item
 
 from .composites.composite import CompositeNode
 from .composites.fan_out import CopySplitNode, FanOut, JumpNode, MapReduceNode
@@ -18,10 +16,10 @@ from .config.definition import NodeConfig, PipelineConfig
 from .node.node import Node
 from .node.queue import Entry
 from .runs.admission import Admission
-from .runs.graph_run import GraphRun, Visit
+from .runs.graph_run import GraphRun, NodeVisit
 from .runs.plan import EntryPoint, Plan, RunningNode
 from .runs.rounds import Rounds
-from .runs.run import Run, Work
+from .runs.run import Run, Submission
 from .runs.stream import StreamRun
 from .runs.trace import Trace
 
@@ -35,11 +33,12 @@ FAN_OUTS: dict[type, type[FanOut]] = {
 class RunningGraph:
     """`nodes` have executors; `composites` wait for them on the loop."""
 
-    def __init__(  # noqa: PLR0917
+    def __init__(
         self,
         config: PipelineConfig,
         plan: Plan,
         loop: asyncio.AbstractEventLoop,
+        *,
         clock: Callable[[], float],
         on_batch: Callable[[], None],
         caller: CalledPipeline,
@@ -77,7 +76,12 @@ class RunningGraph:
             root = root.before[0]
         entry_point = plan.entry_points[config.groups[0].spec.params.jump]
         return FAN_OUTS[cls](
-            config, self._loop, self._clock, root.name, entry_point, self.enter_for
+            config,
+            self._loop,
+            self._clock,
+            root=root.name,
+            entry_point=entry_point,
+            start=self.enter_for,
         )
 
     async def start(self) -> None:
@@ -111,101 +115,43 @@ class RunningGraph:
         self.abandon(f"pipeline {self._name!r} is closed")
         await asyncio.gather(*[worker.close(timeout) for worker in workers])
 
-    def enter(  # noqa: PLR0917
-        self,
-        entry_point: EntryPoint,
-        item: Item,
-        future: Any,
-        deadline: float,
-        priority: int | None,
-        size: int,
-        admission: Admission | None,
-        now: float,
-        request_id: str = "",
-        trace: Trace | None = None,
-    ) -> Work:
-        """Start a run. `future`: an `Answered` (run.py)."""
-        if entry_point.linear and trace is None:
-            run = Run(item, future, deadline, priority, size, admission, entry_point.root)
-            run.request_id = request_id
-            entry_point.root.node.enqueue(run, now)
-            return run
+    def enter(self, entry_point: EntryPoint, request: Run, now: float) -> Submission:
+        """Start a run. `now` is in seconds."""
+        if entry_point.linear and request.trace is None:
+            request.plan_node = entry_point.root
+            entry_point.root.node.enqueue(request, now)
+            return request
         if entry_point.stream is None:
-            graph_run = GraphRun(
-                item, future, deadline, priority, size, admission, entry_point, trace
-            )
+            graph_run = GraphRun(request, entry_point)
         else:
-            graph_run = StreamRun(
-                item, future, deadline, priority, size, admission, entry_point, trace, self._loop
-            )
-        graph_run.request_id = request_id
+            graph_run = StreamRun(request, entry_point, entry_point.stream, self._loop)
         graph_run.start(now)
         return graph_run
 
-    def enter_rounds(  # noqa: PLR0917
-        self,
-        entry_point: EntryPoint,
-        item: Item,
-        future: asyncio.Future[Item],
-        deadline: float,
-        priority: int | None,
-        size: int,
-        admission: Admission,
-        request_id: str,
-        trace: Trace | None,
+    def enter_rounds(
+        self, entry_point: EntryPoint, request: Run, admission: Admission, now: float
     ) -> Rounds:
-        """Start a request that may pass the graph again and again (`loop`)."""
+        """Start a request that may pass the graph several times (`loop`)."""
+        rounds = Rounds(request, admission, self._entry_points, self._max_rounds, self.enter)
+        rounds.start(entry_point, now)
+        return rounds
 
-        def enter(entry_point: EntryPoint, item: Item, answered: Any, request_id: str) -> Work:
-            return self.enter(
-                entry_point,
-                item,
-                answered,
-                deadline,
-                priority,
-                size,
-                None,
-                self._clock(),
-                request_id,
-                trace,
-            )
+    def enter_for(
+        self, entry_point: EntryPoint, request: Run, entry: Entry, now: float
+    ) -> Submission:
+        """Start a run on behalf of an entry that waits for it.
 
-        return Rounds(
-            item,
-            future,
-            size,
-            admission,
-            entry_point,
-            self._entry_points,
-            self._max_rounds,
-            enter,
-            request_id,
-        )
-
-    def enter_for(  # noqa: PLR0917
-        self,
-        entry_point: EntryPoint,
-        item: Item,
-        future: Any,
-        entry: Entry,
-        size: int,
-        now: float,
-        deadline: float | None = None,
-        priority: int | None = None,
-    ) -> Work:
-        """Start a run on behalf of an entry that waits for it; its deadline and priority hold unless others are given."""
-        if self._closed:  # the logic was cancelled by that, and calls for help
+        Raises `NotReady` if the pipeline is closed: Python logic may call when it is cancelled.
+        """
+        if self._closed:
             raise NotReady(f"pipeline {self._name!r} is closed")
-        part = self.trace_of(entry)
-        ends = entry.deadline if deadline is None else deadline
-        wanted = entry.wanted if priority is None else priority
-        return self.enter(
-            entry_point, item, future, ends, wanted, size, None, now, entry.request_id, part
-        )
+        request.request_id = entry.request_id
+        request.trace = self.trace_of(entry)
+        return self.enter(entry_point, request, now)
 
     @staticmethod
     def trace_of(entry: Entry) -> Trace | None:
         """The trace of a part of what waits; None where it is not traced, or has enough of them."""
-        if not isinstance(entry, Visit) or entry.run.trace is None:
+        if not isinstance(entry, NodeVisit) or entry.run.trace is None:
             return None
         return entry.run.trace.part(entry.plan_node.name)

@@ -19,7 +19,7 @@ from starlette.types import Send
 
 from penstock.backends.errors import PenstockError
 from penstock.backends.item import Item
-from penstock.pipelines.runs.run import Work
+from penstock.pipelines.runs.run import Submission
 from penstock.pipelines.runs.stream import StreamRun
 from penstock.pipelines.runs.trace import Trace
 
@@ -64,7 +64,7 @@ class EventStream:
     """The events of one request. Its caller leaves `run`, whatever comes."""
 
     def __init__(
-        self, run: Work, keys: tuple[str, ...], request_id: str, trace: Trace | None
+        self, run: Submission, keys: tuple[str, ...], request_id: str, trace: Trace | None
     ) -> None:
         """`keys`: what is answered of a part. `trace`: goes with the last event."""
         self._run = run

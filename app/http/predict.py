@@ -24,7 +24,7 @@ from penstock.backends.errors import (
 )
 from penstock.backends.item import Item
 from penstock.pipelines.pipeline import Pipeline
-from penstock.pipelines.runs.run import Run, Work
+from penstock.pipelines.runs.run import Run, Submission
 from penstock.pipelines.runs.trace import Trace
 
 from ..settings import Settings
@@ -189,7 +189,11 @@ class Predict:
                 headers = [_JSON, (b"content-length", b"%d" % len(answer))]
             else:
                 run = pipeline.submit_nowait(
-                    {"data": images[0]}, timeout, priority, None, trace, exchange.request_id
+                    {"data": images[0]},
+                    timeout,
+                    priority,
+                    trace=trace,
+                    request_id=exchange.request_id,
                 )
                 exchange.runs = (run,)
                 if exchange.helper is not None:
@@ -289,8 +293,8 @@ class Predict:
 
         Where no image was let in, the request is: raises why.
         """
-        outcomes: list[Work | Exception] = []
-        runs: list[Work] = []
+        outcomes: list[Submission | Exception] = []
+        runs: list[Submission] = []
         exchange.runs = runs  # whatever happens from here on, they are left
         for index, image in enumerate(images):
             try:
@@ -371,7 +375,7 @@ def _priority(value: bytes) -> int:
     return int(value)
 
 
-def server_timing(run: Work) -> bytes:
+def server_timing(run: Submission) -> bytes:
     """The `Server-Timing` header: for each node the milliseconds in its queue and on its executor, and the rows of the batch."""
     if (
         type(run) is Run and run.stages is None and (batch := run.batch) is not None

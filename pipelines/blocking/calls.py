@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from penstock.backends.item import Item
 
 from ..pipeline import Pipeline
-from ..runs.run import PARTS, Work
+from ..runs.run import PARTS, Submission
 
 CALLERS_OWN = ("data", "event", "node_name", PARTS)
 """Keys that an answer never sets in the caller's dict. `result` has the parts of a stream already,
@@ -49,7 +49,7 @@ class PipePart:
         # Both are reset when the part has ended. Otherwise they would be cycles, which keep images
         # until the garbage collector runs.
         self.call: PipeCall | None = call
-        self.run: Work | None = None
+        self.run: Submission | None = None
 
     def done(self) -> bool:
         return self.ended

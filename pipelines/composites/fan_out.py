@@ -23,13 +23,13 @@ from ..node.node import Node
 from ..node.queue import Batch, Entry, Outcome
 from ..runs.inside import Inside
 from ..runs.plan import EntryPoint
-from ..runs.run import PARTS, Work
+from ..runs.run import PARTS, Run, Submission, as_future
 from .composite import CompositeNode
 
 logger = logging.getLogger("penstock.node")
 
-Start = Callable[[EntryPoint, Item, Any, Entry, int, float], Work]
-"""Starts a run on behalf of a waiting entry: where, with what, whom it tells, for whom, its rows, and when (seconds)."""
+Start = Callable[[EntryPoint, Run, Entry, float], Submission]
+"""Start a run on behalf of an entry that waits for it, at a time in seconds."""
 
 
 class FanOutPart:
@@ -43,7 +43,7 @@ class FanOutPart:
         self.inside = parent.inside
         self.ended = False
         self.queued = True  # at the node that it enters
-        self.run: Work | None = None
+        self.run: Submission | None = None
 
     def done(self) -> bool:
         return self.ended or self.parent.entry.future.done()
@@ -75,11 +75,12 @@ class Parent:
         "sent",
     )
 
-    def __init__(  # noqa: PLR0917
+    def __init__(
         self,
         node: FanOut,
         entry: Entry,
         item: Item,
+        *,
         key: str,
         pieces: Sequence[Any],
         inside: Inside,
@@ -119,6 +120,7 @@ class FanOut(CompositeNode):
         config: NodeConfig,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
+        *,
         root: str,
         entry_point: EntryPoint,
         start: Start,
@@ -170,7 +172,8 @@ class FanOut(CompositeNode):
             return
         for node in self._entry_point.nodes:  # admission counts what a request will cost there
             node.parts_per_item = node.inflow.observe(self, self._root, len(pieces))
-        parent = Parent(self, entry, item, key, pieces, inside, self._lanes[inside.depth])
+        lane = self._lanes[inside.depth]
+        parent = Parent(self, entry, item, key=key, pieces=pieces, inside=inside, lane=lane)
         self.waiting[entry] = batch, lambda: self._stop(parent)
         parent.lane.turns.append(parent)
         self._feed(entry.enqueued)
@@ -207,14 +210,10 @@ class FanOut(CompositeNode):
         piece = parent.pieces[index]
         item = parent.item.copy()
         item[parent.key] = piece
-        part.run = self._start(
-            self._entry_point,
-            item,
-            part,
-            parent.entry,
-            self.set_size(item, parent.entry, piece),
-            now,
-        )
+        entry = parent.entry
+        size = self.set_size(item, entry, piece)
+        request = Run(item, as_future(part), entry.deadline, entry.wanted, size)
+        part.run = self._start(self._entry_point, request, entry, now)
 
     def _batch_started(self, batch: Batch) -> None:
         for entry in batch.entries:

@@ -27,9 +27,9 @@ from penstock.backends.item import Item
 
 from ..config.definition import NodeConfig
 from ..node.queue import Batch, Entry, Outcome
-from ..runs.graph_run import Visit
+from ..runs.graph_run import NodeVisit
 from ..runs.inside import Inside
-from ..runs.run import PARTS, Work
+from ..runs.run import PARTS, Submission
 from ..runs.stream import StreamRun
 from .composite import CompositeNode
 
@@ -57,7 +57,7 @@ class CalledPipeline(Protocol):
         *,
         timeout: float | None,
         priority: int | None,
-    ) -> Work:
+    ) -> Submission:
         """Start a run on behalf of `entry`. Raises what a pipeline's call raises at once, and `NotFound`."""
         ...
 
@@ -73,7 +73,7 @@ class NodeCaller:
     ```
     """
 
-    __slots__ = ("_ended", "_entry", "_inside", "_loop", "_pipeline", "_works")
+    __slots__ = ("_ended", "_entry", "_inside", "_loop", "_pipeline", "_submissions")
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class NodeCaller:
     ) -> None:
         self._inside = inside
         self._ended = False
-        self._works: dict[Work, None] = {}  # those that have not ended
+        self._submissions: dict[Submission, None] = {}  # those that have not ended
         self._pipeline = pipeline
         self._entry = entry
         self._loop = loop
@@ -131,11 +131,11 @@ class NodeCaller:
         """
         if type(item) is not dict and isinstance(item, (list, tuple)):
             return await self._call_many(name, item, timeout, priority)
-        work = self._start(name, item, timeout, priority)
+        submission = self._start(name, item, timeout, priority)
         try:
-            answer = await work.future
+            answer = await submission.future
         finally:
-            self._end(work)
+            self._end(submission)
         if "error" in answer:
             raise answer["error"]
         parts: list[Item] | None = answer.get(PARTS)
@@ -148,30 +148,34 @@ class NodeCaller:
         timeout: float | None,
         priority: int | None,
     ) -> list[Item]:
-        works: list[Work] = []
+        submissions: list[Submission] = []
         try:
             for item in items:
-                works.append(self._start(name, item, timeout, priority))  # noqa: PERF401  those inside are left if one is refused
-            answers: list[Item] = await asyncio.gather(*[work.future for work in works])
+                submissions.append(self._start(name, item, timeout, priority))  # noqa: PERF401  those inside are left if one is refused
+            answers: list[Item] = await asyncio.gather(
+                *[submission.future for submission in submissions]
+            )
             return [answer.get(PARTS, answer) for answer in answers]
         finally:
-            for work in works:
-                self._end(work)
+            for submission in submissions:
+                self._end(submission)
 
     def drop(self) -> None:
         """The logic has ended: what it called and did not wait for ends too, and nothing more is called."""
         self._ended = True
-        for work in list(self._works):
-            self._end(work)
+        for submission in list(self._submissions):
+            self._end(submission)
 
-    def _end(self, work: Work) -> None:
-        self._works.pop(work, None)
-        if not work.future.done() or work.future.cancelled():
-            work.future.cancel()
-            work.drop()
-        work.leave()
+    def _end(self, submission: Submission) -> None:
+        self._submissions.pop(submission, None)
+        if not submission.future.done() or submission.future.cancelled():
+            submission.future.cancel()
+            submission.drop()
+        submission.leave()
 
-    def _start(self, name: str, item: Any, timeout: float | None, priority: int | None) -> Work:
+    def _start(
+        self, name: str, item: Any, timeout: float | None, priority: int | None
+    ) -> Submission:
         if self._ended:
             raise RuntimeError(
                 f"the request has ended: its `call` can't be used any more (call({name!r}, ...))"
@@ -179,9 +183,11 @@ class NodeCaller:
         entry = self._entry
         future = CallFuture(loop=self._loop)
         future.inside = self._inside
-        work = self._pipeline.call(name, item, future, entry, timeout=timeout, priority=priority)
-        self._works[work] = None
-        return work
+        submission = self._pipeline.call(
+            name, item, future, entry, timeout=timeout, priority=priority
+        )
+        self._submissions[submission] = None
+        return submission
 
 
 class LogicNode(CompositeNode):
@@ -272,7 +278,7 @@ class LogicNode(CompositeNode):
         self.end(entry, item)
 
     async def _yield_all(self, entry: Entry, item: Item, call: NodeCaller) -> None:
-        assert isinstance(entry, Visit)
+        assert isinstance(entry, NodeVisit)
         run = entry.run
         assert isinstance(run, StreamRun)
         values: AsyncIterator[Any] = self._logic.run(item, call)

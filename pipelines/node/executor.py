@@ -237,8 +237,8 @@ class Executor:
                         self.name,
                         extra={"pipeline": self._context.pipeline, "node": self._context.node},
                     )
-                # `keep_order` put a function there that refers to the backend. Without this cycle the
-                # model leaves memory now, and not when the garbage collector runs.
+                # `keep_order` put a function there that refers to the backend: a cycle. Without it
+                # the model's memory is free now, and not when the garbage collector runs.
                 vars(backend).pop("forward", None)
             del backend
             self._report(owner.executor_stopped)

@@ -89,7 +89,8 @@ class Node:
         self._on_batch = on_batch
         # Empty, so that neither timers nor decisions inherit a request's variables.
         self._context = contextvars.Context()
-        self._change = asyncio.Event()  # something has changed since the last decision
+        # Done when something has changed since the last decision.
+        self._change: asyncio.Future[None] = loop.create_future()
         self._scheduling: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
@@ -205,7 +206,7 @@ class Node:
         if not self._loading.done():
             self._loading.set_exception(NotReady(reason))
             self._loading.exception()  # retrieved: there may be no `start` that waits for it
-        self._change.set()
+        self._changed()
         if self._scheduling is not None and not self._scheduling.done():
             await asyncio.wait([self._scheduling])
         if not self._executors:
@@ -250,8 +251,9 @@ class Node:
                 key = object()
         scheduler = self.scheduler
         scheduler.enqueue(entry, key, now)
-        if scheduler.idle or entry.deadline < self._timer_at:
-            self._change.set()
+        change = self._change
+        if not change.done() and (scheduler.idle or entry.deadline < self._timer_at):
+            change.set_result(None)  # as `_changed`, but without a call: this is the hot path
         if self.closed:  # nothing decides any more
             reason = f"node {self.name!r} is closed"
             self._loop.call_soon(self.refuse_queued, reason, context=self._context)
@@ -260,7 +262,7 @@ class Node:
         """The caller left: drop the entry if it still queues here."""
         if self.scheduler.discard(entry):
             self.statistics.outcomes["cancelled"] += 1
-            self._change.set()  # an entry that queued after it may fit now
+            self._changed()  # an entry that queued after it may fit now
 
     # the decision
 
@@ -268,8 +270,9 @@ class Node:
         """Wait until something changes, then decide once for all of it."""
         try:
             while not self.closed:
-                await self._change.wait()
-                self._change.clear()  # before the decision, which may lead to changes itself
+                await self._change
+                # Before the decision, which may lead to changes itself.
+                self._change = self._loop.create_future()
                 self._decide(self._clock())
         finally:
             if not self.closed:
@@ -277,6 +280,11 @@ class Node:
                 # Without a scheduler, what queues here would wait for ever.
                 self.closed = True
                 self.abandon(f"node {self.name!r}: its scheduler was cancelled")
+
+    def _changed(self) -> None:
+        """Wake the scheduler at the end of this iteration of the loop."""
+        if not self._change.done():
+            self._change.set_result(None)
 
     def _decide(self, now: float) -> None:
         if self.closed:
@@ -299,7 +307,7 @@ class Node:
     def _timer_fired(self) -> None:
         self._timer = None
         self._timer_at = NEVER
-        self._change.set()
+        self._changed()
 
     def _expired(self, entry: Entry) -> None:
         self.statistics.outcomes["expired"] += 1
@@ -352,7 +360,7 @@ class Node:
         for entry, outcome in zip(batch.entries, batch.outcomes, strict=True):
             entry.finish(outcome, batch, now)
         if short and scheduler.buckets:
-            self._change.set()
+            self._changed()
         # Entries refer to their batch for its times. If the batch kept its entries, that would be a
         # cycle, and images would stay in memory until the garbage collector runs.
         batch.entries.clear()
@@ -381,7 +389,7 @@ class Node:
             self._up = True
             if not self._loading.done():
                 self._loading.set_result(None)
-        self._change.set()
+        self._changed()
 
     def executor_died(self, executor: Executor, error: BaseException) -> None:
         """Fail what a dead thread ran, and start another one in its place."""
@@ -412,7 +420,7 @@ class Node:
         self._loop.call_later(
             delay, self._launch, group, instance, failures + 1, context=self._context
         )
-        self._change.set()
+        self._changed()
         if batch is not None:
             batch.ended = now = self._clock()
             self.statistics.observe_batch(batch)

@@ -41,7 +41,7 @@ class Entry:
     def __init__(
         self,
         item: Item,
-        future: asyncio.Future[Any],
+        future: asyncio.Future[Item],
         deadline: float = NEVER,
         priority: int | None = None,
         size: int = 1,

@@ -1,12 +1,12 @@
-"""One request's way through a graph: filters, joins, several successors. All of it on the loop; chains use `Run`.
+"""One request on its way through a graph with filters, joins or branches. Chains use `Run`.
 
-A request is at several nodes at once; each of these is a `Visit`, the entry at that node. All share the request's future: once it
-is done (an answer, a failure, Break, a caller that left), what still queues is dropped, and what runs ends unheard.
+A request may be at several nodes at once. A `NodeVisit` is its entry at one of them. All share the
+request's future: once that is done (an answer, a failure, Break, a caller that left), what still
+queues is dropped, and the results of what runs are ignored. All of this runs on the loop.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 
 from penstock.backends.errors import BackendError, DeadlineExceeded, InvalidInput, PenstockError
@@ -15,13 +15,11 @@ from penstock.backends.item import Item
 
 from ..node.queue import Batch, Entry, Outcome
 from ..node.statistics import covered, kind_of_failure
-from .admission import Admission
 from .plan import EntryPoint, PlanNode
-from .run import Stage, as_soft_failure
-from .trace import Trace
+from .run import Run, Stage, as_soft_failure
 
 
-class Visit(Entry):
+class NodeVisit(Entry):
     """A request at one node of the plan."""
 
     __slots__ = ("plan_node", "run")
@@ -35,7 +33,7 @@ class Visit(Entry):
     def finish(self, outcome: Outcome, batch: Batch, now: float) -> None:
         run, plan_node = self.run, self.plan_node
         count = plan_node.node.statistics.count
-        if self not in run.visits:  # it was dropped while it ran
+        if self not in run.visits:  # dropped while it ran
             count("cancelled")
             return
         del run.visits[self]
@@ -73,62 +71,71 @@ class Visit(Entry):
 
 
 class GraphRun:
-    """A request in a graph. A `Work` (run.py)."""
+    """A request in a graph. A `Submission`."""
 
     __slots__ = (
-        "admission", "came", "data", "deadline", "entry_point", "future", "item", "leaves", "outputs", "priority", "request_id", "size",
-        "stages", "trace", "visits", "waiting",
-    )  # fmt: skip
+        "admission",
+        "came",
+        "data",
+        "deadline",
+        "entry_point",
+        "future",
+        "item",
+        "leaves",
+        "outputs",
+        "priority",
+        "request_id",
+        "size",
+        "stages",
+        "trace",
+        "visits",
+        "waiting",
+    )
 
-    def __init__(  # noqa: PLR0917
-        self,
-        item: Item,
-        future: asyncio.Future[Item],
-        deadline: float,
-        priority: int | None,
-        size: int,
-        admission: Admission | None,
-        entry_point: EntryPoint,
-        trace: Trace | None = None,
-    ) -> None:
-        self.item = item
-        self.data = item["data"]
-        self.future = future
-        self.deadline = deadline
-        self.priority = priority
-        self.size = size
-        self.request_id = ""
-        self.admission = admission  # None: the request has ended, or is part of another one
+    def __init__(self, request: Run, entry_point: EntryPoint) -> None:
+        self.item = request.item
+        self.data = request.data
+        self.future = request.future
+        self.deadline = request.deadline
+        self.priority = request.wanted
+        self.size = request.size
+        self.request_id = request.request_id
+        # None: the request has ended, or it is part of another request.
+        self.admission = request.admission
+        self.trace = request.trace
         self.entry_point = entry_point
-        self.trace = trace
-        self.waiting = (
-            entry_point.waiting.copy()
-        )  # how many of its predecessors have not passed it anything yet
-        self.leaves = entry_point.leaves  # that have not been passed yet
+        # For each node, how many of its predecessors have not passed it anything yet.
+        self.waiting = entry_point.waiting.copy()
+        self.leaves = entry_point.leaves  # how many have not been passed yet
         self.outputs: dict[PlanNode, Item] = {}  # what left the nodes that some `map` reads
-        self.visits: dict[Visit, None] = {}
+        self.visits: dict[NodeVisit, None] = {}
         self.stages: list[tuple[str, float, Batch]] = []
         self.came = 0.0
 
     @property
     def ended(self) -> bool:
-        """What follows need not run."""
+        """Whether the nodes that follow need not run."""
         return self.future.done()
 
     def start(self, now: float) -> None:
+        """Queue the request at its entry point."""
         self.came = now
         if self.trace is not None:
             self.trace.came(self.entry_point.root.name, self.item)
         self._run(self.entry_point.root, self.item, now)
 
     def _run(self, plan_node: PlanNode, item: Item, now: float) -> None:
-        visit = Visit(self, plan_node, item)
+        visit = NodeVisit(self, plan_node, item)
         self.visits[visit] = None
         plan_node.node.enqueue(visit, now)
 
     def advance(self, plan_node: PlanNode, item: Item, now: float) -> None:
-        """`item` has left `plan_node`: give it to what follows, through filters and skips, until all of it queues, waits or has ended."""
-        edges: deque[tuple[PlanNode, Item]] = deque()  # not recursion: a chain of skips may be long
+        """Pass an item that has left `plan_node` to the nodes that follow.
+
+        Applies filters and skips, until all of the item queues, waits or has ended.
+        """
+        # A queue, not recursion: a chain of skips may be long.
+        edges: deque[tuple[PlanNode, Item]] = deque()
         self._leave((plan_node,), item, edges)
         waiting = self.waiting
         while edges and not self.ended:
@@ -137,13 +144,16 @@ class GraphRun:
             if not waiting[plan_node]:
                 try:
                     self._arrive(plan_node, item, edges, now)
-                except InvalidInput as error:  # a soft failure, wherever it is found
+                except InvalidInput as error:  # a soft failure of the whole request
                     self.succeed({**self.item, "error": error})
                 except PenstockError as error:
                     self.fail(error)
-                except BaseException as error:  # a filter's; also CancelledError: it is no cancellation of this callback
+                except BaseException as error:
+                    # A filter raised it. That includes CancelledError, which cancels nothing here:
+                    # this is not a task.
                     failure = BackendError(
-                        f"node {plan_node.name!r}: its filter {plan_node.filter_name} raised {type(error).__name__}: {error}"
+                        f"node {plan_node.name!r}: its filter {plan_node.filter_name} raised "
+                        f"{type(error).__name__}: {error}"
                     )
                     failure.__cause__ = error
                     self.fail(failure)
@@ -151,7 +161,10 @@ class GraphRun:
     def _leave(
         self, plan_nodes: tuple[PlanNode, ...], item: Item, edges: deque[tuple[PlanNode, Item]]
     ) -> None:
-        """The item has left these nodes together. What leads from one of them to another carries nothing."""
+        """Record that the item has left these nodes together, and collect the edges it takes.
+
+        An edge from one of them to another carries nothing.
+        """
         for plan_node in plan_nodes:
             if self.trace is not None and plan_node is not plan_nodes[0]:
                 self.trace.skipped(plan_node.name, plan_nodes[0].name)
@@ -166,8 +179,8 @@ class GraphRun:
     def _arrive(
         self, plan_node: PlanNode, item: Item, edges: deque[tuple[PlanNode, Item]], now: float
     ) -> None:
-        """All that comes before has passed its item: ask the filter."""
-        # A copy each: successors must not see each other's changes, and `map` none at all.
+        """Ask the filter of a node whose predecessors have all passed their items."""
+        # Each successor gets a copy, so that none sees the changes of another.
         item = item.copy() if plan_node.sources is None else self._mapped(plan_node)
         try:
             status = plan_node.filter(item)
@@ -181,9 +194,8 @@ class GraphRun:
                 status.value if isinstance(status, Status) else repr(status),
             )
         if status is Status.RUN:
-            item.pop(
-                "result", None
-            )  # what an earlier node has answered, or failed with, is not this one's answer
+            # The answer or error of an earlier node is not this one's.
+            item.pop("result", None)
             item.pop("error", None)
             self._run(plan_node, item, now)
         elif status is Status.SKIP:
@@ -200,11 +212,12 @@ class GraphRun:
             )
         else:
             raise BackendError(
-                f"node {plan_node.name!r}: its filter {plan_node.filter_name} answered {status!r}, expected a penstock.Status"
+                f"node {plan_node.name!r}: its filter {plan_node.filter_name} returned {status!r}, "
+                "expected a penstock.Status"
             )
 
     def _mapped(self, plan_node: PlanNode) -> Item:
-        """The dict that `map` makes: what it names, and `context`."""
+        """Make the item that `map` describes: the keys that it names, and `context`."""
         item: Item = {}
         for source, pairs in plan_node.sources or ():
             output = self.outputs[source]
@@ -213,10 +226,11 @@ class GraphRun:
             for key, name in pairs:
                 if key not in output:
                     if isinstance(output.get("error"), InvalidInput):
-                        raise output["error"]  # why there is none
-                    found = ", ".join(sorted(map(str, output)))
+                        raise output["error"]  # the reason why the key is missing
+                    keys = ", ".join(sorted(map(str, output)))
                     raise BackendError(
-                        f"node {plan_node.name!r}: its map takes {key!r} of node {source.name!r}, which left only {found}"
+                        f"node {plan_node.name!r}: its map takes {key!r} of node {source.name!r}, "
+                        f"which left only {keys}"
                     )
                 item[name] = output[key]
         return item
@@ -224,19 +238,19 @@ class GraphRun:
     def _pass_leaf(self, item: Item) -> None:
         self.leaves -= 1
         if self.leaves == 0:
-            if self.entry_point.leaves > 1:  # no leaf's result is more the answer than another's
+            if self.entry_point.leaves > 1:  # no leaf's result takes precedence over the others
                 item = {
                     key: value for key, value in self.item.items() if key not in ("result", "error")
                 }
             self.succeed(item)
 
     def succeed(self, item: Item) -> None:
-        """The answer is there, by the last leaf or by Break."""
+        """End the request with an answer, from the last leaf or by Break."""
         if self.future.done():
             return
         if "error" in item:  # a filter may have set it
             as_soft_failure(item)
-        item["data"] = self.data  # the caller's own
+        item["data"] = self.data
         self._end("soft" if "error" in item else "")
         self.future.set_result(item)
 
@@ -251,14 +265,14 @@ class GraphRun:
             self.future.cancel()
 
     def drop(self) -> None:
-        """Drop what still queues."""
+        """Drop the request from all queues."""
         for visit in list(self.visits):
             visit.plan_node.node.discard(visit)
         self.visits.clear()
         self.outputs.clear()
 
     def _end(self, failure: str) -> None:
-        """`failure`: as `RequestStatistics` calls it; "" for a good end."""
+        """Count the end of the request. `failure`: a key of its statistics, or "" for a good end."""
         self.drop()
         admission = self.admission
         if admission is not None:
@@ -268,7 +282,7 @@ class GraphRun:
             admission.end(self.size, self.came, failure)
 
     def spent(self) -> tuple[float, float]:
-        """Count the time in which several nodes are at work once."""
+        # Time in which several nodes work on the request counts once.
         ran = covered((batch.started, batch.ended) for _, _, batch in self.stages)
         return covered((queued, batch.ended) for _, queued, batch in self.stages) - ran, ran
 

@@ -1,10 +1,11 @@
-"""A pipeline that loops (`[pipeline] loop = true`): an item that leaves with `restart` enters again at the node that it names."""
+"""A pipeline that loops (`[pipeline] loop = true`).
+
+An item that leaves with `restart` enters again, at the node that `restart` names.
+"""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from penstock.backends.errors import BackendError, UnknownRestart
 from penstock.backends.item import Item
@@ -14,44 +15,67 @@ from ..node.statistics import kind_of_failure
 from .admission import Admission
 from .inside import Inside
 from .plan import EntryPoint
-from .run import PARTS, Stage, Work
+from .run import PARTS, Run, Stage, Submission, as_future
 
-Enter = Callable[[EntryPoint, Item, Any, str], Work]
-"""Starts one round: where, with what, whom it tells, and the request's id."""
+Enter = Callable[[EntryPoint, Run, float], Submission]
+"""Start a run at an entry point, at a time in seconds."""
 
 
 class Rounds:
-    """A request that may pass the graph several times: a `Work`, and what each round tells how it ended."""
+    """A request that may pass the graph several times. A `Submission`.
+
+    To the run of each round it is the future that takes the answer.
+    """
 
     __slots__ = (
-        "_admission", "_came", "_computed", "_data", "_enter", "_entry_points", "_max_rounds", "_queued", "_round", "_size", "_work", "future",
+        "_admission",
+        "_came",
+        "_clock",
+        "_computed",
+        "_enter",
+        "_entry_points",
+        "_max_rounds",
+        "_queued",
+        "_request",
+        "_round",
+        "_run",
+        "future",
         "request_id",
-    )  # fmt: skip
+    )
 
-    def __init__(  # noqa: PLR0917
+    def __init__(
         self,
-        item: Item,
-        future: asyncio.Future[Item],
-        size: int,
+        request: Run,
         admission: Admission,
-        entry_point: EntryPoint,
         entry_points: Mapping[str, EntryPoint],
         max_rounds: int,
         enter: Enter,
-        request_id: str,
     ) -> None:
-        self.future = future
-        self.request_id = request_id
-        self._data = item["data"]
-        self._size = size
+        self.future = request.future
+        self.request_id = request.request_id
+        self._request = request
         self._admission: Admission | None = admission  # None: the request has ended
         self._entry_points = entry_points
         self._max_rounds = max_rounds
         self._enter = enter
-        self._round = 1
+        self._round = 0
         self._queued = self._computed = 0.0  # seconds of the rounds before this one
-        self._came = admission.requests.clock()
-        self._work = enter(entry_point, item, self, request_id)
+        self._clock = admission.requests.clock
+        self._came: float
+        self._run: Submission
+
+    def start(self, entry_point: EntryPoint, now: float) -> None:
+        """Start the first round."""
+        self._came = now
+        self._start_round(entry_point, self._request.item, now)
+
+    def _start_round(self, entry_point: EntryPoint, item: Item, now: float) -> None:
+        request = self._request
+        self._round += 1
+        run = Run(item, as_future(self), request.deadline, request.wanted, request.size)
+        run.request_id = request.request_id
+        run.trace = request.trace
+        self._run = self._enter(entry_point, run, now)
 
     # what a round's run uses of a future
 
@@ -66,7 +90,7 @@ class Rounds:
     def set_result(self, item: Item) -> None:
         name = item.pop("restart", None)
         if name is None or "result" not in item or self.future.done():
-            item["data"] = self._data
+            item["data"] = self._request.data
             self._end("soft" if "error" in item else "")
             if not self.future.done():
                 self.future.set_result(item)
@@ -75,22 +99,20 @@ class Rounds:
         if entry_point is None:
             hint = did_you_mean(name, self._entry_points) if isinstance(name, str) else ""
             self.set_exception(
-                UnknownRestart(
-                    f"'restart' names {name!r}, which is no node that can be entered{hint}"
-                )
+                UnknownRestart(f"'restart' names {name!r}, not a node that can be entered{hint}")
             )
         elif self._round >= self._max_rounds:
             self.set_exception(
                 BackendError(
-                    f"'restart' names {name!r} after {self._max_rounds} rounds, no more are made (max_rounds)"
+                    f"'restart' names {name!r} in round {self._round}, "
+                    f"which is the last one (max_rounds = {self._max_rounds})"
                 )
             )
         else:
-            self._round += 1
             self._queued, self._computed = self.spent()
             item.pop(PARTS, None)
             item["data"] = item.pop("result")
-            self._work = self._enter(entry_point, item, self, self.request_id)
+            self._start_round(entry_point, item, self._clock())
 
     def set_exception(self, error: BaseException) -> None:
         self._end(kind_of_failure(error))
@@ -100,30 +122,31 @@ class Rounds:
     def cancel(self) -> object:
         return self.future.cancel()
 
-    # what the caller has
+    # what the caller uses
 
     def timings(self) -> list[Stage]:
-        """Of the last round."""
-        return self._work.timings()
+        """Return the stages of the last round."""
+        return self._run.timings()
 
     def leave(self) -> None:
         if self._admission is not None:
             self._end("cancelled")
-            self._work.drop()
+            self._run.drop()
             self.future.cancel()
 
     def spent(self) -> tuple[float, float]:
-        """Of all rounds."""
-        queued, computed = self._work.spent()
+        """Return the seconds that all rounds together have queued and run."""
+        queued, computed = self._run.spent()
         return self._queued + queued, self._computed + computed
 
     def drop(self) -> None:
-        self._work.drop()
+        self._run.drop()
 
     def _end(self, failure: str) -> None:
+        """Count the end of the request. `failure`: a key of its statistics, or "" for a good end."""
         admission = self._admission
         if admission is not None:
             self._admission = None
             if not failure:
                 admission.requests.spend(*self.spent())
-            admission.end(self._size, self._came, failure)
+            admission.end(self._request.size, self._came, failure)

@@ -1,10 +1,10 @@
-"""One request's way through a chain of nodes; `graph_run.py` has the way through any other graph."""
+"""One request on its way through a chain of nodes. `graph_run.py` is for all other graphs."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 from penstock.backends.errors import DeadlineExceeded, InvalidInput
 from penstock.backends.item import Item
@@ -13,13 +13,17 @@ from ..node.queue import Batch, Entry, Outcome
 from ..node.statistics import kind_of_failure
 from .admission import Admission
 from .plan import PlanNode
+from .trace import Trace
 
 PARTS = "_parts"
-"""Key of the final item of a stream that was not read part by part: the final dicts of all its parts."""
+"""A key of the final item of a stream that was not read part by part.
+
+Its value is the list of the parts' final dicts.
+"""
 
 
 class Stage(NamedTuple):
-    """One item at one node: seconds in the queue, seconds of its batch's run, rows of that batch."""
+    """One item at one node: its seconds in the queue, and the seconds and rows of its batch."""
 
     node: str
     queue: float
@@ -27,11 +31,8 @@ class Stage(NamedTuple):
     batch_size: int
 
 
-class Answered(Protocol):
-    """What a run tells how it ended: all of an `asyncio.Future` that it uses.
-
-    Once it is done, nothing of the run that still queues is started.
-    """
+class FutureLike(Protocol):
+    """The part of an `asyncio.Future` that a run uses. Once it is done, the run starts nothing."""
 
     def done(self) -> bool: ...
     def set_result(self, item: Item, /) -> None: ...
@@ -39,45 +40,58 @@ class Answered(Protocol):
     def cancel(self) -> object: ...
 
 
-class Work(Protocol):
-    """A request inside a pipeline, as its caller holds it. Await `future` for the final item (a soft failure is in its `error`).
+def as_future(future: FutureLike) -> asyncio.Future[Item]:
+    """Pass an object to a run as its future. Nothing may await it."""
+    return cast("asyncio.Future[Item]", future)
 
-    Whoever awaits it must call `leave` if that wait does not end with an answer: it drops a request whose caller is gone.
+
+class Submission(Protocol):
+    """A request in a pipeline, as its caller holds it.
+
+    Await `future` for the final item; a soft failure is in its `error`. Call `leave` if that wait
+    ends without an answer.
     """
 
     future: asyncio.Future[Item]
     request_id: str
 
     def timings(self) -> list[Stage]:
-        """What happened at each node the item has passed, in order."""
+        """Return what happened at each node that the item has passed, in order."""
         ...
 
     def spent(self) -> tuple[float, float]:
-        """Seconds in which nothing of the request ran, and in which something did, until the last run's end."""
+        """Return how many seconds the request has queued and run, until its last run ended.
+
+        Time in which one part of the request runs and another one queues counts as run.
+        """
         ...
 
     def leave(self) -> None:
-        """The request is over, or its caller has gone: stop counting it, and drop it from where it queues. Idempotent."""
+        """End a request whose caller left: stop counting it, and drop it from its queues.
+
+        Idempotent. Does nothing if the request has ended.
+        """
 
     def drop(self) -> None:
-        """Drop it from where it queues; for what is part of another request, whose end ends it."""
+        """Drop it from its queues. For a part of another request, which ends it."""
 
 
 class Run(Entry):
-    """One request in a chain: the entry of whichever node it is at. A `Work`."""
+    """One request, or one part of a request. A `Submission`.
 
-    __slots__ = ("admission", "batch", "data", "plan_node", "stages")
+    In a chain it is the entry at each node in turn. In any other graph it only states what is
+    asked, and a `GraphRun` is made from it.
+    """
 
-    def __init__(  # noqa: PLR0917
+    __slots__ = ("admission", "batch", "data", "plan_node", "stages", "trace")
+
+    def __init__(
         self,
         item: Item,
         future: asyncio.Future[Item],
         deadline: float,
-        priority: int | None,
-        size: int,
-        admission: Admission | None,
-        plan_node: PlanNode,
-        request_id: str = "",
+        priority: int | None = None,
+        size: int = 1,
     ) -> None:
         # Entry's fields are set here, not by a call: this is the hot path.
         self.item = item
@@ -86,14 +100,15 @@ class Run(Entry):
         self.wanted = priority
         self.priority = 0
         self.size = size
-        self.request_id = request_id
+        self.request_id = ""
         self.data = item["data"]
-        self.plan_node = plan_node
-        self.admission = admission  # None: the request has ended, or is part of another one
-        self.batch: Batch | None = None  # the last one it ran in
-        self.stages: list[tuple[Batch, float]] | None = (
-            None  # the ones before, and when it was queued for each
-        )
+        self.plan_node: PlanNode  # where it is; set when it enters a chain
+        # None: the request has ended, or it is part of another request.
+        self.admission: Admission | None = None
+        self.trace: Trace | None = None
+        self.batch: Batch | None = None  # the last one that it ran in
+        # The batches before, and when it was queued for each.
+        self.stages: list[tuple[Batch, float]] | None = None
 
     def finish(self, outcome: Outcome, batch: Batch, now: float) -> None:
         future = self.future
@@ -112,7 +127,8 @@ class Run(Entry):
                 failure = "soft"
                 as_soft_failure(outcome)
             elif plan_node.follows is not None and "result" in outcome:
-                # filter `swap`: the result is the next node's data. An item without a result has its answer (Break).
+                # Filter `swap`: the result is the next node's data. An item without a result is
+                # an answer (Break).
                 outcome["data"] = outcome.pop("result")
                 self.stages = [*(self.stages or ()), (batch, self.enqueued)]
                 self.item = outcome
@@ -160,7 +176,6 @@ class Run(Entry):
         self._leave(kind_of_failure(error))
 
     def timings(self) -> list[Stage]:
-        """What happened at each node the item has passed, in order."""
         stages = self.stages or []
         if self.batch is not None:
             stages = [*stages, (self.batch, self.enqueued)]
@@ -178,7 +193,7 @@ class Run(Entry):
 
     @property
     def came(self) -> float:
-        """When it was queued for the first time."""
+        """When the request was queued for the first time."""
         return self.enqueued if self.stages is None else self.stages[0][1]
 
     def leave(self) -> None:
@@ -198,7 +213,7 @@ class Run(Entry):
 
 
 def _sums(stages: Iterable[tuple[Batch, float]]) -> tuple[float, float]:
-    """Seconds in queues and in batches, of nodes one after another."""
+    """Add up the seconds in queues and in batches."""
     queued = computed = 0.0
     for batch, enqueued in stages:
         queued += batch.started - enqueued
@@ -207,7 +222,7 @@ def _sums(stages: Iterable[tuple[Batch, float]]) -> tuple[float, float]:
 
 
 def as_soft_failure(item: Item) -> None:
-    """A backend has set `error`: no result, and an error of the kind that callers expect."""
+    """Turn an item with an `error` into a soft failure: no `result`, and an `InvalidInput`."""
     item.pop("result", None)
     if not isinstance(item["error"], InvalidInput):
         item["error"] = InvalidInput(str(item["error"]))

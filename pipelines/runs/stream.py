@@ -1,6 +1,8 @@
-"""A request whose graph has a node that yields: each value goes through what follows, one after another, and is one answer.
+"""A request in a graph with a node that yields.
 
-The next value is asked for when its reader wants one: that is the back-pressure. A reader that leaves ends the node's iteration.
+Each value goes through the nodes that follow, one after another, and becomes one part of the
+answer. The next value is asked for when the reader wants it: that is the back-pressure. A reader
+that leaves ends the iteration of the node.
 """
 
 from __future__ import annotations
@@ -11,50 +13,46 @@ from penstock.backends.errors import InvalidInput
 from penstock.backends.item import Item
 
 from ..node.queue import Batch
-from .admission import Admission
-from .graph_run import GraphRun, Visit
+from .graph_run import GraphRun, NodeVisit
 from .plan import EntryPoint, PlanNode
-from .run import PARTS
-from .trace import Trace
+from .run import PARTS, Run
 
 
 class StreamRun(GraphRun):
-    """A `GraphRun` with a node that yields. `future` ends with the stream; its item has all parts, where nobody reads them one by one."""
+    """A `GraphRun` with a node that yields.
+
+    `future` ends with the stream. Its item has all parts, unless a reader takes them one by one.
+    """
 
     __slots__ = ("_before", "_loop", "_part", "_parts", "_reader", "_reads", "_ready", "_source")
 
-    def __init__(  # noqa: PLR0917
+    def __init__(
         self,
-        item: Item,
-        future: asyncio.Future[Item],
-        deadline: float,
-        priority: int | None,
-        size: int,
-        admission: Admission | None,
+        request: Run,
         entry_point: EntryPoint,
-        trace: Trace | None,
+        source: PlanNode,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        super().__init__(item, future, deadline, priority, size, admission, entry_point, trace)
-        assert entry_point.stream is not None
+        super().__init__(request, entry_point)
         self._loop = loop
-        self._source: PlanNode = entry_point.stream
-        self._before: tuple[dict[PlanNode, int], int] | None = (
-            None  # `waiting` and `leaves` as the first part found them
-        )
-        self._part: asyncio.Future[Item] | None = (
-            None  # the part that is on its way through what follows
-        )
-        self._parts: list[Item] = []  # all so far; where somebody reads, those not read yet
+        self._source = source  # the node that yields
+        # `waiting` and `leaves` as the first part met them.
+        self._before: tuple[dict[PlanNode, int], int] | None = None
+        # Done when the present part has passed the nodes that follow.
+        self._part: asyncio.Future[Item] | None = None
+        self._parts: list[Item] = []  # with a reader, only the parts that it has not read yet
         self._reads = False
-        self._reader: asyncio.Future[None] | None = None  # waits for a part
-        self._ready: asyncio.Future[None] | None = None  # the node, which waits for the reader
+        self._reader: asyncio.Future[None] | None = None  # the reader waits for a part
+        self._ready: asyncio.Future[None] | None = None  # the node waits for the reader
 
     # the node's side
 
     async def pass_on(self, item: Item, now: float) -> None:
-        """A value has been yielded. Returns when its part is through and, where somebody reads, when the next one is wanted."""
-        if self.future.done():  # the node has swallowed its cancellation
+        """Pass a yielded value to the nodes that follow.
+
+        Returns when its part has passed them and, with a reader, when the reader wants the next.
+        """
+        if self.future.done():  # the node was cancelled and has gone on
             raise asyncio.CancelledError
         if self._before is None:
             self._before = self.waiting.copy(), self.leaves
@@ -73,8 +71,8 @@ class StreamRun(GraphRun):
             self._ready = self._loop.create_future()
             await self._ready
 
-    def end_stream(self, visit: Visit, batch: Batch, error: InvalidInput | None) -> None:
-        """The node has yielded all that it has; `error`: or can't read its item any further."""
+    def end_stream(self, visit: NodeVisit, batch: Batch, error: InvalidInput | None) -> None:
+        """End the stream: the node has yielded all values, or could not read on (`error`)."""
         self.visits.pop(visit, None)
         self.stages.append((self._source.name, visit.enqueued, batch))
         if self.trace is not None:
@@ -89,7 +87,7 @@ class StreamRun(GraphRun):
         return self.future.done() or (self._part is not None and self._part.done())
 
     def succeed(self, item: Item) -> None:
-        """What `advance` comes to: the end of a part, or, where the node is not reached at all, the answer: it is the only part then."""
+        """End a part. If the node that yields was not reached, `item` is the only part."""
         if self._part is not None:
             if not self._part.done():
                 self._drop_part()
@@ -103,7 +101,7 @@ class StreamRun(GraphRun):
             self._end_well()
 
     def _drop_part(self) -> None:
-        """Break: what the part has left in parallel branches is not the next one's."""
+        """Drop what a part has left in parallel branches when it ended by Break."""
         for visit in list(self.visits):
             if visit.plan_node is not self._source:
                 del self.visits[visit]
@@ -124,17 +122,20 @@ class StreamRun(GraphRun):
     # the reader's side
 
     def read(self) -> None:
-        """From here on the parts are taken one by one, by `next_part`."""
+        """Announce a reader, which takes the parts one by one with `next_part`."""
         self._reads = True
         self.future.add_done_callback(self._future_done)
 
     def _future_done(self, future: asyncio.Future[Item]) -> None:
         if not future.cancelled():
-            future.exception()  # a reader that has left need not hear of it
+            future.exception()  # retrieved: a reader that has left does not look at it
         self._wake(self._reader)
 
     async def next_part(self) -> Item | None:
-        """The next part's final dict; None at the end. Raises what failed, `InvalidInput` too."""
+        """Return the final dict of the next part, or None at the end.
+
+        Raises the error that ended the request; `InvalidInput` for a soft failure.
+        """
         if not self._parts and not self.future.done():
             self._wake(self._ready)
             self._reader = self._loop.create_future()

@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 
 from penstock.backends.errors import DeadlineExceeded, InvalidRequest
-from penstock.pipelines.runs.run import Work
+from penstock.pipelines.runs.run import Submission
 
 from ...http.body import ClientLeft, check_length
 from ...http.exchange import Exchange, Watch
@@ -115,7 +115,7 @@ class Infer:
         request: InferRequest,
         model: Model,
         headers: dict[bytes, bytes],
-    ) -> tuple[Work, Model, float]:
+    ) -> tuple[Submission, Model, float]:
         """Read the request and submit it to its pipeline.
 
         Returns the submission, the model that answers it, and the seconds that reading the tensors
@@ -153,7 +153,10 @@ class Infer:
             model = self._models.get(model.name, call.names["version"])
         reading = time.monotonic() - arrived
         work = model.pipeline.submit_nowait(
-            request.item, timeout, request.priority, None, None, call.scope["penstock.request_id"]
+            request.item,
+            timeout,
+            request.priority,
+            request_id=call.scope["penstock.request_id"],
         )
         return work, model, reading
 

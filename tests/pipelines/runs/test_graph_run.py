@@ -328,7 +328,7 @@ async def test_break_while_a_branch_runs_absorbs_it(workshop: Workshop) -> None:
     [
         ("Error", "node 'b': its filter Error says Error"),
         ("raises", "node 'b': its filter raises raised ZeroDivisionError: division by zero"),
-        ("nonsense", "node 'b': its filter nonsense answered None, expected a penstock.Status"),
+        ("nonsense", "node 'b': its filter nonsense returned None, expected a penstock.Status"),
         ("filter", "node 'b': .*'filter', which is missing: expected one of Run"),
     ],
 )

@@ -99,7 +99,7 @@ async def test_the_bound_of_rounds(workshop: Workshop) -> None:
     async with serve(tables({"max_rounds": 5}), workshop=workshop) as pipeline:
         with pytest.raises(
             BackendError,
-            match=r"'restart' names 'count' after 5 rounds, no more are made \(max_rounds\)",
+            match=r"'restart' names 'count' in round 5, which is the last one \(max_rounds = 5\)",
         ):
             await pipeline({"data": 0})
         assert workshop.inputs("count") == [0, 1, 2, 3, 4]
@@ -124,7 +124,7 @@ async def test_a_name_that_can_not_be_entered(workshop: Workshop, name: Any, hin
     }
     async with serve(tables(**nodes), workshop=workshop) as pipeline:
         with pytest.raises(
-            UnknownRestart, match="'restart' names .*, which is no node that can be entered" + hint
+            UnknownRestart, match="'restart' names .*, not a node that can be entered" + hint
         ) as caught:
             await pipeline({"data": 0})
         assert isinstance(caught.value, IndexError) and isinstance(caught.value, BackendError)
@@ -257,5 +257,5 @@ def test_a_pipe_loops_too(workshop: Workshop) -> None:
         items: list[Item] = [{"data": 1}, {"data": 2}, {"data": 3}]
         p(items)
         assert [each["result"] for each in items] == [4, 4, 4]
-        with pytest.raises(BackendError, match="after 3 rounds"):
+        with pytest.raises(BackendError, match="in round 3, which is the last one"):
             p({"data": 0})
