@@ -135,7 +135,16 @@ def test_modules_say_what_they_are_for(path: Path) -> None:
 
 def python(code: str, *, cwd: Path | None = None, executable: str = sys.executable) -> str:
     done = subprocess.run(
-        [executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+        [executable, "-c", code],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        # What is installed there is looked at, not a checkout that PYTHONPATH names.
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        if executable != sys.executable
+        else None,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
