@@ -354,6 +354,18 @@ def test_pages_that_the_code_names_exist() -> None:
         assert (ROOT / name).exists(), f"{path.relative_to(ROOT)} names {name}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_lines_of_prose_are_short(page: Path) -> None:
+    """Tables and code have the width that they need."""
+    prose = FENCE.sub(lambda fence: "\n" * fence[0].count("\n"), page.read_text())
+    long = [
+        number
+        for number, line in enumerate(prose.splitlines(), 1)
+        if len(line) > 120 and not line.startswith("|") and "<!--" not in line
+    ]
+    assert not long, f"lines of more than 120 characters: {long}"
+
+
 # what docs say of the code
 
 
