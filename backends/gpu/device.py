@@ -1,6 +1,7 @@
-"""The accelerator's half of an executor: its stream, its pinned and device buffers, its graphs. Torch and TensorRT engines share it.
+"""The accelerator's half of an executor: its stream, its pinned and device buffers, its graphs.
 
-All of it belongs to one executor's thread. On the CPU the same calls do the same work without stream, pinning or graphs.
+Torch and TensorRT engines share it. All of it belongs to the thread of one executor. On the CPU the
+same calls do the same work, without stream, pinning or graphs.
 """
 
 from __future__ import annotations
@@ -22,14 +23,19 @@ from .stream_spans import StreamSpans
 logger = logging.getLogger("penstock.device")
 
 _capturing = threading.Lock()
-"""One capture at a time: each empties the allocator's cache first."""
+"""Held while a graph is captured: each capture empties the allocator's cache first."""
 
-MAX_SHAPES = 4
-"""Batch buffers kept for an input whose height and width vary; each may be megabytes."""
+MAX_PASSING_BUFFERS = 4
+"""Batch buffers kept for an input whose height and width vary. Each may take megabytes."""
 
 
 def choose_device(wanted: str = "") -> torch.device:
-    """The device that `cpu`, `cuda`, `cuda:1` or `1` names; "": the first GPU where there is one. BackendError where it is not there."""
+    """Return the device that `cpu`, `cuda`, `cuda:1` or `1` names.
+
+    "": the first GPU, or else the CPU.
+
+    Raises BackendError for another name, and for a GPU that torch does not see.
+    """
     if not wanted:
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     name, _, index = ("cuda", "", wanted) if wanted.isdecimal() else wanted.partition(":")
@@ -46,7 +52,10 @@ def choose_device(wanted: str = "") -> torch.device:
 
 
 def buckets(largest: int) -> list[int]:
-    """The batch sizes that are prepared: 1, 2, 4, 8 ... and the largest. A batch is padded up to the next of them."""
+    """Return the batch sizes that are prepared: 1, 2, 4, 8 ... and `largest`.
+
+    A batch is padded to the next of them.
+    """
     sizes = []
     size = 1
     while size < largest:
@@ -56,14 +65,16 @@ def buckets(largest: int) -> list[int]:
 
 
 _streams = threading.local()
-"""`_streams.of[device]`: this thread's lease there."""
+"""`_streams.of[device]`: the lease of this thread on that device."""
 
 _choosing = threading.Lock()
 
 
 class _Lease:
-    """A thread's right to a stream. An object of our own, since a weak reference to torch's streams outlives them (seen with 2.11, and
-    a segmentation fault at the next collection).
+    """A thread's right to a stream.
+
+    An object of our own, because weak references to torch's streams outlive them (seen with 2.11;
+    the next garbage collection ends in a segmentation fault).
     """
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
@@ -71,14 +82,16 @@ class _Lease:
 
 
 _taken: WeakValueDictionary[tuple[torch.device, int], _Lease] = WeakValueDictionary()
-"""The streams that threads have, by the driver's handle; a thread's end frees its own."""
+"""The streams that threads hold, by the driver's handle. The end of a thread frees its own."""
 
-POOL = 32
-"""torch hands out so many streams of a device in turn: the next one is the first again, whoever has it."""
+STREAMS_PER_DEVICE = 32
+"""torch hands out this many streams of a device in turn, then the first again, even if it is in
+use.
+"""
 
 
 def own_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """This thread's own stream on the device, made its current one; None on the CPU."""
+    """Return this thread's own stream on the device, made its current one. None on the CPU."""
     if device.type != "cuda":
         return None
     leases: dict[torch.device, _Lease] = _streams.__dict__.setdefault("of", {})
@@ -92,15 +105,15 @@ def own_stream(device: torch.device) -> torch.cuda.Stream | None:
 def _unused_stream(device: torch.device) -> _Lease:
     with _choosing:
         lease = _Lease(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
-        for _ in range(POOL):
+        for _ in range(STREAMS_PER_DEVICE):
             if (device, lease.stream.cuda_stream) not in _taken:
                 _taken[device, lease.stream.cuda_stream] = lease
                 return lease
             lease = _Lease(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
     logger.warning(
-        "%s: more than %d threads use it; this one shares a stream, and captures no graphs",
+        "%s: more than %d threads use it; this one shares a stream and captures no graphs",
         device,
-        POOL,
+        STREAMS_PER_DEVICE,
     )
     return lease
 
@@ -111,9 +124,10 @@ def _is_own(device: torch.device, stream: torch.cuda.Stream) -> bool:
 
 
 class Buffer:
-    """Where the batch of one input is put together: `host` (pinned where there is a GPU) and `device`, both rows x shape.
+    """The memory in which the batch of one input is assembled.
 
-    On the CPU both are one. `kept`: a graph reads it.
+    `host` (pinned if there is a GPU) and `device` are both rows × shape; on the CPU they are one.
+    `kept`: a graph reads it.
     """
 
     __slots__ = ("device", "host", "kept")
@@ -130,11 +144,17 @@ class Buffer:
 
 
 _lost: list[Any] = []
-"""What was on a device that has failed. Never freed: torch ends the process where freeing memory fails."""
+"""Objects on a device that failed. They are never freed: torch ends the process if freeing
+fails.
+"""
 
 
 class DeviceHalf:
-    """Made on the executor's thread, whose current stream it becomes. `who` is for messages: the node and the engine."""
+    """The device as one executor uses it. Create it on the executor's thread.
+
+    Its stream becomes the current one of the thread. `who` names the node and the engine, for
+    messages.
+    """
 
     def __init__(self, device: torch.device, who: str) -> None:
         self.device = device
@@ -147,8 +167,8 @@ class DeviceHalf:
             with self.errors("taking the device"):
                 self.stream = own_stream(device)
                 self._spans = StreamSpans(device, self.stream)
-                self._pool: Any = torch.cuda.graph_pool_handle()  # None: a capture has failed
-                # blocking: the thread sleeps until the event, instead of asking for it again and again
+                self._pool: Any = torch.cuda.graph_pool_handle()  # None: a capture failed
+                # blocking: the thread sleeps until the event instead of polling
                 self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
     @property
@@ -156,7 +176,10 @@ class DeviceHalf:
         return self.stream is not None
 
     def close(self, held: list[Any] | None = None) -> None:
-        """Give the memory back, behind what the stream still does. `held` is emptied: what else of the caller's is on the device."""
+        """Free the memory once the stream has finished.
+
+        `held` is emptied: the caller's other objects on the device.
+        """
         held = [] if held is None else held
         try:
             self.synchronize()
@@ -171,12 +194,12 @@ class DeviceHalf:
         self.clean()
 
     def clean(self) -> None:
-        """Give memory that torch keeps for later back to the device, for others."""
+        """Return memory that torch keeps for later to the device."""
         if self.on_gpu:
-            with _capturing:  # a graph that is being captured is of memory that must stay
+            with _capturing:  # a graph under capture uses memory that must stay
                 torch.cuda.empty_cache()
 
-    # a batch's way
+    # one batch
 
     def assemble(
         self,
@@ -186,15 +209,17 @@ class DeviceHalf:
         capacity: int,
         dtype: torch.dtype,
     ) -> torch.Tensor:
-        """The batch of input `index` on the device, rows x shape: `parts` (on the host or any device, n x shape) one after another, zeros
-        behind them up to `rows`. One copy to the device; kept until the next batch.
+        """Return the batch of input `index` on the device, rows × shape, valid until the next
+        batch.
+
+        It is `parts` (n × shape each, on the host or any device) one after another, then zeros up
+        to `rows`. It takes one copy to the device.
         """
         buffer = self._buffer(index, tuple(parts[0].shape[1:]), dtype, rows, capacity)
         start = 0
         if self.stream is not None and any(part.is_cuda for part in parts):
-            with self.span(
-                "copy", rows=rows
-            ):  # those of the device have been waited for (order.py)
+            # Tensors on a device are complete: order.py has waited for them.
+            with self.span("copy", rows=rows):
                 if all(part.device == self.device and part.dtype == dtype for part in parts):
                     start = sum(map(len, parts))
                     torch.cat(list(parts), out=buffer.device[:start])
@@ -207,7 +232,7 @@ class DeviceHalf:
             return buffer.device[:rows]
         with timeline.span("assembly", rows=rows):
             start = sum(map(len, parts))
-            # One call for all: beside other threads, each is a wait for the GIL.
+            # One call for all: next to other threads, each call is a wait for the GIL.
             torch.cat(list(parts), out=buffer.host[:start])
             if start < rows:
                 buffer.host[start:rows].zero_()
@@ -219,7 +244,10 @@ class DeviceHalf:
     def _buffer(
         self, index: int, shape: tuple[int, ...], dtype: torch.dtype, rows: int, capacity: int
     ) -> Buffer:
-        """That of an input; a larger one beside it where a batch is above `capacity`: graphs hold the addresses of the other."""
+        """Return the buffer of an input.
+
+        A batch above `capacity` gets a larger one besides: graphs hold the addresses of the other.
+        """
         size = capacity if rows <= capacity else 1 << (rows - 1).bit_length()
         key = index, shape, dtype, size
         if key not in self._buffers:
@@ -228,14 +256,17 @@ class DeviceHalf:
                 for other, buffer in self._buffers.items()
                 if other[0] == index and not buffer.kept
             ]
-            if len(passing) >= MAX_SHAPES:
+            if len(passing) >= MAX_PASSING_BUFFERS:
                 for other in passing:
                     del self._buffers[other]
             self._buffers[key] = Buffer(size, shape, dtype, self.device)
         return self._buffers[key]
 
     def fetch(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The outputs on the host; the thread sleeps until the device is through with all that was asked of it."""
+        """Return the outputs on the host.
+
+        The thread sleeps until the device has finished all its work.
+        """
         if self.stream is None:
             return list(outputs)
         with self.errors("running a batch"):
@@ -249,7 +280,7 @@ class DeviceHalf:
         return copies
 
     def synchronize(self) -> None:
-        """Wait until the stream is through; the GIL is free meanwhile."""
+        """Wait until the stream has finished, without the GIL."""
         if self.stream is not None:
             self._done.record(self.stream)
             self._done.synchronize()
@@ -257,18 +288,25 @@ class DeviceHalf:
                 self._spans.place()
 
     def span(self, name: str, **arguments: int) -> AbstractContextManager[None]:
-        """Record for a timeline how long the device takes for what is asked of it meanwhile: its stream, or on the CPU this thread."""
+        """Record on a timeline how long the device works on what it is given until the block ends.
+
+        That is its stream, or on the CPU this thread.
+        """
         return (timeline if self._spans is None else self._spans).span(name, **arguments)
 
     # graphs
 
     def capture(self, key: Any, run: Callable[[], list[torch.Tensor]]) -> bool:
-        """Keep the work of `run` (on buffers that stay where they are) as a graph under `key`. False where it can't be captured."""
+        """Keep the work of `run` as a graph under `key`. Return False if it can't be captured.
+
+        `run` must use buffers whose addresses stay the same.
+        """
         if self.stream is None or self._pool is None or not _is_own(self.device, self.stream):
             return False
-        # No thread may wait for the whole device meanwhile (the driver forbids it): wait for streams and events instead.
+        # The driver forbids waiting for the whole device during a capture, on any thread: that is
+        # why this package waits for streams and events.
         with _capturing, torch.cuda.device(self.device):
-            for _ in range(2):  # libraries choose their algorithms, and allocate, before
+            for _ in range(2):  # libraries choose algorithms and allocate in the first runs
                 run()
             self.synchronize()
             graph = torch.cuda.CUDAGraph()
@@ -279,7 +317,7 @@ class DeviceHalf:
                     outputs = run()
             except (RuntimeError, NotImplementedError) as error:
                 logger.warning(
-                    "%s: runs without CUDA graphs, its work can't be captured: %s",
+                    "%s: runs without CUDA graphs: its work can't be captured: %s",
                     self.who,
                     str(error).splitlines()[0],
                 )
@@ -293,8 +331,12 @@ class DeviceHalf:
         return True
 
     def _give_up_graphs(self, graph: torch.cuda.CUDAGraph) -> None:
-        """After a capture that failed: torch leaves its allocator sending this stream's memory to the graph's pool (seen with 2.11)."""
-        index = self.device.index
+        """Clean up after a failed capture.
+
+        torch would otherwise keep sending this stream's memory to the graph's pool (seen with
+        2.11).
+        """
+        index: Any = self.device.index  # torch's stubs disagree about its type
         undoing: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
             (torch._C._cuda_endAllocateToPool, (index, self._pool)),
             (graph.reset, ()),
@@ -303,32 +345,38 @@ class DeviceHalf:
         for undo, arguments in undoing:
             try:
                 undo(*arguments)
-            except RuntimeError as error:  # torch was further with it than it said
+            except RuntimeError as error:  # torch had already undone it
                 logger.debug("%s: %s", self.who, error)
-        self._pool = None  # no further attempt: what comes next would fail in the same way
+        self._pool = None  # no further attempt: it would fail in the same way
         self.synchronize()
 
     def replay(self, key: Any) -> list[torch.Tensor] | None:
-        """Run the graph of that key; its outputs hold until the next one runs. None where there is none."""
-        found = self._graphs.get(key)
-        if found is None:
+        """Run the graph of that key and return its outputs, valid until the next run.
+
+        None without a graph.
+        """
+        entry = self._graphs.get(key)
+        if entry is None:
             return None
-        found[0].replay()
-        return found[1]
+        entry[0].replay()
+        return entry[1]
 
     # failures
 
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:
-        """What the device reports, in words (`device_errors`)."""
+        """Translate the errors of the device (`device_errors`)."""
         with device_errors(self.who, self.device, doing):
             yield
 
 
 @contextmanager
 def device_errors(who: str, device: torch.device, doing: str) -> Iterator[None]:
-    """What a device reports, in words: MemoryError with what was asked for and what is free; DeviceError for what it won't recover
-    from. Both fail the whole batch and are not tried again.
+    """Translate a device's errors in the block: into MemoryError or DeviceError, with a clear
+    message.
+
+    MemoryError says how much is free. DeviceError is for failures that the device won't recover
+    from. Both fail the whole batch and are not retried.
     """
     try:
         yield
@@ -336,17 +384,18 @@ def device_errors(who: str, device: torch.device, doing: str) -> Iterator[None]:
         raise
     except RuntimeError as error:
         text = str(error)
-        said = (
+        reason = (
             text if isinstance(error, torch.OutOfMemoryError) else _line_with(text, *OUT_OF_MEMORY)
         )
-        if said:
+        if reason:
             raise MemoryError(
-                f"{who}: out of memory on {device} while {doing}: {free_memory(device)}; torch says: {said}"
+                f"{who}: out of memory on {device} while {doing}: {free_memory(device)}; "
+                f"torch says: {reason}"
             ) from error
-        said = _line_with(text, *FAILED)
-        if said or isinstance(error, getattr(torch, "AcceleratorError", ())):
+        reason = _line_with(text, *FAILED)
+        if reason or isinstance(error, getattr(torch, "AcceleratorError", ())):
             raise DeviceError(
-                f"{who}: {device} failed while {doing}: {said or text.splitlines()[0]}"
+                f"{who}: {device} failed while {doing}: {reason or text.splitlines()[0]}"
             ) from error
         raise
 
@@ -358,7 +407,7 @@ OUT_OF_MEMORY = (
     "STATUS_ALLOC_FAILED",
 )
 FAILED = ("CUDA error", "CUDNN_STATUS_EXECUTION_FAILED", "CUDNN_STATUS_INTERNAL_ERROR")
-"""What torch says: its exceptions of TorchScript, cuDNN and AOTInductor are plain RuntimeErrors."""
+"""Texts of torch's errors: TorchScript, cuDNN and AOTInductor raise plain RuntimeErrors."""
 
 
 def _line_with(text: str, *signs: str) -> str:
@@ -368,16 +417,13 @@ def _line_with(text: str, *signs: str) -> str:
 
 
 def free_memory(device: torch.device) -> str:
+    """Return how much memory of the device is free, in words."""
     try:
         if device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)
         else:
             page = os.sysconf("SC_PAGE_SIZE")
             free, total = page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
-    except (
-        RuntimeError,
-        ValueError,
-        AttributeError,
-    ):  # a device that has failed; a system that does not tell
-        return "how much is free can't be read"
+    except (RuntimeError, ValueError, AttributeError):  # a failed device; a system without sysconf
+        return "the free memory is unknown"
     return f"{free / 2**20:,.0f} MiB of {total / 2**20:,.0f} are free"

@@ -1,7 +1,7 @@
-"""The order of work on a GPU between threads, for whatever backend an executor runs: each thread asks for it on a stream of its own,
-and a stream knows nothing of the others.
+"""The order of work on a GPU between threads, for every backend that an executor runs.
 
-Nothing here imports torch. A process that has not begun to use a GPU by it is left alone.
+Each thread works on a stream of its own, and a stream knows nothing of the others. Nothing here
+imports torch: a process that hasn't started to use a GPU through torch is left alone.
 """
 
 from __future__ import annotations
@@ -15,67 +15,73 @@ from ..base import Backend
 from ..item import Item
 
 PLAIN = frozenset({int, float, bool, str, bytes, type(None)})
-"""What lists may have by thousands, and no tensor is in."""
+"""Types that lists may hold by the thousands and that contain no tensor."""
 
-DEPTH = 8
-"""How deep tensors are looked for in lists and dicts."""
+MAX_DEPTH = 8
+"""The levels of lists and dicts that are searched for tensors."""
 
 
 def keep_order(backend: Backend, device: str) -> None:
-    """Have `forward` begin behind what the default streams were asked for until then: a caller may have put an item's tensors there and
-    not waited. Have it return when the device is through with the tensors that it leaves there (readers are on other threads, with other
-    streams), and what the device reports meanwhile be this batch's. `device`: what the backend took; "": none that it says.
+    """Wrap `forward` of a backend so that its work on the GPU keeps its order with that of others.
+
+    It begins after the work that the default streams have now: a caller may have produced an item's
+    tensors there without waiting. It returns once the device has finished the tensors that it
+    leaves: readers are on other threads, with other streams. Errors that the device reports
+    meanwhile belong to this batch.
+
+    `device` is the one that the backend took; "": unknown.
     """
     forward = backend.forward
     errors = _reader_of_errors(type(backend).__name__)
     done: dict[Any, Any] = {}
 
     def finish(device: Any, torch: Any) -> None:
-        """Wait until this thread's stream of a device is through."""
+        """Wait until this thread's stream of a device has finished."""
         stream = torch.cuda.current_stream(device)
         if not stream.query():
             if device not in done:
-                done[device] = torch.cuda.Event(
-                    blocking=True
-                )  # the thread sleeps until it, without the GIL
+                # blocking: the thread sleeps until the event, without the GIL
+                done[device] = torch.cuda.Event(blocking=True)
             done[device].record(stream)
             done[device].synchronize()
 
     def in_order(batch: list[Item]) -> None:
         held: list[Any] = []
+        torch: Any = None
         try:
             with errors(device) if device else nullcontext():
                 if (torch := torch_on_gpu()) is not None:
                     held = _wait_for_writers(torch, batch)
                 forward(batch)
         except BaseException:
-            for there in {tensor.device for tensor in held}:
-                with suppress(Exception):  # what the device reports now has another cause
-                    finish(there, torch)
+            for used in {tensor.device for tensor in held}:
+                with suppress(Exception):  # the first error is the cause
+                    finish(used, torch)
             raise
         if (torch := torch_on_gpu()) is not None:
-            for there in {
+            for used in {
                 tensor.device for tensor in (*held, *tensors_in(torch, batch)) if tensor.is_cuda
             }:
-                with errors(str(there)):
-                    finish(there, torch)
+                with errors(str(used)):
+                    finish(used, torch)
 
     backend.forward = in_order  # type: ignore[method-assign]
 
 
 def torch_on_gpu() -> Any:
-    """torch, where this process uses a GPU by it; else None."""
+    """Return torch if this process uses a GPU through it; else None."""
     torch = sys.modules.get("torch")
-    begun = getattr(
-        getattr(torch, "cuda", None), "is_initialized", None
-    )  # another thread may be importing it
-    return torch if begun is not None and begun() else None
+    # Any part may be missing: another thread may be in the middle of importing torch.
+    is_initialized = getattr(getattr(torch, "cuda", None), "is_initialized", None)
+    return torch if is_initialized is not None and is_initialized() else None
 
 
 def _wait_for_writers(torch: Any, batch: list[Item]) -> list[Any]:
-    """This thread's streams behind the default ones, of the devices that the items' tensors are on. Gives these tensors: their memory
-    must not be handed out to others before the stream that reads it is through. They are held until then; telling the allocator of each
-    (`record_stream`) would be a wait for the GIL for each.
+    """Have this thread's streams wait for the default ones, on all devices of the items' tensors.
+
+    Return these tensors. They must be held until the stream that reads them has finished, so that
+    their memory isn't given to others. Telling the allocator of each one (`record_stream`) would be
+    a wait for the GIL for each.
     """
     tensors = [tensor for tensor in tensors_in(torch, batch) if tensor.is_cuda]
     for device in {tensor.device for tensor in tensors}:
@@ -85,20 +91,20 @@ def _wait_for_writers(torch: Any, batch: list[Item]) -> list[Any]:
     return tensors
 
 
-def tensors_in(torch: Any, value: Any, depth: int = DEPTH) -> Iterator[Any]:
-    """The tensors in a value: itself, or those in its lists, tuples and dicts."""
+def tensors_in(torch: Any, value: Any, depth: int = MAX_DEPTH) -> Iterator[Any]:
+    """Yield the tensors in a value: itself, or those in its lists, tuples and dicts."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, dict | list | tuple) and depth:
         inner = value.values() if isinstance(value, dict) else value
         if not PLAIN.issuperset(map(type, inner)):
-            for each in inner:
-                if type(each) not in PLAIN:
-                    yield from tensors_in(torch, each, depth - 1)
+            for element in inner:
+                if type(element) not in PLAIN:
+                    yield from tensors_in(torch, element, depth - 1)
 
 
 def _reader_of_errors(who: str) -> Callable[[str], AbstractContextManager[None]]:
-    """For a device's name: what it reports meanwhile, in words."""
+    """Return a function from a device's name to a context that translates its errors."""
 
     def errors(device: str) -> AbstractContextManager[None]:
         import torch

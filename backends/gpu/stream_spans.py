@@ -1,4 +1,7 @@
-"""What a GPU's stream did, on the timeline. The host only asks for that work; events in the stream say when it was done."""
+"""The work of a GPU's stream on the timeline.
+
+The host only asks for that work; events in the stream tell when it was done.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,22 @@ from .. import timeline
 
 
 class StreamSpans:
-    """Of one stream, used by one thread, which waits for the stream after each batch and then calls `place`."""
+    """The spans of one stream, used by one thread.
+
+    The thread waits for the stream after each batch and then calls `place`.
+    """
 
     def __init__(self, device: torch.device, stream: Any) -> None:
         self._device = device
         self._stream = stream
-        self._pieces: list[
-            tuple[str, dict[str, int], Any, Any]
-        ] = []  # name, arguments, the events before and behind
+        # name, arguments, and the events before and after
+        self._pieces: list[tuple[str, dict[str, int], Any, Any]] = []
 
     def span(self, name: str, **arguments: int) -> AbstractContextManager[None]:
-        """Record how long the stream takes for what it is asked for meanwhile. Where no timeline is recorded it gets no event."""
+        """Record how long the stream takes for the work that it is given until the block ends.
+
+        Without a recording it gets no event.
+        """
         return (
             timeline.NOTHING
             if timeline.recording is None
@@ -33,16 +41,19 @@ class StreamSpans:
 
     @contextmanager
     def _between_events(self, name: str, arguments: dict[str, int]) -> Iterator[None]:
-        before, behind = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         before.record(self._stream)
         yield
-        behind.record(self._stream)
-        self._pieces.append((name, arguments, before, behind))
+        after.record(self._stream)
+        self._pieces.append((name, arguments, before, after))
 
     def place(self) -> None:
-        """The stream is through: put its pieces on the host's clock, the last one's end at now.
+        """Put the recorded work on the host's clock, once the stream has finished.
 
-        That is late by the time that the thread took to wake up, some tens of microseconds; distances between pieces are the device's.
+        The last piece ends now.
+
+        That is late by the time that the thread took to wake up, some tens of microseconds.
+        Distances between pieces are the device's own.
         """
         if not self._pieces:
             return
@@ -51,6 +62,6 @@ class StreamSpans:
         if (recording := timeline.recording) is None:
             return
         track, last = f"{current_thread().name} on {self._device}", pieces[-1][3]
-        for name, arguments, before, behind in pieces:
-            start, end = (now - event.elapsed_time(last) / 1000 for event in (before, behind))
+        for name, arguments, before, after in pieces:
+            start, end = (now - event.elapsed_time(last) / 1000 for event in (before, after))
             recording.add(track, name, start, end, **arguments)

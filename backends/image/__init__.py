@@ -1,1 +1,1 @@
-"""Image backends: decode, resize, crop, pad and convert, on NumPy arrays or torch tensors."""
+"""Image backends: on OpenCV and NumPy here, on torch tensors in `tensor`."""

@@ -1,4 +1,4 @@
-"""An image from a tensor, an image in floats, and an image to a file. Mat2Tensor is in mat.py."""
+"""Conversions of images: to another channel order, to and from tensors, to floats, and to files."""
 
 from __future__ import annotations
 
@@ -30,10 +30,12 @@ class CvtColorMatParams(Params):
 
 
 class CvtColorMat(ImageBackend):
-    """Pixels in another channel order. `data` and `result`: H×W×C, uint8, uint16 or float32.
+    """Pixels in another channel order.
 
-    Reads the item's `color` (without one: "gray" for one channel, else OpenCV's "bgr") and sets it.
-    Raises InvalidInput for another shape or dtype, or a `color` that does not fit.
+    `data` and `result`: H×W×C, uint8, uint16 or float32. Reads the item's `color` (without one:
+    "gray" for one channel, else OpenCV's "bgr") and sets it.
+
+    Raises InvalidInput for another shape or dtype, or for a `color` that does not fit.
     """
 
     parameters: ClassVar[type[Params] | None] = CvtColorMatParams
@@ -46,7 +48,8 @@ class CvtColorMat(ImageBackend):
         source = item.get("color") or ("gray" if image.shape[2] == 1 else "bgr")
         if CHANNELS.get(source) != image.shape[2]:
             raise InvalidInput(
-                f"CvtColorMat: color {source!r} does not fit an image of shape {image.shape}; known: {', '.join(CHANNELS)}"
+                f"CvtColorMat: color {source!r} does not fit an image of shape {image.shape}: "
+                f"expected one of {', '.join(CHANNELS)}"
             )
         if source == self.color:
             result = owned(image)
@@ -62,14 +65,17 @@ class Mat2TensorParams(Params):
     data_format: Literal["nchw", "nhwc"] = Field("nchw", description="Order of the tensor's axes.")
     device: str | int = Field(
         "cpu",
-        description="Accepted from torchpipe's files: the result is NumPy, and the engine moves it.",
+        description="Accepted from torchpipe's files, without effect: the result is NumPy, and the "
+        "engine moves it.",
     )
 
 
 class Mat2Tensor(Backend):
-    """An image as a tensor with a batch dimension, its dtype kept (the engine's fused `mean` and `std` normalise).
+    """An image as a tensor with a batch dimension. Its dtype is kept.
 
-    `data`: H×W×C, uint8, uint16 or float32. `result`: 1×C×H×W (`nhwc`: 1×H×W×C), C-contiguous.
+    `data`: H×W×C, uint8, uint16 or float32. `result`: 1×C×H×W (`nhwc`: 1×H×W×C), C-contiguous. The
+    engine's fused `mean` and `std` normalise it.
+
     Raises InvalidInput for another shape or dtype.
     """
 
@@ -88,22 +94,27 @@ class Mat2Tensor(Backend):
                 continue
             height, width, channels = image.shape
             tensor = np.empty((1, channels, height, width), image.dtype)
-            # Seven times as fast as NumPy's transposing copy (5 µs instead of 37 at 224×224×3).
+            # Seven times as fast as NumPy's transposing copy (5 µs instead of 37 for 224×224×3).
             cv2.split(image, list(tensor[0]))
             item["result"] = tensor
 
 
 class Tensor2MatParams(Params):
     data_format: Literal["nchw", "nhwc"] = Field(
-        "nchw", description="Order of a four-dimensional tensor's axes."
+        "nchw", description="Order of the axes of a four-dimensional tensor."
     )
 
 
 class Tensor2Mat(Backend):
-    """An image from a tensor with a batch dimension of 1, its dtype kept: the way back from Mat2Tensor.
+    """An image from a tensor with a batch dimension of 1, the reverse of Mat2Tensor.
 
-    `data`: NumPy or torch (from any device), 1×C×H×W (`nhwc`: 1×H×W×C), uint8, uint16 or float32; with three dimensions H×W×C and
-    with two H×W, as torchpipe reads them. `result`: H×W×C, NumPy. Raises InvalidInput for another shape or dtype.
+    Its dtype is kept.
+
+    `data`: NumPy, or torch on any device, 1×C×H×W (`nhwc`: 1×H×W×C), uint8, uint16 or float32.
+    Three dimensions are read as H×W×C and two as H×W, as torchpipe reads them. `result`: H×W×C,
+    NumPy.
+
+    Raises InvalidInput for another shape or dtype.
     """
 
     parameters: ClassVar[type[Params] | None] = Tensor2MatParams
@@ -121,16 +132,19 @@ class Tensor2Mat(Backend):
         if isinstance(tensor, np.ndarray) and tensor.ndim == 4:
             if tensor.shape[0] != 1:
                 raise InvalidInput(
-                    f"Tensor2Mat: expected a tensor of one image, its first dimension 1, got shape {tensor.shape}"
+                    "Tensor2Mat: expected a tensor with one image (a first dimension of 1), got "
+                    f"shape {tensor.shape}"
                 )
             tensor = tensor[0] if self.data_format == "nhwc" else tensor[0].transpose(1, 2, 0)
         return owned(image_of(tensor, "Tensor2Mat"))
 
 
 class FloatMat(ImageBackend):
-    """An image as float32, its values kept (not scaled to 0 to 1).
+    """An image as float32. Its values are kept, not scaled to 0 to 1.
 
-    `data`: H×W×C, uint8, uint16 or float32. `result`: H×W×C, float32, a copy. Raises InvalidInput for another shape or dtype.
+    `data`: H×W×C, uint8, uint16 or float32. `result`: H×W×C, float32, a copy.
+
+    Raises InvalidInput for another shape or dtype.
     """
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
@@ -139,16 +153,20 @@ class FloatMat(ImageBackend):
 
 class SaveMatParams(Params):
     save_dir: str = Field(
-        description="Directory for the files; must exist. Beside the pipeline's file, else in the working directory."
+        description="Directory for the files; must exist. Relative to the pipeline's file, else to "
+        "the working directory."
     )
 
 
 class SaveMat(ImageBackend):
-    """Writes each image to a file, to look at while debugging: `result` is `data`. Slow, and nothing deletes the files.
+    """Writes each image to a file, for debugging. `result` is `data`.
 
-    `data`: H×W×C with C of 1, 3 or 4; uint8 and uint16 become NODE_INSTANCE_NUMBER.png, float32 .tiff. An item whose `color` is "rgb"
-    is written so that viewers show its colours. Files that are there are never overwritten.
-    Raises InvalidInput for another shape or dtype, BackendError where the directory is absent or can't be written to.
+    It is slow, and nothing deletes the files. `data`: H×W×C with C of 1, 3 or 4. The file is
+    NODE_INSTANCE_NUMBER.png for uint8 and uint16, .tiff for float32. An item whose `color` is "rgb"
+    is written so that viewers show its true colours. Existing files are never overwritten.
+
+    Raises InvalidInput for another shape or dtype, and BackendError if the directory is missing or
+    can't be written to.
     """
 
     parameters: ClassVar[type[Params] | None] = SaveMatParams
@@ -162,22 +180,26 @@ class SaveMat(ImageBackend):
             raise InvalidInput(
                 f"SaveMat: expected an image of 1, 3 or 4 channels, got shape {image.shape}"
             )
-        swapped = item.get("color") == "rgb" and image.shape[2] == 3
+        is_rgb = item.get("color") == "rgb" and image.shape[2] == 3
         extension = ".tiff" if image.dtype == np.float32 else ".png"
         _, encoded = cv2.imencode(
-            extension, cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if swapped else image
+            extension, cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if is_rgb else image
         )
         self.files.write(encoded.tobytes(), extension)
         return owned(image)
 
 
 def _numpy(data: Any) -> Any:
-    """A torch tensor as NumPy; anything else as it is. Without importing torch: whoever made the tensor has."""
+    """Return a torch tensor as NumPy, anything else unchanged.
+
+    torch isn't imported here: the code that made the tensor has imported it.
+    """
     if type(data).__module__.partition(".")[0] != "torch":
         return data
     try:
         return data.detach().cpu().numpy()
-    except (AttributeError, RuntimeError, TypeError) as error:  # bfloat16, sparse, or no tensor
+    except (AttributeError, RuntimeError, TypeError) as error:  # bfloat16, sparse, or not a tensor
         raise InvalidInput(
-            f"Tensor2Mat: expected a dense tensor of dtype uint8, uint16 or float32, got {data!r:.100}: {error}"
+            "Tensor2Mat: expected a dense tensor of dtype uint8, uint16 or float32, got "
+            f"{data!r:.100}: {error}"
         ) from error

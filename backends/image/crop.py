@@ -1,6 +1,7 @@
-"""Parts of an image: the box or the quadrilateral that the item's `_box` names.
+"""Parts of an image: the box or the quadrilateral in the item's `_box`.
 
-`_box` comes from another node (a detector), never from the network: names that start with `_` are internal.
+`_box` comes from another node (a detector), never from the network: names that start with `_` are
+internal.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from .pixels import MAX_SIDE, ImageBackend, resized
 
 
 class CropMat(ImageBackend):
-    """The part of an image within `_box` = [x1, y1, x2, y2], in pixels; x2 and y2 are the first that are left out.
+    """The part of an image within `_box` = [x1, y1, x2, y2], in pixels.
 
-    Floats are cut to whole pixels (towards zero), then the box must lie within the image: 0 <= x1 < x2 <= W, 0 <= y1 < y2 <= H.
-    `data`: H×W×C, uint8, uint16 or float32. `result`: (y2-y1)×(x2-x1)×C of the same dtype, a copy.
-    Raises InvalidInput for a `_box` that is absent, no four numbers, empty or out of range, and for another shape or dtype.
+    x2 and y2 are exclusive. Floats are truncated to whole pixels (towards zero), then the box must
+    lie within the image: 0 <= x1 < x2 <= W, 0 <= y1 < y2 <= H. `data`: H×W×C, uint8, uint16 or
+    float32. `result`: (y2-y1)×(x2-x1)×C of the same dtype, a copy.
+
+    Raises InvalidInput for a `_box` that is missing, not four numbers, empty or out of range, and
+    for another shape or dtype.
     """
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
@@ -41,21 +45,22 @@ class CropResizeMatParams(Params):
         0.0,
         ge=0,
         le=100,
-        description="The box grows on each side by this share of its size, as far as the image goes.",
+        description="The box grows on each side by this fraction of its size, within the image.",
     )
     relative: bool = Field(
         False,
-        description="Whether `_box` is in shares of the image's size (as torchpipe's); false: in pixels.",
+        description="Whether `_box` is in fractions of the image's size, as in torchpipe; false: "
+        "in pixels.",
     )
 
 
 class CropResizeMat(ImageBackend):
-    """The part of an image within `_box`, as CropMat, at another size, as ResizeMat.
+    """The part of an image within `_box` (see CropMat), resized (see ResizeMat).
 
     `data`: H×W×C, uint8, uint16 or float32. `result`: resize_h×resize_w×C of the same dtype.
-    Raises InvalidInput for a `_box` that CropMat refuses, and for another shape or dtype.
+    torchpipe's box is in fractions of the image's size: set `relative` for its files.
 
-    torchpipe's box is in shares of the image's size: set `relative` for its files.
+    Raises InvalidInput for a `_box` that CropMat refuses, and for another shape or dtype.
     """
 
     parameters: ClassVar[type[Params] | None] = CropResizeMatParams
@@ -80,17 +85,23 @@ class CropResizeMat(ImageBackend):
 
 
 class PerspectiveTransformMatParams(Params):
-    max_pixels: int = Field(100_000_000, ge=1, description="Most pixels that a result may have.")
+    max_pixels: int = Field(
+        100_000_000, ge=1, description="The most pixels that a result may have."
+    )
 
 
 class PerspectiveTransformMat(ImageBackend):
-    """A quadrilateral made upright: `_box` = 4 points (x, y), clockwise from the upper left, in pixels; they may lie outside the image.
+    """A quadrilateral of an image, made upright.
 
-    The result is as wide as the upper edge is long and as high as the left edge (cut to whole pixels, as torchpipe does), so that an
-    upright box gives what CropMat gives. Bilinear; beyond the image its edge is repeated.
-    `data`: H×W×C, uint8, uint16 or float32. `result`: of the same dtype.
-    Raises InvalidInput for a `_box` that is absent, not 4 finite points, not convex or not clockwise, or with an upper or left edge
-    that is shorter than a pixel; TooLarge where the result would have a side above 32767 or more than `max_pixels`.
+    `_box` is 4 points (x, y) in pixels, clockwise from the upper left. They may lie outside the
+    image. The result is as wide as the upper edge is long and as high as the left edge (truncated
+    to whole pixels, as in torchpipe), so an upright box gives the result of CropMat. Bilinear; the
+    edge of the image is repeated beyond it. `data`: H×W×C, uint8, uint16 or float32. `result`: of
+    the same dtype.
+
+    Raises InvalidInput for a `_box` that is missing, not 4 finite points, not convex or not
+    clockwise, or whose upper or left edge is shorter than a pixel. Raises TooLarge if the result
+    would have a side above 32767 or more than `max_pixels`.
     """
 
     parameters: ClassVar[type[Params] | None] = PerspectiveTransformMatParams
@@ -104,12 +115,14 @@ class PerspectiveTransformMat(ImageBackend):
         width, height = int(math.dist(points[0], points[1])), int(math.dist(points[0], points[3]))
         if not _clockwise(points) or width < 1 or height < 1:
             raise InvalidInput(
-                f"PerspectiveTransformMat: _box is {points.tolist()}: expected the corners of a convex quadrilateral, clockwise from "
-                f"the upper left, its upper and left edges at least a pixel long"
+                f"PerspectiveTransformMat: _box is {points.tolist()}: expected the corners of a "
+                "convex quadrilateral, clockwise from the upper left, with an upper and a left "
+                "edge of at least a pixel"
             )
         if max(width, height) > MAX_SIDE or width * height > self.max_pixels:
             raise TooLarge(
-                f"PerspectiveTransformMat: _box gives {width}x{height} pixels, more than {self.max_pixels}, or a side above {MAX_SIDE}"
+                f"PerspectiveTransformMat: _box gives {width}x{height} pixels: at most "
+                f"{self.max_pixels} pixels and a side of {MAX_SIDE} are allowed"
             )
         target = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float32)
         matrix = cv2.getPerspectiveTransform(points.astype(np.float32), target)
@@ -125,12 +138,13 @@ class PerspectiveTransformMat(ImageBackend):
             )
         except cv2.error as error:  # OpenCV 4: an image with a side above 32767
             raise InvalidInput(
-                f"PerspectiveTransformMat: OpenCV can't transform an image of shape {image.shape}: {error.err}"
+                "PerspectiveTransformMat: OpenCV can't transform an image of shape "
+                f"{image.shape}: {error.err}"
             ) from error
         return result
 
 
-EXPECTED = {
+EXPECTED_NUMBERS = {
     ("_box", 4): "[x1, y1, x2, y2]",
     ("_box", 8): "4 points [x, y], clockwise from the upper left",
     ("affine_matrix", 6): "2 rows of 3",
@@ -138,37 +152,44 @@ EXPECTED = {
 
 
 def numbers(item: Item, key: str, count: int, backend: str) -> NDArray[np.float64]:
-    """So many finite numbers that the item has by this key. Raises InvalidInput where it has not."""
-    expected = EXPECTED[key, count]
+    """Return the `count` finite numbers that the item has under this key.
+
+    Raises InvalidInput otherwise.
+    """
+    expected = EXPECTED_NUMBERS[key, count]
     if key not in item:
         raise InvalidInput(f"{backend}: the item has no {key}: expected {expected}")
     try:
-        found = np.asarray(item[key], np.float64).ravel()
+        values = np.asarray(item[key], np.float64).ravel()
     except (TypeError, ValueError):
-        found = np.empty(0)
-    if len(found) != count or not np.isfinite(found).all():
+        values = np.empty(0)
+    if len(values) != count or not np.isfinite(values).all():
         raise InvalidInput(
             f"{backend}: {key} is {item[key]!r:.200}: expected {expected}, finite numbers"
         )
-    return found
+    return values
 
 
 def whole_box(
     box: NDArray[np.float64], width: int, height: int, backend: str
 ) -> tuple[int, int, int, int]:
-    """The box in whole pixels. Raises InvalidInput where it is not within the image."""
+    """Return the box in whole pixels. Raises InvalidInput if it is not within the image."""
     x1, y1, x2, y2 = (int(value) for value in box)
     if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
         raise InvalidInput(
-            f"{backend}: _box is {[x1, y1, x2, y2]}: expected 0 <= x1 < x2 <= {width} and 0 <= y1 < y2 <= {height}, the image's size"
+            f"{backend}: _box is {[x1, y1, x2, y2]}: expected 0 <= x1 < x2 <= {width} and 0 <= "
+            f"y1 < y2 <= {height}, the size of the image"
         )
     return x1, y1, x2, y2
 
 
 def _clockwise(points: NDArray[np.float64]) -> bool:
-    """Whether each corner turns right (y points down), so that the four are convex, clockwise and no three in a line."""
+    """Return whether each corner turns right (y points down).
+
+    The four points are then convex and clockwise, and no three of them lie on a line.
+    """
     edges = np.roll(points, -1, axis=0) - points
     following = np.roll(edges, -1, axis=0)
     turns = edges[:, 0] * following[:, 1] - edges[:, 1] * following[:, 0]
-    # Squared lengths times 1e-6: a corner flatter than that is a line to OpenCV's single precision.
+    # 1e-6 times the squared length: OpenCV's single precision takes a flatter corner for a line.
     return bool((turns > 1e-6 * (np.abs(edges) ** 2).sum(axis=1).max()).all())

@@ -1,4 +1,4 @@
-"""Files that SaveMat and SaveTensor write, to look at while debugging."""
+"""Files that SaveMat and SaveTensor write, for debugging."""
 
 from __future__ import annotations
 
@@ -12,22 +12,26 @@ logger = logging.getLogger("penstock.backends.image")
 
 
 class NumberedFiles:
-    """New files in a directory, NODE_INSTANCE_NUMBER.extension. One that is there is never overwritten, and none is deleted."""
+    """New files in a directory, named NODE_INSTANCE_NUMBER.extension.
+
+    Existing files are never overwritten, and none is deleted.
+    """
 
     def __init__(self, save_dir: str, context: Context, backend: str) -> None:
-        """Raises BackendError where the directory is absent."""
+        """Raises BackendError if the directory is missing."""
         self.directory: Path = context.resolve(save_dir)
         self.backend = backend
         if not self.directory.is_dir():
             raise BackendError(
-                f"{backend}: save_dir {self.directory} is no directory that exists: create it first"
+                f"{backend}: save_dir {self.directory} is not an existing directory: create it "
+                "first"
             )
         self._prefix = f"{context.node or 'image'}_{context.instance}"
         self._written = 0
-        logger.warning("%s: every image that passes is written to %s", backend, self.directory)
+        logger.warning("%s: writing every image to %s", backend, self.directory)
 
     def write(self, content: bytes, extension: str) -> None:
-        """One file more. Raises BackendError where it can't be written."""
+        """Write one more file. Raises BackendError if it can't be written."""
         try:
             self._write(content, extension)
         except OSError as error:
@@ -42,6 +46,6 @@ class NumberedFiles:
             try:
                 with path.open("xb") as file:
                     file.write(content)
-            except FileExistsError:  # of an earlier run, or of another server
+            except FileExistsError:  # from an earlier run, or another server
                 continue
             return

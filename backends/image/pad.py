@@ -1,4 +1,4 @@
-"""Resizing that keeps the aspect ratio and pads the rest: the fixed shapes that detection and recognition models want."""
+"""Resizing that keeps the aspect ratio and pads the rest, for models with fixed input shapes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ from .pixels import MAX_SIDE, ImageBackend
 PadValue = Annotated[
     tuple[FiniteFloat, ...], BeforeValidator(as_numbers), Field(min_length=1, max_length=4)
 ]
-PAD_VALUE = "Value of the padding: one number, or one for each channel; rounded and clipped to the image's dtype."
+PAD_VALUE = (
+    "Value of the padding: one number, or one per channel. Rounded and clipped to the image's "
+    "dtype."
+)
 
 
 class Padded(ImageBackend):
-    """What they share: an image resized into a canvas of `pad_value`."""
+    """Base class: an image resized into a canvas of `pad_value`."""
 
     pad_value: tuple[float, ...]
 
@@ -34,21 +37,24 @@ class Padded(ImageBackend):
         canvas: tuple[int, int],
         corner: tuple[int, int],
     ) -> NDArray[Any]:
-        """The image resized to `size` with its upper left at `corner`, in a new image of the size `canvas`; all (x, y)."""
+        """Return a new image of the size `canvas`, with `image` resized to `size` at `corner`.
+
+        All are (x, y).
+        """
         channels = image.shape[2]
         if len(self.pad_value) not in (1, channels):
             raise InvalidInput(
-                f"{type(self).__name__}: pad_value has {len(self.pad_value)} numbers, and the image {channels} channel(s): "
-                f"expected one number, or as many as channels"
+                f"{type(self).__name__}: pad_value has {len(self.pad_value)} numbers, but the "
+                "image "
+                f"has {channels} channel(s): expected one number, or one per channel"
             )
         value = np.array(self.pad_value)
         if image.dtype.kind == "u":
             value = np.clip(np.rint(value), 0, np.iinfo(image.dtype).max)
         (width, height), (left, top) = size, corner
         padded = np.empty((canvas[1], canvas[0], channels), image.dtype)
-        padded[...] = (
-            value if len(set(self.pad_value)) > 1 else value[0]
-        )  # a scalar fills fifty times as fast
+        # A scalar fills fifty times as fast.
+        padded[...] = value if len(set(self.pad_value)) > 1 else value[0]
         cv2.resize(
             image,
             size,
@@ -65,10 +71,13 @@ class ResizePadMatParams(Params):
 
 
 class ResizePadMat(Padded):
-    """The largest image that fits max_h×max_w at its aspect ratio, at the upper left, padded below or at the right.
+    """The largest image of the same aspect ratio within max_h×max_w, at the upper left, padded.
 
-    `data`: H×W×C, uint8, uint16 or float32. `result`: max_h×max_w×C of the same dtype. Bilinear, as ResizeMat; the shorter side is
-    rounded to the nearest pixel. Sets `inverse_trans`: (x, y) in the result to (x, y) in `data`; the padding maps outside of it.
+    The padding is below or at the right. `data`: H×W×C, uint8, uint16 or float32. `result`:
+    max_h×max_w×C of the same dtype. Bilinear (see ResizeMat); the shorter side is rounded to the
+    nearest pixel. Sets `inverse_trans`, which maps (x, y) in the result to (x, y) in `data`, and
+    points of the padding outside of it.
+
     Raises InvalidInput for another shape or dtype.
     """
 
@@ -90,10 +99,11 @@ class ResizePadMat(Padded):
 
 
 class ResizeCenterPadMat(ResizePadMat):
-    """As ResizePadMat, with the image in the middle (where a pixel is left over, nearer to the upper left).
+    """Like ResizePadMat, with the image in the middle (a spare pixel goes below or right).
 
-    `inverse_trans` brings points of the padding to the nearest edge of `data`, as torchpipe's does, so that a box stays within it
-    (to the edge itself: 0 to width; torchpipe's to the last pixel, width - 1).
+    `inverse_trans` moves points of the padding to the nearest edge of `data`, as torchpipe's does,
+    so that a box stays within it (to the edge itself, 0 to width; torchpipe's to the last pixel,
+    width - 1).
     """
 
     center = True
@@ -103,15 +113,19 @@ class LetterBoxMatParams(Params):
     resize_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
     resize_w: int = Field(ge=1, le=MAX_SIDE, description="Width of the result in pixels.")
     pad_value: PadValue = Field(
-        (0.0,), alias="pad_val", description=f"{PAD_VALUE} Also as pad_value. YOLO's is 114."
+        (0.0,),
+        alias="pad_val",
+        description=f"{PAD_VALUE} Also accepted as pad_value. YOLO's is 114.",
     )
 
 
 class LetterBoxMat(Padded):
-    """YOLO's letterbox: the largest image that fits resize_h×resize_w at its aspect ratio, in the middle, padded around.
+    """YOLO's letterbox: the largest image within resize_h×resize_w, in the middle, padded around.
 
-    `data`: H×W×C, uint8, uint16 or float32. `result`: resize_h×resize_w×C of the same dtype. Enlarges too. Sets `scale` (float) and
-    `offset` (x, y; whole pixels): x in `data` is (x - offset_x) / scale, and y likewise, within the rounding of the size.
+    The aspect ratio is kept; small images are enlarged. `data`: H×W×C, uint8, uint16 or float32.
+    `result`: resize_h×resize_w×C of the same dtype. Sets `scale` (float) and `offset` (x, y; whole
+    pixels): x in `data` is (x - offset_x) / scale, likewise y, up to the rounding of the size.
+
     Raises InvalidInput for another shape or dtype.
     """
 
@@ -133,7 +147,7 @@ class LetterBoxMat(Padded):
 
 
 class TopLeftResizeMat(LetterBoxMat):
-    """As LetterBoxMat, with the image at the upper left: `offset` is (0, 0)."""
+    """Like LetterBoxMat, with the image at the upper left: `offset` is (0, 0)."""
 
     center = False
 
@@ -145,10 +159,13 @@ class FixHResizePadMatParams(Params):
 
 
 class FixHResizePadMat(Padded):
-    """A line of text for a recogniser: resized to the height resize_h at its aspect ratio, padded at the right to max_w.
+    """A line of text for a recogniser: resized to the height resize_h, padded at the right to
+    max_w.
 
-    What would be wider than max_w is squeezed to it. The width is rounded up. `data`: H×W×C, uint8, uint16 or float32. `result`:
-    resize_h×max_w×C of the same dtype. Sets `inverse_trans`: (x, y) in the result to (x, y) in `data`.
+    The width keeps the aspect ratio, rounded up. A width above max_w is squeezed to it. `data`:
+    H×W×C, uint8, uint16 or float32. `result`: resize_h×max_w×C of the same dtype. Sets
+    `inverse_trans`, which maps (x, y) in the result to (x, y) in `data`.
+
     Raises InvalidInput for another shape or dtype.
     """
 

@@ -1,4 +1,4 @@
-"""Resizing to sizes that the image or the request decides, and Pillow's resizing. ResizeMat, to a fixed size, is in mat.py."""
+"""Resizing: to a fixed size, to sizes that the image or the request decides, and by Pillow."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ class ResizeMatParams(Params):
 
 
 class ResizeMat(ImageBackend):
-    """Pixels at another size, by OpenCV's bilinear convention (half-pixel centres, no antialiasing).
+    """Pixels at another size, by OpenCV's bilinear convention (half-pixel centres, no
+    antialiasing).
 
     `data`: H×W×C, uint8, uint16 or float32. `result`: resize_h×resize_w×C of the same dtype.
+
     Raises InvalidInput for another shape or dtype.
     """
 
@@ -42,15 +44,17 @@ class DynamicResizeMatParams(Params):
     max_pixels: int = Field(
         100_000_000,
         ge=1,
-        description="Most pixels (height times width) that a request may ask for.",
+        description="The most pixels (height times width) that a request may ask for.",
     )
 
 
 class DynamicResizeMat(ImageBackend):
-    """Pixels at the size that the item names: its keys `resize_h` and `resize_w`, whole numbers from 1 to 32767.
+    """Pixels at the size that the item asks for in `resize_h` and `resize_w`, each 1 to 32767.
 
-    `data`: H×W×C, uint8, uint16 or float32. `result`: resize_h×resize_w×C of the same dtype; bilinear, as ResizeMat.
-    Raises InvalidInput where a key is absent or out of range, and TooLarge above `max_pixels`.
+    `data`: H×W×C, uint8, uint16 or float32. `result`: resize_h×resize_w×C of the same dtype.
+    Bilinear (see ResizeMat).
+
+    Raises InvalidInput if a key is missing or out of range, and TooLarge above `max_pixels`.
     """
 
     parameters: ClassVar[type[Params] | None] = DynamicResizeMatParams
@@ -66,7 +70,8 @@ class DynamicResizeMat(ImageBackend):
         )
         if height * width > self.max_pixels:
             raise TooLarge(
-                f"DynamicResizeMat: {width}x{height} pixels are asked for, more than the {self.max_pixels} allowed"
+                f"DynamicResizeMat: {width}x{height} pixels are asked for: at most "
+                f"{self.max_pixels} are allowed"
             )
         return resized(image, width, height)
 
@@ -77,10 +82,13 @@ class FixRatioResizeMatParams(Params):
 
 
 class FixRatioResizeMat(ImageBackend):
-    """The largest image within max_h×max_w at its aspect ratio, not padded. Enlarges too.
+    """The largest image of the same aspect ratio within max_h×max_w, not padded. Enlarges too.
 
-    `data`: H×W×C, uint8, uint16 or float32. `result`: of the same dtype; one side is max_h or max_w, the other rounded up; bilinear,
-    as ResizeMat. Sets `inverse_trans`: (x, y) in the result to (x, y) in `data`. Raises InvalidInput for another shape or dtype.
+    `data`: H×W×C, uint8, uint16 or float32. `result`: of the same dtype; one side is max_h or
+    max_w, the other is rounded up. Bilinear (see ResizeMat). Sets `inverse_trans`, which maps (x,
+    y) in the result to (x, y) in `data`.
+
+    Raises InvalidInput for another shape or dtype.
     """
 
     parameters: ClassVar[type[Params] | None] = FixRatioResizeMatParams
@@ -103,17 +111,22 @@ class AlignMatParams(Params):
         32,
         ge=1,
         le=MAX_SIDE,
-        description="The width is rounded up to a multiple of it, unless that passes max_w.",
+        description="The width is rounded up to a multiple of this, unless that exceeds max_w.",
     )
 
 
 class AlignMat(ImageBackend):
-    """An image resized to the height resize_h, its width at the aspect ratio rounded up to a multiple of `align`, at most max_w.
+    """An image resized to the height resize_h, its width rounded up to a multiple of `align`.
 
-    `data`: H×W×C, uint8, uint16 or float32. `result`: of the same dtype; bilinear, as ResizeMat. Sets `resize_h` and `resize_w` to the
-    size, and `inverse_trans`: (x, y) in the result to (x, y) in `data`. Raises InvalidInput for another shape or dtype.
+    The width keeps the aspect ratio before rounding, and is at most max_w. `data`: H×W×C, uint8,
+    uint16 or float32. `result`: of the same dtype. Bilinear (see ResizeMat). Sets `resize_h` and
+    `resize_w` to the size, and `inverse_trans`, which maps (x, y) in the result to (x, y) in
+    `data`.
 
-    torchpipe's leaves the resizing to a DynamicResizeMat behind it. That may stay: it finds the size it wants.
+    Raises InvalidInput for another shape or dtype.
+
+    torchpipe's AlignMat leaves the resizing to a DynamicResizeMat after it. That one may stay: it
+    finds the size it wants.
     """
 
     parameters: ClassVar[type[Params] | None] = AlignMatParams
@@ -136,15 +149,18 @@ class PillowResizeMatParams(Params):
     resize_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
     resize_w: int = Field(ge=1, le=MAX_SIDE, description="Width of the result in pixels.")
     resample: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = Field(
-        "bilinear", description="Pillow's filter; all but nearest antialias when they shrink."
+        "bilinear", description="Pillow's filter. All except nearest antialias when they shrink."
     )
 
 
 class PillowResizeMat(ImageBackend):
-    """Pixels at another size, bit-equal to Pillow's `Image.resize`: for models whose training read images by Pillow or torchvision.
+    """Pixels at another size, bit-equal to Pillow's `Image.resize`.
 
-    `data`: H×W×C, uint8 with C of 1 to 4 (Pillow's L, LA, RGB, RGBA: it weighs colours with alpha), or float32 with any C (each
-    channel as Pillow's F). `result`: resize_h×resize_w×C of the same dtype. Slower than ResizeMat, and antialiased.
+    For models trained on images that Pillow or torchvision resized. `data`: H×W×C, uint8 with C of
+    1 to 4 (Pillow's L, LA, RGB, RGBA: it weighs colours by alpha), or float32 with any C (each
+    channel as Pillow's F). `result`: resize_h×resize_w×C of the same dtype. Slower than ResizeMat,
+    and antialiased.
+
     Raises InvalidInput for another shape or dtype.
     """
 
@@ -168,7 +184,8 @@ class PillowResizeMat(ImageBackend):
             )
         else:
             raise InvalidInput(
-                f"PillowResizeMat: expected uint8 with 1 to 4 channels, or float32, got shape {image.shape}, dtype {image.dtype}"
+                "PillowResizeMat: expected uint8 with 1 to 4 channels, or float32, got shape "
+                f"{image.shape}, dtype {image.dtype}"
             )
         return result
 

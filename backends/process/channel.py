@@ -128,13 +128,14 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         # NumPy's own pickling would turn arrays that own their memory into views of a buffer, and
         # copy non-contiguous ones twice.
-        if type(obj) is np.ndarray and not obj.dtype.hasobject:
+        kind = type(obj)
+        if kind is np.ndarray and not obj.dtype.hasobject:
             return _array, (
                 self._parcel.add(obj if obj.flags.c_contiguous else np.array(obj, order="C")),
             )
         if (
-            type(obj).__module__ == "torch"
-            and type(obj).__name__ == "Tensor"
+            kind.__module__ == "torch"
+            and kind.__name__ == "Tensor"
             and obj.is_cpu
             and not obj.is_sparse
         ):

@@ -1,3 +1,5 @@
+"""Backends from expressions, as a node would have them."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -15,13 +17,17 @@ from penstock.pipelines.config.binding import bind
 
 @pytest.fixture
 def bound() -> Callable[..., Spec]:
-    """What a node with this expression, and these keys, becomes. Raises ConfigError as loading does."""
+    """Bind an expression and the keys of its node, as loading does.
+
+    Raises ConfigError as loading does.
+    """
 
     def bound(expression: str, **keys: Any) -> Spec:
         binding = bind(parse(expression), keys, {}, Path())
         if binding.problems:
             raise ConfigError(binding.problems)
         (spec,) = binding.specs
+        assert spec is not None
         _ = spec.declared_range
         return spec
 
@@ -30,5 +36,5 @@ def bound() -> Callable[..., Spec]:
 
 @pytest.fixture
 def make(bound: Callable[..., Spec]) -> Callable[..., Backend]:
-    """The backend of an expression, initialised."""
+    """Create and initialise the backend of an expression."""
     return lambda expression, **keys: bound(expression, **keys).create(Context())

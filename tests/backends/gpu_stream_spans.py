@@ -1,5 +1,6 @@
-"""Pieces of work on a device, on the timeline, by its own clock. scripts/gpu_check runs it;
-pytest by itself does not find it by its name.
+"""Work on a device, on the timeline, measured by the device's own clock.
+
+scripts/gpu_check runs this file. pytest doesn't collect it on its own, because of its name.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from penstock.backends.gpu.device import DeviceHalf
 from .trace_events import Shown
 
 
-def test_on_a_gpu_they_are_its_streams() -> None:
+def test_on_a_gpu_spans_are_on_the_track_of_its_stream() -> None:
     recording = timeline.Recording()
 
     def batches() -> None:

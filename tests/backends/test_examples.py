@@ -1,4 +1,4 @@
-"""The examples' pipelines, run by their backends alone (HTTP and scheduling are tested where they live)."""
+"""The pipelines of the examples, run by their backends alone, without HTTP or a scheduler."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from penstock.backends.engines.onnx import OnnxTensor
 from penstock.backends.image.convert import CvtColorMat, Mat2Tensor
 from penstock.backends.image.decode import DecodeMat
 from penstock.backends.image.resize import ResizeMat
+from penstock.backends.item import Item
 from penstock.backends.operators.classify import SoftmaxArgMaxTensor
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -25,19 +26,20 @@ CLASSES = {
 }
 
 
-def load(path: Any) -> Any:
+def load(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def chain(file: Any, node: Any, **changes: Any) -> Any:
-    """The members of a node's S[...], each with the keys it declares."""
+def chain(file: Path, node: str, **changes: Any) -> list[Any]:
+    """Return the members of a node's S[...], each with the keys that it declares."""
     table = tomllib.loads(file.read_text())[node] | changes
     members = []
     for name in table["backend"].removeprefix("S[").removesuffix("]").split(","):
-        cls = CLASSES[name]
+        cls: Any = CLASSES[name]
         keys = {key: value for key, value in table.items() if key in cls.parameters.model_fields}
         member = cls()
         member.init(
@@ -47,8 +49,8 @@ def chain(file: Any, node: Any, **changes: Any) -> Any:
     return members
 
 
-def answer(members: Any, files: Any) -> Any:
-    items = [{"data": data} for data in files]
+def answer(members: list[Any], files: list[bytes]) -> list[Item]:
+    items: list[Item] = [{"data": data} for data in files]
     for index, member in enumerate(members):
         if index:
             for item in items:
@@ -59,23 +61,23 @@ def answer(members: Any, files: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def digits() -> Any:
+def digits() -> list[Any]:
     return chain(EXAMPLES / "digits" / "digits.toml", "digits")
 
 
 @pytest.fixture(scope="module")
-def heldout() -> Any:
+def heldout() -> list[Any]:
     return list(load(EXAMPLES / "digits" / "data.py").heldout())
 
 
 @pytest.mark.parametrize(("kind", "column"), [("PNG", 0), ("JPEG", 1)])
 def test_digits_reads_the_held_out_images(
-    digits: Any, heldout: Any, kind: Any, column: Any
+    digits: list[Any], heldout: list[Any], kind: str, column: int
 ) -> None:
     files = [row[column] for row in heldout]
     items = answer(digits, files)
-    right = np.mean([item["class"] == row[2] for item, row in zip(items, heldout, strict=True)])
-    assert len(heldout) == 450 and right >= 0.97
+    accuracy = np.mean([item["class"] == row[2] for item, row in zip(items, heldout, strict=True)])
+    assert len(heldout) == 450 and accuracy >= 0.97
     words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     assert all(item["label"] == words[item["class"]] for item in items)
     for file, item in list(zip(files, items, strict=True))[::5]:
@@ -85,7 +87,7 @@ def test_digits_reads_the_held_out_images(
         )
 
 
-def test_the_sample_digit(digits: Any) -> None:
+def test_the_sample_digit(digits: list[Any]) -> None:
     (item,) = answer(digits, [(EXAMPLES / "digits" / "digit.png").read_bytes()])
     assert item["label"] == "three"
 
@@ -94,7 +96,7 @@ def test_digits_is_small() -> None:
     assert (EXAMPLES / "digits" / "digits.onnx").stat().st_size < 1_000_000
 
 
-def test_digits_held_out_split_is_apart() -> None:
+def test_the_held_out_digits_are_not_in_the_training_set() -> None:
     data = load(EXAMPLES / "digits" / "data.py")
     train, held_out, _, _ = data.split()
     assert (len(train), len(held_out)) == (1347, 450)
@@ -102,7 +104,7 @@ def test_digits_held_out_split_is_apart() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_resnet_export(name: Any, tmp_path: Path) -> None:
+def test_resnet_export(name: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     export = load(EXAMPLES / "resnet" / "export.py")
     network = export.build(name)
@@ -114,7 +116,7 @@ def test_resnet_export(name: Any, tmp_path: Path) -> None:
         "layer4.1.conv2.weight",
         "fc.bias",
     } <= keys
-    assert len(keys) == {"resnet18": 122, "resnet50": 320}[name]  # as torchvision's
+    assert len(keys) == {"resnet18": 122, "resnet50": 320}[name]  # as many as torchvision's
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     again = export.build(name, tmp_path / "weights.pth", seed=1)
     if name == "resnet50":

@@ -1,4 +1,4 @@
-"""What a recording holds, and that its file is one that viewers read."""
+"""The contents of a recording, and that viewers can read its file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from penstock.backends import timeline
 from penstock.backends.base import Context
-from penstock.backends.engines.onnx import OnnxTensor
+from penstock.backends.engines.onnx import OnnxParams, OnnxTensor
 from penstock.backends.item import Item
 
 from .trace_events import Shown
@@ -35,7 +35,7 @@ def test_spans_are_on_their_track_in_microseconds_from_the_first() -> None:
     assert shown.about == {"spans": 2, "spans that did not fit": 0}
 
 
-def test_what_ends_first_is_inside_what_it_began_in() -> None:
+def test_a_span_is_inside_the_one_that_was_open_when_it_began() -> None:
     recording = timeline.Recording()
     recording.add("t", "run", 10.000_002_9, 10.000_004_2)
     recording.add("t", "run of no length", 10.000_005_5, 10.000_005_5)
@@ -50,8 +50,8 @@ def test_what_ends_first_is_inside_what_it_began_in() -> None:
     ]
 
 
-def test_whatever_nests_in_seconds_nests_in_microseconds() -> None:
-    """Clocks that have run for months have digits where rounding hurts."""
+def test_spans_that_nest_in_seconds_nest_in_microseconds() -> None:
+    """Clocks that have run for months round at these digits."""
     random = np.random.default_rng(7)
     for _ in range(200):
         recording = timeline.Recording()
@@ -85,7 +85,7 @@ def test_a_full_recording_keeps_the_first_and_counts_the_others() -> None:
     assert Shown(recording.trace()).about == {"spans": 3, "spans that did not fit": 5}
 
 
-def test_a_span_is_of_the_thread_that_it_is_in_and_of_failures_too() -> None:
+def test_a_span_is_on_the_track_of_its_thread_even_if_it_fails() -> None:
     recording = timeline.Recording()
 
     def work() -> None:
@@ -105,7 +105,7 @@ def test_a_span_is_of_the_thread_that_it_is_in_and_of_failures_too() -> None:
     ]
 
 
-def test_nothing_is_recorded_before_and_after_and_only_one_at_a_time() -> None:
+def test_spans_are_recorded_only_inside_a_recording_and_only_in_one() -> None:
     recording = timeline.Recording()
     with timeline.span("before"):
         pass
@@ -130,14 +130,12 @@ def test_onnx_shows_assembly_and_run(tmp_path: Path) -> None:
         tmp_path / "double.onnx",
     )
     backend = OnnxTensor()
-    backend.init(
-        OnnxTensor.parameters(model=str(tmp_path / "double.onnx")), Context(node="a", max=4)
-    )  # type: ignore[misc]
+    backend.init(OnnxParams(model=str(tmp_path / "double.onnx")), Context(node="a", max=4))
     batch: list[Item] = [{"data": np.full((1, 3), number, np.float32)} for number in range(3)]
     recording = timeline.Recording()
     with timeline.record(recording):
         backend.forward(batch)
-        backend.forward(batch[:1])  # alone: it runs where it is
+        backend.forward(batch[:1])  # alone: it runs without a copy
     backend.close()
     (track,) = Shown(recording.trace()).spans.values()
     assert [(name, arguments) for _, name, _, _, arguments in track] == [

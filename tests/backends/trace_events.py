@@ -1,4 +1,4 @@
-"""Chrome's trace event format, as strictly as viewers could: what a file must hold, and that its spans nest."""
+"""Read Chrome's trace event format as strictly as any viewer, and check that spans nest."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ FIELDS = {
 
 
 class Shown:
-    """A trace as a viewer would show it: `spans` by track, in order, as (depth, name, start, end, arguments); `waits` by name as
-    (start, end). Microseconds. Fails where a viewer would have to guess.
+    """A trace as a viewer would show it. Fails where a viewer would have to guess.
+
+    `spans` holds, by track and in order, (depth, name, start, end, arguments); `waits` holds, by
+    name, (start, end). Times are in microseconds.
     """
 
     def __init__(self, trace: Any) -> None:
@@ -29,7 +31,9 @@ class Shown:
         self.rows: dict[str, set[str]] = defaultdict(set)
         self.threads: dict[int, str] = {}
         self.process = ""
-        self._open: dict[int, list[int]] = defaultdict(list)  # by thread: ends of the spans around
+        self._open: dict[int, list[int]] = defaultdict(
+            list
+        )  # by thread: the ends of the enclosing spans
         self._begun: dict[tuple[str, str], int] = {}
         self._free: dict[tuple[str, str], int] = {}
         self._last: dict[int, int] = {}
@@ -62,7 +66,7 @@ class Shown:
         around = self._open[thread]
         while around and around[-1] <= start:
             around.pop()
-        assert not around or end <= around[-1], f"{event} ends behind the span around it"
+        assert not around or end <= around[-1], f"{event} ends after the span around it"
         self.spans[self.threads[thread]].append(
             (len(around), event["name"], start, end, event["args"])
         )
@@ -72,7 +76,7 @@ class Shown:
         row = event["name"], event["id2"]["local"]
         assert row not in self._begun, "two waits in one row"
         assert self._free.get(row, 0) <= event["ts"], (
-            "a wait begins before the one ahead of it in its row ends"
+            "a wait begins before the previous one in its row ends"
         )
         self._begun[row] = event["ts"]
         self.rows[event["name"]].add(row[1])

@@ -1,7 +1,8 @@
-"""What every torch image backend agrees on: where it runs, which tensors are images, and the base classes that read and answer them.
+"""The common part of all torch image backends: their device, which tensors are images, base
+classes.
 
-torch is imported when a backend is initialised, not before: a file that uses them can be checked without it. What they do with pixels is
-in operations.py, which imports it.
+torch is imported when a backend is initialised, not before: a file that uses them can be checked
+without it. operations.py, which imports torch, has what they do with pixels.
 """
 
 from __future__ import annotations
@@ -27,14 +28,16 @@ class TensorParams(Params):
     device_id: int | None = Field(
         None,
         ge=0,
-        description="The GPU, by number; not given: the node's `device`, else the first GPU, else the CPU.",
+        description="Number of the GPU; not given: the node's `device`, else the first GPU, else "
+        "the CPU.",
     )
 
 
 class TensorBackend(Backend):
-    """Torch tensors in and out, on one device: `data` is brought there. Arrays of NumPy are tensors, too.
+    """Base class of backends from torch tensors to torch tensors, on one device.
 
-    What is in `data` is never written to. Results are contiguous and own their memory.
+    `data` is moved to that device. NumPy arrays count as tensors. `data` is never written to.
+    Results are contiguous and own their memory.
     """
 
     parameters: ClassVar[type[Params] | None] = TensorParams
@@ -43,7 +46,7 @@ class TensorBackend(Backend):
     _half: DeviceHalf
 
     def init(self, params: Any, context: Context) -> None:
-        """Raises BackendError where torch or the GPU that is asked for is not there."""
+        """Raises BackendError if torch or the requested GPU is missing."""
         name = type(self).__name__
         try:
             from ...gpu.device import DeviceHalf, choose_device
@@ -51,7 +54,8 @@ class TensorBackend(Backend):
             if error.name != "torch":
                 raise
             raise BackendError(
-                f"{name} needs extra torch, which is not installed here: pip install 'penstock-serve[torch]'"
+                f"{name} needs extra torch, which is not installed here: pip install "
+                "'penstock-serve[torch]'"
             ) from error
         wanted = context.device if params.device_id is None else str(params.device_id)
         self._half = DeviceHalf(choose_device(wanted), f"node {context.node!r}: {name}")
@@ -68,7 +72,10 @@ class TensorBackend(Backend):
                     item["error"] = error
 
     def answer(self, item: Item) -> Any:
-        """The item's `result`. May set further keys. Raises InvalidInput where something does not fit."""
+        """Return the item's `result`. May set further keys.
+
+        Raises InvalidInput if something does not fit.
+        """
         raise NotImplementedError
 
     def close(self) -> None:
@@ -78,7 +85,10 @@ class TensorBackend(Backend):
         super().close()
 
     def tensors(self, data: Any) -> list[torch.Tensor]:
-        """`data`, a tensor or a list of them, as tensors where they are. Raises InvalidInput for anything else, and for an empty list."""
+        """Return `data`, a tensor or a list of them, as a list of tensors, each on its own device.
+
+        Raises InvalidInput for anything else, and for an empty list.
+        """
         from .operations import tensor_of
 
         values = data if isinstance(data, list | tuple) else [data]
@@ -90,15 +100,16 @@ class TensorBackend(Backend):
 
 
 class ImageTensorBackend(TensorBackend):
-    """Images of one size in, images out, by `transform`. The layout (the item's `data_format`) stays as it is.
+    """Base class of backends from images of one size to images, by `transform`.
 
-    On a GPU, images of one shape are transformed together where all that `transform` reads of their items is alike: what counts there
-    is how often something is launched, not how many pixels it has.
+    The layout (the item's `data_format`) is kept. On a GPU, images of one shape are transformed
+    together if everything that `transform` reads from their items is equal: there the number of
+    launches counts, not the number of pixels.
     """
 
     max = 1
     reads: ClassVar[tuple[str, ...] | None] = None
-    """The item's keys that `transform` reads; None: it can't be said beforehand, and each image is transformed alone."""
+    """The item's keys that `transform` reads. None: unknown, so each image is transformed alone."""
 
     together = False
 
@@ -121,7 +132,10 @@ class ImageTensorBackend(TensorBackend):
         return self.ordered(self.transform(image, item), item)
 
     def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
-        """The result for an image, both N×C×H×W of any strides. May set further keys. Raises InvalidInput where something does not fit."""
+        """Return the result for an image, both N×C×H×W of any strides. May set further keys.
+
+        Raises InvalidInput if something does not fit.
+        """
         raise NotImplementedError
 
     def _image_of(self, item: Item) -> torch.Tensor:
@@ -132,12 +146,16 @@ class ImageTensorBackend(TensorBackend):
         )
 
     def ordered(self, image: torch.Tensor, item: Item) -> torch.Tensor:
+        """Return an N×C×H×W image in the item's layout, contiguous."""
         from .operations import owned
 
         return owned(image.permute(0, 2, 3, 1) if is_nhwc(item, type(self).__name__) else image)
 
     def _alike(self, batch: list[Item]) -> Iterable[list[tuple[Item, torch.Tensor]]]:
-        """The batch's images with their items, those together that can be transformed so; what is no image is an error of its own."""
+        """Group the batch's images, with their items, by what can be transformed together.
+
+        An item without a valid image gets an error of its own.
+        """
         groups: dict[Hashable, list[tuple[Item, torch.Tensor]]] = {}
         for item in batch:
             try:
@@ -153,14 +171,16 @@ class ImageTensorBackend(TensorBackend):
             )
             try:
                 members = groups.setdefault(key, [])
-            except TypeError:  # no value for that key, which `transform` will say
+            except TypeError:  # a value of the wrong type: `transform` will report it
                 members = groups.setdefault(id(item), [])
             members.append((item, image))
         return groups.values()
 
     def transform_together(self, members: list[tuple[Item, torch.Tensor]]) -> None:
-        """The results of images of one shape, whose items are alike. As few calls into torch as can be: beside other threads, each is a
-        wait for the GIL.
+        """Set the results of images of one shape, whose items are alike.
+
+        It calls torch as few times as possible: next to other threads, each call is a wait for the
+        GIL.
         """
         import torch
 
@@ -171,7 +191,7 @@ class ImageTensorBackend(TensorBackend):
         try:
             images = self.transform(torch.cat([image for _, image in members]), first)
         except InvalidInput:
-            for item, _ in members:  # only the guilty fail
+            for item, _ in members:  # only the faulty ones fail
                 try:
                     item["result"] = self.answer(item)
                 except InvalidInput as error:
@@ -191,7 +211,10 @@ class ImageTensorBackend(TensorBackend):
 
 
 def is_nhwc(item: Item, backend: str) -> bool:
-    """Whether the item's `data_format` says that a tensor of four dimensions is N×H×W×C. Without one it is N×C×H×W."""
+    """Return whether the item's `data_format` reads four dimensions as N×H×W×C. Default: N×C×H×W.
+
+    Raises InvalidInput for another `data_format`.
+    """
     data_format = item.get("data_format", "nchw")
     if data_format not in ("nchw", "nhwc"):
         raise InvalidInput(

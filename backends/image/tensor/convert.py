@@ -21,10 +21,13 @@ class CvtColorTensorParams(TensorParams):
 
 
 class CvtColorTensor(ImageTensorBackend):
-    """Pixels in another channel order, as CvtColorMat. `data` and `result`: N×C×H×W, uint8, float16, bfloat16 or float32.
+    """Pixels in another channel order, like CvtColorMat.
 
-    Reads the item's `color`, which DecodeTensor and DecodeMat set (without one: "gray" for one channel), and sets it.
-    Raises InvalidInput for a `color` that is absent or does not fit, and for another shape or dtype.
+    `data` and `result`: N×C×H×W, uint8, float16, bfloat16 or float32. Reads the item's `color`,
+    which DecodeTensor and DecodeMat set (without one: "gray" for one channel), and sets it.
+
+    Raises InvalidInput for a `color` that is missing or does not fit, and for another shape or
+    dtype.
     """
 
     parameters: ClassVar[type[Params] | None] = CvtColorTensorParams
@@ -43,11 +46,13 @@ class CvtColorTensor(ImageTensorBackend):
         source = item.get("color") or ("gray" if channels == 1 else None)
         if source is None:
             raise InvalidInput(
-                f"CvtColorTensor: the item has no color, which says whether its {channels} channels are rgb or bgr"
+                "CvtColorTensor: the item has no color: expected rgb or bgr for its "
+                f"{channels} channels"
             )
         if CHANNELS.get(source) != channels:
             raise InvalidInput(
-                f"CvtColorTensor: color {source!r} does not fit an image of {channels} channels; known: {', '.join(CHANNELS)}"
+                f"CvtColorTensor: color {source!r} does not fit an image of {channels} channels: "
+                f"expected one of {', '.join(CHANNELS)}"
             )
         item["color"] = self.color
         return converted(image, source, self.color)
@@ -57,14 +62,16 @@ class CvtColorTensor(ImageTensorBackend):
         if item.get("color") != self.color or image.shape[1] != CHANNELS[self.color]:
             super().transform_together(members)
             return
-        for item, image in members:  # they are as they should be
+        for item, image in members:  # already in this color
             item["result"] = self.ordered(image, item)
 
 
 class FloatTensor(TensorBackend):
-    """A tensor as float32, its values kept (not scaled to 0 to 1).
+    """A tensor as float32. Its values are kept, not scaled to 0 to 1.
 
-    `data`: a tensor or array of numbers of any shape. `result`: the same as float32. Raises InvalidInput for anything else.
+    `data`: a tensor or array of numbers of any shape. `result`: the same as float32.
+
+    Raises InvalidInput for anything else.
     """
 
     def answer(self, item: Item) -> torch.Tensor:
@@ -79,8 +86,11 @@ class FloatTensor(TensorBackend):
 class NCHWTensor(TensorBackend):
     """An image, or several of one size, as N×C×H×W.
 
-    `data`: H×W×C, H×W, or four dimensions in the order that the item's `data_format` says (nchw where it has none); uint8, float16,
-    bfloat16 or float32. `result`: the same pixels; `data_format` becomes "nchw". Raises InvalidInput for another shape or dtype.
+    `data`: H×W×C, H×W, or four dimensions in the order that the item's `data_format` names (default
+    nchw); uint8, float16, bfloat16 or float32. `result`: the same pixels; `data_format` becomes
+    "nchw".
+
+    Raises InvalidInput for another shape or dtype.
     """
 
     def answer(self, item: Item) -> torch.Tensor:
@@ -92,9 +102,11 @@ class NCHWTensor(TensorBackend):
 
 
 class GpuTensor(TensorBackend):
-    """Tensors to the GPU: `device_id`, else the node's, else the first. On a machine without one they stay on the CPU.
+    """Tensors on the GPU: `device_id`, else the node's, else the first.
 
-    `data`: a tensor or array of numbers, or a list of them. `result`: the same as torch tensors there.
+    On a machine without one they stay on the CPU. `data`: a tensor or array of numbers, or a list
+    of them. `result`: the same as torch tensors there.
+
     Raises InvalidInput for anything else.
     """
 
@@ -103,9 +115,11 @@ class GpuTensor(TensorBackend):
 
 
 class CpuTensor(TensorBackend):
-    """Tensors to the CPU.
+    """Tensors on the CPU.
 
-    `data`: a tensor or array of numbers, or a list of them. `result`: the same as torch tensors there.
+    `data`: a tensor or array of numbers, or a list of them. `result`: the same as torch tensors
+    there.
+
     Raises InvalidInput for anything else.
     """
 
@@ -114,7 +128,7 @@ class CpuTensor(TensorBackend):
 
 
 def moved(tensors: list[torch.Tensor], data: Any, device: torch.device | str) -> Any:
-    """The tensors there, as a list where `data` is one."""
+    """Move the tensors to a device. Return a list if `data` is one."""
     from .operations import owned
 
     results = [owned(tensor.to(device)) for tensor in tensors]

@@ -1,4 +1,6 @@
-"""Images as tensors, cut, bordered and warped: the rectangle, the border or the matrix may come with the item."""
+"""Image tensors cut, bordered and warped. The box, the border or the matrix may come with the
+item.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,18 @@ from .backend import ImageTensorBackend, TensorParams
 if TYPE_CHECKING:
     import torch
 
-FLATTEST = 1e-9
-"""A determinant below it leaves nothing of an image."""
+FLATTEST_DETERMINANT = 1e-9
+"""A matrix with a smaller determinant leaves nothing of an image."""
 
 
 class CropTensor(ImageTensorBackend):
-    """The part of an image within `_box` = [x1, y1, x2, y2], in pixels, as CropMat: 0 <= x1 < x2 <= W, 0 <= y1 < y2 <= H.
+    """The part of an image within `_box` = [x1, y1, x2, y2], in pixels (see CropMat).
 
-    `data`: N×C×H×W, uint8, float16, bfloat16 or float32. `result`: N×C×(y2-y1)×(x2-x1) of the same dtype, a copy.
-    Raises InvalidInput for a `_box` that is absent, no four numbers, empty or out of range, and for another shape or dtype.
+    It must be that 0 <= x1 < x2 <= W and 0 <= y1 < y2 <= H. `data`: N×C×H×W, uint8, float16,
+    bfloat16 or float32. `result`: N×C×(y2-y1)×(x2-x1) of the same dtype, a copy.
+
+    Raises InvalidInput for a `_box` that is missing, not four numbers, empty or out of range, and
+    for another shape or dtype.
     """
 
     def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
@@ -41,20 +46,27 @@ class CopyMakeBorderTensorParams(TensorParams):
         0,
         ge=0,
         le=MAX_SIDE,
-        description="Added above, in pixels; the item's `top` goes before it, and so do the other three.",
+        description="Added above, in pixels. The item's `top` takes precedence; likewise the other "
+        "three.",
     )
     bottom: int = Field(0, ge=0, le=MAX_SIDE, description="Added below, in pixels.")
     left: int = Field(0, ge=0, le=MAX_SIDE, description="Added at the left, in pixels.")
     right: int = Field(0, ge=0, le=MAX_SIDE, description="Added at the right, in pixels.")
     pad_value: PadValue = Field((0.0,), description=PAD_VALUE)
-    max_pixels: int = Field(100_000_000, ge=1, description="Most pixels that a result may have.")
+    max_pixels: int = Field(
+        100_000_000, ge=1, description="The most pixels that a result may have."
+    )
 
 
 class CopyMakeBorderTensor(ImageTensorBackend):
-    """An image with a border of `pad_value` around it. The item's keys `top`, `bottom`, `left` and `right` go before the parameters.
+    """An image with a border of `pad_value` around it.
 
-    `data`: N×C×H×W, uint8, float16, bfloat16 or float32. `result`: N×C×(top+H+bottom)×(left+W+right) of the same dtype.
-    Raises InvalidInput for a border that is no whole number from 0 to 32767, for another shape or dtype; TooLarge above `max_pixels`.
+    The item's keys `top`, `bottom`, `left` and `right` take precedence over the parameters. `data`:
+    N×C×H×W, uint8, float16, bfloat16 or float32. `result`: N×C×(top+H+bottom)×(left+W+right) of the
+    same dtype.
+
+    Raises InvalidInput for a border that is not a whole number from 0 to 32767, and for another
+    shape or dtype. Raises TooLarge above `max_pixels`.
     """
 
     parameters: ClassVar[type[Params] | None] = CopyMakeBorderTensorParams
@@ -74,7 +86,8 @@ class CopyMakeBorderTensor(ImageTensorBackend):
         width, height = left + image.shape[3] + right, top + image.shape[2] + bottom
         if width * height > self.params.max_pixels:
             raise TooLarge(
-                f"CopyMakeBorderTensor: the result would have {width}x{height} pixels, more than the {self.params.max_pixels} allowed"
+                f"CopyMakeBorderTensor: the result would have {width}x{height} pixels: at most "
+                f"{self.params.max_pixels} are allowed"
             )
         return placed(
             image,
@@ -88,30 +101,35 @@ class WarpAffineTensorParams(TensorParams):
     target_h: int = Field(
         ge=1,
         le=MAX_SIDE,
-        description="Height of the result in pixels; the item's `target_h` goes before it.",
+        description="Height of the result in pixels. The item's `target_h` takes precedence.",
     )
     target_w: int = Field(
         ge=1,
         le=MAX_SIDE,
-        description="Width of the result in pixels; the item's `target_w` goes before it.",
+        description="Width of the result in pixels. The item's `target_w` takes precedence.",
     )
     pad_value: PadValue = Field((0.0,), description=PAD_VALUE)
     inverse: bool = Field(
         False,
-        description="Whether `affine_matrix` leads from the result to `data`, as that of torchpipe's PPLWarpAffineTensor.",
+        description="Whether `affine_matrix` maps the result to `data`, as in torchpipe's "
+        "PPLWarpAffineTensor.",
     )
     max_pixels: int = Field(
-        100_000_000, ge=1, description="Most pixels that a request may ask for."
+        100_000_000, ge=1, description="The most pixels that a request may ask for."
     )
 
 
 class WarpAffineTensor(ImageTensorBackend):
-    """An affine transformation by the item's `affine_matrix`, 2 rows of 3, or 6 numbers: (x, y) in `data` to (x, y) in the result.
+    """An affine transformation by the item's `affine_matrix`, as `cv2.warpAffine` does it.
 
-    Coordinates are OpenCV's: those of a pixel's centre are whole numbers. Bilinear, as `cv2.warpAffine`; beyond the image is
-    `pad_value`. `data`: N×C×H×W, uint8, float16, bfloat16 or float32. `result`: N×C×target_h×target_w of the same dtype.
-    Raises InvalidInput for a matrix that is absent, no six finite numbers, or that can't be inverted, for an image with a side above
-    32767, and for another shape or dtype; TooLarge where the item asks for more than `max_pixels`.
+    The matrix is 2 rows of 3, or 6 numbers, and maps (x, y) in `data` to (x, y) in the result.
+    Coordinates are OpenCV's: the centre of a pixel has whole numbers. Bilinear; `pad_value` is
+    beyond the image. `data`: N×C×H×W, uint8, float16, bfloat16 or float32. `result`:
+    N×C×target_h×target_w of the same dtype.
+
+    Raises InvalidInput for a matrix that is missing, not six finite numbers, or not invertible, for
+    an image with a side above 32767, and for another shape or dtype. Raises TooLarge if the item
+    asks for more than `max_pixels`.
     """
 
     parameters: ClassVar[type[Params] | None] = WarpAffineTensorParams
@@ -129,16 +147,19 @@ class WarpAffineTensor(ImageTensorBackend):
         width = side(item, "target_w", name) if "target_w" in item else self.params.target_w
         if height * width > self.params.max_pixels:
             raise TooLarge(
-                f"{name}: {width}x{height} pixels are asked for, more than the {self.params.max_pixels} allowed"
+                f"{name}: {width}x{height} pixels are asked for: at most "
+                f"{self.params.max_pixels} are allowed"
             )
         if max(image.shape[2:]) > MAX_SIDE:
             raise InvalidInput(
-                f"{name}: expected an image with no side above {MAX_SIDE}, got shape {tuple(image.shape)}"
+                f"{name}: expected an image with no side above {MAX_SIDE}, got shape "
+                f"{tuple(image.shape)}"
             )
         matrix = numbers(item, "affine_matrix", 6, name).reshape(2, 3)
-        if abs(np.linalg.det(matrix[:, :2])) < FLATTEST:
+        if abs(np.linalg.det(matrix[:, :2])) < FLATTEST_DETERMINANT:
             raise InvalidInput(
-                f"{name}: affine_matrix is {matrix.tolist()}: it can't be inverted, since it makes a line or a point of an image"
+                f"{name}: affine_matrix is {matrix.tolist()}: it can't be inverted, because it "
+                "maps an image to a line or a point"
             )
         if not self.params.inverse:
             matrix = np.linalg.inv(np.vstack([matrix, (0, 0, 1)]))[:2]

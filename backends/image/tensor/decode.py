@@ -1,4 +1,4 @@
-"""DecodeTensor: bytes of an image file to a tensor, by OpenCV on the CPU, by nvJPEG on a GPU."""
+"""DecodeTensor: bytes of an image file to a tensor, by OpenCV on the CPU and by nvJPEG on a GPU."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("penstock.backends.image")
 
-ORIENTATION = 0x0112
-"""EXIF's number of it: 2 to 8 are turned or mirrored."""
+EXIF_ORIENTATION = 0x0112
+"""EXIF's number of the orientation. Values of 2 to 8 mean turned or mirrored."""
 
 Decoder = Callable[[list[bytes]], "list[torch.Tensor]"]
 """JPEGs to tensors of 3×H×W in RGB on the GPU. Raises RuntimeError for one that it refuses."""
@@ -43,21 +43,25 @@ class DecodeTensorParams(TensorParams):
     max_pixels: int = Field(
         100_000_000,
         ge=1,
-        description="Most pixels that an image's header may promise; above it the item is refused, undecoded.",
+        description="The most pixels that the header of an image may declare. An image with more "
+        "is refused undecoded.",
     )
 
 
 class DecodeTensor(TensorBackend):
     """An image file to a tensor of pixels.
 
-    `data`: bytes, bytearray, memoryview, or a one-dimensional uint8 array. `result`: uint8, 1×C×H×W (`nhwc`: 1×H×W×C), where C is 3, or
-    1 for gray; `color` and `data_format` say how it is ordered. What does not decode is a soft failure, as DecodeMat's, and another
-    type of data a TypeError.
+    `data`: bytes, bytearray, memoryview, or a one-dimensional uint8 array. `result`: uint8, 1×C×H×W
+    (`nhwc`: 1×H×W×C), where C is 3, or 1 for gray. `color` and `data_format` tell its order.
 
-    On the CPU the pixels are DecodeMat's. On a GPU with torchvision, nvJPEG decodes there: its pixels differ by a few levels (another
-    inverse transform, another upsampling of colours). It is given upright JPEGs in RGB or grey; all others, and what it refuses,
-    are decoded on the CPU and brought to the GPU. nvJPEG takes a batch at once, and is five times as fast with 32 as with one; without
-    it, the batch is one image.
+    A file that does not decode is a soft failure, as in DecodeMat. Raises TypeError for another
+    type of data.
+
+    On the CPU the pixels are those of DecodeMat. On a GPU with torchvision, nvJPEG decodes there:
+    its pixels differ by a few levels (another inverse transform, another upsampling of colours). It
+    gets upright JPEGs in RGB or grey. All others, and those that it refuses, are decoded on the CPU
+    and moved to the GPU. nvJPEG takes a batch at once, and is five times as fast with 32 images as
+    with one. Without nvJPEG, a batch is one image.
     """
 
     parameters: ClassVar[type[Params] | None] = DecodeTensorParams
@@ -83,24 +87,24 @@ class DecodeTensor(TensorBackend):
 
     def forward(self, batch: list[Item]) -> None:
         with self._half.errors("decoding images"):
-            given: list[tuple[Item, bytes, ImageFile.ImageFile]] = []
+            jpegs: list[tuple[Item, bytes, ImageFile.ImageFile]] = []
             for item in batch:
                 try:
                     encoded = file_bytes(item["data"], "DecodeTensor")
                     header = checked_header(encoded, self.max_pixels)
                     if self.nvjpeg is not None and suits_nvjpeg(header):
-                        given.append((item, encoded, header))
+                        jpegs.append((item, encoded, header))
                     else:
                         self._decode_here(item, encoded, header)
                 except InvalidInput as error:
                     item["error"] = error
             images = (
-                refused_as_none(self.nvjpeg, [encoded for _, encoded, _ in given])
-                if self.nvjpeg is not None and given
+                refused_as_none(self.nvjpeg, [encoded for _, encoded, _ in jpegs])
+                if self.nvjpeg is not None and jpegs
                 else []
             )
             alike: dict[torch.Size, list[tuple[Item, torch.Tensor]]] = {}
-            for (item, encoded, header), image in zip(given, images, strict=True):
+            for (item, encoded, header), image in zip(jpegs, images, strict=True):
                 if image is not None:
                     alike.setdefault(image.shape, []).append((item, image))
                     continue
@@ -112,7 +116,7 @@ class DecodeTensor(TensorBackend):
                 self._answer(members)
 
     def _decode_here(self, item: Item, encoded: bytes, header: ImageFile.ImageFile) -> None:
-        """By the CPU."""
+        """Decode one file on the CPU."""
         from .operations import from_pixels
 
         pixels = decode_pixels(encoded, header)
@@ -122,7 +126,7 @@ class DecodeTensor(TensorBackend):
         item["color"], item["data_format"] = self.color, self.data_format
 
     def _answer(self, members: list[tuple[Item, torch.Tensor]]) -> None:
-        """What nvJPEG has decoded, images of one size."""
+        """Set the results of images of one size that nvJPEG has decoded."""
         import torch
 
         from .operations import converted, separate
@@ -137,7 +141,10 @@ class DecodeTensor(TensorBackend):
 
 
 def suits_nvjpeg(header: ImageFile.ImageFile) -> bool:
-    """Whether nvJPEG would decode it as OpenCV does: it turns nothing, reads no CMYK, and takes three channels for YCbCr."""
+    """Return whether nvJPEG would decode the file as OpenCV does.
+
+    It turns nothing, reads no CMYK, and takes any three channels for YCbCr.
+    """
     if (
         header.format not in ("JPEG", "MPO")
         or header.mode not in ("RGB", "L")
@@ -145,13 +152,16 @@ def suits_nvjpeg(header: ImageFile.ImageFile) -> bool:
     ):
         return False
     try:
-        return header.getexif().get(ORIENTATION, 1) not in range(2, 9)
-    except Exception:  # Pillow's many for damaged EXIF, which OpenCV passes over
+        return header.getexif().get(EXIF_ORIENTATION, 1) not in range(2, 9)
+    except Exception:  # Pillow raises many kinds for damaged EXIF, which OpenCV ignores
         return False
 
 
 def refused_as_none(decoder: Decoder, files: list[bytes]) -> list[torch.Tensor | None]:
-    """What nvJPEG makes of them; None for those that it refuses. What the device itself reports is raised."""
+    """Decode files by nvJPEG.
+
+    None stands for each that it refuses. Errors of the device are raised.
+    """
     import torch
 
     try:
@@ -161,14 +171,17 @@ def refused_as_none(decoder: Decoder, files: list[bytes]) -> list[torch.Tensor |
             error, (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", ()))
         ) or "CUDA error" in str(error):
             raise
-        if len(files) > 1:  # it does not say which
+        if len(files) > 1:  # it does not say which one
             return [refused_as_none(decoder, [file])[0] for file in files]
         logger.debug("nvJPEG refuses an image: %s", error)
         return [None]
 
 
 def find_nvjpeg(device: torch.device) -> Decoder | None:
-    """nvJPEG as torchvision has it; None where torchvision is absent, does not fit torch, or is built without it."""
+    """Return torchvision's nvJPEG.
+
+    None if torchvision is missing, does not fit torch, or is built without it.
+    """
     import torch
 
     try:
@@ -176,14 +189,14 @@ def find_nvjpeg(device: torch.device) -> Decoder | None:
         rgb = io.ImageReadMode.RGB
 
         def decode(files: list[bytes]) -> list[torch.Tensor]:
-            # Copies, since torch warns of memory that can't be written to; not by NumPy, which would let go of the GIL for each.
-            encoded = [torch.from_numpy(np.frombuffer(bytearray(each), np.uint8)) for each in files]
+            # Copies, because torch warns about read-only memory. Not by NumPy, which would release
+            # the GIL for each.
+            encoded = [torch.from_numpy(np.frombuffer(bytearray(file), np.uint8)) for file in files]
             images: list[torch.Tensor] = io.decode_jpeg(encoded, mode=rgb, device=device)
             return images
 
-        decode(
-            [cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes()]
-        )  # shows whether it works, and loads it
+        # One try shows whether it works, and loads it.
+        decode([cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes()])
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         logger.info("no nvJPEG: %s: %s", type(error).__name__, error)
         return None

@@ -16,16 +16,20 @@ from .backend import TensorBackend, TensorParams
 
 class SaveTensorParams(TensorParams):
     save_dir: str = Field(
-        description="Directory for the files; must exist. Beside the pipeline's file, else in the working directory."
+        description="Directory for the files; must exist. Relative to the pipeline's file, else to "
+        "the working directory."
     )
 
 
 class SaveTensor(TensorBackend):
-    """Writes each tensor to a file, to look at while debugging: `result` is `data`. Slow, and nothing deletes the files.
+    """Writes each tensor to a file, for debugging. `result` is `data`.
 
-    `data`: a tensor or array of numbers, or a list of them. The file is NODE_INSTANCE_NUMBER.pt, on the CPU, for `torch.load` and
-    LoadTensor. Files that are there are never overwritten.
-    Raises InvalidInput for anything else, BackendError where the directory is absent or can't be written to.
+    It is slow, and nothing deletes the files. `data`: a tensor or array of numbers, or a list of
+    them. The file is NODE_INSTANCE_NUMBER.pt, with tensors on the CPU, for `torch.load` and
+    LoadTensor. Existing files are never overwritten.
+
+    Raises InvalidInput for anything else, and BackendError if the directory is missing or can't be
+    written to.
     """
 
     parameters: ClassVar[type[Params] | None] = SaveTensorParams
@@ -39,7 +43,7 @@ class SaveTensor(TensorBackend):
         import torch
 
         data = item["data"]
-        # copies of their own: torch writes the whole memory that a view is of
+        # Copies: torch would write the whole memory that a view belongs to.
         tensors = [tensor.cpu().clone() for tensor in self.tensors(data)]
         content = io.BytesIO()
         torch.save(tensors if isinstance(data, list | tuple) else tensors[0], content)
@@ -49,20 +53,24 @@ class SaveTensor(TensorBackend):
 
 class LoadTensorParams(TensorParams):
     tensor_name: str = Field(
-        description="The file, as torch.save or SaveTensor write it. Beside the pipeline's file, else from the working directory."
+        description="The file, as written by torch.save or SaveTensor. Relative to the pipeline's "
+        "file, else to the working directory."
     )
 
 
 class LoadTensor(TensorBackend):
-    """Answers every item with the tensor of a file, whatever its `data`: a constant input, or one that SaveTensor kept.
+    """Answers every item with the tensor of a file: a constant input, or one that SaveTensor wrote.
 
-    `result`: a copy for each item, or a list of them. The file is read once, and only as tensors (`weights_only`): it can't run code.
+    `data` is not used. `result`: a copy for each item, or a list of them. The file is read once,
+    and only as tensors (`weights_only`), so it can't run code.
     """
 
     parameters: ClassVar[type[Params] | None] = LoadTensorParams
 
     def init(self, params: LoadTensorParams, context: Context) -> None:
-        """Raises BackendError for a file that is absent, or holds anything but a tensor or a list of them."""
+        """Raises BackendError if the file is missing or holds anything but a tensor or a list
+        of them.
+        """
         super().init(params, context)
         import torch
 
@@ -72,7 +80,7 @@ class LoadTensor(TensorBackend):
                 loaded = torch.load(path, map_location=self._half.device, weights_only=True)
         except MemoryError:
             raise
-        except Exception as error:  # pickle's, zipfile's and torch's many
+        except Exception as error:  # pickle, zipfile and torch raise many kinds
             raise BackendError(
                 f"LoadTensor: {path} can't be read: {type(error).__name__}: {error}"
             ) from error
@@ -80,7 +88,8 @@ class LoadTensor(TensorBackend):
         self.single = isinstance(loaded, torch.Tensor)
         if not self.values or not all(isinstance(value, torch.Tensor) for value in self.values):
             raise BackendError(
-                f"LoadTensor: {path} holds a {type(loaded).__name__}: expected a tensor or a list of them"
+                f"LoadTensor: {path} holds a {type(loaded).__name__}: expected a tensor or a list "
+                "of them"
             )
 
     def answer(self, item: Item) -> Any:

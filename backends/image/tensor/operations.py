@@ -1,7 +1,8 @@
-"""What the torch image backends do with pixels. The only module of them that imports torch.
+"""Operations of the torch image backends on pixels. The only module of them that imports torch.
 
-On the CPU, OpenCV does the work, plane by plane on the tensor's own memory: it is up to 200 times as fast there as torch (3000×4000 to
-224×224: 0.2 ms instead of 45), and the result is that of the OpenCV backends to the bit. On a GPU it is torch, by the same conventions.
+On the CPU, OpenCV does the work, plane by plane on the tensor's own memory. There it is up to 200
+times as fast as torch (3000×4000 to 224×224: 0.2 ms instead of 45), and the result equals that of
+the OpenCV backends to the bit. On a GPU torch does it, by the same conventions.
 """
 
 from __future__ import annotations
@@ -22,13 +23,19 @@ from ..pixels import MAX_CHANNELS
 PIXEL_TYPES = frozenset({torch.uint8, torch.float16, torch.bfloat16, torch.float32})
 
 LUMA = (9798, 19235, 3735)
-"""Shares of red, green and blue in grey, of 2^15: OpenCV's for whole numbers (0.299, 0.587, 0.114)."""
+"""Weights of red, green and blue in grey, in units of 2^-15.
+
+They are OpenCV's for whole numbers (0.299, 0.587, 0.114).
+"""
 
 # reading and answering
 
 
 def tensor_of(value: Any, backend: str) -> torch.Tensor:
-    """The value as a tensor, without a copy where an array's memory can be shared. Raises InvalidInput for what is none."""
+    """Return the value as a tensor, without a copy if an array's memory can be shared.
+
+    Raises InvalidInput for anything that isn't a tensor or an array of numbers.
+    """
     if (
         isinstance(value, np.ndarray)
         and value.dtype.kind in "buif"
@@ -40,16 +47,19 @@ def tensor_of(value: Any, backend: str) -> torch.Tensor:
 
 
 def image_of(value: Any, nhwc: bool, device: torch.device, backend: str) -> torch.Tensor:
-    """`value` as N×C×H×W on the device, of any strides. Three dimensions are H×W×C and two H×W, as Tensor2Mat reads them.
+    """Return `value` as N×C×H×W on the device, of any strides.
 
-    Raises InvalidInput for another shape or dtype.
+    Three dimensions are read as H×W×C and two as H×W, as in Tensor2Mat. Raises InvalidInput for
+    another shape or dtype.
     """
     tensor = tensor_of(value, backend)
     shape = tuple(tensor.shape)
     if tensor.dtype not in PIXEL_TYPES or tensor.ndim not in (2, 3, 4) or 0 in shape:
-        expected = f"an image of shape {'NxHxWxC' if nhwc else 'NxCxHxW'} and dtype uint8, float16, bfloat16 or float32"
+        layout = "NxHxWxC" if nhwc else "NxCxHxW"
+        dtype = str(tensor.dtype).removeprefix("torch.")
         raise InvalidInput(
-            f"{backend}: expected {expected}, got shape {shape}, dtype {str(tensor.dtype).removeprefix('torch.')}"
+            f"{backend}: expected an image of shape {layout} and dtype uint8, float16, bfloat16 or "
+            f"float32, got shape {shape}, dtype {dtype}"
         )
     if tensor.ndim < 4:
         image = (
@@ -60,13 +70,17 @@ def image_of(value: Any, nhwc: bool, device: torch.device, backend: str) -> torc
     if image.shape[1] > MAX_CHANNELS:
         layout = "HxWxC" if tensor.ndim == 3 else "NxHxWxC" if nhwc else "NxCxHxW"
         raise InvalidInput(
-            f"{backend}: shape {shape}, read as {layout}, has more than {MAX_CHANNELS} channels: is it another layout?"
+            f"{backend}: shape {shape}, read as {layout}, has more than {MAX_CHANNELS} channels: "
+            "is it another layout?"
         )
     return image if image.device == device else image.to(device)
 
 
 def owned(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself, or a contiguous copy of a view: what leaves a backend keeps no larger tensor alive."""
+    """Return the tensor itself, or a contiguous copy of a view.
+
+    A result must not keep a larger tensor alive.
+    """
     if not tensor.is_contiguous():
         return tensor.contiguous()
     return (
@@ -77,14 +91,14 @@ def owned(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def separate(images: torch.Tensor, rows: list[int]) -> Sequence[torch.Tensor]:
-    """N×... as tensors of so many rows each, contiguous, in memory of their own."""
-    split: Any = torch.split_with_sizes_copy  # torch's stub says that it gives nothing
-    found: Sequence[torch.Tensor] = split(images.contiguous(), rows)
-    return found
+    """Split N×... into tensors of `rows` each, contiguous, in memory of their own."""
+    split: Any = torch.split_with_sizes_copy  # torch's stub says that it returns None
+    pieces: Sequence[torch.Tensor] = split(images.contiguous(), rows)
+    return pieces
 
 
 def from_pixels(image: NDArray[np.uint8], color: str, nhwc: bool) -> torch.Tensor:
-    """OpenCV's H×W×3 in BGR as 1×C×H×W (`nhwc`: 1×H×W×C) in `color`, on the CPU."""
+    """Return OpenCV's H×W×3 in BGR as 1×C×H×W (`nhwc`: 1×H×W×C) in `color`, on the CPU."""
     height, width, _ = image.shape
     if color == "gray":
         grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
@@ -106,22 +120,22 @@ def from_pixels(image: NDArray[np.uint8], color: str, nhwc: bool) -> torch.Tenso
 
 
 def converted(image: torch.Tensor, source: str, target: str) -> torch.Tensor:
-    """N×C×H×W in another order of channels: rgb, bgr (C = 3) or gray (C = 1)."""
+    """Return N×C×H×W in another order of channels: rgb, bgr (C = 3) or gray (C = 1)."""
     if source == target:
         return image
     if source == "gray":
         return image.expand(-1, 3, -1, -1)
     if target != "gray":
         return image.flip(1)
-    shares = LUMA if source == "rgb" else LUMA[::-1]
+    luma = LUMA if source == "rgb" else LUMA[::-1]
     if image.dtype != torch.uint8:
-        weights = [share / 2**15 for share in shares]
+        weights = [weight / 2**15 for weight in luma]
         return sum_of(image.float(), weights).to(image.dtype)
-    return ((sum_of(image.int(), shares) + 2**14) >> 15).to(torch.uint8)
+    return ((sum_of(image.int(), luma) + 2**14) >> 15).to(torch.uint8)
 
 
 def sum_of(image: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
-    """The channels, each times its weight, added up: N×1×H×W."""
+    """Return the sum of the channels, each times its weight: N×1×H×W."""
     total = image[:, :1] * weights[0]
     for channel, weight in enumerate(weights[1:], 1):
         total = total + image[:, channel : channel + 1] * weight
@@ -132,7 +146,10 @@ def sum_of(image: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
 
 
 def resized(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """N×C×H×W at another size: bilinear, half-pixel centres, no antialiasing, as `cv2.resize`. Always a new tensor, of the same dtype."""
+    """Resize N×C×H×W: bilinear, half-pixel centres, no antialiasing, as `cv2.resize`.
+
+    Always a new tensor, of the same dtype.
+    """
     if image.is_cuda:
         return interpolated(image, height, width)
 
@@ -143,7 +160,10 @@ def resized(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def interpolated(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """`resized` by torch. Whole numbers are rounded, at most 1 from OpenCV's, which computes in 11 bits."""
+    """Resize by torch.
+
+    Whole numbers are rounded, at most 1 from OpenCV's result, which is computed in 11 bits.
+    """
     return as_type(
         functional.interpolate(
             image.float(), (height, width), mode="bilinear", align_corners=False
@@ -159,8 +179,10 @@ def warped(
     width: int,
     fill: Sequence[float],
 ) -> torch.Tensor:
-    """An affine transformation by `inverse`, 2×3: (x, y) of the result to (x, y) of the image, pixel centres at whole numbers, as
-    `cv2.warpAffine` with WARP_INVERSE_MAP. Bilinear; beyond the image is `fill`, a number a channel.
+    """Transform an image by `inverse`, 2×3, which maps (x, y) of the result to (x, y) of the image.
+
+    Pixel centres are at whole numbers, as in `cv2.warpAffine` with WARP_INVERSE_MAP. Bilinear;
+    `fill`, a number per channel, is beyond the image.
     """
     if image.is_cuda:
         return sampled(image, inverse, height, width, fill)
@@ -188,12 +210,13 @@ def sampled(
     width: int,
     fill: Sequence[float],
 ) -> torch.Tensor:
-    """`warped` by torch."""
+    """Do the work of `warped` by torch."""
     count, _, old_height, old_width = image.shape
     x = torch.arange(width, dtype=torch.float32, device=image.device)
     y = torch.arange(height, dtype=torch.float32, device=image.device).unsqueeze(1)
     (xx, xy, x0), (yx, yy, y0) = inverse.tolist()
-    # to grid_sample's coordinates: -1 and 1 are the outer edges of the image, whose pixels' centres lie half a pixel within
+    # To grid_sample's coordinates: -1 and 1 are the outer edges of the image, and the centres of
+    # its outer pixels lie half a pixel inside them.
     places = torch.stack(
         [
             (xx * x + xy * y + x0 + 0.5) * (2 / old_width) - 1,
@@ -202,7 +225,7 @@ def sampled(
         dim=-1,
     )
     values = torch.tensor(fill, dtype=torch.float32, device=image.device).view(1, -1, 1, 1)
-    # grid_sample fills with 0: what is to be filled with is made 0
+    # grid_sample fills with 0, so the fill value is shifted to 0.
     result = functional.grid_sample(
         image.float() - values,
         places.expand(count, -1, -1, -1),
@@ -213,7 +236,7 @@ def sampled(
 
 
 def as_type(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Floats as pixels: rounded and clipped where pixels are whole numbers."""
+    """Convert floats to pixels: rounded and clipped if the dtype is of whole numbers."""
     return values.round().clamp(0, 255).to(dtype) if dtype == torch.uint8 else values.to(dtype)
 
 
@@ -221,12 +244,15 @@ def as_type(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def fill_of(pad_value: Sequence[float], image: torch.Tensor, backend: str) -> list[float]:
-    """A value a channel, as the image's dtype has it. Raises InvalidInput where there are neither one nor as many as channels."""
+    """Return a value per channel, as the image's dtype has it.
+
+    Raises InvalidInput unless there is one value, or one per channel.
+    """
     channels = image.shape[1]
     if len(pad_value) not in (1, channels):
         raise InvalidInput(
-            f"{backend}: pad_value has {len(pad_value)} numbers, and the image {channels} channel(s): expected one number, or as many as "
-            f"channels"
+            f"{backend}: pad_value has {len(pad_value)} numbers, but the image has {channels} "
+            "channel(s): expected one number, or one per channel"
         )
     values = (
         [float(min(max(round(value), 0), 255)) for value in pad_value]
@@ -239,7 +265,10 @@ def fill_of(pad_value: Sequence[float], image: torch.Tensor, backend: str) -> li
 def placed(
     image: torch.Tensor, corner: tuple[int, int], canvas: tuple[int, int], fill: Sequence[float]
 ) -> torch.Tensor:
-    """The image with its upper left at `corner` of a new one of the size `canvas`, both (x, y), filled with a value a channel."""
+    """Place the image at `corner` of a new one of the size `canvas`, both (x, y).
+
+    The rest is filled with a value per channel.
+    """
     count, channels, height, width = image.shape
     left, top = corner
     value = image.new_tensor(fill).view(1, -1, 1, 1)
@@ -256,7 +285,10 @@ def _by_opencv(
     width: int,
     change: Callable[[NDArray[Any], NDArray[Any], int], None],
 ) -> torch.Tensor:
-    """`change(plane, result, channel)` for each plane of an image on the CPU, into memory of the result's own."""
+    """Call `change(plane, result, channel)` for each plane of an image on the CPU.
+
+    The results are in memory of their own.
+    """
     native = image if image.dtype in (torch.uint8, torch.float32) else image.float()
     planes = native.contiguous().numpy()
     result = np.empty((*planes.shape[:2], height, width), planes.dtype)

@@ -1,4 +1,4 @@
-"""Images as tensors at another size: a fixed one, one that the item asks for, or fitted and padded."""
+"""Image tensors resized: to a fixed size, to one that the item asks for, or fitted and padded."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ class ResizeTensorParams(TensorParams):
 
 
 class ResizeTensor(ImageTensorBackend):
-    """Pixels at another size: bilinear, half-pixel centres (`align_corners=False`), no antialiasing, as ResizeMat.
+    """Pixels at another size: bilinear, half-pixel centres, no antialiasing, as ResizeMat.
 
-    `data`: N×C×H×W, uint8, float16, bfloat16 or float32. `result`: N×C×resize_h×resize_w of the same dtype; of uint8, on a GPU at
-    most 1 from the CPU's. Raises InvalidInput for another shape or dtype.
+    (That is torch's `align_corners=False`.) `data`: N×C×H×W, uint8, float16, bfloat16 or float32.
+    `result`: N×C×resize_h×resize_w of the same dtype. On a GPU, uint8 differs by at most 1 from the
+    result on the CPU.
+
+    Raises InvalidInput for another shape or dtype.
     """
 
     parameters: ClassVar[type[Params] | None] = ResizeTensorParams
@@ -49,14 +52,16 @@ class DynamicResizeTensorParams(TensorParams):
     max_pixels: int = Field(
         100_000_000,
         ge=1,
-        description="Most pixels (height times width) that a request may ask for.",
+        description="The most pixels (height times width) that a request may ask for.",
     )
 
 
 class DynamicResizeTensor(ImageTensorBackend):
-    """Pixels at the size that the item names: its keys `resize_h` and `resize_w`, whole numbers from 1 to 32767. As ResizeTensor else.
+    """Pixels at the size that the item asks for in `resize_h` and `resize_w`, each 1 to 32767.
 
-    Raises InvalidInput where a key is absent or out of range, and TooLarge above `max_pixels`.
+    Otherwise like ResizeTensor.
+
+    Raises InvalidInput if a key is missing or out of range, and TooLarge above `max_pixels`.
     """
 
     parameters: ClassVar[type[Params] | None] = DynamicResizeTensorParams
@@ -77,7 +82,8 @@ class DynamicResizeTensor(ImageTensorBackend):
         )
         if height * width > self.max_pixels:
             raise TooLarge(
-                f"DynamicResizeTensor: {width}x{height} pixels are asked for, more than the {self.max_pixels} allowed"
+                f"DynamicResizeTensor: {width}x{height} pixels are asked for: at most "
+                f"{self.max_pixels} are allowed"
             )
         return resized(image, height, width)
 
@@ -89,10 +95,13 @@ class ResizePadTensorParams(TensorParams):
 
 
 class ResizePadTensor(ImageTensorBackend):
-    """The largest image that fits max_h×max_w at its aspect ratio, at the upper left, padded below or at the right, as ResizePadMat.
+    """The largest image of the same aspect ratio within max_h×max_w, at the upper left, padded.
 
-    `data`: N×C×H×W, uint8, float16, bfloat16 or float32. `result`: N×C×max_h×max_w of the same dtype. Sets `inverse_trans`: (x, y) in
-    the result to (x, y) in `data`. Raises InvalidInput for another shape or dtype.
+    Like ResizePadMat. `data`: N×C×H×W, uint8, float16, bfloat16 or float32. `result`:
+    N×C×max_h×max_w of the same dtype. Sets `inverse_trans`, which maps (x, y) in the result to (x,
+    y) in `data`.
+
+    Raises InvalidInput for another shape or dtype.
     """
 
     parameters: ClassVar[type[Params] | None] = ResizePadTensorParams

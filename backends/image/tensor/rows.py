@@ -1,4 +1,4 @@
-"""Tensors by rows, their first axis: together, apart, counted, and the best of each."""
+"""The rows of tensors, their first axis: joined, split, counted, and the best of each."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 
 class SetTensorRequestSize(TensorBackend):
-    """Tells the members behind it, an engine above all, how many rows the item has: `request_size` becomes the length of `data`.
+    """Sets `request_size` to the length of `data`, for the members after it, above all an engine.
 
-    `data`: a tensor or array of numbers, or a list of them (the first counts). `result`: `data`. Queues count an item as what it was
-    when it came in: the rows must fit the engine's `max` together with its neighbours' in a batch, so set `max = 1` where they vary.
-    Raises InvalidInput for anything else, and where there are no rows.
+    `data`: a tensor or array of numbers, or a list of them (the first counts). `result`: `data`.
+    Queues count an item by its size when it came in. The rows must fit the engine's `max` together
+    with those of the other items in a batch, so set `max = 1` if their number varies.
+
+    Raises InvalidInput for anything else, and if there are no rows.
     """
 
     def answer(self, item: Item) -> Any:
@@ -29,10 +31,13 @@ class SetTensorRequestSize(TensorBackend):
 
 
 class CatTensor(TensorBackend):
-    """A list of tensors as one, their rows one after another: what MapReduce gathered becomes one batch for an engine.
+    """A list of tensors as one, their rows one after another.
 
-    `data`: a list of tensors N×..., alike but for N; or one tensor, which stays. `result`: their rows; `request_size` is how many.
-    Raises InvalidInput where they do not fit together.
+    It makes one batch for an engine of what MapReduce collected. `data`: a list of tensors N×...,
+    equal except for N, or one tensor, which stays. `result`: their rows; `request_size` is how
+    many.
+
+    Raises InvalidInput if they do not fit together.
     """
 
     def answer(self, item: Item) -> torch.Tensor:
@@ -43,12 +48,13 @@ class CatTensor(TensorBackend):
         parts = [tensor.to(self._half.device) for tensor in self.tensors(item["data"])]
         kinds = {(tuple(part.shape[1:]), part.dtype) for part in parts}
         if len(kinds) > 1 or not all(part.ndim for part in parts):
-            found = ", ".join(
+            shapes = ", ".join(
                 f"{tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}"
                 for part in parts[:8]
             )
             raise InvalidInput(
-                f"CatTensor: expected tensors of one dtype and of one shape but for the first axis, got {found}"
+                "CatTensor: expected tensors of one dtype and of one shape except for the first "
+                f"axis, got {shapes}"
             )
         result = owned(parts[0]) if len(parts) == 1 else torch.cat(parts)
         item["request_size"] = rows_of(result, "CatTensor")
@@ -56,14 +62,16 @@ class CatTensor(TensorBackend):
 
 
 class SplitTensorParams(TensorParams):
-    split_size: int = Field(1, ge=1, description="Rows of each part; the last may have fewer.")
+    split_size: int = Field(1, ge=1, description="Rows of each piece; the last may have fewer.")
 
 
 class SplitTensor(TensorBackend):
-    """A tensor as a list of parts, each with the rows of its own: the way back from CatTensor, and on to MapReduce.
+    """A tensor as a list of pieces with `split_size` rows each, the reverse of CatTensor.
 
-    `data`: a tensor N×... `result`: a list of tensors split_size×..., each with memory of its own; the item's `request_size` goes,
-    since a list is one item. Raises InvalidInput for anything else, and where there are no rows.
+    MapReduce takes the list. `data`: a tensor N×... `result`: a list of tensors split_size×...,
+    each with memory of its own. The item's `request_size` is removed, because a list is one item.
+
+    Raises InvalidInput for anything else, and if there are no rows.
     """
 
     parameters: ClassVar[type[Params] | None] = SplitTensorParams
@@ -87,23 +95,27 @@ class SplitTensor(TensorBackend):
 class ArgMaxTensor(TensorBackend):
     """The position of the largest number along the last axis: the best class of each row of scores.
 
-    `data`: N×K (any shape with a last axis) of numbers. `result`: int64, N (the shape without the last axis).
-    Raises InvalidInput for anything else, and where the last axis is empty.
+    `data`: N×K (any shape with a last axis) of numbers. `result`: int64, N (the shape without the
+    last axis).
+
+    Raises InvalidInput for anything else, and if the last axis is empty.
     """
 
     def answer(self, item: Item) -> torch.Tensor:
         (tensor,) = self.tensors([item["data"]])
         if not tensor.ndim or 0 in tensor.shape or tensor.is_complex():
             raise InvalidInput(
-                f"ArgMaxTensor: expected numbers of shape NxK, got {tensor.dtype} of shape {tuple(tensor.shape)}"
+                f"ArgMaxTensor: expected numbers of shape NxK, got {tensor.dtype} of shape "
+                f"{tuple(tensor.shape)}"
             )
         return tensor.to(self._half.device).argmax(-1)
 
 
 def rows_of(tensor: torch.Tensor, backend: str) -> int:
-    """The length of the first axis. Raises InvalidInput where there is none, or nothing on it."""
+    """Return the length of the first axis. Raises InvalidInput if there is none, or if it is 0."""
     if not tensor.ndim or not len(tensor):
         raise InvalidInput(
-            f"{backend}: expected a tensor with rows, its first axis, got shape {tuple(tensor.shape)}"
+            f"{backend}: expected a tensor with rows, its first axis, got shape "
+            f"{tuple(tensor.shape)}"
         )
     return len(tensor)

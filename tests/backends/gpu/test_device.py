@@ -1,5 +1,6 @@
-"""The GPU half on a machine without a GPU: devices, buckets, buffers, and what torch's errors become.
-On a GPU: engines/torch/gpu_engines.py.
+"""The GPU half on a machine without a GPU: devices, buckets, buffers, and torch's errors.
+
+engines/torch/gpu_engines.py tests it on a GPU.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 from penstock.backends.gpu import device  # noqa: E402
 from penstock.backends.gpu.device import (  # noqa: E402
-    MAX_SHAPES,
+    MAX_PASSING_BUFFERS,
     DeviceHalf,
     buckets,
     choose_device,
@@ -58,7 +59,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch, count: int, wanted: str, expec
         ("mps", "expected cpu"),
     ],
 )
-def test_devices_that_are_not_there(
+def test_a_missing_device_is_refused(
     monkeypatch: pytest.MonkeyPatch, wanted: str, message: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -70,7 +71,7 @@ def assembled(half: DeviceHalf, *parts: Any, rows: int = 0, index: int = 0) -> A
     return half.assemble(index, parts, rows or sum(len(part) for part in parts), 4, torch.float32)
 
 
-def test_a_batch_is_put_together_in_one_buffer_and_zeros_behind_it() -> None:
+def test_a_batch_is_assembled_in_one_buffer_and_padded_with_zeros() -> None:
     half = DeviceHalf(CPU, "node")
     first = assembled(half, torch.full((4, 2), 9.0))
     batch = assembled(half, torch.ones(1, 2), torch.full((2, 2), 2, dtype=torch.uint8), rows=4)
@@ -78,8 +79,8 @@ def test_a_batch_is_put_together_in_one_buffer_and_zeros_behind_it() -> None:
     assert batch.data_ptr() == first.data_ptr()
 
 
-def test_a_batch_above_the_capacity_leaves_the_buffer_where_it_is() -> None:
-    """Graphs hold its address."""
+def test_a_batch_above_the_capacity_does_not_move_the_buffer() -> None:
+    """Graphs hold the address of the buffer."""
     half = DeviceHalf(CPU, "node")
     small = assembled(half, torch.ones(1, 2))
     large = assembled(half, torch.ones(9, 2))
@@ -91,7 +92,7 @@ def test_a_batch_above_the_capacity_leaves_the_buffer_where_it_is() -> None:
     )
 
 
-def test_buffers_of_sizes_that_pass_are_bounded_and_those_of_graphs_stay() -> None:
+def test_buffers_of_varying_sizes_are_bounded_and_those_of_graphs_stay() -> None:
     half = DeviceHalf(CPU, "node")
     kept = assembled(half, torch.ones(1, 1))
     other = assembled(half, torch.ones(1, 1), index=1)
@@ -99,7 +100,7 @@ def test_buffers_of_sizes_that_pass_are_bounded_and_those_of_graphs_stay() -> No
         buffer.kept = True
     for width in range(2, 60):
         assert assembled(half, torch.ones(1, width)).shape == (1, width)
-        assert len(half._buffers) <= 2 + MAX_SHAPES
+        assert len(half._buffers) <= 2 + MAX_PASSING_BUFFERS
     assert assembled(half, torch.ones(1, 1)).data_ptr() == kept.data_ptr()
     assert assembled(half, torch.ones(1, 1), index=1).data_ptr() == other.data_ptr()
 
@@ -141,24 +142,27 @@ def test_buffers_of_sizes_that_pass_are_bounded_and_those_of_graphs_stay() -> No
         (InvalidInput("out of memory is in its text"), InvalidInput, "^out of memory"),
     ],
 )
-def test_what_torch_reports_in_words(error: Exception, kind: type[Exception], message: str) -> None:
+def test_errors_of_torch_are_translated(
+    error: Exception, kind: type[Exception], message: str
+) -> None:
     with pytest.raises(kind, match=message) as caught, device_errors("who", CPU, "at it"):
         raise error
     assert type(caught.value) is kind
 
 
-def test_memory_that_this_machine_has_not() -> None:
+def test_more_memory_than_the_machine_has() -> None:
     with (
         pytest.raises(
             MemoryError,
-            match=r"[\d,]+ MiB of [\d,]+ are free; torch says: .*you tried to allocate 281474976710656 bytes",
+            match=r"[\d,]+ MiB of [\d,]+ are free; "
+            "torch says: .*you tried to allocate 281474976710656 bytes",
         ),
         device_errors("who", CPU, "at it"),
     ):
         torch.zeros(1 << 46)
 
 
-def test_a_model_is_let_go_behind_the_stream_and_never_on_a_device_that_has_failed(
+def test_a_model_is_freed_after_the_stream_and_never_on_a_failed_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def held_while(synchronize: Any) -> list[Any]:
@@ -171,7 +175,7 @@ def test_a_model_is_let_go_behind_the_stream_and_never_on_a_device_that_has_fail
         monkeypatch.setattr(half, "synchronize", observed)
         half.close(held)
         assert seen == ["the model"] and not held
-        return [each for *_, others in device._lost for each in others]
+        return [model for *_, models in device._lost for model in models]
 
     def fail() -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")

@@ -1,4 +1,4 @@
-"""Which tensors are waited for. That they are: gpu_order.py, where there is a GPU."""
+"""Which tensors are waited for. gpu_order.py tests on a GPU that the waits work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from penstock.backends.gpu.order import keep_order, tensors_in, torch_on_gpu  # 
 from penstock.backends.item import Item  # noqa: E402
 
 
-def test_tensors_are_found_in_whatever_holds_them() -> None:
+def test_tensors_are_found_in_nested_values() -> None:
     a, b, c, d = (torch.full((1,), value) for value in range(4))
     batch = [
         {
@@ -29,13 +29,13 @@ def test_tensors_are_found_in_whatever_holds_them() -> None:
     assert [int(tensor) for tensor in tensors_in(torch, batch)] == [0, 1, 2, 3]
 
 
-def test_what_holds_itself_ends() -> None:
-    round_about: dict[str, Any] = {"tensor": torch.zeros(1)}
-    round_about["again"] = [round_about]
-    assert {tensor.shape for tensor in tensors_in(torch, [round_about])} == {(1,)}
+def test_a_value_that_contains_itself() -> None:
+    loop: dict[str, Any] = {"tensor": torch.zeros(1)}
+    loop["again"] = [loop]
+    assert {tensor.shape for tensor in tensors_in(torch, [loop])} == {(1,)}
 
 
-def test_forward_runs_as_it_is_where_no_gpu_is_used() -> None:
+def test_forward_runs_unchanged_without_a_gpu() -> None:
     class Double(Backend):
         def forward(self, batch: list[Item]) -> None:
             for item in batch:
@@ -48,7 +48,7 @@ def test_forward_runs_as_it_is_where_no_gpu_is_used() -> None:
     assert batch[0]["result"].item() == 2 and torch_on_gpu() is None
 
 
-def test_a_process_without_torch_stays_so() -> None:
+def test_a_process_without_torch_does_not_import_it() -> None:
     code = """
 import sys
 from penstock import pipe

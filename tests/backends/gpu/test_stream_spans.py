@@ -1,4 +1,7 @@
-"""Pieces of work on a device, on the timeline. Without a GPU the device's events are stand-ins with a clock that the test moves."""
+"""Work on a device, on the timeline.
+
+Without a GPU, stand-ins for the device's events use a clock that the test moves.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ from ..trace_events import Shown
 
 
 class StandInEvent:
-    """In place of torch.cuda.Event: takes its time when recorded, as if the device worked at once."""
+    """Stands in for torch.cuda.Event: takes its time when recorded, as if the device worked at
+    once.
+    """
 
     now = 0.0  # milliseconds
     made = 0
@@ -50,7 +55,7 @@ def work(stream: StreamSpans, name: str, milliseconds: float, **arguments: int) 
     StandInEvent.now += 2
 
 
-def test_pieces_end_at_the_end_of_the_wait(stream: StreamSpans) -> None:
+def test_work_ends_at_the_end_of_the_wait(stream: StreamSpans) -> None:
     recording = timeline.Recording()
     with timeline.record(recording):
         work(stream, "copy", 8, rows=4)
@@ -59,7 +64,7 @@ def test_pieces_end_at_the_end_of_the_wait(stream: StreamSpans) -> None:
         before = time.monotonic()
         stream.place()
         assert before <= recording.spans[-1].end <= time.monotonic()
-        stream.place()  # a wait with nothing behind it
+        stream.place()  # a wait without work
     track = f"{threading.current_thread().name} on cuda:1"
     assert {span.track for span in recording.spans} == {track}
     shown = Shown(recording.trace()).spans[track]
@@ -67,14 +72,9 @@ def test_pieces_end_at_the_end_of_the_wait(stream: StreamSpans) -> None:
         (0, "copy", {"rows": 4}), (0, "run", {"rows": 4}), (0, "copy back", {}),
     ]  # fmt: skip
     times = [(start, end) for _, _, start, end, _ in shown]
-    assert [pytest.approx(time, abs=1) for pair in times for time in pair] == [
-        0,
-        8000,
-        10000,
-        42000,
-        44000,
-        60000,
-    ]
+    # In microseconds.
+    expected = [0, 8000, 10000, 42000, 44000, 60000]
+    assert [pytest.approx(time, abs=1) for pair in times for time in pair] == expected
 
 
 def test_without_a_recording_no_event_is_made(stream: StreamSpans) -> None:
@@ -83,7 +83,7 @@ def test_without_a_recording_no_event_is_made(stream: StreamSpans) -> None:
     assert StandInEvent.made == 0
 
 
-def test_pieces_whose_recording_has_ended_are_forgotten(stream: StreamSpans) -> None:
+def test_work_whose_recording_has_ended_is_dropped(stream: StreamSpans) -> None:
     first, second = timeline.Recording(), timeline.Recording()
     with timeline.record(first):
         work(stream, "run", 1)
@@ -93,7 +93,7 @@ def test_pieces_whose_recording_has_ended_are_forgotten(stream: StreamSpans) -> 
     assert first.spans == second.spans == []
 
 
-def test_a_piece_that_fails_is_not_shown(stream: StreamSpans) -> None:
+def test_work_that_fails_is_not_shown(stream: StreamSpans) -> None:
     recording = timeline.Recording()
     with timeline.record(recording):
         with pytest.raises(RuntimeError, match="gone"), stream.span("run"):
@@ -102,7 +102,7 @@ def test_a_piece_that_fails_is_not_shown(stream: StreamSpans) -> None:
     assert recording.spans == []
 
 
-def test_on_the_cpu_they_are_the_threads() -> None:
+def test_on_the_cpu_spans_are_on_the_track_of_the_thread() -> None:
     half = DeviceHalf(torch.device("cpu"), "node 'a'")
     recording = timeline.Recording()
     with timeline.record(recording):

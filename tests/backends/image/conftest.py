@@ -1,4 +1,4 @@
-"""Photographs and short ways to run one backend on one image."""
+"""Photographs, and short ways to run one backend on one image."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from penstock.backends.base import Context
 
 
 @pytest.fixture(scope="session", params=["china.jpg", "flower.jpg"])
-def photo(request: Any) -> Any:
-    """427×640×3, uint8. Read-only: a backend that writes to its input raises."""
+def photo(request: pytest.FixtureRequest) -> Any:
+    """A photograph, 427×640×3, uint8. Read-only: a backend that writes to its input raises."""
     image = load_sample_image(request.param).copy()
     image.flags.writeable = False
     return image
@@ -21,7 +21,7 @@ def photo(request: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def make() -> Any:
-    def make(cls, context: Any = None, **params: Any) -> Any:
+    def make(cls: Any, context: Any = None, **params: Any) -> Any:
         backend = cls()
         backend.init(cls.parameters(**params), context or Context(node="test", device="cpu"))
         return backend
@@ -31,9 +31,9 @@ def make() -> Any:
 
 @pytest.fixture(scope="session")
 def run(make: Any) -> Any:
-    """The item after one backend, once what holds for all of them has been checked."""
+    """Run one backend and return the item, after checks that hold for all of them."""
 
-    def run(cls, data: Any, keys: Any = None, **params: Any) -> Any:
+    def run(cls: Any, data: Any, keys: dict[str, Any] | None = None, **params: Any) -> Any:
         before = np.array(data)
         item = {"data": data, **(keys or {})}
         backend = make(cls, **params)
@@ -51,22 +51,22 @@ def run(make: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def tensor(photo: Any) -> Any:
-    """The photograph as 1×3×427×640, uint8, memory of its own."""
+    """The photograph as 1×3×427×640, uint8, in memory of its own."""
     torch = pytest.importorskip("torch")
     return torch.from_numpy(photo.transpose(2, 0, 1)[None].copy())
 
 
 @pytest.fixture(scope="session")
 def run_tensor(make: Any) -> Any:
-    """The item after one torch backend, once what holds for all of them has been checked."""
+    """Run one torch backend and return the item, after checks that hold for all of them."""
     torch = pytest.importorskip("torch")
 
     def copy(data: Any) -> Any:
         if isinstance(data, list):
-            return [copy(each) for each in data]
+            return [copy(value) for value in data]
         return data.detach().clone() if isinstance(data, torch.Tensor) else np.array(data)
 
-    def same(data: Any, before: Any) -> Any:
+    def same(data: Any, before: Any) -> bool:
         if isinstance(data, list):
             return len(data) == len(before) and all(map(same, data, before))
         return (
@@ -75,7 +75,7 @@ def run_tensor(make: Any) -> Any:
             else np.array_equal(data, before)
         )
 
-    def run_tensor(cls, data: Any, keys: Any = None, **params: Any) -> Any:
+    def run_tensor(cls: Any, data: Any, keys: dict[str, Any] | None = None, **params: Any) -> Any:
         before = copy(data)
         item = {"data": data, **(keys or {})}
         backend = make(cls, **params)

@@ -1,4 +1,4 @@
-"""Tensors to images, images in floats, images to files."""
+"""Channel orders, tensors, floats and files, each against OpenCV or NumPy."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from penstock.backends.image.convert import (
     SaveMat,
     Tensor2Mat,
 )
+from penstock.backends.item import Item
 
 # CvtColorMat
 
@@ -60,7 +61,7 @@ def test_two_dimensions_are_grey(run: Any) -> None:
 
 @pytest.mark.parametrize("color", ["gray", "hsv"])
 def test_a_color_that_does_not_fit(run: Any, color: str) -> None:
-    with pytest.raises(InvalidInput, match=r"does not fit.*\(2, 2, 3\)"):
+    with pytest.raises(InvalidInput, match=r"does not fit.*\(2, 2, 3\): expected one of rgb"):
         run(CvtColorMat, np.zeros((2, 2, 3), np.uint8), {"color": color}, color="rgb")
 
 
@@ -87,7 +88,7 @@ def test_an_image_becomes_a_tensor(make: Any, channels: int, dtype: Any) -> None
 
 
 def test_a_grey_image_becomes_a_tensor(make: Any) -> None:
-    item = {"data": np.zeros((5, 7), np.uint8)}
+    item: Item = {"data": np.zeros((5, 7), np.uint8)}
     make(Mat2Tensor).forward([item])
     assert item["result"].shape == (1, 1, 5, 7)
 
@@ -98,14 +99,14 @@ def test_a_grey_image_becomes_a_tensor(make: Any) -> None:
 @pytest.mark.parametrize("data_format", ["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_the_way_back_from_mat2tensor(
-    run: Any, make: Any, photo: Any, dtype: Any, data_format: Any
+    run: Any, make: Any, photo: Any, dtype: Any, data_format: str
 ) -> None:
     image = photo.astype(dtype)
-    for each in (image, image[:, :, :1]):
-        item = {"data": each}
+    for original in (image, image[:, :, :1]):
+        item = {"data": original}
         make(Mat2Tensor, data_format=data_format).forward([item])
         result = run(Tensor2Mat, item["result"], data_format=data_format)["result"]
-        assert result.dtype == dtype and np.array_equal(result, each)
+        assert result.dtype == dtype and np.array_equal(result, original)
 
 
 def test_three_and_two_dimensions_are_an_image(run: Any, photo: Any) -> None:
@@ -115,7 +116,7 @@ def test_three_and_two_dimensions_are_an_image(run: Any, photo: Any) -> None:
 
 
 class FakeTensor:
-    """What of torch.Tensor is used, for machines without torch."""
+    """The part of torch.Tensor that Tensor2Mat uses, for machines without torch."""
 
     def __init__(self, array: Any, error: Any = None) -> None:
         self.array, self.error = array, error
@@ -134,8 +135,8 @@ class FakeTensor:
 FakeTensor.__module__ = "torch"
 
 
-def test_a_tensor_of_torchs(make: Any, photo: Any) -> None:
-    item = {"data": FakeTensor(photo.transpose(2, 0, 1)[np.newaxis])}
+def test_a_tensor_without_torch_installed(make: Any, photo: Any) -> None:
+    item: Item = {"data": FakeTensor(photo.transpose(2, 0, 1)[np.newaxis])}
     make(Tensor2Mat).forward([item])
     assert np.array_equal(item["result"], photo) and item["result"].base is None
     with pytest.raises(
@@ -149,7 +150,7 @@ def test_a_tensor_of_torchs(make: Any, photo: Any) -> None:
 def test_a_tensor_of_torch(make: Any, photo: Any) -> None:
     torch = pytest.importorskip("torch")
     tensor = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None].float().requires_grad_()
-    item = {"data": tensor}
+    item: Item = {"data": tensor}
     make(Tensor2Mat).forward([item])
     assert np.array_equal(item["result"], photo) and item["result"].base is None
     with pytest.raises(InvalidInput, match="expected a dense tensor of dtype"):
@@ -157,7 +158,7 @@ def test_a_tensor_of_torch(make: Any, photo: Any) -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 4), (0, 3, 4, 4), (1, 1, 3, 4, 4), (4,), (1, 3, 0, 4)])
-def test_no_tensor_of_one_image(run: Any, shape: Any) -> None:
+def test_other_shapes_than_a_tensor_of_one_image(run: Any, shape: Any) -> None:
     with pytest.raises(InvalidInput, match=r"Tensor2Mat: expected .*got shape "):
         run(Tensor2Mat, np.zeros(shape, np.uint8))
 
@@ -165,7 +166,7 @@ def test_no_tensor_of_one_image(run: Any, shape: Any) -> None:
 @pytest.mark.parametrize(
     "data", [b"jpeg", None, np.zeros((1, 3, 4, 4), np.float64), np.zeros((1, 3, 4, 4), np.int32)]
 )
-def test_no_image(run: Any, data: Any) -> None:
+def test_other_data_than_an_image(run: Any, data: Any) -> None:
     with pytest.raises(InvalidInput, match=r"Tensor2Mat: .*image"):
         run(Tensor2Mat, data)
 
@@ -175,7 +176,7 @@ def test_no_image(run: Any, data: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_floats_keep_the_values(run: Any, dtype: Any, channels: Any) -> None:
+def test_floats_keep_the_values(run: Any, dtype: Any, channels: int) -> None:
     image = np.random.default_rng(0).integers(0, 256, (20, 30, channels)).astype(dtype)
     for data in (image, image[:, ::-1]):
         result = run(FloatMat, data)["result"]
@@ -195,7 +196,7 @@ def test_the_other_byte_order(run: Any, photo: Any) -> None:
 # SaveMat
 
 
-def save(make: Any, directory: Any, images: Any, instance: Any = 0, **keys: Any) -> Any:
+def save(make: Any, directory: Any, images: Any, instance: int = 0, **keys: Any) -> Any:
     backend = make(SaveMat, Context(node="look", instance=instance), save_dir=str(directory))
     for image in images:
         item = {"data": image, **keys}
@@ -204,15 +205,22 @@ def save(make: Any, directory: Any, images: Any, instance: Any = 0, **keys: Any)
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_saved_as_it_is_seen(run: Any, photo: Any, tmp_path: Path) -> None:
+def test_rgb_is_saved_in_its_true_colours(run: Any, photo: Any, tmp_path: Path) -> None:
     item = run(SaveMat, photo, {"color": "rgb"}, save_dir=str(tmp_path))
     assert item["result"] is photo
-    assert np.array_equal(Image.open(tmp_path / "test_0_000000.png"), photo)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "test_0_000000.png")), photo)
 
 
-def test_bgr_is_opencvs_order(make: Any, photo: Any, tmp_path: Path) -> None:
+def read(path: Path) -> Any:
+    """Read a file unchanged: its dtype and its channels."""
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert image is not None
+    return image
+
+
+def test_bgr_is_saved_in_opencvs_order(make: Any, photo: Any, tmp_path: Path) -> None:
     save(make, tmp_path, [photo])
-    assert np.array_equal(cv2.imread(str(tmp_path / "look_0_000000.png")), photo)
+    assert np.array_equal(read(tmp_path / "look_0_000000.png"), photo)
 
 
 def test_nothing_is_overwritten(make: Any, photo: Any, tmp_path: Path) -> None:
@@ -227,38 +235,40 @@ def test_nothing_is_overwritten(make: Any, photo: Any, tmp_path: Path) -> None:
         "look_0_000002.png",
         "look_1_000000.png",
     ]
-    assert [len(cv2.imread(str(path))) for path in sorted(tmp_path.iterdir())] == [9, 8, 6, 7]
+    assert [len(read(path)) for path in sorted(tmp_path.iterdir())] == [9, 8, 6, 7]
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_dtypes_are_kept(make: Any, tmp_path: Path, dtype: Any, channels: Any) -> None:
+def test_dtypes_are_kept(make: Any, tmp_path: Path, dtype: Any, channels: int) -> None:
     image = (np.random.default_rng(0).random((5, 7, channels)) * 255).astype(dtype)
     (name,) = save(make, tmp_path, [image])
     assert name.endswith(".tiff" if dtype == np.float32 else ".png")
-    found = cv2.imread(str(tmp_path / name), cv2.IMREAD_UNCHANGED)
-    assert found.dtype == dtype and np.array_equal(found.reshape(image.shape), image)
+    saved = read(tmp_path / name)
+    assert saved.dtype == dtype and np.array_equal(saved.reshape(image.shape), image)
 
 
-def test_a_view_keeps_nothing_alive(run: Any, photo: Any, tmp_path: Path) -> None:
+def test_the_result_for_a_view_keeps_no_larger_array_alive(
+    run: Any, photo: Any, tmp_path: Path
+) -> None:
     assert run(SaveMat, photo[:100], save_dir=str(tmp_path))["result"].base is None
 
 
-def test_the_directory_is_beside_the_pipelines_file(
+def test_the_directory_is_relative_to_the_pipelines_file(
     make: Any, photo: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "seen").mkdir()
     with caplog.at_level(logging.WARNING, "penstock"):
         backend = make(SaveMat, Context(node="n", directory=tmp_path), save_dir="seen")
-    assert f"every image that passes is written to {tmp_path / 'seen'}" in caplog.text
+    assert f"writing every image to {tmp_path / 'seen'}" in caplog.text
     backend.forward([{"data": photo}])
     assert (tmp_path / "seen" / "n_0_000000.png").exists()
 
 
-def test_a_directory_that_is_none(make: Any, tmp_path: Path, photo: Any) -> None:
+def test_a_missing_directory(make: Any, tmp_path: Path, photo: Any) -> None:
     (tmp_path / "file").touch()
     for name in ("nothing", "file"):
-        with pytest.raises(BackendError, match="no directory that exists: create it first"):
+        with pytest.raises(BackendError, match="not an existing directory: create it first"):
             make(SaveMat, Context(directory=tmp_path), save_dir=name)
     (tmp_path / "gone").mkdir()
     backend = make(SaveMat, save_dir=str(tmp_path / "gone"))
@@ -267,7 +277,7 @@ def test_a_directory_that_is_none(make: Any, tmp_path: Path, photo: Any) -> None
         backend.forward([{"data": photo}])
 
 
-def test_what_no_file_holds(run: Any, tmp_path: Path) -> None:
+def test_two_channels_can_not_be_saved(run: Any, tmp_path: Path) -> None:
     with pytest.raises(
         InvalidInput, match=r"expected an image of 1, 3 or 4 channels, got shape \(4, 4, 2\)"
     ):
@@ -279,7 +289,7 @@ def test_what_no_file_holds(run: Any, tmp_path: Path) -> None:
     ("cls", "params"),
     [(Tensor2Mat, {"data_format": "chw"}), (SaveMat, {}), (FloatMat, {"scale": 1})],
 )
-def test_wrong_parameters_are_a_load_error(cls, params: Any) -> None:
+def test_wrong_parameters_are_a_load_error(cls: Any, params: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         cls.parameters(**params)
 
@@ -287,7 +297,7 @@ def test_wrong_parameters_are_a_load_error(cls, params: Any) -> None:
 @pytest.mark.parametrize(
     "data", [b"jpeg", np.zeros((2, 2, 3), np.int64), np.zeros((0, 2, 3), np.uint8)]
 )
-def test_what_is_no_image(run: Any, data: Any, tmp_path: Path) -> None:
+def test_other_data_is_refused(run: Any, data: Any, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"FloatMat.*image"):
         run(FloatMat, data)
     with pytest.raises(InvalidInput, match=r"SaveMat.*image"):

@@ -52,7 +52,7 @@ def test_crop(run: Any, photo: Any, box: Any) -> None:
     ],
 )
 @pytest.mark.parametrize(("cls", "params"), BOXES)
-def test_out_of_range(run: Any, photo: Any, cls, params: Any, box: Any) -> None:
+def test_out_of_range(run: Any, photo: Any, cls: Any, params: dict[str, Any], box: Any) -> None:
     with pytest.raises(
         InvalidInput,
         match=cls.__name__
@@ -76,7 +76,7 @@ def test_out_of_range(run: Any, photo: Any, cls, params: Any, box: Any) -> None:
     ],
 )
 @pytest.mark.parametrize(("cls", "params"), [*BOXES, (PerspectiveTransformMat, {})])
-def test_no_box(run: Any, photo: Any, cls, params: Any, box: Any) -> None:
+def test_an_invalid_box(run: Any, photo: Any, cls: Any, params: dict[str, Any], box: Any) -> None:
     with pytest.raises(
         InvalidInput, match=cls.__name__ + ": _box is .*: expected .*, finite numbers"
     ):
@@ -84,12 +84,12 @@ def test_no_box(run: Any, photo: Any, cls, params: Any, box: Any) -> None:
 
 
 @pytest.mark.parametrize(("cls", "params"), [*BOXES, (PerspectiveTransformMat, {})])
-def test_an_absent_box(run: Any, photo: Any, cls, params: Any) -> None:
+def test_a_missing_box(run: Any, photo: Any, cls: Any, params: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match=cls.__name__ + ": the item has no _box: expected "):
         run(cls, photo, **params)
 
 
-def test_a_part_of_the_whole_keeps_no_more_alive(run: Any, photo: Any) -> None:
+def test_the_result_keeps_no_larger_array_alive(run: Any, photo: Any) -> None:
     assert run(CropMat, photo, {"_box": (0, 0, 640, 100)})["result"].base is None
 
 
@@ -122,7 +122,7 @@ def test_a_relative_box(run: Any, photo: Any) -> None:
     height=st.integers(1, 27),
 )
 def test_an_upright_quadrilateral_is_a_crop(
-    run: Any, photo: Any, x: Any, y: Any, width: Any, height: Any
+    run: Any, photo: Any, x: Any, y: Any, width: int, height: int
 ) -> None:
     box = [[x, y], [x + width, y], [x + width, y + height], [x, y + height]]
     result = run(PerspectiveTransformMat, photo, {"_box": box})["result"]
@@ -141,7 +141,8 @@ def test_an_upright_quadrilateral_is_a_crop(
 def test_as_opencv(run: Any, photo: Any, box: Any, size: Any) -> None:
     height, width = size
     matrix = cv2.getPerspectiveTransform(
-        np.float32(box), np.float32([(0, 0), (width, 0), (width, height), (0, height)])
+        np.array(box, np.float32),
+        np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float32),
     )
     expected = cv2.warpPerspective(
         photo, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
@@ -156,9 +157,8 @@ def test_a_quarter_turn(run: Any, photo: Any) -> None:
     result = run(
         PerspectiveTransformMat, photo, {"_box": [(300, 100), (300, 300), (200, 300), (200, 100)]}
     )["result"]
-    assert (
-        np.abs(result.astype(int) - np.rot90(photo[100:300, 201:301])).max() <= 1
-    )  # its corners are pixels' centres, as OpenCV's
+    # Its corners are the centres of pixels, as in OpenCV.
+    assert np.abs(result.astype(int) - np.rot90(photo[100:300, 201:301])).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_a_quarter_turn(run: Any, photo: Any) -> None:
         [(0, 0), (50, 0), (50, 0.9), (0, 0.9)],
     ],
 )
-def test_no_quadrilateral(run: Any, photo: Any, box: Any) -> None:
+def test_other_points_than_a_convex_quadrilateral(run: Any, photo: Any, box: Any) -> None:
     with pytest.raises(
         InvalidInput,
         match=r"_box is \[\[.*\]\]: expected the corners of a convex quadrilateral, clockwise",
@@ -182,15 +182,15 @@ def test_no_quadrilateral(run: Any, photo: Any, box: Any) -> None:
         run(PerspectiveTransformMat, photo, {"_box": box})
 
 
-def test_a_box_may_not_ask_for_any_amount_of_memory(run: Any, photo: Any) -> None:
+def test_a_box_can_not_ask_for_unlimited_memory(run: Any, photo: Any) -> None:
     for side in (20000, 1e7, 1e30):
-        with pytest.raises(TooLarge, match="more than 100000000"):
+        with pytest.raises(TooLarge, match="at most 100000000 pixels"):
             run(
                 PerspectiveTransformMat,
                 photo,
                 {"_box": [(0, 0), (side, 0), (side, side), (0, side)]},
             )
-    with pytest.raises(TooLarge, match="a side above 32767"):
+    with pytest.raises(TooLarge, match="a side of 32767 are allowed"):
         run(PerspectiveTransformMat, photo, {"_box": [(0, 0), (40000, 0), (40000, 400), (0, 400)]})
     with pytest.raises(TooLarge):
         run(
@@ -201,7 +201,7 @@ def test_a_box_may_not_ask_for_any_amount_of_memory(run: Any, photo: Any) -> Non
         )
 
 
-def test_what_opencv_refuses_is_the_items_fault(
+def test_an_image_that_opencv_refuses_is_invalid_input(
     run: Any, photo: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
@@ -232,7 +232,7 @@ QUADRILATERAL = [(2, 2), (30, 2), (30, 20), (2, 20)]
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_channels_and_dtypes(
-    run: Any, cls, params: Any, box: Any, dtype: Any, channels: Any
+    run: Any, cls: Any, params: dict[str, Any], box: Any, dtype: Any, channels: int
 ) -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 50, channels)).astype(dtype)
     result = run(cls, image, {"_box": box}, **params)["result"]
@@ -245,7 +245,7 @@ def test_channels_and_dtypes(
 @pytest.mark.parametrize(
     "data", [b"jpeg", np.zeros((2, 2, 3), np.int64), np.zeros((0, 2, 3), np.uint8)]
 )
-def test_what_is_no_image(run: Any, cls, params: Any, data: Any) -> None:
+def test_other_data_is_refused(run: Any, cls: Any, params: dict[str, Any], data: Any) -> None:
     with pytest.raises(InvalidInput, match=cls.__name__ + ".*image"):
         run(cls, data, {"_box": (0, 0, 1, 1)}, **params)
 
@@ -269,6 +269,6 @@ def test_one_pixel(run: Any) -> None:
         {"relative": "maybe"},
     ],
 )
-def test_impossible_parameters_are_a_load_error(params: Any) -> None:
+def test_impossible_parameters_are_a_load_error(make: Any, params: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        CropResizeMat.parameters(**SIZE | params)
+        make(CropResizeMat, **SIZE | params)

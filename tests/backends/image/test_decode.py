@@ -16,16 +16,17 @@ from sklearn.datasets import load_sample_image
 from penstock.backends.base import Context
 from penstock.backends.errors import InvalidInput, TooLarge
 from penstock.backends.image.decode import DecodeMat
+from penstock.backends.item import Item
 
 
-def make(cls, **params: Any) -> Any:
+def make(cls: Any, **params: Any) -> Any:
     backend = cls()
     backend.init(cls.parameters(**params), Context(node="test"))
     return backend
 
 
 def run(backend: Any, data: Any, **keys: Any) -> Any:
-    item = {"data": data, **keys}
+    item: Item = {"data": data, **keys}
     backend.forward([item])
     return item
 
@@ -34,7 +35,7 @@ def decode(data: Any, **params: Any) -> Any:
     return run(make(DecodeMat, **params), data)
 
 
-def encode(image: Any, kind: Any, **options: Any) -> Any:
+def encode(image: Any, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -45,7 +46,7 @@ def photo() -> Any:
     return Image.fromarray(load_sample_image("china.jpg"))
 
 
-def quarters(width: Any = 32, height: Any = 16) -> Any:
+def quarters(width: int = 32, height: int = 16) -> Image.Image:
     """Red, green over blue, white: every orientation looks different."""
     image = Image.new("RGB", (width, height))
     w, h = width // 2, height // 2
@@ -72,11 +73,11 @@ def difference(item: Any, expected: Any) -> Any:
     return np.abs(rgb(item) - np.asarray(expected.convert("RGB"), int)).mean()
 
 
-# What is read
+# formats
 
 
 @pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
-def test_photographs(name: Any) -> None:
+def test_photographs(name: str) -> None:
     image = Image.fromarray(load_sample_image(name))
     assert difference(decode(encode(image, "JPEG", quality=95)), image) < 3
 
@@ -113,9 +114,9 @@ def test_other_types_are_a_type_error(data: Any) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_exif_orientation(kind: Any, orientation: Any) -> None:
+def test_exif_orientation(kind: str, orientation: int) -> None:
     upright = quarters()
-    # How a camera stores it, so that the viewer's turn makes it upright again.
+    # As a camera stores it: the turn of the viewer makes it upright again.
     turns = {
         2: [Image.Transpose.FLIP_LEFT_RIGHT],
         3: [Image.Transpose.ROTATE_180],
@@ -130,12 +131,16 @@ def test_exif_orientation(kind: Any, orientation: Any) -> None:
         stored = stored.transpose(turn)
     exif = Image.Exif()
     exif[0x112] = orientation
-    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    lossless: dict[str, dict[str, Any]] = {
+        "JPEG": {"quality": 100, "subsampling": 0},
+        "WEBP": {"lossless": True},
+    }
+    options = lossless.get(kind, {})
     assert difference(decode(encode(stored, kind, exif=exif, **options)), upright) < 3
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_cmyk(photo: Any, progressive: Any) -> None:
+def test_cmyk(photo: Any, progressive: bool) -> None:
     cmyk = photo.convert("CMYK")
     encoded = encode(cmyk, "JPEG", quality=95, progressive=progressive)
     assert Image.open(io.BytesIO(encoded)).mode == "CMYK"
@@ -144,7 +149,7 @@ def test_cmyk(photo: Any, progressive: Any) -> None:
 
 
 @pytest.mark.parametrize("extension", [".png", ".tiff"])
-def test_sixteen_bits_are_scaled(extension: Any) -> None:
+def test_sixteen_bits_are_scaled(extension: str) -> None:
     wide = np.random.default_rng(0).integers(0, 65536, (20, 30, 3), np.uint16)
     _, encoded = cv2.imencode(extension, wide)
     result = decode(encoded.tobytes())["result"]
@@ -160,7 +165,7 @@ def test_sixteen_bit_grey() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"])
-def test_grey(photo: Any, kind: Any) -> None:
+def test_grey(photo: Any, kind: str) -> None:
     grey = photo.convert("L")
     assert difference(decode(encode(grey, kind)), grey) < 5
 
@@ -185,7 +190,7 @@ def test_palette_with_transparency(photo: Any) -> None:
     ("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True, "exact": True})]
 )
 @pytest.mark.parametrize("alpha", [0, 100, 255])
-def test_alpha_is_dropped(photo: Any, kind: Any, options: Any, alpha: Any) -> None:
+def test_alpha_is_dropped(photo: Any, kind: str, options: Any, alpha: Any) -> None:
     transparent = photo.convert("RGBA")
     transparent.putalpha(alpha)
     assert difference(decode(encode(transparent, kind, **options)), photo) == 0
@@ -199,17 +204,17 @@ def test_grey_with_alpha(photo: Any) -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_animations_give_the_first_frame(kind: Any, mode: Any) -> None:
+def test_animations_give_the_first_frame(kind: str, mode: str) -> None:
     frames = [Image.new(mode, (32, 24), color) for color in ("red", "lime", "blue")]
     options = {"lossless": True} if kind == "WEBP" else {}
     encoded = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
-    assert Image.open(io.BytesIO(encoded)).n_frames == 3
+    assert getattr(Image.open(io.BytesIO(encoded)), "n_frames", 1) == 3
     assert difference(decode(encoded), frames[0]) == 0
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1"])
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "WEBP"])
-def test_one_pixel(kind: Any, mode: Any) -> None:
+def test_one_pixel(kind: str, mode: str) -> None:
     pixel = Image.new("RGB", (1, 1), "white").convert(mode)
     assert rgb(decode(encode(pixel, kind))).tolist() == [[[255, 255, 255]]]
 
@@ -221,7 +226,7 @@ def test_one_pixel_jpeg() -> None:
 
 
 @pytest.mark.parametrize("kind", ["TGA", "PCX", "SGI", "QOI", "DDS", "ICO"])
-def test_formats_that_only_pillow_reads(photo: Any, kind: Any) -> None:
+def test_formats_that_only_pillow_reads(photo: Any, kind: str) -> None:
     small = photo.resize((64, 48))
     encoded = encode(small, kind, **({"sizes": [(64, 48)]} if kind == "ICO" else {}))
     assert cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) is None
@@ -232,29 +237,31 @@ def test_postscript_is_not_read(photo: Any) -> None:
     assert isinstance(decode(encode(photo, "EPS"))["error"], InvalidInput)
 
 
-# Soft failures
+# soft failures
 
 
-@pytest.mark.parametrize("share", [0.0, 0.0001, 0.01, 0.5, 0.9, 0.99, 0.9999])
+@pytest.mark.parametrize("fraction", [0.0, 0.0001, 0.01, 0.5, 0.9, 0.99, 0.9999])
 @pytest.mark.parametrize(
     "kind", ["JPEG", "progressive", "thumbnail", "PNG", "WEBP", "GIF", "BMP", "TIFF", "TGA", "QOI"]
 )
-def test_truncated(photo: Any, kind: Any, share: Any) -> None:
-    options = {}
+def test_truncated(photo: Any, kind: str, fraction: float) -> None:
+    options: dict[str, Any] = {}
     if kind == "progressive":
         kind, options = "JPEG", {"progressive": True}
     if kind == "thumbnail":  # a small whole JPEG in the header: its end mark is not the file's
         small = encode(photo.resize((32, 24)), "JPEG")
         kind, options = "JPEG", {"comment": small}
     encoded = encode(photo, kind, **options)
-    item = decode(encoded[: int(len(encoded) * share)])
+    item = decode(encoded[: int(len(encoded) * fraction)])
     assert type(item["error"]) is InvalidInput
     assert str(item["error"])
     assert "result" not in item and "color" not in item
 
 
-def test_older_opencv_that_hides_truncation(photo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenCV before 5 fills what is missing with grey; the end mark is looked for before it is asked."""
+def test_an_older_opencv_that_hides_truncation(photo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCV before 5 fills the missing part with grey. The end mark is searched before it
+    decodes.
+    """
     grey = np.full((427, 640, 3), 128, np.uint8)
     monkeypatch.setattr(cv2, "imdecode", lambda *_: grey)
     for kind, cut in (("JPEG", 2), ("JPEG", 5000), ("PNG", 12), ("PNG", 5000)):
@@ -293,14 +300,14 @@ def test_damaged_in_the_middle(photo: Any) -> None:
         b"\0" * 1000,
     ],
 )
-def test_no_image(data: Any) -> None:
+def test_other_data_than_an_image(data: Any) -> None:
     item = decode(data)
     assert type(item["error"]) is InvalidInput and "result" not in item
     assert "image" in str(item["error"])
 
 
 @pytest.mark.parametrize("data", [b"no", b"hello, world"])
-def test_what_is_no_image_is_named_so(data: Any) -> None:
+def test_other_data_is_reported_with_its_beginning(data: Any) -> None:
     assert (
         str(decode(data)["error"])
         == f"not an image file that can be read ({len(data)} bytes, beginning with {data!r})"
@@ -311,8 +318,8 @@ def test_float_pixels_have_no_defined_range(photo: Any) -> None:
     assert "mode F" in str(decode(encode(photo.convert("F"), "TIFF"))["error"])
 
 
-def png_header(width: Any, height: Any) -> Any:
-    def chunk(kind: Any, body: Any) -> Any:
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
         return (
             struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         )
@@ -326,7 +333,7 @@ def png_header(width: Any, height: Any) -> Any:
     )
 
 
-def bombs() -> Any:
+def bombs() -> dict[str, bytes]:
     photo = Image.fromarray(load_sample_image("china.jpg")).resize((64, 48))
     jpeg = bytearray(encode(photo, "JPEG"))
     frame = jpeg.index(b"\xff\xc0")
@@ -345,8 +352,8 @@ def bombs() -> Any:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP"])
 @pytest.mark.parametrize("bound", [100_000_000, 3_599_999_999])
-def test_a_header_that_promises_too_much(
-    kind: Any, bound: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_header_that_declares_too_many_pixels(
+    kind: str, bound: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
     item = decode(bombs()[kind], max_pixels=bound)
@@ -354,7 +361,7 @@ def test_a_header_that_promises_too_much(
     assert "60000x60000" in str(item["error"]) and str(bound) in str(item["error"])
 
 
-def test_above_opencvs_own_bound() -> None:
+def test_an_image_above_opencvs_own_bound() -> None:
     assert isinstance(decode(png_header(60000, 60000), max_pixels=2**40)["error"], InvalidInput)
 
 
@@ -364,8 +371,12 @@ def test_the_bound_is_ours_and_not_pillows(photo: Any, monkeypatch: pytest.Monke
     assert type(decode(encode(photo, "PNG"), max_pixels=640 * 427 - 1)["error"]) is TooLarge
 
 
-def test_neighbours_of_a_soft_failure(photo: Any) -> None:
-    batch = [{"data": encode(photo, "PNG")}, {"data": b"no"}, {"data": encode(photo, "BMP")}]
+def test_a_soft_failure_leaves_the_other_items_alone(photo: Any) -> None:
+    batch: list[Item] = [
+        {"data": encode(photo, "PNG")},
+        {"data": b"no"},
+        {"data": encode(photo, "BMP")},
+    ]
     make(DecodeMat).forward(batch)
     assert [sorted(item) for item in batch] == [
         ["color", "data", "result"],

@@ -30,12 +30,12 @@ SIZES = {
 }
 
 
-def size_of(cls, height: Any, width: Any) -> Any:
+def size_of(cls: Any, height: int, width: int) -> Any:
     return dict(zip(SIZES[cls], (height, width), strict=True))
 
 
 def by_opencv(image: Any, canvas: Any, size: Any, corner: Any, value: Any = (0, 0, 0)) -> Any:
-    """(height, width) of the canvas and of the image in it."""
+    """Compute the result by OpenCV. `canvas` and `size` are (height, width)."""
     (top, left), (height, width) = corner, size
     small = cv2.resize(image, (width, height))
     padded = cv2.copyMakeBorder(
@@ -45,12 +45,12 @@ def by_opencv(image: Any, canvas: Any, size: Any, corner: Any, value: Any = (0, 
         left,
         canvas[1] - width - left,
         cv2.BORDER_CONSTANT,
-        value=[float(each) for each in value],
+        value=[float(level) for level in value],
     )
     return padded.reshape(*canvas, image.shape[2])
 
 
-# 640×427: wider than the canvas, narrower than it, enlarged, shrunk, the same
+# 640×427: wider than the canvas, narrower than it, enlarged, of the same size
 CASES = [
     ((320, 320), (214, 320)),
     ((100, 640), (100, 150)),
@@ -63,7 +63,7 @@ CASES = [
 
 @pytest.mark.parametrize(("canvas", "size"), CASES)
 @pytest.mark.parametrize("cls", [ResizePadMat, ResizeCenterPadMat, LetterBoxMat, TopLeftResizeMat])
-def test_as_opencv(run: Any, photo: Any, cls, canvas: Any, size: Any) -> None:
+def test_as_opencv(run: Any, photo: Any, cls: Any, canvas: Any, size: Any) -> None:
     item = run(cls, photo, pad_value=[1, 2, 3], **size_of(cls, *canvas))
     centered = cls in (ResizeCenterPadMat, LetterBoxMat)
     corner = ((canvas[0] - size[0]) // 2, (canvas[1] - size[1]) // 2) if centered else (0, 0)
@@ -84,7 +84,7 @@ def test_as_opencv(run: Any, photo: Any, cls, canvas: Any, size: Any) -> None:
         ((427, 640), 640),
     ],
 )
-def test_fixed_height_as_opencv(run: Any, photo: Any, canvas: Any, width: Any) -> None:
+def test_fixed_height_as_opencv(run: Any, photo: Any, canvas: Any, width: int) -> None:
     item = run(FixHResizePadMat, photo, resize_h=canvas[0], max_w=canvas[1], pad_value=127)
     assert np.array_equal(
         item["result"], by_opencv(photo, canvas, (canvas[0], width), (0, 0), (127, 127, 127))
@@ -94,7 +94,7 @@ def test_fixed_height_as_opencv(run: Any, photo: Any, canvas: Any, width: Any) -
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("cls", ALL)
-def test_channels_and_dtypes(run: Any, cls, channels: Any, dtype: Any) -> None:
+def test_channels_and_dtypes(run: Any, cls: Any, channels: int, dtype: Any) -> None:
     image = np.random.default_rng(0).integers(0, 256, (30, 40, channels)).astype(dtype)
     result = run(cls, image, pad_value=7.6, **size_of(cls, 50, 90))["result"]
     assert result.dtype == dtype and result.shape == (50, 90, channels)
@@ -106,12 +106,12 @@ def test_channels_and_dtypes(run: Any, cls, channels: Any, dtype: Any) -> None:
     )
 
 
-def _left(cls) -> Any:
+def _left(cls: Any) -> Any:
     return 11 if cls in (ResizeCenterPadMat, LetterBoxMat) else 0
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_grey_without_a_channel_axis(run: Any, photo: Any, cls) -> None:
+def test_grey_without_a_channel_axis(run: Any, photo: Any, cls: Any) -> None:
     grey = photo[:, :, 1]
     item = run(cls, grey, **size_of(cls, 50, 90))
     assert np.array_equal(
@@ -121,20 +121,20 @@ def test_grey_without_a_channel_axis(run: Any, photo: Any, cls) -> None:
 
 @pytest.mark.parametrize("cls", ALL)
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 5000, 3), (5000, 1, 3)])
-def test_degenerate_images(run: Any, cls, shape: Any) -> None:
+def test_degenerate_images(run: Any, cls: Any, shape: Any) -> None:
     image = np.full(shape, 200, np.uint8)
     result = run(cls, image, **size_of(cls, 20, 30))["result"]
     assert result.shape == (20, 30, 3) and result.max() == 200
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_views_are_read_as_they_are(run: Any, photo: Any, cls) -> None:
+def test_views_give_the_same_result_as_copies(run: Any, photo: Any, cls: Any) -> None:
     for view in (photo[::-1], photo[:, ::2], photo[50:100, 50:200, ::-1]):
         expected = run(cls, np.array(view), **size_of(cls, 64, 64))["result"]
         assert np.array_equal(run(cls, view, **size_of(cls, 64, 64))["result"], expected)
 
 
-# Padding values
+# padding values
 
 
 @pytest.mark.parametrize(
@@ -148,37 +148,37 @@ def test_views_are_read_as_they_are(run: Any, photo: Any, cls) -> None:
     ],
 )
 @pytest.mark.parametrize("cls", ALL)
-def test_padding(run: Any, photo: Any, cls, written: Any, expected: Any) -> None:
+def test_padding(run: Any, photo: Any, cls: Any, written: Any, expected: Any) -> None:
     assert (
         run(cls, photo, pad_value=written, **size_of(cls, 100, 700))["result"][-1, -1].tolist()
         == expected
     )
 
 
-def test_the_letterbox_takes_torchpipes_name_too(run: Any, photo: Any) -> None:
+def test_the_letterbox_takes_both_names_of_pad_value(run: Any, photo: Any) -> None:
     for name in ("pad_val", "pad_value"):
         assert run(LetterBoxMat, photo, resize_h=9, resize_w=90, **{name: "9,9,9"})["result"][
             0, 0
         ].tolist() == [9, 9, 9]
 
 
-def test_padding_for_other_channels(run: Any) -> None:
+def test_padding_for_another_number_of_channels(run: Any) -> None:
     with pytest.raises(
-        InvalidInput, match=r"LetterBoxMat: pad_value has 3 numbers, and the image 1 channel"
+        InvalidInput, match=r"LetterBoxMat: pad_value has 3 numbers, but the image has 1 channel"
     ):
         run(LetterBoxMat, np.zeros((3, 4, 1), np.uint8), resize_h=9, resize_w=9, pad_value="1,2,3")
 
 
 @pytest.mark.parametrize("cls", ALL)
 @pytest.mark.parametrize(("height", "width"), [(0, 10), (10, 0), (-1, 10), (10, 32768)])
-def test_impossible_sizes_are_a_load_error(cls, height: Any, width: Any) -> None:
+def test_impossible_sizes_are_a_load_error(cls: Any, height: int, width: int) -> None:
     with pytest.raises(ValidationError):
         cls.parameters(**size_of(cls, height, width))
 
 
 @pytest.mark.parametrize("value", ["", "red", [], "nan", [1, 2, 3, 4, 5]])
 @pytest.mark.parametrize("cls", ALL)
-def test_impossible_padding_is_a_load_error(cls, value: Any) -> None:
+def test_impossible_padding_is_a_load_error(cls: Any, value: Any) -> None:
     with pytest.raises(ValidationError):
         cls.parameters(**size_of(cls, 10, 10), pad_value=value)
 
@@ -193,12 +193,12 @@ def test_impossible_padding_is_a_load_error(cls, value: Any) -> None:
         np.zeros((2, 2, 129), np.uint8),
     ],
 )
-def test_what_is_no_image(run: Any, cls, data: Any) -> None:
+def test_other_data_is_refused(run: Any, cls: Any, data: Any) -> None:
     with pytest.raises(InvalidInput, match=cls.__name__ + ".*image"):
         run(cls, data, **size_of(cls, 10, 10))
 
 
-# Coordinates, there and back
+# coordinates, there and back
 
 sides = st.integers(1, 300)
 
@@ -212,14 +212,14 @@ def boxes(draw: Any) -> Any:
 
 
 @pytest.mark.parametrize("cls", [ResizePadMat, ResizeCenterPadMat, FixHResizePadMat])
-@given(found=boxes(), canvas_h=sides, canvas_w=sides)
+@given(case=boxes(), canvas_h=sides, canvas_w=sides)
 def test_inverse_trans_there_and_back(
-    run: Any, cls, found: Any, canvas_h: Any, canvas_w: Any
+    run: Any, cls: Any, case: Any, canvas_h: int, canvas_w: int
 ) -> None:
-    image, box = found
+    image, box = case
     image = image + np.uint8(255)
     item = run(cls, image, **size_of(cls, canvas_h, canvas_w))
-    rows, columns = np.nonzero(item["result"][:, :, 0])  # where the image is, by its pixels
+    rows, columns = np.nonzero(item["result"][:, :, 0])  # where the pixels of the image are
     left, top = columns.min(), rows.min()
     width, height = columns.max() + 1 - left, rows.max() + 1 - top
     for x, y in (box[:2], box[2:], (0, 0), (image.shape[1], image.shape[0])):
@@ -235,11 +235,11 @@ def test_inverse_trans_there_and_back(
 
 
 @pytest.mark.parametrize("cls", [LetterBoxMat, TopLeftResizeMat])
-@given(found=boxes(), canvas_h=sides, canvas_w=sides)
+@given(case=boxes(), canvas_h=sides, canvas_w=sides)
 def test_scale_and_offset_there_and_back(
-    run: Any, cls, found: Any, canvas_h: Any, canvas_w: Any
+    run: Any, cls: Any, case: Any, canvas_h: int, canvas_w: int
 ) -> None:
-    image, box = found
+    image, box = case
     image = image + np.uint8(255)
     item = run(cls, image, **size_of(cls, canvas_h, canvas_w))
     rows, columns = np.nonzero(item["result"][:, :, 0])
@@ -247,7 +247,7 @@ def test_scale_and_offset_there_and_back(
     assert (left, top) == (columns.min(), rows.min())
     width, height = columns.max() + 1 - left, rows.max() + 1 - top
     scale = item["scale"]
-    # The size is rounded to whole pixels (and never below one), so the scale is off by that much at most.
+    # The size is rounded to whole pixels, at least one, so the scale is off by at most that.
     tolerance = 0.5001 / scale if min(image.shape[:2]) * scale >= 0.5 else 1 / scale
     for x, y in (box[:2], box[2:], (0, 0), (image.shape[1], image.shape[0])):
         there = left + x * width / image.shape[1], top + y * height / image.shape[0]

@@ -1,4 +1,4 @@
-"""docs/reference/image-backends.md knows every image backend and its parameters."""
+"""docs/reference/image-backends.md lists every image backend and its parameters."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from penstock.backends.image.tensor.backend import TensorParams
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "image-backends.md"
 
 
-def test_the_table_is_whole() -> None:
+def test_the_table_is_complete() -> None:
     rows = [
         line.split("|")[1:4] for line in PAGE.read_text().splitlines() if line.startswith("| `")
     ]
-    found = {
+    listed = {
         name: set(re.findall(r"`(\w+)`", parameters))
         for names, parameters, _ in rows
         for name in re.findall(r"`(\w+)`", names)
     }
-    everywhere = {*Params.model_fields, *TensorParams.model_fields}  # said once, in words
+    everywhere = {
+        *Params.model_fields,
+        *TensorParams.model_fields,
+    }  # described once, above the table
     expected = {
         name: {parameter.name for parameter in describe(name).parameters or ()} - everywhere
         for name, target in BUILTINS.items()
         if target.startswith("penstock.backends.image.")
     }
-    assert found == expected
+    assert listed == expected

@@ -11,6 +11,7 @@ from penstock.backends.errors import InvalidInput
 from penstock.backends.image.convert import CvtColorMat, Mat2Tensor
 from penstock.backends.image.decode import DecodeMat
 from penstock.backends.image.resize import ResizeMat
+from penstock.backends.item import Item
 
 
 @pytest.fixture(
@@ -47,7 +48,7 @@ def test_other_data_is_refused(backend: Any, data: Any) -> None:
 def test_no_backend_writes_to_its_input(backend: Any, photo: Any) -> None:
     image = photo.copy()
     image.flags.writeable = False  # a write raises
-    item = {"data": image, "color": "bgr"}
+    item: Item = {"data": image, "color": "bgr"}
     backend.forward([item])
     assert item["data"] is image
     assert np.array_equal(image, photo)
@@ -59,7 +60,7 @@ def test_no_backend_writes_to_its_input(backend: Any, photo: Any) -> None:
     ids=["color", "grey", "view"],
 )
 def test_results_own_their_memory(backend: Any, image: Any) -> None:
-    item = {"data": image}
+    item: Item = {"data": image}
     backend.forward([item])
     assert item["result"].base is None
 

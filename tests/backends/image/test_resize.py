@@ -1,4 +1,6 @@
-"""Sizes that the image or the request decides, against OpenCV; Pillow's resizing, bit by bit."""
+"""Resizing: fixed sizes and those of the image or the request, against OpenCV; Pillow's bit by
+bit.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from penstock.backends.image.resize import (
 FILTERS = ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 
-def by_opencv(image: Any, height: Any, width: Any) -> Any:
+def by_opencv(image: Any, height: int, width: int) -> Any:
     return cv2.resize(image, (width, height)).reshape(height, width, -1)
 
 
@@ -52,30 +54,31 @@ def test_resizing_by_half_pixel_centres(run: Any) -> None:
 @pytest.mark.parametrize(
     ("height", "width"), [(224, 224), (1, 224), (224, 1), (1, 1), (43, 99), (427, 640), (1000, 700)]
 )
-def test_the_requests_size(run: Any, photo: Any, height: Any, width: Any) -> None:
+def test_the_size_of_the_request(run: Any, photo: Any, height: int, width: int) -> None:
     item = run(DynamicResizeMat, photo, {"resize_h": np.int64(height), "resize_w": width})
     assert np.array_equal(item["result"], by_opencv(photo, height, width))
 
 
 @pytest.mark.parametrize("keys", [{}, {"resize_h": 4}, {"resize_w": 4}])
-def test_a_size_that_is_absent(run: Any, photo: Any, keys: Any) -> None:
+def test_a_missing_size(run: Any, photo: Any, keys: dict[str, Any]) -> None:
     with pytest.raises(
         InvalidInput,
-        match=r"DynamicResizeMat: the item has no resize_[hw]: expected a whole number from 1 to 32767",
+        match=r"DynamicResizeMat: the item has no resize_[hw]: "
+        "expected a whole number from 1 to 32767",
     ):
         run(DynamicResizeMat, photo, keys)
 
 
 @pytest.mark.parametrize("size", [0, -1, 32768, 2**70, 3.5, "4", None, [4], float("nan")])
 @pytest.mark.parametrize("key", ["resize_h", "resize_w"])
-def test_a_size_that_is_none(run: Any, photo: Any, key: Any, size: Any) -> None:
+def test_an_invalid_size(run: Any, photo: Any, key: Any, size: Any) -> None:
     with pytest.raises(InvalidInput, match=f"{key} is .*: expected a whole number from 1 to 32767"):
         run(DynamicResizeMat, photo, {"resize_h": 4, "resize_w": 4, key: size})
 
 
-def test_a_request_may_not_ask_for_any_amount_of_memory(run: Any, photo: Any) -> None:
+def test_a_request_can_not_ask_for_unlimited_memory(run: Any, photo: Any) -> None:
     with pytest.raises(
-        TooLarge, match="32767x32767 pixels are asked for, more than the 100000000 allowed"
+        TooLarge, match="32767x32767 pixels are asked for: at most 100000000 are allowed"
     ):
         run(DynamicResizeMat, photo, {"resize_h": 32767, "resize_w": 32767})
     assert run(DynamicResizeMat, photo, {"resize_h": 10, "resize_w": 10}, max_pixels=100)[
@@ -116,7 +119,7 @@ def test_within_bounds(run: Any, photo: Any, bounds: Any, size: Any) -> None:
         ({"max_w": 1}, 1),
     ],
 )
-def test_aligned(run: Any, photo: Any, params: Any, width: Any) -> None:
+def test_aligned(run: Any, photo: Any, params: dict[str, Any], width: int) -> None:
     item = run(AlignMat, photo, resize_h=48, **params)
     assert np.array_equal(item["result"], by_opencv(photo, 48, width))
     assert (item["resize_h"], item["resize_w"]) == (48, width)
@@ -134,7 +137,7 @@ sides = st.integers(1, 200)
     width=sides, height=sides, bound_h=sides, bound_w=sides, x=st.floats(0, 1), y=st.floats(0, 1)
 )
 def test_inverse_trans_there_and_back(
-    run: Any, width: Any, height: Any, bound_h: Any, bound_w: Any, x: Any, y: Any
+    run: Any, width: int, height: int, bound_h: int, bound_w: int, x: Any, y: Any
 ) -> None:
     image = np.zeros((height, width, 1), np.uint8)
     for item in (
@@ -156,7 +159,7 @@ def test_inverse_trans_there_and_back(
     ("height", "width"),
     [(224, 224), (1, 224), (224, 1), (1, 1), (43, 99), (2, 2), (427, 640), (500, 900)],
 )
-def test_bit_equal_to_pillow(run: Any, photo: Any, resample: Any, height: Any, width: Any) -> None:
+def test_bit_equal_to_pillow(run: Any, photo: Any, resample: str, height: int, width: int) -> None:
     result = run(PillowResizeMat, photo, resize_h=height, resize_w=width, resample=resample)[
         "result"
     ]
@@ -170,7 +173,7 @@ def test_bit_equal_to_pillow(run: Any, photo: Any, resample: Any, height: Any, w
 
 @pytest.mark.parametrize("resample", FILTERS)
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
-def test_bit_equal_in_every_mode(run: Any, photo: Any, mode: Any, resample: Any) -> None:
+def test_bit_equal_in_every_mode(run: Any, photo: Any, mode: str, resample: str) -> None:
     image = Image.fromarray(photo)
     if mode.endswith("A"):
         image.putalpha(Image.fromarray(photo[:, ::-1, 0].copy()))
@@ -185,7 +188,7 @@ def test_bit_equal_in_every_mode(run: Any, photo: Any, mode: Any, resample: Any)
 
 @pytest.mark.parametrize("resample", FILTERS)
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_floats_bit_equal_by_channel(run: Any, channels: Any, resample: Any) -> None:
+def test_floats_bit_equal_by_channel(run: Any, channels: int, resample: str) -> None:
     image = np.random.default_rng(0).normal(size=(60, 70, channels)).astype(np.float32)
     result = run(PillowResizeMat, image, resize_h=33, resize_w=90, resample=resample)["result"]
     for channel in range(channels):
@@ -207,15 +210,16 @@ def test_pillows_default_is_bilinear_and_antialiased(run: Any, photo: Any) -> No
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4, 3), np.uint16), np.zeros((4, 4, 5), np.uint8)])
-def test_what_pillow_does_not_have(run: Any, image: Any) -> None:
+def test_images_that_pillow_has_no_mode_for(run: Any, image: Any) -> None:
     with pytest.raises(
         InvalidInput,
-        match=r"PillowResizeMat: expected uint8 with 1 to 4 channels, or float32, got shape \(4, 4, [35]\)",
+        match=r"PillowResizeMat: expected uint8 with 1 to 4 channels, or float32, "
+        r"got shape \(4, 4, [35]\)",
     ):
         run(PillowResizeMat, image, resize_h=2, resize_w=2)
 
 
-# All
+# all of them
 
 WITH_SIZES = {
     DynamicResizeMat: {},
@@ -228,7 +232,7 @@ KEYS = {"resize_h": 20, "resize_w": 30}
 
 @pytest.mark.parametrize("cls", WITH_SIZES)
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_grey_and_dtypes(run: Any, photo: Any, cls, dtype: Any) -> None:
+def test_grey_and_dtypes(run: Any, photo: Any, cls: Any, dtype: Any) -> None:
     if cls is PillowResizeMat and dtype == np.uint16:
         return
     image = photo.astype(dtype)
@@ -249,7 +253,7 @@ def test_the_other_byte_order(run: Any, photo: Any) -> None:
 
 @pytest.mark.parametrize("cls", WITH_SIZES)
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 5000, 3), (5000, 1, 3)])
-def test_degenerate_images(run: Any, cls, shape: Any) -> None:
+def test_degenerate_images(run: Any, cls: Any, shape: Any) -> None:
     assert (run(cls, np.full(shape, 200, np.uint8), KEYS, **WITH_SIZES[cls])["result"] == 200).all()
 
 
@@ -263,7 +267,7 @@ def test_degenerate_images(run: Any, cls, shape: Any) -> None:
         np.zeros((2, 2, 129), np.uint8),
     ],
 )
-def test_what_is_no_image(run: Any, cls, data: Any) -> None:
+def test_other_data_is_refused(run: Any, cls: Any, data: Any) -> None:
     with pytest.raises(InvalidInput, match=cls.__name__ + ".*image"):
         run(cls, data, KEYS, **WITH_SIZES[cls])
 
@@ -273,6 +277,6 @@ def test_what_is_no_image(run: Any, cls, data: Any) -> None:
     [(cls, key) for cls, sizes in WITH_SIZES.items() for key in sizes] + [(AlignMat, "align")],
 )
 @pytest.mark.parametrize("value", [0, -1, 32768, "wide"])
-def test_impossible_sizes_are_a_load_error(cls, key: Any, value: Any) -> None:
+def test_impossible_sizes_are_a_load_error(cls: Any, key: Any, value: Any) -> None:
     with pytest.raises(ValidationError):
         cls.parameters(**WITH_SIZES[cls] | {key: value})

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from penstock.backends.gpu.device import POOL, own_stream
+from penstock.backends.gpu.device import STREAMS_PER_DEVICE, own_stream
 
 from .modules import Pool, Total
 
@@ -47,7 +47,7 @@ def test_each_thread_has_its_own_stream_and_returns_it_when_it_ends() -> None:
         there.wait(60)
         return int(stream.cuda_stream)
 
-    for _ in range(2 * POOL // 12 + 1):
+    for _ in range(2 * STREAMS_PER_DEVICE // 12 + 1):
         assert len(set(in_threads(12, take))) == 12
 
 

@@ -1,5 +1,6 @@
-"""The torch image backends on a GPU, against themselves on the CPU. scripts/gpu_check runs it; pytest by itself does not find it by
-its name.
+"""The torch image backends on a GPU, compared with their results on the CPU.
+
+scripts/gpu_check runs this file. pytest doesn't collect it on its own, because of its name.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from penstock.backends.image.tensor.decode import DecodeTensor
 from penstock.backends.image.tensor.files import LoadTensor, SaveTensor
 from penstock.backends.image.tensor.resize import DynamicResizeTensor, ResizePadTensor, ResizeTensor
 from penstock.backends.image.tensor.rows import ArgMaxTensor, CatTensor, SplitTensor
+from penstock.backends.item import Item
 
 ON_CPU, ON_GPU = Context(node="test", device="cpu"), Context(node="test", device="cuda:0")
 
-CASES = {
+CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "resize": (ResizeTensor, {"resize_h": 224, "resize_w": 224}, {}),
     "enlarge": (ResizeTensor, {"resize_h": 900, "resize_w": 1000}, {}),
     "the item's size": (DynamicResizeTensor, {}, {"resize_h": 50, "resize_w": 60}),
@@ -46,19 +48,19 @@ CASES = {
     "grey": (CvtColorTensor, {"color": "gray"}, {"color": "rgb"}),
     "float": (FloatTensor, {}, {}),
     "nchw": (NCHWTensor, {}, {}),
-    "best": (ArgMaxTensor, {}, {}),
-    "together": (CatTensor, {}, {}),
-    "there": (GpuTensor, {}, {}),
-    "a node's stream": (SplitTensor, {}, {}),
+    "best class": (ArgMaxTensor, {}, {}),
+    "rows joined": (CatTensor, {}, {}),
+    "to the GPU": (GpuTensor, {}, {}),
+    "rows split": (SplitTensor, {}, {}),
 }
 
 
-@pytest.mark.parametrize("there", [False, True], ids=["from the CPU", "from the GPU"])
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["from the CPU", "from the GPU"])
 @pytest.mark.parametrize("data_format", ["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_as_on_the_cpu(
-    make: Any, tensor: Any, case: Any, dtype: Any, data_format: Any, there: Any
+    make: Any, tensor: Any, case: str, dtype: Any, data_format: str, on_gpu: Any
 ) -> None:
     cls, params, keys = CASES[case]
     data = (
@@ -66,26 +68,26 @@ def test_the_same_as_on_the_cpu(
         if data_format == "nchw"
         else tensor.permute(0, 2, 3, 1).contiguous().to(dtype)
     )
-    found, expected = ({"data": data, "data_format": data_format, **keys} for _ in range(2))
-    if there:
-        found["data"] = data.to("cuda:0")
+    actual, expected = ({"data": data, "data_format": data_format, **keys} for _ in range(2))
+    if on_gpu:
+        actual["data"] = data.to("cuda:0")
     backend = make(cls, ON_GPU, **params)
     assert backend.device == "cuda:0"
-    backend.forward([found])
+    backend.forward([actual])
     make(cls, ON_CPU, **params).forward([expected])
     if cls is SplitTensor:
-        (found["result"],), (expected["result"],) = found["result"], expected["result"]
-    result = found["result"]
+        (actual["result"],), (expected["result"],) = actual["result"], expected["result"]
+    result = actual["result"]
     assert (
         result.device == torch.device("cuda", 0)
         and result.is_contiguous()
         and result.dtype == expected["result"].dtype
     )
     assert result.untyped_storage().nbytes() == result.numel() * result.element_size()
-    if there:
-        assert torch.equal(found["data"].cpu(), data)
+    if on_gpu:
+        assert torch.equal(actual["data"].cpu(), data)
     difference = (result.cpu().double() - expected["result"].double()).abs()
-    # OpenCV 4 warps in steps of 1/32 of a pixel
+    # OpenCV 4 warps in steps of 1/32 of a pixel.
     assert (
         difference.mean() < 0.5
         if cls is WarpAffineTensor
@@ -93,24 +95,24 @@ def test_the_same_as_on_the_cpu(
     )
 
 
-def test_back_again(make: Any, tensor: Any) -> None:
-    item = {"data": [tensor.cuda(), tensor]}
+def test_back_on_the_cpu(make: Any, tensor: Any) -> None:
+    item: Item = {"data": [tensor.cuda(), tensor]}
     make(CpuTensor, ON_GPU).forward([item])
-    assert [each.device.type for each in item["result"]] == ["cpu", "cpu"] and torch.equal(
+    assert [result.device.type for result in item["result"]] == ["cpu", "cpu"] and torch.equal(
         item["result"][0], tensor
     )
 
 
-def test_files_are_of_no_device(make: Any, tensor: Any, tmp_path: Path) -> None:
+def test_files_hold_tensors_of_the_cpu(make: Any, tensor: Any, tmp_path: Path) -> None:
     make(SaveTensor, ON_GPU, save_dir=str(tmp_path)).forward([{"data": tensor.cuda()}])
     (path,) = tmp_path.iterdir()
     assert torch.load(path).device.type == "cpu"
-    item = {"data": None}
+    item: Item = {"data": None}
     make(LoadTensor, ON_GPU, tensor_name=str(path)).forward([item])
     assert item["result"].is_cuda and torch.equal(item["result"].cpu(), tensor)
 
 
-def encode(photo: Any, kind: Any = "JPEG", **options: Any) -> Any:
+def encode(photo: Any, kind: str = "JPEG", **options: Any) -> Any:
     buffer = io.BytesIO()
     Image.fromarray(photo).save(buffer, kind, **options)
     return buffer.getvalue()
@@ -121,17 +123,21 @@ def encode(photo: Any, kind: Any = "JPEG", **options: Any) -> Any:
 @pytest.mark.parametrize(
     "options", [{}, {"subsampling": 0}, {"progressive": True}, {"kind": "PNG"}], ids=str
 )
-def test_decoded_there(make: Any, photo: Any, options: Any, color: Any, data_format: Any) -> None:
+def test_decoded_on_the_gpu(
+    make: Any, photo: Any, options: Any, color: str, data_format: str
+) -> None:
     items = [{"data": encode(photo, **options)} for _ in range(2)]
     for item, context in zip(items, (ON_GPU, ON_CPU), strict=True):
         make(DecodeTensor, context, color=color, data_format=data_format).forward([item])
-    found, expected = (item["result"] for item in items)
-    assert found.is_cuda and found.is_contiguous() and found.shape == expected.shape
-    assert (found.cpu().float() - expected.float()).abs().mean() < 1.5
+    actual, expected = (item["result"] for item in items)
+    assert actual.is_cuda and actual.is_contiguous() and actual.shape == expected.shape
+    assert (actual.cpu().float() - expected.float()).abs().mean() < 1.5
 
 
 def test_a_batch_at_once(photo: Any) -> None:
-    """As one by one: JPEGs of two sizes, a PNG, one that is turned, and one that is none."""
+    """The same as one by one: JPEGs of two sizes, a PNG, a turned one, and bytes that are no
+    image.
+    """
     turned = Image.Exif()
     turned[0x0112] = 6
     files = [
@@ -179,17 +185,17 @@ def test_threads_with_streams_of_their_own(photo: Any) -> None:
     with pipe({**config, "instance_num": 4, "device_id": 0}) as run:
         first = {"data": encoded}
         run(first)
-        found = []
+        equal = []
 
         def work() -> None:
             for _ in range(50):
                 item = {"data": encoded}
                 run(item)
-                found.append(torch.equal(item["result"], first["result"]))
+                equal.append(torch.equal(item["result"], first["result"]))
 
         threads = [threading.Thread(target=work) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert found == [True] * 400
+    assert equal == [True] * 400

@@ -1,4 +1,6 @@
-"""Where torch backends run, what they say without torch, and torchpipe's first pipeline on a machine without a GPU."""
+"""Torch backends: their device, their errors without torch, and torchpipe's first pipeline
+without a GPU.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ import pytest
 from penstock import pipe
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 from penstock.backends.expressions.registry import BUILTINS, describe, find_backend
+from penstock.backends.item import Item
 
 DIGITS = Path(__file__).parents[4] / "examples" / "digits"
 NAMES = sorted(
@@ -23,13 +26,18 @@ NAMES = sorted(
 
 WITHOUT_TORCH = """
 import sys
-sys.modules["torch"] = None  # as on a machine that has none
+sys.modules["torch"] = None  # as on a machine without it
 from penstock import pipe
 from penstock.backends.base import Context
 from penstock.backends.expressions.registry import describe, find_backend
 from penstock.pipelines.config.load import load
 
-load({"backend": "S[DecodeTensor,ResizeTensor,cvtColorTensor]", "resize_h": 8, "resize_w": 8, "color": "rgb"})
+load({
+    "backend": "S[DecodeTensor,ResizeTensor,cvtColorTensor]",
+    "resize_h": 8,
+    "resize_w": 8,
+    "color": "rgb",
+})
 for name in sys.argv[1:]:
     cls = find_backend(name)
     assert describe(name).parameters
@@ -40,25 +48,25 @@ for name in sys.argv[1:]:
 """
 
 
-def test_they_are_all_there() -> None:
+def test_all_are_described() -> None:
     assert len(NAMES) == 19
     for name in NAMES:
-        found = describe(name)
-        assert found.extra == "torch" and found.parameters
-        assert "device_id" in {parameter.name for parameter in found.parameters}
+        description = describe(name)
+        assert description.extra == "torch" and description.parameters
+        assert "device_id" in {parameter.name for parameter in description.parameters}
 
 
-def test_without_torch_files_can_be_checked_and_init_says_what_is_missing() -> None:
+def test_without_torch_files_can_be_checked_and_init_names_the_extra() -> None:
     answer = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, *NAMES], capture_output=True, text=True, check=True
     )
-    said = answer.stdout.splitlines()
-    assert len(said) == len(NAMES)
-    for name, line in zip(NAMES, said, strict=True):
+    lines = answer.stdout.splitlines()
+    assert len(lines) == len(NAMES)
+    for name, line in zip(NAMES, lines, strict=True):
         real = "CvtColorTensor" if name == "cvtColorTensor" else name
-        assert (
-            line
-            == f"BackendError {real} needs extra torch, which is not installed here: pip install 'penstock-serve[torch]'"
+        assert line == (
+            f"BackendError {real} needs extra torch, which is not installed here: "
+            "pip install 'penstock-serve[torch]'"
         )
 
 
@@ -69,13 +77,16 @@ def test_without_torch_files_can_be_checked_and_init_says_what_is_missing() -> N
         "S[ResizeTensor(device_id=0,resize_h=8,resize_w=9),cvtColorTensor(rgb)]",
     ],
 )
-def test_positional_arguments_are_the_backends_own(bound: Any, expression: Any) -> None:
+def test_device_id_is_not_a_positional_argument(bound: Any, expression: str) -> None:
     resize, color = bound(expression).children
     assert (resize.params.resize_h, resize.params.resize_w, color.params.color) == (8, 9, "rgb")
 
 
 def test_describing_them_imports_no_torch() -> None:
-    code = f"import sys, penstock.backends.expressions.registry as r; [r.describe(n) for n in {NAMES}]; print('torch' in sys.modules)"
+    code = (
+        "import sys, penstock.backends.expressions.registry as registry;"
+        f"[registry.describe(name) for name in {NAMES}]; print('torch' in sys.modules)"
+    )
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
@@ -92,7 +103,7 @@ def torch() -> Any:
 
 @pytest.fixture
 def no_gpu(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine without one, wherever this runs."""
+    """Hide the GPUs of this machine."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -123,10 +134,10 @@ def test_torchpipes_first_pipeline_without_a_gpu(torch: Any, no_gpu: Any) -> Non
 
 
 def test_the_same_as_by_opencv(no_gpu: Any) -> None:
-    item = {"data": (DIGITS / "digit.png").read_bytes()}
+    item: Item = {"data": (DIGITS / "digit.png").read_bytes()}
     with pipe(QUICK_START) as model:
         model(item)
-        found = item["result"]
+        result = item["result"]
     with pipe(
         {
             **QUICK_START,
@@ -134,10 +145,10 @@ def test_the_same_as_by_opencv(no_gpu: Any) -> None:
         }
     ) as model:
         model(item)
-    assert found.tolist() == item["result"].tolist()
+    assert result.tolist() == item["result"].tolist()
 
 
-def test_a_gpu_that_is_not_there(no_gpu: Any) -> None:
+def test_a_missing_gpu(no_gpu: Any) -> None:
     with pytest.raises((BackendError, ConfigError), match="torch sees 0 GPUs here"):
         pipe({"backend": "GpuTensor", "device_id": 0})
 
@@ -147,24 +158,31 @@ def test_a_gpu_that_is_not_there(no_gpu: Any) -> None:
 
 @pytest.fixture
 def together(make: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A backend on the CPU that does as on a GPU; and how many images each transformation was given."""
+    """Make a backend on the CPU that works as on a GPU. Return it, and the batch size of each
+    call.
+    """
 
-    def together(cls, **params: Any) -> Any:
+    def together(cls: Any, **params: Any) -> Any:
         backend = make(cls, **params)
         backend.together = True
-        calls = []
+        calls: list[int] = []
         transform = backend.transform
+
+        def counted(image: Any, item: Item) -> Any:
+            calls.append(len(image))
+            return transform(image, item)
+
         monkeypatch.setattr(
             backend,
             "transform",
-            lambda image, item: (calls.append(len(image)), transform(image, item))[1],
+            counted,
         )
         return backend, calls
 
     return together
 
 
-def images_of(torch: Any, *sizes: Any, dtype: Any = "uint8", channels: Any = 3) -> Any:
+def images_of(torch: Any, *sizes: Any, dtype: Any = "uint8", channels: int = 3) -> Any:
     draw = np.random.default_rng(0)
     return [
         torch.from_numpy(draw.integers(0, 256, (1, channels, *size), np.uint8)).to(
@@ -184,13 +202,13 @@ def images_of(torch: Any, *sizes: Any, dtype: Any = "uint8", channels: Any = 3) 
     ],
 )
 def test_images_of_one_shape_go_together(
-    torch: Any, make: Any, together: Any, name: Any, params: Any, keys: Any
+    torch: Any, make: Any, together: Any, name: str, params: dict[str, Any], keys: dict[str, Any]
 ) -> None:
     cls = find_backend(name)
     data = images_of(torch, (8, 6), (8, 6), (5, 5), (8, 6))
-    data.append(torch.cat(data[:2]))  # two rows, and an image that stands alone
+    data.append(torch.cat(data[:2]))  # one item with two images
     data.append(data[0].permute(0, 2, 3, 1).contiguous())
-    batch = [{"data": each, **keys} for each in data]
+    batch: list[Item] = [{"data": image, **keys} for image in data]
     batch[-1]["data_format"] = "nhwc"
     backend, calls = together(cls, **params)
     backend.forward(batch)
@@ -201,47 +219,47 @@ def test_images_of_one_shape_go_together(
             alone.pop(key, None)
         make(cls, **params).forward([alone])
         assert torch.equal(item["result"], alone["result"]) and item["result"].is_contiguous()
-        assert (
-            item["result"].untyped_storage().nbytes() == item["result"].numel()
-        )  # no view of them all
+        # Not a view of all results.
+        assert item["result"].untyped_storage().nbytes() == item["result"].numel()
         assert {key: item[key] for key in item if key not in {"data", "result"}} == {
             key: alone[key] for key in alone if key not in {"data", "result"}
         }
 
 
-def test_only_what_is_alike_goes_together(torch: Any, together: Any) -> None:
+def test_only_like_images_go_together(torch: Any, together: Any) -> None:
     data = images_of(torch, (8, 6), (8, 6), (8, 6), (8, 6))
-    batch = [
-        {"data": each, "resize_h": 4, "resize_w": width}
-        for each, width in zip(data, (3, 5, 3, [5]), strict=True)
+    batch: list[Item] = [
+        {"data": image, "resize_h": 4, "resize_w": width}
+        for image, width in zip(data, (3, 5, 3, [5]), strict=True)
     ]
     backend, calls = together(find_backend("DynamicResizeTensor"))
     backend.forward(batch)
-    assert calls == [2, 1, 1, 1]  # the last once more, as a group that has failed
+    assert calls == [2, 1, 1, 1]  # the last again: its group failed
     assert [
         item["result"].shape[3] if "result" in item else type(item["error"]) for item in batch
     ] == [3, 5, 3, InvalidInput]
     floats, calls = together(find_backend("ResizeTensor"), resize_h=4, resize_w=4)
-    mixed = [{"data": data[0]}, {"data": data[1].float()}, {"data": "no image"}, {"data": data[2]}]
+    values = (data[0], data[1].float(), "no image", data[2])
+    mixed: list[Item] = [{"data": value} for value in values]
     floats.forward(mixed)
     assert sorted(calls) == [1, 2]
-    assert [item["result"].dtype if "result" in item else type(item["error"]) for item in mixed] == [
-        torch.uint8, torch.float32, InvalidInput, torch.uint8,
-    ]  # fmt: skip
+    dtypes = [item["result"].dtype if "result" in item else None for item in mixed]
+    assert dtypes == [torch.uint8, torch.float32, None, torch.uint8]
+    assert isinstance(mixed[2]["error"], InvalidInput)
 
 
 def test_a_group_that_fails_is_transformed_one_by_one(torch: Any, together: Any) -> None:
     backend, calls = together(find_backend("CvtColorTensor"), color="rgb")
-    batch = [{"data": each} for each in images_of(torch, (8, 6), (8, 6))]  # no color
+    batch: list[Item] = [{"data": image} for image in images_of(torch, (8, 6), (8, 6))]  # no color
     backend.forward(batch)
     assert calls == [2, 1, 1]
     assert all(isinstance(item["error"], InvalidInput) and "result" not in item for item in batch)
 
 
-def test_colours_that_are_right_stay(torch: Any, together: Any) -> None:
+def test_images_in_the_right_color_stay(torch: Any, together: Any) -> None:
     backend, calls = together(find_backend("CvtColorTensor"), color="rgb")
     data = images_of(torch, (8, 6), (8, 6), (8, 6))
-    batch = [{"data": each, "color": "rgb"} for each in data]
+    batch: list[Item] = [{"data": image, "color": "rgb"} for image in data]
     batch[2] |= {"data": data[2].permute(0, 2, 3, 1).contiguous(), "data_format": "nhwc"}
     backend.forward(batch)
     assert calls == []
@@ -249,7 +267,7 @@ def test_colours_that_are_right_stay(torch: Any, together: Any) -> None:
         torch.equal(item["result"], item["data"]) and item["color"] == "rgb" for item in batch
     )
     wrong = [
-        {"data": each, "color": "rgb"} for each in images_of(torch, (8, 6), (8, 6), channels=1)
+        {"data": image, "color": "rgb"} for image in images_of(torch, (8, 6), (8, 6), channels=1)
     ]
     backend.forward(wrong)
     assert all("does not fit an image of 1 channels" in str(item["error"]) for item in wrong)

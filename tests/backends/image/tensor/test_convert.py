@@ -34,8 +34,8 @@ CODES = {
 
 @pytest.mark.parametrize(("source", "target"), CODES)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_converted_as_opencv_does(
-    run_tensor: Any, photo: Any, source: Any, target: Any, dtype: Any
+def test_converted_as_by_opencv(
+    run_tensor: Any, photo: Any, source: str, target: str, dtype: Any
 ) -> None:
     image = photo[:, :, :1] if source == "gray" else photo
     image = image.astype(np.float32) if dtype == torch.float32 else image
@@ -58,13 +58,13 @@ def test_converted_as_opencv_does(
 
 
 @pytest.mark.parametrize("color", ["rgb", "bgr", "gray"])
-def test_the_same_colour_changes_nothing(run_tensor: Any, tensor: Any, color: Any) -> None:
+def test_the_same_color_changes_nothing(run_tensor: Any, tensor: Any, color: str) -> None:
     image = tensor[:, :1].clone() if color == "gray" else tensor
     item = run_tensor(CvtColorTensor, image, {"color": color}, color=color)
     assert torch.equal(item["result"], image) and item["color"] == color
 
 
-def test_rows_keep_their_layout(run_tensor: Any, photo: Any) -> None:
+def test_the_layout_is_kept(run_tensor: Any, photo: Any) -> None:
     item = run_tensor(
         CvtColorTensor,
         torch.from_numpy(photo[None].copy()),
@@ -82,26 +82,28 @@ def test_one_channel_is_gray(run_tensor: Any, tensor: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
-        ({}, "the item has no color, which says whether its 3 channels are rgb or bgr"),
+        ({}, "the item has no color: expected rgb or bgr for its 3 channels"),
         (
             {"color": "gray"},
-            "color 'gray' does not fit an image of 3 channels; known: rgb, bgr, gray",
+            "color 'gray' does not fit an image of 3 channels: expected one of rgb, bgr, gray",
         ),
         ({"color": "hsv"}, "color 'hsv' does not fit"),
     ],
 )
-def test_a_colour_that_does_not_fit(run_tensor: Any, tensor: Any, keys: Any, said: Any) -> None:
-    with pytest.raises(InvalidInput, match=f"CvtColorTensor: {said}"):
+def test_a_color_that_does_not_fit(
+    run_tensor: Any, tensor: Any, keys: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=f"CvtColorTensor: {message}"):
         run_tensor(CvtColorTensor, tensor, keys, color="rgb")
 
 
-def test_wrong_parameters_are_a_load_error() -> None:
+def test_wrong_parameters_are_a_load_error(make: Any) -> None:
     with pytest.raises(ValidationError):
-        CvtColorTensor.parameters(color="hsv")
+        make(CvtColorTensor, color="hsv")
     with pytest.raises(ValidationError):
-        CvtColorTensor.parameters()
+        make(CvtColorTensor)
 
 
 # floats
@@ -125,7 +127,7 @@ def test_floats_keep_the_values(run_tensor: Any, dtype: Any) -> None:
     assert result.dtype == torch.float32 and result.tolist() == data.tolist()
 
 
-def test_a_view_keeps_nothing_alive(run_tensor: Any, tensor: Any) -> None:
+def test_the_result_for_a_view_keeps_no_larger_tensor_alive(run_tensor: Any, tensor: Any) -> None:
     result = run_tensor(FloatTensor, tensor.float()[:, :1])["result"]
     assert torch.equal(result, tensor[:, :1].float())
 
@@ -148,7 +150,7 @@ def test_arrays_are_tensors(run_tensor: Any, photo: Any) -> None:
     ],
     ids=str,
 )
-def test_no_numbers(run_tensor: Any, data: Any) -> None:
+def test_other_data_than_numbers(run_tensor: Any, data: Any) -> None:
     with pytest.raises(InvalidInput, match="FloatTensor: expected"):
         run_tensor(FloatTensor, data)
 
@@ -166,7 +168,7 @@ def test_no_numbers(run_tensor: Any, data: Any) -> None:
         ((2, 3, 4, 5), {}, (0, 1, 2, 3)),
     ],
 )
-def test_nchw(run_tensor: Any, shape: Any, keys: Any, order: Any) -> None:
+def test_nchw(run_tensor: Any, shape: Any, keys: dict[str, Any], order: Any) -> None:
     data = torch.arange(int(np.prod(shape)), dtype=torch.float32).reshape(shape)
     item = run_tensor(NCHWTensor, data, keys)
     assert item["data_format"] == "nchw" and item["result"].ndim == 4
@@ -177,15 +179,15 @@ def test_nchw(run_tensor: Any, shape: Any, keys: Any, order: Any) -> None:
 
 
 @pytest.mark.parametrize("cls", [CpuTensor, GpuTensor])
-def test_tensors_and_lists_of_them(run_tensor: Any, tensor: Any, cls) -> None:
-    found = run_tensor(cls, tensor[:, :, 5:])["result"]
-    assert torch.equal(found, tensor[:, :, 5:])
+def test_tensors_and_lists_of_them(run_tensor: Any, tensor: Any, cls: Any) -> None:
+    result = run_tensor(cls, tensor[:, :, 5:])["result"]
+    assert torch.equal(result, tensor[:, :, 5:])
     first, second = run_tensor(cls, [np.arange(3), torch.arange(4)])["result"]
     assert first.tolist() == [0, 1, 2] and second.tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("cls", [CpuTensor, GpuTensor])
 @pytest.mark.parametrize("data", [[], ["a"], b""])
-def test_what_is_no_tensor(run_tensor: Any, cls, data: Any) -> None:
+def test_other_data_is_refused(run_tensor: Any, cls: Any, data: Any) -> None:
     with pytest.raises(InvalidInput, match=f"{cls.__name__}: expected a "):
         run_tensor(cls, data)

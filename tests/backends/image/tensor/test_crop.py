@@ -45,7 +45,7 @@ def test_the_part_within_the_box(run_tensor: Any, tensor: Any, box: Any, dtype: 
     )
 
 
-def test_the_part_of_several_and_of_rows(run_tensor: Any, photo: Any) -> None:
+def test_the_part_of_several_images_in_nhwc(run_tensor: Any, photo: Any) -> None:
     both = torch.from_numpy(np.stack([photo, photo[::-1]]))
     result = run_tensor(CropTensor, both, {"_box": [1, 2, 30, 40], "data_format": "nhwc"})["result"]
     assert torch.equal(result, both[:, 2:40, 1:30])
@@ -69,7 +69,7 @@ def test_boxes_out_of_range(run_tensor: Any, tensor: Any, box: Any) -> None:
         run_tensor(CropTensor, tensor, {"_box": box})
 
 
-def test_no_box(run_tensor: Any, tensor: Any) -> None:
+def test_a_missing_box(run_tensor: Any, tensor: Any) -> None:
     with pytest.raises(
         InvalidInput, match=r"CropTensor: the item has no _box: expected \[x1, y1, x2, y2\]"
     ):
@@ -82,10 +82,10 @@ BORDER = {"top": 5, "bottom": 15, "left": 25, "right": 35}
 
 
 @pytest.mark.parametrize("pad_value", [0, "7", "1,2,300"])
-def test_bordered_as_opencv_does(run_tensor: Any, tensor: Any, photo: Any, pad_value: Any) -> None:
-    value = [min(float(part), 255) for part in str(pad_value).split(",")]
+def test_bordered_as_by_opencv(run_tensor: Any, tensor: Any, photo: Any, pad_value: Any) -> None:
+    value = [min(float(level), 255) for level in str(pad_value).split(",")]
     expected = cv2.copyMakeBorder(
-        photo, *BORDER.values(), cv2.BORDER_CONSTANT, value=value * 3 if len(value) == 1 else value
+        photo, 5, 15, 25, 35, cv2.BORDER_CONSTANT, value=value * 3 if len(value) == 1 else value
     )
     by_parameters = run_tensor(CopyMakeBorderTensor, tensor, pad_value=pad_value, **BORDER)[
         "result"
@@ -102,7 +102,7 @@ def test_no_border_is_a_copy(run_tensor: Any, tensor: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [-1, 32768, "5", 1.5, None])
-def test_borders_that_are_none(run_tensor: Any, tensor: Any, value: Any) -> None:
+def test_an_invalid_border(run_tensor: Any, tensor: Any, value: Any) -> None:
     with pytest.raises(
         InvalidInput,
         match=r"CopyMakeBorderTensor: left is .*: expected a whole number from 0 to 32767",
@@ -112,7 +112,7 @@ def test_borders_that_are_none(run_tensor: Any, tensor: Any, value: Any) -> None
 
 def test_a_border_that_is_too_large(run_tensor: Any, tensor: Any) -> None:
     with pytest.raises(
-        TooLarge, match="the result would have 33407x33194 pixels, more than the 100000000 allowed"
+        TooLarge, match="the result would have 33407x33194 pixels: at most 100000000 are"
     ):
         run_tensor(CopyMakeBorderTensor, tensor, {"left": 32767, "top": 32767})
 
@@ -131,16 +131,18 @@ MATRIX = cv2.getRotationMatrix2D((300.0, 200.0), 30, 0.8)
         lambda m: m.astype(np.float32),
     ],
 )
-def test_warped_as_opencv_does(run_tensor: Any, tensor: Any, photo: Any, form: Any) -> None:
+def test_warped_as_by_opencv(run_tensor: Any, tensor: Any, photo: Any, form: Any) -> None:
     result = run_tensor(
         WarpAffineTensor, tensor, {"affine_matrix": form(MATRIX)}, target_h=300, target_w=500
     )["result"]
     expected = cv2.warpAffine(photo, MATRIX, (500, 300))
     difference = np.abs(pixels(result).astype(int) - expected)
-    assert difference.max() <= 2 and difference.mean() < 0.05  # torch's planes, OpenCV's inverse
+    assert (
+        difference.max() <= 2 and difference.mean() < 0.05
+    )  # plane by plane here, and OpenCV inverts the matrix itself
 
 
-def test_a_move_by_whole_pixels_moves(run_tensor: Any, tensor: Any) -> None:
+def test_a_move_by_whole_pixels_keeps_the_values(run_tensor: Any, tensor: Any) -> None:
     keys = {"affine_matrix": [1, 0, 20, 0, 1, -10]}
     result = run_tensor(
         WarpAffineTensor, tensor, keys, target_h=427, target_w=640, pad_value="1,2,3"
@@ -165,18 +167,18 @@ def test_the_way_back(run_tensor: Any, tensor: Any) -> None:
     assert (there.int() - back.int()).abs().max() <= 1
 
 
-def test_the_items_size(run_tensor: Any, tensor: Any) -> None:
+def test_the_size_of_the_item(run_tensor: Any, tensor: Any) -> None:
     keys = {"affine_matrix": [1, 0, 0, 0, 1, 0], "target_h": 10, "target_w": 20}
     assert torch.equal(
         run_tensor(WarpAffineTensor, tensor, keys, target_h=300, target_w=500)["result"],
         tensor[:, :, :10, :20],
     )
-    with pytest.raises(TooLarge, match="20x10 pixels are asked for, more than the 199 allowed"):
+    with pytest.raises(TooLarge, match="20x10 pixels are asked for: at most 199 are allowed"):
         run_tensor(WarpAffineTensor, tensor, keys, target_h=3, target_w=5, max_pixels=199)
 
 
 @pytest.mark.parametrize(
-    ("matrix", "said"),
+    ("matrix", "message"),
     [
         (None, "expected 2 rows of 3, finite numbers"),
         ([1, 0, 0, 0, 1], "expected 2 rows of 3, finite numbers"),
@@ -184,12 +186,12 @@ def test_the_items_size(run_tensor: Any, tensor: Any) -> None:
         ([1, 2, 0, 2, 4, 0], "it can't be inverted"),
     ],
 )
-def test_matrices_that_are_none(run_tensor: Any, tensor: Any, matrix: Any, said: Any) -> None:
-    with pytest.raises(InvalidInput, match=f"WarpAffineTensor: affine_matrix is .*{said}"):
+def test_an_invalid_matrix(run_tensor: Any, tensor: Any, matrix: Any, message: str) -> None:
+    with pytest.raises(InvalidInput, match=f"WarpAffineTensor: affine_matrix is .*{message}"):
         run_tensor(WarpAffineTensor, tensor, {"affine_matrix": matrix}, target_h=3, target_w=5)
 
 
-def test_no_matrix_and_too_long_an_image(run_tensor: Any, tensor: Any) -> None:
+def test_a_missing_matrix_and_too_long_an_image(run_tensor: Any, tensor: Any) -> None:
     with pytest.raises(InvalidInput, match="the item has no affine_matrix"):
         run_tensor(WarpAffineTensor, tensor, target_h=3, target_w=5)
     long = torch.zeros((1, 1, 1, 32768), dtype=torch.uint8)
@@ -207,6 +209,6 @@ def test_no_matrix_and_too_long_an_image(run_tensor: Any, tensor: Any) -> None:
         (WarpAffineTensor, {"target_h": 5}),
     ],
 )
-def test_wrong_parameters_are_a_load_error(cls, params: Any) -> None:
+def test_wrong_parameters_are_a_load_error(cls: Any, params: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         cls.parameters(**params)

@@ -1,8 +1,11 @@
-"""DecodeTensor: DecodeMat's pixels on the CPU; which files nvJPEG is given, and what happens to those that it refuses."""
+"""DecodeTensor: on the CPU, and which files nvJPEG gets and what happens to those that it
+refuses.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -13,18 +16,19 @@ from pydantic import ValidationError
 
 from penstock.backends.base import Context
 from penstock.backends.errors import InvalidInput, TooLarge
-from penstock.backends.image.decode import DecodeMat, checked_header
+from penstock.backends.image.decode import DecodeMat, DecodeMatParams, checked_header
 from penstock.backends.image.tensor.decode import (
     DecodeTensor,
     find_nvjpeg,
     refused_as_none,
     suits_nvjpeg,
 )
+from penstock.backends.item import Item
 
 torch = pytest.importorskip("torch")
 
 
-def encode(image: Any, kind: Any, **options: Any) -> Any:
+def encode(image: Any, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(
         buffer, kind, **options
@@ -32,23 +36,23 @@ def encode(image: Any, kind: Any, **options: Any) -> Any:
     return buffer.getvalue()
 
 
-def turned(photo: Any, orientation: Any) -> Any:
+def turned(photo: Any, orientation: int) -> Any:
     exif = Image.Exif()
     exif[0x112] = orientation
     return encode(photo, "JPEG", exif=exif)
 
 
 def decode_mat(encoded: Any) -> Any:
-    item = {"data": encoded}
+    item: Item = {"data": encoded}
     backend = DecodeMat()
-    backend.init(DecodeMat.parameters(), Context())
+    backend.init(DecodeMatParams(max_pixels=10**9), Context())
     backend.forward([item])
     return item["result"]
 
 
 @pytest.fixture
 def decode(make: Any) -> Any:
-    """The item after DecodeTensor on the CPU."""
+    """Run DecodeTensor on the CPU and return the item."""
 
     def decode(data: Any, **params: Any) -> Any:
         item = {"data": data}
@@ -63,7 +67,7 @@ def decode(make: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
-def test_the_pixels_are_decodemats(decode: Any, photo: Any, kind: Any) -> None:
+def test_the_pixels_are_decodemats(decode: Any, photo: Any, kind: str) -> None:
     encoded = encode(photo, kind)
     bgr = decode_mat(encoded)
     colors = {
@@ -92,7 +96,7 @@ def test_rgb_is_the_default(decode: Any) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turned_as_the_camera_says(decode: Any, photo: Any, orientation: Any) -> None:
+def test_turned_by_exif(decode: Any, photo: Any, orientation: int) -> None:
     encoded = turned(photo, orientation)
     assert np.array_equal(
         decode(encoded, color="bgr")["result"][0].permute(1, 2, 0).numpy(), decode_mat(encoded)
@@ -112,9 +116,9 @@ def test_other_types_are_a_type_error(decode: Any, data: Any) -> None:
         decode(data)
 
 
-def test_soft_failures_and_their_neighbours(make: Any, photo: Any) -> None:
+def test_soft_failures_leave_the_other_items_alone(make: Any, photo: Any) -> None:
     jpeg = encode(photo, "JPEG")
-    batch = [{"data": jpeg}, {"data": b"no"}, {"data": jpeg[:-5000]}, {"data": jpeg}]
+    batch: list[Item] = [{"data": jpeg}, {"data": b"no"}, {"data": jpeg[:-5000]}, {"data": jpeg}]
     make(DecodeTensor).forward(batch)
     assert ["result" in item for item in batch] == [True, False, False, True]
     assert all(type(item["error"]) is InvalidInput and "color" not in item for item in batch[1:3])
@@ -125,30 +129,32 @@ def test_too_large(decode: Any, photo: Any) -> None:
 
 
 @pytest.mark.parametrize("params", [{"color": "hsv"}, {"data_format": "chw"}, {"device_id": -1}])
-def test_wrong_parameters_are_a_load_error(params: Any) -> None:
+def test_wrong_parameters_are_a_load_error(make: Any, params: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        DecodeTensor.parameters(**params)
+        make(DecodeTensor, **params)
 
 
 # nvJPEG
 
 
 def adobe_rgb(photo: Any) -> Any:
-    """A JPEG whose three channels are red, green and blue: Adobe's marker says that nothing was transformed."""
+    """A JPEG with channels red, green and blue: Adobe's marker says that nothing was
+    transformed.
+    """
     encoded = encode(photo, "JPEG", keep_rgb=True)
     assert checked_header(encoded, 10**9).info["adobe_transform"] == 0
     return encoded
 
 
 def ycck(photo: Any) -> Any:
-    """A JPEG in CMYK of which Adobe's marker says that the first three channels are transformed."""
+    """A JPEG in CMYK whose Adobe marker says that its first three channels are transformed."""
     encoded = bytearray(encode(Image.fromarray(photo).convert("CMYK"), "JPEG"))
     encoded[encoded.index(b"Adobe") + 11] = 2
     assert checked_header(bytes(encoded), 10**9).info["adobe_transform"] == 2
     return bytes(encoded)
 
 
-CASES = {
+CASES: dict[str, tuple[Callable[[Any], bytes], bool]] = {
     "plain": (lambda photo: encode(photo, "JPEG"), True),
     "progressive": (lambda photo: encode(photo, "JPEG", progressive=True), True),
     "grey": (lambda photo: encode(photo[:, :, 0], "JPEG"), True),
@@ -156,7 +162,7 @@ CASES = {
     "no orientation": (lambda photo: turned(photo, 0), True),
     "turned": (lambda photo: turned(photo, 6), False),
     "mirrored": (lambda photo: turned(photo, 2), False),
-    # Pillow warns of it, which is an error in tests
+    # Pillow warns about it, which is an error in tests.
     "damaged exif": (
         lambda photo: encode(photo, "JPEG", dpi=(72, 72), exif=b"Exif\0\0II*\0\xff\xff\xff\xff"),
         False,
@@ -170,14 +176,14 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_nvjpeg_is_given(photo: Any, case: Any) -> None:
+def test_files_that_nvjpeg_gets(photo: Any, case: str) -> None:
     make_file, expected = CASES[case]
     assert suits_nvjpeg(checked_header(make_file(photo), 10**9)) is expected
 
 
 @pytest.fixture
 def with_nvjpeg(make: Any) -> Any:
-    """DecodeTensor with a decoder in nvJPEG's place."""
+    """DecodeTensor with another decoder in place of nvJPEG."""
 
     def with_nvjpeg(nvjpeg: Any, **params: Any) -> Any:
         backend = make(DecodeTensor, **params)
@@ -189,15 +195,15 @@ def with_nvjpeg(make: Any) -> Any:
 
 @pytest.mark.parametrize("data_format", ["nchw", "nhwc"])
 @pytest.mark.parametrize("color", ["rgb", "bgr", "gray"])
-def test_its_answer_is_brought_into_order(
-    with_nvjpeg: Any, photo: Any, color: Any, data_format: Any
+def test_the_images_of_nvjpeg_get_the_wanted_order(
+    with_nvjpeg: Any, photo: Any, color: str, data_format: str
 ) -> None:
     backend = with_nvjpeg(
         lambda files: [torch.from_numpy(photo.transpose(2, 0, 1).copy()) for _ in files],
         color=color,
         data_format=data_format,
     )
-    item = {"data": encode(photo, "JPEG")}
+    item: Item = {"data": encode(photo, "JPEG")}
     backend.forward([item])
     channels = {
         "rgb": photo,
@@ -209,10 +215,10 @@ def test_its_answer_is_brought_into_order(
     assert (item["color"], item["data_format"]) == (color, data_format)
 
 
-def test_a_batch_is_decoded_at_once_and_what_it_refuses_by_the_cpu(
+def test_nvjpeg_decodes_a_batch_at_once_and_the_cpu_what_it_refuses(
     with_nvjpeg: Any, photo: Any
 ) -> None:
-    asked = []
+    calls = []
     jpeg, other, refused, png = (
         encode(photo, "JPEG"),
         encode(photo[::-1], "JPEG"),
@@ -222,14 +228,16 @@ def test_a_batch_is_decoded_at_once_and_what_it_refuses_by_the_cpu(
     planes = {jpeg: photo, other: photo[::-1]}
 
     def decode(files: Any) -> Any:
-        asked.append(files)
+        calls.append(files)
         if refused in files:
             raise RuntimeError("nvjpegDecode failed: 5")
-        return [torch.from_numpy(planes[each].transpose(2, 0, 1).copy()) for each in files]
+        return [torch.from_numpy(planes[file].transpose(2, 0, 1).copy()) for file in files]
 
-    batch = [{"data": each} for each in (jpeg, png, refused, b"\xff\xd8\xff\xd9", other)]
+    batch: list[Item] = [
+        {"data": file} for file in (jpeg, png, refused, b"\xff\xd8\xff\xd9", other)
+    ]
     with_nvjpeg(decode, color="bgr").forward(batch)
-    assert asked == [[jpeg, refused, other], [jpeg], [refused], [other]]
+    assert calls == [[jpeg, refused, other], [jpeg], [refused], [other]]
     for index, expected in (
         (0, photo[:, :, ::-1]),
         (1, photo[:, :, ::-1]),
@@ -239,16 +247,16 @@ def test_a_batch_is_decoded_at_once_and_what_it_refuses_by_the_cpu(
         assert np.array_equal(batch[index]["result"][0].permute(1, 2, 0).numpy(), expected)
         assert batch[index]["color"] == "bgr"
     assert isinstance(batch[3]["error"], InvalidInput) and "result" not in batch[3]
-    asked.clear()
+    calls.clear()
     with_nvjpeg(decode).forward([{"data": jpeg}, {"data": other}])
-    assert asked == [[jpeg, other]]
+    assert calls == [[jpeg, other]]
 
 
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("full"), RuntimeError("CUDA error: an illegal memory access")]
 )
-def test_what_the_device_reports_is_no_refusal(error: Any) -> None:
-    def fail(files: Any) -> None:
+def test_an_error_of_the_device_is_not_a_refusal(error: Any) -> None:
+    def fail(files: list[bytes]) -> list[Any]:
         raise error
 
     with pytest.raises(RuntimeError) as caught:
@@ -256,5 +264,5 @@ def test_what_the_device_reports_is_no_refusal(error: Any) -> None:
     assert caught.value is error
 
 
-def test_no_nvjpeg_where_it_can_not_be() -> None:
+def test_nvjpeg_is_not_found_without_a_gpu() -> None:
     assert find_nvjpeg(torch.device("cuda", 99)) is None

@@ -1,4 +1,7 @@
-"""What runs on a GPU, and what runs on the CPU instead, do the same: the GPU's half is plain torch, and is run here on the CPU, too."""
+"""The GPU's operations do the same as the CPU's.
+
+They are plain torch, and run here on the CPU, too.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ from penstock.backends.errors import InvalidInput  # noqa: E402
 from penstock.backends.image.tensor import operations  # noqa: E402
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-TURN = cv2.getRotationMatrix2D((300.0, 200.0), 30, 0.8)
+TURN: Any = cv2.getRotationMatrix2D((300.0, 200.0), 30, 0.8)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (100, 900), (1, 1), (854, 1280)])
-def test_resizing_by_torch_is_opencvs(
-    tensor: Any, photo: Any, height: Any, width: Any, device: Any
+def test_resizing_by_torch_is_as_by_opencv(
+    tensor: Any, photo: Any, height: int, width: int, device: str
 ) -> None:
     result = operations.interpolated(tensor.to(device), height, width)
     assert result.dtype == torch.uint8 and result.device.type == device
@@ -37,8 +40,10 @@ def test_resizing_by_torch_is_opencvs(
     assert np.allclose(floats, cv2.resize(photo.astype(np.float32), (width, height)), atol=0.01)
 
 
-def exact(photo: Any, inverse: Any, height: Any, width: Any, fill: Any) -> Any:
-    """The definition, in double precision: bilinear between pixel centres at whole numbers, `fill` beyond the image."""
+def exact(photo: Any, inverse: Any, height: int, width: int, fill: Any) -> Any:
+    """Compute the definition in double precision: bilinear between pixel centres at whole
+    numbers.
+    """
     y, x = np.mgrid[:height, :width].astype(float)
     at_x = inverse[0][0] * x + inverse[0][1] * y + inverse[0][2]
     at_y = inverse[1][0] * x + inverse[1][1] * y + inverse[1][2]
@@ -61,7 +66,7 @@ def exact(photo: Any, inverse: Any, height: Any, width: Any, fill: Any) -> Any:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("how", [operations.warped, operations.sampled])
+@pytest.mark.parametrize("operation", [operations.warped, operations.sampled])
 @pytest.mark.parametrize(
     "inverse",
     [
@@ -72,31 +77,34 @@ def exact(photo: Any, inverse: Any, height: Any, width: Any, fill: Any) -> Any:
     ],
 )
 def test_warping_is_bilinear_between_centres(
-    tensor: Any, photo: Any, inverse: Any, how: Any, device: Any
+    tensor: Any, photo: Any, inverse: Any, operation: Any, device: str
 ) -> None:
     fill = [10.0, 200.0, 30.0]
     expected = exact(photo, inverse.tolist(), 300, 500, fill)
     result = (
-        how(tensor.to(device).float(), inverse, 300, 500, fill)[0].permute(1, 2, 0).cpu().numpy()
+        operation(tensor.to(device).float(), inverse, 300, 500, fill)[0]
+        .permute(1, 2, 0)
+        .cpu()
+        .numpy()
     )
-    # OpenCV 4 rounds places to 1/32 of a pixel
+    # OpenCV 4 rounds coordinates to 1/32 of a pixel.
     difference = np.abs(result - expected)
     assert difference.mean() < 0.5 and np.quantile(difference, 0.999) < 8
-    if how is operations.sampled:
+    if operation is operations.sampled:
         assert difference.max() < 0.1
-    whole = how(tensor.to(device), inverse, 300, 500, fill)[0].permute(1, 2, 0).cpu().numpy()
+    whole = operation(tensor.to(device), inverse, 300, 500, fill)[0].permute(1, 2, 0).cpu().numpy()
     assert whole.dtype == np.uint8 and np.abs(whole - result).max() <= 1.01
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_several_images_are_warped_alike(tensor: Any, device: Any) -> None:
+def test_several_images_are_warped_alike(tensor: Any, device: str) -> None:
     both = torch.cat([tensor, tensor.flip(3)]).to(device)
-    for how in (operations.warped, operations.sampled):
-        result = how(both, TURN, 40, 50, [0.0] * 3)
+    for operation in (operations.warped, operations.sampled):
+        result = operation(both, TURN, 40, 50, [0.0] * 3)
         for index in range(2):
             assert torch.equal(
                 result[index : index + 1],
-                how(both[index : index + 1].contiguous(), TURN, 40, 50, [0.0] * 3),
+                operation(both[index : index + 1].contiguous(), TURN, 40, 50, [0.0] * 3),
             )
 
 
@@ -106,7 +114,7 @@ def test_several_images_are_warped_alike(tensor: Any, device: Any) -> None:
 def test_arrays_that_torch_can_not_share_are_copied(data: Any) -> None:
     tensor = operations.tensor_of(data, "Test")
     assert tensor.tolist() == data.tolist()
-    assert not np.shares_memory(tensor.numpy(), data)  # nor does it keep the whole of a view alive
+    assert not np.shares_memory(tensor.numpy(), data)  # nor does it keep a larger array alive
 
 
 def test_an_array_is_shared_and_a_read_only_one_copied() -> None:
@@ -116,7 +124,7 @@ def test_an_array_is_shared_and_a_read_only_one_copied() -> None:
     assert operations.tensor_of(data, "Test").data_ptr() != data.ctypes.data
 
 
-def test_an_array_of_a_dtype_that_torch_lacks_is_an_input_that_does_not_fit() -> None:
+def test_an_array_of_a_dtype_that_torch_lacks_is_invalid_input() -> None:
     with pytest.raises(
         InvalidInput,
         match="Any: expected a tensor or an array of numbers, got an array of float128",

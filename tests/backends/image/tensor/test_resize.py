@@ -1,4 +1,4 @@
-"""ResizeTensor, DynamicResizeTensor, ResizePadTensor: by OpenCV's numbers, and by torch's own."""
+"""ResizeTensor, DynamicResizeTensor, ResizePadTensor: against OpenCV, and against torch itself."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from penstock.backends.errors import InvalidInput, TooLarge
 from penstock.backends.image.pad import ResizePadMat
 from penstock.backends.image.tensor.resize import DynamicResizeTensor, ResizePadTensor, ResizeTensor
+from penstock.backends.item import Item
 
 torch = pytest.importorskip("torch")
 
@@ -19,14 +20,14 @@ SIZES = [(224, 224), (100, 900), (1, 1), (427, 640), (854, 1280)]
 
 
 def pixels(result: Any) -> Any:
-    """1×C×H×W as H×W×C."""
+    """Return 1×C×H×W as H×W×C."""
     return result[0].permute(1, 2, 0).numpy()
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_resized_as_opencv_does(
-    run_tensor: Any, tensor: Any, photo: Any, height: Any, width: Any, dtype: Any
+def test_resized_as_by_opencv(
+    run_tensor: Any, tensor: Any, photo: Any, height: int, width: int, dtype: Any
 ) -> None:
     result = run_tensor(ResizeTensor, tensor.to(dtype), resize_h=height, resize_w=width)["result"]
     assert result.dtype == dtype and result.shape == (1, 3, height, width)
@@ -41,7 +42,7 @@ def test_resized_as_opencv_does(
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_resized_as_torch_does(run_tensor: Any, tensor: Any, height: Any, width: Any) -> None:
+def test_resized_as_by_torch(run_tensor: Any, tensor: Any, height: int, width: int) -> None:
     result = run_tensor(ResizeTensor, tensor.float(), resize_h=height, resize_w=width)["result"]
     expected = torch.nn.functional.interpolate(
         tensor.float(), (height, width), mode="bilinear", align_corners=False, antialias=False
@@ -65,13 +66,13 @@ def test_half_pixel_centres(run_tensor: Any) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 4, 128])
-def test_any_number_of_images_and_channels(run_tensor: Any, channels: Any) -> None:
+def test_any_number_of_images_and_channels(run_tensor: Any, channels: int) -> None:
     images = torch.randint(0, 256, (3, channels, 20, 30), dtype=torch.uint8)
     result = run_tensor(ResizeTensor, images, resize_h=7, resize_w=9)["result"]
     assert result.shape == (3, channels, 7, 9)
     for image, small in zip(images, result, strict=True):
-        for plane, found in zip(image, small, strict=True):
-            assert np.array_equal(found.numpy(), cv2.resize(plane.numpy(), (9, 7)))
+        for plane, small_plane in zip(image, small, strict=True):
+            assert np.array_equal(small_plane.numpy(), cv2.resize(plane.numpy(), (9, 7)))
 
 
 def test_the_layout_stays(run_tensor: Any, photo: Any) -> None:
@@ -94,15 +95,15 @@ def test_three_and_two_dimensions_are_an_image(run_tensor: Any, photo: Any) -> N
     assert grey.shape == (1, 1, 50, 60) and np.array_equal(grey[0, 0].numpy(), expected[:, :, 0])
 
 
-def test_a_tensor_that_wants_a_gradient(run_tensor: Any, tensor: Any) -> None:
+def test_a_tensor_that_requires_a_gradient(run_tensor: Any, tensor: Any) -> None:
     run_tensor(ResizeTensor, tensor.float().requires_grad_(), resize_h=5, resize_w=6)
 
 
-# what does not fit
+# input that does not fit
 
 
 @pytest.mark.parametrize(
-    ("data", "found"),
+    ("data", "problem"),
     [
         (b"jpeg", "got bytes"),
         (None, "got NoneType"),
@@ -123,20 +124,20 @@ def test_a_tensor_that_wants_a_gradient(run_tensor: Any, tensor: Any) -> None:
     ],
     ids=str,
 )
-def test_what_is_no_image(run_tensor: Any, data: Any, found: Any) -> None:
-    with pytest.raises(InvalidInput, match=f"ResizeTensor: .*{found}"):
+def test_other_data_is_refused(run_tensor: Any, data: Any, problem: Any) -> None:
+    with pytest.raises(InvalidInput, match=f"ResizeTensor: .*{problem}"):
         run_tensor(ResizeTensor, data, resize_h=2, resize_w=2)
 
 
-def test_a_layout_that_is_none(run_tensor: Any, tensor: Any) -> None:
+def test_an_invalid_layout(run_tensor: Any, tensor: Any) -> None:
     with pytest.raises(
         InvalidInput, match="the item's data_format is 'chw': expected nchw or nhwc"
     ):
         run_tensor(ResizeTensor, tensor, {"data_format": "chw"}, resize_h=2, resize_w=2)
 
 
-def test_neighbours_of_a_bad_item(make: Any, tensor: Any) -> None:
-    batch = [{"data": tensor}, {"data": b""}, {"data": tensor}]
+def test_a_bad_item_fails_alone(make: Any, tensor: Any) -> None:
+    batch: list[Item] = [{"data": tensor}, {"data": b""}, {"data": tensor}]
     make(ResizeTensor, resize_h=2, resize_w=2).forward(batch)
     assert [sorted(item) for item in batch] == [
         ["data", "result"],
@@ -148,15 +149,15 @@ def test_neighbours_of_a_bad_item(make: Any, tensor: Any) -> None:
 @pytest.mark.parametrize(
     "params", [{}, {"resize_h": 0, "resize_w": 1}, {"resize_h": 1, "resize_w": 32768}]
 )
-def test_wrong_parameters_are_a_load_error(params: Any) -> None:
+def test_wrong_parameters_are_a_load_error(make: Any, params: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        ResizeTensor.parameters(**params)
+        make(ResizeTensor, **params)
 
 
 # sizes of the item
 
 
-def test_the_items_size(run_tensor: Any, tensor: Any, photo: Any) -> None:
+def test_the_size_of_the_item(run_tensor: Any, tensor: Any, photo: Any) -> None:
     result = run_tensor(DynamicResizeTensor, tensor, {"resize_h": 50, "resize_w": np.int64(60)})[
         "result"
     ]
@@ -164,7 +165,7 @@ def test_the_items_size(run_tensor: Any, tensor: Any, photo: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [0, -1, 32768, "5", 2.5, None])
-def test_sizes_that_are_none(run_tensor: Any, tensor: Any, size: Any) -> None:
+def test_an_invalid_size(run_tensor: Any, tensor: Any, size: Any) -> None:
     with pytest.raises(
         InvalidInput,
         match=r"DynamicResizeTensor: resize_w is .*: expected a whole number from 1 to 32767",
@@ -172,10 +173,10 @@ def test_sizes_that_are_none(run_tensor: Any, tensor: Any, size: Any) -> None:
         run_tensor(DynamicResizeTensor, tensor, {"resize_h": 5, "resize_w": size})
 
 
-def test_a_size_that_is_absent_or_too_large(run_tensor: Any, tensor: Any) -> None:
+def test_a_missing_or_too_large_size(run_tensor: Any, tensor: Any) -> None:
     with pytest.raises(InvalidInput, match="the item has no resize_h"):
         run_tensor(DynamicResizeTensor, tensor, {"resize_w": 5})
-    with pytest.raises(TooLarge, match="6x5 pixels are asked for, more than the 29 allowed"):
+    with pytest.raises(TooLarge, match="6x5 pixels are asked for: at most 29 are allowed"):
         run_tensor(DynamicResizeTensor, tensor, {"resize_h": 5, "resize_w": 6}, max_pixels=29)
 
 
@@ -204,5 +205,5 @@ def test_floats_are_padded_with_floats(run_tensor: Any, tensor: Any) -> None:
 
 
 def test_a_padding_that_does_not_fit(run_tensor: Any, tensor: Any) -> None:
-    with pytest.raises(InvalidInput, match=r"pad_value has 2 numbers, and the image 3 channel"):
+    with pytest.raises(InvalidInput, match=r"pad_value has 2 numbers, but the image has 3 channel"):
         run_tensor(ResizePadTensor, tensor, max_h=10, max_w=100, pad_value="1,2")

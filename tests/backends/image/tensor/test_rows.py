@@ -18,6 +18,7 @@ from penstock.backends.image.tensor.rows import (
     SetTensorRequestSize,
     SplitTensor,
 )
+from penstock.backends.item import Item
 
 torch = pytest.importorskip("torch")
 
@@ -30,12 +31,12 @@ MODEL = Path(__file__).parents[4] / "examples" / "digits" / "digits.onnx"
     ids=["tensor", "array", "list"],
 )
 def test_the_rows_are_the_request_size(make: Any, data: Any) -> None:
-    item = {"data": data}
+    item: Item = {"data": data}
     make(SetTensorRequestSize).forward([item])
     assert item["request_size"] == 5 and item["result"] is data
 
 
-def test_an_engine_behind_it_takes_the_rows() -> None:
+def test_an_engine_after_it_takes_the_rows() -> None:
     images = torch.arange(3 * 64, dtype=torch.float32).reshape(3, 1, 8, 8)
     with pipe(
         {"backend": "S[SetTensorRequestSize,OnnxTensor]", "model": str(MODEL), "max": 4}
@@ -46,16 +47,16 @@ def test_an_engine_behind_it_takes_the_rows() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
-def test_together_and_apart(run_tensor: Any, dtype: Any) -> None:
-    parts = [torch.arange(rows * 6).reshape(rows, 2, 3).to(dtype) for rows in (1, 3, 2)]
-    item = run_tensor(CatTensor, parts)
-    assert torch.equal(item["result"], torch.cat(parts)) and item["request_size"] == 6
-    apart = run_tensor(SplitTensor, item["result"], {"request_size": 6})
-    assert "request_size" not in apart
-    assert [tuple(part.shape) for part in apart["result"]] == [(1, 2, 3)] * 6
-    assert torch.equal(torch.cat(apart["result"]), item["result"])
+def test_joined_and_split(run_tensor: Any, dtype: Any) -> None:
+    pieces = [torch.arange(rows * 6).reshape(rows, 2, 3).to(dtype) for rows in (1, 3, 2)]
+    item = run_tensor(CatTensor, pieces)
+    assert torch.equal(item["result"], torch.cat(pieces)) and item["request_size"] == 6
+    split = run_tensor(SplitTensor, item["result"], {"request_size": 6})
+    assert "request_size" not in split
+    assert [tuple(piece.shape) for piece in split["result"]] == [(1, 2, 3)] * 6
+    assert torch.equal(torch.cat(split["result"]), item["result"])
     assert [
-        len(part) for part in run_tensor(SplitTensor, item["result"], split_size=4)["result"]
+        len(piece) for piece in run_tensor(SplitTensor, item["result"], split_size=4)["result"]
     ] == [4, 2]
 
 
@@ -76,14 +77,14 @@ def test_one_tensor_stays(run_tensor: Any) -> None:
     ],
     ids=str,
 )
-def test_what_does_not_fit_together(run_tensor: Any, data: Any) -> None:
+def test_tensors_that_do_not_fit_together(run_tensor: Any, data: Any) -> None:
     with pytest.raises(InvalidInput, match="CatTensor: expected"):
         run_tensor(CatTensor, data)
 
 
 @pytest.mark.parametrize("cls", [SetTensorRequestSize, SplitTensor])
 @pytest.mark.parametrize("data", [torch.tensor(1.0), torch.zeros(0, 3), b""])
-def test_no_rows(run_tensor: Any, cls, data: Any) -> None:
+def test_data_without_rows(run_tensor: Any, cls: Any, data: Any) -> None:
     with pytest.raises(InvalidInput, match=f"{cls.__name__}: expected"):
         run_tensor(cls, data)
 
@@ -101,7 +102,7 @@ def test_the_best_of_each_row(run_tensor: Any, shape: Any) -> None:
 @pytest.mark.parametrize(
     "data", [torch.tensor(1.0), torch.zeros(3, 0), torch.zeros(2, dtype=torch.complex64), [1, 2]]
 )
-def test_no_scores(run_tensor: Any, data: Any) -> None:
+def test_other_data_than_scores(run_tensor: Any, data: Any) -> None:
     with pytest.raises(InvalidInput, match="ArgMaxTensor: expected"):
         run_tensor(ArgMaxTensor, data)
 
@@ -110,13 +111,13 @@ def test_any_number_of_items(make: Any) -> None:
     for cls in (SetTensorRequestSize, CatTensor, SplitTensor, ArgMaxTensor):
         backend = make(cls)
         assert backend.max == UNBOUNDED
-        batch = [{"data": torch.ones(2, 3)}, {"data": b""}, {"data": torch.ones(2, 3)}]
+        batch: list[Item] = [{"data": torch.ones(2, 3)}, {"data": b""}, {"data": torch.ones(2, 3)}]
         backend.forward(batch)
         assert ["result" in item for item in batch] == [True, False, True] and isinstance(
             batch[1]["error"], InvalidInput
         )
 
 
-def test_wrong_parameters_are_a_load_error() -> None:
+def test_wrong_parameters_are_a_load_error(make: Any) -> None:
     with pytest.raises(ValidationError):
-        SplitTensor.parameters(split_size=0)
+        make(SplitTensor, split_size=0)
