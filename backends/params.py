@@ -100,13 +100,20 @@ class EngineParams(Params):
         description="parts of layer names; layers with one of them stay in fp32",
     )
     mean: Numbers | None = Field(
-        None, description="subtracted from each channel, fused into the network"
+        None,
+        description="subtracted from each channel inside the network: a value for each channel, or "
+        "one for all, in units of the input (0 to 255 for images)",
     )
     std: Numbers | None = Field(
-        None, description="each channel is divided by it after mean, fused into the network"
+        None,
+        description="each channel is divided by it inside the network, after mean: a value for "
+        "each channel, or one for all",
     )
     cache: str | None = Field(
-        None, alias="model::cache", description="file that keeps the compiled engine"
+        None,
+        alias="model::cache",
+        description="file that keeps the compiled engine, or folder for such files; default: "
+        "~/.cache/penstock/engines",
     )
     timing_cache: str | None = Field(
         None,
@@ -120,10 +127,14 @@ class EngineParams(Params):
         None, ge=0, le=100, description="share of the weights that stays on the device, in percent"
     )
     input_reorder: str | None = Field(
-        None, description="the order in which data holds the model's inputs"
+        None,
+        description="the order in which data holds the model's inputs, by index: 1,0 means the "
+        "second input first",
     )
     output_reorder: str | None = Field(
-        None, description="the order in which result holds the model's outputs"
+        None,
+        description="the order in which result holds the model's outputs, by index: 1,0 means the "
+        "second output first",
     )
     postprocessor: PostProcessor | None = Field(
         None,

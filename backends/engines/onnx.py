@@ -155,8 +155,8 @@ class OnnxTensor(Backend):
         self._known_shapes = shapes_of_last_profile(params.max)
 
     def _signed(self, ports: Sequence[Port]) -> tuple[TensorPort, ...]:
-        """Describe inputs or outputs to clients, for whom the batch axis is always open: a model
-        with a fixed batch is padded.
+        """Describe inputs or outputs for clients. The batch axis is open to them even if the
+        model's is fixed, since batches are padded.
         """
         return tuple(
             TensorPort(
@@ -334,7 +334,7 @@ def _open(path: Path, params: OnnxParams, context: Context) -> Any:
     options.log_severity_level = LOG_SEVERITIES[params.log_level or "error"]
     source: str | bytes = str(path) if plain is None else plain
     try:
-        nhwc = getattr(params, "data_format", "nchw") == "nhwc"  # a key of ModelTensor alone
+        nhwc = getattr(params, "data_format", "nchw") == "nhwc"  # only ModelTensor has this key
         if nhwc or params.mean is not None or params.std is not None:
             import onnx
 

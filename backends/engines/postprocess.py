@@ -29,14 +29,14 @@ split and on the CPU anyway.
 class PostProcessing:
     """The post-processing of one engine."""
 
-    def __init__(self, params: EngineParams, node: str, who: str) -> None:
-        """`node` and `who`, the backend's name, are for messages."""
+    def __init__(self, params: EngineParams, node: str, backend_name: str) -> None:
+        """`node` and `backend_name` are for messages."""
         self.name = params.postprocessor or ""
         self.top_k = params.top_k
         self.classifies = self.name in CLASSIFIERS
         self.active = self.classifies or self.name in SOFTMAX
         self._softmax = CLASSIFIERS.get(self.name, True)
-        self._node, self._who = node, who
+        self._node, self._backend_name = node, backend_name
 
     def check(self, shapes: Sequence[Sequence[int | None]]) -> None:
         """Check the shapes of a model's outputs, as it declares them. Raises ConfigError where they
@@ -56,13 +56,14 @@ class PostProcessing:
             return outputs
         if len(outputs) != 1 or getattr(outputs[0], "ndim", 0) != 2:
             raise BackendError(
-                f"{self._who}: {self._needs([getattr(output, 'ndim', 1) for output in outputs])}"
+                f"{self._backend_name}: "
+                f"{self._needs([getattr(output, 'ndim', 1) for output in outputs])}"
             )
         scores = outputs[0]
         if self.classifies and scores.shape[1] < self.top_k:
             raise BackendError(
-                f"{self._who}: top_k is {self.top_k}, and the model has only {scores.shape[1]} "
-                "scores"
+                f"{self._backend_name}: top_k is {self.top_k}, and the model has only "
+                f"{scores.shape[1]} scores"
             )
         if not isinstance(scores, np.ndarray):  # a tensor of torch, which stays on its device
             chances = scores.float().softmax(1) if self._softmax else scores
@@ -87,8 +88,8 @@ class PostProcessing:
                 )
             else:
                 item["error"] = InvalidInput(
-                    f"{self._who}: the scores are not finite (NaN or infinite), so there is no "
-                    "best class"
+                    f"{self._backend_name}: the scores are not finite (NaN or infinite), so there "
+                    "is no best class"
                 )
 
     def _needs(self, axes: list[int]) -> str:

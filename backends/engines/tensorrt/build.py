@@ -36,8 +36,8 @@ def build(
     ConfigError, which name the node, the file and the tensor, and BuildCancelledError.
     """
     cancelled = BuildCancelledError(f"{recipe}: the build of {recipe.model} was cancelled")
-    with library.listening(recipe.params.log_level) as said:
-        prepared = prepare(recipe, library, progress, said)
+    with library.listening(recipe.params.log_level) as reported:
+        prepared = prepare(recipe, library, progress, reported)
         timings = None
         if timing_cache is not None and library.is_rtx:
             log.info(
@@ -63,7 +63,7 @@ def build(
         if progress.cancelled:
             raise cancelled
         if plan is None:
-            reasons = "; ".join(dict.fromkeys(said)) or "it gives no reason"
+            reasons = "; ".join(dict.fromkeys(reported)) or "it gives no reason"
             raise BackendError(
                 f"{recipe}: {library.name} {library.version} can't build an engine of "
                 f"{recipe.model}: {reasons}"
@@ -73,13 +73,13 @@ def build(
         return bytes(plan)
 
 
-def prepare(recipe: Recipe, library: Library, progress: Progress, said: list[str]) -> Prepared:
-    """Make the network and the configuration. `said` collects TensorRT's errors. Raises
+def prepare(recipe: Recipe, library: Library, progress: Progress, reported: list[str]) -> Prepared:
+    """Make the network and the configuration. `reported` collects TensorRT's errors. Raises
     BackendError and ConfigError.
     """
     trt, params = library.trt, recipe.params
     builder = trt.Builder(library.logger)
-    network = parse(recipe, library, builder, said)
+    network = parse(recipe, library, builder, reported)
     config = builder.create_builder_config()
     if params.max_workspace_size is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, params.max_workspace_size << 20)
@@ -99,7 +99,7 @@ def prepare(recipe: Recipe, library: Library, progress: Progress, said: list[str
         if config.add_optimization_profile(made) < 0:
             raise BackendError(
                 f"{recipe}: {library.name} refuses the profile {describe([profile])}: "
-                f"{'; '.join(said)}"
+                f"{'; '.join(reported)}"
             )
     monitor = make_monitor(trt, progress)
     config.progress_monitor = monitor

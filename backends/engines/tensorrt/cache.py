@@ -66,7 +66,7 @@ def load_or_build(
     path: Path,
     key: Mapping[str, Any],
     build: Callable[[], bytes],
-    who: str,
+    prefix: str,
     progress: Progress | None = None,
     *,
     ahead: bool = False,
@@ -89,16 +89,16 @@ def load_or_build(
     with ExitStack() as stack:
         try:
             _make_directory(path.parent)
-            stack.enter_context(_locked(path, who, progress or Progress()))
+            stack.enter_context(_locked(path, prefix, progress or Progress()))
         except OSError as error:
             if ahead:
                 raise BackendError(
-                    f"{who}: engines can't be kept in {path.parent}: {error.strerror}"
+                    f"{prefix}: engines can't be kept in {path.parent}: {error.strerror}"
                 ) from error
             log.warning(
                 "%s: engines can't be kept in %s (%s): the engine is built now, and again at every "
                 "start",
-                who,
+                prefix,
                 path.parent,
                 error.strerror,
             )
@@ -106,18 +106,18 @@ def load_or_build(
         try:
             return Kept(read(path, key), built=False)
         except FileNotFoundError:
-            log.info("%s: no engine is kept at %s yet", who, path)
+            log.info("%s: no engine is kept at %s yet", prefix, path)
         except UnusableError as reason:
-            log.warning("%s: the engine kept at %s is rebuilt: %s", who, path, reason)
+            log.warning("%s: the engine kept at %s is rebuilt: %s", prefix, path, reason)
         plan = build()
         try:
             write(path, key, plan)
         except OSError as error:
             if ahead:
                 raise BackendError(
-                    f"{who}: the engine was built, and can't be kept at {path}: {error.strerror}"
+                    f"{prefix}: the engine was built, and can't be kept at {path}: {error.strerror}"
                 ) from error
-            log.warning("%s: the engine can't be kept at %s: %s", who, path, error.strerror)
+            log.warning("%s: the engine can't be kept at %s: %s", prefix, path, error.strerror)
         return Kept(plan, built=True)
 
 
@@ -207,7 +207,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def _make_directory(path: Path) -> None:
     """Make a folder and its missing parents, for their owner only. `mkdir(parents=True)` would give
-    its mode to the last folder alone.
+    its mode only to the last folder.
     """
     if path.is_dir():
         return
@@ -216,7 +216,7 @@ def _make_directory(path: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path, who: str, progress: Progress) -> Iterator[None]:
+def _locked(path: Path, prefix: str, progress: Progress) -> Iterator[None]:
     """Hold the lock of an engine's file, which one thread of one process can hold at a time. Raises
     BuildCancelledError where `progress` is cancelled during the wait.
 
@@ -233,8 +233,8 @@ def _locked(path: Path, who: str, progress: Progress) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            whom = f"process {file.read(20).decode('ascii', 'replace') or 'unknown'}"
-            log.info("%s: waits for %s, which has the lock of %s", who, whom, path)
+            holder = f"process {file.read(20).decode('ascii', 'replace') or 'unknown'}"
+            log.info("%s: waits for %s, which has the lock of %s", prefix, holder, path)
             # The thread that waits gets a handle of its own: the lock is held until both are
             # closed.
             handle = os.dup(file.fileno())
@@ -245,9 +245,10 @@ def _locked(path: Path, who: str, progress: Progress) -> Iterator[None]:
                 finally:
                     os.close(handle)
 
-            if not progress.wait(whom, wait):
+            if not progress.wait(holder, wait):
                 raise BuildCancelledError(
-                    f"{who}: cancelled while it waited for {whom}, which has the lock of {path}"
+                    f"{prefix}: cancelled while it waited for {holder}, which has the lock of "
+                    f"{path}"
                 ) from None
         file.truncate(0)
         file.write(str(os.getpid()).encode())

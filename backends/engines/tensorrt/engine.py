@@ -22,7 +22,7 @@ from .library import Library, find_library
 from .params import TensorrtParams
 from .plan import find_plan, where_kept
 from .progress import BuiltEngine, Progress
-from .recipe import Recipe, read_onnx, who
+from .recipe import Recipe, message_prefix, read_onnx
 
 
 class TensorrtEngine(TorchEngine):
@@ -185,7 +185,7 @@ def recipe_of(
     try:
         library = find_library(params.library)
     except BackendError as error:
-        raise BackendError(f"{who(context.node)}: {error}") from error
+        raise BackendError(f"{message_prefix(context.node)}: {error}") from error
     largest = min(params.declared_range().max, context.max or UNBOUNDED)
     sizes = buckets(UNBOUNDED_WARM_UP_BATCH if largest == UNBOUNDED else largest)
     recipe = Recipe.of(params, context, sizes, library, gpu_name(device))

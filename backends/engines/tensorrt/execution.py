@@ -64,7 +64,7 @@ def deserialise(
     """Make an engine of a plan. `weight_budget` is the share of the weights to keep on the device,
     in percent. Raises BackendError, DeviceError or torch.OutOfMemoryError with TensorRT's reasons.
     """
-    with library.listening() as said:
+    with library.listening() as reported:
         if library.is_rtx:
             validity, bits = runtime.get_engine_validity(plan)
             if validity == library.trt.EngineValidity.INVALID:
@@ -76,11 +76,13 @@ def deserialise(
                 raise failure(
                     f"{where}: {library.name} {library.version} can't run this engine on this "
                     "machine",
-                    reasons or said,
+                    reasons or reported,
                 )
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise failure(f"{where}: {library.name} {library.version} can't load the engine", said)
+            raise failure(
+                f"{where}: {library.name} {library.version} can't load the engine", reported
+            )
         if weight_budget is not None and engine.streamable_weights_size:
             engine.weight_streaming_budget_v2 = int(
                 engine.streamable_weights_size * weight_budget / 100
@@ -88,11 +90,11 @@ def deserialise(
     return LoadedEngine(engine, runtime)
 
 
-def failure(what: str, said: Sequence[str]) -> Exception:
+def failure(what: str, reported: Sequence[str]) -> Exception:
     """Return the exception for what TensorRT reported in its log: its calls themselves only return
     None or False.
     """
-    text = f"{what}: {'; '.join(dict.fromkeys(said)) or 'it gives no reason'}"
+    text = f"{what}: {'; '.join(dict.fromkeys(reported)) or 'it gives no reason'}"
     plain = text.lower()
     if "out of memory" in plain or "outofmemory" in plain:
         return torch.OutOfMemoryError(text)
@@ -199,10 +201,10 @@ class Execution:
                 f"{self.where}: {[tuple(tensor.shape) for tensor in inputs]} fits no profile of "
                 f"the engine: expected {describe(self.profiles)}"
             )
-        with self._library.listening() as said:
+        with self._library.listening() as reported:
             if index not in self._contexts:
-                self._contexts[index] = _Context(self, index, said)
-            outputs = self._contexts[index].run(inputs, said)
+                self._contexts[index] = _Context(self, index, reported)
+            outputs = self._contexts[index].run(inputs, reported)
         if self._stream and torch.cuda.is_current_stream_capturing():
             self._captured.append(self._contexts.pop(index))
         return outputs
@@ -242,16 +244,16 @@ class Execution:
 class _Context:
     """An `IExecutionContext` that stays in one profile."""
 
-    def __init__(self, owner: Execution, profile: int, said: list[str]) -> None:
+    def __init__(self, owner: Execution, profile: int, reported: list[str]) -> None:
         self._owner = owner
         self._context = owner._engine.create_execution_context()
         if self._context is None:
-            raise failure(f"{owner.where}: TensorRT can't make an execution context", said)
+            raise failure(f"{owner.where}: TensorRT can't make an execution context", reported)
         if not self._context.set_optimization_profile_async(profile, owner._stream):
-            raise failure(f"{owner.where}: TensorRT can't take profile {profile}", said)
+            raise failure(f"{owner.where}: TensorRT can't take profile {profile}", reported)
         self._allocators: dict[str, Any] = {}
 
-    def run(self, inputs: Sequence[torch.Tensor], said: list[str]) -> list[torch.Tensor]:
+    def run(self, inputs: Sequence[torch.Tensor], reported: list[str]) -> list[torch.Tensor]:
         """Enqueue a run on the stream and return its outputs. The inputs must not move or change
         until the stream has finished.
         """
@@ -265,7 +267,7 @@ class _Context:
                 raise failure(
                     f"{owner.where}: TensorRT refuses input {port.name} of shape "
                     f"{shape_text(tensor.shape)}",
-                    said,
+                    reported,
                 )
         if missing := context.infer_shapes():
             raise BackendError(
@@ -273,7 +275,7 @@ class _Context:
             )
         outputs = [self._prepare(port) for port in owner.outputs]
         if not context.execute_async_v3(owner._stream):
-            raise failure(f"{owner.where}: TensorRT could not run a batch", said)
+            raise failure(f"{owner.where}: TensorRT could not run a batch", reported)
         return [
             self._allocators[port.name].tensor(port.dtype) if output is None else output
             for port, output in zip(owner.outputs, outputs, strict=True)

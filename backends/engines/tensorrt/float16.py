@@ -144,7 +144,7 @@ def _attach_outputs(graph: Any, outputs: Sequence[_Output]) -> None:
     """
     nodes, names = {node.name: node for node in graph.node}, Names(graph)
     others = {value.name: _copy(value) for value in graph.output}
-    del graph.output[:]  # so that the renames below touch inner values alone
+    del graph.output[:]  # so that the renames below touch only inner values
     stale = set()
     for value, maker in outputs:
         if maker is None:

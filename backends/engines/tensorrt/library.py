@@ -68,12 +68,12 @@ class Library:
         """Collect the errors that TensorRT reports in this process until the block ends. `level` is
         a `log_level`; "warning" by default.
         """
-        said: list[str] = []
-        self.logger.listen(said, LEVELS[level or "warning"])
+        reported: list[str] = []
+        self.logger.listen(reported, LEVELS[level or "warning"])
         try:
-            yield said
+            yield reported
         finally:
-            self.logger.forget(said)
+            self.logger.forget(reported)
 
 
 def find_library(wanted: str = "") -> Library:
@@ -133,18 +133,18 @@ def _make_logger(trt: Any) -> Any:
             if rank <= max((level for _, level in listeners), default=LEVELS["warning"]):
                 log.log(SEVERITIES[min(rank, len(SEVERITIES) - 1)], "%s", msg)
             if rank <= LEVELS["error"]:
-                for said, _ in listeners:
-                    said.append(msg)
+                for reported, _ in listeners:
+                    reported.append(msg)
 
-        def listen(self, said: list[str], level: int) -> None:
-            """Append errors to `said`, and log messages up to `level`, until `forget`."""
+        def listen(self, reported: list[str], level: int) -> None:
+            """Append errors to `reported`, and log messages up to `level`, until `forget`."""
             with self._lock:
-                self._listeners.append((said, level))
+                self._listeners.append((reported, level))
 
-        def forget(self, said: list[str]) -> None:
+        def forget(self, reported: list[str]) -> None:
             with self._lock:
                 self._listeners = [
-                    listener for listener in self._listeners if listener[0] is not said
+                    listener for listener in self._listeners if listener[0] is not reported
                 ]
 
     return Logger()

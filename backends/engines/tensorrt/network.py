@@ -65,8 +65,8 @@ def edited(recipe: Recipe) -> Any:
     return model
 
 
-def parse(recipe: Recipe, library: Library, builder: Any, said: list[str]) -> Network:
-    """Parse the edited model into a network, and add the post-processing. `said` has TensorRT's
+def parse(recipe: Recipe, library: Library, builder: Any, reported: list[str]) -> Network:
+    """Parse the edited model into a network, and add the post-processing. `reported` has TensorRT's
     errors so far. Raises BackendError, which names the node, the file and what is not supported,
     and ConfigError.
     """
@@ -83,7 +83,7 @@ def parse(recipe: Recipe, library: Library, builder: Any, said: list[str]) -> Ne
         ) from error
     if not parser.parse(data, str(recipe.model)):
         errors = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
-        reasons = "; ".join(dict.fromkeys(errors or said)) or "it gives no reason"
+        reasons = "; ".join(dict.fromkeys(errors or reported)) or "it gives no reason"
         raise BackendError(
             f"{recipe}: {library.name} {library.version} can't use the model {recipe.model}: "
             f"{reasons}"

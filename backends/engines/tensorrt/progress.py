@@ -52,8 +52,8 @@ class Progress:
         self.cancelled = True
         self._woken.set()
 
-    def wait(self, whom: str, wait: Callable[[], None]) -> bool:
-        """Call `wait`, which blocks until `whom` has finished. Return True when it returned, False
+    def wait(self, other: str, wait: Callable[[], None]) -> bool:
+        """Call `wait`, which blocks until `other` has finished. Return True when it returned, False
         if `cancel` came first. Raises what `wait` raises.
 
         A call that blocks in the kernel can't be ended from another thread, so it gets a thread of
@@ -69,9 +69,9 @@ class Progress:
                 future.set_exception(error)
             self._woken.set()
 
-        self.waits_for = whom
+        self.waits_for = other
         if self._report is not None:
-            self._report(self.fraction, f"waits for {whom}")
+            self._report(self.fraction, f"waits for {other}")
         threading.Thread(target=run, name="penstock-wait", daemon=True).start()
         self._woken.wait()
         self.waits_for = ""

@@ -84,10 +84,10 @@ class Recipe:
         }
 
     def __str__(self) -> str:
-        return who(self.node)
+        return message_prefix(self.node)
 
 
-def who(node: str) -> str:
+def message_prefix(node: str) -> str:
     """Return how messages begin: the node and the backend."""
     return f"node {node!r}: TensorrtTensor" if node else "TensorrtTensor"
 

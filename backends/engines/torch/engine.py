@@ -221,8 +221,8 @@ class TorchEngine(Backend):
         return Member(item, inputs, size, names, (names, kind))
 
     def in_order(self, data: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
-        """Return the values in `data`, in the model's order, and before them their names, which are
-        empty unless the model takes a dict. Raises InvalidInput.
+        """Return the names and the values of the inputs in `data`, in the model's order. There are
+        names only for a model that takes a dict. Raises InvalidInput.
         """
         return (), data if isinstance(data, list | tuple) else [data]
 
@@ -370,7 +370,7 @@ class TorchEngine(Backend):
 
 
 def _key(inputs: Sequence[torch.Tensor]) -> Hashable:
-    """Return the key of a CUDA graph: shapes, dtypes and addresses. A graph reads the addresses
-    that it was captured with.
+    """Return the key of a CUDA graph: shapes, dtypes and addresses. A graph always reads the
+    addresses that it was captured with.
     """
     return tuple([(tuple(tensor.shape), tensor.dtype, tensor.data_ptr()) for tensor in inputs])

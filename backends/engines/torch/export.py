@@ -40,8 +40,8 @@ WRONG_INPUT = re.compile(r"Guard failed: |input_handles\[\d+\]: ")
 BATCH_TOO_SMALL = re.compile(
     r"input_handles\[\d+\]: dim value is too small at 0, expected it to be >= (\d+)"
 )
-"""A package's error for a batch below its smallest. Only this error tells what the smallest is: 2,
-unless the export said min = 1.
+"""A package's error for a batch below its smallest. Only this error says how large a batch must be:
+2, unless the export gave min = 1.
 """
 
 
@@ -114,17 +114,17 @@ class TorchExportEngine(TorchModule):
                 begin = min((entry.header_offset for entry in archive.infolist()), default=0)
         except (OSError, zipfile.BadZipFile) as error:
             raise BackendError(
-                f"{self.who}: the model {path} can't be read: it is truncated or not a .pt2 file: "
-                f"{error}"
+                f"{self.prefix}: the model {path} can't be read: it is truncated or not a .pt2 "
+                f"file: {error}"
             ) from error
         if begin:  # zipfile found the directory of an archive inside, since the file's own is gone
             raise BackendError(
-                f"{self.who}: the model {path} can't be read: its end is missing, so it is "
+                f"{self.prefix}: the model {path} can't be read: its end is missing, so it is "
                 "truncated or damaged"
             )
         if any(name.count("/") == 1 and name.endswith("/data.pkl") for name in names):
             raise BackendError(
-                f"{self.who}: the model {path} is TorchScript or a state_dict: expected an "
+                f"{self.prefix}: the model {path} is TorchScript or a state_dict: expected an "
                 "exported program; TorchScriptTensor runs TorchScript"
             )
         try:
@@ -137,7 +137,7 @@ class TorchExportEngine(TorchModule):
             raise
         except Exception as error:  # of zipfile, json, torch: each step of reading has its own
             raise BackendError(
-                f"{self.who}: the model {path} can't be loaded: {reason_of(error)}"
+                f"{self.prefix}: the model {path} can't be loaded: {reason_of(error)}"
             ) from error
 
     # programs
@@ -158,8 +158,8 @@ class TorchExportEngine(TorchModule):
             value = values.get(name)
             if not isinstance(value, torch.Tensor) or value.ndim == 0:
                 raise BackendError(
-                    f"{self.who}: the model {path}: input {name!r}: expected a tensor with a batch "
-                    "dimension"
+                    f"{self.prefix}: the model {path}: input {name!r}: expected a tensor with a "
+                    "batch dimension"
                 )
             ports.append(
                 Port(
@@ -174,7 +174,7 @@ class TorchExportEngine(TorchModule):
         if low > high:
             sizes = ", ".join(f"{port.name} {_size_text(port.shape[0])}" for port in ports)
             raise BackendError(
-                f"{self.who}: the model {path}: its inputs differ in their first dimension "
+                f"{self.prefix}: the model {path}: its inputs differ in their first dimension "
                 f"({sizes}): expected the batch dimension, the same for all"
             )
         self.model_range = BatchRange(low, high)
@@ -201,8 +201,8 @@ class TorchExportEngine(TorchModule):
         compiled_for = _compiled_for(path)
         if compiled_for != device.type:
             raise BackendError(
-                f"{self.who}: the model {path} was compiled for {compiled_for}, and the node runs "
-                f"on {device}: set device = {compiled_for!r}"
+                f"{self.prefix}: the model {path} was compiled for {compiled_for}, and the node "
+                f"runs on {device}: set device = {compiled_for!r}"
             )
         os.environ.setdefault(CHECK_INPUTS, "1")  # each package reads it once, at its first run
         captured = self._half.on_gpu and self.params.cuda_graphs and bool(self.example_shapes())

@@ -84,8 +84,8 @@ class TorchModule(TorchEngine):
             model = self.open(params, context, device)
             self._check_reorder(params)
         except BaseException:
-            for option, who in self._options:
-                release(option, who)
+            for option, user in self._options:
+                release(option, user)
             raise
         return model
 
@@ -112,12 +112,12 @@ class TorchModule(TorchEngine):
         """Set those of the options that the node gives, for the whole process. `load` takes them
         back if the model then fails to load.
         """
-        who = f"node {self.context.node!r} of pipeline {self.context.pipeline!r}"
+        user = f"node {self.context.node!r} of pipeline {self.context.pipeline!r}"
         for option in options:
             value = getattr(self.params, option.lower())
             if value is not None:
-                set_process_wide(option, value, who, self.context.node)
-                self._options.append((option, who))
+                set_process_wide(option, value, user, self.context.node)
+                self._options.append((option, user))
 
     def _set_options(self, context: Context) -> None:
         self.set_process_wide("DISABLE_CUDNN", "INTER_OP_THREAD_COUNT")
@@ -132,22 +132,22 @@ class TorchModule(TorchEngine):
         """
         path = self.context.resolve(name)
         if not path.is_file():
-            raise BackendError(f"{self.who}: the model {path} {why_no_file(path)}")
+            raise BackendError(f"{self.prefix}: the model {path} {why_no_file(path)}")
         if path.suffix == ".encrypted" and not self.reads_encrypted:
             raise BackendError(
-                f"{self.who}: the model {path} is encrypted, and {self.backend_name} reads plain "
-                "files"
+                f"{self.prefix}: the model {path} is encrypted, and {self.backend_name} reads "
+                "plain files"
             )
         return path
 
     @property
-    def who(self) -> str:
+    def prefix(self) -> str:
         """How messages begin: the node and the backend."""
         return f"node {self.context.node!r}: {self.backend_name}"
 
     def shared(self, key: Hashable, load: Callable[[], Model]) -> Model:
-        """Return the model of a key, loaded once for all instances on this device; or for this
-        instance alone, where weights aren't shared.
+        """Return the model of a key. It is loaded once for all instances on this device, or for
+        each instance if weights aren't shared.
         """
 
         def load_and_wait() -> Model:

@@ -39,9 +39,9 @@ JIT_SETTERS: dict[str, Callable[[bool], Any]] = {
 }
 
 
-def set_process_wide(option: str, value: Any, who: str, node: str) -> None:
-    """Set an option for the whole process. Raises ConfigError where another model has set another
-    value, or where it is too late for torch to change it.
+def set_process_wide(option: str, value: Any, user: str, node: str) -> None:
+    """Set an option for the whole process, on behalf of `user`. Raises ConfigError where another
+    model has set another value, or where it is too late for torch to change it.
     """
     with _lock:
         if (known := _set.get(option)) is not None:
@@ -51,7 +51,7 @@ def set_process_wide(option: str, value: Any, who: str, node: str) -> None:
                     "the option holds for the whole process until it ends, so all models must agree"
                 )
                 raise ConfigError([Problem(message, node=node, key=option)])
-            known.users.append(who)
+            known.users.append(user)
             return
         try:
             before = _apply(option, value)
@@ -60,16 +60,16 @@ def set_process_wide(option: str, value: Any, who: str, node: str) -> None:
             raise ConfigError(
                 [Problem(f"torch does not take {value} any more: {reason}", node=node, key=option)]
             ) from error
-        _set[option] = Setting(value, before, [who])
+        _set[option] = Setting(value, before, [user])
 
 
-def release(option: str, who: str) -> None:
-    """Withdraw an option of a model that then failed to load. If no other model wants it, the
-    option gets its former value.
+def release(option: str, user: str) -> None:
+    """Withdraw the option of a model that failed to load. If no other model wants it, the option
+    gets its former value back.
     """
     with _lock:
         setting = _set[option]
-        setting.users.remove(who)
+        setting.users.remove(user)
         if not setting.users:
             del _set[option]
             if setting.before is not None:

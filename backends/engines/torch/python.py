@@ -64,12 +64,12 @@ class PythonEngine(TorchModule):
             module = factory(**self.params.kwargs)
         except Exception as error:
             raise BackendError(
-                f"{self.who}: {self.params.model} failed with {self.params.kwargs}: "
+                f"{self.prefix}: {self.params.model} failed with {self.params.kwargs}: "
                 f"{type(error).__name__}: {error}"
             ) from error
         if not isinstance(module, torch.nn.Module):
             raise BackendError(
-                f"{self.who}: {self.params.model} made a {type(module).__name__}: expected a "
+                f"{self.prefix}: {self.params.model} made a {type(module).__name__}: expected a "
                 "torch.nn.Module"
             )
         if weights is not None:
@@ -78,7 +78,7 @@ class PythonEngine(TorchModule):
         return module.to(memory_format=torch.channels_last) if self.params.channels_last else module  # type: ignore[call-overload]
 
     def _fill(self, module: torch.nn.Module, path: Path) -> None:
-        where = f"{self.who}: the state_dict {path}"
+        where = f"{self.prefix}: the state_dict {path}"
         try:
             missing, unexpected = module.load_state_dict(_read_weights(path), strict=False)
         except ModuleNotFoundError as error:

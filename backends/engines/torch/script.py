@@ -36,7 +36,7 @@ class TorchScriptEngine(TorchModule):
     def open(self, params: TorchScriptParams, context: Context, device: torch.device) -> Any:
         self.set_process_wide("ENABLE_JIT_EXECUTOR", "ENABLE_JIT_PROFILING", "ENABLE_TENSOR_FUSER")
         if params.enable_nvfuser is not None:
-            logger.warning("%s: ENABLE_NVFUSER has no effect: torch dropped nvFuser", self.who)
+            logger.warning("%s: ENABLE_NVFUSER has no effect: torch dropped nvFuser", self.prefix)
         path = self.file(params.model)
         model = self.shared(identity_of(path), lambda: self._load(path, device))
         self._read_schema(model, path)
@@ -51,7 +51,8 @@ class TorchScriptEngine(TorchModule):
             model = torch.jit.load(source, map_location=device)  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as error:
             raise BackendError(
-                f"{self.who}: the model {path} can't be loaded as TorchScript: {reason_of(error)}"
+                f"{self.prefix}: the model {path} can't be loaded as TorchScript: "
+                f"{reason_of(error)}"
             ) from error
         if hasattr(model, "training"):  # a frozen module has no such attribute
             model.eval()
@@ -80,8 +81,8 @@ class TorchScriptEngine(TorchModule):
         for argument, type_name in zip(arguments, types, strict=False):
             if type_name not in ("Tensor", "List[str]"):
                 raise BackendError(
-                    f"{self.who}: the model {path}: argument {argument.name!r} is {argument.type}: "
-                    "expected Tensor, List[str], or a single Dict[str, Tensor]"
+                    f"{self.prefix}: the model {path}: argument {argument.name!r} is "
+                    f"{argument.type}: expected Tensor, List[str], or a single Dict[str, Tensor]"
                 )
         self.inputs = tuple([argument.name for argument in arguments])
         self.required = sum(not argument.has_default_value() for argument in arguments)
@@ -119,8 +120,8 @@ class TorchScriptEngine(TorchModule):
 
 
 class _Unoptimised:
-    """Turns TorchScript's optimiser off inside a `with` block, on this thread alone: torch has the
-    switch per thread.
+    """A `with` block without TorchScript's optimiser. It affects only this thread, since torch has
+    the switch per thread.
     """
 
     def __enter__(self) -> None:

@@ -258,9 +258,9 @@ def test_precision_is_not_for_the_cpu_and_the_log_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, precision: Any
 ) -> None:
     make(write(tmp_path / "same.onnx"), {"device": "cpu"}, precision=precision).close()
-    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len(said) == (precision not in {None, "fp32"}) and all(
-        "precision" in text for text in said
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (precision not in {None, "fp32"}) and all(
+        "precision" in text for text in warnings
     )
 
 

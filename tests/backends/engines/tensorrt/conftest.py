@@ -121,8 +121,8 @@ def prepared(library: Library, recipe: Any) -> Any:
     """Make a network and its configuration, without building."""
 
     def prepared(path: Path, sizes: Any = (1, 2, 4), **params: Any) -> Any:
-        with library.listening() as said:
-            return prepare(recipe(path, sizes, **params), library, Progress(), said)
+        with library.listening() as reported:
+            return prepare(recipe(path, sizes, **params), library, Progress(), reported)
 
     return prepared
 

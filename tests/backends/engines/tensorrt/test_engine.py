@@ -585,7 +585,7 @@ def test_instances_share_the_engine_and_each_has_its_contexts(
 
 
 @pytest.mark.parametrize(
-    ("said", "error"),
+    ("message", "error"),
     [
         (
             "Error Code 1: Cuda Runtime (cudaError 700: an illegal memory access was encountered)",
@@ -596,11 +596,11 @@ def test_instances_share_the_engine_and_each_has_its_contexts(
     ],
 )
 def test_a_run_that_fails_raises_with_tensorrts_message(
-    make: Any, two: Path, fake_two: Any, said: Any, error: Any
+    make: Any, two: Path, fake_two: Any, message: Any, error: Any
 ) -> None:
     backend = make(two, max="4")
-    fake_two.engine.failing = said
-    with pytest.raises(error, match=re.escape(said)) as caught:
+    fake_two.engine.failing = message
+    with pytest.raises(error, match=re.escape(message)) as caught:
         backend.forward([{"data": pair(1)}])
     assert "net" in str(caught.value) and (
         error is not BackendError or not isinstance(caught.value, DeviceError)

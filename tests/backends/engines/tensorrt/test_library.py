@@ -78,13 +78,13 @@ def test_messages_are_logged_and_errors_kept(
 ) -> None:
     severity = library.trt.ILogger.Severity
     with caplog.at_level(logging.DEBUG, "penstock.tensorrt"):
-        with library.listening() as said:
+        with library.listening() as reported:
             for level in (severity.ERROR, severity.WARNING, severity.INFO):
                 library.logger.log(level, f"one {level.name}")
         with library.listening("info") as more:
             library.logger.log(severity.INFO, "two")
         library.logger.log(severity.ERROR, "three")
-    assert said == ["one ERROR"] and more == []
+    assert reported == ["one ERROR"] and more == []
     assert [(record.levelname, record.message) for record in caplog.records] == [
         ("ERROR", "one ERROR"), ("WARNING", "one WARNING"), ("INFO", "two"), ("ERROR", "three"),
     ]  # fmt: skip
