@@ -6,7 +6,8 @@ search need no network: nothing in site/ is loaded from elsewhere. (MkDocs has h
 plain Markdown that also reads well in a repository's browser. What Sphinx needs besides is here:
 
 * An index page's list of links is its table of contents. A page that no index lists is an error.
-* The comment `<!-- file: NAME -->` above an example becomes a caption.
+* The comment `<!-- file: NAME -->` above an example becomes a caption, and `<!-- shows -->` a look
+  of its own for what an example prints.
 * A fenced block `mermaid` is drawn in the browser, by a copy of Mermaid in site/.
 """
 
@@ -36,6 +37,7 @@ html_show_copyright = False
 extensions = ["myst_parser"]
 exclude_patterns = ["_static"]
 myst_heading_anchors = 4  # as a repository's browser makes them: [rules](graphs.md#the-rules)
+myst_enable_extensions = ["attrs_block"]
 myst_fence_as_directive = ["mermaid"]
 suppress_warnings = ["misc.highlighting_failure"]  # "…" in an answer is not JSON
 
@@ -45,8 +47,8 @@ LINK = re.compile(r"^\* \[[^\]]*\]\(([\w/-]+)\.md\)", re.MULTILINE)
 
 
 def read_page(app: Sphinx, page: str, source: list[str]) -> None:
-    """Put its name above each file of an example, and a table of contents into each index page."""
-    source[0] = FILE.sub(r"**`\1`**", source[0])
+    """Turn comments that readers need into marks, and an index page's links into contents."""
+    source[0] = FILE.sub(r"**`\1`**", source[0]).replace("<!-- shows -->", "{.shows}")
     if page.rpartition("/")[2] == "index":
         contents = "\n".join(LINK.findall(source[0]))
         source[0] += f"\n\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{contents}\n```\n"
