@@ -1,4 +1,4 @@
-"""The OpenAPI document: valid, typed, stable, true to what is answered, and new when pipelines change."""
+"""The OpenAPI document: valid, typed, stable, true to the answers, and current."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 from openapi_spec_validator import validate
+from pydantic import SecretStr
 
 from penstock import create_app
 from penstock.app.settings import Settings
@@ -47,7 +48,7 @@ def document_of(client: Any) -> Any:
 
 
 def check(document: Any, schema: Any, value: Any) -> None:
-    """Whether a value is what a schema of the document says."""
+    """Assert that a value matches a schema of the document."""
     jsonschema.Draft202012Validator({**schema, "components": document["components"]}).validate(
         value
     )
@@ -58,9 +59,9 @@ def test_operations_and_names(running: Any, digits: Any) -> None:
         document = document_of(client)
     assert document["openapi"].startswith("3.1")
     identifiers = {
-        found["operationId"]: (path, method)
+        operation["operationId"]: (path, method)
         for path, methods in document["paths"].items()
-        for method, found in methods.items()
+        for method, operation in methods.items()
     }
     assert len(identifiers) == sum(map(len, document["paths"].values()))
     assert identifiers["predict_digits"] == ("/predict/digits", "post")
@@ -72,7 +73,7 @@ def test_operations_and_names(running: Any, digits: Any) -> None:
     assert list(document["paths"])[:2] == ["/predict/digits", "/predict/digits/batch"]
 
 
-def test_what_may_be_sent(running: Any, digits: Any) -> None:
+def test_request_bodies_and_headers(running: Any, digits: Any) -> None:
     with running(create_app([digits, kinds()])) as client:
         document = document_of(client)
     paths = document["paths"]
@@ -89,13 +90,13 @@ def test_what_may_be_sent(running: Any, digits: Any) -> None:
     ]
 
     def headers(name: Any) -> Any:
-        return [each["name"] for each in paths[f"/predict/{name}"]["post"]["parameters"]]
+        return [parameter["name"] for parameter in paths[f"/predict/{name}"]["post"]["parameters"]]
 
     assert headers("digits") == ["X-Request-Id", "Penstock-Deadline-Ms"]
     assert headers("kinds") == ["X-Request-Id", "Penstock-Deadline-Ms", "Penstock-Priority"]
 
 
-def test_urls_are_in_the_document_where_they_are_allowed(running: Any, digits: Any) -> None:
+def test_urls_are_in_the_document_if_they_are_allowed(running: Any, digits: Any) -> None:
     with running(create_app(digits, settings=Settings(allow_url=True))) as client:
         document = document_of(client)
     content = document["paths"]["/predict/digits"]["post"]["requestBody"]["content"]
@@ -107,7 +108,7 @@ def test_urls_are_in_the_document_where_they_are_allowed(running: Any, digits: A
         assert "ImageURL" not in json.dumps(document_of(client))
 
 
-def test_answers_are_what_the_document_says(running: Any, digits: Any, digit: Any) -> None:
+def test_answers_match_the_document(running: Any, digits: Any, digit: Any) -> None:
     with running(create_app(digits)) as client:
         document = document_of(client)
         single, batch = (
@@ -124,7 +125,7 @@ def test_answers_are_what_the_document_says(running: Any, digits: Any, digit: An
         answer = client.post("/predict/digits/batch", files=files)
         schema = batch["200"]["content"]["application/json"]["schema"]
         check(document, schema, answer.json())
-        assert [each.get("label", each.get("code")) for each in answer.json()["results"]] == [
+        assert [result.get("label", result.get("code")) for result in answer.json()["results"]] == [
             "three",
             "invalid_input",
             "three",
@@ -159,22 +160,31 @@ def test_answers_are_what_the_document_says(running: Any, digits: Any, digit: An
 
 def test_every_kind_has_a_type(running: Any) -> None:
     with running(create_app(kinds())) as client:
-        found = document_of(client)["components"]["schemas"]["Prediction_kinds"]
-    types = {name: schema.get("type") for name, schema in found["properties"].items()}
+        prediction = document_of(client)["components"]["schemas"]["Prediction_kinds"]
+    types = {name: schema.get("type") for name, schema in prediction["properties"].items()}
     assert types == {
-        "result": None, "photo": "string", "raw": "string", "words": "string", "count": "integer", "share": "number", "found": "boolean",
-        "scores": "array", "any": "array", "mask": "array", "rest": None,
-    }  # fmt: skip
+        "result": None,
+        "photo": "string",
+        "raw": "string",
+        "words": "string",
+        "count": "integer",
+        "share": "number",
+        "found": "boolean",
+        "scores": "array",
+        "any": "array",
+        "mask": "array",
+        "rest": None,
+    }
     assert (
-        found["required"] == ["result"]
-        and found["properties"]["words"]["description"] == "What it says."
+        prediction["required"] == ["result"]
+        and prediction["properties"]["words"]["description"] == "What it says."
     )
-    row = found["properties"]["scores"]["items"]
+    row = prediction["properties"]["scores"]["items"]
     assert (row["minItems"], row["maxItems"], row["items"]["type"]) == (3, 3, ["number", "null"])
-    assert found["properties"]["result"]["anyOf"][0]["items"] == {"type": "integer"}
+    assert prediction["properties"]["result"]["anyOf"][0]["items"] == {"type": "integer"}
 
 
-def test_errors_have_examples_of_their_own_status(running: Any, digits: Any) -> None:
+def test_errors_have_an_example_for_each_code(running: Any, digits: Any) -> None:
     with running(create_app(digits)) as client:
         document = document_of(client)
     responses = document["paths"]["/predict/digits"]["post"]["responses"]
@@ -192,7 +202,9 @@ def test_errors_have_examples_of_their_own_status(running: Any, digits: Any) -> 
 
 
 def test_keys_and_tokens(running: Any, digits: Any) -> None:
-    settings = Settings(api_key="k3y", admin_token="t0k3n", allow_model_control=True)
+    settings = Settings(
+        api_key=SecretStr("k3y"), admin_token=SecretStr("t0k3n"), allow_model_control=True
+    )
     with running(create_app(digits, settings=settings)) as client:
         client.headers["Authorization"] = "Bearer k3y"
         document = document_of(client)
@@ -212,12 +224,12 @@ def test_keys_and_tokens(running: Any, digits: Any) -> None:
     ).replace("t0k3n", "")
 
 
-def test_loading_and_unloading_change_it_and_nothing_else_does(
-    running: Any, tmp_path: Path
-) -> None:
+def test_only_loading_and_unloading_change_the_document(running: Any, tmp_path: Path) -> None:
     for name in ("b", "a.x-y"):
         (tmp_path / f"{name}.toml").write_text('[n]\nbackend = "Identity"\n')
-    app = create_app(tmp_path, settings=Settings(admin_token="t", allow_model_control=True))
+    app = create_app(
+        tmp_path, settings=Settings(admin_token=SecretStr("t"), allow_model_control=True)
+    )
     with running(app) as client:
         client.headers["Authorization"] = "Bearer t"
         first = document_of(client)
@@ -238,12 +250,14 @@ def test_loading_and_unloading_change_it_and_nothing_else_does(
         assert json.dumps(document_of(client)) == json.dumps(first)
 
 
-def test_names_can_not_collide(running: Any) -> None:
+def test_names_do_not_collide(running: Any) -> None:
     names = ["x", "batch_x", "x_batch", "put_x", "x_put", "predict_x", "Prediction_x"]
     with running(create_app([kinds(name) for name in names])) as client:
         document = document_of(client)
     identifiers = [
-        found["operationId"] for methods in document["paths"].values() for found in methods.values()
+        operation["operationId"]
+        for methods in document["paths"].values()
+        for operation in methods.values()
     ]
     assert len(identifiers) == len(set(identifiers))
     assert len(
@@ -291,11 +305,16 @@ def test_a_pipeline_that_streams(running: Any, digits: Any) -> None:
 
 
 @pytest.mark.parametrize("key", [None, "k3y"])
-def test_traces_are_in_the_document_where_they_are_allowed(
+def test_traces_are_in_the_document_if_they_are_allowed(
     running: Any, digits: Any, key: Any
 ) -> None:
     with running(
-        create_app(digits, settings=Settings(api_key=key, admin_token="t0k3n", allow_trace=True))
+        create_app(
+            digits,
+            settings=Settings(
+                api_key=key and SecretStr(key), admin_token=SecretStr("t0k3n"), allow_trace=True
+            ),
+        )
     ) as client:
         client.headers["Authorization"] = "Bearer t0k3n"
         document = document_of(client)

@@ -1,4 +1,4 @@
-"""The extensions in the OpenAPI document: valid, true of what is answered, and there only where they are allowed."""
+"""The protocol's extensions in the OpenAPI document: true to the answers, and listed if allowed."""
 
 from __future__ import annotations
 
@@ -9,34 +9,47 @@ from typing import Any
 import jsonschema
 import pytest
 from openapi_spec_validator import validate
+from pydantic import SecretStr
 
 from penstock import create_app
 from penstock.app.settings import Settings
 
-ON = {"admin_token": "adm1n", "allow_model_control": True, "allow_shared_memory": True}
+ON: dict[str, Any] = {
+    "admin_token": "adm1n",
+    "allow_model_control": True,
+    "allow_shared_memory": True,
+}
 HEADERS = {"Authorization": "Bearer adm1n"}
 PATHS = {
-    "/v2/models/stats", "/v2/models/{model}/stats", "/v2/models/{model}/versions/{version}/stats", "/v2/repository/index",
-    "/v2/systemsharedmemory/status", "/v2/systemsharedmemory/region/{region}/status",
-}  # fmt: skip
+    "/v2/models/stats",
+    "/v2/models/{model}/stats",
+    "/v2/models/{model}/versions/{version}/stats",
+    "/v2/repository/index",
+    "/v2/systemsharedmemory/status",
+    "/v2/systemsharedmemory/region/{region}/status",
+}
 ADMINISTRATIVE = {
-    "allow_model_control": {"/v2/repository/models/{model}/load", "/v2/repository/models/{model}/unload"},
+    "allow_model_control": {
+        "/v2/repository/models/{model}/load",
+        "/v2/repository/models/{model}/unload",
+    },
     "allow_shared_memory": {
-        "/v2/systemsharedmemory/region/{region}/register", "/v2/systemsharedmemory/region/{region}/unregister",
+        "/v2/systemsharedmemory/region/{region}/register",
+        "/v2/systemsharedmemory/region/{region}/unregister",
         "/v2/systemsharedmemory/unregister",
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture
 def region() -> Any:
-    found = shared_memory.SharedMemory(f"penstock_openapi_{os.getpid()}", create=True, size=64)
-    yield found.name
-    found.close()
-    found.unlink()
+    memory = shared_memory.SharedMemory(f"penstock_openapi_{os.getpid()}", create=True, size=64)
+    yield memory.name
+    memory.close()
+    memory.unlink()
 
 
-def test_answers_are_as_described(running: Any, digits: Any, digit: Any, region: Any) -> None:
+def test_answers_match_the_document(running: Any, digits: Any, digit: Any, region: Any) -> None:
     with running(create_app(digits, settings=Settings(**ON))) as client:
         document = client.get("/openapi.json").json()
         validate(document)
@@ -45,12 +58,12 @@ def test_answers_are_as_described(running: Any, digits: Any, digit: Any, region:
             operation = document["paths"][path][method]
             answer = client.request(method, path.format(**names), headers=HEADERS, json=json)
             assert answer.status_code == status, answer.text
-            found = operation["responses"][str(status)]
-            if "content" not in found:
+            response = operation["responses"][str(status)]
+            if "content" not in response:
                 assert answer.content == b""
                 return
             schema = {
-                **found["content"]["application/json"]["schema"],
+                **response["content"]["application/json"]["schema"],
                 "components": document["components"],
             }
             jsonschema.Draft202012Validator(schema).validate(answer.json())
@@ -97,30 +110,31 @@ def test_answers_are_as_described(running: Any, digits: Any, digit: Any, region:
         ("allow_model_control", "allow_shared_memory"),
     ],
 )
-def test_what_is_allowed_is_described(allowed: Any) -> None:
-    app = create_app(settings=Settings(admin_token="adm1n", **dict.fromkeys(allowed, True)))
-    found = app.openapi()
-    assert found["paths"].keys() >= PATHS
+def test_operations_are_described_if_they_are_allowed(allowed: Any) -> None:
+    allow: dict[str, Any] = dict.fromkeys(allowed, True)
+    app = create_app(settings=Settings(admin_token=SecretStr("adm1n"), **allow))
+    document = app.openapi()
+    assert document["paths"].keys() >= PATHS
     for setting, paths in ADMINISTRATIVE.items():
-        assert (found["paths"].keys() & paths) == (paths if setting in allowed else set())
-        for path in paths & found["paths"].keys():
-            operation = found["paths"][path]["post"]
+        assert (document["paths"].keys() & paths) == (paths if setting in allowed else set())
+        for path in paths & document["paths"].keys():
+            operation = document["paths"][path]["post"]
             assert operation["security"] == [{"admin": []}]
             assert ("requestBody" in operation) != path.endswith("/unregister")
-    assert ("admin" in found["components"].get("securitySchemes", {})) == bool(allowed)
+    assert ("admin" in document["components"].get("securitySchemes", {})) == bool(allowed)
 
 
-def test_without_the_admins_token_nothing_of_his_is_described() -> None:
-    found = (
+def test_without_an_admin_token_nothing_that_needs_it_is_described() -> None:
+    paths = (
         create_app(settings=Settings(allow_model_control=True, allow_shared_memory=True))
         .openapi()["paths"]
         .keys()
     )
-    assert found >= PATHS and not found & set().union(*ADMINISTRATIVE.values())
+    assert paths >= PATHS and not paths & set().union(*ADMINISTRATIVE.values())
 
 
-def test_the_key_is_asked_for() -> None:
-    paths = create_app(settings=Settings(api_key="k3y")).openapi()["paths"]
+def test_every_operation_requires_the_key() -> None:
+    paths = create_app(settings=Settings(api_key=SecretStr("k3y"))).openapi()["paths"]
     for path in PATHS:
         assert all(operation["security"] == [{"key": []}] for operation in paths[path].values()), (
             path

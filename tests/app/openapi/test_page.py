@@ -1,4 +1,4 @@
-"""The page /docs, with its files from here and from a CDN."""
+"""The page /docs, with files of this server and of a CDN."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import re
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from penstock import create_app
-from penstock.app import factory, lifespan
+from penstock.app import lifespan
 from penstock.app.openapi import page as docs_page
 from penstock.app.settings import Settings
 
@@ -20,7 +21,7 @@ def links(page: Any) -> Any:
 
 
 @pytest.mark.parametrize("prefix", ["", "/models"])
-def test_without_internet(running: Any, digits: Any, prefix: Any) -> None:
+def test_the_page_works_without_internet(running: Any, digits: Any, prefix: Any) -> None:
     models = create_app(digits)
     app = (
         Starlette(routes=[Mount(prefix, models)], lifespan=lambda host: lifespan(models))
@@ -32,31 +33,28 @@ def test_without_internet(running: Any, digits: Any, prefix: Any) -> None:
         assert "//" not in page.replace(
             "<!-- `SwaggerUIBundle` is now available on the page -->", ""
         )
-        found = [one or other for one, other in links(page)]
-        assert len(found) == 4 and all(link.startswith(f"{prefix}/") for link in found)
-        for link in found:
+        urls = [one or other for one, other in links(page)]
+        assert len(urls) == 4 and all(link.startswith(f"{prefix}/") for link in urls)
+        for link in urls:
             assert client.get(link).status_code == 200, link
-        script = next(link for link in found if link.endswith(".js"))
+        script = next(link for link in urls if link.endswith(".js"))
         assert "SwaggerUIBundle" in client.get(script).text
-        assert "/predict/digits" in client.get(found[-1]).json()["paths"]
+        assert "/predict/digits" in client.get(urls[-1]).json()["paths"]
         assert client.get(f"{prefix}/docs/assets/../core.py").status_code == 404
 
 
-def test_the_files_stand_behind_the_key(running: Any, digits: Any) -> None:
-    with running(create_app(digits, settings=Settings(api_key="k3y"))) as client:
+def test_the_files_require_the_key(running: Any, digits: Any) -> None:
+    with running(create_app(digits, settings=Settings(api_key=SecretStr("k3y")))) as client:
         for path in ("/docs", "/docs/assets/swagger-ui.css"):
             assert client.get(path).status_code == 401
             assert client.get(path, headers={"Authorization": "Bearer k3y"}).status_code == 200
 
 
-def test_without_the_package_they_come_from_a_cdn(
+def test_without_the_package_the_files_come_from_a_cdn(
     running: Any, digits: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(docs_page, "find_spec", lambda name: None)
-    assert (
-        docs_page.installed_assets() is None
-        and factory.installed_assets is docs_page.installed_assets
-    )
+    assert docs_page.installed_assets() is None
     with running(create_app(digits)) as client:
         assert (
             "https://cdn." in client.get("/docs").text

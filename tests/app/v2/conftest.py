@@ -1,4 +1,4 @@
-"""A server with models of many kinds, and what sends raw bytes to it."""
+"""A server with models of many kinds, and a way to send raw bytes to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from penstock import create_app
 from penstock.app.settings import Settings
 
 CLIENTS = Path(__file__).parents[3] / ".venv-clients" / "bin" / "python"
-"""Of clients that cannot share our environment: scripts/test makes it."""
+"""The Python of clients that can't share our environment. scripts/test makes it."""
 
 OPS = """
 import numpy as np
@@ -32,12 +32,13 @@ def add_sub(data):
 
 def where(data):
     first, second = data
-    fine = [each.flags.aligned and each.flags.writeable and not each.flags.owndata for each in data]
+    flags = [array.flags for array in data]
+    fine = [flag.aligned and flag.writeable and not flag.owndata for flag in flags]
     return np.array([second.ctypes.data - first.ctypes.data, *fine])
 
 
 def loud(data):
-    return np.array([each + "!" for each in data], object)
+    return np.array([text + "!" for text in data], object)
 
 
 def several(data):
@@ -108,7 +109,7 @@ def model(name: Any, inputs: Any, outputs: Any, backend: Any = "Identity", **nod
 
 
 def matmul(path: Any) -> None:
-    """y = x @ [[1], [2]], z = x: two outputs, a batch of any size."""
+    """Write a model y = x @ [[1], [2]], z = x: two outputs, a batch of any size."""
     weights = helper.make_tensor("w", TensorProto.FLOAT, [2, 1], [1.0, 2.0])
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Identity", ["x"], ["z"])],
@@ -209,7 +210,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory, digits: Any) -> Any:
 
 
 class Served:
-    """A running server: `http` is an httpx client of it."""
+    """A running server. `http` is an httpx client of it."""
 
     def __init__(self, http: Any) -> None:
         self.http = http
@@ -218,7 +219,10 @@ class Served:
     def infer(
         self, name: Any, document: Any, *blobs: Any, length: Any = None, headers: Any = None
     ) -> Any:
-        """POST a document and what follows it; `length`: what the header says of it, if not the truth."""
+        """POST a document and the bytes after it.
+
+        `length` is the value of the length header, if it is not the true one.
+        """
         text = document if isinstance(document, bytes) else json.dumps(document).encode()
         sent = dict(headers or {})
         if blobs or length is not None:
@@ -232,7 +236,7 @@ class Served:
         )
 
     def refused(self, *args: Any, **more: Any) -> Any:
-        """The text of the error of a request that is the client's fault."""
+        """Return the error of a request that is the client's fault."""
         answer = self.infer(*args, **more)
         assert answer.status_code == 400, (answer.status_code, answer.text[:500])
         assert (
@@ -242,21 +246,24 @@ class Served:
         return answer.json()["error"]
 
     def raw(self, *pieces: Any, leave: Any = False) -> Any:
-        """All that the server answers to bytes as they are, until it closes; it may do so before it has them all."""
+        """Send raw bytes, and return all that the server answers until it closes.
+
+        The server may answer and close before it has all of them.
+        """
         with socket.create_connection(
             (self.http.base_url.host, self.http.base_url.port), 30
         ) as connection:
-            found = b""
+            answer = b""
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 for piece in pieces:
                     connection.sendall(piece)
                 while not leave and (more := connection.recv(65536)):
-                    found += more
-            return found
+                    answer += more
+            return answer
 
     @staticmethod
     def simple(**more: Any) -> Any:
-        """A request to `simple`, as JSON."""
+        """Return a request to `simple`, as JSON."""
         data = list(range(16))
         return {
             "inputs": [
@@ -275,14 +282,14 @@ class Served:
         name: Any = "INPUT0",
         **more: Any,
     ) -> Any:
-        """A request with one input: JSON, or so many bytes that follow."""
+        """Return a request with one input: JSON, or `size` bytes after it."""
         given = {"parameters": {"binary_data_size": size}} if size is not None else {"data": data}
         return {"inputs": [{"name": name, "shape": shape, "datatype": datatype, **given}], **more}
 
 
 @pytest.fixture(scope="session")
 def served(sources: Any, running: Any) -> Any:
-    """A server that has them all."""
+    """Run a server that has all models."""
     app = create_app(
         sources, settings=Settings(max_body=8 << 20, max_inflated=1 << 20, max_chunks=1000)
     )
@@ -292,29 +299,33 @@ def served(sources: Any, running: Any) -> Any:
 
 @pytest.fixture
 def client(served: Any) -> Any:
-    with tritonclient.http.InferenceServerClient(served.address) as found:
-        yield found
+    with tritonclient.http.InferenceServerClient(served.address) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")
 def client_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """`client_run(package, *arguments)`: run Python in the environment of the clients, for a script or a module that needs the package."""
+    """Return a function that runs Python in the environment of the clients.
+
+    `client_run(package, *arguments)` is for a script or a module that needs the package.
+    """
 
     def run(package: Any, *arguments: Any, timeout: Any = 120, **environment: Any) -> Any:
-        known = (
+        check = (
             f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"
         )
-        if not CLIENTS.exists() or subprocess.run([CLIENTS, "-c", known], check=False).returncode:
+        if not CLIENTS.exists() or subprocess.run([CLIENTS, "-c", check], check=False).returncode:
             pytest.fail(
-                f"{CLIENTS} does not have {package}: scripts/test installs it (kserve: with Python 3.11 to 3.13)"
+                f"{CLIENTS} does not have {package}: scripts/test installs it "
+                "(kserve: with Python 3.11 to 3.13)"
             )
-        command = [CLIENTS, *map(str, arguments)]
+        command = [str(CLIENTS), *map(str, arguments)]
         folder = tmp_path_factory.mktemp(package)
-        found = os.environ | environment
+        variables = os.environ | environment
         return subprocess.run(
             command,
             cwd=folder,
-            env=found,
+            env=variables,
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -1,4 +1,4 @@
-"""The extensions by tritonclient's asyncio client, every method of them."""
+"""Every method of tritonclient's asyncio client for the extensions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from penstock import create_app
 from penstock.app.settings import Settings
 
 HEADERS = {"Authorization": "Bearer adm1n"}
-ON = {
+ON: dict[str, Any] = {
     "admin_token": "adm1n",
     "allow_model_control": True,
     "allow_model_overrides": True,
@@ -30,7 +30,7 @@ MODEL = {
 }
 
 
-async def test_every_method(running: Any) -> None:
+async def test_every_method_of_the_extensions(running: Any) -> None:
     key = f"/penstock_aio_{os.getpid()}"
     array = np.array([[1.0, 2.0]], np.float32)
     region = shared_memory.create_shared_memory_region("region", key, 64)
@@ -62,11 +62,11 @@ async def test_every_method(running: Any) -> None:
                 await client.unregister_system_shared_memory(headers=HEADERS)
                 assert await client.get_system_shared_memory_status() == []
 
-                for found in (
+                for answer in (
                     await client.get_inference_statistics(),
                     await client.get_inference_statistics("echo", "1"),
                 ):
-                    assert found["model_stats"][0]["inference_count"] == 1
+                    assert answer["model_stats"][0]["inference_count"] == 1
 
                 await client.unload_model("echo", headers=HEADERS)
                 assert (await client.get_model_repository_index())[0]["state"] == "UNAVAILABLE"

@@ -1,4 +1,4 @@
-"""Bodies of the protocol's rarer calls: in time, within bounds, JSON objects."""
+"""The bodies of the protocol's rarer calls: in time, within bounds, JSON objects."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def call(*bodies: Any, then: Any = None, **settings: Any) -> Any:
     return ProtocolCall({"type": "http"}, receive, {}, Settings(**settings))
 
 
-async def test_pieces_are_one_body() -> None:
+async def test_pieces_make_one_body() -> None:
     assert await call(b"{", b"", b'"ready"', b":true}").json() == {"ready": True}
     assert await call(b"").json() == {}
 
 
-async def test_it_is_an_object() -> None:
+async def test_a_body_must_be_an_object() -> None:
     with pytest.raises(InvalidRequest, match="the body is a JSON array, expected an object"):
         await call(b"[1]").json()
     with pytest.raises(InvalidRequest, match="failed to parse the request JSON buffer"):
@@ -47,19 +47,19 @@ async def test_it_is_an_object() -> None:
         (b"[]", "array"),
     ],
 )
-async def test_what_it_is_instead_is_told(body: Any, kind: Any) -> None:
+async def test_the_error_names_what_the_body_is(body: Any, kind: Any) -> None:
     with pytest.raises(InvalidRequest, match=f"the body is a JSON {kind}, expected an object"):
         await call(body).json()
 
 
-async def test_it_comes_in_time() -> None:
+async def test_a_body_must_come_in_time() -> None:
     slow = call(b"{", then=asyncio.Event().wait, body_timeout=0.01)
     with pytest.raises(InvalidRequest, match=r"did not arrive within 0.01 s \(body_timeout\)"):
         await slow.body()
     assert slow.body_was_late and not slow.body_was_read
 
 
-async def test_it_is_bounded() -> None:
+async def test_a_body_is_bounded() -> None:
     with pytest.raises(TooLarge, match="max_body"):
         await call(bytes(6), bytes(6), max_body=10).body()
     with pytest.raises(InvalidRequest, match="max_chunks"):

@@ -1,4 +1,4 @@
-"""Tensors to the protocol's encodings, where a server's answers would not show how."""
+"""Tensors in the protocol's encodings, for what a server's answers would not show."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from penstock.app.v2.encoding import as_tensor, to_bytes, to_flat_json
 from penstock.app.v2.tensors import DATATYPES, from_bytes, from_json
 from penstock.backends.errors import BackendError, InvalidRequest
 
-PLAIN = [name for name, each in DATATYPES.items() if name not in {"BF16", "BYTES"}]
+PLAIN = [name for name in DATATYPES if name not in {"BF16", "BYTES"}]
 
 
 def text_of(datatype: Any, array: Any) -> Any:
@@ -37,15 +37,15 @@ def test_arrays_are_written_from_their_own_memory(name: Any) -> None:
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=20))
 @example(
     [0x3F807FFF, 0x3F808000, 0x3F808001, 0x3F817FFF, 0x3F818000, 0x3F818001]
-)  # ties go to the even one
+)  # ties go to the even neighbour
 def test_bf16_is_rounded_as_ml_dtypes_does(bits: Any) -> None:
     array = np.array(bits, np.uint32).view(np.float32)
-    found = np.frombuffer(bytes(to_bytes(DATATYPES["BF16"], array)), np.uint16)
+    halves = np.frombuffer(bytes(to_bytes(DATATYPES["BF16"], array)), np.uint16)
     with np.errstate(invalid="ignore"):
         expected = array.astype(ml_dtypes.bfloat16)
     nan = np.isnan(array)
-    np.testing.assert_array_equal(found[~nan], expected.view(np.uint16)[~nan])
-    assert np.isnan(found.view(ml_dtypes.bfloat16)[nan]).all()
+    np.testing.assert_array_equal(halves[~nan], expected.view(np.uint16)[~nan])
+    assert np.isnan(halves.view(ml_dtypes.bfloat16)[nan]).all()
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ def test_bf16_is_rounded_as_ml_dtypes_does(bits: Any) -> None:
     ],
 )
 def test_values_that_pipelines_answer(value: Any, datatype: Any, shape: Any, elements: Any) -> None:
-    found, array = as_tensor(value, None, "x")
-    assert (found.name, array.shape) == (datatype, shape)
-    assert array.dtype.newbyteorder("=") == found.dtype.newbyteorder("=")
+    actual, array = as_tensor(value, None, "x")
+    assert (actual.name, array.shape) == (datatype, shape)
+    assert array.dtype.newbyteorder("=") == actual.dtype.newbyteorder("=")
     assert text_of(datatype, array) == elements
 
 
@@ -86,13 +86,13 @@ def test_values_that_pipelines_answer(value: Any, datatype: Any, shape: Any, ele
 )
 def test_torch_tensors(dtype: Any, datatype: Any) -> None:
     torch = pytest.importorskip("torch")
-    found, array = as_tensor(
+    actual, array = as_tensor(
         torch.ones(2, 3, dtype=getattr(torch, dtype), requires_grad=dtype == "float32"), None, "x"
     )
-    assert found.name == datatype and text_of(datatype, array) == [1] * 6
+    assert actual.name == datatype and text_of(datatype, array) == [1] * 6
 
 
-def test_answers_are_of_the_declared_datatype() -> None:
+def test_values_get_the_declared_datatype() -> None:
     assert as_tensor(3, DATATYPES["INT32"], "x")[1].dtype == np.int32
     assert as_tensor(np.ones(2), DATATYPES["FP16"], "x")[1].dtype == np.float16
     assert as_tensor(3, DATATYPES["BYTES"], "x")[1].tolist() == ["3"]
@@ -104,7 +104,7 @@ def test_answers_are_of_the_declared_datatype() -> None:
 
 
 @pytest.mark.parametrize("odd", [[np.nan], [np.inf], [np.nan, np.inf, -np.inf]])
-def test_many_numbers_some_of_which_have_names(odd: Any) -> None:
+def test_many_numbers_with_nan_and_infinity(odd: Any) -> None:
     array = np.tile(np.array([0.1, *odd], np.float32), 40_000)
     text = bytes(orjson.dumps(to_flat_json(DATATYPES["FP32"], array, "x")))
     assert text.startswith(
@@ -116,13 +116,16 @@ def test_many_numbers_some_of_which_have_names(odd: Any) -> None:
 
 
 @pytest.mark.parametrize("datatype", ["BOOL", "UINT8", "INT64", "FP32", "BYTES"])
-def test_many_elements_come_as_json(datatype: Any) -> None:
-    several = {"BOOL": [True, False, False], "BYTES": ["a", "", "é"]}.get(datatype, [7, 0, 1])
-    found = from_json([several] * 50_000, DATATYPES[datatype], [50_000, 3], "x")
+def test_many_elements_are_read_from_json(datatype: Any) -> None:
+    odd: dict[str, list[Any]] = {"BOOL": [True, False, False], "BYTES": ["a", "", "é"]}
+    several = odd.get(datatype, [7, 0, 1])
+    nested = from_json([several] * 50_000, DATATYPES[datatype], [50_000, 3], "x")
     np.testing.assert_array_equal(
-        found, from_json(several * 50_000, DATATYPES[datatype], [50_000, 3], "x")
+        nested, from_json(several * 50_000, DATATYPES[datatype], [50_000, 3], "x")
     )
-    assert found.dtype == DATATYPES[datatype].dtype and text_of(datatype, found) == several * 50_000
+    assert (
+        nested.dtype == DATATYPES[datatype].dtype and text_of(datatype, nested) == several * 50_000
+    )
     with pytest.raises(InvalidRequest, match="its data holds"):
         from_json([*several * 50_000, None], DATATYPES[datatype], [150_001], "x")
 
@@ -135,7 +138,7 @@ def test_many_strings_are_written() -> None:
     )
 
 
-def test_an_overflow_is_an_infinity() -> None:
+def test_an_overflow_becomes_infinity() -> None:
     assert as_tensor(np.array([1e300]), DATATYPES["FP32"], "x")[1].tolist() == [np.inf]
 
 

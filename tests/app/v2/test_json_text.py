@@ -1,4 +1,4 @@
-"""JSON texts: the bounds that hold before they are parsed."""
+"""The bounds of JSON texts, which hold before a text is parsed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from penstock.app.v2.json_text import MAX_JSON_CONTAINERS, parse_json
 from penstock.backends.errors import InvalidRequest
 
 
-def test_it_has_not_too_many_lists() -> None:
+def test_a_text_may_not_have_too_many_lists() -> None:
     for text in (
         b"[" + b"[]," * MAX_JSON_CONTAINERS + b"1]",
         b'{"a":' + b'[{"x":[]}],' * MAX_JSON_CONTAINERS,

@@ -1,4 +1,4 @@
-"""KServe's own client against a real server, from an environment of its own: clients/use_kserve.py is its user."""
+"""KServe's own client against a real server, in its own environment (use_kserve.py)."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def outcomes(served: Any, client_run: Any, digits: Any) -> Any:
 
 
 @pytest.mark.parametrize("use", USES)
-def test_kserves_client(outcomes: Any, use: Any) -> None:
+def test_kserve_client(outcomes: Any, use: Any) -> None:
     assert outcomes[use] is None, outcomes[use]

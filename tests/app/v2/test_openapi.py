@@ -1,4 +1,4 @@
-"""The protocol in the OpenAPI document: valid, and true of what is answered."""
+"""The protocol in the OpenAPI document: valid, and true to the answers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import jsonschema
 import pytest
 from openapi_spec_validator import validate
+from pydantic import SecretStr
 
 from penstock import create_app
 from penstock.app.settings import Settings
@@ -14,9 +15,9 @@ from penstock.app.settings import Settings
 
 @pytest.fixture(scope="module")
 def document(served: Any) -> Any:
-    found = served.http.get("/openapi.json").json()
-    validate(found)
-    return found
+    document = served.http.get("/openapi.json").json()
+    validate(document)
+    return document
 
 
 def check(document: Any, operation: Any, answer: Any) -> None:
@@ -29,13 +30,13 @@ def check(document: Any, operation: Any, answer: Any) -> None:
 
 
 @pytest.mark.parametrize("model", ["simple", "digits", "text", "nope"])
-def test_answers_are_as_described(served: Any, document: Any, model: Any) -> None:
+def test_answers_match_the_document(served: Any, document: Any, model: Any) -> None:
     for path, methods in document["paths"].items():
         if path.startswith("/v2") and "get" in methods and "{region}" not in path:
             check(document, methods["get"], served.http.get(path.format(model=model, version="1")))
 
 
-def test_infer_is_as_described(served: Any, document: Any) -> None:
+def test_infer_matches_the_document(served: Any, document: Any) -> None:
     infer = document["paths"]["/v2/models/{model}/infer"]["post"]
     request = {
         **infer["requestBody"]["content"]["application/json"]["schema"],
@@ -50,7 +51,7 @@ def test_infer_is_as_described(served: Any, document: Any) -> None:
     check(document, infer, served.infer("simple", {"inputs": []}))
 
 
-def test_an_encoding_that_is_none_is_as_described(served: Any, document: Any) -> None:
+def test_the_answer_to_an_unknown_encoding_matches_the_document(served: Any, document: Any) -> None:
     infer = document["paths"]["/v2/models/{model}/infer"]["post"]
     answer = served.infer("simple", served.simple(), headers={"Content-Encoding": "br"})
     assert answer.status_code == 501
@@ -74,17 +75,17 @@ def test_an_encoding_that_is_none_is_as_described(served: Any, document: Any) ->
         ("shared-memory", "/v2/systemsharedmemory/region/{region}/status"),
     ],
 )
-def test_a_restriction_is_described_where_there_is_one(group: Any, path: Any) -> None:
+def test_restrictions_are_described(group: Any, path: Any) -> None:
     for rule, described in ((f"{group}:x=s3cret", True), ("logging:x=s3cret", False)):
-        found = create_app(settings=Settings(restricted_api=rule)).openapi()
-        validate(found)
-        (operation,) = found["paths"][path].values()
+        document = create_app(settings=Settings(restricted_api=SecretStr(rule))).openapi()
+        validate(document)
+        (operation,) = document["paths"][path].values()
         assert ("403" in operation["responses"]) == described
-        assert "s3cret" not in str(found)
+        assert "s3cret" not in str(document)
 
 
-def test_a_key_is_described_where_there_is_one(running: Any) -> None:
-    with running(create_app(settings=Settings(api_key="secret"))) as client:
+def test_the_key_is_described(running: Any) -> None:
+    with running(create_app(settings=Settings(api_key=SecretStr("secret")))) as client:
         paths = client.get("/openapi.json", headers={"Authorization": "Bearer secret"}).json()[
             "paths"
         ]

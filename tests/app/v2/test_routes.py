@@ -1,4 +1,4 @@
-"""Every path below /v2 answers errors as the protocol has them, wherever the app stands."""
+"""Every path below /v2 answers errors in the protocol's form, wherever the app is mounted."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from fastapi import Depends, FastAPI, HTTPException
+from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Mount
@@ -36,21 +37,19 @@ REQUEST = {"inputs": [{"name": "data", "shape": [1], "datatype": "BYTES", "data"
         ("OPTIONS", "/v2/health/live", 405, "Method Not Allowed"),
     ],
 )
-def test_paths_that_there_are_not(
-    served: Any, method: Any, path: Any, status: Any, said: Any
-) -> None:
+def test_unknown_paths(served: Any, method: Any, path: Any, status: Any, said: Any) -> None:
     answer = served.http.request(method, path)
     assert (answer.status_code, answer.json()) == (status, {"error": said})
     assert answer.headers["content-type"] == "application/json"
     assert status != 405 or answer.headers["allow"] in {"GET, HEAD", "POST"}
 
 
-def test_who_is_known_is_not_asked_again(served: Any) -> None:
+def test_remembered_routes_check_the_method(served: Any) -> None:
     answer = served.http.get("/v2/models/nope")
     assert answer.status_code == 400 and "www-authenticate" not in answer.headers
 
 
-def test_head_is_get_without_its_body(served: Any) -> None:
+def test_head_answers_like_get_without_a_body(served: Any) -> None:
     answer = served.http.head("/v2/health/live")
     assert (
         answer.status_code == 200
@@ -60,16 +59,16 @@ def test_head_is_get_without_its_body(served: Any) -> None:
 
 
 def test_not_ready(running: Any) -> None:
-    """Clients read `ready`, or `error` as of every other answer that is no 200."""
+    """Clients read `ready`, or `error` as in every other answer that is not 200."""
     with running(
         Starlette(routes=[Mount("/models", create_app([TEXT]))])
-    ) as client:  # no lifespan has started it
+    ) as client:  # no lifespan has started the app
         answer = client.get("/models/v2/health/ready")
         assert answer.status_code == 503 and answer.json().keys() == {"ready", "error"}
         assert answer.json()["ready"] is False and "lifespan" in answer.json()["error"]
 
 
-def test_request_ids_are_those_of_the_client(served: Any) -> None:
+def test_answers_repeat_the_clients_request_id(served: Any) -> None:
     for path in ("/v2", "/v2/nope"):
         assert (
             served.http.get(path, headers={"X-Request-Id": "mine"}).headers["x-request-id"]
@@ -81,7 +80,7 @@ def test_request_ids_are_those_of_the_client(served: Any) -> None:
     )
 
 
-def test_a_connection_outlives_what_was_read(served: Any) -> None:
+def test_a_connection_stays_open_after_a_body_that_was_read(served: Any) -> None:
     answers = [
         served.infer("text", REQUEST),
         served.infer("simple", served.simple(id="x" * 300_000)),
@@ -94,12 +93,12 @@ def test_a_connection_outlives_what_was_read(served: Any) -> None:
     assert served.http.post("/v2/nope", content=bytes(300_000)).headers["connection"] == "close"
 
 
-def test_paths_that_only_begin_like_it_are_not_the_protocols(served: Any) -> None:
+def test_paths_that_only_begin_with_v2_are_not_the_protocols(served: Any) -> None:
     assert served.http.get("/v2x").json()["code"] == "not_found"
 
 
 def test_keys(running: Any) -> None:
-    with running(create_app([TEXT], settings=Settings(api_key="secret"))) as client:
+    with running(create_app([TEXT], settings=Settings(api_key=SecretStr("secret")))) as client:
         assert (
             client.get("/v2/health/live").status_code
             == client.get("/v2/health/ready").status_code
@@ -128,7 +127,7 @@ def test_mounted(running: Any) -> None:
         assert client.get("/models/v2/nope").json() == {"error": "Not Found"}
 
 
-def test_as_a_router_behind_its_dependencies(running: Any) -> None:
+def test_a_router_keeps_its_dependencies(running: Any) -> None:
     async def members(q: str = "") -> None:
         if q != "member":
             raise HTTPException(418)
@@ -156,7 +155,7 @@ def test_as_a_router_behind_its_dependencies(running: Any) -> None:
         ("GET", "/v2/models/a%0Ab/ready", 400, "Request for unknown model: 'a\nb' is not found"),
     ],
 )
-def test_as_a_router_its_errors_are_the_protocols_too(
+def test_a_router_answers_errors_in_the_protocols_form(
     router: Any, method: Any, path: Any, status: Any, said: Any
 ) -> None:
     answer = router.request(method, path)
@@ -171,9 +170,9 @@ def router(running: Any) -> Any:
         yield client
 
 
-def test_as_a_router_with_a_key(running: Any) -> None:
+def test_a_router_with_a_key(running: Any) -> None:
     host = FastAPI()
-    host.include_router(create_router([TEXT], settings=Settings(api_key="secret")))
+    host.include_router(create_router([TEXT], settings=Settings(api_key=SecretStr("secret"))))
     with running(host) as client:
         assert client.get("/v2").json() == {
             "error": "expected the header Authorization: Bearer <API key>"
@@ -182,8 +181,8 @@ def test_as_a_router_with_a_key(running: Any) -> None:
         assert client.get("/v2", headers={"Authorization": "Bearer secret"}).status_code == 200
 
 
-def test_middleware_of_the_host_sees_it(running: Any) -> None:
-    seen = []
+def test_middleware_of_the_host_sees_the_requests(running: Any) -> None:
+    seen: list[Any] = []
 
     class Note:
         def __init__(self, app: Any) -> None:
@@ -199,7 +198,7 @@ def test_middleware_of_the_host_sees_it(running: Any) -> None:
 
 
 def test_more_paths_than_are_remembered(served: Any) -> None:
-    """Each finds its own model, whatever was forgotten meanwhile."""
+    """Each path finds its own model, whatever was forgotten meanwhile."""
     for number in range(REMEMBERED_PATHS + 10):
         answer = served.http.get(f"/v2/models/absent_{number}/config")
         assert answer.json() == {

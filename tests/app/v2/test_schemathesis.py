@@ -1,11 +1,15 @@
-"""Schemathesis over the protocol's part of `/openapi.json` of a real server: what fits the document is accepted, what does not is
-refused, and every answer is one that the document has.
+"""Schemathesis over the protocol's part of `/openapi.json`, against a real server.
 
-Which names, shapes and datatypes a server takes, the document leaves to each model's metadata. So it is tested twice: as it is, with
-names of models that there are and that there are not; and with what this server's models say of themselves written into it, so that
-what fits it has to be accepted. clients/schemathesis.toml says which checks are on.
+What matches the document is accepted, what does not is refused, and every answer is one that the
+document has.
 
-For longer: SCHEMATHESIS="--seed 7 --max-examples 1000" scripts/test tests/app/v2/test_schemathesis.py
+The document leaves to each model's metadata which names, shapes and datatypes it takes. So there
+are two runs: one with the document as it is, and names of models that exist and that do not; one
+with the metadata of this server's models written into the document, so that the server has to
+accept whatever matches. clients/schemathesis.toml says which checks are on.
+
+A longer run: SCHEMATHESIS="--seed 7 --max-examples 1000" scripts/test
+tests/app/v2/test_schemathesis.py
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ MODELS = [
 OTHERS = ["digits", "text"]
 """An image is no JSON; what is text takes any shape of one element."""
 
-ON = {
+ON: dict[str, Any] = {
     "api_key": "k3y",
     "admin_token": "adm1n",
     "allow_model_control": True,
@@ -73,10 +77,12 @@ ELEMENTS = {
 
 @pytest.fixture
 def region() -> Any:
-    found = shared_memory.SharedMemory(f"penstock_schemathesis_{os.getpid()}", create=True, size=64)
-    yield found.name
-    found.close()
-    found.unlink()
+    memory = shared_memory.SharedMemory(
+        f"penstock_schemathesis_{os.getpid()}", create=True, size=64
+    )
+    yield memory.name
+    memory.close()
+    memory.unlink()
 
 
 @pytest.fixture
@@ -85,13 +91,13 @@ def server(running: Any, sources: Any) -> Any:
         "pipeline": {"name": "spare", "inputs": {"data": {"kind": "text"}}},
         "node": {"backend": "Identity"},
     }
-    found = [
-        each
-        for each in sources
-        if not isinstance(each, dict) or each["pipeline"]["name"] in {*MODELS, *OTHERS}
+    chosen = [
+        source
+        for source in sources
+        if not isinstance(source, dict) or source["pipeline"]["name"] in {*MODELS, *OTHERS}
     ]
     with running(
-        create_app([*found, spare], settings=Settings(**ON)),
+        create_app([*chosen, spare], settings=Settings(**ON)),
         http="penstock.app.server.uvicorn_protocol:HttpProtocol",
     ) as client:
         client.headers.update(KEY)
@@ -99,9 +105,9 @@ def server(running: Any, sources: Any) -> Any:
 
 
 def as_it_is(server: Any) -> Any:
-    """With names of models that there are, and any other."""
-    found = server.get("/openapi.json").json()
-    paths = {path: methods for path, methods in found["paths"].items() if path.startswith("/v2")}
+    """Return the document with the names of existing models, and any other name."""
+    document = server.get("/openapi.json").json()
+    paths = {path: methods for path, methods in document["paths"].items() if path.startswith("/v2")}
     names = {"model": [*MODELS, *OTHERS, "spare"], "version": ["1"]}
     for operation in (operation for methods in paths.values() for operation in methods.values()):
         for parameter in operation.get("parameters", ()):
@@ -109,38 +115,44 @@ def as_it_is(server: Any) -> Any:
                 parameter["schema"] = {
                     "anyOf": [{"enum": names[parameter["name"]]}, {"type": "string"}]
                 }
-    return {**found, "paths": paths}
+    return {**document, "paths": paths}
 
 
 def of_this_server(server: Any, region: Any) -> Any:
-    """Where names and bodies are this server's own, one operation for each model."""
+    """Return the document with this server's names and bodies, an operation for each model."""
     document = as_it_is(server)
-    found = {}
+    paths: dict[str, Any] = {}
     for path, methods in document["paths"].items():
         for name in names_in(path):
             for method, operation in copy.deepcopy(methods).items():
                 operation["operationId"] += f"_{name}"
                 operation["parameters"] = [
-                    each for each in operation.get("parameters", ()) if each["name"] == "region"
+                    parameter
+                    for parameter in operation.get("parameters", ())
+                    if parameter["name"] == "region"
                 ]
                 if path.endswith("/infer"):
                     body = infer_request(server.get(f"/v2/models/{name}").json())
                     operation["requestBody"]["content"] = {"application/json": {"schema": body}}
-                found.setdefault(path.format(model=name, version="1", region="{region}"), {})[
+                paths.setdefault(path.format(model=name, version="1", region="{region}"), {})[
                     method
                 ] = operation
     schemas = document["components"]["schemas"]
     schemas["RepositoryLoadRequest"]["properties"]["parameters"] = {
-        "type": ["object", "null"], "properties": {"config": {"const": '{"max_batch_size": 0}'}}, "additionalProperties": False
-    }  # fmt: skip
+        "type": ["object", "null"],
+        "properties": {"config": {"const": '{"max_batch_size": 0}'}},
+        "additionalProperties": False,
+    }
     schemas["SharedMemoryRegisterRequest"]["properties"] |= {
-        "key": {"const": region}, "offset": {"const": 0}, "byte_size": {"type": "integer", "minimum": 1, "maximum": 64}
-    }  # fmt: skip
-    return {**document, "paths": found}
+        "key": {"const": region},
+        "offset": {"const": 0},
+        "byte_size": {"type": "integer", "minimum": 1, "maximum": 64},
+    }
+    return {**document, "paths": paths}
 
 
 def names_in(path: Any) -> Any:
-    """Of models that stand for `{model}`; with a version, one is enough."""
+    """Return the names of models to use for `{model}`; one is enough for paths with a version."""
     if "{model}" not in path:
         return [""]
     if "{version}" in path:
@@ -151,7 +163,10 @@ def names_in(path: Any) -> Any:
 
 
 def infer_request(metadata: Any) -> Any:
-    """What one model takes as JSON. null is nothing: what need not be said is null in what many clients send."""
+    """Return the schema of one model's request as JSON.
+
+    null stands for a missing value: many clients send it for what they need not say.
+    """
 
     def exactly(tensor: Any) -> Any:
         shape = [
@@ -172,12 +187,12 @@ def infer_request(metadata: Any) -> Any:
         }
         return {"type": "object", "required": list(properties), "properties": properties}
 
-    inputs = [exactly(each) for each in metadata["inputs"]]
+    inputs = [exactly(tensor) for tensor in metadata["inputs"]]
     wanted = {
         "type": "object",
         "required": ["name"],
         "properties": {
-            "name": {"enum": [each["name"] for each in metadata["outputs"]]},
+            "name": {"enum": [tensor["name"] for tensor in metadata["outputs"]]},
             "parameters": {
                 "type": ["object", "null"],
                 "properties": {"binary_data": {"type": ["boolean", "null"]}},
@@ -233,7 +248,7 @@ def run(client_run: Any, tmp_path: Path, server: Any, document: Any, *more: Any)
 
 
 def test_the_document_as_it_is(server: Any, client_run: Any, tmp_path: Path) -> None:
-    """What a model takes it does not say: nothing has to be accepted."""
+    """The document does not say what a model takes, so nothing has to be accepted."""
     run(
         client_run,
         tmp_path,

@@ -1,4 +1,4 @@
-"""Regions: what may be registered, what is told of it, that nothing stays open, and that no client's memory is the server's end."""
+"""Shared memory regions: registering, reading, writing, closing, and clients that truncate them."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from penstock.pipelines.repository import Repository
 
 ADMIN = "adm1n"
 HEADERS = {"Authorization": f"Bearer {ADMIN}"}
-ON = {"admin_token": ADMIN, "allow_shared_memory": True}
+ON: dict[str, Any] = {"admin_token": ADMIN, "allow_shared_memory": True}
 
 
 @pytest.fixture
 def region(request: Any) -> Any:
-    """A POSIX object of three pages, by tritonclient's own utility; its key."""
+    """Make a POSIX object of three pages with tritonclient's own utility, and yield its key."""
     key = f"/penstock_{os.getpid()}_{id(request)}"
     handle = triton.create_shared_memory_region("region", key, 3 * 4096)
     GATE.set()
@@ -56,7 +56,7 @@ ENTERED = threading.Semaphore(0)
 
 
 class Gated:
-    """Looks at its input when the gate is open; fails for negative numbers."""
+    """A backend that waits for the gate, then looks at its input. It fails for negative numbers."""
 
     def forward(self, batch: Any) -> None:
         ENTERED.release()
@@ -107,18 +107,20 @@ def server(running: Any) -> Any:
 
 @pytest.fixture
 def client(server: Any) -> Any:
-    with tritonclient.http.InferenceServerClient(server.base_url.netloc.decode()) as found:
-        yield found
-        found.unregister_system_shared_memory(headers=HEADERS)
+    with tritonclient.http.InferenceServerClient(server.base_url.netloc.decode()) as client:
+        yield client
+        client.unregister_system_shared_memory(headers=HEADERS)
 
 
 def open_files() -> Any:
-    """Descriptors of POSIX objects that this process has."""
-    found = 0
-    for each in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # the server's thread may close one meanwhile
-            found += str(each.readlink()).startswith("/dev/shm/")
-    return found
+    """Return the descriptors of POSIX objects that this process has open."""
+    count = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # the server's thread may close a descriptor meanwhile
+            count += str(link.readlink()).startswith("/dev/shm/")
+    return count
 
 
 def until(condition: Any, seconds: Any = 15) -> None:
@@ -140,7 +142,7 @@ def test_register_status_unregister(client: Any, region: Any) -> None:
     client.unregister_system_shared_memory("one", headers=HEADERS)
     client.unregister_system_shared_memory(
         "one", headers=HEADERS
-    )  # not there any more: nothing to complain about
+    )  # not registered any more: not an error
     assert client.get_system_shared_memory_status() == [two]
     with pytest.raises(
         InferenceServerException, match=r"\[404\] Unable to find system shared memory region: 'one'"
@@ -163,7 +165,7 @@ def test_a_name_is_taken_once(client: Any, region: Any) -> None:
     ("offset", "byte_size"),
     [(0, 3 * 4096 + 1), (1, 3 * 4096), (2**64 - 1, 1), (3 * 4096, 1), (0, 0), (3 * 4096, 0)],
 )
-def test_a_region_lies_inside_its_object(
+def test_a_region_must_lie_within_its_object(
     client: Any, region: Any, offset: Any, byte_size: Any
 ) -> None:
     before = open_files()
@@ -181,7 +183,7 @@ def test_a_region_lies_inside_its_object(
 @pytest.mark.parametrize(
     "key", ["", "/", "//", "/a/b", "..", "/..", ".", "a\0b", "x" * 300, "/none-of-this-name"]
 )
-def test_a_key_is_the_name_of_an_object(server: Any, key: Any) -> None:
+def test_a_key_must_be_the_name_of_an_object(server: Any, key: Any) -> None:
     before = open_files()
     document = {"key": key, "offset": 0, "byte_size": 1}
     answer = server.post("/v2/systemsharedmemory/region/r/register", headers=HEADERS, json=document)
@@ -199,8 +201,11 @@ def test_a_key_is_the_name_of_an_object(server: Any, key: Any) -> None:
     ["triton_python_backend_shm_region_1", "///triton_python_backend_shm_region_1", "/sem.lock"],
 )
 def test_reserved_names(server: Any, key: Any) -> None:
-    """Even where there is such an object: a place that tritonclient can't even make some of."""
-    found = shared_memory.SharedMemory(key.lstrip("/"), create=True, size=64)
+    """Reserved names are refused even if there is such an object.
+
+    tritonclient can't make some of them, so they are made without it.
+    """
+    memory = shared_memory.SharedMemory(key.lstrip("/"), create=True, size=64)
     try:
         answer = server.post(
             "/v2/systemsharedmemory/region/r/register",
@@ -210,11 +215,11 @@ def test_reserved_names(server: Any, key: Any) -> None:
         assert answer.status_code == 400
         assert "reserved" in answer.json()["error"] and key not in answer.json()["error"]
     finally:
-        found.close()
-        found.unlink()
+        memory.close()
+        memory.unlink()
 
 
-def test_what_is_no_memory_is_not_mapped(server: Any) -> None:
+def test_a_file_that_is_not_memory_is_not_registered(server: Any) -> None:
     pipe = Path("/dev/shm") / f"penstock_pipe_{os.getpid()}"
     os.mkfifo(pipe)
     before = open_files()
@@ -233,12 +238,15 @@ def test_what_is_no_memory_is_not_mapped(server: Any) -> None:
 @pytest.mark.parametrize(
     "wanted",
     [
-        {}, {"key": 1, "byte_size": 1}, {"key": None, "byte_size": 1}, {"key": "/k"},
+        {},
+        {"key": 1, "byte_size": 1},
+        {"key": None, "byte_size": 1},
+        {"key": "/k"},
         *[{"key": "/k", "byte_size": size} for size in (-1, 1.0, True, "1", 2**64)],
         *[{"key": "/k", "byte_size": 1, "offset": offset} for offset in (-1, None, 2**64)],
     ],
-)  # fmt: skip
-def test_a_registration_that_is_none(server: Any, wanted: Any) -> None:
+)
+def test_malformed_registrations(server: Any, wanted: Any) -> None:
     answer = server.post("/v2/systemsharedmemory/region/r/register", headers=HEADERS, json=wanted)
     assert answer.status_code == 400
     assert (
@@ -280,7 +288,7 @@ def test_who_may_register(
             assert "--allow-shared-memory" in answer.json()["error"]
 
 
-def test_parts_are_inside_their_region(region: Any) -> None:
+def test_slices_must_lie_within_their_region(region: Any) -> None:
     key, handle = region
     memory = SharedMemory()
     memory.register("r", key, 100, 5000)
@@ -308,7 +316,7 @@ def test_parts_are_inside_their_region(region: Any) -> None:
 
 
 def test_an_object_that_its_client_has_truncated(region: Any) -> None:
-    """Reading beyond its end would be the end of the server; writing would make it grow."""
+    """Reading beyond its end would kill the server; writing would make the object grow."""
     key, _ = region
     memory = SharedMemory()
     memory.register("r", key, 0, 3 * 4096)
@@ -342,7 +350,7 @@ def test_a_sparse_object_larger_than_all_memory(region: Any) -> None:
     os.truncate(f"/dev/shm{key}", 3 * 4096)
 
 
-def test_an_object_is_closed_when_the_last_who_uses_it_lets_go(region: Any) -> None:
+def test_an_object_is_closed_when_its_last_slice_is_released(region: Any) -> None:
     key, _ = region
     before = open_files()
     memory = SharedMemory()
@@ -355,7 +363,7 @@ def test_an_object_is_closed_when_the_last_who_uses_it_lets_go(region: Any) -> N
     assert open_files() == before + 1
     with pytest.raises(NotFound):
         memory.borrow("r", 0, 1)
-    memory.register("r", key, 128, 64)  # the name is free again
+    memory.register("r", key, 128, 64)  # the name can be used again
     part.write(memoryview(b"\7"))
     part.release()
     assert open_files() == before + 2
@@ -367,7 +375,7 @@ def test_an_object_is_closed_when_the_last_who_uses_it_lets_go(region: Any) -> N
 
 
 def mapped() -> Any:
-    """Mappings of POSIX objects that this process has, but for those of the handles that tests hold."""
+    """Return the POSIX objects that this process has mapped, except by the tests' handles."""
     return sum(
         "/dev/shm/penstock_" in line for line in Path("/proc/self/maps").read_text().splitlines()
     )
@@ -384,7 +392,7 @@ def test_mapped_regions_are_used_in_place(region: Any) -> None:
     handle._mpsm_handle.buf[4096 + 17] = 8
     assert (view[1], copy[0]) == (8, 0)
     target = memory.borrow("r", 20, 80)
-    target.write(view)  # to where a part of it lies
+    target.write(view)  # to the place of a slice of it
     assert bytes(handle._mpsm_handle.buf[4096 + 20 : 4096 + 22]) == b"\7\10"
     os.truncate(f"/dev/shm{key}", 4096)
     for use in (memory.borrow("r", 0, 1).read, lambda: target.write(memoryview(b"x"))):
@@ -393,7 +401,7 @@ def test_mapped_regions_are_used_in_place(region: Any) -> None:
     os.truncate(f"/dev/shm{key}", 3 * 4096)
 
 
-def test_a_region_is_unmapped_when_the_last_view_of_it_goes(region: Any) -> None:
+def test_a_region_is_unmapped_with_its_last_view(region: Any) -> None:
     key, _ = region
     memory = SharedMemory(mapped=True)
     files, mappings = open_files(), mapped()
@@ -412,7 +420,7 @@ def test_a_region_is_unmapped_when_the_last_view_of_it_goes(region: Any) -> None
     assert (open_files(), mapped()) == (files, mappings)
 
 
-def test_a_server_that_uses_regions_in_place(running: Any, region: Any) -> None:
+def test_a_server_that_maps_regions(running: Any, region: Any) -> None:
     key, handle = region
     sources = [model("identity", INT32, "Identity")]
     app = create_app(sources, settings=Settings(**ON, map_shared_memory=True))
@@ -450,7 +458,7 @@ def test_thousands_of_registrations_leave_nothing_open(region: Any) -> None:
     assert open_files() == before
 
 
-def test_cuda_shared_memory_is_not_here(server: Any) -> None:
+def test_cuda_shared_memory_is_not_supported(server: Any) -> None:
     for method, path in (
         ("GET", "/status"),
         ("POST", "/region/r/register"),
@@ -467,15 +475,17 @@ def test_cuda_shared_memory_is_not_here(server: Any) -> None:
 def given(
     array: Any, region: Any = "in", offset: Any = 0, byte_size: Any = None, datatype: Any = "INT32"
 ) -> Any:
-    found = tritonclient.http.InferInput("X", list(array.shape), datatype)
-    found.set_shared_memory(region, array.nbytes if byte_size is None else byte_size, offset=offset)
-    return found
+    tensor = tritonclient.http.InferInput("X", list(array.shape), datatype)
+    tensor.set_shared_memory(
+        region, array.nbytes if byte_size is None else byte_size, offset=offset
+    )
+    return tensor
 
 
 def wanted(byte_size: Any, region: Any = "out", offset: Any = 0) -> Any:
-    found = tritonclient.http.InferRequestedOutput("Y", binary_data=False)
-    found.set_shared_memory(region, byte_size, offset=offset)
-    return found
+    output = tritonclient.http.InferRequestedOutput("Y", binary_data=False)
+    output.set_shared_memory(region, byte_size, offset=offset)
+    return output
 
 
 def test_inputs_and_outputs_in_place(client: Any, region: Any) -> None:
@@ -492,10 +502,10 @@ def test_inputs_and_outputs_in_place(client: Any, region: Any) -> None:
     ).all()
     assert bytes(handle._mpsm_handle.buf[4096 + 100 + 8 + 32 : 4096 + 100 + 8 + 64]) == bytes(
         32
-    )  # no more than the tensor
-    # the input from memory, the output in the answer; and the other way round
-    found = client.infer("gated", [given(array, offset=16)]).as_numpy("Y")
-    assert (found == array * 2).all()
+    )  # the tensor and not a byte more
+    # the input in shared memory, the output in the answer; then the reverse
+    doubled = client.infer("gated", [given(array, offset=16)]).as_numpy("Y")
+    assert (doubled == array * 2).all()
     plain = tritonclient.http.InferInput("X", [2, 4], "INT32").set_data_from_numpy(array + 1)
     client.infer("gated", [plain], outputs=[wanted(32)])
     assert (
@@ -515,11 +525,11 @@ def test_text_in_memory(client: Any, region: Any) -> None:
     x.set_shared_memory("in", size)
     result = client.infer("text", [x], outputs=[wanted(4096)])
     assert result.get_output("Y")["shape"] == [2, 2]
-    found = triton.get_contents_as_numpy(handle, np.object_, [2, 2], offset=4096)
-    assert (found == np.char.encode(words.astype(str), "utf-8")).all()
+    written = triton.get_contents_as_numpy(handle, np.object_, [2, 2], offset=4096)
+    assert (written == np.char.encode(words.astype(str), "utf-8")).all()
 
 
-def test_a_request_that_asks_for_memory_that_is_not_there(client: Any, region: Any) -> None:
+def test_a_request_for_memory_that_does_not_exist(client: Any, region: Any) -> None:
     key, _ = region
     before = open_files()
     client.register_system_shared_memory("in", key, 64, headers=HEADERS)
@@ -559,7 +569,7 @@ def test_a_request_that_asks_for_memory_that_is_not_there(client: Any, region: A
         with pytest.raises(InferenceServerException, match=told):
             client.infer("identity", **request)
     client.unregister_system_shared_memory(headers=HEADERS)
-    assert open_files() == before  # nothing of a refused request holds it
+    assert open_files() == before  # a refused request does not keep it
 
 
 def test_a_request_that_repeats_may_have_one_output_in_memory(client: Any, region: Any) -> None:
@@ -578,7 +588,7 @@ def test_a_request_that_repeats_may_have_one_output_in_memory(client: Any, regio
         assert (answer.as_numpy("W") == 0).all()
 
 
-def test_a_request_that_repeats_finds_the_region_of_today(client: Any, region: Any) -> None:
+def test_a_request_that_repeats_finds_the_current_region(client: Any, region: Any) -> None:
     key, handle = region
     before = open_files()
     array = np.array([[1, 2, 3, 4]], np.int32)
@@ -613,7 +623,7 @@ def test_a_request_that_repeats_finds_the_region_of_today(client: Any, region: A
 def test_a_region_that_is_unregistered_while_a_request_uses_it(
     client: Any, server: Any, region: Any, caplog: pytest.LogCaptureFixture, value: Any
 ) -> None:
-    """It goes when the last of them has ended, well or not; no other request may use it."""
+    """The region closes when its last request has ended, well or not. No new one may use it."""
     caplog.set_level(
         logging.CRITICAL, "penstock"
     )  # pytest keeps records, with their exceptions, with all that was in their frames
@@ -635,7 +645,7 @@ def test_a_region_that_is_unregistered_while_a_request_uses_it(
         assert ENTERED.acquire(timeout=20)
         client.unregister_system_shared_memory(headers=HEADERS)
         assert client.get_system_shared_memory_status() == []
-        assert open_files() == before + 1  # what the output goes to; the input has been read
+        assert open_files() == before + 1  # the output's memory; the input has been read
         handle._mpsm_handle.buf[:16] = bytes(16)
         with pytest.raises(
             InferenceServerException, match="Unable to find shared memory region: 'in'"
@@ -643,7 +653,7 @@ def test_a_region_that_is_unregistered_while_a_request_uses_it(
             client.infer("identity", [given(array)])
         client.register_system_shared_memory(
             "in", key, 16, headers=HEADERS
-        )  # the name is free; it is another region
+        )  # the name stands for another region now
         client.unregister_system_shared_memory("in", headers=HEADERS)
         GATE.set()
         assert running.result().status_code == (200 if value > 0 else 500)
@@ -657,7 +667,10 @@ def test_a_region_that_is_unregistered_while_a_request_uses_it(
 def test_a_client_that_leaves_while_its_region_is_used(
     client: Any, server: Any, region: Any
 ) -> None:
-    """Its regions are let go at once, and nothing is written to them, though the executor is not done."""
+    """Its regions are let go at once.
+
+    Nothing is written to them, although the executor is not done.
+    """
     key, handle = region
     before = open_files()
     client.register_system_shared_memory("in", key, 4096, headers=HEADERS)
@@ -677,12 +690,15 @@ def test_a_client_that_leaves_while_its_region_is_used(
     plain = tritonclient.http.InferInput("X", [1, 4], "INT32").set_data_from_numpy(array)
     assert (
         client.infer("gated", [plain]).as_numpy("Y") == array * 2
-    ).all()  # behind it, on the one executor
+    ).all()  # after it, on the only executor
     assert bytes(handle._mpsm_handle.buf[4096 : 4096 + 16]) == bytes(16)
 
 
-def test_parts_that_overlap(client: Any, region: Any) -> None:
-    """Several inputs may be the same bytes, and outputs may go where the inputs were: those have been read by then."""
+def test_slices_that_overlap(client: Any, region: Any) -> None:
+    """Several inputs may be the same bytes, and outputs may go where the inputs were.
+
+    The inputs have been read by then.
+    """
     key, handle = region
     client.register_system_shared_memory("in", key, 3 * 4096, headers=HEADERS)
     client.register_system_shared_memory("out", key, 64, headers=HEADERS)
@@ -693,9 +709,9 @@ def test_parts_that_overlap(client: Any, region: Any) -> None:
     outputs = [wanted(16), wanted(16, offset=8)]
     outputs[1]._name = "W"
     client.infer("pair", inputs, outputs=outputs)
-    found = np.frombuffer(handle._mpsm_handle.buf[:24], np.int32)
-    assert found.tolist() == [2, 4, 0, 0, 0, 0]  # sum, and difference over its end
-    del found
+    written = np.frombuffer(handle._mpsm_handle.buf[:24], np.int32)
+    assert written.tolist() == [2, 4, 0, 0, 0, 0]  # the sum, and the difference over its end
+    del written
 
 
 def test_text_that_does_not_fit_is_not_written(client: Any, region: Any) -> None:
@@ -720,13 +736,16 @@ def test_text_that_does_not_fit_is_not_written(client: Any, region: Any) -> None
 @pytest.mark.parametrize(
     ("port", "size", "elements"), [(TEXT, 1_600_000, 400_000), (INT32, 1 << 26, 1 << 24)]
 )
-async def test_much_in_memory_leaves_the_loop_to_others(
+async def test_large_copies_do_not_block_the_loop(
     region: Any, port: Any, size: Any, elements: Any
 ) -> None:
-    """The loop goes round while a helper thread is at it; on the loop itself it would stand still."""
+    """A helper thread does the copy, and the loop goes on meanwhile.
+
+    On the loop itself it would stand still.
+    """
     key = f"{region[0]}_much"
     handle = triton.create_shared_memory_region("much", key, size)
-    answers = []
+    answers: list[Any] = []
 
     async def ask(path: Any, document: Any) -> None:
         messages = [
@@ -736,7 +755,7 @@ async def test_much_in_memory_leaves_the_loop_to_others(
         async def receive() -> Any:
             return messages.pop() if messages else await asyncio.Event().wait()
 
-        async def send(message: str) -> None:
+        async def send(message: Any) -> None:
             answers.append(message)
 
         headers = [(b"authorization", f"Bearer {ADMIN}".encode())]
@@ -787,13 +806,13 @@ async def test_much_in_memory_leaves_the_loop_to_others(
 @pytest.mark.parametrize(
     ("size", "long"), [(COPY_OFF_LOOP_BYTES, False), (COPY_OFF_LOOP_BYTES + 4, True)]
 )
-def test_much_goes_to_memory_beside_the_loop(size: Any, long: Any) -> None:
+def test_large_outputs_are_written_on_a_helper_thread(size: Any, long: Any) -> None:
     tensor = Tensor("Y", DATATYPES["INT32"], (-1,))
     assert takes_long([(tensor, np.empty(size // 4, np.int32), Wanted("Y", region="r"))]) == long
     assert not takes_long([(tensor, np.empty(size // 4, np.int32), Wanted("Y", binary=True))])
 
 
-def test_a_name_is_not_repeated_without_end(server: Any) -> None:
+def test_errors_repeat_a_long_name_only_in_part(server: Any) -> None:
     parameters = {"shared_memory_region": "x" * 10**6, "shared_memory_byte_size": 16}
     document = {
         "inputs": [{"name": "X", "shape": [1, 4], "datatype": "INT32", "parameters": parameters}]
@@ -823,10 +842,13 @@ backend = "{backend}"
 """
 
 
-def test_a_client_that_truncates_its_object_harms_nobody_else(
+def test_a_client_that_truncates_its_object_harms_no_other(
     spawn: Any, tmp_path: Path, region: Any
 ) -> None:
-    """A server of its own, which another design would not survive: before a request, and while one is inside."""
+    """Before a request, and while one is in flight.
+
+    The server is a process of its own: with regions mapped, this would kill it.
+    """
     size = 4 * 3 * 224 * 224
     (tmp_path / "operators.py").write_text(OPERATORS)
     (tmp_path / "plain.toml").write_text(LARGE.format(backend="Identity"))
@@ -898,11 +920,11 @@ def test_a_client_that_truncates_its_object_harms_nobody_else(
             os.truncate(path, 0)
             assert infer("plain", reads=False, writes=False) == (200, "")  # a neighbour
             (tmp_path / "open").touch()
-            assert [each.result() for each in held] == [
+            assert [request.result() for request in held] == [
                 refused,
                 (200, ""),
-            ]  # what was read before is still there
-            assert path.stat().st_size == 0  # and what could not be written has not made it grow
+            ]  # what was read before is still valid
+            assert path.stat().st_size == 0  # and the write that failed has not made it grow
 
             stop = threading.Event()
 
@@ -912,10 +934,10 @@ def test_a_client_that_truncates_its_object_harms_nobody_else(
                     os.truncate(path, 2 * size)
 
             restless = pool.submit(truncate)
-            found = list(pool.map(lambda _: infer("plain"), range(200)))
+            answers = list(pool.map(lambda _: infer("plain"), range(200)))
             stop.set()
             restless.result()
-            assert set(found) <= {refused, (200, "")}
+            assert set(answers) <= {refused, (200, "")}
             os.truncate(path, 2 * size)
             assert infer("plain") == (200, "")
             process.process.terminate()

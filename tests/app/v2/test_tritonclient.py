@@ -1,4 +1,7 @@
-"""Every method of tritonclient's two HTTP clients that this server answers, at the root and below a path, with headers and a query."""
+"""Every method of tritonclient's two HTTP clients that this server answers.
+
+At the root and below a path, with headers and a query.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import tritonclient.http
 import tritonclient.http.aio
+from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Mount
@@ -30,7 +34,7 @@ from penstock.app.settings import Settings
 
 ADMIN = {"Authorization": "Bearer adm1n"}
 QUERY = {"caller": "a b&c", "n": 1}
-ON = {
+ON: dict[str, Any] = {
     "admin_token": "adm1n",
     "allow_model_control": True,
     "allow_model_overrides": True,
@@ -38,7 +42,10 @@ ON = {
 }
 NOT_SERVED = {
     f"{verb}_{what}" for what in ("trace_settings", "log_settings") for verb in ("get", "update")
-} | {f"{verb}_cuda_shared_memory{end}" for verb, end in (("get", "_status"), ("register", ""), ("unregister", ""))}  # fmt: skip
+} | {
+    f"{verb}_cuda_shared_memory{end}"
+    for verb, end in (("get", "_status"), ("register", ""), ("unregister", ""))
+}
 SEND_NOTHING = {
     "close",
     "register_plugin",
@@ -53,9 +60,9 @@ ARRAY = np.arange(16, dtype=np.int32).reshape(1, 16)
 
 
 def given(name: Any, array: Any = ARRAY, datatype: Any = "INT32", binary: Any = True) -> Any:
-    found = InferInput(name, list(array.shape), datatype)
-    found.set_data_from_numpy(array, binary_data=binary)
-    return found
+    tensor = InferInput(name, list(array.shape), datatype)
+    tensor.set_data_from_numpy(array, binary_data=binary)
+    return tensor
 
 
 def both() -> Any:
@@ -64,9 +71,11 @@ def both() -> Any:
 
 @pytest.fixture(params=["", "/some/models"], ids=["root", "mounted"])
 def address(request: Any, running: Any, sources: Any) -> Any:
-    """Where a server of `simple` is, the operator's own."""
+    """Run the operator's own server of `simple`, and yield its address."""
     simple = [
-        each for each in sources if isinstance(each, dict) and each["pipeline"]["name"] == "simple"
+        source
+        for source in sources
+        if isinstance(source, dict) and source["pipeline"]["name"] == "simple"
     ]
     app = create_app(simple, settings=Settings(**ON))
     host = (
@@ -81,28 +90,28 @@ def address(request: Any, running: Any, sources: Any) -> Any:
 @pytest.fixture
 def region() -> Any:
     key = f"/penstock_tritonclient_{os.getpid()}"
-    found = shared_memory.create_shared_memory_region("region", key, 128)
-    shared_memory.set_shared_memory_region(found, [ARRAY])
-    yield found, key
-    shared_memory.destroy_shared_memory_region(found)
+    handle = shared_memory.create_shared_memory_region("region", key, 128)
+    shared_memory.set_shared_memory_region(handle, [ARRAY])
+    yield handle, key
+    shared_memory.destroy_shared_memory_region(handle)
 
 
 class Driver:
-    """Calls methods of either client, and knows which."""
+    """Calls the methods of either client, and records which it has called."""
 
     def __init__(self, client: Any) -> None:
         self.client = client
-        self.driven = set()
+        self.driven: set[str] = set()
 
     async def __call__(self, method: Any, *arguments: Any, **more: Any) -> Any:
         self.driven.add(method)
-        found = getattr(self.client, method)(
+        result = getattr(self.client, method)(
             *arguments, headers=dict(ADMIN), query_params=QUERY, **more
         )
-        return await found if inspect.isawaitable(found) else found
+        return await result if inspect.isawaitable(result) else result
 
     def left(self) -> Any:
-        """Public methods of the client that nothing here has called."""
+        """Return the public methods of the client that have not been called."""
         methods = {
             name
             for name, _ in inspect.getmembers(type(self.client), inspect.isroutine)
@@ -122,9 +131,10 @@ async def drive(call: Any, region: Any) -> None:
     assert (await call("get_server_metadata"))["name"] == "penstock"
     for version in ("", "1"):
         metadata = await call("get_model_metadata", "simple", version)
-        assert [each["name"] for each in metadata["inputs"]] == ["INPUT0", "INPUT1"] and metadata[
-            "versions"
-        ] == ["1"]
+        assert [tensor["name"] for tensor in metadata["inputs"]] == [
+            "INPUT0",
+            "INPUT1",
+        ] and metadata["versions"] == ["1"]
         assert (await call("get_model_config", "simple", version))["max_batch_size"] == 8
 
     for version in ("", "1"):
@@ -134,9 +144,9 @@ async def drive(call: Any, region: Any) -> None:
         )
         assert answer.as_numpy("OUTPUT0").tolist() == (ARRAY + 1).tolist()
     for version in ("", "1"):
-        found = (await call("get_inference_statistics", "simple", version))["model_stats"][0]
-        assert found["inference_stats"]["success"]["count"] == 2
-    assert [each["name"] for each in (await call("get_inference_statistics"))["model_stats"]] == [
+        entry = (await call("get_inference_statistics", "simple", version))["model_stats"][0]
+        assert entry["inference_stats"]["success"]["count"] == 2
+    assert [entry["name"] for entry in (await call("get_inference_statistics"))["model_stats"]] == [
         "simple"
     ]
 
@@ -200,8 +210,8 @@ def test_greenlets(served: Any) -> None:
             client.async_infer("sum", [given("data", array, "FP32")], "1", request_id=str(n))
             for n, array in enumerate(arrays)
         ]
-        assert all(isinstance(each, InferAsyncRequest) for each in asked)
-        answers = [each.get_result(timeout=30) for each in asked]
+        assert all(isinstance(request, InferAsyncRequest) for request in asked)
+        answers = [request.get_result(timeout=30) for request in asked]
         refused = client.async_infer("nope", [given("data", arrays[0], "FP32")])
         with pytest.raises(
             InferenceServerException, match="Request for unknown model: 'nope' is not found"
@@ -240,10 +250,10 @@ async def test_compression_of_greenlets_and_of_the_asyncio_client(
     ids=["sync", "aio"],
 )
 @pytest.mark.parametrize("algorithm", [None, "gzip", "deflate"])
-def test_bodies_that_the_client_makes_and_reads_for_others(
+def test_bodies_that_the_client_makes_and_reads_without_sending(
     served: Any, client: Any, algorithm: Any
 ) -> None:
-    """As for a benchmark, or another HTTP library."""
+    """As for a benchmark, or for another HTTP library."""
     array = np.arange(2048, dtype=np.int32).reshape(1, -1)
     outputs = [InferRequestedOutput("OUTPUT0", binary_data=False)]
     for wanted in (None, outputs):
@@ -261,11 +271,11 @@ def test_bodies_that_the_client_makes_and_reads_for_others(
         assert answer.status_code == 200 and answer.headers.get("content-encoding") == algorithm
         length = answer.headers.get("inference-header-content-length")
         assert (length is None) is (wanted is not None)
-        found = client.parse_response_body(
+        result = client.parse_response_body(
             raw, header_length=length and int(length), content_encoding=algorithm
         )
-        assert isinstance(found, InferResult) and found.get_response()["id"] == "7"
-        np.testing.assert_array_equal(found.as_numpy("OUTPUT0"), array)
+        assert isinstance(result, InferResult) and result.get_response()["id"] == "7"
+        np.testing.assert_array_equal(result.as_numpy("OUTPUT0"), array)
 
 
 def test_a_request_without_any_binary_data_has_no_length(served: Any) -> None:
@@ -275,11 +285,11 @@ def test_a_request_without_any_binary_data_has_no_length(served: Any) -> None:
     )
     assert size is None
     answer = served.http.post("/v2/models/text/infer", content=body)
-    found = InferenceServerClient.parse_response_body(answer.content)
-    assert found.as_numpy("result").tolist() == ["HELLO"]
+    result = InferenceServerClient.parse_response_body(answer.content)
+    np.testing.assert_array_equal(result.as_numpy("result"), ["HELLO"])
 
 
-def test_what_a_result_does_not_have_is_none(client: Any) -> None:
+def test_a_missing_output_is_none(client: Any) -> None:
     answer = client.infer("simple", both(), outputs=[InferRequestedOutput("OUTPUT1")])
     assert answer.get_output("OUTPUT0") is None and answer.as_numpy("OUTPUT0") is None
     assert answer.get_output("OUTPUT1") == {
@@ -295,17 +305,17 @@ def test_what_a_result_does_not_have_is_none(client: Any) -> None:
     }
 
 
-def test_an_input_is_used_again_with_another_shape(client: Any) -> None:
-    found = InferInput("INPUT0", [1, 2], "FP32")
+def test_an_input_can_be_used_again_with_another_shape(client: Any) -> None:
+    tensor = InferInput("INPUT0", [1, 2], "FP32")
     for rows in (1, 3):
         array = np.full((rows, 2), rows, np.float32)
-        found.set_shape([rows, 2]).set_data_from_numpy(array)
+        tensor.set_shape([rows, 2]).set_data_from_numpy(array)
         np.testing.assert_array_equal(
-            client.infer("identity_FP32", [found]).as_numpy("OUTPUT0"), array
+            client.infer("identity_FP32", [tensor]).as_numpy("OUTPUT0"), array
         )
 
 
-async def test_errors_have_the_status_and_the_servers_words(served: Any) -> None:
+async def test_errors_have_the_servers_status_and_message(served: Any) -> None:
     said = "inference input 'INPUT1' data-type is 'FP32', but model 'simple' expects 'INT32'"
     wrong = [given("INPUT0"), given("INPUT1", ARRAY.astype(np.float32), "FP32")]
     with (
@@ -316,18 +326,18 @@ async def test_errors_have_the_status_and_the_servers_words(served: Any) -> None
     with pytest.raises(InferenceServerException) as aio:
         async with tritonclient.http.aio.InferenceServerClient(served.address) as client:
             await client.infer("simple", wrong)
-    for each in (sync.value, aio.value):
-        assert (each.status(), each.message()) == ("400", said)
+    for error in (sync.value, aio.value):
+        assert (error.status(), error.message()) == ("400", said)
 
 
-class Bearer(tritonclient.http.InferenceServerClientPlugin):
+class Bearer(tritonclient.http.InferenceServerClientPlugin):  # type: ignore[misc]  # untyped
     def __call__(self, request: Any) -> None:
         request.headers["authorization"] = "Bearer k3y"
 
 
 def test_plugins(running: Any, sources: Any) -> None:
-    """Basic authentication is somebody else's, in front; a key of ours comes by a plugin like any header."""
-    seen = []
+    """A proxy in front checks basic authentication. A plugin sends our key like any header."""
+    seen: list[Any] = []
 
     class Note:
         def __init__(self, app: Any) -> None:
@@ -337,7 +347,9 @@ def test_plugins(running: Any, sources: Any) -> None:
             seen.append(dict(scope.get("headers", ())).get(b"authorization"))
             await self.app(scope, receive, send)
 
-    app = create_app(sources[1:2], settings=Settings(api_key="k3y"), middleware=[Middleware(Note)])
+    app = create_app(
+        sources[1:2], settings=Settings(api_key=SecretStr("k3y")), middleware=[Middleware(Note)]
+    )
     with running(app) as server, InferenceServerClient(server.base_url.netloc.decode()) as client:
         basic = BasicAuth("user", "pass")
         client.register_plugin(basic)
@@ -352,7 +364,7 @@ def test_plugins(running: Any, sources: Any) -> None:
         client.unregister_plugin()
         client.register_plugin(Bearer())
         assert client.get_server_metadata()["name"] == "penstock"
-        assert client.infer("simple", both()).as_numpy("OUTPUT0").tolist() == (ARRAY + 1).tolist()
+        np.testing.assert_array_equal(client.infer("simple", both()).as_numpy("OUTPUT0"), ARRAY + 1)
         client.unregister_plugin()
         assert client.plugin() is None and client.is_server_live()
         with pytest.raises(InferenceServerException, match="401"):

@@ -1,4 +1,7 @@
-"""A client of a server that asks for a key. By its types the operations take an `AuthenticatedClient` only."""
+"""A client of a server that requires a key.
+
+By its types the operations take an `AuthenticatedClient` only.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,8 @@ assert isinstance(refused, Problem) and (refused.status, refused.code) == (401, 
     refused
 )
 
-with Client(
-    base_url=sys.argv[1]
-) as without:  # mypy --strict fails where there is nothing to ignore
-    refused = predict_digits.sync(client=without, body=File(payload=BytesIO(b"")))  # type: ignore[arg-type]
+with Client(base_url=sys.argv[1]) as without:
+    body = File(payload=BytesIO(b""))
+    # mypy --strict would report an ignore that is not needed
+    refused = predict_digits.sync(client=without, body=body)  # type: ignore[arg-type]
 assert isinstance(refused, Problem) and refused.status == 401, refused

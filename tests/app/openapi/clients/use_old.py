@@ -1,4 +1,4 @@
-"""A client of the document of a server that had less: type-checked and run like use_python.py."""
+"""A client of an older document: type-checked and run like use_python.py."""
 
 from __future__ import annotations
 
@@ -33,4 +33,4 @@ with Client(base_url=sys.argv[1], raise_on_unexpected_status=True) as client:
     assert isinstance(second, Problem) and second.code == "invalid_input"
     listed = list_pipelines.sync(client=client)
     assert listed is not None
-    print("pipelines:", *(each.name for each in listed.pipelines))
+    print("pipelines:", *(pipeline.name for pipeline in listed.pipelines))

@@ -1,8 +1,9 @@
-"""Every operation of the client that openapi-python-client generates: type-checked by mypy, then run against a server.
+"""Every operation of the client that openapi-python-client generates.
 
     python use_python.py URL IMAGE
 
-`assert_type` is for mypy; the other assertions are for the run.
+Type-checked by mypy, then run against a server. `assert_type` is for mypy; the other assertions are
+for the run.
 """
 
 from __future__ import annotations
@@ -70,10 +71,8 @@ def check_problem(
 
 
 def one_image(client: Client) -> None:
-    for predict in (
-        predict_digits.sync,
-        put_digits.sync,
-    ):  # functions, not modules: a module's attributes would be Any here
+    # functions, not modules: a module's attributes would be Any here
+    for predict in (predict_digits.sync, put_digits.sync):
         for body in (raw(THREE), form(THREE), ImageBase64(image=base64_of(THREE))):
             answer = predict(client=client, body=body, penstock_deadline_ms=20_000)
             assert_type(answer, PredictionDigits | Problem | None)
@@ -151,14 +150,14 @@ def the_server(client: Client) -> None:
     assert text is not None and "penstock_ready 1" in text
     listed = list_pipelines.sync(client=client)
     assert_type(listed, PipelineList | None)
-    assert listed is not None and [each.name for each in listed.pipelines] == [
+    assert listed is not None and [pipeline.name for pipeline in listed.pipelines] == [
         "digits",
         "kinds-1.2",
     ]
 
 
 async def asynchronously(client: Client) -> None:
-    # not raw(THREE): the generator's File holds a file, which httpx's asynchronous client refuses as a body
+    # not raw(THREE): httpx's asynchronous client refuses a body that is a file
     bodies: list[ImageForm | ImageBase64] = [form(THREE), ImageBase64(image=base64_of(THREE))]
     answers = await asyncio.gather(
         *(predict_digits.asyncio(client=client, body=body) for body in bodies for _ in range(8))

@@ -1,4 +1,4 @@
-"""What Schemathesis makes of this, as SCHEMATHESIS_HOOKS names it."""
+"""Changes to what Schemathesis generates. SCHEMATHESIS_HOOKS names this file."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import schemathesis
 
 
-@schemathesis.hook
+@schemathesis.hook  # type: ignore[untyped-decorator]  # mypy does not see the package
 def map_body(context: schemathesis.HookContext, body: Any) -> Any:
-    """Integers are written as such: 1.0 is one to JSON Schema, and none to this protocol."""
+    """Write integers as integers: 1.0 is one to JSON Schema, but not to this protocol."""
     return whole(body)
 
 
@@ -17,7 +17,7 @@ def whole(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, list):
-        return [whole(each) for each in value]
+        return [whole(member) for member in value]
     if isinstance(value, dict):
-        return {name: whole(each) for name, each in value.items()}
+        return {name: whole(member) for name, member in value.items()}
     return value

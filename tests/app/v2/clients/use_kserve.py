@@ -1,6 +1,8 @@
-"""What a user of KServe's client does with a server of the protocol: every method of it that speaks version 2, and all that it can send.
+"""What a user of KServe's client does with a server of the protocol.
 
-use_kserve.py ADDRESS IMAGE prints, as JSON, what became of each `use_…`: null, or what went wrong.
+Calls every method of the client that speaks version 2, and sends all that it can send.
+
+use_kserve.py ADDRESS IMAGE prints the outcome of each `use_…` as JSON: null, or the error.
 """
 
 from __future__ import annotations
@@ -24,32 +26,34 @@ ADDRESS = f"http://{sys.argv[1]}"
 IMAGE = Path(sys.argv[2]).read_bytes()
 ARRAYS = {
     "BOOL": np.array([[True, False, True]]),
-    **{f"{kind}INT{bits}": np.array([[0, 1, np.iinfo(f"{kind.lower()}int{bits}").max]], f"{kind.lower()}int{bits}")
-       for kind in ("", "U") for bits in (8, 16, 32, 64)},
+    **{
+        f"{kind}INT{bits}": np.array(
+            [[0, 1, np.iinfo(f"{kind.lower()}int{bits}").max]], f"{kind.lower()}int{bits}"
+        )
+        for kind in ("", "U")
+        for bits in (8, 16, 32, 64)
+    },
     **{f"FP{bits}": np.array([[0.5, -2.25, 7]], f"float{bits}") for bits in (16, 32, 64)},
     "BYTES": np.array([[b"one", "zwölf".encode(), b""]], np.object_),
-}  # fmt: skip
+}
 """What the client knows: all but BF16."""
 
 
 def given(name: str, datatype: str, array: np.ndarray, binary: bool = True) -> InferInput:
-    found = InferInput(name, list(array.shape), datatype)
-    found.set_data_from_numpy(array, binary_data=binary)
-    return found
+    tensor = InferInput(name, list(array.shape), datatype)
+    tensor.set_data_from_numpy(array, binary_data=binary)
+    return tensor
 
 
 def same(output: Any, datatype: str, array: np.ndarray) -> bool:
-    """The client makes `str` of BYTES that came in binary, as of those that came in JSON."""
+    """Compare values. The client makes `str` of BYTES, whether they came as binary or as JSON."""
     wanted = (
-        [[str(each, "utf-8") for each in row] for row in array]
+        [[str(text, "utf-8") for text in row] for row in array]
         if datatype == "BYTES"
         else array.tolist()
     )
-    return (
-        output.datatype == datatype
-        and output.shape == list(array.shape)
-        and output.as_numpy().tolist() == wanted
-    )
+    described = (output.datatype, output.shape) == (datatype, list(array.shape))
+    return described and bool(output.as_numpy().tolist() == wanted)
 
 
 async def use_health(client: InferenceRESTClient) -> None:
@@ -66,42 +70,48 @@ async def use_json(client: InferenceRESTClient) -> None:
         given("INPUT1", "INT32", numbers, binary=False),
     ]
     headers: dict[str, str] = {}
-    found = await client.infer(
+    response = await client.infer(
         ADDRESS,
         InferRequest("simple", inputs, request_id="mine"),
         "simple",
         response_headers=headers,
     )
-    assert (found.id, found.model_name) == ("mine", "simple")
-    assert [(each.name, each.datatype, each.shape) for each in found.outputs] == [
+    assert (response.id, response.model_name) == ("mine", "simple")
+    assert [(output.name, output.datatype, output.shape) for output in response.outputs] == [
         (f"OUTPUT{n}", "INT32", [1, 16]) for n in (0, 1)
     ]
-    assert found.get_output_by_name("OUTPUT0").data == (numbers + numbers).ravel().tolist()
-    assert not found.get_output_by_name("OUTPUT1").as_numpy().any()
+    assert response.get_output_by_name("OUTPUT0").data == (numbers + numbers).ravel().tolist()
+    assert not response.get_output_by_name("OUTPUT1").as_numpy().any()
     assert headers["content-type"] == "application/json"
 
 
 async def use_json_of_every_datatype(client: InferenceRESTClient) -> None:
     for datatype, array in ARRAYS.items():
-        if datatype != "FP16":  # the client has them in binary only, as Triton does
+        if datatype != "FP16":  # as in Triton, the client has them in binary only
             request = InferRequest(
                 f"identity_{datatype}", [given("INPUT0", datatype, array, binary=False)]
             )
-            found = await client.infer(ADDRESS, request, f"identity_{datatype}")
-            assert same(found.outputs[0], datatype, array), (datatype, found.outputs[0])
+            response = await client.infer(ADDRESS, request, f"identity_{datatype}")
+            assert same(response.outputs[0], datatype, array), (datatype, response.outputs[0])
 
 
 async def use_binary_of_every_datatype(client: InferenceRESTClient) -> None:
     for datatype, array in ARRAYS.items():
         for binary in (True, False):
             request = InferRequest(
-                f"identity_{datatype}", [given("INPUT0", datatype, array)], parameters={"binary_data_output": binary}
-            )  # fmt: skip
+                f"identity_{datatype}",
+                [given("INPUT0", datatype, array)],
+                parameters={"binary_data_output": binary},
+            )
             headers: dict[str, str] = {}
-            found = await client.infer(
+            response = await client.infer(
                 ADDRESS, request, f"identity_{datatype}", response_headers=headers
             )
-            assert same(found.outputs[0], datatype, array), (datatype, binary, found.outputs[0])
+            assert same(response.outputs[0], datatype, array), (
+                datatype,
+                binary,
+                response.outputs[0],
+            )
             assert headers["content-type"] == (
                 "application/octet-stream" if binary else "application/json"
             )
@@ -111,27 +121,27 @@ async def use_both_at_once(client: InferenceRESTClient) -> None:
     ones, twos = np.ones((2, 16), np.int32), np.full((2, 16), 2, np.int32)
     inputs = [given("INPUT0", "INT32", ones), given("INPUT1", "INT32", twos, binary=False)]
     outputs = [RequestedOutput("OUTPUT1"), RequestedOutput("OUTPUT0", {"binary_data": True})]
-    found = await client.infer(
+    response = await client.infer(
         ADDRESS, InferRequest("simple", inputs, request_outputs=outputs), "simple"
     )
-    assert (found.get_output_by_name("OUTPUT0").as_numpy() == 3).all()
-    assert (found.get_output_by_name("OUTPUT1").as_numpy() == -1).all()
-    found = await client.infer(
+    assert (response.get_output_by_name("OUTPUT0").as_numpy() == 3).all()
+    assert (response.get_output_by_name("OUTPUT1").as_numpy() == -1).all()
+    response = await client.infer(
         ADDRESS, InferRequest("simple", inputs, request_outputs=outputs[:1]), "simple"
     )
-    assert [each.name for each in found.outputs] == ["OUTPUT1"]
+    assert [output.name for output in response.outputs] == ["OUTPUT1"]
 
 
 async def use_tensors_of_no_elements(client: InferenceRESTClient) -> None:
-    """In binary the client names their size, and gives `data` as null."""
+    """In binary the client sends their size, and null as `data`."""
     for datatype in ("INT32", "BYTES"):
         nothing = np.empty((1, 0), ARRAYS[datatype].dtype)
         for binary in (True, False):
             request = InferRequest(
                 f"identity_{datatype}", [given("INPUT0", datatype, nothing, binary)]
             )
-            found = await client.infer(ADDRESS, request, f"identity_{datatype}")
-            assert same(found.outputs[0], datatype, nothing), (datatype, binary)
+            response = await client.infer(ADDRESS, request, f"identity_{datatype}")
+            assert same(response.outputs[0], datatype, nothing), (datatype, binary)
 
 
 async def use_parameters(client: InferenceRESTClient) -> None:
@@ -143,7 +153,7 @@ async def use_parameters(client: InferenceRESTClient) -> None:
 
 
 async def use_dictionaries(client: InferenceRESTClient) -> None:
-    """What it says nothing of is null in them."""
+    """A value that the client does not set is null."""
     wanted = InferRequest(
         "text", [InferInput("data", [1], "BYTES", ["hello"])], request_id="mine"
     ).to_dict()
@@ -158,18 +168,18 @@ async def use_dictionaries(client: InferenceRESTClient) -> None:
 
 async def use_an_engine(client: InferenceRESTClient) -> None:
     request = InferRequest("matmul", [given("x", "FP32", np.array([[1, 2], [3, 4]], np.float32))])
-    found = await client.infer(ADDRESS, request, "matmul")
-    assert found.get_output_by_name("y").as_numpy().tolist() == [[5], [11]]
+    response = await client.infer(ADDRESS, request, "matmul")
+    assert response.get_output_by_name("y").as_numpy().tolist() == [[5], [11]]
 
 
 async def use_an_image(client: InferenceRESTClient) -> None:
     request = InferRequest("digits", [given("data", "BYTES", np.array([IMAGE], np.object_))])
-    found = await client.infer(ADDRESS, request, "digits")
-    assert "three" in str([each.data for each in found.outputs])
+    response = await client.infer(ADDRESS, request, "digits")
+    assert "three" in str([output.data for output in response.outputs])
 
 
 async def use_large_answers(client: InferenceRESTClient) -> None:
-    """It takes gzip: JSON of this size comes compressed."""
+    """The client accepts gzip, so JSON of this size comes compressed."""
     array = np.arange(100_000, dtype=np.int32).reshape(1, -1)
     for binary in (True, False):
         request = InferRequest(
@@ -178,8 +188,8 @@ async def use_large_answers(client: InferenceRESTClient) -> None:
             parameters={"binary_data_output": binary},
         )
         headers: dict[str, str] = {}
-        found = await client.infer(ADDRESS, request, "identity_INT32", response_headers=headers)
-        assert (found.outputs[0].as_numpy() == array).all()
+        response = await client.infer(ADDRESS, request, "identity_INT32", response_headers=headers)
+        assert (response.outputs[0].as_numpy() == array).all()
         assert ("content-encoding" in headers) is not binary
 
 
@@ -189,8 +199,8 @@ async def use_many_at_once(client: InferenceRESTClient) -> None:
             given(name, "INT32", np.full((1, 16), number, np.int32))
             for name in ("INPUT0", "INPUT1")
         ]
-        found = await client.infer(ADDRESS, InferRequest("simple", inputs), "simple")
-        return found.get_output_by_name("OUTPUT0").data == [2 * number] * 16
+        response = await client.infer(ADDRESS, InferRequest("simple", inputs), "simple")
+        return bool(response.get_output_by_name("OUTPUT0").data == [2 * number] * 16)
 
     assert all(await asyncio.gather(*map(one, range(64))))
 
@@ -239,7 +249,7 @@ async def use_headers(client: InferenceRESTClient) -> None:
 
 
 async def use_explain(client: InferenceRESTClient) -> None:
-    """Version 2 has none; the client knows."""
+    """Version 2 does not have it, and the client knows that."""
     try:
         await client.explain(ADDRESS, "text", {})
     except UnsupportedProtocol:

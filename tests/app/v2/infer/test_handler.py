@@ -1,4 +1,7 @@
-"""infer as Triton's own clients use it, sync and aio: datatypes, encodings, batches, parameters, classification, compression."""
+"""infer as Triton's own clients use it, the synchronous and the asyncio one.
+
+Datatypes, encodings, batches, parameters, classification, compression.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import gzip
 import json
 import struct
 import zlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -58,9 +62,9 @@ def random_array(datatype: Any, shape: Any) -> Any:
 
 
 def given(array: Any, datatype: Any, name: Any = "INPUT0", binary: Any = True) -> Any:
-    found = InferInput(name, array.shape, datatype)
-    found.set_data_from_numpy(array, binary_data=binary)
-    return found
+    tensor = InferInput(name, array.shape, datatype)
+    tensor.set_data_from_numpy(array, binary_data=binary)
+    return tensor
 
 
 def add_sub(client: Any, rows: Any = 1, **more: Any) -> Any:
@@ -74,7 +78,7 @@ def add_sub(client: Any, rows: Any = 1, **more: Any) -> Any:
 
 @pytest.mark.parametrize("datatype", DATATYPES)
 @pytest.mark.parametrize("shape", [(1, 5), (3, 7), (1, 0)])
-def test_every_datatype_comes_back_as_it_went(client: Any, datatype: Any, shape: Any) -> None:
+def test_every_datatype_comes_back_unchanged(client: Any, datatype: Any, shape: Any) -> None:
     array = random_array(datatype, shape)
     for asked in (True, False):
         answer = client.infer(
@@ -85,18 +89,20 @@ def test_every_datatype_comes_back_as_it_went(client: Any, datatype: Any, shape:
         output = answer.get_output("OUTPUT0")
         assert (output["datatype"], output["shape"]) == (datatype, list(shape))
         assert ("data" in output) != asked
-        found = answer.as_numpy("OUTPUT0") if array.size or not asked else np.zeros(shape)
+        result = answer.as_numpy("OUTPUT0") if array.size or not asked else np.zeros(shape)
         if datatype == "BYTES" and not asked:
-            found = np.array([text.encode() for text in output["data"]], np.object_)
-        np.testing.assert_array_equal(found.reshape(shape), array)
+            result = np.array([text.encode() for text in output["data"]], np.object_)
+        np.testing.assert_array_equal(result.reshape(shape), array)
 
 
-@pytest.mark.parametrize("datatype", [each for each in DATATYPES if each not in {"FP16", "BF16"}])
+@pytest.mark.parametrize(
+    "datatype", [datatype for datatype in DATATYPES if datatype not in {"FP16", "BF16"}]
+)
 def test_every_datatype_but_halves_comes_as_json(client: Any, datatype: Any) -> None:
     array = random_array(datatype, (2, 3))
     sent = (
         given(
-            np.array([each.decode() for each in array.flat], np.object_).reshape(2, 3),
+            np.array([text.decode() for text in array.flat], np.object_).reshape(2, 3),
             "BYTES",
             binary=False,
         )
@@ -115,7 +121,9 @@ def test_halves_as_json_are_refused(served: Any, datatype: Any) -> None:
 
 
 def test_bf16_is_rounded_to_the_nearest(served: Any, client: Any) -> None:
-    halves = struct.pack("<4H", 0x3F80, 0x7FC0, 0xFF80, 0x0001)  # 1, NaN, -inf, the least subnormal
+    halves = struct.pack(
+        "<4H", 0x3F80, 0x7FC0, 0xFF80, 0x0001
+    )  # 1, NaN, -inf, the smallest subnormal
     answer = served.infer(
         "identity_BF16",
         served.one("BF16", [1, 4], size=8) | {"parameters": {"binary_data_output": True}},
@@ -129,12 +137,15 @@ def test_bf16_is_rounded_to_the_nearest(served: Any, client: Any) -> None:
 
 
 def test_nan_and_infinity_in_json_both_ways(served: Any) -> None:
-    text = b'{"inputs":[{"name":"INPUT0","shape":[1,4],"datatype":"FP32","data":[NaN,Infinity,-Infinity,1.5]}]}'
+    text = (
+        b'{"inputs":[{"name":"INPUT0","shape":[1,4],"datatype":"FP32",'
+        b'"data":[NaN,Infinity,-Infinity,1.5]}]}'
+    )
     answer = served.infer("identity_FP32", text)
     assert answer.status_code == 200 and '"data":[NaN,Infinity,-Infinity,1.5]' in answer.text
 
 
-def test_nested_lists_are_flat_ones(served: Any) -> None:
+def test_nested_lists_are_read_like_flat_ones(served: Any) -> None:
     for data in ([[[1, 2, 3, 4]] * 3] * 2, [1, 2, 3, 4] * 6, [[1, 2], [3, 4]] * 6):
         answer = served.infer("volume", served.one("FP32", [2, 3, 1, 4], data, name="X"))
         assert answer.json()["outputs"][0]["data"] == [1.0, 2.0, 3.0, 4.0] * 6
@@ -155,17 +166,20 @@ def test_mixed_inputs_and_outputs(client: Any) -> None:
         assert (
             answer.get_response()["id"] == "42" and answer.get_response()["model_name"] == "simple"
         )
-        assert [each["name"] for each in answer.get_response()["outputs"]] == ["OUTPUT1", "OUTPUT0"]
+        assert [output["name"] for output in answer.get_response()["outputs"]] == [
+            "OUTPUT1",
+            "OUTPUT0",
+        ]
         np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), first + second)
         np.testing.assert_array_equal(answer.as_numpy("OUTPUT1"), first - second)
 
 
-def test_outputs_that_nobody_names_all_come(client: Any, served: Any) -> None:
+def test_without_requested_outputs_all_are_answered(client: Any, served: Any) -> None:
     answer, total, difference = add_sub(client)
     np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), total)
     np.testing.assert_array_equal(answer.as_numpy("OUTPUT1"), difference)
-    found = served.infer("simple", served.simple()).json()
-    assert found == {
+    answer = served.infer("simple", served.simple()).json()
+    assert answer == {
         "model_name": "simple",
         "model_version": "1",
         "outputs": [
@@ -203,7 +217,7 @@ async def test_aio_clients_share_batches(served: Any) -> None:
         for array, answer in zip(arrays, answers, strict=True):
             np.testing.assert_array_equal(answer.as_numpy("result"), array)
             np.testing.assert_array_equal(answer.as_numpy("total"), array.sum(axis=1))
-        assert max(int(answer.as_numpy("rows")[0]) for answer in answers) > 1
+        assert np.max([answer.as_numpy("rows") for answer in answers]) > 1
 
 
 def test_an_engine_names_its_inputs_and_outputs(client: Any) -> None:
@@ -224,10 +238,10 @@ def test_text_and_other_values(served: Any) -> None:
     assert served.infer("text", served.one("BYTES", [1], ["grüße"], name="data")).json()[
         "outputs"
     ] == [{"name": "result", "datatype": "BYTES", "shape": [1], "data": ["GRÜSSE"]}]
-    found = served.infer("described", served.one("BYTES", [1], ["a b"], name="data")).json()[
+    output = served.infer("described", served.one("BYTES", [1], ["a b"], name="data")).json()[
         "outputs"
     ][0]
-    assert json.loads(found["data"][0]) == {"length": 3, "words": ["a", "b"]}
+    assert json.loads(output["data"][0]) == {"length": 3, "words": ["a", "b"]}
     assert (
         served.infer("nothing", served.one("BYTES", [1], ["a"], name="data")).json()["outputs"]
         == []
@@ -247,12 +261,12 @@ def test_strings_of_a_tensor_are_text(served: Any) -> None:
     )
 
 
-def test_arrays_that_nobody_has_named_have_numbers(served: Any) -> None:
+def test_unnamed_arrays_are_numbered(served: Any) -> None:
     def outputs(*names: Any) -> Any:
         more = {"outputs": [{"name": name} for name in names]} if names else {}
         return [
-            (each["name"], each["data"])
-            for each in served.infer(
+            (output["name"], output["data"])
+            for output in served.infer(
                 "several", served.one("INT32", [1], [3], name="X", **more)
             ).json()["outputs"]
         ]
@@ -265,7 +279,7 @@ def test_arrays_that_nobody_has_named_have_numbers(served: Any) -> None:
         )
 
 
-async def test_a_body_may_come_in_any_pieces() -> None:
+async def test_a_body_may_arrive_in_any_pieces() -> None:
     port = {"kind": "tensor", "dtype": "UINT8", "shape": [-1]}
     source = {
         "pipeline": {"name": "m", "inputs": {"X": port}, "outputs": {"Y": port}},
@@ -287,7 +301,7 @@ async def test_a_body_may_come_in_any_pieces() -> None:
     body = text + bytes(range(9))
 
     async def ask(*cuts: Any) -> None:
-        async def pieces() -> Any:
+        async def pieces() -> AsyncIterator[bytes]:
             for start, end in zip((0, *cuts), (*cuts, len(body)), strict=True):
                 yield body[start:end]
 
@@ -309,11 +323,9 @@ async def test_a_body_may_come_in_any_pieces() -> None:
 
 
 @pytest.mark.parametrize("padding", range(8))
-def test_tensors_reach_a_backend_in_the_memory_that_the_body_was_put_into(
-    served: Any, padding: Any
-) -> None:
+def test_tensors_are_views_of_the_body(served: Any, padding: Any) -> None:
     sizes = {"A": ("FP64", 40), "B": ("FP32", 20)}
-    document = {
+    document: dict[str, Any] = {
         "inputs": [
             {
                 "name": name,
@@ -325,20 +337,18 @@ def test_tensors_reach_a_backend_in_the_memory_that_the_body_was_put_into(
         ],
         "parameters": {"padding": "x" * padding},
     }
-    for _ in range(2):  # the second one is known
+    for _ in range(2):  # the second request repeats
         assert served.infer("where", document, bytes(60)).json()["outputs"][0]["data"] == [40, 1, 1]
-    turned = {
-        **document,
-        "inputs": document["inputs"][::-1],
-    }  # A begins at byte 20 of it, where no FP64 may
+    # A begins at byte 20, where an FP64 is not aligned.
+    turned = {**document, "inputs": document["inputs"][::-1]}
     for _ in range(2):
         assert served.infer("where", turned, bytes(60)).json()["outputs"][0]["data"][1:] == [1, 1]
-    document["id"] = "never known"
+    document["id"] = "not a repeated request"
     assert served.infer("where", document, bytes(60)).json()["outputs"][0]["data"] == [40, 1, 1]
 
 
 @pytest.mark.parametrize("datatype", ["FP16", "BF16", "FP32", "FP64"])
-def test_floats_that_are_no_numbers_come_as_json(client: Any, datatype: Any) -> None:
+def test_nan_and_infinity_come_as_json(client: Any, datatype: Any) -> None:
     dtype = ml_dtypes.bfloat16 if datatype == "BF16" else f"float{datatype[2:]}"
     array = np.array([[np.nan, 0.5, np.inf, -np.inf]], dtype)
     answer = client.infer(
@@ -355,12 +365,15 @@ def test_raw_requests_are_one_tensor(served: Any) -> None:
     size = int(answer.headers["inference-header-content-length"])
     assert answer.headers["content-type"] == "application/octet-stream"
     assert json.loads(answer.content[:size])["outputs"][0] == {
-        "name": "Y", "datatype": "FP32", "shape": [1, 3, 2, 4], "parameters": {"binary_data_size": 96}
-    }  # fmt: skip
+        "name": "Y",
+        "datatype": "FP32",
+        "shape": [1, 3, 2, 4],
+        "parameters": {"binary_data_size": 96},
+    }
     assert answer.content[size:] == array.tobytes()
-    found = served.infer("text", b"", b"hello", length=0)
+    answer = served.infer("text", b"", b"hello", length=0)
     assert deserialize_bytes_tensor(
-        found.content[int(found.headers["inference-header-content-length"]) :]
+        answer.content[int(answer.headers["inference-header-content-length"]) :]
     ).tolist() == [b"HELLO"]
     assert "model 'simple' has 2" in served.refused("simple", b"", b"1234", length=0)
     assert "input byte size mismatch for input 'X'" in served.refused(
@@ -390,7 +403,7 @@ def test_parameters_reach_the_item(client: Any, served: Any) -> None:
     )
 
 
-def test_parameters_are_no_multitude(served: Any) -> None:
+def test_the_number_of_parameters_is_bounded(served: Any) -> None:
     assert (
         served.infer(
             "simple", served.simple(parameters={f"p{index}": 1 for index in range(1024)})
@@ -403,12 +416,12 @@ def test_parameters_are_no_multitude(served: Any) -> None:
     assert said == "the request has 1025 parameters, at most 1024 are accepted"
 
 
-def test_parameters_are_no_outputs(served: Any) -> None:
+def test_a_parameter_may_not_have_the_name_of_an_output(served: Any) -> None:
     said = served.refused("simple", served.simple(parameters={"OUTPUT0": 5}))
     assert said == "parameter 'OUTPUT0' is reserved: it can't be set by a request"
 
 
-def test_priorities_of_pipelines_that_have_none_are_taken(client: Any) -> None:
+def test_pipelines_without_priorities_ignore_them(client: Any) -> None:
     array = np.ones((1, 2), np.float32)
     for name, priority in (("ranked", 1), ("ranked", 3), ("ranked", 9), ("identity_FP32", 5)):
         port = "X" if name == "ranked" else "INPUT0"
@@ -448,7 +461,7 @@ def test_classification(client: Any, served: Any) -> None:
         )
 
 
-def test_what_is_ranked_is_bounded(served: Any) -> None:
+def test_classification_is_bounded(served: Any) -> None:
     wanted = {"outputs": [{"name": "Y", "parameters": {"classification": 1}}]}
     best = served.infer(
         "any",
@@ -472,7 +485,7 @@ def test_compression_both_ways(client: Any, algorithm: Any) -> None:
     np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), total)
 
 
-def test_answers_are_compressed_where_that_pays(served: Any) -> None:
+def test_answers_are_compressed_if_that_pays(served: Any) -> None:
     numbers = served.one("INT32", [1, 5000], [7] * 5000)
     both = {"Accept-Encoding": "gzip, deflate, br"}
     assert (
@@ -489,7 +502,7 @@ def test_answers_are_compressed_where_that_pays(served: Any) -> None:
     alone = served.infer("identity_INT32", binary, headers={"Accept-Encoding": "deflate"})
     assert (
         alone.headers["content-encoding"] == "deflate" and len(alone.content) > 20_000
-    )  # httpx has inflated it
+    )  # httpx has decompressed it
     for weighed, chosen in (
         ("gzip;q=0.5", "gzip"),
         ("br;q=1.0, gzip;q=0, Deflate ; q=0.01", "deflate"),

@@ -1,4 +1,4 @@
-"""Requests that repeat are answered from their own bytes, and with their own errors."""
+"""Requests that repeat get answers from their own bytes, and their own errors."""
 
 from __future__ import annotations
 
@@ -20,12 +20,34 @@ TENSOR = {"kind": "tensor", "dtype": "FP32", "shape": [-1, 2]}
 
 @pytest.fixture
 async def models() -> Any:
-    repository = Repository([
-        load({"pipeline": {"name": "one", "inputs": {"x": TENSOR}}, "n": {"backend": "Identity", "max": 8}}),
-        load({"pipeline": {"name": "two", "inputs": {"x": TENSOR, "y": TENSOR}}, "n": {"backend": "Identity", "max": 8}}),
-        load({"pipeline": {"name": "keyed", "inputs": {"data": TENSOR, "y": TENSOR}}, "n": {"backend": "Identity", "max": 8}}),
-        load({"pipeline": {"name": "any", "inputs": {"x": {"kind": "tensor"}}}, "n": {"backend": "Identity"}}),
-    ])  # fmt: skip
+    repository = Repository(
+        [
+            load(
+                {
+                    "pipeline": {"name": "one", "inputs": {"x": TENSOR}},
+                    "n": {"backend": "Identity", "max": 8},
+                }
+            ),
+            load(
+                {
+                    "pipeline": {"name": "two", "inputs": {"x": TENSOR, "y": TENSOR}},
+                    "n": {"backend": "Identity", "max": 8},
+                }
+            ),
+            load(
+                {
+                    "pipeline": {"name": "keyed", "inputs": {"data": TENSOR, "y": TENSOR}},
+                    "n": {"backend": "Identity", "max": 8},
+                }
+            ),
+            load(
+                {
+                    "pipeline": {"name": "any", "inputs": {"x": {"kind": "tensor"}}},
+                    "n": {"backend": "Identity"},
+                }
+            ),
+        ]
+    )
     await repository.start()
     yield Models(repository)
     await repository.close(0)
@@ -40,19 +62,19 @@ def document(*names: Any, rows: Any = 1, datatype: Any = "FP32", size: Any = 8, 
     return {"inputs": [{"name": name, **port} for name in names], **more}
 
 
-def parsed(model: Any, found: Any, blobs: Any) -> Any:
-    """The request as `parse` fills it; then remembered."""
+def parsed(model: Any, fields: Any, blobs: Any) -> Any:
+    """Return the request as `parse` fills it, and remember it."""
     request = InferRequest()
-    parse(request, found, blobs, model, SharedMemory())
-    remember(request, found, json.dumps(found).encode(), blobs, model)
+    parse(request, fields, blobs, model, SharedMemory())
+    remember(request, fields, json.dumps(fields).encode(), blobs, model)
     return request
 
 
-def recalled(model: Any, found: Any, blobs: Any) -> Any:
+def recalled(model: Any, fields: Any, blobs: Any) -> Any:
     request = InferRequest()
     return (
         request
-        if recall(request, json.dumps(found).encode(), blobs, model, SharedMemory())
+        if recall(request, json.dumps(fields).encode(), blobs, model, SharedMemory())
         else None
     )
 
@@ -76,34 +98,34 @@ def same(one: Any, other: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("rows", [1, 3])
-async def test_what_is_recalled_is_what_would_be_parsed(
+async def test_a_recalled_request_equals_a_parsed_one(
     models: Any, name: Any, inputs: Any, rows: Any
 ) -> None:
     model = models.get(name)
-    found = document(
+    fields = document(
         *inputs,
         rows=rows,
         parameters={"timeout": 9, "factor": 2, "binary_data_output": True},
         outputs=[{"name": "result"}],
     )
     first, second = (np.random.default_rng(seed).bytes(8 * rows * len(inputs)) for seed in (1, 2))
-    parsed(model, found, memoryview(bytearray(first)))
+    parsed(model, fields, memoryview(bytearray(first)))
     blobs = memoryview(bytearray(second))
-    again = recalled(model, found, blobs)
+    again = recalled(model, fields, blobs)
     assert again is not None
-    same(parsed(model, found, blobs), again)
+    same(parsed(model, fields, blobs), again)
 
 
-async def test_one_request_does_not_see_another(models: Any) -> None:
-    model, found = models.get("one"), document("x", parameters={"factor": 2})
-    parsed(model, found, memoryview(bytearray(8)))
-    one, other = (recalled(model, found, memoryview(bytearray(8))) for _ in range(2))
+async def test_recalled_requests_share_nothing(models: Any) -> None:
+    model, fields = models.get("one"), document("x", parameters={"factor": 2})
+    parsed(model, fields, memoryview(bytearray(8)))
+    one, other = (recalled(model, fields, memoryview(bytearray(8))) for _ in range(2))
     one.item["factor"] = 3
     one.item["data"][:] = 7
     assert other.item["factor"] == 2 and (other.item["data"] == 0).all()
 
 
-async def test_what_is_not_all_in_the_json_is_not_kept(models: Any) -> None:
+async def test_requests_that_the_json_does_not_describe_in_full_are_not_kept(models: Any) -> None:
     blobs = memoryview(bytearray(8))
     cases = [
         ("one", document("x", id="7"), blobs),
@@ -117,28 +139,28 @@ async def test_what_is_not_all_in_the_json_is_not_kept(models: Any) -> None:
         ("any", document("x", datatype="BYTES", size=8), blobs),
         ("one", document("x", parameters={"note": "x" * 3000}), blobs),
     ]
-    for name, found, sent in cases:
-        parsed(models.get(name), found, sent)
-        assert recalled(models.get(name), found, sent) is None
+    for name, fields, sent in cases:
+        parsed(models.get(name), fields, sent)
+        assert recalled(models.get(name), fields, sent) is None
 
 
-async def test_other_sizes_are_looked_at_anew(models: Any) -> None:
-    model, found = models.get("one"), document("x")
-    parsed(model, found, memoryview(bytearray(8)))
-    assert recalled(model, found, memoryview(bytearray(9))) is None
+async def test_a_body_of_another_size_is_not_recalled(models: Any) -> None:
+    model, fields = models.get("one"), document("x")
+    parsed(model, fields, memoryview(bytearray(8)))
+    assert recalled(model, fields, memoryview(bytearray(9))) is None
 
 
-async def test_not_more_is_kept_than_is_of_use(models: Any) -> None:
+async def test_the_number_of_layouts_is_bounded(models: Any) -> None:
     model, blobs = models.get("one"), memoryview(bytearray(8))
     for number in range(3 * LAYOUTS_PER_MODEL):
         parsed(model, document("x", parameters={"number": number}), blobs)
     assert 0 < len(model.layouts) <= LAYOUTS_PER_MODEL
 
 
-def test_the_server_answers_from_each_requests_own_bytes(served: Any) -> None:
-    found = served.one("FP32", [2, 2], size=16) | {"parameters": {"binary_data_output": True}}
+def test_the_server_answers_from_the_bytes_of_each_request(served: Any) -> None:
+    fields = served.one("FP32", [2, 2], size=16) | {"parameters": {"binary_data_output": True}}
     for number in range(3):
         blob = np.full(4, number, np.float32).tobytes()
-        assert served.infer("identity_FP32", found, blob).content.endswith(blob)
-    assert "unexpected additional input data" in served.refused("identity_FP32", found, bytes(20))
-    assert "expecting 4 additional bytes" in served.refused("identity_FP32", found, bytes(12))
+        assert served.infer("identity_FP32", fields, blob).content.endswith(blob)
+    assert "unexpected additional input data" in served.refused("identity_FP32", fields, bytes(20))
+    assert "expecting 4 additional bytes" in served.refused("identity_FP32", fields, bytes(12))

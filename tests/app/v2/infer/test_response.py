@@ -1,4 +1,7 @@
-"""Which answers are written on a helper thread: those that would be felt on the event loop. What they say is in test_infer.py."""
+"""Which answers are written on a helper thread: those that would delay others on the event loop.
+
+The contents of answers are in test_handler.py.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +39,14 @@ RANKED = Wanted("Y", binary=True, classes=1)
         (None, 1.5, JSON, False),
     ],
 )
-def test_what_is_converted_takes_long_and_what_is_copied_does_not(
+def test_conversions_take_long_and_copies_do_not(
     datatype: Any, value: Any, wanted: Any, long: Any
 ) -> None:
     tensor = Tensor("Y", None if datatype is None else DATATYPES[datatype], None)
     assert takes_long([(tensor, value, wanted)]) == long
 
 
-def test_outputs_take_long_together() -> None:
+def test_outputs_count_together() -> None:
     tensor = Tensor("Y", DATATYPES["FP32"], None)
     half = (tensor, np.empty(CONVERT_OFF_LOOP_ELEMENTS // 2 + 1, np.float32), JSON)
     assert takes_long([half, half]) and not takes_long([half, (*half[:2], BINARY)])

@@ -1,4 +1,4 @@
-"""infer requests that wait: timeouts, refusals, clients that leave, slow uploads, backends that fail."""
+"""Infer requests that wait: timeouts, refusals, departures, slow uploads, failing backends."""
 
 from __future__ import annotations
 
@@ -26,8 +26,13 @@ from penstock.pipelines.config.load import load
 
 
 class Gate:
+    """Lets tests hold a backend, and records what the backend has seen."""
+
     def __init__(self) -> None:
-        self.seen = []
+        self.reset()
+
+    def reset(self) -> None:
+        self.seen: list[Any] = []
         self.inside = threading.Event()
         self.open = threading.Event()
 
@@ -37,7 +42,7 @@ GATE = Gate()
 
 @register_backend("InferGate")
 class InferGate(Backend):
-    """Answers its data; `wait` waits for the gate."""
+    """Answers its data. The request parameter `wait` makes it wait for the gate."""
 
     max = 1
 
@@ -57,18 +62,20 @@ class InferGate(Backend):
 
 @pytest.fixture(autouse=True)
 def gate() -> Any:
-    GATE.__init__()
+    GATE.reset()
     yield GATE
     GATE.open.set()
 
 
 @pytest.fixture
 def http(running: Any) -> Any:
-    """A server without a past, one request of which is inside and waits."""
-    config = load({
-        "pipeline": {"name": "gate", "inputs": {"data": {"kind": "text"}}, "max_requests": 3},
-        "node": {"backend": "InferGate"},
-    })  # fmt: skip
+    """Run a new server in which one request is in flight and waits."""
+    config = load(
+        {
+            "pipeline": {"name": "gate", "inputs": {"data": {"kind": "text"}}, "max_requests": 3},
+            "node": {"backend": "InferGate"},
+        }
+    )
     with (
         running(create_app(config, settings=Settings(body_timeout=0.3))) as client,
         ThreadPoolExecutor() as pool,
@@ -121,7 +128,7 @@ def test_a_client_that_leaves_is_not_served(http: Any) -> None:
     full = request("last", timeout=200_000)
     for _ in range(
         3
-    ):  # each takes the place that the one before has left; the bound is 3, two of them here
+    ):  # each takes the place that the previous one left; the bound is 3, two places are taken
         with socket.create_connection((http.base_url.host, http.base_url.port), 10) as connection:
             connection.sendall(head + body)
         assert "timeout expired" in http.post("/v2/models/gate/infer", json=full).text
@@ -130,7 +137,7 @@ def test_a_client_that_leaves_is_not_served(http: Any) -> None:
     assert GATE.seen == ["wait", "after"]
 
 
-def test_a_body_comes_in_time(http: Any) -> None:
+def test_a_body_must_come_in_time(http: Any) -> None:
     with socket.create_connection((http.base_url.host, http.base_url.port), 10) as connection:
         connection.sendall(
             b"POST /v2/models/gate/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
@@ -143,7 +150,7 @@ def test_a_body_comes_in_time(http: Any) -> None:
     assert b"connection: close" in answer
 
 
-def test_what_a_backend_raises_is_not_told(http: Any) -> None:
+def test_the_text_of_a_backends_exception_is_not_answered(http: Any) -> None:
     GATE.open.set()
     for text, said in (
         ("fail", "node 'node': backend InferGate raised ValueError"),
@@ -155,7 +162,10 @@ def test_what_a_backend_raises_is_not_told(http: Any) -> None:
 
 
 async def upload_slowly(document: Any) -> Any:
-    """Statuses and bodies of the answers to a client that takes a tenth of a second for its body, and leaves once it is being served."""
+    """Return the answers to a client that takes a tenth of a second for its body.
+
+    The client leaves once its request is being served. Returns statuses and bodies.
+    """
     config = load(
         {
             "pipeline": {"name": "gate", "inputs": {"data": {"kind": "text"}}},
@@ -165,16 +175,16 @@ async def upload_slowly(document: Any) -> Any:
     app = create_app(config, settings=Settings(body_timeout=0.3))
     body = json.dumps(document).encode()
     messages = [{"body": body[:10], "more_body": True}, {"body": body[10:], "more_body": False}]
-    answers = []
+    answers: list[Any] = []
 
     async def receive() -> Any:
         if not messages:
             await asyncio.to_thread(GATE.inside.wait, 10)
             return {"type": "http.disconnect"}
-        await asyncio.sleep(0.05)  # it is slow: nothing is waited for
+        await asyncio.sleep(0.05)  # the upload is slow: the answer does not wait for its end
         return {"type": "http.request", **messages.pop(0)}
 
-    async def send(message: str) -> None:
+    async def send(message: Any) -> None:
         answers.append(message)
 
     async with lifespan(app):
@@ -191,7 +201,7 @@ async def upload_slowly(document: Any) -> Any:
     return answers[0]["status"], answers[1]["body"]
 
 
-async def test_once_a_slow_body_is_there_its_clock_stops_and_the_departure_counts() -> None:
+async def test_after_a_slow_body_its_timer_stops_and_a_departure_counts() -> None:
     assert await upload_slowly(request("wait")) == (499, b"")
 
 
@@ -204,8 +214,11 @@ async def test_a_timeout_counts_from_the_first_byte() -> None:
     assert GATE.seen == []
 
 
-async def test_many_strings_are_read_beside_the_loop() -> None:
-    """It goes round while a helper thread is at it; with the strings on the loop itself it would stand still."""
+async def test_many_strings_are_read_on_a_helper_thread() -> None:
+    """A helper thread reads them, and the loop goes on meanwhile.
+
+    On the loop itself it would stand still.
+    """
     config = load(
         {
             "pipeline": {"name": "same", "inputs": {"X": {"kind": "tensor"}}},
@@ -221,13 +234,13 @@ async def test_many_strings_are_read_beside_the_loop() -> None:
     }
     text = json.dumps(
         {"inputs": [given | {"shape": [400_000]}, given]}
-    ).encode()  # refused once the first has been read
-    answers = []
+    ).encode()  # refused once the first chunk has been read
+    answers: list[Any] = []
 
     async def receive() -> Any:
         return {"type": "http.request", "body": text + bytes(1_600_000), "more_body": False}
 
-    async def send(message: str) -> None:
+    async def send(message: Any) -> None:
         answers.append(message)
 
     async with lifespan(app):
@@ -249,7 +262,7 @@ async def test_many_strings_are_read_beside_the_loop() -> None:
 
 
 @pytest.mark.parametrize(("size", "beside"), [(1 << 18, True), (9, False)])
-async def test_a_large_raw_body_is_read_beside_the_loop(size: Any, beside: Any) -> None:
+async def test_a_large_raw_body_is_read_on_a_helper_thread(size: Any, beside: Any) -> None:
     app = create_app(
         load(
             {
@@ -258,12 +271,12 @@ async def test_a_large_raw_body_is_read_beside_the_loop(size: Any, beside: Any) 
             }
         )
     )
-    answers = []
+    answers: list[Any] = []
 
     async def receive() -> Any:
         return {"type": "http.request", "body": bytes(size), "more_body": False}
 
-    async def send(message: str) -> None:
+    async def send(message: Any) -> None:
         answers.append(message)
 
     async with lifespan(app):
@@ -283,10 +296,10 @@ async def test_a_large_raw_body_is_read_beside_the_loop(size: Any, beside: Any) 
             send,
         )
     assert answers[0]["status"] == 400 and b"is not valid JSON" in answers[1]["body"]
-    assert any(each.name.startswith("raw-helper") for each in threading.enumerate()) == beside
+    assert any(thread.name.startswith("raw-helper") for thread in threading.enumerate()) == beside
 
 
-async def test_a_model_that_is_replaced_during_an_upload_is_read_as_the_new_one() -> None:
+async def test_a_model_that_is_replaced_during_an_upload_answers_as_the_new_one() -> None:
     def numbers(datatype: Any, name: Any) -> Any:
         ports = {
             "inputs": {"X": {"kind": "tensor", "dtype": datatype}},
@@ -299,7 +312,7 @@ async def test_a_model_that_is_replaced_during_an_upload_is_read_as_the_new_one(
         {"inputs": [{"name": "X", "shape": [2], "datatype": "INT32", "data": [1, 2]}]}
     ).encode()
     messages = [{"body": body[:10], "more_body": True}, {"body": body[10:], "more_body": False}]
-    answers = []
+    answers: list[Any] = []
 
     async def receive() -> Any:
         if not messages:
@@ -307,11 +320,11 @@ async def test_a_model_that_is_replaced_during_an_upload_is_read_as_the_new_one(
         if len(messages) == 1:
             old = app.state.penstock.pipelines["numbers"]
             await app.state.penstock.load(numbers("INT32", "new"))
-            while old.state == "ready":  # the task that drains it has yet to begin
+            while old.state == "ready":  # the task that drains it has not begun yet
                 await asyncio.sleep(0)
         return {"type": "http.request", **messages.pop(0)}
 
-    async def send(message: str) -> None:
+    async def send(message: Any) -> None:
         answers.append(message)
 
     async with lifespan(app):
@@ -329,7 +342,7 @@ async def test_a_model_that_is_replaced_during_an_upload_is_read_as_the_new_one(
 
 
 class Lazy:
-    """An answer that notes which thread makes an array of it."""
+    """An answer that records which thread makes an array of it."""
 
     def __init__(self, size: Any) -> None:
         self.shape = (size,)
@@ -350,7 +363,9 @@ class InferLazy(Backend):
     ("size", "asked", "beside"),
     [(1 << 18, {}, True), (1 << 18, {"binary_data": True}, False), (9, {}, False)],
 )
-async def test_many_numbers_are_written_beside_the_loop(size: Any, asked: Any, beside: Any) -> None:
+async def test_many_numbers_are_written_on_a_helper_thread(
+    size: Any, asked: Any, beside: Any
+) -> None:
     ports = {
         "inputs": {"data": {"kind": "integer"}},
         "outputs": {"Y": {"kind": "tensor", "dtype": "FP32"}},
@@ -363,12 +378,12 @@ async def test_many_numbers_are_written_beside_the_loop(size: Any, asked: Any, b
         "outputs": [{"name": "Y", "parameters": asked}],
     }
     messages = [{"type": "http.request", "body": json.dumps(document).encode(), "more_body": False}]
-    answers = []
+    answers: list[Any] = []
 
     async def receive() -> Any:
         return messages.pop() if messages else await asyncio.Event().wait()
 
-    async def send(message: str) -> None:
+    async def send(message: Any) -> None:
         answers.append(message)
 
     async with lifespan(app):
@@ -381,12 +396,12 @@ async def test_many_numbers_are_written_beside_the_loop(size: Any, asked: Any, b
         }
         await app(scope, receive, send)
     assert answers[0]["status"] == 200, answers
-    assert [each is not threading.current_thread() for each in GATE.seen] == [beside]
+    assert [thread is not threading.current_thread() for thread in GATE.seen] == [beside]
 
 
 @register_backend("InferKeeper")
 class InferKeeper(Backend):
-    """Notes its array, weakly, and waits for the gate."""
+    """Records its array by a weak reference, and waits for the gate."""
 
     def forward(self, batch: Any) -> None:
         for item in batch:
@@ -395,7 +410,7 @@ class InferKeeper(Backend):
             item["result"] = 1
 
 
-async def test_a_slow_request_is_no_cycle_that_keeps_its_tensors() -> None:
+async def test_a_slow_request_makes_no_cycle_that_keeps_its_tensors() -> None:
     config = load(
         {
             "pipeline": {"name": "kept", "inputs": {"x": {"kind": "tensor"}}},
@@ -415,7 +430,7 @@ async def test_a_slow_request_is_no_cycle_that_keeps_its_tensors() -> None:
         listening.set()
         return await asyncio.Event().wait()
 
-    async def send(message: str) -> None:
+    async def send(message: Any) -> None:
         pass
 
     async with lifespan(app):
@@ -430,13 +445,13 @@ async def test_a_slow_request_is_no_cycle_that_keeps_its_tensors() -> None:
                 "http_version": "1.1",
             }
             answering = asyncio.create_task(app(scope, receive, send))
-            await asyncio.wait_for(listening.wait(), 10)  # it is known to be slow
+            await asyncio.wait_for(listening.wait(), 10)  # the watch has found that it is slow
             GATE.open.set()
             await answering
             del answering
             await asyncio.to_thread(
                 lambda: None
-            )  # the listening task has ended, and the executor let go of the batch
-            assert [each() for each in GATE.seen] == [None]
+            )  # the listening task has ended, and the executor has let go of the batch
+            assert [array() for array in GATE.seen] == [None]
         finally:
             gc.enable()

@@ -1,4 +1,4 @@
-"""What models say of themselves, read by Triton's clients: metadata, readiness, configuration."""
+"""Metadata, readiness and configuration of models, read by Triton's clients."""
 
 from __future__ import annotations
 
@@ -46,7 +46,11 @@ def port(name: Any, datatype: Any, shape: Any) -> Any:
                 port("rows", "INT64", [1]),
             ],
         ),
-        ("any", [port("X", "BYTES", [-1])], [port("Y", "BYTES", [-1])]),  # nothing is known of them
+        (
+            "any",
+            [port("X", "BYTES", [-1])],
+            [port("Y", "BYTES", [-1])],
+        ),  # nothing is known of these
     ],
 )
 def test_metadata(client: Any, name: Any, inputs: Any, outputs: Any) -> None:
@@ -61,35 +65,35 @@ def test_metadata(client: Any, name: Any, inputs: Any, outputs: Any) -> None:
 
 
 def test_an_image_pipeline_takes_one_image(client: Any) -> None:
-    found = client.get_model_metadata("digits")
-    assert found["inputs"] == [port("data", "BYTES", [1])]
+    metadata = client.get_model_metadata("digits")
+    assert metadata["inputs"] == [port("data", "BYTES", [1])]
     assert client.get_model_config("digits")["max_batch_size"] == 0
 
 
 def test_configuration(client: Any) -> None:
-    found = client.get_model_config("ranked", "1")
-    assert found["max_batch_size"] == 2
-    assert [(each["name"], each["data_type"], each["dims"]) for each in found["input"]] == [
-        ("X", "TYPE_FP32", [-1])
-    ]
-    assert [(each["name"], each["data_type"], each["dims"]) for each in found["output"]] == [
-        ("Y", "TYPE_FP32", [-1])
-    ]
-    assert found["dynamic_batching"]["priority_levels"] == 3
-    assert [(each["name"], each["kind"], each["count"]) for each in found["instance_group"]] == [
-        ("node", "KIND_CPU", 1)
-    ]
+    config = client.get_model_config("ranked", "1")
+    assert config["max_batch_size"] == 2
+    assert [
+        (tensor["name"], tensor["data_type"], tensor["dims"]) for tensor in config["input"]
+    ] == [("X", "TYPE_FP32", [-1])]
+    assert [
+        (tensor["name"], tensor["data_type"], tensor["dims"]) for tensor in config["output"]
+    ] == [("Y", "TYPE_FP32", [-1])]
+    assert config["dynamic_batching"]["priority_levels"] == 3
+    assert [
+        (group["name"], group["kind"], group["count"]) for group in config["instance_group"]
+    ] == [("node", "KIND_CPU", 1)]
     assert client.get_model_config("text")["input"][0]["data_type"] == "TYPE_STRING"
     assert (
         client.get_model_config("scaled")["max_batch_size"] == 0
-    )  # its first size is fixed: no batch
+    )  # the first size is fixed: no batch dimension
 
 
 @pytest.mark.parametrize(
     ("timeout", "requests", "told"), [(2.5, 7, (2_500_000, 7)), ("inf", 2**40, (0, 0))]
 )
 async def test_policy_of_the_queue(timeout: Any, requests: Any, told: Any) -> None:
-    """Priorities are told without a batch, too."""
+    """Priorities are reported without a batch, too."""
     pipeline = {"name": "policy", "timeout": timeout, "max_requests": requests}
     repository = Repository(
         [
@@ -103,56 +107,59 @@ async def test_policy_of_the_queue(timeout: Any, requests: Any, told: Any) -> No
     )
     await repository.start()
     try:
-        found = config_of(Models(repository).get("policy"))
+        config = config_of(Models(repository).get("policy"))
     finally:
         await repository.close(0)
-    policy = found["dynamic_batching"]["default_queue_policy"]
+    policy = config["dynamic_batching"]["default_queue_policy"]
     assert (policy["default_timeout_microseconds"], policy["max_queue_size"]) == told
     assert policy["timeout_action"] == "REJECT" and policy["allow_timeout_override"]
     assert (
-        found["dynamic_batching"]["priority_levels"] == 4
-        and found["dynamic_batching"]["preferred_batch_size"] == []
+        config["dynamic_batching"]["priority_levels"] == 4
+        and config["dynamic_batching"]["preferred_batch_size"] == []
     )
 
 
-def test_what_is_not_known_of_a_batch_has_its_dimension(described: Any) -> None:
-    """The shape of a row is what stands behind -1, in metadata and configuration."""
+def test_unknown_shapes_have_the_batch_dimension(described: Any) -> None:
+    """The shape of a row is what follows the -1, in metadata and configuration."""
     assert described.metadata("unknown")["outputs"] == [
         port("Y", "FP32", [-1, -1]),
         port("row", "FP32", [-1]),
         port("all", "FP32", [2, 3]),
     ]
-    found = described.config("unknown")
-    assert found["max_batch_size"] == 6 and [each["dims"] for each in found["output"]] == [
+    config = described.config("unknown")
+    assert config["max_batch_size"] == 6 and [output["dims"] for output in config["output"]] == [
         [-1],
         [],
         [2, 3],
     ]
-    assert [each["dims"] for each in described.config("open")["output"]] == [
+    assert [output["dims"] for output in described.config("open")["output"]] == [
         [-1]
-    ]  # without a batch
+    ]  # without a batch dimension
 
 
-def test_labels_are_told_by_the_name_of_their_file(described: Any) -> None:
-    assert [each["label_filename"] for each in described.config("open")["output"]] == ["labels.txt"]
+def test_labels_are_reported_by_the_name_of_their_file(described: Any) -> None:
+    assert [output["label_filename"] for output in described.config("open")["output"]] == [
+        "labels.txt"
+    ]
 
 
 def test_where_instances_run(described: Any) -> None:
-    """What the backends took, not what the file asks for: it may ask for nothing."""
-    found = described.config("placed")["instance_group"]
-    assert [(each["name"], each["kind"], each["gpus"], each["count"]) for each in found] == [
-        ("gpu", "KIND_GPU", [0, 1], 1), ("cpu", "KIND_CPU", [], 1),
-    ]  # fmt: skip
+    """The devices that the backends took, not those that the file asks for: it may ask for none."""
+    groups = described.config("placed")["instance_group"]
+    assert [(group["name"], group["kind"], group["gpus"], group["count"]) for group in groups] == [
+        ("gpu", "KIND_GPU", [0, 1], 1),
+        ("cpu", "KIND_CPU", [], 1),
+    ]
 
 
-def test_fields_that_nobody_set_are_there(described: Any) -> None:
-    found = described.config("open")
-    assert found["optimization"] == {
+def test_fields_without_a_value_are_there(described: Any) -> None:
+    config = described.config("open")
+    assert config["optimization"] == {
         "priority": "PRIORITY_DEFAULT",
         "gather_kernel_buffer_threshold": 0,
         "eager_batching": False,
     }
-    assert found.keys() >= {
+    assert config.keys() >= {
         "platform",
         "runtime",
         "version_policy",
@@ -161,12 +168,12 @@ def test_fields_that_nobody_set_are_there(described: Any) -> None:
         "parameters",
         "model_warmup",
     }
-    assert "dynamic_batching" not in found
+    assert "dynamic_batching" not in config
 
 
 @register_backend("OnGpus")
 class OnGpus(Backend):
-    """Says that its instances are on two GPUs, in turn."""
+    """A backend that reports its instances on two GPUs, in turn."""
 
     def init(self, params: Any, context: Any) -> None:
         self.device = f"cuda:{context.instance % 2}"
@@ -176,7 +183,7 @@ class OnGpus(Backend):
 
 
 class Described:
-    """What a server says of its models."""
+    """What a server reports of its models."""
 
     def __init__(self, http: Any) -> None:
         self.http = http
@@ -256,16 +263,16 @@ def test_unknown_models(client: Any, call: Any) -> None:
 
 def test_the_server(client: Any) -> None:
     assert client.is_server_live() and client.is_server_ready()
-    found = client.get_server_metadata()
-    assert found["name"] == "penstock" and found["version"] == penstock.__version__
+    metadata = client.get_server_metadata()
+    assert metadata["name"] == "penstock" and metadata["version"] == penstock.__version__
     assert {
         "binary_tensor_data",
         "classification",
         "schedule_policy",
         "model_configuration",
         "parameters",
-    } <= set(found["extensions"])
-    assert not {"sequence", "trace", "logging", "cuda_shared_memory"} & set(found["extensions"])
+    } <= set(metadata["extensions"])
+    assert not {"sequence", "trace", "logging", "cuda_shared_memory"} & set(metadata["extensions"])
 
 
 async def test_aio(served: Any) -> None:

@@ -1,4 +1,4 @@
-"""Exposed nodes as models: the middle of a graph, called alone by a client of the protocol."""
+"""Exposed nodes as models: a client of the protocol calls the middle of a graph alone."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ def server(tmp_path_factory: pytest.TempPathFactory, running: Any) -> Any:
 def client(server: Any) -> Any:
     with tritonclient.http.InferenceServerClient(
         str(server.base_url).removeprefix("http://").rstrip("/")
-    ) as found:
-        yield found
+    ) as client:
+        yield client
 
 
-def test_a_node_says_what_its_engine_takes_and_gives(client: Any) -> None:
+def test_a_node_has_the_inputs_and_outputs_of_its_engine(client: Any) -> None:
     assert client.is_model_ready("chain.net") and client.is_model_ready("chain.net", "3")
     assert not client.is_model_ready("chain.end") and not client.is_model_ready("chain.net", "1")
     assert client.get_model_metadata("chain.net") == {
@@ -89,15 +89,15 @@ def test_a_node_says_what_its_engine_takes_and_gives(client: Any) -> None:
     assert (
         config["name"],
         config["max_batch_size"],
-        [each["name"] for each in config["instance_group"]],
+        [group["name"] for group in config["instance_group"]],
     ) == ("chain.net", 4, ["net"])
 
 
-def test_a_call_runs_that_node_and_no_other(client: Any) -> None:
+def test_a_call_runs_only_that_node(client: Any) -> None:
     rows = np.array([[1, 2], [3, 4]], np.float32)
-    each = InferInput("x", [2, 2], "FP32")
-    each.set_data_from_numpy(rows)
-    answer = client.infer("chain.net", [each])
+    tensor = InferInput("x", [2, 2], "FP32")
+    tensor.set_data_from_numpy(rows)
+    answer = client.infer("chain.net", [tensor])
     assert answer.get_response()["model_name"] == "chain.net"
     np.testing.assert_array_equal(answer.as_numpy("y"), [[5], [11]])
     np.testing.assert_array_equal(answer.as_numpy("z"), rows)
@@ -106,15 +106,15 @@ def test_a_call_runs_that_node_and_no_other(client: Any) -> None:
 
 
 def _of(rows: Any) -> Any:
-    each = InferInput("x", list(rows.shape), "FP32")
-    each.set_data_from_numpy(rows)
-    return each
+    tensor = InferInput("x", list(rows.shape), "FP32")
+    tensor.set_data_from_numpy(rows)
+    return tensor
 
 
-def test_declared_inputs_and_outputs_and_none(client: Any, server: Any) -> None:
-    each = InferInput("data", [1], "BYTES")
-    each.set_data_from_numpy(np.array(["loud"], object))
-    assert client.infer("words.shout", [each]).as_numpy("result").tolist() == [b"LOUD"]
+def test_inputs_and_outputs_declared_and_not(client: Any, server: Any) -> None:
+    tensor = InferInput("data", [1], "BYTES")
+    tensor.set_data_from_numpy(np.array(["loud"], object))
+    assert client.infer("words.shout", [tensor]).as_numpy("result").tolist() == [b"LOUD"]
     answer = server.post(
         "/v2/models/words.again/infer",
         json={"inputs": [{"name": "data", "shape": [3], "datatype": "INT16", "data": [1, 2, 3]}]},
@@ -124,6 +124,6 @@ def test_declared_inputs_and_outputs_and_none(client: Any, server: Any) -> None:
     ]
 
 
-def test_they_are_no_pipelines_of_the_predict_route(server: httpx.Client) -> None:
+def test_the_predict_route_does_not_have_them(server: httpx.Client) -> None:
     assert server.post("/predict/chain.net", content=b"x").status_code == 404
     assert "chain.net" not in server.get("/openapi.json").text

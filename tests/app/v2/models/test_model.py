@@ -1,4 +1,4 @@
-"""Pipelines as models: which inputs and outputs they have, by what their files and their engines say."""
+"""Pipelines as models: their inputs and outputs, from their files and their engines."""
 
 from __future__ import annotations
 
@@ -51,19 +51,19 @@ class KnowsWhole(Knows):
 
 
 async def described(table: Any, **nodes: Any) -> Any:
-    """Inputs, outputs and batch bound of a pipeline."""
+    """Return the inputs, outputs and batch bound of a pipeline."""
     repository = Repository([load({"pipeline": {"name": "p", **table}, **nodes})])
     await repository.start()
     try:
         model = Models(repository).get("p")
         return (
             [
-                (each.name, each.datatype and each.datatype.name, each.shape, each.part)
-                for each in model.inputs
+                (tensor.name, tensor.datatype and tensor.datatype.name, tensor.shape, tensor.part)
+                for tensor in model.inputs
             ],
             [
-                (each.name, each.datatype and each.datatype.name, each.shape, each.part)
-                for each in model.outputs
+                (tensor.name, tensor.datatype and tensor.datatype.name, tensor.shape, tensor.part)
+                for tensor in model.outputs
             ],
             model.max_batch_size,
         )
@@ -79,13 +79,13 @@ async def described(table: Any, **nodes: Any) -> Any:
         {"n": {"backend": "KnowsTwo", "next": "m"}, "m": {"backend": "KnowsTwo"}},
     ],
 )
-async def test_an_engine_says(nodes: Any) -> None:
+async def test_an_engine_describes_a_pipeline(nodes: Any) -> None:
     inputs, outputs, bound = await described({}, **nodes)
     assert inputs == [("a", "FP32", (-1, 2), 0), ("b", "BYTES", (-1, 3), 1)]
     assert outputs == [("c", "BF16", (-1, 4), 0)] and bound == 6
 
 
-async def test_what_follows_an_engine_may_be_made_for_one_row() -> None:
+async def test_nodes_after_an_engine_bound_the_batch_to_one_row() -> None:
     inputs, outputs, bound = await described({}, n={"backend": "S[KnowsTwo,Identity]"})
     assert (
         [name for name, *_ in inputs] == ["a", "b"]
@@ -94,7 +94,7 @@ async def test_what_follows_an_engine_may_be_made_for_one_row() -> None:
     )
 
 
-async def test_an_engine_in_a_branch_says_nothing() -> None:
+async def test_an_engine_in_a_branch_describes_nothing() -> None:
     nodes = {
         "root": {"backend": "KnowsTwo", "next": "left,right"},
         "left": {"backend": "KnowsTwo"},
@@ -104,12 +104,12 @@ async def test_an_engine_in_a_branch_says_nothing() -> None:
     assert inputs == [("data", "BYTES", (1,), None)] and outputs == [("result", None, None, 0)]
 
 
-async def test_an_engine_says_whether_the_first_size_is_the_batchs() -> None:
+async def test_an_engine_says_whether_it_has_a_batch_dimension() -> None:
     assert (await described({}, n={"backend": "KnowsRankOne"}))[2] == 6
     assert (await described({}, n={"backend": "KnowsWhole"}))[2] == 0
 
 
-async def test_the_file_names_what_the_engine_takes() -> None:
+async def test_the_file_names_the_engines_inputs() -> None:
     table = {
         "inputs": {"x": {"kind": "tensor"}, "y": {"kind": "tensor"}},
         "outputs": {"z": {"kind": "tensor", "dtype": "FP32"}},
@@ -134,7 +134,7 @@ async def test_declared_data_makes_all_inputs_keys() -> None:
     assert outputs == [("result", None, None, 0)]
 
 
-async def test_an_engine_of_several_inputs_does_not_say_what_keys_are() -> None:
+async def test_an_engine_of_several_inputs_does_not_describe_keys() -> None:
     table = {"inputs": {"data": {"kind": "tensor"}, "other": {"kind": "tensor"}}}
     inputs, _, bound = await described(table, n={"backend": "KnowsTwo"})
     assert inputs == [("data", None, None, None), ("other", None, None, None)] and bound == 0
@@ -145,9 +145,7 @@ async def test_an_engine_of_several_inputs_does_not_say_what_keys_are() -> None:
 @pytest.mark.parametrize(
     ("count", "backend"), [(1, "KnowsTwo"), (3, "KnowsTwo"), (2, "KnowsRankOne")]
 )
-async def test_an_engine_does_not_say_what_others_than_its_own_are(
-    count: Any, backend: Any
-) -> None:
+async def test_an_engine_describes_only_its_own_inputs(count: Any, backend: Any) -> None:
     names = "xyz"[:count]
     table = {
         "inputs": {name: {"kind": "tensor"} for name in names},
@@ -158,7 +156,7 @@ async def test_an_engine_does_not_say_what_others_than_its_own_are(
     assert outputs == [(name, None, None, part) for part, name in enumerate((*names, "more"))]
 
 
-async def test_no_inputs_make_no_batch() -> None:
+async def test_without_inputs_there_is_no_batch() -> None:
     assert await described({"inputs": {}}, n={"backend": "Identity", "max": 4}) == (
         [],
         [("result", None, None, 0)],
@@ -193,7 +191,7 @@ async def test_the_least_max_of_the_nodes_bounds_a_batch() -> None:
     assert (await described({"inputs": {"x": port}}, **nodes))[2] == 5
 
 
-async def test_what_only_waits_for_others_has_no_batch() -> None:
+async def test_composites_have_no_batch() -> None:
     async def think(item: Any, call: Any) -> Any:
         return item["data"]
 
@@ -217,20 +215,20 @@ async def test_what_only_waits_for_others_has_no_batch() -> None:
         ({"kind": "bytes"}, False),
     ],
 )
-async def test_which_strings_are_text(port: Any, text: Any) -> None:
+async def test_strings_that_are_text(port: Any, text: Any) -> None:
     two = {"x": {"kind": "tensor"}, "y": {"kind": "tensor"}}
     sources = [
         {"pipeline": {"name": "p", "inputs": {"x": port}}, "n": {"backend": "Identity"}},
         {"pipeline": {"name": "two", "inputs": two}, "n": {"backend": "KnowsTwo"}},
     ]
-    repository = Repository([load(each) for each in sources])
+    repository = Repository([load(source) for source in sources])
     await repository.start()
     try:
-        assert [each.text for each in Models(repository).get("p").inputs] == [text]
-        assert [each.text for each in Models(repository).get("two").inputs] == [
+        assert [tensor.text for tensor in Models(repository).get("p").inputs] == [text]
+        assert [tensor.text for tensor in Models(repository).get("two").inputs] == [
             False,
             True,
-        ]  # the engine says
+        ]  # from the engine
     finally:
         await repository.close(0)
 

@@ -1,4 +1,7 @@
-"""Triton's ModelConfig applied to nodes that have several groups of instances; the rest by loading (test_repository.py)."""
+"""Triton's ModelConfig for nodes with several groups of instances.
+
+test_repository.py has the rest.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ TENSOR = {"kind": "tensor", "dtype": "FP32", "shape": [-1, 2]}
 
 @pytest.fixture
 def grouped() -> Any:
-    """One instance for batches of up to 4 rows, two for up to 8."""
+    """Return a pipeline with one instance for batches of up to 4 rows, and two for up to 8."""
     pipeline = {"name": "grouped", "inputs": {"x": TENSOR}, "outputs": {"y": TENSOR}}
     return load(
         {"pipeline": pipeline, "node": {"backend": "Identity", "max": "4&8", "instance_num": "1&2"}}
@@ -29,7 +32,7 @@ def groups_of(config: Any) -> Any:
     return [(group.max, group.instances) for group in config.nodes["node"].groups]
 
 
-async def test_what_is_told_of_groups_changes_none(grouped: Any) -> None:
+async def test_the_reported_configuration_changes_no_group(grouped: Any) -> None:
     repository = Repository([grouped])
     await repository.start()
     try:
@@ -63,7 +66,7 @@ def policy(**entries: Any) -> Any:
         ({"kind": "KIND_GPU", "gpus": [3]}, ("cuda:3",)),
     ],
 )
-def test_a_group_says_where_its_instances_run(group: Any, devices: Any) -> None:
+def test_a_group_sets_the_devices_of_its_instances(group: Any, devices: Any) -> None:
     config = load({"pipeline": {"name": "p"}, "node": {"backend": "Identity", "device": "cuda:0"}})
     assert configure(config, {"instance_group": [group]}).nodes["node"].devices == devices
 
@@ -112,7 +115,7 @@ def test_numbers_have_bounds(wanted: Any, key: Any, most: Any) -> None:
             configure(config, wanted(number))
 
 
-def test_a_group_of_several_nodes_names_one() -> None:
+def test_a_group_must_name_one_of_several_nodes() -> None:
     config = load(
         {
             "pipeline": {"name": "p"},
@@ -120,14 +123,14 @@ def test_a_group_of_several_nodes_names_one() -> None:
             "b": {"backend": "Identity"},
         }
     )
-    found = configure(config, {"instance_group": [{"name": "b", "count": 3}]}).nodes
-    assert [found[name].groups[0].instances for name in "ab"] == [1, 3]
+    nodes = configure(config, {"instance_group": [{"name": "b", "count": 3}]}).nodes
+    assert [nodes[name].groups[0].instances for name in "ab"] == [1, 3]
     for group in ({"count": 3}, {"name": "c", "count": 3}):
         with pytest.raises(InvalidRequest, match="must have the 'name' of a node, one of a, b"):
             configure(config, {"instance_group": [group]})
 
 
-def test_groups_stay_as_many_as_they_are(grouped: Any) -> None:
+def test_the_number_of_groups_can_not_change(grouped: Any) -> None:
     with pytest.raises(
         InvalidRequest,
         match="node 'node' has several groups of instances, which an 'instance_group' can't change",

@@ -25,7 +25,11 @@ from penstock.app.settings import Settings
 
 ADMIN = "adm1n"
 HEADERS = {"Authorization": f"Bearer {ADMIN}"}
-ON = {"admin_token": ADMIN, "allow_model_control": True, "allow_model_overrides": True}
+ON: dict[str, Any] = {
+    "admin_token": ADMIN,
+    "allow_model_control": True,
+    "allow_model_overrides": True,
+}
 
 ECHO = """
 [pipeline]
@@ -39,7 +43,7 @@ max = 4
 
 
 def onnx_model(factor: Any, external: Any = None, bytes_only: Any = True) -> Any:
-    """y = x * factor; `external`: where it says that the factor is."""
+    """Return a model y = x * factor. `external` is the file that it names for the factor."""
     weights = helper.make_tensor("factor", TensorProto.FLOAT, [1], [factor])
     if external is not None:
         weights.ClearField("float_data")
@@ -83,16 +87,16 @@ def app(folder: Any) -> Any:
 
 @pytest.fixture
 def served(running: Any, app: Any) -> Any:
-    with serve(running, app) as found:
-        yield found
+    with serve(running, app) as client_and_server:
+        yield client_and_server
 
 
 @pytest.fixture
 def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Where temporary directories are made."""
-    found = tmp_path_factory.mktemp("temporary")
-    monkeypatch.setattr(tempfile, "tempdir", str(found))
-    return found
+    """Return the directory in which temporary directories are made."""
+    directory = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    return directory
 
 
 def states(client: Any) -> Any:
@@ -138,13 +142,13 @@ def test_index_load_unload(served: Any, folder: Any) -> None:
     assert client.is_model_ready("echo", "2") and client.is_model_ready("other")
     assert infer(client, "echo").as_numpy("Y").tolist() == [[1.0, 1.0]]
     client.unload_model("echo", unload_dependents=True, headers=HEADERS)
-    client.unload_model("none", headers=HEADERS)  # nothing to do
+    client.unload_model("none", headers=HEADERS)  # not loaded: not an error
     assert {"model_repository", "model_repository(unload_dependents)"} <= set(
         client.get_server_metadata()["extensions"]
     )
 
 
-def test_what_can_not_be_loaded(served: Any, folder: Any) -> None:
+def test_models_that_can_not_be_loaded(served: Any, folder: Any) -> None:
     client, _ = served
     with pytest.raises(
         InferenceServerException,
@@ -157,7 +161,7 @@ def test_what_can_not_be_loaded(served: Any, folder: Any) -> None:
         match=r"\[400\] failed to load 'echo', .*there is no backend 'Identit'",
     ):
         client.load_model("echo", headers=HEADERS)
-    assert client.is_model_ready("echo")  # as it was
+    assert client.is_model_ready("echo")  # the old one still serves
     (folder / "absent.toml").write_text('[node]\nbackend = "OnnxTensor"\nmodel = "none.onnx"\n')
     with pytest.raises(
         InferenceServerException, match=r"\[500\] failed to load 'absent', .*none\.onnx"
@@ -188,7 +192,7 @@ def until(condition: Any, seconds: Any = 15) -> None:
         time.sleep(0.005)
 
 
-def test_an_unload_lets_what_is_inside_end(served: Any, folder: Any) -> None:
+def test_an_unload_lets_requests_in_flight_end(served: Any, folder: Any) -> None:
     client, server = served
     (folder / "gate.py").write_text(GATED)
     (folder / "gated.toml").write_text(
@@ -214,24 +218,26 @@ def test_an_unload_lets_what_is_inside_end(served: Any, folder: Any) -> None:
             match=r"\[400\] Request for unknown model: 'gated' is not found",
         ):
             infer(client, "gated")
-        assert not unloading.done() and not any(each.done() for each in inside)
+        assert not unloading.done() and not any(request.done() for request in inside)
         (folder / "open").touch()
         assert unloading.result().status_code == 200
-        assert [each.result().json()["outputs"][0]["data"] for each in inside] == [[1.0, 2.0]] * 3
+        assert [request.result().json()["outputs"][0]["data"] for request in inside] == [
+            [1.0, 2.0]
+        ] * 3
     assert states(client)["gated"] == ("UNAVAILABLE", "unloaded")
 
 
 def test_loads_under_traffic_lose_no_request(served: Any) -> None:
-    """Several at a time, of one model, plain and with a configuration."""
+    """Several loads of one model at a time, plain and with a configuration."""
     client, server = served
     document = {"inputs": [{"name": "X", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0]}]}
     stop = threading.Event()
 
     def ask() -> Any:
-        found = set()
+        answers = set()
         while not stop.is_set():
-            found.add(server.post("/v2/models/echo/infer", json=document).text)
-        return found
+            answers.add(server.post("/v2/models/echo/infer", json=document).text)
+        return answers
 
     with ThreadPoolExecutor() as pool:
         asking = [pool.submit(ask) for _ in range(3)]
@@ -240,16 +246,16 @@ def test_loads_under_traffic_lose_no_request(served: Any) -> None:
             pool.submit(server.post, "/v2/repository/models/echo/load", headers=HEADERS, json=body)
             for body in bodies
         ]
-        assert {each.result().status_code for each in loads} == {200}
+        assert {load.result().status_code for load in loads} == {200}
         stop.set()
-        assert len(set().union(*(each.result() for each in asking))) == 1
+        assert len(set().union(*(asked.result() for asked in asking))) == 1
     assert states(client)["echo"] == ("READY", "")
     client.load_model("echo", headers=HEADERS)
     assert client.get_model_config("echo")["max_batch_size"] == 4
 
 
 def test_exposed_nodes_are_models_of_their_pipeline(served: Any, folder: Any) -> None:
-    """They are listed; what loads and unloads them is their pipeline."""
+    """They are listed; they are loaded and unloaded with their pipeline."""
     client, server = served
     port = '{ kind = "tensor", dtype = "FP32", shape = [-1, 2] }'
     exposed = f"[pipeline.expose.b.inputs]\nX = {port}\n[pipeline.expose.b.outputs]\nY = {port}\n"
@@ -275,7 +281,7 @@ def test_exposed_nodes_are_models_of_their_pipeline(served: Any, folder: Any) ->
 
 @pytest.mark.parametrize("name", ["%2e%2e", "%2e", "a%5cb", "a%00", "a..b"])
 @pytest.mark.parametrize("verb", ["load", "unload"])
-def test_names_that_lead_elsewhere(served: Any, name: Any, verb: Any) -> None:
+def test_names_with_path_traversal(served: Any, name: Any, verb: Any) -> None:
     _, server = served
     url = httpx.URL(server.base_url).copy_with(
         raw_path=f"/v2/repository/models/{name}/{verb}".encode()
@@ -288,7 +294,7 @@ def test_names_that_lead_elsewhere(served: Any, name: Any, verb: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "..%2fecho", "%2fetc%2fpasswd", "a%2fb"])
-def test_names_that_are_none(served: Any, name: Any) -> None:
+def test_names_that_no_route_matches(served: Any, name: Any) -> None:
     _, server = served
     url = httpx.URL(server.base_url).copy_with(
         raw_path=f"/v2/repository/models/{name}/load".encode()
@@ -296,7 +302,7 @@ def test_names_that_are_none(served: Any, name: Any) -> None:
     assert server.post(url, headers=HEADERS).status_code == 404
 
 
-def test_a_name_that_no_pipeline_has_is_not_found(served: Any) -> None:
+def test_unknown_names_are_not_found(served: Any) -> None:
     document = {"parameters": {"config": "{}"}}
     for name in ("none", "not%20one"):
         assert (
@@ -307,7 +313,7 @@ def test_a_name_that_no_pipeline_has_is_not_found(served: Any) -> None:
         )
 
 
-def test_other_repositories_are_not_there(served: Any) -> None:
+def test_other_repositories_are_not_supported(served: Any) -> None:
     _, server = served
     for path in ("r/index", "r/models/echo/load", "r/models/echo/unload"):
         answer = server.post(f"/v2/repository/{path}", headers=HEADERS)
@@ -327,7 +333,7 @@ def test_other_repositories_are_not_there(served: Any) -> None:
         ),
     ],
 )
-def test_bodies_that_are_none(served: Any, path: Any, body: Any, told: Any) -> None:
+def test_malformed_bodies(served: Any, path: Any, body: Any, told: Any) -> None:
     answer = served[1].post(f"/v2/repository/{path}", headers=HEADERS, json=body)
     assert answer.status_code == 400 and told in answer.json()["error"]
 
@@ -348,21 +354,21 @@ def test_who_may_load(running: Any, folder: Any, settings: Any, token: Any, stat
     with serve(running, create_app(folder, settings=Settings(**settings))) as (_, server):
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         override = {"parameters": {"config": "{}"}}
-        found = [
+        answered = [
             server.post("/v2/repository/models/echo/unload", headers=headers).status_code,
             server.post("/v2/repository/models/echo/load", headers=headers).status_code,
             server.post(
                 "/v2/repository/models/echo/load", headers=headers, json=override
             ).status_code,
         ]
-        assert tuple(found) == statuses
+        assert tuple(answered) == statuses
         assert server.post("/v2/repository/index", headers=headers).status_code == 200
 
 
 # overrides
 
 
-def test_a_configuration_instead_of_the_files(served: Any) -> None:
+def test_a_configuration_overrides_the_file(served: Any) -> None:
     client, _ = served
     assert client.get_model_config("echo")["max_batch_size"] == 4
     wanted = {
@@ -375,9 +381,9 @@ def test_a_configuration_instead_of_the_files(served: Any) -> None:
         },
     }
     client.load_model("echo", config=json.dumps(wanted), headers=HEADERS)
-    found = client.get_model_config("echo")
-    assert (found["max_batch_size"], found["instance_group"][0]["count"]) == (2, 3)
-    batching = found["dynamic_batching"]
+    config = client.get_model_config("echo")
+    assert (config["max_batch_size"], config["instance_group"][0]["count"]) == (2, 3)
+    batching = config["dynamic_batching"]
     assert (
         batching["max_queue_delay_microseconds"],
         batching["priority_levels"],
@@ -385,7 +391,9 @@ def test_a_configuration_instead_of_the_files(served: Any) -> None:
     ) == (1500, 5, 2)
     with pytest.raises(InferenceServerException, match="batch-size must be <= 2 for 'echo'"):
         infer(client, "echo", rows=3)
-    client.load_model("echo", config="{}", headers=HEADERS)  # of the files', not of what was there
+    client.load_model(
+        "echo", config="{}", headers=HEADERS
+    )  # of the file, not of the override before
     assert client.get_model_config("echo")["max_batch_size"] == 4
     client.load_model("echo", config=json.dumps(wanted), headers=HEADERS)
     client.load_model("echo", headers=HEADERS)
@@ -395,13 +403,13 @@ def test_a_configuration_instead_of_the_files(served: Any) -> None:
 @pytest.mark.parametrize(
     ("nodes", "told", "most"),
     [
-        # what follows an engine may be made for one row: requests have one, and share batches nevertheless
+        # The nodes after an engine may work on one row: requests have one, and still share batches.
         (
             '[a]\nbackend = "S[OnnxTensor,SoftmaxArgMaxTensor]"\nmodel = "scale.onnx"\nmax = 32\n',
             1,
             [32],
         ),
-        # those that set none have their own
+        # nodes that set none keep their own
         (
             ECHO.format(version=1).replace("[node]", "[a]")
             + 'next = "b"\n[b]\nbackend = "Identity"\n',
@@ -410,24 +418,24 @@ def test_a_configuration_instead_of_the_files(served: Any) -> None:
         ),
     ],
 )
-def test_rows_that_come_back_change_no_node(
+def test_a_reported_batch_size_changes_no_node(
     served: Any, app: Any, folder: Any, nodes: Any, told: Any, most: Any
 ) -> None:
     client, _ = served
     (folder / "scale.onnx").write_bytes(onnx_model(2.0))
     (folder / "again.toml").write_text(nodes)
     client.load_model("again", headers=HEADERS)
-    for count in (2, 3):  # also of one that was changed
-        found = client.get_model_config("again")
-        assert found["max_batch_size"] == told
-        found["instance_group"][0]["count"] = count
-        client.load_model("again", config=json.dumps(found), headers=HEADERS)
+    for count in (2, 3):  # also that of a changed one
+        config = client.get_model_config("again")
+        assert config["max_batch_size"] == told
+        config["instance_group"][0]["count"] = count
+        client.load_model("again", config=json.dumps(config), headers=HEADERS)
         assert [node.scheduler.max for node in app.state.penstock.pipelines["again"].nodes] == most
         assert client.get_model_config("again")["instance_group"][0]["count"] == count
 
 
-def test_an_override_is_told_and_can_be_loaded_again(served: Any) -> None:
-    """What was given before stays where only another key is changed."""
+def test_an_override_is_reported_and_can_be_loaded_again(served: Any) -> None:
+    """What was given before stays if only another key is changed."""
     client, _ = served
     policy = {"max_queue_size": 7, "default_timeout_microseconds": 2500000}
     wanted = {
@@ -446,7 +454,7 @@ def test_an_override_is_told_and_can_be_loaded_again(served: Any) -> None:
 
 
 def test_more_rows_than_the_file_says(served: Any, folder: Any) -> None:
-    """A node's `max` is its engine's, too."""
+    """A node's `max` is also its engine's."""
     client, _ = served
     (folder / "scale.onnx").write_bytes(onnx_model(2.0))
     (folder / "scale.toml").write_text(
@@ -473,8 +481,8 @@ def test_more_rows_than_the_backend_takes(served: Any, folder: Any) -> None:
     assert client.get_model_config("few")["max_batch_size"] == 8
 
 
-def test_what_the_server_tells_can_be_loaded(served: Any) -> None:
-    """A configuration may be read, changed and sent back."""
+def test_the_reported_configuration_can_be_loaded(served: Any) -> None:
+    """A configuration can be read, changed and sent back."""
     client, _ = served
     for name in ("echo", "chain"):
         before = client.get_model_config(name)
@@ -489,8 +497,8 @@ def test_what_the_server_tells_can_be_loaded(served: Any) -> None:
     ]
 
 
-def test_a_configuration_is_of_what_the_repository_has_now(served: Any, folder: Any) -> None:
-    """Our own route may have read the file again since the last one."""
+def test_a_configuration_applies_to_what_the_repository_has_now(served: Any, folder: Any) -> None:
+    """Our own route may have read the file again since the last load."""
     client, server = served
     client.load_model("echo", config=json.dumps({"max_batch_size": 2}), headers=HEADERS)
     (folder / "echo.toml").write_text(ECHO.format(version=7).replace("max = 4", "max = 16"))
@@ -500,7 +508,7 @@ def test_a_configuration_is_of_what_the_repository_has_now(served: Any, folder: 
     assert client.get_model_config("echo")["max_batch_size"] == 16
 
 
-def test_a_load_that_fails_leaves_what_serves(served: Any, folder: Any) -> None:
+def test_a_load_that_fails_leaves_the_model_that_serves(served: Any, folder: Any) -> None:
     client, _ = served
     client.load_model("echo", config=json.dumps({"max_batch_size": 2}), headers=HEADERS)
     (folder / "echo.toml").write_text("")
@@ -551,7 +559,7 @@ def test_files_stay_while_a_pipeline_may_read_them(served: Any, temporary: Path)
     until(lambda: not gc.collect() and not list(temporary.iterdir()))
 
 
-def test_the_least_of_the_nodes_is_the_bound(served: Any, app: Any) -> None:
+def test_the_smallest_max_of_the_nodes_is_the_bound(served: Any, app: Any) -> None:
     client, _ = served
     for bound, a, b in ((16, 16, 16), (8, 8, 16), (2, 2, 2), (0, 8, 16)):
         client.load_model("chain", config=json.dumps({"max_batch_size": bound}), headers=HEADERS)
@@ -604,7 +612,7 @@ def test_policies_of_the_queue(served: Any, app: Any) -> None:
         ),
     ],
 )
-def test_configurations_that_are_none(served: Any, config: Any, told: Any) -> None:
+def test_malformed_configurations(served: Any, config: Any, told: Any) -> None:
     text = json.dumps(config) if isinstance(config, dict) else config
     answer = served[1].post(
         "/v2/repository/models/echo/load", headers=HEADERS, json={"parameters": {"config": text}}
@@ -666,7 +674,7 @@ def test_files_make_a_model_of_their_own(served: Any, temporary: Any) -> None:
     assert not list(temporary.iterdir())
 
 
-def test_what_is_unloaded_is_let_go(served: Any, temporary: Any) -> None:
+def test_an_unloaded_model_is_let_go(served: Any, temporary: Any) -> None:
     """Whichever model is asked for next."""
     client, _ = served
     client.load_model(
@@ -717,7 +725,7 @@ def test_weights_elsewhere(served: Any, temporary: Any, where: Any) -> None:
 
 
 def test_weights_elsewhere_in_a_branch(served: Any) -> None:
-    """Of a graph inside an attribute of a node."""
+    """Weights of a graph in an attribute of a node."""
     inner = onnx_model(0.0, external="/etc/passwd", bytes_only=False).graph
     del inner.input[:]
     outer = onnx_model(1.0, bytes_only=False)
@@ -772,7 +780,7 @@ def load_files(served: Any, config: Any = "{}", name: Any = "scale", **files: An
         ({"file:1/model.onnx": b""}, "failed to load 'scale'"),
     ],
 )
-def test_files_that_are_not_taken(served: Any, temporary: Any, files: Any, told: Any) -> None:
+def test_files_that_are_refused(served: Any, temporary: Any, files: Any, told: Any) -> None:
     answer = load_files(served, **files)
     assert answer.status_code == 400
     assert told in answer.json()["error"]

@@ -1,4 +1,4 @@
-"""Exact counts of what models did, as the protocol lists them and as metrics under Triton's names."""
+"""Exact counts of requests, in the protocol's statistics and the metrics with Triton's names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ENTERED = threading.Semaphore(0)
 
 
 class Gated:
-    """Runs when the gate is open; fails for negative numbers."""
+    """A backend that runs when the gate is open. It fails for negative numbers."""
 
     def forward(self, batch: Any) -> None:
         ENTERED.release()
@@ -80,8 +80,8 @@ def served(running: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 def client(served: Any) -> Any:
     with tritonclient.http.InferenceServerClient(
         served.base_url.netloc.decode(), concurrency=16
-    ) as found:
-        yield found
+    ) as client:
+        yield client
 
 
 def infer(client: Any, model: Any, rows: Any = 1, value: Any = 1, **more: Any) -> Any:
@@ -92,7 +92,7 @@ def infer(client: Any, model: Any, rows: Any = 1, value: Any = 1, **more: Any) -
 
 
 def post(served: Any, model: Any = "one", **more: Any) -> Any:
-    """The same from any thread, which tritonclient's sync client can't."""
+    """Send an infer request from any thread, which tritonclient's synchronous client can't."""
     document = {
         "inputs": [{"name": "X", "shape": [1, 2], "datatype": "INT32", "data": [1, 1]}],
         **more.pop("document", {}),
@@ -101,14 +101,14 @@ def post(served: Any, model: Any = "one", **more: Any) -> Any:
 
 
 def statistics(client: Any, model: Any) -> Any:
-    (found,) = client.get_inference_statistics(model)["model_stats"]
-    return found
+    (entry,) = client.get_inference_statistics(model)["model_stats"]
+    return entry
 
 
-def counts(found: Any) -> Any:
+def counts(entry: Any) -> Any:
     return {
         name: duration["count"]
-        for name, duration in found["inference_stats"].items()
+        for name, duration in entry["inference_stats"].items()
         if duration["count"]
     }
 
@@ -156,9 +156,9 @@ def test_counts_of_requests_rows_and_batches(client: Any, served: Any) -> None:
         infer(client, "one", rows)
     with pytest.raises(InferenceServerException, match=r"\[500\]"):
         infer(client, "one", 2, value=-1)
-    found = statistics(client, "one")
-    assert (found["inference_count"], found["execution_count"]) == (15, 5)
-    assert counts(found) == {
+    entry = statistics(client, "one")
+    assert (entry["inference_count"], entry["execution_count"]) == (15, 5)
+    assert counts(entry) == {
         "success": 4,
         "fail": 1,
         "queue": 4,
@@ -166,7 +166,7 @@ def test_counts_of_requests_rows_and_batches(client: Any, served: Any) -> None:
         "compute_infer": 4,
         "compute_output": 4,
     }
-    spent = {name: duration["ns"] for name, duration in found["inference_stats"].items()}
+    spent = {name: duration["ns"] for name, duration in entry["inference_stats"].items()}
     parts = [
         spent["queue"],
         spent["compute_input"],
@@ -174,23 +174,23 @@ def test_counts_of_requests_rows_and_batches(client: Any, served: Any) -> None:
         spent["compute_output"],
     ]
     assert min(parts) > 0 and sum(parts) <= spent["success"] and spent["fail"] > 0
-    batches = {each["batch_size"]: each for each in found["batch_stats"]}
-    assert {size: each["compute_infer"]["count"] for size, each in batches.items()} == {
+    batches = {batch["batch_size"]: batch for batch in entry["batch_stats"]}
+    assert {size: batch["compute_infer"]["count"] for size, batch in batches.items()} == {
         1: 1,
         2: 1,
         3: 2,
         8: 1,
     }
     assert all(
-        each["compute_input"]["count"] == each["compute_infer"]["count"]
-        for each in batches.values()
+        batch["compute_input"]["count"] == batch["compute_infer"]["count"]
+        for batch in batches.values()
     )
-    assert sum(each["compute_infer"]["ns"] for each in batches.values()) >= spent["compute_infer"]
-    assert before <= found["last_inference"] <= time.time_ns() // 1_000_000 + 1
+    assert sum(batch["compute_infer"]["ns"] for batch in batches.values()) >= spent["compute_infer"]
+    assert before <= entry["last_inference"] <= time.time_ns() // 1_000_000 + 1
 
 
 def test_requests_that_share_a_batch(client: Any, served: Any) -> None:
-    """One runs; eight wait for it, and run together."""
+    """One runs; eight wait for it and then run together."""
     GATE.clear()
     while ENTERED.acquire(blocking=False):
         pass
@@ -210,23 +210,23 @@ def test_requests_that_share_a_batch(client: Any, served: Any) -> None:
         GATE.set()
         for request in requests:
             request.result().raise_for_status()
-    found = statistics(client, "one")
-    assert (found["inference_count"], found["execution_count"]) == (9, 2)
+    entry = statistics(client, "one")
+    assert (entry["inference_count"], entry["execution_count"]) == (9, 2)
     assert {
-        each["batch_size"]: each["compute_infer"]["count"] for each in found["batch_stats"]
+        batch["batch_size"]: batch["compute_infer"]["count"] for batch in entry["batch_stats"]
     } == {1: 1, 8: 1}
-    assert counts(found)["success"] == 9 and counts(found)["fail"] == 1
+    assert counts(entry)["success"] == 9 and counts(entry)["fail"] == 1
     assert metrics(served, "nv_inference_request_failure")["one", "REJECTED", "1"] == 1
-    assert found["inference_stats"]["queue"]["ns"] > 0
+    assert entry["inference_stats"]["queue"]["ns"] > 0
 
 
 def test_a_pipeline_of_several_nodes_runs_once_a_request(client: Any) -> None:
     for rows in (1, 4):
         infer(client, "two", rows)
-    found = statistics(client, "two")
-    assert (found["inference_count"], found["execution_count"], found["batch_stats"]) == (5, 2, [])
-    assert counts(found)["success"] == counts(found)["compute_infer"] == 2
-    spent = {name: duration["ns"] for name, duration in found["inference_stats"].items()}
+    entry = statistics(client, "two")
+    assert (entry["inference_count"], entry["execution_count"], entry["batch_stats"]) == (5, 2, [])
+    assert counts(entry)["success"] == counts(entry)["compute_infer"] == 2
+    spent = {name: duration["ns"] for name, duration in entry["inference_stats"].items()}
     parts = [
         spent["queue"],
         spent["compute_input"],
@@ -236,13 +236,13 @@ def test_a_pipeline_of_several_nodes_runs_once_a_request(client: Any) -> None:
     assert min(parts) > 0 and sum(parts) <= spent["success"]
 
 
-def test_an_answer_that_cannot_be_written_is_no_success(client: Any, served: Any) -> None:
-    """The pipeline has answered; the client gets an error."""
+def test_an_answer_that_can_not_be_written_counts_as_a_failure(client: Any, served: Any) -> None:
+    """The pipeline has answered, but the client gets an error."""
     assert post(served, "unwritten").status_code == 500
-    found = statistics(client, "unwritten")
-    assert counts(found) == {"fail": 1} and found["inference_count"] == 0
+    entry = statistics(client, "unwritten")
+    assert counts(entry) == {"fail": 1} and entry["inference_count"] == 0
     assert [
-        found["inference_stats"][part]["ns"] for part in ("compute_input", "compute_output")
+        entry["inference_stats"][part]["ns"] for part in ("compute_input", "compute_output")
     ] == [0, 0]
     assert metrics(served, "nv_inference_request_failure")["unwritten", "OTHER", "1"] == 1
     assert metrics(served, "nv_inference_request_success")["unwritten", "1"] == 0
@@ -251,18 +251,18 @@ def test_an_answer_that_cannot_be_written_is_no_success(client: Any, served: Any
 def test_python_logic_has_a_last_inference(client: Any, served: Any) -> None:
     before = time.time_ns() // 1_000_000
     infer(client, "logic")
-    found = statistics(client, "logic")
-    assert before <= found["last_inference"] <= time.time_ns() // 1_000_000 + 1
-    assert (found["inference_count"], found["execution_count"]) == (1, 1)
-    assert found["inference_stats"]["compute_infer"]["ns"] > 0
+    entry = statistics(client, "logic")
+    assert before <= entry["last_inference"] <= time.time_ns() // 1_000_000 + 1
+    assert (entry["inference_count"], entry["execution_count"]) == (1, 1)
+    assert entry["inference_stats"]["compute_infer"]["ns"] > 0
 
 
 def test_predict_requests_count_too(running: Any, digits: Any, digit: Any) -> None:
     with running(create_app(digits)) as served:
         served.post("/predict/digits", content=digit).raise_for_status()
         assert served.post("/predict/digits", content=b"no image").status_code == 422
-        (found,) = served.get("/v2/models/digits/stats").json()["model_stats"]
-        assert counts(found) == {
+        (entry,) = served.get("/v2/models/digits/stats").json()["model_stats"]
+        assert counts(entry) == {
             "success": 1,
             "fail": 1,
             "queue": 1,
@@ -272,15 +272,15 @@ def test_predict_requests_count_too(running: Any, digits: Any, digit: Any) -> No
         }
         files = [("images", digit), ("images", digit), ("images", b"no image")]
         served.post("/predict/digits/batch", files=files).raise_for_status()
-        (found,) = served.get("/v2/models/digits/stats").json()["model_stats"]
-        assert (counts(found)["success"], counts(found)["fail"], found["inference_count"]) == (
+        (entry,) = served.get("/v2/models/digits/stats").json()["model_stats"]
+        assert (counts(entry)["success"], counts(entry)["fail"], entry["inference_count"]) == (
             3,
             2,
             3,
         )
 
 
-def test_a_predict_answer_that_cannot_be_written_is_no_success(served: Any) -> None:
+def test_a_predict_answer_that_can_not_be_written_counts_as_a_failure(served: Any) -> None:
     assert served.post("/predict/opaque", content=b"x").status_code == 500
     assert (
         served.post("/predict/opaque/batch", files=[("images", b"x")] * 2).json()["results"][1][
@@ -288,18 +288,19 @@ def test_a_predict_answer_that_cannot_be_written_is_no_success(served: Any) -> N
         ]
         == "backend_error"
     )
-    (found,) = served.get("/v2/models/opaque/stats").json()["model_stats"]
-    assert counts(found) == {"fail": 3} and found["execution_count"] >= 2
+    (entry,) = served.get("/v2/models/opaque/stats").json()["model_stats"]
+    assert counts(entry) == {"fail": 3} and entry["execution_count"] >= 2
 
 
-def test_what_is_no_request_of_a_model_is_not_counted(client: Any, served: Any) -> None:
+def test_requests_that_reach_no_model_are_not_counted(client: Any, served: Any) -> None:
     assert served.post("/v2/models/one/infer", content=b"{}").status_code == 400
     assert counts(statistics(client, "one")) == {}
 
 
 def test_all_models_and_one(client: Any, served: Any) -> None:
     everything = [
-        (each["name"], each["version"]) for each in client.get_inference_statistics()["model_stats"]
+        (entry["name"], entry["version"])
+        for entry in client.get_inference_statistics()["model_stats"]
     ]
     assert everything == [
         ("logic", "1"),
@@ -381,18 +382,18 @@ def test_reasons_of_failures(client: Any, served: Any, timeout: Any, reason: str
 
 
 async def test_a_counter_that_was_shown_never_goes_down() -> None:
-    """A scrape came between a success and its taking back."""
+    """A scrape comes between a success and the moment it is taken back."""
     repository = Repository.read({"pipeline": {"name": "one"}, "node": {"backend": "Identity"}})
     await repository.start()
     collector = TritonCollector(repository)
 
     def successes() -> Any:
-        (found,) = [
+        (family,) = [
             family
             for family in collector.collect()
             if family.name == "nv_inference_request_success"
         ]
-        return [sample.value for sample in found.samples]
+        return [sample.value for sample in family.samples]
 
     try:
         pipeline = repository.get("one")
