@@ -43,8 +43,7 @@ RangeText = Annotated[tuple[int, int], BeforeValidator(_as_range), AfterValidato
 
 
 class Params(BaseModel):
-    """Base class of a backend's declared parameters: a pydantic model, validated when a file is
-    loaded.
+    """Declared parameters of a backend: a pydantic model, validated when a file is loaded.
 
     A key that isn't a valid Python name (`model::cache`) is a field with that alias.
     """
@@ -115,8 +114,9 @@ class Context:
     loading: Loading = field(default_factory=Loading, compare=False, repr=False)
 
     def resolve(self, path: str) -> Path:
-        """Return the file that a parameter names: relative to the pipeline's file, else to the
-        working directory.
+        """Return the path of a file that a parameter names.
+
+        It is relative to the pipeline's file, or else to the working directory.
         """
         by_pipeline = self.directory / path
         return by_pipeline if by_pipeline.exists() or not Path(path).exists() else Path(path)
@@ -155,8 +155,9 @@ class Backend:
     """
 
     parameters: ClassVar[type[Params] | None] = Params
-    """Declared parameters. None: the backend takes every key of its node that no other member
-    declares, as a dict.
+    """Declared parameters.
+
+    None: the backend takes every key of its node that no other member declares, as a dict.
     """
 
     extra: ClassVar[str] = ""
@@ -175,29 +176,30 @@ class Backend:
     """The least and the greatest number of children in an expression (None: any number)."""
 
     shape_of_first_child: ClassVar[bool] = False
-    """Group items by the `shape_key` of the first child. Set it if that child sees the items as
-    they arrive.
+    """Group items by the `shape_key` of the first child.
+
+    Set it if that child sees the items as they arrive.
     """
 
     sets_range: ClassVar[bool] = False
-    """The parameters give the batch range. The `min` and `max` of the node are then for the engines
-    inside it.
+    """The parameters give the batch range.
+
+    The `min` and `max` of the node are then for the engines inside it.
     """
 
     min: int = 1
     max: int = UNBOUNDED
     children: tuple[Backend, ...] = ()
     child_filters: tuple[str | None, ...] = ()
-    """The filter of each child, as written in the expression. Only the children of a Sequential
-    have any.
-    """
+    """The filter of each child, as in the expression. Only a Sequential's children have any."""
 
     signature: Signature | None = None
     """Set by the `init` of engines that know it, for clients that ask what a pipeline takes."""
 
     device: str = ""
-    """The accelerator that `init` took (`cuda:0`); "": the CPU. The executors of one device share a
-    group (docs/explanation/scheduling.md).
+    """The accelerator that `init` took (`cuda:0`); "": the CPU.
+
+    The executors of one device share a group (docs/explanation/scheduling.md).
     """
 
     @classmethod

@@ -1,6 +1,4 @@
-"""The item: the dict of one request at one node, and the keys in it that Penstock gives a
-meaning.
-"""
+"""The item: the dict of one request at one node, and the keys that Penstock knows in it."""
 
 from __future__ import annotations
 
@@ -8,9 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 Item: TypeAlias = dict[str, Any]
-"""A backend reads `data` and sets `result`, or sets `error` to an `InvalidInput` that says why
-it can't.
-"""
+"""A backend reads `data` and sets `result`, or sets `error` to an `InvalidInput`."""
 
 CONTROL_KEYS = frozenset({"filter", "node_name", "restart", "request_size", "event"})
 """Keys that steer Penstock. They never come from the network."""
@@ -33,8 +29,9 @@ def may_come_from_network(key: str) -> bool:
 
 
 def as_item(item: Any) -> Item:
-    """Return the caller's item without the results of an earlier call. Raises TypeError for a
-    non-mapping.
+    """Return the caller's item without the results of an earlier call.
+
+    Raises TypeError if it isn't a mapping.
 
     It is copied only if needed: each node works on a copy anyway, made when its batch starts.
     """

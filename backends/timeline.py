@@ -58,8 +58,9 @@ class Recording:
                 self.missing += 1
 
     def trace(self) -> dict[str, Any]:
-        """Return the recording in Chrome's trace event format, ready for JSON. Perfetto and
-        chrome://tracing read it.
+        """Return the recording in Chrome's trace event format, ready for JSON.
+
+        Perfetto and chrome://tracing read it.
 
         The format: https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMh4h6I0nSsKchNAySU.
         Times are whole microseconds since the first span. All are rounded down, so that a span

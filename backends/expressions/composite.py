@@ -17,8 +17,8 @@ from ..params import Names
 
 
 class CompositeBackend(Backend):
-    """Base class. Its node has no executor: `max`, `instance_num` and `batching_timeout` have no
-    effect.
+    """Base class. Without an executor, `max`, `instance_num` and `batching_timeout` mean
+    nothing.
     """
 
 
@@ -27,9 +27,7 @@ class JumpParams(Params):
 
 
 class Jump(CompositeBackend):
-    """Run the item through the graph that starts at `jump`; its result is the result of this
-    node.
-    """
+    """Run the item through the graph that starts at `jump` and take its result."""
 
     parameters = JumpParams
 

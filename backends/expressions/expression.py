@@ -1,5 +1,4 @@
-"""The grammar of backend expressions: `S[DecodeMat, ResizeMat(resize_h=224), (or)B['x']]` as a
-tree.
+"""The grammar of backend expressions, such as `S[DecodeMat, ResizeMat(resize_h=224), (or)B['x']]`.
 
     expression = [ "(" arguments ")" ] name [ "(" arguments ")" ]
                  [ "[" expression { "," expression } "]" ]
@@ -115,8 +114,9 @@ class _Parser:
         return tree
 
     def expression(self, *, depth: int, chained: bool, first: bool) -> Expression:
-        """Parse one backend. `chained`: it is a direct member of a Sequential; `first`: its first
-        member.
+        """Parse one backend.
+
+        `chained`: it is a direct member of a Sequential. `first`: it is the first member.
         """
         if depth > MAX_DEPTH:
             self.fail(f"backends are nested more than {MAX_DEPTH} levels deep")

@@ -47,9 +47,7 @@ Filter: TypeAlias = Callable[[Item], Status]
 
 
 def swap(item: Item) -> Status:
-    """The default after one node, without `map`: the result becomes `data`; Break if there is
-    none.
-    """
+    """The default after one node, without `map`: make the result `data`; Break without a result."""
     if "result" not in item:
         return Status.BREAK
     item["data"] = item.pop("result")
@@ -161,8 +159,9 @@ def register_filter(
 
 
 def find_filter(name: str) -> Filter:
-    """Return the filter of that name. Raises ConfigError, with the nearest known name, if there is
-    none.
+    """Return the filter of that name.
+
+    Raises ConfigError, with the nearest known name, if there is no such filter.
     """
     function = BUILTIN.get(name) or _registered.get(name)
     if function is not None:
@@ -175,9 +174,7 @@ def find_filter(name: str) -> Filter:
 
 
 def registered_here(name: str) -> bool:
-    """Return whether only `register_filter` in this process knows the name: no other process
-    does.
-    """
+    """Return whether the name was registered in this process, so that no other process knows it."""
     return name in _registered
 
 
@@ -192,8 +189,9 @@ def _checked(name: str, function: UserFilter) -> UserFilter:
 
 @cache
 def _installed() -> dict[str, EntryPoint]:
-    """Return the entry points of installed packages. They can't replace a name of Penstock's
-    own.
+    """Return the entry points of installed packages.
+
+    They can't replace a name of Penstock's own.
     """
     return {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
 

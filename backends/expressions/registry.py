@@ -147,8 +147,9 @@ def register_backend(
 
 
 def find_backend(name: str) -> type[Backend]:
-    """Return the class of that name. Raises ConfigError, with the nearest known name, if there is
-    none.
+    """Return the class of that name.
+
+    Raises ConfigError, with the nearest known name, if there is no such backend.
     """
     if name in BUILTINS:
         return _imported(name)
@@ -169,9 +170,7 @@ def find_backend(name: str) -> type[Backend]:
 
 
 def registered_here(name: str) -> bool:
-    """Return whether only `register_backend` in this process knows the name: no other process
-    does.
-    """
+    """Return whether the name was registered in this process, so that no other process knows it."""
     return name in _registered
 
 
@@ -242,9 +241,7 @@ def describe(name: str) -> BackendDescription:
 
 
 def describe_all() -> list[BackendDescription]:
-    """Describe every name that an expression can use. One that can't be loaded doesn't hide the
-    others.
-    """
+    """Describe every name that an expression can use, even if some can't be loaded."""
     descriptions = []
     for name in backend_names():
         try:
@@ -275,8 +272,9 @@ def _imported(name: str) -> type[Backend]:
 
 @cache
 def _installed() -> dict[str, EntryPoint]:
-    """Return the entry points of installed packages. They can't replace a name of Penstock's
-    own.
+    """Return the entry points of installed packages.
+
+    They can't replace a name of Penstock's own.
     """
     return {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
 

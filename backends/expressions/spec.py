@@ -1,6 +1,4 @@
-"""A backend expression bound to its classes and validated parameters, which an executor
-instantiates.
-"""
+"""A backend expression bound to classes and validated parameters, ready for an executor."""
 
 from __future__ import annotations
 
@@ -31,8 +29,9 @@ class Spec:
 
     @property
     def declared_range(self) -> BatchRange:
-        """The batch range as far as it is known before `init`. Raises ConfigError if none is
-        possible.
+        """The batch range as far as it is known before `init`.
+
+        Raises ConfigError if no range is possible.
         """
         own = self.cls.declared_range(
             self.params, tuple(child.declared_range for child in self.children)
@@ -81,8 +80,8 @@ class Spec:
         return self.cls.shape_key
 
     def create(self, context: Context) -> Backend:
-        """Instantiate and `init` the whole expression on the calling thread: children first, last
-        to first.
+        """Instantiate and `init` the whole expression on this thread: children first, last to
+        first.
 
         If an `init` raises, everything initialised before it is closed and the exception is
         re-raised.

@@ -38,9 +38,7 @@ def type_name(annotation: Any, metadata: Iterable[Any] = ()) -> str:
 
 
 def value_name(value: Any) -> str:
-    """Return a default as written in a file: `0`, `1, 2`, `true`; "" for None and for an empty
-    tuple.
-    """
+    """Return a default as in a file: `0`, `1, 2`, `true`; "" for None and for an empty tuple."""
     if value is None:
         return ""
     if isinstance(value, bool):

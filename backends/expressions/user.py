@@ -33,9 +33,7 @@ class FunctionBackend(Backend):
 
 
 class WrappingBackend(Backend):
-    """Base class of a backend around an object of the user's class, whose `init` and `close` it
-    calls.
-    """
+    """A backend around an object of the user's class, whose `init` and `close` it calls."""
 
     wrapped: ClassVar[type[Any]]
 
@@ -179,8 +177,6 @@ def _positional(function: Callable[..., Any]) -> int:
 
 
 def _value(target: Any, key: str, default: int) -> Any:
-    """Read an attribute, or call a method without arguments, as torchpipe's Python backends have
-    it.
-    """
+    """Read an attribute, or call a method without arguments, as torchpipe's backends have it."""
     value = getattr(target, key, default)
     return value() if callable(value) else value

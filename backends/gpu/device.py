@@ -85,9 +85,7 @@ _taken: WeakValueDictionary[tuple[torch.device, int], _Lease] = WeakValueDiction
 """The streams that threads hold, by the driver's handle. The end of a thread frees its own."""
 
 STREAMS_PER_DEVICE = 32
-"""torch hands out this many streams of a device in turn, then the first again, even if it is in
-use.
-"""
+"""torch hands out this many streams of a device in turn, then again the first, even if used."""
 
 
 def own_stream(device: torch.device) -> torch.cuda.Stream | None:
@@ -144,21 +142,19 @@ class Buffer:
 
 
 _lost: list[Any] = []
-"""Objects on a device that failed. They are never freed: torch ends the process if freeing
-fails.
-"""
+"""Objects on a failed device. They are never freed: torch ends the process if that fails."""
 
 
 class DeviceHalf:
     """The device as one executor uses it. Create it on the executor's thread.
 
-    Its stream becomes the current one of the thread. `who` names the node and the engine, for
+    Its stream becomes the current one of the thread. `owner` names the node and the engine, for
     messages.
     """
 
-    def __init__(self, device: torch.device, who: str) -> None:
+    def __init__(self, device: torch.device, owner: str) -> None:
         self.device = device
-        self.who = who
+        self.owner = owner
         self.stream: torch.cuda.Stream | None = None
         self._spans: StreamSpans | None = None
         self._buffers: dict[tuple[int, tuple[int, ...], torch.dtype, int], Buffer] = {}
@@ -209,8 +205,7 @@ class DeviceHalf:
         capacity: int,
         dtype: torch.dtype,
     ) -> torch.Tensor:
-        """Return the batch of input `index` on the device, rows × shape, valid until the next
-        batch.
+        """Return the batch of input `index` on the device: rows × shape, valid until the next one.
 
         It is `parts` (n × shape each, on the host or any device) one after another, then zeros up
         to `rows`. It takes one copy to the device.
@@ -318,7 +313,7 @@ class DeviceHalf:
             except (RuntimeError, NotImplementedError) as error:
                 logger.warning(
                     "%s: runs without CUDA graphs: its work can't be captured: %s",
-                    self.who,
+                    self.owner,
                     str(error).splitlines()[0],
                 )
                 torch.cuda.set_stream(self.stream)
@@ -346,7 +341,7 @@ class DeviceHalf:
             try:
                 undo(*arguments)
             except RuntimeError as error:  # torch had already undone it
-                logger.debug("%s: %s", self.who, error)
+                logger.debug("%s: %s", self.owner, error)
         self._pool = None  # no further attempt: it would fail in the same way
         self.synchronize()
 
@@ -366,14 +361,13 @@ class DeviceHalf:
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:
         """Translate the errors of the device (`device_errors`)."""
-        with device_errors(self.who, self.device, doing):
+        with device_errors(self.owner, self.device, doing):
             yield
 
 
 @contextmanager
-def device_errors(who: str, device: torch.device, doing: str) -> Iterator[None]:
-    """Translate a device's errors in the block: into MemoryError or DeviceError, with a clear
-    message.
+def device_errors(owner: str, device: torch.device, doing: str) -> Iterator[None]:
+    """Translate a device's errors in the block into MemoryError or DeviceError.
 
     MemoryError says how much is free. DeviceError is for failures that the device won't recover
     from. Both fail the whole batch and are not retried.
@@ -389,13 +383,13 @@ def device_errors(who: str, device: torch.device, doing: str) -> Iterator[None]:
         )
         if reason:
             raise MemoryError(
-                f"{who}: out of memory on {device} while {doing}: {free_memory(device)}; "
+                f"{owner}: out of memory on {device} while {doing}: {free_memory(device)}; "
                 f"torch says: {reason}"
             ) from error
         reason = _line_with(text, *FAILED)
         if reason or isinstance(error, getattr(torch, "AcceleratorError", ())):
             raise DeviceError(
-                f"{who}: {device} failed while {doing}: {reason or text.splitlines()[0]}"
+                f"{owner}: {device} failed while {doing}: {reason or text.splitlines()[0]}"
             ) from error
         raise
 

@@ -103,7 +103,7 @@ def tensors_in(torch: Any, value: Any, depth: int = MAX_DEPTH) -> Iterator[Any]:
                     yield from tensors_in(torch, element, depth - 1)
 
 
-def _reader_of_errors(who: str) -> Callable[[str], AbstractContextManager[None]]:
+def _reader_of_errors(owner: str) -> Callable[[str], AbstractContextManager[None]]:
     """Return a function from a device's name to a context that translates its errors."""
 
     def errors(device: str) -> AbstractContextManager[None]:
@@ -111,6 +111,6 @@ def _reader_of_errors(who: str) -> Callable[[str], AbstractContextManager[None]]
 
         from .device import device_errors
 
-        return device_errors(who, torch.device(device), "running a batch")
+        return device_errors(owner, torch.device(device), "running a batch")
 
     return errors

@@ -33,8 +33,9 @@ Not Pillow's whole list: its EPS plugin, for one, starts Ghostscript on the clie
 """
 
 OPENCV_HAS_THE_LAST_WORD = frozenset({"JPEG", "MPO", "PNG", "WEBP"})
-"""Every OpenCV since 4.9 reads these: a refusal means a damaged file, which Pillow might patch
-with grey.
+"""Formats that every OpenCV since 4.9 reads.
+
+If it refuses one, the file is damaged, and Pillow might patch it with grey.
 """
 
 END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}

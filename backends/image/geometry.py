@@ -24,8 +24,7 @@ def fit(
 
 
 def width_at(width: int, height: int, new_height: int, max_width: int, align: int = 1) -> int:
-    """Return the width that keeps the aspect ratio at `new_height`, rounded up to a multiple of
-    `align`.
+    """Return the width that keeps the aspect ratio at `new_height`, rounded up to `align`.
 
     At most `max_width`.
     """

@@ -159,8 +159,7 @@ class FixHResizePadMatParams(Params):
 
 
 class FixHResizePadMat(Padded):
-    """A line of text for a recogniser: resized to the height resize_h, padded at the right to
-    max_w.
+    """A line of text for a recogniser: resized to the height resize_h, padded right to max_w.
 
     The width keeps the aspect ratio, rounded up. A width above max_w is squeezed to it. `data`:
     H×W×C, uint8, uint16 or float32. `result`: resize_h×max_w×C of the same dtype. Sets

@@ -22,8 +22,7 @@ class ResizeMatParams(Params):
 
 
 class ResizeMat(ImageBackend):
-    """Pixels at another size, by OpenCV's bilinear convention (half-pixel centres, no
-    antialiasing).
+    """Pixels at another size: bilinear, half-pixel centres, no antialiasing, as by OpenCV.
 
     `data`: H×W×C, uint8, uint16 or float32. `result`: resize_h×resize_w×C of the same dtype.
 

@@ -70,8 +70,8 @@ class Around(Backend):
     shape_of_first_child = True
 
     def init(self, params: Any, context: Context) -> None:
-        """Take the range from the child's, which is final now: an engine learns its own from
-        its model.
+        """Take the range from the child's, which is final now: an engine learns it from its
+        model.
         """
         self.min, self.max = self.declared_range(
             params, tuple(BatchRange(child.min, child.max) for child in self.children)
@@ -79,8 +79,9 @@ class Around(Backend):
 
 
 class Parallel(Around):
-    """Takes a batch of any size and runs its child in the largest pieces it takes, one after the
-    other.
+    """Takes a batch of any size and runs its child in the largest pieces that the child takes.
+
+    The pieces run one after the other.
 
     torchpipe runs the pieces in threads at the same time. Here a backend has one thread, and
     `instance_num` sets what runs in parallel.
@@ -106,9 +107,7 @@ class MaxParams(Params):
 
 
 class Max(Around):
-    """Takes a batch of any size and runs its child in pieces of at most `max`, one after the
-    other.
-    """
+    """Takes a batch of any size and runs its child in pieces of at most `max` rows, in order."""
 
     parameters = MaxParams
 

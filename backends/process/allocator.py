@@ -16,8 +16,7 @@ MMAP_ABOVE_BYTES = 32 << 20
 
 
 def keep_memory() -> None:
-    """Don't give pixels back to the kernel after every image: it clears each page it hands out
-    again.
+    """Don't give pixels back to the kernel after every image: it clears each page again.
 
     Decoding and resizing a photograph of 640x427 touches 169 pages: 1.57 ms instead of 2.05. Does
     nothing if the C library is not glibc.

@@ -1,5 +1,6 @@
-"""Messages between a process executor and its child, pickled into memfd files, announced by a
-socket.
+"""Messages between a process executor and its child: pickled, in memfd files.
+
+A socket announces each message.
 
 Each side writes a message at the start of its own memfd, then sends its position and size through
 the socket: the bell. Neither writes again before the other has answered. So no message is ever read
@@ -193,9 +194,7 @@ def _tensor(content: np.ndarray, dtype: Any, shape: tuple[int, ...]) -> Any:
 
 
 class _Reader:
-    """The file that an unpickler reads from. `readinto` brings large bytes without a second
-    copy.
-    """
+    """The file that an unpickler reads from. `readinto` brings large bytes in one copy."""
 
     def __init__(self, file: int, position: int, end: int) -> None:
         self._file = file

@@ -1,5 +1,4 @@
-"""A backend that runs in a process of its own (`executor = "process"`), for Python that holds the
-GIL.
+"""A backend in a process of its own (`executor = "process"`), for Python that holds the GIL.
 
 An executor's thread runs this proxy like any backend. It waits in `recv`, without the GIL, while
 the child works (worker.py).
@@ -38,8 +37,9 @@ _THREADS = (
     "NUMEXPR_NUM_THREADS",
     "OPENCV_FOR_THREADS_NUM",
 )
-"""Set to 1 each, unless the environment sets them: `instance_num` decides how many processors a
-node uses.
+"""Set to 1 each, unless the environment sets them.
+
+`instance_num` decides how many processors a node uses.
 """
 
 

@@ -1,5 +1,4 @@
-"""The messages between a process executor and its child: an order to load, then batches and
-answers.
+"""The messages between a process executor and its child: an order, then batches and answers.
 
 parent                      child
 Order                   →   imports, init, warm_up

@@ -130,7 +130,8 @@ def test_onnx_shows_assembly_and_run(tmp_path: Path) -> None:
         tmp_path / "double.onnx",
     )
     backend = OnnxTensor()
-    backend.init(OnnxParams(model=str(tmp_path / "double.onnx")), Context(node="a", max=4))
+    params = OnnxParams.model_validate({"model": str(tmp_path / "double.onnx")})
+    backend.init(params, Context(node="a", max=4))
     batch: list[Item] = [{"data": np.full((1, 3), number, np.float32)} for number in range(3)]
     recording = timeline.Recording()
     with timeline.record(recording):

@@ -171,7 +171,7 @@ class TorchEngine(Backend):
             logger.info(
                 "%s: no CUDA graph for batches of %d: the outputs do not have one row for each row "
                 "of the inputs",
-                self._half.who,
+                self._half.owner,
                 rows,
             )
 

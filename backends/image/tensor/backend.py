@@ -1,5 +1,4 @@
-"""The common part of all torch image backends: their device, which tensors are images, base
-classes.
+"""The common part of all torch image backends: their device and their base classes.
 
 torch is imported when a backend is initialised, not before: a file that uses them can be checked
 without it. operations.py, which imports torch, has what they do with pixels.

@@ -1,6 +1,4 @@
-"""Image tensors cut, bordered and warped. The box, the border or the matrix may come with the
-item.
-"""
+"""Image tensors cut, bordered and warped. The item may bring the box, border or matrix."""
 
 from __future__ import annotations
 

@@ -68,9 +68,7 @@ class LoadTensor(TensorBackend):
     parameters: ClassVar[type[Params] | None] = LoadTensorParams
 
     def init(self, params: LoadTensorParams, context: Context) -> None:
-        """Raises BackendError if the file is missing or holds anything but a tensor or a list
-        of them.
-        """
+        """Raises BackendError if the file is missing or holds other things than tensors."""
         super().init(params, context)
         import torch
 

@@ -111,7 +111,7 @@ def test_buffers_of_varying_sizes_are_bounded_and_those_of_graphs_stay() -> None
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
             MemoryError,
-            "who: out of memory on cpu while at it: .* torch says: .*2 GiB",
+            "owner: out of memory on cpu while at it: .* torch says: .*2 GiB",
         ),
         (
             RuntimeError(
@@ -130,7 +130,7 @@ def test_buffers_of_varying_sizes_are_bounded_and_those_of_graphs_stay() -> None
         (
             RuntimeError("failed in TorchScript:\nCUDA error: device-side assert triggered"),
             DeviceError,
-            "who: cpu failed while at it: CUDA error: device-side",
+            "owner: cpu failed while at it: CUDA error: device-side",
         ),
         (
             RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
@@ -145,7 +145,7 @@ def test_buffers_of_varying_sizes_are_bounded_and_those_of_graphs_stay() -> None
 def test_errors_of_torch_are_translated(
     error: Exception, kind: type[Exception], message: str
 ) -> None:
-    with pytest.raises(kind, match=message) as caught, device_errors("who", CPU, "at it"):
+    with pytest.raises(kind, match=message) as caught, device_errors("owner", CPU, "at it"):
         raise error
     assert type(caught.value) is kind
 
@@ -157,7 +157,7 @@ def test_more_memory_than_the_machine_has() -> None:
             match=r"[\d,]+ MiB of [\d,]+ are free; "
             "torch says: .*you tried to allocate 281474976710656 bytes",
         ),
-        device_errors("who", CPU, "at it"),
+        device_errors("owner", CPU, "at it"),
     ):
         torch.zeros(1 << 46)
 

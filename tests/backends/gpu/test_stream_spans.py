@@ -23,9 +23,7 @@ from ..trace_events import Shown
 
 
 class StandInEvent:
-    """Stands in for torch.cuda.Event: takes its time when recorded, as if the device worked at
-    once.
-    """
+    """Stands in for torch.cuda.Event: takes its time as soon as it is recorded."""
 
     now = 0.0  # milliseconds
     made = 0

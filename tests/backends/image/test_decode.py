@@ -259,9 +259,7 @@ def test_truncated(photo: Any, kind: str, fraction: float) -> None:
 
 
 def test_an_older_opencv_that_hides_truncation(photo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenCV before 5 fills the missing part with grey. The end mark is searched before it
-    decodes.
-    """
+    """OpenCV before 5 fills the missing part with grey, so the end mark is searched first."""
     grey = np.full((427, 640, 3), 128, np.uint8)
     monkeypatch.setattr(cv2, "imdecode", lambda *_: grey)
     for kind, cut in (("JPEG", 2), ("JPEG", 5000), ("PNG", 12), ("PNG", 5000)):

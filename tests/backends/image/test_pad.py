@@ -223,8 +223,8 @@ def test_inverse_trans_there_and_back(
     left, top = columns.min(), rows.min()
     width, height = columns.max() + 1 - left, rows.max() + 1 - top
     for x, y in (box[:2], box[2:], (0, 0), (image.shape[1], image.shape[0])):
-        there = left + x * width / image.shape[1], top + y * height / image.shape[0]
-        assert item["inverse_trans"](*there) == pytest.approx((x, y), abs=1e-6)
+        placed = left + x * width / image.shape[1], top + y * height / image.shape[0]
+        assert item["inverse_trans"](*placed) == pytest.approx((x, y), abs=1e-6)
     if cls is ResizeCenterPadMat:
         assert item["inverse_trans"](-1000, -1000) == (0, 0)
         assert item["inverse_trans"](1000, 1000) == (image.shape[1], image.shape[0])
@@ -250,8 +250,8 @@ def test_scale_and_offset_there_and_back(
     # The size is rounded to whole pixels, at least one, so the scale is off by at most that.
     tolerance = 0.5001 / scale if min(image.shape[:2]) * scale >= 0.5 else 1 / scale
     for x, y in (box[:2], box[2:], (0, 0), (image.shape[1], image.shape[0])):
-        there = left + x * width / image.shape[1], top + y * height / image.shape[0]
-        back = (there[0] - left) / scale, (there[1] - top) / scale
+        placed = left + x * width / image.shape[1], top + y * height / image.shape[0]
+        back = (placed[0] - left) / scale, (placed[1] - top) / scale
         assert back == pytest.approx((x, y), abs=tolerance)
         again = back[0] * scale + left, back[1] * scale + top
-        assert again == pytest.approx(there, abs=1e-6)
+        assert again == pytest.approx(placed, abs=1e-6)

@@ -1,6 +1,4 @@
-"""Resizing: fixed sizes and those of the image or the request, against OpenCV; Pillow's bit by
-bit.
-"""
+"""Resizing, against OpenCV, and PillowResizeMat bit by bit against Pillow."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_probabilities_stay_as_they_are() -> None:
     assert classify(np.array([[0.25, 0.5, 0.25]]), make(softmax=False))["score"] == 0.5
 
 
-def test_labels_beside_the_pipelines_file(animals: Path) -> None:
+def test_labels_are_relative_to_the_pipelines_file(animals: Path) -> None:
     answer = classify(np.array([[0, 0, 9.0]]), make(animals, labels="labels.txt"))
     assert answer["label"] == "Äffin" and "top" not in answer
     assert classify(np.array([[0, 9.0, 0]]), make(animals, labels="labels.txt"))["label"] == "dog"

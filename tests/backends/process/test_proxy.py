@@ -1,6 +1,4 @@
-"""The proxy on an executor's thread and its child: start, work, death, end, and nothing left
-over.
-"""
+"""The proxy and its child: start, work, death, end, and nothing left over."""
 
 from __future__ import annotations
 

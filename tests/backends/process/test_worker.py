@@ -272,7 +272,7 @@ def test_exceptions_keep_kind_name_and_text(
     assert isinstance(rebuilt, kind)
     assert type(rebuilt).__name__ == name
     assert str(rebuilt).startswith(text) and (text or not str(rebuilt))
-    assert rebuilt.penstock_backend == "Backend"
+    assert rebuilt.penstock_backend == "Backend"  # type: ignore[attr-defined]  # a note of ours
     assert isinstance(rebuilt, ValueError) == isinstance(error, ValueError)
     if type(error) in {ValueError, InvalidInput, TooLarge, DeviceError, MemoryError}:
         assert type(rebuilt) is type(error)
@@ -311,8 +311,9 @@ def test_an_error_in_an_item_survives() -> None:
         item, "process 7"
     )
     assert isinstance(item["error"], InvalidInput) and str(item["error"]) == "3 and 4"
-    Change.between({}, {"error": "only text"}).apply(item, "")
-    assert item["error"] == "only text"
+    other: Item = {}
+    Change.between({}, {"error": "only text"}).apply(other, "")
+    assert other["error"] == "only text"
 
 
 # orders

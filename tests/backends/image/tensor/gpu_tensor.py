@@ -135,9 +135,7 @@ def test_decoded_on_the_gpu(
 
 
 def test_a_batch_at_once(photo: Any) -> None:
-    """The same as one by one: JPEGs of two sizes, a PNG, a turned one, and bytes that are no
-    image.
-    """
+    """A batch gives the same as one by one, with files of every kind in it."""
     turned = Image.Exif()
     turned[0x0112] = 6
     files = [

@@ -1,6 +1,4 @@
-"""Torch backends: their device, their errors without torch, and torchpipe's first pipeline
-without a GPU.
-"""
+"""Torch backends: their device, and their errors without torch or without a GPU."""
 
 from __future__ import annotations
 
@@ -158,9 +156,7 @@ def test_a_missing_gpu(no_gpu: Any) -> None:
 
 @pytest.fixture
 def together(make: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Make a backend on the CPU that works as on a GPU. Return it, and the batch size of each
-    call.
-    """
+    """Make a backend on the CPU that works as on a GPU. Return it and the size of each call."""
 
     def together(cls: Any, **params: Any) -> Any:
         backend = make(cls, **params)

@@ -153,7 +153,7 @@ def test_a_move_by_whole_pixels_keeps_the_values(run_tensor: Any, tensor: Any) -
 
 def test_the_way_back(run_tensor: Any, tensor: Any) -> None:
     inverse = cv2.invertAffineTransform(MATRIX)
-    there = run_tensor(
+    warped = run_tensor(
         WarpAffineTensor, tensor, {"affine_matrix": MATRIX}, target_h=300, target_w=500
     )["result"]
     back = run_tensor(
@@ -164,7 +164,7 @@ def test_the_way_back(run_tensor: Any, tensor: Any) -> None:
         target_w=500,
         inverse=True,
     )["result"]
-    assert (there.int() - back.int()).abs().max() <= 1
+    assert (warped.int() - back.int()).abs().max() <= 1
 
 
 def test_the_size_of_the_item(run_tensor: Any, tensor: Any) -> None:

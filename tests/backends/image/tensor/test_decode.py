@@ -1,6 +1,4 @@
-"""DecodeTensor: on the CPU, and which files nvJPEG gets and what happens to those that it
-refuses.
-"""
+"""DecodeTensor on the CPU, the files that nvJPEG gets, and those that it refuses."""
 
 from __future__ import annotations
 
@@ -138,9 +136,7 @@ def test_wrong_parameters_are_a_load_error(make: Any, params: dict[str, Any]) ->
 
 
 def adobe_rgb(photo: Any) -> Any:
-    """A JPEG with channels red, green and blue: Adobe's marker says that nothing was
-    transformed.
-    """
+    """A JPEG with channels red, green and blue, which Adobe's marker calls untransformed."""
     encoded = encode(photo, "JPEG", keep_rgb=True)
     assert checked_header(encoded, 10**9).info["adobe_transform"] == 0
     return encoded

@@ -41,9 +41,7 @@ def test_resizing_by_torch_is_as_by_opencv(
 
 
 def exact(photo: Any, inverse: Any, height: int, width: int, fill: Any) -> Any:
-    """Compute the definition in double precision: bilinear between pixel centres at whole
-    numbers.
-    """
+    """Warp by the definition, in double precision: bilinear between pixel centres."""
     y, x = np.mgrid[:height, :width].astype(float)
     at_x = inverse[0][0] * x + inverse[0][1] * y + inverse[0][2]
     at_y = inverse[1][0] * x + inverse[1][1] * y + inverse[1][2]
