@@ -1,4 +1,4 @@
-"""The graph of a pipeline that runs: its nodes and composites, joined as the plan says, and how items enter it."""
+"""The graph of a running pipeline: its nodes and composites, and how requests enter it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ FAN_OUTS: dict[type, type[FanOut]] = {
 
 
 class RunningGraph:
-    """`nodes` have executors; `composites` wait for them on the loop."""
+    """The nodes of a pipeline, joined as its plan says.
+
+    `nodes` have executors. `composites` wait for other nodes, on the loop.
+    """
 
     def __init__(
         self,
@@ -49,7 +52,7 @@ class RunningGraph:
         self._entry_points = plan.entry_points
         self._max_rounds = config.max_rounds
         self._closed = False
-        workers: dict[str, RunningNode] = {}
+        running: dict[str, RunningNode] = {}
         self.composites: list[CompositeNode] = []
         nodes: list[Node] = []
         for name, node in config.nodes.items():
@@ -57,18 +60,18 @@ class RunningGraph:
                 continue
             cls = node.groups[0].spec.cls
             if issubclass(cls, Logic):
-                where = Context(pipeline=config.name, node=name, directory=config.directory)
-                workers[name] = logic = LogicNode(node, loop, clock, caller, where)
+                context = Context(pipeline=config.name, node=name, directory=config.directory)
+                running[name] = logic = LogicNode(node, loop, clock, caller, context)
                 self.composites.append(logic)
             elif cls in FAN_OUTS:
-                workers[name] = fan_out = self._fan_out(cls, node, plan)
+                running[name] = fan_out = self._fan_out(cls, node, plan)
                 self.composites.append(fan_out)
             else:
-                workers[name] = executing = Node(node, config, loop, clock, on_batch)
+                running[name] = executing = Node(node, config, loop, clock, on_batch)
                 nodes.append(executing)
         self.nodes = tuple(nodes)
         for plan_node in plan.nodes.values():
-            plan_node.node = workers[plan_node.config.shares or plan_node.name]
+            plan_node.node = running[plan_node.config.shares or plan_node.name]
 
     def _fan_out(self, cls: type, config: NodeConfig, plan: Plan) -> FanOut:
         root = plan.nodes[config.name]
@@ -85,9 +88,9 @@ class RunningGraph:
         )
 
     async def start(self) -> None:
-        """Raises `BackendError` for the first backend that can't be loaded."""
-        workers: tuple[Node | CompositeNode, ...] = (*self.nodes, *self.composites)
-        starting = [asyncio.ensure_future(worker.start()) for worker in workers]
+        """Load all backends. Raises `BackendError` for the first that can't be loaded."""
+        nodes: tuple[Node | CompositeNode, ...] = (*self.nodes, *self.composites)
+        starting = [asyncio.ensure_future(node.start()) for node in nodes]
         try:
             await asyncio.gather(*starting)
         except BaseException:
@@ -109,11 +112,13 @@ class RunningGraph:
             node.refuse_queued(reason)
 
     async def close(self, timeout: float) -> None:
+        """Fail what is left with `NotReady`, and end the threads within `timeout` seconds."""
         self._closed = True
-        workers: tuple[Node | CompositeNode, ...] = (*self.composites, *self.nodes)
-        # All at once: had one closed before another is told, something could go from this to that, where nobody would answer it.
+        nodes: tuple[Node | CompositeNode, ...] = (*self.composites, *self.nodes)
+        # All are abandoned before any is closed. Otherwise an item could go from a node that still
+        # runs to one that is closed, and would never be answered.
         self.abandon(f"pipeline {self._name!r} is closed")
-        await asyncio.gather(*[worker.close(timeout) for worker in workers])
+        await asyncio.gather(*[node.close(timeout) for node in nodes])
 
     def enter(self, entry_point: EntryPoint, request: Run, now: float) -> Submission:
         """Start a run. `now` is in seconds."""
@@ -151,7 +156,10 @@ class RunningGraph:
 
     @staticmethod
     def trace_of(entry: Entry) -> Trace | None:
-        """The trace of a part of what waits; None where it is not traced, or has enough of them."""
+        """Return the trace for one more part of a waiting entry.
+
+        None if the entry is not traced, or has traced enough parts.
+        """
         if not isinstance(entry, NodeVisit) or entry.run.trace is None:
             return None
         return entry.run.trace.part(entry.plan_node.name)

@@ -1,5 +1,6 @@
-"""Nodes that wait for other nodes, on the loop and without an executor: what Jump, MapReduce (fan_out.py) and Python logic (logic.py)
-have in common.
+"""Nodes that wait for other nodes, on the loop and without an executor.
+
+Here is what Jump, MapReduce and CopySplit (fan_out.py) share with Python logic (logic.py).
 """
 
 from __future__ import annotations
@@ -17,15 +18,19 @@ from ..node.statistics import NodeStatistics
 from ..runs.inside import Inside
 
 MAX_DEPTH = 64
-"""How deep nodes may enter graphs from within graphs (jumps can't run in a ring; Python logic that calls itself can)."""
-
+"""How deep graphs may enter one another. Jumps can't form a ring; Python logic may call itself."""
 
 MAX_RETURNS = 4_000
-"""How often a request may enter composites that it is inside of already: a ring that also branches grows faster than it gets deep."""
+"""How often a request may enter composites that it is inside of already. A ring that also branches
+grows faster than it gets deep, so `MAX_DEPTH` alone would stop it too late."""
 
 
 class CompositeNode:
-    """Who waits here, and until when. `waiting`: what stops the work on an entry's behalf."""
+    """A node whose items wait for runs that it starts.
+
+    `waiting` has, for each entry that waits here, its batch and a function that stops the work on
+    its behalf.
+    """
 
     def __init__(
         self, config: NodeConfig, loop: asyncio.AbstractEventLoop, clock: Callable[[], float]
@@ -36,7 +41,8 @@ class CompositeNode:
         self.waiting: dict[Entry, tuple[Batch, Callable[[], object]]] = {}
         self._loop = loop
         self._clock = clock
-        self._context = contextvars.Context()  # empty: nothing here inherits a request's variables
+        # Empty: nothing here inherits the variables of a request.
+        self._context = contextvars.Context()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
 
@@ -44,10 +50,12 @@ class CompositeNode:
         return f"<{type(self).__name__} {self.name}: {len(self.waiting)} waiting>"
 
     async def start(self) -> None:
-        """Load what is needed."""
+        """Load what the node needs."""
 
     async def close(self, timeout: float) -> None:
-        """Stop what works here; `timeout` seconds are for it to end. Nothing waits any more (`abandon`)."""
+        """Stop what works here; it has `timeout` seconds to end. `abandon` was called before, so no
+        entry waits any more.
+        """
         if self._timer is not None:
             self._timer.cancel()
 
@@ -58,45 +66,52 @@ class CompositeNode:
             entry.fail(NotReady(reason))
 
     def enqueue(self, entry: Entry, now: float) -> None:
+        """Start the work on behalf of an entry. The entry ends later, never before this returns."""
         entry.enqueued = now
         batch = Batch(self.name, self, [entry], entry.size, now)
         inside = Inside.of(entry)
         if self in inside.composites:
             inside.returns[0] += 1
         if inside.depth >= MAX_DEPTH or inside.returns[0] > MAX_RETURNS:
-            found = (
+            extent = (
                 f"{MAX_DEPTH} deep"
                 if inside.depth >= MAX_DEPTH
                 else f"more than {MAX_RETURNS:,} times within one request"
             )
-            reason = f"node {self.name!r}: graphs enter one another {found}; does some Python logic call itself?"
-            self.end_soon(entry, batch, BackendError(reason))
+            reason = f"graphs enter one another {extent}; does some Python logic call itself?"
+            self.end_soon(entry, batch, BackendError(f"node {self.name!r}: {reason}"))
             return
         self.begin(entry, batch, inside.deeper(self))
         if entry.deadline < self._timer_at:
             self._set_timer(entry.deadline, now)
 
     def begin(self, entry: Entry, batch: Batch, inside: Inside) -> None:
-        """Start the work on `batch.outcomes[0]`, the node's own copy of the item; it ends in `end`, later. `inside`: of runs it starts."""
+        """Start the work on `batch.outcomes[0]`, the node's own copy of the item.
+
+        It ends later, with a call of `end`. `inside` is what the runs are inside of that it starts.
+        """
         raise NotImplementedError
 
     def end_soon(self, entry: Entry, batch: Batch, outcome: Outcome) -> None:
-        """There is nothing to wait for; but whoever queued the entry is told later."""
+        """End an entry that has nothing to wait for at the loop's next turn: `enqueue` may not."""
         self.waiting[entry] = batch, lambda: None
         self._loop.call_soon(self.end, entry, outcome, context=self._context)
 
     def end(self, entry: Entry, outcome: Outcome) -> None:
-        """The work on an entry has ended: hand it on. Nothing happens where nobody waits for it any more."""
+        """End an entry whose work has ended. Does nothing if the entry does not wait any more."""
         batch = self._settle(entry)
         if batch is not None:
             entry.finish(outcome, batch, batch.ended)
 
     def _settle(self, entry: Entry) -> Batch | None:
-        """Count an entry whose work has ended, and take it from those that wait."""
-        found = self.waiting.pop(entry, None)
-        if found is None:
+        """Count an entry whose work has ended, and remove it from those that wait.
+
+        Returns its batch, None if the entry did not wait any more.
+        """
+        waiting = self.waiting.pop(entry, None)
+        if waiting is None:
             return None
-        batch = found[0]
+        batch, _ = waiting
         batch.ended = self._clock()
         self.statistics.observe_batch(batch)
         batch.entries.clear()
@@ -104,11 +119,12 @@ class CompositeNode:
         return batch
 
     def discard(self, entry: Entry) -> None:
-        """The caller left: stop the work on its behalf."""
-        found = self.waiting.pop(entry, None)
-        if found is not None:
+        """Stop the work on behalf of an entry whose caller left."""
+        waiting = self.waiting.pop(entry, None)
+        if waiting is not None:
+            _, stop = waiting
             self.statistics.outcomes["cancelled"] += 1
-            found[1]()
+            stop()
 
     def _set_timer(self, at: float, now: float) -> None:
         if self._timer is not None:
@@ -118,14 +134,18 @@ class CompositeNode:
         self._timer = self._loop.call_later(delay, self._expire, context=self._context)
 
     def _expire(self) -> None:
-        """Rule 5: who waits is answered at the deadline, whatever the parts do."""
+        """Fail the entries whose deadline has come, whatever their parts do.
+
+        docs/explanation/scheduling.md, rule 5.
+        """
         self._timer = None
         self._timer_at = NEVER
         now = self._clock()
         for entry in [entry for entry in self.waiting if entry.deadline <= now]:
-            found = self.waiting.pop(entry, None)
-            if found is not None:  # else: another one's end has ended it
-                found[1]()
+            waiting = self.waiting.pop(entry, None)
+            if waiting is not None:  # None: the end of another entry has ended it
+                _, stop = waiting
+                stop()
                 self.statistics.outcomes["expired"] += 1
                 entry.fail(
                     DeadlineExceeded(

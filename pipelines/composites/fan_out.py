@@ -1,9 +1,10 @@
 """Nodes that send an item, or the parts of it, through another graph: Jump, MapReduce, CopySplit.
 
-Each part is a run of its own through the graph that starts at `jump`. Of one node's parts at most 2 x `max` queue there at a time,
-and the items whose parts they are take turns: a small item waits for no large one. A batch that starts there makes room for the next
-parts at once, so that executors never wait for them. (Python logic among the parts may send more items here, and wait for them: those
-have room of their own.)
+Each part is a run of its own through the graph that starts at `jump`. At most 2 x `max` parts of
+one node queue there at a time, and the items that they belong to take turns, so a small item does
+not wait for a large one. A batch that starts there makes room for the next parts at once, so that
+executors never wait for them. Python logic among the parts may send more items here and wait for
+them: those have room of their own (`Lane`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ Start = Callable[[EntryPoint, Run, Entry, float], Submission]
 
 
 class FanOutPart:
-    """One part of an item, and the future that its run knows: what it is told goes to the parent without a turn of the loop."""
+    """One part of an item. Its run uses it as the future of the request.
+
+    It reports to the parent at once; a future of asyncio would take a turn of the loop.
+    """
 
     __slots__ = ("ended", "index", "inside", "parent", "queued", "run")
 
@@ -42,7 +46,7 @@ class FanOutPart:
         self.index = index
         self.inside = parent.inside
         self.ended = False
-        self.queued = True  # at the node that it enters
+        self.queued = True  # at the node where it enters
         self.run: Submission | None = None
 
     def done(self) -> bool:
@@ -59,7 +63,10 @@ class FanOutPart:
 
 
 class Parent:
-    """An item that has become parts. `pieces`: what each part has in place of the item's own."""
+    """An item that was split into parts. Each part has one of `pieces` under `key`.
+
+    `sent` counts the parts that were started, `left` those that have not ended.
+    """
 
     __slots__ = (
         "answers",
@@ -89,7 +96,7 @@ class Parent:
         self.node = node
         self.lane = lane
         self.entry = entry
-        self.inside = inside  # of the parts
+        self.inside = inside  # what the parts are inside of
         self.item = item
         self.key = key
         self.pieces = pieces
@@ -100,9 +107,10 @@ class Parent:
 
 
 class Lane:
-    """The items of one depth that have parts left to send, and how many of their parts queue.
+    """The items of one depth with parts left to send, and the number of their parts that queue.
 
-    One for each depth: were there only one, parts that wait for parts of their own at the same node could take all the room.
+    Each depth has a lane. With one lane for all, parts that wait for parts of their own at the same
+    node could take all the room.
     """
 
     __slots__ = ("queued", "turns")
@@ -113,7 +121,10 @@ class Lane:
 
 
 class FanOut(CompositeNode):
-    """A composite that sends parts through the graph at `entry_point`; what the subclasses say is how to split and how to merge."""
+    """A composite that sends parts through the graph at `entry_point`.
+
+    Subclasses define how an item is split and how the answers are merged.
+    """
 
     def __init__(
         self,
@@ -135,7 +146,7 @@ class FanOut(CompositeNode):
 
     @property
     def queued(self) -> int:
-        """Parts that queue at the entry point."""
+        """The number of parts that queue at the entry point."""
         return sum(lane.queued for lane in self._lanes.values())
 
     async def start(self) -> None:
@@ -144,19 +155,19 @@ class FanOut(CompositeNode):
             target.watch_starts(self._batch_started)
 
     def split(self, item: Item) -> tuple[str, Sequence[Any]]:
-        """The key that is taken apart, and its pieces."""
+        """Return the key that is split, and its pieces."""
         raise NotImplementedError
 
     def largest(self, item: Item, entry: Entry, pieces: Sequence[Any]) -> int:
-        """The rows of the largest part."""
+        """Return the rows of the largest part."""
         return entry.size
 
     def set_size(self, item: Item, entry: Entry, piece: Any) -> int:
-        """The rows of a part; its `request_size` says the same."""
+        """Set the `request_size` of a part, and return its rows."""
         return entry.size
 
     def merge(self, item: Item, answers: list[Item]) -> Item:
-        """The outcome, of the node's copy of the item and the parts' final items."""
+        """Return the node's copy of the item, with the final items of the parts merged in."""
         raise NotImplementedError
 
     def begin(self, entry: Entry, batch: Batch, inside: Inside) -> None:
@@ -170,7 +181,7 @@ class FanOut(CompositeNode):
         if not len(pieces):
             self.end_soon(entry, batch, self._merged(item, []))
             return
-        for node in self._entry_point.nodes:  # admission counts what a request will cost there
+        for node in self._entry_point.nodes:  # admission estimates the cost of a request by this
             node.parts_per_item = node.inflow.observe(self, self._root, len(pieces))
         lane = self._lanes[inside.depth]
         parent = Parent(self, entry, item, key=key, pieces=pieces, inside=inside, lane=lane)
@@ -179,20 +190,20 @@ class FanOut(CompositeNode):
         self._feed(entry.enqueued)
 
     def _check(self, item: Item, entry: Entry, pieces: Sequence[Any]) -> None:
-        """Raises where the graph at the entry point could not take the parts."""
+        """Raise if the graph at the entry point can't take the parts."""
         if "data" not in item:
-            raise BackendError(
-                f"node {self.name!r}: the item has no 'data'; its keys are {', '.join(sorted(map(str, item)))}"
-            )
+            raise BackendError(f"node {self.name!r}: the item has no 'data'; {_keys_of(item)}")
         if len(pieces):
             rows = self.largest(item, entry, pieces)
             for node in self._entry_point.nodes:
                 if rows > node.scheduler.max:
-                    reason = f"a part has {rows} rows (request_size), and node {node.name!r} takes at most {node.scheduler.max}"
-                    raise InvalidRequest(f"node {self.name!r}: {reason}")
+                    raise InvalidRequest(
+                        f"node {self.name!r}: a part has {rows} rows (request_size), node "
+                        f"{node.name!r} takes at most {node.scheduler.max}"
+                    )
 
     def _feed(self, now: float) -> None:
-        """Send parts while there is room, of each parent one in turn."""
+        """Send parts while there is room. The parents take turns."""
         target = self._entry_point.root.node
         room = 2 * (target.scheduler.max if isinstance(target, Node) else DEFAULT_MAX)
         for lane in self._lanes.values():
@@ -224,7 +235,7 @@ class FanOut(CompositeNode):
         self._feed(batch.started)
 
     def part_ended(self, part: FanOutPart, outcome: Item | BaseException) -> None:
-        """By an answer, a failure, or its deadline."""
+        """Take the answer or the failure of a part."""
         if part.done():
             return
         parent = part.parent
@@ -258,7 +269,10 @@ class FanOut(CompositeNode):
         return failure
 
     def _fail(self, parent: Parent, error: BaseException) -> None:
-        """A part failed, and with it the item; its other parts are dropped. An input that can't be read is the item's soft failure."""
+        """Fail an item of which a part failed, and drop its other parts.
+
+        The soft failure of a part is the item's soft failure.
+        """
         self._stop(parent)
         self.end(
             parent.entry,
@@ -273,9 +287,8 @@ class FanOut(CompositeNode):
             self._forget(part)
             if run is not None:
                 run.drop()
-        if any(
-            lane.turns for lane in self._lanes.values()
-        ):  # at the loop's next turn: this may be inside a walk through what would be fed
+        if any(lane.turns for lane in self._lanes.values()):
+            # At the loop's next turn: the caller may be iterating over the queue that this feeds.
             self._loop.call_soon(self._feed_later, context=self._context)
 
     def _feed_later(self) -> None:
@@ -291,7 +304,7 @@ class FanOut(CompositeNode):
 
 
 class JumpNode(FanOut):
-    """One part: the item itself."""
+    """Sends the item itself, as its only part."""
 
     def split(self, item: Item) -> tuple[str, Sequence[Any]]:
         return "data", (item["data"],)
@@ -301,13 +314,14 @@ class JumpNode(FanOut):
 
 
 class MapReduceNode(FanOut):
+    """Sends each element of one key, and collects keys of the answers into lists."""
+
     params: MapReduceParams
 
     def split(self, item: Item) -> tuple[str, Sequence[Any]]:
         key = self.params.split
-        return key, list(
-            self.elements(item, key)
-        )  # now, so that what fails here is this item's failure
+        # The elements are read now, so that an exception fails this item only.
+        return key, list(self.elements(item, key))
 
     def largest(self, item: Item, entry: Entry, pieces: Sequence[Any]) -> int:
         return 1
@@ -317,15 +331,18 @@ class MapReduceNode(FanOut):
         return 1
 
     def elements(self, item: Item, key: str) -> Sequence[Any]:
+        """Return what is split: a list, a tuple, or an array by its first axis."""
         if key not in item:
             raise BackendError(
-                f"node {self.name!r}: it splits {key!r}, which the item has not; its keys are {', '.join(sorted(map(str, item)))}"
+                f"node {self.name!r}: it splits {key!r}, but the item has no such key; "
+                f"{_keys_of(item)}"
             )
         value = item[key]
         if not isinstance(value, (list, tuple)) and not getattr(value, "shape", ()):
             kind = type(value).__name__
             raise BackendError(
-                f"node {self.name!r}: it splits {key!r}, which is {kind}; expected a list, a tuple or an array"
+                f"node {self.name!r}: it splits {key!r}, which is {kind}; expected a list, a "
+                "tuple or an array"
             )
         return value  # type: ignore[no-any-return]
 
@@ -333,14 +350,15 @@ class MapReduceNode(FanOut):
         for key in self.params.merge:
             for index, answer in enumerate(answers):
                 if key not in answer:
-                    raise BackendError(
-                        f"node {self.name!r}: part {index} of {len(answers)} has no {key!r} to merge"
-                    )
+                    missing = f"part {index} of {len(answers)} has no {key!r} to merge"
+                    raise BackendError(f"node {self.name!r}: {missing}")
             item[key] = [answer[key] for answer in answers]
         return item
 
 
 class CopySplitNode(MapReduceNode):
+    """Sends pieces of `data`, and joins the results."""
+
     params: CopySplitParams  # type: ignore[assignment]
 
     def split(self, item: Item) -> tuple[str, Sequence[Any]]:
@@ -368,14 +386,21 @@ class CopySplitNode(MapReduceNode):
         return item
 
 
+def _keys_of(item: Item) -> str:
+    return f"its keys are {', '.join(sorted(map(str, item)))}"
+
+
 def concatenated(results: list[Any]) -> Any:
-    """Lists and tuples one after another, arrays and tensors along their first axis; anything else as a list."""
+    """Join lists and tuples to a list, arrays and tensors along their first axis.
+
+    Other results are returned as they are, in a list.
+    """
     if not results or not all(
         isinstance(result, (list, tuple)) or getattr(result, "shape", ()) for result in results
     ):
         return results
     if all(isinstance(result, (list, tuple)) for result in results):
-        return [each for result in results for each in result]
+        return [element for result in results for element in result]
     if type(results[0]).__module__ == "torch":
         import torch
 

@@ -1,7 +1,8 @@
 """Python logic: a node that is a user's `async def forward(item, call)`, run as a task on the loop.
 
-It holds no executor, so it may wait for other nodes: `await call("node", item)` queues the item there as any request would, with the
-deadline, the priority and the fate of the item on whose behalf it is.
+It holds no executor, so it may wait for other nodes. `await call("node", item)` queues an item
+there like a request, with the deadline and the priority of the item that the logic works on. The
+call ends when that item ends.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, overload
 
 from penstock.backends.base import Context
-from penstock.backends.errors import (  # fmt: skip
+from penstock.backends.errors import (
     BackendError,
     DeadlineExceeded,
     InvalidInput,
@@ -36,11 +37,12 @@ from .composite import CompositeNode
 logger = logging.getLogger("penstock.node")
 
 PASSED_ON = (BackendError, DeadlineExceeded, NotReady, Overloaded, QueueFull)
-"""Failures of what was called that are the caller's too. Others are the logic's own mistakes (a call of a node that is not there)."""
+"""Failures of a call that are the item's failures too. Other exceptions are mistakes of the logic
+itself, such as a call of a node that does not exist."""
 
 
 class CallFuture(asyncio.Future[Item]):
-    """The future of a run that some logic called."""
+    """The future of a run that Python logic called."""
 
     inside: Inside
 
@@ -58,12 +60,15 @@ class CalledPipeline(Protocol):
         timeout: float | None,
         priority: int | None,
     ) -> Submission:
-        """Start a run on behalf of `entry`. Raises what a pipeline's call raises at once, and `NotFound`."""
+        """Start a run on behalf of `entry`.
+
+        Raises what the call of a pipeline raises at once, and `NotFound`.
+        """
         ...
 
 
 class NodeCaller:
-    """Calls other nodes, and pipelines, on behalf of one item.
+    """Calls other nodes and pipelines on behalf of one item.
 
     ```python
     async def forward(item, call):
@@ -91,7 +96,7 @@ class NodeCaller:
 
     @property
     def deadline(self) -> float:
-        """When the request's time is up; seconds of `time.monotonic()`."""
+        """The deadline of the request, in seconds of `time.monotonic()`."""
         return self._entry.deadline
 
     @overload
@@ -120,14 +125,17 @@ class NodeCaller:
         timeout: float | None = None,
         priority: int | None = None,
     ) -> Item | list[Item]:
-        """Run an item, or a list of items as one call, through the graph that starts at a node; new dicts come back.
+        """Run an item, or a list of items as one call, through the graph that starts at a node.
+        Return new dicts.
 
-        `name`: a node of this pipeline (its filter and `map` don't apply: it is entered), another pipeline, or a node of another one
-        (`pipeline/node`); where that streams, the list of its parts comes back. `timeout`: seconds, if that is sooner than the
-        request's own deadline. `priority`: 1 is the highest; the request's own where it is not given.
+        `name`: a node of this pipeline (the item enters there, so its filter and `map` don't
+        apply), another pipeline, or a node of another one (`pipeline/node`). A graph that streams
+        returns the list of its parts. `timeout`: seconds, at most until the deadline of the
+        request. `priority`: 1 is the highest; that of the request if it is not given.
 
-        Raises as `await pipeline(item)` does: `InvalidInput` for a soft failure (in a list it stays with its item, as `error`),
-        `NotFound`, `MissingData`, `DeadlineExceeded`, `BackendError`.
+        Raises what `await pipeline(item)` raises: `InvalidInput` for a soft failure (in a list it
+        stays with its item, as `error`), `NotFound`, `MissingData`, `DeadlineExceeded`,
+        `BackendError`.
         """
         if type(item) is not dict and isinstance(item, (list, tuple)):
             return await self._call_many(name, item, timeout, priority)
@@ -151,7 +159,8 @@ class NodeCaller:
         submissions: list[Submission] = []
         try:
             for item in items:
-                submissions.append(self._start(name, item, timeout, priority))  # noqa: PERF401  those inside are left if one is refused
+                # Not a comprehension: if one is refused, those before it are left.
+                submissions.append(self._start(name, item, timeout, priority))  # noqa: PERF401
             answers: list[Item] = await asyncio.gather(
                 *[submission.future for submission in submissions]
             )
@@ -161,7 +170,7 @@ class NodeCaller:
                 self._end(submission)
 
     def drop(self) -> None:
-        """The logic has ended: what it called and did not wait for ends too, and nothing more is called."""
+        """End the calls that the logic did not wait for, and refuse new ones: it has ended."""
         self._ended = True
         for submission in list(self._submissions):
             self._end(submission)
@@ -191,7 +200,10 @@ class NodeCaller:
 
 
 class LogicNode(CompositeNode):
-    """Runs the logic, a task an item. `streams`: each value that it yields goes its own way through what follows."""
+    """Runs the logic in one task for each item.
+
+    If the logic is a generator, each value that it yields goes by itself through what follows.
+    """
 
     def __init__(
         self,
@@ -203,16 +215,15 @@ class LogicNode(CompositeNode):
     ) -> None:
         super().__init__(config, loop, clock)
         self._pipeline = pipeline
-        self._where = context
+        self._backend_context = context
         self._logic: Logic
-        self._tasks: set[asyncio.Task[None]] = (
-            set()
-        )  # the loop itself would not keep them; those that were cancelled may have things to do
+        # The loop keeps no reference to its tasks. Tasks that were cancelled may still clean up.
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         spec = self.config.groups[0].spec
         try:
-            logic = await self._in_thread(spec.create, self._where)  # it may load something large
+            logic = await self._in_thread(spec.create, self._backend_context)  # it may load a model
         except Exception as error:
             failure = BackendError(f"node {self.name!r}: {type(error).__name__}: {error}")
             raise failure from error
@@ -226,24 +237,30 @@ class LogicNode(CompositeNode):
             _, running = await asyncio.wait(running, timeout=timeout)
         for task in running:
             logger.warning(
-                "node %s: its logic did not end within %g s after it was cancelled, and is left behind: %r", self.name, timeout, task,
-                extra={"pipeline": self._where.pipeline, "node": self.name},
-            )  # fmt: skip
+                "node %s: its logic did not end within %g s after it was cancelled, and is left "
+                "running: %r",
+                self.name,
+                timeout,
+                task,
+                extra=self._log_fields(),
+            )
         logic: Logic | None = getattr(self, "_logic", None)
         if logic is not None:
             del self._logic
             try:
                 await self._in_thread(logic.close)
             except Exception:
-                logger.exception(
-                    "node %s: close failed",
-                    self.name,
-                    extra={"pipeline": self._where.pipeline, "node": self.name},
-                )
+                logger.exception("node %s: close failed", self.name, extra=self._log_fields())
+
+    def _log_fields(self) -> dict[str, str]:
+        return {"pipeline": self._backend_context.pipeline, "node": self.name}
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run it in a thread that has ended then; those of `asyncio.to_thread` outlive the loop."""
-        pool = ThreadPoolExecutor(1, f"{self._where.pipeline}/{self.name}")
+        """Run a function in a thread of its own, which has ended on return.
+
+        The threads of `asyncio.to_thread` outlive the loop.
+        """
+        pool = ThreadPoolExecutor(1, f"{self._backend_context.pipeline}/{self.name}")
         running = self._loop.run_in_executor(pool, function, *args)
         try:
             return await running
@@ -252,14 +269,13 @@ class LogicNode(CompositeNode):
 
     def begin(self, entry: Entry, batch: Batch, inside: Inside) -> None:
         call = NodeCaller(self._pipeline, entry, inside, self._loop)
-        work = (
+        coroutine = (
             self._yield_all(entry, batch.outcomes[0], call)
             if self._logic.streams
             else self._run(entry, batch.outcomes[0], call)
         )
-        task = self._loop.create_task(
-            work, name=f"{self._where.pipeline}/{self.name}", context=self._context.copy()
-        )
+        name = f"{self._backend_context.pipeline}/{self.name}"
+        task = self._loop.create_task(coroutine, name=name, context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard, context=self._context)
         self.waiting[entry] = batch, task.cancel
@@ -302,10 +318,12 @@ class LogicNode(CompositeNode):
             run.end_stream(entry, batch, unreadable)
 
     def _failure(self, entry: Entry, error: BaseException) -> Outcome:
-        """What the item ends with. Raises what is no failure: the item was dropped, or the program ends."""
-        while (
-            isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1
-        ):  # of a TaskGroup
+        """Return what the item ends with after an exception.
+
+        Raises the exception if it is not a failure: the item was dropped, or the program ends.
+        """
+        # A TaskGroup wraps a single exception too.
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
             error = error.exceptions[0]
         if isinstance(error, InvalidInput):
             return {**entry.item, "error": error}
@@ -318,10 +336,8 @@ class LogicNode(CompositeNode):
             self.discard(entry)
             entry.fail(NotReady(f"node {self.name!r}: the program was interrupted"))
             raise error
-        logger.error(
-            "node %s failed", self.name, exc_info=error,
-            extra={"request_id": entry.request_id, "pipeline": self._where.pipeline, "node": self.name},
-        )  # fmt: skip
+        fields = {"request_id": entry.request_id, **self._log_fields()}
+        logger.error("node %s failed", self.name, exc_info=error, extra=fields)
         kind = (
             "its logic"
             if isinstance(error, PenstockError)

@@ -88,7 +88,7 @@ class PlanNode:
     def serial(self) -> tuple[PlanNode, ...]:
         """The longest chain that starts here: what SerialSkip skips."""
         if self._serial is None:
-            chain = [self]
+            chain: list[PlanNode] = [self]
             while (following := chain[-1].follows) is not None and len(following.before) == 1:
                 chain.append(following)
             self._serial = tuple(chain)
@@ -100,7 +100,8 @@ class PlanNode:
         skips.
         """
         if self._owned is None:
-            owned, led_to = [self], Counter[PlanNode]()
+            owned: list[PlanNode] = [self]
+            led_to = Counter[PlanNode]()
             for plan_node in owned:  # it grows
                 for following in plan_node.next:
                     led_to[following] += 1

@@ -1,4 +1,6 @@
-"""Jump, MapReduce and CopySplit: what comes out, what queues meanwhile, and what is left when a part or its parent ends early."""
+"""Jump, MapReduce and CopySplit: their results, what queues meanwhile, and what is left if a part
+or its parent ends early.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ def workshop(own_registry: None) -> Workshop:
 
 
 def map_reduce(target: dict[str, Any] | None = None, **keys: Any) -> dict[str, Any]:
-    """A MapReduce `all` over `each`, which is one of the workshop's nodes."""
+    """Make the tables of a MapReduce `all` over `each`, a node of the workshop."""
     return {
         "pipeline": {"timeout": 1000.0},
         "all": {"backend": "MapReduce", "jump": "each", **keys},
@@ -54,7 +56,7 @@ def text(item: Item) -> str:
     return f"<{item['data']}>"
 
 
-# what comes out
+# results
 
 
 @pytest.mark.parametrize(
@@ -81,14 +83,14 @@ async def test_an_array_is_split_by_its_first_axis(workshop: Workshop) -> None:
 
 
 @pytest.mark.parametrize("data", [[], (), np.zeros((0, 3))], ids=["list", "tuple", "array"])
-async def test_of_nothing_comes_an_empty_list(workshop: Workshop, data: Any) -> None:
+async def test_no_elements_give_an_empty_list(workshop: Workshop, data: Any) -> None:
     async with serve(map_reduce(merge="result,score"), workshop=workshop) as pipeline:
         answer = await pipeline({"data": data})
         assert (answer["result"], answer["score"]) == ([], [])
         assert workshop.ran == []
 
 
-async def test_order_is_that_of_the_elements_whoever_is_first(workshop: Workshop) -> None:
+async def test_results_keep_the_order_of_the_elements(workshop: Workshop) -> None:
     gates = {number: threading.Event() for number in range(4)}
 
     def act(item: Item) -> int:
@@ -98,7 +100,7 @@ async def test_order_is_that_of_the_elements_whoever_is_first(workshop: Workshop
         return int(item["data"])
 
     workshop.acts["each"] = act
-    gates[3].set()  # the last one ends first, and lets the one before it end
+    gates[3].set()  # the last part ends first, and each lets the one before it end
     async with serve(map_reduce({"max": 1, "instance_num": 4}), workshop=workshop) as pipeline:
         assert (await pipeline({"data": [0, 1, 2, 3]}))["result"] == [0, 1, 2, 3]
 
@@ -119,7 +121,7 @@ async def test_another_key_is_split_and_several_are_merged(workshop: Workshop) -
         }
 
 
-async def test_the_keys_of_parts_that_are_not_merged_are_not_the_answers(
+async def test_keys_of_parts_that_are_not_merged_are_not_in_the_answer(
     workshop: Workshop,
 ) -> None:
     def act(item: Item) -> str:
@@ -136,7 +138,7 @@ async def test_the_keys_of_parts_that_are_not_merged_are_not_the_answers(
         }
 
 
-async def test_what_comes_out_flows_on(workshop: Workshop) -> None:
+async def test_the_merged_item_goes_on_to_the_next_node(workshop: Workshop) -> None:
     workshop.acts |= {
         "before": lambda item: item["data"].split(),
         "each": text,
@@ -172,7 +174,7 @@ async def test_jump_sends_the_item_itself(workshop: Workshop) -> None:
         assert workshop.inputs("end") == ["<x>"]
 
 
-async def test_a_break_behind_a_jump_ends_the_inner_run_only(workshop: Workshop) -> None:
+async def test_a_break_after_a_jump_ends_the_inner_run_only(workshop: Workshop) -> None:
     register_filter("stop", lambda item: Status.BREAK)
     tables = {
         "go": {"backend": "Jump", "jump": "far", "next": "end"},
@@ -194,7 +196,7 @@ async def test_a_break_behind_a_jump_ends_the_inner_run_only(workshop: Workshop)
         ([], [], []),
     ],
 )
-async def test_copy_split_cuts_into_pieces_and_puts_the_results_together(
+async def test_copy_split_cuts_into_pieces_and_joins_the_results(
     workshop: Workshop, data: Any, pieces: Any, result: Any
 ) -> None:
     tables = map_reduce({"max": 1}) | {
@@ -217,7 +219,7 @@ async def test_copy_split_of_tensors(workshop: Workshop) -> None:
         assert torch.equal(answer, torch.arange(10).reshape(5, 2))
 
 
-async def test_copy_split_collects_what_can_not_be_joined(workshop: Workshop) -> None:
+async def test_copy_split_collects_results_that_can_not_be_joined(workshop: Workshop) -> None:
     workshop.acts["each"] = lambda item: sum(item["data"])
     tables = map_reduce() | {"all": {"backend": "CopySplit", "jump": "each", "split_size": 2}}
     async with serve(tables, workshop=workshop) as pipeline:
@@ -260,23 +262,23 @@ async def test_a_piece_has_as_many_rows_as_elements(workshop: Workshop) -> None:
 @pytest.mark.parametrize(
     "composite", [{"backend": "Jump"}, {"backend": "CopySplit", "split_size": 5}]
 )
-async def test_rows_that_no_batch_can_hold_are_refused_and_do_not_queue(
+async def test_a_part_with_more_rows_than_a_batch_can_hold_is_refused(
     workshop: Workshop, composite: dict[str, Any]
 ) -> None:
     tables = {"all": {"jump": "each", **composite}, "each": {"backend": "Work", "max": 4}}
     async with serve(tables, workshop=workshop) as pipeline:
         with pytest.raises(
             InvalidRequest,
-            match=r"node 'all': a part has 5 rows \(request_size\), and node 'each' takes at most 4",
+            match=r"node 'all': a part has 5 rows \(request_size\), node 'each' takes at most 4",
         ):
             await pipeline({"data": np.arange(5), "request_size": 5})
         assert (await pipeline({"data": np.arange(4), "request_size": 4})) is not None
 
 
-# what goes wrong
+# failures
 
 
-async def test_a_key_that_a_part_has_not_fails_the_parent_and_says_where(
+async def test_a_part_without_a_key_to_merge_fails_the_parent_and_is_named(
     workshop: Workshop,
 ) -> None:
     def act(item: Item) -> Any:
@@ -302,24 +304,24 @@ async def test_a_key_that_a_part_has_not_fails_the_parent_and_says_where(
         ({"data": np.array(3)}, "node 'all': it splits 'data', which is ndarray"),
     ],
 )
-async def test_what_can_not_be_split(workshop: Workshop, item: Item, message: str) -> None:
+async def test_data_that_can_not_be_split(workshop: Workshop, item: Item, message: str) -> None:
     async with serve(map_reduce(), workshop=workshop) as pipeline:
         with pytest.raises(BackendError, match=message):
             await pipeline(item)
         assert (await pipeline({"data": [1]}))["result"] == [1]
 
 
-async def test_a_key_to_split_that_is_not_there(workshop: Workshop) -> None:
+async def test_an_item_without_the_key_to_split(workshop: Workshop) -> None:
     async with serve(map_reduce(split="boxes"), workshop=workshop) as pipeline:
         with pytest.raises(
             BackendError,
-            match="node 'all': it splits 'boxes', which the item has not; its keys are data, x",
+            match="node 'all': it splits 'boxes', but the item has no such key; its keys are",
         ):
             await pipeline({"data": 1, "x": 2})
 
 
 class Fickle:
-    """An array of two elements that can't be had."""
+    """An array of two elements that raises when they are read."""
 
     shape = (2,)
 
@@ -333,7 +335,7 @@ class Fickle:
 @pytest.mark.parametrize(
     "composite", [{"backend": "MapReduce"}, {"backend": "CopySplit", "split_size": 1}]
 )
-async def test_what_fails_to_be_split_fails_its_own_request_only(
+async def test_data_that_raises_when_split_fails_its_own_request_only(
     workshop: Workshop, composite: dict[str, Any]
 ) -> None:
     async with serve(
@@ -360,7 +362,7 @@ async def test_an_item_that_has_lost_its_data_fails_alone(workshop: Workshop) ->
         assert (await pipeline({"data": 1, "box": [1, 2]}))["result"] == [1, 1]
 
 
-async def test_a_part_that_can_not_be_read_is_the_parents_soft_failure(workshop: Workshop) -> None:
+async def test_the_soft_failure_of_a_part_is_that_of_the_parent(workshop: Workshop) -> None:
     def act(item: Item) -> Any:
         if item["data"] == 1:
             item["error"] = InvalidInput("no image")
@@ -380,7 +382,7 @@ async def test_a_part_that_can_not_be_read_is_the_parents_soft_failure(workshop:
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["failure", "soft failure"])
-async def test_a_part_that_fails_drops_its_siblings_and_nobody_elses(
+async def test_a_part_that_fails_drops_the_other_parts_of_its_parent_only(
     workshop: Workshop, soft: bool
 ) -> None:
     def act(item: Item) -> Any:
@@ -402,7 +404,7 @@ async def test_a_part_that_fails_drops_its_siblings_and_nobody_elses(
             await first
         assert (await other)["result"] == [f"other {number}" for number in range(5)]
         assert waiting(pipeline, "all") == 0
-        # At most what stood in the queue of the node when it failed; and of these the one that the executor took at once.
+        # Of the parts that queued when it failed, the executor may have taken one at once.
         assert sum(isinstance(data, int) for data in workshop.inputs("each")) <= 1
 
 
@@ -455,14 +457,14 @@ async def test_many_parents_of_nested_parts_and_one_instance_end_all(workshop: W
 async def test_python_logic_among_the_parts_may_enter_the_same_map_reduce_again(
     workshop: Workshop,
 ) -> None:
-    """Every place that parts may take is taken by parts that wait for parts of their own."""
+    """The parts that queue fill all the room, and they wait for parts of their own."""
     from penstock.backends.expressions.registry import register_backend
 
     async def flatten(item: Item, call: Any) -> Any:
         if not isinstance(item["data"], list):
             return [item["data"]]
         parts = (await call("all", {"data": item["data"]}))["result"]
-        return [each for part in parts for each in part]
+        return [element for part in parts for element in part]
 
     register_backend("Flatten", flatten)
     tables = {"all": {"backend": "MapReduce", "jump": "flatten"}, "flatten": {"backend": "Flatten"}}
@@ -486,11 +488,11 @@ async def test_at_most_twice_max_parts_queue(workshop: Workshop) -> None:
             await asyncio.sleep(0)
         assert most == 8
         assert len(workshop.inputs("each")) == 150
-        # Room is made as a batch starts, so the executor never finds less than it can take while there are parts.
+        # A batch that starts makes room for the next parts, so no batch is too small.
         assert {len(batch) for batch in workshop.batches("each")[:-1]} == {4}
 
 
-async def test_a_small_parent_waits_for_no_large_one(workshop: Workshop) -> None:
+async def test_a_small_parent_does_not_wait_for_a_large_one(workshop: Workshop) -> None:
     workshop.hold("each")
     async with serve(map_reduce(), workshop=workshop) as pipeline:
         large = asyncio.ensure_future(pipeline({"data": ["large"] * 300}))
@@ -501,7 +503,8 @@ async def test_a_small_parent_waits_for_no_large_one(workshop: Workshop) -> None
         await small
         ran = workshop.inputs("each")
         last = max(index for index, data in enumerate(ran) if data == "small")
-        # Before it: the batch that ran (2), what queued already (4), and one of the large one's for each of its own (3), in batches of 2.
+        # Before its last part: the batch that ran (2), what queued already (4), and for each of its
+        # own parts (3) one of the large parent, in batches of 2.
         assert last + 1 <= 2 + 4 + 6
         assert not large.done()
         assert (await large)["result"] == ["large"] * 300
@@ -515,11 +518,11 @@ async def test_parents_take_turns(workshop: Workshop) -> None:
         await turns()
         workshop.release("each")
         await asyncio.gather(*calls)
-        # The first came alone: one runs, two queue. From there on it is each in turn.
+        # The first came alone: one part runs, two queue. After that the parents take turns.
         assert "".join(workshop.inputs("each")) in {"aaabacbcbcbc", "aaabcabcbcbc"}
 
 
-async def test_the_priority_of_the_parent_is_that_of_its_parts(workshop: Workshop) -> None:
+async def test_parts_have_the_priority_of_their_parent(workshop: Workshop) -> None:
     tables = map_reduce({"max": 1, "priority_levels": 3})
     tables["all"]["priority_levels"] = 3
     tables["hold"] = {"backend": "Work"}
@@ -561,7 +564,7 @@ async def test_a_parent_that_waits_for_its_turn_is_answered_at_its_deadline(
 
 
 async def test_parts_have_the_deadline_of_their_parent(workshop: Workshop) -> None:
-    """None starts after it, though the timer of the composite has not rung yet."""
+    """None starts after it, even if the timer of the composite has not fired yet."""
     clock = Clock()
     workshop.hold("each")
     async with serve(map_reduce(), workshop=workshop, clock=clock) as pipeline:
@@ -578,7 +581,7 @@ async def test_parts_have_the_deadline_of_their_parent(workshop: Workshop) -> No
         assert "late" not in workshop.inputs("each")
 
 
-async def test_parts_that_queue_are_gone_at_the_deadline(workshop: Workshop) -> None:
+async def test_parts_that_queue_are_dropped_at_the_deadline(workshop: Workshop) -> None:
     clock = Clock()
     workshop.hold("each")
     async with serve(map_reduce(), workshop=workshop, clock=clock) as pipeline:
@@ -617,7 +620,7 @@ async def test_a_parent_whose_caller_leaves_drops_its_parts(
 
 
 async def test_a_part_that_ends_after_its_parents_caller_has_left(workshop: Workshop) -> None:
-    """The future of the parent is done, but nobody has told the composite yet."""
+    """The future of the parent is done, but the composite does not know yet."""
     workshop.hold("each")
     async with serve(map_reduce({"max": 1}), workshop=workshop) as pipeline:
         work = pipeline.submit_nowait({"data": [1, 2, 3, 4, 5]})
@@ -649,17 +652,17 @@ async def test_close_with_parents_that_wait(workshop: Workshop, levels: int) -> 
         assert [type(answer) for answer in answers] == [NotReady] * 5
         workshop.release("each")
         await closing
-        assert_empty_but_for_what_ran(pipeline)
+        assert_empty_except_running(pipeline)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-def assert_empty_but_for_what_ran(pipeline: Pipeline) -> None:
+def assert_empty_except_running(pipeline: Pipeline) -> None:
     for node in pipeline.nodes:
         node.scheduler.running.clear()
     assert_empty(pipeline)
 
 
-async def test_close_lets_what_is_inside_end(workshop: Workshop) -> None:
+async def test_close_lets_requests_in_flight_end(workshop: Workshop) -> None:
     async with asyncio.timeout(BOUND):
         pipeline = Pipeline(Pipeline.load(map_reduce()).config)
         await pipeline.start()
@@ -674,7 +677,9 @@ async def test_close_lets_what_is_inside_end(workshop: Workshop) -> None:
 async def test_a_node_that_is_shared_counts_the_parts_of_each_composite_alone(
     workshop: Workshop,
 ) -> None:
-    """Two composites over one node, and requests of its own: each composite has its own share of the queue."""
+    """Two composites over one node, which gets requests of its own too: each composite has its own
+    share of the queue.
+    """
     tables = map_reduce({"max": 1}) | {"also": {"backend": "MapReduce", "jump": "each"}}
     workshop.hold("each")
     async with serve(tables, workshop=workshop) as pipeline:
