@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,8 +25,6 @@ from .runs.plan import Plan
 from .runs.run import PARTS, Run, Submission
 from .runs.stream import StreamRun
 from .runs.trace import Trace
-
-logger = logging.getLogger("penstock.pipeline")
 
 
 class Pipeline:
@@ -190,7 +187,7 @@ class Pipeline:
 
     @property
     def not_ready(self) -> str:
-        """Why the pipeline is not ready; empty if it is."""
+        """The reason why the pipeline is not ready; empty if it is ready."""
         if self.state != "ready":
             executors = [executor for node in self.nodes for executor in node.executors]
             loading = dict.fromkeys(text for executor in executors if (text := executor.loading))
@@ -313,7 +310,7 @@ class Pipeline:
 
     @property
     def streams(self) -> bool:
-        """Whether the answer to an item that names no node comes in parts."""
+        """True if the answer to an item that names no node comes in parts."""
         return self.plan.default is not None and self.plan.default.stream is not None
 
     def submit_nowait(

@@ -106,7 +106,7 @@ class Repository:
 
     @property
     def not_ready(self) -> str:
-        """Why requests should not come here now; empty if they should.
+        """The reason why requests should not come here now; empty if they should.
 
         The pipelines of `start` count. One that is loaded or replaced later has its state in
         `states` and does not make the others unready.

@@ -50,7 +50,7 @@ class NodeConfig:
     stuck_after: float = 60.0
     """Seconds after which a running forward makes the node not ready."""
     executor: str = "thread"
-    """Where the backends run: `thread`, or `process` (one child process for each instance)."""
+    """`thread`, or `process`: the backends of each instance run in a child process of its own."""
     devices: tuple[str, ...] = ()
     """Devices that the instances take in turn (`cuda:0`, `cpu`). Empty: the engines choose."""
     filter: str | None = None
@@ -64,7 +64,7 @@ class NodeConfig:
 
     @property
     def streams(self) -> bool:
-        """Whether it yields several results for one item: Python logic that is a generator."""
+        """True if it yields several results for one item: Python logic that is a generator."""
         return any(
             issubclass(group.spec.cls, Logic) and group.spec.cls.streams for group in self.groups
         )
@@ -130,7 +130,7 @@ class PipelineConfig:
 
     @property
     def declares_inputs(self) -> bool:
-        """Whether the file declares the inputs."""
+        """True if the file declares the inputs."""
         return self.inputs is not DEFAULT_INPUTS and self.inputs is not NODE_INPUTS
 
     @property

@@ -1,4 +1,4 @@
-"""Named pipelines: loading, replacing and taking away while others serve."""
+"""Named pipelines: loading, replacing and unloading while others serve."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import sys
 import threading
 import types
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from penstock.backends.base import Backend
+from penstock.backends.base import Backend, Context
 from penstock.backends.errors import BackendError, ConfigError, NotFound, NotReady
 from penstock.backends.expressions.registry import register_backend
 from penstock.backends.item import Item
-from penstock.pipelines.config.load import load
+from penstock.pipelines.config.load import PipelineConfig, load
 from penstock.pipelines.repository import Repository
 
 GATE = threading.Event()
@@ -26,7 +27,9 @@ INSIDE = threading.Event()
 
 @register_backend("RepositoryGate")
 class Gate(Backend):
-    def forward(self, batch: Any) -> None:
+    """Runs until `GATE` is set."""
+
+    def forward(self, batch: list[Item]) -> None:
         INSIDE.set()
         GATE.wait(5)
         for item in batch:
@@ -35,22 +38,24 @@ class Gate(Backend):
 
 @register_backend("RepositoryBroken")
 class Broken(Backend):
-    def init(self, params: Any, context: Any) -> None:
+    def init(self, params: Any, context: Context) -> None:
         raise ValueError("no weights")
 
 
 @register_backend("RepositorySlow")
 class Slow(Backend):
-    def init(self, params: Any, context: Any) -> None:
+    """Loads until `GATE` is set."""
+
+    def init(self, params: Any, context: Context) -> None:
         INSIDE.set()
         GATE.wait(5)
 
-    def forward(self, batch: Any) -> None:
+    def forward(self, batch: list[Item]) -> None:
         raise AssertionError
 
 
 @pytest.fixture(autouse=True)
-def gates() -> Any:
+def gates() -> Iterator[None]:
     GATE.clear()
     INSIDE.clear()
     yield
@@ -58,10 +63,11 @@ def gates() -> Any:
 
 
 async def until_inside() -> None:
+    """Wait until a backend runs or loads."""
     await asyncio.to_thread(INSIDE.wait, 5)
 
 
-def config(name: Any, backend: Any = "Identity") -> Any:
+def config(name: str, backend: str = "Identity") -> PipelineConfig:
     return load(backend, name=name)
 
 
@@ -77,7 +83,7 @@ async def test_start_publishes_and_close_ends() -> None:
     assert repository.not_ready == "the server is closed" and not repository.pipelines
 
 
-async def test_unknown_names_get_the_nearest() -> None:
+async def test_the_error_for_an_unknown_name_suggests_the_nearest() -> None:
     repository = Repository([config("digits")])
     await repository.start()
     with pytest.raises(NotFound, match=r"there is no pipeline 'digit', did you mean 'digits'\?"):
@@ -87,7 +93,7 @@ async def test_unknown_names_get_the_nearest() -> None:
     await repository.close(1)
 
 
-async def test_loading_is_visible_and_a_close_ends_it() -> None:
+async def test_loading_pipelines_are_not_ready() -> None:
     repository = Repository([config("slow", "RepositorySlow")])
     starting = asyncio.create_task(repository.start())
     await until_inside()
@@ -102,7 +108,7 @@ async def test_loading_is_visible_and_a_close_ends_it() -> None:
     await repository.close(1)
 
 
-async def test_one_that_fails_stops_all() -> None:
+async def test_a_pipeline_that_can_not_be_loaded_stops_the_start() -> None:
     repository = Repository([config("good"), config("bad", "RepositoryBroken")])
     with pytest.raises(BackendError, match="no weights"):
         await repository.start()
@@ -112,7 +118,7 @@ async def test_one_that_fails_stops_all() -> None:
     ]
 
 
-async def test_a_failed_load_leaves_the_others_and_says_why_to_the_operator() -> None:
+async def test_a_failed_load_leaves_the_others_and_gives_its_reason_in_states() -> None:
     repository = Repository([config("good")])
     await repository.start()
     generation = repository.generation
@@ -132,7 +138,7 @@ async def test_a_failed_load_leaves_the_others_and_says_why_to_the_operator() ->
     await repository.close(1)
 
 
-async def test_replacing_swaps_at_once_and_the_old_one_finishes() -> None:
+async def test_a_replaced_pipeline_finishes_its_requests() -> None:
     repository = Repository([config("one", "RepositoryGate")])
     await repository.start()
     old = repository.get("one")
@@ -142,14 +148,14 @@ async def test_replacing_swaps_at_once_and_the_old_one_finishes() -> None:
     await repository.load(config("one"))
     new = repository.get("one")
     assert new is not old and repository.generation == generation + 1
-    assert (await new({"data": 4}))["result"] == 4  # while the old one still works
+    assert (await new({"data": 4}))["result"] == 4  # while the old one still runs
     GATE.set()
     assert (await request)["result"] == 3
     await repository.close(1)
     assert old.state == "closed"
 
 
-async def test_unload_lets_what_is_inside_end() -> None:
+async def test_unload_lets_requests_in_flight_end() -> None:
     repository = Repository([config("one", "RepositoryGate")])
     await repository.start()
     request = asyncio.create_task(repository.get("one")({"data": 5}))
@@ -169,7 +175,7 @@ async def test_unload_lets_what_is_inside_end() -> None:
     await repository.close(1)
 
 
-async def test_close_waits_for_what_is_inside_and_refuses_the_rest() -> None:
+async def test_close_waits_for_requests_in_flight_and_refuses_the_rest() -> None:
     repository = Repository([config("one", "RepositoryGate")])
     await repository.start()
     pipeline = repository.get("one")
@@ -192,7 +198,7 @@ async def test_close_waits_for_what_is_inside_and_refuses_the_rest() -> None:
     assert (await request)["result"] == 6
 
 
-def test_may_be_started_again_on_another_loop() -> None:
+def test_a_repository_may_be_started_again_on_another_loop() -> None:
     repository = Repository([config("one")])
 
     async def once() -> Any:
@@ -204,7 +210,9 @@ def test_may_be_started_again_on_another_loop() -> None:
     assert [asyncio.run(once()), asyncio.run(once())] == [8, 8]
 
 
-async def test_reload_reads_the_file_again_and_a_directory_has_more(tmp_path: Path) -> None:
+async def test_reload_reads_the_file_again_and_finds_new_files_of_the_directory(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "one.toml"
     file.write_text('[pipeline]\ndescription = "first"\n[a]\nbackend = "Identity"\n')
     repository = Repository.read(tmp_path)
@@ -267,7 +275,7 @@ async def test_a_pipeline_that_is_replaced_frees_its_backends_without_the_collec
 
     @register_backend("RepositorySeen")
     class Seen(Backend):
-        def init(self, params: Any, context: Any) -> None:
+        def init(self, params: Any, context: Context) -> None:
             backends.append(weakref.ref(self))
 
         def forward(self, batch: list[Item]) -> None:
@@ -290,7 +298,7 @@ async def test_a_pipeline_that_is_replaced_frees_its_backends_without_the_collec
     await repository.close(1)
 
 
-async def test_wait_idle_waits_for_requests_and_for_what_drains() -> None:
+async def test_wait_idle_waits_for_requests_and_draining_pipelines() -> None:
     repository = Repository([config("one", "RepositoryGate"), config("two")])
     await repository.start()
     await repository.wait_idle()
@@ -298,7 +306,7 @@ async def test_wait_idle_waits_for_requests_and_for_what_drains() -> None:
     await until_inside()
     idle = asyncio.create_task(repository.wait_idle())
     await asyncio.sleep(0)
-    idle.cancel()  # it shares what it waits for with others, and must not take it along
+    idle.cancel()  # it must not cancel the future that it shares with other waiters
     idle = asyncio.create_task(repository.wait_idle())
     await repository.load(config("one"))
     await repository.get("one")({"data": 1})
@@ -309,7 +317,7 @@ async def test_wait_idle_waits_for_requests_and_for_what_drains() -> None:
     await repository.close(1)
 
 
-def test_read_takes_what_describes_pipelines(tmp_path: Path) -> None:
+def test_sources_of_a_repository(tmp_path: Path) -> None:
     file = tmp_path / "one.toml"
     file.write_text('[a]\nbackend = "Identity"\n')
     one = load(file)
@@ -346,5 +354,5 @@ async def test_logic_calls_other_pipelines() -> None:
     await repository.load(config("two"))
     await repository.load(config("one", "Python[builtins:repr]"))
     assert (await asking({"data": "two"}))["result"] == 1
-    assert (await asking({"data": "one"}))["result"] == "1"  # the one that is there now
+    assert (await asking({"data": "one"}))["result"] == "1"  # the one that is loaded now
     await repository.close(1)

@@ -51,12 +51,12 @@ def test_a_failure_wakes_the_caller_at_once_and_the_other_items_leave_later(
     runs: list[Any] = [part.run for part in call.parts]
     first.set_result({"result": 1})
     assert call.lock.locked()
-    second.set_exception(ValueError("as told"))
+    second.set_exception(ValueError("on purpose"))
     assert not call.lock.locked()
     assert third.done()  # no batch takes it from here on
     # Not yet: the scheduler may be iterating over the queue that they leave.
     assert [run.left for run in runs] == [0, 0, 0]
-    with pytest.raises(ValueError, match="as told"):
+    with pytest.raises(ValueError, match="on purpose"):
         call.merge()  # the caller is faster than the loop
     ((function, args),) = later
     function(*args)

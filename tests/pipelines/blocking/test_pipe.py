@@ -57,7 +57,7 @@ class Act(Backend):
             if callable(data):
                 data = data(item)
             if data == "raise":
-                raise ValueError("as told")
+                raise ValueError("on purpose")
             if data == "unreadable":
                 item["error"] = InvalidInput("no image")
             elif data != "none":
@@ -189,7 +189,7 @@ def test_a_failure_names_node_and_backend_and_leaves_no_result() -> None:
     with pipe({"pipeline": {}, "calc": {"backend": "S[Act,Act]"}}) as made:
         item = {"data": "raise", "result": "stale", "error": "stale"}
         with pytest.raises(
-            BackendError, match=r"node 'calc': backend Act raised ValueError: as told"
+            BackendError, match=r"node 'calc': backend Act raised ValueError: on purpose"
         ) as caught:
             made(item)
         assert isinstance(caught.value.__cause__, ValueError)
@@ -278,7 +278,7 @@ def test_in_a_list_an_exception_fails_every_item() -> None:
             {"data": "raise"},
             {"data": 3, "result": "stale"},
         ]
-        with pytest.raises(BackendError, match="as told"):
+        with pytest.raises(BackendError, match="on purpose"):
             made(items)
         assert [set(item) for item in items] == [{"data"}] * 3
 

@@ -387,7 +387,7 @@ async def test_a_part_that_fails_drops_the_other_parts_of_its_parent_only(
 ) -> None:
     def act(item: Item) -> Any:
         if item["data"] == "bad":
-            raise InvalidInput("as told") if soft else ValueError("as told")
+            raise InvalidInput("on purpose") if soft else ValueError("on purpose")
         return item["data"]
 
     workshop.acts["each"] = act
@@ -400,7 +400,7 @@ async def test_a_part_that_fails_drops_the_other_parts_of_its_parent_only(
         )
         await turns()
         workshop.release("each")
-        with pytest.raises(InvalidInput if soft else BackendError, match="as told"):
+        with pytest.raises(InvalidInput if soft else BackendError, match="on purpose"):
             await first
         assert (await other)["result"] == [f"other {number}" for number in range(5)]
         assert waiting(pipeline, "all") == 0
@@ -410,12 +410,12 @@ async def test_a_part_that_fails_drops_the_other_parts_of_its_parent_only(
 
 async def test_a_failure_names_the_node_of_the_part_and_its_backend(workshop: Workshop) -> None:
     def act(item: Item) -> Any:
-        raise ValueError("as told")
+        raise ValueError("on purpose")
 
     workshop.acts["each"] = act
     async with serve(map_reduce(), workshop=workshop) as pipeline:
         with pytest.raises(
-            BackendError, match="node 'each': backend Work raised ValueError: as told"
+            BackendError, match="node 'each': backend Work raised ValueError: on purpose"
         ) as caught:
             await pipeline({"data": [1]})
         assert isinstance(caught.value.__cause__, ValueError)

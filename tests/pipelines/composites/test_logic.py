@@ -191,7 +191,7 @@ async def test_a_list_is_one_call(workshop: Workshop) -> None:
         if item["data"] == "unreadable":
             raise InvalidInput("no image")
         if item["data"] == "bad":
-            raise ValueError("as told")
+            raise ValueError("on purpose")
         return item["data"]
 
     workshop.acts["work"] = act
@@ -203,7 +203,7 @@ async def test_a_list_is_one_call(workshop: Workshop) -> None:
     async with serve(tables(think, work={"max": 1}), workshop=workshop) as pipeline:
         assert (await pipeline({"data": []}))["result"] == []
         assert (await pipeline({"data": [1, "unreadable", 2]}))["result"] == ["1", "no image", "2"]
-        with pytest.raises(BackendError, match="as told"):
+        with pytest.raises(BackendError, match="on purpose"):
             await pipeline({"data": ["bad", *range(3, 20)]})
         assert len(workshop.ran) <= 5  # the other items of the call were dropped
 
@@ -449,7 +449,7 @@ async def test_an_exception_names_node_and_backend_and_keeps_the_users_traceback
 
 async def test_a_failure_of_the_called_node_is_the_failure_of_the_logic(workshop: Workshop) -> None:
     def act(item: Item) -> Any:
-        raise ValueError("as told")
+        raise ValueError("on purpose")
 
     workshop.acts["work"] = act
 
@@ -464,13 +464,13 @@ async def test_a_failure_of_the_called_node_is_the_failure_of_the_logic(workshop
 
     async with serve(tables(think), workshop=workshop) as pipeline:
         with pytest.raises(
-            BackendError, match=r"^node 'work': backend Work raised ValueError: as told$"
+            BackendError, match=r"^node 'work': backend Work raised ValueError: on purpose$"
         ):
             await pipeline({"data": 1})
     async with serve(tables(catches), workshop=workshop) as pipeline:
         assert (await pipeline({"data": 1}))[
             "result"
-        ] == "node 'work': backend Work raised ValueError: as told"
+        ] == "node 'work': backend Work raised ValueError: on purpose"
 
 
 async def test_a_soft_failure_of_the_called_node_is_passed_on_unless_it_is_caught(
@@ -526,7 +526,7 @@ async def test_calls_that_the_logic_stops_waiting_for_are_dropped(workshop: Work
 
     def act(item: Item) -> Any:
         if item["data"] == 0:
-            raise ValueError("as told")
+            raise ValueError("on purpose")
         assert go.wait(BOUND)
 
     workshop.acts["work"] = act
@@ -536,7 +536,7 @@ async def test_calls_that_the_logic_stops_waiting_for_are_dropped(workshop: Work
 
     async with serve(tables(think, work={"max": 1}), workshop=workshop) as pipeline:
         try:
-            with pytest.raises(BackendError, match="as told"):
+            with pytest.raises(BackendError, match="on purpose"):
                 await pipeline({"data": 1})
             await turns()
             assert queued(pipeline, "work") == 0
