@@ -42,6 +42,7 @@ from penstock.app.settings import Settings
 from penstock.app.v2.models.metrics import REASONS, TritonCollector
 from penstock.backends.expressions.composite import CopySplitParams, MapReduceParams
 from penstock.backends.expressions.filters import BUILTIN, Status
+from penstock.backends.expressions.registry import BUILTINS
 from penstock.pipelines.config.load import load
 from penstock.pipelines.config.tables import NODE_KEYS, STRUCTURE_KEYS, PipelineTable, PortTable
 from penstock.pipelines.repository import Repository
@@ -426,6 +427,12 @@ def test_every_filter_has_a_row_and_so_has_every_spelling() -> None:
             assert any(f"`{name}`" in row for row in rows), (
                 f"the filter {name} has no row in docs/{page}"
             )
+
+
+def test_every_backend_is_in_the_reference() -> None:
+    text = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    missing = [name for name in BUILTINS if not re.search(rf"\b{name}\b", text)]
+    assert not missing
 
 
 def test_the_page_of_composites_has_their_parameters() -> None:
