@@ -118,8 +118,8 @@ class Context:
 
         It is relative to the pipeline's file, or else to the working directory.
         """
-        by_pipeline = self.directory / path
-        return by_pipeline if by_pipeline.exists() or not Path(path).exists() else Path(path)
+        resolved = self.directory / path
+        return resolved if resolved.exists() or not Path(path).exists() else Path(path)
 
 
 class TensorPort(NamedTuple):

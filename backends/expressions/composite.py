@@ -17,8 +17,9 @@ from ..params import Names
 
 
 class CompositeBackend(Backend):
-    """Base class. Without an executor, `max`, `instance_num` and `batching_timeout` mean
-    nothing.
+    """Base class. Its node has no executor.
+
+    `max`, `instance_num` and `batching_timeout` have no effect there.
     """
 
 
@@ -27,7 +28,7 @@ class JumpParams(Params):
 
 
 class Jump(CompositeBackend):
-    """Run the item through the graph that starts at `jump` and take its result."""
+    """Runs the item through the graph that starts at `jump` and takes its result."""
 
     parameters = JumpParams
 
@@ -50,7 +51,7 @@ class MapReduceParams(JumpParams):
 
 
 class MapReduce(CompositeBackend):
-    """Run a copy of the item for each element of `split` through the graph that starts at `jump`.
+    """Runs a copy of the item for each element of `split` through the graph that starts at `jump`.
 
     The keys of `merge` are collected from the results into lists, in the order of the elements.
     """
@@ -63,7 +64,7 @@ class CopySplitParams(JumpParams):
 
 
 class CopySplit(CompositeBackend):
-    """Cut `data` into pieces of at most `split_size` and run each through the graph at `jump`.
+    """Cuts `data` into pieces of at most `split_size` and runs each through the graph at `jump`.
 
     `data` is a list, a tuple, or an array (cut along its first axis). Each piece travels in a copy
     of the item. The results are put together in order: lists and arrays are concatenated.

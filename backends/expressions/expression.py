@@ -72,13 +72,8 @@ def parse(text: str) -> Expression:
     Raises ConfigError with the position, what was found and what was expected.
     """
     if len(text) > MAX_CHARACTERS:
-        raise ConfigError(
-            [
-                Problem(
-                    f"the expression has {len(text)} characters: at most {MAX_CHARACTERS} are read"
-                )
-            ]
-        )
+        message = f"the expression has {len(text)} characters: at most {MAX_CHARACTERS} are read"
+        raise ConfigError([Problem(message)])
     if not text.strip():
         message = "the expression is empty: expected a backend's name, as in 'Identity' or 'S[A,B]'"
         raise ConfigError([Problem(message)])

@@ -47,7 +47,7 @@ Filter: TypeAlias = Callable[[Item], Status]
 
 
 def swap(item: Item) -> Status:
-    """The default after one node, without `map`: make the result `data`; Break without a result."""
+    """Make the result `data`, or Break without one. The default after one node, without `map`."""
     if "result" not in item:
         return Status.BREAK
     item["data"] = item.pop("result")
@@ -55,14 +55,14 @@ def swap(item: Item) -> Status:
 
 
 def run(item: Item) -> Status:
-    """The default with `map`: keep `data`, and erase the result or error of an earlier node."""
+    """Keep `data` and erase the result or error of an earlier node. The default with `map`."""
     item.pop("result", None)
     item.pop("error", None)
     return Status.RUN
 
 
 def run_without_result(item: Item) -> Status:
-    """`or`: a fallback. Run if there is no result yet, else Skip."""
+    """Run if there is no result yet, else Skip. `or`: a fallback."""
     if "result" in item:
         return Status.SKIP
     item.pop("error", None)
@@ -70,7 +70,7 @@ def run_without_result(item: Item) -> Status:
 
 
 def from_item(item: Item) -> Status:
-    """`filter`, `if`: read the status from the item's key `filter`, set by the request."""
+    """Read the status from the item's key `filter`, which the request sets. `filter`, `if`."""
     value = item.get("filter")
     status: Status | None = None
     if isinstance(value, Status):
@@ -87,7 +87,7 @@ def from_item(item: Item) -> Status:
 
 
 def result_to_other(item: Item) -> Status:
-    """`result2other`, from torchpipe's files: like `swap`, and keep the result as `other` too."""
+    """Do as `swap`, and keep the result as `other` too. `result2other`, from torchpipe's files."""
     if "result" in item:
         item["other"] = item["result"]
     return swap(item)

@@ -379,14 +379,16 @@ def device_errors(owner: str, device: torch.device, doing: str) -> Iterator[None
     except RuntimeError as error:
         text = str(error)
         reason = (
-            text if isinstance(error, torch.OutOfMemoryError) else _line_with(text, *OUT_OF_MEMORY)
+            text
+            if isinstance(error, torch.OutOfMemoryError)
+            else _line_with(text, *OUT_OF_MEMORY_TEXTS)
         )
         if reason:
             raise MemoryError(
                 f"{owner}: out of memory on {device} while {doing}: {free_memory(device)}; "
                 f"torch says: {reason}"
             ) from error
-        reason = _line_with(text, *FAILED)
+        reason = _line_with(text, *FAILURE_TEXTS)
         if reason or isinstance(error, getattr(torch, "AcceleratorError", ())):
             raise DeviceError(
                 f"{owner}: {device} failed while {doing}: {reason or text.splitlines()[0]}"
@@ -394,13 +396,13 @@ def device_errors(owner: str, device: torch.device, doing: str) -> Iterator[None
         raise
 
 
-OUT_OF_MEMORY = (
+OUT_OF_MEMORY_TEXTS = (
     "out of memory",
     "can't allocate memory",
     "not enough memory",
     "STATUS_ALLOC_FAILED",
 )
-FAILED = ("CUDA error", "CUDNN_STATUS_EXECUTION_FAILED", "CUDNN_STATUS_INTERNAL_ERROR")
+FAILURE_TEXTS = ("CUDA error", "CUDNN_STATUS_EXECUTION_FAILED", "CUDNN_STATUS_INTERNAL_ERROR")
 """Texts of torch's errors: TorchScript, cuDNN and AOTInductor raise plain RuntimeErrors."""
 
 

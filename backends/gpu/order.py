@@ -14,7 +14,7 @@ from typing import Any
 from ..base import Backend
 from ..item import Item
 
-PLAIN = frozenset({int, float, bool, str, bytes, type(None)})
+PLAIN_TYPES = frozenset({int, float, bool, str, bytes, type(None)})
 """Types that lists may hold by the thousands and that contain no tensor."""
 
 MAX_DEPTH = 8
@@ -97,9 +97,9 @@ def tensors_in(torch: Any, value: Any, depth: int = MAX_DEPTH) -> Iterator[Any]:
         yield value
     elif isinstance(value, dict | list | tuple) and depth:
         inner = value.values() if isinstance(value, dict) else value
-        if not PLAIN.issuperset(map(type, inner)):
+        if not PLAIN_TYPES.issuperset(map(type, inner)):
             for element in inner:
-                if type(element) not in PLAIN:
+                if type(element) not in PLAIN_TYPES:
                     yield from tensors_in(torch, element, depth - 1)
 
 

@@ -177,8 +177,8 @@ def whole_box(
     x1, y1, x2, y2 = (int(value) for value in box)
     if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
         raise InvalidInput(
-            f"{backend}: _box is {[x1, y1, x2, y2]}: expected 0 <= x1 < x2 <= {width} and 0 <= "
-            f"y1 < y2 <= {height}, the size of the image"
+            f"{backend}: _box is {[x1, y1, x2, y2]}: expected 0 <= x1 < x2 <= {width} and "
+            f"0 <= y1 < y2 <= {height}, the size of the image"
         )
     return x1, y1, x2, y2
 

@@ -44,8 +44,8 @@ END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 Older OpenCVs fill the missing part of a JPEG with grey and report nothing.
 """
 
-WIDE_GREY = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
-UNDEFINED_RANGE = frozenset({"I", "F"})
+WIDE_GREY_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
+MODES_WITHOUT_RANGE = frozenset({"I", "F"})
 
 
 class DecodeMatParams(Params):
@@ -187,14 +187,14 @@ def _read_header(encoded: bytes) -> ImageFile.ImageFile:
 
 
 def _decode_with_pillow(image: ImageFile.ImageFile) -> NDArray[np.uint8]:
-    if image.mode in UNDEFINED_RANGE:
+    if image.mode in MODES_WITHOUT_RANGE:
         raise InvalidInput(
             f"{image.format} pixels of mode {image.mode} have no defined range: convert the "
             "image to 8 "
             "or 16 bits per channel"
         )
     upright: Image.Image = ImageOps.exif_transpose(image)
-    if upright.mode in WIDE_GREY:  # Pillow's convert would clip, not scale
+    if upright.mode in WIDE_GREY_MODES:  # Pillow's convert would clip, not scale
         upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
     return np.ascontiguousarray(np.asarray(upright.convert("RGB"))[:, :, ::-1])
 

@@ -24,9 +24,9 @@ def fit(
 
 
 def width_at(width: int, height: int, new_height: int, max_width: int, align: int = 1) -> int:
-    """Return the width that keeps the aspect ratio at `new_height`, rounded up to `align`.
+    """Return the width that keeps the aspect ratio at `new_height`.
 
-    At most `max_width`.
+    It is rounded up to a multiple of `align`, and at most `max_width`.
     """
     exact = _divide(new_height * width, height, max_width, up=True)
     return min(-(-exact // align) * align, max_width)

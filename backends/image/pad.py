@@ -159,10 +159,10 @@ class FixHResizePadMatParams(Params):
 
 
 class FixHResizePadMat(Padded):
-    """A line of text for a recogniser: resized to the height resize_h, padded right to max_w.
+    """A line of text for a recogniser: resized to the height resize_h, padded at the right.
 
-    The width keeps the aspect ratio, rounded up. A width above max_w is squeezed to it. `data`:
-    H×W×C, uint8, uint16 or float32. `result`: resize_h×max_w×C of the same dtype. Sets
+    The width keeps the aspect ratio, rounded up, and is squeezed to max_w if it exceeds that.
+    `data`: H×W×C, uint8, uint16 or float32. `result`: resize_h×max_w×C of the same dtype. Sets
     `inverse_trans`, which maps (x, y) in the result to (x, y) in `data`.
 
     Raises InvalidInput for another shape or dtype.

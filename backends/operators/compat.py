@@ -38,8 +38,7 @@ class Range(Around):
         if impossible is not None:
             reason = (
                 f"Range: {impossible} of {wanted} is not a sum of batch sizes that the child "
-                "takes: "
-                f"its range is {child}"
+                f"takes: its range is {child}"
             )
             raise ConfigError([Problem(reason, key="range")])
         return wanted
@@ -57,11 +56,11 @@ def first_impossible(wanted: BatchRange, child: BatchRange) -> int | None:
     """
     size = wanted.min
     while size <= wanted.max:
-        parts = -(-size // child.max)
-        if parts * child.min > size:
+        count = -(-size // child.max)
+        if count * child.min > size:
             return size
-        size = parts * child.max + 1
-        if (parts + 1) * child.min <= size:
+        size = count * child.max + 1
+        if (count + 1) * child.min <= size:
             break
     return None
 
@@ -71,7 +70,7 @@ class RandomParams(Params):
 
 
 class Random(Branch):
-    """`Random(p)[A,B]`: run A on each item with the probability `p`, else B."""
+    """`Random(p)[A,B]`: runs A on each item with the probability `p`, else B."""
 
     parameters = RandomParams
     child_count = (2, 2)
@@ -104,9 +103,9 @@ class KeyA2KeyBParams(Params):
 
 
 class KeyA2KeyB(Result2Key):
-    """`KeyA2KeyB(key_a,key_b)[A]`: run A on the value of `key_a` and put its result in `key_b`.
+    """`KeyA2KeyB(key_a,key_b)[A]`: runs A on the value of `key_a`; the result goes to `key_b`.
 
-    Without a child, `key_b` becomes `key_a`. `result` is `data`.
+    Without a child, `key_b` gets the value of `key_a`. `result` is `data`.
     """
 
     parameters = KeyA2KeyBParams

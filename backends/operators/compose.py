@@ -25,7 +25,7 @@ class Identity(Backend):
 
 
 class Empty(Backend):
-    """Do nothing. The item stays without `result`, which ends a Sequential for it."""
+    """Does nothing. The item stays without `result`, which ends a Sequential for it."""
 
     parameters = Params
 

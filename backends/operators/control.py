@@ -70,9 +70,7 @@ class Around(Backend):
     shape_of_first_child = True
 
     def init(self, params: Any, context: Context) -> None:
-        """Take the range from the child's, which is final now: an engine learns it from its
-        model.
-        """
+        """Take the range from the child's. It is final now: engines learn theirs from the model."""
         self.min, self.max = self.declared_range(
             params, tuple(BatchRange(child.min, child.max) for child in self.children)
         )
@@ -141,7 +139,7 @@ class Branch(Backend):
 
     @classmethod
     def declared_range(cls, params: Any, children: tuple[BatchRange, ...]) -> BatchRange:
-        """[1, 1] if every child has max 1, else up to the smallest max of the others.
+        """Return [1, 1] if every child has max 1, else up to the smallest max of the others.
 
         A child with max 1 is looped per item. How many items of a batch go to which child is not
         known beforehand, so the `min` of one child can't bind the other.

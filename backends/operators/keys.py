@@ -96,7 +96,7 @@ class KeepParams(_ListParams):
 
 
 class Keep(Backend):
-    """`Keep[a,b]`: remove all keys except these. `result` is `data`.
+    """`Keep[a,b]`: removes all keys except these. `result` is `data`.
 
     `data`, `error`, `context` and the keys that steer Penstock (`node_name`, `event` and so on)
     always stay.
@@ -121,7 +121,7 @@ class RemoveParams(_ListParams):
 
 
 class Remove(Backend):
-    """`Remove[a,b]`: remove these keys. `result` is `data`, unless `result` is one of them.
+    """`Remove[a,b]`: removes these keys. `result` is `data`, unless `result` is one of them.
 
     If `data` is removed, `result` is what it was.
     """
@@ -145,7 +145,7 @@ class AddParams(_ListParams):
 
 
 class Add(Backend):
-    """`Add(a:x,b:y)`: set keys to texts. `result` is `data`, unless `result` is one of the keys."""
+    """`Add(a:x,b:y)`: sets keys to texts. `result` is `data`, unless it is one of the keys."""
 
     parameters: ClassVar[type[Params] | None] = AddParams
 
@@ -164,7 +164,7 @@ class AddIntParams(_ListParams):
 
 
 class AddInt(Add):
-    """`AddInt(a:1,b:-2)`: set keys to whole numbers.
+    """`AddInt(a:1,b:-2)`: sets keys to whole numbers.
 
     `result` is `data`, unless it is one of the keys.
     """
@@ -181,7 +181,7 @@ class CopyParams(_ListParams):
 
 
 class Copy(Backend):
-    """`Copy[a:b,c:d]`: copy a to b, then c to d. `result` is `data`, unless `result` is a target.
+    """`Copy[a:b,c:d]`: copies a to b, then c to d. `result` is `data`, unless it is a target.
 
     An item without a source key fails.
     """
@@ -211,7 +211,7 @@ class MoveParams(_ListParams):
 
 
 class Move(Copy):
-    """`Move[a:b,c:d]`: move a to b, then c to d. `result` is `data`, unless `result` is a target.
+    """`Move[a:b,c:d]`: moves a to b, then c to d. `result` is `data`, unless it is a target.
 
     If `data` is moved away, `result` is what it was. An item without a source key fails.
     """
@@ -250,7 +250,7 @@ class Result2KeyParams(Params):
 
 
 class Result2Key(Backend):
-    """`Result2Key(key)[A]`: put A's result in the key and go on with the `data` that came in.
+    """`Result2Key(key)[A]`: puts A's result in the key and goes on with the `data` that came in.
 
     `data` and `result` are then that. Without a child, `data` itself goes to the key. An item that
     the child leaves without `result`, or with `error`, leaves without `result` too.

@@ -31,7 +31,7 @@ import numpy as np
 _BELL = struct.Struct("<QQ")
 """Where the pickle begins in the sender's file, and its size. Arrays come before it."""
 
-_MOST_VIEWS = 1024
+_MAX_VIEWS_PER_CALL = 1024
 """The most views that the kernel takes in one call (IOV_MAX)."""
 
 
@@ -230,7 +230,7 @@ def _copy(
     """
     views = [view for view in views if view]
     while views:
-        count = call(file, views[:_MOST_VIEWS], position)  # at most 2 GiB per call
+        count = call(file, views[:_MAX_VIEWS_PER_CALL], position)  # at most 2 GiB per call
         if not count:
             raise EOFError("the other side's file is shorter than its message")
         position += count

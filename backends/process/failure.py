@@ -88,9 +88,9 @@ def _known(name: str) -> Any:
 
 @lru_cache(256)
 def _copy_of(known: str, name: str) -> type[Exception]:
-    """Make a class of that name which shows the text it is given.
+    """Make a class of that name that shows the text it is given.
 
-    The `__init__` and `__str__` of the base may expect anything else.
+    The `__init__` and `__str__` of the base may expect other arguments.
     """
     base: type[Exception] = _known(known)
     return type(name, (base,), {"__init__": _init, "__str__": _text, "__module__": base.__module__})

@@ -30,7 +30,7 @@ logger = logging.getLogger("penstock.process")
 CLOSE_TIMEOUT_SECONDS = 5.0
 """The time that a child has to close its backend before it is killed."""
 
-_THREADS = (
+_THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -175,7 +175,7 @@ class ProcessBackend(Backend):
         context = self._context
         name = f"{context.pipeline}/{context.node}#{context.instance}"
         child = self._child = Child(name, self.on_exit)
-        if self._killed:  # meanwhile
+        if self._killed:  # while the child was being created
             child.kill()
         level = logging.getLogger("penstock").getEffectiveLevel()
         order = Order(
@@ -321,4 +321,4 @@ def _environment() -> dict[str, str]:
     Libraries that would start a thread per processor get one thread each.
     """
     path = os.pathsep.join(entry or str(os.getcwd()) for entry in sys.path)  # noqa: PTH109
-    return {**dict.fromkeys(_THREADS, "1"), **os.environ, "PYTHONPATH": path}
+    return {**dict.fromkeys(_THREAD_VARIABLES, "1"), **os.environ, "PYTHONPATH": path}

@@ -26,7 +26,7 @@ from .wire import Change, Loaded, Order
 
 _PR_SET_PDEATHSIG = 1
 
-_NICE = 10
+_NICE_INCREMENT = 10
 """Added to the server's nice value.
 
 If all processors are busy, the event loop should not wait for a child's time slice.
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
     parent, *descriptors = map(int, arguments)
     die_with(parent)
     keep_memory()
-    os.nice(_NICE)
+    os.nice(_NICE_INCREMENT)
     # The child is in the background of the terminal: with `tostop` set, a write would stop it.
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     for number in (signal.SIGINT, signal.SIGTERM):

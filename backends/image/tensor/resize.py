@@ -26,7 +26,7 @@ class ResizeTensorParams(TensorParams):
 class ResizeTensor(ImageTensorBackend):
     """Pixels at another size: bilinear, half-pixel centres, no antialiasing, as ResizeMat.
 
-    (That is torch's `align_corners=False`.) `data`: N×C×H×W, uint8, float16, bfloat16 or float32.
+    This is torch's `align_corners=False`. `data`: N×C×H×W, uint8, float16, bfloat16 or float32.
     `result`: N×C×resize_h×resize_w of the same dtype. On a GPU, uint8 differs by at most 1 from the
     result on the CPU.
 
