@@ -81,7 +81,7 @@ STATUSES: dict[str, Status] = {
         429,
         503,
         retry_after=1,
-        example="1024 requests are inside, no more than 1024 (max_requests) may be",
+        example="too many requests in flight: 1024 (max_requests = 1024)",
     ),
     "overloaded": Status(
         429,

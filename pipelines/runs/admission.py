@@ -1,4 +1,7 @@
-"""Admission: the one place where a request may be refused for load, at the pipeline's entry (docs/explanation/scheduling.md, rule 6)."""
+"""Admission at a pipeline's entry: the one place where a request may be refused for load.
+
+Rule 6 of docs/explanation/scheduling.md.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ from ..node.statistics import RequestStatistics
 
 
 class Admission:
-    """Counts what is inside, and estimates whether one more can be answered in time.
+    """Counts the requests in flight, and estimates whether one more can be answered in time.
 
-    `inside` counts requests, `rows` their `request_size`. A refusal costs no queue, no future and no thread.
+    `inside` counts requests, `rows` their `request_size`. A refusal costs no queue, no future and
+    no thread.
     """
 
     __slots__ = (
@@ -33,7 +37,7 @@ class Admission:
 
     def __init__(self, max_requests: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.nodes: Sequence[Node] = ()
-        self.beside: Sequence[Admission] = ()  # of the pipeline's exposed nodes
+        self.beside: Sequence[Admission] = ()  # those of the pipeline's exposed nodes
         self.max_requests = max_requests
         self.inside = 0
         self.draining: asyncio.Future[None] | None = None
@@ -44,39 +48,42 @@ class Admission:
         self.requests = RequestStatistics(clock)
 
     def update(self) -> None:
-        """A batch has run: the rates have changed."""
+        """Take the new rates after a batch has run."""
         pace = run_time = 0.0
         for node in self.nodes:
             pace = max(pace, node.seconds_per_item)
             run_time += node.statistics.seconds_per_batch
         self.pace = pace
         self.run_time = run_time
-        for each in self.beside:
-            each.update()
+        for admission in self.beside:
+            admission.update()
 
     def check(self, size: int, budget: float, priority: int | None) -> None:
-        """Raise `QueueFull` or `Overloaded` if a request of `size` rows with `budget` seconds left should not come in.
+        """Raise `QueueFull` or `Overloaded` if a request of `size` rows should be refused.
 
-        `Pipeline.submit_nowait` asks only where the bound is reached or the first condition below holds, and keeps the books itself.
+        `budget`: the seconds until its deadline. `Pipeline.submit_nowait` calls this only if one of
+        the two conditions below holds. It counts the request itself.
         """
         if self.inside >= self.max_requests:
             self.refused["queue_full"] += 1
             raise QueueFull(
-                f"{self.inside} requests are inside, no more than {self.max_requests} (max_requests) may be"
+                f"too many requests in flight: {self.inside} (max_requests = {self.max_requests})"
             )
-        if (
-            (self.rows + size) * self.pace + self.run_time > budget
-        ):  # as if all rows inside were ahead: no finer estimate is larger
+        # As if all rows in flight were ahead of it: no finer estimate is larger.
+        if (self.rows + size) * self.pace + self.run_time > budget:
             self._estimate(size, budget, priority)
 
     def leave(self, size: int) -> None:
-        """A request has ended, of `size` rows."""
+        """Stop counting a request of `size` rows that has ended."""
         self.inside -= 1
         self.rows -= size
         self.settle()
 
     def end(self, size: int, came: float, failure: str) -> None:
-        """A request has ended that came at `came`. `failure`: as `RequestStatistics` calls it; "" for a good end."""
+        """Count the end of a request that came at `came`, and stop counting it as in flight.
+
+        `failure`: a key of `RequestStatistics.failures`, or "" for a good end.
+        """
         if failure:
             self.requests.fail(failure, came)
         else:
@@ -84,19 +91,22 @@ class Admission:
         self.leave(size)
 
     def settle(self) -> None:
-        """Tell who waits for it that nobody is inside any more."""
+        """Wake the waiter of `wait_empty` if no request is in flight."""
         if self.draining is not None and not self.inside and not self.draining.done():
             self.draining.set_result(None)
             self.draining = None
 
     def wait_empty(self) -> asyncio.Future[None]:
-        """A future that ends when nobody is inside any more. Somebody must be."""
+        """Return a future that is done when no request is in flight. There must be one now."""
         if self.draining is None or self.draining.done():
             self.draining = asyncio.get_running_loop().create_future()
         return self.draining
 
     def _estimate(self, size: int, budget: float, priority: int | None) -> None:
-        """Refuse only what would have to queue: where a group is idle an estimate may be wrong, and running corrects it."""
+        """Raise `Overloaded` if the request would have to queue, and for too long.
+
+        Where a group is idle nothing is refused: the estimate may be wrong, and a run corrects it.
+        """
         slowest = max(self.nodes, key=lambda node: node.seconds_per_item, default=None)
         if slowest is None or not slowest.scheduler.would_queue:
             return
@@ -105,21 +115,22 @@ class Admission:
             ahead += node.ahead_of(priority) / node.parts_per_item
             if node is slowest:
                 break
-        if slowest.parts_per_item > 1:  # most parts do not queue there yet
+        if slowest.parts_per_item > 1:  # most parts don't queue there yet
             ahead = max(ahead, self.rows)
         wait = (ahead + size) * self.pace + self.run_time
         if wait > budget:
             self.refused["overloaded"] += 1
             raise Overloaded(
-                f"an answer would take about {wait * 1000:.0f} ms ({ahead:.0f} rows ahead at node {slowest.name!r}), "
-                f"the deadline is in {budget * 1000:.0f} ms"
+                f"an answer would take about {wait * 1000:.0f} ms ({ahead:.0f} rows ahead at node "
+                f"{slowest.name!r}), the deadline is in {budget * 1000:.0f} ms"
             )
 
 
 class NodeAdmission(Admission):
-    """Of an exposed node. What comes in there is inside the pipeline, and counts there; how it ends is counted here.
+    """The admission of an exposed node.
 
-    To be made before anything is inside.
+    Its requests are in flight in the whole pipeline, and count there; how they end is counted here.
+    Make it before any request is in flight.
     """
 
     __slots__ = ("_whole",)

@@ -272,7 +272,7 @@ class GraphRun:
         self.outputs.clear()
 
     def _end(self, failure: str) -> None:
-        """Count the end of the request. `failure`: a key of its statistics, or "" for a good end."""
+        """Count the end of the request. `failure`: a key of its statistics, or "" if good."""
         self.drop()
         admission = self.admission
         if admission is not None:

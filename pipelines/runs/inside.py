@@ -1,4 +1,4 @@
-"""Where a run is: inside which composites, and how deep."""
+"""The composites that wait for a run, and how deep it is inside of them."""
 
 from __future__ import annotations
 

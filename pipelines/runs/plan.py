@@ -21,9 +21,9 @@ from ..node.statistics import NodeStatistics
 
 
 class RunningNode(Protocol):
-    """What runs the items of a plan node: a `Node` with executors, or a `CompositeNode`, which
-    waits for other nodes.
+    """A node that runs the items of a plan node.
 
+    It is a `Node`, which has executors, or a `CompositeNode`, which waits for other nodes.
     `enqueue` never ends an entry before it returns.
     """
 
@@ -36,8 +36,9 @@ class RunningNode(Protocol):
 
 
 class PlanNode:
-    """One node of the graph. A logical node (`rec.2`) is a plan node of its own; it shares the
-    `node` of another one.
+    """One node of the graph.
+
+    A logical node (`rec.2`) is a plan node of its own that shares the `node` of another one.
 
     `index` is the position in the topological order. `sources` has, for each plan node that `map`
     names, the keys to take and what to call them; None: the item is taken as it comes. `kept`:
@@ -96,9 +97,7 @@ class PlanNode:
 
     @property
     def owned(self) -> tuple[PlanNode, ...]:
-        """This node and everything that only it leads to, in topological order: what SubGraphSkip
-        skips.
-        """
+        """This node and all that only it leads to, in topological order: SubGraphSkip skips it."""
         if self._owned is None:
             owned: list[PlanNode] = [self]
             led_to = Counter[PlanNode]()
@@ -137,7 +136,7 @@ class EntryPoint:
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        """The nodes with executors that run its plan nodes. Available once the pipeline has started."""
+        """The nodes with executors that run its plan nodes; available when the pipeline runs."""
         if self._nodes is None:
             running = dict.fromkeys(plan_node.node for plan_node in self.plan_nodes)
             self._nodes = tuple(node for node in running if isinstance(node, Node))
@@ -162,12 +161,15 @@ class EntryPoint:
             )
 
     def size_of(self, item: Item, pipeline: str) -> int:
-        """Return the item's `request_size`. Raises `InvalidRequest` for one that no batch can hold."""
+        """Return the item's `request_size`.
+
+        Raises `InvalidRequest` for a size that no batch can hold.
+        """
         size = item["request_size"]
         if not isinstance(size, int) or size < 1:
             raise InvalidRequest(
-                f"pipeline {pipeline!r}: 'request_size' is the number of rows of the item: expected "
-                f"a positive int, got {size!r}"
+                f"pipeline {pipeline!r}: 'request_size' is the number of rows of the item: "
+                f"expected a positive int, got {size!r}"
             )
         bound = min((node.scheduler.max for node in self.nodes), default=size)
         if size > bound:
@@ -264,8 +266,8 @@ class Plan:
             return entry_point
         if isinstance(name, str) and name in self.nodes:
             raise NotFound(
-                f"pipeline {pipeline!r}: node {name!r} can't be entered (node_name): a node after it "
-                "needs the results of nodes that it does not lead to"
+                f"pipeline {pipeline!r}: node {name!r} can't be entered (node_name): a node after "
+                "it needs the results of nodes that it does not lead to"
             )
         hint = did_you_mean(name, self.nodes) if isinstance(name, str) else ""
         raise NotFound(
@@ -277,7 +279,8 @@ class Plan:
         """Make the error for an item that names no node although there are several roots."""
         roots = ", ".join(plan_node.name for plan_node in self.roots)
         return NotFound(
-            f"pipeline {pipeline!r} has several roots ({roots}): the item must name one, as node_name"
+            f"pipeline {pipeline!r} has several roots ({roots}): "
+            "the item must name one, as node_name"
         )
 
     def _default(self, entry: str | None) -> EntryPoint | None:

@@ -143,7 +143,7 @@ class Rounds:
         self._run.drop()
 
     def _end(self, failure: str) -> None:
-        """Count the end of the request. `failure`: a key of its statistics, or "" for a good end."""
+        """Count the end of the request. `failure`: a key of its statistics, or "" if good."""
         admission = self._admission
         if admission is not None:
             self._admission = None

@@ -1,6 +1,7 @@
-"""What happened to one request in its graph: what each filter said, what ran, when and in which batch, and the same of its parts.
+"""The trace of one request in its graph.
 
-Made only for requests that ask for it; others pay one comparison a node.
+It has what each filter returned, what ran, when and in which batch, and the same of the request's
+parts. It is made only for requests that ask for it; others pay one comparison per node.
 """
 
 from __future__ import annotations
@@ -15,32 +16,35 @@ from ..node.queue import Batch
 
 Step: TypeAlias = dict[str, Any]
 
-MAX_PARTS = 8
-"""Parts of one node that are traced; of the others only the number is told."""
+MAX_TRACED_PARTS = 8
+"""How many parts of one node are traced. The others are only counted."""
 
-REASONS = {
+FILTER_REASONS = {
     ("swap", "Break"): "it has no result",
     ("or", "Run"): "it has no result",
     ("or", "Skip"): "it has a result",
 }
-"""Why a filter of Penstock's own, which looks at the item, said what it said."""
+"""For built-in filters that look at the item: why they returned this status."""
 
 
 class Trace:
-    """The steps of one run, in order. A step is a dict, ready to be written as JSON:
+    """The steps of one run, in order. Each step is a dict that can be written as JSON.
 
-    `node`; `filter` and `status` (which filter it is, and what it said), with the `reason` where that is known, but for the first;
-    `keys` of the item as the node found it; then, if it ran, `queue_ms`, `run_ms`, `batch` (rows), and `left` (the keys it left), or
-    `error`. A step that should have run and has none of these was dropped, with its request, while it queued or ran.
+    A step has `node`, and the `keys` of the item that came to the node. Except at the first node it
+    has `filter` (its name), `status` (what the filter returned) and, if it is known, the `reason`.
+    If the node ran, it has `queue_ms`, `run_ms`, `batch` (rows), and `left` (the keys that the item
+    left with) or `error`. If these are missing, the step was dropped with its request while it
+    queued or ran.
 
-    `parts` (a list of lists of steps): where it sent parts of the item, or called other nodes; `more_parts`: how many of these are not
-    listed. `yields` and `more_yields`: the same, of what each value went through that it yielded.
+    `parts` is a list of lists of steps, one list for each part that the node sent to other nodes;
+    `more_parts` counts the parts that are not listed. `yields` and `more_yields` are the same for
+    the values that the node yielded.
     """
 
     __slots__ = ("_into", "_note", "_steps", "steps")
 
     def __init__(self, note: Callable[[Step, Batch, Any], None] | None = None) -> None:
-        """`note`: may add to the step of each node that ran, parts' too; is given the outcome."""
+        """`note` may add to the step of each node that ran, also in parts. It gets the outcome."""
         self.steps: list[Step] = []
         self._into = self.steps
         self._steps: dict[str, Step] = {}
@@ -49,26 +53,29 @@ class Trace:
     def came(
         self, node: str, item: Item, filter_name: str | None = None, status: str | None = None
     ) -> None:
+        """Add the step of a node that the item came to."""
         step: Step = {"node": node}
         if filter_name is not None:
             step |= {"filter": filter_name, "status": status}
-            reason = REASONS.get((filter_name, status or ""))
+            reason = FILTER_REASONS.get((filter_name, status or ""))
             if status == "Break" and "error" in item:
                 reason = f"it has an error: {item['error']}"
             if reason is not None:
                 step["reason"] = encodable(reason)
         step["keys"] = _keys(item)
         self._into.append(step)
-        self._steps[node] = (
-            step  # the last one of this name: a stream, or a loop, passes a node again
-        )
+        # The last step of this name: streams and loops pass a node several times.
+        self._steps[node] = step
 
     def skipped(self, node: str, by: str) -> None:
-        """The node is inside a chain or a sub-graph that was skipped at another one."""
+        """Add the step of a node in a chain or a sub-graph that was skipped at the node `by`."""
         self._into.append({"node": node, "status": f"skipped with {by}"})
 
     def ran(self, node: str, queued: float, batch: Batch, outcome: Any) -> None:
-        """`outcome`: the item, what it fails with, or None: it yielded all that it left."""
+        """Complete the step of a node that ran.
+
+        `outcome`: the item, or the error that it fails with, or None for a node that yields.
+        """
         step = self._steps[node]
         step |= {
             "queue_ms": round((batch.started - queued) * 1000, 3),
@@ -85,7 +92,7 @@ class Trace:
             self._note(step, batch, outcome)
 
     def part(self, node: str) -> Trace | None:
-        """The trace of one more part of the item at this node; None where there are enough."""
+        """Return the trace of one more part of the item at this node, or None if it has enough."""
         steps = self._one_more(node, "parts")
         if steps is None:
             return None
@@ -94,14 +101,14 @@ class Trace:
         return trace
 
     def yielded(self, node: str) -> None:
-        """What comes from here on happens to one more value that this node yielded."""
+        """Add the steps that follow to one more value that this node yielded."""
         steps = self._one_more(node, "yields")
         self._into = [] if steps is None else steps
 
     def _one_more(self, node: str, kind: str) -> list[Step] | None:
         step = self._steps[node]
         lists: list[list[Step]] = step.setdefault(kind, [])
-        if len(lists) >= MAX_PARTS:
+        if len(lists) >= MAX_TRACED_PARTS:
             step[f"more_{kind}"] = step.get(f"more_{kind}", 0) + 1
             return None
         lists.append([])

@@ -16,7 +16,7 @@ from penstock.backends.expressions.filters import Status, register_filter
 from penstock.backends.expressions.registry import register_backend
 from penstock.backends.item import Item
 from penstock.pipelines.pipeline import Pipeline
-from penstock.pipelines.runs.trace import MAX_PARTS, Step, Trace
+from penstock.pipelines.runs.trace import MAX_TRACED_PARTS, Step, Trace
 
 TIMES = ("queue_ms", "run_ms")
 
@@ -157,8 +157,8 @@ async def test_parts_of_a_list() -> None:
     assert (each["batch"], each["left"], end["node"]) == (1, ["data", "result"], "end")
     assert [part[0]["node"] for part in each["parts"]] == ["upper"] * 3
     assert {part[0]["batch"] for part in each["parts"]} == {3} and "more_parts" not in each
-    each, _ = await steps_of(nodes, {"data": ["a"] * (MAX_PARTS + 5)})
-    assert len(each["parts"]) == MAX_PARTS and each["more_parts"] == 5
+    each, _ = await steps_of(nodes, {"data": ["a"] * (MAX_TRACED_PARTS + 5)})
+    assert len(each["parts"]) == MAX_TRACED_PARTS and each["more_parts"] == 5
 
 
 async def test_parts_of_python_logic_and_of_jumps_in_jumps() -> None:
@@ -210,8 +210,8 @@ async def test_a_stream() -> None:
         "batch": 1,
         "yields": [[{"node": "upper", **SWAPPED}, {"node": "end", **SWAPPED}]] * 2,
     }
-    (source,) = await steps_of(nodes, {"data": "a" * (MAX_PARTS + 3)})
-    assert len(source["yields"]) == MAX_PARTS and source["more_yields"] == 3
+    (source,) = await steps_of(nodes, {"data": "a" * (MAX_TRACED_PARTS + 3)})
+    assert len(source["yields"]) == MAX_TRACED_PARTS and source["more_yields"] == 3
     (source,) = await steps_of(nodes, {"data": "unread"})
     assert source["error"] == "InvalidInput: the rest" and len(source["yields"]) == 6
 
