@@ -1,4 +1,4 @@
-"""Loops of three kinds, a registry of the test's own, and a watch on threads."""
+"""Three kinds of event loop, registries that tests fill by themselves, and a check for threads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def debug_loop() -> asyncio.AbstractEventLoop:
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Every asynchronous test of this folder runs on each."""
+    """Return the loops on which every asynchronous test of this folder runs."""
     return {"asyncio": asyncio.new_event_loop, "debug": debug_loop, "uvloop": uvloop.new_event_loop}
 
 

@@ -1,4 +1,4 @@
-"""What tests of graphs share: nodes that do as the test says and can be held, and a pipeline whose end is looked at.
+"""Nodes that a test scripts and holds, and a pipeline that is checked for leaks at its end.
 
 Nothing here waits for time to pass.
 """
@@ -11,6 +11,7 @@ import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from penstock.backends.base import Backend, Context
@@ -24,9 +25,11 @@ BOUND = 20.0
 
 
 class Workshop:
-    """All nodes with the backend `Work`. `ran`: node and data of every batch, in the order in which they began.
+    """All nodes with the backend `Work`.
 
-    What a node does is `acts[node](item)`: what it returns is the result; None: what it left in the item. Without one, data is the result.
+    `acts[node](item)` is what a node does. It returns the result, or None if it has put that into
+    the item itself. A node without an act returns its data. `ran` has the node and the data of
+    every batch, in the order in which they began; `items` has copies of all their items.
     """
 
     def __init__(self) -> None:
@@ -38,14 +41,14 @@ class Workshop:
         register_backend("Work", self._backend())
 
     def inputs(self, node: str) -> list[Any]:
-        """The data that the node has been given, in order."""
+        """Return the data that the node has been given, in order."""
         return [data for name, batch in self.ran if name == node for data in batch]
 
     def batches(self, node: str) -> list[list[Any]]:
         return [batch for name, batch in self.ran if name == node]
 
     def hold(self, node: str) -> None:
-        """Batches of this node stop at their beginning, until `release`."""
+        """Make batches of this node stop at their beginning, until `release`."""
         self._gates[node] = threading.Event()
 
     def release(self, node: str) -> None:
@@ -56,7 +59,7 @@ class Workshop:
             gate.set()
 
     async def begun(self, node: str) -> None:
-        """One more batch of the node has begun."""
+        """Wait until one more batch of the node has begun."""
         assert await asyncio.to_thread(self._entered[node].acquire, timeout=BOUND)
 
     def _backend(workshop: Any) -> type[Backend]:  # noqa: N805  # pyright: ignore[reportSelfClsParameterName]
@@ -79,8 +82,18 @@ class Workshop:
         return Work
 
 
+def mark(workshop: Workshop, *nodes: str) -> None:
+    """Make each of these nodes return its name around its data: `name(data)`."""
+    for node in nodes:
+        workshop.acts[node] = partial(_marked, node)
+
+
+def _marked(node: str, item: Item) -> str:
+    return f"{node}({item['data']})"
+
+
 class Clock:
-    """Stands still; a test moves it."""
+    """A clock that stands still until a test moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -90,29 +103,35 @@ class Clock:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    """Let the loop run until it is so. Only for what a thread's report, or a timer that is due, brings about."""
+    """Let the loop run until the condition holds.
+
+    Only for conditions that a thread's report or a due timer brings about.
+    """
     async with asyncio.timeout(BOUND):
         while not condition():
             await asyncio.sleep(0.001)
 
 
 async def turns(number: int = 20) -> None:
-    """Let the loop do what it can do by itself."""
+    """Let the loop do what needs no thread and no timer."""
     for _ in range(number):
         await asyncio.sleep(0)
 
 
 def queued(pipeline: Pipeline, node: str) -> int:
-    return next(found.scheduler.queued for found in pipeline.nodes if found.name == node)
+    """Return how many rows queue at a node."""
+    (running_node,) = [running for running in pipeline.nodes if running.name == node]
+    return running_node.scheduler.queued
 
 
 def waiting(pipeline: Pipeline, node: str) -> int:
-    """Items that wait at a composite."""
-    return next(len(found.waiting) for found in pipeline._graph.composites if found.name == node)
+    """Return how many items wait at a composite."""
+    (composite,) = [waits for waits in pipeline._graph.composites if waits.name == node]
+    return len(composite.waiting)
 
 
 def outcomes(pipeline: Pipeline, node: str) -> dict[str, int]:
-    """How items have left the node, but for what never happened."""
+    """Count how items have left the node, without the outcomes that never happened."""
     counts = next(
         plan_node.node.statistics.outcomes
         for plan_node in pipeline.plan.nodes.values()
@@ -122,7 +141,7 @@ def outcomes(pipeline: Pipeline, node: str) -> dict[str, int]:
 
 
 def assert_empty(pipeline: Pipeline) -> None:
-    """Nothing of any request is left."""
+    """Assert that nothing of any request is left."""
     assert pipeline.inside == 0
     assert pipeline._admission.rows == 0
     for node in pipeline.nodes:
@@ -148,10 +167,14 @@ async def serve(
     name: str = "p",
     clock: Clock | None = None,
 ) -> AsyncIterator[Pipeline]:
-    """The pipeline of a file with these tables. At the end nothing is left in it, no task runs, and the loop has nothing to complain of."""
-    heard: list[Any] = []
+    """Start the pipeline of a file with these tables.
+
+    At the end, assert that nothing is left in it, that no task runs, and that the loop has reported
+    no error.
+    """
+    reported: list[Any] = []
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda loop, context: heard.append(context))
+    loop.set_exception_handler(lambda loop, context: reported.append(context))
     before = asyncio.all_tasks()
     config = Pipeline.load(tables, name=name).config
     pipeline = Pipeline(config) if clock is None else Pipeline(config, clock=clock)
@@ -168,5 +191,5 @@ async def serve(
             assert_empty(pipeline)
             assert asyncio.all_tasks() <= before | schedulers
     assert asyncio.all_tasks() <= before
-    gc.collect()  # futures whose failure nobody has heard of complain when they go
-    assert heard == []
+    gc.collect()  # a future whose exception was not retrieved reports that when it is freed
+    assert reported == []

@@ -1,6 +1,7 @@
-"""What the nodes of generated graphs do, and their filters: plain functions that read from the item what they shall do.
+"""The nodes and filters of generated graphs: plain functions that read in the item what to do.
 
-What a node answers says everything about the dict that it was given, so that a wrong key anywhere shows in the result.
+The answer of a node describes the whole dict that it was given, so that a wrong key anywhere shows
+in the result.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ BOUND = 20.0  # seconds after which a test that hangs fails
 
 @dataclass
 class Request:
-    """The item's `context`, which reaches every node. Where a node or filter has several things to do, the item's data says which."""
+    """The `context` of an item, which reaches every node.
+
+    If a node or filter has several things to do, the item's data selects one.
+    """
 
     acts: dict[str, Sequence[str]] = field(default_factory=dict)
     verdicts: dict[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
     ran: list[str] = field(default_factory=list, compare=False, repr=False)
-    """The nodes, each as it ran. Several threads append."""
+    """The nodes in the order in which they ran. Several threads append."""
     holds: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
     """Nodes that stop until `go` is set."""
     go: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
@@ -79,7 +83,11 @@ def act(node: str, item: Item) -> None:
 
 
 class Worker(Backend):
-    """A node's backend. A batch in which all are to fail fails as one; where only some are, the node finds them one by one."""
+    """The backend of a node.
+
+    A batch in which all items should fail raises an error that is not retried. If only some should,
+    the node runs the items one by one and finds them.
+    """
 
     parameters = Params
     max: ClassVar[int] = 64  # type: ignore[misc]
@@ -92,9 +100,9 @@ class Worker(Backend):
         if len(batch) > 1 and "raise" in acts:
             if set(acts) == {"raise"}:
                 self.count(batch)
-                raise DeviceError(
-                    "all of them"
-                )  # else a later one's neighbours would not be run again
+                # Another error would suspend retries, and the neighbours of a later item that
+                # fails would not run again.
+                raise DeviceError("all of them")
             raise ValueError("one of them")
         if len(batch) > 1 and "soft" in acts:
             raise InvalidInput("one of them")
@@ -111,7 +119,7 @@ class Worker(Backend):
 
 
 def make_filter(name: str) -> Any:
-    """A filter that does what the item's context has for it under `name`."""
+    """Make a filter that does what the item's context lists under `name`."""
 
     def filter_(item: Item) -> Any:
         change, verdict = chosen(item["context"].verdicts.get(name, (("", "Run"),)), item)

@@ -46,7 +46,10 @@ KEYS = ("result", "result", "result", "data", "data", "x", "k")
 
 @st.composite
 def configurations(draw: st.DrawFn, roots: int = 3, least: int = 1) -> Tables:
-    """One to ten nodes below one or several roots; what is below one root may enter another one that comes later."""
+    """Draw one to ten nodes below one or several roots.
+
+    Composites below one root may enter the graph of a later root.
+    """
     sizes = draw(st.lists(st.integers(least, 10), min_size=1, max_size=roots))
     names = draw(st.permutations("abcdefghij"))[: sum(sizes)]
     groups: list[list[str]] = []
@@ -109,11 +112,11 @@ def _connect(
 
 
 def ancestors(tables: Tables, name: str) -> list[str]:
-    found: list[str] = []
+    names: dict[str, None] = {}  # as an ordered set
     for other, table in tables.items():
         if name in table.get("next", "").split(","):
-            found += [each for each in (other, *ancestors(tables, other)) if each not in found]
-    return found
+            names |= dict.fromkeys((other, *ancestors(tables, other)))
+    return list(names)
 
 
 @st.composite
@@ -130,7 +133,7 @@ def maps(draw: st.DrawFn, sources: list[str]) -> str:
 
 
 def _share(draw: st.DrawFn, tables: Tables, table: dict[str, Any]) -> None:
-    """Make it a node that borrows another one's instances."""
+    """Make it a node that borrows the instances of another node."""
     lenders = [
         name
         for name, other in tables.items()
@@ -143,7 +146,7 @@ def _share(draw: st.DrawFn, tables: Tables, table: dict[str, Any]) -> None:
 
 
 def _with_logical_nodes(draw: st.DrawFn, tables: Tables) -> Tables:
-    """Some nodes as logical nodes of others: `c` becomes `a.2`."""
+    """Make some nodes logical nodes of others: `c` becomes `a.2`."""
     owners = [name for name, table in tables.items() if table.get("backend") == "Worker"]
     lent = {table.get("borrow_from") for table in tables.values()} | {
         table.get("jump") for table in tables.values()
@@ -172,16 +175,19 @@ def _with_logical_nodes(draw: st.DrawFn, tables: Tables) -> Tables:
 
 def _rename(text: str, new: dict[str, str]) -> str:
     inside = 0
-    found = ""
+    renamed = ""
     for character in text:
         inside += {"[": 1, "]": -1}.get(character, 0)
-        found += new.get(character, character) if not inside else character
-    return found
+        renamed += new.get(character, character) if not inside else character
+    return renamed
 
 
 @st.composite
 def items(draw: st.DrawFn, tables: Tables) -> Item:
-    """An item, with what its nodes and filters shall do in its `context`. Every other one is calm: most of it succeeds."""
+    """Draw an item whose `context` says what its nodes and filters do.
+
+    Half of the items are calm: most of their nodes succeed.
+    """
     nodes = read(tables)
     calm = draw(st.booleans())
     request = Request()
@@ -228,7 +234,10 @@ def items(draw: st.DrawFn, tables: Tables) -> Item:
 
 @st.composite
 def all_running(draw: st.DrawFn, roots: int, least: int = 1) -> tuple[Tables, Item, list[str]]:
-    """A graph, an item for which all of it runs, and the nodes that have a filter: each one of its own."""
+    """Draw a graph, an item for which all nodes run, and the names of the nodes with a filter.
+
+    No two of these nodes have the same filter.
+    """
     tables = draw(configurations(roots, least))
     nodes = read(tables)
     filtered = [name for name, node in nodes.items() if node.before][: len(FILTERS)]
@@ -236,7 +245,7 @@ def all_running(draw: st.DrawFn, roots: int, least: int = 1) -> tuple[Tables, It
         tables[name]["filter"] = own
     for table in tables.values():
         if "map" in table:
-            table["map"] = re.sub(r"\b[xk]:", "data:", table["map"])  # what every node leaves
+            table["map"] = re.sub(r"\b[xk]:", "data:", table["map"])  # a key that every node leaves
     jumps = {node.jump for node in nodes.values()}
     entry = draw(
         st.sampled_from(
@@ -253,7 +262,10 @@ def all_running(draw: st.DrawFn, roots: int, least: int = 1) -> tuple[Tables, It
 
 @st.composite
 def skips(draw: st.DrawFn) -> tuple[Tables, Item]:
-    """All runs but what one node's filter skips, for all of its data or for some."""
+    """Draw a graph in which all nodes run, except those that one filter skips.
+
+    The filter skips them for all of its data, or for some.
+    """
     tables, item, filtered = draw(all_running(roots=2))
     reference = Reference(tables, lambda node, given: None, {})
     status = draw(st.sampled_from(["SerialSkip", "SubGraphSkip", "Skip"]))
@@ -266,9 +278,8 @@ def skips(draw: st.DrawFn) -> tuple[Tables, Item]:
             for source, _, _ in other.map
         )
 
-    in_parts = [
-        name for name in filtered if name not in reference.led_to(item["node_name"])
-    ]  # of a MapReduce, say
+    # Nodes that only parts reach, for example those of a MapReduce.
+    in_parts = [name for name in filtered if name not in reference.led_to(item["node_name"])]
     candidates = (
         draw(st.sampled_from([[name for name in filtered if is_read_from(name)], in_parts]))
         or filtered
@@ -284,7 +295,7 @@ def skips(draw: st.DrawFn) -> tuple[Tables, Item]:
 
 @st.composite
 def ends(draw: st.DrawFn) -> tuple[Tables, Item]:
-    """All runs but for one node, where all ends; and other nodes run beside that one."""
+    """Draw a graph in which one node ends the request while others run beside it."""
     tables, item, filtered = draw(all_running(roots=1, least=5))
     reference = Reference(tables, lambda node, given: None, {})
 

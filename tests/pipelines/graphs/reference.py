@@ -1,7 +1,8 @@
-"""What a graph means, by plain recursion: one item, one node after the other, on plain functions. No loop, no queue, no batch.
+"""The meaning of a graph, as plain recursion: one item passes one node after another.
 
-It shares nothing with penstock.pipelines but the words of a configuration. Where parallel branches race (a Break and a failure, say),
-`Reference.outcomes` gives every outcome that is allowed.
+There is no loop, no queue and no batch, and the nodes are plain functions. It shares nothing with
+penstock.pipelines but the format of a configuration. Where parallel branches race (for example a
+Break and a failure), `Reference.outcomes` gives every outcome that is allowed.
 """
 
 from __future__ import annotations
@@ -18,15 +19,22 @@ Choose = Callable[[list[Any]], Any]
 T = TypeVar("T")
 
 ALIASES = {
-    "Continue": "Run", "continue": "Run", "run": "Run", "skip": "Skip", "serial_skip": "SerialSkip", "subgraph_skip": "SubGraphSkip",
-    "break": "Break", "error": "Error",
-}  # fmt: skip
+    "Continue": "Run",
+    "continue": "Run",
+    "run": "Run",
+    "skip": "Skip",
+    "serial_skip": "SerialSkip",
+    "subgraph_skip": "SubGraphSkip",
+    "break": "Break",
+    "error": "Error",
+}
 
 
 class FailedError(Exception):
-    """The request ends at one of these nodes (the logical node, or the one whose instances ran it).
+    """Raised when the request ends at a node.
 
-    `invalid`: with this as its soft failure, which an earlier node left, and which says why.
+    `nodes` has the logical node and the one whose instances ran it. `invalid` is the soft failure
+    that an earlier node left, if that is the reason.
     """
 
     def __init__(self, nodes: set[str], why: str, invalid: InvalidInput | None = None) -> None:
@@ -37,16 +45,17 @@ class FailedError(Exception):
 
 
 class BreakError(Exception):
-    """Break: the item is the answer."""
+    """Raised by Break: the item is the answer."""
 
     def __init__(self, item: Item) -> None:
         self.item = item
 
 
 class Outcome(NamedTuple):
-    """How a request may end: with `answer` (which has an `error` after a soft failure), or with a failure at a node.
+    """One way in which a request may end.
 
-    Each node runs at least as often as `least` says and at most as often as `most` says; they are equal where nothing races.
+    It has an `answer` (with an `error` after a soft failure), or it has `failed` at a node. Each
+    node runs at least `least` and at most `most` times; they are equal where nothing races.
     """
 
     answer: Item | None
@@ -61,16 +70,16 @@ class Node(NamedTuple):
     before: list[str]
     filter: str
     map: list[tuple[str, str, str]]
-    """Source, its key, and the key here."""
+    """Triples of a source, its key, and the key here."""
     act: str
-    """The name of the node whose instances run it: its own, but for logical nodes and `borrow_from`."""
+    """The node whose instances run it: itself, except for logical nodes and `borrow_from`."""
     jump: str | None
     split: str | None
     merge: list[str]
 
 
 def read(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Node]:
-    """The nodes in topological order."""
+    """Read the nodes, in topological order."""
     following = {
         name: [piece.strip() for piece in table["next"].split(",")] if "next" in table else []
         for name, table in tables.items()
@@ -93,9 +102,16 @@ def read(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Node]:
         composite = tables[act] if tables[act].get("backend") in ("Jump", "MapReduce") else {}
         split = composite.get("split", "data") if composite.get("backend") == "MapReduce" else None
         nodes[name] = Node(
-            name, following[name], before, table.get("filter") or ("Run" if pairs else "swap"), pairs, act,
-            composite.get("jump"), split, composite.get("merge", "result").split(","),
-        )  # fmt: skip
+            name=name,
+            next=following[name],
+            before=before,
+            filter=table.get("filter") or ("Run" if pairs else "swap"),
+            map=pairs,
+            act=act,
+            jump=composite.get("jump"),
+            split=split,
+            merge=composite.get("merge", "result").split(","),
+        )
 
     for name in tables:
         visit(name)
@@ -103,7 +119,11 @@ def read(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Node]:
 
 
 class Reference:
-    """`act(node, item)` is what the backends do, `filters` the registered filters: from an item's dict to the name of a status."""
+    """A graph that is evaluated by recursion.
+
+    `act(node, item)` is what the backends do. `filters` are the registered filters; they return the
+    name of a status for an item.
+    """
 
     def __init__(
         self,
@@ -116,7 +136,7 @@ class Reference:
         self.filters = filters
 
     def outcomes(self, item: Item) -> Iterator[Outcome]:
-        """All ways in which the request may end. Raises IndexError where it can't enter."""
+        """Yield every way in which the request may end. Raises IndexError if it can't enter."""
         entry = self.entry(item)
         stale = {key: value for key, value in item.items() if key not in ("result", "error")}
         return in_all_ways(lambda choose: self.run(entry, stale, choose))
@@ -138,7 +158,7 @@ class Reference:
         return roots[0]
 
     def led_to(self, name: str) -> set[str]:
-        """The node, and all that it leads to."""
+        """Return the node and all nodes that it leads to."""
         return {name}.union(*[self.led_to(other) for other in self.nodes[name].next])
 
     def may_be_entered(self, name: str) -> bool:
@@ -162,7 +182,7 @@ class Reference:
         return {name} | every_way
 
     def only_by(self, gate: str, name: str) -> bool:
-        """Whether every way from a root to the node passes the gate."""
+        """Return whether every way from a root to the node passes the gate."""
         before = self.nodes[name].before
         return name == gate or (bool(before) and all(self.only_by(gate, other) for other in before))
 
@@ -171,9 +191,8 @@ class Reference:
     def run(self, entry: str, item: Item, choose: Choose) -> Outcome:
         inside = self.led_to(entry)
         left: dict[str, Item] = {}  # what left each node, whether it ran or was skipped
-        ends: dict[
-            str, FailedError | BreakError
-        ] = {}  # what may end all, each where it happens; none of them comes before another
+        # What may end the request, by the node where it happens. None of them leads to another.
+        ends: dict[str, FailedError | BreakError] = {}
         runs: dict[str, tuple[Counter[str], Counter[str]]] = {}
         for node in self.nodes.values():
             name = node.name
@@ -209,11 +228,11 @@ class Reference:
             least = sum((low for low, _ in runs.values()), Counter[str]())
             leaves = [name for name in inside if not self.nodes[name].next]
             answer = dict(left[leaves[0]] if len(leaves) == 1 else item)
-        answer["data"] = item["data"]  # the caller's own
+        answer["data"] = item["data"]
         return Outcome(answer, None, least, most)
 
     def arrive(self, node: Node, left: Mapping[str, Item]) -> tuple[Item, str]:
-        """The node's own dict, and what its filter says of it."""
+        """Return the node's own copy of the item, and the status that its filter returns for it."""
         item = self.mapped(node, left) if node.map else dict(left[node.before[0]])
         if node.filter in self.filters:
             try:
@@ -257,7 +276,7 @@ class Reference:
     def work(
         self, node: Node, item: Item, choose: Choose, least: Counter[str], most: Counter[str]
     ) -> Item:
-        """What the node answers. Counts what ran in it, at least and at most."""
+        """Return the answer of the node, and count in `least` and `most` what ran in it."""
         if node.jump is None:
             least[node.act] += 1
             most[node.act] += 1
@@ -273,7 +292,7 @@ class Reference:
             return own
         pieces = [item.get("data")] if node.split is None else item.get(node.split)
         if not isinstance(pieces, list):
-            raise FailedError({node.name, node.act}, f"{node.split} is no list")
+            raise FailedError({node.name, node.act}, f"{node.split} is not a list")
         if pieces and "data" not in item:
             raise FailedError({node.name, node.act}, "no data")
         parts = [
@@ -308,7 +327,7 @@ class Reference:
 
 
 def in_all_ways(evaluate: Callable[[Choose], T]) -> Iterator[T]:
-    """Evaluate with each possible answer to each `choose` that it asks."""
+    """Evaluate once for every combination of answers to the calls of `choose`."""
     scripts: list[list[int]] = [[]]
     while scripts:
         script = scripts.pop()

@@ -1,4 +1,4 @@
-"""What happens on an executor's thread, decided on the test's own."""
+"""What an executor's thread does with a batch, run on the thread of the test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from penstock.pipelines.node.queue import NEVER, Batch, Entry
 
 
 class Scripted(Backend):
-    """Raises what stands in an item's `data`, if it is an exception."""
+    """Raises the `data` of an item if it is an exception."""
 
     def __init__(self) -> None:
         self.seen: list[int] = []
@@ -30,20 +30,20 @@ class Scripted(Backend):
 
 def batch(*data: Any, deadlines: tuple[float, ...] = (), gone: tuple[int, ...] = ()) -> Batch:
     entries = []
-    for position, each in enumerate(data):
+    for position, value in enumerate(data):
         future: Any = SimpleNamespace(done=lambda position=position: position in gone)
-        entries.append(Entry({"data": each}, future, deadlines[position] if deadlines else NEVER))
+        entries.append(Entry({"data": value}, future, deadlines[position] if deadlines else NEVER))
     return Batch("node", None, entries, len(entries), 0.0)
 
 
 def run(
     made: Batch, *, retry: bool = True, suspended: bool = False, now: float = 0.0
 ) -> tuple[list[str], Scripted, Any]:
-    """How each item ended, the backend, and what the owner remembers."""
+    """Run the batch. Return how each item ended, the backend, and the owner."""
     owner: Any = SimpleNamespace(retry=retry, retry_suspended=suspended)
     backend = Scripted()
     run_batch(backend, made, owner, lambda: now)
-    return [_name(each) for each in made.outcomes], backend, owner
+    return [_name(outcome) for outcome in made.outcomes], backend, owner
 
 
 def _name(outcome: Any) -> str:

@@ -1,4 +1,4 @@
-"""How a node joins decision, threads and loop: the order of things, which no caller can see from outside."""
+"""A node's scheduler, threads and loop: in which order things happen, which no caller can see."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Echo(Backend):
 
 
 class Watched(Entry):
-    """Remembers what the node was doing when it ended."""
+    """An entry that records what the node was doing when the entry ended."""
 
     __slots__ = ("ended", "node")
 
@@ -42,13 +42,13 @@ class Watched(Entry):
             {"data": data}, asyncio.get_running_loop().create_future(), deadline, None, size
         )
         self.node = node
-        self.ended = ""
+        self.ended: str = ""
 
     def finish(self, outcome: Outcome, batch: Batch, now: float) -> None:
         assert isinstance(outcome, dict)
         assert not self.ended
         self.ended = repr(self.node)
-        self.future.set_result(outcome["result"])
+        self.future.set_result(outcome)
 
     def fail(self, error: BaseException) -> None:
         assert not self.ended
@@ -67,7 +67,7 @@ def make(
     cls: Any = type("Echo", (Echo,), attributes)
     cls.gate.set()
     configs = tuple(
-        GroupConfig(Spec("Echo", cls, Params()), max=each) for each in groups or (bound,)
+        GroupConfig(Spec("Echo", cls, Params()), max=largest) for largest in groups or (bound,)
     )
     config = NodeConfig("node", configs, **options)
     return Node(config, PipelineConfig("p", {"node": config}), asyncio.get_running_loop()), cls
@@ -89,7 +89,9 @@ AFTER_DELIVERY = [
 async def test_when_the_executor_is_started_again(
     monkeypatch: pytest.MonkeyPatch, short: float, then: list[str]
 ) -> None:
-    """Behind a long batch before its results are delivered; behind a short one at the end of that iteration of the loop."""
+    """After a long batch before its results are delivered; after a short one at the end of that
+    iteration of the loop.
+    """
     monkeypatch.setattr("penstock.pipelines.node.node.SHORT_BATCH_SECONDS", short)
     node, _ = make()
     await node.start()
@@ -97,12 +99,13 @@ async def test_when_the_executor_is_started_again(
     for entry in entries:
         node.enqueue(entry, 0.0)
     async with asyncio.timeout(20):
-        assert await asyncio.gather(*[entry.future for entry in entries]) == [0, 1, 2]
+        answers = await asyncio.gather(*[entry.future for entry in entries])
+    assert [answer["result"] for answer in answers] == [0, 1, 2]
     assert [entry.ended for entry in entries] == [*then, "<Node node: 0 active, 1 idle, 0 queued>"]
     await node.close(20)
 
 
-async def test_what_stands_behind_a_big_item_runs_when_that_leaves() -> None:
+async def test_a_small_item_after_a_big_one_runs_when_the_big_one_leaves() -> None:
     node, cls = make(groups=(1, 4))
     await node.start()
     cls.gate.clear()
@@ -129,7 +132,7 @@ async def test_what_stands_behind_a_big_item_runs_when_that_leaves() -> None:
     await node.close(20)
 
 
-async def test_shapes_run_apart_and_what_has_no_shape_runs_alone() -> None:
+async def test_shapes_run_in_batches_of_their_own_and_an_item_without_a_shape_alone() -> None:
     def shape(item: Item) -> Any:
         return {"a": 1, "b": 2, "list": []}[item["data"]]
 
@@ -213,13 +216,13 @@ async def test_the_bound_of_a_node_and_its_backend() -> None:
 
 
 async def test_a_node_that_is_closed_before_it_starts_leaves_no_lost_exception() -> None:
-    heard: list[Any] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: heard.append(context))
+    reported: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
     node, _ = make()
     await node.close(20)
     del node
     gc.collect()
-    assert heard == []
+    assert reported == []
 
 
 async def test_one_task_decides_from_start_to_close() -> None:
@@ -262,7 +265,7 @@ async def test_a_decision_that_raises_is_logged_and_made_again(
     entry = Watched("data", node)
     node.enqueue(entry, 0.0)
     async with asyncio.timeout(20):
-        assert await entry.future == "data"
+        assert (await entry.future)["result"] == "data"
     assert "node node: the decision failed" in caplog.text
     assert "ValueError: a mistake" in caplog.text
     await node.close(20)
@@ -295,7 +298,7 @@ async def test_decisions_inherit_no_context_of_a_request() -> None:
 
 
 async def test_a_scheduler_that_is_cancelled_leaves_nothing_waiting() -> None:
-    """As by `asyncio.run`, which cancels all tasks of the loop when it ends."""
+    """`asyncio.run` cancels all tasks of the loop when it ends."""
     before = asyncio.all_tasks()
     node, cls = make()
     await node.start()

@@ -1,6 +1,4 @@
-"""`executor = "process"` in a whole pipeline: who fails, who is answered, what is ready
-meanwhile, and what is left.
-"""
+"""Pipelines with `executor = "process"`: failures, answers, readiness, and what is left."""
 
 from __future__ import annotations
 
@@ -44,9 +42,9 @@ class Work(Backend):
 
     def forward(self, batch):
         with (HERE / "runs").open("a") as file:
-            print(os.getpid(), [item["data"] if isinstance(item["data"], str) else "" for item in batch], file=file)
+            print(os.getpid(), [text_of(item) for item in batch], file=file)
         for item in batch:
-            match item["data"] if isinstance(item["data"], str) else "":
+            match text_of(item):
                 case "kill": os.kill(os.getpid(), signal.SIGKILL)
                 case "sleep": time.sleep(60)
                 case "nap": time.sleep(0.3)
@@ -54,6 +52,9 @@ class Work(Backend):
                 case "soft": raise InvalidInput("not readable")
             item["result"] = item["data"]
             item["pid"] = os.getpid()
+
+def text_of(item):
+    return item["data"] if isinstance(item["data"], str) else ""
 
 def plus(x):
     return x + 1
@@ -81,11 +82,11 @@ def children() -> set[str]:
     """Our child processes, dead or alive; other tests have some too (the resource tracker of
     shared memory).
     """
-    found: set[str] = set()
+    pids: set[str] = set()
     for task in Path("/proc/self/task").iterdir():
         with suppress(FileNotFoundError):  # a thread that has just ended
-            found.update((task / "children").read_text().split())
-    return found
+            pids.update((task / "children").read_text().split())
+    return pids
 
 
 def descriptors() -> int:
@@ -110,10 +111,10 @@ async def running(ops: Path, **keys: Any) -> AsyncIterator[Pipeline]:
 
 
 async def outcomes(pipeline: Pipeline, *data: Any) -> list[Any]:
-    found: list[Any] = await asyncio.gather(
-        *[pipeline({"data": each}) for each in data], return_exceptions=True
+    answers: list[Any] = await asyncio.gather(
+        *[pipeline({"data": value}) for value in data], return_exceptions=True
     )
-    return [each["result"] if isinstance(each, dict) else each for each in found]
+    return [answer["result"] if isinstance(answer, dict) else answer for answer in answers]
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -122,8 +123,8 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 def runs(ops: Path) -> list[tuple[int, str]]:
-    found = [line.split(" ", 1) for line in (ops / "runs").read_text().splitlines()]
-    return [(int(pid), what) for pid, what in found]
+    lines = [line.split(" ", 1) for line in (ops / "runs").read_text().splitlines()]
+    return [(int(pid), what) for pid, what in lines]
 
 
 async def test_a_pipeline_of_threads_and_processes(ops: Path) -> None:
@@ -148,9 +149,9 @@ async def test_a_pipeline_of_threads_and_processes(ops: Path) -> None:
 
 async def test_only_the_item_that_kills_fails(ops: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with running(ops) as pipeline:
-        found = await outcomes(pipeline, "a", "kill", "b", "raise", "soft", "c")
-        assert [found[place] for place in (0, 2, 5)] == ["a", "b", "c"]
-        killed, raised, soft = (found[place] for place in (1, 3, 4))
+        answers = await outcomes(pipeline, "a", "kill", "b", "raise", "soft", "c")
+        assert [answers[index] for index in (0, 2, 5)] == ["a", "b", "c"]
+        killed, raised, soft = (answers[index] for index in (1, 3, 4))
         assert type(killed) is BackendError and "Work raised ProcessDiedError: process " in str(
             killed
         )
@@ -164,7 +165,7 @@ async def test_only_the_item_that_kills_fails(ops: Path, caplog: pytest.LogCaptu
         first, *singly = runs(ops)
         assert first[1] == "['a', 'kill', 'b', 'raise', 'soft', 'c']"
         assert [what for _, what in singly] == [
-            f"[{each!r}]" for each in ("a", "kill", "b", "raise", "soft", "c")
+            f"[{value!r}]" for value in ("a", "kill", "b", "raise", "soft", "c")
         ]
         assert len({pid for pid, _ in runs(ops)}) == 3
         assert pipeline.nodes[0].statistics.restarts == 2
@@ -176,15 +177,17 @@ async def test_only_the_item_that_kills_fails(ops: Path, caplog: pytest.LogCaptu
 
 async def test_what_can_not_be_sent_names_the_backend_and_not_its_proxy(ops: Path) -> None:
     async with running(ops) as pipeline:
-        found = await outcomes(pipeline, "a", threading.Lock())
-        assert found[0] == "a" and type(found[1]) is BackendError
-        assert str(found[1]).startswith("node 'work': backend Work raised TypeError: cannot pickle")
+        answers = await outcomes(pipeline, "a", threading.Lock())
+        assert answers[0] == "a" and type(answers[1]) is BackendError
+        assert str(answers[1]).startswith(
+            "node 'work': backend Work raised TypeError: cannot pickle"
+        )
 
 
 async def test_without_retry_the_whole_batch_fails(ops: Path) -> None:
     async with running(ops, retry=False) as pipeline:
-        found = await outcomes(pipeline, "a", "kill")
-        assert [type(each) for each in found] == [BackendError, BackendError]
+        answers = await outcomes(pipeline, "a", "kill")
+        assert [type(answer) for answer in answers] == [BackendError, BackendError]
         assert await outcomes(pipeline, "b") == ["b"]
 
 
@@ -192,7 +195,7 @@ async def test_a_node_is_not_ready_while_its_child_is_down(ops: Path) -> None:
     async with running(ops) as pipeline:
         pid = (await pipeline({"data": "x"}))["pid"]
         (ops / "wait").touch()
-        os.kill(pid, signal.SIGKILL)  # nothing runs: nobody asks the child anything
+        os.kill(pid, signal.SIGKILL)  # nothing runs, so no call to the child notices it
         await until(lambda: pipeline.not_ready)
         assert pipeline.not_ready == "node 'work': 1 of 1 executors are not running"
         waiting = asyncio.create_task(outcomes(pipeline, "meanwhile"))
@@ -207,9 +210,11 @@ async def test_a_node_is_not_ready_while_its_child_is_down(ops: Path) -> None:
 async def test_a_child_that_can_not_load_again_is_tried_until_it_can(ops: Path) -> None:
     async with running(ops) as pipeline:
         (ops / "refuse").touch()
-        found = await outcomes(pipeline, "a", "kill")
-        assert all(type(each) is BackendError and "RestartError" in str(each) for each in found)
-        assert "refused to load" in str(found[0])
+        answers = await outcomes(pipeline, "a", "kill")
+        assert all(
+            type(answer) is BackendError and "RestartError" in str(answer) for answer in answers
+        )
+        assert "refused to load" in str(answers[0])
         await until(lambda: pipeline.not_ready)
         (ops / "refuse").unlink()
         await until(lambda: not pipeline.not_ready)
@@ -221,7 +226,7 @@ async def test_instances_are_children_and_work_at_once(ops: Path) -> None:
         answers = await asyncio.gather(*[pipeline({"data": "nap"}) for _ in range(2)])
         pids = {answer["pid"] for answer in answers}
         assert len(pids) == 2 and os.getpid() not in pids
-        # One dies, the other one works on.
+        # One child dies, the other one goes on.
         killed, napped = await asyncio.gather(
             pipeline({"data": "kill"}), pipeline({"data": "nap"}), return_exceptions=True
         )

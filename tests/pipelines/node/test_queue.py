@@ -30,14 +30,14 @@ def entry(
 
 def bucket(*entries: Entry, levels: int = 1) -> Bucket:
     made = Bucket("key", levels)
-    for each in entries:
-        made.levels[each.priority].append(each)
-        made.size += each.size
+    for queued in entries:
+        made.levels[queued.priority].append(queued)
+        made.size += queued.size
     return made
 
 
 def names(entries: Any) -> str:
-    return "".join(each.item["data"] for each in entries)
+    return "".join(queued.item["data"] for queued in entries)
 
 
 def test_take_stops_at_the_first_that_does_not_fit() -> None:

@@ -1,4 +1,7 @@
-"""The rules of design §4, one by one, with executors that run nothing and a time that is an argument."""
+"""The rules of scheduling, one by one, without threads and with a time that is an argument.
+
+docs/explanation/scheduling.md has the rules.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,8 @@ class FakeExecutor:
         return ["".join(entry.item["data"] for entry in batch.entries) for batch in self.batches]
 
 
-class House:
-    """A scheduler, its executors, and what it reported."""
+class Harness:
+    """A scheduler, its executors, and its reports."""
 
     def __init__(self, *groups: list[int], **options: Any) -> None:
         self.expired: list[str] = []
@@ -70,6 +73,9 @@ class House:
     def finish(self, executor: int = 0) -> None:
         self.scheduler.release(self.executors[executor])
 
+    def would_queue(self) -> bool:
+        return self.scheduler.would_queue
+
     @property
     def ran(self) -> list[list[str]]:
         return [executor.ran for executor in self.executors]
@@ -79,366 +85,366 @@ class House:
 
 
 def test_while_executors_are_busy_the_queue_and_the_next_batch_grow() -> None:
-    house = House([8])
-    house.put("a")
-    house.decide()
+    harness = Harness([8])
+    harness.put("a")
+    harness.decide()
     for name in "bcd":
-        house.put(name)
-        house.decide()
-    assert house.ran == [["a"]]
-    assert house.scheduler.queued == 3
-    house.finish()
-    house.decide()
-    assert house.ran == [["a", "bcd"]]
-    assert repr(house.scheduler) == "<Scheduler node: 1 active, 0 idle, 0 queued>"
+        harness.put(name)
+        harness.decide()
+    assert harness.ran == [["a"]]
+    assert harness.scheduler.queued == 3
+    harness.finish()
+    harness.decide()
+    assert harness.ran == [["a", "bcd"]]
+    assert repr(harness.scheduler) == "<Scheduler node: 1 active, 0 idle, 0 queued>"
 
 
 def test_one_decision_starts_on_every_idle_executor() -> None:
-    house = House([2], [2])
-    house.put_all("abcde")
-    house.decide()
-    assert sorted(batch for ran in house.ran for batch in ran) == ["ab", "cd"]
-    assert house.scheduler.queued == 1
+    harness = Harness([2], [2])
+    harness.put_all("abcde")
+    harness.decide()
+    assert sorted(batch for ran in harness.ran for batch in ran) == ["ab", "cd"]
+    assert harness.scheduler.queued == 1
 
 
 # rule 2: idle first
 
 
 def test_an_idle_group_starts_at_once_with_all_that_fits_whatever_the_timeout() -> None:
-    house = House([4], batching_timeout=10.0)
-    house.put_all("ab")
-    house.decide()
-    assert house.ran == [["ab"]]
+    harness = Harness([4], batching_timeout=10.0)
+    harness.put_all("ab")
+    harness.decide()
+    assert harness.ran == [["ab"]]
 
 
 def test_a_partly_busy_group_starts_only_a_full_bucket() -> None:
-    house = House([3, 3], batching_timeout=10.0)
-    house.put("a")
-    house.decide()
-    house.put_all("bc")
-    house.decide()
-    assert house.scheduler.queued == 2
-    house.put("d")
-    house.decide()
-    assert sorted(house.ran) == [["a"], ["bcd"]]
+    harness = Harness([3, 3], batching_timeout=10.0)
+    harness.put("a")
+    harness.decide()
+    harness.put_all("bc")
+    harness.decide()
+    assert harness.scheduler.queued == 2
+    harness.put("d")
+    harness.decide()
+    assert sorted(harness.ran) == [["a"], ["bcd"]]
 
 
 def test_full_means_full_for_the_executor_that_would_run_it() -> None:
-    house = House([2, 2], [8], batching_timeout=10.0)
-    house.put_all("abcdefgh")  # goes to the executor of 8
-    house.put("i", key="other")  # goes to one of the two
-    house.decide()
-    house.put_all("jk")
-    house.decide()
-    assert house.scheduler.queued == 0
+    harness = Harness([2, 2], [8], batching_timeout=10.0)
+    harness.put_all("abcdefgh")  # goes to the executor of 8
+    harness.put("i", key="other")  # goes to one of the two
+    harness.decide()
+    harness.put_all("jk")
+    harness.decide()
+    assert harness.scheduler.queued == 0
 
 
 def test_a_partly_busy_group_starts_a_timed_out_bucket_exactly_then() -> None:
-    house = House([3, 3], batching_timeout=0.010)
-    house.put("a")
-    house.decide(1.0)
-    house.put("b")
-    assert house.decide(1.002) == 1.010  # b came at 1.0
-    house.put("c")
-    assert house.decide(1.009) == 1.010
-    assert house.scheduler.queued == 2
-    house.decide(1.010)
-    assert sorted(house.ran) == [["a"], ["bc"]]
+    harness = Harness([3, 3], batching_timeout=0.010)
+    harness.put("a")
+    harness.decide(1.0)
+    harness.put("b")
+    assert harness.decide(1.002) == 1.010  # b came at 1.0
+    harness.put("c")
+    assert harness.decide(1.009) == 1.010
+    assert harness.scheduler.queued == 2
+    harness.decide(1.010)
+    assert sorted(harness.ran) == [["a"], ["bc"]]
 
 
 def test_the_oldest_of_low_priority_starts_the_timeout_too() -> None:
-    house = House([3, 3], batching_timeout=1.0, priority_levels=2)
-    house.put("a")
-    house.decide()
-    house.put("b", priority=1)
-    house.now = 0.9
-    house.put("c", priority=0)
-    assert house.decide() == 1.0
-    house.decide(1.0)
-    assert sorted(house.ran) == [["a"], ["cb"]]
+    harness = Harness([3, 3], batching_timeout=1.0, priority_levels=2)
+    harness.put("a")
+    harness.decide()
+    harness.put("b", priority=1)
+    harness.now = 0.9
+    harness.put("c", priority=0)
+    assert harness.decide() == 1.0
+    harness.decide(1.0)
+    assert sorted(harness.ran) == [["a"], ["cb"]]
 
 
 def test_batching_timeout_0_never_waits() -> None:
-    house = House([8, 8])
-    house.put("a")
-    house.decide()
-    house.put("b")
-    house.decide()
-    assert sorted(house.ran) == [["a"], ["b"]]
+    harness = Harness([8, 8])
+    harness.put("a")
+    harness.decide()
+    harness.put("b")
+    harness.decide()
+    assert sorted(harness.ran) == [["a"], ["b"]]
 
 
 def test_an_idle_group_is_preferred_to_a_partly_busy_one() -> None:
-    house = House([4], [4, 4])
+    harness = Harness([4], [4, 4])
     for name in "abc":
-        house.put(name)
-        house.decide()
-    assert house.ran == [["b"], ["c"], ["a"]]
+        harness.put(name)
+        harness.decide()
+    assert harness.ran == [["b"], ["c"], ["a"]]
 
 
 def test_the_executor_that_ran_last_runs_next() -> None:
-    house = House([4], [4])
+    harness = Harness([4], [4])
     for name in "abc":
-        house.put(name)
-        house.decide()
-        running = next(iter(house.scheduler.running))
-        house.scheduler.release(running)
-    assert sorted(house.ran, key=len) == [[], ["a", "b", "c"]]
+        harness.put(name)
+        harness.decide()
+        running = next(iter(harness.scheduler.running))
+        harness.scheduler.release(running)
+    assert sorted(harness.ran, key=len) == [[], ["a", "b", "c"]]
 
 
 # rule 3: choice
 
 
 def test_the_smallest_head_goes_so_no_shape_starves() -> None:
-    house = House([2])
-    house.put("a", key="busy")
-    house.decide()
-    house.put("b", key="rare")
-    house.put_all("cdef", key="busy")
+    harness = Harness([2])
+    harness.put("a", key="busy")
+    harness.decide()
+    harness.put("b", key="rare")
+    harness.put_all("cdef", key="busy")
     order = []
     for _ in range(3):
-        house.finish()
-        house.decide()
-        order.append(house.executors[0].ran[-1])
-        house.put_all("xy", key="busy")
+        harness.finish()
+        harness.decide()
+        order.append(harness.executors[0].ran[-1])
+        harness.put_all("xy", key="busy")
     assert order == ["b", "cd", "ef"]
 
 
 def test_shapes_do_not_mix() -> None:
-    house = House([8])
+    harness = Harness([8])
     for name, key in ("a", 1), ("b", 2), ("c", 1), ("d", 2):
-        house.put(name, key=key)
-    house.decide()
-    house.finish()
-    house.decide()
-    assert house.ran == [["ac", "bd"]]
-    assert not house.scheduler.buckets
+        harness.put(name, key=key)
+    harness.decide()
+    harness.finish()
+    harness.decide()
+    assert harness.ran == [["ac", "bd"]]
+    assert not harness.scheduler.buckets
 
 
 def test_a_batch_stops_at_the_first_item_that_does_not_fit_and_that_stays_in_front() -> None:
-    house = House([4])
+    harness = Harness([4])
     for name, size in ("a", 3), ("b", 2), ("c", 1):
-        house.put(name, size=size)
-    house.decide()
-    assert house.ran == [["a"]]
-    assert house.scheduler.queued == 3
-    assert next(iter(house.scheduler)).item["data"] == "b"
-    house.finish()
-    house.decide()
-    assert house.ran == [["a", "bc"]]
-    assert house.executors[0].batches[1].size == 3
+        harness.put(name, size=size)
+    harness.decide()
+    assert harness.ran == [["a"]]
+    assert harness.scheduler.queued == 3
+    assert next(iter(harness.scheduler)).item["data"] == "b"
+    harness.finish()
+    harness.decide()
+    assert harness.ran == [["a", "bc"]]
+    assert harness.executors[0].batches[1].size == 3
 
 
 def test_request_sizes_fill_a_bucket() -> None:
-    house = House([4, 4], batching_timeout=10.0)
-    house.put("a")
-    house.decide()
-    house.put("b", size=3)
-    house.decide()
-    assert house.scheduler.queued == 3
-    house.put("c", size=2)  # passes max: full
-    house.decide()
-    assert sorted(house.ran) == [["a"], ["b"]]
+    harness = Harness([4, 4], batching_timeout=10.0)
+    harness.put("a")
+    harness.decide()
+    harness.put("b", size=3)
+    harness.decide()
+    assert harness.scheduler.queued == 3
+    harness.put("c", size=2)  # passes max: full
+    harness.decide()
+    assert sorted(harness.ran) == [["a"], ["b"]]
 
 
-def test_groups_the_smallest_max_that_holds_the_bucket() -> None:
+def test_of_several_groups_the_smallest_max_that_holds_the_bucket_is_taken() -> None:
     for waiting, chosen in ("a", 1), ("abc", 4), ("abcdefgh", 8), ("abcdefghijk", 8):
-        house = House([8], [1], [4])
-        house.put_all(waiting)
-        first = {executor.max: executor for executor in house.executors}
-        house.decide()
+        harness = Harness([8], [1], [4])
+        harness.put_all(waiting)
+        first = {executor.max: executor for executor in harness.executors}
+        harness.decide()
         assert first[chosen].ran[0].startswith("a"), waiting
 
 
 def test_an_item_waits_for_an_executor_that_it_fits() -> None:
-    house = House([1], [4], batching_timeout=1.0)
-    house.put("x", size=4)
-    house.decide()
-    house.put("big", size=2)
-    house.put("small")
-    assert house.decide() == 60.0  # only the end of x, or its getting stuck, helps
-    assert house.ran == [[], ["x"]]
-    house.finish(1)
-    house.decide()
-    assert house.ran == [[], ["x", "bigsmall"]]
+    harness = Harness([1], [4], batching_timeout=1.0)
+    harness.put("x", size=4)
+    harness.decide()
+    harness.put("big", size=2)
+    harness.put("small")
+    assert harness.decide() == 60.0  # nothing changes until x ends or counts as stuck
+    assert harness.ran == [[], ["x"]]
+    harness.finish(1)
+    harness.decide()
+    assert harness.ran == [[], ["x", "bigsmall"]]
 
 
-def test_what_stood_behind_a_big_item_starts_when_that_leaves() -> None:
-    house = House([1], [4])
-    house.put("x", size=4)
-    house.decide()
-    big = house.put("big", size=2)
-    house.put("small")
-    house.decide()
-    assert house.scheduler.discard(big)
-    house.decide()
-    assert house.ran == [["small"], ["x"]]
+def test_a_small_item_after_a_big_one_starts_when_the_big_one_leaves() -> None:
+    harness = Harness([1], [4])
+    harness.put("x", size=4)
+    harness.decide()
+    big = harness.put("big", size=2)
+    harness.put("small")
+    harness.decide()
+    assert harness.scheduler.discard(big)
+    harness.decide()
+    assert harness.ran == [["small"], ["x"]]
 
 
 def test_fewer_than_min_run_at_once() -> None:
-    house = House([8])
-    house.put("a")
-    house.decide()
-    assert house.ran == [["a"]]
+    harness = Harness([8])
+    harness.put("a")
+    harness.decide()
+    assert harness.ran == [["a"]]
 
 
 # rule 4: priorities
 
 
 def test_priorities_are_strict_and_keep_the_order_inside() -> None:
-    house = House([2], priority_levels=3)
-    house.put("x")
-    house.decide()
+    harness = Harness([2], priority_levels=3)
+    harness.put("x")
+    harness.decide()
     for name, priority in ("a", 2), ("b", 1), ("c", 0), ("d", 1), ("e", 0), ("f", 2):
-        house.put(name, priority=priority)
+        harness.put(name, priority=priority)
     for _ in range(3):
-        house.finish()
-        house.decide()
-    assert house.ran == [["x", "ce", "bd", "af"]]
+        harness.finish()
+        harness.decide()
+    assert harness.ran == [["x", "ce", "bd", "af"]]
 
 
 def test_priority_comes_before_arrival_between_shapes() -> None:
-    house = House([2], priority_levels=2)
-    house.put("x")
-    house.decide()
-    house.put("a", key=1, priority=1)
-    house.put("b", key=2, priority=0)
-    house.finish()
-    house.decide()
-    assert house.ran == [["x", "b"]]
+    harness = Harness([2], priority_levels=2)
+    harness.put("x")
+    harness.decide()
+    harness.put("a", key=1, priority=1)
+    harness.put("b", key=2, priority=0)
+    harness.finish()
+    harness.decide()
+    assert harness.ran == [["x", "b"]]
 
 
 # rule 5: deadlines
 
 
 def test_an_item_expires_exactly_at_its_deadline_wherever_it_queues() -> None:
-    house = House([1])
-    house.put("x")
-    house.decide()
-    house.put("a")
-    house.put("b", deadline=2.0)
-    house.put("c", key="other", deadline=1.0)
-    assert house.decide() == 1.0
-    assert house.decide(0.999) == 1.0
-    assert house.expired == []
-    assert house.decide(1.0) == 2.0
-    assert house.expired == ["c"]
-    assert list(house.scheduler.buckets) == [None]
-    house.decide(2.0)
-    assert house.expired == ["c", "b"]
-    assert house.scheduler.queued == 1
-    house.finish()
-    house.decide()
-    assert house.ran == [["x", "a"]]
+    harness = Harness([1])
+    harness.put("x")
+    harness.decide()
+    harness.put("a")
+    harness.put("b", deadline=2.0)
+    harness.put("c", key="other", deadline=1.0)
+    assert harness.decide() == 1.0
+    assert harness.decide(0.999) == 1.0
+    assert harness.expired == []
+    assert harness.decide(1.0) == 2.0
+    assert harness.expired == ["c"]
+    assert list(harness.scheduler.buckets) == [None]
+    harness.decide(2.0)
+    assert harness.expired == ["c", "b"]
+    assert harness.scheduler.queued == 1
+    harness.finish()
+    harness.decide()
+    assert harness.ran == [["x", "a"]]
 
 
 def test_what_has_expired_does_not_run_even_if_an_executor_is_free() -> None:
-    house = House([4])
-    house.put("a", deadline=1.0)
-    house.put("b", deadline=1.5)
-    house.decide(1.0)
-    assert (house.expired, house.ran) == (["a"], [["b"]])
+    harness = Harness([4])
+    harness.put("a", deadline=1.0)
+    harness.put("b", deadline=1.5)
+    harness.decide(1.0)
+    assert (harness.expired, harness.ran) == (["a"], [["b"]])
 
 
 def test_an_item_whose_caller_left_does_not_run() -> None:
-    house = House([4])
-    entry = house.put("a")
+    harness = Harness([4])
+    entry = harness.put("a")
     entry.future.gone = True  # type: ignore[attr-defined]
-    house.put("b")
-    house.decide()
-    assert house.ran == [["b"]]
-    entry = house.put("c")
+    harness.put("b")
+    harness.decide()
+    assert harness.ran == [["b"]]
+    entry = harness.put("c")
     entry.future.gone = True  # type: ignore[attr-defined]
-    house.finish()
-    house.decide()
-    assert house.ran == [["b"]]
-    assert (house.scheduler.queued, house.scheduler.buckets, len(house.scheduler.idle)) == (
+    harness.finish()
+    harness.decide()
+    assert harness.ran == [["b"]]
+    assert (harness.scheduler.queued, harness.scheduler.buckets, len(harness.scheduler.idle)) == (
         0,
         {},
         1,
     )
-    assert house.executors[0].group.busy == 0
+    assert harness.executors[0].group.busy == 0
 
 
 def test_discard() -> None:
-    house = House([1])
-    running = house.put("x")
-    house.decide()
-    waiting = house.put("a", size=2)
-    assert not house.scheduler.discard(running)
-    assert house.scheduler.discard(waiting)
-    assert not house.scheduler.discard(waiting)
-    assert (house.scheduler.queued, house.scheduler.buckets) == (0, {})
+    harness = Harness([1])
+    running = harness.put("x")
+    harness.decide()
+    waiting = harness.put("a", size=2)
+    assert not harness.scheduler.discard(running)
+    assert harness.scheduler.discard(waiting)
+    assert not harness.scheduler.discard(waiting)
+    assert (harness.scheduler.queued, harness.scheduler.buckets) == (0, {})
 
 
-def test_nothing_queued_nothing_to_wake_for() -> None:
-    house = House([1], stuck_after=NEVER)
-    assert house.decide() == NEVER
-    house.put("a", deadline=5.0)
-    assert house.decide() == NEVER  # it runs: nothing expires any more
+def test_without_queued_items_no_wake_up_is_asked_for() -> None:
+    harness = Harness([1], stuck_after=NEVER)
+    assert harness.decide() == NEVER
+    harness.put("a", deadline=5.0)
+    assert harness.decide() == NEVER  # it runs, and what runs does not expire
 
 
-# what rule 6 asks
+# rule 6: admission
 
 
 def test_would_queue() -> None:
-    house = House([2, 2], [2])
-    assert not house.scheduler.would_queue
-    house.put_all("abcde")
-    assert not house.scheduler.would_queue  # five in a room for six
-    house.put("f")
-    assert house.scheduler.would_queue
-    house.decide()
-    assert house.scheduler.would_queue
-    house.finish(2)
-    assert not house.scheduler.would_queue
+    harness = Harness([2, 2], [2])
+    assert not harness.would_queue()
+    harness.put_all("abcde")
+    assert not harness.would_queue()  # there is room for six
+    harness.put("f")
+    assert harness.would_queue()
+    harness.decide()
+    assert harness.would_queue()
+    harness.finish(2)
+    assert not harness.would_queue()
 
 
-def test_a_partly_busy_group_is_no_idle_group() -> None:
-    house = House([2, 2])
-    house.put("a")
-    house.decide()
-    assert house.scheduler.would_queue
+def test_a_partly_busy_group_is_not_an_idle_group() -> None:
+    harness = Harness([2, 2])
+    harness.put("a")
+    harness.decide()
+    assert harness.would_queue()
 
 
 # stuck, dead, closed
 
 
 def test_a_batch_that_runs_for_stuck_after_is_reported_once() -> None:
-    house = House([1], stuck_after=5.0)
-    house.put("a")
-    assert house.decide(1.0) == 6.0
-    assert house.decide(5.9) == 6.0
-    assert house.stuck == []
-    assert house.decide(6.0) == NEVER
-    house.decide(7.0)
-    assert [batch.entries[0].item["data"] for batch in house.stuck] == ["a"]
-    assert house.stuck[0].stuck
+    harness = Harness([1], stuck_after=5.0)
+    harness.put("a")
+    assert harness.decide(1.0) == 6.0
+    assert harness.decide(5.9) == 6.0
+    assert harness.stuck == []
+    assert harness.decide(6.0) == NEVER
+    harness.decide(7.0)
+    assert [batch.entries[0].item["data"] for batch in harness.stuck] == ["a"]
+    assert harness.stuck[0].stuck
 
 
 def test_removing_an_executor_gives_back_its_batch_and_frees_its_group() -> None:
-    house = House([4, 4])
-    house.put("a")
-    house.decide()
-    index = next(i for i, executor in enumerate(house.executors) if executor.batches)
-    batch = house.scheduler.remove(house.executors[index])
-    assert batch is house.executors[index].batches[0]
-    assert house.executors[index].group.busy == 0
-    assert house.scheduler.remove(house.executors[1 - index]) is None
-    assert repr(house.scheduler) == "<Scheduler node: 0 active, 0 idle, 0 queued>"
-    house.put("b")
-    house.decide()
-    assert house.scheduler.max == 4  # what fits does not change while they are restarted
-    house.scheduler.add(house.executors[0])
-    house.decide()
-    assert house.executors[0].ran[-1] == "b"
+    harness = Harness([4, 4])
+    harness.put("a")
+    harness.decide()
+    index = next(i for i, executor in enumerate(harness.executors) if executor.batches)
+    batch = harness.scheduler.remove(harness.executors[index])
+    assert batch is harness.executors[index].batches[0]
+    assert harness.executors[index].group.busy == 0
+    assert harness.scheduler.remove(harness.executors[1 - index]) is None
+    assert repr(harness.scheduler) == "<Scheduler node: 0 active, 0 idle, 0 queued>"
+    harness.put("b")
+    harness.decide()
+    assert harness.scheduler.max == 4  # the bound stays while executors are restarted
+    harness.scheduler.add(harness.executors[0])
+    harness.decide()
+    assert harness.executors[0].ran[-1] == "b"
 
 
 def test_drain() -> None:
-    house = House([1])
-    house.put_all("abc", deadline=3.0)
-    house.put("d", key="other")
-    house.decide()
-    assert sorted(entry.item["data"] for entry in house.scheduler.drain()) == ["b", "c", "d"]
-    assert (house.scheduler.queued, house.scheduler.buckets) == (0, {})
-    house.decide(3.0)
-    assert house.expired == []
+    harness = Harness([1])
+    harness.put_all("abc", deadline=3.0)
+    harness.put("d", key="other")
+    harness.decide()
+    assert sorted(entry.item["data"] for entry in harness.scheduler.drain()) == ["b", "c", "d"]
+    assert (harness.scheduler.queued, harness.scheduler.buckets) == (0, {})
+    harness.decide(3.0)
+    assert harness.expired == []

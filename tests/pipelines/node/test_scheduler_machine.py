@@ -1,6 +1,7 @@
-"""Whatever happens to a scheduler, in whatever order, what design §4 promises holds after every decision.
+"""Whatever happens to a scheduler, in whatever order: its guarantees hold after every decision.
 
-The test keeps its own books, and has its own wording of when a bucket is ready.
+docs/explanation/scheduling.md has the guarantees. The test keeps its own records, and states by
+itself when a bucket is ready.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.scheduler.add(executor)
         self.max = max(executor.max for executor in self.free)
 
-    # what the scheduler does
+    # calls by the scheduler
 
     def started(self, executor: FakeExecutor, batch: Batch) -> None:
         assert executor in self.free
@@ -119,10 +120,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.now >= batch.started + 7.0
         self.reported_stuck.append(batch)
 
-    # the test's own books
+    # the test's own records
 
     def bucket(self, key: int) -> list[Entry]:
-        """What waits and may run, in the order in which it must go."""
+        """Return the entries that wait and may run, in the order in which they must start."""
         return sorted(
             (
                 entry
@@ -133,7 +134,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
 
     def ready(self, bucket: list[Entry]) -> FakeExecutor | None:
-        """An idle executor that may take the bucket now, if there is one."""
+        """Return an idle executor that may take the bucket now, if there is one."""
         if not bucket:
             return None
         size = sum(entry.size for entry in bucket)
@@ -186,7 +187,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.waiting)
     @rule(data=st.data(), at_once=st.booleans())
     def leave(self, data: st.DataObject, at_once: bool) -> None:
-        """A future is done when its caller is cancelled; the discard comes when the caller's task has run."""
+        """Cancel a caller: its future is done now, and its task discards the entry later."""
         entry = data.draw(st.sampled_from(self.waiting))
         if not entry.future.done():
             self.end(entry, "cancelled")
@@ -195,7 +196,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.decide()
 
     @rule()
-    def the_tasks_of_those_who_left_run(self) -> None:
+    def tasks_of_cancelled_callers_run(self) -> None:
         for entry in [entry for entry in self.waiting if entry.future.done()]:
             self.discard(entry)
         self.decide()
@@ -207,7 +208,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.0, 5.0]))
     def pass_time(self, seconds: float) -> None:
-        """As the timer would: at every moment that the scheduler asked for."""
+        """Decide at every moment that the scheduler asked for, as the timer would."""
         end = self.now + seconds
         for _ in range(1000):
             if self.wake > end:
@@ -216,7 +217,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.decide()
         else:
             raise AssertionError("the scheduler asks to be called again and again")
-        self.now = end  # nothing is due until then, and nobody looks
+        self.now = end  # nothing is due until then
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), how=st.sampled_from(["ok", "failed"]))
@@ -265,14 +266,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not self.waiting
         self.decide()
 
-    # what holds
+    # guarantees
 
     @invariant()
     def nothing_that_may_start_waits(self) -> None:
         if self.wake <= self.now:
-            return  # a timer is due in this very moment
+            return  # a timer is due at this moment
         if any(entry.future.done() for entry in self.waiting):
-            return  # a discard is under way, and a decision follows it
+            return  # a discard follows, and a decision after it
         for key in range(3):
             executor = self.ready(self.bucket(key))
             assert executor is None, f"bucket {key} is ready, and {executor} idle"
@@ -283,7 +284,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert all(entry.deadline > self.now for entry in self.waiting)
 
     @invariant()
-    def the_books_are_true(self) -> None:
+    def the_totals_are_right(self) -> None:
         scheduler = self.scheduler
         assert scheduler.queued == sum(entry.size for entry in self.waiting)
         assert sorted(entry.item["data"] for entry in scheduler) == sorted(
@@ -324,7 +325,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             for entry in batch.entries:
                 if not entry.future.done():
                     self.end(entry, "ok")
-        # All executors are idle, and time was no help: everything has ended, and nothing is left.
+        # All executors are idle and no time has passed: everything has ended, and nothing is left.
         for entry in self.all:
             future: Any = entry.future
             assert len(future.ends) == 1

@@ -1,4 +1,4 @@
-"""How requests end is counted once each, whichever way they take through a pipeline."""
+"""Every request is counted once, whichever way it takes through a pipeline."""
 
 from __future__ import annotations
 
@@ -39,16 +39,19 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(params=SHAPES)
 def tables(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Pipelines whose requests pass the node `last`; of a list, `each` sends every element there."""
+    """Pipelines whose requests pass the node `last`.
+
+    Of a list, `each` sends every element there.
+    """
     shape = SHAPES[request.param]
-    found = {
+    tables = {
         node: keys if node == "pipeline" else {"backend": "Work", **keys}
         for node, keys in shape.items()
     }
     if request.param in {"jump", "each"}:
-        found["pipeline"] = {"entry": "first"}
-    found["pipeline"] = {"timeout": 1000.0, **found.get("pipeline", {})}
-    return found
+        tables["pipeline"] = {"entry": "first"}
+    tables["pipeline"] = {"timeout": 1000.0, **tables.get("pipeline", {})}
+    return tables
 
 
 def failures(pipeline: Pipeline) -> dict[str, int]:
@@ -91,7 +94,9 @@ async def test_rows_are_those_of_requests(workshop: Workshop) -> None:
         assert sum(size * int(count) for size, (count, _) in sizes.items()) == 8
 
 
-async def test_who_leaves_is_cancelled(tables: dict[str, Any], workshop: Workshop) -> None:
+async def test_a_caller_that_leaves_counts_as_cancelled(
+    tables: dict[str, Any], workshop: Workshop
+) -> None:
     async with serve(tables, workshop=workshop) as pipeline:
         workshop.hold("last")
         running = asyncio.ensure_future(pipeline({"data": [1]}))
@@ -107,7 +112,7 @@ async def test_who_leaves_is_cancelled(tables: dict[str, Any], workshop: Worksho
         assert failures(pipeline) == {"cancelled": 2} and pipeline.statistics.succeeded == 0
 
 
-async def test_who_is_too_late_is_expired(tables: dict[str, Any], workshop: Workshop) -> None:
+async def test_a_late_request_counts_as_expired(tables: dict[str, Any], workshop: Workshop) -> None:
     async with serve(tables, workshop=workshop) as pipeline:
         workshop.hold("last")
         running = asyncio.ensure_future(pipeline({"data": [1]}))
@@ -120,7 +125,9 @@ async def test_who_is_too_late_is_expired(tables: dict[str, Any], workshop: Work
         assert (pipeline.statistics.succeeded, failures(pipeline)) == (1, {"expired": 1})
 
 
-async def test_what_a_closing_pipeline_fails(tables: dict[str, Any], workshop: Workshop) -> None:
+async def test_a_request_that_a_closing_pipeline_fails_counts_as_unready(
+    tables: dict[str, Any], workshop: Workshop
+) -> None:
     async with serve(tables, workshop=workshop) as pipeline:
         workshop.hold("last")
         running = asyncio.ensure_future(pipeline({"data": [1]}))
@@ -133,7 +140,9 @@ async def test_what_a_closing_pipeline_fails(tables: dict[str, Any], workshop: W
 
 
 async def test_times_of_a_request_and_of_its_node(workshop: Workshop) -> None:
-    """Two that come together: the first one fails after four seconds, the second one has waited as long and takes one more."""
+    """Two requests come together. The first one fails after four seconds, for which the second one
+    has waited; that takes one second more.
+    """
     clock = Clock()
     async with serve(
         {"last": {"backend": "Work", "max": 1}}, workshop=workshop, clock=clock
@@ -171,7 +180,7 @@ async def test_each_item_of_a_batch_takes_its_whole_time(workshop: Workshop) -> 
 
 
 def takes(clock: Clock, seconds: float) -> Any:
-    """An act that takes so long."""
+    """Make an act that takes this long."""
 
     def act(item: Item) -> Any:
         clock.now += seconds
@@ -189,7 +198,10 @@ SERIAL: dict[str, tuple[dict[str, Any], tuple[float, float]]] = {
 
 @pytest.mark.parametrize("shape", SERIAL)
 async def test_times_of_nodes_one_after_another(shape: str, workshop: Workshop) -> None:
-    """The first one takes a second, the last one two; what fails in the last one leaves no time of the first one behind."""
+    """The first node takes a second, the last one two.
+
+    A request that fails in the last node adds none of the time of the first one.
+    """
     clock = Clock()
     tables, expected = SERIAL[shape]
     tables = {

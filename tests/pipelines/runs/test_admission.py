@@ -1,3 +1,5 @@
+"""Admission: which requests are refused, and the estimates that decide it."""
+
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -49,12 +51,12 @@ def leave(gate: Admission, rows: int) -> None:
     gate.settle()
 
 
-def test_a_bound_on_requests_inside() -> None:
+def test_a_bound_on_requests_in_flight() -> None:
     gate = admission(node(pace=0, run=0), max_requests=2)
     enter(gate, 5, 1.0, None)
     enter(gate, 5, 1.0, None)
     assert (gate.inside, gate.rows) == (2, 10)
-    with pytest.raises(QueueFull, match="2 requests are inside"):
+    with pytest.raises(QueueFull, match=r"^too many requests in flight: 2 \(max_requests = 2\)$"):
         enter(gate, 1, 1.0, None)
     leave(gate, 5)
     enter(gate, 1, 1.0, None)
@@ -66,7 +68,7 @@ def fill(gate: Admission, rows: int) -> None:
     enter(gate, rows, float("inf"), None)
 
 
-def test_who_would_wait_past_the_deadline_is_refused() -> None:
+def test_a_request_that_would_wait_past_its_deadline_is_refused() -> None:
     gate = admission(node(ahead=8))
     fill(gate, 8)
     enter(gate, 1, 1.01, None)  # (8 + 1) × 0.1 + 0.1
@@ -91,7 +93,7 @@ def test_before_the_first_batch_all_are_admitted() -> None:
     enter(gate, 1, 0.001, None)
 
 
-def test_the_slowest_node_decides_and_what_is_behind_it_does_not_count() -> None:
+def test_the_slowest_node_decides_and_nodes_after_it_do_not_count() -> None:
     gate = admission(
         node("a", pace=0.01, run=0.1, ahead=2, queues=False),
         node("b", ahead=3),
@@ -104,7 +106,7 @@ def test_the_slowest_node_decides_and_what_is_behind_it_does_not_count() -> None
         enter(gate, 1, 0.89, None)
 
 
-def test_who_has_priority_does_not_wait_for_the_others() -> None:
+def test_a_request_with_priority_does_not_wait_for_the_others() -> None:
     gate = admission(node(ahead=50))
     fill(gate, 50)
     enter(gate, 1, 0.5, 1)
@@ -158,8 +160,11 @@ def test_the_rate_is_that_of_the_last_32_batches() -> None:
     assert (statistics.outcomes["ok"], statistics.outcomes["failed"]) == (42, 1)
 
 
-def test_where_a_request_becomes_parts_its_rows_are_what_is_ahead() -> None:
-    """Two parts queue, of 5 requests inside with ten each: the estimate must not believe the queue."""
+def test_of_a_request_that_becomes_parts_its_rows_count() -> None:
+    """Five requests have ten parts each, of which only two queue yet.
+
+    The estimate must not take the short queue for all the work ahead.
+    """
     gate = admission(node(pace=0.1, run=0.0, ahead=2, parts=10.0))
     fill(gate, 5)
     with pytest.raises(Overloaded, match="about 600 ms \\(5 rows ahead"):

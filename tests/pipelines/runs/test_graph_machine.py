@@ -1,4 +1,4 @@
-"""Random graphs, items and accidents: what a pipeline answers is what the plain recursion of graphs/reference.py says.
+"""Random graphs, items and accidents: a pipeline answers as the recursion of graphs/reference.py.
 
 PENSTOCK_TEST_GRAPHS is the number of graphs (default 350).
 """
@@ -52,13 +52,12 @@ def registered(
     register_backend("Worker", Worker)
     for name, function in FILTERS.items():
         register_filter(name, function)
-    caplog.set_level(
-        logging.CRITICAL, "penstock"
-    )  # each failure of a node is logged with its traceback
+    # Else each failure of a node is logged with its traceback.
+    caplog.set_level(logging.CRITICAL, "penstock")
 
 
 def load(tables: Tables, clock: Clock) -> Pipeline:
-    """As it is served, but that no wait is long enough for anything but a request's own deadline."""
+    """Load a pipeline in which only a request's own deadline ends a wait."""
     return Pipeline(
         Pipeline.load({"pipeline": {"timeout": 1e6}, "stuck_after": 1e9, **tables}).config,
         clock=clock,
@@ -66,7 +65,7 @@ def load(tables: Tables, clock: Clock) -> Pipeline:
 
 
 class Clock:
-    """Stands still, or goes on a little at each look; a test moves it."""
+    """A clock that a test moves. It advances by `tick` at each reading."""
 
     def __init__(self, tick: float) -> None:
         self.now = 0.0
@@ -78,42 +77,45 @@ class Clock:
 
 
 def refer(tables: Tables) -> Reference:
-    said = {
-        name: lambda item, say=function: getattr(say(item), "value", "nonsense")
+    statuses = {
+        name: lambda item, filter_=function: getattr(filter_(item), "value", "nonsense")
         for name, function in FILTERS.items()
     }
-    return Reference(tables, act, said)
+    return Reference(tables, act, statuses)
 
 
 def expected(reference: Reference, item: Item) -> list[Outcome] | None:
-    """Every allowed outcome; None where the item can't enter. Too many of them are no test of anything."""
+    """Return every allowed outcome, or None if the item can't enter.
+
+    Rejects items with too many outcomes: they would not test anything.
+    """
     try:
-        found = list(islice(reference.outcomes(item), MOST_OUTCOMES + 1))
+        outcomes = list(islice(reference.outcomes(item), MOST_OUTCOMES + 1))
     except IndexError:
         return None
-    assume(len(found) <= MOST_OUTCOMES)
-    return found
+    assume(len(outcomes) <= MOST_OUTCOMES)
+    return outcomes
 
 
-def is_failure(found: BaseException, outcome: Outcome) -> bool:
+def is_failure(answer: BaseException, outcome: Outcome) -> bool:
     if outcome.failed is None:
         assert outcome.answer is not None
         error = outcome.answer.get("error")
-        return error is not None and type(found) is InvalidInput and str(found) == str(error)
-    return isinstance(found, BackendError) and any(
-        f"node {name!r}" in str(found) for name in outcome.failed.nodes
+        return error is not None and type(answer) is InvalidInput and str(answer) == str(error)
+    return isinstance(answer, BackendError) and any(
+        f"node {name!r}" in str(answer) for name in outcome.failed.nodes
     )
 
 
-def is_answer(found: Item, outcome: Outcome, item: Item) -> bool:
+def is_answer(answer: Item, outcome: Outcome, item: Item) -> bool:
     if outcome.answer is None:
         return False
-    assert found["data"] is item["data"]
-    same = {**found, "error": str(found.get("error"))} == {
+    assert answer["data"] is item["data"]
+    same = {**answer, "error": str(answer.get("error"))} == {
         **outcome.answer,
         "error": str(outcome.answer.get("error")),
     }
-    return same and found.get("context") is outcome.answer.get("context")
+    return same and answer.get("context") is outcome.answer.get("context")
 
 
 def ran_as(outcome: Outcome, ran: list[str], least: bool = True) -> bool:
@@ -121,50 +123,57 @@ def ran_as(outcome: Outcome, ran: list[str], least: bool = True) -> bool:
     return counts <= outcome.most and (not least or outcome.least <= counts)
 
 
-def check_one(found: Any, outcomes: list[Outcome] | None, item: Item, *, interrupted: bool) -> None:
-    """One call's end. `interrupted`: it was cancelled, or had a deadline that passed, at whatever moment that was."""
+def check_one(
+    answer: Any, outcomes: list[Outcome] | None, item: Item, *, interrupted: bool
+) -> None:
+    """Check how a call ended.
+
+    `interrupted`: it was cancelled, or its deadline passed, at any moment.
+    """
     ran = item["context"].ran
-    if interrupted and isinstance(found, (asyncio.CancelledError, DeadlineExceeded)):
+    if interrupted and isinstance(answer, (asyncio.CancelledError, DeadlineExceeded)):
         assert any(ran_as(outcome, ran, least=False) for outcome in outcomes or ()) or not ran, ran
     elif outcomes is None:
-        assert isinstance(found, IndexError) and not ran, repr(found)
-    elif isinstance(found, BaseException):
-        alike = [outcome for outcome in outcomes if is_failure(found, outcome)]
-        assert alike, f"{found!r} is none of {outcomes}"
+        assert isinstance(answer, IndexError) and not ran, repr(answer)
+    elif isinstance(answer, BaseException):
+        alike = [outcome for outcome in outcomes if is_failure(answer, outcome)]
+        assert alike, f"{answer!r} is none of {outcomes}"
         assert any(ran_as(outcome, ran) for outcome in alike), f"{ran} does not fit {alike}"
     else:
         alike = [
             outcome
             for outcome in outcomes
-            if is_answer(found, outcome, item) and "error" not in found
+            if is_answer(answer, outcome, item) and "error" not in answer
         ]
-        assert alike, f"{found!r} is none of {outcomes}"
+        assert alike, f"{answer!r} is none of {outcomes}"
         assert any(ran_as(outcome, ran) for outcome in alike), f"{ran} does not fit {alike}"
 
 
 def check_many(
-    found: Any, outcomes: list[list[Outcome] | None], asked: list[Item], *, interrupted: bool
+    answer: Any, outcomes: list[list[Outcome] | None], asked: list[Item], *, interrupted: bool
 ) -> None:
-    """One call of a list: all its answers, or one failure."""
-    possible = [each for each in outcomes if each is not None]
-    if interrupted and isinstance(found, (asyncio.CancelledError, DeadlineExceeded)):
+    """Check how a call with a list ended: with all its answers, or with one failure."""
+    possible = [allowed for allowed in outcomes if allowed is not None]
+    if interrupted and isinstance(answer, (asyncio.CancelledError, DeadlineExceeded)):
         return
     if len(possible) < len(outcomes):
-        assert isinstance(found, IndexError), repr(found)
-    elif isinstance(found, BaseException):
-        hard = [outcome for each in possible for outcome in each if outcome.failed is not None]
-        assert any(is_failure(found, outcome) for outcome in hard), f"{found!r} is none of {hard}"
+        assert isinstance(answer, IndexError), repr(answer)
+    elif isinstance(answer, BaseException):
+        hard = [
+            outcome for allowed in possible for outcome in allowed if outcome.failed is not None
+        ]
+        assert any(is_failure(answer, outcome) for outcome in hard), f"{answer!r} is none of {hard}"
     else:
-        for answer, each, item in zip(found, possible, asked, strict=True):
-            alike = [outcome for outcome in each if is_answer(answer, outcome, item)]
-            assert alike, f"{answer!r} is none of {each}"
+        for final, allowed, item in zip(answer, possible, asked, strict=True):
+            alike = [outcome for outcome in allowed if is_answer(final, outcome, item)]
+            assert alike, f"{final!r} is none of {allowed}"
             assert any(ran_as(outcome, item["context"].ran) for outcome in alike), (
                 f"{item['context'].ran} does not fit {alike}"
             )
 
 
 class Call(NamedTuple):
-    """A call, and the turns of the loop at which it is made and cancelled."""
+    """A call, and the turns of the loop in which it is made and cancelled."""
 
     asked: Item | list[Item]
     timeout: float | None
@@ -174,7 +183,7 @@ class Call(NamedTuple):
 
 @st.composite
 def calls(draw: st.DrawFn, tables: Tables) -> list[Call]:
-    found: list[Call] = []
+    made: list[Call] = []
     for _ in range(draw(st.integers(1, 6))):
         many = draw(st.integers(0, 5)) == 0
         asked = (
@@ -183,17 +192,17 @@ def calls(draw: st.DrawFn, tables: Tables) -> list[Call]:
         begin = draw(st.sampled_from([0, 0, 0, 1, 2, 5]))
         cancel = draw(st.sampled_from([None] * 24 + [0, 1, 2, 4, 8, 16, 32, 64]))
         timeout = draw(st.sampled_from([None, None, None, 100.0]))
-        found.append(Call(asked, timeout, begin, None if cancel is None else begin + cancel))
-    return found
+        made.append(Call(asked, timeout, begin, None if cancel is None else begin + cancel))
+    return made
 
 
 async def make(pipeline: Pipeline, made: list[Call], clock: Clock, move: int | None) -> list[Any]:
-    """Make the calls, each in its turn; the clock passes every deadline at turn `move`."""
+    """Make each call in its turn. In the turn `move` the clock passes every deadline."""
     tasks: dict[int, asyncio.Task[Any]] = {}
     for turn in range(1 + max(max(call.begin, call.cancel or 0, move or 0) for call in made)):
         for number, call in enumerate(made):
             if call.begin == turn:
-                tasks[number] = asyncio.ensure_future(pipeline(call.asked, timeout=call.timeout))  # type: ignore[arg-type]
+                tasks[number] = asyncio.ensure_future(pipeline(call.asked, timeout=call.timeout))
             if call.cancel == turn:
                 tasks[number].cancel()
         if move == turn:
@@ -205,7 +214,7 @@ async def make(pipeline: Pipeline, made: list[Call], clock: Clock, move: int | N
 
 
 async def quiet(pipeline: Pipeline) -> None:
-    """Let the loop run until no node has work, then see that nothing is left of any request."""
+    """Let the loop run until no node has work, then assert that nothing of a request is left."""
 
     def busy() -> Iterator[str]:
         for node in pipeline.nodes:
@@ -228,24 +237,24 @@ async def quiet(pipeline: Pipeline) -> None:
 
 
 async def accidents(tables: Tables, made: list[Call], clock: Clock, move: int | None) -> None:
-    heard: list[Any] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: heard.append(context))
+    reported: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
     reference = refer(tables)
     async with asyncio.timeout(BOUND), load(tables, clock) as pipeline:
         asked = [call.asked if isinstance(call.asked, list) else [call.asked] for call in made]
-        before = [[dict(item) for item in each] for each in asked]
-        outcomes = [[expected(reference, item) for item in each] for each in asked]
+        before = [[dict(item) for item in call_items] for call_items in asked]
+        outcomes = [[expected(reference, item) for item in call_items] for call_items in asked]
         answers = await make(pipeline, made, clock, move)
         await quiet(pipeline)
-        for call, each, allowed, found in zip(made, asked, outcomes, answers, strict=True):
+        for call, call_items, allowed, answer in zip(made, asked, outcomes, answers, strict=True):
             interrupted = call.cancel is not None or (call.timeout is not None and move is not None)
             if isinstance(call.asked, list):
-                check_many(found, allowed, each, interrupted=interrupted)
+                check_many(answer, allowed, call_items, interrupted=interrupted)
             else:
-                check_one(found, allowed[0], call.asked, interrupted=interrupted)
-            event(type(found).__name__)
+                check_one(answer, allowed[0], call.asked, interrupted=interrupted)
+            event(type(answer).__name__)
         assert before == asked, "a caller's dict was changed"
-        # What was cancelled or failed has left nothing in anybody's way.
+        # Calls that were cancelled or failed have left nothing that disturbs others.
         again = asked[0][0]
         again["context"].ran.clear()
         check_one(
@@ -255,7 +264,7 @@ async def accidents(tables: Tables, made: list[Call], clock: Clock, move: int | 
             interrupted=False,
         )
         await quiet(pipeline)
-    assert heard == []
+    assert reported == []
 
 
 @st.composite
@@ -285,7 +294,10 @@ def test_a_graph_means_what_the_recursion_says(
 
 
 async def hold(tables: Tables, item: Item) -> None:
-    """Whatever runs beside the end is held until the answer is there: what comes behind that must not start any more."""
+    """Hold the nodes that run beside the end until the answer is there.
+
+    The nodes that follow them must not start any more.
+    """
     reference = refer(tables)
     outcomes = expected(reference, item)
     assume(outcomes is not None and len(outcomes) == 1)
@@ -298,15 +310,15 @@ async def hold(tables: Tables, item: Item) -> None:
     assume(beside & alone)
     async with asyncio.timeout(BOUND), load(tables, Clock(0.0)) as pipeline:
         try:
-            found = (await asyncio.gather(pipeline(item), return_exceptions=True))[0]
+            answer = (await asyncio.gather(pipeline(item), return_exceptions=True))[0]
         finally:
             request.go.set()
         await quiet(pipeline)
-    check_one(found, outcomes, item, interrupted=False)
+    check_one(answer, outcomes, item, interrupted=False)
     for name in beside & alone:
-        behind = reference.led_to(name) - {name}
-        event("something came behind it" if behind & alone else "nothing came behind it")
-        assert (behind & alone).isdisjoint(request.ran)
+        after = reference.led_to(name) - {name}
+        event("nodes follow it" if after & alone else "no nodes follow it")
+        assert (after & alone).isdisjoint(request.ran)
 
 
 @settings(

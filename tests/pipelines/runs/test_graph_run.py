@@ -1,6 +1,6 @@
-"""Graphs that are no chains: joins, branches, filters and what they skip; the small cases, by hand.
+"""Graphs with joins, branches and filters: small cases, written by hand.
 
-Random graphs against a plain recursion are in test_graph_machine.py.
+test_graph_machine.py compares random graphs with a plain recursion.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from penstock.backends.errors import BackendError, DeadlineExceeded, InvalidInpu
 from penstock.backends.expressions.filters import Status, register_filter
 from penstock.backends.item import Item
 
-from ..workshop import Clock, Workshop, outcomes, queued, serve, turns, until
+from ..workshop import Clock, Workshop, mark, outcomes, queued, serve, turns, until
 
 pytestmark = pytest.mark.usefixtures("own_registry", "own_filters", "no_threads_left")
 
@@ -25,7 +25,7 @@ def workshop(own_registry: None) -> Workshop:
 
 
 def graph(**nodes: Any) -> dict[str, Any]:
-    """Nodes of the workshop by what follows each; a dict has other keys too."""
+    """Make the tables of nodes from what follows each; a dict adds other keys."""
     tables = {
         name: keys if isinstance(keys, dict) else {"next": keys} if keys else {}
         for name, keys in nodes.items()
@@ -37,7 +37,7 @@ def graph(**nodes: Any) -> dict[str, Any]:
 
 
 def diamond(**keys: Any) -> dict[str, Any]:
-    """a before b and c, and d behind both."""
+    """Make the tables of a graph in which a leads to b and c, and both lead to d."""
     tables = graph(a="b,c", b="d", c="d", d={"map": "b[result:data],c[result:other]"})
     for name, more in keys.items():
         tables[name] |= more
@@ -45,14 +45,8 @@ def diamond(**keys: Any) -> dict[str, Any]:
 
 
 def names(workshop: Workshop) -> str:
-    """Which nodes ran, in the order of their names."""
+    """Return the names of the nodes that ran, in alphabetical order."""
     return "".join(sorted(node for node, batch in workshop.ran for _ in batch))
-
-
-def mark(workshop: Workshop, *nodes: str) -> None:
-    """Each of these nodes puts its name around what it gets."""
-    for node in nodes:
-        workshop.acts[node] = lambda item, node=node: f"{node}({item['data']})"
 
 
 # joins
@@ -122,7 +116,7 @@ async def test_a_soft_failure_before_a_join_says_why(workshop: Workshop) -> None
 
 @pytest.mark.parametrize("where", ["node", "filter"])
 async def test_an_error_set_in_place_is_a_soft_failure(workshop: Workshop, where: str) -> None:
-    """With a result beside it, and as text, too."""
+    """Also with a result beside it, and as text."""
 
     def act(item: Item) -> Any:
         item["error"] = "not today"
@@ -145,7 +139,7 @@ async def test_an_error_set_in_place_is_a_soft_failure(workshop: Workshop, where
         assert set(names(workshop)) <= {"a", "c"}
 
 
-async def test_a_fallback_behind_a_soft_failure(workshop: Workshop) -> None:
+async def test_a_fallback_after_a_soft_failure(workshop: Workshop) -> None:
     def act(item: Item) -> Any:
         raise InvalidInput("no image")
 
@@ -205,7 +199,7 @@ async def test_swap_moves_and_run_leaves_the_data(workshop: Workshop) -> None:
 
 
 @pytest.mark.parametrize("name", ["Run", "mine"])
-async def test_a_node_that_runs_does_not_see_what_was_answered_before(
+async def test_a_node_does_not_see_the_answers_of_earlier_nodes(
     workshop: Workshop, name: str
 ) -> None:
     register_filter("mine", lambda item: Status.RUN)
@@ -215,7 +209,7 @@ async def test_a_node_that_runs_does_not_see_what_was_answered_before(
         assert "result" not in workshop.items[-1]
 
 
-async def test_an_item_without_a_result_ends_where_swap_stands(workshop: Workshop) -> None:
+async def test_an_item_without_a_result_ends_at_swap(workshop: Workshop) -> None:
     def act(item: Item) -> None:
         item["reason"] = "nothing there"
 
@@ -253,11 +247,20 @@ async def test_what_a_status_does_in_a_chain(
 
 
 def forked(filter_: str) -> dict[str, Any]:
-    """a → b → c → (d, e) → f, and a → g → f: what only b leads to is b, c, d, e; the longest chain from b is b, c."""
+    """Make the tables of a → b → c → (d, e) → join → f, and a → g → f.
+
+    Only b leads to b, c, d, e and join. The longest chain from b is b, c.
+    """
     return graph(
-        a="b,g", b={"next": "c", "filter": filter_}, c="d,e", d="join", e="join", g="f",
-        join={"next": "f", "map": "d[result:data],e[result:e]"}, f={"map": "join[result:data],g[result:g]"},
-    )  # fmt: skip
+        a="b,g",
+        b={"next": "c", "filter": filter_},
+        c="d,e",
+        d="join",
+        e="join",
+        g="f",
+        join={"next": "f", "map": "d[result:data],e[result:e]"},
+        f={"map": "join[result:data],g[result:g]"},
+    )
 
 
 @pytest.mark.parametrize(
@@ -270,7 +273,7 @@ async def test_what_is_skipped_in_a_graph(workshop: Workshop, filter_: str, ran:
     async with serve(forked(filter_), workshop=workshop) as pipeline:
         answer = await pipeline({"data": "x"})
         assert sorted(node for node, _ in workshop.ran) == ran
-        # `join` is inside the sub-graph: its dict is the one with which b was skipped.
+        # `join` is in the sub-graph: it passes on the dict with which b was skipped.
         assert answer["result"] == ("d(a(x))" if filter_ == "SerialSkip" else "a(x)", "g(a(x))")
 
 
@@ -302,7 +305,7 @@ async def test_break_ends_the_graph_and_drops_what_queues(workshop: Workshop) ->
         assert pipeline.inside == 0
 
 
-async def test_break_while_a_branch_runs_absorbs_it(workshop: Workshop) -> None:
+async def test_break_while_a_branch_runs_ignores_its_result(workshop: Workshop) -> None:
     register_filter("mine", lambda item: Status.BREAK)
     tables = graph(
         a="b,slow",
@@ -335,8 +338,9 @@ async def test_break_while_a_branch_runs_absorbs_it(workshop: Workshop) -> None:
 async def test_a_filter_that_fails_names_its_node(
     workshop: Workshop, filter_: str, message: str
 ) -> None:
-    register_filter("raises", lambda item: 1 / 0)  # type: ignore[arg-type, return-value]
-    register_filter("nonsense", lambda item: None)  # type: ignore[arg-type, return-value]
+    filters: dict[str, Any] = {"raises": lambda item: 1 / 0, "nonsense": lambda item: None}
+    for name, function in filters.items():
+        register_filter(name, function)
     async with serve(graph(a="b", b={"filter": filter_}), workshop=workshop) as pipeline:
         with pytest.raises(BackendError, match=message) as caught:
             await pipeline({"data": "x"})
@@ -344,7 +348,7 @@ async def test_a_filter_that_fails_names_its_node(
         assert outcomes(pipeline, "a") == {"ok": 1}
 
 
-async def test_a_filter_that_finds_the_item_unreadable(workshop: Workshop) -> None:
+async def test_a_filter_that_raises_invalid_input_is_a_soft_failure(workshop: Workshop) -> None:
     def mine(item: Item) -> Status:
         raise InvalidInput("too small")
 
@@ -354,7 +358,7 @@ async def test_a_filter_that_finds_the_item_unreadable(workshop: Workshop) -> No
             await pipeline({"data": "x"})
 
 
-async def test_the_item_says_its_status_itself(workshop: Workshop) -> None:
+async def test_the_item_may_name_its_status(workshop: Workshop) -> None:
     async with serve(graph(a="b", b={"filter": "filter"}), workshop=workshop) as pipeline:
         for said, ran in ((Status.SKIP, "a"), ("skip", "a"), ("Run", "ab"), (Status.BREAK, "a")):
             workshop.ran.clear()
@@ -362,7 +366,7 @@ async def test_the_item_says_its_status_itself(workshop: Workshop) -> None:
             assert names(workshop) == ran
 
 
-async def test_a_long_chain_of_skips_is_no_recursion(workshop: Workshop) -> None:
+async def test_a_long_chain_of_skips_does_not_recurse(workshop: Workshop) -> None:
     numbers = range(1500)
     tables: dict[str, Any] = {
         f"n{number}": {"backend": "Identity", "next": f"n{number + 1}", "filter": "Skip"}
@@ -381,7 +385,7 @@ async def test_a_long_chain_of_skips_is_no_recursion(workshop: Workshop) -> None
         assert (await pipeline({"data": "x"}))["result"] == "x"
 
 
-# how requests end early
+# requests that end early
 
 
 async def test_a_failure_in_one_branch_drops_the_others(workshop: Workshop) -> None:
@@ -447,7 +451,7 @@ async def test_many_requests_at_once_meet_in_batches(workshop: Workshop) -> None
         assert len(workshop.batches("d")) < 300
 
 
-async def test_the_stages_of_a_request_are_told(workshop: Workshop) -> None:
+async def test_the_stages_of_a_request_are_reported(workshop: Workshop) -> None:
     async with serve(diamond(), workshop=workshop) as pipeline:
         work = pipeline.submit_nowait({"data": "x"})
         await work.future
@@ -461,7 +465,7 @@ async def test_the_stages_of_a_request_are_told(workshop: Workshop) -> None:
 @pytest.mark.parametrize(
     "error", [SystemExit(3), GeneratorExit(), asyncio.CancelledError(), BaseException("panic")]
 )
-async def test_a_filter_that_raises_what_is_no_exception_fails_its_request(
+async def test_a_filter_that_raises_a_base_exception_fails_its_request(
     error: BaseException,
 ) -> None:
     def panics(item: Item) -> Status:
@@ -476,7 +480,14 @@ async def test_a_filter_that_raises_what_is_no_exception_fails_its_request(
 
 
 def test_torchpipes_names_of_statuses() -> None:
-    assert [Status.Run, Status.Continue, Status.Skip, Status.SerialSkip, Status.SubGraphSkip, Status.Break, Status.Error] == [
-        Status.RUN, Status.RUN, Status.SKIP, Status.SERIAL_SKIP, Status.SUBGRAPH_SKIP, Status.BREAK, Status.ERROR,
-    ]  # fmt: skip
+    ours = {
+        "Run": Status.RUN,
+        "Continue": Status.RUN,
+        "Skip": Status.SKIP,
+        "SerialSkip": Status.SERIAL_SKIP,
+        "SubGraphSkip": Status.SUBGRAPH_SKIP,
+        "Break": Status.BREAK,
+        "Error": Status.ERROR,
+    }
+    assert {name: getattr(Status, name) for name in ours} == ours
     assert len(Status) == 6

@@ -1,4 +1,4 @@
-"""Entry points, and what each plan node knows of its neighbours."""
+"""Entry points, and the neighbours of plan nodes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from penstock.backends.errors import ConfigError, NotFound
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.runs.plan import Plan
 
-from ..workshop import Workshop, serve
+from ..workshop import Workshop, mark, serve
 
 pytestmark = pytest.mark.usefixtures("own_registry", "own_filters", "no_threads_left")
 
@@ -22,7 +22,7 @@ def workshop(own_registry: None) -> Workshop:
 
 
 def graph(**nodes: Any) -> dict[str, Any]:
-    """Nodes of the workshop by what follows each; a dict has other keys too."""
+    """Make the tables of nodes from what follows each; a dict adds other keys."""
     tables = {
         name: keys if isinstance(keys, dict) else {"next": keys} if keys else {}
         for name, keys in nodes.items()
@@ -113,27 +113,27 @@ def test_filters() -> None:
 
 
 def test_chains_are_linear() -> None:
-    found = plan(a="b", b="c", c=None).entry_points
-    assert {name: entry_point.linear for name, entry_point in found.items()} == {
+    entry_points = plan(a="b", b="c", c=None).entry_points
+    assert {name: entry_point.linear for name, entry_point in entry_points.items()} == {
         "a": True,
         "b": True,
         "c": True,
     }
-    found = plan(a="b", b={"next": "c", "filter": "or"}, c=None).entry_points
-    assert {name: entry_point.linear for name, entry_point in found.items()} == {
+    entry_points = plan(a="b", b={"next": "c", "filter": "or"}, c=None).entry_points
+    assert {name: entry_point.linear for name, entry_point in entry_points.items()} == {
         "a": False,
         "b": True,
         "c": True,
     }
-    found = plan(**DIAMOND).entry_points
-    assert {name: entry_point.linear for name, entry_point in found.items()} == {
+    entry_points = plan(**DIAMOND).entry_points
+    assert {name: entry_point.linear for name, entry_point in entry_points.items()} == {
         "a": False,
         "d": True,
         "e": True,
     }
 
 
-# where items come in
+# entry points
 
 
 def test_entry_points_need_nothing_from_elsewhere() -> None:
@@ -141,13 +141,13 @@ def test_entry_points_need_nothing_from_elsewhere() -> None:
 
 
 def test_a_map_from_further_up_closes_an_entry_point() -> None:
-    found = plan(a="b", b="c", c={"map": "b[result:data],a[result:x]"}).entry_points
-    assert sorted(found) == ["a", "c"]  # entered itself, c takes the item as it comes
+    entry_points = plan(a="b", b="c", c={"map": "b[result:data],a[result:x]"}).entry_points
+    # An item that enters at c is taken as it comes, without the map.
+    assert sorted(entry_points) == ["a", "c"]
 
 
 async def test_a_node_in_the_middle_may_be_entered(workshop: Workshop) -> None:
-    for node in "abcde":
-        workshop.acts[node] = lambda item, node=node: f"{node}({item['data']})"
+    mark(workshop, *"abcde")
     async with serve(graph(**DIAMOND), workshop=workshop) as pipeline:
         assert await pipeline({"data": "x", "node_name": "d"}) == {
             "data": "x",
@@ -188,7 +188,7 @@ async def test_several_roots_need_a_name(workshop: Workshop) -> None:
         assert [answer["result"] for answer in answers] == ["a", "b"]
 
 
-async def test_entry_says_which(workshop: Workshop) -> None:
+async def test_entry_names_the_entry_point_of_several(workshop: Workshop) -> None:
     workshop.acts |= {"b": lambda item: "b", "d": lambda item: "d"}
     for entry, nodes in (("b", {"a": None, "b": None}), ("d", DIAMOND)):
         tables = graph(**nodes)
@@ -197,7 +197,7 @@ async def test_entry_says_which(workshop: Workshop) -> None:
             assert (await pipeline({"data": "x"}))["result"] == entry
 
 
-def test_an_entry_that_can_not_be() -> None:
+def test_an_entry_that_is_not_possible() -> None:
     tables = graph(**DIAMOND)
     for entry in ("b", "x"):
         tables["pipeline"]["entry"] = entry
@@ -205,7 +205,7 @@ def test_an_entry_that_can_not_be() -> None:
             Pipeline.load(tables)
 
 
-async def test_the_targets_of_jumps_are_not_where_items_come_in_by_themselves(
+async def test_the_target_of_a_jump_is_not_the_default_entry_point(
     workshop: Workshop,
 ) -> None:
     workshop.acts["far"] = lambda item: "far"

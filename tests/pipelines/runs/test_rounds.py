@@ -1,4 +1,4 @@
-"""Pipelines that loop: an item that leaves with `restart` goes round again."""
+"""Pipelines that loop: an item that leaves with `restart` enters again."""
 
 from __future__ import annotations
 
@@ -86,9 +86,11 @@ async def test_a_graph_may_loop(workshop: Workshop) -> None:
         "sum": lambda item: count_to(3, "first")(item),
     }
     nodes = {
-        "first": {"next": "left,right"}, "left": {"next": "sum"}, "right": {"next": "sum"},
+        "first": {"next": "left,right"},
+        "left": {"next": "sum"},
+        "right": {"next": "sum"},
         "sum": {"map": "left[result:data],right[result:one]"},
-    }  # fmt: skip
+    }
     async with serve(tables(**nodes), workshop=workshop) as pipeline:
         assert (await pipeline({"data": 0}))["result"] == 3
         assert workshop.inputs("first") == [0, 1, 2]
@@ -256,6 +258,6 @@ def test_a_pipe_loops_too(workshop: Workshop) -> None:
         assert item == {"data": 1, "key": 2, "result": 4}
         items: list[Item] = [{"data": 1}, {"data": 2}, {"data": 3}]
         p(items)
-        assert [each["result"] for each in items] == [4, 4, 4]
+        assert [item["result"] for item in items] == [4, 4, 4]
         with pytest.raises(BackendError, match="in round 3, which is the last one"):
             p({"data": 0})

@@ -1,4 +1,4 @@
-"""Streams: each value that a node yields is a part, one after another, and only as fast as they are read."""
+"""Streams: each value that a node yields is a part, and a reader sets the pace."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def workshop(own_registry: None) -> Workshop:
 
 @pytest.fixture
 def log(workshop: Workshop) -> list[Any]:
-    """What the node `pages` was asked for, and "ended"."""
-    found: list[Any] = []
-    register_backend("Pages", pages_of(found))
-    return found
+    """The values that the node `pages` was asked for, and "ended" after them."""
+    events: list[Any] = []
+    register_backend("Pages", pages_of(events))
+    return events
 
 
 def tables(**nodes: Any) -> dict[str, Any]:
-    """`pages`, which yields, before other nodes."""
+    """Make the tables of `pages`, which yields, and of nodes after it."""
     first = next(iter(nodes), None)
     return {
         "pipeline": {"timeout": 1000.0},
@@ -66,6 +66,11 @@ def tables(**nodes: Any) -> dict[str, Any]:
 
 def text(item: Item) -> str:
     return f"<{item['data']}>"
+
+
+async def call(pipeline: Pipeline, item: Any) -> Any:
+    """Call the pipeline. The answer of one that streams is a list, which its type does not say."""
+    return await pipeline(item)
 
 
 async def read(pipeline: Pipeline, item: Item, **given: Any) -> list[Any]:
@@ -81,10 +86,10 @@ async def results_read(pipeline: Pipeline, item: Item) -> list[Any]:
     return [part["result"] for part in await read(pipeline, item)]
 
 
-# what comes
+# parts
 
 
-async def test_each_value_is_a_part_and_goes_through_what_follows(
+async def test_each_value_is_a_part_and_passes_the_nodes_that_follow(
     workshop: Workshop, log: list[Any]
 ) -> None:
     workshop.acts["read"] = text
@@ -92,8 +97,11 @@ async def test_each_value_is_a_part_and_goes_through_what_follows(
         assert pipeline.streams
         expected = [{"data": ["a", "b"], "key": 1, "result": f"<{page}>"} for page in "ab"]
         assert await read(pipeline, {"data": ["a", "b"], "key": 1}) == expected
-        assert await pipeline({"data": ["a", "b"], "key": 1}) == expected
-        assert await pipeline([{"data": ["a", "b"], "key": 1}, {"data": []}]) == [expected, []]
+        assert await call(pipeline, {"data": ["a", "b"], "key": 1}) == expected
+        assert await call(pipeline, [{"data": ["a", "b"], "key": 1}, {"data": []}]) == [
+            expected,
+            [],
+        ]
         assert sorted(log) == ["a"] * 3 + ["b"] * 3 + ["ended"] * 4
         assert outcomes(pipeline, "read") == {"ok": 6}
 
@@ -104,10 +112,10 @@ async def test_the_last_node_may_be_the_one_that_yields(log: list[Any]) -> None:
         assert await results(pipeline, {"data": [1, 2, 3]}) == [1, 2, 3]
 
 
-async def test_no_values_are_no_parts(workshop: Workshop, log: list[Any]) -> None:
+async def test_without_values_there_are_no_parts(workshop: Workshop, log: list[Any]) -> None:
     async with serve(tables(read={}), workshop=workshop) as pipeline:
         assert await read(pipeline, {"data": []}) == []
-        assert await pipeline({"data": []}) == []
+        assert await call(pipeline, {"data": []}) == []
         assert workshop.ran == []
 
 
@@ -117,7 +125,7 @@ async def test_a_value_of_none_is_a_value(log: list[Any]) -> None:
 
 
 async def test_a_pipeline_that_does_not_stream_has_one_part(workshop: Workshop) -> None:
-    workshop.acts["read"] = lambda item: 1 if item["data"] else {}["x"]
+    workshop.acts["read"] = lambda item: 1 if item["data"] else item["missing"]
     async with serve({"read": {"backend": "Work"}}, workshop=workshop) as pipeline:
         assert not pipeline.streams
         assert await read(pipeline, {"data": 1}) == [{"data": 1, "result": 1}]
@@ -168,10 +176,10 @@ async def test_many_streams_at_once(workshop: Workshop, log: list[Any]) -> None:
         ]
 
 
-# what follows
+# the nodes that follow
 
 
-async def test_a_join_behind_the_stream_takes_from_before_it(
+async def test_a_join_after_the_stream_takes_results_from_before_it(
     workshop: Workshop, log: list[Any]
 ) -> None:
     workshop.acts |= {
@@ -194,7 +202,7 @@ async def test_a_join_behind_the_stream_takes_from_before_it(
         assert await results(pipeline, {"data": "in"}) == expected
 
 
-async def test_filters_behind_the_stream_are_asked_for_each_part(
+async def test_filters_after_the_stream_are_asked_for_each_part(
     workshop: Workshop, log: list[Any]
 ) -> None:
     register_filter(
@@ -211,7 +219,7 @@ async def test_filters_behind_the_stream_are_asked_for_each_part(
 async def test_a_break_in_a_part_leaves_nothing_to_the_next_one(
     workshop: Workshop, log: list[Any]
 ) -> None:
-    """The branch beside it runs on, and what it brings is not the next part's."""
+    """The branch beside it runs on, and its result does not go to the next part."""
 
     def stop(item: Item) -> Status:
         if item["result"] == "break":
@@ -258,32 +266,32 @@ async def test_a_break_ends_branches_that_have_not_begun(
         assert workshop.inputs("third") == []
 
 
-async def test_what_never_reaches_the_stream_is_the_only_part(
+async def test_an_item_that_never_reaches_the_stream_is_the_only_part(
     workshop: Workshop, log: list[Any]
 ) -> None:
-    """A plain call of such a pipeline is a list, whatever the filters say."""
+    """A plain call of such a pipeline returns a list, whatever the filters return."""
     said = Status.BREAK
     register_filter("maybe", lambda item: said)
     nodes = {"first": {"backend": "Work", "next": "pages"}, **tables(read={"filter": "Run"})}
     nodes["pages"]["filter"] = "maybe"
     workshop.acts["read"] = lambda item: "read"
     async with serve(nodes, workshop=workshop) as pipeline:
-        assert await pipeline({"data": 1}) == [{"data": 1, "result": 1}]
+        assert await call(pipeline, {"data": 1}) == [{"data": 1, "result": 1}]
         assert await read(pipeline, {"data": 1}) == [{"data": 1, "result": 1}]
-        assert await pipeline([{"data": 1}]) == [[{"data": 1, "result": 1}]]
+        assert await call(pipeline, [{"data": 1}]) == [[{"data": 1, "result": 1}]]
         said = Status.SKIP
-        assert await pipeline({"data": 1}) == [{"data": 1, "result": "read"}]
+        assert await call(pipeline, {"data": 1}) == [{"data": 1, "result": "read"}]
         assert await read(pipeline, {"data": 1}) == [{"data": 1, "result": "read"}]
         assert log == []
 
 
-# what goes wrong
+# failures
 
 
 async def test_a_failure_midway_comes_after_the_parts_before_it(
     workshop: Workshop, log: list[Any]
 ) -> None:
-    workshop.acts["read"] = lambda item: {}["x"] if item["data"] == 2 else item["data"]
+    workshop.acts["read"] = lambda item: item["missing"] if item["data"] == 2 else item["data"]
     async with serve(tables(read={}), workshop=workshop) as pipeline:
         got: list[Any] = []
         with pytest.raises(BackendError, match="node 'read': backend Work raised KeyError"):
@@ -311,7 +319,7 @@ async def test_the_node_itself_fails_midway(log: list[Any]) -> None:
 async def test_a_part_that_can_not_be_read_is_the_end(
     workshop: Workshop, log: list[Any], where: str
 ) -> None:
-    """Of the stream itself, or of a part of it behind."""
+    """Either the stream itself can't be read on, or one of its parts."""
 
     def act(item: Item) -> Any:
         if item["data"] == "bad":
@@ -337,7 +345,7 @@ async def test_a_part_that_can_not_be_read_is_the_end(
         assert 3 not in log
 
 
-async def test_what_comes_before_the_stream_fails(workshop: Workshop, log: list[Any]) -> None:
+async def test_a_node_before_the_stream_fails(workshop: Workshop, log: list[Any]) -> None:
     def act(item: Item) -> Any:
         raise InvalidInput("no document") if item["data"] == "soft" else ValueError("as told")
 
@@ -351,7 +359,7 @@ async def test_what_comes_before_the_stream_fails(workshop: Workshop, log: list[
                 await call(pipeline, {"data": "hard"})
 
 
-# how it ends early
+# streams that end early
 
 
 async def test_a_reader_that_leaves_ends_the_node(workshop: Workshop, log: list[Any]) -> None:
@@ -389,7 +397,7 @@ async def test_a_caller_that_leaves_a_plain_call(workshop: Workshop, log: list[A
         assert (pipeline.inside, log) == (0, [0, "ended"])
 
 
-async def test_the_deadline_is_that_of_the_whole(workshop: Workshop, log: list[Any]) -> None:
+async def test_the_deadline_holds_for_the_whole_stream(workshop: Workshop, log: list[Any]) -> None:
     clock = Clock()
     async with serve(tables(read={}), workshop=workshop, clock=clock) as pipeline:
         reader = pipeline.stream({"data": [0, 1, 2]}, timeout=0.01)
@@ -402,10 +410,10 @@ async def test_the_deadline_is_that_of_the_whole(workshop: Workshop, log: list[A
         assert 2 not in log
 
 
-async def test_the_deadline_ends_the_node_even_if_nobody_reads_on(
+async def test_the_deadline_ends_the_node_even_without_a_reader(
     workshop: Workshop, log: list[Any]
 ) -> None:
-    """And the reader may leave without asking again: nobody complains of a failure that it has not heard of."""
+    """The reader may leave without asking again: the loop reports no exception as not retrieved."""
     clock = Clock()
     async with serve(tables(read={}), workshop=workshop, clock=clock) as pipeline:
         reader = pipeline.stream({"data": [0, 1, 2]}, timeout=0.01)
@@ -416,7 +424,7 @@ async def test_the_deadline_ends_the_node_even_if_nobody_reads_on(
         await reader.aclose()
 
 
-async def test_a_node_that_swallows_its_cancellation_yields_to_nobody(workshop: Workshop) -> None:
+async def test_a_node_that_swallows_its_cancellation_is_cancelled_again(workshop: Workshop) -> None:
     ended: list[str] = []
     waits = asyncio.Event()
 
@@ -425,7 +433,7 @@ async def test_a_node_that_swallows_its_cancellation_yields_to_nobody(workshop: 
             waits.set()
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
-            yield "unheard"
+            yield "ignored"
         finally:
             ended.append("ended")
 
@@ -471,12 +479,10 @@ async def test_close_lets_a_stream_that_is_read_end(workshop: Workshop, log: lis
         assert [part["result"] for part in got] == [0, 1, 2]
 
 
-# inside of others
+# streams within other graphs
 
 
-async def test_logic_that_calls_what_streams_gets_the_list(
-    workshop: Workshop, log: list[Any]
-) -> None:
+async def test_logic_that_calls_a_stream_gets_the_list(workshop: Workshop, log: list[Any]) -> None:
     workshop.acts["read"] = text
 
     async def think(item: Item, call: Any) -> Any:
@@ -495,7 +501,7 @@ async def test_logic_that_calls_what_streams_gets_the_list(
 @pytest.mark.parametrize(
     ("composite", "result"), [("Jump", ["<a>", "<b>"]), ("MapReduce", [["<a>"], ["<b>"]])]
 )
-async def test_a_jump_into_what_streams_gets_the_results(
+async def test_a_jump_into_a_stream_gets_the_results(
     workshop: Workshop, log: list[Any], composite: str, result: Any
 ) -> None:
     workshop.acts["read"] = text
@@ -505,7 +511,7 @@ async def test_a_jump_into_what_streams_gets_the_results(
         assert await pipeline({"data": ["a", "b"]}) == {"data": ["a", "b"], "result": result}
 
 
-async def test_a_part_may_be_split_in_its_turn(workshop: Workshop, log: list[Any]) -> None:
+async def test_a_part_may_be_split_again(workshop: Workshop, log: list[Any]) -> None:
     workshop.acts["read"] = text
     nodes = tables() | {
         "all": {"backend": "MapReduce", "jump": "read"},
@@ -526,7 +532,7 @@ async def test_a_loop_around_a_stream(workshop: Workshop, log: list[Any]) -> Non
         assert await results_read(pipeline, {"data": [1, 2]}) == [1, 2]
 
 
-# what a file may not say
+# configurations that are refused
 
 
 def problems(nodes: dict[str, Any]) -> list[str]:
@@ -535,14 +541,14 @@ def problems(nodes: dict[str, Any]) -> list[str]:
     return [str(problem) for problem in caught.value.problems]
 
 
-def test_two_streams_on_one_way(log: list[Any]) -> None:
+def test_two_streams_on_one_path(log: list[Any]) -> None:
     nodes = tables(second={"backend": "Pages"})
     assert problems(nodes) == [
         "[second]: node 'pages' yields several results too: only one node of a graph may"
     ]
 
 
-async def test_a_logical_node_of_one_that_yields_does_too(
+async def test_a_logical_node_of_a_node_that_yields_does_too(
     workshop: Workshop, log: list[Any]
 ) -> None:
     nodes = tables() | {
@@ -571,7 +577,7 @@ def test_a_branch_beside_a_stream(log: list[Any]) -> None:
     ]
 
 
-def test_streams_of_several_graphs_are_each_by_itself(log: list[Any]) -> None:
+def test_several_graphs_may_have_a_stream_each(log: list[Any]) -> None:
     register_backend("Other", pages_of([]))
     Pipeline.load(
         {

@@ -1,4 +1,4 @@
-"""The trace of a request: its steps, in every kind of node, whatever the request comes to."""
+"""The trace of a request: its steps in every kind of node, however the request ends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TIMES = ("queue_ms", "run_ms")
 
 
 class Upper(Backend):
-    """Some texts are orders."""
+    """Return the text in upper case. Three texts are commands instead."""
 
     def forward(self, batch: list[Item]) -> None:
         for item in batch:
@@ -56,15 +56,15 @@ def _registered(own_registry: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def steps_of(nodes: dict[str, Any], item: Item, fails: bool = False) -> list[Step]:
-    """The steps without their times, which are there where a node ran, and only there."""
+    """Return the steps without their times, after a check that exactly nodes that ran have them."""
     trace = Trace()
     async with Pipeline.load(nodes) as pipeline:
-        work = pipeline.submit_nowait(item, trace=trace)
+        submission = pipeline.submit_nowait(item, trace=trace)
         if fails:
             with pytest.raises(Exception, match="node"):
-                await work.future
+                await submission.future
         else:
-            await work.future
+            await submission.future
     assert json.loads(json.dumps(trace.steps, ensure_ascii=False).encode()) == trace.steps
     timeless(trace.steps)
     return trace.steps
@@ -153,12 +153,12 @@ async def test_parts_of_a_list() -> None:
         "end": node("Identity"),
         "upper": node(max=4),
     }
-    each, end = await steps_of(nodes, {"data": ["a", "b", "c"]})
-    assert (each["batch"], each["left"], end["node"]) == (1, ["data", "result"], "end")
-    assert [part[0]["node"] for part in each["parts"]] == ["upper"] * 3
-    assert {part[0]["batch"] for part in each["parts"]} == {3} and "more_parts" not in each
-    each, _ = await steps_of(nodes, {"data": ["a"] * (MAX_TRACED_PARTS + 5)})
-    assert len(each["parts"]) == MAX_TRACED_PARTS and each["more_parts"] == 5
+    split, end = await steps_of(nodes, {"data": ["a", "b", "c"]})
+    assert (split["batch"], split["left"], end["node"]) == (1, ["data", "result"], "end")
+    assert [part[0]["node"] for part in split["parts"]] == ["upper"] * 3
+    assert {part[0]["batch"] for part in split["parts"]} == {3} and "more_parts" not in split
+    split, _ = await steps_of(nodes, {"data": ["a"] * (MAX_TRACED_PARTS + 5)})
+    assert len(split["parts"]) == MAX_TRACED_PARTS and split["more_parts"] == 5
 
 
 async def test_parts_of_python_logic_and_of_jumps_in_jumps() -> None:
@@ -191,10 +191,10 @@ async def test_what_fails() -> None:
         "upper": node(next="end", max=1),
         "end": node(),
     }
-    (each,) = await steps_of(nodes, {"data": ["fail", "a"]}, fails=True)
-    assert each["error"] == failed["error"].replace("'a'", "'upper'")
-    (dropped,) = each["parts"][1]
-    assert dropped == {"node": "upper", "keys": ["data"]}  # it queued
+    (split,) = await steps_of(nodes, {"data": ["fail", "a"]}, fails=True)
+    assert split["error"] == failed["error"].replace("'a'", "'upper'")
+    (dropped,) = split["parts"][1]
+    assert dropped == {"node": "upper", "keys": ["data"]}  # dropped from the queue
 
 
 async def test_a_stream() -> None:
@@ -267,9 +267,12 @@ async def test_the_log_has_the_requests_id_however_the_item_came_to_the_node(
         "work": {"backend": "Fails"},
     }
     async with Pipeline.load({**nodes, "pipeline": {"entry": "parts"}}) as pipeline:
-        for number, item in enumerate(
-            ({"data": [1]}, {"data": 1, "node_name": "ask"}, {"data": 1, "node_name": "work"})
-        ):
+        items: list[Item] = [
+            {"data": [1]},
+            {"data": 1, "node_name": "ask"},
+            {"data": 1, "node_name": "work"},
+        ]
+        for number, item in enumerate(items):
             with pytest.raises(BackendError):
                 await pipeline.submit_nowait(item, request_id=f"R{number}").future
     assert [
