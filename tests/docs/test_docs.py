@@ -319,6 +319,33 @@ def test_a_mistake_in_the_site_is_an_error(
         build_site(docs, tmp_path / "bad")
 
 
+def test_scripts_docs_builds_the_site(tmp_path: Path) -> None:
+    """Run it in a checkout with a space in its path, with this interpreter."""
+    checkout = tmp_path / "a checkout"
+    (checkout / "docs").mkdir(parents=True)
+    (checkout / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "docs", checkout / "scripts")
+    shutil.copy(ROOT / "docs" / "conf.py", checkout / "docs")
+    shutil.copytree(ROOT / "docs" / "_static", checkout / "docs" / "_static")
+    (checkout / "docs" / "index.md").write_text(
+        "# Home\n\n```mermaid\nflowchart LR\n    a --> b\n```\n"
+    )
+    done = subprocess.run(
+        [str(checkout / "scripts" / "docs")],
+        cwd=tmp_path,
+        env=os.environ | {"PENSTOCK_PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    page = checkout / "site" / "index.html"
+    assert done.stdout == f"{page}\n"
+    assert '<pre class="mermaid">' in page.read_text()
+    assert list((checkout / "site" / "_static").glob("mermaid-*.min.js"))
+
+
 def build_site(docs: Path, site: Path) -> None:
     command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet"]
     done = subprocess.run(
@@ -427,6 +454,20 @@ def test_every_filter_has_a_row_and_so_has_every_spelling() -> None:
             assert any(f"`{name}`" in row for row in rows), (
                 f"the filter {name} has no row in docs/{page}"
             )
+
+
+def test_names_of_the_glossary_are_classes() -> None:
+    text = (ROOT / "docs" / "reference" / "glossary.md").read_text()
+    rows = [line.split("|")[1] for line in text.split("## Names in the code")[1].splitlines()[4:]]
+    names = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    code = [
+        path.read_text()
+        for package in ("app", "pipelines", "backends")
+        for path in (ROOT / package).rglob("*.py")
+    ]
+    classes = set(re.findall(r"^class (\w+)", "\n".join(code), re.MULTILINE))
+    assert names
+    assert names <= classes, names - classes
 
 
 def test_every_backend_is_in_the_reference() -> None:
