@@ -87,14 +87,15 @@ def encrypt_command(
 
     Engines read FILE.encrypted with the same key. `openssl rand -hex 32` makes a key.
     """
-    from penstock.backends.engines.encryption import SUFFIX, encrypt, find_key
+    from penstock.backends.engines.encryption import ENCRYPTED_SUFFIX, encrypt, find_key
     from penstock.backends.engines.tensorrt.cache import write_atomically
     from penstock.backends.errors import BackendError
 
-    target = output or file.with_name(file.name + SUFFIX)
-    if target.suffix != SUFFIX:
+    target = output or file.with_name(file.name + ENCRYPTED_SUFFIX)
+    if target.suffix != ENCRYPTED_SUFFIX:
         raise typer.BadParameter(
-            f"--output: {target} does not end with {SUFFIX}: engines know encrypted files by it"
+            f"--output: {target} does not end with {ENCRYPTED_SUFFIX}: "
+            "engines know encrypted files by it"
         )
     try:
         write_atomically(target, encrypt(file.read_bytes(), find_key(key_file)))

@@ -1,11 +1,11 @@
 """Encrypted model and engine files, which only the holder of a key can read: AES-256-GCM, by
 `cryptography`.
 
-A file holds `MAGIC`, a salt of 32 bytes, and chunks of 64 MiB, each followed by its tag of 16
-bytes. The key of a file is derived from the user's key and the salt (HKDF-SHA256), so the nonces of
-a file can simply count: 11 bytes are the chunk's number, and the last byte is 1 in the last chunk,
-else 0. Decryption fails for chunks that were changed, removed, moved, or taken from another file
-(STREAM: Hoang, Reyhanitabar, Rogaway and Vizár, CRYPTO 2015).
+A file holds `ENCRYPTED_MAGIC`, a salt of 32 bytes, and chunks of 64 MiB, each followed by its tag
+of 16 bytes. The key of a file is derived from the user's key and the salt (HKDF-SHA256), so the
+nonces of a file can simply count: 11 bytes are the chunk's number, and the last byte is 1 in the
+last chunk, else 0. Decryption fails for chunks that were changed, removed, moved, or taken from
+another file (STREAM: Hoang, Reyhanitabar, Rogaway and Vizár, CRYPTO 2015).
 """
 
 from __future__ import annotations
@@ -19,13 +19,18 @@ from typing import Any
 
 from ..errors import BackendError
 
-MAGIC = b"PENSTOCK-AES-256-GCM-1\n"
-SUFFIX = ".encrypted"
+ENCRYPTED_MAGIC = b"PENSTOCK-AES-256-GCM-1\n"
+"""The first bytes of an encrypted file."""
+
+ENCRYPTED_SUFFIX = ".encrypted"
+
 CHUNK_BYTES = 64 << 20
 """Plain bytes in a chunk. It also bounds how much of a file is in memory twice."""
 
-KEY = "PENSTOCK_MODEL_KEY"
-KEY_FILE = "PENSTOCK_MODEL_KEY_FILE"
+KEY_VARIABLE = "PENSTOCK_MODEL_KEY"
+KEY_FILE_VARIABLE = "PENSTOCK_MODEL_KEY_FILE"
+"""The environment variables that hold the key, or name the file that holds it."""
+
 KEY_FORMS = "32 bytes as 64 hexadecimal digits or as base64 (openssl rand -hex 32 makes one)"
 
 _SALT_BYTES, _TAG_BYTES, _KEY_BYTES = 32, 16, 32
@@ -39,7 +44,7 @@ class WrongKeyError(BackendError):
 
 def is_encrypted(path: Path) -> bool:
     """Return whether the file's name ends with `.encrypted`, which marks encrypted files."""
-    return path.suffix == SUFFIX
+    return path.suffix == ENCRYPTED_SUFFIX
 
 
 def find_key(file: Path | None = None) -> bytes:
@@ -49,12 +54,13 @@ def find_key(file: Path | None = None) -> bytes:
     """
     if file is not None:
         return _read_key(file)
-    if text := os.environ.get(KEY):
-        return parse_key(text, KEY)
-    if name := os.environ.get(KEY_FILE):
+    if text := os.environ.get(KEY_VARIABLE):
+        return parse_key(text, KEY_VARIABLE)
+    if name := os.environ.get(KEY_FILE_VARIABLE):
         return _read_key(Path(name))
     raise BackendError(
-        f"encrypted files need a key: set {KEY} to {KEY_FORMS}, or {KEY_FILE} to the path of a "
+        f"encrypted files need a key: set {KEY_VARIABLE} to {KEY_FORMS}, or {KEY_FILE_VARIABLE} to "
+        "the path of a "
         "file with a key"
     )
 
@@ -81,11 +87,11 @@ def encrypt(plain: bytes | memoryview, key: bytes) -> bytes:
     view = memoryview(plain)
     salt = secrets.token_bytes(_SALT_BYTES)
     cipher = _cipher(key, salt)
-    parts = [MAGIC, salt]
+    parts = [ENCRYPTED_MAGIC, salt]
     count = max(1, -(-len(view) // CHUNK_BYTES))
     for index in range(count):
         chunk = view[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
-        parts.append(cipher.encrypt(_nonce(index, index == count - 1), chunk, MAGIC))
+        parts.append(cipher.encrypt(_nonce(index, index == count - 1), chunk, ENCRYPTED_MAGIC))
     return b"".join(parts)
 
 
@@ -96,12 +102,15 @@ def decrypt(data: bytes | memoryview, key: bytes, where: str) -> bytes:
     from cryptography.exceptions import InvalidTag
 
     view = memoryview(data)
-    if bytes(view[: len(MAGIC)]) != MAGIC:
+    if bytes(view[: len(ENCRYPTED_MAGIC)]) != ENCRYPTED_MAGIC:
         raise BackendError(
             f"{where} is not encrypted, or not by penstock encrypt: its first bytes are not those "
             "of such a file"
         )
-    salt, body = bytes(view[len(MAGIC) :][:_SALT_BYTES]), view[len(MAGIC) + _SALT_BYTES :]
+    salt, body = (
+        bytes(view[len(ENCRYPTED_MAGIC) :][:_SALT_BYTES]),
+        view[len(ENCRYPTED_MAGIC) + _SALT_BYTES :],
+    )
     cipher = _cipher(key, salt)
     size = CHUNK_BYTES + _TAG_BYTES
     count = max(1, -(-len(body) // size))
@@ -109,7 +118,7 @@ def decrypt(data: bytes | memoryview, key: bytes, where: str) -> bytes:
         chunks = [body[index * size : (index + 1) * size] for index in range(count)]
         return b"".join(
             [
-                cipher.decrypt(_nonce(index, index == count - 1), chunk, MAGIC)
+                cipher.decrypt(_nonce(index, index == count - 1), chunk, ENCRYPTED_MAGIC)
                 for index, chunk in enumerate(chunks)
             ]
         )
@@ -146,7 +155,7 @@ def _cipher(key: bytes, salt: bytes) -> Any:
         raise BackendError(
             "encrypted files need cryptography: pip install cryptography (extra tensorrt brings it)"
         ) from error
-    return AESGCM(HKDF(SHA256(), _KEY_BYTES, salt, MAGIC).derive(key))
+    return AESGCM(HKDF(SHA256(), _KEY_BYTES, salt, ENCRYPTED_MAGIC).derive(key))
 
 
 def _nonce(index: int, last: bool) -> bytes:

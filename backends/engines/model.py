@@ -22,14 +22,14 @@ from .torch.params import TorchScriptParams
 
 logger = logging.getLogger("penstock.model")
 
-ENGINES: dict[str, type[Backend]] = {
+ENGINE_BY_SUFFIX: dict[str, type[Backend]] = {
     ".trt": TensorrtTensor,
     ".plan": TensorrtTensor,
     ".engine": TensorrtTensor,
     ".pt": TorchScriptTensor,
     ".pt2": TorchExportTensor,
 }
-"""Suffixes that only one engine reads."""
+"""The suffixes of files that only one engine reads."""
 
 
 class ModelParams(TensorrtParams, TorchScriptParams, OnnxParams):
@@ -39,9 +39,9 @@ class ModelParams(TensorrtParams, TorchScriptParams, OnnxParams):
 class ModelTensor(Backend):
     """Runs a model with the engine that fits the file and the machine.
 
-    TensorRT runs .onnx where a GPU and its library are there; elsewhere ONNX Runtime runs it on the
-    CPU. TensorRT also runs .trt, .plan and .engine, TorchScriptTensor .pt, and TorchExportTensor
-    .pt2.
+    TensorrtTensor runs .onnx files on machines with a GPU and its library; elsewhere OnnxTensor
+    runs them on the CPU. TensorrtTensor also runs .trt, .plan and .engine files. TorchScriptTensor
+    runs .pt files, and TorchExportTensor .pt2 files.
 
     `data`: an array or a torch tensor with the batch dimension first, N×..., where N is the item's
     `request_size`, 1 by default; or a list of them in the order of the model's inputs. `result`:
@@ -134,14 +134,14 @@ def choose_engine(params: ModelParams, context: Context) -> Choice:
     name = params.model.lower().removesuffix(".encrypted")
     if name.endswith(".onnx"):
         return _choose_for_onnx(params, context)
-    suffix = next((suffix for suffix in ENGINES if name.endswith(suffix)), None)
+    suffix = next((suffix for suffix in ENGINE_BY_SUFFIX if name.endswith(suffix)), None)
     if suffix is None:
         raise BackendError(
             f"node {context.node!r}: ModelTensor: the model {params.model} has no suffix that says "
-            f"what it is: expected .onnx, {', '.join(ENGINES)}"
+            f"what it is: expected .onnx, {', '.join(ENGINE_BY_SUFFIX)}"
         )
     return Choice(
-        ENGINES[suffix],
+        ENGINE_BY_SUFFIX[suffix],
         context.device or "the device that it chooses",
         f"it is the engine for {suffix} files",
     )

@@ -1,9 +1,9 @@
 """Kept engines: one file each, whose header says what the engine was made from, so that it is never
 used for anything else.
 
-A file holds `MAGIC`, the header's length (4 bytes, big-endian), the header (JSON with `key`, and
-the `size` in bytes and `sha256` of the plan), and the plan. Reading a file parses JSON and bytes,
-and never runs code from it.
+A file holds `ENGINE_MAGIC`, the header's length (4 bytes, big-endian), the header (JSON with `key`,
+and the `size` in bytes and `sha256` of the plan), and the plan. Reading a file parses JSON and
+bytes, and never runs code from it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from ..encryption import WrongKeyError, decrypt, encrypt, find_key, is_encrypted
 from .library import log
 from .progress import BuildCancelledError, Progress
 
-MAGIC = b"PENSTOCK-ENGINE-1\n"
+ENGINE_MAGIC = b"PENSTOCK-ENGINE-1\n"
+"""The first bytes of a kept engine."""
+
 MAX_HEADER_BYTES = 1 << 20
 _LENGTH_BYTES = 4
 
@@ -128,7 +130,7 @@ def write(path: Path, key: Mapping[str, Any], plan: bytes) -> None:
     header = json.dumps(
         {"key": key, "size": len(plan), "sha256": hashlib.sha256(plan).hexdigest()}
     ).encode()
-    data = b"".join((MAGIC, len(header).to_bytes(_LENGTH_BYTES, "big"), header, plan))
+    data = b"".join((ENGINE_MAGIC, len(header).to_bytes(_LENGTH_BYTES, "big"), header, plan))
     write_atomically(path, encrypt(data, find_key()) if is_encrypted(path) else data)
 
 
@@ -171,10 +173,10 @@ def split(data: bytes) -> tuple[dict[str, Any], bytes]:
     """Split a file's content into header and plan. Raises UnusableError where it is not a kept
     engine, or damaged.
     """
-    if not data.startswith(MAGIC):
+    if not data.startswith(ENGINE_MAGIC):
         raise UnusableError("it is not an engine that Penstock wrote: its first bytes are others")
-    start = len(MAGIC) + _LENGTH_BYTES
-    length = int.from_bytes(data[len(MAGIC) : start], "big")
+    start = len(ENGINE_MAGIC) + _LENGTH_BYTES
+    length = int.from_bytes(data[len(ENGINE_MAGIC) : start], "big")
     if length > MAX_HEADER_BYTES or len(data) < start + length:
         raise UnusableError("it is damaged: it ends within its header")
     try:

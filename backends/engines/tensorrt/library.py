@@ -18,23 +18,26 @@ from ...errors import BackendError
 
 log = logging.getLogger("penstock.tensorrt")
 
-MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+LIBRARY_MODULES = {
+    "tensorrt": ("tensorrt",),
+    "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+}
 """The libraries in order of preference, each with the Python modules that may provide it."""
 
 OLDEST_MAJOR_VERSION = 10
 """The oldest `tensorrt` that works. Earlier ones address inputs and outputs by index, not by name.
 """
 
-INSTALL = (
+HOW_TO_INSTALL = (
     "install one: pip install 'penstock-serve[tensorrt]' (tensorrt, for the machine's GPU), or "
     "pip install --no-deps tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs "
     "(tensorrt_rtx, which also builds on machines without a GPU)"
 )
 
-LEVELS = {"verbose": 4, "info": 3, "warning": 2, "error": 1}
+LOG_LEVELS = {"verbose": 4, "info": 3, "warning": 2, "error": 1}
 """`log_level` -> the least severe of TensorRT's severities that is logged."""
 
-SEVERITIES = (logging.CRITICAL, logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
+PYTHON_LOG_LEVELS = (logging.CRITICAL, logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
 """TensorRT's severities, 0 to 4, as Python's."""
 
 
@@ -69,7 +72,7 @@ class Library:
         a `log_level`; "warning" by default.
         """
         reported: list[str] = []
-        self.logger.listen(reported, LEVELS[level or "warning"])
+        self.logger.listen(reported, LOG_LEVELS[level or "warning"])
         try:
             yield reported
         finally:
@@ -81,23 +84,23 @@ def find_library(wanted: str = "") -> Library:
     says what to install.
     """
     reasons = []
-    for name in (wanted,) if wanted else MODULES:
-        if name not in MODULES:
+    for name in (wanted,) if wanted else LIBRARY_MODULES:
+        if name not in LIBRARY_MODULES:
             raise BackendError(
-                f"there is no TensorRT library {name!r}: expected {' or '.join(MODULES)}"
+                f"there is no TensorRT library {name!r}: expected {' or '.join(LIBRARY_MODULES)}"
             )
         library = _load(name)
         if isinstance(library, Library):
             return library
         reasons.append(library)
-    raise BackendError(f"TensorRT is not here ({'; '.join(reasons)}): {INSTALL}")
+    raise BackendError(f"TensorRT is not here ({'; '.join(reasons)}): {HOW_TO_INSTALL}")
 
 
 @cache
 def _load(name: str) -> Library | str:
     """Import a library. Return it, or a text that says why it can't be used."""
     reason = f"{name} is not installed"
-    for module in MODULES[name]:
+    for module in LIBRARY_MODULES[name]:
         try:
             trt = import_module(module)
         except ModuleNotFoundError as error:
@@ -130,9 +133,9 @@ def _make_logger(trt: Any) -> Any:
             rank = int(severity)
             with self._lock:
                 listeners = list(self._listeners)
-            if rank <= max((level for _, level in listeners), default=LEVELS["warning"]):
-                log.log(SEVERITIES[min(rank, len(SEVERITIES) - 1)], "%s", msg)
-            if rank <= LEVELS["error"]:
+            if rank <= max((level for _, level in listeners), default=LOG_LEVELS["warning"]):
+                log.log(PYTHON_LOG_LEVELS[min(rank, len(PYTHON_LOG_LEVELS) - 1)], "%s", msg)
+            if rank <= LOG_LEVELS["error"]:
                 for reported, _ in listeners:
                     reported.append(msg)
 

@@ -15,7 +15,7 @@ from .precision import convert
 from .profiles import Input
 from .recipe import Recipe, read_onnx
 
-SCORES, CLASSES = "penstock_scores", "penstock_classes"
+SCORES_OUTPUT, CLASSES_OUTPUT = "penstock_scores", "penstock_classes"
 """The outputs of a network whose post-processing finds classes: N×`top_k`, the best first."""
 
 
@@ -178,8 +178,8 @@ def _add_classes(recipe: Recipe, network: Any, trt: Any, *, softmax: bool) -> No
         _softmax(network, trt, scores) if softmax else scores, trt.TopKOperation.MAX, wanted, 1 << 1
     )
     best.name = "penstock_topk"
-    _mark(network, best.get_output(0), SCORES)
-    _mark(network, best.get_output(1), CLASSES)
+    _mark(network, best.get_output(0), SCORES_OUTPUT)
+    _mark(network, best.get_output(1), CLASSES_OUTPUT)
 
 
 def _mark(network: Any, tensor: Any, name: str) -> None:

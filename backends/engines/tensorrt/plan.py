@@ -11,7 +11,7 @@ from ...base import Context
 from ...errors import BackendError
 from ..encryption import read_model
 from .build import build
-from .cache import MAGIC, Kept, UnusableError, load_or_build, place_of, split
+from .cache import ENGINE_MAGIC, Kept, UnusableError, load_or_build, place_of, split
 from .library import Library
 from .progress import Progress
 from .recipe import Recipe, plain_suffix
@@ -61,7 +61,7 @@ def _read_engine(recipe: Recipe, library: Library) -> bytes:
         raise BackendError(
             f"{recipe}: the engine {recipe.model} can't be read: {error.strerror}"
         ) from error
-    if not data.startswith(MAGIC):
+    if not data.startswith(ENGINE_MAGIC):
         return data
     try:
         header, plan = split(data)

@@ -135,7 +135,7 @@ class TorchExportEngine(TorchModule):
             )
         except BackendError:
             raise
-        except Exception as error:  # of zipfile, json, torch: each step of reading has its own
+        except Exception as error:  # each step of reading raises others: zipfile, json, torch
             raise BackendError(
                 f"{self.prefix}: the model {path} can't be loaded: {reason_of(error)}"
             ) from error

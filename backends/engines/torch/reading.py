@@ -44,8 +44,8 @@ def as_tensor(value: Any, label: str) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "buif":
-        # torch can't share arrays of foreign byte order or with negative strides, and warns of
-        # those that are not writable. These are copied.
+        # torch can't share arrays of another byte order or with negative strides, and it warns of
+        # arrays that are not writable. All these are copied.
         if (
             not value.dtype.isnative
             or any(stride < 0 for stride in value.strides)
@@ -72,7 +72,7 @@ def widens(dtype: torch.dtype, expected: torch.dtype) -> bool:
         return False
     try:
         return torch.promote_types(dtype, expected) == expected
-    except RuntimeError:  # torch has no rule for some of the unsigned
+    except RuntimeError:  # torch has no rule for some unsigned dtypes
         return False
 
 

@@ -21,7 +21,7 @@ from onnx.external_data_helper import set_external_data
 from typer.testing import CliRunner, Result
 
 from penstock.app.cli.main import command_line
-from penstock.backends.engines.encryption import KEY, decrypt
+from penstock.backends.engines.encryption import KEY_VARIABLE, decrypt
 
 SECRET = bytes(range(32))
 Run = Callable[..., Result]
@@ -31,7 +31,7 @@ Start = Callable[[], Any]  # a Popen whose three pipes are there
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setenv(KEY, SECRET.hex())
+    monkeypatch.setenv(KEY_VARIABLE, SECRET.hex())
 
     def invoke(*arguments: Any) -> Result:
         return CliRunner().invoke(command_line, [str(argument) for argument in arguments])
@@ -273,11 +273,11 @@ def test_what_stops_encryption(run: Run, folder: Path, monkeypatch: pytest.Monke
     )
     answer = run("encrypt", folder / "net.onnx", "--output", folder / "none" / "x.encrypted")
     assert answer.exit_code == 1 and "No such file or directory" in answer.stderr
-    monkeypatch.setenv(KEY, "short")
+    monkeypatch.setenv(KEY_VARIABLE, "short")
     answer = run("encrypt", folder / "net.onnx")
     assert (
         answer.exit_code == 1
-        and f"{KEY} does not hold a key" in answer.stderr
+        and f"{KEY_VARIABLE} does not hold a key" in answer.stderr
         and "short" not in answer.stderr
     )
     assert not (folder / "net.onnx.encrypted").exists()

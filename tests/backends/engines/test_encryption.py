@@ -11,9 +11,9 @@ import pytest
 
 from penstock.backends.engines import encryption
 from penstock.backends.engines.encryption import (
-    KEY,
-    KEY_FILE,
-    MAGIC,
+    ENCRYPTED_MAGIC,
+    KEY_FILE_VARIABLE,
+    KEY_VARIABLE,
     WrongKeyError,
     decrypt,
     encrypt,
@@ -28,8 +28,8 @@ SECRET = bytes(range(32))
 
 @pytest.fixture(autouse=True)
 def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(KEY, raising=False)
-    monkeypatch.delenv(KEY_FILE, raising=False)
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    monkeypatch.delenv(KEY_FILE_VARIABLE, raising=False)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_decryption_returns_what_was_encrypted(small_chunks: Any, size: int) -> 
     plain = secrets.token_bytes(size)
     data = encrypt(plain, SECRET)
     assert decrypt(data, SECRET, "file") == plain
-    assert len(data) == len(MAGIC) + 32 + size + 16 * max(1, -(-size // 10))
+    assert len(data) == len(ENCRYPTED_MAGIC) + 32 + size + 16 * max(1, -(-size // 10))
     assert size < 9 or plain not in data
 
 
@@ -61,11 +61,11 @@ def test_another_key_is_said_to_be_one() -> None:
 
 def test_every_change_is_found(small_chunks: Any) -> None:
     data = encrypt(b"0123456789" * 3, SECRET)
-    start, chunk = len(MAGIC) + 32, 26
+    start, chunk = len(ENCRYPTED_MAGIC) + 32, 26
     first, second = data[start : start + chunk], data[start + chunk : start + 2 * chunk]
     changed = [
         bytes([*data[:place], data[place] ^ 1, *data[place + 1 :]])
-        for place in range(len(MAGIC), len(data))
+        for place in range(len(ENCRYPTED_MAGIC), len(data))
     ]
     moved = data[:start] + second + first + data[start + 2 * chunk :]
     cut_off = [
@@ -73,7 +73,7 @@ def test_every_change_is_found(small_chunks: Any) -> None:
         data[:-chunk],
         data[: start + chunk],
         data[: start + 5],
-        data[: len(MAGIC) + 3],
+        data[: len(ENCRYPTED_MAGIC) + 3],
         data + b"more",
     ]
     for damaged in (*changed, moved, *cut_off):
@@ -112,15 +112,16 @@ def test_the_key_is_in_a_file_or_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with pytest.raises(
-        BackendError, match=f"set {KEY} to 32 bytes .*, or {KEY_FILE} to the path of a file"
+        BackendError,
+        match=f"set {KEY_VARIABLE} to 32 bytes .*, or {KEY_FILE_VARIABLE} to the path of a file",
     ):
         find_key()
     raw, text = tmp_path / "raw", tmp_path / "text"
     raw.write_bytes(SECRET)
     text.write_text(secrets.token_bytes(32).hex())
-    monkeypatch.setenv(KEY_FILE, str(raw))
+    monkeypatch.setenv(KEY_FILE_VARIABLE, str(raw))
     assert find_key() == SECRET
-    monkeypatch.setenv(KEY, secrets.token_bytes(32).hex())
+    monkeypatch.setenv(KEY_VARIABLE, secrets.token_bytes(32).hex())
     assert find_key() != SECRET and find_key(raw) == SECRET and len(find_key(text)) == 32
     with pytest.raises(
         BackendError, match=f"the key file {tmp_path}/none can't be read: No such file"
@@ -129,7 +130,7 @@ def test_the_key_is_in_a_file_or_the_environment(
 
 
 def test_reading_a_model_decrypts_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(KEY, SECRET.hex())
+    monkeypatch.setenv(KEY_VARIABLE, SECRET.hex())
     plain, hidden = tmp_path / "m.onnx", tmp_path / "m.onnx.encrypted"
     plain.write_bytes(b"model")
     hidden.write_bytes(encrypt(b"model", SECRET))

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from penstock import pipe
 from penstock.backends.base import Context
 from penstock.backends.engines import model
-from penstock.backends.engines.encryption import KEY, encrypt
+from penstock.backends.engines.encryption import KEY_VARIABLE, encrypt
 from penstock.backends.engines.model import ModelParams, ModelTensor, choose_engine
 from penstock.backends.engines.tensorrt.library import Library
 from penstock.backends.errors import BackendError, ConfigError
@@ -104,7 +104,7 @@ def test_text_stays_an_array(tmp_path: Path) -> None:
 def test_an_encrypted_onnx_file_runs_with_onnx_runtime(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(KEY, "11" * 32)
+    monkeypatch.setenv(KEY_VARIABLE, "11" * 32)
     path = write(tmp_path / "same.onnx")
     (tmp_path / "same.onnx.encrypted").write_bytes(encrypt(path.read_bytes(), bytes([0x11] * 32)))
     item: Item = {"data": np.ones((1, 3), np.float32)}
@@ -127,7 +127,7 @@ def test_an_encrypted_onnx_file_runs_with_onnx_runtime(
 def test_a_file_that_can_not_run_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any, message: str
 ) -> None:
-    monkeypatch.setenv(KEY, "11" * 32)
+    monkeypatch.setenv(KEY_VARIABLE, "11" * 32)
     (tmp_path / "m.onnx.encrypted").write_bytes(b"")
     with pytest.raises(BackendError, match=message):
         make(tmp_path / name if name.endswith("encrypted") else name)

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from penstock.backends.base import UNBOUNDED, Context
-from penstock.backends.engines.encryption import KEY, WrongKeyError, encrypt
+from penstock.backends.engines.encryption import KEY_VARIABLE, WrongKeyError, encrypt
 from penstock.backends.engines.onnx import OnnxParams, OnnxTensor
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 
@@ -62,7 +62,7 @@ def encrypted(monkeypatch: pytest.MonkeyPatch) -> Any:
         path.unlink()
         return hidden
 
-    monkeypatch.setenv(KEY, bytes(range(32)).hex())
+    monkeypatch.setenv(KEY_VARIABLE, bytes(range(32)).hex())
     return encrypted
 
 
@@ -136,12 +136,12 @@ def test_encrypted_models(
         location="weights.bin",
     )
     assert run(make(encrypted(beside)), row(1, 2, 3))[0].tolist() == [[2, 4, 6]]
-    monkeypatch.setenv(KEY, "11" * 32)
+    monkeypatch.setenv(KEY_VARIABLE, "11" * 32)
     with pytest.raises(
         WrongKeyError, match=r"OnnxTensor: .*double\.onnx\.encrypted can't be decrypted"
     ):
         make(tmp_path / "double.onnx.encrypted")
-    monkeypatch.delenv(KEY)
+    monkeypatch.delenv(KEY_VARIABLE)
     with pytest.raises(BackendError, match="OnnxTensor: encrypted files need a key"):
         make(tmp_path / "double.onnx.encrypted")
 

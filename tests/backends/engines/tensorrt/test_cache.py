@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from penstock.backends.engines.encryption import KEY, WrongKeyError
+from penstock.backends.engines.encryption import KEY_VARIABLE, WrongKeyError
 from penstock.backends.engines.tensorrt.cache import (
-    MAGIC,
+    ENGINE_MAGIC,
     load_or_build,
     place_of,
     write,
@@ -68,17 +68,17 @@ def damage(data: Any, kind: Any) -> Any:
         "empty": (b"", "it is not an engine that Penstock wrote"),
         "truncated in the plan": (data[:-2], "it is damaged: it holds 4 bytes of an engine of 6"),
         "truncated in the header": (
-            data[: len(MAGIC) + 10],
+            data[: len(ENGINE_MAGIC) + 10],
             "it is damaged: it ends within its header",
         ),
-        "truncated after the magic": (data[: len(MAGIC) + 2], "it is damaged"),
+        "truncated after the magic": (data[: len(ENGINE_MAGIC) + 2], "it is damaged"),
         "another plan": (
             data[:-1] + b"x",
             "it is damaged: its content has changed since it was written",
         ),
         "not JSON": (data.replace(b'{"key"', b"{?key?"), "it is damaged: its header can't be read"),
         "no key": (data.replace(b'"key"', b'"kex"'), "it is damaged: its header can't be read"),
-        "a huge header": (MAGIC + b"\xff" * 8, "it is damaged: it ends within its header"),
+        "a huge header": (ENGINE_MAGIC + b"\xff" * 8, "it is damaged: it ends within its header"),
     }[kind]
 
 
@@ -300,18 +300,18 @@ def test_one_of_many_threads_builds(path: Path) -> None:
 
 def test_encrypted_engines_need_their_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, build = tmp_path / "m.trt.encrypted", Builder()
-    monkeypatch.delenv(KEY, raising=False)
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
     with pytest.raises(BackendError, match="encrypted files need a key"):
         load_or_build(path, MADE_OF, Builder(), "net")
     assert not path.exists()
-    monkeypatch.setenv(KEY, "11" * 32)
+    monkeypatch.setenv(KEY_VARIABLE, "11" * 32)
     load_or_build(path, MADE_OF, build, "net")
     assert load_or_build(path, MADE_OF, build, "net") == (b"a plan", False)
     assert b"a plan" not in path.read_bytes() and b"version" not in path.read_bytes()
-    monkeypatch.setenv(KEY, "22" * 32)
+    monkeypatch.setenv(KEY_VARIABLE, "22" * 32)
     with pytest.raises(WrongKeyError, match="another key, or changed since"):
         load_or_build(path, MADE_OF, build, "net")
-    monkeypatch.setenv(KEY, "11" * 32)
+    monkeypatch.setenv(KEY_VARIABLE, "11" * 32)
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(WrongKeyError):
         load_or_build(path, MADE_OF, build, "net")
@@ -321,7 +321,7 @@ def test_encrypted_engines_need_their_key(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_plain_file_in_place_of_an_encrypted_one_is_rebuilt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv(KEY, "11" * 32)
+    monkeypatch.setenv(KEY_VARIABLE, "11" * 32)
     write(tmp_path / "plain.trt", MADE_OF, b"a plan")
     path = (tmp_path / "plain.trt").rename(tmp_path / "m.trt.encrypted")
     assert load_or_build(path, MADE_OF, Builder(), "net").built

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from penstock.backends.base import Context
-from penstock.backends.engines.encryption import KEY, encrypt
+from penstock.backends.engines.encryption import KEY_VARIABLE, encrypt
 from penstock.backends.engines.tensorrt.cache import write
 from penstock.backends.engines.tensorrt.library import Library
 from penstock.backends.engines.tensorrt.plan import find_plan
@@ -139,11 +139,11 @@ def test_engine_files_that_penstock_wrote_must_fit_this_library(
 def test_engines_are_built_from_encrypted_models(
     plan_of: Any, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(KEY, "11" * 32)
+    monkeypatch.setenv(KEY_VARIABLE, "11" * 32)
     path = tmp_path / "two.onnx.encrypted"
     path.write_bytes(encrypt(two.read_bytes(), bytes([0x11] * 32)))
     assert plan_of(path, precision="fp16").plan
-    monkeypatch.setenv(KEY, "22" * 32)
+    monkeypatch.setenv(KEY_VARIABLE, "22" * 32)
     with pytest.raises(BackendError, match=f"{path} can't be decrypted"):
         plan_of(path)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from penstock.backends.base import Context
-from penstock.backends.engines.encryption import KEY, WrongKeyError, encrypt
+from penstock.backends.engines.encryption import KEY_VARIABLE, WrongKeyError, encrypt
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 from penstock.pipelines.pipeline import Pipeline
 
@@ -37,10 +37,10 @@ def test_encrypted_models(
     hidden = tmp_path / "model.pt.encrypted"
     linear, data = torch.nn.Linear(3, 2), torch.rand(1, 3)
     hidden.write_bytes(encrypt(scripted(linear).read_bytes(), bytes([0x11] * 32)))
-    monkeypatch.setenv(KEY, "22" * 32)
+    monkeypatch.setenv(KEY_VARIABLE, "22" * 32)
     with pytest.raises(WrongKeyError, match=r"model\.pt\.encrypted can't be decrypted"):
         make(NAME, hidden)
-    monkeypatch.setenv(KEY, "11" * 32)
+    monkeypatch.setenv(KEY_VARIABLE, "11" * 32)
     assert close(run(make(NAME, hidden), data)[0], linear(data))
 
 
