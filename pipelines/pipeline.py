@@ -259,7 +259,8 @@ class Pipeline:
             raise
         if "error" in answer:
             raise answer["error"]
-        return answer.get(PARTS, answer)  # type: ignore[no-any-return]
+        parts: Item | list[Item] = answer.get(PARTS, answer)
+        return parts
 
     async def _call_many(
         self, items: Sequence[Mapping[str, Any]], timeout: float | None, priority: int | None

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from penstock.backends.item import Item
 
 from ..pipeline import Pipeline
-from ..runs.run import PARTS, Submission
+from ..runs.run import PARTS, Submission, as_future
 
 CALLERS_OWN = ("data", "event", "node_name", PARTS)
 """Keys that an answer never sets in the caller's dict. `result` has the parts of a stream already,
@@ -117,8 +117,8 @@ class PipeCall:
         submit_nowait = self.runner.pipeline.submit_nowait
         try:
             for part in self.parts:
-                # A PipePart has every method of a future that a run uses.
-                part.run = submit_nowait(part.item, self.timeout, self.priority, part)  # type: ignore[arg-type]
+                future = as_future(part)
+                part.run = submit_nowait(part.item, self.timeout, self.priority, future)
         except Exception as error:
             self.end(error)
             return

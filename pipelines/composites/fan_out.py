@@ -158,6 +158,23 @@ class FanOut(CompositeNode):
         """Return the key that is split, and its pieces."""
         raise NotImplementedError
 
+    def elements(self, item: Item, key: str) -> Sequence[Any]:
+        """Return what is split: a list, a tuple, or an array by its first axis."""
+        if key not in item:
+            raise BackendError(
+                f"node {self.name!r}: it splits {key!r}, but the item has no such key; "
+                f"{_keys_of(item)}"
+            )
+        value: Any = item[key]
+        if not isinstance(value, (list, tuple)) and not getattr(value, "shape", ()):
+            kind = type(value).__name__
+            raise BackendError(
+                f"node {self.name!r}: it splits {key!r}, which is {kind}; expected a list, a "
+                "tuple or an array"
+            )
+        elements: Sequence[Any] = value
+        return elements
+
     def largest(self, item: Item, entry: Entry, pieces: Sequence[Any]) -> int:
         """Return the rows of the largest part."""
         return entry.size
@@ -330,22 +347,6 @@ class MapReduceNode(FanOut):
         item.pop("request_size", None)  # an element has lost the first axis
         return 1
 
-    def elements(self, item: Item, key: str) -> Sequence[Any]:
-        """Return what is split: a list, a tuple, or an array by its first axis."""
-        if key not in item:
-            raise BackendError(
-                f"node {self.name!r}: it splits {key!r}, but the item has no such key; "
-                f"{_keys_of(item)}"
-            )
-        value = item[key]
-        if not isinstance(value, (list, tuple)) and not getattr(value, "shape", ()):
-            kind = type(value).__name__
-            raise BackendError(
-                f"node {self.name!r}: it splits {key!r}, which is {kind}; expected a list, a "
-                "tuple or an array"
-            )
-        return value  # type: ignore[no-any-return]
-
     def merge(self, item: Item, answers: list[Item]) -> Item:
         for key in self.params.merge:
             for index, answer in enumerate(answers):
@@ -356,10 +357,10 @@ class MapReduceNode(FanOut):
         return item
 
 
-class CopySplitNode(MapReduceNode):
+class CopySplitNode(FanOut):
     """Sends pieces of `data`, and joins the results."""
 
-    params: CopySplitParams  # type: ignore[assignment]
+    params: CopySplitParams
 
     def split(self, item: Item) -> tuple[str, Sequence[Any]]:
         data = self.elements(item, "data")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, overload
 
@@ -297,13 +297,13 @@ class LogicNode(CompositeNode):
         assert isinstance(entry, NodeVisit)
         run = entry.run
         assert isinstance(run, StreamRun)
-        values: AsyncIterator[Any] = self._logic.run(item, call)
+        values: AsyncGenerator[Any, None] = self._logic.run(item, call)
         try:
             try:
                 async for value in values:
                     await run.pass_on({**item, "result": value}, self._clock())
             finally:
-                await values.aclose()  # type: ignore[attr-defined]
+                await values.aclose()
                 call.drop()
         except BaseException as error:
             outcome = self._failure(entry, error)

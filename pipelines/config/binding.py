@@ -115,7 +115,7 @@ def bind(
 
 def _find(tree: Expression, directory: Path, problems: list[Problem]) -> Member | None:
     """Find the classes of an expression. None if one of them is not known."""
-    found = [_find(child, directory, problems) for child in tree.children]
+    members = [_find(child, directory, problems) for child in tree.children]
     name, args, addresses = tree.name, tree.args, {tree.name}
     try:
         if tree.name == "Python":
@@ -141,10 +141,10 @@ def _find(tree: Expression, directory: Path, problems: list[Problem]) -> Member 
         problems.append(Problem(str(error), key="backend"))
         return None
     fewest, most = cls.child_count
-    if len(found) < fewest or (most is not None and len(found) > most):
-        message = f"{name} takes {_how_many(fewest, most)} in brackets, found {len(found)}"
+    if len(members) < fewest or (most is not None and len(members) > most):
+        message = f"{name} takes {_how_many(fewest, most)} in brackets, found {len(members)}"
         problems.append(Problem(message, key="backend"))
-    children = [child for child in found if child is not None]
+    children = [member for member in members if member is not None]
     for child in children:
         if issubclass(child.cls, CompositeBackend):
             message = (
@@ -291,8 +291,8 @@ def _groups(
                 )
                 return 0
     if len(set(counts.values())) > 1:
-        found = ", ".join(f"{key} has {count}" for key, count in counts.items())
-        message = f"the values with & make different numbers of instance groups: {found}"
+        numbers = ", ".join(f"{key} has {count}" for key, count in counts.items())
+        message = f"the values with & make different numbers of instance groups: {numbers}"
         problems.append(Problem(message, key=next(iter(counts))))
         return 0
     return next(iter(counts.values()), 1)

@@ -104,9 +104,9 @@ def _image_input(graph: Any, path: Path) -> tuple[int, int, int]:
         or shape[1] not in COLORS
         or kind not in FLOATS
     ):
-        found = f"{kind.lower()} {'×'.join(map(str, shape)) or 'without a shape'}"
+        description = f"{kind.lower()} {'×'.join(map(str, shape)) or 'without a shape'}"
         raise ConfigError(
-            [Problem(f"the model's input {inputs[0].name!r} is {found}: {advice}", str(path))]
+            [Problem(f"the model's input {inputs[0].name!r} is {description}: {advice}", str(path))]
         )
     return shape[1], shape[2], shape[3]
 

@@ -143,12 +143,12 @@ class _Parser:
         self.at += 1
 
     def expected(self, what: str) -> NoReturn:
-        found = self.peek()
+        character = self.peek()
         left = max(0, self.at - 60)
         excerpt = re.sub(r"\s", " ", self.text[left : self.at + 40])
         message = (
             f"at character {self.at + 1} of the map: expected {what}, "
-            f"found {repr(found) if found else 'the end'}\n"
+            f"found {repr(character) if character else 'the end'}\n"
             f"    {excerpt}\n"
             f"    {' ' * (self.at - left)}^"
         )

@@ -135,8 +135,8 @@ def _bind(
     if not isinstance(text, str):
         misspelt = nearest("backend", keys)
         hint = f" (is {misspelt!r} meant to be it?)" if misspelt and misspelt != "backend" else ""
-        found = f"there is no key backend{hint}" if text is None else f"found {text!r}"
-        problems.append(Problem(f"expected an expression such as 'S[A,B]', {found}", key="backend"))
+        given = f"there is no key backend{hint}" if text is None else f"found {text!r}"
+        problems.append(Problem(f"expected an expression such as 'S[A,B]', {given}", key="backend"))
         keys = {key: value for key, value in keys.items() if key != misspelt}
     else:
         try:

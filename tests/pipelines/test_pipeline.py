@@ -219,7 +219,7 @@ async def test_requests_that_are_refused_at_once() -> None:
         with pytest.raises(IndexError):
             await pipeline({})
         with pytest.raises(TypeError):
-            await pipeline(["not a dict"])  # type: ignore[list-item]
+            await pipeline(["not a dict"])  # type: ignore[list-item]  # the wrong type is the test
         for priority in (0, 4, -1):
             with pytest.raises(InvalidRequest, match="3 priority levels"):
                 await pipeline({"data": 1}, priority=priority)
@@ -1012,7 +1012,8 @@ async def test_the_callers_context_reaches_neither_executors_nor_timers() -> Non
             values.append(variable.get())
             return decide(now)
 
-        node.scheduler = WatchedScheduler(node.scheduler, spy)  # type: ignore[assignment]
+        watched: Any = WatchedScheduler(node.scheduler, spy)
+        node.scheduler = watched
         variable.set("a caller's")
         await pipeline({"data": 1})
         await gathered(pipeline, "kill")

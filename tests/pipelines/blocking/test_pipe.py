@@ -15,6 +15,7 @@ import weakref
 from collections import UserDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -425,7 +426,7 @@ def test_too_many_requests_in_flight() -> None:
 
 def test_invalid_arguments_fail_their_own_call_only(p: Pipe) -> None:
     with pytest.raises(TypeError):
-        p({"data": 1}, timeout="soon")  # type: ignore[arg-type]
+        p({"data": 1}, timeout="soon")  # type: ignore[arg-type]  # the wrong type is the test
     item = {"data": 1}
     p(item, timeout=float("nan"))
     assert item["result"] == 2
@@ -657,7 +658,7 @@ def test_32_threads_with_everything_mixed() -> None:
         return seed
 
     with pipe({"backend": "Mixed", "max": 16, "instance_num": 2}) as made:
-        workers = [Caller(lambda seed=seed: work(made, seed)) for seed in range(32)]  # type: ignore[misc]
+        workers = [Caller(partial(work, made, seed)) for seed in range(32)]
         assert [worker.outcome() for worker in workers] == list(range(32))
         until(lambda: made._runner.pipeline.inside == 0)
 
@@ -862,7 +863,7 @@ def test_sources_of_a_pipe(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'Act'"):
         pipe("Atc")
     with pytest.raises(TypeError):
-        pipe(5)  # type: ignore[arg-type]
+        pipe(5)  # type: ignore[arg-type]  # the wrong type is the test
 
 
 def test_the_same_file_twice_in_one_process(tmp_path: Path) -> None:

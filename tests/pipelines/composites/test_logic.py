@@ -444,7 +444,8 @@ async def test_an_exception_names_node_and_backend_and_keeps_the_users_traceback
         assert outcomes(pipeline, "think") == {"failed": 1}
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
-    assert (record.pipeline, record.node) == ("p", "think")  # type: ignore[attr-defined]
+    fields = vars(record)
+    assert (fields["pipeline"], fields["node"]) == ("p", "think")
 
 
 async def test_a_failure_of_the_called_node_is_the_failure_of_the_logic(workshop: Workshop) -> None:

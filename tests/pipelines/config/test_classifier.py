@@ -84,7 +84,7 @@ def test_a_model_that_is_not_a_classifier_answers_its_tensor(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("shape", "found"),
+    ("shape", "description"),
     [
         (["N", 3, "H", "W"], "float N×3×H×W"),
         (["N", 2, 4, 4], "float N×2×4×4"),
@@ -92,8 +92,8 @@ def test_a_model_that_is_not_a_classifier_answers_its_tensor(tmp_path: Path) -> 
         ([1, 4, 4, 3], "float 1×4×4×3"),
     ],
 )
-def test_inputs_that_are_not_an_image(tmp_path: Path, shape: list[Any], found: str) -> None:
-    assert f"the model's input 'x0' is {found}: expected one image" in refusal(
+def test_inputs_that_are_not_an_image(tmp_path: Path, shape: list[Any], description: str) -> None:
+    assert f"the model's input 'x0' is {description}: expected one image" in refusal(
         save_model(tmp_path / "m.onnx", shape)
     )
 

@@ -42,7 +42,7 @@ MAPS = st.lists(
 
 
 @given(MAPS, st.data())
-def test_what_is_written_is_read_and_whitespace_means_nothing(
+def test_a_written_map_is_parsed_and_whitespace_means_nothing(
     taken: Map, data: st.DataObject
 ) -> None:
     spaced = "".join(
