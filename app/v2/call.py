@@ -32,7 +32,7 @@ ERROR_MESSAGE_CHARACTERS = 4096
 """The longest error message that is sent: a message may quote what the client sent."""
 
 NAME_CHARACTERS_IN_ERRORS = 200
-"""How much of an unknown model's or region's name an error repeats."""
+"""The longest part of an unknown model's or region's name that an error repeats."""
 
 
 class ProtocolError(PenstockError):

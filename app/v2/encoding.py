@@ -1,4 +1,4 @@
-"""What pipelines answer as tensors, and tensors in the protocol's two encodings: bytes and JSON.
+"""Answers of pipelines as tensors, and tensors in the protocol's encodings: bytes and JSON.
 
 Bytes are little-endian. `tensors.py` reads both encodings.
 """

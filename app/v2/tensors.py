@@ -27,7 +27,7 @@ COPY_OFF_LOOP_BYTES = 1 << 24
 """Allocating and copying this much takes milliseconds, so it does not happen on the event loop."""
 
 SHOWN_DIMENSIONS = 32
-"""How many dimensions of a shape an error shows; an array has 64 at most."""
+"""The most dimensions of a shape that an error shows; an array has 64 at most."""
 
 
 class Datatype(NamedTuple):

@@ -2,7 +2,7 @@
 
 A client that calls a model again and again sends the same JSON before other bytes, or with other
 bytes in shared memory. What `parse` found in that JSON is kept, and the next request's bytes are
-only cut into tensors. On a small request that saves 7 µs, 10 to 15 % of the processor time
+only cut into tensors. On a small request that saves 6 µs, 10 to 15 % of the processor time
 (docs/explanation/performance.md). Regions of shared memory are looked up again, since a name may
 stand for another region by now.
 """
@@ -30,7 +30,7 @@ LAYOUTS_PER_MODEL = 64
 
 
 class Slot(NamedTuple):
-    """Where an input lies: `size` bytes from `start` on, after the JSON or in a region."""
+    """The place of an input: `size` bytes from `start` on, after the JSON or in a region."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -40,7 +40,7 @@ class Slot(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What a JSON says about a request.
+    """A request as its JSON describes it.
 
     `size` is the number of bytes after the JSON. `keys` are the item's keys for the slots; None if
     the inputs make up `data`. `item` holds the request's parameters. `shared` says that some tensor

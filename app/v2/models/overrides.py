@@ -1,4 +1,4 @@
-"""What a load may bring along: a configuration, and with it the files of an ONNX model.
+"""Overrides that a load may bring along: a configuration, and with it an ONNX model's files.
 
 The configuration has the shape of Triton's ModelConfig. It only sets bounds of a pipeline that the
 repository has, and can name no backend and no path. Files make a pipeline of one OnnxTensor in a
@@ -30,7 +30,7 @@ from .model_config import EMPTY_KEYS, KEYS, configure
 FILE_PARAMETER = re.compile(r"file:(\d{1,9})/([A-Za-z0-9_][A-Za-z0-9_.\-]{0,99})")
 MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 ONNX_BACKENDS = ("onnxruntime", "onnxruntime_onnx", "penstock", "")
-"""What `backend` and `platform` may say."""
+"""The values that `backend` and `platform` may have."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -131,7 +131,9 @@ class Override:
                 "no Python, TorchScript, .pt2 or compiled engines"
             )
         contents = {
-            name: self._decoded(each, name) for (each, name) in self.files if each == version
+            name: self._decoded(version, name)
+            for (of_version, name) in self.files
+            if of_version == version
         }
         self._check_model(contents[model], contents)
         directory = Path(tempfile.mkdtemp(prefix="penstock-"))

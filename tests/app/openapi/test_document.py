@@ -54,7 +54,7 @@ def check(document: Any, schema: Any, value: Any) -> None:
     )
 
 
-def test_operations_and_names(running: Any, digits: Any) -> None:
+def test_operations_and_names(running: Any, digits: Path) -> None:
     with running(create_app([digits, kinds()])) as client:
         document = document_of(client)
     assert document["openapi"].startswith("3.1")
@@ -73,7 +73,7 @@ def test_operations_and_names(running: Any, digits: Any) -> None:
     assert list(document["paths"])[:2] == ["/predict/digits", "/predict/digits/batch"]
 
 
-def test_request_bodies_and_headers(running: Any, digits: Any) -> None:
+def test_request_bodies_and_headers(running: Any, digits: Path) -> None:
     with running(create_app([digits, kinds()])) as client:
         document = document_of(client)
     paths = document["paths"]
@@ -96,7 +96,7 @@ def test_request_bodies_and_headers(running: Any, digits: Any) -> None:
     assert headers("kinds") == ["X-Request-Id", "Penstock-Deadline-Ms", "Penstock-Priority"]
 
 
-def test_urls_are_in_the_document_if_they_are_allowed(running: Any, digits: Any) -> None:
+def test_urls_are_in_the_document_if_they_are_allowed(running: Any, digits: Path) -> None:
     with running(create_app(digits, settings=Settings(allow_url=True))) as client:
         document = document_of(client)
     content = document["paths"]["/predict/digits"]["post"]["requestBody"]["content"]
@@ -108,7 +108,7 @@ def test_urls_are_in_the_document_if_they_are_allowed(running: Any, digits: Any)
         assert "ImageURL" not in json.dumps(document_of(client))
 
 
-def test_answers_match_the_document(running: Any, digits: Any, digit: Any) -> None:
+def test_answers_match_the_document(running: Any, digits: Path, digit: bytes) -> None:
     with running(create_app(digits)) as client:
         document = document_of(client)
         single, batch = (
@@ -184,7 +184,7 @@ def test_every_kind_has_a_type(running: Any) -> None:
     assert prediction["properties"]["result"]["anyOf"][0]["items"] == {"type": "integer"}
 
 
-def test_errors_have_an_example_for_each_code(running: Any, digits: Any) -> None:
+def test_errors_have_an_example_for_each_code(running: Any, digits: Path) -> None:
     with running(create_app(digits)) as client:
         document = document_of(client)
     responses = document["paths"]["/predict/digits"]["post"]["responses"]
@@ -201,7 +201,7 @@ def test_errors_have_an_example_for_each_code(running: Any, digits: Any) -> None
             assert example["value"]["code"] == code and str(example["value"]["status"]) == status
 
 
-def test_keys_and_tokens(running: Any, digits: Any) -> None:
+def test_keys_and_tokens(running: Any, digits: Path) -> None:
     settings = Settings(
         api_key=SecretStr("k3y"), admin_token=SecretStr("t0k3n"), allow_model_control=True
     )
@@ -273,7 +273,7 @@ async def words(item: Any, call: Any) -> Any:
     yield 1
 
 
-def test_a_pipeline_that_streams(running: Any, digits: Any) -> None:
+def test_a_pipeline_that_streams(running: Any, digits: Path) -> None:
     register_backend("OpenApiStream", words)
     table = {"name": "words", "outputs": {"result": {"kind": "integer"}, "note": {"kind": "text"}}}
     config = load({"pipeline": table, "words": {"backend": "OpenApiStream"}})
@@ -306,13 +306,15 @@ def test_a_pipeline_that_streams(running: Any, digits: Any) -> None:
 
 @pytest.mark.parametrize("key", [None, "k3y"])
 def test_traces_are_in_the_document_if_they_are_allowed(
-    running: Any, digits: Any, key: Any
+    running: Any, digits: Path, key: str | None
 ) -> None:
     with running(
         create_app(
             digits,
             settings=Settings(
-                api_key=key and SecretStr(key), admin_token=SecretStr("t0k3n"), allow_trace=True
+                api_key=SecretStr(key) if key else None,
+                admin_token=SecretStr("t0k3n"),
+                allow_trace=True,
             ),
         )
     ) as client:

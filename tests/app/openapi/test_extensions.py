@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from multiprocessing import shared_memory
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -49,7 +50,7 @@ def region() -> Any:
     memory.unlink()
 
 
-def test_answers_match_the_document(running: Any, digits: Any, digit: Any, region: Any) -> None:
+def test_answers_match_the_document(running: Any, digits: Path, digit: bytes, region: str) -> None:
     with running(create_app(digits, settings=Settings(**ON))) as client:
         document = client.get("/openapi.json").json()
         validate(document)

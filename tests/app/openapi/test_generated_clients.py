@@ -143,12 +143,12 @@ def use(script: Any, client: Any, package: Any, digit: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def picture(digits: Any) -> Any:
+def picture(digits: Path) -> Any:
     return digits.parent / "digit.png"
 
 
 @pytest.fixture
-def older(digits: Any, tmp_path: Path) -> Any:
+def older(digits: Path, tmp_path: Path) -> Any:
     """Return a digits.toml without the output `score`."""
     directory = tmp_path / "older"
     shutil.copytree(digits.parent, directory)
@@ -162,7 +162,7 @@ def older(digits: Any, tmp_path: Path) -> Any:
 
 
 def test_a_python_client_is_built_checked_and_run(
-    running: Any, digits: Any, picture: Any, tmp_path: Path
+    running: Any, digits: Path, picture: Path, tmp_path: Path
 ) -> None:
     with running(create_app([digits, kinds()])) as client:
         project = generate(client, tmp_path, "project")
@@ -187,7 +187,7 @@ def test_a_python_client_is_built_checked_and_run(
 
 
 def test_a_python_client_with_a_key(
-    running: Any, digits: Any, picture: Any, tmp_path: Path
+    running: Any, digits: Path, picture: Path, tmp_path: Path
 ) -> None:
     with running(create_app(digits, settings=Settings(api_key=SecretStr("k3y")))) as client:
         assert client.get("/openapi.json").status_code == 401
@@ -204,7 +204,7 @@ def files_of(package: Any) -> Any:
 
 
 def test_a_new_pipeline_does_not_change_the_client_of_the_others(
-    running: Any, digits: Any, tmp_path: Path
+    running: Any, digits: Path, tmp_path: Path
 ) -> None:
     with running(create_app(digits)) as client:
         before = generate(client, tmp_path, "before") / "penstock_client"
@@ -221,7 +221,7 @@ def test_a_new_pipeline_does_not_change_the_client_of_the_others(
 
 
 def test_an_older_client_of_a_newer_server(
-    running: Any, digits: Any, older: Any, picture: Any, tmp_path: Path
+    running: Any, digits: Path, older: Path, picture: Path, tmp_path: Path
 ) -> None:
     with running(create_app(older)) as client:
         package = generate(client, tmp_path, "old") / "penstock_client"
@@ -271,7 +271,7 @@ def node() -> Any:
     return run
 
 
-def test_typescript(running: Any, digits: Any, digit: Any, node: Any, tmp_path: Path) -> None:
+def test_typescript(running: Any, digits: Path, digit: bytes, node: Any, tmp_path: Path) -> None:
     (tmp_path / "package.json").write_text('{"type": "module"}')
     shutil.copy(SCRIPTS / "use_typescript.ts", tmp_path)
     with running(create_app([digits, kinds()])) as client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ def links(page: Any) -> Any:
 
 
 @pytest.mark.parametrize("prefix", ["", "/models"])
-def test_the_page_works_without_internet(running: Any, digits: Any, prefix: Any) -> None:
+def test_the_page_works_without_internet(running: Any, digits: Path, prefix: str) -> None:
     models = create_app(digits)
     app = (
         Starlette(routes=[Mount(prefix, models)], lifespan=lambda host: lifespan(models))
@@ -43,7 +44,7 @@ def test_the_page_works_without_internet(running: Any, digits: Any, prefix: Any)
         assert client.get(f"{prefix}/docs/assets/../core.py").status_code == 404
 
 
-def test_the_files_require_the_key(running: Any, digits: Any) -> None:
+def test_the_files_require_the_key(running: Any, digits: Path) -> None:
     with running(create_app(digits, settings=Settings(api_key=SecretStr("k3y")))) as client:
         for path in ("/docs", "/docs/assets/swagger-ui.css"):
             assert client.get(path).status_code == 401
@@ -51,7 +52,7 @@ def test_the_files_require_the_key(running: Any, digits: Any) -> None:
 
 
 def test_without_the_package_the_files_come_from_a_cdn(
-    running: Any, digits: Any, monkeypatch: pytest.MonkeyPatch
+    running: Any, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(docs_page, "find_spec", lambda name: None)
     assert docs_page.installed_assets() is None

@@ -127,7 +127,7 @@ def matmul(path: Any) -> None:
 
 
 @pytest.fixture(scope="session")
-def sources(tmp_path_factory: pytest.TempPathFactory, digits: Any) -> Any:
+def sources(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Any:
     folder = tmp_path_factory.mktemp("models")
     ops = folder / "ops.py"
     ops.write_text(OPS)

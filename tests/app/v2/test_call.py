@@ -47,7 +47,7 @@ async def test_a_body_must_be_an_object() -> None:
         (b"[]", "array"),
     ],
 )
-async def test_the_error_names_what_the_body_is(body: Any, kind: Any) -> None:
+async def test_the_error_names_what_the_body_is(body: bytes, kind: str) -> None:
     with pytest.raises(InvalidRequest, match=f"the body is a JSON {kind}, expected an object"):
         await call(body).json()
 

@@ -24,7 +24,7 @@ def text_of(datatype: Any, array: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_arrays_are_written_from_their_own_memory(name: Any) -> None:
+def test_arrays_are_written_from_their_own_memory(name: str) -> None:
     array = np.ones((2, 3), DATATYPES[name].dtype)
     assert np.shares_memory(to_bytes(DATATYPES[name], array), array)
     assert bytes(to_bytes(DATATYPES[name], array.T)) == array.T.tobytes()
@@ -73,7 +73,7 @@ def test_bf16_is_rounded_as_ml_dtypes_does(bits: Any) -> None:
         (np.ones((2, 1), ml_dtypes.bfloat16), "BF16", (2, 1), [1.0, 1.0]),
     ],
 )
-def test_values_that_pipelines_answer(value: Any, datatype: Any, shape: Any, elements: Any) -> None:
+def test_values_that_pipelines_answer(value: Any, datatype: str, shape: Any, elements: Any) -> None:
     actual, array = as_tensor(value, None, "x")
     assert (actual.name, array.shape) == (datatype, shape)
     assert array.dtype.newbyteorder("=") == actual.dtype.newbyteorder("=")
@@ -84,7 +84,7 @@ def test_values_that_pipelines_answer(value: Any, datatype: Any, shape: Any, ele
     ("dtype", "datatype"),
     [("float32", "FP32"), ("bfloat16", "BF16"), ("int8", "INT8"), ("bool", "BOOL")],
 )
-def test_torch_tensors(dtype: Any, datatype: Any) -> None:
+def test_torch_tensors(dtype: str, datatype: str) -> None:
     torch = pytest.importorskip("torch")
     actual, array = as_tensor(
         torch.ones(2, 3, dtype=getattr(torch, dtype), requires_grad=dtype == "float32"), None, "x"
@@ -116,7 +116,7 @@ def test_many_numbers_with_nan_and_infinity(odd: Any) -> None:
 
 
 @pytest.mark.parametrize("datatype", ["BOOL", "UINT8", "INT64", "FP32", "BYTES"])
-def test_many_elements_are_read_from_json(datatype: Any) -> None:
+def test_many_elements_are_read_from_json(datatype: str) -> None:
     odd: dict[str, list[Any]] = {"BOOL": [True, False, False], "BYTES": ["a", "", "é"]}
     several = odd.get(datatype, [7, 0, 1])
     nested = from_json([several] * 50_000, DATATYPES[datatype], [50_000, 3], "x")

@@ -14,7 +14,7 @@ USES = re.findall(r"^async def (use_\w+)", SCRIPT.read_text(), re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
-def outcomes(served: Any, client_run: Any, digits: Any) -> Any:
+def outcomes(served: Any, client_run: Any, digits: Path) -> Any:
     done = client_run("kserve", SCRIPT, served.address, digits.parent / "digit.png")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

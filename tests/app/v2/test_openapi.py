@@ -30,7 +30,7 @@ def check(document: Any, operation: Any, answer: Any) -> None:
 
 
 @pytest.mark.parametrize("model", ["simple", "digits", "text", "nope"])
-def test_answers_match_the_document(served: Any, document: Any, model: Any) -> None:
+def test_answers_match_the_document(served: Any, document: Any, model: str) -> None:
     for path, methods in document["paths"].items():
         if path.startswith("/v2") and "get" in methods and "{region}" not in path:
             check(document, methods["get"], served.http.get(path.format(model=model, version="1")))
@@ -75,7 +75,7 @@ def test_the_answer_to_an_unknown_encoding_matches_the_document(served: Any, doc
         ("shared-memory", "/v2/systemsharedmemory/region/{region}/status"),
     ],
 )
-def test_restrictions_are_described(group: Any, path: Any) -> None:
+def test_restrictions_are_described(group: str, path: str) -> None:
     for rule, described in ((f"{group}:x=s3cret", True), ("logging:x=s3cret", False)):
         document = create_app(settings=Settings(restricted_api=SecretStr(rule))).openapi()
         validate(document)

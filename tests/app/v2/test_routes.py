@@ -24,7 +24,7 @@ REQUEST = {"inputs": [{"name": "data", "shape": [1], "datatype": "BYTES", "data"
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status", "said"),
+    ("method", "path", "status", "message"),
     [
         ("GET", "/v2/", 404, "Not Found"),
         ("GET", "/v2/nope", 404, "Not Found"),
@@ -37,9 +37,9 @@ REQUEST = {"inputs": [{"name": "data", "shape": [1], "datatype": "BYTES", "data"
         ("OPTIONS", "/v2/health/live", 405, "Method Not Allowed"),
     ],
 )
-def test_unknown_paths(served: Any, method: Any, path: Any, status: Any, said: Any) -> None:
+def test_unknown_paths(served: Any, method: str, path: str, status: int, message: str) -> None:
     answer = served.http.request(method, path)
-    assert (answer.status_code, answer.json()) == (status, {"error": said})
+    assert (answer.status_code, answer.json()) == (status, {"error": message})
     assert answer.headers["content-type"] == "application/json"
     assert status != 405 or answer.headers["allow"] in {"GET, HEAD", "POST"}
 
@@ -145,7 +145,7 @@ def test_a_router_keeps_its_dependencies(running: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status", "said"),
+    ("method", "path", "status", "message"),
     [
         ("OPTIONS", "/v2", 405, "Method Not Allowed"),
         ("TRACE", "/v2/models/text", 405, "Method Not Allowed"),
@@ -156,10 +156,10 @@ def test_a_router_keeps_its_dependencies(running: Any) -> None:
     ],
 )
 def test_a_router_answers_errors_in_the_protocols_form(
-    router: Any, method: Any, path: Any, status: Any, said: Any
+    router: Any, method: str, path: str, status: int, message: str
 ) -> None:
     answer = router.request(method, path)
-    assert (answer.status_code, answer.json()) == (status, {"error": said})
+    assert (answer.status_code, answer.json()) == (status, {"error": message})
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ MODELS = [
     "identity_BYTES",
     "matmul",
 ]
-"""Those whose requests are written into the document."""
+"""The models whose requests are written into the document."""
 
 OTHERS = ["digits", "text"]
 """An image is no JSON; what is text takes any shape of one element."""
@@ -260,6 +260,6 @@ def test_the_document_as_it_is(server: Any, client_run: Any, tmp_path: Path) -> 
 
 
 def test_the_document_of_this_server(
-    server: Any, client_run: Any, tmp_path: Path, region: Any
+    server: Any, client_run: Any, tmp_path: Path, region: str
 ) -> None:
     run(client_run, tmp_path, server, of_this_server(server, region))

@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import shared_memory
 from pathlib import Path
@@ -39,8 +40,8 @@ ON: dict[str, Any] = {"admin_token": ADMIN, "allow_shared_memory": True}
 
 
 @pytest.fixture
-def region(request: Any) -> Any:
-    """Make a POSIX object of three pages with tritonclient's own utility, and yield its key."""
+def region(request: pytest.FixtureRequest) -> Iterator[tuple[str, Any]]:
+    """Make a POSIX object of three pages by tritonclient's own utility; yield key and handle."""
     key = f"/penstock_{os.getpid()}_{id(request)}"
     handle = triton.create_shared_memory_region("region", key, 3 * 4096)
     GATE.set()
@@ -130,7 +131,7 @@ def until(condition: Any, seconds: Any = 15) -> None:
         time.sleep(0.005)
 
 
-def test_register_status_unregister(client: Any, region: Any) -> None:
+def test_register_status_unregister(client: Any, region: tuple[str, Any]) -> None:
     key, _ = region
     assert client.get_system_shared_memory_status() == []
     client.register_system_shared_memory("one", key, 4096, offset=100, headers=HEADERS)
@@ -152,7 +153,7 @@ def test_register_status_unregister(client: Any, region: Any) -> None:
     assert client.get_system_shared_memory_status() == []
 
 
-def test_a_name_is_taken_once(client: Any, region: Any) -> None:
+def test_a_name_is_taken_once(client: Any, region: tuple[str, Any]) -> None:
     client.register_system_shared_memory("one", region[0], 64, headers=HEADERS)
     with pytest.raises(
         InferenceServerException, match=r"\[400\] shared memory region 'one' already in manager"
@@ -166,7 +167,7 @@ def test_a_name_is_taken_once(client: Any, region: Any) -> None:
     [(0, 3 * 4096 + 1), (1, 3 * 4096), (2**64 - 1, 1), (3 * 4096, 1), (0, 0), (3 * 4096, 0)],
 )
 def test_a_region_must_lie_within_its_object(
-    client: Any, region: Any, offset: Any, byte_size: Any
+    client: Any, region: tuple[str, Any], offset: int, byte_size: int
 ) -> None:
     before = open_files()
     with pytest.raises(
@@ -183,7 +184,7 @@ def test_a_region_must_lie_within_its_object(
 @pytest.mark.parametrize(
     "key", ["", "/", "//", "/a/b", "..", "/..", ".", "a\0b", "x" * 300, "/none-of-this-name"]
 )
-def test_a_key_must_be_the_name_of_an_object(server: Any, key: Any) -> None:
+def test_a_key_must_be_the_name_of_an_object(server: Any, key: str) -> None:
     before = open_files()
     document = {"key": key, "offset": 0, "byte_size": 1}
     answer = server.post("/v2/systemsharedmemory/region/r/register", headers=HEADERS, json=document)
@@ -200,7 +201,7 @@ def test_a_key_must_be_the_name_of_an_object(server: Any, key: Any) -> None:
     "key",
     ["triton_python_backend_shm_region_1", "///triton_python_backend_shm_region_1", "/sem.lock"],
 )
-def test_reserved_names(server: Any, key: Any) -> None:
+def test_reserved_names(server: Any, key: str) -> None:
     """Reserved names are refused even if there is such an object.
 
     tritonclient can't make some of them, so they are made without it.
@@ -269,7 +270,7 @@ def test_malformed_registrations(server: Any, wanted: Any) -> None:
     ],
 )
 def test_who_may_register(
-    running: Any, region: Any, settings: Any, token: Any, status: Any
+    running: Any, region: tuple[str, Any], settings: Any, token: Any, status: int
 ) -> None:
     with running(create_app({"backend": "Identity"}, settings=Settings(**settings))) as server:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
@@ -288,7 +289,7 @@ def test_who_may_register(
             assert "--allow-shared-memory" in answer.json()["error"]
 
 
-def test_slices_must_lie_within_their_region(region: Any) -> None:
+def test_slices_must_lie_within_their_region(region: tuple[str, Any]) -> None:
     key, handle = region
     memory = SharedMemory()
     memory.register("r", key, 100, 5000)
@@ -315,7 +316,7 @@ def test_slices_must_lie_within_their_region(region: Any) -> None:
         memory.borrow("r", 1, 2**64 - 1)
 
 
-def test_an_object_that_its_client_has_truncated(region: Any) -> None:
+def test_an_object_that_its_client_has_truncated(region: tuple[str, Any]) -> None:
     """Reading beyond its end would kill the server; writing would make the object grow."""
     key, _ = region
     memory = SharedMemory()
@@ -335,7 +336,7 @@ def test_an_object_that_its_client_has_truncated(region: Any) -> None:
     os.truncate(f"/dev/shm{key}", 3 * 4096)
 
 
-def test_a_sparse_object_larger_than_all_memory(region: Any) -> None:
+def test_a_sparse_object_larger_than_all_memory(region: tuple[str, Any]) -> None:
     key, _ = region
     size = 1 << 50
     os.truncate(f"/dev/shm{key}", size)
@@ -350,7 +351,7 @@ def test_a_sparse_object_larger_than_all_memory(region: Any) -> None:
     os.truncate(f"/dev/shm{key}", 3 * 4096)
 
 
-def test_an_object_is_closed_when_its_last_slice_is_released(region: Any) -> None:
+def test_an_object_is_closed_when_its_last_slice_is_released(region: tuple[str, Any]) -> None:
     key, _ = region
     before = open_files()
     memory = SharedMemory()
@@ -381,7 +382,7 @@ def mapped() -> Any:
     )
 
 
-def test_mapped_regions_are_used_in_place(region: Any) -> None:
+def test_mapped_regions_are_used_in_place(region: tuple[str, Any]) -> None:
     key, handle = region
     memory = SharedMemory(mapped=True)
     memory.register("r", key, 4096, 8192)
@@ -401,7 +402,7 @@ def test_mapped_regions_are_used_in_place(region: Any) -> None:
     os.truncate(f"/dev/shm{key}", 3 * 4096)
 
 
-def test_a_region_is_unmapped_with_its_last_view(region: Any) -> None:
+def test_a_region_is_unmapped_with_its_last_view(region: tuple[str, Any]) -> None:
     key, _ = region
     memory = SharedMemory(mapped=True)
     files, mappings = open_files(), mapped()
@@ -420,7 +421,7 @@ def test_a_region_is_unmapped_with_its_last_view(region: Any) -> None:
     assert (open_files(), mapped()) == (files, mappings)
 
 
-def test_a_server_that_maps_regions(running: Any, region: Any) -> None:
+def test_a_server_that_maps_regions(running: Any, region: tuple[str, Any]) -> None:
     key, handle = region
     sources = [model("identity", INT32, "Identity")]
     app = create_app(sources, settings=Settings(**ON, map_shared_memory=True))
@@ -440,7 +441,7 @@ def test_a_server_that_maps_regions(running: Any, region: Any) -> None:
         until(lambda: mapped() == before)
 
 
-def test_thousands_of_registrations_leave_nothing_open(region: Any) -> None:
+def test_thousands_of_registrations_leave_nothing_open(region: tuple[str, Any]) -> None:
     key, _ = region
     memory = SharedMemory()
     before = open_files()
@@ -488,7 +489,7 @@ def wanted(byte_size: Any, region: Any = "out", offset: Any = 0) -> Any:
     return output
 
 
-def test_inputs_and_outputs_in_place(client: Any, region: Any) -> None:
+def test_inputs_and_outputs_in_place(client: Any, region: tuple[str, Any]) -> None:
     key, handle = region
     client.register_system_shared_memory("in", key, 4096, headers=HEADERS)
     client.register_system_shared_memory("out", key, 4096, offset=4096 + 100, headers=HEADERS)
@@ -513,7 +514,7 @@ def test_inputs_and_outputs_in_place(client: Any, region: Any) -> None:
     ).all()
 
 
-def test_text_in_memory(client: Any, region: Any) -> None:
+def test_text_in_memory(client: Any, region: tuple[str, Any]) -> None:
     key, handle = region
     client.register_system_shared_memory("in", key, 4096, headers=HEADERS)
     client.register_system_shared_memory("out", key, 4096, offset=4096, headers=HEADERS)
@@ -529,13 +530,13 @@ def test_text_in_memory(client: Any, region: Any) -> None:
     assert (written == np.char.encode(words.astype(str), "utf-8")).all()
 
 
-def test_a_request_for_memory_that_does_not_exist(client: Any, region: Any) -> None:
+def test_a_request_for_memory_that_does_not_exist(client: Any, region: tuple[str, Any]) -> None:
     key, _ = region
     before = open_files()
     client.register_system_shared_memory("in", key, 64, headers=HEADERS)
     client.register_system_shared_memory("out", key, 64, offset=64, headers=HEADERS)
     array = np.zeros((2, 4), np.int32)
-    for request, told in (
+    for request, message in (
         (
             {"inputs": [given(array, region="x")]},
             r"\[404\] Unable to find shared memory region: 'x'",
@@ -566,13 +567,15 @@ def test_a_request_for_memory_that_does_not_exist(client: Any, region: Any) -> N
             r"\[400\] shared memory size specified .* \(31 bytes\) should be at least 32",
         ),
     ):
-        with pytest.raises(InferenceServerException, match=told):
+        with pytest.raises(InferenceServerException, match=message):
             client.infer("identity", **request)
     client.unregister_system_shared_memory(headers=HEADERS)
     assert open_files() == before  # a refused request does not keep it
 
 
-def test_a_request_that_repeats_may_have_one_output_in_memory(client: Any, region: Any) -> None:
+def test_a_request_that_repeats_may_have_one_output_in_memory(
+    client: Any, region: tuple[str, Any]
+) -> None:
     key, handle = region
     client.register_system_shared_memory("out", key, 64, headers=HEADERS)
     for number in range(3):
@@ -588,7 +591,9 @@ def test_a_request_that_repeats_may_have_one_output_in_memory(client: Any, regio
         assert (answer.as_numpy("W") == 0).all()
 
 
-def test_a_request_that_repeats_finds_the_current_region(client: Any, region: Any) -> None:
+def test_a_request_that_repeats_finds_the_current_region(
+    client: Any, region: tuple[str, Any]
+) -> None:
     key, handle = region
     before = open_files()
     array = np.array([[1, 2, 3, 4]], np.int32)
@@ -621,7 +626,7 @@ def test_a_request_that_repeats_finds_the_current_region(client: Any, region: An
 
 @pytest.mark.parametrize("value", [3, -1])
 def test_a_region_that_is_unregistered_while_a_request_uses_it(
-    client: Any, server: Any, region: Any, caplog: pytest.LogCaptureFixture, value: Any
+    client: Any, server: Any, region: tuple[str, Any], caplog: pytest.LogCaptureFixture, value: int
 ) -> None:
     """The region closes when its last request has ended, well or not. No new one may use it."""
     caplog.set_level(
@@ -665,7 +670,7 @@ def test_a_region_that_is_unregistered_while_a_request_uses_it(
 
 
 def test_a_client_that_leaves_while_its_region_is_used(
-    client: Any, server: Any, region: Any
+    client: Any, server: Any, region: tuple[str, Any]
 ) -> None:
     """Its regions are let go at once.
 
@@ -694,7 +699,7 @@ def test_a_client_that_leaves_while_its_region_is_used(
     assert bytes(handle._mpsm_handle.buf[4096 : 4096 + 16]) == bytes(16)
 
 
-def test_slices_that_overlap(client: Any, region: Any) -> None:
+def test_slices_that_overlap(client: Any, region: tuple[str, Any]) -> None:
     """Several inputs may be the same bytes, and outputs may go where the inputs were.
 
     The inputs have been read by then.
@@ -714,7 +719,7 @@ def test_slices_that_overlap(client: Any, region: Any) -> None:
     del written
 
 
-def test_text_that_does_not_fit_is_not_written(client: Any, region: Any) -> None:
+def test_text_that_does_not_fit_is_not_written(client: Any, region: tuple[str, Any]) -> None:
     key, handle = region
     client.register_system_shared_memory("out", key, 4096, headers=HEADERS)
     x = tritonclient.http.InferInput("X", [1, 2], "BYTES").set_data_from_numpy(
@@ -737,7 +742,7 @@ def test_text_that_does_not_fit_is_not_written(client: Any, region: Any) -> None
     ("port", "size", "elements"), [(TEXT, 1_600_000, 400_000), (INT32, 1 << 26, 1 << 24)]
 )
 async def test_large_copies_do_not_block_the_loop(
-    region: Any, port: Any, size: Any, elements: Any
+    region: tuple[str, Any], port: Any, size: int, elements: int
 ) -> None:
     """A helper thread does the copy, and the loop goes on meanwhile.
 
@@ -806,7 +811,7 @@ async def test_large_copies_do_not_block_the_loop(
 @pytest.mark.parametrize(
     ("size", "long"), [(COPY_OFF_LOOP_BYTES, False), (COPY_OFF_LOOP_BYTES + 4, True)]
 )
-def test_large_outputs_are_written_on_a_helper_thread(size: Any, long: Any) -> None:
+def test_large_outputs_are_written_on_a_helper_thread(size: Any, long: bool) -> None:
     tensor = Tensor("Y", DATATYPES["INT32"], (-1,))
     assert takes_long([(tensor, np.empty(size // 4, np.int32), Wanted("Y", region="r"))]) == long
     assert not takes_long([(tensor, np.empty(size // 4, np.int32), Wanted("Y", binary=True))])
@@ -843,7 +848,7 @@ backend = "{backend}"
 
 
 def test_a_client_that_truncates_its_object_harms_no_other(
-    spawn: Any, tmp_path: Path, region: Any
+    spawn: Any, tmp_path: Path, region: tuple[str, Any]
 ) -> None:
     """Before a request, and while one is in flight.
 

@@ -17,7 +17,7 @@ PLAIN = [name for name in DATATYPES if name not in {"BF16", "BYTES"}]
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_aligned_bytes_are_read_in_place(name: Any) -> None:
+def test_aligned_bytes_are_read_in_place(name: str) -> None:
     datatype = DATATYPES[name]
     buffer = np.zeros(64, np.uint8)
     array = from_bytes(buffer.data, datatype, [64 // datatype.size], "x", "m")

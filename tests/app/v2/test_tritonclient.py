@@ -187,7 +187,7 @@ async def drive(call: Any, region: Any) -> None:
     ]
 
 
-async def test_every_method(address: Any, region: Any) -> None:
+async def test_every_method(address: Any, region: str) -> None:
     with InferenceServerClient(address) as client:
         call = Driver(client)
         await drive(call, region)
@@ -196,7 +196,7 @@ async def test_every_method(address: Any, region: Any) -> None:
         assert call.left() == set()
 
 
-async def test_every_method_of_the_asyncio_client(address: Any, region: Any) -> None:
+async def test_every_method_of_the_asyncio_client(address: Any, region: str) -> None:
     async with tritonclient.http.aio.InferenceServerClient(address) as client:
         call = Driver(client)
         await drive(call, region)
@@ -224,9 +224,9 @@ def test_greenlets(served: Any) -> None:
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
 async def test_compression_of_greenlets_and_of_the_asyncio_client(
-    served: Any, algorithm: Any
+    served: Any, algorithm: str
 ) -> None:
-    options = {
+    options: dict[str, Any] = {
         "request_compression_algorithm": algorithm,
         "response_compression_algorithm": algorithm,
     }
@@ -251,9 +251,9 @@ async def test_compression_of_greenlets_and_of_the_asyncio_client(
 )
 @pytest.mark.parametrize("algorithm", [None, "gzip", "deflate"])
 def test_bodies_that_the_client_makes_and_reads_without_sending(
-    served: Any, client: Any, algorithm: Any
+    served: Any, client: Any, algorithm: str | None
 ) -> None:
-    """As for a benchmark, or for another HTTP library."""
+    """A benchmark or another HTTP library can send them."""
     array = np.arange(2048, dtype=np.int32).reshape(1, -1)
     outputs = [InferRequestedOutput("OUTPUT0", binary_data=False)]
     for wanted in (None, outputs):
@@ -316,7 +316,7 @@ def test_an_input_can_be_used_again_with_another_shape(client: Any) -> None:
 
 
 async def test_errors_have_the_servers_status_and_message(served: Any) -> None:
-    said = "inference input 'INPUT1' data-type is 'FP32', but model 'simple' expects 'INT32'"
+    message = "inference input 'INPUT1' data-type is 'FP32', but model 'simple' expects 'INT32'"
     wrong = [given("INPUT0"), given("INPUT1", ARRAY.astype(np.float32), "FP32")]
     with (
         InferenceServerClient(served.address) as client,
@@ -327,7 +327,7 @@ async def test_errors_have_the_servers_status_and_message(served: Any) -> None:
         async with tritonclient.http.aio.InferenceServerClient(served.address) as client:
             await client.infer("simple", wrong)
     for error in (sync.value, aio.value):
-        assert (error.status(), error.message()) == ("400", said)
+        assert (error.status(), error.message()) == ("400", message)
 
 
 class Bearer(tritonclient.http.InferenceServerClientPlugin):  # type: ignore[misc]  # untyped

@@ -1,4 +1,4 @@
-"""What a user of KServe's client does with a server of the protocol.
+"""Use of KServe's client with a server of the protocol.
 
 Calls every method of the client that speaks version 2, and sends all that it can send.
 
@@ -36,7 +36,7 @@ ARRAYS = {
     **{f"FP{bits}": np.array([[0.5, -2.25, 7]], f"float{bits}") for bits in (16, 32, 64)},
     "BYTES": np.array([[b"one", "zwölf".encode(), b""]], np.object_),
 }
-"""What the client knows: all but BF16."""
+"""The datatypes that the client knows: all but BF16."""
 
 
 def given(name: str, datatype: str, array: np.ndarray, binary: bool = True) -> InferInput:

@@ -99,7 +99,7 @@ def same(one: Any, other: Any) -> None:
 )
 @pytest.mark.parametrize("rows", [1, 3])
 async def test_a_recalled_request_equals_a_parsed_one(
-    models: Any, name: Any, inputs: Any, rows: Any
+    models: Any, name: str, inputs: Any, rows: int
 ) -> None:
     model = models.get(name)
     fields = document(

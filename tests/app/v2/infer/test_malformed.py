@@ -43,12 +43,12 @@ def chunked(path: Any, *chunks: Any) -> Any:
         b'{"inputs":null}',
     ],
 )
-def test_malformed_requests(served: Any, document: Any) -> None:
+def test_malformed_requests(served: Any, document: bytes) -> None:
     served.refused("simple", document)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"name": 7}, "Unable to parse 'name'"),
         ({"name": "INPUT1"}, "input 'INPUT1' already exists in request"),
@@ -112,15 +112,15 @@ def test_malformed_requests(served: Any, document: Any) -> None:
         ({"parameters": 7}, "Unable to parse 'parameters'"),
     ],
 )
-def test_malformed_inputs(served: Any, change: Any, said: Any) -> None:
+def test_malformed_inputs(served: Any, change: Any, message: str) -> None:
     document = served.simple()
     first, second = document["inputs"]
     order = [second, first | change] if change.get("name") == "INPUT1" else [first | change, second]
-    assert said in served.refused("simple", {"inputs": order})
+    assert message in served.refused("simple", {"inputs": order})
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ({"id": 7}, "Unable to parse 'id'"),
         ({"parameters": []}, "Unable to parse 'parameters'"),
@@ -181,8 +181,8 @@ def test_malformed_inputs(served: Any, change: Any, said: Any) -> None:
         ),
     ],
 )
-def test_malformed_parameters_and_outputs(served: Any, more: Any, said: Any) -> None:
-    assert said in served.refused("simple", served.simple(**more))
+def test_malformed_parameters_and_outputs(served: Any, more: Any, message: str) -> None:
+    assert message in served.refused("simple", served.simple(**more))
 
 
 def test_unknown_regions_of_shared_memory(served: Any) -> None:
@@ -211,15 +211,15 @@ def test_missing_inputs_are_named(served: Any) -> None:
 
 
 def test_shapes_of_models_without_a_batch(served: Any) -> None:
-    def said(shape: Any) -> Any:
+    def message(shape: Any) -> Any:
         return served.refused("scaled", served.one("FP64", shape, [1.0] * 4, name="data"))
 
     assert (
-        said([2, 2])
+        message([2, 2])
         == "unexpected shape for input 'data' for model 'scaled'. Expected [1,-1], got [2,2]"
     )
     assert (
-        said([4])
+        message([4])
         == "unexpected shape for input 'data' for model 'scaled'. Expected [1,-1], got [4]"
     )
     assert "Expected [1], got [4]" in served.refused(
@@ -252,16 +252,16 @@ def test_a_model_without_inputs_can_not_run(served: Any) -> None:
 
 
 def test_unknown_models_and_versions(served: Any) -> None:
-    for name, said in (
+    for name, message in (
         ("nope", "Request for unknown model: 'nope' is not found"),
         ("simple/versions/99", "Request for unknown model: 'simple' version 99 is not found"),
     ):
-        assert served.refused(name, served.simple()) == said
+        assert served.refused(name, served.simple()) == message
     assert served.infer("simple/versions/1", served.simple()).status_code == 200
 
 
 @pytest.mark.parametrize(
-    ("size", "sent", "said"),
+    ("size", "sent", "message"),
     [
         (
             64,
@@ -282,8 +282,8 @@ def test_unknown_models_and_versions(served: Any) -> None:
         ("64", bytes(64), "must be an unsigned 64-bit integer"),
     ],
 )
-def test_wrong_binary_sizes(served: Any, size: Any, sent: Any, said: Any) -> None:
-    assert said in served.refused("identity_FP32", served.one("FP32", [1, 16], size=size), sent)
+def test_wrong_binary_sizes(served: Any, size: Any, sent: bytes, message: str) -> None:
+    assert message in served.refused("identity_FP32", served.one("FP32", [1, 16], size=size), sent)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_wrong_binary_sizes(served: Any, size: Any, sent: Any, said: Any) -> Non
         "²",
     ],
 )
-def test_wrong_header_lengths(served: Any, length: Any) -> None:
+def test_wrong_header_lengths(served: Any, length: str) -> None:
     assert "inference header size should be in range (0, " in served.refused(
         "simple", served.simple(), b"", length=length.encode()
     )
@@ -316,7 +316,7 @@ def test_a_header_length_that_cuts_the_json(served: Any) -> None:
     "shape", [[2**32, 2**32], [1, 2**62], [2**64 - 1, 2], [1, 2**63, 2, 0], [1] * 100]
 )
 @pytest.mark.parametrize("datatype", ["FP32", "BYTES", "BOOL"])
-def test_shapes_that_overflow(served: Any, shape: Any, datatype: Any) -> None:
+def test_shapes_that_overflow(served: Any, shape: Any, datatype: str) -> None:
     for document, blobs in (
         (served.one(datatype, shape, size=4, name="X"), [bytes(4)]),
         (served.one(datatype, shape, [0], name="X"), []),
@@ -335,13 +335,13 @@ def test_errors_of_shapes_that_overflow(served: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["text", "any", "volume"])
-def test_shapes_of_many_dimensions(served: Any, name: Any) -> None:
-    said = served.refused(
+def test_shapes_of_many_dimensions(served: Any, name: str) -> None:
+    message = served.refused(
         name,
         served.one("BYTES", [2**64 - 1] * 100_000, ["x"], name="data" if name == "text" else "X"),
     )
-    assert "shape" in said or "data-type" in said
-    assert len(said) < 1000
+    assert "shape" in message or "data-type" in message
+    assert len(message) < 1000
 
 
 def test_shapes_without_elements_that_no_array_has(served: Any) -> None:
@@ -364,8 +364,10 @@ def test_shapes_without_elements_that_no_array_has(served: Any) -> None:
     ],
 )
 def test_strings_with_wrong_lengths(served: Any, blob: Any) -> None:
-    said = served.refused("identity_BYTES", served.one("BYTES", [1, 2], size=len(blob)), blob)
-    assert said == "unexpected number of string elements for inference input 'INPUT0', expecting 2"
+    message = served.refused("identity_BYTES", served.one("BYTES", [1, 2], size=len(blob)), blob)
+    assert (
+        message == "unexpected number of string elements for inference input 'INPUT0', expecting 2"
+    )
 
 
 def test_numbers_beyond_their_datatype(served: Any) -> None:
@@ -390,10 +392,13 @@ def test_numbers_beyond_their_datatype(served: Any) -> None:
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "1" + "0" * 400, "1" + "0" * 5000])
 @pytest.mark.parametrize("beside", ["0", "NaN"])
-def test_numbers_beyond_a_double_are_refused(served: Any, number: Any, beside: Any) -> None:
+def test_numbers_beyond_a_double_are_refused(served: Any, number: str, beside: str) -> None:
     text = json.dumps(served.one("FP32", [1, 2], [])).replace("[]", f"[{beside}, {number}]")
-    said = served.refused("identity_FP32", text.encode())
-    assert "failed to parse the request JSON buffer" in said or "beyond the range of FP32" in said
+    message = served.refused("identity_FP32", text.encode())
+    assert (
+        "failed to parse the request JSON buffer" in message
+        or "beyond the range of FP32" in message
+    )
 
 
 def test_bytes_that_are_not_text_can_not_be_answered_as_json(served: Any) -> None:
@@ -417,7 +422,7 @@ def test_lone_surrogates_are_refused(served: Any, more: Any) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig", "latin-1"])
-def test_json_must_be_utf8(served: Any, encoding: Any) -> None:
+def test_json_must_be_utf8(served: Any, encoding: str) -> None:
     for more in ({}, {"other": float("nan")}):
         text = json.dumps(served.simple(id="é", **more), ensure_ascii=False).encode(encoding)
         assert "failed to parse the request JSON buffer" in served.refused("simple", text)
@@ -432,7 +437,7 @@ def test_errors_quote_the_client_only_in_part(served: Any) -> None:
 
 
 @pytest.mark.parametrize("brackets", ["[]", "{}"])
-def test_the_depth_of_json_is_bounded(served: Any, brackets: Any) -> None:
+def test_the_depth_of_json_is_bounded(served: Any, brackets: str) -> None:
     def nested(levels: Any) -> Any:  # together with the levels of the request around it
         inside = (
             "[" * levels + "]" * levels
@@ -481,7 +486,7 @@ def test_the_depth_is_bounded_beside_nan(served: Any) -> None:
     "text",
     [b'"' + rb"\"" * 200_000, b'"' + rb"\"" * 200_000 + b"\\", b'"\\' * 200_000, b'"' * 399_999],
 )
-def test_strings_that_do_not_end_take_linear_time(served: Any, text: Any) -> None:
+def test_strings_that_do_not_end_take_linear_time(served: Any, text: bytes) -> None:
     served.refused("simple", b"[" * 101 + text)
 
 

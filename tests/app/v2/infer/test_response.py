@@ -40,7 +40,7 @@ RANKED = Wanted("Y", binary=True, classes=1)
     ],
 )
 def test_conversions_take_long_and_copies_do_not(
-    datatype: Any, value: Any, wanted: Any, long: Any
+    datatype: str | None, value: Any, wanted: Any, long: bool
 ) -> None:
     tensor = Tensor("Y", None if datatype is None else DATATYPES[datatype], None)
     assert takes_long([(tensor, value, wanted)]) == long

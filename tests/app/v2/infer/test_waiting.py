@@ -152,13 +152,13 @@ def test_a_body_must_come_in_time(http: Any) -> None:
 
 def test_the_text_of_a_backends_exception_is_not_answered(http: Any) -> None:
     GATE.open.set()
-    for text, said in (
+    for text, message in (
         ("fail", "node 'node': backend InferGate raised ValueError"),
         ("odd", "the answer can't be written as JSON: Type is not JSON serializable: object"),
     ):
         answer = http.post("/v2/models/gate/infer", json=request(text))
         assert answer.status_code == 500 and list(answer.json()) == ["error"]
-        assert answer.json()["error"].partition(";")[0] == said
+        assert answer.json()["error"].partition(";")[0] == message
 
 
 async def upload_slowly(document: Any) -> Any:
@@ -262,7 +262,7 @@ async def test_many_strings_are_read_on_a_helper_thread() -> None:
 
 
 @pytest.mark.parametrize(("size", "beside"), [(1 << 18, True), (9, False)])
-async def test_a_large_raw_body_is_read_on_a_helper_thread(size: Any, beside: Any) -> None:
+async def test_a_large_raw_body_is_read_on_a_helper_thread(size: int, beside: bool) -> None:
     app = create_app(
         load(
             {
@@ -364,7 +364,7 @@ class InferLazy(Backend):
     [(1 << 18, {}, True), (1 << 18, {"binary_data": True}, False), (9, {}, False)],
 )
 async def test_many_numbers_are_written_on_a_helper_thread(
-    size: Any, asked: Any, beside: Any
+    size: int, asked: Any, beside: bool
 ) -> None:
     ports = {
         "inputs": {"data": {"kind": "integer"}},

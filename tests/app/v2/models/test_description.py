@@ -53,7 +53,7 @@ def port(name: Any, datatype: Any, shape: Any) -> Any:
         ),  # nothing is known of these
     ],
 )
-def test_metadata(client: Any, name: Any, inputs: Any, outputs: Any) -> None:
+def test_metadata(client: Any, name: str, inputs: Any, outputs: Any) -> None:
     expected = {
         "name": name,
         "versions": ["1"],
@@ -90,9 +90,9 @@ def test_configuration(client: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("timeout", "requests", "told"), [(2.5, 7, (2_500_000, 7)), ("inf", 2**40, (0, 0))]
+    ("timeout", "requests", "reported"), [(2.5, 7, (2_500_000, 7)), ("inf", 2**40, (0, 0))]
 )
-async def test_policy_of_the_queue(timeout: Any, requests: Any, told: Any) -> None:
+async def test_policy_of_the_queue(timeout: Any, requests: int, reported: Any) -> None:
     """Priorities are reported without a batch, too."""
     pipeline = {"name": "policy", "timeout": timeout, "max_requests": requests}
     repository = Repository(
@@ -111,7 +111,7 @@ async def test_policy_of_the_queue(timeout: Any, requests: Any, told: Any) -> No
     finally:
         await repository.close(0)
     policy = config["dynamic_batching"]["default_queue_policy"]
-    assert (policy["default_timeout_microseconds"], policy["max_queue_size"]) == told
+    assert (policy["default_timeout_microseconds"], policy["max_queue_size"]) == reported
     assert policy["timeout_action"] == "REJECT" and policy["allow_timeout_override"]
     assert (
         config["dynamic_batching"]["priority_levels"] == 4
@@ -183,7 +183,7 @@ class OnGpus(Backend):
 
 
 class Described:
-    """What a server reports of its models."""
+    """The metadata and configurations that a server reports of its models."""
 
     def __init__(self, http: Any) -> None:
         self.http = http
@@ -249,7 +249,7 @@ def test_readiness(client: Any) -> None:
 
 
 @pytest.mark.parametrize("call", ["get_model_metadata", "get_model_config"])
-def test_unknown_models(client: Any, call: Any) -> None:
+def test_unknown_models(client: Any, call: str) -> None:
     with pytest.raises(
         InferenceServerException, match=r"\[400\] Request for unknown model: 'nope' is not found"
     ):

@@ -145,7 +145,7 @@ async def test_an_engine_of_several_inputs_does_not_describe_keys() -> None:
 @pytest.mark.parametrize(
     ("count", "backend"), [(1, "KnowsTwo"), (3, "KnowsTwo"), (2, "KnowsRankOne")]
 )
-async def test_an_engine_describes_only_its_own_inputs(count: Any, backend: Any) -> None:
+async def test_an_engine_describes_only_its_own_inputs(count: int, backend: str) -> None:
     names = "xyz"[:count]
     table = {
         "inputs": {name: {"kind": "tensor"} for name in names},
@@ -175,7 +175,7 @@ async def test_declared_outputs_beside_the_result() -> None:
 
 
 @pytest.mark.parametrize(("shape", "bound"), [([-1, 3], 4), ([-1], 0), ([1, -1], 0), (None, 0)])
-async def test_a_batch_has_an_open_first_size_and_a_second_one(shape: Any, bound: Any) -> None:
+async def test_a_batch_has_an_open_first_size_and_a_second_one(shape: Any, bound: int) -> None:
     port = {"kind": "tensor", "dtype": "FP32"} | ({"shape": shape} if shape else {})
     assert (await described({"inputs": {"x": port}}, n={"backend": "Identity", "max": 4}))[
         2
@@ -215,7 +215,7 @@ async def test_composites_have_no_batch() -> None:
         ({"kind": "bytes"}, False),
     ],
 )
-async def test_strings_that_are_text(port: Any, text: Any) -> None:
+async def test_strings_that_are_text(port: Any, text: bool) -> None:
     two = {"x": {"kind": "tensor"}, "y": {"kind": "tensor"}}
     sources = [
         {"pipeline": {"name": "p", "inputs": {"x": port}}, "n": {"backend": "Identity"}},

@@ -36,17 +36,17 @@ async def test_the_reported_configuration_changes_no_group(grouped: Any) -> None
     repository = Repository([grouped])
     await repository.start()
     try:
-        told = config_of(Models(repository).get("grouped"))
+        reported = config_of(Models(repository).get("grouped"))
     finally:
         await repository.close(0)
-    assert told["max_batch_size"] == 8 and told["instance_group"][0]["count"] == 3
-    assert groups_of(configure(grouped, told)) == [(4, 1), (8, 2)]
+    assert reported["max_batch_size"] == 8 and reported["instance_group"][0]["count"] == 3
+    assert groups_of(configure(grouped, reported)) == [(4, 1), (8, 2)]
 
 
 @pytest.mark.parametrize(
     ("bound", "expected"), [(16, [4, 16]), (8, [4, 8]), (6, [4, 6]), (2, [2, 2])]
 )
-def test_the_largest_group_has_the_bound(grouped: Any, bound: Any, expected: Any) -> None:
+def test_the_largest_group_has_the_bound(grouped: Any, bound: int, expected: Any) -> None:
     assert [
         most for most, _ in groups_of(configure(grouped, {"max_batch_size": bound}))
     ] == expected
@@ -104,11 +104,12 @@ def test_a_group_sets_the_devices_of_its_instances(group: Any, devices: Any) -> 
         ),
     ],
 )
-def test_numbers_have_bounds(wanted: Any, key: Any, most: Any) -> None:
+def test_numbers_have_bounds(wanted: Any, key: str, most: int) -> None:
     config = load({"pipeline": {"name": "p"}, "node": {"backend": "Identity", "max": 4}})
     for number in (most, str(most)):
         assert configure(config, wanted(number)) != config
-    for number in (most + 1, str(most + 1), -1, "-1", 1.0, True, "1" * 20, "x"):
+    wrong: list[Any] = [most + 1, str(most + 1), -1, "-1", 1.0, True, "1" * 20, "x"]
+    for number in wrong:
         with pytest.raises(
             InvalidRequest, match=f"'{key}' must be a whole number from 0 to {most}"
         ):

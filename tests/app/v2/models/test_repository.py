@@ -81,7 +81,7 @@ def serve(running: Any, app: Any) -> Any:
 
 
 @pytest.fixture
-def app(folder: Any) -> Any:
+def app(folder: Path) -> Any:
     return create_app(folder, settings=Settings(**ON))
 
 
@@ -113,7 +113,7 @@ def infer(client: Any, model: Any, name: Any = "X", value: Any = 1.0, rows: Any 
     return client.infer(model, [given])
 
 
-def test_index_load_unload(served: Any, folder: Any) -> None:
+def test_index_load_unload(served: Any, folder: Path) -> None:
     client, server = served
     assert client.get_model_repository_index() == [
         {"name": "chain", "version": "1", "state": "READY", "reason": ""},
@@ -148,7 +148,7 @@ def test_index_load_unload(served: Any, folder: Any) -> None:
     )
 
 
-def test_models_that_can_not_be_loaded(served: Any, folder: Any) -> None:
+def test_models_that_can_not_be_loaded(served: Any, folder: Path) -> None:
     client, _ = served
     with pytest.raises(
         InferenceServerException,
@@ -192,7 +192,7 @@ def until(condition: Any, seconds: Any = 15) -> None:
         time.sleep(0.005)
 
 
-def test_an_unload_lets_requests_in_flight_end(served: Any, folder: Any) -> None:
+def test_an_unload_lets_requests_in_flight_end(served: Any, folder: Path) -> None:
     client, server = served
     (folder / "gate.py").write_text(GATED)
     (folder / "gated.toml").write_text(
@@ -254,7 +254,7 @@ def test_loads_under_traffic_lose_no_request(served: Any) -> None:
     assert client.get_model_config("echo")["max_batch_size"] == 4
 
 
-def test_exposed_nodes_are_models_of_their_pipeline(served: Any, folder: Any) -> None:
+def test_exposed_nodes_are_models_of_their_pipeline(served: Any, folder: Path) -> None:
     """They are listed; they are loaded and unloaded with their pipeline."""
     client, server = served
     port = '{ kind = "tensor", dtype = "FP32", shape = [-1, 2] }'
@@ -281,7 +281,7 @@ def test_exposed_nodes_are_models_of_their_pipeline(served: Any, folder: Any) ->
 
 @pytest.mark.parametrize("name", ["%2e%2e", "%2e", "a%5cb", "a%00", "a..b"])
 @pytest.mark.parametrize("verb", ["load", "unload"])
-def test_names_with_path_traversal(served: Any, name: Any, verb: Any) -> None:
+def test_names_with_path_traversal(served: Any, name: str, verb: str) -> None:
     _, server = served
     url = httpx.URL(server.base_url).copy_with(
         raw_path=f"/v2/repository/models/{name}/{verb}".encode()
@@ -294,7 +294,7 @@ def test_names_with_path_traversal(served: Any, name: Any, verb: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "..%2fecho", "%2fetc%2fpasswd", "a%2fb"])
-def test_names_that_no_route_matches(served: Any, name: Any) -> None:
+def test_names_that_no_route_matches(served: Any, name: str) -> None:
     _, server = served
     url = httpx.URL(server.base_url).copy_with(
         raw_path=f"/v2/repository/models/{name}/load".encode()
@@ -321,7 +321,7 @@ def test_other_repositories_are_not_supported(served: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "told"),
+    ("path", "body", "message"),
     [
         ("index", {"ready": "yes"}, "'ready' is a JSON string"),
         ("index", [], "expected an object"),
@@ -333,9 +333,9 @@ def test_other_repositories_are_not_supported(served: Any) -> None:
         ),
     ],
 )
-def test_malformed_bodies(served: Any, path: Any, body: Any, told: Any) -> None:
+def test_malformed_bodies(served: Any, path: str, body: Any, message: str) -> None:
     answer = served[1].post(f"/v2/repository/{path}", headers=HEADERS, json=body)
-    assert answer.status_code == 400 and told in answer.json()["error"]
+    assert answer.status_code == 400 and message in answer.json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_malformed_bodies(served: Any, path: Any, body: Any, told: Any) -> None:
         (ON, ADMIN, (200, 200, 200)),
     ],
 )
-def test_who_may_load(running: Any, folder: Any, settings: Any, token: Any, statuses: Any) -> None:
+def test_who_may_load(running: Any, folder: Path, settings: Any, token: Any, statuses: Any) -> None:
     with serve(running, create_app(folder, settings=Settings(**settings))) as (_, server):
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         override = {"parameters": {"config": "{}"}}
@@ -401,7 +401,7 @@ def test_a_configuration_overrides_the_file(served: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "told", "most"),
+    ("nodes", "reported", "most"),
     [
         # The nodes after an engine may work on one row: requests have one, and still share batches.
         (
@@ -419,7 +419,7 @@ def test_a_configuration_overrides_the_file(served: Any) -> None:
     ],
 )
 def test_a_reported_batch_size_changes_no_node(
-    served: Any, app: Any, folder: Any, nodes: Any, told: Any, most: Any
+    served: Any, app: Any, folder: Path, nodes: str, reported: int, most: Any
 ) -> None:
     client, _ = served
     (folder / "scale.onnx").write_bytes(onnx_model(2.0))
@@ -427,7 +427,7 @@ def test_a_reported_batch_size_changes_no_node(
     client.load_model("again", headers=HEADERS)
     for count in (2, 3):  # also that of a changed one
         config = client.get_model_config("again")
-        assert config["max_batch_size"] == told
+        assert config["max_batch_size"] == reported
         config["instance_group"][0]["count"] = count
         client.load_model("again", config=json.dumps(config), headers=HEADERS)
         assert [node.scheduler.max for node in app.state.penstock.pipelines["again"].nodes] == most
@@ -435,7 +435,7 @@ def test_a_reported_batch_size_changes_no_node(
 
 
 def test_an_override_is_reported_and_can_be_loaded_again(served: Any) -> None:
-    """What was given before stays if only another key is changed."""
+    """A value that was given before stays if only another key is changed."""
     client, _ = served
     policy = {"max_queue_size": 7, "default_timeout_microseconds": 2500000}
     wanted = {
@@ -447,13 +447,13 @@ def test_an_override_is_reported_and_can_be_loaded_again(served: Any) -> None:
         },
     }
     client.load_model("echo", config=json.dumps(wanted), headers=HEADERS)
-    told = client.get_model_config("echo")
-    assert told["dynamic_batching"]["default_queue_policy"].items() >= policy.items()
-    client.load_model("echo", config=json.dumps(told), headers=HEADERS)
-    assert client.get_model_config("echo") == told
+    reported = client.get_model_config("echo")
+    assert reported["dynamic_batching"]["default_queue_policy"].items() >= policy.items()
+    client.load_model("echo", config=json.dumps(reported), headers=HEADERS)
+    assert client.get_model_config("echo") == reported
 
 
-def test_more_rows_than_the_file_says(served: Any, folder: Any) -> None:
+def test_more_rows_than_the_file_says(served: Any, folder: Path) -> None:
     """A node's `max` is also its engine's."""
     client, _ = served
     (folder / "scale.onnx").write_bytes(onnx_model(2.0))
@@ -468,7 +468,7 @@ def test_more_rows_than_the_file_says(served: Any, folder: Any) -> None:
     assert infer(client, "scale", "x", rows=5).as_numpy("y").shape == (5, 2)
 
 
-def test_more_rows_than_the_backend_takes(served: Any, folder: Any) -> None:
+def test_more_rows_than_the_backend_takes(served: Any, folder: Path) -> None:
     client, _ = served
     (folder / "few.toml").write_text(
         ECHO.format(version=1).replace('"Identity"\nmax = 4', '"Identity"\nforce_range = "1,8"')
@@ -497,7 +497,7 @@ def test_the_reported_configuration_can_be_loaded(served: Any) -> None:
     ]
 
 
-def test_a_configuration_applies_to_what_the_repository_has_now(served: Any, folder: Any) -> None:
+def test_a_configuration_applies_to_what_the_repository_has_now(served: Any, folder: Path) -> None:
     """Our own route may have read the file again since the last load."""
     client, server = served
     client.load_model("echo", config=json.dumps({"max_batch_size": 2}), headers=HEADERS)
@@ -508,7 +508,7 @@ def test_a_configuration_applies_to_what_the_repository_has_now(served: Any, fol
     assert client.get_model_config("echo")["max_batch_size"] == 16
 
 
-def test_a_load_that_fails_leaves_the_model_that_serves(served: Any, folder: Any) -> None:
+def test_a_load_that_fails_leaves_the_model_that_serves(served: Any, folder: Path) -> None:
     client, _ = served
     client.load_model("echo", config=json.dumps({"max_batch_size": 2}), headers=HEADERS)
     (folder / "echo.toml").write_text("")
@@ -528,7 +528,7 @@ def test_a_load_that_fails_leaves_the_model_that_serves(served: Any, folder: Any
 
 
 def test_a_load_that_fails_keeps_the_override_that_serves(
-    served: Any, app: Any, folder: Any, temporary: Path
+    served: Any, app: Any, folder: Path, temporary: Path
 ) -> None:
     client, server = served
     repository = app.state.penstock
@@ -581,7 +581,7 @@ def test_policies_of_the_queue(served: Any, app: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         ("{", "Invalid config override: failed to parse"),
         ("[]", "Invalid config override: expected an object, got a JSON array"),
@@ -612,17 +612,17 @@ def test_policies_of_the_queue(served: Any, app: Any) -> None:
         ),
     ],
 )
-def test_malformed_configurations(served: Any, config: Any, told: Any) -> None:
+def test_malformed_configurations(served: Any, config: Any, message: str) -> None:
     text = json.dumps(config) if isinstance(config, dict) else config
     answer = served[1].post(
         "/v2/repository/models/echo/load", headers=HEADERS, json={"parameters": {"config": text}}
     )
     assert answer.status_code == 400
-    assert told in answer.json()["error"]
+    assert message in answer.json()["error"]
     assert served[0].get_model_config("echo")["max_batch_size"] == 4  # nothing has changed
 
 
-def test_files_of_a_load_that_fails_are_removed(served: Any, temporary: Any) -> None:
+def test_files_of_a_load_that_fails_are_removed(served: Any, temporary: Path) -> None:
     client, _ = served
     for config in ('{"max_batch_size": -1}', '{"instance_group": 7}'):
         with pytest.raises(InferenceServerException, match=r"\[400\] .*Invalid config override"):
@@ -635,7 +635,7 @@ def test_files_of_a_load_that_fails_are_removed(served: Any, temporary: Any) -> 
     assert list(temporary.iterdir()) == []
 
 
-def test_a_file_that_can_not_be_read_is_not_in_the_index(served: Any, folder: Any) -> None:
+def test_a_file_that_can_not_be_read_is_not_in_the_index(served: Any, folder: Path) -> None:
     client, _ = served
     (folder / "broken.toml").write_text("[")
     (folder / "deep.toml").write_text("a = " + "[" * 100_000)
@@ -645,7 +645,7 @@ def test_a_file_that_can_not_be_read_is_not_in_the_index(served: Any, folder: An
     assert states(client).keys() == {"chain", "echo", "odd", "other"}
 
 
-def test_files_make_a_model_of_their_own(served: Any, temporary: Any) -> None:
+def test_files_make_a_model_of_their_own(served: Any, temporary: Path) -> None:
     client, _ = served
     config = json.dumps({"backend": "onnxruntime", "max_batch_size": 8})
     client.load_model(
@@ -674,7 +674,7 @@ def test_files_make_a_model_of_their_own(served: Any, temporary: Any) -> None:
     assert not list(temporary.iterdir())
 
 
-def test_an_unloaded_model_is_let_go(served: Any, temporary: Any) -> None:
+def test_an_unloaded_model_is_let_go(served: Any, temporary: Path) -> None:
     """Whichever model is asked for next."""
     client, _ = served
     client.load_model(
@@ -710,7 +710,7 @@ def test_weights_beside_the_model(served: Any) -> None:
 
 
 @pytest.mark.parametrize("where", ["../echo.toml", "/etc/passwd", "factor.bin", "./model.onnx"])
-def test_weights_elsewhere(served: Any, temporary: Any, where: Any) -> None:
+def test_weights_elsewhere(served: Any, temporary: Path, where: str) -> None:
     client, _ = served
     with pytest.raises(
         InferenceServerException, match=r"\[400\] .*keeps weights in a file that was not given"
@@ -751,7 +751,7 @@ def load_files(served: Any, config: Any = "{}", name: Any = "scale", **files: An
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
         (
             {"file:1/model.pt": b"x"},
@@ -780,10 +780,10 @@ def load_files(served: Any, config: Any = "{}", name: Any = "scale", **files: An
         ({"file:1/model.onnx": b""}, "failed to load 'scale'"),
     ],
 )
-def test_files_that_are_refused(served: Any, temporary: Any, files: Any, told: Any) -> None:
+def test_files_that_are_refused(served: Any, temporary: Path, files: Any, message: str) -> None:
     answer = load_files(served, **files)
     assert answer.status_code == 400
-    assert told in answer.json()["error"]
+    assert message in answer.json()["error"]
     assert not list(temporary.iterdir())
     assert "scale" not in states(served[0]) or states(served[0])["scale"][0] == "UNAVAILABLE"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -257,7 +258,7 @@ def test_python_logic_has_a_last_inference(client: Any, served: Any) -> None:
     assert entry["inference_stats"]["compute_infer"]["ns"] > 0
 
 
-def test_predict_requests_count_too(running: Any, digits: Any, digit: Any) -> None:
+def test_predict_requests_count_too(running: Any, digits: Path, digit: bytes) -> None:
     with running(create_app(digits)) as served:
         served.post("/predict/digits", content=digit).raise_for_status()
         assert served.post("/predict/digits", content=b"no image").status_code == 422
@@ -356,7 +357,7 @@ def test_metrics_under_tritons_names(client: Any, served: Any) -> None:
 
 
 @pytest.mark.parametrize(("timeout", "reason"), [(50_000, "REJECTED"), (None, "CANCELED")])
-def test_reasons_of_failures(client: Any, served: Any, timeout: Any, reason: str) -> None:
+def test_reasons_of_failures(client: Any, served: Any, timeout: int | None, reason: str) -> None:
     GATE.clear()
     while ENTERED.acquire(blocking=False):
         pass
