@@ -65,7 +65,7 @@ class SharedObject:
 
 
 class Region(NamedTuple):
-    """`byte_size` bytes of an object, from `offset` on."""
+    """A registered region: `byte_size` bytes of an object, from `offset` on."""
 
     key: str
     offset: int
