@@ -81,7 +81,7 @@ class Logic(CompositeBackend):
 
     parameters = None
     streams: ClassVar[bool] = False
-    """Whether it is an async generator: each value that it yields is one result."""
+    """True for an async generator: each value that it yields is one result."""
 
     run: Callable[[Item, Any], Any]
     """Set by `init`: takes the item and `call`, returns an awaitable or an async iterator."""

@@ -59,7 +59,7 @@ class Spec:
 
     @property
     def sets_range(self) -> bool:
-        """Whether the expression sets its own range (`force_range`, Range).
+        """True if the expression sets its own range (`force_range`, Range).
 
         The node's `min` and `max` are then for its engines alone.
         """

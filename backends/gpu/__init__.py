@@ -1,1 +1,1 @@
-"""What an executor needs on a GPU: streams, buffers, graphs, and the order of work."""
+"""The GPU for an executor: streams, buffers, graphs, and the order of work."""

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 _BELL = struct.Struct("<QQ")
-"""Where the pickle begins in the sender's file, and its size. Arrays come before it."""
+"""The position of the pickle in the sender's file, and its size. Arrays come before it."""
 
 _MAX_VIEWS_PER_CALL = 1024
 """The most views that the kernel takes in one call (IOV_MAX)."""
@@ -140,8 +140,7 @@ class _Pickler(pickle.Pickler):
             and obj.is_cpu
             and not obj.is_sparse
         ):
-            # torch's own pickling would send the whole storage, of which the tensor may be a small
-            # view.
+            # torch's own pickling would send the whole storage of a tensor that is a small view.
             return _tensor, (_bytes_of(obj), obj.dtype, tuple(obj.shape))
         return NotImplemented
 

@@ -129,7 +129,7 @@ def test_resnet_export(name: str, tmp_path: Path) -> None:
     images = torch.rand(3, 3, 64, 64)
     with torch.no_grad():
         np.testing.assert_allclose(
-            session.run(None, {"image": images.numpy()})[0],
+            np.asarray(session.run(None, {"image": images.numpy()})[0]),
             network(images).numpy(),
             rtol=1e-3,
             atol=1e-3,

@@ -195,7 +195,7 @@ def find_nvjpeg(device: torch.device) -> Decoder | None:
             images: list[torch.Tensor] = io.decode_jpeg(encoded, mode=rgb, device=device)
             return images
 
-        # One try shows whether it works, and loads it.
+        # A first image tests nvJPEG, and loads it.
         decode([cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes()])
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         logger.info("no nvJPEG: %s: %s", type(error).__name__, error)

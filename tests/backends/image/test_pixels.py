@@ -1,4 +1,4 @@
-"""What the OpenCV image backends have in common: what they refuse, and whose memory is whose."""
+"""The common part of the OpenCV image backends: refused data, and whose memory is whose."""
 
 from __future__ import annotations
 

@@ -156,10 +156,10 @@ def test_a_batch_at_once(photo: Any) -> None:
         pipe({**config, "max": 16, "batching_timeout": 1000}) as run,
     ):
         assert (alone.max(), run.max()) == (1, 16)
-        items = [{"data": file} for file in (*files, b"none", *files[:7])]
+        items: list[Item] = [{"data": file} for file in (*files, b"none", *files[:7])]
         run(items)
         for item in items:
-            single = {"data": item["data"]}
+            single: Item = {"data": item["data"]}
             alone(single)
             if "result" not in single:
                 assert "result" not in item

@@ -121,7 +121,7 @@ QUICK_START = {
 
 def test_torchpipes_first_pipeline_without_a_gpu(torch: Any, no_gpu: Any) -> None:
     with pipe(QUICK_START) as model:
-        items = [{"data": (DIGITS / "digit.png").read_bytes()} for _ in range(5)]
+        items: list[Item] = [{"data": (DIGITS / "digit.png").read_bytes()} for _ in range(5)]
         model(items)
         for item in items:
             assert isinstance(item["result"], torch.Tensor) and item["result"].argmax().item() == 3
