@@ -1,10 +1,11 @@
-"""A predict answer as Server-Sent Events, for clients that accept `text/event-stream`: one event a part, then how it ended.
+"""Answers as Server-Sent Events, for clients that accept `text/event-stream`: one event a part.
 
-`data:` of an event is what a plain answer would be. The last event is `end`, or `error` with a problem: a connection that ends
-without either has broken. What fails before the first part is an ordinary answer with its status.
+The `data:` of an event is what a plain answer would be. The last event is `end`, or `error` with a
+problem; a connection that ends without either has broken. An error before the first part is an
+ordinary answer with its status.
 
-The next part is asked for once the server has taken the former one, and servers take none while their client does not read: the
-pipeline goes as fast as its reader.
+The next part is requested after the server has taken the former one, and a server takes none while
+its client does not read. So the pipeline goes as fast as its reader.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from starlette.types import Send
 
 from penstock.backends.errors import PenstockError
 from penstock.backends.item import Item
+from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.runs.run import Submission
 from penstock.pipelines.runs.stream import StreamRun
 from penstock.pipelines.runs.trace import Trace
 
 from .errors import problem_object
-from .render import fields_of, to_json
+from .render import write_item
 
 logger = logging.getLogger("penstock.http")
 
@@ -32,23 +34,24 @@ MEDIA_TYPE = "text/event-stream"
 EVENT_HEADERS = [
     (b"content-type", MEDIA_TYPE.encode()),
     (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),  # nginx would collect the events first
+    (b"x-accel-buffering", b"no"),  # or nginx would collect the events first
 ]
 
 
 def wants_events(accept: bytes) -> bool:
-    """Whether an `Accept` header (RFC 9110, 12.5.1) asks for events.
+    """Return whether an `Accept` header (RFC 9110, 12.5.1) asks for events.
 
-    Only by their name, and not where JSON is named as no less welcome: generated clients list every media type that they know of.
+    It does only by their name (a wildcard is not enough), and with a higher `q` than JSON: generated
+    clients list every media type that they know of.
     """
     if b"event-stream" not in accept.lower():
         return False
-    ranges = dict(_quality(each) for each in accept.lower().split(b","))
+    ranges = dict(_quality(media_range) for media_range in accept.lower().split(b","))
     return ranges.get(b"text/event-stream", 0.0) > ranges.get(b"application/json", 0.0)
 
 
 def _quality(media_range: bytes) -> tuple[bytes, float]:
-    """A media range and its `q`; one that can't be read is 1, as if it were not there."""
+    """Split a media range into its type and its `q`, 1 where that is missing or malformed."""
     name, *parameters = media_range.split(b";")
     for parameter in parameters:
         key, _, value = parameter.partition(b"=")
@@ -61,14 +64,14 @@ def _quality(media_range: bytes) -> tuple[bytes, float]:
 
 
 class EventStream:
-    """The events of one request. Its caller leaves `run`, whatever comes."""
+    """The events of one request. The caller calls `run.leave` afterwards, however they ended."""
 
     def __init__(
-        self, run: Submission, keys: tuple[str, ...], request_id: str, trace: Trace | None
+        self, run: Submission, pipeline: Pipeline, request_id: str, trace: Trace | None
     ) -> None:
-        """`keys`: what is answered of a part. `trace`: goes with the last event."""
+        """`trace`, if any, goes into the last event."""
         self._run = run
-        self._keys = keys
+        self._pipeline = pipeline
         self._request_id = request_id
         self._trace = trace
         self._parts = 0
@@ -77,31 +80,33 @@ class EventStream:
             run.read()
 
     async def answer(self, send: Send, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Wait for the first part, and send all. `headers`: some more. Raises what failed before anything was sent."""
+        """Wait for the first part, then send the head with `headers` added, and all events.
+
+        Raises what fails before the head is sent.
+        """
         part = await self._next_part()
         event = self._end() if part is None else self._event(part)
         try:
             await send(
-                {
-                    "type": "http.response.start",
-                    "status": 200,
-                    "headers": [*EVENT_HEADERS, *headers],
-                }
+                {"type": "http.response.start", "status": 200, "headers": [*EVENT_HEADERS, *headers]}
             )
             while not self._ended:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
                 event = await self._next_event()
             await send({"type": "http.response.body", "body": event})
         except OSError:
-            return  # how some servers say that the client has left
+            return  # some servers report so that the client has left (ASGI 2.4)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise  # the server, or a host, cancels the request itself
-            # else the client has left, and the watch has dropped the item
+            # Otherwise the client has left, and the watch has dropped the item.
 
     async def _next_part(self) -> Item | None:
-        """The next part's final dict; None at the end. A pipeline that does not stream has one part."""
+        """Return the final item of the next part; None at the end.
+
+        The answer of a pipeline that does not stream is the only part.
+        """
         if isinstance(self._run, StreamRun):
             return await self._run.next_part()
         if self._parts:
@@ -112,7 +117,7 @@ class EventStream:
         return item
 
     async def _next_event(self) -> bytes:
-        """The next part, or how it ended."""
+        """Return the event of the next part, or the last event."""
         try:
             part = await self._next_part()
             return self._end() if part is None else self._event(part)
@@ -124,9 +129,8 @@ class EventStream:
             return self._last("error", problem_object(error, self._request_id))
 
     def _event(self, part: Item) -> bytes:
-        event = b"data: %s\n\n" % to_json(
-            fields_of(part, self._keys)
-        )  # its line breaks are escaped
+        # One line: line breaks inside JSON strings are escaped.
+        event = b"data: %s\n\n" % write_item(part, self._run, self._pipeline)
         self._parts += 1
         return event
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock.backends.errors import (
-    BackendError,
     DeadlineExceeded,
     InvalidRequest,
     PenstockError,
@@ -34,7 +33,7 @@ from .errors import problem
 from .events import EventStream, wants_events
 from .exchange import Exchange, Watch
 from .paths import is_protocol, path_of
-from .render import fields_of, to_json
+from .render import to_json, write_item
 from .request_id import choose_request_id
 
 logger = logging.getLogger("penstock.http")
@@ -203,7 +202,7 @@ class Predict:
                     and exchange.accept != b"*/*"
                     and wants_events(exchange.accept)
                 ):
-                    events = EventStream(run, pipeline.answer_keys, exchange.request_id, trace)
+                    events = EventStream(run, pipeline, exchange.request_id, trace)
                     await events.answer(
                         send, [(b"x-request-id", exchange.request_id.encode("ascii"))]
                     )
@@ -211,10 +210,7 @@ class Predict:
                 item = await run.future
                 if "error" in item:
                     raise item["error"]
-                fields = fields_of(item, pipeline.answer_keys)
-                if trace is not None:
-                    fields["trace"] = trace.steps
-                answer = _rendered(fields, pipeline)
+                answer = write_item(item, run, pipeline, trace)
                 headers = [
                     _JSON,
                     (b"content-length", b"%d" % len(answer)),
@@ -318,9 +314,7 @@ class Predict:
                 item: Item = await outcome.future
                 if "error" in item:
                     raise item["error"]
-                results.append(
-                    orjson.Fragment(_rendered(fields_of(item, pipeline.answer_keys), pipeline))
-                )
+                results.append(orjson.Fragment(write_item(item, outcome, pipeline)))
             except PenstockError as error:
                 results.append(orjson.Fragment(problem(error, exchange.request_id)[2]))
         return to_json({"results": results})
@@ -345,14 +339,6 @@ def _whole(body: bytes, many: bool) -> bytes:
     if not body:
         raise InvalidRequest("the body is empty; it should be the image")
     return body
-
-
-def _rendered(fields: dict[str, Any], pipeline: Pipeline) -> bytes:
-    try:
-        return to_json(fields)
-    except BackendError:
-        pipeline.statistics.take_back(1)
-        raise
 
 
 def _seconds_left(deadline: bytes, elapsed: float) -> float:

@@ -1,31 +1,71 @@
-"""From a final item to JSON: `result` and the declared outputs."""
+"""Rendering: a final item becomes JSON, with `result` and the declared outputs."""
 
 from __future__ import annotations
 
 import base64
+import logging
 from typing import Any
 
 import orjson
 
 from penstock.backends.errors import BackendError
 from penstock.backends.item import Item
+from penstock.pipelines.pipeline import Pipeline
+from penstock.pipelines.runs.run import Work
+from penstock.pipelines.runs.trace import Trace
+
+logger = logging.getLogger("penstock.http")
 
 JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
 
 def fields_of(item: Item, keys: tuple[str, ...]) -> dict[str, Any]:
-    """What is answered of an item. No result is an answer, too: `null`, with whatever declared outputs are there."""
+    """Return what is answered of an item: those of `keys` that it has.
+
+    An item without a result is an answer too: its `result` is None.
+    """
     fields = {key: item[key] for key in keys if key in item}
     return fields if "result" in fields else {"result": None, **fields}
 
 
 def to_json(fields: Any) -> bytes:
-    """Arrays become nested lists, bytes base64, NaN null. Raises `BackendError` for what JSON has no form for."""
+    """Write `fields` as JSON: arrays as nested lists, bytes as base64, NaN as null.
+
+    Raises `BackendError` for a value that has no JSON form.
+    """
     try:
         return orjson.dumps(fields, default=_default, option=JSON_OPTIONS)
     except TypeError as error:
-        reason = f"the answer can't be written as JSON: {error}; let the backend answer numbers, strings, lists or arrays"
-        raise BackendError(reason) from None
+        raise BackendError(
+            f"the answer can't be written as JSON: {error}; "
+            "let the backend answer numbers, strings, lists or arrays"
+        ) from None
+
+
+def write_item(item: Item, run: Work, pipeline: Pipeline, trace: Trace | None = None) -> bytes:
+    """Write the final item of `run`, or of one of its parts, as JSON.
+
+    Raises `BackendError` for a value that has no JSON form. The request has failed then, even where
+    the pipeline has counted it as a success: it is counted as `unwritten`, and logged.
+    """
+    fields = fields_of(item, pipeline.answer_keys)
+    if trace is not None:
+        fields["trace"] = trace.steps
+    try:
+        return to_json(fields)
+    except BackendError as error:
+        future = run.future
+        if not future.done():  # a stream, of which this is a part
+            run.leave("unwritten")
+        elif not future.cancelled() and future.exception() is None:
+            pipeline.statistics.take_back(1)
+        logger.error(
+            "request %s: %s",
+            run.request_id,
+            error,
+            extra={"request_id": run.request_id, "pipeline": pipeline.name},
+        )
+        raise
 
 
 def _default(value: Any) -> Any:

@@ -259,9 +259,9 @@ class GraphRun:
             self._end(kind_of_failure(error))
             self.future.set_exception(error)
 
-    def leave(self) -> None:
+    def leave(self, failure: str = "cancelled") -> None:
         if self.admission is not None:
-            self._end("cancelled")
+            self._end(failure)
             self.future.cancel()
 
     def drop(self) -> None:

@@ -128,9 +128,9 @@ class Rounds:
         """Return the stages of the last round."""
         return self._run.timings()
 
-    def leave(self) -> None:
+    def leave(self, failure: str = "cancelled") -> None:
         if self._admission is not None:
-            self._end("cancelled")
+            self._end(failure)
             self._run.drop()
             self.future.cancel()
 

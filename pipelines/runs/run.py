@@ -66,10 +66,11 @@ class Submission(Protocol):
         """
         ...
 
-    def leave(self) -> None:
+    def leave(self, failure: str = "cancelled") -> None:
         """End a request whose caller left: stop counting it, and drop it from its queues.
 
-        Idempotent. Does nothing if the request has ended.
+        Idempotent. Does nothing if the request has ended. `failure`: what it counts as, one of
+        `RequestStatistics.failures`.
         """
 
     def drop(self) -> None:
@@ -196,8 +197,8 @@ class Run(Entry):
         """When the request was queued for the first time."""
         return self.enqueued if self.stages is None else self.stages[0][1]
 
-    def leave(self) -> None:
-        self._leave("cancelled")
+    def leave(self, failure: str = "cancelled") -> None:
+        self._leave(failure)
 
     def _leave(self, failure: str) -> None:
         admission = self.admission

@@ -21,6 +21,7 @@ from penstock.app.server.uvicorn_protocol import HttpProtocol
 from penstock.app.settings import Settings
 from penstock.backends.errors import InvalidInput
 from penstock.backends.expressions.registry import register_backend
+from penstock.backends.item import Item
 from penstock.pipelines.config.load import load
 
 EVENTS = {"Accept": "text/event-stream"}
@@ -67,6 +68,15 @@ class Twice:
             item["note"] = "two\nlines"
 
 
+@register_backend("Odd")
+class Odd:
+    """Answers what JSON has no form for."""
+
+    def forward(self, batch: list[Item]) -> None:
+        for item in batch:
+            item["result"] = object()
+
+
 @pytest.fixture(autouse=True)
 def begin() -> None:
     SOURCE.__init__()
@@ -84,6 +94,7 @@ def configs() -> Any:
         ),
         load({"pipeline": {"name": "raw"}, "source": {"backend": "StreamSource"}}),
         load({"pipeline": {"name": "echo"}, "echo": {"backend": "Identity"}}),
+        load({"pipeline": {"name": "odd"}, "odd": {"backend": "Odd"}}),
     ]
 
 
@@ -281,6 +292,37 @@ def test_what_fails_later_is_the_last_event(client: Any, word: Any, status: Any,
     assert "secret" not in problem["detail"]
     assert SOURCE.ended.wait(10)
     assert inside(client) == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "parts"),
+    [
+        ("/predict/odd", b"x", 0),  # one answer, of a pipeline that doesn't stream
+        ("/predict/raw", b"odd", 0),
+        ("/predict/raw", b"1 odd 2", 1),
+    ],
+)
+def test_an_event_that_can_not_be_written_is_a_failure(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture, path: str, data: bytes, parts: int
+) -> None:
+    name = path.rpartition("/")[2]
+
+    def counted() -> tuple[float, float]:
+        return (
+            metric(client, f'nv_inference_request_success{{model="{name}"'),
+            metric(client, f'nv_inference_request_failure{{model="{name}",reason="OTHER"'),
+        )
+
+    succeeded, failed = counted()
+    with caplog.at_level("ERROR", "penstock.http"):
+        answer = client.post(
+            path, content=data, headers=EVENTS | {"X-Request-Id": "unwritable"}
+        ).text
+    assert answer.count("data: {\"result\"") == parts and "can't be written as JSON" in answer
+    assert counted() == (succeeded, failed + 1)
+    (record,) = [record for record in caplog.records if record.name == "penstock.http"]
+    assert "not JSON serializable: object" in record.getMessage()
+    assert record.request_id == "unwritable" and record.pipeline == name  # type: ignore[attr-defined]  # from `extra`
 
 
 def test_the_connection_serves_on(client: Any) -> None:
