@@ -11,7 +11,7 @@ import orjson
 from penstock.backends.errors import BackendError
 from penstock.backends.item import Item
 from penstock.pipelines.pipeline import Pipeline
-from penstock.pipelines.runs.run import Work
+from penstock.pipelines.runs.run import Submission
 from penstock.pipelines.runs.trace import Trace
 
 logger = logging.getLogger("penstock.http")
@@ -42,7 +42,7 @@ def to_json(fields: Any) -> bytes:
         ) from None
 
 
-def write_item(item: Item, run: Work, pipeline: Pipeline, trace: Trace | None = None) -> bytes:
+def write_item(item: Item, run: Submission, pipeline: Pipeline, trace: Trace | None = None) -> bytes:
     """Write the final item of `run`, or of one of its parts, as JSON.
 
     Raises `BackendError` for a value that has no JSON form. The request has failed then, even where

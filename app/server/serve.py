@@ -1,8 +1,9 @@
-"""`penstock serve`: uvicorn around the app, and what belongs to a process that does nothing else.
+"""`penstock serve`: uvicorn around the app, and the settings of a process that does nothing else.
 
-The server listens at once and loads meanwhile (`/health/ready` says 503 until then). The first SIGTERM or SIGINT makes it not ready; it
-goes on listening, so that whoever asks is told so, until what is inside has ended or `drain_timeout` is over, and exits with 0. A second
-signal ends it on the spot.
+The server listens at once and loads meanwhile; until then `/health/ready` answers 503. The first
+SIGTERM or SIGINT makes it not ready. It goes on listening, so that clients and load balancers get
+that answer, until the requests in flight have finished or `drain_timeout` has passed, and exits
+with 0. A second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -31,11 +32,22 @@ from .uvicorn_protocol import HttpProtocol
 logger = logging.getLogger("penstock.serve")
 
 KEEP_ALIVE_SECONDS = 75
-"""Seconds that an idle connection stays open: longer than the 60 s for which most proxies and clients keep theirs."""
+"""How long an idle connection stays open: longer than the 60 s of most proxies and clients, so that
+they close it first and never send a request into a closing connection.
+"""
+
+SWITCH_INTERVAL_SECONDS = 0.0005
+"""How long an executor that comes back from native code waits, at most, for the GIL of a thread that
+computes in Python; it does several times an image. With 12 decoding threads on 16 processors, 0.5 ms
+gives a sixth more images than Python's 5 ms. A shorter interval costs small requests.
+"""
 
 
 def serve(repository: Repository, settings: Settings) -> int:
-    """Serve until a signal comes. Returns the process's exit code: 0 after a drain, 1 if a pipeline could not be loaded."""
+    """Serve until a signal comes.
+
+    Returns the exit code of the process: 0 after a drain, 1 if a pipeline could not be loaded.
+    """
     configure_logging(settings.log_level, settings.log_format)
     config = uvicorn.Config(
         create_app(repository, settings=settings),
@@ -44,7 +56,7 @@ def serve(repository: Repository, settings: Settings) -> int:
         loop="asyncio" if sys.platform == "win32" else "uvloop",
         http=HttpProtocol,
         ws="none",
-        lifespan="on",
+        lifespan="off",  # `Server` starts and closes the repository, and nothing else does
         log_config=None,
         access_log=settings.access_log,
         server_header=False,
@@ -56,7 +68,7 @@ def serve(repository: Repository, settings: Settings) -> int:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, with our order of starting and ending."""
+    """uvicorn's server with another order of starting and ending. It owns the repository's life."""
 
     def __init__(self, config: uvicorn.Config, repository: Repository, settings: Settings) -> None:
         super().__init__(config)
@@ -65,15 +77,20 @@ class Server(uvicorn.Server):
         self._settings = settings
         self._stopping = False
         self._started_at = time.monotonic()
-        self._loop: asyncio.AbstractEventLoop
-        self._loading: asyncio.Task[None]
+        self._loop: asyncio.AbstractEventLoop  # from `serve` on
+        self._loading: asyncio.Task[None]  # from `startup` on
         self._draining: asyncio.Task[None]
         self._freezing: asyncio.Task[None] | None = None
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        # Set before uvicorn captures signals: a signal may come while it imports the app.
         self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        # From the capture of signals to here uvicorn awaits nothing, so `_drain`, which needs this
+        # task, has not run even if a signal has come.
         self._loading = asyncio.create_task(self._load())
-        await asyncio.sleep(0)  # it has begun, and the app's lifespan leaves it to us
         await super().startup(sockets)
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
@@ -109,7 +126,11 @@ class Server(uvicorn.Server):
         collect_and_freeze()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The signal handler. uvicorn's would stop listening at once, and raise the signal again at the end instead of exiting with 0."""
+        """Handle a signal: begin the drain, or end the process if that has begun already.
+
+        uvicorn's handler would stop listening at once, and raise the signal again at the end
+        instead of exiting with 0.
+        """
         if self._stopping:
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
@@ -123,13 +144,15 @@ class Server(uvicorn.Server):
         ends = time.monotonic() + self._settings.drain_timeout
         inside = sum(pipeline.inside for pipeline in self._repository.pipelines.values())
         logger.info(
-            "draining: %d requests are inside, at most %g s", inside, self._settings.drain_timeout
+            "draining: %d requests in flight, waiting at most %g s",
+            inside,
+            self._settings.drain_timeout,
         )
         if not self._loading.done():
             self._loading.cancel()
             await asyncio.wait([self._loading])
         await self._repository.close(self._settings.drain_timeout)
-        # what is still being written to slow clients; a second at least, for answers that were made just now
+        # The time left to write to slow clients; at least a second, for the answers just made.
         self.config.timeout_graceful_shutdown = max(1, math.ceil(ends - time.monotonic()))
         self.should_exit = True
 
@@ -149,15 +172,13 @@ def collect_and_freeze() -> None:
 
 
 def tune_process() -> None:
-    """Settings of the whole process, made when pipelines have been loaded, and so never in a host's."""
-    # A request's objects hold no cycles and die by their reference counts; looking for some every 700 allocations is up to 5 % of the time.
+    """Tune the whole process, once pipelines have been loaded. Never called in a host's process."""
+    # The objects of a request hold no cycles and die by their reference counts. Looking for cycles
+    # every 700 allocations takes up to 5 % of the time.
     gc.set_threshold(20_000, 50, 100)
-    # An executor that comes back from native code waits this long, at most, for the GIL of whoever computes in Python, several times an
-    # image. With 12 decoding threads on 16 processors 0.5 ms is a sixth more than the 5 ms of before; shorter costs small requests.
-    sys.setswitchinterval(0.0005)
+    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     keep_memory()
     cv2 = sys.modules.get("cv2")
     if cv2 is not None:
-        cv2.setNumThreads(
-            1
-        )  # images are decoded side by side on executors; OpenCV's own threads would only compete with them
+        # Executors decode images side by side; OpenCV's own threads would only compete with them.
+        cv2.setNumThreads(1)

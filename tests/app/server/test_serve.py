@@ -261,6 +261,63 @@ def test_a_bare_model(spawn: Any, digits: Any) -> None:
         assert answer.status_code == 200 and isinstance(answer.json()["label"], str)
 
 
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60
+    )
+
+
+def test_a_signal_before_the_server_starts() -> None:
+    """uvicorn captures signals, then imports the app, then starts."""
+    server = run_python(
+        """
+import signal, sys, uvicorn
+from penstock.app.server.serve import serve
+from penstock.app.settings import Settings
+from penstock.pipelines.repository import Repository
+
+class Interrupted(uvicorn.Config):
+    def load(self):
+        super().load()
+        signal.raise_signal(signal.SIGTERM)
+
+uvicorn.Config = Interrupted
+sys.exit(serve(Repository.read({"backend": "Identity"}), Settings(port=0)))
+"""
+    )
+    assert server.returncode == 0, server.stderr
+    assert "draining: 0 requests" in server.stderr and "Traceback" not in server.stderr
+
+
+def test_only_the_server_starts_the_repository() -> None:
+    """However late its start comes, the app's lifespan does not start it too."""
+    server = run_python(
+        """
+import asyncio, signal, sys
+from penstock.app.server.serve import serve
+from penstock.app.settings import Settings
+from penstock.pipelines.repository import Repository
+
+class Late(Repository):
+    starts = 0
+
+    async def start(self):
+        self.starts += 1
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await super().start()
+        signal.raise_signal(signal.SIGTERM)
+
+repository = Late.read({"backend": "Identity"})
+code = serve(repository, Settings(port=0))
+print(repository.starts, repository.state)
+sys.exit(code)
+"""
+    )
+    assert (server.returncode, server.stdout) == (0, "1 closed\n"), server.stderr
+    assert " ERROR " not in server.stderr
+
+
 def test_the_server_imports_no_command_line() -> None:
     code = "import sys, penstock.app.server.serve; print([name for name in ('typer', 'rich', 'torch') if name in sys.modules])"
     assert (
