@@ -1,4 +1,7 @@
-"""HTTP and the command line. `create_app`, `create_router` and `lifespan` are imported on first use."""
+"""HTTP and the command line.
+
+`create_app`, `create_router` and `lifespan` are imported on first use.
+"""
 
 from __future__ import annotations
 

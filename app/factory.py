@@ -1,4 +1,4 @@
-"""`create_app`: pipelines as a FastAPI app, to be served, mounted or taken as a router (`create_router`)."""
+"""Pipelines as a FastAPI app to serve or mount (`create_app`), or as a router (`create_router`)."""
 
 from __future__ import annotations
 
@@ -38,14 +38,18 @@ def create_app(
     title: str = "Penstock",
     middleware: Sequence[Middleware] = (),
 ) -> FastAPI:
-    """A FastAPI app that serves pipelines. `source`: a TOML file, a directory of such, an `.onnx` classifier (with `labels`), a dict, an
-    expression, a `PipelineConfig`, a list of these, a `Repository`, or None.
+    """Make a FastAPI app that serves pipelines.
 
-    Pipelines are read and checked here (`ConfigError` with every problem found), loaded by the app's lifespan, and drained when that
-    ends. `settings` are those of the environment unless given. `middleware` sees every request, predict too, before the API key is checked;
-    `app.add_middleware` does as well. The repository is `app.state.penstock`.
+    `source`: a TOML file, a directory of TOML files, an `.onnx` classifier (with `labels`), a dict,
+    an expression, a `PipelineConfig`, a list of these, a `Repository`, or None. `settings`: those
+    of the environment unless given. `middleware` sees every request, also those to predict, before
+    the API key is checked; so does what `app.add_middleware` adds.
 
-    Mounted in another app, whose server never runs the lifespan of mounts, it is started by the host's:
+    Pipelines are read and checked here; `ConfigError` has every problem. The app's lifespan loads
+    them, and drains them at its end. A `Repository` that is loading or ready already belongs to the
+    caller: the lifespan leaves it alone. The repository is `app.state.penstock`.
+
+    Starlette does not run the lifespan of a mounted app. The lifespan of its host must:
 
     ```python
     models = create_app("digits.toml")
@@ -74,7 +78,8 @@ def create_app(
         ],
         docs_url="/docs" if assets is None else None,
         redoc_url=None,
-        # Asking for a telemetry provider costs each request 3 µs (os.environ); traces of ours come with the protocol's trace extension.
+        # To ask for a telemetry provider costs each request 3 µs (os.environ). Our traces come
+        # with the protocol's trace extension.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.penstock = repository
@@ -90,13 +95,14 @@ def create_app(
 class _App(FastAPI):
     """FastAPI with a short cut for the hot routes, which answer every error themselves.
 
-    Where nothing stands in front of `HotRoutes` but what FastAPI itself puts there (catchers of errors), they go to it at once. That
-    spares them five coroutines and two wrapped `send`s, 3 µs. It looks at the stack that was really built: whatever else wraps it, by
-    `add_middleware` or otherwise, closes the short cut.
+    If only FastAPI's own middleware (catchers of errors) is in front of `HotRoutes`, requests go to
+    it at once. That spares them five coroutines and two wrapped `send`s, 3 µs. The short cut goes
+    by the stack that was really built: any other wrapper, added by `add_middleware` or otherwise,
+    closes it.
     """
 
     _hot: HotRoutes | None = None
-    _stack: ASGIApp | None = None  # the one that was looked at
+    _stack: ASGIApp | None = None  # the one that `_hot` was found in
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._stack is not self.middleware_stack:
@@ -110,9 +116,9 @@ class _App(FastAPI):
                 stack = getattr(stack, "app", None)
             self._hot = stack if type(stack) is HotRoutes and not self.root_path else None
         if self._hot is not None:
-            found = predict_route(scope)
-            if found is not None:
-                await self._hot.predict(scope, receive, send, *found)
+            route = predict_route(scope)
+            if route is not None:
+                await self._hot.predict(scope, receive, send, *route)
                 return
             if is_protocol(scope):
                 await self._hot.protocol(scope, receive, send)
@@ -127,23 +133,31 @@ def create_router(
     labels: str | os.PathLike[str] | None = None,
     **router: Any,
 ) -> APIRouter:
-    """The same as an `APIRouter`, for `host.include_router(create_router("digits.toml", prefix="/models", dependencies=[...]))`.
+    """Make the same as an `APIRouter`, for a host's `include_router`:
 
-    Its routes are ordinary ones, so that the host's and the router's dependencies hold, at the price of FastAPI's routing for each
-    request. Its lifespan runs with the host's by itself. `router`: further arguments of `APIRouter`.
+    ```python
+    host.include_router(create_router("digits.toml", prefix="/models", dependencies=[...]))
+    ```
+
+    Its routes are ordinary ones, so the dependencies of host and router hold, at the price of
+    FastAPI's routing for each request. Its lifespan runs with the host's. `router`: more arguments
+    of `APIRouter`.
     """
     settings = Settings() if settings is None else settings
     repository = _repository(source, labels)
-    found = APIRouter(lifespan=_lifespan(repository, settings), **router)
+    api_router = APIRouter(lifespan=_lifespan(repository, settings), **router)
     predict = Predict(repository, settings, _fetch(settings))
-    found.include_router(typed_routes(repository, settings, predict))
-    found.include_router(routes(repository, settings, predict, Metrics(repository)))
-    found.include_router(protocol_router(protocol_app(repository, settings), settings))
-    return found
+    api_router.include_router(typed_routes(repository, settings, predict))
+    api_router.include_router(routes(repository, settings, predict, Metrics(repository)))
+    api_router.include_router(protocol_router(protocol_app(repository, settings), settings))
+    return api_router
 
 
 def lifespan(app: FastAPI) -> AbstractAsyncContextManager[Any]:
-    """Starts the pipelines of an app made by `create_app`, and drains them at the end: for hosts that mount it."""
+    """Start the pipelines of an app made by `create_app`, and drain them at the end.
+
+    For hosts that mount the app.
+    """
     return app.router.lifespan_context(app)
 
 
@@ -152,7 +166,7 @@ def _repository(source: Any, labels: str | os.PathLike[str] | None) -> Repositor
 
 
 def _fetch(settings: Settings) -> Fetch | None:
-    """What fetches images by URL; httpx is imported only where that is allowed."""
+    """Make what fetches images by URL. httpx is imported only if the operator allows that."""
     if not settings.allow_url:
         return None
     from .http.fetch import Fetcher
@@ -166,7 +180,10 @@ def _lifespan(
 ) -> Callable[[Any], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def run(app: Any) -> AsyncIterator[None]:
-        if repository.state not in ("loading", "ready"):  # else whoever made the repository runs it
+        # A repository that is loading or ready belongs to the caller, which closes it too. Nothing
+        # runs between this look and the first step of `start`, which sets the state: of two
+        # lifespans over one repository exactly one starts it.
+        if repository.state not in ("loading", "ready"):
             await repository.start()
             try:
                 yield

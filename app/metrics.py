@@ -1,7 +1,8 @@
-"""Prometheus metrics, made at scrape from the plain counters that pipelines keep. Nothing here runs for a request.
+"""Prometheus metrics, made at scrape from the plain counters of the pipelines.
 
-Each app has a registry of its own, so that several in one process, and the host's own metrics, do not meet. A pipeline that is unloaded
-or replaced takes its series along: counters of its successor start at 0, which Prometheus takes for a restart.
+Nothing here runs for a request. Each app has a registry of its own, so that several apps in one
+process, and the host's own metrics, do not collide. A pipeline that is unloaded or replaced takes
+its series along: the counters of its successor start at 0, which Prometheus takes for a restart.
 """
 
 from __future__ import annotations
@@ -32,13 +33,16 @@ NODE_LABELS = ("pipeline", "node")
 
 
 class PipelineCollector(Collector):
-    """Reads a repository. Must be collected on its event loop's thread, where nothing changes meanwhile."""
+    """Collects from a repository.
+
+    Call `collect` on the thread of its event loop, where nothing changes meanwhile.
+    """
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: registering must not collect."""
+        """Return nothing: registering must not collect."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
@@ -57,7 +61,7 @@ def _pipeline_metrics(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]
     )
     inside = GaugeMetricFamily(
         "penstock_requests_inside",
-        "Requests that were admitted and have not ended.",
+        "Requests in flight: admitted, and not ended.",
         labels=["pipeline"],
     )
     refused = CounterMetricFamily(
@@ -81,14 +85,14 @@ def _node_histograms(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
     size = HistogramMetricFamily("penstock_batch_size", "Rows of a batch.", labels=NODE_LABELS)
     for name, pipeline in pipelines:
         for node in pipeline.nodes:
-            found = node.statistics
+            statistics = node.statistics
             for family, histogram in (
-                (queue, found.queue_seconds),
-                (run, found.batch_seconds),
-                (size, found.batch_size),
+                (queue, statistics.queue_seconds),
+                (run, statistics.batch_seconds),
+                (size, statistics.batch_size),
             ):
                 family.add_metric([name, node.name], _buckets(histogram), histogram.sum)
-        for composite in pipeline.composites:  # it has no queue, and takes its items one by one
+        for composite in pipeline.composites:  # it has no queue, and runs its items one by one
             waited = composite.statistics.batch_seconds
             run.add_metric([name, composite.name], _buckets(waited), waited.sum)
     return iter((queue, run, size))
@@ -108,13 +112,13 @@ def _node_metrics(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
         "penstock_executors_busy", "Executors that run a batch.", labels=NODE_LABELS
     )
     executors = GaugeMetricFamily(
-        "penstock_executors", "Executors that are there.", labels=NODE_LABELS
+        "penstock_executors", "Executors that are up.", labels=NODE_LABELS
     )
     for name, pipeline in pipelines:
         counted: tuple[Node | CompositeNode, ...] = (*pipeline.nodes, *pipeline.composites)
-        for each in counted:
-            for outcome, count in each.statistics.outcomes.items():
-                items.add_metric([name, each.name, outcome], count)
+        for node_or_composite in counted:
+            for outcome, count in node_or_composite.statistics.outcomes.items():
+                items.add_metric([name, node_or_composite.name, outcome], count)
         for node in pipeline.nodes:
             labels = [name, node.name]
             scheduler = node.scheduler
@@ -126,13 +130,13 @@ def _node_metrics(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
 
 
 def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
-    """Prometheus wants them cumulative, named by their upper bound."""
+    """Return the buckets as Prometheus wants them: cumulative, named by their upper bound."""
     bounds = [*map(floatToGoString, histogram.bounds), "+Inf"]
     return list(zip(bounds, accumulate(histogram.counts), strict=True))
 
 
 class Metrics:
-    """The metrics of one app. `registry` takes collectors of the user's own."""
+    """The metrics of one app. Users may register their own collectors with `registry`."""
 
     def __init__(self, repository: Repository) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
@@ -141,6 +145,10 @@ class Metrics:
         ProcessCollector(registry=self.registry)
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """The exposition and its media type: OpenMetrics for clients that ask for it, else Prometheus's text."""
+        """Return the exposition and its media type.
+
+        `accept`, the header, decides: OpenMetrics if the client asks for it, else Prometheus's
+        text.
+        """
         encode, media_type = choose_encoder(accept)
         return encode(self.registry), media_type

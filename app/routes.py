@@ -1,6 +1,8 @@
-"""The ordinary routes: predict for routers, health, metrics, and the pipelines with their loading and unloading.
+"""The ordinary routes: health, metrics, pipelines with their loading and unloading, and predict for
+routers.
 
-Predict requests of an app never come here but by a wrong method (405): the plain ASGI `HotRoutes` in front of the router take them.
+In an app, the plain ASGI `HotRoutes` in front of the router takes predict requests; only those with
+a wrong method (405) come here.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from .settings import Settings
 
 
 class Predictor(Protocol):
-    """What answers predict requests (`hot.py`)."""
+    """Answers predict requests, as `Predict` does (http/predict.py)."""
 
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, name: str, many: bool
@@ -34,7 +36,10 @@ class Predictor(Protocol):
 
 
 class ProblemRoute(APIRoute):
-    """A route whose errors of ours, and those of its dependencies, become problems in any host, whatever handlers it has."""
+    """A route that turns Penstock's errors into problems, whatever handlers its host has.
+
+    So it does with errors that its dependencies raise.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -63,7 +68,7 @@ class _Prediction(Response):
 def routes(
     repository: Repository, settings: Settings, predict: Predictor, metrics: Metrics
 ) -> APIRouter:
-    """All of them, on a router without a lifespan."""
+    """Make all ordinary routes, on a router without a lifespan."""
 
     async def key(request: Request) -> None:
         check_key(request.scope, settings)
@@ -79,7 +84,7 @@ def routes(
 
         return Depends(allowed)
 
-    # the document is written in openapi.py
+    # openapi/ writes the document.
     open_router = APIRouter(
         route_class=ProblemRoute, dependencies=[group("health")], include_in_schema=False
     )
@@ -87,15 +92,12 @@ def routes(
         route_class=ProblemRoute, dependencies=[Depends(key)], include_in_schema=False
     )
 
-    @open_router.api_route(
-        "/health/live", methods=["GET", "HEAD"]
-    )  # HEAD: some load balancers ask so
+    # HEAD, because some load balancers send it.
+    @open_router.api_route("/health/live", methods=["GET", "HEAD"])
     async def live() -> Response:
         return JSONResponse({"live": True})
 
-    @open_router.api_route(
-        "/health/ready", methods=["GET", "HEAD"]
-    )  # HEAD: some load balancers ask so
+    @open_router.api_route("/health/ready", methods=["GET", "HEAD"])
     async def ready() -> Response:
         reason = repository.not_ready
         return JSONResponse(
@@ -151,7 +153,7 @@ def routes(
 
 
 def typed_routes(repository: Repository, settings: Settings, predict: Predictor) -> APIRouter:
-    """Routes of the pipelines that are known now, with their typed operations: for the document of a host that takes a router.
+    """Make routes for the pipelines known now, with typed operations for the host's document.
 
     `routes` answers the same requests; these come first.
     """
@@ -199,5 +201,6 @@ def _describe(repository: Repository, name: str, state: str) -> dict[str, Any]:
     described: dict[str, Any] = {"name": name, "state": kind}
     if config is not None:
         described |= {"version": config.version, "description": config.description}
-    # Why a load failed is told to whoever asked for it and to the log: it names files and code. `not ready` names nodes only.
+    # Why a load failed goes to the log, and to the client that asked for the load: it names files
+    # and code. The reason of `not ready` names only nodes.
     return {**described, "reason": reason} if reason and kind == "not ready" else described

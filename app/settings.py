@@ -125,7 +125,7 @@ class Settings(BaseSettings):
     @field_validator("api_key", "admin_token")
     @classmethod
     def _check_token(cls, value: SecretStr | None) -> SecretStr | None:
-        """Refuse an empty token, which every request would match, and one that no header can carry."""
+        """Refuse an empty token, which would let anyone in, and one that no header can carry."""
         if value is None:
             return None
         text = value.get_secret_value()
@@ -170,7 +170,7 @@ def parse_restrictions(rules: str) -> dict[str, AccessRule]:
         rule = AccessRule() if off else AccessRule(header.lower(), secret.encode())
         for number, name in enumerate(map(str.strip, names.split(",")), 1):
             if name not in GROUPS:
-                # The name is not quoted. It may be a secret that holds a ; or is in the wrong place.
+                # The name is not quoted: it may be a secret that holds a ; or is misplaced.
                 raise ValueError(
                     f"rule {place}: API {number}: expected one of {', '.join(GROUPS)}"
                     f"{did_you_mean(name, GROUPS)}"

@@ -1,4 +1,6 @@
-"""From a request's body to the bytes of its images: reading within bounds, media types, multipart and JSON."""
+"""Bodies of requests: read them within bounds, and take the images out of raw bytes, multipart and
+JSON.
+"""
 
 from __future__ import annotations
 
@@ -17,37 +19,47 @@ from starlette.types import Message, Receive, Scope
 
 from penstock.backends.errors import InvalidRequest, TooLarge, UnsupportedMedia
 
-logging.getLogger("python_multipart").setLevel(
-    logging.ERROR
-)  # it logs every callback at DEBUG, every malformed body at WARNING
+# It logs every callback at DEBUG, and every malformed body at WARNING.
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 Form = Literal["raw", "sniff", "json", "multipart"]
 
 PARSE_OFF_LOOP_BYTES = 1 << 20
-"""Bytes from which a body is parsed on a helper thread: parsing this much on the loop would be felt by other requests."""
-
+"""Bodies of this size or more are parsed on a helper thread: other requests would feel it on the
+loop.
+"""
 
 MAX_DISCARDED_BYTES = 1 << 18
-"""Bytes of a refused body that are read and thrown away to keep the connection; as much as Go's server does."""
+"""How much of a refused body is read and thrown away to keep the connection. Go's server reads as
+much.
+"""
+
+MAX_PART_HEADER_BYTES = 8192
+MAX_PARTS_OF_ONE_IMAGE = 8
 
 
 class ClientLeft(Exception):  # noqa: N818  an event, not an error
-    """The client closed the connection before its request was complete."""
+    """Raised when the client closes the connection before its request is complete."""
 
 
 def check_length(length: bytes, limit: int) -> None:
-    """Raise `TooLarge` for a Content-Length above the limit: before the body is read, or asked for (100-continue)."""
+    """Raise `TooLarge` for a Content-Length above `limit`.
+
+    Call it before the body is read, or asked for (100-continue).
+    """
     if _number(length) > limit:
         raise TooLarge(
-            f"the body has {length[:20].decode('latin-1')} bytes, at most {limit} are taken (max_body)"
+            f"the body has {length[:20].decode('latin-1')} bytes, at most {limit} are accepted "
+            "(max_body)"
         )
 
 
 def must_close(scope: Scope) -> bool:
-    """Whether the connection must not outlive an answer that is given before the body has been read.
+    """Return whether the connection must close after an answer given before the body was read.
 
-    The server reads on and throws away what comes. That is cheap for little. For much, for an unknown length, and where the client waits
-    to be asked (100-continue: nobody knows then whether the body will come), the connection ends instead.
+    The server reads on and throws away what comes, which is cheap for little. The connection closes
+    instead for a large body, for one of unknown length, and where the client waits to be asked for
+    it (100-continue): then no one knows whether the body will come.
     """
     if scope.get("http_version", "1.1") >= "2":
         return False  # there a request is a stream of its own
@@ -58,12 +70,18 @@ def must_close(scope: Scope) -> bool:
 
 
 def _number(length: bytes) -> float:
-    """Infinite for what is absurdly long (int refuses it above 4300 digits) or no number: then the length is not known."""
+    """Parse a Content-Length. Infinite, for an unknown length, if it is absurdly long or no number.
+
+    `int` refuses texts of more than 4300 digits.
+    """
     return int(length) if length.isdigit() and len(length) < 20 else inf
 
 
 async def read_rest(first: Message, receive: Receive, limit: int) -> bytes:
-    """The whole body, at most `limit` bytes, of which `first` is the first message. Raises `TooLarge`, `ClientLeft`."""
+    """Read the whole body, whose first message is `first`.
+
+    Raises `TooLarge` above `limit` bytes, `ClientLeft`.
+    """
     message = first
     chunks: list[bytes] = []
     size = 0
@@ -82,7 +100,10 @@ async def read_rest(first: Message, receive: Receive, limit: int) -> bytes:
 
 @lru_cache(256)
 def form_of(content_type: bytes | None) -> Form:
-    """How a body of this type is read. Clients that send a file as it is often give no type, or a wrong one: these are sniffed."""
+    """Return how a body of this media type is read. Raises `UnsupportedMedia`.
+
+    "sniff" is for the types of clients that send a file as it is: often none, or a wrong one.
+    """
     if content_type is None:
         return "sniff"
     kind = content_type.partition(b";")[0].strip().lower()
@@ -95,13 +116,17 @@ def form_of(content_type: bytes | None) -> Form:
     if kind.startswith(b"image/"):
         return "raw"
     raise UnsupportedMedia(
-        f"the media type {kind[:64].decode('latin-1')!r} is not understood; send the image itself (image/* or application/octet-stream), "
-        "multipart/form-data or application/json"
+        f"the media type {kind[:64].decode('latin-1')!r} is not understood; send the image itself "
+        "(image/* or application/octet-stream), multipart/form-data or application/json"
     )
 
 
 def sniff(body: bytes, content_type: bytes | None) -> Form:
-    """What a body of no telling type is: JSON if it starts like an object, else raw bytes. Raises for a real HTML form."""
+    """Decide how to read a body whose type says nothing.
+
+    JSON if it starts and ends like an object, else raw bytes. Raises `UnsupportedMedia` for the
+    fields of an HTML form.
+    """
     if body.startswith(b"{") and body.rstrip()[-1:] == b"}":
         return "json"
     if (
@@ -110,22 +135,24 @@ def sniff(body: bytes, content_type: bytes | None) -> Form:
         and _looks_like_form(body)
     ):
         raise UnsupportedMedia(
-            "a form without files holds no image; send multipart/form-data with a field 'image', or the file itself"
+            "a form without files holds no image; send multipart/form-data with a field 'image', "
+            "or the file itself"
         )
     return "raw"
 
 
 def _looks_like_form(body: bytes) -> bool:
+    start = body[:256]
     return (
-        b"=" in body[:256]
-        and body[:256].isascii()
-        and b"\x00" not in body[:256]
-        and body[:256].decode("ascii").isprintable()
+        b"=" in start
+        and start.isascii()
+        and b"\x00" not in start
+        and start.decode("ascii").isprintable()
     )
 
 
 class Link(str):
-    """Where an image is, in place of the image."""
+    """The URL of an image, in place of the image."""
 
     __slots__ = ()
 
@@ -133,7 +160,10 @@ class Link(str):
 async def images_of(
     body: bytes, form: Form, content_type: bytes | None, *, many: bool, limit: int
 ) -> list[bytes] | Link:
-    """The images in a JSON or multipart body: one (or its URL), or 1 to `limit` where `many`."""
+    """Take the images out of a JSON or multipart body: 1 to `limit` if `many`, else one or its URL.
+
+    Raises `InvalidRequest`, `TooLarge` for too many.
+    """
     parse: Callable[..., list[bytes] | Link] = _from_json if form == "json" else _from_multipart
     arguments = (body, many, limit) if form == "json" else (body, content_type, many, limit)
     if len(body) >= PARSE_OFF_LOOP_BYTES:
@@ -145,7 +175,7 @@ def _from_json(body: bytes, many: bool, limit: int) -> list[bytes] | Link:
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is no JSON: {error}") from None
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
     name = "images" if many else "image"
     expected = '{"images": [base64, …]}' if many else '{"image": base64}'
     if not isinstance(document, dict):
@@ -178,21 +208,20 @@ def _from_base64(value: Any, name: str) -> bytes:
     try:
         return binascii.a2b_base64(value, strict_mode=True)
     except (binascii.Error, ValueError) as error:
-        raise InvalidRequest(f"{name!r} is no base64: {error}") from None
+        raise InvalidRequest(f"{name!r} is not valid base64: {error}") from None
 
 
 def _check_count(count: int, limit: int) -> None:
     if count == 0:
-        raise InvalidRequest("there is no image in the request")
+        raise InvalidRequest("the request has no image, expected at least one")
     if count > limit:
-        raise TooLarge(f"the request has {count} images, at most {limit} are taken (max_images)")
+        raise TooLarge(f"the request has {count} images, at most {limit} are accepted (max_images)")
 
 
 def _from_multipart(body: bytes, content_type: bytes, many: bool, limit: int) -> list[bytes]:
     field = "images" if many else "image"
-    boundary = parse_options_header(content_type)[1].get(
-        b"boundary"
-    )  # not email.message: that raises, and takes quadratic time
+    # Not by email.message, which raises, and takes quadratic time.
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
         raise InvalidRequest("the multipart content type has no boundary")
     parts = _Parts(limit if many else None)
@@ -209,27 +238,29 @@ def _from_multipart(body: bytes, content_type: bytes, many: bool, limit: int) ->
         raise InvalidRequest(f"the multipart body is malformed: {error}") from None
     if not parts.complete:
         raise InvalidRequest("the multipart body is cut off: its last boundary is missing")
-    found = [data for name, data in parts.done if name == field]
+    images = [data for name, data in parts.done if name == field]
     others = sorted({name for name, _ in parts.done if name != field})
     if others:
         raise InvalidRequest(
             f"the form has the unknown field {others[0][:64]!r}; images go into the field {field!r}"
         )
-    if not found:
+    if not images:
         raise InvalidRequest(f"the form has no field {field!r}")
-    if not many and len(found) > 1:
+    if not many and len(images) > 1:
         raise InvalidRequest(
-            f"the form has {len(found)} fields {field!r}, expected one; several images go to …/batch as 'images'"
+            f"the form has {len(images)} fields {field!r}, expected one; "
+            "send several images to …/batch as 'images'"
         )
-    _check_count(len(found), limit)
-    return found
+    _check_count(len(images), limit)
+    return images
 
 
 class _Parts:
-    """Collects what python-multipart's parser calls out."""
+    """The parts of a form, collected from the callbacks of python-multipart's parser."""
 
     def __init__(self, limit: int | None) -> None:
-        self.limit = limit  # None: one image
+        """`limit`: of images; None where one is expected."""
+        self.limit = limit
         self.done: list[tuple[str, bytes]] = []
         self.complete = False
         self._begin()
@@ -241,25 +272,28 @@ class _Parts:
         self.value = b""
 
     def on_part_begin(self) -> None:
-        if self.limit is None and len(self.done) > 8:
-            raise InvalidRequest("the form has more than 8 parts, expected one field 'image'")
-        if (
-            self.limit is not None and len(self.done) > self.limit
-        ):  # one more than allowed was let in, for a clear message
+        # Each limit lets one part more pass than is accepted, for a clearer message later.
+        if self.limit is None and len(self.done) > MAX_PARTS_OF_ONE_IMAGE:
+            raise InvalidRequest(
+                f"the form has more than {MAX_PARTS_OF_ONE_IMAGE} parts, expected one field 'image'"
+            )
+        if self.limit is not None and len(self.done) > self.limit:
             raise TooLarge(f"the request has more than {self.limit} parts (max_images)")
         self._begin()
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
         self.header += data[start:end]
-        self._bound()
+        self._check_header()
 
     def on_header_value(self, data: bytes, start: int, end: int) -> None:
         self.value += data[start:end]
-        self._bound()
+        self._check_header()
 
-    def _bound(self) -> None:
-        if len(self.header) + len(self.value) > 8192:
-            raise InvalidRequest("a header of a multipart part has more than 8192 bytes")
+    def _check_header(self) -> None:
+        if len(self.header) + len(self.value) > MAX_PART_HEADER_BYTES:
+            raise InvalidRequest(
+                f"a header of a multipart part has more than {MAX_PART_HEADER_BYTES} bytes"
+            )
 
     def on_header_end(self) -> None:
         if self.header.lower() == b"content-disposition":

@@ -1,10 +1,12 @@
-"""The one table from an error's code to what travels on the wire, and problem+json (RFC 9457) made from it.
+"""The one table from an error's code to its statuses, and problem+json (RFC 9457) made from it.
 
-`type` is `about:blank`, so `title` is the status's own phrase; what clients should branch on is `code`, which never changes.
+`type` is `about:blank`, so `title` is the phrase of the status. Clients should branch on `code`,
+which never changes.
 
-What a client is told: the message of every `PenstockError`, which is written for it. Of a `BackendError` only where it happened (node,
-backend, kind of exception), because the exception's own text is about our insides (paths, shapes, SQL, keys). Of anything else
-nothing but the request id, under which the log has the rest.
+A client gets the message of every `PenstockError`, which is written for it. Of a `BackendError` it
+gets only the place (node, backend, kind of exception): the exception's own text is about our
+insides (paths, shapes, SQL, keys). Of any other exception it gets only the request id, under which
+the log has the rest.
 """
 
 from __future__ import annotations
@@ -27,36 +29,38 @@ from .request_id import request_id_of
 MEDIA_TYPE = "application/problem+json"
 
 Problem = tuple[int, list[tuple[bytes, bytes]], bytes]
-"""Status, headers and body of an answer."""
+"""An answer: status, headers, body."""
 
 
 class Unauthorized(PenstockError):  # noqa: N818  named as all of ours are
-    """No key or token came with the request, or a wrong one."""
+    """Raised for a request without a key or token, or with a wrong one."""
 
     code = "unauthorized"
 
 
 class Forbidden(PenstockError):  # noqa: N818
-    """The key is good, and not good enough for this; or the operator has not allowed it."""
+    """Raised where the request's key does not suffice, or the operator has not allowed it."""
 
     code = "forbidden"
 
 
 class LoadFailed(PenstockError):  # noqa: N818
-    """A pipeline could not be loaded for an administrator, who is told all of it."""
+    """Raised for an administrator whose pipeline could not be loaded; its text says all."""
 
     code = "load_failed"
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
+    """How an error is answered."""
+
     http: int
     protocol: int
     """The status in the Open Inference Protocol, where clients expect Triton's."""
     retry_after: int = 0
-    """Seconds; 0: no Retry-After."""
+    """Seconds of the header Retry-After; 0: no header."""
     example: str = ""
-    """A `detail` for the OpenAPI document."""
+    """An example of `detail`, for the OpenAPI document."""
 
     @property
     def title(self) -> str:
@@ -75,7 +79,8 @@ STATUSES: dict[str, Status] = {
     "config": Status(
         422,
         400,
-        example="digits.toml: [digits] backend: there is no backend 'DecodeMap', did you mean 'DecodeMat'?",
+        example="digits.toml: [digits] backend: there is no backend 'DecodeMap', "
+        "did you mean 'DecodeMat'?",
     ),
     "queue_full": Status(
         429,
@@ -101,7 +106,7 @@ STATUSES: dict[str, Status] = {
         504, 503, example="node 'digits': the deadline passed while the request was queued"
     ),
 }
-"""Code -> statuses. Every exception of Penstock is answered by it, in every protocol."""
+"""Code -> status. It decides how every exception of Penstock is answered, below /v2 too."""
 
 CODE_BY_STATUS = {
     401: "unauthorized",
@@ -111,21 +116,23 @@ CODE_BY_STATUS = {
     413: "too_large",
     415: "unsupported_media",
 }
-"""Codes of errors that FastAPI's router raises as a bare status; others are `invalid_request` or `internal`."""
+"""Codes of errors that FastAPI's router raises as a bare status. Other statuses below 500 are
+`invalid_request`, the rest `internal`.
+"""
 
 INTERNAL_DETAIL = "the server failed; its log has more under this request id"
 
 
 def code_of(error: BaseException) -> str:
-    """The code of any exception."""
+    """Return the code of any exception."""
     code = error.code if isinstance(error, PenstockError) else "internal"
     return code if code in STATUSES else "internal"
 
 
 def detail_of(error: BaseException) -> str:
-    """What a client may know of an exception."""
+    """Return what a client may know of an exception."""
     if isinstance(error, BackendError):
-        # "node 'x': backend Y raised ValueError: its text", without the text
+        # The message is "node 'x': backend Y raised ValueError: text". Drop the text.
         cause = error.__cause__
         message = str(error)
         if cause is None or message.endswith(f": {cause}"):
@@ -135,15 +142,15 @@ def detail_of(error: BaseException) -> str:
 
 
 def problem_object(error: BaseException, request_id: str = "") -> dict[str, Any]:
-    """The problem of one error as a dict; also what stands for a failed item in a batch's results."""
+    """Make the problem of one error, as a dict; it stands for a failed item of a batch."""
     code = code_of(error)
     return _object(STATUSES[code].http, detail_of(error), code, request_id)
 
 
 def problem(error: BaseException, request_id: str = "", **more: Any) -> Problem:
-    """The whole answer to a request that ended with `error`: status, headers, body. The headers have no request id.
+    """Make the answer to a request that ended with `error`, without the header X-Request-Id.
 
-    `more`: further members of the object.
+    `more`: further members of the problem object.
     """
     body = problem_object(error, request_id) | more
     status = STATUSES[body["code"]]
@@ -156,12 +163,15 @@ def problem(error: BaseException, request_id: str = "", **more: Any) -> Problem:
 
 
 def problem_response(error: BaseException, request_id: str) -> Response:
-    """The same as a Starlette response, with the header X-Request-Id."""
+    """Make the same answer as a Starlette response, with the header X-Request-Id."""
     return _response(*problem(error, request_id), request_id)
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Make every error of the app's ordinary routes a problem too: ours, the router's 404 and 405, and what nobody expected."""
+    """Make every error of the app's ordinary routes a problem too.
+
+    So ours, the 404 and 405 of the router, and exceptions that were not expected.
+    """
     app.add_exception_handler(PenstockError, _handle)
     app.add_exception_handler(RequestValidationError, _handle_validation)
     app.add_exception_handler(HTTPException, _handle_http)
@@ -174,10 +184,10 @@ async def _handle(request: Request, error: Exception) -> Response:
 
 async def _handle_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    wrong = "; ".join(
-        f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()
+    text = "; ".join(
+        f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()
     )
-    return problem_response(InvalidRequest(wrong), request_id_of(request.scope))
+    return problem_response(InvalidRequest(text), request_id_of(request.scope))
 
 
 async def _handle_http(request: Request, error: Exception) -> Response:
@@ -195,14 +205,14 @@ async def _handle_http(request: Request, error: Exception) -> Response:
 
 
 def _object(status: int, detail: str, code: str, request_id: str) -> dict[str, Any]:
-    found = {
+    members = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
         "code": code,
     }
-    return {**found, "request_id": request_id} if request_id else found
+    return {**members, "request_id": request_id} if request_id else members
 
 
 def _answer(status: int, body: dict[str, Any], headers: list[tuple[bytes, bytes]]) -> Problem:

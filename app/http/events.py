@@ -41,8 +41,8 @@ EVENT_HEADERS = [
 def wants_events(accept: bytes) -> bool:
     """Return whether an `Accept` header (RFC 9110, 12.5.1) asks for events.
 
-    It does only by their name (a wildcard is not enough), and with a higher `q` than JSON: generated
-    clients list every media type that they know of.
+    It does only by their name (a wildcard is not enough), and with a higher `q` than JSON:
+    generated clients list every media type that they know of.
     """
     if b"event-stream" not in accept.lower():
         return False
@@ -88,7 +88,11 @@ class EventStream:
         event = self._end() if part is None else self._event(part)
         try:
             await send(
-                {"type": "http.response.start", "status": 200, "headers": [*EVENT_HEADERS, *headers]}
+                {
+                    "type": "http.response.start",
+                    "status": 200,
+                    "headers": [*EVENT_HEADERS, *headers],
+                }
             )
             while not self._ended:
                 await send({"type": "http.response.body", "body": event, "more_body": True})

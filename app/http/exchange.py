@@ -1,8 +1,9 @@
-"""Slow requests: the time bound of an upload, and noticing that a client has left while its request waits.
+"""Slow requests: bound the time of an upload, and notice that a client leaves while it waits.
 
-A timer or a task for every request would cost a third of the rate (docs/explanation/performance.md). So a request only leaves its name here, and
-one timer looks at those that are still there `SLOW_AFTER_SECONDS` later: only these get a timer of their own (while uploading) or a task that
-listens for the client's departure (while waiting for an answer).
+A timer or a task for every request would cost a third of the rate
+(docs/explanation/performance.md). So a request is only noted here, and one timer looks at those
+that are still here `SLOW_AFTER_SECONDS` later. Only these get a timer of their own (during the
+upload) or a task that listens for the client's departure (during the wait for an answer).
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ from typing import Protocol
 from starlette.types import Receive
 
 SLOW_AFTER_SECONDS = 0.02
-"""Seconds before a request counts as slow."""
 
 
 class PendingWork(Protocol):
-    """What is done for a request (a `Run`): dropped when the client leaves."""
+    """Work for a request, such as a `Run`, that is dropped when the client leaves."""
 
     def leave(self) -> None: ...
 
 
 class Exchange:
-    """One request and its answer, as far as the watch needs to know it. `started` is on the loop's clock, in seconds."""
+    """One request and its answer, as far as the watch knows it.
+
+    `started` is on the loop's clock, in seconds.
+    """
 
     __slots__ = ("helper", "receive", "runs", "started", "task", "timed_out")
 
@@ -39,13 +42,16 @@ class Exchange:
         self.helper: asyncio.Task[None] | asyncio.TimerHandle | None = None
 
     def listen(self) -> None:
-        """Listen for the client's departure. Only once the body has been read: one reader at a time."""
+        """Listen for the client's departure.
+
+        Call it only after the body has been read: one reader at a time.
+        """
         if self.helper is not None:
             self.helper.cancel()
         self.helper = asyncio.create_task(self._listen(), context=contextvars.Context())
 
     def grow_slow(self, loop: asyncio.AbstractEventLoop, body_timeout: float) -> None:
-        """Called once, `SLOW_AFTER_SECONDS` after the start, if it has not ended."""
+        """Give the request the timer or the task that slow ones get. Called at most once."""
         if self.runs:
             self.listen()
         else:
@@ -59,20 +65,20 @@ class Exchange:
         message = await self.receive()
         while message["type"] != "http.disconnect":  # trailing messages of a complete body
             message = await self.receive()
-        # `leave` cancels the future that the request's own task awaits; that task is not cancelled
+        # `leave` cancels the future that the request's own task awaits, not that task.
         for work in self.runs:
             work.leave()
 
 
 class Watch:
-    """The requests that have not ended yet and are not known to be slow; one timer for all of them."""
+    """The requests that have not ended and are not known to be slow, with one timer for all."""
 
     __slots__ = ("_body_timeout", "_context", "_recent", "_ticking")
 
     def __init__(self, body_timeout: float) -> None:
         self._body_timeout = body_timeout
-        # A dict for its order and its cheap removal: a request that has ended must not be kept alive until the timer rings, or
-        # every request would get cold memory.
+        # A dict, for its order and its cheap removal. A request must leave it when it ends: kept
+        # alive until the timer rings, it would make the next request take cold memory.
         self._recent: dict[Exchange, None] = {}
         self._ticking = False
         self._context = contextvars.Context()
@@ -87,13 +93,15 @@ class Watch:
         if exchange.helper is None:
             self._recent.pop(exchange, None)
         else:
-            # The cancelled task keeps its error, that its frame, and that the exchange: with this, a cycle around all of the request's
-            # data, which would wait for the collector.
+            # The cancelled task holds its exception, which holds the frame, which holds the
+            # exchange. If the exchange held the task, that were a cycle around all the data of the
+            # request, and only the collector would free it.
             exchange.helper.cancel()
             exchange.helper = None
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        # One look covers all requests of a SLOW_AFTER_SECONDS, so a request is known to be slow after one to two of them.
+        # One look covers all requests of an interval, so a request is known to be slow after one to
+        # two intervals.
         slow_since = loop.time() - SLOW_AFTER_SECONDS
         slow = list(takewhile(lambda exchange: exchange.started <= slow_since, self._recent))
         for exchange in slow:

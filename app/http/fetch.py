@@ -1,11 +1,14 @@
-"""Images by URL, for operators that allow it: fetches what a client names, and never from where the client could not have.
+"""Images by URL, for operators that allow it: fetch what a client names, from public hosts only.
 
-A server that fetches for its clients can be made to reach what only the server reaches (SSRF): itself, its neighbours, its cloud's
-metadata. So a URL is taken apart once; its host is resolved once; every address of it must be public; and the connection goes to an
-address that was checked, by number, so that no later answer of the resolver can change it. TLS still verifies the host by its name. A
-redirect is a new URL and goes the same way. Nothing of the client's request goes along, and no environment variable (proxies) is read.
+A server that fetches for its clients can be made to reach what only the server reaches (SSRF):
+itself, its neighbours, the metadata of its cloud. So a URL is parsed once; its host is resolved
+once; every address of the host must be public; and the connection goes to an address that was
+checked, by number, so that no later answer of the resolver can change it. TLS still verifies the
+host by its name. A redirect is a new URL and goes the same way. Nothing of the client's request is
+sent along, and no environment variable (proxies) is read.
 
-What a client is told does not say which address a name has, nor whether there is a name: private and unknown hosts are answered alike.
+Errors do not say which address a name has, nor whether the name exists: private and unknown hosts
+are answered alike.
 """
 
 from __future__ import annotations
@@ -35,13 +38,13 @@ from .public_address import is_public
 logger = logging.getLogger("penstock.fetch")
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
-"""All addresses of a host, in the order in which to try them. Raises OSError."""
+"""Returns all addresses of a host, in the order in which to try them. Raises OSError."""
 
 MAX_REDIRECTS = 3
 MAX_ADDRESSES = 3
-"""So many addresses of one host are tried."""
+"""How many addresses of one host are tried."""
 CONNECT_TIMEOUT_SECONDS = 3.0
-"""Seconds, for each address."""
+"""For each address."""
 MAX_CONCURRENT_FETCHES = 64
 MAX_URL_CHARACTERS = 2048
 DEFAULT_PORTS = (80, 443)
@@ -56,15 +59,16 @@ REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 
 
 async def resolve_by_system(host: str, port: int) -> list[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[4][0]) for address in found))
+    entries = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in entries))
 
 
 class Fetcher:
-    """`await fetcher(url)`: the bytes behind a URL.
+    """Fetches images: `await fetcher(url)` returns the bytes at a URL.
 
-    `max_bytes`: of the body. `timeout`: seconds for everything, redirects included. `exempt`: addresses that are taken although they are
-    not public, for tests alone, whose servers are on the loopback.
+    `max_bytes`: of the body. `timeout`: seconds for everything, redirects included. `exempt`:
+    addresses that are accepted although they are not public, for tests alone, whose servers are on
+    the loopback.
     """
 
     def __init__(
@@ -88,14 +92,15 @@ class Fetcher:
         self._exempt = frozenset(exempt)
 
     async def __call__(self, url: str, deadline: float | None = None) -> bytes:
-        """Fetch it within `timeout`, and within `deadline` seconds where that is less.
+        """Fetch a URL within `timeout` seconds, or `deadline` seconds if that is less.
 
-        Raises `InvalidRequest` for a URL that is not taken, `InvalidInput` for one that gives no bytes, `TooLarge`, `DeadlineExceeded`,
-        `QueueFull` when too many are being fetched.
+        Raises `InvalidRequest` for a URL that is not accepted, `InvalidInput` for one that gives no
+        bytes, `TooLarge`, `DeadlineExceeded`, and `QueueFull` for too many fetches at once.
         """
         if self.inside >= MAX_CONCURRENT_FETCHES:
             raise QueueFull(
-                f"{self.inside} images are being fetched, no more than {MAX_CONCURRENT_FETCHES} may be"
+                f"too many images are being fetched: {self.inside} (at most "
+                f"{MAX_CONCURRENT_FETCHES}); try again later, or send the image itself"
             )
         self.inside += 1
         first = deadline is not None and deadline < self.timeout
@@ -106,7 +111,7 @@ class Fetcher:
             if first:
                 raise DeadlineExceeded("the deadline passed while the image was fetched") from None
             raise InvalidInput(
-                f"the image did not come within {self.timeout:g} s (url_timeout)"
+                f"the image did not arrive within {self.timeout:g} s (url_timeout)"
             ) from None
         finally:
             self.inside -= 1
@@ -119,20 +124,23 @@ class Fetcher:
                     return await self._read(answer)
                 location = answer.headers.get("location", "")
                 if not location:
-                    raise InvalidInput("the URL is redirected to nowhere")
+                    raise InvalidInput("the URL is redirected without a location")
                 try:
                     target = str(url.join(location))
                 except (httpx.InvalidURL, ValueError):
-                    raise InvalidInput("the URL is redirected to what is no URL") from None
-            url = parse(target, self.ports, "the URL is redirected, and the new one")
+                    raise InvalidInput(
+                        "the URL is redirected to a location that is not a valid URL"
+                    ) from None
+            url = parse(target, self.ports, "the URL that the URL is redirected to")
         raise InvalidInput(f"the URL is redirected more than {MAX_REDIRECTS} times")
 
     @asynccontextmanager
     async def _get(self, url: httpx.URL) -> AsyncIterator[httpx.Response]:
-        """The head of the answer of an address that was checked. Its body is still to be read."""
+        """Request a URL from an address that was checked. Yields the answer, its body unread."""
         addresses = await self._checked_addresses(url)
-        # A transport, not a client: it keeps no cookies, follows no redirects, reads no environment, unpacks nothing. And one for each
-        # request: its connections are kept by address, and TLS to another name at that address must not share one.
+        # A transport, not a client: it keeps no cookies, follows no redirects, reads no environment
+        # and decompresses nothing. And one for each request: its connections are kept by address,
+        # and TLS to another name at that address must not share one.
         async with httpx.AsyncHTTPTransport(verify=self._ssl, trust_env=False) as transport:
             answer = await self._connect(transport, url, addresses)
             try:
@@ -144,18 +152,11 @@ class Fetcher:
         self, transport: httpx.AsyncHTTPTransport, url: httpx.URL, addresses: list[str]
     ) -> httpx.Response:
         headers = {"host": url.netloc.decode("ascii"), **REQUEST_HEADERS}
-        extensions: dict[str, Any] = {
-            "timeout": {
-                "connect": CONNECT_TIMEOUT_SECONDS,
-                "read": None,
-                "write": None,
-                "pool": None,
-            }
-        }
+        timeouts = {"connect": CONNECT_TIMEOUT_SECONDS, "read": None, "write": None, "pool": None}
+        extensions: dict[str, Any] = {"timeout": timeouts}
         if url.scheme == "https":
-            extensions["sni_hostname"] = url.raw_host.decode(
-                "ascii"
-            )  # the certificate is verified for it, too
+            # The certificate is verified for it, too.
+            extensions["sni_hostname"] = url.raw_host.decode("ascii")
         for address in addresses[:MAX_ADDRESSES]:
             request = httpx.Request(
                 "GET", url.copy_with(host=address), headers=headers, extensions=extensions
@@ -166,7 +167,8 @@ class Fetcher:
                 logger.info("fetching from %s at %s failed: %s", url.host, address, error)
                 if isinstance(error, httpx.ConnectError) and _is_tls(error):
                     raise InvalidInput(
-                        "the URL's host has no certificate that can be verified, or speaks no TLS"
+                        "the URL's host has no certificate that can be verified, or does not "
+                        "support TLS"
                     ) from None
             except httpx.HTTPError as error:
                 logger.info("fetching from %s at %s failed: %s", url.host, address, error)
@@ -174,28 +176,31 @@ class Fetcher:
         raise InvalidInput("the URL's host can't be connected to")
 
     async def _checked_addresses(self, url: httpx.URL) -> list[str]:
-        """One address that is not public spoils all: no order of trying may decide which one is taken."""
+        """Resolve the host, or raise `InvalidRequest` if one address of it is not public.
+
+        One is enough: the order of trying must not decide which address is used.
+        """
         host = url.raw_host.decode("ascii")
         try:
-            found = [str(ip_address(host))]
+            addresses = [str(ip_address(host))]
         except ValueError:
             try:
-                found = await self._resolve(host, _port(url))
+                addresses = await self._resolve(host, _port(url))
             except (OSError, UnicodeError):
-                found = []
-        if not found or not all(address in self._exempt or is_public(address) for address in found):
-            logger.info("a URL of host %r was refused; its addresses are %s", host, found)
+                addresses = []
+        if not addresses or not all(
+            address in self._exempt or is_public(address) for address in addresses
+        ):
+            logger.info("a URL of host %r was refused; its addresses are %s", host, addresses)
             raise InvalidRequest("the URL's host is unknown, or has an address that is not public")
-        return found
+        return addresses
 
     async def _read(self, answer: httpx.Response) -> bytes:
         if answer.status_code != 200:
             raise InvalidInput(f"the URL was answered with status {answer.status_code}")
         encoding = answer.headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in (
-            "",
-            "identity",
-        ):  # nobody asked for it, and what it unpacks to has no bound
+        if encoding not in ("", "identity"):
+            # It was not asked for, and the size after decompression has no bound.
             raise InvalidInput(
                 "the image at the URL came compressed, although that was not asked for"
             )
@@ -218,7 +223,7 @@ class Fetcher:
             logger.info("fetching broke off after %d bytes: %s", size, error)
             raise InvalidInput("the image at the URL broke off") from None
         if not size:
-            raise InvalidInput("there are no bytes at the URL")
+            raise InvalidInput("the answer of the URL has no bytes")
         return b"".join(chunks)
 
     def _too_large(self) -> TooLarge:
@@ -226,37 +231,41 @@ class Fetcher:
 
 
 def parse(text: str, ports: Collection[int], what: str = "the URL") -> httpx.URL:
-    """The URL, taken apart, without its fragment. Raises `InvalidRequest` for what is not taken; addresses are looked at later.
+    """Parse a URL, without its fragment. Raises `InvalidRequest` for one that is not accepted.
 
-    What comes out is used for everything that follows, so it does not matter whether others would have read the text differently.
+    Addresses are checked later. The result is used for everything that follows, so it does not
+    matter whether other parsers would read the text differently.
     """
     if len(text) > MAX_URL_CHARACTERS:
         raise InvalidRequest(f"{what} has more than {MAX_URL_CHARACTERS} characters")
     if not text.isascii() or not text.isprintable() or " " in text or "\\" in text:
         raise InvalidRequest(
-            f"{what} holds characters that belong into none: percent-encode them, and write the host in ASCII (punycode)"
+            f"{what} has characters that are not allowed in URLs: percent-encode them, and write "
+            "the host in ASCII (punycode)"
         )
     try:
         url = httpx.URL(text)
         host = url.raw_host.decode("ascii")
     except (httpx.InvalidURL, ValueError):
-        raise InvalidRequest(f"{what} can't be read as one") from None
+        raise InvalidRequest(f"{what} is not a valid URL") from None
     if url.scheme not in ("http", "https"):
-        raise InvalidRequest(f"{what} is not of http or https")
+        raise InvalidRequest(f"{what} has another scheme than http and https")
     if not host:
         raise InvalidRequest(f"{what} names no host")
     if re.match(r"[^/?#]*//[^/?#]*@", text):  # an empty one, too
-        raise InvalidRequest(f"{what} holds a user name or password, which is not taken")
+        raise InvalidRequest(f"{what} has a user name or password, which is not accepted")
     if _port(url) not in ports:
-        raise InvalidRequest(
-            f"{what} has port {_port(url)}, taken are {', '.join(map(str, sorted(ports)))} (url_ports)"
-        )
+        allowed = ", ".join(map(str, sorted(ports)))
+        raise InvalidRequest(f"{what} has port {_port(url)}, expected {allowed} (url_ports)")
     _check_host(host, what)
     return url.copy_with(fragment=None)
 
 
 def _check_host(host: str, what: str) -> None:
-    """An address in its standard form, or a name. Not 127.1, 0x7f.1, 2130706433 or 0177.0.0.1, which resolvers take for addresses."""
+    """Raise `InvalidRequest` unless the host is a name, or an address in its standard form.
+
+    So 127.1, 0x7f.1, 2130706433 and 0177.0.0.1, which resolvers take for addresses, are refused.
+    """
     try:
         ip_address(host)
     except ValueError:

@@ -1,8 +1,10 @@
-"""The hot routes: `/predict/{pipeline}` and `/predict/{pipeline}/batch`, and all of `/v2` (v2/), as plain ASGI.
+"""Predict requests, and the short way to them: `/predict/{pipeline}`, `/predict/{pipeline}/batch`
+and all of `/v2` (v2/) are plain ASGI.
 
-`HotRoutes` stands innermost among the app's middleware, in front of FastAPI's exception middleware and router only: whatever middleware
-the app or its host has sees these requests like all others, and the router's reflection does not touch them. `Predict` is also what the
-ordinary routes of `create_router` exchange.
+`HotRoutes` is the innermost middleware of the app: only FastAPI's exception middleware and router
+are inside it. So the middleware of the app and of its host see these requests like all others, and
+the reflection of the router does not touch them. The ordinary routes of `create_router` call
+`Predict` too.
 """
 
 from __future__ import annotations
@@ -41,11 +43,13 @@ logger = logging.getLogger("penstock.http")
 PREDICT_PREFIX = "/predict/"
 _JSON = (b"content-type", b"application/json")
 _CLIENT_LEFT_STATUS = 499
-"""nginx's status for it. Nobody reads the answer; but a host's middleware that waits for one would take none for a failure."""
+"""nginx's status for a client that left. It reads no answer, but a host's middleware may wait for
+one, and would take its absence for a failure.
+"""
 
 
 class Pipelines(Protocol):
-    """Where pipelines are found by name (`repository.py`)."""
+    """The pipelines by name, such as a `Repository`."""
 
     @property
     def pipelines(self) -> dict[str, Pipeline]: ...
@@ -53,11 +57,13 @@ class Pipelines(Protocol):
 
 
 Fetch = Callable[[str, float | None], Awaitable[bytes]]
-"""Fetches an image by its URL, within so many seconds (`fetch.py`)."""
+"""Fetches the image at a URL within a number of seconds (`fetch.py`)."""
 
 
 class HotRoutes:
-    """ASGI middleware: predict requests go to `predict`, those below /v2 to `protocol`, all else to `app`."""
+    """ASGI middleware that sends predict requests to `predict`, those below /v2 to `protocol`, and
+    all others to `app`.
+    """
 
     def __init__(self, app: ASGIApp, predict: Predict, protocol: ASGIApp) -> None:
         self.app = app
@@ -65,9 +71,9 @@ class HotRoutes:
         self.protocol = protocol
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = predict_route(scope)
-        if found is not None:
-            await self.predict(scope, receive, send, *found)
+        route = predict_route(scope)
+        if route is not None:
+            await self.predict(scope, receive, send, *route)
         elif is_protocol(scope):
             await self.protocol(scope, receive, send)
         else:
@@ -75,7 +81,10 @@ class HotRoutes:
 
 
 def predict_route(scope: Scope) -> tuple[str, bool] | None:
-    """The pipeline that a predict request names, and whether it brings several images; None for every other request."""
+    """Return the name of a predict request's pipeline, and whether it brings several images.
+
+    None for every other request.
+    """
     if scope["type"] != "http" or scope["method"] not in ("POST", "PUT"):
         return None
     path: str = scope["path"]
@@ -91,21 +100,20 @@ def predict_route(scope: Scope) -> tuple[str, bool] | None:
 
 
 class _PredictExchange(Exchange):
-    """A predict request: what the watch knows of it, and what its headers say."""
+    """A predict request as the watch knows it, with what its headers say."""
 
     __slots__ = ("accept", "content_type", "deadline", "length", "priority", "request_id", "traced")
 
     def __init__(self, scope: Scope, receive: Receive, loop: asyncio.AbstractEventLoop) -> None:
-        # Exchange's fields are set here, not by a call: this is the hot path
+        # The fields of Exchange are set here, not by a call: this is the hot path.
         self.receive = receive
         self.task = cast("asyncio.Task[None]", asyncio.current_task(loop))
         self.started = loop.time()
         self.runs = ()
         self.timed_out = False
         self.helper = None
-        headers: dict[bytes, bytes] = dict(
-            scope["headers"]
-        )  # one pass; of a repeated one the last counts
+        # One pass. Of a repeated header the last one counts.
+        headers: dict[bytes, bytes] = dict(scope["headers"])
         get = headers.get
         self.content_type = get(b"content-type")
         self.length = get(b"content-length")
@@ -119,7 +127,10 @@ class _PredictExchange(Exchange):
 
 
 class Predict:
-    """Answers predict requests: reads the body, submits, waits, renders. Every failure is answered by the table in `errors.py`."""
+    """Answers predict requests: reads the body, submits, waits, renders.
+
+    The table in `errors.py` decides how a failure is answered.
+    """
 
     def __init__(
         self, pipelines: Pipelines, settings: Settings, fetch: Fetch | None = None
@@ -134,11 +145,10 @@ class Predict:
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, name: str, many: bool
     ) -> None:
-        """One request. `many`: several images, each answered by a result or a problem."""
+        """Answer one request. `many`: of several images, each gets a result or a problem."""
         loop = asyncio.get_running_loop()
-        if (
-            loop is not self._loop
-        ):  # an app is served by one loop at a time; what an earlier one left has ended with it
+        if loop is not self._loop:
+            # One loop at a time serves an app. What an earlier one left has ended with it.
             self._loop = loop
             self._watch = Watch(self._settings.body_timeout)
         exchange = _PredictExchange(scope, receive, loop)
@@ -167,7 +177,7 @@ class Predict:
             if form == "raw":
                 images: Sequence[bytes] = (_whole(body, many),)
             else:
-                found = await images_of(
+                content = await images_of(
                     body,
                     form,
                     exchange.content_type or b"",
@@ -175,13 +185,13 @@ class Predict:
                     limit=self._settings.max_images,
                 )
                 images = (
-                    (await self._fetched(found, pipeline, exchange, loop),)
-                    if isinstance(found, Link)
-                    else found
+                    (await self._fetched(content, pipeline, exchange, loop),)
+                    if isinstance(content, Link)
+                    else content
                 )
             if exchange.deadline is not None:
                 timeout = _seconds_left(exchange.deadline, loop.time() - exchange.started)
-            if pipeline.state != "ready":  # replaced while the body came: the new one answers
+            if pipeline.state != "ready":  # replaced during the upload: the new one answers
                 pipeline = self._pipelines.get(name)
             if many:
                 answer = await self._answer_many(pipeline, images, timeout, priority, exchange)
@@ -219,7 +229,8 @@ class Predict:
         except asyncio.CancelledError:
             if exchange.timed_out and not exchange.task.uncancel():
                 late = InvalidRequest(
-                    f"the body did not arrive within {self._settings.body_timeout:g} s (body_timeout)"
+                    f"the body did not arrive within {self._settings.body_timeout:g} s "
+                    "(body_timeout)"
                 )
                 status, headers, answer = problem(late, exchange.request_id)
             elif exchange.task.cancelling():
@@ -237,7 +248,8 @@ class Predict:
                 )
             more = {} if trace is None else {"trace": trace.steps}
             status, headers, answer = problem(error, exchange.request_id, **more)
-        finally:  # before anything but events is sent: a client that reads slowly is not one that uploads slowly
+        finally:
+            # Before anything except events is sent: reading slowly is not uploading slowly.
             self._watch.end(exchange)
             for work in exchange.runs:
                 work.leave()
@@ -248,12 +260,17 @@ class Predict:
         await send({"type": "http.response.body", "body": answer})
 
     def _trace(self, scope: Scope, wanted: bytes, many: bool) -> Trace | None:
-        """Where the request's steps are noted, if its Penstock-Trace says so and whoever sent it may see them."""
+        """Make the request's trace; None if `wanted`, its Penstock-Trace, is 0.
+
+        Raises `Forbidden` or `Unauthorized` if the client may not see one, `InvalidRequest`.
+        """
         if wanted == b"0":
             return None
         check_trace(scope, self._settings)
         if wanted != b"1" or many:
-            raise InvalidRequest("Penstock-Trace is 1, for a request of one image, or 0")
+            raise InvalidRequest(
+                "Penstock-Trace is malformed: expected 0, or 1 with a request of one image"
+            )
         return Trace()
 
     async def _fetched(
@@ -263,17 +280,22 @@ class Predict:
         exchange: _PredictExchange,
         loop: asyncio.AbstractEventLoop,
     ) -> bytes:
-        """What a URL leads to. It takes of the deadline that the client asked for, as an upload does, and ends when the client leaves."""
+        """Fetch the image at a URL.
+
+        The time counts towards the client's deadline, as that of an upload does. The fetch ends
+        when the client leaves.
+        """
         if self._fetch is None:
             raise InvalidRequest(
-                "images by URL are not taken here: the operator has not allowed them (allow_url)"
+                "images by URL are off: the operator has not allowed them (allow_url); "
+                "send the image itself"
             )
         left = pipeline.config.timeout
         if exchange.deadline is not None:
             left = min(left, _seconds_left(exchange.deadline, loop.time() - exchange.started))
         fetching = _Fetching(self._fetch(url, left))
         exchange.runs = (fetching,)
-        if exchange.helper is not None:  # the body came slowly; its timer is not for this
+        if exchange.helper is not None:  # a timer of a slow upload, which is over
             exchange.listen()
         return await fetching.task
 
@@ -285,13 +307,14 @@ class Predict:
         priority: int | None,
         exchange: _PredictExchange,
     ) -> bytes:
-        """Each image is an item of its own: what is refused or fails is a problem in its place.
+        """Answer several images. Each is an item of its own; if it is refused or fails, a problem
+        stands in its place.
 
-        Where no image was let in, the request is: raises why.
+        Raises the error of the first image if none was admitted.
         """
         outcomes: list[Submission | Exception] = []
         runs: list[Submission] = []
-        exchange.runs = runs  # whatever happens from here on, they are left
+        exchange.runs = runs  # so that the caller leaves them, whatever happens from here on
         for index, image in enumerate(images):
             try:
                 run = pipeline.submit_nowait(
@@ -321,7 +344,10 @@ class Predict:
 
 
 class _Fetching:
-    """The fetching of an image, as what the watch drops when the client leaves: a task of its own, for the request's goes on to say so."""
+    """The fetch of an image, as work that the watch drops when the client leaves.
+
+    It is a task of its own, because the request's task goes on to answer.
+    """
 
     def __init__(self, fetching: Awaitable[bytes]) -> None:
         self.task = asyncio.ensure_future(fetching)
@@ -331,41 +357,53 @@ class _Fetching:
 
 
 def _whole(body: bytes, many: bool) -> bytes:
-    """The body as it is, for one image."""
+    """Return the body as the one image. Raises `UnsupportedMedia`, `InvalidRequest`."""
     if many:
         raise UnsupportedMedia(
-            "several images come as multipart/form-data (field 'images') or as JSON {\"images\": [base64, …]}"
+            "several images must come as multipart/form-data (field 'images') or as JSON "
+            '{"images": [base64, …]}'
         )
     if not body:
-        raise InvalidRequest("the body is empty; it should be the image")
+        raise InvalidRequest("the body is empty: expected an image")
     return body
 
 
 def _seconds_left(deadline: bytes, elapsed: float) -> float:
-    """Of a Penstock-Deadline-Ms that counts from the request's first byte."""
+    """Parse Penstock-Deadline-Ms, which counts from the first byte of the request.
+
+    Returns the seconds that are left after `elapsed` ones. Raises `InvalidRequest`,
+    `DeadlineExceeded`.
+    """
     try:
         milliseconds = float(deadline)
     except ValueError:
         milliseconds = -1.0
     if not 0 < milliseconds < float("inf"):
-        raise InvalidRequest("Penstock-Deadline-Ms is a positive number of milliseconds")
+        raise InvalidRequest(
+            "Penstock-Deadline-Ms is malformed: expected a positive number of milliseconds"
+        )
     seconds = milliseconds / 1000 - elapsed
     if seconds <= 0:
-        raise DeadlineExceeded("the deadline passed before the body had arrived")
+        raise DeadlineExceeded("the deadline passed before the body arrived")
     return seconds
 
 
 def _priority(value: bytes) -> int:
     if not value.isdigit() or len(value) > 9:
-        raise InvalidRequest("Penstock-Priority is a whole number, 1 is the highest")
+        raise InvalidRequest(
+            "Penstock-Priority is malformed: expected a whole number, of which 1 is the highest"
+        )
     return int(value)
 
 
 def server_timing(run: Submission) -> bytes:
-    """The `Server-Timing` header: for each node the milliseconds in its queue and on its executor, and the rows of the batch."""
-    if (
-        type(run) is Run and run.stages is None and (batch := run.batch) is not None
-    ):  # one node: no list, no tuple
+    """Make the `Server-Timing` header.
+
+    It has, for each node, the milliseconds in its queue and on its executor, and the rows of the
+    batch.
+    """
+    if type(run) is Run and run.stages is None and (batch := run.batch) is not None:
+        # One node, the usual case: no list, no tuple.
         return _timing(
             batch.node, batch.started - run.enqueued, batch.ended - batch.started, batch.size
         )
@@ -373,6 +411,8 @@ def server_timing(run: Submission) -> bytes:
 
 
 def _timing(node: str, queue: float, seconds: float, size: int) -> bytes:
-    return f'queue.{node};dur={queue * 1000:.3f}, run.{node};dur={seconds * 1000:.3f};desc="batch {size}"'.encode(
-        "latin-1", "replace"
+    text = (
+        f"queue.{node};dur={queue * 1000:.3f}, "
+        f'run.{node};dur={seconds * 1000:.3f};desc="batch {size}"'
     )
+    return text.encode("latin-1", "replace")

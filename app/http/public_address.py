@@ -1,4 +1,4 @@
-"""Which addresses are of the public internet. What `fetch.py` may connect to."""
+"""The addresses of the public internet, the only ones that `fetch.py` connects to."""
 
 from __future__ import annotations
 
@@ -30,16 +30,21 @@ PRIVATE_4 = tuple(
         ),
     )
 )
-"""The IANA special-purpose registry (RFC 6890 and later), written down: Python's `is_global` has changed between its minor versions."""
+"""The IANA special-purpose registry (RFC 6890 and later). Written out, because Python's `is_global`
+has changed between minor versions.
+"""
 
 UNICAST_6 = IPv6Network("2000::/3")
-"""All that is assigned as global. Outside are ::1, ::ffff:0:0/96 (IPv4-mapped), 64:ff9b::/96 (NAT64), fc00::, fe80::, ff00::"""
+"""All that is assigned as global unicast. Outside are ::1, ::ffff:0:0/96 (IPv4-mapped),
+64:ff9b::/96 (NAT64), fc00::, fe80:: and ff00::.
+"""
 
 PRIVATE_6 = tuple(
     map(
         IPv6Network,
         (
-            "2001::/23",  # protocol assignments: Teredo (which carries an IPv4 address), benchmarking, ORCHID
+            # IETF protocol assignments: Teredo (it carries an IPv4 address), benchmarking, ORCHID
+            "2001::/23",
             "2001:db8::/32",
             "2002::/16",  # 6to4, which carries an IPv4 address
             "2620:4f:8000::/48",
@@ -50,18 +55,19 @@ PRIVATE_6 = tuple(
 
 
 def is_public(address: str) -> bool:
-    """Whether an address, in its standard form, is one of the public internet."""
+    """Return whether an address, in its standard form, belongs to the public internet."""
     try:
-        found = ip_address(address)
+        parsed = ip_address(address)
     except ValueError:
         return False
-    if isinstance(found, IPv4Address):
-        return not any(found in network for network in PRIVATE_4)
-    return found.scope_id is None and found in UNICAST_6 and not _is_special(found)
+    if isinstance(parsed, IPv4Address):
+        return not any(parsed in network for network in PRIVATE_4)
+    return parsed.scope_id is None and parsed in UNICAST_6 and not _is_special(parsed)
 
 
 def _is_special(address: IPv6Address) -> bool:
     if any(address in network for network in PRIVATE_6):
         return True
-    # ISATAP (RFC 5214): any prefix, then 0:5efe or 200:5efe, then an IPv4 address to which a router would tunnel
+    # ISATAP (RFC 5214): any prefix, then 0:5efe or 200:5efe, then an IPv4 address to which a router
+    # would tunnel.
     return address.packed[8:12] in (b"\x00\x00\x5e\xfe", b"\x02\x00\x5e\xfe")

@@ -42,7 +42,9 @@ def to_json(fields: Any) -> bytes:
         ) from None
 
 
-def write_item(item: Item, run: Submission, pipeline: Pipeline, trace: Trace | None = None) -> bytes:
+def write_item(
+    item: Item, run: Submission, pipeline: Pipeline, trace: Trace | None = None
+) -> bytes:
     """Write the final item of `run`, or of one of its parts, as JSON.
 
     Raises `BackendError` for a value that has no JSON form. The request has failed then, even where

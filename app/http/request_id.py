@@ -1,4 +1,4 @@
-"""The request id: what the client sent in X-Request-Id, if it is fit to be logged and sent back; else a new one."""
+"""Request ids: the client's X-Request-Id if it is fit to be logged and returned, else a new one."""
 
 from __future__ import annotations
 
@@ -16,22 +16,28 @@ _counter = count(1)
 
 
 def new_request_id() -> str:
-    """Unique over processes by its random prefix, and cheap: one random read a process, not one a request."""
+    """Make an id that is unique across processes, by the random prefix of this one.
+
+    It is cheap: random bytes are read once a process, not once a request.
+    """
     return f"{_PREFIX}-{next(_counter):x}"
 
 
 def choose_request_id(sent: bytes | None) -> str:
-    """`sent` where it is 1 to 128 visible ASCII characters: a longer or stranger one would only carry trouble into logs."""
+    """Return `sent` if it is 1 to 128 visible ASCII characters, else a new id.
+
+    A longer or stranger one would only carry trouble into logs.
+    """
     return sent.decode("ascii") if sent is not None and _FIT.fullmatch(sent) else new_request_id()
 
 
 def request_id_of(scope: Any) -> str:
-    """The id of an ASGI request, the same one however often it is asked for."""
-    found = scope.get("penstock.request_id")
-    if found is None:
+    """Return the id of an ASGI request, the same at every call."""
+    known = scope.get("penstock.request_id")
+    if known is None:
         headers: Iterable[tuple[bytes, bytes]] = scope.get("headers", ())
-        found = scope["penstock.request_id"] = choose_request_id(
+        known = scope["penstock.request_id"] = choose_request_id(
             next((value for key, value in headers if key == b"x-request-id"), None)
         )
-    request_id: str = found
+    request_id: str = known
     return request_id

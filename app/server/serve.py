@@ -37,9 +37,9 @@ they close it first and never send a request into a closing connection.
 """
 
 SWITCH_INTERVAL_SECONDS = 0.0005
-"""How long an executor that comes back from native code waits, at most, for the GIL of a thread that
-computes in Python; it does several times an image. With 12 decoding threads on 16 processors, 0.5 ms
-gives a sixth more images than Python's 5 ms. A shorter interval costs small requests.
+"""How long an executor that comes back from native code waits, at most, for the GIL of a thread
+that computes in Python; it does several times an image. With 12 decoding threads on 16 processors,
+0.5 ms gives a sixth more images than Python's 5 ms. A shorter interval costs small requests.
 """
 
 
@@ -76,6 +76,7 @@ class Server(uvicorn.Server):
         self._repository = repository
         self._settings = settings
         self._stopping = False
+        self._ended = False
         self._started_at = time.monotonic()
         self._loop: asyncio.AbstractEventLoop  # from `serve` on
         self._loading: asyncio.Task[None]  # from `startup` on
@@ -96,6 +97,17 @@ class Server(uvicorn.Server):
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             logger.info("listening on %s, docs on %s/docs", address, address)
+        if self._ended:
+            self._loop.call_soon(self._end)
+
+    def _end(self) -> None:
+        """Make uvicorn shut down.
+
+        Not during `startup`: uvicorn 0.30 to 0.40, at least, would return without closing its
+        sockets.
+        """
+        self._ended = True
+        self.should_exit = self.started
 
     async def _load(self) -> None:
         try:
@@ -114,7 +126,7 @@ class Server(uvicorn.Server):
             logger.info("ready after %.1f s: %s", time.monotonic() - self._started_at, names)
             return
         self.exit_code = 1
-        self.should_exit = True
+        self._end()
 
     def _repository_changed(self) -> None:
         tune_process()  # a new pipeline may have imported OpenCV
@@ -154,7 +166,7 @@ class Server(uvicorn.Server):
         await self._repository.close(self._settings.drain_timeout)
         # The time left to write to slow clients; at least a second, for the answers just made.
         self.config.timeout_graceful_shutdown = max(1, math.ceil(ends - time.monotonic()))
-        self.should_exit = True
+        self._end()
 
 
 def collect_and_freeze() -> None:

@@ -1,8 +1,14 @@
-"""uvicorn's HTTP protocol, but head and body of an answer leave in one write, heads of requests are bounded in size and time, and an offer
-to upgrade costs no request its body.
+"""`HttpProtocol`: uvicorn's protocol class for HTTP/1.1, with three changes.
 
-uvicorn writes them one after the other, and so does the loop: two system calls and two packets for an answer of a few hundred bytes.
-Each costs 4 to 5 µs, a tenth of what a small request costs in all (docs/explanation/performance.md).
+The head and the body of an answer leave in one write. Heads of requests are bounded in size and in
+time. An offer to upgrade does not cost a request its body.
+
+uvicorn writes head and body one after the other, and so does the loop: two system calls and two
+packets for an answer of a few hundred bytes. Each costs 4 to 5 µs, a tenth of all that a small
+request costs (docs/explanation/performance.md).
+
+The class overrides methods of uvicorn's that are not documented. So pyproject.toml names the
+versions that were tried, and tests/app/server/test_uvicorn_protocol.py lists what is overridden.
 """
 
 from __future__ import annotations
@@ -14,31 +20,39 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 JOIN_BELOW_BYTES = 1 << 16
-"""Bytes from which a body is not copied to stand behind its head: both are handed over, and the loop gathers them."""
-
+"""Bodies smaller than this are copied behind their head. Of a larger one both are handed over, and
+the loop gathers them.
+"""
 
 MAX_HEAD_BYTES = 1 << 19
-"""Bytes that may come with none of a body among them: of a head, of trailers, of extensions of chunks. More than the loop reads at once."""
+"""How much may come without a byte of a body: of a head, of trailers, of extensions of chunks.
+It is more than the loop reads at once.
+"""
 
 HEAD_TIMEOUT_SECONDS = 30.0
-"""Seconds that a client has for a request's head, from its first byte; for the first of a connection from the beginning."""
+"""How long a client may take for the head of a request, from its first byte; for the first request
+of a connection, from the beginning of the connection.
+"""
 
-_HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_HEAD_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"content-length: 0\r\n"
+    b"connection: close\r\n"
+    b"\r\n"
+)
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Given to `uvicorn.Config(http=...)`."""
+    """For `uvicorn.Config(http=HttpProtocol)`."""
 
     _in_head = False
     _in_message = False
-    _since_body = 0  # bytes
+    _since_body = 0  # bytes since the last byte of a body
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(HeadHolder(transport, self.loop))  # type: ignore[arg-type]
-        self._head_timer = self.loop.call_later(
-            HEAD_TIMEOUT_SECONDS, self.timeout_keep_alive_handler
-        )
+        self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
@@ -53,13 +67,19 @@ class HttpProtocol(HttpToolsProtocol):
         self._since_body = 0
         super().on_body(body)
 
+    def _start_head_timer(self) -> None:
+        self._head_timer = self.loop.call_later(
+            HEAD_TIMEOUT_SECONDS, self.timeout_keep_alive_handler
+        )
+
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
-    # Java's HttpClient and `curl --http2` offer HTTP/2 with a request (`Upgrade: h2c`). A server may ignore that (RFC 9110, 7.8), but
-    # httptools takes what follows such a head for the other protocol: the body would be lost. So it is read again, without the offer.
+    # Java's HttpClient and `curl --http2` offer HTTP/2 with a request (`Upgrade: h2c`). A server
+    # may ignore that (RFC 9110, 7.8), but httptools takes what follows such a head for HTTP/2: the
+    # body would be lost. So the head is parsed again, without the offer.
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -78,22 +98,22 @@ class HttpProtocol(HttpToolsProtocol):
                 self.data_received(head + data[upgrade.args[0] :])
 
     def _check_progress(self, size: int) -> None:
-        """A request has not come to its end with these bytes."""
+        """Bound a request that has not ended with the `size` bytes that came just now."""
         self._since_body += size
         if self._since_body > MAX_HEAD_BYTES:
             self.logger.warning(
-                "a request's head, or its trailers, are larger than %d bytes", MAX_HEAD_BYTES
+                "the head of a request, or its trailers, exceed %d bytes: connection closed",
+                MAX_HEAD_BYTES,
             )
             if self._in_head and (self.cycle is None or self.cycle.response_complete):
                 self.transport.write(_HEAD_TOO_LARGE)
             self.transport.close()
         elif self._in_head and self._head_timer is None:
-            self._head_timer = self.loop.call_later(
-                HEAD_TIMEOUT_SECONDS, self.timeout_keep_alive_handler
-            )
+            self._start_head_timer()
 
     def on_chunk_header(self) -> None:
-        # Called for chunked bodies only. Chunks that come together are one message to the app, which can't count them.
+        # Called for chunked bodies only. Chunks that arrive together are one message to the app,
+        # which so can't count them.
         scope: Any = self.scope
         scope["penstock.chunks"] = scope.get("penstock.chunks", 0) + 1
 
@@ -102,7 +122,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_head_timer()
         if not self.parser.should_upgrade():
             super().on_headers_complete()
-            self.headers = []  # the scope has its own; what comes now are trailers, which must not be taken for headers (RFC 9110, 6.5.1)
+            # The scope has the list. The parser adds trailers to this one, and they must not be
+            # taken for headers (RFC 9110, 6.5.1).
+            self.headers = []
 
     def on_message_complete(self) -> None:
         self._in_message = False
@@ -115,24 +137,24 @@ class HttpProtocol(HttpToolsProtocol):
         self.send_400_response(message)
 
     def _head_without_offer(self) -> bytes:
+        offers = {b"upgrade", b"http2-settings"}
         lines = [b"%s %s HTTP/1.1" % (self.parser.get_method(), self.url)]
         for name, value in self.headers:
             if name == b"connection":
                 kept = [
-                    each
-                    for each in value.split(b",")
-                    if each.strip().lower() not in {b"upgrade", b"http2-settings"}
+                    option for option in value.split(b",") if option.strip().lower() not in offers
                 ]
                 lines += [b"connection: " + b",".join(kept)] if kept else []
-            elif name not in {b"upgrade", b"http2-settings"}:
+            elif name not in offers:
                 lines.append(name + b": " + value)
         return b"\r\n".join([*lines, b"", b""])
 
 
 class HeadHolder:
-    """A transport that keeps a response's head back until its body comes, at most to the end of this iteration of the loop.
+    """A transport that holds the head of a response until its body is written.
 
-    The end of the iteration is for answers whose body comes later (streams): their clients must not wait for the head.
+    It holds it at most to the end of this iteration of the loop: clients of an answer whose body
+    comes later (a stream) must not wait for the head.
     """
 
     __slots__ = ("_head", "_loop", "_transport", "is_closing")
@@ -141,9 +163,8 @@ class HeadHolder:
         self._transport = transport
         self._loop = loop
         self._head: bytes | None = None
-        self.is_closing = (
-            transport.is_closing
-        )  # asked at every request; all else goes by __getattr__
+        # Called at every request, so it spares __getattr__, by which all else goes.
+        self.is_closing = transport.is_closing
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

@@ -1,28 +1,44 @@
-"""Real servers for tests: `running(app)` in a thread of this process, `spawn(...)` as the command line in a process of its own."""
+"""Fixtures for tests over HTTP: an app served by uvicorn in a thread, `penstock …` as a process, and
+the model of examples/.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
 import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.importer import import_from_string
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DIGITS = EXAMPLES / "digits" / "digits.toml"
 
 
 @contextlib.contextmanager
-def serving(app: Any, loop: Any = "uvloop", http: Any = "httptools", **options: Any) -> Any:
-    """An httpx client of the app, served by uvicorn on a free port."""
+def serving(
+    app: ASGIApp,
+    loop: Literal["uvloop", "asyncio"] = "uvloop",
+    http: Any = "httptools",
+    **options: Any,
+) -> Iterator[httpx.Client]:
+    """Serve an app by uvicorn on a free port. Yields an httpx client of it.
+
+    `http`: uvicorn's name of its protocol class, or ours as `module:Class` or the class itself.
+    """
+    if isinstance(http, str) and ":" in http:
+        http = import_from_string(http)  # the oldest uvicorn of our range does not do this itself
     config = uvicorn.Config(
         app, port=0, loop=loop, http=http, ws="none", lifespan="on", log_config=None, **options
     )
@@ -30,13 +46,13 @@ def serving(app: Any, loop: Any = "uvloop", http: Any = "httptools", **options: 
     started = threading.Event()
     startup = server.startup
 
-    async def announce(sockets: Any = None) -> None:
+    async def announce(sockets: list[socket.socket] | None = None) -> None:
         try:
             await startup(sockets)
         finally:
             started.set()
 
-    server.startup = announce
+    server.startup = announce  # type: ignore[method-assign]  # a hook that uvicorn lacks
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -53,7 +69,7 @@ def serving(app: Any, loop: Any = "uvloop", http: Any = "httptools", **options: 
 class Process:
     """`penstock …` as a process, with the lines of its standard error."""
 
-    def __init__(self, *arguments: Any, **environment: Any) -> None:
+    def __init__(self, *arguments: object, **environment: str) -> None:
         command = [sys.executable, "-W", "error", "-m", "penstock", *map(str, arguments)]
         settings = {
             name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")
@@ -61,26 +77,30 @@ class Process:
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=settings
         )
-        self.lines = []
+        self.lines: list[str] = []
 
-    def wait_for(self, pattern: Any) -> Any:
-        """The first line of the log that matches, now or later: two that come at about the same time may come in either order."""
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Return the first line of the log that matches, whether it has come or is still to come.
+
+        So two lines that come at about the same time may be waited for in either order.
+        """
         for line in chain(tuple(self.lines), self._more()):
-            if found := re.search(pattern, line):
-                return found
+            if match := re.search(pattern, line):
+                return match
         raise AssertionError(f"it ended without {pattern!r}: {''.join(self.lines)}")
 
-    def _more(self) -> Any:
+    def _more(self) -> Iterator[str]:
+        assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line)
             yield line
 
-    def listening(self) -> Any:
-        """An httpx client, once it listens."""
+    def listening(self) -> httpx.Client:
+        """Wait until it listens. Return an httpx client."""
         return httpx.Client(base_url=self.wait_for(r"listening on (http://\S+),")[1], timeout=30)
 
-    def end(self, timeout: Any = 30) -> Any:
-        """Its exit code; the rest of the log is in `lines`."""
+    def end(self, timeout: float = 30) -> int:
+        """Wait for its end. Return its exit code; the rest of the log is in `lines`."""
         _, rest = self.process.communicate(timeout=timeout)
         self.lines += rest.splitlines(keepends=True)
         return self.process.returncode
@@ -92,33 +112,33 @@ def running() -> Any:
 
 
 @pytest.fixture
-def spawn() -> Any:
-    found = []
+def spawn() -> Iterator[Callable[..., Process]]:
+    processes: list[Process] = []
 
-    def start(*arguments: Any, **environment: Any) -> Any:
-        found.append(Process(*arguments, **environment))
-        return found[-1]
+    def start(*arguments: object, **environment: str) -> Process:
+        processes.append(Process(*arguments, **environment))
+        return processes[-1]
 
     yield start
-    for each in found:
-        if each.process.poll() is None:
-            each.process.kill()
-        each.process.communicate()
+    for process in processes:
+        if process.process.poll() is None:
+            process.process.kill()
+        process.process.communicate()
 
 
 @pytest.fixture(scope="session")
-def digits() -> Any:
+def digits() -> Path:
     return DIGITS
 
 
 @pytest.fixture(scope="session")
-def digit() -> Any:
+def digit() -> bytes:
     """A PNG of a three."""
     return (EXAMPLES / "digits" / "digit.png").read_bytes()
 
 
 @pytest.fixture(autouse=True)
-def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("PENSTOCK_"):
             monkeypatch.delenv(name)

@@ -339,7 +339,8 @@ def test_the_connection_serves_on(client: Any) -> None:
 def test_a_client_that_leaves_ends_the_node(running: Any, host: Any, data: Any) -> None:
     with running(host()) as client:
         with client.stream("POST", "/predict/raw", content=data, headers=EVENTS) as answer:
-            assert next(answer.iter_raw()).startswith(b'data: {"result":')
+            chunks = answer.iter_raw()  # kept: where it is collected, httpx closes the connection
+            assert next(chunks).startswith(b'data: {"result":')
             assert not SOURCE.ended.is_set()
         assert SOURCE.ended.wait(10)
         until(lambda: inside(client) == 0)

@@ -400,15 +400,15 @@ def test_a_batch_of_which_some_find_no_room(running: Any) -> None:
         (
             {"content": b'{"image": ', "headers": {"Content-Type": "application/json"}},
             400,
-            "no JSON",
+            "not valid JSON",
         ),
         (
             {"content": b"[" * 50_000, "headers": {"Content-Type": "application/json"}},
             400,
-            "no JSON",
+            "not valid JSON",
         ),
-        ({"content": b"", "headers": {"Content-Type": "application/json"}}, 400, "no JSON"),
-        ({"content": b'{"\xff": 1}'}, 400, "no JSON"),
+        ({"content": b"", "headers": {"Content-Type": "application/json"}}, 400, "not valid JSON"),
+        ({"content": b'{"\xff": 1}'}, 400, "not valid JSON"),
         ({"json": {}}, 400, "no 'image"),
         ({"json": {"IMAGE": ""}}, 400, "unknown key 'IMAGE'"),
         ({"files": {"picture": b"x"}}, 400, "unknown field 'picture'"),
@@ -451,9 +451,9 @@ def test_bad_bodies(client: Any, path: Any, sent: Any, status: Any, detail: Any)
     [
         ({"content": b""}, 400, "the body is empty"),
         ({}, 400, "the body is empty"),
-        ({"json": {"image": "a*b"}}, 400, "no base64"),
-        ({"json": {"image": "Zm9"}}, 400, "no base64"),
-        ({"json": {"image": "é"}}, 400, "no base64"),
+        ({"json": {"image": "a*b"}}, 400, "not valid base64"),
+        ({"json": {"image": "Zm9"}}, 400, "not valid base64"),
+        ({"json": {"image": "é"}}, 400, "not valid base64"),
         ({"json": {"image": 7}}, 400, "is a int, expected a base64 string"),
         ({"json": {"image": ["Zm91cg=="]}}, 400, "is a list"),
         ({"json": {"images": ["Zm91cg=="]}}, 400, "unknown key 'images'"),
@@ -472,7 +472,7 @@ def test_bad_bodies_of_one_image(client: Any, sent: Any, status: Any, detail: An
     [
         ({"content": b"raw", "headers": {"Content-Type": "image/png"}}, 415, "several images"),
         ({"content": b"raw"}, 415, "several images"),
-        ({"json": {"images": []}}, 400, "no image in the request"),
+        ({"json": {"images": []}}, 400, "the request has no image"),
         ({"json": {"images": "Zm91cg=="}}, 400, "is a str"),
         ({"json": {"images": ["Zm91cg==", "*"]}}, 400, "images[1]"),
         ({"json": {"images": ["Zm91cg=="] * 4}}, 413, "4 images, at most 3"),
@@ -577,7 +577,7 @@ def test_the_upload_counts_for_the_deadline(client: Any) -> None:
             passed_while_uploading(client, path),
             504,
             "deadline_exceeded",
-            "before the body had arrived",
+            "before the body arrived",
         )
     assert PROBE.seen == []
 

@@ -518,7 +518,7 @@ def test_bodies_are_bounded(served: Any) -> None:
     )
     assert (
         answer.startswith(b"HTTP/1.1 400")
-        and b"at most 8388608 are taken (max_body)" in answer
+        and b"at most 8388608 are accepted (max_body)" in answer
         and b"connection: close" in answer
     )
     answer = served.raw(*chunked("/v2/models/simple/infer", *[bytes(1 << 20)] * 10))
