@@ -554,6 +554,7 @@ def test_files_stay_while_a_pipeline_may_read_them(served: Any, temporary: Path)
     assert len(list(temporary.iterdir())) == 1
     assert server.post("/pipelines/scale/load", headers=HEADERS).status_code == 200
     client.unload_model("scale", headers=HEADERS)
+    assert "scale" not in states(client)
     assert server.post("/pipelines/scale/load", headers=HEADERS).status_code == 404
     client.get_model_metadata("echo")
     until(lambda: not gc.collect() and not list(temporary.iterdir()))
