@@ -19,8 +19,8 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
 
 from penstock.backends.errors import NotReady
 
@@ -71,6 +71,7 @@ class LoopThread:
             raise
 
     def post(self, call: PipeCall) -> None:
+        """Hand a call to the loop. A closed pipe ends it with `NotReady`."""
         self.inbox.append(call)
         # The call is appended before the flag is read, and `_drain` clears the flag before it reads
         # the inbox. So a call that finds the flag set is taken by the drain that is due.
@@ -101,9 +102,11 @@ class LoopThread:
             time.sleep(EXIT_SECONDS)
 
     def abandon(self, call: PipeCall) -> None:
+        """End a call whose thread stopped waiting for it."""
         self._ask(call.abandon)
 
     def check_process(self) -> None:
+        """Raise RuntimeError in a fork of the process that made the pipe."""
         if os.getpid() != self.pid:
             raise RuntimeError(
                 f"pipe {self.pipeline.name!r} was made in process {self.pid}, and this one "
@@ -157,7 +160,7 @@ class LoopThread:
     def is_current(self) -> bool:
         return threading.current_thread() is self._thread
 
-    def _ask(self, function: Any, *args: Any) -> None:
+    def _ask(self, function: Callable[..., object], *args: object) -> None:
         try:
             self.loop.call_soon_threadsafe(function, *args, context=self._context)
         except RuntimeError:  # the loop is closed, and `_refuse_all` ends the calls

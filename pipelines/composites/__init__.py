@@ -1,1 +1,1 @@
-"""Nodes that run other nodes: fan-out, Python logic, loops."""
+"""Nodes that wait for other nodes: fan-out and Python logic."""
