@@ -161,5 +161,7 @@ class NodeAdmission(Admission):
         return self._whole.draining
 
     @draining.setter
-    def draining(self, future: asyncio.Future[None] | None) -> None:
+    def draining(  # pyright: ignore[reportIncompatibleVariableOverride]  an attribute as a property
+        self, future: asyncio.Future[None] | None
+    ) -> None:
         self._whole.draining = future
