@@ -7,9 +7,11 @@ import json
 import os
 import socket
 import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import onnx
 import pytest
 import tritonclient.http
@@ -93,7 +95,10 @@ DATATYPES = [
 ]
 
 
-def tensor(dtype: Any = None, shape: Any = (-1, -1), **more: Any) -> Any:
+def tensor(
+    dtype: str | None = None, shape: Sequence[int] = (-1, -1), **more: Any
+) -> dict[str, Any]:
+    """Return the declaration of a tensor."""
     return (
         {"kind": "tensor", "dtype": dtype, "shape": shape, **more}
         if dtype
@@ -101,14 +106,21 @@ def tensor(dtype: Any = None, shape: Any = (-1, -1), **more: Any) -> Any:
     )
 
 
-def model(name: Any, inputs: Any, outputs: Any, backend: Any = "Identity", **node: Any) -> Any:
+def model(
+    name: str,
+    inputs: dict[str, Any],
+    outputs: dict[str, Any],
+    backend: str = "Identity",
+    **node: Any,
+) -> dict[str, Any]:
+    """Return the configuration of a pipeline of one node."""
     return {
         "pipeline": {"name": name, "inputs": inputs, "outputs": outputs},
         "node": {"backend": backend, **node},
     }
 
 
-def matmul(path: Any) -> None:
+def matmul(path: Path) -> None:
     """Write a model y = x @ [[1], [2]], z = x: two outputs, a batch of any size."""
     weights = helper.make_tensor("w", TensorProto.FLOAT, [2, 1], [1.0, 2.0])
     graph = helper.make_graph(
@@ -127,7 +139,8 @@ def matmul(path: Any) -> None:
 
 
 @pytest.fixture(scope="session")
-def sources(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Any:
+def sources(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> list[Any]:
+    """Return the sources of all models."""
     folder = tmp_path_factory.mktemp("models")
     ops = folder / "ops.py"
     ops.write_text(OPS)
@@ -212,19 +225,24 @@ def sources(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Any:
 class Served:
     """A running server. `http` is an httpx client of it."""
 
-    def __init__(self, http: Any) -> None:
+    def __init__(self, http: httpx.Client) -> None:
         self.http = http
         self.address = str(http.base_url).removeprefix("http://").rstrip("/")
 
     def infer(
-        self, name: Any, document: Any, *blobs: Any, length: Any = None, headers: Any = None
-    ) -> Any:
+        self,
+        name: str,
+        document: Any,
+        *blobs: bytes,
+        length: int | bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
         """POST a document and the bytes after it.
 
         `length` is the value of the length header, if it is not the true one.
         """
         text = document if isinstance(document, bytes) else json.dumps(document).encode()
-        sent = dict(headers or {})
+        sent: dict[str, Any] = dict(headers or {})
         if blobs or length is not None:
             sent["Inference-Header-Content-Length"] = (
                 length
@@ -235,7 +253,7 @@ class Served:
             f"/v2/models/{name}/infer", content=text + b"".join(blobs), headers=sent
         )
 
-    def refused(self, *args: Any, **more: Any) -> Any:
+    def refused(self, *args: Any, **more: Any) -> str:
         """Return the error of a request that is the client's fault."""
         answer = self.infer(*args, **more)
         assert answer.status_code == 400, (answer.status_code, answer.text[:500])
@@ -243,9 +261,10 @@ class Served:
             list(answer.json()) == ["error"]
             and answer.headers["content-type"] == "application/json"
         )
-        return answer.json()["error"]
+        error: str = answer.json()["error"]
+        return error
 
-    def raw(self, *pieces: Any, leave: Any = False) -> Any:
+    def raw(self, *pieces: bytes, leave: bool = False) -> bytes:
         """Send raw bytes, and return all that the server answers until it closes.
 
         The server may answer and close before it has all of them.
@@ -262,7 +281,7 @@ class Served:
             return answer
 
     @staticmethod
-    def simple(**more: Any) -> Any:
+    def simple(**more: Any) -> dict[str, Any]:
         """Return a request to `simple`, as JSON."""
         data = list(range(16))
         return {
@@ -275,20 +294,20 @@ class Served:
 
     @staticmethod
     def one(
-        datatype: Any,
-        shape: Any,
+        datatype: str,
+        shape: Sequence[int],
         data: Any = None,
-        size: Any = None,
-        name: Any = "INPUT0",
+        size: int | None = None,
+        name: str = "INPUT0",
         **more: Any,
-    ) -> Any:
+    ) -> dict[str, Any]:
         """Return a request with one input: JSON, or `size` bytes after it."""
         given = {"parameters": {"binary_data_size": size}} if size is not None else {"data": data}
         return {"inputs": [{"name": name, "shape": shape, "datatype": datatype, **given}], **more}
 
 
 @pytest.fixture(scope="session")
-def served(sources: Any, running: Any) -> Any:
+def served(sources: list[Any], running: Any) -> Iterator[Served]:
     """Run a server that has all models."""
     app = create_app(
         sources, settings=Settings(max_body=8 << 20, max_inflated=1 << 20, max_chunks=1000)
@@ -298,7 +317,8 @@ def served(sources: Any, running: Any) -> Any:
 
 
 @pytest.fixture
-def client(served: Any) -> Any:
+def client(served: Served) -> Iterator[Any]:
+    """Connect tritonclient to the server."""
     with tritonclient.http.InferenceServerClient(served.address) as client:
         yield client
 
@@ -310,7 +330,9 @@ def client_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     `client_run(package, *arguments)` is for a script or a module that needs the package.
     """
 
-    def run(package: Any, *arguments: Any, timeout: Any = 120, **environment: Any) -> Any:
+    def run(
+        package: str, *arguments: object, timeout: float = 120, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         check = (
             f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"
         )

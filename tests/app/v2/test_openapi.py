@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import pytest
@@ -12,9 +12,12 @@ from pydantic import SecretStr
 from penstock import create_app
 from penstock.app.settings import Settings
 
+if TYPE_CHECKING:
+    from tests.app.v2.conftest import Served
+
 
 @pytest.fixture(scope="module")
-def document(served: Any) -> Any:
+def document(served: Served) -> Any:
     document = served.http.get("/openapi.json").json()
     validate(document)
     return document
@@ -30,13 +33,13 @@ def check(document: Any, operation: Any, answer: Any) -> None:
 
 
 @pytest.mark.parametrize("model", ["simple", "digits", "text", "nope"])
-def test_answers_match_the_document(served: Any, document: Any, model: str) -> None:
+def test_answers_match_the_document(served: Served, document: Any, model: str) -> None:
     for path, methods in document["paths"].items():
         if path.startswith("/v2") and "get" in methods and "{region}" not in path:
             check(document, methods["get"], served.http.get(path.format(model=model, version="1")))
 
 
-def test_infer_matches_the_document(served: Any, document: Any) -> None:
+def test_infer_matches_the_document(served: Served, document: Any) -> None:
     infer = document["paths"]["/v2/models/{model}/infer"]["post"]
     request = {
         **infer["requestBody"]["content"]["application/json"]["schema"],
@@ -51,7 +54,9 @@ def test_infer_matches_the_document(served: Any, document: Any) -> None:
     check(document, infer, served.infer("simple", {"inputs": []}))
 
 
-def test_the_answer_to_an_unknown_encoding_matches_the_document(served: Any, document: Any) -> None:
+def test_the_answer_to_an_unknown_encoding_matches_the_document(
+    served: Served, document: Any
+) -> None:
     infer = document["paths"]["/v2/models/{model}/infer"]["post"]
     answer = served.infer("simple", served.simple(), headers={"Content-Encoding": "br"})
     assert answer.status_code == 501

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from fastapi import Depends, FastAPI, HTTPException
@@ -15,6 +15,9 @@ from penstock import create_app
 from penstock.app import create_router, lifespan
 from penstock.app.settings import Settings
 from penstock.app.v2.routes import REMEMBERED_PATHS
+
+if TYPE_CHECKING:
+    from tests.app.v2.conftest import Served
 
 TEXT = {
     "pipeline": {"name": "text", "inputs": {"data": {"kind": "text"}}},
@@ -37,19 +40,19 @@ REQUEST = {"inputs": [{"name": "data", "shape": [1], "datatype": "BYTES", "data"
         ("OPTIONS", "/v2/health/live", 405, "Method Not Allowed"),
     ],
 )
-def test_unknown_paths(served: Any, method: str, path: str, status: int, message: str) -> None:
+def test_unknown_paths(served: Served, method: str, path: str, status: int, message: str) -> None:
     answer = served.http.request(method, path)
     assert (answer.status_code, answer.json()) == (status, {"error": message})
     assert answer.headers["content-type"] == "application/json"
     assert status != 405 or answer.headers["allow"] in {"GET, HEAD", "POST"}
 
 
-def test_remembered_routes_check_the_method(served: Any) -> None:
+def test_remembered_routes_check_the_method(served: Served) -> None:
     answer = served.http.get("/v2/models/nope")
     assert answer.status_code == 400 and "www-authenticate" not in answer.headers
 
 
-def test_head_answers_like_get_without_a_body(served: Any) -> None:
+def test_head_answers_like_get_without_a_body(served: Served) -> None:
     answer = served.http.head("/v2/health/live")
     assert (
         answer.status_code == 200
@@ -68,7 +71,7 @@ def test_not_ready(running: Any) -> None:
         assert answer.json()["ready"] is False and "lifespan" in answer.json()["error"]
 
 
-def test_answers_repeat_the_clients_request_id(served: Any) -> None:
+def test_answers_repeat_the_clients_request_id(served: Served) -> None:
     for path in ("/v2", "/v2/nope"):
         assert (
             served.http.get(path, headers={"X-Request-Id": "mine"}).headers["x-request-id"]
@@ -80,7 +83,7 @@ def test_answers_repeat_the_clients_request_id(served: Any) -> None:
     )
 
 
-def test_a_connection_stays_open_after_a_body_that_was_read(served: Any) -> None:
+def test_a_connection_stays_open_after_a_body_that_was_read(served: Served) -> None:
     answers = [
         served.infer("text", REQUEST),
         served.infer("simple", served.simple(id="x" * 300_000)),
@@ -93,7 +96,7 @@ def test_a_connection_stays_open_after_a_body_that_was_read(served: Any) -> None
     assert served.http.post("/v2/nope", content=bytes(300_000)).headers["connection"] == "close"
 
 
-def test_paths_that_only_begin_with_v2_are_not_the_protocols(served: Any) -> None:
+def test_paths_that_only_begin_with_v2_are_not_the_protocols(served: Served) -> None:
     assert served.http.get("/v2x").json()["code"] == "not_found"
 
 
@@ -197,7 +200,7 @@ def test_middleware_of_the_host_sees_the_requests(running: Any) -> None:
     assert "/v2/models/text/infer" in seen
 
 
-def test_more_paths_than_are_remembered(served: Any) -> None:
+def test_more_paths_than_are_remembered(served: Served) -> None:
     """Each path finds its own model, whatever was forgotten meanwhile."""
     for number in range(REMEMBERED_PATHS + 10):
         answer = served.http.get(f"/v2/models/absent_{number}/config")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -31,6 +31,9 @@ from tritonclient.utils import InferenceServerException, shared_memory
 from penstock import create_app
 from penstock.app import lifespan
 from penstock.app.settings import Settings
+
+if TYPE_CHECKING:
+    from tests.app.v2.conftest import Served
 
 ADMIN = {"Authorization": "Bearer adm1n"}
 QUERY = {"caller": "a b&c", "n": 1}
@@ -203,7 +206,7 @@ async def test_every_method_of_the_asyncio_client(address: Any, region: str) -> 
         assert call.left() == set()
 
 
-def test_greenlets(served: Any) -> None:
+def test_greenlets(served: Served) -> None:
     arrays = [np.full((1 + index % 2, 3), index, np.float32) for index in range(24)]
     with InferenceServerClient(served.address, concurrency=12) as client:
         asked = [
@@ -224,7 +227,7 @@ def test_greenlets(served: Any) -> None:
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
 async def test_compression_of_greenlets_and_of_the_asyncio_client(
-    served: Any, algorithm: str
+    served: Served, algorithm: str
 ) -> None:
     options: dict[str, Any] = {
         "request_compression_algorithm": algorithm,
@@ -251,7 +254,7 @@ async def test_compression_of_greenlets_and_of_the_asyncio_client(
 )
 @pytest.mark.parametrize("algorithm", [None, "gzip", "deflate"])
 def test_bodies_that_the_client_makes_and_reads_without_sending(
-    served: Any, client: Any, algorithm: str | None
+    served: Served, client: Any, algorithm: str | None
 ) -> None:
     """A benchmark or another HTTP library can send them."""
     array = np.arange(2048, dtype=np.int32).reshape(1, -1)
@@ -278,7 +281,7 @@ def test_bodies_that_the_client_makes_and_reads_without_sending(
         np.testing.assert_array_equal(result.as_numpy("OUTPUT0"), array)
 
 
-def test_a_request_without_any_binary_data_has_no_length(served: Any) -> None:
+def test_a_request_without_any_binary_data_has_no_length(served: Served) -> None:
     body, size = InferenceServerClient.generate_request_body(
         [given("data", np.array([b"hello"], np.object_), "BYTES", binary=False)],
         [InferRequestedOutput("result", binary_data=False)],
@@ -315,7 +318,7 @@ def test_an_input_can_be_used_again_with_another_shape(client: Any) -> None:
         )
 
 
-async def test_errors_have_the_servers_status_and_message(served: Any) -> None:
+async def test_errors_have_the_servers_status_and_message(served: Served) -> None:
     message = "inference input 'INPUT1' data-type is 'FP32', but model 'simple' expects 'INT32'"
     wrong = [given("INPUT0"), given("INPUT1", ARRAY.astype(np.float32), "FP32")]
     with (

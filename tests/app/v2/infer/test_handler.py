@@ -11,7 +11,7 @@ import json
 import struct
 import zlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import ml_dtypes
@@ -24,6 +24,9 @@ from tritonclient.utils import InferenceServerException, deserialize_bytes_tenso
 
 from penstock import create_app
 from penstock.app import lifespan
+
+if TYPE_CHECKING:
+    from tests.app.v2.conftest import Served
 
 DATATYPES = [
     "BOOL",
@@ -114,13 +117,13 @@ def test_every_datatype_but_halves_comes_as_json(client: Any, datatype: Any) -> 
 
 
 @pytest.mark.parametrize("datatype", ["FP16", "BF16"])
-def test_halves_as_json_are_refused(served: Any, datatype: str) -> None:
+def test_halves_as_json_are_refused(served: Served, datatype: str) -> None:
     assert f"receiving {datatype} data via JSON is not supported" in served.refused(
         f"identity_{datatype}", served.one(datatype, [1, 1], [1.0])
     )
 
 
-def test_bf16_is_rounded_to_the_nearest(served: Any, client: Any) -> None:
+def test_bf16_is_rounded_to_the_nearest(served: Served, client: Any) -> None:
     halves = struct.pack(
         "<4H", 0x3F80, 0x7FC0, 0xFF80, 0x0001
     )  # 1, NaN, -inf, the smallest subnormal
@@ -136,7 +139,7 @@ def test_bf16_is_rounded_to_the_nearest(served: Any, client: Any) -> None:
     np.testing.assert_array_equal(answer.as_numpy("Y"), numbers.astype(ml_dtypes.bfloat16))
 
 
-def test_nan_and_infinity_in_json_both_ways(served: Any) -> None:
+def test_nan_and_infinity_in_json_both_ways(served: Served) -> None:
     text = (
         b'{"inputs":[{"name":"INPUT0","shape":[1,4],"datatype":"FP32",'
         b'"data":[NaN,Infinity,-Infinity,1.5]}]}'
@@ -145,7 +148,7 @@ def test_nan_and_infinity_in_json_both_ways(served: Any) -> None:
     assert answer.status_code == 200 and '"data":[NaN,Infinity,-Infinity,1.5]' in answer.text
 
 
-def test_nested_lists_are_read_like_flat_ones(served: Any) -> None:
+def test_nested_lists_are_read_like_flat_ones(served: Served) -> None:
     for data in ([[[1, 2, 3, 4]] * 3] * 2, [1, 2, 3, 4] * 6, [[1, 2], [3, 4]] * 6):
         answer = served.infer("volume", served.one("FP32", [2, 3, 1, 4], data, name="X"))
         assert answer.json()["outputs"][0]["data"] == [1.0, 2.0, 3.0, 4.0] * 6
@@ -174,7 +177,7 @@ def test_mixed_inputs_and_outputs(client: Any) -> None:
         np.testing.assert_array_equal(answer.as_numpy("OUTPUT1"), first - second)
 
 
-def test_without_requested_outputs_all_are_answered(client: Any, served: Any) -> None:
+def test_without_requested_outputs_all_are_answered(client: Any, served: Served) -> None:
     answer, total, difference = add_sub(client)
     np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), total)
     np.testing.assert_array_equal(answer.as_numpy("OUTPUT1"), difference)
@@ -203,7 +206,7 @@ def test_a_request_of_many_rows_is_one_item_and_requests_share_batches(client: A
         add_sub(client, rows=9)
 
 
-async def test_aio_clients_share_batches(served: Any) -> None:
+async def test_aio_clients_share_batches(served: Served) -> None:
     async with tritonclient.http.aio.InferenceServerClient(served.address) as client:
         assert (
             await client.is_server_live()
@@ -235,7 +238,7 @@ def test_an_image_pipeline_takes_bytes(client: Any, digit: bytes) -> None:
         client.infer("digits", [given(np.array([b"no image"], np.object_), "BYTES", "data")])
 
 
-def test_text_and_other_values(served: Any) -> None:
+def test_text_and_other_values(served: Served) -> None:
     assert served.infer("text", served.one("BYTES", [1], ["grüße"], name="data")).json()[
         "outputs"
     ] == [{"name": "result", "datatype": "BYTES", "shape": [1], "data": ["GRÜSSE"]}]
@@ -252,7 +255,7 @@ def test_text_and_other_values(served: Any) -> None:
     )
 
 
-def test_strings_of_a_tensor_are_text(served: Any) -> None:
+def test_strings_of_a_tensor_are_text(served: Served) -> None:
     answer = served.infer("loud", served.one("BYTES", [2], ["grüße", ""], name="X"))
     assert answer.json()["outputs"] == [
         {"name": "Y", "datatype": "BYTES", "shape": [2], "data": ["grüße!", "!"]}
@@ -262,9 +265,11 @@ def test_strings_of_a_tensor_are_text(served: Any) -> None:
     )
 
 
-def test_unnamed_arrays_are_numbered(served: Any) -> None:
-    def outputs(*names: Any) -> Any:
-        more = {"outputs": [{"name": name} for name in names]} if names else {}
+def test_unnamed_arrays_are_numbered(served: Served) -> None:
+    def outputs(*names: str) -> list[tuple[str, list[int]]]:
+        more: dict[str, Any] = {}
+        if names:
+            more["outputs"] = [{"name": name} for name in names]
         return [
             (output["name"], output["data"])
             for output in served.infer(
@@ -324,7 +329,7 @@ async def test_a_body_may_arrive_in_any_pieces() -> None:
 
 
 @pytest.mark.parametrize("padding", range(8))
-def test_tensors_are_views_of_the_body(served: Any, padding: int) -> None:
+def test_tensors_are_views_of_the_body(served: Served, padding: int) -> None:
     sizes = {"A": ("FP64", 40), "B": ("FP32", 20)}
     document: dict[str, Any] = {
         "inputs": [
@@ -360,7 +365,7 @@ def test_nan_and_infinity_come_as_json(client: Any, datatype: str) -> None:
     np.testing.assert_array_equal(answer.as_numpy("OUTPUT0").astype(float), array.astype(float))
 
 
-def test_raw_requests_are_one_tensor(served: Any) -> None:
+def test_raw_requests_are_one_tensor(served: Served) -> None:
     array = np.arange(24, dtype=np.float32).reshape(1, 3, 2, 4)
     answer = served.infer("volume", b"", array.tobytes(), length=0)
     size = int(answer.headers["inference-header-content-length"])
@@ -382,7 +387,7 @@ def test_raw_requests_are_one_tensor(served: Any) -> None:
     )
 
 
-def test_parameters_reach_the_item(client: Any, served: Any) -> None:
+def test_parameters_reach_the_item(client: Any, served: Served) -> None:
     array = np.array([[1.0, 2.0]])
     answer = client.infer("scaled", [given(array, "FP64", "data")], parameters={"factor": 3})
     assert answer.as_numpy("result").tolist() == [[3.0, 6.0]]
@@ -404,7 +409,7 @@ def test_parameters_reach_the_item(client: Any, served: Any) -> None:
     )
 
 
-def test_the_number_of_parameters_is_bounded(served: Any) -> None:
+def test_the_number_of_parameters_is_bounded(served: Served) -> None:
     assert (
         served.infer(
             "simple", served.simple(parameters={f"p{index}": 1 for index in range(1024)})
@@ -417,7 +422,7 @@ def test_the_number_of_parameters_is_bounded(served: Any) -> None:
     assert message == "the request has 1025 parameters, at most 1024 are accepted"
 
 
-def test_a_parameter_may_not_have_the_name_of_an_output(served: Any) -> None:
+def test_a_parameter_may_not_have_the_name_of_an_output(served: Served) -> None:
     message = served.refused("simple", served.simple(parameters={"OUTPUT0": 5}))
     assert message == "parameter 'OUTPUT0' is reserved: it can't be set by a request"
 
@@ -436,7 +441,7 @@ def test_pipelines_without_priorities_ignore_them(client: Any) -> None:
         )
 
 
-def test_classification(client: Any, served: Any) -> None:
+def test_classification(client: Any, served: Served) -> None:
     array = np.array([[0.5, np.nan, 0.25], [-1.0, 3.0, 3.0]], np.float32)
     answer = client.infer(
         "scores", [given(array, "FP32", "X")], outputs=[InferRequestedOutput("Y", class_count=2)]
@@ -462,7 +467,7 @@ def test_classification(client: Any, served: Any) -> None:
         )
 
 
-def test_classification_is_bounded(served: Any) -> None:
+def test_classification_is_bounded(served: Served) -> None:
     wanted = {"outputs": [{"name": "Y", "parameters": {"classification": 1}}]}
     best = served.infer(
         "any",
@@ -486,7 +491,7 @@ def test_compression_both_ways(client: Any, algorithm: str) -> None:
     np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), total)
 
 
-def test_answers_are_compressed_if_that_pays(served: Any) -> None:
+def test_answers_are_compressed_if_that_pays(served: Served) -> None:
     numbers = served.one("INT32", [1, 5000], [7] * 5000)
     both = {"Accept-Encoding": "gzip, deflate, br"}
     assert (
@@ -527,7 +532,7 @@ def test_answers_are_compressed_if_that_pays(served: Any) -> None:
     assert "content-encoding" not in answer.headers and answer.content.endswith(noise)
 
 
-def test_compressed_requests_are_bounded_and_whole(served: Any) -> None:
+def test_compressed_requests_are_bounded_and_whole(served: Served) -> None:
     text = json.dumps(served.simple()).encode()
     for body, encoding, message in (
         (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,6 +14,9 @@ from penstock.app.v2.models.model import Models
 from penstock.app.v2.shared_memory import SharedMemory
 from penstock.pipelines.config.load import load
 from penstock.pipelines.repository import Repository
+
+if TYPE_CHECKING:
+    from tests.app.v2.conftest import Served
 
 TENSOR = {"kind": "tensor", "dtype": "FP32", "shape": [-1, 2]}
 
@@ -157,7 +160,7 @@ async def test_the_number_of_layouts_is_bounded(models: Any) -> None:
     assert 0 < len(model.layouts) <= LAYOUTS_PER_MODEL
 
 
-def test_the_server_answers_from_the_bytes_of_each_request(served: Any) -> None:
+def test_the_server_answers_from_the_bytes_of_each_request(served: Served) -> None:
     fields = served.one("FP32", [2, 2], size=16) | {"parameters": {"binary_data_output": True}}
     for number in range(3):
         blob = np.full(4, number, np.float32).tobytes()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if TYPE_CHECKING:
+    from tests.app.v2.conftest import Served
+
 
 @pytest.fixture(autouse=True)
-def still_serves(served: Any) -> Any:
+def still_serves(served: Served) -> Any:
     yield
     assert served.infer("simple", served.simple()).status_code == 200
 
@@ -43,7 +46,7 @@ def chunked(path: Any, *chunks: Any) -> Any:
         b'{"inputs":null}',
     ],
 )
-def test_malformed_requests(served: Any, document: bytes) -> None:
+def test_malformed_requests(served: Served, document: bytes) -> None:
     served.refused("simple", document)
 
 
@@ -112,7 +115,7 @@ def test_malformed_requests(served: Any, document: bytes) -> None:
         ({"parameters": 7}, "Unable to parse 'parameters'"),
     ],
 )
-def test_malformed_inputs(served: Any, change: Any, message: str) -> None:
+def test_malformed_inputs(served: Served, change: Any, message: str) -> None:
     document = served.simple()
     first, second = document["inputs"]
     order = [second, first | change] if change.get("name") == "INPUT1" else [first | change, second]
@@ -181,11 +184,11 @@ def test_malformed_inputs(served: Any, change: Any, message: str) -> None:
         ),
     ],
 )
-def test_malformed_parameters_and_outputs(served: Any, more: Any, message: str) -> None:
+def test_malformed_parameters_and_outputs(served: Served, more: Any, message: str) -> None:
     assert message in served.refused("simple", served.simple(**more))
 
 
-def test_unknown_regions_of_shared_memory(served: Any) -> None:
+def test_unknown_regions_of_shared_memory(served: Served) -> None:
     part = {"shared_memory_region": "r", "shared_memory_byte_size": 64}
     document = served.simple()
     document["inputs"][0] = {
@@ -201,7 +204,7 @@ def test_unknown_regions_of_shared_memory(served: Any) -> None:
         }
 
 
-def test_missing_inputs_are_named(served: Any) -> None:
+def test_missing_inputs_are_named(served: Served) -> None:
     document = served.simple()
     assert served.refused("simple", {"inputs": document["inputs"][:1]}) == (
         "expected 2 inputs but got 1 inputs for model 'simple'. Got input(s) ['INPUT0'], "
@@ -210,7 +213,7 @@ def test_missing_inputs_are_named(served: Any) -> None:
     )
 
 
-def test_shapes_of_models_without_a_batch(served: Any) -> None:
+def test_shapes_of_models_without_a_batch(served: Served) -> None:
     def message(shape: Any) -> Any:
         return served.refused("scaled", served.one("FP64", shape, [1.0] * 4, name="data"))
 
@@ -231,7 +234,7 @@ def test_shapes_of_models_without_a_batch(served: Any) -> None:
         ][0]["data"] == ["X"]
 
 
-def test_raw_requests_that_a_model_can_not_take(served: Any) -> None:
+def test_raw_requests_that_a_model_can_not_take(served: Served) -> None:
     assert served.refused("any", b"", bytes(4), length=0) == (
         "raw input needs the datatype and shape of input 'X', which model 'any' does not declare"
     )
@@ -239,7 +242,7 @@ def test_raw_requests_that_a_model_can_not_take(served: Any) -> None:
     assert "has [-1, -1]" in served.refused("planes", b"", bytes(4), length=0)
 
 
-def test_a_model_without_inputs_can_not_run(served: Any) -> None:
+def test_a_model_without_inputs_can_not_run(served: Served) -> None:
     for _ in range(2):
         assert (
             served.refused("none", {"inputs": []})
@@ -251,7 +254,7 @@ def test_a_model_without_inputs_can_not_run(served: Any) -> None:
     assert "model 'none' has 0" in served.refused("none", b"", b"1234", length=0)
 
 
-def test_unknown_models_and_versions(served: Any) -> None:
+def test_unknown_models_and_versions(served: Served) -> None:
     for name, message in (
         ("nope", "Request for unknown model: 'nope' is not found"),
         ("simple/versions/99", "Request for unknown model: 'simple' version 99 is not found"),
@@ -282,7 +285,7 @@ def test_unknown_models_and_versions(served: Any) -> None:
         ("64", bytes(64), "must be an unsigned 64-bit integer"),
     ],
 )
-def test_wrong_binary_sizes(served: Any, size: Any, sent: bytes, message: str) -> None:
+def test_wrong_binary_sizes(served: Served, size: Any, sent: bytes, message: str) -> None:
     assert message in served.refused("identity_FP32", served.one("FP32", [1, 16], size=size), sent)
 
 
@@ -302,13 +305,13 @@ def test_wrong_binary_sizes(served: Any, size: Any, sent: bytes, message: str) -
         "²",
     ],
 )
-def test_wrong_header_lengths(served: Any, length: str) -> None:
+def test_wrong_header_lengths(served: Served, length: str) -> None:
     assert "inference header size should be in range (0, " in served.refused(
         "simple", served.simple(), b"", length=length.encode()
     )
 
 
-def test_a_header_length_that_cuts_the_json(served: Any) -> None:
+def test_a_header_length_that_cuts_the_json(served: Served) -> None:
     served.refused("simple", served.simple(), length=10)
 
 
@@ -316,7 +319,7 @@ def test_a_header_length_that_cuts_the_json(served: Any) -> None:
     "shape", [[2**32, 2**32], [1, 2**62], [2**64 - 1, 2], [1, 2**63, 2, 0], [1] * 100]
 )
 @pytest.mark.parametrize("datatype", ["FP32", "BYTES", "BOOL"])
-def test_shapes_that_overflow(served: Any, shape: Any, datatype: str) -> None:
+def test_shapes_that_overflow(served: Served, shape: Any, datatype: str) -> None:
     for document, blobs in (
         (served.one(datatype, shape, size=4, name="X"), [bytes(4)]),
         (served.one(datatype, shape, [0], name="X"), []),
@@ -324,7 +327,7 @@ def test_shapes_that_overflow(served: Any, shape: Any, datatype: str) -> None:
         served.refused("any", document, *blobs)
 
 
-def test_errors_of_shapes_that_overflow(served: Any) -> None:
+def test_errors_of_shapes_that_overflow(served: Served) -> None:
     assert (
         "causes total element count to exceed maximum size of 18446744073709551615"
         in served.refused("any", served.one("UINT8", [2**32, 2**32], [], name="X"))
@@ -335,7 +338,7 @@ def test_errors_of_shapes_that_overflow(served: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["text", "any", "volume"])
-def test_shapes_of_many_dimensions(served: Any, name: str) -> None:
+def test_shapes_of_many_dimensions(served: Served, name: str) -> None:
     message = served.refused(
         name,
         served.one("BYTES", [2**64 - 1] * 100_000, ["x"], name="data" if name == "text" else "X"),
@@ -344,7 +347,7 @@ def test_shapes_of_many_dimensions(served: Any, name: str) -> None:
     assert len(message) < 1000
 
 
-def test_shapes_without_elements_that_no_array_has(served: Any) -> None:
+def test_shapes_without_elements_that_no_array_has(served: Served) -> None:
     served.refused("any", served.one("FP32", [0, 2**62, 2**62], [], name="X"))
     assert served.infer("any", served.one("FP32", [0, 7], [], name="X")).json()["outputs"][0][
         "shape"
@@ -363,14 +366,14 @@ def test_shapes_without_elements_that_no_array_has(served: Any) -> None:
         strings(b"aaaa") + b"\x01\x00",
     ],
 )
-def test_strings_with_wrong_lengths(served: Any, blob: Any) -> None:
+def test_strings_with_wrong_lengths(served: Served, blob: Any) -> None:
     message = served.refused("identity_BYTES", served.one("BYTES", [1, 2], size=len(blob)), blob)
     assert (
         message == "unexpected number of string elements for inference input 'INPUT0', expecting 2"
     )
 
 
-def test_numbers_beyond_their_datatype(served: Any) -> None:
+def test_numbers_beyond_their_datatype(served: Served) -> None:
     for datatype, low, high in (
         ("UINT8", 0, 255),
         ("INT8", -128, 127),
@@ -392,7 +395,7 @@ def test_numbers_beyond_their_datatype(served: Any) -> None:
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "1" + "0" * 400, "1" + "0" * 5000])
 @pytest.mark.parametrize("beside", ["0", "NaN"])
-def test_numbers_beyond_a_double_are_refused(served: Any, number: str, beside: str) -> None:
+def test_numbers_beyond_a_double_are_refused(served: Served, number: str, beside: str) -> None:
     text = json.dumps(served.one("FP32", [1, 2], [])).replace("[]", f"[{beside}, {number}]")
     message = served.refused("identity_FP32", text.encode())
     assert (
@@ -401,7 +404,7 @@ def test_numbers_beyond_a_double_are_refused(served: Any, number: str, beside: s
     )
 
 
-def test_bytes_that_are_not_text_can_not_be_answered_as_json(served: Any) -> None:
+def test_bytes_that_are_not_text_can_not_be_answered_as_json(served: Served) -> None:
     blob = strings(b"\xff")
     assert "ask for binary data" in served.refused(
         "identity_BYTES", served.one("BYTES", [1, 1], size=len(blob)), blob
@@ -409,7 +412,7 @@ def test_bytes_that_are_not_text_can_not_be_answered_as_json(served: Any) -> Non
 
 
 @pytest.mark.parametrize("more", [{}, {"other": float("nan")}])
-def test_lone_surrogates_are_refused(served: Any, more: Any) -> None:
+def test_lone_surrogates_are_refused(served: Served, more: Any) -> None:
     for document in (
         served.simple(id="\ud800", **more),
         served.simple(parameters={"\udfff": "x"}, **more),
@@ -422,13 +425,13 @@ def test_lone_surrogates_are_refused(served: Any, more: Any) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig", "latin-1"])
-def test_json_must_be_utf8(served: Any, encoding: str) -> None:
+def test_json_must_be_utf8(served: Served, encoding: str) -> None:
     for more in ({}, {"other": float("nan")}):
         text = json.dumps(served.simple(id="é", **more), ensure_ascii=False).encode(encoding)
         assert "failed to parse the request JSON buffer" in served.refused("simple", text)
 
 
-def test_errors_quote_the_client_only_in_part(served: Any) -> None:
+def test_errors_quote_the_client_only_in_part(served: Served) -> None:
     for document in (
         served.one("FP32", [1], [1], name="n" * 100_000),
         {"inputs": [{"name": "n"}] * 10_000},
@@ -437,7 +440,7 @@ def test_errors_quote_the_client_only_in_part(served: Any) -> None:
 
 
 @pytest.mark.parametrize("brackets", ["[]", "{}"])
-def test_the_depth_of_json_is_bounded(served: Any, brackets: str) -> None:
+def test_the_depth_of_json_is_bounded(served: Served, brackets: str) -> None:
     def nested(levels: Any) -> Any:  # together with the levels of the request around it
         inside = (
             "[" * levels + "]" * levels
@@ -461,7 +464,7 @@ def test_the_depth_of_json_is_bounded(served: Any, brackets: str) -> None:
     assert served.infer("simple", with_brackets).json()["id"] == with_brackets["id"]
 
 
-def test_the_depth_of_an_input_that_is_json_is_bounded(served: Any) -> None:
+def test_the_depth_of_an_input_that_is_json_is_bounded(served: Served) -> None:
     assert (
         served.infer(
             "json", served.one("BYTES", [1], ["[" * 100 + "]" * 100], name="data")
@@ -474,7 +477,7 @@ def test_the_depth_of_an_input_that_is_json_is_bounded(served: Any) -> None:
         )
 
 
-def test_the_depth_is_bounded_beside_nan(served: Any) -> None:
+def test_the_depth_is_bounded_beside_nan(served: Served) -> None:
     text = b'{"more": NaN, "deep": ' + b"[" * 250_000 + b"]" * 250_000 + b"}"
     assert (
         served.refused("simple", text) == "JSON nesting depth exceeds maximum allowed limit (100)"
@@ -486,11 +489,11 @@ def test_the_depth_is_bounded_beside_nan(served: Any) -> None:
     "text",
     [b'"' + rb"\"" * 200_000, b'"' + rb"\"" * 200_000 + b"\\", b'"\\' * 200_000, b'"' * 399_999],
 )
-def test_strings_that_do_not_end_take_linear_time(served: Any, text: bytes) -> None:
+def test_strings_that_do_not_end_take_linear_time(served: Served, text: bytes) -> None:
     served.refused("simple", b"[" * 101 + text)
 
 
-def test_chunks_are_counted(served: Any) -> None:
+def test_chunks_are_counted(served: Served) -> None:
     text = json.dumps(served.simple()).encode()
     pieces = [text[index : index + 1] for index in range(len(text))]
     assert len(pieces) < 1000
@@ -503,7 +506,7 @@ def test_chunks_are_counted(served: Any) -> None:
     assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
 
 
-def test_trailers_do_not_count_as_headers(served: Any) -> None:
+def test_trailers_do_not_count_as_headers(served: Served) -> None:
     text = json.dumps(served.simple()).encode()
     head, chunk, _ = chunked("/v2/models/simple/infer", text)
     answer = served.raw(
@@ -512,7 +515,7 @@ def test_trailers_do_not_count_as_headers(served: Any) -> None:
     assert answer.startswith(b"HTTP/1.1 200") and b"trailer" not in answer
 
 
-def test_bodies_are_bounded(served: Any) -> None:
+def test_bodies_are_bounded(served: Served) -> None:
     answer = served.raw(
         b"POST /v2/models/simple/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n"
     )
@@ -525,7 +528,7 @@ def test_bodies_are_bounded(served: Any) -> None:
     assert answer == b"" or (answer.startswith(b"HTTP/1.1 400") and b"(max_body)" in answer)
 
 
-def test_a_client_that_leaves_during_its_upload(served: Any) -> None:
+def test_a_client_that_leaves_during_its_upload(served: Served) -> None:
     served.raw(
         b"POST /v2/models/simple/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{",
         leave=True,
