@@ -259,7 +259,7 @@ class Node:
             self._loop.call_soon(self.refuse_queued, reason, context=self._context)
 
     def discard(self, entry: Entry) -> None:
-        """The caller left: drop the entry if it still queues here."""
+        """Drop an entry whose caller left, if it still queues here."""
         if self.scheduler.discard(entry):
             self.statistics.outcomes["cancelled"] += 1
             self._changed()  # an entry that queued after it may fit now
@@ -287,6 +287,7 @@ class Node:
             self._change.set_result(None)
 
     def _decide(self, now: float) -> None:
+        """Start the batches that may start now, and set the timer for the next decision."""
         if self.closed:
             return
         try:

@@ -174,7 +174,7 @@ class Run(Entry):
     def fail(self, error: BaseException) -> None:
         if not self.future.done():
             self.future.set_exception(error)
-        self._leave(kind_of_failure(error))
+        self.leave(kind_of_failure(error))
 
     def timings(self) -> list[Stage]:
         stages = self.stages or []
@@ -198,9 +198,6 @@ class Run(Entry):
         return self.enqueued if self.stages is None else self.stages[0][1]
 
     def leave(self, failure: str = "cancelled") -> None:
-        self._leave(failure)
-
-    def _leave(self, failure: str) -> None:
         admission = self.admission
         if admission is not None:
             self.admission = None

@@ -89,7 +89,7 @@ AFTER_DELIVERY = [
 async def test_when_the_executor_is_started_again(
     monkeypatch: pytest.MonkeyPatch, short: float, then: list[str]
 ) -> None:
-    """After a long batch before its results are delivered; after a short one at the end of that
+    """After a long batch: before its results are delivered. After a short one: at the end of that
     iteration of the loop.
     """
     monkeypatch.setattr("penstock.pipelines.node.node.SHORT_BATCH_SECONDS", short)
