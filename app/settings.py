@@ -142,7 +142,7 @@ class Settings(BaseSettings):
 
 
 class AccessRule(NamedTuple):
-    """What a group of APIs asks for. An empty `header`: the group is off."""
+    """The header and secret that a group of APIs asks for; without a header the group is off."""
 
     header: str = ""
     secret: bytes = b""

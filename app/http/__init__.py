@@ -1,1 +1,1 @@
-"""Answer predict requests: what any request needs, from its path to its rendered answer."""
+"""HTTP: predict requests, and what every request needs, from its path to its rendered answer."""

@@ -8,7 +8,7 @@ import asyncio
 import binascii
 import logging
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import inf
 from typing import Any, Literal
 
@@ -30,8 +30,8 @@ loop.
 """
 
 MAX_DISCARDED_BYTES = 1 << 18
-"""How much of a refused body is read and thrown away to keep the connection. Go's server reads as
-much.
+"""The most of a refused body that is read and thrown away to keep the connection. Go's server reads
+as much.
 """
 
 MAX_PART_HEADER_BYTES = 8192
@@ -164,11 +164,14 @@ async def images_of(
 
     Raises `InvalidRequest`, `TooLarge` for too many.
     """
-    parse: Callable[..., list[bytes] | Link] = _from_json if form == "json" else _from_multipart
-    arguments = (body, many, limit) if form == "json" else (body, content_type, many, limit)
+    parse: Callable[[], list[bytes] | Link]
+    if form == "json":
+        parse = partial(_from_json, body, many, limit)
+    else:
+        parse = partial(_from_multipart, body, content_type or b"", many, limit)
     if len(body) >= PARSE_OFF_LOOP_BYTES:
-        return await asyncio.to_thread(parse, *arguments)
-    return parse(*arguments)
+        return await asyncio.to_thread(parse)
+    return parse()
 
 
 def _from_json(body: bytes, many: bool, limit: int) -> list[bytes] | Link:

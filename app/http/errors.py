@@ -52,7 +52,7 @@ class LoadFailed(PenstockError):  # noqa: N818
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How an error is answered."""
+    """The statuses by which one code is answered, here and below /v2."""
 
     http: int
     protocol: int
@@ -75,7 +75,7 @@ STATUSES: dict[str, Status] = {
     "method_not_allowed": Status(405, 405, example="Method Not Allowed"),
     "too_large": Status(413, 400, example="the body is larger than 67108864 bytes"),
     "unsupported_media": Status(415, 415, example="the media type text/html is not understood"),
-    "invalid_input": Status(422, 400, example="this is no image that can be decoded"),
+    "invalid_input": Status(422, 400, example="the image can't be decoded"),
     "config": Status(
         422,
         400,

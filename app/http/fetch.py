@@ -42,7 +42,7 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 MAX_REDIRECTS = 3
 MAX_ADDRESSES = 3
-"""How many addresses of one host are tried."""
+"""Of one host."""
 CONNECT_TIMEOUT_SECONDS = 3.0
 """For each address."""
 MAX_CONCURRENT_FETCHES = 64

@@ -180,7 +180,7 @@ class Predict:
                 content = await images_of(
                     body,
                     form,
-                    exchange.content_type or b"",
+                    exchange.content_type,
                     many=many,
                     limit=self._settings.max_images,
                 )

@@ -18,7 +18,7 @@ import orjson
 from penstock.backends.text import encodable
 
 FIELDS = ("request_id", "pipeline", "node")
-"""What a record may carry besides its message, in this order."""
+"""The fields of a record besides its message, in the order in which they are written."""
 
 # Control characters (line ends, terminal sequences), Unicode's line ends, characters that reverse
 # the direction of text, lone surrogates.

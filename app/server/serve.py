@@ -32,13 +32,13 @@ from .uvicorn_protocol import HttpProtocol
 logger = logging.getLogger("penstock.serve")
 
 KEEP_ALIVE_SECONDS = 75
-"""How long an idle connection stays open: longer than the 60 s of most proxies and clients, so that
-they close it first and never send a request into a closing connection.
+"""The time that an idle connection stays open. It is longer than the 60 s of most proxies and
+clients, so that they close first, and never send a request into a closing connection.
 """
 
 SWITCH_INTERVAL_SECONDS = 0.0005
-"""How long an executor that comes back from native code waits, at most, for the GIL of a thread
-that computes in Python; it does several times an image. With 12 decoding threads on 16 processors,
+"""The longest wait of an executor that comes back from native code for the GIL of a thread that
+computes in Python; it waits several times an image. With 12 decoding threads on 16 processors,
 0.5 ms gives a sixth more images than Python's 5 ms. A shorter interval costs small requests.
 """
 

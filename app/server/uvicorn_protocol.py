@@ -20,18 +20,18 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 JOIN_BELOW_BYTES = 1 << 16
-"""Bodies smaller than this are copied behind their head. Of a larger one both are handed over, and
-the loop gathers them.
+"""A smaller body is copied to its head, for one write. With a larger one the loop gets both pieces,
+and gathers them.
 """
 
 MAX_HEAD_BYTES = 1 << 19
-"""How much may come without a byte of a body: of a head, of trailers, of extensions of chunks.
+"""The most that may come without a byte of a body: of a head, of trailers, of extensions of chunks.
 It is more than the loop reads at once.
 """
 
 HEAD_TIMEOUT_SECONDS = 30.0
-"""How long a client may take for the head of a request, from its first byte; for the first request
-of a connection, from the beginning of the connection.
+"""The time that a client has for the head of a request. It runs from the first byte of the head;
+for the first request of a connection, from the beginning of the connection.
 """
 
 _HEAD_TOO_LARGE = (

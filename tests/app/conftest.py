@@ -1,5 +1,5 @@
-"""Fixtures for tests over HTTP: an app served by uvicorn in a thread, `penstock …` as a process, and
-the model of examples/.
+"""Fixtures for tests over HTTP: an app that uvicorn serves in a thread, `penstock …` as a process,
+and the model of examples/.
 """
 
 from __future__ import annotations

@@ -1,23 +1,31 @@
-"""The app inside others: mounted, as a router, behind their middleware and dependencies. Each of these may refuse a predict request."""
+"""The app inside other apps: mounted, or as a router, behind their middleware and dependencies.
+
+Each of these may refuse a predict request.
+"""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import Depends, FastAPI, HTTPException, Request
+from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from penstock.app import create_app, create_router, lifespan
+from penstock.app.settings import Settings
 from penstock.backends.base import Backend
 from penstock.backends.expressions.registry import register_backend
 from penstock.pipelines.config.load import load
 
-SEEN = []
+SEEN: list[bytes] = []
 
 
 @register_backend("EmbeddingRecord")
@@ -29,7 +37,7 @@ class EmbeddingRecord(Backend):
 
 
 class Guard:
-    """Plain ASGI authentication, as a user might have it."""
+    """Authentication as plain ASGI, as a user might write it."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -56,8 +64,8 @@ def config() -> Any:
     return load("EmbeddingRecord", name="record")
 
 
-def refuses(client: Any, prefix: Any = "") -> None:
-    """Without a ticket nothing reaches the backend, with one all does."""
+def refuses(client: httpx.Client, prefix: str = "") -> None:
+    """Check that no request reaches the backend without a ticket, and every request with one."""
     paths = [f"{prefix}/predict/record", f"{prefix}/predict/record/batch"]
     for path in paths:
         for method in ("POST", "PUT"):
@@ -101,7 +109,7 @@ def test_an_http_middleware_function_refuses(running: Any, config: Any) -> None:
 @pytest.mark.parametrize("where", ["host", "mount"])
 @pytest.mark.parametrize("kind", [Starlette, FastAPI])
 def test_middleware_of_a_host_around_a_mount_refuses(
-    running: Any, config: Any, kind: Any, where: Any
+    running: Any, config: Any, kind: Any, where: str
 ) -> None:
     models = create_app(config)
     host = kind(lifespan=lambda host: lifespan(models))
@@ -146,7 +154,7 @@ def test_a_nested_mount(running: Any, config: Any) -> None:
     inner = Starlette(routes=[Mount("/inner", models)])
 
     @contextlib.asynccontextmanager
-    async def together(host: Any) -> Any:
+    async def together(host: Any) -> AsyncIterator[None]:
         async with lifespan(models):
             yield
 
@@ -164,9 +172,7 @@ def test_a_nested_mount(running: Any, config: Any) -> None:
 
 
 def test_the_key_of_a_mounted_app(running: Any, config: Any) -> None:
-    from penstock.app.settings import Settings
-
-    models = create_app(config, settings=Settings(api_key="k3y"))
+    models = create_app(config, settings=Settings(api_key=SecretStr("k3y")))
     host = Starlette(routes=[Mount("/models", models)], lifespan=lambda host: lifespan(models))
     with running(host) as client:
         assert client.post("/models/predict/record", content=b"abc").status_code == 401
@@ -175,7 +181,7 @@ def test_the_key_of_a_mounted_app(running: Any, config: Any) -> None:
     assert SEEN == []
 
 
-def test_a_router_and_its_host_share_a_document(running: Any, digits: Any, digit: Any) -> None:
+def test_a_router_and_its_host_share_a_document(running: Any, digits: Path, digit: bytes) -> None:
     host = FastAPI()
 
     @host.get("/own")
@@ -238,19 +244,19 @@ def test_a_lifespan_that_fails_says_so(config: Any) -> None:
 
 
 @pytest.mark.parametrize("guarded", [False, True])
-def test_the_short_cut_is_open_only_where_nothing_stands_in_front(
+def test_the_short_cut_is_open_only_without_other_middleware(
     running: Any, config: Any, guarded: Any
 ) -> None:
     app = create_app(config)
     if guarded:
         app.add_middleware(Guard)
-    routed = []
+    routed: list[str] = []
     with running(app) as client:
         stack = app.middleware_stack
         assert stack is not None
         catcher = type(stack).__call__
 
-        async def watched(self, scope: Any, receive: Any, send: Any) -> None:
+        async def watched(self: Any, scope: Any, receive: Any, send: Any) -> None:
             routed.append(scope["path"])
             await catcher(self, scope, receive, send)
 

@@ -1,4 +1,4 @@
-"""Live, ready and metrics, of a server that loads, runs, loses an executor and drains."""
+"""Health and metrics of a server that loads, runs, loses an executor and drains."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import contextlib
 import re
 import threading
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families as parse
@@ -26,6 +28,9 @@ class Gates:
     """Events between a test and the backends below."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self.open = threading.Event()
         self.inside = threading.Event()
         self.may_load = threading.Event()
@@ -50,14 +55,14 @@ class HealthGate(Backend):
             if item["data"] == b"broken":
                 raise ValueError("/secret/path")
             if item["data"] == b"unreadable":
-                item["error"] = InvalidInput("this is no image")
+                item["error"] = InvalidInput("not an image")
             else:
                 item["result"] = len(item["data"])
 
 
 @pytest.fixture(autouse=True)
 def gates() -> Any:
-    GATES.__init__()
+    GATES.reset()
     GATES.may_load.set()
     yield
     GATES.open.set()
@@ -65,15 +70,15 @@ def gates() -> Any:
 
 
 def until(condition: Any, seconds: Any = 10) -> None:
-    """Poll another thread's server; there is no event to wait for over HTTP."""
+    """Poll the server of another thread: over HTTP there is no event to wait for."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
 
 
-def values(client: Any) -> Any:
-    """Every sample by its name and labels; fails for a series that comes twice."""
+def values(client: httpx.Client) -> Any:
+    """Return every sample by its name and labels. Fails for a series that comes twice."""
     samples = {}
     for family in parse(client.get("/metrics").text):
         for sample in family.samples:
@@ -123,17 +128,17 @@ def test_not_ready_while_an_executor_is_replaced(running: Any) -> None:
         assert values(client)["penstock_ready", ()] == 0
         GATES.may_load.set()
         until(lambda: client.get("/health/ready").status_code == 200)
-        found = values(client)
+        samples = values(client)
         labels = (("node", "main"), ("pipeline", "pipeline"))
         assert (
-            found["penstock_executor_restarts_total", labels] == 1
-            and found["penstock_executors", labels] == 1
+            samples["penstock_executor_restarts_total", labels] == 1
+            and samples["penstock_executors", labels] == 1
         )
 
 
 @register_backend("HealthSlow")
 class HealthSlow(Backend):
-    """Its `init` says how far it is, and waits; it can be cancelled."""
+    """A backend whose `init` reports its progress and waits; it can be cancelled."""
 
     def init(self, params: Any, context: Any) -> None:
         context.loading.on_stop(GATES.may_load.set)
@@ -151,7 +156,7 @@ class HealthSlow(Backend):
             item["result"] = 1
 
 
-def test_ready_says_how_far_a_build_is(running: Any) -> None:
+def test_ready_reports_the_progress_of_a_build(running: Any) -> None:
     GATES.may_load.clear()
     repository = Repository(
         [load({"net": {"backend": "HealthSlow", "instance_num": 2}}, name="slow")]
@@ -161,13 +166,13 @@ def test_ready_says_how_far_a_build_is(running: Any) -> None:
     with running(host) as client:
         assert GATES.inside.wait(10)
         answer = client.get("/models/health/ready")
-        said = "pipeline 'slow' is loading (node 'net': building 42 %)"
-        assert (answer.status_code, answer.json()) == (503, {"ready": False, "reason": said})
+        reason = "pipeline 'slow' is loading (node 'net': building 42 %)"
+        assert (answer.status_code, answer.json()) == (503, {"ready": False, "reason": reason})
         refused = client.post("/models/predict/slow", content=b"x")
-        assert refused.status_code == 503 and refused.json()["detail"] == said
+        assert refused.status_code == 503 and refused.json()["detail"] == reason
         GATES.may_load.set()
         until(lambda: client.get("/models/health/ready").status_code == 200)
-        # its executor dies, and is made anew
+        # its executor dies and is replaced
         assert client.post("/models/predict/slow", content=b"x").status_code == 500
         assert GATES.inside.wait(10)
         assert client.get("/models/health/ready").json()["reason"] == "node 'net': building 42 %"
@@ -177,7 +182,7 @@ def test_ready_says_how_far_a_build_is(running: Any) -> None:
         assert client.post("/models/predict/slow", content=b"x").json() == {"result": 1}
 
 
-def test_what_is_loading_is_told_that_nobody_waits_any_more(running: Any) -> None:
+def test_a_load_is_cancelled_when_the_server_stops(running: Any) -> None:
     GATES.may_load.clear()
     repository = Repository([load("HealthSlow", name="slow")])
     with running(FastAPI(lifespan=lambda host: starting(repository))):
@@ -186,7 +191,7 @@ def test_what_is_loading_is_told_that_nobody_waits_any_more(running: Any) -> Non
 
 
 @contextlib.asynccontextmanager
-async def starting(repository: Any) -> Any:
+async def starting(repository: Repository) -> AsyncIterator[None]:
     """Load while the server listens, as `penstock serve` does."""
     task = asyncio.create_task(repository.start())
     yield
@@ -219,34 +224,34 @@ def test_metrics_count_what_happened(running: Any) -> None:
         assert GATES.inside.wait(5)
         refused = client.post("/predict/gate", content=b"x")
         assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
-        found = values(client)
+        samples = values(client)
         assert (
-            found["penstock_requests_inside", pipeline]
-            == found["penstock_executors_busy", node]
+            samples["penstock_requests_inside", pipeline]
+            == samples["penstock_executors_busy", node]
             == 1
         )
         GATES.open.set()
         assert waiting.result().status_code == 200
-        found = values(client)
+        samples = values(client)
         outcomes = {
-            outcome: found["penstock_items_total", (node[0], ("outcome", outcome), node[1])]
+            outcome: samples["penstock_items_total", (node[0], ("outcome", outcome), node[1])]
             for outcome in ("ok", "soft", "failed")
         }
         assert outcomes == {"ok": 4, "soft": 1, "failed": 1}
         assert (
-            found["penstock_refused_total", (("pipeline", "gate"), ("reason", "queue_full"))] == 1
+            samples["penstock_refused_total", (("pipeline", "gate"), ("reason", "queue_full"))] == 1
         )
         assert (
-            found["penstock_requests_inside", pipeline]
-            == found["penstock_queue_depth", node]
-            == found["penstock_executors_busy", node]
+            samples["penstock_requests_inside", pipeline]
+            == samples["penstock_queue_depth", node]
+            == samples["penstock_executors_busy", node]
             == 0
         )
         for name in ("penstock_queue_seconds", "penstock_run_seconds", "penstock_batch_size"):
-            buckets = [value for (key, _), value in found.items() if key == f"{name}_bucket"]
-            assert buckets == sorted(buckets) and buckets[-1] == found[f"{name}_count", node] == 6
-        assert found["penstock_batch_size_sum", node] == 6 and found["penstock_ready", ()] == 1
-        assert "process_resident_memory_bytes" in dict(found.keys())
+            buckets = [value for (key, _), value in samples.items() if key == f"{name}_bucket"]
+            assert buckets == sorted(buckets) and buckets[-1] == samples[f"{name}_count", node] == 6
+        assert samples["penstock_batch_size_sum", node] == 6 and samples["penstock_ready", ()] == 1
+        assert "process_resident_memory_bytes" in dict(samples.keys())
 
 
 def test_metrics_of_nodes_that_wait_for_others(running: Any) -> None:
@@ -255,7 +260,7 @@ def test_metrics_of_nodes_that_wait_for_others(running: Any) -> None:
         for content in (b"x", b"x", b"unreadable", b"broken"):
             answer = client.post("/predict/pipeline", content=content)
         assert answer.status_code == 500
-        found = values(client)
+        samples = values(client)
         assert re.fullmatch(
             r"queue\.each;\S+, run\.each;.*",
             client.post("/predict/pipeline", content=b"x").headers["server-timing"],
@@ -270,14 +275,14 @@ def test_metrics_of_nodes_that_wait_for_others(running: Any) -> None:
             "cancelled": 0,
         }.items():
             assert (
-                found["penstock_items_total", (("node", node), ("outcome", outcome), labels[1])]
+                samples["penstock_items_total", (("node", node), ("outcome", outcome), labels[1])]
                 == count
             )
-    assert found["penstock_run_seconds_count", labels] == 4
-    assert ("penstock_executors", labels) not in found and (
+    assert samples["penstock_run_seconds_count", labels] == 4
+    assert ("penstock_executors", labels) not in samples and (
         "penstock_queue_depth",
         labels,
-    ) not in found
+    ) not in samples
 
 
 def test_metrics_of_two_apps_and_of_openmetrics_clients(running: Any) -> None:
@@ -293,7 +298,7 @@ def test_metrics_of_two_apps_and_of_openmetrics_clients(running: Any) -> None:
         ) and answer.text.endswith("# EOF\n")
 
 
-def test_a_repository_of_somebody_elses_is_not_started_twice(running: Any) -> None:
+def test_a_repository_that_the_caller_started_is_not_started_again(running: Any) -> None:
     repository = Repository([load("Identity", name="one")])
     app = create_app(repository)
     assert app.state.penstock is repository

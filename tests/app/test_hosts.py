@@ -1,4 +1,6 @@
-"""The app in hosts other than FastAPI and Starlette, in packages named as ours are, several in one process, under several servers."""
+"""The app in hosts other than FastAPI and Starlette, beside packages with our names, several times
+in one process, under several servers.
+"""
 
 import asyncio
 import contextlib
@@ -24,12 +26,15 @@ from penstock.pipelines.config.load import load
 
 
 class Gate:
-    """Between a test and the backend below."""
+    """Events between a test and the backend below."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self.inside = threading.Event()
         self.open = threading.Event()
-        self.ran = []
+        self.ran: list[bytes] = []
 
 
 GATE = Gate()
@@ -37,7 +42,7 @@ GATE = Gate()
 
 @register_backend("HostsGate")
 class HostsGate(Backend):
-    """Answers the length of `data`; for b"wait" once the gate is open."""
+    """Answers the length of `data`; for b"wait", once the gate is open."""
 
     def forward(self, batch: Any) -> None:
         for item in batch:
@@ -50,7 +55,7 @@ class HostsGate(Backend):
 
 @pytest.fixture(autouse=True)
 def gate() -> Any:
-    GATE.__init__()
+    GATE.reset()
     yield
     GATE.open.set()
 
@@ -61,7 +66,7 @@ def config() -> Any:
 
 
 def until(condition: Any) -> None:
-    """Poll another thread's server; there is no event to wait for over HTTP."""
+    """Poll the server of another thread: over HTTP there is no event to wait for."""
     end = time.monotonic() + 10
     while not condition():
         assert time.monotonic() < end
@@ -73,8 +78,8 @@ def inside(app: Any) -> Any:
 
 
 @contextlib.contextmanager
-def waiting(client: Any, path: Any) -> Any:
-    """While a request runs that ends when the gate is opened, which must have been done at the end."""
+def waiting(client: httpx.Client, path: str) -> Any:
+    """Keep a request running until the gate opens, which the block must do."""
     answers = []
     thread = threading.Thread(
         target=lambda: answers.append(
@@ -92,7 +97,7 @@ def waiting(client: Any, path: Any) -> Any:
     assert answers[0].json() == {"result": 4}
 
 
-# Litestar
+# Litestar.
 
 
 def litestar_host(models: Any, *middleware: Any) -> Any:
@@ -101,7 +106,8 @@ def litestar_host(models: Any, *middleware: Any) -> Any:
 
     @asgi("/models", is_mount=True, copy_scope=True)
     async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
-        # Litestar takes the prefix off the path, adds a slash to its end and leaves root_path alone: put back what ASGI says
+        # Litestar strips the prefix from the path, adds a slash to its end and leaves root_path
+        # alone: put back what ASGI says.
         scope["path"], scope["root_path"] = (
             unquote(scope["raw_path"].decode()),
             scope["root_path"] + "/models",
@@ -116,7 +122,7 @@ def litestar_host(models: Any, *middleware: Any) -> Any:
 
 
 class Guard:
-    """A host's authentication."""
+    """Authentication of a host."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -130,7 +136,7 @@ class Guard:
 
 
 class Impatient:
-    """A host's bound of time: it cancels the request."""
+    """A host's time limit, which cancels the request."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -153,7 +159,7 @@ class Impatient:
             await send({"type": "http.response.body", "body": b""})
 
 
-def test_litestar(running: Any, digits: Any, digit: Any) -> None:
+def test_litestar(running: Any, digits: Path, digit: bytes) -> None:
     models = create_app(digits)
     with running(litestar_host(models)) as client:
         answer = client.post("/models/predict/digits", content=digit)
@@ -162,7 +168,7 @@ def test_litestar(running: Any, digits: Any, digit: Any) -> None:
         )
         assert client.put("/models/predict/digits", content=digit).json()["label"] == "three"
         answer = client.post("/models/predict/digits/batch", files=[("images", digit)] * 2)
-        assert [each["label"] for each in answer.json()["results"]] == ["three"] * 2
+        assert [result["label"] for result in answer.json()["results"]] == ["three"] * 2
         assert client.get("/models/health/ready").json() == {"ready": True}
         assert client.get("/models/openapi.json").json()["servers"] == [{"url": "/models"}]
         assert "'/models/openapi.json'" in client.get("/models/docs").text
@@ -204,7 +210,7 @@ def test_a_request_that_the_host_cancels_never_reaches_the_backend(
     assert GATE.ran == [b"wait"]
 
 
-# Packages and processes
+# Packages and processes.
 
 
 HOST = """
@@ -226,8 +232,10 @@ host.mount("/models", models)
 
 async def main():
     async with host.router.lifespan_context(host):
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(host), base_url="http://host") as client:
-            answer = await client.post("/models/predict/digits", content=Path(sys.argv[2]).read_bytes())
+        transport = httpx.ASGITransport(host)
+        async with httpx.AsyncClient(transport=transport, base_url="http://host") as client:
+            image = Path(sys.argv[2]).read_bytes()
+            answer = await client.post("/models/predict/digits", content=image)
             print(host.title, OWN, ALSO, answer.json()["label"])
 
 
@@ -241,8 +249,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("first", ["ours", "theirs"])
-def test_beside_packages_named_as_ours(digits: Any, tmp_path: Path, first: Any) -> None:
-    """`uvicorn app.main:app` is how most hosts are started."""
+def test_beside_packages_with_our_names(digits: Path, tmp_path: Path, first: Any) -> None:
+    """Most hosts are started by `uvicorn app.main:app`."""
     for name in ("app", "backends", "pipelines"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(f"OWN = 'their-{name}'\n")
@@ -277,29 +285,48 @@ SIDE_EFFECTS = """
 import asyncio, gc, json, locale, logging, os, signal, sys, threading, warnings
 from pathlib import Path
 
-import cv2, httpx, numpy, onnxruntime, fastapi, PIL.Image, pydantic_settings, prometheus_client, orjson
+import cv2, httpx, numpy, onnxruntime, fastapi
+import PIL.Image, pydantic_settings, prometheus_client, orjson
+
+
+def handler(number):
+    # asyncio.run has a handler of SIGINT, another object each time
+    handler = signal.getsignal(number)
+    return str(handler) if isinstance(handler, int) else type(handler).__name__
+
+
+def logger(name):
+    logger = logging.getLogger(name)
+    return [str(logger.handlers), logger.level, logger.propagate]
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 async def state():
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook, sys.displayhook
     return dict(
-        # asyncio.run has a handler of SIGINT, another object each time
-        signals=[str(found) if isinstance(found := signal.getsignal(each), int) else type(found).__name__
-                 for each in sorted(signal.valid_signals())],
-        loggers={name: [str(each.handlers), each.level, each.propagate] for name, each in
-                 [("", logging.root), *((name, logging.getLogger(name)) for name in ("penstock", "uvicorn", "asyncio", "httpx"))]},
+        signals=[handler(number) for number in sorted(signal.valid_signals())],
+        loggers=[logger(name) for name in ("", "penstock", "uvicorn", "asyncio", "httpx")],
         gc=[gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()],
-        environment=dict(os.environ), directory=os.getcwd(), path=list(sys.path), umask=(found := os.umask(0), os.umask(found))[0],
-        hooks=[str(each) for each in (sys.excepthook, threading.excepthook, sys.unraisablehook, sys.displayhook)],
-        policy=str(asyncio.get_event_loop_policy()), switch=sys.getswitchinterval(), stack=threading.stack_size(),
+        environment=dict(os.environ), directory=os.getcwd(), path=list(sys.path), umask=umask(),
+        hooks=[str(hook) for hook in hooks],
+        policy=str(asyncio.get_event_loop_policy()), switch=sys.getswitchinterval(),
+        stack=threading.stack_size(),
         opencv=cv2.getNumThreads(), numpy=numpy.geterr(), pillow=PIL.Image.MAX_IMAGE_PIXELS,
-        locale=locale.setlocale(locale.LC_ALL), warnings=len(warnings.filters), recursion=sys.getrecursionlimit(),
+        locale=locale.setlocale(locale.LC_ALL), warnings=len(warnings.filters),
+        recursion=sys.getrecursionlimit(),
     )
 
 
 async def main(create_app, lifespan):
     models = create_app(sys.argv[1])
     async with lifespan(models):
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(models), base_url="http://host") as client:
+        transport = httpx.ASGITransport(models)
+        async with httpx.AsyncClient(transport=transport, base_url="http://host") as client:
             answer = await client.post("/predict/digits", content=Path(sys.argv[2]).read_bytes())
             assert answer.json()["label"] == "three"
         return await state()
@@ -308,15 +335,20 @@ async def main(create_app, lifespan):
 first = asyncio.run(state())
 from penstock.app import create_app, lifespan
 during = asyncio.run(main(create_app, lifespan))
-threads = [str(each) for each in threading.enumerate() if each is not threading.main_thread()]
+main_thread = threading.main_thread()
+threads = [str(thread) for thread in threading.enumerate() if thread is not main_thread]
 after = asyncio.run(state())
-changed = {name: [value, during[name], after[name]] for name, value in first.items() if not value == during[name] == after[name]}
+changed = {
+    name: [value, during[name], after[name]]
+    for name, value in first.items()
+    if not value == during[name] == after[name]
+}
 print(json.dumps(changed | {"threads": threads}))
 """
 
 
-def test_nothing_of_the_process_changes(digits: Any) -> None:
-    """Threads, signals, logging, the collector, OpenCV's threads and the like are the host's."""
+def test_nothing_of_the_process_changes(digits: Path) -> None:
+    """Threads, signals, logging, the collector, OpenCV's threads and so on belong to the host."""
     command = [sys.executable, "-c", SIDE_EFFECTS, str(digits), str(digits.parent / "digit.png")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -324,7 +356,7 @@ def test_nothing_of_the_process_changes(digits: Any) -> None:
 
 
 def test_several_pipelines_in_one_app_and_a_file_twice(
-    running: Any, config: Any, digits: Any, digit: Any
+    running: Any, config: Any, digits: Path, digit: Any
 ) -> None:
     with running(
         create_app([load(digits, name="one"), load(digits, name="two"), digits, config])
@@ -345,7 +377,7 @@ def test_several_pipelines_in_one_app_and_a_file_twice(
             assert (
                 f'penstock_items_total{{node="digits",outcome="ok",pipeline="{name}"}} 1.0' in lines
             )
-        assert [each["name"] for each in client.get("/pipelines").json()["pipelines"]] == [
+        assert [pipeline["name"] for pipeline in client.get("/pipelines").json()["pipelines"]] == [
             "digits",
             "gate",
             "one",
@@ -353,16 +385,23 @@ def test_several_pipelines_in_one_app_and_a_file_twice(
         ]
 
 
-def test_several_apps_in_several_loops(running: Any, digits: Any, digit: Any) -> None:
-    """Each its own loop and thread; nothing is shared, and one may end while the other serves."""
+def ok_items(client: httpx.Client) -> str:
+    """Return the count of items that left the only node well."""
+    lines = client.get("/metrics").text.splitlines()
+    (line,) = [
+        line for line in lines if line.startswith("penstock_items_total{") and '"ok"' in line
+    ]
+    return line.split()[-1]
+
+
+def test_several_apps_in_several_loops(running: Any, digits: Path, digit: bytes) -> None:
+    """Each has its own loop and thread. They share nothing; one may end while the other serves."""
     first, second = create_app(digits), create_app(digits)
     with running(first, loop="asyncio") as one:
         with running(second) as two:
             for client in (one, two, one):
                 assert client.post("/predict/digits", content=digit).json()["label"] == "three"
-            counts = [next(line for line in client.get("/metrics").text.splitlines() if line.startswith("penstock_items_total{")
-                           and '"ok"' in line).split()[-1] for client in (one, two)]  # fmt: skip
-            assert counts == ["2.0", "1.0"]
+            assert [ok_items(client) for client in (one, two)] == ["2.0", "1.0"]
         assert second.state.penstock.state == "closed"
         assert one.post("/predict/digits", content=digit).json()["label"] == "three"
 
@@ -371,7 +410,7 @@ def test_one_app_in_one_loop_after_another(running: Any, config: Any) -> None:
     app = create_app(config)
 
     async def briefly() -> None:
-        """The loop ends before the watch has looked at the request."""
+        """End the loop before the watch has looked at the request."""
         async with (
             lifespan(app),
             httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client,
@@ -385,7 +424,7 @@ def test_one_app_in_one_loop_after_another(running: Any, config: Any) -> None:
     assert GATE.ran == [b"four", b"four", b"wait", b"next!"]
 
 
-# Servers
+# Servers.
 
 
 @contextlib.contextmanager
@@ -396,7 +435,7 @@ def hypercorn(app: Any) -> Any:
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     configuration = Config()
-    configuration.bind = [f"fd://{listener.detach()}"]  # it closes it
+    configuration.bind = [f"fd://{listener.detach()}"]  # hypercorn closes it
     configuration.graceful_timeout = 5
     stop = threading.Event()
 
@@ -428,7 +467,7 @@ def server(request: Any, running: Any) -> Any:
     return lambda app: running(app, loop=loop, http=http)
 
 
-def test_a_server(server: Any, digits: Any, digit: Any) -> None:
+def test_a_server(server: Any, digits: Path, digit: bytes) -> None:
     app = create_app(digits)
     with server(app) as client:
         assert client.get("/health/ready").json() == {"ready": True}
@@ -439,7 +478,7 @@ def test_a_server(server: Any, digits: Any, digit: Any) -> None:
         answer = client.post(
             "/predict/digits/batch", files=[("images", digit), ("images", b"no image")]
         )
-        assert [each.get("label", each.get("code")) for each in answer.json()["results"]] == [
+        assert [result.get("label", result.get("code")) for result in answer.json()["results"]] == [
             "three",
             "invalid_input",
         ]
@@ -452,8 +491,11 @@ def test_a_server(server: Any, digits: Any, digit: Any) -> None:
     assert app.state.penstock.state == "closed"
 
 
-def leave(app: Any, client: Any) -> None:
-    """One client leaves while its request runs, one while it queues, one in its upload; then one is answered."""
+def leave(app: Any, client: httpx.Client) -> None:
+    """Let one client leave while its request runs, one while it queues and one during its upload.
+
+    Then one is answered.
+    """
     head = "POST /predict/gate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
     address = client.base_url.host, client.base_url.port
     with socket.create_connection(address) as runs:
@@ -473,7 +515,7 @@ def leave(app: Any, client: Any) -> None:
 
 
 def test_a_client_that_leaves(server: Any, config: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """What queues never runs, what runs has nobody to tell, and the server goes on."""
+    """Queued work never runs, the answer of running work is dropped, and the server goes on."""
     app = create_app(config)
     with caplog.at_level(logging.WARNING), server(app) as client:
         assert client.get("/health/live").status_code == 200  # it serves

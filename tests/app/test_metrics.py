@@ -1,10 +1,15 @@
-"""What a scrape shows, as Prometheus's own parsers read it. What the numbers are is in test_health.py and v2/test_statistics.py."""
+"""Scrapes, as Prometheus's own parsers read them. For the numbers see test_health.py and
+v2/models/test_statistics.py.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from pydantic import SecretStr
@@ -17,13 +22,13 @@ FAILURE = "nv_inference_request_failure"
 
 
 @pytest.fixture
-def served(running: Any, digits: Any) -> Any:
+def served(running: Any, digits: Path) -> Any:
     with running(create_app(digits)) as client:
         yield client
 
 
 def scrape(served: Any, form: Any) -> Any:
-    """Every sample: name, labels in their order, value; and the families."""
+    """Return the value of every sample by its name and labels in their order, and the families."""
     if form == "text":
         families = list(parse_text(served.get("/metrics").text))
     else:
@@ -33,7 +38,8 @@ def scrape(served: Any, form: Any) -> Any:
         assert answer.headers["content-type"].startswith(
             "application/openmetrics-text; version=1.0.0"
         )
-        families = list(parse_openmetrics(answer.text))
+        parse: Callable[[str], Iterable[Metric]] = parse_openmetrics  # it has no annotations
+        families = list(parse(answer.text))
     samples = {
         (sample.name, *sample.labels.items()): sample.value
         for family in families
@@ -43,8 +49,8 @@ def scrape(served: Any, form: Any) -> Any:
 
 
 @pytest.mark.parametrize("form", ["text", "openmetrics"])
-def test_triton_s_names_are_as_triton_has_them(served: Any, digit: Any, form: Any) -> None:
-    """No `_total` behind them, labels in alphabetical order, microseconds, in either format."""
+def test_triton_names_are_spelled_as_triton_does(served: Any, digit: bytes, form: Any) -> None:
+    """In both formats: no `_total` at the end, labels in alphabetical order, microseconds."""
     served.post("/predict/digits", content=digit).raise_for_status()
     assert served.post("/predict/digits", content=b"no image").status_code == 422
     samples, families = scrape(served, form)
@@ -60,7 +66,7 @@ def test_triton_s_names_are_as_triton_has_them(served: Any, digit: Any, form: An
     model = (("model", "digits"), ("version", "1"))
     assert samples["nv_inference_request_success", *model] == 1
     assert samples[FAILURE, model[0], ("reason", "OTHER"), model[1]] == 1
-    # What dashboards divide. Each is rounded to a microsecond, so the sum may be one too large.
+    # Dashboards divide these. Each is rounded to a microsecond, so the sum may be one too large.
     queue, run, whole = (
         samples[f"nv_inference_{part}_duration_us", *model]
         for part in ("queue", "compute_infer", "request")
@@ -69,8 +75,10 @@ def test_triton_s_names_are_as_triton_has_them(served: Any, digit: Any, form: An
 
 
 @pytest.mark.parametrize("form", ["text", "openmetrics"])
-def test_counters_only_grow_until_a_load(running: Any, digits: Any, digit: Any, form: Any) -> None:
-    """What is loaded again begins at 0, in all its counters, which Prometheus takes for a restart."""
+def test_counters_only_grow_until_a_load(
+    running: Any, digits: Path, digit: bytes, form: Any
+) -> None:
+    """All counters of a pipeline loaded again begin at 0, which Prometheus takes for a restart."""
 
     def counters(served: Any) -> Any:
         samples, families = scrape(served, form)
@@ -103,7 +111,7 @@ def test_counters_only_grow_until_a_load(running: Any, digits: Any, digit: Any, 
         assert counters(served).keys() == before.keys() and not any(counters(served).values())
 
 
-def test_a_scrape_grows_with_pipelines_and_not_with_requests(served: Any, digit: Any) -> None:
+def test_a_scrape_grows_with_pipelines_and_not_with_requests(served: Any, digit: bytes) -> None:
     served.post("/predict/digits", content=digit).raise_for_status()
     first, _ = scrape(served, "text")
     for _ in range(50):

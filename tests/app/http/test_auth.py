@@ -1,4 +1,4 @@
-"""The API key, the admin token, and who may do what with which."""
+"""The API key and the admin token, and what each of them allows."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from penstock import create_app
 from penstock.app.factory import create_router
 from penstock.app.settings import Settings
 
 KEY, ADMIN = "k3y", "adm1n"
-ALL = {"api_key": KEY, "admin_token": ADMIN, "allow_model_control": True}
+ALL: dict[str, Any] = {"api_key": KEY, "admin_token": ADMIN, "allow_model_control": True}
 
 
-def bearer(token: Any) -> Any:
+def bearer(token: str | None) -> dict[str, str]:
     return {} if token is None else {"Authorization": f"Bearer {token}"}
 
 
@@ -27,7 +28,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
-def test_health_needs_no_key(running: Any, files: Any, path: Any) -> None:
+def test_health_needs_no_key(running: Any, files: Any, path: str) -> None:
     with running(create_app(files, settings=Settings(**ALL))) as client:
         assert client.get(path).status_code == 200
 
@@ -76,7 +77,7 @@ def test_all_else_needs_the_key(running: Any, files: Any) -> None:
 
 
 @pytest.mark.parametrize("token", [KEY, ADMIN])
-def test_the_key_and_the_admin_token_open(running: Any, files: Any, token: Any) -> None:
+def test_the_key_and_the_admin_token_open(running: Any, files: Any, token: str | None) -> None:
     with running(create_app(files, settings=Settings(**ALL))) as client:
         client.headers.update(bearer(token))
         assert client.post("/predict/echo", content=b"x").status_code == 200
@@ -87,7 +88,7 @@ def test_the_key_and_the_admin_token_open(running: Any, files: Any, token: Any) 
         )
 
 
-def test_without_a_key_nothing_is_asked_for(running: Any, files: Any) -> None:
+def test_no_key_is_needed_where_none_is_set(running: Any, files: Any) -> None:
     with running(create_app(files, settings=Settings())) as client:
         assert client.post("/predict/echo", content=b"x").status_code == 200
 
@@ -109,8 +110,8 @@ def test_without_a_key_nothing_is_asked_for(running: Any, files: Any) -> None:
         (ALL, ADMIN, 200),
     ],
 )
-def test_who_may_load_and_unload(
-    running: Any, files: Any, settings: Any, token: Any, status: Any
+def test_loading_and_unloading_need_the_admin_token(
+    running: Any, files: Any, settings: Any, token: str | None, status: Any
 ) -> None:
     with running(create_app(files, settings=Settings(**settings))) as client:
         for verb in ("unload", "load"):
@@ -130,7 +131,9 @@ def test_load_and_unload_change_what_is_served(running: Any, tmp_path: Path) -> 
     file = tmp_path / "echo.toml"
     file.write_text('[a]\nbackend = "Identity"\n')
     with running(
-        create_app(tmp_path, settings=Settings(admin_token=ADMIN, allow_model_control=True))
+        create_app(
+            tmp_path, settings=Settings(admin_token=SecretStr(ADMIN), allow_model_control=True)
+        )
     ) as client:
         client.headers.update(bearer(ADMIN))
         assert client.post("/pipelines/echo/unload").json() == {"name": "echo", "state": "unloaded"}
@@ -155,7 +158,8 @@ def test_load_and_unload_change_what_is_served(running: Any, tmp_path: Path) -> 
             "load_failed",
         ) and "absent.onnx" in answer.json()["detail"]
         states = {
-            each["name"]: each["state"] for each in client.get("/pipelines").json()["pipelines"]
+            pipeline["name"]: pipeline["state"]
+            for pipeline in client.get("/pipelines").json()["pipelines"]
         }
         assert (
             states == {"echo": "failed", "more": "ready"}
@@ -188,5 +192,5 @@ def test_the_key_protects_a_router_too(running: Any, files: Any) -> None:
 def test_a_key_that_could_not_be_sent_is_refused() -> None:
     for key in ("", "two words", "né", "line\nend"):
         with pytest.raises(ValueError, match="visible ASCII"):
-            Settings(api_key=key)
+            Settings(api_key=SecretStr(key))
     assert "k3y" not in repr(Settings(**ALL))

@@ -1,4 +1,6 @@
-"""Bodies to images: whatever the encoder writes comes back, and nothing a client sends is anything but a `PenstockError`."""
+"""From bodies to images: what the encoder writes comes back, and whatever else a client sends
+raises a `PenstockError`.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ SEPARATORS = [
     b";",
     b"=",
 ]
-ample = settings(deadline=None)  # no test of speed
+ample = settings(deadline=None)  # these do not test speed
 
 PIECES = st.lists(st.sampled_from(SEPARATORS) | st.binary(max_size=8), max_size=12).map(b"".join)
 """Bytes that look like multipart with the boundary `x`."""
@@ -46,7 +48,7 @@ def images_of(
 
 
 def encoded(images: Any, field: Any, boundary: Any = b"x") -> Any:
-    """A form as httpx writes it, whole."""
+    """Return a form as httpx writes it, whole."""
     request = httpx.Request(
         "POST",
         "http://x",
@@ -63,7 +65,7 @@ def encoded(images: Any, field: Any, boundary: Any = b"x") -> Any:
 @given(st.lists(st.binary(max_size=50) | PIECES, min_size=1, max_size=8))
 @example([b"\r\n--y", b"", b"\r\n"])
 def test_multipart_comes_back(images: Any) -> None:
-    boundary = b"y" * 20  # which PIECES do not hold
+    boundary = b"y" * 20  # which no piece of PIECES holds
     kind = b"multipart/form-data; boundary=" + boundary
     assert images_of(encoded(images, "images", boundary), "multipart", kind, many=True) == images
     quoted = b'Multipart/Form-Data; charset=utf-8; boundary="' + boundary + b'"'
@@ -82,7 +84,7 @@ def test_json_comes_back(images: Any) -> None:
 
 
 def test_a_large_body_is_parsed_whole() -> None:
-    """In one piece, on a helper thread."""
+    """It is parsed in one piece, on a helper thread."""
     image = bytes(range(256)) * 20_000
     assert images_of(encoded([image, image], "images"), "multipart", many=True) == [image, image]
     assert images_of(json.dumps({"image": base64.b64encode(image).decode()}).encode(), "json") == [
@@ -91,13 +93,13 @@ def test_a_large_body_is_parsed_whole() -> None:
 
 
 def only_ours(call: Any, *arguments: Any, **options: Any) -> None:
-    """Images, or an error of ours."""
+    """Call it: it returns images, or raises an error of ours."""
     try:
-        found = call(*arguments, **options)
+        images = call(*arguments, **options)
     except PenstockError as error:
         assert str(error).isprintable() and len(str(error)) < 400
     else:
-        assert found and all(type(image) is bytes for image in found)
+        assert images and all(type(image) is bytes for image in images)
 
 
 @ample
@@ -112,7 +114,7 @@ def only_ours(call: Any, *arguments: Any, **options: Any) -> None:
 @example(b"--x\r\nContent-Disposition: \xff\x80\r\n\r\nx\r\n--x--\r\n", False)
 @example(b"--x\r\nA: " + b"b" * 9000 + b"\r\n\r\nx\r\n--x--\r\n", True)
 @example(b"--x\r\n" + b"a: b\r\n" * 1000 + b"\r\nx\r\n--x--\r\n", True)
-def test_any_multipart_body_is_read_or_refused(content: Any, many: Any) -> None:
+def test_any_multipart_body_is_read_or_refused(content: Any, many: bool) -> None:
     only_ours(images_of, content, "multipart", many=many)
 
 
@@ -155,7 +157,7 @@ VALUES = st.recursive(
 @example(b'{"\\ud800": 1}', False)
 @example(b"{" * 5000, True)
 @example(b'{"a":' * 5000 + b"1" + b"}" * 5000, True)
-def test_any_json_body_is_read_or_refused(content: Any, many: Any) -> None:
+def test_any_json_body_is_read_or_refused(content: Any, many: bool) -> None:
     only_ours(images_of, content, "json", many=many)
 
 
@@ -183,12 +185,12 @@ def test_any_body_can_be_sniffed(content: Any, kind: Any) -> None:
         (b"", None, "raw"),
     ],
 )
-def test_what_bytes_are_taken_for(content: Any, kind: Any, form: Any) -> None:
+def test_forms_that_bytes_are_taken_for(content: Any, kind: Any, form: Any) -> None:
     assert body.form_of(kind) == "sniff" and body.sniff(content, kind) == form
 
 
 @pytest.mark.parametrize("name", [b"IMAGE", b'im"age', "bild-ü".encode(), b""])
-def test_the_field_that_is_there_is_named(name: Any) -> None:
+def test_the_error_names_the_unknown_field(name: Any) -> None:
     content = (
         b'--x\r\nContent-Disposition: form-data; name="'
         + name.replace(b'"', b'\\"')

@@ -12,18 +12,19 @@ from penstock.app.http.request_id import choose_request_id, request_id_of
 from penstock.backends import errors
 
 HTTP = {
-    "InvalidRequest": 400, "MissingData": 400, "NotFound": 404, "TooLarge": 413, "UnsupportedMedia": 415, "InvalidInput": 422,
-    "QueueFull": 429, "Overloaded": 429, "NotReady": 503, "DeadlineExceeded": 504, "BackendError": 500, "DeviceError": 500,
+    "InvalidRequest": 400, "MissingData": 400, "NotFound": 404, "TooLarge": 413,
+    "UnsupportedMedia": 415, "InvalidInput": 422, "QueueFull": 429, "Overloaded": 429,
+    "NotReady": 503, "DeadlineExceeded": 504, "BackendError": 500, "DeviceError": 500,
     "UnknownRestart": 500, "PenstockError": 500, "ConfigError": 422,
 }  # fmt: skip
-"""The table of the design, by exception."""
+"""The status of each exception."""
 
 
 def exceptions() -> Any:
     return [
-        found
-        for found in vars(errors).values()
-        if isinstance(found, type) and issubclass(found, errors.PenstockError)
+        member
+        for member in vars(errors).values()
+        if isinstance(member, type) and issubclass(member, errors.PenstockError)
     ]
 
 
@@ -31,12 +32,12 @@ def exceptions() -> Any:
 def test_every_exception_has_its_status(kind: Any) -> None:
     error = kind([errors.Problem("what")]) if kind is errors.ConfigError else kind("what")
     status, headers, body = problem(error, "r1")
-    found = orjson.loads(body)
-    assert status == found["status"] == HTTP[kind.__name__]
+    document = orjson.loads(body)
+    assert status == document["status"] == HTTP[kind.__name__]
     assert (
-        found["type"] == "about:blank"
-        and found["request_id"] == "r1"
-        and found["code"] == kind.code
+        document["type"] == "about:blank"
+        and document["request_id"] == "r1"
+        and document["code"] == kind.code
     )
     fields = dict(headers)
     assert fields[b"content-type"] == b"application/problem+json" and int(
@@ -46,11 +47,11 @@ def test_every_exception_has_its_status(kind: Any) -> None:
 
 
 def test_statuses_of_the_inference_protocol() -> None:
-    found = {
+    statuses = {
         code: STATUSES[code].protocol
         for code in ("too_large", "invalid_input", "queue_full", "overloaded", "deadline_exceeded")
     }
-    assert found == {
+    assert statuses == {
         "too_large": 400,
         "invalid_input": 400,
         "queue_full": 503,
@@ -59,7 +60,7 @@ def test_statuses_of_the_inference_protocol() -> None:
     }
 
 
-def test_nothing_internal_is_told() -> None:
+def test_nothing_internal_is_answered() -> None:
     for error in (KeyError("/secret"), errors.PenstockError("/secret")):
         assert b"secret" not in problem(error)[2] and problem(error)[0] == 500
     cause = ValueError("/secret\nmore")
@@ -71,7 +72,7 @@ def test_nothing_internal_is_told() -> None:
     assert problem_object(error)["detail"] == "a backend failed"
 
 
-def test_text_that_is_no_unicode() -> None:
+def test_text_with_a_lone_surrogate() -> None:
     assert orjson.loads(problem(errors.InvalidInput("name \ud800"))[2])["detail"] == "name \\ud800"
 
 

@@ -1,4 +1,6 @@
-"""Answers as Server-Sent Events: parts as they come, how they end, and that the pipeline goes no faster than its reader."""
+"""Answers as Server-Sent Events: parts as they come, how they end, and a pipeline that goes no
+faster than its reader.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from starlette.types import Message, Receive, Scope
 
 from penstock import create_app
 from penstock.app import create_router, lifespan
@@ -30,6 +33,9 @@ MEGABYTE = "x" * 1_000_000
 
 class Source:
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self.advanced = 0
         self.ended = threading.Event()
 
@@ -39,7 +45,7 @@ SOURCE = Source()
 
 @register_backend("StreamSource")
 async def source(item: Any, call: Any) -> Any:
-    """As the words of `data` say: a number yields itself, the others do something."""
+    """Do what the words of `data` say: a number yields itself, others do something."""
     try:
         for word in item["data"].decode().split():
             SOURCE.advanced += 1
@@ -70,7 +76,7 @@ class Twice:
 
 @register_backend("Odd")
 class Odd:
-    """Answers what JSON has no form for."""
+    """Answers an object that has no JSON form."""
 
     def forward(self, batch: list[Item]) -> None:
         for item in batch:
@@ -79,7 +85,7 @@ class Odd:
 
 @pytest.fixture(autouse=True)
 def begin() -> None:
-    SOURCE.__init__()
+    SOURCE.reset()
 
 
 def configs() -> Any:
@@ -98,11 +104,11 @@ def configs() -> Any:
     ]
 
 
-def plain() -> Any:
+def plain() -> FastAPI:
     return create_app(configs(), settings=Settings())
 
 
-def behind_an_http_middleware() -> Any:
+def behind_an_http_middleware() -> FastAPI:
     app = plain()
 
     @app.middleware("http")
@@ -135,8 +141,9 @@ def client(running: Any) -> Any:
 
 
 def events_in(lines: Any) -> Any:
-    """Event by event, as a browser reads them (HTML, 9.2.6): one without data does not count."""
-    name, data = "", []
+    """Yield the events as a browser reads them (HTML, 9.2.6): one without data does not count."""
+    name = ""
+    data: list[str] = []
     for line in lines:
         if not line:
             if data:
@@ -152,7 +159,7 @@ def events_in(lines: Any) -> Any:
     assert not name and not data  # the last one was complete
 
 
-def events(client: Any, data: Any, path: Any = "/predict/parts", **headers: Any) -> Any:
+def events(client: httpx.Client, data: bytes, path: Any = "/predict/parts", **headers: Any) -> Any:
     with client.stream("POST", path, content=data, headers=EVENTS | headers) as answer:
         assert answer.status_code == 200, answer.read()
         assert answer.headers["content-type"] == "text/event-stream"
@@ -160,19 +167,19 @@ def events(client: Any, data: Any, path: Any = "/predict/parts", **headers: Any)
 
 
 def until(condition: Any, seconds: Any = 10) -> None:
-    """Poll another thread's server; there is no event to wait for over HTTP."""
+    """Poll the server of another thread: over HTTP there is no event to wait for."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
 
 
-def metric(client: Any, name: Any) -> Any:
+def metric(client: httpx.Client, name: Any) -> Any:
     lines = client.get("/metrics").text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
-def inside(client: Any) -> Any:
+def inside(client: httpx.Client) -> Any:
     return metric(client, "penstock_requests_inside{")
 
 
@@ -188,17 +195,17 @@ def test_an_event_a_part_and_the_end(running: Any, host: Any) -> None:
         assert inside(client) == 0
 
 
-def test_each_part_comes_as_soon_as_it_is_there(client: Any) -> None:
+def test_each_part_comes_as_soon_as_it_is_there(client: httpx.Client) -> None:
     with client.stream("PUT", "/predict/parts", content=b"1 wait", headers=EVENTS) as answer:
         lines = answer.iter_lines()
         assert json.loads(next(lines).removeprefix("data: "))["result"] == {
             "twice": 2
-        }  # while the source waits for ever
+        }  # while the source waits forever
         assert not SOURCE.ended.is_set()
     assert SOURCE.ended.wait(10)
 
 
-def test_headers(client: Any) -> None:
+def test_headers(client: httpx.Client) -> None:
     with client.stream(
         "POST", "/predict/parts", content=b"1", headers=EVENTS | {"X-Request-Id": "story-1"}
     ) as answer:
@@ -213,7 +220,7 @@ def test_headers(client: Any) -> None:
         answer.read()
 
 
-def test_curl(client: Any) -> None:
+def test_curl(client: httpx.Client) -> None:
     command = [
         "curl",
         "-sN",
@@ -230,7 +237,7 @@ def test_curl(client: Any) -> None:
     )
 
 
-def test_without_the_accept_header_the_parts_results_are_one_answer(client: Any) -> None:
+def test_without_the_accept_header_the_parts_results_are_one_answer(client: httpx.Client) -> None:
     answer = client.post("/predict/parts", content=b"1 2")
     assert answer.headers["content-type"] == "application/json"
     assert answer.json() == {"result": [{"twice": 2}, {"twice": 4}]}
@@ -244,14 +251,14 @@ def test_without_the_accept_header_the_parts_results_are_one_answer(client: Any)
     )
 
 
-def test_a_pipeline_that_does_not_stream_gives_one_event(client: Any) -> None:
+def test_a_pipeline_that_does_not_stream_gives_one_event(client: httpx.Client) -> None:
     assert events(client, b"abc", "/predict/echo") == [
         ("message", {"result": "YWJj"}),
         ("end", {"parts": 1}),
     ]
 
 
-def test_no_part_at_all(client: Any) -> None:
+def test_no_part_at_all(client: httpx.Client) -> None:
     assert events(client, b" ", "/predict/raw") == [("end", {"parts": 0})]
 
 
@@ -263,8 +270,8 @@ def test_no_part_at_all(client: Any) -> None:
         (b"odd", 500, "backend_error"),
     ],
 )
-def test_what_fails_before_the_first_part_is_an_ordinary_problem(
-    client: Any, data: Any, status: Any, code: Any
+def test_an_error_before_the_first_part_is_an_ordinary_problem(
+    client: httpx.Client, data: bytes, status: int, code: Any
 ) -> None:
     answer = client.post("/predict/raw", content=data, headers=EVENTS)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
@@ -281,7 +288,9 @@ def test_what_fails_before_the_first_part_is_an_ordinary_problem(
         ("wait", 504, "deadline_exceeded"),
     ],
 )
-def test_what_fails_later_is_the_last_event(client: Any, word: Any, status: Any, code: Any) -> None:
+def test_a_later_error_is_the_last_event(
+    client: httpx.Client, word: str, status: int, code: str
+) -> None:
     headers = {
         "X-Request-Id": "story-2",
         "Penstock-Deadline-Ms": "200" if word == "wait" else "20000",
@@ -318,14 +327,14 @@ def test_an_event_that_can_not_be_written_is_a_failure(
         answer = client.post(
             path, content=data, headers=EVENTS | {"X-Request-Id": "unwritable"}
         ).text
-    assert answer.count("data: {\"result\"") == parts and "can't be written as JSON" in answer
+    assert answer.count('data: {"result"') == parts and "can't be written as JSON" in answer
     assert counted() == (succeeded, failed + 1)
     (record,) = [record for record in caplog.records if record.name == "penstock.http"]
     assert "not JSON serializable: object" in record.getMessage()
     assert record.request_id == "unwritable" and record.pipeline == name  # type: ignore[attr-defined]  # from `extra`
 
 
-def test_the_connection_serves_on(client: Any) -> None:
+def test_the_connection_serves_on(client: httpx.Client) -> None:
     with httpx.Client(base_url=client.base_url, limits=httpx.Limits(max_connections=1)) as one:
         for _ in range(3):
             assert events(one, b"1", "/predict/raw")[-1] == ("end", {"parts": 1})
@@ -336,7 +345,7 @@ def test_the_connection_serves_on(client: Any) -> None:
 @pytest.mark.parametrize(
     "data", [b"1 wait", b"some " * 200_000], ids=["while it waits", "while it sends"]
 )
-def test_a_client_that_leaves_ends_the_node(running: Any, host: Any, data: Any) -> None:
+def test_a_client_that_leaves_ends_the_node(running: Any, host: Any, data: bytes) -> None:
     with running(host()) as client:
         with client.stream("POST", "/predict/raw", content=data, headers=EVENTS) as answer:
             chunks = answer.iter_raw()  # kept: where it is collected, httpx closes the connection
@@ -347,14 +356,14 @@ def test_a_client_that_leaves_ends_the_node(running: Any, host: Any, data: Any) 
         assert metric(client, 'penstock_items_total{node="source",outcome="cancelled"') == 1
 
 
-def test_a_client_that_leaves_before_the_first_part(client: Any) -> None:
+def test_a_client_that_leaves_before_the_first_part(client: httpx.Client) -> None:
     with pytest.raises(httpx.ReadTimeout):
         client.post("/predict/raw", content=b"wait", headers=EVENTS, timeout=0.2)
     assert SOURCE.ended.wait(10)
     until(lambda: inside(client) == 0)
 
 
-def test_a_slow_reader_slows_the_node(client: Any) -> None:
+def test_a_slow_reader_slows_the_node(client: httpx.Client) -> None:
     parts = 64
     body = b"large " * parts
     with socket.socket() as reader:
@@ -362,20 +371,20 @@ def test_a_slow_reader_slows_the_node(client: Any) -> None:
         reader.settimeout(30)
         reader.connect((client.base_url.host, client.base_url.port))
         head = (
-            b"POST /predict/raw HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\nContent-Length: %d\r\n\r\n"
-            % len(body)
+            b"POST /predict/raw HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n"
+            b"Content-Length: %d\r\n\r\n" % len(body)
         )
         reader.sendall(head + body)
 
         def stands_still() -> Any:
-            """Not one step while the server does the work of a hundred other requests."""
+            """Return whether the source makes no step during a hundred other requests."""
             before = SOURCE.advanced
             for _ in range(100):
                 client.get("/health/live")
             return SOURCE.advanced == before > 0
 
         until(stands_still)
-        assert SOURCE.advanced < parts / 3  # the kernel's buffers hold some
+        assert SOURCE.advanced < parts / 3  # the kernel's buffers hold some of them
         received = b""
         while not received.endswith(b"0\r\n\r\n"):
             received = received[-64:] + reader.recv(1 << 20)
@@ -383,8 +392,8 @@ def test_a_slow_reader_slows_the_node(client: Any) -> None:
     assert SOURCE.advanced == parts
 
 
-def request(data: Any) -> Any:
-    """A request as ASGI has it, of a client that stays."""
+def request(data: bytes) -> tuple[Scope, Receive]:
+    """Make the scope and `receive` of a request whose client stays."""
     headers = [(b"accept", b"text/event-stream")]
     scope = {
         "type": "http",
@@ -396,17 +405,18 @@ def request(data: Any) -> Any:
     }
     messages = [{"type": "http.request", "body": data, "more_body": False}]
 
-    async def receive() -> Any:
+    async def receive() -> Message:
         return messages.pop() if messages else await asyncio.get_running_loop().create_future()
 
     return scope, receive
 
 
-async def test_the_next_part_is_asked_for_when_the_former_one_has_been_taken() -> None:
+async def test_the_next_part_is_requested_once_the_former_one_has_been_taken() -> None:
     app = plain()
-    sent, taken = [], asyncio.Semaphore(0)
+    sent: list[Message] = []
+    taken = asyncio.Semaphore(0)
 
-    async def send(message: str) -> None:
+    async def send(message: Message) -> None:
         sent.append(message)
         await taken.acquire()
 
@@ -431,11 +441,11 @@ async def test_the_next_part_is_asked_for_when_the_former_one_has_been_taken() -
 
 
 @pytest.mark.parametrize("data", [b"1 wait", b"1 2 3"])
-async def test_a_server_that_says_by_an_error_that_the_client_left(data: Any) -> None:
+async def test_a_server_that_raises_where_the_client_left(data: bytes) -> None:
     """Some raise OSError from `send` (ASGI 2.4)."""
     app = plain()
 
-    async def send(message: str) -> None:
+    async def send(message: Message) -> None:
         if message["type"] == "http.response.body":
             raise OSError
 
@@ -449,7 +459,7 @@ async def test_a_server_that_cancels_the_request() -> None:
     app = plain()
     begun = asyncio.Event()
 
-    async def send(message: str) -> None:
+    async def send(message: Message) -> None:
         begun.set()
 
     async with lifespan(app):
@@ -481,5 +491,5 @@ async def test_a_server_that_cancels_the_request() -> None:
         (b"", False),
     ],
 )
-def test_who_wants_events(accept: Any, wanted: Any) -> None:
+def test_accept_headers_that_ask_for_events(accept: bytes, wanted: bool) -> None:
     assert wants_events(accept) is wanted

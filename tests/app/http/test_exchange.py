@@ -1,4 +1,6 @@
-"""Clients that leave, that are slow, or that send ahead: none of them costs a backend's work, a task, or another request."""
+"""Clients that leave, that are slow, or that send ahead: none of them costs a backend work, a task,
+or another request.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
+from fastapi import FastAPI
 
 from penstock import create_app
 from penstock.app import create_router, lifespan
@@ -26,7 +30,10 @@ from penstock.pipelines.config.load import load
 
 class Gate:
     def __init__(self) -> None:
-        self.seen = []
+        self.reset()
+
+    def reset(self) -> None:
+        self.seen: list[bytes] = []
         self.inside = threading.Event()
         self.open = threading.Event()
 
@@ -36,7 +43,7 @@ GATE = Gate()
 
 @register_backend("WatchGate")
 class WatchGate(Backend):
-    """Waits at the gate with a batch of `wait`; answers lengths."""
+    """Answers the length of `data`; a batch of b"wait" waits at the gate first."""
 
     def forward(self, batch: Any) -> None:
         GATE.seen += [item["data"] for item in batch]
@@ -49,7 +56,7 @@ class WatchGate(Backend):
 
 @pytest.fixture(autouse=True)
 def gate() -> Any:
-    GATE.__init__()
+    GATE.reset()
     yield
     GATE.open.set()
 
@@ -58,21 +65,21 @@ def config() -> Any:
     return load({"pipeline": {"name": "gate"}, "gate": {"backend": "WatchGate", "max": 4}})
 
 
-def watched(app: Any) -> Any:
-    """The app with a route that counts the loop's tasks."""
+def watched(app: FastAPI) -> FastAPI:
+    """Make the app, with a route that counts the tasks of the loop."""
 
     @app.get("/tasks")
-    async def tasks() -> Any:
+    async def tasks() -> int:
         return len(asyncio.all_tasks())
 
     return app
 
 
-def plain(body_timeout: Any = 20) -> Any:
+def plain(body_timeout: float = 20) -> FastAPI:
     return watched(create_app(config(), settings=Settings(body_timeout=body_timeout)))
 
 
-def behind_an_http_middleware(body_timeout: Any = 20) -> Any:
+def behind_an_http_middleware(body_timeout: float = 20) -> FastAPI:
     app = plain(body_timeout)
 
     @app.middleware("http")
@@ -103,14 +110,14 @@ HOSTS = pytest.mark.parametrize("host", [plain, behind_an_http_middleware, as_a_
 
 
 def until(condition: Any, seconds: Any = 10) -> None:
-    """Poll another thread's server; there is no event to wait for over HTTP."""
+    """Poll the server of another thread: over HTTP there is no event to wait for."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
 
 
-def inside(client: Any) -> Any:
+def inside(client: httpx.Client) -> Any:
     lines = client.get("/metrics").text.splitlines()
     return next(
         float(line.rpartition(" ")[2])
@@ -119,11 +126,11 @@ def inside(client: Any) -> Any:
     )
 
 
-def connect(client: Any, data: Any) -> Any:
-    """A connection on which `data` has been sent."""
-    found = socket.create_connection((client.base_url.host, client.base_url.port), 10)
-    found.sendall(data)
-    return found
+def connect(client: httpx.Client, data: bytes) -> Any:
+    """Open a connection and send `data` on it."""
+    connection = socket.create_connection((client.base_url.host, client.base_url.port), 10)
+    connection.sendall(data)
+    return connection
 
 
 def request(
@@ -132,10 +139,11 @@ def request(
     kind: Any = "application/octet-stream",
     length: Any = None,
 ) -> Any:
-    return (
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {length or len(body)}\r\n\r\n".encode()
-        + body
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
+        f"Content-Length: {length or len(body)}\r\n\r\n"
     )
+    return head.encode() + body
 
 
 def batch_request(*images: Any) -> Any:
@@ -144,20 +152,20 @@ def batch_request(*images: Any) -> Any:
 
 
 def answers(file: Any, count: Any) -> Any:
-    """The bodies of so many answers of status 200 from one connection."""
-    found = []
+    """Return the bodies of `count` answers of status 200 from one connection."""
+    bodies = []
     for _ in range(count):
         assert file.readline() == b"HTTP/1.1 200 OK\r\n"
         length = 0
         while (line := file.readline()) != b"\r\n":
             if line.lower().startswith(b"content-length:"):
                 length = int(line.split(b":")[1])
-        found.append(json.loads(file.read(length)))
-    return found
+        bodies.append(json.loads(file.read(length)))
+    return bodies
 
 
 @HOSTS
-def test_who_leaves_the_queue_never_reaches_the_backend(
+def test_a_client_that_leaves_while_queued_never_reaches_the_backend(
     running: Any, host: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     with running(host()) as client, ThreadPoolExecutor(2) as pool:
@@ -168,8 +176,8 @@ def test_who_leaves_the_queue_never_reaches_the_backend(
         leaving.append(connect(client, batch_request(b"left", b"left", b"left")))
         stays = pool.submit(client.post, "/predict/gate", content=b"stays")
         until(lambda: inside(client) == 1 + 5 + 3 + 1)
-        for each in leaving:
-            each.close()
+        for connection in leaving:
+            connection.close()
         until(lambda: inside(client) == 2)
         GATE.open.set()
         assert blocker.result().json() == {"result": 4}
@@ -177,33 +185,33 @@ def test_who_leaves_the_queue_never_reaches_the_backend(
         assert client.post("/predict/gate", content=b"last").json() == {"result": 4}
         until(lambda: client.get("/tasks").json() <= tasks)
     assert GATE.seen == [b"wait", b"stays", b"last"]
-    assert not [each for each in caplog.records if each.levelno > logging.INFO], caplog.text
+    assert not [record for record in caplog.records if record.levelno > logging.INFO], caplog.text
 
 
 @HOSTS
-def test_who_leaves_while_it_runs(
+def test_a_client_that_leaves_while_its_batch_runs(
     running: Any, host: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its batch goes on; the answer goes nowhere."""
+    """Its batch goes on, and its answer is dropped."""
     with running(host()) as client:
         tasks = client.get("/tasks").json()
         leaving = [connect(client, request(b"wait"))]
         assert GATE.inside.wait(10)
         leaving.append(connect(client, batch_request(b"left")))
         until(lambda: inside(client) == 2)
-        for each in leaving:
-            each.close()
+        for connection in leaving:
+            connection.close()
         until(lambda: inside(client) == 0)
         GATE.open.set()
         assert client.post("/predict/gate", content=b"next").json() == {"result": 4}
         until(lambda: client.get("/tasks").json() <= tasks)
     assert GATE.seen == [b"wait", b"next"]
-    assert not [each for each in caplog.records if each.levelno > logging.INFO], caplog.text
+    assert not [record for record in caplog.records if record.levelno > logging.INFO], caplog.text
 
 
 @HOSTS
 @pytest.mark.parametrize("patient", [False, True])
-def test_who_leaves_during_the_upload(
+def test_a_client_that_leaves_during_the_upload(
     running: Any, host: Any, patient: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     with running(host()) as client:
@@ -212,17 +220,17 @@ def test_who_leaves_during_the_upload(
         until(lambda: client.get("/tasks").json() >= tasks + 5)
         if patient:
             time.sleep(3 * SLOW_AFTER_SECONDS)  # they have timers now
-        for each in leaving:
-            each.close()
+        for connection in leaving:
+            connection.close()
         until(lambda: client.get("/tasks").json() <= tasks)
         assert client.post("/predict/gate", content=b"next").json() == {"result": 4}
     assert GATE.seen == [b"next"]
-    assert not [each for each in caplog.records if each.levelno > logging.INFO], caplog.text
+    assert not [record for record in caplog.records if record.levelno > logging.INFO], caplog.text
 
 
 @HOSTS
 def test_slow_requests_keep_their_connection(running: Any, host: Any) -> None:
-    """Whoever listens for a departure must not take the next request."""
+    """The task that listens for a departure must not take the next request."""
     with (
         running(host()) as client,
         connect(client, request(b"wait")) as wire,
@@ -230,7 +238,7 @@ def test_slow_requests_keep_their_connection(running: Any, host: Any) -> None:
     ):
         for opened in range(3):
             assert GATE.inside.wait(10)
-            time.sleep(3 * SLOW_AFTER_SECONDS)  # somebody listens now
+            time.sleep(3 * SLOW_AFTER_SECONDS)  # a task listens now
             if opened == 1:
                 wire.sendall(
                     request(b"ahead") + batch_request(b"a", b"bc")
@@ -258,17 +266,17 @@ def test_pipelined_requests_are_answered_in_order(running: Any) -> None:
 @HOSTS
 @pytest.mark.parametrize("kind", ["application/octet-stream", "application/json"])
 def test_an_upload_that_takes_too_long_is_answered_and_ended(
-    running: Any, host: Any, kind: Any, caplog: pytest.LogCaptureFixture
+    running: Any, host: Any, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with running(host(0.3)) as client:
         tasks = client.get("/tasks").json()
         slow = [connect(client, request(b"half", length=8, kind=kind)) for _ in range(3)]
         end = time.monotonic() + 10
-        while any(not readable(each) for each in slow):  # others are answered meanwhile
+        while any(not readable(connection) for connection in slow):  # others are answered meanwhile
             assert time.monotonic() < end
             assert client.post("/predict/gate", content=b"others").json() == {"result": 6}
-        for each in slow:
-            with each.makefile("rb") as file:
+        for connection in slow:
+            with connection.makefile("rb") as file:
                 head, _, body = file.read().partition(
                     b"\r\n\r\n"
                 )  # to the end: the server has closed
@@ -278,10 +286,10 @@ def test_an_upload_that_takes_too_long_is_answered_and_ended(
                 problem["code"] == "invalid_request"
                 and "within 0.3 s (body_timeout)" in problem["detail"]
             )
-            each.close()
+            connection.close()
         until(lambda: client.get("/tasks").json() <= tasks)
     assert set(GATE.seen) == {b"others"}
-    assert not [each for each in caplog.records if each.levelno > logging.INFO], caplog.text
+    assert not [record for record in caplog.records if record.levelno > logging.INFO], caplog.text
 
 
 def readable(connection: Any) -> Any:
@@ -289,14 +297,14 @@ def readable(connection: Any) -> Any:
 
 
 @HOSTS
-def test_the_bound_is_of_the_upload_not_of_the_answer(running: Any, host: Any) -> None:
-    """A body that came slowly, but in time, is waited for as long as it takes."""
+def test_the_bound_covers_the_upload_and_not_the_answer(running: Any, host: Any) -> None:
+    """A body that comes slowly, but in time, gets its answer however long that takes."""
     with running(host(0.2)) as client:
         for wanted, half in (
             ({"result": 4}, request(b"wait")),
             ({"results": [{"result": 4}]}, batch_request(b"wait")),
         ):
-            GATE.__init__()
+            GATE.reset()
             with connect(client, half[:-2]) as wire, wire.makefile("rb") as file:
                 time.sleep(3 * SLOW_AFTER_SECONDS)  # it has a timer now
                 wire.sendall(half[-2:])
@@ -310,24 +318,24 @@ def test_uploads_that_drip_cost_others_nothing(running: Any) -> None:
     with running(plain()) as client, ThreadPoolExecutor(4) as pool:
         dripping = [connect(client, request(b"", length=1000)) for _ in range(50)]
         for _ in range(5):
-            for each in dripping:
-                each.sendall(b"x")
-            found = list(
+            for connection in dripping:
+                connection.sendall(b"x")
+            answers = list(
                 pool.map(
                     lambda index: client.post("/predict/gate", content=b"x" * index).json(),
                     range(1, 21),
                 )
             )
-            assert found == [{"result": index} for index in range(1, 21)]
-        for each in dripping:
-            each.close()
+            assert answers == [{"result": index} for index in range(1, 21)]
+        for connection in dripping:
+            connection.close()
 
 
-# without a server: what a host may do to us
+# Without a server: what a host may do.
 
 
 class Asgi:
-    """One request to the app in this loop. `messages` are what it receives; then nothing more."""
+    """Send one request to the app in this loop. It receives `messages`, then nothing more."""
 
     def __init__(self, app: Any, *messages: Any, path: Any = "/predict/gate") -> None:
         self.scope = {
@@ -338,7 +346,7 @@ class Asgi:
             "asgi": {"version": "3.0"},
         }
         self.messages = list(messages)
-        self.sent = []
+        self.sent: list[Any] = []
         self.task = asyncio.create_task(app(self.scope, self.receive, self.send))
 
     async def receive(self) -> Any:
@@ -350,7 +358,7 @@ class Asgi:
         self.sent.append(message)
 
 
-def body(data: Any) -> Any:
+def body(data: bytes) -> Any:
     return {"type": "http.request", "body": data}
 
 
@@ -362,7 +370,7 @@ async def turn_until(condition: Any) -> None:
 
 @pytest.mark.parametrize("slow", [False, True])
 @pytest.mark.parametrize("many", [False, True])
-async def test_a_host_that_cancels_the_request(many: Any, slow: Any) -> None:
+async def test_a_host_that_cancels_the_request(many: bool, slow: bool) -> None:
     app = create_app(config(), settings=Settings(body_timeout=20))
     async with lifespan(app):
         pipeline = app.state.penstock.pipelines["gate"]
@@ -412,11 +420,10 @@ async def test_a_cancellation_at_the_moment_of_the_bound_is_obeyed() -> None:
 
 
 def uploads_timed() -> Any:
-    """The timers of uploads that this loop (asyncio's own) still holds."""
+    """Return the timers of uploads that this loop (asyncio's own) still holds."""
+    loop: Any = asyncio.get_running_loop()
     return [
-        handle
-        for handle in asyncio.get_running_loop()._scheduled
-        if not handle.cancelled() and "upload" in repr(handle)
+        handle for handle in loop._scheduled if not handle.cancelled() and "upload" in repr(handle)
     ]
 
 
@@ -435,7 +442,7 @@ async def test_no_timer_stays_when_an_upload_ends() -> None:
             assert request.sent[0]["status"] == status and uploads_timed() == []
 
 
-async def test_messages_without_what_is_optional() -> None:
+async def test_messages_without_their_optional_keys() -> None:
     app = create_app(config(), settings=Settings())
     async with lifespan(app):
         request = Asgi(

@@ -1,6 +1,8 @@
-"""Images by URL: what is refused, what is bounded, and that the connection goes to the address that was checked.
+"""Images by URL: which are refused, what is bounded, and that the connection goes to the address
+that was checked.
 
-Servers are on the loopback, which only the test-only `exempt` lets through. Names are resolved by the tests themselves.
+The servers are on the loopback, which only `exempt`, for tests, lets through. The tests resolve the
+names themselves.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -38,9 +41,10 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nimage"
 
 
 class Site:
-    """A server that answers with `parts` and notes what it gets. Bytes; seconds to wait; None: until the other side has left.
+    """A server that answers with `parts` and notes what it gets.
 
-    `endless`: the last two for ever.
+    A part is bytes, or seconds to wait, or None: wait until the other side has left. `endless`:
+    repeat the last two forever.
     """
 
     def __init__(self, *parts: bytes | float | None, endless: bool = False) -> None:
@@ -86,18 +90,18 @@ async def online(site: Site, host: str = "127.0.0.1", **options: Any) -> AsyncIt
 
 
 class Names:
-    """A resolver: each name's answers in turn, the last one for ever. Notes what was asked."""
+    """A resolver that gives the answers of a name in turn, the last forever. Notes its calls."""
 
     def __init__(self, **answers: list[list[str]]) -> None:
-        self.answers = {name.replace("_", "."): list(found) for name, found in answers.items()}
+        self.answers = {name.replace("_", "."): list(answers) for name, answers in answers.items()}
         self.asked: list[str] = []
 
     async def __call__(self, host: str, port: int) -> list[str]:
         self.asked.append(host)
         if host not in self.answers:
             raise OSError("Name or service not known")
-        found = self.answers[host]
-        return found.pop(0) if len(found) > 1 else found[0]
+        answers = self.answers[host]
+        return answers.pop(0) if len(answers) > 1 else answers[0]
 
 
 def fetcher(
@@ -129,8 +133,12 @@ async def test_an_image() -> None:
     head, *headers = request.strip().splitlines()
     assert head == "GET /a/b.png?c=d HTTP/1.1"
     assert sorted(headers) == [
-        "accept-encoding: identity", "accept: image/*", "connection: close", f"host: site.test:{site.port}", "user-agent: penstock"
-    ]  # fmt: skip
+        "accept-encoding: identity",
+        "accept: image/*",
+        "connection: close",
+        f"host: site.test:{site.port}",
+        "user-agent: penstock",
+    ]
 
 
 async def test_no_length_and_chunks() -> None:
@@ -144,7 +152,7 @@ async def test_no_length_and_chunks() -> None:
         assert await fetcher(site)(f"http://site.test:{site.port}/") == b"image"
 
 
-# the URL itself
+# The URL itself.
 
 
 @pytest.mark.parametrize(
@@ -181,7 +189,7 @@ async def test_no_length_and_chunks() -> None:
         ("http://site.test/" + "a" * 2048, "more than 2048"),
     ],
 )
-async def test_urls_that_are_not_taken(url: Any, reason: str) -> None:
+async def test_urls_that_are_not_accepted(url: Any, reason: str) -> None:
     names = Names(site_test=[["127.0.0.1"]])
     with pytest.raises(InvalidRequest, match=reason) as raised:
         await fetcher(names=names)(url)
@@ -203,7 +211,7 @@ async def test_urls_that_are_not_taken(url: Any, reason: str) -> None:
     ],
 )
 async def test_odd_forms_of_an_address(host: Any) -> None:
-    """The system's resolver takes them for 127.0.0.1; they are refused before it is asked."""
+    """The system's resolver takes them for 127.0.0.1. They are refused before it is called."""
     async with online(Site(OK)) as site:
         for resolve in (resolve_by_system, Names(**{host.replace(".", "_"): [["127.0.0.1"]]})):
             guard = Fetcher(max_bytes=10, timeout=5, ports=(site.port,), resolve=resolve)
@@ -221,16 +229,19 @@ async def test_odd_forms_that_get_to_the_resolver_are_refused_by_their_address(
             await Fetcher(max_bytes=10, timeout=5)(f"http://{host}/")
 
 
-# addresses
+# Addresses.
 
 PRIVATE = [
-    "0.0.0.0", "10.1.2.3", "100.64.0.1", "100.100.100.200", "127.0.0.1", "127.255.255.254", "168.63.129.16", "169.254.169.254",
-    "172.16.0.1", "172.31.255.255", "192.0.0.1", "192.0.2.1", "192.88.99.1", "192.168.1.1", "198.18.0.1", "198.19.255.255",
-    "198.51.100.1", "203.0.113.1", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255", "::", "::1", "::127.0.0.1",
-    "::ffff:127.0.0.1", "::ffff:8.8.8.8", "::ffff:7f00:1", "::ffff:0:127.0.0.1", "64:ff9b::7f00:1", "64:ff9b::808:808",
-    "64:ff9b:1::a00:1", "100::1", "2001::1", "2001:0:4136:e378:8000:63bf:3fff:fdd2", "2001:db8::1", "2002:7f00:1::",
-    "2002:808:808::1", "2606:4700::5efe:7f00:1", "2606:4700::200:5efe:a00:1", "3fff::1", "4000::1", "5f00::1", "fc00::1",
-    "fd12:3456::1", "fe80::1", "fe80::1%eth0", "2606:4700::1%eth0", "fec0::1", "ff02::1", "ff0e::1",
+    "0.0.0.0", "10.1.2.3", "100.64.0.1", "100.100.100.200", "127.0.0.1", "127.255.255.254",
+    "168.63.129.16", "169.254.169.254", "172.16.0.1", "172.31.255.255", "192.0.0.1", "192.0.2.1",
+    "192.88.99.1", "192.168.1.1", "198.18.0.1", "198.19.255.255", "198.51.100.1", "203.0.113.1",
+    "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255", "::", "::1", "::127.0.0.1",
+    "::ffff:127.0.0.1", "::ffff:8.8.8.8", "::ffff:7f00:1", "::ffff:0:127.0.0.1",
+    "64:ff9b::7f00:1", "64:ff9b::808:808", "64:ff9b:1::a00:1", "100::1", "2001::1",
+    "2001:0:4136:e378:8000:63bf:3fff:fdd2", "2001:db8::1", "2002:7f00:1::", "2002:808:808::1",
+    "2606:4700::5efe:7f00:1", "2606:4700::200:5efe:a00:1", "3fff::1", "4000::1", "5f00::1",
+    "fc00::1", "fd12:3456::1", "fe80::1", "fe80::1%eth0", "2606:4700::1%eth0", "fec0::1",
+    "ff02::1", "ff0e::1",
 ]  # fmt: skip
 PUBLIC = [
     "8.8.8.8",
@@ -259,14 +270,14 @@ def test_public_addresses() -> None:
 
 @pytest.mark.parametrize("address", PRIVATE)
 async def test_private_addresses_are_refused(address: Any) -> None:
-    """In the URL itself, and as what a name resolves to: alone, before and behind a public one."""
+    """In the URL itself, and as an address of a name: alone, before and after a public one."""
     host = f"[{address.replace('%', '%25')}]" if ":" in address else address
     with pytest.raises(InvalidRequest, match=NOT_PUBLIC) as raised:
         await fetcher(exempt=())(f"http://{host}/")
     assert address not in str(raised.value)
-    for found in ([address], ["8.8.8.8", address], [address, "8.8.8.8"]):
+    for addresses in ([address], ["8.8.8.8", address], [address, "8.8.8.8"]):
         with pytest.raises(InvalidRequest, match=NOT_PUBLIC) as raised:
-            await fetcher(names=Names(site_test=[found]), exempt=())("http://site.test/")
+            await fetcher(names=Names(site_test=[addresses]), exempt=())("http://site.test/")
         assert address not in str(raised.value)
 
 
@@ -282,7 +293,10 @@ async def test_unknown_names_are_answered_as_private_ones_are() -> None:
 
 
 async def test_a_resolver_that_rebinds() -> None:
-    """A second question would be answered with 127.0.0.1, where something listens: it is never asked, and nothing connects there."""
+    """A second look-up would give 127.0.0.1, where a server listens.
+
+    It is never made, and nothing connects there.
+    """
     async with online(Site(OK)) as site, online(Site(OK), "127.0.0.2") as checked:
         names = Names(
             site_test=[["127.0.0.2"], ["127.0.0.1"]]
@@ -296,11 +310,9 @@ async def test_a_resolver_that_rebinds() -> None:
 
 
 async def test_a_resolver_that_rebinds_during_a_redirect() -> None:
-    """The redirect leads to the same name, which is resolved and checked anew."""
+    """The redirect leads to the same name, which is resolved and checked again."""
     async with online(Site(OK)) as inner:
-        redirect = Site(
-            f"HTTP/1.1 302 Found\r\nLocation: http://site.test:{inner.port}/\r\nContent-Length: 0\r\n\r\n".encode()
-        )
+        redirect = Site(redirect_to(f"http://site.test:{inner.port}/"))
         async with online(redirect, "127.0.0.2") as outer:
             names = Names(site_test=[["127.0.0.2"], ["127.0.0.1"]])
             with pytest.raises(InvalidRequest, match=NOT_PUBLIC):
@@ -334,7 +346,7 @@ async def test_no_proxy_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     assert site.connections == 1 and not proxy.connections
 
 
-# redirects
+# Redirects.
 
 
 def redirect_to(location: str, status: str = "302 Found", more: str = "") -> bytes:
@@ -344,7 +356,7 @@ def redirect_to(location: str, status: str = "302 Found", more: str = "") -> byt
 @pytest.mark.parametrize(
     "status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"]
 )
-async def test_a_redirect(status: Any) -> None:
+async def test_a_redirect(status: str) -> None:
     async with online(Site(OK)) as target:
         more = "Set-Cookie: a=b; Path=/\r\n"
         async with online(
@@ -394,14 +406,14 @@ async def test_redirects_that_are_not_followed(location: Any, reason: str) -> No
     assert site.connections == 1 and not inner.connections
 
 
-async def test_a_circle_of_redirects() -> None:
+async def test_a_loop_of_redirects() -> None:
     async with online(Site(redirect_to("/again"))) as site:
         with pytest.raises(InvalidInput, match="redirected more than 3 times"):
             await fetcher(site)(f"http://site.test:{site.port}/")
     assert site.connections == 4
 
 
-# bounds
+# Bounds.
 
 
 async def test_a_slow_body() -> None:
@@ -415,15 +427,16 @@ async def test_a_slow_body() -> None:
         await asyncio.wait_for(site.gone.wait(), 5)
 
 
-async def test_a_host_that_says_nothing() -> None:
+async def test_a_host_that_never_answers() -> None:
     async with online(Site(30.0)) as site:
         with pytest.raises(InvalidInput, match="url_timeout"):
             await fetcher(site, timeout=0.2)(f"http://site.test:{site.port}/")
 
 
 async def test_a_slow_resolver() -> None:
-    async def resolve(host: Any, port: Any) -> None:
+    async def resolve(host: str, port: int) -> list[str]:
         await asyncio.sleep(30)
+        return []
 
     with pytest.raises(InvalidInput, match="url_timeout"):
         await Fetcher(max_bytes=10, timeout=0.1, resolve=resolve)("http://site.test/")
@@ -463,7 +476,7 @@ async def test_exactly_the_bound() -> None:
 
 
 @pytest.mark.parametrize("encoding", [b"gzip", b"deflate", b"br", b"identity, gzip"])
-async def test_what_is_packed_is_not_unpacked(encoding: Any) -> None:
+async def test_a_compressed_image_is_not_decompressed(encoding: Any) -> None:
     bomb = gzip.compress(bytes(500_000))
     assert len(bomb) < 1000
     answer = b"HTTP/1.1 200 OK\r\nContent-Encoding: %s\r\nContent-Length: %d\r\n\r\n%s" % (
@@ -494,7 +507,7 @@ async def test_answers_without_an_image(answer: Any, reason: str) -> None:
     assert "SSH" not in str(raised.value)
 
 
-async def test_so_many_at_once() -> None:
+async def test_fetches_at_once_are_bounded() -> None:
     async with online(Site(30.0)) as site:
         guard = fetcher(site)
         url = f"http://site.test:{site.port}/"
@@ -508,7 +521,7 @@ async def test_so_many_at_once() -> None:
         assert guard.inside == 0
 
 
-# TLS
+# TLS.
 
 
 @pytest.fixture(scope="module")
@@ -546,7 +559,7 @@ async def test_certificates_are_verified_by_name(
     assert asked == ["site.test"]
 
 
-async def test_a_certificate_that_nobody_vouches_for_by_default(authority: Any) -> None:
+async def test_a_certificate_of_an_unknown_authority(authority: Any) -> None:
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("site.test").configure_cert(server_context)
     async with online(Site(OK), ssl=server_context) as site:
@@ -554,7 +567,7 @@ async def test_a_certificate_that_nobody_vouches_for_by_default(authority: Any) 
             await fetcher(site)(f"https://site.test:{site.port}/")
 
 
-async def test_a_host_that_speaks_no_tls() -> None:
+async def test_a_host_without_tls() -> None:
     async def answer(reader: Any, writer: Any) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         writer.close()
@@ -565,12 +578,12 @@ async def test_a_host_that_speaks_no_tls() -> None:
             await fetcher(ports=(port,))(f"https://site.test:{port}/")
 
 
-# the server
+# The server.
 
 
 @pytest.fixture
 def allow(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Settings under which a server takes the test's own site for a public one."""
+    """Make a server take the test's own site for a public one."""
 
     def settings(*ports: Any, **others: Any) -> Any:
         names = Names(site_test=[["127.0.0.1"]])
@@ -582,14 +595,14 @@ def allow(monkeypatch: pytest.MonkeyPatch) -> Any:
     return settings
 
 
-def test_off_by_default(running: Any, digits: Any) -> None:
+def test_off_by_default(running: Any, digits: Path) -> None:
     with running(create_app(digits, settings=Settings())) as client:
         answer = client.post("/predict/digits", json={"url": "http://127.0.0.1/"})
         assert answer.status_code == 400 and answer.json()["code"] == "invalid_request"
         assert "the operator has not allowed them (allow_url)" in answer.json()["detail"]
 
 
-async def test_the_server_fetches(running: Any, digits: Any, digit: Any, allow: Any) -> None:
+async def test_the_server_fetches(running: Any, digits: Path, digit: bytes, allow: Any) -> None:
     image = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(digit), digit)
     async with online(Site(image)) as site:
         url = f"http://site.test:{site.port}/three.png"
@@ -635,25 +648,25 @@ async def test_the_server_fetches(running: Any, digits: Any, digit: Any, allow: 
     ]
 
 
-async def test_the_deadline_of_a_request_holds_for_fetching(
-    running: Any, digits: Any, allow: Any
+async def test_the_deadline_of_a_request_covers_the_fetch(
+    running: Any, digits: Path, allow: Any
 ) -> None:
     async with online(Site(30.0)) as site:
 
         def ask() -> Any:
             with running(create_app(digits, settings=allow(site.port, url_timeout=0.5))) as client:
-                answers = [client.post("/predict/digits", json={"url": f"http://site.test:{site.port}/"}, headers=headers) for headers in (
-                    {"Penstock-Deadline-Ms": "100"}, {},
-                )]  # fmt: skip
+                document = {"url": f"http://site.test:{site.port}/"}
+                answers = [
+                    client.post("/predict/digits", json=document, headers=headers)
+                    for headers in ({"Penstock-Deadline-Ms": "100"}, {})
+                ]
             return [(answer.status_code, answer.json()["code"]) for answer in answers]
 
         assert await asyncio.to_thread(ask) == [(504, "deadline_exceeded"), (422, "invalid_input")]
 
 
-async def test_a_client_that_leaves_ends_the_fetching(
-    running: Any, digits: Any, allow: Any
-) -> None:
-    """The server lets go of the site at once, and not when its time is over."""
+async def test_a_client_that_leaves_ends_the_fetch(running: Any, digits: Path, allow: Any) -> None:
+    """The server leaves the site at once, not only when the time is over."""
     loop = asyncio.get_running_loop()
     ended = []
     async with online(Site(None)) as site:
@@ -678,8 +691,11 @@ async def test_a_client_that_leaves_ends_the_fetching(
 
 
 @pytest.mark.parametrize("allowed", ["false", "true"])
-def test_httpx_is_imported_only_where_urls_are_allowed(digits: Any, allowed: Any) -> None:
-    code = "import sys; from penstock.app import create_app; create_app(sys.argv[1]); print('httpx' in sys.modules)"
+def test_httpx_is_imported_only_where_urls_are_allowed(digits: Path, allowed: str) -> None:
+    code = (
+        "import sys; from penstock.app import create_app; "
+        "create_app(sys.argv[1]); print('httpx' in sys.modules)"
+    )
     environment = os.environ | {"PENSTOCK_ALLOW_URL": allowed}
     done = subprocess.run(
         [sys.executable, "-c", code, str(digits)],

@@ -1,4 +1,6 @@
-"""Predict requests over real sockets: every way to send an image, what comes back, and every error of the table."""
+"""Predict requests over real sockets: every way to send an image, the answers, and every error of
+the table.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from typing import Any
 import httpx
 import jsonschema
 import pytest
+from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -30,10 +33,13 @@ from penstock.pipelines.config.load import load
 
 
 class Probe:
-    """What the backend below has seen, and the gate it waits at."""
+    """The data that the backend below has seen, and the gate at which it waits."""
 
     def __init__(self) -> None:
-        self.seen = []
+        self.reset()
+
+    def reset(self) -> None:
+        self.seen: list[bytes] = []
         self.inside = threading.Event()
         self.gate = threading.Event()
 
@@ -43,7 +49,7 @@ PROBE = Probe()
 
 @register_backend("PredictProbe")
 class PredictProbe(Backend):
-    """Answers the data's length; some data are orders."""
+    """Answers the length of `data`; some data are commands."""
 
     def forward(self, batch: Any) -> None:
         for item in batch:
@@ -67,7 +73,7 @@ class PredictProbe(Backend):
 
 @pytest.fixture(autouse=True)
 def probe() -> Any:
-    PROBE.__init__()
+    PROBE.reset()
     yield
     PROBE.gate.set()
 
@@ -86,15 +92,15 @@ def client(running: Any) -> Any:
 
 @pytest.fixture
 def fresh(running: Any) -> Any:
-    """A server without a past: what it has learnt of its speed decides what it takes in."""
+    """A new server: what a server has learnt of its speed decides which requests it admits."""
     with running(create_app(config())) as client:
         yield client
 
 
 class Wire:
-    """A connection, written and read by the byte."""
+    """A connection that is written and read byte by byte."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: httpx.Client) -> None:
         self.socket = socket.create_connection((client.base_url.host, client.base_url.port), 10)
         self.file = self.socket.makefile("rb")
 
@@ -105,11 +111,11 @@ class Wire:
         self.file.close()
         self.socket.close()
 
-    def send(self, data: Any) -> None:
+    def send(self, data: bytes) -> None:
         self.socket.sendall(data)
 
     def read(self) -> Any:
-        """Status, headers, body of the next answer; None where the server has closed."""
+        """Return status, headers and body of the next answer; None if the server has closed."""
         line = self.file.readline()
         if not line:
             return None
@@ -130,20 +136,20 @@ def head(
     ).encode()
 
 
-def problem(answer: Any, status: Any, code: Any, detail: Any = "") -> Any:
-    """Whether an answer is this problem, whole and in its form."""
+def problem(answer: Any, status: int, code: str, detail: Any = "") -> Any:
+    """Check that an answer is this problem, whole and in its form. Return the problem."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
-    found = answer.json()
-    assert (found["type"], found["status"], found["code"]) == ("about:blank", status, code)
-    assert found["title"] and detail in found["detail"], found
-    assert found["request_id"] == answer.headers["x-request-id"]
+    document = answer.json()
+    assert (document["type"], document["status"], document["code"]) == ("about:blank", status, code)
+    assert document["title"] and detail in document["detail"], document
+    assert document["request_id"] == answer.headers["x-request-id"]
     assert ("retry-after" in answer.headers) == (status in (429, 503))
     assert "Traceback" not in answer.text and "secret" not in answer.text
-    return found
+    return document
 
 
-# ways to send an image
+# Ways to send an image.
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT"])
@@ -159,7 +165,7 @@ def problem(answer: Any, status: Any, code: Any, detail: Any = "") -> Any:
         "application/x-www-form-urlencoded",
     ],
 )
-def test_the_raw_body(client: Any, digit: Any, method: Any, kind: Any) -> None:
+def test_the_raw_body(client: httpx.Client, digit: bytes, method: str, kind: str) -> None:
     headers = {} if kind is None else {"Content-Type": kind}
     answer = client.request(method, "/predict/probe", content=digit, headers=headers)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
@@ -168,9 +174,9 @@ def test_the_raw_body(client: Any, digit: Any, method: Any, kind: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT"])
-def test_multipart_and_json(client: Any, digit: Any, method: Any) -> None:
+def test_multipart_and_json(client: httpx.Client, digit: bytes, method: str) -> None:
     encoded = base64.b64encode(digit).decode()
-    ways = [
+    ways: list[dict[str, Any]] = [
         {"files": {"image": ("digit.png", digit, "image/png")}},
         {"files": {"image": digit}},
         {"json": {"image": encoded}},
@@ -186,14 +192,14 @@ def test_multipart_and_json(client: Any, digit: Any, method: Any) -> None:
     assert PROBE.seen == [digit] * len(ways)
 
 
-def test_a_chunked_body_in_pieces(client: Any, digit: Any) -> None:
+def test_a_chunked_body_in_pieces(client: httpx.Client, digit: bytes) -> None:
     assert client.post("/predict/probe", content=iter([digit[:5], digit[5:9], digit[9:]])).json()[
         "result"
     ] == len(digit)
     assert PROBE.seen == [digit]
 
 
-def test_large_bodies_are_parsed_beside_the_loop(running: Any, digit: Any) -> None:
+def test_large_bodies_are_parsed_off_the_loop(running: Any, digit: bytes) -> None:
     large = digit + bytes(3_000_000)
     with running(create_app(config())) as client:
         assert client.post("/predict/probe", files={"image": large}).json()["result"] == len(large)
@@ -217,7 +223,7 @@ def test_large_bodies_are_parsed_beside_the_loop(running: Any, digit: Any) -> No
     ],
     ids=" ".join,
 )
-def test_curl(running: Any, digits: Any, digit: Any, tmp_path: Path, arguments: Any) -> None:
+def test_curl(running: Any, digits: Path, digit: bytes, tmp_path: Path, arguments: Any) -> None:
     file = tmp_path / "digit.png"
     file.write_bytes(digit)
     with running(create_app(digits)) as client:
@@ -226,7 +232,7 @@ def test_curl(running: Any, digits: Any, digit: Any, tmp_path: Path, arguments: 
             "-sS",
             "--max-time",
             "20",
-            *[each.replace("FILE", str(file)) for each in arguments],
+            *[argument.replace("FILE", str(file)) for argument in arguments],
         ]
         done = subprocess.run(
             [*command, f"{client.base_url}/predict/digits"],
@@ -237,10 +243,10 @@ def test_curl(running: Any, digits: Any, digit: Any, tmp_path: Path, arguments: 
     assert json.loads(done.stdout)["label"] == "three", done
 
 
-# what comes back
+# Answers.
 
 
-def test_a_given_request_id_comes_back(client: Any) -> None:
+def test_a_given_request_id_comes_back(client: httpx.Client) -> None:
     answer = client.post("/predict/probe", content=b"x", headers={"X-Request-Id": "photo-1"})
     assert answer.headers["x-request-id"] == "photo-1"
     problem(
@@ -251,25 +257,25 @@ def test_a_given_request_id_comes_back(client: Any) -> None:
 
 
 @pytest.mark.parametrize("sent", ["", "a b", "x" * 129, "naïve".encode(), "tab\there"])
-def test_an_unfit_request_id_is_replaced(client: Any, sent: Any) -> None:
-    found = {
+def test_an_unfit_request_id_is_replaced(client: httpx.Client, sent: Any) -> None:
+    request_ids = {
         client.post("/predict/probe", content=b"x", headers={"X-Request-Id": sent}).headers[
             "x-request-id"
         ]
         for _ in range(2)
     }
-    assert len(found) == 2 and sent not in found
-    assert all(re.fullmatch(r"[0-9a-f]+-[0-9a-f]+", each) for each in found)
+    assert len(request_ids) == 2 and sent not in request_ids
+    assert all(re.fullmatch(r"[0-9a-f]+-[0-9a-f]+", request_id) for request_id in request_ids)
 
 
 def timings(answer: Any) -> Any:
-    """Server-Timing as {name: (milliseconds, description)}."""
-    found = {}
+    """Parse Server-Timing into {name: (milliseconds, description)}."""
+    timing = {}
     for metric in answer.headers["server-timing"].split(", "):
         name, *parameters = metric.split(";")
-        values = dict(each.split("=", 1) for each in parameters)
-        found[name] = float(values["dur"]), values.get("desc", "").strip('"')
-    return found
+        values = dict(parameter.split("=", 1) for parameter in parameters)
+        timing[name] = float(values["dur"]), values.get("desc", "").strip('"')
+    return timing
 
 
 def test_server_timing(running: Any) -> None:
@@ -281,39 +287,40 @@ def test_server_timing(running: Any) -> None:
         PROBE.gate.set()
         assert timings(blocker.result())["run.probe"][1] == "batch 1"
         for other in others:
-            found = timings(other.result())
-            assert set(found) == {"queue.probe", "run.probe"}
+            timing = timings(other.result())
+            assert set(timing) == {"queue.probe", "run.probe"}
             assert (
-                found["queue.probe"][0] > 0
-                and found["run.probe"][0] >= 150
-                and found["run.probe"][1] == "batch 3"
+                timing["queue.probe"][0] > 0
+                and timing["run.probe"][0] >= 150
+                and timing["run.probe"][1] == "batch 3"
             )
         assert "server-timing" not in client.post("/predict/probe", content=b"unreadable").headers
 
 
-def wait_inside(client: Any, count: Any, name: Any = "probe") -> None:
-    """Until so many requests are inside."""
+def wait_inside(client: httpx.Client, count: Any, name: Any = "probe") -> None:
+    """Wait until `count` requests are in flight."""
     end = time.monotonic() + 10
     while inside(client, name) != count:
         assert time.monotonic() < end
         time.sleep(0.005)
 
 
-def inside(client: Any, name: Any) -> Any:
-    found = re.search(
+def inside(client: httpx.Client, name: str) -> float:
+    match = re.search(
         rf'^penstock_requests_inside{{pipeline="{name}"}} (\S+)', client.get("/metrics").text, re.M
     )
-    return float(found[1])
+    assert match is not None
+    return float(match[1])
 
 
 def test_timings_of_every_node(running: Any) -> None:
     nodes = {"one": {"backend": "Identity", "next": "two"}, "two": {"backend": "Identity"}}
     with running(create_app(load({"pipeline": {"name": "chain"}, **nodes}))) as client:
-        found = timings(client.post("/predict/chain", content=b"x"))
-    assert list(found) == ["queue.one", "run.one", "queue.two", "run.two"]
+        timing = timings(client.post("/predict/chain", content=b"x"))
+    assert list(timing) == ["queue.one", "run.one", "queue.two", "run.two"]
 
 
-def test_no_result_is_an_answer_and_only_declared_outputs_are_told(client: Any) -> None:
+def test_no_result_is_an_answer_and_only_declared_outputs_are_in_it(client: httpx.Client) -> None:
     assert client.post("/predict/probe", content=b"break").json() == {
         "result": None,
         "note": "declared",
@@ -324,7 +331,7 @@ def test_no_result_is_an_answer_and_only_declared_outputs_are_told(client: Any) 
     }
 
 
-def test_a_soft_failure(client: Any) -> None:
+def test_a_soft_failure(client: httpx.Client) -> None:
     problem(
         client.post("/predict/probe", content=b"unreadable"),
         422,
@@ -333,13 +340,13 @@ def test_a_soft_failure(client: Any) -> None:
     )
 
 
-def test_a_batch_mixes_results_and_problems(client: Any) -> None:
-    files = [("images", each) for each in (b"four", b"unreadable", b"fail")]
+def test_a_batch_mixes_results_and_problems(client: httpx.Client) -> None:
+    files = [("images", data) for data in (b"four", b"unreadable", b"fail")]
     for answer in (
         client.post("/predict/probe/batch", files=files),
         client.put(
             "/predict/probe/batch",
-            json={"images": [base64.b64encode(each).decode() for _, each in files]},
+            json={"images": [base64.b64encode(data).decode() for _, data in files]},
         ),
     ):
         assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
@@ -357,7 +364,9 @@ def test_a_batch_mixes_results_and_problems(client: Any) -> None:
         assert soft["request_id"] == failed["request_id"] == answer.headers["x-request-id"]
 
 
-def test_what_has_no_json_form_is_a_problem_of_that_image_alone(client: Any) -> None:
+def test_a_result_without_a_json_form_is_a_problem_of_that_image_alone(
+    client: httpx.Client,
+) -> None:
     answer = client.post(
         "/predict/probe/batch", files=[("images", b"four"), ("images", b"odd"), ("images", b"four")]
     )
@@ -380,7 +389,7 @@ def test_a_batch_queues_its_items_together(running: Any) -> None:
     assert PROBE.seen == [b"%d" % index for index in range(8)]
 
 
-def test_a_batch_of_which_some_find_no_room(running: Any) -> None:
+def test_a_batch_of_which_some_images_are_refused(running: Any) -> None:
     with running(create_app(config(max_requests=2))) as client:
         good, other, refused = client.post(
             "/predict/probe/batch", files=[("images", b"four")] * 3
@@ -389,7 +398,7 @@ def test_a_batch_of_which_some_find_no_room(running: Any) -> None:
         assert (refused["status"], refused["code"]) == (429, "queue_full")
 
 
-# errors
+# Errors.
 
 
 @pytest.mark.parametrize("path", ["/predict/probe", "/predict/probe/batch"])
@@ -436,14 +445,14 @@ def test_a_batch_of_which_some_find_no_room(running: Any) -> None:
         ({"data": {"image": "cat.jpg"}}, 415, "a form without files"),
     ],
 )
-def test_bad_bodies(client: Any, path: Any, sent: Any, status: Any, detail: Any) -> None:
-    found = problem(
+def test_bad_bodies(client: httpx.Client, path: str, sent: Any, status: int, detail: str) -> None:
+    document = problem(
         client.post(path, **sent),
         status,
         {400: "invalid_request", 415: "unsupported_media"}[status],
         detail,
     )
-    assert len(found["detail"]) < 300 and PROBE.seen == []
+    assert len(document["detail"]) < 300 and PROBE.seen == []
 
 
 @pytest.mark.parametrize(
@@ -462,7 +471,7 @@ def test_bad_bodies(client: Any, path: Any, sent: Any, status: Any, detail: Any)
         ({"files": [("image", b"x")] * 50}, 400, "more than 8 parts"),
     ],
 )
-def test_bad_bodies_of_one_image(client: Any, sent: Any, status: Any, detail: Any) -> None:
+def test_bad_bodies_of_one_image(client: httpx.Client, sent: Any, status: int, detail: str) -> None:
     problem(client.post("/predict/probe", **sent), status, "invalid_request", detail)
     assert PROBE.seen == []
 
@@ -480,13 +489,13 @@ def test_bad_bodies_of_one_image(client: Any, sent: Any, status: Any, detail: An
         ({"files": [("images", b"x")] * 100}, 413, "more than 3 parts"),
     ],
 )
-def test_bad_batches(client: Any, sent: Any, status: Any, detail: Any) -> None:
+def test_bad_batches(client: httpx.Client, sent: Any, status: int, detail: str) -> None:
     code = {400: "invalid_request", 413: "too_large", 415: "unsupported_media"}[status]
     problem(client.post("/predict/probe/batch", **sent), status, code, detail)
     assert PROBE.seen == []
 
 
-def test_unknown_pipelines_and_paths(client: Any) -> None:
+def test_unknown_pipelines_and_paths(client: httpx.Client) -> None:
     for path in ("/predict/prob", "/predict/prob/batch"):
         problem(
             client.post(path, content=b"x"),
@@ -517,7 +526,7 @@ def test_unknown_pipelines_and_paths(client: Any) -> None:
 
 @pytest.mark.parametrize("path", ["/predict/probe", "/predict/probe/batch"])
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PATCH", "OPTIONS"])
-def test_wrong_methods(client: Any, running: Any, path: Any, method: Any) -> None:
+def test_wrong_methods(client: httpx.Client, running: Any, path: str, method: str) -> None:
     answer = client.request(method, path)
     problem(answer, 405, "method_not_allowed")
     assert set(answer.headers["allow"].split(", ")) == {"POST", "PUT"}
@@ -533,7 +542,7 @@ def test_a_pipeline_named_batch(running: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "0", "nan", "inf", "", "1e999", "0x10"])
-def test_deadlines_that_are_none(client: Any, value: Any) -> None:
+def test_malformed_deadlines(client: httpx.Client, value: Any) -> None:
     problem(
         client.post("/predict/probe", content=b"x", headers={"Penstock-Deadline-Ms": value}),
         400,
@@ -571,7 +580,7 @@ def test_deadlines(fresh: Any) -> None:
     assert b"late" not in PROBE.seen
 
 
-def test_the_upload_counts_for_the_deadline(client: Any) -> None:
+def test_the_upload_counts_for_the_deadline(client: httpx.Client) -> None:
     for path in ("/predict/probe", "/predict/probe/batch"):
         problem(
             passed_while_uploading(client, path),
@@ -583,7 +592,7 @@ def test_the_upload_counts_for_the_deadline(client: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ["high", "-1", "1.5", "0", "", "99", "9" * 50])
-def test_priorities_that_are_none(running: Any, value: Any) -> None:
+def test_malformed_priorities(running: Any, value: Any) -> None:
     node = {"backend": "PredictProbe", "priority_levels": 3}
     with running(create_app(load({"pipeline": {"name": "probe"}, "node": node}))) as client:
         headers = {"Penstock-Priority": value}
@@ -605,12 +614,12 @@ def test_priorities_that_are_none(running: Any, value: Any) -> None:
     assert PROBE.seen == [b"four"]
 
 
-def test_priorities_where_there_are_none(client: Any) -> None:
+def test_priorities_are_ignored_unless_the_node_has_levels(client: httpx.Client) -> None:
     answer = client.post("/predict/probe", content=b"x", headers={"Penstock-Priority": "1"})
     problem(answer, 400, "invalid_request", "has no priorities")
 
 
-def test_priority_decides_who_goes_first(running: Any) -> None:
+def test_the_request_of_higher_priority_goes_first(running: Any) -> None:
     node = {"backend": "PredictProbe", "priority_levels": 3, "max": 1}
     with (
         running(create_app(load({"pipeline": {"name": "probe"}, "node": node}))) as client,
@@ -630,7 +639,7 @@ def test_priority_decides_who_goes_first(running: Any) -> None:
     assert PROBE.seen == [b"wait", b"high", b"low"]
 
 
-def test_too_many_inside(running: Any) -> None:
+def test_too_many_requests_in_flight(running: Any) -> None:
     with running(create_app(config(max_requests=1))) as client, ThreadPoolExecutor(1) as pool:
         blocker = pool.submit(client.post, "/predict/probe", content=b"wait")
         assert PROBE.inside.wait(10)
@@ -643,7 +652,7 @@ def test_too_many_inside(running: Any) -> None:
         assert client.post("/predict/probe", content=b"four").status_code == 200
 
 
-def test_who_is_refused_need_not_send_the_body(running: Any) -> None:
+def test_a_refused_client_need_not_send_the_body(running: Any) -> None:
     with running(create_app(config(max_requests=1))) as client, ThreadPoolExecutor(1) as pool:
         blocker = pool.submit(client.post, "/predict/probe", content=b"wait")
         assert PROBE.inside.wait(10)
@@ -675,29 +684,30 @@ def test_a_wait_that_would_be_too_long(fresh: Any) -> None:
 def test_not_ready(running: Any) -> None:
     with running(
         Starlette(routes=[Mount("/models", create_app(config()))])
-    ) as client:  # nobody runs its lifespan
+    ) as client:  # the host does not run its lifespan
         for path, sent in (("", {"content": b"x"}), ("/batch", {"files": {"images": b"x"}})):
             problem(client.post(f"/models/predict/probe{path}", **sent), 503, "not_ready", "probe")
 
 
-def test_a_backend_that_raises(client: Any) -> None:
-    found = problem(
+def test_a_backend_that_raises(client: httpx.Client) -> None:
+    document = problem(
         client.post("/predict/probe", content=b"fail"), 500, "backend_error", "node 'probe'"
     )
-    assert "PredictProbe" in found["detail"] and "ValueError" in found["detail"]
+    assert "PredictProbe" in document["detail"] and "ValueError" in document["detail"]
 
 
 def test_a_failure_is_logged_with_its_request_pipeline_and_node(
-    client: Any, caplog: pytest.LogCaptureFixture
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     client.post("/predict/probe", content=b"fail", headers={"X-Request-Id": "photo-1"})
     (record,) = (record for record in caplog.records if record.name == "penstock.executor")
-    assert (record.request_id, record.pipeline, record.node) == ("photo-1", "probe", "probe")
+    fields = [getattr(record, name) for name in ("request_id", "pipeline", "node")]
+    assert fields == ["photo-1", "probe", "probe"]
 
 
 def test_a_pipeline_that_is_replaced_while_the_body_comes(running: Any, tmp_path: Path) -> None:
     (tmp_path / "probe.toml").write_text('[probe]\nbackend = "PredictProbe"\n')
-    settings = Settings(admin_token="token", allow_model_control=True)
+    settings = Settings(admin_token=SecretStr("token"), allow_model_control=True)
     with (
         running(create_app(tmp_path / "probe.toml", settings=settings)) as client,
         Wire(client) as wire,
@@ -715,29 +725,28 @@ def test_a_pipeline_that_is_replaced_while_the_body_comes(running: Any, tmp_path
         assert (status, json.loads(body)) == (200, {"result": 4})
 
 
-def test_our_own_mistakes_are_named_by_their_request_id_only(
+def test_an_unexpected_exception_is_answered_with_the_request_id_only(
     running: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = create_app(config())
     with running(app) as client:
-        app.state.penstock.pipelines[
-            "probe"
-        ].answer_keys = None  # a mistake of ours, as good as any
-        found = problem(
+        app.state.penstock.pipelines["probe"].answer_keys = None  # a bug in Penstock, for example
+        document = problem(
             client.post("/predict/probe", content=b"x", headers={"X-Request-Id": "mine"}),
             500,
             "internal",
             "request id",
         )
-        assert found["detail"] == "the server failed; its log has more under this request id"
-    (record,) = [each for each in caplog.records if each.name == "penstock.http"]
-    assert record.request_id == "mine" and record.pipeline == "probe" and record.exc_info
+        assert document["detail"] == "the server failed; its log has more under this request id"
+    (record,) = [record for record in caplog.records if record.name == "penstock.http"]
+    fields = [getattr(record, name) for name in ("request_id", "pipeline")]
+    assert fields == ["mine", "probe"] and record.exc_info
 
 
-# sizes and half messages
+# Sizes, and messages cut in half.
 
 
-def test_a_body_above_the_limit_is_refused_before_it_is_read(client: Any) -> None:
+def test_a_body_above_the_limit_is_refused_before_it_is_read(client: httpx.Client) -> None:
     with Wire(client) as wire:
         wire.send(head(length=100_001))  # not one byte of it
         status, _, body = wire.read()
@@ -746,14 +755,16 @@ def test_a_body_above_the_limit_is_refused_before_it_is_read(client: Any) -> Non
             and json.loads(body)["code"] == "too_large"
             and b"100001 bytes, at most 100000" in body
         )
-        wire.send(b"x" * 100_001 + head(length=4) + b"four")  # so little is read and thrown away
+        wire.send(
+            b"x" * 100_001 + head(length=4) + b"four"
+        )  # few enough to be read and thrown away
         status, _, body = wire.read()
         assert status == 200 and json.loads(body)["result"] == 4
     assert PROBE.seen == [b"four"]
 
 
 @pytest.mark.parametrize("length", [300_000, 10**15, 10**18])
-def test_a_huge_body_ends_the_connection(client: Any, length: Any) -> None:
+def test_a_huge_body_ends_the_connection(client: httpx.Client, length: Any) -> None:
     with Wire(client) as wire:
         wire.send(head(length=length))
         status, headers, _ = wire.read()
@@ -761,7 +772,7 @@ def test_a_huge_body_ends_the_connection(client: Any, length: Any) -> None:
         assert wire.read() is None
 
 
-def test_clients_that_send_a_huge_body_get_their_answer(client: Any) -> None:
+def test_clients_that_send_a_huge_body_get_their_answer(client: httpx.Client) -> None:
     for _ in range(10):
         problem(
             client.post("/predict/probe", content=bytes(5_000_000)), 413, "too_large", "max_body"
@@ -769,7 +780,7 @@ def test_clients_that_send_a_huge_body_get_their_answer(client: Any) -> None:
     assert client.post("/predict/probe", content=b"x" * 100_000).json()["result"] == 100_000
 
 
-def test_a_huge_body_in_chunks(client: Any) -> None:
+def test_a_huge_body_in_chunks(client: httpx.Client) -> None:
     with Wire(client) as wire:
         wire.send(head(Transfer_Encoding="chunked"))
         for _ in range(11):
@@ -784,7 +795,7 @@ def test_a_huge_body_in_chunks(client: Any) -> None:
 
 
 @pytest.mark.parametrize("path", ["/predict/other", "/predict/probe"])
-def test_refusals_leave_the_connection_usable(client: Any, path: Any) -> None:
+def test_refusals_leave_the_connection_usable(client: httpx.Client, path: str) -> None:
     """The body of a refused request is not taken for the next request."""
     kind = {} if "other" in path else {"Content_Type": "text/html"}
     with Wire(client) as wire:
@@ -800,14 +811,14 @@ def test_refusals_leave_the_connection_usable(client: Any, path: Any) -> None:
     assert PROBE.seen == [b"four"]
 
 
-def test_lengths_with_many_digits(client: Any) -> None:
+def test_lengths_with_many_digits(client: httpx.Client) -> None:
     with Wire(client) as wire:
         wire.send(head(length="0" * 5000 + "4") + b"four")
         status, _, body = wire.read()
         assert status in (400, 413), body
 
 
-def test_expect_100_continue(client: Any) -> None:
+def test_expect_100_continue(client: httpx.Client) -> None:
     with Wire(client) as wire:
         wire.send(head(length=4, Expect="100-continue"))
         assert (
@@ -824,7 +835,7 @@ def test_expect_100_continue(client: Any) -> None:
             assert wire.read() is None
 
 
-def test_a_truncated_multipart_body(client: Any) -> None:
+def test_a_truncated_multipart_body(client: httpx.Client) -> None:
     form = b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\nabc'
     answer = client.post(
         "/predict/probe", content=form, headers={"Content-Type": "multipart/form-data; boundary=x"}
@@ -835,8 +846,8 @@ def test_a_truncated_multipart_body(client: Any) -> None:
 GOOD = b"good"
 
 
-def bad_requests(client: Any) -> Any:
-    """Bad requests of every kind, with the statuses they may have."""
+def bad_requests(client: httpx.Client) -> Any:
+    """Yield bad requests of every kind, each with the statuses that it may get."""
     post = client.post
     yield post("/predict/probe", content=b""), 400
     yield post("/predict/probe", content=b"{", headers={"Content-Type": "application/json"}), 400
@@ -853,7 +864,7 @@ def bad_requests(client: Any) -> Any:
     yield post("/predict/probe", content=b"unreadable"), 422
     yield post("/predict/probe", content=b"fail"), 500
     yield post("/predict/probe", content=b"odd"), 500
-    yield post("/predict/nobody", content=b"x"), 404
+    yield post("/predict/missing", content=b"x"), 404
     yield client.get("/predict/probe"), 405
     yield post("/predict/probe", content=b"x", headers={"Penstock-Deadline-Ms": "?"}), 400
     for data in (
@@ -866,7 +877,7 @@ def bad_requests(client: Any) -> Any:
             wire.send(data)
 
 
-def test_bad_requests_cost_others_nothing(client: Any) -> None:
+def test_bad_requests_cost_others_nothing(client: httpx.Client) -> None:
     stop = threading.Event()
 
     def good() -> Any:
@@ -892,7 +903,7 @@ def test_bad_requests_cost_others_nothing(client: Any) -> None:
         assert all(worker.result() > 0 for worker in workers)
 
 
-# where it stands
+# Proxies, mounts and routers.
 
 
 @pytest.mark.parametrize("root", ["", "/api", "/predict", "/predict/probe"])
@@ -907,7 +918,7 @@ def test_behind_a_proxy_that_cuts_a_prefix(running: Any, root: Any) -> None:
         )
 
 
-def test_a_mount_takes_its_own_prefix_only(running: Any) -> None:
+def test_a_mount_strips_its_own_prefix_only(running: Any) -> None:
     models = create_app(config())
     host = Starlette(routes=[Mount("/api", models)], lifespan=lambda host: lifespan(models))
     with running(host) as client:
@@ -950,11 +961,11 @@ def test_a_router_answers_the_same(running: Any) -> None:
         )
 
 
-# the document
+# The document.
 
 
-def passed_while_uploading(client: Any, path: Any) -> Any:
-    """The answer to a request whose deadline is over when the body has come."""
+def passed_while_uploading(client: httpx.Client, path: str) -> Any:
+    """Return the answer to a request whose deadline passes during the upload."""
     body = b'{"images": ["Zm9v"]}' if path.endswith("/batch") else b"foo"
     with Wire(client) as wire:
         wire.send(
@@ -966,26 +977,39 @@ def passed_while_uploading(client: Any, path: Any) -> Any:
             )
             + body[:1]
         )
-        time.sleep(0.01)  # what is tested is that this counts
+        client.get("/health/live")  # by its answer the server has read the head
+        time.sleep(0.01)  # the test is that this time counts
         wire.send(body[1:])
         status, headers, body = wire.read()
     return httpx.Response(status, headers=dict(headers), content=body)
 
 
 def test_every_documented_status_is_answered_as_documented(running: Any) -> None:
-    """Each status of the predict operations by a real request, and no other; each body is what the document says."""
-    paths = ("/predict/probe", "/predict/probe/batch")
-    found = {path: [] for path in paths}
+    """A real request gets each status of the predict operations, and none gets another.
 
-    def ask(client: Any, data: Any, kind: Any = None, prefix: Any = "", **headers: Any) -> None:
+    Each body is what the document says.
+    """
+    paths = ("/predict/probe", "/predict/probe/batch")
+    answers_by_path: dict[str, list[httpx.Response]] = {path: [] for path in paths}
+
+    def ask(
+        client: httpx.Client, data: bytes, kind: Any = None, prefix: Any = "", **headers: Any
+    ) -> None:
         headers = {name.replace("_", "-"): value for name, value in headers.items()} | (
             {"Content-Type": kind} if kind else {}
         )
-        found[paths[0]].append(client.post(prefix + paths[0], content=data, headers=headers))
-        batch = {"content": data} if kind else {"files": {"images": data}}
-        found[paths[1]].append(client.post(prefix + paths[1], headers=headers, **batch))
+        answers_by_path[paths[0]].append(
+            client.post(prefix + paths[0], content=data, headers=headers)
+        )
+        batch: dict[str, Any] = {"content": data} if kind else {"files": {"images": data}}
+        answers_by_path[paths[1]].append(client.post(prefix + paths[1], headers=headers, **batch))
 
-    settings = Settings(max_body=1000, api_key="key", admin_token="admin", allow_model_control=True)
+    settings = Settings(
+        max_body=1000,
+        api_key=SecretStr("key"),
+        admin_token=SecretStr("admin"),
+        allow_model_control=True,
+    )
     app = create_app(config(max_requests=2), settings=settings)
     with running(app) as client, ThreadPoolExecutor(2) as pool:
         ask(client, b"x")
@@ -999,12 +1023,12 @@ def test_every_documented_status_is_answered_as_documented(running: Any) -> None
         assert PROBE.inside.wait(10)
         ask(client, b"late", Penstock_Deadline_Ms="50")
         for path in paths:
-            found[path].append(passed_while_uploading(client, path))
+            answers_by_path[path].append(passed_while_uploading(client, path))
         blockers.append(pool.submit(client.post, paths[0], content=b"wait"))
         wait_inside(client, 2)
         ask(client, b"x")
         PROBE.gate.set()
-        assert [each.result().status_code for each in blockers] == [200, 200]
+        assert [blocker.result().status_code for blocker in blockers] == [200, 200]
         keys = app.state.penstock.pipelines["probe"].answer_keys
         app.state.penstock.pipelines["probe"].answer_keys = None
         ask(client, b"x")
@@ -1018,7 +1042,7 @@ def test_every_documented_status_is_answered_as_documented(running: Any) -> None
         ask(client, b"x")
     with running(Starlette(routes=[Mount("/models", create_app(config()))])) as client:
         ask(client, b"x", prefix="/models")
-    for path, answers in found.items():
+    for path, answers in answers_by_path.items():
         responses = document["paths"][path]["post"]["responses"]
         assert {str(answer.status_code) for answer in answers} == set(responses)
         for answer in answers:

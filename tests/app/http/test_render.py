@@ -1,4 +1,4 @@
-"""What an answer looks like in JSON, over every kind of value that backends give."""
+"""Answers as JSON, with every kind of value that backends give."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from penstock.backends.errors import BackendError
 
 def rendered(value: Any) -> Any:
     text = to_json({"result": value})
-    return json.loads(text, parse_constant=pytest.fail)["result"]  # NaN and Infinity are no JSON
+    return json.loads(text, parse_constant=pytest.fail)["result"]  # NaN and Infinity are not JSON
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_arrays_of_text_and_objects() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_numbers_that_json_has_not_are_null(value: Any) -> None:
+def test_numbers_without_a_json_form_are_null(value: Any) -> None:
     assert rendered(value) is None
     assert rendered(np.float32(value)) is None
     for kind in ("float16", "float32", "float64"):
@@ -76,7 +76,7 @@ def test_bytes_are_base64() -> None:
     assert rendered(memoryview(b"0a0b0c")[::2]) == "MDAw"  # of other strides
 
 
-def test_keys_that_are_no_text() -> None:
+def test_keys_that_are_not_text() -> None:
     assert rendered({7: "a", 2.5: "b", None: "c", True: "d"}) == {
         "7": "a",
         "2.5": "b",
@@ -103,7 +103,7 @@ def test_floats_are_not_rounded() -> None:
 def test_torch_tensors() -> None:
     torch = pytest.importorskip("torch")
     tensor = torch.arange(6, dtype=torch.float32).reshape(2, 3)
-    for each in (
+    for tensor in (
         tensor,
         tensor.T,
         tensor.half(),
@@ -113,7 +113,7 @@ def test_torch_tensors() -> None:
         tensor[1, 2],
         tensor[:, ::2],
     ):
-        assert rendered(each) == each.tolist()
+        assert rendered(tensor) == tensor.tolist()
     assert rendered(tensor.requires_grad_()) == tensor.tolist()
     assert rendered({"a": [torch.tensor([1.0, math.nan])]}) == {"a": [[1.0, None]]}
     with pytest.raises(BackendError):
@@ -121,7 +121,7 @@ def test_torch_tensors() -> None:
 
 
 def endless() -> Any:
-    value = []
+    value: list[Any] = []
     value.append(value)
     return value
 
@@ -144,13 +144,13 @@ def endless() -> Any:
     ],
     ids=lambda value: re.sub(r" at 0x\w+", "", repr(value)),
 )
-def test_what_has_no_form_is_the_backends_error(value: Any) -> None:
+def test_a_value_without_a_json_form_is_the_backends_error(value: Any) -> None:
     with pytest.raises(BackendError, match="can't be written as JSON") as caught:
         to_json({"result": value})
     assert caught.value.__cause__ is None
 
 
-def test_what_is_answered_of_an_item() -> None:
+def test_fields_of_an_item() -> None:
     item = {"data": b"image", "result": 3, "label": "three", "hidden": 1}
     assert fields_of(item, ("result", "label", "absent")) == {"result": 3, "label": "three"}
     assert list(fields_of({"data": b"", "label": "a"}, ("result", "label"))) == ["result", "label"]

@@ -1,52 +1,68 @@
-"""Restricted APIs: one rule on every route that reaches the same thing, in an app and in a router."""
+"""Restricted APIs: a rule holds on every route that reaches the same thing, in apps and routers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import tritonclient.http
 from fastapi import FastAPI
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from tritonclient.utils import InferenceServerException
 
 from penstock import create_app
-from penstock.app.factory import create_router
+from penstock.app.factory import create_router, lifespan
 from penstock.app.http.restriction import Restriction
 from penstock.app.settings import GROUPS, Settings
 
 ADMIN = "adm1n"
-RULED = {
+
+Routes = list[tuple[str, str]]
+RULED: dict[str, Routes] = {
     "health": [
         ("GET", "/health/live"), ("GET", "/health/ready"), ("HEAD", "/health/ready"),
         ("GET", "/v2/health/live"), ("GET", "/v2/health/ready"), ("GET", "/v2/models/echo/ready"),
     ],
     "metadata": [("GET", "/v2"), ("GET", "/v2/models/echo"), ("GET", "/v2/models/echo/versions/1")],
-    "model-config": [("GET", "/v2/models/echo/config"), ("GET", "/v2/models/echo/versions/1/config")],
-    "inference": [("POST", "/predict/echo"), ("PUT", "/predict/echo"), ("POST", "/predict/echo/batch"), ("POST", "/v2/models/echo/infer")],
+    "model-config": [
+        ("GET", "/v2/models/echo/config"), ("GET", "/v2/models/echo/versions/1/config"),
+    ],
+    "inference": [
+        ("POST", "/predict/echo"), ("PUT", "/predict/echo"), ("POST", "/predict/echo/batch"),
+        ("POST", "/v2/models/echo/infer"),
+    ],
     "shared-memory": [
         ("GET", "/v2/systemsharedmemory/status"), ("GET", "/v2/systemsharedmemory/region/r/status"),
-        ("POST", "/v2/systemsharedmemory/region/r/register"), ("POST", "/v2/systemsharedmemory/region/r/unregister"),
+        ("POST", "/v2/systemsharedmemory/region/r/register"),
+        ("POST", "/v2/systemsharedmemory/region/r/unregister"),
         ("POST", "/v2/systemsharedmemory/unregister"),
     ],
     "model-repository": [
-        ("GET", "/pipelines"), ("POST", "/pipelines/echo/load"), ("POST", "/pipelines/echo/unload"), ("POST", "/v2/repository/index"),
+        ("GET", "/pipelines"), ("POST", "/pipelines/echo/load"), ("POST", "/pipelines/echo/unload"),
+        ("POST", "/v2/repository/index"),
         ("POST", "/v2/repository/models/echo/load"), ("POST", "/v2/repository/models/echo/unload"),
     ],
-    "statistics": [("GET", "/metrics"), ("GET", "/v2/models/stats"), ("GET", "/v2/models/echo/versions/1/stats")],
+    "statistics": [
+        ("GET", "/metrics"), ("GET", "/v2/models/stats"),
+        ("GET", "/v2/models/echo/versions/1/stats"),
+    ],
 }  # fmt: skip
-APP_ONLY = {"metadata": [("GET", "/openapi.json"), ("GET", "/docs")]}
+APP_ONLY: dict[str, Routes] = {"metadata": [("GET", "/openapi.json"), ("GET", "/docs")]}
 
 
 @pytest.fixture(params=["app", "router", "mounted"])
 def served(request: Any, running: Any, tmp_path: Path) -> Any:
-    """Starts a server with settings, as an app, as a router below a prefix, or mounted; the client, and the routes of each group."""
+    """A function that serves an app, a router below a prefix, or a mounted app, with settings.
+
+    Its `routes` are those of each group, below its `prefix`.
+    """
     (tmp_path / "echo.toml").write_text('[a]\nbackend = "Identity"\n')
 
-    def start(**more: Any) -> Any:
+    def serve(**more: Any) -> Any:
         settings = Settings(
-            admin_token=ADMIN,
+            admin_token=SecretStr(ADMIN),
             allow_model_control=True,
             allow_shared_memory=True,
             allow_trace=True,
@@ -59,10 +75,11 @@ def served(request: Any, running: Any, tmp_path: Path) -> Any:
             host.include_router(create_router(tmp_path, settings=settings, prefix="/models"))
         else:
             models = create_app(tmp_path, settings=settings)
-            host = FastAPI(lifespan=lambda host: models.router.lifespan_context(models))
+            host = FastAPI(lifespan=lambda host: lifespan(models))
             host.mount("/models", models)
         return running(host)
 
+    start: Any = serve
     start.prefix = "" if request.param == "app" else "/models"
     start.routes = {
         group: routes + APP_ONLY.get(group, []) * (request.param != "router")
@@ -71,7 +88,7 @@ def served(request: Any, running: Any, tmp_path: Path) -> Any:
     return start
 
 
-def ask(client: Any, served: Any, method: Any, path: Any, **headers: Any) -> Any:
+def ask(client: httpx.Client, served: Any, method: str, path: str, **headers: Any) -> Any:
     return client.request(
         method,
         served.prefix + path,
@@ -81,7 +98,7 @@ def ask(client: Any, served: Any, method: Any, path: Any, **headers: Any) -> Any
 
 
 @pytest.mark.parametrize("group", RULED)
-def test_a_group_wants_its_header(served: Any, group: Any) -> None:
+def test_a_group_needs_its_header(served: Any, group: str) -> None:
     with served(restricted_api=f"{group}:X-Secret=s3cret") as client:
         for method, path in served.routes[group]:
             for headers in (
@@ -93,12 +110,12 @@ def test_a_group_wants_its_header(served: Any, group: Any) -> None:
                 answer = ask(client, served, method, path, **headers)
                 assert answer.status_code == 403, (method, path, headers)
                 if method != "HEAD":
-                    told = (
+                    detail = (
                         answer.json()["error"]
                         if path.startswith("/v2")
                         else answer.json()["detail"]
                     )
-                    assert told == "This API is restricted, expecting header 'x-secret'"
+                    assert detail == "This API is restricted, expecting header 'x-secret'"
             assert ask(client, served, method, path, **{"X-SECRET": "s3cret"}).status_code != 403, (
                 method,
                 path,
@@ -111,7 +128,7 @@ def test_a_group_wants_its_header(served: Any, group: Any) -> None:
 
 
 @pytest.mark.parametrize("group", RULED)
-def test_a_group_is_off(served: Any, group: Any) -> None:
+def test_a_group_is_off(served: Any, group: str) -> None:
     with served(restricted_api=f"{group}:off") as client:
         for method, path in served.routes[group]:
             assert (
@@ -122,13 +139,13 @@ def test_a_group_is_off(served: Any, group: Any) -> None:
             ), (method, path)
 
 
-def test_a_header_that_comes_twice_is_none(served: Any) -> None:
+def test_a_header_that_comes_twice_is_refused(served: Any) -> None:
     with served(restricted_api="statistics:x-secret=s3cret") as client:
         twice = [("x-secret", "s3cret"), ("x-secret", "s3cret")]
         assert client.get(served.prefix + "/metrics", headers=twice).status_code == 403
 
 
-def test_a_trace_is_of_the_group_trace(served: Any) -> None:
+def test_a_trace_belongs_to_the_group_trace(served: Any) -> None:
     with served(restricted_api="trace:x-secret=s3cret") as client:
         admin = {"authorization": f"Bearer {ADMIN}"}
         assert ask(client, served, "POST", "/predict/echo").status_code == 200
@@ -165,7 +182,7 @@ def test_several_rules(served: Any) -> None:
 def test_triton_clients_send_it(running: Any) -> None:
     app = create_app(
         {"backend": "Identity"},
-        settings=Settings(restricted_api="health,metadata:triton-secret=s3cret"),
+        settings=Settings(restricted_api=SecretStr("health,metadata:triton-secret=s3cret")),
     )
     with (
         running(app) as client,
@@ -183,7 +200,7 @@ def test_triton_clients_send_it(running: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rules", "told"),
+    ("rules", "reason"),
     [
         ("statistics", "rule 1: expected APIs:header=secret or APIs:off"),
         ("statistics:x", "rule 1: expected"),
@@ -192,7 +209,7 @@ def test_triton_clients_send_it(running: Any) -> None:
         ("statistics:x y=s3cret", "rule 1: expected"),
         (
             "health:off;statistic:x=s3cret",
-            "rule 2: API 1: expected one of health, metadata, .*, logging, did you mean 'statistics'",
+            "rule 2: API 1: expected one of health, .*, logging, did you mean 'statistics'",
         ),
         (":x=s3cret", "rule 1: API 1: expected one of health"),
         ("x=s3cret:health", "rule 1: expected"),
@@ -202,12 +219,12 @@ def test_triton_clients_send_it(running: Any) -> None:
         ("health:x=s3crét", "rule 1: expected only visible ASCII"),
     ],
 )
-def test_rules_that_are_none(rules: Any, told: Any) -> None:
-    with pytest.raises(ValueError, match=told) as caught:
+def test_malformed_rules(rules: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as caught:
         Restriction(rules)
     assert "s3cr" not in str(caught.value)
-    with pytest.raises(ValidationError, match=told) as caught:
-        Settings(restricted_api=rules)
+    with pytest.raises(ValidationError, match=reason) as caught:
+        Settings(restricted_api=SecretStr(rules))
     assert "s3cr" not in str(caught.value) and "s3cr" not in repr(caught.value)
 
 

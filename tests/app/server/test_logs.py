@@ -1,4 +1,4 @@
-"""The log of a server: one line an event, whoever wrote the text in it."""
+"""The log of a server: one line an event, whatever text a client sends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EVIL = "a\nINFO forged\r\x1b[31m\u2028b\u202ec\x00d\x85e\ud800"
 
 @pytest.fixture
 def log() -> Any:
-    """Configure with a style; gives the stream."""
+    """A function that configures logging with a style and returns the stream."""
     names = ("penstock", "uvicorn.error", "uvicorn.access", "asyncio")
     before = {
         name: (list(logger.handlers), logger.propagate, logger.level)
@@ -37,7 +37,7 @@ def log() -> Any:
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
-def test_nobody_forges_a_line(log: Any, style: Any) -> None:
+def test_no_text_forges_a_line(log: Any, style: Any) -> None:
     stream = log(style)
     logging.getLogger("penstock.test").info(
         "said %s", EVIL, extra={"request_id": EVIL, "node": "n"}

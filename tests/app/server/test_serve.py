@@ -1,4 +1,4 @@
-"""`penstock serve` as a process: starting, draining on a signal, ending."""
+"""`penstock serve` as a process: it starts, drains on a signal, and ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from penstock.backends.base import Backend
 
 class Gate(Backend):
-    'Waits for a file named as its data says; says that it is inside by making another.'
+    'Makes a file to show that it runs, then waits for the file that its data names.'
 
     def forward(self, batch):
         for item in batch:
@@ -49,7 +49,7 @@ class Broken(Backend):
 
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Any:
-    """Writes a pipeline of one of these operators."""
+    """A function that writes a pipeline of one of these operators."""
 
     def write(name: Any) -> Any:
         (tmp_path / "operators.py").write_text(OPERATORS)
@@ -69,7 +69,7 @@ def until(condition: Any, seconds: Any = 15) -> None:
         time.sleep(0.005)
 
 
-def test_serves_and_ends(spawn: Any, digits: Any, digit: Any) -> None:
+def test_serves_and_ends(spawn: Any, digits: Path, digit: bytes) -> None:
     server = spawn("serve", digits, "--port", 0)
     with server.listening() as client:
         server.wait_for("ready after .* s: digits")
@@ -90,7 +90,7 @@ def test_in_flight_work_finishes_and_new_work_is_refused(
             threads.submit(client.post, "/predict/gate", content=str(tmp_path / name).encode())
             for name in ("a", "b")
         )
-        until(lambda: list(tmp_path.glob("?.inside")))  # whichever came first
+        until(lambda: list(tmp_path.glob("?.inside")))  # either may come first
         until(
             lambda: 'penstock_requests_inside{pipeline="gate"} 2.0' in client.get("/metrics").text
         )
@@ -113,7 +113,7 @@ def test_in_flight_work_finishes_and_new_work_is_refused(
         assert server.end() == 0
 
 
-def test_what_does_not_end_in_time_is_refused(spawn: Any, pipeline: Any, tmp_path: Path) -> None:
+def test_requests_that_do_not_end_in_time_fail(spawn: Any, pipeline: Any, tmp_path: Path) -> None:
     server = spawn("serve", pipeline("Gate"), "--port", 0, PENSTOCK_DRAIN_TIMEOUT="0.2")
     with server.listening() as client, ThreadPoolExecutor() as threads:
         server.wait_for("ready")
@@ -165,14 +165,14 @@ def test_a_signal_while_it_loads(spawn: Any, pipeline: Any, tmp_path: Path) -> N
         assert server.end(10) == 0
 
 
-def test_what_can_not_be_loaded_ends_it(spawn: Any, pipeline: Any) -> None:
+def test_a_pipeline_that_can_not_be_loaded_ends_it(spawn: Any, pipeline: Any) -> None:
     server = spawn("serve", pipeline("Broken"), "--port", 0)
     server.wait_for("a pipeline can't be loaded: .*no weights here")
     assert server.end() == 1
     assert "Traceback" not in "".join(server.lines)
 
 
-def test_a_port_that_is_taken(spawn: Any, digits: Any) -> None:
+def test_a_port_that_is_taken(spawn: Any, digits: Path) -> None:
     first = spawn("serve", digits, "--port", 0)
     with first.listening() as client:
         second = spawn("serve", digits, "--port", client.base_url.port)
@@ -182,9 +182,15 @@ def test_a_port_that_is_taken(spawn: Any, digits: Any) -> None:
         )
 
 
-@pytest.mark.parametrize("offer", ["Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n",
-                                   "Connection: keep-alive, upgrade\r\nUpgrade: websocket\r\n"])  # fmt: skip
-def test_an_offer_to_upgrade_is_ignored(spawn: Any, digits: Any, digit: Any, offer: Any) -> None:
+@pytest.mark.parametrize(
+    "offer",
+    [
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        "HTTP2-Settings: AAEAAEAAAAIAAAAB\r\n",
+        "Connection: keep-alive, upgrade\r\nUpgrade: websocket\r\n",
+    ],
+)
+def test_an_offer_to_upgrade_is_ignored(spawn: Any, digits: Path, digit: bytes, offer: Any) -> None:
     server = spawn("serve", digits, "--port", 0)
     with server.listening() as client:
         server.wait_for("ready")
@@ -209,7 +215,7 @@ def test_an_offer_to_upgrade_is_ignored(spawn: Any, digits: Any, digit: Any, off
                 ):
                     for piece in pieces:
                         wire.sendall(piece)
-                        time.sleep(0.01)  # so that they come one by one
+                        time.sleep(0.01)  # so that they arrive one by one
                     for _ in range(2):
                         assert b"200" in file.readline()
                         headers = http.client.parse_headers(file)
@@ -227,7 +233,7 @@ def test_an_offer_to_upgrade_is_ignored(spawn: Any, digits: Any, digit: Any, off
         assert server.end() == 0
 
 
-def test_json_logs_and_the_access_log(spawn: Any, digits: Any) -> None:
+def test_json_logs_and_the_access_log(spawn: Any, digits: Path) -> None:
     server = spawn(
         "serve",
         digits,
@@ -250,7 +256,7 @@ def test_json_logs_and_the_access_log(spawn: Any, digits: Any) -> None:
     )
 
 
-def test_a_bare_model(spawn: Any, digits: Any) -> None:
+def test_a_bare_model(spawn: Any, digits: Path) -> None:
     directory = digits.parent
     server = spawn(
         "serve", directory / "digits.onnx", "--labels", directory / "labels.txt", "--port", 0
@@ -319,19 +325,23 @@ sys.exit(code)
 
 
 def test_the_server_imports_no_command_line() -> None:
-    code = "import sys, penstock.app.server.serve; print([name for name in ('typer', 'rich', 'torch') if name in sys.modules])"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-        == "[]\n"
-    )
+    code = """
+import sys, penstock.app.server.serve
+print([name for name in ('typer', 'rich', 'torch') if name in sys.modules])
+"""
+    done = run_python(code)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
 def test_embedding_changes_nothing_of_the_process() -> None:
     code = """
 import asyncio, gc, logging, signal, sys
-before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), sys.getswitchinterval(), list(logging.getLogger().handlers)
+
+def state():
+    handlers = [signal.getsignal(sign) for sign in (signal.SIGTERM, signal.SIGINT)]
+    return handlers, sys.getswitchinterval(), list(logging.getLogger().handlers)
+
+before = state()
 from penstock.app import create_app, lifespan
 import cv2
 threads = cv2.getNumThreads()
@@ -339,12 +349,8 @@ async def run():
     async with lifespan(create_app({"backend": "Identity"})):
         pass
 asyncio.run(run())
-after = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), sys.getswitchinterval(), list(logging.getLogger().handlers)
-print(before == after, gc.get_freeze_count(), cv2.getNumThreads() == threads, logging.getLogger("penstock").handlers)
+print(before == state(), gc.get_freeze_count(), cv2.getNumThreads() == threads)
+print(logging.getLogger("penstock").handlers)
 """
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-        == "True 0 True []\n"
-    )
+    done = run_python(code)
+    assert (done.returncode, done.stdout) == (0, "True 0 True\n[]\n"), done.stderr
