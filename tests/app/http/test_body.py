@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from penstock.app.http import body
@@ -31,7 +31,6 @@ SEPARATORS = [
     b";",
     b"=",
 ]
-ample = settings(deadline=None)  # these do not test speed
 
 PIECES = st.lists(st.sampled_from(SEPARATORS) | st.binary(max_size=8), max_size=12).map(b"".join)
 """Bytes that look like multipart with the boundary `x`."""
@@ -61,7 +60,6 @@ def encoded(images: Any, field: Any, boundary: Any = b"x") -> Any:
     return request.read()
 
 
-@ample
 @given(st.lists(st.binary(max_size=50) | PIECES, min_size=1, max_size=8))
 @example([b"\r\n--y", b"", b"\r\n"])
 def test_multipart_comes_back(images: Any) -> None:
@@ -72,7 +70,6 @@ def test_multipart_comes_back(images: Any) -> None:
     assert images_of(encoded(images[:1], "image", boundary), "multipart", quoted) == images[:1]
 
 
-@ample
 @given(st.lists(st.binary(), min_size=1, max_size=8))
 def test_json_comes_back(images: Any) -> None:
     texts = [base64.b64encode(image).decode() for image in images]
@@ -102,7 +99,6 @@ def only_ours(call: Any, *arguments: Any, **options: Any) -> None:
         assert images and all(type(image) is bytes for image in images)
 
 
-@ample
 @given(PIECES, st.booleans())
 @example(b"", False)
 @example(b"--x--", False)
@@ -118,7 +114,6 @@ def test_any_multipart_body_is_read_or_refused(content: Any, many: bool) -> None
     only_ours(images_of, content, "multipart", many=many)
 
 
-@ample
 @given(
     st.text(st.characters(codec="latin-1"), max_size=50),
     st.sampled_from(["", "; boundary=x", "; boundary", "; boundary*0=x", ";" * 50]),
@@ -147,7 +142,6 @@ VALUES = st.recursive(
 )
 
 
-@ample
 @given(
     st.binary(max_size=60)
     | VALUES.map(lambda value: json.dumps(value).encode("utf-8", "surrogatepass")),
@@ -161,7 +155,6 @@ def test_any_json_body_is_read_or_refused(content: Any, many: bool) -> None:
     only_ours(images_of, content, "json", many=many)
 
 
-@ample
 @given(
     st.binary(max_size=300),
     st.none()
