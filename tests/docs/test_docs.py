@@ -394,6 +394,22 @@ def test_lines_of_prose_are_short(page: Path) -> None:
     assert not long, f"lines of more than 120 characters: {long}"
 
 
+IMPORT = re.compile(r"^ *(?:from|import) (penstock\.(?!testing\b)[\w.]+)", re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_examples_import_from_the_public_face(page: Path) -> None:
+    for block in blocks_of(page):
+        assert not IMPORT.findall(block.text), f"line {block.line}: import from penstock alone"
+
+
+def test_the_examples_folder_imports_from_the_public_face() -> None:
+    files = list((ROOT / "examples").rglob("*.py"))
+    assert files
+    for file in files:
+        assert not IMPORT.findall(file.read_text()), f"{file}: import from penstock alone"
+
+
 # what docs say of the code
 
 
