@@ -13,6 +13,7 @@ plain Markdown that also reads well in a repository's browser. What Sphinx needs
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def mermaid_library(app: Sphinx) -> Path:
                 script = package.extractfile("package/dist/mermaid.min.js")
                 assert script is not None
                 kept.parent.mkdir(parents=True, exist_ok=True)
-                part = kept.with_suffix(".part")
+                part = kept.with_suffix(f".{os.getpid()}")  # builds may run side by side
                 part.write_bytes(script.read())
                 part.replace(kept)
     return kept
