@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 from penstock.backends.base import Backend, Params
+from penstock.backends.errors import BackendError
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.item import Item
 from penstock.pipelines.config.definition import GroupConfig, NodeConfig, PipelineConfig
@@ -269,6 +270,49 @@ async def test_a_decision_that_raises_is_logged_and_made_again(
     assert "node node: the decision failed" in caplog.text
     assert "ValueError: a mistake" in caplog.text
     await node.close(20)
+
+
+async def test_a_change_during_a_decision_leads_to_another_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    node, cls = make(groups=(1, 1))
+    await node.start()
+    decide = node.scheduler.decide
+    early, late = Watched("early", node), Watched("late", node)
+    arrivals = [late]
+
+    def enqueue_after(scheduler: Any, now: float) -> float:
+        wake = decide(now)
+        while arrivals:
+            node.enqueue(arrivals.pop(), now)
+        return wake
+
+    monkeypatch.setattr(type(node.scheduler), "decide", enqueue_after)
+    cls.gate.clear()  # else the end of the first batch would lead to a decision
+    node.enqueue(early, 0.0)
+    async with asyncio.timeout(5):
+        while len(cls.seen) < 2:
+            await asyncio.sleep(0.001)
+        cls.gate.set()
+        await asyncio.gather(early.future, late.future)
+    await node.close(20)
+
+
+async def test_close_ends_the_task_of_a_node_that_did_not_load() -> None:
+    before = asyncio.all_tasks()
+    node, cls = make()
+
+    def fail(self: Any, params: Any, context: Any) -> None:
+        raise ValueError("no such model")
+
+    cls.init = fail  # type: ignore[method-assign]
+    with pytest.raises(BackendError, match="node 'node': ValueError: no such model"):
+        await node.start()
+    async with asyncio.timeout(20):
+        while node.executors:  # until its thread has ended: then close waits for nothing else
+            await asyncio.sleep(0.001)
+        await node.close(20)
+    assert asyncio.all_tasks() == before
 
 
 async def test_a_node_that_is_closed_while_a_decision_is_due_starts_nothing() -> None:
