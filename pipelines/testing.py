@@ -40,11 +40,15 @@ class Gate:
     """
 
     def __init__(self) -> None:
-        self._open = threading.Event()
-        self._entered = threading.Semaphore(0)
+        self.reset()
 
     def __repr__(self) -> str:
-        return f"<Gate {'open' if self._open.is_set() else 'closed'}>"
+        return f"<Gate {'open' if self.is_open else 'closed'}>"
+
+    @property
+    def is_open(self) -> bool:
+        """True while threads pass."""
+        return self._open.is_set()
 
     def wait(self) -> None:
         """Announce this thread at the gate and return once it is open.
@@ -62,6 +66,11 @@ class Gate:
     def close(self) -> None:
         """Hold the threads that come from now on."""
         self._open.clear()
+
+    def reset(self) -> None:
+        """Close the gate and forget the arrivals: for a gate that several tests share."""
+        self._open = threading.Event()
+        self._entered = threading.Semaphore(0)
 
     def wait_entered(self) -> None:
         """Block until one more thread has come to the gate. Raises `TimeoutError`.

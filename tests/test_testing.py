@@ -88,3 +88,18 @@ def test_a_fake_executor_keeps_the_batches_of_a_decision() -> None:
     scheduler.decide(0.0)
     assert len(executor.batches) == 2
     assert repr(executor) == "<FakeExecutor cpu: 2 batches>"
+
+
+def test_a_gate_that_tests_share_forgets_the_last_one() -> None:
+    gate = Gate()
+    gate.open()
+    gate.wait()
+    gate.reset()
+    assert not gate.is_open
+    thread = threading.Thread(target=gate.wait)
+    thread.start()
+    gate.wait_entered()  # this thread's arrival, not the one before
+    assert thread.is_alive()
+    gate.open()
+    thread.join(20)
+    assert not thread.is_alive()

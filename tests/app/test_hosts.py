@@ -23,21 +23,10 @@ from penstock.app import lifespan
 from penstock.backends.base import Backend
 from penstock.backends.expressions.registry import register_backend
 from penstock.pipelines.config.load import load
-
-
-class Gate:
-    """Events between a test and the backend below."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.inside = threading.Event()
-        self.open = threading.Event()
-        self.ran: list[bytes] = []
-
+from penstock.testing import Gate
 
 GATE = Gate()
+RAN: list[bytes] = []
 
 
 @register_backend("HostsGate")
@@ -46,18 +35,18 @@ class HostsGate(Backend):
 
     def forward(self, batch: Any) -> None:
         for item in batch:
-            GATE.ran.append(item["data"])
+            RAN.append(item["data"])
             if item["data"] == b"wait":
-                GATE.inside.set()
-                GATE.open.wait(10)
+                GATE.wait()
             item["result"] = len(item["data"])
 
 
 @pytest.fixture(autouse=True)
 def gate() -> Any:
     GATE.reset()
+    RAN.clear()
     yield
-    GATE.open.set()
+    GATE.open()
 
 
 @pytest.fixture
@@ -88,11 +77,11 @@ def waiting(client: httpx.Client, path: str) -> Any:
     )
     thread.start()
     try:
-        assert GATE.inside.wait(10)
+        GATE.wait_entered()
         yield
-        assert GATE.open.is_set()
+        assert GATE.is_open
     finally:
-        GATE.open.set()
+        GATE.open()
         thread.join(30)
     assert answers[0].json() == {"result": 4}
 
@@ -184,11 +173,11 @@ def test_middleware_of_litestar_refuses(running: Any, config: Any) -> None:
             for method in ("POST", "PUT"):
                 answer = client.request(method, path, content=b"four")
                 assert answer.status_code == 401 and "no ticket" in answer.text
-        assert GATE.ran == []
+        assert RAN == []
         assert client.post(
             "/models/predict/gate", content=b"four", headers={"X-Ticket": "good"}
         ).json() == {"result": 4}
-    assert GATE.ran == [b"four"]
+    assert RAN == [b"four"]
 
 
 def test_a_request_that_the_host_cancels_never_reaches_the_backend(
@@ -206,8 +195,8 @@ def test_a_request_that_the_host_cancels_never_reaches_the_backend(
             == 504
         )
         assert inside(models) == 1
-        GATE.open.set()
-    assert GATE.ran == [b"wait"]
+        GATE.open()
+    assert RAN == [b"wait"]
 
 
 # Packages and processes.
@@ -421,7 +410,7 @@ def test_one_app_in_one_loop_after_another(running: Any, config: Any) -> None:
     asyncio.run(briefly())
     with running(app) as client:
         leave(app, client)
-    assert GATE.ran == [b"four", b"four", b"wait", b"next!"]
+    assert RAN == [b"four", b"four", b"wait", b"next!"]
 
 
 # Servers.
@@ -500,7 +489,7 @@ def leave(app: Any, client: httpx.Client) -> None:
     address = client.base_url.host, client.base_url.port
     with socket.create_connection(address) as runs:
         runs.sendall((head % (4, "wait")).encode())
-        assert GATE.inside.wait(10)
+        GATE.wait_entered()
         with (
             socket.create_connection(address) as queues,
             socket.create_connection(address) as uploads,
@@ -509,7 +498,7 @@ def leave(app: Any, client: httpx.Client) -> None:
             uploads.sendall((head % (9, "half")).encode())
             until(lambda: inside(app) == 2)
         until(lambda: inside(app) == 1)
-    GATE.open.set()
+    GATE.open()
     until(lambda: inside(app) == 0)
     assert client.post("/predict/gate", content=b"next!").json() == {"result": 5}
 
@@ -520,5 +509,5 @@ def test_a_client_that_leaves(server: Any, config: Any, caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING), server(app) as client:
         assert client.get("/health/live").status_code == 200  # it serves
         leave(app, client)
-    assert GATE.ran == [b"wait", b"next!"]
+    assert RAN == [b"wait", b"next!"]
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []

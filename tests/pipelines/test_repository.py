@@ -20,18 +20,17 @@ from penstock.backends.expressions.registry import register_backend
 from penstock.backends.item import Item
 from penstock.pipelines.config.load import PipelineConfig, load
 from penstock.pipelines.repository import Repository
+from penstock.testing import Gate
 
-GATE = threading.Event()
-INSIDE = threading.Event()
+GATE = Gate()
 
 
 @register_backend("RepositoryGate")
-class Gate(Backend):
-    """Runs until `GATE` is set."""
+class Held(Backend):
+    """Runs until `GATE` is open."""
 
     def forward(self, batch: list[Item]) -> None:
-        INSIDE.set()
-        GATE.wait(5)
+        GATE.wait()
         for item in batch:
             item["result"] = item["data"]
 
@@ -44,11 +43,10 @@ class Broken(Backend):
 
 @register_backend("RepositorySlow")
 class Slow(Backend):
-    """Loads until `GATE` is set."""
+    """Loads until `GATE` is open."""
 
     def init(self, params: Any, context: Context) -> None:
-        INSIDE.set()
-        GATE.wait(5)
+        GATE.wait()
 
     def forward(self, batch: list[Item]) -> None:
         raise AssertionError
@@ -56,15 +54,14 @@ class Slow(Backend):
 
 @pytest.fixture(autouse=True)
 def gates() -> Iterator[None]:
-    GATE.clear()
-    INSIDE.clear()
+    GATE.reset()
     yield
-    GATE.set()
+    GATE.open()
 
 
 async def until_inside() -> None:
     """Wait until a backend runs or loads."""
-    await asyncio.to_thread(INSIDE.wait, 5)
+    await GATE.entered()
 
 
 def config(name: str, backend: str = "Identity") -> PipelineConfig:
@@ -102,7 +99,7 @@ async def test_loading_pipelines_are_not_ready() -> None:
     }
     with pytest.raises(NotReady, match="is loading"):
         repository.get("slow")
-    GATE.set()
+    GATE.open()
     await starting
     assert repository.states() == {"slow": "ready"}
     await repository.close(1)
@@ -149,7 +146,7 @@ async def test_a_replaced_pipeline_finishes_its_requests() -> None:
     new = repository.get("one")
     assert new is not old and repository.generation == generation + 1
     assert (await new({"data": 4}))["result"] == 4  # while the old one still runs
-    GATE.set()
+    GATE.open()
     assert (await request)["result"] == 3
     await repository.close(1)
     assert old.state == "closed"
@@ -166,7 +163,7 @@ async def test_unload_lets_requests_in_flight_end() -> None:
     with pytest.raises(NotFound):
         repository.get("one")
     assert repository.states() == {"one": "unloading"} and not unloading.done()
-    GATE.set()
+    GATE.open()
     assert (await request)["result"] == 5
     await unloading
     assert repository.not_ready == ""
@@ -193,7 +190,7 @@ async def test_close_waits_for_requests_in_flight_and_refuses_the_rest() -> None
     second = asyncio.create_task(repository.close(5))
     await asyncio.sleep(0.01)
     assert not closing.done() and not second.done()
-    GATE.set()
+    GATE.open()
     await asyncio.gather(closing, second)
     assert (await request)["result"] == 6
 
@@ -311,7 +308,7 @@ async def test_wait_idle_waits_for_requests_and_draining_pipelines() -> None:
     await repository.load(config("one"))
     await repository.get("one")({"data": 1})
     assert not idle.done()
-    GATE.set()
+    GATE.open()
     assert (await request)["result"] == 1
     await idle
     await repository.close(1)

@@ -10,7 +10,6 @@ import json
 import logging
 import select
 import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,19 +25,10 @@ from penstock.app.settings import Settings
 from penstock.backends.base import Backend
 from penstock.backends.expressions.registry import register_backend
 from penstock.pipelines.config.load import load
-
-
-class Gate:
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.seen: list[bytes] = []
-        self.inside = threading.Event()
-        self.open = threading.Event()
-
+from penstock.testing import Gate
 
 GATE = Gate()
+SEEN: list[bytes] = []
 
 
 @register_backend("WatchGate")
@@ -46,10 +36,9 @@ class WatchGate(Backend):
     """Answers the length of `data`; a batch of b"wait" waits at the gate first."""
 
     def forward(self, batch: Any) -> None:
-        GATE.seen += [item["data"] for item in batch]
+        SEEN.extend([item["data"] for item in batch])
         if batch[0]["data"] == b"wait":
-            GATE.inside.set()
-            GATE.open.wait(10)
+            GATE.wait()
         for item in batch:
             item["result"] = len(item["data"])
 
@@ -57,8 +46,9 @@ class WatchGate(Backend):
 @pytest.fixture(autouse=True)
 def gate() -> Any:
     GATE.reset()
+    SEEN.clear()
     yield
-    GATE.open.set()
+    GATE.open()
 
 
 def config() -> Any:
@@ -171,7 +161,7 @@ def test_a_client_that_leaves_while_queued_never_reaches_the_backend(
     with running(host()) as client, ThreadPoolExecutor(2) as pool:
         tasks = client.get("/tasks").json()
         blocker = pool.submit(client.post, "/predict/gate", content=b"wait")
-        assert GATE.inside.wait(10)
+        GATE.wait_entered()
         leaving = [connect(client, request(b"left")) for _ in range(5)]
         leaving.append(connect(client, batch_request(b"left", b"left", b"left")))
         stays = pool.submit(client.post, "/predict/gate", content=b"stays")
@@ -179,12 +169,12 @@ def test_a_client_that_leaves_while_queued_never_reaches_the_backend(
         for connection in leaving:
             connection.close()
         until(lambda: inside(client) == 2)
-        GATE.open.set()
+        GATE.open()
         assert blocker.result().json() == {"result": 4}
         assert stays.result().json() == {"result": 5}
         assert client.post("/predict/gate", content=b"last").json() == {"result": 4}
         until(lambda: client.get("/tasks").json() <= tasks)
-    assert GATE.seen == [b"wait", b"stays", b"last"]
+    assert SEEN == [b"wait", b"stays", b"last"]
     assert not [record for record in caplog.records if record.levelno > logging.INFO], caplog.text
 
 
@@ -196,16 +186,16 @@ def test_a_client_that_leaves_while_its_batch_runs(
     with running(host()) as client:
         tasks = client.get("/tasks").json()
         leaving = [connect(client, request(b"wait"))]
-        assert GATE.inside.wait(10)
+        GATE.wait_entered()
         leaving.append(connect(client, batch_request(b"left")))
         until(lambda: inside(client) == 2)
         for connection in leaving:
             connection.close()
         until(lambda: inside(client) == 0)
-        GATE.open.set()
+        GATE.open()
         assert client.post("/predict/gate", content=b"next").json() == {"result": 4}
         until(lambda: client.get("/tasks").json() <= tasks)
-    assert GATE.seen == [b"wait", b"next"]
+    assert SEEN == [b"wait", b"next"]
     assert not [record for record in caplog.records if record.levelno > logging.INFO], caplog.text
 
 
@@ -224,7 +214,7 @@ def test_a_client_that_leaves_during_the_upload(
             connection.close()
         until(lambda: client.get("/tasks").json() <= tasks)
         assert client.post("/predict/gate", content=b"next").json() == {"result": 4}
-    assert GATE.seen == [b"next"]
+    assert SEEN == [b"next"]
     assert not [record for record in caplog.records if record.levelno > logging.INFO], caplog.text
 
 
@@ -237,21 +227,20 @@ def test_slow_requests_keep_their_connection(running: Any, host: Any) -> None:
         wire.makefile("rb") as file,
     ):
         for opened in range(3):
-            assert GATE.inside.wait(10)
+            GATE.wait_entered()
             time.sleep(3 * SLOW_AFTER_SECONDS)  # a task listens now
             if opened == 1:
                 wire.sendall(
                     request(b"ahead") + batch_request(b"a", b"bc")
                 )  # pipelined while one runs
-            GATE.inside.clear()
-            GATE.open.set()
+            GATE.open()
             assert answers(file, 1) == [{"result": 4}]
             if opened == 1:
                 assert answers(file, 2) == [
                     {"result": 5},
                     {"results": [{"result": 1}, {"result": 2}]},
                 ]
-            GATE.open.clear()
+            GATE.close()
             if opened < 2:
                 wire.sendall(request(b"wait"))
 
@@ -288,7 +277,7 @@ def test_an_upload_that_takes_too_long_is_answered_and_ended(
             )
             connection.close()
         until(lambda: client.get("/tasks").json() <= tasks)
-    assert set(GATE.seen) == {b"others"}
+    assert set(SEEN) == {b"others"}
     assert not [record for record in caplog.records if record.levelno > logging.INFO], caplog.text
 
 
@@ -305,12 +294,13 @@ def test_the_bound_covers_the_upload_and_not_the_answer(running: Any, host: Any)
             ({"results": [{"result": 4}]}, batch_request(b"wait")),
         ):
             GATE.reset()
+            SEEN.clear()
             with connect(client, half[:-2]) as wire, wire.makefile("rb") as file:
                 time.sleep(3 * SLOW_AFTER_SECONDS)  # it has a timer now
                 wire.sendall(half[-2:])
-                assert GATE.inside.wait(10)
-                assert not GATE.open.wait(0.3)  # past the bound
-                GATE.open.set()
+                GATE.wait_entered()
+                time.sleep(0.3)  # past the bound
+                GATE.open()
                 assert answers(file, 1) == [wanted]
 
 
@@ -375,7 +365,7 @@ async def test_a_host_that_cancels_the_request(many: bool, slow: bool) -> None:
     async with lifespan(app):
         pipeline = app.state.penstock.pipelines["gate"]
         first = Asgi(app, body(b"wait"))
-        await turn_until(GATE.inside.is_set)
+        await GATE.entered()
         sent, path = (
             (b'{"images": ["bGVmdA==", "bGVmdA=="]}', "/predict/gate/batch")
             if many
@@ -389,9 +379,9 @@ async def test_a_host_that_cancels_the_request(many: bool, slow: bool) -> None:
         with pytest.raises(asyncio.CancelledError):
             await second.task
         assert second.task.cancelled() and second.sent == [] and pipeline.inside == 1
-        GATE.open.set()
+        GATE.open()
         await first.task
-        assert first.sent[0]["status"] == 200 and GATE.seen == [b"wait"]
+        assert first.sent[0]["status"] == 200 and SEEN == [b"wait"]
 
 
 async def test_a_host_that_cancels_an_upload() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from typing import Any
 
 import pytest
@@ -16,20 +15,18 @@ from penstock.backends.expressions.registry import register_backend
 from penstock.backends.item import Item
 from penstock.pipelines.config.load import load
 from penstock.pipelines.repository import Repository
+from penstock.testing import Gate
 
-GATE = threading.Event()
-RUNNING = threading.Event()
+GATE = Gate()
 
 
 @register_backend("FreezingGate")
-class Gate(Backend):
+class Held(Backend):
     def init(self, params: Any, context: Context) -> None:
-        GATE.clear()
-        RUNNING.clear()
+        GATE.reset()
 
     def forward(self, batch: list[Item]) -> None:
-        RUNNING.set()
-        assert GATE.wait(5)
+        GATE.wait()
         for item in batch:
             item["result"] = item["data"]
 
@@ -45,12 +42,12 @@ async def test_a_load_collects_once_no_request_is_in_flight(
     await server._load()
     assert collections == [1]  # before any request
     request = asyncio.create_task(repository.get("gate")({"data": 1}))
-    await asyncio.to_thread(RUNNING.wait, 5)
+    await GATE.entered()
     await repository.load(load("Identity", name="other"))
     await repository.unload("other")
     await asyncio.sleep(0.01)
     assert collections == [1]
-    GATE.set()
+    GATE.open()
     await request
     freezing = server._freezing
     assert freezing is not None

@@ -23,21 +23,11 @@ from penstock.app.settings import Settings
 from penstock.backends.base import Backend
 from penstock.backends.expressions.registry import register_backend
 from penstock.pipelines.config.load import load
-
-
-class Gate:
-    """Lets tests hold a backend, and records what the backend has seen."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.seen: list[Any] = []
-        self.inside = threading.Event()
-        self.open = threading.Event()
-
+from penstock.testing import Gate
 
 GATE = Gate()
+SEEN: list[Any] = []
+"""What the backends have been given."""
 
 
 @register_backend("InferGate")
@@ -48,10 +38,9 @@ class InferGate(Backend):
 
     def forward(self, batch: Any) -> None:
         for item in batch:
-            GATE.seen.append(item["data"])
+            SEEN.append(item["data"])
             if item["data"] == "wait":
-                GATE.inside.set()
-                assert GATE.open.wait(30)
+                GATE.wait()
             if item["data"] == "fail":
                 raise ValueError("secret of /etc/model")
             if item["data"] == "odd":
@@ -63,8 +52,9 @@ class InferGate(Backend):
 @pytest.fixture(autouse=True)
 def gate() -> Any:
     GATE.reset()
+    SEEN.clear()
     yield GATE
-    GATE.open.set()
+    GATE.open()
 
 
 @pytest.fixture
@@ -81,9 +71,9 @@ def http(running: Any) -> Any:
         ThreadPoolExecutor() as pool,
     ):
         waiting = pool.submit(client.post, "/v2/models/gate/infer", json=request("wait"))
-        assert GATE.inside.wait(10)
+        GATE.wait_entered()
         yield client
-        GATE.open.set()
+        GATE.open()
         assert waiting.result().status_code == 200
 
 
@@ -100,7 +90,7 @@ def test_a_timeout_is_in_microseconds(http: Any) -> None:
         port.set_data_from_numpy(np.array([b"late"], np.object_))
         with pytest.raises(InferenceServerException, match=r"\[503\] Request timeout expired"):
             client.infer("gate", [port], timeout=50_000)
-    assert GATE.seen == ["wait"]
+    assert SEEN == ["wait"]
 
 
 def test_too_many_requests(http: Any) -> None:
@@ -132,9 +122,9 @@ def test_a_client_that_leaves_is_not_served(http: Any) -> None:
         with socket.create_connection((http.base_url.host, http.base_url.port), 10) as connection:
             connection.sendall(head + body)
         assert "timeout expired" in http.post("/v2/models/gate/infer", json=full).text
-    GATE.open.set()
+    GATE.open()
     assert http.post("/v2/models/gate/infer", json=request("after")).status_code == 200
-    assert GATE.seen == ["wait", "after"]
+    assert SEEN == ["wait", "after"]
 
 
 def test_a_body_must_come_in_time(http: Any) -> None:
@@ -151,7 +141,7 @@ def test_a_body_must_come_in_time(http: Any) -> None:
 
 
 def test_the_text_of_a_backends_exception_is_not_answered(http: Any) -> None:
-    GATE.open.set()
+    GATE.open()
     for text, message in (
         ("fail", "node 'node': backend InferGate raised ValueError"),
         ("odd", "the answer can't be written as JSON: Type is not JSON serializable: object"),
@@ -179,7 +169,7 @@ async def upload_slowly(document: Any) -> Any:
 
     async def receive() -> Any:
         if not messages:
-            await asyncio.to_thread(GATE.inside.wait, 10)
+            await GATE.entered()
             return {"type": "http.disconnect"}
         await asyncio.sleep(0.05)  # the upload is slow: the answer does not wait for its end
         return {"type": "http.request", **messages.pop(0)}
@@ -197,7 +187,7 @@ async def upload_slowly(document: Any) -> Any:
         }
         await app(scope, receive, send)
         assert app.state.penstock.pipelines["gate"].inside == 0
-        GATE.open.set()
+        GATE.open()
     return answers[0]["status"], answers[1]["body"]
 
 
@@ -211,7 +201,7 @@ async def test_a_timeout_counts_from_the_first_byte() -> None:
         503,
         {"error": "Request timeout expired: the timeout passed before the body had arrived"},
     )
-    assert GATE.seen == []
+    assert SEEN == []
 
 
 async def test_many_strings_are_read_on_a_helper_thread() -> None:
@@ -348,7 +338,7 @@ class Lazy:
         self.shape = (size,)
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
-        GATE.seen.append(threading.current_thread())
+        SEEN.append(threading.current_thread())
         return np.zeros(self.shape, np.float32)
 
 
@@ -396,7 +386,7 @@ async def test_many_numbers_are_written_on_a_helper_thread(
         }
         await app(scope, receive, send)
     assert answers[0]["status"] == 200, answers
-    assert [thread is not threading.current_thread() for thread in GATE.seen] == [beside]
+    assert [thread is not threading.current_thread() for thread in SEEN] == [beside]
 
 
 @register_backend("InferKeeper")
@@ -405,8 +395,8 @@ class InferKeeper(Backend):
 
     def forward(self, batch: Any) -> None:
         for item in batch:
-            GATE.seen.append(weakref.ref(item["data"]))
-            assert GATE.open.wait(30)
+            SEEN.append(weakref.ref(item["data"]))
+            GATE.wait()
             item["result"] = 1
 
 
@@ -446,12 +436,12 @@ async def test_a_slow_request_makes_no_cycle_that_keeps_its_tensors() -> None:
             }
             answering = asyncio.create_task(app(scope, receive, send))
             await asyncio.wait_for(listening.wait(), 10)  # the watch has found that it is slow
-            GATE.open.set()
+            GATE.open()
             await answering
             del answering
             await asyncio.to_thread(
                 lambda: None
             )  # the listening task has ended, and the executor has let go of the batch
-            assert [array() for array in GATE.seen] == [None]
+            assert [array() for array in SEEN] == [None]
         finally:
             gc.enable()
