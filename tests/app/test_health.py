@@ -7,7 +7,7 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -69,7 +69,7 @@ def gates() -> Any:
     GATES.may_load.set()
 
 
-def until(condition: Any, seconds: Any = 10) -> None:
+def until(condition: Callable[[], object], seconds: float = 10) -> None:
     """Poll the server of another thread: over HTTP there is no event to wait for."""
     end = time.monotonic() + seconds
     while not condition():

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -166,7 +167,7 @@ def events(client: httpx.Client, data: bytes, path: Any = "/predict/parts", **he
         return list(events_in(answer.iter_lines()))
 
 
-def until(condition: Any, seconds: Any = 10) -> None:
+def until(condition: Callable[[], object], seconds: float = 10) -> None:
     """Poll the server of another thread: over HTTP there is no event to wait for."""
     end = time.monotonic() + seconds
     while not condition():

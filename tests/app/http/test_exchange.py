@@ -11,8 +11,9 @@ import logging
 import select
 import socket
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx
 import pytest
@@ -79,17 +80,13 @@ def behind_an_http_middleware(body_timeout: float = 20) -> FastAPI:
     return app
 
 
-def as_a_router(body_timeout: Any = 20) -> Any:
-    from fastapi import FastAPI
-
+def as_a_router(body_timeout: float = 20) -> FastAPI:
     host = FastAPI()
     host.include_router(create_router(config(), settings=Settings(body_timeout=body_timeout)))
     return watched(host)
 
 
-def mounted(body_timeout: Any = 20) -> Any:
-    from fastapi import FastAPI
-
+def mounted(body_timeout: float = 20) -> FastAPI:
     models = create_app(config(), settings=Settings(body_timeout=body_timeout))
     host = watched(FastAPI(lifespan=lambda host: lifespan(models)))
     host.mount("/", models)
@@ -99,7 +96,7 @@ def mounted(body_timeout: Any = 20) -> Any:
 HOSTS = pytest.mark.parametrize("host", [plain, behind_an_http_middleware, as_a_router, mounted])
 
 
-def until(condition: Any, seconds: Any = 10) -> None:
+def until(condition: Callable[[], object], seconds: float = 10) -> None:
     """Poll the server of another thread: over HTTP there is no event to wait for."""
     end = time.monotonic() + seconds
     while not condition():
@@ -107,7 +104,7 @@ def until(condition: Any, seconds: Any = 10) -> None:
         time.sleep(0.005)
 
 
-def inside(client: httpx.Client) -> Any:
+def inside(client: httpx.Client) -> float:
     lines = client.get("/metrics").text.splitlines()
     return next(
         float(line.rpartition(" ")[2])
@@ -116,7 +113,7 @@ def inside(client: httpx.Client) -> Any:
     )
 
 
-def connect(client: httpx.Client, data: bytes) -> Any:
+def connect(client: httpx.Client, data: bytes) -> socket.socket:
     """Open a connection and send `data` on it."""
     connection = socket.create_connection((client.base_url.host, client.base_url.port), 10)
     connection.sendall(data)
@@ -141,7 +138,7 @@ def batch_request(*images: Any) -> Any:
     return request(body, "/predict/gate/batch", "application/json")
 
 
-def answers(file: Any, count: Any) -> Any:
+def answers(file: BinaryIO, count: int) -> list[Any]:
     """Return the bodies of `count` answers of status 200 from one connection."""
     bodies = []
     for _ in range(count):
