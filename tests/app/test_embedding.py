@@ -19,7 +19,7 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
-from penstock.app import create_app, create_router, lifespan
+from penstock import create_app, create_router, lifespan
 from penstock.app.settings import Settings
 from penstock.backends.base import Backend
 from penstock.backends.expressions.registry import register_backend

@@ -18,8 +18,7 @@ from urllib.parse import unquote
 import httpx
 import pytest
 
-from penstock import create_app
-from penstock.app import lifespan
+from penstock import create_app, lifespan
 from penstock.backends.base import Backend
 from penstock.backends.expressions.registry import register_backend
 from penstock.pipelines.config.load import load
@@ -245,7 +244,7 @@ def test_beside_packages_with_our_names(digits: Path, tmp_path: Path, first: Any
         (tmp_path / name / "__init__.py").write_text(f"OWN = 'their-{name}'\n")
     (tmp_path / "app" / "settings.py").write_text("NAME = 'theirs'\n")
     (tmp_path / "app" / "main.py").write_text(
-        HOST.format(imports="from penstock.app import create_app, lifespan")
+        HOST.format(imports="from penstock import create_app, lifespan")
     )
     before = (
         "import penstock.app.factory, penstock.backends.image.convert"
@@ -322,7 +321,7 @@ async def main(create_app, lifespan):
 
 
 first = asyncio.run(state())
-from penstock.app import create_app, lifespan
+from penstock import create_app, lifespan
 during = asyncio.run(main(create_app, lifespan))
 main_thread = threading.main_thread()
 threads = [str(thread) for thread in threading.enumerate() if thread is not main_thread]

@@ -167,7 +167,7 @@ import asyncio, gc, logging, signal, sys, threading, warnings
 from pathlib import Path
 import cv2
 import penstock as tp
-from penstock.app import create_app, lifespan
+from penstock import create_app, lifespan
 
 FILE, IMAGE = sys.argv[1:]
 

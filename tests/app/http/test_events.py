@@ -18,8 +18,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope
 
-from penstock import create_app
-from penstock.app import create_router, lifespan
+from penstock import create_app, create_router, lifespan
 from penstock.app.http.events import wants_events
 from penstock.app.server.uvicorn_protocol import HttpProtocol
 from penstock.app.settings import Settings

@@ -19,8 +19,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from penstock import create_app
-from penstock.app import create_router, lifespan
+from penstock import create_app, create_router, lifespan
 from penstock.app.http.exchange import SLOW_AFTER_SECONDS
 from penstock.app.settings import Settings
 from penstock.backends.base import Backend

@@ -693,7 +693,7 @@ async def test_a_client_that_leaves_ends_the_fetch(running: Any, digits: Path, a
 @pytest.mark.parametrize("allowed", ["false", "true"])
 def test_httpx_is_imported_only_where_urls_are_allowed(digits: Path, allowed: str) -> None:
     code = (
-        "import sys; from penstock.app import create_app; "
+        "import sys; from penstock import create_app; "
         "create_app(sys.argv[1]); print('httpx' in sys.modules)"
     )
     environment = os.environ | {"PENSTOCK_ALLOW_URL": allowed}

@@ -23,8 +23,7 @@ from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from penstock import create_app
-from penstock.app import create_router, lifespan
+from penstock import create_app, create_router, lifespan
 from penstock.app.settings import Settings
 from penstock.backends.base import Backend
 from penstock.backends.errors import InvalidInput

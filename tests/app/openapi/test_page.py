@@ -11,8 +11,7 @@ from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from penstock import create_app
-from penstock.app import lifespan
+from penstock import create_app, lifespan
 from penstock.app.openapi import page as docs_page
 from penstock.app.settings import Settings
 

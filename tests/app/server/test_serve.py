@@ -343,7 +343,7 @@ def state():
     return handlers, sys.getswitchinterval(), list(logging.getLogger().handlers)
 
 before = state()
-from penstock.app import create_app, lifespan
+from penstock import create_app, lifespan
 import cv2
 threads = cv2.getNumThreads()
 async def run():

@@ -11,8 +11,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Mount
 
-from penstock import create_app
-from penstock.app import create_router, lifespan
+from penstock import create_app, create_router, lifespan
 from penstock.app.settings import Settings
 from penstock.app.v2.routes import REMEMBERED_PATHS
 

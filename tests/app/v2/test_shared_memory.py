@@ -22,8 +22,7 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 from tritonclient.utils import shared_memory as triton
 
-from penstock import create_app
-from penstock.app import lifespan
+from penstock import create_app, lifespan
 from penstock.app.settings import Settings
 from penstock.app.v2.infer.response import takes_long
 from penstock.app.v2.infer.wanted import Wanted

@@ -28,8 +28,7 @@ from tritonclient.http import (
 from tritonclient.http.auth import BasicAuth
 from tritonclient.utils import InferenceServerException, shared_memory
 
-from penstock import create_app
-from penstock.app import lifespan
+from penstock import create_app, lifespan
 from penstock.app.settings import Settings
 
 if TYPE_CHECKING:

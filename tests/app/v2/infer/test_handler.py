@@ -22,8 +22,7 @@ import tritonclient.http.aio
 from tritonclient.http import InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException, deserialize_bytes_tensor
 
-from penstock import create_app
-from penstock.app import lifespan
+from penstock import create_app, lifespan
 
 if TYPE_CHECKING:
     from tests.app.v2.conftest import Served

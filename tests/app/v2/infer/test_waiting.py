@@ -17,8 +17,7 @@ import tritonclient.http
 from tritonclient.http import InferInput
 from tritonclient.utils import InferenceServerException
 
-from penstock import create_app
-from penstock.app import lifespan
+from penstock import create_app, lifespan
 from penstock.app.settings import Settings
 from penstock.backends.base import Backend
 from penstock.backends.expressions.registry import register_backend
