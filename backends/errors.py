@@ -27,6 +27,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 
+def message_of(error: BaseException) -> str:
+    """Return `str(error)`, or a stand-in where a user's own `__str__` raises: a failure must not
+    hide the failure that it reports.
+    """
+    try:
+        return str(error)
+    except Exception:
+        return "(its message can't be shown)"
+
+
 class PenstockError(Exception):
     """Base class of all errors. `str(error)` is written for the person who has to act."""
 

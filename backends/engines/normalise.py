@@ -1,7 +1,7 @@
 """Edits to an ONNX model's graph: `mean`, `std` and the image layout become nodes before its first
 input.
 
-Images then go to the device as uint8. Nothing here runs a model: OnnxTensor and TensorRT do.
+Nothing here runs a model: OnnxTensor and TensorRT do.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from .shapes import shape_text
 def fuse_normalisation(
     model: Any, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> None:
-    """Edit `model` (an `onnx.ModelProto`) in place: its first input becomes uint8, and (x - mean) /
-    std is computed inside.
+    """Edit `model` (an `onnx.ModelProto`) in place: (x - mean) / std is computed inside, before its
+    first input is read.
 
-    The input keeps its name and shape. `mean` and `std` have one value for each channel, or one for
-    all. The channel axis is the second, or the last where only that one has as many channels
-    (NHWC). Raises ValueError where neither axis fits, where a std is 0, or where the input is not
-    of a floating type.
+    The input keeps its name and shape. Its type becomes float32, or stays float64: uint8 and
+    float16 widen to both without loss, so the engines take them too.
+
+    `mean` and `std` have one value for each channel, or one for all. The channel axis is the
+    second, or the last where only that one has as many channels (NHWC). Raises ValueError where
+    neither axis fits, where a std is 0, or where the input is not of a floating type.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -76,7 +78,8 @@ def fuse_normalisation(
             "Cast", [current], [normalised], names.new("penstock_cast"), to=tensor.elem_type
         )
     )
-    tensor.elem_type = TensorProto.UINT8
+    if tensor.elem_type != TensorProto.DOUBLE:
+        tensor.elem_type = TensorProto.FLOAT
 
     rest = list(graph.node)
     del graph.node[:]

@@ -68,8 +68,8 @@ class OnnxTensor(Backend):
 
     `data`: an array with the batch dimension first, N×..., or a list of them in the order of the
     model's inputs. N is the item's `request_size`, 1 by default. `result`: the output, N×..., or a
-    list of them. With `mean` or `std` the first input is uint8, and (x - mean) / std is computed
-    inside the model.
+    list of them. With `mean` or `std` the first input may be uint8 or of a floating type, and
+    (x - mean) / std is computed inside the model.
 
     A dtype that widens without loss is converted. Any other dtype or shape is an `InvalidInput`:
     raised for an item that is alone in its batch, and otherwise set as the item's `error`.

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from .. import errors
-from ..errors import InvalidInput
+from ..errors import InvalidInput, message_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,7 @@ class Failure:
             for base in type(error).__mro__
             if _known(base.__name__) is base and not issubclass(base, BaseExceptionGroup)
         )
-        try:
-            text = str(error)
-        except Exception:
-            text = "(its message can't be shown)"
+        text = message_of(error)
         # A soft failure is the client's mistake: its traceback helps no one.
         lines = (
             "" if isinstance(error, InvalidInput) else "".join(traceback.format_exception(error))

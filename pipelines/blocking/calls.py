@@ -29,6 +29,7 @@ class Runner(Protocol):
     loop: asyncio.AbstractEventLoop
 
     def check_may_wait(self) -> None: ...
+    def log_soft_failure(self, error: Any) -> None: ...
     def wait_for(self, call: PipeCall) -> None: ...
 
 
@@ -164,6 +165,8 @@ class PipeCall:
             if answer is not None:
                 for key in CALLERS_OWN:
                     answer.pop(key, None)
+                if "error" in answer:
+                    self.runner.log_soft_failure(answer["error"])
                 part.caller_item.update(answer)
 
 

@@ -16,13 +16,15 @@ import atexit
 import contextvars
 import logging
 import os
+import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Any
 
-from penstock.backends.errors import NotReady
+from penstock.backends.errors import NotReady, message_of
 
 from ..node.executor import current
 from ..node.node import Node
@@ -33,6 +35,11 @@ logger = logging.getLogger("penstock.pipe")
 
 EXIT_SECONDS = 5.0
 """Seconds that batches which run at the end of the interpreter get to end."""
+
+MAX_LOGGED_KINDS = 100
+"""How many kinds of soft failures a pipe logs. Texts may quote the input, so that every failure
+looks new.
+"""
 
 
 class LoopThread:
@@ -49,6 +56,7 @@ class LoopThread:
         self.stopping = False
         self.closed = False  # nothing reads the inbox any more
         self.exiting = False
+        self._logged_kinds: set[tuple[type[Any], str]] = set()
         self._drain_due = False
         self._closing: asyncio.Future[float] = self.loop.create_future()
         self._started: Future[None] = Future()
@@ -104,6 +112,23 @@ class LoopThread:
     def abandon(self, call: PipeCall) -> None:
         """End a call whose thread stopped waiting for it."""
         self._ask(call.abandon)
+
+    def log_soft_failure(self, error: Any) -> None:
+        """Log the soft failure of an item, once for each kind.
+
+        A caller who reads only `result` would never learn that, say, all inputs have a wrong shape.
+        Failures are of one kind if their texts differ only in numbers.
+        """
+        text = message_of(error)
+        kind = type(error), re.sub(r"\d+", "0", text)
+        if kind not in self._logged_kinds and len(self._logged_kinds) < MAX_LOGGED_KINDS:
+            self._logged_kinds.add(kind)
+            logger.warning(
+                "pipe %s: an item has no result: %s (logged once for each kind of failure)",
+                self.pipeline.name,
+                text,
+                extra={"pipeline": self.pipeline.name},
+            )
 
     def check_process(self) -> None:
         """Raise RuntimeError in a fork of the process that made the pipe."""

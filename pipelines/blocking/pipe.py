@@ -56,7 +56,8 @@ class Pipe:
         `error` of an earlier call. Then
 
         * a success sets `result` and whatever else the backends set, except `data`;
-        * a soft failure (an input that can't be read) sets `error`, and raises nothing;
+        * a soft failure (an input that can't be read) sets `error`, and raises nothing; the logger
+          `penstock.pipe` warns once for each kind of it;
         * a failure sets neither and is raised: `MissingData` (an IndexError), `NotFound` (an
           IndexError, for an unknown `node_name`), `QueueFull`, `Overloaded`, `NotReady`,
           `DeadlineExceeded`, `BackendError`. In a list, the failure of one item cancels the

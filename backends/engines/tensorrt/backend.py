@@ -20,8 +20,8 @@ class TensorrtTensor(TorchBackend):
     `data`: a tensor or array with the batch dimension first, N×..., where N is the item's
     `request_size`, 1 by default; or a list of them in the order of the model's inputs. `result`:
     the output as a tensor on the CPU, N×..., or a list of outputs. With `mean` or `std` the first
-    input is uint8, and (x - mean) / std is computed inside the network. A dtype that widens without
-    loss is converted. Any other dtype or shape is an `InvalidInput`.
+    input may be uint8 or of a floating type, and (x - mean) / std is computed inside the network. A
+    dtype that widens without loss is converted. Any other dtype or shape is an `InvalidInput`.
 
     With the post-processor SoftmaxArgMax, ArgMax or SoftmaxMax the network finds the best class,
     and the item gets `class` (int) and `score` (float); `result` is the class, with SoftmaxMax the

@@ -78,7 +78,13 @@ class TensorrtEngine(TorchEngine):
         largest = max(
             self.model.profiles, key=lambda profile: [shapes.opt for shapes in profile.values()]
         )
-        return [(largest[port.name].opt[1:], port.dtype) for port in self._inputs]
+        return [
+            (
+                largest[port.name].opt[1:],
+                torch.uint8 if self._is_normalised(port) else port.dtype,
+            )
+            for port in self._inputs
+        ]
 
     def close(self) -> None:
         execution = self.__dict__.get("model")
@@ -114,7 +120,19 @@ class TensorrtEngine(TorchEngine):
         return f"{self.backend_name}: input {name}"
 
     def travels_as(self, index: int, tensor: torch.Tensor) -> torch.dtype:
-        return self._inputs[index].dtype
+        """Images that the network normalises go to the device as uint8, a quarter of the bytes."""
+        port = self._inputs[index]
+        return (
+            tensor.dtype
+            if tensor.dtype == torch.uint8 and self._is_normalised(port)
+            else port.dtype
+        )
+
+    def _is_normalised(self, port: Port) -> bool:
+        """Return whether `mean` and `std` were built into the network before this input."""
+        return (
+            self.params.mean is not None or self.params.std is not None
+        ) and port.name == self.model.inputs[0].name
 
     def _run_group(self, members: list[Member]) -> None:
         """Run the members in as many runs as needed: profiles for larger images may take fewer
@@ -134,7 +152,10 @@ class TensorrtEngine(TorchEngine):
             start = stop
 
     def _run(self, inputs: Sequence[Any], names: tuple[str, ...] = ()) -> list[Any]:
-        by_name = {port.name: tensor for port, tensor in zip(self._inputs, inputs, strict=True)}
+        by_name = {
+            port.name: tensor.to(port.dtype)
+            for port, tensor in zip(self._inputs, inputs, strict=True)
+        }
         ordered = [by_name[port.name] for port in self.model.inputs]
         count = len(ordered[0])
         rows = self.model.rows(count, [tensor.shape[1:] for tensor in ordered])

@@ -75,6 +75,8 @@ class Recipe:
             "batch sizes": list(self.sizes),
             "mean": list(params.mean or ()),
             "std": list(params.std or ()),
+            # Engines that were kept before it was float32 have an input that takes only uint8.
+            **({} if params.mean is params.std is None else {"normalised input": "float32"}),
             "data_format": params.data_format,
             "postprocessor": params.postprocessor or "",
             "top_k": params.top_k,

@@ -93,6 +93,38 @@ def test_results_are_tensors_where_torch_is_installed(tmp_path: Path, outputs: A
 
 
 @pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
+def test_the_quick_start_of_torchpipe_runs(tmp_path: Path) -> None:
+    """Run torchpipe's README with a model of one layer: float images, `mean` and `std`."""
+    import torch
+
+    shape = ["n", 3, 224, 224]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy"]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])], "graph", ports[:1], ports[1:]
+    )
+    path = tmp_path / "resnet18.onnx"
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path
+    )
+    config = {
+        "model": str(path),
+        "backend": "Sequential[cvtColorTensor,ModelTensor,SyncTensor]",
+        "instance_num": 2,
+        "batching_timeout": "5",
+        "max": 4,
+        "mean": "123.675, 116.28, 103.53",
+        "std": "58.395, 57.120, 57.375",
+        "color": "rgb",
+    }
+    with pipe(config) as models:
+        for dtype in (torch.float32, torch.uint8):
+            item = {"data": torch.ones((1, 3, 224, 224), dtype=dtype), "color": "bgr"}
+            models(item)
+            assert item["result"].shape == (1, 3, 224, 224)
+            assert item["result"][0, 0, 0, 0].item() == pytest.approx((1 - 123.675) / 58.395)
+
+
+@pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
 def test_text_stays_an_array(tmp_path: Path) -> None:
     backend = make(write(tmp_path / "text.onnx", kind=TensorProto.STRING))
     item: Item = {"data": np.array([["a", "b", "c"]])}

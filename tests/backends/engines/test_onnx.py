@@ -378,15 +378,21 @@ def test_fused_normalisation(tmp_path: Path, channels: Any, element: Any) -> Non
     )
     backend = make(path, max=4, mean=mean, std=", ".join(map(str, std)))
     images = np.random.default_rng(0).integers(0, 256, (2, 1, channels, 4, 6), np.uint8)
-    for result, pixels in zip(run(backend, *images), images, strict=True):
-        expected = (pixels - np.reshape(mean, (channels, 1, 1))) / np.reshape(std, (channels, 1, 1))
-        assert result.dtype == helper.tensor_dtype_to_np_dtype(element)
-        np.testing.assert_allclose(
-            result, expected, rtol=1e-3 if element == TensorProto.FLOAT16 else 1e-5, atol=1e-4
-        )
-    assert backend.inputs[0].name == "x" and backend.inputs[0].dtype == np.uint8
-    with pytest.raises(InvalidInput, match="expected uint8"):
-        run(backend, images[0].astype(np.float32))
+    for dtype in (np.uint8, np.float16, np.float32):
+        results = run(backend, *images.astype(dtype))
+        for result, pixels in zip(results, images, strict=True):
+            expected = (pixels - np.reshape(mean, (channels, 1, 1))) / np.reshape(
+                std, (channels, 1, 1)
+            )
+            assert result.dtype == helper.tensor_dtype_to_np_dtype(element)
+            np.testing.assert_allclose(
+                result, expected, rtol=1e-3 if element == TensorProto.FLOAT16 else 1e-5, atol=1e-4
+            )
+    assert backend.inputs[0].name == "x"
+    mixed = run(backend, images[0], images[1].astype(np.float32))
+    assert np.array_equal(mixed, run(backend, *images))
+    with pytest.raises(InvalidInput, match="expected float"):
+        run(backend, images[0].astype(complex))
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from penstock.backends.errors import (
 from penstock.backends.expressions.registry import register_backend
 from penstock.backends.item import Item
 from penstock.pipelines.blocking.calls import Event
+from penstock.pipelines.blocking.loop_thread import MAX_LOGGED_KINDS
 from penstock.pipelines.blocking.pipe import Pipe, pipe
 from penstock.pipelines.config.load import load
 
@@ -169,6 +170,40 @@ def test_a_soft_failure_is_not_raised(p: Pipe) -> None:
     assert "result" not in item
     assert isinstance(item["error"], InvalidInput)
     assert str(item["error"]) == "no image"
+
+
+def test_a_soft_failure_is_logged_once_for_each_kind(
+    p: Pipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(text: str) -> Callable[[Item], Any]:
+        def refuse(item: Item) -> Any:
+            raise InvalidInput(text)
+
+        return refuse
+
+    for text in ("shape 1x3", "shape 2x4", "dtype", "shape 5x3", "dtype"):
+        p({"data": refuse(text)})
+    p([{"data": refuse("dtype")}, {"data": refuse("a list")}])
+    event = Event()
+    p({"data": refuse("an event"), "event": event})
+    event.Wait()
+    messages = [record.getMessage() for record in caplog.records if record.name == "penstock.pipe"]
+    assert [message.split(": ")[2].split(" (")[0] for message in messages] == [
+        "shape 1x3",
+        "dtype",
+        "a list",
+        "an event",
+    ]
+    assert messages[0].startswith("pipe acts: an item has no result: ")
+
+
+def test_the_log_of_soft_failures_is_bounded(p: Pipe, caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(item: Item) -> Any:
+        raise InvalidInput("x" * item["length"])
+
+    for length in range(MAX_LOGGED_KINDS + 5):
+        p({"data": refuse, "length": length})
+    assert len(caplog.records) == MAX_LOGGED_KINDS
 
 
 def test_raising_invalid_input_is_a_soft_failure_too(p: Pipe) -> None:

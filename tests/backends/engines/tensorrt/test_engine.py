@@ -455,6 +455,22 @@ def test_dtypes_that_widen_are_converted(make: Any, two: Path, fake_two: Any) ->
     )
 
 
+def test_a_normalised_input_takes_uint8_and_floats(make: Any, two: Path, fake_two: Any) -> None:
+    backend = make(two, max="4", mean="1", input_reorder="1,0")
+    b, a = np.array([[1, 2, 3]]), np.array([[1, 1, 1]])
+    for dtype in (np.uint8, np.float16, np.float32):
+        batch: list[Item] = [{"data": [b.astype(np.float32), a.astype(dtype)]}]
+        backend.forward(batch)
+        assert batch[0]["result"][0].tolist() == [[2, 3, 4]]  # the fake engine has no mean
+    images = torch.zeros((1, 3), dtype=torch.uint8)
+    assert backend.children[0].travels_as(1, images) == torch.uint8
+    assert backend.children[0].travels_as(0, images) == torch.float32
+    assert [dtype for _, dtype in backend.children[0].example_shapes()] == [
+        torch.float32,
+        torch.uint8,
+    ]
+
+
 def test_integers_and_bfloat16_are_not_converted(make: Any, two: Path, fake: Any) -> None:
     ins = {"a": ("INT64", (-1, 3)), "b": ("BF16", (-1, 3))}
     fake(ins, {"x": ins["a"], "y": ins["b"]}, ranges(4), lambda a, b: (a + 1, b))

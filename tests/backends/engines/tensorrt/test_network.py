@@ -53,11 +53,9 @@ def test_networks_are_strongly_typed(recipe: Any, two: Path, library: Library) -
     ]
 
 
-def test_mean_and_std_are_the_first_layers_and_images_are_uint8(
-    prepared: Any, resnet18: Path, layers: Any
-) -> None:
+def test_mean_and_std_are_the_first_layers(prepared: Any, resnet18: Path, layers: Any) -> None:
     definition = prepared(resnet18, mean=MEAN, std=STD).network.definition
-    assert ports(definition)[0] == [("image", "UINT8", (-1, 3, 64, 64))]
+    assert ports(definition)[0] == [("image", "FLOAT", (-1, 3, 64, 64))]
     by_name = layers(definition)
     first = [
         name
@@ -76,7 +74,7 @@ def test_nhwc_is_transposed_inside_the_network(
     prepared: Any, resnet18: Path, layers: Any, library: Any
 ) -> None:
     definition = prepared(resnet18, mean=MEAN, std=STD, data_format="nhwc").network.definition
-    assert ports(definition)[0] == [("image", "UINT8", (-1, 64, 64, 3))]
+    assert ports(definition)[0] == [("image", "FLOAT", (-1, 64, 64, 3))]
     turned = layers(definition)["image_nchw_transpose"]
     turned.__class__ = library.trt.IShuffleLayer
     assert tuple(turned.first_transpose)[:4] == (0, 3, 1, 2) and tuple(

@@ -46,7 +46,7 @@ def test_fp16_converts_layers_and_leaves_inputs_and_outputs(
     types = types_of(layers, definition)
     assert len(types) >= 20 and set(types.values()) == {"HALF"}
     assert (
-        definition.get_input(0).dtype.name == "UINT8"
+        definition.get_input(0).dtype.name == "FLOAT"
         and definition.get_output(0).dtype.name == "FLOAT"
     )
     # 16 bits would lose digits of mean and std.
