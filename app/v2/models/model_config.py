@@ -9,11 +9,15 @@
   `default_priority` of the entry node.
 * `dynamic_batching.default_queue_policy.max_queue_size`: `max_requests` of the pipeline.
 * `dynamic_batching.default_queue_policy.default_timeout_microseconds`: its `timeout`.
+
+A field that Penstock does not have must have the value that `description.py` reports, or be empty.
+So no field is accepted and then ignored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,9 +50,42 @@ KEYS = frozenset(
 )
 """The fields that may be given.
 
-The last four change nothing: inputs and outputs are those of the pipeline or its model, there is
-one version, and ONNX Runtime optimises models itself.
+Inputs and outputs change nothing: they are those of the pipeline or its model. There is one
+version, and ONNX Runtime optimises models itself: `FIXED` has the values that those two may have.
 """
+
+FIXED: Mapping[str, Mapping[str, Sequence[Any]]] = {
+    "version_policy": {"latest": ({}, {"num_versions": 1})},
+    "optimization": {
+        "priority": ("PRIORITY_DEFAULT",),
+        "gather_kernel_buffer_threshold": (0,),
+        "eager_batching": (False,),
+    },
+    "dynamic_batching": {"preserve_ordering": (False,), "priority_queue_policy": ({},)},
+    "default_queue_policy": {"timeout_action": ("REJECT",), "allow_timeout_override": (True,)},
+    "instance_group": {
+        "secondary_devices": ([],),
+        "profile": ([],),
+        "passive": (False,),
+        "host_policy": ("",),
+    },
+}
+"""The fields of each object that can't be changed, with the values that they may have."""
+
+SETTINGS: Mapping[str, frozenset[str]] = {
+    "dynamic_batching": frozenset(
+        {
+            "preferred_batch_size",
+            "max_queue_delay_microseconds",
+            "priority_levels",
+            "default_priority_level",
+            "default_queue_policy",
+        }
+    ),
+    "default_queue_policy": frozenset({"max_queue_size", "default_timeout_microseconds"}),
+    "instance_group": frozenset({"name", "kind", "count", "gpus"}),
+}
+"""The fields of each object that are read."""
 
 EMPTY_KEYS = frozenset(
     {
@@ -89,7 +126,10 @@ def configure(
         bound = _number(bound, "max_batch_size", MAX_BATCH_SIZE)
         if bound not in {0, reported}:
             nodes |= _bounded(bound, [nodes[name] for name in working])
+    for key in ("version_policy", "optimization"):
+        _check_fields(_table(override.get(key) or {}, key), key)
     for group in _list(override.get("instance_group"), "instance_group"):
+        _check_fields(group, "instance_group")
         name = group.get("name")
         if name not in working:
             if len(working) != 1:
@@ -103,15 +143,49 @@ def configure(
     changes: dict[str, Any] = {}
     if batching is not None:
         batching = _table(batching, "dynamic_batching")
+        _check_fields(batching, "dynamic_batching")
+        _check_preferred(batching.get("preferred_batch_size") or [], {bound, reported})
         entry_name = config.entry or next(iter(nodes))
         nodes[entry_name] = _batching(nodes[entry_name], batching)
         policy = _table(batching.get("default_queue_policy") or {}, "default_queue_policy")
+        _check_fields(policy, "default_queue_policy")
         if size := policy.get("max_queue_size"):
             changes["max_requests"] = _number(size, "max_queue_size", MAX_QUEUE_SIZE)
         if timeout := policy.get("default_timeout_microseconds"):
             microseconds = _number(timeout, "default_timeout_microseconds", MAX_MICROSECONDS)
             changes["timeout"] = microseconds / 1e6
     return replace(config, nodes=nodes, **changes)
+
+
+def _check_fields(table: Mapping[str, Any], name: str) -> None:
+    """Raise `InvalidRequest` for a field of object `name` that would be ignored."""
+    fixed, settings = FIXED[name], SETTINGS.get(name, frozenset())
+    for key, value in table.items():
+        if key in settings or value is None:
+            continue
+        if key not in fixed:
+            raise _invalid(
+                f"'{key[:100]}' of '{name}' can't be set here, expected one of "
+                f"{', '.join(sorted({*settings, *fixed}))}"
+            )
+        if not any(type(value) is type(allowed) and value == allowed for allowed in fixed[key]):
+            raise _invalid(
+                f"'{key}' of '{name}' can't be changed, expected {json.dumps(fixed[key][-1])}"
+            )
+
+
+def _check_preferred(sizes: Any, maxima: set[int | None]) -> None:
+    """Raise `InvalidRequest` for preferred batch sizes other than the largest size of a batch.
+
+    A batch takes what waits, up to that size (docs/explanation/scheduling.md, rule 1).
+    """
+    if not isinstance(sizes, list) or any(
+        _number(size, "preferred_batch_size", MAX_BATCH_SIZE) not in maxima for size in sizes
+    ):
+        raise _invalid(
+            "'preferred_batch_size' of 'dynamic_batching' can't be set here to anything but "
+            "[max_batch_size]: a batch takes what waits"
+        )
 
 
 def maxima_of(config: PipelineConfig) -> dict[str, list[int | None]]:

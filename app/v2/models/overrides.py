@@ -166,6 +166,10 @@ class Override:
                     f"'{key}' can't be set here to anything but onnxruntime: overrides name no "
                     "other backend",
                 )
+        if self.config.get("default_model_filename") and not self.files:
+            raise _invalid_config(
+                self.name, "'default_model_filename' can't be set here without the model's files"
+            )
         if self.files and not MODEL_NAME.fullmatch(self.name):
             raise InvalidRequest(
                 f"failed to load '{self.name[:100]}', expected a name of letters, digits, '_', '.' "

@@ -137,3 +137,50 @@ def test_the_number_of_groups_can_not_change(grouped: Any) -> None:
         match="node 'node' has several groups of instances, which an 'instance_group' can't change",
     ):
         configure(grouped, {"instance_group": [{"count": 4}]})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"dynamic_batching": {"nonsense": 1}}, "'nonsense' of 'dynamic_batching' can't be set"),
+        ({"dynamic_batching": {"preserve_ordering": True}}, "'preserve_ordering' of 'dynamic_"),
+        ({"dynamic_batching": {"preserve_ordering": 0}}, "can't be changed, expected false"),
+        ({"dynamic_batching": {"preferred_batch_size": [3]}}, "'preferred_batch_size' of 'dynami"),
+        ({"dynamic_batching": {"preferred_batch_size": 4}}, "'preferred_batch_size' of 'dynami"),
+        (
+            {"dynamic_batching": {"priority_queue_policy": {"1": {"max_queue_size": 1}}}},
+            "'priority_queue_policy' of 'dynamic_batching' can't be changed",
+        ),
+        (policy(nonsense=1), "'nonsense' of 'default_queue_policy' can't be set here"),
+        (
+            policy(timeout_action="DELAY"),
+            "'timeout_action' .*can't be changed, expected \"REJECT\"",
+        ),
+        (policy(allow_timeout_override=False), "'allow_timeout_override' .*expected true"),
+        ({"instance_group": [{"nonsense": 1}]}, "'nonsense' of 'instance_group' can't be set here"),
+        ({"instance_group": [{"passive": True}]}, "'passive' of 'instance_group' can't be changed"),
+        ({"instance_group": [{"rate_limiter": {}}]}, "'rate_limiter' of 'instance_group'"),
+        ({"version_policy": {"all": {}}}, "'all' of 'version_policy' can't be set here"),
+        (
+            {"version_policy": {"latest": {"num_versions": 2}}},
+            "'latest' of 'version_policy' can't be changed, expected {\"num_versions\": 1}",
+        ),
+        ({"optimization": {"graph": {"level": 1}}}, "'graph' of 'optimization' can't be set here"),
+        ({"optimization": {"eager_batching": True}}, "'eager_batching' of 'optimization' can't"),
+    ],
+)
+def test_no_field_is_accepted_and_ignored(grouped: Any, override: Any, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        configure(grouped, override, 8)
+
+
+def test_fields_with_the_values_that_hold_anyway_are_accepted(grouped: Any) -> None:
+    fixed = {
+        "preserve_ordering": False,
+        "priority_queue_policy": {},
+        "default_queue_policy": {"timeout_action": "REJECT", "allow_timeout_override": True},
+    }
+    for sizes in ([], [8], [4]):  # the size that was reported, and the one that is asked for
+        batching = {"preferred_batch_size": sizes, **fixed}
+        override = {"max_batch_size": 4, "dynamic_batching": batching, "optimization": None}
+        assert groups_of(configure(grouped, override, 8)) == [(4, 1), (4, 2)]

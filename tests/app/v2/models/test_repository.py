@@ -611,6 +611,7 @@ def test_policies_of_the_queue(served: Any, app: Any) -> None:
             {"dynamic_batching": {"priority_levels": 2, "default_priority_level": 3}},
             "'default_priority_level' must be from 1 to 2",
         ),
+        ({"default_model_filename": "net.onnx"}, "'default_model_filename' can't be set here"),
     ],
 )
 def test_malformed_configurations(served: Any, config: Any, message: str) -> None:
