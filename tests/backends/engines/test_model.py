@@ -97,7 +97,7 @@ def test_the_quick_start_of_torchpipe_runs(tmp_path: Path) -> None:
     """Run torchpipe's README with a model of one layer: float images, `mean` and `std`."""
     import torch
 
-    shape = ["n", 3, 224, 224]
+    shape: list[str | int | None] = ["n", 3, 224, 224]
     ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy"]
     graph = helper.make_graph(
         [helper.make_node("Identity", ["x"], ["y"])], "graph", ports[:1], ports[1:]
@@ -118,7 +118,7 @@ def test_the_quick_start_of_torchpipe_runs(tmp_path: Path) -> None:
     }
     with pipe(config) as models:
         for dtype in (torch.float32, torch.uint8):
-            item = {"data": torch.ones((1, 3, 224, 224), dtype=dtype), "color": "bgr"}
+            item: Item = {"data": torch.ones((1, 3, 224, 224), dtype=dtype), "color": "bgr"}
             models(item)
             assert item["result"].shape == (1, 3, 224, 224)
             assert item["result"][0, 0, 0, 0].item() == pytest.approx((1 - 123.675) / 58.395)
