@@ -83,8 +83,6 @@ def _read_output(name: str, parameters: Any, binary: bool, regions: SharedMemory
         classes = check_unsigned(
             parameters["classification"], f"'classification' of output '{name}'"
         )
-        if not classes:
-            raise InvalidRequest(f"'classification' of output '{name}' must be at least 1")
     explicit = parameters.get("binary_data")
     if explicit is not None:
         binary = check_boolean(explicit, f"'binary_data' of output '{name}'")

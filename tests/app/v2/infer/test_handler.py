@@ -466,6 +466,16 @@ def test_classification(client: Any, served: Served) -> None:
         )
 
 
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_classification_of_no_class_is_the_tensor_itself(client: Any, binary: bool) -> None:
+    array = np.array([[0.5, 0.25]], np.float32)
+    output = InferRequestedOutput("Y", binary_data=binary)
+    output._parameters["classification"] = 0  # the client leaves it out itself
+    answer = client.infer("scores", [given(array, "FP32", "X")], outputs=[output])
+    assert answer.get_output("Y")["datatype"] == "FP32"
+    assert answer.as_numpy("Y").tolist() == array.tolist()
+
+
 def test_classification_is_bounded(served: Served) -> None:
     wanted = {"outputs": [{"name": "Y", "parameters": {"classification": 1}}]}
     best = served.infer(

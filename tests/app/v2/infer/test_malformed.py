@@ -153,8 +153,8 @@ def test_malformed_inputs(served: Served, change: Any, message: str) -> None:
             "expected a boolean",
         ),
         (
-            {"outputs": [{"name": "OUTPUT0", "parameters": {"classification": 0}}]},
-            "must be at least 1",
+            {"outputs": [{"name": "OUTPUT0", "parameters": {"classification": 0.5}}]},
+            "must be an unsigned 64-bit integer",
         ),
         (
             {"outputs": [{"name": "OUTPUT0", "parameters": {"classification": -1}}]},
