@@ -105,11 +105,14 @@ def routes(
             503 if reason else 200,
         )
 
+    # With a slash too: Starlette would redirect, and not every scraper follows a redirect.
+    @router.get("/metrics/", dependencies=[group("statistics")])
     @router.get("/metrics", dependencies=[group("statistics")])
     async def scrape(request: Request) -> Response:
         content, media_type = metrics.render(request.headers.get("accept", ""))
         return Response(content, headers={"content-type": media_type})
 
+    @router.get("/pipelines/", dependencies=[group("model-repository")])
     @router.get("/pipelines", dependencies=[group("model-repository")])
     async def pipelines() -> Response:
         return JSONResponse(

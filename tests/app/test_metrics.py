@@ -48,6 +48,20 @@ def scrape(served: Any, form: Any) -> Any:
     return samples, {family.name: family for family in families}
 
 
+def test_a_slash_at_the_end_of_a_path_changes_nothing(running: Any, digits: Path) -> None:
+    """No redirect: not every scraper follows one."""
+    settings = Settings(api_key=SecretStr("key"))
+    with running(create_app(digits, settings=settings)) as client:
+        for path in ("/metrics", "/pipelines"):
+            assert client.get(path + "/").status_code == 401
+            answers = [
+                client.get(path + end, headers={"Authorization": "Bearer key"}) for end in ("", "/")
+            ]
+            assert [answer.status_code for answer in answers] == [200, 200]
+            types = [answer.headers["content-type"] for answer in answers]
+            assert types[0] == types[1]
+
+
 @pytest.mark.parametrize("form", ["text", "openmetrics"])
 def test_triton_names_are_spelled_as_triton_does(served: Any, digit: bytes, form: Any) -> None:
     """In both formats: no `_total` at the end, labels in alphabetical order, microseconds."""
