@@ -417,7 +417,7 @@ def _answer(description: str, schema: str) -> dict[str, Any]:
 
 
 def _priority_header(config: PipelineConfig) -> list[Schema]:
-    """Return the header for pipelines that have priorities; the others refuse it."""
+    """Return the header for pipelines that have priorities; the others ignore it."""
     entry = next(iter(config.nodes.values()))
     if not entry.priority_levels:
         return []

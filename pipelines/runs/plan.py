@@ -145,19 +145,14 @@ class EntryPoint:
     def check_priority(self, priority: int, pipeline: str) -> None:
         """Raise `InvalidRequest` for a priority that items can't have here.
 
-        `pipeline` is the name for the message.
+        If the node sets no `priority_levels`, any from 1 on is ignored (rule 4). `pipeline` is the
+        name for the message.
         """
-        node = self.root.node
-        levels = node.config.priority_levels
-        if not levels:
+        levels = self.root.node.config.priority_levels
+        if priority < 1 or 0 < levels < priority:
+            has = f"{levels} priority levels" if levels else "no priority levels"
             raise InvalidRequest(
-                f"pipeline {pipeline!r} has no priorities (node {node.name!r} sets no "
-                f"priority_levels); got priority {priority}"
-            )
-        if not 1 <= priority <= levels:
-            raise InvalidRequest(
-                f"pipeline {pipeline!r} has {levels} priority levels, 1 is the highest; got "
-                f"priority {priority}"
+                f"pipeline {pipeline!r} has {has}, 1 is the highest; got priority {priority}"
             )
 
     def size_of(self, item: Item, pipeline: str) -> int:

@@ -231,8 +231,10 @@ async def test_requests_that_are_refused_at_once() -> None:
         assert (await pipeline({"data": 1, "request_size": 4}, priority=3))["result"] == 1
         assert nothing_is_left(pipeline)
     async with serve(cls) as pipeline:
-        with pytest.raises(InvalidRequest, match="has no priorities"):
-            await pipeline({"data": 1}, priority=1)
+        assert (await pipeline({"data": 1}, priority=7))["result"] == 1  # no levels: it is ignored
+        for priority in (0, -1):
+            with pytest.raises(InvalidRequest, match="no priority levels, 1 is the highest"):
+                await pipeline({"data": 1}, priority=priority)
 
 
 # lists and batches

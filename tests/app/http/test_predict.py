@@ -614,8 +614,14 @@ def test_malformed_priorities(running: Any, value: Any) -> None:
 
 
 def test_priorities_are_ignored_unless_the_node_has_levels(client: httpx.Client) -> None:
-    answer = client.post("/predict/probe", content=b"x", headers={"Penstock-Priority": "1"})
-    problem(answer, 400, "invalid_request", "has no priorities")
+    for priority in ("1", "7"):
+        headers = {"Penstock-Priority": priority}
+        answer = client.post("/predict/probe", content=b"four", headers=headers)
+        assert (answer.status_code, answer.json()["result"]) == (200, 4)
+        answer = client.post("/predict/probe/batch", files={"images": b"four"}, headers=headers)
+        assert answer.json()["results"][0]["result"] == 4
+    answer = client.post("/predict/probe", content=b"x", headers={"Penstock-Priority": "0"})
+    problem(answer, 400, "invalid_request", "1 is the highest")
 
 
 def test_the_request_of_higher_priority_goes_first(running: Any) -> None:
