@@ -72,7 +72,7 @@ class Infer:
             headers: dict[bytes, bytes] = dict(call.scope["headers"])
             if "penstock.request_id" not in call.scope:
                 call.scope["penstock.request_id"] = choose_request_id(headers.get(b"x-request-id"))
-            model = self._models.get(call.names["model"], call.names["version"])
+            model = self._model(call)
             work, model, reading = await self._submit(call, request, model, headers)
             exchange.runs = (work,)
             if exchange.helper is not None:
@@ -109,6 +109,20 @@ class Infer:
                 run.leave()
             request.release()
 
+    def _model(self, call: ProtocolCall) -> Model:
+        """Return the model that the call names.
+
+        Raises `InvalidRequest` for a pipeline that streams: an infer request has one answer, with
+        the outputs that the model describes, which a list of parts does not have.
+        """
+        model = self._models.get(call.names["model"], call.names["version"])
+        if model.streams:
+            raise InvalidRequest(
+                "HTTP end point doesn't support models with decoupled transaction policy: model "
+                f"'{model.name}' answers in parts, which POST /predict/{model.name} sends"
+            )
+        return model
+
     async def _submit(
         self,
         call: ProtocolCall,
@@ -137,7 +151,7 @@ class Infer:
         text, blobs = (b"".join(pieces), _NOTHING) if size is None else _split(pieces, size)
         # If the pipeline was replaced while the body arrived, the new one reads the request.
         if model.pipeline.state != "ready":
-            model = self._models.get(model.name, call.names["version"])
+            model = self._model(call)
         if not recall(request, text, blobs, model, self._regions):
             if self._reading_takes_long(text, blobs, model):
                 await asyncio.to_thread(self._read, request, text, blobs, model, size == 0)
@@ -150,7 +164,7 @@ class Infer:
                 raise DeadlineExceeded("the timeout passed before the body had arrived")
         # If it was replaced while a helper thread read the request, the new one answers.
         if model.pipeline.state != "ready":
-            model = self._models.get(model.name, call.names["version"])
+            model = self._model(call)
         reading = time.monotonic() - arrived
         work = model.pipeline.submit_nowait(
             request.item,

@@ -69,8 +69,8 @@ class Tensor(NamedTuple):
 class Model:
     """A running pipeline as a model.
 
-    `max_batch_size` is 0 if the model has no batch dimension. `layouts` is kept by
-    infer/layout.py.
+    `max_batch_size` is 0 if the model has no batch dimension. `streams` says that its answers come
+    in parts. `layouts` is kept by infer/layout.py.
     """
 
     __slots__ = (
@@ -83,6 +83,7 @@ class Model:
         "outputs_by_name",
         "parts",
         "pipeline",
+        "streams",
         "version",
     )
 
@@ -98,6 +99,7 @@ class Model:
         self.pipeline = pipeline
         self.name = pipeline.name
         self.version = config.version
+        self.streams = pipeline.streams
         self.inputs = tuple(_inputs(config, first.inputs if first is not None else None))
         self.inputs_by_name = {tensor.name: tensor for tensor in self.inputs}
         bound = 0

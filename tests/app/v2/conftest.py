@@ -55,6 +55,11 @@ def nothing(data):
     return None
 
 
+async def letters(item, call):
+    for letter in item["data"]:
+        yield letter
+
+
 def described(data):
     return {"length": len(data), "words": data.split()}
 
@@ -193,6 +198,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> list[Any]
             {"Y": tensor("FP32", [-1, -1, -1])},
             max=2,
         ),
+        model("letters", {"data": {"kind": "text"}}, {}, f"Python[{ops}:letters]"),
         model("nothing", {"data": {"kind": "text"}}, {}, f"Python[{ops}:nothing]"),
         model("described", {"data": {"kind": "text"}}, {}, f"Python[{ops}:described]"),
         model(

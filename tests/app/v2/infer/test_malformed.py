@@ -254,6 +254,17 @@ def test_a_model_without_inputs_can_not_run(served: Served) -> None:
     assert "model 'none' has 0" in served.refused("none", b"", b"1234", length=0)
 
 
+def test_a_model_that_streams(served: Served) -> None:
+    """It is a client's mistake, as for Triton's decoupled models: /predict has the parts."""
+    document = served.one("BYTES", [1], ["ab"], name="data")
+    message = served.refused("letters", document)
+    assert message == (
+        "HTTP end point doesn't support models with decoupled transaction policy: model 'letters' "
+        "answers in parts, which POST /predict/letters sends"
+    )
+    assert served.http.post("/predict/letters", content=b"ab").json() == {"result": [97, 98]}
+
+
 def test_unknown_models_and_versions(served: Served) -> None:
     for name, message in (
         ("nope", "Request for unknown model: 'nope' is not found"),
