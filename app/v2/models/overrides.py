@@ -8,8 +8,6 @@ that directory.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 import shutil
 import tempfile
@@ -24,6 +22,7 @@ from penstock.pipelines.config.definition import PipelineConfig
 from penstock.pipelines.config.load import build
 from penstock.pipelines.config.source import Tables
 
+from ...http.body import decode_base64
 from ..json_text import kind_of, parse_json
 from .model_config import EMPTY_KEYS, KEYS, configure
 
@@ -178,10 +177,11 @@ class Override:
 
     def _decoded(self, version: int, name: str) -> bytes:
         try:
-            return base64.b64decode(self.files[version, name], validate=True)
-        except (binascii.Error, ValueError):
+            return decode_base64(self.files[version, name])
+        except ValueError as error:
             raise InvalidRequest(
-                f"failed to load '{self.name}', 'file:{version}/{name}' is not valid base64"
+                f"failed to load '{self.name}', 'file:{version}/{name}' is not valid base64: "
+                f"{error}"
             ) from None
 
     def _check_model(self, content: bytes, files: Mapping[str, bytes]) -> None:

@@ -80,6 +80,30 @@ def test_json_comes_back(images: Any) -> None:
     )
 
 
+def lines_of(text: str, end: str) -> str:
+    """Return a text in lines of 76 characters, as `base64` and MIME write it."""
+    return "".join(text[start : start + 76] + end for start in range(0, len(text), 76))
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        lambda text: lines_of(text, "\n"),
+        lambda text: lines_of(text, "\r\n"),
+        lambda text: text.rstrip("="),
+        lambda text: text.translate(str.maketrans("+/", "-_")),
+        lambda text: lines_of(text, "\n").rstrip("=\n").translate(str.maketrans("+/", "-_")),
+        lambda text: f"data:image/png;base64,{text.rstrip('=')}",
+    ],
+)
+def test_base64_as_others_write_it(rewrite: Any) -> None:
+    """In lines, URL-safe, without padding."""
+    for image in (bytes(range(256)), b"\xfb\xff", b"x"):
+        text = rewrite(base64.b64encode(image).decode())
+        assert images_of(json.dumps({"image": text}).encode(), "json") == [image]
+        assert images_of(json.dumps({"images": [text]}).encode(), "json", many=True) == [image]
+
+
 def test_a_large_body_is_parsed_whole() -> None:
     """It is parsed in one piece, on a helper thread."""
     image = bytes(range(256)) * 20_000

@@ -790,6 +790,13 @@ def test_files_that_are_refused(served: Any, temporary: Path, files: Any, messag
     assert "scale" not in states(served[0]) or states(served[0])["scale"][0] == "UNAVAILABLE"
 
 
+def test_files_may_be_base64_in_lines(served: Any) -> None:
+    text = base64.encodebytes(onnx_model(2.0)).decode()
+    assert "\n" in text[:-1]
+    answer = load_files(served, **{"file:1/model.onnx": text})
+    assert answer.status_code == 200, answer.text
+
+
 def test_files_need_a_configuration_and_a_name(served: Any) -> None:
     files = {"file:1/model.onnx": onnx_model(1.0)}
     answer = load_files(served, None, **files)
