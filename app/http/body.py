@@ -100,6 +100,16 @@ async def read_rest(first: Message, receive: Receive, limit: int) -> bytes:
         message = await receive()
 
 
+_SNIFFED_TYPES = frozenset(
+    {
+        b"",
+        b"application/octet-stream",
+        b"binary/octet-stream",  # not registered; S3 gives it to every object without a type
+        b"application/x-www-form-urlencoded",  # curl's default
+    }
+)
+
+
 @lru_cache(256)
 def form_of(content_type: bytes | None) -> Form:
     """Return how a body of this media type is read. Raises `UnsupportedMedia`.
@@ -109,7 +119,7 @@ def form_of(content_type: bytes | None) -> Form:
     if content_type is None:
         return "sniff"
     kind = content_type.partition(b";")[0].strip().lower()
-    if kind in (b"", b"application/octet-stream", b"application/x-www-form-urlencoded"):
+    if kind in _SNIFFED_TYPES:
         return "sniff"
     if kind == b"application/json":
         return "json"

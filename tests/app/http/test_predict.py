@@ -161,6 +161,7 @@ def problem(answer: Any, status: int, code: str, detail: Any = "") -> Any:
         None,
         "",
         "application/octet-stream",
+        "binary/octet-stream",
         "application/x-www-form-urlencoded",
     ],
 )
