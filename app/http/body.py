@@ -263,7 +263,7 @@ def _from_multipart(body: bytes, content_type: bytes, many: bool, limit: int) ->
     callbacks |= {name: getattr(parts, name) for name in ("on_header_end", "on_part_end", "on_end")}
     try:
         parser = MultipartParser(boundary, callbacks)
-        parser.write(body)
+        parser.write(_without_preamble(body, boundary))
         parser.finalize()
     except FormParserError as error:
         raise InvalidRequest(f"the multipart body is malformed: {error}") from None
@@ -284,6 +284,18 @@ def _from_multipart(body: bytes, content_type: bytes, many: bool, limit: int) ->
         )
     _check_count(len(images), limit)
     return images
+
+
+def _without_preamble(body: bytes, boundary: bytes) -> bytes:
+    """Return a multipart body from its first boundary on.
+
+    RFC 2046 lets text stand before it, which readers ignore; python-multipart refuses it.
+    """
+    if not body.startswith(b"--" + boundary):
+        preamble = body.find(b"\r\n--" + boundary + b"\r\n")
+        if preamble > 0:
+            return body[preamble + 2 :]
+    return body
 
 
 class _Parts:

@@ -80,6 +80,22 @@ def test_json_comes_back(images: Any) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "preamble",
+    [b"\r\n", b"This is a message in MIME format.\r\n", b"--\r\n\r\n--xy\r\n", b"--\xff\r\n\r\n"],
+)
+def test_text_before_the_first_boundary_is_ignored(preamble: bytes) -> None:
+    content = encoded([b"one", b"--x"], "images")
+    assert images_of(preamble + content, "multipart", many=True) == [b"one", b"--x"]
+    assert images_of(preamble + content + b"epilogue", "multipart", many=True) == [b"one", b"--x"]
+
+
+@pytest.mark.parametrize("content", [b"no boundary at all", b"preamble\r\n--x--\r\n"])
+def test_a_preamble_alone_holds_no_image(content: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="the multipart body is malformed"):
+        images_of(content, "multipart")
+
+
 def lines_of(text: str, end: str) -> str:
     """Return a text in lines of 76 characters, as `base64` and MIME write it."""
     return "".join(text[start : start + 76] + end for start in range(0, len(text), 76))
