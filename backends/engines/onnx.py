@@ -20,7 +20,14 @@ from .encryption import is_encrypted, read_model
 from .normalise import channels_last, fuse_normalisation
 from .postprocess import PostProcessing
 from .processors import threads_per_instance
-from .shapes import UNBOUNDED_WARM_UP_BATCH, reorder, shape_key, shape_text, shapes_of_last_profile
+from .shapes import (
+    UNBOUNDED_WARM_UP_BATCH,
+    refuse_without_elements,
+    reorder,
+    shape_key,
+    shape_text,
+    shapes_of_last_profile,
+)
 
 logger = logging.getLogger("penstock.onnx")
 
@@ -201,7 +208,16 @@ class OnnxTensor(Backend):
             key = tuple([array.shape[1:] for array in arrays]) if self._batched else position
             groups.setdefault(key, []).append((item, arrays))
         for members in groups.values():
-            self._run(members)
+            try:
+                self._run(members)
+            except Exception as error:
+                refuse_without_elements(
+                    "OnnxTensor",
+                    (array.shape for _, arrays in members for array in arrays),
+                    (item for item, _ in members),
+                    error,
+                    alone=len(batch) == 1,
+                )
 
     def close(self) -> None:
         self.session = None

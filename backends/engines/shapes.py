@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from ..base import Context
-from ..errors import ConfigError, Problem
+from ..errors import ConfigError, DeviceError, InvalidInput, Problem
 from ..item import Item
 
 UNBOUNDED_WARM_UP_BATCH = 8
@@ -32,6 +32,34 @@ def _inner_shape_and_dtype(array: Any) -> Hashable:
 def shape_text(shape: Sequence[int | None]) -> str:
     """Write a shape as messages show it: `Nx3x224x224`. N stands for None, which is any size."""
     return "x".join("N" if size is None else str(size) for size in shape) or "()"
+
+
+def refuse_without_elements(
+    engine: str,
+    shapes: Iterable[Sequence[int]],
+    items: Iterable[Item],
+    error: Exception,
+    *,
+    alone: bool,
+) -> None:
+    """Fail `items` softly after a run that raised `error` on inputs of these shapes, if one of the
+    inputs has no elements. Many models can't compute with such an input, and no other item is to
+    blame.
+
+    Raises InvalidInput for an item that is `alone` in its batch, and `error` where all inputs have
+    elements.
+    """
+    empty = next((shape for shape in shapes if 0 in shape), None)
+    if empty is None or isinstance(error, (DeviceError, MemoryError)):
+        raise error
+    refusal = InvalidInput(
+        f"{engine}: the model can't compute with an input of shape {shape_text(empty)}, which has "
+        f"no elements: {type(error).__name__}"
+    )
+    if alone:
+        raise refusal from error
+    for item in items:
+        item["error"] = refusal
 
 
 def shapes_of_last_profile(text: str | None) -> list[tuple[int, ...]]:

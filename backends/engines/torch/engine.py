@@ -22,6 +22,7 @@ from ...params import EngineParams
 from ..shapes import (
     UNBOUNDED_WARM_UP_BATCH,
     parse_order,
+    refuse_without_elements,
     shape_key,
     shape_text,
     shapes_of_last_profile,
@@ -187,7 +188,21 @@ class TorchEngine(Backend):
                 continue
             groups.setdefault(member.kind, []).append(member)
         for members in groups.values():
-            self._run_group(members)
+            try:
+                self._run_group(members)
+            except Exception as error:
+                refuse_without_elements(
+                    self.backend_name,
+                    (
+                        value.shape
+                        for member in members
+                        for value in member.inputs
+                        if isinstance(value, torch.Tensor)
+                    ),
+                    (member.item for member in members),
+                    error,
+                    alone=len(batch) == 1,
+                )
 
     def close(self) -> None:
         held = [self.__dict__.pop("model", None)]

@@ -345,6 +345,25 @@ def test_only_the_item_that_does_not_fit_fails(double: Path) -> None:
     assert "error" not in batch[0]
 
 
+def test_an_input_without_elements_is_answered_or_refused(image: Path, tmp_path: Path) -> None:
+    """It is the caller's input that a model can't compute with, so it is no fault of the model."""
+    empty, whole = np.zeros((1, 3, 0, 2), np.float32), np.ones((1, 3, 2, 2), np.float32)
+    assert run(make(image, max=4), empty)[0].shape == empty.shape
+    pool = write(
+        tmp_path / "pool.onnx",
+        [("GlobalMaxPool", ["image"], ["most"])],
+        [("image", FLOAT, ["n", 3, "h", "w"])],
+        [("most", FLOAT, ["n", 3, 1, 1])],
+    )
+    backend = make(pool, max=4)
+    message = "can't compute with an input of shape 1x3x0x2, which has no elements"
+    with pytest.raises(InvalidInput, match=message):
+        run(backend, empty)
+    refused, other = run(backend, empty, whole)
+    assert isinstance(refused, InvalidInput)
+    assert other.shape == (1, 3, 1, 1)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float16, np.bool_, ">f4"])
 def test_dtypes_that_widen_without_loss(double: Path, dtype: Any) -> None:
     backend = make(double, max=8)

@@ -117,6 +117,24 @@ def test_inputs_that_do_not_fit_fail_their_item_alone(
     assert len(good) == 2 and isinstance(bad, InvalidInput)
 
 
+class Most(torch.nn.Module):
+    """The greatest number of each row."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.amax(x, 1)
+
+
+def test_an_input_without_elements_that_the_model_can_not_take(
+    scripted: Any, make: Any, run: Any
+) -> None:
+    backend = make(NAME, scripted(Most()), max=4)
+    message = "can't compute with an input of shape 1x0, which has no elements"
+    with pytest.raises(InvalidInput, match=message):
+        run(backend, np.zeros((1, 0), np.float32))
+    refused, other = run(backend, np.zeros((1, 0), np.float32), np.ones((1, 2), np.float32))
+    assert isinstance(refused, InvalidInput) and other.tolist() == [1.0]
+
+
 def test_inputs_and_outputs_in_the_nodes_order(scripted: Any, make: Any, run: Any) -> None:
     pair = Pair()
     backend = make(NAME, scripted(pair), input_reorder="1,0", output_reorder="1,0")
