@@ -78,8 +78,9 @@ class OnnxTensor(Backend):
     list of them. With `mean` or `std` the first input may be uint8 or of a floating type, and
     (x - mean) / std is computed inside the model.
 
-    A dtype that widens without loss is converted. Any other dtype or shape is an `InvalidInput`:
-    raised for an item that is alone in its batch, and otherwise set as the item's `error`.
+    A dtype that widens without loss is converted, and float64 to float32. Any other dtype or shape
+    is an `InvalidInput`: raised for an item that is alone in its batch, and otherwise set as the
+    item's `error`.
 
     One batch may hold items of several shapes; each shape is a run of its own. A model with a fixed
     batch size runs padded with zeros.
@@ -254,6 +255,9 @@ class OnnxTensor(Backend):
                     f"OnnxTensor: input {port.name}: expected {size} (the item's request_size) as "
                     f"batch dimension, got shape {shape_text(array.shape)}"
                 )
+            if _narrows(array.dtype, port.dtype):
+                with np.errstate(over="ignore"):  # infinite, without a warning for each request
+                    array = array.astype(np.float32)
             arrays.append(array)
         return arrays
 
@@ -414,7 +418,14 @@ def _dtype_fits(dtype: np.dtype[Any], expected: np.dtype[Any] | None) -> bool:
         return True
     if expected == np.object_:
         return dtype.kind == "U"
-    return dtype.kind != "O" and np.can_cast(dtype, expected, "safe")
+    return _narrows(dtype, expected) or (dtype.kind != "O" and np.can_cast(dtype, expected, "safe"))
+
+
+def _narrows(dtype: np.dtype[Any], expected: np.dtype[Any] | None) -> bool:
+    """Return whether these are float64, NumPy's default dtype, and float32. It is the one
+    conversion with a loss that engines make; the torch engines do too.
+    """
+    return expected == np.float32 and dtype.kind == "f" and dtype.itemsize == 8
 
 
 def _config_error(context: Context, key: str, message: str) -> ConfigError:

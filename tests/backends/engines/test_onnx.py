@@ -323,7 +323,8 @@ def test_declared_range() -> None:
         (np.zeros((1, 4), np.float32), "float32 of shape 1x4"),
         (np.zeros(3, np.float32), "float32 of shape 3"),
         (np.zeros((1, 3, 1), np.float32), "float32 of shape 1x3x1"),
-        (np.zeros((1, 3)), "float64 of shape 1x3"),
+        (np.zeros((1, 3), np.int64), "int64 of shape 1x3"),
+        (np.zeros((1, 3), np.complex64), "complex64 of shape 1x3"),
         (np.array([["a", "b", "c"]]), "<U1 of shape 1x3"),
         (b"jpeg", "bytes"),
         ([[1.0, 2.0, 3.0]], "list"),
@@ -362,6 +363,25 @@ def test_an_input_without_elements_is_answered_or_refused(image: Path, tmp_path:
     refused, other = run(backend, empty, whole)
     assert isinstance(refused, InvalidInput)
     assert other.shape == (1, 3, 1, 1)
+
+
+def test_doubles_become_float32_unless_the_model_computes_in_float64(
+    double: Path, tmp_path: Path
+) -> None:
+    (result,) = run(make(double, max=8), np.array([[0.1, 2, 1e300]]))
+    assert result.dtype == np.float32
+    assert result.tolist() == [[float(np.float32(0.1) * 2), 4.0, np.inf]]
+    results = run(make(double, max=8), np.array([[1.0, 2, 1e300]]), row(1, 2, 3))
+    assert [result.tolist() for result in results] == [[[2.0, 4.0, np.inf]], [[2.0, 4.0, 6.0]]]
+    (result,) = run(make(double, max=8), np.array([[1.0, 2, 3]], ">f8"))
+    assert result.tolist() == [[2.0, 4.0, 6.0]]
+    exact = write(
+        tmp_path / "exact.onnx",
+        [("Add", ["x", "x"], ["y"])],
+        [("x", TensorProto.DOUBLE, ["n", 1])],
+        [("y", TensorProto.DOUBLE, ["n", 1])],
+    )
+    assert run(make(exact), np.array([[0.1]]))[0].tolist() == [[0.2]]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float16, np.bool_, ">f4"])
