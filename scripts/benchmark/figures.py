@@ -133,7 +133,7 @@ def table(figures: Sequence[Figure], environment: dict[str, Any], quick: bool) -
         f"{environment['processors']} processors ({environment['processor']}), "
         f"load before {environment['load'][0]}; Python {environment['python']}, {packages}.",
         "",
-        "| part | what | figure: median (lowest – highest run) | target | aim | holds | |",
+        "| part | what | figure: median (lowest – highest run) | target | aim | holds | note |",
         "|---|---|---|---|---|---|---|",
         *[figure.row for figure in figures],
     ]
