@@ -22,30 +22,35 @@ from pydantic import Field
 from ..base import Backend, Context, Params
 from ..errors import InvalidInput, TooLarge
 from ..item import Item
+from .bmff import Turn
+from .header import PNG_SIGNATURE, Header, JpegHeader, jpeg_scans, png_chunks, read_header
 
 FORMATS = (
-    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"),
+    *("GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"),
     *("ICO", "PCX", "SGI", "DIB", "DDS", "QOI", "ICNS", "PSD", "TGA"),
 )
-"""The formats that are read: the commonest first, and last TGA, which has no magic number.
+"""The formats that Pillow may read: the commonest first, and last TGA, which has no magic number.
 
-Not Pillow's whole list: its EPS plugin, for one, starts Ghostscript on the client's file.
+Not Pillow's whole list: its EPS plugin, for one, starts Ghostscript on the client's file. Not JPEG,
+PNG and WebP, which every OpenCV since 4.9 reads: if it refuses one, the file is damaged, and Pillow
+might patch it with grey.
 """
 
-OPENCV_HAS_THE_LAST_WORD = frozenset({"JPEG", "MPO", "PNG", "WEBP"})
-"""Formats that every OpenCV since 4.9 reads.
+PNG_ANCILLARY_CHUNKS = frozenset({b"tRNS", b"eXIf"})
+"""Those that pixels depend on. The others are removed, because OpenCV refuses a file for some that
+are damaged, and shows black for a broken animation."""
 
-If it refuses one, the file is damaged, and Pillow might patch it with grey.
-"""
+EMPTY_LEVELS = (126, 130), (63, 67)
+"""Levels around 128 and 65, which the missing part of a JPEG has: in YCbCr or grey, and in CMYK."""
 
-END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
-"""Marks that a complete file has after its header.
-
-Older OpenCVs fill the missing part of a JPEG with grey and report nothing.
-"""
+EXTRA_DATA = bytes((index * 73 + 41) % 251 for index in range(64))
+"""Arbitrary data for a JPEG's decoder that still wants some. Without 0xFF, which begins marks."""
 
 WIDE_GREY_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 MODES_WITHOUT_RANGE = frozenset({"I", "F"})
+
+NOT_THIS_FORMAT = SyntaxError, IndexError, TypeError, KeyError, EOFError, struct.error
+"""What Pillow's plugins raise for a file of another format, as in `Image.open`."""
 
 
 class DecodeMatParams(Params):
@@ -89,7 +94,7 @@ def decode(encoded: bytes, max_pixels: int) -> NDArray[np.uint8]:
     Raises `TooLarge` if the header declares more than `max_pixels` (nothing is decoded then), and
     `InvalidInput` if `encoded` is not an image, is truncated or can't be read.
     """
-    return decode_pixels(encoded, checked_header(encoded, max_pixels))
+    return decode_pixels(encoded, checked_header(encoded, max_pixels), max_pixels)
 
 
 def file_bytes(data: Any, backend: str) -> bytes:
@@ -114,55 +119,131 @@ def file_bytes(data: Any, backend: str) -> bytes:
     )
 
 
-def checked_header(encoded: bytes, max_pixels: int) -> ImageFile.ImageFile:
-    """Return the header as Pillow's image object, with no pixel read.
+def checked_header(encoded: bytes, max_pixels: int) -> Header:
+    """Return the file's header, with no pixel decoded.
 
     Raises what `decode` raises before it decodes.
     """
-    with _pillow_errors():
-        header = _read_header(encoded)
-    name = header.format or "image"
-    width, height = header.size
-    if width * height > max_pixels:
-        raise TooLarge(
-            f"the {name} header declares {width}x{height} pixels: at most {max_pixels} are allowed"
-        )
-    mark = END_MARKS.get(name)
-    # Searched after the header only: an EXIF thumbnail is a JPEG with its own end mark.
-    if mark is not None and encoded.rfind(mark, header.fp.tell() if header.fp else 0) < 0:
+    if not encoded:
+        raise InvalidInput("the image is empty (0 bytes)")
+    header = read_header(encoded)
+    if header is None:
+        with _pillow_errors():
+            image = _open_with_pillow(encoded)
+        header = Header(image.format or "image", *image.size)
+    _check_size(header.format, header.width, header.height, max_pixels)
+    # Searched after the header only: an EXIF thumbnail is a JPEG with its own end mark. Older
+    # OpenCVs fill the missing part of a file without one with grey, and report nothing.
+    if header.jpeg is not None and encoded.rfind(b"\xff\xd9", header.jpeg.data_start) < 0:
         raise InvalidInput(
-            f"the {name} file is truncated: it has no end mark ({len(encoded)} bytes)"
+            f"the JPEG image is truncated: it has no end mark ({len(encoded)} bytes)"
         )
     return header
 
 
-def decode_pixels(encoded: bytes, header: ImageFile.ImageFile) -> NDArray[np.uint8]:
+def decode_pixels(encoded: bytes, header: Header, max_pixels: int) -> NDArray[np.uint8]:
     """Decode a file whose header has been checked."""
-    name = header.format or "image"
-    width, height = header.size
+    if header.inner is not None:
+        return decode(encoded[header.inner], max_pixels)
+    name = header.format
+    flags = cv2.IMREAD_COLOR
+    if name == "PNG":
+        encoded = _without_metadata(encoded)
+    elif name == "AVIF":  # its own boxes say how it is turned, and EXIF does not count
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        pixels: Any = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+        pixels: Any = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     except cv2.error as error:  # OpenCV's own bounds: 2^20 pixels per side, 2^30 in all
-        raise InvalidInput(f"the {name} file does not decode: {error.err}") from error
+        raise InvalidInput(f"the {name} image does not decode: {error.err}") from error
     if pixels is not None:
-        return np.ascontiguousarray(pixels, np.uint8)
-    if name in OPENCV_HAS_THE_LAST_WORD:
+        if header.jpeg is not None and _ends_early(encoded, header.jpeg, pixels):
+            raise InvalidInput(
+                f"the JPEG image is truncated: its data are too short for "
+                f"{header.width}x{header.height} pixels ({len(encoded)} bytes)"
+            )
+        return np.ascontiguousarray(_turned(pixels, header.turns), np.uint8)
+    if name not in FORMATS:
         raise InvalidInput(
-            f"the {name} file is truncated or damaged ({width}x{height} pixels declared, "
-            f"{len(encoded)} bytes given)"
+            f"the {name} image is truncated or damaged ({header.width}x{header.height} pixels "
+            f"declared, {len(encoded)} bytes given)"
         )
     with _pillow_errors():
-        return _decode_with_pillow(header)
+        image = _open_with_pillow(encoded)
+        _check_size(name, *image.size, max_pixels)
+        return _decode_with_pillow(image)
 
 
-def _read_header(encoded: bytes) -> ImageFile.ImageFile:
+def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise TooLarge(
+            f"the {name} header declares {width}x{height} pixels: at most {max_pixels} are allowed"
+        )
+
+
+def _without_metadata(encoded: bytes) -> bytes:
+    """Return a PNG with the chunks that its pixels depend on, and nothing after its end mark.
+
+    Raises InvalidInput if it has no end mark.
+    """
+    kept = [PNG_SIGNATURE]
+    try:
+        for name, start, end in png_chunks(encoded):
+            if name[0] & 0x20 == 0 or name in PNG_ANCILLARY_CHUNKS:  # upper case: critical
+                kept.append(encoded[start:end])
+    except (ValueError, struct.error) as error:
+        raise InvalidInput(
+            f"the PNG image is truncated: it has no end mark ({error}; {len(encoded)} bytes)"
+        ) from error
+    return b"".join(kept)
+
+
+def _ends_early(encoded: bytes, header: JpegHeader, pixels: NDArray[np.uint8]) -> bool:
+    """Return whether the data of a JPEG end before its pixels, although there is an end mark.
+
+    libjpeg fills the rest with grey, and OpenCV does not pass its warning on. A corner of such
+    grey, or a scan that is missing, makes a file suspect. Then it is decoded again with more data
+    before the end mark. They change a pixel only where data were missing.
+    """
+    if not header.huffman:  # arithmetic coding may leave out zeros at the end
+        return False
+    empty_corner = _has_empty_corner(pixels)
+    if header.single_scan and not empty_corner:
+        return False
+    try:
+        scans = jpeg_scans(encoded)
+    except (ValueError, IndexError, struct.error):
+        return False  # the decoder has found its way, and we have not
+    if scans.complete and not empty_corner:
+        return False
+    longer = encoded[: scans.end] + EXTRA_DATA + encoded[scans.end :]
+    again = cv2.imdecode(np.frombuffer(longer, np.uint8), cv2.IMREAD_COLOR)
+    return again is not None and not np.array_equal(pixels, again)
+
+
+def _has_empty_corner(pixels: NDArray[np.uint8]) -> bool:
+    """Return whether a corner of H×W×3 pixels has the grey that the lost part of a JPEG has."""
+    corners = pixels[:: max(pixels.shape[0] - 1, 1), :: max(pixels.shape[1] - 1, 1)]
+    return any(
+        bool(((corners >= low) & (corners <= high)).all(axis=2).any()) for low, high in EMPTY_LEVELS
+    )
+
+
+def _turned(pixels: NDArray[np.uint8], turns: tuple[Turn, ...]) -> NDArray[np.uint8]:
+    for turn in turns:
+        pixels = (
+            np.rot90(pixels, turn.value)
+            if turn.kind == "irot"
+            else np.flip(pixels, axis=0 if turn.value == 0 else 1)
+        )
+    return pixels
+
+
+def _open_with_pillow(encoded: bytes) -> ImageFile.ImageFile:
     """Return Pillow's image object, with no pixel read yet.
 
     `Image.open` isn't used: it warns or raises at `Image.MAX_IMAGE_PIXELS`, which belongs to the
     program that embeds us.
     """
-    if not encoded:
-        raise InvalidInput("the image is empty (0 bytes)")
     prefix = encoded[:16]
     for name in FORMATS:
         if name not in Image.OPEN:
@@ -179,8 +260,8 @@ def _read_header(encoded: bytes) -> ImageFile.ImageFile:
             ):  # a string is the reason why it can't be read
                 continue
             return factory(io.BytesIO(encoded), "")
-        except (SyntaxError, IndexError, TypeError, KeyError, EOFError, struct.error):
-            continue  # these mean "not my format", as in Image.open
+        except NOT_THIS_FORMAT:
+            continue
     raise InvalidInput(
         f"not an image file that can be read ({len(encoded)} bytes, beginning with {prefix!r})"
     )

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import cv2
 import numpy as np
-from PIL import ImageFile
 from pydantic import BeforeValidator, Field
 
 from ...base import Context, Params
 from ...errors import InvalidInput
 from ...item import Item
 from ..decode import checked_header, decode_pixels, file_bytes
+from ..header import Header
 from ..pixels import Color
 from .backend import TensorBackend, TensorParams
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger("penstock.backends.image")
-
-EXIF_ORIENTATION = 0x0112
-"""EXIF's number of the orientation. Values of 2 to 8 mean turned or mirrored."""
 
 Decoder = Callable[[list[bytes]], "list[torch.Tensor]"]
 """JPEGs to tensors of 3×H×W in RGB on the GPU. Raises RuntimeError for one that it refuses."""
@@ -87,7 +84,7 @@ class DecodeTensor(TensorBackend):
 
     def forward(self, batch: list[Item]) -> None:
         with self._half.errors("decoding images"):
-            jpegs: list[tuple[Item, bytes, ImageFile.ImageFile]] = []
+            jpegs: list[tuple[Item, bytes, Header]] = []
             for item in batch:
                 try:
                     encoded = file_bytes(item["data"], "DecodeTensor")
@@ -115,11 +112,11 @@ class DecodeTensor(TensorBackend):
             for members in alike.values():
                 self._answer(members)
 
-    def _decode_here(self, item: Item, encoded: bytes, header: ImageFile.ImageFile) -> None:
+    def _decode_here(self, item: Item, encoded: bytes, header: Header) -> None:
         """Decode one file on the CPU."""
         from .operations import from_pixels
 
-        pixels = decode_pixels(encoded, header)
+        pixels = decode_pixels(encoded, header, self.max_pixels)
         item["result"] = from_pixels(pixels, self.color, self.data_format == "nhwc").to(
             self._half.device
         )
@@ -140,21 +137,19 @@ class DecodeTensor(TensorBackend):
             item["color"], item["data_format"] = self.color, self.data_format
 
 
-def suits_nvjpeg(header: ImageFile.ImageFile) -> bool:
+def suits_nvjpeg(header: Header) -> bool:
     """Return whether nvJPEG would decode the file as OpenCV does.
 
     It turns nothing, reads no CMYK, and takes any three channels for YCbCr.
     """
-    if (
-        header.format not in ("JPEG", "MPO")
-        or header.mode not in ("RGB", "L")
-        or header.info.get("adobe_transform") == 0
-    ):
-        return False
-    try:
-        return header.getexif().get(EXIF_ORIENTATION, 1) not in range(2, 9)
-    except Exception:  # Pillow raises many kinds for damaged EXIF, which OpenCV ignores
-        return False
+    jpeg = header.jpeg
+    return (
+        jpeg is not None
+        and jpeg.channels in (1, 3)
+        and not jpeg.named_rgb
+        and jpeg.adobe_transform != 0
+        and jpeg.orientation == 1
+    )
 
 
 def refused_as_none(decoder: Decoder, files: list[bytes]) -> list[torch.Tensor | None]:

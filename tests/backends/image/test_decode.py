@@ -113,8 +113,8 @@ def test_other_types_are_a_type_error(data: Any) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_exif_orientation(kind: str, orientation: int) -> None:
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_orientation(kind: str, orientation: int) -> None:
     upright = quarters()
     # As a camera stores it: the turn of the viewer makes it upright again.
     turns = {
@@ -134,6 +134,7 @@ def test_exif_orientation(kind: str, orientation: int) -> None:
     lossless: dict[str, dict[str, Any]] = {
         "JPEG": {"quality": 100, "subsampling": 0},
         "WEBP": {"lossless": True},
+        "AVIF": {"quality": 100, "subsampling": "4:4:4"},
     }
     options = lossless.get(kind, {})
     assert difference(decode(encode(stored, kind, exif=exif, **options)), upright) < 3
@@ -271,6 +272,63 @@ def test_an_older_opencv_that_hides_truncation(photo: Any, monkeypatch: pytest.M
             )[:-cut]
         )
         assert "truncated" in str(item["error"]) and "result" not in item
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.5, 0.98])
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {}),
+        ("RGB", {"quality": 95, "subsampling": 0}),
+        ("RGB", {"restart_marker_rows": 1}),
+        ("L", {}),
+        ("CMYK", {}),
+    ],
+)
+def test_an_end_mark_before_the_end(photo: Any, mode: str, options: Any, fraction: float) -> None:
+    """libjpeg fills the rest with grey, and OpenCV reports nothing."""
+    encoded = encode(photo.convert(mode), "JPEG", **options)
+    item = decode(encoded[: int(len(encoded) * fraction)].rstrip(b"\xff") + b"\xff\xd9")
+    assert "truncated" in str(item["error"]) and "result" not in item
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.5])
+def test_an_end_mark_before_the_last_scan(photo: Any, fraction: float) -> None:
+    """The whole picture is there, without its details."""
+    encoded = encode(photo, "JPEG", progressive=True)
+    item = decode(encoded[: int(len(encoded) * fraction)].rstrip(b"\xff") + b"\xff\xd9")
+    assert "truncated" in str(item["error"]) and "result" not in item
+
+
+def test_a_hole_in_the_middle(photo: Any) -> None:
+    encoded = encode(photo, "JPEG")
+    half = len(encoded) // 2
+    item = decode(encoded[:half].rstrip(b"\xff") + encoded[half + len(encoded) // 50 :])
+    assert "truncated" in str(item["error"])
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.3])
+def test_a_cut_multi_picture_file(
+    photo: Any, fraction: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end mark of the thumbnail in its header does not count."""
+    thumbnail = encode(photo.resize((32, 24)), "JPEG")
+    encoded = encode(photo, "MPO", save_all=True, append_images=[photo], comment=thumbnail)
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    item = decode(encoded[: int(len(encoded) * fraction)])
+    assert "it has no end mark" in str(item["error"])
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_an_image_whose_corners_are_grey_is_whole(mode: str, options: Any) -> None:
+    grey = Image.new("RGB", (70, 50), (128, 128, 128))
+    grey.paste("red", (20, 20, 40, 30))
+    grey = grey.convert(mode)
+    encoded = encode(grey, "JPEG", **options)
+    assert difference(decode(encoded), Image.open(io.BytesIO(encoded))) < 3
+    longer = decode(encoded[:-2] + bytes(10) + encoded[-2:])  # after the data, and harmless
+    assert difference(longer, Image.open(io.BytesIO(encoded))) < 3
 
 
 def test_bytes_after_the_end_are_ignored(photo: Any) -> None:

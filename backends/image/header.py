@@ -1,0 +1,456 @@
+"""Format, size and orientation of an image file, read from its own bytes with no pixel decoded.
+
+Only what these need is read. Profiles, texts and dates are skipped, so that one that is damaged or
+huge does not cost the image. The decoders judge the rest.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from ..errors import InvalidInput
+from .bmff import Turn, brand_format, read_avif
+
+EXIF_ORIENTATION = 0x0112
+"""Number of the orientation in TIFF and EXIF. Values of 2 to 8 mean turned or mirrored."""
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+JP2_SIGNATURE = b"\0\0\0\x0cjP  \r\n\x87\n"
+J2K_SIGNATURE = b"\xff\x4f\xff\x51"
+
+PNG_MAX_CHUNKS = 100_000
+"""A bound for the loop over chunks. A common encoder writes one for 8 kB."""
+
+SOS, EOI = 0xDA, 0xD9
+"""Markers of a JPEG: start of scan, end of image."""
+JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+"""Markers SOF0 to SOF15, which declare the size. C4, C8 and CC are others."""
+
+JPEG_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+"""A marker that ends the coded data of a scan. Zero and the restarts are part of the data."""
+
+NAMED_BY_THEIR_BEGINNING = {
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"%PDF": "PDF",
+    b"%!PS": "PostScript",
+    b"<svg": "SVG",
+}
+"""Formats that are not read, but that an error can name."""
+
+
+@dataclass(frozen=True, slots=True)
+class JpegHeader:
+    """What a JPEG says about its channels and scans."""
+
+    channels: int
+    named_rgb: bool
+    """The channels' names are R, G and B, which means that they are not YCbCr."""
+    adobe_transform: int | None
+    orientation: int | None
+    """EXIF's orientation: 1 if there is none, None if it can't be read."""
+    huffman: bool
+    single_scan: bool
+    """One scan holds all channels in full, as in every JPEG that is not progressive."""
+    restarts: bool
+    data_start: int
+    """Where the coded data of the first scan begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A file's format and the largest size that it declares, which may be that of an inner part."""
+
+    format: str
+    width: int
+    height: int
+    turns: tuple[Turn, ...] = ()
+    """How to make an AVIF upright. The decoders follow EXIF by themselves."""
+    jpeg: JpegHeader | None = None
+    inner: slice | None = None
+    """Where the image file in a container is. None if the container's reader must decode it."""
+
+
+def read_header(encoded: bytes) -> Header | None:
+    """Read the header of a format that OpenCV reads, or of a container of such files.
+
+    Return None for another format. Raises InvalidInput if the header is cut or damaged, and for a
+    format that is known and not read (HEIC).
+    """
+    name = _format(encoded)
+    read = READERS.get(name)
+    if read is None:
+        return None
+    try:
+        return read(encoded)
+    except (struct.error, IndexError) as error:
+        raise _damaged(name, "its header is cut", encoded) from error
+    except ValueError as error:
+        raise _damaged(name, str(error), encoded) from error
+
+
+def _damaged(name: str, reason: str, encoded: bytes) -> InvalidInput:
+    return InvalidInput(
+        f"the {name} image is truncated or damaged: {reason} ({len(encoded)} bytes given)"
+    )
+
+
+def _format(encoded: bytes) -> str:
+    """Return the format that the first bytes name, or "" for none of those below."""
+    for beginning, name in (
+        (b"\xff\xd8\xff", "JPEG"),
+        (PNG_SIGNATURE, "PNG"),
+        (b"GIF87a", "GIF"),
+        (b"GIF89a", "GIF"),
+        (b"BM", "BMP"),
+        (b"II*\0", "TIFF"),
+        (b"MM\0*", "TIFF"),
+        (b"II+\0", "TIFF"),
+        (b"MM\0+", "TIFF"),
+        (JP2_SIGNATURE, "JPEG2000"),
+        (J2K_SIGNATURE, "JPEG2000"),
+        (b"\0\0\1\0", "ICO"),
+        (b"icns", "ICNS"),
+    ):
+        if encoded.startswith(beginning):
+            return name
+    if encoded.startswith(b"RIFF") and encoded[8:12] == b"WEBP":
+        return "WEBP"
+    if PNM.match(encoded):
+        return "PPM"
+    name = brand_format(encoded) or next(
+        (name for begin, name in NAMED_BY_THEIR_BEGINNING.items() if encoded.startswith(begin)), ""
+    )
+    if name in ("", "AVIF"):
+        return name
+    raise InvalidInput(
+        f"the file is {name}, which can't be read: convert it to JPEG, PNG, WebP or AVIF"
+    )
+
+
+# JPEG
+
+
+def _jpeg(encoded: bytes) -> Header:
+    width = height = channels = 0
+    named_rgb = huffman = restarts = False
+    adobe_transform: int | None = None
+    orientation: int | None = 1
+    for marker, start, end in jpeg_segments(encoded, 2):
+        if marker in JPEG_FRAMES:
+            new_height, new_width, channels = struct.unpack_from(">HHB", encoded, start + 1)
+            width, height = max(width, new_width), max(height, new_height)
+            named_rgb = encoded[start + 6 : end : 3] == b"RGB"
+            huffman = marker <= 0xC2  # above are lossless and arithmetic coding
+        elif marker == 0xE1 and encoded.startswith(b"Exif\0\0", start):  # APP1
+            found = tiff_orientation(encoded[start + 6 : end])
+            orientation = found if orientation == 1 else orientation
+        elif marker == 0xEE and encoded.startswith(b"Adobe", start) and end >= start + 12:  # APP14
+            adobe_transform = encoded[start + 11]
+        elif marker == 0xDD:  # DRI, how many blocks are between restarts
+            restarts = any(encoded[start:end])
+        elif marker == SOS:
+            if not channels:
+                raise ValueError("the size comes after the pixels")
+            jpeg = JpegHeader(
+                channels=channels,
+                named_rgb=named_rgb,
+                adobe_transform=adobe_transform,
+                orientation=orientation,
+                huffman=huffman,
+                single_scan=encoded[start] == channels
+                and encoded[end - 3] == 0
+                and encoded[end - 2 : end] == b"\x3f\0",
+                restarts=restarts,
+                data_start=end,
+            )
+            return Header("JPEG", width, height, jpeg=jpeg)
+    raise ValueError("it has no pixels")
+
+
+def jpeg_segments(encoded: bytes, at: int) -> Iterator[tuple[int, int, int]]:
+    """Yield each marker from `at` on, with the range of its content, up to the end mark.
+
+    After a start of scan the coded data are skipped. Raises ValueError if the file ends first.
+    """
+    while True:
+        at = encoded.find(b"\xff", at)  # libjpeg too skips bytes between segments
+        while at >= 0 and encoded[at + 1 : at + 2] == b"\xff":
+            at += 1
+        if at < 0 or at + 1 >= len(encoded):
+            raise ValueError("no end mark")
+        marker = encoded[at + 1]
+        at += 2
+        if marker == EOI:
+            yield marker, at - 2, at
+            return
+        if marker in (0x00, 0x01, 0xD8) or 0xD0 <= marker <= 0xD7:  # no content
+            continue
+        (length,) = struct.unpack_from(">H", encoded, at)
+        start, at = at + 2, at + max(length, 2)
+        if at > len(encoded):
+            raise ValueError("a segment is cut")
+        yield marker, start, at
+        if marker == SOS:
+            following = JPEG_NEXT_MARKER.search(encoded, at)
+            if following is None:
+                raise ValueError("no end mark")
+            at = following.start()
+
+
+def tiff_orientation(exif: bytes) -> int | None:
+    """Return the orientation in the first directory: 1 if none, None if it can't be read."""
+    try:
+        (value,) = _tiff_tags(exif, {EXIF_ORIENTATION}).get(EXIF_ORIENTATION, (1,))
+    except (struct.error, IndexError, ValueError):
+        return None
+    return value if value in range(1, 9) else 1
+
+
+class JpegScans(NamedTuple):
+    """Where the end mark is, and whether the scans before it hold every coefficient in full."""
+
+    end: int
+    complete: bool
+
+
+def jpeg_scans(encoded: bytes) -> JpegScans:
+    """Read the scans' own headers. Raises ValueError or struct.error if they are damaged."""
+    channels = 0
+    precise: set[tuple[int, int]] = set()  # channel and coefficient
+    for marker, start, end in jpeg_segments(encoded, 2):
+        if marker in JPEG_FRAMES:
+            channels = encoded[start + 5]
+        elif marker == SOS:
+            names = encoded[start + 1 : start + 1 + 2 * encoded[start] : 2]
+            first, last, approximation = encoded[end - 3 : end]
+            if approximation & 15 == 0:
+                precise |= {(name, index) for name in names for index in range(first, last + 1)}
+        elif marker == EOI:
+            return JpegScans(start, len(precise) >= 64 * channels)
+    raise ValueError("no end mark")
+
+
+# PNG
+
+
+def png_chunks(encoded: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield each chunk's name and its range in the file with length and checksum, up to IEND.
+
+    Raises ValueError if the file ends first.
+    """
+    at = len(PNG_SIGNATURE)
+    for _ in range(PNG_MAX_CHUNKS):
+        length, name = struct.unpack_from(">I4s", encoded, at)
+        end = at + 12 + length
+        if end > len(encoded):
+            raise ValueError("a chunk is cut")
+        yield name, at, end
+        if name == b"IEND":
+            return
+        at = end
+    raise ValueError(f"more than {PNG_MAX_CHUNKS} chunks")
+
+
+def _png(encoded: bytes) -> Header:
+    size = (0, 0)
+    for name, start, _ in png_chunks(encoded):
+        if name == b"IHDR":
+            size = _larger(size, struct.unpack_from(">II", encoded, start + 8))
+        elif name == b"IDAT":
+            return Header("PNG", *size)
+    raise ValueError("it has no pixels")
+
+
+# The others
+
+
+def _with_size(header: Header) -> Header:
+    if header.width * header.height == 0:
+        raise ValueError("it declares no pixels")
+    return header
+
+
+def _larger(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    return max(one, other, key=lambda size: size[0] * size[1])
+
+
+def _webp(encoded: bytes) -> Header:
+    """Read the canvas and the first frame, which may be inside ANMF."""
+    size, at = (0, 0), 12
+    while at + 8 <= len(encoded):
+        kind, length = struct.unpack_from("<4sI", encoded, at)
+        start = at + 8
+        if kind == b"VP8X":
+            size = (
+                1 + int.from_bytes(encoded[start + 4 : start + 7], "little"),
+                1 + int.from_bytes(encoded[start + 7 : start + 10], "little"),
+            )
+        elif kind == b"ANMF":
+            frame = (
+                1 + int.from_bytes(encoded[start + 6 : start + 9], "little"),
+                1 + int.from_bytes(encoded[start + 9 : start + 12], "little"),
+            )
+            size = _larger(size, frame)
+            at = start + 16
+            continue
+        elif kind == b"VP8 ":
+            width, height = struct.unpack_from("<HH", encoded, start + 6)
+            return Header("WEBP", *_larger(size, (width & 0x3FFF, height & 0x3FFF)))
+        elif kind == b"VP8L":
+            (bits,) = struct.unpack_from("<I", encoded, start + 1)
+            frame = (1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
+            return Header("WEBP", *_larger(size, frame))
+        at = start + length + (length & 1)
+    raise ValueError("it has no pixels")
+
+
+def _gif(encoded: bytes) -> Header:
+    """Read the screen and the first frame, which Pillow lets grow beyond the screen."""
+    width, height, flags = struct.unpack_from("<HHB", encoded, 6)
+    at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    while True:
+        kind = encoded[at]
+        if kind == 0x2C:  # an image
+            left, top, inner_width, inner_height = struct.unpack_from("<HHHH", encoded, at + 1)
+            return Header("GIF", max(width, left + inner_width), max(height, top + inner_height))
+        if kind != 0x21:  # an extension
+            raise ValueError("it has no pixels")
+        at += 2
+        while encoded[at]:
+            at += 1 + encoded[at]
+        at += 1
+
+
+def _bmp(encoded: bytes) -> Header:
+    return Header("BMP", *_dib_size(encoded, 14))
+
+
+def _dib_size(encoded: bytes, at: int) -> tuple[int, int]:
+    (length,) = struct.unpack_from("<I", encoded, at)
+    width, height = struct.unpack_from(
+        "<HH" if length == 12 else "<ii", encoded, at + 4
+    )  # OS/2's first
+    return abs(width), abs(height)  # a negative height means that the top row is first
+
+
+def _tiff(encoded: bytes) -> Header:
+    """Read the first directory's size and that of its tiles, which libtiff allocates whole."""
+    tags = _tiff_tags(encoded, {256, 257, 322, 323})
+    size = (tags[256][0], tags[257][0]) if 256 in tags and 257 in tags else (0, 0)
+    if 322 in tags and 323 in tags:
+        size = _larger(size, (tags[322][0], tags[323][0]))
+    return _with_size(Header("TIFF", *size))
+
+
+def _tiff_tags(encoded: bytes, wanted: set[int]) -> dict[int, tuple[int]]:
+    """Return the first number of each wanted tag in the first directory of a TIFF or EXIF."""
+    order = {b"II": "<", b"MM": ">"}[encoded[:2]] if encoded[:2] in (b"II", b"MM") else ""
+    if not order:
+        raise ValueError("no byte order")
+    big = struct.unpack_from(order + "H", encoded, 2) == (43,)
+    (at,) = struct.unpack_from(order + ("Q" if big else "I"), encoded, 8 if big else 4)
+    (count,) = struct.unpack_from(order + ("Q" if big else "H"), encoded, at)
+    at += 8 if big else 2
+    length, value_at = (20, 12) if big else (12, 8)
+    tags: dict[int, tuple[int]] = {}
+    for entry in range(at, at + length * min(count, 65535), length):
+        tag, kind = struct.unpack_from(order + "HH", encoded, entry)
+        if tag in wanted and kind in (1, 3, 4, 16):
+            tags[tag] = struct.unpack_from(
+                order + {1: "B", 3: "H", 4: "I", 16: "Q"}[kind], encoded, entry + value_at
+            )
+    return tags
+
+
+def _jpeg2000(encoded: bytes) -> Header:
+    """Read ihdr, and SIZ of the code stream, which OpenJPEG allocates."""
+    size = (0, 0)
+    stream = encoded.find(J2K_SIGNATURE)
+    if encoded.startswith(JP2_SIGNATURE):
+        box = encoded.find(b"ihdr", 0, stream if stream >= 0 else None)
+        if box >= 0:
+            height, width = struct.unpack_from(">II", encoded, box + 4)
+            size = (width, height)
+    if stream >= 0:
+        right, bottom, left, top = struct.unpack_from(">IIII", encoded, stream + 8)
+        size = _larger(size, (max(right - left, 0), max(bottom - top, 0)))
+    return _with_size(Header("JPEG2000", *size))
+
+
+def _avif(encoded: bytes) -> Header:
+    avif = read_avif(encoded)
+    return Header("AVIF", avif.width, avif.height, avif.turns)
+
+
+PNM = re.compile(rb"P[1-6](?:\s|#[^\n]*\n)+(\d{1,10})(?:\s|#[^\n]*\n)+(\d{1,10})\s")
+
+
+def _pnm(encoded: bytes) -> Header:
+    match = PNM.match(encoded)
+    assert match is not None  # it is how the format was recognized
+    return Header("PPM", int(match[1]), int(match[2]))
+
+
+def _ico(encoded: bytes) -> Header:
+    """Read the size of each inner PNG or bitmap: the directory's own sizes end at 256."""
+    (count,) = struct.unpack_from("<H", encoded, 4)
+    largest = Header("ICO", 0, 0)
+    for entry in range(6, 6 + 16 * count, 16):
+        length, start = struct.unpack_from("<II", encoded, entry + 8)
+        inner: slice | None = None
+        if encoded.startswith(PNG_SIGNATURE, start):
+            width, height = struct.unpack_from(">II", encoded, start + 16)
+            inner = slice(start, start + length)
+        else:
+            width, height = _dib_size(encoded, start)
+            height //= 2  # the mask is below the pixels
+        if width * height > largest.width * largest.height:
+            largest = Header("ICO", width, height, inner=inner)
+    return _with_size(largest)
+
+
+ICNS_BITMAPS = {b"it32": 128, b"ih32": 48, b"il32": 32, b"is32": 16}
+"""Kinds of entries that hold pixels, and the length of their sides."""
+
+
+def _icns(encoded: bytes) -> Header:
+    """Read the size of each inner PNG or JPEG 2000."""
+    largest, at = Header("ICNS", 0, 0), 8
+    while at + 8 <= len(encoded):
+        kind, length = struct.unpack_from(">4sI", encoded, at)
+        if length < 8:
+            raise ValueError("an entry is damaged")
+        inner = slice(at + 8, at + length)
+        at += length
+        content = encoded[inner]
+        if content.startswith(PNG_SIGNATURE):
+            width, height = struct.unpack_from(">II", content, 16)
+            entry = Header("ICNS", width, height, inner=inner)
+        elif content.startswith((JP2_SIGNATURE, J2K_SIGNATURE)):
+            entry = replace(_jpeg2000(content), format="ICNS", inner=inner)
+        else:
+            side = ICNS_BITMAPS.get(kind, 0)
+            entry = Header("ICNS", side, side)
+        if entry.width * entry.height > largest.width * largest.height:
+            largest = entry
+    return _with_size(largest)
+
+
+READERS: dict[str, Callable[[bytes], Header]] = {
+    "JPEG": _jpeg,
+    "PNG": _png,
+    "WEBP": _webp,
+    "GIF": _gif,
+    "BMP": _bmp,
+    "TIFF": _tiff,
+    "JPEG2000": _jpeg2000,
+    "AVIF": _avif,
+    "PPM": _pnm,
+    "ICO": _ico,
+    "ICNS": _icns,
+}
