@@ -17,30 +17,46 @@ PenstockError
     └── UnknownRestart (IndexError)     `restart` names no node that can be entered: the pipeline's
                                         fault, not the client's
 
-`app/http/errors.py` holds the one table from code to HTTP status.
+`app/http/errors.py` holds the one table from code to HTTP status. Subclasses of a user's own may
+have codes and statuses of their own.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import ClassVar
 
-
-def message_of(error: BaseException) -> str:
-    """Return `str(error)`, or a stand-in where a user's own `__str__` raises: a failure must not
-    hide the failure that it reports.
-    """
-    try:
-        return str(error)
-    except Exception:
-        return "(its message can't be shown)"
+STATUSES = frozenset(status.value for status in HTTPStatus if status.value >= 400)
+"""The statuses that an error class of a user's own may have."""
 
 
 class PenstockError(Exception):
-    """Base class of all errors. `str(error)` is written for the person who has to act."""
+    """Base class of all errors. `str(error)` is written for the person who has to act.
+
+    A subclass of your own may have a `code` of its own, in lower case with underscores, and a
+    `status`. Defining one with another `code` or `status` raises TypeError.
+    """
 
     code: ClassVar[str] = "internal"
+    status: ClassVar[int | None] = None
+    """The HTTP status, 400 to 599, of an error class of your own; None: that of its base class."""
+    logged: bool = False
+    """Whether the log has it. A server logs what it answers by 500 and is not logged yet."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if not isinstance(cls.code, str) or not re.fullmatch("[a-z][a-z0-9_]*", cls.code):
+            raise TypeError(
+                f"{cls.__name__}.code is {cls.code!r}: expected lower case with underscores, as in "
+                "'too_long'"
+            )
+        if cls.status is not None and cls.status not in STATUSES:
+            raise TypeError(
+                f"{cls.__name__}.status is {cls.status!r}: expected an HTTP status from 400 to 599"
+            )
 
 
 @dataclass(frozen=True, slots=True)

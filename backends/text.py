@@ -1,4 +1,4 @@
-"""Text from anywhere, made fit to be written: `encodable`."""
+"""Text from anywhere, made fit to be written: `encodable`, `message_of`, `repr_of`."""
 
 from __future__ import annotations
 
@@ -10,3 +10,21 @@ def encodable(text: str) -> str:
     for them.
     """
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def message_of(error: object) -> str:
+    """Return `str(error)`, or a stand-in where a user's own `__str__` raises: reporting a failure
+    must not fail.
+    """
+    try:
+        return str(error)
+    except Exception:
+        return "(its message can't be shown)"
+
+
+def repr_of(value: object) -> str:
+    """Return `repr(value)`, or a stand-in where a user's own `__repr__` raises."""
+    try:
+        return repr(value)
+    except Exception:
+        return f"<{type(value).__name__} whose repr can't be shown>"

@@ -14,6 +14,7 @@ from typing import Any
 from .base import Context
 from .errors import ConfigError, Problem
 from .suggestions import did_you_mean
+from .text import message_of
 
 _running = threading.RLock()
 """Held while a user's file runs, so that no other thread finds a half-run module."""
@@ -39,7 +40,7 @@ def load(target: str, directory: Path) -> Any:
         message = f"there is no file {error.filename or place!r} for Python[{target}]"
         raise ConfigError([Problem(message)]) from error
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {message_of(error)}"
         message = f"importing {place!r} for Python[{target}] failed: {reason}"
         raise ConfigError([Problem(message)]) from error
     try:

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from penstock.backends.errors import ConfigError, NotFound, NotReady, Problem
 from penstock.backends.suggestions import did_you_mean
+from penstock.backends.text import message_of
 
 from .config.load import PipelineConfig, from_model, load, load_directory
 from .config.source import name_of
@@ -207,7 +208,7 @@ class Repository:
             await pipeline.start()
         except Exception as error:
             if name not in self.pipelines:
-                self._failed[name] = str(error)
+                self._failed[name] = message_of(error)
             raise
         finally:
             del self._loading[name]

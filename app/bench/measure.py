@@ -10,9 +10,10 @@ from pathlib import Path
 
 from penstock.backends import timeline
 from penstock.backends.errors import PenstockError
+from penstock.backends.text import message_of
 from penstock.pipelines.pipeline import Pipeline
 
-from ..http.errors import STATUSES, code_of
+from ..http.errors import status_of
 from ..http.predict import server_timing
 from ..http.render import fields_of, to_json
 from .client import HttpClient
@@ -101,7 +102,7 @@ def in_process(
             answer = to_json(fields_of(item, pipeline.answer_keys))
             return Answer(OK, answer, server_timing(run).decode("latin-1"))
         except PenstockError as error:
-            return Answer(STATUSES[code_of(error)].http, str(error).encode())
+            return Answer(status_of(error).http, message_of(error).encode())
 
     return send
 

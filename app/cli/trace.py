@@ -20,6 +20,7 @@ from penstock.backends.base import Backend
 from penstock.backends.expressions.composite import CompositeBackend
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.item import Item
+from penstock.backends.text import message_of, repr_of
 from penstock.pipelines.config.definition import PipelineConfig
 from penstock.pipelines.node.queue import Batch
 from penstock.pipelines.runs.trace import Step, Trace
@@ -105,7 +106,7 @@ class ForwardRecorder:
             try:
                 cls.forward(backend, batch)
             except Exception as error:
-                record.error = f"{type(error).__name__}: {error}"
+                record.error = f"{type(error).__name__}: {message_of(error)}"
                 raise
             finally:
                 record.seconds = time.perf_counter() - started
@@ -155,7 +156,7 @@ def _members(record: ForwardRecord, item: Item, depth: int) -> Iterator[Step]:
 
 def describe_item(item: Item) -> dict[str, str]:
     """Describe the value of each key in a few words."""
-    return {str(key): describe(value) for key, value in item.items()}
+    return {message_of(key): describe(value) for key, value in item.items()}
 
 
 def describe(value: Any) -> str:
@@ -170,7 +171,7 @@ def describe(value: Any) -> str:
         return f"{len(value)} bytes"
     if isinstance(value, (list, tuple, dict, set)) and len(value) > LONGEST_COLLECTION:
         return f"{type(value).__name__} of {len(value)}"
-    text = repr(value)
+    text = repr_of(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
 
 

@@ -11,6 +11,7 @@ the log has the rest.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -22,9 +23,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from penstock.backends.errors import BackendError, InvalidRequest, PenstockError
-from penstock.backends.text import encodable
+from penstock.backends.text import encodable, message_of
 
 from .request_id import request_id_of
+
+logger = logging.getLogger("penstock.http")
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -106,7 +109,9 @@ STATUSES: dict[str, Status] = {
         504, 503, example="node 'digits': the deadline passed while the request was queued"
     ),
 }
-"""Code -> status. It decides how every exception of Penstock is answered, below /v2 too."""
+"""Code -> status. It decides how every exception of Penstock is answered, below /v2 too.
+`status_of` finds those of a user's own error classes.
+"""
 
 CODE_BY_STATUS = {
     401: "unauthorized",
@@ -120,13 +125,46 @@ CODE_BY_STATUS = {
 `invalid_request`, the rest `internal`.
 """
 
+LOGGED_STATUSES = frozenset(range(500, 600)) - {503, 504}
+"""Statuses of failures of ours. Overload and a passed deadline are no failures; metrics count
+them.
+"""
+
 INTERNAL_DETAIL = "the server failed; its log has more under this request id"
 
 
 def code_of(error: BaseException) -> str:
     """Return the code of any exception."""
-    code = error.code if isinstance(error, PenstockError) else "internal"
-    return code if code in STATUSES else "internal"
+    return type(error).code if isinstance(error, PenstockError) else "internal"
+
+
+def status_of(error: BaseException) -> Status:
+    """Return the statuses of any exception. An error class of a user's own has those of its nearest
+    base class here, unless it says another.
+    """
+    kinds = [kind for kind in type(error).__mro__ if issubclass(kind, PenstockError)]
+    codes = [kind.code for kind in kinds if kind.code in STATUSES]
+    status = STATUSES[codes[0] if codes else "internal"]
+    own = kinds[0].status if kinds else None
+    return status if own is None else Status(own, own)
+
+
+def log_failure(error: BaseException, request_id: str, pipeline: str | None = None) -> None:
+    """Log an exception that a request is answered by, if it is a failure of ours and the log does
+    not have it yet. So the log has a line for every answer of 500.
+    """
+    if isinstance(error, PenstockError) and (
+        error.logged or status_of(error).http not in LOGGED_STATUSES
+    ):
+        return
+    logger.error(
+        "request %s failed",
+        request_id,
+        exc_info=error,
+        extra={"request_id": request_id, "pipeline": pipeline},
+    )
+    if isinstance(error, PenstockError):
+        error.logged = True
 
 
 def detail_of(error: BaseException) -> str:
@@ -134,17 +172,17 @@ def detail_of(error: BaseException) -> str:
     if isinstance(error, BackendError):
         # The message is "node 'x': backend Y raised ValueError: text". Drop the text.
         cause = error.__cause__
-        message = str(error)
-        if cause is None or message.endswith(f": {cause}"):
-            return message.removesuffix(f": {cause}")
+        message = message_of(error)
+        text = f": {message_of(cause)}"
+        if cause is None or message.endswith(text):
+            return message.removesuffix(text)
         return "a backend failed"
-    return str(error) if code_of(error) != "internal" else INTERNAL_DETAIL
+    return message_of(error) if code_of(error) != "internal" else INTERNAL_DETAIL
 
 
 def problem_object(error: BaseException, request_id: str = "") -> dict[str, Any]:
     """Make the problem of one error, as a dict; it stands for a failed item of a batch."""
-    code = code_of(error)
-    return _object(STATUSES[code].http, detail_of(error), code, request_id)
+    return _object(status_of(error).http, detail_of(error), code_of(error), request_id)
 
 
 def problem(error: BaseException, request_id: str = "", **more: Any) -> Problem:
@@ -153,7 +191,7 @@ def problem(error: BaseException, request_id: str = "", **more: Any) -> Problem:
     `more`: further members of the problem object.
     """
     body = problem_object(error, request_id) | more
-    status = STATUSES[body["code"]]
+    status = status_of(error)
     headers: list[tuple[bytes, bytes]] = []
     if status.retry_after:
         headers.append((b"retry-after", b"%d" % status.retry_after))
@@ -179,7 +217,10 @@ def install_handlers(app: FastAPI) -> None:
 
 
 async def _handle(request: Request, error: Exception) -> Response:
-    return problem_response(error, request_id_of(request.scope))
+    request_id = request_id_of(request.scope)
+    if isinstance(error, PenstockError):
+        log_failure(error, request_id)
+    return problem_response(error, request_id)
 
 
 async def _handle_validation(request: Request, error: Exception) -> Response:

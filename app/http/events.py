@@ -18,14 +18,13 @@ from typing import Any
 import orjson
 from starlette.types import Send
 
-from penstock.backends.errors import PenstockError
 from penstock.backends.item import Item
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.runs.run import Submission
 from penstock.pipelines.runs.stream import StreamRun
 from penstock.pipelines.runs.trace import Trace
 
-from .errors import problem_object
+from .errors import log_failure, problem_object
 from .render import write_item
 
 logger = logging.getLogger("penstock.http")
@@ -126,10 +125,7 @@ class EventStream:
             part = await self._next_part()
             return self._end() if part is None else self._event(part)
         except Exception as error:
-            if not isinstance(error, PenstockError):
-                logger.exception(
-                    "request %s failed", self._request_id, extra={"request_id": self._request_id}
-                )
+            log_failure(error, self._request_id, self._pipeline.name)
             return self._last("error", problem_object(error, self._request_id))
 
     def _event(self, part: Item) -> bytes:

@@ -31,7 +31,7 @@ from penstock.pipelines.runs.trace import Trace
 from ..settings import Settings
 from .auth import check_trace
 from .body import ClientLeft, Link, check_length, form_of, images_of, must_close, read_rest, sniff
-from .errors import problem
+from .errors import log_failure, problem
 from .events import EventStream, wants_events
 from .exchange import Exchange, Watch
 from .paths import is_protocol, path_of
@@ -240,12 +240,7 @@ class Predict:
         except ClientLeft:
             status, headers, answer = _CLIENT_LEFT_STATUS, [(b"content-length", b"0")], b""
         except Exception as error:
-            if not isinstance(error, PenstockError):
-                logger.exception(
-                    "request %s failed",
-                    exchange.request_id,
-                    extra={"request_id": exchange.request_id, "pipeline": name},
-                )
+            log_failure(error, exchange.request_id, name)
             more = {} if trace is None else {"trace": trace.steps}
             status, headers, answer = problem(error, exchange.request_id, **more)
         finally:
@@ -339,6 +334,7 @@ class Predict:
                     raise item["error"]
                 results.append(orjson.Fragment(write_item(item, outcome, pipeline)))
             except PenstockError as error:
+                log_failure(error, exchange.request_id, pipeline.name)
                 results.append(orjson.Fragment(problem(error, exchange.request_id)[2]))
         return to_json({"results": results})
 

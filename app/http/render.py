@@ -56,6 +56,7 @@ def write_item(
     try:
         return to_json(fields)
     except BackendError as error:
+        error.logged = True  # below
         future = run.future
         if not future.done():  # a stream, of which this is a part
             run.leave("unwritten")

@@ -40,7 +40,10 @@ PROBLEM: Schema = {
             "type": "string",
             "description": "A message for people: what was found, where, and what was expected.",
         },
-        "code": {"type": "string", "description": f"One of {', '.join(STATUSES)}."},
+        "code": {
+            "type": "string",
+            "description": f"One of {', '.join(STATUSES)}, or one of the pipeline's own.",
+        },
         "request_id": {
             "type": "string",
             "description": "The id of the request, as in the header X-Request-Id.",

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope
 from penstock.backends.errors import InvalidRequest, PenstockError, TooLarge
 
 from ..http.body import PARSE_OFF_LOOP_BYTES, ClientLeft
-from ..http.errors import STATUSES, code_of, detail_of
+from ..http.errors import LOGGED_STATUSES, code_of, detail_of, status_of
 from ..settings import Settings
 from .json_text import kind_of, parse_json
 
@@ -42,8 +42,9 @@ class ProtocolError(PenstockError):
         self, status: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()
     ) -> None:
         super().__init__(message)
-        self.status = status
+        self.protocol_status = status
         self.headers = headers
+        self.logged = status not in LOGGED_STATUSES  # `code`, which decides otherwise, is internal
 
 
 class Answer(NamedTuple):
@@ -150,16 +151,15 @@ def json_answer(document: Any, status: int = 200) -> Answer:
 def error_answer(error: BaseException) -> Answer:
     """Return the answer to a call that ended with `error`."""
     if isinstance(error, ProtocolError):
-        return error_with(error.status, str(error), error.headers)
-    code = code_of(error)
-    status = STATUSES[code]
+        return error_with(error.protocol_status, str(error), error.headers)
+    status = status_of(error)
     headers: tuple[tuple[bytes, bytes], ...] = ()
     if status.retry_after:
         headers = ((b"retry-after", b"%d" % status.retry_after),)
     if status.protocol == 401:
         headers = ((b"www-authenticate", b'Bearer realm="penstock"'),)
     detail = detail_of(error)
-    prefix = MESSAGE_PREFIXES.get(code)
+    prefix = MESSAGE_PREFIXES.get(code_of(error))
     return error_with(status.protocol, detail if prefix is None else f"{prefix}: {detail}", headers)
 
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from starlette.types import Receive, Scope, Send
 
-from penstock.backends.errors import PenstockError
 from penstock.pipelines.repository import Repository
 
 from ..http.body import ClientLeft, must_close
+from ..http.errors import log_failure
 from ..http.paths import path_of
 from ..http.request_id import request_id_of
 from ..http.restriction import restriction_of
@@ -93,12 +93,9 @@ class ProtocolApp:
         except _NoRoute as error:
             answer = error_with(error.status, error.message, error.headers)
         except Exception as error:
-            if not isinstance(error, PenstockError):
-                logger.exception(
-                    "request %s failed",
-                    request_id_of(scope),
-                    extra={"request_id": request_id_of(scope)},
-                )
+            log_failure(
+                error, request_id_of(scope), None if call is None else call.names.get("model")
+            )
             answer = error_answer(error)
         unread = call is None or not call.body_was_read
         late = call is not None and call.body_was_late

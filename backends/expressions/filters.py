@@ -17,6 +17,7 @@ from typing import TypeAlias, TypeVar, overload
 from ..errors import BackendError, ConfigError, Problem
 from ..item import Item
 from ..suggestions import did_you_mean
+from ..text import message_of, repr_of
 from .expression import NAME
 
 ENTRY_POINT_GROUP = "penstock.filters"
@@ -78,7 +79,7 @@ def from_item(item: Item) -> Status:
     elif isinstance(value, str):
         status = _STATUSES.get(value)
     if status is None:
-        problem = "is missing" if value is None else f"is {value!r}"
+        problem = "is missing" if value is None else f"is {repr_of(value)}"
         raise BackendError(
             f"the filter reads the item's key 'filter', which {problem}: expected one of "
             f"{', '.join(status.value for status in Status)}"
@@ -203,7 +204,8 @@ def _from_entry_point(entry: EntryPoint) -> Filter:
         function: Filter = _checked(entry.name, entry.load())
     except Exception as error:
         reason = (
-            f"the filter {entry.name} of {package} can't be loaded: {type(error).__name__}: {error}"
+            f"the filter {entry.name} of {package} can't be loaded: {type(error).__name__}: "
+            f"{message_of(error)}"
         )
         raise ConfigError([Problem(reason, key="filter")]) from error
     return function

@@ -12,6 +12,7 @@ from ..base import Backend, BatchRange, Context, Params, Signature
 from ..errors import BackendError, ConfigError, InvalidInput, Problem
 from ..expressions.filters import Status, find_filter
 from ..item import Item
+from ..text import repr_of
 
 
 class Identity(Backend):
@@ -182,8 +183,8 @@ class Gate:
             raise BackendError(f"the filter {self._name} before {self._member} answered Error")
         if not isinstance(status, Status):
             raise BackendError(
-                f"the filter {self._name} before {self._member} answered {status!r}: expected a "
-                "penstock.Status"
+                f"the filter {self._name} before {self._member} answered {repr_of(status)}: "
+                "expected a penstock.Status"
             )
         return status
 

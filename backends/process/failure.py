@@ -13,7 +13,8 @@ from functools import lru_cache
 from typing import Any
 
 from .. import errors
-from ..errors import InvalidInput, message_of
+from ..errors import InvalidInput, PenstockError
+from ..text import message_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Failure:
     """The parts of an exception that can be sent.
 
     `known` is the nearest base class that Python or `errors.py` has, so that the same `except`
-    catches it in both processes.
+    catches it in both processes. `code` and `status` are those of an error class of a user's own.
     """
 
     known: str
@@ -29,6 +30,8 @@ class Failure:
     text: str
     traceback: str = ""
     backend: str = ""
+    code: str = ""
+    status: int | None = None
 
     @classmethod
     def of(cls, error: BaseException, backend: str = "") -> Failure:
@@ -48,6 +51,7 @@ class Failure:
             text,
             lines,
             getattr(error, "penstock_backend", backend),
+            *((error.code, error.status) if isinstance(error, PenstockError) else ()),
         )
 
     def rebuild(self, where: str) -> Exception:
@@ -73,7 +77,7 @@ class Failure:
         return error if str(error) == self.text else None
 
     def _copy(self) -> Exception:
-        cls = _copy_of(self.known, self.name)
+        cls = _copy_of(self.known, self.name, self.code, self.status)
         error = cls.__new__(cls)
         error.args = (self.text,)
         return error
@@ -84,13 +88,18 @@ def _known(name: str) -> Any:
 
 
 @lru_cache(256)
-def _copy_of(known: str, name: str) -> type[Exception]:
-    """Make a class of that name that shows the text it is given.
+def _copy_of(known: str, name: str, code: str, status: int | None) -> type[Exception]:
+    """Make a class of that name that shows the text it is given. A code and status go along.
 
     The `__init__` and `__str__` of the base may expect other arguments.
     """
     base: type[Exception] = _known(known)
-    return type(name, (base,), {"__init__": _init, "__str__": _text, "__module__": base.__module__})
+    own = {"code": code, "status": status} if code else {}
+    return type(
+        name,
+        (base,),
+        {"__init__": _init, "__str__": _text, "__module__": base.__module__, **own},
+    )
 
 
 def _init(self: BaseException, *args: object) -> None:

@@ -21,6 +21,7 @@ from ..expressions.filters import registered_here as filter_registered_here
 from ..expressions.registry import registered_here
 from ..expressions.spec import Spec
 from ..item import Item
+from ..text import message_of
 from .channel import Channel, PeerGoneError
 from .failure import Failure
 from .wire import Change, Loaded, Order, SpecMessage
@@ -214,7 +215,7 @@ class ProcessBackend(Backend):
             except Exception as error:
                 raise RestartError(
                     f"{child.name} {why}, and can't be started again: {type(error).__name__}: "
-                    f"{error}"
+                    f"{message_of(error)}"
                 ) from error
             self.ready = True
         return f"{child.name} {why}"

@@ -24,7 +24,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from penstock.backends.errors import NotReady, message_of
+from penstock.backends.errors import NotReady
+from penstock.backends.text import message_of
 
 from ..node.executor import current
 from ..node.node import Node

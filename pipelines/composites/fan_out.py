@@ -18,6 +18,7 @@ from typing import Any
 from penstock.backends.errors import BackendError, InvalidInput, InvalidRequest, PenstockError
 from penstock.backends.expressions.composite import CopySplitParams, MapReduceParams
 from penstock.backends.item import Item
+from penstock.backends.text import message_of
 
 from ..config.definition import DEFAULT_MAX, NodeConfig
 from ..node.node import Node
@@ -281,8 +282,9 @@ class FanOut(CompositeNode):
         if isinstance(error, PenstockError):
             return error
         logger.error("node %s failed", self.name, exc_info=error)
-        failure = BackendError(f"node {self.name!r}: {type(error).__name__}: {error}")
+        failure = BackendError(f"node {self.name!r}: {type(error).__name__}: {message_of(error)}")
         failure.__cause__ = error
+        failure.logged = True
         return failure
 
     def _fail(self, parent: Parent, error: BaseException) -> None:

@@ -25,6 +25,7 @@ from penstock.backends.errors import (
 )
 from penstock.backends.expressions.composite import Logic
 from penstock.backends.item import Item
+from penstock.backends.text import message_of
 
 from ..config.definition import NodeConfig
 from ..node.queue import Batch, Entry, Outcome
@@ -225,7 +226,9 @@ class LogicNode(CompositeNode):
         try:
             logic = await self._in_thread(spec.create, self._backend_context)  # it may load a model
         except Exception as error:
-            failure = BackendError(f"node {self.name!r}: {type(error).__name__}: {error}")
+            failure = BackendError(
+                f"node {self.name!r}: {type(error).__name__}: {message_of(error)}"
+            )
             raise failure from error
         assert isinstance(logic, Logic)
         self._logic = logic
@@ -343,6 +346,9 @@ class LogicNode(CompositeNode):
             if isinstance(error, PenstockError)
             else f"backend {self.config.groups[0].spec.name}"
         )
-        failure = BackendError(f"node {self.name!r}: {kind} raised {type(error).__name__}: {error}")
+        failure = BackendError(
+            f"node {self.name!r}: {kind} raised {type(error).__name__}: {message_of(error)}"
+        )
         failure.__cause__ = error
+        failure.logged = True
         return failure

@@ -25,6 +25,7 @@ from penstock.backends.errors import BackendError, DeviceError, InvalidInput
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.gpu.order import keep_order
 from penstock.backends.item import Item
+from penstock.backends.text import message_of
 
 from .placement import device_of
 from .queue import Batch, Entry
@@ -344,8 +345,11 @@ def _wrap(error: Exception, batch: Batch, backend: Backend) -> BackendError:
     """
     name = getattr(error, "penstock_backend", type(backend).__name__)
     kind = DeviceError if isinstance(error, DeviceError) else BackendError
-    wrapped = kind(f"node {batch.node!r}: backend {name} raised {type(error).__name__}: {error}")
+    wrapped = kind(
+        f"node {batch.node!r}: backend {name} raised {type(error).__name__}: {message_of(error)}"
+    )
     wrapped.__cause__ = error
+    wrapped.logged = True  # by `_log`
     return wrapped
 
 

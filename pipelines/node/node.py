@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from penstock.backends.base import Signature
 from penstock.backends.errors import BackendError, DeadlineExceeded, NotReady
 from penstock.backends.expressions.spec import Spec
+from penstock.backends.text import message_of
 
 from ..config.definition import NodeConfig, PipelineConfig
 from .executor import Executor
@@ -245,7 +246,7 @@ class Node:
         if self._shape_key is not None:
             try:
                 key = self._shape_key(entry.item)
-                hash(key)
+                key in self.scheduler.buckets  # noqa: B015  a user's __hash__ or __eq__ may raise
             except Exception:
                 # Not an item that the backend expects. It runs alone, and the backend reports why.
                 key = object()
@@ -398,7 +399,9 @@ class Node:
             return
         if not self._up:  # an executor that can't load fails the start
             if not self._loading.done():
-                failure = BackendError(f"node {self.name!r}: {type(error).__name__}: {error}")
+                failure = BackendError(
+                    f"node {self.name!r}: {type(error).__name__}: {message_of(error)}"
+                )
                 failure.__cause__ = error
                 self._loading.set_exception(failure)
             return
@@ -425,11 +428,15 @@ class Node:
         if batch is not None:
             batch.ended = now = self._clock()
             self.statistics.observe_batch(batch)
-            died = f"node {self.name!r}: {executor.name} died of {type(error).__name__}: {error}"
+            died = (
+                f"node {self.name!r}: {executor.name} died of {type(error).__name__}: "
+                f"{message_of(error)}"
+            )
             for entry, outcome in zip(batch.entries, batch.outcomes, strict=True):
                 if outcome is None and now < entry.deadline:
                     failure = BackendError(died)
                     failure.__cause__ = error
+                    failure.logged = True
                     entry.finish(failure, batch, now)
                 else:
                     entry.finish(outcome, batch, now)

@@ -12,6 +12,7 @@ from collections import deque
 from penstock.backends.errors import BackendError, DeadlineExceeded, InvalidInput, PenstockError
 from penstock.backends.expressions.filters import Status
 from penstock.backends.item import Item
+from penstock.backends.text import message_of, repr_of
 
 from ..node.queue import Batch, Entry, Outcome
 from ..node.statistics import covered, kind_of_failure
@@ -153,7 +154,7 @@ class GraphRun:
                     # this is not a task.
                     failure = BackendError(
                         f"node {plan_node.name!r}: its filter {plan_node.filter_name} raised "
-                        f"{type(error).__name__}: {error}"
+                        f"{type(error).__name__}: {message_of(error)}"
                     )
                     failure.__cause__ = error
                     self.fail(failure)
@@ -185,13 +186,13 @@ class GraphRun:
         try:
             status = plan_node.filter(item)
         except BackendError as error:
-            raise BackendError(f"node {plan_node.name!r}: {error}") from error
+            raise BackendError(f"node {plan_node.name!r}: {message_of(error)}") from error
         if self.trace is not None:
             self.trace.came(
                 plan_node.name,
                 item,
                 plan_node.filter_name,
-                status.value if isinstance(status, Status) else repr(status),
+                status.value if isinstance(status, Status) else repr_of(status),
             )
         if status is Status.RUN:
             # The answer or error of an earlier node is not this one's.
@@ -212,8 +213,8 @@ class GraphRun:
             )
         else:
             raise BackendError(
-                f"node {plan_node.name!r}: its filter {plan_node.filter_name} returned {status!r}, "
-                "expected a penstock.Status"
+                f"node {plan_node.name!r}: its filter {plan_node.filter_name} returned "
+                f"{repr_of(status)}, expected a penstock.Status"
             )
 
     def _mapped(self, plan_node: PlanNode) -> Item:
@@ -227,7 +228,7 @@ class GraphRun:
                 if key not in output:
                     if isinstance(output.get("error"), InvalidInput):
                         raise output["error"]  # the reason why the key is missing
-                    keys = ", ".join(sorted(map(str, output)))
+                    keys = ", ".join(sorted(map(message_of, output)))
                     raise BackendError(
                         f"node {plan_node.name!r}: its map takes {key!r} of node {source.name!r}, "
                         f"which left only {keys}"

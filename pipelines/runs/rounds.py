@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from penstock.backends.errors import BackendError, UnknownRestart
 from penstock.backends.item import Item
 from penstock.backends.suggestions import did_you_mean
+from penstock.backends.text import repr_of
 
 from ..node.statistics import kind_of_failure
 from .admission import Admission
@@ -99,7 +100,9 @@ class Rounds:
         if entry_point is None:
             hint = did_you_mean(name, self._entry_points) if isinstance(name, str) else ""
             self.set_exception(
-                UnknownRestart(f"'restart' names {name!r}, not a node that can be entered{hint}")
+                UnknownRestart(
+                    f"'restart' names {repr_of(name)}, not a node that can be entered{hint}"
+                )
             )
         elif self._round >= self._max_rounds:
             self.set_exception(

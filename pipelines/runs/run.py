@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, cast
 
 from penstock.backends.errors import DeadlineExceeded, InvalidInput
 from penstock.backends.item import Item
+from penstock.backends.text import message_of
 
 from ..node.queue import Batch, Entry, Outcome
 from ..node.statistics import kind_of_failure
@@ -223,4 +224,4 @@ def as_soft_failure(item: Item) -> None:
     """Turn an item with an `error` into a soft failure: no `result`, and an `InvalidInput`."""
     item.pop("result", None)
     if not isinstance(item["error"], InvalidInput):
-        item["error"] = InvalidInput(str(item["error"]))
+        item["error"] = InvalidInput(message_of(item["error"]))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from penstock.backends.item import Item
-from penstock.backends.text import encodable
+from penstock.backends.text import encodable, message_of
 
 from ..node.queue import Batch
 
@@ -59,7 +59,7 @@ class Trace:
             step |= {"filter": filter_name, "status": status}
             reason = FILTER_REASONS.get((filter_name, status or ""))
             if status == "Break" and "error" in item:
-                reason = f"it has an error: {item['error']}"
+                reason = f"it has an error: {message_of(item['error'])}"
             if reason is not None:
                 step["reason"] = encodable(reason)
         step["keys"] = _keys(item)
@@ -85,9 +85,9 @@ class Trace:
         if isinstance(outcome, dict):
             step["left"] = _keys(outcome)
             if "error" in outcome:
-                step["error"] = encodable(str(outcome["error"]))
+                step["error"] = encodable(message_of(outcome["error"]))
         elif outcome is not None:
-            step["error"] = encodable(f"{type(outcome).__name__}: {outcome}")
+            step["error"] = encodable(f"{type(outcome).__name__}: {message_of(outcome)}")
         if self._note is not None:
             self._note(step, batch, outcome)
 
@@ -116,4 +116,4 @@ class Trace:
 
 
 def _keys(item: Item) -> list[str]:
-    return sorted(encodable(str(key)) for key in item)
+    return sorted(encodable(message_of(key)) for key in item)
