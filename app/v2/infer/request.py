@@ -272,7 +272,9 @@ def _datatype(name: Any, expected: Tensor, model: Model) -> Datatype:
         raise InvalidRequest(
             f"invalid datatype for input '{expected.name}': expected one of {', '.join(DATATYPES)}"
         )
-    if expected.datatype is not None:
+    if expected.datatype is not None and not (
+        name == "UINT8" and expected.kind == "tensor" and expected.datatype.kind == "f"
+    ):
         raise InvalidRequest(
             f"inference input '{expected.name}' data-type is '{name}', but model '{model.name}' "
             f"expects '{expected.datatype.name}'"
@@ -362,6 +364,8 @@ def _value(expected: Tensor, array: Array) -> Any:
     if expected.kind == "tensor":
         if expected.text:
             array.reshape(-1)[:] = [_decoded(text, expected) for text in array.reshape(-1)]
+        elif array.dtype == "uint8" and expected.datatype is not None:
+            return array.astype(expected.datatype.dtype, copy=False)  # pixels for floats
         return array
     value = array.item() if array.size == 1 else None
     match expected.kind:

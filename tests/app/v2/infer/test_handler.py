@@ -284,6 +284,30 @@ def test_unnamed_arrays_are_numbered(served: Served) -> None:
         )
 
 
+@pytest.mark.parametrize("binary", [False, True])
+async def test_a_tensor_of_floats_takes_uint8(binary: bool) -> None:
+    port = {"kind": "tensor", "dtype": "FP32", "shape": [-1, 2]}
+    source = {
+        "pipeline": {"name": "m", "inputs": {"X": port}, "outputs": {"Y": port}},
+        "node": {"backend": "Identity"},
+    }
+    app = create_app(source)
+    given: dict[str, Any] = {"name": "X", "shape": [1, 2], "datatype": "UINT8"}
+    given |= {"parameters": {"binary_data_size": 2}} if binary else {"data": [3, 250]}
+    text = json.dumps({"inputs": [given]}).encode()
+    async with (
+        lifespan(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://host") as http,
+    ):
+        answer = await http.post(
+            "/v2/models/m/infer",
+            content=text + bytes([3, 250]) * binary,
+            headers={"Inference-Header-Content-Length": str(len(text))},
+        )
+    (output,) = answer.json()["outputs"]
+    assert (output["datatype"], output["data"]) == ("FP32", [3, 250])
+
+
 async def test_a_body_may_arrive_in_any_pieces() -> None:
     port = {"kind": "tensor", "dtype": "UINT8", "shape": [-1]}
     source = {
