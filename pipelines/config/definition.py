@@ -96,6 +96,7 @@ class Exposed:
     node: str
     inputs: tuple[Port, ...] = NODE_INPUTS
     outputs: tuple[Port, ...] = ()
+    batched: bool = True
     description: str = ""
 
 
@@ -113,6 +114,8 @@ class PipelineConfig:
     description: str = ""
     inputs: tuple[Port, ...] = DEFAULT_INPUTS
     outputs: tuple[Port, ...] = ()
+    batched: bool = True
+    """False: the first size of the inputs is not the batch, so a request is one item below /v2."""
     max_requests: int = 1024
     """The largest number of requests that may be in flight."""
     timeout: float = 30.0
@@ -148,6 +151,7 @@ class PipelineConfig:
             description=exposed.description,
             inputs=exposed.inputs,
             outputs=exposed.outputs,
+            batched=exposed.batched,
             entry=None,
             loop=False,
             exposed=(),

@@ -127,6 +127,7 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
         description=settings.description,
         inputs=DEFAULT_INPUTS if settings.inputs is None else _ports(settings.inputs),
         outputs=_ports(settings.outputs),
+        batched=settings.batched,
         max_requests=settings.max_requests,
         timeout=settings.timeout,
         entry=settings.entry,
@@ -150,7 +151,8 @@ def _exposed(node: str, table: ExposedTable) -> Exposed:
         node,
         NODE_INPUTS if table.inputs is None else _ports(table.inputs),
         _ports(table.outputs),
-        table.description,
+        batched=table.batched,
+        description=table.description,
     )
 
 

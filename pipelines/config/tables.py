@@ -69,6 +69,7 @@ class ExposedTable(_Table):
 
     inputs: dict[str, PortTable] | None = None
     outputs: dict[str, PortTable] = {}
+    batched: bool = True
     description: str = ""
 
 
@@ -84,6 +85,7 @@ class PipelineTable(_Table):
     description: str = ""
     inputs: dict[str, PortTable] | None = None
     outputs: dict[str, PortTable] = {}
+    batched: bool = True
     expose: dict[str, ExposedTable] = {}
     max_requests: int = Field(1024, ge=1)
     timeout: float = Field(30.0, gt=0)

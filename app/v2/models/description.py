@@ -138,22 +138,22 @@ def config_of(model: Model) -> dict[str, Any]:
     }
     entry_point = model.pipeline.plan.default
     if entry_point is not None:
+        # Of models without a batch too: ModelConfig has the queue's policy nowhere else.
         entry_node, pipeline = entry_point.root.config, model.pipeline.config
-        if model.max_batch_size > 1 or entry_node.priority_levels:
-            config["dynamic_batching"] = {
-                "preferred_batch_size": [model.max_batch_size] if model.max_batch_size > 1 else [],
-                "max_queue_delay_microseconds": round(entry_node.batching_timeout * 1000),
-                "preserve_ordering": False,
-                "priority_levels": entry_node.priority_levels,
-                "default_priority_level": entry_node.default_priority,
-                "default_queue_policy": {  # 0: no bound
-                    "timeout_action": "REJECT",
-                    "default_timeout_microseconds": _at_most(pipeline.timeout * 1e6, 2**53),
-                    "allow_timeout_override": True,
-                    "max_queue_size": _at_most(pipeline.max_requests, 2**31 - 1),
-                },
-                "priority_queue_policy": {},
-            }
+        config["dynamic_batching"] = {
+            "preferred_batch_size": [model.max_batch_size] if model.max_batch_size > 1 else [],
+            "max_queue_delay_microseconds": round(entry_node.batching_timeout * 1000),
+            "preserve_ordering": False,
+            "priority_levels": entry_node.priority_levels,
+            "default_priority_level": entry_node.default_priority,
+            "default_queue_policy": {  # 0: no bound
+                "timeout_action": "REJECT",
+                "default_timeout_microseconds": _at_most(pipeline.timeout * 1e6, 2**53),
+                "allow_timeout_override": True,
+                "max_queue_size": _at_most(pipeline.max_requests, 2**31 - 1),
+            },
+            "priority_queue_policy": {},
+        }
     return config
 
 

@@ -13,8 +13,8 @@ item's `result`, or one part of it if there are several. If no tensors are decla
 output too, under the names of the engine that ends the pipeline, if one does.
 
 A model has a batch dimension if all of its inputs are tensors whose first size is open (-1), and
-there is a second size or the engine says so. A request of N rows is then one item with
-`request_size` N. Other models take one item a request.
+there is a second size or the engine says so, unless the file says `batched = false`. A request of
+N rows is then one item with `request_size` N. Other models take one item a request.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ class Model:
         bound = 0
         if (
             entry_point is not None
+            and config.batched
             and self.inputs
             and all(_is_batched(tensor, first) for tensor in self.inputs)
         ):

@@ -168,7 +168,36 @@ def test_fields_without_a_value_are_there(described: Any) -> None:
         "parameters",
         "model_warmup",
     }
-    assert "dynamic_batching" not in config
+    # Without a batch dimension the policy of the queue is there all the same.
+    assert config["max_batch_size"] == 0
+    assert config["dynamic_batching"] == {
+        "preferred_batch_size": [],
+        "max_queue_delay_microseconds": 0,
+        "preserve_ordering": False,
+        "priority_levels": 0,
+        "default_priority_level": 0,
+        "default_queue_policy": {
+            "timeout_action": "REJECT",
+            "default_timeout_microseconds": 30_000_000,
+            "allow_timeout_override": True,
+            "max_queue_size": 1024,
+        },
+        "priority_queue_policy": {},
+    }
+
+
+def test_a_model_can_declare_that_it_has_no_batch_dimension(described: Any) -> None:
+    """Shapes stay as declared, and a request of several rows is one item."""
+    for name in ("whole", "whole.node"):
+        assert described.metadata(name)["inputs"] == [port("X", "FP32", [-1, 2])]
+        config = described.config(name)
+        assert config["max_batch_size"] == 0
+        assert [tensor["dims"] for tensor in config["input"]] == [[-1, 2]]
+        data = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+        entry = {"name": "X", "shape": [3, 2], "datatype": "FP32", "data": data}
+        answer = described.http.post(f"/v2/models/{name}/infer", json={"inputs": [entry]})
+        (output,) = answer.raise_for_status().json()["outputs"]
+        assert (output["shape"], output["data"]) == ([3, 2], data)  # above the node's `max`
 
 
 @register_backend("OnGpus")
@@ -214,6 +243,12 @@ def described(running: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         "inputs": {"X": tensor},
         "outputs": {"Y": tensor | {"labels": str(labels)}},
     }
+    ports = {
+        "inputs": {"X": tensor | {"shape": [-1, 2]}},
+        "outputs": {"Y": tensor | {"shape": [-1, 2]}},
+        "batched": False,
+    }
+    whole = {"name": "whole", "expose": {"node": ports}, **ports}
     nodes = {
         "a": {"backend": "Identity", "max": 8, "next": "b"},
         "b": {"backend": "Identity", "max": 6},
@@ -226,6 +261,7 @@ def described(running: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         {"pipeline": unknown, **nodes},
         {"pipeline": open_, **nodes},
         {"pipeline": {"name": "placed"}, **placed},
+        {"pipeline": whole, "node": {"backend": "Identity", "max": 2}},
     ]
     with running(create_app(sources)) as http:
         yield Described(http)
