@@ -26,7 +26,7 @@ class BatchRange(NamedTuple):
 
 
 def _as_range(value: Any) -> Any:
-    pieces = tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+    pieces = tuple(piece.strip() for piece in value.split(",")) if isinstance(value, str) else value
     if not isinstance(pieces, (list, tuple)) or len(pieces) != 2:
         raise ValueError('expected two numbers, min,max, as in "1,8"')
     return pieces
@@ -51,8 +51,7 @@ class Params(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     variadic: ClassVar[bool] = False
-    """Take all positional arguments as one list, the value of the first parameter: `Remove[k1,k2]`.
-    """
+    """Give all positional arguments to the first parameter, as one list: `Remove[k1,k2]`."""
 
     keyword_only: ClassVar[frozenset[str]] = frozenset({"force_range"})
     """Parameters that can't be given as a positional argument."""

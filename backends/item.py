@@ -38,7 +38,7 @@ def as_item(item: Any) -> Item:
     if type(item) is not dict:
         if not isinstance(item, Mapping):
             raise TypeError(
-                f"an item is a dict with 'data', or a list of such; got {type(item).__name__}"
+                f"an item is a dict with 'data', or a list of such; found {type(item).__name__}"
             )
         item = dict(item)
     if "result" in item or "error" in item:

@@ -25,14 +25,14 @@ def as_text(value: Any) -> Any:
 def as_numbers(value: Any) -> Any:
     """Split `"123.675, 116.28, 103.53"` at its commas. A single number becomes a tuple of one."""
     if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(","))
+        return tuple(number.strip() for number in value.split(","))
     return (value,) if isinstance(value, int | float) else value
 
 
 def as_names(value: Any) -> Any:
     """Split `"conv1,fc"` into names."""
     return (
-        tuple(part.strip() for part in value.split(",") if part.strip())
+        tuple(name.strip() for name in value.split(",") if name.strip())
         if isinstance(value, str)
         else value
     )
@@ -69,8 +69,6 @@ PostProcessor = Literal[
     "", "split", "cpu", "Softmax", "SoftmaxCpu", "SoftmaxMax", "SoftmaxArgMax", "ArgMax"
 ]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "best"]
-
-
 LogLevel = Literal["verbose", "info", "warning", "error"]
 
 

@@ -1,11 +1,11 @@
-"""Encrypted model and engine files, which only the holder of a key can read: AES-256-GCM, by
-`cryptography`.
+"""Encrypted model and engine files, which only the holder of a key can read.
 
-A file holds `ENCRYPTED_MAGIC`, a salt of 32 bytes, and chunks of 64 MiB, each followed by its tag
-of 16 bytes. The key of a file is derived from the user's key and the salt (HKDF-SHA256), so the
-nonces of a file can simply count: 11 bytes are the chunk's number, and the last byte is 1 in the
-last chunk, else 0. Decryption fails for chunks that were changed, removed, moved, or taken from
-another file (STREAM: Hoang, Reyhanitabar, Rogaway and Vizár, CRYPTO 2015).
+The cipher is AES-256-GCM, from the package `cryptography`. A file holds `ENCRYPTED_MAGIC`, a salt
+of 32 bytes, and chunks of 64 MiB, each followed by its tag of 16 bytes. The key of a file is
+derived from the user's key and the salt (HKDF-SHA256), so the nonces of a file can simply count: 11
+bytes are the chunk's number, and the last byte is 1 in the last chunk, else 0. Decryption fails for
+chunks that were changed, removed, moved, or taken from another file (STREAM: Hoang, Reyhanitabar,
+Rogaway and Vizár, CRYPTO 2015).
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ _SALT_BYTES, _TAG_BYTES, _KEY_BYTES = 32, 16, 32
 
 
 class WrongKeyError(BackendError):
-    """Raised when a file can't be decrypted: the key is another one, or the file was changed. The
-    cipher can't tell which.
+    """Raised when a file can't be decrypted: it has another key, or was changed.
+
+    The cipher can't tell which.
     """
 
 
@@ -48,9 +49,10 @@ def is_encrypted(path: Path) -> bool:
 
 
 def find_key(file: Path | None = None) -> bytes:
-    """Return the 32 bytes of the key: from `file`, else from the environment variable
-    PENSTOCK_MODEL_KEY, else from the file that PENSTOCK_MODEL_KEY_FILE names. Raises BackendError
-    where there is none.
+    """Return the 32 bytes of the key.
+
+    They come from `file`, else from the environment variable PENSTOCK_MODEL_KEY, else from the file
+    that PENSTOCK_MODEL_KEY_FILE names. Raises BackendError if none of them is given.
     """
     if file is not None:
         return _read_key(file)
@@ -59,15 +61,15 @@ def find_key(file: Path | None = None) -> bytes:
     if name := os.environ.get(KEY_FILE_VARIABLE):
         return _read_key(Path(name))
     raise BackendError(
-        f"encrypted files need a key: set {KEY_VARIABLE} to {KEY_FORMS}, or {KEY_FILE_VARIABLE} to "
-        "the path of a "
-        "file with a key"
+        f"encrypted files need a key: set {KEY_VARIABLE} to {KEY_FORMS}, or "
+        f"{KEY_FILE_VARIABLE} to the path of a file with a key"
     )
 
 
 def parse_key(text: str, where: str) -> bytes:
-    """Decode a key of 32 bytes from hexadecimal digits or base64. Raises BackendError, whose
-    message never shows the text.
+    """Decode a key of 32 bytes from hexadecimal digits or base64.
+
+    Raises BackendError, whose message never shows the text.
     """
     text = text.strip()
     for decode in (bytes.fromhex, lambda text: base64.b64decode(text, validate=True)):
@@ -81,23 +83,26 @@ def parse_key(text: str, where: str) -> bytes:
 
 
 def encrypt(plain: bytes | memoryview, key: bytes) -> bytes:
-    """Return the content of an encrypted file. Raises BackendError where `cryptography` is not
-    installed.
+    """Return the content of an encrypted file.
+
+    Raises BackendError if `cryptography` is not installed.
     """
     view = memoryview(plain)
     salt = secrets.token_bytes(_SALT_BYTES)
     cipher = _cipher(key, salt)
-    parts = [ENCRYPTED_MAGIC, salt]
+    pieces = [ENCRYPTED_MAGIC, salt]
     count = max(1, -(-len(view) // CHUNK_BYTES))
     for index in range(count):
         chunk = view[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
-        parts.append(cipher.encrypt(_nonce(index, index == count - 1), chunk, ENCRYPTED_MAGIC))
-    return b"".join(parts)
+        pieces.append(cipher.encrypt(_nonce(index, index == count - 1), chunk, ENCRYPTED_MAGIC))
+    return b"".join(pieces)
 
 
 def decrypt(data: bytes | memoryview, key: bytes, where: str) -> bytes:
-    """Return what `encrypt` was given. Raises BackendError for data that `encrypt` did not write,
-    WrongKeyError for another key or changed data.
+    """Return the bytes that `encrypt` was given.
+
+    Raises BackendError for data that `encrypt` did not write, WrongKeyError for another key or
+    changed data.
     """
     from cryptography.exceptions import InvalidTag
 
@@ -129,8 +134,9 @@ def decrypt(data: bytes | memoryview, key: bytes, where: str) -> bytes:
 
 
 def read_model(path: Path) -> bytes:
-    """Read a file, decrypted if it is `.encrypted`. Raises OSError for a file that can't be read,
-    BackendError for a key or content that isn't right.
+    """Read a file, decrypted if it is `.encrypted`.
+
+    Raises OSError for a file that can't be read, BackendError for a wrong key or wrong content.
     """
     data = path.read_bytes()
     return decrypt(data, find_key(), str(path)) if is_encrypted(path) else data

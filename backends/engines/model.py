@@ -45,14 +45,13 @@ class ModelTensor(Backend):
 
     `data`: an array or a torch tensor with the batch dimension first, N×..., where N is the item's
     `request_size`, 1 by default; or a list of them in the order of the model's inputs. `result`:
-    the output, N×..., or a list of outputs: torch tensors where torch is installed, otherwise
-    arrays.
+    the output, N×..., or a list of outputs: torch tensors if torch is installed, otherwise arrays.
     """
 
     parameters: ClassVar[type[Params] | None] = ModelParams
 
     _torch: Any = None
-    """The module torch, where it is installed and the engine's results are arrays."""
+    """The module torch, if it is installed and the engine's results are arrays; else None."""
 
     @classmethod
     def declared_range(cls, params: ModelParams, children: tuple[BatchRange, ...]) -> BatchRange:
@@ -63,8 +62,9 @@ class ModelTensor(Backend):
         return shape_key(item)
 
     def init(self, params: ModelParams, context: Context) -> None:
-        """Choose the engine and let it load the model. Raises BackendError for a file that no
-        engine reads, and what the engine's `init` raises.
+        """Choose the engine and let it load the model.
+
+        Raises BackendError for a file that no engine reads, and what the engine's `init` raises.
         """
         choice = choose_engine(params, context)
         if params.data_format != "nchw" and choice.engine in (TorchScriptTensor, TorchExportTensor):
@@ -74,7 +74,10 @@ class ModelTensor(Backend):
             )
             raise ConfigError([Problem(message, node=context.node, key="data_format")])
         if context.instance == 0:
-            where = f"{context.node}: ModelTensor runs {params.model} with {choice.engine.__name__}"
+            where = (
+                f"node {context.node!r}: ModelTensor runs {params.model} "
+                f"with {choice.engine.__name__}"
+            )
             extra = {"pipeline": context.pipeline, "node": context.node}
             if choice.missed:
                 logger.warning(
@@ -107,8 +110,10 @@ class ModelTensor(Backend):
                     )
 
     def _tensor(self, output: Any) -> Any:
-        """Turn an array into a tensor. Text stays an array, since torch has no text, and what a
-        post-processor made stays plain Python.
+        """Turn an array into a tensor.
+
+        Text stays an array, since torch has no text, and what a post-processor made stays plain
+        Python.
         """
         return (
             self._torch.from_numpy(output)
@@ -128,8 +133,10 @@ class Choice(NamedTuple):
 
 
 def choose_engine(params: ModelParams, context: Context) -> Choice:
-    """Choose the engine for a file on this machine. Raises BackendError where the file's name does
-    not say what the file is, or the node's device does not exist.
+    """Choose the engine for a file on this machine.
+
+    Raises BackendError if the file's name does not say what the file is, or the node's device does
+    not exist.
     """
     name = params.model.lower().removesuffix(".encrypted")
     if name.endswith(".onnx"):

@@ -1,7 +1,6 @@
-"""Edits to an ONNX model's graph: `mean`, `std` and the image layout become nodes before its first
-input.
+"""Edits to an ONNX model's graph: `mean`, `std` and the image layout become nodes of it.
 
-Nothing here runs a model: OnnxTensor and TensorRT do.
+They come before the first input is used. Nothing here runs a model: OnnxTensor and TensorRT do.
 """
 
 from __future__ import annotations
@@ -17,15 +16,14 @@ from .shapes import shape_text
 def fuse_normalisation(
     model: Any, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> None:
-    """Edit `model` (an `onnx.ModelProto`) in place: (x - mean) / std is computed inside, before its
-    first input is read.
+    """Edit `model` (an `onnx.ModelProto`) in place, so that it computes (x - mean) / std itself.
 
-    The input keeps its name and shape. Its type becomes float32, or stays float64: uint8 and
+    The first input keeps its name and shape. Its type becomes float32, or stays float64: uint8 and
     float16 widen to both without loss, so the engines take them too.
 
     `mean` and `std` have one value for each channel, or one for all. The channel axis is the
-    second, or the last where only that one has as many channels (NHWC). Raises ValueError where
-    neither axis fits, where a std is 0, or where the input is not of a floating type.
+    second, or the last if only that one has as many channels (NHWC). Raises ValueError if neither
+    axis fits, if a std is 0, or if the input is not of a floating type.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -41,7 +39,7 @@ def fuse_normalisation(
     ):
         type_name = TensorProto.DataType.Name(tensor.elem_type)
         raise ValueError(
-            f"mean and std need a first input of a floating type, and {first.name!r} is {type_name}"
+            f"mean and std need a first input of a floating type, but {first.name!r} is {type_name}"
         )
 
     shape = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
@@ -58,7 +56,7 @@ def fuse_normalisation(
         if values is None:
             continue
         if key == "std" and 0 in values:
-            raise ValueError(f"std must not contain 0, got {tuple(values)}")
+            raise ValueError(f"std must not contain 0, found {tuple(values)}")
         exact = (
             np.asarray(values, np.float64) if key == "mean" else 1 / np.asarray(values, np.float64)
         )
@@ -88,6 +86,7 @@ def fuse_normalisation(
 
 def channels_last(model: Any) -> None:
     """Edit `model` (an `onnx.ModelProto`) in place: its first input, N×C×H×W, becomes N×H×W×C.
+
     Raises ValueError for an input without 4 axes.
     """
     from onnx import helper
@@ -113,8 +112,9 @@ def channels_last(model: Any) -> None:
 
 
 def _broadcast(shape: list[int | None], count: int, key: str) -> tuple[int, ...]:
-    """Return the shape in which `count` values lie along the channel axis of an input of this
-    shape. Raises ValueError.
+    """Return the shape that lays `count` values along the channel axis of an input of this shape.
+
+    Raises ValueError if no axis fits.
     """
     if count == 1:
         return ()
@@ -126,15 +126,16 @@ def _broadcast(shape: list[int | None], count: int, key: str) -> tuple[int, ...]
         axis = 1
         if rank < 2 or shape[axis] is not None:
             raise ValueError(
-                f"{key} has {count} values, and neither the second nor the last axis of the first "
+                f"{key} has {count} values, but neither the second nor the last axis of the first "
                 f"input {shape_text(shape)} has as many channels"
             )
     return tuple(count if index == axis else 1 for index in range(rank))
 
 
 def replace_uses(graph: Any, old: str, new: str) -> None:
-    """Let every node that reads `old` read `new`. This includes subgraphs, except those with an
-    input of their own that is named `old`.
+    """Let every node that reads `old` read `new`.
+
+    This includes subgraphs, except those with an input of their own that is named `old`.
     """
     for node in graph.node:
         for index, name in enumerate(node.input):
@@ -162,7 +163,7 @@ class Names:
         )
 
     def new(self, wanted: str) -> str:
-        """Return `wanted`, or where that is taken `wanted_1`, `wanted_2` ..."""
+        """Return `wanted`, or if that is taken `wanted_1`, `wanted_2` ..."""
         name, count = wanted, 0
         while name in self._taken:
             count += 1

@@ -40,12 +40,10 @@ NUMPY_DTYPES: dict[str, Any] = {
     "string": np.object_,
     "bool": np.bool_,
 }
-"""ONNX Runtime's names of types -> NumPy's dtypes, where NumPy does not know the name."""
+"""ONNX Runtime's names of types -> NumPy's dtypes, for the names that NumPy does not know."""
 
 MAX_BUFFERED_SHAPES = 4
-"""How many batch buffers are kept for an input whose height and width vary; each may be
-megabytes.
-"""
+"""Batch buffers kept for an input whose height and width vary. Each may take megabytes."""
 
 
 class OnnxParams(EngineParams):
@@ -58,8 +56,9 @@ class OnnxParams(EngineParams):
 
 
 class Port(NamedTuple):
-    """An input or output of the model. None in `shape` stands for any size; `dtype` is None for a
-    type that NumPy lacks.
+    """An input or output of the model.
+
+    None in `shape` stands for any size; `dtype` is None for a type that NumPy lacks.
     """
 
     name: str
@@ -101,21 +100,23 @@ class OnnxTensor(Backend):
         return shape_key(item)
 
     def init(self, params: OnnxParams, context: Context) -> None:
-        """Open the model. Raises BackendError, which names the path, for a missing or unreadable
-        file; ConfigError for a key that does not fit the model.
+        """Open the model.
+
+        Raises BackendError, which names the path, for a missing or unreadable file; ConfigError for
+        a key that does not fit the model.
         """
         if context.device not in ("", "cpu"):
             raise _config_error(
                 context,
                 "device",
-                f"device is {context.device!r}, and OnnxTensor runs only on the CPU: "
+                f"device is {context.device!r}, but OnnxTensor runs only on the CPU: "
                 'set device = "cpu", or use ModelTensor',
             )
         if params.precision not in (None, "fp32") and context.instance == 0:
             extra = {"pipeline": context.pipeline, "node": context.node}
             logger.warning(
-                "%s: OnnxTensor runs %s in the model's own precision: the key precision is for "
-                "GPUs",
+                "node %r: OnnxTensor runs %s in the model's own precision: the key precision is "
+                "for GPUs",
                 context.node,
                 params.model,
                 extra=extra,
@@ -163,8 +164,9 @@ class OnnxTensor(Backend):
         self._known_shapes = shapes_of_last_profile(params.max)
 
     def _signed(self, ports: Sequence[Port]) -> tuple[TensorPort, ...]:
-        """Describe inputs or outputs for clients. The batch axis is open to them even if the
-        model's is fixed, since batches are padded.
+        """Describe inputs or outputs for clients.
+
+        The batch axis is open to them even if the model's is fixed, since batches are padded.
         """
         return tuple(
             TensorPort(
@@ -179,9 +181,10 @@ class OnnxTensor(Backend):
         )
 
     def warm_up(self) -> None:
-        """Run zeros at batch sizes 1, 2, 4 ... `max`, so that ONNX Runtime has its memory before
-        the first request. Nothing is run where the model leaves a size open and `max` does not give
-        it.
+        """Run zeros at batch sizes 1, 2, 4 ... `max`.
+
+        ONNX Runtime then has its memory before the first request. Nothing is run if the model
+        leaves a size open and `max` does not give it.
         """
         arrays = []
         for index, port in enumerate(self.inputs):
@@ -233,14 +236,14 @@ class OnnxTensor(Backend):
             names = ", ".join(port.name for port in self.inputs)
             raise InvalidInput(
                 f"OnnxTensor: the model has {len(self.inputs)} inputs ({names}), "
-                f"and data holds {len(values)}"
+                f"but data holds {len(values)}"
             )
         size = item.get("request_size", 1)
         arrays = []
         for port, value in zip(self.inputs, values, strict=True):
             if not hasattr(value, "__array__"):
                 raise InvalidInput(
-                    f"OnnxTensor: input {port.name}: expected {port}, got {type(value).__name__}"
+                    f"OnnxTensor: input {port.name}: expected {port}, found {type(value).__name__}"
                 )
             array = np.asarray(value)
             if not _dtype_fits(array.dtype, port.dtype) or not self._shape_fits(
@@ -248,12 +251,12 @@ class OnnxTensor(Backend):
             ):
                 raise InvalidInput(
                     f"OnnxTensor: input {port.name}: expected {port}, "
-                    f"got {array.dtype} of shape {shape_text(array.shape)}"
+                    f"found {array.dtype} of shape {shape_text(array.shape)}"
                 )
             if self._batched and array.shape[0] != size:
                 raise InvalidInput(
                     f"OnnxTensor: input {port.name}: expected {size} (the item's request_size) as "
-                    f"batch dimension, got shape {shape_text(array.shape)}"
+                    f"batch dimension, found shape {shape_text(array.shape)}"
                 )
             if _narrows(array.dtype, port.dtype):
                 with np.errstate(over="ignore"):  # infinite, without a warning for each request
@@ -310,16 +313,17 @@ class OnnxTensor(Backend):
         for (item, _), count in zip(members, counts, strict=True):
             # Copies, because a view would keep the whole batch in memory until the last item is
             # read.
-            parts = [output[start : start + count].copy() for output in outputs]
-            item["result"] = parts[0] if len(parts) == 1 else parts
+            rows_of_item = [output[start : start + count].copy() for output in outputs]
+            item["result"] = rows_of_item[0] if len(rows_of_item) == 1 else rows_of_item
             self._post.answer(item)
             start += count
 
     def _assemble(
         self, index: int, members: list[tuple[Item, list[NDArray[Any]]]], rows: int
     ) -> NDArray[Any]:
-        """Write the batch of one input into a kept buffer. A fresh buffer of megabytes would cost
-        page faults at every run.
+        """Write the batch of one input into a kept buffer.
+
+        A fresh buffer of megabytes would cost page faults at every run.
         """
         port, shape = self.inputs[index], members[0][1][index].shape[1:]
         buffer = self._buffers.get((port.name, shape))
@@ -387,8 +391,9 @@ def _open(path: Path, params: OnnxParams, context: Context) -> Any:
 
 
 def _decrypted(path: Path) -> bytes | None:
-    """Return the content of an `.encrypted` file, or None for a plain one, which ONNX Runtime reads
-    itself.
+    """Return the content of an `.encrypted` file.
+
+    None for a plain one, which ONNX Runtime reads itself.
     """
     if not is_encrypted(path):
         return None

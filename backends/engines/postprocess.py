@@ -39,18 +39,20 @@ class PostProcessing:
         self._node, self._backend_name = node, backend_name
 
     def check(self, shapes: Sequence[Sequence[int | None]]) -> None:
-        """Check the shapes of a model's outputs, as it declares them. Raises ConfigError where they
-        are not N×K scores with K of at least `top_k`.
+        """Check the shapes of a model's outputs, as it declares them.
+
+        Raises ConfigError if they are not N×K scores with K of at least `top_k`.
         """
         if self.active and (len(shapes) != 1 or len(shapes[0]) != 2):
             raise self._wrong("postprocessor", self._needs([len(shape) for shape in shapes]))
         if self.classifies and (count := shapes[0][1]) is not None and count < self.top_k:
-            raise self._wrong("top_k", f"is {self.top_k}, and the model has only {count} scores")
+            raise self._wrong("top_k", f"is {self.top_k}, but the model has only {count} scores")
 
     def apply(self, outputs: list[Any]) -> list[Any]:
-        """Post-process a run's outputs, arrays or tensors. Return [probabilities], N×K in float32,
-        or for a classifier [scores, classes], both N×`top_k` and the best first. Raises
-        BackendError where the outputs are not N×K scores.
+        """Post-process a run's outputs, arrays or tensors.
+
+        Return [probabilities], N×K in float32, or for a classifier [scores, classes], both
+        N×`top_k` and the best first. Raises BackendError if the outputs are not N×K scores.
         """
         if not self.active:
             return outputs
@@ -62,7 +64,7 @@ class PostProcessing:
         scores = outputs[0]
         if self.classifies and scores.shape[1] < self.top_k:
             raise BackendError(
-                f"{self._backend_name}: top_k is {self.top_k}, and the model has only "
+                f"{self._backend_name}: top_k is {self.top_k}, but the model has only "
                 f"{scores.shape[1]} scores"
             )
         if not isinstance(scores, np.ndarray):  # a tensor of torch, which stays on its device
@@ -77,8 +79,9 @@ class PostProcessing:
         return [values.astype(np.float32), classes]
 
     def answer(self, item: Item) -> None:
-        """For a classifier, replace an item's scores and classes by plain Python values. Sets
-        `error` where a score is not finite.
+        """For a classifier, replace an item's scores and classes by plain Python values.
+
+        Sets `error` if a score is not finite.
         """
         if self.classifies:
             scores, classes = (output.tolist() for output in item.pop("result"))
@@ -101,11 +104,10 @@ class PostProcessing:
 
 
 def classified(scores: list[list[float]], classes: list[list[int]], result: str) -> dict[str, Any]:
-    """Return N×K scores and classes, the best first, as an item's plain Python values: `class`,
-    `score`, and `top` where K > 1.
+    """Return N×K scores and classes, the best first, as an item's plain Python values.
 
-    They are lists of N where N > 1. `result` names the key, class or score, whose value is also the
-    item's `result`.
+    They are `class`, `score`, and `top` if K > 1; lists of N if N > 1. `result` names the key,
+    class or score, whose value is also the item's `result`.
     """
     tops = [
         [{"class": index, "score": score} for index, score in zip(*rows, strict=True)]

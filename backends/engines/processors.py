@@ -6,8 +6,9 @@ import os
 
 
 def threads_per_instance(instances: int) -> int:
-    """Return how many threads each instance may use: its share of the processors that this process
-    may run on, and at least one.
+    """Return how many threads each instance may use.
+
+    That is its share of the processors that this process may run on, and at least one.
     """
     if hasattr(os, "sched_getaffinity"):
         processors = len(os.sched_getaffinity(0))

@@ -10,14 +10,16 @@ from ..errors import ConfigError, DeviceError, InvalidInput, Problem
 from ..item import Item
 
 UNBOUNDED_WARM_UP_BATCH = 8
-"""The largest batch to warm up for, where neither the model nor the node has an upper bound."""
+"""The largest batch to warm up for, if neither the model nor the node has an upper bound."""
 
 Port = TypeVar("Port")
 
 
 def shape_key(item: Item) -> Hashable:
-    """Return what all items of one run must share: each input's dtype and its shape after the batch
-    dimension. Inputs without a shape (texts, a dict) give None.
+    """Return the key that all items of one run share.
+
+    It has each input's dtype and its shape after the batch dimension, None for inputs without a
+    shape (texts, a dict).
     """
     data = item.get("data")
     if isinstance(data, list | tuple):
@@ -63,8 +65,9 @@ def refuse_without_elements(
 
 
 def shapes_of_last_profile(text: str | None) -> list[tuple[int, ...]]:
-    """Parse `max` into one shape for each input, those of its last profile. A bare batch size is a
-    shape of one number.
+    """Parse `max` into one shape for each input, those of its last profile.
+
+    A bare batch size is a shape of one number.
     """
     if text is None:
         return []
@@ -75,15 +78,17 @@ def shapes_of_last_profile(text: str | None) -> list[tuple[int, ...]]:
 
 def parse_order(text: str | None) -> list[int] | None:
     """Parse `"1,0"` into [1, 0]. Return None for text that does not hold each index once."""
-    order = [int(part) if part.strip().isdecimal() else -1 for part in (text or "").split(",")]
+    order = [int(index) if index.strip().isdecimal() else -1 for index in (text or "").split(",")]
     return order if sorted(order) == list(range(len(order))) else None
 
 
 def reorder(
     ports: Sequence[Port], order: str | None, key: str, context: Context
 ) -> tuple[Port, ...]:
-    """Return a model's inputs or outputs in the order that a file wants: `"1,0"` puts the second
-    first. `key` is the file's key, for the ConfigError of an order that does not fit.
+    """Return a model's inputs or outputs in the order that a file asks for.
+
+    `"1,0"` puts the second first. `key` is the file's key, for the ConfigError of an order that
+    does not fit.
     """
     if not order:
         return tuple(ports)

@@ -21,8 +21,8 @@ from typing import NoReturn
 
 from ..errors import ConfigError, Problem
 
-MAX_CHARACTERS = 16_384
-MAX_DEPTH = 64
+MAX_EXPRESSION_CHARACTERS = 16_384
+MAX_NESTED_BACKENDS = 64
 """Bounds on what is parsed, in characters and levels. Both are far above what a person writes.
 
 The parser recurses once per level.
@@ -71,8 +71,11 @@ def parse(text: str) -> Expression:
 
     Raises ConfigError with the position, what was found and what was expected.
     """
-    if len(text) > MAX_CHARACTERS:
-        message = f"the expression has {len(text)} characters: at most {MAX_CHARACTERS} are read"
+    if len(text) > MAX_EXPRESSION_CHARACTERS:
+        message = (
+            f"the expression has {len(text)} characters: "
+            f"at most {MAX_EXPRESSION_CHARACTERS} are read"
+        )
         raise ConfigError([Problem(message)])
     if not text.strip():
         message = "the expression is empty: expected a backend's name, as in 'Identity' or 'S[A,B]'"
@@ -113,8 +116,8 @@ class _Parser:
 
         `chained`: it is a direct member of a Sequential. `first`: it is the first member.
         """
-        if depth > MAX_DEPTH:
-            self.fail(f"backends are nested more than {MAX_DEPTH} levels deep")
+        if depth > MAX_NESTED_BACKENDS:
+            self.fail(f"backends are nested more than {MAX_NESTED_BACKENDS} levels deep")
         args: list[str] = []
         kwargs: dict[str, str] = {}
         filter_name = None
@@ -230,10 +233,10 @@ class _Parser:
             )
         return value
 
-    def word(self, pattern: re.Pattern[str], what: str) -> str:
+    def word(self, pattern: re.Pattern[str], wanted: str) -> str:
         match = pattern.match(self.text, self.skip())
         if match is None:
-            self.expected(what)
+            self.expected(wanted)
         self.at = match.end()
         return match[0]
 
@@ -252,10 +255,10 @@ class _Parser:
         """Return the next character that isn't whitespace, or "" at the end."""
         return self.text[self.skip() : self.at + 1]
 
-    def expected(self, what: str) -> NoReturn:
+    def expected(self, wanted: str) -> NoReturn:
         character = self.peek()
         self.fail(
-            f"expected {what}, found "
+            f"expected {wanted}, found "
             f"{repr(character) if character else 'the end of the expression'}"
         )
 

@@ -80,8 +80,7 @@ class Spec:
         return self.cls.shape_key
 
     def create(self, context: Context) -> Backend:
-        """Instantiate and `init` the whole expression on this thread: children first, last to
-        first.
+        """Create and `init` the whole expression on this thread: children first, last to first.
 
         If an `init` raises, everything initialised before it is closed and the exception is
         re-raised.

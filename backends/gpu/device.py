@@ -190,7 +190,7 @@ class DeviceHalf:
         self.clean()
 
     def clean(self) -> None:
-        """Return memory that torch keeps for later to the device."""
+        """Give memory that torch keeps for later back to the device."""
         if self.on_gpu:
             with _capturing:  # a graph under capture uses memory that must stay
                 torch.cuda.empty_cache()
@@ -200,35 +200,37 @@ class DeviceHalf:
     def assemble(
         self,
         index: int,
-        parts: Sequence[torch.Tensor],
+        tensors: Sequence[torch.Tensor],
         rows: int,
         capacity: int,
         dtype: torch.dtype,
     ) -> torch.Tensor:
         """Return the batch of input `index` on the device: rows × shape, valid until the next one.
 
-        It is `parts` (n × shape each, on the host or any device) one after another, then zeros up
+        It is `tensors` (n × shape each, on the host or any device) one after another, then zeros up
         to `rows`. It takes one copy to the device.
         """
-        buffer = self._buffer(index, tuple(parts[0].shape[1:]), dtype, rows, capacity)
+        buffer = self._buffer(index, tuple(tensors[0].shape[1:]), dtype, rows, capacity)
         start = 0
-        if self.stream is not None and any(part.is_cuda for part in parts):
+        if self.stream is not None and any(tensor.is_cuda for tensor in tensors):
             # Tensors on a device are complete: order.py has waited for them.
             with self.span("copy", rows=rows):
-                if all(part.device == self.device and part.dtype == dtype for part in parts):
-                    start = sum(map(len, parts))
-                    torch.cat(list(parts), out=buffer.device[:start])
+                if all(
+                    tensor.device == self.device and tensor.dtype == dtype for tensor in tensors
+                ):
+                    start = sum(map(len, tensors))
+                    torch.cat(list(tensors), out=buffer.device[:start])
                 else:
-                    for part in parts:
-                        buffer.device[start : start + len(part)].copy_(part, non_blocking=True)
-                        start += len(part)
+                    for tensor in tensors:
+                        buffer.device[start : start + len(tensor)].copy_(tensor, non_blocking=True)
+                        start += len(tensor)
                 if start < rows:
                     buffer.device[start:rows].zero_()
             return buffer.device[:rows]
         with timeline.span("assembly", rows=rows):
-            start = sum(map(len, parts))
+            start = sum(map(len, tensors))
             # One call for all: next to other threads, each call is a wait for the GIL.
-            torch.cat(list(parts), out=buffer.host[:start])
+            torch.cat(list(tensors), out=buffer.host[:start])
             if start < rows:
                 buffer.host[start:rows].zero_()
         if self.stream is not None:
@@ -241,7 +243,8 @@ class DeviceHalf:
     ) -> Buffer:
         """Return the buffer of an input.
 
-        A batch above `capacity` gets a larger one besides: graphs hold the addresses of the other.
+        A batch above `capacity` gets a larger buffer of its own: graphs hold the addresses of the
+        other.
         """
         size = capacity if rows <= capacity else 1 << (rows - 1).bit_length()
         key = index, shape, dtype, size
@@ -283,9 +286,9 @@ class DeviceHalf:
                 self._spans.place()
 
     def span(self, name: str, **arguments: int) -> AbstractContextManager[None]:
-        """Record on a timeline how long the device works on what it is given until the block ends.
+        """Record on the timeline how long the device takes for the work that the block gives it.
 
-        That is its stream, or on the CPU this thread.
+        On a GPU that is the work of the stream, on the CPU that of this thread.
         """
         return (timeline if self._spans is None else self._spans).span(name, **arguments)
 

@@ -17,12 +17,12 @@ from ..item import Item
 PLAIN_TYPES = frozenset({int, float, bool, str, bytes, type(None)})
 """Types that lists may hold by the thousands and that contain no tensor."""
 
-MAX_DEPTH = 8
+MAX_SEARCHED_LEVELS = 8
 """The levels of lists and dicts that are searched for tensors."""
 
 
 def keep_order(backend: Backend, device: str) -> None:
-    """Wrap `forward` of a backend so that its work on the GPU keeps its order with that of others.
+    """Wrap `forward` of a backend so that its GPU work is in order with that of other threads.
 
     It begins after the work that the default streams have now: a caller may have produced an item's
     tensors there without waiting. It returns once the device has finished the tensors that it
@@ -91,7 +91,7 @@ def _wait_for_writers(torch: Any, batch: list[Item]) -> list[Any]:
     return tensors
 
 
-def tensors_in(torch: Any, value: Any, depth: int = MAX_DEPTH) -> Iterator[Any]:
+def tensors_in(torch: Any, value: Any, depth: int = MAX_SEARCHED_LEVELS) -> Iterator[Any]:
     """Yield the tensors in a value: itself, or those in its lists, tuples and dicts."""
     if isinstance(value, torch.Tensor):
         yield value

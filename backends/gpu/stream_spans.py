@@ -29,9 +29,9 @@ class StreamSpans:
         self._pieces: list[tuple[str, dict[str, int], Any, Any]] = []
 
     def span(self, name: str, **arguments: int) -> AbstractContextManager[None]:
-        """Record how long the stream takes for the work that it is given until the block ends.
+        """Record how long the stream takes for the work that the block gives it.
 
-        Without a recording it gets no event.
+        Without a recording no event is added to the stream.
         """
         return (
             timeline.NOTHING
@@ -50,10 +50,8 @@ class StreamSpans:
     def place(self) -> None:
         """Put the recorded work on the host's clock, once the stream has finished.
 
-        The last piece ends now.
-
-        That is late by the time that the thread took to wake up, some tens of microseconds.
-        Distances between pieces are the device's own.
+        The last piece ends now. That is late by the time that the thread took to wake up, some tens
+        of microseconds. Distances between pieces are the device's own.
         """
         if not self._pieces:
             return

@@ -26,7 +26,7 @@ CONVERSIONS = {
 
 
 class CvtColorMatParams(Params):
-    color: Color = Field(description="The channel order to convert to.")
+    color: Color = Field(description="the channel order to convert to")
 
 
 class CvtColorMat(ImageBackend):
@@ -62,11 +62,11 @@ class CvtColorMat(ImageBackend):
 
 
 class Mat2TensorParams(Params):
-    data_format: Literal["nchw", "nhwc"] = Field("nchw", description="Order of the tensor's axes.")
+    data_format: Literal["nchw", "nhwc"] = Field("nchw", description="order of the tensor's axes")
     device: str | int = Field(
         "cpu",
-        description="Accepted from torchpipe's files, without effect: the result is NumPy, and the "
-        "engine moves it.",
+        description="accepted from torchpipe's files, without effect: the result is NumPy, and the "
+        "engine moves it",
     )
 
 
@@ -101,7 +101,7 @@ class Mat2Tensor(Backend):
 
 class Tensor2MatParams(Params):
     data_format: Literal["nchw", "nhwc"] = Field(
-        "nchw", description="Order of the axes of a four-dimensional tensor."
+        "nchw", description="order of the axes of a four-dimensional tensor"
     )
 
 
@@ -132,7 +132,7 @@ class Tensor2Mat(Backend):
         if isinstance(tensor, np.ndarray) and tensor.ndim == 4:
             if tensor.shape[0] != 1:
                 raise InvalidInput(
-                    "Tensor2Mat: expected a tensor with one image (a first dimension of 1), got "
+                    "Tensor2Mat: expected a tensor with one image (a first dimension of 1), found "
                     f"shape {tensor.shape}"
                 )
             tensor = tensor[0] if self.data_format == "nhwc" else tensor[0].transpose(1, 2, 0)
@@ -153,8 +153,8 @@ class FloatMat(ImageBackend):
 
 class SaveMatParams(Params):
     save_dir: str = Field(
-        description="Directory for the files; must exist. Relative to the pipeline's file, else to "
-        "the working directory."
+        description="directory for the files; must exist; relative to the pipeline's file, else to "
+        "the working directory"
     )
 
 
@@ -178,7 +178,7 @@ class SaveMat(ImageBackend):
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
         if image.shape[2] not in (1, 3, 4):
             raise InvalidInput(
-                f"SaveMat: expected an image of 1, 3 or 4 channels, got shape {image.shape}"
+                f"SaveMat: expected an image of 1, 3 or 4 channels, found shape {image.shape}"
             )
         is_rgb = item.get("color") == "rgb" and image.shape[2] == 3
         extension = ".tiff" if image.dtype == np.float32 else ".png"
@@ -200,6 +200,6 @@ def _numpy(data: Any) -> Any:
         return data.detach().cpu().numpy()
     except (AttributeError, RuntimeError, TypeError) as error:  # bfloat16, sparse, or not a tensor
         raise InvalidInput(
-            "Tensor2Mat: expected a dense tensor of dtype uint8, uint16 or float32, got "
+            "Tensor2Mat: expected a dense tensor of dtype uint8, uint16 or float32, found "
             f"{data!r:.100}: {error}"
         ) from error

@@ -39,18 +39,18 @@ class CropMat(ImageBackend):
 
 
 class CropResizeMatParams(Params):
-    resize_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
-    resize_w: int = Field(ge=1, le=MAX_SIDE, description="Width of the result in pixels.")
+    resize_h: int = Field(ge=1, le=MAX_SIDE, description="height of the result in pixels")
+    resize_w: int = Field(ge=1, le=MAX_SIDE, description="width of the result in pixels")
     enlarge_ratio: float = Field(
         0.0,
         ge=0,
         le=100,
-        description="The box grows on each side by this fraction of its size, within the image.",
+        description="the box grows on each side by this fraction of its size, within the image",
     )
     relative: bool = Field(
         False,
-        description="Whether `_box` is in fractions of the image's size, as in torchpipe; false: "
-        "in pixels.",
+        description="true: `_box` is in fractions of the image's size, as in torchpipe; false: "
+        "in pixels",
     )
 
 
@@ -85,9 +85,7 @@ class CropResizeMat(ImageBackend):
 
 
 class PerspectiveTransformMatParams(Params):
-    max_pixels: int = Field(
-        100_000_000, ge=1, description="The most pixels that a result may have."
-    )
+    max_pixels: int = Field(100_000_000, ge=1, description="the most pixels that a result may have")
 
 
 class PerspectiveTransformMat(ImageBackend):

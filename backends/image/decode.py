@@ -57,8 +57,8 @@ class DecodeMatParams(Params):
     max_pixels: int = Field(
         100_000_000,
         ge=1,
-        description="The most pixels that the header of an image may declare. An image with more "
-        "is refused undecoded.",
+        description="the most pixels that the header of an image may declare; an image with more "
+        "is refused undecoded",
     )
 
 
@@ -114,8 +114,8 @@ def file_bytes(data: Any, backend: str) -> bytes:
         else type(data).__name__
     )
     raise TypeError(
-        f"{backend}: data must be bytes, bytearray, memoryview or a one-dimensional uint8 array, "
-        f"not {description}"
+        f"{backend}: expected bytes, bytearray, memoryview or a one-dimensional uint8 array, "
+        f"found {description}"
     )
 
 
@@ -255,9 +255,8 @@ def _open_with_pillow(encoded: bytes) -> ImageFile.ImageFile:
         factory, accept = Image.OPEN[name]
         try:
             accepted = accept is None or accept(prefix)
-            if not accepted or isinstance(
-                accepted, str
-            ):  # a string is the reason why it can't be read
+            # A string is the reason why the file can't be read.
+            if not accepted or isinstance(accepted, str):
                 continue
             return factory(io.BytesIO(encoded), "")
         except NOT_THIS_FORMAT:
@@ -270,9 +269,8 @@ def _open_with_pillow(encoded: bytes) -> ImageFile.ImageFile:
 def _decode_with_pillow(image: ImageFile.ImageFile) -> NDArray[np.uint8]:
     if image.mode in MODES_WITHOUT_RANGE:
         raise InvalidInput(
-            f"{image.format} pixels of mode {image.mode} have no defined range: convert the "
-            "image to 8 "
-            "or 16 bits per channel"
+            f"{image.format} pixels of mode {image.mode} have no defined range: convert the image "
+            "to 8 or 16 bits per channel"
         )
     upright: Image.Image = ImageOps.exif_transpose(image)
     if upright.mode in WIDE_GREY_MODES:  # Pillow's convert would clip, not scale

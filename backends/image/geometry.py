@@ -55,7 +55,7 @@ class InverseTransform:
     bounds: tuple[int, int] | None = None
     """The original's (width, height). Points of the padding are moved to its edge.
 
-    None: they map outside of it.
+    None: they map to points outside of the original.
     """
 
     def __call__(self, x: float, y: float) -> tuple[float, float]:

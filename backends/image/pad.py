@@ -20,8 +20,7 @@ PadValue = Annotated[
     tuple[FiniteFloat, ...], BeforeValidator(as_numbers), Field(min_length=1, max_length=4)
 ]
 PAD_VALUE = (
-    "Value of the padding: one number, or one per channel. Rounded and clipped to the image's "
-    "dtype."
+    "value of the padding: one number, or one per channel; rounded and clipped to the image's dtype"
 )
 
 
@@ -45,8 +44,7 @@ class Padded(ImageBackend):
         if len(self.pad_value) not in (1, channels):
             raise InvalidInput(
                 f"{type(self).__name__}: pad_value has {len(self.pad_value)} numbers, but the "
-                "image "
-                f"has {channels} channel(s): expected one number, or one per channel"
+                f"image has {channels} channel(s): expected one number, or one per channel"
             )
         value = np.array(self.pad_value)
         if image.dtype.kind == "u":
@@ -65,8 +63,8 @@ class Padded(ImageBackend):
 
 
 class ResizePadMatParams(Params):
-    max_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
-    max_w: int = Field(ge=1, le=MAX_SIDE, description="Width of the result in pixels.")
+    max_h: int = Field(ge=1, le=MAX_SIDE, description="height of the result in pixels")
+    max_w: int = Field(ge=1, le=MAX_SIDE, description="width of the result in pixels")
     pad_value: PadValue = Field((0.0,), description=PAD_VALUE)
 
 
@@ -110,12 +108,12 @@ class ResizeCenterPadMat(ResizePadMat):
 
 
 class LetterBoxMatParams(Params):
-    resize_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
-    resize_w: int = Field(ge=1, le=MAX_SIDE, description="Width of the result in pixels.")
+    resize_h: int = Field(ge=1, le=MAX_SIDE, description="height of the result in pixels")
+    resize_w: int = Field(ge=1, le=MAX_SIDE, description="width of the result in pixels")
     pad_value: PadValue = Field(
         (0.0,),
         alias="pad_val",
-        description=f"{PAD_VALUE} Also accepted as pad_value. YOLO's is 114.",
+        description=f"{PAD_VALUE}; also accepted as pad_value; YOLO's is 114",
     )
 
 
@@ -153,8 +151,8 @@ class TopLeftResizeMat(LetterBoxMat):
 
 
 class FixHResizePadMatParams(Params):
-    resize_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
-    max_w: int = Field(ge=1, le=MAX_SIDE, description="Width of the result in pixels.")
+    resize_h: int = Field(ge=1, le=MAX_SIDE, description="height of the result in pixels")
+    max_w: int = Field(ge=1, le=MAX_SIDE, description="width of the result in pixels")
     pad_value: PadValue = Field((0.0,), description=PAD_VALUE)
 
 

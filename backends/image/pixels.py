@@ -22,7 +22,6 @@ MAX_CHANNELS = 128
 MAX_SIDE = 32767
 """Longest side of an image, in pixels, that a parameter or a request can ask for."""
 
-
 Color = Literal["rgb", "bgr", "gray"]
 """Channel orders of images. OpenCV's own is bgr."""
 
@@ -57,17 +56,17 @@ def image_of(data: Any, backend: str) -> NDArray[Any]:
     """
     if not isinstance(data, np.ndarray):
         raise InvalidInput(
-            f"{backend}: data must be an image as a NumPy array of shape HxWxC, not "
+            f"{backend}: expected an image as a NumPy array of shape HxWxC, found "
             f"{type(data).__name__}"
         )
     if data.dtype.name not in PIXEL_TYPES or data.ndim not in (2, 3) or 0 in data.shape:
         raise InvalidInput(
             f"{backend}: expected an image of shape HxWxC and dtype uint8, uint16 or float32, "
-            f"got shape {data.shape}, dtype {data.dtype}"
+            f"found shape {data.shape}, dtype {data.dtype}"
         )
     if data.ndim == 3 and data.shape[2] > MAX_CHANNELS:
         raise InvalidInput(
-            f"{backend}: expected an image of at most {MAX_CHANNELS} channels, got shape "
+            f"{backend}: expected an image of at most {MAX_CHANNELS} channels, found shape "
             f"{data.shape}"
         )
     if not data.dtype.isnative:  # OpenCV reads the byte order of the machine only

@@ -17,8 +17,8 @@ from .pixels import MAX_SIDE, ImageBackend, resized, side
 
 
 class ResizeMatParams(Params):
-    resize_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
-    resize_w: int = Field(ge=1, le=MAX_SIDE, description="Width of the result in pixels.")
+    resize_h: int = Field(ge=1, le=MAX_SIDE, description="height of the result in pixels")
+    resize_w: int = Field(ge=1, le=MAX_SIDE, description="width of the result in pixels")
 
 
 class ResizeMat(ImageBackend):
@@ -43,7 +43,7 @@ class DynamicResizeMatParams(Params):
     max_pixels: int = Field(
         100_000_000,
         ge=1,
-        description="The most pixels (height times width) that a request may ask for.",
+        description="the most pixels (height times width) that a request may ask for",
     )
 
 
@@ -76,8 +76,8 @@ class DynamicResizeMat(ImageBackend):
 
 
 class FixRatioResizeMatParams(Params):
-    max_h: int = Field(ge=1, le=MAX_SIDE, description="Greatest height of the result in pixels.")
-    max_w: int = Field(ge=1, le=MAX_SIDE, description="Greatest width of the result in pixels.")
+    max_h: int = Field(ge=1, le=MAX_SIDE, description="greatest height of the result in pixels")
+    max_w: int = Field(ge=1, le=MAX_SIDE, description="greatest width of the result in pixels")
 
 
 class FixRatioResizeMat(ImageBackend):
@@ -104,13 +104,13 @@ class FixRatioResizeMat(ImageBackend):
 
 
 class AlignMatParams(Params):
-    resize_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
-    max_w: int = Field(ge=1, le=MAX_SIDE, description="Greatest width of the result in pixels.")
+    resize_h: int = Field(ge=1, le=MAX_SIDE, description="height of the result in pixels")
+    max_w: int = Field(ge=1, le=MAX_SIDE, description="greatest width of the result in pixels")
     align: int = Field(
         32,
         ge=1,
         le=MAX_SIDE,
-        description="The width is rounded up to a multiple of this, unless that exceeds max_w.",
+        description="the width is rounded up to a multiple of this, unless that exceeds max_w",
     )
 
 
@@ -145,10 +145,10 @@ class AlignMat(ImageBackend):
 
 
 class PillowResizeMatParams(Params):
-    resize_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
-    resize_w: int = Field(ge=1, le=MAX_SIDE, description="Width of the result in pixels.")
+    resize_h: int = Field(ge=1, le=MAX_SIDE, description="height of the result in pixels")
+    resize_w: int = Field(ge=1, le=MAX_SIDE, description="width of the result in pixels")
     resample: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = Field(
-        "bilinear", description="Pillow's filter. All except nearest antialias when they shrink."
+        "bilinear", description="Pillow's filter; all except nearest antialias when they shrink"
     )
 
 
@@ -183,7 +183,7 @@ class PillowResizeMat(ImageBackend):
             )
         else:
             raise InvalidInput(
-                "PillowResizeMat: expected uint8 with 1 to 4 channels, or float32, got shape "
+                "PillowResizeMat: expected uint8 with 1 to 4 channels, or float32, found shape "
                 f"{image.shape}, dtype {image.dtype}"
             )
         return result

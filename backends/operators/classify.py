@@ -18,14 +18,12 @@ from ..scores import best_classes, softmax
 class SoftmaxArgMaxParams(Params):
     labels: str | None = Field(
         None,
-        description="File with one label per line, in the order of the classes. Relative to the "
-        "pipeline's file, else to the working directory.",
+        description="file with one label per line, in the order of the classes; relative to the "
+        "pipeline's file, else to the working directory",
     )
-    top_k: int = Field(
-        1, ge=1, description="How many of the best classes `top` lists; 1: no `top`."
-    )
+    top_k: int = Field(1, ge=1, description="how many of the best classes `top` lists; 1: no `top`")
     softmax: bool = Field(
-        True, description="Whether `data` are logits; false: they are probabilities already."
+        True, description="true: `data` are logits; false: they are probabilities already"
     )
 
 
@@ -89,9 +87,8 @@ class SoftmaxArgMaxTensor(Backend):
         finite: list[bool] = np.isfinite(scores).all(axis=1).tolist()  # type: ignore[assignment]
         if not all(finite):
             error = InvalidInput(
-                "SoftmaxArgMaxTensor: the scores are not finite (NaN or infinite), so no class "
-                "is the "
-                "best"
+                "SoftmaxArgMaxTensor: the scores are not finite (NaN or infinite), so there is no "
+                "best class"
             )
             if alone:
                 raise error
@@ -129,7 +126,7 @@ class SoftmaxArgMaxTensor(Backend):
         """Return the row of scores in `data`."""
         if not hasattr(data, "__array__"):
             raise InvalidInput(
-                "SoftmaxArgMaxTensor: expected an array of shape 1xK or K, got "
+                "SoftmaxArgMaxTensor: expected an array of shape 1xK or K, found "
                 f"{type(data).__name__}"
             )
         array = np.asarray(on_host(data))
@@ -139,7 +136,7 @@ class SoftmaxArgMaxTensor(Backend):
             or array.shape not in ((1, array.size), (array.size,))
         ):
             raise InvalidInput(
-                f"SoftmaxArgMaxTensor: expected numbers of shape 1xK or K, got {array.dtype} of "
+                f"SoftmaxArgMaxTensor: expected numbers of shape 1xK or K, found {array.dtype} of "
                 f"shape {array.shape}"
             )
         if self.labels is not None and len(self.labels) != array.size:

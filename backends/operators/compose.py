@@ -55,7 +55,7 @@ def chain_range(members: Iterable[BatchRange]) -> BatchRange:
 def blame(error: Exception, member: str) -> None:
     """Note on the error which member raised it, for the message that the caller gets.
 
-    The innermost member is kept.
+    A member that is noted already stays: it is the innermost.
     """
     if not hasattr(error, "penstock_backend"):
         with suppress(Exception):  # an exception class may refuse attributes
@@ -180,10 +180,10 @@ class Gate:
     def _ask(self, item: Item) -> Status:
         status = self._filter(item)
         if status is Status.ERROR:
-            raise BackendError(f"the filter {self._name} before {self._member} answered Error")
+            raise BackendError(f"the filter {self._name} before {self._member} returned Error")
         if not isinstance(status, Status):
             raise BackendError(
-                f"the filter {self._name} before {self._member} answered {repr_of(status)}: "
+                f"the filter {self._name} before {self._member} returned {repr_of(status)}: "
                 "expected a penstock.Status"
             )
         return status
@@ -200,7 +200,7 @@ class WrapperParams(Params):
 class SyncTensor(Backend):
     """Runs its one child.
 
-    Without one, `result` is `data`, as the last member of a Sequential needs.
+    Without a child `result` is `data`, as the last member of a Sequential needs.
 
     torchpipe needs it to create and synchronise a stream. Here the executor does that for every
     backend.

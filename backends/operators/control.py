@@ -1,7 +1,7 @@
 """Backends that run others in pieces or depending on the item, and Sleep.
 
-They ask of a child what an executor asks: a batch of at most its `max`. A child may be given fewer
-items than its `min`.
+They give a child what an executor would: a batch of at most its `max`. A child may get fewer items
+than its `min`.
 """
 
 from __future__ import annotations
@@ -162,11 +162,11 @@ class Branch(Backend):
         raise NotImplementedError
 
     def forward(self, batch: list[Item]) -> None:
-        parts: tuple[list[Item], list[Item]] = ([], [])
+        groups: tuple[list[Item], list[Item]] = ([], [])
         for item in batch:
-            parts[not self.goes_first(item)].append(item)
-        for child, part in zip(self._branches, parts, strict=True):
-            run_child(child, part)
+            groups[not self.goes_first(item)].append(item)
+        for child, group in zip(self._branches, groups, strict=True):
+            run_child(child, group)
 
 
 class KeyParams(Params):

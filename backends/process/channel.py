@@ -1,11 +1,9 @@
 """Messages between a process executor and its child: pickled, in memfd files.
 
-A socket announces each message.
-
-Each side writes a message at the start of its own memfd, then sends its position and size through
-the socket: the bell. Neither writes again before the other has answered. So no message is ever read
-half-written, the socket never carries more than the bell, and the memory is used again and grows to
-the largest message.
+A socket, the bell, announces them. Each side writes a message at the start of its own memfd, then
+sends its position and size through the bell. Neither writes again before the other has answered. So
+no message is ever read half-written, the bell never carries more than a position and a size, and
+the memory is used again and grows to the largest message.
 
 Arrays and large bytes take one copy in and one copy out, and belong to the receiver. `pwritev` and
 `preadv` copy them: they are as fast as a copy into a mapping (30 MB: 4 ms in, 6 ms out, measured)

@@ -1,5 +1,6 @@
-"""TensorrtTensor, the backend that files name. It is declared without torch and TensorRT; `init`
-imports the engine, which needs both.
+"""TensorrtTensor, the backend that files name.
+
+It is declared without torch and TensorRT; `init` imports the engine, which needs both.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from .progress import BuiltEngine, Progress
 
 
 class TensorrtTensor(TorchBackend):
-    """Runs a model with TensorRT on an NVIDIA GPU: an .onnx file, of which an engine is built at
-    the first load and kept, or a file that is an engine already (.trt, .plan, .engine).
+    """Runs a model with TensorRT on an NVIDIA GPU.
+
+    The model is an .onnx file, of which an engine is built at the first load and kept, or a file
+    that is an engine already (.trt, .plan, .engine).
 
     `data`: a tensor or array with the batch dimension first, N×..., where N is the item's
     `request_size`, 1 by default; or a list of them in the order of the model's inputs. `result`:
@@ -37,8 +40,9 @@ class TensorrtTensor(TorchBackend):
     def build_ahead(
         cls, params: TensorrtParams, context: Context, progress: Progress
     ) -> BuiltEngine:
-        """Build and keep the engine that `init` would load, without a GPU where the library can do
-        that. Raises BackendError, ConfigError, and BuildCancelledError after `progress.cancel`.
+        """Build and keep the engine that `init` would load, if possible without a GPU.
+
+        Raises BackendError, ConfigError, and BuildCancelledError after `progress.cancel`.
         """
         try:
             from .engine import build_ahead

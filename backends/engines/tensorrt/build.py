@@ -1,5 +1,6 @@
-"""Build a plan from a recipe: the network, the builder's configuration, and the build itself, which
-takes seconds to minutes.
+"""Build a plan from a recipe: the network, the builder's configuration, and the build itself.
+
+The build takes seconds to minutes.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from .recipe import Recipe
 
 
 class Prepared(NamedTuple):
-    """All that TensorRT builds from. It keeps only the addresses of these objects, so they must
-    outlive the build.
+    """All that TensorRT builds from.
+
+    It keeps only the addresses of these objects, so they must outlive the build.
     """
 
     builder: Any
@@ -32,8 +34,10 @@ class Prepared(NamedTuple):
 def build(
     recipe: Recipe, library: Library, progress: Progress, timing_cache: Path | None = None
 ) -> bytes:
-    """Build and return the plan, an engine in TensorRT's own format. Raises BackendError and
-    ConfigError, which name the node, the file and the tensor, and BuildCancelledError.
+    """Build and return the plan, an engine in TensorRT's own format.
+
+    Raises BackendError and ConfigError, which name the node, the file and the tensor, and
+    BuildCancelledError.
     """
     cancelled = BuildCancelledError(f"{recipe}: the build of {recipe.model} was cancelled")
     with library.listening(recipe.params.log_level) as reported:
@@ -74,8 +78,9 @@ def build(
 
 
 def prepare(recipe: Recipe, library: Library, progress: Progress, reported: list[str]) -> Prepared:
-    """Make the network and the configuration. `reported` collects TensorRT's errors. Raises
-    BackendError and ConfigError.
+    """Make the network and the configuration.
+
+    `reported` collects TensorRT's errors. Raises BackendError and ConfigError.
     """
     trt, params = library.trt, recipe.params
     builder = trt.Builder(library.logger)
@@ -107,8 +112,10 @@ def prepare(recipe: Recipe, library: Library, progress: Progress, reported: list
 
 
 def _set_hardware(recipe: Recipe, library: Library, config: Any) -> None:
-    """Apply `hardware_compatibility`: one of TensorRT's levels, or the compute capabilities that
-    TensorRT-RTX builds for. Raises ConfigError.
+    """Apply `hardware_compatibility`.
+
+    It is one of TensorRT's levels, or the compute capabilities that TensorRT-RTX builds for. Raises
+    ConfigError for anything else.
     """
     trt = library.trt
     wanted = (
@@ -150,9 +157,10 @@ def _set_hardware(recipe: Recipe, library: Library, config: Any) -> None:
 
 
 def read_timings(config: Any, path: Path) -> Any:
-    """Give the builder the timings of earlier builds. Return the `ITimingCache`, which must outlive
-    the build, or None where TensorRT takes none. A file that can't be used is ignored, and
-    overwritten after the build.
+    """Give the builder the timings of earlier builds.
+
+    Return the `ITimingCache`, which must outlive the build, or None if TensorRT takes none. A file
+    that can't be used is ignored, and overwritten after the build.
     """
     known = b""
     try:

@@ -1,9 +1,8 @@
-"""Kept engines: one file each, whose header says what the engine was made from, so that it is never
-used for anything else.
+"""Kept engines: one file each, whose header says what the engine was made from.
 
-A file holds `ENGINE_MAGIC`, the header's length (4 bytes, big-endian), the header (JSON with `key`,
-and the `size` in bytes and `sha256` of the plan), and the plan. Reading a file parses JSON and
-bytes, and never runs code from it.
+So an engine is never used for anything else. A file holds `ENGINE_MAGIC`, the header's length (4
+bytes, big-endian), the header (JSON with `key`, and the `size` in bytes and `sha256` of the plan),
+and the plan. Reading a file parses JSON and bytes, and never runs code from it.
 """
 
 from __future__ import annotations
@@ -42,17 +41,20 @@ class Kept(NamedTuple):
 
 
 def default_directory() -> Path:
-    """Return where engines are kept by default: `$XDG_CACHE_HOME/penstock/engines`, or
-    `~/.cache/penstock/engines`.
+    """Return the folder in which engines are kept by default.
+
+    It is `$XDG_CACHE_HOME/penstock/engines`, or `~/.cache/penstock/engines`.
     """
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "penstock" / "engines"
 
 
 def place_of(given: Path | None, model: Path, key: Mapping[str, Any]) -> Path:
-    """Return the path of an engine's file. `given` is `model::cache`: a file, or a folder, in which
-    the file is named after the model and a hash of `key`; None stands for the default folder.
-    Raises BackendError where it is the model itself.
+    """Return the path of an engine's file.
+
+    `given` is `model::cache`: a file, or a folder, in which the file is named after the model and a
+    hash of `key`; None stands for the default folder. Raises BackendError if it is the model
+    itself.
     """
     if given is not None and not given.is_dir() and given.suffix:
         if given.resolve() == model.resolve():
@@ -73,14 +75,14 @@ def load_or_build(
     *,
     ahead: bool = False,
 ) -> Kept:
-    """Return the engine of `key`: the one kept at `path`, or one that `build` makes and that is
-    then kept there.
+    """Return the engine of `key`: the one kept at `path`, or one that `build` makes.
 
-    When several processes or threads want one engine, one builds it, and the others wait for it or
-    until `progress` is cancelled. A kept engine that can't be used is rebuilt and the reason
-    logged. Where the folder can't be written, the engine is built and not kept, and the reason
-    logged; with `ahead`, whose only purpose is to keep it, BackendError is raised instead. A wrong
-    key for an `.encrypted` file raises WrongKeyError, because a rebuild would hide the mistake.
+    A new engine is then kept there. When several processes or threads want one engine, one builds
+    it, and the others wait for it or until `progress` is cancelled. A kept engine that can't be
+    used is rebuilt and the reason logged. If the folder can't be written, the engine is built and
+    not kept, and the reason logged; with `ahead`, whose only purpose is to keep it, BackendError is
+    raised instead. A wrong key for an `.encrypted` file raises WrongKeyError, because a rebuild
+    would hide the mistake.
     """
     if is_encrypted(path):
         find_key()
@@ -117,15 +119,16 @@ def load_or_build(
         except OSError as error:
             if ahead:
                 raise BackendError(
-                    f"{prefix}: the engine was built, and can't be kept at {path}: {error.strerror}"
+                    f"{prefix}: the engine was built, but can't be kept at {path}: {error.strerror}"
                 ) from error
             log.warning("%s: the engine can't be kept at %s: %s", prefix, path, error.strerror)
         return Kept(plan, built=True)
 
 
 def write(path: Path, key: Mapping[str, Any], plan: bytes) -> None:
-    """Keep a plan, encrypted if the path is `.encrypted`. Raises OSError, and BackendError without
-    an encryption key.
+    """Keep a plan, encrypted if the path is `.encrypted`.
+
+    Raises OSError, and BackendError without an encryption key.
     """
     header = json.dumps(
         {"key": key, "size": len(plan), "sha256": hashlib.sha256(plan).hexdigest()}
@@ -135,23 +138,27 @@ def write(path: Path, key: Mapping[str, Any], plan: bytes) -> None:
 
 
 def read(path: Path, key: Mapping[str, Any]) -> bytes:
-    """Return the plan kept at `path`. Raises FileNotFoundError, UnusableError with the reason where
-    it is damaged or has another key, and WrongKeyError.
+    """Return the plan kept at `path`.
+
+    Raises FileNotFoundError, UnusableError with the reason if the file is damaged or has another
+    key, and WrongKeyError.
     """
     header, plan = open_engine(path)
     kept_key = header["key"]
     for name, wanted in key.items():
         if kept_key.get(name) != wanted:
             raise UnusableError(
-                f"it was built for {name} = {_shown(kept_key.get(name))}, and {_shown(wanted)} is "
+                f"it was built for {name} = {_shown(kept_key.get(name))}, but {_shown(wanted)} is "
                 "wanted"
             )
     return plan
 
 
 def open_engine(path: Path) -> tuple[dict[str, Any], bytes]:
-    """Read a kept engine. Return its header and its plan. Raises FileNotFoundError, UnusableError
-    with the reason, and WrongKeyError.
+    """Read a kept engine.
+
+    Return its header and its plan. Raises FileNotFoundError, UnusableError with the reason, and
+    WrongKeyError.
     """
     try:
         data = path.read_bytes()
@@ -170,8 +177,9 @@ def open_engine(path: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def split(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """Split a file's content into header and plan. Raises UnusableError where it is not a kept
-    engine, or damaged.
+    """Split a file's content into header and plan.
+
+    Raises UnusableError if it is not a kept engine, or damaged.
     """
     if not data.startswith(ENGINE_MAGIC):
         raise UnusableError("it is not an engine that Penstock wrote: its first bytes are others")
@@ -208,8 +216,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _make_directory(path: Path) -> None:
-    """Make a folder and its missing parents, for their owner only. `mkdir(parents=True)` would give
-    its mode only to the last folder.
+    """Make a folder and its missing parents, for their owner only.
+
+    `mkdir(parents=True)` would give its mode only to the last folder.
     """
     if path.is_dir():
         return
@@ -219,8 +228,9 @@ def _make_directory(path: Path) -> None:
 
 @contextmanager
 def _locked(path: Path, prefix: str, progress: Progress) -> Iterator[None]:
-    """Hold the lock of an engine's file, which one thread of one process can hold at a time. Raises
-    BuildCancelledError where `progress` is cancelled during the wait.
+    """Hold the lock of an engine's file, which one thread of one process can hold at a time.
+
+    Raises BuildCancelledError if `progress` is cancelled during the wait.
 
     The lock's own file names the process that holds it, for the messages of those that wait. It is
     never removed, since otherwise two could hold the lock at once.

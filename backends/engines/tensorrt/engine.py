@@ -35,8 +35,10 @@ class TensorrtEngine(TorchEngine):
     model: Execution
 
     def load(self, params: TensorrtParams, context: Context, device: torch.device) -> Execution:
-        """Load the engine, building it if need be. Instances of one recipe on one device share it,
-        and each has execution contexts of its own. Raises BackendError and ConfigError.
+        """Load the engine, building it if need be.
+
+        Instances of one recipe on one device share it, and each has execution contexts of its own.
+        Raises BackendError and ConfigError.
         """
         library, recipe = recipe_of(params, context, device)
 
@@ -98,7 +100,7 @@ class TensorrtEngine(TorchEngine):
         if len(member.inputs) != len(self._inputs):
             names = ", ".join(port.name for port in self._inputs)
             raise InvalidInput(
-                f"TensorrtTensor: the model has {len(self._inputs)} inputs ({names}), and data "
+                f"TensorrtTensor: the model has {len(self._inputs)} inputs ({names}), but data "
                 f"holds {len(member.inputs)}"
             )
         for position, tensor in enumerate(member.inputs):
@@ -113,14 +115,19 @@ class TensorrtEngine(TorchEngine):
         ):
             allowed = " or ".join(dict.fromkeys(map(str, ranges)))
             given = f"{dtype_text(tensor.dtype)} of shape {shape_text(tensor.shape)}"
-            raise InvalidInput(f"{self.label(position)}: expected {port} ({allowed}), got {given}")
+            raise InvalidInput(
+                f"{self.label(position)}: expected {port} ({allowed}), found {given}"
+            )
 
     def label(self, position: int) -> str:
         name = self._inputs[position].name if position < len(self._inputs) else position
         return f"{self.backend_name}: input {name}"
 
     def travels_as(self, index: int, tensor: torch.Tensor) -> torch.dtype:
-        """Images that the network normalises go to the device as uint8, a quarter of the bytes."""
+        """Return the dtype in which an input goes to the device.
+
+        Images that the network normalises go as uint8, a quarter of the bytes.
+        """
         port = self._inputs[index]
         return (
             tensor.dtype
@@ -135,8 +142,9 @@ class TensorrtEngine(TorchEngine):
         ) and port.name == self.model.inputs[0].name
 
     def _run_group(self, members: list[Member]) -> None:
-        """Run the members in as many runs as needed: profiles for larger images may take fewer
-        items at once.
+        """Run the members in as many runs as needed.
+
+        Profiles for larger images may take fewer items at once.
         """
         inputs: list[Any] = members[0].inputs
         largest = self.model.largest(
@@ -168,8 +176,9 @@ class TensorrtEngine(TorchEngine):
         )
 
     def keeps_apart(self, output: Any, rows: int) -> bool:
-        """Return whether an output has exactly one row for each row of the batch. With more rows,
-        their number depends on the data, and they all belong to the one item.
+        """Return whether an output has exactly one row for each row of the batch.
+
+        With more rows, their number depends on the data, and they all belong to the one item.
         """
         return bool(output.ndim > 0 and len(output) == rows)
 
@@ -188,8 +197,9 @@ class TensorrtEngine(TorchEngine):
 
 
 def build_ahead(params: TensorrtParams, context: Context, progress: Progress) -> BuiltEngine:
-    """Build and keep the engine that `TensorrtEngine.load` would load. Raises BackendError,
-    ConfigError and BuildCancelledError.
+    """Build and keep the engine that `TensorrtEngine.load` would load.
+
+    Raises BackendError, ConfigError and BuildCancelledError.
     """
     library, recipe = recipe_of(params, context, choose_device(context.device))
     kept = find_plan(recipe, library, context, progress, ahead=True)
@@ -200,8 +210,9 @@ def build_ahead(params: TensorrtParams, context: Context, progress: Progress) ->
 def recipe_of(
     params: TensorrtParams, context: Context, device: torch.device
 ) -> tuple[Library, Recipe]:
-    """Return the library to use and the recipe of a node's engine. Raises BackendError and
-    ConfigError, which name the node.
+    """Return the library to use and the recipe of a node's engine.
+
+    Raises BackendError and ConfigError, which name the node.
     """
     try:
         library = find_library(params.library)
@@ -225,6 +236,7 @@ def recipe_of(
 
 def gpu_name(device: torch.device) -> str | None:
     """Return the GPU that an engine is built for, with its compute capability: `NVIDIA A10 8.6`.
+
     None on the CPU.
     """
     if device.type != "cuda":

@@ -1,5 +1,6 @@
-"""Run an engine on torch's tensors: execution contexts, addresses, and outputs whose shape depends
-on the data.
+"""Run an engine on torch's tensors: execution contexts, addresses, and outputs.
+
+The shape of an output may depend on the data.
 
 This was written against the signatures and docstrings of TensorRT's bindings, and has never run on
 a GPU (see docs/reference/tensorrt.md).
@@ -47,8 +48,9 @@ class Port(NamedTuple):
 
 
 class LoadedEngine:
-    """A deserialised engine. All instances of a recipe on a device share it, and with it the
-    weights.
+    """A deserialised engine.
+
+    All instances of a recipe on a device share it, and with it the weights.
     """
 
     __slots__ = ("__weakref__", "cuda_engine", "runtime")
@@ -61,8 +63,10 @@ class LoadedEngine:
 def deserialise(
     library: Library, runtime: Any, plan: bytes, where: str, weight_budget: float | None
 ) -> LoadedEngine:
-    """Make an engine of a plan. `weight_budget` is the share of the weights to keep on the device,
-    in percent. Raises BackendError, DeviceError or torch.OutOfMemoryError with TensorRT's reasons.
+    """Make an engine of a plan.
+
+    `weight_budget` is the share of the weights to keep on the device, in percent. Raises
+    BackendError, DeviceError or torch.OutOfMemoryError with TensorRT's reasons.
     """
     with library.listening() as reported:
         if library.is_rtx:
@@ -90,11 +94,12 @@ def deserialise(
     return LoadedEngine(engine, runtime)
 
 
-def failure(what: str, reported: Sequence[str]) -> Exception:
-    """Return the exception for what TensorRT reported in its log: its calls themselves only return
-    None or False.
+def failure(problem: str, reported: Sequence[str]) -> Exception:
+    """Return the exception for the errors that TensorRT reported in its log.
+
+    TensorRT's calls themselves only return None or False.
     """
-    text = f"{what}: {'; '.join(dict.fromkeys(reported)) or 'it gives no reason'}"
+    text = f"{problem}: {'; '.join(dict.fromkeys(reported)) or 'it gives no reason'}"
     plain = text.lower()
     if "out of memory" in plain or "outofmemory" in plain:
         return torch.OutOfMemoryError(text)
@@ -106,8 +111,9 @@ def failure(what: str, reported: Sequence[str]) -> Exception:
 
 
 class Execution:
-    """The execution contexts of one instance. Call it with the inputs on the device, in the
-    engine's order; it returns the outputs.
+    """The execution contexts of one instance.
+
+    Call it with the inputs on the device, in the engine's order; it returns the outputs.
 
     Each profile has its own context, made when first used, because changing a context's profile
     waits for the device. A context whose run was captured in a CUDA graph runs nothing else, since
@@ -159,8 +165,9 @@ class Execution:
         )
 
     def largest(self, inner: Mapping[str, Sequence[int]]) -> int:
-        """Return the largest batch of items whose shapes, without the batch axis, are `inner`; 0
-        where no profile takes them.
+        """Return the largest batch of items whose shapes, without the batch axis, are `inner`.
+
+        0 if no profile takes them.
         """
         fitting = [
             profile
@@ -174,9 +181,10 @@ class Execution:
         self._captured.clear()
 
     def rows(self, count: int, inner: Sequence[Sequence[int]]) -> int:
-        """Return how many rows a batch of `count` must be padded to, so that some profile takes it:
-        `count`, or the least batch of a profile that begins later. `inner` has the shapes of the
-        inputs, without the batch axis. Raises InvalidInput where no profile takes the batch.
+        """Return how many rows a batch of `count` must be padded to, so that some profile takes it.
+
+        That is `count`, or the least batch of a profile that begins later. `inner` has the shapes
+        of the inputs, without the batch axis. Raises InvalidInput if no profile takes the batch.
         """
         fitting = [count] if self._choose(count, inner) is not None else []
         later = (profile[self.inputs[0].name].min[0] for profile in self.profiles)
@@ -254,8 +262,9 @@ class _Context:
         self._allocators: dict[str, Any] = {}
 
     def run(self, inputs: Sequence[torch.Tensor], reported: list[str]) -> list[torch.Tensor]:
-        """Enqueue a run on the stream and return its outputs. The inputs must not move or change
-        until the stream has finished.
+        """Enqueue a run on the stream and return its outputs.
+
+        The inputs must not move or change until the stream has finished.
         """
         owner, context = self._owner, self._context
         # Copies live until the run is enqueued: an output must not get the memory of one.
@@ -282,8 +291,10 @@ class _Context:
         ]
 
     def _prepare(self, port: Port) -> torch.Tensor | None:
-        """Allocate an output and give TensorRT its address. Return None for an output whose shape
-        depends on the data: its allocator has it after the run.
+        """Allocate an output and give TensorRT its address.
+
+        Return None for an output whose shape depends on the data: its allocator has it after the
+        run.
         """
         shape = tuple(self._context.get_tensor_shape(port.name))
         if -1 in shape:
@@ -316,8 +327,10 @@ def make_allocator(trt: Any, device: torch.device) -> Any:
         def reallocate_output(
             self, tensor_name: str, memory: int, size: int, alignment: int
         ) -> int:
-            """Return the address for an output of `size` bytes. TensorRT calls this during a run.
-            No exception may pass through TensorRT, so 0 says that there is no memory.
+            """Return the address for an output of `size` bytes.
+
+            TensorRT calls this during a run. No exception may pass through TensorRT, so 0 says that
+            there is no memory.
             """
             if size > len(self._memory) or not len(self._memory):
                 try:

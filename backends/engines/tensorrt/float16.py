@@ -27,10 +27,11 @@ _converting = threading.Lock()
 
 
 def to_float16(model: Any, kept: Sequence[str]) -> Any:
-    """Return the model (an `onnx.ModelProto`, which is changed in place) with layers in float16,
-    and inputs and outputs of the same types as before. Nodes named in `kept` stay in float32, and
-    so do operators that the converter blocks. Raises ValueError where the converter is not
-    installed.
+    """Convert layers of a model to float16. Return the model.
+
+    `model` is an `onnx.ModelProto`, and is changed in place. Inputs and outputs keep their types.
+    Nodes named in `kept` stay in float32, and so do operators that the converter blocks. Raises
+    ValueError if the converter is not installed.
     """
     if find_spec("onnxconverter_common") is None:
         raise ValueError(
@@ -72,8 +73,9 @@ def to_float16(model: Any, kept: Sequence[str]) -> Any:
 
 
 def _give_own_weights(graph: Any, left: Sequence[Any]) -> None:
-    """Copy the weights that nodes in float32 share with other nodes (exporters write equal weights
-    once). The converter has one type for each weight.
+    """Copy the weights that nodes in float32 share with other nodes.
+
+    Exporters write equal weights once, and the converter has one type for each weight.
     """
     from onnx import TensorProto
 
@@ -117,8 +119,9 @@ class _Output(NamedTuple):
 
 
 def _detach_outputs(graph: Any, left: Sequence[Any]) -> list[_Output]:
-    """Turn outputs that nodes in float32 make into inner values, and return all outputs. Otherwise
-    the converter would cast these to float16 and leave them so.
+    """Turn outputs that nodes in float32 make into inner values, and return all outputs.
+
+    Otherwise the converter would cast these to float16 and leave them so.
     """
     from onnx import TensorProto
 
@@ -139,8 +142,9 @@ def _detach_outputs(graph: Any, left: Sequence[Any]) -> list[_Output]:
 
 
 def _attach_outputs(graph: Any, outputs: Sequence[_Output]) -> None:
-    """Make the values of nodes in float32 outputs again, without the cast to float16 that other
-    nodes read.
+    """Make the values of nodes in float32 outputs again.
+
+    They come without the cast to float16 that other nodes read.
     """
     nodes, names = {node.name: node for node in graph.node}, Names(graph)
     others = {value.name: _copy(value) for value in graph.output}
@@ -169,8 +173,9 @@ def _attach_outputs(graph: Any, outputs: Sequence[_Output]) -> None:
 
 
 def _drop_detours(graph: Any) -> None:
-    """Remove casts from float32 to float16 and back. The converter removes them only where a single
-    node reads the value.
+    """Remove casts from float32 to float16 and back.
+
+    The converter removes them only if a single node reads the value.
     """
     from onnx import TensorProto
 

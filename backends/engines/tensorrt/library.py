@@ -1,5 +1,6 @@
-"""The TensorRT that is installed: `tensorrt` 10 or 11, or `tensorrt_rtx`. Both have one Python API,
-against which the rest of this package is written.
+"""The TensorRT that is installed: `tensorrt` 10 or 11, or `tensorrt_rtx`.
+
+Both have one Python API, against which the rest of this package is written.
 """
 
 from __future__ import annotations
@@ -61,15 +62,16 @@ class Library:
         """Make an `IRuntime`. Raises BackendError without a GPU: TensorRT would be less clear."""
         if not on_gpu:
             raise BackendError(
-                f"{where}: TensorRT runs on an NVIDIA GPU, and torch sees none here; OnnxTensor "
+                f"{where}: TensorRT runs on an NVIDIA GPU, but torch sees none here; OnnxTensor "
                 "and ModelTensor run .onnx files on the CPU"
             )
         return self.trt.Runtime(self.logger)
 
     @contextmanager
     def listening(self, level: str | None = None) -> Iterator[list[str]]:
-        """Collect the errors that TensorRT reports in this process until the block ends. `level` is
-        a `log_level`; "warning" by default.
+        """Collect the errors that TensorRT reports in this process until the block ends.
+
+        `level` is a `log_level`; "warning" by default.
         """
         reported: list[str] = []
         self.logger.listen(reported, LOG_LEVELS[level or "warning"])
@@ -80,8 +82,9 @@ class Library:
 
 
 def find_library(wanted: str = "") -> Library:
-    """Return the library named `wanted`, or the first that is installed. Raises BackendError, which
-    says what to install.
+    """Return the library named `wanted`, or the first that is installed.
+
+    Raises BackendError, which says what to install.
     """
     reasons = []
     for name in (wanted,) if wanted else LIBRARY_MODULES:
@@ -127,8 +130,10 @@ def _make_logger(trt: Any) -> Any:
             self._listeners: list[tuple[list[str], int]] = []
 
         def log(self, severity: Any, msg: str) -> None:
-            """Log a message. TensorRT calls this on any of its threads, and an exception from here
-            would end the process.
+            """Log a message.
+
+            TensorRT calls this on any of its threads, and an exception from here would end the
+            process.
             """
             rank = int(severity)
             with self._lock:

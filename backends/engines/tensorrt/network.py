@@ -1,5 +1,7 @@
-"""Make a TensorRT network of an ONNX model: converted to a precision, with preprocessing of its
-first input and post-processing of its output.
+"""Make a TensorRT network of an ONNX model.
+
+The model is converted to a precision, with preprocessing of its first input and post-processing of
+its output.
 """
 
 from __future__ import annotations
@@ -35,11 +37,10 @@ class Network(NamedTuple):
 
 
 def edited(recipe: Recipe) -> Any:
-    """Return the model as an `onnx.ModelProto` in `precision`, with the transpose and the
-    normalisation of its first input.
+    """Return the model as an `onnx.ModelProto`, converted and with a prepared first input.
 
-    Raises BackendError for a file that is not a model, ConfigError for a key that does not fit the
-    model.
+    It is in `precision`, and its first input has the transpose and the normalisation. Raises
+    BackendError for a file that is not a model, ConfigError for a key that does not fit the model.
     """
     params = recipe.params
     model = read_onnx(recipe.model, str(recipe))
@@ -66,9 +67,10 @@ def edited(recipe: Recipe) -> Any:
 
 
 def parse(recipe: Recipe, library: Library, builder: Any, reported: list[str]) -> Network:
-    """Parse the edited model into a network, and add the post-processing. `reported` has TensorRT's
-    errors so far. Raises BackendError, which names the node, the file and what is not supported,
-    and ConfigError.
+    """Parse the edited model into a network, and add the post-processing.
+
+    `reported` has TensorRT's errors so far. Raises BackendError, which names the node, the file and
+    what is not supported, and ConfigError.
     """
     trt = library.trt
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -102,8 +104,9 @@ def parse(recipe: Recipe, library: Library, builder: Any, reported: list[str]) -
 
 
 def _with_weights(model: Any, recipe: Recipe, precision: str | None) -> Any:
-    """Load weights from files beside the model, if they must be converted. Otherwise they stay in
-    their files, however large.
+    """Load weights from files beside the model, if they must be converted.
+
+    Otherwise they stay in their files, however large.
     """
     if precision in (None, "fp32"):
         return model
@@ -170,7 +173,7 @@ def _add_classes(recipe: Recipe, network: Any, trt: Any, *, softmax: bool) -> No
     count, wanted = scores.shape[1], recipe.params.top_k
     if wanted > count >= 0:
         message = (
-            f"top_k is {wanted}, and output {scores.name} of {recipe.model} has {count} scores"
+            f"top_k is {wanted}, but output {scores.name} of {recipe.model} has {count} scores"
         )
         raise ConfigError([Problem(message, node=recipe.node, key="top_k")])
     network.unmark_output(scores)

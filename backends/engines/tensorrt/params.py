@@ -1,5 +1,7 @@
-"""Parameters of TensorrtTensor, declared without TensorRT and torch so that a file can be checked
-on a machine that lacks them.
+"""Parameters of TensorrtTensor.
+
+They are declared without TensorRT and torch, so that a file can be checked on a machine that lacks
+them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Find the plan of a recipe: kept, built now, or in the model's file where that is an engine
-already.
-"""
+"""Find the plan of a recipe: kept, built now, or read from a model file that is an engine."""
 
 from __future__ import annotations
 
@@ -20,9 +18,10 @@ from .recipe import Recipe, plain_suffix
 def find_plan(
     recipe: Recipe, library: Library, context: Context, progress: Progress, *, ahead: bool = False
 ) -> Kept:
-    """Return the plan, built and kept if need be. `ahead` says that keeping it is the only purpose,
-    so a failure to keep it is an error. Raises BackendError and ConfigError, which name the node
-    and the file.
+    """Return the plan, built and kept if need be.
+
+    `ahead`: keeping it is the only purpose, so a failure to keep it is an error. Raises
+    BackendError and ConfigError, which name the node and the file.
     """
     if recipe.is_engine:
         return Kept(_read_engine(recipe, library), built=False)
@@ -52,8 +51,10 @@ def where_kept(recipe: Recipe, context: Context, key: dict[str, Any]) -> Path:
 
 
 def _read_engine(recipe: Recipe, library: Library) -> bytes:
-    """Read the plan from an engine file: one that Penstock wrote, which must be for this library
-    and GPU, or one of another tool. Raises BackendError.
+    """Read the plan from an engine file.
+
+    One that Penstock wrote must be for this library and GPU. One of another tool is taken as it is.
+    Raises BackendError.
     """
     try:
         data = read_model(recipe.model)
@@ -72,7 +73,7 @@ def _read_engine(recipe: Recipe, library: Library) -> bytes:
         if header["key"].get(name) != wanted:
             kept = header["key"].get(name)
             raise BackendError(
-                f"{recipe}: the engine {recipe.model} was built for {name} {kept}, and here is "
-                f"{wanted}: build it again"
+                f"{recipe}: the engine {recipe.model} was built for {name} {kept}, but this "
+                f"machine has {wanted}: build it again"
             )
     return plan

@@ -1,8 +1,8 @@
 """Convert an ONNX model to another precision.
 
-TensorRT's networks are strongly typed: each layer computes in the types that the model gives, so it
-is the model that is converted. ModelOpt's AutoCast does it where it is installed (it looks at
-values to see which layers must stay in fp32), and otherwise onnxconverter-common.
+TensorRT's networks are strongly typed: each layer computes in the types that the model gives, so
+the model is converted. ModelOpt's AutoCast does it if it is installed (it looks at values to see
+which layers must stay in fp32), and otherwise onnxconverter-common.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ CONVERTED_TO = {"fp16": "fp16", "bf16": "bf16", "best": "fp16"}
 def convert(
     model: Any, precision: str | None, keep: Iterable[str] = (), path: Path | None = None
 ) -> Any:
-    """Return the model (an `onnx.ModelProto`, which may be changed in place) with layers in
-    `precision`, and inputs and outputs of the same types as before.
+    """Convert layers of a model to `precision`. Return the model.
+
+    `model` is an `onnx.ModelProto`, and may be changed in place. Inputs and outputs keep their
+    types.
 
     None and fp32 leave the model as it is. So do int8, fp8 and best if the model has QuantizeLinear
     and DequantizeLinear nodes, which then decide what is rounded. Nodes whose names contain one of
     `keep` stay in fp32. `path` is the file that the model was read from, which AutoCast needs.
-    Raises ValueError for what the model or this machine can't do.
+    Raises ValueError for a conversion that the model or this machine can't do.
     """
     kept = _kept(model, tuple(keep))
     quantized = _quantized(model)
@@ -62,8 +64,9 @@ def convert(
 
 
 def converter_name(precision: str | None) -> str:
-    """Return the name of the converter for this precision, "" where none is needed. It is part of
-    an engine's key, because converters differ.
+    """Return the name of the converter for this precision, "" if none is needed.
+
+    It is part of an engine's key, because converters differ.
     """
     if precision not in CONVERTED_TO:
         return ""
@@ -71,22 +74,25 @@ def converter_name(precision: str | None) -> str:
 
 
 def _kept(model: Any, parts: tuple[str, ...]) -> list[str]:
-    """Return the names of nodes that contain one of `parts`. Raises ValueError for a part that no
-    name contains.
+    """Return the names of nodes that contain one of `parts`.
+
+    Raises ValueError for a part that no name contains.
     """
     names = [node.name for node in model.graph.node]
     for part in parts:
         if not any(part in name for name in names):
             raise ValueError(
-                f"precision::fp32 has {part!r}, and no node's name contains "
+                f"precision::fp32 has {part!r}, but no node's name contains "
                 f"it{did_you_mean(part, names)}"
             )
     return [name for name in names if any(part in name for part in parts)]
 
 
 def _quantized(model: Any) -> set[str]:
-    """Return the types that the model's QuantizeLinear nodes round to, and those of the weights
-    that DequantizeLinear nodes read, since a model may have only its weights rounded.
+    """Return the types that the model's QuantizeLinear and DequantizeLinear nodes use.
+
+    QuantizeLinear nodes count with the type that they round to, DequantizeLinear nodes with that of
+    the weights that they read: a model may have only its weights rounded.
     """
     from onnx import TensorProto
 

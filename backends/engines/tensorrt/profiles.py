@@ -24,12 +24,12 @@ class Input(NamedTuple):
 
     @property
     def dynamic(self) -> bool:
-        """Whether some axis may have any size."""
+        """True if some axis may have any size."""
         return -1 in self.shape
 
     @property
     def batched(self) -> bool:
-        """Whether the batch, which is the first axis, may have any size."""
+        """True if the batch, which is the first axis, may have any size."""
         return bool(self.shape) and self.shape[0] == -1
 
     def __str__(self) -> str:
@@ -76,18 +76,17 @@ class ProfileError(ValueError):
 def make_profiles(
     inputs: Sequence[Input], low: str | None, high: str | None, sizes: Sequence[int]
 ) -> list[Profile]:
-    """Return the profiles of a network: by rising batch size, or in the file's order. Empty where
-    all shapes are fixed.
+    """Return the profiles of a network: by rising batch size, or in the file's order.
 
-    `low` and `high` are `min` and `max` as the file has them, `sizes` the batch sizes to prepare
-    for. Raises ProfileError.
+    Empty if all shapes are fixed. `low` and `high` are `min` and `max` as the file has them,
+    `sizes` the batch sizes to prepare for. Raises ProfileError.
     """
     lows, highs = _split(low), _split(high)
     if len(lows) > 1 and len(lows) != len(highs):
         raise ProfileError(
             "min",
-            f"min has {len(lows)} profiles and max {len(highs)}: expected as many, or one min for "
-            "all",
+            f"min has {len(lows)} profiles and max {len(highs)}: expected as many, or one min "
+            "for all",
         )
     largest = max(sizes)
     ranges = []
@@ -112,8 +111,9 @@ def make_profiles(
 
 
 def choose(profiles: Sequence[Profile], shapes: Mapping[str, Sequence[int]]) -> int | None:
-    """Return the index of the profile that takes these shapes and is tuned for the smallest; None
-    where no profile takes them.
+    """Return the index of the profile that takes these shapes and is tuned for the smallest.
+
+    None if no profile takes them.
     """
     fitting = [
         index
@@ -138,7 +138,10 @@ def describe(profiles: Sequence[Profile]) -> str:
 
 
 def _split(text: str | None) -> list[list[Shape]]:
-    """By profile and input: `"1x3,1x10;4x3,4x10"` is [[(1, 3), (1, 10)], [(4, 3), (4, 10)]]."""
+    """Parse shapes by profile and input.
+
+    `"1x3,1x10;4x3,4x10"` is [[(1, 3), (1, 10)], [(4, 3), (4, 10)]].
+    """
     if text is None:
         return [[]]
     return [
@@ -150,8 +153,10 @@ def _split(text: str | None) -> list[list[Shape]]:
 def _complete(
     inputs: Sequence[Input], given: Sequence[Shape], key: str, like: Sequence[Shape] | None = None
 ) -> list[Shape]:
-    """Return the whole shape of each input. A single number is the batch size of all inputs, and
-    their open sizes are then taken from `like`. Raises ProfileError.
+    """Return the whole shape of each input.
+
+    A single number is the batch size of all inputs, and their open sizes are then taken from
+    `like`. Raises ProfileError.
     """
     if len(given) == 1 and len(given[0]) == 1 and any(len(port.shape) != 1 for port in inputs):
         given = [given[0]] * len(inputs)
@@ -159,7 +164,7 @@ def _complete(
         names = ", ".join(map(str, inputs))
         raise ProfileError(
             key,
-            f"{key} has {len(given)} shapes in a profile, and the model {len(inputs)} inputs: "
+            f"{key} has {len(given)} shapes in a profile, but the model has {len(inputs)} inputs: "
             f"{names}",
         )
     return [
@@ -181,7 +186,7 @@ def _complete_one(port: Input, given: Shape, key: str, like: Shape | None) -> Sh
             axes = ", ".join(str(axis) for axis, size in enumerate(whole) if size == -1)
             raise ProfileError(
                 key,
-                f"{key} is the batch size {given[0]}, and axis {axes} of input {port} is open too: "
+                f"{key} is the batch size {given[0]}, but axis {axes} of input {port} is open too: "
                 "give a shape, as in 8x3x640x640",
             )
         return whole
@@ -225,8 +230,9 @@ def _check(inputs: Sequence[Input], lowest: Sequence[Shape], highest: Sequence[S
 def _sizes_between(
     inputs: Sequence[Input], lowest: Sequence[Shape], highest: Sequence[Shape], sizes: Sequence[int]
 ) -> list[int]:
-    """Return the batch sizes into which one range of shapes is divided: a single one where the
-    batch is fixed.
+    """Return the batch sizes into which one range of shapes is divided.
+
+    It is a single one if the batch is fixed.
     """
     bounds = next(
         (

@@ -1,5 +1,6 @@
-"""The progress of a build: TensorRT's phases as one fraction that grows, what the build waits for,
-and a way to cancel it.
+"""The progress of a build: TensorRT's phases as one fraction that grows.
+
+It also has what the build waits for, and a way to cancel it.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ class BuiltEngine(NamedTuple):
 
 
 class Progress:
-    """The progress of one build, which any thread may read. `cancel` ends a wait at once, and makes
-    TensorRT give up at its next step.
+    """The progress of one build, which any thread may read.
+
+    `cancel` ends a wait at once, and makes TensorRT give up at its next step.
     """
 
     def __init__(self, report: Callable[[float, str], None] | None = None) -> None:
-        """`report` is called with the fraction (0 to 1) and the phase whenever they change, on the
-        thread that builds.
+        """`report` is called with the fraction (0 to 1) and the phase whenever they change.
+
+        It is called on the thread that builds.
         """
         self.fraction = 0.0
         self.phase = ""
@@ -53,8 +56,9 @@ class Progress:
         self._woken.set()
 
     def wait(self, other: str, wait: Callable[[], None]) -> bool:
-        """Call `wait`, which blocks until `other` has finished. Return True when it returned, False
-        if `cancel` came first. Raises what `wait` raises.
+        """Call `wait`, which blocks until `other` has finished.
+
+        Return True when it returned, False if `cancel` came first. Raises what `wait` raises.
 
         A call that blocks in the kernel can't be ended from another thread, so it gets a thread of
         its own, and after `cancel` it is abandoned there.
@@ -82,8 +86,9 @@ class Progress:
 
     @property
     def text(self) -> str:
-        """The state for people: `building 42 %`, or what the build waits for; "" before the first
-        phase.
+        """The state in words: `building 42 %`, or what the build waits for.
+
+        "" before the first phase.
         """
         if self.waits_for:
             return f"waits for {self.waits_for}, which builds the engine"
@@ -114,8 +119,9 @@ class Progress:
                     self._report(1.0, name)
 
     def _update(self, name: str) -> None:
-        """Compute the fraction again. It never falls, although a phase inside a step may run
-        several times.
+        """Compute the fraction again.
+
+        It never falls, although a phase inside a step may run several times.
         """
         fraction = max(
             (

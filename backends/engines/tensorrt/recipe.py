@@ -1,5 +1,6 @@
-"""The recipe of an engine: all that it is made from. Kept engines are identified by it, since
-engines of one recipe are the same.
+"""The recipe of an engine: all that it is made from.
+
+Kept engines are identified by it, since engines of one recipe are the same.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ ENGINE_SUFFIXES = (".trt", ".plan", ".engine")
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What an engine is made from: the model, the parameters, the batch sizes and the GPU."""
+    """The sources of an engine: the model, the parameters, the batch sizes and the GPU."""
 
     model: Path
     params: TensorrtParams
     sizes: tuple[int, ...]
     """The batch sizes to prepare for, in rising order."""
     gpu: str = "none"
-    """The GPU that the engine is built on and for; "none" where it is not for a particular one."""
+    """The GPU that the engine is built on and for; "none" if it is not for a particular one."""
     node: str = ""
     """The node's name, for messages."""
 
@@ -43,8 +44,9 @@ class Recipe:
         library: Library,
         gpu: str | None,
     ) -> Recipe:
-        """Make the recipe of a node. `gpu` is the GPU that torch sees, None without one. Raises
-        BackendError where the model does not exist.
+        """Make the recipe of a node. `gpu` is the GPU that torch sees, None without one.
+
+        Raises BackendError if the model does not exist.
         """
         recipe = cls(context.resolve(params.model), params, tuple(sizes), node=context.node)
         if not recipe.model.is_file():
@@ -53,13 +55,14 @@ class Recipe:
 
     @property
     def is_engine(self) -> bool:
-        """Whether the model's file is an engine already."""
+        """True if the model's file is an engine already."""
         return plain_suffix(self.model) in ENGINE_SUFFIXES
 
     def key(self, library: Library) -> dict[str, Any]:
-        """Return what decides the engine's content, as JSON values. What changes most often comes
-        first, since messages name the first difference. Raises BackendError for weights outside the
-        model's folder.
+        """Return the facts that decide the engine's content, as JSON values.
+
+        Those that change most often come first, since messages name the first difference. Raises
+        BackendError for weights outside the model's folder.
         """
         params = self.params
         return {
@@ -100,9 +103,10 @@ def plain_suffix(path: Path) -> str:
 
 
 def gpu_of(params: TensorrtParams, library: Library, gpu: str | None) -> str:
-    """Return the GPU that an engine is for, or "none". TensorRT-RTX compiles for the GPU when it
-    loads an engine, so its engines are for none, unless hardware_compatibility = "current" asks for
-    this one.
+    """Return the GPU that an engine is for, or "none".
+
+    TensorRT-RTX compiles for the GPU when it loads an engine, so its engines are for none, unless
+    hardware_compatibility = "current" asks for this one.
     """
     if library.is_rtx and (params.hardware_compatibility or "").lower() != "current":
         return "none"
@@ -110,19 +114,21 @@ def gpu_of(params: TensorrtParams, library: Library, gpu: str | None) -> str:
 
 
 def model_hash(path: Path, where: str) -> str:
-    """Return the SHA-256 of the file and of the files beside it that hold its weights. `where`
-    begins the message of a BackendError.
+    """Return the SHA-256 of the file and of the files beside it that hold its weights.
+
+    `where` begins the message of a BackendError.
     """
     digest = hashlib.sha256()
-    for part in (path, *_external_files(path, where)):
-        with part.open("rb") as file:
+    for model_file in (path, *_external_files(path, where)):
+        with model_file.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
 def read_onnx(path: Path, where: str) -> Any:
-    """Read an ONNX model, without weights that lie in other files. Raises BackendError for a file
-    that can't be read or is not an ONNX model.
+    """Read an ONNX model, without weights that lie in other files.
+
+    Raises BackendError for a file that can't be read or is not an ONNX model.
     """
     import onnx
 
@@ -144,8 +150,9 @@ def read_onnx(path: Path, where: str) -> Any:
 
 
 def _external_files(path: Path, where: str) -> list[Path]:
-    """Return the files in which an ONNX model keeps weights. Raises BackendError where one is
-    outside the model's folder, or missing.
+    """Return the files in which an ONNX model keeps weights.
+
+    Raises BackendError if one is outside the model's folder, or missing.
     """
     if plain_suffix(path) != ".onnx":
         return []

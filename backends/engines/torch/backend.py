@@ -34,8 +34,10 @@ class TorchBackend(Backend):
         return shape_key(item)
 
     def init(self, params: Any, context: Context) -> None:
-        """Import the engine and let it load the model. Raises BackendError where torch is missing,
-        and what the engine raises: BackendError and ConfigError that name the node and the file.
+        """Import the engine and let it load the model.
+
+        Raises BackendError if torch is missing, and what the engine raises: BackendError and
+        ConfigError that name the node and the file.
         """
         name = type(self).__name__
         module, _, engine_class = self.engine.partition(":")
@@ -74,8 +76,9 @@ class TorchScriptTensor(TorchBackend):
 
 
 class TorchExportTensor(TorchBackend):
-    """Runs a .pt2 file: a program that torch.export.save wrote, or a package that AOTInductor
-    compiled, which runs on the kind of device that it was compiled for.
+    """Runs a .pt2 file: a program of torch.export, or a package that AOTInductor compiled.
+
+    A package runs on the kind of device that it was compiled for.
 
     `data`: a tensor or array with the batch dimension first, N×..., where N is the item's
     `request_size`, 1 by default; a list of them in the order of the model's inputs, or a dict of
@@ -90,8 +93,9 @@ class TorchExportTensor(TorchBackend):
 
 
 class PythonTensor(TorchBackend):
-    """Runs an nn.Module from Python code: `model` names the class or function that makes it,
-    `state_dict` the file of its weights.
+    """Runs an nn.Module from Python code.
+
+    `model` names the class or function that makes it, `state_dict` the file of its weights.
 
     `data`: a tensor or array with the batch dimension first, N×..., where N is the item's
     `request_size`, 1 by default; a list of them in the order of forward's arguments, or a dict of

@@ -70,10 +70,10 @@ class TorchEngine(Backend):
     """The backend that files name (`TorchScriptTensor`); messages begin with it."""
 
     warm_up_runs: ClassVar[int] = 1
-    """How often warm-up runs each bucket before it captures a graph."""
+    """The times that warm-up runs each bucket before it captures a graph."""
 
     model: Any
-    """What `load` returned."""
+    """The value that `load` returned."""
     texts: frozenset[int] = frozenset()
     """The positions of inputs that are lists of texts; set by `load`."""
     model_range = BatchRange(1, UNBOUNDED)
@@ -81,7 +81,7 @@ class TorchEngine(Backend):
     `load`.
     """
     can_capture = True
-    """Whether CUDA graphs may be captured of the model; set by `load`."""
+    """True if CUDA graphs may be captured of the model; set by `load`."""
 
     @classmethod
     def declared_range(cls, params: EngineParams, children: tuple[BatchRange, ...]) -> BatchRange:
@@ -92,8 +92,10 @@ class TorchEngine(Backend):
         return shape_key(item)
 
     def init(self, params: Any, context: Context) -> None:
-        """Load the model. Raises BackendError, which names the path, for a missing or unreadable
-        file; ConfigError for a key that does not fit the model.
+        """Load the model.
+
+        Raises BackendError, which names the path, for a missing or unreadable file; ConfigError for
+        a key that does not fit the model.
         """
         self.params = params
         self.context = context
@@ -133,8 +135,9 @@ class TorchEngine(Backend):
         raise NotImplementedError
 
     def example_shapes(self) -> Sequence[tuple[Sequence[int], torch.dtype]]:
-        """Return each input's shape after the batch dimension, and its dtype. Empty where they are
-        not known before the first item comes.
+        """Return each input's shape after the batch dimension, and its dtype.
+
+        Empty if they are not known before the first item comes.
         """
         return [
             (shape[1:], self._input_dtype(index))
@@ -143,8 +146,9 @@ class TorchEngine(Backend):
         ]
 
     def warm_up(self) -> None:
-        """Run zeros at every bucket, largest first, and capture a CUDA graph of each. Nothing is
-        run where the shapes are not known.
+        """Run zeros at every bucket, largest first, and capture a CUDA graph of each.
+
+        Nothing is run if the shapes are not known.
         """
         shapes = self.example_shapes()
         if not shapes:
@@ -223,7 +227,7 @@ class TorchEngine(Backend):
             shape = given.shape if isinstance(given, torch.Tensor) else (len(given),)
             if not shape or shape[0] != size:
                 raise InvalidInput(
-                    f"{label}: expected {size} (the item's request_size) as batch dimension, got "
+                    f"{label}: expected {size} (the item's request_size) as batch dimension, found "
                     f"shape {shape_text(shape)}"
                 )
             inputs.append(given)
@@ -236,13 +240,14 @@ class TorchEngine(Backend):
         return Member(item, inputs, size, names, (names, kind))
 
     def in_order(self, data: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
-        """Return the names and the values of the inputs in `data`, in the model's order. There are
-        names only for a model that takes a dict. Raises InvalidInput.
+        """Return the names and the values of the inputs in `data`, in the model's order.
+
+        There are names only for a model that takes a dict. Raises InvalidInput.
         """
         return (), data if isinstance(data, list | tuple) else [data]
 
     def label(self, position: int) -> str:
-        """Return how messages call an input."""
+        """Return the name that messages give an input."""
         return f"{self.backend_name}: input {position}"
 
     def _run_group(self, members: list[Member]) -> None:
@@ -284,10 +289,10 @@ class TorchEngine(Backend):
         inputs: list[Any] = []
         for index, first in enumerate(members[0]):
             if isinstance(first, torch.Tensor):
-                parts: Any = [member[index] for member in members]
+                tensors: Any = [member[index] for member in members]
                 inputs.append(
                     self._half.assemble(
-                        index, parts, rows, self._capacity, self.travels_as(index, first)
+                        index, tensors, rows, self._capacity, self.travels_as(index, first)
                     )
                 )
             else:
@@ -295,20 +300,23 @@ class TorchEngine(Backend):
         return inputs
 
     def travels_as(self, index: int, tensor: torch.Tensor) -> torch.dtype:
-        """Return the dtype in which an input goes to the device. Doubles go as float32: they are
-        NumPy's default dtype, and models rarely take them.
+        """Return the dtype in which an input goes to the device.
+
+        Doubles go as float32: they are NumPy's default dtype, and models rarely take them.
         """
         return torch.float32 if tensor.dtype == torch.float64 else tensor.dtype
 
     def _run(self, inputs: Sequence[Any], names: tuple[str, ...] = ()) -> list[Any]:
-        """Run the model on inputs that are on the device. Return its outputs in the order of
-        `result`.
+        """Run the model on inputs that are on the device.
+
+        Return its outputs in the order of `result`.
         """
         raise NotImplementedError
 
     def order(self, answer: Any) -> list[Any]:
-        """Return what the model returned as a list of outputs (tensors, and lists of texts) in the
-        order that `result` wants. Raises BackendError for anything else.
+        """Return the model's answer as a list of outputs, in the order that `result` has.
+
+        Outputs are tensors, and lists of texts. Raises BackendError for anything else.
         """
         if isinstance(answer, dict):
             outputs = list(answer.values())
@@ -321,15 +329,15 @@ class TorchEngine(Backend):
                 isinstance(output, list) and all(isinstance(text, str) for text in output)
             ):
                 raise BackendError(
-                    f"{self.backend_name}: the model answers a {type(output).__name__}: expected a "
-                    "tensor, or several"
+                    f"{self.backend_name}: the model returned a {type(output).__name__}: expected "
+                    "a tensor, or several"
                 )
         if self._order is None:
             return outputs
         if len(self._order) != len(outputs):
             raise self._wrong(
                 "output_reorder",
-                f"{self.params.output_reorder!r} names {len(self._order)} outputs, and the model "
+                f"{self.params.output_reorder!r} names {len(self._order)} outputs, but the model "
                 f"has {len(outputs)}",
             )
         return [outputs[index] for index in self._order]
@@ -353,12 +361,13 @@ class TorchEngine(Backend):
         counts = [member.rows for member in members]
         shares = [self._shares(output, counts) for output in outputs]
         for index, member in enumerate(members):
-            parts = [share[index] for share in shares]
-            member.item["result"] = parts[0] if len(parts) == 1 else parts
+            results = [share[index] for share in shares]
+            member.item["result"] = results[0] if len(results) == 1 else results
 
     def _shares(self, output: Any, counts: list[int]) -> Sequence[Any]:
-        """Return each member's share of an output, as copies: a view would keep the whole batch in
-        memory until the last item is read.
+        """Return each member's share of an output, as copies.
+
+        A view would keep the whole batch in memory until the last item is read.
         """
         if isinstance(output, list):
             ends = list(accumulate(counts))
@@ -385,7 +394,8 @@ class TorchEngine(Backend):
 
 
 def _key(inputs: Sequence[torch.Tensor]) -> Hashable:
-    """Return the key of a CUDA graph: shapes, dtypes and addresses. A graph always reads the
-    addresses that it was captured with.
+    """Return the key of a CUDA graph: shapes, dtypes and addresses.
+
+    A graph always reads the addresses that it was captured with.
     """
     return tuple([(tuple(tensor.shape), tensor.dtype, tensor.data_ptr()) for tensor in inputs])

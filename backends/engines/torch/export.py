@@ -1,5 +1,6 @@
-"""TorchExportEngine: `.pt2` files, which are programs of torch.export or packages that AOTInductor
-has compiled.
+"""TorchExportEngine: `.pt2` files.
+
+They are programs of torch.export, or packages that AOTInductor has compiled.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ reads past the end of smaller inputs.
 """
 
 WRONG_INPUT = re.compile(r"Guard failed: |input_handles\[\d+\]: ")
-"""How the errors of exported programs and packages begin for inputs that do not fit."""
+"""The beginnings of the errors of exported programs and packages for inputs that do not fit."""
 
 BATCH_TOO_SMALL = re.compile(
     r"input_handles\[\d+\]: dim value is too small at 0, expected it to be >= (\d+)"
@@ -54,8 +55,9 @@ class SmallBatchError(Exception):
 
 
 class Port(NamedTuple):
-    """An input of a program. `shape` has the smallest and largest size of each dimension, the batch
-    first.
+    """An input of a program.
+
+    `shape` has the smallest and largest size of each dimension, the batch first.
     """
 
     name: str
@@ -92,8 +94,9 @@ class TorchExportEngine(TorchModule):
     """Keeps alive the model that instances share, which `sharing` only refers to weakly."""
 
     def choose_device(self, params: TorchParams, context: Context) -> torch.device:
-        """Return the node's device. A package whose node names none runs on the kind of device that
-        it was compiled for.
+        """Return the node's device.
+
+        A package whose node names none runs on the kind of device that it was compiled for.
         """
         path = context.resolve(params.model)
         if context.device or not path.is_file() or not _is_compiled(path):
@@ -201,7 +204,7 @@ class TorchExportEngine(TorchModule):
         compiled_for = _compiled_for(path)
         if compiled_for != device.type:
             raise BackendError(
-                f"{self.prefix}: the model {path} was compiled for {compiled_for}, and the node "
+                f"{self.prefix}: the model {path} was compiled for {compiled_for}, but the node "
                 f"runs on {device}: set device = {compiled_for!r}"
             )
         os.environ.setdefault(CHECK_INPUTS, "1")  # each package reads it once, at its first run
@@ -248,7 +251,7 @@ class TorchExportEngine(TorchModule):
                 widens(tensor.dtype, port.dtype) or self._becomes_float(index)
             ):
                 given = f"{dtype_text(tensor.dtype)} of shape {shape_text(tensor.shape)}"
-                raise InvalidInput(f"{self.label(index)}: expected {port}, got {given}")
+                raise InvalidInput(f"{self.label(index)}: expected {port}, found {given}")
         return member
 
     def warm_up(self) -> None:
@@ -289,8 +292,9 @@ class TorchExportEngine(TorchModule):
 
 
 class _Program:
-    """A program and the module made of it, in one object that instances share: weak references need
-    a class of our own.
+    """A program and the module made of it, in one object that instances share.
+
+    Weak references need a class of our own.
     """
 
     def __init__(self, program: Any, module: Any) -> None:
@@ -307,7 +311,7 @@ class _Unflattened:
     def __call__(self, *inputs: torch.Tensor) -> Any:
         if len(inputs) != self._spec.num_leaves:
             raise InvalidInput(
-                f"TorchExportTensor: the model has {self._spec.num_leaves} inputs, and data holds "
+                f"TorchExportTensor: the model has {self._spec.num_leaves} inputs, but data holds "
                 f"{len(inputs)}"
             )
         args, kwargs = pytree.tree_unflatten(inputs, self._spec)
@@ -323,8 +327,9 @@ def _is_compiled(path: Path) -> bool:
 
 
 def _compiled_for(path: Path) -> str:
-    """Return the kind of device that a package was compiled for: `cpu` or `cuda`. Raises
-    BackendError where the package does not say.
+    """Return the kind of device that a package was compiled for: `cpu` or `cuda`.
+
+    Raises BackendError if the package does not say.
     """
     try:
         loader: Any = torch._C._aoti.AOTIModelPackageLoader  # its stub lacks this method
@@ -338,8 +343,9 @@ def _compiled_for(path: Path) -> str:
 
 
 def _range_of(size: Any, constraints: Any) -> tuple[int, int]:
-    """Return the smallest and the largest size of a dimension. A size computed from others has no
-    bounds here: the program checks it.
+    """Return the smallest and the largest size of a dimension.
+
+    A size computed from others has no bounds here: the program checks it.
     """
     if isinstance(size, int):
         return size, size
@@ -349,7 +355,7 @@ def _range_of(size: Any, constraints: Any) -> tuple[int, int]:
     low, high = (
         int(bound) if math.isfinite(bound) else UNBOUNDED for bound in (bounds.lower, bounds.upper)
     )
-    # torch.export gives 2 as the lower bound where it did not look at size 1.
+    # torch.export gives 2 as the lower bound if it did not look at size 1.
     return (1 if low <= 2 else low), high
 
 

@@ -48,16 +48,17 @@ class TorchModule(TorchEngine):
     params: Any
 
     reads_encrypted = False
-    """Whether model files may be `.encrypted`."""
+    """True if model files may be `.encrypted`."""
 
     inputs: tuple[str, ...] | None = None
-    """The names of the model's inputs, in its order; None where the model does not name them. Set
-    by `open`.
+    """The names of the model's inputs, in its order; None if the model does not name them.
+
+    Set by `open`.
     """
     required = 1
-    """How many inputs an item must have; the others, which come last, are optional."""
+    """The number of inputs that an item must have; the others, which come last, are optional."""
     has_doubles = False
-    """Whether the model computes in float64; set by `open`."""
+    """True if the model computes in float64; set by `open`."""
 
     def load(self, params: TorchParams, context: Context, device: torch.device) -> Any:
         self._post = PostProcessing(params, context.node, self.backend_name)
@@ -98,19 +99,21 @@ class TorchModule(TorchEngine):
             names = ", ".join(self.inputs)
             raise self._wrong(
                 "input_reorder",
-                f"{params.input_reorder!r} names {len(self._reorder)} inputs, and the model has "
+                f"{params.input_reorder!r} names {len(self._reorder)} inputs, but the model has "
                 f"{names}",
             )
 
     def open(self, params: Any, context: Context, device: torch.device) -> Any:
         """Load the model onto the device, and set `inputs` and the other attributes that it gives.
+
         Raises BackendError and ConfigError.
         """
         raise NotImplementedError
 
     def set_process_wide(self, *options: str) -> None:
-        """Set those of the options that the node gives, for the whole process. `load` takes them
-        back if the model then fails to load.
+        """Set the options that the node gives, for the whole process.
+
+        `load` takes them back if the model then fails to load.
         """
         user = f"node {self.context.node!r} of pipeline {self.context.pipeline!r}"
         for option in options:
@@ -127,27 +130,30 @@ class TorchModule(TorchEngine):
         use_threads(self.params.intra_op_thread_count or threads)
 
     def file(self, name: str) -> Path:
-        """Return the path of the file that a parameter names. Raises BackendError where it does not
-        exist, or is encrypted and this engine reads plain files.
+        """Return the path of the file that a parameter names.
+
+        Raises BackendError if it does not exist, or is encrypted and this engine reads plain files.
         """
         path = self.context.resolve(name)
         if not path.is_file():
             raise BackendError(f"{self.prefix}: the model {path} {why_no_file(path)}")
         if path.suffix == ".encrypted" and not self.reads_encrypted:
             raise BackendError(
-                f"{self.prefix}: the model {path} is encrypted, and {self.backend_name} reads "
-                "plain files"
+                f"{self.prefix}: the model {path} is encrypted, but {self.backend_name} reads "
+                "only plain files"
             )
         return path
 
     @property
     def prefix(self) -> str:
-        """How messages begin: the node and the backend."""
+        """The beginning of messages: the node and the backend."""
         return f"node {self.context.node!r}: {self.backend_name}"
 
     def shared(self, key: Hashable, load: Callable[[], Model]) -> Model:
-        """Return the model of a key. It is loaded once for all instances on this device, or for
-        each instance if weights aren't shared.
+        """Return the model of a key.
+
+        It is loaded once for all instances on this device, or for each instance if weights aren't
+        shared.
         """
 
         def load_and_wait() -> Model:
@@ -169,7 +175,7 @@ class TorchModule(TorchEngine):
         values = list(data) if isinstance(data, list | tuple) else [data]
         if self.inputs is not None and not self.required <= len(values) <= len(self.inputs):
             raise InvalidInput(
-                f"{self.backend_name}: the model has {self._listed()}, and data holds {len(values)}"
+                f"{self.backend_name}: the model has {self._listed()}, but data holds {len(values)}"
             )
         if self._reorder is not None and len(values) == len(self._reorder):
             values = [values[self._reorder.index(position)] for position in range(len(values))]
@@ -180,9 +186,10 @@ class TorchModule(TorchEngine):
         for name, value in data.items():
             position = self._position(name)
             if position is None or position in values:
-                what = "unknown" if position is None else "given twice"
+                problem = "unknown" if position is None else "given twice"
                 raise InvalidInput(
-                    f"{self.backend_name}: input {name!r} is {what}: the model has {self._listed()}"
+                    f"{self.backend_name}: input {name!r} is {problem}: "
+                    f"the model has {self._listed()}"
                 )
             values[position] = value
         count = len(values)
@@ -294,8 +301,10 @@ class TorchModule(TorchEngine):
 
 
 def _along_channels(values: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """Shape the values so that they lie along the channel axis: the second, or the last where only
-    that one has as many channels. Raises InvalidInput where neither has.
+    """Shape the values so that they lie along the channel axis.
+
+    That is the second axis, or the last if only that one has as many channels. Raises InvalidInput
+    if neither has.
     """
     count = len(values)
     if count == 1:
@@ -305,14 +314,15 @@ def _along_channels(values: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     if tensor.ndim > 1 and tensor.shape[-1] == count:
         return values
     raise InvalidInput(
-        f"mean and std have {count} values, and neither the second nor the last axis of the image "
+        f"mean and std have {count} values, but neither the second nor the last axis of the image "
         f"{shape_text(tensor.shape)} has as many channels"
     )
 
 
 def identity_of(path: Path, *options: Any) -> Hashable:
-    """Return a key that two loads share if they read the same file, unchanged, with the same
-    options.
+    """Return a key for a file and options.
+
+    Two loads have the same key if they read the same file, unchanged, with the same options.
     """
     stat = path.stat()
     return (
@@ -324,8 +334,9 @@ def identity_of(path: Path, *options: Any) -> Hashable:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return why an operation of torch failed: its message as one line, without the C++ stack that
-    follows, and at most 500 characters.
+    """Return the reason why an operation of torch failed.
+
+    It is the message as one line, without the C++ stack that follows, and at most 500 characters.
     """
     text = str(error).partition("\nException raised from ")[0].strip()
     return " ".join(text.split())[:500] or type(error).__name__
@@ -335,8 +346,9 @@ _warning_filters_lock = threading.Lock()
 
 
 def silence(name: str) -> None:
-    """Ignore the DeprecationWarning of a function of torch.jit: it concerns those who write models,
-    not those who run them.
+    """Ignore the DeprecationWarning of a function of torch.jit.
+
+    It concerns the authors of models, not those who run them.
 
     It adds a filter to the process, for this one message. `warnings.catch_warnings` won't do: on
     leaving, it would undo the filters that other threads have set meanwhile.

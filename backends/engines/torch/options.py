@@ -24,7 +24,7 @@ _lock = threading.Lock()
 class Setting:
     value: Any
     before: Any
-    """The option's value before; None where it can't be restored."""
+    """The option's value before; None if it can't be restored."""
     users: list[str]
     """The nodes that asked for it, in the order in which they did."""
 
@@ -40,8 +40,10 @@ JIT_SETTERS: dict[str, Callable[[bool], Any]] = {
 
 
 def set_process_wide(option: str, value: Any, user: str, node: str) -> None:
-    """Set an option for the whole process, on behalf of `user`. Raises ConfigError where another
-    model has set another value, or where it is too late for torch to change it.
+    """Set an option for the whole process, on behalf of `user`.
+
+    Raises ConfigError if another model has set another value, or if it is too late for torch to
+    change it.
     """
     with _lock:
         if (known := _set.get(option)) is not None:
@@ -64,8 +66,9 @@ def set_process_wide(option: str, value: Any, user: str, node: str) -> None:
 
 
 def release(option: str, user: str) -> None:
-    """Withdraw the option of a model that failed to load. If no other model wants it, the option
-    gets its former value back.
+    """Withdraw the option of a model that failed to load.
+
+    If no other model wants it, the option gets its former value back.
     """
     with _lock:
         setting = _set[option]
@@ -77,7 +80,7 @@ def release(option: str, user: str) -> None:
 
 
 def _apply(option: str, value: Any) -> Any:
-    """Set an option of torch. Return its value before, or None where it can't be set twice."""
+    """Set an option of torch. Return its value before, or None if it can't be set twice."""
     if option == "INTER_OP_THREAD_COUNT":
         if torch.get_num_interop_threads() != value:
             # torch allows this once, and only before its first parallel work.
@@ -93,8 +96,9 @@ def _apply(option: str, value: Any) -> Any:
 
 
 def use_threads(count: int) -> None:
-    """Let operators that this thread runs use `count` threads each. Threads of the application keep
-    their own number.
+    """Let operators that this thread runs use `count` threads each.
+
+    Threads of the application keep their own number.
     """
     with _lock:
         # The first call on a thread adopts what other threads set last. It must come before those

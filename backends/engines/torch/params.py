@@ -1,5 +1,6 @@
-"""Parameters of the torch engines, declared without torch so that a file can be checked on a
-machine that lacks it.
+"""Parameters of the torch engines.
+
+They are declared without torch, so that a file can be checked on a machine that lacks it.
 """
 
 from __future__ import annotations
@@ -33,12 +34,15 @@ def _number(text: str) -> Any:
 
 
 class TorchParams(EngineParams):
-    """What all torch engines take. Options with Triton's names may be written in lower case too."""
+    """The parameters of all torch engines.
+
+    Options with Triton's names may be written in lower case too.
+    """
 
     cuda_graphs: bool = Field(
         True,
         description="on a GPU, capture a CUDA graph for each batch size (1, 2, 4 ... max) at "
-        "warm-up, where the shapes are known, as from max = 8x3x224x224",
+        "warm-up, if the shapes are known, as from max = 8x3x224x224",
     )
     inference_mode: bool = Field(
         True,

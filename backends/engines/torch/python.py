@@ -94,8 +94,8 @@ class PythonEngine(TorchModule):
                 f"{where} can't be loaded into {self.params.model}: {reason_of(error)}"
             ) from error
         wrong = [
-            f"{len(names)} keys {what} ({_some(names)})"
-            for what, names in (("missing", missing), ("unexpected", unexpected))
+            f"{len(names)} keys {problem} ({_some(names)})"
+            for problem, names in (("missing", missing), ("unexpected", unexpected))
             if names
         ]
         if wrong:

@@ -1,5 +1,6 @@
-"""Turn inputs as users give them into what torch engines run: tensors and texts, copied only where
-they must be.
+"""Turn inputs as users give them into the tensors and texts that torch engines run.
+
+They are copied only if they must be.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ WIDE_INTEGERS = (torch.int32, torch.int64, torch.uint32, torch.uint64)
 
 
 def as_texts(value: Any, label: str) -> list[str]:
-    """Return an input of text as a list of str. It may be a str, bytes in UTF-8, a list of those,
-    or an array of them. Raises InvalidInput.
+    """Return an input of text as a list of str.
+
+    It may be a str, bytes in UTF-8, a list of those, or an array of them. Raises InvalidInput.
     """
     texts = (
         value.reshape(-1).tolist()
@@ -30,7 +32,7 @@ def as_texts(value: Any, label: str) -> list[str]:
     if not isinstance(texts, list | tuple) or not all(
         isinstance(text, str | bytes) for text in texts
     ):
-        raise InvalidInput(f"{label}: expected a list of texts, got {kind_of(value)}")
+        raise InvalidInput(f"{label}: expected a list of texts, found {kind_of(value)}")
     try:
         return [text if isinstance(text, str) else text.decode() for text in texts]
     except UnicodeDecodeError as error:
@@ -38,8 +40,9 @@ def as_texts(value: Any, label: str) -> list[str]:
 
 
 def as_tensor(value: Any, label: str) -> torch.Tensor:
-    """Return a tensor, or an array of numbers as a tensor on its memory. Raises InvalidInput for
-    anything else.
+    """Return a tensor, or an array of numbers as a tensor on its memory.
+
+    Raises InvalidInput for anything else.
     """
     if isinstance(value, torch.Tensor):
         return value
@@ -54,7 +57,7 @@ def as_tensor(value: Any, label: str) -> torch.Tensor:
             value = np.array(value, value.dtype.newbyteorder("="))
         with suppress(TypeError):  # torch lacks the dtype, such as long double
             return torch.from_numpy(value)
-    raise InvalidInput(f"{label}: expected a tensor or an array of numbers, got {kind_of(value)}")
+    raise InvalidInput(f"{label}: expected a tensor or an array of numbers, found {kind_of(value)}")
 
 
 def kind_of(value: Any) -> str:
@@ -63,8 +66,9 @@ def kind_of(value: Any) -> str:
 
 
 def widens(dtype: torch.dtype, expected: torch.dtype) -> bool:
-    """Return whether a dtype converts to another without loss. Doubles may become float32 all the
-    same, because float64 is NumPy's default.
+    """Return whether a dtype converts to another without loss.
+
+    Doubles may become float32 all the same, because float64 is NumPy's default.
     """
     if dtype == expected or (dtype, expected) == (torch.float64, torch.float32):
         return True

@@ -31,7 +31,7 @@ class TorchScriptEngine(TorchModule):
     reads_encrypted = True
 
     takes_dict = False
-    """Whether the model's one argument is a dict of tensors; set by `open`."""
+    """True if the model's one argument is a dict of tensors; set by `open`."""
 
     def open(self, params: TorchScriptParams, context: Context, device: torch.device) -> Any:
         self.set_process_wide("ENABLE_JIT_EXECUTOR", "ENABLE_JIT_PROFILING", "ENABLE_TENSOR_FUSER")
@@ -59,8 +59,10 @@ class TorchScriptEngine(TorchModule):
         return model if self._precision is None else model.to(self._precision)
 
     def _read_schema(self, model: Any, path: Path) -> None:
-        """Read from `forward`'s schema the names of its arguments, which of them are texts, and how
-        many are required. Raises BackendError for arguments that are neither tensors nor texts.
+        """Read from `forward`'s schema the names of its arguments.
+
+        Also which of them are texts, and how many are required. Raises BackendError for arguments
+        that are neither tensors nor texts.
         """
         arguments = model.forward.schema.arguments[1:]
         types = [
@@ -98,7 +100,7 @@ class TorchScriptEngine(TorchModule):
                 or not all(isinstance(name, str) for name in data)
             ):
                 raise InvalidInput(
-                    f"TorchScriptTensor: expected a dict of tensors by name, got "
+                    f"TorchScriptTensor: expected a dict of tensors by name, found "
                     f"{type(data).__name__}"
                 )
             names = tuple(sorted(data))
@@ -120,8 +122,9 @@ class TorchScriptEngine(TorchModule):
 
 
 class _Unoptimised:
-    """A `with` block without TorchScript's optimiser. It affects only this thread, since torch has
-    the switch per thread.
+    """A `with` block without TorchScript's optimiser.
+
+    It affects only this thread, since torch has the switch per thread.
     """
 
     def __enter__(self) -> None:

@@ -1,5 +1,6 @@
-"""Models that instances of this process share. Each is loaded once, and kept while any instance
-holds it.
+"""Models that instances of this process share.
+
+Each is loaded once, and kept while any instance holds it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ _models: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 
 
 def shared(key: Hashable, load: Callable[[], Any]) -> Any:
-    """Return the model of `key` (file, its date and size, device, options). The first caller loads
-    it, and callers meanwhile wait.
+    """Return the model of `key` (file, its date and size, device, options).
+
+    The first caller loads it, and callers meanwhile wait.
     """
     with _lock:
         lock = _loading.get(key)

@@ -1,7 +1,7 @@
 """The common part of all torch image backends: their device and their base classes.
 
 torch is imported when a backend is initialised, not before: a file that uses them can be checked
-without it. operations.py, which imports torch, has what they do with pixels.
+without it. Their work on pixels is in operations.py, which imports torch.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class TensorParams(Params):
     device_id: int | None = Field(
         None,
         ge=0,
-        description="Number of the GPU; not given: the node's `device`, else the first GPU, else "
-        "the CPU.",
+        description="number of the GPU; not given: the node's `device`, else the first GPU, else "
+        "the CPU",
     )
 
 
@@ -93,7 +93,7 @@ class TensorBackend(Backend):
         values = data if isinstance(data, list | tuple) else [data]
         if not values:
             raise InvalidInput(
-                f"{type(self).__name__}: expected a tensor or a list of them, got an empty list"
+                f"{type(self).__name__}: expected a tensor or a list of them, found an empty list"
             )
         return [tensor_of(value, type(self).__name__) for value in values]
 

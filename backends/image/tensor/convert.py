@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class CvtColorTensorParams(TensorParams):
-    color: Color = Field(description="The channel order to convert to.")
+    color: Color = Field(description="the channel order to convert to")
 
 
 class CvtColorTensor(ImageTensorBackend):
@@ -79,7 +79,7 @@ class FloatTensor(TensorBackend):
 
         (tensor,) = self.tensors([item["data"]])
         if tensor.is_complex():
-            raise InvalidInput("FloatTensor: expected real numbers, got complex ones")
+            raise InvalidInput("FloatTensor: expected real numbers, found complex ones")
         return owned(tensor.to(self._half.device).float())
 
 

@@ -25,8 +25,8 @@ FLATTEST_DETERMINANT = 1e-9
 class CropTensor(ImageTensorBackend):
     """The part of an image within `_box` = [x1, y1, x2, y2], in pixels (see CropMat).
 
-    It must be that 0 <= x1 < x2 <= W and 0 <= y1 < y2 <= H. `data`: N×C×H×W, uint8, float16,
-    bfloat16 or float32. `result`: N×C×(y2-y1)×(x2-x1) of the same dtype, a copy.
+    The box must lie within the image: 0 <= x1 < x2 <= W and 0 <= y1 < y2 <= H. `data`: N×C×H×W,
+    uint8, float16, bfloat16 or float32. `result`: N×C×(y2-y1)×(x2-x1) of the same dtype, a copy.
 
     Raises InvalidInput for a `_box` that is missing, not four numbers, empty or out of range, and
     for another shape or dtype.
@@ -44,16 +44,14 @@ class CopyMakeBorderTensorParams(TensorParams):
         0,
         ge=0,
         le=MAX_SIDE,
-        description="Added above, in pixels. The item's `top` takes precedence; likewise the other "
-        "three.",
+        description="added above, in pixels; the item's `top` takes precedence; likewise the other "
+        "three",
     )
-    bottom: int = Field(0, ge=0, le=MAX_SIDE, description="Added below, in pixels.")
-    left: int = Field(0, ge=0, le=MAX_SIDE, description="Added at the left, in pixels.")
-    right: int = Field(0, ge=0, le=MAX_SIDE, description="Added at the right, in pixels.")
+    bottom: int = Field(0, ge=0, le=MAX_SIDE, description="added below, in pixels")
+    left: int = Field(0, ge=0, le=MAX_SIDE, description="added at the left, in pixels")
+    right: int = Field(0, ge=0, le=MAX_SIDE, description="added at the right, in pixels")
     pad_value: PadValue = Field((0.0,), description=PAD_VALUE)
-    max_pixels: int = Field(
-        100_000_000, ge=1, description="The most pixels that a result may have."
-    )
+    max_pixels: int = Field(100_000_000, ge=1, description="the most pixels that a result may have")
 
 
 class CopyMakeBorderTensor(ImageTensorBackend):
@@ -99,21 +97,21 @@ class WarpAffineTensorParams(TensorParams):
     target_h: int = Field(
         ge=1,
         le=MAX_SIDE,
-        description="Height of the result in pixels. The item's `target_h` takes precedence.",
+        description="height of the result in pixels; the item's `target_h` takes precedence",
     )
     target_w: int = Field(
         ge=1,
         le=MAX_SIDE,
-        description="Width of the result in pixels. The item's `target_w` takes precedence.",
+        description="width of the result in pixels; the item's `target_w` takes precedence",
     )
     pad_value: PadValue = Field((0.0,), description=PAD_VALUE)
     inverse: bool = Field(
         False,
-        description="Whether `affine_matrix` maps the result to `data`, as in torchpipe's "
-        "PPLWarpAffineTensor.",
+        description="true: `affine_matrix` maps the result to `data`, as in torchpipe's "
+        "PPLWarpAffineTensor",
     )
     max_pixels: int = Field(
-        100_000_000, ge=1, description="The most pixels that a request may ask for."
+        100_000_000, ge=1, description="the most pixels that a request may ask for"
     )
 
 
@@ -150,7 +148,7 @@ class WarpAffineTensor(ImageTensorBackend):
             )
         if max(image.shape[2:]) > MAX_SIDE:
             raise InvalidInput(
-                f"{name}: expected an image with no side above {MAX_SIDE}, got shape "
+                f"{name}: expected an image with no side above {MAX_SIDE}, found shape "
                 f"{tuple(image.shape)}"
             )
         matrix = numbers(item, "affine_matrix", 6, name).reshape(2, 3)

@@ -33,15 +33,15 @@ DataFormat = Annotated[
 
 
 class DecodeTensorParams(TensorParams):
-    color: Color = Field("rgb", description="Order of the channels.")
+    color: Color = Field("rgb", description="order of the channels")
     data_format: DataFormat = Field(
-        "nchw", description="Order of the tensor's axes; torchpipe's hwc is nhwc."
+        "nchw", description="order of the tensor's axes; torchpipe's hwc is nhwc"
     )
     max_pixels: int = Field(
         100_000_000,
         ge=1,
-        description="The most pixels that the header of an image may declare. An image with more "
-        "is refused undecoded.",
+        description="the most pixels that the header of an image may declare; an image with more "
+        "is refused undecoded",
     )
 
 
@@ -49,7 +49,8 @@ class DecodeTensor(TensorBackend):
     """An image file to a tensor of pixels.
 
     `data`: bytes, bytearray, memoryview, or a one-dimensional uint8 array. `result`: uint8, 1×C×H×W
-    (`nhwc`: 1×H×W×C), where C is 3, or 1 for gray. `color` and `data_format` tell its order.
+    (`nhwc`: 1×H×W×C), where C is 3, or 1 for gray. Sets `color` and `data_format` to the order of
+    channels and axes.
 
     A file that does not decode is a soft failure, as in DecodeMat. Raises TypeError for another
     type of data.

@@ -16,8 +16,8 @@ from .backend import TensorBackend, TensorParams
 
 class SaveTensorParams(TensorParams):
     save_dir: str = Field(
-        description="Directory for the files; must exist. Relative to the pipeline's file, else to "
-        "the working directory."
+        description="directory for the files; must exist; relative to the pipeline's file, else to "
+        "the working directory"
     )
 
 
@@ -53,8 +53,8 @@ class SaveTensor(TensorBackend):
 
 class LoadTensorParams(TensorParams):
     tensor_name: str = Field(
-        description="The file, as written by torch.save or SaveTensor. Relative to the pipeline's "
-        "file, else to the working directory."
+        description="the file, as written by torch.save or SaveTensor; relative to the pipeline's "
+        "file, else to the working directory"
     )
 
 

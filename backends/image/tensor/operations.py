@@ -59,7 +59,7 @@ def image_of(value: Any, nhwc: bool, device: torch.device, backend: str) -> torc
         dtype = str(tensor.dtype).removeprefix("torch.")
         raise InvalidInput(
             f"{backend}: expected an image of shape {layout} and dtype uint8, float16, bfloat16 or "
-            f"float32, got shape {shape}, dtype {dtype}"
+            f"float32, found shape {shape}, dtype {dtype}"
         )
     if tensor.ndim < 4:
         image = (

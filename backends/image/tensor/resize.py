@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 class ResizeTensorParams(TensorParams):
-    resize_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
-    resize_w: int = Field(ge=1, le=MAX_SIDE, description="Width of the result in pixels.")
+    resize_h: int = Field(ge=1, le=MAX_SIDE, description="height of the result in pixels")
+    resize_w: int = Field(ge=1, le=MAX_SIDE, description="width of the result in pixels")
 
 
 class ResizeTensor(ImageTensorBackend):
@@ -52,7 +52,7 @@ class DynamicResizeTensorParams(TensorParams):
     max_pixels: int = Field(
         100_000_000,
         ge=1,
-        description="The most pixels (height times width) that a request may ask for.",
+        description="the most pixels (height times width) that a request may ask for",
     )
 
 
@@ -89,8 +89,8 @@ class DynamicResizeTensor(ImageTensorBackend):
 
 
 class ResizePadTensorParams(TensorParams):
-    max_h: int = Field(ge=1, le=MAX_SIDE, description="Height of the result in pixels.")
-    max_w: int = Field(ge=1, le=MAX_SIDE, description="Width of the result in pixels.")
+    max_h: int = Field(ge=1, le=MAX_SIDE, description="height of the result in pixels")
+    max_w: int = Field(ge=1, le=MAX_SIDE, description="width of the result in pixels")
     pad_value: PadValue = Field((0.0,), description=PAD_VALUE)
 
 

@@ -45,24 +45,24 @@ class CatTensor(TensorBackend):
 
         from .operations import owned
 
-        parts = [tensor.to(self._half.device) for tensor in self.tensors(item["data"])]
-        kinds = {(tuple(part.shape[1:]), part.dtype) for part in parts}
-        if len(kinds) > 1 or not all(part.ndim for part in parts):
+        tensors = [tensor.to(self._half.device) for tensor in self.tensors(item["data"])]
+        kinds = {(tuple(tensor.shape[1:]), tensor.dtype) for tensor in tensors}
+        if len(kinds) > 1 or not all(tensor.ndim for tensor in tensors):
             shapes = ", ".join(
-                f"{tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}"
-                for part in parts[:8]
+                f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+                for tensor in tensors[:8]
             )
             raise InvalidInput(
                 "CatTensor: expected tensors of one dtype and of one shape except for the first "
-                f"axis, got {shapes}"
+                f"axis, found {shapes}"
             )
-        result = owned(parts[0]) if len(parts) == 1 else torch.cat(parts)
+        result = owned(tensors[0]) if len(tensors) == 1 else torch.cat(tensors)
         item["request_size"] = rows_of(result, "CatTensor")
         return result
 
 
 class SplitTensorParams(TensorParams):
-    split_size: int = Field(1, ge=1, description="Rows of each piece; the last may have fewer.")
+    split_size: int = Field(1, ge=1, description="rows of each piece; the last may have fewer")
 
 
 class SplitTensor(TensorBackend):
@@ -89,7 +89,9 @@ class SplitTensor(TensorBackend):
         (tensor,) = self.tensors([item["data"]])
         rows_of(tensor, "SplitTensor")
         item.pop("request_size", None)
-        return [owned(part) for part in torch.split(tensor.to(self._half.device), self.split_size)]
+        return [
+            owned(piece) for piece in torch.split(tensor.to(self._half.device), self.split_size)
+        ]
 
 
 class ArgMaxTensor(TensorBackend):
@@ -105,17 +107,17 @@ class ArgMaxTensor(TensorBackend):
         (tensor,) = self.tensors([item["data"]])
         if not tensor.ndim or 0 in tensor.shape or tensor.is_complex():
             raise InvalidInput(
-                f"ArgMaxTensor: expected numbers of shape NxK, got {tensor.dtype} of shape "
+                f"ArgMaxTensor: expected numbers of shape NxK, found {tensor.dtype} of shape "
                 f"{tuple(tensor.shape)}"
             )
         return tensor.to(self._half.device).argmax(-1)
 
 
 def rows_of(tensor: torch.Tensor, backend: str) -> int:
-    """Return the length of the first axis. Raises InvalidInput if there is none, or if it is 0."""
+    """Return the length of the first axis. Raises InvalidInput for no axis, and for no rows."""
     if not tensor.ndim or not len(tensor):
         raise InvalidInput(
-            f"{backend}: expected a tensor with rows, its first axis, got shape "
+            f"{backend}: expected a tensor with rows, its first axis, found shape "
             f"{tuple(tensor.shape)}"
         )
     return len(tensor)

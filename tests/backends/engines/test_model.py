@@ -273,7 +273,11 @@ def test_the_log_says_which_engine_was_chosen_and_why(
     assert [
         (record.levelname, record.getMessage(), vars(record)["node"]) for record in caplog.records
     ] == [
-        ("INFO", f"node: ModelTensor runs {path} with OnnxTensor on cpu: torch sees no GPU", "node")
+        (
+            "INFO",
+            f"node 'node': ModelTensor runs {path} with OnnxTensor on cpu: torch sees no GPU",
+            "node",
+        )
     ]
     caplog.clear()
     machine((9, 0))

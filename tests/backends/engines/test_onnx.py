@@ -194,7 +194,8 @@ def test_request_size(double: Path) -> None:
 @pytest.mark.parametrize("size", [1, 3])
 def test_data_must_have_as_many_rows_as_its_request_size(double: Path, size: int) -> None:
     with pytest.raises(
-        InvalidInput, match=rf"input x: expected {size} \(the item's request_size\).*got shape 2x3"
+        InvalidInput,
+        match=rf"input x: expected {size} \(the item's request_size\).*found shape 2x3",
     ):
         run(make(double, max=8), np.zeros((2, 3), np.float32), request_size=size)
 
@@ -235,7 +236,7 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
         assert isinstance(results[0], list)
     reordered = make(path, max=4, input_reorder="1,0", output_reorder="1, 0")
     assert [part.tolist() for part in run(reordered, [row(5), row(3)])[0]] == [[[-2]], [[8]]]
-    with pytest.raises(InvalidInput, match=r"2 inputs \(a, b\), and data holds 1"):
+    with pytest.raises(InvalidInput, match=r"2 inputs \(a, b\), but data holds 1"):
         run(backend, row(1))
     for wrong in ("0", "0,0", "0,2", "a,b"):
         with pytest.raises(ConfigError, match="input_reorder"):
@@ -334,7 +335,9 @@ def test_declared_range() -> None:
 def test_data_that_does_not_fit_names_input_expected_and_given(
     double: Path, data: Any, given: Any
 ) -> None:
-    with pytest.raises(InvalidInput, match=f"input x: expected float32 of shape Nx3, got {given}"):
+    with pytest.raises(
+        InvalidInput, match=f"input x: expected float32 of shape Nx3, found {given}"
+    ):
         run(make(double, max=8), data)
 
 
@@ -493,7 +496,7 @@ def test_normalisation_reaches_subgraphs_and_only_the_first_input(tmp_path: Path
     [
         (
             {"mean": "1,2"},
-            "mean has 2 values, and neither the second nor the last axis of the first input Nx3 "
+            "mean has 2 values, but neither the second nor the last axis of the first input Nx3 "
             "has",
         ),
         ({"std": "1,0,2"}, "std must not contain 0"),

@@ -158,7 +158,7 @@ def test_a_model_without_scores_is_an_error(make: Any, tmp_path: Path) -> None:
             (
                 write(tmp_path / "few.onnx"),
                 {"top_k": 4},
-                r"top_k: is 4, and the model has only 3 scores",
+                r"top_k: is 4, but the model has only 3 scores",
             ),
         ):
             params = OnnxParams.model_validate(
@@ -172,5 +172,5 @@ def test_a_model_without_scores_is_an_error(make: Any, tmp_path: Path) -> None:
             match=r"PythonTensor: ArgMax needs a model with one output, N×K scores; found one of 3",
         ):
             run(backend, SCORES[np.newaxis])
-        with pytest.raises(BackendError, match=r"top_k is 3, and the model has only 2 scores"):
+        with pytest.raises(BackendError, match=r"top_k is 3, but the model has only 2 scores"):
             run(backend, SCORES[:1, :2])

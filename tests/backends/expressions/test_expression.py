@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from penstock.backends.errors import ConfigError
 from penstock.backends.expressions.expression import (
-    MAX_CHARACTERS,
-    MAX_DEPTH,
+    MAX_EXPRESSION_CHARACTERS,
+    MAX_NESTED_BACKENDS,
     Expression,
     parse,
     walk,
@@ -136,15 +136,15 @@ def test_depth_is_bounded() -> None:
     def nested(depth: int) -> str:
         return "S[" * (depth - 1) + "A" + "]" * (depth - 1)
 
-    parse(nested(MAX_DEPTH))
-    with pytest.raises(ConfigError, match=f"nested more than {MAX_DEPTH} levels deep"):
-        parse(nested(MAX_DEPTH + 1))
+    parse(nested(MAX_NESTED_BACKENDS))
+    with pytest.raises(ConfigError, match=f"nested more than {MAX_NESTED_BACKENDS} levels deep"):
+        parse(nested(MAX_NESTED_BACKENDS + 1))
 
 
 def test_length_is_bounded() -> None:
-    parse("A" * MAX_CHARACTERS)
-    with pytest.raises(ConfigError, match=f"at most {MAX_CHARACTERS}"):
-        parse("A" * (MAX_CHARACTERS + 1))
+    parse("A" * MAX_EXPRESSION_CHARACTERS)
+    with pytest.raises(ConfigError, match=f"at most {MAX_EXPRESSION_CHARACTERS}"):
+        parse("A" * (MAX_EXPRESSION_CHARACTERS + 1))
 
 
 def test_walk_is_outermost_first() -> None:

@@ -159,7 +159,7 @@ def test_a_tensor_of_torch(make: Any, photo: Any) -> None:
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 4), (0, 3, 4, 4), (1, 1, 3, 4, 4), (4,), (1, 3, 0, 4)])
 def test_other_shapes_than_a_tensor_of_one_image(run: Any, shape: Any) -> None:
-    with pytest.raises(InvalidInput, match=r"Tensor2Mat: expected .*got shape "):
+    with pytest.raises(InvalidInput, match=r"Tensor2Mat: expected .*found shape "):
         run(Tensor2Mat, np.zeros(shape, np.uint8))
 
 
@@ -279,7 +279,7 @@ def test_a_missing_directory(make: Any, tmp_path: Path, photo: Any) -> None:
 
 def test_two_channels_can_not_be_saved(run: Any, tmp_path: Path) -> None:
     with pytest.raises(
-        InvalidInput, match=r"expected an image of 1, 3 or 4 channels, got shape \(4, 4, 2\)"
+        InvalidInput, match=r"expected an image of 1, 3 or 4 channels, found shape \(4, 4, 2\)"
     ):
         run(SaveMat, np.zeros((4, 4, 2), np.uint8), save_dir=str(tmp_path))
     assert not list(tmp_path.iterdir())

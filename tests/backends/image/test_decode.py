@@ -108,7 +108,7 @@ def test_an_array_with_strides(photo: Any) -> None:
     ids=lambda d: type(d).__name__,
 )
 def test_other_types_are_a_type_error(data: Any) -> None:
-    with pytest.raises(TypeError, match="DecodeMat: data must be bytes"):
+    with pytest.raises(TypeError, match="DecodeMat: expected bytes"):
         decode(data)
 
 

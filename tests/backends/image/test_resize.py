@@ -212,7 +212,7 @@ def test_images_that_pillow_has_no_mode_for(run: Any, image: Any) -> None:
     with pytest.raises(
         InvalidInput,
         match=r"PillowResizeMat: expected uint8 with 1 to 4 channels, or float32, "
-        r"got shape \(4, 4, [35]\)",
+        r"found shape \(4, 4, [35]\)",
     ):
         run(PillowResizeMat, image, resize_h=2, resize_w=2)
 

@@ -376,14 +376,14 @@ def test_a_member_gets_only_the_items_that_its_filter_lets_in(make: Callable[...
 @pytest.mark.parametrize(
     ("name", "status", "message"),
     [
-        ("Error", None, "the filter Error before Identity answered Error"),
-        ("decides", Status.ERROR, "the filter decides before Identity answered Error"),
+        ("Error", None, "the filter Error before Identity returned Error"),
+        ("decides", Status.ERROR, "the filter decides before Identity returned Error"),
         (
             "decides",
             "Run",
-            "the filter decides before Identity answered 'Run': expected a penstock.Status",
+            "the filter decides before Identity returned 'Run': expected a penstock.Status",
         ),
-        ("decides", None, "the filter decides before Identity answered None: expected"),
+        ("decides", None, "the filter decides before Identity returned None: expected"),
         ("filter", None, "the item's key 'filter', which is missing"),
     ],
 )
@@ -403,7 +403,7 @@ def test_error_fails_only_its_item() -> None:
         with pytest.raises(
             BackendError,
             match=r"node 'main': backend \(check\)\S+ raised BackendError: "
-            r"the filter check before \S+ answered",
+            r"the filter check before \S+ returned",
         ):
             chained({"data": "a"})
         item = {"data": "b"}

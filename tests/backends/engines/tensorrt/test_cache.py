@@ -113,13 +113,13 @@ def test_damaged_and_foreign_files_are_rebuilt_and_the_reason_logged(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"version": "10.4"}, 'it was built for version = "10.3", and "10.4" is wanted'),
+        ({"version": "10.4"}, 'it was built for version = "10.3", but "10.4" is wanted'),
         (
             {"batch sizes": [1, 2, 4]},
-            "it was built for batch sizes = [1, 2], and [1, 2, 4] is wanted",
+            "it was built for batch sizes = [1, 2], but [1, 2, 4] is wanted",
         ),
-        ({"model": "d" * 64, "version": "11"}, 'it was built for model = "abc", and "ddd'),
-        ({"new": "key"}, 'it was built for new = null, and "key" is wanted'),
+        ({"model": "d" * 64, "version": "11"}, 'it was built for model = "abc", but "ddd'),
+        ({"new": "key"}, 'it was built for new = null, but "key" is wanted'),
     ],
 )
 def test_stale_engines_are_rebuilt(
@@ -186,7 +186,7 @@ def test_a_build_ahead_fails_where_the_engine_can_not_be_kept(
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(
         BackendError,
-        match=rf"^net: the engine was built, and can't be kept at {path}: No space left on device$",
+        match=rf"^net: the engine was built, but can't be kept at {path}: No space left on device$",
     ):
         load_or_build(path, MADE_OF, build, "net", ahead=True)
 

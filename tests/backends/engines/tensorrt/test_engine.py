@@ -438,10 +438,10 @@ def test_an_item_that_does_not_fit_fails_alone(make: Any, two: Path, fake_two: A
     )
     assert str(batch[1]["error"]) == (
         "TensorrtTensor: input b: expected float32 of shape Nx3 (1x3 or 1x3 to 2x3 or 1x3 to 4x3), "
-        "got float32 of shape 1x4"
+        "found float32 of shape 1x4"
     )
-    assert "the model has 2 inputs (a, b), and data holds 1" in str(batch[2]["error"])
-    assert "got complex64 of shape 1x3" in str(batch[3]["error"])
+    assert "the model has 2 inputs (a, b), but data holds 1" in str(batch[2]["error"])
+    assert "found complex64 of shape 1x3" in str(batch[3]["error"])
 
 
 def test_dtypes_that_widen_are_converted(make: Any, two: Path, fake_two: Any) -> None:
@@ -480,7 +480,7 @@ def test_integers_and_bfloat16_are_not_converted(make: Any, two: Path, fake: Any
     backend.forward(batch)
     assert torch.equal(batch[0]["result"][0], a + 1) and torch.equal(batch[0]["result"][1], b)
     with pytest.raises(
-        InvalidInput, match=r"input b: expected bfloat16 of shape Nx3 .* got float32"
+        InvalidInput, match=r"input b: expected bfloat16 of shape Nx3 .* found float32"
     ):
         backend.forward([{"data": [a, b.float()]}])
 
@@ -693,7 +693,7 @@ def test_without_a_gpu_nothing_is_built(make: Any, two: Path, tmp_path: Path) ->
         pytest.skip("there is a GPU")
     with pytest.raises(
         BackendError,
-        match=r"node 'net': TensorrtTensor: .*two\.onnx: TensorRT runs on an NVIDIA GPU, and torch "
+        match=r"node 'net': TensorrtTensor: .*two\.onnx: TensorRT runs on an NVIDIA GPU, but torch "
         r"sees none here",
     ):
         make(two, max="4")

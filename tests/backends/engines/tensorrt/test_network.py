@@ -151,7 +151,7 @@ def test_softmax_is_computed_in_float32(
             "scores",
             {"postprocessor": "ArgMax", "top_k": 6},
             "top_k",
-            "top_k is 6, and output scores of .* has 5 scores",
+            "top_k is 6, but output scores of .* has 5 scores",
         ),
         (
             "scores",
@@ -163,7 +163,7 @@ def test_softmax_is_computed_in_float32(
             "image",
             {"mean": "1,2"},
             "mean",
-            "mean has 2 values, and neither the second nor the last axis of the first input "
+            "mean has 2 values, but neither the second nor the last axis of the first input "
             "Nx3xNxN has",
         ),
         ("image", {"std": "1,0,1"}, "std", "must not contain 0"),

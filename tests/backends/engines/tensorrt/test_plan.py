@@ -127,7 +127,7 @@ def test_engine_files_that_penstock_wrote_must_fit_this_library(
     write(path, {**key, "version": "0.9"}, b"plan")
     with pytest.raises(
         BackendError,
-        match=f"node 'net': .*the engine {path} was built for version 0.9, and here is "
+        match=f"node 'net': .*the engine {path} was built for version 0.9, but this machine has "
         f"{library.version}",
     ):
         plan_of(path)

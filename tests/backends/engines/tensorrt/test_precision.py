@@ -157,7 +157,7 @@ def test_outputs_of_operators_that_the_converter_blocks_stay_float32(
 def test_a_name_that_fits_no_layer_is_an_error(prepared: Any, resnet18: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"precision::fp32: .*has '/fc/Gem9', and no node's name contains it, did you mean "
+        match=r"precision::fp32: .*has '/fc/Gem9', but no node's name contains it, did you mean "
         r"'/fc/Gemm'",
     ):
         prepared(resnet18, precision="fp16", **{"precision::fp32": "layer4,/fc/Gem9"})

@@ -118,7 +118,7 @@ def test_fixed_shapes_need_no_profiles() -> None:
             None,
             "4x3x224x224",
             "max",
-            r"max has 1 shapes in a profile, and the model 2 inputs: image .*, ids \(Nx10\)",
+            r"max has 1 shapes in a profile, but the model has 2 inputs: image .*, ids \(Nx10\)",
         ),
         (
             [IMAGE, IDS],

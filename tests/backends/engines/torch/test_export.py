@@ -90,8 +90,8 @@ def test_dynamic_sizes(exported: Any, make: Any, run: Any, images: Any) -> None:
         assert close(result, Pool()(torch.from_numpy(images(1, size))))
     with pytest.raises(
         InvalidInput,
-        match=r"input 0 \(image\): expected float32 of shape Nx3x\(4..32\)x\(4..32\), got float32 "
-        r"of shape 1x3x33x33",
+        match=r"input 0 \(image\): expected float32 of shape Nx3x\(4..32\)x\(4..32\), found "
+        r"float32 of shape 1x3x33x33",
     ):
         run(backend, images(1, 33))
 
@@ -99,9 +99,9 @@ def test_dynamic_sizes(exported: Any, make: Any, run: Any, images: Any) -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((1, 4), np.float32), "expected float32 of shape Nx3, got float32 of shape 1x4"),
-        (np.zeros((1, 3, 1), np.float32), "got float32 of shape 1x3x1"),
-        (np.zeros((1, 3), np.int64), "got int64 of shape 1x3"),
+        (np.zeros((1, 4), np.float32), "expected float32 of shape Nx3, found float32 of shape 1x4"),
+        (np.zeros((1, 3, 1), np.float32), "found float32 of shape 1x3x1"),
+        (np.zeros((1, 3), np.int64), "found int64 of shape 1x3"),
     ],
 )
 def test_data_that_does_not_fit_names_input_expected_and_given(
@@ -289,7 +289,7 @@ def test_a_package_gives_what_eager_torch_gives(package: Any, make: Any, run: An
             r"input_handles\[0\]: unmatched dim value at 1, expected: 3, but got: 4",
         ),
         ([torch.zeros(1, 3, dtype=torch.int32), torch.zeros(1, 2)], "unmatched dtype"),
-        ([torch.zeros(1, 3)], "the model has 2 inputs, and data holds 1"),
+        ([torch.zeros(1, 3)], "the model has 2 inputs, but data holds 1"),
     ):
         with pytest.raises(InvalidInput, match=message):
             run(backend, data)
@@ -324,7 +324,7 @@ def test_a_package_for_another_device(package: Any, make: Any, tmp_path: Path) -
             )
     with pytest.raises(
         BackendError,
-        match=r"cuda\.pt2 was compiled for cuda, and the node runs on cpu: set device = 'cuda'",
+        match=r"cuda\.pt2 was compiled for cuda, but the node runs on cpu: set device = 'cuda'",
     ):
         make(NAME, other, Context(node="node", device="cpu"))
 

@@ -102,7 +102,7 @@ def test_arguments_weights_and_optional_inputs(net: Any, make: Any, run: Any) ->
     assert close(run(scaled, {"x": x, "shift": torch.ones(1, 4)})[0], linear(x) / 2 + 1)
     with pytest.raises(
         InvalidInput,
-        match=r"the model has 2 inputs \(x, shift, 1 of them optional\), and data holds 3",
+        match=r"the model has 2 inputs \(x, shift, 1 of them optional\), but data holds 3",
     ):
         run(scaled, [x, x, x])
     assert run(make(NAME, "net.py:Net", context, kwargs="wide=7,scale=2"), x)[0].shape == (1, 7)

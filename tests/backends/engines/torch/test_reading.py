@@ -42,7 +42,7 @@ LONG = pytest.mark.skipif(
 )
 def test_values_that_are_not_tensors_are_refused(value: Any, kind: str) -> None:
     with pytest.raises(
-        InvalidInput, match=f"input 0: expected a tensor or an array of numbers, got {kind}"
+        InvalidInput, match=f"input 0: expected a tensor or an array of numbers, found {kind}"
     ):
         as_tensor(value, "input 0")
 
@@ -50,7 +50,7 @@ def test_values_that_are_not_tensors_are_refused(value: Any, kind: str) -> None:
 def test_texts() -> None:
     assert as_texts(np.array([["a"], ["b"]]), "x") == ["a", "b"]
     assert as_texts(("a", b"b"), "x") == ["a", "b"]
-    with pytest.raises(InvalidInput, match="x: expected a list of texts, got an array of int64"):
+    with pytest.raises(InvalidInput, match="x: expected a list of texts, found an array of int64"):
         as_texts(np.zeros(1, np.int64), "x")
 
 

@@ -87,7 +87,7 @@ def test_inputs_in_order_by_name_or_by_index(
     [
         (
             [np.zeros((1, 3), np.float32)],
-            r"the model has 2 inputs \(image, mask\), and data holds 1",
+            r"the model has 2 inputs \(image, mask\), but data holds 1",
         ),
         ({"image": np.zeros((1, 3))}, r"input 1 \(mask\) is missing"),
         (
@@ -98,11 +98,11 @@ def test_inputs_in_order_by_name_or_by_index(
         ({"x__0": np.zeros((1, 3)), "x__7": np.zeros((1, 3))}, "input 'x__7' is unknown"),
         (
             [np.zeros((1, 3)), "text"],
-            r"input 1 \(mask\): expected a tensor or an array of numbers, got str",
+            r"input 1 \(mask\): expected a tensor or an array of numbers, found str",
         ),
         (
             [np.zeros((2, 3)), np.zeros((1, 2))],
-            r"input 0 \(image\): expected 1 \(the item's request_size\) as batch dimension, got "
+            r"input 0 \(image\): expected 1 \(the item's request_size\) as batch dimension, found "
             r"shape 2x3",
         ),
     ],
@@ -141,7 +141,7 @@ def test_inputs_and_outputs_in_the_nodes_order(scripted: Any, make: Any, run: An
     x, mask = torch.randn(1, 3), torch.randn(1, 2)
     ((first, second),) = run(backend, [mask, x])
     assert close(first, mask + 1) and close(second, pair.linear(x))
-    with pytest.raises(ConfigError, match=r"'0' names 1 inputs, and the model has image, mask"):
+    with pytest.raises(ConfigError, match=r"'0' names 1 inputs, but the model has image, mask"):
         make(NAME, scripted(pair), input_reorder="0")
 
 
@@ -168,7 +168,9 @@ def test_texts(scripted: Any, make: Any, run: Any) -> None:
         (["éX"], [3]),
     ]
     assert run(backend, ["a", "bb"], request_size=2)[0][0] == ["A", "BB"]
-    with pytest.raises(InvalidInput, match=r"input 0 \(texts\): expected a list of texts, got int"):
+    with pytest.raises(
+        InvalidInput, match=r"input 0 \(texts\): expected a list of texts, found int"
+    ):
         run(backend, 3)
     with pytest.raises(InvalidInput, match="UTF-8"):
         run(backend, [b"\xff"])
@@ -190,7 +192,7 @@ def test_a_dict_of_tensors(scripted: Any, make: Any, run: Any) -> None:
     backend.children[0].model = measured
     run(backend, *items)
     assert sizes == [2]  # items share a run although their names are in different order
-    with pytest.raises(InvalidInput, match="expected a dict of tensors by name, got list"):
+    with pytest.raises(InvalidInput, match="expected a dict of tensors by name, found list"):
         run(backend, [torch.zeros(1, 2)])
 
 

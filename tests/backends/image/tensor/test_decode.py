@@ -110,7 +110,7 @@ def test_every_type_of_bytes(decode: Any, photo: Any, wrap: Any) -> None:
 
 @pytest.mark.parametrize("data", ["text", None, np.zeros((4, 4), np.uint8)])
 def test_other_types_are_a_type_error(decode: Any, data: Any) -> None:
-    with pytest.raises(TypeError, match="DecodeTensor: data must be bytes"):
+    with pytest.raises(TypeError, match="DecodeTensor: expected bytes"):
         decode(data)
 
 

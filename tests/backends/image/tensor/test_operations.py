@@ -125,6 +125,6 @@ def test_an_array_is_shared_and_a_read_only_one_copied() -> None:
 def test_an_array_of_a_dtype_that_torch_lacks_is_invalid_input() -> None:
     with pytest.raises(
         InvalidInput,
-        match="Any: expected a tensor or an array of numbers, got an array of float128",
+        match="Any: expected a tensor or an array of numbers, found an array of float128",
     ):
         operations.tensor_of(np.zeros(3, np.longdouble), "Any")

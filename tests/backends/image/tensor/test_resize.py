@@ -105,9 +105,9 @@ def test_a_tensor_that_requires_a_gradient(run_tensor: Any, tensor: Any) -> None
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        (b"jpeg", "got bytes"),
-        (None, "got NoneType"),
-        (np.array(["a"]), "got an array of <U1"),
+        (b"jpeg", "found bytes"),
+        (None, "found NoneType"),
+        (np.array(["a"]), "found an array of <U1"),
         (np.zeros((1, 3, 4, 4), np.int64), "dtype int64"),
         (np.zeros((1, 3, 4, 4), np.float64), "dtype float64"),
         (np.zeros((4,), np.uint8), r"shape \(4,\)"),
