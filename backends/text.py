@@ -13,8 +13,9 @@ def encodable(text: str) -> str:
 
 
 def message_of(error: object) -> str:
-    """Return `str(error)`, or a stand-in where a user's own `__str__` raises: reporting a failure
-    must not fail.
+    """Return `str(error)`, or a stand-in if a user's own `__str__` raises.
+
+    A failure must not hide the failure that it reports.
     """
     try:
         return str(error)
@@ -23,7 +24,7 @@ def message_of(error: object) -> str:
 
 
 def repr_of(value: object) -> str:
-    """Return `repr(value)`, or a stand-in where a user's own `__repr__` raises."""
+    """Return `repr(value)`, or a stand-in if a user's own `__repr__` raises."""
     try:
         return repr(value)
     except Exception:

@@ -135,18 +135,19 @@ class Pipeline:
         return self._admission
 
     async def close(self, timeout: float = 10.0) -> None:
-        """Refuse new requests, give those in flight `timeout` seconds to end, fail the rest with
-        `NotReady`, and end the threads.
+        """Close the pipeline: refuse new requests, let those in flight end, and end the threads.
+
+        Requests in flight get `timeout` seconds; then they fail with `NotReady`.
 
         Idempotent. While one call drains, another one with a shorter timeout ends it sooner. A
-        thread that runs native code can't be killed: if it does not end in time, it is reported
-        and left behind.
+        thread that runs native code can't be killed: if it does not end in time, it is logged and
+        left running.
         """
         loop = asyncio.get_running_loop()
         ends = loop.time() + timeout
         if self.state != "closed":
             self._turn("draining")
-            if self._admission.inside and timeout > 0:
+            if self._admission.in_flight and timeout > 0:
                 await asyncio.wait([self.wait_empty()], timeout=timeout)
             self._turn("closed")
         left = max(ends - loop.time(), 1.0)  # the threads get a second at least
@@ -161,15 +162,15 @@ class Pipeline:
         return self._admission.wait_empty()
 
     def abandon(self, reason: str) -> None:
-        """Fail everything that queues, runs or waits with `NotReady`.
+        """Fail all queued, running and waiting requests with `NotReady`.
 
-        Results of what runs already are dropped.
+        The results of running batches are dropped.
         """
         if self._loop is not None:
             self._graph.abandon(reason)
 
     def refuse_queued(self, reason: str) -> None:
-        """Fail everything that queues or waits with `NotReady`. What runs already ends as usual."""
+        """Fail all queued and waiting requests with `NotReady`. Running batches end as usual."""
         if self._loop is not None:
             self._graph.refuse_queued(reason)
 
@@ -196,18 +197,18 @@ class Pipeline:
         return "; ".join(reason for node in self.nodes if (reason := node.not_ready))
 
     @property
-    def inside(self) -> int:
+    def in_flight(self) -> int:
         """The number of requests that were admitted and have not ended."""
-        return self._admission.inside
+        return self._admission.in_flight
 
     @property
     def refused(self) -> dict[str, int]:
-        """How many requests were refused at admission, by code."""
+        """The number of requests that were refused at admission, by code."""
         return self._admission.refused
 
     @property
     def statistics(self) -> RequestStatistics:
-        """How its requests ended."""
+        """The counters of how its requests ended."""
         return self._admission.requests
 
     # requests
@@ -231,12 +232,11 @@ class Pipeline:
         timeout: float | None = None,
         priority: int | None = None,
     ) -> Item | list[Item]:
-        """Run one item, or a list of items as one call. Return new dicts: the final items, with
-        `data` as the caller gave it.
+        """Run one item, or a list of items as one call. Return new dicts.
 
-        The call does not change the caller's dict, and nothing else may change it until the call
-        returns. A pipeline that streams returns the list of its parts: for each value that it
-        yields, the final dict.
+        They are the final items, with `data` as the caller gave it. The call does not change the
+        caller's dict, and nothing else may change it until the call returns. A pipeline that
+        streams returns the list of its parts: for each value that it yields, the final dict.
 
         `timeout`: seconds until the deadline, at most the pipeline's own. `priority`: from 1
         (highest) to the `priority_levels` of the entry node.
@@ -281,8 +281,10 @@ class Pipeline:
     async def stream(
         self, item: Mapping[str, Any], *, timeout: float | None = None, priority: int | None = None
     ) -> AsyncGenerator[Item]:
-        """Run one item and yield each part as it comes: for each value that a node of the pipeline
-        yields, the final dict. A pipeline that does not stream yields its one final dict.
+        """Run one item and yield each part of the answer as it comes.
+
+        A part is the final dict for one value that a node of the pipeline yields. A pipeline that
+        does not stream yields its one final dict.
 
         The node goes on when the next part is asked for. Leaving the iteration cancels it. The
         deadline holds for the whole stream. Raises what a call raises.
@@ -291,7 +293,7 @@ class Pipeline:
         given: object = item
         if isinstance(given, (list, tuple)):
             raise TypeError(
-                f"stream takes one item, a dict with 'data', and got a {type(given).__name__}: "
+                f"stream takes one item, a dict with 'data'; found a {type(given).__name__}: "
                 "call it once for each item"
             )
         submission = self.submit_nowait(as_item(item), timeout, priority)
@@ -356,11 +358,11 @@ class Pipeline:
         admission = self._admission
         rows = admission.rows + size
         if (
-            admission.inside >= admission.max_requests
+            admission.in_flight >= admission.max_requests
             or rows * admission.pace + admission.run_time > timeout
         ):
             admission.check(size, timeout, priority)
-        admission.inside += 1
+        admission.in_flight += 1
         admission.rows = rows
         now = self._clock()
         if future is None:
@@ -431,7 +433,7 @@ class Pipeline:
         budget = limit if timeout is None or timeout > limit else timeout
         admission = self._admission
         if (
-            admission.inside >= admission.max_requests
+            admission.in_flight >= admission.max_requests
             or (admission.rows + 1) * admission.pace + admission.run_time > budget
         ):
             admission.check(1, budget, priority)

@@ -23,16 +23,18 @@ from .pipeline import Pipeline
 
 logger = logging.getLogger("penstock.repository")
 
-DRAIN_TIMEOUT = 30.0
-"""Seconds that the requests in a pipeline get to end when it is replaced or unloaded."""
+DRAIN_TIMEOUT_SECONDS = 30.0
+"""The seconds that requests in flight get to end when a pipeline is replaced or unloaded."""
 
 
 class Repository:
-    """Named pipelines. It serves between `start` and `close`, on one event loop at a time, and may
-    be started again after `close`.
+    """Named pipelines.
 
-    `pipelines` holds the loaded pipelines, `models` these and their exposed nodes; both may be
-    read directly on the loop. `generation` changes whenever their contents do.
+    A repository serves between `start` and `close`, on one event loop at a time, and may be started
+    again after `close`.
+
+    `pipelines` holds the loaded pipelines, `models` these and their exposed nodes; both may be read
+    directly on the loop. `generation` changes whenever their contents do.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class Repository:
     ) -> None:
         """Raises `ConfigError` if two pipelines have the same name.
 
-        `directory`: where the files of pipelines lie that may be loaded later, by name alone.
+        `directory`: the folder of the files of pipelines that may be loaded later, by name alone.
         """
         self.configs: dict[str, PipelineConfig] = {}
         self.pipelines: dict[str, Pipeline] = {}
@@ -74,7 +76,7 @@ class Repository:
         if source is None:
             return cls()
         if isinstance(source, (list, tuple)):
-            return cls([config for part in source for config in _configs(part, labels)])
+            return cls([config for one in source for config in _configs(one, labels)])
         directory = (
             Path(source)
             if isinstance(source, (str, os.PathLike)) and Path(source).is_dir()
@@ -226,13 +228,13 @@ class Repository:
             extra={"pipeline": name},
         )
         if old is not None:
-            self._drain(old, DRAIN_TIMEOUT)
+            self._drain(old, DRAIN_TIMEOUT_SECONDS)
         return pipeline
 
-    async def unload(self, name: str, timeout: float = DRAIN_TIMEOUT) -> None:
-        """Take a pipeline away. New requests get `NotFound`, those in flight get `timeout` seconds.
+    async def unload(self, name: str, timeout: float = DRAIN_TIMEOUT_SECONDS) -> None:
+        """Unload a pipeline, and return when its requests have ended.
 
-        Returns when they have ended. Raises `NotFound`.
+        New requests get `NotFound`, those in flight get `timeout` seconds. Raises `NotFound`.
         """
         async with self._lock(name):
             self._check_open()
@@ -253,12 +255,12 @@ class Repository:
         while True:
             if self._draining:
                 await asyncio.wait(self._draining)
-            elif busy := [pipeline for pipeline in self.pipelines.values() if pipeline.inside]:
+            elif busy := [pipeline for pipeline in self.pipelines.values() if pipeline.in_flight]:
                 await asyncio.wait([busy[0].wait_empty()])
             else:
                 return
 
-    async def close(self, timeout: float = DRAIN_TIMEOUT) -> None:
+    async def close(self, timeout: float = DRAIN_TIMEOUT_SECONDS) -> None:
         """Refuse new requests, give those in flight `timeout` seconds to end, fail the rest.
 
         Idempotent: a second call waits for the first.

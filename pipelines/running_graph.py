@@ -98,14 +98,14 @@ class RunningGraph:
             raise
 
     def abandon(self, reason: str) -> None:
-        """Fail everything that queues, runs or waits with `NotReady`."""
+        """Fail all queued, running and waiting entries with `NotReady`."""
         for composite in self.composites:
             composite.abandon(reason)
         for node in self.nodes:
             node.abandon(reason)
 
     def refuse_queued(self, reason: str) -> None:
-        """Fail everything that queues or waits with `NotReady`."""
+        """Fail all queued and waiting entries with `NotReady`."""
         for composite in self.composites:
             composite.abandon(reason)
         for node in self.nodes:

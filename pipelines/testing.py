@@ -12,7 +12,7 @@ from .node.queue import Batch
 from .node.scheduler import Group
 
 BOUND_SECONDS = 20.0
-"""How long a gate waits before it fails the test: a hung test must end with an error."""
+"""The seconds that a gate waits before it fails the test: a hung test must end with an error."""
 
 
 class Clock:

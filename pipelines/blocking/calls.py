@@ -1,4 +1,4 @@
-"""One call of a `pipe`: what its thread waits for, and how the answers get into the caller's dicts.
+"""One call of a `pipe`: the thread waits for it, and its answers go into the caller's dicts.
 
 A call is made, waited for and merged on the caller's threads. In between it belongs to the loop of
 the pipe, and only the loop ends it. The two sides share one lock for each call. It is taken when
@@ -36,7 +36,7 @@ class Runner(Protocol):
 class PipePart:
     """One item of a call. Its run uses it as the future of the request.
 
-    A future of asyncio would call back one turn of the loop later.
+    A future of asyncio would call back one iteration of the loop later.
     """
 
     __slots__ = ("answer", "call", "caller_item", "ended", "item", "run")
@@ -149,8 +149,9 @@ class PipeCall:
     # on the caller's threads, once the call has ended
 
     def merge(self) -> None:
-        """Put the answers into the caller's dicts, once. Raises the failure, if there was one; then
-        no dict changes.
+        """Put the answers into the caller's dicts, once.
+
+        Raises the failure, if there was one; then no dict changes.
         """
         parts, self.parts = self.parts, []
         if self.error is not None:
@@ -239,7 +240,7 @@ def items_of(given: Any) -> Sequence[MutableMapping[str, Any]]:
         return (given,)
     if not isinstance(given, (list, tuple)):
         raise TypeError(
-            f"a call takes a dict with 'data', or a list of them; got {type(given).__name__}"
+            f"a call takes a dict with 'data', or a list of them; found {type(given).__name__}"
         )
     for item in given:
         if not isinstance(item, MutableMapping):
@@ -262,10 +263,12 @@ def event_of(items: Sequence[MutableMapping[str, Any]]) -> Event | None:
         if "event" in item:
             event = item["event"]
             if not isinstance(event, Event):
-                raise TypeError(f"'event' holds a penstock.Event, got {type(event).__name__}")
+                raise TypeError(
+                    f"'event' holds a {type(event).__name__}: expected a penstock.Event"
+                )
             if claimed is not None:
                 raise ValueError(
-                    "a list is one call and takes one Event, in one of its items; there are several"
+                    "a list is one call and takes one Event, in one of its items; found several"
                 )
             claimed = event
     return claimed

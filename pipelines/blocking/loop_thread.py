@@ -1,5 +1,4 @@
-"""The thread of a `pipe`: an event loop that runs one pipeline, and the way calls get to it from
-other threads.
+"""The thread of a `pipe`: an event loop that runs one pipeline and takes calls from other threads.
 
 Each pipe has a loop and a daemon thread of its own. One thread for all pipes of a process would be
 cheaper, but then the pipes would close, fork and die together, and a pipe that is called on the
@@ -35,11 +34,12 @@ from .calls import PipeCall
 logger = logging.getLogger("penstock.pipe")
 
 EXIT_SECONDS = 5.0
-"""Seconds that batches which run at the end of the interpreter get to end."""
+"""The seconds that running batches get to end when the interpreter exits."""
 
 MAX_LOGGED_KINDS = 100
-"""How many kinds of soft failures a pipe logs. Texts may quote the input, so that every failure
-looks new.
+"""The most kinds of soft failures that a pipe logs.
+
+Texts may quote the input, so that every failure looks new.
 """
 
 
@@ -117,8 +117,8 @@ class LoopThread:
     def log_soft_failure(self, error: Any) -> None:
         """Log the soft failure of an item, once for each kind.
 
-        A caller who reads only `result` would never learn that, say, all inputs have a wrong shape.
-        Failures are of one kind if their texts differ only in numbers.
+        A caller that reads only `result` would never learn that, say, all inputs have a wrong
+        shape. Failures are of one kind if their texts differ only in numbers.
         """
         text = message_of(error)
         kind = type(error), re.sub(r"\d+", "0", text)

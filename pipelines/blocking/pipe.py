@@ -1,5 +1,6 @@
-"""The thread-safe interface: `pipe(config)` is called from any thread, blocks, and puts the answer
-into the caller's dict, as torchpipe's users know it.
+"""The thread-safe interface: `pipe(config)` can be called from any thread.
+
+A call blocks, and puts the answer into the caller's dict, as torchpipe does.
 
 `calls.py` has one call, `loop_thread.py` the thread on which the pipeline runs.
 """
@@ -103,8 +104,9 @@ class Pipe:
             del call
 
     def close(self, timeout: float = 10.0) -> None:
-        """Refuse new calls, fail what queues with `NotReady`, give what runs `timeout` seconds to
-        end, and end the threads.
+        """Close the pipe: refuse new calls, let running batches end, and end the threads.
+
+        Queued calls fail with `NotReady`. Running batches get `timeout` seconds to end.
 
         Idempotent. If several threads call it, each returns once everything has ended.
         """

@@ -17,19 +17,25 @@ from ..node.queue import NEVER, Batch, Entry, Outcome
 from ..node.statistics import NodeStatistics
 from ..runs.inside import Inside
 
-MAX_DEPTH = 64
-"""How deep graphs may enter one another. Jumps can't form a ring; Python logic may call itself."""
+MAX_NESTED_GRAPHS = 64
+"""The depth to which graphs may enter one another.
+
+Jumps can't form a ring, but Python logic may call itself.
+"""
 
 MAX_RETURNS = 4_000
-"""How often a request may enter composites that it is inside of already. A ring that also branches
-grows faster than it gets deep, so `MAX_DEPTH` alone would stop it too late."""
+"""How often the runs of a request may enter a composite that they are inside already.
+
+A ring that also branches grows faster than it gets deep, so `MAX_NESTED_GRAPHS` alone would stop it
+too late.
+"""
 
 
 class CompositeNode:
     """A node whose items wait for runs that it starts.
 
-    `waiting` has, for each entry that waits here, its batch and a function that stops the work on
-    its behalf.
+    `waiting` has, for each entry that waits here, its batch and a function that stops the work for
+    it.
     """
 
     def __init__(
@@ -53,14 +59,15 @@ class CompositeNode:
         """Load what the node needs."""
 
     async def close(self, timeout: float) -> None:
-        """Stop what works here; it has `timeout` seconds to end. `abandon` was called before, so no
-        entry waits any more.
+        """Stop the work here; it has `timeout` seconds to end.
+
+        `abandon` was called before, so no entry waits any more.
         """
         if self._timer is not None:
             self._timer.cancel()
 
     def abandon(self, reason: str) -> None:
-        """Fail everything that waits here with `NotReady`."""
+        """Fail all waiting entries with `NotReady`."""
         for entry in list(self.waiting):
             self.discard(entry)
             entry.fail(NotReady(reason))
@@ -72,10 +79,10 @@ class CompositeNode:
         inside = Inside.of(entry)
         if self in inside.composites:
             inside.returns[0] += 1
-        if inside.depth >= MAX_DEPTH or inside.returns[0] > MAX_RETURNS:
+        if inside.depth >= MAX_NESTED_GRAPHS or inside.returns[0] > MAX_RETURNS:
             extent = (
-                f"{MAX_DEPTH} deep"
-                if inside.depth >= MAX_DEPTH
+                f"{MAX_NESTED_GRAPHS} deep"
+                if inside.depth >= MAX_NESTED_GRAPHS
                 else f"more than {MAX_RETURNS:,} times within one request"
             )
             reason = f"graphs enter one another {extent}; does some Python logic call itself?"
@@ -88,12 +95,16 @@ class CompositeNode:
     def begin(self, entry: Entry, batch: Batch, inside: Inside) -> None:
         """Start the work on `batch.outcomes[0]`, the node's own copy of the item.
 
-        It ends later, with a call of `end`. `inside` is what the runs are inside of that it starts.
+        It ends later, with a call of `end`. `inside` has the composites around the runs that it
+        starts.
         """
         raise NotImplementedError
 
     def end_soon(self, entry: Entry, batch: Batch, outcome: Outcome) -> None:
-        """End an entry that has nothing to wait for at the loop's next turn: `enqueue` may not."""
+        """End an entry that has nothing to wait for, in the loop's next iteration.
+
+        `enqueue` must not end it.
+        """
         self.waiting[entry] = batch, lambda: None
         self._loop.call_soon(self.end, entry, outcome, context=self._context)
 
@@ -134,9 +145,9 @@ class CompositeNode:
         self._timer = self._loop.call_later(delay, self._expire, context=self._context)
 
     def _expire(self) -> None:
-        """Fail the entries whose deadline has come, whatever their parts do.
+        """Fail the entries whose deadline has come, regardless of their parts.
 
-        docs/explanation/scheduling.md, rule 5.
+        Rule 5 of docs/explanation/scheduling.md.
         """
         self._timer = None
         self._timer_at = NEVER

@@ -37,7 +37,7 @@ Start = Callable[[EntryPoint, Run, Entry, float], Submission]
 class FanOutPart:
     """One part of an item. Its run uses it as the future of the request.
 
-    It reports to the parent at once; a future of asyncio would take a turn of the loop.
+    It reports to the parent at once; a future of asyncio would take an iteration of the loop.
     """
 
     __slots__ = ("ended", "index", "inside", "parent", "queued", "run")
@@ -97,7 +97,7 @@ class Parent:
         self.node = node
         self.lane = lane
         self.entry = entry
-        self.inside = inside  # what the parts are inside of
+        self.inside = inside  # the composites around the parts
         self.item = item
         self.key = key
         self.pieces = pieces
@@ -108,7 +108,7 @@ class Parent:
 
 
 class Lane:
-    """The items of one depth with parts left to send, and the number of their parts that queue.
+    """The items of one depth with parts left to send, and the number of their queued parts.
 
     Each depth has a lane. With one lane for all, parts that wait for parts of their own at the same
     node could take all the room.
@@ -147,7 +147,7 @@ class FanOut(CompositeNode):
 
     @property
     def queued(self) -> int:
-        """The number of parts that queue at the entry point."""
+        """The number of parts that are queued at the entry point."""
         return sum(lane.queued for lane in self._lanes.values())
 
     async def start(self) -> None:
@@ -170,7 +170,7 @@ class FanOut(CompositeNode):
         if not isinstance(value, (list, tuple)) and not getattr(value, "shape", ()):
             kind = type(value).__name__
             raise BackendError(
-                f"node {self.name!r}: it splits {key!r}, which is {kind}; expected a list, a "
+                f"node {self.name!r}: it splits {key!r}, which is {kind}: expected a list, a "
                 "tuple or an array"
             )
         elements: Sequence[Any] = value
@@ -216,7 +216,7 @@ class FanOut(CompositeNode):
             for node in self._entry_point.nodes:
                 if rows > node.scheduler.max:
                     raise InvalidRequest(
-                        f"node {self.name!r}: a part has {rows} rows (request_size), node "
+                        f"node {self.name!r}: a part has {rows} rows (request_size), but node "
                         f"{node.name!r} takes at most {node.scheduler.max}"
                     )
 
@@ -307,7 +307,7 @@ class FanOut(CompositeNode):
             if run is not None:
                 run.drop()
         if any(lane.turns for lane in self._lanes.values()):
-            # At the loop's next turn: the caller may be iterating over the queue that this feeds.
+            # In the loop's next iteration: the caller may walk over the queue that this feeds.
             self._loop.call_soon(self._feed_later, context=self._context)
 
     def _feed_later(self) -> None:

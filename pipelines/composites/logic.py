@@ -49,7 +49,7 @@ class CallFuture(asyncio.Future[Item]):
 
 
 class CalledPipeline(Protocol):
-    """What a `NodeCaller` needs of its pipeline."""
+    """The part of a pipeline that a `NodeCaller` needs."""
 
     def call(
         self,
@@ -126,8 +126,7 @@ class NodeCaller:
         timeout: float | None = None,
         priority: int | None = None,
     ) -> Item | list[Item]:
-        """Run an item, or a list of items as one call, through the graph that starts at a node.
-        Return new dicts.
+        """Run an item, or a list of items as one call, through a graph. Return new dicts.
 
         `name`: a node of this pipeline (the item enters there, so its filter and `map` don't
         apply), another pipeline, or a node of another one (`pipeline/node`). A graph that streams
@@ -321,7 +320,7 @@ class LogicNode(CompositeNode):
             run.end_stream(entry, batch, unreadable)
 
     def _failure(self, entry: Entry, error: BaseException) -> Outcome:
-        """Return what the item ends with after an exception.
+        """Return the outcome of an item whose logic raised an exception.
 
         Raises the exception if it is not a failure: the item was dropped, or the program ends.
         """

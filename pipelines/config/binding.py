@@ -64,7 +64,7 @@ class Member:
 
 @dataclass(slots=True)
 class Binding:
-    """What became of the keys of one node."""
+    """The result of binding the keys of one node."""
 
     specs: list[Spec | None] = field(default_factory=list)
     """One for each `&` group, None if its parameters are wrong. Empty if the number of groups is
@@ -75,7 +75,7 @@ class Binding:
     """For each group, the defaults of the file that hold for it."""
     used_defaults: set[str] = field(default_factory=set)
     known_keys: set[str] = field(default_factory=set)
-    """What any member declares, as a file writes it."""
+    """The parameters that any member declares, as a file writes them."""
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -165,8 +165,9 @@ def _how_many(fewest: int, most: int | None) -> str:
 
 
 def _check_filters(tree: Expression, problems: list[Problem]) -> None:
-    """Check the filters before members. The classes must have been found: the module of a user's
-    class may register filters.
+    """Check the filters before members.
+
+    The classes must have been found: the module of a user's class may register filters.
     """
     if tree.filter is not None:
         try:
@@ -217,8 +218,7 @@ def _check_keys(members: list[Member], own: Mapping[str, Any], binding: Binding)
 def check_roughly(own: Mapping[str, Any], defaults: Mapping[str, Any], binding: Binding) -> None:
     """Report keys that no backend at all declares.
 
-    For an expression that is wrong: which backends it has, and so which keys are right, is not
-    known.
+    Call it for an expression that is wrong: its backends, and so the right keys, aren't known.
     """
     known = set(RESERVED_BY_NODE)
     for name in backend_names():
@@ -258,6 +258,7 @@ def _receivers(key: str, members: list[Member]) -> list[Member]:
 
 def _with_range(members: list[Member]) -> list[Member]:
     """Return the members whose range a node's `force_range` sets: the engines, as in torchpipe.
+
     Without an engine it is the range of the whole expression.
     """
     return [
@@ -342,7 +343,7 @@ def _spec(
             problems += _parameter_problems(error, member, written)
             if not issubclass(member.cls, CompositeBackend):
                 return None
-            # Without validation, so that where it jumps to is checked all the same.
+            # Without validation, so that the target of a jump is checked all the same.
             wrong = {str(details["loc"][0]) for details in error.errors(include_url=False)}
             right = {key: value for key, value in values.items() if key not in wrong}
             params = member.cls.parameters.model_construct(**right)

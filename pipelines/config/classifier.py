@@ -1,5 +1,6 @@
-"""The pipeline of a bare ONNX image classifier: `penstock serve model.onnx` serves it without a
-pipeline file.
+"""The pipeline of a bare ONNX image classifier.
+
+`penstock serve model.onnx` serves it without a pipeline file.
 """
 
 from __future__ import annotations

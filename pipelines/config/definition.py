@@ -1,5 +1,6 @@
-"""The checked configuration of a pipeline, as dataclasses. `load.py` makes them; the rest of
-Penstock runs pipelines from them.
+"""The checked configuration of a pipeline, as dataclasses.
+
+`load.py` makes them; the rest of Penstock runs pipelines from them.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ NODE_INPUTS = (Port("data", "tensor"),)
 
 @dataclass(frozen=True, slots=True)
 class Exposed:
-    """A node that may be called by itself."""
+    """A node that clients may call by itself."""
 
     node: str
     inputs: tuple[Port, ...] = NODE_INPUTS
@@ -121,15 +122,17 @@ class PipelineConfig:
     timeout: float = 30.0
     """Seconds until the deadline of a request that sets none; a request may not set more."""
     entry: str | None = None
-    """The node where requests come in that name none. None: the one root that no `jump` leads to;
-    if there are several, each request must name a node."""
+    """The node at which requests that name no node enter.
+
+    None: the one root that no `jump` leads to; if there are several, each request must name a node.
+    """
     loop: bool = False
     """An item that leaves with `restart` enters again, at the node that `restart` names."""
     max_rounds: int = 10_000
-    """How often an item may pass the graph if `loop` is set."""
+    """The most rounds in which an item may pass the graph, if `loop` is set."""
     exposed: tuple[Exposed, ...] = ()
     warnings: tuple[str, ...] = ()
-    """What is allowed but may be a mistake. `penstock check` prints it."""
+    """Warnings about what is allowed but may be a mistake. `penstock check` prints them."""
 
     @property
     def declares_inputs(self) -> bool:

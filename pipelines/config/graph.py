@@ -55,7 +55,7 @@ def successors(node: str, value: Any, nodes: Mapping[str, Any]) -> Successors:
 class Graph:
     """The nodes of a pipeline in the order of the file, with what follows and what precedes each.
 
-    `order` is topological; where that leaves a choice, it keeps the order of the file. Nodes in a
+    `order` is topological; if that leaves a choice, it keeps the order of the file. Nodes in a
     cycle and nodes after one are not in it. `root_of` has the root from which a node is reached.
     `second_roots` has the nodes at which the graph of another root joins in, and that root.
     """
@@ -180,7 +180,7 @@ def check_graph(
             )
             message = (
                 f"several nodes lead here ({', '.join(before)}): expected a map that says what to "
-                f"take of each, as in {example}"
+                f"take from each, as in {example}"
             )
             yield Problem(message, node=name, key="map")
     for name, second in graph.second_roots.items():
@@ -193,8 +193,9 @@ def check_graph(
 
 
 def check_jumps(graph: Graph, nodes: Mapping[str, NodeConfig]) -> Iterator[Problem]:
-    """Yield what is wrong with the targets of composites: each must be another root, and the
-    jumps must not come back to the root they started from.
+    """Yield what is wrong with the targets of composites.
+
+    Each must be another root, and the jumps must not come back to the root they started from.
     """
     # For each root: the roots that its graph jumps to, and for each of these the node that jumps.
     jumps: dict[str, dict[str, str]] = {root: {} for root in graph.roots}
@@ -264,7 +265,7 @@ def check_streams(graph: Graph, nodes: Mapping[str, NodeConfig]) -> Iterator[Pro
 
 
 def check_entry(graph: Graph, entry: str, maps: Mapping[str, Collection[str]]) -> Iterator[Problem]:
-    """Yield why requests can't come in at `entry`: a node after it would wait for ever.
+    """Yield the reasons why requests can't enter at `entry`: a node after it would wait for ever.
 
     `maps` has, for each node with a `map`, the nodes that the map names.
     """

@@ -1,7 +1,7 @@
 """A pipeline's configuration: read, merged and checked, with every problem reported at once.
 
 `source.py` reads the file, `node_table.py` and `binding.py` understand its nodes, `structure.py`
-what they say about one another. `definition.py` has the result.
+their references to one another. `definition.py` has the result.
 """
 
 from __future__ import annotations
@@ -49,12 +49,11 @@ __all__ = [
 def load(
     source: str | os.PathLike[str] | Mapping[str, Any], *, name: str | None = None
 ) -> PipelineConfig:
-    """Load a pipeline from a TOML file, a dict of dicts, a flat dict (one nameless node) or an
-    expression.
+    """Load a pipeline from a TOML file, a dict or an expression.
 
-    A string that ends in `.toml` is a path. The pipeline's name is `name`, otherwise what
-    `[pipeline]` says, otherwise that of the file. Raises `ConfigError` with all problems,
-    TypeError for another type of source.
+    A dict holds a dict for each node, or the keys of one nameless node. A string that ends in
+    `.toml` is a path. The pipeline's name is `name`, otherwise that in `[pipeline]`, otherwise that
+    of the file. Raises `ConfigError` with all problems, TypeError for another type of source.
     """
     return build(read(source), name)
 
@@ -196,7 +195,7 @@ def _ports(tables: Mapping[str, PortTable]) -> tuple[Port, ...]:
 
 
 def _read_settings(table: Any, problems: list[Problem]) -> PipelineTable:
-    """Read `[pipeline]`. What is wrong in it has its default, so that it hides nothing else."""
+    """Read `[pipeline]`. A wrong key takes its default, so that it hides no other problem."""
     if not isinstance(table, dict):
         problems.append(Problem(f"expected a table, found {table!r}", node="pipeline"))
         return PipelineTable.model_validate({})

@@ -1,4 +1,4 @@
-"""`map = "A[src:dst,...],B[...]"`: the keys that a node takes of earlier nodes.
+"""`map = "A[src:dst,...],B[...]"`: the keys that a node takes from earlier nodes.
 
     map   = taken { "," taken }
     taken = [ node ] "[" key ":" key { "," key ":" key } "]"
@@ -40,10 +40,9 @@ def resolve(
 ) -> tuple[Map, list[Problem], list[Problem]]:
     """Check a map against the graph.
 
-    Returns the map, in which every source has its name and comes once; what is wrong with it; and
-    what may be a mistake. It does not check whether a source leads to the node if another problem
-    hides that: for nodes in or after a cycle, and if the node is `doubtful` (a misspelt `next` may
-    lead to it).
+    Returns the map, in which every source has its name and comes once; the problems; and the
+    warnings. It does not check whether a source leads to the node if another problem hides that:
+    for nodes in or after a cycle, and if the node is `doubtful` (a misspelt `next` may lead to it).
     """
     before = sorted(graph.before[node])
     merged: dict[str, dict[tuple[str, str], None]] = {}
@@ -136,18 +135,18 @@ class _Parser:
         self.at = space.end() if space else self.at
         return self.text[self.at : self.at + 1]
 
-    def take(self, character: str, what: str) -> None:
-        """Read `character`. `what` describes it for the error."""
+    def take(self, character: str, wanted: str) -> None:
+        """Read `character`. `wanted` describes it for the error."""
         if self.peek() != character:
-            self.expected(what)
+            self.expected(wanted)
         self.at += 1
 
-    def expected(self, what: str) -> NoReturn:
+    def expected(self, wanted: str) -> NoReturn:
         character = self.peek()
         left = max(0, self.at - 60)
         excerpt = re.sub(r"\s", " ", self.text[left : self.at + 40])
         message = (
-            f"at character {self.at + 1} of the map: expected {what}, "
+            f"at character {self.at + 1} of the map: expected {wanted}, "
             f"found {repr(character) if character else 'the end'}\n"
             f"    {excerpt}\n"
             f"    {' ' * (self.at - left)}^"

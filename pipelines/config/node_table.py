@@ -48,7 +48,7 @@ def build_node(
     following: tuple[str, ...],
     directory: Path,
 ) -> tuple[NodeConfig | None, Binding, list[Problem]]:
-    """Return the node, what became of its keys, and what is wrong with it.
+    """Return the node, its binding, and its problems.
 
     A node that is wrong is made as far as it is understood, so that others can be checked against
     it. It is None if its expression is not understood.
@@ -134,7 +134,9 @@ def _bind(
         text = "Identity"  # torchpipe's files end with such a node: [final]
     if not isinstance(text, str):
         misspelt = nearest("backend", keys)
-        hint = f" (is {misspelt!r} meant to be it?)" if misspelt and misspelt != "backend" else ""
+        hint = (
+            f" (is {misspelt!r} a misspelling of it?)" if misspelt and misspelt != "backend" else ""
+        )
         given = f"there is no key backend{hint}" if text is None else f"found {text!r}"
         problems.append(Problem(f"expected an expression such as 'S[A,B]', {given}", key="backend"))
         keys = {key: value for key, value in keys.items() if key != misspelt}

@@ -1,5 +1,6 @@
-"""Nodes without instances of their own: logical nodes (`rec.2` uses those of `rec`) and nodes with
-`borrow_from`.
+"""Nodes without instances of their own.
+
+These are logical nodes (`rec.2` uses the instances of `rec`) and nodes with `borrow_from`.
 """
 
 from __future__ import annotations

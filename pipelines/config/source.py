@@ -1,6 +1,6 @@
-"""Read what a pipeline is written in (a TOML file, a dict, an expression) into tables.
+"""Read a pipeline's source (a TOML file, a dict, an expression) into tables.
 
-What the tables mean is not looked at here.
+Other modules interpret the tables.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Tables:
 
 
 def read(source: object) -> Tables:
-    """Read a source. Raises TypeError for another type, `ConfigError` for what can't be read."""
+    """Read a source. Raises TypeError for another type, `ConfigError` if it can't be read."""
     try:
         return _read(source)
     except RecursionError:
@@ -120,7 +120,11 @@ def _split(content: dict[Any, Any], tables: Tables) -> Tables:
     for key, value in content.items():
         if isinstance(value, dict):
             _add_node(key, value, tables)
-        elif isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+        elif (
+            isinstance(value, list)
+            and value
+            and all(isinstance(element, dict) for element in value)
+        ):
             message = f"expected one table, [{key}], found an array of tables"
             tables.problems.append(Problem(message, tables.file, key))
         else:
@@ -128,7 +132,7 @@ def _split(content: dict[Any, Any], tables: Tables) -> Tables:
     if not tables.nodes and not tables.problems:
         if "backend" not in tables.defaults:
             misspelt = nearest("backend", tables.defaults)
-            hint = f" (is {misspelt!r} meant to be it?)" if misspelt else ""
+            hint = f" (is {misspelt!r} a misspelling of it?)" if misspelt else ""
             message = (
                 "there is no node: expected a table with a key backend, or that key alone" + hint
             )
@@ -192,5 +196,5 @@ def _replace_macros(value: Any) -> Any:
     if isinstance(value, str):
         return _MACRO.sub(lambda macro: _MACRO_NAMES.get(macro[1], macro[1].lower()), value)
     if isinstance(value, dict):
-        return {_replace_macros(key): _replace_macros(part) for key, part in value.items()}
+        return {_replace_macros(key): _replace_macros(inner) for key, inner in value.items()}
     return value

@@ -1,5 +1,6 @@
-"""What the nodes of a file say about one another, read and checked: `next`, `map`, `filter`,
-logical nodes and `borrow_from`.
+"""References between the nodes of a file, read and checked.
+
+They are `next`, `map`, `filter`, logical nodes and `borrow_from`.
 """
 
 from __future__ import annotations
@@ -55,8 +56,9 @@ class Structure:
         yield from check_jumps(self.graph, nodes)
 
     def read_filters(self) -> None:
-        """Read the filters. Call it once the nodes are bound: the Python modules that they name may
-        register filters.
+        """Read the filters.
+
+        Call it once the nodes are bound: the Python modules that they name may register filters.
         """
         default = self._filter(self.tables.defaults.get("filter"), "")
         for node, keys in self.tables.nodes.items():

@@ -98,8 +98,9 @@ _shapes: TypeAdapter[str] = TypeAdapter(Shapes)
 
 
 def _batch_size(choose: Callable[[list[int]], int]) -> BeforeValidator:
-    """Make a validator that takes the batch size of a value written for an engine: 4 of
-    `4x3x224x224`. `choose` chooses one of several.
+    """Make a validator that takes the batch size out of a value for an engine: 4 of `4x3x224x224`.
+
+    `choose` chooses one of several.
     """
 
     def read(value: Any) -> Any:
@@ -161,7 +162,7 @@ SHARED_KEYS = GROUP_KEYS | {"device"}
 """Keys of the node itself that also reach a backend that declares them."""
 NODE_KEYS = frozenset(NodeTable.model_fields)
 STRUCTURE_KEYS = frozenset({"backend", "next", "map", "filter", "borrow_from"})
-"""Keys that say what a node is and where it is in the graph. No backend ever gets them."""
+"""Keys that define a node and its place in the graph. No backend ever gets them."""
 
 
 AnyTable = TypeVar("AnyTable", bound=_Table)

@@ -40,7 +40,7 @@ current = threading.local()
 """On an executor's thread, `current.executor` is that executor."""
 
 NEVER_RETRIED = (MemoryError, DeviceError)
-"""Errors that fail a whole batch at once. To run its items one by one would make matters worse."""
+"""Errors that fail a whole batch at once. Running its items one by one would make matters worse."""
 
 
 class _Signal(Enum):
@@ -104,7 +104,7 @@ class Executor:
         # A `pipe` that its backend has called and that has not answered (loop_thread.py).
         self.waits_for: object = None
         self.loaded = False
-        self.signature: Signature | None = None  # of its backend, where that knows it
+        self.signature: Signature | None = None  # of its backend, if that knows it
         self.failures = 0  # deaths of this instance in a row, since it last ran a batch
         self.clock = clock
         self._callbacks = contextvars.Context()  # empty: reports inherit no request's variables
@@ -355,12 +355,12 @@ def _wrap(error: Exception, batch: Batch, backend: Backend) -> BackendError:
 
 def _log(batch: Batch, failed: list[Entry], error: Exception) -> None:
     requests = ", ".join(entry.request_id for entry in failed if entry.request_id)
-    what = "an item" if len(failed) == 1 else f"a batch of {len(failed)} items"
+    subject = "an item" if len(failed) == 1 else f"a batch of {len(failed)} items"
     pipeline = getattr(batch.executor, "pipeline", None)
     logger.error(
         "node %s: %s failed%s",
         batch.node,
-        what,
+        subject,
         f" (requests {requests})" if requests else "",
         exc_info=error,
         extra={"request_id": requests, "pipeline": pipeline, "node": batch.node},

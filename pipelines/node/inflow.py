@@ -1,8 +1,8 @@
-"""How many parts of a request come to a node: an estimate for admission."""
+"""The number of parts of a request that come to a node: an estimate for admission."""
 
 from __future__ import annotations
 
-RECENT = 32
+RECENT_ITEMS = 32
 """Items over which the number of parts is averaged."""
 
 
@@ -26,7 +26,7 @@ class Inflow:
         """
         _, items, mean = self._senders.get(composite, (root, 0, 0.0))
         items += 1
-        mean += (parts - mean) / min(items, RECENT)
+        mean += (parts - mean) / min(items, RECENT_ITEMS)
         self._senders[composite] = root, items, mean
         # A filter may skip a composite: the one that got the most items got all requests.
         requests: dict[str, int] = {}

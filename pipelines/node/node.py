@@ -43,13 +43,13 @@ a fifth of a small request's time (docs/explanation/performance.md).
 """
 
 FAILED_DECISION_DELAY_SECONDS = 1.0
-"""How long after a decision that raised the next one is made, if nothing changes before."""
+"""The seconds from a decision that raised to the next one, if nothing changes before."""
 
 LONGEST_RESTART_DELAY_SECONDS = 30.0
 """The delay before an executor is restarted doubles with each death in a row, up to this."""
 
 KILL_TIMEOUT_SECONDS = 5.0
-"""How long `close` waits for threads to end after it killed their child processes."""
+"""The seconds that `close` waits for threads after it killed their child processes."""
 
 
 class Node:
@@ -133,7 +133,7 @@ class Node:
 
     @property
     def not_ready(self) -> str:
-        """Why the node is not ready; empty if it is ready."""
+        """The reason why the node is not ready; empty if it is ready."""
         missing = self._missing + sum(
             executor.loaded and not executor.ready for executor in self._executors
         )
@@ -179,12 +179,12 @@ class Node:
             watcher(batch)
 
     def refuse_queued(self, reason: str) -> None:
-        """Fail everything that queues here with `NotReady`; running batches go on."""
+        """Fail all queued entries with `NotReady`; running batches go on."""
         for entry in self.scheduler.drain():
             entry.fail(NotReady(reason))
 
     def abandon(self, reason: str) -> None:
-        """Fail everything that queues or runs here with `NotReady`.
+        """Fail all queued and running entries with `NotReady`.
 
         Running batches go on; their results are ignored.
         """
@@ -260,7 +260,7 @@ class Node:
             self._loop.call_soon(self.refuse_queued, reason, context=self._context)
 
     def discard(self, entry: Entry) -> None:
-        """Drop an entry whose caller left, if it still queues here."""
+        """Drop an entry whose caller left, if it is still queued here."""
         if self.scheduler.discard(entry):
             self.statistics.outcomes["cancelled"] += 1
             self._changed()  # an entry that queued after it may fit now
@@ -278,7 +278,7 @@ class Node:
         finally:
             if not self.closed:
                 # It was cancelled from outside: asyncio.run cancels every task when it ends.
-                # Without a scheduler, what queues here would wait for ever.
+                # Without a scheduler, queued entries would wait for ever.
                 self.closed = True
                 self.abandon(f"node {self.name!r}: its scheduler was cancelled")
 
@@ -293,10 +293,10 @@ class Node:
             return
         try:
             wake = self.scheduler.decide(now)
-        except Exception:  # without another decision, what queues would wait for ever
+        except Exception:  # without another decision, queued entries would wait for ever
             logger.exception("node %s: the decision failed", self.name, extra=self._log_extra)
             wake = now + FAILED_DECISION_DELAY_SECONDS
-        # A timer that fires too early costs one decision. To move it at every batch costs more.
+        # A timer that fires too early costs one decision. Moving it at every batch costs more.
         if wake < self._timer_at:
             if self._timer is not None:
                 self._timer.cancel()

@@ -12,7 +12,7 @@ from penstock.backends.item import Item
 NEVER = float("inf")
 
 Outcome: TypeAlias = Item | BaseException | None
-"""How an item left a node: a new item, or the exception that it fails with, or None.
+"""The way in which an item left a node: a new item, the exception that it fails with, or None.
 
 None means that the item was not run, because its deadline came or its caller left.
 """

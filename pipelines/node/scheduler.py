@@ -140,7 +140,7 @@ class Scheduler:
         return batch
 
     def drain(self) -> list[Entry]:
-        """Remove and return everything that queues."""
+        """Remove and return all queued entries."""
         entries = [entry for bucket in self.buckets.values() for entry in bucket]
         for bucket in self.buckets.values():
             bucket.clear()
@@ -177,7 +177,7 @@ class Scheduler:
 
     @property
     def would_queue(self) -> bool:
-        """Whether one more item would have to wait (rule 6).
+        """True if one more item would have to wait (rule 6).
 
         That is so if no group is idle, or if the queued items fill the idle executors.
         """
@@ -224,7 +224,7 @@ class Scheduler:
         return best
 
     def _expire(self, now: float) -> None:
-        """Answer every entry that has reached its deadline, wherever it queues (rule 5)."""
+        """Answer every queued entry that has reached its deadline (rule 5)."""
         self._earliest = NEVER
         expired: list[Entry] = []
         for bucket in list(self.buckets.values()):
@@ -262,6 +262,6 @@ class Scheduler:
             del self.buckets[bucket.key]
 
     def __iter__(self) -> Iterator[Entry]:
-        """Iterate over everything that queues, bucket by bucket."""
+        """Iterate over all queued entries, bucket by bucket."""
         for bucket in self.buckets.values():
             yield from bucket

@@ -61,7 +61,7 @@ class Histogram:
 
 
 class RequestStatistics:
-    """How the requests of a pipeline ended. `Admission.refused` counts those that were refused.
+    """Counters of how the requests of a pipeline ended. `Admission.refused` counts refusals.
 
     `succeeded` counts good requests, and `rows` their `request_size`. Their times are seconds:
     `seconds` from the first queue to the answer, `queued` while nothing of a request ran,
@@ -109,7 +109,7 @@ class RequestStatistics:
     def succeed(self, size: int, since: float) -> None:
         """Count a request of `size` rows that came at `since` and has its answer.
 
-        `spend` adds where its time went.
+        `spend` adds the times that it queued and ran.
         """
         self.succeeded += 1
         self.rows += size
@@ -173,7 +173,7 @@ class NodeStatistics:
         "sizes",
     )
 
-    RECENT = 32
+    RECENT_BATCHES = 32
 
     def __init__(self) -> None:
         self.outcomes: dict[str, int] = dict.fromkeys(
@@ -185,7 +185,7 @@ class NodeStatistics:
         self.sizes: dict[int, list[float]] = {}
         self.last: float | None = None
         self.restarts = 0
-        self._recent: list[tuple[int, float]] = []  # a ring, at most RECENT long
+        self._recent: list[tuple[int, float]] = []  # a ring, at most RECENT_BATCHES long
         self._recent_size = 0
         self._recent_seconds = 0.0
         self.batches = 0
@@ -210,10 +210,10 @@ class NodeStatistics:
             total[1] += seconds
         self._recent_size += size
         self._recent_seconds += seconds
-        if len(self._recent) < self.RECENT:
+        if len(self._recent) < self.RECENT_BATCHES:
             self._recent.append((size, seconds))
         else:
-            slot = self.batches % self.RECENT
+            slot = self.batches % self.RECENT_BATCHES
             old_size, old_seconds = self._recent[slot]
             self._recent_size -= old_size
             self._recent_seconds -= old_seconds

@@ -1,4 +1,4 @@
-"""Admission at a pipeline's entry: the one place where a request may be refused for load.
+"""Admission at a pipeline's entry: the one place that may refuse a request for load.
 
 Rule 6 of docs/explanation/scheduling.md.
 """
@@ -18,14 +18,14 @@ from ..node.statistics import RequestStatistics
 class Admission:
     """Counts the requests in flight, and estimates whether one more can be answered in time.
 
-    `inside` counts requests, `rows` their `request_size`. A refusal costs no queue, no future and
-    no thread.
+    `in_flight` counts requests, `rows` their `request_size`. A refusal costs no queue, no future
+    and no thread.
     """
 
     __slots__ = (
         "beside",
         "draining",
-        "inside",
+        "in_flight",
         "max_requests",
         "nodes",
         "pace",
@@ -39,7 +39,7 @@ class Admission:
         self.nodes: Sequence[Node] = ()
         self.beside: Sequence[Admission] = ()  # those of the pipeline's exposed nodes
         self.max_requests = max_requests
-        self.inside = 0
+        self.in_flight = 0
         self.draining: asyncio.Future[None] | None = None
         self.rows = 0
         self.pace = 0.0  # seconds per row at the slowest node; 0 until a batch has run
@@ -64,10 +64,11 @@ class Admission:
         `budget`: the seconds until its deadline. `Pipeline.submit_nowait` calls this only if one of
         the two conditions below holds. It counts the request itself.
         """
-        if self.inside >= self.max_requests:
+        if self.in_flight >= self.max_requests:
             self.refused["queue_full"] += 1
             raise QueueFull(
-                f"too many requests in flight: {self.inside} (max_requests = {self.max_requests})"
+                f"too many requests in flight: {self.in_flight} "
+                f"(max_requests = {self.max_requests})"
             )
         # As if all rows in flight were ahead of it: no finer estimate is larger.
         if (self.rows + size) * self.pace + self.run_time > budget:
@@ -75,7 +76,7 @@ class Admission:
 
     def leave(self, size: int) -> None:
         """Stop counting a request of `size` rows that has ended."""
-        self.inside -= 1
+        self.in_flight -= 1
         self.rows -= size
         self.settle()
 
@@ -92,7 +93,7 @@ class Admission:
 
     def settle(self) -> None:
         """Wake the waiter of `wait_empty` if no request is in flight."""
-        if self.draining is not None and not self.inside and not self.draining.done():
+        if self.draining is not None and not self.in_flight and not self.draining.done():
             self.draining.set_result(None)
             self.draining = None
 
@@ -105,7 +106,7 @@ class Admission:
     def _estimate(self, size: int, budget: float, priority: int | None) -> None:
         """Raise `Overloaded` if the request would have to queue, and for too long.
 
-        Where a group is idle nothing is refused: the estimate may be wrong, and a run corrects it.
+        If a group is idle nothing is refused: the estimate may be wrong, and a run corrects it.
         """
         slowest = max(self.nodes, key=lambda node: node.seconds_per_item, default=None)
         if slowest is None or not slowest.scheduler.would_queue:
@@ -115,7 +116,7 @@ class Admission:
             ahead += node.ahead_of(priority) / node.parts_per_item
             if node is slowest:
                 break
-        if slowest.parts_per_item > 1:  # most parts don't queue there yet
+        if slowest.parts_per_item > 1:  # most parts are not queued there yet
             ahead = max(ahead, self.rows)
         wait = (ahead + size) * self.pace + self.run_time
         if wait > budget:
@@ -141,12 +142,12 @@ class NodeAdmission(Admission):
         self.nodes = nodes
 
     @property
-    def inside(self) -> int:
-        return self._whole.inside
+    def in_flight(self) -> int:
+        return self._whole.in_flight
 
-    @inside.setter
-    def inside(self, count: int) -> None:
-        self._whole.inside = count
+    @in_flight.setter
+    def in_flight(self, count: int) -> None:
+        self._whole.in_flight = count
 
     @property
     def rows(self) -> int:

@@ -115,7 +115,7 @@ class GraphRun:
 
     @property
     def ended(self) -> bool:
-        """Whether the nodes that follow need not run."""
+        """True if the nodes that follow need not run."""
         return self.future.done()
 
     def start(self, now: float) -> None:
@@ -209,12 +209,12 @@ class GraphRun:
             self.succeed(item)
         elif status is Status.ERROR:
             raise BackendError(
-                f"node {plan_node.name!r}: its filter {plan_node.filter_name} says Error"
+                f"node {plan_node.name!r}: its filter {plan_node.filter_name} returned Error"
             )
         else:
             raise BackendError(
                 f"node {plan_node.name!r}: its filter {plan_node.filter_name} returned "
-                f"{repr_of(status)}, expected a penstock.Status"
+                f"{repr_of(status)}: expected a penstock.Status"
             )
 
     def _mapped(self, plan_node: PlanNode) -> Item:
@@ -230,8 +230,8 @@ class GraphRun:
                         raise output["error"]  # the reason why the key is missing
                     keys = ", ".join(sorted(map(message_of, output)))
                     raise BackendError(
-                        f"node {plan_node.name!r}: its map takes {key!r} of node {source.name!r}, "
-                        f"which left only {keys}"
+                        f"node {plan_node.name!r}: its map takes {key!r} from node "
+                        f"{source.name!r}, which left only {keys}"
                     )
                 item[name] = output[key]
         return item

@@ -1,4 +1,4 @@
-"""The composites that wait for a run, and how deep it is inside of them."""
+"""The composites around a run, and their depth."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Inside:
 
     @classmethod
     def of(cls, entry: Entry) -> Inside:
-        """Return what the entry's run is inside of. The future of a part of another run says so."""
+        """Return the composites around an entry's run. The future of a part carries them."""
         inside: Inside | None = getattr(entry.future, "inside", None)
         return cls(frozenset(), 0, [0]) if inside is None else inside
 
     def deeper(self, composite: RunningNode) -> Inside:
-        """Return where the runs are that `composite` starts."""
+        """Return the `Inside` of the runs that `composite` starts."""
         return Inside(self.composites | {composite}, self.depth + 1, self.returns)

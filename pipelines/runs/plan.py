@@ -152,7 +152,7 @@ class EntryPoint:
         if priority < 1 or 0 < levels < priority:
             has = f"{levels} priority levels" if levels else "no priority levels"
             raise InvalidRequest(
-                f"pipeline {pipeline!r} has {has}, 1 is the highest; got priority {priority}"
+                f"pipeline {pipeline!r} has {has}, 1 is the highest; found priority {priority}"
             )
 
     def size_of(self, item: Item, pipeline: str) -> int:
@@ -164,7 +164,7 @@ class EntryPoint:
         if not isinstance(size, int) or size < 1:
             raise InvalidRequest(
                 f"pipeline {pipeline!r}: 'request_size' is the number of rows of the item: "
-                f"expected a positive int, got {size!r}"
+                f"expected a positive int, found {size!r}"
             )
         bound = min((node.scheduler.max for node in self.nodes), default=size)
         if size > bound:
@@ -219,7 +219,7 @@ class EntryPoints(Mapping[str, EntryPoint]):
 class Plan:
     """All plan nodes by name, in topological order, and the entry points among them.
 
-    `default` is where items that name no node come in; None where several roots could be meant.
+    `default` is the entry point of items that name no node; None if several roots could be meant.
     """
 
     __slots__ = ("default", "entry_points", "nodes", "roots")
@@ -252,7 +252,7 @@ class Plan:
         self.default = self._default(entry)
 
     def entry_point(self, name: Any, pipeline: str) -> EntryPoint:
-        """Return where an item with this `node_name` comes in.
+        """Return the entry point of an item with this `node_name`.
 
         Raises `NotFound`; `pipeline` is the name for its message.
         """

@@ -82,7 +82,7 @@ class Rounds:
 
     @property
     def inside(self) -> Inside | None:
-        """What the request is inside of (inside.py)."""
+        """The composites around the request (inside.py)."""
         return getattr(self.future, "inside", None)
 
     def done(self) -> bool:

@@ -167,7 +167,7 @@ class Run(Entry):
                     requests.queued += _sums(stages)[0]
                     enqueued = stages[0][1]
                 requests.seconds += now - enqueued
-            admission.inside -= 1
+            admission.in_flight -= 1
             admission.rows -= self.size
             if admission.draining is not None:
                 admission.settle()
@@ -195,7 +195,7 @@ class Run(Entry):
 
     @property
     def came(self) -> float:
-        """When the request was queued for the first time."""
+        """The time at which the request was queued for the first time."""
         return self.enqueued if self.stages is None else self.stages[0][1]
 
     def leave(self, failure: str = "cancelled") -> None:

@@ -17,7 +17,7 @@ from ..node.queue import Batch
 Step: TypeAlias = dict[str, Any]
 
 MAX_TRACED_PARTS = 8
-"""How many parts of one node are traced. The others are only counted."""
+"""The most parts of one node that are traced. The others are only counted."""
 
 FILTER_REASONS = {
     ("swap", "Break"): "it has no result",

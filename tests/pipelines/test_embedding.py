@@ -108,7 +108,7 @@ async def test_a_call_on_another_loop_fails() -> None:
                 match=r"'pipeline' was started in another event loop.*once for each loop",
             ):
                 await asyncio.to_thread(run_on, asyncio.new_event_loop, partial(call, item))
-        assert pipeline.inside == 0
+        assert pipeline.in_flight == 0
         assert (await pipeline({"data": 1}))["result"] == 2
 
 
@@ -130,7 +130,7 @@ async def test_closing_a_pipeline_with_requests_in_flight_ends_every_future() ->
     await closing
     assert not pending
     assert all(isinstance(call.exception(), NotReady) for call in done)
-    assert pipeline.inside == 0
+    assert pipeline.in_flight == 0
     with pytest.raises(NotReady):
         await pipeline({"data": 1})
 

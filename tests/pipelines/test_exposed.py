@@ -87,7 +87,7 @@ async def test_the_bound_on_requests_in_flight_holds_for_both_together() -> None
         (middle,) = pipeline.exposed
         work.hold("middle")
         calls = [asyncio.ensure_future(model({"data": 0})) for model in (pipeline, middle)]
-        await until(lambda: pipeline.inside == 2)
+        await until(lambda: pipeline.in_flight == 2)
         for model in (pipeline, middle):
             with pytest.raises(QueueFull, match="max_requests"):
                 await model({"data": 1})
@@ -171,7 +171,7 @@ async def test_requests_in_flight_fail_if_the_pipeline_closes_at_once() -> None:
     assert [type(answer) for answer in answers] == [NotReady, NotReady]
     work.release("middle")
     await closing
-    assert pipeline.inside == 0
+    assert pipeline.in_flight == 0
 
 
 async def test_composites_and_nodes_that_share_may_be_exposed() -> None:

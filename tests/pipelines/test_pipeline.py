@@ -158,7 +158,7 @@ async def gathered(pipeline: Pipeline, *values: Any) -> list[Any]:
 
 def nothing_is_left(pipeline: Pipeline) -> bool:
     """Assert that the pipeline holds nothing of any request."""
-    assert pipeline.inside == 0
+    assert pipeline.in_flight == 0
     assert pipeline._admission.rows == 0
     for node in pipeline.nodes:
         assert (node.scheduler.queued, node.scheduler.buckets, node.scheduler.running) == (
@@ -705,7 +705,7 @@ async def test_a_stuck_forward_is_not_ready_until_it_returns(
             await pipeline({"data": 1})
         assert "has run for more than 0.05 s" in pipeline.not_ready
         assert "cls.gate.wait(BOUND)" in caplog.text
-        assert pipeline.inside == 0
+        assert pipeline.in_flight == 0
         cls.gate.open()
         assert (await pipeline({"data": 2}))["result"] == 2
         assert pipeline.not_ready == ""
@@ -747,7 +747,7 @@ async def test_requests_that_do_not_end_in_time_fail_with_not_ready() -> None:
         cls.gate.open()
         await close
         assert cls.seen == [[0]]
-        assert pipeline.inside == 0
+        assert pipeline.in_flight == 0
 
 
 async def test_a_second_close_may_end_the_first_sooner() -> None:
@@ -824,7 +824,7 @@ async def test_an_item_whose_caller_leaves_the_queue_never_reaches_the_backend()
         waiting[0].cancel()
         await asyncio.wait([waiting[0]])
         assert pipeline.nodes[0].scheduler.queued == 1
-        assert pipeline.inside == 2
+        assert pipeline.in_flight == 2
         running.cancel()
         await asyncio.wait([running])
         cls.gate.open()
@@ -848,7 +848,7 @@ async def test_a_queued_request_is_answered_at_its_deadline() -> None:
         await entered(cls)
         with pytest.raises(DeadlineExceeded, match="while the request was queued"):
             await pipeline({"data": "late"}, timeout=0.02)
-        assert pipeline.inside == 1
+        assert pipeline.in_flight == 1
         cls.gate.open()
         assert (await running)["result"] == "running"
         assert cls.seen == [["running"]]

@@ -142,7 +142,7 @@ def outcomes(pipeline: Pipeline, node: str) -> dict[str, int]:
 
 def assert_empty(pipeline: Pipeline) -> None:
     """Assert that nothing of any request is left."""
-    assert pipeline.inside == 0
+    assert pipeline.in_flight == 0
     assert pipeline._admission.rows == 0
     for node in pipeline.nodes:
         assert (node.scheduler.queued, node.scheduler.buckets, node.scheduler.running) == (

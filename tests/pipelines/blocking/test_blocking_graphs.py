@@ -172,7 +172,7 @@ def test_one_failure_of_a_list_drops_the_others(p: Pipe, workshop: Workshop) -> 
     with pytest.raises(BackendError, match="on purpose"):
         p(items)
     assert all("result" not in item for item in items)
-    until(lambda: p._runner.pipeline.inside == 0)
+    until(lambda: p._runner.pipeline.in_flight == 0)
     workshop.release("each")
     assert len(workshop.inputs("each")) <= 2
 
@@ -229,7 +229,7 @@ def test_events_of_32_threads(p: Pipe) -> None:
 
     with ThreadPoolExecutor(32) as pool:
         assert list(pool.map(work, range(32))) == [15] * 32
-    assert p._runner.pipeline.inside == 0
+    assert p._runner.pipeline.in_flight == 0
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_close_while_calls_wait(workshop: Workshop, node: str, held: str) -> Non
     workshop.release(held)
     closing.join(BOUND)
     assert not closing.is_alive()
-    assert made._runner.pipeline.inside == 0
+    assert made._runner.pipeline.in_flight == 0
 
 
 def test_logic_can_not_wait_for_a_pipe_on_the_loop(workshop: Workshop) -> None:

@@ -402,7 +402,7 @@ def test_threads_that_are_not_daemons_get_their_answers_first() -> None:
 def test_an_interrupt_cancels_the_waiting_call() -> None:
     status, out, err = script("""
         with tp.pipe({"backend": "Work", "max": 1}) as p:
-            inside = lambda: p._runner.pipeline.inside
+            inside = lambda: p._runner.pipeline.in_flight
             threading.Thread(target=call, args=(p, "hold"), daemon=True).start()
             entered.wait(10)
             def interrupt():

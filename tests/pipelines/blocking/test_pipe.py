@@ -334,7 +334,7 @@ def test_in_a_list_an_exception_cancels_the_items_that_queue() -> None:
         assert isinstance(listed.outcome(), BackendError)
         assert caller.outcome() is None
         made({"data": 1})
-        until(lambda: made._runner.pipeline.inside == 0)
+        until(lambda: made._runner.pipeline.in_flight == 0)
         assert queued(made) == 0
     assert len(ran) <= 1  # the one that the executor took while the failure was reported
 
@@ -345,7 +345,7 @@ def test_a_list_with_a_missing_data_runs_nothing(p: Pipe) -> None:
         p(items)
     assert items == [{"data": 1}, {"x": 1}]
     p({"data": 1})
-    until(lambda: p._runner.pipeline.inside == 0)
+    until(lambda: p._runner.pipeline.in_flight == 0)
 
 
 def test_the_same_dict_twice_is_a_value_error(p: Pipe) -> None:
@@ -400,7 +400,7 @@ def test_an_unknown_node_name_is_an_index_error(chain: Pipe, p: Pipe, name: Any)
         assert type(caught.value) is NotFound
         assert item == {"data": 0, "node_name": name}
         made({"data": 1})
-        until(lambda: made._runner.pipeline.inside == 0)
+        until(lambda: made._runner.pipeline.in_flight == 0)
 
 
 def test_the_error_for_an_unknown_node_name_suggests_the_nearest() -> None:
@@ -454,7 +454,7 @@ def test_too_many_requests_in_flight() -> None:
         with pytest.raises(QueueFull):
             made(items)
         # The items of the list that were admitted have left again.
-        until(lambda: made._runner.pipeline.inside == 1)
+        until(lambda: made._runner.pipeline.in_flight == 1)
         held.opened.set()
         assert caller.outcome() is None
 
@@ -565,7 +565,7 @@ def test_waiting_for_an_event_without_a_call() -> None:
 
 def test_event_must_be_an_event(p: Pipe) -> None:
     item = {"data": 1, "event": threading.Event(), "result": "kept"}
-    with pytest.raises(TypeError, match=r"a penstock\.Event, got Event"):
+    with pytest.raises(TypeError, match=r"holds a Event: expected a penstock\.Event"):
         p(item)
     assert item["result"] == "kept"
 
@@ -695,7 +695,7 @@ def test_32_threads_with_everything_mixed() -> None:
     with pipe({"backend": "Mixed", "max": 16, "instance_num": 2}) as made:
         workers = [Caller(partial(work, made, seed)) for seed in range(32)]
         assert [worker.outcome() for worker in workers] == list(range(32))
-        until(lambda: made._runner.pipeline.inside == 0)
+        until(lambda: made._runner.pipeline.in_flight == 0)
 
 
 def test_callers_on_many_threads_share_batches() -> None:

@@ -269,7 +269,7 @@ async def test_a_part_with_more_rows_than_a_batch_can_hold_is_refused(
     async with serve(tables, workshop=workshop) as pipeline:
         with pytest.raises(
             InvalidRequest,
-            match=r"node 'all': a part has 5 rows \(request_size\), node 'each' takes at most 4",
+            match=r"a part has 5 rows \(request_size\), but node 'each' takes at most 4",
         ):
             await pipeline({"data": np.arange(5), "request_size": 5})
         assert (await pipeline({"data": np.arange(4), "request_size": 4})) is not None
@@ -298,7 +298,7 @@ async def test_a_part_without_a_key_to_merge_fails_the_parent_and_is_named(
     [
         (
             {"data": 3},
-            "node 'all': it splits 'data', which is int; expected a list, a tuple or an array",
+            "node 'all': it splits 'data', which is int: expected a list, a tuple or an array",
         ),
         ({"data": "text"}, "node 'all': it splits 'data', which is str"),
         ({"data": np.array(3)}, "node 'all': it splits 'data', which is ndarray"),
@@ -592,7 +592,7 @@ async def test_parts_that_queue_are_dropped_at_the_deadline(workshop: Workshop) 
         with pytest.raises(DeadlineExceeded):
             await late
         assert queued(pipeline, "each") == 0
-        assert pipeline.inside == 0
+        assert pipeline.in_flight == 0
         workshop.release("each")
         await until(lambda: not pipeline.nodes[0].scheduler.running)
         assert len(workshop.inputs("each")) == 2
@@ -612,7 +612,7 @@ async def test_a_parent_whose_caller_leaves_drops_its_parts(
         leaver.cancel()
         await turns()
         assert leaver.cancelled()
-        assert pipeline.inside == 1
+        assert pipeline.in_flight == 1
         workshop.release("each")
         assert (await stayer)["result"] == ([second] if twice else second)
         assert workshop.inputs("each").count("first") == 1  # the one that ran

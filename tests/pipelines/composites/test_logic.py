@@ -378,7 +378,7 @@ async def test_other_pipelines(workshop: Workshop) -> None:
             with pytest.raises(BackendError, match=message) as caught:
                 await pipeline({"data": name})
             assert isinstance(caught.value.__cause__, NotFound)
-        assert second.inside == 0
+        assert second.in_flight == 0
 
 
 async def test_the_deadline_holds_for_a_call_of_another_pipeline(workshop: Workshop) -> None:
@@ -416,10 +416,10 @@ async def test_a_caller_that_leaves_ends_the_calls_of_another_pipeline(workshop:
         pipeline.others = lambda name: second
         calling = asyncio.ensure_future(pipeline({"data": 1}))
         await workshop.begun("node")
-        assert (second.inside, queued(second, "node")) == (5, 4)
+        assert (second.in_flight, queued(second, "node")) == (5, 4)
         calling.cancel()
         await turns()
-        assert (second.inside, queued(second, "node"), pipeline.inside) == (0, 0, 0)
+        assert (second.in_flight, queued(second, "node"), pipeline.in_flight) == (0, 0, 0)
 
 
 # failures
@@ -671,7 +671,11 @@ async def test_a_caller_that_leaves_cancels_the_logic_and_its_calls(
         await turns()
         assert calling.cancelled()
         assert ended == ["cancelled", "finally"]
-        assert (queued(pipeline, "work"), waiting(pipeline, "think"), pipeline.inside) == (0, 0, 0)
+        assert (queued(pipeline, "work"), waiting(pipeline, "think"), pipeline.in_flight) == (
+            0,
+            0,
+            0,
+        )
         assert outcomes(pipeline, "think") == {"cancelled": 1}
         assert [record.message for record in caplog.records] == []  # this is not a failure
 
@@ -728,7 +732,7 @@ async def test_close_cancels_the_logic_and_waits_for_its_cleanup(workshop: Works
         await closing
         assert happened == ["pipeline 'p' is closed", "close"]
         assert asyncio.all_tasks() == {asyncio.current_task()}
-        assert pipeline.inside == 0
+        assert pipeline.in_flight == 0
 
 
 async def test_logic_that_never_ends_is_reported_and_left_running(

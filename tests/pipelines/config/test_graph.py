@@ -156,7 +156,7 @@ def test_a_node_that_two_roots_reach() -> None:
 
 def test_a_join_needs_a_map() -> None:
     assert problem(graph(a="b,c", b="d", c="d", d=None)) == (
-        "[d] map: several nodes lead here (b, c): expected a map that says what to take of each, "
+        "[d] map: several nodes lead here (b, c): expected a map that says what to take from each, "
         "as in b[result:data],c[result:c]"
     )
 
@@ -510,7 +510,7 @@ def test_a_node_with_structure_keys_only_is_identity(tmp_path: Path) -> None:
     )
     assert [node.groups[0].spec.name for node in config.nodes.values()] == ["Identity"] * 3
     assert load({"backend": "Small", "a": {}}).nodes["a"].groups[0].spec.name == "Small"
-    assert "is 'bakend' meant to be it?" in "".join(
+    assert "is 'bakend' a misspelling of it?" in "".join(
         problems({"a": {"bakend": "Small", "next": "b"}, "b": {}})
     )
     assert (

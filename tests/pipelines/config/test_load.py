@@ -139,7 +139,7 @@ def test_an_empty_file_and_one_without_nodes(tmp_path: Path) -> None:
     assert problem(write(tmp_path, "# nothing")).startswith(
         f"{tmp_path}/p.toml: the configuration is empty"
     )
-    assert "is 'bakend' meant to be it?" in problem(write(tmp_path, 'bakend = "Scale"'))
+    assert "is 'bakend' a misspelling of it?" in problem(write(tmp_path, 'bakend = "Scale"'))
 
 
 def test_files_that_can_not_be_read(tmp_path: Path) -> None:
@@ -529,7 +529,7 @@ def test_one_mistake_hides_no_other() -> None:
         "    d[result]\n            ^",
         "[e] min: min is 5 and max is 2: min can't be the greater",
         "[f] filter: there is no filter 'orr', did you mean 'or'?",
-        "[g] map: several nodes lead here (e, f): expected a map that says what to take of each, "
+        "[g] map: several nodes lead here (e, f): expected a map that says what to take from each, "
         "as in e[result:data],f[result:f]",
         "[h] map: nothing comes before this node, so it can't have a map",
     ]

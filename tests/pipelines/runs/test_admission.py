@@ -41,12 +41,12 @@ def admission(*nodes: Any, max_requests: int = 100) -> Admission:
 
 def enter(gate: Admission, rows: int, budget: float, priority: int | None) -> None:
     gate.check(rows, budget, priority)
-    gate.inside += 1
+    gate.in_flight += 1
     gate.rows += rows
 
 
 def leave(gate: Admission, rows: int) -> None:
-    gate.inside -= 1
+    gate.in_flight -= 1
     gate.rows -= rows
     gate.settle()
 
@@ -55,12 +55,12 @@ def test_a_bound_on_requests_in_flight() -> None:
     gate = admission(node(pace=0, run=0), max_requests=2)
     enter(gate, 5, 1.0, None)
     enter(gate, 5, 1.0, None)
-    assert (gate.inside, gate.rows) == (2, 10)
+    assert (gate.in_flight, gate.rows) == (2, 10)
     with pytest.raises(QueueFull, match=r"^too many requests in flight: 2 \(max_requests = 2\)$"):
         enter(gate, 1, 1.0, None)
     leave(gate, 5)
     enter(gate, 1, 1.0, None)
-    assert (gate.inside, gate.rows) == (2, 6)
+    assert (gate.in_flight, gate.rows) == (2, 6)
     assert gate.refused == {"queue_full": 1, "overloaded": 0}
 
 
@@ -72,19 +72,19 @@ def test_a_request_that_would_wait_past_its_deadline_is_refused() -> None:
     gate = admission(node(ahead=8))
     fill(gate, 8)
     enter(gate, 1, 1.01, None)  # (8 + 1) × 0.1 + 0.1
-    assert gate.inside == 2
+    assert gate.in_flight == 2
     with pytest.raises(
         Overloaded,
         match=r"about 1000 ms \(8 rows ahead at node 'node'\), the deadline is in 990 ms",
     ):
         enter(gate, 1, 0.99, None)
-    assert (gate.inside, gate.rows, gate.refused["overloaded"]) == (2, 9, 1)
+    assert (gate.in_flight, gate.rows, gate.refused["overloaded"]) == (2, 9, 1)
 
 
 def test_an_estimate_never_refuses_what_would_not_queue() -> None:
     gate = admission(node(pace=1000, run=1000, queues=False))
     enter(gate, 1, 0.001, None)
-    assert gate.inside == 1
+    assert gate.in_flight == 1
 
 
 def test_before_the_first_batch_all_are_admitted() -> None:

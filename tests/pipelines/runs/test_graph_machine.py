@@ -224,7 +224,7 @@ async def quiet(pipeline: Pipeline) -> None:
     async with asyncio.timeout(BOUND):
         while any(busy()):
             await asyncio.sleep(0.0005)
-    assert pipeline.inside == 0
+    assert pipeline.in_flight == 0
     assert pipeline._admission.rows == 0
     for node in pipeline.nodes:
         if getattr(node, "scheduler", None) is not None:

@@ -92,7 +92,7 @@ async def test_a_key_that_a_source_has_not_left(workshop: Workshop) -> None:
     ) as pipeline:
         with pytest.raises(
             BackendError,
-            match="node 'd': its map takes 'score' of node 'c', which left only data, result",
+            match="node 'd': its map takes 'score' from node 'c', which left only data, result",
         ):
             await pipeline({"data": "x"})
 
@@ -302,7 +302,7 @@ async def test_break_ends_the_graph_and_drops_what_queues(workshop: Workshop) ->
         await turns()
         assert queued(pipeline, "c") == 0
         assert names(workshop) == "a"
-        assert pipeline.inside == 0
+        assert pipeline.in_flight == 0
 
 
 async def test_break_while_a_branch_runs_ignores_its_result(workshop: Workshop) -> None:
@@ -329,9 +329,9 @@ async def test_break_while_a_branch_runs_ignores_its_result(workshop: Workshop) 
 @pytest.mark.parametrize(
     ("filter_", "message"),
     [
-        ("Error", "node 'b': its filter Error says Error"),
+        ("Error", "node 'b': its filter Error returned Error"),
         ("raises", "node 'b': its filter raises raised ZeroDivisionError: division by zero"),
-        ("nonsense", "node 'b': its filter nonsense returned None, expected a penstock.Status"),
+        ("nonsense", "node 'b': its filter nonsense returned None: expected a penstock.Status"),
         ("filter", "node 'b': .*'filter', which is missing: expected one of Run"),
     ],
 )
@@ -400,7 +400,7 @@ async def test_a_failure_in_one_branch_drops_the_others(workshop: Workshop) -> N
             assert isinstance(answer, BackendError)
             assert "node 'b': backend Work raised ValueError: as told" in str(answer)
         await turns()
-        assert (queued(pipeline, "c"), pipeline.inside) == (0, 0)
+        assert (queued(pipeline, "c"), pipeline.in_flight) == (0, 0)
         workshop.release("c")
         await until(lambda: not any(node.scheduler.running for node in pipeline.nodes))
         assert workshop.inputs("d") == []
@@ -417,7 +417,7 @@ async def test_a_caller_that_leaves_leaves_every_branch(workshop: Workshop) -> N
         await until(lambda: queued(pipeline, "b") == 1 and queued(pipeline, "c") == 1)
         second.cancel()
         await turns()
-        assert (queued(pipeline, "b"), queued(pipeline, "c"), pipeline.inside) == (0, 0, 1)
+        assert (queued(pipeline, "b"), queued(pipeline, "c"), pipeline.in_flight) == (0, 0, 1)
         workshop.release("b")
         workshop.release("c")
         assert (await first)["result"] == "first"

@@ -53,7 +53,7 @@ async def test_restart_enters_again_with_the_result_as_data(workshop: Workshop) 
         assert await pipeline(given) == {"data": 0, "key": "kept", "result": 4}
         assert given == {"data": 0, "key": "kept"}
         assert workshop.inputs("count") == [0, 1, 2, 3]
-        assert pipeline.inside == 0
+        assert pipeline.in_flight == 0
 
 
 async def test_it_may_name_any_node_that_can_be_entered(workshop: Workshop) -> None:
@@ -106,7 +106,7 @@ async def test_the_bound_of_rounds(workshop: Workshop) -> None:
             await pipeline({"data": 0})
         assert workshop.inputs("count") == [0, 1, 2, 3, 4]
         assert (await pipeline({"data": 995}))["result"] == 1000
-        assert pipeline.inside == 0
+        assert pipeline.in_flight == 0
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ async def test_a_name_that_can_not_be_entered(workshop: Workshop, name: Any, hin
         ) as caught:
             await pipeline({"data": 0})
         assert isinstance(caught.value, IndexError) and isinstance(caught.value, BackendError)
-        assert pipeline.inside == 0
+        assert pipeline.in_flight == 0
 
 
 async def test_restart_without_a_result_is_the_end(workshop: Workshop) -> None:
@@ -163,7 +163,7 @@ async def test_failures_of_a_later_round(workshop: Workshop) -> None:
         good, bad = await pipeline([{"data": 3}, {"data": 0, "soft": True}])
         assert good["result"] == 5
         assert {**bad, "error": str(bad["error"])} == {"data": 0, "soft": True, "error": "no image"}
-        assert pipeline.inside == 0
+        assert pipeline.in_flight == 0
 
 
 async def test_a_caller_that_leaves_in_a_later_round(workshop: Workshop) -> None:
@@ -176,7 +176,7 @@ async def test_a_caller_that_leaves_in_a_later_round(workshop: Workshop) -> None
         workshop.release("count")
         await until(lambda: not any(node.scheduler.running for node in pipeline.nodes))
         assert work.future.cancelled()
-        assert pipeline.inside == 0
+        assert pipeline.in_flight == 0
         rounds = len(workshop.inputs("count"))
         await turns(50)
         assert len(workshop.inputs("count")) == rounds < 100
@@ -194,7 +194,7 @@ async def test_a_caller_that_leaves_while_a_later_round_queues(workshop: Worksho
         await until(lambda: queued(pipeline, "count") == 1)
         calling.cancel()
         await turns()
-        assert (queued(pipeline, "count"), pipeline.inside) == (0, 1)
+        assert (queued(pipeline, "count"), pipeline.in_flight) == (0, 1)
         workshop.release("count")
         assert (await holding)["result"] == 100
 
@@ -211,7 +211,7 @@ async def test_the_deadline_is_one_for_all_rounds(workshop: Workshop) -> None:
         with pytest.raises(DeadlineExceeded):
             await pipeline({"data": 0}, timeout=5.0)
         assert len(workshop.inputs("count")) <= 5
-        assert pipeline.inside == 0
+        assert pipeline.in_flight == 0
         assert outcomes(pipeline, "count")["expired"] == 1
 
 
@@ -234,7 +234,7 @@ async def test_many_at_once(workshop: Workshop) -> None:
     async with serve(tables(), workshop=workshop) as pipeline:
         answers = await asyncio.gather(*[pipeline({"data": number % 20}) for number in range(300)])
         assert [answer["result"] for answer in answers] == [20] * 300
-        assert pipeline.inside == 0
+        assert pipeline.in_flight == 0
 
 
 async def test_close_midway(workshop: Workshop) -> None:
@@ -247,7 +247,7 @@ async def test_close_midway(workshop: Workshop) -> None:
         await pipeline.close(timeout=0)
         answers = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(answer) for answer in answers] == [NotReady] * 20
-        assert pipeline.inside == 0
+        assert pipeline.in_flight == 0
 
 
 def test_a_pipe_loops_too(workshop: Workshop) -> None:

@@ -138,7 +138,7 @@ async def test_it_takes_one_item(log: list[Any], items: Any) -> None:
     async with serve(tables()) as pipeline:
         with pytest.raises(
             TypeError,
-            match=f"stream takes one item, a dict with 'data', and got a {type(items).__name__}",
+            match=f"stream takes one item, a dict with 'data'; found a {type(items).__name__}",
         ):
             await read(pipeline, items)
 
@@ -368,7 +368,7 @@ async def test_a_reader_that_leaves_ends_the_node(workshop: Workshop, log: list[
             async for part in reader:
                 if part["result"] == 1:
                     break
-        assert pipeline.inside == 0
+        assert pipeline.in_flight == 0
         await turns()
         assert log == [0, 1, "ended"]
         assert outcomes(pipeline, "pages") == {"cancelled": 1}
@@ -384,7 +384,7 @@ async def test_a_reader_that_is_cancelled_while_it_waits(
         reading.cancel()
         await turns()
         assert reading.cancelled()
-        assert (pipeline.inside, log) == (0, [0, "ended"])
+        assert (pipeline.in_flight, log) == (0, [0, "ended"])
 
 
 async def test_a_caller_that_leaves_a_plain_call(workshop: Workshop, log: list[Any]) -> None:
@@ -394,7 +394,7 @@ async def test_a_caller_that_leaves_a_plain_call(workshop: Workshop, log: list[A
         await workshop.begun("read")
         calling.cancel()
         await turns()
-        assert (pipeline.inside, log) == (0, [0, "ended"])
+        assert (pipeline.in_flight, log) == (0, [0, "ended"])
 
 
 async def test_the_deadline_holds_for_the_whole_stream(workshop: Workshop, log: list[Any]) -> None:
@@ -420,7 +420,7 @@ async def test_the_deadline_ends_the_node_even_without_a_reader(
         assert (await anext(reader))["result"] == 0
         clock.now += 0.01
         await until(lambda: log[-1] == "ended")
-        assert pipeline.inside == 0
+        assert pipeline.in_flight == 0
         await reader.aclose()
 
 
@@ -462,7 +462,7 @@ async def test_close_midway(workshop: Workshop, log: list[Any], reads: bool) -> 
             await reading
         workshop.release("read")
         await closing
-        assert (log, pipeline.inside) == ([0, "ended"], 0)
+        assert (log, pipeline.in_flight) == ([0, "ended"], 0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
