@@ -41,9 +41,9 @@ def create_app(
     """Make a FastAPI app that serves pipelines.
 
     `source`: a TOML file, a directory of TOML files, an `.onnx` classifier (with `labels`), a dict,
-    an expression, a `PipelineConfig`, a list of these, a `Repository`, or None. `settings`: those
-    of the environment unless given. `middleware` sees every request, also those to predict, before
-    the API key is checked; so does what `app.add_middleware` adds.
+    an expression, a `PipelineConfig`, a list of these, a `Repository`, or None. `settings`: read
+    from the environment if not given. `middleware` sees every request, also those to predict,
+    before the API key is checked; so does middleware that `app.add_middleware` adds.
 
     Pipelines are read and checked here; `ConfigError` has every problem. The app's lifespan loads
     them, and drains them at its end. A `Repository` that is loading or ready already belongs to the
@@ -78,7 +78,7 @@ def create_app(
         ],
         docs_url="/docs" if assets is None else None,
         redoc_url=None,
-        # To ask for a telemetry provider costs each request 3 µs (os.environ). Our traces come
+        # Asking for a telemetry provider costs each request 3 µs (os.environ). Our traces come
         # with the protocol's trace extension.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
@@ -96,8 +96,8 @@ class _App(FastAPI):
     """FastAPI with a short cut for the hot routes, which answer every error themselves.
 
     If only FastAPI's own middleware (catchers of errors) is in front of `HotRoutes`, requests go to
-    it at once. That spares them five coroutines and two wrapped `send`s, 3 µs. The short cut goes
-    by the stack that was really built: any other wrapper, added by `add_middleware` or otherwise,
+    it at once. That spares them five coroutines and two wrapped `send`s, 3 µs. The short cut looks
+    at the stack that was really built: any other wrapper, added by `add_middleware` or otherwise,
     closes it.
     """
 
@@ -166,7 +166,7 @@ def _repository(source: Any, labels: str | os.PathLike[str] | None) -> Repositor
 
 
 def _fetch(settings: Settings) -> Fetch | None:
-    """Make what fetches images by URL. httpx is imported only if the operator allows that."""
+    """Make the fetcher of images by URL. httpx is imported only if the operator allows that."""
     if not settings.allow_url:
         return None
     from .http.fetch import Fetcher

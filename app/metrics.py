@@ -59,7 +59,7 @@ def _pipeline_metrics(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]
     ready = GaugeMetricFamily(
         "penstock_pipeline_ready", "1 if the pipeline is ready.", labels=["pipeline"]
     )
-    inside = GaugeMetricFamily(
+    in_flight = GaugeMetricFamily(
         "penstock_requests_inside",
         "Requests in flight: admitted, and not ended.",
         labels=["pipeline"],
@@ -69,10 +69,10 @@ def _pipeline_metrics(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]
     )
     for name, pipeline in pipelines:
         ready.add_metric([name], float(not pipeline.not_ready))
-        inside.add_metric([name], pipeline.inside)
+        in_flight.add_metric([name], pipeline.in_flight)
         for reason, count in pipeline.refused.items():
             refused.add_metric([name, reason], count)
-    return iter((ready, inside, refused))
+    return iter((ready, in_flight, refused))
 
 
 def _node_histograms(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:

@@ -1,8 +1,7 @@
-"""The ordinary routes: health, metrics, pipelines with their loading and unloading, and predict for
-routers.
+"""The ordinary routes: health, metrics, pipelines, and predict for routers.
 
-In an app, the plain ASGI `HotRoutes` in front of the router takes predict requests; only those with
-a wrong method (405) come here.
+The routes of pipelines list, load and unload them. In an app, the plain ASGI `HotRoutes` in front
+of the router takes predict requests; only those with a wrong method (405) come here.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class Predictor(Protocol):
 class ProblemRoute(APIRoute):
     """A route that turns Penstock's errors into problems, whatever handlers its host has.
 
-    So it does with errors that its dependencies raise.
+    This includes errors that its dependencies raise.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -1,4 +1,4 @@
-"""Settings: what an operator may set.
+"""The settings that an operator may set.
 
 Each field is an option of `penstock serve` and an environment variable PENSTOCK_….
 """
@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from penstock.backends.suggestions import did_you_mean
 
-GROUPS = (
+API_GROUPS = (
     "health",
     "metadata",
     "inference",
@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     )
     allow_trace: bool = Field(
         default=False,
-        description="Return a trace of the request to the admin token, where a request asks.",
+        description="Return a trace of the request to the admin token, if a request asks for one.",
     )
     allow_shared_memory: bool = Field(
         default=False,
@@ -169,11 +169,11 @@ def parse_restrictions(rules: str) -> dict[str, AccessRule]:
             )
         rule = AccessRule() if off else AccessRule(header.lower(), secret.encode())
         for number, name in enumerate(map(str.strip, names.split(",")), 1):
-            if name not in GROUPS:
+            if name not in API_GROUPS:
                 # The name is not quoted: it may be a secret that holds a ; or is misplaced.
                 raise ValueError(
-                    f"rule {place}: API {number}: expected one of {', '.join(GROUPS)}"
-                    f"{did_you_mean(name, GROUPS)}"
+                    f"rule {place}: API {number}: expected one of {', '.join(API_GROUPS)}"
+                    f"{did_you_mean(name, API_GROUPS)}"
                 )
             if name in parsed:
                 raise ValueError(f"rule {place}: an earlier rule covers {name} already")

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 
 
 def read_folder(folder: Path) -> list[bytes]:
@@ -18,10 +18,10 @@ def read_folder(folder: Path) -> list[bytes]:
     files = (
         [folder]
         if folder.is_file()
-        else sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+        else sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     )
     if not files:
-        raise ValueError(f"no image in {folder}: looked for {', '.join(sorted(SUFFIXES))}")
+        raise ValueError(f"no image in {folder}: looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
     return [file.read_bytes() for file in files]
 
 

@@ -36,7 +36,7 @@ class Sample(NamedTuple):
     """One request. Times are those of `time.perf_counter()`, in seconds."""
 
     started: float
-    """When it was due: in an open loop by the schedule, however late the generator sent it."""
+    """The time at which it was due: in an open loop by the schedule, however late it was sent."""
     ended: float
     status: int
 

@@ -24,7 +24,7 @@ from .usage import Monitor
 DEADLINE_HEADER = "Penstock-Deadline-Ms"
 DEFAULT_SECONDS = 10.0
 """Duration of a load that gives neither `requests` nor `seconds`."""
-LONGEST_QUOTE = 500
+LONGEST_QUOTE_BYTES = 500
 """Bytes of an answer that an error quotes."""
 
 
@@ -55,7 +55,7 @@ class NotAnswering(Exception):  # noqa: N818  named for what happened, as in bac
 async def bench_url(url: str, load: Load, pid: int | None = None) -> Report:
     """Load a running server; `pid` is its process, for CPU and memory.
 
-    Raises `NotAnswering`, and ValueError for what is not the URL of a pipeline.
+    Raises `NotAnswering`, and ValueError if `url` is not the URL of a pipeline.
     """
     headers = dict(load.headers)
     if load.deadline is not None:
@@ -148,7 +148,7 @@ async def _warm_up(send: Send, load: Load) -> None:
     if best.status == NO_ANSWER:
         raise NotAnswering(NO_ANSWER_HINT)
     if best.status != OK:
-        text = best.body[:LONGEST_QUOTE].decode("utf-8", "replace")
+        text = best.body[:LONGEST_QUOTE_BYTES].decode("utf-8", "replace")
         raise NotAnswering(
             f"no request of the warm-up succeeded; the last answer has status {best.status}: {text}"
         )

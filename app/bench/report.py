@@ -62,7 +62,7 @@ class Report:
     in_time: int | None = None
     """Answers with status 200 within the deadline, counted from when they were due."""
     goodput: float | None = None
-    """Those answers per second."""
+    """Answers in time per second."""
     generator_late_ms: float = 0.0
     usage: Usage = field(default_factory=Usage)
 

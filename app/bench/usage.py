@@ -1,6 +1,6 @@
 """Processor time and memory of a process and its children, from /proc; GPU use, from nvidia-smi.
 
-What can't be read on this machine is None.
+A figure that can't be read on this machine is None.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 MEGABYTE = 1e6
-LISTENING = "0A"
+TCP_LISTEN = "0A"
 """The state TCP_LISTEN, as /proc/net/tcp writes it."""
 
 
@@ -68,7 +68,7 @@ def listener(port: int) -> int | None:
             for line in Path(table).read_text().splitlines()[1:]:
                 fields = line.split()
                 local_port = int(fields[1].rpartition(":")[2], 16)
-                if fields[3] == LISTENING and local_port == port:
+                if fields[3] == TCP_LISTEN and local_port == port:
                     sockets.add(f"socket:[{fields[9]}]")
     listeners = []
     for process in Path("/proc").glob("[0-9]*"):

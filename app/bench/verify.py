@@ -30,18 +30,18 @@ from .measure import Load, in_process
 from .report import OK
 
 DEFAULT_REQUESTS = 10_000
-"""Requests to send if the load does not say."""
+"""Requests to send if the load sets no number."""
 LONGEST_PAUSE_SECONDS = 0.005
 """A client pauses for up to this long before every second request or so.
 
 Without pauses clients run in lockstep, and all batches have one size.
 """
-FORMAT = 1
+RESULTS_FORMAT = 1
 """The format of stored results."""
-LONGEST_LIST = 20
-"""Lines up to which a list is printed in full."""
-LONGEST_VALUE = 40
-"""Characters of a JSON value that a difference shows."""
+LONGEST_LIST_LINES = 20
+"""The most lines of a list that are printed."""
+LONGEST_VALUE_CHARACTERS = 40
+"""The most characters of a JSON value that a difference shows."""
 _BATCH = re.compile(r'run\.([^;]*);dur=[^;]*;desc="batch (\d+)"')
 
 Results = dict[str, dict[str, Counter[str]]]
@@ -75,7 +75,7 @@ class Verification:
         counts[answer.body.decode("utf-8", "backslashreplace")] += 1
 
     def inconsistent(self) -> Iterator[str]:
-        """Describe each image that has several results in one bucket, which must not be."""
+        """Describe each image that has several results in one bucket. There must be none."""
         for image, buckets in self.results.items():
             for bucket, counts in sorted(buckets.items()):
                 if len(counts) > 1:
@@ -88,7 +88,7 @@ class Verification:
                     )
 
     def between_buckets(self) -> Iterator[str]:
-        """Describe each image whose results differ from one bucket to another, which may be."""
+        """Describe each image whose results differ from one bucket to another. They may."""
         for image, buckets in self.results.items():
             distinct = dict.fromkeys(answer for counts in buckets.values() for answer in counts)
             if len(distinct) > 1 and len(buckets) > 1:
@@ -118,7 +118,7 @@ class Verification:
         """Write all results to a file, as JSON."""
         file.write_bytes(
             orjson.dumps(
-                {"format": FORMAT, "requests": self.requests, "results": self.results},
+                {"format": RESULTS_FORMAT, "requests": self.requests, "results": self.results},
                 option=orjson.OPT_INDENT_2,
             )
         )
@@ -142,8 +142,8 @@ def read_results(file: Path) -> Results:
     """Read what `Verification.store` wrote. Raises ValueError for any other file."""
     try:
         document = orjson.loads(file.read_bytes())
-        if document["format"] != FORMAT:
-            raise ValueError(f"{file} has format {document['format']!r}, expected {FORMAT}")
+        if document["format"] != RESULTS_FORMAT:
+            raise ValueError(f"{file} has format {document['format']!r}, expected {RESULTS_FORMAT}")
         results: dict[str, Any] = document["results"]
         return {
             image: {bucket: Counter(counts) for bucket, counts in buckets.items()}
@@ -177,7 +177,7 @@ async def verify(send: Send, load: Load) -> Verification:
 
 
 async def verify_url(url: str, load: Load) -> Verification:
-    """Verify a running server. Raises ValueError for what is not the URL of a pipeline."""
+    """Verify a running server. Raises ValueError if `url` is not the URL of a pipeline."""
     client = HttpClient(url, load.headers, timing=True)
     try:
         return await verify(client.send, load)
@@ -198,7 +198,7 @@ def bucket_of(timing: str) -> str:
 
 
 def difference(answers: Iterable[str]) -> str:
-    """Say how answers differ: where numbers differ most, and where anything else differs."""
+    """Describe how answers differ: the largest difference of numbers, and any other difference."""
     documents = []
     for answer in answers:
         try:
@@ -224,7 +224,7 @@ def difference(answers: Iterable[str]) -> str:
         else ""
     )
     return (
-        "; ".join(part for part in (other, numbers) if part)
+        "; ".join(text for text in (other, numbers) if text)
         or "they differ only in how they are written"
     )
 
@@ -242,11 +242,13 @@ def _leaves(one: Any, two: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
 
 def _short(value: Any) -> str:
     text = orjson.dumps(value).decode()
-    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
+    if len(text) <= LONGEST_VALUE_CHARACTERS:
+        return text
+    return f"{text[: LONGEST_VALUE_CHARACTERS - 1]}…"
 
 
 def verification_lines(
-    verification: Verification, comparison: Comparison | None, limit: int = LONGEST_LIST
+    verification: Verification, comparison: Comparison | None, limit: int = LONGEST_LIST_LINES
 ) -> tuple[list[str], bool]:
     """Return the lines to print, and whether the run is verified.
 

@@ -109,7 +109,7 @@ async def _call_file(path: Path, value: bytes | str, labels: Path | None, traced
 async def _call_url(url: str, body: bytes, token: str | None, traced: bool) -> None:
     """Send the body to a server and print its answer.
 
-    The trace is the server's own where a token is given, else the Server-Timing header.
+    The trace is the server's own if a token is given, else the Server-Timing header.
     """
     import orjson
 

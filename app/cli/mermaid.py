@@ -1,4 +1,4 @@
-"""Pipelines as a Mermaid flowchart, for `penstock graph` and all that shows Mermaid.
+"""Pipelines as a Mermaid flowchart, for `penstock graph` and every viewer of Mermaid.
 
 Nodes have ids of the chart's own (`n1`, `n2`, …), so that no name from a file is read as a word of
 Mermaid's language. The names are in the labels.
@@ -23,23 +23,23 @@ from penstock.pipelines.runs.plan import Plan, PlanNode
 from .output import printable
 from .tables import expression
 
-SHAPES = {
+NODE_SHAPES = {
     "executor": ('["', '"]'),  # a box
     "shared": ('[["', '"]]'),  # a box with double sides
     "composite": ('{{"', '"}}'),  # a hexagon
     "logic": ('(["', '"])'),  # a stadium
     "request": ('(("', '"))'),  # a circle
 }
-"""Kind of node -> what stands before and after its label."""
+"""Kind of node -> the text before and after its label."""
 
 
 def flowchart(configs: Iterable[PipelineConfig]) -> str:
     """Draw pipelines as one chart; if there are several, each is a subgraph with its name.
 
-    A thick arrow leads from the request to where it enters. A dotted arrow shows where a node
-    sends parts of an item, or where a loop starts its next round. A dotted line without a head
-    joins a logical node to the node whose executors it uses. An arrow that ends in a circle is a
-    `map` that reads from a node other than a direct predecessor.
+    A thick arrow leads from the request to the node that it enters. A dotted arrow leads to the
+    node that a composite sends parts of an item to, or at which a loop starts its next round. A
+    dotted line without a head joins a logical node to the node whose executors it uses. An arrow
+    that ends in a circle is a `map` that reads from a node other than a direct predecessor.
     """
     pipelines = list(configs)
     ids = count(1)
@@ -87,7 +87,7 @@ def _pipeline(config: PipelineConfig, ids: Iterator[int]) -> Iterator[str]:
 
 
 def _entries(config: PipelineConfig, plan: Plan) -> Iterator[tuple[str, str]]:
-    """Yield each node at which requests enter, and what a request must say to enter there."""
+    """Yield each node at which requests enter, and the key that a request needs to enter there."""
     targets = {
         getattr(group.spec.params, "jump", None)
         for node in config.nodes.values()
@@ -151,7 +151,7 @@ def _sent(cls: type[Any], params: Any) -> str:
 
 
 def _shape(identifier: str, kind: str, label: Iterable[str]) -> str:
-    opening, closing = SHAPES[kind]
+    opening, closing = NODE_SHAPES[kind]
     return f"{identifier}{opening}{'<br>'.join(map(escaped, label))}{closing}"
 
 

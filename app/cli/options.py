@@ -69,8 +69,8 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     """Make the option of a setting.
 
-    Its default is None, so that what the command line leaves out is left to `Settings`, which reads
-    the environment. The real default is written into the help text instead.
+    Its default is None, so that an option that is not given is left to `Settings`, which reads the
+    environment. The real default is written into the help text instead.
     """
     kind: Any = str if field.annotation == SecretStr | None else field.annotation
     default = str(field.default).lower() if kind is bool else field.default

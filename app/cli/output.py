@@ -15,7 +15,7 @@ def fail(*reasons: str) -> NoReturn:
 
 
 def printable(text: str) -> str:
-    """Escape what could steer a terminal, since a key or an error may hold a client's text."""
+    """Escape characters that could steer a terminal: a key or an error may hold a client's text."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

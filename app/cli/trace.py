@@ -1,11 +1,11 @@
-"""The trace of `penstock call --trace`: what each backend made of an item, as indented text.
+"""The trace of `penstock call --trace`: the work of each backend on an item, as indented text.
 
 `ForwardRecorder` subclasses the backends of one pipeline so that every `forward` is recorded.
-Nothing else knows of it, so other pipelines pay nothing. Nodes with `executor = "process"` run on
-a thread for it, because what happens in a child process can't be seen from here. The item's way
+Nothing else knows of it, so other pipelines pay nothing. Nodes with `executor = "process"` run on a
+thread for it, because what happens in a child process can't be seen from here. The item's way
 through the graph comes from `pipelines/runs/trace.py`; the records are added to its steps.
 
-`trace_lines` turns steps into text, those of a pipeline here and those that a server sends.
+`trace_lines` turns steps into text: those of a pipeline here, and those that a server sends.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from penstock.pipelines.runs.trace import Step, Trace
 
 from .output import printable
 
-LONGEST_VALUE = 64
-"""Characters of a value's repr that a trace shows."""
-LONGEST_COLLECTION = 4
-"""Entries up to which a list, tuple, dict or set is shown itself, else only its length."""
+LONGEST_VALUE_CHARACTERS = 64
+"""The most characters of a value's repr that a trace shows."""
+LONGEST_SHOWN_COLLECTION = 4
+"""The most elements with which a list, tuple, dict or set is shown; else only its length is."""
 USUAL_STATUSES = {("swap", "Run"), ("Run", "Run")}
-"""(filter, status) of the default filters in nearly every step: not worth a word."""
+"""The (filter, status) of default filters in nearly every step. They are not shown."""
 
 
 @dataclass(slots=True)
@@ -138,12 +138,12 @@ class ForwardRecorder:
 
 
 def _members(record: ForwardRecord, item: Item, depth: int) -> Iterator[Step]:
-    """Yield what the backends of an expression did with one item of a batch, outer before inner."""
+    """Yield the steps of the backends in an expression for one item, outer before inner."""
     for member in record.members:
         index = member.index(item)
         if index is None and any(record.index(other) is not None for other in member.items):
             continue  # this call was for other items of the batch
-        # Where the outer backend passed copies on, the item itself is in no inner call.
+        # If the outer backend passed copies on, the item itself is in no inner call.
         yield {
             "backend": member.backend,
             "depth": depth,
@@ -169,10 +169,12 @@ def describe(value: Any) -> str:
         return f"{value.dtype} {'×'.join(map(str, shape)) or 'scalar'}"
     if isinstance(value, (bytes, bytearray, memoryview)):
         return f"{len(value)} bytes"
-    if isinstance(value, (list, tuple, dict, set)) and len(value) > LONGEST_COLLECTION:
+    if isinstance(value, (list, tuple, dict, set)) and len(value) > LONGEST_SHOWN_COLLECTION:
         return f"{type(value).__name__} of {len(value)}"
     text = repr_of(value)
-    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
+    if len(text) <= LONGEST_VALUE_CHARACTERS:
+        return text
+    return f"{text[: LONGEST_VALUE_CHARACTERS - 1]}…"
 
 
 # as text
@@ -253,7 +255,7 @@ def _values(name: str, values: Mapping[str, str] | Iterable[str] | None) -> str:
 
 
 def _listed(values: Mapping[str, str] | Iterable[str]) -> str:
-    """List keys with their values, or keys alone where only these are known."""
+    """List keys with their values, or keys alone if only these are known."""
     if isinstance(values, Mapping):
         return ", ".join(f"{key}: {value}" for key, value in values.items())
     return ", ".join(values)

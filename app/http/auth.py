@@ -1,9 +1,8 @@
-"""Authentication: a bearer API key for everything except health, an admin token for what changes
-the server.
+"""Authentication: a bearer API key, and an admin token for requests that change the server.
 
-`Authenticate` is plain ASGI middleware, so it guards the hot routes too. It is installed only where
-an API key is set. No middleware of ours guards the routes of `create_router`: they call `check_key`
-as a dependency.
+Every request except health needs the API key, if one is set. `Authenticate` is plain ASGI
+middleware, so it guards the hot routes too. It is installed only if an API key is set. No
+middleware of ours guards the routes of `create_router`: they call `check_key` as a dependency.
 """
 
 from __future__ import annotations
@@ -21,8 +20,9 @@ from .paths import is_protocol, path_of
 from .request_id import request_id_of
 
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
-"""Paths that need no key, because load balancers have none. They are whole paths: a client could
-climb out of a prefix with `..`.
+"""Paths that need no key, because load balancers have none.
+
+They are whole paths: a client could climb out of a prefix with `..`.
 """
 
 WriteError = Callable[[Exception], tuple[int, Sequence[tuple[bytes, bytes]], bytes]]
@@ -70,7 +70,7 @@ class Authenticate:
 def check_key(scope: Any, settings: Settings) -> None:
     """Raise `Unauthorized` unless the request carries the API key or the admin token.
 
-    Where no API key is set, every request passes.
+    If no API key is set, every request passes.
     """
     if settings.api_key is None:
         return
@@ -131,5 +131,5 @@ def _bearer(scope: Any) -> bytes | None:
 
 
 def _equal(token: bytes, secret: SecretStr | None) -> bool:
-    """Compare in constant time: how long it takes must not say where the two differ."""
+    """Compare in constant time: the time must not show at which byte the two differ."""
     return secret is not None and hmac.compare_digest(token, secret.get_secret_value().encode())

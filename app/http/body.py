@@ -1,5 +1,6 @@
-"""Bodies of requests: read them within bounds, and take the images out of raw bytes, multipart and
-JSON.
+"""Bodies of requests: read them within bounds, and find the images in them.
+
+The images come as raw bytes, multipart or JSON.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ logging.getLogger("python_multipart").setLevel(logging.ERROR)
 Form = Literal["raw", "sniff", "json", "multipart"]
 
 PARSE_OFF_LOOP_BYTES = 1 << 20
-"""Bodies of this size or more are parsed on a helper thread: other requests would feel it on the
-loop.
+"""Bodies of this size or more are parsed on a helper thread.
+
+On the loop they would delay other requests.
 """
 
 MAX_DISCARDED_BYTES = 1 << 18
-"""The most of a refused body that is read and thrown away to keep the connection. Go's server reads
-as much.
+"""The most bytes of a refused body that are read and thrown away to keep the connection.
+
+Go's server reads as much.
 """
 
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
@@ -59,9 +62,9 @@ def check_length(length: bytes, limit: int) -> None:
 def must_close(scope: Scope) -> bool:
     """Return whether the connection must close after an answer given before the body was read.
 
-    The server reads on and throws away what comes, which is cheap for little. The connection closes
-    instead for a large body, for one of unknown length, and where the client waits to be asked for
-    it (100-continue): then no one knows whether the body will come.
+    The server reads on and throws away what comes, which is cheap if it is little. The connection
+    closes instead for a large body, for one of unknown length, and if the client waits for
+    100-continue before it sends the body: then the server can't know whether the body will come.
     """
     if scope.get("http_version", "1.1") >= "2":
         return False  # there a request is a stream of its own
@@ -72,9 +75,10 @@ def must_close(scope: Scope) -> bool:
 
 
 def _number(length: bytes) -> float:
-    """Parse a Content-Length. Infinite, for an unknown length, if it is absurdly long or no number.
+    """Parse a Content-Length.
 
-    `int` refuses texts of more than 4300 digits.
+    Returns infinity, for an unknown length, if it is absurdly long or not a number. `int` refuses
+    texts of more than 4300 digits.
     """
     return int(length) if length.isdigit() and len(length) < 20 else inf
 
@@ -302,7 +306,7 @@ class _Parts:
     """The parts of a form, collected from the callbacks of python-multipart's parser."""
 
     def __init__(self, limit: int | None) -> None:
-        """`limit`: of images; None where one is expected."""
+        """`limit`: the most images; None if one is expected."""
         self.limit = limit
         self.done: list[tuple[str, bytes]] = []
         self.complete = False

@@ -3,9 +3,9 @@
 `type` is `about:blank`, so `title` is the phrase of the status. Clients should branch on `code`,
 which never changes.
 
-A client gets the message of every `PenstockError`, which is written for it. Of a `BackendError` it
+A client gets the message of every `PenstockError`, which is written for it. For a `BackendError` it
 gets only the place (node, backend, kind of exception): the exception's own text is about our
-insides (paths, shapes, SQL, keys). Of any other exception it gets only the request id, under which
+insides (paths, shapes, SQL, keys). For any other exception it gets only the request id, under which
 the log has the rest.
 """
 
@@ -42,13 +42,13 @@ class Unauthorized(PenstockError):  # noqa: N818  named as all of ours are
 
 
 class Forbidden(PenstockError):  # noqa: N818
-    """Raised where the request's key does not suffice, or the operator has not allowed it."""
+    """Raised if the request's key does not suffice, or the operator has not allowed it."""
 
     code = "forbidden"
 
 
 class LoadFailed(PenstockError):  # noqa: N818
-    """Raised for an administrator whose pipeline could not be loaded; its text says all."""
+    """Raised if a pipeline could not be loaded. The administrator gets the full reason."""
 
     code = "load_failed"
 
@@ -121,8 +121,9 @@ CODE_BY_STATUS = {
     413: "too_large",
     415: "unsupported_media",
 }
-"""Codes of errors that FastAPI's router raises as a bare status. Other statuses below 500 are
-`invalid_request`, the rest `internal`.
+"""Codes of errors that FastAPI's router raises as a bare status.
+
+Other statuses below 500 are `invalid_request`, the rest `internal`.
 """
 
 LOGGED_STATUSES = frozenset(range(500, 600)) - {503, 504}
@@ -168,7 +169,7 @@ def log_failure(error: BaseException, request_id: str, pipeline: str | None = No
 
 
 def detail_of(error: BaseException) -> str:
-    """Return what a client may know of an exception."""
+    """Return the part of an exception that a client may know."""
     if isinstance(error, BackendError):
         # The message is "node 'x': backend Y raised ValueError: text". Drop the text.
         cause = error.__cause__
@@ -208,7 +209,7 @@ def problem_response(error: BaseException, request_id: str) -> Response:
 def install_handlers(app: FastAPI) -> None:
     """Make every error of the app's ordinary routes a problem too.
 
-    So ours, the 404 and 405 of the router, and exceptions that were not expected.
+    These are our errors, the 404 and 405 of the router, and unexpected exceptions.
     """
     app.add_exception_handler(PenstockError, _handle)
     app.add_exception_handler(RequestValidationError, _handle_validation)

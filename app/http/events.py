@@ -1,8 +1,8 @@
 """Answers as Server-Sent Events, for clients that accept `text/event-stream`: one event a part.
 
-The `data:` of an event is what a plain answer would be. The last event is `end`, or `error` with a
-problem; a connection that ends without either has broken. An error before the first part is an
-ordinary answer with its status.
+The `data:` of an event is a plain answer. The last event is `end`, or `error` with a problem; a
+connection that ends without either has broken. An error before the first part is an ordinary answer
+with its status.
 
 The next part is requested after the server has taken the former one, and a server takes none while
 its client does not read. So the pipeline goes as fast as its reader.
@@ -33,15 +33,15 @@ MEDIA_TYPE = "text/event-stream"
 EVENT_HEADERS = [
     (b"content-type", MEDIA_TYPE.encode()),
     (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),  # or nginx would collect the events first
+    (b"x-accel-buffering", b"no"),  # otherwise nginx would collect the events first
 ]
 
 
 def wants_events(accept: bytes) -> bool:
     """Return whether an `Accept` header (RFC 9110, 12.5.1) asks for events.
 
-    It does only by their name (a wildcard is not enough), and with a higher `q` than JSON:
-    generated clients list every media type that they know of.
+    It must name them (a wildcard is not enough), with a higher `q` than JSON: generated clients
+    list every media type that they know of.
     """
     if b"event-stream" not in accept.lower():
         return False
@@ -50,7 +50,7 @@ def wants_events(accept: bytes) -> bool:
 
 
 def _quality(media_range: bytes) -> tuple[bytes, float]:
-    """Split a media range into its type and its `q`, 1 where that is missing or malformed."""
+    """Split a media range into its type and its `q`, 1 if that is missing or malformed."""
     name, *parameters = media_range.split(b";")
     for parameter in parameters:
         key, _, value = parameter.partition(b"=")
@@ -63,7 +63,7 @@ def _quality(media_range: bytes) -> tuple[bytes, float]:
 
 
 class EventStream:
-    """The events of one request. The caller calls `run.leave` afterwards, however they ended."""
+    """The events of one request. The caller calls `run.leave` when they have ended."""
 
     def __init__(
         self, run: Submission, pipeline: Pipeline, request_id: str, trace: Trace | None
@@ -98,7 +98,7 @@ class EventStream:
                 event = await self._next_event()
             await send({"type": "http.response.body", "body": event})
         except OSError:
-            return  # some servers report so that the client has left (ASGI 2.4)
+            return  # the client has left: servers of ASGI 2.4 report it like this
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():

@@ -26,7 +26,7 @@ class PendingWork(Protocol):
 
 
 class Exchange:
-    """One request and its answer, as far as the watch knows it.
+    """One request and its answer, as far as the watch knows them.
 
     `started` is on the loop's clock, in seconds.
     """
@@ -94,8 +94,8 @@ class Watch:
             self._recent.pop(exchange, None)
         else:
             # The cancelled task holds its exception, which holds the frame, which holds the
-            # exchange. If the exchange held the task, that were a cycle around all the data of the
-            # request, and only the collector would free it.
+            # exchange. If the exchange held the task, that would be a cycle around all the data of
+            # the request, and only the collector would free it.
             exchange.helper.cancel()
             exchange.helper = None
 

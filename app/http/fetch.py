@@ -42,9 +42,9 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 MAX_REDIRECTS = 3
 MAX_ADDRESSES = 3
-"""Of one host."""
+"""The most addresses of one host that are tried."""
 CONNECT_TIMEOUT_SECONDS = 3.0
-"""For each address."""
+"""The seconds that a connection to one address may take."""
 MAX_CONCURRENT_FETCHES = 64
 MAX_URL_CHARACTERS = 2048
 DEFAULT_PORTS = (80, 443)
@@ -84,7 +84,7 @@ class Fetcher:
         self.max_bytes = max_bytes
         self.timeout = timeout
         self.ports = frozenset(ports)
-        self.inside = 0
+        self.in_flight = 0
         self._resolve = resolve
         self._ssl = (
             ssl_context if ssl_context is not None else httpx.create_ssl_context(trust_env=False)
@@ -97,12 +97,12 @@ class Fetcher:
         Raises `InvalidRequest` for a URL that is not accepted, `InvalidInput` for one that gives no
         bytes, `TooLarge`, `DeadlineExceeded`, and `QueueFull` for too many fetches at once.
         """
-        if self.inside >= MAX_CONCURRENT_FETCHES:
+        if self.in_flight >= MAX_CONCURRENT_FETCHES:
             raise QueueFull(
-                f"too many images are being fetched: {self.inside} (at most "
+                f"too many images are being fetched: {self.in_flight} (at most "
                 f"{MAX_CONCURRENT_FETCHES}); try again later, or send the image itself"
             )
-        self.inside += 1
+        self.in_flight += 1
         first = deadline is not None and deadline < self.timeout
         try:
             async with asyncio.timeout(deadline if first else self.timeout):
@@ -114,7 +114,7 @@ class Fetcher:
                 f"the image did not arrive within {self.timeout:g} s (url_timeout)"
             ) from None
         finally:
-            self.inside -= 1
+            self.in_flight -= 1
 
     async def _follow(self, text: str) -> bytes:
         url = parse(text, self.ports)
@@ -131,7 +131,7 @@ class Fetcher:
                     raise InvalidInput(
                         "the URL is redirected to a location that is not a valid URL"
                     ) from None
-            url = parse(target, self.ports, "the URL that the URL is redirected to")
+            url = parse(target, self.ports, "the redirect's target")
         raise InvalidInput(f"the URL is redirected more than {MAX_REDIRECTS} times")
 
     @asynccontextmanager
@@ -230,38 +230,38 @@ class Fetcher:
         return TooLarge(f"the image at the URL has more than {self.max_bytes} bytes (max_body)")
 
 
-def parse(text: str, ports: Collection[int], what: str = "the URL") -> httpx.URL:
+def parse(text: str, ports: Collection[int], subject: str = "the URL") -> httpx.URL:
     """Parse a URL, without its fragment. Raises `InvalidRequest` for one that is not accepted.
 
     Addresses are checked later. The result is used for everything that follows, so it does not
     matter whether other parsers would read the text differently.
     """
     if len(text) > MAX_URL_CHARACTERS:
-        raise InvalidRequest(f"{what} has more than {MAX_URL_CHARACTERS} characters")
+        raise InvalidRequest(f"{subject} has more than {MAX_URL_CHARACTERS} characters")
     if not text.isascii() or not text.isprintable() or " " in text or "\\" in text:
         raise InvalidRequest(
-            f"{what} has characters that are not allowed in URLs: percent-encode them, and write "
-            "the host in ASCII (punycode)"
+            f"{subject} has characters that are not allowed in URLs: percent-encode them, and "
+            "write the host in ASCII (punycode)"
         )
     try:
         url = httpx.URL(text)
         host = url.raw_host.decode("ascii")
     except (httpx.InvalidURL, ValueError):
-        raise InvalidRequest(f"{what} is not a valid URL") from None
+        raise InvalidRequest(f"{subject} is not a valid URL") from None
     if url.scheme not in ("http", "https"):
-        raise InvalidRequest(f"{what} has another scheme than http and https")
+        raise InvalidRequest(f"{subject} has another scheme than http and https")
     if not host:
-        raise InvalidRequest(f"{what} names no host")
+        raise InvalidRequest(f"{subject} names no host")
     if re.match(r"[^/?#]*//[^/?#]*@", text):  # an empty one, too
-        raise InvalidRequest(f"{what} has a user name or password, which is not accepted")
+        raise InvalidRequest(f"{subject} has a user name or password, which is not accepted")
     if _port(url) not in ports:
         allowed = ", ".join(map(str, sorted(ports)))
-        raise InvalidRequest(f"{what} has port {_port(url)}, expected {allowed} (url_ports)")
-    _check_host(host, what)
+        raise InvalidRequest(f"{subject} has port {_port(url)}, expected {allowed} (url_ports)")
+    _check_host(host, subject)
     return url.copy_with(fragment=None)
 
 
-def _check_host(host: str, what: str) -> None:
+def _check_host(host: str, subject: str) -> None:
     """Raise `InvalidRequest` unless the host is a name, or an address in its standard form.
 
     So 127.1, 0x7f.1, 2130706433 and 0177.0.0.1, which resolvers take for addresses, are refused.
@@ -274,7 +274,7 @@ def _check_host(host: str, what: str) -> None:
             r"[A-Za-z0-9_.-]{1,253}", host
         ):
             raise InvalidRequest(
-                f"{what} has a host that is neither a name nor an address in its standard form"
+                f"{subject} has a host that is neither a name nor an address in its standard form"
             ) from None
 
 

@@ -1,6 +1,6 @@
-"""Predict requests, and the short way to them: `/predict/{pipeline}`, `/predict/{pipeline}/batch`
-and all of `/v2` (v2/) are plain ASGI.
+"""Predict requests, and the short way to them.
 
+`/predict/{pipeline}`, `/predict/{pipeline}/batch` and all of `/v2` (v2/) are plain ASGI.
 `HotRoutes` is the innermost middleware of the app: only FastAPI's exception middleware and router
 are inside it. So the middleware of the app and of its host see these requests like all others, and
 the reflection of the router does not touch them. The ordinary routes of `create_router` call
@@ -43,8 +43,10 @@ logger = logging.getLogger("penstock.http")
 PREDICT_PREFIX = "/predict/"
 _JSON = (b"content-type", b"application/json")
 _CLIENT_LEFT_STATUS = 499
-"""nginx's status for a client that left. It reads no answer, but a host's middleware may wait for
-one, and would take its absence for a failure.
+"""nginx's status for a client that left.
+
+The client reads no answer, but a host's middleware may wait for one, and would take its absence for
+a failure.
 """
 
 
@@ -61,8 +63,9 @@ Fetch = Callable[[str, float | None], Awaitable[bytes]]
 
 
 class HotRoutes:
-    """ASGI middleware that sends predict requests to `predict`, those below /v2 to `protocol`, and
-    all others to `app`.
+    """ASGI middleware for the routes that need no router.
+
+    Predict requests go to `predict`, those below /v2 to `protocol`, and all others to `app`.
     """
 
     def __init__(self, app: ASGIApp, predict: Predict, protocol: ASGIApp) -> None:
@@ -100,7 +103,7 @@ def predict_route(scope: Scope) -> tuple[str, bool] | None:
 
 
 class _PredictExchange(Exchange):
-    """A predict request as the watch knows it, with what its headers say."""
+    """A predict request as the watch knows it, with the values of its headers."""
 
     __slots__ = ("accept", "content_type", "deadline", "length", "priority", "request_id", "traced")
 
@@ -112,7 +115,7 @@ class _PredictExchange(Exchange):
         self.runs = ()
         self.timed_out = False
         self.helper = None
-        # One pass. Of a repeated header the last one counts.
+        # One pass. If a header is repeated, the last one counts.
         headers: dict[bytes, bytes] = dict(scope["headers"])
         get = headers.get
         self.content_type = get(b"content-type")
@@ -135,7 +138,7 @@ class Predict:
     def __init__(
         self, pipelines: Pipelines, settings: Settings, fetch: Fetch | None = None
     ) -> None:
-        """`fetch`: None where images by URL are not allowed."""
+        """`fetch`: None if images by URL are not allowed."""
         self._pipelines = pipelines
         self._settings = settings
         self._fetch = fetch
@@ -302,10 +305,10 @@ class Predict:
         priority: int | None,
         exchange: _PredictExchange,
     ) -> bytes:
-        """Answer several images. Each is an item of its own; if it is refused or fails, a problem
-        stands in its place.
+        """Answer several images.
 
-        Raises the error of the first image if none was admitted.
+        Each is an item of its own; if it is refused or fails, a problem stands in its place. Raises
+        the error of the first image if none was admitted.
         """
         outcomes: list[Submission | Exception] = []
         runs: list[Submission] = []
@@ -367,7 +370,7 @@ def _whole(body: bytes, many: bool) -> bytes:
 def _seconds_left(deadline: bytes, elapsed: float) -> float:
     """Parse Penstock-Deadline-Ms, which counts from the first byte of the request.
 
-    Returns the seconds that are left after `elapsed` ones. Raises `InvalidRequest`,
+    Returns the seconds that are left after `elapsed` seconds. Raises `InvalidRequest`,
     `DeadlineExceeded`.
     """
     try:

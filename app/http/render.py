@@ -20,7 +20,7 @@ JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
 
 def fields_of(item: Item, keys: tuple[str, ...]) -> dict[str, Any]:
-    """Return what is answered of an item: those of `keys` that it has.
+    """Return the fields of an item that are answered: those of `keys` that it has.
 
     An item without a result is an answer too: its `result` is None.
     """
@@ -47,7 +47,7 @@ def write_item(
 ) -> bytes:
     """Write the final item of `run`, or of one of its parts, as JSON.
 
-    Raises `BackendError` for a value that has no JSON form. The request has failed then, even where
+    Raises `BackendError` for a value that has no JSON form. The request has failed then, even if
     the pipeline has counted it as a success: it is counted as `unwritten`, and logged.
     """
     fields = fields_of(item, pipeline.answer_keys)

@@ -20,8 +20,9 @@ _OWN_ROUTES = (
     (re.compile(r"/predict/.*", re.DOTALL), "inference"),
     (re.compile(r"/openapi\.json|/docs(/.*)?"), "metadata"),
 )
-"""Routes that have no dependency to check their group: those in front of the router, and those that
-FastAPI adds itself. The others check it in routes.py.
+"""Routes that have no dependency to check their group.
+
+They are in front of the router, or FastAPI adds them itself. routes.py checks the others.
 """
 
 

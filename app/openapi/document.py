@@ -51,7 +51,7 @@ PROBLEM: Schema = {
     },
 }
 
-BODIES: Mapping[str, Schema] = {
+REQUEST_BODIES: Mapping[str, Schema] = {
     "ImageForm": {"type": "object", "required": ["image"], "properties": {"image": IMAGE_BYTES}},
     "ImageBase64": {"type": "object", "required": ["image"], "properties": {"image": BASE64}},
     "ImagesForm": {
@@ -70,7 +70,7 @@ BODIES: Mapping[str, Schema] = {
 They are named because generators invent a name per operation for a schema that has none.
 """
 
-BY_URL: Mapping[str, Schema] = {
+URL_BODIES: Mapping[str, Schema] = {
     "ImageURL": {
         "type": "object",
         "required": ["url"],
@@ -79,7 +79,7 @@ BY_URL: Mapping[str, Schema] = {
 }
 """The request body that names an image by URL, for servers whose operator allows it."""
 
-KINDS: Mapping[str, Schema] = {
+OUTPUT_SCHEMAS: Mapping[str, Schema] = {
     "image": {**BASE64, "contentMediaType": "image/*"},
     "bytes": BASE64,
     "text": {"type": "string"},
@@ -168,8 +168,8 @@ class OpenAPI:
         by_url = settings.allow_url
         schemas = {
             "Problem": PROBLEM,
-            **BODIES,
-            **(BY_URL if by_url else {}),
+            **REQUEST_BODIES,
+            **(URL_BODIES if by_url else {}),
             **SERVER_SCHEMAS,
             **PROTOCOL_SCHEMAS,
         }
@@ -309,7 +309,7 @@ def paths_of(
 def schema_of(port: Port) -> Schema:
     """Return the schema of a declared output's JSON."""
     if port.kind != "tensor":
-        return dict(KINDS[port.kind])
+        return dict(OUTPUT_SCHEMAS[port.kind])
     dtype = (port.dtype or "").lower()
     schema: Schema = {}
     if dtype.startswith(("int", "uint")):
@@ -375,7 +375,7 @@ def operations_of(config: PipelineConfig, protected: bool, by_url: bool = False)
     """
     operations: dict[str, Any] = inlined(
         paths_of(config, protected, by_url),
-        {"Problem": PROBLEM, **BODIES, **BY_URL, **schemas_of(config)},
+        {"Problem": PROBLEM, **REQUEST_BODIES, **URL_BODIES, **schemas_of(config)},
     )
     return operations
 

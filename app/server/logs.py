@@ -1,4 +1,4 @@
-"""The log of a server: one line an event, as text or JSON, in which text of clients can do no harm.
+"""The log of a server: one line an event, as text or JSON, which a client's text can't break.
 
 Only `penstock serve` calls `configure_logging`; in a host's process, logging is the host's. Modules
 log to children of the logger `penstock`, and name the request, pipeline and node by `extra`. These
@@ -17,7 +17,7 @@ import orjson
 
 from penstock.backends.text import encodable
 
-FIELDS = ("request_id", "pipeline", "node")
+RECORD_FIELDS = ("request_id", "pipeline", "node")
 """The fields of a record besides its message, in the order in which they are written."""
 
 # Control characters (line ends, terminal sequences), Unicode's line ends, characters that reverse
@@ -41,7 +41,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, str]:
-    return {name: str(value) for name in FIELDS if (value := getattr(record, name, None))}
+    return {name: str(value) for name in RECORD_FIELDS if (value := getattr(record, name, None))}
 
 
 class TextFormatter(logging.Formatter):
@@ -91,7 +91,7 @@ def configure_logging(
     levels = {
         "penstock": level.upper(),
         "uvicorn.error": "WARNING",  # at INFO it says what we say ourselves
-        "uvicorn.access": "INFO",  # it logs only where the access log is on
+        "uvicorn.access": "INFO",  # it logs only if the access log is on
         "asyncio": "WARNING",
     }
     for name, lowest in levels.items():

@@ -32,14 +32,18 @@ from .uvicorn_protocol import HttpProtocol
 logger = logging.getLogger("penstock.serve")
 
 KEEP_ALIVE_SECONDS = 75
-"""The time that an idle connection stays open. It is longer than the 60 s of most proxies and
-clients, so that they close first, and never send a request into a closing connection.
+"""The seconds that an idle connection stays open.
+
+They exceed the 60 s of most proxies and clients, so that these close it first and never send a
+request into a closing connection.
 """
 
 SWITCH_INTERVAL_SECONDS = 0.0005
-"""The longest wait of an executor that comes back from native code for the GIL of a thread that
-computes in Python; it waits several times an image. With 12 decoding threads on 16 processors,
-0.5 ms gives a sixth more images than Python's 5 ms. A shorter interval costs small requests.
+"""The most seconds that an executor waits for the GIL of a thread that computes in Python.
+
+An executor that comes back from native code does so several times an image. With 12 decoding
+threads on 16 processors, 0.5 ms gives a sixth more images than Python's 5 ms. A shorter interval
+costs small requests.
 """
 
 
@@ -154,10 +158,10 @@ class Server(uvicorn.Server):
 
     async def _drain(self) -> None:
         ends = time.monotonic() + self._settings.drain_timeout
-        inside = sum(pipeline.inside for pipeline in self._repository.pipelines.values())
+        in_flight = sum(pipeline.in_flight for pipeline in self._repository.pipelines.values())
         logger.info(
             "draining: %d requests in flight, waiting at most %g s",
-            inside,
+            in_flight,
             self._settings.drain_timeout,
         )
         if not self._loading.done():
@@ -172,11 +176,11 @@ class Server(uvicorn.Server):
 def collect_and_freeze() -> None:
     """Collect garbage, then hide everything that is loaded from the garbage collector.
 
-    What is loaded stays, and a full collection walks all of it: 17 ms with 62,000 objects, 95 ms
+    Loaded objects stay, and a full collection walks all of them: 17 ms with 62,000 objects, 95 ms
     once torch is imported. It holds the GIL all the while, on whatever thread it runs, so the loop
     stands still. Call it only while no request is in flight. Waiting for that costs little memory:
-    backends are freed by their reference counts (executor.py), so what waits are cycles of small
-    objects, and those of users' backends.
+    backends are freed by their reference counts (executor.py), so only cycles of small objects
+    wait, and those of users' backends.
     """
     gc.unfreeze()
     gc.collect()

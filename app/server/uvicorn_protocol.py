@@ -20,18 +20,21 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 JOIN_BELOW_BYTES = 1 << 16
-"""A smaller body is copied to its head, for one write. With a larger one the loop gets both pieces,
-and gathers them.
+"""A smaller body is copied to its head, for one write.
+
+With a larger one the loop gets both pieces, and gathers them.
 """
 
 MAX_HEAD_BYTES = 1 << 19
-"""The most that may come without a byte of a body: of a head, of trailers, of extensions of chunks.
+"""The most bytes that may come without a byte of a body: a head, trailers, extensions of chunks.
+
 It is more than the loop reads at once.
 """
 
 HEAD_TIMEOUT_SECONDS = 30.0
-"""The time that a client has for the head of a request. It runs from the first byte of the head;
-for the first request of a connection, from the beginning of the connection.
+"""The seconds that a client has for the head of a request, from the head's first byte.
+
+For the first request of a connection they run from the beginning of the connection.
 """
 
 _HEAD_TOO_LARGE = (
@@ -112,8 +115,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._start_head_timer()
 
     def on_chunk_header(self) -> None:
-        # Called for chunked bodies only. Chunks that arrive together are one message to the app,
-        # which so can't count them.
+        # Called for chunked bodies only. Chunks that arrive together are one message to the app, so
+        # the app can't count them.
         scope: Any = self.scope
         scope["penstock.chunks"] = scope.get("penstock.chunks", 0) + 1
 
@@ -163,7 +166,7 @@ class HeadHolder:
         self._transport = transport
         self._loop = loop
         self._head: bytes | None = None
-        # Called at every request, so it spares __getattr__, by which all else goes.
+        # uvicorn calls it at every request: as an attribute it spares the call of __getattr__.
         self.is_closing = transport.is_closing
 
     def __getattr__(self, name: str) -> Any:

@@ -39,7 +39,7 @@ def parse_json(text: bytes, depth: int) -> Any:
         reason = str(error)
     try:
         if b"NaN" in text or b"Infinity" in text:
-            # slower than orjson, but it reads NaN and Infinity
+            # Slower than orjson, but it reads NaN and Infinity.
             value = json.loads(text.decode(), parse_float=_finite)
             if b"\\u" in text:
                 # It also reads lone surrogates, which no answer can carry: encoding them raises.
@@ -120,19 +120,19 @@ def kind_of(value: Any) -> str:
             return "object"
 
 
-def check_boolean(value: Any, what: str) -> bool:
-    """Return a boolean. Raises `InvalidRequest` for any other value; `what` names it."""
+def check_boolean(value: Any, subject: str) -> bool:
+    """Return a boolean. Raises `InvalidRequest` for any other value; `subject` names it."""
     if type(value) is not bool:
-        raise InvalidRequest(f"{what} is a JSON {kind_of(value)}, expected a boolean")
+        raise InvalidRequest(f"{subject} is a JSON {kind_of(value)}, expected a boolean")
     return value
 
 
-def check_unsigned(value: Any, what: str) -> int:
+def check_unsigned(value: Any, subject: str) -> int:
     """Return an unsigned 64-bit integer.
 
-    Raises `InvalidRequest` for any other value; `what` names it.
+    Raises `InvalidRequest` for any other value; `subject` names it.
     """
     if type(value) is not int or not 0 <= value <= UINT64_MAX:
         text = orjson.dumps(str(value)[:40]).decode()
-        raise InvalidRequest(f"{what} must be an unsigned 64-bit integer, got {text}")
+        raise InvalidRequest(f"{subject} must be an unsigned 64-bit integer, got {text}")
     return value

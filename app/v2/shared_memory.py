@@ -18,7 +18,7 @@ Python's own reference counts close a file, and unmap it: the region has it, eac
 request borrowed has it, and so does every view of a mapping. Unregistering drops the region;
 requests in flight keep their slices until they are answered.
 
-To register a region has the server open any object that the server's user may open. So registering
+Registering a region has the server open any object that the server's user may open. So registering
 requires the admin token and the setting `allow_shared_memory`. Errors name the region, never the
 key.
 """
@@ -257,7 +257,7 @@ def _open(name: str, key: str) -> int:
     except ImportError:
         raise ProtocolError(501, "system shared memory is not supported on this platform") from None
     except (OSError, ValueError):  # ValueError: lone surrogates
-        # `from None`: the cause contains the key
+        # `from None`, because the cause contains the key.
         raise InvalidRequest(f"Unable to open shared memory region '{name}'") from None
 
 

@@ -6,8 +6,8 @@ Writes digits.onnx, labels.txt and digit.png beside this file. Serving them need
 scikit-learn.
 
 The training images are shifted, made weaker or stronger, and passed through JPEG, because clients
-send such images. The model does not normalise its input: by digits.toml, Penstock fuses MEAN and
-STD into it.
+send such images. The model does not normalise its input: digits.toml has Penstock fuse MEAN and STD
+into it.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 
 MIN_CONTRAST = 50
-"""How much darker than the paper ink is at least, of 255."""
+"""The least by which ink is darker than the paper, of 255."""
 MIN_HEIGHT_PIXELS = 8
-"""Height of the smallest digit. What is lower is dust."""
+"""Height of the smallest digit. Anything lower is dust."""
 
 
 class Boxes:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 NOISE = 8
 """Standard deviation of a pixel of the paper, of 255."""
 MAX_ANGLE_DEGREES = 12
-"""How far a digit may lean to either side."""
+"""The largest angle by which a digit may lean to either side."""
 
 Digits = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images (n×8×8 pixels, bright on dark) and the digits that they show."""

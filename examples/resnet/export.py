@@ -7,7 +7,7 @@ Weights are a state_dict with torchvision's names. The network is that of He et 
 Learning for Image Recognition" (arXiv:1512.03385), with the stride in the 3×3 convolution of a
 bottleneck, as in torchvision.
 
-Input: `image`, N×3×224×224 float32, normalised (by resnet18.toml, Penstock adds this to the
+Input: `image`, N×3×224×224 float32, normalised (resnet18.toml has Penstock add this to the
 network). Output: `logits`, N×1000.
 """
 

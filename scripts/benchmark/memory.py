@@ -21,7 +21,7 @@ CLIENTS = 64
 SETTLING_REQUESTS = 10_000
 """Requests after which the allocator's pools and all buffers exist. Growth counts from here."""
 MOST_GROWTH_MB = 3.0
-"""What the allocator takes and gives back at any time.
+"""The memory that the allocator takes and gives back at any time.
 
 A leak of 16 bytes per request would grow as much over 200,000 requests.
 """

@@ -1,4 +1,4 @@
-"""The baseline in process: a batching queue without all that can be left out."""
+"""The baseline in process: a batching queue with nothing that can be left out."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Server:
     port: int
     pid: int
     started: float
-    """When its process was started, by `time.perf_counter()`."""
+    """The time at which its process was started, by `time.perf_counter()`."""
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}{path}"

@@ -1,6 +1,6 @@
 """`pipe` called from 1, 8 and 32 threads, compared with the least possible.
 
-That is a queue, one thread, and a lock per call. Both run in turn.
+The least is a queue, one thread, and a lock per call. Both run in turn.
 """
 
 from __future__ import annotations

@@ -220,25 +220,25 @@ def main() -> None:
         "--decoders",
         type=int,
         default=0,
-        help="decoding instances; default: 4 of 5 processors, or 3 where a GPU decodes",
+        help="decoding instances; default: 4 of 5 processors, or 3 if a GPU decodes",
     )
     parser.add_argument(
         "--clients",
         type=int,
         default=0,
-        help="connections; default: 510, or 1020 where a GPU decodes",
+        help="connections; default: 510, or 1020 if a GPU decodes",
     )
     parser.add_argument(
         "--processes",
         type=int,
         default=0,
-        help="processes of the clients; default: 3, or 6 where a GPU decodes",
+        help="processes of the clients; default: 3, or 6 if a GPU decodes",
     )
     parser.add_argument(
         "--instances",
         type=int,
         default=0,
-        help="engine instances; default: 3, or 2 where a GPU decodes",
+        help="engine instances; default: 3, or 2 if a GPU decodes",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     arguments = parser.parse_args()

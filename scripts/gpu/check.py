@@ -1,6 +1,6 @@
 """Checks that need a GPU.
 
-Each is a function that returns what it saw, and raises AssertionError if something is wrong.
+A check is a function that returns what it measured, and raises AssertionError if it is wrong.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def until(condition: Any) -> None:
 
 
 def inside(app: Any) -> Any:
-    return app.state.penstock.pipelines["gate"].inside
+    return app.state.penstock.pipelines["gate"].in_flight
 
 
 @contextlib.contextmanager

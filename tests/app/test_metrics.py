@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from penstock import create_app
 from penstock.app.settings import Settings
-from penstock.app.v2.models.metrics import COUNTERS, PENDING
+from penstock.app.v2.models.metrics import COUNTERS, PENDING_GAUGE
 
 FAILURE = "nv_inference_request_failure"
 
@@ -69,10 +69,10 @@ def test_triton_names_are_spelled_as_triton_does(served: Any, digit: bytes, form
     assert served.post("/predict/digits", content=b"no image").status_code == 422
     samples, families = scrape(served, form)
     shown = {name: labels for name, *labels in samples if name.startswith("nv_")}
-    assert set(shown) == {*COUNTERS, PENDING}
+    assert set(shown) == {*COUNTERS, PENDING_GAUGE}
     for name, labels in shown.items():
         assert families[name].documentation and families[name].type == (
-            "gauge" if name == PENDING else "unknown"
+            "gauge" if name == PENDING_GAUGE else "unknown"
         )
         assert [key for key, _ in labels] == (
             ["model", "reason", "version"] if name == FAILURE else ["model", "version"]

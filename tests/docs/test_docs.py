@@ -39,7 +39,7 @@ import pytest
 from penstock.app.http.errors import STATUSES
 from penstock.app.metrics import PipelineCollector
 from penstock.app.settings import Settings
-from penstock.app.v2.models.metrics import REASONS, TritonCollector
+from penstock.app.v2.models.metrics import FAILURE_REASONS, TritonCollector
 from penstock.backends.expressions.composite import CopySplitParams, MapReduceParams
 from penstock.backends.expressions.filters import BUILTIN, Status
 from penstock.backends.expressions.registry import BUILTINS
@@ -436,7 +436,7 @@ def test_the_metrics_named_as_tritons_are_whole() -> None:
     text = (ROOT / "docs" / "reference" / "open-inference-protocol.md").read_text()
     for metric in TritonCollector(Repository()).collect():
         assert f"`{metric.name}`" in text, metric.name
-    for reason in REASONS.values():
+    for reason in FAILURE_REASONS.values():
         assert f"| {reason} |" in text, reason
     for group in (
         "nv_cache_",

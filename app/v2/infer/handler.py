@@ -68,7 +68,7 @@ class Infer:
         self._watch.begin(exchange, loop)
         request = InferRequest()
         try:
-            # One pass over the headers; of a repeated header the last one counts.
+            # One pass. If a header is repeated, the last one counts.
             headers: dict[bytes, bytes] = dict(call.scope["headers"])
             if "penstock.request_id" not in call.scope:
                 call.scope["penstock.request_id"] = choose_request_id(headers.get(b"x-request-id"))

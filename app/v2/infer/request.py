@@ -321,7 +321,7 @@ def _check_shape(shape: Any, expected: Tensor, model: Model) -> int:
 def _fits(shape: list[int], wanted: tuple[int, ...]) -> bool:
     if len(shape) != len(wanted):
         return False
-    # a loop, because a generator costs more than it saves on such short sequences
+    # A loop, because a generator costs more than it saves on such short sequences
     for size, wanted_size in zip(shape, wanted):  # noqa: B905, SIM110
         if size != wanted_size != -1:
             return False
@@ -329,15 +329,15 @@ def _fits(shape: list[int], wanted: tuple[int, ...]) -> bool:
 
 
 def _wrong_count(inputs: list[Any], model: Model) -> InvalidRequest:
-    got = [
+    given = [
         entry["name"]
         for entry in inputs
         if isinstance(entry, dict) and isinstance(entry.get("name"), str)
     ]
-    missing = [tensor.name for tensor in model.inputs if tensor.name not in got]
+    missing = [tensor.name for tensor in model.inputs if tensor.name not in given]
     message = (
         f"expected {len(model.inputs)} inputs but got {len(inputs)} inputs for model "
-        f"'{model.name}'. Got input(s) {_names(got)}"
+        f"'{model.name}'. Got input(s) {_names(given)}"
     )
     if missing:
         message += (

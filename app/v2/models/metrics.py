@@ -31,9 +31,9 @@ COUNTERS = {
     "nv_inference_compute_infer_duration_us": "Microseconds that requests spent on executors.",
     "nv_inference_compute_output_duration_us": "Microseconds spent on writing tensors.",
 }
-PENDING = "nv_inference_pending_request_count"
+PENDING_GAUGE = "nv_inference_pending_request_count"
 
-REASONS = {
+FAILURE_REASONS = {
     "soft": "OTHER",
     "failed": "BACKEND",
     "expired": "REJECTED",
@@ -63,7 +63,7 @@ class TritonCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         # As counters they would get names that end with _total, which Triton's do not.
         families = {name: Metric(name, text, "unknown") for name, text in COUNTERS.items()}
-        pending = Metric(PENDING, "Requests that wait in queues.", "gauge")
+        pending = Metric(PENDING_GAUGE, "Requests that wait in queues.", "gauge")
         for name, pipeline in sorted(self._repository.models.items()):
             labels = {"model": name, "version": pipeline.config.version}
             totals = Totals(pipeline)
@@ -84,7 +84,7 @@ class TritonCollector(Collector):
                 families[family].add_sample(family, labels, shown[family])
             failures = {"REJECTED": totals.refused, "CANCELED": 0, "BACKEND": 0, "OTHER": 0}
             for how, count in requests.failures.items():
-                failures[REASONS[how]] += count
+                failures[FAILURE_REASONS[how]] += count
             family = "nv_inference_request_failure"
             for reason, count in failures.items():
                 sample = {"model": name, "reason": reason, "version": labels["version"]}
@@ -92,6 +92,6 @@ class TritonCollector(Collector):
             waiting = sum(
                 len(bucket) for node in pipeline.nodes for bucket in node.scheduler.buckets.values()
             )
-            pending.add_sample(PENDING, labels, waiting)
+            pending.add_sample(PENDING_GAUGE, labels, waiting)
         yield from families.values()
         yield pending

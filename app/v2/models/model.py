@@ -33,7 +33,7 @@ from penstock.pipelines.pipeline import Pipeline
 from ..call import NAME_CHARACTERS_IN_ERRORS
 from ..tensors import DATATYPES, Datatype, datatype_of
 
-SCALARS = {
+SCALAR_DATATYPES = {
     "image": "BYTES",
     "bytes": "BYTES",
     "text": "BYTES",
@@ -253,12 +253,14 @@ def _of_port(port: Port, engine: TensorPort | None, part: int | None) -> Tensor:
     """Describe a declared input or output; `engine` fills in what the file leaves out."""
     declared = None if port.dtype is None else datatype_of(port.dtype)
     if not _is_tensor(port) and port.shape in {None, (1,)}:
-        datatype = declared or DATATYPES[SCALARS[port.kind]]
+        datatype = declared or DATATYPES[SCALAR_DATATYPES[port.kind]]
         return Tensor(port.name, datatype, (1,), port.kind, port.kind == "text", part)
     known = _of_engine(engine, 0) if engine is not None else Tensor(port.name, None, None)
     return Tensor(
         port.name,
-        declared or known.datatype or (None if _is_tensor(port) else DATATYPES[SCALARS[port.kind]]),
+        declared
+        or known.datatype
+        or (None if _is_tensor(port) else DATATYPES[SCALAR_DATATYPES[port.kind]]),
         port.shape if port.shape is not None else known.shape,
         "tensor",
         known.text or port.dtype == "string" or port.kind == "text",

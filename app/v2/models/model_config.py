@@ -33,7 +33,7 @@ from penstock.pipelines.config.definition import (
 
 from ..json_text import kind_of
 
-KEYS = frozenset(
+ACCEPTED_KEYS = frozenset(
     {
         "name",
         "backend",
@@ -87,7 +87,7 @@ SETTINGS: Mapping[str, frozenset[str]] = {
 }
 """The fields of each object that are read."""
 
-EMPTY_KEYS = frozenset(
+KEYS_ACCEPTED_EMPTY = frozenset(
     {
         "runtime",
         "batch_input",
@@ -100,7 +100,7 @@ EMPTY_KEYS = frozenset(
 )
 """The fields that may be there if they are empty, as in what the server itself reports."""
 
-KINDS = frozenset({"KIND_AUTO", "KIND_CPU", "KIND_GPU"})
+INSTANCE_KINDS = frozenset({"KIND_AUTO", "KIND_CPU", "KIND_GPU"})
 
 MAX_BATCH_SIZE = 2**31 - 1
 MAX_QUEUE_SIZE = 2**31 - 1
@@ -244,8 +244,10 @@ def _with_engine_max(spec: Spec, old: str, new: str) -> Spec:
 def _placed(node: NodeConfig, entry: Mapping[str, Any]) -> NodeConfig:
     """Set the number of a node's instances, and their devices."""
     kind = entry.get("kind") or "KIND_AUTO"
-    if kind not in KINDS:
-        raise _invalid(f"'kind' of an instance group must be one of {', '.join(sorted(KINDS))}")
+    if kind not in INSTANCE_KINDS:
+        raise _invalid(
+            f"'kind' of an instance group must be one of {', '.join(sorted(INSTANCE_KINDS))}"
+        )
     gpus = entry.get("gpus") or []
     if not isinstance(gpus, list):
         raise _invalid("'gpus' of an instance group must be an array of numbers")
@@ -308,5 +310,5 @@ def _table(value: Any, key: str) -> Mapping[str, Any]:
     return value
 
 
-def _invalid(what: str) -> InvalidRequest:
-    return InvalidRequest(f"Invalid config override: {what}")
+def _invalid(problem: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid config override: {problem}")

@@ -24,7 +24,7 @@ from penstock.pipelines.config.source import Tables
 
 from ...http.body import decode_base64
 from ..json_text import kind_of, parse_json
-from .model_config import EMPTY_KEYS, KEYS, configure
+from .model_config import ACCEPTED_KEYS, KEYS_ACCEPTED_EMPTY, configure
 
 FILE_PARAMETER = re.compile(r"file:(\d{1,9})/([A-Za-z0-9_][A-Za-z0-9_.\-]{0,99})")
 MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
@@ -154,7 +154,7 @@ class Override:
 
     def _check(self) -> None:
         for key, value in self.config.items():
-            if key not in KEYS and (value or key not in EMPTY_KEYS):
+            if key not in ACCEPTED_KEYS and (value or key not in KEYS_ACCEPTED_EMPTY):
                 raise _invalid_config(self.name, f"'{key[:100]}' can't be set here")
         if self.config.get("name") not in {None, "", self.name}:
             raise _invalid_config(self.name, f"'name' is not '{self.name}'")
@@ -206,8 +206,8 @@ class Override:
                     )
 
 
-def _invalid_config(name: str, what: str) -> InvalidRequest:
-    return InvalidRequest(f"failed to load '{name}', Invalid config override: {what}")
+def _invalid_config(name: str, problem: str) -> InvalidRequest:
+    return InvalidRequest(f"failed to load '{name}', Invalid config override: {problem}")
 
 
 def _tensors(message: Any) -> Iterator[Any]:

@@ -27,10 +27,15 @@ from .model import Model
 from .model_config import maxima_of
 from .overrides import FilesConfig, Override
 
-STATES = {"ready": "READY", "reloading": "READY", "loading": "LOADING", "unloading": "UNLOADING"}
+PROTOCOL_STATES = {
+    "ready": "READY",
+    "reloading": "READY",
+    "loading": "LOADING",
+    "unloading": "UNLOADING",
+}
 """The protocol's names of our states; the others are UNAVAILABLE. A reloading pipeline serves."""
 
-REASONS = {
+STATE_REASONS = {
     "unloading": "requests are in flight",
     "unloaded": "unloaded",
     "failed": "it could not be loaded; the server's log says why",
@@ -94,13 +99,13 @@ class RepositoryRoutes:
         config = pipeline.config if pipeline is not None else self._repository.configs.get(name)
         if kind != "not ready":
             # The reason for a failed load names files and code, so it is for the log alone.
-            reason = REASONS.get(kind, "")
+            reason = STATE_REASONS.get(kind, "")
         names = (name,) if config is None else config.names
         return [
             {
                 "name": name,
                 "version": "1" if config is None else config.version,
-                "state": STATES.get(kind, "UNAVAILABLE"),
+                "state": PROTOCOL_STATES.get(kind, "UNAVAILABLE"),
                 "reason": reason,
             }
             for name in names

@@ -15,15 +15,15 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from penstock.app.cli.main import command_line
-from penstock.app.cli.mermaid import SHAPES, escaped, flowchart
+from penstock.app.cli.mermaid import NODE_SHAPES, escaped, flowchart
 from penstock.backends.expressions.registry import register_backend
 from penstock.backends.item import Item
 from penstock.pipelines.config.load import load
 
 LABEL = r'(?:[^"#<>&`%\n]|#\d+;|<br>)+'
-KINDS = {opening: kind for kind, (opening, _) in SHAPES.items()}
+KINDS = {opening: kind for kind, (opening, _) in NODE_SHAPES.items()}
 NODE = re.compile(
-    rf"(n\d+)({'|'.join(re.escape(opening) for opening, _ in SHAPES.values())})({LABEL})(\W+)"
+    rf"(n\d+)({'|'.join(re.escape(opening) for opening, _ in NODE_SHAPES.values())})({LABEL})(\W+)"
 )
 EDGE = re.compile(rf'(n\d+) (==>|-->|-\.->|-\.-|--o)(?:\|"({LABEL})"\|)? (n\d+)')
 
@@ -53,7 +53,7 @@ def read(chart: str) -> tuple[dict[str, tuple[str, ...]], list[tuple[str, str, s
         assert line.startswith("    ")
         if node := NODE.fullmatch(line.strip()):
             identifier, opening, label, closing = node.groups()
-            assert identifier not in names and closing == SHAPES[KINDS[opening]][1]
+            assert identifier not in names and closing == NODE_SHAPES[KINDS[opening]][1]
             names[identifier], *rest = map(text_of, label.split("<br>"))
             nodes[names[identifier]] = (KINDS[opening], *rest)
         else:

@@ -451,7 +451,7 @@ async def test_a_server_that_raises_where_the_client_left(data: bytes) -> None:
 
     async with lifespan(app):
         await app(*request(data), send)
-        assert app.state.penstock.get("raw").inside == 0
+        assert app.state.penstock.get("raw").in_flight == 0
         assert await asyncio.to_thread(SOURCE.ended.wait, 10)
 
 
@@ -468,7 +468,7 @@ async def test_a_server_that_cancels_the_request() -> None:
         answer.cancel()
         with pytest.raises(asyncio.CancelledError):
             await answer
-        assert app.state.penstock.get("raw").inside == 0
+        assert app.state.penstock.get("raw").in_flight == 0
         assert await asyncio.to_thread(SOURCE.ended.wait, 10)
 
 

@@ -368,13 +368,13 @@ async def test_a_host_that_cancels_the_request(many: bool, slow: bool) -> None:
             else (b"left", "/predict/gate")
         )
         second = Asgi(app, body(sent), path=path)
-        await turn_until(lambda: pipeline.inside == 2 + many)
+        await turn_until(lambda: pipeline.in_flight == 2 + many)
         if slow:
             await asyncio.sleep(3 * SLOW_AFTER_SECONDS)
         second.task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await second.task
-        assert second.task.cancelled() and second.sent == [] and pipeline.inside == 1
+        assert second.task.cancelled() and second.sent == [] and pipeline.in_flight == 1
         GATE.open()
         await first.task
         assert first.sent[0]["status"] == 200 and SEEN == [b"wait"]

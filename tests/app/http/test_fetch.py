@@ -518,7 +518,7 @@ async def test_fetches_at_once_are_bounded() -> None:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-        assert guard.inside == 0
+        assert guard.in_flight == 0
 
 
 # TLS.

@@ -15,7 +15,7 @@ from tritonclient.utils import InferenceServerException
 from penstock import create_app
 from penstock.app.factory import create_router, lifespan
 from penstock.app.http.restriction import Restriction
-from penstock.app.settings import GROUPS, Settings
+from penstock.app.settings import API_GROUPS, Settings
 
 ADMIN = "adm1n"
 
@@ -235,5 +235,5 @@ def test_no_rules() -> None:
         repr(Restriction("health,trace:x=s3cret;logging:off"))
         == "<Restriction health: x, trace: x, logging: off>"
     )
-    for group in GROUPS:
+    for group in API_GROUPS:
         Restriction().check(group, {"headers": []})

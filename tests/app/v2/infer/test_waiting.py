@@ -185,7 +185,7 @@ async def upload_slowly(document: Any) -> Any:
             "http_version": "1.1",
         }
         await app(scope, receive, send)
-        assert app.state.penstock.pipelines["gate"].inside == 0
+        assert app.state.penstock.pipelines["gate"].in_flight == 0
         GATE.open()
     return answers[0]["status"], answers[1]["body"]
 
