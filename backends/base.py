@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 from .item import Item
 
@@ -42,13 +50,32 @@ RangeText = Annotated[tuple[int, int], BeforeValidator(_as_range), AfterValidato
 """A batch range as written in a file: `"1,4"`, or `[1, 4]`."""
 
 
+def _types_of(annotation: Any) -> Iterator[Any]:
+    """Yield a type, and those that it is made of: `tuple[int, ...] | None` has int."""
+    yield annotation
+    for argument in get_args(annotation):
+        yield from _types_of(argument)
+
+
+def refuse_truth_for_number(annotation: Any, value: Any) -> None:
+    """Raise ValueError for true and false where a number is expected. pydantic takes them for 1
+    and 0.
+    """
+    if isinstance(value, bool):
+        types = set(_types_of(annotation))
+        if types & {int, float} and bool not in types:
+            raise ValueError("input should be a number")
+
+
 class Params(BaseModel):
     """Declared parameters of a backend: a pydantic model, validated when a file is loaded.
 
     A key that isn't a valid Python name (`model::cache`) is a field with that alias.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
+    )
 
     variadic: ClassVar[bool] = False
     """Give all positional arguments to the first parameter, as one list: `Remove[k1,k2]`."""
@@ -61,6 +88,12 @@ class Params(BaseModel):
         description="min,max: replaces the backend's batch range; as a key of the node, that of "
         "its engines (without an engine, that of the whole expression)",
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        refuse_truth_for_number(cls.model_fields[info.field_name or ""].annotation, value)
+        return value
 
 
 class Loading:

@@ -39,8 +39,14 @@ def _at_least_one(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _one_key(name: str) -> str:
+    if "," in name:
+        raise ValueError(f"expected one key, found {name!r}: only one value can be split")
+    return name
+
+
 class MapReduceParams(JumpParams):
-    split: str = Field(
+    split: Annotated[str, AfterValidator(_one_key)] = Field(
         "data",
         description="the key that is split: a list, a tuple, or an array (along its first axis)",
     )

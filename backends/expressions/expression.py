@@ -31,7 +31,10 @@ The parser recurses once per level.
 SEQUENTIAL = frozenset({"Sequential", "S"})
 WRAPPERS = frozenset({"SyncTensor", "Torch"})
 TEXT_ARGUMENTS = frozenset(
-    {"Copy", "cp", "Move", "mv", "Add", "AddInt", "Remove", "del", "Keep", "Python"}
+    {
+        *("Copy", "cp", "Move", "mv", "Add", "AddInt", "Remove", "del", "Del", "rm", "Keep"),
+        *("Python", "Jump"),
+    }
 )
 """Backends with text in their brackets instead of backends: `Copy[a:b]` is `Copy(a:b)`."""
 

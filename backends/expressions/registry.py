@@ -41,6 +41,8 @@ BUILTINS: dict[str, str] = {
     "Keep": "penstock.backends.operators.keys:Keep",
     "Remove": "penstock.backends.operators.keys:Remove",
     "del": "penstock.backends.operators.keys:Remove",
+    "Del": "penstock.backends.operators.keys:Remove",
+    "rm": "penstock.backends.operators.keys:Remove",
     "Add": "penstock.backends.operators.keys:Add",
     "AddInt": "penstock.backends.operators.keys:AddInt",
     "Copy": "penstock.backends.operators.keys:Copy",

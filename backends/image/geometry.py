@@ -26,10 +26,11 @@ def fit(
 def width_at(width: int, height: int, new_height: int, max_width: int, align: int = 1) -> int:
     """Return the width that keeps the aspect ratio at `new_height`.
 
-    It is rounded up to a multiple of `align`, and at most `max_width`.
+    It is rounded up to a multiple of `align`, and at most the last one within `max_width`, which
+    holds one at least.
     """
     exact = _divide(new_height * width, height, max_width, up=True)
-    return min(-(-exact // align) * align, max_width)
+    return min(-(-exact // align), max_width // align) * align
 
 
 def _divide(numerator: int, denominator: int, max_quotient: int, *, up: bool) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..base import Context, Params
 from ..errors import InvalidInput, TooLarge
@@ -110,17 +110,26 @@ class AlignMatParams(Params):
         32,
         ge=1,
         le=MAX_SIDE,
-        description="the width is rounded up to a multiple of this, unless that exceeds max_w",
+        description="the width is rounded up to a multiple of this; it is the last one within "
+        "max_w where that would be exceeded",
     )
+
+    @model_validator(mode="after")
+    def _holds_one(self) -> Self:
+        if self.max_w < self.align:
+            raise ValueError(
+                f"max_w is {self.max_w}, and no multiple of align ({self.align}) fits into it"
+            )
+        return self
 
 
 class AlignMat(ImageBackend):
     """An image resized to the height resize_h, its width rounded up to a multiple of `align`.
 
-    The width keeps the aspect ratio before rounding, and is at most max_w. `data`: H×W×C, uint8,
-    uint16 or float32. `result`: of the same dtype. Bilinear (see ResizeMat). Sets `resize_h` and
-    `resize_w` to the size, and `inverse_trans`, which maps (x, y) in the result to (x, y) in
-    `data`.
+    The width keeps the aspect ratio before rounding, and is at most the last multiple of `align`
+    within max_w. `data`: H×W×C, uint8, uint16 or float32. `result`: of the same dtype. Bilinear
+    (see ResizeMat). Sets `resize_h` and `resize_w` to the size, and `inverse_trans`, which maps
+    (x, y) in the result to (x, y) in `data`.
 
     Raises InvalidInput for another shape or dtype.
 

@@ -64,6 +64,11 @@ def _routes(texts: tuple[str, ...]) -> tuple[str, ...]:
             raise ValueError(
                 f"expected two keys with a colon between them, as in a:b, found {source + ':'!r}"
             )
+        if ":" in target:
+            raise ValueError(
+                f"expected two keys with one colon between them, as in a:b, found "
+                f"{source + ':' + target!r}"
+            )
         if source == target:
             raise ValueError(f"{source!r} is routed to itself")
     _set_once([target for _, target in routes(texts)])

@@ -74,7 +74,7 @@ def _read(source: object) -> Tables:
 def _read_file(path: Path) -> Tables:
     file = str(path)
     try:
-        content = tomllib.loads(path.read_bytes().decode())
+        content = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         beside = [other.name for other in path.parent.glob("*.toml")]
         message = f"there is no such file{did_you_mean(path.name, beside)}"

@@ -9,8 +9,18 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
+from penstock.backends.base import refuse_truth_for_number
 from penstock.backends.errors import Problem
 from penstock.backends.params import Shapes, batch_sizes
 from penstock.backends.suggestions import did_you_mean
@@ -52,6 +62,12 @@ ProtocolType = Literal[
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        refuse_truth_for_number(cls.model_fields[info.field_name or ""].annotation, value)
+        return value
 
 
 class PortTable(_Table):

@@ -55,14 +55,12 @@ def test_fit_in_figures(
 
 
 @given(sides, sides, sides, sides, st.integers(1, 64))
-def test_aligned_width(
-    width: int, height: int, new_height: int, max_width: int, align: int
-) -> None:
+def test_aligned_width(width: int, height: int, new_height: int, more: int, align: int) -> None:
+    max_width = align + more - 1
     aligned = width_at(width, height, new_height, max_width, align)
     exact = Fraction(new_height * width, height)
-    assert 1 <= aligned <= max_width
-    assert aligned == max_width or (aligned % align == 0 and 0 <= aligned - exact < align)
-    assert aligned < max_width or exact > max_width - align
+    assert 1 <= aligned <= max_width and aligned % align == 0
+    assert 0 <= aligned - exact < align or (aligned < exact and aligned + align > max_width)
 
 
 def test_inverse_transform() -> None:
