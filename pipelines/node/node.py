@@ -126,6 +126,7 @@ class Node:
                 name=f"{self._pipeline.name}/{self.name} scheduler",
                 context=self._context,
             )
+            self._scheduling.add_done_callback(self._scheduling_ended, context=self._context)
             for group, config in enumerate(self.config.groups):
                 for instance in range(config.instances):
                     self._launch(group, instance)
@@ -134,6 +135,8 @@ class Node:
     @property
     def not_ready(self) -> str:
         """The reason why the node is not ready; empty if it is ready."""
+        if self.closed:
+            return f"node {self.name!r} is closed"
         missing = self._missing + sum(
             executor.loaded and not executor.ready for executor in self._executors
         )
@@ -204,9 +207,7 @@ class Node:
             self.abandon(reason)
         if self._timer is not None:
             self._timer.cancel()
-        if not self._loading.done():
-            self._loading.set_exception(NotReady(reason))
-            self._loading.exception()  # retrieved: there may be no `start` that waits for it
+        self._fail_start(reason)
         self._changed()
         if self._scheduling is not None and not self._scheduling.done():
             await asyncio.wait([self._scheduling])
@@ -269,18 +270,35 @@ class Node:
 
     async def _schedule(self) -> None:
         """Wait until something changes, then decide once for all of it."""
-        try:
-            while not self.closed:
-                await self._change
-                # Before the decision, which may lead to changes itself.
-                self._change = self._loop.create_future()
-                self._decide(self._clock())
-        finally:
-            if not self.closed:
-                # It was cancelled from outside: asyncio.run cancels every task when it ends.
-                # Without a scheduler, queued entries would wait for ever.
-                self.closed = True
-                self.abandon(f"node {self.name!r}: its scheduler was cancelled")
+        while not self.closed:
+            await self._change
+            # Before the decision, which may lead to changes itself.
+            self._change = self._loop.create_future()
+            self._decide(self._clock())
+
+    def _scheduling_ended(self, task: asyncio.Task[None]) -> None:
+        """Close the node if its scheduler ended first: what queues here would wait for ever.
+
+        `asyncio.run` cancels every task at its end, also one that has not begun.
+        """
+        error = None if task.cancelled() else task.exception()
+        if self.closed:
+            return
+        if error is not None:
+            logger.error(
+                "node %s: the scheduler failed", self.name, exc_info=error, extra=self._log_extra
+            )
+        self.closed = True
+        how = "was cancelled" if error is None else "failed"
+        reason = f"node {self.name!r}: its scheduler {how}"
+        self._fail_start(reason)
+        self.abandon(reason)
+
+    def _fail_start(self, reason: str) -> None:
+        """End a `start` that still waits."""
+        if not self._loading.done():
+            self._loading.set_exception(NotReady(reason))
+            self._loading.exception()  # retrieved: there may be no `start` that waits for it
 
     def _changed(self) -> None:
         """Wake the scheduler at the end of this iteration of the loop."""
@@ -359,10 +377,26 @@ class Node:
         statistics = self.statistics
         statistics.observe_batch(batch)
         self._on_batch()
-        for entry, outcome in zip(batch.entries, batch.outcomes, strict=True):
-            entry.finish(outcome, batch, now)
+        self._deliver(batch, now)
         if short and scheduler.buckets:
             self._changed()
+
+    def _deliver(self, batch: Batch, now: float) -> None:
+        """Give each entry of a batch its outcome."""
+        for entry, outcome in zip(batch.entries, batch.outcomes, strict=True):
+            try:
+                entry.finish(outcome, batch, now)
+            except Exception as error:  # one result's fault must not cost its neighbours theirs
+                logger.exception(
+                    "node %s: a result could not be delivered (request %s)",
+                    self.name,
+                    entry.request_id,
+                    extra={"request_id": entry.request_id, **self._log_extra},
+                )
+                kind = type(error).__name__
+                entry.fail(
+                    BackendError(f"node {self.name!r}: the result can't be delivered: {kind}")
+                )
         # Entries refer to their batch for its times. If the batch kept its entries, that would be a
         # cycle, and images would stay in memory until the garbage collector runs.
         batch.entries.clear()
@@ -432,16 +466,13 @@ class Node:
                 f"node {self.name!r}: {executor.name} died of {type(error).__name__}: "
                 f"{message_of(error)}"
             )
-            for entry, outcome in zip(batch.entries, batch.outcomes, strict=True):
-                if outcome is None and now < entry.deadline:
+            for position, entry in enumerate(batch.entries):
+                if batch.outcomes[position] is None and now < entry.deadline:
                     failure = BackendError(died)
                     failure.__cause__ = error
                     failure.logged = True
-                    entry.finish(failure, batch, now)
-                else:
-                    entry.finish(outcome, batch, now)
-            batch.entries.clear()
-            batch.outcomes.clear()
+                    batch.outcomes[position] = failure
+            self._deliver(batch, now)
 
     def executor_restarted(self, executor: Executor) -> None:
         """Count the restart of an executor's child process."""

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from typing import Protocol
 
+from penstock.backends.errors import BackendError
+
 from .queue import NEVER, Batch, Bucket, Entry
 
 
@@ -167,13 +169,26 @@ class Scheduler:
             entries, size = bucket.take(executor.max)
             self._settle(bucket, queued - bucket.size)
             if entries:  # empty if all their callers have left
-                self.idle.remove(executor)
-                executor.group.busy += 1
-                batch = self.running[executor] = Batch(self.name, executor, entries, size, now)
-                executor.start(batch)
-                if self.on_start is not None:
-                    self.on_start(batch)
+                self._start(executor, entries, size, now)
         return self._next_wake(now)
+
+    def _start(self, executor: Startable, entries: list[Entry], size: int, now: float) -> None:
+        try:
+            batch = Batch(self.name, executor, entries, size, now)  # copies the items
+        except Exception as error:  # MemoryError: these entries are out of their bucket already
+            for entry in entries:
+                failure = BackendError(
+                    f"node {self.name!r}: the batch can't start: {type(error).__name__}"
+                )
+                failure.__cause__ = error
+                entry.fail(failure)
+            raise
+        self.idle.remove(executor)
+        executor.group.busy += 1
+        self.running[executor] = batch
+        executor.start(batch)
+        if self.on_start is not None:
+            self.on_start(batch)
 
     @property
     def would_queue(self) -> bool:
@@ -234,8 +249,14 @@ class Scheduler:
             for entry in bucket:
                 self._earliest = min(self._earliest, entry.deadline)
         # Only now, because this may remove other entries from the buckets, or queue new ones.
+        failure: Exception | None = None
         for entry in expired:
-            self.on_expired(entry)
+            try:
+                self.on_expired(entry)
+            except Exception as error:  # the others are out of their buckets: they must end too
+                failure = error
+        if failure is not None:
+            raise failure
 
     def _next_wake(self, now: float) -> float:
         wake = self._earliest if self.buckets else NEVER

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 from penstock.backends.base import Backend, Params
-from penstock.backends.errors import BackendError
+from penstock.backends.errors import BackendError, NotReady
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.item import Item
 from penstock.pipelines.config.definition import GroupConfig, NodeConfig, PipelineConfig
@@ -353,11 +353,115 @@ async def test_a_scheduler_that_is_cancelled_leaves_nothing_waiting() -> None:
     node.enqueue(queued, 0.0)
     for task in asyncio.all_tasks() - before:
         task.cancel()
-    await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        await asyncio.wait([running.future, queued.future])
     assert (running.ended, queued.ended) == ("NotReady", "NotReady")
     node.enqueue(late, 0.0)
     async with asyncio.timeout(20):
         await asyncio.wait([late.future])
     assert late.ended == "NotReady"
     cls.gate.set()
+    await node.close(20)
+
+
+async def test_a_scheduler_that_is_cancelled_while_it_loads_ends_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = asyncio.all_tasks()
+    node, cls = make()
+    loaded = threading.Event()
+    monkeypatch.setattr(cls, "init", lambda self, params, context: loaded.wait(20))
+    start = asyncio.create_task(node.start())
+    await asyncio.sleep(0)
+    for task in asyncio.all_tasks() - before - {start}:
+        task.cancel()
+    async with asyncio.timeout(20):
+        with pytest.raises(NotReady, match="its scheduler was cancelled"):
+            await start
+    assert node.not_ready == "node 'node' is closed"
+    loaded.set()
+    await node.close(20)
+
+
+async def test_a_scheduler_that_fails_is_logged_and_leaves_nothing_waiting(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    node, cls = make()
+    await node.start()
+    cls.gate.clear()
+    entry = Watched("data", node)
+
+    def fail() -> float:
+        raise OSError("no clock")
+
+    monkeypatch.setattr(node, "_clock", fail)
+    node.enqueue(entry, 0.0)
+    async with asyncio.timeout(20):
+        await asyncio.wait([entry.future])
+    assert entry.ended == "NotReady" and node.not_ready
+    assert "node node: the scheduler failed" in caplog.text and "no clock" in caplog.text
+    cls.gate.set()
+    await node.close(20)
+
+
+class Stubborn(Watched):
+    """An entry that can't take its outcome."""
+
+    __slots__ = ()
+
+    def finish(self, outcome: Outcome, batch: Batch, now: float) -> None:
+        raise ValueError("a mistake")
+
+
+async def test_an_outcome_that_can_not_be_delivered_costs_no_neighbour_its_own(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    node, cls = make(3)
+    await node.start()
+    first, second, third = Stubborn("a", node), Watched("b", node), Watched("c", node)
+    for entry in (first, second, third):
+        node.enqueue(entry, 0.0)
+    async with asyncio.timeout(20):
+        await asyncio.wait([first.future, second.future, third.future])
+    assert cls.seen == [["a", "b", "c"]]
+    assert first.ended == "BackendError"
+    assert [(await entry.future)["result"] for entry in (second, third)] == ["b", "c"]
+    assert "node node: a result could not be delivered" in caplog.text
+    await node.close(20)
+
+
+async def test_the_timer_is_set_again_after_it_fired() -> None:
+    node, cls = make()
+    await node.start()
+    cls.gate.clear()
+    running = Watched("running", node)
+    node.enqueue(running, node._clock())
+    await asyncio.sleep(0)
+    for name in ("first", "second"):  # the second deadline comes after the first timer
+        entry = Watched(name, node, node._clock() + 0.01)
+        node.enqueue(entry, node._clock())
+        async with asyncio.timeout(20):
+            await asyncio.wait([entry.future])
+        assert entry.ended == "DeadlineExceeded"
+    cls.gate.set()
+    await running.future
+    await node.close(20)
+
+
+async def test_a_shape_that_can_not_be_compared_runs_alone() -> None:
+    class Odd:
+        def __hash__(self) -> int:
+            return 1
+
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("a mistake")
+
+    node, cls = make(4, shape_key=lambda item: Odd())
+    await node.start()
+    entries = [Watched(name, node) for name in "ab"]
+    for entry in entries:
+        node.enqueue(entry, 0.0)
+    async with asyncio.timeout(20):
+        assert [(await entry.future)["result"] for entry in entries] == ["a", "b"]
+    assert sorted(cls.seen) == [["a"], ["b"]]
     await node.close(20)

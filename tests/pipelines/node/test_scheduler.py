@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from penstock.pipelines.node.queue import NEVER, Batch, Entry
 from penstock.pipelines.node.scheduler import Group, Scheduler
+from penstock.testing import FakeExecutor
 
 
 class Future:
@@ -18,15 +21,7 @@ class Future:
         return self.gone
 
 
-class FakeExecutor:
-    def __init__(self, bound: int, group: Group) -> None:
-        self.max = bound
-        self.group = group
-        self.batches: list[Batch] = []
-
-    def start(self, batch: Batch) -> None:
-        self.batches.append(batch)
-
+class RecordingExecutor(FakeExecutor):
     @property
     def ran(self) -> list[str]:
         return ["".join(entry.item["data"] for entry in batch.entries) for batch in self.batches]
@@ -44,11 +39,11 @@ class Harness:
             on_stuck=self.stuck.append,
             **options,
         )
-        self.executors: list[FakeExecutor] = []
+        self.executors: list[RecordingExecutor] = []
         for number, members in enumerate(groups):
             group = Group(str(number))
             for bound in members:
-                self.executors.append(FakeExecutor(bound, group))
+                self.executors.append(RecordingExecutor(bound, group))
                 self.scheduler.add(self.executors[-1])
         self.now = 0.0
 
@@ -448,3 +443,48 @@ def test_drain() -> None:
     assert (harness.scheduler.queued, harness.scheduler.buckets) == (0, {})
     harness.decide(3.0)
     assert harness.expired == []
+
+
+class Uncopied(dict[str, Any]):
+    def copy(self) -> Any:
+        raise MemoryError
+
+
+class Failed(Entry):
+    """An entry that keeps the error it ended with."""
+
+    error: BaseException | None = None
+
+    def fail(self, error: BaseException) -> None:
+        self.error = error
+
+
+def test_a_batch_that_can_not_start_fails_and_leaves_the_executor_idle() -> None:
+    harness = Harness([2])
+    future: Any = Future()
+    entry = Failed(Uncopied(data="a"), future, NEVER, None, 1)
+    harness.scheduler.enqueue(entry, None, 0.0)
+    with pytest.raises(MemoryError):
+        harness.scheduler.decide(0.0)
+    assert str(entry.error) == "node 'node': the batch can't start: MemoryError"
+    assert repr(harness.scheduler) == "<Scheduler node: 0 active, 1 idle, 0 queued>"
+    harness.put("b")
+    harness.scheduler.decide(0.0)
+    assert harness.executors[0].ran == ["b"]
+
+
+def test_a_failing_report_of_one_expiry_holds_no_other_back() -> None:
+    expired: list[str] = []
+
+    def report(entry: Entry) -> None:
+        expired.append(entry.item["data"])
+        if entry.item["data"] == "a":
+            raise ValueError("a mistake")
+
+    scheduler = Scheduler("node", on_expired=report, on_stuck=lambda batch: None)
+    for name in "ab":
+        future: Any = Future()
+        scheduler.enqueue(Entry({"data": name}, future, 1.0, None, 1), None, 0.0)
+    with pytest.raises(ValueError, match="a mistake"):
+        scheduler.decide(2.0)
+    assert expired == ["a", "b"] and scheduler.queued == 0
