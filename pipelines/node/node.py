@@ -394,9 +394,9 @@ class Node:
                     extra={"request_id": entry.request_id, **self._log_extra},
                 )
                 kind = type(error).__name__
-                entry.fail(
-                    BackendError(f"node {self.name!r}: the result can't be delivered: {kind}")
-                )
+                failure = BackendError(f"node {self.name!r}: the result can't be delivered: {kind}")
+                failure.logged = True
+                entry.fail(failure)
         # Entries refer to their batch for its times. If the batch kept its entries, that would be a
         # cycle, and images would stay in memory until the garbage collector runs.
         batch.entries.clear()
