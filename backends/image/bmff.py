@@ -17,6 +17,18 @@ HEIF_BRANDS = frozenset({b"mif1", b"mif2", b"msf1", b"miaf"})
 SEQUENCE_HEADER = 1
 """Type of the AV1 unit (OBU) that declares the size of all frames. AV1 5.5.1."""
 
+MAX_PARTS = 100_000
+"""The most boxes, chunks, segments or items that are read: no honest file has as many.
+
+Without it a file of 16 MB could hold a thread for 10 seconds.
+"""
+
+MAX_STREAMS = 10_000
+"""The most places at which an AV1 sequence header is looked for. It takes up to 0.1 ms."""
+
+MAX_SEQUENCE_HEADER = 512
+"""Bytes. One with every option is about 360 long."""
+
 CONTAINERS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"stbl", b"iprp", b"ipco"})
 """Boxes that hold nothing but boxes."""
 
@@ -108,6 +120,8 @@ def read_avif(encoded: bytes) -> Avif:
             )
         else:
             streams.append(start)
+    if len(streams) > MAX_STREAMS:
+        raise ValueError(f"more than {MAX_STREAMS} items")
     for start in streams:
         sizes += _sequence_sizes(encoded, start)
     if not sizes:
@@ -128,9 +142,13 @@ def read_avif(encoded: bytes) -> Avif:
 def _walk(encoded: bytes) -> Iterator[Box]:
     """Yield the boxes of a file, those inside others too."""
     inside = [(0, len(encoded))]
+    count = 0
     while inside:
         for box in _boxes(encoded, *inside.pop()):
             yield box
+            count += 1
+            if count > MAX_PARTS:
+                raise ValueError(f"more than {MAX_PARTS} boxes")
             if box.kind in CONTAINERS:
                 inside.append((box.start, box.end))
             elif box.kind == b"meta":  # has a version first
@@ -183,17 +201,16 @@ def _items(encoded: bytes, start: int, idat: int) -> Iterator[tuple[int, int]]:
         at += size
         return int.from_bytes(encoded[at - size : at], "big")
 
-    for _ in range(number(wide)):
+    for _ in range(min(number(wide), MAX_PARTS)):
         item = number(wide)
         method = number(2) & 15 if version else 0
         number(2)  # the data reference
         base = number(base_size)
-        for extent in range(number(2)):
-            number(index_size)
-            offset = number(offset_size)
-            number(length_size)
-            if extent == 0:
-                yield item, base + offset + (idat if method == 1 else 0)
+        extents = number(2)
+        if extents:  # the first extent holds the header
+            at += index_size
+            yield item, base + number(offset_size) + (idat if method == 1 else 0)
+            at += length_size + (extents - 1) * (index_size + offset_size + length_size)
 
 
 def _associations(encoded: bytes, start: int) -> dict[int, list[int]]:
@@ -202,7 +219,7 @@ def _associations(encoded: bytes, start: int) -> dict[int, list[int]]:
     (count,) = struct.unpack_from(">I", encoded, start + 4)
     at = start + 8
     associated: dict[int, list[int]] = {}
-    for _ in range(count):
+    for _ in range(min(count, MAX_PARTS)):
         item, properties = struct.unpack_from(">IB" if version else ">HB", encoded, at)
         at += 5 if version else 3
         # The highest bit marks a property that a reader must understand.
@@ -234,7 +251,7 @@ def _sequence_sizes(encoded: bytes, start: int) -> list[tuple[int, int]]:
             if byte < 128:
                 break
         if first >> 3 & 15 == SEQUENCE_HEADER:
-            return [_sequence_size(encoded[start : start + min(size, 1024)])]
+            return [_sequence_size(encoded[start : start + min(size, MAX_SEQUENCE_HEADER)])]
         start += size
     return []
 
@@ -262,8 +279,9 @@ def _sequence_size(payload: bytes) -> tuple[int, int]:
                 zeros = 0
                 while not bits(1):
                     zeros += 1
-                if zeros < 32:  # uvlc() stops there
-                    bits(zeros)
+                    if zeros == 32:
+                        raise ValueError("the AV1 sequence header is damaged")
+                bits(zeros)
             decoder_model = bits(1)
             if decoder_model:
                 delays = bits(5) + 1

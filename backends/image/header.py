@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ..errors import InvalidInput
-from .bmff import Turn, brand_format, read_avif
+from .bmff import MAX_PARTS, Turn, brand_format, read_avif
 
 EXIF_ORIENTATION = 0x0112
 """Number of the orientation in TIFF and EXIF. Values of 2 to 8 mean turned or mirrored."""
@@ -22,13 +22,16 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JP2_SIGNATURE = b"\0\0\0\x0cjP  \r\n\x87\n"
 J2K_SIGNATURE = b"\xff\x4f\xff\x51"
 
-PNG_MAX_CHUNKS = 100_000
-"""A bound for the loop over chunks. A common encoder writes one for 8 kB."""
+PNM_HEADER_BYTES = 1 << 18
+"""Where the search for the size of a PPM ends. Comments may come before it."""
 
 SOS, EOI = 0xDA, 0xD9
 """Markers of a JPEG: start of scan, end of image."""
 JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 """Markers SOF0 to SOF15, which declare the size. C4, C8 and CC are others."""
+
+JPEG_MARKER = re.compile(rb"\xff[^\x00\xff]")
+"""A marker between segments. Any number of 0xFF may come before it."""
 
 JPEG_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 """A marker that ends the coded data of a scan. Zero and the restarts are part of the data."""
@@ -87,7 +90,7 @@ def read_header(encoded: bytes) -> Header | None:
         return None
     try:
         return read(encoded)
-    except (struct.error, IndexError) as error:
+    except (struct.error, IndexError, OverflowError) as error:
         raise _damaged(name, "its header is cut", encoded) from error
     except ValueError as error:
         raise _damaged(name, str(error), encoded) from error
@@ -120,7 +123,7 @@ def _format(encoded: bytes) -> str:
             return name
     if encoded.startswith(b"RIFF") and encoded[8:12] == b"WEBP":
         return "WEBP"
-    if PNM.match(encoded):
+    if PNM.match(encoded, 0, PNM_HEADER_BYTES):
         return "PPM"
     name = brand_format(encoded) or next(
         (name for begin, name in NAMED_BY_THEIR_BEGINNING.items() if encoded.startswith(begin)), ""
@@ -177,14 +180,12 @@ def jpeg_segments(encoded: bytes, at: int) -> Iterator[tuple[int, int, int]]:
 
     After a start of scan the coded data are skipped. Raises ValueError if the file ends first.
     """
-    while True:
-        at = encoded.find(b"\xff", at)  # libjpeg too skips bytes between segments
-        while at >= 0 and encoded[at + 1 : at + 2] == b"\xff":
-            at += 1
-        if at < 0 or at + 1 >= len(encoded):
+    for _ in range(MAX_PARTS):
+        found = JPEG_MARKER.search(encoded, at)  # libjpeg too skips bytes between segments
+        if found is None:
             raise ValueError("no end mark")
-        marker = encoded[at + 1]
-        at += 2
+        at = found.end()
+        marker = encoded[at - 1]
         if marker == EOI:
             yield marker, at - 2, at
             return
@@ -200,13 +201,14 @@ def jpeg_segments(encoded: bytes, at: int) -> Iterator[tuple[int, int, int]]:
             if following is None:
                 raise ValueError("no end mark")
             at = following.start()
+    raise ValueError(f"more than {MAX_PARTS} segments")
 
 
 def tiff_orientation(exif: bytes) -> int | None:
     """Return the orientation in the first directory: 1 if none, None if it can't be read."""
     try:
         (value,) = _tiff_tags(exif, {EXIF_ORIENTATION}).get(EXIF_ORIENTATION, (1,))
-    except (struct.error, IndexError, ValueError):
+    except (struct.error, IndexError, ValueError, OverflowError):
         return None
     return value if value in range(1, 9) else 1
 
@@ -244,7 +246,7 @@ def png_chunks(encoded: bytes) -> Iterator[tuple[bytes, int, int]]:
     Raises ValueError if the file ends first.
     """
     at = len(PNG_SIGNATURE)
-    for _ in range(PNG_MAX_CHUNKS):
+    for _ in range(MAX_PARTS):
         length, name = struct.unpack_from(">I4s", encoded, at)
         end = at + 12 + length
         if end > len(encoded):
@@ -253,7 +255,7 @@ def png_chunks(encoded: bytes) -> Iterator[tuple[bytes, int, int]]:
         if name == b"IEND":
             return
         at = end
-    raise ValueError(f"more than {PNG_MAX_CHUNKS} chunks")
+    raise ValueError(f"more than {MAX_PARTS} chunks")
 
 
 def _png(encoded: bytes) -> Header:
@@ -282,7 +284,9 @@ def _larger(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
 def _webp(encoded: bytes) -> Header:
     """Read the canvas and the first frame, which may be inside ANMF."""
     size, at = (0, 0), 12
-    while at + 8 <= len(encoded):
+    for _ in range(MAX_PARTS):
+        if at + 8 > len(encoded):
+            break
         kind, length = struct.unpack_from("<4sI", encoded, at)
         start = at + 8
         if kind == b"VP8X":
@@ -313,7 +317,7 @@ def _gif(encoded: bytes) -> Header:
     """Read the screen and the first frame, which Pillow lets grow beyond the screen."""
     width, height, flags = struct.unpack_from("<HHB", encoded, 6)
     at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
-    while True:
+    for _ in range(MAX_PARTS):
         kind = encoded[at]
         if kind == 0x2C:  # an image
             left, top, inner_width, inner_height = struct.unpack_from("<HHHH", encoded, at + 1)
@@ -321,9 +325,12 @@ def _gif(encoded: bytes) -> Header:
         if kind != 0x21:  # an extension
             raise ValueError("it has no pixels")
         at += 2
-        while encoded[at]:
+        for _ in range(MAX_PARTS):
+            if not encoded[at]:
+                break
             at += 1 + encoded[at]
         at += 1
+    raise ValueError(f"more than {MAX_PARTS} extensions")
 
 
 def _bmp(encoded: bytes) -> Header:
@@ -391,7 +398,7 @@ PNM = re.compile(rb"P[1-6](?:\s|#[^\n]*\n)+(\d{1,10})(?:\s|#[^\n]*\n)+(\d{1,10})
 
 
 def _pnm(encoded: bytes) -> Header:
-    match = PNM.match(encoded)
+    match = PNM.match(encoded, 0, PNM_HEADER_BYTES)
     assert match is not None  # it is how the format was recognized
     return Header("PPM", int(match[1]), int(match[2]))
 
@@ -421,7 +428,9 @@ ICNS_BITMAPS = {b"it32": 128, b"ih32": 48, b"il32": 32, b"is32": 16}
 def _icns(encoded: bytes) -> Header:
     """Read the size of each inner PNG or JPEG 2000."""
     largest, at = Header("ICNS", 0, 0), 8
-    while at + 8 <= len(encoded):
+    for _ in range(MAX_PARTS):
+        if at + 8 > len(encoded):
+            return _with_size(largest)
         kind, length = struct.unpack_from(">4sI", encoded, at)
         if length < 8:
             raise ValueError("an entry is damaged")
@@ -438,7 +447,7 @@ def _icns(encoded: bytes) -> Header:
             entry = Header("ICNS", side, side)
         if entry.width * entry.height > largest.width * largest.height:
             largest = entry
-    return _with_size(largest)
+    raise ValueError(f"more than {MAX_PARTS} entries")
 
 
 READERS: dict[str, Callable[[bytes], Header]] = {

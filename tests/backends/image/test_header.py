@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
 import struct
+import time
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -19,7 +22,7 @@ from penstock.backends.base import Context
 from penstock.backends.errors import InvalidInput, TooLarge
 from penstock.backends.image import decode as decode_module
 from penstock.backends.image.decode import checked_header, decode
-from penstock.backends.image.header import read_header
+from penstock.backends.image.header import PNG_SIGNATURE, read_header
 from penstock.backends.item import Item
 
 WIDTH, HEIGHT = 64, 48
@@ -159,7 +162,7 @@ def damaged_metadata() -> dict[str, bytes]:
         "WEBP: EXIF that is missing": riff(webp[:webp_exif]),
         "AVIF: EXIF": avif.replace(b"II*\0", b"\xff\xff\xff\xff").replace(b"MM\0*", b"\xff" * 4),
         "AVIF: an unknown box": avif + struct.pack(">I4s", 12, b"abcd") + b"junk",
-        "PPM: a comment of 1 MB": ppm.replace(b"\n", b"\n#" + b"x" * 1_000_000 + b"\n", 1),
+        "PPM: a comment of 100 kB": ppm.replace(b"\n", b"\n#" + b"x" * 100_000 + b"\n", 1),
         "ICO: an inner PNG": set_after(icon(inner), b"\0\0\1\0", 6, bytes([WIDTH, HEIGHT])),
         "ICNS: an inner PNG": icns(inner),
     }
@@ -322,6 +325,46 @@ def test_a_damaged_header_raises_nothing_else(case: str) -> None:
         except InvalidInput:
             continue
         assert pixels.shape[0] * pixels.shape[1] <= 10**5
+
+
+AVIF_BRAND = b"\0\0\0\x14ftypavif\0\0\0\0avif"
+ALL_HEADER: dict[str, Callable[[int], bytes]] = {
+    "AVIF, boxes": lambda size: AVIF_BRAND + struct.pack(">I4s", 8, b"abcd") * (size // 8),
+    "AVIF, boxes in boxes": lambda size: (
+        AVIF_BRAND
+        + b"".join(struct.pack(">I4s", size - 8 * at, b"moov") for at in range(size // 8))
+    ),
+    "AVIF, extents without bytes": lambda size: (
+        AVIF_BRAND
+        + struct.pack(">I4s", size, b"iloc")
+        + b"\0\0\0\0\0\0\xff\xff"
+        + b"\0\1\0\0\xff\xff" * (size // 6)
+    ),
+    "GIF, comments": lambda size: b"GIF89a\1\0\1\0\0\0\0" + b"\x21\xfe\0" * (size // 3),
+    "JPEG, comments": lambda size: b"\xff\xd8" + b"\xff\xfe\0\2" * (size // 4),
+    "JPEG, fill bytes": lambda size: b"\xff\xd8" + b"\xff" * size,
+    "JPEG, restarts": lambda size: b"\xff\xd8\xff\xe0\0\2" + b"\xff\xd0" * (size // 2),
+    "PNG, texts": lambda size: PNG_SIGNATURE + b"\0\0\0\0tEXt\0\0\0\0" * (size // 12),
+    "WEBP, chunks": lambda size: b"RIFF\0\0\0\0WEBP" + b"abcd\0\0\0\0" * (size // 8),
+    "ICNS, entries": lambda size: b"icns\0\0\0\0" + b"abcd\0\0\0\x08" * (size // 8),
+    "PPM, comments": lambda size: b"P6" + b"#\n" * (size // 2),
+}
+
+
+@pytest.mark.parametrize("case", ALL_HEADER)
+def test_a_file_that_is_all_header_is_refused_soon(case: str) -> None:
+    encoded = ALL_HEADER[case](16_000_000)
+    began = time.thread_time()
+    with contextlib.suppress(InvalidInput):
+        assert read_header(encoded) is None
+    assert time.thread_time() - began < 3  # 13 without the bounds
+
+
+def test_an_offset_beyond_what_an_index_can_be() -> None:
+    encoded = bytearray(FILES["big TIFF"])
+    encoded[8:16] = b"\xff" * 8
+    with pytest.raises(InvalidInput, match="TIFF image is truncated or damaged: its header is cut"):
+        decode(bytes(encoded), 10**6)
 
 
 # formats that are not read
