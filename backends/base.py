@@ -213,6 +213,12 @@ class Backend:
     Set it if that child sees the items as they arrive.
     """
 
+    takes_request_id: ClassVar[bool] = False
+    """Items come with a key `request_id`: the id of their request, which logs and answers have.
+
+    "" for a request from Python, whose item may bring a `request_id` of its own.
+    """
+
     sets_range: ClassVar[bool] = False
     """The parameters give the batch range.
 

@@ -70,6 +70,11 @@ class Spec:
         )
 
     @property
+    def takes_request_id(self) -> bool:
+        """True if a backend of the expression reads the item's `request_id`."""
+        return self.cls.takes_request_id or any(child.takes_request_id for child in self.children)
+
+    @property
     def shape_key(self) -> Callable[[Item], Hashable] | None:
         """The function whose value all items of a batch share; None: any items may share a batch.
 

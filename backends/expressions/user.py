@@ -108,7 +108,14 @@ def adapt(name: str, target: Any) -> type[Backend]:
             if isinstance(value := getattr(target, key, None), int)
         }
         return _derive(
-            AdaptedBackend, target, {"wrapped": target, "parameters": _declared_by(target), **known}
+            AdaptedBackend,
+            target,
+            {
+                "wrapped": target,
+                "parameters": _declared_by(target),
+                "takes_request_id": bool(getattr(target, "takes_request_id", False)),
+                **known,
+            },
         )
     if _is_async(target):
         return _logic(name, AsyncFunction, target, target, {"function": staticmethod(target)})

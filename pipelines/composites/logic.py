@@ -96,6 +96,11 @@ class NodeCaller:
         self._loop = loop
 
     @property
+    def request_id(self) -> str:
+        """The id of the request, which logs and answers have; "" for a request from Python."""
+        return self._entry.request_id
+
+    @property
     def deadline(self) -> float:
         """The deadline of the request, in seconds of `time.monotonic()`."""
         return self._entry.deadline

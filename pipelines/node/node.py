@@ -107,6 +107,7 @@ class Node:
         self._watchers: list[Callable[[Batch], None]] = []
         self._shape_key = config.groups[0].spec.shape_key
         self._levels = config.priority_levels
+        self._takes_request_id = any(group.spec.takes_request_id for group in config.groups)
 
     def __repr__(self) -> str:
         active, idle = len(self.scheduler.running), len(self.scheduler.idle)
@@ -243,6 +244,9 @@ class Node:
         levels = self._levels
         if levels:
             entry.priority = min(entry.wanted or self.config.default_priority, levels) - 1
+        if self._takes_request_id and (entry.request_id or "request_id" not in entry.item):
+            # A copy, because the first node's item is the caller's own.
+            entry.item = {**entry.item, "request_id": entry.request_id}
         key: Hashable = None
         if self._shape_key is not None:
             try:

@@ -237,6 +237,16 @@ async def test_requests_that_are_refused_at_once() -> None:
                 await pipeline({"data": 1}, priority=priority)
 
 
+async def test_a_caller_from_python_may_bring_an_id() -> None:
+    cls = probe(act=lambda item: item["request_id"], takes_request_id=True)
+    async with serve(cls, max=4) as pipeline:
+        item = {"data": 1}
+        assert (await pipeline(item))["result"] == "" and item == {"data": 1}
+        assert (await pipeline({"data": 1, "request_id": "mine"}))["result"] == "mine"
+        submission = pipeline.submit_nowait(item, request_id="theirs")
+        assert (await submission.future)["result"] == "theirs" and item == {"data": 1}
+
+
 # lists and batches
 
 

@@ -1059,3 +1059,70 @@ def test_every_documented_status_is_answered_as_documented(running: Any) -> None
             jsonschema.Draft202012Validator(schema).validate(answer.json())
             if answer.status_code != 200:
                 assert answer.json()["code"] in content["examples"]
+
+
+IDS = """
+from penstock import Backend
+
+
+class Own(Backend):
+    takes_request_id = True
+
+    def forward(self, batch):
+        for item in batch:
+            if item["data"] == b"fail":
+                raise ValueError
+            item["result"] = item["request_id"]
+
+
+class Plain:
+    takes_request_id = True
+
+    def forward(self, batch):
+        for item in batch:
+            item["result"] = item["request_id"]
+
+
+class Silent:
+    def forward(self, batch):
+        for item in batch:
+            item["result"] = item.get("request_id")
+
+
+async def logic(item, call):
+    called = await call("own", {"data": item["data"]})
+    return [call.request_id, called["result"]]
+"""
+
+
+def test_the_id_of_the_request_reaches_a_backend_that_asks(running: Any, tmp_path: Path) -> None:
+    file = tmp_path / "ids.py"
+    file.write_text(IDS)
+    sources: list[Any] = [
+        {"pipeline": {"name": name}, "node": {"backend": backend, **keys}}
+        for name, backend, keys in (
+            ("own", f"Python[{file}:Own]", {"max": 4}),
+            ("plain", f"S[Identity,Python[{file}:Plain]]", {}),
+            ("process", f"Python[{file}:Own]", {"executor": "process"}),
+            ("silent", f"Python[{file}:Silent]", {}),
+        )
+    ]
+    nodes = {"think": {"backend": f"Python[{file}:logic]"}, "own": sources[0]["node"]}
+    sources.append({"pipeline": {"name": "logic", "entry": "think"}, **nodes})
+    with running(create_app(sources)) as client:
+
+        def ask(path: str, **body: Any) -> Any:
+            headers = {"X-Request-Id": "photo-1"}
+            return client.post(path, headers=headers, **body).raise_for_status().json()
+
+        for name in ("own", "plain", "process"):
+            assert ask(f"/predict/{name}", content=b"x") == {"result": "photo-1"}
+        assert ask("/predict/silent", content=b"x") == {"result": None}
+        assert ask("/predict/logic", content=b"x") == {"result": ["photo-1", "photo-1"]}
+        forms = [("images", data) for data in (b"x", b"fail", b"x")]
+        results = ask("/predict/own/batch", files=forms)["results"]
+        assert [result.get("result") for result in results] == ["photo-1/0", None, "photo-1/2"]
+        image = {"name": "data", "shape": [1], "datatype": "BYTES", "data": ["x"]}
+        for more in ({}, {"parameters": {"request_id": "mine"}}):  # the client can't set it
+            (output,) = ask("/v2/models/own/infer", json={"inputs": [image], **more})["outputs"]
+            assert output["data"] == ["photo-1"]
