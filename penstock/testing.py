@@ -1,5 +1,17 @@
-"""Tools for tests of pipelines and backends: `Clock`, `Gate`, `FakeExecutor`."""
+"""Tools for tests of pipelines, backends and schedulers.
 
-from penstock.pipelines.testing import Clock, FakeExecutor, Gate
+`Clock` stands still until the test moves it, `Gate` holds a backend, `FakeExecutor` runs nothing.
+`Scheduler`, `Entry`, `Batch` and `Group` are what a fake executor is tested with.
+"""
 
-__all__ = ["Clock", "FakeExecutor", "Gate"]
+from penstock.pipelines.testing import (
+    Batch,
+    Clock,
+    Entry,
+    FakeExecutor,
+    Gate,
+    Group,
+    Scheduler,
+)
+
+__all__ = ["Batch", "Clock", "Entry", "FakeExecutor", "Gate", "Group", "Scheduler"]

@@ -6,9 +6,11 @@ Nothing here knows about HTTP.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -59,6 +61,7 @@ class Repository:
         self._unloading: set[Pipeline] = set()  # unloaded, with requests still in flight
         self._locks: dict[str, asyncio.Lock] = {}
         self._closing: asyncio.Future[None] | None = None
+        self._reading: set[asyncio.Future[PipelineConfig]] = set()
         for config in configs:
             if config.name in self.configs:
                 raise _taken(config, config.name)
@@ -192,10 +195,47 @@ class Repository:
         # Reading imports the modules that the file names: code of the user, which may take
         # seconds. The loop serves meanwhile. The lock keeps reloads of one name in order.
         async with self._lock(name):
-            config = await asyncio.to_thread(
-                read_again, name, self.configs.get(name), set(self.configs), self.directory
-            )
+            config = await self.read_again(name, self.configs.get(name))
             return await self._load(config)
+
+    async def read_again(self, name: str, config: PipelineConfig | None) -> PipelineConfig:
+        """Read the configuration of a pipeline from its file, on a thread of its own.
+
+        `config` is the one that it has now; without one its file is looked for in `directory`.
+        Raises `NotFound`, `ConfigError`, and `NotReady` if the repository closes meanwhile.
+        """
+        # The file imports modules of the user, which may never end. A daemon thread keeps neither
+        # the process alive nor one of the helper threads that requests need.
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        reading: asyncio.Future[PipelineConfig] = loop.create_future()
+        known = set(self.configs)
+
+        def report(result: PipelineConfig | None, error: BaseException | None) -> None:
+            if reading.done():
+                return
+            if error is not None:
+                reading.set_exception(error)
+            elif result is not None:
+                reading.set_result(result)
+
+        def read() -> None:
+            result, error = None, None
+            try:
+                result = _read_again(name, config, known, self.directory)
+            except Exception as raised:
+                error = raised
+            except BaseException as raised:  # SystemExit of a module ends this thread alone
+                error = ConfigError([Problem(f"reading it raised {type(raised).__name__}")])
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(report, result, error)
+
+        self._reading.add(reading)
+        threading.Thread(target=read, name=f"reading {name}", daemon=True).start()
+        try:
+            return await reading
+        finally:
+            self._reading.discard(reading)
 
     async def _load(self, config: PipelineConfig) -> Pipeline:
         """Start and publish a pipeline. The caller holds the lock of its name."""
@@ -275,6 +315,9 @@ class Repository:
 
     async def _close(self, timeout: float) -> None:
         self.state = "draining"
+        for reading in self._reading:
+            if not reading.done():
+                reading.set_exception(NotReady("the server is draining"))
         # The pipelines stay published, so that a new request learns that the server is draining,
         # and not that there is no such pipeline.
         for pipeline in self.pipelines.values():
@@ -322,10 +365,10 @@ class Repository:
             raise NotReady(f"the server is {self.state}")
 
 
-def read_again(
+def _read_again(
     name: str, config: PipelineConfig | None, known: set[str], directory: Path | None
 ) -> PipelineConfig:
-    """Read the configuration of a pipeline from its file. Blocks, and runs on a helper thread.
+    """Read the configuration of a pipeline from its file. Blocks.
 
     `config` is the one that it has now; without one its file is looked for in `directory`. `known`
     are the names for suggestions.

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from .node.queue import Batch
-from .node.scheduler import Group
+from .node.queue import Batch, Entry
+from .node.scheduler import Group, Scheduler
+
+__all__ = ["Batch", "Clock", "Entry", "FakeExecutor", "Gate", "Group", "Scheduler"]
 
 BOUND_SECONDS = 20.0
 """The seconds that a gate waits before it fails the test: a hung test must end with an error."""
@@ -88,12 +90,13 @@ class Gate:
 class FakeExecutor:
     """An executor that runs nothing and keeps its batches: for tests of `Scheduler` alone.
 
-    `max` is the most rows of a batch; the executors of one device share a `group`.
+    `max` is the most rows of a batch. The executors of one device share a `group`; without one the
+    executor has a device to itself.
     """
 
-    def __init__(self, max: int, group: Group) -> None:  # noqa: A002  the scheduler's word
+    def __init__(self, max: int = 1, group: Group | None = None) -> None:  # noqa: A002  the scheduler's word
         self.max = max
-        self.group = group
+        self.group = Group("fake") if group is None else group
         self.batches: list[Batch] = []
 
     def __repr__(self) -> str:

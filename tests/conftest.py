@@ -1,12 +1,18 @@
-"""What holds for every test: signals as a terminal leaves them, and no deadline for examples."""
+"""Set-up for every test: signals, time limits, and no deadline for single examples."""
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import inspect
 import signal
+from collections.abc import Awaitable, Callable
+from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 
-# A busy machine is no fault of the code. A test that hangs has pytest's time limit.
+# A busy machine isn't a bug. A test that hangs has a time limit.
 settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("penstock")
 
@@ -14,3 +20,30 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # `nohup` and background jobs start us with SIGINT ignored. Children inherit that, and a test
     # that interrupts one would wait for ever.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+MARGIN_SECONDS = 20.0
+"""How long before pytest's own limit a coroutine is cancelled."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Limit coroutines from inside the loop as well.
+
+    The signal of pytest's time limit never interrupts a uvloop that waits. And a coroutine that is
+    cancelled fails with the line at which it waited, not with one of the loop.
+    """
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+            marker = item.get_closest_marker("timeout")
+            limit = float(marker.args[0] if marker else config.getini("timeout"))
+            item.obj = _limited(item.obj, max(limit - MARGIN_SECONDS, limit / 2))
+
+
+def _limited(
+    test: Callable[..., Awaitable[None]], seconds: float
+) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def limited(*arguments: Any, **fixtures: Any) -> None:
+        async with asyncio.timeout(seconds):
+            await test(*arguments, **fixtures)
+
+    return limited

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from penstock import Backend, Item, Pipeline, register_backend
-from penstock.pipelines.node.queue import Entry
-from penstock.pipelines.node.scheduler import Group, Scheduler
-from penstock.testing import Clock, FakeExecutor, Gate
+from penstock.testing import Clock, Entry, FakeExecutor, Gate, Scheduler
 
 
 def test_a_clock_stands_still_until_it_is_moved() -> None:
@@ -75,7 +73,7 @@ def test_a_fake_executor_keeps_the_batches_of_a_decision() -> None:
             return False
 
     scheduler = Scheduler("node", on_expired=ignore, on_stuck=ignore)
-    executor = FakeExecutor(2, Group("cpu"))
+    executor = FakeExecutor(2)
     scheduler.add(executor)
     future: Any = Waiting()
     for number in range(3):
@@ -87,7 +85,7 @@ def test_a_fake_executor_keeps_the_batches_of_a_decision() -> None:
     scheduler.release(executor)
     scheduler.decide(0.0)
     assert len(executor.batches) == 2
-    assert repr(executor) == "<FakeExecutor cpu: 2 batches>"
+    assert repr(executor) == "<FakeExecutor fake: 2 batches>"
 
 
 def test_a_gate_that_tests_share_forgets_the_last_one() -> None:

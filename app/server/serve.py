@@ -38,6 +38,9 @@ They exceed the 60 s of most proxies and clients, so that these close it first a
 request into a closing connection.
 """
 
+QUIET_SECONDS = 1.0
+"""How long no request must have come before garbage is collected after a load or unload."""
+
 SWITCH_INTERVAL_SECONDS = 0.0005
 """The most seconds that an executor waits for the GIL of a thread that computes in Python.
 
@@ -135,11 +138,27 @@ class Server(uvicorn.Server):
     def _repository_changed(self) -> None:
         tune_process()  # a new pipeline may have imported OpenCV
         if self._repository.state == "ready" and (self._freezing is None or self._freezing.done()):
-            self._freezing = asyncio.create_task(self._freeze_when_idle())
+            self._freezing = asyncio.create_task(self._freeze_when_quiet())
 
-    async def _freeze_when_idle(self) -> None:
+    async def _freeze_when_quiet(self) -> None:
+        """Collect garbage once no request has come for a while.
+
+        Between two requests of one client the server is idle too, and its next request would wait.
+        """
         await self._repository.wait_idle()
+        ended = -1
+        while ended != (now := self._ended_requests()):
+            ended = now
+            await asyncio.sleep(QUIET_SECONDS)
+            await self._repository.wait_idle()
         collect_and_freeze()
+
+    def _ended_requests(self) -> int:
+        """Count the requests that the loaded pipelines have ended."""
+        return sum(
+            pipeline.statistics.succeeded + sum(pipeline.statistics.failures.values())
+            for pipeline in self._repository.pipelines.values()
+        )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a signal: begin the drain, or end the process if that has begun already.

@@ -267,6 +267,30 @@ async def test_the_loop_serves_while_a_reload_imports_user_code(
     await repository.close(1)
 
 
+async def test_an_import_that_does_not_end_holds_neither_the_close_nor_helper_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gates = types.ModuleType("repository_gates")
+    importing, gate = threading.Event(), threading.Event()
+    vars(gates).update(IMPORTING=importing, GATE=gate)
+    monkeypatch.setitem(sys.modules, "repository_gates", gates)
+    file = tmp_path / "one.toml"
+    file.write_text('[a]\nbackend = "Identity"\n')
+    (tmp_path / "slow.py").write_text(SLOW_MODULE)
+    repository = Repository.read(tmp_path)
+    await repository.start()
+    file.write_text('[a]\nbackend = "Python[slow.py:double]"\n')
+    reload = asyncio.create_task(repository.reload("one"))
+    assert await asyncio.to_thread(importing.wait, 5)
+    (reader,) = [thread for thread in threading.enumerate() if thread.name == "reading one"]
+    assert reader.daemon  # so that it does not keep the process alive either
+    await repository.close(1)
+    with pytest.raises(NotReady, match="the server is draining"):
+        await reload
+    gate.set()
+    await asyncio.to_thread(reader.join, 5)
+
+
 async def test_a_pipeline_that_is_replaced_frees_its_backends_without_the_collector() -> None:
     backends: list[weakref.ref[Backend]] = []
 

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 from penstock.backends.errors import BackendError, ConfigError, InvalidRequest, NotFound
 from penstock.pipelines.config.definition import PipelineConfig
 from penstock.pipelines.config.source import name_of
-from penstock.pipelines.repository import Repository, read_again
+from penstock.pipelines.repository import Repository
 
 from ...http.auth import check_admin
 from ...http.errors import Forbidden
@@ -153,12 +153,9 @@ class RepositoryRoutes:
 
     async def _load_own(self, name: str) -> None:
         """Load the repository's own model, whatever an earlier load brought along."""
-        # Reading imports the modules that the file names, so it happens on a helper thread. An
-        # override is forgotten only once its successor serves: until then it may fail to load.
+        # An override is forgotten only once its successor serves: until then it may fail to load.
         repository = self._repository
-        config = await asyncio.to_thread(
-            read_again, name, self._own(name), set(repository.configs), repository.directory
-        )
+        config = await repository.read_again(name, self._own(name))
         await repository.load(config)
         self._replaced.pop(name, None)
 

@@ -35,6 +35,7 @@ async def test_a_load_collects_once_no_request_is_in_flight(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     collections: list[int] = []
+    monkeypatch.setattr(serve, "QUIET_SECONDS", 0.001)
     monkeypatch.setattr(serve, "tune_process", lambda: None)  # it would tune the tests' process
     monkeypatch.setattr(serve, "collect_and_freeze", lambda: collections.append(1))
     repository = Repository([load("FreezingGate", name="gate")])
