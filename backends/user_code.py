@@ -8,6 +8,7 @@ from hashlib import sha256
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from traceback import extract_tb
 from types import ModuleType
 from typing import Any
 
@@ -40,7 +41,7 @@ def load(target: str, directory: Path) -> Any:
         message = f"there is no file {error.filename or place!r} for Python[{target}]"
         raise ConfigError([Problem(message)]) from error
     except Exception as error:
-        reason = f"{type(error).__name__}: {message_of(error)}"
+        reason = f"{type(error).__name__}: {message_of(error)}{_line_of(error)}"
         message = f"importing {place!r} for Python[{target}] failed: {reason}"
         raise ConfigError([Problem(message)]) from error
     try:
@@ -48,6 +49,20 @@ def load(target: str, directory: Path) -> Any:
     except AttributeError:
         hint = did_you_mean(attribute, vars(module))
         raise ConfigError([Problem(f"{place!r} has no {attribute!r}{hint}")]) from None
+
+
+def _line_of(error: Exception) -> str:
+    """Return ` (FILE:LINE)` for the line that raised during an import.
+
+    Empty if no code ran: the module was not found, or the file is not valid Python, which the
+    error itself locates.
+    """
+    frames = [
+        frame
+        for frame in extract_tb(error.__traceback__)
+        if frame.filename != __file__ and "importlib" not in frame.filename
+    ]
+    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
 
 
 def _load_file(path: Path) -> ModuleType:

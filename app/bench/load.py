@@ -26,7 +26,12 @@ class Answer(NamedTuple):
 
 
 NO_ANSWER = 0
-NO_ANSWER_HINT = "no answer: is the server running, and is this its URL?"
+
+
+def no_answer_from(url: str) -> str:
+    """Say that a server did not answer, and what to check."""
+    return f"no answer from {url}: is the server running, and is this its URL?"
+
 
 Send = Callable[[bytes], Awaitable[Answer]]
 """Send one body and wait for its answer. Never raises for what the other side does."""

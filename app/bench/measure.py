@@ -17,7 +17,7 @@ from ..http.errors import status_of
 from ..http.predict import server_timing
 from ..http.render import fields_of, to_json
 from .client import HttpClient
-from .load import NO_ANSWER, NO_ANSWER_HINT, Answer, Send, closed_loop, open_loop
+from .load import NO_ANSWER, Answer, Send, closed_loop, no_answer_from, open_loop
 from .report import OK, Report
 from .usage import Monitor
 
@@ -62,7 +62,7 @@ async def bench_url(url: str, load: Load, pid: int | None = None) -> Report:
         headers[DEADLINE_HEADER] = f"{load.deadline * 1000:g}"
     client = HttpClient(url, headers)
     try:
-        return await bench(client.send, load, pid)
+        return await bench(client.send, load, pid, url=url)
     finally:
         await client.close()
 
@@ -108,11 +108,16 @@ def in_process(
 
 
 async def bench(
-    send: Send, load: Load, pid: int | None = None, recording: timeline.Recording | None = None
+    send: Send,
+    load: Load,
+    pid: int | None = None,
+    recording: timeline.Recording | None = None,
+    *,
+    url: str = "",
 ) -> Report:
-    """Warm up, then load, and report. Raises `NotAnswering`."""
+    """Warm up, then load, and report. `url`: where `send` sends. Raises `NotAnswering`."""
     if load.warm_up:
-        await _warm_up(send, load)
+        await _warm_up(send, load, url)
     async with Monitor(pid) as usage:
         with nullcontext() if recording is None else timeline.record(recording):
             if load.rate is None:
@@ -134,7 +139,7 @@ async def bench(
     return Report.of(record, seconds=seconds, open_loop=True, deadline=load.deadline, usage=usage)
 
 
-async def _warm_up(send: Send, load: Load) -> None:
+async def _warm_up(send: Send, load: Load, url: str) -> None:
     best = Answer(NO_ANSWER, b"")  # a success if there was one, else the last answer
 
     async def noting(body: bytes) -> Answer:
@@ -146,7 +151,7 @@ async def _warm_up(send: Send, load: Load) -> None:
 
     await closed_loop(noting, load.bodies, load.clients, requests=load.warm_up)
     if best.status == NO_ANSWER:
-        raise NotAnswering(NO_ANSWER_HINT)
+        raise NotAnswering(no_answer_from(url))
     if best.status != OK:
         text = best.body[:LONGEST_QUOTE_BYTES].decode("utf-8", "replace")
         raise NotAnswering(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from .output import fail
+from .output import fail, file_error
 
 if TYPE_CHECKING:  # imported when they run: other commands need none of it
     from penstock.backends.base import Context
@@ -102,7 +102,7 @@ def encrypt_command(
     except BackendError as error:
         fail(str(error))
     except OSError as error:
-        fail(f"{error.filename or target}: {error.strerror}")
+        fail(file_error(error.filename or target, error))
     typer.echo(f"wrote {target}")
 
 

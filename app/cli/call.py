@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .options import Labels
-from .output import fail
+from .output import fail, file_error
 
 
 def call_command(
@@ -64,7 +64,7 @@ def call_command(
             data if text else sys.stdin.buffer.read() if data == "-" else Path(data).read_bytes()
         )
     except OSError as error:
-        fail(f"{data}: {error.strerror}")
+        fail(file_error(data, error))
     try:
         if target.startswith(("http://", "https://")):
             body = value.encode() if isinstance(value, str) else value
@@ -114,7 +114,7 @@ async def _call_url(url: str, body: bytes, token: str | None, traced: bool) -> N
     import orjson
 
     from ..bench.client import HttpClient
-    from ..bench.load import NO_ANSWER, NO_ANSWER_HINT
+    from ..bench.load import NO_ANSWER, no_answer_from
     from ..bench.report import OK
     from .trace import trace_lines
 
@@ -137,7 +137,7 @@ async def _call_url(url: str, body: bytes, token: str | None, traced: bool) -> N
     elif traced and answer.timing:
         typer.echo(answer.timing, err=True)
     if answer.status == NO_ANSWER:
-        fail(NO_ANSWER_HINT)
+        fail(no_answer_from(url))
     typer.echo(text, err=answer.status != OK)
     if answer.status != OK:
         raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NoReturn
 
 import typer
@@ -12,6 +13,15 @@ def fail(*reasons: str) -> NoReturn:
     for reason in reasons:
         typer.echo(reason, err=True)
     raise typer.Exit(1)
+
+
+def file_error(path: str | Path, error: OSError) -> str:
+    """Say why a file can't be read or written, in the words that errors in pipeline files use."""
+    if not isinstance(error, FileNotFoundError):
+        return f"{path}: {error.strerror}"
+    directory = Path(path).parent
+    kind = "file" if directory.is_dir() else f"directory as {directory}"
+    return f"{path}: there is no such {kind}"
 
 
 def printable(text: str) -> str:

@@ -114,6 +114,8 @@ def check_admin_token(scope: Any, settings: Settings) -> None:
         return
     if token is not None and _equal(token, settings.api_key):
         raise Forbidden("the API key is not enough for this: it needs the admin token")
+    if token is not None:
+        raise Unauthorized("the admin token is wrong")
     raise Unauthorized("expected the header Authorization: Bearer <admin token>")
 
 

@@ -31,6 +31,9 @@ logger = logging.getLogger("penstock.http")
 
 MEDIA_TYPE = "application/problem+json"
 
+LONGEST_PATH_CHARACTERS = 200
+"""So much of an unknown path is quoted."""
+
 Problem = tuple[int, list[tuple[bytes, bytes]], bytes]
 """An answer: status, headers, body."""
 
@@ -75,7 +78,7 @@ STATUSES: dict[str, Status] = {
     "unauthorized": Status(401, 401, example="expected the header Authorization: Bearer <API key>"),
     "forbidden": Status(403, 403, example="this needs the admin token"),
     "not_found": Status(404, 404, example="there is no pipeline 'digit', did you mean 'digits'?"),
-    "method_not_allowed": Status(405, 405, example="Method Not Allowed"),
+    "method_not_allowed": Status(405, 405, example="GET is not allowed here: use POST or PUT"),
     "too_large": Status(413, 400, example="the body is larger than 67108864 bytes"),
     "unsupported_media": Status(415, 415, example="the media type text/html is not understood"),
     "invalid_input": Status(422, 400, example="the image can't be decoded"),
@@ -242,8 +245,21 @@ async def _handle_http(request: Request, error: Exception) -> Response:
         (key.lower().encode("latin-1"), value.encode("latin-1"))
         for key, value in (error.headers or {}).items()
     ]
-    body = _object(error.status_code, str(error.detail), code, request_id)
+    body = _object(error.status_code, _detail(request, error), code, request_id)
     return _response(*_answer(error.status_code, body, headers), request_id)
+
+
+def _detail(request: Request, error: HTTPException) -> str:
+    """Return what the error says; where the router only repeats the status, what was asked."""
+    if error.detail != HTTPStatus(error.status_code).phrase:
+        return str(error.detail)
+    if error.status_code == 404:
+        return f"there is nothing at {request.scope['path'][:LONGEST_PATH_CHARACTERS]}"
+    allowed = (error.headers or {}).get("Allow")
+    if error.status_code == 405 and allowed:
+        methods = " or ".join(sorted(allowed.split(", ")))
+        return f"{request.method} is not allowed here: use {methods}"
+    return str(error.detail)
 
 
 def _object(status: int, detail: str, code: str, request_id: str) -> dict[str, Any]:

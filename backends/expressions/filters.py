@@ -162,7 +162,7 @@ def register_filter(
 def find_filter(name: str) -> Filter:
     """Return the filter of that name.
 
-    Raises ConfigError, with the nearest known name, if there is no such filter.
+    Raises ConfigError, with the nearest known name or all names, if there is no such filter.
     """
     function = BUILTIN.get(name) or _registered.get(name)
     if function is not None:
@@ -170,7 +170,8 @@ def find_filter(name: str) -> Filter:
     installed = _installed()
     if name in installed:
         return _from_entry_point(installed[name])
-    hint = did_you_mean(name, {*BUILTIN, *_registered, *installed})
+    known = {*BUILTIN, *_registered, *installed}
+    hint = did_you_mean(name, known) or f": expected one of {', '.join(sorted(known))}"
     raise ConfigError([Problem(f"there is no filter {name!r}{hint}", key="filter")])
 
 

@@ -127,6 +127,9 @@ def _find(tree: Expression, directory: Path, problems: list[Problem]) -> Member 
                 raise ConfigError([Problem(message)])
             name, *rest = args
             args = tuple(rest)
+            if name.endswith(".py"):
+                message = f"Python[{name}] names no class: expected Python[{name}:Class]"
+                raise ConfigError([Problem(message)])
             addresses |= {name, name.rpartition(":")[2]}
             cls = adapt(name, load(name, directory)) if ":" in name else find_backend(name)
         else:
@@ -409,7 +412,8 @@ def _arguments(member: Member, problems: list[Problem], written: dict[str, str])
     )
     if len(args) > len(order):
         plural = "s" * (len(order) != 1)
-        message = f"{member.name} takes at most {len(order)} argument{plural}, found {len(args)}"
+        most = f"at most {len(order)} argument{plural}" if order else "no arguments"
+        message = f"{member.name} takes {most}, found {len(args)}"
         problems.append(Problem(message, key="backend"))
     values: dict[str, Any] = dict(zip(order, args, strict=False))
     for key, value in member.tree.kwargs:

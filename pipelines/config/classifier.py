@@ -127,7 +127,9 @@ def _check_count(labels: Path, classes: Any, path: Path) -> None:
     except (OSError, ValueError) as error:
         raise ConfigError([Problem(f"the labels can't be read: {error}", str(labels))]) from error
     if isinstance(classes, int) and classes > 0 and count != classes:
-        message = f"found {count} labels, expected {classes}: the classes of {path}"
+        message = (
+            f"found {count} label{'s' * (count != 1)}, expected {classes}: the classes of {path}"
+        )
         raise ConfigError([Problem(message, str(labels))])
 
 

@@ -168,7 +168,10 @@ def _build_nodes(
     for node, keys in tables.nodes.items():
         own_problems = check_name(node, tables.nodes)
         if node in structure.owners:
-            own_problems += check_shared(node, structure.owners[node], keys, tables.file)
+            owner = structure.owners[node]
+            own_problems += check_shared(
+                node, owner if owner in tables.nodes else "", keys, tables.file
+            )
         else:
             config, binding, wrong = build_node(
                 node, keys, tables.defaults, structure.graph.following[node], tables.directory
@@ -209,10 +212,12 @@ def _read_settings(table: Any, problems: list[Problem]) -> PipelineTable:
             if isinstance(key, str) and (
                 not may_come_from_network(key) or key in {"result", "error", "context"}
             ):
-                message = (
-                    f"{key!r} can't be an input: Penstock uses this name itself, or it starts "
-                    "with _; expected another name"
+                reason = (
+                    "names that start with _ never come from a client"
+                    if key.startswith("_")
+                    else "Penstock uses this name itself"
                 )
+                message = f"{key!r} can't be an input: {reason}; expected another name"
                 wrong.append(Problem(message, key=f"{path}.{key}"))
     problems += [replace(problem, node="pipeline") for problem in wrong]
     return settings

@@ -83,7 +83,9 @@ def build_node(
         problem.key for problem in wrong
     }:
         expected = (
-            f"1 to {levels}" if levels else "priority_levels, without which there are no priorities"
+            f"{'1 to ' * (levels > 1)}{levels} (priority_levels = {levels})"
+            if levels
+            else "priority_levels, without which there are no priorities"
         )
         problems.append(Problem(f"found {priority}, expected {expected}", key="default_priority"))
     # A composite has no executor. An `executor` among the file's defaults is for the other nodes.

@@ -68,18 +68,19 @@ def owners(nodes: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, str], list
 def check_shared(node: str, owner: str, keys: Mapping[str, Any], file: str) -> list[Problem]:
     """Return what is wrong with the keys of a node that shares.
 
-    Keys that only instances of its own could use have no effect, which is logged.
+    Keys that only instances of its own could use have no effect, which is logged. `owner` is "" if
+    there is no such node: that is another problem, and nothing is logged.
     """
     idle = [key for key in keys if key not in STRUCTURE_KEYS or key == "backend"]
     binding = Binding()
     if "backend" not in keys and not NODE_KEYS.issuperset(idle):
         # With a backend nothing is checked: one of a user's own may have any key.
         check_roughly({key: keys[key] for key in idle}, {}, binding)
-    if idle and not binding.problems:
+    if idle and owner and not binding.problems:
         logger.warning(
-            "%s: no effect of %s here: the node shares the instances of %r",
+            "%s: %s no effect: the node shares the instances of %r",
             " ".join(filter(None, (file, f"[{node}]"))),
-            ", ".join(idle),
+            ", ".join(f"`{key}`" for key in idle) + (" has" if len(idle) == 1 else " have"),
             owner,
         )
     return binding.problems

@@ -133,10 +133,10 @@ def _split(content: dict[Any, Any], tables: Tables) -> Tables:
         if "backend" not in tables.defaults:
             misspelt = nearest("backend", tables.defaults)
             hint = f" (is {misspelt!r} a misspelling of it?)" if misspelt else ""
-            message = (
-                "there is no node: expected a table with a key backend, or that key alone" + hint
-            )
-            raise ConfigError([Problem(message, tables.file)])
+            message = f"no node: expected a table with the key `backend`{hint}"
+            tables.problems.append(Problem(message, tables.file))
+            tables.defaults = {}  # no node could know these keys
+            return tables  # what is wrong in [pipeline] is reported too
         tables.nodes = {NAMELESS: tables.defaults}
         tables.defaults = {}
     tables.defaults |= common

@@ -224,6 +224,11 @@ def problems_of(
                 }
                 names = tables.get(len(loc), PortTable.model_fields)
                 yield Problem(f"there is no key {last!r} here{did_you_mean(last, names)}", key=key)
+            case "string_pattern_mismatch" if loc in {("name",), ("version",)}:
+                message = "expected letters, digits, _ . -"
+                yield Problem(f"found {details['input']!r}: {message}", key=key)
+            case "int_parsing" | "int_type" | "int_from_float" | "int_parsing_size":
+                yield Problem(f"found {details['input']!r}: expected a whole number", key=key)
             case _:
                 # Our own validators raise ValueError; pydantic says so before the message.
                 message = details["msg"].removeprefix("Value error, ")

@@ -42,12 +42,14 @@ def test_a_module_is_imported() -> None:
         ("nothing.py:f", "there is no file .*nothing.py"),
         ("ops.py:tripel", "has no 'tripel', did you mean 'triple'"),
         ("penstock.nowhere:f", "importing 'penstock.nowhere' .* failed: ModuleNotFoundError"),
-        ("broken.py:f", "failed: ZeroDivisionError"),
+        ("broken.py:f", r"failed: ZeroDivisionError: division by zero \(/.*/broken\.py:1\)$"),
+        ("unfinished.py:f", r"failed: SyntaxError: .* \(unfinished\.py, line 1\)$"),
         (":f", "expected module:Class or file.py:Class"),
     ],
 )
 def test_loading_fails(tmp_path: Path, target: str, message: str) -> None:
     (tmp_path / "ops.py").write_text(OPS)
     (tmp_path / "broken.py").write_text("1 / 0")
+    (tmp_path / "unfinished.py").write_text("f(")
     with pytest.raises(ConfigError, match=message):
         load(target, tmp_path)

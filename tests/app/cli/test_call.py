@@ -235,8 +235,7 @@ def test_files_that_can_not_be_run(files: Path, file: str, expected: str) -> Non
 def test_an_image_that_does_not_exist(files: Path, digits: Path) -> None:
     answer = call(digits, files / "gone.png")
     assert (
-        answer.exit_code == 1
-        and answer.stderr == f"{files / 'gone.png'}: No such file or directory\n"
+        answer.exit_code == 1 and answer.stderr == f"{files / 'gone.png'}: there is no such file\n"
     )
 
 

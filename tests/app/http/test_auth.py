@@ -119,6 +119,10 @@ def test_loading_and_unloading_need_the_admin_token(
             assert answer.status_code == status, answer.text
             if status != 200:
                 assert answer.headers["content-type"] == "application/problem+json"
+            if status == 401 and "api_key" not in settings:
+                wrong = "the admin token is wrong"
+                missing = "expected the header Authorization: Bearer <admin token>"
+                assert answer.json()["detail"] == (wrong if token else missing)
         assert (
             client.post(
                 "/predict/echo", content=b"x", headers=bearer(settings.get("api_key"))

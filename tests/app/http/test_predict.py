@@ -405,7 +405,11 @@ def test_a_batch_of_which_some_images_are_refused(running: Any) -> None:
 @pytest.mark.parametrize(
     ("sent", "status", "detail"),
     [
-        ({"content": b"[1]", "headers": {"Content-Type": "application/json"}}, 400, "JSON list"),
+        (
+            {"content": b"[1]", "headers": {"Content-Type": "application/json"}},
+            400,
+            "the body is an array",
+        ),
         (
             {"content": b'{"image": ', "headers": {"Content-Type": "application/json"}},
             400,
@@ -465,8 +469,8 @@ def test_bad_bodies(client: httpx.Client, path: str, sent: Any, status: int, det
         ({"json": {"image": "Zm9vYg="}}, 400, "not valid base64: Incorrect padding"),
         ({"json": {"image": "data:image/png,Zm9v"}}, 400, "a data URL without ';base64'"),
         ({"json": {"image": "é"}}, 400, "not valid base64"),
-        ({"json": {"image": 7}}, 400, "is a int, expected a base64 string"),
-        ({"json": {"image": ["Zm91cg=="]}}, 400, "is a list"),
+        ({"json": {"image": 7}}, 400, "is a number, expected a base64 string"),
+        ({"json": {"image": ["Zm91cg=="]}}, 400, "is an array"),
         ({"json": {"images": ["Zm91cg=="]}}, 400, "unknown key 'images'"),
         ({"files": [("image", b"x"), ("image", b"x")]}, 400, "2 fields 'image'"),
         ({"files": [("image", b"x")] * 5}, 400, "5 fields 'image'"),
@@ -514,7 +518,10 @@ def test_unknown_pipelines_and_paths(client: httpx.Client) -> None:
         "/PREDICT/probe",
     ):
         for method in ("POST", "PUT", "GET"):
-            assert client.request(method, path, content=b"x").status_code == 404, path
+            answer = client.request(method, path, content=b"x")
+            nameless = path == "/predict/" and method != "GET"
+            nothing = "there is no pipeline ''" if nameless else f"there is nothing at {path}"
+            problem(answer, 404, "not_found", nothing)
     assert client.post("/predict/%70robe", content=b"four").json()["result"] == 4
     assert (
         client.post("/predict/probe%2Fbatch", json={"images": ["Zm91cg=="]}).json()["results"][0][
@@ -530,7 +537,7 @@ def test_unknown_pipelines_and_paths(client: httpx.Client) -> None:
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PATCH", "OPTIONS"])
 def test_wrong_methods(client: httpx.Client, running: Any, path: str, method: str) -> None:
     answer = client.request(method, path)
-    problem(answer, 405, "method_not_allowed")
+    problem(answer, 405, "method_not_allowed", f"{method} is not allowed here: use POST or PUT")
     assert set(answer.headers["allow"].split(", ")) == {"POST", "PUT"}
 
 

@@ -118,6 +118,8 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
         find_filter("isLarge")
     with pytest.raises(ConfigError, match="there is no filter 'orr', did you mean 'or'"):
         find_filter("orr")
+    with pytest.raises(ConfigError, match=r"no filter 'x': expected one of .*, if, is_large, or, "):
+        find_filter("x")
 
 
 def test_a_registered_function_is_a_filter() -> None:

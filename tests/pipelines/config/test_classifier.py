@@ -114,6 +114,8 @@ def test_labels_that_do_not_fit_the_model(tmp_path: Path) -> None:
     assert "labels.txt: found 3 labels, expected 10: the classes of" in refusal(
         DIGITS / "digits.onnx", labels
     )
+    labels.write_text("zero\n")
+    assert "found 1 label, expected 10" in refusal(DIGITS / "digits.onnx", labels)
     # The model does not say how many classes it has: any number of labels fits.
     from_model(save_model(tmp_path / "open.onnx", ["N", 3, 8, 8]), labels)
     labels.write_bytes(b"\xff")

@@ -431,7 +431,7 @@ def test_keys_that_a_logical_node_ignores_are_logged(caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING, "penstock.config"):
         assert load(nodes).nodes["rec.2"].groups == ()
     assert [record.getMessage() for record in caplog.records] == [
-        "[rec.2]: no effect of backend, max, x here: the node shares the instances of 'rec'"
+        "[rec.2]: `backend`, `max`, `x` have no effect: the node shares the instances of 'rec'"
     ]
     caplog.clear()
     nodes["rec.2"] = {"maps": "rec[result:data]"}
@@ -439,6 +439,15 @@ def test_keys_that_a_logical_node_ignores_are_logged(caplog: pytest.LogCaptureFi
         "[rec.2] maps: this is neither a key of a node nor a parameter of any backend, "
         "did you mean 'map'?"
     )
+    assert caplog.records == []
+
+
+def test_keys_that_share_with_a_missing_node_are_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    nodes = {"a": {"backend": "Small"}, "b": {"borrow_from": "e", "backend": "Small"}}
+    with caplog.at_level(logging.WARNING, "penstock.config"):
+        assert "[b] borrow_from: there is no node 'e'" in problem(nodes)
     assert caplog.records == []
 
 

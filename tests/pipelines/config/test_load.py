@@ -18,7 +18,7 @@ from penstock.backends.item import Item
 from penstock.pipelines.config.load import PipelineConfig, Port, load, load_directory
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
-NO_INTEGER = "input should be a valid integer, unable to parse string as an integer"
+NO_INTEGER = "expected a whole number"
 
 
 class ScaleParams(Params):
@@ -206,6 +206,11 @@ def test_a_key_reaches_every_member_that_declares_it_and_an_address_only_one() -
 def test_positional_arguments_follow_the_declaration() -> None:
     assert params(load("Scale(3,x)")) == ScaleParams.model_validate({"factor": 3, "label": "x"})
     assert "takes at most 2 arguments, found 3" in problem("Scale(1,2,3)")
+    assert "Identity takes no arguments, found 1" in problem("Identity(1)")
+    assert (
+        problem("Python[op2.py]")
+        == "[main] backend: Python[op2.py] names no class: expected Python[op2.py:Class]"
+    )
     assert "factor of Scale is given twice" in problem("Scale(1,factor=2)")
     assert "Scale has no parameter 'facter', did you mean 'factor'" in problem("Scale(facter=2)")
 
@@ -271,7 +276,7 @@ def test_a_default_must_be_known_to_one_node_only() -> None:
 
 
 def test_values_are_validated() -> None:
-    assert "[main] factor: found 'many': input should be a valid integer" in problem(
+    assert "[main] factor: found 'many': expected a whole number" in problem(
         {"backend": "Scale", "factor": "many"}
     )
     assert "[main] Scale::factor: found 'many'" in problem(
@@ -305,10 +310,36 @@ def test_keys_of_the_node() -> None:
         node.stuck_after,
     ) == (2.5, 4, 3, False, 5.0)
     assert load({"backend": "Scale", "priority_levels": 5}).nodes["main"].default_priority == 3
-    assert "found 5, expected 1 to 4" in problem(
+    assert "found 5, expected 1 to 4 (priority_levels = 4)" in problem(
         {"backend": "Scale", "priority_levels": 4, "default_priority": 5}
     )
+    assert "found 5, expected 1 (priority_levels = 1)" in problem(
+        {"backend": "Scale", "priority_levels": 1, "default_priority": 5}
+    )
     assert "expected priority_levels" in problem({"backend": "Scale", "default_priority": 1})
+
+
+def test_without_a_node_the_pipeline_table_is_checked_too() -> None:
+    assert problems({"pipeline": {"nme": "x"}, "max": 3}) == [
+        "[pipeline] nme: there is no key 'nme' here, did you mean 'name'?",
+        "no node: expected a table with the key `backend`",
+    ]
+
+
+@pytest.mark.parametrize("key", ["name", "version"])
+def test_names_and_versions_have_few_characters(key: str) -> None:
+    assert (
+        problem({"pipeline": {key: "a b"}, "a": {"backend": "Scale"}})
+        == f"[pipeline] {key}: found 'a b': expected letters, digits, _ . -"
+    )
+
+
+def test_names_that_can_not_be_inputs() -> None:
+    assert (
+        problem({"pipeline": {"inputs": {"result": {}}}, "a": {"backend": "Scale"}})
+        == "[pipeline] inputs.result: 'result' can't be an input: Penstock uses this name itself; "
+        "expected another name"
+    )
 
 
 def test_interpreter_and_macros_of_torchpipe() -> None:
@@ -546,8 +577,8 @@ def test_a_wrong_value_hides_no_problem_that_does_not_depend_on_it() -> None:
         "[pipeline] inputs.a.kind: found 'x': input should be 'image', 'bytes', 'text', "
         "'integer', 'number', 'boolean', 'tensor' or 'json'",
         "[pipeline] timeout: found -1: input should be greater than 0",
-        "[pipeline] inputs._b: '_b' can't be an input: Penstock uses this name itself, or it "
-        "starts with _; expected another name",
+        "[pipeline] inputs._b: '_b' can't be an input: names that start with _ never come from a "
+        "client; expected another name",
         "[pipeline] entry: there is no node 'bb', did you mean 'b'?",
     ]
     assert problems(
