@@ -987,13 +987,13 @@ def passed_while_uploading(client: httpx.Client, path: str) -> Any:
             head(
                 path,
                 length=len(body),
-                Penstock_Deadline_Ms=1,
+                Penstock_Deadline_Ms=100,  # not refused for the time that an answer takes
                 Authorization=client.headers.get("Authorization", "-"),
             )
             + body[:1]
         )
         client.get("/health/live")  # by its answer the server has read the head
-        time.sleep(0.01)  # the test is that this time counts
+        time.sleep(0.15)  # the test is that this time counts
         wire.send(body[1:])
         status, headers, body = wire.read()
     return httpx.Response(status, headers=dict(headers), content=body)
