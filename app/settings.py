@@ -61,11 +61,11 @@ class Settings(BaseSettings):
     )
     allow_model_overrides: bool = Field(
         default=False,
-        description="Let such a load at /v2 bring its own configuration and ONNX files.",
+        description="Let a load at /v2 bring its own configuration and ONNX files.",
     )
     allow_trace: bool = Field(
         default=False,
-        description="Return a trace of the request to the admin token, if a request asks for one.",
+        description="Return a trace to requests that ask and carry the admin token.",
     )
     allow_shared_memory: bool = Field(
         default=False,

@@ -44,7 +44,7 @@ class PenstockError(Exception):
     status: ClassVar[int | None] = None
     """The HTTP status, 400 to 599, of an error class of your own; None: that of its base class."""
     logged: bool = False
-    """Whether the log has it. A server logs what it answers by 500 and is not logged yet."""
+    """True if the log has it. A server logs what it answers by 500 and is not logged yet."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -15,7 +15,7 @@ NOTABLE_LATENESS_MS = 20
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """Return the smallest value that at least `share` percent of the values do not exceed.
+    """Return the smallest value such that `share` percent of the values are at most this.
 
     This is the nearest rank, so always one of the values; 0 if there are none.
     """
@@ -62,7 +62,7 @@ class Report:
     in_time: int | None = None
     """Answers with status 200 within the deadline, counted from when they were due."""
     goodput: float | None = None
-    """Answers in time per second."""
+    """Answers in time, per second."""
     generator_late_ms: float = 0.0
     usage: Usage = field(default_factory=Usage)
 

@@ -1,7 +1,7 @@
-"""Pipelines as a Mermaid flowchart, for `penstock graph` and every viewer of Mermaid.
+"""Pipelines as a Mermaid flowchart, for `penstock graph` and anything that renders Mermaid.
 
-Nodes have ids of the chart's own (`n1`, `n2`, …), so that no name from a file is read as a word of
-Mermaid's language. The names are in the labels.
+Nodes have generated ids (`n1`, `n2`, …), because a name could be a Mermaid keyword. The names are
+in the labels.
 """
 
 from __future__ import annotations

@@ -77,8 +77,8 @@ def must_close(scope: Scope) -> bool:
 def _number(length: bytes) -> float:
     """Parse a Content-Length.
 
-    Returns infinity, for an unknown length, if it is absurdly long or not a number. `int` refuses
-    texts of more than 4300 digits.
+    Returns infinity if it is not a number or has 20 digits or more. `int` refuses texts of more
+    than 4300 digits.
     """
     return int(length) if length.isdigit() and len(length) < 20 else inf
 

@@ -4,8 +4,8 @@ The `data:` of an event is a plain answer. The last event is `end`, or `error` w
 connection that ends without either has broken. An error before the first part is an ordinary answer
 with its status.
 
-The next part is requested after the server has taken the former one, and a server takes none while
-its client does not read. So the pipeline goes as fast as its reader.
+The next part is requested after the server has taken the previous one; it takes none while the
+client isn't reading. So the pipeline goes as fast as its reader.
 """
 
 from __future__ import annotations

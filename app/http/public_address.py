@@ -36,9 +36,9 @@ Written out, because Python's `is_global` has changed between minor versions.
 """
 
 UNICAST_6 = IPv6Network("2000::/3")
-"""All that is assigned as global unicast.
+"""The range assigned as global unicast.
 
-Outside are ::1, ::ffff:0:0/96 (IPv4-mapped), 64:ff9b::/96 (NAT64), fc00::, fe80:: and ff00::.
+It excludes ::1, ::ffff:0:0/96 (IPv4-mapped), 64:ff9b::/96 (NAT64), fc00::, fe80:: and ff00::.
 """
 
 PRIVATE_6 = tuple(

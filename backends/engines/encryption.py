@@ -37,7 +37,7 @@ _SALT_BYTES, _TAG_BYTES, _KEY_BYTES = 32, 16, 32
 
 
 class WrongKeyError(BackendError):
-    """Raised when a file can't be decrypted: it has another key, or was changed.
+    """Raised when a file can't be decrypted: the key is wrong, or the file was changed.
 
     The cipher can't tell which.
     """
@@ -136,7 +136,7 @@ def decrypt(data: bytes | memoryview, key: bytes, where: str) -> bytes:
 def read_model(path: Path) -> bytes:
     """Read a file, decrypted if it is `.encrypted`.
 
-    Raises OSError for a file that can't be read, BackendError for a wrong key or wrong content.
+    Raises OSError for a file that can't be read, BackendError for an invalid key or content.
     """
     data = path.read_bytes()
     return decrypt(data, find_key(), str(path)) if is_encrypted(path) else data

@@ -85,7 +85,9 @@ _taken: WeakValueDictionary[tuple[torch.device, int], _Lease] = WeakValueDiction
 """The streams that threads hold, by the driver's handle. The end of a thread frees its own."""
 
 STREAMS_PER_DEVICE = 32
-"""torch hands out this many streams of a device in turn, then again the first, even if used."""
+"""torch hands out this many streams of a device in turn and then starts again, also with streams in
+use.
+"""
 
 
 def own_stream(device: torch.device) -> torch.cuda.Stream | None:
@@ -229,7 +231,7 @@ class DeviceHalf:
             return buffer.device[:rows]
         with timeline.span("assembly", rows=rows):
             start = sum(map(len, tensors))
-            # One call for all: next to other threads, each call is a wait for the GIL.
+            # One call for all: while other threads run, each call waits for the GIL.
             torch.cat(list(tensors), out=buffer.host[:start])
             if start < rows:
                 buffer.host[start:rows].zero_()
@@ -243,8 +245,7 @@ class DeviceHalf:
     ) -> Buffer:
         """Return the buffer of an input.
 
-        A batch above `capacity` gets a larger buffer of its own: graphs hold the addresses of the
-        other.
+        A batch above `capacity` gets a second, larger buffer: graphs hold the first one's address.
         """
         size = capacity if rows <= capacity else 1 << (rows - 1).bit_length()
         key = index, shape, dtype, size
@@ -286,9 +287,9 @@ class DeviceHalf:
                 self._spans.place()
 
     def span(self, name: str, **arguments: int) -> AbstractContextManager[None]:
-        """Record on the timeline how long the device takes for the work that the block gives it.
+        """Record on the timeline how long the work queued in the block takes on its stream.
 
-        On a GPU that is the work of the stream, on the CPU that of this thread.
+        On the CPU it is the time of this thread.
         """
         return (timeline if self._spans is None else self._spans).span(name, **arguments)
 

@@ -37,8 +37,11 @@ might patch it with grey.
 """
 
 PNG_ANCILLARY_CHUNKS = frozenset({b"tRNS", b"eXIf"})
-"""Those that pixels depend on. The others are removed, because OpenCV refuses a file for some that
-are damaged, and shows black for a broken animation."""
+"""The chunks that pixels depend on.
+
+The others are removed, because OpenCV refuses a file for some that are damaged, and shows black for
+a broken animation.
+"""
 
 EMPTY_LEVELS = (126, 130), (63, 67)
 """Levels around 128 and 65, which the missing part of a JPEG has: in YCbCr or grey, and in CMYK."""
@@ -50,7 +53,7 @@ WIDE_GREY_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 MODES_WITHOUT_RANGE = frozenset({"I", "F"})
 
 NOT_THIS_FORMAT = SyntaxError, IndexError, TypeError, KeyError, EOFError, struct.error
-"""What Pillow's plugins raise for a file of another format, as in `Image.open`."""
+"""The exceptions that Pillow's plugins raise for a file of another format, as in `Image.open`."""
 
 
 class DecodeMatParams(Params):

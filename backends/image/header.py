@@ -48,7 +48,7 @@ NAMED_BY_THEIR_BEGINNING = {
 
 @dataclass(frozen=True, slots=True)
 class JpegHeader:
-    """What a JPEG says about its channels and scans."""
+    """The channels and scans that a JPEG declares."""
 
     channels: int
     named_rgb: bool
@@ -61,7 +61,7 @@ class JpegHeader:
     """One scan holds all channels in full, as in every JPEG that is not progressive."""
     restarts: bool
     data_start: int
-    """Where the coded data of the first scan begin."""
+    """The offset at which the coded data of the first scan begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Header:
     """How to make an AVIF upright. The decoders follow EXIF by themselves."""
     jpeg: JpegHeader | None = None
     inner: slice | None = None
-    """Where the image file in a container is. None if the container's reader must decode it."""
+    """The place of the image file in a container. None if the container's reader must decode it."""
 
 
 def read_header(encoded: bytes) -> Header | None:
@@ -214,7 +214,7 @@ def tiff_orientation(exif: bytes) -> int | None:
 
 
 class JpegScans(NamedTuple):
-    """Where the end mark is, and whether the scans before it hold every coefficient in full."""
+    """The offset of the end mark, and whether all scans before it hold each coefficient in full."""
 
     end: int
     complete: bool

@@ -95,15 +95,14 @@ class CompositeNode:
     def begin(self, entry: Entry, batch: Batch, inside: Inside) -> None:
         """Start the work on `batch.outcomes[0]`, the node's own copy of the item.
 
-        It ends later, with a call of `end`. `inside` has the composites around the runs that it
-        starts.
+        It ends later, with a call of `end`. `inside`: the `Inside` of the runs it starts.
         """
         raise NotImplementedError
 
     def end_soon(self, entry: Entry, batch: Batch, outcome: Outcome) -> None:
-        """End an entry that has nothing to wait for, in the loop's next iteration.
+        """End an entry that has nothing to wait for.
 
-        `enqueue` must not end it.
+        That is done in the next iteration, because `enqueue` must not end an entry.
         """
         self.waiting[entry] = batch, lambda: None
         self._loop.call_soon(self.end, entry, outcome, context=self._context)

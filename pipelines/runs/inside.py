@@ -23,7 +23,7 @@ class Inside:
 
     @classmethod
     def of(cls, entry: Entry) -> Inside:
-        """Return the composites around an entry's run. The future of a part carries them."""
+        """Return the composites that wait for the entry's run; a part's future holds them."""
         inside: Inside | None = getattr(entry.future, "inside", None)
         return cls(frozenset(), 0, [0]) if inside is None else inside
 

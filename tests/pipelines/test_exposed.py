@@ -1,4 +1,4 @@
-"""Exposed nodes: a node of a pipeline that is called by itself, in the queue that it has there."""
+"""Exposed nodes: a node of a pipeline that is called directly, through its own queue."""
 
 from __future__ import annotations
 

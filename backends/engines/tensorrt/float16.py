@@ -121,7 +121,7 @@ class _Output(NamedTuple):
 def _detach_outputs(graph: Any, left: Sequence[Any]) -> list[_Output]:
     """Turn outputs that nodes in float32 make into inner values, and return all outputs.
 
-    Otherwise the converter would cast these to float16 and leave them so.
+    Otherwise the converter would cast these to float16 and not cast them back.
     """
     from onnx import TensorProto
 

@@ -59,7 +59,10 @@ class Library:
         return self.name == "tensorrt_rtx"
 
     def runtime(self, where: str, *, on_gpu: bool) -> Any:
-        """Make an `IRuntime`. Raises BackendError without a GPU: TensorRT would be less clear."""
+        """Make an `IRuntime`.
+
+        Raises BackendError without a GPU: TensorRT's own message is less clear.
+        """
         if not on_gpu:
             raise BackendError(
                 f"{where}: TensorRT runs on an NVIDIA GPU, but torch sees none here; OnnxTensor "
@@ -96,7 +99,7 @@ def find_library(wanted: str = "") -> Library:
         if isinstance(library, Library):
             return library
         reasons.append(library)
-    raise BackendError(f"TensorRT is not here ({'; '.join(reasons)}): {HOW_TO_INSTALL}")
+    raise BackendError(f"TensorRT can't be used ({'; '.join(reasons)}): {HOW_TO_INSTALL}")
 
 
 @cache

@@ -31,7 +31,7 @@ class Recipe:
     sizes: tuple[int, ...]
     """The batch sizes to prepare for, in rising order."""
     gpu: str = "none"
-    """The GPU that the engine is built on and for; "none" if it is not for a particular one."""
+    """The GPU that the engine is built on and for; "none" if any GPU may run it."""
     node: str = ""
     """The node's name, for messages."""
 

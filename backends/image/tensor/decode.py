@@ -141,7 +141,7 @@ class DecodeTensor(TensorBackend):
 def suits_nvjpeg(header: Header) -> bool:
     """Return whether nvJPEG would decode the file as OpenCV does.
 
-    It turns nothing, reads no CMYK, and takes any three channels for YCbCr.
+    nvJPEG ignores EXIF rotation, can't read CMYK, and assumes that three channels are YCbCr.
     """
     jpeg = header.jpeg
     return (

@@ -113,7 +113,7 @@ BAD = [
     ),
     (
         'model = "net.onnx"\nlibrary = "tensorrt"',
-        NODE + "TensorRT is not here (tensorrt is not installed): install one",
+        NODE + "TensorRT can't be used (tensorrt is not installed): install one",
     ),
     (
         'model = "net.onnx"\ninput_reorder = "1,0"',

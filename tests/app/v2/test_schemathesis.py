@@ -43,7 +43,7 @@ MODELS = [
 """The models whose requests are written into the document."""
 
 OTHERS = ["digits", "text"]
-"""An image is no JSON; what is text takes any shape of one element."""
+"""An image isn't valid JSON; text takes any shape of one element."""
 
 ON: dict[str, Any] = {
     "api_key": "k3y",

@@ -191,7 +191,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     def machine(*capabilities: Any, library: Any = "") -> None:
         def find(wanted: Any) -> Any:
             if not library:
-                raise BackendError("TensorRT is not here")
+                raise BackendError("TensorRT can't be used")
             return Library(library, "10.0", None, None)
 
         monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
@@ -231,7 +231,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
             "tensorrt_rtx 10.0 is installed",
         ),
         ([(8, 6), (9, 0)], "tensorrt_rtx", "1", "OnnxTensor", True, "cuda:1 has 9.0"),
-        ([(9, 0)], "", "", "OnnxTensor", True, "TensorRT is not here"),
+        ([(9, 0)], "", "", "OnnxTensor", True, "TensorRT can't be used"),
         ([], "tensorrt", "", "OnnxTensor", False, "torch sees no GPU"),
     ],
 )
@@ -285,7 +285,7 @@ def test_the_log_says_which_engine_was_chosen_and_why(
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage().endswith(
-        "with OnnxTensor on the CPU, although there is a GPU: TensorRT is not here"
+        "with OnnxTensor on the CPU, although there is a GPU: TensorRT can't be used"
     )
 
 

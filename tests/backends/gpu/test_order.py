@@ -1,4 +1,4 @@
-"""Which tensors are waited for. gpu_order.py tests on a GPU that the waits work."""
+"""The tensors that are waited for. gpu_order.py tests on a GPU that the waits work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What files of torchpipe say in their own way: understood, or refused with what to write instead
+"""Phrases of torchpipe's files: understood, or refused with what to write instead
 (docs/how-to/torchpipe.md).
 """
 

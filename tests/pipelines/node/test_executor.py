@@ -1,4 +1,4 @@
-"""What an executor's thread does with a batch, run on the thread of the test."""
+"""An executor's thread and its batches, run on the thread of the test."""
 
 from __future__ import annotations
 

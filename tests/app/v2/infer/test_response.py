@@ -1,4 +1,4 @@
-"""Which answers are written on a helper thread: those that would delay others on the event loop.
+"""Answers that are written on a helper thread: those that would delay others on the event loop.
 
 The contents of answers are in test_handler.py.
 """

@@ -26,7 +26,7 @@ from penstock.testing import Gate
 
 GATE = Gate()
 SEEN: list[Any] = []
-"""What the backends have been given."""
+"""The records of the backends: data, threads, references."""
 
 
 @register_backend("InferGate")

@@ -677,7 +677,7 @@ def test_files_make_a_model_of_their_own(served: Any, temporary: Path) -> None:
 
 
 def test_an_unloaded_model_is_let_go(served: Any, temporary: Path) -> None:
-    """Whichever model is asked for next."""
+    """This holds for any model that is requested next."""
     client, _ = served
     client.load_model(
         "scale", config="{}", files={"file:1/model.onnx": onnx_model(2.0)}, headers=HEADERS
