@@ -89,6 +89,11 @@ class EngineParams(Params):
         description="the largest batch, as a size or as shapes (4, 4x3x224x224); ',' separates "
         "inputs, ';' separates profiles",
     )
+    batched: bool | None = Field(
+        None,
+        description="false: each item runs alone; true: items share runs without the check at "
+        "load that the model keeps rows apart; default: they share runs if the check passes",
+    )
     precision: Precision | None = Field(
         None, description="the precision of weights and layers; not given: the model's own"
     )
@@ -154,7 +159,11 @@ class EngineParams(Params):
     )
 
     def declared_range(self) -> BatchRange:
-        """Return the batch range that `min` and `max` give. The model may narrow it at `init`."""
+        """Return the batch range of the node. The model may narrow it at `init`."""
+        return BatchRange(1, 1) if self.batched is False else self.size_range()
+
+    def size_range(self) -> BatchRange:
+        """Return the batch range that `min` and `max` give."""
         sizes_min = batch_sizes(self.min) if self.min is not None else []
         sizes_max = batch_sizes(self.max) if self.max is not None else []
         return BatchRange(min(sizes_min, default=1), max(sizes_max, default=UNBOUNDED))

@@ -92,6 +92,7 @@ class ModelTensor(Backend):
         self.children = (engine,)
         engine.init(params, context)
         self.min, self.max, self.device = engine.min, engine.max, engine.device
+        self.signature = engine.signature
         if isinstance(engine, OnnxTensor) and find_spec("torch") is not None:
             import torch
 

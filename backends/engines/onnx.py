@@ -20,6 +20,7 @@ from .encryption import is_encrypted, read_model
 from .normalise import channels_last, fuse_normalisation
 from .postprocess import PostProcessing
 from .processors import threads_per_instance
+from .rows import MAX_PROBE_ROWS, Row, guesses, random_rows, rows_like, why_mixed
 from .shapes import (
     UNBOUNDED_WARM_UP_BATCH,
     refuse_without_elements,
@@ -83,6 +84,9 @@ class OnnxTensor(Backend):
 
     One batch may hold items of several shapes; each shape is a run of its own. A model with a fixed
     batch size runs padded with zeros.
+
+    Items share a run only if the model is proven to keep rows apart (rows.py). Otherwise each item
+    runs alone: `data` is what the model takes, with any first axis.
     """
 
     parameters: ClassVar[type[Params] | None] = OnnxParams
@@ -139,12 +143,10 @@ class OnnxTensor(Backend):
         self._output_names = [port.name for port in self.outputs]
         self._buffers: dict[tuple[str, tuple[int, ...]], NDArray[Any]] = {}
 
-        # Items can share a run if the batch is the first axis of all inputs and outputs, and is
-        # either open in all of them or of the same fixed size in all.
-        sizes = {port.shape[0] if port.shape else 0 for port in self.inputs}
-        answers = {port.shape[0] if port.shape else 0 for port in self.outputs}
-        self._batched = len(sizes) == 1 and 0 not in sizes and answers <= sizes | {None}
-        self._fixed = next(iter(sizes)) if self._batched else None
+        self._where = f"{context.node}: OnnxTensor"
+        self._extra = {"pipeline": context.pipeline, "node": context.node}
+        self._model = params.model
+        self._decide(params, context)
         if all(port.dtype is not None for port in (*self.inputs, *self.outputs)):
             self.signature = Signature(
                 self._signed(self.inputs),
@@ -152,16 +154,139 @@ class OnnxTensor(Backend):
                 self._batched,
             )
         declared = params.declared_range()
-        bounds = [
-            bound
-            for bound in (declared.max, context.max, self._fixed)
-            if bound is not None and bound != UNBOUNDED
-        ]
-        self.max = min(bounds, default=UNBOUNDED) if self._batched else 1
+        self.max = self._bound(params, context) if self._batched else 1
         self._largest = self.max if self.max != UNBOUNDED else UNBOUNDED_WARM_UP_BATCH
         self.min = self._fixed or min(max(declared.min, context.min or 1), self.max)
         self.min = min(self.min, self.max)
         self._known_shapes = shapes_of_last_profile(params.max)
+
+    def _bound(self, params: OnnxParams, context: Context) -> int:
+        bounds = (params.declared_range().max, context.max, self._fixed)
+        return min(bound for bound in (*bounds, UNBOUNDED) if bound is not None)
+
+    def _decide(self, params: OnnxParams, context: Context) -> None:
+        """Decide whether items share runs: by the model's shapes, and then by a probe. Where the
+        model can't be probed with random rows, the first items that would share a run decide.
+        Raises ConfigError for `batched = true` with inputs that have no common first axis.
+        """
+        self._proven, self._fixed = True, None
+        sizes = {port.shape[0] if port.shape else 0 for port in self.inputs}
+        reason = self._why_no_batch()
+        self._batched = params.batched is not False and not reason
+        if params.batched:
+            if len(sizes) != 1 or 0 in sizes:
+                raise _config_error(context, "batched", f"is true, and {reason}")
+            self._batched = True
+        if self._batched:
+            (self._fixed,) = sizes
+        elif reason and context.instance == 0:
+            self._tell(reason)
+        most = self._bound(params, context)
+        if not self._batched or params.batched or (most == 1 and self._fixed in (None, 1)):
+            return  # it is decided, or no run has more than one row
+        self._proven = False
+        shapes = shapes_of_last_profile(params.max)
+        given = [
+            shapes[index][1:]
+            if index < len(shapes) and len(shapes[index]) == len(port.shape) > 1
+            else port.shape[1:]
+            for index, port in enumerate(self.inputs)
+        ]
+        self._probe_rows = min(MAX_PROBE_ROWS, self._fixed or most)
+        for inner in guesses(given):
+            for least in (0, 1):
+                ports = [
+                    (shape, port.dtype or np.dtype(np.float32))
+                    for shape, port in zip(inner, self.inputs, strict=True)
+                ]
+                rows = random_rows(ports, self._probe_rows, least)
+                try:
+                    reason = why_mixed(rows, self._probe, self._output_names)
+                except Exception as error:  # the exceptions of ONNX Runtime share no base class
+                    logger.debug("%s: %s refuses a probe: %s", self._where, self._model, error)
+                    continue
+                self._settle(reason, tell=context.instance == 0)
+                return
+        if context.instance == 0:
+            logger.info(
+                "%s: %s refuses random rows: whether it keeps items apart is checked with the "
+                "first items that could share a run",
+                self._where,
+                self._model,
+                extra=self._extra,
+            )
+
+    def _why_no_batch(self) -> str:
+        """Return why the first axis can't be the batch by the model's own shapes; "" if it can."""
+        sizes = {port.shape[0] if port.shape else 0 for port in self.inputs}
+        if len(sizes) != 1 or 0 in sizes:
+            return f"its inputs have no common first axis ({_listed(self.inputs)})"
+        if not {port.shape[0] if port.shape else 0 for port in self.outputs} <= sizes | {None}:
+            return f"its outputs lack the first axis of its inputs ({_listed(self.outputs)})"
+        nodes = [*self.session.get_inputs(), *self.session.get_outputs()]
+        names = {node.shape[0] for node in self.session.get_inputs() if node.shape}
+        for node in nodes:
+            for name in node.shape[1:]:
+                if name and isinstance(name, str) and name in names:
+                    return f"{node.name} has the size {name} of the first axis on another axis too"
+        return ""
+
+    def _settle(self, reason: str, *, tell: bool = True) -> None:
+        """Keep the answer of a probe: why items may not share runs, or ""."""
+        self._proven = True
+        if reason:
+            self._batched, self._fixed = False, None
+            if tell:
+                self._tell(reason)
+
+    def _tell(self, reason: str) -> None:
+        logger.warning(
+            "%s runs each item of %s alone: %s; batched = false accepts that without this warning, "
+            "batched = true lets items share runs all the same",
+            self._where,
+            self._model,
+            reason,
+            extra=self._extra,
+        )
+
+    def _probe(self, rows: Sequence[Row]) -> list[NDArray[Any]]:
+        """Run rows together, padded as in a batch."""
+        import onnxruntime
+
+        quiet = onnxruntime.RunOptions()
+        quiet.log_severity_level = 4  # the model may refuse these rows
+        ran = self._fixed or len(rows)
+        feed = {}
+        for index, port in enumerate(self.inputs):
+            whole = np.zeros((ran, *rows[0][index].shape[1:]), port.dtype)
+            if port.dtype == np.object_:
+                whole[:] = ""
+            whole[: len(rows)] = np.concatenate([row[index] for row in rows])
+            feed[port.name] = whole
+        outputs = self.session.run(self._output_names, feed, quiet)
+        return [
+            output[: len(rows)] if output.ndim and len(output) == ran else output
+            for output in outputs
+        ]
+
+    def _prove(self, arrays: Row) -> None:
+        """Probe with rows made from an item's. An item that the model refuses, or whose rows can't
+        be made to differ, proves nothing.
+        """
+        first = [array[:1] for array in arrays]
+        rows = rows_like(first, self._probe_rows)
+        try:
+            self._probe([first])
+            if not rows:
+                return
+        except Exception as error:  # `forward` reports it
+            logger.debug("%s: %s refuses a probe: %s", self._where, self._model, error)
+            return
+        try:
+            reason = why_mixed(rows, self._probe, self._output_names)
+        except Exception as error:  # the exceptions of ONNX Runtime share no base class
+            reason = f"it can't be checked whether it keeps items apart: {error}"
+        self._settle(reason)
 
     def _signed(self, ports: Sequence[Port]) -> tuple[TensorPort, ...]:
         """Describe inputs or outputs for clients.
@@ -212,16 +337,23 @@ class OnnxTensor(Backend):
             key = tuple([array.shape[1:] for array in arrays]) if self._batched else position
             groups.setdefault(key, []).append((item, arrays))
         for members in groups.values():
-            try:
-                self._run(members)
-            except Exception as error:
-                refuse_without_elements(
-                    "OnnxTensor",
-                    (array.shape for _, arrays in members for array in arrays),
-                    (item for item, _ in members),
-                    error,
-                    alone=len(batch) == 1,
-                )
+            if not self._proven and (len(members) > 1 or self._fixed):
+                self._prove(members[0][1])
+                if not self._batched:
+                    self.forward(batch)
+                    return
+        for members in groups.values():
+            for sharing in [members] if self._proven else [[member] for member in members]:
+                try:
+                    self._run(sharing)
+                except Exception as error:
+                    refuse_without_elements(
+                        "OnnxTensor",
+                        (array.shape for _, arrays in sharing for array in arrays),
+                        (item for item, _ in sharing),
+                        error,
+                        alone=len(batch) == 1,
+                    )
 
     def close(self) -> None:
         self.session = None
@@ -307,7 +439,7 @@ class OnnxTensor(Backend):
                 name = self.outputs[0 if self._post.active else index].name
                 raise BackendError(
                     f"OnnxTensor: output {name} has shape {shape_text(output.shape)} for a batch "
-                    f"of {rows}: the model does not keep items apart; set max = 1"
+                    f"of {rows}: the model does not keep items apart; set batched = false"
                 )
         start = 0
         for (item, _), count in zip(members, counts, strict=True):
@@ -431,6 +563,10 @@ def _narrows(dtype: np.dtype[Any], expected: np.dtype[Any] | None) -> bool:
     conversion with a loss that engines make; the torch engines do too.
     """
     return expected == np.float32 and dtype.kind == "f" and dtype.itemsize == 8
+
+
+def _listed(ports: Sequence[Port]) -> str:
+    return ", ".join(f"{port.name} {shape_text(port.shape)}" for port in ports)
 
 
 def _config_error(context: Context, key: str, message: str) -> ConfigError:

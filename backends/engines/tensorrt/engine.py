@@ -70,11 +70,24 @@ class TensorrtEngine(TorchEngine):
         execution = Execution(library, engine, where, device, stream)
         self.model_range = execution.range
         self._inputs = reorder(execution.inputs, params.input_reorder, "input_reorder", context)
+        self.scores_only = params.postprocessor in CLASSIFIERS
+        return execution
+
+    def init(self, params: TensorrtParams, context: Context) -> None:
+        super().init(params, context)
         as_they_are = not params.output_reorder and params.postprocessor in {None, ""}
         self.signature = Signature(
-            _signed(self._inputs), _signed(execution.outputs) if as_they_are else None, batched=True
+            _signed(self._inputs, self.batched),
+            _signed(self.model.outputs, self.batched) if as_they_are else None,
+            self.batched,
         )
-        return execution
+
+    def _probe_rows(self) -> int:
+        inner = {
+            port.name: shape
+            for port, (shape, _) in zip(self._inputs, self.example_shapes(), strict=True)
+        }
+        return min(super()._probe_rows(), self.model.largest(inner))
 
     def example_shapes(self) -> Sequence[tuple[Sequence[int], torch.dtype]]:
         largest = max(
@@ -167,6 +180,11 @@ class TensorrtEngine(TorchEngine):
         ordered = [by_name[port.name] for port in self.model.inputs]
         count = len(ordered[0])
         rows = self.model.rows(count, [tensor.shape[1:] for tensor in ordered])
+        if rows != count and not self.batched:
+            raise InvalidInput(
+                f"TensorrtTensor: the first axis is {count}, and the smallest profile has {rows}: "
+                "the model does not keep items apart, so they are not padded"
+            )
         outputs = self.model(*[_padded(tensor, rows) for tensor in ordered])
         return self.order(
             [
@@ -218,7 +236,7 @@ def recipe_of(
         library = find_library(params.library)
     except BackendError as error:
         raise BackendError(f"{message_prefix(context.node)}: {error}") from error
-    largest = min(params.declared_range().max, context.max or UNBOUNDED)
+    largest = min(params.size_range().max, context.max or UNBOUNDED)
     sizes = buckets(UNBOUNDED_WARM_UP_BATCH if largest == UNBOUNDED else largest)
     recipe = Recipe.of(params, context, sizes, library, gpu_name(device))
     if not recipe.is_engine and (params.input_reorder or params.output_reorder):
@@ -245,9 +263,12 @@ def gpu_name(device: torch.device) -> str | None:
     return f"{torch.cuda.get_device_name(device)} {major}.{minor}"
 
 
-def _signed(ports: Sequence[Port]) -> tuple[TensorPort, ...]:
+def _signed(ports: Sequence[Port], batched: bool) -> tuple[TensorPort, ...]:
     return tuple(
-        TensorPort(port.name, dtype_text(port.dtype), (-1, *port.shape[1:])) for port in ports
+        TensorPort(
+            port.name, dtype_text(port.dtype), (-1, *port.shape[1:]) if batched else port.shape
+        )
+        for port in ports
     )
 
 

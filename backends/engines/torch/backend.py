@@ -53,6 +53,7 @@ class TorchBackend(Backend):
         self.children = (engine,)
         engine.init(params, context)
         self.min, self.max, self.device = engine.min, engine.max, engine.device
+        self.signature = engine.signature
 
     def forward(self, batch: list[Item]) -> None:
         self.children[0].forward(batch)

@@ -12,13 +12,16 @@ from contextlib import AbstractContextManager
 from itertools import accumulate
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ...base import UNBOUNDED, Backend, BatchRange, Context, Params
-from ...errors import BackendError, ConfigError, InvalidInput, Problem
+from ...errors import BackendError, ConfigError, DeviceError, InvalidInput, Problem
 from ...gpu.device import DeviceHalf, buckets, choose_device
 from ...item import Item
 from ...params import EngineParams
+from ..rows import MAX_PROBE_ROWS, random_rows, rows_like, why_mixed
 from ..shapes import (
     UNBOUNDED_WARM_UP_BATCH,
     parse_order,
@@ -62,6 +65,10 @@ class TorchEngine(Backend):
     batches are padded up to the next bucket. That takes shapes known in advance: from `max`
     (`8x3x224x224`) or from `example_shapes`. Every batch ends with a wait for its stream, so an
     error that the device reports belongs to the batch that just ran.
+
+    Items share a run only if the model is proven to keep rows apart (rows.py): at load where the
+    shapes are known, otherwise by the first items that would share one. If it does not, each item
+    runs alone, with any first axis.
     """
 
     parameters: ClassVar[type[Params] | None] = TorchParams
@@ -79,6 +86,16 @@ class TorchEngine(Backend):
     model_range = BatchRange(1, UNBOUNDED)
     """The batch sizes that the model itself can run; smaller batches are padded with zeros. Set by
     `load`.
+    """
+    batched = True
+    """Whether items may share a run."""
+    proven = True
+    """Whether `batched` is decided."""
+    probing = False
+    """Whether the model runs for a probe. Its runs must leave no trace in what compiles it."""
+    scores_only = False
+    """Whether the outputs after the first are derived from it: a classifier's classes, which may
+    differ where two scores are nearly the same.
     """
     can_capture = True
     """True if CUDA graphs may be captured of the model; set by `load`."""
@@ -111,21 +128,132 @@ class TorchEngine(Backend):
             )
         with self._half.errors("loading the model"), torch.no_grad():
             self.model = self.load(params, context, self._half.device)
+        self._decide(params, context)
+        self._ran = 0  # rows of the last batch, padding included
+
+    def _set_range(self, params: Any, context: Context) -> None:
         declared = params.declared_range()
-        bounds = [
-            bound
-            for bound in (declared.max, context.max, self.model_range.max)
-            if bound is not None and bound != UNBOUNDED
-        ]
-        self.max = min(bounds, default=UNBOUNDED)
+        bounds = (declared.max, context.max, self.model_range.max, UNBOUNDED)
+        self.max = min(bound for bound in bounds if bound is not None) if self.batched else 1
         self.min = min(max(declared.min, context.min or 1, self.model_range.min), self.max)
         self._capacity = max(
             self.max if self.max != UNBOUNDED else UNBOUNDED_WARM_UP_BATCH, self.model_range.min
         )
-        self._ran = 0  # rows of the last batch, padding included
         self._buckets = sorted(
             {max(size, self.model_range.min) for size in buckets(self._capacity)}
         )
+
+    def _decide(self, params: Any, context: Context) -> None:
+        """Decide whether items share runs, and set the batch range. Without shapes to probe with,
+        or where the model refuses random rows, the first items that would share a run decide.
+        """
+        self.batched = params.batched is not False
+        self._set_range(params, context)
+        if params.batched is not None or (self.max == 1 and self.model_range.min <= 1):
+            return  # it is decided, or no run has more than one row
+        self.proven = False
+        shapes = self.example_shapes()
+        if not shapes:
+            return
+        ports = [(shape, _numpy_dtype(dtype)) for shape, dtype in shapes]
+        rows = random_rows(ports, self._probe_rows())
+        try:
+            reason = self._why_mixed([[torch.from_numpy(part) for part in row] for row in rows])
+        except DeviceError:
+            raise
+        except Exception as error:  # models raise whatever their code raises
+            logger.debug("%s refuses a probe: %s", self._half.owner, error)
+            return
+        self._settle(reason, tell=context.instance == 0)
+
+    def _probe_rows(self) -> int:
+        return min(MAX_PROBE_ROWS, self._capacity)
+
+    def _settle(self, reason: str, *, tell: bool = True) -> None:
+        """Keep the answer of a probe: why items may not share runs, or ""."""
+        self.proven = True
+        if not reason:
+            return
+        self.batched = self.can_capture = False
+        self._set_range(self.params, self.context)
+        if tell:
+            extra = {"pipeline": self.context.pipeline, "node": self.context.node}
+            logger.warning(
+                "%s runs each item of %s alone: %s; batched = false accepts that without this "
+                "warning, batched = true lets items share runs all the same",
+                self._half.owner,
+                self.params.model,
+                reason,
+                extra=extra,
+            )
+
+    def _why_mixed(self, rows: list[list[Input]], names: tuple[str, ...] = ()) -> str:
+        """Return why the rows may not share a run, or "". Raises what the model raises."""
+        return why_mixed(rows, lambda some: self._probe(some, names))
+
+    def _probe(self, rows: Sequence[list[Input]], names: tuple[str, ...]) -> list[NDArray[Any]]:
+        """Run rows together, padded as in a batch."""
+        ran = max(len(rows), self.model_range.min)
+        self.probing = True
+        try:
+            # The buffers outlive the probe, so they must not be tensors of the inference mode.
+            inputs = self._assemble(list(rows), ran)
+            with self.gradients_off(), self._half.errors("probing the model"):
+                outputs = self._run(inputs, names)
+                fetched = iter(
+                    self._half.fetch(
+                        [output for output in outputs if isinstance(output, torch.Tensor)]
+                    )
+                )
+        finally:
+            self.probing = False
+        arrays = [
+            _as_array(next(fetched))
+            if isinstance(output, torch.Tensor)
+            else np.array(output, object)
+            for output in outputs[: 1 if self.scores_only else None]
+        ]
+        return [
+            array[: len(rows)] if array.ndim and len(array) == ran else array for array in arrays
+        ]
+
+    def _prove(self, member: Member) -> None:
+        """Probe with rows made from an item's. An item that the model refuses, or whose rows can't
+        be made to differ, proves nothing.
+        """
+        first = [value[:1] for value in member.inputs]
+        made = rows_like(
+            [
+                _as_array(value) if isinstance(value, torch.Tensor) else np.array(value, object)
+                for value in first
+            ],
+            self._probe_rows(),
+        )
+        rows: list[list[Input]] = [
+            [
+                torch.from_numpy(part.copy()).to(like.dtype)
+                if isinstance(like, torch.Tensor)
+                else part.tolist()
+                for part, like in zip(row, first, strict=True)
+            ]
+            for row in made
+        ]
+        try:
+            self._probe([first], member.names)
+        except DeviceError:
+            raise
+        except Exception as error:  # `forward` reports it
+            logger.debug("%s refuses a probe: %s", self._half.owner, error)
+            return
+        if not rows:
+            return
+        try:
+            reason = self._why_mixed(rows, member.names)
+        except DeviceError:
+            raise
+        except Exception as error:  # models raise whatever their code raises
+            reason = f"it can't be checked whether it keeps items apart: {error}"
+        self._settle(reason)
 
     def choose_device(self, params: Any, context: Context) -> torch.device:
         return choose_device(context.device)
@@ -192,21 +320,34 @@ class TorchEngine(Backend):
                 continue
             groups.setdefault(member.kind, []).append(member)
         for members in groups.values():
-            try:
-                self._run_group(members)
-            except Exception as error:
-                refuse_without_elements(
-                    self.backend_name,
-                    (
-                        value.shape
-                        for member in members
-                        for value in member.inputs
-                        if isinstance(value, torch.Tensor)
-                    ),
-                    (member.item for member in members),
-                    error,
-                    alone=len(batch) == 1,
-                )
+            if not self.proven and (len(members) > 1 or self._is_padded(members[0].rows)):
+                # The buffers may be tensors of the inference mode, which only change in it.
+                with self.gradients_off():
+                    self._prove(members[0])
+                if not self.batched:
+                    self.forward(batch)
+                    return
+        together = self.batched and self.proven
+        for members in groups.values():
+            for sharing in [members] if together else [[member] for member in members]:
+                try:
+                    if self.batched:
+                        self._run_group(sharing)
+                    else:
+                        self._run_alone(sharing[0])
+                except Exception as error:
+                    refuse_without_elements(
+                        self.backend_name,
+                        (
+                            value.shape
+                            for member in sharing
+                            for value in member.inputs
+                            if isinstance(value, torch.Tensor)
+                        ),
+                        (member.item for member in sharing),
+                        error,
+                        alone=len(batch) == 1,
+                    )
 
     def close(self) -> None:
         held = [self.__dict__.pop("model", None)]
@@ -225,7 +366,7 @@ class TorchEngine(Backend):
             read = as_texts if position in self.texts else as_tensor
             given: Input = read(value, label)
             shape = given.shape if isinstance(given, torch.Tensor) else (len(given),)
-            if not shape or shape[0] != size:
+            if not shape or (self.batched and shape[0] != size):
                 raise InvalidInput(
                     f"{label}: expected {size} (the item's request_size) as batch dimension, found "
                     f"shape {shape_text(shape)}"
@@ -237,7 +378,7 @@ class TorchEngine(Backend):
                 for value in inputs
             ]
         )
-        return Member(item, inputs, size, names, (names, kind))
+        return Member(item, inputs, size if self.batched else len(inputs[0]), names, (names, kind))
 
     def in_order(self, data: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
         """Return the names and the values of the inputs in `data`, in the model's order.
@@ -253,11 +394,7 @@ class TorchEngine(Backend):
     def _run_group(self, members: list[Member]) -> None:
         total = sum(member.rows for member in members)
         ran = max(total, self.model_range.min)
-        rows = (
-            next((size for size in self._buckets if size >= ran), ran)
-            if self._half.on_gpu and not self.texts
-            else ran
-        )
+        rows = self._padded_to(ran)
         with self.gradients_off():
             with self._half.errors("running a batch"):
                 inputs = self._assemble([member.inputs for member in members], rows)
@@ -282,21 +419,53 @@ class TorchEngine(Backend):
         self._ran = ran
         self._share_out(members, outputs)
 
+    def _padded_to(self, ran: int) -> int:
+        return (
+            next((size for size in self._buckets if size >= ran), ran)
+            if self._half.on_gpu and not self.texts
+            else ran
+        )
+
+    def _is_padded(self, rows: int) -> bool:
+        return self._padded_to(max(rows, self.model_range.min)) > rows
+
+    def _run_alone(self, member: Member) -> None:
+        """Run an item as it is, with no padding: its first axis may not be a batch."""
+        with self.gradients_off():
+            with self._half.errors("running an item"):
+                inputs = [
+                    self._assemble([[value]], len(value), index)[0]
+                    for index, value in enumerate(member.inputs)
+                ]
+                with self._half.span("run", rows=member.rows):
+                    outputs = self._run(inputs, member.names)
+            fetched = iter(
+                self._half.fetch([output for output in outputs if isinstance(output, torch.Tensor)])
+            )
+        self._ran = member.rows
+        self._share_out(
+            [member],
+            [next(fetched) if isinstance(output, torch.Tensor) else output for output in outputs],
+        )
+
     def gradients_off(self) -> AbstractContextManager[Any]:
         return torch.inference_mode()
 
-    def _assemble(self, members: list[list[Input]], rows: int) -> list[Any]:
+    def _assemble(self, members: list[list[Input]], rows: int, start: int = 0) -> list[Any]:
+        """Return the inputs on the device, each padded to `rows`. `start` is the model's position
+        of the first of them.
+        """
         inputs: list[Any] = []
-        for index, first in enumerate(members[0]):
+        for index, first in enumerate(members[0], start):
             if isinstance(first, torch.Tensor):
-                tensors: Any = [member[index] for member in members]
+                tensors: Any = [member[index - start] for member in members]
                 inputs.append(
                     self._half.assemble(
                         index, tensors, rows, self._capacity, self.travels_as(index, first)
                     )
                 )
             else:
-                inputs.append([text for member in members for text in member[index]])
+                inputs.append([text for member in members for text in member[index - start]])
         return inputs
 
     def travels_as(self, index: int, tensor: torch.Tensor) -> torch.dtype:
@@ -350,7 +519,7 @@ class TorchEngine(Backend):
                 )
                 raise BackendError(
                     f"{self.backend_name}: output {index} has {rows} for a batch of {ran}: the "
-                    "model does not keep items apart; set max = 1"
+                    "model does not keep items apart; set batched = false"
                 )
 
     def keeps_apart(self, output: Any, rows: int) -> bool:
@@ -391,6 +560,20 @@ class TorchEngine(Backend):
 
     def _wrong(self, key: str, message: str) -> ConfigError:
         return ConfigError([Problem(message, node=self.context.node, key=key)])
+
+
+def _as_array(tensor: torch.Tensor) -> NDArray[Any]:
+    """Return a tensor as an array, bfloat16 (which NumPy lacks) and its like as float32."""
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float64):
+        tensor = tensor.float()
+    array: NDArray[Any] = tensor.contiguous().numpy()
+    return array
+
+
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    """Return NumPy's dtype for the values of an input of this dtype."""
+    return _as_array(torch.empty(0, dtype=dtype)).dtype
 
 
 def _key(inputs: Sequence[torch.Tensor]) -> Hashable:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
 
 from ...base import UNBOUNDED, BatchRange, Context
@@ -22,7 +23,7 @@ from ...errors import BackendError, InvalidInput
 from ...gpu.device import choose_device
 from ...item import Item
 from ..shapes import shape_text
-from .engine import Member
+from .engine import Input, Member
 from .module import TorchModule, identity_of, reason_of
 from .params import TorchParams
 from .reading import dtype_text, widens
@@ -174,11 +175,14 @@ class TorchExportEngine(TorchModule):
         self.ports, self.inputs, self.required = tuple(ports), tuple(names), len(names)
         self.has_doubles = any(port.dtype == torch.float64 for port in ports)
         low, high = max(port.shape[0][0] for port in ports), min(port.shape[0][1] for port in ports)
+        if low > high and self.params.batched is False:
+            low, high = 1, UNBOUNDED
         if low > high:
             sizes = ", ".join(f"{port.name} {_size_text(port.shape[0])}" for port in ports)
             raise BackendError(
                 f"{self.prefix}: the model {path}: its inputs differ in their first dimension "
-                f"({sizes}): expected the batch dimension, the same for all"
+                f"({sizes}): expected the batch dimension, the same for all; batched = false runs "
+                "each item alone, with any first dimensions"
             )
         self.model_range = BatchRange(low, high)
         return _Unflattened(module, program.call_spec.in_spec)
@@ -266,7 +270,21 @@ class TorchExportEngine(TorchModule):
             super()._run_group(members)
         except SmallBatchError as small:
             self._pad_up_to(small.smallest)
-            super()._run_group(members)
+            if not self.proven:  # the padding is rows beside the item's
+                with self.gradients_off():
+                    self._prove(members[0])
+            if self.batched:
+                super()._run_group(members)
+                return
+            for member in members:
+                self._run_alone(member)
+
+    def _probe(self, rows: Sequence[list[Input]], names: tuple[str, ...]) -> list[NDArray[Any]]:
+        try:
+            return super()._probe(rows, names)
+        except SmallBatchError as small:
+            self._pad_up_to(small.smallest)
+            return super()._probe(rows, names)
 
     def _pad_up_to(self, smallest: int) -> None:
         self.model_range = BatchRange(smallest, self.model_range.max)
@@ -284,7 +302,7 @@ class TorchExportEngine(TorchModule):
         try:
             return self.model(*inputs)
         except (AssertionError, RuntimeError) as error:
-            if small := BATCH_TOO_SMALL.match(str(error)):
+            if self.batched and (small := BATCH_TOO_SMALL.match(str(error))):
                 raise SmallBatchError(int(small[1])) from error
             if WRONG_INPUT.match(str(error)):
                 raise InvalidInput(f"TorchExportTensor: {reason_of(error)}") from error

@@ -62,6 +62,7 @@ class TorchModule(TorchEngine):
 
     def load(self, params: TorchParams, context: Context, device: torch.device) -> Any:
         self._post = PostProcessing(params, context.node, self.backend_name)
+        self.scores_only = self._post.classifies
         if params.precision is not None and params.precision not in PRECISIONS:
             raise self._wrong(
                 "precision",

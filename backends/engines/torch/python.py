@@ -114,7 +114,9 @@ class PythonEngine(TorchModule):
                 value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
                 for value in inputs
             ]
-        return self.model(*inputs)
+        # A probe must not make torch.compile compile for its batch sizes.
+        model = getattr(self.model, "_orig_mod", self.model) if self.probing else self.model
+        return model(*inputs)
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -113,7 +113,8 @@ class TorchScriptEngine(TorchModule):
         return [] if self.takes_dict or self.texts else super().example_shapes()
 
     def call(self, inputs: list[Any], names: tuple[str, ...]) -> Any:
-        with _Unoptimised() if self.params.disable_optimized_execution else nullcontext():
+        plain = self.params.disable_optimized_execution or self.probing
+        with _Unoptimised() if plain else nullcontext():
             return (
                 self.model(dict(zip(names, inputs, strict=True)))
                 if self.takes_dict

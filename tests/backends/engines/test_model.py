@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from penstock import pipe
+from penstock.app.v2.models.model import Models
 from penstock.backends.base import Context
 from penstock.backends.engines import model
 from penstock.backends.engines.encryption import KEY_VARIABLE, encrypt
@@ -22,6 +24,7 @@ from penstock.backends.errors import BackendError, ConfigError
 from penstock.backends.expressions.registry import describe, find_backend
 from penstock.backends.item import Item
 from penstock.pipelines.config.load import load
+from penstock.pipelines.repository import Repository
 
 GUIDE = Path(__file__).parents[3] / "examples" / "resnet" / "guide.toml"
 
@@ -429,3 +432,41 @@ def test_the_guides_file_classifies_on_a_machine_without_a_gpu(tmp_path: Path, n
 def test_one_key_by_both_of_its_names(tmp_path: Path, keys: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load({"net": {"backend": "ModelTensor", "model": "m.onnx", **keys}})
+
+
+@pytest.mark.usefixtures("without_torch")
+@pytest.mark.parametrize("backend_name", ["ModelTensor", "OnnxTensor"])
+async def test_concurrent_requests_to_a_model_that_mixes_rows(
+    tmp_path: Path, backend_name: str
+) -> None:
+    """Each gets its own answer, and the description at /v2 says that there is no batch."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("NonZero", ["x"], ["found"]),
+            helper.make_node("Transpose", ["found"], ["places"]),
+        ],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("places", TensorProto.INT64, ["k", 2])],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "m.onnx")
+    node = {
+        "backend": backend_name,
+        "model": str(tmp_path / "m.onnx"),
+        "max": 8,
+        "device": "cpu",
+        "batching_timeout": 50,
+    }
+    repository = Repository([load({"pipeline": {"name": "p"}, "node": node})])
+    await repository.start()
+    try:
+        pipeline = repository.get("p")
+        rows = np.eye(4, dtype=np.float32)[:, None]
+        results = await asyncio.gather(*(pipeline({"data": row}) for row in rows))
+        assert [result["result"].tolist() for result in results] == [
+            [[0, place]] for place in range(4)
+        ]
+        assert Models(repository).get("p").max_batch_size == 0
+    finally:
+        await repository.close(0)

@@ -214,7 +214,7 @@ def test_shapes_are_grouped_within_a_forward(image: Path) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_a_fixed_batch_is_padded(fixed: Path, size: int) -> None:
-    backend = make(fixed)
+    backend = make(fixed, batched=True)
     run(backend, *[row(9)] * 4)  # its rows stay in the buffer, and must not be counted below
     results = run(backend, *[row(1 + index) for index in range(size)])
     assert [result.tolist() for result in results] == [[[size]]] * size
@@ -268,7 +268,7 @@ def test_an_output_without_a_row_for_each_item_is_an_error(tmp_path: Path) -> No
         [("which", np.array([True]))],
     )
     with pytest.raises(BackendError, match="output y has shape 1x2 for a batch of 2"):
-        run(make(path, max=8), row(1, 2), row(3, 4))
+        run(make(path, max=8, batched=True), row(1, 2), row(3, 4))
 
 
 def test_text(tmp_path: Path) -> None:
@@ -280,6 +280,187 @@ def test_text(tmp_path: Path) -> None:
     )
     results = run(make(path, max=4), np.array([["wide"]]), np.array([["ü"]], object))
     assert [result.tolist() for result in results] == [[["wide"]], [["ü"]]]
+
+
+# Rows that do not stay apart
+
+
+def floats(values: Any) -> Any:
+    return np.array(values, np.float32)
+
+
+def places(path: Path) -> Path:
+    """A model that returns the places in x, Nx1, that are not 0: Kx2."""
+    return write(
+        path,
+        [("NonZero", ["x"], ["found"]), ("Transpose", ["found"], ["places"])],
+        [("x", FLOAT, ["n", 1])],
+        [("places", TensorProto.INT64, ["k", 2])],
+    )
+
+
+def test_items_of_a_model_whose_rows_depend_on_the_data_run_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With one place in each, K is the number of items, and each row is another item's place."""
+    backend = make(places(tmp_path / "m.onnx"), max=8)
+    assert (backend.min, backend.max, backend.signature.batched) == (1, 1, False)
+    assert [result.tolist() for result in run(backend, row(1), row(2))] == [[[0, 0]], [[0, 0]]]
+    assert "m.onnx alone: output places of a row changes with the other rows" in caplog.text
+
+
+def test_only_the_first_instance_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = places(tmp_path / "m.onnx")
+    make(path, {"instance": 0, "instances": 2}, max=8)
+    make(path, {"instance": 1, "instances": 2}, max=8)
+    assert caplog.text.count("alone") == 1
+
+
+def test_a_detector_that_ends_in_nms(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "nms.onnx",
+        [
+            ("NonMaxSuppression", ["boxes", "scores", "most", "iou", "least"], ["selected"]),
+            ("Cast", ["selected"], ["found"], {"to": FLOAT}),
+        ],
+        [("boxes", FLOAT, ["n", 4, 4]), ("scores", FLOAT, ["n", 1, 4])],
+        [("found", FLOAT, [None, 3])],
+        [("most", np.array([1])), ("iou", floats([0.5])), ("least", floats([0.1]))],
+    )
+    backend = make(path, max=8)
+    boxes = floats([[[0, 0, 1, 1], [0, 0, 2, 2], [3, 3, 4, 4], [5, 5, 6, 6]]])
+    scores = [floats([[[0, 0, 1, 0]]]), floats([[[1, 0, 0, 0]]])]
+    results = run(backend, *([boxes, score] for score in scores))
+    assert [result.tolist() for result in results] == [[[0, 0, 2]], [[0, 0, 0]]]
+
+
+@pytest.mark.parametrize("axis", ["n", 2])
+def test_the_rows_of_stereo_sound_are_not_a_batch(tmp_path: Path, axis: Any) -> None:
+    path = write(
+        tmp_path / "sound.onnx",
+        [("ReduceMean", ["x"], ["mean"], {"axes": [0]}), ("Sub", ["x", "mean"], ["y"])],
+        [("x", FLOAT, [axis, "t"])],
+        [("y", FLOAT, [axis, "t"])],
+    )
+    backend = make(path, max=8)
+    assert backend.max == 1 and not backend.signature.batched
+    sounds = [floats([[1, 2], [3, 4]]), floats([[10, 10], [30, 10]])]
+    assert [result.tolist() for result in run(backend, *sounds)] == [
+        [[-1, -1], [1, 1]],
+        [[-10, 0], [10, 0]],
+    ]
+
+
+def test_a_state_with_its_batch_on_another_axis(tmp_path: Path) -> None:
+    """The names of the sizes say it: no probe is needed."""
+    path = write(
+        tmp_path / "m.onnx",
+        [("ReduceSum", ["state", "axes"], ["sum"], {"keepdims": 0}), ("Add", ["x", "sum"], ["y"])],
+        [("x", FLOAT, ["n", 2]), ("state", FLOAT, ["layers", "n", 2])],
+        [("y", FLOAT, ["n", 2])],
+        [("axes", np.array([0]))],
+    )
+    backend = make(path, max=8)
+    assert backend.max == 1
+    state = np.ones((3, 1, 2), np.float32)
+    results = run(backend, [row(1, 1), state], [row(2, 2), state])
+    assert [result.tolist() for result in results] == [[[4, 4]], [[5, 5]]]
+
+
+@pytest.mark.parametrize(
+    ("element", "data"),
+    [(TensorProto.INT64, np.int64), (UINT8, np.uint8), (TensorProto.BOOL, np.bool_)],
+)
+def test_integers_are_probed(tmp_path: Path, element: Any, data: Any) -> None:
+    path = write(
+        tmp_path / "m.onnx",
+        [("NonZero", ["x"], ["found"]), ("Transpose", ["found"], ["places"])],
+        [("x", element, ["n", 1])],
+        [("places", TensorProto.INT64, ["k", 2])],
+    )
+    assert make(path, max=8).max == 1
+    same = write(
+        tmp_path / "same.onnx",
+        [("Identity", ["x"], ["y"])],
+        [("x", element, ["n", 2])],
+        [("y", element, ["m", 2])],
+    )
+    assert make(same, max=8).max == 8
+
+
+def needs_ten(path: Path, reduces: bool) -> Path:
+    """A model that takes only a width of 10, and does not say so."""
+    nodes: list[Any] = [("Reshape", ["x", "shape"], ["ten"])]
+    if reduces:
+        nodes += [("ReduceMax", ["ten"], ["m"], {"axes": [0]}), ("Sub", ["ten", "m"], ["y"])]
+    else:
+        nodes += [("Identity", ["ten"], ["y"])]
+    return write(
+        path,
+        nodes,
+        [("x", FLOAT, ["n", "width"])],
+        [("y", FLOAT, ["m", 10])],
+        [("shape", np.array([-1, 10]))],
+    )
+
+
+@pytest.mark.parametrize("reduces", [False, True])
+def test_the_first_items_decide_where_random_rows_are_refused(
+    tmp_path: Path, reduces: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = make(needs_ten(tmp_path / "m.onnx", reduces), max=8)
+    assert not backend._proven
+    data = [np.arange(10, dtype=np.float32)[None] * factor for factor in (1, 2, 3)]
+    same = run(backend, data[0] * 0, data[0] * 0)
+    assert len(same) == 2 and not backend._proven  # rows that do not differ prove nothing
+    results = run(backend, *data)
+    for result, array in zip(results, data, strict=True):
+        np.testing.assert_array_equal(result, array * (0 if reduces else 1))
+    assert backend._proven and backend._batched is not reduces
+    assert ("runs each item" in caplog.text) is reduces
+
+
+def test_an_item_that_the_model_refuses_proves_nothing(tmp_path: Path) -> None:
+    backend = make(needs_ten(tmp_path / "m.onnx", reduces=False), max=8)
+    with pytest.raises(Exception, match="Reshape"):
+        run(backend, np.ones((1, 7), np.float32), np.ones((1, 7), np.float32))
+    assert not backend._proven and backend._batched
+
+
+def test_keys_for_batches(double: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    alone = make(double, max=8, batched=False)
+    assert (alone.min, alone.max, alone.signature.batched) == (1, 1, False)
+    assert [result.shape for result in run(alone, np.ones((5, 3), np.float32), row(1, 2, 3))] == [
+        (5, 3),
+        (1, 3),
+    ]
+    assert make(places(tmp_path / "p.onnx"), max=8, batched=True).max == 8
+    assert not caplog.records
+    params = OnnxParams.model_validate({"model": "m", "max": 8, "batched": False})
+    assert OnnxTensor.declared_range(params, ()) == (1, 1)
+    path = write(
+        tmp_path / "two.onnx",
+        [("Add", ["a", "b"], ["c"])],
+        [("a", FLOAT, ["n", 2]), ("b", FLOAT, [2])],
+        [("c", FLOAT, ["n", 2])],
+    )
+    with pytest.raises(ConfigError, match=r"batched: is true, and its inputs have no common first"):
+        make(path, batched=True)
+
+
+def test_the_probe_is_small(double: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    probe = OnnxTensor._probe
+
+    def measured(self: Any, rows: Any) -> Any:
+        sizes.append(len(rows))
+        return probe(self, rows)
+
+    monkeypatch.setattr(OnnxTensor, "_probe", measured)
+    make(double, max=8)
+    assert sizes == [3, 1, 1, 1]
+    make(double, max=1)  # no run has more than one row
+    assert len(sizes) == 4
 
 
 # Ranges
@@ -306,7 +487,7 @@ def test_range_of_a_dynamic_model(double: Path, params: Any, context: Any, expec
     ("params", "expected"), [({}, (4, 4)), ({"max": 2}, (2, 2)), ({"max": 9}, (4, 4))]
 )
 def test_range_of_a_fixed_model(fixed: Path, params: Any, expected: Any) -> None:
-    backend = make(fixed, **params)
+    backend = make(fixed, batched=True, **params)
     assert (backend.min, backend.max) == expected
 
 

@@ -317,7 +317,7 @@ def pair(seed: Any, rows: Any = 1) -> Any:
 
 
 def test_items_share_a_run_and_get_their_own_rows_back(make: Any, two: Path, fake_two: Any) -> None:
-    backend = make(two, max="4")
+    backend = make(two, max="4", batched=True)
     pairs = [pair(1), pair(2, 2), pair(3)]
     batch: list[Item] = [{"data": data, "request_size": len(data[0])} for data in pairs]
     backend.forward(batch)
@@ -340,7 +340,7 @@ def test_results_own_their_memory(make: Any, two: Path, fake_two: Any) -> None:
 def test_every_profile_has_a_context_of_its_own_made_once(
     make: Any, two: Path, fake_two: Any
 ) -> None:
-    backend = make(two, max="4")
+    backend = make(two, max="4", batched=True)
     for rows in (1, 2, 3, 4, 2, 1):
         backend.forward([{"data": pair(rows, rows), "request_size": rows}])
     runs = {
@@ -354,7 +354,7 @@ def test_copies_of_inputs_live_until_the_run_is_enqueued(
     make: Any, two: Path, fake_two: Any
 ) -> None:
     """Otherwise an output could get a copy's memory, which TensorRT still reads."""
-    execution = make(two, max="4").children[0].model
+    execution = make(two, max="4", batched=True).children[0].model
     a, b = torch.rand(3, 4).t(), torch.rand(3, 4).t()
     outputs = execution(a, b)
     assert torch.equal(outputs[0], a + b) and torch.equal(outputs[1], a - b)
@@ -363,7 +363,7 @@ def test_copies_of_inputs_live_until_the_run_is_enqueued(
 
 
 def test_warm_up_runs_every_bucket(make: Any, two: Path, fake_two: Any) -> None:
-    make(two, max="4").warm_up()
+    make(two, max="4", batched=True).warm_up()
     assert sorted(
         shapes[0][0] for context in fake_two.engine.contexts for shapes in context.runs
     ) == [1, 2, 4]
@@ -372,7 +372,7 @@ def test_warm_up_runs_every_bucket(make: Any, two: Path, fake_two: Any) -> None:
 def test_a_fixed_batch_is_padded(make: Any, two: Path, fake: Any) -> None:
     tensor = ("FLOAT", (4, 3))
     runtime = fake({"a": tensor, "b": tensor}, {"sum": tensor}, [{}], lambda a, b: (a + b,))
-    backend = make(two, max="8")
+    backend = make(two, max="8", batched=True)
     assert (backend.min, backend.max) == (4, 4)
     a, b = pair(1, 2)
     batch: list[Item] = [{"data": [a, b], "request_size": 2}]
@@ -388,7 +388,7 @@ def test_batches_between_profiles_are_padded_up_to_the_next(
     tensor = ("FLOAT", (-1, 3))
     gap = [{name: [(size, 3)] * 3 for name in "ab"} for size in (1, 4)]
     runtime = fake({"a": tensor, "b": tensor}, {"sum": tensor}, gap, lambda a, b: (a + b,))
-    backend = make(two, max="4")
+    backend = make(two, max="4", batched=True)
     (a, b) = pair(1, 2)
     batch: list[Item] = [{"data": [a, b], "request_size": 2}]
     backend.forward(batch)
@@ -409,7 +409,7 @@ def test_large_images_whose_profile_takes_fewer_items_run_in_several_runs(
         profiles,
         lambda x: (x * 2,),
     )
-    backend = make(image, min="1x3x8x8;1x3x17x17", max="4x3x16x16;2x3x64x64")
+    backend = make(image, min="1x3x8x8;1x3x17x17", max="4x3x16x16;2x3x64x64", batched=True)
     assert backend.max == 4
     images = [torch.rand(1, 3, size, size) for size in (32, 16, 32, 32)]
     batch: list[Item] = [{"data": picture} for picture in images]
@@ -511,12 +511,20 @@ def test_outputs_whose_shape_depends_on_the_data(make: Any, scores: Path, fake: 
         assert places.tolist() == [
             [0, index] for index in range(5) if row[index]
         ] and same.tolist() == [row]
+    assert (backend.min, backend.max) == (1, 1)
+    batch = [
+        {"data": torch.tensor([row], dtype=torch.float32)}
+        for row in ([1, 0, 0, 0, 0], [0, 0, 0, 0, 1])
+    ]
+    backend.forward(batch)
+    assert [item["result"][0].tolist() for item in batch] == [[[0, 0]], [[0, 4]]]
+    trusting = make(scores, max="4", batched=True)
     with pytest.raises(
         BackendError,
-        match=r"output 0 has 3 rows for a batch of 2: the model does not keep items apart; set max "
-        r"= 1",
+        match=r"output 0 has 3 rows for a batch of 2: the model does not keep items apart; set "
+        r"batched = false",
     ):
-        backend.forward(
+        trusting.forward(
             [
                 {"data": torch.tensor([row], dtype=torch.float32)}
                 for row in ([1, 0, 0, 0, 0], [1, 0, 0, 0, 1])
@@ -584,10 +592,57 @@ def test_classes_come_as_plain_values(
     )
 
 
+def test_items_of_a_model_that_mixes_rows_run_alone(
+    make: Any, scores: Path, fake: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensor = ("FLOAT", (-1, 5))
+    runtime = fake(
+        {"x": tensor},
+        {"y": tensor},
+        ranges(2, 4, rest=(5,), names=("x",)),
+        lambda x: (x - x.mean(0),),
+    )
+    backend = make(scores, max="4")
+    assert (backend.min, backend.max) == (1, 1)
+    assert backend.signature.batched is False
+    backend.warm_up()
+    for context in runtime.engine.contexts:
+        context.runs.clear()
+    sounds = [torch.tensor([[0.0] * 5, [value] * 5]) for value in (2.0, 4.0)]
+    batch: list[Item] = [{"data": sound} for sound in sounds]
+    backend.forward(batch)
+    assert [item["result"][:, 0].tolist() for item in batch] == [[-1, 1], [-2, 2]]
+    assert [run for context in runtime.engine.contexts for run in context.runs] == [((2, 5),)] * 2
+    assert "output 0 of a row changes with the other rows of its batch" in caplog.text
+
+
+def test_a_fixed_first_axis_that_is_no_batch_is_not_padded(
+    make: Any, scores: Path, fake: Any
+) -> None:
+    tensor = ("FLOAT", (2, 5))
+    fake({"x": tensor}, {"y": tensor}, ranges(2, rest=(5,)), lambda x: (x - x.mean(0),))
+    backend = make(scores, max="4")
+    assert backend.max == 1
+    assert [port.shape for port in backend.signature.inputs] == [(2, 5)]
+    batch: list[Item] = [{"data": torch.tensor([[0.0] * 5, [2.0] * 5])}]
+    backend.forward(batch)
+    assert batch[0]["result"][:, 0].tolist() == [-1, 1]
+    with pytest.raises(InvalidInput):
+        backend.forward([{"data": torch.zeros(1, 5)}])
+
+
+def test_a_proven_engine_is_described_with_an_open_batch(
+    make: Any, two: Path, fake_two: Any
+) -> None:
+    backend = make(two, max="4")
+    assert backend.max == 4 and backend.signature.batched
+    assert [port.shape for port in backend.signature.inputs] == [(-1, 3), (-1, 3)]
+
+
 def test_instances_share_the_engine_and_each_has_its_contexts(
     make: Any, two: Path, fake_two: Any
 ) -> None:
-    first, second = make(two, max="4"), make(two, max="4")
+    first, second = make(two, max="4", batched=True), make(two, max="4", batched=True)
     assert len(fake_two.plans) == 1
     for backend in (first, second):
         backend.forward([{"data": pair(1)}])

@@ -84,7 +84,7 @@ def test_a_model_that_can_not_be_captured_runs_without_graphs_and_leaks_no_memor
 def test_outputs_without_a_row_for_each_item_are_not_padded(
     scripted: Any, make: Any, run: Any
 ) -> None:
-    backend = make("TorchScriptTensor", scripted(Total()), max="4x2")
+    backend = make("TorchScriptTensor", scripted(Total()), max="4x2", batched=True)
     backend.warm_up()
     assert len(backend.children[0]._half._graphs) == 1  # the one for a single row
     assert run(backend, torch.ones(3, 2), request_size=3)[0].tolist() == [[3, 3]]

@@ -129,7 +129,7 @@ def test_a_fixed_batch_runs_padded(exported: Any, make: Any, run: Any) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.cat([x, x.abs().sign().sum().expand(x.shape[0], 1)], 1)
 
-    backend = make(NAME, exported(Sign(), torch.zeros(4, 1), fixed=True), max=32)
+    backend = make(NAME, exported(Sign(), torch.zeros(4, 1), fixed=True), max=32, batched=True)
     assert (backend.min, backend.max) == (4, 4)
     backend.warm_up()
     assert [

@@ -197,18 +197,18 @@ def test_a_dict_of_tensors(scripted: Any, make: Any, run: Any) -> None:
 
 
 def test_a_model_that_does_not_keep_items_apart(scripted: Any, make: Any, run: Any) -> None:
-    backend = make(NAME, scripted(Total()), max=8)
+    backend = make(NAME, scripted(Total()), max=8, batched=True)
     assert run(backend, torch.ones(1, 2))[0].tolist() == [[1, 1]]
     with pytest.raises(
         BackendError,
-        match="output 0 has 1 rows for a batch of 2: the model does not keep items apart; set max "
-        "= 1",
+        match="output 0 has 1 rows for a batch of 2: the model does not keep items apart; set "
+        "batched = false",
     ):
         run(backend, torch.ones(1, 2), torch.ones(1, 2))
 
 
 def test_a_model_with_other_rows_than_the_batch(scripted: Any, make: Any, run: Any) -> None:
-    backend = make(NAME, scripted(Twice()), max=8)
+    backend = make(NAME, scripted(Twice()), max=8, batched=True)
     assert run(backend, torch.ones(1, 2))[0].shape == (2, 2)
     with pytest.raises(BackendError, match="output 0 has 4 rows for a batch of 2"):
         run(backend, torch.ones(1, 2), torch.ones(1, 2))

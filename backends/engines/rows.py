@@ -1,0 +1,146 @@
+"""Prove that a model keeps the rows of a batch apart, so that items may share a run.
+
+A model's shapes can't prove it: `x - mean(x, axis=0)` has a row for each row, and each depends on
+all of them. So a few different rows are run together and each of them alone, and the answers are
+compared. Engines do this when they load, with random rows, and where the shapes are not known then,
+or the model refuses random rows, with rows made from the first item that would share a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .shapes import shape_text
+
+MAX_PROBE_ROWS = 3
+
+TOLERANCE = 0.02
+"""How far a row's answer may differ in company, as a share of its largest value. Kernels differ
+with the batch size, and 16 bits hold 2 to 3 digits; models that mix rows differ by much more.
+"""
+
+GUESSED_SIZES = (64, 256)
+"""Sizes to try for axes that the model leaves open: multiples of the usual strides."""
+
+LARGEST_PROBE_BYTES = 64 << 20
+"""No guessed input may be larger."""
+
+Row: TypeAlias = list[NDArray[Any]]
+"""One row for each input of the model, each 1×..."""
+
+AnyRow = TypeVar("AnyRow")
+
+
+def is_known(row: Sequence[Sequence[int | None]]) -> bool:
+    return all(size is not None for shape in row for size in shape)
+
+
+def guesses(shapes: Sequence[Sequence[int | None]]) -> Iterator[list[tuple[int, ...]]]:
+    """Yield complete shapes to try for inputs whose axes after the batch may be open (None)."""
+    for guess in GUESSED_SIZES:
+        complete = [tuple(guess if size is None else size for size in shape) for shape in shapes]
+        if is_known(shapes):
+            yield complete
+            return
+        if all(np.prod(shape, dtype=float) * 4 <= LARGEST_PROBE_BYTES for shape in complete):
+            yield complete
+
+
+def random_rows(
+    ports: Sequence[tuple[Sequence[int], np.dtype[Any]]], count: int, least: int = 0
+) -> list[Row]:
+    """Make up to three rows whose values differ in sign and size, because a model that drops rows
+    often drops those below a threshold.
+
+    `ports` has each input's shape after the batch axis, and its dtype. Integers are `least` or
+    `least` + 1, which is a valid mask, token and index for most models.
+    """
+    random = np.random.default_rng(0)
+    columns = [_random_column(random, shape, dtype, least) for shape, dtype in ports]
+    return [list(row) for row in zip(*columns, strict=True)][:count]
+
+
+def _random_column(
+    random: np.random.Generator, shape: Sequence[int], dtype: np.dtype[Any], least: int
+) -> Row:
+    whole = (1, *shape)
+    if dtype.kind == "O":
+        return [np.full(whole, text, object) for text in ("a word", "two words", "3")]
+    if dtype.kind in "fc":
+        values = random.standard_normal((3, *whole))
+        return [
+            part.astype(dtype) for part in (values[0], -np.abs(values[1]), 3 * np.abs(values[2]))
+        ]
+    if dtype == np.uint8:
+        return [random.integers(*ends, whole, np.uint8) for ends in ((0, 256), (0, 32), (224, 256))]
+    return [
+        (least + bits).astype(dtype)
+        for bits in (random.integers(0, 2, whole), np.zeros(whole, int), np.ones(whole, int))
+    ]
+
+
+def rows_like(row: Row, count: int) -> list[Row]:
+    """Make up to three rows from an item's: itself, its values backwards, and others within its
+    range. Empty where they do not differ.
+    """
+    backwards = [value.reshape(-1)[::-1].reshape(value.shape) for value in row]
+    rows = [row, backwards, [_others(value) for value in row]]
+    different: list[Row] = []
+    for candidate in rows:
+        if not any(
+            all(np.array_equal(one, other) for one, other in zip(candidate, before, strict=True))
+            for before in different
+        ):
+            different.append(candidate)
+    return different[:count] if len(different) > 1 else []
+
+
+def _others(value: NDArray[Any]) -> NDArray[Any]:
+    if value.dtype.kind in "fc":
+        return -value
+    if value.dtype.kind in "OU":
+        return np.array([str(text) + " a" for text in value.reshape(-1)], object).reshape(
+            value.shape
+        )
+    return np.zeros_like(value)
+
+
+def why_mixed(
+    rows: Sequence[AnyRow],
+    run: Callable[[Sequence[AnyRow]], Sequence[NDArray[Any]]],
+    names: Sequence[str] = (),
+) -> str:
+    """Run the rows together and each alone. Return why they may not share a run, or "" where the
+    answers are the same.
+
+    `run` returns the outputs of a run, without the rows of padding. `names` are those of the
+    outputs; without them messages give their positions. Raises what `run` raises.
+    """
+    together = run(rows)
+    for position, row in enumerate(rows):
+        alone = run([row])
+        for index, (whole, one) in enumerate(zip(together, alone, strict=True)):
+            name = names[index] if names else index
+            for output, count in ((whole, len(rows)), (one, 1)):
+                if output.ndim == 0 or len(output) != count:
+                    shape = shape_text(output.shape)
+                    return f"output {name} has shape {shape} for a batch of {count}"
+            if not _is_close(whole[position], one[0]):
+                return f"output {name} of a row changes with the other rows of its batch"
+    return ""
+
+
+def _is_close(one: Any, other: Any) -> bool:
+    one, other = np.asarray(one), np.asarray(other)
+    if one.shape != other.shape:
+        return False
+    if one.dtype.kind not in "fc":
+        return bool(np.array_equal(one, other))
+    if one.dtype.kind == "f":
+        one, other = one.astype(np.float64), other.astype(np.float64)
+    largest = np.abs(other[np.isfinite(other)]).max(initial=0)
+    return bool(np.allclose(one, other, rtol=0, atol=TOLERANCE * largest, equal_nan=True))

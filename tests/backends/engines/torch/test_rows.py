@@ -1,0 +1,186 @@
+"""Which models of torch may run several items at once: those that are proven to keep rows apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from penstock.backends.base import UNBOUNDED, Context
+from penstock.backends.errors import InvalidInput
+
+from .modules import Named, Pool, Shout
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = pytest.importorskip("torch")
+
+
+class Centred(torch.nn.Module):
+    """Stereo sound without its mean over the channels, the first axis."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean(0, keepdim=True)
+
+
+class Places(torch.nn.Module):
+    """The places that are not 0: as many rows as the data has such places."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.nonzero()
+
+
+class Filtered(torch.nn.Module):
+    """The rows that begin above 0.5, as a detector's threshold keeps them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[x[:, 0] > 0.5]
+
+
+class State(torch.nn.Module):
+    """A state whose batch is on its second axis."""
+
+    def forward(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x + state.sum(0), state
+
+
+CODE = """
+import torch
+
+class Centred(torch.nn.Module):
+    def forward(self, x):
+        return x - x.mean(0, keepdim=True)
+
+class Branching(torch.nn.Module):
+    def forward(self, x):
+        return x * 2 if x.sum() > 0 else x * 2
+"""
+
+SOUNDS = [[[1.0, 2.0], [3.0, 4.0]], [[10.0, 10.0], [30.0, 10.0]]]
+CENTRED = [[[-1.0, -1.0], [1.0, 1.0]], [[-10.0, 0.0], [10.0, 0.0]]]
+
+
+def sounds() -> list[torch.Tensor]:
+    return [torch.tensor(sound) for sound in SOUNDS]
+
+
+@pytest.mark.parametrize("form", ["script", "export", "fixed", "python"])
+def test_items_of_a_model_that_mixes_rows_run_alone(
+    scripted: Any,
+    exported: Any,
+    make: Any,
+    run: Any,
+    tmp_path: Path,
+    form: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "net.py").write_text(CODE)
+    forms: dict[str, Any] = {
+        "script": lambda: ("TorchScriptTensor", scripted(Centred())),
+        "export": lambda: ("TorchExportTensor", exported(Centred(), torch.zeros(3, 2))),
+        "fixed": lambda: ("TorchExportTensor", exported(Centred(), torch.zeros(2, 2), fixed=True)),
+        "python": lambda: ("PythonTensor", "net.py:Centred"),
+    }
+    name, model = forms[form]()
+    context = Context(node="node", pipeline="pipe", directory=tmp_path)
+    backend = make(name, model, context, max="2x2" if form == "fixed" else "8x2")
+    assert (backend.min, backend.max) == (1, 1)
+    backend.warm_up()
+    assert [result.tolist() for result in run(backend, *sounds())] == CENTRED
+    assert "alone: output 0 of a row changes with the other rows" in caplog.text
+
+
+@pytest.mark.parametrize("module", [Places(), Filtered()])
+def test_rows_that_depend_on_the_data(scripted: Any, make: Any, run: Any, module: Any) -> None:
+    """With one row in each answer, the number of rows is that of the items."""
+    backend = make("TorchScriptTensor", scripted(module), max="8x1")
+    assert backend.max == 1
+    first, second = run(backend, torch.tensor([[1.0]]), torch.tensor([[2.0]]))
+    alone = [module(torch.tensor([[value]])).tolist() for value in (1.0, 2.0)]
+    assert [first.tolist(), second.tolist()] == alone
+
+
+@pytest.mark.parametrize("module", [Centred(), Places(), Filtered()])
+def test_the_first_items_decide_where_the_shapes_are_not_known(
+    scripted: Any, make: Any, run: Any, module: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = make("TorchScriptTensor", scripted(module), max=8)
+    assert backend.max == 8
+    engine = backend.children[0]
+    equal = torch.zeros(1, 1)
+    run(backend, equal, equal)  # rows that do not differ prove nothing
+    assert not engine.proven
+    data = [torch.tensor([[value]]) for value in (1.0, 2.0)]
+    results = run(backend, *data)
+    assert [result.tolist() for result in results] == [module(value).tolist() for value in data]
+    assert engine.proven and not engine.batched and "runs each item" in caplog.text
+
+
+def test_a_model_that_keeps_rows_apart_is_proven_once(scripted: Any, make: Any, run: Any) -> None:
+    backend = make("TorchScriptTensor", scripted(Pool()), max=8)
+    engine = backend.children[0]
+    sizes: list[int] = []
+    model = engine.model
+
+    def measured(image: torch.Tensor) -> Any:
+        sizes.append(len(image))
+        return model(image)
+
+    engine.model = measured
+    data = [torch.rand(1, 3, 4, 4) for _ in range(4)]
+    run(backend, data[0])
+    assert sizes == [1] and not engine.proven  # alone, an item needs no proof
+    run(backend, *data)
+    assert engine.proven and sizes == [1, 1, 3, 1, 1, 1, 4]
+    run(backend, *data)
+    assert sizes[7:] == [4]
+
+
+def test_texts_and_dicts_are_proven_with_the_first_items(
+    scripted: Any, make: Any, run: Any
+) -> None:
+    texts = make("TorchScriptTensor", scripted(Shout(), name="texts.pt"), max=8)
+    assert [result[0] for result in run(texts, ["ab"], ["cde"])] == [["AB"], ["CDE"]]
+    named = make("TorchScriptTensor", scripted(Named(), name="named.pt"), max=8)
+    items = [{"a": torch.rand(1, 2), "b": torch.rand(1, 2)} for _ in range(2)]
+    for item, (total, _) in zip(items, run(named, *items), strict=True):
+        assert torch.equal(total, item["a"] + item["b"])
+    for backend in (texts, named):
+        assert backend.children[0].proven and backend.children[0].batched
+
+
+def test_control_flow_is_batched_where_the_answers_agree(make: Any, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(CODE)
+    context = Context(node="node", directory=tmp_path)
+    assert make("PythonTensor", "net.py:Branching", context, max="8x2").max == 8
+
+
+def test_keys_for_batches(
+    scripted: Any, exported: Any, make: Any, run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = scripted(Centred())
+    alone = make("TorchScriptTensor", path, max="8x2", batched=False)
+    assert (alone.min, alone.max) == (1, 1)
+    assert [result.tolist() for result in run(alone, *sounds())] == CENTRED
+    trusted = make("TorchScriptTensor", path, batched=True)
+    assert trusted.max == UNBOUNDED
+    mixed = run(trusted, torch.ones(1, 2), torch.ones(1, 2) * 3)
+    assert [result.tolist() for result in mixed] == [[[-1, -1]], [[1, 1]]]
+    assert not caplog.records
+    fixed = exported(Centred(), torch.zeros(2, 2), fixed=True)
+    backend = make("TorchExportTensor", fixed, batched=False)
+    assert run(backend, sounds()[0])[0].tolist() == CENTRED[0]
+    with pytest.raises(InvalidInput):
+        run(backend, torch.zeros(1, 2))  # it is not padded
+
+
+def test_inputs_with_different_first_axes(exported: Any, make: Any, run: Any) -> None:
+    path = exported(State(), torch.zeros(1, 2), torch.zeros(3, 1, 2), fixed=True)
+    with pytest.raises(Exception, match="batched = false runs each item alone"):
+        make("TorchExportTensor", path)
+    backend = make("TorchExportTensor", path, batched=False)
+    items = [[np.full((1, 2), value, np.float32), np.ones((3, 1, 2))] for value in (1, 2)]
+    assert [result[0].tolist() for result in run(backend, *items)] == [[[4, 4]], [[5, 5]]]
