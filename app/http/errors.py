@@ -57,7 +57,7 @@ class LoadFailed(PenstockError):  # noqa: N818
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class CodeStatuses:
     """The statuses by which one code is answered, here and below /v2."""
 
     http: int
@@ -73,42 +73,42 @@ class Status:
         return HTTPStatus(self.http).phrase
 
 
-STATUSES: dict[str, Status] = {
-    "invalid_request": Status(400, 400, example="the body is empty: expected an image"),
-    "unauthorized": Status(401, 401, example="expected the header Authorization: Bearer <API key>"),
-    "forbidden": Status(403, 403, example="this needs the admin token"),
-    "not_found": Status(404, 404, example="there is no pipeline 'digit', did you mean 'digits'?"),
-    "method_not_allowed": Status(405, 405, example="GET is not allowed here: use POST or PUT"),
-    "too_large": Status(413, 400, example="the body is larger than 67108864 bytes"),
-    "unsupported_media": Status(415, 415, example="the media type text/html is not understood"),
-    "invalid_input": Status(422, 400, example="the image can't be decoded"),
-    "config": Status(
+STATUSES: dict[str, CodeStatuses] = {
+    "invalid_request": CodeStatuses(400, 400, example="the body is empty: expected an image"),
+    "unauthorized": CodeStatuses(401, 401, example="expected the header Authorization: Bearer <API key>"),
+    "forbidden": CodeStatuses(403, 403, example="this needs the admin token"),
+    "not_found": CodeStatuses(404, 404, example="there is no pipeline 'digit', did you mean 'digits'?"),
+    "method_not_allowed": CodeStatuses(405, 405, example="GET is not allowed here: use POST or PUT"),
+    "too_large": CodeStatuses(413, 400, example="the body is larger than 67108864 bytes"),
+    "unsupported_media": CodeStatuses(415, 415, example="the media type text/html is not understood"),
+    "invalid_input": CodeStatuses(422, 400, example="the image can't be decoded"),
+    "config": CodeStatuses(
         422,
         400,
         example="digits.toml: [digits] backend: there is no backend 'DecodeMap', "
         "did you mean 'DecodeMat'?",
     ),
-    "queue_full": Status(
+    "queue_full": CodeStatuses(
         429,
         503,
         retry_after=1,
         example="too many requests in flight: 1024 (max_requests = 1024)",
     ),
-    "overloaded": Status(
+    "overloaded": CodeStatuses(
         429,
         503,
         retry_after=1,
         example="an answer would take about 900 ms, the deadline is in 500 ms",
     ),
-    "backend_error": Status(
+    "backend_error": CodeStatuses(
         500, 500, example="node 'digits': backend OnnxTensor raised RuntimeError"
     ),
-    "load_failed": Status(500, 500, example="node 'digits': FileNotFoundError: digits.onnx"),
-    "internal": Status(
+    "load_failed": CodeStatuses(500, 500, example="node 'digits': FileNotFoundError: digits.onnx"),
+    "internal": CodeStatuses(
         500, 500, example="the server failed; its log has more under this request id"
     ),
-    "not_ready": Status(503, 503, retry_after=1, example="pipeline 'digits' is loading"),
-    "deadline_exceeded": Status(
+    "not_ready": CodeStatuses(503, 503, retry_after=1, example="pipeline 'digits' is loading"),
+    "deadline_exceeded": CodeStatuses(
         504, 503, example="node 'digits': the deadline passed while the request was queued"
     ),
 }
@@ -142,7 +142,7 @@ def code_of(error: BaseException) -> str:
     return type(error).code if isinstance(error, PenstockError) else "internal"
 
 
-def status_of(error: BaseException) -> Status:
+def status_of(error: BaseException) -> CodeStatuses:
     """Return the statuses of any exception. An error class of a user's own has those of its nearest
     base class here, unless it says another.
     """
@@ -150,7 +150,7 @@ def status_of(error: BaseException) -> Status:
     codes = [kind.code for kind in kinds if kind.code in STATUSES]
     status = STATUSES[codes[0] if codes else "internal"]
     own = kinds[0].status if kinds else None
-    return status if own is None else Status(own, own)
+    return status if own is None else CodeStatuses(own, own)
 
 
 def log_failure(error: BaseException, request_id: str, pipeline: str | None = None) -> None:

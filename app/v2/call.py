@@ -47,7 +47,7 @@ class ProtocolError(PenstockError):
         self.logged = status not in LOGGED_STATUSES  # `code`, which decides otherwise, is internal
 
 
-class Answer(NamedTuple):
+class ProtocolAnswer(NamedTuple):
     """The status, headers and body of an answer. The headers have no Content-Length."""
 
     status: int = 200
@@ -143,12 +143,12 @@ async def read_pieces(scope: Scope, receive: Receive, settings: Settings) -> lis
             return pieces
 
 
-def json_answer(document: Any, status: int = 200) -> Answer:
+def json_answer(document: Any, status: int = 200) -> ProtocolAnswer:
     """Return an answer with `document` as JSON."""
-    return Answer(status, (JSON_HEADER,), orjson.dumps(document))
+    return ProtocolAnswer(status, (JSON_HEADER,), orjson.dumps(document))
 
 
-def error_answer(error: BaseException) -> Answer:
+def error_answer(error: BaseException) -> ProtocolAnswer:
     """Return the answer to a call that ended with `error`."""
     if isinstance(error, ProtocolError):
         return error_with(error.protocol_status, str(error), error.headers)
@@ -163,19 +163,21 @@ def error_answer(error: BaseException) -> Answer:
     return error_with(status.protocol, detail if prefix is None else f"{prefix}: {detail}", headers)
 
 
-def error_with(status: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
+def error_with(
+    status: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()
+) -> ProtocolAnswer:
     """Return an error answer with this status and message, shortened if it is very long."""
     if len(message) > ERROR_MESSAGE_CHARACTERS:
         message = message[: ERROR_MESSAGE_CHARACTERS - 1] + "…"
     text = message.encode("utf-8", "backslashreplace").decode()  # UTF-8 has no lone surrogates
-    return Answer(status, (JSON_HEADER, *headers), orjson.dumps({"error": text}))
+    return ProtocolAnswer(status, (JSON_HEADER, *headers), orjson.dumps({"error": text}))
 
 
 Handler = Callable[[ProtocolCall], Awaitable[Any]]
 """Answers the calls of a route.
 
-It returns an `Answer`, a value to be sent as JSON, or None for an empty body. Every exception
-becomes `{"error": …}`.
+It returns a `ProtocolAnswer`, a value to be sent as JSON, or None for an empty body. Every
+exception becomes `{"error": …}`.
 """
 
 

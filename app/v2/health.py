@@ -8,7 +8,7 @@ from typing import Any
 import penstock
 from penstock.pipelines.repository import Repository
 
-from .call import Answer, ProtocolCall, Route, json_answer
+from .call import ProtocolAnswer, ProtocolCall, Route, json_answer
 
 
 def health_routes(repository: Repository, extensions: Sequence[str]) -> tuple[Route, ...]:
@@ -17,10 +17,10 @@ def health_routes(repository: Repository, extensions: Sequence[str]) -> tuple[Ro
     `extensions` are those that this server has, by the protocol's names.
     """
 
-    async def live(call: ProtocolCall) -> Answer:
+    async def live(call: ProtocolCall) -> ProtocolAnswer:
         return json_answer({"live": True})
 
-    async def ready(call: ProtocolCall) -> Answer:
+    async def ready(call: ProtocolCall) -> ProtocolAnswer:
         reason = repository.not_ready
         return (
             json_answer({"ready": False, "error": reason}, 503)

@@ -21,7 +21,7 @@ from ..http.paths import path_of
 from ..http.request_id import request_id_of
 from ..http.restriction import restriction_of
 from ..settings import Settings
-from .call import Answer, ProtocolCall, Route, error_answer, error_with, json_answer
+from .call import ProtocolAnswer, ProtocolCall, Route, error_answer, error_with, json_answer
 from .health import health_routes
 from .infer.handler import Infer
 from .models.description import description_routes
@@ -84,12 +84,12 @@ class ProtocolApp:
             self._guard(route.group, scope)
             call = ProtocolCall(scope, receive, names, self._settings)
             result = await route.handler(call)
-            if isinstance(result, Answer):
+            if isinstance(result, ProtocolAnswer):
                 answer = result
             else:
-                answer = Answer() if result is None else json_answer(result)
+                answer = ProtocolAnswer() if result is None else json_answer(result)
         except ClientLeft:
-            answer = Answer(499)
+            answer = ProtocolAnswer(499)
         except _NoRoute as error:
             answer = error_with(error.status, error.message, error.headers)
         except Exception as error:
@@ -142,7 +142,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", text))
 
 
-async def respond(scope: Scope, send: Send, answer: Answer, close: bool = False) -> None:
+async def respond(scope: Scope, send: Send, answer: ProtocolAnswer, close: bool = False) -> None:
     """Send an answer.
 
     `close`: tell the client that the connection ends, because the body was not read to its end.

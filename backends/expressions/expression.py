@@ -83,7 +83,7 @@ def parse(text: str) -> Expression:
     if not text.strip():
         message = "the expression is empty: expected a backend's name, as in 'Identity' or 'S[A,B]'"
         raise ConfigError([Problem(message)])
-    return _Parser(text).whole()
+    return _ExpressionParser(text).whole()
 
 
 def _quote(value: str) -> str:
@@ -97,7 +97,7 @@ def _quote(value: str) -> str:
     return f"{quote}{value}{quote}"
 
 
-class _Parser:
+class _ExpressionParser:
     """A recursive-descent parser of `text`; `at` is the index of the next character."""
 
     def __init__(self, text: str) -> None:

@@ -102,7 +102,7 @@ class Sequential(Backend):
                 child,
                 child.forward,
                 child.max == 1,
-                Gate(name, type(child).__name__) if name is not None else None,
+                MemberFilter(name, type(child).__name__) if name is not None else None,
             )
             for child, name in zip(self.children, filters, strict=True)
         ]
@@ -110,17 +110,17 @@ class Sequential(Backend):
     def forward(self, batch: list[Item]) -> None:
         chain = batch  # the items still in the chain; `batch`: those that the next member runs on
         first = True
-        for child, run, one_by_one, gate in self._members:
+        for child, run, one_by_one, member_filter in self._members:
             if first:
                 first = False
-            elif gate is None:
+            elif member_filter is None:
                 chain = batch = [item for item in chain if "result" in item and "error" not in item]
                 if not batch:
                     return
                 for item in batch:
                     item["data"] = item.pop("result")
             else:
-                chain, batch = gate.split(chain)
+                chain, batch = member_filter.split(chain)
                 if not batch:
                     continue
             try:
@@ -142,7 +142,7 @@ class Sequential(Backend):
                 raise
 
 
-class Gate:
+class MemberFilter:
     """The filter before a member of a Sequential."""
 
     def __init__(self, name: str, member: str) -> None:

@@ -24,7 +24,7 @@ from ..item import Item
 from ..text import message_of
 from .channel import Channel, PeerGoneError
 from .failure import Failure
-from .wire import Change, Loaded, Order, SpecMessage
+from .wire import Change, LoadedMessage, Order, SpecMessage
 
 logger = logging.getLogger("penstock.process")
 
@@ -188,7 +188,7 @@ class ProcessBackend(Backend):
         )
         try:
             child.channel.send(order)
-            answer: Loaded | Failure = child.channel.receive()
+            answer: LoadedMessage | Failure = child.channel.receive()
         except PeerGoneError:
             raise ProcessDiedError(f"{child.name} {child.end()} while it loaded") from None
         if isinstance(answer, Failure):

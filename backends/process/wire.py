@@ -2,7 +2,7 @@
 
 parent                      child
 Order                   →   imports, init, warm_up
-                        ←   Loaded | Failure (and ends)
+                        ←   LoadedMessage | Failure (and ends)
 list[Item]              →   forward
                         ←   list[Change], one per item | Failure
 (the socket is closed)  →   close, ends
@@ -73,7 +73,7 @@ class Order:
     """Variables that had another value only for the child's start; None: not set."""
 
 
-class Loaded(NamedTuple):
+class LoadedMessage(NamedTuple):
     """The batch range of the loaded backend."""
 
     min: int

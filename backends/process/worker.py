@@ -22,7 +22,7 @@ from ..item import Item
 from .allocator import keep_memory
 from .channel import Channel, PeerGoneError
 from .failure import Failure
-from .wire import Change, Loaded, Order
+from .wire import Change, LoadedMessage, Order
 
 _PR_SET_PDEATHSIG = 1
 
@@ -77,7 +77,7 @@ def serve(channel: Channel) -> None:
         except Exception as error:
             channel.send(Failure.of(error))
             return
-        channel.send(Loaded(backend.min, backend.max))
+        channel.send(LoadedMessage(backend.min, backend.max))
         while True:
             answer(channel, backend)
     except PeerGoneError:

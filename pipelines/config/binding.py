@@ -32,7 +32,7 @@ RESERVED_BY_NODE = NODE_KEYS | STRUCTURE_KEYS
 
 
 @dataclass(slots=True)
-class Member:
+class ExpressionMember:
     """One backend of an expression, with its class."""
 
     name: str
@@ -41,7 +41,7 @@ class Member:
     args: tuple[str, ...]
     addresses: frozenset[str]
     """The names that stand for this member in `A::key`."""
-    children: list[Member] = field(default_factory=list)
+    children: list[ExpressionMember] = field(default_factory=list)
 
     @property
     def parameters(self) -> dict[str, str] | None:
@@ -56,7 +56,7 @@ class Member:
             parameter.alias: parameter.alias for parameter in fields.values() if parameter.alias
         }
 
-    def walk(self) -> Iterator[Member]:
+    def walk(self) -> Iterator[ExpressionMember]:
         yield self
         for child in self.children:
             yield from child.walk()
@@ -113,7 +113,7 @@ def bind(
     return binding
 
 
-def _find(tree: Expression, directory: Path, problems: list[Problem]) -> Member | None:
+def _find(tree: Expression, directory: Path, problems: list[Problem]) -> ExpressionMember | None:
     """Find the classes of an expression. None if one of them is not known."""
     members = [_find(child, directory, problems) for child in tree.children]
     name, args, addresses = tree.name, tree.args, {tree.name}
@@ -155,7 +155,7 @@ def _find(tree: Expression, directory: Path, problems: list[Problem]) -> Member 
                 "waits for other nodes and a thread that runs backends must not wait"
             )
             problems.append(Problem(message, key="backend"))
-    return Member(name, cls, tree, args, frozenset(addresses), children)
+    return ExpressionMember(name, cls, tree, args, frozenset(addresses), children)
 
 
 def _how_many(fewest: int, most: int | None) -> str:
@@ -184,7 +184,7 @@ def _check_filters(tree: Expression, problems: list[Problem]) -> None:
         _check_filters(child, problems)
 
 
-def _check_keys(members: list[Member], own: Mapping[str, Any], binding: Binding) -> None:
+def _check_keys(members: list[ExpressionMember], own: Mapping[str, Any], binding: Binding) -> None:
     """Report every key of the node that neither the node nor a member knows."""
     takes_any = any(member.parameters is None for member in members)
     for key in own:
@@ -243,7 +243,7 @@ def check_roughly(own: Mapping[str, Any], defaults: Mapping[str, Any], binding: 
             binding.problems.append(Problem(message, key=key))
 
 
-def _receivers(key: str, members: list[Member]) -> list[Member]:
+def _receivers(key: str, members: list[ExpressionMember]) -> list[ExpressionMember]:
     """Return the members that a key of the node reaches."""
     declaring = [
         member for member in members if member.parameters is not None and key in member.parameters
@@ -259,7 +259,7 @@ def _receivers(key: str, members: list[Member]) -> list[Member]:
     return [member for member in members if member.parameters is None]
 
 
-def _with_range(members: list[Member]) -> list[Member]:
+def _with_range(members: list[ExpressionMember]) -> list[ExpressionMember]:
     """Return the members whose range a node's `force_range` sets: the engines, as in torchpipe.
 
     Without an engine it is the range of the whole expression.
@@ -314,8 +314,8 @@ def _pick(keys: Mapping[str, Any], splittable: set[str], group: int, groups: int
 
 
 def _spec(
-    member: Member,
-    members: list[Member],
+    member: ExpressionMember,
+    members: list[ExpressionMember],
     own: dict[str, Any],
     defaults: dict[str, Any],
     problems: list[Problem],
@@ -362,7 +362,7 @@ def _spec(
 
 
 def _parameter_problems(
-    error: ValidationError, member: Member, written: Mapping[str, str]
+    error: ValidationError, member: ExpressionMember, written: Mapping[str, str]
 ) -> Iterator[Problem]:
     """Yield what is wrong with the parameters of a member, by the keys that the file has."""
     for problem in problems_of(error, subject=member.name):
@@ -374,7 +374,9 @@ def _parameter_problems(
             yield Problem(problem.message, key=written.get(first, first) + dot + rest)
 
 
-def _target(key: str, member: Member, members: list[Member]) -> tuple[str, bool] | None:
+def _target(
+    key: str, member: ExpressionMember, members: list[ExpressionMember]
+) -> tuple[str, bool] | None:
     """Return the parameter of `member` that a key sets, and whether it is addressed (`A::key`).
 
     None if the key sets no parameter of this member.
@@ -392,7 +394,9 @@ def _target(key: str, member: Member, members: list[Member]) -> tuple[str, bool]
     return (declared[key], False) if key in declared else (declared[last], True)
 
 
-def _arguments(member: Member, problems: list[Problem], written: dict[str, str]) -> dict[str, Any]:
+def _arguments(
+    member: ExpressionMember, problems: list[Problem], written: dict[str, str]
+) -> dict[str, Any]:
     """Return the arguments in the expression, by parameter.
 
     Positional arguments are in the order of declaration. `written` gets the key `backend` for each.

@@ -32,7 +32,7 @@ def parse(text: str) -> Map:
 
     Raises `ConfigError` with the position.
     """
-    return _Parser(text).whole()
+    return _MappingParser(text).whole()
 
 
 def resolve(
@@ -92,7 +92,7 @@ def _written(pairs: Pairs) -> str:
     return f"[{','.join(f'{source}:{target}' for source, target in pairs)}]"
 
 
-class _Parser:
+class _MappingParser:
     """Reads `text` from left to right. `at` is the index of the next character."""
 
     def __init__(self, text: str) -> None:

@@ -19,7 +19,7 @@ from ...http.body import ClientLeft, check_length
 from ...http.exchange import Exchange, Watch
 from ...http.request_id import choose_request_id
 from ...settings import Settings
-from ..call import Answer, ProtocolCall, Route, read_pieces
+from ..call import ProtocolAnswer, ProtocolCall, Route, read_pieces
 from ..json_text import parse_json
 from ..models.model import Model, Models
 from ..shared_memory import SharedMemory
@@ -56,7 +56,7 @@ class Infer:
         pattern = "/v2/models/{model}[/versions/{version}]/infer"
         return (Route("POST", pattern, "inference", self.infer),)
 
-    async def infer(self, call: ProtocolCall) -> Answer:
+    async def infer(self, call: ProtocolCall) -> ProtocolAnswer:
         """Answer one request. Every failure is raised, for the route to answer."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # an app is served by one loop at a time
@@ -96,7 +96,7 @@ class Infer:
             statistics.writing += time.monotonic() - answered
             if b"accept-encoding" in headers:
                 body = await _compressed(body, fields, headers[b"accept-encoding"])
-            return Answer(200, fields, body)
+            return ProtocolAnswer(200, fields, body)
         except asyncio.CancelledError:
             if exchange.timed_out and not exchange.task.uncancel():
                 raise call.too_late() from None

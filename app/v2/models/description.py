@@ -11,7 +11,7 @@ from typing import Any
 from penstock.backends.errors import NotReady
 from penstock.pipelines.node.node import Node
 
-from ..call import Answer, ProtocolCall, ProtocolError, Route, json_answer
+from ..call import ProtocolAnswer, ProtocolCall, ProtocolError, Route, json_answer
 from ..tensors import DATATYPES, Datatype
 from .model import ANY_SIZE, Model, Models, Tensor
 
@@ -34,7 +34,7 @@ def description_routes(models: Models) -> tuple[Route, ...]:
     async def config(call: ProtocolCall) -> dict[str, Any]:
         return config_of(model_of(call))
 
-    async def ready(call: ProtocolCall) -> Answer:
+    async def ready(call: ProtocolCall) -> ProtocolAnswer:
         try:
             model = model_of(call)
         except NotReady:

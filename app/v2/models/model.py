@@ -154,7 +154,7 @@ class Model:
                 yield output, value
 
 
-class Loaded(Protocol):
+class LoadedRepository(Protocol):
     """A repository of loaded pipelines (`pipelines/repository.py`)."""
 
     @property
@@ -167,7 +167,7 @@ class Loaded(Protocol):
 class Models:
     """The pipelines of a repository and their exposed nodes as models, each described once."""
 
-    def __init__(self, repository: Loaded) -> None:
+    def __init__(self, repository: LoadedRepository) -> None:
         self._repository = repository
         self._models: dict[str, Model] = {}
         self._generation = repository.generation

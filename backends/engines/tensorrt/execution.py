@@ -19,7 +19,7 @@ from ...errors import BackendError, DeviceError, InvalidInput
 from ..shapes import shape_text
 from ..torch.reading import dtype_text
 from .library import Library, log
-from .profiles import Profile, Range, choose, describe
+from .profiles import Profile, ShapeRange, choose, describe
 
 TORCH_DTYPES = {
     "FLOAT": torch.float32,
@@ -245,7 +245,7 @@ class Execution:
                 if -1 not in port.shape
                 else self._engine.get_tensor_profile_shape(port.name, index)
             )
-            profile[port.name] = Range(*[tuple(shape) for shape in shapes])
+            profile[port.name] = ShapeRange(*[tuple(shape) for shape in shapes])
         return profile
 
 

@@ -36,7 +36,7 @@ class Input(NamedTuple):
         return f"{self.name} ({shape_text([None if size == -1 else size for size in self.shape])})"
 
 
-class Range(NamedTuple):
+class ShapeRange(NamedTuple):
     """The shapes of one input in one profile: smallest, the one tuned for, and largest."""
 
     min: Shape
@@ -51,7 +51,7 @@ class Range(NamedTuple):
 
     def holds_inner(self, shape: Sequence[int]) -> bool:
         """Return whether the profile takes this shape, which lacks the batch axis."""
-        return Range(self.min[1:], self.opt[1:], self.max[1:]).holds(shape)
+        return ShapeRange(self.min[1:], self.opt[1:], self.max[1:]).holds(shape)
 
     def __str__(self) -> str:
         return (
@@ -61,7 +61,7 @@ class Range(NamedTuple):
         )
 
 
-Profile = Mapping[str, Range]
+Profile = Mapping[str, ShapeRange]
 """The ranges of a profile, by the input's name."""
 
 
@@ -100,7 +100,10 @@ def make_profiles(
         return []
     if len(ranges) > 1:
         return [
-            {port.name: Range(a, b, b) for port, a, b in zip(inputs, lowest, highest, strict=True)}
+            {
+                port.name: ShapeRange(a, b, b)
+                for port, a, b in zip(inputs, lowest, highest, strict=True)
+            }
             for lowest, highest in ranges
         ]
     ((lowest, highest),) = ranges
@@ -252,7 +255,7 @@ def _at(
     profile = {}
     for port, low, high in zip(inputs, lowest, highest, strict=True):
         top = (size, *high[1:]) if port.batched else high
-        profile[port.name] = Range(low, top, top)
+        profile[port.name] = ShapeRange(low, top, top)
     return profile
 
 

@@ -24,7 +24,7 @@ from penstock.backends.item import Item
 from penstock.backends.process import worker
 from penstock.backends.process.channel import Channel, PeerGoneError
 from penstock.backends.process.failure import Failure
-from penstock.backends.process.wire import Change, Loaded, Order, SpecMessage
+from penstock.backends.process.wire import Change, LoadedMessage, Order, SpecMessage
 
 
 @pytest.fixture
@@ -385,7 +385,7 @@ def test_a_childs_life(ends: tuple[Channel, Channel], tmp_path: Path) -> None:
     thread = threading.Thread(target=worker.serve, args=(child,))
     thread.start()
     parent.send(order("log.py:Log", tmp_path))
-    assert parent.receive() == Loaded(1, 3)
+    assert parent.receive() == LoadedMessage(1, 3)
     parent.send([{"data": 1}, {"data": 2}])
     first, second = parent.receive()
     assert (first.set, second.set) == (

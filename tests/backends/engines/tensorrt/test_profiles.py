@@ -9,7 +9,7 @@ import pytest
 from penstock.backends.engines.tensorrt.profiles import (
     Input,
     ProfileError,
-    Range,
+    ShapeRange,
     choose,
     describe,
     make_profiles,
@@ -167,4 +167,4 @@ def test_a_batch_runs_in_the_smallest_profile_that_takes_it() -> None:
 
 def test_profiles_are_described_in_words() -> None:
     assert describe(make_profiles([IDS], None, "2", (1, 2))) == "ids 1x10; ids 1x10 to 2x10"
-    assert str(Range((1, 2), (1, 2), (1, 2))) == "1x2"
+    assert str(ShapeRange((1, 2), (1, 2), (1, 2))) == "1x2"
