@@ -27,7 +27,7 @@ from penstock.pipelines.runs.trace import Step, Trace
 
 from .output import printable
 
-LONGEST_VALUE_CHARACTERS = 64
+TRACED_VALUE_CHARACTERS = 64
 """The most characters of a value's repr that a trace shows."""
 LONGEST_SHOWN_COLLECTION = 4
 """The most elements with which a list, tuple, dict or set is shown; else only its length is."""
@@ -172,9 +172,9 @@ def describe(value: Any) -> str:
     if isinstance(value, (list, tuple, dict, set)) and len(value) > LONGEST_SHOWN_COLLECTION:
         return f"{type(value).__name__} of {len(value)}"
     text = repr_of(value)
-    if len(text) <= LONGEST_VALUE_CHARACTERS:
+    if len(text) <= TRACED_VALUE_CHARACTERS:
         return text
-    return f"{text[: LONGEST_VALUE_CHARACTERS - 1]}…"
+    return f"{text[: TRACED_VALUE_CHARACTERS - 1]}…"
 
 
 # as text

@@ -29,7 +29,7 @@ from .request_id import request_id_of
 
 logger = logging.getLogger("penstock.http")
 
-MEDIA_TYPE = "application/problem+json"
+PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 LONGEST_PATH_CHARACTERS = 200
 """So much of an unknown path is quoted."""
@@ -75,12 +75,20 @@ class CodeStatuses:
 
 STATUSES: dict[str, CodeStatuses] = {
     "invalid_request": CodeStatuses(400, 400, example="the body is empty: expected an image"),
-    "unauthorized": CodeStatuses(401, 401, example="expected the header Authorization: Bearer <API key>"),
+    "unauthorized": CodeStatuses(
+        401, 401, example="expected the header Authorization: Bearer <API key>"
+    ),
     "forbidden": CodeStatuses(403, 403, example="this needs the admin token"),
-    "not_found": CodeStatuses(404, 404, example="there is no pipeline 'digit', did you mean 'digits'?"),
-    "method_not_allowed": CodeStatuses(405, 405, example="GET is not allowed here: use POST or PUT"),
+    "not_found": CodeStatuses(
+        404, 404, example="there is no pipeline 'digit', did you mean 'digits'?"
+    ),
+    "method_not_allowed": CodeStatuses(
+        405, 405, example="GET is not allowed here: use POST or PUT"
+    ),
     "too_large": CodeStatuses(413, 400, example="the body is larger than 67108864 bytes"),
-    "unsupported_media": CodeStatuses(415, 415, example="the media type text/html is not understood"),
+    "unsupported_media": CodeStatuses(
+        415, 415, example="the media type text/html is not understood"
+    ),
     "invalid_input": CodeStatuses(422, 400, example="the image can't be decoded"),
     "config": CodeStatuses(
         422,
@@ -276,7 +284,7 @@ def _object(status: int, detail: str, code: str, request_id: str) -> dict[str, A
 def _answer(status: int, body: dict[str, Any], headers: list[tuple[bytes, bytes]]) -> Problem:
     content = orjson.dumps({**body, "detail": encodable(body["detail"])})
     headers = [
-        (b"content-type", MEDIA_TYPE.encode()),
+        (b"content-type", PROBLEM_MEDIA_TYPE.encode()),
         (b"content-length", b"%d" % len(content)),
         *headers,
     ]

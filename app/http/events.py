@@ -29,9 +29,9 @@ from .render import write_item
 
 logger = logging.getLogger("penstock.http")
 
-MEDIA_TYPE = "text/event-stream"
+EVENTS_MEDIA_TYPE = "text/event-stream"
 EVENT_HEADERS = [
-    (b"content-type", MEDIA_TYPE.encode()),
+    (b"content-type", EVENTS_MEDIA_TYPE.encode()),
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),  # otherwise nginx would collect the events first
 ]

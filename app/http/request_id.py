@@ -8,8 +8,8 @@ from itertools import count
 from secrets import token_hex
 from typing import Any
 
-MAX_CHARACTERS = 128
-_FIT = re.compile(rb"[\x21-\x7e]{1,%d}" % MAX_CHARACTERS)
+MAX_ID_CHARACTERS = 128
+_FIT = re.compile(rb"[\x21-\x7e]{1,%d}" % MAX_ID_CHARACTERS)
 
 _PREFIX = token_hex(6)
 _counter = count(1)

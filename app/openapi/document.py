@@ -19,10 +19,10 @@ from penstock.pipelines.config.definition import PipelineConfig, Port
 from penstock.pipelines.repository import Repository
 from penstock.pipelines.runs.plan import Plan
 
-from ..http.errors import MEDIA_TYPE, STATUSES
-from ..http.events import MEDIA_TYPE as EVENTS
+from ..http.errors import PROBLEM_MEDIA_TYPE, STATUSES
+from ..http.events import EVENTS_MEDIA_TYPE
 from ..settings import Settings
-from .protocol import NOT_READY, PROTOCOL_SCHEMAS, protocol_paths
+from .protocol import PROTOCOL_SCHEMAS, SERVER_NOT_READY, protocol_paths
 from .schema import FLAG, TEXT, Schema, array_of, json_response, path_parameter, reference
 
 IMAGE_BYTES: Schema = {"type": "string", "format": "binary"}
@@ -100,21 +100,21 @@ ANSWER_CODES = (
     "deadline_exceeded",
 )
 
-REQUEST_ID_HEADER: Schema = {
+REQUEST_ID_PARAMETER: Schema = {
     "name": "X-Request-Id",
     "in": "header",
     "description": "An id for the request, which logs and the answer repeat: 1 to 128 visible "
     "ASCII characters. The server replaces any other value.",
     "schema": {"type": "string", "maxLength": 128},
 }
-DEADLINE_HEADER: Schema = {
+DEADLINE_PARAMETER: Schema = {
     "name": "Penstock-Deadline-Ms",
     "in": "header",
     "description": "How long the answer is of use, in milliseconds from the first byte of the "
     "request. The pipeline's own timeout holds if it is shorter.",
     "schema": {"type": "integer", "minimum": 1},
 }
-TRACE_HEADER: Schema = {
+TRACE_PARAMETER: Schema = {
     "name": "Penstock-Trace",
     "in": "header",
     "description": "1 adds a member `trace` to the answer or the problem: the steps of the "
@@ -252,7 +252,7 @@ def paths_of(
     common: dict[str, Any] = {"tags": [name], **({"security": security} if protected else {})}
     if config.description:
         common["description"] = config.description
-    parameters = [REQUEST_ID_HEADER, DEADLINE_HEADER, *_priority_header(config)]
+    parameters = [REQUEST_ID_PARAMETER, DEADLINE_PARAMETER, *_priority_header(config)]
     codes = [*(["unauthorized"] if protected else []), *REQUEST_CODES, *ANSWER_CODES]
     answer = _answer("The pipeline's answer.", f"Prediction_{name}")
     if streams(config):
@@ -260,10 +260,10 @@ def paths_of(
             f"Server-Sent Events. The data of each is a Part_{name}; the last is `event: end`, "
             "or `event: error` with a Problem."
         )
-        answer["content"][EVENTS] = {"schema": {"type": "string", "description": events}}
+        answer["content"][EVENTS_MEDIA_TYPE] = {"schema": {"type": "string", "description": events}}
     single = {
         **common,
-        "parameters": [*parameters, *([TRACE_HEADER] if traced else [])],
+        "parameters": [*parameters, *([TRACE_PARAMETER] if traced else [])],
         "requestBody": _single_image(config, by_url),
         "responses": {
             "200": answer,
@@ -337,7 +337,7 @@ def problems(codes: Iterable[str]) -> dict[str, Any]:
         status = STATUSES[code]
         response = responses.setdefault(
             str(status.http),
-            {"description": "", "content": {MEDIA_TYPE: {"schema": reference("Problem")}}},
+            {"description": "", "content": {PROBLEM_MEDIA_TYPE: {"schema": reference("Problem")}}},
         )
         response["description"] = f"{response['description']}, {code}".removeprefix(", ")
         response["headers"] = {"X-Request-Id": ANSWER_HEADERS["X-Request-Id"]}
@@ -353,7 +353,7 @@ def problems(codes: Iterable[str]) -> dict[str, Any]:
             "detail": status.example,
             "code": code,
         }
-        response["content"][MEDIA_TYPE].setdefault("examples", {})[code] = {
+        response["content"][PROBLEM_MEDIA_TYPE].setdefault("examples", {})[code] = {
             "value": {**example, "request_id": "4be09a1c-7"}
         }
     return responses
@@ -501,7 +501,7 @@ def server_paths(protected: bool, administrable: bool) -> dict[str, Any]:
                 "health",
                 {
                     "200": json_response("The server is ready.", "Ready"),
-                    "503": json_response(NOT_READY, "Ready"),
+                    "503": json_response(SERVER_NOT_READY, "Ready"),
                 },
             )
         },

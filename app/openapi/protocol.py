@@ -42,7 +42,7 @@ _DURATIONS = (
     "cache_hit",
     "cache_miss",
 )
-_BATCH = dict.fromkeys(("compute_input", "compute_infer", "compute_output"), _DURATION)
+_BATCH_DURATIONS = dict.fromkeys(("compute_input", "compute_infer", "compute_output"), _DURATION)
 
 PROTOCOL_SCHEMAS: dict[str, Schema] = {
     "ProtocolError": object_of(["error"], "What went wrong, in words for people.", error=TEXT),
@@ -188,7 +188,9 @@ PROTOCOL_SCHEMAS: dict[str, Schema] = {
         },
         inference_stats=object_of(_DURATIONS, **dict.fromkeys(_DURATIONS, _DURATION)),
         response_stats={"type": "object"},
-        batch_stats=array_of(object_of(["batch_size", *_BATCH], batch_size=UNSIGNED, **_BATCH)),
+        batch_stats=array_of(
+            object_of(["batch_size", *_BATCH_DURATIONS], batch_size=UNSIGNED, **_BATCH_DURATIONS)
+        ),
         memory_usage=array_of({"type": "object"}),
     ),
     "StatisticsResponse": object_of(
@@ -250,7 +252,7 @@ _BINARY: Schema = {
     "format": "binary",
     "description": "JSON, followed by the bytes of the tensors.",
 }
-_LENGTH: Schema = {
+_JSON_LENGTH_PARAMETER: Schema = {
     "name": "Inference-Header-Content-Length",
     "in": "header",
     "description": "Bytes of JSON at the beginning of the body; the bytes of the tensors follow. "
@@ -268,14 +270,14 @@ _INFER_CODES = (
     "not_ready",
     "deadline_exceeded",
 )
-NOT_READY = "The server is loading or draining, or a node has no executor that works."
+SERVER_NOT_READY = "The server is loading or draining, or a node has no executor that works."
 
-_MODEL = path_parameter("model", "The pipeline's name.")
-_VERSION = path_parameter("version", "The pipeline's version.")
-_REGION = path_parameter("region", "The region's name.")
+_MODEL_PARAMETER = path_parameter("model", "The pipeline's name.")
+_VERSION_PARAMETER = path_parameter("version", "The pipeline's version.")
+_REGION_PARAMETER = path_parameter("region", "The region's name.")
 _VERSIONS: tuple[tuple[str, str, list[Schema]], ...] = (
-    ("", "", [_MODEL]),
-    ("/versions/{version}", "_version", [_MODEL, _VERSION]),
+    ("", "", [_MODEL_PARAMETER]),
+    ("/versions/{version}", "_version", [_MODEL_PARAMETER, _VERSION_PARAMETER]),
 )
 """The two forms of a model's path: its end, the end of its operations' ids, and its parameters."""
 
@@ -297,7 +299,7 @@ def _server_paths(settings: Settings) -> dict[str, Any]:
     ready = _operation(
         "server_ready", "Check that the server is ready for requests", "ServerReady", open_to_all
     )
-    ready["responses"]["503"] = json_response(NOT_READY, "ServerReady")
+    ready["responses"]["503"] = json_response(SERVER_NOT_READY, "ServerReady")
     return {
         "/v2": {
             "get": {
@@ -371,7 +373,9 @@ def _model_paths(settings: Settings) -> dict[str, Any]:
                 "application/octet-stream": {"schema": _BINARY},
             },
         }
-        paths[f"{root}/infer"] = {"post": {**infer, "parameters": [*parameters, _LENGTH], **key}}
+        paths[f"{root}/infer"] = {
+            "post": {**infer, "parameters": [*parameters, _JSON_LENGTH_PARAMETER], **key}
+        }
     return paths
 
 
@@ -421,7 +425,7 @@ def _repository_paths(settings: Settings) -> dict[str, Any]:
         )
         for verb, operation in (("load", load), ("unload", unload)):
             paths[f"/v2/repository/models/{{model}}/{verb}"] = {
-                "post": {**operation, "parameters": [_MODEL]}
+                "post": {**operation, "parameters": [_MODEL_PARAMETER]}
             }
     return paths
 
@@ -439,7 +443,9 @@ def _shared_memory_paths(settings: Settings) -> dict[str, Any]:
     )
     paths: dict[str, Any] = {
         f"{root}/status": {"get": {**every, **key}},
-        f"{root}/region/{{region}}/status": {"get": {**one, "parameters": [_REGION], **key}},
+        f"{root}/region/{{region}}/status": {
+            "get": {**one, "parameters": [_REGION_PARAMETER], **key}
+        },
     }
     if settings.admin_token is not None and settings.allow_shared_memory:
         register = _with_body(
@@ -450,9 +456,11 @@ def _shared_memory_paths(settings: Settings) -> dict[str, Any]:
         unregister = _silent("unregister_shared_memory", "Unregister a region", [])
         unregister_all = _silent("unregister_all_shared_memory", "Unregister all regions", [])
         paths |= {
-            f"{root}/region/{{region}}/register": {"post": {**register, "parameters": [_REGION]}},
+            f"{root}/region/{{region}}/register": {
+                "post": {**register, "parameters": [_REGION_PARAMETER]}
+            },
             f"{root}/region/{{region}}/unregister": {
-                "post": {**unregister, "parameters": [_REGION]}
+                "post": {**unregister, "parameters": [_REGION_PARAMETER]}
             },
             f"{root}/unregister": {"post": unregister_all},
         }

@@ -163,7 +163,7 @@ def from_bytes(
     return _shaped(np.frombuffer(view, datatype.dtype).copy(), shape, name)
 
 
-_LENGTH = struct.Struct("<I").unpack_from
+_unpack_length = struct.Struct("<I").unpack_from
 
 
 def _strings(view: memoryview, count: int, shape: Sequence[int], name: str) -> Array:
@@ -175,7 +175,7 @@ def _strings(view: memoryview, count: int, shape: Sequence[int], name: str) -> A
         start = position + 4
         if start > end:
             raise _wrong_strings(name, count)
-        position = start + _LENGTH(view, position)[0]
+        position = start + _unpack_length(view, position)[0]
         if position > end:
             raise _wrong_strings(name, count)
         array[index] = bytes(view[start:position])

@@ -20,7 +20,7 @@ from ..suggestions import did_you_mean
 from ..text import message_of, repr_of
 from .expression import NAME
 
-ENTRY_POINT_GROUP = "penstock.filters"
+FILTER_ENTRY_POINTS = "penstock.filters"
 
 
 class Status(Enum):
@@ -195,7 +195,7 @@ def _installed() -> dict[str, EntryPoint]:
 
     They can't replace a name of Penstock's own.
     """
-    return {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    return {entry.name: entry for entry in entry_points(group=FILTER_ENTRY_POINTS)}
 
 
 @cache

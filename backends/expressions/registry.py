@@ -24,7 +24,7 @@ from .expression import NAME
 from .type_names import type_name
 from .user import adapt
 
-ENTRY_POINT_GROUP = "penstock.backends"
+BACKEND_ENTRY_POINTS = "penstock.backends"
 
 BUILTINS: dict[str, str] = {
     "Identity": "penstock.backends.operators.compose:Identity",
@@ -106,7 +106,7 @@ BUILTINS: dict[str, str] = {
 }
 """Name -> where its class is. The module is imported when one of its backends is first used."""
 
-LOOPS = frozenset({"EventLoop", "Ring"})
+LOOP_BACKENDS = frozenset({"EventLoop", "Ring"})
 """torchpipe's backends for loops. Penstock has none: a pipeline loops as a whole."""
 
 EXTRAS = {
@@ -138,7 +138,7 @@ def register_backend(
             f"{name!r} is not a valid name for a backend: expected letters, digits, _ . or -, "
             "starting with a letter"
         )
-    if name in BUILTINS or name in LOOPS or name == "Python":
+    if name in BUILTINS or name in LOOP_BACKENDS or name == "Python":
         raise ValueError(
             f"{name} is one of Penstock's own backends: register yours under another name"
         )
@@ -160,7 +160,7 @@ def find_backend(name: str) -> type[Backend]:
     installed = _installed()
     if name in installed:
         return _from_entry_point(installed[name])
-    if name in LOOPS:
+    if name in LOOP_BACKENDS:
         message = (
             f"{name} is not a backend of Penstock: write [pipeline] loop = true, and items with "
             "`restart` enter again"
@@ -278,7 +278,7 @@ def _installed() -> dict[str, EntryPoint]:
 
     They can't replace a name of Penstock's own.
     """
-    return {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    return {entry.name: entry for entry in entry_points(group=BACKEND_ENTRY_POINTS)}
 
 
 @cache

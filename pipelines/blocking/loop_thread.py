@@ -33,7 +33,7 @@ from .calls import PipeCall
 
 logger = logging.getLogger("penstock.pipe")
 
-EXIT_SECONDS = 5.0
+EXIT_GRACE_SECONDS = 5.0
 """The seconds that running batches get to end when the interpreter exits."""
 
 MAX_LOGGED_KINDS = 100
@@ -108,7 +108,7 @@ class LoopThread:
         ):
             # This daemon thread ends with the process in a moment. Without the sleep it would print
             # a traceback first.
-            time.sleep(EXIT_SECONDS)
+            time.sleep(EXIT_GRACE_SECONDS)
 
     def abandon(self, call: PipeCall) -> None:
         """End a call whose thread stopped waiting for it."""
@@ -199,8 +199,8 @@ class LoopThread:
         """
         if os.getpid() == self.pid:
             self.exiting = True
-            self.stop(EXIT_SECONDS)
-            self.join(2 * EXIT_SECONDS + 1)
+            self.stop(EXIT_GRACE_SECONDS)
+            self.join(2 * EXIT_GRACE_SECONDS + 1)
 
     def _refuse_all(self) -> None:
         while self.inbox:

@@ -33,7 +33,7 @@ DIGITS = ROOT / "examples" / "digits"
 pytestmark = pytest.mark.usefixtures("own_registry", "no_threads_left")
 
 BOUND = 20.0
-LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+EVENT_LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 class Hold(Backend):
@@ -59,8 +59,8 @@ def run_on(factory: Callable[[], asyncio.AbstractEventLoop], main: Callable[[], 
         return runner.run(main())
 
 
-@pytest.mark.parametrize("second", LOOPS)
-@pytest.mark.parametrize("first", LOOPS)
+@pytest.mark.parametrize("second", EVENT_LOOPS)
+@pytest.mark.parametrize("first", EVENT_LOOPS)
 def test_two_loops_in_one_process(first: str, second: str) -> None:
     """Two threads, each with a loop and a pipeline of the same tables, and a pipe of these.
 
@@ -88,8 +88,8 @@ def test_two_loops_in_one_process(first: str, second: str) -> None:
 
     with ThreadPoolExecutor(3) as pool:
         answers = [
-            pool.submit(run_on, LOOPS[first], use),
-            pool.submit(run_on, LOOPS[second], use),
+            pool.submit(run_on, EVENT_LOOPS[first], use),
+            pool.submit(run_on, EVENT_LOOPS[second], use),
             pool.submit(block),
         ]
         assert [answer.result(BOUND) for answer in answers] == [list(range(1, 201))] * 3

@@ -16,10 +16,10 @@ from ..tensors import DATATYPES, Datatype
 from .model import ANY_SIZE, Model, Models, Tensor
 
 PLATFORM = "penstock"
-NOT_READY = "Model version not ready"
+MODEL_NOT_READY = "Model version not ready"
 """Triton's words. The repository's index has the reason."""
 
-_MODEL = "/v2/models/{model}[/versions/{version}]"
+_MODEL_PATH = "/v2/models/{model}[/versions/{version}]"
 
 
 def description_routes(models: Models) -> tuple[Route, ...]:
@@ -38,15 +38,15 @@ def description_routes(models: Models) -> tuple[Route, ...]:
         try:
             model = model_of(call)
         except NotReady:
-            raise ProtocolError(400, NOT_READY) from None
+            raise ProtocolError(400, MODEL_NOT_READY) from None
         if model.pipeline.not_ready:
-            raise ProtocolError(400, NOT_READY)
+            raise ProtocolError(400, MODEL_NOT_READY)
         return json_answer({"name": model.name, "ready": True})
 
     return (
-        Route("GET", _MODEL, "metadata", metadata),
-        Route("GET", f"{_MODEL}/config", "model-config", config),
-        Route("GET", f"{_MODEL}/ready", "health", ready),
+        Route("GET", _MODEL_PATH, "metadata", metadata),
+        Route("GET", f"{_MODEL_PATH}/config", "model-config", config),
+        Route("GET", f"{_MODEL_PATH}/ready", "health", ready),
     )
 
 

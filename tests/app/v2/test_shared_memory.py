@@ -837,7 +837,7 @@ def gate(data):
         time.sleep(0.005)
     return data + 1
 """
-LARGE = """
+LARGE_TENSOR_PIPELINE = """
 [pipeline]
 inputs.X = {{ kind = "tensor", dtype = "FP32", shape = [-1, 3, 224, 224] }}
 outputs.Y = {{ kind = "tensor", dtype = "FP32", shape = [-1, 3, 224, 224] }}
@@ -855,8 +855,10 @@ def test_a_client_that_truncates_its_object_harms_no_other(
     """
     size = 4 * 3 * 224 * 224
     (tmp_path / "operators.py").write_text(OPERATORS)
-    (tmp_path / "plain.toml").write_text(LARGE.format(backend="Identity"))
-    (tmp_path / "gated.toml").write_text(LARGE.format(backend="Python[operators.py:gate]"))
+    (tmp_path / "plain.toml").write_text(LARGE_TENSOR_PIPELINE.format(backend="Identity"))
+    (tmp_path / "gated.toml").write_text(
+        LARGE_TENSOR_PIPELINE.format(backend="Python[operators.py:gate]")
+    )
     key = f"{region[0]}_large"
     path = Path(f"/dev/shm{key}")
     handle = triton.create_shared_memory_region("large", key, 2 * size)

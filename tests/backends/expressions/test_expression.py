@@ -158,12 +158,12 @@ def test_a_value_with_both_quotes_cannot_be_printed() -> None:
 
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.\-]{0,8}", fullmatch=True)
 VALUES = st.text(max_size=12).filter(lambda text: not ("'" in text and '"' in text))
-KEYS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.:\-]{0,8}", fullmatch=True)
+PARAMETER_KEYS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.:\-]{0,8}", fullmatch=True)
 LEAVES = st.builds(
     Expression,
     NAMES.map(lambda name: f"X{name}"),
     st.lists(VALUES, max_size=3).map(tuple),
-    st.dictionaries(KEYS, VALUES, max_size=3).map(lambda kwargs: tuple(kwargs.items())),
+    st.dictionaries(PARAMETER_KEYS, VALUES, max_size=3).map(lambda kwargs: tuple(kwargs.items())),
 )
 
 

@@ -160,14 +160,14 @@ def test_an_invalid_name_or_filter_is_refused() -> None:
 
 def test_entry_points_are_filters(monkeypatch: pytest.MonkeyPatch) -> None:
     def point(name: str, value: str) -> EntryPoint:
-        return EntryPoint(name, value, filters.ENTRY_POINT_GROUP)
+        return EntryPoint(name, value, filters.FILTER_ENTRY_POINTS)
 
     groups: list[str] = []
     installed = [
         point("theirs", "penstock.backends.expressions.filters:swap"),
         point("swap", "penstock.backends.expressions.filters:run"),
         point("broken", "penstock.backends.nothing:there"),
-        point("value", "penstock.backends.expressions.filters:ENTRY_POINT_GROUP"),
+        point("value", "penstock.backends.expressions.filters:FILTER_ENTRY_POINTS"),
     ]
 
     def entry_points(*, group: str) -> list[EntryPoint]:

@@ -196,10 +196,10 @@ def test_a_plain_class_can_set_its_range_and_take_the_context() -> None:
 def test_entry_points_are_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = {
         "theirs": EntryPoint(
-            "theirs", "penstock.backends.operators.compose:Identity", registry.ENTRY_POINT_GROUP
+            "theirs", "penstock.backends.operators.compose:Identity", registry.BACKEND_ENTRY_POINTS
         ),
         "broken": EntryPoint(
-            "broken", "penstock.backends.nothing:There", registry.ENTRY_POINT_GROUP
+            "broken", "penstock.backends.nothing:There", registry.BACKEND_ENTRY_POINTS
         ),
     }
     monkeypatch.setattr(registry, "_installed", lambda: installed)

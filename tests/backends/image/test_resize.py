@@ -226,7 +226,7 @@ WITH_SIZES = {
     AlignMat: {"resize_h": 20, "max_w": 64},
     PillowResizeMat: {"resize_h": 20, "resize_w": 30},
 }
-KEYS = {"resize_h": 20, "resize_w": 30}
+RESIZE_KEYS = {"resize_h": 20, "resize_w": 30}
 
 
 @pytest.mark.parametrize("cls", WITH_SIZES)
@@ -235,10 +235,10 @@ def test_grey_and_dtypes(run: Any, photo: Any, cls: Any, dtype: Any) -> None:
     if cls is PillowResizeMat and dtype == np.uint16:
         return
     image = photo.astype(dtype)
-    result = run(cls, image[:, :, 1], KEYS, **WITH_SIZES[cls])["result"]
+    result = run(cls, image[:, :, 1], RESIZE_KEYS, **WITH_SIZES[cls])["result"]
     assert result.dtype == dtype
     difference = (
-        result.astype(float) - run(cls, image, KEYS, **WITH_SIZES[cls])["result"][:, :, 1:2]
+        result.astype(float) - run(cls, image, RESIZE_KEYS, **WITH_SIZES[cls])["result"][:, :, 1:2]
     )
     assert np.abs(difference).max() < 1e-3
 
@@ -253,7 +253,9 @@ def test_the_other_byte_order(run: Any, photo: Any) -> None:
 @pytest.mark.parametrize("cls", WITH_SIZES)
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 5000, 3), (5000, 1, 3)])
 def test_degenerate_images(run: Any, cls: Any, shape: Any) -> None:
-    assert (run(cls, np.full(shape, 200, np.uint8), KEYS, **WITH_SIZES[cls])["result"] == 200).all()
+    assert (
+        run(cls, np.full(shape, 200, np.uint8), RESIZE_KEYS, **WITH_SIZES[cls])["result"] == 200
+    ).all()
 
 
 @pytest.mark.parametrize("cls", WITH_SIZES)
@@ -268,7 +270,7 @@ def test_degenerate_images(run: Any, cls: Any, shape: Any) -> None:
 )
 def test_other_data_is_refused(run: Any, cls: Any, data: Any) -> None:
     with pytest.raises(InvalidInput, match=cls.__name__ + ".*image"):
-        run(cls, data, KEYS, **WITH_SIZES[cls])
+        run(cls, data, RESIZE_KEYS, **WITH_SIZES[cls])
 
 
 @pytest.mark.parametrize(

@@ -760,7 +760,7 @@ def test_all_problems_of_a_file_come_at_once(tmp_path: Path) -> None:
     assert len(texts) == 7
 
 
-KEYS = st.sampled_from(
+FILE_KEYS = st.sampled_from(
     [
         "a",
         "b",
@@ -809,8 +809,11 @@ VALUES: st.SearchStrategy[Any] = st.sampled_from(
     ]
 )
 TABLES = st.dictionaries(
-    KEYS,
-    VALUES | st.dictionaries(KEYS, VALUES | st.dictionaries(KEYS, VALUES, max_size=3), max_size=6),
+    FILE_KEYS,
+    VALUES
+    | st.dictionaries(
+        FILE_KEYS, VALUES | st.dictionaries(FILE_KEYS, VALUES, max_size=3), max_size=6
+    ),
     max_size=6,
 )
 

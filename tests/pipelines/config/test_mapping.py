@@ -31,10 +31,11 @@ def test_maps_are_parsed() -> None:
 
 
 NAMES = st.from_regex(r"[A-Za-z0-9_-]{1,4}(\.[0-9])?", fullmatch=True)
-KEYS = st.from_regex(r"[^\[\],:()='\"\s]{1,4}", fullmatch=True)
+MAP_KEYS = st.from_regex(r"[^\[\],:()='\"\s]{1,4}", fullmatch=True)
 MAPS = st.lists(
     st.tuples(
-        NAMES | st.just(""), st.lists(st.tuples(KEYS, KEYS), min_size=1, max_size=3).map(tuple)
+        NAMES | st.just(""),
+        st.lists(st.tuples(MAP_KEYS, MAP_KEYS), min_size=1, max_size=3).map(tuple),
     ),
     min_size=1,
     max_size=3,

@@ -41,7 +41,7 @@ SAID = (
     "subgraph_skip",
     "nonsense",
 )
-KEYS = ("result", "result", "result", "data", "data", "x", "k")
+MAPPED_KEYS = ("result", "result", "result", "data", "data", "x", "k")
 
 
 @st.composite
@@ -128,7 +128,7 @@ def maps(draw: st.DrawFn, sources: list[str]) -> str:
     ]
     for target in targets:
         source = draw(st.sampled_from([*sources, *sources, ""]))
-        taken.setdefault(source, []).append(f"{draw(st.sampled_from(KEYS))}:{target}")
+        taken.setdefault(source, []).append(f"{draw(st.sampled_from(MAPPED_KEYS))}:{target}")
     return ",".join(f"{source}[{','.join(pairs)}]" for source, pairs in taken.items())
 
 

@@ -31,7 +31,7 @@ from ..graphs.reference import Item, Outcome, Reference
 
 GRAPHS = int(os.environ.get("PENSTOCK_TEST_GRAPHS", "350"))
 MOST_OUTCOMES = 200
-LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+EVENT_LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
     "uvloop": uvloop.new_event_loop,
 }
@@ -281,14 +281,14 @@ def scenes(draw: st.DrawFn) -> tuple[Tables, list[Call]]:
     scene=scenes(),
     tick=st.sampled_from([0.0, 0.002]),
     move=st.sampled_from([None, None, 6, 8, 12, 20, 40]),
-    loop=st.sampled_from(sorted(LOOPS)),
+    loop=st.sampled_from(sorted(EVENT_LOOPS)),
 )
 def test_a_graph_means_what_the_recursion_says(
     scene: tuple[Tables, list[Call]], tick: float, move: int | None, loop: str
 ) -> None:
     tables, made = scene
     threads = set(threading.enumerate())
-    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+    with asyncio.Runner(loop_factory=EVENT_LOOPS[loop]) as runner:
         runner.run(accidents(tables, made, Clock(tick), move))
     assert set(threading.enumerate()) <= threads
 
