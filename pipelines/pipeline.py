@@ -91,7 +91,7 @@ class Pipeline:
             raise RuntimeError(
                 f"pipeline {self.name!r} was started before: a pipeline starts once, load it again"
             )
-        self._turn("loading")
+        self._set_state("loading")
         loop = self._loop = asyncio.get_running_loop()
         self._thread, self._is_running = get_ident(), loop.is_running
         self._create_future = loop.create_future
@@ -105,21 +105,21 @@ class Pipeline:
         )
         self.nodes = self._admission.nodes = graph.nodes
         self.composites = tuple(graph.composites)
-        self._admission.beside = [exposed._work_in(self) for exposed in self.exposed]
+        self._admission.exposed = [exposed._join(self) for exposed in self.exposed]
         try:
             await graph.start()
         except BaseException:
-            self._turn("closed")
+            self._set_state("closed")
             raise
         if self.state != "loading":
             raise NotReady(f"pipeline {self.name!r} was closed while it loaded")
-        self._turn("ready")
+        self._set_state("ready")
 
-    def _turn(self, state: str) -> None:
+    def _set_state(self, state: str) -> None:
         for pipeline in (self, *self.exposed):
             pipeline.state = state
 
-    def _work_in(self, whole: Pipeline) -> Admission:
+    def _join(self, whole: Pipeline) -> Admission:
         """Become one node of `whole`, which starts: requests that come in here queue there."""
         root = next(iter(self.plan.nodes.values()))
         node = root.node = whole.plan.nodes[root.name].node
@@ -146,10 +146,10 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         ends = loop.time() + timeout
         if self.state != "closed":
-            self._turn("draining")
+            self._set_state("draining")
             if self._admission.in_flight and timeout > 0:
                 await asyncio.wait([self.wait_empty()], timeout=timeout)
-            self._turn("closed")
+            self._set_state("closed")
         left = max(ends - loop.time(), 1.0)  # the threads get a second at least
         if self._loop is not None:
             await self._graph.close(left)
@@ -418,8 +418,8 @@ class Pipeline:
         size = entry_point.size_of(item, self.name) if "request_size" in item else 1
         if priority is not None:
             entry_point.check_priority(priority, self.name)
-        request = Run(item, future, deadline, entry.wanted if priority is None else priority, size)
-        return self._graph.enter_for(entry_point, request, entry, now)
+        run = Run(item, future, deadline, entry.wanted if priority is None else priority, size)
+        return self._graph.enter_for(entry_point, run, entry, now)
 
     def check_admission(self, timeout: float | None = None, priority: int | None = None) -> None:
         """Raise `NotReady`, `QueueFull` or `Overloaded` if `submit_nowait` would raise it now.

@@ -120,16 +120,16 @@ class RunningGraph:
         self.abandon(f"pipeline {self._name!r} is closed")
         await asyncio.gather(*[node.close(timeout) for node in nodes])
 
-    def enter(self, entry_point: EntryPoint, request: Run, now: float) -> Submission:
+    def enter(self, entry_point: EntryPoint, run: Run, now: float) -> Submission:
         """Start a run. `now` is in seconds."""
-        if entry_point.linear and request.trace is None:
-            request.plan_node = entry_point.root
-            entry_point.root.node.enqueue(request, now)
-            return request
+        if entry_point.linear and run.trace is None:
+            run.plan_node = entry_point.root
+            entry_point.root.node.enqueue(run, now)
+            return run
         if entry_point.stream is None:
-            graph_run = GraphRun(request, entry_point)
+            graph_run = GraphRun(run, entry_point)
         else:
-            graph_run = StreamRun(request, entry_point, entry_point.stream, self._loop)
+            graph_run = StreamRun(run, entry_point, entry_point.stream, self._loop)
         graph_run.start(now)
         return graph_run
 
@@ -141,18 +141,16 @@ class RunningGraph:
         rounds.start(entry_point, now)
         return rounds
 
-    def enter_for(
-        self, entry_point: EntryPoint, request: Run, entry: Entry, now: float
-    ) -> Submission:
+    def enter_for(self, entry_point: EntryPoint, run: Run, entry: Entry, now: float) -> Submission:
         """Start a run on behalf of an entry that waits for it.
 
         Raises `NotReady` if the pipeline is closed: Python logic may call when it is cancelled.
         """
         if self._closed:
             raise NotReady(f"pipeline {self._name!r} is closed")
-        request.request_id = entry.request_id
-        request.trace = self.trace_of(entry)
-        return self.enter(entry_point, request, now)
+        run.request_id = entry.request_id
+        run.trace = self.trace_of(entry)
+        return self.enter(entry_point, run, now)
 
     @staticmethod
     def trace_of(entry: Entry) -> Trace | None:

@@ -96,8 +96,8 @@ async def _call_file(path: Path, value: bytes | str, labels: Path | None, traced
             if trace is not None:
                 for line in trace_lines(trace.steps):
                     typer.echo(line, err=True)
-                entry = pipeline.plan.default
-                nodes = entry.plan_nodes if entry is not None else ()
+                entry_point = pipeline.plan.default
+                nodes = entry_point.plan_nodes if entry_point is not None else ()
                 reached = {step["node"] for step in trace.steps}
                 if missed := ", ".join(node.name for node in nodes if node.name not in reached):
                     typer.echo(f"never reached: {missed}", err=True)

@@ -50,7 +50,7 @@ class Exchange:
             self.helper.cancel()
         self.helper = asyncio.create_task(self._listen(), context=contextvars.Context())
 
-    def grow_slow(self, loop: asyncio.AbstractEventLoop, body_timeout: float) -> None:
+    def watch_slow(self, loop: asyncio.AbstractEventLoop, body_timeout: float) -> None:
         """Give the request the timer or the task that slow ones get. Called at most once."""
         if self.runs:
             self.listen()
@@ -66,8 +66,8 @@ class Exchange:
         while message["type"] != "http.disconnect":  # trailing messages of a complete body
             message = await self.receive()
         # `leave` cancels the future that the request's own task awaits, not that task.
-        for work in self.runs:
-            work.leave()
+        for pending in self.runs:
+            pending.leave()
 
 
 class Watch:
@@ -106,7 +106,7 @@ class Watch:
         slow = list(takewhile(lambda exchange: exchange.started <= slow_since, self._recent))
         for exchange in slow:
             del self._recent[exchange]
-            exchange.grow_slow(loop, self._body_timeout)
+            exchange.watch_slow(loop, self._body_timeout)
         self._ticking = bool(self._recent)
         if self._ticking:
             loop.call_later(SLOW_AFTER_SECONDS, self._look, loop, context=self._context)

@@ -59,8 +59,8 @@ REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 
 
 async def resolve_by_system(host: str, port: int) -> list[str]:
-    entries = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in entries))
+    addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[4][0]) for address in addresses))
 
 
 class Fetcher:

@@ -249,8 +249,8 @@ class Predict:
         finally:
             # Before anything except events is sent: reading slowly is not uploading slowly.
             self._watch.end(exchange)
-            for work in exchange.runs:
-                work.leave()
+            for pending in exchange.runs:
+                pending.leave()
         headers.append((b"x-request-id", exchange.request_id.encode("ascii")))
         if unread and (exchange.timed_out or must_close(scope)):
             headers.append((b"connection", b"close"))

@@ -217,7 +217,7 @@ def schemas_of(config: PipelineConfig) -> dict[str, Schema]:
     prediction = {"type": "object", "required": ["result"], "properties": properties}
     results = {
         "type": "array",
-        "description": "One entry for each image, in the order of the request: the pipeline's "
+        "description": "One element for each image, in the order of the request: the pipeline's "
         "answer, or the problem of that image.",
         "items": {"oneOf": [reference(f"Prediction_{config.name}"), reference("Problem")]},
     }
@@ -421,11 +421,11 @@ def _answer(description: str, schema: str) -> dict[str, Any]:
 
 def _priority_header(config: PipelineConfig) -> list[Schema]:
     """Return the header for pipelines that have priorities; the others ignore it."""
-    entry = next(iter(config.nodes.values()))
-    if not entry.priority_levels:
+    first = next(iter(config.nodes.values()))
+    if not first.priority_levels:
         return []
-    description = f"1 is the highest. Default: {entry.default_priority}."
-    schema = {"type": "integer", "minimum": 1, "maximum": entry.priority_levels}
+    description = f"1 is the highest. Default: {first.default_priority}."
+    schema = {"type": "integer", "minimum": 1, "maximum": first.priority_levels}
     return [
         {"name": "Penstock-Priority", "in": "header", "description": description, "schema": schema}
     ]

@@ -68,15 +68,15 @@ class JsonFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        entry: dict[str, str] = {
+        line: dict[str, str] = {
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
         }
-        entry |= {"message": record.getMessage(), **_fields(record)}
+        line |= {"message": record.getMessage(), **_fields(record)}
         if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps({key: encodable(value) for key, value in entry.items()}).decode()
+            line["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps({key: encodable(value) for key, value in line.items()}).decode()
 
 
 def configure_logging(

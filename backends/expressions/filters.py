@@ -175,7 +175,7 @@ def find_filter(name: str) -> Filter:
     raise ConfigError([Problem(f"there is no filter {name!r}{hint}", key="filter")])
 
 
-def registered_here(name: str) -> bool:
+def filter_registered_here(name: str) -> bool:
     """Return whether the name was registered in this process, so that no other process knows it."""
     return name in _registered
 
@@ -195,17 +195,17 @@ def _installed() -> dict[str, EntryPoint]:
 
     They can't replace a name of Penstock's own.
     """
-    return {entry.name: entry for entry in entry_points(group=FILTER_ENTRY_POINTS)}
+    return {plugin.name: plugin for plugin in entry_points(group=FILTER_ENTRY_POINTS)}
 
 
 @cache
-def _from_entry_point(entry: EntryPoint) -> Filter:
-    package = entry.dist.name if entry.dist is not None else entry.value
+def _from_entry_point(plugin: EntryPoint) -> Filter:
+    package = plugin.dist.name if plugin.dist is not None else plugin.value
     try:
-        function: Filter = _checked(entry.name, entry.load())
+        function: Filter = _checked(plugin.name, plugin.load())
     except Exception as error:
         reason = (
-            f"the filter {entry.name} of {package} can't be loaded: {type(error).__name__}: "
+            f"the filter {plugin.name} of {package} can't be loaded: {type(error).__name__}: "
             f"{message_of(error)}"
         )
         raise ConfigError([Problem(reason, key="filter")]) from error

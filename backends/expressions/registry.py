@@ -171,7 +171,7 @@ def find_backend(name: str) -> type[Backend]:
     )
 
 
-def registered_here(name: str) -> bool:
+def backend_registered_here(name: str) -> bool:
     """Return whether the name was registered in this process, so that no other process knows it."""
     return name in _registered
 
@@ -278,15 +278,15 @@ def _installed() -> dict[str, EntryPoint]:
 
     They can't replace a name of Penstock's own.
     """
-    return {entry.name: entry for entry in entry_points(group=BACKEND_ENTRY_POINTS)}
+    return {plugin.name: plugin for plugin in entry_points(group=BACKEND_ENTRY_POINTS)}
 
 
 @cache
-def _from_entry_point(entry: EntryPoint) -> type[Backend]:
-    package = entry.dist.name if entry.dist is not None else entry.value
+def _from_entry_point(plugin: EntryPoint) -> type[Backend]:
+    package = plugin.dist.name if plugin.dist is not None else plugin.value
     try:
-        return adapt(entry.name, entry.load())
+        return adapt(plugin.name, plugin.load())
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        message = f"the backend {entry.name} of {package} can't be loaded: {reason}"
+        message = f"the backend {plugin.name} of {package} can't be loaded: {reason}"
         raise ConfigError([Problem(message)]) from error

@@ -54,7 +54,9 @@ def _bounds(metadata: Iterable[Any]) -> str:
     pydantic leaves them as objects of annotated_types, or as a Field in a nested Annotated.
     """
     constraints = [
-        constraint for entry in metadata for constraint in (entry, *getattr(entry, "metadata", ()))
+        constraint
+        for marker in metadata
+        for constraint in (marker, *getattr(marker, "metadata", ()))
     ]
     bounds = {
         key: f"{value:g}"

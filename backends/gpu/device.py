@@ -354,11 +354,11 @@ class DeviceHalf:
 
         None without a graph.
         """
-        entry = self._graphs.get(key)
-        if entry is None:
+        captured = self._graphs.get(key)
+        if captured is None:
             return None
-        entry[0].replay()
-        return entry[1]
+        captured[0].replay()
+        return captured[1]
 
     # failures
 

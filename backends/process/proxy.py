@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from ..base import Backend, Context
-from ..expressions.filters import registered_here as filter_registered_here
-from ..expressions.registry import registered_here
+from ..expressions.filters import filter_registered_here
+from ..expressions.registry import backend_registered_here
 from ..expressions.spec import Spec
 from ..item import Item
 from ..text import message_of
@@ -67,7 +67,7 @@ def obstacles(spec: Spec) -> Iterator[str]:
                 "it: make it the filter of a node instead"
             )
     for name in _names(spec):
-        if registered_here(name):
+        if backend_registered_here(name):
             yield (
                 f"{name} was registered in this process, so a child process can't find it: "
                 "give its place, as in Python[module:Class] or Python[file.py:Class]"
@@ -321,5 +321,5 @@ def _environment() -> dict[str, str]:
 
     Libraries that would start a thread per processor get one thread each.
     """
-    path = os.pathsep.join(entry or str(os.getcwd()) for entry in sys.path)  # noqa: PTH109
+    path = os.pathsep.join(folder or str(os.getcwd()) for folder in sys.path)  # noqa: PTH109
     return {**dict.fromkeys(_THREAD_VARIABLES, "1"), **os.environ, "PYTHONPATH": path}

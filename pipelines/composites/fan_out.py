@@ -241,8 +241,8 @@ class FanOut(CompositeNode):
         item[parent.key] = piece
         entry = parent.entry
         size = self.set_size(item, entry, piece)
-        request = Run(item, as_future(part), entry.deadline, entry.wanted, size)
-        part.run = self._start(self._entry_point, request, entry, now)
+        run = Run(item, as_future(part), entry.deadline, entry.wanted, size)
+        part.run = self._start(self._entry_point, run, entry, now)
 
     def _batch_started(self, batch: Batch) -> None:
         for entry in batch.entries:

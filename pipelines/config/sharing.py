@@ -71,16 +71,17 @@ def check_shared(node: str, owner: str, keys: Mapping[str, Any], file: str) -> l
     Keys that only instances of its own could use have no effect, which is logged. `owner` is "" if
     there is no such node: that is another problem, and nothing is logged.
     """
-    idle = [key for key in keys if key not in STRUCTURE_KEYS or key == "backend"]
+    ineffective = [key for key in keys if key not in STRUCTURE_KEYS or key == "backend"]
     binding = Binding()
-    if "backend" not in keys and not NODE_KEYS.issuperset(idle):
+    if "backend" not in keys and not NODE_KEYS.issuperset(ineffective):
         # With a backend nothing is checked: one of a user's own may have any key.
-        check_roughly({key: keys[key] for key in idle}, {}, binding)
-    if idle and owner and not binding.problems:
+        check_roughly({key: keys[key] for key in ineffective}, {}, binding)
+    if ineffective and owner and not binding.problems:
         logger.warning(
             "%s: %s no effect: the node shares the instances of %r",
             " ".join(filter(None, (file, f"[{node}]"))),
-            ", ".join(f"`{key}`" for key in idle) + (" has" if len(idle) == 1 else " have"),
+            ", ".join(f"`{key}`" for key in ineffective)
+            + (" has" if len(ineffective) == 1 else " have"),
             owner,
         )
     return binding.problems

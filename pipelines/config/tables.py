@@ -71,7 +71,7 @@ class _Table(BaseModel):
 
 
 class PortTable(_Table):
-    """One entry of `[pipeline.inputs]` or `[pipeline.outputs]`, by the item's key."""
+    """One declared value of `[pipeline.inputs]` or `[pipeline.outputs]`, by the item's key."""
 
     kind: Kind = "json"
     dtype: NumpyType | ProtocolType | None = None

@@ -23,8 +23,8 @@ class Admission:
     """
 
     __slots__ = (
-        "beside",
         "draining",
+        "exposed",
         "in_flight",
         "max_requests",
         "nodes",
@@ -37,7 +37,7 @@ class Admission:
 
     def __init__(self, max_requests: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.nodes: Sequence[Node] = ()
-        self.beside: Sequence[Admission] = ()  # those of the pipeline's exposed nodes
+        self.exposed: Sequence[Admission] = ()  # those of the pipeline's exposed nodes
         self.max_requests = max_requests
         self.in_flight = 0
         self.draining: asyncio.Future[None] | None = None
@@ -55,7 +55,7 @@ class Admission:
             run_time += node.statistics.seconds_per_batch
         self.pace = pace
         self.run_time = run_time
-        for admission in self.beside:
+        for admission in self.exposed:
             admission.update()
 
     def check(self, size: int, budget: float, priority: int | None) -> None:

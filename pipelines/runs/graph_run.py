@@ -93,17 +93,17 @@ class GraphRun:
         "waiting",
     )
 
-    def __init__(self, request: Run, entry_point: EntryPoint) -> None:
-        self.item = request.item
-        self.data = request.data
-        self.future = request.future
-        self.deadline = request.deadline
-        self.priority = request.wanted
-        self.size = request.size
-        self.request_id = request.request_id
+    def __init__(self, run: Run, entry_point: EntryPoint) -> None:
+        self.item = run.item
+        self.data = run.data
+        self.future = run.future
+        self.deadline = run.deadline
+        self.priority = run.wanted
+        self.size = run.size
+        self.request_id = run.request_id
         # None: the request has ended, or it is part of another request.
-        self.admission = request.admission
-        self.trace = request.trace
+        self.admission = run.admission
+        self.trace = run.trace
         self.entry_point = entry_point
         # For each node, how many of its predecessors have not passed it anything yet.
         self.waiting = entry_point.waiting.copy()

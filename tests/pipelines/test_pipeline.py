@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("own_registry", "no_threads_left")
 BOUND = 20.0  # seconds after which a test that hangs fails
 
 
-class Gate(threading.Event):
+class EventGate(threading.Event):
     """While it is closed, a backend that passes it waits on its thread."""
 
     def __init__(self) -> None:
@@ -57,8 +57,8 @@ class Probe(Backend):
     """Records the items that it gets. `act(item)` returns the result of an item, or raises."""
 
     parameters = Params
-    gate: ClassVar[Gate]
-    init_gate: ClassVar[Gate]
+    gate: ClassVar[EventGate]
+    init_gate: ClassVar[EventGate]
     seen: ClassVar[list[list[Any]]]
     calls: ClassVar[list[str]]
     entered: ClassVar[threading.Semaphore]
@@ -90,8 +90,8 @@ class Probe(Backend):
 
 def probe(act: Callable[[Item], Any] = lambda item: item["data"], **attributes: Any) -> type[Probe]:
     own = {
-        "gate": Gate(),
-        "init_gate": Gate(),
+        "gate": EventGate(),
+        "init_gate": EventGate(),
         "seen": [],
         "calls": [],
         "entered": threading.Semaphore(0),

@@ -64,7 +64,7 @@ def choose_encoding(accepted: bytes | None, size: int, binary: bool) -> bytes | 
     """
     if accepted is None or (size < WORTH_COMPRESSING_BYTES and b"," in accepted):
         return None
-    weights = [entry.lower().partition(b";") for entry in accepted.split(b",")]
+    weights = [coding.lower().partition(b";") for coding in accepted.split(b",")]
     names = [name.strip() for name, _, weight in weights if weight.strip().rstrip(b".0") != b"q="]
     if binary and len(names) > 1:
         return None

@@ -73,11 +73,11 @@ class Infer:
             if "penstock.request_id" not in call.scope:
                 call.scope["penstock.request_id"] = choose_request_id(headers.get(b"x-request-id"))
             model = self._model(call)
-            work, model, reading = await self._submit(call, request, model, headers)
-            exchange.runs = (work,)
+            submission, model, reading = await self._submit(call, request, model, headers)
+            exchange.runs = (submission,)
             if exchange.helper is not None:
                 exchange.listen()
-            item = await work.future
+            item = await submission.future
             if "error" in item:
                 raise item["error"]
             answered = time.monotonic()
@@ -166,13 +166,13 @@ class Infer:
         if model.pipeline.state != "ready":
             model = self._model(call)
         reading = time.monotonic() - arrived
-        work = model.pipeline.submit_nowait(
+        submission = model.pipeline.submit_nowait(
             request.item,
             timeout,
             request.priority,
             request_id=call.scope["penstock.request_id"],
         )
-        return work, model, reading
+        return submission, model, reading
 
     def _reading_takes_long(self, text: bytes, blobs: memoryview, model: Model) -> bool:
         """Return whether reading this on the event loop would delay other requests notably."""

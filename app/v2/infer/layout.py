@@ -114,11 +114,11 @@ def remember(
         return
     by_name: dict[str, Slot] = {}
     start = 0
-    for entry in document["inputs"]:
-        datatype = DATATYPES[entry["datatype"]]
-        expected = model.inputs_by_name[entry["name"]]
-        parameters = entry.get("parameters") or {}
-        shape = tuple(entry["shape"])
+    for tensor in document["inputs"]:
+        datatype = DATATYPES[tensor["datatype"]]
+        expected = model.inputs_by_name[tensor["name"]]
+        parameters = tensor.get("parameters") or {}
+        shape = tuple(tensor["shape"])
         if not datatype.in_place or expected.kind != "tensor":
             return
         if size := parameters.get("binary_data_size"):
@@ -143,7 +143,7 @@ def remember(
         size=len(blobs),
         slots=slots,
         keys=tuple(tensor.name for tensor in model.inputs)
-        if model.inputs[0].part is None
+        if model.inputs[0].position is None
         else None,
         item={
             key: value

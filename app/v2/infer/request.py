@@ -185,12 +185,12 @@ def _read_inputs(
     position = 0
     rows = 0
     values: dict[str, Any] = {}
-    for entry in inputs:
-        if type(entry) is not dict:
+    for tensor in inputs:
+        if type(tensor) is not dict:
             raise InvalidRequest(
-                f"Unable to parse 'inputs': expected objects, got a JSON {kind_of(entry)}"
+                f"Unable to parse 'inputs': expected objects, got a JSON {kind_of(tensor)}"
             )
-        name = entry.get("name")
+        name = tensor.get("name")
         if type(name) is not str:
             raise InvalidRequest("Unable to parse 'name': every input has one, a string")
         if name in values:
@@ -201,9 +201,9 @@ def _read_inputs(
                 raise _wrong_count(inputs, model)
             raise InvalidRequest(f"unexpected inference input '{name}' for model '{model.name}'")
         datatype = expected.datatype
-        if datatype is None or entry.get("datatype") != datatype.name:
-            datatype = _datatype(entry.get("datatype"), expected, model)
-        shape: Any = entry.get("shape")
+        if datatype is None or tensor.get("datatype") != datatype.name:
+            datatype = _datatype(tensor.get("datatype"), expected, model)
+        shape: Any = tensor.get("shape")
         first = _check_shape(shape, expected, model)
         if model.max_batch_size:
             if rows not in {0, first}:
@@ -211,7 +211,7 @@ def _read_inputs(
                     f"input '{name}' batch size does not match other inputs for '{model.name}'"
                 )
             rows = first
-        parameters = entry.get("parameters")
+        parameters = tensor.get("parameters")
         if parameters is None:
             parameters = {}
         elif type(parameters) is not dict:
@@ -219,7 +219,7 @@ def _read_inputs(
                 f"Unable to parse 'parameters' of input '{name}': expected an object"
             )
         # KServe's client sends null with a size of 0 for a tensor without elements.
-        data = entry.get("data")
+        data = tensor.get("data")
         size = parameters.get("binary_data_size")
         if size is not None:
             if data is not None or "shared_memory_region" in parameters:
@@ -257,7 +257,7 @@ def _read_inputs(
 
 
 def _set_value(item: Item, parts: list[Any], expected: Tensor, value: Any, model: Model) -> None:
-    if expected.part is None:
+    if expected.position is None:
         item[expected.name] = value
     elif len(model.inputs) == 1:
         item["data"] = value
@@ -330,9 +330,9 @@ def _fits(shape: list[int], wanted: tuple[int, ...]) -> bool:
 
 def _wrong_count(inputs: list[Any], model: Model) -> InvalidRequest:
     given = [
-        entry["name"]
-        for entry in inputs
-        if isinstance(entry, dict) and isinstance(entry.get("name"), str)
+        tensor["name"]
+        for tensor in inputs
+        if isinstance(tensor, dict) and isinstance(tensor.get("name"), str)
     ]
     missing = [tensor.name for tensor in model.inputs if tensor.name not in given]
     message = (

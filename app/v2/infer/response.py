@@ -80,13 +80,13 @@ def write(request: InferRequest, model: Model, chosen: Chosen) -> tuple[Headers,
             datatype, array = classify(
                 datatype, array, wanted.classes, tensor, batched=model.max_batch_size > 0
             )
-        entry: dict[str, Any] = {
+        output: dict[str, Any] = {
             "name": tensor.name,
             "datatype": datatype.name,
             "shape": array.shape,
         }
         if wanted.lease is not None:
-            entry["parameters"] = {
+            output["parameters"] = {
                 "shared_memory_region": wanted.region,
                 "shared_memory_byte_size": _write_to(
                     wanted.lease, to_bytes(datatype, array), wanted.name
@@ -96,12 +96,12 @@ def write(request: InferRequest, model: Model, chosen: Chosen) -> tuple[Headers,
         elif wanted.binary:
             blob = to_bytes(datatype, array)
             size = len(blob) if isinstance(blob, bytes) else blob.nbytes
-            entry["parameters"] = {"binary_data_size": size}
+            output["parameters"] = {"binary_data_size": size}
             if size:
                 blobs.append(blob)
         else:
-            entry["data"] = to_flat_json(datatype, array, tensor.name)
-        outputs.append(entry)
+            output["data"] = to_flat_json(datatype, array, tensor.name)
+        outputs.append(output)
     document: dict[str, Any] = {
         "model_name": model.name,
         "model_version": model.version,

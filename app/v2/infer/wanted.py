@@ -44,23 +44,24 @@ def read_outputs(
     if type(outputs) is not list:
         raise InvalidRequest("Unable to parse 'outputs': expected an array")
     wanted: dict[str, Wanted] = {}
-    for entry in outputs:
-        if type(entry) is not dict or type(entry.get("name")) is not str:
+    for output in outputs:
+        if type(output) is not dict or type(output.get("name")) is not str:
             raise InvalidRequest(
                 "Unable to parse 'outputs': every output is an object with a 'name'"
             )
-        name = entry["name"]
+        name = output["name"]
         if name in wanted:
             raise InvalidRequest(f"output '{name}' already exists in request")
         if name not in model.outputs_by_name and not _may_be_unnamed_array(name, model):
             raise InvalidRequest(f"unexpected inference output '{name}' for model '{model.name}'")
-        parameters = entry.get("parameters")
+        parameters = output.get("parameters")
         if not parameters and (parameters is None or type(parameters) is dict):
             wanted[name] = Wanted(name, binary)
         else:
-            wanted[name] = output = _read_output(name, parameters, binary, regions)
-            if output.lease is not None:
-                leases.append(output.lease)
+            wanted[name] = _read_output(name, parameters, binary, regions)
+            lease = wanted[name].lease
+            if lease is not None:
+                leases.append(lease)
     return list(wanted.values()) or None
 
 

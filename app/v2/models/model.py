@@ -53,8 +53,9 @@ class Tensor(NamedTuple):
 
     `shape` includes the batch dimension, and -1 in it stands for any size. `datatype` and `shape`
     are None if they are not known. `kind` is `tensor` or the kind of one value. `text` says that
-    strings are `str` in the item, not `bytes`. `part` is the tensor's index in the item's `data` or
-    `result`, which is a list if there are several; None if the tensor is a key of the item.
+    strings are `str` in the item, not `bytes`. `position` is the tensor's index in the item's
+    `data` or `result`, which is a list if there are several; None if the tensor is a key of the
+    item.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...] | None
     kind: str = "tensor"
     text: bool = False
-    part: int | None = None
+    position: int | None = None
     labels: tuple[str, ...] = ()
 
 
@@ -81,8 +82,8 @@ class Model:
         "name",
         "outputs",
         "outputs_by_name",
-        "parts",
         "pipeline",
+        "result_length",
         "streams",
         "version",
     )
@@ -116,7 +117,7 @@ class Model:
         self.max_batch_size = bound
         self.outputs = tuple(_outputs(config, last.outputs if last is not None else None))
         self.outputs_by_name = {tensor.name: tensor for tensor in self.outputs}
-        self.parts = sum(tensor.part is not None for tensor in self.outputs)
+        self.result_length = sum(tensor.position is not None for tensor in self.outputs)
 
     def values_of(self, item: Item) -> Iterator[tuple[Tensor, Any]]:
         """Yield the outputs that an item has, in order, with their values.
@@ -127,18 +128,18 @@ class Model:
         for output in self.outputs:
             if output.name in item and output.name != "data":
                 value = item[output.name]
-            elif output.part is None or result is None:
+            elif output.position is None or result is None:
                 continue
             elif isinstance(result, dict) and output.name in result:
                 value = result[output.name]
-            elif self.parts == 1:
+            elif self.result_length == 1:
                 value = result
-            elif isinstance(result, (list, tuple)) and len(result) == self.parts:
-                value = result[output.part]
+            elif isinstance(result, (list, tuple)) and len(result) == self.result_length:
+                value = result[output.position]
             else:
                 raise BackendError(
-                    f"the result of pipeline '{self.name}' is not the list of {self.parts} outputs "
-                    "that it declares"
+                    f"the result of pipeline '{self.name}' is not the list of "
+                    f"{self.result_length} outputs that it declares"
                 )
             if value is None:
                 continue
@@ -232,29 +233,33 @@ def _outputs(config: PipelineConfig, known: Sequence[TensorPort] | None) -> Iter
             for index, tensor_port in enumerate(known):
                 yield _of_engine(tensor_port, index)
         else:
-            yield Tensor("result", None, None, part=0)
+            yield Tensor("result", None, None, position=0)
     for port in ports:
-        part = tensors.index(port) if port in tensors else None
+        position = tensors.index(port) if port in tensors else None
         engine = None
-        if known is not None and part is not None and len(known) == len(tensors):
-            engine = known[part]
-        tensor = _of_port(port, engine, part)
+        if known is not None and position is not None and len(known) == len(tensors):
+            engine = known[position]
+        tensor = _of_port(port, engine, position)
         labels = _labels(port, config) if tensor.kind == "tensor" else ()
         yield tensor._replace(labels=labels)
 
 
-def _of_engine(port: TensorPort, part: int) -> Tensor:
+def _of_engine(port: TensorPort, position: int) -> Tensor:
     return Tensor(
-        port.name, datatype_of(port.dtype), port.shape, text=port.dtype == "string", part=part
+        port.name,
+        datatype_of(port.dtype),
+        port.shape,
+        text=port.dtype == "string",
+        position=position,
     )
 
 
-def _of_port(port: Port, engine: TensorPort | None, part: int | None) -> Tensor:
+def _of_port(port: Port, engine: TensorPort | None, position: int | None) -> Tensor:
     """Describe a declared input or output; `engine` fills in what the file leaves out."""
     declared = None if port.dtype is None else datatype_of(port.dtype)
     if not _is_tensor(port) and port.shape in {None, (1,)}:
         datatype = declared or DATATYPES[SCALAR_DATATYPES[port.kind]]
-        return Tensor(port.name, datatype, (1,), port.kind, port.kind == "text", part)
+        return Tensor(port.name, datatype, (1,), port.kind, port.kind == "text", position)
     known = _of_engine(engine, 0) if engine is not None else Tensor(port.name, None, None)
     return Tensor(
         port.name,
@@ -264,7 +269,7 @@ def _of_port(port: Port, engine: TensorPort | None, part: int | None) -> Tensor:
         port.shape if port.shape is not None else known.shape,
         "tensor",
         known.text or port.dtype == "string" or port.kind == "text",
-        part,
+        position,
     )
 
 

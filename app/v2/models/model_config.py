@@ -241,14 +241,14 @@ def _with_engine_max(spec: Spec, old: str, new: str) -> Spec:
     )
 
 
-def _placed(node: NodeConfig, entry: Mapping[str, Any]) -> NodeConfig:
+def _placed(node: NodeConfig, instance_group: Mapping[str, Any]) -> NodeConfig:
     """Set the number of a node's instances, and their devices."""
-    kind = entry.get("kind") or "KIND_AUTO"
+    kind = instance_group.get("kind") or "KIND_AUTO"
     if kind not in INSTANCE_KINDS:
         raise _invalid(
             f"'kind' of an instance group must be one of {', '.join(sorted(INSTANCE_KINDS))}"
         )
-    gpus = entry.get("gpus") or []
+    gpus = instance_group.get("gpus") or []
     if not isinstance(gpus, list):
         raise _invalid("'gpus' of an instance group must be an array of numbers")
     devices = tuple(f"cuda:{_number(gpu, 'gpus', MAX_GPU)}" for gpu in gpus)
@@ -256,7 +256,7 @@ def _placed(node: NodeConfig, entry: Mapping[str, Any]) -> NodeConfig:
         raise _invalid("an instance group of KIND_CPU must have no 'gpus'")
     if kind == "KIND_CPU" and node.devices:
         devices = ("cpu",)
-    count = _number(entry.get("count") or 1, "count", MAX_INSTANCES)
+    count = _number(instance_group.get("count") or 1, "count", MAX_INSTANCES)
     if kind != "KIND_CPU":
         count *= max(1, len(devices))  # ModelConfig counts the instances on each device
     groups = node.groups

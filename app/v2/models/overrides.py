@@ -198,8 +198,8 @@ class Override:
                 f"failed to load '{self.name}', its model is not a valid ONNX file"
             ) from None
         for tensor in _tensors(model):
-            for entry in tensor.external_data:
-                if entry.key == "location" and entry.value not in files:
+            for field in tensor.external_data:
+                if field.key == "location" and field.value not in files:
                     raise InvalidRequest(
                         f"failed to load '{self.name}', its model keeps weights in a file that was "
                         "not given"

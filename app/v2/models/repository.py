@@ -82,18 +82,18 @@ class RepositoryRoutes:
         Models whose files were never loaded are listed by name only.
         """
         only_ready = check_boolean((await call.json()).get("ready", False), "'ready'")
-        entries = [
-            entry
+        models = [
+            model
             for name, state in self._repository.states().items()
-            for entry in self._entries(name, state)
+            for model in self._models_of(name, state)
         ]
         if only_ready:
-            return [entry for entry in entries if entry["state"] == "READY"]
-        known = {entry["name"] for entry in entries}
+            return [model for model in models if model["state"] == "READY"]
+        known = {model["name"] for model in models}
         in_files = await asyncio.to_thread(self._names_in_files)
-        return [*entries, *({"name": name} for name in in_files if name not in known)]
+        return [*models, *({"name": name} for name in in_files if name not in known)]
 
-    def _entries(self, name: str, state: str) -> list[dict[str, Any]]:
+    def _models_of(self, name: str, state: str) -> list[dict[str, Any]]:
         kind, _, reason = state.partition(": ")
         pipeline = self._repository.pipelines.get(name)
         config = pipeline.config if pipeline is not None else self._repository.configs.get(name)

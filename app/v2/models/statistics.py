@@ -75,7 +75,7 @@ class Totals:
 
 
 def statistics_of(pipeline: Pipeline) -> dict[str, Any]:
-    """Return the entry of a pipeline in the form of the statistics extension."""
+    """Return the statistics of a pipeline in the form of the statistics extension."""
     totals = Totals(pipeline)
     requests = totals.requests
     count = requests.succeeded

@@ -169,11 +169,11 @@ def _external_files(path: Path, where: str) -> list[Path]:
         ),
     ]
     names = {
-        entry.value
+        field.value
         for tensor in tensors
         if tensor.data_location == TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
+        for field in tensor.external_data
+        if field.key == "location"
     }
     folder = path.parent.resolve()
     files = []

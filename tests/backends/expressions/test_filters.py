@@ -12,9 +12,9 @@ from penstock.backends.expressions import filters
 from penstock.backends.expressions.filters import (
     BUILTIN,
     Status,
+    filter_registered_here,
     find_filter,
     register_filter,
-    registered_here,
 )
 from penstock.backends.item import Item
 
@@ -129,8 +129,8 @@ def test_a_registered_function_is_a_filter() -> None:
 
     assert find_filter("large") is large
     assert (ask("large", {"data": 10}), ask("large", {"data": 1})) == (Status.RUN, Status.SKIP)
-    assert registered_here("large")
-    assert not registered_here("or")
+    assert filter_registered_here("large")
+    assert not filter_registered_here("or")
 
 
 def test_registering_ones_own_name_again_replaces_it() -> None:
@@ -179,7 +179,7 @@ def test_entry_points_are_filters(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         assert find_filter("theirs") is filters.swap
         assert find_filter("swap") is filters.swap, "a package can't replace Penstock's own filter"
-        assert not registered_here("theirs"), "another process finds it as well"
+        assert not filter_registered_here("theirs"), "another process finds it as well"
         with pytest.raises(
             ConfigError, match=r"the filter broken of .* can't be loaded: ModuleNotFoundError"
         ):

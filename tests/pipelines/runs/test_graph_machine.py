@@ -173,7 +173,7 @@ def check_many(
 
 
 class Call(NamedTuple):
-    """A call, and the turns of the loop in which it is made and cancelled."""
+    """A call, and the iterations of the loop in which it is made and cancelled."""
 
     asked: Item | list[Item]
     timeout: float | None
@@ -197,15 +197,15 @@ def calls(draw: st.DrawFn, tables: Tables) -> list[Call]:
 
 
 async def make(pipeline: Pipeline, made: list[Call], clock: Clock, move: int | None) -> list[Any]:
-    """Make each call in its turn. In the turn `move` the clock passes every deadline."""
+    """Make each call in its iteration. In the iteration `move` the clock passes every deadline."""
     tasks: dict[int, asyncio.Task[Any]] = {}
-    for turn in range(1 + max(max(call.begin, call.cancel or 0, move or 0) for call in made)):
+    for iteration in range(1 + max(max(call.begin, call.cancel or 0, move or 0) for call in made)):
         for number, call in enumerate(made):
-            if call.begin == turn:
+            if call.begin == iteration:
                 tasks[number] = asyncio.ensure_future(pipeline(call.asked, timeout=call.timeout))
-            if call.cancel == turn:
+            if call.cancel == iteration:
                 tasks[number].cancel()
-        if move == turn:
+        if move == iteration:
             clock.now += 1000.0
         await asyncio.sleep(0)
     return await asyncio.gather(

@@ -58,11 +58,21 @@ async def described(table: Any, **nodes: Any) -> Any:
         model = Models(repository).get("p")
         return (
             [
-                (tensor.name, tensor.datatype and tensor.datatype.name, tensor.shape, tensor.part)
+                (
+                    tensor.name,
+                    tensor.datatype and tensor.datatype.name,
+                    tensor.shape,
+                    tensor.position,
+                )
                 for tensor in model.inputs
             ],
             [
-                (tensor.name, tensor.datatype and tensor.datatype.name, tensor.shape, tensor.part)
+                (
+                    tensor.name,
+                    tensor.datatype and tensor.datatype.name,
+                    tensor.shape,
+                    tensor.position,
+                )
                 for tensor in model.outputs
             ],
             model.max_batch_size,
