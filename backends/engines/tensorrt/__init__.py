@@ -1,4 +1,4 @@
-"""TensorRT: engines are built from ONNX models, kept in files, and run.
+"""TensorRT: engines are built from ONNX models, cached in files, and run.
 
 Only engine.py and execution.py need a GPU.
 """

@@ -17,7 +17,7 @@ from .progress import BuiltEngine, Progress
 class TensorrtTensor(TorchBackend):
     """Runs a model with TensorRT on an NVIDIA GPU.
 
-    The model is an .onnx file, of which an engine is built at the first load and kept, or a file
+    The model is an .onnx file, of which an engine is built at the first load and cached, or a file
     that is an engine already (.trt, .plan, .engine).
 
     `data`: a tensor or array with the batch dimension first, N×..., where N is the item's
@@ -40,7 +40,7 @@ class TensorrtTensor(TorchBackend):
     def build_ahead(
         cls, params: TensorrtParams, context: Context, progress: Progress
     ) -> BuiltEngine:
-        """Build and keep the engine that `init` would load, if possible without a GPU.
+        """Build and cache the engine that `init` would load, if possible without a GPU.
 
         Raises BackendError, ConfigError, and BuildCancelledError after `progress.cancel`.
         """

@@ -1,6 +1,7 @@
-"""Kept engines: one file each, whose header says what the engine was made from.
+"""Cached engines: one file each, whose header says what the engine was made from.
 
-So an engine is never used for anything else. A file holds `ENGINE_MAGIC`, the header's length (4
+So an engine is never used for anything else. "Engine" is TensorRT's word for a compiled model, and
+a plan is the bytes of one. A file holds `ENGINE_MAGIC`, the header's length (4
 bytes, big-endian), the header (JSON with `key`, and the `size` in bytes and `sha256` of the plan),
 and the plan. Reading a file parses JSON and bytes, and never runs code from it.
 """
@@ -22,17 +23,17 @@ from .library import log
 from .progress import BuildCancelledError, Progress
 
 ENGINE_MAGIC = b"PENSTOCK-ENGINE-1\n"
-"""The first bytes of a kept engine."""
+"""The first bytes of a cached engine."""
 
 MAX_HEADER_BYTES = 1 << 20
 _LENGTH_BYTES = 4
 
 
 class UnusableError(Exception):
-    """Raised when a kept engine can't be used; the message says why."""
+    """Raised when a cached engine can't be used; the message says why."""
 
 
-class Kept(NamedTuple):
+class FoundPlan(NamedTuple):
     """A plan, and whether it was built just now."""
 
     plan: bytes
@@ -41,7 +42,7 @@ class Kept(NamedTuple):
 
 
 def default_directory() -> Path:
-    """Return the folder in which engines are kept by default.
+    """Return the folder in which engines are cached by default.
 
     It is `$XDG_CACHE_HOME/penstock/engines`, or `~/.cache/penstock/engines`.
     """
@@ -74,20 +75,20 @@ def load_or_build(
     progress: Progress | None = None,
     *,
     ahead: bool = False,
-) -> Kept:
-    """Return the engine of `key`: the one kept at `path`, or one that `build` makes.
+) -> FoundPlan:
+    """Return the engine of `key`: the one cached at `path`, or one that `build` makes.
 
-    A new engine is then kept there. When several processes or threads want one engine, one builds
-    it, and the others wait for it or until `progress` is cancelled. A kept engine that can't be
+    A new engine is then cached there. When several processes or threads want one engine, one builds
+    it, and the others wait for it or until `progress` is cancelled. A cached engine that can't be
     used is rebuilt and the reason logged. If the folder can't be written, the engine is built and
-    not kept, and the reason logged; with `ahead`, whose only purpose is to keep it, BackendError is
-    raised instead. A wrong key for an `.encrypted` file raises WrongKeyError, because a rebuild
+    not cached, and the reason logged; with `ahead`, whose only purpose is to cache it, BackendError
+    is raised instead. A wrong key for an `.encrypted` file raises WrongKeyError, because a rebuild
     would hide the mistake.
     """
     if is_encrypted(path):
         find_key()
     try:
-        return Kept(read(path, key), built=False)
+        return FoundPlan(read(path, key), built=False)
     except (FileNotFoundError, UnusableError):
         pass  # the reason is logged below, by the process that builds
     with ExitStack() as stack:
@@ -97,36 +98,37 @@ def load_or_build(
         except OSError as error:
             if ahead:
                 raise BackendError(
-                    f"{prefix}: engines can't be kept in {path.parent}: {error.strerror}"
+                    f"{prefix}: engines can't be cached in {path.parent}: {error.strerror}"
                 ) from error
             log.warning(
-                "%s: engines can't be kept in %s (%s): the engine is built now, and again at every "
-                "start",
+                "%s: engines can't be cached in %s (%s): the engine is built now, and again at "
+                "every start",
                 prefix,
                 path.parent,
                 error.strerror,
             )
-            return Kept(build(), built=True)
+            return FoundPlan(build(), built=True)
         try:
-            return Kept(read(path, key), built=False)
+            return FoundPlan(read(path, key), built=False)
         except FileNotFoundError:
-            log.info("%s: no engine is kept at %s yet", prefix, path)
+            log.info("%s: no engine is cached at %s yet", prefix, path)
         except UnusableError as reason:
-            log.warning("%s: the engine kept at %s is rebuilt: %s", prefix, path, reason)
+            log.warning("%s: the engine cached at %s is rebuilt: %s", prefix, path, reason)
         plan = build()
         try:
             write(path, key, plan)
         except OSError as error:
             if ahead:
                 raise BackendError(
-                    f"{prefix}: the engine was built, but can't be kept at {path}: {error.strerror}"
+                    f"{prefix}: the engine was built, but can't be cached at {path}: "
+                    f"{error.strerror}"
                 ) from error
-            log.warning("%s: the engine can't be kept at %s: %s", prefix, path, error.strerror)
-        return Kept(plan, built=True)
+            log.warning("%s: the engine can't be cached at %s: %s", prefix, path, error.strerror)
+        return FoundPlan(plan, built=True)
 
 
 def write(path: Path, key: Mapping[str, Any], plan: bytes) -> None:
-    """Keep a plan, encrypted if the path is `.encrypted`.
+    """Cache a plan, encrypted if the path is `.encrypted`.
 
     Raises OSError, and BackendError without an encryption key.
     """
@@ -138,24 +140,24 @@ def write(path: Path, key: Mapping[str, Any], plan: bytes) -> None:
 
 
 def read(path: Path, key: Mapping[str, Any]) -> bytes:
-    """Return the plan kept at `path`.
+    """Return the plan cached at `path`.
 
     Raises FileNotFoundError, UnusableError with the reason if the file is damaged or has another
     key, and WrongKeyError.
     """
     header, plan = open_engine(path)
-    kept_key = header["key"]
+    cached_key = header["key"]
     for name, wanted in key.items():
-        if kept_key.get(name) != wanted:
+        if cached_key.get(name) != wanted:
             raise UnusableError(
-                f"it was built for {name} = {_shown(kept_key.get(name))}, but {_shown(wanted)} is "
-                "wanted"
+                f"it was built for {name} = {_shown(cached_key.get(name))}, but {_shown(wanted)} "
+                "is wanted"
             )
     return plan
 
 
 def open_engine(path: Path) -> tuple[dict[str, Any], bytes]:
-    """Read a kept engine.
+    """Read a cached engine.
 
     Return its header and its plan. Raises FileNotFoundError, UnusableError with the reason, and
     WrongKeyError.
@@ -179,7 +181,7 @@ def open_engine(path: Path) -> tuple[dict[str, Any], bytes]:
 def split(data: bytes) -> tuple[dict[str, Any], bytes]:
     """Split a file's content into header and plan.
 
-    Raises UnusableError if it is not a kept engine, or damaged.
+    Raises UnusableError if it is not a cached engine, or damaged.
     """
     if not data.startswith(ENGINE_MAGIC):
         raise UnusableError("it is not an engine that Penstock wrote: its first bytes are others")

@@ -20,7 +20,7 @@ from ..torch.sharing import shared
 from .execution import Execution, LoadedEngine, Port, deserialise
 from .library import Library, find_library
 from .params import TensorrtParams
-from .plan import find_plan, where_kept
+from .plan import cached_at, find_plan
 from .progress import BuiltEngine, Progress
 from .recipe import Recipe, message_prefix, read_onnx
 
@@ -215,14 +215,14 @@ class TensorrtEngine(TorchEngine):
 
 
 def build_ahead(params: TensorrtParams, context: Context, progress: Progress) -> BuiltEngine:
-    """Build and keep the engine that `TensorrtEngine.load` would load.
+    """Build and cache the engine that `TensorrtEngine.load` would load.
 
     Raises BackendError, ConfigError and BuildCancelledError.
     """
     library, recipe = recipe_of(params, context, choose_device(context.device))
-    kept = find_plan(recipe, library, context, progress, ahead=True)
-    path = recipe.model if recipe.is_engine else where_kept(recipe, context, recipe.key(library))
-    return BuiltEngine(path, len(kept.plan), kept.built)
+    found = find_plan(recipe, library, context, progress, ahead=True)
+    path = recipe.model if recipe.is_engine else cached_at(recipe, context, recipe.key(library))
+    return BuiltEngine(path, len(found.plan), found.built)
 
 
 def recipe_of(

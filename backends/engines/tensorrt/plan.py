@@ -1,4 +1,4 @@
-"""Find the plan of a recipe: kept, built now, or read from a model file that is an engine."""
+"""Find the plan of a recipe: cached, built now, or read from a model file that is an engine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ...base import Context
 from ...errors import BackendError
 from ..encryption import read_model
 from .build import build
-from .cache import ENGINE_MAGIC, Kept, UnusableError, load_or_build, place_of, split
+from .cache import ENGINE_MAGIC, FoundPlan, UnusableError, load_or_build, place_of, split
 from .library import Library
 from .progress import Progress
 from .recipe import Recipe, plain_suffix
@@ -17,14 +17,14 @@ from .recipe import Recipe, plain_suffix
 
 def find_plan(
     recipe: Recipe, library: Library, context: Context, progress: Progress, *, ahead: bool = False
-) -> Kept:
-    """Return the plan, built and kept if need be.
+) -> FoundPlan:
+    """Return the plan, built and cached if need be.
 
-    `ahead`: keeping it is the only purpose, so a failure to keep it is an error. Raises
+    `ahead`: caching it is the only purpose, so a failure to cache it is an error. Raises
     BackendError and ConfigError, which name the node and the file.
     """
     if recipe.is_engine:
-        return Kept(_read_engine(recipe, library), built=False)
+        return FoundPlan(_read_engine(recipe, library), built=False)
     if plain_suffix(recipe.model) != ".onnx":
         raise BackendError(
             f"{recipe}: the model {recipe.model} is neither .onnx nor an engine (.trt, .plan, "
@@ -33,7 +33,7 @@ def find_plan(
     key = recipe.key(library)
     timings = recipe.params.timing_cache
     timing_cache = context.resolve(timings) if timings else None
-    place = where_kept(recipe, context, key)
+    place = cached_at(recipe, context, key)
     return load_or_build(
         place,
         key,
@@ -44,8 +44,8 @@ def find_plan(
     )
 
 
-def where_kept(recipe: Recipe, context: Context, key: dict[str, Any]) -> Path:
-    """Return the path at which the engine is kept. Raises BackendError."""
+def cached_at(recipe: Recipe, context: Context, key: dict[str, Any]) -> Path:
+    """Return the path at which the engine is cached. Raises BackendError."""
     given = recipe.params.cache
     return place_of(context.resolve(given) if given else None, recipe.model, key)
 
@@ -71,9 +71,9 @@ def _read_engine(recipe: Recipe, library: Library) -> bytes:
     here = {"library": library.name, "version": library.version, "gpu": recipe.gpu}
     for name, wanted in here.items():
         if header["key"].get(name) != wanted:
-            kept = header["key"].get(name)
+            cached = header["key"].get(name)
             raise BackendError(
-                f"{recipe}: the engine {recipe.model} was built for {name} {kept}, but this "
+                f"{recipe}: the engine {recipe.model} was built for {name} {cached}, but this "
                 f"machine has {wanted}: build it again"
             )
     return plan

@@ -1,6 +1,6 @@
 """The recipe of an engine: all that it is made from.
 
-Kept engines are identified by it, since engines of one recipe are the same.
+Cached engines are identified by it, since engines of one recipe are the same.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Recipe:
             "batch sizes": list(self.sizes),
             "mean": list(params.mean or ()),
             "std": list(params.std or ()),
-            # Engines that were kept before it was float32 have an input that takes only uint8.
+            # Engines that were cached before it was float32 have an input that takes only uint8.
             **({} if params.mean is params.std is None else {"normalised input": "float32"}),
             "data_format": params.data_format,
             "postprocessor": params.postprocessor or "",

@@ -154,7 +154,7 @@ def test_an_engine_that_can_not_be_kept_exits_with_1_and_is_not_built(
     answer = run("build", folder / "net.toml")
     assert answer.exit_code == 1 and "built in" not in answer.stdout
     assert (
-        f"node 'a': TensorrtTensor: engines can't be kept in {folder}/file/kept: File exists"
+        f"node 'a': TensorrtTensor: engines can't be cached in {folder}/file/kept: File exists"
         in answer.stderr
     )
 

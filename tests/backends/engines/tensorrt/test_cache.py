@@ -1,4 +1,4 @@
-"""Kept engines: hits, misses, damaged files, and one build for several processes."""
+"""Cached engines: hits, misses, damaged files, and one build for several processes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_miss_is_built_and_a_hit_is_not(path: Path, caplog: pytest.LogCaptureF
     build = Builder()
     with caplog.at_level("INFO", "penstock.tensorrt"):
         assert load_or_build(path, MADE_OF, build, "node 'net'") == (b"a plan", True)
-    assert f"node 'net': no engine is kept at {path} yet" in caplog.text
+    assert f"node 'net': no engine is cached at {path} yet" in caplog.text
     assert load_or_build(path, MADE_OF, build, "net") == (b"a plan", False)
     assert build.builds == 1
 
@@ -106,7 +106,7 @@ def test_damaged_and_foreign_files_are_rebuilt_and_the_reason_logged(
     assert load_or_build(path, MADE_OF, build, "node 'net'") == (b"another", True)
     # Other tests may have lowered the logger's level, so there may be more lines.
     (line,) = [message for message in caplog.messages if "is rebuilt" in message]
-    assert line.startswith(f"node 'net': the engine kept at {path} is rebuilt: {reason}")
+    assert line.startswith(f"node 'net': the engine cached at {path} is rebuilt: {reason}")
     assert load_or_build(path, MADE_OF, build, "net") == (b"another", False)
 
 
@@ -130,7 +130,7 @@ def test_stale_engines_are_rebuilt(
     assert reason in caplog.text
 
 
-def test_a_failed_build_leaves_the_kept_engine_and_releases_the_lock(path: Path) -> None:
+def test_a_failed_build_leaves_the_cached_engine_and_releases_the_lock(path: Path) -> None:
     load_or_build(path, MADE_OF, Builder(), "net")
 
     def fail() -> bytes:
@@ -142,7 +142,7 @@ def test_a_failed_build_leaves_the_kept_engine_and_releases_the_lock(path: Path)
     assert sorted(entry.name for entry in path.parent.iterdir()) == [".m.engine.lock", "m.engine"]
 
 
-def test_the_engine_is_built_where_it_can_not_be_kept(
+def test_the_engine_is_built_where_it_can_not_be_cached(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -151,7 +151,7 @@ def test_the_engine_is_built_where_it_can_not_be_kept(
         True,
     )
     assert (
-        f"net: engines can't be kept in {tmp_path}/file (File exists): the engine is built now, "
+        f"net: engines can't be cached in {tmp_path}/file (File exists): the engine is built now, "
         "and again at every start" in caplog.text
     )
 
@@ -169,13 +169,13 @@ def test_writing_is_all_or_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert sorted(entry.name for entry in path.parent.iterdir()) == [".m.engine.lock", "m.engine"]
 
 
-def test_a_build_ahead_fails_where_the_engine_can_not_be_kept(
+def test_a_build_ahead_fails_where_the_engine_can_not_be_cached(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     build = Builder()
     with pytest.raises(
-        BackendError, match=rf"^net: engines can't be kept in {tmp_path}/file: File exists$"
+        BackendError, match=rf"^net: engines can't be cached in {tmp_path}/file: File exists$"
     ):
         load_or_build(tmp_path / "file" / "m.engine", MADE_OF, build, "net", ahead=True)
     assert not build.builds  # a build would take minutes, in vain
@@ -186,12 +186,13 @@ def test_a_build_ahead_fails_where_the_engine_can_not_be_kept(
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(
         BackendError,
-        match=rf"^net: the engine was built, but can't be kept at {path}: No space left on device$",
+        match=rf"^net: the engine was built, but can't be cached at {path}: No space left on "
+        r"device$",
     ):
         load_or_build(path, MADE_OF, build, "net", ahead=True)
 
 
-def test_on_a_full_disk_the_engine_is_built_and_not_kept(
+def test_on_a_full_disk_the_engine_is_built_and_not_cached(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(handle: Any) -> None:
@@ -199,7 +200,7 @@ def test_on_a_full_disk_the_engine_is_built_and_not_kept(
 
     monkeypatch.setattr("os.fsync", full)
     assert load_or_build(path, MADE_OF, Builder(), "net") == (b"a plan", True)
-    assert f"net: the engine can't be kept at {path}: No space left on device" in caplog.text
+    assert f"net: the engine can't be cached at {path}: No space left on device" in caplog.text
 
 
 PROCESS = """
@@ -230,9 +231,9 @@ def test_one_of_two_processes_builds(tmp_path: Path) -> None:
             wait_until_it_waits(second.pid)
             assert log.read_text() == "built "
             answer, _ = first.communicate(timeout=60)
-            assert answer == "Kept(plan=b'plan', built=True)\n"
+            assert answer == "FoundPlan(plan=b'plan', built=True)\n"
             answer, _ = second.communicate(timeout=60)
-            assert answer == "Kept(plan=b'plan', built=False)\n"
+            assert answer == "FoundPlan(plan=b'plan', built=False)\n"
     assert log.read_text() == "built "
 
 
@@ -284,10 +285,10 @@ def wait_until_it_waits(process: Any) -> None:
 
 
 def test_one_of_many_threads_builds(path: Path) -> None:
-    build, kept_engines = Builder(), []
+    build, cached_engines = Builder(), []
     threads = [
         threading.Thread(
-            target=lambda: kept_engines.append(load_or_build(path, MADE_OF, build, "net"))
+            target=lambda: cached_engines.append(load_or_build(path, MADE_OF, build, "net"))
         )
         for _ in range(8)
     ]
@@ -295,7 +296,9 @@ def test_one_of_many_threads_builds(path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert build.builds == 1 and sorted(kept.built for kept in kept_engines) == [False] * 7 + [True]
+    assert build.builds == 1 and sorted(engine.built for engine in cached_engines) == [
+        False
+    ] * 7 + [True]
 
 
 def test_encrypted_engines_need_their_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Finding the plan of a recipe: when it is built, and when a kept one is used."""
+"""Finding the plan of a recipe: when it is built, and when a cached one is used."""
 
 from __future__ import annotations
 
