@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import ClassVar
 
-STATUSES = frozenset(status.value for status in HTTPStatus if status.value >= 400)
+ERROR_STATUSES = frozenset(status.value for status in HTTPStatus if status.value >= 400)
 """The statuses that an error class of a user's own may have."""
 
 
@@ -53,7 +53,7 @@ class PenstockError(Exception):
                 f"{cls.__name__}.code is {cls.code!r}: expected lower case with underscores, as in "
                 "'too_long'"
             )
-        if cls.status is not None and cls.status not in STATUSES:
+        if cls.status is not None and cls.status not in ERROR_STATUSES:
             raise TypeError(
                 f"{cls.__name__}.status is {cls.status!r}: expected an HTTP status from 400 to 599"
             )

@@ -20,7 +20,7 @@ from ...engines.torch.reading import as_tensor
 from ...errors import InvalidInput
 from ..pixels import MAX_CHANNELS
 
-PIXEL_TYPES = frozenset({torch.uint8, torch.float16, torch.bfloat16, torch.float32})
+TENSOR_PIXEL_TYPES = frozenset({torch.uint8, torch.float16, torch.bfloat16, torch.float32})
 
 LUMA = (9798, 19235, 3735)
 """Weights of red, green and blue in grey, in units of 2^-15.
@@ -54,7 +54,7 @@ def image_of(value: Any, nhwc: bool, device: torch.device, backend: str) -> torc
     """
     tensor = tensor_of(value, backend)
     shape = tuple(tensor.shape)
-    if tensor.dtype not in PIXEL_TYPES or tensor.ndim not in (2, 3, 4) or 0 in shape:
+    if tensor.dtype not in TENSOR_PIXEL_TYPES or tensor.ndim not in (2, 3, 4) or 0 in shape:
         layout = "NxHxWxC" if nhwc else "NxCxHxW"
         dtype = str(tensor.dtype).removeprefix("torch.")
         raise InvalidInput(
