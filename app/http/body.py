@@ -198,10 +198,10 @@ def _from_json(body: bytes, many: bool, limit: int) -> list[bytes] | Link:
     name = "images" if many else "image"
     expected = '{"images": [base64, …]}' if many else '{"image": base64}'
     if not isinstance(document, dict):
-        raise InvalidRequest(f"the body is {_json_type(document)}, expected {expected}")
+        raise InvalidRequest(f"the body is a JSON {kind_of(document)}, expected {expected}")
     if not many and len(document) == 1 and "url" in document:
         if not isinstance(document["url"], str):
-            raise InvalidRequest(f"'url' is {_json_type(document['url'])}, expected a string")
+            raise InvalidRequest(f"'url' is a JSON {kind_of(document['url'])}, expected a string")
         return Link(document["url"])
     unknown = [key for key in document if key != name]
     if unknown:
@@ -214,31 +214,31 @@ def _from_json(body: bytes, many: bool, limit: int) -> list[bytes] | Link:
     if not many:
         return [_from_base64(value, name)]
     if not isinstance(value, list):
-        raise InvalidRequest(f"{name!r} is {_json_type(value)}, expected {expected}")
+        raise InvalidRequest(f"{name!r} is a JSON {kind_of(value)}, expected {expected}")
     _check_count(len(value), limit)
     return [_from_base64(element, f"images[{index}]") for index, element in enumerate(value)]
 
 
-def _json_type(value: Any) -> str:
-    """Return JSON's name of a value's type, with its article."""
+def kind_of(value: Any) -> str:
+    """Return JSON's name of a value's type."""
     match value:
         case None:
             return "null"
         case bool():
-            return "a boolean"
+            return "boolean"
         case int() | float():
-            return "a number"
+            return "number"
         case str():
-            return "a string"
+            return "string"
         case list():
-            return "an array"
+            return "array"
         case _:
-            return "an object"
+            return "object"
 
 
 def _from_base64(value: Any, name: str) -> bytes:
     if not isinstance(value, str):
-        raise InvalidRequest(f"{name!r} is {_json_type(value)}, expected a base64 string")
+        raise InvalidRequest(f"{name!r} is a JSON {kind_of(value)}, expected a base64 string")
     if value.startswith("data:"):  # a data URL, as browsers' FileReader gives it
         kind, _, value = value.partition(",")
         if not kind.endswith(";base64"):

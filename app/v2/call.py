@@ -14,10 +14,10 @@ from starlette.types import Receive, Scope
 
 from penstock.backends.errors import InvalidRequest, PenstockError, TooLarge
 
-from ..http.body import PARSE_OFF_LOOP_BYTES, ClientLeft
+from ..http.body import PARSE_OFF_LOOP_BYTES, ClientLeft, kind_of
 from ..http.errors import LOGGED_STATUSES, code_of, detail_of, status_of
 from ..settings import Settings
-from .json_text import kind_of, parse_json
+from .json_text import parse_json
 
 JSON_HEADER = (b"content-type", b"application/json")
 

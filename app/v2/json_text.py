@@ -11,6 +11,8 @@ import orjson
 
 from penstock.backends.errors import InvalidRequest
 
+from ..http.body import kind_of
+
 UINT64_MAX = 2**64 - 1
 
 MAX_JSON_CONTAINERS = 1 << 20
@@ -101,23 +103,6 @@ def _are_fine(brackets: bytes, depth: int) -> bool:
 
 def _depth(brackets: bytes) -> int:
     return int(np.cumsum(_STEP[np.frombuffer(brackets, np.uint8)], dtype=np.int32).max(initial=0))
-
-
-def kind_of(value: Any) -> str:
-    """Return JSON's name of a value's type."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "boolean"
-        case int() | float():
-            return "number"
-        case str():
-            return "string"
-        case list():
-            return "array"
-        case _:
-            return "object"
 
 
 def check_boolean(value: Any, subject: str) -> bool:

@@ -13,10 +13,11 @@ import logging
 import math
 import time
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from penstock.backends.base import Signature
-from penstock.backends.errors import BackendError, DeadlineExceeded, NotReady
+from penstock.backends.errors import BackendError, ConfigError, DeadlineExceeded, NotReady
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.text import message_of
 
@@ -437,9 +438,7 @@ class Node:
             return
         if not self._up:  # an executor that can't load fails the start
             if not self._loading.done():
-                failure = BackendError(
-                    f"node {self.name!r}: {type(error).__name__}: {message_of(error)}"
-                )
+                failure = BackendError(self._why_not_loaded(error))
                 failure.__cause__ = error
                 self._loading.set_exception(failure)
             return
@@ -477,6 +476,15 @@ class Node:
                     failure.logged = True
                     batch.outcomes[position] = failure
             self._deliver(batch, now)
+
+    def _why_not_loaded(self, error: BaseException) -> str:
+        if isinstance(error, ConfigError):  # a mistake in the file: named as `check` names one
+            source = self._pipeline.source
+            return "\n".join(
+                str(replace(problem, file=problem.file or source, node=problem.node or self.name))
+                for problem in error.problems
+            )
+        return f"node {self.name!r}: {type(error).__name__}: {message_of(error)}"
 
     def executor_restarted(self, executor: Executor) -> None:
         """Count the restart of an executor's child process."""

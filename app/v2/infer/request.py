@@ -12,7 +12,8 @@ from typing import Any
 from penstock.backends.errors import InvalidRequest
 from penstock.backends.item import Item, may_come_from_network
 
-from ..json_text import UINT64_MAX, check_boolean, check_unsigned, kind_of, parse_json
+from ...http.body import kind_of
+from ..json_text import UINT64_MAX, check_boolean, check_unsigned, parse_json
 from ..models.model import Model, Tensor
 from ..shared_memory import RegionSlice, SharedMemory, region_of
 from ..tensors import DATATYPES, Array, Datatype, check_size, from_bytes, from_json, shape_text

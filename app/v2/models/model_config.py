@@ -31,7 +31,7 @@ from penstock.pipelines.config.definition import (
     PipelineConfig,
 )
 
-from ..json_text import kind_of
+from ...http.body import kind_of
 
 ACCEPTED_KEYS = frozenset(
     {

@@ -22,8 +22,8 @@ from penstock.pipelines.config.definition import PipelineConfig
 from penstock.pipelines.config.load import build
 from penstock.pipelines.config.source import Tables
 
-from ...http.body import decode_base64
-from ..json_text import kind_of, parse_json
+from ...http.body import decode_base64, kind_of
+from ..json_text import parse_json
 from .model_config import ACCEPTED_KEYS, KEYS_ACCEPTED_EMPTY, configure
 
 FILE_PARAMETER = re.compile(r"file:(\d{1,9})/([A-Za-z0-9_][A-Za-z0-9_.\-]{0,99})")

@@ -19,10 +19,11 @@ from penstock.pipelines.config.source import name_of
 from penstock.pipelines.repository import Repository
 
 from ...http.auth import check_admin
+from ...http.body import kind_of
 from ...http.errors import Forbidden
 from ...settings import Settings
 from ..call import ProtocolCall, ProtocolError, Route
-from ..json_text import check_boolean, kind_of
+from ..json_text import check_boolean
 from .model import Model
 from .model_config import maxima_of
 from .overrides import FilesConfig, Override

@@ -643,7 +643,7 @@ async def test_the_server_fetches(running: Any, digits: Path, digit: bytes, allo
     assert [
         piece in answer.json()["detail"]
         for piece, answer in zip(
-            ("'url'", "'url' is a number", "port 80", "not public", "'url'"), bad, strict=True
+            ("'url'", "'url' is a JSON number", "port 80", "not public", "'url'"), bad, strict=True
         )
     ]
 

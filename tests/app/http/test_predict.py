@@ -408,7 +408,7 @@ def test_a_batch_of_which_some_images_are_refused(running: Any) -> None:
         (
             {"content": b"[1]", "headers": {"Content-Type": "application/json"}},
             400,
-            "the body is an array",
+            "the body is a JSON array",
         ),
         (
             {"content": b'{"image": ', "headers": {"Content-Type": "application/json"}},
@@ -469,8 +469,8 @@ def test_bad_bodies(client: httpx.Client, path: str, sent: Any, status: int, det
         ({"json": {"image": "Zm9vYg="}}, 400, "not valid base64: Incorrect padding"),
         ({"json": {"image": "data:image/png,Zm9v"}}, 400, "a data URL without ';base64'"),
         ({"json": {"image": "é"}}, 400, "not valid base64"),
-        ({"json": {"image": 7}}, 400, "is a number, expected a base64 string"),
-        ({"json": {"image": ["Zm91cg=="]}}, 400, "is an array"),
+        ({"json": {"image": 7}}, 400, "is a JSON number, expected a base64 string"),
+        ({"json": {"image": ["Zm91cg=="]}}, 400, "is a JSON array"),
         ({"json": {"images": ["Zm91cg=="]}}, 400, "unknown key 'images'"),
         ({"files": [("image", b"x"), ("image", b"x")]}, 400, "2 fields 'image'"),
         ({"files": [("image", b"x")] * 5}, 400, "5 fields 'image'"),
@@ -488,7 +488,7 @@ def test_bad_bodies_of_one_image(client: httpx.Client, sent: Any, status: int, d
         ({"content": b"raw", "headers": {"Content-Type": "image/png"}}, 415, "several images"),
         ({"content": b"raw"}, 415, "several images"),
         ({"json": {"images": []}}, 400, "the request has no image"),
-        ({"json": {"images": "Zm91cg=="}}, 400, "is a str"),
+        ({"json": {"images": "Zm91cg=="}}, 400, "is a JSON string"),
         ({"json": {"images": ["Zm91cg==", "*"]}}, 400, "images[1]"),
         ({"json": {"images": ["Zm91cg=="] * 4}}, 413, "4 images, at most 3"),
         ({"files": [("images", b"x")] * 4}, 413, "4 images, at most 3"),

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 from penstock.backends.base import Backend, Params
-from penstock.backends.errors import BackendError, NotReady
+from penstock.backends.errors import BackendError, ConfigError, NotReady, Problem
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.item import Item
 from penstock.pipelines.config.definition import GroupConfig, NodeConfig, PipelineConfig
@@ -313,6 +313,19 @@ async def test_close_ends_the_task_of_a_node_that_did_not_load() -> None:
             await asyncio.sleep(0.001)
         await node.close(20)
     assert asyncio.all_tasks() == before
+
+
+async def test_a_mistake_in_the_file_is_named_as_a_check_names_it() -> None:
+    node, cls = make()
+
+    def fail(self: Any, params: Any, context: Any) -> None:
+        raise ConfigError([Problem("device is 'cuda:9'", key="device")])
+
+    cls.init = fail  # type: ignore[method-assign]
+    with pytest.raises(BackendError) as caught:
+        await node.start()
+    assert str(caught.value) == "[node] device: device is 'cuda:9'"
+    await node.close(20)
 
 
 async def test_a_node_that_is_closed_while_a_decision_is_due_starts_nothing() -> None:
