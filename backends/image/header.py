@@ -23,7 +23,7 @@ JP2_SIGNATURE = b"\0\0\0\x0cjP  \r\n\x87\n"
 J2K_SIGNATURE = b"\xff\x4f\xff\x51"
 
 PNM_HEADER_BYTES = 1 << 18
-"""Where the search for the size of a PPM ends. Comments may come before it."""
+"""The offset at which the search for the size of a PPM ends. Comments may come before it."""
 
 SOS, EOI = 0xDA, 0xD9
 """Markers of a JPEG: start of scan, end of image."""

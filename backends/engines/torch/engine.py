@@ -88,13 +88,13 @@ class TorchEngine(Backend):
     `load`.
     """
     batched = True
-    """Whether items may share a run."""
+    """True if items may share a run."""
     proven = True
-    """Whether `batched` is decided."""
+    """True once `batched` is decided."""
     probing = False
-    """Whether the model runs for a probe. Its runs must leave no trace in what compiles it."""
+    """True while the model runs for a probe. Its runs must leave no trace in what compiles it."""
     scores_only = False
-    """Whether the outputs after the first are derived from it: a classifier's classes, which may
+    """True if the outputs after the first are derived from it: a classifier's classes, which may
     differ where two scores are nearly the same.
     """
     can_capture = True

@@ -1,4 +1,4 @@
-"""Which models of torch may run several items at once: those that are proven to keep rows apart."""
+"""Models of torch that may run several items at once: those that are proven to keep rows apart."""
 
 from __future__ import annotations
 
