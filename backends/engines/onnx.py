@@ -56,7 +56,7 @@ class OnnxParams(EngineParams):
     )
 
 
-class Port(NamedTuple):
+class OnnxTensorInfo(NamedTuple):
     """An input or output of the model.
 
     None in `shape` stands for any size; `dtype` is None for a type that NumPy lacks.
@@ -92,8 +92,8 @@ class OnnxTensor(Backend):
     parameters: ClassVar[type[Params] | None] = OnnxParams
 
     session: Any = None
-    inputs: tuple[Port, ...] = ()
-    outputs: tuple[Port, ...] = ()
+    inputs: tuple[OnnxTensorInfo, ...] = ()
+    outputs: tuple[OnnxTensorInfo, ...] = ()
 
     @classmethod
     def declared_range(cls, params: OnnxParams, children: tuple[BatchRange, ...]) -> BatchRange:
@@ -288,7 +288,7 @@ class OnnxTensor(Backend):
             reason = f"it can't be checked whether it keeps items apart: {error}"
         self._settle(reason)
 
-    def _signed(self, ports: Sequence[Port]) -> tuple[TensorPort, ...]:
+    def _signed(self, ports: Sequence[OnnxTensorInfo]) -> tuple[TensorPort, ...]:
         """Describe inputs or outputs for clients.
 
         The batch axis is open to them even if the model's is fixed, since batches are padded.
@@ -539,13 +539,13 @@ def _decrypted(path: Path) -> bytes | None:
         raise type(error)(f"OnnxTensor: {error}") from error
 
 
-def _port(node: Any) -> Port:
+def _port(node: Any) -> OnnxTensorInfo:
     name = node.type.removeprefix("tensor(").removesuffix(")")
     try:
         dtype = np.dtype(NUMPY_DTYPES.get(name, name))
     except TypeError:
         dtype = None
-    return Port(
+    return OnnxTensorInfo(
         node.name, dtype, tuple(size if isinstance(size, int) else None for size in node.shape)
     )
 
@@ -565,7 +565,7 @@ def _narrows(dtype: np.dtype[Any], expected: np.dtype[Any] | None) -> bool:
     return expected == np.float32 and dtype.kind == "f" and dtype.itemsize == 8
 
 
-def _listed(ports: Sequence[Port]) -> str:
+def _listed(ports: Sequence[OnnxTensorInfo]) -> str:
     return ", ".join(f"{port.name} {shape_text(port.shape)}" for port in ports)
 
 

@@ -12,7 +12,7 @@ from ..item import Item
 UNBOUNDED_WARM_UP_BATCH = 8
 """The largest batch to warm up for, if neither the model nor the node has an upper bound."""
 
-Port = TypeVar("Port")
+AnyPort = TypeVar("AnyPort")
 
 
 def shape_key(item: Item) -> Hashable:
@@ -83,8 +83,8 @@ def parse_order(text: str | None) -> list[int] | None:
 
 
 def reorder(
-    ports: Sequence[Port], order: str | None, key: str, context: Context
-) -> tuple[Port, ...]:
+    ports: Sequence[AnyPort], order: str | None, key: str, context: Context
+) -> tuple[AnyPort, ...]:
     """Return a model's inputs or outputs in the order that a file asks for.
 
     `"1,0"` puts the second first. `key` is the file's key, for the ConfigError of an order that

@@ -14,10 +14,10 @@ from ...gpu.device import buckets, choose_device
 from ...item import Item
 from ..postprocess import CLASSIFIERS, classified
 from ..shapes import UNBOUNDED_WARM_UP_BATCH, reorder, shape_text
-from ..torch.engine import Member, TorchEngine
+from ..torch.engine import BatchMember, TorchEngine
 from ..torch.reading import dtype_text, widens
 from ..torch.sharing import shared
-from .execution import Execution, LoadedEngine, Port, deserialise
+from .execution import EngineTensor, Execution, LoadedEngine, deserialise
 from .library import Library, find_library
 from .params import TensorrtParams
 from .plan import cached_at, find_plan
@@ -107,7 +107,7 @@ class TensorrtEngine(TorchEngine):
             execution.close()
         super().close()
 
-    def _read(self, item: Item) -> Member:
+    def _read(self, item: Item) -> BatchMember:
         """Read the item's tensors and check them against the engine. Raises InvalidInput."""
         member = super()._read(item)
         if len(member.inputs) != len(self._inputs):
@@ -148,13 +148,13 @@ class TensorrtEngine(TorchEngine):
             else port.dtype
         )
 
-    def _is_normalised(self, port: Port) -> bool:
+    def _is_normalised(self, port: EngineTensor) -> bool:
         """Return whether `mean` and `std` were built into the network before this input."""
         return (
             self.params.mean is not None or self.params.std is not None
         ) and port.name == self.model.inputs[0].name
 
-    def _run_group(self, members: list[Member]) -> None:
+    def _run_group(self, members: list[BatchMember]) -> None:
         """Run the members in as many runs as needed.
 
         Profiles for larger images may take fewer items at once.
@@ -200,7 +200,7 @@ class TensorrtEngine(TorchEngine):
         """
         return bool(output.ndim > 0 and len(output) == rows)
 
-    def _share_out(self, members: list[Member], outputs: list[Any]) -> None:
+    def _share_out(self, members: list[BatchMember], outputs: list[Any]) -> None:
         super()._share_out(members, outputs)
         if self.params.postprocessor in CLASSIFIERS:
             for member in members:
@@ -263,7 +263,7 @@ def gpu_name(device: torch.device) -> str | None:
     return f"{torch.cuda.get_device_name(device)} {major}.{minor}"
 
 
-def _signed(ports: Sequence[Port], batched: bool) -> tuple[TensorPort, ...]:
+def _signed(ports: Sequence[EngineTensor], batched: bool) -> tuple[TensorPort, ...]:
     return tuple(
         TensorPort(
             port.name, dtype_text(port.dtype), (-1, *port.shape[1:]) if batched else port.shape

@@ -35,7 +35,7 @@ TORCH_DTYPES = {
 """TensorRT's types of inputs and outputs -> torch's dtypes."""
 
 
-class Port(NamedTuple):
+class EngineTensor(NamedTuple):
     """An input or output of the engine. -1 in `shape` stands for any size."""
 
     name: str
@@ -223,7 +223,7 @@ class Execution:
             {port.name: (rows, *shape) for port, shape in zip(self.inputs, inner, strict=True)},
         )
 
-    def _port(self, name: str) -> Port:
+    def _port(self, name: str) -> EngineTensor:
         dtype, trt = self._engine.get_tensor_dtype(name), self._library.trt
         if dtype.name not in TORCH_DTYPES:
             raise BackendError(
@@ -235,7 +235,9 @@ class Execution:
                 f"{self.where}: tensor {name} is a shape tensor: expected inputs and outputs that "
                 "are data"
             )
-        return Port(name, TORCH_DTYPES[dtype.name], tuple(self._engine.get_tensor_shape(name)))
+        return EngineTensor(
+            name, TORCH_DTYPES[dtype.name], tuple(self._engine.get_tensor_shape(name))
+        )
 
     def _profile(self, index: int) -> Profile:
         profile = {}
@@ -290,7 +292,7 @@ class _Context:
             for port, output in zip(owner.outputs, outputs, strict=True)
         ]
 
-    def _prepare(self, port: Port) -> torch.Tensor | None:
+    def _prepare(self, port: EngineTensor) -> torch.Tensor | None:
         """Allocate an output and give TensorRT its address.
 
         Return None for an output whose shape depends on the data: its allocator has it after the

@@ -38,7 +38,7 @@ logger = logging.getLogger("penstock.torch")
 Input: TypeAlias = torch.Tensor | list[str]
 
 
-class Member(NamedTuple):
+class BatchMember(NamedTuple):
     """An item of a batch, with its inputs read and checked."""
 
     item: Item
@@ -217,7 +217,7 @@ class TorchEngine(Backend):
             array[: len(rows)] if array.ndim and len(array) == ran else array for array in arrays
         ]
 
-    def _prove(self, member: Member) -> None:
+    def _prove(self, member: BatchMember) -> None:
         """Probe with rows made from an item's. An item that the model refuses, or whose rows can't
         be made to differ, proves nothing.
         """
@@ -309,7 +309,7 @@ class TorchEngine(Backend):
             )
 
     def forward(self, batch: list[Item]) -> None:
-        groups: dict[Hashable, list[Member]] = {}
+        groups: dict[Hashable, list[BatchMember]] = {}
         for item in batch:
             try:
                 member = self._read(item)
@@ -356,7 +356,7 @@ class TorchEngine(Backend):
             half.close(held)
         super().close()
 
-    def _read(self, item: Item) -> Member:
+    def _read(self, item: Item) -> BatchMember:
         """Read the item's inputs into the model's order. Raises InvalidInput."""
         names, values = self.in_order(item["data"])
         size = item.get("request_size", 1)
@@ -378,7 +378,9 @@ class TorchEngine(Backend):
                 for value in inputs
             ]
         )
-        return Member(item, inputs, size if self.batched else len(inputs[0]), names, (names, kind))
+        return BatchMember(
+            item, inputs, size if self.batched else len(inputs[0]), names, (names, kind)
+        )
 
     def in_order(self, data: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
         """Return the names and the values of the inputs in `data`, in the model's order.
@@ -391,7 +393,7 @@ class TorchEngine(Backend):
         """Return the name that messages give an input."""
         return f"{self.backend_name}: input {position}"
 
-    def _run_group(self, members: list[Member]) -> None:
+    def _run_group(self, members: list[BatchMember]) -> None:
         total = sum(member.rows for member in members)
         ran = max(total, self.model_range.min)
         rows = self._padded_to(ran)
@@ -429,7 +431,7 @@ class TorchEngine(Backend):
     def _is_padded(self, rows: int) -> bool:
         return self._padded_to(max(rows, self.model_range.min)) > rows
 
-    def _run_alone(self, member: Member) -> None:
+    def _run_alone(self, member: BatchMember) -> None:
         """Run an item as it is, with no padding: its first axis may not be a batch."""
         with self.gradients_off():
             with self._half.errors("running an item"):
@@ -526,7 +528,7 @@ class TorchEngine(Backend):
         """Return whether an output has a row for each row of the batch."""
         return (isinstance(output, list) or output.ndim > 0) and len(output) >= rows
 
-    def _share_out(self, members: list[Member], outputs: list[Any]) -> None:
+    def _share_out(self, members: list[BatchMember], outputs: list[Any]) -> None:
         counts = [member.rows for member in members]
         shares = [self._shares(output, counts) for output in outputs]
         for index, member in enumerate(members):

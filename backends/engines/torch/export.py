@@ -23,7 +23,7 @@ from ...errors import BackendError, InvalidInput
 from ...gpu.device import choose_device
 from ...item import Item
 from ..shapes import shape_text
-from .engine import Input, Member
+from .engine import BatchMember, Input
 from .module import TorchModule, identity_of, reason_of
 from .params import TorchParams
 from .reading import dtype_text, widens
@@ -55,7 +55,7 @@ class SmallBatchError(Exception):
         self.smallest = smallest
 
 
-class Port(NamedTuple):
+class ProgramInput(NamedTuple):
     """An input of a program.
 
     `shape` has the smallest and largest size of each dimension, the batch first.
@@ -89,7 +89,7 @@ class TorchExportEngine(TorchModule):
 
     backend_name: ClassVar[str] = "TorchExportTensor"
 
-    ports: tuple[Port, ...] = ()
+    ports: tuple[ProgramInput, ...] = ()
     """The inputs of a program; empty for a package, which does not describe its inputs."""
     _shared: Any = None
     """Keeps alive the model that instances share, which `sharing` only refers to weakly."""
@@ -166,7 +166,7 @@ class TorchExportEngine(TorchModule):
                     "batch dimension"
                 )
             ports.append(
-                Port(
+                ProgramInput(
                     name,
                     value.dtype,
                     tuple([_range_of(size, program.range_constraints) for size in value.shape]),
@@ -247,7 +247,7 @@ class TorchExportEngine(TorchModule):
             for index, port in enumerate(self.ports)
         ]
 
-    def _read(self, item: Item) -> Member:
+    def _read(self, item: Item) -> BatchMember:
         member = super()._read(item)
         for index, (port, tensor) in enumerate(zip(self.ports, member.inputs, strict=False)):
             assert isinstance(tensor, torch.Tensor)  # exported programs take no texts
@@ -265,7 +265,7 @@ class TorchExportEngine(TorchModule):
             self._pad_up_to(small.smallest)
             super().warm_up()
 
-    def _run_group(self, members: list[Member]) -> None:
+    def _run_group(self, members: list[BatchMember]) -> None:
         try:
             super()._run_group(members)
         except SmallBatchError as small:

@@ -24,7 +24,7 @@ from ...params import why_no_file
 from ..postprocess import PostProcessing
 from ..processors import threads_per_instance
 from ..shapes import parse_order, shape_text
-from .engine import Member, TorchEngine
+from .engine import BatchMember, TorchEngine
 from .options import release, set_process_wide, use_threads
 from .params import TorchParams
 from .sharing import shared
@@ -266,7 +266,7 @@ class TorchModule(TorchEngine):
             ]
         return self._post.apply(outputs)
 
-    def _share_out(self, members: list[Member], outputs: list[Any]) -> None:
+    def _share_out(self, members: list[BatchMember], outputs: list[Any]) -> None:
         super()._share_out(members, outputs)
         for member in members:
             self._post.answer(member.item)
