@@ -58,7 +58,7 @@ class RunningGraph:
         for name, node in config.nodes.items():
             if node.shares is not None:
                 continue
-            cls = node.groups[0].spec.cls
+            cls = node.instance_groups[0].spec.cls
             if issubclass(cls, Logic):
                 context = Context(pipeline=config.name, node=name, directory=config.directory)
                 running[name] = logic = LogicNode(node, loop, clock, caller, context)
@@ -77,7 +77,7 @@ class RunningGraph:
         root = plan.nodes[config.name]
         while root.before:
             root = root.before[0]
-        entry_point = plan.entry_points[config.groups[0].spec.params.jump]
+        entry_point = plan.entry_points[config.instance_groups[0].spec.params.jump]
         return FAN_OUTS[cls](
             config,
             self._loop,

@@ -9,9 +9,9 @@ import asyncio
 import threading
 
 from .node.queue import Batch, Entry
-from .node.scheduler import Group, Scheduler
+from .node.scheduler import DeviceGroup, Scheduler
 
-__all__ = ["Batch", "Clock", "Entry", "FakeExecutor", "Gate", "Group", "Scheduler"]
+__all__ = ["Batch", "Clock", "DeviceGroup", "Entry", "FakeExecutor", "Gate", "Scheduler"]
 
 BOUND_SECONDS = 20.0
 """The seconds that a gate waits before it fails the test: a hung test must end with an error."""
@@ -90,17 +90,17 @@ class Gate:
 class FakeExecutor:
     """An executor that runs nothing and keeps its batches: for tests of `Scheduler` alone.
 
-    `max` is the most rows of a batch. The executors of one device share a `group`; without one the
-    executor has a device to itself.
+    `max` is the most rows of a batch. The executors of one device share a `device_group`; without
+    one the executor has a device to itself.
     """
 
-    def __init__(self, max: int = 1, group: Group | None = None) -> None:  # noqa: A002  the scheduler's word
+    def __init__(self, max: int = 1, device_group: DeviceGroup | None = None) -> None:  # noqa: A002  the scheduler's word
         self.max = max
-        self.group = Group("fake") if group is None else group
+        self.device_group = DeviceGroup("fake") if device_group is None else device_group
         self.batches: list[Batch] = []
 
     def __repr__(self) -> str:
-        return f"<FakeExecutor {self.group.name}: {len(self.batches)} batches>"
+        return f"<FakeExecutor {self.device_group.name}: {len(self.batches)} batches>"
 
     def start(self, batch: Batch) -> None:
         """Keep the batch. The test ends it with `scheduler.release(executor)`."""

@@ -111,7 +111,7 @@ def _builds(config: PipelineConfig) -> Iterator[tuple[str, Spec, Context]]:
     from penstock.pipelines.node.placement import context_of
 
     for node in config.nodes.values():
-        for index, group in enumerate(node.groups):
+        for index, group in enumerate(node.instance_groups):
             contexts = [
                 context_of(node, config, index, instance) for instance in range(group.instances)
             ]

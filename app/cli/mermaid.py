@@ -75,7 +75,7 @@ def _pipeline(config: PipelineConfig, ids: Iterator[int]) -> Iterator[str]:
                 yield f"    {names[source.name]} --o{_on_edge(_mapped(source, node))} {here}"
         if node.config.shares is not None:
             yield f"    {here} -.-{_on_edge('shares')} {names[node.config.shares]}"
-        for group in node.config.groups:
+        for group in node.config.instance_groups:
             cls, params = group.spec.cls, group.spec.params
             if issubclass(cls, (Jump, MapReduce, CopySplit)):
                 yield f"    {here} -.->{_on_edge(_sent(cls, params))} {names[params.jump]}"
@@ -91,7 +91,7 @@ def _entries(config: PipelineConfig, plan: Plan) -> Iterator[tuple[str, str]]:
     targets = {
         getattr(group.spec.params, "jump", None)
         for node in config.nodes.values()
-        for group in node.groups
+        for group in node.instance_groups
     }
     for root in plan.roots:
         if plan.default is not None and root is plan.default.root:
@@ -114,7 +114,7 @@ def _node(identifier: str, node: PlanNode) -> str:
 def _kind(config: NodeConfig) -> str:
     if config.shares is not None:
         return "shared"
-    cls = config.groups[0].spec.cls
+    cls = config.instance_groups[0].spec.cls
     if issubclass(cls, Logic):
         return "logic"
     return "composite" if issubclass(cls, CompositeBackend) else "executor"
@@ -122,7 +122,7 @@ def _kind(config: NodeConfig) -> str:
 
 def _described(config: NodeConfig) -> Iterator[str]:
     """Yield the lines of a label: the node's expression and, if it has executors, their numbers."""
-    groups = config.groups
+    groups = config.instance_groups
     for text in dict.fromkeys(expression(group.spec) for group in groups):
         yield text.replace(",", ", ")  # so that Mermaid can break long ones
     if _kind(config) != "executor":

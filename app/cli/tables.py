@@ -39,7 +39,9 @@ def print_pipelines(configs: Iterable[PipelineConfig]) -> None:
             console.print(Text(f"also at /v2: {', '.join(config.names[1:])}\n"), soft_wrap=True)
         for node in config.nodes.values():
             for obstacle in dict.fromkeys(
-                obstacle for group in node.groups for obstacle in _missing_extras(group.spec)
+                obstacle
+                for group in node.instance_groups
+                for obstacle in _missing_extras(group.spec)
             ):
                 console.print(Text(f"{node.name} can't run here: {obstacle}\n"), soft_wrap=True)
 
@@ -53,7 +55,7 @@ def _missing_extras(spec: Spec) -> Iterator[str]:
 
 
 def _row(node: NodeConfig) -> tuple[str, ...]:
-    groups = node.groups
+    groups = node.instance_groups
     return (
         node.name,
         " & ".join(dict.fromkeys(expression(group.spec) for group in groups))

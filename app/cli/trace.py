@@ -71,8 +71,9 @@ class ForwardRecorder:
             name: replace(
                 node,
                 executor="thread",
-                groups=tuple(
-                    replace(group, spec=self._recording(group.spec, name)) for group in node.groups
+                instance_groups=tuple(
+                    replace(group, spec=self._recording(group.spec, name))
+                    for group in node.instance_groups
                 ),
             )
             for name, node in config.nodes.items()

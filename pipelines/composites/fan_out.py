@@ -139,7 +139,7 @@ class FanOut(CompositeNode):
     ) -> None:
         """`root` names the root of the graph that the composite itself is in."""
         super().__init__(config, loop, clock)
-        self.params: Any = config.groups[0].spec.params
+        self.params: Any = config.instance_groups[0].spec.params
         self._root = root
         self._entry_point = entry_point
         self._start = start

@@ -226,7 +226,7 @@ class LogicNode(CompositeNode):
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        spec = self.config.groups[0].spec
+        spec = self.config.instance_groups[0].spec
         try:
             logic = await self._in_thread(spec.create, self._backend_context)  # it may load a model
         except Exception as error:
@@ -348,7 +348,7 @@ class LogicNode(CompositeNode):
         kind = (
             "its logic"
             if isinstance(error, PenstockError)
-            else f"backend {self.config.groups[0].spec.name}"
+            else f"backend {self.config.instance_groups[0].spec.name}"
         )
         failure = BackendError(
             f"node {self.name!r}: {kind} raised {type(error).__name__}: {message_of(error)}"

@@ -17,7 +17,7 @@ DEFAULT_MAX = 8
 
 
 @dataclass(frozen=True, slots=True)
-class GroupConfig:
+class InstanceGroupConfig:
     """One instance group of a node. A node has several if a value contains `&`, otherwise one."""
 
     spec: Spec
@@ -38,7 +38,7 @@ class NodeConfig:
     """One node of a pipeline."""
 
     name: str
-    groups: tuple[GroupConfig, ...]
+    instance_groups: tuple[InstanceGroupConfig, ...]
     next: tuple[str, ...] = ()
     batching_timeout: float = 0.0
     """Milliseconds, as in the file."""
@@ -60,14 +60,15 @@ class NodeConfig:
     """For each source node, the keys to take and what they are called here:
     (("det", (("result", "boxes"),)),)."""
     shares: str | None = None
-    """The node whose executors and queue this one uses (logical nodes, `borrow_from`); `groups` is
-    empty then. None: the node has its own."""
+    """The node whose executors and queue this one uses (logical nodes, `borrow_from`);
+    `instance_groups` is empty then. None: the node has its own."""
 
     @property
     def streams(self) -> bool:
         """True if it yields several results for one item: Python logic that is a generator."""
         return any(
-            issubclass(group.spec.cls, Logic) and group.spec.cls.streams for group in self.groups
+            issubclass(group.spec.cls, Logic) and group.spec.cls.streams
+            for group in self.instance_groups
         )
 
 

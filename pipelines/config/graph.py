@@ -227,7 +227,7 @@ def check_jumps(graph: Graph, nodes: Mapping[str, NodeConfig]) -> Iterator[Probl
 
 def _target(node: NodeConfig) -> str | None:
     """Return the node that a composite backend jumps to; None for any other backend."""
-    params = node.groups[0].spec.params if node.groups else None
+    params = node.instance_groups[0].spec.params if node.instance_groups else None
     if not isinstance(params, JumpParams):
         return None
     return getattr(params, "jump", None)  # parameters that did not validate may lack it

@@ -21,7 +21,7 @@ from .definition import (
     DEFAULT_MAX,
     NODE_INPUTS,
     Exposed,
-    GroupConfig,
+    InstanceGroupConfig,
     NodeConfig,
     PipelineConfig,
     Port,
@@ -35,7 +35,7 @@ from .tables import NODE_KEYS, STRUCTURE_KEYS, ExposedTable, PipelineTable, Port
 
 __all__ = [
     "DEFAULT_MAX",
-    "GroupConfig",
+    "InstanceGroupConfig",
     "NodeConfig",
     "PipelineConfig",
     "Port",

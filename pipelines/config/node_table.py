@@ -15,7 +15,7 @@ from penstock.backends.item import RESERVED_KEYS
 from penstock.backends.suggestions import did_you_mean, nearest
 
 from .binding import Binding, bind, check_roughly
-from .definition import GroupConfig, NodeConfig
+from .definition import InstanceGroupConfig, NodeConfig
 from .tables import GROUP_KEYS, NODE_KEYS, STRUCTURE_KEYS, NodeTable, validated
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
@@ -104,7 +104,7 @@ def build_node(
         return None, binding, problems
     node = NodeConfig(
         name=name,
-        groups=understood,
+        instance_groups=understood,
         next=following,
         batching_timeout=table.batching_timeout,
         priority_levels=levels,
@@ -156,7 +156,7 @@ def _bind(
 
 def _build_group(
     spec: Spec | None, own: dict[str, Any], defaults: dict[str, Any], problems: list[Problem]
-) -> GroupConfig | None:
+) -> InstanceGroupConfig | None:
     """Build one instance group. None if it is not known what it runs."""
     table, wrong = validated(
         NodeTable, {key: value for key, value in {**defaults, **own}.items() if key in GROUP_KEYS}
@@ -170,12 +170,13 @@ def _build_group(
         problems += [Problem(problem.message, key="backend") for problem in error.problems]
         return None
     if spec.sets_range:
-        return GroupConfig(spec, table.instance_num)  # `min` and `max` are those of its engines
+        # `min` and `max` are those of its engines.
+        return InstanceGroupConfig(spec, table.instance_num)
     if table.min is not None and table.max is not None and table.min > table.max:
         message = f"min is {table.min} and max is {table.max}: min can't be the greater"
         problems.append(Problem(message, key="min" if "min" in own else "max"))
         # The range of an engine may come from these two: it is not compared with them.
-        return GroupConfig(spec, table.instance_num)
+        return InstanceGroupConfig(spec, table.instance_num)
     takes = f"than the backend takes: {spec.name} has the range {declared}"
     if table.max is not None and "max" in own:
         if table.max > declared.max:
@@ -184,4 +185,4 @@ def _build_group(
             problems.append(Problem(f"{table.max} is less {takes}", key="max"))
     if table.min is not None and "min" in own and table.min > declared.max:
         problems.append(Problem(f"{table.min} is more {takes}", key="min"))
-    return GroupConfig(spec, table.instance_num, table.min, table.max)
+    return InstanceGroupConfig(spec, table.instance_num, table.min, table.max)

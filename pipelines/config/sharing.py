@@ -89,4 +89,4 @@ def check_shared(node: str, owner: str, keys: Mapping[str, Any], file: str) -> l
 
 def share(node: str, owner: NodeConfig, following: tuple[str, ...]) -> NodeConfig:
     """Return the node as it runs: in the queue of its owner, under the rules of its owner."""
-    return replace(owner, name=node, groups=(), next=following, shares=owner.name)
+    return replace(owner, name=node, instance_groups=(), next=following, shares=owner.name)

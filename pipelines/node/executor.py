@@ -29,7 +29,7 @@ from penstock.backends.text import message_of
 
 from .placement import device_of
 from .queue import Batch, Entry
-from .scheduler import Group
+from .scheduler import DeviceGroup
 
 if TYPE_CHECKING:
     from penstock.backends.process.proxy import ProcessBackend  # it imports numpy
@@ -77,8 +77,8 @@ class Executor:
         "_spec",
         "_thread",
         "clock",
+        "device_group",
         "failures",
-        "group",
         "loaded",
         "max",
         "min",
@@ -93,13 +93,13 @@ class Executor:
         spec: Spec | ProcessBackend,
         context: Context,
         *,
-        group: Group,
+        device_group: DeviceGroup,
         owner: Owner,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
-        self.group = group
+        self.device_group = device_group
         self.min = self.max = 1  # set by the owner once the backend is loaded
         # A `pipe` that its backend has called and that has not answered (loop_thread.py).
         self.waits_for: object = None

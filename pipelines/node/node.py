@@ -26,7 +26,7 @@ from .executor import Executor
 from .inflow import Inflow
 from .placement import context_of
 from .queue import NEVER, Batch, Entry
-from .scheduler import Group, Scheduler
+from .scheduler import DeviceGroup, Scheduler
 from .statistics import NodeStatistics
 
 if TYPE_CHECKING:
@@ -96,19 +96,21 @@ class Node:
         self._scheduling: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
-        # Every thread that has not stopped: its group and its instance.
+        # Every thread that has not stopped: its instance group and its instance.
         self._executors: dict[Executor, tuple[int, int]] = {}
         # How many executors are not loaded.
-        self._missing = sum(group.instances for group in config.groups)
+        self._missing = sum(group.instances for group in config.instance_groups)
         self._up = False  # all executors have been loaded once
         self._loading: asyncio.Future[None] = loop.create_future()
         self._stopped: asyncio.Future[None] | None = None
         # The accelerators that its executors took; empty if all run on the CPU.
-        self.devices: dict[str, Group] = {}
+        self.devices: dict[str, DeviceGroup] = {}
         self._watchers: list[Callable[[Batch], None]] = []
-        self._shape_key = config.groups[0].spec.shape_key
+        self._shape_key = config.instance_groups[0].spec.shape_key
         self._levels = config.priority_levels
-        self._takes_request_id = any(group.spec.takes_request_id for group in config.groups)
+        self._takes_request_id = any(
+            group.spec.takes_request_id for group in config.instance_groups
+        )
 
     def __repr__(self) -> str:
         active, idle = len(self.scheduler.running), len(self.scheduler.idle)
@@ -129,9 +131,9 @@ class Node:
                 context=self._context,
             )
             self._scheduling.add_done_callback(self._scheduling_ended, context=self._context)
-            for group, config in enumerate(self.config.groups):
+            for instance_group, config in enumerate(self.config.instance_groups):
                 for instance in range(config.instances):
-                    self._launch(group, instance)
+                    self._launch(instance_group, instance)
         await self._loading
 
     @property
@@ -143,7 +145,7 @@ class Node:
             executor.loaded and not executor.ready for executor in self._executors
         )
         if missing:
-            executors = sum(group.instances for group in self.config.groups)
+            executors = sum(group.instances for group in self.config.instance_groups)
             loading = next((text for executor in self._executors if (text := executor.loading)), "")
             return (
                 loading or f"node {self.name!r}: {missing} of {executors} executors are not running"
@@ -416,12 +418,12 @@ class Node:
         if self.closed:
             return
         if device:
-            # The executors of one device are one group: while one of them runs, another one starts
-            # only for a bucket that is full or overdue (rule 2).
-            executor.group = self.devices.setdefault(device, executor.group)
-        group = self.config.groups[self._executors[executor][0]]
-        executor.min = max(low, group.min or 1)
-        executor.max = group.bound(high)
+            # The executors of one device are one device group: while one of them runs, another
+            # one starts only for a bucket that is full or overdue (rule 2).
+            executor.device_group = self.devices.setdefault(device, executor.device_group)
+        instance_group = self.config.instance_groups[self._executors[executor][0]]
+        executor.min = max(low, instance_group.min or 1)
+        executor.max = instance_group.bound(high)
         executor.loaded = True
         self.signature = executor.signature
         self._missing -= 1
@@ -452,14 +454,14 @@ class Node:
         if executor.loaded:
             self._missing += 1
         batch = self.scheduler.remove(executor)
-        group, instance = self._executors[executor]
+        instance_group, instance = self._executors[executor]
         failures = executor.failures
         delay = 0.0
         if failures:
             delay = min(LONGEST_RESTART_DELAY_SECONDS, 0.1 * 2 ** min(failures, 10))
         self.statistics.restarts += 1
         self._loop.call_later(
-            delay, self._launch, group, instance, failures + 1, context=self._context
+            delay, self._launch, instance_group, instance, failures + 1, context=self._context
         )
         self._changed()
         if batch is not None:
@@ -497,25 +499,25 @@ class Node:
         if self._stopped is not None and not self._executors and not self._stopped.done():
             self._stopped.set_result(None)
 
-    def _launch(self, group: int, instance: int, failures: int = 0) -> None:
+    def _launch(self, instance_group: int, instance: int, failures: int = 0) -> None:
         if self.closed:
             return
-        context = context_of(self.config, self._pipeline, group, instance)
+        context = context_of(self.config, self._pipeline, instance_group, instance)
         name = f"{self._pipeline.name}/{self.name}#{context.instance}"
-        spec: Spec | ProcessBackend = self.config.groups[group].spec
+        spec: Spec | ProcessBackend = self.config.instance_groups[instance_group].spec
         if self.config.executor == "process":
             from penstock.backends.process.proxy import ProcessBackend  # imports numpy
 
-            spec = ProcessBackend(self.config.groups[group].spec)
+            spec = ProcessBackend(self.config.instance_groups[instance_group].spec)
         executor = Executor(
             name,
             spec,
             context,
-            group=Group(name),
+            device_group=DeviceGroup(name),
             owner=self,
             loop=self._loop,
             clock=self._clock,
         )
         executor.failures = failures
-        self._executors[executor] = group, instance
+        self._executors[executor] = instance_group, instance
         executor.launch()

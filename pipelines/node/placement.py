@@ -7,20 +7,22 @@ from penstock.backends.base import Backend, Context
 from ..config.definition import NodeConfig, PipelineConfig
 
 
-def context_of(config: NodeConfig, pipeline: PipelineConfig, group: int, instance: int) -> Context:
-    """Return the `Context` of one instance of an `&` group.
+def context_of(
+    config: NodeConfig, pipeline: PipelineConfig, instance_group: int, instance: int
+) -> Context:
+    """Return the `Context` of one instance of an instance group.
 
     The instances take the node's devices in turn.
     """
-    number = sum(other.instances for other in config.groups[:group]) + instance
+    number = sum(other.instances for other in config.instance_groups[:instance_group]) + instance
     return Context(
         pipeline=pipeline.name,
         node=config.name,
         directory=pipeline.directory,
         instance=number,
-        instances=sum(other.instances for other in config.groups),
-        min=config.groups[group].min,
-        max=config.groups[group].max,
+        instances=sum(other.instances for other in config.instance_groups),
+        min=config.instance_groups[instance_group].min,
+        max=config.instance_groups[instance_group].max,
         device=config.devices[number % len(config.devices)] if config.devices else "",
     )
 

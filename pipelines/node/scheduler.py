@@ -16,7 +16,7 @@ from penstock.backends.errors import BackendError
 from .queue import NEVER, Batch, Bucket, Entry
 
 
-class Group:
+class DeviceGroup:
     """The executors of one node that share a device. On the CPU each executor is its own group."""
 
     __slots__ = ("busy", "name")
@@ -26,13 +26,13 @@ class Group:
         self.busy = 0  # running executors
 
     def __repr__(self) -> str:
-        return f"<Group {self.name}: {self.busy} busy>"
+        return f"<DeviceGroup {self.name}: {self.busy} busy>"
 
 
 class Startable(Protocol):
     """The part of an executor that the decision needs."""
 
-    group: Group
+    device_group: DeviceGroup
     max: int
 
     def start(self, batch: Batch) -> None: ...
@@ -129,14 +129,14 @@ class Scheduler:
     def release(self, executor: Startable) -> None:
         """Make the executor idle: its batch has ended."""
         del self.running[executor]
-        executor.group.busy -= 1
+        executor.device_group.busy -= 1
         self.idle.append(executor)
 
     def remove(self, executor: Startable) -> Batch | None:
         """Remove an executor. Return the batch that it was running, if any."""
         batch = self.running.pop(executor, None)
         if batch is not None:
-            executor.group.busy -= 1
+            executor.device_group.busy -= 1
         elif executor in self.idle:
             self.idle.remove(executor)
         return batch
@@ -184,7 +184,7 @@ class Scheduler:
                 entry.fail(failure)
             raise
         self.idle.remove(executor)
-        executor.group.busy += 1
+        executor.device_group.busy += 1
         self.running[executor] = batch
         executor.start(batch)
         if self.on_start is not None:
@@ -198,7 +198,7 @@ class Scheduler:
         """
         room = 0
         for executor in self.idle:
-            if not executor.group.busy:
+            if not executor.device_group.busy:
                 room += executor.max
         return room <= self.queued
 
@@ -229,7 +229,7 @@ class Scheduler:
         for executor in reversed(self.idle):  # the one that ran last has warm caches
             if executor.max < head.size:
                 continue
-            busy = executor.group.busy > 0
+            busy = executor.device_group.busy > 0
             if busy and not overdue and bucket.size < executor.max:
                 continue
             small = executor.max < bucket.size

@@ -284,7 +284,7 @@ class Plan:
         targets = {
             getattr(group.spec.params, "jump", None)
             for plan_node in self.nodes.values()
-            for group in plan_node.config.groups
+            for group in plan_node.config.instance_groups
         }
         roots = [plan_node for plan_node in self.roots if plan_node.name not in targets]
         return self.entry_points[roots[0].name] if len(roots) == 1 else None

@@ -88,7 +88,7 @@ def create_backend(text: str, node: str) -> Backend:
         file.write(text.replace('executor = "process"\n', ""))
         file.flush()
         config = load(Path(file.name))
-    group = config.nodes[node].groups[0]
+    group = config.nodes[node].instance_groups[0]
     backend = group.spec.create(Context(node=node, directory=config.directory, max=group.max))
     backend.warm_up()
     return backend

@@ -79,7 +79,7 @@ def check(function: Check) -> Check:
 def backend(folder: Path, node: dict[str, Any]) -> Any:
     """Create the backend of a node and warm it up, on this thread."""
     config = load({"net": node})
-    group = config.nodes["net"].groups[0]
+    group = config.nodes["net"].instance_groups[0]
     created = group.spec.create(Context(node="net", directory=folder, max=group.max))
     created.warm_up()
     return created
@@ -202,7 +202,7 @@ def many_instances_without_cross_talk(folder: Path) -> str:
         )
         config = load(_file(folder, "tags.toml", node_keys + "[pipeline]\nmax_requests = 30000\n"))
         async with Pipeline(config) as pipeline:
-            groups = {id(executor.group) for executor in pipeline.nodes[0].executors}
+            groups = {id(executor.device_group) for executor in pipeline.nodes[0].executors}
             assert len(groups) == 1, "the instances of one device are one group"
 
             async def one(number: int) -> None:
@@ -333,7 +333,7 @@ def images_on_the_gpu(folder: Path) -> str:
     items: list[dict[str, Any]] = [{"data": jpeg} for jpeg in jpegs]
     on_gpu.forward(items)
     config = load({"net": chain})
-    on_cpu = config.nodes["net"].groups[0].spec.create(Context(node="net", device="cpu"))
+    on_cpu = config.nodes["net"].instance_groups[0].spec.create(Context(node="net", device="cpu"))
     others: list[dict[str, Any]] = [{"data": jpeg} for jpeg in jpegs]
     on_cpu.forward(others)
     worst = 0.0
@@ -377,7 +377,7 @@ def two_devices(folder: Path) -> str:
             assert sorted(node.devices) == ["cuda:0", "cuda:1"], sorted(node.devices)
             names = {id(group): name for name, group in node.devices.items()}
             ran: Counter[str] = Counter()
-            node.watch_starts(lambda batch: ran.update([names[id(batch.executor.group)]]))
+            node.watch_starts(lambda batch: ran.update([names[id(batch.executor.device_group)]]))
             devices = [torch.device("cpu"), torch.device("cuda:0"), torch.device("cuda:1")]
 
             async def one(number: int) -> None:

@@ -168,7 +168,7 @@ def _instance_group(node: Node) -> dict[str, Any]:
         "name": node.name,
         "kind": "KIND_GPU" if node.devices else "KIND_CPU",
         # ModelConfig counts the instances on each device.
-        "count": max(1, sum(group.instances for group in node.config.groups) // devices),
+        "count": max(1, sum(group.instances for group in node.config.instance_groups) // devices),
         "gpus": sorted(int(device[5:]) for device in node.devices if device.startswith("cuda:")),
         "secondary_devices": [],
         "profile": [],

@@ -26,7 +26,7 @@ from penstock.backends.expressions.spec import Spec
 from penstock.backends.params import EngineParams
 from penstock.pipelines.config.definition import (
     DEFAULT_MAX,
-    GroupConfig,
+    InstanceGroupConfig,
     NodeConfig,
     PipelineConfig,
 )
@@ -120,7 +120,7 @@ def configure(
     node. Raises `InvalidRequest`.
     """
     nodes = dict(config.nodes)
-    working = [name for name, node in nodes.items() if node.shares is None and node.groups]
+    working = [name for name, node in nodes.items() if node.shares is None and node.instance_groups]
     bound = override.get("max_batch_size")
     if bound is not None:
         bound = _number(bound, "max_batch_size", MAX_BATCH_SIZE)
@@ -190,13 +190,17 @@ def _check_preferred(sizes: Any, maxima: set[int | None]) -> None:
 
 def maxima_of(config: PipelineConfig) -> dict[str, list[int | None]]:
     """Return the values of the nodes that a `max_batch_size` may change."""
-    return {name: [group.max for group in node.groups] for name, node in config.nodes.items()}
+    return {
+        name: [group.max for group in node.instance_groups] for name, node in config.nodes.items()
+    }
 
 
 def _bounded(bound: int, nodes: list[NodeConfig]) -> dict[str, NodeConfig]:
     """Change the `max` of the nodes so that the smallest of all is `bound`."""
     # A node takes as many rows as its largest group.
-    most = {node.name: max(group.max or DEFAULT_MAX for group in node.groups) for node in nodes}
+    most = {
+        node.name: max(group.max or DEFAULT_MAX for group in node.instance_groups) for node in nodes
+    }
     least = min(most.values(), default=bound)
 
     def changes(maximum: int | None, node: NodeConfig) -> bool:
@@ -207,16 +211,16 @@ def _bounded(bound: int, nodes: list[NodeConfig]) -> dict[str, NodeConfig]:
     return {
         node.name: replace(
             node,
-            groups=tuple(
+            instance_groups=tuple(
                 _with_max(group, bound) if changes(group.max, node) else group
-                for group in node.groups
+                for group in node.instance_groups
             ),
         )
         for node in nodes
     }
 
 
-def _with_max(group: GroupConfig, bound: int) -> GroupConfig:
+def _with_max(group: InstanceGroupConfig, bound: int) -> InstanceGroupConfig:
     """Set the `max` of a group, and of its engines if they have the same.
 
     Raises `InvalidRequest` if its backends take fewer rows: nothing would report that otherwise.
@@ -259,7 +263,7 @@ def _placed(node: NodeConfig, instance_group: Mapping[str, Any]) -> NodeConfig:
     count = _number(instance_group.get("count") or 1, "count", MAX_INSTANCES)
     if kind != "KIND_CPU":
         count *= max(1, len(devices))  # ModelConfig counts the instances on each device
-    groups = node.groups
+    groups = node.instance_groups
     if len(groups) == 1:
         groups = (replace(groups[0], instances=count),)
     elif count != sum(group.instances for group in groups):
@@ -267,7 +271,7 @@ def _placed(node: NodeConfig, instance_group: Mapping[str, Any]) -> NodeConfig:
             f"node '{node.name}' has several groups of instances, which an 'instance_group' can't "
             "change"
         )
-    return replace(node, groups=groups, devices=devices or node.devices)
+    return replace(node, instance_groups=groups, devices=devices or node.devices)
 
 
 def _batching(node: NodeConfig, batching: Mapping[str, Any]) -> NodeConfig:

@@ -95,10 +95,10 @@ async def test_recording_leaves_the_configuration_as_it_was() -> None:
     config = load(
         {"a": {"backend": "S[TraceShout,Identity]", "next": "b"}, "b": {"backend": "TraceShout"}}
     )
-    (group,) = config.nodes["a"].groups
+    (group,) = config.nodes["a"].instance_groups
     cls = group.spec.cls
     recorder = ForwardRecorder(config)
-    assert config.nodes["a"].groups == (group,) and group.spec.cls is cls
+    assert config.nodes["a"].instance_groups == (group,) and group.spec.cls is cls
     async with Pipeline(recorder.config) as pipeline:
         trace = recorder.trace()
         await pipeline.submit_nowait({"data": "ab"}, trace=trace).future

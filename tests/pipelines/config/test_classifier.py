@@ -58,7 +58,7 @@ def test_a_classifier_with_labels_answers() -> None:
     )
     item: Item = {"data": (DIGITS / "digit.png").read_bytes()}
     for node in config.nodes.values():
-        backend = node.groups[0].spec.create(Context(directory=config.directory))
+        backend = node.instance_groups[0].spec.create(Context(directory=config.directory))
         backend.forward([item])
         item["data"] = item.pop("result")
         backend.close()
@@ -68,8 +68,8 @@ def test_a_classifier_with_labels_answers() -> None:
 def test_softmax_is_left_out_if_the_model_has_one(tmp_path: Path) -> None:
     for operator, softmax in (("Softmax", False), ("Relu", True)):
         config = from_model(save_model(tmp_path / "m.onnx", ["N", 3, 4, 5], operator=operator))
-        assert config.nodes["model"].groups[0].spec.children[1].params.softmax is softmax
-    prepare = config.nodes["prepare"].groups[0].spec
+        assert config.nodes["model"].instance_groups[0].spec.children[1].params.softmax is softmax
+    prepare = config.nodes["prepare"].instance_groups[0].spec
     assert (
         prepare.children[1].params.resize_h,
         prepare.children[1].params.resize_w,
@@ -79,7 +79,7 @@ def test_softmax_is_left_out_if_the_model_has_one(tmp_path: Path) -> None:
 
 def test_a_model_that_is_not_a_classifier_answers_its_tensor(tmp_path: Path) -> None:
     path = save_model(tmp_path / "m.onnx", ["N", 1, 4, 5], output=["N", "K", 1])
-    assert from_model(path).nodes["model"].groups[0].spec.name == "OnnxTensor"
+    assert from_model(path).nodes["model"].instance_groups[0].spec.name == "OnnxTensor"
     assert "the model is not a classifier" in refusal(path, DIGITS / "labels.txt")
 
 

@@ -385,7 +385,7 @@ def test_logical_nodes_from_toml_and_from_dicts(tmp_path: Path) -> None:
     config = toml(tmp_path, text)
     assert list(config.nodes) == ["det", "rec", "rec.2", "rec.3"]
     second = config.nodes["rec.2"]
-    assert (second.shares, second.groups, second.next, second.filter) == (
+    assert (second.shares, second.instance_groups, second.next, second.filter) == (
         "rec",
         (),
         ("rec.3",),
@@ -394,14 +394,15 @@ def test_logical_nodes_from_toml_and_from_dicts(tmp_path: Path) -> None:
     assert second.map == (("det", (("result", "data"),)),)
     assert (second.batching_timeout, second.priority_levels, second.default_priority) == (5.0, 3, 2)
     third = config.nodes["rec.3"]
-    assert (third.shares, third.groups, third.next, third.map, third.filter) == (
+    assert (third.shares, third.instance_groups, third.next, third.map, third.filter) == (
         "rec",
         (),
         (),
         (),
         None,
     )
-    assert (config.nodes["rec"].shares, config.nodes["rec"].groups[0].instances) == (None, 2)
+    rec = config.nodes["rec"]
+    assert (rec.shares, rec.instance_groups[0].instances) == (None, 2)
     assert list(load({"a": {"next": [], "2": {}, "1": {}}, "b": {}}).nodes) == [
         "a",
         "a.2",
@@ -429,7 +430,7 @@ def test_keys_that_a_logical_node_ignores_are_logged(caplog: pytest.LogCaptureFi
         "rec.2": {"backend": "S[", "max": 99, "x": 1, "next": []}
     }
     with caplog.at_level(logging.WARNING, "penstock.config"):
-        assert load(nodes).nodes["rec.2"].groups == ()
+        assert load(nodes).nodes["rec.2"].instance_groups == ()
     assert [record.getMessage() for record in caplog.records] == [
         "[rec.2]: `backend`, `max`, `x` have no effect: the node shares the instances of 'rec'"
     ]
@@ -479,7 +480,7 @@ def test_a_node_that_borrows_from_a_borrower_uses_the_instances_of_the_owner() -
             "c.2": {},
         }
     )
-    assert [(node.shares, len(node.groups)) for node in config.nodes.values()] == [
+    assert [(node.shares, len(node.instance_groups)) for node in config.nodes.values()] == [
         (None, 1),
         ("a", 0),
         ("a", 0),
@@ -517,8 +518,8 @@ def test_a_node_with_structure_keys_only_is_identity(tmp_path: Path) -> None:
         tmp_path,
         '[a]\nnext = "b"\n[b]\nfilter = "or"\nmap = "a[result:data]"\nnext = "final"\n[final]',
     )
-    assert [node.groups[0].spec.name for node in config.nodes.values()] == ["Identity"] * 3
-    assert load({"backend": "Small", "a": {}}).nodes["a"].groups[0].spec.name == "Small"
+    assert [node.instance_groups[0].spec.name for node in config.nodes.values()] == ["Identity"] * 3
+    assert load({"backend": "Small", "a": {}}).nodes["a"].instance_groups[0].spec.name == "Small"
     assert "is 'bakend' a misspelling of it?" in "".join(
         problems({"a": {"bakend": "Small", "next": "b"}, "b": {}})
     )
@@ -537,10 +538,10 @@ def jumping(target: str, **more: Any) -> dict[str, Any]:
 
 def test_jump_enters_another_root() -> None:
     config = load(jumping("sub"))
-    spec = config.nodes["j"].groups[0].spec
+    spec = config.nodes["j"].instance_groups[0].spec
     assert (spec.cls, spec.params.jump, config.warnings) == (Jump, "sub", ())
     assert (
-        load(graph(a=None, b={"backend": "CopySplit(a,3)"})).nodes["b"].groups[0].spec.cls
+        load(graph(a=None, b={"backend": "CopySplit(a,3)"})).nodes["b"].instance_groups[0].spec.cls
         is CopySplit
     )
 
@@ -625,7 +626,7 @@ def test_logic_takes_any_key_and_jumps_nowhere() -> None:
     spec = (
         load(graph(a={"backend": "Asks", "jump": "nowhere", "map_size": 3}))
         .nodes["a"]
-        .groups[0]
+        .instance_groups[0]
         .spec
     )
     assert spec.params == {"jump": "nowhere", "map_size": 3}
@@ -754,7 +755,7 @@ def test_any_graph_loads_whole_or_is_a_config_error(
     assert sorted(names) == sorted(nodes)
     for name, node in config.nodes.items():
         assert all(names.index(following) > names.index(name) for following in node.next)
-        assert bool(node.groups) is (node.shares is None)
+        assert bool(node.instance_groups) is (node.shares is None)
         assert node.shares is None or config.nodes[node.shares].shares is None
         before = [other.name for other in config.nodes.values() if name in other.next]
         assert before or (node.filter is None and not node.map)

@@ -57,7 +57,7 @@ def _backends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def params(config: PipelineConfig, node: str = "main", group: int = 0) -> Any:
-    return config.nodes[node].groups[group].spec.params
+    return config.nodes[node].instance_groups[group].spec.params
 
 
 def member(spec: Spec, *path: int) -> Any:
@@ -94,7 +94,7 @@ def test_an_expression() -> None:
 
 def test_a_flat_dict() -> None:
     config = load({"backend": "Scale", "factor": "3", "max": "4"}, name="mine")
-    assert (config.name, params(config).factor, config.nodes["main"].groups[0].max) == (
+    assert (config.name, params(config).factor, config.nodes["main"].instance_groups[0].max) == (
         "mine",
         3,
         4,
@@ -187,17 +187,17 @@ def test_nearest_wins() -> None:
 
 def test_global_table_is_the_same_as_top_level() -> None:
     config = load({"global": {"factor": 3, "instance_num": 2}, "n": {"backend": "Scale"}})
-    assert (params(config, "n").factor, config.nodes["n"].groups[0].instances) == (3, 2)
+    assert (params(config, "n").factor, config.nodes["n"].instance_groups[0].instances) == (3, 2)
 
 
 def test_a_key_reaches_every_member_that_declares_it_and_an_address_only_one() -> None:
     config = load({"backend": "S[Scale,Shift]", "factor": 3, "offset": 1})
-    spec = config.nodes["main"].groups[0].spec
+    spec = config.nodes["main"].instance_groups[0].spec
     assert (member(spec, 0).factor, member(spec, 1).factor, member(spec, 1).offset) == (3, 3, 1)
     spec = (
         load({"backend": "S[Scale,Shift]", "factor": 3, "Shift::factor": 4})
         .nodes["main"]
-        .groups[0]
+        .instance_groups[0]
         .spec
     )
     assert (member(spec, 0).factor, member(spec, 1).factor) == (3, 4)
@@ -219,13 +219,13 @@ def test_strings_of_engines_stay_strings() -> None:
     config = load(
         {"backend": "TensorrtTensor", "model": "m", "min": "1x3x224x224", "max": "4x3x224x224"}
     )
-    group = config.nodes["main"].groups[0]
+    group = config.nodes["main"].instance_groups[0]
     assert (group.min, group.max, group.spec.params.max) == (1, 4, "4x3x224x224")
     assert group.spec.declared_range == (1, 4)
     group = (
         load({"backend": "TensorrtTensor", "model": "m", "min": "2x3;1x3", "max": "2x3;8x3"})
         .nodes["main"]
-        .groups[0]
+        .instance_groups[0]
     )
     assert (group.min, group.max) == (1, 8)
 
@@ -242,7 +242,7 @@ def test_a_backend_that_declares_no_parameters_gets_the_keys_that_no_other_decla
             }
         )
         .nodes["main"]
-        .groups[0]
+        .instance_groups[0]
         .spec
     )
     assert member(spec, 0).factor == 3
@@ -369,7 +369,7 @@ def test_ampersands_make_groups() -> None:
         "instance_num": "2&3",
         "precision": "fp16",
     }
-    groups = load(keys).nodes["main"].groups
+    groups = load(keys).nodes["main"].instance_groups
     assert [
         (group.spec.params.model, group.max, group.instances, group.spec.params.precision)
         for group in groups
@@ -381,7 +381,7 @@ def test_ampersands_make_groups() -> None:
 
 
 def test_one_value_beside_groups_holds_for_each() -> None:
-    groups = load({"backend": "Scale", "factor": "1&2", "max": 4}).nodes["main"].groups
+    groups = load({"backend": "Scale", "factor": "1&2", "max": 4}).nodes["main"].instance_groups
     assert [(group.spec.params.factor, group.max) for group in groups] == [(1, 4), (2, 4)]
 
 
@@ -393,7 +393,8 @@ def test_groups_that_do_not_agree() -> None:
 
 
 def test_groups_of_a_default_that_the_node_overrides_do_not_count() -> None:
-    groups = load({"factor": "1&2", "n": {"backend": "Scale", "factor": "1&2&3"}}).nodes["n"].groups
+    config = load({"factor": "1&2", "n": {"backend": "Scale", "factor": "1&2&3"}})
+    groups = config.nodes["n"].instance_groups
     assert [group.spec.params.factor for group in groups] == [1, 2, 3]
 
 
@@ -415,7 +416,7 @@ def test_a_nodes_max_above_its_backends() -> None:
 
 
 def test_a_global_max_only_caps() -> None:
-    group = load({"max": 8, "n": {"backend": "Four"}}).nodes["n"].groups[0]
+    group = load({"max": 8, "n": {"backend": "Four"}}).nodes["n"].instance_groups[0]
     assert group.bound(4) == 4
 
 
@@ -428,7 +429,8 @@ def test_a_sequential_without_a_common_range_is_an_error() -> None:
     assert "[main] backend: the members of the Sequential share no batch size" in problem(
         "S[Four,Eight]"
     )
-    assert load("S[DecodeMat,Four]").nodes["main"].groups[0].spec.declared_range == BatchRange(2, 4)
+    (group,) = load("S[DecodeMat,Four]").nodes["main"].instance_groups
+    assert group.spec.declared_range == BatchRange(2, 4)
 
 
 # Expressions
@@ -484,7 +486,7 @@ def test_ranges_say_how_they_are_written() -> None:
 
 def test_python_names_a_registered_backend() -> None:
     config = load({"backend": "Python[Scale]", "Scale::factor": 4})
-    assert config.nodes["main"].groups[0].spec.cls is Scale
+    assert config.nodes["main"].instance_groups[0].spec.cls is Scale
     assert params(config).factor == 4
 
 
@@ -500,7 +502,8 @@ class Add:
 """
     write(tmp_path, code, "ops.py")
     config = load(write(tmp_path, 'backend = "S[Python[ops.py:Add],Identity]"\n"Add::n" = 3'))
-    backend = config.nodes["main"].groups[0].spec.create(Context(directory=config.directory))
+    (group,) = config.nodes["main"].instance_groups
+    backend = group.spec.create(Context(directory=config.directory))
     item: Item = {"data": 1}
     backend.forward([item])
     assert item["result"] == 4
@@ -841,9 +844,9 @@ def test_every_example_loads(path: Path) -> None:
 def test_the_file_of_the_guide() -> None:
     config = load(EXAMPLES / "resnet" / "guide.toml")
     assert list(config.nodes) == ["cpu_decoder", "cpu_posdecoder", "resnet50"]
-    assert [node.groups[0].instances for node in config.nodes.values()] == [8, 8, 2]
+    assert [node.instance_groups[0].instances for node in config.nodes.values()] == [8, 8, 2]
     assert {node.batching_timeout for node in config.nodes.values()} == {5.0}
-    engine = member(config.nodes["resnet50"].groups[0].spec, 0)
+    engine = member(config.nodes["resnet50"].instance_groups[0].spec, 0)
     assert (engine.precision, engine.mean, engine.max, engine.cache) == (
         "fp16",
         (123.675, 116.28, 103.53),

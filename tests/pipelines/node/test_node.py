@@ -14,7 +14,7 @@ from penstock.backends.base import Backend, Params
 from penstock.backends.errors import BackendError, ConfigError, NotReady, Problem
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.item import Item
-from penstock.pipelines.config.definition import GroupConfig, NodeConfig, PipelineConfig
+from penstock.pipelines.config.definition import InstanceGroupConfig, NodeConfig, PipelineConfig
 from penstock.pipelines.node.node import Node
 from penstock.pipelines.node.queue import NEVER, Batch, Entry, Outcome
 
@@ -68,7 +68,8 @@ def make(
     cls: Any = type("Echo", (Echo,), attributes)
     cls.gate.set()
     configs = tuple(
-        GroupConfig(Spec("Echo", cls, Params()), max=largest) for largest in groups or (bound,)
+        InstanceGroupConfig(Spec("Echo", cls, Params()), max=largest)
+        for largest in groups or (bound,)
     )
     config = NodeConfig("node", configs, **options)
     return Node(config, PipelineConfig("p", {"node": config}), asyncio.get_running_loop()), cls

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from penstock.pipelines.node.queue import NEVER, Batch, Entry
-from penstock.pipelines.node.scheduler import Group, Scheduler
+from penstock.pipelines.node.scheduler import DeviceGroup, Scheduler
 from penstock.testing import FakeExecutor
 
 
@@ -41,9 +41,9 @@ class Harness:
         )
         self.executors: list[RecordingExecutor] = []
         for number, members in enumerate(groups):
-            group = Group(str(number))
+            device_group = DeviceGroup(str(number))
             for bound in members:
-                self.executors.append(RecordingExecutor(bound, group))
+                self.executors.append(RecordingExecutor(bound, device_group))
                 self.scheduler.add(self.executors[-1])
         self.now = 0.0
 
@@ -357,7 +357,7 @@ def test_an_item_whose_caller_left_does_not_run() -> None:
         {},
         1,
     )
-    assert harness.executors[0].group.busy == 0
+    assert harness.executors[0].device_group.busy == 0
 
 
 def test_discard() -> None:
@@ -423,7 +423,7 @@ def test_removing_an_executor_gives_back_its_batch_and_frees_its_group() -> None
     index = next(i for i, executor in enumerate(harness.executors) if executor.batches)
     batch = harness.scheduler.remove(harness.executors[index])
     assert batch is harness.executors[index].batches[0]
-    assert harness.executors[index].group.busy == 0
+    assert harness.executors[index].device_group.busy == 0
     assert harness.scheduler.remove(harness.executors[1 - index]) is None
     assert repr(harness.scheduler) == "<Scheduler node: 0 active, 0 idle, 0 queued>"
     harness.put("b")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from penstock.pipelines.node.queue import NEVER, Batch, Entry
-from penstock.pipelines.node.scheduler import Group, Scheduler
+from penstock.pipelines.node.scheduler import DeviceGroup, Scheduler
 
 TIMEOUT = 2.0
 
@@ -27,9 +27,9 @@ class Future:
 
 
 class FakeExecutor:
-    def __init__(self, bound: int, group: Group, machine: SchedulerMachine) -> None:
+    def __init__(self, bound: int, device_group: DeviceGroup, machine: SchedulerMachine) -> None:
         self.max = bound
-        self.group = group
+        self.device_group = device_group
         self.machine = machine
 
     def start(self, batch: Batch) -> None:
@@ -68,9 +68,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.reported_stuck: list[Batch] = []
         for number, members in enumerate(groups):
-            group = Group(str(number))
+            device_group = DeviceGroup(str(number))
             for bound in members:
-                executor = FakeExecutor(bound, group, self)
+                executor = FakeExecutor(bound, device_group, self)
                 self.free.append(executor)
                 self.scheduler.add(executor)
         self.max = max(executor.max for executor in self.free)
@@ -142,7 +142,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.now >= min(self.came[entry.item["data"]] for entry in bucket) + self.timeout
         )
         for executor in self.free:
-            group_is_idle = not any(other.group is executor.group for other in self.running)
+            group_is_idle = not any(
+                other.device_group is executor.device_group for other in self.running
+            )
             if executor.max >= bucket[0].size and (
                 group_is_idle or timed_out or size >= executor.max
             ):
@@ -251,7 +253,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def come_back(self, data: st.DataObject) -> None:
         dead = data.draw(st.sampled_from(self.dead))
         self.dead.remove(dead)
-        executor = FakeExecutor(dead.max, dead.group, self)
+        executor = FakeExecutor(dead.max, dead.device_group, self)
         self.free.append(executor)
         self.scheduler.add(executor)
         self.decide()
@@ -298,8 +300,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert set(scheduler.idle) == set(self.free)
         assert len(scheduler.idle) == len(self.free)
         for executor in (*self.free, *self.running, *self.dead):
-            assert executor.group.busy == sum(
-                other.group is executor.group for other in self.running
+            assert executor.device_group.busy == sum(
+                other.device_group is executor.device_group for other in self.running
             )
 
     @invariant()
@@ -313,7 +315,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         for executor in list(self.dead):
             self.dead.remove(executor)
-            self.free.append(FakeExecutor(executor.max, executor.group, self))
+            self.free.append(FakeExecutor(executor.max, executor.device_group, self))
             self.scheduler.add(self.free[-1])
         self.decide()
         while self.running:
@@ -335,7 +337,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             {},
             {},
         )
-        assert all(executor.group.busy == 0 for executor in self.free)
+        assert all(executor.device_group.busy == 0 for executor in self.free)
 
 
 SchedulerMachine.TestCase.settings = settings(

@@ -29,7 +29,7 @@ def grouped() -> Any:
 
 
 def groups_of(config: Any) -> Any:
-    return [(group.max, group.instances) for group in config.nodes["node"].groups]
+    return [(group.max, group.instances) for group in config.nodes["node"].instance_groups]
 
 
 async def test_the_reported_configuration_changes_no_group(grouped: Any) -> None:
@@ -125,7 +125,7 @@ def test_a_group_must_name_one_of_several_nodes() -> None:
         }
     )
     nodes = configure(config, {"instance_group": [{"name": "b", "count": 3}]}).nodes
-    assert [nodes[name].groups[0].instances for name in "ab"] == [1, 3]
+    assert [nodes[name].instance_groups[0].instances for name in "ab"] == [1, 3]
     for group in ({"count": 3}, {"name": "c", "count": 3}):
         with pytest.raises(InvalidRequest, match="must have the 'name' of a node, one of a, b"):
             configure(config, {"instance_group": [group]})

@@ -33,7 +33,7 @@ from penstock.pipelines.config.load import load
 for engine in ("TorchScriptTensor", "TorchExportTensor", "PythonTensor"):
     keys = {"backend": engine, "model": "net.py:Net", "max": "4x3", "inference_mode": False}
     config = load({"net": keys})
-    spec = config.nodes["net"].groups[0].spec
+    spec = config.nodes["net"].instance_groups[0].spec
     print(spec.declared_range)
     try:
         spec.create(Context())
