@@ -26,11 +26,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import ClassVar
 
-ERROR_STATUSES = frozenset(status.value for status in HTTPStatus if status.value >= 400)
-"""The statuses that an error class of a user's own may have."""
+ERROR_STATUSES = frozenset(
+    {*range(400, 419), *range(421, 427), 428, 429, 431, 451, *range(500, 509), 510, 511}
+)
+"""The statuses that a user's own error class may have: HTTP's, as far as they are registered."""
 
 
 class PenstockError(Exception):
