@@ -320,7 +320,8 @@ class Repository:
                 reading.set_exception(NotReady("the server is draining"))
         # The pipelines stay published, so that a new request learns that the server is draining,
         # and not that there is no such pipeline.
-        for pipeline in self.pipelines.values():
+        # Those that load have no requests. Closing them ends what waits for their start.
+        for pipeline in (*self.pipelines.values(), *self._loading.values()):
             self._drain(pipeline, timeout)
         try:
             await asyncio.gather(*self._draining)

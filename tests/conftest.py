@@ -34,7 +34,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             marker = item.get_closest_marker("timeout")
-            limit = float(marker.args[0] if marker else config.getini("timeout"))
+            if marker is None:
+                limit = config.getoption("timeout")
+                limit = float(config.getini("timeout") if limit is None else limit)
+            else:
+                limit = float(marker.args[0] if marker.args else marker.kwargs["timeout"])
+            if limit == 0:  # no limit: a debugger is at work
+                continue
             item.obj = _limited(item.obj, max(limit - MARGIN_SECONDS, limit / 2))
 
 

@@ -252,7 +252,9 @@ def test_the_base_install_needs_no_accelerator_library(wheel: Path) -> None:
         metadata = message_from_string(archive.read(name).decode())
     requirements = metadata.get_all("Requires-Dist") or []
     base = {
-        re.split(r"[^\w.-]", each)[0].lower() for each in requirements if "extra ==" not in each
+        re.split(r"[^\w.-]", requirement)[0].lower()
+        for requirement in requirements
+        if "extra ==" not in requirement
     }
     assert {"fastapi", "numpy", "onnxruntime", "opencv-python-headless"} <= base
     assert not {

@@ -154,10 +154,10 @@ class Server(uvicorn.Server):
         collect_and_freeze()
 
     def _ended_requests(self) -> int:
-        """Count the requests that the loaded pipelines have ended."""
+        """Count the requests that the loaded pipelines and their exposed nodes have ended."""
         return sum(
             pipeline.statistics.succeeded + sum(pipeline.statistics.failures.values())
-            for pipeline in self._repository.pipelines.values()
+            for pipeline in self._repository.models.values()
         )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

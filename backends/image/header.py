@@ -150,8 +150,8 @@ def _jpeg(encoded: bytes) -> Header:
             named_rgb = encoded[start + 6 : end : 3] == b"RGB"
             huffman = marker <= 0xC2  # above are lossless and arithmetic coding
         elif marker == 0xE1 and encoded.startswith(b"Exif\0\0", start):  # APP1
-            found = tiff_orientation(encoded[start + 6 : end])
-            orientation = found if orientation == 1 else orientation
+            tagged = tiff_orientation(encoded[start + 6 : end])
+            orientation = tagged if orientation == 1 else orientation
         elif marker == 0xEE and encoded.startswith(b"Adobe", start) and end >= start + 12:  # APP14
             adobe_transform = encoded[start + 11]
         elif marker == 0xDD:  # DRI, how many blocks are between restarts
@@ -181,10 +181,10 @@ def jpeg_segments(encoded: bytes, at: int) -> Iterator[tuple[int, int, int]]:
     After a start of scan the coded data are skipped. Raises ValueError if the file ends first.
     """
     for _ in range(MAX_PARTS):
-        found = JPEG_MARKER.search(encoded, at)  # libjpeg too skips bytes between segments
-        if found is None:
+        match = JPEG_MARKER.search(encoded, at)  # libjpeg too skips bytes between segments
+        if match is None:
             raise ValueError("no end mark")
-        at = found.end()
+        at = match.end()
         marker = encoded[at - 1]
         if marker == EOI:
             yield marker, at - 2, at

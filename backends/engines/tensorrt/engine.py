@@ -220,9 +220,9 @@ def build_ahead(params: TensorrtParams, context: Context, progress: Progress) ->
     Raises BackendError, ConfigError and BuildCancelledError.
     """
     library, recipe = recipe_of(params, context, choose_device(context.device))
-    found = find_plan(recipe, library, context, progress, ahead=True)
+    found_plan = find_plan(recipe, library, context, progress, ahead=True)
     path = recipe.model if recipe.is_engine else cached_at(recipe, context, recipe.key(library))
-    return BuiltEngine(path, len(found.plan), found.built)
+    return BuiltEngine(path, len(found_plan.plan), found_plan.built)
 
 
 def recipe_of(

@@ -154,7 +154,7 @@ class _Phase:
 def make_monitor(trt: Any, progress: Progress) -> Any:
     """Make the `IProgressMonitor` that reports to `progress`. It must outlive the build."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class ProgressMonitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 
@@ -167,4 +167,4 @@ def make_monitor(trt: Any, progress: Progress) -> Any:
         def phase_finish(self, phase_name: str) -> None:
             progress.finish(phase_name)
 
-    return Monitor()
+    return ProgressMonitor()
