@@ -146,7 +146,7 @@ def test_demo_refuses_unknown_arguments(checkout: Path) -> None:
 
 
 CLIENTS = ("kserve==0.21.0; python_version < '3.14'", "schemathesis==4.32.5")
-PYTEST = "ran: -m pytest -n auto --maxprocesses 4 --dist loadfile"
+PYTEST = "ran: -m pytest -n auto --maxprocesses 4 --dist worksteal"
 
 
 @pytest.fixture
