@@ -8,9 +8,10 @@ call ends when that item ends.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, overload
 
 from penstock.backends.base import Context
@@ -40,6 +41,9 @@ logger = logging.getLogger("penstock.node")
 PASSED_ON = (BackendError, DeadlineExceeded, NotReady, Overloaded, QueueFull)
 """Failures of a call that are the item's failures too. Other exceptions are mistakes of the logic
 itself, such as a call of a node that does not exist."""
+
+LEAST_CLOSE_SECONDS = 1.0
+"""The seconds that a logic's own `close` gets even if the pipeline may not wait any more."""
 
 
 class CallFuture(asyncio.Future[Item]):
@@ -255,7 +259,15 @@ class LogicNode(CompositeNode):
         if logic is not None:
             del self._logic
             try:
-                await self._in_thread(logic.close)
+                async with asyncio.timeout(max(timeout, LEAST_CLOSE_SECONDS)):
+                    await self._in_thread(logic.close)
+            except TimeoutError:
+                logger.warning(
+                    "node %s: close did not end within %g s and is left running",
+                    self.name,
+                    timeout,
+                    extra=self._log_fields(),
+                )
             except Exception:
                 logger.exception("node %s: close failed", self.name, extra=self._log_fields())
 
@@ -263,16 +275,38 @@ class LogicNode(CompositeNode):
         return {"pipeline": self._backend_context.pipeline, "node": self.name}
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run a function in a thread of its own, which has ended on return.
+        """Run a function in a daemon thread of its own.
 
-        The threads of `asyncio.to_thread` outlive the loop.
+        The thread has ended on return, unless this was cancelled. A function that never ends keeps
+        no process alive; the threads of an executor are joined at exit.
         """
-        pool = ThreadPoolExecutor(1, f"{self._backend_context.pipeline}/{self.name}")
-        running = self._loop.run_in_executor(pool, function, *args)
+        result: asyncio.Future[Any] = self._loop.create_future()
+
+        def report(value: Any, error: BaseException | None) -> None:
+            if result.done():
+                return
+            if error is None:
+                result.set_result(value)
+            else:
+                result.set_exception(error)
+
+        def run() -> None:
+            value, error = None, None
+            try:
+                value = function(*args)
+            except BaseException as raised:  # handed to the waiter
+                error = raised
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(report, value, error)
+
+        name = f"{self._backend_context.pipeline}/{self.name}"
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        thread.start()
         try:
-            return await running
+            return await result
         finally:
-            pool.shutdown(wait=running.done() and not running.cancelled())
+            if not result.cancelled():
+                thread.join()  # it has reported, so it ends at once
 
     def begin(self, entry: Entry, batch: Batch, inside: Inside) -> None:
         call = NodeCaller(self._pipeline, entry, inside, self._loop)

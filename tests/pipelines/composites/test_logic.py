@@ -158,6 +158,30 @@ async def test_an_exception_of_close_is_logged(caplog: pytest.LogCaptureFixture)
     assert [record.message for record in caplog.records] == ["node think: close failed"]
 
 
+async def test_a_close_that_does_not_end_is_left_running(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("penstock.pipelines.composites.logic.LEAST_CLOSE_SECONDS", 0.01)
+    release = threading.Event()
+
+    class Think:
+        async def forward(self, item: Item, call: Any) -> Any:
+            return 1
+
+        def close(self) -> None:
+            release.wait(BOUND)
+
+    pipeline = Pipeline.load(tables(Think))
+    await pipeline.start()
+    async with asyncio.timeout(BOUND / 2):
+        await pipeline.close(timeout=0)
+    (closing,) = [thread for thread in threading.enumerate() if thread.name.endswith("/think")]
+    assert closing.daemon  # so that it keeps no process alive
+    assert "close did not end" in caplog.text
+    release.set()
+    await asyncio.to_thread(closing.join, BOUND)
+
+
 async def test_logic_may_stand_between_other_nodes(workshop: Workshop) -> None:
     workshop.acts["after"] = text
 
