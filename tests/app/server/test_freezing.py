@@ -56,3 +56,25 @@ async def test_a_load_collects_once_no_request_is_in_flight(
     assert collections == [1, 1]  # both changes in one
     await repository.close(1)
     assert server._freezing is freezing  # a server that ends need not collect
+
+
+async def test_a_request_of_an_exposed_node_delays_the_collection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serve, "collect_and_freeze", lambda: None)
+    tables = {"pipeline": {"expose": {"a": {}}}, "a": {"backend": "Identity"}}
+    repository = Repository([load(tables, name="p")])
+    await repository.start()
+    waits: list[float] = []
+
+    async def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 1:  # the second is not quiet
+            await repository.models["p.a"]({"data": 1})
+
+    server = serve.Server(uvicorn.Config("unused"), repository, Settings())
+    monkeypatch.setattr(asyncio, "sleep", wait)
+    await server._freeze_when_quiet()
+    monkeypatch.undo()
+    assert waits == [serve.QUIET_SECONDS] * 2
+    await repository.close(1)
