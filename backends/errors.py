@@ -10,6 +10,7 @@ PenstockError
 │   └── TooLarge                        body or decoded image above the bound
 ├── QueueFull                           too many requests in flight
 ├── Overloaded                          the request would wait past its deadline
+├── MemoryFull                          requests hold all the memory that they may hold together
 ├── NotReady                            loading, draining, closed, or without executors
 ├── DeadlineExceeded (TimeoutError)     the request's deadline passed
 └── BackendError (RuntimeError)         a backend raised; names node and backend, has a `__cause__`
@@ -132,6 +133,12 @@ class Overloaded(PenstockError):
     """Raised when a request would wait past its deadline."""
 
     code = "overloaded"
+
+
+class MemoryFull(PenstockError):
+    """Raised when requests hold all the memory that they may hold together (`max_memory`)."""
+
+    code = "memory_full"
 
 
 class NotReady(PenstockError):

@@ -108,6 +108,13 @@ STATUSES: dict[str, CodeStatuses] = {
         retry_after=1,
         example="an answer would take about 900 ms, the deadline is in 500 ms",
     ),
+    "memory_full": CodeStatuses(
+        503,
+        503,
+        retry_after=1,
+        example="a body needs 52428800 bytes, and requests hold 120000000 of 134217728 bytes "
+        "already (max_memory)",
+    ),
     "backend_error": CodeStatuses(
         500, 500, example="node 'digits': backend OnnxTensor raised RuntimeError"
     ),

@@ -94,6 +94,7 @@ REQUEST_CODES = ("invalid_request", "not_found", "too_large", "unsupported_media
 ANSWER_CODES = (
     "queue_full",
     "overloaded",
+    "memory_full",
     "backend_error",
     "internal",
     "not_ready",

@@ -265,6 +265,7 @@ _INFER_CODES = (
     "unsupported_media",
     "queue_full",
     "overloaded",
+    "memory_full",
     "backend_error",
     "internal",
     "not_ready",
