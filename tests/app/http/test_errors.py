@@ -14,8 +14,8 @@ from penstock.backends import errors
 HTTP = {
     "InvalidRequest": 400, "MissingData": 400, "NotFound": 404, "TooLarge": 413,
     "UnsupportedMedia": 415, "InvalidInput": 422, "QueueFull": 429, "Overloaded": 429,
-    "MemoryFull": 503, "NotReady": 503, "DeadlineExceeded": 504, "BackendError": 500, "DeviceError": 500,
-    "UnknownRestart": 500, "PenstockError": 500, "ConfigError": 422,
+    "MemoryFull": 503, "NotReady": 503, "DeadlineExceeded": 504, "BackendError": 500,
+    "DeviceError": 500, "UnknownRestart": 500, "PenstockError": 500, "ConfigError": 422,
 }  # fmt: skip
 """The status of each exception."""
 
