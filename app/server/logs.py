@@ -10,8 +10,11 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import threading
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 import orjson
 
@@ -19,6 +22,23 @@ from penstock.backends.text import encodable
 
 RECORD_FIELDS = ("request_id", "pipeline", "node")
 """The fields of a record besides its message, in the order in which they are written."""
+
+LINES_A_SECOND = 10
+"""The most lines of one kind that are logged in a second, where clients cause the lines."""
+
+MOST_KINDS = 1024
+"""The most kinds of lines that a `RateLimit` remembers. When there are more, all are forgotten."""
+
+CLIENT_CAUSED = (
+    "penstock.http",
+    "penstock.fetch",
+    "penstock.connection",
+    "penstock.node",
+    "penstock.executor",
+    "uvicorn.error",
+    "asyncio",
+)
+"""The loggers whose lines clients can cause. In `penstock serve`, each has a `RateLimit`."""
 
 # Control characters (line ends, terminal sequences), Unicode's line ends, characters that reverse
 # the direction of text, lone surrogates.
@@ -79,6 +99,74 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps({key: encodable(value) for key, value in line.items()}).decode()
 
 
+class RateLimit(logging.Filter):
+    """A filter for any logger or handler: at most `per_second` lines of one kind in a second.
+
+    Lines of one logger, level, message before its arguments, pipeline and node are of one kind. The
+    first line that is logged after others were left out says how many.
+
+    ```python
+    logging.getLogger("penstock.connection").addFilter(RateLimit())
+    ```
+    """
+
+    def __init__(
+        self, per_second: int = LINES_A_SECOND, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__()
+        self.dropped = 0
+        """The lines that were left out, of all kinds together."""
+        self._per_second = per_second
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._seconds: dict[tuple[Any, ...], _Second] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the record is to be logged."""
+        kind = (
+            record.name,
+            record.levelno,
+            record.msg if isinstance(record.msg, str) else type(record.msg),
+            getattr(record, "pipeline", None),
+            getattr(record, "node", None),
+        )
+        with self._lock:
+            second = self._second(kind)
+            if second.lines >= self._per_second:
+                second.left_out += 1
+                self.dropped += 1
+                return False
+            second.lines += 1
+            left_out, second.left_out = second.left_out, 0
+        if left_out:
+            record.msg = f"{record.getMessage()} ({left_out} more lines of this kind were left out)"
+            record.args = None
+        return True
+
+    def _second(self, kind: tuple[Any, ...]) -> _Second:
+        now = self._clock()
+        second = self._seconds.get(kind)
+        if second is None:
+            if len(self._seconds) >= MOST_KINDS:
+                self._seconds.clear()
+            second = self._seconds[kind] = _Second(now)
+        elif now >= second.began + 1:
+            second.began = now
+            second.lines = 0
+        return second
+
+
+class _Second:
+    """What a `RateLimit` counts of one kind: lines in this second, and lines left out untold."""
+
+    __slots__ = ("began", "left_out", "lines")
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.lines = 0
+        self.left_out = 0
+
+
 def configure_logging(
     level: str = "info", style: Literal["text", "json"] = "text", stream: TextIO | None = None
 ) -> None:
@@ -86,6 +174,7 @@ def configure_logging(
 
     A second call replaces what the first one set.
     """
+    limit = RateLimit()
     handler = logging.StreamHandler(sys.stderr if stream is None else stream)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     levels = {
@@ -99,3 +188,8 @@ def configure_logging(
         logger.handlers[:] = [handler]
         logger.propagate = False
         logger.setLevel(lowest)
+    for name in CLIENT_CAUSED:
+        logger = logging.getLogger(name)
+        for old in [each for each in logger.filters if isinstance(each, RateLimit)]:
+            logger.removeFilter(old)
+        logger.addFilter(limit)

@@ -9,7 +9,13 @@ from typing import Any
 import orjson
 import pytest
 
-from penstock.app.server.logs import configure_logging
+from penstock.app.server.logs import (
+    CLIENT_CAUSED,
+    LINES_A_SECOND,
+    MOST_KINDS,
+    RateLimit,
+    configure_logging,
+)
 
 EVIL = "a\nINFO forged\r\x1b[31m\u2028b\u202ec\x00d\x85e\ud800"
 
@@ -34,6 +40,8 @@ def log() -> Any:
         logger = logging.getLogger(name)
         logger.handlers[:], logger.propagate = handlers, propagate
         logger.setLevel(level)
+    for name in CLIENT_CAUSED:
+        logging.getLogger(name).filters.clear()
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
@@ -101,3 +109,48 @@ def test_levels(log: Any) -> None:
     logging.getLogger("uvicorn.error").info("nor this")
     logging.getLogger("penstock.test").error("this")
     assert stream.getvalue().count("\n") == 1
+
+
+def test_lines_that_clients_cause_are_limited(log: Any) -> None:
+    stream = log("text")
+    for number in range(1000):
+        logging.getLogger("penstock.http").warning("request %d is malformed", number)
+    assert stream.getvalue().count("\n") == LINES_A_SECOND
+    logging.getLogger("penstock.http").warning("another kind")
+    for number in range(100):
+        logging.getLogger("penstock.repository").warning("pipeline %d has a warning", number)
+    assert stream.getvalue().count("\n") == LINES_A_SECOND + 1 + 100
+
+
+def record(message: str, *arguments: object, **extra: object) -> logging.LogRecord:
+    made = logging.LogRecord("a", logging.WARNING, "file", 1, message, arguments, None)
+    made.__dict__.update(extra)
+    return made
+
+
+def test_the_rate_of_each_kind_is_limited_and_what_is_left_out_is_counted() -> None:
+    now = 100.0
+    limit = RateLimit(2, clock=lambda: now)
+    assert [limit.filter(record("bad %s", i)) for i in range(5)] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert limit.filter(record("bad %s", 1, node="n")) and limit.filter(record("worse %s", 1))
+    now = 100.999
+    assert not limit.filter(record("bad %s", 5))
+    now = 101.0
+    told, untold = record("bad %s", 6), record("bad %s", 7)
+    assert limit.filter(told) and limit.filter(untold) and not limit.filter(record("bad %s", 8))
+    assert told.getMessage() == "bad 6 (4 more lines of this kind were left out)"
+    assert untold.getMessage() == "bad 7"
+    assert limit.dropped == 5
+
+
+def test_the_kinds_that_are_remembered_are_limited() -> None:
+    limit = RateLimit(1, clock=lambda: 0.0)
+    for number in range(3 * MOST_KINDS):
+        assert limit.filter(record(f"{number}"))
+    assert len(limit._seconds) <= MOST_KINDS
