@@ -20,7 +20,7 @@ from .encryption import is_encrypted, read_model
 from .normalise import channels_last, fuse_normalisation
 from .postprocess import PostProcessing
 from .processors import threads_per_instance
-from .rows import MAX_PROBE_ROWS, Row, guesses, random_rows, rows_like, why_mixed
+from .rows import MAX_PROBE_ROWS, Row, guesses, random_rows, rows_like, verdict_of, why_mixed
 from .shapes import (
     UNBOUNDED_WARM_UP_BATCH,
     refuse_without_elements,
@@ -193,6 +193,27 @@ class OnnxTensor(Backend):
             for index, port in enumerate(self.inputs)
         ]
         self._probe_rows = min(MAX_PROBE_ROWS, self._fixed or most)
+        self._verdict = verdict_of(params)
+        found = self._verdict.at_load(lambda: self._probe_randomly(given))
+        if found is not None:
+            self._settle(found)
+        if context.instance != 0:
+            return
+        if found:
+            self._tell(found)
+        elif found is None:
+            logger.info(
+                "%s: %s refuses random rows: whether it keeps items apart is checked with the "
+                "first items that could share a run",
+                self._where,
+                self._model,
+                extra=self._extra,
+            )
+
+    def _probe_randomly(self, given: Sequence[Sequence[int | None]]) -> str | None:
+        """Probe with random rows of these shapes. Return why the model mixes rows, "" if it does
+        not, None if it refuses all of them.
+        """
         for inner in guesses(given):
             for least in (0, 1):
                 ports = [
@@ -201,20 +222,10 @@ class OnnxTensor(Backend):
                 ]
                 rows = random_rows(ports, self._probe_rows, least)
                 try:
-                    reason = why_mixed(rows, self._probe, self._output_names)
+                    return why_mixed(rows, self._probe, self._output_names)
                 except Exception as error:  # the exceptions of ONNX Runtime share no base class
                     logger.debug("%s: %s refuses a probe: %s", self._where, self._model, error)
-                    continue
-                self._settle(reason, tell=context.instance == 0)
-                return
-        if context.instance == 0:
-            logger.info(
-                "%s: %s refuses random rows: whether it keeps items apart is checked with the "
-                "first items that could share a run",
-                self._where,
-                self._model,
-                extra=self._extra,
-            )
+        return None
 
     def _why_no_batch(self) -> str:
         """Return why the first axis can't be the batch by the model's own shapes; "" if it can."""
@@ -231,13 +242,11 @@ class OnnxTensor(Backend):
                     return f"{node.name} has the size {name} of the first axis on another axis too"
         return ""
 
-    def _settle(self, reason: str, *, tell: bool = True) -> None:
+    def _settle(self, reason: str) -> None:
         """Keep the answer of a probe: why items may not share runs, or ""."""
         self._proven = True
         if reason:
             self._batched, self._fixed = False, None
-            if tell:
-                self._tell(reason)
 
     def _tell(self, reason: str) -> None:
         logger.warning(
@@ -270,23 +279,31 @@ class OnnxTensor(Backend):
         ]
 
     def _prove(self, arrays: Row) -> None:
-        """Probe with rows made from an item's. An item that the model refuses, or whose rows can't
-        be made to differ, proves nothing.
+        """Decide with rows made from an item's, unless another instance has decided."""
+        reason = self._verdict.of_items(lambda: self._probe_like(arrays))
+        if reason is not None:
+            self._settle(reason)
+
+    def _probe_like(self, arrays: Row) -> str | None:
+        """Probe with rows made from an item's. Return why the model mixes rows, "" if it does not,
+        None if the model refuses the item or its rows can't be made to differ.
         """
         first = [array[:1] for array in arrays]
         rows = rows_like(first, self._probe_rows)
         try:
             self._probe([first])
             if not rows:
-                return
+                return None
         except Exception as error:  # `forward` reports it
             logger.debug("%s: %s refuses a probe: %s", self._where, self._model, error)
-            return
+            return None
         try:
             reason = why_mixed(rows, self._probe, self._output_names)
         except Exception as error:  # the exceptions of ONNX Runtime share no base class
             reason = f"it can't be checked whether it keeps items apart: {error}"
-        self._settle(reason)
+        if reason:
+            self._tell(reason)
+        return reason
 
     def _signed(self, ports: Sequence[OnnxTensorInfo]) -> tuple[TensorPort, ...]:
         """Describe inputs or outputs for clients.

@@ -8,6 +8,7 @@ or the model refuses random rows, with rows made from the first item that would 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -15,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .shapes import shape_text
+from .sharing import shared
 
-MAX_PROBE_ROWS = 3
+MAX_PROBE_ROWS = 2
+"""The rows of a probe. More would only take longer: a model that mixes any rows mixes two."""
 
 TOLERANCE = 0.02
 """How far a row's answer may differ in company, as a share of its largest value. Kernels differ
@@ -33,6 +36,43 @@ Row: TypeAlias = list[NDArray[Any]]
 """One row for each input of the model, each 1×..."""
 
 AnyRow = TypeVar("AnyRow")
+
+
+class Verdict:
+    """What the instances of a node know of their model: why it mixes rows, "" if it keeps them
+    apart, or None until one of them has found out. The others wait for a probe that runs.
+    """
+
+    __slots__ = ("__weakref__", "_lock", "_params", "_probed", "reason")
+
+    def __init__(self, params: object) -> None:
+        self._params = params  # alive, so that no other node's params get its id
+        self._lock = threading.Lock()
+        self._probed = False
+        self.reason: str | None = None
+
+    def at_load(self, probe: Callable[[], str | None]) -> str | None:
+        """Return the reason. The first instance to ask runs `probe`, which returns None if the
+        model can't be probed with random rows.
+        """
+        with self._lock:
+            if self.reason is None and not self._probed:
+                self.reason = probe()
+                self._probed = True
+            return self.reason
+
+    def of_items(self, probe: Callable[[], str | None]) -> str | None:
+        """Return the reason. As long as there is none, run `probe`."""
+        with self._lock:
+            if self.reason is None:
+                self.reason = probe()
+            return self.reason
+
+
+def verdict_of(params: object) -> Verdict:
+    """Return the verdict of the node whose instances have this one object as their params."""
+    verdict: Verdict = shared(("rows", id(params)), lambda: Verdict(params))
+    return verdict
 
 
 def is_known(row: Sequence[Sequence[int | None]]) -> bool:
@@ -53,7 +93,7 @@ def guesses(shapes: Sequence[Sequence[int | None]]) -> Iterator[list[tuple[int, 
 def random_rows(
     ports: Sequence[tuple[Sequence[int], np.dtype[Any]]], count: int, least: int = 0
 ) -> list[Row]:
-    """Make up to three rows whose values differ in sign and size, because a model that drops rows
+    """Make up to two rows whose values differ in sign and size, because a model that drops rows
     often drops those below a threshold.
 
     `ports` has each input's shape after the batch axis, and its dtype. Integers are `least` or
@@ -69,23 +109,19 @@ def _random_column(
 ) -> Row:
     whole = (1, *shape)
     if dtype.kind == "O":
-        return [np.full(whole, text, object) for text in ("a word", "two words", "3")]
+        return [np.full(whole, text, object) for text in ("a word", "3")]
     if dtype.kind in "fc":
-        values = random.standard_normal((3, *whole))
-        return [
-            part.astype(dtype) for part in (values[0], -np.abs(values[1]), 3 * np.abs(values[2]))
-        ]
+        values = np.abs(random.standard_normal((2, *whole)))
+        return [part.astype(dtype) for part in (3 * values[0], -values[1])]
     if dtype == np.uint8:
-        return [random.integers(*ends, whole, np.uint8) for ends in ((0, 256), (0, 32), (224, 256))]
-    return [
-        (least + bits).astype(dtype)
-        for bits in (random.integers(0, 2, whole), np.zeros(whole, int), np.ones(whole, int))
-    ]
+        return [random.integers(*ends, whole, np.uint8) for ends in ((0, 32), (224, 256))]
+    bits = random.integers(0, 2, whole)
+    return [(least + part).astype(dtype) for part in (np.ones_like(bits), bits * 0)]
 
 
 def rows_like(row: Row, count: int) -> list[Row]:
-    """Make up to three rows from an item's: itself, its values backwards, and others within its
-    range. Empty where they do not differ.
+    """Make up to two rows from an item's: itself, and its values backwards, or others
+    within its range. Empty where they do not differ.
     """
     backwards = [value.reshape(-1)[::-1].reshape(value.shape) for value in row]
     rows = [row, backwards, [_others(value) for value in row]]

@@ -14,9 +14,9 @@ from ...gpu.device import buckets, choose_device
 from ...item import Item
 from ..postprocess import CLASSIFIERS, classified
 from ..shapes import UNBOUNDED_WARM_UP_BATCH, reorder, shape_text
+from ..sharing import shared
 from ..torch.engine import BatchMember, TorchEngine
 from ..torch.reading import dtype_text, widens
-from ..torch.sharing import shared
 from .execution import EngineTensor, Execution, LoadedEngine, deserialise
 from .library import Library, find_library
 from .params import TensorrtParams

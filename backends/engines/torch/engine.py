@@ -21,7 +21,7 @@ from ...errors import BackendError, ConfigError, DeviceError, InvalidInput, Prob
 from ...gpu.device import DeviceHalf, buckets, choose_device
 from ...item import Item
 from ...params import EngineParams
-from ..rows import MAX_PROBE_ROWS, random_rows, rows_like, why_mixed
+from ..rows import MAX_PROBE_ROWS, random_rows, rows_like, verdict_of, why_mixed
 from ..shapes import (
     UNBOUNDED_WARM_UP_BATCH,
     parse_order,
@@ -152,40 +152,51 @@ class TorchEngine(Backend):
         if params.batched is not None or (self.max == 1 and self.model_range.min <= 1):
             return  # it is decided, or no run has more than one row
         self.proven = False
+        self._verdict = verdict_of(params)
         shapes = self.example_shapes()
         if not shapes:
             return
+        reason = self._verdict.at_load(lambda: self._probe_randomly(shapes))
+        if reason is not None:
+            self._settle(reason)
+        if reason and context.instance == 0:
+            self._tell(reason)
+
+    def _probe_randomly(self, shapes: Sequence[tuple[Sequence[int], torch.dtype]]) -> str | None:
+        """Probe with random rows. Return why the model mixes rows, "" if it does not, None if it
+        refuses them.
+        """
         ports = [(shape, _numpy_dtype(dtype)) for shape, dtype in shapes]
         rows = random_rows(ports, self._probe_rows())
         try:
-            reason = self._why_mixed([[torch.from_numpy(part) for part in row] for row in rows])
+            return self._why_mixed([[torch.from_numpy(part) for part in row] for row in rows])
         except DeviceError:
             raise
         except Exception as error:  # models raise whatever their code raises
             logger.debug("%s refuses a probe: %s", self._half.owner, error)
-            return
-        self._settle(reason, tell=context.instance == 0)
+            return None
 
     def _probe_rows(self) -> int:
         return min(MAX_PROBE_ROWS, self._capacity)
 
-    def _settle(self, reason: str, *, tell: bool = True) -> None:
+    def _settle(self, reason: str) -> None:
         """Keep the answer of a probe: why items may not share runs, or ""."""
         self.proven = True
         if not reason:
             return
         self.batched = self.can_capture = False
         self._set_range(self.params, self.context)
-        if tell:
-            extra = {"pipeline": self.context.pipeline, "node": self.context.node}
-            logger.warning(
-                "%s runs each item of %s alone: %s; batched = false accepts that without this "
-                "warning, batched = true lets items share runs all the same",
-                self._half.owner,
-                self.params.model,
-                reason,
-                extra=extra,
-            )
+
+    def _tell(self, reason: str) -> None:
+        extra = {"pipeline": self.context.pipeline, "node": self.context.node}
+        logger.warning(
+            "%s runs each item of %s alone: %s; batched = false accepts that without this "
+            "warning, batched = true lets items share runs all the same",
+            self._half.owner,
+            self.params.model,
+            reason,
+            extra=extra,
+        )
 
     def _why_mixed(self, rows: list[list[Input]], names: tuple[str, ...] = ()) -> str:
         """Return why the rows may not share a run, or "". Raises what the model raises."""
@@ -218,8 +229,14 @@ class TorchEngine(Backend):
         ]
 
     def _prove(self, member: BatchMember) -> None:
-        """Probe with rows made from an item's. An item that the model refuses, or whose rows can't
-        be made to differ, proves nothing.
+        """Decide with rows made from an item's, unless another instance has decided."""
+        reason = self._verdict.of_items(lambda: self._probe_like(member))
+        if reason is not None:
+            self._settle(reason)
+
+    def _probe_like(self, member: BatchMember) -> str | None:
+        """Probe with rows made from an item's. Return why the model mixes rows, "" if it does not,
+        None if the model refuses the item or its rows can't be made to differ.
         """
         first = [value[:1] for value in member.inputs]
         made = rows_like(
@@ -244,16 +261,18 @@ class TorchEngine(Backend):
             raise
         except Exception as error:  # `forward` reports it
             logger.debug("%s refuses a probe: %s", self._half.owner, error)
-            return
+            return None
         if not rows:
-            return
+            return None
         try:
             reason = self._why_mixed(rows, member.names)
         except DeviceError:
             raise
         except Exception as error:  # models raise whatever their code raises
             reason = f"it can't be checked whether it keeps items apart: {error}"
-        self._settle(reason)
+        if reason:
+            self._tell(reason)
+        return reason
 
     def choose_device(self, params: Any, context: Context) -> torch.device:
         return choose_device(context.device)

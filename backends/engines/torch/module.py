@@ -24,10 +24,10 @@ from ...params import why_no_file
 from ..postprocess import PostProcessing
 from ..processors import threads_per_instance
 from ..shapes import parse_order, shape_text
+from ..sharing import shared
 from .engine import BatchMember, TorchEngine
 from .options import release, set_process_wide, use_threads
 from .params import TorchParams
-from .sharing import shared
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

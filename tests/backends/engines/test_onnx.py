@@ -45,6 +45,15 @@ def make(path: Path | str, context: Any = None, **params: Any) -> Any:
     return backend
 
 
+def instances(path: Path, count: int, **params: Any) -> list[Any]:
+    """Make the instances of one node, which have one object as their params."""
+    shared = OnnxParams.model_validate({"model": str(path), **params})
+    backends = [OnnxTensor() for _ in range(count)]
+    for number, backend in enumerate(backends):
+        backend.init(shared, Context(node="node", instance=number, instances=count))
+    return backends
+
+
 def run(backend: Any, *data: Any, **keys: Any) -> Any:
     batch = [{"data": value, **keys} for value in data]
     backend.forward(batch)
@@ -309,10 +318,40 @@ def test_items_of_a_model_whose_rows_depend_on_the_data_run_alone(
 
 
 def test_only_the_first_instance_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = places(tmp_path / "m.onnx")
-    make(path, {"instance": 0, "instances": 2}, max=8)
-    make(path, {"instance": 1, "instances": 2}, max=8)
+    backends = instances(places(tmp_path / "m.onnx"), 3, max=8)
+    assert [backend.max for backend in backends] == [1, 1, 1]
     assert caplog.text.count("alone") == 1
+
+
+def measured_probes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the rows of each run of a probe."""
+    sizes: list[int] = []
+    probe = OnnxTensor._probe
+
+    def measured(self: Any, rows: Any) -> Any:
+        sizes.append(len(rows))
+        return probe(self, rows)
+
+    monkeypatch.setattr(OnnxTensor, "_probe", measured)
+    return sizes
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_one_instance_probes_for_all(
+    double: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """Also where the first items decide: those of any instance."""
+    path = double if known else needs_ten(tmp_path / "m.onnx", reduces=True)
+    sizes = measured_probes(monkeypatch)
+    backends = instances(path, 3, max=8)
+    if known:
+        assert sizes == [2, 1, 1]
+        return
+    sizes.clear()
+    data = [np.arange(10, dtype=np.float32)[None] * factor for factor in (1, 2)]
+    for backend in reversed(backends):
+        assert [result.tolist() for result in run(backend, *data)] == [[[0] * 10]] * 2
+    assert sizes == [1, 2, 1]  # the first item, two together, and one of them alone
 
 
 def test_a_detector_that_ends_in_nms(tmp_path: Path) -> None:
@@ -448,18 +487,11 @@ def test_keys_for_batches(double: Path, tmp_path: Path, caplog: pytest.LogCaptur
 
 
 def test_the_probe_is_small(double: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-    probe = OnnxTensor._probe
-
-    def measured(self: Any, rows: Any) -> Any:
-        sizes.append(len(rows))
-        return probe(self, rows)
-
-    monkeypatch.setattr(OnnxTensor, "_probe", measured)
+    sizes = measured_probes(monkeypatch)
     make(double, max=8)
-    assert sizes == [3, 1, 1, 1]
+    assert sizes == [2, 1, 1]
     make(double, max=1)  # no run has more than one row
-    assert len(sizes) == 4
+    assert len(sizes) == 3
 
 
 # Ranges

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from penstock.backends.base import Context, Loading
+from penstock.backends.engines import sharing
 from penstock.backends.engines.tensorrt import engine as engine_module
 from penstock.backends.engines.tensorrt.backend import TensorrtTensor
 from penstock.backends.engines.tensorrt.execution import (
@@ -31,7 +32,6 @@ from penstock.backends.engines.tensorrt.execution import (
 from penstock.backends.engines.tensorrt.library import Library
 from penstock.backends.engines.tensorrt.params import TensorrtParams
 from penstock.backends.engines.tensorrt.progress import BuildCancelledError
-from penstock.backends.engines.torch import sharing
 from penstock.backends.errors import BackendError, ConfigError, DeviceError, InvalidInput
 from penstock.backends.item import Item
 

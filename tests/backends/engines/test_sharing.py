@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from penstock.backends.engines.torch.sharing import shared
+from penstock.backends.engines.sharing import shared
 
 
 class Model:
