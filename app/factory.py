@@ -13,6 +13,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import penstock
+from penstock.backends.memory import limited
 from penstock.pipelines.repository import Repository
 
 from .http.auth import Authenticate
@@ -186,10 +187,12 @@ def _lifespan(
         if repository.state not in ("loading", "ready"):
             await repository.start()
             try:
-                yield
+                with limited(settings.max_memory):
+                    yield
             finally:
                 await asyncio.shield(repository.close(settings.drain_timeout))
         else:
-            yield
+            with limited(settings.max_memory):
+                yield
 
     return run

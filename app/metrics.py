@@ -21,6 +21,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from penstock.backends.memory import budget
 from penstock.pipelines.composites.composite import CompositeNode
 from penstock.pipelines.node.node import Node
 from penstock.pipelines.node.statistics import Histogram
@@ -50,9 +51,27 @@ class PipelineCollector(Collector):
         ready = GaugeMetricFamily("penstock_ready", "1 if the server is ready for requests.")
         ready.add_metric((), float(not self._repository.not_ready))
         yield ready
+        yield from _memory_metrics()
         yield from _pipeline_metrics(pipelines)
         yield from _node_histograms(pipelines)
         yield from _node_metrics(pipelines)
+
+
+def _memory_metrics() -> Iterator[Metric]:
+    used = GaugeMetricFamily(
+        "penstock_memory_bytes", "Memory that requests hold: bodies, tensors, pixels, answers."
+    )
+    limit = GaugeMetricFamily(
+        "penstock_memory_limit_bytes", "Memory that requests may hold together (max_memory)."
+    )
+    refused = CounterMetricFamily(
+        "penstock_memory_refused", "Refusals for want of memory, by its purpose.", labels=["reason"]
+    )
+    used.add_metric((), budget.used)
+    limit.add_metric((), budget.limit)
+    for what, count in budget.refused.copy().items():
+        refused.add_metric([what.removeprefix("a ").removeprefix("an ")], count)
+    return iter((used, limit, refused))
 
 
 def _pipeline_metrics(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:

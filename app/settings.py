@@ -81,6 +81,12 @@ class Settings(BaseSettings):
         description="Rules for groups of APIs, separated by ; as in "
         "'statistics,metadata:header=secret' or 'shared-memory:off'. Unset: none.",
     )
+    max_memory: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most memory that all requests may hold together, bytes. Unset: half of what "
+        "the cgroup, ulimit -v and the machine leave when the pipelines are loaded.",
+    )
     max_body: int = Field(default=64 * 2**20, ge=1, description="Largest request body, bytes.")
     max_chunks: int = Field(
         default=65536, ge=1, description="Most chunks of a request body at /v2."
@@ -88,10 +94,13 @@ class Settings(BaseSettings):
     max_inflated: int = Field(
         default=64 * 2**20,
         ge=1,
-        description="Largest request body at /v2 after decompression, bytes.",
+        description="Largest request body after decompression, bytes.",
     )
     max_json_depth: int = Field(
-        default=100, ge=1, le=1000, description="Most levels of nesting in a JSON request at /v2."
+        default=100, ge=1, le=1000, description="Most levels of nesting in a JSON request."
+    )
+    max_json_values: int = Field(
+        default=2**20, ge=1, description="Most values and keys in a JSON request."
     )
     body_timeout: float = Field(
         default=30.0, gt=0, description="Longest time for a request's body to arrive, seconds."

@@ -13,10 +13,14 @@ import sys
 import threading
 import weakref
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .errors import MemoryFull, TooLarge
+
+NO_LIMIT = sys.maxsize
 
 SHARE = 0.5
 """The part of the free memory that requests may hold by default.
@@ -35,14 +39,15 @@ UNKNOWN_MACHINE_BYTES = 4 << 30
 class MemoryBudget:
     """Counts bytes against a limit. All methods may be called from any thread.
 
-    `limit` and `used` are bytes. `refused` counts the reservations that did not fit.
+    `limit` and `used` are bytes. `refused` counts the reservations that did not fit, by what they
+    were for.
     """
 
     __slots__ = ("_freed", "_lock", "_used", "limit", "refused")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.refused = 0
+        self.refused: dict[str, int] = {}
         self._used = 0
         self._lock = threading.Lock()
         # What was released since the last reservation. The garbage collector may call `release`
@@ -58,20 +63,21 @@ class MemoryBudget:
             self._settle()
             return self._used
 
-    def reserve(self, size: int, what: str) -> None:
-        """Count `size` bytes until `release`. `what` says what they are for: "a body".
+    def reserve(self, size: int, what: str, spare: int = 0) -> None:
+        """Count `size` bytes until `release`. `what` says what they are for, in constant words:
+        "a body". They fit if `spare` more bytes would fit too.
 
         Raises `MemoryFull` if they do not fit now, `TooLarge` if they never will.
         """
         with self._lock:
             if self._freed:
                 self._settle()
-            if self._used + size <= self.limit:
+            if self._used + size + spare <= self.limit:
                 self._used += size
                 return
-            self.refused += 1
+            self.refused[what] = self.refused.get(what, 0) + 1
             used = self._used
-        if size > self.limit:
+        if size + spare > self.limit:
             raise TooLarge(
                 f"{what} needs {size} bytes, and requests may hold {self.limit} bytes together "
                 "(max_memory)"
@@ -99,11 +105,52 @@ class MemoryBudget:
             self._used -= self._freed.popleft()
 
 
-def default_limit() -> int:
-    """Return how many bytes requests may hold by default: half of what this process could still
-    take, by its cgroup, `ulimit -v` and the machine's memory.
+class Reservation:
+    """The bytes that one request holds, `size` now. They are released by `close`, or when nothing
+    refers to it any more.
+
+    Not for several threads at once.
     """
-    free = min(_free_of_machine(), _free_of_cgroup(), _free_of_address_space())
+
+    __slots__ = ("_budget", "size")
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._budget = budget
+        self.size = 0
+
+    def __repr__(self) -> str:
+        return f"<Reservation of {self.size} bytes>"
+
+    def __del__(self) -> None:
+        if self.size:
+            self.close()
+
+    def resize(self, size: int, what: str, spare: int = 0) -> None:
+        """Hold `size` bytes from now on. Raises what `MemoryBudget.reserve` raises; then nothing
+        changes.
+        """
+        more = size - self.size
+        if more > 0:
+            self._budget.reserve(more, what, spare)
+        elif more < 0:
+            self._budget.release(-more)
+        self.size = size
+
+    def cover(self, size: int, what: str) -> None:
+        """Hold at least `size` bytes from now on."""
+        if size > self.size:
+            self.resize(size, what)
+
+    def close(self) -> None:
+        size, self.size = self.size, 0
+        self._budget.release(size)
+
+
+def default_limit(used: int = 0) -> int:
+    """Return how many bytes requests may hold by default: half of what this process could still
+    take, by its cgroup, `ulimit -v` and the machine's memory. `used` is what they hold already.
+    """
+    free = min(_free_of_machine(), _free_of_cgroup(), _free_of_address_space()) + used
     return max(int(free * SHARE), LEAST_BYTES)
 
 
@@ -167,5 +214,25 @@ def _statm(field: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-budget = MemoryBudget(default_limit())
-"""The budget of this process. A server sets its limit (`max_memory`) when it is ready to serve."""
+budget = MemoryBudget(NO_LIMIT)
+"""The budget of this process. An app sets its limit when its pipelines are loaded; a program that
+calls pipelines itself decides what it holds.
+"""
+
+
+def set_limit(max_memory: int | None) -> None:
+    """Limit what requests of this process may hold together, to `max_memory` bytes or, if None, to
+    a part of what the process could still take.
+    """
+    budget.limit = default_limit(budget.used) if max_memory is None else max_memory
+
+
+@contextmanager
+def limited(max_memory: int | None) -> Iterator[None]:
+    """Limit it as `set_limit` does, and at the end as it was before."""
+    before = budget.limit
+    set_limit(max_memory)
+    try:
+        yield
+    finally:
+        budget.limit = before

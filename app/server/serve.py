@@ -21,6 +21,7 @@ from types import FrameType
 import uvicorn
 
 from penstock.backends.errors import PenstockError
+from penstock.backends.memory import set_limit
 from penstock.backends.process.allocator import keep_memory
 from penstock.pipelines.repository import Repository
 
@@ -128,6 +129,7 @@ class Server(uvicorn.Server):
         else:
             tune_process()
             collect_and_freeze()
+            set_limit(self._settings.max_memory)
             self._repository.on_change = self._repository_changed
             names = ", ".join(self._repository.pipelines) or "no pipelines"
             logger.info("ready after %.1f s: %s", time.monotonic() - self._started_at, names)
@@ -137,6 +139,7 @@ class Server(uvicorn.Server):
 
     def _repository_changed(self) -> None:
         tune_process()  # a new pipeline may have imported OpenCV
+        set_limit(self._settings.max_memory)  # models take memory
         if self._repository.state == "ready" and (self._freezing is None or self._freezing.done()):
             self._freezing = asyncio.create_task(self._freeze_when_quiet())
 

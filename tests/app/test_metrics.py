@@ -17,6 +17,8 @@ from pydantic import SecretStr
 from penstock import create_app
 from penstock.app.settings import Settings
 from penstock.app.v2.models.metrics import COUNTERS, PENDING_GAUGE
+from penstock.backends.errors import MemoryFull
+from penstock.backends.memory import LEAST_BYTES, budget
 
 FAILURE = "nv_inference_request_failure"
 
@@ -131,3 +133,23 @@ def test_a_scrape_grows_with_pipelines_and_not_with_requests(served: Any, digit:
     for _ in range(50):
         served.post("/predict/digits", content=digit).raise_for_status()
     assert scrape(served, "text")[0].keys() == first.keys()
+
+
+def test_the_memory_of_requests(running: Any, digits: Path) -> None:
+    with running(create_app(digits, settings=Settings(max_memory=1000))) as client:
+        budget.reserve(600, "a test")
+        with pytest.raises(MemoryFull):
+            budget.reserve(401, "an odd test")
+        samples, _ = scrape(client, "text")
+        budget.release(600)
+        assert samples["penstock_memory_bytes",] == 600
+        assert samples["penstock_memory_limit_bytes",] == 1000
+        assert samples["penstock_memory_refused_total", ("reason", "odd test")] == 1
+        samples, _ = scrape(client, "openmetrics")
+        assert samples["penstock_memory_bytes",] == 0
+
+
+def test_without_a_setting_the_limit_is_a_part_of_what_is_free(running: Any, digits: Path) -> None:
+    with running(create_app(digits)) as client:
+        limit = scrape(client, "text")[0]["penstock_memory_limit_bytes",]
+        assert LEAST_BYTES <= limit < 1 << 50
