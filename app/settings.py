@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from penstock.backends.log_writer import MAX_QUEUED_BYTES
 from penstock.backends.suggestions import did_you_mean
 
 API_GROUPS = (
@@ -128,6 +129,11 @@ class Settings(BaseSettings):
     )
     log_format: Literal["text", "json"] = Field(
         default="text", description="Write log lines as text or as JSON objects."
+    )
+    max_log_buffer: int = Field(
+        default=MAX_QUEUED_BYTES,
+        ge=4096,
+        description="Most bytes of log lines that wait to be written. More are dropped.",
     )
     access_log: bool = Field(default=False, description="Log a line for every request.")
 

@@ -2,7 +2,7 @@
 
 Only `penstock serve` calls `configure_logging`; in a host's process, logging is the host's. Modules
 log to children of the logger `penstock`, and name the request, pipeline and node by `extra`. These
-become fields here.
+become fields here. No caller waits for a line to be written (backends/log_writer.py).
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
 import orjson
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from penstock.backends.log_writer import MAX_QUEUED_BYTES, QueuedHandler, QueuedStream
 from penstock.backends.text import encodable
 
 RECORD_FIELDS = ("request_id", "pipeline", "node")
@@ -167,15 +170,46 @@ class _Second:
         self.left_out = 0
 
 
+class Log(Collector):
+    """The log of this process, and the metric of the lines that it dropped."""
+
+    def __init__(self, handler: QueuedHandler, limit: RateLimit) -> None:
+        self.handler = handler
+        self.limit = limit
+
+    def take_standard_error(self) -> None:
+        """Send what else this process writes to `sys.stderr` the same way.
+
+        Warnings, tracebacks and loggers of other libraries must not wait for a reader either.
+        """
+        sys.stderr = QueuedStream(sys.stderr, self.handler.writer)
+
+    def describe(self) -> list[Metric]:
+        """Return nothing: registering must not collect."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        dropped = CounterMetricFamily(
+            "penstock_log_dropped",
+            "Lines that were not logged: not read in time (full), or too many of a kind (rate).",
+            labels=["reason"],
+        )
+        dropped.add_metric(["full"], self.handler.writer.dropped)
+        dropped.add_metric(["rate"], self.limit.dropped)
+        yield dropped
+
+
 def configure_logging(
-    level: str = "info", style: Literal["text", "json"] = "text", stream: TextIO | None = None
-) -> None:
+    level: str = "info",
+    style: Literal["text", "json"] = "text",
+    stream: TextIO | None = None,
+    max_bytes: int = MAX_QUEUED_BYTES,
+) -> Log:
     """Send the log of this process, uvicorn's included, to `stream` (default: standard error).
 
-    A second call replaces what the first one set.
+    At most `max_bytes` of it wait to be written. A second call replaces what the first one set.
     """
-    limit = RateLimit()
-    handler = logging.StreamHandler(sys.stderr if stream is None else stream)
+    handler = QueuedHandler(sys.stderr if stream is None else stream, max_bytes)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     levels = {
         "penstock": level.upper(),
@@ -188,8 +222,10 @@ def configure_logging(
         logger.handlers[:] = [handler]
         logger.propagate = False
         logger.setLevel(lowest)
+    limit = RateLimit()
     for name in CLIENT_CAUSED:
         logger = logging.getLogger(name)
         for old in [each for each in logger.filters if isinstance(each, RateLimit)]:
             logger.removeFilter(old)
         logger.addFilter(limit)
+    return Log(handler, limit)

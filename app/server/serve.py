@@ -56,9 +56,14 @@ def serve(repository: Repository, settings: Settings) -> int:
 
     Returns the exit code of the process: 0 after a drain, 1 if a pipeline could not be loaded.
     """
-    configure_logging(settings.log_level, settings.log_format)
+    log = configure_logging(
+        settings.log_level, settings.log_format, max_bytes=settings.max_log_buffer
+    )
+    log.take_standard_error()
+    app = create_app(repository, settings=settings)
+    app.state.metrics.registry.register(log)
     config = uvicorn.Config(
-        create_app(repository, settings=settings),
+        app,
         host=settings.host,
         port=settings.port,
         loop="asyncio" if sys.platform == "win32" else "uvloop",

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 from ..base import Backend
 from ..item import Item
+from ..log_writer import QueuedHandler
 from .allocator import keep_memory
 from .channel import Channel, PeerGoneError
 from .failure import Failure
@@ -141,7 +142,9 @@ def _prepare(order: Order) -> None:
         else:
             os.environ[name] = value
     log_format = f"{order.log_name} (process {os.getpid()}): %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(stream=sys.stderr, format=log_format, level=logging.WARNING)
+    # Queued: a batch must not wait for someone to read the log.
+    handler = QueuedHandler(sys.stderr)
+    logging.basicConfig(handlers=[handler], format=log_format, level=logging.WARNING)
     logging.getLogger("penstock").setLevel(order.log_level)
 
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 
@@ -30,10 +38,19 @@ def log() -> Any:
         if (logger := logging.getLogger(name))
     }
 
+    handler: Any = None
+
+    class Stream(io.StringIO):
+        def getvalue(self) -> str:
+            handler.flush()
+            return super().getvalue()
+
     def configure(style: Any, level: Any = "info") -> Any:
-        stream = io.StringIO()
-        configure_logging(level, style, stream)
+        nonlocal handler
+        stream = Stream()
+        handler = configure_logging(level, style, stream).handler
         return stream
+
 
     yield configure
     for name, (handlers, propagate, level) in before.items():
@@ -154,3 +171,57 @@ def test_the_kinds_that_are_remembered_are_limited() -> None:
     for number in range(3 * MOST_KINDS):
         assert limit.filter(record(f"{number}"))
     assert len(limit._seconds) <= MOST_KINDS
+
+
+def test_an_unread_log_stops_no_request(digit: bytes, digits: Path) -> None:
+    """The server's standard error is a full pipe, and each request logs a line."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(writing, b"." * 4096):
+            pass
+    os.set_blocking(writing, True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "penstock", "serve", str(digits), "--port", str(port)]
+    options = ["--access-log", "--max-log-buffer", "4096", "--drain-timeout", "1"]
+    server = subprocess.Popen([*command, *options], stderr=writing)
+    os.close(writing)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            until_ready(client, server)
+            for _ in range(200):
+                assert client.post("/predict/digits", content=digit).status_code == 200
+            metrics = client.get("/metrics").text
+            dropped = re.search(
+                r'^penstock_log_dropped_total\{reason="full"\} (\S+)$', metrics, re.MULTILINE
+            )
+            assert dropped and float(dropped[1]) > 100
+            read_until(reading, b"lines of the log were dropped")
+            assert client.post("/predict/digits", content=digit).status_code == 200
+            read_until(reading, b'"POST /predict/digits HTTP/1.1" 200')
+            # Now it is read no more, and the server ends all the same.
+            for _ in range(1000):
+                assert client.get("/health/live").status_code == 200
+        server.terminate()
+        assert server.wait(30) == 0
+    finally:
+        server.kill()
+        server.wait()
+        os.close(reading)
+
+
+def until_ready(client: httpx.Client, server: subprocess.Popen[bytes]) -> None:
+    while server.poll() is None:
+        with contextlib.suppress(httpx.ConnectError):
+            if client.get("/health/ready").status_code == 200:
+                return
+    raise AssertionError("the server ended")
+
+
+def read_until(reading: int, wanted: bytes) -> None:
+    log = b""
+    while wanted not in log:
+        more = os.read(reading, 1 << 16)
+        assert more, "the log ended"
+        log = log[-len(wanted) :] + more
