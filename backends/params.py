@@ -38,6 +38,11 @@ def as_names(value: Any) -> Any:
     )
 
 
+def as_switch(value: Any) -> Any:
+    """Read `true` and `false` in the arguments of an expression, where all values are texts."""
+    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+
+
 Numbers = Annotated[tuple[float, ...], BeforeValidator(as_numbers)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_names)]
 Shapes = Annotated[
@@ -93,6 +98,11 @@ class EngineParams(Params):
         None,
         description="false: each item runs alone; true: items share runs without the check at "
         "load that the model keeps rows apart; default: they share runs if the check passes",
+    )
+    warm_up: Annotated[bool | str, BeforeValidator(as_switch)] = Field(
+        True,
+        description="the batches to run before the node is ready; true: zeros; values.npz: the "
+        "arrays of this file, one for each input, by name; false: none",
     )
     precision: Precision | None = Field(
         None, description="the precision of weights and layers; not given: the model's own"

@@ -29,6 +29,7 @@ from .shapes import (
     shape_text,
     shapes_of_last_profile,
 )
+from .warming import refusals_as_warnings, warm_up_values, wrong_values
 
 logger = logging.getLogger("penstock.onnx")
 
@@ -146,6 +147,9 @@ class OnnxTensor(Backend):
         self._where = f"{context.node}: OnnxTensor"
         self._extra = {"pipeline": context.pipeline, "node": context.node}
         self._model = params.model
+        self._params, self._context = params, context
+        self._options: Any = None
+        """Options of the next run; None but for warm-up."""
         self._decide(params, context)
         if all(port.dtype is not None for port in (*self.inputs, *self.outputs)):
             self.signature = Signature(
@@ -179,7 +183,7 @@ class OnnxTensor(Backend):
             self._batched = True
         if self._batched:
             (self._fixed,) = sizes
-        elif reason and context.instance == 0:
+        elif params.batched is None and context.instance == 0:
             self._tell(reason)
         most = self._bound(params, context)
         if not self._batched or params.batched or (most == 1 and self._fixed in (None, 1)):
@@ -323,23 +327,58 @@ class OnnxTensor(Backend):
         )
 
     def warm_up(self) -> None:
-        """Run zeros at batch sizes 1, 2, 4 ... `max`.
+        """Run zeros, or the values that the file gives, at batch sizes 1, 2, 4 ... `max`.
 
         ONNX Runtime then has its memory before the first request. Nothing is run if the model
-        leaves a size open and `max` does not give it.
+        leaves a size open and `max` does not give it. What the model refuses is a warning.
         """
+        import onnxruntime
+
+        if self._params.warm_up is False:
+            return
+        with refusals_as_warnings(self._where, self._params, self._context, logger):
+            values = warm_up_values(self._params, self._context)
+            arrays = self._zeros() if values is None else self._given(values)
+            if arrays is None:
+                return
+            self._options = onnxruntime.RunOptions()
+            self._options.log_severity_level = 4  # the model may refuse these values
+            try:
+                size = 1
+                while size < self._largest * 2:
+                    self.forward([{"data": arrays} for _ in range(min(size, self._largest))])
+                    size *= 2
+            finally:
+                self._options = None
+
+    def _zeros(self) -> list[NDArray[Any]] | None:
         arrays = []
         for index, port in enumerate(self.inputs):
             given = self._known_shapes[index] if index < len(self._known_shapes) else ()
             shape = given[1:] if len(given) == len(port.shape) > 0 else port.shape[1:]
             lead = port.shape[:1] if not self._batched else (1,)
             if port.dtype is None or port.dtype == np.object_ or None in (*lead, *shape):
-                return
+                return None
             arrays.append(np.zeros([size or 0 for size in (*lead, *shape)], port.dtype))
-        size = 1
-        while size < self._largest * 2:
-            self.forward([{"data": arrays} for _ in range(min(size, self._largest))])
-            size *= 2
+        return arrays
+
+    def _given(self, values: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Return the values in the order of `data`: the first row of each, if items share runs."""
+        names = [port.name for port in self.inputs]
+        if set(names) != set(values):
+            raise wrong_values(
+                self._context,
+                f"the model's inputs are {', '.join(names)}, found {', '.join(values) or 'none'}",
+            )
+        arrays = [
+            values[name][:1] if self._batched and values[name].ndim else values[name]
+            for name in names
+        ]
+        try:
+            self._read({"data": arrays})
+        except InvalidInput as error:
+            raise wrong_values(self._context, str(error)) from error
+        return arrays
 
     def forward(self, batch: list[Item]) -> None:
         groups: dict[Hashable, list[tuple[Item, list[NDArray[Any]]]]] = {}
@@ -446,7 +485,7 @@ class OnnxTensor(Backend):
                     for index, port in enumerate(self.inputs)
                 }
         with timeline.span("run", rows=total):
-            outputs = self._post.apply(self.session.run(self._output_names, feed))
+            outputs = self._post.apply(self.session.run(self._output_names, feed, self._options))
         if alone:
             members[0][0]["result"] = outputs[0] if len(outputs) == 1 else outputs
             self._post.answer(members[0][0])

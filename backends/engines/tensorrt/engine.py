@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from numpy.typing import NDArray
 
 from ...base import UNBOUNDED, Context, Params, Signature, TensorPort
 from ...errors import BackendError, InvalidInput
@@ -131,6 +132,15 @@ class TensorrtEngine(TorchEngine):
             raise InvalidInput(
                 f"{self.label(position)}: expected {port} ({allowed}), found {given}"
             )
+
+    def by_name(self, values: dict[str, NDArray[Any]]) -> Any:
+        names = [port.name for port in self._inputs]
+        if set(names) != set(values):
+            raise InvalidInput(
+                f"TensorrtTensor: the model's inputs are {', '.join(names)}, found "
+                f"{', '.join(values) or 'none'}"
+            )
+        return [values[name] for name in names]
 
     def label(self, position: int) -> str:
         name = self._inputs[position].name if position < len(self._inputs) else position

@@ -30,6 +30,7 @@ from ..shapes import (
     shape_text,
     shapes_of_last_profile,
 )
+from ..warming import refusals_as_warnings, warm_up_values, wrong_values
 from .params import TorchParams
 from .reading import as_tensor, as_texts
 
@@ -293,22 +294,47 @@ class TorchEngine(Backend):
         ]
 
     def warm_up(self) -> None:
-        """Run zeros at every bucket, largest first, and capture a CUDA graph of each.
+        """Run zeros, or the values that the file gives, at every bucket, largest first, and capture
+        a CUDA graph of each.
 
-        Nothing is run if the shapes are not known.
+        Nothing is run if the shapes are not known. What the model refuses is a warning.
         """
-        shapes = self.example_shapes()
-        if not shapes:
+        if self.params.warm_up is False:
             return
+        with refusals_as_warnings(self._half.owner, self.params, self.context, logger):
+            values = warm_up_values(self.params, self.context)
+            row = self._zeros() if values is None else self._given(values)
+            if row is not None:
+                self.warm_up_with(row)
+
+    def _zeros(self) -> BatchMember | None:
+        shapes = self.example_shapes()
+        zeros: list[Input] = [torch.zeros((1, *shape), dtype=dtype) for shape, dtype in shapes]
+        return BatchMember({}, zeros, 1, (), ()) if shapes else None
+
+    def _given(self, values: dict[str, NDArray[Any]]) -> BatchMember:
+        """Return the values as an item: the first row of each, if items may share runs."""
+        if self.batched:
+            values = {name: array[:1] if array.ndim else array for name, array in values.items()}
+        try:
+            return self._read({"data": self.by_name(values)})
+        except InvalidInput as error:
+            raise wrong_values(self.context, str(error)) from error
+
+    def by_name(self, values: dict[str, NDArray[Any]]) -> Any:
+        """Return the `data` of an item that has these inputs. Raises InvalidInput."""
+        return values
+
+    def warm_up_with(self, row: BatchMember) -> None:
+        """Warm up with the inputs of a row, or of an item that does not share runs."""
         for rows in reversed(self._buckets):
-            zeros: list[Input] = [
-                torch.zeros((rows, *shape), dtype=dtype) for shape, dtype in shapes
-            ]
-            inputs = self._assemble([zeros], rows)
+            inputs = (
+                self._assemble([row.inputs] * rows, rows) if self.batched else self._separate(row)
+            )
             with self._half.errors("warming up"), self.gradients_off():
-                outputs = self._run(inputs)
+                outputs = self._run(inputs, row.names)
                 for _ in range(1, self.warm_up_runs):
-                    self._run(inputs)
+                    self._run(inputs, row.names)
                 self._half.synchronize()
                 if self._half.on_gpu and self.params.cuda_graphs and self.can_capture:
                     self._capture(inputs, rows, outputs)
@@ -454,10 +480,7 @@ class TorchEngine(Backend):
         """Run an item as it is, with no padding: its first axis may not be a batch."""
         with self.gradients_off():
             with self._half.errors("running an item"):
-                inputs = [
-                    self._assemble([[value]], len(value), index)[0]
-                    for index, value in enumerate(member.inputs)
-                ]
+                inputs = self._separate(member)
                 with self._half.span("run", rows=member.rows):
                     outputs = self._run(inputs, member.names)
             fetched = iter(
@@ -468,6 +491,13 @@ class TorchEngine(Backend):
             [member],
             [next(fetched) if isinstance(output, torch.Tensor) else output for output in outputs],
         )
+
+    def _separate(self, member: BatchMember) -> list[Any]:
+        """Return the inputs on the device. Their first axes may differ."""
+        return [
+            self._assemble([[value]], len(value), index)[0]
+            for index, value in enumerate(member.inputs)
+        ]
 
     def gradients_off(self) -> AbstractContextManager[Any]:
         return torch.inference_mode()

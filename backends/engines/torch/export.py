@@ -258,12 +258,12 @@ class TorchExportEngine(TorchModule):
                 raise InvalidInput(f"{self.label(index)}: expected {port}, found {given}")
         return member
 
-    def warm_up(self) -> None:
+    def warm_up_with(self, row: BatchMember) -> None:
         try:
-            super().warm_up()
+            super().warm_up_with(row)
         except SmallBatchError as small:
             self._pad_up_to(small.smallest)
-            super().warm_up()
+            super().warm_up_with(row)
 
     def _run_group(self, members: list[BatchMember]) -> None:
         try:

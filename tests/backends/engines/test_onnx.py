@@ -174,9 +174,9 @@ def test_one_item_goes_in_and_out_without_a_copy(image: Path) -> None:
     session = backend.session
 
     class Spy:
-        def run(self, names: Any, feed: Any) -> Any:
+        def run(self, names: Any, feed: Any, options: Any) -> Any:
             fed.append(feed["image"])
-            return session.run(names, feed)
+            return session.run(names, feed, options)
 
     backend.session = Spy()
     data = np.ones((1, 3, 4, 4), np.float32)
@@ -806,9 +806,9 @@ def warmed(backend: Any) -> Any:
     session = backend.session
 
     class Spy:
-        def run(self, names: Any, feed: Any) -> Any:
+        def run(self, names: Any, feed: Any, options: Any) -> Any:
             sizes.append(next(iter(feed.values())).shape)
-            return session.run(names, feed)
+            return session.run(names, feed, options)
 
     backend.session = Spy()
     backend.warm_up()

@@ -369,6 +369,35 @@ def test_warm_up_runs_every_bucket(make: Any, two: Path, fake_two: Any) -> None:
     ) == [1, 2, 4]
 
 
+def test_a_warm_up_that_the_engine_refuses_is_a_warning(
+    make: Any, two: Path, fake: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def divide(a: Any, b: Any) -> Any:
+        if not b.all():
+            raise ZeroDivisionError("division by zero")
+        return (a / b,)
+
+    tensor = ("FLOAT", (-1, 3))
+    runtime = fake({"a": tensor, "b": tensor}, {"sum": tensor}, ranges(1, 2, 4), divide)
+    backend = make(two, max="4", batched=True)
+    backend.warm_up()
+    assert caplog.text.count("not warmed up, because the model refuses zeros: ") == 1
+    item: Item = {"data": [torch.ones(1, 3), torch.full((1, 3), 2.0)]}
+    backend.forward([item])
+    assert item["result"].tolist() == [[0.5, 0.5, 0.5]]
+
+    caplog.clear()
+    make(two, max="4", batched=True, warm_up=False).warm_up()
+    np.savez(tmp_path / "ab.npz", b=np.ones((1, 3), np.float32), a=np.ones((1, 3), np.float32))
+    before = sum(len(context.runs) for context in runtime.engine.contexts)
+    make(two, max="4", batched=True, warm_up=str(tmp_path / "ab.npz")).warm_up()
+    after = sum(len(context.runs) for context in runtime.engine.contexts)
+    assert (after - before, caplog.text) == (3, "")
+    np.savez(tmp_path / "a.npz", a=np.ones((1, 3), np.float32))
+    with pytest.raises(ConfigError, match=r"warm_up: .*the model's inputs are a, b, found a"):
+        make(two, max="4", batched=True, warm_up=str(tmp_path / "a.npz")).warm_up()
+
+
 def test_a_fixed_batch_is_padded(make: Any, two: Path, fake: Any) -> None:
     tensor = ("FLOAT", (4, 3))
     runtime = fake({"a": tensor, "b": tensor}, {"sum": tensor}, [{}], lambda a, b: (a + b,))

@@ -1,0 +1,79 @@
+"""Warm-up: the values that a file gives for it, and what happens if the model refuses it.
+
+A valid model may refuse zeros: a shape of zeros, or an integer division by zero. So a warm-up that
+fails is a warning, and requests are run all the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..base import Context
+from ..errors import ConfigError, DeviceError, Problem
+from ..params import EngineParams
+
+FATAL_TEXTS = (
+    "out of memory",
+    "outofmemory",
+    "failed to allocate memory",
+    "bad_alloc",
+    "cuda error",
+    "cuda runtime",
+)
+"""Texts of errors of ONNX Runtime and TensorRT that are the machine's fault, not the model's."""
+
+
+def warm_up_values(params: EngineParams, context: Context) -> dict[str, NDArray[Any]] | None:
+    """Read the file of `warm_up`: an array for each input, by name. None if there is no file.
+
+    Raises ConfigError for a file that can't be read.
+    """
+    if isinstance(params.warm_up, bool):
+        return None
+    path = context.resolve(params.warm_up)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception as error:  # NumPy raises what zipfile, its parser and the system raise
+        raise wrong_values(
+            context, f"{path} can't be read as a .npz file: {type(error).__name__}: {error}"
+        ) from error
+
+
+def wrong_values(context: Context, message: str) -> ConfigError:
+    return ConfigError([Problem(message, node=context.node, key="warm_up")])
+
+
+@contextmanager
+def refusals_as_warnings(
+    owner: str, params: EngineParams, context: Context, logger: logging.Logger
+) -> Iterator[None]:
+    """Log an error of the block as a warning, of the first instance only.
+
+    What is wrong with the pipeline's file, the device or its memory is raised.
+    """
+    try:
+        yield
+    except (ConfigError, DeviceError, MemoryError):
+        raise
+    except Exception as error:  # models raise whatever their code raises
+        text = " ".join(str(error).split())
+        if any(sign in text.lower() for sign in FATAL_TEXTS):
+            raise
+        if context.instance == 0:
+            logger.warning(
+                "%s: %s is not warmed up, because the model refuses %s: %s; requests run all the "
+                'same. warm_up = "values.npz" gives values that the model takes, warm_up = false '
+                "leaves warm-up out",
+                owner,
+                params.model,
+                "zeros" if params.warm_up is True else params.warm_up,
+                text or type(error).__name__,
+                extra={"pipeline": context.pipeline, "node": context.node},
+            )

@@ -1,0 +1,147 @@
+"""Warm-up of OnnxTensor, with models that refuse zeros."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from penstock.backends.base import Context
+from penstock.backends.engines.onnx import OnnxParams, OnnxTensor
+from penstock.backends.errors import ConfigError
+from penstock.pipelines.pipeline import Pipeline
+
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+
+
+def ints(values: Any) -> Any:
+    return np.array(values, np.int64)
+
+
+def floats(values: Any) -> Any:
+    return np.array(values, np.float32)
+
+
+def write(path: Path, operator: str, inputs: Any, output: Any) -> Path:
+    graph = helper.make_graph(
+        [helper.make_node(operator, [name for name, *_ in inputs], ["y"])],
+        "graph",
+        [helper.make_tensor_value_info(*port) for port in inputs],
+        [helper.make_tensor_value_info("y", *output)],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    return path
+
+
+@pytest.fixture
+def expand(tmp_path: Path) -> Path:
+    """y = x broadcast to the shape s."""
+    inputs = [("x", FLOAT, [1, 3]), ("s", INT64, [2])]
+    return write(tmp_path / "expand.onnx", "Expand", inputs, (FLOAT, ["a", "b"]))
+
+
+@pytest.fixture
+def divide(tmp_path: Path) -> Path:
+    """y = a / b in whole numbers, N×1."""
+    inputs = [("a", INT64, ["n", 1]), ("b", INT64, ["n", 1])]
+    return write(tmp_path / "divide.onnx", "Div", inputs, (INT64, ["n", 1]))
+
+
+def make(path: Path, **params: Any) -> Any:
+    backend = OnnxTensor()
+    context = Context(node="node", pipeline="pipe", directory=path.parent)
+    backend.init(OnnxParams.model_validate({"model": path.name, **params}), context)
+    return backend
+
+
+async def test_a_model_that_refuses_zeros_is_loaded_with_one_warning(
+    expand: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"backend": "OnnxTensor", "model": str(expand), "batched": False, "instance_num": 2}
+    data = [floats([[1, 2, 3]]), ints([2, 3])]
+    async with Pipeline.load({"expand": keys}) as pipeline:
+        answer = await pipeline({"data": data})
+    assert answer["result"].tolist() == [[1, 2, 3], [1, 2, 3]]
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "expand.onnx is not warmed up, because the model refuses zeros: " in record.message
+    assert "Expand" in record.message and "warm_up = false leaves warm-up out" in record.message
+    assert "Non-zero status" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("most", [1, 4])
+def test_division_by_zero(divide: Path, caplog: pytest.LogCaptureFixture, most: int) -> None:
+    backend = make(divide, max=most)
+    backend.warm_up()
+    assert caplog.text.count("division by zero") == 1
+    item: Any = {"data": [ints([[7]]), ints([[2]])]}
+    backend.forward([item])
+    assert item["result"].tolist() == [[3]]
+
+
+@pytest.mark.parametrize("switch", [False, "false"])
+def test_warm_up_can_be_left_out(
+    divide: Path, caplog: pytest.LogCaptureFixture, switch: Any
+) -> None:
+    make(divide, max=1, warm_up=switch).warm_up()
+    assert caplog.text == ""
+
+
+def test_values_for_the_warm_up(
+    divide: Path, expand: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ran: list[Any] = []
+
+    class Spy:
+        def run(self, names: Any, feed: Any, options: Any) -> Any:
+            ran.append({name: array.tolist() for name, array in feed.items()})
+            return session.run(names, feed, options)
+
+    np.savez(divide.parent / "ab.npz", b=ints([[2], [0]]), a=ints([[6], [1]]))
+    backend = make(divide, max=2, warm_up="ab.npz", batched=True)
+    session, backend.session = backend.session, Spy()
+    backend.warm_up()
+    assert ran == [{"a": [[6]] * rows, "b": [[2]] * rows} for rows in (1, 2)]
+
+    np.savez(divide.parent / "xs.npz", x=floats([[1, 2, 3]]), s=ints([2, 3]))
+    backend = make(expand, warm_up="xs.npz", batched=False)
+    session, backend.session = backend.session, Spy()
+    backend.warm_up()
+    assert ran[2:] == [{"x": [[1, 2, 3]], "s": [2, 3]}] and caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (None, r"values\.npz can't be read as a \.npz file: FileNotFoundError"),
+        (b"no archive", r"values\.npz can't be read as a \.npz file: "),
+        ({"a": ints([[1]])}, "the model's inputs are a, b, found a"),
+        (
+            {"a": ints([[1]]), "b": floats([[1]])},
+            "input b: expected int64 of shape Nx1, found float32 of shape 1x1",
+        ),
+        ({"a": ints([[1]]), "b": ints(1)}, r"input b: .* found int64 of shape \(\)"),
+    ],
+)
+def test_values_that_do_not_fit_are_an_error_of_the_file(
+    divide: Path, values: Any, message: str
+) -> None:
+    path = divide.parent / "values.npz"
+    if isinstance(values, bytes):
+        path.write_bytes(values)
+    elif values is not None:
+        np.savez(path, **values)
+    with pytest.raises(ConfigError, match=r"\[node\] warm_up: .*" + message):
+        make(divide, warm_up="values.npz", batched=True).warm_up()
+
+
+def test_a_lack_of_memory_is_no_refusal(divide: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "huge.onnx", "ConstantOfShape", [("s", INT64, [1])], (FLOAT, ["n"]))
+    np.savez(tmp_path / "huge.npz", s=ints([1 << 43]))
+    with pytest.raises(Exception, match="Failed to allocate memory"):
+        make(path, warm_up="huge.npz", batched=False).warm_up()
