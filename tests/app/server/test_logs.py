@@ -51,7 +51,6 @@ def log() -> Any:
         handler = configure_logging(level, style, stream).handler
         return stream
 
-
     yield configure
     for name, (handlers, propagate, level) in before.items():
         logger = logging.getLogger(name)
