@@ -434,6 +434,11 @@ class OnnxTensor(Backend):
                     f"OnnxTensor: input {port.name}: expected {size} (the item's request_size) as "
                     f"batch dimension, found shape {shape_text(array.shape)}"
                 )
+            if self._batched and size > self.max:
+                raise InvalidInput(
+                    f"OnnxTensor: input {port.name}: expected at most {self.max} rows (max), found "
+                    f"shape {shape_text(array.shape)}"
+                )
             if narrows(array.dtype, port.dtype):
                 with np.errstate(over="ignore"):  # infinite, without a warning for each request
                     array = array.astype(np.float32)

@@ -85,7 +85,7 @@ class Run(Entry):
     asked, and a `GraphRun` is made from it.
     """
 
-    __slots__ = ("admission", "batch", "data", "plan_node", "stages", "trace")
+    __slots__ = ("admission", "admitted", "batch", "data", "plan_node", "stages", "trace")
 
     def __init__(
         self,
@@ -102,11 +102,13 @@ class Run(Entry):
         self.wanted = priority
         self.priority = 0
         self.size = size
+        self.counted = False
         self.request_id = ""
         self.data = item["data"]
         self.plan_node: PlanNode  # where it is; set when it enters a chain
         # None: the request has ended, or it is part of another request.
         self.admission: Admission | None = None
+        self.admitted = size  # the rows that admission counts; `size` may differ at each node
         self.trace: Trace | None = None
         self.batch: Batch | None = None  # the last one that it ran in
         # The batches before, and when it was queued for each.
@@ -134,6 +136,7 @@ class Run(Entry):
                 outcome["data"] = outcome.pop("result")
                 self.stages = [*(self.stages or ()), (batch, self.enqueued)]
                 self.item = outcome
+                self.size = self.admitted
                 self.plan_node = plan_node = plan_node.follows
                 plan_node.node.enqueue(self, now)
                 return
@@ -160,7 +163,7 @@ class Run(Entry):
                 requests.fail(failure, self.came)
             else:
                 requests.succeeded += 1
-                requests.rows += self.size
+                requests.rows += self.admitted
                 enqueued = self.enqueued
                 requests.queued += batch.started - enqueued
                 if (stages := self.stages) is not None:
@@ -168,7 +171,7 @@ class Run(Entry):
                     enqueued = stages[0][1]
                 requests.seconds += now - enqueued
             admission.in_flight -= 1
-            admission.rows -= self.size
+            admission.rows -= self.admitted
             if admission.draining is not None:
                 admission.settle()
 
@@ -205,7 +208,7 @@ class Run(Entry):
             admission.requests.fail(failure, self.came)
             self.drop()
             self.future.cancel()
-            admission.leave(self.size)
+            admission.leave(self.admitted)
 
     def drop(self) -> None:
         self.plan_node.node.discard(self)
