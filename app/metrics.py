@@ -127,6 +127,11 @@ def _node_metrics(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
         labels=NODE_LABELS,
     )
     depth = GaugeMetricFamily("penstock_queue_depth", "Rows in a node's queue.", labels=NODE_LABELS)
+    ahead = GaugeMetricFamily(
+        "penstock_ahead_bytes",
+        "Bytes of a node's results that the nodes after it have not finished.",
+        labels=NODE_LABELS,
+    )
     busy = GaugeMetricFamily(
         "penstock_executors_busy", "Executors that run a batch.", labels=NODE_LABELS
     )
@@ -143,9 +148,10 @@ def _node_metrics(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
             scheduler = node.scheduler
             restarts.add_metric(labels, node.statistics.restarts)
             depth.add_metric(labels, scheduler.queued)
+            ahead.add_metric(labels, node.outflow.bytes)
             busy.add_metric(labels, len(scheduler.running))
             executors.add_metric(labels, len(scheduler.running) + len(scheduler.idle))
-    return iter((items, restarts, depth, busy, executors))
+    return iter((items, restarts, depth, ahead, busy, executors))
 
 
 def _buckets(histogram: Histogram) -> list[tuple[str, float]]:

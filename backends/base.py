@@ -168,8 +168,7 @@ class TensorPort(NamedTuple):
 class Signature(NamedTuple):
     """The arrays that an engine's model takes in `data` and gives in `result`, in their order.
 
-    None: not known. `batched`: the first axis of every array is the batch, of any size. The node
-    then counts the rows of an item from its arrays, and sets its `request_size`.
+    None: not known. `batched`: the first axis of every array is the batch, of any size.
     """
 
     inputs: tuple[TensorPort, ...] | None

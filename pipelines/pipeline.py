@@ -393,6 +393,8 @@ class Pipeline:
         now = self._clock()
         deadline = entry.deadline if timeout is None else min(entry.deadline, now + timeout)
         entry_point = self.plan.entry_points.get(name)
+        if entry.charge is not None and entry_point is not None:
+            self._graph.release_if_needed(entry, entry_point)
         if entry_point is None:
             pipeline, _, node = name.partition("/")
             if name in self.plan.nodes or self.others is None:
@@ -401,7 +403,10 @@ class Pipeline:
                 other = {
                     key: value for key, value in as_item(item).items() if key != "node_name"
                 } | ({"node_name": node} if node else {})
-                return self.others(pipeline).submit_nowait(
+                called = self.others(pipeline)
+                if called._graph.calls:  # its logic may call this pipeline
+                    self._graph.release_if_needed(entry, None)
+                return called.submit_nowait(
                     other,
                     deadline - now,
                     priority,

@@ -14,6 +14,7 @@ from .composites.fan_out import CopySplitNode, FanOut, JumpNode, MapReduceNode
 from .composites.logic import CalledPipeline, LogicNode
 from .config.definition import NodeConfig, PipelineConfig
 from .node.node import Node
+from .node.outflow import Outflow
 from .node.queue import Entry
 from .runs.admission import Admission
 from .runs.graph_run import GraphRun, NodeVisit
@@ -72,6 +73,69 @@ class RunningGraph:
         self.nodes = tuple(nodes)
         for plan_node in plan.nodes.values():
             plan_node.node = running[plan_node.config.shares or plan_node.name]
+        # For each entry point that composites enter: the outflows of the nodes that it leads to, or
+        # None if there is Python logic among them, which may call any node.
+        self._reached: dict[EntryPoint, frozenset[Outflow] | None] = {}
+        self._set_outflows(plan)
+
+    def _set_outflows(self, plan: Plan) -> None:
+        """Choose, for each plan node, the outflow that counts its results (rule 9).
+
+        It is that of its node. A composite has no executor to hold back, so its results count where
+        those of the node before it do.
+
+        A node that a way leads back to, because logical nodes share it, has none: its results might
+        wait for the node itself.
+        """
+        following: dict[RunningNode, set[RunningNode]] = {}
+        for plan_node in plan.nodes.values():
+            after = following.setdefault(plan_node.node, set())
+            after.update(other.node for other in plan_node.next)
+            if isinstance(plan_node.node, FanOut):
+                entry_point = plan_node.node.entry_point
+                after.add(entry_point.root.node)
+                if self._outflows_from(entry_point) is None:
+                    after.update(other.node for other in plan.nodes.values())
+        around = _on_rings(following)
+        for plan_node in plan.nodes.values():  # in topological order
+            if isinstance(plan_node.node, Node):
+                plan_node.outflow = None if plan_node.node in around else plan_node.node.outflow
+            else:
+                plan_node.outflow = next(
+                    (other.outflow for other in plan_node.before if other.outflow is not None), None
+                )
+
+    @property
+    def calls(self) -> bool:
+        """True if it has Python logic, which may call other pipelines."""
+        return any(isinstance(composite, LogicNode) for composite in self.composites)
+
+    def release_if_needed(self, entry: Entry, entry_point: EntryPoint | None) -> None:
+        """Stop counting an item whose logic calls a graph, if that may wait for the count.
+
+        `entry_point`: where the call enters this graph; None if it may lead anywhere.
+        """
+        if entry.charge is None:
+            return
+        reached = None if entry_point is None else self._outflows_from(entry_point)
+        if reached is None or entry.charge[0] in reached:
+            entry.release()
+
+    def _outflows_from(self, entry_point: EntryPoint) -> frozenset[Outflow] | None:
+        if entry_point not in self._reached:
+            points = [entry_point]
+            outflows: set[Outflow] | None = set()
+            for point in points:  # it grows
+                for plan_node in point.plan_nodes:
+                    node = plan_node.node
+                    if isinstance(node, FanOut) and node.entry_point not in points:
+                        points.append(node.entry_point)
+                    elif isinstance(node, LogicNode):
+                        outflows = None
+                    elif isinstance(node, Node) and outflows is not None:
+                        outflows.add(node.outflow)
+            self._reached[entry_point] = None if outflows is None else frozenset(outflows)
+        return self._reached[entry_point]
 
     def _fan_out(self, cls: type, config: NodeConfig, plan: Plan) -> FanOut:
         root = plan.nodes[config.name]
@@ -161,3 +225,28 @@ class RunningGraph:
         if not isinstance(entry, NodeVisit) or entry.run.trace is None:
             return None
         return entry.run.trace.part(entry.plan_node.name)
+
+
+def _on_rings(following: dict[RunningNode, set[RunningNode]]) -> set[RunningNode]:
+    """Return the nodes on rings, and those between two rings."""
+    left = set(following)
+    for edges in (following, _reversed(following)):
+        ends = {node: sum(other in left for other in edges[node]) for node in left}
+        before = _reversed(edges)
+        done = [node for node, count in ends.items() if not count]
+        for node in done:  # it grows
+            left.discard(node)
+            for other in before[node]:
+                if other in left:
+                    ends[other] -= 1
+                    if not ends[other]:
+                        done.append(other)
+    return left
+
+
+def _reversed(edges: dict[RunningNode, set[RunningNode]]) -> dict[RunningNode, set[RunningNode]]:
+    before: dict[RunningNode, set[RunningNode]] = {node: set() for node in edges}
+    for node, others in edges.items():
+        for other in others:
+            before[other].add(node)
+    return before

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel
 
-from ..base import Backend, Context, Signature
+from ..base import Backend, Context
 from ..expressions.registry import find_backend
 from ..expressions.spec import Spec
 from ..expressions.user import adapt
@@ -74,11 +74,10 @@ class Order:
 
 
 class LoadedMessage(NamedTuple):
-    """The batch range of the loaded backend, and the arrays that it takes and gives."""
+    """The batch range of the loaded backend."""
 
     min: int
     max: int
-    signature: Signature | None
 
 
 class Change(NamedTuple):

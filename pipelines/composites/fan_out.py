@@ -141,7 +141,7 @@ class FanOut(CompositeNode):
         super().__init__(config, loop, clock)
         self.params: Any = config.instance_groups[0].spec.params
         self._root = root
-        self._entry_point = entry_point
+        self.entry_point = entry_point
         self._start = start
         self._lanes: defaultdict[int, Lane] = defaultdict(Lane)
 
@@ -151,7 +151,7 @@ class FanOut(CompositeNode):
         return sum(lane.queued for lane in self._lanes.values())
 
     async def start(self) -> None:
-        target = self._entry_point.root.node
+        target = self.entry_point.root.node
         if isinstance(target, Node):
             target.watch_starts(self._batch_started)
 
@@ -199,7 +199,7 @@ class FanOut(CompositeNode):
         if not len(pieces):
             self.end_soon(entry, batch, self._merged(item, []))
             return
-        for node in self._entry_point.nodes:  # admission estimates the cost of a request by this
+        for node in self.entry_point.nodes:  # admission estimates the cost of a request by this
             node.parts_per_item = node.inflow.observe(self, self._root, len(pieces))
         lane = self._lanes[inside.depth]
         parent = Parent(self, entry, item, key=key, pieces=pieces, inside=inside, lane=lane)
@@ -213,7 +213,7 @@ class FanOut(CompositeNode):
             raise BackendError(f"node {self.name!r}: the item has no 'data'; {_keys_of(item)}")
         if len(pieces):
             rows = self.largest(item, entry, pieces)
-            for node in self._entry_point.nodes:
+            for node in self.entry_point.nodes:
                 if rows > node.scheduler.max:
                     raise InvalidRequest(
                         f"node {self.name!r}: a part has {rows} rows (request_size), but node "
@@ -222,7 +222,7 @@ class FanOut(CompositeNode):
 
     def _feed(self, now: float) -> None:
         """Send parts while there is room. The parents take turns."""
-        target = self._entry_point.root.node
+        target = self.entry_point.root.node
         room = 2 * (target.scheduler.max if isinstance(target, Node) else DEFAULT_MAX)
         for lane in self._lanes.values():
             while lane.turns and lane.queued < room:
@@ -242,7 +242,7 @@ class FanOut(CompositeNode):
         entry = parent.entry
         size = self.set_size(item, entry, piece)
         run = Run(item, as_future(part), entry.deadline, entry.wanted, size)
-        part.run = self._start(self._entry_point, run, entry, now)
+        part.run = self._start(self.entry_point, run, entry, now)
 
     def _batch_started(self, batch: Batch) -> None:
         for entry in batch.entries:

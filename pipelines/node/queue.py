@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 
 from penstock.backends.item import Item
 
+from .outflow import SMALL_BYTES, Outflow
+
 NEVER = float("inf")
 
 Outcome: TypeAlias = Item | BaseException | None
@@ -28,7 +30,7 @@ class Entry:
     __slots__ = (
         "arrival",
         "bucket",
-        "counted",
+        "charge",
         "deadline",
         "enqueued",
         "future",
@@ -52,12 +54,26 @@ class Entry:
         self.deadline = deadline  # seconds on the node's clock
         self.wanted = priority  # as the caller gave it: 1 is the highest, None the node's default
         self.priority = 0  # index of its level at the node where it queues; 0 is the most urgent
-        self.size = size  # its rows in a batch (rows.py)
-        self.counted = False  # True: the node has set the item's `request_size`
+        self.size = size  # `request_size`: its rows in a batch
         self.bucket: Bucket  # where it queued last
         self.enqueued: float
         self.arrival: int
         self.request_id = ""
+        # The bytes that are counted as results of the node that it left (outflow.py).
+        self.charge: tuple[Outflow, int] | None = None
+
+    def charge_to(self, outflow: Outflow, size: int) -> None:
+        """Count `size` bytes of the item as a result that waits here, until `release`."""
+        if size >= SMALL_BYTES:
+            self.charge = outflow, size
+            outflow.bytes += size
+
+    def release(self) -> None:
+        """Stop counting what the item holds. May be called again."""
+        if (charge := self.charge) is not None:
+            self.charge = None
+            outflow, size = charge
+            outflow.release(size)
 
     def finish(self, outcome: Outcome, batch: Batch, now: float) -> None:
         """Go on to the next node, or end the request. Called on the loop after the batch has run.

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from penstock.backends.errors import BackendError
 
+from .outflow import Outflow
 from .queue import NEVER, Batch, Bucket, Entry
 
 
@@ -59,6 +60,7 @@ class Scheduler:
         "on_expired",
         "on_start",
         "on_stuck",
+        "outflow",
         "queued",
         "running",
         "stuck_after",
@@ -82,6 +84,7 @@ class Scheduler:
         self.on_expired = on_expired
         self.on_stuck = on_stuck
         self.on_start = on_start
+        self.outflow = Outflow()
         self.buckets: dict[Hashable, Bucket] = {}  # none of them empty
         self.idle: list[Startable] = []  # the executor that ran last is last
         self.running: dict[Startable, Batch] = {}
@@ -160,6 +163,8 @@ class Scheduler:
         """
         if now >= self._earliest:
             self._expire(now)
+        if self.outflow.bytes and self.outflow.full:  # rule 9
+            return self._next_wake(now)
         while self.idle and self.buckets:
             choice = self._choose(now)
             if choice is None:

@@ -14,6 +14,7 @@ from penstock.backends.expressions.filters import Status
 from penstock.backends.item import Item
 from penstock.backends.text import message_of, repr_of
 
+from ..node.outflow import Outflow, bytes_of, bytes_of_all
 from ..node.queue import Batch, Entry, Outcome
 from ..node.statistics import covered, kind_of_failure
 from .plan import EntryPoint, PlanNode
@@ -23,17 +24,21 @@ from .run import Run, Stage, as_soft_failure
 class NodeVisit(Entry):
     """A request at one node of the plan."""
 
-    __slots__ = ("plan_node", "run")
+    __slots__ = ("outflow", "plan_node", "run")
 
-    def __init__(self, run: GraphRun, plan_node: PlanNode, item: Item) -> None:
+    def __init__(
+        self, run: GraphRun, plan_node: PlanNode, item: Item, outflow: Outflow | None
+    ) -> None:
         super().__init__(item, run.future, run.deadline, run.priority, run.size)
         self.request_id = run.request_id
         self.run = run
         self.plan_node = plan_node
+        self.outflow = outflow  # of the node that it comes from
 
     def finish(self, outcome: Outcome, batch: Batch, now: float) -> None:
         run, plan_node = self.run, self.plan_node
         count = plan_node.node.statistics.count
+        self.release()
         if self not in run.visits:  # dropped while it ran
             count("cancelled")
             return
@@ -66,6 +71,7 @@ class NodeVisit(Entry):
             run.fail(outcome)
 
     def fail(self, error: BaseException) -> None:
+        self.release()
         if self in self.run.visits:
             del self.run.visits[self]
             self.run.fail(error)
@@ -123,11 +129,17 @@ class GraphRun:
         self.came = now
         if self.trace is not None:
             self.trace.came(self.entry_point.root.name, self.item)
-        self._run(self.entry_point.root, self.item, now)
+        self._run(self.entry_point.root, self.item, now, None)
 
-    def _run(self, plan_node: PlanNode, item: Item, now: float) -> None:
-        visit = NodeVisit(self, plan_node, item)
+    def _run(self, plan_node: PlanNode, item: Item, now: float, outflow: Outflow | None) -> None:
+        visit = NodeVisit(self, plan_node, item, outflow)
         self.visits[visit] = None
+        if outflow is not None:
+            # What later nodes map is held meanwhile, whichever node the item queues at.
+            outputs = self.outputs
+            visit.charge_to(
+                outflow, bytes_of_all((item, *outputs.values())) if outputs else bytes_of(item)
+            )
         plan_node.node.enqueue(visit, now)
 
     def advance(self, plan_node: PlanNode, item: Item, now: float) -> None:
@@ -137,6 +149,7 @@ class GraphRun:
         """
         # A queue, not recursion: a chain of skips may be long.
         edges: deque[tuple[PlanNode, Item]] = deque()
+        left, result, visits = plan_node, item, len(self.visits)
         self._leave((plan_node,), item, edges)
         waiting = self.waiting
         while edges and not self.ended:
@@ -144,7 +157,7 @@ class GraphRun:
             waiting[plan_node] -= 1
             if not waiting[plan_node]:
                 try:
-                    self._arrive(plan_node, item, edges, now)
+                    self._arrive(plan_node, item, edges, now, left.outflow)
                 except InvalidInput as error:  # a soft failure of the whole request
                     self.succeed({**self.item, "error": error})
                 except PenstockError as error:
@@ -158,6 +171,19 @@ class GraphRun:
                     )
                     failure.__cause__ = error
                     self.fail(failure)
+        if left.kept and 0 < len(self.visits) == visits and left.outflow is not None:
+            self._wait_at_join(result)
+
+    def _wait_at_join(self, item: Item) -> None:
+        """Count a result that waits for the request's other branches where one of them is."""
+        size = bytes_of(item)
+        for visit in self.visits:
+            if visit.outflow is not None:
+                if visit.charge is not None:
+                    size += visit.charge[1]
+                    visit.release()
+                visit.charge_to(visit.outflow, size)
+                return
 
     def _leave(
         self, plan_nodes: tuple[PlanNode, ...], item: Item, edges: deque[tuple[PlanNode, Item]]
@@ -178,7 +204,12 @@ class GraphRun:
                     edges.append((following, item))
 
     def _arrive(
-        self, plan_node: PlanNode, item: Item, edges: deque[tuple[PlanNode, Item]], now: float
+        self,
+        plan_node: PlanNode,
+        item: Item,
+        edges: deque[tuple[PlanNode, Item]],
+        now: float,
+        outflow: Outflow | None,
     ) -> None:
         """Ask the filter of a node whose predecessors have all passed their items."""
         # Each successor gets a copy, so that none sees the changes of another.
@@ -198,7 +229,7 @@ class GraphRun:
             # The answer or error of an earlier node is not this one's.
             item.pop("result", None)
             item.pop("error", None)
-            self._run(plan_node, item, now)
+            self._run(plan_node, item, now, outflow)
         elif status is Status.SKIP:
             self._leave((plan_node,), item, edges)
         elif status is Status.SERIAL_SKIP:
@@ -268,6 +299,7 @@ class GraphRun:
     def drop(self) -> None:
         """Drop the request from all queues."""
         for visit in list(self.visits):
+            visit.release()
             visit.plan_node.node.discard(visit)
         self.visits.clear()
         self.outputs.clear()

@@ -16,6 +16,7 @@ from penstock.backends.suggestions import did_you_mean
 
 from ..config.definition import NodeConfig
 from ..node.node import Node
+from ..node.outflow import Outflow
 from ..node.queue import Entry
 from ..node.statistics import NodeStatistics
 
@@ -58,6 +59,7 @@ class PlanNode:
         "name",
         "next",
         "node",
+        "outflow",
         "sources",
         "streams",
     )
@@ -69,6 +71,8 @@ class PlanNode:
         self.streams = owner.streams
         self.name = config.name
         self.node: RunningNode  # set when the pipeline starts
+        # Where the bytes of its results are counted; None: nowhere (running_graph.py).
+        self.outflow: Outflow | None = None
         self.next: tuple[PlanNode, ...] = ()
         self.before: tuple[PlanNode, ...] = ()
         self.follows: PlanNode | None = None  # the only one of `next`

@@ -10,6 +10,7 @@ from penstock.backends.errors import DeadlineExceeded, InvalidInput
 from penstock.backends.item import Item
 from penstock.backends.text import message_of
 
+from ..node.outflow import SMALL_BYTES, bytes_of
 from ..node.queue import Batch, Entry, Outcome
 from ..node.statistics import kind_of_failure
 from .admission import Admission
@@ -85,7 +86,7 @@ class Run(Entry):
     asked, and a `GraphRun` is made from it.
     """
 
-    __slots__ = ("admission", "admitted", "batch", "data", "plan_node", "stages", "trace")
+    __slots__ = ("admission", "batch", "data", "plan_node", "stages", "trace")
 
     def __init__(
         self,
@@ -102,13 +103,12 @@ class Run(Entry):
         self.wanted = priority
         self.priority = 0
         self.size = size
-        self.counted = False
         self.request_id = ""
+        self.charge = None
         self.data = item["data"]
         self.plan_node: PlanNode  # where it is; set when it enters a chain
         # None: the request has ended, or it is part of another request.
         self.admission: Admission | None = None
-        self.admitted = size  # the rows that admission counts; `size` may differ at each node
         self.trace: Trace | None = None
         self.batch: Batch | None = None  # the last one that it ran in
         # The batches before, and when it was queued for each.
@@ -119,6 +119,8 @@ class Run(Entry):
         plan_node = self.plan_node
         self.batch = batch
         failure = ""
+        if self.charge is not None:
+            self.release()
         if future.done():  # the caller left while the item ran
             failure = "cancelled"
         elif now > self.deadline:
@@ -136,7 +138,10 @@ class Run(Entry):
                 outcome["data"] = outcome.pop("result")
                 self.stages = [*(self.stages or ()), (batch, self.enqueued)]
                 self.item = outcome
-                self.size = self.admitted
+                outflow = plan_node.outflow
+                # `charge_to` without a call for small items: this is the hot path.
+                if outflow is not None and (size := bytes_of(outcome)) >= SMALL_BYTES:
+                    self.charge_to(outflow, size)
                 self.plan_node = plan_node = plan_node.follows
                 plan_node.node.enqueue(self, now)
                 return
@@ -163,7 +168,7 @@ class Run(Entry):
                 requests.fail(failure, self.came)
             else:
                 requests.succeeded += 1
-                requests.rows += self.admitted
+                requests.rows += self.size
                 enqueued = self.enqueued
                 requests.queued += batch.started - enqueued
                 if (stages := self.stages) is not None:
@@ -171,11 +176,12 @@ class Run(Entry):
                     enqueued = stages[0][1]
                 requests.seconds += now - enqueued
             admission.in_flight -= 1
-            admission.rows -= self.admitted
+            admission.rows -= self.size
             if admission.draining is not None:
                 admission.settle()
 
     def fail(self, error: BaseException) -> None:
+        self.release()
         if not self.future.done():
             self.future.set_exception(error)
         self.leave(kind_of_failure(error))
@@ -208,9 +214,10 @@ class Run(Entry):
             admission.requests.fail(failure, self.came)
             self.drop()
             self.future.cancel()
-            admission.leave(self.admitted)
+            admission.leave(self.size)
 
     def drop(self) -> None:
+        self.release()
         self.plan_node.node.discard(self)
 
 

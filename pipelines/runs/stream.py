@@ -74,6 +74,7 @@ class StreamRun(GraphRun):
     def end_stream(self, visit: NodeVisit, batch: Batch, error: InvalidInput | None) -> None:
         """End the stream: the node has yielded all values, or could not read on (`error`)."""
         self.visits.pop(visit, None)
+        visit.release()
         self.stages.append((self._source.name, visit.enqueued, batch))
         if self.trace is not None:
             self.trace.ran(self._source.name, visit.enqueued, batch, error)
@@ -105,6 +106,7 @@ class StreamRun(GraphRun):
         for visit in list(self.visits):
             if visit.plan_node is not self._source:
                 del self.visits[visit]
+                visit.release()
                 visit.plan_node.node.discard(visit)
 
     def _end_well(self) -> None:

@@ -66,7 +66,6 @@ next = "net"
     "gpu": """
 [decode]
 backend = "S[DecodeTensor,ResizeTensor,CvtColorTensor]"
-nvjpeg = true
 resize_h = 224
 resize_w = 224
 color = "rgb"

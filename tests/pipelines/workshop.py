@@ -150,6 +150,7 @@ def assert_empty(pipeline: Pipeline) -> None:
             {},
             {},
         ), node
+        assert node.outflow.bytes == 0, node
     for composite in pipeline._graph.composites:
         assert not composite.waiting, composite
         if isinstance(composite, FanOut):

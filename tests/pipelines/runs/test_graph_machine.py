@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 import uvloop
@@ -23,6 +24,7 @@ from penstock.backends.errors import BackendError, DeadlineExceeded, InvalidInpu
 from penstock.backends.expressions import filters
 from penstock.backends.expressions.filters import register_filter
 from penstock.backends.expressions.registry import register_backend
+from penstock.backends.memory import budget
 from penstock.pipelines.pipeline import Pipeline
 
 from ..graphs.behaviour import BOUND, FILTERS, Request, Worker, act
@@ -229,6 +231,7 @@ async def quiet(pipeline: Pipeline) -> None:
     for node in pipeline.nodes:
         if getattr(node, "scheduler", None) is not None:
             assert (node.scheduler.queued, node.scheduler.buckets) == (0, {})
+            assert node.outflow.bytes == 0
         else:
             assert not node.waiting  # type: ignore[attr-defined]
             assert getattr(node, "_queued", 0) == 0
@@ -291,6 +294,26 @@ def test_a_graph_means_what_the_recursion_says(
     with asyncio.Runner(loop_factory=EVENT_LOOPS[loop]) as runner:
         runner.run(accidents(tables, made, Clock(tick), move))
     assert set(threading.enumerate()) <= threads
+
+
+@settings(random_graphs, max_examples=max(1, GRAPHS // 4))
+@given(
+    scene=scenes(),
+    move=st.sampled_from([None, None, 6, 8, 12, 20, 40]),
+    limit=st.sampled_from([0, 1000]),
+)
+def test_a_graph_means_the_same_under_a_tiny_budget(
+    scene: tuple[Tables, list[Call]], move: int | None, limit: int
+) -> None:
+    """A node may not run ahead of the nodes after it, and no node waits for ever."""
+    tables, made = scene
+    with (
+        patch.object(budget, "limit", limit),
+        patch("penstock.pipelines.node.queue.SMALL_BYTES", 1),
+        patch("penstock.pipelines.runs.run.SMALL_BYTES", 1),
+        asyncio.Runner() as runner,
+    ):
+        runner.run(accidents(tables, made, Clock(0.0), move))
 
 
 async def hold(tables: Tables, item: Item) -> None:
