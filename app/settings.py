@@ -6,9 +6,10 @@ Each field is an option of `penstock serve` and an environment variable PENSTOCK
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from penstock.backends.log_writer import MAX_QUEUED_BYTES
@@ -28,6 +29,12 @@ API_GROUPS = (
 """Triton's names for groups of APIs, which `restricted_api` uses."""
 
 OFF = "off"
+
+SECRETS = ("api_key", "admin_token", "restricted_api")
+"""The settings that hold secrets. Each may be read from a file: the setting `…_file` names it."""
+
+MAX_SECRET_BYTES = 1 << 16
+"""The largest file with a secret that is read."""
 
 
 class Settings(BaseSettings):
@@ -52,9 +59,16 @@ class Settings(BaseSettings):
         default=None,
         description="Bearer key that every request except health must carry. Unset: none needed.",
     )
+    api_key_file: Path | None = Field(
+        default=None,
+        description="File with the API key, on one line. Only its owner should read it.",
+    )
     admin_token: SecretStr | None = Field(
         default=None,
         description="Bearer token that lets its holder change the server. Unset: changes are off.",
+    )
+    admin_token_file: Path | None = Field(
+        default=None, description="File with the admin token, on one line."
     )
     allow_model_control: bool = Field(
         default=False,
@@ -81,6 +95,9 @@ class Settings(BaseSettings):
         default=None,
         description="Rules for groups of APIs, separated by ; as in "
         "'statistics,metadata:header=secret' or 'shared-memory:off'. Unset: none.",
+    )
+    restricted_api_file: Path | None = Field(
+        default=None, description="File with the rules of restricted-api, on one line."
     )
     max_memory: int | None = Field(
         default=None,
@@ -137,6 +154,20 @@ class Settings(BaseSettings):
     )
     access_log: bool = Field(default=False, description="Log a line for every request.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_secrets(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Read the secrets that are in files."""
+        read = dict(values)
+        for name in SECRETS:
+            path = read.get(f"{name}_file")
+            if path is None:
+                continue
+            if read.get(name) is not None:
+                raise ValueError(f"{name} and {name}_file are both set: set one of them")
+            read[name] = _read_secret(f"{name}_file", Path(path))
+        return read
+
     @field_validator("api_key", "admin_token")
     @classmethod
     def _check_token(cls, value: SecretStr | None) -> SecretStr | None:
@@ -154,6 +185,21 @@ class Settings(BaseSettings):
         if value is not None:
             parse_restrictions(value.get_secret_value())
         return value
+
+
+def _read_secret(setting: str, path: Path) -> SecretStr:
+    """Read the one line of a file, without the line ends that editors and `echo` write after it."""
+    try:
+        with path.open("rb") as file:  # not its whole size: it may be a device
+            content = file.read(MAX_SECRET_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"{setting}: {path} can't be read: {error.strerror}") from None
+    if len(content) > MAX_SECRET_BYTES:
+        raise ValueError(f"{setting}: {path} has more than {MAX_SECRET_BYTES} bytes")
+    text = content.decode("latin-1").rstrip("\r\n")
+    if not text:
+        raise ValueError(f"{setting}: {path} is empty")
+    return SecretStr(text)
 
 
 class AccessRule(NamedTuple):

@@ -48,7 +48,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
             settings = Settings(**given)
         except ValidationError as error:
             problems = [
-                f"{_flag(str(detail['loc'][0]))}: {detail['msg']}"
+                ": ".join([*(_flag(str(name)) for name in detail["loc"][:1]), detail["msg"]])
                 for detail in error.errors(include_input=False)
             ]
             raise typer.BadParameter("; ".join(problems)) from None
@@ -89,7 +89,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     )
 
 
-_METAVARS: dict[Any, str] = {str: "TEXT", int: "N", float: "NUMBER"}
+_METAVARS: dict[Any, str] = {str: "TEXT", int: "N", float: "NUMBER", Path | None: "FILE"}
 
 
 def _flag(name: str) -> str:

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+from ipaddress import ip_address
 from types import FrameType
 
 import uvicorn
@@ -28,6 +29,7 @@ from penstock.pipelines.repository import Repository
 from ..factory import create_app
 from ..settings import Settings
 from .logs import configure_logging
+from .secrets import hide_secrets, warn_of_loose_files
 from .uvicorn_protocol import HttpProtocol
 
 logger = logging.getLogger("penstock.serve")
@@ -60,6 +62,8 @@ def serve(repository: Repository, settings: Settings) -> int:
         settings.log_level, settings.log_format, max_bytes=settings.max_log_buffer
     )
     log.take_standard_error()
+    hide_secrets()
+    warn_of_loose_files(settings)
     app = create_app(repository, settings=settings)
     app.state.metrics.registry.register(log)
     config = uvicorn.Config(
@@ -110,6 +114,12 @@ class Server(uvicorn.Server):
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             logger.info("listening on %s, docs on %s/docs", address, address)
+            if self._settings.api_key is None and ip_address(host).is_unspecified:
+                logger.warning(
+                    "listening on all addresses without an API key: whoever reaches this machine "
+                    "can use its pipelines; set api_key_file or PENSTOCK_API_KEY, or host to one "
+                    "address"
+                )
         if self._ended:
             self._loop.call_soon(self._end)
 

@@ -31,6 +31,9 @@ logger = logging.getLogger("penstock.process")
 CLOSE_TIMEOUT_SECONDS = 5.0
 """The time that a child has to close its backend before it is killed."""
 
+SECRET_VARIABLES = ("PENSTOCK_API_KEY", "PENSTOCK_ADMIN_TOKEN", "PENSTOCK_RESTRICTED_API")
+"""The variables that no child process inherits: the server's clients send these secrets."""
+
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -322,4 +325,5 @@ def _environment() -> dict[str, str]:
     Libraries that would start a thread per processor get one thread each.
     """
     path = os.pathsep.join(folder or str(os.getcwd()) for folder in sys.path)  # noqa: PTH109
-    return {**dict.fromkeys(_THREAD_VARIABLES, "1"), **os.environ, "PYTHONPATH": path}
+    ours = {key: value for key, value in os.environ.items() if key.upper() not in SECRET_VARIABLES}
+    return {**dict.fromkeys(_THREAD_VARIABLES, "1"), **ours, "PYTHONPATH": path}

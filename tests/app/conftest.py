@@ -101,8 +101,9 @@ class Process:
 
     def end(self, timeout: float = 30) -> int:
         """Wait for its end. Return its exit code; the rest of the log is in `lines`."""
-        _, rest = self.process.communicate(timeout=timeout)
-        self.lines += rest.splitlines(keepends=True)
+        self.process.wait(timeout)
+        for _ in self._more():  # not `communicate`: it forgets what `_more` has read ahead
+            pass
         return self.process.returncode
 
 
