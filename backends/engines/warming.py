@@ -15,18 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base import Context
-from ..errors import ConfigError, DeviceError, Problem
+from ..errors import BackendError, ConfigError, PenstockError, Problem
 from ..params import EngineParams
 
-FATAL_TEXTS = (
-    "out of memory",
-    "outofmemory",
-    "failed to allocate memory",
-    "bad_alloc",
-    "cuda error",
-    "cuda runtime",
-)
-"""Texts of errors of ONNX Runtime and TensorRT that are the machine's fault, not the model's."""
+OUT_OF_MEMORY_TEXTS = ("Failed to allocate memory", "bad_alloc")
+"""Texts of ONNX Runtime's errors."""
+
+
+class RefusedRunError(BackendError):
+    """The library of an engine could not run a batch, and did not say that the device failed."""
 
 
 def warm_up_values(params: EngineParams, context: Context) -> dict[str, NDArray[Any]] | None:
@@ -56,15 +53,18 @@ def refusals_as_warnings(
 ) -> Iterator[None]:
     """Log an error of the block as a warning, of the first instance only.
 
-    What is wrong with the pipeline's file, the device or its memory is raised.
+    It is raised if not the model is its cause, but the device, its memory or, as Penstock's own
+    errors say, the pipeline's file.
     """
     try:
         yield
-    except (ConfigError, DeviceError, MemoryError):
-        raise
     except Exception as error:  # models raise whatever their code raises
         text = " ".join(str(error).split())
-        if any(sign in text.lower() for sign in FATAL_TEXTS):
+        if (
+            (isinstance(error, PenstockError) and not isinstance(error, RefusedRunError))
+            or isinstance(error, MemoryError)
+            or any(sign in text for sign in OUT_OF_MEMORY_TEXTS)
+        ):
             raise
         if context.instance == 0:
             logger.warning(

@@ -18,6 +18,7 @@ from ...base import BatchRange
 from ...errors import BackendError, DeviceError, InvalidInput
 from ..shapes import shape_text
 from ..torch.reading import dtype_text
+from ..warming import RefusedRunError
 from .library import Library, log
 from .profiles import Profile, ShapeRange, choose, describe
 
@@ -94,10 +95,13 @@ def deserialise(
     return LoadedEngine(engine, runtime)
 
 
-def failure(problem: str, reported: Sequence[str]) -> Exception:
+def failure(
+    problem: str, reported: Sequence[str], refusal: type[BackendError] = BackendError
+) -> Exception:
     """Return the exception for the errors that TensorRT reported in its log.
 
-    TensorRT's calls themselves only return None or False.
+    It is a `refusal` unless the device or its memory is the cause. TensorRT's calls themselves only
+    return None or False.
     """
     text = f"{problem}: {'; '.join(dict.fromkeys(reported)) or 'it gives no reason'}"
     plain = text.lower()
@@ -106,7 +110,7 @@ def failure(problem: str, reported: Sequence[str]) -> Exception:
     return (
         DeviceError(text)
         if re.search("cuda (failure|error|runtime)|cudaerror", plain)
-        else BackendError(text)
+        else refusal(text)
     )
 
 
@@ -286,7 +290,8 @@ class _Context:
             )
         outputs = [self._prepare(port) for port in owner.outputs]
         if not context.execute_async_v3(owner._stream):
-            raise failure(f"{owner.where}: TensorRT could not run a batch", reported)
+            text = f"{owner.where}: TensorRT could not run a batch"
+            raise failure(text, reported, RefusedRunError)
         return [
             self._allocators[port.name].tensor(port.dtype) if output is None else output
             for port, output in zip(owner.outputs, outputs, strict=True)

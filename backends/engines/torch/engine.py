@@ -308,9 +308,9 @@ class TorchEngine(Backend):
                 self.warm_up_with(row)
 
     def _zeros(self) -> BatchMember | None:
-        shapes = self.example_shapes()
-        zeros: list[Input] = [torch.zeros((1, *shape), dtype=dtype) for shape, dtype in shapes]
-        return BatchMember({}, zeros, 1, (), ()) if shapes else None
+        shapes, rows = self.example_shapes(), 1 if self.batched else self._capacity
+        zeros: list[Input] = [torch.zeros((rows, *shape), dtype=dtype) for shape, dtype in shapes]
+        return BatchMember({}, zeros, rows, (), ()) if shapes else None
 
     def _given(self, values: dict[str, NDArray[Any]]) -> BatchMember:
         """Return the values as an item: the first row of each, if items may share runs."""

@@ -387,6 +387,20 @@ def test_a_warm_up_that_the_engine_refuses_is_a_warning(
     assert item["result"].tolist() == [[0.5, 0.5, 0.5]]
 
     caplog.clear()
+    runtime.engine.failing = "IExecutionContext::enqueueV3: Error Code 1: it divides by zero"
+    make(two, max="4", batched=True).warm_up()
+    assert caplog.text.count("TensorRT could not run a batch: ") == 1
+    assert caplog.text.count("not warmed up, because the model refuses zeros: ") == 1
+    for text, error in (
+        ("Cuda Runtime (unspecified launch failure)", DeviceError),
+        ("Error Code 2: OutOfMemory", MemoryError),
+    ):
+        runtime.engine.failing = text
+        with pytest.raises(error):
+            make(two, max="4", batched=True).warm_up()
+
+    caplog.clear()
+    runtime.engine.failing = ""
     make(two, max="4", batched=True, warm_up=False).warm_up()
     np.savez(tmp_path / "ab.npz", b=np.ones((1, 3), np.float32), a=np.ones((1, 3), np.float32))
     before = sum(len(context.runs) for context in runtime.engine.contexts)

@@ -89,6 +89,7 @@ def test_items_of_a_model_that_mixes_rows_run_alone(
     backend = make(name, model, context, max="2x2" if form == "fixed" else "8x2")
     assert (backend.min, backend.max) == (1, 1)
     backend.warm_up()
+    assert "not warmed up" not in caplog.text
     assert [result.tolist() for result in run(backend, *sounds())] == CENTRED
     assert "alone: output 0 of a row changes with the other rows" in caplog.text
 

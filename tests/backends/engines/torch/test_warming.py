@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from penstock.backends.base import Context
-from penstock.backends.errors import ConfigError, DeviceError
+from penstock.backends.errors import BackendError, ConfigError, DeviceError
 
 if TYPE_CHECKING:
     import torch
@@ -110,6 +110,34 @@ def test_values_that_do_not_fit_are_an_error_of_the_file(divided: Any, tmp_path:
         divided("script", warm_up="y.npz").warm_up()
     with pytest.raises(ConfigError, match=r"\[node\] warm_up: .*FileNotFoundError"):
         divided("script", warm_up="none.npz").warm_up()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("postprocessor", "Softmax", "Softmax needs a model with one output"),
+        ("output_reorder", "0,1", "'0,1' names 2 outputs, but the model has 3"),
+    ],
+)
+def test_keys_that_do_not_fit_the_model_fail_the_load(
+    scripted: Any, make: Any, key: str, value: str, message: str
+) -> None:
+    class Three(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            return x, x, x
+
+    keys = {"max": "4x2", "batched": True, key: value}
+    with pytest.raises((BackendError, ConfigError), match=message):
+        make("TorchScriptTensor", scripted(Three()), **keys).warm_up()
+
+
+def test_outputs_that_can_not_be_given_fail_the_load(scripted: Any, make: Any) -> None:
+    class Number(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> int:
+            return x.ndim
+
+    with pytest.raises(BackendError, match="the model returned a int: expected a tensor"):
+        make("TorchScriptTensor", scripted(Number()), max="4x2", batched=True).warm_up()
 
 
 @pytest.mark.parametrize(
