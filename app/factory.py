@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import penstock
@@ -18,9 +19,9 @@ from penstock.pipelines.repository import Repository
 
 from .http.auth import Authenticate
 from .http.errors import install_handlers
-from .http.paths import is_protocol
+from .http.paths import is_protocol, whole
 from .http.predict import Fetch, HotRoutes, Predict, predict_route
-from .http.restriction import Restrict, restriction_of
+from .http.restriction import Restricted, Restriction, restriction_of
 from .metrics import Metrics
 from .openapi.document import OpenAPI
 from .openapi.page import add_docs_page, installed_assets
@@ -65,8 +66,6 @@ def create_app(
     checks = []
     if settings.api_key is not None:
         checks.append(Middleware(Authenticate, settings=settings, protocol_error=error_answer))
-    if restriction := restriction_of(settings.restricted_api):
-        checks.append(Middleware(Restrict, restriction=restriction))
     assets = installed_assets()
     app = _App(
         title=title,
@@ -86,9 +85,10 @@ def create_app(
     app.state.penstock = repository
     app.state.metrics = metrics
     install_handlers(app)
-    app.include_router(routes(repository, settings, predict, metrics))
     if assets is not None:
         add_docs_page(app, assets)
+    _guard_documents(app, restriction_of(settings.restricted_api))
+    app.include_router(routes(repository, settings, predict, metrics))
     app.openapi = OpenAPI(app, repository, settings)  # type: ignore[method-assign]
     return app
 
@@ -160,6 +160,14 @@ def lifespan(app: FastAPI) -> AbstractAsyncContextManager[Any]:
     For hosts that mount the app.
     """
     return app.router.lifespan_context(app)
+
+
+def _guard_documents(app: FastAPI, restriction: Restriction) -> None:
+    """Let the routes of the documents, all that `app` has by now, check their group."""
+    for route in app.router.routes:
+        assert isinstance(route, Route | Mount)
+        route.path_regex = whole(route.path_regex)
+        route.app = Restricted(route.app, "metadata", restriction)
 
 
 def _repository(source: Any, labels: str | os.PathLike[str] | None) -> Repository:

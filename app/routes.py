@@ -10,7 +10,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.routing import APIRoute
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
@@ -19,6 +18,7 @@ from penstock.pipelines.repository import Repository
 
 from .http.auth import check_admin, check_key
 from .http.errors import LoadFailed, problem_response
+from .http.paths import WholePathRoute
 from .http.request_id import request_id_of
 from .http.restriction import restriction_of
 from .metrics import Metrics
@@ -34,7 +34,7 @@ class Predictor(Protocol):
     ) -> None: ...
 
 
-class ProblemRoute(APIRoute):
+class ProblemRoute(WholePathRoute):
     """A route that turns Penstock's errors into problems, whatever handlers its host has.
 
     This includes errors that its dependencies raise.
@@ -138,13 +138,12 @@ def routes(
         await repository.unload(name, settings.drain_timeout)
         return JSONResponse({"name": name, "state": "unloaded"})
 
-    @router.api_route("/predict/{name}", methods=["POST", "PUT"], dependencies=[group("inference")])
+    # `Predict` checks its group itself.
+    @router.api_route("/predict/{name}", methods=["POST", "PUT"])
     async def predict_one(name: str) -> Response:
         return _Prediction(predict, name, False)
 
-    @router.api_route(
-        "/predict/{name}/batch", methods=["POST", "PUT"], dependencies=[group("inference")]
-    )
+    @router.api_route("/predict/{name}/batch", methods=["POST", "PUT"])
     async def predict_many(name: str) -> Response:
         return _Prediction(predict, name, True)
 
@@ -162,9 +161,7 @@ def typed_routes(repository: Repository, settings: Settings, predict: Predictor)
 
     async def key(request: Request) -> None:
         check_key(request.scope, settings)
-        restriction.check("inference", request.scope)
 
-    restriction = restriction_of(settings.restricted_api)
     router = APIRouter(route_class=ProblemRoute, dependencies=[Depends(key)])
     for config in repository.configs.values():
         for path, operations in operations_of(

@@ -168,7 +168,8 @@ class TensorPort(NamedTuple):
 class Signature(NamedTuple):
     """The arrays that an engine's model takes in `data` and gives in `result`, in their order.
 
-    None: not known. `batched`: the first axis of every array is the batch, of any size.
+    None: not known. `batched`: the first axis of every array is the batch, of any size. The node
+    then counts the rows of an item from its arrays, and sets its `request_size`.
     """
 
     inputs: tuple[TensorPort, ...] | None

@@ -11,7 +11,7 @@ import contextvars
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -60,6 +60,9 @@ class Repository:
         self._draining: set[asyncio.Task[None]] = set()
         self._unloading: set[Pipeline] = set()  # unloaded, with requests still in flight
         self._locks: dict[str, asyncio.Lock] = {}
+        # The names that serve an override, with the repository's own configuration of each (None:
+        # there is none). `configs` has the override.
+        self._overrides: dict[str, PipelineConfig | None] = {}
         self._closing: asyncio.Future[None] | None = None
         self._reading: set[asyncio.Future[PipelineConfig]] = set()
         for config in configs:
@@ -163,7 +166,7 @@ class Repository:
         self.state = "loading"
         self._closing = None
         self._locks.clear()  # they belong to the loop that used them
-        starting = [asyncio.ensure_future(self.load(config)) for config in self.configs.values()]
+        starting = [asyncio.ensure_future(self._start(config)) for config in self.configs.values()]
         try:
             await asyncio.gather(*starting)
         except BaseException:
@@ -176,6 +179,11 @@ class Repository:
         if self.state == "loading":  # not closed meanwhile
             self.state = "ready"
 
+    async def _start(self, config: PipelineConfig) -> Pipeline:
+        """Load a pipeline that the repository has: its own, or an override from before `close`."""
+        async with self._lock(config.name):
+            return await self._load(config)
+
     async def load(self, config: PipelineConfig) -> Pipeline:
         """Start a pipeline, then publish it.
 
@@ -184,21 +192,52 @@ class Repository:
         changed then), `NotReady` while the server closes.
         """
         async with self._lock(config.name):
-            return await self._load(config)
+            pipeline = await self._load(config)
+            self._overrides.pop(config.name, None)
+            return pipeline
 
-    async def reload(self, name: str) -> Pipeline:
+    async def reload(self, name: str, *, keep_override: bool = True) -> Pipeline:
         """Read the file of a pipeline again and load the pipeline.
 
-        A pipeline that is not loaded yet is loaded if its file is known. Raises `NotFound`,
-        `ConfigError`, and what `load` raises.
+        A pipeline that is not loaded yet is loaded if its file is known. An override ends once the
+        file's pipeline serves. An override of a name that has no file is loaded again, or, without
+        `keep_override`, there is nothing to load. Raises `NotFound`, `ConfigError`, and what `load`
+        raises.
         """
         # Reading imports the modules that the file names: code of the user, which may take
         # seconds. The loop serves meanwhile. The lock keeps reloads of one name in order.
         async with self._lock(name):
-            config = await self.read_again(name, self.configs.get(name))
-            return await self._load(config)
+            own = self._own(name)
+            if own is None and keep_override and name in self._overrides:
+                return await self._load(self.configs[name])
+            pipeline = await self._load(await self._read_again(name, own))
+            self._overrides.pop(name, None)
+            return pipeline
 
-    async def read_again(self, name: str, config: PipelineConfig | None) -> PipelineConfig:
+    async def override(
+        self,
+        name: str,
+        make: Callable[[PipelineConfig | None], Awaitable[PipelineConfig]],
+        check: Callable[[Pipeline], None],
+    ) -> Pipeline:
+        """Load another configuration in place of the repository's own, until the next load of its
+        own or an unload.
+
+        `make` gets the own configuration of the name (None: there is none) and returns the other
+        one. `check` is called with the pipeline before it serves, and may raise. Raises what they
+        and `load` raise.
+        """
+        async with self._lock(name):
+            own = self._own(name)
+            pipeline = await self._load(await make(own), check)
+            self._overrides[name] = own
+            return pipeline
+
+    def _own(self, name: str) -> PipelineConfig | None:
+        """Return the repository's own configuration of a name, not that of an override."""
+        return self._overrides[name] if name in self._overrides else self.configs.get(name)
+
+    async def _read_again(self, name: str, config: PipelineConfig | None) -> PipelineConfig:
         """Read the configuration of a pipeline from its file, on a thread of its own.
 
         `config` is the one that it has now; without one its file is looked for in `directory`.
@@ -222,7 +261,7 @@ class Repository:
         def read() -> None:
             result, error = None, None
             try:
-                result = _read_again(name, config, known, self.directory)
+                result = _read(name, config, known, self.directory)
             except Exception as raised:
                 error = raised
             except BaseException as raised:  # SystemExit of a module ends this thread alone
@@ -237,26 +276,35 @@ class Repository:
         finally:
             self._reading.discard(reading)
 
-    async def _load(self, config: PipelineConfig) -> Pipeline:
+    async def _load(
+        self, config: PipelineConfig, check: Callable[[Pipeline], None] = lambda _: None
+    ) -> Pipeline:
         """Start and publish a pipeline. The caller holds the lock of its name."""
         name = config.name
-        self._check_open()
-        self._check_names(config)
-        pipeline = Pipeline(config)
-        pipeline.others = self.get
-        self._loading[name] = pipeline
-        self._failed.pop(name, None)
+        pipeline: Pipeline | None = None
         try:
-            await pipeline.start()
-        except Exception as error:
-            if name not in self.pipelines:
-                self._failed[name] = message_of(error)
+            self._check_open()
+            self._check_names(config)
+            pipeline = Pipeline(config)
+            pipeline.others = self.get
+            self._loading[name] = pipeline
+            self._failed.pop(name, None)
+            try:
+                await pipeline.start()
+                check(pipeline)
+            except Exception as error:
+                if name not in self.pipelines:
+                    self._failed[name] = message_of(error)
+                raise
+            finally:
+                del self._loading[name]
+            if self.state in ("draining", "closed"):
+                raise NotReady(f"pipeline {name!r} was loaded while the server was closing")
+        except BaseException:
+            if pipeline is not None:
+                await pipeline.close(0)
+            self._release(config)
             raise
-        finally:
-            del self._loading[name]
-        if self.state in ("draining", "closed"):
-            await pipeline.close(0)
-            raise NotReady(f"pipeline {name!r} was loaded while the server was closing")
         old = self.pipelines.get(name)
         self.configs[name] = config
         self.pipelines[name] = pipeline
@@ -274,7 +322,8 @@ class Repository:
     async def unload(self, name: str, timeout: float = DRAIN_TIMEOUT_SECONDS) -> None:
         """Unload a pipeline, and return when its requests have ended.
 
-        New requests get `NotFound`, those in flight get `timeout` seconds. Raises `NotFound`.
+        New requests get `NotFound`, those in flight get `timeout` seconds. An override ends.
+        Raises `NotFound`.
         """
         async with self._lock(name):
             self._check_open()
@@ -283,6 +332,12 @@ class Repository:
             if name not in self.pipelines:
                 raise NotFound(f"there is no pipeline {name!r}{did_you_mean(name, self.pipelines)}")
             pipeline = self.pipelines.pop(name)
+            if name in self._overrides:  # it ends
+                own = self._overrides.pop(name)
+                if own is None:
+                    del self.configs[name]
+                else:
+                    self.configs[name] = own
             self._changed()
             logger.info("pipeline %s is unloaded", name, extra={"pipeline": name})
         self._unloading.add(pipeline)
@@ -353,10 +408,22 @@ class Repository:
 
     def _drain(self, pipeline: Pipeline, timeout: float) -> asyncio.Task[None]:
         """Close a pipeline in a task of its own: it goes on if the caller is cancelled."""
-        task = asyncio.create_task(pipeline.close(timeout), context=contextvars.Context())
+        task = asyncio.create_task(self._end(pipeline, timeout), context=contextvars.Context())
         self._draining.add(task)
         task.add_done_callback(self._draining.discard)
         return task
+
+    async def _end(self, pipeline: Pipeline, timeout: float) -> None:
+        try:
+            await pipeline.close(timeout)
+        finally:
+            self._release(pipeline.config)
+
+    def _release(self, config: PipelineConfig) -> None:
+        """Let go of what a configuration holds, unless a pipeline of it serves or loads."""
+        pipelines = (*self.pipelines.values(), *self._loading.values())
+        if all(pipeline.config is not config for pipeline in pipelines):
+            config.release()
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
@@ -366,7 +433,7 @@ class Repository:
             raise NotReady(f"the server is {self.state}")
 
 
-def _read_again(
+def _read(
     name: str, config: PipelineConfig | None, known: set[str], directory: Path | None
 ) -> PipelineConfig:
     """Read the configuration of a pipeline from its file. Blocks.

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
+from fastapi.routing import APIRoute
+from starlette.routing import Match
 from starlette.types import Scope
 
 PROTOCOL_PREFIX = "/v2"
@@ -9,14 +14,39 @@ PROTOCOL_PREFIX = "/v2"
 
 
 def path_of(scope: Scope) -> str:
-    """Return the path inside this app.
+    """Return the path inside this app, as Starlette's routes see it.
 
     For a mounted app, Starlette leaves the prefix of the mount in `path` and repeats it in
     `root_path`.
     """
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
-    return path[len(root) :] if root and path.startswith(root + "/") else path
+    if root and path.startswith(root):
+        rest = path[len(root) :]
+        if not rest or rest[0] == "/":
+            return rest
+    return path
+
+
+def whole(pattern: re.Pattern[str]) -> re.Pattern[str]:
+    """Return a pattern of Starlette's that matches whole paths only.
+
+    Theirs end with `$`, which also matches before a line break: `/docs` would match `/docs%0a`.
+    """
+    return re.compile(pattern.pattern.removesuffix("$") + r"\Z", pattern.flags)
+
+
+class WholePathRoute(APIRoute):
+    """A route that `%0a` at the end of a path does not lead to.
+
+    FastAPI compiles the pattern again for each router that includes the route, so it is not
+    replaced here (see `whole`).
+    """
+
+    def matches(self, scope: Scope) -> tuple[Match, Any]:
+        if path_of(scope).endswith("\n"):
+            return Match.NONE, {}
+        return super().matches(scope)
 
 
 def is_protocol(scope: Scope) -> bool:

@@ -37,6 +37,7 @@ from .exchange import Exchange, Watch
 from .paths import is_protocol, path_of
 from .render import to_json, write_item
 from .request_id import choose_request_id
+from .restriction import restriction_of
 
 logger = logging.getLogger("penstock.http")
 
@@ -142,6 +143,7 @@ class Predict:
         self._pipelines = pipelines
         self._settings = settings
         self._fetch = fetch
+        self._restriction = restriction_of(settings.restricted_api)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watch = Watch(settings.body_timeout)
 
@@ -160,6 +162,8 @@ class Predict:
         unread = True
         trace: Trace | None = None
         try:
+            if self._restriction:
+                self._restriction.check("inference", scope)
             pipeline = self._pipelines.pipelines.get(name) or self._pipelines.get(name)
             form = form_of(exchange.content_type)
             limit = self._settings.max_body

@@ -1,29 +1,19 @@
 """Restricted APIs: the operator may ask for a secret header on a group of routes, or turn it off.
 
-A rule holds on every route that reaches the same thing: the protocol's below /v2, and our own.
+A rule holds on every route that reaches the same thing: the protocol's below /v2, and our own. What
+serves a route checks its rule: `Predict`, the protocol's table, and the ordinary routes. So no path
+can be one thing to the check and another to the router.
 """
 
 from __future__ import annotations
 
 import hmac
-import re
 
 from pydantic import SecretStr
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..settings import OFF, parse_restrictions
-from .errors import Forbidden, problem
-from .paths import is_protocol, path_of
-from .request_id import request_id_of
-
-_OWN_ROUTES = (
-    (re.compile(r"/predict/.*", re.DOTALL), "inference"),
-    (re.compile(r"/openapi\.json|/docs(/.*)?"), "metadata"),
-)
-"""Routes that have no dependency to check their group.
-
-They are in front of the router, or FastAPI adds them itself. routes.py checks the others.
-"""
+from .errors import Forbidden
 
 
 class Restriction:
@@ -62,39 +52,20 @@ class Restriction:
         if len(values) != 1 or not hmac.compare_digest(values[0], rule.secret):
             raise Forbidden(f"This API is restricted, expecting header '{rule.header}'")
 
-    def check_own(self, scope: Scope) -> None:
-        """Raise `Forbidden` as `check` does, for the routes that don't check their group."""
-        path = path_of(scope)
-        for pattern, group in _OWN_ROUTES:
-            if pattern.fullmatch(path):
-                self.check(group, scope)
-
 
 def restriction_of(rules: SecretStr | None) -> Restriction:
     """Make the `Restriction` of the setting `restricted_api`."""
     return Restriction() if rules is None else Restriction(rules.get_secret_value())
 
 
-class Restrict:
-    """ASGI middleware for `Restriction.check_own`.
+class Restricted:
+    """An ASGI app inside a route, for those who may use the group's routes."""
 
-    The protocol's table and the ordinary routes call `Restriction.check` themselves.
-    """
-
-    def __init__(self, app: ASGIApp, restriction: Restriction) -> None:
+    def __init__(self, app: ASGIApp, group: str, restriction: Restriction) -> None:
         self.app = app
+        self._group = group
         self._restriction = restriction
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not is_protocol(scope):
-            try:
-                self._restriction.check_own(scope)
-            except Forbidden as error:
-                request_id = request_id_of(scope)
-                status, headers, body = problem(error, request_id)
-                headers.append((b"x-request-id", request_id.encode()))
-                headers.append((b"connection", b"close"))  # the body was not read
-                await send({"type": "http.response.start", "status": status, "headers": headers})
-                await send({"type": "http.response.body", "body": body})
-                return
+        self._restriction.check(self._group, scope)
         await self.app(scope, receive, send)

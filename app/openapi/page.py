@@ -34,7 +34,6 @@ def add_docs_page(app: FastAPI, assets: Path) -> None:
     """Serve `/docs` with the files of `assets`, in an app that was made with `docs_url=None`."""
     app.mount(ASSETS_PATH, StaticFiles(directory=assets))
 
-    @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
         root = request.scope.get("root_path", "")
         return get_swagger_ui_html(
@@ -44,3 +43,5 @@ def add_docs_page(app: FastAPI, assets: Path) -> None:
             swagger_css_url=f"{root}{ASSETS_PATH}/swagger-ui.css",
             swagger_favicon_url=f"{root}{ASSETS_PATH}/favicon.png",
         )
+
+    app.add_route("/docs", docs, include_in_schema=False)

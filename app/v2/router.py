@@ -6,12 +6,14 @@ One route takes all of /v2, so that the dependencies of the host's router hold f
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
+from fastapi.routing import APIRoute
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..http.auth import OPEN_PATHS, check_key
 from ..http.errors import Unauthorized
+from ..http.paths import WholePathRoute
 from ..settings import Settings
 from .call import error_answer
 from .routes import ProtocolApp, respond
@@ -62,8 +64,16 @@ def protocol_router(app: ProtocolApp, settings: Settings) -> APIRouter:
         rest = request.path_params.get("path")
         return _ProtocolResponse(app, "/v2" if rest is None else f"/v2/{rest}", settings)
 
-    for number, path in enumerate(("/v2", "/v2/{path:penstock_rest}")):
+    # The second takes line breaks too. With one, /v2 is a path that no one serves.
+    route_classes = {"/v2": WholePathRoute, "/v2/{path:penstock_rest}": APIRoute}
+    for number, (path, route_class) in enumerate(route_classes.items()):
         # No methods are listed, so the route takes any: the protocol answers 405 in its own form.
         # FastAPI would derive an operation's id from a method, so the route gets an id.
-        router.add_api_route(path, answer, methods=[], operation_id=f"v2_router_{number}")
+        router.add_api_route(
+            path,
+            answer,
+            methods=[],
+            operation_id=f"v2_router_{number}",
+            route_class_override=route_class,
+        )
     return router

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +12,19 @@ from pydantic import Field
 
 from .. import timeline
 from ..base import UNBOUNDED, Backend, BatchRange, Context, Params, Signature, TensorPort
-from ..errors import BackendError, ConfigError, InvalidInput, Problem
+from ..errors import BackendError, InvalidInput
 from ..item import Item
-from ..params import EngineParams, why_no_file
-from .encryption import is_encrypted, read_model
-from .normalise import channels_last, fuse_normalisation
+from ..params import EngineParams
+from .onnx_ports import (
+    OnnxTensorInfo,
+    as_array,
+    dtype_fits,
+    listed,
+    narrows,
+    ports_of,
+    shape_of,
+)
+from .onnx_session import config_error, open_session
 from .postprocess import PostProcessing
 from .processors import threads_per_instance
 from .rows import MAX_PROBE_ROWS, Row, guesses, random_rows, rows_like, verdict_of, why_mixed
@@ -33,17 +40,6 @@ from .warming import refusals_as_warnings, warm_up_values, wrong_values
 
 logger = logging.getLogger("penstock.onnx")
 
-LOG_SEVERITIES = {"verbose": 0, "info": 1, "warning": 2, "error": 3}
-"""`log_level` -> ONNX Runtime's number for it."""
-
-NUMPY_DTYPES: dict[str, Any] = {
-    "float": np.float32,
-    "double": np.float64,
-    "string": np.object_,
-    "bool": np.bool_,
-}
-"""ONNX Runtime's names of types -> NumPy's dtypes, for the names that NumPy does not know."""
-
 MAX_BUFFERED_SHAPES = 4
 """Batch buffers kept for an input whose height and width vary. Each may take megabytes."""
 
@@ -55,20 +51,6 @@ class OnnxParams(EngineParams):
         description="threads of each instance; default: the processors that the process may use, "
         "divided among the instances",
     )
-
-
-class OnnxTensorInfo(NamedTuple):
-    """An input or output of the model.
-
-    None in `shape` stands for any size; `dtype` is None for a type that NumPy lacks.
-    """
-
-    name: str
-    dtype: np.dtype[Any] | None
-    shape: tuple[int | None, ...]
-
-    def __str__(self) -> str:
-        return f"{self.dtype} of shape {shape_text(self.shape)}"
 
 
 class OnnxTensor(Backend):
@@ -111,7 +93,7 @@ class OnnxTensor(Backend):
         a key that does not fit the model.
         """
         if context.device not in ("", "cpu"):
-            raise _config_error(
+            raise config_error(
                 context,
                 "device",
                 f"device is {context.device!r}, but OnnxTensor runs only on the CPU: "
@@ -127,15 +109,18 @@ class OnnxTensor(Backend):
                 extra=extra,
             )
         self._post = PostProcessing(params, context.node, "OnnxTensor")
-        self.session = _open(context.resolve(params.model), params, context)
+        path = context.resolve(params.model)
+        threads = params.threads or threads_per_instance(context.instances)
+        self.session = open_session(path, params, context, threads)
+        where = f"OnnxTensor: the model {path}"
         self.inputs = reorder(
-            [_port(node) for node in self.session.get_inputs()],
+            ports_of(self.session.get_inputs(), "input", where),
             params.input_reorder,
             "input_reorder",
             context,
         )
         self.outputs = reorder(
-            [_port(node) for node in self.session.get_outputs()],
+            ports_of(self.session.get_outputs(), "output", where),
             params.output_reorder,
             "output_reorder",
             context,
@@ -151,12 +136,11 @@ class OnnxTensor(Backend):
         self._options: Any = None
         """Options of the next run; None but for warm-up."""
         self._decide(params, context)
-        if all(port.dtype is not None for port in (*self.inputs, *self.outputs)):
-            self.signature = Signature(
-                self._signed(self.inputs),
-                None if self._post.active else self._signed(self.outputs),
-                self._batched,
-            )
+        self.signature = Signature(
+            self._signed(self.inputs),
+            None if self._post.active else self._signed(self.outputs),
+            self._batched,
+        )
         declared = params.declared_range()
         self.max = self._bound(params, context) if self._batched else 1
         self._largest = self.max if self.max != UNBOUNDED else UNBOUNDED_WARM_UP_BATCH
@@ -178,8 +162,8 @@ class OnnxTensor(Backend):
         reason = self._why_no_batch()
         self._batched = params.batched is not False and not reason
         if params.batched:
-            if len(sizes) != 1 or 0 in sizes:
-                raise _config_error(context, "batched", f"is true, and {reason}")
+            if len(sizes) != 1 or 0 in sizes or not all(port.has_rows for port in self.outputs):
+                raise config_error(context, "batched", f"is true, and {reason}")
             self._batched = True
         if self._batched:
             (self._fixed,) = sizes
@@ -235,9 +219,12 @@ class OnnxTensor(Backend):
         """Return why the first axis can't be the batch by the model's own shapes; "" if it can."""
         sizes = {port.shape[0] if port.shape else 0 for port in self.inputs}
         if len(sizes) != 1 or 0 in sizes:
-            return f"its inputs have no common first axis ({_listed(self.inputs)})"
+            return f"its inputs have no common first axis ({listed(self.inputs)})"
         if not {port.shape[0] if port.shape else 0 for port in self.outputs} <= sizes | {None}:
-            return f"its outputs lack the first axis of its inputs ({_listed(self.outputs)})"
+            return f"its outputs lack the first axis of its inputs ({listed(self.outputs)})"
+        for port in self.outputs:
+            if not port.has_rows:
+                return f"output {port.name} is {port.type}, which has no rows"
         nodes = [*self.session.get_inputs(), *self.session.get_outputs()]
         names = {node.shape[0] for node in self.session.get_inputs() if node.shape}
         for node in nodes:
@@ -276,7 +263,7 @@ class OnnxTensor(Backend):
                 whole[:] = ""
             whole[: len(rows)] = np.concatenate([row[index] for row in rows])
             feed[port.name] = whole
-        outputs = self.session.run(self._output_names, feed, quiet)
+        outputs = map(as_array, self.session.run(self._output_names, feed, quiet))
         return [
             output[: len(rows)] if output.ndim and len(output) == ran else output
             for output in outputs
@@ -312,12 +299,13 @@ class OnnxTensor(Backend):
     def _signed(self, ports: Sequence[OnnxTensorInfo]) -> tuple[TensorPort, ...]:
         """Describe inputs or outputs for clients.
 
-        The batch axis is open to them even if the model's is fixed, since batches are padded.
+        The batch axis is open to them even if the model's is fixed, since batches are padded. A
+        sequence or map reaches them as its JSON text.
         """
         return tuple(
             TensorPort(
                 port.name,
-                "string" if port.dtype == np.object_ else str(port.dtype),
+                "string" if port.dtype in (None, np.object_) else str(port.dtype),
                 tuple(
                     -1 if size is None or (self._batched and not axis) else size
                     for axis, size in enumerate(port.shape)
@@ -434,7 +422,7 @@ class OnnxTensor(Backend):
                     f"OnnxTensor: input {port.name}: expected {port}, found {type(value).__name__}"
                 )
             array = np.asarray(value)
-            if not _dtype_fits(array.dtype, port.dtype) or not self._shape_fits(
+            if not dtype_fits(array.dtype, port.dtype) or not self._shape_fits(
                 array.shape, port.shape
             ):
                 raise InvalidInput(
@@ -446,7 +434,12 @@ class OnnxTensor(Backend):
                     f"OnnxTensor: input {port.name}: expected {size} (the item's request_size) as "
                     f"batch dimension, found shape {shape_text(array.shape)}"
                 )
-            if _narrows(array.dtype, port.dtype):
+            if self._batched and size > self.max:
+                raise InvalidInput(
+                    f"OnnxTensor: input {port.name}: expected at most {self.max} rows (max), found "
+                    f"shape {shape_text(array.shape)}"
+                )
+            if narrows(array.dtype, port.dtype):
                 with np.errstate(over="ignore"):  # infinite, without a warning for each request
                     array = array.astype(np.float32)
             arrays.append(array)
@@ -491,17 +484,21 @@ class OnnxTensor(Backend):
             self._post.answer(members[0][0])
             return
         for index, output in enumerate(outputs):
-            if output.ndim == 0 or output.shape[0] != rows:
+            shape = shape_of(output)
+            if shape[:1] != (rows,):
                 name = self.outputs[0 if self._post.active else index].name
                 raise BackendError(
-                    f"OnnxTensor: output {name} has shape {shape_text(output.shape)} for a batch "
+                    f"OnnxTensor: output {name} has shape {shape_text(shape)} for a batch "
                     f"of {rows}: the model does not keep items apart; set batched = false"
                 )
         start = 0
         for (item, _), count in zip(members, counts, strict=True):
             # Copies, because a view would keep the whole batch in memory until the last item is
             # read.
-            rows_of_item = [output[start : start + count].copy() for output in outputs]
+            rows_of_item = [
+                part if isinstance(part, list) else part.copy()
+                for part in (output[start : start + count] for output in outputs)
+            ]
             item["result"] = rows_of_item[0] if len(rows_of_item) == 1 else rows_of_item
             self._post.answer(item)
             start += count
@@ -528,102 +525,3 @@ class OnnxTensor(Backend):
             start = stop
         buffer[start:rows] = 0 if port.dtype != np.object_ else ""
         return buffer[:rows]
-
-
-def _open(path: Path, params: OnnxParams, context: Context) -> Any:
-    """Open a session of the model, with `mean`, `std` and `data_format` built into it."""
-    import onnxruntime
-
-    if not path.is_file():
-        raise BackendError(f"OnnxTensor: the model {path} {why_no_file(path)}")
-    plain = _decrypted(path)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = params.threads or threads_per_instance(context.instances)
-    options.inter_op_num_threads = 1
-    # Threads that spin between operators would take processors from other instances and the event
-    # loop.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = LOG_SEVERITIES[params.log_level or "error"]
-    source: str | bytes = str(path) if plain is None else plain
-    try:
-        nhwc = getattr(params, "data_format", "nchw") == "nhwc"  # only ModelTensor has this key
-        if nhwc or params.mean is not None or params.std is not None:
-            import onnx
-
-            model = (
-                onnx.load(path, load_external_data=False)
-                if plain is None
-                else onnx.load_model_from_string(plain)
-            )
-            key = "data_format"
-            try:
-                if nhwc:
-                    channels_last(model)
-                key = "mean" if params.mean is not None else "std"
-                if params.mean is not None or params.std is not None:
-                    fuse_normalisation(model, params.mean, params.std)
-            except ValueError as error:
-                raise _config_error(context, key, str(error)) from error
-            source = model.SerializeToString()
-        if isinstance(source, bytes):
-            # Weights in a file beside the model are read from there, and never copied into the
-            # model.
-            options.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path", str(path.parent)
-            )
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except ConfigError:
-        raise
-    except Exception as error:  # exceptions of ONNX Runtime and protobuf share no other base class
-        raise BackendError(f"OnnxTensor: the model {path} can't be loaded: {error}") from error
-
-
-def _decrypted(path: Path) -> bytes | None:
-    """Return the content of an `.encrypted` file.
-
-    None for a plain one, which ONNX Runtime reads itself.
-    """
-    if not is_encrypted(path):
-        return None
-    try:
-        return read_model(path)
-    except OSError as error:
-        raise BackendError(
-            f"OnnxTensor: the model {path} can't be read: {error.strerror}"
-        ) from error
-    except BackendError as error:
-        raise type(error)(f"OnnxTensor: {error}") from error
-
-
-def _port(node: Any) -> OnnxTensorInfo:
-    name = node.type.removeprefix("tensor(").removesuffix(")")
-    try:
-        dtype = np.dtype(NUMPY_DTYPES.get(name, name))
-    except TypeError:
-        dtype = None
-    return OnnxTensorInfo(
-        node.name, dtype, tuple(size if isinstance(size, int) else None for size in node.shape)
-    )
-
-
-def _dtype_fits(dtype: np.dtype[Any], expected: np.dtype[Any] | None) -> bool:
-    if expected is None or dtype == expected:
-        return True
-    if expected == np.object_:
-        return dtype.kind == "U"
-    return _narrows(dtype, expected) or (dtype.kind != "O" and np.can_cast(dtype, expected, "safe"))
-
-
-def _narrows(dtype: np.dtype[Any], expected: np.dtype[Any] | None) -> bool:
-    """Return whether these are float64, NumPy's default dtype, and float32. It is the one
-    conversion with a loss that engines make; the torch engines do too.
-    """
-    return expected == np.float32 and dtype.kind == "f" and dtype.itemsize == 8
-
-
-def _listed(ports: Sequence[OnnxTensorInfo]) -> str:
-    return ", ".join(f"{port.name} {shape_text(port.shape)}" for port in ports)
-
-
-def _config_error(context: Context, key: str, message: str) -> ConfigError:
-    return ConfigError([Problem(message, node=context.node, key=key)])

@@ -17,13 +17,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 from pydantic import Field
 
 from ..base import Backend, Context, Params
 from ..errors import InvalidInput, TooLarge
 from ..item import Item
 from .bmff import Turn
-from .header import PNG_SIGNATURE, Header, JpegHeader, jpeg_scans, png_chunks, read_header
+from .header import PNG_SIGNATURE, Header, png_chunks, read_header
+from .jpeg import JpegHeader, scan_ends, without_metadata
 
 FORMATS = (
     *("GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"),
@@ -150,7 +152,10 @@ def decode_pixels(encoded: bytes, header: Header, max_pixels: int) -> NDArray[np
         return decode(encoded[header.inner], max_pixels)
     name = header.format
     flags = cv2.IMREAD_COLOR
-    if name == "PNG":
+    ends: list[int] = []
+    if header.jpeg is not None and (header.jpeg.restarts or not header.jpeg.single_scan):
+        ends = _scan_ends(encoded)
+    elif name == "PNG":
         encoded = _without_metadata(encoded)
     elif name == "AVIF":  # its own boxes say how it is turned, and EXIF does not count
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
@@ -159,7 +164,7 @@ def decode_pixels(encoded: bytes, header: Header, max_pixels: int) -> NDArray[np
     except cv2.error as error:  # OpenCV's own bounds: 2^20 pixels per side, 2^30 in all
         raise InvalidInput(f"the {name} image does not decode: {error.err}") from error
     if pixels is not None:
-        if header.jpeg is not None and _ends_early(encoded, header.jpeg, pixels):
+        if header.jpeg is not None and _ends_early(encoded, header.jpeg, pixels, ends):
             raise InvalidInput(
                 f"the JPEG image is truncated: its data are too short for "
                 f"{header.width}x{header.height} pixels ({len(encoded)} bytes)"
@@ -200,27 +205,54 @@ def _without_metadata(encoded: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _ends_early(encoded: bytes, header: JpegHeader, pixels: NDArray[np.uint8]) -> bool:
-    """Return whether the data of a JPEG end before its pixels, although there is an end mark.
-
-    libjpeg fills the rest with grey, and OpenCV does not pass its warning on. A corner of such
-    grey, or a scan that is missing, makes a file suspect. Then it is decoded again with more data
-    before the end mark. They change a pixel only where data were missing.
-    """
-    if not header.huffman:  # arithmetic coding may leave out zeros at the end
-        return False
-    empty_corner = _has_empty_corner(pixels)
-    if header.single_scan and not empty_corner:
-        return False
+def _scan_ends(encoded: bytes) -> list[int]:
+    """Return where the data of a JPEG's scans end. Raises InvalidInput if one is missing."""
     try:
-        scans = jpeg_scans(encoded)
-    except (ValueError, IndexError, struct.error):
-        return False  # the decoder has found its way, and we have not
-    if scans.complete and not empty_corner:
+        return scan_ends(encoded)
+    except ValueError as error:
+        reason = str(error)
+    except (IndexError, struct.error):
+        reason = "a segment is cut"
+    raise InvalidInput(
+        f"the JPEG image is truncated or damaged: {reason} ({len(encoded)} bytes given)"
+    )
+
+
+def _ends_early(
+    encoded: bytes, jpeg: JpegHeader, pixels: NDArray[np.uint8], ends: list[int]
+) -> bool:
+    """Return whether the data of a scan end before its pixels, although a mark follows them.
+
+    libjpeg fills the rest with grey, or leaves it without its details, and OpenCV does not pass its
+    warning on. A corner of such grey makes a file suspect, and several scans do. Then it is decoded
+    again with more data at the end of each scan. They change a pixel only where data were missing.
+    `ends`: where the scans end, if that is known already.
+    """
+    if not jpeg.huffman:  # arithmetic coding may leave out zeros at the end
         return False
-    longer = encoded[: scans.end] + EXTRA_DATA + encoded[scans.end :]
-    again = cv2.imdecode(np.frombuffer(longer, np.uint8), cv2.IMREAD_COLOR)
-    return again is not None and not np.array_equal(pixels, again)
+    if jpeg.single_scan and not _has_empty_corner(pixels):
+        return False
+    longer, start = [], 0
+    for end in ends or _scan_ends(encoded):
+        longer += [encoded[start:end], EXTRA_DATA]
+        start = end
+    longer.append(encoded[start:])
+    try:
+        again = _jpeg_by_pillow(b"".join(longer))
+        if np.array_equal(again[..., ::-1], pixels):
+            return False
+        # Turned by EXIF, in CMYK, or the two differ: compare like with like.
+        return not np.array_equal(again, _jpeg_by_pillow(encoded))
+    except Exception:  # OpenCV has decoded it: Pillow's opinion does not count
+        return False
+
+
+def _jpeg_by_pillow(encoded: bytes) -> NDArray[np.uint8]:
+    """Decode a JPEG by Pillow, as it is stored: H×W×C, or H×W.
+
+    Not by OpenCV, whose libjpeg would print a warning about the additional data.
+    """
+    return np.asarray(JpegImageFile(io.BytesIO(without_metadata(encoded))))
 
 
 def _has_empty_corner(pixels: NDArray[np.uint8]) -> bool:

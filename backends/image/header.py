@@ -10,13 +10,11 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from ..errors import InvalidInput
 from .bmff import MAX_PARTS, Turn, brand_format, read_avif
-
-EXIF_ORIENTATION = 0x0112
-"""Number of the orientation in TIFF and EXIF. Values of 2 to 8 mean turned or mirrored."""
+from .jpeg import JpegHeader, read_jpeg
+from .tiff import tiff_tags
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JP2_SIGNATURE = b"\0\0\0\x0cjP  \r\n\x87\n"
@@ -24,17 +22,6 @@ J2K_SIGNATURE = b"\xff\x4f\xff\x51"
 
 PNM_HEADER_BYTES = 1 << 18
 """The offset at which the search for the size of a PPM ends. Comments may come before it."""
-
-SOS, EOI = 0xDA, 0xD9
-"""Markers of a JPEG: start of scan, end of image."""
-JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
-"""Markers SOF0 to SOF15, which declare the size. C4, C8 and CC are others."""
-
-JPEG_MARKER = re.compile(rb"\xff[^\x00\xff]")
-"""A marker between segments. Any number of 0xFF may come before it."""
-
-JPEG_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
-"""A marker that ends the coded data of a scan. Zero and the restarts are part of the data."""
 
 NAMED_BY_THEIR_BEGINNING = {
     b"\xff\x0a": "JPEG XL",
@@ -44,24 +31,6 @@ NAMED_BY_THEIR_BEGINNING = {
     b"<svg": "SVG",
 }
 """Formats that are not read, but that an error can name."""
-
-
-@dataclass(frozen=True, slots=True)
-class JpegHeader:
-    """The channels and scans that a JPEG declares."""
-
-    channels: int
-    named_rgb: bool
-    """The channels' names are R, G and B, which means that they are not YCbCr."""
-    adobe_transform: int | None
-    orientation: int | None
-    """EXIF's orientation: 1 if there is none, None if it can't be read."""
-    huffman: bool
-    single_scan: bool
-    """One scan holds all channels in full, as in every JPEG that is not progressive."""
-    restarts: bool
-    data_start: int
-    """The offset at which the coded data of the first scan begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,106 +104,9 @@ def _format(encoded: bytes) -> str:
     )
 
 
-# JPEG
-
-
 def _jpeg(encoded: bytes) -> Header:
-    width = height = channels = 0
-    named_rgb = huffman = restarts = False
-    adobe_transform: int | None = None
-    orientation: int | None = 1
-    for marker, start, end in jpeg_segments(encoded, 2):
-        if marker in JPEG_FRAMES:
-            new_height, new_width, channels = struct.unpack_from(">HHB", encoded, start + 1)
-            width, height = max(width, new_width), max(height, new_height)
-            named_rgb = encoded[start + 6 : end : 3] == b"RGB"
-            huffman = marker <= 0xC2  # above are lossless and arithmetic coding
-        elif marker == 0xE1 and encoded.startswith(b"Exif\0\0", start):  # APP1
-            tagged = tiff_orientation(encoded[start + 6 : end])
-            orientation = tagged if orientation == 1 else orientation
-        elif marker == 0xEE and encoded.startswith(b"Adobe", start) and end >= start + 12:  # APP14
-            adobe_transform = encoded[start + 11]
-        elif marker == 0xDD:  # DRI, how many blocks are between restarts
-            restarts = any(encoded[start:end])
-        elif marker == SOS:
-            if not channels:
-                raise ValueError("the size comes after the pixels")
-            jpeg = JpegHeader(
-                channels=channels,
-                named_rgb=named_rgb,
-                adobe_transform=adobe_transform,
-                orientation=orientation,
-                huffman=huffman,
-                single_scan=encoded[start] == channels
-                and encoded[end - 3] == 0
-                and encoded[end - 2 : end] == b"\x3f\0",
-                restarts=restarts,
-                data_start=end,
-            )
-            return Header("JPEG", width, height, jpeg=jpeg)
-    raise ValueError("it has no pixels")
-
-
-def jpeg_segments(encoded: bytes, at: int) -> Iterator[tuple[int, int, int]]:
-    """Yield each marker from `at` on, with the range of its content, up to the end mark.
-
-    After a start of scan the coded data are skipped. Raises ValueError if the file ends first.
-    """
-    for _ in range(MAX_PARTS):
-        match = JPEG_MARKER.search(encoded, at)  # libjpeg too skips bytes between segments
-        if match is None:
-            raise ValueError("no end mark")
-        at = match.end()
-        marker = encoded[at - 1]
-        if marker == EOI:
-            yield marker, at - 2, at
-            return
-        if marker in (0x00, 0x01, 0xD8) or 0xD0 <= marker <= 0xD7:  # no content
-            continue
-        (length,) = struct.unpack_from(">H", encoded, at)
-        start, at = at + 2, at + max(length, 2)
-        if at > len(encoded):
-            raise ValueError("a segment is cut")
-        yield marker, start, at
-        if marker == SOS:
-            following = JPEG_NEXT_MARKER.search(encoded, at)
-            if following is None:
-                raise ValueError("no end mark")
-            at = following.start()
-    raise ValueError(f"more than {MAX_PARTS} segments")
-
-
-def tiff_orientation(exif: bytes) -> int | None:
-    """Return the orientation in the first directory: 1 if none, None if it can't be read."""
-    try:
-        (value,) = _tiff_tags(exif, {EXIF_ORIENTATION}).get(EXIF_ORIENTATION, (1,))
-    except (struct.error, IndexError, ValueError, OverflowError):
-        return None
-    return value if value in range(1, 9) else 1
-
-
-class JpegScans(NamedTuple):
-    """The offset of the end mark, and whether all scans before it hold each coefficient in full."""
-
-    end: int
-    complete: bool
-
-
-def jpeg_scans(encoded: bytes) -> JpegScans:
-    """Read the scans' own headers. Raises ValueError or struct.error if they are damaged."""
-    channels = 0
-    precise: set[tuple[int, int]] = set()  # channel and coefficient
-    for marker, start, end in jpeg_segments(encoded, 2):
-        if marker in JPEG_FRAMES:
-            channels = encoded[start + 5]
-        elif marker == SOS:
-            names = encoded[start + 1 : start + 1 + 2 * encoded[start] : 2]
-            first, last, approximation = encoded[end - 3 : end]
-            if approximation & 15 == 0:
-                precise |= {(name, index) for name in names for index in range(first, last + 1)}
-        elif marker == EOI:
-            return JpegScans(start, len(precise) >= 64 * channels)
-    raise ValueError("no end mark")
+    width, height, jpeg = read_jpeg(encoded)
+    return Header("JPEG", width, height, jpeg=jpeg)
 
 
 # PNG
@@ -347,31 +219,11 @@ def _dib_size(encoded: bytes, at: int) -> tuple[int, int]:
 
 def _tiff(encoded: bytes) -> Header:
     """Read the first directory's size and that of its tiles, which libtiff allocates whole."""
-    tags = _tiff_tags(encoded, {256, 257, 322, 323})
+    tags = tiff_tags(encoded, {256, 257, 322, 323})
     size = (tags[256][0], tags[257][0]) if 256 in tags and 257 in tags else (0, 0)
     if 322 in tags and 323 in tags:
         size = _larger(size, (tags[322][0], tags[323][0]))
     return _with_size(Header("TIFF", *size))
-
-
-def _tiff_tags(encoded: bytes, wanted: set[int]) -> dict[int, tuple[int]]:
-    """Return the first number of each wanted tag in the first directory of a TIFF or EXIF."""
-    order = {b"II": "<", b"MM": ">"}[encoded[:2]] if encoded[:2] in (b"II", b"MM") else ""
-    if not order:
-        raise ValueError("no byte order")
-    big = struct.unpack_from(order + "H", encoded, 2) == (43,)
-    (at,) = struct.unpack_from(order + ("Q" if big else "I"), encoded, 8 if big else 4)
-    (count,) = struct.unpack_from(order + ("Q" if big else "H"), encoded, at)
-    at += 8 if big else 2
-    length, value_at = (20, 12) if big else (12, 8)
-    tags: dict[int, tuple[int]] = {}
-    for entry in range(at, at + length * min(count, 65535), length):
-        tag, kind = struct.unpack_from(order + "HH", encoded, entry)
-        if tag in wanted and kind in (1, 3, 4, 16):
-            tags[tag] = struct.unpack_from(
-                order + {1: "B", 3: "H", 4: "I", 16: "Q"}[kind], encoded, entry + value_at
-            )
-    return tags
 
 
 def _jpeg2000(encoded: bytes) -> Header:

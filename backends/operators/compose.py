@@ -95,7 +95,8 @@ class Sequential(Backend):
         filters = self.child_filters or (None,) * len(self.children)
         first, last = self.children[0].signature, self.children[-1].signature
         if first is not None or last is not None:
-            batched = all(signature.batched for signature in (first, last) if signature is not None)
+            # Of the arrays that come in: nothing is known of them if the first member is no engine.
+            batched = first is not None and first.batched and (last is None or last.batched)
             self.signature = Signature(first and first.inputs, last and last.outputs, batched)
         self._members = [
             (
@@ -216,7 +217,7 @@ class SyncTensor(Backend):
 
     def init(self, params: Any, context: Context) -> None:
         (child,) = self.children or (Identity(),)
-        self.min, self.max = child.min, child.max
+        self.min, self.max, self.signature = child.min, child.max, child.signature
         self._child = child
         self._run = child.forward
 

@@ -74,6 +74,7 @@ class Around(Backend):
         self.min, self.max = self.declared_range(
             params, tuple(BatchRange(child.min, child.max) for child in self.children)
         )
+        self.signature = self.children[0].signature
 
 
 class Parallel(Around):

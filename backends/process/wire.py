@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel
 
-from ..base import Backend, Context
+from ..base import Backend, Context, Signature
 from ..expressions.registry import find_backend
 from ..expressions.spec import Spec
 from ..expressions.user import adapt
@@ -74,10 +74,11 @@ class Order:
 
 
 class LoadedMessage(NamedTuple):
-    """The batch range of the loaded backend."""
+    """The batch range of the loaded backend, and the arrays that it takes and gives."""
 
     min: int
     max: int
+    signature: Signature | None
 
 
 class Change(NamedTuple):

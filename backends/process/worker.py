@@ -78,7 +78,7 @@ def serve(channel: Channel) -> None:
         except Exception as error:
             channel.send(Failure.of(error))
             return
-        channel.send(LoadedMessage(backend.min, backend.max))
+        channel.send(LoadedMessage(backend.min, backend.max, backend.signature))
         while True:
             answer(channel, backend)
     except PeerGoneError:

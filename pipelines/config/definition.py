@@ -145,6 +145,12 @@ class PipelineConfig:
         """The name of the pipeline, and those of its exposed nodes (`pipeline.node`)."""
         return (self.name, *(f"{self.name}.{exposed.node}" for exposed in self.exposed))
 
+    def release(self) -> None:
+        """Let go of what lives as long as pipelines of this configuration: nothing, for a file's.
+
+        Called once none serves or loads any more.
+        """
+
     def alone(self, exposed: Exposed) -> PipelineConfig:
         """Return what callers see of an exposed node: a pipeline that has only this node."""
         node = self.nodes[self.nodes[exposed.node].shares or exposed.node]

@@ -17,7 +17,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from penstock.backends.base import Signature
-from penstock.backends.errors import BackendError, ConfigError, DeadlineExceeded, NotReady
+from penstock.backends.errors import (
+    BackendError,
+    ConfigError,
+    DeadlineExceeded,
+    InvalidInput,
+    NotReady,
+)
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.text import message_of
 
@@ -26,7 +32,8 @@ from .executor import Executor
 from .inflow import Inflow
 from .outflow import Outflow
 from .placement import context_of
-from .queue import NEVER, Batch, Entry
+from .queue import NEVER, Batch, Bucket, Entry
+from .rows import count_rows, forget_counts
 from .scheduler import DeviceGroup, Scheduler
 from .statistics import NodeStatistics
 
@@ -73,6 +80,7 @@ class Node:
         self.inflow = Inflow()
         self.parts_per_item = 1.0  # how many parts of a request come here, on average (inflow.py)
         self.signature: Signature | None = None  # of its engine, once that is loaded
+        self._counted: Signature | None = None  # the same, if rows are counted from the arrays
         self.retry = config.retry
         self.retry_suspended = False
         self.statistics = NodeStatistics()
@@ -249,6 +257,9 @@ class Node:
         levels = self._levels
         if levels:
             entry.priority = min(entry.wanted or self.config.default_priority, levels) - 1
+        item = entry.item
+        if (self._counted is not None or "request_size" in item) and not self._count(entry, now):
+            return
         if self._takes_request_id and (entry.request_id or "request_id" not in entry.item):
             # A copy, because the first node's item is the caller's own.
             entry.item = {**entry.item, "request_id": entry.request_id}
@@ -268,6 +279,34 @@ class Node:
         if self.closed:  # nothing decides any more
             reason = f"node {self.name!r} is closed"
             self._loop.call_soon(self.refuse_queued, reason, context=self._context)
+
+    def _count(self, entry: Entry, now: float) -> bool:
+        """Set the rows of an entry. Return False if the node can't take them.
+
+        The entry then fails softly in the next iteration, because `enqueue` must not end one.
+        """
+        item = entry.item
+        try:
+            rows = count_rows(item, self._counted, self.scheduler.max, self.name)
+        except Exception as error:
+            failure = error
+            if not isinstance(error, InvalidInput):  # an array's own code raised it
+                failure = InvalidInput(
+                    f"node {self.name!r}: the shape of data can't be read: {message_of(error)}"
+                )
+            entry.enqueued = now
+            entry.bucket = Bucket(None, self.scheduler.levels)  # it may be discarded until then
+            batch = Batch(self.name, None, [entry], 1, now)
+            batch.outcomes[0]["error"] = failure
+            self.statistics.outcomes["ok"] += 1  # the delivery counts it as a soft failure instead
+            self._loop.call_soon(self._deliver, batch, now, context=self._context)
+            return False
+        entry.size = rows
+        if rows > 1 and "request_size" not in item:
+            # Backends go by it. A copy, because the first node's item is the caller's own.
+            entry.item = {**item, "request_size": rows}
+            entry.counted = True
+        return True
 
     def discard(self, entry: Entry) -> None:
         """Drop an entry whose caller left, if it is still queued here."""
@@ -392,6 +431,8 @@ class Node:
 
     def _deliver(self, batch: Batch, now: float) -> None:
         """Give each entry of a batch its outcome."""
+        if batch.size != len(batch.entries):
+            forget_counts(batch)
         for entry, outcome in zip(batch.entries, batch.outcomes, strict=True):
             try:
                 entry.finish(outcome, batch, now)
@@ -427,7 +468,8 @@ class Node:
         executor.min = max(low, instance_group.min or 1)
         executor.max = instance_group.bound(high)
         executor.loaded = True
-        self.signature = executor.signature
+        self.signature = signature = executor.signature
+        self._counted = signature if signature is not None and signature.batched else None
         self._missing -= 1
         self.scheduler.add(executor)
         if not self._missing and not self._up:

@@ -31,6 +31,7 @@ class Entry:
         "arrival",
         "bucket",
         "charge",
+        "counted",
         "deadline",
         "enqueued",
         "future",
@@ -54,7 +55,8 @@ class Entry:
         self.deadline = deadline  # seconds on the node's clock
         self.wanted = priority  # as the caller gave it: 1 is the highest, None the node's default
         self.priority = 0  # index of its level at the node where it queues; 0 is the most urgent
-        self.size = size  # `request_size`: its rows in a batch
+        self.size = size  # its rows in a batch (rows.py)
+        self.counted = False  # True: the node has set the item's `request_size`
         self.bucket: Bucket  # where it queued last
         self.enqueued: float
         self.arrival: int

@@ -86,7 +86,7 @@ class Run(Entry):
     asked, and a `GraphRun` is made from it.
     """
 
-    __slots__ = ("admission", "batch", "data", "plan_node", "stages", "trace")
+    __slots__ = ("admission", "admitted", "batch", "data", "plan_node", "stages", "trace")
 
     def __init__(
         self,
@@ -103,12 +103,14 @@ class Run(Entry):
         self.wanted = priority
         self.priority = 0
         self.size = size
+        self.counted = False
         self.request_id = ""
         self.charge = None
         self.data = item["data"]
         self.plan_node: PlanNode  # where it is; set when it enters a chain
         # None: the request has ended, or it is part of another request.
         self.admission: Admission | None = None
+        self.admitted = size  # the rows that admission counts; `size` may differ at each node
         self.trace: Trace | None = None
         self.batch: Batch | None = None  # the last one that it ran in
         # The batches before, and when it was queued for each.
@@ -138,6 +140,7 @@ class Run(Entry):
                 outcome["data"] = outcome.pop("result")
                 self.stages = [*(self.stages or ()), (batch, self.enqueued)]
                 self.item = outcome
+                self.size = self.admitted
                 outflow = plan_node.outflow
                 # `charge_to` without a call for small items: this is the hot path.
                 if outflow is not None and (size := bytes_of(outcome)) >= SMALL_BYTES:
@@ -168,7 +171,7 @@ class Run(Entry):
                 requests.fail(failure, self.came)
             else:
                 requests.succeeded += 1
-                requests.rows += self.size
+                requests.rows += self.admitted
                 enqueued = self.enqueued
                 requests.queued += batch.started - enqueued
                 if (stages := self.stages) is not None:
@@ -176,7 +179,7 @@ class Run(Entry):
                     enqueued = stages[0][1]
                 requests.seconds += now - enqueued
             admission.in_flight -= 1
-            admission.rows -= self.size
+            admission.rows -= self.admitted
             if admission.draining is not None:
                 admission.settle()
 
@@ -214,7 +217,7 @@ class Run(Entry):
             admission.requests.fail(failure, self.came)
             self.drop()
             self.future.cancel()
-            admission.leave(self.size)
+            admission.leave(self.admitted)
 
     def drop(self) -> None:
         self.release()

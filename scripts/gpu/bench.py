@@ -66,6 +66,7 @@ next = "net"
     "gpu": """
 [decode]
 backend = "S[DecodeTensor,ResizeTensor,CvtColorTensor]"
+nvjpeg = true
 resize_h = 224
 resize_w = 224
 color = "rgb"

@@ -30,6 +30,7 @@ from penstock.pipelines.config.definition import (
     NodeConfig,
     PipelineConfig,
 )
+from penstock.pipelines.runs.plan import Plan
 
 from ...http.body import kind_of
 
@@ -50,7 +51,7 @@ ACCEPTED_KEYS = frozenset(
 )
 """The fields that may be given.
 
-Inputs and outputs change nothing: they are those of the pipeline or its model. There is one
+Inputs and outputs must be those of the pipeline or its model (`declared_tensors.py`). There is one
 version, and ONNX Runtime optimises models itself: `FIXED` has the values that those two may have.
 """
 
@@ -100,6 +101,9 @@ KEYS_ACCEPTED_EMPTY = frozenset(
 )
 """The fields that may be there if they are empty, as in what the server itself reports."""
 
+ENTRY_SETTINGS = SETTINGS["dynamic_batching"] - {"preferred_batch_size", "default_queue_policy"}
+"""The fields of `dynamic_batching` that set keys of the entry node."""
+
 INSTANCE_KINDS = frozenset({"KIND_AUTO", "KIND_CPU", "KIND_GPU"})
 
 MAX_BATCH_SIZE = 2**31 - 1
@@ -128,7 +132,7 @@ def configure(
             nodes |= _bounded(bound, [nodes[name] for name in working])
     for key in ("version_policy", "optimization"):
         _check_fields(_table(override.get(key) or {}, key), key)
-    for group in _list(override.get("instance_group"), "instance_group"):
+    for group in list_of(override.get("instance_group"), "instance_group"):
         _check_fields(group, "instance_group")
         name = group.get("name")
         if name not in working:
@@ -145,8 +149,15 @@ def configure(
         batching = _table(batching, "dynamic_batching")
         _check_fields(batching, "dynamic_batching")
         _check_preferred(batching.get("preferred_batch_size") or [], {bound, reported})
-        entry_name = config.entry or next(iter(nodes))
-        nodes[entry_name] = _batching(nodes[entry_name], batching)
+        entry_point = Plan(config.nodes, config.entry).default
+        if entry_point is not None:
+            root = entry_point.root.name
+            nodes[root] = _batching(nodes[root], batching)
+        elif given := sorted(ENTRY_SETTINGS & {key for key, value in batching.items() if value}):
+            raise _invalid(
+                f"'{given[0]}' is of the entry node, and the pipeline has several roots and no "
+                "'entry'"
+            )
         policy = _table(batching.get("default_queue_policy") or {}, "default_queue_policy")
         _check_fields(policy, "default_queue_policy")
         if size := policy.get("max_queue_size"):
@@ -258,15 +269,21 @@ def _placed(node: NodeConfig, instance_group: Mapping[str, Any]) -> NodeConfig:
     devices = tuple(f"cuda:{_number(gpu, 'gpus', MAX_GPU)}" for gpu in gpus)
     if kind == "KIND_CPU" and devices:
         raise _invalid("an instance group of KIND_CPU must have no 'gpus'")
+    groups = node.instance_groups
+    instances = sum(group.instances for group in groups)
+    count = _number(instance_group.get("count") or 0, "count", MAX_INSTANCES)
+    # ModelConfig counts the instances on each device. 0 is not given: as many as now.
+    if count:
+        count *= max(1, len(devices))
+    elif devices:
+        count = max(1, instances // max(1, len(node.devices))) * len(devices)
+    else:
+        count = instances
     if kind == "KIND_CPU" and node.devices:
         devices = ("cpu",)
-    count = _number(instance_group.get("count") or 1, "count", MAX_INSTANCES)
-    if kind != "KIND_CPU":
-        count *= max(1, len(devices))  # ModelConfig counts the instances on each device
-    groups = node.instance_groups
     if len(groups) == 1:
         groups = (replace(groups[0], instances=count),)
-    elif count != sum(group.instances for group in groups):
+    elif count != instances:
         raise _invalid(
             f"node '{node.name}' has several groups of instances, which an 'instance_group' can't "
             "change"
@@ -275,14 +292,22 @@ def _placed(node: NodeConfig, instance_group: Mapping[str, Any]) -> NodeConfig:
 
 
 def _batching(node: NodeConfig, batching: Mapping[str, Any]) -> NodeConfig:
-    """Set how long a node gathers batches, and its priorities."""
+    """Set how long a node gathers batches, and its priorities. What is not given stays."""
 
-    def number(key: str, most: int) -> int:
-        return _number(batching.get(key) or 0, key, most)
+    def number(key: str, most: int, now: int) -> int:
+        value = batching.get(key)
+        return now if value is None else _number(value, key, most)
 
-    delay = number("max_queue_delay_microseconds", MAX_MICROSECONDS) / 1000
-    levels = number("priority_levels", MAX_PRIORITY_LEVELS)
-    level = number("default_priority_level", MAX_PRIORITY_LEVELS)
+    given = batching.get("max_queue_delay_microseconds")
+    delay = (
+        node.batching_timeout
+        if given is None
+        else _number(given, "max_queue_delay_microseconds", MAX_MICROSECONDS) / 1000
+    )
+    levels = number("priority_levels", MAX_PRIORITY_LEVELS, node.priority_levels)
+    # A level that stays makes no sense without levels.
+    now = node.default_priority if levels else 0
+    level = number("default_priority_level", MAX_PRIORITY_LEVELS, now)
     if level > levels or (levels and not level):
         raise _invalid(
             f"'default_priority_level' must be from 1 to {levels}, the 'priority_levels'"
@@ -300,7 +325,7 @@ def _number(value: Any, key: str, most: int) -> int:
     return value
 
 
-def _list(value: Any, key: str) -> list[Mapping[str, Any]]:
+def list_of(value: Any, key: str) -> list[Mapping[str, Any]]:
     if value is None:
         return []
     if not isinstance(value, list):

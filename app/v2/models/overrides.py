@@ -21,9 +21,12 @@ from penstock.backends.errors import InvalidRequest
 from penstock.pipelines.config.definition import PipelineConfig
 from penstock.pipelines.config.load import build
 from penstock.pipelines.config.source import Tables
+from penstock.pipelines.pipeline import Pipeline
 
 from ...http.body import decode_base64, kind_of
 from ..json_text import parse_json
+from .declared_tensors import check_tensors
+from .model import Model
 from .model_config import ACCEPTED_KEYS, KEYS_ACCEPTED_EMPTY, configure
 
 FILE_PARAMETER = re.compile(r"file:(\d{1,9})/([A-Za-z0-9_][A-Za-z0-9_.\-]{0,99})")
@@ -36,16 +39,16 @@ ONNX_BACKENDS = ("onnxruntime", "onnxruntime_onnx", "penstock", "")
 class FilesConfig(PipelineConfig):
     """A pipeline whose files lie in a temporary directory.
 
-    The directory is removed once nothing refers to the configuration any more, or the process ends.
-    Not earlier: an executor that is restarted reads its model again, and so does a pipeline that
-    replaces another one of the same configuration.
+    The repository removes the directory (`release`) once no pipeline of this configuration serves
+    or loads. Not earlier: an executor that is restarted reads its model again, and so does a
+    pipeline that replaces another one of the same configuration. Without a repository it goes when
+    nothing refers to the configuration any more, or the process ends.
     """
 
     def __post_init__(self) -> None:
         weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
 
-    def remove_files(self) -> None:
-        """Remove the directory now, after the pipeline could not be loaded."""
+    def release(self) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
@@ -110,6 +113,13 @@ class Override:
         `reported` is as in `configure`. Raises `InvalidRequest`.
         """
         return configure(config, self.config, reported)
+
+    def check_tensors(self, pipeline: Pipeline) -> None:
+        """Compare `input` and `output` with those of the pipeline that has loaded.
+
+        Raises `InvalidRequest` if they differ.
+        """
+        check_tensors(self.config, Model(pipeline))
 
     def materialise(self) -> FilesConfig:
         """Write the files of the newest version, and return a pipeline of its model.

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import tomllib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
+from contextlib import suppress
+from typing import Any
 
 from penstock.backends.errors import BackendError, ConfigError, InvalidRequest, NotFound
 from penstock.pipelines.config.definition import PipelineConfig
@@ -26,7 +26,7 @@ from ..call import ProtocolCall, ProtocolError, Route
 from ..json_text import check_boolean
 from .model import Model
 from .model_config import maxima_of
-from .overrides import FilesConfig, Override
+from .overrides import Override
 
 PROTOCOL_STATES = {
     "ready": "READY",
@@ -43,27 +43,12 @@ STATE_REASONS = {
 }
 
 
-class Replaced(NamedTuple):
-    """An override that serves, and the repository's own configuration of that name.
-
-    `own` is None if the repository has none. The override has ended once the repository has another
-    configuration of that name than `override`.
-    """
-
-    override: PipelineConfig
-    own: PipelineConfig | None
-
-
 class RepositoryRoutes:
     """The routes of `/v2/repository`."""
 
     def __init__(self, repository: Repository, settings: Settings) -> None:
         self._repository = repository
         self._settings = settings
-        self._replaced: dict[str, Replaced] = {}
-        # Loads of one name run one after another. A lock lives while a load holds it or waits for
-        # it: it belongs to the event loop of these loads.
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -134,13 +119,11 @@ class RepositoryRoutes:
         parameters = _parameters(await call.json())
         if parameters and not self._settings.allow_model_overrides:
             raise Forbidden("overrides are off; PENSTOCK_ALLOW_MODEL_OVERRIDES=true turns them on")
-        lock = self._locks.setdefault(name, asyncio.Lock())
         try:
-            async with lock:
-                if parameters:
-                    await self._load_override(name, parameters)
-                else:
-                    await self._load_own(name)
+            if parameters:
+                await self._load_override(name, parameters)
+            else:
+                await self._repository.reload(name, keep_override=False)
         except NotFound:
             raise ProtocolError(
                 404, f"failed to load '{name}', failed to poll from model repository"
@@ -152,39 +135,19 @@ class RepositoryRoutes:
                 400 if parameters else 500, f"failed to load '{name}', {error}"
             ) from error
 
-    async def _load_own(self, name: str) -> None:
-        """Load the repository's own model, whatever an earlier load brought along."""
-        # An override is forgotten only once its successor serves: until then it may fail to load.
-        repository = self._repository
-        config = await repository.read_again(name, self._own(name))
-        await repository.load(config)
-        self._replaced.pop(name, None)
-
     async def _load_override(self, name: str, parameters: Mapping[str, Any]) -> None:
         override = await asyncio.to_thread(
             Override.read, name, parameters, self._settings.max_json_depth
         )
-        own = self._own(name)
-        config: PipelineConfig
-        if override.files:
-            config = await asyncio.to_thread(override.materialise)
-        elif own is None:
-            raise NotFound(name)
-        else:
-            config = override.applied_to(own, self._reported_batch(name, own))
-        try:
-            await self._repository.load(config)
-        except BaseException:
-            if isinstance(config, FilesConfig):
-                config.remove_files()
-            raise
-        self._replaced[name] = Replaced(config, own)
 
-    def _own(self, name: str) -> PipelineConfig | None:
-        """Return the repository's own configuration of a name, not that of an override."""
-        config = self._repository.configs.get(name)
-        replaced = self._replaced.get(name)
-        return replaced.own if replaced is not None and replaced.override is config else config
+        async def make(own: PipelineConfig | None) -> PipelineConfig:
+            if override.files:
+                return await asyncio.to_thread(override.materialise)
+            if own is None:
+                raise NotFound(name)
+            return override.applied_to(own, self._reported_batch(name, own))
+
+        await self._repository.override(name, make, override.check_tensors)
 
     def _reported_batch(self, name: str, own: PipelineConfig) -> int:
         """Return the `max_batch_size` that the model reports; 0 unless it follows from `own`."""
@@ -202,21 +165,8 @@ class RepositoryRoutes:
         name = self._check(call)
         parameters = _parameters(await call.json())
         check_boolean(parameters.get("unload_dependents", False), "'unload_dependents'")
-        try:
+        with suppress(NotFound):  # none of that name is loaded, which is what the call asks for
             await self._repository.unload(name, self._settings.drain_timeout)
-        except NotFound:
-            return  # no model of that name is loaded, which is what the call asks for
-        finally:
-            if name not in self._repository.pipelines:
-                self._forget_override(name)
-
-    def _forget_override(self, name: str) -> None:
-        own = self._own(name)
-        self._replaced.pop(name, None)
-        if own is None:
-            self._repository.configs.pop(name, None)
-        else:
-            self._repository.configs[name] = own
 
     def _check(self, call: ProtocolCall) -> str:
         """Return the name of the model to load or unload.

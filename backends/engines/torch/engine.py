@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...base import UNBOUNDED, Backend, BatchRange, Context, Params
+from ...base import UNBOUNDED, Backend, BatchRange, Context, Params, Signature
 from ...errors import BackendError, ConfigError, DeviceError, InvalidInput, Problem
 from ...gpu.device import DeviceHalf, buckets, choose_device
 from ...item import Item
@@ -130,6 +130,7 @@ class TorchEngine(Backend):
         with self._half.errors("loading the model"), torch.no_grad():
             self.model = self.load(params, context, self._half.device)
         self._decide(params, context)
+        self.signature = Signature(None, None, self.batched)
         self._ran = 0  # rows of the last batch, padding included
 
     def _set_range(self, params: Any, context: Context) -> None:
@@ -415,6 +416,11 @@ class TorchEngine(Backend):
                 raise InvalidInput(
                     f"{label}: expected {size} (the item's request_size) as batch dimension, found "
                     f"shape {shape_text(shape)}"
+                )
+            if self.batched and size > self.max:
+                raise InvalidInput(
+                    f"{label}: expected at most {self.max} rows (max), found shape "
+                    f"{shape_text(shape)}"
                 )
             inputs.append(given)
         kind = tuple(

@@ -1,4 +1,4 @@
-"""DecodeTensor: bytes of an image file to a tensor, by OpenCV on the CPU and by nvJPEG on a GPU."""
+"""DecodeTensor: bytes of an image file to a tensor, by OpenCV or, if asked for, by nvJPEG."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from ...base import Context, Params
-from ...errors import InvalidInput
+from ...errors import BackendError, InvalidInput
 from ...item import Item
 from ..decode import checked_header, decode_pixels, file_bytes
 from ..header import Header
@@ -43,6 +43,11 @@ class DecodeTensorParams(TensorParams):
         description="the most pixels that the header of an image may declare; an image with more "
         "is refused undecoded",
     )
+    nvjpeg: bool = Field(
+        False,
+        description="decode JPEGs by nvJPEG if the node is on a GPU; only for clients that are "
+        "trusted: in a damaged JPEG, nvJPEG can show a part of another request's image",
+    )
 
 
 class DecodeTensor(TensorBackend):
@@ -55,11 +60,14 @@ class DecodeTensor(TensorBackend):
     A file that does not decode is a soft failure, as in DecodeMat. Raises TypeError for another
     type of data.
 
-    On the CPU the pixels are those of DecodeMat. On a GPU with torchvision, nvJPEG decodes there:
-    its pixels differ by a few levels (another inverse transform, another upsampling of colours). It
-    gets upright JPEGs in RGB or grey. All others, and those that it refuses, are decoded on the CPU
-    and moved to the GPU. nvJPEG takes a batch at once, and is five times as fast with 32 images as
-    with one. Without nvJPEG, a batch is one image.
+    The pixels are those of DecodeMat, decoded on the CPU and moved to the node's device. A batch is
+    one image.
+
+    With `nvjpeg`, a GPU and torchvision, nvJPEG decodes on the GPU: its pixels differ by a few
+    levels (another inverse transform, another upsampling of colours). It gets upright JPEGs in RGB
+    or grey. All others, and those that it refuses, are decoded on the CPU. It takes a batch at
+    once, and is five times as fast with 32 images as with one. Of a JPEG whose data end early, the
+    missing part holds what nvJPEG decoded before, for whomever: no default for unknown clients.
     """
 
     parameters: ClassVar[type[Params] | None] = DecodeTensorParams
@@ -73,12 +81,13 @@ class DecodeTensor(TensorBackend):
             params.data_format,
             params.max_pixels,
         )
-        if self._half.on_gpu:
+        if params.nvjpeg and self._half.on_gpu:
             self.nvjpeg = find_nvjpeg(self._half.device)
-            logger.info(
-                "node %r: DecodeTensor: JPEGs are decoded by %s",
+        elif params.nvjpeg:
+            logger.warning(
+                "node %r: DecodeTensor: nvjpeg = true has no effect on %s: the CPU decodes",
                 context.node,
-                "nvJPEG" if self.nvjpeg else "the CPU",
+                self._half.device,
             )
         if self.nvjpeg is None:
             self.max = 1
@@ -173,10 +182,10 @@ def refused_as_none(decoder: Decoder, files: list[bytes]) -> list[torch.Tensor |
         return [None]
 
 
-def find_nvjpeg(device: torch.device) -> Decoder | None:
+def find_nvjpeg(device: torch.device) -> Decoder:
     """Return torchvision's nvJPEG.
 
-    None if torchvision is missing, does not fit torch, or is built without it.
+    Raises BackendError if torchvision is missing, does not fit torch, or is built without it.
     """
     import torch
 
@@ -194,6 +203,9 @@ def find_nvjpeg(device: torch.device) -> Decoder | None:
         # A first image tests nvJPEG, and loads it.
         decode([cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes()])
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        logger.info("no nvJPEG: %s: %s", type(error).__name__, error)
-        return None
+        raise BackendError(
+            f"DecodeTensor: nvjpeg = true needs torchvision with nvJPEG, which can't be used on "
+            f"{device} ({type(error).__name__}: {error}): install a torchvision that fits torch, "
+            "or remove nvjpeg to decode on the CPU"
+        ) from error
     return decode

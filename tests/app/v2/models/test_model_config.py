@@ -116,6 +116,65 @@ def test_numbers_have_bounds(wanted: Any, key: str, most: int) -> None:
             configure(config, wanted(number))
 
 
+def test_what_dynamic_batching_leaves_out_stays() -> None:
+    node = {
+        "backend": "Identity",
+        "batching_timeout": 3,
+        "priority_levels": 4,
+        "default_priority": 3,
+    }
+    config = load({"pipeline": {"name": "p"}, "node": node})
+
+    def changed(**fields: Any) -> Any:
+        made = configure(config, {"dynamic_batching": fields}).nodes["node"]
+        return made.batching_timeout, made.priority_levels, made.default_priority
+
+    assert changed() == changed(default_queue_policy={"max_queue_size": 5}) == (3, 4, 3)
+    assert changed(max_queue_delay_microseconds=500) == (0.5, 4, 3)
+    assert changed(max_queue_delay_microseconds=0) == (0, 4, 3)
+    assert changed(default_priority_level=1) == (3, 4, 1)
+    assert changed(priority_levels=5) == (3, 5, 3)
+    assert changed(priority_levels=0) == (3, 0, 0)
+    with pytest.raises(InvalidRequest, match="'default_priority_level' must be from 1 to 2"):
+        changed(priority_levels=2)
+
+
+def test_dynamic_batching_is_of_the_entry_node() -> None:
+    """That is not always the first node: a Jump leads to another root."""
+    config = load(
+        {
+            "pipeline": {"name": "p"},
+            "far": {"backend": "Identity"},
+            "go": {"backend": "Jump", "jump": "far"},
+        }
+    )
+    nodes = configure(
+        config, {"dynamic_batching": {"priority_levels": 2, "default_priority_level": 1}}
+    ).nodes
+    assert (nodes["far"].priority_levels, nodes["go"].priority_levels) == (0, 2)
+    several = load(
+        {
+            "pipeline": {"name": "p"},
+            "a": {"backend": "Identity"},
+            "b": {"backend": "Identity"},
+        }
+    )
+    assert configure(several, policy(max_queue_size=3)).max_requests == 3
+    with pytest.raises(InvalidRequest, match="'max_queue_delay_microseconds' is of the entry node"):
+        configure(several, {"dynamic_batching": {"max_queue_delay_microseconds": 1}})
+
+
+@pytest.mark.parametrize(
+    ("group", "instances"),
+    [({}, 4), ({"kind": "KIND_CPU"}, 4), ({"gpus": [1]}, 2), ({"gpus": [1], "count": 3}, 3)],
+)
+def test_a_group_without_a_count_keeps_its_instances(group: Any, instances: int) -> None:
+    node = {"backend": "Identity", "device": "cuda:0,cuda:2", "instance_num": 4}
+    config = load({"pipeline": {"name": "p"}, "node": node})
+    made = configure(config, {"instance_group": [group]}).nodes["node"]
+    assert made.instance_groups[0].instances == instances
+
+
 def test_a_group_must_name_one_of_several_nodes() -> None:
     config = load(
         {

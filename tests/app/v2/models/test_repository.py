@@ -22,6 +22,7 @@ from tritonclient.utils import InferenceServerException
 
 from penstock import create_app
 from penstock.app.settings import Settings
+from penstock.pipelines import repository as repository_module
 
 ADMIN = "adm1n"
 HEADERS = {"Authorization": f"Bearer {ADMIN}"}
@@ -558,6 +559,119 @@ def test_files_stay_while_a_pipeline_may_read_them(served: Any, temporary: Path)
     assert server.post("/pipelines/scale/load", headers=HEADERS).status_code == 404
     client.get_model_metadata("echo")
     until(lambda: not gc.collect() and not list(temporary.iterdir()))
+
+
+@pytest.mark.parametrize("path", ["/v2/repository/models/{}/unload", "/pipelines/{}/unload"])
+def test_an_unload_ends_an_override_and_removes_its_files(
+    served: Any, temporary: Path, path: str
+) -> None:
+    client, server = served
+    client.load_model("echo", config=json.dumps({"max_batch_size": 2}), headers=HEADERS)
+    client.load_model(
+        "scale", config="{}", files={"file:1/model.onnx": onnx_model(2.0)}, headers=HEADERS
+    )
+    infer(client, "scale", "x")
+    gc.disable()
+    try:
+        for name in ("echo", "scale"):
+            assert server.post(path.format(name), headers=HEADERS).is_success
+        assert not list(temporary.iterdir())
+    finally:
+        gc.enable()
+    assert "scale" not in states(client)
+    for again in ("/v2/repository/models/scale/load", "/pipelines/scale/load"):
+        assert server.post(again, headers=HEADERS).status_code == 404
+    client.load_model("echo", config="{}", headers=HEADERS)
+    assert client.get_model_config("echo")["max_batch_size"] == 4
+
+
+def test_files_of_a_replaced_override_go_at_once(served: Any, temporary: Path) -> None:
+    client, _ = served
+    for factor in (2.0, 5.0):
+        files = {"file:1/model.onnx": onnx_model(factor)}
+        client.load_model("scale", config="{}", files=files, headers=HEADERS)
+    until(lambda: len(list(temporary.iterdir())) == 1)
+    assert infer(client, "scale", "x", 3.0).as_numpy("y").tolist() == [[15.0, 15.0]]
+
+
+def test_loads_of_one_name_run_one_after_another_at_both_routes(
+    served: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load that read the file before it changed must not win over one that read it after."""
+    client, server = served
+    reading, change = threading.Event(), threading.Event()
+    read = repository_module._read
+
+    def hold(*args: Any) -> Any:
+        config = read(*args)
+        if not reading.is_set():
+            reading.set()
+            assert change.wait(20)
+        return config
+
+    monkeypatch.setattr(repository_module, "_read", hold)
+    url = str(server.base_url)
+    with ThreadPoolExecutor(2) as threads:
+
+        def load(path: str) -> int:
+            return httpx.post(url + path, headers=HEADERS, timeout=30).status_code
+
+        first = threads.submit(load, "/v2/repository/models/echo/load")
+        assert reading.wait(20)
+        (folder / "echo.toml").write_text(ECHO.format(version=2))
+        second = threads.submit(load, "/pipelines/echo/load")
+        states(client)  # the second load has come by now, or comes later: it must wait
+        change.set()
+        assert (first.result(), second.result()) == (200, 200)
+    assert client.get_model_metadata("echo")["versions"] == ["2"]
+
+
+X = {"name": "X", "data_type": "TYPE_FP32", "dims": [2]}
+Y = {"name": "Y", "data_type": "TYPE_FP32", "dims": ["2"]}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"input": [{**X, "dims": [3]}]}, r"'dims' of input 'X' is [3], and the model's is [2]"),
+        ({"input": [{**X, "data_type": "TYPE_INT8"}]}, "'data_type' of input 'X' is \"TYPE_INT8"),
+        ({"input": [{**X, "name": "Z"}]}, '\'input\' has ["Z"], expected the model\'s own: ["X"]'),
+        ({"input": [X, X]}, '\'input\' has ["X", "X"]'),
+        ({"input": [{"dims": [2]}]}, "'input' has [null]"),
+        ({"input": {"name": "X"}}, "'input' is a JSON object, expected an array"),
+        ({"input": ["X"]}, "'input' is a JSON string, expected an object"),
+        ({"input": [{**X, "reshape": {"shape": [1]}}]}, "'reshape' of input 'X' can't be set here"),
+        ({"input": [{**X, "optional": True}]}, "'optional' of input 'X' is true"),
+        ({"output": [X]}, "'output' has [\"X\"]"),
+        ({"output": [{**Y, "label_filename": "a.txt"}]}, "'label_filename' of output 'Y'"),
+    ],
+)
+def test_declared_tensors_must_be_the_models_own(served: Any, config: Any, message: str) -> None:
+    client, server = served
+    wanted = json.dumps({"max_batch_size": 2, **config})
+    answer = server.post(
+        "/v2/repository/models/echo/load", headers=HEADERS, json={"parameters": {"config": wanted}}
+    )
+    assert answer.status_code == 400
+    assert f"Invalid config override: {message}" in answer.json()["error"]
+    assert client.get_model_config("echo")["max_batch_size"] == 4
+
+
+def test_declared_tensors_of_files_are_compared_with_their_model(
+    served: Any, temporary: Path
+) -> None:
+    client, _ = served
+    files = {"file:1/model.onnx": onnx_model(2.0)}
+    given = {"name": "x", "data_type": "TYPE_FP32", "dims": [2], "reshape": None}
+    config = json.dumps({"max_batch_size": 8, "input": [given], "output": []})
+    client.load_model("scale", config=config, files=files, headers=HEADERS)
+    client.unload_model("scale", headers=HEADERS)
+    with pytest.raises(InferenceServerException, match="'dims' of input 'x' is"):
+        client.load_model(
+            "scale", config=config.replace("[2]", "[4]"), files=files, headers=HEADERS
+        )
+    assert not list(temporary.iterdir())
+    assert client.get_model_config("echo")["max_batch_size"] == 4
 
 
 def test_the_smallest_max_of_the_nodes_is_the_bound(served: Any, app: Any) -> None:

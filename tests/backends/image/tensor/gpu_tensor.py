@@ -16,6 +16,7 @@ from PIL import Image
 
 from penstock import pipe
 from penstock.backends.base import Context
+from penstock.backends.errors import BackendError
 from penstock.backends.image.tensor.convert import (
     CpuTensor,
     CvtColorTensor,
@@ -24,7 +25,7 @@ from penstock.backends.image.tensor.convert import (
     NCHWTensor,
 )
 from penstock.backends.image.tensor.crop import CopyMakeBorderTensor, CropTensor, WarpAffineTensor
-from penstock.backends.image.tensor.decode import DecodeTensor
+from penstock.backends.image.tensor.decode import DecodeTensor, find_nvjpeg
 from penstock.backends.image.tensor.files import LoadTensor, SaveTensor
 from penstock.backends.image.tensor.resize import DynamicResizeTensor, ResizePadTensor, ResizeTensor
 from penstock.backends.image.tensor.rows import ArgMaxTensor, CatTensor, SplitTensor
@@ -118,23 +119,51 @@ def encode(photo: Any, kind: str = "JPEG", **options: Any) -> Any:
     return buffer.getvalue()
 
 
+@pytest.fixture(params=[False, True], ids=["CPU", "nvJPEG"])
+def nvjpeg(request: pytest.FixtureRequest) -> bool:
+    if request.param:
+        try:
+            find_nvjpeg(torch.device("cuda:0"))
+        except BackendError as error:
+            pytest.skip(str(error))
+    return bool(request.param)
+
+
+def test_no_part_of_another_image_is_shown(make: Any, photo: Any) -> None:
+    """Of a JPEG that was cut and given an end mark, nvJPEG would show what it decoded before."""
+    encoded = encode(photo)
+    items: list[Item] = [
+        {"data": encoded},
+        {"data": encoded[: len(encoded) // 2].rstrip(b"\xff") + b"\xff\xd9"},
+    ]
+    make(DecodeTensor, ON_GPU).forward(items)
+    assert items[0]["result"].is_cuda
+    assert "truncated" in str(items[1]["error"]) and "result" not in items[1]
+
+
 @pytest.mark.parametrize("color", ["rgb", "bgr", "gray"])
 @pytest.mark.parametrize("data_format", ["nchw", "nhwc"])
 @pytest.mark.parametrize(
     "options", [{}, {"subsampling": 0}, {"progressive": True}, {"kind": "PNG"}], ids=str
 )
 def test_decoded_on_the_gpu(
-    make: Any, photo: Any, options: Any, color: str, data_format: str
+    make: Any, photo: Any, options: Any, color: str, data_format: str, nvjpeg: bool
 ) -> None:
     items = [{"data": encode(photo, **options)} for _ in range(2)]
     for item, context in zip(items, (ON_GPU, ON_CPU), strict=True):
-        make(DecodeTensor, context, color=color, data_format=data_format).forward([item])
+        make(
+            DecodeTensor,
+            context,
+            color=color,
+            data_format=data_format,
+            nvjpeg=nvjpeg and context is ON_GPU,
+        ).forward([item])
     actual, expected = (item["result"] for item in items)
     assert actual.is_cuda and actual.is_contiguous() and actual.shape == expected.shape
     assert (actual.cpu().float() - expected.float()).abs().mean() < 1.5
 
 
-def test_a_batch_at_once(photo: Any) -> None:
+def test_a_batch_at_once(photo: Any, nvjpeg: bool) -> None:
     """A batch gives the same as one by one, with files of every kind in it."""
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -150,12 +179,13 @@ def test_a_batch_at_once(photo: Any) -> None:
         "resize_h": 224,
         "resize_w": 224,
         "color": "bgr",
+        "nvjpeg": nvjpeg,
     }
     with (
         pipe({**config, "max": 1}) as alone,
         pipe({**config, "max": 16, "batching_timeout": 1000}) as run,
     ):
-        assert (alone.max(), run.max()) == (1, 16)
+        assert (alone.max(), run.max()) == (1, 16 if nvjpeg else 1)
         items: list[Item] = [{"data": file} for file in (*files, b"none", *files[:7])]
         run(items)
         for item in items:
@@ -172,12 +202,13 @@ def test_a_batch_at_once(photo: Any) -> None:
             assert difference.max() <= 1, item["result"].shape
 
 
-def test_threads_with_streams_of_their_own(photo: Any) -> None:
+def test_threads_with_streams_of_their_own(photo: Any, nvjpeg: bool) -> None:
     config = {
         "backend": "S[DecodeTensor,ResizePadTensor,cvtColorTensor,FloatTensor]",
         "max_h": 224,
         "max_w": 224,
         "color": "bgr",
+        "nvjpeg": nvjpeg,
     }
     encoded = encode(photo)
     with pipe({**config, "instance_num": 4, "device_id": 0}) as run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +14,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from penstock.backends.base import Context
-from penstock.backends.errors import InvalidInput, TooLarge
+from penstock.backends.errors import BackendError, InvalidInput, TooLarge
 from penstock.backends.image.decode import DecodeMat, DecodeMatParams, checked_header
+from penstock.backends.image.tensor import decode as decode_module
 from penstock.backends.image.tensor.decode import (
     DecodeTensor,
     find_nvjpeg,
@@ -266,5 +268,83 @@ def test_an_error_of_the_device_is_not_a_refusal(error: Any) -> None:
     assert caught.value is error
 
 
-def test_nvjpeg_is_not_found_without_a_gpu() -> None:
-    assert find_nvjpeg(torch.device("cuda", 99)) is None
+def test_nvjpeg_that_is_asked_for_and_missing_is_a_load_error() -> None:
+    with pytest.raises(BackendError, match="nvjpeg = true needs torchvision with nvJPEG"):
+        find_nvjpeg(torch.device("cuda", 99))
+
+
+class Half:
+    """A GPU's half that computes on the CPU."""
+
+    on_gpu = True
+
+    def __init__(self, *_: Any) -> None:
+        self.device = torch.device("cpu")
+
+    def errors(self, _: str) -> Any:
+        return contextlib.nullcontext()
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[list[bytes]]:
+    """A GPU, and a decoder like nvJPEG: what a file lacks is taken from the image before.
+
+    Return the batches that it decodes.
+    """
+    from penstock.backends.gpu import device
+
+    calls: list[list[bytes]] = []
+    memory = torch.zeros(3, 427, 640, dtype=torch.uint8)
+
+    def nvjpeg(files: list[bytes]) -> list[Any]:
+        calls.append(files)
+        images = []
+        for file in files:
+            pixels: Any = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
+            written = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+            memory[:] = torch.where(written == 128, memory, written)
+            images.append(memory.clone())
+        return images
+
+    monkeypatch.setattr(device, "choose_device", lambda _: torch.device("cpu"))
+    monkeypatch.setattr(device, "DeviceHalf", Half)
+    monkeypatch.setattr(decode_module, "find_nvjpeg", lambda _: nvjpeg)
+    return calls
+
+
+def cut(encoded: bytes) -> bytes:
+    return encoded[: len(encoded) // 2].rstrip(b"\xff") + b"\xff\xd9"
+
+
+def test_a_gpu_shows_no_part_of_another_image(make: Any, photo: Any, stand_in: Any) -> None:
+    backend = make(DecodeTensor)
+    batch: list[Item] = [{"data": encode(photo, "JPEG")}, {"data": cut(encode(photo, "JPEG"))}]
+    for item in batch:
+        backend.forward([item])
+    assert stand_in == [] and backend.max == 1
+    assert np.array_equal(
+        batch[0]["result"][0].permute(1, 2, 0).numpy()[:, :, ::-1], decode_mat(batch[0]["data"])
+    )
+    assert "truncated" in str(batch[1]["error"]) and "result" not in batch[1]
+
+
+def test_nvjpeg_is_used_where_it_is_asked_for(make: Any, photo: Any, stand_in: Any) -> None:
+    jpeg = encode(photo, "JPEG")
+    backend = make(DecodeTensor, nvjpeg=True)
+    batch: list[Item] = [{"data": jpeg}, {"data": encode(photo, "PNG")}, {"data": jpeg[:-9]}]
+    backend.forward(batch)
+    assert stand_in == [[jpeg]] and backend.max > 1
+    assert ["result" in item for item in batch] == [True, True, False]
+
+
+def test_nvjpeg_on_the_cpu_is_said_to_have_no_effect(
+    make: Any, photo: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = make(DecodeTensor, nvjpeg=True)
+    assert "DecodeTensor: nvjpeg = true has no effect on cpu: the CPU decodes" in caplog.text
+    item: Item = {"data": cut(encode(photo, "JPEG"))}
+    backend.forward([item])
+    assert "truncated" in str(item["error"])

@@ -1,0 +1,68 @@
+"""The `input` and `output` of a configuration that a load brings, compared with the model's own.
+
+They change nothing, so they must say what the server reports of the model (`description.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from penstock.backends.errors import InvalidRequest
+
+from .description import config_of
+from .model import Model
+from .model_config import list_of
+
+
+def check_tensors(config: Mapping[str, Any], model: Model) -> None:
+    """Raise `InvalidRequest` if the configuration declares other tensors than the model has.
+
+    A list that is missing or empty declares nothing. The order is free.
+    """
+    own = config_of(model)
+    for key in ("input", "output"):
+        declared = list_of(config.get(key), key)
+        if declared:
+            _check_list(key, declared, {tensor["name"]: tensor for tensor in own[key]})
+
+
+def _check_list(
+    key: str, declared: list[Mapping[str, Any]], own: Mapping[str, Mapping[str, Any]]
+) -> None:
+    names = [tensor.get("name") for tensor in declared]
+    if not all(isinstance(name, str) for name in names) or sorted(map(str, names)) != sorted(own):
+        raise _invalid(
+            f"'{key}' has {_shown(names)}, expected the model's own: {_shown(list(own))}"
+        )
+    for tensor in declared:
+        name = tensor["name"]
+        for field, value in tensor.items():
+            expected = own[name].get(field)
+            if expected is None:
+                if value:
+                    raise _invalid(
+                        f"'{field[:100]}' of {key} '{name}' can't be set here, expected one of "
+                        f"{', '.join(own[name])}"
+                    )
+            elif value is not None and not _same(value, expected):
+                raise _invalid(
+                    f"'{field}' of {key} '{name}' is {_shown(value)}, and the model's is "
+                    f"{_shown(expected)}"
+                )
+
+
+def _same(value: Any, expected: Any) -> bool:
+    """Return whether two values are the same. protobuf's JSON has int64 as strings."""
+    if isinstance(expected, list):
+        return isinstance(value, list) and list(map(str, value)) == list(map(str, expected))
+    return type(value) is type(expected) and bool(value == expected)
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value)[:200]
+
+
+def _invalid(problem: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid config override: {problem}")
