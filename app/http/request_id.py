@@ -9,7 +9,7 @@ from secrets import token_hex
 from typing import Any
 
 MAX_ID_CHARACTERS = 128
-_FIT = re.compile(rb"[\x21-\x7e]{1,%d}" % MAX_ID_CHARACTERS)
+_FIT = re.compile(rf"[\x21-\x7e]{{1,{MAX_ID_CHARACTERS}}}")
 
 _PREFIX = token_hex(6)
 _counter = count(1)
@@ -28,7 +28,13 @@ def choose_request_id(sent: bytes | None) -> str:
 
     A longer or stranger one would only carry trouble into logs.
     """
-    return sent.decode("ascii") if sent is not None and _FIT.fullmatch(sent) else new_request_id()
+    text = sent.decode("latin-1") if sent is not None else ""
+    return text if is_fit(text) else new_request_id()
+
+
+def is_fit(text: str) -> bool:
+    """Return whether an id is fit to be logged: 1 to 128 visible ASCII characters."""
+    return _FIT.fullmatch(text) is not None
 
 
 def request_id_of(scope: Any) -> str:

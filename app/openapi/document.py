@@ -422,11 +422,12 @@ def _answer(description: str, schema: str) -> dict[str, Any]:
 
 def _priority_header(config: PipelineConfig) -> list[Schema]:
     """Return the header for pipelines that have priorities; the others ignore it."""
-    first = next(iter(config.nodes.values()))
-    if not first.priority_levels:
+    entry_point = Plan(config.nodes, config.entry).default
+    entry = entry_point.root.config if entry_point is not None else None
+    if entry is None or not entry.priority_levels:
         return []
-    description = f"1 is the highest. Default: {first.default_priority}."
-    schema = {"type": "integer", "minimum": 1, "maximum": first.priority_levels}
+    description = f"1 is the highest. Default: {entry.default_priority}."
+    schema = {"type": "integer", "minimum": 1, "maximum": entry.priority_levels}
     return [
         {"name": "Penstock-Priority", "in": "header", "description": description, "schema": schema}
     ]

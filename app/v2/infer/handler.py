@@ -17,7 +17,7 @@ from penstock.pipelines.runs.run import Submission
 
 from ...http.body import ClientLeft, check_length
 from ...http.exchange import Exchange, Watch
-from ...http.request_id import choose_request_id
+from ...http.request_id import choose_request_id, is_fit
 from ...settings import Settings
 from ..call import ProtocolAnswer, ProtocolCall, Route, read_pieces
 from ..json_text import parse_json
@@ -162,6 +162,12 @@ class Infer:
             timeout -= time.monotonic() - began
             if timeout <= 0:
                 raise DeadlineExceeded("the timeout passed before the body had arrived")
+        # The protocol's own id, if there is one and it is fit for logs: backends get that one.
+        request_id = call.scope["penstock.request_id"]
+        if request.id is not None and is_fit(request.id):
+            request_id = request.id
+            if b"x-request-id" not in headers:
+                call.scope["penstock.request_id"] = request_id
         # If it was replaced while a helper thread read the request, the new one answers.
         if model.pipeline.state != "ready":
             model = self._model(call)
@@ -170,7 +176,7 @@ class Infer:
             request.item,
             timeout,
             request.priority,
-            request_id=call.scope["penstock.request_id"],
+            request_id=request_id,
         )
         return submission, model, reading
 

@@ -13,6 +13,7 @@ from openapi_spec_validator import validate
 from pydantic import SecretStr
 
 from penstock import create_app
+from penstock.app.openapi.document import operations_of
 from penstock.app.settings import Settings
 from penstock.backends.expressions.registry import register_backend
 from penstock.pipelines.config.load import load
@@ -222,6 +223,30 @@ def test_keys_and_tokens(running: Any, digits: Path) -> None:
     assert "401" in paths["/predict/digits"]["post"]["responses"] and "k3y" not in json.dumps(
         document
     ).replace("t0k3n", "")
+
+
+@pytest.mark.parametrize(
+    ("entry", "levels"), [({"entry": "go"}, 5), ({"entry": "far"}, 3), ({}, 5)]
+)
+def test_the_priorities_are_those_of_the_entry_node(entry: Any, levels: int) -> None:
+    config = load(
+        {
+            "pipeline": {"name": "p", **entry},
+            "far": {"backend": "Identity", "priority_levels": 3},
+            "go": {"backend": "Jump", "jump": "far", "priority_levels": 5},
+        }
+    )
+    (operation,) = [
+        operations["post"]
+        for path, operations in operations_of(config, False, False).items()
+        if path == "/predict/p"
+    ]
+    (priority,) = [
+        parameter["schema"]
+        for parameter in operation["parameters"]
+        if parameter.get("name") == "Penstock-Priority"
+    ]
+    assert priority["maximum"] == levels
 
 
 def test_only_loading_and_unloading_change_the_document(running: Any, tmp_path: Path) -> None:

@@ -72,6 +72,14 @@ class Scaled:
             item["result"] = item["data"] * item.get("factor", 1)
 
 
+class Ids:
+    takes_request_id = True
+
+    def forward(self, batch):
+        for item in batch:
+            item["result"] = item["request_id"]
+
+
 class Sum:
     '''A row of outputs by name, and a result.'''
 
@@ -197,6 +205,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> list[Any]
             {"X": tensor("FP32", [-1, -1, -1])},
             {"Y": tensor("FP32", [-1, -1, -1])},
             max=2,
+        ),
+        model(
+            "ids", {"data": {"kind": "text"}}, {"result": {"kind": "text"}}, f"Python[{ops}:Ids]"
         ),
         model("letters", {"data": {"kind": "text"}}, {}, f"Python[{ops}:letters]"),
         model("nothing", {"data": {"kind": "text"}}, {}, f"Python[{ops}:nothing]"),

@@ -82,6 +82,30 @@ def test_answers_repeat_the_clients_request_id(served: Served) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("headers", "identity", "backend", "answered"),
+    [
+        ({}, "own", "own", "own"),
+        ({"X-Request-Id": "header"}, "own", "own", "header"),
+        ({"X-Request-Id": "header"}, None, "header", "header"),
+        ({"X-Request-Id": "header"}, "", "header", "header"),
+        ({"X-Request-Id": "header"}, "two\nlines", "header", "header"),
+        ({"X-Request-Id": "header"}, "x" * 129, "header", "header"),
+    ],
+)
+def test_the_documents_id_reaches_backends(
+    served: Served, headers: Any, identity: Any, backend: str, answered: str
+) -> None:
+    document = served.one("BYTES", [1], ["x"], name="data")
+    if identity is not None:
+        document["id"] = identity
+    for _ in range(2):  # the second one is read by the layout of the first
+        answer = served.infer("ids", document, headers=headers)
+        assert answer.json()["outputs"][0]["data"] == [backend]
+        assert answer.headers["x-request-id"] == answered
+        assert not identity or answer.json()["id"] == identity
+
+
 def test_a_connection_stays_open_after_a_body_that_was_read(served: Served) -> None:
     answers = [
         served.infer("text", REQUEST),
