@@ -1,11 +1,16 @@
-"""Image files at every door: /predict, /batch and in process give one answer."""
+"""Image files at every door: /predict, /batch, /v2 and in process give one answer."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
+import json
+import struct
+from collections.abc import Iterator
 from typing import Any
 
+import cv2
 import pytest
 from PIL import Image
 
@@ -16,6 +21,16 @@ from penstock.backends.expressions.registry import register_backend
 from penstock.backends.item import Item
 from penstock.pipelines.config.load import load
 from penstock.pipelines.pipeline import Pipeline
+
+from ...backends.image.files import CUT, DISAGREEING, FILES, HEIGHT, METADATA, TURNED, WIDTH
+
+NOT_READ = {"HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "text": b"hello, world"}
+CASES = {**FILES, **TURNED, **METADATA, **CUT, **NOT_READ}
+DECODERS = {
+    "DecodeMat": [HEIGHT, WIDTH, 3],
+    "DecodeTensor": [1, 3, HEIGHT, WIDTH],
+}
+MAX_PIXELS = WIDTH * HEIGHT
 
 
 @register_backend("ImagesToShape")
@@ -28,67 +43,170 @@ class ToShape(Backend):
             item["result"] = [*pixels.shape, round(float(pixels.mean(dtype=float)), 3)]
 
 
-def config(decoder: str) -> Any:
+def config(decoder: str, max_pixels: int = MAX_PIXELS) -> Any:
     return {
         "pipeline": {"name": "pictures"},
-        "image": {"backend": f"S[{decoder},ImagesToShape]", "max_pixels": 64 * 48},
+        "image": {"backend": f"S[{decoder},ImagesToShape]", "max_pixels": max_pixels},
     }
 
 
-def files() -> dict[str, bytes]:
-    def encode(kind: str, width: int = 64, **options: Any) -> bytes:
-        buffer = io.BytesIO()
-        image = Image.new("RGB", (width, 48), "red")
-        image.paste("blue", (0, 0, 20, 10))
-        image.save(buffer, kind, **options)
-        return buffer.getvalue()
-
-    exif = Image.Exif()
-    exif[0x112] = 6
-    jpeg = encode("JPEG")
-    return {
-        "AVIF": encode("AVIF", exif=exif),
-        "cut": jpeg[: len(jpeg) - 40] + b"\xff\xd9",
-        "JFIF": jpeg[:2] + b"\xff\xe0\0\6JFIF" + jpeg[2:],
-        "large": encode("ICO", 65, sizes=[(65, 48)]),
-        "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100),
-    }
+@pytest.fixture(params=DECODERS)
+def decoder(request: pytest.FixtureRequest) -> str:
+    if request.param == "DecodeTensor":
+        pytest.importorskip("torch")
+    return str(request.param)
 
 
-async def in_process(decoder: str) -> list[Any]:
-    async with Pipeline.load(config(decoder)) as pipeline:
-        answers: list[Any] = []
-        for data in files().values():
-            try:
-                answers.append((await pipeline({"data": data}))["result"])
-            except PenstockError as error:
-                answers.append((error.code, str(error)))
+Answers = dict[str, Any]
+"""The result of each case, or its error's code and text."""
+
+
+def in_process(config: Any, cases: dict[str, bytes]) -> Answers:
+    async def ask() -> Answers:
+        answers: Answers = {}
+        async with Pipeline.load(config) as pipeline:
+            for case, data in cases.items():
+                try:
+                    answers[case] = (await pipeline({"data": data}))["result"]
+                except PenstockError as error:
+                    answers[case] = (error.code, str(error))
         return answers
 
+    return asyncio.run(ask())
 
-@pytest.mark.parametrize("decoder", ["DecodeMat", "DecodeTensor"])
-def test_every_door(running: Any, decoder: str) -> None:
-    if decoder == "DecodeTensor":
-        pytest.importorskip("torch")
-    expected = asyncio.run(in_process(decoder))
-    shapes = {
-        "DecodeMat": [[64, 48, 3], [48, 64, 3]],
-        "DecodeTensor": [[1, 3, 64, 48], [1, 3, 48, 64]],
-    }
-    assert [expected[0][:-1], expected[2][:-1]] == shapes[decoder]
-    assert [expected[at][0] for at in (1, 3, 4)] == ["invalid_input", "too_large", "invalid_input"]
+
+def answer(body: Any, status: int) -> Any:
+    if "result" in body:
+        assert status == 200
+        return body["result"]
+    assert status == {"too_large": 413, "invalid_input": 422}[body["code"]]
+    return body["code"], body["detail"]
+
+
+def predict(client: Any, cases: dict[str, bytes]) -> Answers:
+    answers = {}
+    for case, data in cases.items():
+        got = client.post("/predict/pictures", content=data)
+        answers[case] = answer(got.json(), got.status_code)
+    return answers
+
+
+def predict_json(client: Any, cases: dict[str, bytes]) -> Answers:
+    answers = {}
+    for case, data in cases.items():
+        got = client.post("/predict/pictures", json={"image": base64.b64encode(data).decode()})
+        answers[case] = answer(got.json(), got.status_code)
+    return answers
+
+
+def batch(client: Any, cases: dict[str, bytes]) -> Answers:
+    answers = {}
+    for some in pieces(cases):
+        got = client.post(
+            "/predict/pictures/batch", files=[("images", cases[case]) for case in some]
+        ).json()
+        for case, body in zip(some, got["results"], strict=True):
+            answers[case] = answer(body, body.get("status", 200))
+    return answers
+
+
+def pieces(cases: dict[str, bytes]) -> Iterator[list[str]]:
+    """Yield names of cases, few enough for one body."""
+    names = list(cases)
+    for at in range(0, len(names), 5):
+        yield names[at : at + 5]
+
+
+def v2(client: Any, cases: dict[str, bytes]) -> Answers:
+    """Send each file as a BYTES tensor, in binary after the JSON."""
+    answers = {}
+    for case, data in cases.items():
+        tensor = {
+            "name": "data",
+            "shape": [1],
+            "datatype": "BYTES",
+            "parameters": {"binary_data_size": 4 + len(data)},
+        }
+        text = json.dumps({"inputs": [tensor]}).encode()
+        got = client.post(
+            "/v2/models/pictures/infer",
+            content=text + struct.pack("<I", len(data)) + data,
+            headers={"Inference-Header-Content-Length": str(len(text))},
+        )
+        answers[case] = v2_answer(got)
+    return answers
+
+
+def v2_raw(client: Any, cases: dict[str, bytes]) -> Answers:
+    """Send each file as a raw binary request, and ask for JSON."""
+    answers = {}
+    for case, data in cases.items():
+        got = client.post(
+            "/v2/models/pictures/infer",
+            content=data,
+            headers={"Inference-Header-Content-Length": "0"},
+        )
+        if got.status_code == 200:
+            length = int(got.headers["Inference-Header-Content-Length"])
+            (output,) = json.loads(got.content[:length])["outputs"]
+            values = struct.unpack(f"<{output['shape'][0]}d", got.content[length:])
+            answers[case] = list(values)
+        else:
+            answers[case] = v2_answer(got)
+    return answers
+
+
+def v2_answer(got: Any) -> Any:
+    if got.status_code == 200:
+        (output,) = got.json()["outputs"]
+        assert output["name"] == "result"
+        return output["data"]
+    assert got.status_code == 400
+    return got.json()["error"]
+
+
+DOORS = [predict, predict_json, batch, v2, v2_raw]
+
+
+def expected_at(door: Any, answers: Answers) -> Answers:
+    """Return what a door shows of the answers in process: /v2 has texts without codes."""
+    if door not in (v2, v2_raw):
+        return answers
+    return {case: text[1] if isinstance(text, tuple) else text for case, text in answers.items()}
+
+
+def test_every_door_gives_the_same(running: Any, decoder: str) -> None:
+    expected = in_process(config(decoder), CASES)
+    for case in FILES | TURNED | METADATA:
+        assert expected[case][:-1] == DECODERS[decoder], case
+    for case in CUT | NOT_READ:
+        assert expected[case][0] == "invalid_input", case
     with running(create_app(load(config(decoder)))) as client:
+        for door in DOORS:
+            assert door(client, CASES) == expected_at(door, expected), door.__name__
 
-        def answer(body: Any, status: int) -> Any:
-            if "result" in body:
-                assert status == 200
-                return body["result"]
-            assert status == (413 if body["code"] == "too_large" else 422)
-            return body["code"], body["detail"]
 
-        single = [client.post("/predict/pictures", content=data) for data in files().values()]
-        assert [answer(got.json(), got.status_code) for got in single] == expected
-        batch = client.post(
-            "/predict/pictures/batch", files=[("images", data) for data in files().values()]
-        ).json()["results"]
-        assert [answer(body, body.get("status", 200)) for body in batch] == expected
+def test_every_door_compares_the_size_before_any_pixel(
+    running: Any, decoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    cases = {**FILES, **DISAGREEING}
+    expected = in_process(config(decoder, MAX_PIXELS - 1), cases)
+    for case, (code, text) in expected.items():
+        assert code == "too_large" and f"declares {WIDTH}x{HEIGHT} pixels" in text, case
+    with running(create_app(load(config(decoder, MAX_PIXELS - 1)))) as client:
+        for door in DOORS:
+            assert door(client, cases) == expected_at(door, expected), door.__name__
+
+
+def test_base64_in_json_is_text_at_v2(running: Any) -> None:
+    """As in Triton, an element of BYTES in JSON is the text itself."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(buffer, "PNG")
+    text = base64.b64encode(buffer.getvalue()).decode()
+    tensor = {"name": "data", "shape": [1], "datatype": "BYTES", "data": [text]}
+    with running(create_app(load(config("DecodeMat")))) as client:
+        got = client.post("/v2/models/pictures/infer", json={"inputs": [tensor]})
+    assert got.status_code == 400
+    assert got.json()["error"].startswith("not an image file that can be read")

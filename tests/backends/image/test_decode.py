@@ -234,6 +234,53 @@ def test_formats_that_only_pillow_reads(photo: Any, kind: str) -> None:
     assert difference(decode(encoded), small) == 0
 
 
+def dds(data: bytes, size: tuple[int, int], alpha: bool, bits: int, *masks: int) -> bytes:
+    """An uncompressed DDS."""
+    return (
+        b"DDS "
+        + struct.pack(
+            "<3I 4I 44x 4I 4I 5I",
+            *(124, 0x1007, size[1], size[0], 0, 0, 0),
+            *(32, 0x41 if alpha else 0x40, 0, bits),
+            *(*masks, *([0] * (4 - len(masks)))),
+            *(0x1000, 0, 0, 0, 0),
+        )
+        + data
+    )
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+@pytest.mark.parametrize(
+    ("bits", "masks"),
+    [
+        (16, (0xF800, 0x7E0, 0x1F)),
+        (16, (0x7C00, 0x3E0, 0x1F)),
+        (24, (0xFF0000, 0xFF00, 0xFF)),
+        (24, (0xFF, 0xFF00, 0xFF0000)),
+        (32, (0xFF0000, 0xFF00, 0xFF)),
+        (32, (0xFF, 0xFF00, 0xFF0000)),
+    ],
+)
+def test_uncompressed_dds(bits: int, masks: tuple[int, ...], alpha: bool) -> None:
+    if alpha and (bits == 24 or masks[1] == 0x7E0):
+        pytest.skip("no bits are left for it")
+    if alpha:
+        masks = (*masks, 0xFF000000 if bits == 32 else 0x8000)
+    data = np.random.default_rng(0).integers(0, 256, 6 * 5 * bits // 8, np.uint8).tobytes()
+    encoded = dds(data, (6, 5), alpha, bits, *masks)
+    with Image.open(io.BytesIO(encoded)) as image:  # in Python, a pixel at a time
+        expected = image.convert("RGB")
+    assert difference(decode(encoded), expected) < 1
+    assert "truncated" in str(decode(encoded[:-1])["error"])
+
+
+@pytest.mark.parametrize("bits", [0, 8, 24])
+def test_other_uncompressed_dds_are_refused(bits: int) -> None:
+    """They would take 1 s of Python per megabyte, and with 0 bits forever."""
+    item = decode(dds(bytes(99), (9999, 9999), False, bits, 0xE0, 0x1C, 0x03))
+    assert "can't be read: convert the image to PNG" in str(item["error"])
+
+
 def test_postscript_is_not_read(photo: Any) -> None:
     assert isinstance(decode(encode(photo, "EPS"))["error"], InvalidInput)
 
