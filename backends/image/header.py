@@ -14,12 +14,10 @@ from dataclasses import dataclass, replace
 from ..errors import InvalidInput
 from .bmff import MAX_PARTS, Turn, brand_format, read_avif
 from .jpeg import JpegHeader, read_jpeg
+from .jpeg2000 import J2K_SIGNATURE, JP2_SIGNATURE, read_jpeg2000
 from .tiff import tiff_tags
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-JP2_SIGNATURE = b"\0\0\0\x0cjP  \r\n\x87\n"
-J2K_SIGNATURE = b"\xff\x4f\xff\x51"
-
 PNM_HEADER_BYTES = 1 << 18
 """The offset at which the search for the size of a PPM ends. Comments may come before it."""
 
@@ -28,9 +26,20 @@ NAMED_BY_THEIR_BEGINNING = {
     b"\0\0\0\x0cJXL ": "JPEG XL",
     b"%PDF": "PDF",
     b"%!PS": "PostScript",
-    b"<svg": "SVG",
+    b"v/1\1": "OpenEXR",
+    b"#?RADIANCE": "Radiance HDR",
+    b"#?RGBE": "Radiance HDR",
+    b"P7\n": "PAM",
+    b"PF\n": "PFM",
+    b"Pf\n": "PFM",
+    b"II\xbc\1": "JPEG XR",
 }
 """Formats that are not read, but that an error can name."""
+
+
+SVG_HEADER_BYTES = 4096
+SVG = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:svg\b|[?!].*?<svg\b)", re.DOTALL)
+"""Its first element. A declaration, a document type and comments may come before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +106,8 @@ def _format(encoded: bytes) -> str:
     name = brand_format(encoded) or next(
         (name for begin, name in NAMED_BY_THEIR_BEGINNING.items() if encoded.startswith(begin)), ""
     )
+    if not name and SVG.match(encoded, 0, SVG_HEADER_BYTES):
+        name = "SVG"
     if name in ("", "AVIF"):
         return name
     raise InvalidInput(
@@ -162,10 +173,11 @@ def _webp(encoded: bytes) -> Header:
         kind, length = struct.unpack_from("<4sI", encoded, at)
         start = at + 8
         if kind == b"VP8X":
-            size = (
+            canvas = (
                 1 + int.from_bytes(encoded[start + 4 : start + 7], "little"),
                 1 + int.from_bytes(encoded[start + 7 : start + 10], "little"),
             )
+            size = _larger(size, canvas)
         elif kind == b"ANMF":
             frame = (
                 1 + int.from_bytes(encoded[start + 6 : start + 9], "little"),
@@ -220,25 +232,16 @@ def _dib_size(encoded: bytes, at: int) -> tuple[int, int]:
 def _tiff(encoded: bytes) -> Header:
     """Read the first directory's size and that of its tiles, which libtiff allocates whole."""
     tags = tiff_tags(encoded, {256, 257, 322, 323})
-    size = (tags[256][0], tags[257][0]) if 256 in tags and 257 in tags else (0, 0)
-    if 322 in tags and 323 in tags:
-        size = _larger(size, (tags[322][0], tags[323][0]))
+    image, tile = (
+        (max(tags.get(width, [0])), max(tags.get(height, [0])))
+        for width, height in ((256, 257), (322, 323))
+    )
+    size = _larger(image, tile)
     return _with_size(Header("TIFF", *size))
 
 
 def _jpeg2000(encoded: bytes) -> Header:
-    """Read ihdr, and SIZ of the code stream, which OpenJPEG allocates."""
-    size = (0, 0)
-    stream = encoded.find(J2K_SIGNATURE)
-    if encoded.startswith(JP2_SIGNATURE):
-        box = encoded.find(b"ihdr", 0, stream if stream >= 0 else None)
-        if box >= 0:
-            height, width = struct.unpack_from(">II", encoded, box + 4)
-            size = (width, height)
-    if stream >= 0:
-        right, bottom, left, top = struct.unpack_from(">IIII", encoded, stream + 8)
-        size = _larger(size, (max(right - left, 0), max(bottom - top, 0)))
-    return _with_size(Header("JPEG2000", *size))
+    return _with_size(Header("JPEG2000", *read_jpeg2000(encoded)))
 
 
 def _avif(encoded: bytes) -> Header:

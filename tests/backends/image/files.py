@@ -204,6 +204,12 @@ def disagreeing() -> dict[str, bytes]:
         struct.pack("<HHII", tag, 4, 1, value)
         for tag, value in ((256, 4), (257, 4), (322, WIDTH), (323, HEIGHT))
     )
+    twice = bytearray(encode("TIFF"))  # its compression, none, becomes a size
+    (directory,) = struct.unpack_from("<I", twice, 4)
+    compression = directory + 2 + 3 * 12
+    twice[compression : compression + 12] = struct.pack("<HHII", 257, 4, 1, 1)
+    signed = bytearray(encode("TIFF"))
+    signed[directory + 4 : directory + 6] = b"\x09\0"
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0))
     return {
         "PNG, the first of two headers": png[:8] + header + png[8:],
@@ -213,6 +219,8 @@ def disagreeing() -> dict[str, bytes]:
         "AVIF, ispe": set_after(avif, b"ispe", 8, struct.pack(">II", 4, 4)),
         "AVIF, ispe of a sequence": set_after(sequence, b"ispe", 8, struct.pack(">II", 4, 4)),
         "TIFF, the image of a tile": tiff,
+        "TIFF, the second of two heights": bytes(twice),
+        "TIFF, a signed width": bytes(signed),
         "ICO, the directory": icon(png, 4),
         "ICO, the directory, of a bitmap": set_after(
             encode("ICO", bitmap_format="bmp"), b"\0\0\1\0", 6, b"\4\4"

@@ -193,6 +193,12 @@ def test_an_offset_beyond_what_an_index_can_be() -> None:
         (b"%PDF-1.7" + bytes(100), "PDF"),
         (b"%!PS-Adobe-3.0 EPSF-3.0" + bytes(100), "PostScript"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- a > b -->\n<!DOCTYPE svg>\n<svg/>", "SVG"),
+        (b"v/1\1\2\0\0\0" + bytes(100), "OpenEXR"),
+        (b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 9 +X 9\n", "Radiance HDR"),
+        (b"P7\nWIDTH 9\nHEIGHT 9\nDEPTH 3\nMAXVAL 255\nENDHDR\n", "PAM"),
+        (b"PF\n9 9\n-1.0\n" + bytes(100), "PFM"),
+        (b"II\xbc\1" + bytes(100), "JPEG XR"),
     ],
 )
 def test_a_format_that_is_not_read_is_named(encoded: bytes, name: str) -> None:
