@@ -123,6 +123,41 @@ class Settings(BaseSettings):
     body_timeout: float = Field(
         default=30.0, gt=0, description="Longest time for a request's body to arrive, seconds."
     )
+    max_head: int = Field(
+        default=64 * 2**10, ge=1024, description="Largest head of a request, bytes."
+    )
+    max_fields: int = Field(
+        default=100, ge=1, description="Most header fields of a request's head."
+    )
+    max_connections: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most connections at a time. Unset: 128 less than the file descriptors that "
+        "ulimit -n allows.",
+    )
+    idle_timeout: float = Field(
+        default=75.0,
+        gt=0,
+        description="Longest time that a connection stays open between two requests, seconds.",
+    )
+    head_timeout: float = Field(
+        default=30.0, gt=0, description="Longest time for a request's head to arrive, seconds."
+    )
+    send_timeout: float = Field(
+        default=30.0,
+        gt=0,
+        description="Longest time that a client may read nothing of its answer, seconds.",
+    )
+    discard_timeout: float = Field(
+        default=10.0,
+        gt=0,
+        description="Longest time to read and throw away the rest of a refused body, seconds.",
+    )
+    max_discard: int = Field(
+        default=64 * 2**20,
+        ge=0,
+        description="Most bytes of a refused body that are read and thrown away.",
+    )
     max_images: int = Field(default=256, ge=1, description="Most images in one batch request.")
     allow_url: bool = Field(
         default=False,
@@ -140,6 +175,11 @@ class Settings(BaseSettings):
         default=30.0,
         ge=0,
         description="Longest time for requests in flight to finish at shutdown, seconds.",
+    )
+    drain_grace: float = Field(
+        default=1.0,
+        ge=0,
+        description="At shutdown, longest time for a request under way to arrive, seconds.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Lowest level that is logged."

@@ -16,8 +16,10 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 from ipaddress import ip_address
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -28,18 +30,13 @@ from penstock.pipelines.repository import Repository
 
 from ..factory import create_app
 from ..settings import Settings
+from .connection import Connection
+from .connections import Connections
 from .logs import configure_logging
+from .metrics import ConnectionCollector
 from .secrets import hide_secrets, warn_of_loose_files
-from .uvicorn_protocol import HttpProtocol
 
 logger = logging.getLogger("penstock.serve")
-
-KEEP_ALIVE_SECONDS = 75
-"""The seconds that an idle connection stays open.
-
-They exceed the 60 s of most proxies and clients, so that these close it first and never send a
-request into a closing connection.
-"""
 
 QUIET_SECONDS = 1.0
 """How long no request must have come before garbage is collected after a load or unload."""
@@ -64,22 +61,24 @@ def serve(repository: Repository, settings: Settings) -> int:
     log.take_standard_error()
     hide_secrets()
     warn_of_loose_files(settings)
+    connections = Connections(settings)
     app = create_app(repository, settings=settings)
-    app.state.metrics.registry.register(log)
+    for collector in (log, ConnectionCollector(connections)):
+        app.state.metrics.registry.register(collector)
+    http: Any = partial(Connection, connections)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         loop="asyncio" if sys.platform == "win32" else "uvloop",
-        http=HttpProtocol,
+        http=http,
         ws="none",
         lifespan="off",  # `Server` starts and closes the repository, and nothing else does
         log_config=None,
         access_log=settings.access_log,
         server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
-    server = Server(config, repository, settings)
+    server = Server(config, repository, settings, connections)
     server.run()
     return server.exit_code
 
@@ -87,8 +86,15 @@ def serve(repository: Repository, settings: Settings) -> int:
 class Server(uvicorn.Server):
     """uvicorn's server with another order of starting and ending. It owns the repository's life."""
 
-    def __init__(self, config: uvicorn.Config, repository: Repository, settings: Settings) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        repository: Repository,
+        settings: Settings,
+        connections: Connections | None = None,
+    ) -> None:
         super().__init__(config)
+        self._connections = Connections(settings) if connections is None else connections
         self.exit_code = 0
         self._repository = repository
         self._settings = settings
@@ -201,6 +207,7 @@ class Server(uvicorn.Server):
             in_flight,
             self._settings.drain_timeout,
         )
+        self._connections.drain()
         if not self._loading.done():
             self._loading.cancel()
             await asyncio.wait([self._loading])

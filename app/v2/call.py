@@ -134,7 +134,7 @@ async def read_pieces(scope: Scope, receive: Receive, settings: Settings) -> lis
         if piece:
             pieces.append(piece)
         # A server joins chunks that arrive together. Ours counts them
-        # (app/server/uvicorn_protocol.py); on another server the messages stand for the chunks.
+        # (app/server/connection.py); on another server the messages stand for the chunks.
         if max(len(pieces), scope.get("penstock.chunks", 0)) > settings.max_chunks:
             raise InvalidRequest(
                 f"the body has more than {settings.max_chunks} chunks (max_chunks)"

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,10 @@ import httpx
 import pytest
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.importer import import_from_string
+
+from penstock.app.server.connection import Connection
+from penstock.app.server.connections import Connections
+from penstock.app.settings import Settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DIGITS = EXAMPLES / "digits" / "digits.toml"
@@ -35,10 +39,13 @@ def serving(
 ) -> Iterator[httpx.Client]:
     """Serve an app by uvicorn on a free port. Yields an httpx client of it.
 
-    `http`: uvicorn's name of its protocol class, or ours as `module:Class` or the class itself.
+    `http`: uvicorn's name of its protocol class; "penstock", that of `penstock serve`; or its
+    `Connections`, to look at them.
     """
-    if isinstance(http, str) and ":" in http:
-        http = import_from_string(http)  # the oldest uvicorn of our range does not do this itself
+    if http == "penstock":
+        http = Connections(Settings())
+    if isinstance(http, Connections):
+        http = partial(Connection, http)
     config = uvicorn.Config(
         app, port=0, loop=loop, http=http, ws="none", lifespan="on", log_config=None, **options
     )

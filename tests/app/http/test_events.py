@@ -20,7 +20,6 @@ from starlette.types import Message, Receive, Scope
 
 from penstock import create_app, create_router, lifespan
 from penstock.app.http.events import wants_events
-from penstock.app.server.uvicorn_protocol import HttpProtocol
 from penstock.app.settings import Settings
 from penstock.backends.errors import InvalidInput
 from penstock.backends.expressions.registry import register_backend
@@ -136,7 +135,7 @@ HOSTS = pytest.mark.parametrize("host", [plain, behind_an_http_middleware, as_a_
 
 @pytest.fixture(scope="module")
 def client(running: Any) -> Any:
-    with running(plain(), http=HttpProtocol) as client:
+    with running(plain(), http="penstock") as client:
         yield client
 
 

@@ -140,7 +140,7 @@ def served(request: Any, running: Any, tmp_path: Path) -> Any:
             allow_shared_memory=True,
             **more,
         )
-        server = "penstock.app.server.uvicorn_protocol:HttpProtocol"
+        server = "penstock"
         if request.param in ("app", "root_path"):
             app = create_app(tmp_path, settings=settings)
             options = {"root_path": "/models"} if request.param == "root_path" else {}

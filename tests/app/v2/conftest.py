@@ -329,7 +329,7 @@ def served(sources: list[Any], running: Any) -> Iterator[Served]:
     app = create_app(
         sources, settings=Settings(max_body=8 << 20, max_inflated=1 << 20, max_chunks=1000)
     )
-    with running(app, http="penstock.app.server.uvicorn_protocol:HttpProtocol") as client:
+    with running(app, http="penstock") as client:
         yield Served(client)
 
 

@@ -38,7 +38,7 @@ async def test_every_method_of_the_extensions(running: Any) -> None:
         shared_memory.set_shared_memory_region(region, [array])
         with running(
             create_app(MODEL, settings=Settings(**ON)),
-            http="penstock.app.server.uvicorn_protocol:HttpProtocol",
+            http="penstock",
         ) as server:
             async with tritonclient.http.aio.InferenceServerClient(
                 server.base_url.netloc.decode()

@@ -98,7 +98,7 @@ def server(running: Any, sources: Any) -> Any:
     ]
     with running(
         create_app([*chosen, spare], settings=Settings(**ON)),
-        http="penstock.app.server.uvicorn_protocol:HttpProtocol",
+        http="penstock",
     ) as client:
         client.headers.update(KEY)
         yield client

@@ -100,7 +100,7 @@ def server(running: Any) -> Any:
         ]
         with running(
             create_app(Repository.read(sources), settings=Settings(**ON)),
-            http="penstock.app.server.uvicorn_protocol:HttpProtocol",
+            http="penstock",
         ) as client:
             yield client
 

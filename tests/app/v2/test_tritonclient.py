@@ -85,7 +85,7 @@ def address(request: Any, running: Any, sources: Any) -> Any:
         if request.param
         else app
     )
-    with running(host, http="penstock.app.server.uvicorn_protocol:HttpProtocol") as client:
+    with running(host, http="penstock") as client:
         yield client.base_url.netloc.decode() + request.param
 
 

@@ -75,7 +75,7 @@ def folder(tmp_path: Path) -> Any:
 @contextlib.contextmanager
 def serve(running: Any, app: Any) -> Any:
     with (
-        running(app, http="penstock.app.server.uvicorn_protocol:HttpProtocol") as server,
+        running(app, http="penstock") as server,
         tritonclient.http.InferenceServerClient(server.base_url.netloc.decode()) as client,
     ):
         yield client, server

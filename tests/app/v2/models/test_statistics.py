@@ -72,7 +72,7 @@ def served(running: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     ]
     with running(
         create_app(Repository.read(sources)),
-        http="penstock.app.server.uvicorn_protocol:HttpProtocol",
+        http="penstock",
     ) as client:
         yield client
 

@@ -1,0 +1,851 @@
+"""`Connection`: HTTP/1.1 and 1.0 on one socket, for `uvicorn.Config(http=partial(Connection, …))`.
+
+uvicorn's server owns the sockets and signals; it makes a `Connection` for each client.
+
+A connection has at most one parsed request in hand. What comes behind that request stays unparsed,
+and reading pauses; so a client that sends and never reads can fill one read and the sockets'
+buffers, no more. httptools parses the heads. It can't stop in the middle of what it is fed, so it
+gets exactly one head at a time, and bodies are split off here.
+
+Every state but `HANDLING` has a time-out, each a setting (docs/reference/settings.md):
+
+    IDLE        no byte of the next request has come          idle_timeout, at first head_timeout
+    HEAD        a part of its head has come                   head_timeout
+    BODY        the app has it, more of its body will come    body_timeout
+    HANDLING    the app has the whole request
+    ANSWERING   and has begun its answer
+    DISCARDING  answered; what still comes is thrown away     discard_timeout, max_discard
+    CLOSING     the rest of the answer is being sent
+
+In all of them, a client that reads nothing of what was written is closed after `send_timeout`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import math
+import re
+import socket
+import sys
+from typing import Any, cast
+from urllib.parse import unquote
+
+import httptools
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.server import ServerState
+
+from penstock.backends.errors import InvalidRequest, NotReady, PenstockError
+from penstock.backends.memory import budget
+
+from .asgi import AsgiRequest, access_logger
+from .chunks import ChunkedBody, ChunksError
+from .connections import MAX_REFUSED, TICK_SECONDS, Connections
+from .refusals import HeadTooLarge, HeadTooLate, TooManyConnections, UnsupportedVersion, refusal
+
+UNCOUNTED_BYTES = 8192
+"""A connection may hold so many received bytes, and as many unsent ones, without counting them in
+`max_memory`: small requests spare the time. docs/reference/settings.md states the sum.
+"""
+
+HELD_BODY_BYTES = 1 << 16
+"""With more of a body received and not taken by the app, reading pauses."""
+
+KEPT_BODY_BYTES = 1 << 18
+"""If no more than this of an answered request's body is to come, it is thrown away and the
+connection stays open. Go's server reads as much.
+"""
+
+CHUNKS_AT_ONCE = 4096
+"""So many chunks are decoded before the loop may do something else: 3 ms."""
+
+CLOSE_WAIT, TCP_CLOSE = 8, 7  # states of TCP in the first byte of TCP_INFO
+PROBE_SECONDS = 0.05
+
+_FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
+_VERSION = re.compile(rb"HTTP/[0-9]+\.[0-9]+")
+
+
+class State(enum.IntEnum):
+    IDLE = 0
+    HEAD = 1
+    BODY = 2
+    HANDLING = 3
+    ANSWERING = 4
+    DISCARDING = 5
+    CLOSING = 6
+
+
+# As names of this module: an attribute of the class costs a look-up each time.
+IDLE, HEAD, BODY, HANDLING, ANSWERING, DISCARDING, CLOSING = State
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection."""
+
+    __slots__ = (
+        "__weakref__",
+        "_access_log",
+        "_app",
+        "_app_state",
+        "_asgi",
+        "_buffer",
+        "_chunks",
+        "_client",
+        "_coding",
+        "_config",
+        "_counted",
+        "_discarded",
+        "_expects",
+        "_fields",
+        "_half_closed",
+        "_head_bytes",
+        "_head_done",
+        "_hosts",
+        "_keep_alive",
+        "_length",
+        "_loop",
+        "_parser",
+        "_reading",
+        "_remaining",
+        "_request",
+        "_root_path",
+        "_server",
+        "_server_state",
+        "_settings",
+        "_shared",
+        "_transport",
+        "_unsent",
+        "_url",
+        "_writable",
+        "deadline",
+        "send_deadline",
+        "state",
+        "writing_paused",
+    )
+
+    def __init__(
+        self,
+        shared: Connections,
+        *,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        """`shared` is ours; uvicorn's server gives the rest."""
+        self.state = IDLE
+        self.deadline = math.inf
+        self.send_deadline = math.inf
+        self.writing_paused = False
+        self._shared = shared
+        self._settings = shared.settings
+        self._server_state = server_state
+        self._app = cast("ASGIApp", config.loaded_app)
+        self._app_state = app_state
+        self._root_path = config.root_path
+        self._asgi = {"version": config.asgi_version, "spec_version": "2.3"}
+        self._access_log = config.access_log and access_logger.hasHandlers()
+        self._loop = _loop or asyncio.get_running_loop()
+        self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # until it is made
+        self._client: tuple[str, int] | None = None
+        self._server: tuple[str, int | None] | None = None
+        self._parser: httptools.HttpRequestParser | None = None
+        self._buffer = b""  # received and not parsed: a part of a head, or the requests behind this
+        self._request: AsgiRequest | None = None
+        self._reading = True
+        self._half_closed = False  # the client has sent all that it will send
+        self._counted = 0  # bytes counted in the memory budget
+        self._discarded = 0
+        self._unsent = 0  # bytes that were not sent when `send_deadline` was set
+        self._writable: list[asyncio.Future[None]] = []
+        # Of the newest head.
+        self._url = b""
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._hosts = 0
+        self._length = 0
+        self._coding = b""  # of Transfer-Encoding
+        self._expects = False
+        self._keep_alive = True
+        self._head_done = False
+        self._head_bytes = 0
+        # Of the body that is being read.
+        self._remaining = 0
+        self._chunks: ChunkedBody | None = None
+
+    def __repr__(self) -> str:
+        return f"<Connection {self._client} {self.state.name}>"
+
+    # The transport calls these.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport = cast("asyncio.Transport", transport)
+        shared = self._shared
+        self._server_state.connections.add(cast("Any", self))
+        shared.add(self, self._loop)
+        self._client = _address(transport.get_extra_info("peername"))
+        self._server = _address(transport.get_extra_info("sockname"))
+        transport.set_write_buffer_limits(high=UNCOUNTED_BYTES)
+        self.deadline = self._loop.time() + self._settings.head_timeout
+        if len(shared.open) > shared.max_connections:
+            shared.closed["refused"] += 1
+            self._turn_away(
+                TooManyConnections(
+                    f"the server has {shared.max_connections} connections already (max_connections)"
+                )
+            )
+        elif shared.lacks_descriptors(transport.get_extra_info("socket").fileno()):
+            self._turn_away(TooManyConnections("the server is out of file descriptors"))
+        elif shared.draining:
+            self.shutdown()
+
+    def _turn_away(self, error: PenstockError) -> None:
+        refused = self._shared.refused
+        if len(refused) >= MAX_REFUSED:
+            self._transport.abort()
+        else:
+            refused.add(self)
+            self._refuse(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.state = CLOSING
+        self._shared.remove(self)
+        self._server_state.connections.discard(cast("Any", self))
+        self.deadline = self.send_deadline = math.inf
+        self._buffer = b""
+        self._parser = None  # it holds this connection
+        self._chunks = None
+        request, self._request = self._request, None
+        if request is not None:
+            request.leave()
+        self.writing_paused = False
+        self._wake_writers()
+        if self._counted:
+            budget.release(self._counted)
+            self._counted = 0
+
+    def data_received(self, data: bytes) -> None:
+        state = self.state
+        if state is IDLE or state is HEAD:
+            self._read_head(self._buffer + data if self._buffer else data)
+        elif state is BODY:
+            self._read_body(self._buffer + data if self._buffer else data)
+        elif state is DISCARDING:
+            self._discard(data)
+        elif state is not CLOSING:
+            # Another request, before this one is answered.
+            self._hold(self._buffer + data if self._buffer else data)
+
+    def eof_received(self) -> bool:
+        """Return whether to keep the connection, for an answer."""
+        state = self.state
+        if state in (BODY, HANDLING, ANSWERING) and self._may_be_half_closed():
+            self._half_closed = True
+            return True
+        if self._request is not None:
+            self._request.leave()
+            self._request = None
+        self._close()
+        return False
+
+    def pause_writing(self) -> None:
+        self.writing_paused = True
+        self._watch_sending()
+        try:
+            self._count()
+        except PenstockError as error:
+            self._shared.close("memory", "answer to %s dropped: %s", self._who(), error)
+            self._transport.abort()
+
+    def resume_writing(self) -> None:
+        self.writing_paused = False
+        self.send_deadline = math.inf
+        self._count()
+        self._wake_writers()
+        if self.state is IDLE and self._buffer:
+            self._loop.call_soon(self._next)
+
+    # uvicorn's server calls this when it ends; ours does when a drain begins.
+
+    def shutdown(self) -> None:
+        """Close soon: after the answer, or after `drain_grace` if no whole request has come."""
+        self._shared.draining = True
+        if self.state in (IDLE, HEAD, BODY):
+            self.deadline = min(self.deadline, self._loop.time() + self._settings.drain_grace)
+        if self._request is not None:
+            self._request.keep_alive = False
+
+    # Reading a head.
+
+    def _read_head(self, data: bytes) -> None:
+        """Parse one head at the beginning of `data`, and begin its request."""
+        if data[0] in b"\r\n":  # RFC 9112, 2.2: empty lines may stand before a request
+            data = data.lstrip(b"\r\n")
+            if not data:
+                self._buffer = b""
+                return
+        end = data.find(b"\r\n\r\n") + 4
+        settings = self._settings
+        if end < 4 or end > settings.max_head:
+            self._wait_for_head(data)
+            return
+        whole = len(data) == end
+        head = data if whole else data[:end]
+        parser = self._parser
+        if parser is None:
+            parser = self._parser = httptools.HttpRequestParser(self)
+        self._url = b""
+        self._fields = []
+        self._hosts = self._length = 0
+        self._coding = b""
+        self._expects = self._head_done = False
+        offers_upgrade = False
+        try:
+            parser.feed_data(head)
+        except httptools.HttpParserUpgrade:
+            # Java's HttpClient and `curl --http2` offer HTTP/2 with a request (`Upgrade: h2c`). A
+            # server may ignore that (RFC 9110, 7.8).
+            offers_upgrade = True
+        except httptools.HttpParserCallbackError:
+            raise  # a mistake of ours
+        except httptools.HttpParserError as error:
+            self._refuse_malformed(_wrong_version(head) or InvalidRequest(f"malformed: {error}"))
+            return
+        http_1_0 = not head.startswith(b" HTTP/1.1\r\n", head.find(b"\r\n") - 9)
+        method = parser.get_method()
+        try:
+            self._check_head(head, method, http_1_0)
+            path, query = _target(self._url)
+            text = path.decode("ascii")
+        except PenstockError as error:
+            self._refuse_malformed(error)
+            return
+        except (ValueError, httptools.HttpParserError):
+            self._refuse_malformed(InvalidRequest("malformed: the target is no path and no URL"))
+            return
+        shared = self._shared
+        self._request = request = AsgiRequest(
+            self,
+            {
+                "type": "http",
+                "asgi": self._asgi,
+                "http_version": "1.0" if http_1_0 else "1.1",
+                "server": self._server,
+                "client": self._client,
+                "scheme": "http",
+                "method": method.decode("ascii"),
+                "root_path": self._root_path,
+                "path": self._root_path + (unquote(text) if "%" in text else text),
+                "raw_path": self._root_path.encode("ascii") + path,
+                "query_string": query,
+                "headers": self._fields,
+                "state": self._app_state.copy(),
+            },
+            self._loop,
+            default_head=shared.default_head(self._server_state.default_headers),
+            keep_alive=self._keep_alive and not http_1_0 and not shared.draining,
+            http_1_0=http_1_0,
+            access_log=self._access_log,
+        )
+        self._buffer = b""
+        self._head_bytes = end
+        tasks = self._server_state.tasks
+        request.task = task = self._loop.create_task(request.run(self._app, tasks))
+        tasks.add(task)
+        length = self._length
+        if self._coding or length > len(data) - end:
+            self._parser = None  # it waits for a body, and won't get it
+            self._begin_body(request, data[end:], length)
+            return
+        if length:
+            body = data[end : end + length]
+            request.feed(body)
+            if offers_upgrade or not self._keep_alive:
+                self._parser = None
+            else:
+                parser.feed_data(body)  # cheaper than another parser
+        elif offers_upgrade:
+            self._parser = None
+        request.feed_end()
+        self.state = HANDLING
+        self.deadline = math.inf
+        if self._counted or end > UNCOUNTED_BYTES:
+            self._count_or_fail()
+        if len(data) > end + length:
+            self._hold(data[end + length :])
+
+    def _wait_for_head(self, data: bytes) -> None:
+        """Wait for the rest of a head, of which `data` has come."""
+        settings = self._settings
+        if len(data) > settings.max_head:
+            self._refuse_malformed(
+                HeadTooLarge(f"the head has more than {settings.max_head} bytes (max_head)")
+            )
+        elif not 0x40 < data[0] < 0x5B or data.count(b"\n") != data.count(b"\r\n"):
+            self._refuse_malformed(InvalidRequest("malformed: this is no HTTP/1.1"))
+        else:
+            self._buffer = data
+            if self.state is IDLE:
+                self.state = HEAD
+                timeout = settings.drain_grace if self._shared.draining else settings.head_timeout
+                self.deadline = self._loop.time() + timeout
+            try:
+                self._count()
+            except PenstockError as error:
+                self._refuse_for_memory(error)
+
+    # httptools calls these while it is fed. It calls no others: the body is split off here.
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        self._fields.append((name, value))
+        if name in _FRAMING:
+            if name == b"host":
+                self._hosts += 1
+            elif name == b"content-length":
+                self._length = int(value)
+            elif name == b"expect":
+                self._expects = value.lower() == b"100-continue"
+            else:
+                self._coding += value.strip().lower() or b"?"
+
+    def on_headers_complete(self) -> None:
+        self._head_done = True
+        parser = self._parser
+        self._keep_alive = parser is not None and parser.should_keep_alive()
+
+    def _check_head(self, head: bytes, method: bytes, http_1_0: bool) -> None:
+        """Raise the error of a head that httptools takes and we don't."""
+        if http_1_0 and not head.startswith(b" HTTP/1.0\r\n", head.find(b"\r\n") - 9):
+            raise _wrong_version(head) or InvalidRequest("malformed: the request has no version")
+        if not self._head_done:
+            raise InvalidRequest("malformed: the head does not end where its empty line is")
+        limit = self._settings.max_fields
+        if len(self._fields) > limit:
+            raise HeadTooLarge(
+                f"the head has {len(self._fields)} fields, at most {limit} are accepted "
+                "(max_fields)"
+            )
+        if self._hosts != 1 and (self._hosts or not http_1_0):
+            raise InvalidRequest(f"malformed: {self._hosts} Host fields, expected one")
+        if self._coding and (self._coding != b"chunked" or http_1_0):
+            raise InvalidRequest(
+                "malformed: Transfer-Encoding can only be chunked, and only in HTTP/1.1"
+            )
+        if method == b"CONNECT":
+            raise InvalidRequest("CONNECT is not supported: this is no proxy")
+
+    # Reading a body.
+
+    def _begin_body(self, request: AsgiRequest, data: bytes, length: int) -> None:
+        """Begin a body of which only `data` has come, or whose length is unknown."""
+        settings = self._settings
+        self.state = BODY
+        timeout = settings.drain_grace if self._shared.draining else settings.body_timeout
+        # The app has the same time-out for a body that it reads, and its error comes first.
+        self.deadline = self._loop.time() + timeout + TICK_SECONDS
+        self._remaining = length
+        if self._coding:
+            self._chunks = ChunkedBody(settings.max_head, settings.max_fields)
+        request.asks_for_body = self._expects and request.scope["http_version"] == "1.1"
+        self._count_or_fail()
+        if data:
+            request.asks_for_body = False
+            self._read_body(data)
+
+    def _read_body(self, data: bytes) -> None:
+        request = self._request
+        if request is None or request.failed:
+            return
+        chunks = self._chunks
+        if chunks is None:
+            piece = data if len(data) <= self._remaining else data[: self._remaining]
+            self._remaining -= len(piece)
+            ended = not self._remaining
+            taken = len(piece)
+        else:
+            try:
+                piece, taken = chunks.feed(data, CHUNKS_AT_ONCE)
+            except ChunksError as error:
+                self._refuse_malformed(InvalidRequest(f"malformed: {error}"))
+                return
+            request.scope["penstock.chunks"] = chunks.chunks
+            ended = chunks.done
+        self._buffer = b""
+        if piece:
+            request.feed(piece)
+        rest = data[taken:] if taken < len(data) else b""
+        if ended:
+            self._chunks = None
+            self.state = ANSWERING if request.started else HANDLING
+            self.deadline = math.inf
+            request.feed_end()
+            if rest:
+                self._hold(rest)
+                return
+        elif rest:
+            self._buffer = rest
+            self._loop.call_soon(self._go_on)
+        self._count_or_fail()
+        self._set_reading()
+
+    def _go_on(self) -> None:
+        """Decode more chunks of what has been received."""
+        if self.state is BODY and self._buffer:
+            self._read_body(self._buffer)
+
+    def _count_or_fail(self) -> None:
+        try:
+            self._count()
+        except PenstockError as error:
+            self._fail_body(error)
+
+    def _fail_body(self, error: PenstockError) -> None:
+        """Raise `error` to the app that reads the body, and read no more of it."""
+        request = self._request
+        if request is not None:
+            request.keep_alive = False
+            request.fail(error)
+        self._buffer = b""
+        self.deadline = math.inf
+        self._set_reading()
+
+    def _hold(self, data: bytes) -> None:
+        """Keep what came behind the request in hand, and read no more."""
+        self._buffer = data
+        self._set_reading()
+        self.deadline = self._loop.time()  # look after the client: reading would show its departure
+        try:
+            self._count()
+        except PenstockError:
+            self._buffer = b""
+            self._shared.closed["memory"] += 1
+            if self._request is not None:
+                self._request.keep_alive = False
+
+    def _set_reading(self) -> None:
+        """Read, or pause, as the state asks for."""
+        state = self.state
+        request = self._request
+        if state is BODY:
+            reads = (
+                request is not None
+                and not request.failed
+                and not self._buffer
+                and len(request.body) <= HELD_BODY_BYTES
+            )
+        elif state is HANDLING or state is ANSWERING:
+            reads = not self._buffer
+        else:
+            reads = state is not CLOSING
+        if reads is not self._reading and not self._transport.is_closing():
+            self._reading = reads
+            if reads:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    # The request calls these.
+
+    def body_taken(self) -> None:
+        if self._counted:
+            self._count()
+        if not self._reading:
+            self._set_reading()
+
+    def may_stay_open(self) -> bool:
+        if self._shared.draining:
+            return False
+        if self.state is not BODY:
+            return True
+        request = self._request
+        return (
+            self._chunks is None
+            and self._remaining <= KEPT_BODY_BYTES
+            and request is not None
+            # A client that waits for 100 Continue may send the body or not.
+            and not (self._expects and self._remaining == self._length)
+        )
+
+    def write(self, data: bytes) -> None:
+        if self.state is HANDLING:
+            self.state = ANSWERING
+        if not self._transport.is_closing():  # uvloop raises
+            self._transport.write(data)
+
+    def write_both(self, head: bytes, body: bytes) -> None:
+        if self.state is HANDLING:
+            self.state = ANSWERING
+        if not self._transport.is_closing():
+            self._transport.writelines((head, body))
+
+    async def writable(self) -> None:
+        while self.writing_paused:
+            waiter = self._loop.create_future()
+            self._writable.append(waiter)
+            await waiter
+
+    def _wake_writers(self) -> None:
+        for waiter in self._writable:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._writable.clear()
+
+    def answered(self, keep_alive: bool) -> None:
+        self._request = None
+        self._fields = []
+        self._server_state.total_requests += 1
+        state = self.state
+        if state is CLOSING or self._transport.is_closing():
+            return
+        if not keep_alive:
+            if self._keep_alive or state is BODY or self._buffer:
+                self._linger()
+            else:
+                self._close()  # the client has said that nothing will follow
+        elif state is BODY:
+            self.state = DISCARDING
+            self.deadline = self._loop.time() + self._settings.discard_timeout
+            self._buffer = b""
+            self._set_reading()
+        else:
+            self._become_idle()
+
+    def break_off(self) -> None:
+        self._request = None
+        self._close()
+
+    # Between requests, and the end.
+
+    def _become_idle(self) -> None:
+        settings = self._settings
+        self.state = IDLE
+        timeout = settings.drain_grace if self._shared.draining else settings.idle_timeout
+        self.deadline = self._loop.time() + timeout
+        if self._counted:
+            self._count()
+        if self._buffer:
+            self._loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        """Begin the next request, of which bytes are here already."""
+        if self.state is not IDLE or self.writing_paused or not self._buffer:
+            return
+        if self._tcp_state() == TCP_CLOSE:  # nobody would read the answer
+            self._transport.abort()
+            return
+        self._read_head(self._buffer)
+        self._set_reading()
+
+    def _discard(self, data: bytes) -> None:
+        if self._remaining < 0:
+            self._discarded += len(data)
+            if self._discarded > self._settings.max_discard:
+                self._close()
+            return
+        taken = min(self._remaining, len(data))
+        self._remaining -= taken
+        if not self._remaining:
+            self._buffer = data[taken:]
+            self._become_idle()
+
+    def _linger(self) -> None:
+        """End the answer, then throw away what the client still sends, and close.
+
+        Closing at once with unread bytes would reset the connection, and the client, or a proxy,
+        would lose the answer.
+        """
+        self.state = DISCARDING
+        self._remaining = -1
+        self._discarded = 0
+        self._buffer = b""
+        self._chunks = None
+        self._parser = None
+        self.deadline = self._loop.time() + self._settings.discard_timeout
+        if self._counted:
+            self._count()
+        if self._half_closed or self._transport.is_closing():
+            self._close()
+            return
+        self._transport.write_eof()
+        self._set_reading()
+
+    def _close(self) -> None:
+        """Close once what was written is sent."""
+        if self.state is CLOSING:
+            return
+        self.state = CLOSING
+        self.deadline = math.inf
+        self._buffer = b""
+        self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._watch_sending()
+
+    def _refuse_malformed(self, error: PenstockError) -> None:
+        self._shared.close("malformed", "request from %s refused: %s", self._who(), error)
+        self._refuse(error)
+
+    def _refuse_for_memory(self, error: PenstockError) -> None:
+        self._shared.close("memory", "connection from %s closed: %s", self._who(), error)
+        self._refuse(error)
+
+    def _refuse(self, error: PenstockError) -> None:
+        """Answer by `error`, if no answer has begun, and close."""
+        request, self._request = self._request, None
+        if request is not None:
+            started = request.started
+            request.leave()
+            if started:
+                self._close()
+                return
+        head = self._shared.default_head(self._server_state.default_headers)
+        self._transport.write(refusal(error, head))
+        self._linger()
+
+    def _who(self) -> str:
+        return "{}:{}".format(*self._client) if self._client else "a client"
+
+    def _watch_sending(self) -> None:
+        self._unsent = self._transport.get_write_buffer_size()
+        self.send_deadline = self._loop.time() + self._settings.send_timeout
+
+    def _count(self) -> None:
+        """Count what this connection holds in the memory budget.
+
+        Raises `MemoryFull`, `TooLarge`.
+        """
+        held = len(self._buffer)
+        if self._request is not None:
+            held += self._head_bytes + len(self._request.body)
+        if held <= UNCOUNTED_BYTES:
+            held = 0
+        if self.writing_paused:
+            held += self._transport.get_write_buffer_size()
+        more = held - self._counted
+        if more > 0:
+            budget.reserve(more, "a connection")
+        elif more:
+            budget.release(-more)
+        self._counted = held
+
+    # Deadlines.
+
+    def expire(self, now: float) -> None:
+        """Act on a deadline that has passed. Called at every tick from then on."""
+        if self.send_deadline <= now:
+            self._check_sending(now)
+        if self.deadline > now or self.state is CLOSING:
+            return
+        settings = self._settings
+        draining = NotReady("the server is shutting down")
+        if self.state is IDLE:
+            self._close()
+        elif self.state is HEAD:
+            late = HeadTooLate(
+                f"the head did not arrive within {settings.head_timeout:g} s (head_timeout)"
+            )
+            self._count_late("head_timeout")
+            self._refuse(draining if self._shared.draining else late)
+        elif self.state is BODY:
+            late_body = InvalidRequest(
+                f"the body did not arrive within {settings.body_timeout:g} s (body_timeout)"
+            )
+            self._count_late("body_timeout")
+            self._fail_body(draining if self._shared.draining else late_body)
+        elif self.state is DISCARDING:
+            if self._transport.get_write_buffer_size():
+                self.deadline = now + settings.discard_timeout  # send_timeout decides
+            else:
+                self._close()
+        else:
+            self._check_client()
+
+    def _count_late(self, setting: str) -> None:
+        self._shared.close("late", "connection from %s ended by %s", self._who(), setting)
+
+    def _check_sending(self, now: float) -> None:
+        unsent = self._transport.get_write_buffer_size()
+        if unsent and unsent >= self._unsent:
+            self._count_late("send_timeout")
+            self._transport.abort()
+        elif unsent:
+            self._watch_sending()
+        else:
+            self.send_deadline = math.inf
+
+    # A client that has sent its request may end its side and wait for the answer (half-close), or
+    # be gone. Both look the same, a FIN, until something is sent: then a client that is gone resets
+    # the connection. A second 100 Continue does no harm (RFC 9110, 15.2).
+
+    def _may_be_half_closed(self) -> bool:
+        """Return whether the client may still wait for an answer, and begin to find out."""
+        request = self._request
+        if self.state is not HANDLING or request is None or request.http_1_0:
+            return False
+        if self._tcp_state() != CLOSE_WAIT:
+            return False
+        request.keep_alive = False
+        self._probe()
+        return True
+
+    def _probe(self) -> None:
+        self._half_closed = True
+        self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.deadline = self._loop.time()
+        self._loop.call_later(PROBE_SECONDS, self._check_client)
+
+    def _check_client(self) -> None:
+        """Notice that the client is gone although nothing is read."""
+        request = self._request
+        if request is None or self.state not in (HANDLING, ANSWERING):
+            return
+        state = self._tcp_state()
+        if state == TCP_CLOSE:
+            self._transport.abort()
+        elif state == CLOSE_WAIT and not self._half_closed:
+            if self.state is HANDLING and not request.http_1_0:
+                self._probe()
+            else:
+                self._transport.abort()
+
+    def _tcp_state(self) -> int:
+        """Return the state of TCP; 0 where the system does not tell."""
+        if sys.platform != "linux":
+            return 0
+        connection = self._transport.get_extra_info("socket")
+        try:
+            return int(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0])
+        except OSError:  # not a TCP socket
+            return 0
+
+
+def _address(info: Any) -> tuple[str, int] | None:
+    """Return the address in what a transport says of its socket or its peer."""
+    return (str(info[0]), int(info[1])) if isinstance(info, tuple) and len(info) >= 2 else None
+
+
+def _wrong_version(head: bytes) -> UnsupportedVersion | None:
+    """Return the error of a request line that ends with a version other than 1.1 and 1.0."""
+    version = head.partition(b"\r\n")[0].rpartition(b" ")[2]
+    if _VERSION.fullmatch(version) and version not in (b"HTTP/1.1", b"HTTP/1.0"):
+        return UnsupportedVersion(
+            f"{version[:20].decode()} is not supported, expected HTTP/1.1 or HTTP/1.0"
+        )
+    return None
+
+
+def _target(url: bytes) -> tuple[bytes, bytes]:
+    """Split the target of a request into path and query.
+
+    Raises `httptools.HttpParserError` for what is neither a path nor a URL.
+    """
+    if b"#" in url:
+        url = url.partition(b"#")[0]
+    path, _, query = url.partition(b"?")
+    if path[:1] != b"/":
+        path = httptools.parse_url(path).path or b"/"
+    return path, query

@@ -1,0 +1,34 @@
+"""The metrics of a server's connections, which only `penstock serve` has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from .connections import Connections
+
+
+class ConnectionCollector(Collector):
+    """Collects from the connections of one server."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing: registering must not collect."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        open_now = GaugeMetricFamily("penstock_connections", "Connections that are open.")
+        open_now.add_metric((), len(self._connections.open))
+        yield open_now
+        closed = CounterMetricFamily(
+            "penstock_connections_closed",
+            "Connections that the server ended before their client did, or refused.",
+            labels=["reason"],
+        )
+        for reason, count in self._connections.closed.items():
+            closed.add_metric([reason], count)
+        yield closed
