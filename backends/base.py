@@ -169,12 +169,14 @@ class Signature(NamedTuple):
     """The arrays that an engine's model takes in `data` and gives in `result`, in their order.
 
     None: not known. `batched`: the first axis of every array is the batch, of any size. The node
-    then counts the rows of an item from its arrays, and sets its `request_size`.
+    then counts the rows of an item from its arrays, and sets its `request_size`. `batch_axes`: the
+    batch axis of each input, if the file names one that is not the first.
     """
 
     inputs: tuple[TensorPort, ...] | None
     outputs: tuple[TensorPort, ...] | None
     batched: bool
+    batch_axes: tuple[int, ...] = ()
 
 
 class Backend:

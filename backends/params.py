@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from .base import UNBOUNDED, BatchRange, Params
 
@@ -43,6 +43,21 @@ def as_switch(value: Any) -> Any:
     return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
 
 
+def as_axes(value: Any) -> Any:
+    """Parse `"h=1,c=1"` into {"h": 1, "c": 1}. What is no number stays text, and is refused."""
+    if not isinstance(value, str):
+        return value
+    pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+    return {
+        name.strip(): int(axis) if axis.strip().isdecimal() else axis.strip()
+        for name, _, axis in pairs
+    }
+
+
+Axes = Annotated[
+    dict[str, Annotated[int, Field(ge=0, strict=True)]],
+    BeforeValidator(as_axes),
+]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(as_numbers)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_names)]
 Shapes = Annotated[
@@ -61,13 +76,14 @@ def why_no_file(path: Path) -> str:
     return "is a directory" if path.is_dir() else "does not exist"
 
 
-def batch_sizes(shapes: str) -> list[int]:
-    """Return the batch size of each profile, the first number of its first input.
+def batch_sizes(shapes: str, axis: int = 0) -> list[int]:
+    """Return the batch size of each profile: the size of its first input on `axis`, or the one
+    number that stands for all.
 
     `"1x3,1x10;4x3,4x10"` is [1, 4].
     """
-    numbers = (_NUMBER.search(profile) for profile in shapes.split(";"))
-    return [int(number[0]) for number in numbers if number]
+    firsts = [_NUMBER.findall(profile.split(",")[0]) for profile in shapes.split(";")]
+    return [int(sizes[axis if axis < len(sizes) else 0]) for sizes in firsts if sizes]
 
 
 PostProcessor = Literal[
@@ -103,6 +119,10 @@ class EngineParams(Params):
         True,
         description="the batches to run before the node is ready; true: zeros; values.npz: the "
         "arrays of this file, one for each input, by name; false: none",
+    )
+    batch_axis: Axes = Field(
+        {},
+        description="the batch axis of inputs and outputs, by name, where it is not 0: h=1,c=1",
     )
     precision: Precision | None = Field(
         None, description="the precision of weights and layers; not given: the model's own"
@@ -168,12 +188,27 @@ class EngineParams(Params):
         description="log level of the engine's own library: verbose, info, warning or error",
     )
 
-    def declared_range(self) -> BatchRange:
-        """Return the batch range of the node. The model may narrow it at `init`."""
-        return BatchRange(1, 1) if self.batched is False else self.size_range()
+    @field_validator("batch_axis")
+    @classmethod
+    def _has_a_batch(cls, value: dict[str, int], info: ValidationInfo) -> dict[str, int]:
+        if value and info.data.get("batched") is False:
+            raise ValueError("batched = false says that there is no batch axis: keep one of them")
+        return value
 
-    def size_range(self) -> BatchRange:
-        """Return the batch range that `min` and `max` give."""
-        sizes_min = batch_sizes(self.min) if self.min is not None else []
-        sizes_max = batch_sizes(self.max) if self.max is not None else []
+    def declared_range(self, axis: int | None = None) -> BatchRange:
+        """Return the batch range of the node. The model may narrow it at `init`.
+
+        `axis` is the batch axis of the model's first input. None: the model is not open yet, so
+        with `batch_axis` a shape does not say which of its sizes is the batch.
+        """
+        if self.batched is False:
+            return BatchRange(1, 1)
+        if axis is None and self.batch_axis and "x" in (self.max or "") + (self.min or ""):
+            return BatchRange(1, UNBOUNDED)
+        return self.size_range(axis or 0)
+
+    def size_range(self, axis: int = 0) -> BatchRange:
+        """Return the batch range that `min` and `max` give. `axis` is that of the first input."""
+        sizes_min = batch_sizes(self.min, axis) if self.min is not None else []
+        sizes_max = batch_sizes(self.max, axis) if self.max is not None else []
         return BatchRange(min(sizes_min, default=1), max(sizes_max, default=UNBOUNDED))

@@ -30,11 +30,14 @@ from .processors import threads_per_instance
 from .rows import MAX_PROBE_ROWS, Row, guesses, random_rows, rows_like, verdict_of, why_mixed
 from .shapes import (
     UNBOUNDED_WARM_UP_BATCH,
+    batch_first,
+    check_batch_axes,
     refuse_without_elements,
     reorder,
     shape_key,
     shape_text,
     shapes_of_last_profile,
+    with_batch,
 )
 from .warming import refusals_as_warnings, warm_up_values, wrong_values
 
@@ -58,8 +61,9 @@ class OnnxTensor(Backend):
 
     `data`: an array with the batch dimension first, N×..., or a list of them in the order of the
     model's inputs. N is the item's `request_size`, 1 by default. `result`: the output, N×..., or a
-    list of them. With `mean` or `std` the first input may be uint8 or of a floating type, and
-    (x - mean) / std is computed inside the model.
+    list of them. `batch_axis` names the tensors that have their batch on another axis. With `mean`
+    or `std` the first input may be uint8 or of a floating type, and (x - mean) / std is computed
+    inside the model.
 
     A dtype that widens without loss is converted, and float64 to float32. Any other dtype or shape
     is an `InvalidInput`: raised for an item that is alone in its batch, and otherwise set as the
@@ -128,6 +132,7 @@ class OnnxTensor(Backend):
         self._post.check([port.shape for port in self.outputs])
         self._output_names = [port.name for port in self.outputs]
         self._buffers: dict[tuple[str, tuple[int, ...]], NDArray[Any]] = {}
+        self._set_axes(params, context)
 
         self._where = f"{context.node}: OnnxTensor"
         self._extra = {"pipeline": context.pipeline, "node": context.node}
@@ -139,17 +144,36 @@ class OnnxTensor(Backend):
         self.signature = Signature(
             self._signed(self.inputs),
             None if self._post.active else self._signed(self.outputs),
-            self._batched,
+            self._batched and not any(self._input_axes),
+            tuple(self._input_axes) if self._batched and any(self._input_axes) else (),
         )
-        declared = params.declared_range()
+        declared = params.declared_range(self._first_axis)
         self.max = self._bound(params, context) if self._batched else 1
         self._largest = self.max if self.max != UNBOUNDED else UNBOUNDED_WARM_UP_BATCH
         self.min = self._fixed or min(max(declared.min, context.min or 1), self.max)
         self.min = min(self.min, self.max)
         self._known_shapes = shapes_of_last_profile(params.max)
 
+    def _set_axes(self, params: OnnxParams, context: Context) -> None:
+        """Set the batch axis of each input and output."""
+        ports = (*self.inputs, *self.outputs)
+        check_batch_axes(
+            params.batch_axis, {port.name: len(port.shape) for port in ports}, context.node
+        )
+        self._axis = {port.name: params.batch_axis.get(port.name, 0) for port in ports}
+        self._input_axes = [self._axis[port.name] for port in self.inputs]
+        self._first_axis = next(iter(self._input_axes), 0)
+        self._output_axes = [self._axis[port.name] for port in self.outputs]
+        if self._post.active and any(self._output_axes):
+            message = f"{params.postprocessor} takes scores of shape NxK, with the batch on axis 0"
+            raise config_error(context, "batch_axis", message)
+
+    def _batch_size(self, port: OnnxTensorInfo) -> int | None:
+        """Return the size of the batch axis: None if it is open, 0 for a tensor without axes."""
+        return port.shape[self._axis[port.name]] if port.shape else 0
+
     def _bound(self, params: OnnxParams, context: Context) -> int:
-        bounds = (params.declared_range().max, context.max, self._fixed)
+        bounds = (params.declared_range(self._first_axis).max, context.max, self._fixed)
         return min(bound for bound in (*bounds, UNBOUNDED) if bound is not None)
 
     def _decide(self, params: OnnxParams, context: Context) -> None:
@@ -158,7 +182,7 @@ class OnnxTensor(Backend):
         Raises ConfigError for `batched = true` with inputs that have no common first axis.
         """
         self._proven, self._fixed = True, None
-        sizes = {port.shape[0] if port.shape else 0 for port in self.inputs}
+        sizes = {self._batch_size(port) for port in self.inputs}
         reason = self._why_no_batch()
         self._batched = params.batched is not False and not reason
         if params.batched:
@@ -175,10 +199,13 @@ class OnnxTensor(Backend):
         self._proven = False
         shapes = shapes_of_last_profile(params.max)
         given = [
-            shapes[index][1:]
-            if index < len(shapes) and len(shapes[index]) == len(port.shape) > 1
-            else port.shape[1:]
-            for index, port in enumerate(self.inputs)
+            batch_first(
+                shapes[index]
+                if index < len(shapes) and len(shapes[index]) == len(port.shape) > 1
+                else port.shape,
+                axis,
+            )[1:]
+            for index, (port, axis) in enumerate(zip(self.inputs, self._input_axes, strict=True))
         ]
         self._probe_rows = min(MAX_PROBE_ROWS, self._fixed or most)
         self._verdict = verdict_of(params)
@@ -216,21 +243,32 @@ class OnnxTensor(Backend):
         return None
 
     def _why_no_batch(self) -> str:
-        """Return why the first axis can't be the batch by the model's own shapes; "" if it can."""
-        sizes = {port.shape[0] if port.shape else 0 for port in self.inputs}
+        """Return why the first axis, or the one that `batch_axis` names, can't be the batch by the
+        model's own shapes; "" if it can.
+        """
+        which = "batch axis" if any(self._axis.values()) else "first axis"
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        owners = {
+            name: node.name
+            for node in reversed(inputs)
+            if node.shape and isinstance(name := node.shape[self._axis[node.name]], str) and name
+        }
+        for node in (*inputs, *outputs):
+            for axis, name in enumerate(node.shape):
+                if axis != self._axis[node.name] and name in owners:
+                    return (
+                        f"size {name} is on the {which} of {owners[name]} and on axis {axis} of "
+                        f"{node.name}; if that is the batch, write batch_axis = "
+                        f"{{ {node.name} = {axis} }}"
+                    )
+        sizes = {self._batch_size(port) for port in self.inputs}
         if len(sizes) != 1 or 0 in sizes:
-            return f"its inputs have no common first axis ({listed(self.inputs)})"
-        if not {port.shape[0] if port.shape else 0 for port in self.outputs} <= sizes | {None}:
-            return f"its outputs lack the first axis of its inputs ({listed(self.outputs)})"
+            return f"its inputs have no common {which} ({listed(self.inputs)})"
+        if not {self._batch_size(port) for port in self.outputs} <= sizes | {None}:
+            return f"its outputs lack the {which} of its inputs ({listed(self.outputs)})"
         for port in self.outputs:
             if not port.has_rows:
                 return f"output {port.name} is {port.type}, which has no rows"
-        nodes = [*self.session.get_inputs(), *self.session.get_outputs()]
-        names = {node.shape[0] for node in self.session.get_inputs() if node.shape}
-        for node in nodes:
-            for name in node.shape[1:]:
-                if name and isinstance(name, str) and name in names:
-                    return f"{node.name} has the size {name} of the first axis on another axis too"
         return ""
 
     def _settle(self, reason: str) -> None:
@@ -262,12 +300,25 @@ class OnnxTensor(Backend):
             if port.dtype == np.object_:
                 whole[:] = ""
             whole[: len(rows)] = np.concatenate([row[index] for row in rows])
-            feed[port.name] = whole
-        outputs = map(as_array, self.session.run(self._output_names, feed, quiet))
+            feed[port.name] = _moved(whole, self._input_axes[index])
+        outputs = self._rows_first(
+            [as_array(output) for output in self.session.run(self._output_names, feed, quiet)]
+        )
         return [
             output[: len(rows)] if output.ndim and len(output) == ran else output
             for output in outputs
         ]
+
+    def _rows_first(self, outputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Move the batch axis of each output to the front."""
+        return (
+            [
+                np.moveaxis(output, axis, 0) if axis and axis < output.ndim else output
+                for output, axis in zip(outputs, self._output_axes, strict=True)
+            ]
+            if any(self._output_axes)
+            else outputs
+        )
 
     def _prove(self, arrays: Row) -> None:
         """Decide with rows made from an item's, unless another instance has decided."""
@@ -307,7 +358,9 @@ class OnnxTensor(Backend):
                 port.name,
                 "string" if port.dtype in (None, np.object_) else str(port.dtype),
                 tuple(
-                    -1 if size is None or (self._batched and not axis) else size
+                    -1
+                    if size is None or (self._batched and axis == self._axis[port.name])
+                    else size
                     for axis, size in enumerate(port.shape)
                 ),
             )
@@ -343,11 +396,13 @@ class OnnxTensor(Backend):
         arrays = []
         for index, port in enumerate(self.inputs):
             given = self._known_shapes[index] if index < len(self._known_shapes) else ()
-            shape = given[1:] if len(given) == len(port.shape) > 0 else port.shape[1:]
-            lead = port.shape[:1] if not self._batched else (1,)
-            if port.dtype is None or port.dtype == np.object_ or None in (*lead, *shape):
+            axis = self._axis[port.name]
+            inner = batch_first(given if len(given) == len(port.shape) else port.shape, axis)[1:]
+            rows = 1 if self._batched else port.shape[axis] if port.shape else None
+            shape = with_batch(rows, inner, axis) if port.shape else ()
+            if port.dtype is None or port.dtype == np.object_ or None in shape:
                 return None
-            arrays.append(np.zeros([size or 0 for size in (*lead, *shape)], port.dtype))
+            arrays.append(np.zeros([size or 0 for size in shape], port.dtype))
         return arrays
 
     def _given(self, values: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
@@ -359,8 +414,10 @@ class OnnxTensor(Backend):
                 f"the model's inputs are {', '.join(names)}, found {', '.join(values) or 'none'}",
             )
         arrays = [
-            values[name][:1] if self._batched and values[name].ndim else values[name]
-            for name in names
+            values[name].take([0], axis)
+            if self._batched and values[name].ndim > axis
+            else values[name]
+            for name, axis in zip(names, self._input_axes, strict=True)
         ]
         try:
             self._read({"data": arrays})
@@ -416,23 +473,22 @@ class OnnxTensor(Backend):
             )
         size = item.get("request_size", 1)
         arrays = []
-        for port, value in zip(self.inputs, values, strict=True):
+        for port, axis, value in zip(self.inputs, self._input_axes, values, strict=True):
             if not hasattr(value, "__array__"):
                 raise InvalidInput(
                     f"OnnxTensor: input {port.name}: expected {port}, found {type(value).__name__}"
                 )
             array = np.asarray(value)
-            if not dtype_fits(array.dtype, port.dtype) or not self._shape_fits(
-                array.shape, port.shape
-            ):
+            if not dtype_fits(array.dtype, port.dtype) or not self._shape_fits(array.shape, port):
                 raise InvalidInput(
                     f"OnnxTensor: input {port.name}: expected {port}, "
                     f"found {array.dtype} of shape {shape_text(array.shape)}"
                 )
-            if self._batched and array.shape[0] != size:
+            if self._batched and array.shape[axis] != size:
+                where = f", axis {axis}" if axis else ""
                 raise InvalidInput(
                     f"OnnxTensor: input {port.name}: expected {size} (the item's request_size) as "
-                    f"batch dimension, found shape {shape_text(array.shape)}"
+                    f"batch dimension{where}, found shape {shape_text(array.shape)}"
                 )
             if self._batched and size > self.max:
                 raise InvalidInput(
@@ -442,14 +498,16 @@ class OnnxTensor(Backend):
             if narrows(array.dtype, port.dtype):
                 with np.errstate(over="ignore"):  # infinite, without a warning for each request
                     array = array.astype(np.float32)
-            arrays.append(array)
+            arrays.append(np.moveaxis(array, axis, 0) if axis and self._batched else array)
         return arrays
 
-    def _shape_fits(self, shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
-        start = 1 if self._batched else 0
-        return len(shape) == len(expected) and all(
-            fixed is None or fixed == size
-            for fixed, size in zip(expected[start:], shape[start:], strict=True)
+    def _shape_fits(self, shape: tuple[int, ...], port: OnnxTensorInfo) -> bool:
+        if len(shape) != len(port.shape):
+            return False
+        batch = self._axis[port.name] if self._batched else None
+        return all(
+            fixed is None or fixed == size or axis == batch
+            for axis, (fixed, size) in enumerate(zip(port.shape, shape, strict=True))
         )
 
     def _run(self, members: list[tuple[Item, list[NDArray[Any]]]]) -> None:
@@ -465,16 +523,15 @@ class OnnxTensor(Backend):
         rows = self._fixed or total
         alone = len(members) == 1 and (not self._batched or rows == total)
         if alone:
+            axes = self._input_axes if self._batched else [0] * len(self.inputs)
             feed = {
-                port.name: np.ascontiguousarray(array, port.dtype)
-                if array.ndim
-                else array.astype(port.dtype)
-                for port, array in zip(self.inputs, members[0][1], strict=True)
+                port.name: _moved(array, axis, port.dtype)
+                for port, axis, array in zip(self.inputs, axes, members[0][1], strict=True)
             }
         else:
             with timeline.span("assembly", rows=rows):
                 feed = {
-                    port.name: self._assemble(index, members, rows)
+                    port.name: _moved(self._assemble(index, members, rows), self._input_axes[index])
                     for index, port in enumerate(self.inputs)
                 }
         with timeline.span("run", rows=total):
@@ -483,6 +540,9 @@ class OnnxTensor(Backend):
             members[0][0]["result"] = outputs[0] if len(outputs) == 1 else outputs
             self._post.answer(members[0][0])
             return
+        axes = [0] * len(outputs)
+        if not self._post.active:
+            outputs, axes = self._rows_first(outputs), self._output_axes
         for index, output in enumerate(outputs):
             shape = shape_of(output)
             if shape[:1] != (rows,):
@@ -496,8 +556,10 @@ class OnnxTensor(Backend):
             # Copies, because a view would keep the whole batch in memory until the last item is
             # read.
             rows_of_item = [
-                part if isinstance(part, list) else part.copy()
-                for part in (output[start : start + count] for output in outputs)
+                part if isinstance(part, list) else _moved(part.copy(), axis)
+                for part, axis in zip(
+                    (output[start : start + count] for output in outputs), axes, strict=True
+                )
             ]
             item["result"] = rows_of_item[0] if len(rows_of_item) == 1 else rows_of_item
             self._post.answer(item)
@@ -525,3 +587,10 @@ class OnnxTensor(Backend):
             start = stop
         buffer[start:rows] = 0 if port.dtype != np.object_ else ""
         return buffer[:rows]
+
+
+def _moved(array: NDArray[Any], axis: int, dtype: np.dtype[Any] | None = None) -> NDArray[Any]:
+    """Return an array with its first axis moved: contiguous, of `dtype`, copied only if needed."""
+    if axis:
+        array = np.moveaxis(array, 0, axis)
+    return np.ascontiguousarray(array, dtype) if array.ndim else array.astype(dtype or array.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ..base import Context
@@ -13,6 +13,7 @@ UNBOUNDED_WARM_UP_BATCH = 8
 """The largest batch to warm up for, if neither the model nor the node has an upper bound."""
 
 AnyPort = TypeVar("AnyPort")
+Size = TypeVar("Size")
 
 
 def shape_key(item: Item) -> Hashable:
@@ -62,6 +63,37 @@ def refuse_without_elements(
         raise refusal from error
     for item in items:
         item["error"] = refusal
+
+
+def batch_first(shape: Sequence[Size], axis: int) -> tuple[Size, ...]:
+    """Return a shape with its batch axis moved to the front."""
+    return (*shape[axis : axis + 1], *shape[:axis], *shape[axis + 1 :])
+
+
+def with_batch(rows: Size, inner: Sequence[Size], axis: int) -> tuple[Size, ...]:
+    """Return the whole shape of a tensor whose shape without the batch axis is `inner`."""
+    return (*inner[:axis], rows, *inner[axis:])
+
+
+def check_batch_axes(given: Mapping[str, int], ranks: Mapping[str, int], node: str) -> None:
+    """Check the key `batch_axis` against a model, whose tensors have these numbers of axes.
+
+    Raises ConfigError.
+    """
+    for name, axis in given.items():
+        if name not in ranks:
+            message = (
+                f"names {name!r}, and the model has no such input or output: expected one of "
+                f"{', '.join(ranks)}"
+            )
+        elif axis >= ranks[name]:
+            message = (
+                f"gives axis {axis} for {name}, which has {ranks[name]} axes: expected a number "
+                "below that"
+            )
+        else:
+            continue
+        raise ConfigError([Problem(message, node=node, key="batch_axis")])
 
 
 def shapes_of_last_profile(text: str | None) -> list[tuple[int, ...]]:

@@ -158,9 +158,11 @@ def _build_group(
     spec: Spec | None, own: dict[str, Any], defaults: dict[str, Any], problems: list[Problem]
 ) -> InstanceGroupConfig | None:
     """Build one instance group. None if it is not known what it runs."""
-    table, wrong = validated(
-        NodeTable, {key: value for key, value in {**defaults, **own}.items() if key in GROUP_KEYS}
-    )
+    given = {**defaults, **own}
+    keys = {key: value for key, value in given.items() if key in GROUP_KEYS}
+    if "batch_axis" in given:  # only the engine knows which size of a shape is the batch
+        keys = {key: value for key, value in keys.items() if "x" not in str(value)}
+    table, wrong = validated(NodeTable, keys)
     problems += wrong
     if spec is None:
         return None

@@ -17,7 +17,7 @@ from typing import Any
 from penstock.backends.errors import ConfigError, Problem
 from penstock.backends.suggestions import did_you_mean, nearest
 
-from .tables import STRUCTURE_KEYS
+from .tables import PARAMETER_TABLES, STRUCTURE_KEYS
 
 logger = logging.getLogger("penstock.config")
 
@@ -118,7 +118,7 @@ def _split(content: dict[Any, Any], tables: Tables) -> Tables:
         tables.problems.append(Problem(message, tables.file, "global"))
         common = {}
     for key, value in content.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key not in PARAMETER_TABLES:
             _add_node(key, value, tables)
         elif (
             isinstance(value, list)
@@ -174,7 +174,7 @@ def _may_name_a_node(key: Any) -> bool:
 
     `map = { ... }` may not: it is a mistake in a key of the node itself.
     """
-    return isinstance(key, str) and "::" not in key and key not in STRUCTURE_KEYS
+    return isinstance(key, str) and "::" not in key and key not in STRUCTURE_KEYS | PARAMETER_TABLES
 
 
 def _check_interpreter(content: dict[str, Any], tables: Tables) -> None:

@@ -177,6 +177,8 @@ GROUP_KEYS = frozenset({"min", "max", "instance_num"})
 SHARED_KEYS = GROUP_KEYS | {"device"}
 """Keys of the node itself that also reach a backend that declares them."""
 NODE_KEYS = frozenset(NodeTable.model_fields)
+PARAMETER_TABLES = frozenset({"batch_axis"})
+"""Parameters of backends whose values are tables. No node may have such a name."""
 STRUCTURE_KEYS = frozenset({"backend", "next", "map", "filter", "borrow_from"})
 """Keys that define a node and its place in the graph. No backend ever gets them."""
 

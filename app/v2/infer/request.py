@@ -206,7 +206,7 @@ def _read_inputs(
             datatype = _datatype(tensor.get("datatype"), expected, model)
         shape: Any = tensor.get("shape")
         first = _check_shape(shape, expected, model)
-        if model.max_batch_size:
+        if model.max_batch_size or model.batch_axes:
             if rows not in {0, first}:
                 raise InvalidRequest(
                     f"input '{name}' batch size does not match other inputs for '{model.name}'"
@@ -284,7 +284,7 @@ def _datatype(name: Any, expected: Tensor, model: Model) -> Datatype:
 
 
 def _check_shape(shape: Any, expected: Tensor, model: Model) -> int:
-    """Check the shape of an input, and return its rows: 1 if the model has no batch dimension."""
+    """Check the shape of an input, and return its rows: 1 if the model has no batch."""
     if type(shape) is not list:
         raise InvalidRequest(
             f"Unable to parse 'shape': input '{expected.name}' must have one, an array of "
@@ -307,16 +307,19 @@ def _check_shape(shape: Any, expected: Tensor, model: Model) -> int:
             f"unexpected shape for input '{expected.name}' for model '{model.name}'. "
             f"Expected {shape_text(wanted)}, got {shape_text(shape)}{batch}"
         )
-    if not model.max_batch_size:
-        return 1
-    first: int = shape[0]
-    if not 1 <= first <= model.max_batch_size:
-        if first < 1:
+    largest = model.max_batch_size
+    if not largest:
+        if not model.batch_axes:
+            return 1
+        largest = model.max_rows
+    rows: int = shape[model.batch_axes[expected.name] if model.batch_axes else 0]
+    if not 1 <= rows <= largest:
+        if rows < 1:
             raise InvalidRequest(f"inference request batch-size must be >= 1 for '{model.name}'")
         raise InvalidRequest(
-            f"inference request batch-size must be <= {model.max_batch_size} for '{model.name}'"
+            f"inference request batch-size must be <= {largest} for '{model.name}'"
         )
-    return first
+    return rows
 
 
 def _fits(shape: list[int], wanted: tuple[int, ...]) -> bool:

@@ -70,15 +70,18 @@ class Tensor(NamedTuple):
 class Model:
     """A running pipeline as a model.
 
-    `max_batch_size` is 0 if the model has no batch dimension. `streams` says that its answers come
-    in parts. `layouts` is kept by infer/layout.py.
+    `max_batch_size` is 0 if the model has no batch dimension. With the batch on other axes than the
+    first it is 0 too, `batch_axes` has each input's axis, and `max_rows` bounds a request.
+    `streams` says that its answers come in parts. `layouts` is kept by infer/layout.py.
     """
 
     __slots__ = (
+        "batch_axes",
         "inputs",
         "inputs_by_name",
         "layouts",
         "max_batch_size",
+        "max_rows",
         "name",
         "outputs",
         "outputs_by_name",
@@ -103,14 +106,19 @@ class Model:
         self.streams = pipeline.streams
         self.inputs = tuple(_inputs(config, first.inputs if first is not None else None))
         self.inputs_by_name = {tensor.name: tensor for tensor in self.inputs}
-        bound = 0
+        # The protocol's batch dimension is the first of all inputs. With other axes the model has
+        # none, but its requests may have several rows all the same.
+        self.batch_axes = _batch_axes(self.inputs, first) if config.batched else {}
+        self.max_rows = bound = 0
+        if entry_point is not None:
+            self.max_rows = min((node.scheduler.max for node in entry_point.nodes), default=0)
         if (
             entry_point is not None
             and config.batched
             and self.inputs
             and all(_is_batched(tensor, first) for tensor in self.inputs)
         ):
-            bound = min((node.scheduler.max for node in entry_point.nodes), default=0)
+            bound = self.max_rows
             if not config.declares_inputs and (last is None or last.outputs is None):
                 # What follows the engine may work on one row only, as a classifier's last step.
                 bound = min(bound, 1)
@@ -286,6 +294,14 @@ def _labels(port: Port, config: PipelineConfig) -> tuple[str, ...]:
         return ()
     beside = config.directory / port.labels
     return tuple(read_labels(beside if beside.exists() else Path(port.labels)))
+
+
+def _batch_axes(inputs: Sequence[Tensor], engine: Signature | None) -> dict[str, int]:
+    """Return the batch axis of each input, if the engine has one that is not the first."""
+    axes = engine.batch_axes if engine is not None else ()
+    if len(axes) != len(inputs) or any(tensor.position is None for tensor in inputs):
+        return {}
+    return {tensor.name: axis for tensor, axis in zip(inputs, axes, strict=True)}
 
 
 def _is_batched(tensor: Tensor, engine: Signature | None) -> bool:

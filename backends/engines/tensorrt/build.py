@@ -92,7 +92,10 @@ def prepare(recipe: Recipe, library: Library, progress: Progress, reported: list
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     _set_hardware(recipe, library, config)
     try:
-        profiles = make_profiles(network.inputs, params.min, params.max, recipe.sizes)
+        inputs = [
+            port._replace(axis=params.batch_axis.get(port.name, 0)) for port in network.inputs
+        ]
+        profiles = make_profiles(inputs, params.min, params.max, recipe.sizes)
     except ProfileError as error:
         raise ConfigError(
             [Problem(f"{recipe.model}: {error}", node=recipe.node, key=error.key)]

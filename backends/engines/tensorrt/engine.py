@@ -10,11 +10,18 @@ import torch
 from numpy.typing import NDArray
 
 from ...base import UNBOUNDED, Context, Params, Signature, TensorPort
-from ...errors import BackendError, InvalidInput
+from ...errors import BackendError, ConfigError, InvalidInput, Problem
 from ...gpu.device import buckets, choose_device
 from ...item import Item
 from ..postprocess import CLASSIFIERS, classified
-from ..shapes import UNBOUNDED_WARM_UP_BATCH, reorder, shape_text
+from ..shapes import (
+    UNBOUNDED_WARM_UP_BATCH,
+    batch_first,
+    check_batch_axes,
+    reorder,
+    shape_text,
+    with_batch,
+)
 from ..sharing import shared
 from ..torch.engine import BatchMember, TorchEngine
 from ..torch.reading import dtype_text, widens
@@ -23,7 +30,7 @@ from .library import Library, find_library
 from .params import TensorrtParams
 from .plan import cached_at, find_plan
 from .progress import BuiltEngine, Progress
-from .recipe import Recipe, message_prefix, read_onnx
+from .recipe import Recipe, message_prefix, plain_suffix, read_onnx
 
 
 class TensorrtEngine(TorchEngine):
@@ -68,9 +75,20 @@ class TensorrtEngine(TorchEngine):
             loading.on_stop(None)
             loading.text = ""
         stream = self._half.stream.cuda_stream if self._half.stream is not None else 0
-        execution = Execution(library, engine, where, device, stream)
+        execution = Execution(
+            library,
+            engine,
+            where,
+            device,
+            stream,
+            batch_axis=params.batch_axis,
+            node=context.node,
+        )
         self.model_range = execution.range
         self._inputs = reorder(execution.inputs, params.input_reorder, "input_reorder", context)
+        self.input_axes = tuple(port.axis for port in self._inputs)
+        axes = [port.axis for port in execution.outputs]
+        self.output_axes = tuple(axes[index] for index in self._order or range(len(axes)))
         self.scores_only = params.postprocessor in CLASSIFIERS
         return execution
 
@@ -80,8 +98,15 @@ class TensorrtEngine(TorchEngine):
         self.signature = Signature(
             _signed(self._inputs, self.batched),
             _signed(self.model.outputs, self.batched) if as_they_are else None,
-            self.batched,
+            self.batched and not any(self.input_axes),
+            self.input_axes if self.batched and any(self.input_axes) else (),
         )
+
+    def first_axis(self) -> int:
+        return self.model.inputs[0].axis
+
+    def _run_rows(self, inputs: Sequence[Any], names: tuple[str, ...] = ()) -> list[Any]:
+        return self._run(inputs, names)  # the execution moves the batch
 
     def _probe_rows(self) -> int:
         inner = {
@@ -96,7 +121,7 @@ class TensorrtEngine(TorchEngine):
         )
         return [
             (
-                largest[port.name].opt[1:],
+                batch_first(largest[port.name].opt, port.axis)[1:],
                 torch.uint8 if self._is_normalised(port) else port.dtype,
             )
             for port in self._inputs
@@ -125,10 +150,11 @@ class TensorrtEngine(TorchEngine):
         port = self._inputs[position]
         ranges = [profile[port.name] for profile in self.model.profiles]
         if not widens(tensor.dtype, port.dtype) or not any(
-            shapes.holds_inner(tensor.shape[1:]) for shapes in ranges
+            shapes.holds_inner(tensor.shape[1:], port.axis) for shapes in ranges
         ):
             allowed = " or ".join(dict.fromkeys(map(str, ranges)))
-            given = f"{dtype_text(tensor.dtype)} of shape {shape_text(tensor.shape)}"
+            whole = with_batch(len(tensor), tensor.shape[1:], port.axis)
+            given = f"{dtype_text(tensor.dtype)} of shape {shape_text(whole)}"
             raise InvalidInput(
                 f"{self.label(position)}: expected {port} ({allowed}), found {given}"
             )
@@ -246,7 +272,8 @@ def recipe_of(
         library = find_library(params.library)
     except BackendError as error:
         raise BackendError(f"{message_prefix(context.node)}: {error}") from error
-    largest = min(params.size_range().max, context.max or UNBOUNDED)
+    axis = _check_batch_axes(params, context)
+    largest = min(params.size_range(axis).max, context.max or UNBOUNDED)
     sizes = buckets(UNBOUNDED_WARM_UP_BATCH if largest == UNBOUNDED else largest)
     recipe = Recipe.of(params, context, sizes, library, gpu_name(device))
     if not recipe.is_engine and (params.input_reorder or params.output_reorder):
@@ -260,6 +287,33 @@ def recipe_of(
         )
         reorder(list(graph.output), params.output_reorder, "output_reorder", context)
     return library, recipe
+
+
+def _check_batch_axes(params: TensorrtParams, context: Context) -> int:
+    """Check the key `batch_axis` against an .onnx file, before a build that takes minutes. Return
+    the batch axis of the first input. Raises BackendError and ConfigError.
+    """
+    path = context.resolve(params.model)
+    if not params.batch_axis or plain_suffix(path) != ".onnx":
+        return 0
+    graph = read_onnx(path, message_prefix(context.node)).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    ranks = {
+        value.name: len(value.type.tensor_type.shape.dim)
+        if value.type.tensor_type.HasField("shape")
+        else params.batch_axis.get(value.name, 0) + 1  # not known
+        for value in (*inputs, *graph.output)
+    }
+    check_batch_axes(params.batch_axis, ranks, context.node)
+    if params.postprocessor not in {None, "", "split", "cpu"}:
+        for output in graph.output:
+            if params.batch_axis.get(output.name):
+                message = (
+                    f"{params.postprocessor} takes scores of shape NxK, with the batch on axis 0"
+                )
+                raise ConfigError([Problem(message, node=context.node, key="batch_axis")])
+    return params.batch_axis.get(inputs[0].name, 0) if inputs else 0
 
 
 def gpu_name(device: torch.device) -> str | None:
@@ -276,7 +330,11 @@ def gpu_name(device: torch.device) -> str | None:
 def _signed(ports: Sequence[EngineTensor], batched: bool) -> tuple[TensorPort, ...]:
     return tuple(
         TensorPort(
-            port.name, dtype_text(port.dtype), (-1, *port.shape[1:]) if batched else port.shape
+            port.name,
+            dtype_text(port.dtype),
+            with_batch(-1, batch_first(port.shape, port.axis)[1:], port.axis)
+            if batched
+            else port.shape,
         )
         for port in ports
     )

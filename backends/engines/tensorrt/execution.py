@@ -16,7 +16,7 @@ import torch
 
 from ...base import BatchRange
 from ...errors import BackendError, DeviceError, InvalidInput
-from ..shapes import shape_text
+from ..shapes import check_batch_axes, shape_text, with_batch
 from ..torch.reading import dtype_text
 from ..warming import RefusedRunError
 from .library import Library, log
@@ -37,11 +37,15 @@ TORCH_DTYPES = {
 
 
 class EngineTensor(NamedTuple):
-    """An input or output of the engine. -1 in `shape` stands for any size."""
+    """An input or output of the engine. -1 in `shape` stands for any size.
+
+    The batch is on `axis`.
+    """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+    axis: int = 0
 
     def __str__(self) -> str:
         shape = shape_text([None if size == -1 else size for size in self.shape])
@@ -117,7 +121,8 @@ def failure(
 class Execution:
     """The execution contexts of one instance.
 
-    Call it with the inputs on the device, in the engine's order; it returns the outputs.
+    Call it with the inputs on the device, in the engine's order; it returns the outputs. All of
+    them have the batch first, wherever the engine has it.
 
     Each profile has its own context, made when first used, because changing a context's profile
     waits for the device. A context whose run was captured in a CUDA graph runs nothing else, since
@@ -125,8 +130,19 @@ class Execution:
     """
 
     def __init__(
-        self, library: Library, engine: LoadedEngine, where: str, device: torch.device, stream: int
+        self,
+        library: Library,
+        engine: LoadedEngine,
+        where: str,
+        device: torch.device,
+        stream: int,
+        *,
+        batch_axis: Mapping[str, int] | None = None,
+        node: str = "",
     ) -> None:
+        """Make the contexts of an engine. `batch_axis` has the axes of tensors, by name, that have
+        the batch not first. Raises ConfigError, with `node`, if it does not fit.
+        """
         self.where = where
         self._library = library
         self._loaded = engine
@@ -147,15 +163,23 @@ class Execution:
             for name in names
             if self._engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT
         ]
+        axes = batch_axis or {}
+        ranks = {port.name: len(port.shape) for port in (*self.inputs, *self.outputs)}
+        check_batch_axes(axes, ranks, node)
+        self.inputs, self.outputs = (
+            [port._replace(axis=axes.get(port.name, 0)) for port in ports]
+            for ports in (self.inputs, self.outputs)
+        )
         self.profiles = [
             self._profile(index) for index in range(self._engine.num_optimization_profiles)
         ]
-        batches = {port.shape[0] if port.shape else None for port in self.inputs}
+        batches = {port.shape[port.axis] if port.shape else None for port in self.inputs}
         if len(batches) != 1 or None in batches:
             ports = ", ".join(f"{port.name} ({port})" for port in self.inputs)
             raise BackendError(
                 f"{where}: expected inputs with the batch as their first axis, open in all of them "
-                f"or of one size in all; found {ports}"
+                f"or of one size in all; found {ports}; batch_axis = {{ NAME = 1 }} names another "
+                "axis"
             )
         self._contexts: dict[int, _Context] = {}
         self._captured: list[_Context] = []
@@ -163,9 +187,10 @@ class Execution:
     @property
     def range(self) -> BatchRange:
         """The batch sizes that the profiles take."""
-        ranges = [profile[self.inputs[0].name] for profile in self.profiles]
+        name, axis = self.inputs[0].name, self.inputs[0].axis
         return BatchRange(
-            min(shapes.min[0] for shapes in ranges), max(shapes.max[0] for shapes in ranges)
+            min(profile[name].min[axis] for profile in self.profiles),
+            max(profile[name].max[axis] for profile in self.profiles),
         )
 
     def largest(self, inner: Mapping[str, Sequence[int]]) -> int:
@@ -176,9 +201,12 @@ class Execution:
         fitting = [
             profile
             for profile in self.profiles
-            if all(profile[name].holds_inner(shape) for name, shape in inner.items())
+            if all(
+                profile[port.name].holds_inner(inner[port.name], port.axis) for port in self.inputs
+            )
         ]
-        return max((profile[self.inputs[0].name].max[0] for profile in fitting), default=0)
+        first = self.inputs[0]
+        return max((profile[first.name].max[first.axis] for profile in fitting), default=0)
 
     def close(self) -> None:
         self._contexts.clear()
@@ -191,13 +219,14 @@ class Execution:
         of the inputs, without the batch axis. Raises InvalidInput if no profile takes the batch.
         """
         fitting = [count] if self._choose(count, inner) is not None else []
-        later = (profile[self.inputs[0].name].min[0] for profile in self.profiles)
+        first = self.inputs[0]
+        later = (profile[first.name].min[first.axis] for profile in self.profiles)
         fitting += [
             size for size in sorted(later) if size > count and self._choose(size, inner) is not None
         ]
         if not fitting:
             shapes = ", ".join(
-                f"{port.name} {shape_text((count, *shape))}"
+                f"{port.name} {shape_text(with_batch(count, shape, port.axis))}"
                 for port, shape in zip(self.inputs, inner, strict=True)
             )
             raise InvalidInput(
@@ -224,7 +253,10 @@ class Execution:
     def _choose(self, rows: int, inner: Sequence[Sequence[int]]) -> int | None:
         return choose(
             self.profiles,
-            {port.name: (rows, *shape) for port, shape in zip(self.inputs, inner, strict=True)},
+            {
+                port.name: with_batch(rows, shape, port.axis)
+                for port, shape in zip(self.inputs, inner, strict=True)
+            },
         )
 
     def _port(self, name: str) -> EngineTensor:
@@ -274,7 +306,10 @@ class _Context:
         """
         owner, context = self._owner, self._context
         # Copies live until the run is enqueued: an output must not get the memory of one.
-        inputs = [tensor.contiguous() for tensor in inputs]
+        inputs = [
+            tensor.movedim(0, port.axis).contiguous()
+            for port, tensor in zip(owner.inputs, inputs, strict=True)
+        ]
         for port, tensor in zip(owner.inputs, inputs, strict=True):
             if not context.set_input_shape(
                 port.name, tuple(tensor.shape)
@@ -292,9 +327,13 @@ class _Context:
         if not context.execute_async_v3(owner._stream):
             text = f"{owner.where}: TensorRT could not run a batch"
             raise failure(text, reported, RefusedRunError)
-        return [
+        made = [
             self._allocators[port.name].tensor(port.dtype) if output is None else output
             for port, output in zip(owner.outputs, outputs, strict=True)
+        ]
+        return [
+            output.movedim(port.axis, 0) if port.axis else output
+            for port, output in zip(owner.outputs, made, strict=True)
         ]
 
     def _prepare(self, port: EngineTensor) -> torch.Tensor | None:

@@ -11,16 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ..shapes import shape_text
+from ..shapes import batch_first, shape_text, with_batch
 
 Shape = tuple[int, ...]
 
 
 class Input(NamedTuple):
-    """An input of a network. -1 in `shape` stands for any size."""
+    """An input of a network. -1 in `shape` stands for any size; the batch is on `axis`."""
 
     name: str
     shape: Shape
+    axis: int = 0
 
     @property
     def dynamic(self) -> bool:
@@ -29,8 +30,8 @@ class Input(NamedTuple):
 
     @property
     def batched(self) -> bool:
-        """True if the batch, which is the first axis, may have any size."""
-        return bool(self.shape) and self.shape[0] == -1
+        """True if the batch may have any size."""
+        return bool(self.shape) and self.shape[self.axis] == -1
 
     def __str__(self) -> str:
         return f"{self.name} ({shape_text([None if size == -1 else size for size in self.shape])})"
@@ -49,9 +50,9 @@ class ShapeRange(NamedTuple):
             low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
         )
 
-    def holds_inner(self, shape: Sequence[int]) -> bool:
+    def holds_inner(self, shape: Sequence[int], axis: int = 0) -> bool:
         """Return whether the profile takes this shape, which lacks the batch axis."""
-        return ShapeRange(self.min[1:], self.opt[1:], self.max[1:]).holds(shape)
+        return ShapeRange(*[batch_first(whole, axis)[1:] for whole in self]).holds(shape)
 
     def __str__(self) -> str:
         return (
@@ -180,7 +181,9 @@ def _complete_one(port: Input, given: Shape, key: str, like: Shape | None) -> Sh
     if len(given) == 1 and len(port.shape) != 1:
         # A batch size. If the model's own is fixed, that one stays, and the engine pads batches to
         # it.
-        whole = (given[0] if port.batched else port.shape[0], *port.shape[1:]) if port.shape else ()
+        first, *inner = batch_first(port.shape, port.axis) or (0,)
+        rows = given[0] if port.batched else first
+        whole = with_batch(rows, inner, port.axis) if port.shape else ()
         if like is not None:
             whole = tuple(
                 own if size == -1 else size for size, own in zip(whole, like, strict=True)
@@ -219,7 +222,9 @@ def _check(inputs: Sequence[Input], lowest: Sequence[Shape], highest: Sequence[S
             )
     for key, shapes in (("min", lowest), ("max", highest)):
         batches = {
-            port.name: shape[0] for port, shape in zip(inputs, shapes, strict=True) if port.batched
+            port.name: shape[port.axis]
+            for port, shape in zip(inputs, shapes, strict=True)
+            if port.batched
         }
         if len(set(batches.values())) > 1:
             sizes = ", ".join(f"{size} for {name}" for name, size in batches.items())
@@ -239,7 +244,7 @@ def _sizes_between(
     """
     bounds = next(
         (
-            (low[0], high[0])
+            (low[port.axis], high[port.axis])
             for port, low, high in zip(inputs, lowest, highest, strict=True)
             if port.batched
         ),
@@ -254,7 +259,8 @@ def _at(
     """Return the profile that ends at a batch size and is tuned for it."""
     profile = {}
     for port, low, high in zip(inputs, lowest, highest, strict=True):
-        top = (size, *high[1:]) if port.batched else high
+        top = with_batch(size, batch_first(high, port.axis)[1:], port.axis)
+        top = top if port.batched else high
         profile[port.name] = ShapeRange(low, top, top)
     return profile
 

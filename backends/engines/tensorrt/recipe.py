@@ -76,6 +76,8 @@ class Recipe:
             "min": params.min or "",
             "max": params.max or "",
             "batch sizes": list(self.sizes),
+            # Not in the keys of engines that were cached before there was this key.
+            **({"batch_axis": params.batch_axis} if params.batch_axis else {}),
             "mean": list(params.mean or ()),
             "std": list(params.std or ()),
             # Engines that were cached before it was float32 have an input that takes only uint8.

@@ -24,6 +24,7 @@ from ...params import EngineParams
 from ..rows import MAX_PROBE_ROWS, random_rows, rows_like, verdict_of, why_mixed
 from ..shapes import (
     UNBOUNDED_WARM_UP_BATCH,
+    batch_first,
     parse_order,
     refuse_without_elements,
     shape_key,
@@ -88,6 +89,14 @@ class TorchEngine(Backend):
     """The batch sizes that the model itself can run; smaller batches are padded with zeros. Set by
     `load`.
     """
+    input_axes: tuple[int, ...] = ()
+    """The batch axis of each input, in the model's order; those beyond have it first. Set by
+    `load`.
+    """
+    output_axes: tuple[int, ...] = ()
+    """The batch axis of each output, in the order of `result`; those beyond have it first. Set by
+    `load`.
+    """
     batched = True
     """True if items may share a run."""
     proven = True
@@ -133,8 +142,18 @@ class TorchEngine(Backend):
         self.signature = Signature(None, None, self.batched)
         self._ran = 0  # rows of the last batch, padding included
 
+    def input_axis(self, position: int) -> int:
+        return self.input_axes[position] if position < len(self.input_axes) else 0
+
+    def output_axis(self, position: int) -> int:
+        return self.output_axes[position] if position < len(self.output_axes) else 0
+
+    def first_axis(self) -> int:
+        """Return the batch axis of the input that `max` gives first."""
+        return self.input_axis(0)
+
     def _set_range(self, params: Any, context: Context) -> None:
-        declared = params.declared_range()
+        declared = params.declared_range(self.first_axis())
         bounds = (declared.max, context.max, self.model_range.max, UNBOUNDED)
         self.max = min(bound for bound in bounds if bound is not None) if self.batched else 1
         self.min = min(max(declared.min, context.min or 1, self.model_range.min), self.max)
@@ -172,7 +191,7 @@ class TorchEngine(Backend):
         rows = random_rows(ports, self._probe_rows())
         try:
             return self._why_mixed([[torch.from_numpy(part) for part in row] for row in rows])
-        except DeviceError:
+        except (ConfigError, DeviceError):
             raise
         except Exception as error:  # models raise whatever their code raises
             logger.debug("%s refuses a probe: %s", self._half.owner, error)
@@ -212,7 +231,7 @@ class TorchEngine(Backend):
             # The buffers outlive the probe, so they must not be tensors of the inference mode.
             inputs = self._assemble(list(rows), ran)
             with self.gradients_off(), self._half.errors("probing the model"):
-                outputs = self._run(inputs, names)
+                outputs = self._run_rows(inputs, names)
                 fetched = iter(
                     self._half.fetch(
                         [output for output in outputs if isinstance(output, torch.Tensor)]
@@ -289,9 +308,9 @@ class TorchEngine(Backend):
         Empty if they are not known before the first item comes.
         """
         return [
-            (shape[1:], self._input_dtype(index))
+            (batch_first(shape, self.input_axis(index))[1:], self._input_dtype(index))
             for index, shape in enumerate(shapes_of_last_profile(self.params.max))
-            if len(shape) > 1
+            if len(shape) > max(1, self.input_axis(index))
         ]
 
     def warm_up(self) -> None:
@@ -314,8 +333,10 @@ class TorchEngine(Backend):
         return BatchMember({}, zeros, rows, (), ()) if shapes else None
 
     def _given(self, values: dict[str, NDArray[Any]]) -> BatchMember:
-        """Return the values as an item: the first row of each, if items may share runs."""
-        if self.batched:
+        """Return the values as an item: the first row of each, if items may share runs. Where
+        `batch_axis` names other axes, the values must be one row.
+        """
+        if self.batched and not any(self.input_axes):
             values = {name: array[:1] if array.ndim else array for name, array in values.items()}
         try:
             return self._read({"data": self.by_name(values)})
@@ -333,9 +354,9 @@ class TorchEngine(Backend):
                 self._assemble([row.inputs] * rows, rows) if self.batched else self._separate(row)
             )
             with self._half.errors("warming up"), self.gradients_off():
-                outputs = self._run(inputs, row.names)
+                outputs = self._run_rows(inputs, row.names)
                 for _ in range(1, self.warm_up_runs):
-                    self._run(inputs, row.names)
+                    self._run_rows(inputs, row.names)
                 self._half.synchronize()
                 if self._half.on_gpu and self.params.cuda_graphs and self.can_capture:
                     self._capture(inputs, rows, outputs)
@@ -345,7 +366,7 @@ class TorchEngine(Backend):
             isinstance(output, torch.Tensor) and self.keeps_apart(output, rows)
             for output in outputs
         ):
-            self._half.capture(_key(inputs), lambda: self._run(inputs))
+            self._half.capture(_key(inputs), lambda: self._run_rows(inputs))
         else:  # such outputs could not be cut back after a batch was padded up to the graph's size
             logger.info(
                 "%s: no CUDA graph for batches of %d: the outputs do not have one row for each row "
@@ -412,17 +433,21 @@ class TorchEngine(Backend):
             read = as_texts if position in self.texts else as_tensor
             given: Input = read(value, label)
             shape = given.shape if isinstance(given, torch.Tensor) else (len(given),)
-            if not shape or (self.batched and shape[0] != size):
+            axis = self.input_axis(position)
+            if len(shape) <= axis or (self.batched and shape[axis] != size):
+                where = f", axis {axis}" if axis else ""
                 raise InvalidInput(
-                    f"{label}: expected {size} (the item's request_size) as batch dimension, found "
-                    f"shape {shape_text(shape)}"
+                    f"{label}: expected {size} (the item's request_size) as batch dimension{where},"
+                    f" found shape {shape_text(shape)}"
                 )
             if self.batched and size > self.max:
                 raise InvalidInput(
                     f"{label}: expected at most {self.max} rows (max), found shape "
                     f"{shape_text(shape)}"
                 )
-            inputs.append(given)
+            inputs.append(
+                given.movedim(axis, 0) if axis and isinstance(given, torch.Tensor) else given
+            )
         kind = tuple(
             [
                 (tuple(value.shape[1:]), value.dtype) if isinstance(value, torch.Tensor) else None
@@ -460,7 +485,9 @@ class TorchEngine(Backend):
                     if outputs is not None:
                         ran = rows
                     else:  # without a graph, pad only up to the smallest batch that the model takes
-                        outputs = self._run([values[:ran] for values in inputs], members[0].names)
+                        outputs = self._run_rows(
+                            [values[:ran] for values in inputs], members[0].names
+                        )
             fetched = iter(
                 self._half.fetch([output for output in outputs if isinstance(output, torch.Tensor)])
             )
@@ -488,7 +515,7 @@ class TorchEngine(Backend):
             with self._half.errors("running an item"):
                 inputs = self._separate(member)
                 with self._half.span("run", rows=member.rows):
-                    outputs = self._run(inputs, member.names)
+                    outputs = self._run_rows(inputs, member.names)
             fetched = iter(
                 self._half.fetch([output for output in outputs if isinstance(output, torch.Tensor)])
             )
@@ -531,6 +558,32 @@ class TorchEngine(Backend):
         Doubles go as float32: they are NumPy's default dtype, and models rarely take them.
         """
         return torch.float32 if tensor.dtype == torch.float64 else tensor.dtype
+
+    def _run_rows(self, inputs: Sequence[Any], names: tuple[str, ...] = ()) -> list[Any]:
+        """Run the model on inputs that are on the device and have the batch first, as its outputs
+        have. Inside, each tensor's batch is where the model has it.
+        """
+        if any(self.input_axes):
+            inputs = [
+                value.movedim(0, axis) if (axis := self.input_axis(position)) else value
+                for position, value in enumerate(inputs)
+            ]
+        outputs = self._run(inputs, names)
+        return (
+            [
+                self._batch_first(output, position) if self.output_axis(position) else output
+                for position, output in enumerate(outputs)
+            ]
+            if any(self.output_axes)
+            else outputs
+        )
+
+    def _batch_first(self, output: Any, position: int) -> torch.Tensor:
+        axis = self.output_axis(position)
+        if not isinstance(output, torch.Tensor) or output.ndim <= axis:
+            kind = f"{output.ndim} axes" if isinstance(output, torch.Tensor) else "texts"
+            raise self._wrong("batch_axis", f"gives axis {axis} for an output that has {kind}")
+        return output.movedim(axis, 0)
 
     def _run(self, inputs: Sequence[Any], names: tuple[str, ...] = ()) -> list[Any]:
         """Run the model on inputs that are on the device.
@@ -587,7 +640,12 @@ class TorchEngine(Backend):
         counts = [member.rows for member in members]
         shares = [self._shares(output, counts) for output in outputs]
         for index, member in enumerate(members):
-            results = [share[index] for share in shares]
+            results = [
+                share[index].movedim(0, axis).contiguous()
+                if (axis := self.output_axis(position))
+                else share[index]
+                for position, share in enumerate(shares)
+            ]
             member.item["result"] = results[0] if len(results) == 1 else results
 
     def _shares(self, output: Any, counts: list[int]) -> Sequence[Any]:

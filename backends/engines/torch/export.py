@@ -22,7 +22,7 @@ from ...base import UNBOUNDED, BatchRange, Context
 from ...errors import BackendError, InvalidInput
 from ...gpu.device import choose_device
 from ...item import Item
-from ..shapes import shape_text
+from ..shapes import batch_first, check_batch_axes, shape_text, with_batch
 from .engine import BatchMember, Input
 from .module import TorchModule, identity_of, reason_of
 from .params import TorchParams
@@ -58,17 +58,18 @@ class SmallBatchError(Exception):
 class ProgramInput(NamedTuple):
     """An input of a program.
 
-    `shape` has the smallest and largest size of each dimension, the batch first.
+    `shape` has the smallest and largest size of each dimension, the batch first. `axis` is where
+    the program has the batch.
     """
 
     name: str
     dtype: torch.dtype
     shape: tuple[tuple[int, int], ...]
+    axis: int = 0
 
     def __str__(self) -> str:
-        return (
-            f"{dtype_text(self.dtype)} of shape {'x'.join(['N', *map(_size_text, self.shape[1:])])}"
-        )
+        sizes = with_batch("N", [_size_text(size) for size in self.shape[1:]], self.axis)
+        return f"{dtype_text(self.dtype)} of shape {'x'.join(sizes)}"
 
     def takes(self, tensor: torch.Tensor) -> bool:
         """Return whether the shape fits, the batch size aside."""
@@ -173,19 +174,35 @@ class TorchExportEngine(TorchModule):
                 )
             )
         self.ports, self.inputs, self.required = tuple(ports), tuple(names), len(names)
+        self.output_count = len(program.graph_signature.user_outputs)
         self.has_doubles = any(port.dtype == torch.float64 for port in ports)
+        return _Unflattened(module, program.call_spec.in_spec)
+
+    def _place_batch(self) -> None:
+        if not self.ports:
+            return
+        check_batch_axes(
+            {port.name: self.input_axis(index) for index, port in enumerate(self.ports)},
+            {port.name: len(port.shape) for port in self.ports},
+            self.context.node,
+        )
+        self.ports = ports = tuple(
+            port._replace(shape=batch_first(port.shape, axis), axis=axis)
+            for index, port in enumerate(self.ports)
+            for axis in [self.input_axis(index)]
+        )
         low, high = max(port.shape[0][0] for port in ports), min(port.shape[0][1] for port in ports)
         if low > high and self.params.batched is False:
             low, high = 1, UNBOUNDED
         if low > high:
             sizes = ", ".join(f"{port.name} {_size_text(port.shape[0])}" for port in ports)
             raise BackendError(
-                f"{self.prefix}: the model {path}: its inputs differ in their first dimension "
-                f"({sizes}): expected the batch dimension, the same for all; batched = false runs "
-                "each item alone, with any first dimensions"
+                f"{self.prefix}: the model {self.params.model}: its inputs differ in their first "
+                f"dimension ({sizes}): expected the batch dimension, the same for all; "
+                "batch_axis = { NAME = 1 } names another axis, and batched = false runs each item "
+                "alone, with any first dimensions"
             )
         self.model_range = BatchRange(low, high)
-        return _Unflattened(module, program.call_spec.in_spec)
 
     def _load_program(self, path: Path, device: torch.device) -> tuple[Any, Any]:
         with _loading:

@@ -10,7 +10,7 @@ import json
 import re
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,13 +23,16 @@ from ...item import Item
 from ...params import why_no_file
 from ..postprocess import PostProcessing
 from ..processors import threads_per_instance
-from ..shapes import parse_order, shape_text
+from ..shapes import parse_order, shape_text, shapes_of_last_profile
 from ..sharing import shared
 from .engine import BatchMember, TorchEngine
 from .options import release, set_process_wide, use_threads
 from .params import TorchParams
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+OUTPUT_NAME = re.compile(r"OUTPUT__(\d+)")
+"""An output named by its position, in the key `batch_axis`."""
 
 INDEXED_NAME = re.compile(r".*__(\d+)")
 """An input named by its position, as Triton's PyTorch backend does: `INPUT__0`."""
@@ -50,6 +53,9 @@ class TorchModule(TorchEngine):
     reads_encrypted = False
     """True if model files may be `.encrypted`."""
 
+    takes_dict = False
+    """True if the model's one argument is a dict of tensors; set by `open`."""
+
     inputs: tuple[str, ...] | None = None
     """The names of the model's inputs, in its order; None if the model does not name them.
 
@@ -57,6 +63,8 @@ class TorchModule(TorchEngine):
     """
     required = 1
     """The number of inputs that an item must have; the others, which come last, are optional."""
+    output_count: int | None = None
+    """The number of outputs, or None if only a run tells; set by `open`."""
     has_doubles = False
     """True if the model computes in float64; set by `open`."""
 
@@ -85,6 +93,8 @@ class TorchModule(TorchEngine):
             self._set_options(context)
             model = self.open(params, context, device)
             self._check_reorder(params)
+            self._set_axes(params)
+            self._place_batch()
         except BaseException:
             for option, user in self._options:
                 release(option, user)
@@ -103,6 +113,52 @@ class TorchModule(TorchEngine):
                 f"{params.input_reorder!r} names {len(self._reorder)} inputs, but the model has "
                 f"{names}",
             )
+
+    def _set_axes(self, params: TorchParams) -> None:
+        """Set the batch axis of the inputs and outputs that `batch_axis` names."""
+        inputs: dict[int, int] = {}
+        outputs: dict[int, int] = {}
+        for name, axis in params.batch_axis.items():
+            match = OUTPUT_NAME.fullmatch(name)
+            is_output = match is not None and name not in (self.inputs or ())
+            position = int(match[1]) if match and is_output else self._position(name)
+            beyond = (
+                is_output
+                and position is not None
+                and self.output_count is not None
+                and position >= self.output_count
+            )
+            if position is None or beyond or self.takes_dict:
+                raise self._wrong("batch_axis", f"names {name!r}: {self._names_for_axes()}")
+            (outputs if is_output else inputs)[position] = axis
+        self.input_axes = _listed_axes(inputs)
+        self.output_axes = _listed_axes(outputs)
+        for position, axis in inputs.items():
+            if position in self.texts and axis:
+                raise self._wrong("batch_axis", f"gives axis {axis} for {self._name(position)}")
+        if any(self.output_axes) and self._post.active:
+            message = f"{params.postprocessor} takes scores of shape NxK, with the batch on axis 0"
+            raise self._wrong("batch_axis", message)
+        if self._order is not None:
+            self.output_axes = tuple(self.output_axis(index) for index in self._order)
+        for position, shape in enumerate(shapes_of_last_profile(params.max)):
+            if len(shape) > 1 and (axis := self.input_axis(position)) >= len(shape):
+                raise self._wrong(
+                    "batch_axis",
+                    f"gives axis {axis} for {self._name(position)}, which has {len(shape)} axes",
+                )
+
+    def _place_batch(self) -> None:
+        """Take the batch from the axes that are set now. Raises BackendError and ConfigError."""
+
+    def _names_for_axes(self) -> str:
+        if self.takes_dict:
+            return "a model that takes a dict has the batch of all its tensors on axis 0"
+        inputs = ", ".join(self.inputs) if self.inputs is not None else "INPUT__0, INPUT__1, ..."
+        if self.output_count is None:
+            return f"expected an input ({inputs}) or an output (OUTPUT__0, OUTPUT__1, ...)"
+        outputs = ", ".join(f"OUTPUT__{index}" for index in range(self.output_count))
+        return f"expected an input ({inputs}) or an output ({outputs})"
 
     def open(self, params: Any, context: Context, device: torch.device) -> Any:
         """Load the model onto the device, and set `inputs` and the other attributes that it gives.
@@ -299,6 +355,10 @@ class TorchModule(TorchEngine):
         if key == "std" and 0 in values:
             raise self._wrong(key, f"must not contain 0, found {values}")
         return torch.tensor(values, dtype=torch.float32, device=self._half.device)
+
+
+def _listed_axes(axes: Mapping[int, int]) -> tuple[int, ...]:
+    return tuple(axes.get(position, 0) for position in range(max(axes, default=-1) + 1))
 
 
 def _along_channels(values: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

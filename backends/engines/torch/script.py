@@ -30,9 +30,6 @@ class TorchScriptEngine(TorchModule):
 
     reads_encrypted = True
 
-    takes_dict = False
-    """True if the model's one argument is a dict of tensors; set by `open`."""
-
     def open(self, params: TorchScriptParams, context: Context, device: torch.device) -> Any:
         self.set_process_wide("ENABLE_JIT_EXECUTOR", "ENABLE_JIT_PROFILING", "ENABLE_TENSOR_FUSER")
         if params.enable_nvfuser is not None:
@@ -86,6 +83,11 @@ class TorchScriptEngine(TorchModule):
                     f"{self.prefix}: the model {path}: argument {argument.name!r} is "
                     f"{argument.type}: expected Tensor, List[str], or a single Dict[str, Tensor]"
                 )
+        returned = str(model.forward.schema.returns[0].type)
+        if returned in ("Tensor", "List[str]"):
+            self.output_count = 1
+        elif returned.startswith("Tuple["):
+            self.output_count = len(model.forward.schema.returns[0].type.elements())
         self.inputs = tuple([argument.name for argument in arguments])
         self.required = sum(not argument.has_default_value() for argument in arguments)
         self.texts = frozenset(

@@ -77,6 +77,39 @@ def test_check_lists_nodes_that_are_models(run: Run, tmp_path: Path) -> None:
     assert answer.exit_code == 0 and "also at /v2: one.b" in answer.stdout
 
 
+def test_check_shows_how_many_rows_share_a_run(run: Run, tmp_path: Path) -> None:
+    """Nothing is run: what the file says of an engine is all that is known of it."""
+    (tmp_path / "one.toml").write_text(
+        "".join(
+            f'[{name}]\nbackend = "OnnxTensor"\nmodel = "{name}.onnx"\n{keys}\n'
+            for name, keys in {
+                "sharing": "max = 8",
+                "alone": "batched = false",
+                "axis": "max = 8\nbatch_axis = { h = 1, c = 1 }",
+                "shaped": 'max = "2x6x3"\nbatch_axis = "h=1"',
+            }.items()
+        )
+        + '[pipeline]\nentry = "sharing"\n'
+    )
+    answer = run("check", tmp_path / "one.toml")
+    assert answer.exit_code == 0, answer.stderr
+    rows = [line.split() for line in answer.stdout.splitlines()]
+    most = {row[0]: row[3] for row in rows if len(row) > 3 and row[1] == "OnnxTensor"}
+    assert most == {"sharing": "8", "alone": "1", "axis": "8", "shaped": "8"}
+
+
+def test_check_names_a_wrong_batch_axis(run: Run, tmp_path: Path) -> None:
+    node = '[net]\nbackend = "OnnxTensor"\nmodel = "net.onnx"\n'
+    for keys, message in (
+        ("batch_axis = { h = -1 }", "[net] batch_axis.h: found -1: input should be greater"),
+        ('batch_axis = "h"', "[net] batch_axis.h: found ''"),
+        ("batched = false\nbatch_axis = { h = 1 }", "[net] batch_axis: found {'h': 1}: batched"),
+    ):
+        (tmp_path / "one.toml").write_text(node + keys)
+        answer = run("check", tmp_path / "one.toml")
+        assert answer.exit_code == 1 and message in answer.stderr, answer.stderr
+
+
 def test_check_of_a_file_that_does_not_exist(run: Run, tmp_path: Path) -> None:
     answer = run("check", tmp_path / "absent.toml")
     assert answer.exit_code == 1 and "there is no such file" in answer.stderr

@@ -855,3 +855,122 @@ def test_shape_keys() -> None:
         == 6 + 1
     )
     assert OnnxTensor.shape_key({}) is None
+
+
+# The batch on another axis
+
+
+def recurrent(path: Path, batch: Any = "n", **changes: Any) -> Path:
+    """A step of a network with a state of 2 layers: y = x + the layers' sum; the next state has x
+    added to each layer.
+    """
+    return write(
+        path,
+        [
+            ("ReduceSum", ["h", "first"], ["sum"], {"keepdims": 0}),
+            ("Add", ["x", "sum"], ["y"]),
+            ("Add", ["h", "x"], ["next"]),
+        ],
+        [("x", FLOAT, [batch, 3]), ("h", FLOAT, [2, batch, 3])],
+        [("y", FLOAT, [batch, 3]), ("next", FLOAT, [2, batch, 3])],
+        [("first", np.array([0]))],
+    )
+
+
+def steps(count: int, rows: int = 1) -> list[Any]:
+    random = np.random.default_rng(0)
+    return [
+        [
+            random.random((rows, 3), np.float32),
+            random.random((2, rows, 3), np.float32),
+        ]
+        for _ in range(count)
+    ]
+
+
+def check_steps(items: Any, results: Any) -> None:
+    for (x, h), (y, state) in zip(items, results, strict=True):
+        np.testing.assert_allclose(y, x + h.sum(0), rtol=1e-6)
+        np.testing.assert_allclose(state, h + x, rtol=1e-6)
+        assert state.flags.c_contiguous
+
+
+@pytest.mark.parametrize("batch", ["n", 8])
+@pytest.mark.parametrize("axes", [{"h": 1, "next": 1}, "h=1,next=1"])
+def test_a_batch_axis_for_each_tensor(
+    tmp_path: Path, batch: Any, axes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = make(recurrent(tmp_path / "m.onnx", batch), max=8, batch_axis=axes)
+    assert backend.max == 8 and backend._proven and not backend.signature.batched
+    assert backend.signature.batch_axes == (0, 1)
+    shapes = [port.shape for port in (*backend.signature.inputs, *backend.signature.outputs)]
+    assert shapes == [(-1, 3), (2, -1, 3)] * 2
+    backend.warm_up()
+    session, runs = backend.session, []
+    run_session = session.run
+
+    class Counted:
+        def run(self, names: Any, feed: Any, options: Any = None) -> Any:
+            runs.append(feed["h"].shape)
+            return run_session(names, feed)
+
+    backend.session = Counted()
+    check_steps(items := steps(5), run(backend, *items))
+    check_steps(items := steps(2, 3), run(backend, *items, request_size=3))
+    check_steps(items := steps(1), run(backend, *items))
+    assert runs == ([(2, 8, 3)] * 3 if batch == 8 else [(2, 5, 3), (2, 6, 3), (2, 1, 3)])
+
+
+def test_without_the_axis_the_items_run_alone_and_the_log_names_the_key(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = make(recurrent(tmp_path / "m.onnx"), max=8)
+    assert backend.max == 1
+    check_steps(items := steps(4), run(backend, *items))
+    assert "size n is on the first axis of x and on axis 1 of h" in caplog.text
+    assert "batch_axis = { h = 1 }" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"h": 3}, r"batch_axis: gives axis 3 for h, which has 3 axes"),
+        (
+            {"state": 1},
+            r"batch_axis: names 'state', and the model has no such .* one of x, h, y, next",
+        ),
+    ],
+)
+def test_a_batch_axis_that_does_not_fit(tmp_path: Path, axes: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(recurrent(tmp_path / "m.onnx"), batch_axis=axes)
+
+
+def test_a_wrong_batch_axis_is_found_by_the_probe(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(
+        tmp_path / "m.onnx",
+        [("ReduceMean", ["x"], ["mean"], {"axes": [1]}), ("Sub", ["x", "mean"], ["y"])],
+        [("x", FLOAT, [None, None])],
+        [("y", FLOAT, [None, None])],
+    )
+    assert make(path, max="8x3").max == 8
+    backend = make(path, max="3x8", batch_axis={"x": 1, "y": 1})
+    assert backend.max == 1 and "changes with the other rows" in caplog.text
+    data = floats([[1, 2, 3], [4, 4, 4]])
+    assert run(backend, data)[0].tolist() == [[-1, 0, 1], [0, 0, 0]]
+
+
+def test_shapes_in_max_have_the_batch_where_the_model_has_it(tmp_path: Path) -> None:
+    path = recurrent(tmp_path / "m.onnx")
+    keys = {"batch_axis": {"h": 1, "next": 1}, "input_reorder": "1,0"}
+    backend = make(path, max="2x6x3,6x3", **keys)
+    assert backend.max == 6 and backend.signature.batch_axes == (1, 0)
+    params = OnnxParams.model_validate({"model": "m", "max": "2x6x3,6x3", **keys})
+    assert OnnxTensor.declared_range(params, ()) == (1, UNBOUNDED)
+    with pytest.raises(ValueError, match="keep one of them"):
+        OnnxParams.model_validate({"model": "m", "batched": False, "batch_axis": "h=1"})
+    for wrong in ({"h": -1}, {"h": True}, "h", "h=a"):
+        with pytest.raises(ValueError, match="batch_axis"):
+            OnnxParams.model_validate({"model": "m", "batch_axis": wrong})

@@ -682,6 +682,82 @@ def test_a_proven_engine_is_described_with_an_open_batch(
     assert [port.shape for port in backend.signature.inputs] == [(-1, 3), (-1, 3)]
 
 
+@pytest.fixture
+def step(write: Any, tmp_path: Path) -> Path:
+    """A step of a network with a state h of 2 layers, whose batch is on axis 1."""
+    path: Path = write(
+        tmp_path / "step.onnx",
+        [
+            ("ReduceSum", ["h", "axis"], ["sum"], {"keepdims": 0}),
+            ("Add", ["x", "sum"], ["y"]),
+            ("Add", ["h", "x"], ["next"]),
+        ],
+        [("x", 1, ["n", 3]), ("h", 1, [2, "n", 3])],
+        [("y", 1, ["n", 3]), ("next", 1, [2, "n", 3])],
+        [("axis", np.array([0]))],
+    )
+    return path
+
+
+@pytest.mark.parametrize(("mixes", "reorder"), [(False, ""), (False, "1,0"), (True, "")])
+def test_a_batch_axis_for_each_tensor(
+    make: Any, step: Path, fake: Any, *, mixes: bool, reorder: str
+) -> None:
+    """The engine is built with it, and runs with it. It is proven all the same."""
+    x, h = ("FLOAT", (-1, 3)), ("FLOAT", (2, -1, 3))
+    runtime = fake(
+        {"x": x, "h": h},
+        {"y": x, "next": h},
+        [
+            {"x": [(1, 3), (size, 3), (size, 3)], "h": [(2, 1, 3), (2, size, 3), (2, size, 3)]}
+            for size in (1, 2, 4)
+        ],
+        lambda x, h: (x + h.sum(0), h + x - (h.mean(1, keepdims=True) if mixes else 0)),
+        {"next": lambda shapes: shapes["h"]},
+    )
+    axes = {"h": 1, "next": 1}
+    orders = {"input_reorder": reorder, "output_reorder": reorder} if reorder else {}
+    backend = make(step, max="4", batch_axis=axes, **orders)
+    assert backend.max == (1 if mixes else 4)
+    assert backend.signature.batch_axes == (() if mixes else (1, 0) if reorder else (0, 1))
+    generator = torch.manual_seed(0)
+    items = [
+        [torch.rand(rows, 3, generator=generator), torch.rand(2, rows, 3, generator=generator)]
+        for rows in (1, 2)
+    ]
+    backend.warm_up()
+    for context in runtime.engine.contexts:
+        context.runs.clear()
+    batch: list[Item] = [
+        {"data": data[::-1] if reorder else data, "request_size": len(data[0])} for data in items
+    ]
+    backend.forward(batch)
+    for item, (x_in, h_in) in zip(batch, items, strict=True):
+        y, state = item["result"][::-1] if reorder else item["result"]
+        mean = h_in.mean(1, keepdim=True) if mixes else 0
+        torch.testing.assert_close(y, x_in + h_in.sum(0))
+        torch.testing.assert_close(state, h_in + x_in - mean)
+        assert state.is_contiguous()
+    runs = [run for context in runtime.engine.contexts for run in context.runs]
+    assert len(runs) == (2 if mixes else 1)
+    with pytest.raises(InvalidInput, match=r"input h: expected 1 .* axis 1, found shape 2x2x3"):
+        wrong = [torch.zeros(1, 3), torch.zeros(2, 2, 3)]
+        backend = make(step, max="4", batch_axis=axes, batched=True)
+        backend.forward([{"data": wrong}])
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"h": 3}, "batch_axis: gives axis 3 for h, which has 3 axes"),
+        ({"state": 1}, "batch_axis: names 'state', and the model has no such"),
+    ],
+)
+def test_a_batch_axis_that_does_not_fit(make: Any, step: Path, axes: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(step, max="4", batch_axis=axes)
+
+
 def test_instances_share_the_engine_and_each_has_its_contexts(
     make: Any, two: Path, fake_two: Any
 ) -> None:

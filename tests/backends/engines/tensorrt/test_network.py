@@ -15,6 +15,7 @@ from onnx import TensorProto
 
 from penstock.backends.engines.tensorrt.library import Library
 from penstock.backends.engines.tensorrt.network import parse
+from penstock.backends.engines.tensorrt.profiles import Input
 from penstock.backends.errors import BackendError, ConfigError
 
 FLOAT = TensorProto.FLOAT
@@ -48,8 +49,8 @@ def test_networks_are_strongly_typed(recipe: Any, two: Path, library: Library) -
     assert asked == [
         1 << int(library.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     ] and network.inputs == [
-        ("a", (-1, 3)),
-        ("b", (-1, 3)),
+        Input("a", (-1, 3)),
+        Input("b", (-1, 3)),
     ]
 
 

@@ -168,3 +168,18 @@ def test_a_batch_runs_in_the_smallest_profile_that_takes_it() -> None:
 def test_profiles_are_described_in_words() -> None:
     assert describe(make_profiles([IDS], None, "2", (1, 2))) == "ids 1x10; ids 1x10 to 2x10"
     assert str(ShapeRange((1, 2), (1, 2), (1, 2))) == "1x2"
+
+
+def test_the_batch_may_be_on_another_axis() -> None:
+    state = Input("state", (2, -1, 10), axis=1)
+    made = profiles([IDS, state], high="4", sizes=(1, 4))
+    assert made == [
+        {"ids": ((1, 10),) * 3, "state": ((2, 1, 10),) * 3},
+        {
+            "ids": ((1, 10), (4, 10), (4, 10)),
+            "state": ((2, 1, 10), (2, 4, 10), (2, 4, 10)),
+        },
+    ]
+    assert made == profiles([IDS, state], "1x10,2x1x10", "4x10,2x4x10", (1, 4))
+    with pytest.raises(ProfileError, match="different batch sizes in one profile: 4 for ids, 3"):
+        make_profiles([IDS, state], None, "4x10,2x3x10", (1,))

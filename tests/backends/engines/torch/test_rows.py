@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from penstock.backends.base import UNBOUNDED, Context
-from penstock.backends.errors import InvalidInput
+from penstock.backends.errors import ConfigError, InvalidInput
 
 from .modules import Named, Pool, Shout
 
@@ -24,6 +24,13 @@ class Centred(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x - x.mean(0, keepdim=True)
+
+
+class Rows(torch.nn.Module):
+    """Each row without its mean."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean(1, keepdim=True)
 
 
 class Places(torch.nn.Module):
@@ -185,3 +192,105 @@ def test_inputs_with_different_first_axes(exported: Any, make: Any, run: Any) ->
     backend = make("TorchExportTensor", path, batched=False)
     items = [[np.full((1, 2), value, np.float32), np.ones((3, 1, 2))] for value in (1, 2)]
     assert [result[0].tolist() for result in run(backend, *items)] == [[[4, 4]], [[5, 5]]]
+
+
+class Step(torch.nn.Module):
+    """A step of a network with a state of 2 layers, whose batch is on the second axis."""
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x + h.sum(0), h + x
+
+
+STEP = """
+import torch
+
+class Step(torch.nn.Module):
+    def forward(self, x, h):
+        return x + h.sum(0), h + x
+"""
+
+
+def step_backend(
+    make: Any, scripted: Any, exported: Any, folder: Path, form: str, **keys: Any
+) -> Any:
+    (folder / "net.py").write_text(STEP)
+    batch = torch.export.Dim("batch", min=1, max=16)
+    examples = torch.zeros(3, 4), torch.zeros(2, 3, 4)
+    shapes = ({0: batch}, {1: batch})
+    forms: dict[str, Any] = {
+        "script": lambda: ("TorchScriptTensor", scripted(Step())),
+        "export": lambda: ("TorchExportTensor", exported(Step(), *examples, shapes=shapes)),
+        "fixed": lambda: ("TorchExportTensor", exported(Step(), *examples, fixed=True)),
+        "python": lambda: ("PythonTensor", "net.py:Step"),
+    }
+    name, model = forms[form]()
+    return make(name, model, Context(node="node", pipeline="pipe", directory=folder), **keys)
+
+
+@pytest.mark.parametrize("form", ["script", "export", "fixed", "python"])
+@pytest.mark.parametrize("most", [8, "8x4,2x8x4"])
+def test_a_batch_axis_for_each_tensor(
+    scripted: Any, exported: Any, make: Any, run: Any, tmp_path: Path, form: str, most: Any
+) -> None:
+    backend = step_backend(
+        make,
+        scripted,
+        exported,
+        tmp_path,
+        form,
+        max=most,
+        batch_axis={"INPUT__1" if form == "python" else "h": 1, "OUTPUT__1": 1},
+    )
+    assert backend.max == (3 if form == "fixed" else 8)
+    backend.warm_up()
+    random = torch.manual_seed(0)
+    for rows, count in ((1, 3), (3, 1), (1, 1)):
+        items = [
+            [torch.rand(rows, 4, generator=random), torch.rand(2, rows, 4, generator=random)]
+            for _ in range(count)
+        ]
+        keys = {"request_size": rows} if rows > 1 else {}
+        for (x, h), (y, state) in zip(items, run(backend, *items, **keys), strict=True):
+            torch.testing.assert_close(y, x + h.sum(0))
+            torch.testing.assert_close(state, h + x)
+            assert state.is_contiguous()
+            assert state.untyped_storage().nbytes() == state.numel() * 4
+    engine = backend.children[0]
+    assert engine.proven and engine.batched
+
+
+@pytest.mark.parametrize("form", ["script", "export", "python"])
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"state": 1}, r"batch_axis: names 'state': expected an input \("),
+        ({"INPUT__1": 3}, "batch_axis: gives axis 3 for"),
+        ({"OUTPUT__2": 1}, "batch_axis: names 'OUTPUT__2'"),
+        ({"INPUT__1": 1, "OUTPUT__1": 5}, "batch_axis: gives axis 5 for an output that has 3 axes"),
+    ],
+)
+def test_a_batch_axis_that_does_not_fit(
+    scripted: Any,
+    exported: Any,
+    make: Any,
+    tmp_path: Path,
+    form: str,
+    axes: Any,
+    message: str,
+) -> None:
+    if form == "python" and "OUTPUT__2" in axes:
+        pytest.skip("a module does not say how many outputs it has")
+    with pytest.raises(ConfigError, match=message):
+        step_backend(make, scripted, exported, tmp_path, form, max="8x4,2x8x4", batch_axis=axes)
+
+
+def test_a_wrong_batch_axis_is_found_by_the_probe(scripted: Any, make: Any, run: Any) -> None:
+    backend = make(
+        "TorchScriptTensor",
+        scripted(Rows()),
+        max="3x8",
+        batch_axis={"x": 1, "OUTPUT__0": 1},
+    )
+    assert backend.max == 1
+    data = torch.tensor([[1.0, 2, 3], [4, 4, 4]])
+    assert run(backend, data)[0].tolist() == [[-1, 0, 1], [0, 0, 0]]
