@@ -17,6 +17,10 @@ from ..errors import InvalidInput, PenstockError
 from ..text import message_of
 
 
+class ProcessDiedError(RuntimeError):
+    """Raised when the child ended while it worked on a batch."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """The parts of an exception that can be sent.

@@ -23,7 +23,7 @@ from ..expressions.spec import Spec
 from ..item import Item
 from ..text import message_of
 from .channel import Channel, PeerGoneError
-from .failure import Failure
+from .failure import Failure, ProcessDiedError
 from .wire import Change, LoadedMessage, Order, SpecMessage
 
 logger = logging.getLogger("penstock.process")
@@ -45,10 +45,6 @@ _THREAD_VARIABLES = (
 
 `instance_num` decides how many processors a node uses.
 """
-
-
-class ProcessDiedError(RuntimeError):
-    """Raised when the child ended while it worked on a batch."""
 
 
 class RestartError(BaseException):
@@ -160,6 +156,14 @@ class ProcessBackend(Backend):
             self._replace(self._child)
         if self._child is None:
             raise self._died("its process was ended")
+
+    def end_child(self) -> None:
+        """Kill the child, which hangs; another one is started. Safe from any thread.
+
+        A thread that waits for the child continues with `ProcessDiedError`.
+        """
+        if (child := self._child) is not None:
+            child.kill()
 
     def kill(self) -> None:
         """End the child now and start no other. Safe from any thread.

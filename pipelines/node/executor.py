@@ -25,6 +25,7 @@ from penstock.backends.errors import BackendError, DeviceError, InvalidInput
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.gpu.order import keep_order
 from penstock.backends.item import Item
+from penstock.backends.process.failure import ProcessDiedError
 from penstock.backends.text import message_of
 
 from .placement import device_of
@@ -164,6 +165,16 @@ class Executor:
         return self._process is not None
 
     @property
+    def killable(self) -> bool:
+        """True if a child process runs its batches. A thread can't be killed."""
+        return self._process is not None
+
+    def end_child(self) -> None:
+        """Kill the child process, which hangs. The thread fails what it ran and starts another."""
+        if self._process is not None:
+            self._process.end_child()
+
+    @property
     def ready(self) -> bool:
         """False while a child process that has died is being replaced."""
         return self._process is None or self._process.ready
@@ -214,7 +225,7 @@ class Executor:
                     if self._process is not None:
                         self._process.revive()
                     continue
-                batch.started = self.clock()
+                batch.started = batch.watched = self.clock()
                 device_error = run_batch(backend, batch, owner, self.clock)
                 batch.ended = self.clock()
                 if (recording := timeline.recording) is not None:
@@ -263,13 +274,16 @@ def run_batch(
     """Run the batch, and leave each entry's outcome in `batch.outcomes`.
 
     If the batch fails, its items run one by one on new copies, so that only those fail that can't
-    be run. Returns the device's error, if the device failed. Raises only what is not an
+    be run. An item whose child process died runs once more, in a new child: someone else may have
+    killed it. Returns the device's error, if the device failed. Raises only what is not an
     `Exception`, which ends the thread.
     """
     entries = batch.entries
     try:
         backend.forward(list(batch.outcomes))  # a new list, because a backend may change it
     except Exception as error:
+        if len(entries) == 1 and isinstance(error, ProcessDiedError) and owner.retry:
+            return _run_singly(backend, batch, owner, clock)
         if len(entries) == 1:
             batch.outcomes = [_outcome_of(error, entries[0], batch, backend)]
         elif (
@@ -303,6 +317,7 @@ def _run_singly(
         if entry.future.done() or entry.deadline <= clock():
             continue  # the caller left, or the answer would be late
         item = entry.item.copy()
+        batch.alone, batch.watched = position, clock()
         try:
             backend.forward([item])
         except Exception as error:
@@ -316,7 +331,7 @@ def _run_singly(
         else:
             outcomes[position] = item
             owner.retry_suspended = False
-    if failed == len(entries):
+    if failed == len(entries) > 1:
         # A backend that fails for every item would cost 1 + n runs per batch. Items run one by one
         # again when some run has succeeded.
         owner.retry_suspended = True

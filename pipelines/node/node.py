@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from penstock.backends.base import Signature
@@ -32,7 +33,7 @@ from .executor import Executor
 from .inflow import Inflow
 from .outflow import Outflow
 from .placement import context_of
-from .queue import NEVER, Batch, Bucket, Entry
+from .queue import NEVER, Batch, Bucket, Entry, fail_all
 from .rows import count_rows, forget_counts
 from .scheduler import DeviceGroup, Scheduler
 from .statistics import NodeStatistics
@@ -113,6 +114,7 @@ class Node:
         self._up = False  # all executors have been loaded once
         self._loading: asyncio.Future[None] = loop.create_future()
         self._stopped: asyncio.Future[None] | None = None
+        self._hung: set[object] = set()  # the executors that `close` does not wait for
         # The accelerators that its executors took; empty if all run on the CPU.
         self.devices: dict[str, DeviceGroup] = {}
         self._watchers: list[Callable[[Batch], None]] = []
@@ -197,8 +199,7 @@ class Node:
 
     def refuse_queued(self, reason: str) -> None:
         """Fail all queued entries with `NotReady`; running batches go on."""
-        for entry in self.scheduler.drain():
-            entry.fail(NotReady(reason))
+        fail_all(self.scheduler.drain(), lambda: NotReady(reason))
 
     def abandon(self, reason: str) -> None:
         """Fail all queued and running entries with `NotReady`.
@@ -207,13 +208,13 @@ class Node:
         """
         self.refuse_queued(reason)
         for batch in list(self.scheduler.running.values()):
-            for entry in batch.entries:
-                entry.fail(NotReady(reason))
+            fail_all(batch.entries, lambda: NotReady(reason))
 
     async def close(self, timeout: float) -> None:
         """End the scheduler and the threads. May be called again.
 
-        A thread that does not end within `timeout` seconds is logged and left running.
+        A thread that does not end within `timeout` seconds is logged and left running. One whose
+        batch hangs is not waited for: its callers have their answers, and it can't be killed.
         """
         reason = f"pipeline {self._pipeline.name!r} is closed"
         if not self.closed:
@@ -231,6 +232,11 @@ class Node:
             self._stopped = self._loop.create_future()
             for executor in self._executors:
                 executor.stop()
+            self._hung = {
+                executor for executor, batch in self.scheduler.running.items() if batch.stuck
+            }
+        if self._hung.issuperset(self._executors):
+            timeout = 0.0
         await asyncio.wait([self._stopped], timeout=timeout)
         killed = [executor.kill() for executor in self._executors]
         if any(killed):
@@ -386,25 +392,48 @@ class Node:
         )
 
     def _stuck(self, batch: Batch) -> None:
+        """Answer the callers of a batch that hangs, and kill the child process that runs it.
+
+        The innocent items of a batch that a child ran are not answered: they run again, one by one.
+        """
         executor: Executor = batch.executor
-        requests = ", ".join(entry.request_id for entry in batch.entries if entry.request_id)
+        now = self._clock()
+        if executor.killable and not executor.ready:  # a child that loads has no batch yet
+            batch.stuck, batch.watched = False, now
+            return
         stuck_after = self.config.stuck_after
+        entries = batch.entries
+        if executor.killable and batch.alone is not None:
+            failed = [entries[batch.alone]]
+        elif executor.killable and len(entries) > 1 and self.retry and not self.retry_suspended:
+            failed = [entry for entry in entries if entry.deadline <= now]
+        else:
+            failed = entries
+        fail_all(
+            failed,
+            lambda: DeadlineExceeded(
+                f"node {self.name!r}: the batch ran longer than {stuck_after:g} s (stuck_after)"
+            ),
+        )
+        requests = ", ".join(entry.request_id for entry in entries if entry.request_id)
+        try:
+            stack = executor.stack()
+        except Exception as error:
+            stack = f"(it can't be read: {message_of(error)})"
         logger.error(
-            "node %s: %s has run one batch for more than %g s. The node is not ready until that "
-            "batch ends. The thread's stack:\n%s",
+            "node %s: %s has run one batch for more than %g s. %s. The thread's stack:\n%s",
             self.name,
             executor.name,
             stuck_after,
-            executor.stack(),
+            "Its child process is killed and replaced"
+            if executor.killable
+            else "A thread can't be killed: the node is not ready until that batch ends",
+            stack,
             extra={"request_id": requests, **self._log_extra},
         )
-        # The thread can't be interrupted and may never end, so its callers are answered now.
-        for entry in batch.entries:
-            entry.fail(
-                DeadlineExceeded(
-                    f"node {self.name!r}: the batch ran longer than {stuck_after:g} s (stuck_after)"
-                )
-            )
+        if executor.killable:
+            batch.stuck, batch.watched = False, now
+            executor.end_child()
 
     # what executors report
 
@@ -443,14 +472,16 @@ class Node:
                     entry.request_id,
                     extra={"request_id": entry.request_id, **self._log_extra},
                 )
-                kind = type(error).__name__
-                failure = BackendError(f"node {self.name!r}: the result can't be delivered: {kind}")
-                failure.logged = True
-                entry.fail(failure)
+                fail_all([entry], partial(self._undeliverable, type(error).__name__))
         # Entries refer to their batch for its times. If the batch kept its entries, that would be a
         # cycle, and images would stay in memory until the garbage collector runs.
         batch.entries.clear()
         batch.outcomes.clear()
+
+    def _undeliverable(self, kind: str) -> BackendError:
+        failure = BackendError(f"node {self.name!r}: the result can't be delivered: {kind}")
+        failure.logged = True
+        return failure
 
     def executor_loaded(self, executor: Executor, low: int, high: int, device: str) -> None:
         """Take a new executor into use.
@@ -540,7 +571,11 @@ class Node:
         """Forget an executor whose thread is about to end."""
         self._executors.pop(executor, None)
         executor.join(1.0)
-        if self._stopped is not None and not self._executors and not self._stopped.done():
+        if (
+            self._stopped is not None
+            and self._hung.issuperset(self._executors)
+            and not self._stopped.done()
+        ):
             self._stopped.set_result(None)
 
     def _launch(self, instance_group: int, instance: int, failures: int = 0) -> None:

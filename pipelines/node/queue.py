@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 from penstock.backends.item import Item
 
 from .outflow import SMALL_BYTES, Outflow
+
+logger = logging.getLogger("penstock.node")
 
 NEVER = float("inf")
 
@@ -95,9 +98,23 @@ class Batch:
     `outcomes` has one element per entry: at first the shallow copy that the backend works on. If
     the run fails, the thread replaces them. The copies are made on the loop, so that the executor's
     thread holds the GIL for 2 instead of 15 µs in a no-op batch of 32 (measured).
+
+    `alone`: the position of the entry that runs alone after the batch failed, else None. `watched`:
+    when what runs now began; `stuck_after` counts from there.
     """
 
-    __slots__ = ("ended", "entries", "executor", "node", "outcomes", "size", "started", "stuck")
+    __slots__ = (
+        "alone",
+        "ended",
+        "entries",
+        "executor",
+        "node",
+        "outcomes",
+        "size",
+        "started",
+        "stuck",
+        "watched",
+    )
 
     def __init__(
         self, node: str, executor: Any, entries: list[Entry], size: int, started: float
@@ -109,6 +126,8 @@ class Batch:
         self.size = size
         self.started = started
         self.ended = started
+        self.watched = started
+        self.alone: int | None = None
         self.stuck = False
 
 
@@ -194,3 +213,12 @@ class Bucket:
         for entry in expired:
             self.remove(entry)
         return expired
+
+
+def fail_all(entries: Iterable[Entry], error: Callable[[], BaseException]) -> None:
+    """Fail each entry with an error of its own, even if the code behind another one raises."""
+    for entry in entries:
+        try:
+            entry.fail(error())
+        except Exception:
+            logger.exception("node: a request could not be failed (request %s)", entry.request_id)

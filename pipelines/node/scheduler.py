@@ -14,7 +14,7 @@ from typing import Protocol
 from penstock.backends.errors import BackendError
 
 from .outflow import Outflow
-from .queue import NEVER, Batch, Bucket, Entry
+from .queue import NEVER, Batch, Bucket, Entry, fail_all
 
 
 class DeviceGroup:
@@ -181,12 +181,14 @@ class Scheduler:
         try:
             batch = Batch(self.name, executor, entries, size, now)  # copies the items
         except Exception as error:  # MemoryError: these entries are out of their bucket already
-            for entry in entries:
-                failure = BackendError(
-                    f"node {self.name!r}: the batch can't start: {type(error).__name__}"
-                )
-                failure.__cause__ = error
-                entry.fail(failure)
+            cause, kind = error, type(error).__name__
+
+            def failure() -> BackendError:
+                made = BackendError(f"node {self.name!r}: the batch can't start: {kind}")
+                made.__cause__ = cause
+                return made
+
+            fail_all(entries, failure)
             raise
         self.idle.remove(executor)
         executor.device_group.busy += 1
@@ -273,12 +275,11 @@ class Scheduler:
                     wake = timeout
         for batch in self.running.values():
             if not batch.stuck:
-                stuck = batch.started + self.stuck_after
-                if stuck <= now:
+                if batch.watched + self.stuck_after <= now:
                     batch.stuck = True
                     self.on_stuck(batch)
-                elif stuck < wake:
-                    wake = stuck
+                if not batch.stuck:  # `on_stuck` may have ended what hung
+                    wake = min(wake, batch.watched + self.stuck_after)
         return wake
 
     def _settle(self, bucket: Bucket, gone: int) -> None:

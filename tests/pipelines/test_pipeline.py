@@ -722,6 +722,19 @@ async def test_a_stuck_forward_is_not_ready_until_it_returns(
         assert nothing_is_left(pipeline)
 
 
+async def test_close_does_not_wait_for_a_thread_that_hangs() -> None:
+    cls = probe()
+    pipeline = build(cls, stuck_after=0.05)
+    await pipeline.start()
+    cls.gate.close()
+    with pytest.raises(DeadlineExceeded):
+        await pipeline({"data": 1})
+    async with asyncio.timeout(BOUND):
+        await pipeline.close(1e6)
+    cls.gate.open()
+    await until(lambda: "close" in cls.calls)
+
+
 # close
 
 

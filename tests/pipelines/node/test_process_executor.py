@@ -17,7 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from penstock.backends.errors import BackendError, ConfigError, InvalidInput, NotReady
+from penstock.backends.errors import (
+    BackendError,
+    ConfigError,
+    DeadlineExceeded,
+    InvalidInput,
+    NotReady,
+)
 from penstock.backends.expressions.registry import register_backend
 from penstock.pipelines.config.load import load
 from penstock.pipelines.pipeline import Pipeline
@@ -47,6 +53,7 @@ class Work(Backend):
             match text_of(item):
                 case "kill": os.kill(os.getpid(), signal.SIGKILL)
                 case "sleep": time.sleep(60)
+                case "first": (HERE / "ran").exists() or ((HERE / "ran").touch(), signal.pause())
                 case "nap": time.sleep(0.3)
                 case "raise": raise ValueError("a secret")
                 case "soft": raise InvalidInput("not readable")
@@ -264,15 +271,70 @@ async def test_close_while_it_loads(ops: Path) -> None:
         await starting
 
 
-async def test_a_stuck_child_is_named(ops: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pipeline = Pipeline.load(table(ops, stuck_after=0.2))
-    await pipeline.start()
-    pid = (await pipeline({"data": "x"}))["pid"]
-    with pytest.raises(TimeoutError, match="stuck_after"):
-        await pipeline({"data": "sleep"})
-    assert "a forward has run for more than" in pipeline.not_ready
+async def test_a_child_that_hangs_is_killed_and_replaced(
+    ops: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(ops, stuck_after=0.5) as pipeline:
+        pid = (await pipeline({"data": "x"}))["pid"]
+        for _ in range(2):
+            with pytest.raises(DeadlineExceeded, match=r"longer than 0.5 s \(stuck_after\)"):
+                await pipeline({"data": "sleep"})
+        after = await pipeline({"data": "y"})
+        assert after["result"] == "y" and after["pid"] != pid
+        assert not pipeline.not_ready
+        assert pipeline.nodes[0].statistics.restarts == 2
+    assert [what for _, what in runs(ops)] == ["['x']", "['sleep']", "['sleep']", "['y']"]
     assert f"which waits for process {pid}" in caplog.text and "recv" in caplog.text
-    await pipeline.close(0.1)
+    assert "Its child process is killed and replaced" in caplog.text
+
+
+async def test_the_neighbours_of_an_item_that_hangs_run_again(ops: Path) -> None:
+    async with running(ops, stuck_after=1.0) as pipeline:
+        before, hung, after = await outcomes(pipeline, "a", "sleep", "b")
+        assert (before, after) == ("a", "b")
+        assert type(hung) is DeadlineExceeded and "stuck_after" in str(hung)
+        assert not pipeline.not_ready
+
+
+async def test_without_retry_a_hang_fails_the_batch(ops: Path) -> None:
+    async with running(ops, stuck_after=0.5, retry=False) as pipeline:
+        answers = await outcomes(pipeline, "a", "sleep")
+        assert [type(answer) for answer in answers] == [DeadlineExceeded, DeadlineExceeded]
+        assert await outcomes(pipeline, "b") == ["b"]
+
+
+async def test_a_hang_in_one_child_holds_no_other(ops: Path) -> None:
+    async with running(ops, stuck_after=1.0, instance_num=2, max=1) as pipeline:
+        hanging = asyncio.ensure_future(outcomes(pipeline, "sleep"))
+        await until((ops / "runs").exists)
+        assert await outcomes(pipeline, "a", "b") == ["a", "b"]
+        assert type((await hanging)[0]) is DeadlineExceeded
+
+
+async def test_an_item_whose_child_was_killed_runs_once_more(ops: Path) -> None:
+    async with running(ops) as pipeline:
+        working = asyncio.ensure_future(pipeline({"data": "first"}))
+        await until((ops / "ran").exists)
+        ((pid, _),) = runs(ops)
+        os.kill(pid, signal.SIGKILL)
+        assert (await working)["result"] == "first"
+        assert [what for _, what in runs(ops)] == ["['first']"] * 2
+        assert pipeline.nodes[0].statistics.restarts == 1
+
+
+async def test_an_item_that_kills_twice_fails(ops: Path) -> None:
+    async with running(ops) as pipeline:
+        (error,) = await outcomes(pipeline, "kill")
+        assert type(error) is BackendError and "was killed by SIGKILL" in str(error)
+        assert [what for _, what in runs(ops)] == ["['kill']"] * 2
+        assert await outcomes(pipeline, "b") == ["b"]
+
+
+async def test_without_retry_an_item_runs_once(ops: Path) -> None:
+    async with running(ops, retry=False) as pipeline:
+        (error,) = await outcomes(pipeline, "kill")
+        assert type(error) is BackendError
+        assert [what for _, what in runs(ops)] == ["['kill']"]
 
 
 async def test_other_pipelines_go_on_while_a_child_computes(ops: Path) -> None:
