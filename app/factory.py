@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -19,6 +20,7 @@ from penstock.pipelines.repository import Repository
 
 from .http.auth import Authenticate
 from .http.errors import install_handlers
+from .http.hosts import CORS_METHODS, EXPOSED_HEADERS, AllowedHosts
 from .http.paths import is_protocol, whole
 from .http.predict import Fetch, HotRoutes, Predict, predict_route
 from .http.restriction import Restricted, Restriction, restriction_of
@@ -26,7 +28,7 @@ from .metrics import Metrics
 from .openapi.document import OpenAPI
 from .openapi.page import add_docs_page, installed_assets
 from .routes import routes, typed_routes
-from .settings import Settings
+from .settings import Settings, split
 from .v2.call import error_answer
 from .v2.router import protocol_router
 from .v2.routes import protocol_app
@@ -63,7 +65,20 @@ def create_app(
     repository = _repository(source, labels)
     predict = Predict(repository, settings, _fetch(settings))
     metrics = Metrics(repository)
-    checks = []
+    checks: list[Middleware] = []
+    if hosts := split(settings.allowed_hosts):
+        checks.append(Middleware(AllowedHosts, hosts=hosts, protocol_error=error_answer))
+    if origins := split(settings.cors_origins):
+        # Before the API key: a browser asks for leave (OPTIONS) without it.
+        checks.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_methods=CORS_METHODS,
+                allow_headers=["*"],
+                expose_headers=EXPOSED_HEADERS,
+            )
+        )
     if settings.api_key is not None:
         checks.append(Middleware(Authenticate, settings=settings, protocol_error=error_answer))
     assets = installed_assets()

@@ -6,6 +6,7 @@ Each field is an option of `penstock serve` and an environment variable PENSTOCK
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -104,6 +105,21 @@ class Settings(BaseSettings):
         ge=1,
         description="Most memory that all requests may hold together, bytes. Unset: half of what "
         "the cgroup, ulimit -v and the machine leave when the pipelines are loaded.",
+    )
+    allowed_hosts: str | None = Field(
+        default=None,
+        description="Names that the Host header may have, separated by commas; *.example.com are "
+        "all names below it. Unset: any.",
+    )
+    cors_origins: str | None = Field(
+        default=None,
+        description="Origins whose pages may use the server, as https://example.com, separated by "
+        "commas; or *. Unset: none (CORS is off).",
+    )
+    trusted_proxies: str | None = Field(
+        default=None,
+        description="Addresses and networks of proxies whose X-Forwarded-For and X-Forwarded-Proto "
+        "are believed, separated by commas; or *. Unset: none.",
     )
     max_body: int = Field(default=64 * 2**20, ge=1, description="Largest request body, bytes.")
     max_chunks: int = Field(
@@ -219,12 +235,66 @@ class Settings(BaseSettings):
             raise ValueError("expected at least one visible ASCII character, and no others")
         return value
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: str | None) -> str | None:
+        hosts = split(value)
+        for number, host in enumerate(hosts):
+            name = host.lower().removeprefix("[").removesuffix("]")
+            if not (name == "*" or is_address(name) or _HOST.fullmatch(name)):
+                raise ValueError(
+                    f"{host!r} is not a host: expected a name without scheme and port, an address, "
+                    "or *.example.com"
+                )
+            hosts[number] = name.removesuffix(".")
+        return ",".join(hosts) or None
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: str | None) -> str | None:
+        for origin in split(value):
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is not an origin: expected https://example.com, with a port if it "
+                    "has one and without a path, or *"
+                )
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_proxies(cls, value: str | None) -> str | None:
+        for proxy in split(value):
+            if proxy != "*" and not is_address(proxy):
+                try:
+                    ip_network(proxy)
+                except ValueError as error:
+                    raise ValueError(f"{proxy!r} is not an address or a network: {error}") from None
+        return value
+
     @field_validator("restricted_api")
     @classmethod
     def _check_rules(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
             parse_restrictions(value.get_secret_value())
         return value
+
+
+_HOST = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:\d+)?|[a-z]+://\[[0-9a-f:.]+\](:\d+)?")
+
+
+def split(value: str | None) -> list[str]:
+    """Return the entries of a setting that are separated by commas."""
+    return [] if value is None else [entry for entry in map(str.strip, value.split(",")) if entry]
+
+
+def is_address(text: str) -> bool:
+    """Return whether a text is an IP address."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _read_secret(setting: str, path: Path) -> SecretStr:

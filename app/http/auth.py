@@ -14,6 +14,8 @@ from typing import Any
 from pydantic import SecretStr
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from penstock.backends.errors import PenstockError
+
 from ..settings import Settings
 from .errors import Forbidden, Unauthorized, problem
 from .paths import is_protocol, path_of
@@ -45,26 +47,30 @@ class Authenticate:
         try:
             check_key(scope, self._settings)
         except Unauthorized as error:
-            await self._refuse(scope, send, error)
+            await refuse(scope, send, error, self._protocol_error)
             return
         await self.app(scope, receive, send)
 
-    async def _refuse(self, scope: Scope, send: Send, error: Unauthorized) -> None:
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008, "reason": str(error)})
-            return
-        request_id = request_id_of(scope)
-        if is_protocol(scope):
-            status, more, body = self._protocol_error(error)
-            headers = [*more, (b"content-length", b"%d" % len(body))]
-        else:
-            status, headers, body = problem(error, request_id)
-        headers.append((b"x-request-id", request_id.encode()))
-        # The body was not read. `close` keeps the server, and any proxy, from taking the rest of an
-        # upload for the beginning of the next request.
-        headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+
+async def refuse(
+    scope: Scope, send: Send, error: PenstockError, protocol_error: WriteError
+) -> None:
+    """Answer a request, whose body was not read, with an error."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008, "reason": str(error)})
+        return
+    request_id = request_id_of(scope)
+    if is_protocol(scope):
+        status, more, body = protocol_error(error)
+        headers = [*more, (b"content-length", b"%d" % len(body))]
+    else:
+        status, headers, body = problem(error, request_id)
+    headers.append((b"x-request-id", request_id.encode()))
+    # `close` keeps the server, and any proxy, from taking the rest of an upload for the beginning
+    # of the next request.
+    headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 def check_key(scope: Any, settings: Settings) -> None:

@@ -29,7 +29,7 @@ from penstock.backends.process.allocator import keep_memory
 from penstock.pipelines.repository import Repository
 
 from ..factory import create_app
-from ..settings import Settings
+from ..settings import Settings, split
 from .connection import Connection
 from .connections import Connections
 from .logs import configure_logging
@@ -66,6 +66,7 @@ def serve(repository: Repository, settings: Settings) -> int:
     for collector in (log, ConnectionCollector(connections)):
         app.state.metrics.registry.register(collector)
     http: Any = partial(Connection, connections)
+    proxies = split(settings.trusted_proxies)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -76,6 +77,9 @@ def serve(repository: Repository, settings: Settings) -> int:
         lifespan="off",  # `Server` starts and closes the repository, and nothing else does
         log_config=None,
         access_log=settings.access_log,
+        # uvicorn believes 127.0.0.1 unless it is told, and X-Forwarded-For is easy to forge.
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips="*" if "*" in proxies else proxies,
         server_header=False,
     )
     server = Server(config, repository, settings, connections)
