@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from .item import Item
+from .loaded_files import LoadedFiles
 
 UNBOUNDED = 2**31 - 1
 """`max` of a backend without a bound of its own."""
@@ -144,6 +145,7 @@ class Context:
     max: int | None = None
     device: str = ""
     loading: Loading = field(default_factory=Loading, compare=False, repr=False)
+    files: LoadedFiles = field(default_factory=LoadedFiles, compare=False, repr=False)
 
     def resolve(self, path: str) -> Path:
         """Return the path of a file that a parameter names.
@@ -152,6 +154,17 @@ class Context:
         """
         resolved = self.directory / path
         return resolved if resolved.exists() or not Path(path).exists() else Path(path)
+
+    def resolve_input(self, path: str) -> Path:
+        """Return the path of a file that `init` reads, as `resolve` does.
+
+        All instances of the node must read the same bytes, also one that loads again after a
+        crash. Raises BackendError if the file has changed since the first of them read it.
+        """
+        resolved = self.resolve(path)
+        if resolved.is_file():
+            self.files.check(resolved)
+        return resolved
 
 
 class TensorPort(NamedTuple):

@@ -113,7 +113,7 @@ class OnnxTensor(Backend):
                 extra=extra,
             )
         self._post = PostProcessing(params, context.node, "OnnxTensor")
-        path = context.resolve(params.model)
+        path = context.resolve_input(params.model)
         threads = params.threads or threads_per_instance(context.instances)
         self.session = open_session(path, params, context, threads)
         where = f"OnnxTensor: the model {path}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ def open_session(path: Path, params: EngineParams, context: Context, threads: in
     """
     import onnxruntime
 
+    for weights in path.parent.glob(f"{glob.escape(path.name)}[._]data"):
+        context.files.check(weights)  # weights in a file beside the model, by its usual name
     if not path.is_file():
         raise BackendError(f"OnnxTensor: the model {path} {why_no_file(path)}")
     plain = _decrypted(path)

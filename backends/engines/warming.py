@@ -33,7 +33,7 @@ def warm_up_values(params: EngineParams, context: Context) -> dict[str, NDArray[
     """
     if isinstance(params.warm_up, bool):
         return None
-    path = context.resolve(params.warm_up)
+    path = context.resolve_input(params.warm_up)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)

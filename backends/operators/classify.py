@@ -55,7 +55,7 @@ class SoftmaxArgMaxTensor(Backend):
         self.top_k = params.top_k
         self.softmax = params.softmax
         if params.labels is not None:
-            path = context.resolve(params.labels)
+            path = context.resolve_input(params.labels)
             try:
                 self.labels = read_labels(path)
             except (OSError, UnicodeDecodeError) as error:

@@ -55,7 +55,8 @@ class Failure:
             text,
             lines,
             getattr(error, "penstock_backend", backend),
-            *((error.code, error.status) if isinstance(error, PenstockError) else ()),
+            error.code if isinstance(error, PenstockError) else "",
+            error.status if isinstance(error, PenstockError) else None,
         )
 
     def rebuild(self, where: str) -> Exception:

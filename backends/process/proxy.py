@@ -200,7 +200,8 @@ class ProcessBackend(Backend):
             raise ProcessDiedError(f"{child.name} {child.end()} while it loaded") from None
         if isinstance(answer, Failure):
             raise answer.rebuild(child.name)
-        self.min, self.max, self.signature = answer
+        self.min, self.max, self.signature, files = answer
+        context.files.adopt(files)
 
     def _replace(self, child: Child) -> str:
         """Start a new child in place of one that died. Return how that one ended."""

@@ -11,6 +11,7 @@ list[Item]              →   forward
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from ..expressions.registry import find_backend
 from ..expressions.spec import Spec
 from ..expressions.user import adapt
 from ..item import Item
+from ..loaded_files import FileRecord
 from ..user_code import load
 from .failure import Failure
 
@@ -50,6 +52,8 @@ class SpecMessage:
         Raises ConfigError, and pydantic's error if the parameters don't survive the way.
         """
         name = self.name
+        if name.rpartition(":")[0].endswith(".py"):  # a child imports the user's file anew
+            context.resolve_input(name.rpartition(":")[0])
         cls: type[Backend] = (
             adapt(name, load(name, context.directory)) if ":" in name else find_backend(name)
         )
@@ -74,11 +78,14 @@ class Order:
 
 
 class LoadedMessage(NamedTuple):
-    """The batch range of the loaded backend, and the arrays that it takes and gives."""
+    """The batch range of the loaded backend, the arrays that it takes and gives, and the files
+    that it has read.
+    """
 
     min: int
     max: int
     signature: Signature | None
+    files: dict[Path, FileRecord]
 
 
 class Change(NamedTuple):

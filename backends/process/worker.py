@@ -74,11 +74,13 @@ def serve(channel: Channel) -> None:
             _prepare(order)
             backend = order.spec.bind(order.context).create(order.context)
             backend.warm_up()
+            files = order.context.files
+            files.verify()
             _tune()
         except Exception as error:
             channel.send(Failure.of(error))
             return
-        channel.send(LoadedMessage(backend.min, backend.max, backend.signature))
+        channel.send(LoadedMessage(backend.min, backend.max, backend.signature, files.records))
         while True:
             answer(channel, backend)
     except PeerGoneError:

@@ -213,6 +213,7 @@ class Executor:
         try:
             backend = self._spec.create(self._context)
             backend.warm_up()
+            self._context.files.verify()
             device = device_of(backend)
             self.signature = backend.signature
             keep_order(backend, device)

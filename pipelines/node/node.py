@@ -26,6 +26,7 @@ from penstock.backends.errors import (
     NotReady,
 )
 from penstock.backends.expressions.spec import Spec
+from penstock.backends.loaded_files import LoadedFiles
 from penstock.backends.text import message_of
 
 from ..config.definition import NodeConfig, PipelineConfig
@@ -114,6 +115,7 @@ class Node:
         self._up = False  # all executors have been loaded once
         self._loading: asyncio.Future[None] = loop.create_future()
         self._stopped: asyncio.Future[None] | None = None
+        self._files = LoadedFiles()
         self._hung: set[object] = set()  # the executors that `close` does not wait for
         # The accelerators that its executors took; empty if all run on the CPU.
         self.devices: dict[str, DeviceGroup] = {}
@@ -527,6 +529,7 @@ class Node:
             extra=self._log_extra,
         )
         if executor.loaded:
+            executor.loaded = False  # else it would count twice until its thread has ended
             self._missing += 1
         batch = self.scheduler.remove(executor)
         instance_group, instance = self._executors[executor]
@@ -581,7 +584,7 @@ class Node:
     def _launch(self, instance_group: int, instance: int, failures: int = 0) -> None:
         if self.closed:
             return
-        context = context_of(self.config, self._pipeline, instance_group, instance)
+        context = context_of(self.config, self._pipeline, instance_group, instance, self._files)
         name = f"{self._pipeline.name}/{self.name}#{context.instance}"
         spec: Spec | ProcessBackend = self.config.instance_groups[instance_group].spec
         if self.config.executor == "process":

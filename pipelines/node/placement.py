@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from penstock.backends.base import Backend, Context
+from penstock.backends.loaded_files import LoadedFiles
 
 from ..config.definition import NodeConfig, PipelineConfig
 
 
 def context_of(
-    config: NodeConfig, pipeline: PipelineConfig, instance_group: int, instance: int
+    config: NodeConfig,
+    pipeline: PipelineConfig,
+    instance_group: int,
+    instance: int,
+    files: LoadedFiles | None = None,
 ) -> Context:
     """Return the `Context` of one instance of an instance group.
 
-    The instances take the node's devices in turn.
+    The instances take the node's devices in turn, and share its `files`.
     """
     number = sum(other.instances for other in config.instance_groups[:instance_group]) + instance
     return Context(
@@ -24,6 +29,7 @@ def context_of(
         min=config.instance_groups[instance_group].min,
         max=config.instance_groups[instance_group].max,
         device=config.devices[number % len(config.devices)] if config.devices else "",
+        files=LoadedFiles() if files is None else files,
     )
 
 

@@ -48,7 +48,7 @@ class Recipe:
 
         Raises BackendError if the model does not exist.
         """
-        recipe = cls(context.resolve(params.model), params, tuple(sizes), node=context.node)
+        recipe = cls(context.resolve_input(params.model), params, tuple(sizes), node=context.node)
         if not recipe.model.is_file():
             raise BackendError(f"{recipe}: the model {recipe.model} does not exist")
         return replace(recipe, gpu=gpu_of(params, library, gpu))

@@ -191,7 +191,7 @@ class TorchModule(TorchEngine):
 
         Raises BackendError if it does not exist, or is encrypted and this engine reads plain files.
         """
-        path = self.context.resolve(name)
+        path = self.context.resolve_input(name)
         if not path.is_file():
             raise BackendError(f"{self.prefix}: the model {path} {why_no_file(path)}")
         if path.suffix == ".encrypted" and not self.reads_encrypted:

@@ -72,7 +72,7 @@ class LoadTensor(TensorBackend):
         super().init(params, context)
         import torch
 
-        path = context.resolve(params.tensor_name)
+        path = context.resolve_input(params.tensor_name)
         try:
             with self._half.errors("loading a tensor"):
                 loaded = torch.load(path, map_location=self._half.device, weights_only=True)

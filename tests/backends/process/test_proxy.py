@@ -24,9 +24,9 @@ from penstock.backends.expressions.registry import find_backend
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.item import Item
 from penstock.backends.process import proxy as process
+from penstock.backends.process.failure import ProcessDiedError
 from penstock.backends.process.proxy import (
     ProcessBackend,
-    ProcessDiedError,
     RestartError,
     obstacles,
 )
