@@ -226,6 +226,7 @@ class Executor:
                     if self._process is not None:
                         self._process.revive()
                     continue
+                batch.begun = True
                 batch.started = batch.watched = self.clock()
                 device_error = run_batch(backend, batch, owner, self.clock)
                 batch.ended = self.clock()

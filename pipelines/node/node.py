@@ -543,6 +543,8 @@ class Node:
         )
         self._changed()
         if batch is not None:
+            if not batch.begun:  # the thread died before: these copies are no answers
+                batch.outcomes = [None] * len(batch.entries)
             batch.ended = now = self._clock()
             self.statistics.observe_batch(batch)
             died = (

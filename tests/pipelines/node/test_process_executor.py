@@ -228,6 +228,24 @@ async def test_a_child_that_can_not_load_again_is_tried_until_it_can(ops: Path) 
         assert await outcomes(pipeline, "b") == ["b"]
 
 
+async def test_an_item_that_never_ran_is_no_answer(ops: Path) -> None:
+    async with running(ops) as pipeline:
+        pid = (await pipeline({"data": "x"}))["pid"]
+        (ops / "wait").touch()
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: pipeline.not_ready)
+        # The thread that starts another child finds these items when it is done, but it dies.
+        waiting = asyncio.create_task(outcomes(pipeline, "a", "b"))
+        await until(lambda: pipeline.nodes[0].scheduler.running)
+        (ops / "refuse").touch()
+        (ops / "wait").unlink()
+        for answer in await waiting:
+            assert type(answer) is BackendError and "RestartError" in str(answer)
+        (ops / "refuse").unlink()
+        await until(lambda: not pipeline.not_ready)
+        assert await outcomes(pipeline, "c") == ["c"]
+
+
 async def test_instances_are_children_and_work_at_once(ops: Path) -> None:
     async with running(ops, instance_num=2, max=1) as pipeline:
         answers = await asyncio.gather(*[pipeline({"data": "nap"}) for _ in range(2)])
