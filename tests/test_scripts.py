@@ -243,3 +243,19 @@ def test_setup_takes_the_first_suitable_python(checkout: Path, tmp_path: Path) -
     done = run(checkout / "scripts" / "setup", ".venv", "", PATH=path, PYTHON="")
     assert done.returncode == 0, done.stderr
     assert "(python3.12)" in done.stdout and "ran: -m pip install" in done.stdout
+
+
+def test_a_short_soak_finds_nothing_wrong() -> None:
+    done = subprocess.run(
+        [str(ROOT / "scripts" / "soak"), "--quick"],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=os.environ | {"PENSTOCK_PYTHON": sys.executable},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "crossed: 0, lost: 0, doubled: 0" in done.stdout
+    for happened in ("child process killed", "RST", "reload 200", "in process: cancelled"):
+        assert happened in done.stdout
