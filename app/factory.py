@@ -64,7 +64,7 @@ def create_app(
     settings = Settings() if settings is None else settings
     repository = _repository(source, labels)
     predict = Predict(repository, settings, _fetch(settings))
-    metrics = Metrics(repository)
+    metrics = Metrics(repository, settings.ready_when)
     checks: list[Middleware] = []
     if hosts := split(settings.allowed_hosts):
         checks.append(Middleware(AllowedHosts, hosts=hosts, protocol_error=error_answer))
@@ -164,7 +164,9 @@ def create_router(
     api_router = APIRouter(lifespan=_lifespan(repository, settings), **router)
     predict = Predict(repository, settings, _fetch(settings))
     api_router.include_router(typed_routes(repository, settings, predict))
-    api_router.include_router(routes(repository, settings, predict, Metrics(repository)))
+    api_router.include_router(
+        routes(repository, settings, predict, Metrics(repository, settings.ready_when))
+    )
     api_router.include_router(protocol_router(protocol_app(repository, settings), settings))
     return api_router
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
@@ -39,8 +40,9 @@ class PipelineCollector(Collector):
     Call `collect` on the thread of its event loop, where nothing changes meanwhile.
     """
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, ready_when: Literal["all", "any"] = "all") -> None:
         self._repository = repository
+        self._ready_when: Literal["all", "any"] = ready_when
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing: registering must not collect."""
@@ -49,7 +51,7 @@ class PipelineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         pipelines = sorted(self._repository.pipelines.items())
         ready = GaugeMetricFamily("penstock_ready", "1 if the server is ready for requests.")
-        ready.add_metric((), float(not self._repository.not_ready))
+        ready.add_metric((), float(not self._repository.why_not_ready(self._ready_when)))
         yield ready
         yield from _memory_metrics()
         yield from _pipeline_metrics(pipelines)
@@ -163,9 +165,9 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
 class Metrics:
     """The metrics of one app. Users may register their own collectors with `registry`."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, ready_when: Literal["all", "any"] = "all") -> None:
         self.registry = CollectorRegistry(auto_describe=False)
-        self.registry.register(PipelineCollector(repository))
+        self.registry.register(PipelineCollector(repository, ready_when))
         self.registry.register(TritonCollector(repository))
         ProcessCollector(registry=self.registry)
 

@@ -98,7 +98,7 @@ def routes(
 
     @open_router.api_route("/health/ready", methods=["GET", "HEAD"])
     async def ready() -> Response:
-        reason = repository.not_ready
+        reason = repository.why_not_ready(settings.ready_when)
         return JSONResponse(
             {"ready": False, "reason": reason} if reason else {"ready": True},
             503 if reason else 200,

@@ -187,6 +187,10 @@ class Settings(BaseSettings):
         pattern=r"^\d{1,5}(,\d{1,5})*$",
         description="Ports that a URL may name, separated by commas.",
     )
+    ready_when: Literal["all", "any"] = Field(
+        default="all",
+        description="The server is ready when all pipelines are, or when any of them is.",
+    )
     drain_timeout: float = Field(
         default=30.0,
         ge=0,

@@ -63,6 +63,10 @@ class LoadedFiles:
         for path in list(self.records):
             self.check(path)
 
+    def changed(self) -> list[Path]:
+        """Return the files that hold other bytes now, or are gone."""
+        return [path for path, record in list(self.records.items()) if _has_changed(path, record)]
+
     def adopt(self, records: dict[Path, FileRecord]) -> None:
         """Take over what a child process has read. Raises BackendError if it read other bytes."""
         with self._lock:
@@ -76,6 +80,16 @@ class LoadedFiles:
                 f"{path} has changed on disk since the pipeline was loaded: reload the pipeline"
             )
         self.records[path] = record
+
+
+def _has_changed(path: Path, record: FileRecord) -> bool:
+    try:
+        identity = _identity_of(path)
+        if identity is not None and identity == record.identity:
+            return False
+        return _digest_of(path) != record.digest
+    except OSError:
+        return True
 
 
 def _identity_of(path: Path) -> tuple[int, ...] | None:

@@ -16,6 +16,7 @@ from penstock.backends.item import Item, as_item
 from .composites.composite import CompositeNode
 from .composites.logic import CallFuture
 from .config.load import PipelineConfig, load
+from .node.files import config_files
 from .node.node import Node
 from .node.queue import Entry
 from .node.statistics import RequestStatistics
@@ -63,6 +64,7 @@ class Pipeline:
         self._is_running: Callable[[], bool]
         self._create_future: Callable[[], asyncio.Future[Item]]
         self._admission = Admission(config.max_requests, clock)
+        self._files = config_files(config)
         self._loops = config.loop
         self._limit = config.timeout
 
@@ -195,6 +197,15 @@ class Pipeline:
             progress = f" ({'; '.join(loading)})" if loading else ""
             return f"pipeline {self.name!r} is {self.state}{progress}"
         return "; ".join(reason for node in self.nodes if (reason := node.not_ready))
+
+    def changed_files(self) -> list[Path]:
+        """Return the files that the pipeline was made of and that hold other bytes now.
+
+        They are its own file, the models, labels and weights, and the Python files that it names.
+        Reads files that have changed: call it outside of the loop.
+        """
+        files = [self._files, *(node.files for node in self.nodes)]
+        return sorted({path for loaded in files for path in loaded.changed()})
 
     @property
     def in_flight(self) -> int:

@@ -13,9 +13,9 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from penstock.backends.errors import ConfigError, NotFound, NotReady, Problem
+from penstock.backends.errors import ConfigError, NotFound, NotReady, PenstockError, Problem
 from penstock.backends.suggestions import did_you_mean
 from penstock.backends.text import message_of
 
@@ -120,6 +120,14 @@ class Repository:
         The pipelines of `start` count. One that is loaded or replaced later has its state in
         `states` and does not make the others unready.
         """
+        return self.why_not_ready("all")
+
+    def why_not_ready(self, when: Literal["all", "any"]) -> str:
+        """Return the reason of `not_ready`. With `any`, one pipeline that is ready is enough.
+
+        Until all pipelines of `start` are loaded the repository is not ready either way: one that
+        can't be loaded ends it.
+        """
         if self.state == "created":
             return "the pipelines have not been started (did the app's lifespan run?)"
         if self.state == "loading":
@@ -127,9 +135,9 @@ class Repository:
             return "; ".join(reasons) or "loading"
         if self.state != "ready":
             return f"the server is {self.state}"
-        return "; ".join(
-            reason for pipeline in list(self.pipelines.values()) if (reason := pipeline.not_ready)
-        )
+        pipelines = list(self.pipelines.values())
+        reasons = [reason for pipeline in pipelines if (reason := pipeline.not_ready)]
+        return "" if when == "any" and len(reasons) < len(pipelines) else "; ".join(reasons)
 
     def states(self) -> dict[str, str]:
         """Return the state of every known pipeline.
@@ -213,6 +221,43 @@ class Repository:
             pipeline = await self._load(await self._read_again(name, own))
             self._overrides.pop(name, None)
             return pipeline
+
+    async def reload_changed(self) -> None:
+        """Load the pipelines again whose files have changed, and log how that went.
+
+        One that can't be loaded leaves the running one in its place. Pipelines that an override
+        stands in for are left alone.
+        """
+        if self.state != "ready":
+            logger.warning("no pipeline is loaded again: the server is %s", self.state)
+            return
+        names = [name for name in self.pipelines if name not in self._overrides]
+        reloaded = await asyncio.gather(*[self._reload_if_changed(name) for name in names])
+        if not any(reloaded):
+            logger.info("no pipeline is loaded again: their files have not changed")
+
+    async def _reload_if_changed(self, name: str) -> bool:
+        extra = {"pipeline": name}
+        files = await asyncio.to_thread(self.pipelines[name].changed_files)
+        if not files:
+            return False
+        logger.info(
+            "pipeline %s is loaded again: %s changed", name, ", ".join(map(str, files)), extra=extra
+        )
+        try:
+            await self.reload(name)
+        except PenstockError as error:
+            logger.error(
+                "pipeline %s can't be loaded again, and the running one goes on: %s",
+                name,
+                message_of(error),
+                extra=extra,
+            )
+        except Exception:
+            logger.exception(
+                "pipeline %s can't be loaded again, and the running one goes on", name, extra=extra
+            )
+        return True
 
     async def override(
         self,

@@ -3,7 +3,8 @@
 The server listens at once and loads meanwhile; until then `/health/ready` answers 503. The first
 SIGTERM or SIGINT makes it not ready. It goes on listening, so that clients and load balancers get
 that answer, until the requests in flight have finished or `drain_timeout` has passed, and exits
-with 0. A second signal ends it at once.
+with 0. A second signal ends it at once. SIGHUP loads pipelines again whose files changed, and
+SIGUSR1 writes a report to the log.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import math
 import signal
 import socket
 import sys
+import threading
 import time
 from functools import partial
 from ipaddress import ip_address
@@ -34,6 +36,7 @@ from .connection import Connection
 from .connections import Connections
 from .logs import configure_logging
 from .metrics import ConnectionCollector
+from .report import report_of
 from .secrets import hide_secrets, warn_of_loose_files
 
 logger = logging.getLogger("penstock.serve")
@@ -109,11 +112,27 @@ class Server(uvicorn.Server):
         self._loading: asyncio.Task[None]  # from `startup` on
         self._draining: asyncio.Task[None]
         self._freezing: asyncio.Task[None] | None = None
+        self._reloading: asyncio.Task[None] | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         # Set before uvicorn captures signals: a signal may come while it imports the app.
         self._loop = asyncio.get_running_loop()
+        self._handle_signals()
         await super().serve(sockets)
+
+    def _handle_signals(self) -> None:
+        """Handle SIGHUP and SIGUSR1, which would end the process. `nohup` ignores SIGHUP."""
+        if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+            return
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+        self._loop.add_signal_handler(signal.SIGUSR1, self._report)
+
+    def _reload(self) -> None:
+        self._reloading = asyncio.create_task(self._repository.reload_changed())
+
+    def _report(self) -> None:
+        logger.info("%s", report_of(self._repository, self._connections))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         # From the capture of signals to here uvicorn awaits nothing, so `_drain`, which needs this

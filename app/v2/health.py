@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import penstock
 from penstock.pipelines.repository import Repository
@@ -11,17 +11,20 @@ from penstock.pipelines.repository import Repository
 from .call import ProtocolAnswer, ProtocolCall, Route, json_answer
 
 
-def health_routes(repository: Repository, extensions: Sequence[str]) -> tuple[Route, ...]:
+def health_routes(
+    repository: Repository, extensions: Sequence[str], ready_when: Literal["all", "any"]
+) -> tuple[Route, ...]:
     """Return the routes of the server itself.
 
-    `extensions` are those that this server has, by the protocol's names.
+    `extensions` are those that this server has, by the protocol's names. `ready_when` is the
+    setting.
     """
 
     async def live(call: ProtocolCall) -> ProtocolAnswer:
         return json_answer({"live": True})
 
     async def ready(call: ProtocolCall) -> ProtocolAnswer:
-        reason = repository.not_ready
+        reason = repository.why_not_ready(ready_when)
         return (
             json_answer({"ready": False, "error": reason}, 503)
             if reason

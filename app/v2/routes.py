@@ -168,7 +168,7 @@ def protocol_app(repository: Repository, settings: Settings) -> ProtocolApp:
     # /v2/models/stats has to come before the description's /v2/models/{model}.
     routes: Sequence[Route] = (
         *Infer(models, settings, memory).routes,
-        *health_routes(repository, EXTENSIONS),
+        *health_routes(repository, EXTENSIONS, settings.ready_when),
         *statistics_routes(repository, models),
         *RepositoryRoutes(repository, settings).routes,
         *description_routes(models),

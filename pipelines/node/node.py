@@ -115,7 +115,7 @@ class Node:
         self._up = False  # all executors have been loaded once
         self._loading: asyncio.Future[None] = loop.create_future()
         self._stopped: asyncio.Future[None] | None = None
-        self._files = LoadedFiles()
+        self.files = LoadedFiles()
         self._hung: set[object] = set()  # the executors that `close` does not wait for
         # The accelerators that its executors took; empty if all run on the CPU.
         self.devices: dict[str, DeviceGroup] = {}
@@ -586,7 +586,7 @@ class Node:
     def _launch(self, instance_group: int, instance: int, failures: int = 0) -> None:
         if self.closed:
             return
-        context = context_of(self.config, self._pipeline, instance_group, instance, self._files)
+        context = context_of(self.config, self._pipeline, instance_group, instance, self.files)
         name = f"{self._pipeline.name}/{self.name}#{context.instance}"
         spec: Spec | ProcessBackend = self.config.instance_groups[instance_group].spec
         if self.config.executor == "process":

@@ -9,14 +9,14 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from penstock import create_app
+from penstock import Settings, create_app
 from penstock.backends.base import Backend
 from penstock.backends.errors import InvalidInput
 from penstock.backends.expressions.registry import register_backend
@@ -305,3 +305,34 @@ def test_a_repository_that_the_caller_started_is_not_started_again(running: Any)
     with running(app) as client:
         assert client.post("/predict/one", content=b"x").status_code == 200
     assert repository.state == "closed"
+
+
+@pytest.mark.parametrize(("ready_when", "status"), [("all", 503), ("any", 200)])
+def test_one_pipeline_that_hangs(
+    running: Any, ready_when: Literal["all", "any"], status: int
+) -> None:
+    gate = load({"backend": "HealthGate", "pipeline": {"name": "gate"}, "stuck_after": 0.2})
+    app = create_app(
+        [gate, load("Identity", name="other")], settings=Settings(ready_when=ready_when)
+    )
+    with running(app) as client:
+        assert client.get("/health/ready").status_code == 200
+        assert client.post("/predict/gate", content=b"wait").status_code == 504
+        assert client.get("/health/ready").status_code == status
+        assert client.get("/v2/health/ready").status_code == status
+        assert values(client)["penstock_ready", ()] == (status == 200)
+        # Each pipeline has its own state, and the other one answers.
+        assert client.get("/v2/models/gate/ready").status_code == 400
+        assert client.get("/v2/models/other/ready").status_code == 200
+        assert client.post("/predict/other", content=b"x").status_code == 200
+        GATES.open.set()
+
+
+@pytest.mark.parametrize("ready_when", ["all", "any"])
+async def test_a_repository_that_drains_is_not_ready(ready_when: Literal["all", "any"]) -> None:
+    repository = Repository([load("Identity", name="one")])
+    assert "not been started" in repository.why_not_ready(ready_when)
+    await repository.start()
+    assert repository.why_not_ready(ready_when) == ""
+    await repository.close(0)
+    assert repository.why_not_ready(ready_when) == "the server is closed"

@@ -385,7 +385,8 @@ def test_a_childs_life(ends: tuple[Channel, Channel], tmp_path: Path) -> None:
     thread = threading.Thread(target=worker.serve, args=(child,))
     thread.start()
     parent.send(order("log.py:Log", tmp_path))
-    assert parent.receive() == LoadedMessage(1, 3, None, {})
+    loaded: LoadedMessage = parent.receive()
+    assert loaded[:3] == (1, 3, None) and list(loaded.files) == [tmp_path / "log.py"]
     parent.send([{"data": 1}, {"data": 2}])
     first, second = parent.receive()
     assert (first.set, second.set) == (

@@ -1,0 +1,33 @@
+"""The files that a pipeline's configuration was read from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from penstock.backends.base import Context
+from penstock.backends.expressions.spec import Spec
+from penstock.backends.loaded_files import LoadedFiles
+
+from ..config.definition import PipelineConfig
+
+
+def config_files(config: PipelineConfig) -> LoadedFiles:
+    """Return the file of a pipeline and the Python files that it names, as they are now."""
+    files = LoadedFiles()
+    context = Context(directory=config.directory, files=files)
+    if config.source and Path(config.source).is_file():
+        files.check(Path(config.source))
+    for node in config.nodes.values():
+        for group in node.instance_groups:
+            for name in _names(group.spec):
+                place = name.rpartition(":")[0]
+                if place.endswith(".py"):
+                    context.resolve_input(place)
+    return files
+
+
+def _names(spec: Spec) -> Iterator[str]:
+    yield spec.name
+    for child in spec.children:
+        yield from _names(child)

@@ -1,0 +1,119 @@
+"""What `penstock serve` does on SIGHUP, on SIGUSR1, and on SIGTERM while a thread hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PIPELINE = """
+[pipeline]
+name = "{name}"
+
+[node]
+backend = "Python[{name}.py:Answer]"
+stuck_after = 0.5
+"""
+
+ANSWER = """
+import os
+
+import penstock
+
+
+class Answer(penstock.Backend):
+    def forward(self, batch):
+        for item in batch:
+            if item["data"] == b"hang":
+                open(os.environ["GATE"]).close()  # a FIFO that no one opens
+            item["result"] = "{answer}"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    os.mkfifo(tmp_path / "gate")
+    folder = tmp_path / "pipelines"
+    folder.mkdir()
+    for name in ("one", "two"):
+        (folder / f"{name}.toml").write_text(PIPELINE.format(name=name))
+        (folder / f"{name}.py").write_text(ANSWER.format(answer="old"))
+    return folder
+
+
+def start(spawn: Any, folder: Path, *options: object) -> Any:
+    return spawn("serve", folder, "--port", 0, *options, GATE=str(folder.parent / "gate"))
+
+
+def ask(client: Any, name: str) -> str:
+    result: str = client.post(f"/predict/{name}", content=b"x").json()["result"]
+    return result
+
+
+def test_hup_loads_what_has_changed(spawn: Any, folder: Path) -> None:
+    server = start(spawn, folder)
+    with server.listening() as client:
+        server.wait_for("ready after")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("no pipeline is loaded again: their files have not changed")
+        (folder / "one.py").write_text(ANSWER.format(answer="new"))
+        assert (ask(client, "one"), ask(client, "two")) == ("old", "old")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for(r"pipeline one is loaded again: \S+one\.py changed")
+        server.wait_for("pipeline one is replaced")
+        assert (ask(client, "one"), ask(client, "two")) == ("new", "old")
+        assert not any("pipeline two is replaced" in line for line in server.lines)
+        server.process.terminate()
+        assert server.end() == 0
+
+
+def test_hup_leaves_what_can_not_be_loaded(spawn: Any, folder: Path) -> None:
+    server = start(spawn, folder)
+    with server.listening() as client:
+        server.wait_for("ready after")
+        (folder / "one.py").write_text("class Answer(Nothing): pass\n")
+        (folder / "two.py").write_text(ANSWER.format(answer="new"))
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for(
+            "pipeline one can't be loaded again, and the running one goes on: .*Nothing"
+        )
+        server.wait_for("pipeline two is replaced")
+        assert (ask(client, "one"), ask(client, "two")) == ("old", "new")
+        assert client.get("/health/ready").status_code == 200
+        server.process.terminate()
+        assert server.end() == 0
+
+
+def test_usr1_writes_a_report(spawn: Any, folder: Path) -> None:
+    server = start(spawn, folder)
+    with server.listening() as client, ThreadPoolExecutor() as threads:
+        server.wait_for("ready after")
+        hanging = threads.submit(client.post, "/predict/one", content=b"hang")
+        assert hanging.result().status_code == 504
+        server.process.send_signal(signal.SIGUSR1)
+        server.wait_for("report: the server is node 'node': a forward has run")
+        server.wait_for(r"memory of requests: \d+ of \d+ bytes")
+        server.wait_for(r"connections: 1 of \d+")
+        server.wait_for("pipeline one: not ready")
+        server.wait_for("node node: 0 rows queue")
+        server.wait_for(r"executor one/node#0 runs 1 rows since \S+ s \(stuck\); its stack")
+        server.wait_for(r'open\(os.environ\["GATE"\]\).close')
+        server.wait_for("pipeline two: ready")
+        server.wait_for("executor two/node#0 is idle")
+        assert ask(client, "two") == "old"
+        server.process.terminate()
+        assert server.end() == 0
+
+
+def test_a_thread_that_hangs_does_not_hold_the_shutdown(spawn: Any, folder: Path) -> None:
+    server = start(spawn, folder, "--drain-timeout", 1000)
+    with server.listening() as client:
+        server.wait_for("ready after")
+        assert client.post("/predict/one", content=b"hang").status_code == 504
+        server.process.terminate()
+        assert server.end(timeout=30) == 0
+    assert any("is left running" in line for line in server.lines)
