@@ -15,17 +15,23 @@ def encodable(text: str) -> str:
 def message_of(error: object) -> str:
     """Return `str(error)`, or a stand-in if a user's own `__str__` raises.
 
-    A failure must not hide the failure that it reports.
+    A failure must not hide the failure that it reports, so nothing that `__str__` raises gets out,
+    KeyboardInterrupt and SystemExit neither.
     """
     try:
-        return str(error)
-    except Exception:
+        return _plain(str(error))
+    except BaseException:
         return "(its message can't be shown)"
 
 
 def repr_of(value: object) -> str:
     """Return `repr(value)`, or a stand-in if a user's own `__repr__` raises."""
     try:
-        return repr(value)
-    except Exception:
+        return _plain(repr(value))
+    except BaseException:
         return f"<{type(value).__name__} whose repr can't be shown>"
+
+
+def _plain(text: str) -> str:
+    """Return a `str` whose methods are Python's own: `str(error)` may be of a user's subclass."""
+    return text if type(text) is str else str.__str__(text)

@@ -182,8 +182,6 @@ def log_failure(error: BaseException, request_id: str, pipeline: str | None = No
         exc_info=error,
         extra={"request_id": request_id, "pipeline": pipeline},
     )
-    if isinstance(error, PenstockError):
-        error.logged = True
 
 
 def detail_of(error: BaseException) -> str:

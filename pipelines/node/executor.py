@@ -284,6 +284,8 @@ def run_batch(
     try:
         backend.forward(list(batch.outcomes))  # a new list, because a backend may change it
     except Exception as error:
+        # Half-made copies must not become answers, whatever the lines below raise.
+        batch.outcomes = [None] * len(entries)
         if len(entries) == 1 and isinstance(error, ProcessDiedError) and owner.retry:
             return _run_singly(backend, batch, owner, clock)
         if len(entries) == 1:

@@ -28,6 +28,34 @@ class Shy(Exception):
     __str__ = __repr__ = __eq__ = __hash__ = hidden
 
 
+class Text(str):
+    __str__ = __format__ = encode = endswith = hidden
+
+
+class ShyText(Exception):
+    '''Its text is of a class of its own, whose methods raise.'''
+
+    def __str__(self):
+        return Text("said")
+
+
+class ShyExit(Exception):
+    '''What its `__str__` raises would end a thread, or a program.'''
+
+    def __str__(self):
+        raise KeyboardInterrupt
+
+    __repr__ = __str__
+
+
+class Meta(type):
+    __name__ = property(hidden)
+
+
+class ShyName(Exception, metaclass=Meta):
+    '''Its class can't be named either.'''
+
+
 class ShyInput(InvalidInput):
     __str__ = __repr__ = __eq__ = __hash__ = hidden
 
@@ -50,11 +78,24 @@ class Lost(PenstockError):
     code = "lost"
 
 
-ERRORS = {kind.__name__: kind for kind in (Shy, ShyInput, TooLong, Denied, Quota, Lost)}
+class Broken(InvalidInput):
+    code = "broken"
+    status = 500
+
+
+ONE = Broken("said")
+ERRORS = {
+    kind.__name__: kind
+    for kind in (Shy, ShyText, ShyExit, ShyInput, TooLong, Denied, Quota, Lost, Broken)
+}
+ERRORS["ShyName"] = ShyName
 
 
 def check(data):
-    kind = ERRORS.get(data if isinstance(data, str) else bytes(data).decode())
+    text = data if isinstance(data, str) else bytes(data).decode()
+    if text == "ONE":
+        raise ONE
+    kind = ERRORS.get(text)
     if kind is not None:
         raise kind("said")
 
@@ -147,18 +188,39 @@ def infer(client: httpx.Client, place: str, data: bytes) -> httpx.Response:
     return client.post(f"/v2/models/{place}/infer", json={"inputs": [given]})
 
 
+@pytest.mark.parametrize("kind", ["Shy", "ShyText", "ShyExit"])
 @pytest.mark.parametrize("place", PLACES)
 def test_an_exception_that_can_not_be_shown_is_a_500_and_logged(
-    client: httpx.Client, place: str, caplog: pytest.LogCaptureFixture
+    client: httpx.Client, place: str, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    answer = client.post(f"/predict/{place}", content=b"Shy")
+    data = kind.encode()
+    answer = client.post(f"/predict/{place}", content=data)
     assert answer.status_code == 500 and answer.json()["code"] == "backend_error"
-    assert "Shy" in answer.json()["detail"]
+    assert kind in answer.json()["detail"]
     assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
     assert "restarted" not in caplog.text
-    assert infer(client, place, b"Shy").status_code == 500
-    many = client.post(f"/predict/{place}/batch", files=[("images", b"Shy"), ("images", b"Shy")])
+    assert infer(client, place, data).status_code == 500
+    many = client.post(f"/predict/{place}/batch", files=[("images", data), ("images", data)])
     assert [result["status"] for result in many.json()["results"]] == [500, 500]
+
+
+@pytest.mark.parametrize("place", ["function", "class"])
+def test_an_exception_whose_class_can_not_be_named_is_never_an_answer(
+    client: httpx.Client, place: str
+) -> None:
+    assert client.post(f"/predict/{place}", content=b"ShyName").status_code == 500
+
+
+@pytest.mark.parametrize("place", RUNS_INVALID)
+def test_every_500_of_one_exception_is_logged(
+    client: httpx.Client, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        caplog.clear()
+        answer = client.post(f"/predict/{place}", content=b"ONE")
+        assert answer.status_code == 500 and answer.json()["code"] == "broken"
+        assert answer.headers["x-request-id"] in caplog.text
+        assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("place", ["class", "keyed"])
@@ -194,8 +256,9 @@ def test_an_invalid_input_of_a_users_own(
 
 
 def test_an_error_in_an_item_that_can_not_be_shown_is_a_soft_failure(client: httpx.Client) -> None:
-    answer = client.post("/predict/soft", content=b"Shy")
-    assert answer.status_code == 422 and answer.json()["code"] == "invalid_input"
+    for data in (b"Shy", b"ShyText", b"ShyExit"):
+        answer = client.post("/predict/soft", content=data)
+        assert answer.status_code == 422 and answer.json()["code"] == "invalid_input"
 
 
 def test_a_filters_status_that_can_not_be_shown(
