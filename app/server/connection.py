@@ -119,6 +119,7 @@ class Connection(asyncio.Protocol):
         "_unsent",
         "_url",
         "_writable",
+        "_written",
         "deadline",
         "send_deadline",
         "state",
@@ -158,6 +159,7 @@ class Connection(asyncio.Protocol):
         self._half_closed = False  # the client has sent all that it will send
         self._counted = 0  # bytes counted in the memory budget
         self._discarded = 0
+        self._written = 0  # bytes of the newest piece of an answer
         self._unsent = 0  # bytes that were not sent when `send_deadline` was set
         self._writable: list[asyncio.Future[None]] = []
         # Of the newest head.
@@ -574,12 +576,14 @@ class Connection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         if self.state is HANDLING:
             self.state = ANSWERING
+        self._written = len(data)
         if not self._transport.is_closing():  # uvloop raises
             self._transport.write(data)
 
     def write_both(self, head: bytes, body: bytes) -> None:
         if self.state is HANDLING:
             self.state = ANSWERING
+        self._written = len(body)
         if not self._transport.is_closing():
             self._transport.writelines((head, body))
 
@@ -723,8 +727,8 @@ class Connection(asyncio.Protocol):
             held += self._head_bytes + len(self._request.body)
         if held <= UNCOUNTED_BYTES:
             held = 0
-        if self.writing_paused:
-            held += self._transport.get_write_buffer_size()
+        if self.writing_paused:  # the loop keeps a piece until its last byte is sent
+            held += max(self._transport.get_write_buffer_size(), self._written)
         more = held - self._counted
         if more > 0:
             budget.reserve(more, "a connection")

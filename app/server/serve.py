@@ -34,6 +34,7 @@ from ..factory import create_app
 from ..settings import Settings, split
 from .connection import Connection
 from .connections import Connections
+from .listeners import stop_listening
 from .logs import configure_logging
 from .metrics import ConnectionCollector
 from .report import report_of
@@ -151,6 +152,19 @@ class Server(uvicorn.Server):
                 )
         if self._ended:
             self._loop.call_soon(self._end)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for waiting in stop_listening(self.servers):
+            await self._loop.connect_accepted_socket(self._make_connection, waiting)
+        await super().shutdown(sockets)
+
+    def _make_connection(self) -> Connection:
+        return Connection(
+            self._connections,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
 
     def _end(self) -> None:
         """Make uvicorn shut down.
