@@ -17,8 +17,10 @@ from .errors import ConfigError, Problem
 from .suggestions import did_you_mean
 from .text import message_of
 
-_running = threading.RLock()
-"""Held while a user's file runs, so that no other thread finds a half-run module."""
+_running: dict[str, threading.RLock] = {}
+"""By name of the module: held while a user's file runs, so that no other thread finds a half-run
+module. An import that never ends holds up no other file, nor the same file once it is mended.
+"""
 
 
 def load(target: str, directory: Path) -> Any:
@@ -70,7 +72,7 @@ def _load_file(path: Path) -> ModuleType:
     stat = path.stat()
     version = f"{path}|{stat.st_mtime_ns}|{stat.st_size}"
     name = f"_penstock_{path.stem}_{sha256(version.encode()).hexdigest()[:12]}"
-    with _running:
+    with _running.setdefault(name, threading.RLock()):
         return sys.modules[name] if name in sys.modules else _run_file(name, path)
 
 

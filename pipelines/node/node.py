@@ -60,7 +60,9 @@ LONGEST_RESTART_DELAY_SECONDS = 30.0
 """The delay before an executor is restarted doubles with each death in a row, up to this."""
 
 KILL_TIMEOUT_SECONDS = 5.0
-"""The seconds that `close` waits for threads after it killed their child processes."""
+"""The seconds that `close` waits for child processes, and again for their threads after it killed
+them.
+"""
 
 
 class Node:
@@ -215,8 +217,9 @@ class Node:
     async def close(self, timeout: float) -> None:
         """End the scheduler and the threads. May be called again.
 
-        A thread that does not end within `timeout` seconds is logged and left running. One whose
-        batch hangs is not waited for: its callers have their answers, and it can't be killed.
+        A child process that does not end within `KILL_TIMEOUT_SECONDS` is killed. A thread that
+        does not end within `timeout` seconds is logged and left running. One whose batch is stuck
+        is not waited for: its callers have their answers, and it can't be killed.
         """
         reason = f"pipeline {self._pipeline.name!r} is closed"
         if not self.closed:
@@ -239,16 +242,18 @@ class Node:
             }
         if self._hung.issuperset(self._executors):
             timeout = 0.0
-        await asyncio.wait([self._stopped], timeout=timeout)
+        # No caller waits any more, so a child that still works is killed soon.
+        patience = min(timeout, KILL_TIMEOUT_SECONDS)
+        await asyncio.wait([self._stopped], timeout=patience)
         killed = [executor.kill() for executor in self._executors]
-        if any(killed):
-            await asyncio.wait([self._stopped], timeout=KILL_TIMEOUT_SECONDS)
+        left = KILL_TIMEOUT_SECONDS if any(killed) else timeout - patience  # all are of one kind
+        await asyncio.wait([self._stopped], timeout=left)
         for executor in self._executors:
             logger.warning(
                 "%s did not stop within %g s and is left running; its stack:\n%s",
                 executor.name,
                 timeout,
-                executor.stack(),
+                _stack_of(executor),
                 extra=self._log_extra,
             )
         self._executors.clear()
@@ -418,10 +423,6 @@ class Node:
             ),
         )
         requests = ", ".join(entry.request_id for entry in entries if entry.request_id)
-        try:
-            stack = executor.stack()
-        except Exception as error:
-            stack = f"(it can't be read: {message_of(error)})"
         logger.error(
             "node %s: %s has run one batch for more than %g s. %s. The thread's stack:\n%s",
             self.name,
@@ -430,7 +431,7 @@ class Node:
             "Its child process is killed and replaced"
             if executor.killable
             else "A thread can't be killed: the node is not ready until that batch ends",
-            stack,
+            _stack_of(executor),
             extra={"request_id": requests, **self._log_extra},
         )
         if executor.killable:
@@ -605,3 +606,10 @@ class Node:
         executor.failures = failures
         self._executors[executor] = instance_group, instance
         executor.launch()
+
+
+def _stack_of(executor: Executor) -> str:
+    try:
+        return executor.stack()
+    except Exception as error:  # reading frames of another thread may fail at any moment
+        return f"(it can't be read: {message_of(error)})"

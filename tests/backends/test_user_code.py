@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from penstock.backends.errors import ConfigError
 from penstock.backends.operators.compose import Identity
 from penstock.backends.user_code import load
+from penstock.testing import Gate
 
 OPS = """
 from dataclasses import dataclass
@@ -53,3 +56,24 @@ def test_loading_fails(tmp_path: Path, target: str, message: str) -> None:
     (tmp_path / "unfinished.py").write_text("f(")
     with pytest.raises(ConfigError, match=message):
         load(target, tmp_path)
+
+
+def test_an_import_that_hangs_holds_up_no_other(tmp_path: Path) -> None:
+    """Nor the same file, once it is mended."""
+    gate = Gate()
+    module = ModuleType("user_code_gate")  # the file imports it
+    vars(module)["wait"] = gate.wait
+    sys.modules["user_code_gate"] = module
+    try:
+        (tmp_path / "hangs.py").write_text("import user_code_gate\nuser_code_gate.wait()\nf = 1\n")
+        (tmp_path / "ops.py").write_text(OPS)
+        thread = threading.Thread(target=load, args=("hangs.py:f", tmp_path), daemon=True)
+        thread.start()
+        gate.wait_entered()
+        assert load("ops.py:triple", tmp_path)(2) == 6
+        (tmp_path / "hangs.py").write_text("f = 'mended'\n")
+        assert load("hangs.py:f", tmp_path) == "mended"
+        gate.open()
+        thread.join(20)
+    finally:
+        del sys.modules["user_code_gate"]

@@ -279,6 +279,17 @@ async def test_close_while_it_works(ops: Path) -> None:
         await working
 
 
+async def test_close_kills_a_child_whose_caller_left(ops: Path) -> None:
+    pipeline = Pipeline.load(table(ops))
+    await pipeline.start()
+    working = asyncio.create_task(pipeline({"data": "sleep"}))
+    await until((ops / "runs").exists)
+    working.cancel()
+    async with asyncio.timeout(50):  # the sleep takes 60 s, and the limit is longer
+        await pipeline.close(1e6)
+    assert pipeline.state == "closed"
+
+
 async def test_close_while_it_loads(ops: Path) -> None:
     (ops / "wait").touch()
     pipeline = Pipeline.load(table(ops))
