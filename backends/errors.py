@@ -7,10 +7,10 @@ PenstockError
 ├── NotFound (IndexError)               no such pipeline, node or version
 ├── UnsupportedMedia                    the media type is not understood
 ├── InvalidInput (ValueError)           an input does not decode or fit: a soft failure of one item
-│   └── TooLarge                        body or decoded image above the bound
+│   ├── TooLarge                        body or decoded image above the bound
+│   └── MemoryFull                      requests hold all the memory that they may hold together
 ├── QueueFull                           too many requests in flight
 ├── Overloaded                          the request would wait past its deadline
-├── MemoryFull                          requests hold all the memory that they may hold together
 ├── NotReady                            loading, draining, closed, or without executors
 ├── DeadlineExceeded (TimeoutError)     the request's deadline passed
 └── BackendError (RuntimeError)         a backend raised; names node and backend, has a `__cause__`
@@ -135,8 +135,11 @@ class Overloaded(PenstockError):
     code = "overloaded"
 
 
-class MemoryFull(PenstockError):
-    """Raised when requests hold all the memory that they may hold together (`max_memory`)."""
+class MemoryFull(InvalidInput):
+    """Raised when requests hold all the memory that they may hold together (`max_memory`).
+
+    The input does not fit now, whoever's fault that is: a soft failure of one item.
+    """
 
     code = "memory_full"
 

@@ -63,9 +63,10 @@ class MemoryBudget:
             self._settle()
             return self._used
 
-    def reserve(self, size: int, what: str, spare: int = 0) -> None:
+    def reserve(self, size: int, what: str, spare: int = 0, held: int = 0) -> None:
         """Count `size` bytes until `release`. `what` says what they are for, in constant words:
-        "a body". They fit if `spare` more bytes would fit too.
+        "a body". They fit if `spare` more bytes would fit too. `held` is what is counted for the
+        same purpose already.
 
         Raises `MemoryFull` if they do not fit now, `TooLarge` if they never will.
         """
@@ -77,10 +78,10 @@ class MemoryBudget:
                 return
             self.refused[what] = self.refused.get(what, 0) + 1
             used = self._used
-        if size + spare > self.limit:
+        if size + held + spare > self.limit:
             raise TooLarge(
-                f"{what} needs {size} bytes, and requests may hold {self.limit} bytes together "
-                "(max_memory)"
+                f"{what} needs {size + held} bytes, and requests may hold {self.limit} bytes "
+                "together (max_memory)"
             )
         raise MemoryFull(
             f"{what} needs {size} bytes, and requests hold {used} of {self.limit} bytes already "
@@ -98,6 +99,10 @@ class MemoryBudget:
         Raises what `reserve` raises.
         """
         self.reserve(size, what)
+        self.release_with(owner, size)
+
+    def release_with(self, owner: Any, size: int) -> None:
+        """Stop counting `size` bytes of an earlier reservation when `owner` is freed."""
         weakref.finalize(owner, self.release, size).atexit = False
 
     def _settle(self) -> None:
@@ -131,7 +136,7 @@ class Reservation:
         """
         more = size - self.size
         if more > 0:
-            self._budget.reserve(more, what, spare)
+            self._budget.reserve(more, what, spare, self.size)
         elif more < 0:
             self._budget.release(-more)
         self.size = size
@@ -140,6 +145,11 @@ class Reservation:
         """Hold at least `size` bytes from now on."""
         if size > self.size:
             self.resize(size, what)
+
+    def hand_over(self, owner: Any) -> None:
+        """Release the bytes when `owner`, which holds them from now on, is freed."""
+        size, self.size = self.size, 0
+        self._budget.release_with(owner, size)
 
     def close(self) -> None:
         size, self.size = self.size, 0

@@ -5,8 +5,8 @@ The images come as raw bytes, multipart or JSON.
 
 from __future__ import annotations
 
-import asyncio
 import binascii
+import io
 import logging
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -19,6 +19,10 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.types import Message, Receive, Scope
 
 from penstock.backends.errors import InvalidRequest, TooLarge, UnsupportedMedia
+from penstock.backends.memory import Reservation, budget
+
+from .helper_thread import on_helper_thread
+from .json_text import JsonLimits, check_json, kind_of
 
 # It logs every callback at DEBUG, and every malformed body at WARNING.
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
@@ -31,6 +35,12 @@ PARSE_OFF_LOOP_BYTES = 1 << 20
 On the loop they would delay other requests.
 """
 
+BLOCK_BYTES = 1 << 20
+
+SMALL_BODY_BYTES = 1 << 20
+SPARE = 0.25
+"""The part of the memory of all requests that bodies above `SMALL_BODY_BYTES` may not take."""
+
 MAX_DISCARDED_BYTES = 1 << 18
 """The most bytes of a refused body that are read and thrown away to keep the connection.
 
@@ -38,6 +48,8 @@ Go's server reads as much.
 """
 
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
+
+DECODED_AT_ONCE_CHARACTERS = 1 << 20
 
 MAX_PART_HEADER_BYTES = 8192
 MAX_PARTS_OF_ONE_IMAGE = 8
@@ -47,16 +59,21 @@ class ClientLeft(Exception):  # noqa: N818  an event, not an error
     """Raised when the client closes the connection before its request is complete."""
 
 
-def check_length(length: bytes, limit: int) -> None:
-    """Raise `TooLarge` for a Content-Length above `limit`.
+def reserve_body(length: bytes, limit: int, memory: Reservation) -> None:
+    """Reserve the memory of a body with this Content-Length.
 
-    Call it before the body is read, or asked for (100-continue).
+    Call it before the body is read, or asked for (100-continue). Raises `TooLarge` above `limit`
+    bytes, and `MemoryFull`. Large bodies leave some memory to small ones: slow uploads must not
+    shut out everyone else.
     """
-    if _number(length) > limit:
+    size = _number(length)
+    if size > limit:
         raise TooLarge(
             f"the body has {length[:20].decode('latin-1')} bytes, at most {limit} are accepted "
             "(max_body)"
         )
+    spare = int(budget.limit * SPARE) if size > SMALL_BODY_BYTES else 0
+    memory.resize(int(size), "a body", spare)
 
 
 def must_close(scope: Scope) -> bool:
@@ -83,25 +100,59 @@ def _number(length: bytes) -> float:
     return int(length) if length.isdigit() and len(length) < 20 else inf
 
 
-async def read_rest(first: Message, receive: Receive, limit: int) -> bytes:
+async def read_rest(first: Message, receive: Receive, limit: int, memory: Reservation) -> bytes:
     """Read the whole body, whose first message is `first`.
 
-    Raises `TooLarge` above `limit` bytes, `ClientLeft`.
+    `memory` then has the bytes of the body. Raises `TooLarge` above `limit` bytes, `MemoryFull`,
+    `ClientLeft`.
     """
     message = first
-    chunks: list[bytes] = []
-    size = 0
+    body = Pieces()
     while True:
         if message["type"] != "http.request":
             raise ClientLeft
-        chunk: bytes = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
+        body.write(message.get("body", b""))
+        if body.size > limit:
             raise TooLarge(f"the body has more than {limit} bytes (max_body)")
-        chunks.append(chunk)
+        memory.cover(body.size, "a body")
         if not message.get("more_body"):
-            return b"".join(chunks)
+            return body.join(memory)
         message = await receive()
+
+
+class Pieces:
+    """Bytes that come piece by piece, `size` so far, kept in blocks until they are joined.
+
+    One buffer that grows would be moved again and again and leave holes, which took half as much
+    memory again with several large bodies at once (measured).
+    """
+
+    __slots__ = ("_blocks", "_last", "size")
+
+    def __init__(self) -> None:
+        self._blocks: list[bytes] = []
+        self._last = io.BytesIO()
+        self.size = 0
+
+    def write(self, piece: bytes) -> None:
+        self.size += len(piece)
+        self._last.write(piece)
+        if self._last.tell() >= BLOCK_BYTES:
+            self._blocks.append(self._last.getvalue())
+            self._last = io.BytesIO()
+
+    def join(self, memory: Reservation) -> bytes:
+        """Return all bytes. `memory`, which has them, is grown for the moment that both are there.
+
+        Raises `MemoryFull`.
+        """
+        if not self._blocks:
+            return self._last.getvalue()
+        memory.resize(memory.size + self.size, "a body")
+        whole = b"".join([*self._blocks, self._last.getvalue()])
+        self._blocks.clear()
+        memory.resize(memory.size - self.size, "a body")
+        return whole
 
 
 _SNIFFED_TYPES = frozenset(
@@ -174,23 +225,38 @@ class Link(str):
 
 
 async def images_of(
-    body: bytes, form: Form, content_type: bytes | None, *, many: bool, limit: int
+    body: bytes,
+    form: Form,
+    content_type: bytes | None,
+    memory: Reservation,
+    *,
+    many: bool,
+    limit: int,
+    json: JsonLimits,
 ) -> list[bytes] | Link:
     """Take the images out of a JSON or multipart body: 1 to `limit` if `many`, else one or its URL.
 
-    Raises `InvalidRequest`, `TooLarge` for too many.
+    `memory` has the bytes of the body, and then those of the images alone. Raises `InvalidRequest`,
+    `TooLarge` for too many, `MemoryFull`.
     """
     parse: Callable[[], list[bytes] | Link]
     if form == "json":
-        parse = partial(_from_json, body, many, limit)
+        parse = partial(_from_json, body, memory, json, many, limit)
     else:
-        parse = partial(_from_multipart, body, content_type or b"", many, limit)
+        parse = partial(_from_multipart, body, content_type or b"", memory, many, limit)
     if len(body) >= PARSE_OFF_LOOP_BYTES:
-        return await asyncio.to_thread(parse)
-    return parse()
+        images = await on_helper_thread(parse)
+    else:
+        images = parse()
+    memory.resize(sum(map(len, images)), "images")
+    return images
 
 
-def _from_json(body: bytes, many: bool, limit: int) -> list[bytes] | Link:
+def _from_json(
+    body: bytes, memory: Reservation, limits: JsonLimits, many: bool, limit: int
+) -> list[bytes] | Link:
+    # The texts of the document and the bytes in them, besides the body.
+    memory.resize(3 * len(body) + check_json(body, limits), "a parsed body")
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -219,23 +285,6 @@ def _from_json(body: bytes, many: bool, limit: int) -> list[bytes] | Link:
     return [_from_base64(element, f"images[{index}]") for index, element in enumerate(value)]
 
 
-def kind_of(value: Any) -> str:
-    """Return JSON's name of a value's type."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "boolean"
-        case int() | float():
-            return "number"
-        case str():
-            return "string"
-        case list():
-            return "array"
-        case _:
-            return "object"
-
-
 def _from_base64(value: Any, name: str) -> bytes:
     if not isinstance(value, str):
         raise InvalidRequest(f"{name!r} is a JSON {kind_of(value)}, expected a base64 string")
@@ -255,12 +304,34 @@ def decode_base64(text: str) -> bytes:
     Raises ValueError for anything else.
     """
     try:
-        return binascii.a2b_base64(text, strict_mode=True)
+        return _decode_pieces(text, plain=True)
     except ValueError:  # rare, so the usual form pays nothing for the others
-        plain = text.encode("ascii").translate(_STANDARD_ALPHABET, b"\t\n\r ")
-        if b"=" not in plain:
-            plain += b"=" * (-len(plain) % 4)
-        return binascii.a2b_base64(plain, strict_mode=True)
+        return _decode_pieces(text, plain=False)
+
+
+def _decode_pieces(text: str, *, plain: bool) -> bytes:
+    """Decode base64 piece by piece.
+
+    Other threads may run between two pieces: `binascii` does not release the GIL. `plain`: the text
+    is in the usual form. The others are brought to it.
+    """
+    content = io.BytesIO()
+    rest = b""
+    ended = False
+    for start in range(0, len(text), DECODED_AT_ONCE_CHARACTERS):
+        piece = text[start : start + DECODED_AT_ONCE_CHARACTERS].encode("ascii")
+        if not plain:
+            piece = rest + piece.translate(_STANDARD_ALPHABET, b"\t\n\r ")
+            if start + DECODED_AT_ONCE_CHARACTERS < len(text):
+                whole = len(piece) // 4 * 4
+                piece, rest = piece[:whole], piece[whole:]
+            elif not piece.endswith(b"="):
+                piece += b"=" * (-len(piece) % 4)
+        if piece and ended:
+            raise ValueError("Excess data after padding")
+        ended = piece.endswith(b"=")
+        content.write(binascii.a2b_base64(piece, strict_mode=True))
+    return content.getvalue()
 
 
 def _check_count(count: int, limit: int) -> None:
@@ -270,7 +341,10 @@ def _check_count(count: int, limit: int) -> None:
         raise TooLarge(f"the request has {count} images, at most {limit} are accepted (max_images)")
 
 
-def _from_multipart(body: bytes, content_type: bytes, many: bool, limit: int) -> list[bytes]:
+def _from_multipart(
+    body: bytes, content_type: bytes, memory: Reservation, many: bool, limit: int
+) -> list[bytes]:
+    memory.resize(2 * len(body), "a parsed body")
     field = "images" if many else "image"
     # Not by email.message, which raises, and takes quadratic time.
     boundary = parse_options_header(content_type)[1].get(b"boundary")
@@ -331,7 +405,7 @@ class _Parts:
 
     def _begin(self) -> None:
         self.name = ""
-        self.data: list[bytes] = []
+        self.data = io.BytesIO()  # a list of small pieces would take much more memory
         self.header = b""
         self.value = b""
 
@@ -367,10 +441,10 @@ class _Parts:
         self.header = self.value = b""
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        self.data.append(data[start:end])
+        self.data.write(memoryview(data)[start:end])
 
     def on_part_end(self) -> None:
-        self.done.append((self.name, b"".join(self.data)))
+        self.done.append((self.name, self.data.getvalue()))
 
     def on_end(self) -> None:
         self.complete = True

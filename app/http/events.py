@@ -19,6 +19,7 @@ import orjson
 from starlette.types import Send
 
 from penstock.backends.item import Item
+from penstock.backends.memory import Reservation
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.runs.run import Submission
 from penstock.pipelines.runs.stream import StreamRun
@@ -66,9 +67,16 @@ class EventStream:
     """The events of one request. The caller calls `run.leave` when they have ended."""
 
     def __init__(
-        self, run: Submission, pipeline: Pipeline, request_id: str, trace: Trace | None
+        self,
+        run: Submission,
+        pipeline: Pipeline,
+        request_id: str,
+        trace: Trace | None,
+        memory: Reservation,
     ) -> None:
-        """`trace`, if any, goes into the last event."""
+        """`trace`, if any, goes into the last event. `memory` is the request's."""
+        self._memory = memory
+        self._held = memory.size
         self._run = run
         self._pipeline = pipeline
         self._request_id = request_id
@@ -130,7 +138,8 @@ class EventStream:
 
     def _event(self, part: Item) -> bytes:
         # One line: line breaks inside JSON strings are escaped.
-        event = b"data: %s\n\n" % write_item(part, self._run, self._pipeline)
+        self._memory.resize(self._held, "an answer")  # the last part has been sent
+        event = b"data: %s\n\n" % write_item(part, self._run, self._pipeline, self._memory)
         self._parts += 1
         return event
 

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import weakref
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Protocol
+from typing import Any, Protocol
 
 from starlette.types import Receive
+
+from penstock.backends.memory import Reservation
 
 SLOW_AFTER_SECONDS = 0.02
 
@@ -22,7 +25,30 @@ SLOW_AFTER_SECONDS = 0.02
 class PendingWork(Protocol):
     """Work for a request, such as a `Run`, that is dropped when the client leaves."""
 
+    @property
+    def future(self) -> asyncio.Future[Any]: ...
     def leave(self) -> None: ...
+
+
+def leave(runs: Sequence[PendingWork], memory: Reservation) -> None:
+    """End the work for a request that has been answered or whose client left.
+
+    `memory` is closed. If the client left while a batch was running, it stays reserved until the
+    batch lets go of its items: no one can take them from an executor.
+    """
+    abandoned = False
+    for run in runs:
+        run.leave()
+        if run.future.cancelled():
+            abandoned = True
+            # Whoever runs the item refers to the future.
+            weakref.finalize(run.future, _let_go, memory).atexit = False
+    if not abandoned:
+        memory.close()
+
+
+def _let_go(memory: Reservation) -> None:
+    """Do nothing: the reservation ends with the last reference to it."""
 
 
 class Exchange:

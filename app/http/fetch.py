@@ -32,7 +32,9 @@ from penstock.backends.errors import (
     QueueFull,
     TooLarge,
 )
+from penstock.backends.memory import Reservation, budget
 
+from .body import Pieces
 from .public_address import is_public
 
 logger = logging.getLogger("penstock.fetch")
@@ -91,11 +93,14 @@ class Fetcher:
         )
         self._exempt = frozenset(exempt)
 
-    async def __call__(self, url: str, deadline: float | None = None) -> bytes:
+    async def __call__(
+        self, url: str, deadline: float | None = None, memory: Reservation | None = None
+    ) -> bytes:
         """Fetch a URL within `timeout` seconds, or `deadline` seconds if that is less.
 
-        Raises `InvalidRequest` for a URL that is not accepted, `InvalidInput` for one that gives no
-        bytes, `TooLarge`, `DeadlineExceeded`, and `QueueFull` for too many fetches at once.
+        `memory` then has the bytes of the image. Raises `InvalidRequest` for a URL that is not
+        accepted, `InvalidInput` for one that gives no bytes, `TooLarge`, `MemoryFull`,
+        `DeadlineExceeded`, and `QueueFull` for too many fetches at once.
         """
         if self.in_flight >= MAX_CONCURRENT_FETCHES:
             raise QueueFull(
@@ -106,7 +111,7 @@ class Fetcher:
         first = deadline is not None and deadline < self.timeout
         try:
             async with asyncio.timeout(deadline if first else self.timeout):
-                return await self._follow(url)
+                return await self._follow(url, memory or Reservation(budget))
         except TimeoutError:
             if first:
                 raise DeadlineExceeded("the deadline passed while the image was fetched") from None
@@ -116,12 +121,12 @@ class Fetcher:
         finally:
             self.in_flight -= 1
 
-    async def _follow(self, text: str) -> bytes:
+    async def _follow(self, text: str, memory: Reservation) -> bytes:
         url = parse(text, self.ports)
         for _ in range(MAX_REDIRECTS + 1):
             async with self._get(url) as answer:
                 if answer.status_code not in REDIRECT_STATUSES:
-                    return await self._read(answer)
+                    return await self._read(answer, memory)
                 location = answer.headers.get("location", "")
                 if not location:
                     raise InvalidInput("the URL is redirected without a location")
@@ -195,7 +200,7 @@ class Fetcher:
             raise InvalidRequest("the URL's host is unknown, or has an address that is not public")
         return addresses
 
-    async def _read(self, answer: httpx.Response) -> bytes:
+    async def _read(self, answer: httpx.Response, memory: Reservation) -> bytes:
         if answer.status_code != 200:
             raise InvalidInput(f"the URL was answered with status {answer.status_code}")
         encoding = answer.headers.get("content-encoding", "identity").strip().lower()
@@ -211,20 +216,21 @@ class Fetcher:
             and (len(length) > 18 or int(length) > self.max_bytes)
         ):
             raise self._too_large()
-        chunks: list[bytes] = []
-        size = 0
+        if length.isascii() and length.isdigit():
+            memory.cover(int(length), "a fetched image")
+        image = Pieces()
         try:
             async for chunk in answer.aiter_raw():
-                size += len(chunk)
-                if size > self.max_bytes:
+                image.write(chunk)
+                if image.size > self.max_bytes:
                     raise self._too_large()
-                chunks.append(chunk)
+                memory.cover(image.size, "a fetched image")
         except httpx.HTTPError as error:
-            logger.info("fetching broke off after %d bytes: %s", size, error)
+            logger.info("fetching broke off after %d bytes: %s", image.size, error)
             raise InvalidInput("the image at the URL broke off") from None
-        if not size:
+        if not image.size:
             raise InvalidInput("the answer of the URL has no bytes")
-        return b"".join(chunks)
+        return image.join(memory)
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"the image at the URL has more than {self.max_bytes} bytes (max_body)")

@@ -24,16 +24,28 @@ from penstock.backends.errors import (
     UnsupportedMedia,
 )
 from penstock.backends.item import Item
+from penstock.backends.memory import Reservation, budget
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.runs.run import Run, Submission
 from penstock.pipelines.runs.trace import Trace
 
 from ..settings import Settings
 from .auth import check_trace
-from .body import ClientLeft, Link, check_length, form_of, images_of, must_close, read_rest, sniff
-from .errors import log_failure, problem
+from .body import (
+    ClientLeft,
+    Link,
+    form_of,
+    images_of,
+    must_close,
+    read_rest,
+    reserve_body,
+    sniff,
+)
+from .compression import inflate, window_of
+from .errors import Problem, log_failure, problem
 from .events import EventStream, wants_events
-from .exchange import Exchange, Watch
+from .exchange import Exchange, Watch, leave
+from .json_text import JsonLimits
 from .paths import is_protocol, path_of
 from .render import to_json, write_item
 from .request_id import choose_request_id
@@ -59,8 +71,8 @@ class Pipelines(Protocol):
     def get(self, name: str) -> Pipeline: ...
 
 
-Fetch = Callable[[str, float | None], Awaitable[bytes]]
-"""Fetches the image at a URL within a number of seconds (`fetch.py`)."""
+Fetch = Callable[[str, float | None, Reservation], Awaitable[bytes]]
+"""Fetches the image at a URL within a number of seconds, and reserves its memory (`fetch.py`)."""
 
 
 class HotRoutes:
@@ -106,7 +118,17 @@ def predict_route(scope: Scope) -> tuple[str, bool] | None:
 class _PredictExchange(Exchange):
     """A predict request as the watch knows it, with the values of its headers."""
 
-    __slots__ = ("accept", "content_type", "deadline", "length", "priority", "request_id", "traced")
+    __slots__ = (
+        "accept",
+        "content_type",
+        "deadline",
+        "encoding",
+        "length",
+        "memory",
+        "priority",
+        "request_id",
+        "traced",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, loop: asyncio.AbstractEventLoop) -> None:
         # The fields of Exchange are set here, not by a call: this is the hot path.
@@ -121,10 +143,12 @@ class _PredictExchange(Exchange):
         get = headers.get
         self.content_type = get(b"content-type")
         self.length = get(b"content-length")
+        self.encoding = get(b"content-encoding")
         self.deadline = get(b"penstock-deadline-ms")
         self.priority = get(b"penstock-priority")
         self.accept = get(b"accept")
         self.traced = get(b"penstock-trace")
+        self.memory = Reservation(budget)
         self.request_id: str = scope.get("penstock.request_id") or choose_request_id(
             get(b"x-request-id")
         )
@@ -144,6 +168,7 @@ class Predict:
         self._settings = settings
         self._fetch = fetch
         self._restriction = restriction_of(settings.restricted_api)
+        self._json = JsonLimits(settings.max_json_depth, settings.max_json_values)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watch = Watch(settings.body_timeout)
 
@@ -151,6 +176,17 @@ class Predict:
         self, scope: Scope, receive: Receive, send: Send, name: str, many: bool
     ) -> None:
         """Answer one request. `many`: of several images, each gets a result or a problem."""
+        # Another frame, so that what it holds is gone while the answer is sent.
+        answer = await self._answer(scope, receive, send, name, many)
+        if answer is not None:
+            status, headers, body = answer
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, name: str, many: bool
+    ) -> Problem | None:
+        """Return the answer to one request; None if it has been sent, as events."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             # One loop at a time serves an app. What an earlier one left has ended with it.
@@ -167,18 +203,24 @@ class Predict:
             pipeline = self._pipelines.pipelines.get(name) or self._pipelines.get(name)
             form = form_of(exchange.content_type)
             limit = self._settings.max_body
-            if exchange.length is not None:
-                check_length(exchange.length, limit)
+            window = 0 if exchange.encoding is None else _window(exchange.encoding)
             timeout = None if exchange.deadline is None else _seconds_left(exchange.deadline, 0.0)
             priority = None if exchange.priority is None else _priority(exchange.priority)
             if exchange.traced is not None:
                 trace = self._trace(scope, exchange.traced, many)
             pipeline.check_admission(timeout, priority)
+            memory = exchange.memory
+            if exchange.length is not None:
+                reserve_body(exchange.length, limit, memory)
             message = await receive()
             body: bytes = message.get("body", b"")
             if message.get("more_body") or message["type"] != "http.request" or len(body) > limit:
-                body = await read_rest(message, receive, limit)
+                body = await read_rest(message, receive, limit, memory)
+            elif exchange.length is None:
+                memory.cover(len(body), "a body")
             unread = False
+            if window:
+                body = await inflate(body, window, self._settings.max_inflated, memory)
             if form == "sniff":
                 form = sniff(body, exchange.content_type)
             if form == "raw":
@@ -188,8 +230,10 @@ class Predict:
                     body,
                     form,
                     exchange.content_type,
+                    memory,
                     many=many,
                     limit=self._settings.max_images,
+                    json=self._json,
                 )
                 images = (
                     (await self._fetched(content, pipeline, exchange, loop),)
@@ -219,15 +263,15 @@ class Predict:
                     and exchange.accept != b"*/*"
                     and wants_events(exchange.accept)
                 ):
-                    events = EventStream(run, pipeline, exchange.request_id, trace)
+                    events = EventStream(run, pipeline, exchange.request_id, trace, memory)
                     await events.answer(
                         send, [(b"x-request-id", exchange.request_id.encode("ascii"))]
                     )
-                    return
+                    return None
                 item = await run.future
                 if "error" in item:
                     raise item["error"]
-                answer = write_item(item, run, pipeline, trace)
+                answer = write_item(item, run, pipeline, memory, trace)
                 headers = [
                     _JSON,
                     (b"content-length", b"%d" % len(answer)),
@@ -250,16 +294,15 @@ class Predict:
             log_failure(error, exchange.request_id, name)
             more = {} if trace is None else {"trace": trace.steps}
             status, headers, answer = problem(error, exchange.request_id, **more)
+            error.__traceback__ = None  # it holds this frame, which may hold the error in an item
         finally:
             # Before anything except events is sent: reading slowly is not uploading slowly.
             self._watch.end(exchange)
-            for pending in exchange.runs:
-                pending.leave()
+            leave(exchange.runs, exchange.memory)
         headers.append((b"x-request-id", exchange.request_id.encode("ascii")))
         if unread and (exchange.timed_out or must_close(scope)):
             headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer})
+        return status, headers, answer
 
     def _trace(self, scope: Scope, wanted: bytes, many: bool) -> Trace | None:
         """Make the request's trace; None if `wanted`, its Penstock-Trace, is 0.
@@ -295,11 +338,11 @@ class Predict:
         left = pipeline.config.timeout
         if exchange.deadline is not None:
             left = min(left, _seconds_left(exchange.deadline, loop.time() - exchange.started))
-        fetching = _Fetching(self._fetch(url, left))
+        fetching = _Fetching(self._fetch(url, left, exchange.memory))
         exchange.runs = (fetching,)
         if exchange.helper is not None:  # a timer of a slow upload, which is over
             exchange.listen()
-        return await fetching.task
+        return await fetching.future
 
     async def _answer_many(
         self,
@@ -332,6 +375,7 @@ class Predict:
         if exchange.helper is not None:
             exchange.listen()
         results: list[orjson.Fragment] = []
+        size = 0
         for outcome in outcomes:
             try:
                 if isinstance(outcome, Exception):
@@ -339,10 +383,14 @@ class Predict:
                 item: Item = await outcome.future
                 if "error" in item:
                     raise item["error"]
-                results.append(orjson.Fragment(write_item(item, outcome, pipeline)))
+                written = write_item(item, outcome, pipeline, exchange.memory)
             except PenstockError as error:
                 log_failure(error, exchange.request_id, pipeline.name)
-                results.append(orjson.Fragment(problem(error, exchange.request_id)[2]))
+                written = problem(error, exchange.request_id)[2]
+                error.__traceback__ = None  # as above
+            size += len(written)
+            results.append(orjson.Fragment(written))
+        exchange.memory.resize(exchange.memory.size + size, "an answer")  # they are joined
         return to_json({"results": results})
 
 
@@ -353,10 +401,10 @@ class _Fetching:
     """
 
     def __init__(self, fetching: Awaitable[bytes]) -> None:
-        self.task = asyncio.ensure_future(fetching)
+        self.future = asyncio.ensure_future(fetching)
 
     def leave(self) -> None:
-        self.task.cancel()
+        self.future.cancel()
 
 
 def _whole(body: bytes, many: bool) -> bytes:
@@ -369,6 +417,17 @@ def _whole(body: bytes, many: bool) -> bytes:
     if not body:
         raise InvalidRequest("the body is empty: expected an image")
     return body
+
+
+def _window(encoding: bytes) -> int:
+    """Return zlib's `wbits` for a Content-Encoding. Raises `UnsupportedMedia`."""
+    try:
+        return window_of(encoding)
+    except KeyError as error:
+        raise UnsupportedMedia(
+            f"the content encoding {error.args[0]!r} is not understood; send gzip, deflate or an "
+            "uncompressed body"
+        ) from None
 
 
 def _seconds_left(deadline: bytes, elapsed: float) -> float:

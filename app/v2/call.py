@@ -9,15 +9,18 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import orjson
 from starlette.types import Receive, Scope
 
 from penstock.backends.errors import InvalidRequest, PenstockError, TooLarge
+from penstock.backends.memory import Reservation, budget
 
-from ..http.body import PARSE_OFF_LOOP_BYTES, ClientLeft, kind_of
+from ..http.body import PARSE_OFF_LOOP_BYTES, ClientLeft, Pieces, reserve_body
 from ..http.errors import LOGGED_STATUSES, code_of, detail_of, status_of
+from ..http.helper_thread import on_helper_thread
+from ..http.json_text import JsonLimits, kind_of, parse_json
 from ..settings import Settings
-from .json_text import parse_json
 
 JSON_HEADER = (b"content-type", b"application/json")
 
@@ -61,10 +64,18 @@ class ProtocolCall:
     `names` holds the parts of the path that the route names (`model`, `version`, `region`); "" for
     a part that the path leaves out. `body_was_read` is true once the whole body has been received.
     `body_was_late` is true after the body took longer than `body_timeout`: the rest of it is not
-    waited for, and the connection has to close.
+    waited for, and the connection has to close. `memory` is what the call holds, its body for one.
     """
 
-    __slots__ = ("body_was_late", "body_was_read", "names", "receive", "scope", "settings")
+    __slots__ = (
+        "body_was_late",
+        "body_was_read",
+        "memory",
+        "names",
+        "receive",
+        "scope",
+        "settings",
+    )
 
     def __init__(
         self, scope: Scope, receive: Receive, names: Mapping[str, str], settings: Settings
@@ -75,6 +86,11 @@ class ProtocolCall:
         self.body_was_read = False
         self.body_was_late = False
         self.receive = receive
+        self.memory = Reservation(budget)
+
+    @property
+    def json_limits(self) -> JsonLimits:
+        return JsonLimits(self.settings.max_json_depth, self.settings.max_json_values)
 
     async def body(self) -> bytes:
         """Read the whole body.
@@ -84,11 +100,11 @@ class ProtocolCall:
         """
         try:
             async with asyncio.timeout(self.settings.body_timeout):
-                pieces = await read_pieces(self.scope, self.receive, self.settings)
+                body, _ = await read_body(self, dict(self.scope["headers"]).get(b"content-length"))
         except TimeoutError:
             raise self.too_late() from None
         self.body_was_read = True
-        return b"".join(pieces)
+        return body
 
     def too_late(self) -> InvalidRequest:
         """Note that the body took longer than `body_timeout`, and return the error for that."""
@@ -105,42 +121,105 @@ class ProtocolCall:
         body = await self.body()
         if not body:
             return {}
-        depth = self.settings.max_json_depth
+        limits = self.json_limits
         document = (
-            parse_json(body, depth)
+            parse_json(body, limits, self.memory)
             if len(body) < PARSE_OFF_LOOP_BYTES
-            else await asyncio.to_thread(parse_json, body, depth)
+            else await on_helper_thread(parse_json, body, limits, self.memory)
         )
         if not isinstance(document, dict):
             raise InvalidRequest(f"the body is a JSON {kind_of(document)}, expected an object")
         return document
 
 
-async def read_pieces(scope: Scope, receive: Receive, settings: Settings) -> list[bytes]:
-    """Read a body of at most `max_body` bytes and `max_chunks` chunks, as the pieces that came.
+_NOTHING = memoryview(b"")
 
-    No piece is empty. Raises `TooLarge`, `InvalidRequest` for too many chunks, and `ClientLeft`.
+
+async def read_body(
+    call: ProtocolCall, length: bytes | None, head: int | None = None
+) -> tuple[bytes, memoryview]:
+    """Read a body of at most `max_body` bytes and `max_chunks` chunks.
+
+    `length` is the Content-Length. Returns the first `head` bytes (None: all), and the rest in
+    memory that may be written to and is aligned for every datatype. `call.memory` then has both.
+    Raises `TooLarge`, `MemoryFull`, `InvalidRequest` for too many chunks, and `ClientLeft`.
     """
-    pieces: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
+    memory, settings, receive = call.memory, call.settings, call.receive
+    if length is not None:
+        reserve_body(length, settings.max_body, memory)
+    message = await receive()
+    piece: bytes = message.get("body", b"")
+    if not message.get("more_body") and len(piece) <= memory.size:  # the usual case
         if message["type"] != "http.request":
             raise ClientLeft
-        piece: bytes = message.get("body", b"")
+        return split(piece, head, memory)
+    text = Pieces()
+    blobs = _Blobs(0 if length is None or head is None else max(int(length) - head, 0))
+    size = messages = 0
+    while True:
+        if message["type"] != "http.request":
+            raise ClientLeft
         size += len(piece)
         if size > settings.max_body:
             raise TooLarge(f"the body has more than {settings.max_body} bytes (max_body)")
-        if piece:
-            pieces.append(piece)
+        memory.cover(size, "a body")
+        left = len(piece) if head is None else max(head - text.size, 0)
+        text.write(piece[:left])
+        blobs.write(piece[left:])
+        messages += bool(piece)
         # A server joins chunks that arrive together. Ours counts them
         # (app/server/connection.py); on another server the messages stand for the chunks.
-        if max(len(pieces), scope.get("penstock.chunks", 0)) > settings.max_chunks:
+        if max(messages, call.scope.get("penstock.chunks", 0)) > settings.max_chunks:
             raise InvalidRequest(
                 f"the body has more than {settings.max_chunks} chunks (max_chunks)"
             )
         if not message.get("more_body"):
-            return pieces
+            _check_head(head, size)
+            return text.join(memory), blobs.view(memory)
+        message = await receive()
+        piece = message.get("body", b"")
+
+
+class _Blobs:
+    """Memory for what follows the head of a body, `size` bytes if that is known, else 0."""
+
+    def __init__(self, size: int) -> None:
+        self._known = np.empty(size, np.uint8).data if size else None
+        self._pieces = Pieces()
+        self._position = 0
+
+    def write(self, piece: bytes) -> None:
+        end = self._position + len(piece)
+        if self._known is None:
+            self._pieces.write(piece)
+        elif end <= len(self._known):
+            self._known[self._position : end] = piece
+        else:  # some servers do not compare the two
+            raise InvalidRequest("the body is longer than its Content-Length")
+        self._position = end
+
+    def view(self, memory: Reservation) -> memoryview:
+        if self._known is not None:
+            return self._known[: self._position]
+        content = self._pieces.join(memory)
+        return split(content, 0, memory)[1]
+
+
+def split(body: bytes, head: int | None, memory: Reservation) -> tuple[bytes, memoryview]:
+    """Split a body as `read_body` does. `memory` has the body, and then both parts."""
+    if head is None:
+        return body, _NOTHING
+    _check_head(head, len(body))
+    before = memory.size
+    memory.resize(before + len(body), "a body")
+    parts = body[:head], memoryview(bytearray(memoryview(body)[head:]))
+    memory.resize(before, "a body")
+    return parts
+
+
+def _check_head(head: int | None, size: int) -> None:
+    if head is not None and head > size:
+        raise InvalidRequest(f"inference header size should be in range (0, {size}), got: {head}")
 
 
 def json_answer(document: Any, status: int = 200) -> ProtocolAnswer:

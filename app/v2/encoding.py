@@ -14,8 +14,15 @@ import orjson
 
 from penstock.backends.errors import BackendError, InvalidRequest
 
-from ..http.render import to_json
-from .tensors import CONVERTED_AT_ONCE_ELEMENTS, DATATYPES, Array, Datatype, datatype_of
+from ..http.render import array_size, to_json
+from .tensors import (
+    CONVERTED_AT_ONCE_ELEMENTS,
+    DATATYPES,
+    STRING_BYTES,
+    Array,
+    Datatype,
+    datatype_of,
+)
 
 
 def as_tensor(value: Any, declared: Datatype | None, name: str) -> tuple[Datatype, Array]:
@@ -89,6 +96,18 @@ def _objects(values: Sequence[Any]) -> Array:
 
 def _json_text(value: Any) -> str:
     return value if isinstance(value, str) else to_json(value).decode()
+
+
+def written_bytes(datatype: Datatype, array: Array, *, binary: bool) -> int:
+    """Return about the most memory that writing a tensor takes: its encoding, and the answer that
+    this is joined to.
+    """
+    if not datatype.size:
+        texts = sum([len(value) for value in array.reshape(-1) if isinstance(value, (str, bytes))])
+        return 3 * texts + STRING_BYTES * array.size
+    if binary:
+        return (8 if datatype.name == "BF16" else 2) * array.nbytes
+    return 2 * array_size(array)
 
 
 def to_bytes(datatype: Datatype, array: Array) -> Any:

@@ -88,6 +88,7 @@ class ProtocolApp:
                 answer = result
             else:
                 answer = ProtocolAnswer() if result is None else json_answer(result)
+            call.memory.close()
         except ClientLeft:
             answer = ProtocolAnswer(499)
         except _NoRoute as error:
@@ -97,6 +98,9 @@ class ProtocolApp:
                 error, request_id_of(scope), None if call is None else call.names.get("model")
             )
             answer = error_answer(error)
+            if call is not None:
+                call.memory.close()
+            error.__traceback__ = None  # its frames may refer to the error, and hold the request
         unread = call is None or not call.body_was_read
         late = call is not None and call.body_was_late
         await respond(scope, send, answer, close=unread and (must_close(scope) or late))

@@ -36,9 +36,9 @@ import numpy as np
 from penstock.backends.errors import InvalidRequest, NotFound
 
 from ..http.auth import check_admin_token
+from ..http.json_text import UINT64_MAX, check_unsigned
 from ..settings import Settings
 from .call import NAME_CHARACTERS_IN_ERRORS, ProtocolCall, ProtocolError, Route
-from .json_text import UINT64_MAX, check_unsigned
 
 RESERVED_KEY_PREFIXES = ("triton_python_backend_shm_region_", "sem.")
 """Beginnings of keys that belong to others: Triton's Python backend, the C library's semaphores."""
@@ -84,6 +84,12 @@ class RegionSlice:
         self._object = region.object
         self._start = region.offset + offset
 
+    @property
+    def copied(self) -> int:
+        """The bytes that `read` copies: all, or none if the slice is used in place."""
+        in_place = self._object.mapping is not None and not self._start % ALIGNMENT_BYTES
+        return 0 if in_place else self.size
+
     def read(self) -> memoryview:
         """Return the bytes, aligned for every datatype.
 
@@ -91,7 +97,7 @@ class RegionSlice:
         Raises `InvalidRequest` if the object has become smaller.
         """
         opened = self._object
-        if opened.mapping is not None and not self._start % ALIGNMENT_BYTES:
+        if not self.copied and opened.mapping is not None:
             self._check_size(opened, self.size)
             return memoryview(opened.mapping)[self._start : self._start + self.size]
         try:

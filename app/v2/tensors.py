@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from itertools import chain
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from penstock.backends.errors import InvalidRequest
 
-from .json_text import UINT64_MAX
+from ..http.json_text import UINT64_MAX
 
 Array = NDArray[Any]
 
@@ -135,6 +136,25 @@ def check_size(size: int, datatype: Datatype, shape: Sequence[int], name: str, m
             f"Expected {count * datatype.size}, got {size}"
         )
     return count
+
+
+STRING_BYTES = 72
+"""The bytes that a short string takes, and its place in an array of objects."""
+
+
+def copied_bytes(
+    datatype: Datatype, size: int, shape: Sequence[int], cast: np.dtype[Any] | None, start: int = 0
+) -> int:
+    """Return the most memory that making a tensor of `size` bytes takes besides these bytes.
+
+    They begin `start` bytes after an aligned address. `cast` is the dtype that pixels become.
+    """
+    if not datatype.size:  # the strings
+        return size + STRING_BYTES * min(prod(shape), size // 4)
+    if datatype.name == "BF16":
+        return 6 * size
+    copied = 0 if datatype.in_place and start % datatype.size == 0 else size
+    return copied if cast is None or datatype.name != "UINT8" else copied + size * cast.itemsize
 
 
 def from_bytes(

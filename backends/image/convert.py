@@ -12,6 +12,7 @@ from pydantic import Field
 from ..base import Backend, Context, Params
 from ..errors import InvalidInput
 from ..item import Item
+from .allocation import counted, empty_image
 from .files import NumberedFiles
 from .pixels import CHANNELS, Color, ImageBackend, image_of, owned
 
@@ -55,7 +56,7 @@ class CvtColorMat(ImageBackend):
             result = owned(image)
         else:
             # Into an array of ours: OpenCV drops the channel axis of grey images.
-            result = np.empty((*image.shape[:2], CHANNELS[self.color]), image.dtype)
+            result = empty_image((*image.shape[:2], CHANNELS[self.color]), image.dtype)
             cv2.cvtColor(image, CONVERSIONS[source, self.color], dst=result)
         item["color"] = self.color
         return result
@@ -90,10 +91,10 @@ class Mat2Tensor(Backend):
         for item in batch:
             image = image_of(item["data"], "Mat2Tensor")
             if self.data_format == "nhwc":
-                item["result"] = np.array(image[np.newaxis])
+                item["result"] = counted(np.array(image[np.newaxis]))
                 continue
             height, width, channels = image.shape
-            tensor = np.empty((1, channels, height, width), image.dtype)
+            tensor = empty_image((1, channels, height, width), image.dtype)
             # Seven times as fast as NumPy's transposing copy (5 µs instead of 37 for 224×224×3).
             cv2.split(image, list(tensor[0]))
             item["result"] = tensor
@@ -148,7 +149,7 @@ class FloatMat(ImageBackend):
     """
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
-        return image.astype(np.float32)
+        return counted(image.astype(np.float32))
 
 
 class SaveMatParams(Params):

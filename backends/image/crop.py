@@ -17,6 +17,7 @@ from pydantic import Field
 from ..base import Context, Params
 from ..errors import InvalidInput, TooLarge
 from ..item import Item
+from .allocation import empty_image
 from .pixels import MAX_SIDE, ImageBackend, resized
 
 
@@ -124,7 +125,7 @@ class PerspectiveTransformMat(ImageBackend):
             )
         target = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float32)
         matrix = cv2.getPerspectiveTransform(points.astype(np.float32), target)
-        result = np.empty((height, width, image.shape[2]), image.dtype)
+        result = empty_image((height, width, image.shape[2]), image.dtype)
         try:
             cv2.warpPerspective(
                 image,

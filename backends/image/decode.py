@@ -23,6 +23,8 @@ from pydantic import Field
 from ..base import Backend, Context, Params
 from ..errors import InvalidInput, TooLarge
 from ..item import Item
+from ..memory import Reservation, budget
+from .allocation import UNCOUNTED_BYTES, no_memory
 from .bmff import Turn
 from .header import PNG_SIGNATURE, Header, png_chunks, read_header
 from .jpeg import JpegHeader, scan_ends, without_metadata
@@ -74,6 +76,19 @@ MODES_WITHOUT_RANGE = frozenset({"I", "F"})
 
 NOT_THIS_FORMAT = SyntaxError, IndexError, TypeError, KeyError, EOFError, struct.error
 """The exceptions that Pillow's plugins raise for a file of another format, as in `Image.open`."""
+
+
+BYTES_PER_PIXEL = {"JPEG": 9, "GIF": 10, "WEBP": 12, "TIFF": 14, "AVIF": 20, "JPEG2000": 26}
+"""The most memory that decoding takes, by format, the result included.
+
+Measured, and rounded up: OpenCV copies what it has decoded, and each format has buffers of its own.
+"""
+
+OTHER_BYTES_PER_PIXEL = 8
+BYTES_PER_PIXEL_OF_SCANS = 24
+"""Of a JPEG with several scans: libjpeg keeps all coefficients, and it is decoded twice."""
+BYTES_PER_PIXEL_OF_PILLOW = 20
+"""Pillow keeps four bytes for a pixel, and each conversion is a copy."""
 
 
 class DecodeMatParams(Params):
@@ -165,9 +180,32 @@ def checked_header(encoded: bytes, max_pixels: int) -> Header:
 
 
 def decode_pixels(encoded: bytes, header: Header, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode a file whose header has been checked."""
+    """Decode a file whose header has been checked.
+
+    The memory that this takes is reserved before, and that of the pixels until they are freed.
+    """
     if header.inner is not None:
         return decode(encoded[header.inner], max_pixels)
+    memory = Reservation(budget)
+    pixels_there = header.width * header.height
+    if header.jpeg is not None and not header.jpeg.single_scan:
+        needed = BYTES_PER_PIXEL_OF_SCANS
+    else:
+        needed = BYTES_PER_PIXEL.get(header.format, OTHER_BYTES_PER_PIXEL)
+    memory.resize(needed * pixels_there, "an image")
+    try:
+        pixels = _decode(encoded, header, max_pixels, memory)
+    except MemoryError:
+        raise no_memory(needed * pixels_there) from None
+    if pixels.nbytes > UNCOUNTED_BYTES:
+        memory.resize(pixels.nbytes, "an image")
+        memory.hand_over(pixels if pixels.base is None else pixels.base)
+    return pixels
+
+
+def _decode(
+    encoded: bytes, header: Header, max_pixels: int, memory: Reservation
+) -> NDArray[np.uint8]:
     name = header.format
     flags = cv2.IMREAD_COLOR
     ends: list[int] = []
@@ -180,9 +218,11 @@ def decode_pixels(encoded: bytes, header: Header, max_pixels: int) -> NDArray[np
     try:
         pixels: Any = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     except cv2.error as error:  # OpenCV's own bounds: 2^20 pixels per side, 2^30 in all
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from None
         raise InvalidInput(f"the {name} image does not decode: {error.err}") from error
     if pixels is not None:
-        if header.jpeg is not None and _ends_early(encoded, header.jpeg, pixels, ends):
+        if header.jpeg is not None and _ends_early(encoded, header.jpeg, pixels, ends, memory):
             raise InvalidInput(
                 f"the JPEG image is truncated: its data are too short for "
                 f"{header.width}x{header.height} pixels ({len(encoded)} bytes)"
@@ -196,6 +236,7 @@ def decode_pixels(encoded: bytes, header: Header, max_pixels: int) -> NDArray[np
     with _pillow_errors():
         image = _open_with_pillow(encoded)
         _check_size(name, *image.size, max_pixels)
+        memory.cover(BYTES_PER_PIXEL_OF_PILLOW * image.width * image.height, "an image")
         return _decode_with_pillow(image)
 
 
@@ -237,7 +278,11 @@ def _scan_ends(encoded: bytes) -> list[int]:
 
 
 def _ends_early(
-    encoded: bytes, jpeg: JpegHeader, pixels: NDArray[np.uint8], ends: list[int]
+    encoded: bytes,
+    jpeg: JpegHeader,
+    pixels: NDArray[np.uint8],
+    ends: list[int],
+    memory: Reservation,
 ) -> bool:
     """Return whether the data of a scan end before its pixels, although a mark follows them.
 
@@ -250,6 +295,7 @@ def _ends_early(
         return False
     if jpeg.single_scan and not _has_empty_corner(pixels):
         return False
+    memory.cover(BYTES_PER_PIXEL_OF_PILLOW * pixels.shape[0] * pixels.shape[1], "an image")
     longer, start = [], 0
     for end in ends or _scan_ends(encoded):
         longer += [encoded[start:end], EXTRA_DATA]
@@ -261,6 +307,8 @@ def _ends_early(
             return False
         # Turned by EXIF, in CMYK, or the two differ: compare like with like.
         return not np.array_equal(again, _jpeg_by_pillow(encoded))
+    except MemoryError:
+        raise
     except Exception:  # OpenCV has decoded it: Pillow's opinion does not count
         return False
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..base import Backend
 from ..errors import InvalidInput
 from ..item import Item
+from .allocation import counted, empty_image
 
 PIXEL_TYPES = frozenset({"uint8", "uint16", "float32"})
 """The dtypes that OpenCV's cvtColor, resize and warpPerspective all take."""
@@ -80,7 +81,7 @@ def resized(image: NDArray[Any], width: int, height: int) -> NDArray[Any]:
 
     Always a new array.
     """
-    result = np.empty((height, width, image.shape[2]), image.dtype)
+    result = empty_image((height, width, image.shape[2]), image.dtype)
     # Into an array of ours: OpenCV drops the channel axis of grey images.
     cv2.resize(image, (width, height), dst=result, interpolation=cv2.INTER_LINEAR)
     return result
@@ -88,7 +89,7 @@ def resized(image: NDArray[Any], width: int, height: int) -> NDArray[Any]:
 
 def owned(image: NDArray[Any]) -> NDArray[Any]:
     """Return the image itself, or a copy of a view: a result must not keep a larger array alive."""
-    return image if image.base is None else image.copy()
+    return image if image.base is None else counted(image.copy())
 
 
 def side(item: Item, key: str, backend: str, minimum: int = 1) -> int:

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from ..base import Context, Params
 from ..errors import InvalidInput, TooLarge
 from ..item import Item
+from .allocation import empty_image
 from .geometry import InverseTransform, fit, width_at
 from .pixels import MAX_SIDE, ImageBackend, resized, side
 
@@ -182,7 +183,7 @@ class PillowResizeMat(ImageBackend):
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
         channels = image.shape[2]
-        result = np.empty((self.size[1], self.size[0], channels), image.dtype)
+        result = empty_image((self.size[1], self.size[0], channels), image.dtype)
         if image.dtype == np.float32:
             for channel in range(channels):
                 result[:, :, channel] = self._resize(image[:, :, channel])

@@ -10,26 +10,23 @@ import asyncio
 import time
 from typing import cast
 
-import numpy as np
-
 from penstock.backends.errors import DeadlineExceeded, InvalidRequest
 from penstock.pipelines.runs.run import Submission
 
-from ...http.body import ClientLeft, check_length
-from ...http.exchange import Exchange, Watch
+from ...http.body import ClientLeft
+from ...http.compression import choose_encoding, deflate, inflate, window_of
+from ...http.exchange import Exchange, Watch, leave
+from ...http.helper_thread import on_helper_thread
+from ...http.json_text import JsonLimits, parse_json
 from ...http.request_id import choose_request_id, is_fit
 from ...settings import Settings
-from ..call import ProtocolAnswer, ProtocolCall, Route, read_pieces
-from ..json_text import parse_json
+from ..call import ProtocolAnswer, ProtocolCall, ProtocolError, Route, read_body, split
 from ..models.model import Model, Models
 from ..shared_memory import SharedMemory
 from ..tensors import COPY_OFF_LOOP_BYTES
-from .compression import choose_encoding, deflate, inflate
 from .layout import recall, remember
-from .request import InferRequest, parse, parse_raw
+from .request import InferRequest, held_bytes, parse, parse_raw
 from .response import Headers, choose, takes_long, write
-
-_NOTHING = memoryview(b"")
 
 READ_OFF_LOOP_BYTES = 1 << 17
 """JSON, or tensors that are not read in place, of this size take milliseconds to read.
@@ -48,6 +45,7 @@ class Infer:
         self._models = models
         self._settings = settings
         self._regions = regions
+        self._json = JsonLimits(settings.max_json_depth, settings.max_json_values)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watch = Watch(settings.body_timeout)
 
@@ -66,7 +64,7 @@ class Infer:
             call.receive, cast("asyncio.Task[None]", asyncio.current_task(loop)), loop.time()
         )
         self._watch.begin(exchange, loop)
-        request = InferRequest()
+        request = InferRequest(call.memory, self._json)
         try:
             # One pass. If a header is repeated, the last one counts.
             headers: dict[bytes, bytes] = dict(call.scope["headers"])
@@ -85,7 +83,7 @@ class Infer:
             try:
                 chosen = choose(request, model, item)
                 fields, body = (
-                    await asyncio.to_thread(write, request, model, chosen)
+                    await on_helper_thread(write, request, model, chosen)
                     if takes_long(chosen)
                     else write(request, model, chosen)
                 )
@@ -105,8 +103,7 @@ class Infer:
             raise ClientLeft from None  # the watch has dropped the item
         finally:
             self._watch.end(exchange)
-            for run in exchange.runs:
-                run.leave()
+            leave(exchange.runs, call.memory)
             request.release()
 
     def _model(self, call: ProtocolCall) -> Model:
@@ -136,25 +133,25 @@ class Infer:
         took.
         """
         settings = self._settings
-        length = headers.get(b"content-length")
-        if length is not None:
-            check_length(length, settings.max_body)
         model.pipeline.check_admission()
         encoding = headers.get(b"content-encoding")
+        window = 0 if encoding is None else _window(encoding)
         size = _json_length(headers)
         began = time.monotonic()
-        pieces = await read_pieces(call.scope, call.receive, settings)
+        text, blobs = await read_body(
+            call, headers.get(b"content-length"), None if window else size
+        )
         call.body_was_read = True
-        if encoding is not None:
-            pieces = [await inflate(b"".join(pieces), encoding, settings.max_inflated)]
+        if window:
+            text = await inflate(text, window, settings.max_inflated, call.memory)
+            text, blobs = split(text, size, call.memory)
         arrived = time.monotonic()
-        text, blobs = (b"".join(pieces), _NOTHING) if size is None else _split(pieces, size)
         # If the pipeline was replaced while the body arrived, the new one reads the request.
         if model.pipeline.state != "ready":
             model = self._model(call)
         if not recall(request, text, blobs, model, self._regions):
             if self._reading_takes_long(text, blobs, model):
-                await asyncio.to_thread(self._read, request, text, blobs, model, size == 0)
+                await on_helper_thread(self._read, request, text, blobs, model, size == 0)
             else:
                 self._read(request, text, blobs, model, size == 0)
         timeout = request.timeout
@@ -195,9 +192,15 @@ class Infer:
         if raw:
             parse_raw(request, blobs, model)
             return
-        document = parse_json(text, self._settings.max_json_depth)
+        memory = request.memory
+        before = memory.size
+        document = parse_json(text, self._json, memory)
+        parsed = memory.size - before
         parse(request, document, blobs, model, self._regions)
         remember(request, document, text, blobs, model)
+        # Of what was parsed, only texts and arrays stay.
+        kept = min(parsed, len(text) + held_bytes(request.item))
+        memory.resize(memory.size - parsed + kept, "a parsed body")
 
 
 async def _compressed(body: bytes, fields: Headers, accepted: bytes) -> bytes:
@@ -208,6 +211,18 @@ async def _compressed(body: bytes, fields: Headers, accepted: bytes) -> bytes:
         return body
     fields.append((b"content-encoding", encoding))
     return smaller
+
+
+def _window(encoding: bytes) -> int:
+    """Return zlib's `wbits` for a Content-Encoding. Raises `ProtocolError` (501)."""
+    try:
+        return window_of(encoding)
+    except KeyError as error:
+        raise ProtocolError(
+            501,
+            f"Unsupported content encoding: {error.args[0]}",
+            ((b"accept-encoding", b"gzip, deflate"),),
+        ) from None
 
 
 def _json_length(headers: dict[bytes, bytes]) -> int | None:
@@ -221,29 +236,3 @@ def _json_length(headers: dict[bytes, bytes]) -> int | None:
             f"{value[:40].decode('latin-1')}"
         )
     return int(value)
-
-
-def _split(pieces: list[bytes], size: int) -> tuple[bytes, memoryview]:
-    """Split a body after its first `size` bytes.
-
-    The rest is one piece of memory that may be written to and is aligned for every datatype.
-    """
-    total = sum(map(len, pieces))
-    if size > total:
-        raise InvalidRequest(f"inference header size should be in range (0, {total}), got: {size}")
-    if len(pieces) == 1:
-        return pieces[0][:size], memoryview(bytearray(memoryview(pieces[0])[size:]))
-    blobs = np.empty(total - size, np.uint8).data
-    text: list[bytes] = []
-    position = -size  # of the next piece, in `blobs`
-    for piece in pieces:
-        end = position + len(piece)
-        if position >= 0:
-            blobs[position:end] = piece
-        elif end <= 0:
-            text.append(piece)
-        else:
-            text.append(piece[:-position])
-            blobs[:end] = memoryview(piece)[-position:]
-        position = end
-    return b"".join(text), blobs

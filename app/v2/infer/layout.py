@@ -70,7 +70,7 @@ def recall(
     if layout is None or layout.size != len(blobs):
         return False
     if layout.shared:
-        values = [_array(slot, blobs, regions) for slot in layout.slots]
+        values = [_array(slot, blobs, regions, request) for slot in layout.slots]
     else:
         values = [
             np.ndarray(shape, dtype, blobs, start) for shape, dtype, start, *_ in layout.slots
@@ -94,11 +94,12 @@ def recall(
     return True
 
 
-def _array(slot: Slot, blobs: memoryview, regions: SharedMemory) -> Array:
+def _array(slot: Slot, blobs: memoryview, regions: SharedMemory, request: InferRequest) -> Array:
     if not slot.region:
         return np.ndarray(slot.shape, slot.dtype, blobs, slot.start)
-    view = regions.borrow(slot.region, slot.start, slot.size).read()
-    return np.ndarray(slot.shape, slot.dtype, view)
+    borrowed = regions.borrow(slot.region, slot.start, slot.size)
+    request.reserve(borrowed.copied, "tensors")
+    return np.ndarray(slot.shape, slot.dtype, borrowed.read())
 
 
 def remember(

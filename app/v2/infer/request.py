@@ -9,14 +9,32 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from penstock.backends.errors import InvalidRequest
 from penstock.backends.item import Item, may_come_from_network
+from penstock.backends.memory import Reservation
 
-from ...http.body import kind_of
-from ..json_text import UINT64_MAX, check_boolean, check_unsigned, parse_json
+from ...http.json_text import (
+    UINT64_MAX,
+    JsonLimits,
+    check_boolean,
+    check_unsigned,
+    kind_of,
+    parse_json,
+)
 from ..models.model import Model, Tensor
 from ..shared_memory import RegionSlice, SharedMemory, region_of
-from ..tensors import DATATYPES, Array, Datatype, check_size, from_bytes, from_json, shape_text
+from ..tensors import (
+    DATATYPES,
+    Array,
+    Datatype,
+    check_size,
+    copied_bytes,
+    from_bytes,
+    from_json,
+    shape_text,
+)
 from .wanted import Wanted, read_outputs
 
 SEQUENCE_PARAMETERS = frozenset({"sequence_id", "sequence_start", "sequence_end"})
@@ -39,12 +57,26 @@ class InferRequest:
 
     `timeout` is in seconds; None for the pipeline's own. `outputs` is None for all outputs.
     `binary` asks for the bytes of those outputs that do not say. `leases` are the parts of shared
-    memory that outputs go to: release them when the request has been answered.
+    memory that outputs go to: release them when the request has been answered. `memory` is what the
+    request holds. `json_limits` bounds inputs that are JSON texts.
     """
 
-    __slots__ = ("binary", "id", "item", "leases", "outputs", "priority", "rows", "timeout")
+    __slots__ = (
+        "binary",
+        "id",
+        "item",
+        "json_limits",
+        "leases",
+        "memory",
+        "outputs",
+        "priority",
+        "rows",
+        "timeout",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, memory: Reservation, json_limits: JsonLimits) -> None:
+        self.memory = memory
+        self.json_limits = json_limits
         self.id: str | None = None
         self.item: Item = {}
         self.rows = 1
@@ -60,13 +92,21 @@ class InferRequest:
             lease.release()
         self.leases.clear()
 
+    def reserve(self, size: int, what: str) -> None:
+        """Hold `size` bytes more. Raises `MemoryFull`, `TooLarge`."""
+        self.memory.resize(self.memory.size + size, what)
+
 
 def parse(
-    request: InferRequest, document: Any, blobs: memoryview, model: Model, regions: SharedMemory
+    request: InferRequest,
+    document: Any,
+    blobs: memoryview,
+    model: Model,
+    regions: SharedMemory,
 ) -> None:
     """Fill `request` from its JSON, `document`, and from `blobs`, the bytes after the JSON.
 
-    Raises `InvalidRequest`, and `NotFound` for an unknown region of shared memory.
+    Raises `InvalidRequest`, `MemoryFull`, and `NotFound` for an unknown region of shared memory.
     """
     if type(document) is not dict:
         raise InvalidRequest(f"the request is a JSON {kind_of(document)}, expected an object")
@@ -124,9 +164,10 @@ def parse_raw(request: InferRequest, body: memoryview, model: Model) -> None:
         sizes = [(len(body) // row if row else 0) if size == -1 else size for size in inner]
         view = body
     whole = [1, *sizes] if model.max_batch_size else sizes
+    request.reserve(copied_bytes(datatype, len(view), whole, _dtype(expected)), "tensors")
     array = from_bytes(view, datatype, whole, expected.name, model.name)
     request.binary = True
-    _set_value(request.item, [], expected, _value(expected, array), model)
+    _set_value(request.item, [], expected, _value(request, expected, array), model)
 
 
 # parameters
@@ -179,7 +220,11 @@ def _is_tensor(key: str, model: Model) -> bool:
 
 
 def _read_inputs(
-    request: InferRequest, inputs: Any, blobs: memoryview, model: Model, regions: SharedMemory
+    request: InferRequest,
+    inputs: Any,
+    blobs: memoryview,
+    model: Model,
+    regions: SharedMemory,
 ) -> None:
     if type(inputs) is not list:
         raise InvalidRequest("Unable to parse 'inputs': the request must have an array 'inputs'")
@@ -232,6 +277,9 @@ def _read_inputs(
                     f"unexpected size for input '{name}', expecting {missing} additional bytes for "
                     f"model '{model.name}'"
                 )
+            request.reserve(
+                copied_bytes(datatype, end - position, shape, _dtype(expected), position), "tensors"
+            )
             array = from_bytes(blobs[position:end], datatype, shape, name, model.name)
             position = end
         elif "shared_memory_region" in parameters:
@@ -239,12 +287,14 @@ def _read_inputs(
                 raise _several_sources()
             borrowed = regions.borrow(*region_of(parameters))
             check_size(borrowed.size, datatype, shape, name, model.name)  # before the copy
+            copied = copied_bytes(datatype, borrowed.size, shape, _dtype(expected))
+            request.reserve(borrowed.copied + copied, "tensors")
             array = from_bytes(borrowed.read(), datatype, shape, name, model.name)
         elif data is not None:
             array = from_json(data, datatype, shape, name)
         else:
             raise _several_sources()
-        values[name] = _value(expected, array)
+        values[name] = _value(request, expected, array)
     if position != len(blobs):
         raise InvalidRequest(f"unexpected additional input data for model '{model.name}'")
     if len(values) != len(model.inputs):
@@ -363,7 +413,18 @@ def _several_sources() -> InvalidRequest:
     )
 
 
-def _value(expected: Tensor, array: Array) -> Any:
+def _dtype(expected: Tensor) -> np.dtype[Any] | None:
+    return None if expected.datatype is None else expected.datatype.dtype
+
+
+def held_bytes(item: Item) -> int:
+    """Count the bytes of the arrays of an item, and of those in its list of inputs."""
+    parts = item.get("data")
+    arrays = [*item.values(), *(parts if type(parts) is list else ())]
+    return sum([getattr(array, "nbytes", 0) for array in arrays])
+
+
+def _value(request: InferRequest, expected: Tensor, array: Array) -> Any:
     """Return what the item holds for an input: an array, or the one value of other kinds."""
     if expected.kind == "tensor":
         if expected.text:
@@ -377,7 +438,8 @@ def _value(expected: Tensor, array: Array) -> Any:
             return _decoded(value, expected)
         case "json":
             try:
-                return parse_json(array.item(), MAX_INPUT_JSON_DEPTH)
+                limits = request.json_limits._replace(depth=MAX_INPUT_JSON_DEPTH)
+                return parse_json(array.item(), limits, request.memory)
             except InvalidRequest as error:
                 raise InvalidRequest(
                     f"input '{expected.name}' is not valid JSON: {error}"

@@ -14,7 +14,7 @@ from penstock.backends.errors import InvalidRequest
 from penstock.backends.item import Item
 
 from ..call import JSON_HEADER
-from ..encoding import as_tensor, to_bytes, to_flat_json
+from ..encoding import as_tensor, to_bytes, to_flat_json, written_bytes
 from ..models.model import Model, Tensor
 from ..shared_memory import RegionSlice
 from ..tensors import COPY_OFF_LOOP_BYTES
@@ -80,6 +80,10 @@ def write(request: InferRequest, model: Model, chosen: Chosen) -> tuple[Headers,
             datatype, array = classify(
                 datatype, array, wanted.classes, tensor, batched=model.max_batch_size > 0
             )
+        request.reserve(
+            written_bytes(datatype, array, binary=wanted.binary or wanted.lease is not None),
+            "an answer",
+        )
         output: dict[str, Any] = {
             "name": tensor.name,
             "datatype": datatype.name,

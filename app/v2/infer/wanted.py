@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from penstock.backends.errors import InvalidRequest
 
-from ..json_text import check_boolean, check_unsigned
+from ...http.json_text import check_boolean, check_unsigned
 from ..models.model import Model
 from ..shared_memory import RegionSlice, SharedMemory, region_of
 

@@ -32,7 +32,7 @@ from penstock.pipelines.config.definition import (
 )
 from penstock.pipelines.runs.plan import Plan
 
-from ...http.body import kind_of
+from ...http.json_text import kind_of
 
 ACCEPTED_KEYS = frozenset(
     {

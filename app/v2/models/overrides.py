@@ -23,8 +23,8 @@ from penstock.pipelines.config.load import build
 from penstock.pipelines.config.source import Tables
 from penstock.pipelines.pipeline import Pipeline
 
-from ...http.body import decode_base64, kind_of
-from ..json_text import parse_json
+from ...http.body import decode_base64
+from ...http.json_text import JsonLimits, kind_of, parse_json
 from .declared_tensors import check_tensors
 from .model import Model
 from .model_config import ACCEPTED_KEYS, KEYS_ACCEPTED_EMPTY, configure
@@ -64,10 +64,10 @@ class Override:
     files: Mapping[tuple[int, str], str]
 
     @classmethod
-    def read(cls, name: str, parameters: Mapping[str, Any], depth: int) -> Self:
+    def read(cls, name: str, parameters: Mapping[str, Any], limits: JsonLimits) -> Self:
         """Read the parameters of a load request.
 
-        `depth` is the most levels of the configuration's JSON. Raises `InvalidRequest` for
+        `limits` bounds the configuration's JSON. Raises `InvalidRequest` for
         parameters that are not valid or not allowed.
         """
         files: dict[tuple[int, str], str] = {}
@@ -98,7 +98,7 @@ class Override:
         if not isinstance(text, str):
             raise _invalid_config(name, f"expected a string, got a JSON {kind_of(text)}")
         try:
-            config = parse_json(text.encode("utf-8", "backslashreplace"), depth)
+            config = parse_json(text.encode("utf-8", "backslashreplace"), limits)
         except InvalidRequest as error:
             raise _invalid_config(name, str(error)) from None
         if not isinstance(config, dict):

@@ -19,11 +19,11 @@ from penstock.pipelines.config.source import name_of
 from penstock.pipelines.repository import Repository
 
 from ...http.auth import check_admin
-from ...http.body import kind_of
 from ...http.errors import Forbidden
+from ...http.helper_thread import on_helper_thread
+from ...http.json_text import check_boolean, kind_of
 from ...settings import Settings
 from ..call import ProtocolCall, ProtocolError, Route
-from ..json_text import check_boolean
 from .model import Model
 from .model_config import maxima_of
 from .overrides import Override
@@ -121,7 +121,7 @@ class RepositoryRoutes:
             raise Forbidden("overrides are off; PENSTOCK_ALLOW_MODEL_OVERRIDES=true turns them on")
         try:
             if parameters:
-                await self._load_override(name, parameters)
+                await self._load_override(name, parameters, call)
             else:
                 await self._repository.reload(name, keep_override=False)
         except NotFound:
@@ -135,14 +135,16 @@ class RepositoryRoutes:
                 400 if parameters else 500, f"failed to load '{name}', {error}"
             ) from error
 
-    async def _load_override(self, name: str, parameters: Mapping[str, Any]) -> None:
-        override = await asyncio.to_thread(
-            Override.read, name, parameters, self._settings.max_json_depth
-        )
+    async def _load_override(
+        self, name: str, parameters: Mapping[str, Any], call: ProtocolCall
+    ) -> None:
+        # The files, and the model that is parsed from them to be checked.
+        call.memory.resize(3 * call.memory.size, "files of a model")
+        override = await on_helper_thread(Override.read, name, parameters, call.json_limits)
 
         async def make(own: PipelineConfig | None) -> PipelineConfig:
             if override.files:
-                return await asyncio.to_thread(override.materialise)
+                return await on_helper_thread(override.materialise)
             if own is None:
                 raise NotFound(name)
             return override.applied_to(own, self._reported_batch(name, own))

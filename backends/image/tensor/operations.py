@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from ...engines.torch.reading import as_tensor
 from ...errors import InvalidInput
+from ..allocation import counted, empty_image
 from ..pixels import MAX_CHANNELS
 
 TENSOR_PIXEL_TYPES = frozenset({torch.uint8, torch.float16, torch.bfloat16, torch.float32})
@@ -101,15 +102,17 @@ def from_pixels(image: NDArray[np.uint8], color: str, nhwc: bool) -> torch.Tenso
     """Return OpenCV's H×W×3 in BGR as 1×C×H×W (`nhwc`: 1×H×W×C) in `color`, on the CPU."""
     height, width, _ = image.shape
     if color == "gray":
-        grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+        grey = counted(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY))
         return torch.from_numpy(
             grey.reshape(1, height, width, 1) if nhwc else grey.reshape(1, 1, height, width)
         )
     if nhwc:
         return torch.from_numpy(
-            (cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if color == "rgb" else image)[np.newaxis]
+            (counted(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)) if color == "rgb" else image)[
+                np.newaxis
+            ]
         )
-    planes = np.empty((1, 3, height, width), np.uint8)
+    planes = empty_image((1, 3, height, width), np.uint8)
     cv2.split(
         image, [planes[0, channel] for channel in ((2, 1, 0) if color == "rgb" else (0, 1, 2))]
     )
@@ -291,7 +294,7 @@ def _by_opencv(
     """
     native = image if image.dtype in (torch.uint8, torch.float32) else image.float()
     planes = native.contiguous().numpy()
-    result = np.empty((*planes.shape[:2], height, width), planes.dtype)
+    result = empty_image((*planes.shape[:2], height, width), planes.dtype)
     for number in range(planes.shape[0]):
         for channel in range(planes.shape[1]):
             change(planes[number, channel], result[number, channel], channel)

@@ -16,7 +16,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from penstock.app.http import body
+from penstock.app.http.json_text import JsonLimits
 from penstock.backends.errors import InvalidRequest, PenstockError, TooLarge, UnsupportedMedia
+from penstock.backends.memory import MemoryBudget, Reservation
 
 SEPARATORS = [
     b"\r\n",
@@ -43,7 +45,16 @@ def images_of(
     many: Any = False,
     limit: Any = 8,
 ) -> Any:
-    return asyncio.run(body.images_of(content, form, kind, many=many, limit=limit))
+    budget = MemoryBudget(1 << 30)
+    memory = Reservation(budget)
+    memory.resize(len(content), "a body")
+    images = asyncio.run(
+        body.images_of(
+            content, form, kind, memory, many=many, limit=limit, json=JsonLimits(100, 1000)
+        )
+    )
+    assert budget.used == memory.size == sum(map(len, images))
+    return images
 
 
 def encoded(images: Any, field: Any, boundary: Any = b"x") -> Any:
@@ -243,10 +254,12 @@ def test_bounds() -> None:
         images_of(form, "multipart", many=True, limit=3)
     with pytest.raises(InvalidRequest, match="more than 8 parts"):
         images_of(encoded([b"x"] * 20, "image"), "multipart")
+    memory = Reservation(MemoryBudget(1000))
     for length in (b"101", b"9" * 400, b"0" * 5000):
         with pytest.raises(TooLarge):
-            body.check_length(length, 100)
-    body.check_length(b"100", 100)
+            body.reserve_body(length, 100, memory)
+    body.reserve_body(b"100", 100, memory)
+    assert memory.size == 100
 
 
 def test_malformed_bodies_leave_no_lines_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

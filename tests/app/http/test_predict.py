@@ -418,7 +418,7 @@ def test_a_batch_of_which_some_images_are_refused(running: Any) -> None:
         (
             {"content": b"[" * 50_000, "headers": {"Content-Type": "application/json"}},
             400,
-            "not valid JSON",
+            "nesting depth exceeds",
         ),
         ({"content": b"", "headers": {"Content-Type": "application/json"}}, 400, "not valid JSON"),
         ({"content": b'{"\xff": 1}'}, 400, "not valid JSON"),

@@ -21,7 +21,7 @@ def call(*bodies: Any, then: Any = None, **settings: Any) -> Any:
             return messages.pop(0)
         return await then()
 
-    return ProtocolCall({"type": "http"}, receive, {}, Settings(**settings))
+    return ProtocolCall({"type": "http", "headers": []}, receive, {}, Settings(**settings))
 
 
 async def test_pieces_make_one_body() -> None:

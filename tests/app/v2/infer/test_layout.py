@@ -8,15 +8,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from penstock.app.http.json_text import JsonLimits
 from penstock.app.v2.infer.layout import LAYOUTS_PER_MODEL, recall, remember
 from penstock.app.v2.infer.request import InferRequest, parse
 from penstock.app.v2.models.model import Models
 from penstock.app.v2.shared_memory import SharedMemory
+from penstock.backends.memory import MemoryBudget, Reservation
 from penstock.pipelines.config.load import load
 from penstock.pipelines.repository import Repository
 
 if TYPE_CHECKING:
     from tests.app.v2.conftest import Served
+
+
+def infer_request() -> InferRequest:
+    return InferRequest(Reservation(MemoryBudget(1 << 30)), JsonLimits(100, 1000))
+
 
 TENSOR = {"kind": "tensor", "dtype": "FP32", "shape": [-1, 2]}
 
@@ -67,14 +74,14 @@ def document(*names: Any, rows: Any = 1, datatype: Any = "FP32", size: Any = 8, 
 
 def parsed(model: Any, fields: Any, blobs: Any) -> Any:
     """Return the request as `parse` fills it, and remember it."""
-    request = InferRequest()
+    request = infer_request()
     parse(request, fields, blobs, model, SharedMemory())
     remember(request, fields, json.dumps(fields).encode(), blobs, model)
     return request
 
 
 def recalled(model: Any, fields: Any, blobs: Any) -> Any:
-    request = InferRequest()
+    request = infer_request()
     return (
         request
         if recall(request, json.dumps(fields).encode(), blobs, model, SharedMemory())

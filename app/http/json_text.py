@@ -1,0 +1,221 @@
+"""JSON of requests: checked within bounds before it is parsed, with bare NaN and Infinity.
+
+orjson keeps the GIL while it parses, on whatever thread it runs, and every other request waits. So
+the bounds are such that it takes no longer than some tens of milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from math import inf
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+
+from penstock.backends.errors import InvalidRequest, TooLarge
+from penstock.backends.memory import Reservation
+
+UINT64_MAX = 2**64 - 1
+
+MAX_JSON_CONTAINERS = 1 << 17
+"""The most lists, objects and keys that a text may have.
+
+Each takes two bytes of the text, thirty times as many once it is parsed, and ten times as long to
+parse as a number.
+"""
+
+VALUE_BYTES = 64
+CONTAINER_BYTES = 256
+"""The bytes that a parsed number, and a list, object or key, takes at most, besides its text."""
+
+_AT_ONCE_BYTES = 1 << 20
+"""So much of a text is looked at in one call. Other threads may run between two calls."""
+
+_NOT_A_MARK = bytes(set(range(256)) - set(b'[]{},:"'))
+_STEP = np.zeros(256, np.int8)
+_STEP[list(b"[{")] = 1
+_STEP[list(b"]}")] = -1
+
+
+class JsonLimits(NamedTuple):
+    """The most levels of nesting, and the most values and keys, of a text."""
+
+    depth: int
+    values: int
+
+
+class _Counts(NamedTuple):
+    """What a text has outside of its strings."""
+
+    commas: int
+    colons: int
+    containers: int
+
+    @property
+    def values(self) -> int:
+        """The most values and keys that there may be."""
+        return 1 + self.commas + self.colons + self.containers
+
+    @property
+    def bytes(self) -> int:
+        """The memory that the text takes at most once it is parsed, besides that of its texts."""
+        return VALUE_BYTES * self.values + CONTAINER_BYTES * (self.containers + self.colons)
+
+
+def parse_json(text: bytes, limits: JsonLimits, memory: Reservation | None = None) -> Any:
+    """Parse a JSON text, which may hold bare NaN and Infinity.
+
+    `memory` is grown by what the parsed text takes. Raises `InvalidRequest` for a text that is not
+    JSON or nests too deep, `TooLarge` for one with too many values, and `MemoryFull`.
+    """
+    size = len(text) + check_json(text, limits)
+    if memory is not None:
+        memory.resize(memory.size + size, "a parsed body")
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        reason = str(error)
+    try:
+        if b"NaN" in text or b"Infinity" in text:
+            # Slower than orjson, but it reads NaN and Infinity.
+            value = json.loads(text.decode(), parse_float=_finite)
+            if b"\\u" in text:
+                # It also reads lone surrogates, which no answer can carry: encoding them raises.
+                json.dumps(value, ensure_ascii=False).encode()
+            return value
+    except (ValueError, RecursionError):
+        pass
+    raise InvalidRequest(f"failed to parse the request JSON buffer: {reason}")
+
+
+def _finite(text: str) -> float:
+    """Parse a number. Raises `ValueError` for one that a double would round to infinity."""
+    number = float(text)
+    if number in {inf, -inf}:
+        raise ValueError(text)
+    return number
+
+
+def check_json(text: bytes, limits: JsonLimits) -> int:
+    """Check the nesting and the size of a text before it is parsed.
+
+    Takes linear time, and hardly any for a text with few marks. Returns the most bytes that the
+    parsed text may take besides its strings. Raises what `parse_json` raises for the bounds.
+    """
+    counts = _count(text)  # those within strings too, which is quicker
+    if counts.containers > limits.depth or not _fits(counts, limits):
+        counts = _check_marks(text, limits)
+    return counts.bytes
+
+
+def _fits(counts: _Counts, limits: JsonLimits) -> bool:
+    return (
+        counts.values <= limits.values and counts.containers + counts.colons <= MAX_JSON_CONTAINERS
+    )
+
+
+def _count(text: bytes) -> _Counts:
+    commas = colons = containers = 0
+    for start in range(0, len(text), _AT_ONCE_BYTES):
+        end = start + _AT_ONCE_BYTES
+        commas += text.count(b",", start, end)
+        colons += text.count(b":", start, end)
+        containers += text.count(b"[", start, end) + text.count(b"{", start, end)
+    return _Counts(commas, colons, containers)
+
+
+def _check_marks(text: bytes, limits: JsonLimits) -> _Counts:
+    """Count the marks outside of strings, up to the first that is too much."""
+    counts = _Counts(0, 0, 0)
+    level = 0
+    for marks in _marks_outside_strings(text):
+        counts = _Counts(*map(sum, zip(counts, _count(marks), strict=True)))
+        steps = np.frombuffer(marks.translate(None, b",:"), np.uint8)
+        levels = np.cumsum(_STEP[steps], dtype=np.int64) + level
+        if levels.size:
+            if levels.max() > limits.depth:
+                raise InvalidRequest(
+                    f"JSON nesting depth exceeds maximum allowed limit ({limits.depth})"
+                )
+            level = int(levels[-1])
+        if counts.containers + counts.colons > MAX_JSON_CONTAINERS:
+            raise TooLarge(
+                f"the JSON has more than {MAX_JSON_CONTAINERS} lists, objects and keys: send "
+                "numbers as one flat list or as binary data"
+            )
+        if counts.values > limits.values:
+            raise TooLarge(
+                f"the JSON has more than {limits.values} values and keys (max_json_values): send "
+                "numbers as binary data"
+            )
+    return counts
+
+
+def _marks_outside_strings(text: bytes) -> Iterator[bytes]:
+    """Yield the marks that follow an even number of quotes, in pieces.
+
+    A regular expression would hold the interpreter for seconds; on a string that does not end, for
+    a time that grows with the square of its length.
+    """
+    inside = False
+    start = 0
+    while start < len(text):
+        end = start + _AT_ONCE_BYTES
+        piece = text[start:end]
+        if piece.endswith(b"\\"):
+            # An odd number of backslashes belongs to the byte that follows.
+            end += (len(piece) - len(piece.rstrip(b"\\"))) % 2
+            piece = text[start:end]
+        start = end
+        if b'"' not in piece:
+            if not inside:
+                yield piece.translate(None, _NOT_A_MARK)
+            continue
+        if b"\\" in piece:
+            # What remains of a run of backslashes stands before a character other than a quote.
+            piece = piece.replace(rb"\\", b"").replace(rb"\"", b"")
+        marks = np.frombuffer(piece.translate(None, _NOT_A_MARK), np.uint8)
+        quotes = marks == ord('"')
+        odd = (np.cumsum(quotes, dtype=np.uint8) & 1).astype(np.bool_)  # counted modulo 256
+        if inside:
+            odd = ~odd
+        if odd.size:
+            inside = bool(odd[-1])
+        yield marks[~(odd | quotes)].tobytes()
+
+
+def kind_of(value: Any) -> str:
+    """Return JSON's name of a value's type."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int() | float():
+            return "number"
+        case str():
+            return "string"
+        case list():
+            return "array"
+        case _:
+            return "object"
+
+
+def check_boolean(value: Any, subject: str) -> bool:
+    """Return a boolean. Raises `InvalidRequest` for any other value; `subject` names it."""
+    if type(value) is not bool:
+        raise InvalidRequest(f"{subject} is a JSON {kind_of(value)}, expected a boolean")
+    return value
+
+
+def check_unsigned(value: Any, subject: str) -> int:
+    """Return an unsigned 64-bit integer.
+
+    Raises `InvalidRequest` for any other value; `subject` names it.
+    """
+    if type(value) is not int or not 0 <= value <= UINT64_MAX:
+        text = orjson.dumps(str(value)[:40]).decode()
+        raise InvalidRequest(f"{subject} must be an unsigned 64-bit integer, got {text}")
+    return value

@@ -1,0 +1,102 @@
+"""The bounds of JSON texts, which hold before a text is parsed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.app.http import json_text
+from penstock.app.http.json_text import MAX_JSON_CONTAINERS, JsonLimits, check_json, parse_json
+from penstock.backends.errors import InvalidRequest, TooLarge
+from penstock.backends.memory import MemoryBudget, Reservation
+
+PIECES = [b'"', b"\\", b"[", b"]", b"{", b"}", b",", b":", b"a", b'\\"']
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False) | st.text() | st.integers(-99, 2**63),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+LIMITS = JsonLimits(depth=100, values=1 << 20)
+MANY = MAX_JSON_CONTAINERS
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" + b"[]," * MANY + b"1]",
+        b'{"image": [' + b"[]," * MANY + b'"]',
+        b'{"a":' + b'[{"x":[]}],' * MANY,
+        b"{" + b'"key":1,' * (MANY + 1) + b"}",
+        rb'{"\\\\":1,' + rb'"\"":1,' * (MANY + 1) + b"}",
+    ],
+    ids=["lists", "cut", "objects", "keys", "escapes"],
+)
+def test_a_text_may_not_have_too_many_lists_objects_and_keys(text: bytes) -> None:
+    with pytest.raises(TooLarge, match=f"more than {MANY} lists, objects and keys"):
+        parse_json(text, LIMITS)
+
+
+def test_a_text_may_not_have_too_many_values() -> None:
+    for text in (b"[1,2,3,4]", b'["a","b","c","d"]', b'{"a":1,"b":2}', b"[[],[[],[]]]"):
+        with pytest.raises(TooLarge, match=r"more than 3 values and keys \(max_json_values\)"):
+            parse_json(text, JsonLimits(100, 3))
+        parse_json(text, JsonLimits(100, 16))
+    with pytest.raises(InvalidRequest, match="nesting depth"):
+        parse_json(b"[" * 3 * MANY, LIMITS)
+
+
+def test_what_is_within_strings_does_not_count() -> None:
+    text = '[{\\",:' * MANY
+    assert parse_json(json.dumps([text, "\\"]).encode(), JsonLimits(1, 3)) == [text, "\\"]
+    assert len(parse_json(b"[" + b"[]," * (MANY - 2) + b"[]]", LIMITS)) == MANY - 1
+
+
+@given(st.binary(max_size=20) | st.lists(st.sampled_from(PIECES)).map(b"".join), st.integers(1, 9))
+def test_pieces_are_counted_as_a_whole(text: bytes, size: int) -> None:
+    with mock.patch.object(json_text, "_AT_ONCE_BYTES", 1 << 20):
+        whole = b"".join(json_text._marks_outside_strings(text))
+    with mock.patch.object(json_text, "_AT_ONCE_BYTES", size):
+        assert b"".join(json_text._marks_outside_strings(text)) == whole
+
+
+def test_memory_is_reserved_before_a_text_is_parsed() -> None:
+    budget = MemoryBudget(1 << 20)
+    memory = Reservation(budget)
+    with pytest.raises(TooLarge, match="a parsed body needs"):
+        parse_json(b"[" + b"1," * 50_000 + b"1]", LIMITS, memory)
+    text = b"[" + b"1.5," * 5000 + b"1]"
+    parse_json(text, LIMITS, memory)
+    assert memory.size == budget.used > 5000 * sys.getsizeof(1.5)
+
+
+@given(JSON)
+def test_the_estimate_is_no_less_than_what_is_counted(value: Any) -> None:
+    text = json.dumps(value).encode()
+    assert check_json(text, LIMITS) + 2 * len(text) + 64 >= _size(value)
+
+
+def _size(value: Any) -> int:
+    size = sys.getsizeof(value)
+    if isinstance(value, dict):
+        size += sum(_size(key) + _size(member) for key, member in value.items())
+    elif isinstance(value, list):
+        size += sum(map(_size, value))
+    return size
+
+
+@given(
+    st.lists(st.sampled_from(["[", "]", "{", "}", '"', "\\", "a", "]}", '\\"']), max_size=9),
+    st.integers(0, 9),
+)
+def test_brackets_in_strings_do_not_count(parts: Any, levels: Any) -> None:
+    text = f"{'[' * levels}{json.dumps(''.join(parts))}{']' * levels}".encode()
+    parse_json(text, JsonLimits(levels, 100))
+    if levels:
+        with pytest.raises(InvalidRequest, match="nesting depth"):
+            parse_json(text, JsonLimits(levels - 1, 100))

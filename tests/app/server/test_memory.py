@@ -1,0 +1,373 @@
+"""Servers under a limit of the operating system on their memory survive what clients send, refuse
+what does not fit, answer others meanwhile, and hold nothing at the end.
+
+`RLIMIT_AS` makes an allocation beyond the budget fail, and with it the server.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import gzip
+import io
+import json
+import re
+import resource
+import socket
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+MIB = 1 << 20
+ADDRESS_SPACE_BYTES = 1536 * MIB
+"""A server needs 850 MiB of addresses before the first request, most of them never touched."""
+
+SLACK_BYTES = 300 * MIB
+"""What is not counted: freed memory that the arenas of threads keep, and copies for an instant."""
+
+OPERATORS = """
+def shape(data):
+    return list(data.shape)
+
+
+def length(data):
+    return len(data)
+
+
+def total(data):
+    return float(data.sum())
+
+
+def same(data):
+    return data
+
+
+def joined(data):
+    return str(len(data))
+"""
+
+PIPELINES = {
+    "shape": '[decode]\nbackend = "DecodeMat"\nnext = "shape"\n'
+    '[shape]\nbackend = "Python[operators.py:shape]"\n',
+    "pixels": '[decode]\nbackend = "DecodeMat"\n',
+    "child": '[decode]\nbackend = "DecodeMat"\nexecutor = "process"\nnext = "shape"\n'
+    '[shape]\nbackend = "Python[operators.py:shape]"\n',
+    "length": '[length]\nbackend = "Python[operators.py:length]"\n',
+    "total": "[pipeline]\nbatched = false\n"
+    'inputs = {x = {kind = "tensor", dtype = "FP32", shape = [-1]}}\n'
+    '[total]\nbackend = "Python[operators.py:total]"\n',
+    "same": "[pipeline]\nbatched = false\n"
+    'inputs = {x = {kind = "tensor", dtype = "FP64", shape = [-1]}}\n'
+    '[same]\nbackend = "Python[operators.py:same]"\n',
+    "joined": "[pipeline]\nbatched = false\n"
+    'inputs = {x = {kind = "tensor", dtype = "BYTES", shape = [-1]}}\n'
+    '[joined]\nbackend = "Python[operators.py:joined]"\n',
+}
+
+
+class Served:
+    """A server, with what the kernel and its metrics say of its memory."""
+
+    def __init__(self, process: Any) -> None:
+        self.process = process
+        self.connections: list[socket.socket] = []
+        pid = process.process.pid
+        resource.prlimit(pid, resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
+        self.client = process.listening()
+        process.wait_for("ready after")
+        self.status = Path(f"/proc/{pid}/status")
+        self.limit = self.metric("penstock_memory_limit_bytes")
+        self.resident_at_first = self._resident("VmRSS")
+
+    def metric(self, name: str) -> float:
+        text = self.client.get("/metrics").text
+        return sum(map(float, re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE)))
+
+    def _resident(self, field: str) -> int:
+        match = re.search(rf"{field}:\s+(\d+) kB", self.status.read_text())
+        assert match is not None
+        return int(match[1]) << 10
+
+    def check(self) -> None:
+        """Assert that the server lives, answers, holds nothing, and never held too much."""
+        answer = self.client.post("/predict/length", content=b"abc")
+        assert (answer.status_code, answer.json()) == (200, {"result": 3})
+        end = time.monotonic() + 60
+        while self.metric("penstock_memory_bytes"):
+            assert time.monotonic() < end, self.metric("penstock_memory_bytes")
+            time.sleep(0.01)
+        assert self.process.process.poll() is None
+        most = self._resident("VmHWM") - self.resident_at_first
+        assert most < self.limit + SLACK_BYTES, (most / MIB, self.limit / MIB)
+
+    def send_all(self, path: str, count: int, **request: Any) -> Counter[int]:
+        """Send a request many times at once. Return how often each status came."""
+        with ThreadPoolExecutor(count) as threads:
+            answers = list(
+                threads.map(
+                    lambda _: httpx.post(f"{self.client.base_url}{path}", timeout=60, **request),
+                    range(count),
+                )
+            )
+        for answer in answers:
+            if answer.status_code == 503:
+                assert "max_memory" in answer.text and answer.headers["retry-after"]
+        return Counter(answer.status_code for answer in answers)
+
+
+@pytest.fixture
+def served(spawn: Any, tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    servers = []
+    (tmp_path / "operators.py").write_text(OPERATORS)
+
+    def start(*names: str, **settings: str) -> Served:
+        for name in ("length", *names):
+            text = PIPELINES[name]
+            head = "" if text.startswith("[pipeline]") else "[pipeline]\n"
+            text = head + text
+            text = text.replace("[pipeline]\n", f'[pipeline]\nname = "{name}"\n', 1)
+            (tmp_path / f"{name}.toml").write_text(text)
+        servers.append(Served(spawn("serve", tmp_path, "--port", 0, **settings)))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.client.close()
+        for connection in server.connections:
+            connection.close()
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG of few bytes and many black pixels."""
+    file = io.BytesIO()
+    Image.new("1", (width, height)).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def slow(server: Served, path: str, headers: str, body: bytes = b"") -> socket.socket:
+    connection = socket.create_connection(
+        (server.client.base_url.host, server.client.base_url.port)
+    )
+    connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n\r\n".encode() + body)
+    return connection
+
+
+def status_of(connection: socket.socket) -> bytes:
+    """Return the status that has come; empty if none has."""
+    connection.settimeout(0.2)
+    try:
+        return connection.recv(4096)[9:12]
+    except TimeoutError:
+        return b""
+    except ConnectionError:
+        return b"gone"
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("/predict/length", ""),
+        ("/predict/length/batch", "Content-Type: application/json\r\n"),
+        ("/v2/models/total/infer", ""),
+        ("/v2/models/total/infer", "Inference-Header-Content-Length: 100\r\n"),
+        ("/v2/repository/models/new/load", "Authorization: Bearer token\r\n"),
+    ],
+)
+def test_unfinished_uploads(served: Any, path: str, more: str) -> None:
+    server = served(
+        "total",
+        PENSTOCK_ADMIN_TOKEN="token",
+        PENSTOCK_ALLOW_MODEL_CONTROL="true",
+        PENSTOCK_ALLOW_MODEL_OVERRIDES="true",
+    )
+    size = 59 * MIB
+    head = f"{more}Content-Length: {size}"
+    uploads = [slow(server, path, head) for _ in range(17)]
+    refused = [upload for upload in uploads if status_of(upload) == b"503"]
+    kept = [upload for upload in uploads if upload not in refused]
+    assert len(kept) == int(server.limit * 0.75) // size
+    for upload in kept:
+        upload.settimeout(60)
+        upload.sendall(bytes(size - 1))
+    assert server.metric("penstock_memory_bytes") >= len(kept) * size
+    # Others are answered meanwhile.
+    answer = server.client.post("/predict/length", content=bytes(MIB))
+    assert (answer.status_code, answer.json()) == (200, {"result": MIB})
+    for upload in uploads:
+        upload.close()
+    server.check()
+    assert server.metric("penstock_memory_refused_total") == len(refused)
+
+
+@pytest.mark.parametrize("path", ["/predict/length", "/v2/models/total/infer"])
+def test_unfinished_uploads_of_unknown_length(served: Any, path: str) -> None:
+    server = served("total", PENSTOCK_BODY_TIMEOUT="20")
+    piece = b"%x\r\n" % MIB + bytes(MIB) + b"\r\n"
+    uploads = [slow(server, path, "Transfer-Encoding: chunked") for _ in range(17)]
+    for _ in range(50):
+        for upload in uploads:
+            with contextlib.suppress(ConnectionError):  # refused, and closed
+                upload.sendall(piece)
+    assert server.metric("penstock_memory_refused_total")
+    for upload in uploads:
+        upload.close()
+    server.check()
+
+
+def test_an_upload_that_stops_is_let_go_of_in_time(served: Any) -> None:
+    server = served(PENSTOCK_BODY_TIMEOUT="1")
+    upload = slow(server, "/predict/length", f"Content-Length: {50 * MIB}", bytes(40 * MIB))
+    upload.settimeout(20)
+    assert upload.recv(4096).startswith(b"HTTP/1.1 400 ")
+    server.check()
+    upload.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "encoding"),
+    [
+        ("/predict/length", "gzip"),
+        ("/predict/length", "deflate"),
+        ("/v2/models/total/infer", "gzip"),
+        ("/v2/models/total/infer", "deflate"),
+    ],
+)
+def test_compressed_bombs(served: Any, path: str, encoding: str) -> None:
+    server = served("total")
+    compress = gzip.compress if encoding == "gzip" else zlib.compress
+    content = compress(bytes(64 * MIB))
+    assert len(content) < 70_000
+    statuses = server.send_all(path, 24, content=content, headers={"Content-Encoding": encoding})
+    assert set(statuses) <= {200, 400, 503}
+    server.check()
+    more = server.client.post(
+        path, content=compress(bytes(65 * MIB)), headers={"Content-Encoding": encoding}
+    )
+    assert more.status_code == (413 if path.startswith("/predict") else 400)
+    server.check()
+
+
+LISTS = b"[]," * (60 * MIB // 3) + b"[]"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/predict/length", b'{"image": [' + LISTS + b"]}"),
+        ("/predict/length/batch", b'{"images": [' + LISTS + b"]}"),
+        ("/v2/models/total/infer", b'{"inputs": [' + LISTS + b"]}"),
+        ("/predict/length", b"{" + b",".join(b'"%d":1' % key for key in range(4_000_000)) + b"}"),
+        (
+            "/v2/models/total/infer",
+            b"{" + b",".join(b'"%d":1' % key for key in range(4_000_000)) + b"}",
+        ),
+        ("/v2/models/total/infer", b'{"inputs": [' + b"1," * 30_000_000 + b"1]}"),
+        ("/v2/models/total/infer", b'{"inputs": [' + b'"",' * 20_000_000 + b"1]}"),
+        ("/v2/models/total/infer", b'{"inputs": ["' + b"\\n" * 30_000_000 + b'"]}'),
+        ("/predict/length/batch", b'{"images": ["' + b"[" * 60_000_000 + b'"]}'),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{value[:12]!r}",
+)
+def test_json_that_would_take_long_or_much(served: Any, path: str, body: bytes) -> None:
+    server = served("total")
+    statuses = server.send_all(path, 4, content=body, headers={"Content-Type": "application/json"})
+    assert set(statuses) <= {400, 413, 503}
+    server.check()
+
+
+def test_a_large_image_in_json_is_read(served: Any) -> None:
+    server = served()
+    image = np.random.default_rng(0).bytes(30 * MIB)
+    text = base64.b64encode(image).decode()
+    for path, document, answer in (
+        ("/predict/length", {"image": text}, {"result": len(image)}),
+        ("/predict/length/batch", {"images": [text]}, {"results": [{"result": len(image)}]}),
+    ):
+        assert server.client.post(path, json=document).json() == answer
+    server.check()
+
+
+def test_images_of_few_bytes_and_many_pixels(served: Any) -> None:
+    server = served("shape")
+    image = png(6000, 6000)
+    assert len(image) < 12_000
+    answer = server.client.post(
+        "/predict/shape/batch", files=[("images", image) for _ in range(32)]
+    )
+    results = answer.json()["results"]
+    assert len(results) == 32
+    fits = {"result": [6000, 6000, 3]}
+    assert fits in results
+    for result in results:
+        assert result == fits or (result["code"], result["status"]) == ("memory_full", 503)
+    server.check()
+    statuses = server.send_all("/predict/shape", 16, content=image)
+    assert set(statuses) <= {200, 503} and statuses[200]
+    server.check()
+    never = server.client.post("/predict/shape", content=png(10_000, 10_000))
+    assert (never.status_code, never.json()["code"]) == (413, "too_large")
+    server.check()
+
+
+def test_answers_that_would_take_much(served: Any) -> None:
+    server = served("pixels", "same")
+    image = png(5000, 5000)
+    statuses = server.send_all("/predict/pixels", 8, content=image)
+    assert set(statuses) <= {200, 413, 503}
+    server.check()
+    numbers = np.full(4_000_000, 1 / 3)
+    head = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "x",
+                    "shape": [numbers.size],
+                    "datatype": "FP64",
+                    "parameters": {"binary_data_size": numbers.nbytes},
+                }
+            ],
+        }
+    ).encode()
+    statuses = server.send_all(
+        "/v2/models/same/infer",
+        12,
+        content=head + numbers.tobytes(),
+        headers={"Inference-Header-Content-Length": str(len(head))},
+    )
+    assert set(statuses) <= {200, 503} and statuses[200]
+    server.check()
+
+
+def test_strings_that_take_more_than_their_bytes(served: Any) -> None:
+    server = served("joined")
+    count = 8_000_000
+    body = b"\x02\0\0\0ab" * count
+    head = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "x",
+                    "shape": [count],
+                    "datatype": "BYTES",
+                    "parameters": {"binary_data_size": len(body)},
+                }
+            ]
+        }
+    ).encode()
+    statuses = server.send_all(
+        "/v2/models/joined/infer",
+        3,
+        content=head + body,
+        headers={"Inference-Header-Content-Length": str(len(head))},
+    )
+    assert set(statuses) <= {400, 503}  # 72 bytes each: they never fit
+    server.check()
