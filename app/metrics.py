@@ -81,7 +81,7 @@ def _pipeline_metrics(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]
         "penstock_pipeline_ready", "1 if the pipeline is ready.", labels=["pipeline"]
     )
     in_flight = GaugeMetricFamily(
-        "penstock_requests_inside",
+        "penstock_requests_in_flight",
         "Requests in flight: admitted, and not ended.",
         labels=["pipeline"],
     )

@@ -226,7 +226,7 @@ def test_metrics_count_what_happened(running: Any) -> None:
         assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
         samples = values(client)
         assert (
-            samples["penstock_requests_inside", pipeline]
+            samples["penstock_requests_in_flight", pipeline]
             == samples["penstock_executors_busy", node]
             == 1
         )
@@ -242,7 +242,7 @@ def test_metrics_count_what_happened(running: Any) -> None:
             samples["penstock_refused_total", (("pipeline", "gate"), ("reason", "queue_full"))] == 1
         )
         assert (
-            samples["penstock_requests_inside", pipeline]
+            samples["penstock_requests_in_flight", pipeline]
             == samples["penstock_queue_depth", node]
             == samples["penstock_executors_busy", node]
             == 0
@@ -288,8 +288,8 @@ def test_metrics_of_nodes_that_wait_for_others(running: Any) -> None:
 def test_metrics_of_two_apps_and_of_openmetrics_clients(running: Any) -> None:
     one, two = create_app(load("Identity", name="one")), create_app(load("Identity", name="two"))
     with running(one) as first, running(two) as second:
-        assert ("penstock_requests_inside", (("pipeline", "two"),)) not in values(first)
-        assert ("penstock_requests_inside", (("pipeline", "one"),)) not in values(second)
+        assert ("penstock_requests_in_flight", (("pipeline", "two"),)) not in values(first)
+        assert ("penstock_requests_in_flight", (("pipeline", "one"),)) not in values(second)
         answer = first.get(
             "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}
         )

@@ -77,7 +77,7 @@ async def test_images_do_not_pile_up_before_a_slow_node(spawn: Any, tmp_path: Pa
             inside, slow, busy, decoded = 0.0, 0.0, 1.0, 0.0
             while inside < IMAGES or not slow or busy:
                 text = (await clients.get("/metrics")).text
-                inside = value(text, 'penstock_requests_inside{pipeline="images"}')
+                inside = value(text, 'penstock_requests_in_flight{pipeline="images"}')
                 slow = value(text, 'penstock_executors_busy{node="slow",pipeline="images"}')
                 busy = value(text, 'penstock_executors_busy{node="decode",pipeline="images"}')
                 decoded = value(

@@ -179,7 +179,7 @@ def metric(client: httpx.Client, name: Any) -> Any:
 
 
 def inside(client: httpx.Client) -> Any:
-    return metric(client, "penstock_requests_inside{")
+    return metric(client, "penstock_requests_in_flight{")
 
 
 @HOSTS

@@ -108,7 +108,7 @@ def inside(client: httpx.Client) -> float:
     return next(
         float(line.rpartition(" ")[2])
         for line in lines
-        if line.startswith("penstock_requests_inside{")
+        if line.startswith("penstock_requests_in_flight{")
     )
 
 

@@ -62,7 +62,7 @@ class Running:
         raise AssertionError(name)
 
     def in_flight(self) -> float:
-        return self.metric('penstock_requests_inside{pipeline="gate"}')
+        return self.metric('penstock_requests_in_flight{pipeline="gate"}')
 
     def runs(self, name: str) -> int:
         with suppress(FileNotFoundError):
