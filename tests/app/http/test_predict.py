@@ -307,7 +307,9 @@ def wait_inside(client: httpx.Client, count: Any, name: Any = "probe") -> None:
 
 def inside(client: httpx.Client, name: str) -> float:
     match = re.search(
-        rf'^penstock_requests_in_flight{{pipeline="{name}"}} (\S+)', client.get("/metrics").text, re.M
+        rf'^penstock_requests_in_flight{{pipeline="{name}"}} (\S+)',
+        client.get("/metrics").text,
+        re.M,
     )
     assert match is not None
     return float(match[1])

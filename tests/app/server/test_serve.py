@@ -93,7 +93,9 @@ def test_in_flight_work_finishes_and_new_work_is_refused(
         )
         until(lambda: list(tmp_path.glob("?.inside")))  # either may come first
         until(
-            lambda: 'penstock_requests_in_flight{pipeline="gate"} 2.0' in client.get("/metrics").text
+            lambda: (
+                'penstock_requests_in_flight{pipeline="gate"} 2.0' in client.get("/metrics").text
+            )
         )
         server.process.send_signal(sign)
         server.wait_for("draining: 2 requests")

@@ -920,7 +920,8 @@ def test_a_client_that_truncates_its_object_harms_no_other(
             until((tmp_path / "inside").exists)
             until(
                 lambda: (
-                    'penstock_requests_in_flight{pipeline="gated"} 2.0' in server.get("/metrics").text
+                    'penstock_requests_in_flight{pipeline="gated"} 2.0'
+                    in server.get("/metrics").text
                 )
             )
             os.truncate(path, 0)

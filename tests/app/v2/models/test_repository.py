@@ -209,7 +209,9 @@ def test_an_unload_lets_requests_in_flight_end(served: Any, folder: Path) -> Non
         ]
         until((folder / "inside").exists)
         until(
-            lambda: 'penstock_requests_in_flight{pipeline="gated"} 3.0' in server.get("/metrics").text
+            lambda: (
+                'penstock_requests_in_flight{pipeline="gated"} 3.0' in server.get("/metrics").text
+            )
         )
         unloading = pool.submit(server.post, "/v2/repository/models/gated/unload", headers=HEADERS)
         until(lambda: states(client)["gated"] == ("UNLOADING", "requests are in flight"))
