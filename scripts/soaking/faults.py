@@ -95,8 +95,9 @@ async def oversize(tally: Tally, port: int) -> None:
 
 
 async def gzip_bomb(tally: Tally, port: int) -> None:
-    data = request("POST", "/v2/models/tagged/infer", BOMB, "Content-Encoding: gzip")
-    await _refused(tally, port, "gzip bomb", data, 413, 400)
+    for path in ("/predict/tagged", "/v2/models/tagged/infer"):
+        data = request("POST", path, BOMB, "Content-Encoding: gzip")
+        await _refused(tally, port, f"gzip bomb {path}", data, 413, 400)
 
 
 async def malformed(tally: Tally, port: int) -> None:
