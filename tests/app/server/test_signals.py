@@ -117,3 +117,17 @@ def test_a_thread_that_hangs_does_not_hold_the_shutdown(spawn: Any, folder: Path
         server.process.terminate()
         assert server.end(timeout=30) == 0
     assert any("is left running" in line for line in server.lines)
+
+
+def test_two_hangs_of_a_child_end_nothing(spawn: Any, folder: Path) -> None:
+    file = folder / "one.toml"
+    file.write_text(file.read_text() + 'executor = "process"\n')
+    server = start(spawn, folder, "--drain-timeout", 1000)
+    with server.listening() as client:
+        server.wait_for("ready after")
+        for _ in range(2):
+            assert client.post("/predict/one", content=b"hang").status_code == 504
+        assert (ask(client, "one"), ask(client, "two")) == ("old", "old")
+        assert client.get("/health/ready").status_code == 200
+        server.process.terminate()
+        assert server.end(timeout=30) == 0
