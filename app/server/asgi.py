@@ -254,7 +254,11 @@ class AsgiRequest:
             lines.append(b"connection: close\r\n")
             ends += 1
         without_body = status in (204, 304) or self.scope["method"] == "HEAD"
-        if self._left is None and not self._chunked and not without_body and not self.http_1_0:
+        if self._left is not None or self._chunked:
+            pass
+        elif without_body:
+            self._left = 0
+        elif not self.http_1_0:  # there the end of the connection ends the body
             self._chunked = True
             lines.append(b"transfer-encoding: chunked\r\n")
             ends += 1

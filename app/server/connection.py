@@ -273,7 +273,7 @@ class Connection(asyncio.Protocol):
     def shutdown(self) -> None:
         """Close soon: after the answer, or after `drain_grace` if no whole request has come."""
         self._shared.draining = True
-        if self.state in (IDLE, HEAD, BODY):
+        if self.state in (IDLE, HEAD, BODY, DISCARDING):
             self.deadline = min(self.deadline, self._loop.time() + self._settings.drain_grace)
         if self._request is not None:
             self._request.keep_alive = False
@@ -669,7 +669,9 @@ class Connection(asyncio.Protocol):
         self._buffer = b""
         self._chunks = None
         self._parser = None
-        self.deadline = self._loop.time() + self._settings.discard_timeout
+        settings = self._settings
+        timeout = settings.drain_grace if self._shared.draining else settings.discard_timeout
+        self.deadline = self._loop.time() + timeout
         if self._counted:
             self._count()
         if self._half_closed or self._transport.is_closing():
