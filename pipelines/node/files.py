@@ -13,11 +13,16 @@ from ..config.definition import PipelineConfig
 
 
 def config_files(config: PipelineConfig) -> LoadedFiles:
-    """Return the file of a pipeline and the Python files that it names, as they are now."""
+    """Return the file of a pipeline, and the Python files and labels that it names, as they are
+    now.
+    """
     files = LoadedFiles()
     context = Context(directory=config.directory, files=files)
     if config.source and Path(config.source).is_file():
         files.check(Path(config.source))
+    for port in config.outputs:
+        if port.labels is not None:
+            context.resolve_input(port.labels)
     for node in config.nodes.values():
         for group in node.instance_groups:
             for name in _names(group.spec):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -67,6 +68,21 @@ def test_hup_loads_what_has_changed(spawn: Any, folder: Path) -> None:
         server.wait_for("pipeline one is replaced")
         assert (ask(client, "one"), ask(client, "two")) == ("new", "old")
         assert not any("pipeline two is replaced" in line for line in server.lines)
+        server.process.terminate()
+        assert server.end() == 0
+
+
+def test_hup_sees_new_labels(spawn: Any, digits: Path, digit: bytes, tmp_path: Path) -> None:
+    shutil.copytree(digits.parent, tmp_path / "digits")
+    server = spawn("serve", tmp_path / "digits" / digits.name, "--port", 0)
+    with server.listening() as client:
+        server.wait_for("ready after")
+        labels = tmp_path / "digits" / "labels.txt"
+        labels.write_text(labels.read_text().replace("three", "drei"))
+        assert client.put("/predict/digits", content=digit).json()["label"] == "three"
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("pipeline digits is replaced")
+        assert client.put("/predict/digits", content=digit).json()["label"] == "drei"
         server.process.terminate()
         assert server.end() == 0
 
