@@ -59,10 +59,11 @@ def _types_of(annotation: Any) -> Iterator[Any]:
 
 
 def refuse_truth_for_number(annotation: Any, value: Any) -> None:
-    """Raise ValueError for true and false where a number is expected. pydantic takes them for 1
-    and 0.
+    """Raise ValueError for true and false where a number or a list of numbers is expected. pydantic
+    takes them for 1 and 0.
     """
-    if isinstance(value, bool):
+    values = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(each, bool) for each in values):
         types = set(_types_of(annotation))
         if types & {int, float} and bool not in types:
             raise ValueError("input should be a number")

@@ -23,6 +23,7 @@ from .onnx_ports import (
     narrows,
     ports_of,
     shape_of,
+    to_numpy,
 )
 from .onnx_session import config_error, open_session
 from .postprocess import PostProcessing
@@ -478,7 +479,7 @@ class OnnxTensor(Backend):
                 raise InvalidInput(
                     f"OnnxTensor: input {port.name}: expected {port}, found {type(value).__name__}"
                 )
-            array = np.asarray(value)
+            array = to_numpy(value)
             if not dtype_fits(array.dtype, port.dtype) or not self._shape_fits(array.shape, port):
                 raise InvalidInput(
                     f"OnnxTensor: input {port.name}: expected {port}, "

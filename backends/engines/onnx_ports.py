@@ -114,6 +114,22 @@ def shape_of(output: Any) -> tuple[int, ...]:
     return (len(output),) if isinstance(output, list) else output.shape
 
 
+def to_numpy(value: Any) -> NDArray[Any]:
+    """Return an array or a torch tensor as an array.
+
+    The tensor may be on a GPU, and may need gradients. Types that NumPy lacks (bfloat16) widen to
+    float32.
+    """
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    tensor = value.detach().cpu()
+    try:
+        array: NDArray[Any] = tensor.numpy()
+    except TypeError:
+        array = tensor.float().numpy()
+    return array
+
+
 def as_array(output: Any) -> NDArray[Any]:
     """Return an output as an array to compare. Of maps it has the values, a row for each."""
     return np.array([list(row.values()) for row in output]) if isinstance(output, list) else output

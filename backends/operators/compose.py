@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -50,6 +50,30 @@ def chain_range(members: Iterable[BatchRange]) -> BatchRange:
         message = f"the members of the Sequential share no batch size: their ranges are {ranges}"
         raise ConfigError([Problem(message)])
     return common
+
+
+def pieces(batch: list[Item], max_rows: int, *, evenly: bool = False) -> Iterator[list[Item]]:
+    """Cut the batch, in order, into as few pieces as possible of at most `max_rows` rows each.
+
+    Rows are the sum of `request_size`. All pieces except the last are full, or, with `evenly`, all
+    are of about the same size (10 by 4: 4, 3, 3). An item with more rows than `max_rows` is a piece
+    of its own.
+    """
+    left = sum([item.get("request_size", 1) for item in batch])
+    piece: list[Item] = []
+    size = goal = 0
+    for item in batch:
+        rows = item.get("request_size", 1)
+        if piece and size + rows > goal:
+            yield piece
+            left -= size
+            piece, size = [], 0
+        if not piece:
+            goal = -(-left // -(-left // max_rows)) if evenly else max_rows
+        piece.append(item)
+        size += rows
+    if piece:
+        yield piece
 
 
 def blame(error: Exception, member: str) -> None:
@@ -102,16 +126,17 @@ class Sequential(Backend):
             (
                 child,
                 child.forward,
-                child.max == 1,
+                child.max if context.max is None or child.max == 1 else min(child.max, context.max),
                 MemberFilter(name, type(child).__name__) if name is not None else None,
             )
             for child, name in zip(self.children, filters, strict=True)
         ]
 
     def forward(self, batch: list[Item]) -> None:
+        given = batch
         chain = batch  # the items still in the chain; `batch`: those that the next member runs on
         first = True
-        for child, run, one_by_one, member_filter in self._members:
+        for child, run, most, member_filter in self._members:
             if first:
                 first = False
             elif member_filter is None:
@@ -125,8 +150,10 @@ class Sequential(Backend):
                 if not batch:
                     continue
             try:
-                if not one_by_one:
-                    run(batch.copy())  # a member is free to change its list
+                if most != 1:
+                    # Rows may have become more on the way here.
+                    for piece in [batch] if batch is given else pieces(batch, most):
+                        run(piece.copy())  # a member is free to change its list
                     continue
                 for item in batch:
                     try:

@@ -7,7 +7,6 @@ than its `min`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -16,31 +15,7 @@ from ..base import UNBOUNDED, Backend, BatchRange, Context, Params
 from ..errors import ConfigError, InvalidInput, Problem
 from ..item import Item
 from ..params import Shapes, batch_sizes
-from .compose import Identity, blame, soften
-
-
-def pieces(batch: list[Item], max_rows: int, *, evenly: bool = False) -> Iterator[list[Item]]:
-    """Cut the batch, in order, into as few pieces as possible of at most `max_rows` rows each.
-
-    Rows are the sum of `request_size`. All pieces except the last are full, or, with `evenly`, all
-    are of about the same size (10 by 4: 4, 3, 3). An item with more rows than `max_rows` is a piece
-    of its own.
-    """
-    left = sum([item.get("request_size", 1) for item in batch])
-    piece: list[Item] = []
-    size = goal = 0
-    for item in batch:
-        rows = item.get("request_size", 1)
-        if piece and size + rows > goal:
-            yield piece
-            left -= size
-            piece, size = [], 0
-        if not piece:
-            goal = -(-left // -(-left // max_rows)) if evenly else max_rows
-        piece.append(item)
-        size += rows
-    if piece:
-        yield piece
+from .compose import Identity, blame, pieces, soften
 
 
 def run_child(

@@ -303,6 +303,28 @@ def test_precision_is_not_for_the_cpu_and_the_log_says_so(
     )
 
 
+@pytest.mark.skipif(NO_TORCH, reason="needs torch")
+@pytest.mark.parametrize("executor", ["thread", "process"])
+@pytest.mark.parametrize("backend", ["OnnxTensor", "ModelTensor"])
+@pytest.mark.parametrize("statistics", [{}, {"mean": 1}])
+def test_torch_tensors_of_every_kind_are_taken(
+    tmp_path: Path, backend: str, executor: str, statistics: dict[str, int]
+) -> None:
+    import torch
+
+    config = {"backend": backend, "executor": executor, "device": "cpu", **statistics}
+    with pipe({**config, "model": str(write(tmp_path / "m.onnx")), "max": 4}) as p:
+        for tensor in (
+            torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True),
+            torch.tensor([[1, 2, 3]], dtype=torch.bfloat16),
+            torch.tensor([[1, 2, 3]], dtype=torch.float16),
+            torch.tensor([[1.0, 0, 2, 0, 3, 0]])[:, ::2],
+        ):
+            item: Item = {"data": tensor}
+            p(item)
+            assert (np.asarray(item["result"]) + statistics.get("mean", 0)).tolist() == [[1, 2, 3]]
+
+
 @pytest.mark.usefixtures("without_torch")
 @pytest.mark.parametrize("statistics", [{}, {"mean": (1, 2, 3), "std": 1}])
 def test_images_in_nhwc(tmp_path: Path, statistics: Any) -> None:

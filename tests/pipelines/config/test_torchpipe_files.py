@@ -98,6 +98,10 @@ def test_keys_of_the_callers_dict_stay() -> None:
             {"n": {"backend": "OnnxTensor", "model": "m.onnx", "mean": float("nan")}},
             "mean.*: found nan: input should be a finite number",
         ),
+        (
+            {"n": {"backend": "OnnxTensor", "model": "m.onnx", "mean": [True, 2, 3]}},
+            "mean: found .*True, 2, 3.*: input should be a number",
+        ),
     ],
 )
 def test_what_can_not_be_meant_is_refused_at_load(tables: Any, message: str) -> None:

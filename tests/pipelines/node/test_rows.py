@@ -291,3 +291,20 @@ async def test_an_engine_inside_an_expression_keeps_to_its_max(double: Path) -> 
         assert len((await pipeline({"data": 4}))["result"]) == 4
         with pytest.raises(InvalidInput, match=r"expected at most 4 rows \(max\), found shape 8x2"):
             await pipeline({"data": 8})
+
+
+async def test_a_sequential_gives_no_member_more_rows_than_it_takes(executions: list[int]) -> None:
+    """The rows of a batch may become more inside it, after the node has counted them."""
+
+    class Make(Backend):
+        def forward(self, batch: list[Item]) -> None:
+            for item in batch:
+                item["result"] = FOUR[: item["data"]]
+                item["request_size"] = item["data"]
+
+    register_backend("Make", Make)
+    async with serve({"rows": {"backend": "S[Make,Rows]", "max": 4}}) as pipeline:
+        answers = await pipeline([{"data": rows} for rows in (4, 2, 1, 3)])
+        assert [len(answer["result"]) for answer in answers] == [4, 2, 1, 3]
+        assert executions == [4, 3, 3]
+        assert_empty(pipeline)
