@@ -182,15 +182,37 @@ class TensorPort(NamedTuple):
 class Signature(NamedTuple):
     """The arrays that an engine's model takes in `data` and gives in `result`, in their order.
 
-    None: not known. `batched`: the first axis of every array is the batch, of any size. The node
-    then counts the rows of an item from its arrays, and sets its `request_size`. `batch_axes`: the
-    batch axis of each input, if the file names one that is not the first.
+    None: not known. `batched`: the first axis of every array is the batch, of any size.
+    `batch_axes`: the batch axis of each input, if it is not the first of all; inputs beyond have it
+    first. With either, the node counts the rows of an item from its arrays, and sets its
+    `request_size`.
     """
 
     inputs: tuple[TensorPort, ...] | None
     outputs: tuple[TensorPort, ...] | None
     batched: bool
     batch_axes: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        inputs: tuple[TensorPort, ...] | None,
+        outputs: tuple[TensorPort, ...] | None,
+        batched: bool,
+        axes: tuple[int, ...],
+    ) -> Signature:
+        """Describe a model whose inputs have their batch, if it is `batched`, on these axes."""
+        elsewhere = batched and any(axes)
+        return cls(inputs, outputs, batched and not elsewhere, axes if elsewhere else ())
+
+    @property
+    def has_rows(self) -> bool:
+        """True if the rows of an item can be counted from its arrays."""
+        return self.batched or bool(self.batch_axes)
+
+    def batch_axis(self, position: int) -> int:
+        """Return the batch axis of an input."""
+        return self.batch_axes[position] if position < len(self.batch_axes) else 0
 
 
 class Backend:

@@ -28,7 +28,18 @@ from .onnx_ports import (
 from .onnx_session import config_error, open_session
 from .postprocess import PostProcessing
 from .processors import threads_per_instance
-from .rows import MAX_PROBE_ROWS, Row, guesses, random_rows, rows_like, verdict_of, why_mixed
+from .rows import (
+    MAX_PROBE_ROWS,
+    Row,
+    first_reason,
+    first_rows,
+    guesses,
+    random_rows,
+    row_at,
+    rows_like,
+    verdict_of,
+    why_mixed,
+)
 from .shapes import (
     UNBOUNDED_WARM_UP_BATCH,
     batch_first,
@@ -142,11 +153,11 @@ class OnnxTensor(Backend):
         self._options: Any = None
         """Options of the next run; None but for warm-up."""
         self._decide(params, context)
-        self.signature = Signature(
+        self.signature = Signature.of(
             self._signed(self.inputs),
             None if self._post.active else self._signed(self.outputs),
-            self._batched and not any(self._input_axes),
-            tuple(self._input_axes) if self._batched and any(self._input_axes) else (),
+            self._batched,
+            tuple(self._input_axes),
         )
         declared = params.declared_range(self._first_axis)
         self.max = self._bound(params, context) if self._batched else 1
@@ -210,7 +221,12 @@ class OnnxTensor(Backend):
         ]
         self._probe_rows = min(MAX_PROBE_ROWS, self._fixed or most)
         self._verdict = verdict_of(params)
-        found = self._verdict.at_load(lambda: self._probe_randomly(given))
+        values = warm_up_values(params, context)
+        found = self._verdict.at_load(
+            lambda: first_reason(
+                [lambda: self._probe_with(values), lambda: self._probe_randomly(given)]
+            )
+        )
         if found is not None:
             self._settle(found)
         if context.instance != 0:
@@ -226,6 +242,22 @@ class OnnxTensor(Backend):
                 extra=self._extra,
             )
 
+    def _probe_with(self, values: dict[str, NDArray[Any]] | None) -> str | None:
+        """Probe with the rows of the values that the file gives for warm-up. Return what
+        `_probe_randomly` returns.
+        """
+        if values is None:
+            return None
+        rows = first_rows(self._by_name(values), self._input_axes, self._probe_rows)
+        return self._try_probe([self._read_values(row) for row in rows]) if rows else None
+
+    def _try_probe(self, rows: Sequence[Row]) -> str | None:
+        try:
+            return why_mixed(rows, self._probe, self._output_names)
+        except Exception as error:  # the exceptions of ONNX Runtime share no base class
+            logger.debug("%s: %s refuses a probe: %s", self._where, self._model, error)
+            return None
+
     def _probe_randomly(self, given: Sequence[Sequence[int | None]]) -> str | None:
         """Probe with random rows of these shapes. Return why the model mixes rows, "" if it does
         not, None if it refuses all of them.
@@ -236,11 +268,9 @@ class OnnxTensor(Backend):
                     (shape, port.dtype or np.dtype(np.float32))
                     for shape, port in zip(inner, self.inputs, strict=True)
                 ]
-                rows = random_rows(ports, self._probe_rows, least)
-                try:
-                    return why_mixed(rows, self._probe, self._output_names)
-                except Exception as error:  # the exceptions of ONNX Runtime share no base class
-                    logger.debug("%s: %s refuses a probe: %s", self._where, self._model, error)
+                reason = self._try_probe(random_rows(ports, self._probe_rows, least))
+                if reason is not None:
+                    return reason
         return None
 
     def _why_no_batch(self) -> str:
@@ -408,23 +438,28 @@ class OnnxTensor(Backend):
 
     def _given(self, values: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Return the values in the order of `data`: the first row of each, if items share runs."""
+        arrays = self._by_name(values)
+        if self._batched:
+            arrays = row_at(arrays, self._input_axes, 0)
+        self._read_values(arrays)
+        return arrays
+
+    def _read_values(self, arrays: list[NDArray[Any]]) -> Row:
+        """Read values of a file as those of an item. Raises ConfigError."""
+        try:
+            return self._read({"data": arrays})
+        except InvalidInput as error:
+            raise wrong_values(self._context, str(error)) from error
+
+    def _by_name(self, values: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Return the values of a file in the order of `data`. Raises ConfigError."""
         names = [port.name for port in self.inputs]
         if set(names) != set(values):
             raise wrong_values(
                 self._context,
                 f"the model's inputs are {', '.join(names)}, found {', '.join(values) or 'none'}",
             )
-        arrays = [
-            values[name].take([0], axis)
-            if self._batched and values[name].ndim > axis
-            else values[name]
-            for name, axis in zip(names, self._input_axes, strict=True)
-        ]
-        try:
-            self._read({"data": arrays})
-        except InvalidInput as error:
-            raise wrong_values(self._context, str(error)) from error
-        return arrays
+        return [values[name] for name in names]
 
     def forward(self, batch: list[Item]) -> None:
         groups: dict[Hashable, list[tuple[Item, list[NDArray[Any]]]]] = {}

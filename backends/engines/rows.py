@@ -9,7 +9,7 @@ or the model refuses random rows, with rows made from the first item that would 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -119,6 +119,44 @@ def _random_column(
     return [(least + part).astype(dtype) for part in (np.ones_like(bits), bits * 0)]
 
 
+def row_at(values: Sequence[NDArray[Any]], axes: Sequence[int], index: int) -> Row:
+    """Return one row of values that have their batch on these axes. Each stays where it is."""
+    return [
+        value.take([index], axis) if value.ndim > axis else value
+        for value, axis in zip(values, axes, strict=True)
+    ]
+
+
+def first_rows(values: Sequence[NDArray[Any]], axes: Sequence[int], count: int) -> list[Row]:
+    """Return the first `count` rows of values, up to two. Empty if the values have fewer, or these
+    do not differ.
+    """
+    if count < 2 or any(
+        value.ndim <= axis or value.shape[axis] < count
+        for value, axis in zip(values, axes, strict=True)
+    ):
+        return []
+    rows = [row_at(values, axes, index) for index in range(count)]
+    return [] if _are_equal(rows[0], rows[1]) else rows
+
+
+def _are_equal(row: Row, other: Row) -> bool:
+    return all(np.array_equal(one, two) for one, two in zip(row, other, strict=True))
+
+
+def first_reason(probes: Iterable[Callable[[], str | None]]) -> str | None:
+    """Run probes until one tells why the model mixes rows. Return "" if none does, None if the
+    model refuses all of them.
+    """
+    found: str | None = None
+    for probe in probes:
+        reason = probe()
+        if reason:
+            return reason
+        found = reason if found is None else found
+    return found
+
+
 def rows_like(row: Row, count: int) -> list[Row]:
     """Make up to two rows from an item's: itself, and its values backwards, or others
     within its range. Empty where they do not differ.
@@ -127,10 +165,7 @@ def rows_like(row: Row, count: int) -> list[Row]:
     rows = [row, backwards, [_others(value) for value in row]]
     different: list[Row] = []
     for candidate in rows:
-        if not any(
-            all(np.array_equal(one, other) for one, other in zip(candidate, before, strict=True))
-            for before in different
-        ):
+        if not any(_are_equal(candidate, before) for before in different):
             different.append(candidate)
     return different[:count] if len(different) > 1 else []
 

@@ -120,8 +120,13 @@ class Sequential(Backend):
         first, last = self.children[0].signature, self.children[-1].signature
         if first is not None or last is not None:
             # Of the arrays that come in: nothing is known of them if the first member is no engine.
-            batched = first is not None and first.batched and (last is None or last.batched)
-            self.signature = Signature(first and first.inputs, last and last.outputs, batched)
+            has_rows = first is not None and first.has_rows and (last is None or last.has_rows)
+            self.signature = Signature.of(
+                first and first.inputs,
+                last and last.outputs,
+                has_rows,
+                first.batch_axes if first is not None else (),
+            )
         self._members = [
             (
                 child,

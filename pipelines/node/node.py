@@ -503,7 +503,7 @@ class Node:
         executor.max = instance_group.bound(high)
         executor.loaded = True
         self.signature = signature = executor.signature
-        self._counted = signature if signature is not None and signature.batched else None
+        self._counted = signature if signature is not None and signature.has_rows else None
         self._missing -= 1
         self.scheduler.add(executor)
         if not self._missing and not self._up:

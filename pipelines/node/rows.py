@@ -1,8 +1,8 @@
 """The rows of an item: what it takes of a batch's `max`.
 
-Where the node's backend says that the first axis of its arrays is the batch (`Signature.batched`),
-the rows are counted from the arrays in `data`. At every other node they are the item's
-`request_size`, or 1. docs/explanation/scheduling.md has the rule.
+Where the node's backend says which axis of its arrays is the batch (`Signature.has_rows`), the rows
+are counted from the arrays in `data`. At every other node they are the item's `request_size`, or 1.
+docs/explanation/scheduling.md has the rule.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .queue import Batch
 def count_rows(item: Item, signature: Signature | None, most: int, node: str) -> int:
     """Count the rows of an item that comes to a node.
 
-    `signature`: that of the node's backend, if the arrays have their batch on the first axis.
+    `signature`: that of the node's backend, if it says which axis is the batch.
     `most`: the most rows that the node takes at once. Raises InvalidInput for more, for a
     `request_size` that is no positive int, and for one that the arrays contradict.
     """
@@ -55,23 +55,24 @@ def forget_counts(batch: Batch) -> None:
 
 
 def _rows_of(data: Any, signature: Signature) -> int | None:
-    """Return the first size of the arrays in `data`, the largest if they differ.
+    """Return the size of the batch axis of the arrays in `data`, the largest if they differ.
 
     None if the arrays are not what the signature says; the backend then reports what is wrong.
     """
+    ports = signature.inputs
     if isinstance(data, dict):
         data = list(data.values())
     arrays: Sequence[Any] = data if isinstance(data, (list, tuple)) else [data]
-    ports = signature.inputs
     if ports is not None and len(ports) != len(arrays):
         return None
     largest: int | None = None
     for index, array in enumerate(arrays):
         shape = getattr(array, "shape", None)
-        if not shape or not isinstance(shape[0], int):
+        axis = signature.batch_axis(index)
+        if not shape or len(shape) <= axis or not isinstance(shape[axis], int):
             continue
         if ports is not None and len(shape) != len(ports[index].shape):
             return None
-        if largest is None or shape[0] > largest:
-            largest = shape[0]
+        if largest is None or shape[axis] > largest:
+            largest = shape[axis]
     return largest

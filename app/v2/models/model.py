@@ -109,20 +109,18 @@ class Model:
         # The protocol's batch dimension is the first of all inputs. With other axes the model has
         # none, but its requests may have several rows all the same.
         self.batch_axes = _batch_axes(self.inputs, first) if config.batched else {}
-        self.max_rows = bound = 0
+        self.max_rows = 0
         if entry_point is not None:
             self.max_rows = min((node.scheduler.max for node in entry_point.nodes), default=0)
-        if (
-            entry_point is not None
-            and config.batched
-            and self.inputs
-            and all(_is_batched(tensor, first) for tensor in self.inputs)
-        ):
-            bound = self.max_rows
             if not config.declares_inputs and (last is None or last.outputs is None):
                 # What follows the engine may work on one row only, as a classifier's last step.
-                bound = min(bound, 1)
-        self.max_batch_size = bound
+                self.max_rows = min(self.max_rows, 1)
+        is_batched = (
+            config.batched
+            and bool(self.inputs)
+            and all(_is_batched(tensor, first) for tensor in self.inputs)
+        )
+        self.max_batch_size = self.max_rows if is_batched else 0
         self.outputs = tuple(_outputs(config, last.outputs if last is not None else None))
         self.outputs_by_name = {tensor.name: tensor for tensor in self.outputs}
         self.result_length = sum(tensor.position is not None for tensor in self.outputs)
@@ -298,14 +296,20 @@ def _labels(port: Port, config: PipelineConfig) -> tuple[str, ...]:
 
 def _batch_axes(inputs: Sequence[Tensor], engine: Signature | None) -> dict[str, int]:
     """Return the batch axis of each input, if the engine has one that is not the first."""
-    axes = engine.batch_axes if engine is not None else ()
-    if len(axes) != len(inputs) or any(tensor.position is None for tensor in inputs):
+    if (
+        engine is None
+        or not engine.batch_axes
+        or len(inputs) < len(engine.batch_axes)
+        or any(tensor.position is None for tensor in inputs)
+    ):
         return {}
-    return {tensor.name: axis for tensor, axis in zip(inputs, axes, strict=True)}
+    return {tensor.name: engine.batch_axis(index) for index, tensor in enumerate(inputs)}
 
 
 def _is_batched(tensor: Tensor, engine: Signature | None) -> bool:
     if tensor.kind != "tensor" or not tensor.shape or tensor.shape[0] != -1:
+        return False
+    if engine is not None and engine.batch_axes:
         return False
     return (
         engine.batched

@@ -95,11 +95,11 @@ class TensorrtEngine(TorchEngine):
     def init(self, params: TensorrtParams, context: Context) -> None:
         super().init(params, context)
         as_they_are = not params.output_reorder and params.postprocessor in {None, ""}
-        self.signature = Signature(
+        self.signature = Signature.of(
             _signed(self._inputs, self.batched),
             _signed(self.model.outputs, self.batched) if as_they_are else None,
-            self.batched and not any(self.input_axes),
-            self.input_axes if self.batched and any(self.input_axes) else (),
+            self.batched,
+            self.input_axes,
         )
 
     def first_axis(self) -> int:
@@ -133,13 +133,15 @@ class TensorrtEngine(TorchEngine):
             execution.close()
         super().close()
 
-    def _read(self, item: Item) -> BatchMember:
-        """Read the item's tensors and check them against the engine. Raises InvalidInput."""
-        member = super()._read(item)
+    def check_inputs(
+        self, item: Item, names: tuple[str, ...], values: Sequence[Any]
+    ) -> BatchMember:
+        """Check the item's tensors against the engine too. Raises InvalidInput."""
+        member = super().check_inputs(item, names, values)
         if len(member.inputs) != len(self._inputs):
-            names = ", ".join(port.name for port in self._inputs)
+            listed = ", ".join(port.name for port in self._inputs)
             raise InvalidInput(
-                f"TensorrtTensor: the model has {len(self._inputs)} inputs ({names}), but data "
+                f"TensorrtTensor: the model has {len(self._inputs)} inputs ({listed}), but data "
                 f"holds {len(member.inputs)}"
             )
         for position, tensor in enumerate(member.inputs):

@@ -21,7 +21,16 @@ from ...errors import BackendError, ConfigError, DeviceError, InvalidInput, Prob
 from ...gpu.device import DeviceHalf, buckets, choose_device
 from ...item import Item
 from ...params import EngineParams
-from ..rows import MAX_PROBE_ROWS, random_rows, rows_like, verdict_of, why_mixed
+from ..rows import (
+    MAX_PROBE_ROWS,
+    first_reason,
+    first_rows,
+    random_rows,
+    row_at,
+    rows_like,
+    verdict_of,
+    why_mixed,
+)
 from ..shapes import (
     UNBOUNDED_WARM_UP_BATCH,
     batch_first,
@@ -139,7 +148,7 @@ class TorchEngine(Backend):
         with self._half.errors("loading the model"), torch.no_grad():
             self.model = self.load(params, context, self._half.device)
         self._decide(params, context)
-        self.signature = Signature(None, None, self.batched)
+        self.signature = Signature.of(None, None, self.batched, self.input_axes)
         self._ran = 0  # rows of the last batch, padding included
 
     def input_axis(self, position: int) -> int:
@@ -175,27 +184,48 @@ class TorchEngine(Backend):
         self.proven = False
         self._verdict = verdict_of(params)
         shapes = self.example_shapes()
-        if not shapes:
+        values = warm_up_values(params, context)
+        if not shapes and values is None:
             return
-        reason = self._verdict.at_load(lambda: self._probe_randomly(shapes))
+        reason = self._verdict.at_load(
+            lambda: first_reason(
+                [lambda: self._probe_with(values), lambda: self._probe_randomly(shapes)]
+            )
+        )
         if reason is not None:
             self._settle(reason)
         if reason and context.instance == 0:
             self._tell(reason)
 
-    def _probe_randomly(self, shapes: Sequence[tuple[Sequence[int], torch.dtype]]) -> str | None:
-        """Probe with random rows. Return why the model mixes rows, "" if it does not, None if it
-        refuses them.
+    def _probe_with(self, values: dict[str, NDArray[Any]] | None) -> str | None:
+        """Probe with the rows of the values that the file gives for warm-up. Return what
+        `_probe_randomly` returns.
         """
-        ports = [(shape, _numpy_dtype(dtype)) for shape, dtype in shapes]
-        rows = random_rows(ports, self._probe_rows())
+        if values is None:
+            return None
+        names, given, axes = self._by_position(values)
+        rows = first_rows(given, axes, self._probe_rows())
+        read = [self._read_values(names, row).inputs for row in rows]
+        return self._try_probe(read, names) if read else None
+
+    def _try_probe(self, rows: list[list[Input]], names: tuple[str, ...] = ()) -> str | None:
         try:
-            return self._why_mixed([[torch.from_numpy(part) for part in row] for row in rows])
+            return self._why_mixed(rows, names)
         except (ConfigError, DeviceError):
             raise
         except Exception as error:  # models raise whatever their code raises
             logger.debug("%s refuses a probe: %s", self._half.owner, error)
             return None
+
+    def _probe_randomly(self, shapes: Sequence[tuple[Sequence[int], torch.dtype]]) -> str | None:
+        """Probe with random rows. Return why the model mixes rows, "" if it does not, None if it
+        refuses them, or their shapes are not known.
+        """
+        if not shapes:
+            return None
+        ports = [(shape, _numpy_dtype(dtype)) for shape, dtype in shapes]
+        rows = random_rows(ports, self._probe_rows())
+        return self._try_probe([[torch.from_numpy(part) for part in row] for row in rows])
 
     def _probe_rows(self) -> int:
         return min(MAX_PROBE_ROWS, self._capacity)
@@ -333,13 +363,26 @@ class TorchEngine(Backend):
         return BatchMember({}, zeros, rows, (), ()) if shapes else None
 
     def _given(self, values: dict[str, NDArray[Any]]) -> BatchMember:
-        """Return the values as an item: the first row of each, if items may share runs. Where
-        `batch_axis` names other axes, the values must be one row.
+        """Return the values as an item: the first row of each, if items may share runs."""
+        names, given, axes = self._by_position(values)
+        return self._read_values(names, row_at(given, axes, 0) if self.batched else given)
+
+    def _by_position(
+        self, values: dict[str, NDArray[Any]]
+    ) -> tuple[tuple[str, ...], Sequence[NDArray[Any]], list[int]]:
+        """Return the values of a file, which `in_order` orders, and their batch axes. Raises
+        ConfigError.
         """
-        if self.batched and not any(self.input_axes):
-            values = {name: array[:1] if array.ndim else array for name, array in values.items()}
         try:
-            return self._read({"data": self.by_name(values)})
+            names, given = self.in_order(self.by_name(values))
+        except InvalidInput as error:
+            raise wrong_values(self.context, str(error)) from error
+        return names, given, [self.input_axis(position) for position in range(len(given))]
+
+    def _read_values(self, names: tuple[str, ...], values: Sequence[NDArray[Any]]) -> BatchMember:
+        """Read values of a file as those of an item. Raises ConfigError."""
+        try:
+            return self.check_inputs({}, names, values)
         except InvalidInput as error:
             raise wrong_values(self.context, str(error)) from error
 
@@ -426,6 +469,14 @@ class TorchEngine(Backend):
     def _read(self, item: Item) -> BatchMember:
         """Read the item's inputs into the model's order. Raises InvalidInput."""
         names, values = self.in_order(item["data"])
+        return self.check_inputs(item, names, values)
+
+    def check_inputs(
+        self, item: Item, names: tuple[str, ...], values: Sequence[Any]
+    ) -> BatchMember:
+        """Return the values, which are in the model's order, as the inputs of an item. Raises
+        InvalidInput.
+        """
         size = item.get("request_size", 1)
         inputs: list[Input] = []
         for position, value in enumerate(values):

@@ -264,8 +264,10 @@ class TorchExportEngine(TorchModule):
             for index, port in enumerate(self.ports)
         ]
 
-    def _read(self, item: Item) -> BatchMember:
-        member = super()._read(item)
+    def check_inputs(
+        self, item: Item, names: tuple[str, ...], values: Sequence[Any]
+    ) -> BatchMember:
+        member = super().check_inputs(item, names, values)
         for index, (port, tensor) in enumerate(zip(self.ports, member.inputs, strict=False)):
             assert isinstance(tensor, torch.Tensor)  # exported programs take no texts
             if not port.takes(tensor) or not (
@@ -367,7 +369,8 @@ def _compiled_for(path: Path) -> str:
     Raises BackendError if the package does not say.
     """
     try:
-        loader: Any = torch._C._aoti.AOTIModelPackageLoader  # its stub lacks this method
+        library: Any = torch._C  # its stub lacks this class
+        loader = library._aoti.AOTIModelPackageLoader
         metadata = loader.load_metadata_from_package(str(path), "model")
         return str(metadata["AOTI_DEVICE_KEY"])
     except (RuntimeError, AttributeError, KeyError) as error:

@@ -202,3 +202,29 @@ def test_inputs_that_are_no_tensors_are_refused_at_load(tmp_path: Path) -> None:
         )
         with pytest.raises(BackendError, match=rf"input a is {text}.*: OnnxTensor takes tensors"):
             make(path)
+
+
+@pytest.mark.parametrize("rows", ["n", 4])
+def test_a_lone_map_of_each_row_goes_to_its_item(
+    tmp_path: Path, rows: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(
+        tmp_path / "zip.onnx",
+        [
+            helper.make_node(
+                "ZipMap", ["x"], ["chances"], domain="ai.onnx.ml", classlabels_int64s=[3, 7]
+            )
+        ],
+        [("x", tensor_type(FLOAT, [rows, 2]))],
+        [("chances", sequence_type(map_type(INT64, tensor_type(FLOAT, None))))],
+    )
+    backend = make(path)
+    assert backend.max == (4 if rows == 4 else UNBOUNDED) and caplog.text == ""
+    backend.warm_up()
+    data = np.arange(6, dtype=np.float32).reshape(3, 2)
+    batch: Any = [{"data": data[:2], "request_size": 2}, {"data": data[2:]}]
+    backend.forward(batch)
+    assert [item["result"] for item in batch] == [[{3: 0, 7: 1}, {3: 2, 7: 3}], [{3: 4, 7: 5}]]
+    batch = [{"data": data[2:]}]
+    backend.forward(batch)
+    assert batch[0]["result"] == [{3: 4, 7: 5}]

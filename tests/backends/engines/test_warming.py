@@ -145,3 +145,78 @@ def test_a_lack_of_memory_is_no_refusal(divide: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "huge.npz", s=ints([1 << 43]))
     with pytest.raises(Exception, match="Failed to allocate memory"):
         make(path, warm_up="huge.npz", batched=False).warm_up()
+
+
+def looked_up(path: Path, *, mixes: bool) -> Path:
+    """Write y[n] = the table's row x[n] - 1000, which refuses random x; with `mixes` times the rows
+    of the batch.
+    """
+    nodes = [
+        helper.make_node("Sub", ["x", "thousand"], ["index"]),
+        helper.make_node("Gather", ["table", "index"], ["row"]),
+    ]
+    if mixes:
+        nodes += [
+            helper.make_node("ReduceSum", ["row"], ["sum"], keepdims=1),
+            helper.make_node("Add", ["row", "sum"], ["y"]),
+        ]
+    else:
+        nodes.append(helper.make_node("Identity", ["row"], ["y"]))
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", INT64, ["n"])],
+        [helper.make_tensor_value_info("y", FLOAT, ["m"])],
+        [
+            helper.make_tensor("thousand", INT64, [1], [1000]),
+            helper.make_tensor("table", FLOAT, [3], [1, 2, 4]),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    return path
+
+
+def test_rows_of_the_values_are_the_probe_of_a_model_that_refuses_random_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    ran: list[int] = []
+
+    class Spy:
+        def run(self, names: Any, feed: Any, options: Any) -> Any:
+            ran.append(len(feed["x"]))
+            return session.run(names, feed, options)
+
+    np.savez(tmp_path / "x.npz", x=ints([1000, 1001]))
+    backend = make(looked_up(tmp_path / "apart.onnx", mixes=False), max=2, warm_up="x.npz")
+    assert "refuses random rows" not in caplog.text
+    session, backend.session = backend.session, Spy()
+    batch: Any = [{"data": ints([1001])}, {"data": ints([1002])}]
+    backend.forward(batch)
+    assert [item["result"].tolist() for item in batch] == [[2], [4]] and ran == [2]
+
+    backend = make(looked_up(tmp_path / "mixed.onnx", mixes=True), max=2, warm_up="x.npz")
+    assert backend.max == 1
+    assert "output y of a row changes with the other rows of its batch" in caplog.text
+
+
+@pytest.mark.parametrize("values", [[1000], [1000, 1000]])
+def test_values_of_one_row_prove_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, values: list[int]
+) -> None:
+    caplog.set_level(logging.INFO)
+    np.savez(tmp_path / "x.npz", x=ints(values))
+    make(looked_up(tmp_path / "apart.onnx", mixes=False), max=2, warm_up="x.npz")
+    assert "refuses random rows" in caplog.text
+
+
+def test_random_rows_find_what_the_values_do_not(tmp_path: Path) -> None:
+    """The rows of a file may be too alike."""
+    inputs = [("x", FLOAT, ["n", 1])]
+    path = write(tmp_path / "clip.onnx", "Softmax", inputs, (FLOAT, ["n", 1]))
+    graph = onnx.load(path)
+    graph.graph.node[0].attribute.append(helper.make_attribute("axis", 0))
+    onnx.save(graph, path)
+    np.savez(tmp_path / "x.npz", x=floats([[np.nan], [-np.nan]]))
+    assert make(path, max=2, warm_up="x.npz").max == 1

@@ -222,13 +222,7 @@ async def test_items_from_python_get_their_own_rows(folder: Path, name: str) -> 
     case = CASES[name]
     items = inputs_of(case, 32)
     async with penstock.Pipeline.load(pipeline(folder, name, **case.keys)) as loaded:
-        requests = [
-            {
-                "data": arrays if len(arrays) > 1 else arrays[0],
-                **({"request_size": len(arrays[0])} if case.shares else {}),
-            }
-            for arrays in items
-        ]
+        requests = [{"data": arrays if len(arrays) > 1 else arrays[0]} for arrays in items]
         answers = await asyncio.gather(*(loaded(request) for request in requests))
     for arrays, answer in zip(items, answers, strict=True):
         results = answer["result"] if isinstance(answer["result"], list) else [answer["result"]]

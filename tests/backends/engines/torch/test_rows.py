@@ -294,3 +294,56 @@ def test_a_wrong_batch_axis_is_found_by_the_probe(scripted: Any, make: Any, run:
     assert backend.max == 1
     data = torch.tensor([[1.0, 2, 3], [4, 4, 4]])
     assert run(backend, data)[0].tolist() == [[-1, 0, 1], [0, 0, 0]]
+
+
+class Looked(torch.nn.Module):
+    """The logarithm of a row, with the row before it if `mixes`. Refuses what is not above 1000."""
+
+    def __init__(self, mixes: bool) -> None:
+        super().__init__()
+        self.mixes = mixes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bool((x < 1000).any()):
+            raise ValueError("too small")
+        return x.log() + x.mean() if self.mixes else x.log()
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+@pytest.mark.parametrize("most", [4, "4x2"])
+def test_rows_of_the_values_for_warm_up_are_the_probe(
+    scripted: Any, make: Any, run: Any, tmp_path: Path, mixes: bool, most: Any
+) -> None:
+    np.savez(tmp_path / "x.npz", x=np.array([[1000, 2000], [3000, 9000]], np.float32))
+    context = Context(node="node", pipeline="pipe", directory=tmp_path)
+    backend = make("TorchScriptTensor", scripted(Looked(mixes)), context, max=most, warm_up="x.npz")
+    assert backend.max == (1 if mixes else 4)
+    assert backend.children[0].proven
+    backend.warm_up()
+    data = torch.tensor([[1000.0, 2000.0]]), torch.tensor([[4000.0, 4000.0]])
+    alone = [Looked(mixes)(value) for value in data]
+    for result, expected in zip(run(backend, *data), alone, strict=True):
+        torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.parametrize("form", ["script", "export", "python"])
+def test_values_for_warm_up_of_a_batch_on_another_axis(
+    scripted: Any,
+    exported: Any,
+    make: Any,
+    tmp_path: Path,
+    form: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    values = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    np.savez(tmp_path / "xh.npz", INPUT__0=values[0], INPUT__1=values)
+    axes = {"INPUT__1" if form == "python" else "h": 1, "OUTPUT__1": 1}
+    backend = step_backend(
+        make, scripted, exported, tmp_path, form, max=4, batch_axis=axes, warm_up="xh.npz"
+    )
+    engine = backend.children[0]
+    assert engine.proven and engine.batched
+    backend.warm_up()
+    assert "not warmed up" not in caplog.text
+    signature = backend.signature
+    assert not signature.batched and [signature.batch_axis(index) for index in (0, 1)] == [0, 1]
