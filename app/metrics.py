@@ -31,7 +31,8 @@ from penstock.pipelines.repository import Repository
 
 from .v2.models.metrics import TritonCollector
 
-NODE_LABELS = ("pipeline", "node")
+PIPELINE_LABELS = ("pipeline", "version")
+NODE_LABELS = (*PIPELINE_LABELS, "node")
 
 
 class PipelineCollector(Collector):
@@ -49,14 +50,26 @@ class PipelineCollector(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        pipelines = sorted(self._repository.pipelines.items())
+        known = self._repository.version_states()
+        pipelines = [
+            # The version tells series apart, and is not shown where there is only one.
+            ((name, version if len(known[name]) > 1 else ""), pipeline)
+            for name in sorted(self._repository.pipelines)
+            for version, pipeline in self._repository.versions[name].items()
+        ]
         ready = GaugeMetricFamily("penstock_ready", "1 if the server is ready for requests.")
         ready.add_metric((), float(not self._repository.why_not_ready(self._ready_when)))
         yield ready
         yield from _memory_metrics()
-        yield from _pipeline_metrics(pipelines)
-        yield from _node_histograms(pipelines)
-        yield from _node_metrics(pipelines)
+        for family in (
+            *_pipeline_metrics(pipelines),
+            *_node_histograms(pipelines),
+            *_node_metrics(pipelines),
+        ):
+            for sample in family.samples:
+                if not sample.labels["version"]:
+                    del sample.labels["version"]
+            yield family
 
 
 def _memory_metrics() -> Iterator[Metric]:
@@ -76,27 +89,27 @@ def _memory_metrics() -> Iterator[Metric]:
     return iter((used, limit, refused))
 
 
-def _pipeline_metrics(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
+def _pipeline_metrics(pipelines: list[tuple[tuple[str, str], Pipeline]]) -> Iterator[Metric]:
     ready = GaugeMetricFamily(
-        "penstock_pipeline_ready", "1 if the pipeline is ready.", labels=["pipeline"]
+        "penstock_pipeline_ready", "1 if the pipeline is ready.", labels=PIPELINE_LABELS
     )
     in_flight = GaugeMetricFamily(
         "penstock_requests_in_flight",
         "Requests in flight: admitted, and not ended.",
-        labels=["pipeline"],
+        labels=PIPELINE_LABELS,
     )
     refused = CounterMetricFamily(
-        "penstock_refused", "Requests refused at admission.", labels=["pipeline", "reason"]
+        "penstock_refused", "Requests refused at admission.", labels=[*PIPELINE_LABELS, "reason"]
     )
     for name, pipeline in pipelines:
-        ready.add_metric([name], float(not pipeline.not_ready))
-        in_flight.add_metric([name], pipeline.in_flight)
+        ready.add_metric(name, float(not pipeline.not_ready))
+        in_flight.add_metric(name, pipeline.in_flight)
         for reason, count in pipeline.refused.items():
-            refused.add_metric([name, reason], count)
+            refused.add_metric([*name, reason], count)
     return iter((ready, in_flight, refused))
 
 
-def _node_histograms(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
+def _node_histograms(pipelines: list[tuple[tuple[str, str], Pipeline]]) -> Iterator[Metric]:
     queue = HistogramMetricFamily(
         "penstock_queue_seconds", "Time that an item waited in a node's queue.", labels=NODE_LABELS
     )
@@ -112,14 +125,14 @@ def _node_histograms(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
                 (run, statistics.batch_seconds),
                 (size, statistics.batch_size),
             ):
-                family.add_metric([name, node.name], _buckets(histogram), histogram.sum)
+                family.add_metric([*name, node.name], _buckets(histogram), histogram.sum)
         for composite in pipeline.composites:  # it has no queue, and runs its items one by one
             waited = composite.statistics.batch_seconds
-            run.add_metric([name, composite.name], _buckets(waited), waited.sum)
+            run.add_metric([*name, composite.name], _buckets(waited), waited.sum)
     return iter((queue, run, size))
 
 
-def _node_metrics(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
+def _node_metrics(pipelines: list[tuple[tuple[str, str], Pipeline]]) -> Iterator[Metric]:
     items = CounterMetricFamily(
         "penstock_items", "Items by how they left a node.", labels=[*NODE_LABELS, "outcome"]
     )
@@ -144,9 +157,9 @@ def _node_metrics(pipelines: list[tuple[str, Pipeline]]) -> Iterator[Metric]:
         counted: tuple[Node | CompositeNode, ...] = (*pipeline.nodes, *pipeline.composites)
         for node_or_composite in counted:
             for outcome, count in node_or_composite.statistics.outcomes.items():
-                items.add_metric([name, node_or_composite.name, outcome], count)
+                items.add_metric([*name, node_or_composite.name, outcome], count)
         for node in pipeline.nodes:
-            labels = [name, node.name]
+            labels = [*name, node.name]
             scheduler = node.scheduler
             restarts.add_metric(labels, node.statistics.restarts)
             depth.add_metric(labels, scheduler.queued)

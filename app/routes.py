@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from penstock.backends.errors import BackendError, PenstockError
-from penstock.pipelines.repository import Repository
+from penstock.pipelines.repository import VERSION_SEPARATOR, Repository
 
 from .http.auth import check_admin, check_key
 from .http.errors import LoadFailed, problem_response
@@ -115,12 +115,7 @@ def routes(
     @router.get("/pipelines", dependencies=[group("model-repository")])
     async def pipelines() -> Response:
         return JSONResponse(
-            {
-                "pipelines": [
-                    _describe(repository, name, state)
-                    for name, state in repository.states().items()
-                ]
-            }
+            {"pipelines": [_describe(repository, name) for name in repository.version_states()]}
         )
 
     @router.post("/pipelines/{name}/load", dependencies=[group("model-repository"), Depends(admin)])
@@ -129,7 +124,7 @@ def routes(
             await repository.reload(name)
         except BackendError as error:
             raise LoadFailed(str(error)) from error
-        return JSONResponse(_describe(repository, name, repository.states()[name]))
+        return JSONResponse(_describe(repository, name))
 
     @router.post(
         "/pipelines/{name}/unload", dependencies=[group("model-repository"), Depends(admin)]
@@ -146,6 +141,14 @@ def routes(
     @router.api_route("/predict/{name}/batch", methods=["POST", "PUT"])
     async def predict_many(name: str) -> Response:
         return _Prediction(predict, name, True)
+
+    @router.api_route("/predict/{name}/versions/{version}", methods=["POST", "PUT"])
+    async def predict_one_by_version(name: str, version: str) -> Response:
+        return _Prediction(predict, f"{name}{VERSION_SEPARATOR}{version}", False)
+
+    @router.api_route("/predict/{name}/versions/{version}/batch", methods=["POST", "PUT"])
+    async def predict_many_by_version(name: str, version: str) -> Response:
+        return _Prediction(predict, f"{name}{VERSION_SEPARATOR}{version}", True)
 
     whole = APIRouter()
     whole.include_router(open_router)
@@ -193,13 +196,29 @@ def _endpoint(
     return answer
 
 
-def _describe(repository: Repository, name: str, state: str) -> dict[str, Any]:
-    kind, _, reason = state.partition(": ")
+def _describe(repository: Repository, name: str) -> dict[str, Any]:
+    """Describe a pipeline: its newest version that serves, and all of them if there are several."""
+    states = repository.version_states().get(name, {})
     pipeline = repository.pipelines.get(name)
-    config = pipeline.config if pipeline is not None else repository.configs.get(name)
-    described: dict[str, Any] = {"name": name, "state": kind}
+    newest = pipeline.config.version if pipeline is not None else next(reversed(states), "")
+    described = {"name": name, **_describe_version(repository, name, newest, states.get(newest))}
+    if len(states) > 1:
+        described["versions"] = [
+            _describe_version(repository, name, version, state) for version, state in states.items()
+        ]
+    return described
+
+
+def _describe_version(
+    repository: Repository, name: str, version: str, state: str | None
+) -> dict[str, Any]:
+    kind, _, reason = (state or "unloaded").partition(": ")
+    config = repository.config_of(name, version)
+    described: dict[str, Any] = {"state": kind}
     if config is not None:
-        described |= {"version": config.version, "description": config.description}
+        described |= {"version": version, "description": config.description}
+    elif version:
+        described["version"] = version
     # Why a load failed goes to the log, and to the client that asked for the load: it names files
     # and code. The reason of `not ready` names only nodes.
     return {**described, "reason": reason} if reason and kind == "not ready" else described

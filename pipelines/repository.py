@@ -1,6 +1,7 @@
 """The pipelines of a server, by name: they load, unload and replace while the others serve.
 
-Nothing here knows about HTTP.
+A pipeline may have several versions, which serve side by side. A name alone means the newest that
+serves. Loading and unloading are of all versions of a name. Nothing here knows about HTTP.
 """
 
 from __future__ import annotations
@@ -11,22 +12,36 @@ import contextvars
 import logging
 import os
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
-from penstock.backends.errors import ConfigError, NotFound, NotReady, PenstockError, Problem
+from penstock.backends.errors import (
+    BackendError,
+    ConfigError,
+    NotFound,
+    NotReady,
+    PenstockError,
+    Problem,
+)
 from penstock.backends.suggestions import did_you_mean
 from penstock.backends.text import message_of
 
-from .config.load import PipelineConfig, from_model, load, load_directory
-from .config.source import name_of
+from .config.definition import PipelineConfig
+from .config.directory import Read, choose_versions, read_again, read_source, taken
+from .config.versions import version_key
 from .pipeline import Pipeline
 
 logger = logging.getLogger("penstock.repository")
 
+Value = TypeVar("Value")
+
 DRAIN_TIMEOUT_SECONDS = 30.0
 """The seconds that requests in flight get to end when a pipeline is replaced or unloaded."""
+
+
+VERSION_SEPARATOR = "/versions/"
+"""What stands between a pipeline's name and a version, as in `digits/versions/2`."""
 
 
 class Repository:
@@ -35,60 +50,74 @@ class Repository:
     A repository serves between `start` and `close`, on one event loop at a time, and may be started
     again after `close`.
 
-    `pipelines` holds the loaded pipelines, `models` these and their exposed nodes; both may be read
-    directly on the loop. `generation` changes whenever their contents do.
+    `pipelines` holds the newest loaded version of each pipeline, `models` these and their exposed
+    nodes, `versions` all loaded versions of all these, the oldest first. They may be read directly
+    on the loop. `generation` changes whenever their contents do.
     """
 
     def __init__(
-        self, configs: Iterable[PipelineConfig] = (), *, directory: Path | None = None
+        self,
+        configs: Iterable[PipelineConfig] = (),
+        *,
+        directory: Path | None = None,
+        unread: Mapping[tuple[str, str], ConfigError] | None = None,
     ) -> None:
-        """Raises `ConfigError` if two pipelines have the same name.
+        """Raises `ConfigError` if two pipelines have the same name and version.
 
         `directory`: the folder of the files of pipelines that may be loaded later, by name alone.
+        `unread`: the versions, by name and version, whose files could not be read.
         """
-        self.configs: dict[str, PipelineConfig] = {}
         self.pipelines: dict[str, Pipeline] = {}
         self.models: dict[str, Pipeline] = {}
+        self.versions: dict[str, dict[str, Pipeline]] = {}
         self.generation = 0
         self.state = "created"  # then loading, ready, draining, closed
         self.directory = directory
         self.on_change: Callable[[], None] = lambda: None
         """Called after every change of `generation`."""
-        self._loading: dict[str, Pipeline] = {}
-        # For pipelines that are not loaded: why the last attempt failed.
-        self._failed: dict[str, str] = {}
+        # All that follows is by name and then version, in order, or by both.
+        self._configs: dict[str, dict[str, PipelineConfig]] = {}
+        self._served: dict[str, dict[str, Pipeline]] = {}
+        self._loading: dict[tuple[str, str], Pipeline] = {}
+        # For versions that are not loaded: why the last attempt failed.
+        self._failed: dict[tuple[str, str], str] = {}
         self._draining: set[asyncio.Task[None]] = set()
         self._unloading: set[Pipeline] = set()  # unloaded, with requests still in flight
         self._locks: dict[str, asyncio.Lock] = {}
-        # The names that serve an override, with the repository's own configuration of each (None:
-        # there is none). `configs` has the override.
-        self._overrides: dict[str, PipelineConfig | None] = {}
+        # The names that serve an override, with the repository's own configurations of each. Then
+        # `_configs` has the override.
+        self._overrides: dict[str, list[PipelineConfig]] = {}
         self._closing: asyncio.Future[None] | None = None
-        self._reading: set[asyncio.Future[PipelineConfig]] = set()
-        for config in configs:
-            if config.name in self.configs:
-                raise _taken(config, config.name)
+        self._reading: set[asyncio.Future[Read]] = set()
+        found = choose_versions(Read(list(configs), dict(unread or {})))
+        self.unread = found.unread
+        for config in found.configs:
             self._check_names(config)
-            self.configs[config.name] = config
+            self._configs.setdefault(config.name, {})[config.version] = config
 
     @classmethod
     def read(cls, source: Any = None, *, labels: str | os.PathLike[str] | None = None) -> Self:
         """Read the pipelines that `source` describes. Nothing is loaded.
 
-        `source`: a TOML file, a directory of them, an `.onnx` classifier (with `labels`), a dict,
-        an expression, a `PipelineConfig`, a list of several of these, or None. Raises
-        `ConfigError` with all problems, and TypeError for another type.
+        `source`: a TOML file, a directory of them and of folders of versions, an `.onnx` classifier
+        (with `labels`), a dict, an expression, a `PipelineConfig`, a list of several of these, or
+        None. Raises `ConfigError` with all problems, and TypeError for another type.
+
+        A version that can't be read is in `unread`, if its pipeline has another one that can.
         """
         if source is None:
             return cls()
-        if isinstance(source, (list, tuple)):
-            return cls([config for one in source for config in _configs(one, labels)])
         directory = (
             Path(source)
             if isinstance(source, (str, os.PathLike)) and Path(source).is_dir()
             else None
         )
-        return cls(_configs(source, labels), directory=directory)
+        found = Read()
+        for one in source if isinstance(source, (list, tuple)) else [source]:
+            part = read_source(one, labels)
+            found.configs += part.configs
+            found.unread |= part.unread
+        return cls(found.configs, directory=directory, unread=found.unread)
 
     def __repr__(self) -> str:
         states = ", ".join(f"{name} {state}" for name, state in self.states().items())
@@ -96,21 +125,50 @@ class Repository:
 
     # reading
 
-    def get(self, name: str) -> Pipeline:
-        """Return a loaded pipeline.
+    @property
+    def configs(self) -> dict[str, PipelineConfig]:
+        """The configuration of the newest version of each known pipeline, by name."""
+        return {name: [*versions.values()][-1] for name, versions in self._configs.items()}
 
-        Raises `NotReady` for one that is still loading or could not be loaded, `NotFound` for a
-        name that is not known.
+    @property
+    def all_configs(self) -> list[PipelineConfig]:
+        """The configuration of every version of every known pipeline, the oldest version first."""
+        return [config for versions in self._configs.values() for config in versions.values()]
+
+    @property
+    def served(self) -> list[Pipeline]:
+        """Every loaded version of every pipeline."""
+        return [pipeline for versions in self._served.values() for pipeline in versions.values()]
+
+    def get(self, name: str, version: str = "") -> Pipeline:
+        """Return a loaded pipeline, the newest version unless one is named.
+
+        `name` may have the version too: `NAME/versions/VERSION`. Raises `NotReady` for one that is
+        still loading or could not be loaded, `NotFound` for a name or version that is not known.
         """
         pipeline = self.pipelines.get(name)
-        if pipeline is not None:
+        if pipeline is not None and not version:
             return pipeline
-        if name in self._loading:
-            raise NotReady(self._loading[name].not_ready)
-        if name in self._failed:  # the reason is for the log and the administrator
-            raise NotReady(f"pipeline {name!r} could not be loaded")
-        if name in self.configs and self.state != "ready":
-            raise NotReady(f"pipeline {name!r} is not loaded: {self.not_ready}")
+        if not version:
+            name, _, version = name.partition(VERSION_SEPARATOR)
+        served = self._served.get(name, {})
+        if version in served:
+            return served[version]
+        which = f"pipeline {name!r}" + (f" (version {version})" if version else "")
+        for key, pipeline in self._loading.items():
+            if key[0] == name and version in {"", key[1]}:
+                raise NotReady(pipeline.not_ready)
+        for key in self._failed:  # the reason is for the log and the administrator
+            if key[0] == name and version in {"", key[1]}:
+                raise NotReady(f"{which} could not be loaded")
+        known = self._configs.get(name, {})
+        if (version in known if version else known) and self.state != "ready":
+            raise NotReady(f"{which} is not loaded: {self.not_ready}")
+        if version and served:
+            raise NotFound(
+                f"pipeline {name!r} has no version {version!r} here: expected one of "
+                f"{', '.join(served)}"
+            )
         raise NotFound(f"there is no pipeline {name!r}{did_you_mean(name, self.pipelines)}")
 
     @property
@@ -135,37 +193,59 @@ class Repository:
             return "; ".join(reasons) or "loading"
         if self.state != "ready":
             return f"the server is {self.state}"
-        pipelines = list(self.pipelines.values())
+        pipelines = self.served
         reasons = [reason for pipeline in pipelines if (reason := pipeline.not_ready)]
         return "" if when == "any" and len(reasons) < len(pipelines) else "; ".join(reasons)
 
     def states(self) -> dict[str, str]:
-        """Return the state of every known pipeline.
+        """Return the state of every known pipeline: that of its newest version that serves.
 
         One of `ready`, `loading`, `reloading`, `unloading`, `unloaded`, and with a reason
-        `failed: …` and `not ready: …`.
+        `failed: …` and `not ready: …`. If no version serves, it is that of the newest.
         """
         return {
-            name: self._state_of(name)
-            for name in sorted({*self.configs, *self.pipelines, *self._loading, *self._failed})
+            name: states[
+                self.pipelines[name].config.version if name in self.pipelines else [*states][-1]
+            ]
+            for name, states in self.version_states().items()
         }
 
-    def _state_of(self, name: str) -> str:
-        pipeline = self.pipelines.get(name)
-        if name in self._loading:
+    def version_states(self) -> dict[str, dict[str, str]]:
+        """Return the state of every version of every known pipeline, the oldest version first."""
+        known: set[tuple[str, str]] = {*self._loading, *self._failed}
+        for by_name in (self._configs, self._served):
+            known |= {(name, version) for name, versions in by_name.items() for version in versions}
+        states: dict[str, dict[str, str]] = {}
+        for name, version in sorted(known, key=lambda key: (key[0], version_key(key[1]))):
+            states.setdefault(name, {})[version] = self._state_of(name, version)
+        return states
+
+    def config_of(self, name: str, version: str) -> PipelineConfig | None:
+        """Return the configuration of a version; None for one that was never read."""
+        pipeline = self._served.get(name, {}).get(version)
+        return self._configs.get(name, {}).get(version) if pipeline is None else pipeline.config
+
+    def _state_of(self, name: str, version: str) -> str:
+        pipeline = self._served.get(name, {}).get(version)
+        if (name, version) in self._loading:
             return "loading" if pipeline is None else "reloading"
         if pipeline is not None:
             return f"not ready: {reason}" if (reason := pipeline.not_ready) else "ready"
-        if any(unloading.name == name for unloading in self._unloading):
+        if any(
+            unloading.name == name and unloading.config.version == version
+            for unloading in self._unloading
+        ):
             return "unloading"
-        return f"failed: {self._failed[name]}" if name in self._failed else "unloaded"
+        failed = self._failed.get((name, version))
+        return "unloaded" if failed is None else f"failed: {failed}"
 
     # life
 
     async def start(self) -> None:
         """Load all pipelines at the same time.
 
-        If one can't be loaded, all are closed and its `BackendError` is raised.
+        If one can't be loaded, all are closed and its `BackendError` is raised. One of several
+        versions that can't is logged, and the others serve.
         """
         if self.state not in ("created", "closed"):
             raise RuntimeError(
@@ -174,7 +254,7 @@ class Repository:
         self.state = "loading"
         self._closing = None
         self._locks.clear()  # they belong to the loop that used them
-        starting = [asyncio.ensure_future(self._start(config)) for config in self.configs.values()]
+        starting = [asyncio.ensure_future(self._start(name)) for name in self._configs]
         try:
             await asyncio.gather(*starting)
         except BaseException:
@@ -187,40 +267,54 @@ class Repository:
         if self.state == "loading":  # not closed meanwhile
             self.state = "ready"
 
-    async def _start(self, config: PipelineConfig) -> Pipeline:
+    async def _start(self, name: str) -> None:
         """Load a pipeline that the repository has: its own, or an override from before `close`."""
-        async with self._lock(config.name):
-            return await self._load(config)
+        async with self._lock(name):
+            unread = {version: error for (of, version), error in self.unread.items() if of == name}
+            try:
+                await self._load(name, [*self._configs[name].values()], unread=unread)
+            except Exception:
+                if name not in self.pipelines:  # `_load` has logged why a version fails
+                    raise
 
     async def load(self, config: PipelineConfig) -> Pipeline:
         """Start a pipeline, then publish it.
 
-        A pipeline that has the name already serves until then. After that it is drained in the
-        background. Raises `BackendError`, `ConfigError` for a name that is taken (nothing has
-        changed then), `NotReady` while the server closes.
+        One that has its name and version already serves until then. After that it is drained in
+        the background. Other versions go on serving. Raises `BackendError`, `ConfigError` for a
+        name that is taken (nothing has changed then), `NotReady` while the server closes.
         """
         async with self._lock(config.name):
-            pipeline = await self._load(config)
+            pipeline = await self._load(config.name, [config], keep=True)
             self._overrides.pop(config.name, None)
             return pipeline
 
     async def reload(self, name: str, *, keep_override: bool = True) -> Pipeline:
-        """Read the file of a pipeline again and load the pipeline.
+        """Read the files of a pipeline again and load all of its versions. Return the newest.
 
-        A pipeline that is not loaded yet is loaded if its file is known. An override ends once the
-        file's pipeline serves. An override of a name that has no file is loaded again, or, without
+        A pipeline that is not loaded yet is loaded if its file is known. Versions whose files are
+        new are loaded too, and those whose files are gone are drained. An override ends once the
+        files' pipeline serves. An override of a name that has no file is loaded again, or, without
         `keep_override`, there is nothing to load. Raises `NotFound`, `ConfigError`, and what `load`
-        raises.
+        raises; if only some versions fail, the others have been loaded.
         """
         # Reading imports the modules that the file names: code of the user, which may take
         # seconds. The loop serves meanwhile. The lock keeps reloads of one name in order.
         async with self._lock(name):
             own = self._own(name)
-            if own is None and keep_override and name in self._overrides:
-                return await self._load(self.configs[name])
-            pipeline = await self._load(await self._read_again(name, own))
-            self._overrides.pop(name, None)
-            return pipeline
+            if not own and keep_override and name in self._overrides:
+                return await self._load(name, [*self._configs[name].values()])
+            found = await self._read_again(name, own)
+            unread = {version: error for (_, version), error in found.unread.items()}
+            try:
+                return await self._load(name, found.configs, unread=unread)
+            finally:
+                if any(
+                    pipeline.config is config
+                    for pipeline in self._served.get(name, {}).values()
+                    for config in found.configs
+                ):
+                    self._overrides.pop(name, None)
 
     async def reload_changed(self) -> None:
         """Load the pipelines again whose files have changed, and log how that went.
@@ -238,7 +332,10 @@ class Repository:
 
     async def _reload_if_changed(self, name: str) -> bool:
         extra = {"pipeline": name}
-        files = await asyncio.to_thread(self.pipelines[name].changed_files)
+        versions = list(self._served[name].values())
+        files = await asyncio.to_thread(
+            lambda: sorted({file for pipeline in versions for file in pipeline.changed_files()})
+        )
         if not files:
             return False
         logger.info(
@@ -262,40 +359,42 @@ class Repository:
     async def override(
         self,
         name: str,
-        make: Callable[[PipelineConfig | None], Awaitable[PipelineConfig]],
+        make: Callable[[list[PipelineConfig]], Awaitable[list[PipelineConfig]]],
         check: Callable[[Pipeline], None],
     ) -> Pipeline:
-        """Load another configuration in place of the repository's own, until the next load of its
+        """Load other configurations in place of the repository's own, until the next load of its
         own or an unload.
 
-        `make` gets the own configuration of the name (None: there is none) and returns the other
-        one. `check` is called with the pipeline before it serves, and may raise. Raises what they
-        and `load` raise.
+        `make` gets the own configuration of each version of the name (there may be none) and
+        returns the other ones. `check` is called with each pipeline before it serves, and may
+        raise. If one fails nothing has changed. Raises what they and `load` raise.
         """
         async with self._lock(name):
             own = self._own(name)
-            pipeline = await self._load(await make(own), check)
+            pipeline = await self._load(name, await make(own), check, all_or_none=True)
             self._overrides[name] = own
             return pipeline
 
-    def _own(self, name: str) -> PipelineConfig | None:
-        """Return the repository's own configuration of a name, not that of an override."""
-        return self._overrides[name] if name in self._overrides else self.configs.get(name)
+    def _own(self, name: str) -> list[PipelineConfig]:
+        """Return the repository's own configurations of a name, not those of an override."""
+        if name in self._overrides:
+            return self._overrides[name]
+        return [*self._configs.get(name, {}).values()]
 
-    async def _read_again(self, name: str, config: PipelineConfig | None) -> PipelineConfig:
-        """Read the configuration of a pipeline from its file, on a thread of its own.
+    async def _read_again(self, name: str, own: list[PipelineConfig]) -> Read:
+        """Read the versions of a pipeline from their files, on a thread of its own.
 
-        `config` is the one that it has now; without one its file is looked for in `directory`.
-        Raises `NotFound`, `ConfigError`, and `NotReady` if the repository closes meanwhile.
+        `own` are those that it has now; other files are looked for in `directory`. Raises
+        `NotFound`, `ConfigError`, and `NotReady` if the repository closes meanwhile.
         """
         # The file imports modules of the user, which may never end. A daemon thread keeps neither
         # the process alive nor one of the helper threads that requests need.
         self._check_open()
         loop = asyncio.get_running_loop()
-        reading: asyncio.Future[PipelineConfig] = loop.create_future()
-        known = set(self.configs)
+        reading: asyncio.Future[Read] = loop.create_future()
+        known = set(self._configs)
 
-        def report(result: PipelineConfig | None, error: BaseException | None) -> None:
+        def report(result: Read | None, error: BaseException | None) -> None:
             if reading.done():
                 return
             if error is not None:
@@ -306,7 +405,7 @@ class Repository:
         def read() -> None:
             result, error = None, None
             try:
-                result = _read(name, config, known, self.directory)
+                result = read_again(name, own, known, self.directory)
             except Exception as raised:
                 error = raised
             except BaseException as raised:  # SystemExit of a module ends this thread alone
@@ -322,80 +421,158 @@ class Repository:
             self._reading.discard(reading)
 
     async def _load(
-        self, config: PipelineConfig, check: Callable[[Pipeline], None] = lambda _: None
+        self,
+        name: str,
+        configs: Sequence[PipelineConfig],
+        check: Callable[[Pipeline], None] = lambda _: None,
+        *,
+        unread: Mapping[str, ConfigError] | None = None,
+        keep: bool = False,
+        all_or_none: bool = False,
     ) -> Pipeline:
-        """Start and publish a pipeline. The caller holds the lock of its name."""
-        name = config.name
-        pipeline: Pipeline | None = None
-        try:
-            self._check_open()
-            self._check_names(config)
-            pipeline = Pipeline(config)
-            pipeline.others = self.get
-            self._loading[name] = pipeline
-            self._failed.pop(name, None)
+        """Start versions of a pipeline at the same time, then publish them. Return the newest.
+
+        The caller holds the lock of the name. `unread` are versions that fail because they could
+        not be read. `keep`: versions that are not among `configs` go on serving; otherwise they
+        are drained. If some versions fail, the others are published before this raises, unless
+        `all_or_none`.
+        """
+        started: list[Pipeline] = []
+        failed: dict[str, Exception] = dict(unread or {})
+
+        async def start(pipeline: Pipeline) -> None:
             try:
                 await pipeline.start()
                 check(pipeline)
             except Exception as error:
-                if name not in self.pipelines:
-                    self._failed[name] = message_of(error)
-                raise
+                failed[pipeline.config.version] = error
+
+        try:
+            self._check_open()
+            for config in configs:
+                self._check_names(config)
+            for config in configs:
+                pipeline = Pipeline(config)
+                pipeline.others = self.get
+                started.append(pipeline)
+            for pipeline in started:
+                self._loading[name, pipeline.config.version] = pipeline
+                self._failed.pop((name, pipeline.config.version), None)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for pipeline in started:
+                        group.create_task(start(pipeline))
             finally:
-                del self._loading[name]
+                for pipeline in started:
+                    del self._loading[name, pipeline.config.version]
             if self.state in ("draining", "closed"):
                 raise NotReady(f"pipeline {name!r} was loaded while the server was closing")
+            if (failed and all_or_none) or all(one.config.version in failed for one in started):
+                if name not in self._served:
+                    self._note(name, failed)
+                raise _failure(name, failed, all_or_none or len(failed) == 1)
         except BaseException:
-            if pipeline is not None:
+            for pipeline in started:
                 await pipeline.close(0)
-            self._release(config)
+            for config in configs:
+                self._release(config)
             raise
-        old = self.pipelines.get(name)
-        self.configs[name] = config
-        self.pipelines[name] = pipeline
+        if unread is not None:
+            self.unread = {key: error for key, error in self.unread.items() if key[0] != name} | {
+                (name, version): error for version, error in unread.items()
+            }
+        new = self._publish(name, started, failed, keep)
+        if failed:
+            raise _failure(name, failed)
+        return new
+
+    def _publish(
+        self, name: str, started: Sequence[Pipeline], failed: Mapping[str, Exception], keep: bool
+    ) -> Pipeline:
+        """Serve the versions that have started. Return the newest of them."""
+        old, known = self._served.get(name, {}), self._configs.get(name, {})
+        new = {
+            pipeline.config.version: pipeline
+            for pipeline in started
+            if pipeline.config.version not in failed
+        }
+        kept = {version: old[version] for version in old if keep or version in failed} | new
+        configs = {version: known[version] for version in known if keep or version in kept} | {
+            one.config.version: one.config for one in started if one.config.version not in failed
+        }
+        for pipeline in started:
+            if pipeline.config.version in failed:
+                configs.setdefault(pipeline.config.version, pipeline.config)
+                self._drain(pipeline, 0)
+        self._served[name] = _in_order(kept)
+        self._configs[name] = _in_order(configs)
+        for key in [key for key in self._failed if key[0] == name]:
+            if key[1] in new or not keep:
+                del self._failed[key]
+        self._note(name, failed)
         self._changed()
+        versions = f" (versions {', '.join(kept)})" if len(kept) > 1 else ""
         logger.info(
-            "pipeline %s is %s",
+            "pipeline %s is %s%s",
             name,
-            "loaded" if old is None else "replaced",
+            "replaced" if old else "loaded",
+            versions,
             extra={"pipeline": name},
         )
-        if old is not None:
-            self._drain(old, DRAIN_TIMEOUT_SECONDS)
-        return pipeline
+        for version, error in failed.items():
+            logger.error(
+                "pipeline %s: version %s can't be loaded: %s",
+                name,
+                version,
+                message_of(error),
+                extra={"pipeline": name},
+            )
+        for version, pipeline in old.items():
+            if kept.get(version) is not pipeline:
+                self._drain(pipeline, DRAIN_TIMEOUT_SECONDS)
+        return [*_in_order(new).values()][-1]
+
+    def _note(self, name: str, failed: Mapping[str, Exception]) -> None:
+        """Remember why versions failed, unless an older load of them serves."""
+        for version, error in failed.items():
+            if version not in self._served.get(name, {}):
+                self._failed[name, version] = message_of(error)
 
     async def unload(self, name: str, timeout: float = DRAIN_TIMEOUT_SECONDS) -> None:
-        """Unload a pipeline, and return when its requests have ended.
+        """Unload all versions of a pipeline, and return when their requests have ended.
 
         New requests get `NotFound`, those in flight get `timeout` seconds. An override ends.
         Raises `NotFound`.
         """
         async with self._lock(name):
             self._check_open()
-            if self._failed.pop(name, None) is not None:
-                return
-            if name not in self.pipelines:
+            failed = [key for key in self._failed if key[0] == name]
+            for key in failed:
+                del self._failed[key]
+            if name not in self._served:
+                if failed:
+                    return
                 raise NotFound(f"there is no pipeline {name!r}{did_you_mean(name, self.pipelines)}")
-            pipeline = self.pipelines.pop(name)
+            pipelines = self._served.pop(name).values()
             if name in self._overrides:  # it ends
                 own = self._overrides.pop(name)
-                if own is None:
-                    del self.configs[name]
+                if own:
+                    self._configs[name] = {config.version: config for config in own}
                 else:
-                    self.configs[name] = own
+                    del self._configs[name]
             self._changed()
             logger.info("pipeline %s is unloaded", name, extra={"pipeline": name})
-        self._unloading.add(pipeline)
-        draining = self._drain(pipeline, timeout)
-        draining.add_done_callback(lambda _: self._unloading.discard(pipeline))
-        await asyncio.shield(draining)
+        self._unloading.update(pipelines)
+        await asyncio.shield(
+            asyncio.gather(*[self._drain(pipeline, timeout) for pipeline in pipelines])
+        )
 
     async def wait_idle(self) -> None:
         """Wait for a moment in which no request is in flight and no pipeline is drained."""
         while True:
             if self._draining:
                 await asyncio.wait(self._draining)
-            elif busy := [pipeline for pipeline in self.pipelines.values() if pipeline.in_flight]:
+            elif busy := [pipeline for pipeline in self.served if pipeline.in_flight]:
                 await asyncio.wait([busy[0].wait_empty()])
             else:
                 return
@@ -421,33 +598,31 @@ class Repository:
         # The pipelines stay published, so that a new request learns that the server is draining,
         # and not that there is no such pipeline.
         # Those that load have no requests. Closing them ends what waits for their start.
-        for pipeline in (*self.pipelines.values(), *self._loading.values()):
+        for pipeline in (*self.served, *self._loading.values()):
             self._drain(pipeline, timeout)
         try:
             await asyncio.gather(*self._draining)
         finally:
-            self.pipelines.clear()
+            self._served.clear()
             self.state = "closed"
             self._changed()
 
     def _check_names(self, config: PipelineConfig) -> None:
         """Raise `ConfigError` if a name of this pipeline or of a node that it exposes is taken."""
         others = {
-            name
-            for other in self.configs.values()
-            if other.name != config.name
-            for name in other.names
+            name for other in self.all_configs if other.name != config.name for name in other.names
         }
         for name in config.names:
             if name in others:
-                raise _taken(config, name)
+                raise taken(config, name)
 
     def _changed(self) -> None:
-        self.models = {
-            model.name: model
-            for pipeline in self.pipelines.values()
-            for model in (pipeline, *pipeline.exposed)
-        }
+        self.versions = {}
+        for pipeline in self.served:
+            for model in (pipeline, *pipeline.exposed):
+                self.versions.setdefault(model.name, {})[model.config.version] = model
+        self.models = {name: [*versions.values()][-1] for name, versions in self.versions.items()}
+        self.pipelines = {name: self.models[name] for name in self._served}
         self.generation += 1
         self.on_change()
 
@@ -462,11 +637,12 @@ class Repository:
         try:
             await pipeline.close(timeout)
         finally:
+            self._unloading.discard(pipeline)
             self._release(pipeline.config)
 
     def _release(self, config: PipelineConfig) -> None:
         """Let go of what a configuration holds, unless a pipeline of it serves or loads."""
-        pipelines = (*self.pipelines.values(), *self._loading.values())
+        pipelines = (*self.served, *self._loading.values())
         if all(pipeline.config is not config for pipeline in pipelines):
             config.release()
 
@@ -478,54 +654,22 @@ class Repository:
             raise NotReady(f"the server is {self.state}")
 
 
-def _read(
-    name: str, config: PipelineConfig | None, known: set[str], directory: Path | None
-) -> PipelineConfig:
-    """Read the configuration of a pipeline from its file. Blocks.
-
-    `config` is the one that it has now; without one its file is looked for in `directory`. `known`
-    are the names for suggestions.
-    """
-    if config is not None:
-        return load(config.source, name=name) if config.source.endswith(".toml") else config
-    for file in sorted(directory.glob("*.toml")) if directory is not None else ():
-        try:
-            other = load(file)
-        except ConfigError:
-            if name_of(file) == name:
-                raise
-            continue  # a mistake in another pipeline's file
-        if other.name == name:
-            return other
-        known.add(other.name)
-    raise NotFound(f"there is no pipeline {name!r}{did_you_mean(name, known)}")
+def _in_order(versions: Mapping[str, Value]) -> dict[str, Value]:
+    return {version: versions[version] for version in sorted(versions, key=version_key)}
 
 
-def _taken(config: PipelineConfig, name: str) -> ConfigError:
-    message = f"another pipeline has the name {name!r}: expected a name of its own"
-    return ConfigError([Problem(message, config.source, "pipeline", "name")])
-
-
-def _configs(source: Any, labels: str | os.PathLike[str] | None) -> list[PipelineConfig]:
-    if isinstance(source, PipelineConfig):
-        return [source]
-    if (
-        isinstance(source, Mapping)
-        and source
-        and all(isinstance(value, PipelineConfig) for value in source.values())
-    ):
-        return list(source.values())
-    if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        if path.suffix == ".onnx":
-            return [from_model(path, labels)]
-        if path.is_dir():
-            configs = load_directory(path)
-            if not configs:
-                message = "there is no pipeline in this directory: expected *.toml files"
-                raise ConfigError([Problem(message, str(path))])
-            return list(configs.values())
-    if labels is not None:
-        message = "labels go with a bare .onnx model only: a pipeline file names its own"
-        raise ConfigError([Problem(message, str(labels))])
-    return [load(source)]
+def _failure(name: str, failed: Mapping[str, Exception], alone: bool = False) -> Exception:
+    """Return the error for versions that failed. `alone`: that of the newest, as it is."""
+    ordered = _in_order(failed)
+    if alone:
+        return [*ordered.values()][-1]
+    if all(isinstance(error, ConfigError) for error in failed.values()):
+        problems = [
+            problem
+            for error in ordered.values()
+            if isinstance(error, ConfigError)
+            for problem in error.problems
+        ]
+        return ConfigError(problems)
+    reasons = (f"version {version}: {message_of(error)}" for version, error in ordered.items())
+    return BackendError(f"pipeline {name!r} can't be loaded in whole: {'; '.join(reasons)}")

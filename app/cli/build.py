@@ -40,7 +40,7 @@ def build_command(
     from penstock.pipelines.repository import Repository
 
     try:
-        configs = Repository.read(path).configs.values()
+        configs = Repository.read(path).all_configs
     except ConfigError as error:
         fail(*map(str, error.problems))
     builds = [build for config in configs for build in _builds(config)]

@@ -87,10 +87,12 @@ def check(path: Source, *, labels: Labels = None) -> None:
         repository = Repository.read(path, labels=labels)
     except ConfigError as error:
         fail(*map(str, error.problems))
-    for config in repository.configs.values():
+    for config in repository.all_configs:
         for warning in config.warnings:
             typer.echo(f"warning: {warning}", err=True)
-    print_pipelines(repository.configs.values())
+    print_pipelines(repository.all_configs)
+    if repository.unread:  # the other versions of their pipelines could be served
+        fail(*(str(problem) for error in repository.unread.values() for problem in error.problems))
 
 
 def graph(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, cast
 
@@ -54,6 +55,7 @@ from .restriction import restriction_of
 logger = logging.getLogger("penstock.http")
 
 PREDICT_PREFIX = "/predict/"
+_VERSIONED = re.compile(r"[^/]+/versions/[^/]+")
 _JSON = (b"content-type", b"application/json")
 _CLIENT_LEFT_STATUS = 499
 """nginx's status for a client that left.
@@ -99,7 +101,7 @@ class HotRoutes:
 def predict_route(scope: Scope) -> tuple[str, bool] | None:
     """Return the name of a predict request's pipeline, and whether it brings several images.
 
-    None for every other request.
+    A version belongs to the name: `digits/versions/2`. None for every other request.
     """
     if scope["type"] != "http" or scope["method"] not in ("POST", "PUT"):
         return None
@@ -112,7 +114,7 @@ def predict_route(scope: Scope) -> tuple[str, bool] | None:
     many = name.endswith("/batch")
     if many:
         name = name[:-6]
-    return None if "/" in name else (name, many)
+    return None if "/" in name and not _VERSIONED.fullmatch(name) else (name, many)
 
 
 class _PredictExchange(Exchange):

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from penstock.pipelines.config.definition import PipelineConfig, Port
-from penstock.pipelines.repository import Repository
+from penstock.pipelines.repository import VERSION_SEPARATOR, Repository
 from penstock.pipelines.runs.plan import Plan
 
 from ..http.errors import PROBLEM_MEDIA_TYPE, STATUSES
@@ -161,7 +161,6 @@ class OpenAPI:
             description=app.description or None,
             routes=app.routes,
         )
-        configs = [pipeline.config for _, pipeline in sorted(self._repository.pipelines.items())]
         protected = settings.api_key is not None
         with_admin = settings.admin_token is not None
         administrable = with_admin and settings.allow_model_control
@@ -175,9 +174,13 @@ class OpenAPI:
             **PROTOCOL_SCHEMAS,
         }
         paths: dict[str, Any] = {}
-        for config in configs:
-            schemas |= schemas_of(config)
-            paths |= paths_of(config, protected, by_url, traced)
+        for name, pipeline in sorted(self._repository.pipelines.items()):
+            schemas |= schemas_of(pipeline.config)
+            paths |= paths_of(pipeline.config, protected, by_url, traced)
+            versions = self._repository.versions[name]
+            for version, one in versions.items() if len(versions) > 1 else ():
+                schemas |= schemas_of(one.config, version)
+                paths |= paths_of(one.config, protected, by_url, traced, version)
         paths |= server_paths(protected, administrable)
         paths |= protocol_paths(settings)
         components = document.setdefault("components", {})
@@ -200,11 +203,20 @@ class OpenAPI:
 # pipelines
 
 
-def schemas_of(config: PipelineConfig) -> dict[str, Schema]:
+def key_of(name: str, version: str) -> str:
+    """Return what the names of a pipeline's schemas and operations end with.
+
+    `version`: "" for those of the pipeline's name alone, which are of its newest version.
+    """
+    return f"{name}_version_{version}" if version else name
+
+
+def schemas_of(config: PipelineConfig, version: str = "") -> dict[str, Schema]:
     """Return the schemas of a pipeline's answers to one image and to many.
 
-    For a pipeline that streams, also the schema of each event.
+    For a pipeline that streams, also the schema of each event. `version` is as in `key_of`.
     """
+    key = key_of(config.name, version)
     declared = {port.name: port for port in config.outputs}
     result = declared.pop("result", None)
     without_result = "null if the pipeline ends without a result."
@@ -220,7 +232,7 @@ def schemas_of(config: PipelineConfig) -> dict[str, Schema]:
         "type": "array",
         "description": "One element for each image, in the order of the request: the pipeline's "
         "answer, or the problem of that image.",
-        "items": {"oneOf": [reference(f"Prediction_{config.name}"), reference("Problem")]},
+        "items": {"oneOf": [reference(f"Prediction_{key}"), reference("Problem")]},
     }
     batch = {"type": "object", "required": ["results"], "properties": {"results": results}}
     if streams(config):
@@ -231,11 +243,11 @@ def schemas_of(config: PipelineConfig) -> dict[str, Schema]:
         }
         whole = {"type": "object", "required": ["result"], "properties": {"result": parts}}
         return {
-            f"Part_{config.name}": prediction,
-            f"Prediction_{config.name}": whole,
-            f"Batch_{config.name}": batch,
+            f"Part_{key}": prediction,
+            f"Prediction_{key}": whole,
+            f"Batch_{key}": batch,
         }
-    return {f"Prediction_{config.name}": prediction, f"Batch_{config.name}": batch}
+    return {f"Prediction_{key}": prediction, f"Batch_{key}": batch}
 
 
 def streams(config: PipelineConfig) -> bool:
@@ -245,20 +257,26 @@ def streams(config: PipelineConfig) -> bool:
 
 
 def paths_of(
-    config: PipelineConfig, protected: bool, by_url: bool = False, traced: bool = False
+    config: PipelineConfig,
+    protected: bool,
+    by_url: bool = False,
+    traced: bool = False,
+    version: str = "",
 ) -> dict[str, Any]:
-    """Return a pipeline's operations by path and method."""
-    name = config.name
+    """Return a pipeline's operations by path and method. `version` is as in `key_of`."""
+    name, key = config.name, key_of(config.name, version)
+    path = f"/predict/{name}{VERSION_SEPARATOR}{version}" if version else f"/predict/{name}"
+    shown = f"version {version} of {name}" if version else name
     security: list[Schema] = [{"key": []}] if protected else []
     common: dict[str, Any] = {"tags": [name], **({"security": security} if protected else {})}
     if config.description:
         common["description"] = config.description
     parameters = [REQUEST_ID_PARAMETER, DEADLINE_PARAMETER, *_priority_header(config)]
     codes = [*(["unauthorized"] if protected else []), *REQUEST_CODES, *ANSWER_CODES]
-    answer = _answer("The pipeline's answer.", f"Prediction_{name}")
+    answer = _answer("The pipeline's answer.", f"Prediction_{key}")
     if streams(config):
         events = (
-            f"Server-Sent Events. The data of each is a Part_{name}; the last is `event: end`, "
+            f"Server-Sent Events. The data of each is a Part_{key}; the last is `event: end`, "
             "or `event: error` with a Problem."
         )
         answer["content"][EVENTS_MEDIA_TYPE] = {"schema": {"type": "string", "description": events}}
@@ -280,27 +298,27 @@ def paths_of(
         "parameters": parameters,
         "requestBody": _many_images(),
         "responses": {
-            "200": _answer("An answer or a problem for each image.", f"Batch_{name}"),
+            "200": _answer("An answer or a problem for each image.", f"Batch_{key}"),
             **problems(codes),
         },
     }
     return {
-        f"/predict/{name}": {
+        path: {
             "post": {
-                "operationId": f"predict_{name}",
-                "summary": f"Run {name} on one image",
+                "operationId": f"predict_{key}",
+                "summary": f"Run {shown} on one image",
                 **single,
             },
             "put": {
-                "operationId": f"put_{name}",
-                "summary": f"Run {name} on one image, as curl -T sends it",
+                "operationId": f"put_{key}",
+                "summary": f"Run {shown} on one image, as curl -T sends it",
                 **single,
             },
         },
-        f"/predict/{name}/batch": {
+        f"{path}/batch": {
             "post": {
-                "operationId": f"batch_{name}",
-                "summary": f"Run {name} on several images",
+                "operationId": f"batch_{key}",
+                "summary": f"Run {shown} on several images",
                 **batch,
             }
         },
@@ -467,6 +485,20 @@ SERVER_SCHEMAS: dict[str, Schema] = {
             "version": TEXT,
             "description": TEXT,
             "reason": {"type": "string", "description": "Why the pipeline is not ready."},
+            "versions": {
+                **array_of(reference("VersionState")),
+                "description": "Each version, if there are several, the oldest first.",
+            },
+        },
+    },
+    "VersionState": {
+        "type": "object",
+        "required": ["state", "version"],
+        "properties": {
+            "state": TEXT,
+            "version": TEXT,
+            "description": TEXT,
+            "reason": {"type": "string", "description": "Why the version is not ready."},
         },
     },
     "PipelineList": {

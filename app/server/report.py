@@ -29,10 +29,12 @@ def _lines(repository: Repository, connections: Connections) -> Iterator[str]:
         f"  connections: {len(connections.open)} of {connections.max_connections}; "
         f"the server ended {ended or 'none'}"
     )
-    for name, state in repository.states().items():
-        yield f"  pipeline {name}: {state}"
-        if (pipeline := repository.pipelines.get(name)) is not None:
-            yield from _pipeline(pipeline)
+    for name, versions in repository.version_states().items():
+        for version, state in versions.items():
+            which = f"{name} version {version}" if len(versions) > 1 else name
+            yield f"  pipeline {which}: {state}"
+            if (pipeline := repository.versions.get(name, {}).get(version)) is not None:
+                yield from _pipeline(pipeline)
 
 
 def _pipeline(pipeline: Pipeline) -> Iterator[str]:

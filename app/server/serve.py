@@ -218,7 +218,8 @@ class Server(uvicorn.Server):
         """Count the requests that the loaded pipelines and their exposed nodes have ended."""
         return sum(
             pipeline.statistics.succeeded + sum(pipeline.statistics.failures.values())
-            for pipeline in self._repository.models.values()
+            for versions in self._repository.versions.values()
+            for pipeline in versions.values()
         )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -238,7 +239,7 @@ class Server(uvicorn.Server):
 
     async def _drain(self) -> None:
         ends = time.monotonic() + self._settings.drain_timeout
-        in_flight = sum(pipeline.in_flight for pipeline in self._repository.pipelines.values())
+        in_flight = sum(pipeline.in_flight for pipeline in self._repository.served)
         logger.info(
             "draining: %d requests in flight, waiting at most %g s",
             in_flight,

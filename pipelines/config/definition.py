@@ -12,6 +12,8 @@ from penstock.backends.base import UNBOUNDED
 from penstock.backends.expressions.composite import Logic
 from penstock.backends.expressions.spec import Spec
 
+from .versions import VersionPolicy
+
 DEFAULT_MAX = 8
 """Batch bound, in rows, of a node that sets no `max` and whose backend has no bound of its own."""
 
@@ -113,6 +115,10 @@ class PipelineConfig:
     source: str = ""
     """The file, for messages."""
     version: str = "1"
+    version_policy: VersionPolicy | None = None
+    """Which versions of the name are served, the same in all of them; None: there is no other."""
+    versions_folder: Path | None = None
+    """The folder of the versions, if this is one of them (`NAME/1/pipeline.toml`)."""
     description: str = ""
     inputs: tuple[Port, ...] = DEFAULT_INPUTS
     outputs: tuple[Port, ...] = ()

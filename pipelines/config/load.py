@@ -42,7 +42,6 @@ __all__ = [
     "build",
     "from_model",
     "load",
-    "load_directory",
 ]
 
 
@@ -56,34 +55,6 @@ def load(
     of the file. Raises `ConfigError` with all problems, TypeError for another type of source.
     """
     return build(read(source), name)
-
-
-def load_directory(path: str | os.PathLike[str]) -> dict[str, PipelineConfig]:
-    """Load every `*.toml` of a directory, by the pipelines' names.
-
-    Raises one `ConfigError` with the problems of all files.
-    """
-    directory = Path(path)
-    if not directory.is_dir():
-        raise ConfigError([Problem("there is no such directory", str(directory))])
-    configs: dict[str, PipelineConfig] = {}
-    problems: list[Problem] = []
-    for file in sorted(directory.glob("*.toml")):
-        try:
-            config = load(file)
-        except ConfigError as error:
-            problems.extend(error.problems)
-            continue
-        if config.name in configs:
-            message = (
-                f"the pipeline of {configs[config.name].source} has the name {config.name!r} too: "
-                "expected a name of its own"
-            )
-            problems.append(Problem(message, str(file), "pipeline", "name"))
-        configs[config.name] = config
-    if problems:
-        raise ConfigError(problems)
-    return configs
 
 
 def build(tables: Tables, name: str | None = None) -> PipelineConfig:
@@ -123,6 +94,7 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
         directory=tables.directory,
         source=tables.file,
         version=settings.version,
+        version_policy=settings.version_policy,
         description=settings.description,
         inputs=DEFAULT_INPUTS if settings.inputs is None else _ports(settings.inputs),
         outputs=_ports(settings.outputs),

@@ -92,12 +92,17 @@ def _read_file(path: Path) -> Tables:
 
 
 def name_of(path: Path) -> str:
-    """Return the name of a pipeline whose file does not name it.
+    """Return the name of a pipeline whose file does not name it."""
+    return fit_name(path.stem)
+
+
+def fit_name(text: str) -> str:
+    """Return the name of a pipeline whose file or folder has this name.
 
     Characters that `[pipeline] name` may not have (`?`, spaces) become `_`: they would break URLs
     and generated clients.
     """
-    return re.sub(r"[^A-Za-z0-9_.\-]|^[.\-]", "_", path.stem)
+    return re.sub(r"[^A-Za-z0-9_.\-]|^[.\-]", "_", text)
 
 
 def _split(content: dict[Any, Any], tables: Tables) -> Tables:

@@ -14,6 +14,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    InstanceOf,
     TypeAdapter,
     ValidationError,
     ValidationInfo,
@@ -24,6 +25,8 @@ from penstock.backends.base import refuse_truth_for_number
 from penstock.backends.errors import Problem
 from penstock.backends.params import Shapes, batch_sizes
 from penstock.backends.suggestions import did_you_mean
+
+from .versions import VersionPolicy
 
 Kind = Literal["image", "bytes", "text", "integer", "number", "boolean", "tensor", "json"]
 NumpyType = Literal[
@@ -98,6 +101,9 @@ class PipelineTable(_Table):
         BeforeValidator(lambda value: str(value) if isinstance(value, int) else value),
         Field(pattern=r"^[\w.\-]+$"),
     ] = "1"
+    version_policy: (
+        Annotated[InstanceOf[VersionPolicy], BeforeValidator(VersionPolicy.read)] | None
+    ) = None
     description: str = ""
     inputs: dict[str, PortTable] | None = None
     outputs: dict[str, PortTable] = {}

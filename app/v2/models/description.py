@@ -14,6 +14,7 @@ from penstock.pipelines.node.node import Node
 from ..call import ProtocolAnswer, ProtocolCall, ProtocolError, Route, json_answer
 from ..tensors import DATATYPES, Datatype
 from .model import ANY_SIZE, Model, Models, Tensor
+from .model_config import version_policy_of
 
 PLATFORM = "penstock"
 MODEL_NOT_READY = "Model version not ready"
@@ -29,7 +30,8 @@ def description_routes(models: Models) -> tuple[Route, ...]:
         return models.get(call.names["model"], call.names["version"])
 
     async def metadata(call: ProtocolCall) -> dict[str, Any]:
-        return metadata_of(model_of(call))
+        model = model_of(call)
+        return metadata_of(model, [one.config.version for one in models.versions(model.name)])
 
     async def config(call: ProtocolCall) -> dict[str, Any]:
         return config_of(model_of(call))
@@ -50,11 +52,11 @@ def description_routes(models: Models) -> tuple[Route, ...]:
     )
 
 
-def metadata_of(model: Model) -> dict[str, Any]:
-    """Return what `GET /v2/models/{model}` answers."""
+def metadata_of(model: Model, versions: list[str]) -> dict[str, Any]:
+    """Return what `GET /v2/models/{model}` answers. `versions`: those that are loaded."""
     return {
         "name": model.name,
-        "versions": [model.version],
+        "versions": versions,
         "platform": PLATFORM,
         "inputs": [_metadata(tensor, model) for tensor in model.inputs],
         "outputs": [_metadata(tensor, model) for tensor in model.outputs],
@@ -100,7 +102,7 @@ def config_of(model: Model) -> dict[str, Any]:
         "platform": "",
         "backend": PLATFORM,
         "runtime": "",
-        "version_policy": {"latest": {"num_versions": 1}},
+        "version_policy": version_policy_of(model.pipeline.config),
         "max_batch_size": model.max_batch_size,
         "input": [
             {

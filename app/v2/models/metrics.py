@@ -64,7 +64,12 @@ class TritonCollector(Collector):
         # As counters they would get names that end with _total, which Triton's do not.
         families = {name: Metric(name, text, "unknown") for name, text in COUNTERS.items()}
         pending = Metric(PENDING_GAUGE, "Requests that wait in queues.", "gauge")
-        for name, pipeline in sorted(self._repository.models.items()):
+        models = [
+            (name, pipeline)
+            for name, versions in sorted(self._repository.versions.items())
+            for pipeline in versions.values()
+        ]
+        for name, pipeline in models:
             labels = {"model": name, "version": pipeline.config.version}
             totals = Totals(pipeline)
             requests = totals.requests

@@ -167,8 +167,10 @@ class LoadedRepository(Protocol):
     @property
     def models(self) -> dict[str, Pipeline]: ...
     @property
+    def versions(self) -> dict[str, dict[str, Pipeline]]: ...
+    @property
     def generation(self) -> int: ...
-    def get(self, name: str) -> Pipeline: ...
+    def get(self, name: str, version: str = "") -> Pipeline: ...
 
 
 class Models:
@@ -176,39 +178,57 @@ class Models:
 
     def __init__(self, repository: LoadedRepository) -> None:
         self._repository = repository
-        self._models: dict[str, Model] = {}
+        # By name, and for a request that names the version by both.
+        self._models: dict[str | tuple[str, str], Model] = {}
         self._generation = repository.generation
 
     def get(self, name: str, version: str = "") -> Model:
-        """Return a loaded model; "" stands for its only version.
+        """Return a loaded model; "" stands for its newest version.
 
         Raises `NotReady`, and `InvalidRequest` with Triton's message for an unknown model.
         """
         if self._generation != self._repository.generation:
-            # Let go of pipelines that are not loaded any more.
-            loaded, self._generation = self._repository.models, self._repository.generation
-            self._models = {
-                kept: model
-                for kept, model in self._models.items()
-                if loaded.get(kept) is model.pipeline
-            }
-        model = self._models.get(name)
-        if model is None:
-            pipeline = self._repository.models.get(name)
-            if pipeline is None:
-                try:
-                    pipeline = self._repository.get(name)
-                except NotFound:
-                    shown = name[:NAME_CHARACTERS_IN_ERRORS]
-                    raise InvalidRequest(
-                        f"Request for unknown model: '{shown}' is not found"
-                    ) from None
-            model = self._models[name] = Model(pipeline)
-        if version and version != model.version:
-            raise InvalidRequest(
-                f"Request for unknown model: '{name}' version {version} is not found"
-            )
+            self._forget()
+        model = self._models.get((name, version) if version else name)
+        return self._find(name, version) if model is None else model
+
+    def versions(self, name: str) -> list[Pipeline]:
+        """Return the loaded versions of a model, the oldest first."""
+        return list(self._repository.versions.get(name, {}).values())
+
+    def _forget(self) -> None:
+        """Let go of pipelines that are not loaded any more, or not the newest of their name."""
+        self._generation = self._repository.generation
+        self._models = {
+            key: model for key, model in self._models.items() if self._loaded(key) is model.pipeline
+        }
+
+    def _loaded(self, key: str | tuple[str, str]) -> Pipeline | None:
+        if isinstance(key, str):
+            return self._repository.models.get(key)
+        return self._repository.versions.get(key[0], {}).get(key[1])
+
+    def _find(self, name: str, version: str) -> Model:
+        key = (name, version) if version else name
+        pipeline = self._loaded(key)
+        if pipeline is None:
+            try:
+                pipeline = self._repository.get(name, version)
+            except NotFound:
+                raise self._unknown(name, version) from None
+        same = (model for model in self._models.values() if model.pipeline is pipeline)
+        model = self._models[key] = next(same, None) or Model(pipeline)
         return model
+
+    def _unknown(self, name: str, version: str) -> InvalidRequest:
+        shown = name[:NAME_CHARACTERS_IN_ERRORS]
+        loaded = ", ".join(self._repository.versions.get(name, ()))
+        if not version or not loaded:
+            return InvalidRequest(f"Request for unknown model: '{shown}' is not found")
+        return InvalidRequest(
+            f"Request for unknown model: '{shown}' version "
+            f"{version[:NAME_CHARACTERS_IN_ERRORS]} is not found: expected one of {loaded}"
+        )
 
 
 def _inputs(config: PipelineConfig, known: Sequence[TensorPort] | None) -> Iterator[Tensor]:

@@ -51,12 +51,12 @@ ACCEPTED_KEYS = frozenset(
 )
 """The fields that may be given.
 
-Inputs and outputs must be those of the pipeline or its model (`declared_tensors.py`). There is one
-version, and ONNX Runtime optimises models itself: `FIXED` has the values that those two may have.
+Inputs and outputs must be those of the pipeline or its model (`declared_tensors.py`). The version
+policy must be the pipeline's own. ONNX Runtime optimises models itself: `FIXED` has the values that
+`optimization` may have.
 """
 
 FIXED: Mapping[str, Mapping[str, Sequence[Any]]] = {
-    "version_policy": {"latest": ({}, {"num_versions": 1})},
     "optimization": {
         "priority": ("PRIORITY_DEFAULT",),
         "gather_kernel_buffer_threshold": (0,),
@@ -130,8 +130,8 @@ def configure(
         bound = _number(bound, "max_batch_size", MAX_BATCH_SIZE)
         if bound not in {0, reported}:
             nodes |= _bounded(bound, [nodes[name] for name in working])
-    for key in ("version_policy", "optimization"):
-        _check_fields(_table(override.get(key) or {}, key), key)
+    _check_fields(_table(override.get("optimization") or {}, "optimization"), "optimization")
+    _check_policy(override.get("version_policy") or {}, version_policy_of(config))
     for group in list_of(override.get("instance_group"), "instance_group"):
         _check_fields(group, "instance_group")
         name = group.get("name")
@@ -197,6 +197,41 @@ def _check_preferred(sizes: Any, maxima: set[int | None]) -> None:
             "'preferred_batch_size' of 'dynamic_batching' can't be set here to anything but "
             "[max_batch_size]: a batch takes what waits"
         )
+
+
+def version_policy_of(config: PipelineConfig) -> dict[str, Any]:
+    """Return the version policy of a pipeline in the shape of ModelConfig."""
+    policy = config.version_policy
+    if policy is None:
+        return {"latest": {"num_versions": 1}}
+    if policy.specific is not None:
+        return {
+            "specific": {
+                "versions": [
+                    int(version) if version.isdecimal() and len(version) < 20 else version
+                    for version in policy.specific
+                ]
+            }
+        }
+    return {"all": {}} if policy.latest is None else {"latest": {"num_versions": policy.latest}}
+
+
+def _check_policy(given: Any, own: Mapping[str, Any]) -> None:
+    """Raise `InvalidRequest` for a version policy other than the pipeline's own.
+
+    Fields that are null, and an empty object in place of the own one, declare nothing.
+    """
+    for key, value in _table(given, "version_policy").items():
+        if value is None:
+            continue
+        if key not in own:
+            raise _invalid(
+                f"'{key[:100]}' of 'version_policy' can't be set here, expected {', '.join(own)}"
+            )
+        if value not in ({}, own[key]):
+            raise _invalid(
+                f"'{key}' of 'version_policy' can't be changed, expected {json.dumps(own[key])}"
+            )
 
 
 def maxima_of(config: PipelineConfig) -> dict[str, list[int | None]]:

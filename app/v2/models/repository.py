@@ -8,14 +8,13 @@ a load brings along (`overrides.py`) has to be allowed in addition.
 from __future__ import annotations
 
 import asyncio
-import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from penstock.backends.errors import BackendError, ConfigError, InvalidRequest, NotFound
 from penstock.pipelines.config.definition import PipelineConfig
-from penstock.pipelines.config.source import name_of
+from penstock.pipelines.config.directory import sources_in
 from penstock.pipelines.repository import Repository
 
 from ...http.auth import check_admin
@@ -63,15 +62,16 @@ class RepositoryRoutes:
         )
 
     async def index(self, call: ProtocolCall) -> list[dict[str, Any]]:
-        """List every known model, each pipeline's exposed nodes after it.
+        """List every version of every known model, each pipeline's exposed nodes after it.
 
         Models whose files were never loaded are listed by name only.
         """
         only_ready = check_boolean((await call.json()).get("ready", False), "'ready'")
         models = [
             model
-            for name, state in self._repository.states().items()
-            for model in self._models_of(name, state)
+            for name, versions in self._repository.version_states().items()
+            for version, state in versions.items()
+            for model in self._models_of(name, version, state)
         ]
         if only_ready:
             return [model for model in models if model["state"] == "READY"]
@@ -79,10 +79,9 @@ class RepositoryRoutes:
         in_files = await asyncio.to_thread(self._names_in_files)
         return [*models, *({"name": name} for name in in_files if name not in known)]
 
-    def _models_of(self, name: str, state: str) -> list[dict[str, Any]]:
+    def _models_of(self, name: str, version: str, state: str) -> list[dict[str, Any]]:
         kind, _, reason = state.partition(": ")
-        pipeline = self._repository.pipelines.get(name)
-        config = pipeline.config if pipeline is not None else self._repository.configs.get(name)
+        config = self._repository.config_of(name, version)
         if kind != "not ready":
             # The reason for a failed load names files and code, so it is for the log alone.
             reason = STATE_REASONS.get(kind, "")
@@ -90,7 +89,7 @@ class RepositoryRoutes:
         return [
             {
                 "name": name,
-                "version": "1" if config is None else config.version,
+                "version": version,
                 "state": PROTOCOL_STATES.get(kind, "UNAVAILABLE"),
                 "reason": reason,
             }
@@ -100,15 +99,9 @@ class RepositoryRoutes:
     def _names_in_files(self) -> list[str]:
         """Return the names of the pipelines in the directory, for the files that can be read."""
         directory = self._repository.directory
-        names = []
-        for file in sorted(directory.glob("*.toml")) if directory is not None else ():
-            try:
-                table = tomllib.loads(file.read_text()).get("pipeline")
-            except (OSError, ValueError, RecursionError):
-                continue
-            name = table.get("name") if isinstance(table, dict) else None
-            names.append(name if isinstance(name, str) else name_of(file))
-        return names
+        if directory is None:
+            return []
+        return list(dict.fromkeys(name for name, _ in sources_in(directory)))
 
     async def load(self, call: ProtocolCall) -> None:
         """Load a model, with an override if the call has parameters.
@@ -142,18 +135,18 @@ class RepositoryRoutes:
         call.memory.resize(3 * call.memory.size, "files of a model")
         override = await on_helper_thread(Override.read, name, parameters, call.json_limits)
 
-        async def make(own: PipelineConfig | None) -> PipelineConfig:
+        async def make(own: list[PipelineConfig]) -> list[PipelineConfig]:
             if override.files:
-                return await on_helper_thread(override.materialise)
-            if own is None:
+                return [await on_helper_thread(override.materialise)]
+            if not own:
                 raise NotFound(name)
-            return override.applied_to(own, self._reported_batch(name, own))
+            return [override.applied_to(one, self._reported_batch(one)) for one in own]
 
         await self._repository.override(name, make, override.check_tensors)
 
-    def _reported_batch(self, name: str, own: PipelineConfig) -> int:
+    def _reported_batch(self, own: PipelineConfig) -> int:
         """Return the `max_batch_size` that the model reports; 0 unless it follows from `own`."""
-        pipeline = self._repository.pipelines.get(name)
+        pipeline = self._repository.versions.get(own.name, {}).get(own.version)
         if pipeline is None or maxima_of(pipeline.config) != maxima_of(own):
             return 0
         return Model(pipeline).max_batch_size

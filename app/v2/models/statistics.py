@@ -36,13 +36,20 @@ def statistics_routes(repository: Repository, models: Models) -> tuple[Route, ..
 
     async def all_models(call: ProtocolCall) -> Any:
         pipelines = [
-            pipeline for _, pipeline in sorted(repository.models.items()) if not pipeline.not_ready
+            pipeline
+            for _, versions in sorted(repository.versions.items())
+            for pipeline in versions.values()
+            if not pipeline.not_ready
         ]
         return {"model_stats": [statistics_of(pipeline) for pipeline in pipelines]}
 
     async def one_model(call: ProtocolCall) -> Any:
-        model = models.get(call.names["model"], call.names["version"])
-        return {"model_stats": [statistics_of(model.pipeline)]}
+        model, version = (
+            models.get(call.names["model"], call.names["version"]),
+            call.names["version"],
+        )
+        pipelines = [model.pipeline] if version else models.versions(model.name)
+        return {"model_stats": [statistics_of(pipeline) for pipeline in pipelines]}
 
     return (
         Route("GET", "/v2/models/stats", "statistics", all_models),

@@ -15,7 +15,8 @@ from penstock.backends.expressions import registry
 from penstock.backends.expressions.registry import register_backend
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.item import Item
-from penstock.pipelines.config.load import PipelineConfig, Port, load, load_directory
+from penstock.pipelines.config.directory import read_directory
+from penstock.pipelines.config.load import PipelineConfig, Port, load
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 NO_INTEGER = "expected a whole number"
@@ -155,19 +156,19 @@ def test_a_directory(tmp_path: Path) -> None:
     write(tmp_path, 'backend = "Scale"', "a.toml")
     write(tmp_path, 'backend = "Scale"\n[pipeline]\nname = "bee"', "b.toml")
     write(tmp_path, "no toml", "notes.txt")
-    assert sorted(load_directory(tmp_path)) == ["a", "bee"]
+    assert sorted(config.name for config in read_directory(tmp_path).configs) == ["a", "bee"]
     write(tmp_path, 'backend = "Scales"', "c.toml")
     write(tmp_path, "oops", "d.toml")
     write(tmp_path, 'backend = "Scale"\n[pipeline]\nname = "a"', "e.toml")
     with pytest.raises(ConfigError) as caught:
-        load_directory(tmp_path)
+        read_directory(tmp_path)
     assert [Path(problem.file).name for problem in caught.value.problems] == [
         "c.toml",
         "d.toml",
         "e.toml",
     ]
     with pytest.raises(ConfigError, match="no such directory"):
-        load_directory(tmp_path / "nowhere")
+        read_directory(tmp_path / "nowhere")
 
 
 # Keys

@@ -23,6 +23,7 @@ from tritonclient.utils import InferenceServerException
 from penstock import create_app
 from penstock.app.settings import Settings
 from penstock.pipelines import repository as repository_module
+from penstock.pipelines.config.directory import read_again
 
 ADMIN = "adm1n"
 HEADERS = {"Authorization": f"Bearer {ADMIN}"}
@@ -602,7 +603,7 @@ def test_loads_of_one_name_run_one_after_another_at_both_routes(
     """A load that read the file before it changed must not win over one that read it after."""
     client, server = served
     reading, change = threading.Event(), threading.Event()
-    read = repository_module._read
+    read = read_again
 
     def hold(*args: Any) -> Any:
         config = read(*args)
@@ -611,7 +612,7 @@ def test_loads_of_one_name_run_one_after_another_at_both_routes(
             assert change.wait(20)
         return config
 
-    monkeypatch.setattr(repository_module, "_read", hold)
+    monkeypatch.setattr(repository_module, "read_again", hold)
     url = str(server.base_url)
     with ThreadPoolExecutor(2) as threads:
 

@@ -1,0 +1,263 @@
+"""Reads many pipelines: the files of a directory, and the versions of each pipeline."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from penstock.backends.errors import ConfigError, NotFound, Problem
+from penstock.backends.suggestions import did_you_mean
+
+from .definition import PipelineConfig
+from .load import build, from_model, load
+from .source import fit_name, name_of, read
+from .versions import VersionPolicy, version_files, version_key
+
+
+@dataclass(slots=True)
+class Read:
+    """Pipelines that were read, and the versions that could not be, by name and version.
+
+    A version that can't be read does not keep the others of its pipeline from being served.
+    """
+
+    configs: list[PipelineConfig] = field(default_factory=list)
+    unread: dict[tuple[str, str], ConfigError] = field(default_factory=dict)
+
+
+def read_directory(directory: Path) -> Read:
+    """Read every pipeline of a directory: `*.toml`, and folders of versions (`NAME/1/…`).
+
+    The directory may itself be the folder of one pipeline's versions. Raises one `ConfigError` with
+    the problems of all files, except for those of a version whose pipeline has another one.
+    """
+    if not directory.is_dir():
+        raise ConfigError([Problem("there is no such directory", str(directory))])
+    found = Read()
+    problems: list[Problem] = []
+    seen = set()
+    for file in sorted(directory.glob("*.toml")):
+        try:
+            config = load(file)
+        except ConfigError as error:
+            problems.extend(error.problems)
+            continue
+        if (config.name, config.version) in seen:
+            problems.extend(taken(config, config.name).problems)
+        seen.add((config.name, config.version))
+        found.configs.append(config)
+    for folder in _folders(directory):
+        try:
+            versions = read_versions(folder)
+        except ConfigError as error:
+            problems.extend(error.problems)
+        else:
+            found.configs += versions.configs
+            found.unread |= versions.unread
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def read_versions(folder: Path) -> Read:
+    """Read the versions in a pipeline's folder. Raises `ConfigError` if none can be read."""
+    name = name_of_folder(folder)
+    found = Read()
+    files = version_files(folder)
+    if not files:
+        raise ConfigError([Problem("there is no version: expected 1/pipeline.toml", str(folder))])
+    for file in files:
+        version = file.parent.name
+        try:
+            found.configs.append(_read_version(file, folder, name, version))
+        except ConfigError as error:
+            found.unread[name, version] = error
+    if not found.configs:
+        raise ConfigError(
+            [problem for error in found.unread.values() for problem in error.problems]
+        )
+    return found
+
+
+def _read_version(file: Path, folder: Path, name: str, version: str) -> PipelineConfig:
+    tables = read(file)
+    if isinstance(tables.pipeline, dict):
+        for key, expected in (("name", name), ("version", version)):
+            given = tables.pipeline.get(key, expected)
+            if str(given) != expected:
+                tables.problems.append(
+                    Problem(
+                        f"found {given!r}: expected {expected!r}, as the folder says, or no such "
+                        "key",
+                        str(file),
+                        "pipeline",
+                        key,
+                    )
+                )
+        tables.pipeline |= {"name": name, "version": version}
+    return replace(build(tables), versions_folder=folder)
+
+
+def sources_in(directory: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the name of each pipeline of a directory with its file or its folder of versions.
+
+    The files are not checked. One that is not TOML is left out.
+    """
+    for file in sorted(directory.glob("*.toml")):
+        try:
+            table = tomllib.loads(file.read_bytes().decode("utf-8-sig")).get("pipeline")
+        except (OSError, ValueError, RecursionError):
+            continue
+        name = table.get("name") if isinstance(table, dict) else None
+        yield name if isinstance(name, str) else name_of(file), file
+    for folder in _folders(directory):
+        yield name_of_folder(folder), folder
+
+
+def name_of_folder(folder: Path) -> str:
+    """Return the name of the pipeline whose versions are in a folder."""
+    return fit_name(folder.resolve().name)
+
+
+def read_again(
+    name: str, own: list[PipelineConfig], known: set[str], directory: Path | None
+) -> Read:
+    """Read the versions of a pipeline from their files. Blocks.
+
+    `own` are those that it has now; other files are looked for in `directory`. `known` are the
+    names for suggestions.
+    """
+    sources = [
+        config.versions_folder or Path(config.source)
+        for config in own
+        if config.source.endswith(".toml")
+    ]
+    for other, source in sources_in(directory) if directory is not None else ():
+        known.add(other)
+        if other == name:
+            sources.append(source)
+    if not sources and directory is not None:  # one that is not TOML: the error says so
+        sources = [file for file in directory.glob("*.toml") if name_of(file) == name]
+    sources = list(dict.fromkeys(sources))
+    # The file of one of several versions may have gone.
+    sources = [source for source in sources if source.exists()] or sources[:1]
+    found = Read([config for config in own if not config.source.endswith(".toml")])
+    for source in sources:
+        if source.is_dir():
+            versions = read_versions(source)
+            found.configs += versions.configs
+            found.unread |= versions.unread
+        else:
+            found.configs.append(load(source, name=name))
+    if not found.configs:
+        raise NotFound(f"there is no pipeline {name!r}{did_you_mean(name, known)}")
+    return choose_versions(found)
+
+
+def read_source(source: Any, labels: str | os.PathLike[str] | None = None) -> Read:
+    """Read the pipelines that `source` describes, as `Repository.read` does."""
+    if isinstance(source, PipelineConfig):
+        return Read([source])
+    if (
+        isinstance(source, Mapping)
+        and source
+        and all(isinstance(value, PipelineConfig) for value in source.values())
+    ):
+        return Read(list(source.values()))
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if path.suffix == ".onnx":
+            return Read([from_model(path, labels)])
+        if path.is_dir():
+            found = read_directory(path)
+            if not found.configs:
+                message = (
+                    "there is no pipeline in this directory: expected *.toml files, or folders of "
+                    "versions (NAME/1/pipeline.toml)"
+                )
+                raise ConfigError([Problem(message, str(path))])
+            return found
+    if labels is not None:
+        message = "labels go with a bare .onnx model only: a pipeline file names its own"
+        raise ConfigError([Problem(message, str(labels))])
+    return Read([load(source)])
+
+
+def _folders(directory: Path) -> list[Path]:
+    """Return the folders of versions: in a directory, and the directory itself if it is one."""
+    inside = [folder for folder in sorted(directory.iterdir()) if folder.is_dir()]
+    return [folder for folder in (directory, *inside) if version_files(folder)]
+
+
+def choose_versions(found: Read) -> Read:
+    """Return the versions that are to be served, in order: by name, each's oldest first.
+
+    Raises `ConfigError` if two pipelines have the same name and version, and if version policies
+    of one name differ or choose none.
+    """
+    configs: dict[str, dict[str, PipelineConfig]] = {}
+    for config in found.configs:
+        if config.version in configs.setdefault(config.name, {}):
+            raise taken(config, config.name)
+        configs[config.name][config.version] = config
+    chosen = Read()
+    for name, versions in configs.items():
+        unread = {version: error for (of, version), error in found.unread.items() if of == name}
+        ordered = sorted({*versions, *unread}, key=version_key)
+        policy = _policy_of(versions.values(), several=len(ordered) > 1)
+        if policy is not None:
+            try:
+                ordered = policy.choose(ordered)
+            except ValueError as error:
+                declaring = next(one for one in versions.values() if one.version_policy)
+                raise _wrong_policy(declaring, str(error)) from None
+        if not any(version in versions for version in ordered):
+            raise ConfigError(
+                [problem for version in ordered for problem in unread[version].problems]
+            )
+        for version in ordered:
+            if version in unread:
+                chosen.unread[name, version] = unread[version]
+            else:
+                config = versions[version]
+                chosen.configs.append(
+                    config
+                    if config.version_policy == policy
+                    else replace(config, version_policy=policy)
+                )
+    return chosen
+
+
+def _policy_of(configs: Iterable[PipelineConfig], several: bool) -> VersionPolicy | None:
+    """Return the policy that the versions of a name declare; all of them if none does."""
+    declared: PipelineConfig | None = None
+    for config in configs:
+        several = several or config.versions_folder is not None
+        if config.version_policy is None:
+            continue
+        if declared is not None and declared.version_policy != config.version_policy:
+            raise _wrong_policy(
+                config,
+                f"found {config.version_policy}, but version {declared.version} has "
+                f"{declared.version_policy}: expected the same in all versions that have the key",
+            )
+        declared = config
+    if declared is not None:
+        return declared.version_policy
+    return VersionPolicy() if several else None
+
+
+def _wrong_policy(config: PipelineConfig, message: str) -> ConfigError:
+    return ConfigError([Problem(message, config.source, "pipeline", "version_policy")])
+
+
+def taken(config: PipelineConfig, name: str) -> ConfigError:
+    """Return the error for a name that another pipeline has."""
+    message = f"another pipeline has the name {name!r}: expected a name of its own"
+    if name == config.name:
+        message += f", or another version than {config.version!r}"
+    return ConfigError([Problem(message, config.source, "pipeline", "name")])
