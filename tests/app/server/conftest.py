@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import shutil
 import socket
 import socketserver
@@ -69,12 +70,16 @@ def nginx(command: str, server: int, directory: Path) -> Iterator[int]:
 
 class LikeNginx(socketserver.StreamRequestHandler):
     """What nginx does by default: reads the whole request, sends it on by HTTP/1.0, and answers 502
-    if the server closes before all of it is sent.
+    if the server closes before all of it is sent. When the client leaves, it leaves too.
     """
 
     server_port = 0
 
     def handle(self) -> None:
+        with contextlib.suppress(ConnectionResetError):
+            self._relay()
+
+    def _relay(self) -> None:
         head = b""
         while not head.endswith(b"\r\n\r\n"):
             line = self.rfile.readline()
@@ -88,10 +93,14 @@ class LikeNginx(socketserver.StreamRequestHandler):
         with socket.create_connection(("127.0.0.1", self.server_port)) as upstream:
             try:
                 upstream.sendall(head + body)
-                while more := upstream.recv(1 << 16):
+                while True:
+                    readable, _, _ = select.select([upstream, self.connection], [], [])
+                    if upstream not in readable or not (more := upstream.recv(1 << 16)):
+                        return  # one of them has ended
                     self.wfile.write(more)
             except OSError:
-                self.wfile.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+                with contextlib.suppress(OSError):
+                    self.wfile.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
 
 
 @contextlib.contextmanager
