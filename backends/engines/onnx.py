@@ -29,7 +29,7 @@ from .onnx_session import config_error, open_session
 from .postprocess import PostProcessing
 from .processors import threads_per_instance
 from .rows import (
-    MAX_PROBE_ROWS,
+    PROBE_ROWS,
     Row,
     first_reason,
     first_rows,
@@ -219,7 +219,7 @@ class OnnxTensor(Backend):
             )[1:]
             for index, (port, axis) in enumerate(zip(self.inputs, self._input_axes, strict=True))
         ]
-        self._probe_rows = min(MAX_PROBE_ROWS, self._fixed or most)
+        self._probe_rows = self._fixed or min(PROBE_ROWS, most)
         self._verdict = verdict_of(params)
         values = warm_up_values(params, context)
         found = self._verdict.at_load(
@@ -248,12 +248,12 @@ class OnnxTensor(Backend):
         """
         if values is None:
             return None
-        rows = first_rows(self._by_name(values), self._input_axes, self._probe_rows)
+        rows = first_rows(self._by_name(values), self._input_axes)
         return self._try_probe([self._read_values(row) for row in rows]) if rows else None
 
     def _try_probe(self, rows: Sequence[Row]) -> str | None:
         try:
-            return why_mixed(rows, self._probe, self._output_names)
+            return why_mixed(rows, self._probe, self._probe_rows, self._output_names)
         except Exception as error:  # the exceptions of ONNX Runtime share no base class
             logger.debug("%s: %s refuses a probe: %s", self._where, self._model, error)
             return None
@@ -268,7 +268,7 @@ class OnnxTensor(Backend):
                     (shape, port.dtype or np.dtype(np.float32))
                     for shape, port in zip(inner, self.inputs, strict=True)
                 ]
-                reason = self._try_probe(random_rows(ports, self._probe_rows, least))
+                reason = self._try_probe(random_rows(ports, least))
                 if reason is not None:
                     return reason
         return None
@@ -362,7 +362,7 @@ class OnnxTensor(Backend):
         None if the model refuses the item or its rows can't be made to differ.
         """
         first = [array[:1] for array in arrays]
-        rows = rows_like(first, self._probe_rows)
+        rows = rows_like(first)
         try:
             self._probe([first])
             if not rows:
@@ -371,7 +371,7 @@ class OnnxTensor(Backend):
             logger.debug("%s: %s refuses a probe: %s", self._where, self._model, error)
             return None
         try:
-            reason = why_mixed(rows, self._probe, self._output_names)
+            reason = why_mixed(rows, self._probe, self._probe_rows, self._output_names)
         except Exception as error:  # the exceptions of ONNX Runtime share no base class
             reason = f"it can't be checked whether it keeps items apart: {error}"
         if reason:

@@ -1,9 +1,10 @@
 """Prove that a model keeps the rows of a batch apart, so that items may share a run.
 
 A model's shapes can't prove it: `x - mean(x, axis=0)` has a row for each row, and each depends on
-all of them. So a few different rows are run together and each of them alone, and the answers are
-compared. Engines do this when they load, with random rows, and where the shapes are not known then,
-or the model refuses random rows, with rows made from the first item that would share a run.
+all of them. So two different rows are run together, each with copies of itself, and each alone, and
+the answers are compared. Engines do this when they load, with random rows, and where the shapes are
+not known then, or the model refuses random rows, with rows made from the first item that would
+share a run.
 """
 
 from __future__ import annotations
@@ -18,12 +19,26 @@ from numpy.typing import NDArray
 from .shapes import shape_text
 from .sharing import shared
 
-MAX_PROBE_ROWS = 2
-"""The rows of a probe. More would only take longer: a model that mixes any rows mixes two."""
+PROBE_ROWS = 3
+"""The rows of a run of the probe, unless the batch is fixed. Of three, two rows make one order that
+sorting changes (first, second, first) and one that turning round changes (second, first, first).
+"""
 
 TOLERANCE = 0.02
-"""How far a row's answer may differ in company, as a share of its largest value. Kernels differ
-with the batch size, and 16 bits hold 2 to 3 digits; models that mix rows differ by much more.
+"""How far a row's answer alone may differ from that beside its copies, as a share of its largest
+value. Kernels differ with the batch size, and 16 bits hold 2 to 3 digits.
+"""
+
+SHARE_OF_VALUE, SHARE_OF_LARGEST = 1e-3, 1e-5
+"""How far a row's answer beside other rows may differ from that beside its copies, in the same
+place of an equally large batch: as a share of each value, and of the largest. Only kernels that add
+in no fixed order differ then. So it shows a small part of an answer that mixes rows (scores) beside
+a large one that does not (boxes).
+"""
+
+CONTRAST = 0.05
+"""The size of the second row's floats, as a share of the first's. A small row shows best what comes
+from a large one, and their means, extremes and norms differ.
 """
 
 GUESSED_SIZES = (64, 256)
@@ -90,18 +105,16 @@ def guesses(shapes: Sequence[Sequence[int | None]]) -> Iterator[list[tuple[int, 
             yield complete
 
 
-def random_rows(
-    ports: Sequence[tuple[Sequence[int], np.dtype[Any]]], count: int, least: int = 0
-) -> list[Row]:
-    """Make up to two rows whose values differ in sign and size, because a model that drops rows
-    often drops those below a threshold.
+def random_rows(ports: Sequence[tuple[Sequence[int], np.dtype[Any]]], least: int = 0) -> list[Row]:
+    """Make two rows whose values differ in sign and size, because a model that drops rows often
+    drops those below a threshold.
 
     `ports` has each input's shape after the batch axis, and its dtype. Integers are `least` or
     `least` + 1, which is a valid mask, token and index for most models.
     """
     random = np.random.default_rng(0)
     columns = [_random_column(random, shape, dtype, least) for shape, dtype in ports]
-    return [list(row) for row in zip(*columns, strict=True)][:count]
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
 def _random_column(
@@ -111,8 +124,8 @@ def _random_column(
     if dtype.kind == "O":
         return [np.full(whole, text, object) for text in ("a word", "3")]
     if dtype.kind in "fc":
-        values = np.abs(random.standard_normal((2, *whole)))
-        return [part.astype(dtype) for part in (3 * values[0], -values[1])]
+        first, second = 3 * np.abs(random.standard_normal((2, *whole)))
+        return [first.astype(dtype), (_alternating(second) * CONTRAST).astype(dtype)]
     if dtype == np.uint8:
         return [random.integers(*ends, whole, np.uint8) for ends in ((0, 32), (224, 256))]
     bits = random.integers(0, 2, whole)
@@ -127,16 +140,16 @@ def row_at(values: Sequence[NDArray[Any]], axes: Sequence[int], index: int) -> R
     ]
 
 
-def first_rows(values: Sequence[NDArray[Any]], axes: Sequence[int], count: int) -> list[Row]:
-    """Return the first `count` rows of values, up to two. Empty if the values have fewer, or these
-    do not differ.
+def first_rows(values: Sequence[NDArray[Any]], axes: Sequence[int]) -> list[Row]:
+    """Return the first two rows of values. Empty if the values have fewer, or these do not
+    differ.
     """
-    if count < 2 or any(
-        value.ndim <= axis or value.shape[axis] < count
+    if any(
+        value.ndim <= axis or value.shape[axis] < 2
         for value, axis in zip(values, axes, strict=True)
     ):
         return []
-    rows = [row_at(values, axes, index) for index in range(count)]
+    rows = [row_at(values, axes, index) for index in range(2)]
     return [] if _are_equal(rows[0], rows[1]) else rows
 
 
@@ -157,22 +170,38 @@ def first_reason(probes: Iterable[Callable[[], str | None]]) -> str | None:
     return found
 
 
-def rows_like(row: Row, count: int) -> list[Row]:
-    """Make up to two rows from an item's: itself, and its values backwards, or others
-    within its range. Empty where they do not differ.
+def _alternating(values: NDArray[Any]) -> NDArray[Any]:
+    """Return the values with the signs -, +, -, +, ... in the order of their memory."""
+    signs = np.where(np.arange(values.size) % 2, 1, -1)
+    return values * signs.reshape(values.shape)
+
+
+def rows_like(row: Row) -> list[Row]:
+    """Make two rows from an item's: itself, and one whose values come backwards and differ in
+    their extremes and norm. Empty where the rows do not differ.
     """
-    backwards = [value.reshape(-1)[::-1].reshape(value.shape) for value in row]
-    rows = [row, backwards, [_others(value) for value in row]]
-    different: list[Row] = []
-    for candidate in rows:
-        if not any(_are_equal(candidate, before) for before in different):
-            different.append(candidate)
-    return different[:count] if len(different) > 1 else []
+    for make in (_backwards, _others):
+        other = [make(value) for value in row]
+        if not _are_equal(row, other):
+            return [row, other]
+    return []
+
+
+def _backwards(value: NDArray[Any]) -> NDArray[Any]:
+    """Return smaller values in reverse order. Whole numbers stay valid as masks, lengths and
+    tokens: 0 and 1 remain, greater ones are halved.
+    """
+    backwards = value.reshape(-1)[::-1].reshape(value.shape)
+    if value.dtype.kind in "fc":
+        return (_alternating(backwards) * CONTRAST).astype(value.dtype)
+    if value.dtype.kind in "iu":
+        return np.where(backwards > 1, backwards // 2 + backwards % 2, backwards).astype(
+            value.dtype
+        )
+    return backwards
 
 
 def _others(value: NDArray[Any]) -> NDArray[Any]:
-    if value.dtype.kind in "fc":
-        return -value
     if value.dtype.kind in "OU":
         return np.array([str(text) + " a" for text in value.reshape(-1)], object).reshape(
             value.shape
@@ -183,29 +212,42 @@ def _others(value: NDArray[Any]) -> NDArray[Any]:
 def why_mixed(
     rows: Sequence[AnyRow],
     run: Callable[[Sequence[AnyRow]], Sequence[NDArray[Any]]],
+    count: int,
     names: Sequence[str] = (),
 ) -> str:
-    """Run the rows together and each alone. Return why they may not share a run, or "" where the
-    answers are the same.
+    """Run two rows together, in two orders of `count` rows, each with copies of itself, and each
+    alone. Return why they may not share a run, or "" where the answers are the same.
 
     `run` returns the outputs of a run, without the rows of padding. `names` are those of the
     outputs; without them messages give their positions. Raises what `run` raises.
     """
-    together = run(rows)
-    for position, row in enumerate(rows):
-        alone = run([row])
-        for index, (whole, one) in enumerate(zip(together, alone, strict=True)):
-            name = names[index] if names else index
-            for output, count in ((whole, len(rows)), (one, 1)):
-                if output.ndim == 0 or len(output) != count:
+
+    def outputs(some: Sequence[AnyRow]) -> list[tuple[object, NDArray[Any]]]:
+        arrays = run(some)
+        return list(zip(names or range(len(arrays)), arrays, strict=True))
+
+    turns = ([place % 2 for place in range(count)], [int(place == 0) for place in range(count)])
+    together = [(turn, outputs([rows[which] for which in turn])) for turn in turns]
+    for which, row in enumerate(rows[:count]):
+        alone, copies = outputs([row]), outputs([row] * count)
+        for some, length in ((alone, 1), (copies, count), *((own, count) for _, own in together)):
+            for name, output in some:
+                if output.ndim == 0 or len(output) != length:
                     shape = shape_text(output.shape)
-                    return f"output {name} has shape {shape} for a batch of {count}"
-            if not _is_close(whole[position], one[0]):
+                    return f"output {name} has shape {shape} for a batch of {length}"
+        for index, (name, copy) in enumerate(copies):
+            one = alone[index][1][0]
+            if not all(_is_close(part, one, 0, TOLERANCE) for part in copy) or not all(
+                _is_close(own[index][1][place], copy[place], SHARE_OF_VALUE, SHARE_OF_LARGEST)
+                for turn, own in together
+                for place in range(count)
+                if turn[place] == which
+            ):
                 return f"output {name} of a row changes with the other rows of its batch"
     return ""
 
 
-def _is_close(one: Any, other: Any) -> bool:
+def _is_close(one: Any, other: Any, of_value: float, of_largest: float) -> bool:
     one, other = np.asarray(one), np.asarray(other)
     if one.shape != other.shape:
         return False
@@ -214,4 +256,4 @@ def _is_close(one: Any, other: Any) -> bool:
     if one.dtype.kind == "f":
         one, other = one.astype(np.float64), other.astype(np.float64)
     largest = np.abs(other[np.isfinite(other)]).max(initial=0)
-    return bool(np.allclose(one, other, rtol=0, atol=TOLERANCE * largest, equal_nan=True))
+    return bool(np.allclose(one, other, rtol=of_value, atol=of_largest * largest, equal_nan=True))

@@ -22,7 +22,7 @@ from ...gpu.device import DeviceHalf, buckets, choose_device
 from ...item import Item
 from ...params import EngineParams
 from ..rows import (
-    MAX_PROBE_ROWS,
+    PROBE_ROWS,
     first_reason,
     first_rows,
     random_rows,
@@ -204,7 +204,7 @@ class TorchEngine(Backend):
         if values is None:
             return None
         names, given, axes = self._by_position(values)
-        rows = first_rows(given, axes, self._probe_rows())
+        rows = first_rows(given, axes)
         read = [self._read_values(names, row).inputs for row in rows]
         return self._try_probe(read, names) if read else None
 
@@ -224,11 +224,11 @@ class TorchEngine(Backend):
         if not shapes:
             return None
         ports = [(shape, _numpy_dtype(dtype)) for shape, dtype in shapes]
-        rows = random_rows(ports, self._probe_rows())
+        rows = random_rows(ports)
         return self._try_probe([[torch.from_numpy(part) for part in row] for row in rows])
 
     def _probe_rows(self) -> int:
-        return min(MAX_PROBE_ROWS, self._capacity)
+        return max(min(PROBE_ROWS, self._capacity), self.model_range.min)
 
     def _settle(self, reason: str) -> None:
         """Keep the answer of a probe: why items may not share runs, or ""."""
@@ -251,7 +251,7 @@ class TorchEngine(Backend):
 
     def _why_mixed(self, rows: list[list[Input]], names: tuple[str, ...] = ()) -> str:
         """Return why the rows may not share a run, or "". Raises what the model raises."""
-        return why_mixed(rows, lambda some: self._probe(some, names))
+        return why_mixed(rows, lambda some: self._probe(some, names), self._probe_rows())
 
     def _probe(self, rows: Sequence[list[Input]], names: tuple[str, ...]) -> list[NDArray[Any]]:
         """Run rows together, padded as in a batch."""
@@ -294,8 +294,7 @@ class TorchEngine(Backend):
             [
                 _as_array(value) if isinstance(value, torch.Tensor) else np.array(value, object)
                 for value in first
-            ],
-            self._probe_rows(),
+            ]
         )
         rows: list[list[Input]] = [
             [

@@ -323,6 +323,10 @@ def test_only_the_first_instance_warns(tmp_path: Path, caplog: pytest.LogCapture
     assert caplog.text.count("alone") == 1
 
 
+SIZES_OF_A_PROBE = [3, 3, 1, 3, 1, 3]
+"""The rows of each run: two rows in two orders, and each alone and beside its copies."""
+
+
 def measured_probes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets the rows of each run of a probe."""
     sizes: list[int] = []
@@ -345,13 +349,13 @@ def test_one_instance_probes_for_all(
     sizes = measured_probes(monkeypatch)
     backends = instances(path, 3, max=8)
     if known:
-        assert sizes == [2, 1, 1]
+        assert sizes == SIZES_OF_A_PROBE
         return
     sizes.clear()
     data = [np.arange(10, dtype=np.float32)[None] * factor for factor in (1, 2)]
     for backend in reversed(backends):
         assert [result.tolist() for result in run(backend, *data)] == [[[0] * 10]] * 2
-    assert sizes == [1, 2, 1]  # the first item, two together, and one of them alone
+    assert sizes == [1, *SIZES_OF_A_PROBE]  # the first item, and then the rows made from it
 
 
 def test_a_detector_that_ends_in_nms(tmp_path: Path) -> None:
@@ -486,12 +490,48 @@ def test_keys_for_batches(double: Path, tmp_path: Path, caplog: pytest.LogCaptur
         make(path, batched=True)
 
 
+@pytest.mark.parametrize("direction", [0, 1])
+def test_sorted_rows_run_alone(tmp_path: Path, direction: int) -> None:
+    """Whatever the order of the probe's rows."""
+    path = write(
+        tmp_path / "m.onnx",
+        [
+            ("Shape", ["x"], ["shape"]),
+            ("Gather", ["shape", "first"], ["rows"]),
+            ("TopK", ["x", "rows"], ["y", "order"], {"axis": 0, "largest": direction}),
+        ],
+        [("x", FLOAT, ["n", 2])],
+        [("y", FLOAT, ["n", 2])],
+        [("first", [0])],
+    )
+    backend = make(path, max=8)
+    assert (backend.max, backend.signature.batched) == (1, False)
+    assert [result.tolist() for result in run(backend, row(1, 8), row(2, 4))] == [
+        [[1, 8]],
+        [[2, 4]],
+    ]
+
+
+def test_a_large_fixed_axis_that_is_no_batch(tmp_path: Path) -> None:
+    """Each of 256 rows has little effect on the others, and all of them have much."""
+    path = write(
+        tmp_path / "m.onnx",
+        [("ReduceMean", ["x"], ["mean"], {"axes": [0]}), ("Sub", ["x", "mean"], ["y"])],
+        [("x", FLOAT, [256, 4])],
+        [("y", FLOAT, [256, 4])],
+    )
+    backend = make(path)
+    assert (backend.max, backend.signature.batched) == (1, False)
+    x = np.arange(1024, dtype=np.float32).reshape(256, 4)
+    assert np.allclose(run(backend, x)[0], x - x.mean(0))
+
+
 def test_the_probe_is_small(double: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = measured_probes(monkeypatch)
     make(double, max=8)
-    assert sizes == [2, 1, 1]
+    assert sizes == SIZES_OF_A_PROBE
     make(double, max=1)  # no run has more than one row
-    assert len(sizes) == 3
+    assert sizes == SIZES_OF_A_PROBE
 
 
 # Ranges

@@ -142,9 +142,53 @@ def test_a_model_that_keeps_rows_apart_is_proven_once(scripted: Any, make: Any, 
     run(backend, data[0])
     assert sizes == [1] and not engine.proven  # alone, an item needs no proof
     run(backend, *data)
-    assert engine.proven and sizes == [1, 1, 2, 1, 1, 4]
+    assert engine.proven and sizes == [1, 1, 3, 3, 1, 3, 1, 3, 4]
     run(backend, *data)
-    assert sizes[6:] == [4]
+    assert sizes[9:] == [4]
+
+
+MIXING = {
+    "largest": "x / x.max()",
+    "range": "(x - x.min()) / (x.max() - x.min())",
+    "mean": "x - x.mean()",
+    "norm": "x / x.norm()",
+    "floor": "torch.maximum(x, x.mean())",
+    "little": "x + 0.01 * x.mean(0, keepdim=True)",
+    "beside a large value": "torch.cat([x * 1000, (x / 10).softmax(0)], 1)",
+    "attention": "x + torch.softmax(x @ x.t(), 1) @ x",
+    "ascending": "x.sort(dim=0)[0]",
+    "descending": "x.sort(dim=0, descending=True)[0]",
+    "smallest so far": "x.cummin(0)[0]",
+    "largest so far": "x.cummax(0)[0]",
+    "sum so far": "x.cumsum(0)",
+    "by score": "x[x.sum(1).argsort(descending=True)]",
+    "turned round": "x.flip(0)",
+    "moved by two": "x.roll(2, 0)",
+}
+"""Answers in which rows meet. Some look right where the rows have equal norms, are sorted, or are
+only two.
+"""
+
+
+@pytest.mark.parametrize("most", ["8x4", "2x4", "8"])
+@pytest.mark.parametrize("name", MIXING)
+def test_no_row_meets_another(
+    make: Any, run: Any, tmp_path: Path, name: str, most: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if (name, most) == ("moved by two", "2x4"):
+        return  # of two rows, both stay
+    (tmp_path / "net.py").write_text(
+        "import torch\n\nclass Net(torch.nn.Module):\n"
+        f"    def forward(self, x):\n        return {MIXING[name]}\n"
+    )
+    context = Context(node="node", directory=tmp_path)
+    backend = make("PythonTensor", "net.py:Net", context, max=most)
+    data = [torch.tensor([values]) for values in ([0.5, 2.0, 1.0, 0.1], [3.0, 0.2, 0.4, 5.0])]
+    results = run(backend, *data)
+    assert "runs each item" in caplog.text
+    for x, result in zip(data, results, strict=True):
+        alone = eval(MIXING[name], {"torch": torch, "x": x})
+        assert torch.allclose(result, alone)
 
 
 def test_texts_and_dicts_are_proven_with_the_first_items(
