@@ -13,7 +13,7 @@ from penstock.backends.errors import ConfigError, InvalidInput
 from penstock.backends.expressions import registry
 from penstock.backends.expressions.registry import register_backend
 from penstock.backends.item import Item
-from penstock.backends.operators.control import pieces
+from penstock.backends.operators.compose import pieces
 
 Make = Callable[..., Backend]
 batches: list[list[Any]] = []
