@@ -171,27 +171,29 @@ class Context:
 class TensorPort(NamedTuple):
     """An input or output of an engine's model.
 
-    `dtype` is NumPy's name, `bfloat16` or `string`. A -1 in `shape` stands for any size.
+    `dtype` is NumPy's name, `bfloat16` or `string`. A -1 in `shape` stands for any size. An item
+    may leave an `optional` input out; these come last.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    optional: bool = False
 
 
 class Signature(NamedTuple):
     """The arrays that an engine's model takes in `data` and gives in `result`, in their order.
 
     None: not known. `batched`: the first axis of every array is the batch, of any size.
-    `batch_axes`: the batch axis of each input, if it is not the first of all; inputs beyond have it
-    first. With either, the node counts the rows of an item from its arrays, and sets its
-    `request_size`.
+    `batch_axes`: the batch axis of each input, if it is not the first of all, None for an input
+    without a batch; inputs beyond have it first. With either, the node counts the rows of an item
+    from its arrays, and sets its `request_size`.
     """
 
     inputs: tuple[TensorPort, ...] | None
     outputs: tuple[TensorPort, ...] | None
     batched: bool
-    batch_axes: tuple[int, ...] = ()
+    batch_axes: tuple[int | None, ...] = ()
 
     @classmethod
     def of(
@@ -199,10 +201,10 @@ class Signature(NamedTuple):
         inputs: tuple[TensorPort, ...] | None,
         outputs: tuple[TensorPort, ...] | None,
         batched: bool,
-        axes: tuple[int, ...],
+        axes: tuple[int | None, ...],
     ) -> Signature:
         """Describe a model whose inputs have their batch, if it is `batched`, on these axes."""
-        elsewhere = batched and any(axes)
+        elsewhere = batched and any(axis != 0 for axis in axes)
         return cls(inputs, outputs, batched and not elsewhere, axes if elsewhere else ())
 
     @property
@@ -210,9 +212,23 @@ class Signature(NamedTuple):
         """True if the rows of an item can be counted from its arrays."""
         return self.batched or bool(self.batch_axes)
 
-    def batch_axis(self, position: int) -> int:
-        """Return the batch axis of an input."""
+    def batch_axis(self, position: int) -> int | None:
+        """Return the batch axis of an input, None if it has no batch."""
         return self.batch_axes[position] if position < len(self.batch_axes) else 0
+
+    def without_optional(self) -> Signature:
+        """Describe the model with the inputs that it must have."""
+        ports = self.inputs or ()
+        return Signature.of(
+            tuple(port for port in ports if not port.optional),
+            self.outputs,
+            self.has_rows,
+            tuple(
+                axis
+                for axis, port in zip(self.batch_axes, ports, strict=False)
+                if not port.optional
+            ),
+        )
 
 
 class Backend:

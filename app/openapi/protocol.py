@@ -54,10 +54,11 @@ PROTOCOL_SCHEMAS: dict[str, Schema] = {
     "ModelReady": object_of(["name", "ready"], name=TEXT, ready=FLAG),
     "TensorMetadata": object_of(
         ["name", "datatype", "shape"],
-        "-1 in the shape stands for any size.",
+        "-1 in the shape stands for any size. A request may leave an optional input out.",
         name=TEXT,
         datatype=_DATATYPE,
         shape=array_of({"type": "integer"}),
+        optional=FLAG,
     ),
     "ModelMetadata": object_of(
         ["name", "versions", "platform", "inputs", "outputs"],

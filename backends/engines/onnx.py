@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,14 @@ from ..base import UNBOUNDED, Backend, BatchRange, Context, Params, Signature, T
 from ..errors import BackendError, InvalidInput
 from ..item import Item
 from ..params import EngineParams
+from ..text import repr_of
 from .onnx_ports import (
     OnnxTensorInfo,
     as_array,
     dtype_fits,
     listed,
     narrows,
+    optional_ports_of,
     ports_of,
     shape_of,
     to_numpy,
@@ -68,14 +70,24 @@ class OnnxParams(EngineParams):
     )
 
 
+class _Member(NamedTuple):
+    """An item of a batch, with its inputs read and checked."""
+
+    item: Item
+    arrays: list[NDArray[Any]]
+    """In the model's order, the batch axis first."""
+    optional: dict[str, NDArray[Any]]
+    """Those of the optional inputs that it gives."""
+
+
 class OnnxTensor(Backend):
     """Runs an ONNX model with ONNX Runtime, on the CPU.
 
     `data`: an array with the batch dimension first, N×..., or a list of them in the order of the
-    model's inputs. N is the item's `request_size`, 1 by default. `result`: the output, N×..., or a
-    list of them. `batch_axis` names the tensors that have their batch on another axis. With `mean`
-    or `std` the first input may be uint8 or of a floating type, and (x - mean) / std is computed
-    inside the model.
+    model's inputs, or a dict of them by name. N is the item's `request_size`, 1 by default.
+    `result`: the output, N×..., or a list of them. `batch_axis` names the tensors that have their
+    batch on another axis. With `mean` or `std` the first input may be uint8 or of a floating type,
+    and (x - mean) / std is computed inside the model.
 
     A dtype that widens without loss is converted, and float64 to float32. Any other dtype or shape
     is an `InvalidInput`: raised for an item that is alone in its batch, and otherwise set as the
@@ -86,12 +98,17 @@ class OnnxTensor(Backend):
 
     Items share a run only if the model is proven to keep rows apart (rows.py). Otherwise each item
     runs alone: `data` is what the model takes, with any first axis.
+
+    Initializers that are also inputs of the graph are optional inputs, after the others. An item
+    leaves them out, or has None in their place. One that gives any runs alone, since they have no
+    batch axis.
     """
 
     parameters: ClassVar[type[Params] | None] = OnnxParams
 
     session: Any = None
     inputs: tuple[OnnxTensorInfo, ...] = ()
+    optional_inputs: tuple[OnnxTensorInfo, ...] = ()
     outputs: tuple[OnnxTensorInfo, ...] = ()
 
     @classmethod
@@ -135,6 +152,7 @@ class OnnxTensor(Backend):
             "input_reorder",
             context,
         )
+        self.optional_inputs = tuple(optional_ports_of(self.session, where))
         self.outputs = reorder(
             ports_of(self.session.get_outputs(), "output", where),
             params.output_reorder,
@@ -153,11 +171,12 @@ class OnnxTensor(Backend):
         self._options: Any = None
         """Options of the next run; None but for warm-up."""
         self._decide(params, context)
+        optional = self._signed(self.optional_inputs)
         self.signature = Signature.of(
-            self._signed(self.inputs),
+            (*self._signed(self.inputs), *(port._replace(optional=True) for port in optional)),
             None if self._post.active else self._signed(self.outputs),
             self._batched,
-            tuple(self._input_axes),
+            (*self._input_axes, *(None for _ in optional)),
         )
         declared = params.declared_range(self._first_axis)
         self.max = self._bound(params, context) if self._batched else 1
@@ -390,7 +409,7 @@ class OnnxTensor(Backend):
                 "string" if port.dtype in (None, np.object_) else str(port.dtype),
                 tuple(
                     -1
-                    if size is None or (self._batched and axis == self._axis[port.name])
+                    if size is None or (self._batched and axis == self._axis.get(port.name))
                     else size
                     for axis, size in enumerate(port.shape)
                 ),
@@ -447,7 +466,7 @@ class OnnxTensor(Backend):
     def _read_values(self, arrays: list[NDArray[Any]]) -> Row:
         """Read values of a file as those of an item. Raises ConfigError."""
         try:
-            return self._read({"data": arrays})
+            return self._read({"data": arrays}).arrays
         except InvalidInput as error:
             raise wrong_values(self._context, str(error)) from error
 
@@ -462,20 +481,21 @@ class OnnxTensor(Backend):
         return [values[name] for name in names]
 
     def forward(self, batch: list[Item]) -> None:
-        groups: dict[Hashable, list[tuple[Item, list[NDArray[Any]]]]] = {}
+        groups: dict[Hashable, list[_Member]] = {}
         for position, item in enumerate(batch):
             try:
-                arrays = self._read(item)
+                member = self._read(item)
             except InvalidInput as error:
                 if len(batch) == 1:
                     raise
                 item["error"] = error
                 continue
-            key = tuple([array.shape[1:] for array in arrays]) if self._batched else position
-            groups.setdefault(key, []).append((item, arrays))
+            shares = self._batched and not member.optional
+            key = tuple([array.shape[1:] for array in member.arrays]) if shares else position
+            groups.setdefault(key, []).append(member)
         for members in groups.values():
             if not self._proven and (len(members) > 1 or self._fixed):
-                self._prove(members[0][1])
+                self._prove(members[0].arrays)
                 if not self._batched:
                     self.forward(batch)
                     return
@@ -486,8 +506,8 @@ class OnnxTensor(Backend):
                 except Exception as error:
                     refuse_without_elements(
                         "OnnxTensor",
-                        (array.shape for _, arrays in sharing for array in arrays),
-                        (item for item, _ in sharing),
+                        (array.shape for member in sharing for array in member.arrays),
+                        (member.item for member in sharing),
                         error,
                         alone=len(batch) == 1,
                     )
@@ -497,29 +517,53 @@ class OnnxTensor(Backend):
         self._buffers = {}
         super().close()
 
-    def _read(self, item: Item) -> list[NDArray[Any]]:
-        """Return the item's arrays, checked against the model's inputs. Raises InvalidInput."""
-        data = item["data"]
-        values = data if isinstance(data, list | tuple) else [data]
-        if len(values) != len(self.inputs):
-            names = ", ".join(port.name for port in self.inputs)
+    def _values(self, data: Any) -> Sequence[Any]:
+        """Return the values of `data` in the order of the inputs, the optional ones last and None
+        for one that is left out. Raises InvalidInput.
+        """
+        least, most = len(self.inputs), len(self.inputs) + len(self.optional_inputs)
+        if isinstance(data, dict):
+            ports = (*self.inputs, *self.optional_inputs)
+            unknown = data.keys() - {port.name for port in ports}
+            if not unknown:
+                return [data.get(port.name) for port in ports]
+            problem = f"input {min(map(repr_of, unknown))} is unknown"
+        else:
+            values = data if isinstance(data, list | tuple) else [data]
+            if least <= len(values) <= most:
+                return values
+            problem = f"data holds {len(values)}"
+        names = ", ".join(port.name for port in self.inputs)
+        if self.optional_inputs:
+            names += f"; optional: {', '.join(port.name for port in self.optional_inputs)}"
+        raise InvalidInput(f"OnnxTensor: the model has {least} inputs ({names}), but {problem}")
+
+    def _array(self, port: OnnxTensorInfo, value: Any) -> NDArray[Any]:
+        """Return a value as an array that fits an input. Raises InvalidInput."""
+        if value is None:
+            raise InvalidInput(f"OnnxTensor: input {port.name} is missing: expected {port}")
+        if not hasattr(value, "__array__"):
             raise InvalidInput(
-                f"OnnxTensor: the model has {len(self.inputs)} inputs ({names}), "
-                f"but data holds {len(values)}"
+                f"OnnxTensor: input {port.name}: expected {port}, found {type(value).__name__}"
             )
+        array = to_numpy(value)
+        if not dtype_fits(array.dtype, port.dtype) or not self._shape_fits(array.shape, port):
+            raise InvalidInput(
+                f"OnnxTensor: input {port.name}: expected {port}, "
+                f"found {array.dtype} of shape {shape_text(array.shape)}"
+            )
+        if narrows(array.dtype, port.dtype):
+            with np.errstate(over="ignore"):  # infinite, without a warning for each request
+                return array.astype(np.float32)
+        return array
+
+    def _read(self, item: Item) -> _Member:
+        """Return the item's arrays, checked against the model's inputs. Raises InvalidInput."""
+        values = self._values(item["data"])
         size = item.get("request_size", 1)
         arrays = []
-        for port, axis, value in zip(self.inputs, self._input_axes, values, strict=True):
-            if not hasattr(value, "__array__"):
-                raise InvalidInput(
-                    f"OnnxTensor: input {port.name}: expected {port}, found {type(value).__name__}"
-                )
-            array = to_numpy(value)
-            if not dtype_fits(array.dtype, port.dtype) or not self._shape_fits(array.shape, port):
-                raise InvalidInput(
-                    f"OnnxTensor: input {port.name}: expected {port}, "
-                    f"found {array.dtype} of shape {shape_text(array.shape)}"
-                )
+        for port, axis, value in zip(self.inputs, self._input_axes, values, strict=False):
+            array = self._array(port, value)
             if self._batched and array.shape[axis] != size:
                 where = f", axis {axis}" if axis else ""
                 raise InvalidInput(
@@ -531,22 +575,24 @@ class OnnxTensor(Backend):
                     f"OnnxTensor: input {port.name}: expected at most {self.max} rows (max), found "
                     f"shape {shape_text(array.shape)}"
                 )
-            if narrows(array.dtype, port.dtype):
-                with np.errstate(over="ignore"):  # infinite, without a warning for each request
-                    array = array.astype(np.float32)
             arrays.append(np.moveaxis(array, axis, 0) if axis and self._batched else array)
-        return arrays
+        optional = {
+            port.name: _moved(self._array(port, value), 0, port.dtype)
+            for port, value in zip(self.optional_inputs, values[len(arrays) :], strict=False)
+            if value is not None
+        }
+        return _Member(item, arrays, optional)
 
     def _shape_fits(self, shape: tuple[int, ...], port: OnnxTensorInfo) -> bool:
         if len(shape) != len(port.shape):
             return False
-        batch = self._axis[port.name] if self._batched else None
+        batch = self._axis.get(port.name) if self._batched else None
         return all(
             fixed is None or fixed == size or axis == batch
             for axis, (fixed, size) in enumerate(zip(port.shape, shape, strict=True))
         )
 
-    def _run(self, members: list[tuple[Item, list[NDArray[Any]]]]) -> None:
+    def _run(self, members: list[_Member]) -> None:
         """Run the session once, over items of one shape, and set their results.
 
         It calls plain `run` and no I/O binding: on the CPU, `run` wraps contiguous arrays without a
@@ -554,7 +600,7 @@ class OnnxTensor(Backend):
         ResNet-18 is the same within noise (1 image 17 ms, 8 images 126 ms), a tiny model takes 4 µs
         instead of 6 µs.
         """
-        counts = [arrays[0].shape[0] if self._batched else 1 for _, arrays in members]
+        counts = [member.arrays[0].shape[0] if self._batched else 1 for member in members]
         total = sum(counts)
         rows = self._fixed or total
         alone = len(members) == 1 and (not self._batched or rows == total)
@@ -562,7 +608,7 @@ class OnnxTensor(Backend):
             axes = self._input_axes if self._batched else [0] * len(self.inputs)
             feed = {
                 port.name: _moved(array, axis, port.dtype)
-                for port, axis, array in zip(self.inputs, axes, members[0][1], strict=True)
+                for port, axis, array in zip(self.inputs, axes, members[0].arrays, strict=True)
             }
         else:
             with timeline.span("assembly", rows=rows):
@@ -570,11 +616,12 @@ class OnnxTensor(Backend):
                     port.name: _moved(self._assemble(index, members, rows), self._input_axes[index])
                     for index, port in enumerate(self.inputs)
                 }
+        feed.update(members[0].optional)  # an item that has some is alone
         with timeline.span("run", rows=total):
             outputs = self._post.apply(self.session.run(self._output_names, feed, self._options))
         if alone:
-            members[0][0]["result"] = outputs[0] if len(outputs) == 1 else outputs
-            self._post.answer(members[0][0])
+            members[0].item["result"] = outputs[0] if len(outputs) == 1 else outputs
+            self._post.answer(members[0].item)
             return
         axes = [0] * len(outputs)
         if not self._post.active:
@@ -588,7 +635,7 @@ class OnnxTensor(Backend):
                     f"of {rows}: the model does not keep items apart; set batched = false"
                 )
         start = 0
-        for (item, _), count in zip(members, counts, strict=True):
+        for (item, *_), count in zip(members, counts, strict=True):
             # Copies, because a view would keep the whole batch in memory until the last item is
             # read.
             rows_of_item = [
@@ -601,14 +648,12 @@ class OnnxTensor(Backend):
             self._post.answer(item)
             start += count
 
-    def _assemble(
-        self, index: int, members: list[tuple[Item, list[NDArray[Any]]]], rows: int
-    ) -> NDArray[Any]:
+    def _assemble(self, index: int, members: list[_Member], rows: int) -> NDArray[Any]:
         """Write the batch of one input into a kept buffer.
 
         A fresh buffer of megabytes would cost page faults at every run.
         """
-        port, shape = self.inputs[index], members[0][1][index].shape[1:]
+        port, shape = self.inputs[index], members[0].arrays[index].shape[1:]
         buffer = self._buffers.get((port.name, shape))
         if buffer is None or len(buffer) < rows:
             if len(self._buffers) >= MAX_BUFFERED_SHAPES * len(self.inputs):
@@ -617,9 +662,10 @@ class OnnxTensor(Backend):
                 (max(rows, self._largest), *shape), port.dtype
             )
         start = 0
-        for _, arrays in members:
-            stop = start + len(arrays[index])
-            buffer[start:stop] = arrays[index]
+        for member in members:
+            array = member.arrays[index]
+            stop = start + len(array)
+            buffer[start:stop] = array
             start = stop
         buffer[start:rows] = 0 if port.dtype != np.object_ else ""
         return buffer[:rows]

@@ -90,6 +90,19 @@ def ports_of(nodes: Sequence[Any], kind: str, where: str) -> list[OnnxTensorInfo
     return ports
 
 
+def optional_ports_of(session: Any, where: str) -> list[OnnxTensorInfo]:
+    """Return the inputs of a session that have a default: initializers that are also graph inputs.
+
+    Those whose type NumPy lacks always keep their default.
+    """
+    nodes = [
+        node
+        for node in session.get_overridable_initializers()
+        if (whole := TENSOR.fullmatch(node.type)) and whole[1] in NUMPY_DTYPES
+    ]
+    return ports_of(nodes, "input", where)
+
+
 def listed(ports: Sequence[OnnxTensorInfo]) -> str:
     return ", ".join(f"{port.name} {shape_text(port.shape)}" for port in ports)
 

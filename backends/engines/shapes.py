@@ -20,11 +20,13 @@ def shape_key(item: Item) -> Hashable:
     """Return the key that all items of one run share.
 
     It has each input's dtype and its shape after the batch dimension, None for inputs without a
-    shape (texts, a dict).
+    shape (texts) and those that are left out.
     """
     data = item.get("data")
     if isinstance(data, list | tuple):
         return tuple([_inner_shape_and_dtype(array) for array in data])
+    if isinstance(data, dict):
+        return tuple([(name, _inner_shape_and_dtype(array)) for name, array in data.items()])
     return _inner_shape_and_dtype(data)
 
 

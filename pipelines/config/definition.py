@@ -85,6 +85,8 @@ class Port:
     shape: tuple[int, ...] | None = None
     labels: str | None = None
     description: str = ""
+    optional: bool = False
+    """An input that a request may leave out."""
 
 
 DEFAULT_INPUTS = (Port("data", "image"),)

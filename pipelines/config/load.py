@@ -31,7 +31,15 @@ from .node_table import build_node, check_name
 from .sharing import check_shared, share
 from .source import Tables, read
 from .structure import Structure
-from .tables import NODE_KEYS, STRUCTURE_KEYS, ExposedTable, PipelineTable, PortTable, validated
+from .tables import (
+    NODE_KEYS,
+    STRUCTURE_KEYS,
+    ExposedTable,
+    InputTable,
+    PipelineTable,
+    PortTable,
+    validated,
+)
 
 __all__ = [
     "DEFAULT_MAX",
@@ -164,7 +172,15 @@ def _build_nodes(
 
 def _ports(tables: Mapping[str, PortTable]) -> tuple[Port, ...]:
     return tuple(
-        Port(key, table.kind, table.dtype, table.shape, table.labels, table.description)
+        Port(
+            key,
+            table.kind,
+            table.dtype,
+            table.shape,
+            table.labels,
+            table.description,
+            isinstance(table, InputTable) and table.optional,
+        )
         for key, table in tables.items()
     )
 

@@ -83,10 +83,16 @@ class PortTable(_Table):
     description: str = ""
 
 
+class InputTable(PortTable):
+    """One declared value of `[pipeline.inputs]`."""
+
+    optional: bool = False
+
+
 class ExposedTable(_Table):
     """`[pipeline.expose.NODE]`: a node that may be called by itself, as a model of its own."""
 
-    inputs: dict[str, PortTable] | None = None
+    inputs: dict[str, InputTable] | None = None
     outputs: dict[str, PortTable] = {}
     batched: bool = True
     description: str = ""
@@ -105,7 +111,7 @@ class PipelineTable(_Table):
         Annotated[InstanceOf[VersionPolicy], BeforeValidator(VersionPolicy.read)] | None
     ) = None
     description: str = ""
-    inputs: dict[str, PortTable] | None = None
+    inputs: dict[str, InputTable] | None = None
     outputs: dict[str, PortTable] = {}
     batched: bool = True
     expose: dict[str, ExposedTable] = {}

@@ -61,15 +61,20 @@ def _rows_of(data: Any, signature: Signature) -> int | None:
     """
     ports = signature.inputs
     if isinstance(data, dict):
-        data = list(data.values())
+        if ports is not None and data.keys() <= {port.name for port in ports}:
+            data = [data.get(port.name) for port in ports]
+        else:
+            data = list(data.values())
     arrays: Sequence[Any] = data if isinstance(data, (list, tuple)) else [data]
     if ports is not None and len(ports) != len(arrays):
-        return None
+        left_out = ports[len(arrays) :]
+        if not left_out or not all(port.optional for port in left_out):
+            return None
     largest: int | None = None
     for index, array in enumerate(arrays):
         shape = getattr(array, "shape", None)
         axis = signature.batch_axis(index)
-        if not shape or len(shape) <= axis or not isinstance(shape[axis], int):
+        if axis is None or not shape or len(shape) <= axis or not isinstance(shape[axis], int):
             continue
         if ports is not None and len(shape) != len(ports[index].shape):
             return None

@@ -132,6 +132,8 @@ def remember(
             by_name[expected.name] = Slot(shape, datatype.dtype, offset, size, region)
         else:
             return
+    if len(by_name) != len(model.inputs):
+        return  # an optional input is left out
     slots = tuple(by_name[tensor.name] for tensor in model.inputs)
     if sum(slot.size for slot in slots if slot.region) > COPY_OFF_LOOP_BYTES:
         return

@@ -133,12 +133,13 @@ def parse_raw(request: InferRequest, body: memoryview, model: Model) -> None:
 
     Raises `InvalidRequest`.
     """
-    if len(model.inputs) != 1:
+    required = [tensor for tensor in model.inputs if not tensor.optional] or model.inputs
+    if len(required) != 1:
         raise InvalidRequest(
             f"raw input is only supported for models with one input, model '{model.name}' has "
-            f"{len(model.inputs)}: send a JSON header"
+            f"{len(required)}: send a JSON header"
         )
-    expected = model.inputs[0]
+    expected = required[0]
     datatype, shape = expected.datatype, expected.shape
     if datatype is None or shape is None:
         raise InvalidRequest(
@@ -167,7 +168,7 @@ def parse_raw(request: InferRequest, body: memoryview, model: Model) -> None:
     request.reserve(copied_bytes(datatype, len(view), whole, _dtype(expected)), "tensors")
     array = from_bytes(view, datatype, whole, expected.name, model.name)
     request.binary = True
-    _set_value(request.item, [], expected, _value(request, expected, array), model)
+    _set_values(request.item, {expected.name: _value(request, expected, array)}, model)
 
 
 # parameters
@@ -243,7 +244,7 @@ def _read_inputs(
             raise InvalidRequest(f"input '{name}' already exists in request")
         expected = model.inputs_by_name.get(name)
         if expected is None:
-            if len(inputs) != len(model.inputs):
+            if not _least_inputs(model) <= len(inputs) <= len(model.inputs):
                 raise _wrong_count(inputs, model)
             raise InvalidRequest(f"unexpected inference input '{name}' for model '{model.name}'")
         datatype = expected.datatype
@@ -251,7 +252,7 @@ def _read_inputs(
             datatype = _datatype(tensor.get("datatype"), expected, model)
         shape: Any = tensor.get("shape")
         first = _check_shape(shape, expected, model)
-        if model.max_batch_size or model.batch_axes:
+        if model.max_batch_size or name in model.batch_axes:
             if rows not in {0, first}:
                 raise InvalidRequest(
                     f"input '{name}' batch size does not match other inputs for '{model.name}'"
@@ -297,24 +298,29 @@ def _read_inputs(
         values[name] = _value(request, expected, array)
     if position != len(blobs):
         raise InvalidRequest(f"unexpected additional input data for model '{model.name}'")
-    if len(values) != len(model.inputs):
+    if len(values) != len(model.inputs) and not all(
+        tensor.optional or tensor.name in values for tensor in model.inputs
+    ):
         raise _wrong_count(inputs, model)
     if rows > 1:
         request.rows = rows
         request.item["request_size"] = rows
+    _set_values(request.item, values, model)
+
+
+def _set_values(item: Item, values: dict[str, Any], model: Model) -> None:
+    """Set the item's keys. An input that is left out has none, or None in `data`."""
     parts: list[Any] = []
     for expected in model.inputs:
-        _set_value(request.item, parts, expected, values[expected.name], model)
-
-
-def _set_value(item: Item, parts: list[Any], expected: Tensor, value: Any, model: Model) -> None:
-    if expected.position is None:
-        item[expected.name] = value
-    elif len(model.inputs) == 1:
-        item["data"] = value
-    else:
-        parts.append(value)
-        item["data"] = parts
+        value = values.get(expected.name)
+        if expected.position is None:
+            if expected.name in values or expected.name == "data":
+                item[expected.name] = value
+        elif len(model.inputs) == 1:
+            item["data"] = value
+        else:
+            parts.append(value)
+            item["data"] = parts
 
 
 def _datatype(name: Any, expected: Tensor, model: Model) -> Datatype:
@@ -359,7 +365,7 @@ def _check_shape(shape: Any, expected: Tensor, model: Model) -> int:
         )
     largest = model.max_batch_size
     if not largest:
-        if not model.batch_axes:
+        if expected.name not in model.batch_axes:
             return 1
         largest = model.max_rows
     rows: int = shape[model.batch_axes[expected.name] if model.batch_axes else 0]
@@ -382,15 +388,23 @@ def _fits(shape: list[int], wanted: tuple[int, ...]) -> bool:
     return True
 
 
+def _least_inputs(model: Model) -> int:
+    return sum(not tensor.optional for tensor in model.inputs)
+
+
 def _wrong_count(inputs: list[Any], model: Model) -> InvalidRequest:
     given = [
         tensor["name"]
         for tensor in inputs
         if isinstance(tensor, dict) and isinstance(tensor.get("name"), str)
     ]
-    missing = [tensor.name for tensor in model.inputs if tensor.name not in given]
+    missing = [
+        tensor.name for tensor in model.inputs if not tensor.optional and tensor.name not in given
+    ]
+    least, most = _least_inputs(model), len(model.inputs)
+    count = f"{most} inputs" if least == most else f"number of inputs between {least} and {most}"
     message = (
-        f"expected {len(model.inputs)} inputs but got {len(inputs)} inputs for model "
+        f"expected {count} but got {len(inputs)} inputs for model "
         f"'{model.name}'. Got input(s) {_names(given)}"
     )
     if missing:

@@ -68,6 +68,7 @@ def _metadata(tensor: Tensor, model: Model) -> dict[str, Any]:
         "name": tensor.name,
         "datatype": _datatype(tensor).name,
         "shape": list(_shape(tensor, model)),
+        **({"optional": True} if tensor.optional else {}),
     }
 
 
@@ -110,7 +111,7 @@ def config_of(model: Model) -> dict[str, Any]:
                 "format": "FORMAT_NONE",
                 "is_shape_tensor": False,
                 "allow_ragged_batch": False,
-                "optional": False,
+                "optional": tensor.optional,
                 "is_non_linear_format_io": False,
             }
             for tensor in model.inputs

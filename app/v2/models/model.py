@@ -55,7 +55,8 @@ class Tensor(NamedTuple):
     are None if they are not known. `kind` is `tensor` or the kind of one value. `text` says that
     strings are `str` in the item, not `bytes`. `position` is the tensor's index in the item's
     `data` or `result`, which is a list if there are several; None if the tensor is a key of the
-    item.
+    item. A request may leave an `optional` input out: its key is then missing, or its place in the
+    list holds None.
     """
 
     name: str
@@ -65,13 +66,15 @@ class Tensor(NamedTuple):
     text: bool = False
     position: int | None = None
     labels: tuple[str, ...] = ()
+    optional: bool = False
 
 
 class Model:
     """A running pipeline as a model.
 
     `max_batch_size` is 0 if the model has no batch dimension. With the batch on other axes than the
-    first it is 0 too, `batch_axes` has each input's axis, and `max_rows` bounds a request.
+    first of all inputs it is 0 too, `batch_axes` has the axis of each input with a batch, and
+    `max_rows` bounds a request.
     `streams` says that its answers come in parts. `layouts` is kept by infer/layout.py.
     """
 
@@ -99,6 +102,10 @@ class Model:
         if entry_point is not None and entry_point.linear:
             first = getattr(entry_point.root.node, "signature", None)
             last = getattr(entry_point.plan_nodes[-1].node, "signature", None)
+        if first is not None and config.declares_inputs and first.inputs is not None:
+            required = first.without_optional()
+            if required.inputs is not None and len(required.inputs) == len(config.inputs):
+                first = required
         self.layouts: dict[bytes, Any] = {}
         self.pipeline = pipeline
         self.name = pipeline.name
@@ -277,6 +284,7 @@ def _of_engine(port: TensorPort, position: int) -> Tensor:
         port.shape,
         text=port.dtype == "string",
         position=position,
+        optional=port.optional,
     )
 
 
@@ -285,7 +293,10 @@ def _of_port(port: Port, engine: TensorPort | None, position: int | None) -> Ten
     declared = None if port.dtype is None else datatype_of(port.dtype)
     if not _is_tensor(port) and port.shape in {None, (1,)}:
         datatype = declared or DATATYPES[SCALAR_DATATYPES[port.kind]]
-        return Tensor(port.name, datatype, (1,), port.kind, port.kind == "text", position)
+        is_text = port.kind == "text"
+        return Tensor(
+            port.name, datatype, (1,), port.kind, is_text, position, optional=port.optional
+        )
     known = _of_engine(engine, 0) if engine is not None else Tensor(port.name, None, None)
     return Tensor(
         port.name,
@@ -296,6 +307,7 @@ def _of_port(port: Port, engine: TensorPort | None, position: int | None) -> Ten
         "tensor",
         known.text or port.dtype == "string" or port.kind == "text",
         position,
+        optional=port.optional or known.optional,
     )
 
 
@@ -315,7 +327,7 @@ def _labels(port: Port, config: PipelineConfig) -> tuple[str, ...]:
 
 
 def _batch_axes(inputs: Sequence[Tensor], engine: Signature | None) -> dict[str, int]:
-    """Return the batch axis of each input, if the engine has one that is not the first."""
+    """Return the batch axis of the inputs that have one, if it is not the first of all."""
     if (
         engine is None
         or not engine.batch_axes
@@ -323,7 +335,11 @@ def _batch_axes(inputs: Sequence[Tensor], engine: Signature | None) -> dict[str,
         or any(tensor.position is None for tensor in inputs)
     ):
         return {}
-    return {tensor.name: engine.batch_axis(index) for index, tensor in enumerate(inputs)}
+    return {
+        tensor.name: axis
+        for index, tensor in enumerate(inputs)
+        if (axis := engine.batch_axis(index)) is not None
+    }
 
 
 def _is_batched(tensor: Tensor, engine: Signature | None) -> bool:

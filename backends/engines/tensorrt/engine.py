@@ -161,12 +161,15 @@ class TensorrtEngine(TorchEngine):
                 f"{self.label(position)}: expected {port} ({allowed}), found {given}"
             )
 
+    def in_order(self, data: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
+        return super().in_order(self.by_name(data) if isinstance(data, dict) else data)
+
     def by_name(self, values: dict[str, NDArray[Any]]) -> Any:
         names = [port.name for port in self._inputs]
         if set(names) != set(values):
             raise InvalidInput(
                 f"TensorrtTensor: the model's inputs are {', '.join(names)}, found "
-                f"{', '.join(values) or 'none'}"
+                f"{', '.join(map(str, values)) or 'none'}"
             )
         return [values[name] for name in names]
 

@@ -228,8 +228,11 @@ class TorchModule(TorchEngine):
 
     def in_order(self, data: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
         if isinstance(data, dict):
-            return (), self._by_name(data)
+            given = {name: value for name, value in data.items() if value is not None}
+            return (), self._by_name(given)
         values = list(data) if isinstance(data, list | tuple) else [data]
+        while len(values) > self.required and values[-1] is None:
+            values.pop()  # an optional input that is left out
         if self.inputs is not None and not self.required <= len(values) <= len(self.inputs):
             raise InvalidInput(
                 f"{self.backend_name}: the model has {self._listed()}, but data holds {len(values)}"

@@ -26,10 +26,11 @@ class Array:
     [
         (Array(), ((3, 4), "uint8")),
         ([Array(), "text"], (((3, 4), "uint8"), None)),
-        ({"image": Array()}, None),
+        ([Array(), None], (((3, 4), "uint8"), None)),
+        ({"image": Array(), "b": None}, (("image", ((3, 4), "uint8")), ("b", None))),
         ("text", None),
     ],
-    ids=["array", "list", "dict", "text"],
+    ids=["array", "list", "left_out", "dict", "text"],
 )
 def test_a_shape_key_has_shapes_after_the_batch_dimension_and_dtypes(data: Any, key: Any) -> None:
     assert shape_key({"data": data}) == key

@@ -423,6 +423,11 @@ def test_a_fixed_batch_is_padded(make: Any, two: Path, fake: Any) -> None:
     assert torch.equal(batch[0]["result"], a + b) and runtime.engine.contexts[0].runs == [
         ((4, 3), (4, 3))
     ]
+    batch = [{"data": {"b": b, "a": a}, "request_size": 2}]
+    backend.forward(batch)
+    assert torch.equal(batch[0]["result"], a + b)
+    with pytest.raises(InvalidInput, match="the model's inputs are a, b, found a"):
+        backend.forward([{"data": {"a": a}, "request_size": 2}])
 
 
 def test_batches_between_profiles_are_padded_up_to_the_next(

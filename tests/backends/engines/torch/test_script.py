@@ -426,6 +426,13 @@ def test_arguments_must_be_tensors_or_texts(scripted: Any, make: Any, run: Any) 
     backend = make(NAME, scripted(Optional()))
     assert run(backend, torch.ones(1, 1))[0].item() == 2
     assert run(backend, [torch.ones(1, 1), torch.zeros(1, 1)])[0].item() == 0
+    for left_out in ([torch.ones(1, 1), None], {"x": torch.ones(1, 1), "mask": None}):
+        assert run(backend, left_out)[0].item() == 2
+    for missing in ([None, torch.ones(1, 1)], {"x": None, "mask": torch.ones(1, 1)}):
+        with pytest.raises(InvalidInput, match=r"input 0 \(x\)"):
+            run(backend, missing)
+    batch: list[Any] = [[torch.ones(1, 1)], [torch.ones(1, 1), torch.zeros(1, 1)]]
+    assert [result.item() for result in run(backend, *batch)] == [2, 0]
 
 
 @pytest.mark.parametrize(
