@@ -25,13 +25,11 @@ from __future__ import annotations
 import asyncio
 import enum
 import math
-import re
 import socket
 import sys
 from typing import Any, cast
 from urllib.parse import unquote
 
-import httptools
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.server import ServerState
@@ -42,7 +40,8 @@ from penstock.backends.memory import budget
 from .asgi import AsgiRequest, access_logger
 from .chunks import ChunkedBody, ChunksError
 from .connections import MAX_REFUSED, TICK_SECONDS, Connections
-from .refusals import HeadTooLarge, HeadTooLate, TooManyConnections, UnsupportedVersion, refusal
+from .head import RequestHead
+from .refusals import HeadTooLarge, HeadTooLate, TooManyConnections, refusal
 
 UNCOUNTED_BYTES = 8192
 """A connection may hold so many received bytes, and as many unsent ones, without counting them in
@@ -62,9 +61,6 @@ CHUNKS_AT_ONCE = 4096
 
 CLOSE_WAIT, TCP_CLOSE = 8, 7  # states of TCP in the first byte of TCP_INFO
 PROBE_SECONDS = 0.05
-
-_FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
-_VERSION = re.compile(rb"HTTP/[0-9]+\.[0-9]+")
 
 
 class State(enum.IntEnum):
@@ -93,20 +89,13 @@ class Connection(asyncio.Protocol):
         "_buffer",
         "_chunks",
         "_client",
-        "_coding",
         "_config",
         "_counted",
         "_discarded",
-        "_expects",
-        "_fields",
         "_half_closed",
+        "_head",
         "_head_bytes",
-        "_head_done",
-        "_hosts",
-        "_keep_alive",
-        "_length",
         "_loop",
-        "_parser",
         "_reading",
         "_remaining",
         "_request",
@@ -117,7 +106,6 @@ class Connection(asyncio.Protocol):
         "_shared",
         "_transport",
         "_unsent",
-        "_url",
         "_writable",
         "_written",
         "deadline",
@@ -152,7 +140,6 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # until it is made
         self._client: tuple[str, int] | None = None
         self._server: tuple[str, int | None] | None = None
-        self._parser: httptools.HttpRequestParser | None = None
         self._buffer = b""  # received and not parsed: a part of a head, or the requests behind this
         self._request: AsgiRequest | None = None
         self._reading = True
@@ -162,15 +149,7 @@ class Connection(asyncio.Protocol):
         self._written = 0  # bytes of the newest piece of an answer
         self._unsent = 0  # bytes that were not sent when `send_deadline` was set
         self._writable: list[asyncio.Future[None]] = []
-        # Of the newest head.
-        self._url = b""
-        self._fields: list[tuple[bytes, bytes]] = []
-        self._hosts = 0
-        self._length = 0
-        self._coding = b""  # of Transfer-Encoding
-        self._expects = False
-        self._keep_alive = True
-        self._head_done = False
+        self._head = RequestHead()
         self._head_bytes = 0
         # Of the body that is being read.
         self._remaining = 0
@@ -216,7 +195,7 @@ class Connection(asyncio.Protocol):
         self._server_state.connections.discard(cast("Any", self))
         self.deadline = self.send_deadline = math.inf
         self._buffer = b""
-        self._parser = None  # it holds this connection
+        self._head.drop_parser()
         self._chunks = None
         request, self._request = self._request, None
         if request is not None:
@@ -292,62 +271,35 @@ class Connection(asyncio.Protocol):
         if end < 4 or end > settings.max_head:
             self._wait_for_head(data)
             return
-        whole = len(data) == end
-        head = data if whole else data[:end]
-        parser = self._parser
-        if parser is None:
-            parser = self._parser = httptools.HttpRequestParser(self)
-        self._url = b""
-        self._fields = []
-        self._hosts = self._length = 0
-        self._coding = b""
-        self._expects = self._head_done = False
-        offers_upgrade = False
+        head = self._head
         try:
-            parser.feed_data(head)
-        except httptools.HttpParserUpgrade:
-            # Java's HttpClient and `curl --http2` offer HTTP/2 with a request (`Upgrade: h2c`). A
-            # server may ignore that (RFC 9110, 7.8).
-            offers_upgrade = True
-        except httptools.HttpParserCallbackError:
-            raise  # a mistake of ours
-        except httptools.HttpParserError as error:
-            self._refuse_malformed(_wrong_version(head) or InvalidRequest(f"malformed: {error}"))
-            return
-        http_1_0 = not head.startswith(b" HTTP/1.1\r\n", head.find(b"\r\n") - 9)
-        method = parser.get_method()
-        try:
-            self._check_head(head, method, http_1_0)
-            path, query = _target(self._url)
-            text = path.decode("ascii")
+            head.parse(data if len(data) == end else data[:end], settings.max_fields)
         except PenstockError as error:
             self._refuse_malformed(error)
             return
-        except (ValueError, httptools.HttpParserError):
-            self._refuse_malformed(InvalidRequest("malformed: the target is no path and no URL"))
-            return
+        path = head.path.decode("ascii")
         shared = self._shared
         self._request = request = AsgiRequest(
             self,
             {
                 "type": "http",
                 "asgi": self._asgi,
-                "http_version": "1.0" if http_1_0 else "1.1",
+                "http_version": "1.0" if head.http_1_0 else "1.1",
                 "server": self._server,
                 "client": self._client,
                 "scheme": "http",
-                "method": method.decode("ascii"),
+                "method": head.method.decode("ascii"),
                 "root_path": self._root_path,
-                "path": self._root_path + (unquote(text) if "%" in text else text),
-                "raw_path": self._root_path.encode("ascii") + path,
-                "query_string": query,
-                "headers": self._fields,
+                "path": self._root_path + (unquote(path) if "%" in path else path),
+                "raw_path": self._root_path.encode("ascii") + head.path,
+                "query_string": head.query,
+                "headers": head.fields,
                 "state": self._app_state.copy(),
             },
             self._loop,
             default_head=shared.default_head(self._server_state.default_headers),
-            keep_alive=self._keep_alive and not http_1_0 and not shared.draining,
-            http_1_0=http_1_0,
+            keep_alive=head.keep_alive and not head.http_1_0 and not shared.draining,
+            http_1_0=head.http_1_0,
             access_log=self._access_log,
         )
         self._buffer = b""
@@ -355,20 +307,17 @@ class Connection(asyncio.Protocol):
         tasks = self._server_state.tasks
         request.task = task = self._loop.create_task(request.run(self._app, tasks))
         tasks.add(task)
-        length = self._length
-        if self._coding or length > len(data) - end:
-            self._parser = None  # it waits for a body, and won't get it
+        length = head.length
+        if head.coding or length > len(data) - end:
+            head.drop_parser()
             self._begin_body(request, data[end:], length)
             return
+        if head.offers_upgrade or (length and not head.keep_alive):
+            head.drop_parser()
         if length:
             body = data[end : end + length]
             request.feed(body)
-            if offers_upgrade or not self._keep_alive:
-                self._parser = None
-            else:
-                parser.feed_data(body)  # cheaper than another parser
-        elif offers_upgrade:
-            self._parser = None
+            head.skip_body(body)
         request.feed_end()
         self.state = HANDLING
         self.deadline = math.inf
@@ -397,50 +346,6 @@ class Connection(asyncio.Protocol):
             except PenstockError as error:
                 self._refuse_for_memory(error)
 
-    # httptools calls these while it is fed. It calls no others: the body is split off here.
-
-    def on_url(self, url: bytes) -> None:
-        self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        name = name.lower()
-        self._fields.append((name, value))
-        if name in _FRAMING:
-            if name == b"host":
-                self._hosts += 1
-            elif name == b"content-length":
-                self._length = int(value)
-            elif name == b"expect":
-                self._expects = value.lower() == b"100-continue"
-            else:
-                self._coding += value.strip().lower() or b"?"
-
-    def on_headers_complete(self) -> None:
-        self._head_done = True
-        parser = self._parser
-        self._keep_alive = parser is not None and parser.should_keep_alive()
-
-    def _check_head(self, head: bytes, method: bytes, http_1_0: bool) -> None:
-        """Raise the error of a head that httptools takes and we don't."""
-        if http_1_0 and not head.startswith(b" HTTP/1.0\r\n", head.find(b"\r\n") - 9):
-            raise _wrong_version(head) or InvalidRequest("malformed: the request has no version")
-        if not self._head_done:
-            raise InvalidRequest("malformed: the head does not end where its empty line is")
-        limit = self._settings.max_fields
-        if len(self._fields) > limit:
-            raise HeadTooLarge(
-                f"the head has {len(self._fields)} fields, at most {limit} are accepted "
-                "(max_fields)"
-            )
-        if self._hosts != 1 and (self._hosts or not http_1_0):
-            raise InvalidRequest(f"malformed: {self._hosts} Host fields, expected one")
-        if self._coding and (self._coding != b"chunked" or http_1_0):
-            raise InvalidRequest(
-                "malformed: Transfer-Encoding can only be chunked, and only in HTTP/1.1"
-            )
-        if method == b"CONNECT":
-            raise InvalidRequest("CONNECT is not supported: this is no proxy")
-
     # Reading a body.
 
     def _begin_body(self, request: AsgiRequest, data: bytes, length: int) -> None:
@@ -451,9 +356,9 @@ class Connection(asyncio.Protocol):
         # The app has the same time-out for a body that it reads, and its error comes first.
         self.deadline = self._loop.time() + timeout + TICK_SECONDS
         self._remaining = length
-        if self._coding:
+        if self._head.coding:
             self._chunks = ChunkedBody(settings.max_head, settings.max_fields)
-        request.asks_for_body = self._expects and request.scope["http_version"] == "1.1"
+        request.asks_for_body = self._head.expects and request.scope["http_version"] == "1.1"
         self._count_or_fail()
         if data:
             request.asks_for_body = False
@@ -570,7 +475,7 @@ class Connection(asyncio.Protocol):
             and self._remaining <= KEPT_BODY_BYTES
             and request is not None
             # A client that waits for 100 Continue may send the body or not.
-            and not (self._expects and self._remaining == self._length)
+            and not (self._head.expects and self._remaining == self._head.length)
         )
 
     def write(self, data: bytes) -> None:
@@ -601,13 +506,13 @@ class Connection(asyncio.Protocol):
 
     def answered(self, keep_alive: bool) -> None:
         self._request = None
-        self._fields = []
+        self._head.fields = []
         self._server_state.total_requests += 1
         state = self.state
         if state is CLOSING or self._transport.is_closing():
             return
         if not keep_alive:
-            if self._keep_alive or state is BODY or self._buffer:
+            if self._head.keep_alive or state is BODY or self._buffer:
                 self._linger()
             else:
                 self._close()  # the client has said that nothing will follow
@@ -668,7 +573,7 @@ class Connection(asyncio.Protocol):
         self._discarded = 0
         self._buffer = b""
         self._chunks = None
-        self._parser = None
+        self._head.drop_parser()
         settings = self._settings
         timeout = settings.drain_grace if self._shared.draining else settings.discard_timeout
         self.deadline = self._loop.time() + timeout
@@ -832,26 +737,3 @@ class Connection(asyncio.Protocol):
 def _address(info: Any) -> tuple[str, int] | None:
     """Return the address in what a transport says of its socket or its peer."""
     return (str(info[0]), int(info[1])) if isinstance(info, tuple) and len(info) >= 2 else None
-
-
-def _wrong_version(head: bytes) -> UnsupportedVersion | None:
-    """Return the error of a request line that ends with a version other than 1.1 and 1.0."""
-    version = head.partition(b"\r\n")[0].rpartition(b" ")[2]
-    if _VERSION.fullmatch(version) and version not in (b"HTTP/1.1", b"HTTP/1.0"):
-        return UnsupportedVersion(
-            f"{version[:20].decode()} is not supported, expected HTTP/1.1 or HTTP/1.0"
-        )
-    return None
-
-
-def _target(url: bytes) -> tuple[bytes, bytes]:
-    """Split the target of a request into path and query.
-
-    Raises `httptools.HttpParserError` for what is neither a path nor a URL.
-    """
-    if b"#" in url:
-        url = url.partition(b"#")[0]
-    path, _, query = url.partition(b"?")
-    if path[:1] != b"/":
-        path = httptools.parse_url(path).path or b"/"
-    return path, query
