@@ -13,7 +13,7 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,16 @@ class MemoryBudget:
     """Counts bytes against a limit. All methods may be called from any thread.
 
     `limit` and `used` are bytes. `refused` counts the reservations that did not fit, by what they
-    were for.
+    were for. `ask`, if set, is called with the bytes that are missing before one is refused; it
+    raises the limit, or an error.
     """
 
-    __slots__ = ("_freed", "_lock", "_used", "limit", "refused")
+    __slots__ = ("_freed", "_lock", "_used", "ask", "limit", "refused")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.refused: dict[str, int] = {}
+        self.ask: Callable[[int, str], None] | None = None
         self._used = 0
         self._lock = threading.Lock()
         # What was released since the last reservation. The garbage collector may call `release`
@@ -73,6 +75,13 @@ class MemoryBudget:
         with self._lock:
             if self._freed:
                 self._settle()
+            missing = self._used + size + spare - self.limit
+            if missing <= 0:
+                self._used += size
+                return
+        if self.ask is not None:
+            self.ask(missing, what)
+        with self._lock:
             if self._used + size + spare <= self.limit:
                 self._used += size
                 return

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ..allocation import counted, empty_array
 from ..base import Backend, Context, Params
 from ..errors import InvalidInput
 from ..item import Item
-from .allocation import counted, empty_image
 from .files import NumberedFiles
 from .pixels import CHANNELS, Color, ImageBackend, image_of, owned
 
@@ -56,7 +56,7 @@ class CvtColorMat(ImageBackend):
             result = owned(image)
         else:
             # Into an array of ours: OpenCV drops the channel axis of grey images.
-            result = empty_image((*image.shape[:2], CHANNELS[self.color]), image.dtype)
+            result = empty_array((*image.shape[:2], CHANNELS[self.color]), image.dtype)
             cv2.cvtColor(image, CONVERSIONS[source, self.color], dst=result)
         item["color"] = self.color
         return result
@@ -94,7 +94,7 @@ class Mat2Tensor(Backend):
                 item["result"] = counted(np.array(image[np.newaxis]))
                 continue
             height, width, channels = image.shape
-            tensor = empty_image((1, channels, height, width), image.dtype)
+            tensor = empty_array((1, channels, height, width), image.dtype)
             # Seven times as fast as NumPy's transposing copy (5 µs instead of 37 for 224×224×3).
             cv2.split(image, list(tensor[0]))
             item["result"] = tensor

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ..allocation import empty_array
 from ..base import Context, Params
 from ..errors import InvalidInput, TooLarge
 from ..item import Item
-from .allocation import empty_image
 from .pixels import MAX_SIDE, ImageBackend, resized
 
 
@@ -125,7 +125,7 @@ class PerspectiveTransformMat(ImageBackend):
             )
         target = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float32)
         matrix = cv2.getPerspectiveTransform(points.astype(np.float32), target)
-        result = empty_image((height, width, image.shape[2]), image.dtype)
+        result = empty_array((height, width, image.shape[2]), image.dtype)
         try:
             cv2.warpPerspective(
                 image,

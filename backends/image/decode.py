@@ -20,11 +20,11 @@ from PIL import Image, ImageFile, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from pydantic import Field
 
+from ..allocation import UNCOUNTED_BYTES, no_memory
 from ..base import Backend, Context, Params
 from ..errors import InvalidInput, TooLarge
 from ..item import Item
 from ..memory import Reservation, budget
-from .allocation import UNCOUNTED_BYTES, no_memory
 from .bmff import Turn
 from .header import PNG_SIGNATURE, Header, png_chunks, read_header
 from .jpeg import JpegHeader, scan_ends, without_metadata

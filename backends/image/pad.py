@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, FiniteFloat
 
+from ..allocation import empty_array
 from ..base import Context, Params
 from ..errors import InvalidInput
 from ..item import Item
 from ..params import as_numbers
-from .allocation import empty_image
 from .geometry import InverseTransform, fit, width_at
 from .pixels import MAX_SIDE, ImageBackend
 
@@ -51,7 +51,7 @@ class Padded(ImageBackend):
         if image.dtype.kind == "u":
             value = np.clip(np.rint(value), 0, np.iinfo(image.dtype).max)
         (width, height), (left, top) = size, corner
-        padded = empty_image((canvas[1], canvas[0], channels), image.dtype)
+        padded = empty_array((canvas[1], canvas[0], channels), image.dtype)
         # A scalar fills fifty times as fast.
         padded[...] = value if len(set(self.pad_value)) > 1 else value[0]
         cv2.resize(

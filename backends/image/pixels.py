@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..allocation import counted, empty_array
 from ..base import Backend
 from ..errors import InvalidInput
 from ..item import Item
-from .allocation import counted, empty_image
 
 PIXEL_TYPES = frozenset({"uint8", "uint16", "float32"})
 """The dtypes that OpenCV's cvtColor, resize and warpPerspective all take."""
@@ -81,7 +81,7 @@ def resized(image: NDArray[Any], width: int, height: int) -> NDArray[Any]:
 
     Always a new array.
     """
-    result = empty_image((height, width, image.shape[2]), image.dtype)
+    result = empty_array((height, width, image.shape[2]), image.dtype)
     # Into an array of ours: OpenCV drops the channel axis of grey images.
     cv2.resize(image, (width, height), dst=result, interpolation=cv2.INTER_LINEAR)
     return result

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, model_validator
 
+from ..allocation import empty_array
 from ..base import Context, Params
 from ..errors import InvalidInput, TooLarge
 from ..item import Item
-from .allocation import empty_image
 from .geometry import InverseTransform, fit, width_at
 from .pixels import MAX_SIDE, ImageBackend, resized, side
 
@@ -183,7 +183,7 @@ class PillowResizeMat(ImageBackend):
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
         channels = image.shape[2]
-        result = empty_image((self.size[1], self.size[0], channels), image.dtype)
+        result = empty_array((self.size[1], self.size[0], channels), image.dtype)
         if image.dtype == np.float32:
             for channel in range(channels):
                 result[:, :, channel] = self._resize(image[:, :, channel])

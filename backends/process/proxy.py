@@ -15,16 +15,22 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
+import numpy as np
+
+from ..allocation import empty_array
 from ..base import Backend, Context
+from ..errors import InvalidInput
 from ..expressions.filters import filter_registered_here
 from ..expressions.registry import backend_registered_here
 from ..expressions.spec import Spec
 from ..item import Item
+from ..memory import Reservation, budget
 from ..text import message_of
 from .channel import Channel, PeerGoneError
 from .failure import Failure, ProcessDiedError
-from .wire import Change, LoadedMessage, Order, SpecMessage
+from .wire import Change, LoadedMessage, Order, SpecMessage, Wanted
 
 logger = logging.getLogger("penstock.process")
 
@@ -136,15 +142,23 @@ class ProcessBackend(Backend):
         self.revive()
         child = self._child
         assert child is not None
+        memory = Reservation(budget)
         try:
+            # A copy in the file, and one of the child's own.
+            memory.resize(2 * _size_of(batch), "a batch in a process")
             child.channel.send(batch)
-            answer: list[Change] | Failure = child.channel.receive()
+            answer: list[Change] | Failure | Wanted = child.channel.receive()
+            while isinstance(answer, Wanted):
+                child.channel.send(_reserved(memory, answer))
+                answer = child.channel.receive()
         except PeerGoneError:
             raise self._died(self._replace(child)) from None
         except Exception as error:
             # Something that can't be pickled, there or back. It is the backend's, not the proxy's.
             self._name(error)
             raise
+        finally:
+            memory.close()
         if isinstance(answer, Failure):
             raise answer.rebuild(child.name)
         for item, change in zip(batch, answer, strict=True):
@@ -237,6 +251,29 @@ class ProcessBackend(Backend):
         error.penstock_backend = self.spec.cls.__name__  # type: ignore[attr-defined]
 
 
+def _counted_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    return empty_array(shape, dtype, "an answer of a process")
+
+
+def _size_of(batch: list[Item]) -> int:
+    """Count the bytes of the arrays and files in a batch."""
+    return sum(
+        len(value) if isinstance(value, bytes) else getattr(value, "nbytes", 0)
+        for item in batch
+        for value in item.values()
+        if isinstance(value, (bytes, np.ndarray))
+    )
+
+
+def _reserved(memory: Reservation, wanted: Wanted) -> Failure | None:
+    """Reserve what a child wants. Return None, or why it can't have it."""
+    try:
+        memory.resize(max(memory.size + wanted.size, 0), wanted.what)
+    except InvalidInput as error:
+        return Failure.of(error)
+    return None
+
+
 class Child:
     """A child process, the channel to it, and a thread that waits for its end."""
 
@@ -270,7 +307,7 @@ class Child:
             raise
         finally:
             theirs.close()
-        self.channel = Channel(ours, inbox, outbox)
+        self.channel = Channel(ours, inbox, outbox, _counted_array)
         self.pid = self._process.pid
         self.name = f"process {self.pid}"
         self._watch = threading.Thread(

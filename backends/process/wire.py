@@ -4,6 +4,8 @@ parent                      child
 Order                   →   imports, init, warm_up
                         ←   LoadedMessage | Failure (and ends)
 list[Item]              →   forward
+                        ←   Wanted, as often as it needs memory
+None | Failure          →
                         ←   list[Change], one per item | Failure
 (the socket is closed)  →   close, ends
 """
@@ -86,6 +88,17 @@ class LoadedMessage(NamedTuple):
     max: int
     signature: Signature | None
     files: dict[Path, FileRecord]
+
+
+class Wanted(NamedTuple):
+    """A child's question, while it runs a batch, for memory of the server's budget. A negative size
+    gives some back.
+
+    The answer is None, or the failure that refuses it.
+    """
+
+    size: int
+    what: str
 
 
 class Change(NamedTuple):

@@ -15,15 +15,18 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from ..base import Backend
 from ..item import Item
 from ..log_writer import QueuedHandler
+from ..memory import NO_LIMIT, budget
 from .allocator import keep_memory
 from .channel import Channel, PeerGoneError
 from .failure import Failure
-from .wire import Change, LoadedMessage, Order
+from .wire import Change, LoadedMessage, Order, Wanted
 
 _PR_SET_PDEATHSIG = 1
 
@@ -38,6 +41,10 @@ Also tried: the nice value of a session of the child's own (/proc/self/autogroup
 the rate as soon as another session computed; SCHED_IDLE and shorter slices, which gained nothing
 more.
 """
+
+
+UNASKED_BYTES = 4 << 20
+"""So much memory a batch may take without asking: a question takes as long as a small image."""
 
 
 def main(arguments: list[str]) -> None:
@@ -98,7 +105,8 @@ def answer(channel: Channel, backend: Backend) -> None:
     try:
         items: list[Item] = channel.receive()
         before = [item.copy() for item in items]
-        backend.forward(list(items))
+        with _leased(channel):
+            backend.forward(list(items))
         outcome: list[Change] | Failure = [
             Change.between(*pair) for pair in zip(before, items, strict=True)
         ]
@@ -112,6 +120,35 @@ def answer(channel: Channel, backend: Backend) -> None:
         raise
     except Exception as error:  # a result that can't be pickled
         channel.send(Failure.of(error, type(backend).__name__))
+
+
+@contextmanager
+def _leased(channel: Channel) -> Iterator[None]:
+    """Have the budget of this process ask that of the server for more than `UNASKED_BYTES`.
+
+    The server's stops counting them when the batch has been answered.
+    """
+    lock = threading.Lock()
+
+    def ask(missing: int, what: str) -> None:
+        with lock:
+            channel.send(Wanted(missing, what))
+            answer: Failure | None = channel.receive()
+            if answer is not None:
+                raise answer.rebuild("the server")
+            budget.limit += missing
+
+    budget.limit = budget.used + UNASKED_BYTES
+    budget.ask = ask
+    try:
+        yield
+        # The result, and its copy in the file, need less than it took to make it.
+        unused = budget.limit - 2 * budget.used - UNASKED_BYTES
+        if unused > UNASKED_BYTES:
+            ask(-unused, "")
+    finally:
+        budget.ask = None
+        budget.limit = NO_LIMIT
 
 
 def die_with(parent: int, leave: Callable[[int], object] = os._exit) -> None:

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from ...allocation import counted, empty_array
 from ...engines.torch.reading import as_tensor
 from ...errors import InvalidInput
-from ..allocation import counted, empty_image
 from ..pixels import MAX_CHANNELS
 
 TENSOR_PIXEL_TYPES = frozenset({torch.uint8, torch.float16, torch.bfloat16, torch.float32})
@@ -112,7 +112,7 @@ def from_pixels(image: NDArray[np.uint8], color: str, nhwc: bool) -> torch.Tenso
                 np.newaxis
             ]
         )
-    planes = empty_image((1, 3, height, width), np.uint8)
+    planes = empty_array((1, 3, height, width), np.uint8)
     cv2.split(
         image, [planes[0, channel] for channel in ((2, 1, 0) if color == "rgb" else (0, 1, 2))]
     )
@@ -294,7 +294,7 @@ def _by_opencv(
     """
     native = image if image.dtype in (torch.uint8, torch.float32) else image.float()
     planes = native.contiguous().numpy()
-    result = empty_image((*planes.shape[:2], height, width), planes.dtype)
+    result = empty_array((*planes.shape[:2], height, width), planes.dtype)
     for number in range(planes.shape[0]):
         for channel in range(planes.shape[1]):
             change(planes[number, channel], result[number, channel], channel)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from penstock.backends.allocation import empty_array
 from penstock.backends.base import Context
 from penstock.backends.errors import MemoryFull, TooLarge
 from penstock.backends.image import decode as decode_module
-from penstock.backends.image.allocation import empty_image
 from penstock.backends.image.decode import DecodeMat, decode
 from penstock.backends.memory import budget, limited
 
@@ -102,7 +102,7 @@ def test_an_allocation_that_the_system_refuses(monkeypatch: pytest.MonkeyPatch) 
         decode(file("PNG"), 10**9)
     monkeypatch.setattr(np, "empty", refuse)
     with pytest.raises(MemoryFull, match="needs 3000000 bytes"):
-        empty_image((1000, 1000, 3), np.uint8)
+        empty_array((1000, 1000, 3), np.uint8)
     assert budget.used == 0
 
 
