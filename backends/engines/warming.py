@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..base import Context
 from ..errors import BackendError, ConfigError, PenstockError, Problem
 from ..params import EngineParams
+from ..text import message_of
 
 OUT_OF_MEMORY_TEXTS = ("Failed to allocate memory", "bad_alloc")
 """Texts of ONNX Runtime's errors."""
@@ -59,7 +60,7 @@ def refusals_as_warnings(
     try:
         yield
     except Exception as error:  # models raise whatever their code raises
-        text = " ".join(str(error).split())
+        text = " ".join(message_of(error).split())
         if (
             (isinstance(error, PenstockError) and not isinstance(error, RefusedRunError))
             or isinstance(error, MemoryError)

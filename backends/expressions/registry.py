@@ -20,6 +20,7 @@ from pydantic_core import PydanticUndefined
 from ..base import Backend
 from ..errors import ConfigError, Problem
 from ..suggestions import did_you_mean
+from ..text import message_of
 from .expression import NAME
 from .type_names import type_name
 from .user import adapt
@@ -287,6 +288,6 @@ def _from_entry_point(plugin: EntryPoint) -> type[Backend]:
     try:
         return adapt(plugin.name, plugin.load())
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {message_of(error)}"
         message = f"the backend {plugin.name} of {package} can't be loaded: {reason}"
         raise ConfigError([Problem(message)]) from error

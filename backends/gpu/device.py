@@ -18,6 +18,7 @@ import torch
 
 from .. import timeline
 from ..errors import BackendError, DeviceError, PenstockError
+from ..text import message_of
 from .stream_spans import StreamSpans
 
 logger = logging.getLogger("penstock.device")
@@ -381,7 +382,7 @@ def device_errors(owner: str, device: torch.device, doing: str) -> Iterator[None
     except PenstockError:
         raise
     except RuntimeError as error:
-        text = str(error)
+        text = message_of(error)
         reason = (
             text
             if isinstance(error, torch.OutOfMemoryError)

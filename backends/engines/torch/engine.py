@@ -21,6 +21,7 @@ from ...errors import BackendError, ConfigError, DeviceError, InvalidInput, Prob
 from ...gpu.device import DeviceHalf, buckets, choose_device
 from ...item import Item
 from ...params import EngineParams
+from ...text import message_of
 from ..rows import (
     PROBE_ROWS,
     first_reason,
@@ -214,7 +215,7 @@ class TorchEngine(Backend):
         except (ConfigError, DeviceError):
             raise
         except Exception as error:  # models raise whatever their code raises
-            logger.debug("%s refuses a probe: %s", self._half.owner, error)
+            logger.debug("%s refuses a probe: %s", self._half.owner, message_of(error))
             return None
 
     def _probe_randomly(self, shapes: Sequence[tuple[Sequence[int], torch.dtype]]) -> str | None:
@@ -310,7 +311,7 @@ class TorchEngine(Backend):
         except DeviceError:
             raise
         except Exception as error:  # `forward` reports it
-            logger.debug("%s refuses a probe: %s", self._half.owner, error)
+            logger.debug("%s refuses a probe: %s", self._half.owner, message_of(error))
             return None
         if not rows:
             return None
@@ -319,7 +320,7 @@ class TorchEngine(Backend):
         except DeviceError:
             raise
         except Exception as error:  # models raise whatever their code raises
-            reason = f"it can't be checked whether it keeps items apart: {error}"
+            reason = f"it can't be checked whether it keeps items apart: {message_of(error)}"
         if reason:
             self._tell(reason)
         return reason

@@ -22,6 +22,7 @@ from ...base import UNBOUNDED, BatchRange, Context
 from ...errors import BackendError, InvalidInput
 from ...gpu.device import choose_device
 from ...item import Item
+from ...text import message_of
 from ..shapes import batch_first, check_batch_axes, shape_text, with_batch
 from .engine import BatchMember, Input
 from .module import TorchModule, identity_of, reason_of
@@ -321,9 +322,9 @@ class TorchExportEngine(TorchModule):
         try:
             return self.model(*inputs)
         except (AssertionError, RuntimeError) as error:
-            if self.batched and (small := BATCH_TOO_SMALL.match(str(error))):
+            if self.batched and (small := BATCH_TOO_SMALL.match(message_of(error))):
                 raise SmallBatchError(int(small[1])) from error
-            if WRONG_INPUT.match(str(error)):
+            if WRONG_INPUT.match(message_of(error)):
                 raise InvalidInput(f"TorchExportTensor: {reason_of(error)}") from error
             raise
 

@@ -21,6 +21,7 @@ from ...base import Context
 from ...errors import BackendError, InvalidInput
 from ...item import Item
 from ...params import why_no_file
+from ...text import message_of
 from ..postprocess import PostProcessing
 from ..processors import threads_per_instance
 from ..shapes import parse_order, shape_text, shapes_of_last_profile
@@ -402,7 +403,7 @@ def reason_of(error: BaseException) -> str:
 
     It is the message as one line, without the C++ stack that follows, and at most 500 characters.
     """
-    text = str(error).partition("\nException raised from ")[0].strip()
+    text = message_of(error).partition("\nException raised from ")[0].strip()
     return " ".join(text.split())[:500] or type(error).__name__
 
 

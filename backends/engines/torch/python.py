@@ -11,6 +11,7 @@ import torch
 
 from ...base import Context
 from ...errors import BackendError, ConfigError, Problem
+from ...text import message_of
 from ...user_code import load
 from .module import TorchModule, identity_of, reason_of, silence
 from .params import PythonTensorParams
@@ -65,7 +66,7 @@ class PythonEngine(TorchModule):
         except Exception as error:
             raise BackendError(
                 f"{self.prefix}: {self.params.model} failed with {self.params.kwargs}: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {message_of(error)}"
             ) from error
         if not isinstance(module, torch.nn.Module):
             raise BackendError(

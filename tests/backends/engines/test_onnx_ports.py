@@ -96,6 +96,20 @@ def test_the_maps_of_a_classifier_are_dicts(
     assert batch[0]["result"][1] == only
 
 
+def test_maps_may_be_the_only_output(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "maps.onnx",
+        [helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[3, 7])],
+        [("x", tensor_type(FLOAT, ["n", 2]))],
+        [("y", sequence_type(map_type(INT64, tensor_type(FLOAT, None))))],
+    )
+    backend = make(path)
+    assert backend.max == UNBOUNDED  # items share runs
+    batch: Any = [{"data": np.array([[row, 0.5]], np.float32)} for row in range(3)]
+    backend.forward(batch)
+    assert [item["result"] for item in batch] == [[{3: row, 7: 0.5}] for row in range(3)]
+
+
 def test_model_tensor_gives_the_same_dicts(classifier: Any) -> None:
     path, (no, yes) = classifier
     backend = ModelTensor()

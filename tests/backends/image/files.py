@@ -198,6 +198,7 @@ FILES = files()
 def disagreeing() -> dict[str, bytes]:
     """Files in which one place says less than 64×48, and another 64×48."""
     png, webp, gif = encode("PNG"), encode("WEBP", icc_profile=b"abc"), encode("GIF")
+    small = encode("WEBP", photo().resize((4, 4)), icc_profile=b"abc")
     jp2, avif = encode("JPEG2000"), encode("AVIF")
     sequence = encode("AVIF", save_all=True, append_images=[photo().rotate(9)])
     tiff = struct.pack("<2sHIH", b"II", 42, 8, 4) + b"".join(
@@ -214,6 +215,7 @@ def disagreeing() -> dict[str, bytes]:
     return {
         "PNG, the first of two headers": png[:8] + header + png[8:],
         "WEBP, the canvas": set_after(webp, b"VP8X", 12, b"\3\0\0\3\0\0"),
+        "WEBP, the first of two canvases": riff(small[:30] + webp[12:30] + small[30:]),
         "GIF, the screen": gif[:6] + struct.pack("<HH", 4, 4) + gif[10:],
         "JPEG2000, ihdr": set_after(jp2, b"ihdr", 4, struct.pack(">II", 4, 4)),
         "AVIF, ispe": set_after(avif, b"ispe", 8, struct.pack(">II", 4, 4)),

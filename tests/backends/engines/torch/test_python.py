@@ -219,3 +219,37 @@ def test_weights_that_do_not_fit(
     keys = {"model": "net.py:Net", "state_dict": "net.pth", **keys}
     with pytest.raises(BackendError, match=message):
         make(NAME, keys.pop("model"), net[0], **keys)
+
+
+SHY = """
+from torch import nn
+
+class ShyError(RuntimeError):
+    def __str__(self):
+        raise KeyboardInterrupt
+
+class AtRun(nn.Module):
+    def forward(self, x):
+        raise ShyError
+
+class AtOnce(nn.Module):
+    def __init__(self):
+        raise ShyError
+"""
+
+
+async def test_errors_of_a_module_that_can_not_be_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "shy.py").write_text(SHY)
+    node = {"backend": NAME, "device": "cpu", "max": "2x3"}
+    async with Pipeline.load({**node, "model": f"{tmp_path}/shy.py:AtRun"}) as pipeline:
+        assert "is not warmed up" in caplog.text and "can't be shown" in caplog.text
+        item = {"data": torch.ones(1, 3)}
+        for outcome in await asyncio.gather(
+            *(pipeline(item) for _ in range(2)), return_exceptions=True
+        ):
+            assert isinstance(outcome, BackendError) and "raised ShyError" in str(outcome)
+        assert "restarted" not in caplog.text
+    with pytest.raises(BackendError, match=r"AtOnce failed with .*: ShyError: .its message can't"):
+        await Pipeline.load({**node, "model": f"{tmp_path}/shy.py:AtOnce"}).start()
