@@ -39,14 +39,15 @@ def _check_list(
     for tensor in declared:
         name = tensor["name"]
         for field, value in tensor.items():
-            expected = own[name].get(field)
-            if expected is None:
-                if value:
-                    raise _invalid(
-                        f"'{field[:100]}' of {key} '{name}' can't be set here, expected one of "
-                        f"{', '.join(own[name])}"
-                    )
-            elif value is not None and not _same(value, expected):
+            if field not in own[name]:
+                if field == "reshape" and value in (None, {}):
+                    continue
+                raise _invalid(
+                    f"'{field[:100]}' of {key} '{name}' can't be set here, expected one of "
+                    f"{', '.join(own[name])}"
+                )
+            expected = own[name][field]
+            if value is not None and not _same(value, expected):
                 raise _invalid(
                     f"'{field}' of {key} '{name}' is {_shown(value)}, and the model's is "
                     f"{_shown(expected)}"

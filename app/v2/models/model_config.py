@@ -130,11 +130,14 @@ def configure(
         bound = _number(bound, "max_batch_size", MAX_BATCH_SIZE)
         if bound not in {0, reported}:
             nodes |= _bounded(bound, [nodes[name] for name in working])
-    _check_fields(_table(override.get("optimization") or {}, "optimization"), "optimization")
-    _check_policy(override.get("version_policy") or {}, version_policy_of(config))
+    _check_fields(_table_in(override, "optimization"), "optimization")
+    _check_policy(_table_in(override, "version_policy"), version_policy_of(config))
+    placed: set[str] = set()
     for group in list_of(override.get("instance_group"), "instance_group"):
         _check_fields(group, "instance_group")
         name = group.get("name")
+        if not isinstance(name, str | None):
+            raise _invalid(f"'name' of an instance group is a JSON {kind_of(name)}, not a string")
         if name not in working:
             if len(working) != 1:
                 raise _invalid(
@@ -142,13 +145,16 @@ def configure(
                     f"{', '.join(working)}"
                 )
             name = working[0]
+        if name in placed:
+            raise _invalid(f"two 'instance_group' are of node '{name}', expected one for each node")
+        placed.add(name)
         nodes[name] = _placed(nodes[name], group)
     batching = override.get("dynamic_batching")
     changes: dict[str, Any] = {}
     if batching is not None:
         batching = _table(batching, "dynamic_batching")
         _check_fields(batching, "dynamic_batching")
-        _check_preferred(batching.get("preferred_batch_size") or [], {bound, reported})
+        _check_preferred(batching.get("preferred_batch_size"), {bound, reported})
         entry_point = Plan(config.nodes, config.entry).default
         if entry_point is not None:
             root = entry_point.root.name
@@ -158,13 +164,12 @@ def configure(
                 f"'{given[0]}' is of the entry node, and the pipeline has several roots and no "
                 "'entry'"
             )
-        policy = _table(batching.get("default_queue_policy") or {}, "default_queue_policy")
+        policy = _table_in(batching, "default_queue_policy")
         _check_fields(policy, "default_queue_policy")
-        if size := policy.get("max_queue_size"):
-            changes["max_requests"] = _number(size, "max_queue_size", MAX_QUEUE_SIZE)
-        if timeout := policy.get("default_timeout_microseconds"):
-            microseconds = _number(timeout, "default_timeout_microseconds", MAX_MICROSECONDS)
-            changes["timeout"] = microseconds / 1e6
+        if size := _number_in(policy, "max_queue_size", MAX_QUEUE_SIZE):
+            changes["max_requests"] = size
+        if timeout := _number_in(policy, "default_timeout_microseconds", MAX_MICROSECONDS):
+            changes["timeout"] = timeout / 1e6
     return replace(config, nodes=nodes, **changes)
 
 
@@ -172,14 +177,16 @@ def _check_fields(table: Mapping[str, Any], name: str) -> None:
     """Raise `InvalidRequest` for a field of object `name` that would be ignored."""
     fixed, settings = FIXED[name], SETTINGS.get(name, frozenset())
     for key, value in table.items():
-        if key in settings or value is None:
+        if key in settings:
             continue
         if key not in fixed:
             raise _invalid(
                 f"'{key[:100]}' of '{name}' can't be set here, expected one of "
                 f"{', '.join(sorted({*settings, *fixed}))}"
             )
-        if not any(type(value) is type(allowed) and value == allowed for allowed in fixed[key]):
+        if value is not None and not any(
+            type(value) is type(allowed) and value == allowed for allowed in fixed[key]
+        ):
             raise _invalid(
                 f"'{key}' of '{name}' can't be changed, expected {json.dumps(fixed[key][-1])}"
             )
@@ -190,6 +197,8 @@ def _check_preferred(sizes: Any, maxima: set[int | None]) -> None:
 
     A batch takes what waits, up to that size (docs/explanation/scheduling.md, rule 1).
     """
+    if sizes is None:
+        return
     if not isinstance(sizes, list) or any(
         _number(size, "preferred_batch_size", MAX_BATCH_SIZE) not in maxima for size in sizes
     ):
@@ -216,13 +225,13 @@ def version_policy_of(config: PipelineConfig) -> dict[str, Any]:
     return {"all": {}} if policy.latest is None else {"latest": {"num_versions": policy.latest}}
 
 
-def _check_policy(given: Any, own: Mapping[str, Any]) -> None:
+def _check_policy(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Raise `InvalidRequest` for a version policy other than the pipeline's own.
 
     Fields that are null, and an empty object in place of the own one, declare nothing.
     """
-    for key, value in _table(given, "version_policy").items():
-        if value is None:
+    for key, value in given.items():
+        if value is None and key in {"latest", "all", "specific"}:
             continue
         if key not in own:
             raise _invalid(
@@ -293,12 +302,16 @@ def _with_engine_max(spec: Spec, old: str, new: str) -> Spec:
 
 def _placed(node: NodeConfig, instance_group: Mapping[str, Any]) -> NodeConfig:
     """Set the number of a node's instances, and their devices."""
-    kind = instance_group.get("kind") or "KIND_AUTO"
-    if kind not in INSTANCE_KINDS:
+    kind = instance_group.get("kind")
+    if kind is None:
+        kind = "KIND_AUTO"
+    if kind not in sorted(INSTANCE_KINDS):
         raise _invalid(
             f"'kind' of an instance group must be one of {', '.join(sorted(INSTANCE_KINDS))}"
         )
-    gpus = instance_group.get("gpus") or []
+    gpus = instance_group.get("gpus")
+    if gpus is None:
+        gpus = []
     if not isinstance(gpus, list):
         raise _invalid("'gpus' of an instance group must be an array of numbers")
     devices = tuple(f"cuda:{_number(gpu, 'gpus', MAX_GPU)}" for gpu in gpus)
@@ -306,7 +319,7 @@ def _placed(node: NodeConfig, instance_group: Mapping[str, Any]) -> NodeConfig:
         raise _invalid("an instance group of KIND_CPU must have no 'gpus'")
     groups = node.instance_groups
     instances = sum(group.instances for group in groups)
-    count = _number(instance_group.get("count") or 0, "count", MAX_INSTANCES)
+    count = _number_in(instance_group, "count", MAX_INSTANCES)
     # ModelConfig counts the instances on each device. 0 is not given: as many as now.
     if count:
         count *= max(1, len(devices))
@@ -360,12 +373,24 @@ def _number(value: Any, key: str, most: int) -> int:
     return value
 
 
+def _number_in(table: Mapping[str, Any], key: str, most: int) -> int:
+    """Return the number of a field, 0 if it is not given."""
+    value = table.get(key)
+    return 0 if value is None else _number(value, key, most)
+
+
 def list_of(value: Any, key: str) -> list[Mapping[str, Any]]:
     if value is None:
         return []
     if not isinstance(value, list):
         raise _invalid(f"'{key}' is a JSON {kind_of(value)}, expected an array")
     return [_table(member, key) for member in value]
+
+
+def _table_in(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return the object of a field, empty if it is not given."""
+    value = table.get(key)
+    return {} if value is None else _table(value, key)
 
 
 def _table(value: Any, key: str) -> Mapping[str, Any]:

@@ -164,7 +164,8 @@ class Override:
 
     def _check(self) -> None:
         for key, value in self.config.items():
-            if key not in ACCEPTED_KEYS and (value or key not in KEYS_ACCEPTED_EMPTY):
+            is_empty = value is None or value in ("", [], {})
+            if key not in ACCEPTED_KEYS and not (is_empty and key in KEYS_ACCEPTED_EMPTY):
                 raise _invalid_config(self.name, f"'{key[:100]}' can't be set here")
         if self.config.get("name") not in {None, "", self.name}:
             raise _invalid_config(self.name, f"'name' is not '{self.name}'")
