@@ -12,6 +12,7 @@ from penstock.backends.expressions.composite import CompositeBackend
 from penstock.backends.expressions.expression import parse
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.item import RESERVED_KEYS
+from penstock.backends.params import EngineParams
 from penstock.backends.suggestions import did_you_mean, nearest
 
 from .binding import Binding, bind, check_roughly
@@ -154,6 +155,13 @@ def _bind(
     return binding
 
 
+def _runs_items_alone(spec: Spec) -> bool:
+    """Return whether an engine of the expression has `batched = false`."""
+    if isinstance(spec.params, EngineParams) and spec.params.batched is False:
+        return True
+    return any(_runs_items_alone(child) for child in spec.children)
+
+
 def _build_group(
     spec: Spec | None, own: dict[str, Any], defaults: dict[str, Any], problems: list[Problem]
 ) -> InstanceGroupConfig | None:
@@ -179,6 +187,8 @@ def _build_group(
         problems.append(Problem(message, key="min" if "min" in own else "max"))
         # The range of an engine may come from these two: it is not compared with them.
         return InstanceGroupConfig(spec, table.instance_num)
+    if declared.max == 1 and _runs_items_alone(spec):  # `max` may stay, for the shapes
+        return InstanceGroupConfig(spec, table.instance_num, max=1)
     takes = f"than the backend takes: {spec.name} has the range {declared}"
     if table.max is not None and "max" in own:
         if table.max > declared.max:

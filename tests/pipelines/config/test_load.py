@@ -15,6 +15,7 @@ from penstock.backends.expressions import registry
 from penstock.backends.expressions.registry import register_backend
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.item import Item
+from penstock.backends.params import EngineParams
 from penstock.pipelines.config.directory import read_directory
 from penstock.pipelines.config.load import PipelineConfig, Port, load
 
@@ -414,6 +415,25 @@ def test_a_nodes_max_above_its_backends() -> None:
     assert "1 is less than the backend takes" in problem({"backend": "Four", "max": 1})
     assert "5 is more than the backend takes" in problem({"backend": "Four", "min": 5})
     assert "min is 3 and max is 2" in problem({"backend": "Scale", "min": 3, "max": 2})
+
+
+@pytest.mark.parametrize("most", [8, "8x4", "2x4,2x1"])
+def test_max_may_stay_beside_batched_false(most: Any) -> None:
+    """The warning of an engine that runs items alone says to write it."""
+
+    class Engine(Backend):
+        parameters = EngineParams
+
+        @classmethod
+        def declared_range(cls, params: Any, children: Any) -> BatchRange:
+            given: BatchRange = params.declared_range()
+            return given
+
+    register_backend("Engine", Engine)
+    node = {"backend": "Engine", "model": "net.onnx", "max": most, "batched": False}
+    (group,) = load({"n": node}).nodes["n"].instance_groups
+    assert group.max == 1
+    assert group.spec.params.max == str(most)
 
 
 def test_a_global_max_only_caps() -> None:
