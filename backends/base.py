@@ -25,7 +25,7 @@ UNBOUNDED = 2**31 - 1
 
 
 class BatchRange(NamedTuple):
-    """The batch sizes that one `forward` takes, counted as the sum of the items' `request_size`."""
+    """The batch sizes that one `forward` takes: the sum of the rows of its items."""
 
     min: int
     max: int

@@ -362,23 +362,28 @@ class Pipeline:
             entry_point = self.plan.entry_point(item["node_name"], self.name)
         elif entry_point is None:
             raise self.plan.no_default(self.name)
-        size = entry_point.size_of(item, self.name) if "request_size" in item else 1
+        size = counted = 1
+        if "request_size" in item:
+            size = counted = entry_point.size_of(item, self.name)
+        elif entry_point.root.node.counted is not None:
+            counted = entry_point.rows_of(item)
         if priority is not None:
             entry_point.check_priority(priority, self.name)
         # Admission's counters are kept here and in `finish`, without calls: this is the hot path.
         admission = self._admission
-        rows = admission.rows + size
+        rows = admission.rows + counted
         if (
             admission.in_flight >= admission.max_requests
             or rows * admission.pace + admission.run_time > timeout
         ):
-            admission.check(size, timeout, priority)
+            admission.check(counted, timeout, priority)
         admission.in_flight += 1
         admission.rows = rows
         now = self._clock()
         if future is None:
             future = self._create_future()
         request = Run(item, future, now + timeout, priority, size)
+        request.rows = counted
         request.request_id = request_id
         request.trace = trace
         if self._loops:

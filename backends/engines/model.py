@@ -43,8 +43,8 @@ class ModelTensor(Backend):
     runs them on the CPU. TensorrtTensor also runs .trt, .plan and .engine files. TorchScriptTensor
     runs .pt files, and TorchExportTensor .pt2 files.
 
-    `data`: an array or a torch tensor with the batch dimension first, N×..., where N is the item's
-    `request_size`, 1 by default; or a list of them in the order of the model's inputs. `result`:
+    `data`: an array or a torch tensor with the batch dimension first, N×..., for an item of N
+    rows; or a list of them in the order of the model's inputs. `result`:
     the output, N×..., or a list of outputs: torch tensors if torch is installed, otherwise arrays.
     """
 

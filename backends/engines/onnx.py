@@ -83,11 +83,11 @@ class _Member(NamedTuple):
 class OnnxTensor(Backend):
     """Runs an ONNX model with ONNX Runtime, on the CPU.
 
-    `data`: an array with the batch dimension first, N×..., or a list of them in the order of the
-    model's inputs, or a dict of them by name. N is the item's `request_size`, 1 by default.
-    `result`: the output, N×..., or a list of them. `batch_axis` names the tensors that have their
-    batch on another axis. With `mean` or `std` the first input may be uint8 or of a floating type,
-    and (x - mean) / std is computed inside the model.
+    `data`: an array with the batch dimension first, N×..., for an item of N rows, or a list of them
+    in the order of the model's inputs, or a dict of them by name. `result`: the output, N×..., or a
+    list of them. `batch_axis` names the tensors that have their batch on another axis. With `mean`
+    or `std` the first input may be uint8 or of a floating type, and (x - mean) / std is computed
+    inside the model.
 
     A dtype that widens without loss is converted, and float64 to float32. Any other dtype or shape
     is an `InvalidInput`: raised for an item that is alone in its batch, and otherwise set as the

@@ -10,6 +10,7 @@ import contextvars
 import math
 from collections.abc import Callable
 
+from penstock.backends.base import Signature
 from penstock.backends.errors import BackendError, DeadlineExceeded, NotReady
 
 from ..config.definition import NodeConfig
@@ -37,6 +38,9 @@ class CompositeNode:
     `waiting` has, for each entry that waits here, its batch and a function that stops the work for
     it.
     """
+
+    counted: Signature | None = None
+    """It counts no rows: that is for the nodes with engines."""
 
     def __init__(
         self, config: NodeConfig, loop: asyncio.AbstractEventLoop, clock: Callable[[], float]

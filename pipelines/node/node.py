@@ -84,7 +84,7 @@ class Node:
         self.inflow = Inflow()
         self.parts_per_item = 1.0  # how many parts of a request come here, on average (inflow.py)
         self.signature: Signature | None = None  # of its engine, once that is loaded
-        self._counted: Signature | None = None  # the same, if rows are counted from the arrays
+        self.counted: Signature | None = None  # the same, if rows are counted from the arrays
         self.retry = config.retry
         self.retry_suspended = False
         self.statistics = NodeStatistics()
@@ -271,7 +271,7 @@ class Node:
         if levels:
             entry.priority = min(entry.wanted or self.config.default_priority, levels) - 1
         item = entry.item
-        if (self._counted is not None or "request_size" in item) and not self._count(entry, now):
+        if (self.counted is not None or "request_size" in item) and not self._count(entry, now):
             return
         if self._takes_request_id and (entry.request_id or "request_id" not in entry.item):
             # A copy, because the first node's item is the caller's own.
@@ -300,7 +300,7 @@ class Node:
         """
         item = entry.item
         try:
-            rows = count_rows(item, self._counted, self.scheduler.max, self.name)
+            rows = count_rows(item, self.counted, self.scheduler.max, self.name)
         except Exception as error:
             failure = error
             if not isinstance(error, InvalidInput):  # an array's own code raised it
@@ -503,7 +503,7 @@ class Node:
         executor.max = instance_group.bound(high)
         executor.loaded = True
         self.signature = signature = executor.signature
-        self._counted = signature if signature is not None and signature.has_rows else None
+        self.counted = signature if signature is not None and signature.has_rows else None
         self._missing -= 1
         self.scheduler.add(executor)
         if not self._missing and not self._up:

@@ -45,6 +45,18 @@ def count_rows(item: Item, signature: Signature | None, most: int, node: str) ->
     return rows
 
 
+def rows_to_admit(item: Item, signature: Signature, most: int) -> int:
+    """Return the rows that admission counts for an item without `request_size`, at most `most`.
+
+    1 if the arrays are not what the signature says: the node then reports what is wrong.
+    """
+    try:
+        counted = _rows_of(item["data"], signature)
+    except Exception:  # an array's own code raised it
+        return 1
+    return min(counted, most) if counted else 1
+
+
 def forget_counts(batch: Batch) -> None:
     """Take the counted `request_size` back: it need not hold for what the backend made."""
     for entry, outcome in zip(batch.entries, batch.outcomes, strict=True):

@@ -63,7 +63,7 @@ class Histogram:
 class RequestStatistics:
     """Counters of how the requests of a pipeline ended. `Admission.refused` counts refusals.
 
-    `succeeded` counts good requests, and `rows` their `request_size`. Their times are seconds:
+    `succeeded` counts good requests, and `rows` their rows (rows.py). Their times are seconds:
     `seconds` from the first queue to the answer, `queued` while nothing of a request ran,
     `computed` while something did, `reading` and `writing` what a network protocol spent on their
     tensors before and after. `run.py` updates the first five without a call, for speed.

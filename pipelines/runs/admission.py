@@ -18,8 +18,8 @@ from ..node.statistics import RequestStatistics
 class Admission:
     """Counts the requests in flight, and estimates whether one more can be answered in time.
 
-    `in_flight` counts requests, `rows` their `request_size`. A refusal costs no queue, no future
-    and no thread.
+    `in_flight` counts requests, `rows` their rows (node/rows.py). A refusal costs no queue, no
+    future and no thread.
     """
 
     __slots__ = (

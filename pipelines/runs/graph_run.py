@@ -92,6 +92,7 @@ class GraphRun:
         "outputs",
         "priority",
         "request_id",
+        "rows",
         "size",
         "stages",
         "trace",
@@ -106,6 +107,7 @@ class GraphRun:
         self.deadline = run.deadline
         self.priority = run.wanted
         self.size = run.size
+        self.rows = run.rows
         self.request_id = run.request_id
         # None: the request has ended, or it is part of another request.
         self.admission = run.admission
@@ -312,7 +314,7 @@ class GraphRun:
             self.admission = None
             if not failure:
                 admission.requests.spend(*self.spent())
-            admission.end(self.size, self.came, failure)
+            admission.end(self.rows, self.came, failure)
 
     def spent(self) -> tuple[float, float]:
         # Time in which several nodes work on the request counts once.

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from penstock.backends.base import Signature
 from penstock.backends.errors import InvalidRequest, NotFound
 from penstock.backends.expressions.filters import Filter, find_filter, run, swap
 from penstock.backends.item import Item
@@ -18,6 +19,7 @@ from ..config.definition import NodeConfig
 from ..node.node import Node
 from ..node.outflow import Outflow
 from ..node.queue import Entry
+from ..node.rows import rows_to_admit
 from ..node.statistics import NodeStatistics
 
 
@@ -31,6 +33,8 @@ class RunningNode(Protocol):
     name: str
     config: NodeConfig
     statistics: NodeStatistics
+    counted: Signature | None
+    """The signature of its engine, if rows are counted from the arrays."""
 
     def enqueue(self, entry: Entry, now: float) -> None: ...
     def discard(self, entry: Entry) -> None: ...
@@ -176,6 +180,13 @@ class EntryPoint:
                 f"inference request batch-size must be <= {bound} for {pipeline!r}; got {size}"
             )
         return size
+
+    def rows_of(self, item: Item) -> int:
+        """Return the rows of an item without `request_size`, if the root counts them."""
+        root = self.root.node
+        if root.counted is None or not isinstance(root, Node):
+            return 1
+        return rows_to_admit(item, root.counted, root.scheduler.max)
 
 
 class EntryPoints(Mapping[str, EntryPoint]):

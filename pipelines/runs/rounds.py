@@ -65,6 +65,10 @@ class Rounds:
         self._came: float
         self._run: Submission
 
+    @property
+    def rows(self) -> int:
+        return self._request.rows
+
     def start(self, entry_point: EntryPoint, now: float) -> None:
         """Start the first round."""
         self._came = now
@@ -152,4 +156,4 @@ class Rounds:
             self._admission = None
             if not failure:
                 admission.requests.spend(*self.spent())
-            admission.end(self._request.size, self._came, failure)
+            admission.end(self._request.rows, self._came, failure)

@@ -57,6 +57,11 @@ class Submission(Protocol):
     future: asyncio.Future[Item]
     request_id: str
 
+    @property
+    def rows(self) -> int:
+        """The rows that admission and the statistics count."""
+        ...
+
     def timings(self) -> list[Stage]:
         """Return what happened at each node that the item has passed, in order."""
         ...
@@ -86,7 +91,7 @@ class Run(Entry):
     asked, and a `GraphRun` is made from it.
     """
 
-    __slots__ = ("admission", "admitted", "batch", "data", "plan_node", "stages", "trace")
+    __slots__ = ("admission", "asked", "batch", "data", "plan_node", "rows", "stages", "trace")
 
     def __init__(
         self,
@@ -110,7 +115,8 @@ class Run(Entry):
         self.plan_node: PlanNode  # where it is; set when it enters a chain
         # None: the request has ended, or it is part of another request.
         self.admission: Admission | None = None
-        self.admitted = size  # the rows that admission counts; `size` may differ at each node
+        self.asked = size  # what it comes to a node with; `size` may differ at each node
+        self.rows = size  # as admission counts them
         self.trace: Trace | None = None
         self.batch: Batch | None = None  # the last one that it ran in
         # The batches before, and when it was queued for each.
@@ -140,7 +146,7 @@ class Run(Entry):
                 outcome["data"] = outcome.pop("result")
                 self.stages = [*(self.stages or ()), (batch, self.enqueued)]
                 self.item = outcome
-                self.size = self.admitted
+                self.size = self.asked
                 outflow = plan_node.outflow
                 # `charge_to` without a call for small items: this is the hot path.
                 if outflow is not None and (size := bytes_of(outcome)) >= SMALL_BYTES:
@@ -171,7 +177,7 @@ class Run(Entry):
                 requests.fail(failure, self.came)
             else:
                 requests.succeeded += 1
-                requests.rows += self.admitted
+                requests.rows += self.rows
                 enqueued = self.enqueued
                 requests.queued += batch.started - enqueued
                 if (stages := self.stages) is not None:
@@ -179,7 +185,7 @@ class Run(Entry):
                     enqueued = stages[0][1]
                 requests.seconds += now - enqueued
             admission.in_flight -= 1
-            admission.rows -= self.admitted
+            admission.rows -= self.rows
             if admission.draining is not None:
                 admission.settle()
 
@@ -217,7 +223,7 @@ class Run(Entry):
             admission.requests.fail(failure, self.came)
             self.drop()
             self.future.cancel()
-            admission.leave(self.admitted)
+            admission.leave(self.rows)
 
     def drop(self) -> None:
         self.release()

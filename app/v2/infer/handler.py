@@ -88,7 +88,7 @@ class Infer:
                     else write(request, model, chosen)
                 )
             except Exception:
-                statistics.take_back(request.rows)
+                statistics.take_back(submission.rows)
                 raise
             statistics.reading += reading
             statistics.writing += time.monotonic() - answered

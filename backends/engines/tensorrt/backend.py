@@ -20,16 +20,16 @@ class TensorrtTensor(TorchBackend):
     The model is an .onnx file, of which an engine is built at the first load and cached, or a file
     that is an engine already (.trt, .plan, .engine).
 
-    `data`: a tensor or array with the batch dimension first, N×..., where N is the item's
-    `request_size`, 1 by default; or a list of them in the order of the model's inputs. `result`:
+    `data`: a tensor or array with the batch dimension first, N×..., for an item of N
+    rows; or a list of them in the order of the model's inputs. `result`:
     the output as a tensor on the CPU, N×..., or a list of outputs. With `mean` or `std` the first
     input may be uint8 or of a floating type, and (x - mean) / std is computed inside the network. A
     dtype that widens without loss is converted. Any other dtype or shape is an `InvalidInput`.
 
     With the post-processor SoftmaxArgMax, ArgMax or SoftmaxMax the network finds the best class,
     and the item gets `class` (int) and `score` (float); `result` is the class, with SoftmaxMax the
-    score. With `top_k` > 1 it also gets `top`, the best classes. With `request_size` > 1 these are
-    lists.
+    score. With `top_k` > 1 it also gets `top`, the best classes. For an item of several rows
+    these are lists.
     """
 
     parameters: ClassVar[type[Params] | None] = TensorrtParams

@@ -62,8 +62,8 @@ class TorchBackend(Backend):
 class TorchScriptTensor(TorchBackend):
     """Runs a TorchScript module that torch.jit.save wrote (.pt), on a GPU or on the CPU.
 
-    `data`: a tensor or array with the batch dimension first, N×..., where N is the item's
-    `request_size`, 1 by default. A model with several arguments takes a list in the order of its
+    `data`: a tensor or array with the batch dimension first, N×..., for an item of N
+    rows. A model with several arguments takes a list in the order of its
     arguments, or a dict by their names or by names that end with their index (`INPUT__0`). A model
     whose one argument is a dict of tensors gets the dict. An argument of type List[str] takes a
     list of N texts.
@@ -81,8 +81,8 @@ class TorchExportTensor(TorchBackend):
 
     A package runs on the kind of device that it was compiled for.
 
-    `data`: a tensor or array with the batch dimension first, N×..., where N is the item's
-    `request_size`, 1 by default; a list of them in the order of the model's inputs, or a dict of
+    `data`: a tensor or array with the batch dimension first, N×..., for an item of N
+    rows; a list of them in the order of the model's inputs, or a dict of
     them by name. `result`: the output as a tensor on the CPU, N×..., or a list of outputs.
 
     A dtype that widens without loss is converted. Any other dtype or shape is an `InvalidInput`. A
@@ -98,8 +98,8 @@ class PythonTensor(TorchBackend):
 
     `model` names the class or function that makes it, `state_dict` the file of its weights.
 
-    `data`: a tensor or array with the batch dimension first, N×..., where N is the item's
-    `request_size`, 1 by default; a list of them in the order of forward's arguments, or a dict of
+    `data`: a tensor or array with the batch dimension first, N×..., for an item of N
+    rows; a list of them in the order of forward's arguments, or a dict of
     them by name. `result`: the output as a tensor on the CPU, N×..., or a list of outputs.
     """
 

@@ -57,7 +57,7 @@ class BatchMember(NamedTuple):
     inputs: list[Input]
     """In the model's order."""
     rows: int
-    """Its share of the batch dimension: the item's `request_size`."""
+    """Its share of the batch dimension."""
     names: tuple[str, ...]
     """The names of the inputs, for a model that takes a dict; else empty."""
     kind: Hashable
@@ -69,8 +69,8 @@ class BatchMember(NamedTuple):
 class TorchEngine(Backend):
     """Runs a model on a GPU, or on the CPU of a machine without one.
 
-    `data`: a tensor or array with the batch dimension first, N×..., where N is the item's
-    `request_size`, 1 by default; or a list of them in the order of the model's inputs. `result`:
+    `data`: a tensor or array with the batch dimension first, N×..., for an item of N
+    rows; or a list of them in the order of the model's inputs. `result`:
     the output as a tensor on the CPU, N×..., or a list of outputs.
 
     On a GPU, warm-up captures a CUDA graph for each bucket (batch sizes 1, 2, 4 ... `max`), and

@@ -69,6 +69,30 @@ async def test_calls_of_python_logic_count_the_rows_of_their_arrays(executions: 
         assert_empty(pipeline)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"rows": {"next": "then"}, "then": {"backend": "Identity"}},
+        {"rows": {"next": "a,b"}, "a": {"backend": "Identity"}, "b": {"backend": "Identity"}},
+        {"pipeline": {"loop": True}},
+    ],
+)
+async def test_admission_and_statistics_count_the_rows_of_arrays(more: dict[str, Any]) -> None:
+    tables = {**more, "rows": {"backend": "Rows", "max": 8, **more.get("rows", {})}}
+    async with serve(tables) as pipeline:
+        for item in ({"data": FOUR}, {"data": FOUR, "request_size": 4}):
+            before = pipeline.statistics.rows
+            submission = pipeline.submit_nowait(dict(item))
+            assert pipeline._admission.rows == submission.rows == 4
+            await submission.future
+            assert pipeline.statistics.rows - before == 4 and pipeline._admission.rows == 0
+        left = pipeline.submit_nowait({"data": FOUR})
+        left.leave()
+        assert pipeline._admission.rows == 0
+        assert_empty(pipeline)
+
+
 async def test_an_item_with_too_many_rows_fails_softly(executions: list[int]) -> None:
     async def think(item: Item, call: Any) -> Any:
         return (await call("rows", item))["result"]
