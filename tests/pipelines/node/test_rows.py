@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from penstock import pipe
 from penstock.backends.base import Backend, Signature, TensorPort
 from penstock.backends.errors import InvalidInput, InvalidRequest
 from penstock.backends.expressions.registry import register_backend
@@ -175,6 +176,36 @@ async def test_a_request_size_that_a_backend_sets_counts_at_the_next_node(
         with pytest.raises(InvalidInput, match="expected a positive int, found 'two'"):
             await pipeline({"data": "two"})
         assert_empty(pipeline)
+
+
+async def test_the_parts_of_a_stream_count_their_rows(executions: list[int]) -> None:
+    async def think(item: Item, call: Any) -> Any:
+        for number in range(2):
+            yield (await call("rows", {"data": FOUR + number}))["result"]
+
+    register_backend("Think", think)
+    tables = {
+        "pipeline": {"entry": "think"},
+        "think": {"backend": "Think", "next": "last"},
+        "last": {"backend": "Rows", "max": 4},
+        "rows": {"backend": "Rows", "max": 4},
+    }
+    async with serve(tables) as pipeline:
+        parts = [part["result"] async for part in pipeline.stream({"data": 1})]
+        for number, part in enumerate(parts):
+            np.testing.assert_array_equal(part, FOUR + number + 2)
+        assert executions == [4] * 4
+        assert_empty(pipeline)
+
+
+def test_calls_of_a_pipe_count_their_rows(executions: list[int]) -> None:
+    with pipe({"backend": "Rows", "max": 4}) as p:
+        items: list[Item] = [{"data": FOUR}, {"data": FOUR[:2]}, {"data": np.tile(FOUR, (2, 1))}]
+        p(items)
+        assert sorted(executions) == [2, 4]
+        assert [len(item["result"]) for item in items[:2]] == [4, 2]
+        assert isinstance(items[2]["error"], InvalidInput)
+        assert not any("request_size" in item for item in items)
 
 
 @pytest.mark.parametrize("skips", [False, True])
