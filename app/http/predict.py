@@ -296,7 +296,7 @@ class Predict:
             log_failure(error, exchange.request_id, name)
             more = {} if trace is None else {"trace": trace.steps}
             status, headers, answer = problem(error, exchange.request_id, **more)
-            error.__traceback__ = None  # it holds this frame, which may hold the error in an item
+            error.with_traceback(None)  # it holds this frame, which may hold the error in an item
         finally:
             # Before anything except events is sent: reading slowly is not uploading slowly.
             self._watch.end(exchange)
@@ -389,7 +389,7 @@ class Predict:
             except PenstockError as error:
                 log_failure(error, exchange.request_id, pipeline.name)
                 written = problem(error, exchange.request_id)[2]
-                error.__traceback__ = None  # as above
+                error.with_traceback(None)  # as above
             size += len(written)
             results.append(orjson.Fragment(written))
         exchange.memory.resize(exchange.memory.size + size, "an answer")  # they are joined

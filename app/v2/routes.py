@@ -100,7 +100,7 @@ class ProtocolApp:
             answer = error_answer(error)
             if call is not None:
                 call.memory.close()
-            error.__traceback__ = None  # its frames may refer to the error, and hold the request
+            error.with_traceback(None)  # its frames may refer to the error, and hold the request
         unread = call is None or not call.body_was_read
         late = call is not None and call.body_was_late
         await respond(scope, send, answer, close=unread and (must_close(scope) or late))

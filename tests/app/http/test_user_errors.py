@@ -17,6 +17,8 @@ from penstock import InvalidInput, PenstockError, Pipeline, create_app
 from penstock.app.http.errors import code_of, problem_object, status_of
 
 OPS = """
+from dataclasses import dataclass
+
 from penstock import InvalidInput, PenstockError, register_filter
 
 
@@ -69,6 +71,17 @@ class Denied(TooLong):
     status = 403
 
 
+@dataclass(frozen=True)
+class Frozen(TooLong):
+    '''It refuses attributes.'''
+
+    found: str
+    code = "frozen"
+
+    def __str__(self):
+        return self.found
+
+
 class Quota(PenstockError):
     code = "quota"
     status = 402
@@ -86,7 +99,7 @@ class Broken(InvalidInput):
 ONE = Broken("said")
 ERRORS = {
     kind.__name__: kind
-    for kind in (Shy, ShyText, ShyExit, ShyInput, TooLong, Denied, Quota, Lost, Broken)
+    for kind in (Shy, ShyText, ShyExit, ShyInput, TooLong, Denied, Frozen, Quota, Lost, Broken)
 }
 ERRORS["ShyName"] = ShyName
 
@@ -240,6 +253,7 @@ def test_neighbours_of_an_exception_that_can_not_be_shown_get_their_results(
         ("ShyInput", 422, "invalid_input"),
         ("TooLong", 422, "too_long"),
         ("Denied", 403, "denied"),
+        ("Frozen", 422, "frozen"),
     ],
 )
 def test_an_invalid_input_of_a_users_own(
