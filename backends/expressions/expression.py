@@ -33,7 +33,7 @@ WRAPPERS = frozenset({"SyncTensor", "Torch"})
 TEXT_ARGUMENTS = frozenset(
     {
         *("Copy", "cp", "Move", "mv", "Add", "AddInt", "Remove", "del", "Del", "rm", "Keep"),
-        *("Python", "Jump"),
+        *("Python", "Jump", "MapReduce", "CopySplit"),
     }
 )
 """Backends with text in their brackets instead of backends: `Copy[a:b]` is `Copy(a:b)`."""

@@ -33,8 +33,11 @@ def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     assert answer(file)["result"] == 1
 
 
-def test_jump_takes_its_node_in_brackets() -> None:
+def test_composites_take_their_node_in_brackets() -> None:
     assert answer({"n": {"backend": "Jump[sub]"}, **SUB})["result"] == 1
+    for name in ("MapReduce", "CopySplit"):
+        node = {"backend": f"{name}[sub]", **({"split_size": 1} if name == "CopySplit" else {})}
+        assert answer({"n": node, **SUB}, data=[1, 2])["result"] == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["Remove", "del", "Del", "rm"])
