@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Sequence
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -39,6 +40,7 @@ from .rows import (
     random_rows,
     row_at,
     rows_like,
+    smallest_integers,
     verdict_of,
     why_mixed,
 )
@@ -281,15 +283,13 @@ class OnnxTensor(Backend):
         """Probe with random rows of these shapes. Return why the model mixes rows, "" if it does
         not, None if it refuses all of them.
         """
+        dtypes = [port.dtype or np.dtype(np.float32) for port in self.inputs]
         for inner in guesses(given):
-            for least in (0, 1):
-                ports = [
-                    (shape, port.dtype or np.dtype(np.float32))
-                    for shape, port in zip(inner, self.inputs, strict=True)
-                ]
-                reason = self._try_probe(random_rows(ports, least))
-                if reason is not None:
-                    return reason
+            ports = list(zip(inner, dtypes, strict=True))
+            rows = [random_rows(ports, least) for least in smallest_integers(dtypes)]
+            reason = first_reason([partial(self._try_probe, some) for some in rows])
+            if reason is not None:
+                return reason
         return None
 
     def _why_no_batch(self) -> str:

@@ -117,6 +117,15 @@ def random_rows(ports: Sequence[tuple[Sequence[int], np.dtype[Any]]], least: int
     return [list(row) for row in zip(*columns, strict=True)]
 
 
+def smallest_integers(dtypes: Iterable[np.dtype[Any]]) -> Sequence[int]:
+    """Return the `least` of each pair of random rows to probe with.
+
+    0 and 1 are both masks and tokens. Beside a row of zeros, their largest value often has no
+    effect, so models that take 1 and 2 are probed with them too.
+    """
+    return (0, 1) if any(dtype.kind in "iu" and dtype != np.uint8 for dtype in dtypes) else (0,)
+
+
 def _random_column(
     random: np.random.Generator, shape: Sequence[int], dtype: np.dtype[Any], least: int
 ) -> Row:

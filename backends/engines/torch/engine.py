@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import accumulate
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
@@ -29,6 +30,7 @@ from ..rows import (
     random_rows,
     row_at,
     rows_like,
+    smallest_integers,
     verdict_of,
     why_mixed,
 )
@@ -225,8 +227,11 @@ class TorchEngine(Backend):
         if not shapes:
             return None
         ports = [(shape, _numpy_dtype(dtype)) for shape, dtype in shapes]
-        rows = random_rows(ports)
-        return self._try_probe([[torch.from_numpy(part) for part in row] for row in rows])
+        # An index out of bounds is an error on the CPU, and ends the process on a GPU.
+        smallest = [0] if self._half.on_gpu else smallest_integers([dtype for _, dtype in ports])
+        made = [random_rows(ports, least) for least in smallest]
+        rows = [[[torch.from_numpy(part) for part in row] for row in some] for some in made]
+        return first_reason([partial(self._try_probe, some) for some in rows])
 
     def _probe_rows(self) -> int:
         return max(min(PROBE_ROWS, self._capacity), self.model_range.min)

@@ -430,6 +430,26 @@ def test_integers_are_probed(tmp_path: Path, element: Any, data: Any) -> None:
     assert make(same, max=8).max == 8
 
 
+def test_integers_of_a_model_that_divides_by_the_largest_of_all(tmp_path: Path) -> None:
+    """Beside zeros, the largest value has no effect."""
+    path = write(
+        tmp_path / "m.onnx",
+        [
+            ("Cast", ["x"], ["value"], {"to": FLOAT}),
+            ("ReduceMax", ["value"], ["largest"]),
+            ("Add", ["largest", "one"], ["more"]),
+            ("Div", ["value", "more"], ["y"]),
+        ],
+        [("x", TensorProto.INT64, ["n", 2])],
+        [("y", FLOAT, ["n", 2])],
+        [("one", np.float32([1]))],
+    )
+    backend = make(path, max=8)
+    assert backend.max == 1
+    results = run(backend, np.array([[1, 3]]), np.array([[7, 0]]))
+    assert [result.tolist() for result in results] == [[[0.25, 0.75]], [[0.875, 0]]]
+
+
 def needs_ten(path: Path, reduces: bool) -> Path:
     """A model that takes only a width of 10, and does not say so."""
     nodes: list[Any] = [("Reshape", ["x", "shape"], ["ten"])]

@@ -191,6 +191,20 @@ def test_no_row_meets_another(
         assert torch.allclose(result, alone)
 
 
+class Relative(torch.nn.Module):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens / (tokens.max() + 1)
+
+
+def test_integers_beside_the_largest_of_all(exported: Any, make: Any, run: Any) -> None:
+    """Beside zeros, the largest value has no effect."""
+    path = exported(Relative(), torch.zeros(3, 2, dtype=torch.int64))
+    backend = make("TorchExportTensor", path, max=8)
+    assert backend.max == 1
+    results = run(backend, torch.tensor([[1, 3]]), torch.tensor([[7, 0]]))
+    assert [result.tolist() for result in results] == [[[0.25, 0.75]], [[0.875, 0]]]
+
+
 def test_texts_and_dicts_are_proven_with_the_first_items(
     scripted: Any, make: Any, run: Any
 ) -> None:
