@@ -230,7 +230,9 @@ class TorchEngine(Backend):
         # An index out of bounds is an error on the CPU, and ends the process on a GPU.
         smallest = [0] if self._half.on_gpu else smallest_integers([dtype for _, dtype in ports])
         made = [random_rows(ports, least) for least in smallest]
-        rows = [[[torch.from_numpy(part) for part in row] for row in some] for some in made]
+        rows: list[list[list[Input]]] = [
+            [[torch.from_numpy(part) for part in row] for row in some] for some in made
+        ]
         return first_reason([partial(self._try_probe, some) for some in rows])
 
     def _probe_rows(self) -> int:

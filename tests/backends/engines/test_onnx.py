@@ -442,7 +442,7 @@ def test_integers_of_a_model_that_divides_by_the_largest_of_all(tmp_path: Path) 
         ],
         [("x", TensorProto.INT64, ["n", 2])],
         [("y", FLOAT, ["n", 2])],
-        [("one", np.float32([1]))],
+        [("one", np.array([1], np.float32))],
     )
     backend = make(path, max=8)
     assert backend.max == 1
