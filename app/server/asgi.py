@@ -14,6 +14,8 @@ from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Scope
 
+from ..http.request_id import request_id_of
+
 logger = logging.getLogger("uvicorn.error")
 access_logger = logging.getLogger("uvicorn.access")
 
@@ -157,15 +159,20 @@ class AsgiRequest:
             await app(self.scope, self.receive, self.send)
             if not self.complete and self.wire is not None:
                 how = "completing" if self.started else "starting"
-                logger.error("ASGI callable returned without %s response.", how)
+                logger.error(
+                    "ASGI callable returned without %s response.", how, extra=self._log_fields()
+                )
                 await self._send_failure()
         except BaseException as error:
-            logger.error("Exception in ASGI application", exc_info=error)
+            logger.error("Exception in ASGI application", exc_info=error, extra=self._log_fields())
             await self._send_failure()
         finally:
             if self.task is not None:
                 tasks.discard(self.task)
                 self.task = None  # the task holds the request
+
+    def _log_fields(self) -> dict[str, str]:
+        return {"request_id": request_id_of(self.scope)}
 
     async def _send_failure(self) -> None:
         if self.complete or self.wire is None:
@@ -178,6 +185,7 @@ class AsgiRequest:
         headers = [
             (b"content-type", b"text/plain; charset=utf-8"),
             (b"content-length", b"%d" % len(body)),
+            (b"x-request-id", request_id_of(self.scope).encode("latin-1")),
             (b"connection", b"close"),
         ]
         await self.send({"type": "http.response.start", "status": 500, "headers": headers})

@@ -7,6 +7,7 @@ become fields here. No caller waits for a line to be written (backends/log_write
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sys
@@ -28,6 +29,14 @@ RECORD_FIELDS = ("request_id", "pipeline", "node")
 
 LINES_A_SECOND = 10
 """The most lines of one kind that are logged in a second, where clients cause the lines."""
+
+FAILURES_A_SECOND = 1000
+"""The most lines of one kind in a second if each is an error of a request, so that the request of
+an answer of 500 is found by its id. Beyond `LINES_A_SECOND` they have no traceback.
+"""
+
+TELL_SECONDS = 1.0
+"""So soon the log says how many lines of a kind were left out, if no other line says it before."""
 
 MOST_KINDS = 1024
 """The most kinds of lines that a `RateLimit` remembers. When there are more, all are forgotten."""
@@ -61,6 +70,10 @@ def _time(record: logging.LogRecord) -> str:
         .isoformat(timespec="milliseconds")
         .replace("+00:00", "Z")
     )
+
+
+_Kind = tuple[str, int, str, Any, Any]
+"""Logger, level, message before its arguments, pipeline and node of a record."""
 
 
 def _fields(record: logging.LogRecord) -> dict[str, str]:
@@ -102,11 +115,19 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps({key: encodable(value) for key, value in line.items()}).decode()
 
 
-class RateLimit(logging.Filter):
-    """A filter for any logger or handler: at most `per_second` lines of one kind in a second.
+def _tell_later(tell: Callable[[], None]) -> None:
+    timer = threading.Timer(TELL_SECONDS, tell)
+    timer.daemon = True
+    timer.start()
 
-    Lines of one logger, level, message before its arguments, pipeline and node are of one kind. The
-    first line that is logged after others were left out says how many.
+
+class RateLimit(logging.Filter):
+    """A filter for loggers: at most `per_second` lines of one kind in a second.
+
+    Lines of one logger, level, message before its arguments, pipeline and node are of one kind. Of
+    errors that name their request, `failures_per_second` lines are logged, those beyond
+    `per_second` without their traceback. The first line that is logged after others were left out
+    says how many; if there is none for `TELL_SECONDS`, a line of its own does.
 
     ```python
     logging.getLogger("penstock.connection").addFilter(RateLimit())
@@ -114,49 +135,98 @@ class RateLimit(logging.Filter):
     """
 
     def __init__(
-        self, per_second: int = LINES_A_SECOND, clock: Callable[[], float] = time.monotonic
+        self,
+        per_second: int = LINES_A_SECOND,
+        failures_per_second: int = FAILURES_A_SECOND,
+        clock: Callable[[], float] = time.monotonic,
+        later: Callable[[Callable[[], None]], None] = _tell_later,
     ) -> None:
+        """`later` calls a function on another thread, after `TELL_SECONDS`."""
         super().__init__()
         self.dropped = 0
         """The lines that were left out, of all kinds together."""
         self._per_second = per_second
+        self._failures_per_second = failures_per_second
         self._clock = clock
+        self._later = later
+        self._will_tell = False
         self._lock = threading.Lock()
-        self._seconds: dict[tuple[Any, ...], _Second] = {}
+        self._seconds: dict[_Kind, _Second] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether the record is to be logged."""
         kind = (
             record.name,
             record.levelno,
-            record.msg if isinstance(record.msg, str) else type(record.msg),
+            record.msg if isinstance(record.msg, str) else type(record.msg).__name__,
             getattr(record, "pipeline", None),
             getattr(record, "node", None),
         )
+        failure = record.levelno >= logging.ERROR and bool(getattr(record, "request_id", None))
+        most = self._failures_per_second if failure else self._per_second
         with self._lock:
-            second = self._second(kind)
-            if second.lines >= self._per_second:
+            second, forgotten = self._second(kind)
+            second.lines += 1
+            left_out = 0
+            if logged := second.lines <= most:
+                left_out, second.left_out = second.left_out, 0
+                if second.lines > self._per_second:
+                    record.exc_info = record.exc_text = None
+            else:
                 second.left_out += 1
                 self.dropped += 1
-                return False
-            second.lines += 1
-            left_out, second.left_out = second.left_out, 0
+            must_tell = not logged and not self._will_tell
+            self._will_tell |= must_tell
+        if must_tell:
+            with contextlib.suppress(RuntimeError):  # no thread can be started: the next line tells
+                self._later(self.tell)
+        for each in forgotten:
+            _tell(*each)
         if left_out:
             record.msg = f"{record.getMessage()} ({left_out} more lines of this kind were left out)"
             record.args = None
-        return True
+        return logged
 
-    def _second(self, kind: tuple[Any, ...]) -> _Second:
+    def tell(self) -> None:
+        """Log how many lines of each kind were left out, as far as no line has said it."""
+        with self._lock:
+            self._will_tell = False
+            told = self._take_left_out()
+        for each in told:
+            _tell(*each)
+
+    def _take_left_out(self) -> list[tuple[_Kind, int]]:
+        taken = []
+        for kind, second in self._seconds.items():
+            if second.left_out:
+                taken.append((kind, second.left_out))
+                second.left_out = 0
+        return taken
+
+    def _second(self, kind: _Kind) -> tuple[_Second, list[tuple[_Kind, int]]]:
+        """Return what is counted of a kind, and what has to be told of kinds forgotten for it."""
         now = self._clock()
+        forgotten: list[tuple[_Kind, int]] = []
         second = self._seconds.get(kind)
         if second is None:
             if len(self._seconds) >= MOST_KINDS:
+                forgotten = self._take_left_out()
                 self._seconds.clear()
             second = self._seconds[kind] = _Second(now)
         elif now >= second.began + 1:
             second.began = now
             second.lines = 0
-        return second
+        return second, forgotten
+
+
+def _tell(kind: _Kind, left_out: int) -> None:
+    name, level, message, pipeline, node = kind
+    record = logging.LogRecord(
+        name, level, __file__, 0, "%d lines were left out: %s", (left_out, message), None
+    )
+    record.pipeline, record.node = pipeline, node
+    # Not `handle`: that would ask the filter again.
+    logging.getLogger(name).callHandlers(record)
 
 
 class _Second:

@@ -88,6 +88,7 @@ def serve(repository: Repository, settings: Settings) -> int:
     )
     server = Server(config, repository, settings, connections)
     server.run()
+    log.limit.tell()
     return server.exit_code
 
 

@@ -194,10 +194,10 @@ class FanOut(CompositeNode):
             key, pieces = self.split(item)
             self._check(item, entry, pieces)
         except Exception as error:
-            self.end_soon(entry, batch, self._failure(item, error))
+            self.end_soon(entry, batch, self._failure(entry, item, error))
             return
         if not len(pieces):
-            self.end_soon(entry, batch, self._merged(item, []))
+            self.end_soon(entry, batch, self._merged(entry, item, []))
             return
         for node in self.entry_point.nodes:  # admission estimates the cost of a request by this
             node.parts_per_item = node.inflow.observe(self, self._root, len(pieces))
@@ -267,21 +267,22 @@ class FanOut(CompositeNode):
             parent.answers[part.index] = outcome
             parent.left -= 1
             if not parent.left:
-                self.end(parent.entry, self._merged(parent.item, parent.answers))
+                self.end(parent.entry, self._merged(parent.entry, parent.item, parent.answers))
         self._feed(self._clock())
 
-    def _merged(self, item: Item, answers: Any) -> Outcome:
+    def _merged(self, entry: Entry, item: Item, answers: Any) -> Outcome:
         try:
             return self.merge(item, answers)
         except Exception as error:
-            return self._failure(item, error)
+            return self._failure(entry, item, error)
 
-    def _failure(self, item: Item, error: Exception) -> Outcome:
+    def _failure(self, entry: Entry, item: Item, error: Exception) -> Outcome:
         if isinstance(error, InvalidInput):
             return {**item, "error": error}
         if isinstance(error, PenstockError):
             return error
-        logger.error("node %s failed", self.name, exc_info=error)
+        fields = {"request_id": entry.request_id, "node": self.name}
+        logger.error("node %s failed", self.name, exc_info=error, extra=fields)
         failure = BackendError(f"node {self.name!r}: {type(error).__name__}: {message_of(error)}")
         failure.__cause__ = error
         failure.logged = True

@@ -522,17 +522,19 @@ class Node:
                 failure.__cause__ = error
                 self._loading.set_exception(failure)
             return
+        if executor.loaded:
+            executor.loaded = False  # else it would count twice until its thread has ended
+            self._missing += 1
+        batch = self.scheduler.remove(executor)
+        entries = [] if batch is None else batch.entries
+        requests = ", ".join(entry.request_id for entry in entries if entry.request_id)
         logger.error(
             "node %s: %s died and is restarted",
             self.name,
             executor.name,
             exc_info=error,
-            extra=self._log_extra,
+            extra={"request_id": requests, **self._log_extra},
         )
-        if executor.loaded:
-            executor.loaded = False  # else it would count twice until its thread has ended
-            self._missing += 1
-        batch = self.scheduler.remove(executor)
         instance_group, instance = self._executors[executor]
         failures = executor.failures
         delay = 0.0

@@ -165,6 +165,44 @@ def test_the_rate_of_each_kind_is_limited_and_what_is_left_out_is_counted() -> N
     assert limit.dropped == 5
 
 
+def test_what_is_left_out_is_told_soon_though_no_further_line_comes(log: Any) -> None:
+    stream = log("text")
+    later: list[Any] = []
+    limit = RateLimit(2, clock=lambda: 100.0, later=later.append)
+    logger = logging.getLogger("penstock.test")
+    logger.addFilter(limit)
+    try:
+        for number in range(5):
+            logger.warning("bad %d", number, extra={"node": "n"})
+        assert len(later) == 1 and "left out" not in stream.getvalue()
+        later.pop()()
+        (line,) = stream.getvalue().splitlines()[2:]
+        assert line.endswith(" WARNING penstock.test 3 lines were left out: bad %d node=n")
+        logger.warning("bad")  # nothing was left out since
+        limit.tell()
+        assert stream.getvalue().count("left out") == 1 and not later
+    finally:
+        logger.removeFilter(limit)
+
+
+def test_each_failed_request_has_its_line(log: Any) -> None:
+    stream = log("text")
+    limit = RateLimit(2, 100, clock=lambda: 100.0, later=lambda tell: None)
+    logger = logging.getLogger("penstock.test")
+    logger.addFilter(limit)
+    try:
+        for number in range(110):
+            try:
+                raise ValueError("why")
+            except ValueError:
+                logger.exception("request failed", extra={"request_id": f"r{number}."})
+    finally:
+        logger.removeFilter(limit)
+    text = stream.getvalue()
+    assert all(f"request_id=r{number}." in text for number in range(100))
+    assert text.count("ValueError: why") == 2 and limit.dropped == 10
+
+
 def test_the_kinds_that_are_remembered_are_limited() -> None:
     limit = RateLimit(1, clock=lambda: 0.0)
     for number in range(3 * MOST_KINDS):
@@ -208,6 +246,50 @@ def test_an_unread_log_stops_no_request(digit: bytes, digits: Path) -> None:
         server.kill()
         server.wait()
         os.close(reading)
+
+
+def test_every_answer_of_500_is_in_the_log(spawn: Any, tmp_path: Path) -> None:
+    """By its request id: where a backend raised, and where its executor died."""
+    (tmp_path / "ops.py").write_text(
+        "import penstock\n"
+        "def boom(data): raise RuntimeError('boom')\n"
+        "def die(data): raise SystemExit('die')\n"
+    )
+    backends = {
+        "boom": '[a]\nbackend = "Python[ops.py:boom]"\nmax = 4\n',
+        "die": '[a]\nbackend = "Python[ops.py:die]"\n',
+    }
+    for name, text in backends.items():
+        (tmp_path / f"{name}.toml").write_text(text)
+    server = spawn("serve", tmp_path, "--port", "0")
+    counts = {"boom": 100, "die": 3}
+    ids = []
+    with server.listening() as client:
+        server.wait_for("ready after")
+        for name, count in counts.items():
+            for number in range(count):
+                request_id = f"{name}-{number}-"
+                ids.append(request_id)
+                headers = {"X-Request-Id": request_id}
+                answer = client.post(f"/predict/{name}", content=b"x", headers=headers)
+                assert answer.status_code == 500, answer.text
+    server.process.terminate()
+    assert server.end() == 0
+    log = "".join(server.lines)
+    assert [request_id for request_id in ids if request_id not in log] == []
+
+
+def test_an_exception_of_an_app_names_its_request(log: Any, running: Any) -> None:
+    stream = log("text")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            raise ValueError("why")
+
+    with running(app, http="penstock") as client:
+        answer = client.get("/", headers={"X-Request-Id": "r1"})
+    assert answer.status_code == 500 and answer.headers["x-request-id"] == "r1"
+    assert "request_id=r1" in stream.getvalue()
 
 
 def until_ready(client: httpx.Client, server: subprocess.Popen[bytes]) -> None:

@@ -421,6 +421,20 @@ async def test_a_failure_names_the_node_of_the_part_and_its_backend(workshop: Wo
         assert isinstance(caught.value.__cause__, ValueError)
 
 
+async def test_the_log_names_the_request_whose_parts_can_not_be_made(
+    workshop: Workshop, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(list[int]):
+        def __iter__(self) -> Any:
+            raise ValueError("on purpose")
+
+    async with serve(map_reduce(), workshop=workshop) as pipeline:
+        with pytest.raises(BackendError, match="node 'all': ValueError: on purpose"):
+            await pipeline.submit_nowait({"data": Broken([1])}, request_id="r1").future
+    (record,) = caplog.records
+    assert vars(record)["request_id"] == "r1"
+
+
 # depth, number, turns
 
 
