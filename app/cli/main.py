@@ -6,16 +6,17 @@ Only `penstock.app.cli` imports Typer and rich. A command imports what it runs w
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import penstock
-from penstock.backends.errors import ConfigError, Problem
+from penstock.backends.errors import ConfigError, PenstockError, Problem
 
 from ..settings import Settings
 from .bench import bench_command
@@ -23,6 +24,9 @@ from .build import build_command, encrypt_command
 from .call import call_command
 from .options import Labels, Source, with_settings
 from .output import fail
+
+if TYPE_CHECKING:
+    from penstock.pipelines.repository import Repository
 
 command_line = typer.Typer(
     name="penstock",
@@ -74,14 +78,26 @@ def serve(path: Source, *, labels: Labels = None, settings: Settings) -> None:
     raise typer.Exit(run(repository, settings))
 
 
-def check(path: Source, *, labels: Labels = None) -> None:
-    """Check pipeline files and list their nodes. Nothing is run.
+def check(
+    path: Source,
+    *,
+    labels: Labels = None,
+    load: Annotated[
+        bool,
+        typer.Option(
+            "--load",
+            help="Load the models too, and say which of them run each item alone. Nothing is "
+            "served.",
+        ),
+    ] = False,
+) -> None:
+    """Check pipeline files and list their nodes. Without --load nothing is run.
 
     Prints all problems and exits with 1 if there are any.
     """
     from penstock.pipelines.repository import Repository
 
-    from .tables import print_pipelines
+    from .tables import print_loaded, print_pipelines
 
     try:
         repository = Repository.read(path, labels=labels)
@@ -93,6 +109,25 @@ def check(path: Source, *, labels: Labels = None) -> None:
     print_pipelines(repository.all_configs)
     if repository.unread:  # the other versions of their pipelines could be served
         fail(*(str(problem) for error in repository.unread.values() for problem in error.problems))
+    if load:
+        try:
+            print_loaded(asyncio.run(_nodes_that_run_alone(repository)))
+        except PenstockError as error:
+            fail(str(error))
+
+
+async def _nodes_that_run_alone(repository: Repository) -> Sequence[str]:
+    """Load all pipelines, and name the nodes whose model was not found to keep rows apart."""
+    try:
+        await repository.start()
+        return [
+            f"{pipeline.name}: [{node.name}]"
+            for pipeline in repository.served
+            for node in pipeline.nodes
+            if node.signature is not None and node.counted is None
+        ]
+    finally:
+        await repository.close()
 
 
 def graph(

@@ -14,6 +14,7 @@ from rich.text import Text
 from penstock.backends.expressions.registry import BackendDescription, extra_installed
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.expressions.type_names import value_name
+from penstock.backends.params import EngineParams
 from penstock.pipelines.config.load import NodeConfig, PipelineConfig
 
 
@@ -44,6 +45,23 @@ def print_pipelines(configs: Iterable[PipelineConfig]) -> None:
                 for obstacle in _missing_extras(group.spec)
             ):
                 console.print(Text(f"{node.name} can't run here: {obstacle}\n"), soft_wrap=True)
+        probed = [node.name for node in config.nodes.values() if _is_probed(node)]
+        if probed:
+            console.print(
+                Text(
+                    f"{', '.join(probed)}: items share a run if the model is found to keep their "
+                    "rows apart, and run alone otherwise (--load shows it)\n"
+                ),
+                soft_wrap=True,
+            )
+
+
+def print_loaded(alone: Iterable[str]) -> None:
+    """Print what loading has shown: the nodes that run each item alone. The log has the reasons."""
+    console = Console()
+    console.print(Text("loaded"))
+    for node in alone:
+        console.print(Text(f"{node} runs each item alone"), soft_wrap=True)
 
 
 def _missing_extras(spec: Spec) -> Iterator[str]:
@@ -52,6 +70,20 @@ def _missing_extras(spec: Spec) -> Iterator[str]:
         yield f"{spec.name} needs penstock-serve[{spec.cls.extra}]"
     for child in spec.children:
         yield from _missing_extras(child)
+
+
+def _is_probed(node: NodeConfig) -> bool:
+    """Return whether a model of the node shows only when it is loaded whether items share runs."""
+    return any(
+        group.bound(group.spec.declared_range.max) != 1 and _has_probe(group.spec)
+        for group in node.instance_groups
+    )
+
+
+def _has_probe(spec: Spec) -> bool:
+    if isinstance(spec.params, EngineParams):
+        return spec.params.batched is None
+    return any(map(_has_probe, spec.children))
 
 
 def _row(node: NodeConfig) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from onnx import TensorProto, helper
 from typer.testing import CliRunner, Result
 
 import penstock
@@ -278,3 +279,33 @@ def test_a_loop_is_not_a_backend(run: Run) -> None:
         answer.exit_code == 1
         and "Ring is not a backend of Penstock: write [pipeline] loop = true" in answer.stderr
     )
+
+
+def test_check_loads_models_to_find_those_that_run_items_alone(run: Run, tmp_path: Path) -> None:
+    for name, operator in (("apart", "Relu"), ("mixed", "CumSum")):
+        inputs = ["x"] if operator == "Relu" else ["x", "axis"]
+        graph = helper.make_graph(
+            [helper.make_node(operator, inputs, ["y"])],
+            name,
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+            [helper.make_tensor("axis", TensorProto.INT64, [], [0])],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        (tmp_path / f"{name}.onnx").write_bytes(model.SerializeToString())
+        (tmp_path / f"{name}.toml").write_text(
+            f'[net]\nbackend = "OnnxTensor"\nmodel = "{name}.onnx"\nmax = 4\n'
+        )
+    answer = run("check", tmp_path)
+    assert answer.exit_code == 0 and "and run alone otherwise (--load shows it)" in answer.stdout
+    answer = run("check", tmp_path, "--load")
+    assert answer.exit_code == 0, answer.stderr
+    alone = [line for line in answer.stdout.splitlines() if line.endswith("runs each item alone")]
+    assert alone == ["mixed: [net] runs each item alone"]
+
+
+def test_check_says_why_a_model_can_not_be_loaded(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "one.toml").write_text('[net]\nbackend = "OnnxTensor"\nmodel = "net.onnx"\n')
+    assert run("check", tmp_path / "one.toml").exit_code == 0
+    answer = run("check", tmp_path / "one.toml", "--load")
+    assert answer.exit_code == 1 and "net.onnx" in answer.stderr
