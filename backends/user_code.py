@@ -42,7 +42,9 @@ def load(target: str, directory: Path) -> Any:
     except FileNotFoundError as error:
         message = f"there is no file {error.filename or place!r} for Python[{target}]"
         raise ConfigError([Problem(message)]) from error
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: a file to import must not end the program
         reason = f"{type(error).__name__}: {message_of(error)}{_line_of(error)}"
         message = f"importing {place!r} for Python[{target}] failed: {reason}"
         raise ConfigError([Problem(message)]) from error
@@ -53,7 +55,7 @@ def load(target: str, directory: Path) -> Any:
         raise ConfigError([Problem(f"{place!r} has no {attribute!r}{hint}")]) from None
 
 
-def _line_of(error: Exception) -> str:
+def _line_of(error: BaseException) -> str:
     """Return ` (FILE:LINE)` for the line that raised during an import.
 
     Empty if no code ran: the module was not found, or the file is not valid Python, which the

@@ -106,7 +106,7 @@ class ForwardRecorder:
             started = time.perf_counter()
             try:
                 cls.forward(backend, batch)
-            except Exception as error:
+            except BaseException as error:
                 record.error = f"{type(error).__name__}: {message_of(error)}"
                 raise
             finally:

@@ -203,7 +203,9 @@ def _from_entry_point(plugin: EntryPoint) -> Filter:
     package = plugin.dist.name if plugin.dist is not None else plugin.value
     try:
         function: Filter = _checked(plugin.name, plugin.load())
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         reason = (
             f"the filter {plugin.name} of {package} can't be loaded: {type(error).__name__}: "
             f"{message_of(error)}"

@@ -287,7 +287,9 @@ def _from_entry_point(plugin: EntryPoint) -> type[Backend]:
     package = plugin.dist.name if plugin.dist is not None else plugin.value
     try:
         return adapt(plugin.name, plugin.load())
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         reason = f"{type(error).__name__}: {message_of(error)}"
         message = f"the backend {plugin.name} of {package} can't be loaded: {reason}"
         raise ConfigError([Problem(message)]) from error

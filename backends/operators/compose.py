@@ -76,7 +76,7 @@ def pieces(batch: list[Item], max_rows: int, *, evenly: bool = False) -> Iterato
         yield piece
 
 
-def blame(error: Exception, member: str) -> None:
+def blame(error: BaseException, member: str) -> None:
     """Note on the error which member raised it, for the message that the caller gets.
 
     A member that is noted already stays: it is the innermost.
@@ -170,7 +170,7 @@ class Sequential(Backend):
                     blame(error, type(child).__name__)
                     raise
                 soften(batch[0], error)  # it stays in the chain: a fallback may follow
-            except Exception as error:
+            except BaseException as error:
                 blame(error, type(child).__name__)
                 raise
 
@@ -198,7 +198,7 @@ class MemberFilter:
             except InvalidInput as error:
                 soften(item, error)
                 continue
-            except Exception as error:
+            except BaseException as error:
                 blame(error, self.label)
                 raise
             if status is Status.RUN:
@@ -256,7 +256,7 @@ class SyncTensor(Backend):
     def forward(self, batch: list[Item]) -> None:
         try:
             self._run(batch)
-        except Exception as error:
+        except BaseException as error:
             blame(error, type(self._child).__name__)
             raise
 

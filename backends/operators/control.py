@@ -30,7 +30,7 @@ def run_child(
         alone = piece[0] if len(piece) == 1 else None  # a child is free to change its list
         try:
             child.forward(piece)
-        except Exception as error:
+        except BaseException as error:
             if alone is None or not isinstance(error, InvalidInput):
                 blame(error, type(child).__name__)
                 raise

@@ -21,6 +21,15 @@ class ProcessDiedError(RuntimeError):
     """Raised when the child ended while it worked on a batch."""
 
 
+class RestartError(BaseException):
+    """Raised when a new child can't be loaded.
+
+    It ends the executor's thread, as no exception of a backend does. The node then tries again, at
+    growing intervals. It is not an `Exception`, so that nothing on the way takes it for one of a
+    backend.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """The parts of an exception that can be sent.
@@ -59,7 +68,7 @@ class Failure:
             error.status if isinstance(error, PenstockError) else None,
         )
 
-    def rebuild(self, where: str) -> Exception:
+    def rebuild(self, where: str) -> BaseException:
         """Return an exception of the same name, text and kind.
 
         The remote traceback is added as a note, which logs show and messages don't.
@@ -71,17 +80,19 @@ class Failure:
             error.add_note(f"in {where}:\n{self.traceback}")
         return error
 
-    def _plain(self) -> Exception | None:
+    def _plain(self) -> BaseException | None:
         """Return the known class itself, if it takes a text and shows it; else None."""
         if self.name != self.known:
             return None
         try:
-            error: Exception = _known(self.known)(self.text) if self.text else _known(self.known)()
+            error: BaseException = (
+                _known(self.known)(self.text) if self.text else _known(self.known)()
+            )
         except Exception:
             return None
         return error if str(error) == self.text else None
 
-    def _copy(self) -> Exception:
+    def _copy(self) -> BaseException:
         cls = _copy_of(self.known, self.name, self.code, self.status)
         error = cls.__new__(cls)
         error.args = (self.text,)
@@ -93,12 +104,12 @@ def _known(name: str) -> Any:
 
 
 @lru_cache(256)
-def _copy_of(known: str, name: str, code: str, status: int | None) -> type[Exception]:
+def _copy_of(known: str, name: str, code: str, status: int | None) -> type[BaseException]:
     """Make a class of that name that shows the text it is given. A code and status go along.
 
     The `__init__` and `__str__` of the base may expect other arguments.
     """
-    base: type[Exception] = _known(known)
+    base: type[BaseException] = _known(known)
     own = {"code": code, "status": status} if code else {}
     return type(
         name,

@@ -29,7 +29,7 @@ from ..item import Item
 from ..memory import Reservation, budget
 from ..text import message_of
 from .channel import Channel, PeerGoneError
-from .failure import Failure, ProcessDiedError
+from .failure import Failure, ProcessDiedError, RestartError
 from .wire import Change, LoadedMessage, Order, SpecMessage, Wanted
 
 logger = logging.getLogger("penstock.process")
@@ -51,14 +51,6 @@ _THREAD_VARIABLES = (
 
 `instance_num` decides how many processors a node uses.
 """
-
-
-class RestartError(BaseException):
-    """Raised when a new child can't be loaded.
-
-    It is not an `Exception`, so it ends the executor's thread. The node then tries again, at
-    growing intervals.
-    """
 
 
 def obstacles(spec: Spec) -> Iterator[str]:
@@ -153,7 +145,7 @@ class ProcessBackend(Backend):
                 answer = child.channel.receive()
         except PeerGoneError:
             raise self._died(self._replace(child)) from None
-        except Exception as error:
+        except BaseException as error:
             # Something that can't be pickled, there or back. It is the backend's, not the proxy's.
             self._name(error)
             raise
@@ -234,7 +226,7 @@ class ProcessBackend(Backend):
             self.on_restart()
             try:
                 self._start()
-            except Exception as error:
+            except BaseException as error:
                 raise RestartError(
                     f"{child.name} {why}, and can't be started again: {type(error).__name__}: "
                     f"{message_of(error)}"
@@ -247,7 +239,7 @@ class ProcessBackend(Backend):
         self._name(error)
         return error
 
-    def _name(self, error: Exception) -> None:
+    def _name(self, error: BaseException) -> None:
         error.penstock_backend = self.spec.cls.__name__  # type: ignore[attr-defined]
 
 

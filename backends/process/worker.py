@@ -84,7 +84,9 @@ def serve(channel: Channel) -> None:
             files = order.context.files
             files.verify()
             _tune()
-        except Exception as error:
+        except PeerGoneError:
+            raise
+        except BaseException as error:
             channel.send(Failure.of(error))
             return
         channel.send(LoadedMessage(backend.min, backend.max, backend.signature, files.records))
@@ -100,7 +102,8 @@ def serve(channel: Channel) -> None:
 def answer(channel: Channel, backend: Backend) -> None:
     """Run one batch and send its answer.
 
-    An exception that isn't an `Exception` ends the process, as it would end an executor's thread.
+    Whatever the backend raises is an answer: `SystemExit` ends neither this process nor, without
+    one, the executor's thread.
     """
     try:
         items: list[Item] = channel.receive()
@@ -112,13 +115,13 @@ def answer(channel: Channel, backend: Backend) -> None:
         ]
     except PeerGoneError:
         raise
-    except Exception as error:
+    except BaseException as error:
         outcome = Failure.of(error, type(backend).__name__)
     try:
         channel.send(outcome)
     except PeerGoneError:
         raise
-    except Exception as error:  # a result that can't be pickled
+    except BaseException as error:  # a result that can't be pickled
         channel.send(Failure.of(error, type(backend).__name__))
 
 

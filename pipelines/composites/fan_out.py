@@ -193,7 +193,7 @@ class FanOut(CompositeNode):
         try:
             key, pieces = self.split(item)
             self._check(item, entry, pieces)
-        except Exception as error:
+        except BaseException as error:
             self.end_soon(entry, batch, self._failure(entry, item, error))
             return
         if not len(pieces):
@@ -273,10 +273,10 @@ class FanOut(CompositeNode):
     def _merged(self, entry: Entry, item: Item, answers: Any) -> Outcome:
         try:
             return self.merge(item, answers)
-        except Exception as error:
+        except BaseException as error:
             return self._failure(entry, item, error)
 
-    def _failure(self, entry: Entry, item: Item, error: Exception) -> Outcome:
+    def _failure(self, entry: Entry, item: Item, error: BaseException) -> Outcome:
         if isinstance(error, InvalidInput):
             return {**item, "error": error}
         if isinstance(error, PenstockError):

@@ -231,9 +231,9 @@ class LogicNode(CompositeNode):
 
     async def start(self) -> None:
         spec = self.config.instance_groups[0].spec
-        try:
-            logic = await self._in_thread(spec.create, self._backend_context)  # it may load a model
-        except Exception as error:
+        # In a thread, because it may load a model.
+        logic, error = await self._in_thread(spec.create, self._backend_context)
+        if error is not None:
             failure = BackendError(
                 f"node {self.name!r}: {type(error).__name__}: {message_of(error)}"
             )
@@ -260,7 +260,7 @@ class LogicNode(CompositeNode):
             del self._logic
             try:
                 async with asyncio.timeout(max(timeout, LEAST_CLOSE_SECONDS)):
-                    await self._in_thread(logic.close)
+                    _, error = await self._in_thread(logic.close)
             except TimeoutError:
                 logger.warning(
                     "node %s: close did not end within %g s and is left running",
@@ -268,27 +268,33 @@ class LogicNode(CompositeNode):
                     timeout,
                     extra=self._log_fields(),
                 )
-            except Exception:
-                logger.exception("node %s: close failed", self.name, extra=self._log_fields())
+            else:
+                if error is not None:
+                    logger.error(
+                        "node %s: close failed",
+                        self.name,
+                        exc_info=error,
+                        extra=self._log_fields(),
+                    )
 
     def _log_fields(self) -> dict[str, str]:
         return {"pipeline": self._backend_context.pipeline, "node": self.name}
 
-    async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run a function in a daemon thread of its own.
+    async def _in_thread(
+        self, function: Callable[..., Any], *args: Any
+    ) -> tuple[Any, BaseException | None]:
+        """Run a function in a daemon thread of its own. Return its result and what it raised.
+
+        Returned and not raised, because a `CancelledError` of the function cancels nothing here.
 
         The thread has ended on return, unless this was cancelled. A function that never ends keeps
         no process alive; the threads of an executor are joined at exit.
         """
-        result: asyncio.Future[Any] = self._loop.create_future()
+        result: asyncio.Future[tuple[Any, BaseException | None]] = self._loop.create_future()
 
         def report(value: Any, error: BaseException | None) -> None:
-            if result.done():
-                return
-            if error is None:
-                result.set_result(value)
-            else:
-                result.set_exception(error)
+            if not result.done():
+                result.set_result((value, error))
 
         def run() -> None:
             value, error = None, None

@@ -25,7 +25,7 @@ from penstock.backends.errors import BackendError, DeviceError, InvalidInput
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.gpu.order import keep_order
 from penstock.backends.item import Item
-from penstock.backends.process.failure import ProcessDiedError
+from penstock.backends.process.failure import ProcessDiedError, RestartError
 from penstock.backends.text import message_of
 
 from .placement import device_of
@@ -245,7 +245,7 @@ class Executor:
             if backend is not None:
                 try:
                     backend.close()
-                except Exception:
+                except BaseException:  # SystemExit too: the owner waits for the report below
                     logger.exception(
                         "%s: close failed",
                         self.name,
@@ -277,13 +277,19 @@ def run_batch(
 
     If the batch fails, its items run one by one on new copies, so that only those fail that can't
     be run. An item whose child process died runs once more, in a new child: someone else may have
-    killed it. Returns the device's error, if the device failed. Raises only what is not an
-    `Exception`, which ends the thread.
+    killed it. Returns the device's error, if the device failed.
+
+    What the backend raises is the failure of an item, `SystemExit`, `GeneratorExit` and
+    `CancelledError` too: it ends no thread. Raises only `RestartError`, which ends the thread.
     """
     entries = batch.entries
     try:
         backend.forward(list(batch.outcomes))  # a new list, because a backend may change it
-    except Exception as error:
+    except RestartError:
+        # The thread ends, and half-made copies must not become answers.
+        batch.outcomes = [None] * len(entries)
+        raise
+    except BaseException as error:
         # Half-made copies must not become answers, whatever the lines below raise.
         batch.outcomes = [None] * len(entries)
         if len(entries) == 1 and isinstance(error, ProcessDiedError) and owner.retry:
@@ -301,10 +307,6 @@ def run_batch(
             return _run_singly(backend, batch, owner, clock)
         if isinstance(error, DeviceError):
             return error
-    except BaseException:
-        # The thread ends, and half-made copies must not become answers.
-        batch.outcomes = [None] * len(entries)
-        raise
     else:
         owner.retry_suspended = False
     return None
@@ -324,7 +326,9 @@ def _run_singly(
         batch.alone, batch.watched = position, clock()
         try:
             backend.forward([item])
-        except Exception as error:
+        except RestartError:
+            raise
+        except BaseException as error:
             outcome = outcomes[position] = _outcome_of(error, entry, batch, backend)
             failed += isinstance(outcome, BaseException)
             if isinstance(error, NEVER_RETRIED):
@@ -343,7 +347,7 @@ def _run_singly(
 
 
 def _outcome_of(
-    error: Exception, entry: Entry, batch: Batch, backend: Backend
+    error: BaseException, entry: Entry, batch: Batch, backend: Backend
 ) -> Item | BackendError:
     """Return the outcome of an item that failed alone.
 
@@ -357,7 +361,7 @@ def _outcome_of(
     return _wrap(error, batch, backend)
 
 
-def _wrap(error: Exception, batch: Batch, backend: Backend) -> BackendError:
+def _wrap(error: BaseException, batch: Batch, backend: Backend) -> BackendError:
     """Make the exception for one caller.
 
     Each caller gets its own: an exception that many tasks raise collects all of their tracebacks.
@@ -372,7 +376,7 @@ def _wrap(error: Exception, batch: Batch, backend: Backend) -> BackendError:
     return wrapped
 
 
-def _log(batch: Batch, failed: list[Entry], error: Exception) -> None:
+def _log(batch: Batch, failed: list[Entry], error: BaseException) -> None:
     requests = ", ".join(entry.request_id for entry in failed if entry.request_id)
     subject = "an item" if len(failed) == 1 else f"a batch of {len(failed)} items"
     pipeline = getattr(batch.executor, "pipeline", None)

@@ -281,7 +281,7 @@ class Node:
             try:
                 key = self._shape_key(entry.item)
                 key in self.scheduler.buckets  # noqa: B015  a user's __hash__ or __eq__ may raise
-            except Exception:
+            except BaseException:
                 # Not an item that the backend expects. It runs alone, and the backend reports why.
                 key = object()
         scheduler = self.scheduler
@@ -301,7 +301,7 @@ class Node:
         item = entry.item
         try:
             rows = count_rows(item, self.counted, self.scheduler.max, self.name)
-        except Exception as error:
+        except BaseException as error:
             failure = error
             if not isinstance(error, InvalidInput):  # an array's own code raised it
                 failure = InvalidInput(

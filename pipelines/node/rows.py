@@ -52,7 +52,7 @@ def rows_to_admit(item: Item, signature: Signature, most: int) -> int:
     """
     try:
         counted = _rows_of(item["data"], signature)
-    except Exception:  # an array's own code raised it
+    except BaseException:  # an array's own code raised it
         return 1
     return min(counted, most) if counted else 1
 

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from penstock import Settings, create_app
 from penstock.backends.base import Backend
-from penstock.backends.errors import InvalidInput
+from penstock.backends.errors import DeviceError, InvalidInput
 from penstock.backends.expressions.registry import register_backend
 from penstock.pipelines.config.load import load
 from penstock.pipelines.repository import Repository
@@ -48,7 +48,7 @@ class HealthGate(Backend):
         for item in batch:
             if item["data"] == b"die":
                 GATES.may_load.clear()
-                raise SystemExit
+                raise DeviceError("lost")
             if item["data"] == b"wait":
                 GATES.inside.set()
                 GATES.open.wait(10)
@@ -151,7 +151,7 @@ class HealthSlow(Backend):
         if not GATES.open.is_set():
             GATES.inside.clear()
             GATES.may_load.clear()
-            raise SystemExit
+            raise DeviceError("lost")
         for item in batch:
             item["result"] = 1
 

@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ import pytest
 from penstock.backends.base import Backend, Context, Params
 from penstock.backends.errors import (
     BackendError,
+    ConfigError,
     DeadlineExceeded,
     DeviceError,
     InvalidInput,
@@ -31,6 +33,7 @@ from penstock.backends.errors import (
 )
 from penstock.backends.expressions.registry import register_backend
 from penstock.backends.item import Item, as_item
+from penstock.backends.process.failure import RestartError
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.runs.run import Run
 
@@ -545,7 +548,7 @@ async def test_the_member_of_a_sequential_that_raised_is_named() -> None:
 async def test_a_thread_that_dies_fails_its_futures_and_is_restarted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    cls = probe(poison("kill", error=lambda: SystemExit("gone")))
+    cls = probe(poison("kill", error=lambda: RestartError("gone")))
     async with serve(cls, max=2) as pipeline:
         cls.gate.close()
         calls = [
@@ -556,10 +559,10 @@ async def test_a_thread_that_dies_fails_its_futures_and_is_restarted(
         cls.gate.open()
         for call in calls[:2]:  # a's copy has a result, but the batch has not ended
             with pytest.raises(
-                BackendError, match=r"node 'node': p/node#0 died of SystemExit: gone"
+                BackendError, match=r"node 'node': p/node#0 died of RestartError: gone"
             ) as caught:
                 await call
-            assert isinstance(caught.value.__cause__, SystemExit)
+            assert isinstance(caught.value.__cause__, RestartError)
         assert pipeline.not_ready == "node 'node': 1 of 1 executors are not running"
         assert repr(pipeline.nodes[0].scheduler).endswith(": 0 active, 0 idle, 1 queued>")
         assert not calls[2].done()
@@ -578,6 +581,42 @@ async def test_a_thread_that_dies_fails_its_futures_and_is_restarted(
         assert "died and is restarted" in caplog.text
         assert nothing_is_left(pipeline)
     assert sorted(cls.calls) == ["close", "close", "init p/node#0", "init p/node#0"]
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+@pytest.mark.parametrize("place", ["init", "warm_up", "close"])
+async def test_an_exit_in_init_warm_up_or_close(
+    executor: str, place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "ops.py").write_text(f"""
+import sys
+import penstock
+
+class Exits(penstock.Backend):
+    def forward(self, batch):
+        for item in batch:
+            item["result"] = 1
+
+    def {place}(self, *_):
+        sys.exit("gone")
+""")
+    tables = {"x": {"backend": f"Python[{tmp_path}/ops.py:Exits]", "executor": executor}}
+    if place != "close":
+        with pytest.raises(BackendError, match="node 'x': SystemExit: gone"):
+            async with Pipeline.load(tables):
+                pass
+        return
+    async with asyncio.timeout(20), Pipeline.load(tables) as pipeline:
+        assert (await pipeline({"data": 1}))["result"] == 1
+    assert executor == "process" or caplog.text.count("close failed") == 1
+    assert nothing_is_left(pipeline)
+
+
+@pytest.mark.parametrize("text", ["sys.exit(3)", "raise GeneratorExit"])
+async def test_a_file_that_exits_when_it_is_imported(text: str, tmp_path: Path) -> None:
+    (tmp_path / "ops.py").write_text(f"import sys\n{text}\n")
+    with pytest.raises(ConfigError, match=r"importing .*ops.py' .* failed: (System|Generator)Exit"):
+        Pipeline.load({"x": {"backend": f"Python[{tmp_path}/ops.py:f]"}})
 
 
 async def test_a_device_error_fails_the_batch_and_replaces_the_instance() -> None:
@@ -612,20 +651,20 @@ async def test_a_device_error_fails_the_batch_and_replaces_the_instance() -> Non
 async def test_items_that_ran_alone_before_the_thread_died_are_answered() -> None:
     def act(item: Item) -> Any:
         if item["data"] == "kill":
-            raise ValueError("first") if len(cls.seen) == 1 else SystemExit("then")
+            raise ValueError("first") if len(cls.seen) == 1 else RestartError("then")
         return item["data"]
 
     cls = probe(act)
     async with serve(cls) as pipeline:
         a, kill, b = await gathered(pipeline, "a", "kill", "b")
         assert a["result"] == "a"
-        assert "died of SystemExit" in str(kill)
-        assert "died of SystemExit" in str(b)
+        assert "died of RestartError" in str(kill)
+        assert "died of RestartError" in str(b)
         assert (await pipeline({"data": "c"}))["result"] == "c"
 
 
 async def test_a_restart_that_fails_is_tried_again() -> None:
-    cls = probe(poison("kill", error=lambda: SystemExit("gone")))
+    cls = probe(poison("kill", error=lambda: RestartError("gone")))
     async with serve(cls) as pipeline:
         cls.failing_inits = 1
         await gathered(pipeline, "kill")
@@ -652,7 +691,7 @@ async def test_restarts_of_one_instance_back_off(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(node, "_decide", lambda now: None)
         for failures in (0, 1, 2, 5000):
             executor.failures = failures
-            node.executor_died(executor, SystemExit())
+            node.executor_died(executor, RestartError())
         assert delays == [0.0, 0.2, 0.4, 30.0]
         monkeypatch.undo()
 
@@ -1026,7 +1065,7 @@ async def test_the_callers_context_reaches_neither_executors_nor_timers() -> Non
     def act(item: Item) -> Any:
         values.append(variable.get())
         if item["data"] == "kill":
-            raise SystemExit
+            raise RestartError
 
     cls = probe(act)
     async with serve(cls) as pipeline:

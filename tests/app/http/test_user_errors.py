@@ -17,6 +17,7 @@ from penstock import InvalidInput, PenstockError, Pipeline, create_app
 from penstock.app.http.errors import code_of, problem_object, status_of
 
 OPS = """
+import asyncio
 from dataclasses import dataclass
 
 from penstock import InvalidInput, PenstockError, register_filter
@@ -102,6 +103,8 @@ ERRORS = {
     for kind in (Shy, ShyText, ShyExit, ShyInput, TooLong, Denied, Frozen, Quota, Lost, Broken)
 }
 ERRORS["ShyName"] = ShyName
+for kind in (SystemExit, GeneratorExit, asyncio.CancelledError, KeyboardInterrupt):
+    ERRORS[kind.__name__] = kind
 
 
 def check(data):
@@ -156,6 +159,12 @@ class Keyed(Class):
         return Key()
 
 
+class KeyExit(Class):
+    @staticmethod
+    def shape_key(item):
+        raise SystemExit("said")
+
+
 def keep(data):
     return data
 
@@ -179,6 +188,10 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "function": 'backend = "Python[ops.py:function]"',
         "class": 'backend = "Python[ops.py:Class]"\nmax = 4\nbatching_timeout = 20',
         "keyed": 'backend = "Python[ops.py:Keyed]"\nmax = 4\nbatching_timeout = 20',
+        "key_exit": 'backend = "Python[ops.py:KeyExit]"\nmax = 4\nbatching_timeout = 20',
+        "chain": 'backend = "S[Identity,Python[ops.py:Class]]"\nmax = 4\nbatching_timeout = 20',
+        "process_class": 'backend = "Python[ops.py:Class]"\nexecutor = "process"\nmax = 4\n'
+        "batching_timeout = 20",
         "soft": 'backend = "Python[ops.py:Soft]"',
         "process": 'backend = "Python[ops.py:function]"\nexecutor = "process"',
         "logic": 'backend = "Python[ops.py:logic]"',
@@ -244,6 +257,34 @@ def test_neighbours_of_an_exception_that_can_not_be_shown_get_their_results(
     images = [("images", image) for image in (b"good", b"Shy", b"fine", b"ShyInput")]
     results = client.post(f"/predict/{place}/batch", files=images).json()["results"]
     assert [result.get("status", 200) for result in results] == [200, 500, 200, 422]
+
+
+@pytest.mark.parametrize("kind", ["SystemExit", "GeneratorExit", "CancelledError"])
+@pytest.mark.parametrize(
+    "place", ["function", "class", "chain", "process", "process_class", "logic", "soft"]
+)
+def test_an_exception_that_ends_programs_fails_its_item_alone(
+    client: httpx.Client, place: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert client.post(f"/predict/{place}", content=b"good").status_code == 200  # retries are on
+    images = [("images", image) for image in (b"good", kind.encode(), b"fine")]
+    results = client.post(f"/predict/{place}/batch", files=images).json()["results"]
+    assert [result.get("status", 200) for result in results] == [200, 500, 200]
+    assert f"raised {kind}" in results[1]["detail"]
+    assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
+    assert "restart" not in caplog.text and "starting it again" not in caplog.text
+    assert client.post(f"/predict/{place}", content=kind.encode()).status_code == 500
+    assert infer(client, place, kind.encode()).status_code == 500
+
+
+def test_a_keyboard_interrupt_that_a_backend_raises_fails_its_item(client: httpx.Client) -> None:
+    for place in ("function", "process"):
+        answer = client.post(f"/predict/{place}", content=b"KeyboardInterrupt")
+        assert answer.status_code == 500 and "KeyboardInterrupt" in answer.json()["detail"]
+
+
+def test_a_shape_key_that_exits_does_not_end_the_server(client: httpx.Client) -> None:
+    assert client.post("/predict/key_exit", content=b"good").json() == {"result": 1}
 
 
 @pytest.mark.parametrize("place", RUNS_INVALID)

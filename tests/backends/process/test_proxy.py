@@ -24,10 +24,9 @@ from penstock.backends.expressions.registry import find_backend
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.item import Item
 from penstock.backends.process import proxy as process
-from penstock.backends.process.failure import ProcessDiedError
+from penstock.backends.process.failure import ProcessDiedError, RestartError
 from penstock.backends.process.proxy import (
     ProcessBackend,
-    RestartError,
     obstacles,
 )
 
@@ -48,7 +47,9 @@ class Echo(Backend):
         if (HERE / "refuse").exists():
             raise ValueError("refused to load")
         if (HERE / "leave").exists():
-            sys.exit(3)
+            os._exit(3)
+        if (HERE / "sys.exit").exists():
+            sys.exit(4)
         if (HERE / "wait").exists():
             time.sleep(60)
 
@@ -57,7 +58,8 @@ class Echo(Backend):
             data = item["data"]
             match data if isinstance(data, str) else "":
                 case "kill": os.kill(os.getpid(), signal.SIGKILL)
-                case "exit": sys.exit(5)
+                case "exit": os._exit(5)
+                case "sys.exit": sys.exit(6)
                 case "abort": os.abort()
                 case "sleep": time.sleep(60)
                 case "hog":
@@ -233,6 +235,14 @@ def test_a_child_that_dies_is_replaced(
     assert how in caplog.text and "node node" in caplog.text
 
 
+def test_a_child_survives_what_its_backend_raises(echo: ProcessBackend) -> None:
+    pid = echo.pid
+    with pytest.raises(SystemExit, match="6"):
+        run(echo, "sys.exit")
+    assert run(echo, "next") == ["next"]
+    assert echo.pid == pid
+
+
 def test_a_child_that_died_between_two_batches_costs_none(echo: ProcessBackend) -> None:
     first = echo.pid or 0
     os.kill(first, signal.SIGKILL)
@@ -279,10 +289,13 @@ def test_a_grandchild_that_lives_on_does_not_delay_the_answer(
     ("file", "kind", "text"),
     [
         ("refuse", ValueError, "refused to load"),
+        ("sys.exit", SystemExit, "4"),
         ("leave", ProcessDiedError, "exited with code 3 while it loaded"),
     ],
 )
-def test_a_child_that_does_not_load(ops: Path, file: str, kind: type[Exception], text: str) -> None:
+def test_a_child_that_does_not_load(
+    ops: Path, file: str, kind: type[BaseException], text: str
+) -> None:
     (ops / file).touch()
     with pytest.raises(kind, match=text):
         proxy(ops).create(context(ops))

@@ -868,6 +868,30 @@ async def test_recursion_that_branches_is_bounded() -> None:
             await pipeline({"data": 1})
 
 
+@pytest.mark.parametrize("error", [SystemExit, GeneratorExit, asyncio.CancelledError])
+@pytest.mark.parametrize("place", ["init", "close"])
+async def test_a_base_exception_in_init_or_close(
+    error: type[BaseException], place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Ends:
+        async def forward(self, item: Item, call: Any) -> Any:
+            return 1
+
+    def ends(*_: Any) -> None:
+        raise error
+
+    setattr(Ends, place, ends)
+    register_backend("Ends", Ends)
+    if place == "init":
+        with pytest.raises(BackendError, match=f"node 'a': {error.__name__}"):
+            async with serve({"a": {"backend": "Ends"}}):
+                pass
+        return
+    async with serve({"a": {"backend": "Ends"}}) as pipeline:
+        assert (await pipeline({"data": 1}))["result"] == 1
+    assert [record.message for record in caplog.records] == ["node a: close failed"]
+
+
 @pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit(), BaseException("panic")])
 async def test_a_base_exception_fails_its_request_only(
     error: BaseException,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from penstock.backends.base import Backend
 from penstock.backends.errors import BackendError, DeviceError, InvalidInput
 from penstock.backends.item import Item
+from penstock.backends.process.failure import RestartError
 from penstock.pipelines.node.executor import run_batch
 from penstock.pipelines.node.queue import NEVER, Batch, Entry
 
@@ -108,10 +110,18 @@ def test_retries_are_suspended_when_all_fail_and_resumed_by_a_run_that_succeeds_
 
 
 def test_a_thread_that_ends_leaves_no_half_made_copies() -> None:
-    made = batch(1, SystemExit())
-    with pytest.raises(SystemExit):
+    made = batch(1, RestartError())
+    with pytest.raises(RestartError):
         run(made)
     assert made.outcomes == [None, None]
+
+
+@pytest.mark.parametrize("error", [SystemExit, GeneratorExit, CancelledError, KeyboardInterrupt])
+def test_no_exception_of_a_backend_ends_the_thread(error: type[BaseException]) -> None:
+    outcomes, backend, _ = run(batch(1, error(), 3))
+    assert (outcomes, backend.seen) == (["ok", "BackendError", "ok"], [3, 1, 1, 1])
+    assert run(batch(error()))[0] == ["BackendError"]
+    assert run(batch(1, error()), retry=False)[0] == ["BackendError"] * 2
 
 
 def test_each_caller_gets_an_exception_of_its_own_that_names_node_and_backend() -> None:

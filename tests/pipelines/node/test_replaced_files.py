@@ -28,7 +28,7 @@ class Die(penstock.Backend):
     def forward(self, batch):
         for item in batch:
             if item.get("die"):
-                raise SystemExit("asked to")
+                raise penstock.DeviceError("asked to")
             item["result"] = item["data"]
 """
 
