@@ -56,6 +56,13 @@ def as_tensor(value: Any, declared: Datatype | None, name: str) -> tuple[Datatyp
     )
 
 
+def as_rows(values: Sequence[Any]) -> Array:
+    """Make a tensor of BYTES with an element for each row: a text or bytes as it is, anything else
+    as its JSON text.
+    """
+    return _objects([value if isinstance(value, bytes) else _json_text(value) for value in values])
+
+
 def _tensor_of(value: Any, name: str) -> tuple[Datatype, Array]:
     if isinstance(value, (str, bytes, bytearray, memoryview)):
         return DATATYPES["BYTES"], _objects([value])

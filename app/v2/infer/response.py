@@ -14,10 +14,10 @@ from penstock.backends.errors import InvalidRequest
 from penstock.backends.item import Item
 
 from ..call import JSON_HEADER
-from ..encoding import as_tensor, to_bytes, to_flat_json, written_bytes
+from ..encoding import as_rows, as_tensor, to_bytes, to_flat_json, written_bytes
 from ..models.model import Model, Tensor
 from ..shared_memory import RegionSlice
-from ..tensors import COPY_OFF_LOOP_BYTES
+from ..tensors import COPY_OFF_LOOP_BYTES, DATATYPES
 from .classification import classify
 from .request import InferRequest
 from .wanted import Wanted
@@ -75,7 +75,10 @@ def write(request: InferRequest, model: Model, chosen: Chosen) -> tuple[Headers,
     outputs: list[dict[str, Any]] = []
     blobs: list[Any] = []
     for tensor, value, wanted in chosen:
-        datatype, array = as_tensor(value, tensor.datatype, tensor.name)
+        if _is_rows(tensor, value, request, model):
+            datatype, array = DATATYPES["BYTES"], as_rows(value)
+        else:
+            datatype, array = as_tensor(value, tensor.datatype, tensor.name)
         if wanted.classes:
             datatype, array = classify(
                 datatype, array, wanted.classes, tensor, batched=model.max_batch_size > 0
@@ -118,6 +121,20 @@ def write(request: InferRequest, model: Model, chosen: Chosen) -> tuple[Headers,
         return [JSON_HEADER], text
     headers = [_BINARY_HEADER, (b"inference-header-content-length", b"%d" % len(text))]
     return headers, b"".join((text, *blobs))
+
+
+def _is_rows(tensor: Tensor, value: Any, request: InferRequest, model: Model) -> bool:
+    """Return whether the output is a list with a value for each row, such as the maps of a ZipMap.
+
+    It has a batch dimension then, as every tensor of the model does.
+    """
+    return (
+        isinstance(value, (list, tuple))
+        and tensor.datatype is DATATYPES["BYTES"]
+        and tensor.kind == "tensor"
+        and (model.max_batch_size > 0 or bool(model.batch_axes))
+        and len(value) == request.rows
+    )
 
 
 @lru_cache(1024)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,42 @@ async def test_maps_below_v2_are_json_texts(classifier: Any) -> None:
     ]
     label, chances = answer.json()["outputs"]
     assert (label["data"], label["datatype"]) == ([yes], kind)
-    assert chances["data"] == [f'[{{"{no}":0.0,"{yes}":1.0}}]']
+    assert chances["data"] == [f'{{"{no}":0.0,"{yes}":1.0}}']
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("rows", [1, 2])
+async def test_each_row_has_a_json_text_below_v2(classifier: Any, rows: int, binary: bool) -> None:
+    path, classes = classifier
+    node = {"backend": "OnnxTensor", "model": str(path), "max": 4}
+    app = create_app([{"pipeline": {"name": "m"}, "m": node}])
+    transport = httpx.ASGITransport(app)
+    data = np.array([[1, 1], [0, 800]], np.float32)[:rows]
+    x = {"name": "x", "datatype": "FP32", "shape": [rows, 2], "data": data.reshape(-1).tolist()}
+    body = {"inputs": [x], "parameters": {"binary_data_output": binary}}
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://penstock") as client,
+    ):
+        config = (await client.get("/v2/models/m/config")).json()
+        answer = (await client.post("/v2/models/m/infer", json=body)).raise_for_status()
+    assert config["max_batch_size"] == 4
+    size = int(answer.headers.get("inference-header-content-length", len(answer.content)))
+    labels, maps = json.loads(answer.content[:size])["outputs"]
+    assert (labels["shape"], maps["shape"], maps["datatype"]) == ([rows], [rows], "BYTES")
+    if binary:
+        content, texts = answer.content[-maps["parameters"]["binary_data_size"] :], []
+        while content:
+            end = 4 + int.from_bytes(content[:4], "little")
+            texts.append(content[4:end])
+            content = content[end:]
+    else:
+        texts = maps["data"]
+    keys = [str(key) for key in classes]
+    chances = [[0.5, 0.5], [0.0, 1.0]][:rows]
+    assert [json.loads(text) for text in texts] == [
+        dict(zip(keys, row, strict=True)) for row in chances
+    ]
 
 
 def test_sequences_are_lists(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
