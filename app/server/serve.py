@@ -13,6 +13,7 @@ import asyncio
 import gc
 import logging
 import math
+import os
 import signal
 import socket
 import sys
@@ -45,6 +46,9 @@ logger = logging.getLogger("penstock.serve")
 QUIET_SECONDS = 1.0
 """How long no request must have come before garbage is collected after a load or unload."""
 
+LAST_STANDARD_DESCRIPTOR = 2
+"""That of stderr. stdin and stdout are 0 and 1."""
+
 SWITCH_INTERVAL_SECONDS = 0.0005
 """The most seconds that an executor waits for the GIL of a thread that computes in Python.
 
@@ -59,6 +63,7 @@ def serve(repository: Repository, settings: Settings) -> int:
 
     Returns the exit code of the process: 0 after a drain, 1 if a pipeline could not be loaded.
     """
+    open_standard_streams()
     log = configure_logging(
         settings.log_level, settings.log_format, max_bytes=settings.max_log_buffer
     )
@@ -254,6 +259,18 @@ class Server(uvicorn.Server):
         # The time left to write to slow clients; at least a second, for the answers just made.
         self.config.timeout_graceful_shutdown = max(1, math.ceil(ends - time.monotonic()))
         self._end()
+
+
+def open_standard_streams() -> None:
+    """Open the null device as stdin, stdout and stderr where they are closed.
+
+    Otherwise a descriptor of the loop takes their number, and libuv aborts when it closes that.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= LAST_STANDARD_DESCRIPTOR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(LAST_STANDARD_DESCRIPTOR, "w", closefd=False)
 
 
 def collect_and_freeze() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import signal
 import socket
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 
@@ -357,3 +359,23 @@ print(logging.getLogger("penstock").handlers)
 """
     done = run_python(code)
     assert (done.returncode, done.stdout) == (0, "True 0 True\n[]\n"), done.stderr
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_standard_streams(digits: Path, digit: bytes, closed: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = f'exec "$0" -m penstock serve "$1" --port {port} {closed}'
+    server = subprocess.Popen(["sh", "-c", command, sys.executable, str(digits)])
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            while server.poll() is None:
+                with contextlib.suppress(httpx.ConnectError):
+                    if client.get("/health/ready").status_code == 200:
+                        break
+            assert client.post("/predict/digits", content=digit).status_code == 200
+        server.terminate()
+        assert server.wait(30) == 0
+    finally:
+        server.kill()
+        server.wait()
