@@ -289,6 +289,13 @@ class Backend:
     signature: Signature | None = None
     """Set by the `init` of engines that know it, for clients that ask what a pipeline takes."""
 
+    passes_data: bool = False
+    """`result` is always the `data` that came in, unchanged.
+
+    In a Sequential, the arrays that come to such a member come to the next one too: its signature
+    says which axis is the batch.
+    """
+
     device: str = ""
     """The accelerator that `init` took (`cuda:0`); "": the CPU.
 

@@ -43,6 +43,7 @@ from .rows import (
     smallest_integers,
     verdict_of,
     why_mixed,
+    wrong_rows,
 )
 from .shapes import (
     UNBOUNDED_WARM_UP_BATCH,
@@ -565,11 +566,7 @@ class OnnxTensor(Backend):
         for port, axis, value in zip(self.inputs, self._input_axes, values, strict=False):
             array = self._array(port, value)
             if self._batched and array.shape[axis] != size:
-                where = f", axis {axis}" if axis else ""
-                raise InvalidInput(
-                    f"OnnxTensor: input {port.name}: expected {size} (the item's request_size) as "
-                    f"batch dimension{where}, found shape {shape_text(array.shape)}"
-                )
+                raise wrong_rows(f"OnnxTensor: input {port.name}", item, array.shape, axis)
             if self._batched and size > self.max:
                 raise InvalidInput(
                     f"OnnxTensor: input {port.name}: expected at most {self.max} rows (max), found "

@@ -16,6 +16,8 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InvalidInput
+from ..item import Item
 from .shapes import shape_text
 from .sharing import shared
 
@@ -139,6 +141,26 @@ def _random_column(
         return [random.integers(*ends, whole, np.uint8) for ends in ((0, 32), (224, 256))]
     bits = random.integers(0, 2, whole)
     return [(least + part).astype(dtype) for part in (np.ones_like(bits), bits * 0)]
+
+
+def wrong_rows(label: str, item: Item, shape: Sequence[int], axis: int) -> InvalidInput:
+    """Make the error for an input whose rows are not those that the item counts as.
+
+    Without `request_size` the item counts as one row: its node could not tell which axis is the
+    batch, or the array has no rows.
+    """
+    where = f", axis {axis}" if axis else ""
+    rows = shape[axis] if len(shape) > axis else 0
+    if "request_size" in item or rows < 1:
+        return InvalidInput(
+            f"{label}: expected {item.get('request_size', 1)} (the item's request_size) as batch "
+            f"dimension{where}, found shape {shape_text(shape)}"
+        )
+    return InvalidInput(
+        f"{label}: expected one row{where}, found {rows} (shape {shape_text(shape)}): the node's "
+        f"backend does not say which axis of data is the batch. For {rows} rows in one item, set "
+        f"request_size = {rows} in the item"
+    )
 
 
 def row_at(values: Sequence[NDArray[Any]], axes: Sequence[int], index: int) -> Row:

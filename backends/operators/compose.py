@@ -19,6 +19,7 @@ class Identity(Backend):
     """`result` is `data`."""
 
     parameters = Params
+    passes_data = True
 
     def forward(self, batch: list[Item]) -> None:
         for item in batch:
@@ -117,9 +118,10 @@ class Sequential(Backend):
             BatchRange(child.min, child.max) for child in self.children
         )
         filters = self.child_filters or (None,) * len(self.children)
-        first, last = self.children[0].signature, self.children[-1].signature
+        first, last = self._signature_of_data(), self.children[-1].signature
+        self.passes_data = not any(filters) and all(child.passes_data for child in self.children)
         if first is not None or last is not None:
-            # Of the arrays that come in: nothing is known of them if the first member is no engine.
+            # Of the arrays that come in: nothing is known of them if no engine gets them unchanged.
             has_rows = first is not None and first.has_rows and (last is None or last.has_rows)
             self.signature = Signature.of(
                 first and first.inputs,
@@ -136,6 +138,18 @@ class Sequential(Backend):
             )
             for child, name in zip(self.children, filters, strict=True)
         ]
+
+    def _signature_of_data(self) -> Signature | None:
+        """Return the signature of the member that gets the arrays as they come in, if that is sure.
+
+        Members that pass them on may come before it, without a filter that could leave it out.
+        """
+        for child, name in zip(self.children, self.child_filters, strict=False):
+            if name is not None and child is not self.children[0]:
+                return None
+            if child.signature is not None or not child.passes_data:
+                return child.signature
+        return None
 
     def forward(self, batch: list[Item]) -> None:
         given = batch
@@ -250,6 +264,7 @@ class SyncTensor(Backend):
     def init(self, params: Any, context: Context) -> None:
         (child,) = self.children or (Identity(),)
         self.min, self.max, self.signature = child.min, child.max, child.signature
+        self.passes_data = child.passes_data
         self._child = child
         self._run = child.forward
 

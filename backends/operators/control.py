@@ -50,6 +50,7 @@ class Around(Backend):
             params, tuple(BatchRange(child.min, child.max) for child in self.children)
         )
         self.signature = self.children[0].signature
+        self.passes_data = self.children[0].passes_data
 
 
 class Parallel(Around):
@@ -132,6 +133,10 @@ class Branch(Backend):
             params, tuple(BatchRange(child.min, child.max) for child in self.children)
         )
         self._branches = (*self.children, Identity())[:2]
+        self.passes_data = all(branch.passes_data for branch in self._branches)
+        first, second = (branch.signature for branch in self._branches)
+        if first is not None and first == second:  # else an item's arrays may be either's
+            self.signature = first
 
     def goes_first(self, item: Item) -> bool:
         """Return whether this item goes to the first child."""
@@ -189,6 +194,7 @@ class Sleep(Backend):
     """Sleeps for each item; then `result` is `data`. Takes one item at a time, as in torchpipe."""
 
     parameters = SleepParams
+    passes_data = True
     max = 1
 
     def init(self, params: SleepParams, context: Context) -> None:

@@ -6,7 +6,7 @@ passed on and never copied: two keys may hold the same array, which no backend c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
@@ -45,6 +45,11 @@ def pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
             raise ValueError(f"expected a key, a colon and its value, as in a:b, found {text!r}")
         split.append((left.strip(), right))
     return split
+
+
+def _leaves_data(keys: Iterable[str]) -> bool:
+    """Return whether a change of these keys leaves `data` and its rows as they are."""
+    return not {"data", "result", "request_size"}.intersection(keys)
 
 
 def _set_once(keys: list[str]) -> None:
@@ -108,6 +113,7 @@ class Keep(Backend):
     """
 
     parameters = KeepParams
+    passes_data = True
 
     def init(self, params: KeepParams, context: Context) -> None:
         self._kept = {"data", "error", "context", *CONTROL_KEYS, *params.keep}
@@ -135,6 +141,7 @@ class Remove(Backend):
 
     def init(self, params: RemoveParams, context: Context) -> None:
         self._keys = params.remove
+        self.passes_data = _leaves_data(params.remove)
 
     def forward(self, batch: list[Item]) -> None:
         for item in batch:
@@ -156,6 +163,7 @@ class Add(Backend):
 
     def init(self, params: Any, context: Context) -> None:
         self._values: dict[str, Any] = dict(pairs(params.add))
+        self.passes_data = _leaves_data(self._values)
 
     def forward(self, batch: list[Item]) -> None:
         for item in batch:
@@ -178,6 +186,7 @@ class AddInt(Add):
 
     def init(self, params: Any, context: Context) -> None:
         self._values = {key: int(number) for key, number in pairs(params.add_int)}
+        self.passes_data = _leaves_data(self._values)
 
 
 class CopyParams(_ListParams):
@@ -196,6 +205,7 @@ class Copy(Backend):
     def init(self, params: Any, context: Context) -> None:
         self._routes = routes(self.texts(params))
         self._answers = any(target == "result" for _, target in self._routes)
+        self.passes_data = _leaves_data([target for _, target in self._routes])
 
     @staticmethod
     def texts(params: Any) -> tuple[str, ...]:
@@ -222,6 +232,11 @@ class Move(Copy):
     """
 
     parameters = MoveParams
+
+    def init(self, params: Any, context: Context) -> None:
+        super().init(params, context)
+        if not _leaves_data([source for source, _ in self._routes]):
+            self.passes_data = False
 
     @staticmethod
     def texts(params: Any) -> tuple[str, ...]:
@@ -264,6 +279,7 @@ class Result2Key(Backend):
     parameters: ClassVar[type[Params] | None] = Result2KeyParams
     child_count = (0, 1)
     shape_of_first_child = True
+    passes_data = True
 
     @classmethod
     def declared_range(cls, params: Any, children: tuple[BatchRange, ...]) -> BatchRange:
@@ -273,6 +289,9 @@ class Result2Key(Backend):
         (self._child,) = self.children or (Identity(),)
         self.min, self.max = self._child.min, self._child.max
         self._source, self._target = self.ends(params)
+        known = self._child.signature
+        if known is not None and self._source == "data":
+            self.signature = known._replace(outputs=None)
 
     @staticmethod
     def ends(params: Any) -> tuple[str, str]:

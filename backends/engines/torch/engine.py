@@ -33,6 +33,7 @@ from ..rows import (
     smallest_integers,
     verdict_of,
     why_mixed,
+    wrong_rows,
 )
 from ..shapes import (
     UNBOUNDED_WARM_UP_BATCH,
@@ -493,11 +494,7 @@ class TorchEngine(Backend):
             shape = given.shape if isinstance(given, torch.Tensor) else (len(given),)
             axis = self.input_axis(position)
             if len(shape) <= axis or (self.batched and shape[axis] != size):
-                where = f", axis {axis}" if axis else ""
-                raise InvalidInput(
-                    f"{label}: expected {size} (the item's request_size) as batch dimension{where},"
-                    f" found shape {shape_text(shape)}"
-                )
+                raise wrong_rows(label, item, shape, axis)
             if self.batched and size > self.max:
                 raise InvalidInput(
                     f"{label}: expected at most {self.max} rows (max), found shape "

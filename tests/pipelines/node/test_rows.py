@@ -25,6 +25,28 @@ PORTS = (TensorPort("x", "float32", (-1, 2)),)
 FOUR = np.arange(8, dtype=np.float32).reshape(4, 2)
 
 
+ENGINE = """
+import penstock
+from penstock.backends.base import Signature, TensorPort
+
+PORTS = (TensorPort("x", "float32", (-1, 2)),)
+
+
+class Engine(penstock.Backend):
+    signature = Signature(PORTS, PORTS, batched=True)
+
+    def forward(self, batch):
+        assert all(item["request_size"] == len(item["data"]) == 4 for item in batch)
+        assert len(batch) == 1
+        for item in batch:
+            item["result"] = item["data"] + 1
+
+
+def same(data):
+    return data
+"""
+
+
 @pytest.fixture
 def workshop(own_registry: None) -> Workshop:
     return Workshop()
@@ -92,6 +114,92 @@ async def test_admission_and_statistics_count_the_rows_of_arrays(more: dict[str,
         left.leave()
         assert pipeline._admission.rows == 0
         assert_empty(pipeline)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "S[Identity,{}]",
+        "S[Identity,S[Identity,SyncTensor],{}]",
+        "S[Keep(k),Remove(k),Add(k:v),AddInt(n:1),Copy(n:m),Move(m:k),{}]",
+        "S[Result2Key(other)[Identity],Sleep(0),{}]",
+        "Result2Key[{}]",
+        "S[Result2Key(other)[{}],Identity]",
+        "HasKey(k)[{},{}]",
+        "Random(0.5)[{},{}]",
+        "S[Identity,SyncTensor[{}]]",
+    ],
+)
+async def test_rows_are_counted_through_members_that_pass_data_on(
+    expression: str, tmp_path: Path
+) -> None:
+    (tmp_path / "ops.py").write_text(ENGINE)
+    backend = expression.replace("{}", f"Python[{tmp_path}/ops.py:Engine]")
+    tables = {"rows": {"backend": backend, "max": 4}}
+    async with serve(tables) as pipeline:
+        answers = await pipeline([{"data": FOUR + number} for number in range(3)])
+        for number, answer in enumerate(answers):
+            result = answer["result"]
+            if "Result2Key" in expression and "Sleep" not in expression:
+                np.testing.assert_array_equal(result, FOUR + number)
+                result = answer["other" if "other" in answer else "key"]
+            np.testing.assert_array_equal(result, FOUR + number + 1)
+        assert pipeline.nodes[0].statistics.batches == 3
+        with pytest.raises(InvalidInput, match=r"the item has 8 rows.*at most 4 \(max\)"):
+            await pipeline({"data": np.concatenate([FOUR, FOUR])})
+        assert_empty(pipeline)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "HasKey(k)[{}]",
+        "S[Add(data:x),{}]",
+        "S[Copy(other:data),{}]",
+        "S[Move(data:k),{}]",
+        "S[Remove(request_size),{}]",
+        "S[Identity,(or){}]",
+        "KeyA2KeyB(other,key)[{}]",
+        "S[Python[{ops}:same],{}]",
+    ],
+)
+async def test_rows_are_not_counted_where_data_may_change(expression: str, tmp_path: Path) -> None:
+    (tmp_path / "ops.py").write_text(ENGINE)
+    engine = f"Python[{tmp_path}/ops.py:Engine]"
+    backend = expression.replace("{ops}", f"{tmp_path}/ops.py").replace("{}", engine)
+    async with serve({"rows": {"backend": backend, "max": 4}}) as pipeline:
+        assert pipeline.nodes[0].counted is None
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit
+@pytest.mark.parametrize("engine", ["OnnxTensor", "TorchScriptTensor"])
+async def test_an_engine_says_how_to_give_rows_that_no_one_counts(
+    engine: str, tmp_path: Path
+) -> None:
+    model = tmp_path / ("model.onnx" if engine == "OnnxTensor" else "model.pt")
+    if engine == "OnnxTensor":
+        onnx = pytest.importorskip("onnx")
+        value = onnx.helper.make_tensor_value_info
+        graph = onnx.helper.make_graph(
+            [onnx.helper.make_node("Neg", ["x"], ["y"])],
+            "graph",
+            [value("x", 1, ["n", 2])],
+            [value("y", 1, ["n", 2])],
+        )
+        opsets = [onnx.helper.make_opsetid("", 17)]
+        onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), model)
+    else:
+        torch = pytest.importorskip("torch")
+        torch.jit.script(torch.nn.Identity()).save(str(model))
+    (tmp_path / "ops.py").write_text(ENGINE)
+    backend = f"S[Python[{tmp_path}/ops.py:same],{engine}]"
+    async with serve({"rows": {"backend": backend, "max": 4, "model": str(model)}}) as pipeline:
+        with pytest.raises(
+            InvalidInput,
+            match=r"expected one row, found 4 \(shape 4x2\): .* set request_size = 4 in the item",
+        ):
+            await pipeline({"data": FOUR})
+        assert len((await pipeline({"data": FOUR, "request_size": 4}))["result"]) == 4
 
 
 async def test_an_item_with_too_many_rows_fails_softly(executions: list[int]) -> None:
