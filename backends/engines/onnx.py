@@ -36,6 +36,7 @@ from .rows import (
     Row,
     first_reason,
     first_rows,
+    further_rows_like,
     guesses,
     random_rows,
     row_at,
@@ -273,9 +274,11 @@ class OnnxTensor(Backend):
         rows = first_rows(self._by_name(values), self._input_axes)
         return self._try_probe([self._read_values(row) for row in rows]) if rows else None
 
-    def _try_probe(self, rows: Sequence[Row]) -> str | None:
+    def _try_probe(self, rows: Sequence[Row], *, as_alone: bool = True) -> str | None:
         try:
-            return why_mixed(rows, self._probe, self._probe_rows, self._output_names)
+            return why_mixed(
+                rows, self._probe, self._probe_rows, self._output_names, as_alone=as_alone
+            )
         except Exception as error:  # the exceptions of ONNX Runtime share no base class
             logger.debug("%s: %s refuses a probe: %s", self._where, self._model, error)
             return None
@@ -394,6 +397,11 @@ class OnnxTensor(Backend):
             reason = why_mixed(rows, self._probe, self._probe_rows, self._output_names)
         except Exception as error:  # the exceptions of ONNX Runtime share no base class
             reason = f"it can't be checked whether it keeps items apart: {error}"
+        if not reason:
+            more = further_rows_like(first, on_gpu=False)
+            reason = (
+                first_reason(partial(self._try_probe, some, as_alone=False) for some in more) or ""
+            )
         if reason:
             self._tell(reason)
         return reason

@@ -27,6 +27,7 @@ from ..rows import (
     PROBE_ROWS,
     first_reason,
     first_rows,
+    further_rows_like,
     random_rows,
     row_at,
     rows_like,
@@ -212,9 +213,11 @@ class TorchEngine(Backend):
         read = [self._read_values(names, row).inputs for row in rows]
         return self._try_probe(read, names) if read else None
 
-    def _try_probe(self, rows: list[list[Input]], names: tuple[str, ...] = ()) -> str | None:
+    def _try_probe(
+        self, rows: list[list[Input]], names: tuple[str, ...] = (), *, as_alone: bool = True
+    ) -> str | None:
         try:
-            return self._why_mixed(rows, names)
+            return self._why_mixed(rows, names, as_alone=as_alone)
         except (ConfigError, DeviceError):
             raise
         except Exception as error:  # models raise whatever their code raises
@@ -258,9 +261,13 @@ class TorchEngine(Backend):
             extra=extra,
         )
 
-    def _why_mixed(self, rows: list[list[Input]], names: tuple[str, ...] = ()) -> str:
+    def _why_mixed(
+        self, rows: list[list[Input]], names: tuple[str, ...] = (), *, as_alone: bool = True
+    ) -> str:
         """Return why the rows may not share a run, or "". Raises what the model raises."""
-        return why_mixed(rows, lambda some: self._probe(some, names), self._probe_rows())
+        return why_mixed(
+            rows, lambda some: self._probe(some, names), self._probe_rows(), as_alone=as_alone
+        )
 
     def _probe(self, rows: Sequence[list[Input]], names: tuple[str, ...]) -> list[NDArray[Any]]:
         """Run rows together, padded as in a batch."""
@@ -299,21 +306,11 @@ class TorchEngine(Backend):
         None if the model refuses the item or its rows can't be made to differ.
         """
         first = [value[:1] for value in member.inputs]
-        made = rows_like(
-            [
-                _as_array(value) if isinstance(value, torch.Tensor) else np.array(value, object)
-                for value in first
-            ]
-        )
-        rows: list[list[Input]] = [
-            [
-                torch.from_numpy(part.copy()).to(like.dtype)
-                if isinstance(like, torch.Tensor)
-                else part.tolist()
-                for part, like in zip(row, first, strict=True)
-            ]
-            for row in made
+        arrays = [
+            _as_array(value) if isinstance(value, torch.Tensor) else np.array(value, object)
+            for value in first
         ]
+        rows = [_inputs_like(first, row) for row in rows_like(arrays)]
         try:
             self._probe([first], member.names)
         except DeviceError:
@@ -329,6 +326,15 @@ class TorchEngine(Backend):
             raise
         except Exception as error:  # models raise whatever their code raises
             reason = f"it can't be checked whether it keeps items apart: {message_of(error)}"
+        if not reason:
+            more = further_rows_like(arrays, on_gpu=self._half.on_gpu)
+            pairs = [[_inputs_like(first, row) for row in pair] for pair in more]
+            reason = (
+                first_reason(
+                    partial(self._try_probe, pair, member.names, as_alone=False) for pair in pairs
+                )
+                or ""
+            )
         if reason:
             self._tell(reason)
         return reason
@@ -730,6 +736,16 @@ class TorchEngine(Backend):
 
     def _wrong(self, key: str, message: str) -> ConfigError:
         return ConfigError([Problem(message, node=self.context.node, key=key)])
+
+
+def _inputs_like(inputs: Sequence[Input], row: Sequence[NDArray[Any]]) -> list[Input]:
+    """Return the values of a row as inputs of the same kinds and dtypes."""
+    return [
+        torch.from_numpy(part.copy()).to(like.dtype)
+        if isinstance(like, torch.Tensor)
+        else part.tolist()
+        for part, like in zip(row, inputs, strict=True)
+    ]
 
 
 def _as_array(tensor: torch.Tensor) -> NDArray[Any]:

@@ -251,6 +251,28 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
             make(path, input_reorder=wrong)
 
 
+def test_first_items_of_0_and_1_do_not_hide_that_rows_share_their_largest(tmp_path: Path) -> None:
+    """The table refuses the sizes that a probe guesses, so that the first items decide."""
+    path = write(
+        tmp_path / "part.onnx",
+        [
+            ("ReduceMax", ["x"], ["most"]),
+            ("Max", ["most", "one"], ["top"]),
+            ("Div", ["x", "top"], ["part"]),
+            ("Add", ["part", "table"], ["y"]),
+        ],
+        [("x", TensorProto.INT64, ["n", "t"])],
+        [("y", TensorProto.INT64, ["n", "t"])],
+        [("table", np.zeros(3, np.int64)), ("one", np.int64(1))],
+    )
+    backend = make(path, max=8)
+    for rows in ([[0, 1, 1], [1, 0, 1]], [[0, 2, 1], [0, 50, 1]]):
+        data = [np.array([row]) for row in rows]
+        assert [result.tolist() for result in run(backend, *data)] == [
+            [[value // max(row) for value in row]] for row in rows
+        ]
+
+
 def test_a_model_that_mixes_items_runs_them_one_by_one(tmp_path: Path) -> None:
     path = write(
         tmp_path / "mix.onnx",

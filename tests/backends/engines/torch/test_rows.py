@@ -127,6 +127,80 @@ def test_the_first_items_decide_where_the_shapes_are_not_known(
     assert engine.proven and not engine.batched and "runs each item" in caplog.text
 
 
+class PartOfLargest(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float() / torch.clamp(x.max().float(), min=1.0)
+
+
+class AboveSmallest(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.min()
+
+
+class AllOrAny(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x & x.any()) | x.all()
+
+
+class Scaled(torch.nn.Module):
+    """Pixels from 0 to 1; those that look like 0 to 255 are scaled."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.max() > 1.5:
+            return x / 255
+        return x
+
+
+@pytest.mark.parametrize(
+    ("module", "first", "later"),
+    [
+        (PartOfLargest(), [[0, 1, 1], [1, 0, 1]], [[0, 2, 1], [0, 50, 1]]),
+        (AboveSmallest(), [[5, 0, 9], [7, 0, 3]], [[7, 8, 9], [1, 3, 1]]),
+        (AllOrAny(), [[True, False, False]] * 2, [[True, True, True], [False, False, False]]),
+        (Scaled(), [[0.0, 0.5, 1.0], [0.5, 0.25, 0.0]], [[0.5, 1.0, 0.0], [255.0, 128.0, 0.0]]),
+    ],
+)
+def test_what_the_first_items_hide_is_probed_too(
+    scripted: Any, make: Any, run: Any, module: Any, first: Any, later: Any
+) -> None:
+    backend = make("TorchScriptTensor", scripted(module), max=8)
+    for rows in (first, later):
+        data = [torch.tensor([row]) for row in rows]
+        alone = [module(row).tolist() for row in data]
+        assert [result.tolist() for result in run(backend, *data)] == alone
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.float16])
+def test_first_items_of_every_dtype_may_share_runs(
+    scripted: Any, make: Any, run: Any, dtype: torch.dtype
+) -> None:
+    class Twice(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2
+
+    backend = make("TorchScriptTensor", scripted(Twice()), max=8)
+    run(backend, torch.tensor([[0, 255]]).to(dtype), torch.tensor([[3, 1]]).to(dtype))
+    engine = backend.children[0]
+    assert engine.proven and engine.batched
+
+
+def test_a_model_that_refuses_what_the_first_items_hide_is_proven(
+    scripted: Any, make: Any, run: Any
+) -> None:
+    class Table(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Parameter(torch.rand(2, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.table[x]
+
+    backend = make("TorchScriptTensor", scripted(Table()), max=8)
+    run(backend, torch.tensor([[0, 1, 1]]), torch.tensor([[1, 0, 0]]))
+    engine = backend.children[0]
+    assert engine.proven and engine.batched
+
+
 def test_a_model_that_keeps_rows_apart_is_proven_once(scripted: Any, make: Any, run: Any) -> None:
     backend = make("TorchScriptTensor", scripted(Pool()), max=8)
     engine = backend.children[0]
@@ -142,9 +216,9 @@ def test_a_model_that_keeps_rows_apart_is_proven_once(scripted: Any, make: Any, 
     run(backend, data[0])
     assert sizes == [1] and not engine.proven  # alone, an item needs no proof
     run(backend, *data)
-    assert engine.proven and sizes == [1, 1, 3, 3, 1, 3, 1, 3, 4]
+    assert engine.proven and sizes == [1, 1, *[3, 3, 1, 3, 1, 3] * 2, 4]
     run(backend, *data)
-    assert sizes[9:] == [4]
+    assert sizes[15:] == [4]
 
 
 MIXING = {
