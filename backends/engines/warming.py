@@ -18,6 +18,7 @@ from ..base import Context
 from ..errors import BackendError, ConfigError, PenstockError, Problem
 from ..params import EngineParams
 from ..text import message_of
+from .shapes import shape_text
 
 OUT_OF_MEMORY_TEXTS = ("Failed to allocate memory", "bad_alloc")
 """Texts of ONNX Runtime's errors."""
@@ -30,18 +31,28 @@ class RefusedRunError(BackendError):
 def warm_up_values(params: EngineParams, context: Context) -> dict[str, NDArray[Any]] | None:
     """Read the file of `warm_up`: an array for each input, by name. None if there is no file.
 
-    Raises ConfigError for a file that can't be read.
+    Raises ConfigError for a file that can't be read, and, unless each item runs alone, for values
+    without rows.
     """
     if isinstance(params.warm_up, bool):
         return None
     path = context.resolve_input(params.warm_up)
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
+            values = dict(arrays)
     except Exception as error:  # NumPy raises what zipfile, its parser and the system raise
         raise wrong_values(
             context, f"{path} can't be read as a .npz file: {type(error).__name__}: {error}"
         ) from error
+    for name, value in values.items():
+        axis = params.batch_axis.get(name, 0)
+        if params.batched is not False and value.ndim > axis and not value.shape[axis]:
+            raise wrong_values(
+                context,
+                f"{path}: {name} has no rows (shape {shape_text(value.shape)}): expected at least "
+                "one",
+            )
+    return values
 
 
 def wrong_values(context: Context, message: str) -> ConfigError:

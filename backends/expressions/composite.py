@@ -40,6 +40,8 @@ def _at_least_one(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _one_key(name: str) -> str:
+    if not name.strip():
+        raise ValueError(f"expected the key that is split, found {name!r}")
     if "," in name:
         raise ValueError(f"expected one key, found {name!r}: only one value can be split")
     return name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper
 from penstock.backends.base import Context
 from penstock.backends.engines.onnx import OnnxParams, OnnxTensor
 from penstock.backends.errors import ConfigError
+from penstock.backends.expressions.registry import find_backend
 from penstock.pipelines.pipeline import Pipeline
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -138,6 +140,38 @@ def test_values_that_do_not_fit_are_an_error_of_the_file(
         np.savez(path, **values)
     with pytest.raises(ConfigError, match=r"\[node\] warm_up: .*" + message):
         make(divide, warm_up="values.npz", batched=True).warm_up()
+
+
+@pytest.mark.parametrize("batched", [None, True])
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+def test_a_file_without_rows_is_an_error_of_the_file(
+    divide: Path, engine: str, batched: bool | None, example: Any
+) -> None:
+    np.savez(divide.parent / "none.npz", a=ints(np.zeros((0, 1))), b=ints(np.zeros((0, 1))))
+    make_engine = make if engine == "onnx" else example
+    with pytest.raises(
+        ConfigError, match=r"\[node\] warm_up: .*none.npz: a has no rows \(shape 0x1\)"
+    ):
+        make_engine(divide, max=2, warm_up="none.npz", batched=batched).warm_up()
+
+
+@pytest.fixture
+def example() -> Any:
+    """Make TorchScriptTensor of the division."""
+    torch = pytest.importorskip("torch")
+    engine: Any = find_backend("TorchScriptTensor")
+
+    def make_torch(path: Path, **params: Any) -> Any:
+        ones = torch.ones(1, 1, dtype=torch.int64)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit is deprecated
+            torch.jit.trace(lambda a, b: a // b, (ones, ones)).save(str(path.parent / "div.pt"))
+        backend = engine()
+        context = Context(node="node", pipeline="pipe", directory=path.parent, device="cpu")
+        backend.init(engine.parameters.model_validate({"model": "div.pt", **params}), context)
+        return backend
+
+    return make_torch
 
 
 def test_a_lack_of_memory_is_no_refusal(divide: Path, tmp_path: Path) -> None:

@@ -91,6 +91,10 @@ def test_keys_of_the_callers_dict_stay() -> None:
             {"n": {"backend": "MapReduce", "jump": "sub", "split": "x,y"}, **SUB},
             "split: found 'x,y': expected one key",
         ),
+        (
+            {"n": {"backend": "MapReduce", "jump": "sub", "split": ""}, **SUB},
+            "split: found '': expected the key that is split",
+        ),
         ({"n": {"backend": "S[Identity,Move[a:b:c]]"}}, "expected two keys with one colon"),
         ({"n": {"backend": "S[Identity,Copy[a:b:c]]"}}, "expected two keys with one colon"),
         (
