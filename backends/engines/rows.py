@@ -157,9 +157,9 @@ def wrong_rows(label: str, item: Item, shape: Sequence[int], axis: int) -> Inval
             f"dimension{where}, found shape {shape_text(shape)}"
         )
     return InvalidInput(
-        f"{label}: expected one row{where}, found {rows} (shape {shape_text(shape)}): the node's "
-        f"backend does not say which axis of data is the batch. For {rows} rows in one item, set "
-        f"request_size = {rows} in the item"
+        f"{label}: expected 1 row as batch dimension{where}, found shape {shape_text(shape)}: the "
+        f"node's backend does not say which axis of data is the batch. For {rows} rows in one "
+        f"item, set request_size = {rows} in the item"
     )
 
 

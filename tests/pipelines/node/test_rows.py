@@ -196,7 +196,7 @@ async def test_an_engine_says_how_to_give_rows_that_no_one_counts(
     async with serve({"rows": {"backend": backend, "max": 4, "model": str(model)}}) as pipeline:
         with pytest.raises(
             InvalidInput,
-            match=r"expected one row, found 4 \(shape 4x2\): .* set request_size = 4 in the item",
+            match=r"expected 1 row .*found shape 4x2: .* set request_size = 4 in the item",
         ):
             await pipeline({"data": FOUR})
         assert len((await pipeline({"data": FOUR, "request_size": 4}))["result"]) == 4

@@ -102,7 +102,8 @@ def test_inputs_in_order_by_name_or_by_index(
         ),
         (
             [np.zeros((2, 3)), np.zeros((1, 2))],
-            r"input 0 \(image\): expected one row, found 2 \(shape 2x3\): the node's backend "
+            r"input 0 \(image\): expected 1 row as batch dimension, found shape 2x3: the "
+            r"node's backend "
             r"does not say which axis of data is the batch. For 2 rows in one item, "
             r"set request_size = 2",
         ),
