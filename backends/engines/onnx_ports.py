@@ -130,12 +130,12 @@ def shape_of(output: Any) -> tuple[int, ...]:
 def to_numpy(value: Any) -> NDArray[Any]:
     """Return an array or a torch tensor as an array.
 
-    The tensor may be on a GPU, and may need gradients. Types that NumPy lacks (bfloat16) widen to
-    float32.
+    The tensor may be on a GPU, need gradients, or be a view that negates (the imaginary part of a
+    conjugate). Types that NumPy lacks (bfloat16) widen to float32.
     """
     if not hasattr(value, "detach"):
         return np.asarray(value)
-    tensor = value.detach().cpu()
+    tensor = value.detach().cpu().resolve_conj().resolve_neg()
     try:
         array: NDArray[Any] = tensor.numpy()
     except TypeError:

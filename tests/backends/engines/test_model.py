@@ -319,6 +319,7 @@ def test_torch_tensors_of_every_kind_are_taken(
             torch.tensor([[1, 2, 3]], dtype=torch.bfloat16),
             torch.tensor([[1, 2, 3]], dtype=torch.float16),
             torch.tensor([[1.0, 0, 2, 0, 3, 0]])[:, ::2],
+            torch.tensor([[-1j, -2j, -3j]]).conj().imag,
         ):
             item: Item = {"data": tensor}
             p(item)
