@@ -175,3 +175,19 @@ class UnknownRestart(BackendError, IndexError):
     """
 
     code = "backend_error"
+
+
+def forget_frames(error: BaseException) -> None:
+    """Drop the tracebacks of an exception, and of those that it came from.
+
+    Frames hold what a request held, and often an item that holds the exception: a cycle, which
+    would be counted in `max_memory` until the garbage collector runs.
+    """
+    seen: set[int] = set()
+    errors: list[BaseException | None] = [error]
+    while errors:
+        each = errors.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            each.with_traceback(None)
+            errors += (each.__cause__, each.__context__)

@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 from starlette.types import Send
 
+from penstock.backends.errors import forget_frames
 from penstock.backends.item import Item
 from penstock.backends.memory import Reservation
 from penstock.pipelines.pipeline import Pipeline
@@ -134,7 +135,9 @@ class EventStream:
             return self._end() if part is None else self._event(part)
         except Exception as error:
             log_failure(error, self._request_id, self._pipeline.name)
-            return self._last("error", problem_object(error, self._request_id))
+            last = self._last("error", problem_object(error, self._request_id))
+            forget_frames(error)
+            return last
 
     def _event(self, part: Item) -> bytes:
         # One line: line breaks inside JSON strings are escaped.

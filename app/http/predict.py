@@ -23,6 +23,7 @@ from penstock.backends.errors import (
     InvalidRequest,
     PenstockError,
     UnsupportedMedia,
+    forget_frames,
 )
 from penstock.backends.item import Item
 from penstock.backends.memory import Reservation, budget
@@ -296,7 +297,7 @@ class Predict:
             log_failure(error, exchange.request_id, name)
             more = {} if trace is None else {"trace": trace.steps}
             status, headers, answer = problem(error, exchange.request_id, **more)
-            error.with_traceback(None)  # it holds this frame, which may hold the error in an item
+            forget_frames(error)
         finally:
             # Before anything except events is sent: reading slowly is not uploading slowly.
             self._watch.end(exchange)
@@ -389,7 +390,7 @@ class Predict:
             except PenstockError as error:
                 log_failure(error, exchange.request_id, pipeline.name)
                 written = problem(error, exchange.request_id)[2]
-                error.with_traceback(None)  # as above
+                forget_frames(error)
             size += len(written)
             results.append(orjson.Fragment(written))
         exchange.memory.resize(exchange.memory.size + size, "an answer")  # they are joined

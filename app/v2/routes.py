@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from starlette.types import Receive, Scope, Send
 
+from penstock.backends.errors import forget_frames
 from penstock.pipelines.repository import Repository
 
 from ..http.body import ClientLeft, must_close
@@ -100,7 +101,7 @@ class ProtocolApp:
             answer = error_answer(error)
             if call is not None:
                 call.memory.close()
-            error.with_traceback(None)  # its frames may refer to the error, and hold the request
+            forget_frames(error)
         unread = call is None or not call.body_was_read
         late = call is not None and call.body_was_late
         await respond(scope, send, answer, close=unread and (must_close(scope) or late))

@@ -39,6 +39,10 @@ class NodeVisit(Entry):
         run, plan_node = self.run, self.plan_node
         count = plan_node.node.statistics.count
         self.release()
+        soft = False
+        if type(outcome) is dict and "error" in outcome:
+            soft = True
+            as_soft_failure(outcome)
         if self not in run.visits:  # dropped while it ran
             count("cancelled")
             return
@@ -54,9 +58,8 @@ class NodeVisit(Entry):
                 DeadlineExceeded(f"node {plan_node.name!r}: the answer came after the deadline")
             )
         elif type(outcome) is dict:
-            if "error" in outcome:
+            if soft:
                 count("soft")
-                as_soft_failure(outcome)
             run.advance(plan_node, outcome, now)
         elif outcome is None:
             count("expired")

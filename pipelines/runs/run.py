@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol, cast
 
-from penstock.backends.errors import DeadlineExceeded, InvalidInput
+from penstock.backends.errors import DeadlineExceeded, InvalidInput, forget_frames
 from penstock.backends.item import Item
 from penstock.backends.text import message_of
 
@@ -126,6 +126,10 @@ class Run(Entry):
         future = self.future
         plan_node = self.plan_node
         self.batch = batch
+        soft = False
+        if type(outcome) is dict and "error" in outcome:
+            soft = True
+            as_soft_failure(outcome)
         failure = ""
         if self.charge is not None:
             self.release()
@@ -137,9 +141,8 @@ class Run(Entry):
                 DeadlineExceeded(f"node {plan_node.name!r}: the answer came after the deadline")
             )
         elif type(outcome) is dict:
-            if "error" in outcome:
+            if soft:
                 failure = "soft"
-                as_soft_failure(outcome)
             elif plan_node.follows is not None and "result" in outcome:
                 # Filter `swap`: the result is the next node's data. An item without a result is
                 # an answer (Break).
@@ -240,7 +243,12 @@ def _sums(stages: Iterable[tuple[Batch, float]]) -> tuple[float, float]:
 
 
 def as_soft_failure(item: Item) -> None:
-    """Turn an item with an `error` into a soft failure: no `result`, and an `InvalidInput`."""
+    """Turn an item with an `error` into a soft failure: no `result`, and an `InvalidInput` that
+    holds no frames. One of them may hold the item.
+    """
     item.pop("result", None)
-    if not isinstance(item["error"], InvalidInput):
-        item["error"] = InvalidInput(message_of(item["error"]))
+    error = item["error"]
+    if isinstance(error, InvalidInput):
+        forget_frames(error)
+    else:
+        item["error"] = InvalidInput(message_of(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import gzip
 import json
+import logging
 import socket
 import zlib
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import cv2
 import httpx
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -152,3 +155,56 @@ def test_what_does_not_fit_now_is_refused(client: httpx.Client) -> None:
     finally:
         budget.release(3 << 20)
     assert client.post("/predict/length", content=bytes(5 << 20)).status_code == 413
+
+
+@pytest.mark.parametrize("path", ["/predict/images", "/predict/images/batch", "/v2", "stream"])
+@pytest.mark.parametrize("kind", ["truncated", "no image", "failure"])
+def test_what_failed_leaves_nothing(
+    running: Any, tmp_path: Path, path: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames of a traceback hold an item that holds the exception, or its cause: a cycle."""
+    (tmp_path / "operators.py").write_text(
+        "def fail(image):\n"
+        "    try:\n"
+        "        raise KeyError('first')\n"
+        "    except KeyError as error:\n"
+        "        raise RuntimeError('second') from error\n"
+    )
+    file = tmp_path / "images.toml"
+    file.write_text('[images]\nbackend = "S[DecodeMat,Python[operators.py:fail]]"\nmax = 4\n')
+    noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
+    whole = cv2.imencode(".png", noise)[1].tobytes()
+    content = {"truncated": whole[:-3000], "no image": b"bad", "failure": whole}[kind]
+    # pytest keeps what is logged, and so the frames of the exceptions.
+    monkeypatch.setattr(logging.getLogger("penstock"), "propagate", False)
+    gc.collect()
+    gc.disable()
+    try:
+        with running(create_app(file, settings=Settings(max_memory=8 << 20))) as client:
+            for _ in range(3):
+                if path.endswith("batch"):
+                    files = [("images", content)] * 3
+                    statuses = {
+                        result["status"]
+                        for result in client.post(path, files=files).json()["results"]
+                    }
+                elif path == "/v2":
+                    size = {"binary_data_size": len(content) + 4}
+                    tensor = {"name": "data", "shape": [1], "datatype": "BYTES", "parameters": size}
+                    head = json.dumps({"inputs": [tensor]}).encode()
+                    length = {"Inference-Header-Content-Length": str(len(head))}
+                    binary = len(content).to_bytes(4, "little") + content
+                    answer = client.post(
+                        "/v2/models/images/infer", content=head + binary, headers=length
+                    )
+                    statuses = {answer.status_code}
+                else:
+                    accept = {"Accept": "text/event-stream"} if path == "stream" else {}
+                    statuses = {
+                        client.post("/predict/images", content=content, headers=accept).status_code
+                    }
+                failed = {500} if kind == "failure" else {400 if path == "/v2" else 422}
+                assert statuses == failed
+            wait_until_nothing_is_held(client)
+    finally:
+        gc.enable()
