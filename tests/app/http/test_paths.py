@@ -28,6 +28,8 @@ ROUTES = {
     "/pipelines/other/unload": "POST",
     "/predict/echo": "POST",
     "/predict/echo/batch": "POST",
+    "/predict/echo/versions/1": "POST",
+    "/predict/echo/versions/1/batch": "POST",
     "/openapi.json": "GET",
     "/docs": "GET",
     "/docs/assets/favicon.png": "GET",
