@@ -229,12 +229,13 @@ class Models:
 
     def _unknown(self, name: str, version: str) -> InvalidRequest:
         shown = name[:NAME_CHARACTERS_IN_ERRORS]
-        loaded = ", ".join(self._repository.versions.get(name, ()))
+        loaded = self._repository.versions.get(name, ())
         if not version or not loaded:
             return InvalidRequest(f"Request for unknown model: '{shown}' is not found")
+        which = f"version {version[:NAME_CHARACTERS_IN_ERRORS]}"
+        expected = f": expected one of {', '.join(loaded)}" if len(loaded) > 1 else ""
         return InvalidRequest(
-            f"Request for unknown model: '{shown}' version "
-            f"{version[:NAME_CHARACTERS_IN_ERRORS]} is not found: expected one of {loaded}"
+            f"Request for unknown model: '{shown}' {which} is not found{expected}"
         )
 
 

@@ -31,7 +31,7 @@ from penstock.backends.process.wire import Change, LoadedMessage, Order, SpecMes
 def ends() -> Iterator[tuple[Channel, Channel]]:
     files = [os.memfd_create("a"), os.memfd_create("b")]
     bells = socket.socketpair()
-    yield Channel(bells[0], *files), Channel(bells[1], *reversed(files))
+    yield Channel(bells[0], files[0], files[1]), Channel(bells[1], files[1], files[0])
     for bell in bells:
         bell.close()
     for file in files:
