@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .errors import MemoryFull, TooLarge
 
 NO_LIMIT = sys.maxsize
@@ -231,6 +233,20 @@ def _statm(field: int) -> int:
     except OSError:
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def check_room(size: int, what: str) -> None:
+    """Raise `MemoryFull` if the operating system would not give this process `size` bytes now.
+
+    For libraries that end the process then. `what` says what they are for, in constant words.
+    """
+    try:
+        np.empty(size, np.uint8)  # not touched, so it costs no memory and hardly any time
+    except MemoryError:
+        raise MemoryFull(
+            f"{what} needs room for {size} bytes, and the operating system does not give the "
+            "server so much (ulimit -v)"
+        ) from None
 
 
 budget = MemoryBudget(NO_LIMIT)

@@ -22,7 +22,7 @@ from penstock.backends.errors import InvalidRequest, TooLarge, UnsupportedMedia
 from penstock.backends.memory import Reservation, budget
 
 from .helper_thread import on_helper_thread
-from .json_text import JsonLimits, check_json, kind_of
+from .json_text import JsonLimits, check_json, kind_of, loads, text_bytes
 
 # It logs every callback at DEBUG, and every malformed body at WARNING.
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
@@ -256,9 +256,9 @@ def _from_json(
     body: bytes, memory: Reservation, limits: JsonLimits, many: bool, limit: int
 ) -> list[bytes] | Link:
     # The texts of the document and the bytes in them, besides the body.
-    memory.resize(3 * len(body) + check_json(body, limits), "a parsed body")
+    memory.resize(2 * len(body) + text_bytes(body) + check_json(body, limits), "a parsed body")
     try:
-        document = orjson.loads(body)
+        document = loads(body)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
     name = "images" if many else "image"

@@ -22,7 +22,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from penstock.backends.errors import BackendError, InvalidRequest, PenstockError
+from penstock.backends.errors import BackendError, InvalidRequest, MemoryFull, PenstockError
 from penstock.backends.text import encodable, message_of
 
 from .request_id import request_id_of
@@ -149,11 +149,14 @@ LOGGED_STATUSES = frozenset(range(500, 600)) - {503, 504}
 them.
 """
 
+NO_MEMORY_DETAIL = "the operating system gives the server no more memory (ulimit -v)"
 INTERNAL_DETAIL = "the server failed; its log has more under this request id"
 
 
 def code_of(error: BaseException) -> str:
     """Return the code of any exception."""
+    if isinstance(error, MemoryError):
+        return MemoryFull.code
     return type(error).code if isinstance(error, PenstockError) else "internal"
 
 
@@ -163,7 +166,7 @@ def status_of(error: BaseException) -> CodeStatuses:
     """
     kinds = [kind for kind in type(error).__mro__ if issubclass(kind, PenstockError)]
     codes = [kind.code for kind in kinds if kind.code in STATUSES]
-    status = STATUSES[codes[0] if codes else "internal"]
+    status = STATUSES[codes[0] if codes else code_of(error)]
     own = kinds[0].status if kinds else None
     return status if own is None else CodeStatuses(own, own)
 
@@ -175,6 +178,14 @@ def log_failure(error: BaseException, request_id: str, pipeline: str | None = No
     if isinstance(error, PenstockError) and (
         error.logged or status_of(error).http not in LOGGED_STATUSES
     ):
+        return
+    if isinstance(error, MemoryError):  # what allocated says nothing of who took the memory
+        logger.error(
+            "request %s: %s",
+            request_id,
+            NO_MEMORY_DETAIL,
+            extra={"request_id": request_id, "pipeline": pipeline},
+        )
         return
     logger.error(
         "request %s failed",
@@ -194,6 +205,8 @@ def detail_of(error: BaseException) -> str:
         if cause is None or message.endswith(text):
             return message.removesuffix(text)
         return "a backend failed"
+    if isinstance(error, MemoryError):
+        return NO_MEMORY_DETAIL
     return message_of(error) if code_of(error) != "internal" else INTERNAL_DETAIL
 
 

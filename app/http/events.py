@@ -93,7 +93,7 @@ class EventStream:
         Raises what fails before the head is sent.
         """
         part = await self._next_part()
-        event = self._end() if part is None else self._event(part)
+        event = self._end() if part is None else await self._event(part)
         try:
             await send(
                 {
@@ -132,17 +132,18 @@ class EventStream:
         """Return the event of the next part, or the last event."""
         try:
             part = await self._next_part()
-            return self._end() if part is None else self._event(part)
+            return self._end() if part is None else await self._event(part)
         except Exception as error:
             log_failure(error, self._request_id, self._pipeline.name)
             last = self._last("error", problem_object(error, self._request_id))
             forget_frames(error)
             return last
 
-    def _event(self, part: Item) -> bytes:
+    async def _event(self, part: Item) -> bytes:
         # One line: line breaks inside JSON strings are escaped.
         self._memory.resize(self._held, "an answer")  # the last part has been sent
-        event = b"data: %s\n\n" % write_item(part, self._run, self._pipeline, self._memory)
+        text = await write_item(part, self._run, self._pipeline, self._memory)
+        event = b"data: %s\n\n" % text
         self._parts += 1
         return event
 

@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 
 from penstock.backends.errors import InvalidRequest, TooLarge
-from penstock.backends.memory import Reservation
+from penstock.backends.memory import Reservation, check_room
 
 UINT64_MAX = 2**64 - 1
 
@@ -29,6 +29,20 @@ parse as a number.
 VALUE_BYTES = 64
 CONTAINER_BYTES = 256
 """The bytes that a parsed number, and a list, object or key, takes at most, besides its text."""
+
+SMALL_TEXT_BYTES = 1 << 14
+"""For up to so much there is always room, as for everything else that is small."""
+
+PARSER_FACTOR = 14
+"""orjson allocates twelve times the size of a text, and copies it. It touches little of that."""
+
+MAX_NAMED_BYTES = 1 << 23
+"""The largest text in which NaN and Infinity are read: the parser that reads them stops everything
+else, for 40 ms with this much.
+"""
+
+MOST_DIGITS = 20
+"""The most characters of an integer of 64 bits."""
 
 _AT_ONCE_BYTES = 1 << 20
 """So much of a text is looked at in one call. Other threads may run between two calls."""
@@ -70,17 +84,23 @@ def parse_json(text: bytes, limits: JsonLimits, memory: Reservation | None = Non
     `memory` is grown by what the parsed text takes. Raises `InvalidRequest` for a text that is not
     JSON or nests too deep, `TooLarge` for one with too many values, and `MemoryFull`.
     """
-    size = len(text) + check_json(text, limits)
+    size = text_bytes(text) + check_json(text, limits)
     if memory is not None:
         memory.resize(memory.size + size, "a parsed body")
     try:
-        return orjson.loads(text)
+        return loads(text)
     except orjson.JSONDecodeError as error:
         reason = str(error)
+    named = b"NaN" in text or b"Infinity" in text
+    if named and len(text) > MAX_NAMED_BYTES:
+        raise TooLarge(
+            f"failed to parse the request JSON buffer: {reason}; JSON with NaN or Infinity may "
+            f"have {MAX_NAMED_BYTES} bytes at most: send numbers as binary data"
+        )
     try:
-        if b"NaN" in text or b"Infinity" in text:
+        if named:
             # Slower than orjson, but it reads NaN and Infinity.
-            value = json.loads(text.decode(), parse_float=_finite)
+            value = json.loads(text.decode(), parse_float=_finite, parse_int=_whole)
             if b"\\u" in text:
                 # It also reads lone surrogates, which no answer can carry: encoding them raises.
                 json.dumps(value, ensure_ascii=False).encode()
@@ -88,6 +108,36 @@ def parse_json(text: bytes, limits: JsonLimits, memory: Reservation | None = Non
     except (ValueError, RecursionError):
         pass
     raise InvalidRequest(f"failed to parse the request JSON buffer: {reason}")
+
+
+def loads(text: bytes) -> Any:
+    """Parse a JSON text whose bounds have been checked.
+
+    Raises `orjson.JSONDecodeError`, and `MemoryFull` instead of letting orjson end the process.
+    """
+    if len(text) > SMALL_TEXT_BYTES:
+        check_room(PARSER_FACTOR * len(text) + text_bytes(text), "a parsed body")
+    return orjson.loads(text)
+
+
+def text_bytes(text: bytes) -> int:
+    """Return the most memory that the strings of a JSON text take once it is parsed.
+
+    One character beyond ASCII makes all those of its string take up to four bytes.
+    """
+    return len(text) if text.isascii() and b"\\u" not in text else 4 * len(text)
+
+
+def _whole(text: str) -> int | float:
+    """Parse an integer as orjson does: beyond 64 bits it is a float.
+
+    `int` would take long for one of thousands of digits.
+    """
+    if len(text) <= MOST_DIGITS:
+        number = int(text)
+        if -(2**63) <= number <= UINT64_MAX:
+            return number
+    return _finite(text)
 
 
 def _finite(text: str) -> float:

@@ -15,7 +15,6 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, cast
 
-import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock.backends.errors import (
@@ -49,7 +48,7 @@ from .events import EventStream, wants_events
 from .exchange import Exchange, Watch, leave
 from .json_text import JsonLimits
 from .paths import is_protocol, path_of
-from .render import to_json, write_item
+from .render import write_item
 from .request_id import choose_request_id
 from .restriction import restriction_of
 
@@ -274,7 +273,7 @@ class Predict:
                 item = await run.future
                 if "error" in item:
                     raise item["error"]
-                answer = write_item(item, run, pipeline, memory, trace)
+                answer = await write_item(item, run, pipeline, memory, trace)
                 headers = [
                     _JSON,
                     (b"content-length", b"%d" % len(answer)),
@@ -377,7 +376,7 @@ class Predict:
             raise outcomes[0]
         if exchange.helper is not None:
             exchange.listen()
-        results: list[orjson.Fragment] = []
+        results: list[bytes] = []
         size = 0
         for outcome in outcomes:
             try:
@@ -386,15 +385,15 @@ class Predict:
                 item: Item = await outcome.future
                 if "error" in item:
                     raise item["error"]
-                written = write_item(item, outcome, pipeline, exchange.memory)
+                written = await write_item(item, outcome, pipeline, exchange.memory)
             except PenstockError as error:
                 log_failure(error, exchange.request_id, pipeline.name)
                 written = problem(error, exchange.request_id)[2]
                 forget_frames(error)
             size += len(written)
-            results.append(orjson.Fragment(written))
+            results.append(written)
         exchange.memory.resize(exchange.memory.size + size, "an answer")  # they are joined
-        return to_json({"results": results})
+        return b'{"results":[%b]}' % b",".join(results)
 
 
 class _Fetching:

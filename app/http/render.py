@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+from collections.abc import Iterator
 from itertools import accumulate
 from math import prod
 from operator import mul
@@ -14,10 +15,13 @@ import orjson
 
 from penstock.backends.errors import BackendError, PenstockError
 from penstock.backends.item import Item
-from penstock.backends.memory import Reservation
+from penstock.backends.memory import Reservation, check_room
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.runs.run import Submission
 from penstock.pipelines.runs.trace import Trace
+
+from .body import Pieces
+from .helper_thread import on_helper_thread
 
 logger = logging.getLogger("penstock.http")
 
@@ -33,21 +37,128 @@ def fields_of(item: Item, keys: tuple[str, ...]) -> dict[str, Any]:
     return fields if "result" in fields else {"result": None, **fields}
 
 
-def to_json(fields: Any) -> bytes:
+PIECE_BYTES = 1 << 18
+"""Answers of more bytes are written in pieces of about this size. orjson takes several times as
+much memory as it writes, and the process ends if there is not so much; it also stops all other
+threads until it is done.
+"""
+
+SMALL_BYTES = 1 << 14
+WRITER_FACTOR = 16
+"""orjson takes so many times the bytes of an answer at most."""
+
+ELEMENTS_AT_ONCE = 512
+"""So many elements of a long list are looked at together."""
+
+MOST_LEVELS = 254
+"""The most levels of lists and dicts in an answer, as in orjson."""
+
+
+def to_json(fields: Any, size: int | None = None) -> bytes:
     """Write `fields` as JSON: arrays as nested lists, bytes as base64, NaN as null.
+
+    `size` is their `json_size`, if that is known. Raises `BackendError` for a value that has no
+    JSON form.
+    """
+    if (json_size(fields) if size is None else size) > SMALL_BYTES:
+        return b"".join(json_pieces(fields))
+    try:
+        return _dumps(fields)
+    except TypeError as error:
+        raise _without_form(error) from None
+
+
+def json_pieces(value: Any) -> Iterator[bytes]:
+    """Yield the JSON of a value piece by piece.
 
     Raises `BackendError` for a value that has no JSON form.
     """
     try:
-        return orjson.dumps(fields, default=_default, option=JSON_OPTIONS)
+        yield from _pieces(value, MOST_LEVELS)
     except TypeError as error:
-        raise BackendError(
-            f"the answer can't be written as JSON: {error}; "
-            "let the backend answer numbers, strings, lists or arrays"
-        ) from None
+        raise _without_form(error) from None
 
 
-def write_item(
+def _without_form(error: TypeError) -> BackendError:
+    return BackendError(
+        f"the answer can't be written as JSON: {error}; "
+        "let the backend answer numbers, strings, lists or arrays"
+    )
+
+
+def _pieces(value: Any, levels: int) -> Iterator[bytes]:
+    if not levels:
+        raise TypeError("it nests too deep")
+    size = json_size(value)
+    if size <= PIECE_BYTES:
+        if size > SMALL_BYTES:
+            check_room(WRITER_FACTOR * size, "an answer")
+        yield _dumps(value)
+    elif isinstance(value, dict):
+        opening = b"{"
+        for key, member in value.items():
+            yield opening + _dumps({key: None})[1 : -len("null}")]
+            yield from _pieces(member, levels - 1)
+            opening = b","
+        yield b"}"
+    elif isinstance(value, (list, tuple)):
+        yield b"["
+        yield from _elements(value, levels - 1)
+        yield b"]"
+    elif isinstance(value, np.ndarray) and value.ndim:
+        yield b"["
+        yield from _rows(value, levels - 1)
+        yield b"]"
+    elif isinstance(value, str):
+        yield b'"'
+        for start in range(0, len(value), PIECE_BYTES // 8):
+            yield _dumps(value[start : start + PIECE_BYTES // 8])[1:-1]
+        yield b'"'
+    elif isinstance(value, (bytes, bytearray, memoryview)):
+        yield b'"'
+        content = bytes(value)
+        step = PIECE_BYTES // 3 * 3  # so that no piece is padded but the last
+        for start in range(0, len(content), step):
+            yield base64.b64encode(content[start : start + step])
+        yield b'"'
+    elif hasattr(value, "tolist"):  # a tensor of torch
+        yield from _pieces(value.tolist(), levels)
+    else:
+        yield _dumps(value)
+
+
+def _elements(values: list[Any] | tuple[Any, ...], levels: int) -> Iterator[bytes]:
+    """Yield the elements of a list, with commas between them."""
+    for start in range(0, len(values), ELEMENTS_AT_ONCE):
+        if start:
+            yield b","
+        some = values[start : start + ELEMENTS_AT_ONCE]
+        if _SCALARS.issuperset(map(type, some)) or sum(map(json_size, some)) <= PIECE_BYTES:
+            yield _dumps(some)[1:-1]
+            continue
+        for index, element in enumerate(some):
+            if index:
+                yield b","
+            yield from _pieces(element, levels)
+
+
+def _rows(array: np.ndarray[Any, Any], levels: int) -> Iterator[bytes]:
+    """Yield the elements along the first axis of an array, with commas between them."""
+    step = PIECE_BYTES * len(array) // array_size(array)
+    for start in range(0, len(array), step or 1):
+        if start:
+            yield b","
+        if step:
+            yield _dumps(array[start : start + step])[1:-1]
+        else:
+            yield from _pieces(array[start], levels)
+
+
+def _dumps(value: Any) -> bytes:
+    return orjson.dumps(value, default=_default, option=JSON_OPTIONS)
+
+
+async def write_item(
     item: Item,
     run: Submission,
     pipeline: Pipeline,
@@ -65,8 +176,12 @@ def write_item(
         fields["trace"] = trace.steps
     before = memory.size
     try:
-        memory.resize(before + json_size(fields), "an answer")
-        text = to_json(fields)
+        size = json_size(fields)
+        memory.resize(before + size, "an answer")
+        if size > PIECE_BYTES:
+            text = await on_helper_thread(_write_large, fields, memory, before)
+        else:
+            text = to_json(fields, size)
         memory.resize(before + len(text), "an answer")
         return text
     except PenstockError as error:
@@ -86,6 +201,15 @@ def write_item(
         raise
 
 
+def _write_large(fields: dict[str, Any], memory: Reservation, before: int) -> bytes:
+    """Write fields as JSON, and let `memory` cover `before` bytes and the text as it grows."""
+    content = Pieces()
+    for piece in json_pieces(fields):
+        content.write(piece)
+        memory.cover(before + content.size, "an answer")
+    return content.join(memory)
+
+
 _SCALARS = frozenset({int, float, bool, type(None)})
 _CHARACTERS = {"b1": 6, "u1": 4, "i1": 5, "u2": 6, "i2": 7, "u4": 11, "i4": 12, "f2": 12, "f4": 16}
 """The most characters of a number and its comma, by its dtype."""
@@ -100,7 +224,7 @@ LISTED_NUMBER_BYTES = 40
 def json_size(value: Any, levels: int = 8) -> int:
     """Return about how many bytes a value takes as JSON, rather too many than too few.
 
-    Takes no time for arrays. A list of numbers is judged by its first element. Looks at `levels`
+    Takes no time for arrays. A list of numbers is judged by its first and last. Looks at `levels`
     levels of lists and dicts.
     """
     kind = type(value)
@@ -115,9 +239,11 @@ def json_size(value: Any, levels: int = 8) -> int:
     if kind is dict:
         return sum([64 + json_size(member, levels - 1) for member in value.values()])
     if kind is list or kind is tuple:
-        if value and type(value[0]) in _SCALARS:
+        if value and type(value[0]) in _SCALARS and type(value[-1]) in _SCALARS:
             return MOST_CHARACTERS * len(value)
         return sum([json_size(member, levels - 1) for member in value])
+    if isinstance(value, str):
+        return 2 * len(value)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return 3 * len(value)
     if kind.__module__ == "torch" and kind.__name__ == "Tensor":

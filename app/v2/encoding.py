@@ -13,8 +13,10 @@ import numpy as np
 import orjson
 
 from penstock.backends.errors import BackendError, InvalidRequest
+from penstock.backends.memory import Reservation
 
-from ..http.render import array_size, to_json
+from ..http.body import Pieces
+from ..http.render import array_size, json_pieces, to_json
 from .tensors import (
     CONVERTED_AT_ONCE_ELEMENTS,
     DATATYPES,
@@ -156,26 +158,35 @@ def _encoded(value: Any) -> bytes:
 _NAMES = {"nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
 
 
-def to_flat_json(datatype: Datatype, array: Array, name: str) -> orjson.Fragment:
+def to_flat_json(datatype: Datatype, array: Array, name: str, memory: Reservation) -> bytes:
     """Return the elements of output `name` as one flat JSON list, with bare NaN and Infinity.
 
-    Raises `InvalidRequest` for bytes that are not UTF-8.
+    `memory` has `written_bytes`; it is grown by what texts take more because of their escapes.
+    Raises `InvalidRequest` for bytes that are not UTF-8, and `MemoryFull`.
     """
     if datatype.size == 0:
         try:
             texts = [_encoded(value).decode() for value in array.reshape(-1)]
-            return orjson.Fragment(orjson.dumps(texts))
         except UnicodeDecodeError:
             raise InvalidRequest(
                 f"output '{name}' holds bytes that are not valid UTF-8: ask for binary data"
             ) from None
+        return _texts_to_json(texts, memory)
     flat = np.ascontiguousarray(array, datatype.dtype.newbyteorder("=")).reshape(-1)
     named = datatype.kind == "f" and not np.isfinite(flat).all()
     if flat.size <= CONVERTED_AT_ONCE_ELEMENTS and not named:
-        return orjson.Fragment(orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY))
-    return orjson.Fragment(
-        b"[" + b",".join([_elements(piece, named) for piece in _pieces(flat)]) + b"]"
-    )
+        return orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
+    return b"[%b]" % b",".join([_elements(piece, named) for piece in _pieces(flat)])
+
+
+def _texts_to_json(texts: list[str], memory: Reservation) -> bytes:
+    held = memory.size - 2 * sum(map(len, texts))
+    content = Pieces()
+    for piece in json_pieces(texts):
+        content.write(piece)
+        # The list, and the answer that it is joined to.
+        memory.cover(held + 2 * content.size, "an answer")
+    return content.join(memory)
 
 
 def _elements(numbers: Array, named: bool) -> bytes:

@@ -13,6 +13,17 @@ SORTED_ELEMENTS = 1_000_000
 """The largest tensor that is sorted for a client."""
 
 
+SORTING_BYTES = 48
+CLASS_BYTES = 200
+"""The most memory that sorting takes for each element, and that a class takes."""
+
+
+def classified_bytes(array: Array, count: int, *, batched: bool) -> int:
+    """Return the most memory that `classify` takes."""
+    rows = len(array) if batched else 1
+    return SORTING_BYTES * array.size + CLASS_BYTES * min(array.size, rows * count)
+
+
 def classify(
     datatype: Datatype, array: Array, count: int, tensor: Tensor, *, batched: bool
 ) -> tuple[Datatype, Array]:

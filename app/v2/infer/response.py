@@ -13,12 +13,13 @@ import orjson
 from penstock.backends.errors import InvalidRequest
 from penstock.backends.item import Item
 
+from ...http.render import PIECE_BYTES, json_pieces
 from ..call import JSON_HEADER
 from ..encoding import as_rows, as_tensor, to_bytes, to_flat_json, written_bytes
 from ..models.model import Model, Tensor
 from ..shared_memory import RegionSlice
 from ..tensors import COPY_OFF_LOOP_BYTES, DATATYPES
-from .classification import classify
+from .classification import classified_bytes, classify
 from .request import InferRequest
 from .wanted import Wanted
 
@@ -73,6 +74,7 @@ def write(request: InferRequest, model: Model, chosen: Chosen) -> tuple[Headers,
     `BackendError` for a value that is not a tensor of the declared datatype.
     """
     outputs: list[dict[str, Any]] = []
+    texts: list[bytes | None] = []
     blobs: list[Any] = []
     for tensor, value, wanted in chosen:
         if _is_rows(tensor, value, request, model):
@@ -80,13 +82,14 @@ def write(request: InferRequest, model: Model, chosen: Chosen) -> tuple[Headers,
         else:
             datatype, array = as_tensor(value, tensor.datatype, tensor.name)
         if wanted.classes:
-            datatype, array = classify(
-                datatype, array, wanted.classes, tensor, batched=model.max_batch_size > 0
-            )
+            batched = model.max_batch_size > 0
+            request.reserve(classified_bytes(array, wanted.classes, batched=batched), "classes")
+            datatype, array = classify(datatype, array, wanted.classes, tensor, batched=batched)
         request.reserve(
             written_bytes(datatype, array, binary=wanted.binary or wanted.lease is not None),
             "an answer",
         )
+        text = None
         output: dict[str, Any] = {
             "name": tensor.name,
             "datatype": datatype.name,
@@ -107,20 +110,41 @@ def write(request: InferRequest, model: Model, chosen: Chosen) -> tuple[Headers,
             if size:
                 blobs.append(blob)
         else:
-            output["data"] = to_flat_json(datatype, array, tensor.name)
+            text = to_flat_json(datatype, array, tensor.name, request.memory)
         outputs.append(output)
-    document: dict[str, Any] = {
-        "model_name": model.name,
-        "model_version": model.version,
-        "outputs": outputs,
-    }
-    if request.id:
-        document["id"] = request.id
-    text = orjson.dumps(document)
+        texts.append(text)
+    head = _head(request.id, model, outputs, texts)
     if not blobs:
-        return [JSON_HEADER], text
-    headers = [_BINARY_HEADER, (b"inference-header-content-length", b"%d" % len(text))]
-    return headers, b"".join((text, *blobs))
+        return [JSON_HEADER], head
+    headers = [_BINARY_HEADER, (b"inference-header-content-length", b"%d" % len(head))]
+    return headers, b"".join((head, *blobs))
+
+
+def _head(
+    identity: str | None,
+    model: Model,
+    outputs: list[dict[str, Any]],
+    texts: list[bytes | None],
+) -> bytes:
+    """Write the JSON of the answer. `texts` are the data of the outputs as JSON."""
+    document: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
+    if len(identity or "") + sum([len(text) for text in texts if text]) <= PIECE_BYTES:
+        for output, text in zip(outputs, texts, strict=True):
+            if text is not None:
+                output["data"] = orjson.Fragment(text)
+        document["outputs"] = outputs
+        if identity:
+            document["id"] = identity
+        return orjson.dumps(document)
+    # Joined here: orjson would take several times the memory.
+    pieces = [orjson.dumps(document)[:-1], b',"outputs":[']
+    for index, (output, text) in enumerate(zip(outputs, texts, strict=True)):
+        pieces += (b"," if index else b"", orjson.dumps(output)[:-1])
+        pieces += (b"}",) if text is None else (b',"data":', text, b"}")
+    pieces.append(b"]")
+    if identity:
+        pieces += (b',"id":', *json_pieces(identity))
+    return b"".join([*pieces, b"}"])
 
 
 def _is_rows(tensor: Tensor, value: Any, request: InferRequest, model: Model) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from penstock.app.http.errors import STATUSES, problem, problem_object
+from penstock.app.http.errors import STATUSES, log_failure, problem, problem_object
 from penstock.app.http.request_id import choose_request_id, request_id_of
 from penstock.backends import errors
 
@@ -92,3 +92,15 @@ def test_request_ids_that_are_replaced(sent: Any) -> None:
 def test_a_requests_id_stays() -> None:
     scope = {"headers": [(b"x-request-id", b"a b")]}
     assert request_id_of(scope) == request_id_of(scope)
+
+
+def test_memory_that_the_operating_system_refuses_is_told_without_a_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    status, headers, body = problem(MemoryError(), "r1")
+    document = orjson.loads(body)
+    assert (status, document["code"]) == (503, "memory_full")
+    assert (b"retry-after", b"1") in headers and "ulimit -v" in document["detail"]
+    log_failure(MemoryError(), "r1")
+    (record,) = caplog.records
+    assert "r1" in record.getMessage() and record.exc_info is None

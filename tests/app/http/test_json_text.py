@@ -75,6 +75,28 @@ def test_memory_is_reserved_before_a_text_is_parsed() -> None:
     assert memory.size == budget.used > 5000 * sys.getsizeof(1.5)
 
 
+@pytest.mark.parametrize("text", ['"%s\U0001f600"', '"%s\\ud83d\\ude00"'])
+def test_a_character_that_makes_a_whole_string_wider_is_counted(text: str) -> None:
+    body = (text % ("a" * 10_000)).encode()
+    memory = Reservation(MemoryBudget(1 << 20))
+    value = parse_json(body, LIMITS, memory)
+    assert memory.size >= sys.getsizeof(value) > 3 * len(body)
+
+
+def test_large_integers_beside_nan_are_read_as_they_are_without_it() -> None:
+    numbers = "[9223372036854775807,-9223372036854775808,18446744073709551616,123456789012345678]"
+    document = f'{{"a":{numbers},"b":NaN}}'.encode()
+    assert parse_json(document, LIMITS)["a"] == parse_json(numbers.encode(), LIMITS)
+    with pytest.raises(InvalidRequest):  # as without NaN: it is no finite number
+        parse_json(b"[NaN," + b"9" * 4000 + b"]", LIMITS)
+
+
+def test_large_texts_with_nan_are_refused() -> None:
+    text = b'["' + b"a" * json_text.MAX_NAMED_BYTES + b'",NaN]'
+    with pytest.raises(TooLarge, match="NaN or Infinity may have 8388608 bytes at most"):
+        parse_json(text, LIMITS)
+
+
 @given(JSON)
 def test_the_estimate_is_no_less_than_what_is_counted(value: Any) -> None:
     text = json.dumps(value).encode()

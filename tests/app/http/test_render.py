@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from penstock.app.http import render
 from penstock.app.http.render import fields_of, to_json
 from penstock.backends.errors import BackendError
 
@@ -156,3 +157,48 @@ def test_fields_of_an_item() -> None:
     assert list(fields_of({"data": b"", "label": "a"}, ("result", "label"))) == ["result", "label"]
     assert fields_of({"data": b"", "label": "a"}, ("result", "label"))["result"] is None
     assert fields_of({"data": b"", "result": None}, ("result",)) == {"result": None}
+
+
+LARGE = [
+    {
+        "text": "x\n\x01\u00e9\U0001f600" * 100,
+        "numbers": [1, 2.5, None, True] * 300,
+        3: b"ab" * 999,
+    },
+    ["a" * 3000, 1],
+    [1, "b" * 9000],
+    (1,) * 5000,
+    [["n"]] * 5000,
+    [{"box": (1, 2.5), "label": "cat"}] * 1000,
+    np.random.default_rng(0).random((7, 3, 50)),
+    np.random.default_rng(0).random((40, 100)).T,
+    [np.arange(5000), np.zeros((2, 2))],
+    memoryview(b"0a0b0c" * 2000)[::2],
+    bytearray(b"q" * 5000),
+]
+
+
+@pytest.mark.parametrize("piece", [30, 1000])
+@pytest.mark.parametrize("value", LARGE, ids=range(len(LARGE)))
+def test_large_answers_are_written_in_pieces(
+    value: Any, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = to_json(value)
+    monkeypatch.setattr(render, "PIECE_BYTES", piece)
+    pieces = list(render.json_pieces(value))
+    assert len(pieces) > 1 and b"".join(pieces) == whole
+
+
+def test_arrays_without_elements() -> None:
+    for shape in ((3, 0, 100_000), (0, 4), (4, 0)):
+        array = np.zeros(shape)
+        assert rendered(array) == array.tolist()
+
+
+def test_large_answers_without_a_json_form() -> None:
+    nested: Any = ["x" * (1 << 19)]
+    for _ in range(300):
+        nested = [nested, "x" * (1 << 19)]
+    for value in (["x" * (1 << 19), object()], nested, ["x" * (1 << 19) + "\ud800"]):
+        with pytest.raises(BackendError, match="can't be written as JSON"):
+            to_json(value)

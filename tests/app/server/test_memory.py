@@ -56,6 +56,15 @@ def joined(data):
 """
 
 PIPELINES = {
+    "raw": '[raw]\nbackend = "Python[operators.py:same]"\n',
+    "texts": "[pipeline]\nbatched = false\n"
+    'inputs = {x = {kind = "tensor", dtype = "BYTES", shape = [-1]}}\n'
+    'outputs = {result = {kind = "tensor", dtype = "BYTES", shape = [-1]}}\n'
+    '[texts]\nbackend = "Python[operators.py:same]"\n',
+    "scores": "[pipeline]\nbatched = false\n"
+    'inputs = {x = {kind = "tensor", dtype = "FP32", shape = [-1]}}\n'
+    'outputs = {result = {kind = "tensor", dtype = "FP32", shape = [-1]}}\n'
+    '[scores]\nbackend = "Python[operators.py:same]"\n',
     "shape": '[decode]\nbackend = "DecodeMat"\nnext = "shape"\n'
     '[shape]\nbackend = "Python[operators.py:shape]"\n',
     "pixels": '[decode]\nbackend = "DecodeMat"\n',
@@ -120,7 +129,8 @@ class Served:
             )
         for answer in answers:
             if answer.status_code == 503:
-                assert "max_memory" in answer.text and answer.headers["retry-after"]
+                assert "max_memory" in answer.text or "ulimit -v" in answer.text
+                assert answer.headers["retry-after"]
         return Counter(answer.status_code for answer in answers)
 
 
@@ -373,3 +383,58 @@ def test_strings_that_take_more_than_their_bytes(served: Any) -> None:
     )
     assert set(statuses) <= {400, 503}  # 72 bytes each: they never fit
     server.check()
+
+
+def infer(datatype: str, shape: list[int], blob: bytes, **members: Any) -> dict[str, Any]:
+    """An infer request with one tensor as bytes, for `send_all`."""
+    tensor = {
+        "name": "x",
+        "shape": shape,
+        "datatype": datatype,
+        "parameters": {"binary_data_size": len(blob)},
+    }
+    head = json.dumps({"inputs": [tensor], **members}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    return {"content": head + blob, "headers": headers}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "request_of"),
+    [
+        ("/v2/models/total/infer", lambda: infer("FP32", [1], bytes(4), id="x" * (20 * MIB))),
+        ("/predict/raw", lambda: {"content": bytes(30 * MIB)}),
+        (
+            "/v2/models/texts/infer",
+            lambda: infer("BYTES", [1], (30 * MIB).to_bytes(4, "little") + b"\1" * (30 * MIB)),
+        ),
+        ("/predict/pixels", lambda: {"content": png(2000, 2000)}),
+        (
+            "/v2/models/scores/infer",
+            lambda: infer(
+                "FP32",
+                [900_000],
+                bytes(3_600_000),
+                outputs=[{"name": "result", "parameters": {"classification": 900_000}}],
+            ),
+        ),
+        (
+            "/v2/models/texts/infer",
+            lambda: {
+                "content": (
+                    '{"inputs":[{"name":"x","shape":[1],"datatype":"BYTES","data":["'
+                    + "a" * (20 * MIB)
+                    + '\U0001f600"]}]}'
+                ).encode()
+            },
+        ),
+    ],
+    ids=["id", "bytes", "escapes", "pixels", "classes", "wide"],
+)
+def test_what_takes_more_than_its_bytes(
+    served: Any, pipeline: str, request_of: Callable[[], dict[str, Any]]
+) -> None:
+    server = served("total", "raw", "texts", "scores", "pixels")
+    statuses = server.send_all(pipeline, 6, **request_of())
+    assert set(statuses) <= {200, 400, 413, 503}
+    server.check()
+    assert "Traceback" not in "".join(server.process.lines)

@@ -7,7 +7,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import orjson
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -15,12 +14,13 @@ from hypothesis import strategies as st
 from penstock.app.v2.encoding import as_tensor, to_bytes, to_flat_json
 from penstock.app.v2.tensors import DATATYPES, from_bytes, from_json
 from penstock.backends.errors import BackendError, InvalidRequest
+from penstock.backends.memory import Reservation, budget
 
 PLAIN = [name for name in DATATYPES if name not in {"BF16", "BYTES"}]
 
 
 def text_of(datatype: Any, array: Any) -> Any:
-    return json.loads(orjson.dumps(to_flat_json(DATATYPES[datatype], array, "x")))
+    return json.loads(to_flat_json(DATATYPES[datatype], array, "x", Reservation(budget)))
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -106,7 +106,7 @@ def test_values_get_the_declared_datatype() -> None:
 @pytest.mark.parametrize("odd", [[np.nan], [np.inf], [np.nan, np.inf, -np.inf]])
 def test_many_numbers_with_nan_and_infinity(odd: Any) -> None:
     array = np.tile(np.array([0.1, *odd], np.float32), 40_000)
-    text = bytes(orjson.dumps(to_flat_json(DATATYPES["FP32"], array, "x")))
+    text = to_flat_json(DATATYPES["FP32"], array, "x", Reservation(budget))
     assert text.startswith(
         b"[0.1," + {1: b"NaN", 3: b"NaN,Infinity"}[len(odd)]
         if np.isnan(odd[0])

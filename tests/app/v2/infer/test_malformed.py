@@ -401,7 +401,7 @@ def test_numbers_beyond_their_datatype(served: Served) -> None:
         "identity_FP32", served.one("FP32", [1, 1], [1e39])
     )
     with_nan = json.dumps(served.one("FP64", [1, 2], [10**400, float("nan")])).encode()
-    assert "beyond the range of FP64" in served.refused("identity_FP64", with_nan)
+    assert "number is infinity" in served.refused("identity_FP64", with_nan)
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "1" + "0" * 400, "1" + "0" * 5000])
