@@ -15,6 +15,7 @@ from penstock.backends.errors import InvalidRequest
 from .refusals import HeadTooLarge, UnsupportedVersion
 
 _FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
+MAX_LENGTH_DIGITS = 20
 _VERSION = re.compile(rb"HTTP/[0-9]+\.[0-9]+")
 
 
@@ -107,7 +108,9 @@ class RequestHead:
             if name == b"host":
                 self._hosts += 1
             elif name == b"content-length":
-                self.length = int(value)
+                # The parser refuses lengths above 64 bits, but takes any number of zeros before
+                # one, and `int` no more than 4300 digits.
+                self.length = int(value.lstrip(b" \t0")[:MAX_LENGTH_DIGITS] or b"0")
             elif name == b"expect":
                 self.expects = value.lower() == b"100-continue"
             else:

@@ -82,17 +82,19 @@ def config(**pipeline: Any) -> Any:
     return load({"pipeline": table, "probe": {"backend": "PredictProbe", "max": 8}})
 
 
-@pytest.fixture(scope="module")
-def client(running: Any) -> Any:
+@pytest.fixture(scope="module", params=["httptools", "penstock"])
+def client(running: Any, request: Any) -> Any:
+    """A server on uvicorn's protocol class, and one on ours."""
     settings = Settings(max_body=100_000, max_images=3, body_timeout=5)
-    with running(create_app(config(), settings=settings)) as client:
+    app = create_app(config(), settings=settings)
+    with running(app, http=request.param, proxy_headers=False) as client:
         yield client
 
 
-@pytest.fixture
-def fresh(running: Any) -> Any:
+@pytest.fixture(params=["httptools", "penstock"])
+def fresh(running: Any, request: Any) -> Any:
     """A new server: what a server has learnt of its speed decides which requests it admits."""
-    with running(create_app(config())) as client:
+    with running(create_app(config()), http=request.param, proxy_headers=False) as client:
         yield client
 
 
