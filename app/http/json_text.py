@@ -1,7 +1,7 @@
 """JSON of requests: checked within bounds before it is parsed, with bare NaN and Infinity.
 
 orjson keeps the GIL while it parses, on whatever thread it runs, and every other request waits. So
-the bounds are such that it takes no longer than some tens of milliseconds.
+a text that would take it over 50 ms is refused (`MAX_JSON_COST`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from math import inf
+from secrets import token_hex
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,25 @@ MAX_JSON_CONTAINERS = 1 << 17
 Each takes two bytes of the text, thirty times as many once it is parsed, and ten times as long to
 parse as a number.
 """
+
+MAX_JSON_COST = 32 << 20
+"""The most that a text may cost to parse. A byte costs 1, two in a text with backslashes or other
+characters than ASCII; values, strings and containers cost more, as below.
+
+The costs were measured: texts of this cost took orjson 37 to 50 ms of processor time, whether they
+were one string, numbers, short strings or objects.
+"""
+
+VALUE_COST = 24
+STRING_COST = 20
+CONTAINER_COST = 64
+"""What a value or key costs, and how much more it costs as a string, and as a list, object or key,
+besides its bytes.
+"""
+
+LONG_STRING_BYTES = 1 << 18
+MOST_STRINGS = 1 << 12
+"""`take_long_strings` looks at texts with so many strings at most, one after another."""
 
 VALUE_BYTES = 64
 CONTAINER_BYTES = 256
@@ -66,6 +86,7 @@ class _Counts(NamedTuple):
     commas: int
     colons: int
     containers: int
+    quotes: int
 
     @property
     def values(self) -> int:
@@ -82,9 +103,10 @@ def parse_json(text: bytes, limits: JsonLimits, memory: Reservation | None = Non
     """Parse a JSON text, which may hold bare NaN and Infinity.
 
     `memory` is grown by what the parsed text takes. Raises `InvalidRequest` for a text that is not
-    JSON or nests too deep, `TooLarge` for one with too many values, and `MemoryFull`.
+    JSON or nests too deep, `TooLarge` for one with too many values or that would take too long, and
+    `MemoryFull`.
     """
-    size = text_bytes(text) + check_json(text, limits)
+    size = check_json(text, limits) + parsed_bytes(text)
     if memory is not None:
         memory.resize(memory.size + size, "a parsed body")
     try:
@@ -116,16 +138,53 @@ def loads(text: bytes) -> Any:
     Raises `orjson.JSONDecodeError`, and `MemoryFull` instead of letting orjson end the process.
     """
     if len(text) > SMALL_TEXT_BYTES:
-        check_room(PARSER_FACTOR * len(text) + text_bytes(text), "a parsed body")
+        check_room(PARSER_FACTOR * len(text) + parsed_bytes(text), "a parsed body")
     return orjson.loads(text)
 
 
-def text_bytes(text: bytes) -> int:
-    """Return the most memory that the strings of a JSON text take once it is parsed.
+def parsed_bytes(text: bytes) -> int:
+    """Return the most memory that the copy which orjson makes of a text, and its strings, take.
 
     One character beyond ASCII makes all those of its string take up to four bytes.
     """
-    return len(text) if text.isascii() and b"\\u" not in text else 4 * len(text)
+    plain = text.isascii() and (b"\\" not in text or b"\\u" not in text)  # the latter is slow
+    return (2 if plain else 5) * len(text)
+
+
+def take_long_strings(text: bytes) -> tuple[bytes, dict[str, memoryview]]:
+    """Take the long strings out of a text, so that little is left to parse.
+
+    Returns the text with a short name in place of each, and their bytes by these names. Takes none
+    out of a text with backslashes, where a quote may be part of a string.
+    """
+    if len(text) < LONG_STRING_BYTES or _contains(text, b"\\"):
+        return text, {}
+    if _count_of(text, b'"') > 2 * MOST_STRINGS:
+        return text, {}
+    nonce = token_hex(16)  # no string that a client sends can be one of the names
+    view = memoryview(text)
+    taken: dict[str, memoryview] = {}
+    pieces: list[bytes | memoryview] = []
+    done = position = 0
+    while (start := text.find(b'"', position) + 1) and (end := text.find(b'"', start)) != -1:
+        if end - start >= LONG_STRING_BYTES:
+            name = f"{nonce}{len(taken)}"
+            taken[name] = view[start:end]
+            pieces += (view[done:start], name.encode())
+            done = end
+        position = end + 1
+    return b"".join([*pieces, view[done:]]), taken
+
+
+def _contains(text: bytes, mark: bytes) -> bool:
+    """Return whether a text has this byte, and let other threads run meanwhile."""
+    step = _AT_ONCE_BYTES
+    return any(text.find(mark, start, start + step) >= 0 for start in range(0, len(text), step))
+
+
+def _count_of(text: bytes, mark: bytes) -> int:
+    step = _AT_ONCE_BYTES
+    return sum([text.count(mark, start, start + step) for start in range(0, len(text), step)])
 
 
 def _whole(text: str) -> int | float:
@@ -154,9 +213,21 @@ def check_json(text: bytes, limits: JsonLimits) -> int:
     Takes linear time, and hardly any for a text with few marks. Returns the most bytes that the
     parsed text may take besides its strings. Raises what `parse_json` raises for the bounds.
     """
-    counts = _count(text)  # those within strings too, which is quicker
-    if counts.containers > limits.depth or not _fits(counts, limits):
-        counts = _check_marks(text, limits)
+    quotes = _count_of(text, b'"')
+    counts = _count(text, quotes)  # those within strings too, which is quicker
+    if (
+        counts.containers > limits.depth
+        or not _fits(counts, limits)
+        or _cost(text, counts) > MAX_JSON_COST
+    ):
+        counts = _check_marks(text, limits, quotes)
+        if (cost := _cost(text, counts)) > MAX_JSON_COST:
+            raise TooLarge(
+                f"the JSON of {len(text)} bytes, {counts.values} values and {quotes // 2} strings "
+                f"takes too long to parse: its cost is {cost}, at most {MAX_JSON_COST} is accepted "
+                "(a byte costs 1, or 2 with backslashes or non-ASCII characters, a value 24, a "
+                "string 20 more): send tensors as binary data, and images as they are"
+            )
     return counts.bytes
 
 
@@ -166,22 +237,33 @@ def _fits(counts: _Counts, limits: JsonLimits) -> bool:
     )
 
 
-def _count(text: bytes) -> _Counts:
+def _cost(text: bytes, counts: _Counts) -> int:
+    """Return what it costs to parse a text, as `MAX_JSON_COST` counts."""
+    plain = text.isascii() and b"\\" not in text
+    return (
+        (1 if plain else 2) * len(text)
+        + VALUE_COST * counts.values
+        + STRING_COST * counts.quotes // 2
+        + CONTAINER_COST * (counts.containers + counts.colons)
+    )
+
+
+def _count(text: bytes, quotes: int) -> _Counts:
     commas = colons = containers = 0
     for start in range(0, len(text), _AT_ONCE_BYTES):
         end = start + _AT_ONCE_BYTES
         commas += text.count(b",", start, end)
         colons += text.count(b":", start, end)
         containers += text.count(b"[", start, end) + text.count(b"{", start, end)
-    return _Counts(commas, colons, containers)
+    return _Counts(commas, colons, containers, quotes)
 
 
-def _check_marks(text: bytes, limits: JsonLimits) -> _Counts:
+def _check_marks(text: bytes, limits: JsonLimits, quotes: int) -> _Counts:
     """Count the marks outside of strings, up to the first that is too much."""
-    counts = _Counts(0, 0, 0)
+    counts = _Counts(0, 0, 0, quotes)
     level = 0
     for marks in _marks_outside_strings(text):
-        counts = _Counts(*map(sum, zip(counts, _count(marks), strict=True)))
+        counts = _Counts(*map(sum, zip(counts, _count(marks, 0), strict=True)))
         steps = np.frombuffer(marks.translate(None, b",:"), np.uint8)
         levels = np.cumsum(_STEP[steps], dtype=np.int64) + level
         if levels.size:

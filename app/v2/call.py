@@ -175,7 +175,7 @@ async def read_body(
             )
         if not message.get("more_body"):
             _check_head(head, size)
-            return text.join(memory), blobs.view(memory)
+            return await text.joined(memory), await blobs.view(memory)
         message = await receive()
         piece = message.get("body", b"")
 
@@ -198,10 +198,10 @@ class _Blobs:
             raise InvalidRequest("the body is longer than its Content-Length")
         self._position = end
 
-    def view(self, memory: Reservation) -> memoryview:
+    async def view(self, memory: Reservation) -> memoryview:
         if self._known is not None:
             return self._known[: self._position]
-        content = self._pieces.join(memory)
+        content = await self._pieces.joined(memory)
         return split(content, 0, memory)[1]
 
 

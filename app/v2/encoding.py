@@ -5,6 +5,7 @@ Bytes are little-endian. `tensors.py` reads both encodings.
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -16,7 +17,7 @@ from penstock.backends.errors import BackendError, InvalidRequest
 from penstock.backends.memory import Reservation
 
 from ..http.body import Pieces
-from ..http.render import array_size, json_pieces, to_json
+from ..http.render import PIECE_BYTES, array_size, to_json
 from .tensors import (
     CONVERTED_AT_ONCE_ELEMENTS,
     DATATYPES,
@@ -25,6 +26,11 @@ from .tensors import (
     Datatype,
     datatype_of,
 )
+
+BYTES_LIKE = (bytes, bytearray, memoryview)
+TEXTS_AT_ONCE = 512
+TEXT_AT_ONCE = 1 << 15
+"""So many texts, and so many characters or bytes of a long one, become JSON together."""
 
 
 def as_tensor(value: Any, declared: Datatype | None, name: str) -> tuple[Datatype, Array]:
@@ -112,11 +118,22 @@ def written_bytes(datatype: Datatype, array: Array, *, binary: bool) -> int:
     this is joined to.
     """
     if not datatype.size:
-        texts = sum([len(value) for value in array.reshape(-1) if isinstance(value, (str, bytes))])
-        return 3 * texts + STRING_BYTES * array.size
+        # Each text as bytes, all of them joined, and the answer. As JSON without the first.
+        return (3 if binary else 2) * _text_bytes(array) + STRING_BYTES * array.size
     if binary:
         return (8 if datatype.name == "BF16" else 2) * array.nbytes
     return 2 * array_size(array)
+
+
+def _text_bytes(array: Array) -> int:
+    """Return the most bytes that the texts of a tensor take as UTF-8."""
+    texts = [value for value in array.reshape(-1) if isinstance(value, (str, bytes))]
+    return sum(
+        [
+            4 * len(text) if isinstance(text, str) and not text.isascii() else len(text)
+            for text in texts
+        ]
+    )
 
 
 def to_bytes(datatype: Datatype, array: Array) -> Any:
@@ -166,12 +183,11 @@ def to_flat_json(datatype: Datatype, array: Array, name: str, memory: Reservatio
     """
     if datatype.size == 0:
         try:
-            texts = [_encoded(value).decode() for value in array.reshape(-1)]
+            return _texts_to_json(array, memory)
         except UnicodeDecodeError:
             raise InvalidRequest(
                 f"output '{name}' holds bytes that are not valid UTF-8: ask for binary data"
             ) from None
-        return _texts_to_json(texts, memory)
     flat = np.ascontiguousarray(array, datatype.dtype.newbyteorder("=")).reshape(-1)
     named = datatype.kind == "f" and not np.isfinite(flat).all()
     if flat.size <= CONVERTED_AT_ONCE_ELEMENTS and not named:
@@ -179,14 +195,42 @@ def to_flat_json(datatype: Datatype, array: Array, name: str, memory: Reservatio
     return b"[%b]" % b",".join([_elements(piece, named) for piece in _pieces(flat)])
 
 
-def _texts_to_json(texts: list[str], memory: Reservation) -> bytes:
-    held = memory.size - 2 * sum(map(len, texts))
+def _texts_to_json(array: Array, memory: Reservation) -> bytes:
+    held = memory.size - 2 * _text_bytes(array)
     content = Pieces()
-    for piece in json_pieces(texts):
+    for piece in _text_pieces(array.reshape(-1)):
         content.write(piece)
         # The list, and the answer that it is joined to.
         memory.cover(held + 2 * content.size, "an answer")
     return content.join(memory)
+
+
+def _text_pieces(values: Array) -> Iterator[bytes]:
+    """Yield a JSON list of texts piece by piece.
+
+    A long text is never decoded as a whole: one character beyond ASCII would make it take four
+    times its bytes.
+    """
+    yield b"["
+    for start in range(0, values.size, TEXTS_AT_ONCE):
+        if start:
+            yield b","
+        some = [
+            value if isinstance(value, BYTES_LIKE) else _json_text(value)
+            for value in values[start : start + TEXTS_AT_ONCE]
+        ]
+        if sum(map(len, some)) <= PIECE_BYTES:
+            yield orjson.dumps([_encoded(value).decode() for value in some])[1:-1]
+            continue
+        for index, value in enumerate(some):
+            yield b',"' if index else b'"'
+            decoder = getincrementaldecoder("utf-8")()
+            for first in range(0, len(value), TEXT_AT_ONCE):
+                piece = _encoded(value[first : first + TEXT_AT_ONCE])
+                yield orjson.dumps(decoder.decode(piece))[1:-1]
+            decoder.decode(b"", final=True)
+            yield b'"'
+    yield b"]"
 
 
 def _elements(numbers: Array, named: bool) -> bytes:

@@ -17,7 +17,7 @@ from ...http.body import ClientLeft
 from ...http.compression import choose_encoding, deflate, inflate, window_of
 from ...http.exchange import Exchange, Watch, leave
 from ...http.helper_thread import on_helper_thread
-from ...http.json_text import JsonLimits, parse_json
+from ...http.json_text import JsonLimits, parse_json, parsed_bytes
 from ...http.request_id import choose_request_id, is_fit
 from ...settings import Settings
 from ..call import ProtocolAnswer, ProtocolCall, ProtocolError, Route, read_body, split
@@ -199,7 +199,8 @@ class Infer:
         parse(request, document, blobs, model, self._regions)
         remember(request, document, text, blobs, model)
         # Of what was parsed, only texts and arrays stay.
-        kept = min(parsed, len(text) + held_bytes(request.item))
+        texts = parsed_bytes(text) - len(text)
+        kept = min(parsed, texts + held_bytes(request.item))
         memory.resize(memory.size - parsed + kept, "a parsed body")
 
 

@@ -442,13 +442,16 @@ def _value(request: InferRequest, expected: Tensor, array: Array) -> Any:
     """Return what the item holds for an input: an array, or the one value of other kinds."""
     if expected.kind == "tensor":
         if expected.text:
-            array.reshape(-1)[:] = [_decoded(text, expected) for text in array.reshape(-1)]
+            texts = array.reshape(-1)
+            request.reserve(sum(map(_decoded_bytes, texts)), "texts")
+            texts[:] = [_decoded(text, expected) for text in texts]
         elif array.dtype == "uint8" and expected.datatype is not None:
             return array.astype(expected.datatype.dtype, copy=False)  # pixels for floats
         return array
     value = array.item() if array.size == 1 else None
     match expected.kind:
         case "text":
+            request.reserve(_decoded_bytes(value), "texts")
             return _decoded(value, expected)
         case "json":
             try:
@@ -460,6 +463,13 @@ def _value(request: InferRequest, expected: Tensor, array: Array) -> Any:
                 ) from None
         case _:
             return value
+
+
+def _decoded_bytes(text: Any) -> int:
+    """Return the most memory that a text takes once it is decoded: four bytes a character, if one
+    is beyond ASCII.
+    """
+    return (1 if text.isascii() else 4) * len(text)
 
 
 def _decoded(text: Any, expected: Tensor) -> str:

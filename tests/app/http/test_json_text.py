@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.app.http import json_text
-from penstock.app.http.json_text import MAX_JSON_CONTAINERS, JsonLimits, check_json, parse_json
+from penstock.app.http.json_text import (
+    LONG_STRING_BYTES,
+    MAX_JSON_CONTAINERS,
+    MAX_JSON_COST,
+    JsonLimits,
+    check_json,
+    parse_json,
+    take_long_strings,
+)
 from penstock.backends.errors import InvalidRequest, TooLarge
 from penstock.backends.memory import MemoryBudget, Reservation
 
@@ -51,6 +59,50 @@ def test_a_text_may_not_have_too_many_values() -> None:
         parse_json(b"[" * 3 * MANY, LIMITS)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'["' + b"a" * MAX_JSON_COST + b'"]',
+        b'["' + b"a" * (MAX_JSON_COST // 2) + '\U0001f600"]'.encode(),
+        b'["' + b"a" * (MAX_JSON_COST // 2) + rb'\ud83d\ude00"]',
+        b'["' + rb"\n" * (MAX_JSON_COST // 4) + b'"]',
+        b"[" + b",".join(b'"%07x"' % number for number in range(1_000_000)) + b"]",
+        b"[" + b",".join(b"0.%015d" % number for number in range(1_000_000)) + b"]",
+        b"{" + b",".join(b'"%0300d":1' % number for number in range(80_000)) + b"}",
+    ],
+    ids=["ascii", "wide", "escaped", "escapes", "strings", "numbers", "keys"],
+)
+def test_what_takes_long_to_parse_is_refused(text: bytes) -> None:
+    with pytest.raises(TooLarge, match=r"too long to parse.*send tensors as binary data"):
+        parse_json(text, LIMITS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'["' + b"a" * (MAX_JSON_COST - 1000) + b'"]',
+        b'["' + rb"\n" * (MAX_JSON_COST // 4 - 100) + b'"]',
+        b'["' + b"[{,:" * (MAX_JSON_COST // 4 - 100) + b'"]',
+        b"[" + b"255," * 1_000_000 + b"0]",
+    ],
+    ids=["ascii", "escapes", "marks", "numbers"],
+)
+def test_what_takes_less_is_parsed(text: bytes) -> None:
+    check_json(text, LIMITS)
+
+
+def test_long_strings_are_taken_out_of_a_text() -> None:
+    long = [b"a" * LONG_STRING_BYTES, b"b" * LONG_STRING_BYTES]
+    text = b'{"images": ["%b", "short", "%b"], "x": 1}' % tuple(long)
+    short, taken = take_long_strings(text)
+    document = json.loads(short)
+    first, second, third = document.pop("images")
+    assert (document, second) == ({"x": 1}, "short")
+    assert [bytes(taken[first]), bytes(taken[third])] == long
+    for other in (text + b"\\", b'["' + long[0], b'["",' * 10_000 + text):
+        assert take_long_strings(other) == (other, {})
+
+
 def test_what_is_within_strings_does_not_count() -> None:
     text = '[{\\",:' * MANY
     assert parse_json(json.dumps([text, "\\"]).encode(), JsonLimits(1, 3)) == [text, "\\"]
@@ -80,7 +132,8 @@ def test_a_character_that_makes_a_whole_string_wider_is_counted(text: str) -> No
     body = (text % ("a" * 10_000)).encode()
     memory = Reservation(MemoryBudget(1 << 20))
     value = parse_json(body, LIMITS, memory)
-    assert memory.size >= sys.getsizeof(value) > 3 * len(body)
+    # The string, and the copy of the text that the parser makes.
+    assert memory.size >= sys.getsizeof(value) + len(body) > 4 * len(body)
 
 
 def test_large_integers_beside_nan_are_read_as_they_are_without_it() -> None:

@@ -398,6 +398,11 @@ def infer(datatype: str, shape: list[int], blob: bytes, **members: Any) -> dict[
     return {"content": head + blob, "headers": headers}
 
 
+def string(content: bytes) -> bytes:
+    """A tensor of BYTES with one element."""
+    return len(content).to_bytes(4, "little") + content
+
+
 @pytest.mark.parametrize(
     ("pipeline", "request_of"),
     [
@@ -405,7 +410,7 @@ def infer(datatype: str, shape: list[int], blob: bytes, **members: Any) -> dict[
         ("/predict/raw", lambda: {"content": bytes(30 * MIB)}),
         (
             "/v2/models/texts/infer",
-            lambda: infer("BYTES", [1], (30 * MIB).to_bytes(4, "little") + b"\1" * (30 * MIB)),
+            lambda: infer("BYTES", [1], string(b"\1" * (30 * MIB))),
         ),
         ("/predict/pixels", lambda: {"content": png(2000, 2000)}),
         (
@@ -422,18 +427,26 @@ def infer(datatype: str, shape: list[int], blob: bytes, **members: Any) -> dict[
             lambda: {
                 "content": (
                     '{"inputs":[{"name":"x","shape":[1],"datatype":"BYTES","data":["'
-                    + "a" * (20 * MIB)
+                    + "a" * (15 * MIB)
                     + '\U0001f600"]}]}'
                 ).encode()
             },
         ),
+        (
+            "/v2/models/texts/infer",
+            lambda: infer("BYTES", [1], string(b"a" * (50 * MIB) + "\U0001f600".encode())),
+        ),
+        (
+            "/v2/models/joined/infer",
+            lambda: infer("BYTES", [1], string(b"a" * (50 * MIB) + "\U0001f600".encode())),
+        ),
     ],
-    ids=["id", "bytes", "escapes", "pixels", "classes", "wide"],
+    ids=["id", "bytes", "escapes", "pixels", "classes", "wide", "wide bytes", "wide text"],
 )
 def test_what_takes_more_than_its_bytes(
     served: Any, pipeline: str, request_of: Callable[[], dict[str, Any]]
 ) -> None:
-    server = served("total", "raw", "texts", "scores", "pixels")
+    server = served("total", "raw", "texts", "scores", "pixels", "joined")
     statuses = server.send_all(pipeline, 6, **request_of())
     assert set(statuses) <= {200, 400, 413, 503}
     server.check()

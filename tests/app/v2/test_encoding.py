@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import ml_dtypes
@@ -11,10 +12,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from penstock.app.v2.encoding import as_tensor, to_bytes, to_flat_json
+from penstock.app.v2.encoding import as_tensor, to_bytes, to_flat_json, written_bytes
 from penstock.app.v2.tensors import DATATYPES, from_bytes, from_json
 from penstock.backends.errors import BackendError, InvalidRequest
-from penstock.backends.memory import Reservation, budget
+from penstock.backends.memory import MemoryBudget, Reservation, budget
 
 PLAIN = [name for name in DATATYPES if name not in {"BF16", "BYTES"}]
 
@@ -149,3 +150,45 @@ def test_floats_go_through_json(values: Any) -> None:
     assert written == pytest.approx(values, nan_ok=True)
     array = from_json(written, datatype, [len(values)], "x")
     np.testing.assert_array_equal(array, np.array(values, np.float32))
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a" * 4_000_000 + "\U0001f600",
+        ("a" * 4_000_000 + "\U0001f600").encode(),
+        "\U0001f600" * 10**6,
+    ],
+    ids=["text", "bytes", "wide"],
+)
+def test_writing_texts_takes_no_more_memory_than_is_reserved(value: Any, binary: bool) -> None:
+    array = np.array([value, None], np.object_)[:1]
+    memory = Reservation(MemoryBudget(1 << 30))
+    memory.resize(written_bytes(DATATYPES["BYTES"], array, binary=binary), "an answer")
+    tracemalloc.start()
+    try:
+        if binary:
+            bytes(to_bytes(DATATYPES["BYTES"], array))
+        else:
+            to_flat_json(DATATYPES["BYTES"], array, "x", memory)
+        assert tracemalloc.get_traced_memory()[1] < memory.size + (1 << 20)
+    finally:
+        tracemalloc.stop()
+
+
+CHARACTERS = ["a", "\n", '"', "\\", "\x01", "é", "日", "\U0001f600"]
+
+
+@given(st.lists(st.text(st.sampled_from(CHARACTERS), max_size=9), max_size=9), st.booleans())
+def test_long_texts_are_written_as_short_ones_are(texts: Any, encoded: bool) -> None:
+    long = [text * 40_000 if index % 3 == 0 else text for index, text in enumerate(texts)]
+    values = np.array([*[text.encode() if encoded else text for text in long], None], np.object_)
+    assert text_of("BYTES", values[:-1]) == long
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"\xc3", b"a\xc3\xa9\xe6"])
+def test_long_texts_that_are_no_utf_8_are_refused(content: bytes) -> None:
+    for value in (content, b"a" * 500_000 + content):
+        with pytest.raises(InvalidRequest, match="not valid UTF-8: ask for binary data"):
+            text_of("BYTES", np.array([value, None], np.object_)[:1])
