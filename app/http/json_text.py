@@ -113,7 +113,7 @@ def parse_json(text: bytes, limits: JsonLimits, memory: Reservation | None = Non
         return loads(text)
     except orjson.JSONDecodeError as error:
         reason = str(error)
-    named = b"NaN" in text or b"Infinity" in text
+    named = _contains(text, b"NaN") or _contains(text, b"Infinity")
     if named and len(text) > MAX_NAMED_BYTES:
         raise TooLarge(
             f"failed to parse the request JSON buffer: {reason}; JSON with NaN or Infinity may "
@@ -147,7 +147,7 @@ def parsed_bytes(text: bytes) -> int:
 
     One character beyond ASCII makes all those of its string take up to four bytes.
     """
-    plain = text.isascii() and (b"\\" not in text or b"\\u" not in text)  # the latter is slow
+    plain = text.isascii() and (b"\\" not in text or not _contains(text, b"\\u"))
     return (2 if plain else 5) * len(text)
 
 
@@ -177,9 +177,13 @@ def take_long_strings(text: bytes) -> tuple[bytes, dict[str, memoryview]]:
 
 
 def _contains(text: bytes, mark: bytes) -> bool:
-    """Return whether a text has this byte, and let other threads run meanwhile."""
+    """Return whether a text has these bytes, and let other threads run meanwhile.
+
+    `in` would stop them for 75 ms with several bytes and a text of 24 MiB.
+    """
     step = _AT_ONCE_BYTES
-    return any(text.find(mark, start, start + step) >= 0 for start in range(0, len(text), step))
+    more = step + len(mark) - 1
+    return any(text.find(mark, start, start + more) >= 0 for start in range(0, len(text), step))
 
 
 def _count_of(text: bytes, mark: bytes) -> int:

@@ -150,6 +150,14 @@ def test_large_texts_with_nan_are_refused() -> None:
         parse_json(text, LIMITS)
 
 
+def test_marks_that_two_pieces_share_are_found() -> None:
+    with mock.patch.object(json_text, "_AT_ONCE_BYTES", 2):
+        for start in range(4):
+            assert len(parse_json(b"[" + b" " * start + b"NaN,-Infinity]", LIMITS)) == 2
+            text = b" " * start + rb'"\u00e9"'
+            assert json_text.parsed_bytes(text) == 5 * len(text)
+
+
 @given(JSON)
 def test_the_estimate_is_no_less_than_what_is_counted(value: Any) -> None:
     text = json.dumps(value).encode()
