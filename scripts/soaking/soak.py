@@ -32,6 +32,9 @@ MOST_GROWTH = 1.5
 SLACK_BYTES = 64 << 20
 """A growth of memory that proves nothing."""
 
+LEAST_SECONDS = 120
+"""In less time, caches and the allocator's pools are still filling."""
+
 SETTLE_SECONDS = 30
 """The seconds that the server has to close what clients have left."""
 
@@ -83,7 +86,11 @@ class Watch:
         return len(os.listdir(f"/proc/{self.pid}/fd"))  # noqa: PTH208  it is only counted
 
     def check(self, tally: Tally) -> None:
-        """Complain of memory that grew. The beginning, in which caches fill, does not count."""
+        """Complain of memory that grew. The beginning, in which caches fill, does not count, and a
+        shorter run proves nothing.
+        """
+        if self.seen[-1][0] < LEAST_SECONDS:
+            return
         held = [memory for _, memory, _ in self.seen]
         early = max(held[: max(1, len(held) // 10)])
         late = sorted(held[-max(1, len(held) // 10) :])
