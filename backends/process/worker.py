@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import gc
+import io
 import logging
 import os
 import signal
@@ -184,6 +185,9 @@ def _prepare(order: Order) -> None:
         else:
             os.environ[name] = value
     log_format = f"{order.log_name} (process {os.getpid()}): %(levelname)s %(name)s: %(message)s"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A line in one write, at once. Unbuffered, a line of the log comes between it and its end.
+        sys.stdout.reconfigure(line_buffering=True, write_through=False)
     # Queued: a batch must not wait for someone to read the log.
     handler = QueuedHandler(sys.stderr)
     logging.basicConfig(handlers=[handler], format=log_format, level=logging.WARNING)
