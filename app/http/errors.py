@@ -145,8 +145,7 @@ Other statuses below 500 are `invalid_request`, the rest `internal`.
 """
 
 LOGGED_STATUSES = frozenset(range(500, 600)) - {503, 504}
-"""Statuses of failures of ours. Overload and a passed deadline are no failures; metrics count
-them.
+"""Statuses that mean a failure of ours. Overload and a passed deadline aren't: metrics count them.
 """
 
 NO_MEMORY_DETAIL = "the operating system gives the server no more memory (ulimit -v)"

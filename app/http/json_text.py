@@ -38,7 +38,7 @@ were one string, numbers, short strings or objects.
 VALUE_COST = 24
 STRING_COST = 20
 CONTAINER_COST = 64
-"""What a value or key costs, and how much more it costs as a string, and as a list, object or key,
+"""The cost of a value or key, and the further cost of a string, and of a list, object or key,
 besides its bytes.
 """
 
@@ -81,7 +81,7 @@ class JsonLimits(NamedTuple):
 
 
 class _Counts(NamedTuple):
-    """What a text has outside of its strings."""
+    """The counts of a text outside of its strings."""
 
     commas: int
     colons: int

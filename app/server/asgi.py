@@ -38,7 +38,7 @@ _CONTROLS = bytes({*range(32), 127} - {9, 10, 13})
 
 
 class Wire(Protocol):
-    """What a request needs of its connection."""
+    """The part of a connection that a request needs."""
 
     writing_paused: bool
 

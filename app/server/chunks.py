@@ -19,7 +19,7 @@ _SIZE_LINE, _DATA, _DATA_END, _TRAILERS = range(4)
 
 
 class ChunksError(ValueError):
-    """Raised for bytes that are no chunks. The text says what was found."""
+    """Raised for bytes that aren't valid chunks. The text says what was found."""
 
 
 class ChunkedBody:

@@ -1,4 +1,4 @@
-"""What all connections of a server share: their limits, one timer for all, and what is counted.
+"""State that all connections of a server share: their limits, one timer for all, and counts.
 
 A timer for each connection would outlive it, and cost each request the time to set and cancel it.
 So a connection only writes down its deadline, and one timer looks at all of them.
@@ -62,7 +62,7 @@ class Connections:
         )
         self.open: set[Tracked] = set()
         self.refused: set[Tracked] = set()
-        """Those of `open` that were refused, and whose client may still read why."""
+        """Refused connections that are still open, so that their clients can read why."""
         self.draining = False
         self.closed: dict[str, int] = dict.fromkeys(REASONS, 0)
         self._loop: asyncio.AbstractEventLoop | None = None
