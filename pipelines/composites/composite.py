@@ -14,7 +14,7 @@ from penstock.backends.base import Signature
 from penstock.backends.errors import BackendError, DeadlineExceeded, NotReady
 
 from ..config.definition import NodeConfig
-from ..node.queue import NEVER, Batch, Entry, Outcome
+from ..node.queue import NEVER, Batch, Entry, Outcome, fail_all, fail_undelivered
 from ..node.statistics import NodeStatistics
 from ..runs.inside import Inside
 
@@ -74,7 +74,7 @@ class CompositeNode:
         """Fail all waiting entries with `NotReady`."""
         for entry in list(self.waiting):
             self.discard(entry)
-            entry.fail(NotReady(reason))
+            fail_all([entry], lambda: NotReady(reason))
 
     def enqueue(self, entry: Entry, now: float) -> None:
         """Start the work on behalf of an entry. The entry ends later, never before this returns."""
@@ -115,7 +115,10 @@ class CompositeNode:
         """End an entry whose work has ended. Does nothing if the entry does not wait any more."""
         batch = self._settle(entry)
         if batch is not None:
-            entry.finish(outcome, batch, batch.ended)
+            try:
+                entry.finish(outcome, batch, batch.ended)
+            except Exception as error:  # the caller has other entries to end
+                fail_undelivered(entry, error, {"node": self.name})
 
     def _settle(self, entry: Entry) -> Batch | None:
         """Count an entry whose work has ended, and remove it from those that wait.
@@ -161,11 +164,12 @@ class CompositeNode:
                 _, stop = waiting
                 stop()
                 self.statistics.outcomes["expired"] += 1
-                entry.fail(
-                    DeadlineExceeded(
-                        f"node {self.name!r}: the deadline passed while it waited for other nodes"
-                    )
-                )
+                fail_all([entry], self._too_late)
         earliest = min((entry.deadline for entry in self.waiting), default=NEVER)
         if earliest < NEVER:
             self._set_timer(earliest, now)
+
+    def _too_late(self) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"node {self.name!r}: the deadline passed while it waited for other nodes"
+        )

@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from penstock.backends.base import Signature
@@ -34,7 +33,7 @@ from .executor import Executor
 from .inflow import Inflow
 from .outflow import Outflow
 from .placement import context_of
-from .queue import NEVER, Batch, Bucket, Entry, fail_all
+from .queue import NEVER, Batch, Bucket, Entry, fail_all, fail_undelivered
 from .rows import count_rows, forget_counts
 from .scheduler import DeviceGroup, Scheduler
 from .statistics import NodeStatistics
@@ -392,10 +391,11 @@ class Node:
 
     def _expired(self, entry: Entry) -> None:
         self.statistics.outcomes["expired"] += 1
-        entry.fail(
-            DeadlineExceeded(
+        fail_all(
+            [entry],
+            lambda: DeadlineExceeded(
                 f"node {self.name!r}: the deadline passed while the request was queued"
-            )
+            ),
         )
 
     def _stuck(self, batch: Batch) -> None:
@@ -469,22 +469,11 @@ class Node:
             try:
                 entry.finish(outcome, batch, now)
             except Exception as error:  # one result's fault must not cost its neighbours theirs
-                logger.exception(
-                    "node %s: a result could not be delivered (request %s)",
-                    self.name,
-                    entry.request_id,
-                    extra={"request_id": entry.request_id, **self._log_extra},
-                )
-                fail_all([entry], partial(self._undeliverable, type(error).__name__))
+                fail_undelivered(entry, error, self._log_extra)
         # Entries refer to their batch for its times. If the batch kept its entries, that would be a
         # cycle, and images would stay in memory until the garbage collector runs.
         batch.entries.clear()
         batch.outcomes.clear()
-
-    def _undeliverable(self, kind: str) -> BackendError:
-        failure = BackendError(f"node {self.name!r}: the result can't be delivered: {kind}")
-        failure.logged = True
-        return failure
 
     def executor_loaded(self, executor: Executor, low: int, high: int, device: str) -> None:
         """Take a new executor into use.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
+from penstock.backends.errors import BackendError
 from penstock.backends.item import Item
 
 from .outflow import SMALL_BYTES, Outflow
@@ -225,3 +226,25 @@ def fail_all(entries: Iterable[Entry], error: Callable[[], BaseException]) -> No
             entry.fail(error())
         except Exception:
             logger.exception("node: a request could not be failed (request %s)", entry.request_id)
+
+
+def fail_undelivered(entry: Entry, error: Exception, fields: Mapping[str, str]) -> None:
+    """Fail an entry whose `finish` raised, so that it costs its neighbours nothing.
+
+    `fields` are those of the log, the node's name among them.
+    """
+    node, kind = fields["node"], type(error).__name__
+    logger.error(
+        "node %s: a result could not be delivered (request %s)",
+        node,
+        entry.request_id,
+        exc_info=error,
+        extra={"request_id": entry.request_id, **fields},
+    )
+
+    def failure() -> BackendError:
+        made = BackendError(f"node {node!r}: the result can't be delivered: {kind}")
+        made.logged = True
+        return made
+
+    fail_all([entry], failure)

@@ -194,9 +194,11 @@ class Run(Entry):
 
     def fail(self, error: BaseException) -> None:
         self.release()
-        if not self.future.done():
-            self.future.set_exception(error)
-        self.leave(kind_of_failure(error))
+        try:
+            if not self.future.done():
+                self.future.set_exception(error)
+        finally:  # whatever the caller's future raises, the request has ended
+            self.leave(kind_of_failure(error))
 
     def timings(self) -> list[Stage]:
         stages = self.stages or []

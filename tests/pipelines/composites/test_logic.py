@@ -620,6 +620,75 @@ async def test_the_deadline_while_the_logic_waits_for_a_node(workshop: Workshop)
         assert workshop.inputs("work") == ["first"]
 
 
+class Stubborn(asyncio.Future[Item]):
+    """A caller's own future, which raises when it takes an answer."""
+
+    def set_result(self, result: Item, /) -> None:
+        super().set_result(result)
+        raise ValueError("a mistake of the caller")
+
+    def set_exception(self, error: Any, /) -> None:
+        super().set_exception(error)
+        raise ValueError("a mistake of the caller")
+
+
+@pytest.mark.parametrize("place", ["think", "work"])
+async def test_a_future_that_raises_leaves_its_neighbours_their_answers(
+    place: str, workshop: Workshop
+) -> None:
+    clock = Clock()
+
+    async def think(item: Item, call: Any) -> Any:
+        await asyncio.Event().wait()
+
+    workshop.hold("work")
+    async with serve(tables(think, work={"max": 1}), workshop=workshop, clock=clock) as pipeline:
+        blocker = asyncio.ensure_future(pipeline({"data": 0, "node_name": "work"}))
+        await workshop.begun("work")
+        item = {"data": 1, "node_name": place}
+        stubborn = pipeline.submit_nowait(item, timeout=0.01, future=Stubborn()).future
+        good = pipeline.submit_nowait(item, timeout=0.01).future
+        await turns()
+        clock.now += 0.01
+        for future in (good, stubborn):
+            with pytest.raises(DeadlineExceeded):
+                await future
+        assert pipeline.in_flight == 1
+        workshop.release("work")
+        await blocker
+
+
+async def test_a_future_that_raises_leaves_its_neighbours_the_end() -> None:
+    async def think(item: Item, call: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async with serve(tables(think)) as pipeline:
+        stubborn = pipeline.submit_nowait({"data": 1}, future=Stubborn()).future
+        good = pipeline.submit_nowait({"data": 1}).future
+        await turns()
+        await pipeline.close(0)
+        for future in (good, stubborn):
+            with pytest.raises(NotReady):
+                await future
+        assert pipeline.in_flight == 0
+
+
+async def test_an_answer_that_its_future_refuses_holds_no_other_back() -> None:
+    release = asyncio.Event()
+
+    async def think(item: Item, call: Any) -> Any:
+        await release.wait()
+        return item["data"]
+
+    async with serve(tables(think)) as pipeline:
+        stubborn = pipeline.submit_nowait({"data": 1}, future=Stubborn()).future
+        good = pipeline.submit_nowait({"data": 2}).future
+        release.set()
+        assert (await good)["result"] == 2
+        assert (await stubborn)["result"] == 1
+        assert pipeline.in_flight == 0
+
+
 async def test_requests_without_a_deadline_beside_one_with_a_deadline() -> None:
     """`timeout = inf` is allowed. The timer must find the entries that do have a deadline."""
     release = asyncio.Event()
