@@ -1,6 +1,6 @@
 """A light HTTP/1.1 client that generates load.
 
-It POSTs bodies to one URL over keep-alive connections, follows no redirects and uses no proxies.
+It sends bodies to one URL over keep-alive connections, follows no redirects and uses no proxies.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._body: list[bytes] = []
         self._timing = ""
+        self._retry_after = 0.0
 
     def request(self, head: bytes, body: bytes) -> asyncio.Future[Answer]:
         """Send a request and return the future of its answer."""
@@ -74,23 +75,26 @@ class Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         if 100 <= status < 200:
             return  # informational: the answer follows
-        answer = Answer(status, b"".join(self._body), self._timing)
+        answer = Answer(status, b"".join(self._body), self._timing, self._retry_after)
         if not self._parser.should_keep_alive():
             self.close()
         self._begin()
         self._end(answer)
 
 
-class TimedConnection(Connection):
-    """A connection that also reads the header Server-Timing.
+class HeaderConnection(Connection):
+    """A connection that also reads the headers Server-Timing and Retry-After.
 
     A class of its own, because httptools calls `on_header` wherever a class defines it, and load
     need not pay for that.
     """
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower() == b"server-timing":
+        name = name.lower()
+        if name == b"server-timing":
             self._timing = value.decode("latin-1")
+        elif name == b"retry-after" and value.isdigit():
+            self._retry_after = float(value)
 
 
 class HttpClient:
@@ -100,12 +104,21 @@ class HttpClient:
     """
 
     def __init__(
-        self, url: str, headers: Mapping[str, str] | None = None, *, timing: bool = False
+        self,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        method: str = "POST",
+        read_headers: bool = False,
+        patience: float = ANSWER_TIMEOUT_SECONDS,
+        local_address: str | None = None,
     ) -> None:
         """Prepare the head of the requests; connections are made on demand.
 
-        `timing`: answers carry their Server-Timing. Raises ValueError for a URL that is not http or
-        https or has no path, and for control characters in the URL or a header.
+        `read_headers`: answers carry their Server-Timing and Retry-After. `patience`: seconds after
+        which a request is given up and its connection closed. `local_address`: the address that
+        connections are made from. Raises ValueError for a URL that is not http or https or has no
+        path, and for control characters in the URL or a header.
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.path in ("", "/"):
@@ -126,25 +139,27 @@ class HttpClient:
             raise ValueError("the URL or a header holds a line break or another control character")
         self._head = "".join(
             [
-                f"POST {path} HTTP/1.1\r\n",
+                f"{method} {path} HTTP/1.1\r\n",
                 *(f"{name}: {value}\r\n" for name, value in fields.items()),
             ]
         ).encode()
-        self._connection_class = TimedConnection if timing else Connection
+        self._connection_class = HeaderConnection if read_headers else Connection
+        self._patience = patience
+        self._local = None if local_address is None else (local_address, 0)
         self._free: list[Connection] = []
 
     async def send(self, body: bytes) -> Answer:
-        """POST a body and return the answer.
+        """Send a body and return the answer.
 
         Its status is `NO_ANSWER` if no connection could be made, if the answer was broken, or if
-        none came within `ANSWER_TIMEOUT_SECONDS`.
+        none came within the client's patience.
         """
         try:
             connection = await self._connection()
         except OSError:
             return Answer(NO_ANSWER, b"")
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
+            async with asyncio.timeout(self._patience):
                 answer = await connection.request(
                     b"%sContent-Length: %d\r\n\r\n" % (self._head, len(body)), body
                 )
@@ -170,6 +185,10 @@ class HttpClient:
                 return connection
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(
-            self._connection_class, self._host, self._port, ssl=self._tls or None
+            self._connection_class,
+            self._host,
+            self._port,
+            ssl=self._tls or None,
+            local_addr=self._local,
         )
         return connection

@@ -22,7 +22,9 @@ class Answer(NamedTuple):
     """The HTTP status; `NO_ANSWER` if there was no answer."""
     body: bytes
     timing: str = ""
-    """The header Server-Timing, if the sender was asked to read it."""
+    """The header Server-Timing, if the sender was asked to read headers."""
+    retry_after: float = 0.0
+    """The header Retry-After in seconds, likewise."""
 
 
 NO_ANSWER = 0
@@ -44,6 +46,8 @@ class Sample(NamedTuple):
     """The time at which it was due: in an open loop by the schedule, however late it was sent."""
     ended: float
     status: int
+    body: int = 0
+    """The index of its body."""
 
     @property
     def latency(self) -> float:
@@ -71,30 +75,35 @@ async def closed_loop(
     *,
     requests: int | None = None,
     seconds: float | None = None,
+    ramp: float = 0.0,
 ) -> Record:
     """Run `clients` that each send the next of `bodies` as soon as their last answer has come.
 
-    They send `requests` in all, or for `seconds`. Raises ValueError unless exactly one is given.
+    They send `requests` in all, or for `seconds`; they begin one by one, within `ramp` seconds.
+    Raises ValueError unless exactly one of `requests` and `seconds` is given.
     """
     if (requests is None) == (seconds is None):
         raise ValueError("expected either requests or seconds")
     samples: list[Sample] = []
-    source = itertools.cycle(bodies)
+    source = itertools.cycle(enumerate(bodies))
     numbers = itertools.count() if requests is None else iter(range(requests))
     begun = time.perf_counter()
     end = float("inf") if seconds is None else begun + seconds
 
-    async def client() -> None:
+    async def client(number: int) -> None:
+        if ramp:
+            await asyncio.sleep(ramp * number / clients)
         for _ in numbers:
             started = time.perf_counter()
             if started >= end:
                 return
-            answer = await send(next(source))
-            samples.append(Sample(started, time.perf_counter(), answer.status))
+            index, body = next(source)
+            answer = await send(body)
+            samples.append(Sample(started, time.perf_counter(), answer.status, index))
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(clients):
-            group.create_task(client())
+        for number in range(clients):
+            group.create_task(client(number))
     return Record(samples, time.perf_counter() - begun)
 
 
@@ -107,14 +116,14 @@ async def open_loop(
     """
     draw = random.Random(seed).expovariate
     samples: list[Sample] = []
-    source = itertools.cycle(bodies)
+    source = itertools.cycle(enumerate(bodies))
     begun = due = time.perf_counter()
     end = begun + seconds
     late = 0.0
 
-    async def one(body: bytes, due: float) -> None:
+    async def one(index: int, body: bytes, due: float) -> None:
         answer = await send(body)
-        samples.append(Sample(due, time.perf_counter(), answer.status))
+        samples.append(Sample(due, time.perf_counter(), answer.status, index))
 
     async with asyncio.TaskGroup() as group:
         while (due := due + draw(rate)) < end:
@@ -122,5 +131,5 @@ async def open_loop(
             if wait > 0.001:  # shorter sleeps overshoot
                 await asyncio.sleep(wait)
             late = max(late, -wait)
-            group.create_task(one(next(source), due))
+            group.create_task(one(*next(source), due))
     return Record(samples, time.perf_counter() - begun, late)

@@ -178,7 +178,7 @@ async def verify(send: Send, load: Load) -> Verification:
 
 async def verify_url(url: str, load: Load) -> Verification:
     """Verify a running server. Raises ValueError if `url` is not the URL of a pipeline."""
-    client = HttpClient(url, load.headers, timing=True)
+    client = HttpClient(url, load.headers, read_headers=True)
     try:
         return await verify(client.send, load)
     finally:

@@ -121,7 +121,7 @@ async def _call_url(url: str, body: bytes, token: str | None, traced: bool) -> N
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     if traced and token is not None:
         headers["Penstock-Trace"] = "1"
-    client = HttpClient(url, headers, timing=True)
+    client = HttpClient(url, headers, read_headers=True)
     try:
         answer = await client.send(body)
     finally:

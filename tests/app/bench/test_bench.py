@@ -49,6 +49,7 @@ class Recorder:
         self.bodies: list[bytes] = []
         self.headers: list[dict[bytes, bytes]] = []
         self.clients: set[Any] = set()
+        self.methods: list[str] = []
         self.in_flight = self.most_in_flight = 0
         self.gate: asyncio.Event | None = None
 
@@ -62,6 +63,7 @@ class Recorder:
         self.bodies.append(body)
         self.headers.append(dict(scope["headers"]))
         self.clients.add(scope["client"])
+        self.methods.append(scope["method"])
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         await (self.gate.wait() if self.gate is not None else asyncio.sleep(0.002))
@@ -235,7 +237,7 @@ async def test_an_answer_in_pieces_after_an_informational_one_is_read() -> None:
     )
 
 
-async def answer_to_pieces(*pieces: bytes) -> Answer:
+async def answer_to_pieces(*pieces: bytes, read_headers: bool = False) -> Answer:
     """Return what the client makes of an answer that comes in pieces before the connection ends."""
     closed = asyncio.Event()
 
@@ -250,11 +252,64 @@ async def answer_to_pieces(*pieces: bytes) -> Answer:
         closed.set()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        client = HttpClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/predict/x")
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/predict/x"
+        client = HttpClient(url, read_headers=read_headers)
         received = await client.send(b"")
         await client.close()
         await closed.wait()
     return received
+
+
+async def test_an_answer_has_the_headers_that_its_sender_reads() -> None:
+    wire = (
+        b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 7\r\nServer-Timing: run.x;dur=1\r\n"
+        b"Content-Length: 0\r\n\r\n"
+    )
+    assert await answer_to_pieces(wire) == Answer(429, b"")
+    answer = await answer_to_pieces(wire, read_headers=True)
+    assert answer == Answer(429, b"", "run.x;dur=1", 7.0)
+
+
+async def test_a_client_that_loses_patience_closes_its_connection() -> None:
+    left = asyncio.Event()
+
+    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()  # until the client closes
+        writer.close()
+        left.set()
+
+    async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/predict/x"
+        assert await HttpClient(url, patience=0.01).send(b"") == Answer(NO_ANSWER, b"")
+        await left.wait()
+
+
+async def test_a_client_sends_its_method_from_its_address() -> None:
+    app = Recorder()
+    async with served(app) as url:
+        client = HttpClient(f"{url}/health", method="GET", local_address="127.0.0.1")
+        assert (await client.send(b"")).status == 200
+        await client.close()
+    assert app.methods == ["GET"]
+    assert {host for host, _ in app.clients} == {"127.0.0.1"}
+
+
+async def test_the_clients_of_a_closed_loop_begin_one_by_one() -> None:
+    loop = asyncio.get_running_loop()
+    begun: list[float] = []
+    all_have_begun = asyncio.Event()
+
+    async def send(body: bytes) -> Answer:
+        begun.append(loop.time())
+        if len(begun) == 3:
+            all_have_begun.set()
+        await all_have_begun.wait()
+        return Answer(200, body)
+
+    record = await closed_loop(send, [b"a", b"b"], 3, requests=3, ramp=0.3)
+    assert begun[1] - begun[0] >= 0.05
+    assert begun[2] - begun[0] >= 0.15
+    assert sorted(sample.body for sample in record.samples) == [0, 0, 1]
 
 
 async def test_a_server_that_does_not_listen_is_an_error() -> None:
